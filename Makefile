@@ -1,0 +1,52 @@
+# Each target sets up what it needs in .venv and is quick the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The CPU build of torch where pip finds one under that very version; a later one would bring gigabytes of CUDA.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format test-faults test-compose bench up clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "hugqueue needs Python 3.11 or later; $(PYTHON) is `$(PYTHON) -V`. Try: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: $(STAMP) ## Fill in the masks of examples/capitals.txt with the demo model, by a queue
+	@$(BIN)/producer submit --task fill-mask examples/capitals.txt --model examples/models/demo-fill-mask -p top_k=1
+
+check: $(STAMP) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: check ## All checks and tests that CI runs
+	@$(BIN)/pytest -n 2 --dist loadfile -m "not faults and not compose"
+
+test-faults: $(STAMP) ## Also the faults that take minutes
+	@$(BIN)/pytest -m faults
+
+test-compose: $(STAMP) ## The containers; needs a container engine
+	@$(BIN)/pytest -m compose
+
+format: $(STAMP) ## Format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP) ## Measure against other ways to do the same
+	@$(BIN)/python -m benchmarks
+
+up: $(STAMP) ## Start Redis, workers and Flower here
+	@$(BIN)/producer up
+
+clean: ## Remove .venv and caches
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,67 @@
+"""Every error that hugqueue raises on purpose.
+
+```
+HugqueueError                 exit status 1
+├── UsageError                exit status 2: a wrong option, or input that cannot be read
+├── StoreUnavailable          Redis away, full, or refusing us
+├── UnknownJob                no such job (or its time to live is over)
+├── PayloadError              bytes from the store that are not a payload of ours
+├── ModelError                a model that cannot be had, or cannot do the task: fails its job
+├── WorkerError               a worker that cannot start or go on
+└── RecordError               one record that cannot be done: fails alone
+```
+
+Errors that end a record or a job carry a `code`, one of the names in `docs/errors.md`; they cross the
+wire as a `common.values.Failure` (code and message), never as a pickled exception.
+"""
+
+
+class HugqueueError(Exception):
+    """Base of all errors raised on purpose; its text is fit for the user's eyes."""
+
+    exit_status = 1
+
+
+class UsageError(HugqueueError):
+    """Raised when an option or an input is wrong; names what was found and what was expected."""
+
+    exit_status = 2
+
+
+class StoreUnavailable(HugqueueError):
+    """Raised when Redis is away, full, or refuses us."""
+
+
+class UnknownJob(HugqueueError):
+    """Raised when there is no job of that id, or no longer."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"There is no job {job_id!r}. `producer jobs` lists those there are; "
+            "finished jobs are forgotten when their time to live is over."
+        )
+
+
+class PayloadError(HugqueueError):
+    """Raised when bytes from the store are not a payload that this version understands."""
+
+
+class CodedError(HugqueueError):
+    """Base of errors that cross the wire as a code and a message."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class ModelError(CodedError):
+    """Raised when a model cannot be had, may not be used, or cannot do the task; it fails the job."""
+
+
+class WorkerError(CodedError):
+    """Raised when a worker cannot start or go on, for a reason that is not the job's."""
+
+
+class RecordError(CodedError):
+    """Raised when one record cannot be done; it fails alone, with this code."""

@@ -1,0 +1,85 @@
+"""Heartbeats: what each worker says of itself every few seconds, and who is alive by it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+
+import redis
+
+from common import keys
+from common.values import Json
+
+#: Seconds after which a silent worker counts as gone.
+TTL = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """One worker as it last described itself."""
+
+    name: str
+    device: str  #: `cpu`, `cuda:0`
+    device_name: str  #: as the maker calls it
+    queues: tuple[str, ...]
+    slots: int  #: chunks it keeps in hand at once
+    pid: int
+    host: str
+    started_at: float
+    state: str = "ready"  #: `starting`, `ready`, `stopping`
+    models: tuple[Mapping[str, Json], ...] = ()  #: those loaded: task, model, bytes
+    records_per_second: float = 0.0  #: over the last minute
+    records_done: int = 0  #: since it started
+    memory_bytes: int = 0  #: resident memory of both its processes
+    version: str = ""
+
+    def as_dict(self) -> dict[str, Json]:
+        """Return what `--json` shows."""
+        return asdict(self)
+
+
+def beat(client: "redis.Redis", heartbeat: Heartbeat) -> None:
+    """Say that this worker lives."""
+    with client.pipeline(transaction=True) as pipe:
+        pipe.set(keys.worker(heartbeat.name), json.dumps(heartbeat.as_dict()), px=int(TTL * 1000))
+        pipe.sadd(keys.WORKERS, heartbeat.name)
+        pipe.execute()
+
+
+def leave(client: "redis.Redis", name: str) -> None:
+    """Say that this worker has stopped."""
+    with client.pipeline(transaction=True) as pipe:
+        pipe.delete(keys.worker(name))
+        pipe.srem(keys.WORKERS, name)
+        pipe.execute()
+
+
+def living(client: "redis.Redis") -> list[Heartbeat]:
+    """Return all live workers by name; names of dead ones are cleared away."""
+    names = sorted(name.decode() for name in client.smembers(keys.WORKERS))
+    if not names:
+        return []
+    found = dict(zip(names, client.mget([keys.worker(name) for name in names]), strict=True))
+    dead = [name for name, raw in found.items() if raw is None]
+    if dead:
+        client.srem(keys.WORKERS, *dead)
+    return [beat for beat in map(_decode, found.values()) if beat is not None]
+
+
+def _decode(raw: bytes | None) -> Heartbeat | None:
+    try:
+        values = json.loads(raw or b"")
+        values["queues"] = tuple(values["queues"])
+        values["models"] = tuple(values["models"])
+        return Heartbeat(**values)
+    except (ValueError, TypeError, KeyError):
+        return None  # of another version: it cannot be counted on
+
+
+def serving(workers: Iterable[Heartbeat], queue: str) -> list[Heartbeat]:
+    """Return the workers that take tickets from `queue`."""
+    return [worker for worker in workers if queue in worker.queues]
+
+
+def ticket_target(workers: Iterable[Heartbeat], queue: str, least: int) -> int:
+    """Return how many tickets a job on `queue` keeps: two for each live slot, so that no slot waits for one."""
+    return max(least, 2 * sum(worker.slots for worker in serving(workers, queue)))

@@ -1,0 +1,97 @@
+"""A job as the store knows it: what was submitted, where it stands, how far it is."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.values import Counts, Failure, JobSpec, JobStatus, Json
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The state of one job at one moment. Times are seconds since the epoch, by Redis's clock."""
+
+    spec: JobSpec
+    status: JobStatus
+    chunks: int | None = None  #: None until the job was accepted
+    records: int | None = None
+    round: int = 0  #: raised by each retry
+    counts: Counts = field(default_factory=Counts)
+    sealed_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    failure: Failure | None = None  #: why the job failed
+    stage: str = ""  #: what a worker is busy with before records can run, as loading a model
+    facts: Mapping[str, Json] = field(default_factory=dict)  #: what ran: device, dtype, versions, model commit
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.spec.id
+
+    def as_dict(self) -> dict[str, Json]:
+        """Return what `--json` shows."""
+        spec = self.spec
+        return {
+            "id": spec.id,
+            "name": spec.name,
+            "task": spec.task,
+            "model": spec.model,
+            "revision": spec.revision,
+            "params": dict(spec.params),
+            "queue": spec.queue,
+            "priority": spec.priority,
+            "inputs": list(spec.inputs),
+            "status": str(self.status),
+            "stage": self.stage or None,
+            "counts": {
+                "records": self.records,
+                "done": self.counts.done,
+                "succeeded": self.counts.succeeded,
+                "failed": self.counts.failed,
+                "truncated": self.counts.truncated,
+            },
+            "chunks": self.chunks,
+            "round": self.round,
+            "created_at": spec.created_at,
+            "started_at": self.started_at,
+            "finished_at": self.finished_at,
+            "error": {"code": self.failure.code, "message": self.failure.message} if self.failure else None,
+            "ran_on": dict(self.facts) or None,
+        }
+
+
+def decode_job(raw: Mapping[bytes, bytes]) -> Job:
+    """Return the job of its hash in the store.
+
+    Raises:
+        ValueError: the hash does not hold a job.
+    """
+    text = {key.decode(): value.decode() for key, value in raw.items()}
+    if "spec" not in text or "status" not in text:
+        raise ValueError("a job's hash holds neither spec nor status")
+    facts: Any = json.loads(text.get("facts") or "{}")
+    code = text.get("failure_code")
+    return Job(
+        spec=JobSpec.decode(text["spec"]),
+        status=JobStatus(text["status"]),
+        chunks=_maybe_int(text.get("chunks")),
+        records=_maybe_int(text.get("records")),
+        round=int(text.get("round", 0)),
+        counts=Counts(*(int(text.get(name, 0)) for name in ("succeeded", "failed", "truncated"))),
+        sealed_at=_maybe_float(text.get("sealed_at")),
+        started_at=_maybe_float(text.get("started_at")),
+        finished_at=_maybe_float(text.get("finished_at")),
+        failure=Failure(code, text.get("failure_message", "")) if code else None,
+        stage=text.get("stage", ""),
+        facts=facts if isinstance(facts, dict) else {},
+    )
+
+
+def _maybe_int(text: str | None) -> int | None:
+    return int(text) if text else None
+
+
+def _maybe_float(text: str | None) -> float | None:
+    return float(text) if text else None

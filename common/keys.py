@@ -1,0 +1,61 @@
+"""Every Redis key of ours, named here and nowhere else.
+
+All begin with `hugqueue:`, Celery's own with `hugqueue:celery:`: one pattern for an access list.
+"""
+
+from dataclasses import dataclass
+
+PREFIX = "hugqueue:"
+#: Prefix of Celery's and kombu's own keys.
+CELERY_PREFIX = f"{PREFIX}celery:"
+
+#: Sorted set of all job ids, by time of creation.
+JOBS = f"{PREFIX}jobs"
+#: Set of the ids of unfinished jobs.
+ACTIVE = f"{PREFIX}active"
+#: Set of the names of workers; each has a heartbeat key while it lives.
+WORKERS = f"{PREFIX}workers"
+#: Which worker reaps at present.
+REAPER = f"{PREFIX}reaper"
+
+
+def worker(name: str) -> str:
+    """Heartbeat of a worker: JSON, with a time to live."""
+    return f"{PREFIX}worker:{name}"
+
+
+def device_claim(uuid: str) -> str:
+    """Who uses the GPU of that UUID: with a time to live."""
+    return f"{PREFIX}device:{uuid}"
+
+
+@dataclass(frozen=True, slots=True)
+class JobKeys:
+    """The keys of one job."""
+
+    job: str  #: hash: what was submitted, status, counts
+    input: str  #: hash: chunk -> payload of records
+    output: str  #: hash: chunk:round:attempt -> payload of outcomes
+    open: str  #: list: chunks that nobody works on
+    leased: str  #: set: chunks that somebody works on
+    attempts: str  #: hash: chunk -> how often it was leased in this round
+    commits: str  #: hash: chunk -> round:attempt:succeeded:failed:truncated
+    layers: str  #: hash: chunk -> round:attempt of every commit, oldest first
+    flawed: str  #: set: committed chunks with failed records
+    tickets: str  #: set: ids of the tickets that count
+    refusals: str  #: hash: worker -> why it cannot serve this job
+
+    @classmethod
+    def of(cls, job_id: str) -> "JobKeys":
+        """Return the keys of that job."""
+        base = f"{PREFIX}job:{job_id}"
+        names = [name for name in cls.__slots__ if name != "job"]
+        return cls(base, *(f"{base}:{name}" for name in names))
+
+    def lease(self, chunk: int) -> str:
+        """Who holds the chunk: with a time to live."""
+        return f"{self.job}:lease:{chunk}"
+
+    def all(self) -> list[str]:
+        """Every key that lives as long as the job (leases end by themselves)."""
+        return [getattr(self, name) for name in self.__slots__]

@@ -1,0 +1,150 @@
+"""The ledger: who works on which chunk, and which chunks are done. Celery carries turns; this keeps the work.
+
+A *ticket* names a job. Whoever takes it leases the job's next open chunk. A chunk is open, leased or committed. A lease
+is a key with a time to live, by Redis's own clock, so that wrong clocks of workers do no harm. A commit counts if it is
+the first of its chunk in its round; everything else changes nothing. Each step is one script: Redis runs it whole
+or not at all.
+
+The same cut as Temporal's activity leases, Faktory's reservations and Oban's producers: see docs/reliability.md.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import redis
+
+from common import keys
+from common.errors import UnknownJob, UsageError
+from common.keys import JobKeys
+from common.values import Counts, Failure, Json
+
+#: Tickets a job has at least: enough for one worker to be at it with all its slots.
+MIN_TICKETS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work on a chunk, as long as it is renewed."""
+
+    job_id: str
+    chunk: int
+    round: int
+    attempt: int  #: from 1; how often the chunk was leased in this round
+    holder: str  #: unique for each lease
+    next_ticket: str | None  #: a ticket that the holder has to send on
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """(round, attempt): under what the outcomes are written."""
+        return self.round, self.attempt
+
+
+class Ledger:
+    """The steps of a job's work, each of them atomic."""
+
+    def __init__(self, client: "redis.Redis", lease: float) -> None:
+        self.client = client
+        self._lease_ms = int(lease * 1000)
+        self._scripts: dict[str, Any] = {}
+
+    def seal(self, job_id: str, chunks: int, records: int) -> None:
+        """Accept a job: from here on it will be run.
+
+        Raises:
+            UsageError: it is no longer being submitted (it was cancelled, or given up).
+        """
+        answer = self._run("seal", job_id, chunks, records).decode()
+        if answer != "queued":
+            raise UsageError(f"Job {job_id} cannot be accepted any more: it is {answer}.")
+
+    def issue(self, job_id: str, most: int) -> list[str]:
+        """Return ids of new tickets to send, so that the job has up to `most`, none if it has them."""
+        ids = [str(uuid.uuid4()) for _ in range(most)]
+        return [ticket.decode() for ticket in self._run("issue", job_id, most, *ids)]
+
+    def tickets(self, job_id: str) -> set[str]:
+        """Return the ids of the tickets that count."""
+        return {ticket.decode() for ticket in self.client.smembers(JobKeys.of(job_id).tickets)}
+
+    def void(self, job_id: str, tickets: Sequence[str]) -> None:
+        """Strike lost tickets off the list."""
+        if tickets:
+            self.client.srem(JobKeys.of(job_id).tickets, *tickets)
+
+    def lease(self, job_id: str, ticket: str, worker: str, most_tickets: int) -> Lease | None:
+        """Return a lease on the job's next open chunk; None if the ticket is void or nothing is open."""
+        holder, following = f"{worker}/{uuid.uuid4().hex}", str(uuid.uuid4())
+        answer = self._run("lease", job_id, ticket, holder, self._lease_ms, following, most_tickets)
+        if not answer:
+            return None
+        chunk, attempt, round_, more = answer
+        return Lease(job_id, chunk, round_, attempt, holder, following if more else None)
+
+    def renew(self, lease: Lease) -> str:
+        """Keep a lease; return the status of its job, or `lost` if the chunk is someone else's now."""
+        return str(self._run("renew", lease.job_id, lease.chunk, lease.holder, self._lease_ms).decode())
+
+    def commit(self, lease: Lease, counts: Counts, facts: Mapping[str, Json]) -> str:
+        """Mark a chunk as done, its outcomes being written; return `committed`, or why it was not."""
+        numbers = (counts.succeeded, counts.failed, counts.truncated)
+        answer = self._run("commit", lease.job_id, lease.chunk, *lease.version, *numbers, json.dumps(facts))
+        return str(answer.decode())
+
+    def give_back(self, lease: Lease, *, tried: bool = False) -> None:
+        """Open a chunk again; `tried` says that the attempt counts (the device process died over it)."""
+        self._run("give_back", lease.job_id, lease.chunk, lease.holder, 0 if tried else -1)
+
+    def cancel(self, job_id: str) -> str:
+        """Stop a job; return its status.
+
+        Raises:
+            UnknownJob: there is none of that id.
+        """
+        status = str(self._run("cancel", job_id).decode())
+        if status == "unknown":
+            raise UnknownJob(job_id)
+        return status
+
+    def fail(self, job_id: str, failure: Failure) -> bool:
+        """End a job early and keep what is done; return whether it was not over before."""
+        return bool(self._run("fail", job_id, failure.code, failure.message))
+
+    def retry(self, job_id: str) -> int:
+        """Open a new round over all that failed or never ended; return how many chunks are open.
+
+        Raises:
+            UnknownJob: there is none of that id.
+            UsageError: the job is not finished, or was never accepted.
+        """
+        before, open_chunks = self._run("retry", job_id)
+        status = before.decode()
+        if status == "unknown":
+            raise UnknownJob(job_id)
+        if open_chunks < 0:
+            reason = "was never accepted; submit it again" if status in ("failed", "cancelled") else f"is {status}"
+            raise UsageError(f"Job {job_id} cannot be retried: it {reason}.")
+        return int(open_chunks)
+
+    def reap(self, job_id: str, producer_ttl: float) -> list[int]:
+        """Open chunks again whose lease ran out; return them, or [-1] if the producer died and the job was given up."""
+        return [int(chunk) for chunk in self._run("reap", job_id, producer_ttl)]
+
+    def open_chunks(self, job_id: str) -> int:
+        """Return how many chunks wait for a worker."""
+        return int(self.client.llen(JobKeys.of(job_id).open))
+
+    def _run(self, script: str, job_id: str, *args: Any) -> Any:
+        if script not in self._scripts:
+            self._scripts[script] = self.client.register_script(_script(script))
+        return self._scripts[script](keys=[*JobKeys.of(job_id).all(), keys.ACTIVE], args=args)
+
+
+@cache
+def _script(name: str) -> str:
+    folder = files("common") / "lua"
+    return (folder / "finish.lua").read_text() + (folder / f"{name}.lua").read_text()

@@ -1,0 +1,19 @@
+-- Marks a chunk as done, once. ARGV: chunk, round, attempt, succeeded, failed, truncated, facts (JSON).
+-- Gives 'committed', or why not: 'double', 'stale' (another round), 'closed' (the job has ended).
+-- Whose commit it is does not matter, only that it is the first of this round.
+local word = status()
+if not unfinished(word) then return 'closed' end
+if redis.call('HGET', JOB, 'round') ~= ARGV[2] then return 'stale' end
+if redis.call('HEXISTS', COMMITS, ARGV[1]) == 1 then return 'double' end
+redis.call('HSET', COMMITS, ARGV[1], table.concat({ ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] }, ':'))
+local layers = redis.call('HGET', LAYERS, ARGV[1])
+redis.call('HSET', LAYERS, ARGV[1], (layers and layers .. ' ' or '') .. ARGV[2] .. ':' .. ARGV[3])
+redis.call('HINCRBY', JOB, 'succeeded', ARGV[4])
+redis.call('HINCRBY', JOB, 'failed', ARGV[5])
+redis.call('HINCRBY', JOB, 'truncated', ARGV[6])
+redis.call('HSET', JOB, 'facts', ARGV[7], 'stage', '')
+if tonumber(ARGV[5]) > 0 then redis.call('SADD', FLAWED, ARGV[1]) end
+redis.call('SREM', LEASED, ARGV[1])
+redis.call('DEL', lease_key(ARGV[1]))
+finish_if_over()
+return 'committed'

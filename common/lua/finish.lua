@@ -1,0 +1,42 @@
+-- Shared by the scripts that can end a job. KEYS begins with the job's own keys in the order of JobKeys.
+local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local ATTEMPTS, COMMITS, LAYERS, FLAWED, TICKETS, REFUSALS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local ACTIVE = KEYS[12]
+
+local function now()
+  local time = redis.call('TIME')
+  return time[1] .. '.' .. string.format('%06d', time[2])
+end
+
+local function lease_key(chunk)
+  return JOB .. ':lease:' .. chunk
+end
+
+local function status()
+  return redis.call('HGET', JOB, 'status')
+end
+
+local function unfinished(word)
+  return word == 'submitting' or word == 'queued' or word == 'running' or word == 'cancelling'
+end
+
+-- From here on the job's keys have a time to live.
+local function finish(word)
+  local id = string.match(JOB, '([^:]+)$')
+  local ttl = redis.call('HGET', JOB, 'ttl_ms')
+  redis.call('HSET', JOB, 'status', word, 'finished_at', now(), 'stage', '')
+  redis.call('SREM', ACTIVE, id)
+  redis.call('DEL', TICKETS, REFUSALS)
+  for i = 1, 11 do
+    redis.call('PEXPIRE', KEYS[i], ttl)
+  end
+end
+
+local function finish_if_over()
+  local word = status()
+  if word == 'cancelling' then
+    if redis.call('SCARD', LEASED) == 0 then finish('cancelled') end
+  elseif redis.call('HLEN', COMMITS) == tonumber(redis.call('HGET', JOB, 'chunks')) then
+    finish('completed')
+  end
+end

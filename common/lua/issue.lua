@@ -1,0 +1,12 @@
+-- Notes tickets that are about to be sent, as many as the job may still have. ARGV: most tickets, ids...
+-- Gives the ids that count.
+local word = status()
+local issued = {}
+if word ~= 'queued' and word ~= 'running' then return issued end
+local most = math.min(tonumber(ARGV[1]), redis.call('LLEN', OPEN))
+for i = 2, #ARGV do
+  if redis.call('SCARD', TICKETS) >= most then break end
+  redis.call('SADD', TICKETS, ARGV[i])
+  issued[#issued + 1] = ARGV[i]
+end
+return issued

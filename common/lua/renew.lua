@@ -1,0 +1,13 @@
+-- Keeps a lease. ARGV: chunk, holder, lease in ms. Gives the job's status, or 'lost'.
+-- A lease that ran out is taken up again while nobody else has: PEXPIRE alone works even when Redis is full.
+local key = lease_key(ARGV[1])
+local holder = redis.call('GET', key)
+if holder == ARGV[2] then
+  redis.call('PEXPIRE', key, ARGV[3])
+  return status() or 'lost'
+end
+if holder or not unfinished(status()) or redis.call('HEXISTS', COMMITS, ARGV[1]) == 1 then return 'lost' end
+if redis.call('SISMEMBER', LEASED, ARGV[1]) == 0 and redis.call('LREM', OPEN, 1, ARGV[1]) == 0 then return 'lost' end
+redis.call('SET', key, ARGV[2], 'PX', ARGV[3])
+redis.call('SADD', LEASED, ARGV[1])
+return status()

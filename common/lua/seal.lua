@@ -1,0 +1,8 @@
+-- Accepts a job: from here on it is queued, and all its chunks are open. ARGV: chunks, records.
+if status() ~= 'submitting' then return status() or 'unknown' end
+redis.call('HSET', JOB, 'status', 'queued', 'sealed_at', now(), 'chunks', ARGV[1], 'records', ARGV[2])
+for chunk = 0, tonumber(ARGV[1]) - 1 do
+  redis.call('RPUSH', OPEN, chunk)
+end
+if tonumber(ARGV[1]) == 0 then finish('completed') end
+return 'queued'

@@ -1,0 +1,194 @@
+"""Payloads: what a chunk carries in and out, as Arrow IPC streams compressed with zstd.
+
+In: columns `id` and `input`. Out: `position` (of the record in its chunk), `id`, `output`, `error_code`,
+`error_message`, `truncated`. Ids are JSON text, so that 7 and "7" stay apart. `input` is plain text when every
+record of the chunk is a text, else JSON text; `output` has the Arrow type that the runner declares, else it is
+JSON text; the schema's metadata says which.
+
+One `_open` reads all streams: corrupted ones, opened plainly, crash the process.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from common.encoder import to_json
+from common.errors import PayloadError
+from common.values import Counts, Failure, Json, Outcome, Record
+
+#: Raised with every change to the columns; a payload of another version is refused.
+VERSION = b"1"
+#: No payload of ours comes near it; Redis itself takes values up to 512 MB.
+MAX_BYTES = 256 * 1024 * 1024
+
+_IN = {"id": pa.string(), "input": pa.string(), "error_code": pa.string(), "error_message": pa.string()}
+_OUT = {
+    "position": pa.int32(),
+    "id": pa.string(),
+    "output": None,  # typed by the runner
+    "error_code": pa.string(),
+    "error_message": pa.string(),
+    "truncated": pa.bool_(),
+}
+
+
+def encode_records(records: Sequence[Record]) -> bytes:
+    """Return the payload of a chunk's records."""
+    as_text = all(r.input is None or (isinstance(r.input, str) and _has_utf8_form(r.input)) for r in records)
+    columns = {
+        "id": [to_json(r.id) for r in records],
+        "input": [r.input if as_text else to_json(r.input) for r in records],
+        "error_code": [r.failure.code if r.failure else None for r in records],
+        "error_message": [r.failure.message if r.failure else None for r in records],
+    }
+    arrays = [pa.array(columns[name], kind) for name, kind in _IN.items()]
+    return _write(pa.table(arrays, names=list(_IN)), "records", "text" if as_text else "json")
+
+
+def decode_records(data: bytes) -> list[Record]:
+    """Return the records of a payload, in order.
+
+    Raises:
+        PayloadError: the bytes are not a payload of records.
+    """
+    table, kind = _open(data, "records", _IN)
+    ids, inputs, codes, messages = (table[name].to_pylist() for name in _IN)
+    return [
+        Record(_from_json(id_), text if kind == "text" else _from_json(text), _failure(code, message))
+        for id_, text, code, message in zip(ids, inputs, codes, messages, strict=True)
+    ]
+
+
+def encode_outcomes(
+    positions: Sequence[int],
+    ids: Sequence[Json],
+    outcomes: Sequence[Outcome],
+    output_type: pa.DataType | None,
+) -> bytes:
+    """Return the payload of outcomes; `positions` are those of the records in their chunk.
+
+    Raises:
+        ValueError: the three differ in length.
+    """
+    if not len(positions) == len(ids) == len(outcomes):
+        raise ValueError(f"{len(positions)} positions, {len(ids)} ids, {len(outcomes)} outcomes")
+    failures = [o.failure for o in outcomes]
+    arrays = [
+        pa.array(positions, pa.int32()),
+        pa.array([to_json(id_) for id_ in ids], pa.string()),
+        _output_array(outcomes, output_type),
+        pa.array([f.code if f else None for f in failures], pa.string()),
+        pa.array([f.message if f else None for f in failures], pa.string()),
+        pa.array([o.truncated for o in outcomes], pa.bool_()),
+    ]
+    kind = "typed" if output_type is not None else "json"
+    return _write(pa.table(arrays, names=list(_OUT)), "outcomes", kind)
+
+
+def decode_outcomes(data: bytes) -> pa.Table:
+    """Return the outcomes of a payload as an Arrow table with the columns named above.
+
+    Raises:
+        PayloadError: the bytes are not a payload of outcomes.
+    """
+    table, _ = _open(data, "outcomes", _OUT)
+    return table
+
+
+def iter_outcomes(table: pa.Table) -> Iterator[tuple[int, Json, Outcome]]:
+    """Yield (position, id, outcome) for each row of a table that `decode_outcomes` gave."""
+    typed = output_type(table) is not None
+    columns = [table[name].to_pylist() for name in _OUT]
+    for position, id_, output, code, message, truncated in zip(*columns, strict=True):
+        value = output if typed or output is None else _from_json(output)
+        yield position, _from_json(id_), Outcome(value, _failure(code, message), truncated)
+
+
+def output_type(table: pa.Table) -> pa.DataType | None:
+    """Return the declared type of the outputs in a table that `decode_outcomes` gave; None if they are JSON text."""
+    return table.schema.field("output").type if table.schema.metadata[b"kind"] == b"typed" else None
+
+
+def count(outcomes: Sequence[Outcome]) -> Counts:
+    """Return how many outcomes succeeded, failed, and were truncated."""
+    failed = sum(o.failure is not None for o in outcomes)
+    truncated = sum(o.truncated and o.failure is None for o in outcomes)
+    return Counts(len(outcomes) - failed, failed, truncated)
+
+
+def _output_array(outcomes: Sequence[Outcome], output_type: pa.DataType | None) -> pa.Array:
+    if output_type is not None:
+        return pa.array([None if o.failure else o.output for o in outcomes], output_type)
+    return pa.array([None if o.failure else to_json(o.output) for o in outcomes], pa.string())
+
+
+def _has_utf8_form(text: str) -> bool:
+    """Lone surrogates come out of JSON escapes; Arrow text cannot hold them, JSON text can."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _failure(code: str | None, message: str | None) -> Failure | None:
+    return Failure(code, message or "") if code is not None else None
+
+
+def _from_json(text: str | None) -> Json:
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PayloadError(f"a payload holds text that is not JSON: {error}") from error
+
+
+def _write(table: pa.Table, content: str, kind: str) -> bytes:
+    table = table.replace_schema_metadata({b"version": VERSION, b"content": content.encode(), b"kind": kind.encode()})
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _open(data: bytes, content: str, columns: dict[str, Any]) -> tuple[pa.Table, str]:
+    if len(data) > MAX_BYTES:
+        raise PayloadError(f"a payload of {len(data):,} bytes; at most {MAX_BYTES:,} are taken")
+    try:
+        table = pa.ipc.open_stream(data).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise PayloadError(f"not an Arrow stream: {error}") from error
+    metadata = table.schema.metadata or {}
+    if metadata.get(b"version") != VERSION or metadata.get(b"content") != content.encode():
+        raise PayloadError(f"not a payload of {content}, version {VERSION.decode()}: {metadata}")
+    if table.schema.names != list(columns):
+        raise PayloadError(f"expected the columns {list(columns)}, found {table.schema.names}")
+    for name, kind in columns.items():
+        if kind is not None and table.schema.field(name).type != kind:
+            raise PayloadError(f"column {name} must be {kind}, found {table.schema.field(name).type}")
+    return table, metadata.get(b"kind", b"").decode(errors="replace")
+
+
+def overlay(payloads: Sequence[bytes]) -> dict[int, tuple[Json, Outcome]]:
+    """Return position -> (id, outcome) of a chunk's commits, the oldest first: later rounds replace earlier ones.
+
+    Raises:
+        PayloadError: one of them is not a payload of outcomes.
+    """
+    outcomes: dict[int, tuple[Json, Outcome]] = {}
+    for payload in payloads:
+        for position, id_, outcome in iter_outcomes(decode_outcomes(payload)):
+            outcomes[position] = (id_, outcome)
+    return outcomes
+
+
+def failed_positions(payloads: Sequence[bytes]) -> list[int]:
+    """Return the positions of a chunk whose latest outcome is a failure: what a retry runs again."""
+    return sorted(position for position, (_, outcome) in overlay(payloads).items() if outcome.failure)

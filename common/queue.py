@@ -1,0 +1,127 @@
+"""The Celery side of the contract: the app, its settings, and the sending of tickets.
+
+`celery -A common.queue flower` watches it. The worker's app is this one with handlers (`workers.app`).
+"""
+
+import json
+import ssl
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import redis
+from celery import Celery
+from kombu import Queue
+
+from common.keys import CELERY_PREFIX
+from common.settings import Settings, load_settings
+from common.tasks import find_task
+from common.values import PRIORITIES, QUEUES, JobSpec
+
+#: Seconds for one try at the broker. A command must have ended, with an answer or an error, after ten.
+_TIMEOUT = 2.5
+
+#: Celery's own name for the way from a ticket to its handler begins so: it is what Flower shows.
+HANDLER_PREFIX = "hugqueue."
+
+
+def make_app(settings: Settings) -> Celery:
+    """Return a Celery app on the Redis of `settings`; nothing is connected yet."""
+    app = Celery("hugqueue", broker=settings.broker_url or "redis://", set_as_current=False)
+    app.conf.update(
+        # Late acks: a ticket stays with Redis until its turn is over. The ledger would get by without.
+        task_acks_late=True,
+        # One ticket a slot and no more: a ticket in a worker's pocket is a turn that nobody else can take.
+        worker_prefetch_multiplier=1,
+        # Outcomes go to the store; Celery's results would pass through Redis twice and say PENDING for "unknown".
+        task_ignore_result=True,
+        # JSON alone: pickle in a message is code run by whoever can write to Redis.
+        task_serializer="json",
+        accept_content=["json"],
+        # Slots of a light process that waits for the device process; prefork would fork what must not be forked.
+        worker_pool="threads",
+        worker_concurrency=3,
+        # True deletes running work when Redis restarts (celery 5.7, tried out).
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # For ever: a worker waits for Redis as long as it takes.
+        broker_connection_max_retries=None,
+        broker_connection_retry_on_startup=True,
+        broker_connection_timeout=_TIMEOUT,
+        broker_transport_options={
+            "global_keyprefix": CELERY_PREFIX,
+            "socket_timeout": _TIMEOUT,
+            "socket_connect_timeout": _TIMEOUT,
+            "health_check_interval": 15,
+            "retry_on_timeout": False,
+            "max_retries": 1,
+            # A ticket of a dead worker comes back after this and is void then: its job got others long ago.
+            "visibility_timeout": 3600,
+            # Between queues: take turns, so that `any` does not starve behind `gpu`.
+            "queue_order_strategy": "round_robin",
+        },
+        task_publish_retry=True,
+        task_publish_retry_policy={"max_retries": 1, "interval_start": 0.1, "interval_max": 0.5},
+        task_queues=[Queue(name) for name in QUEUES],
+        task_default_queue="any",
+        task_create_missing_queues=False,
+        # What Flower lives on.
+        worker_send_task_events=True,
+        task_send_sent_event=True,
+        # Logging is ours: the root logger is set up by `workers`.
+        worker_hijack_root_logger=False,
+    )
+    if settings.broker_url and settings.broker_url.startswith("rediss://"):
+        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return app
+
+
+def handler_name(task: str) -> str:
+    """Return the Celery name of the handler of a task: one per task, so that Flower tells them apart."""
+    return HANDLER_PREFIX + find_task(task).name
+
+
+def send_tickets(app: Celery, spec: JobSpec, tickets: Iterable[str]) -> None:
+    """Put tickets of a job at the tail of its queue.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis is away or full.
+    """
+    for ticket in tickets:
+        app.send_task(
+            handler_name(spec.task),
+            args=(spec.id,),
+            task_id=ticket,
+            queue=spec.queue,
+            priority=PRIORITIES[spec.priority],
+            argsrepr=spec.title,
+            kwargsrepr="",
+            ignore_result=True,
+        )
+
+
+def waiting_tickets(client: "redis.Redis") -> set[str]:
+    """Return the ids of all tickets that lie in the queues or with a worker.
+
+    Reads kombu's own keys (`kombu/transport/redis.py`): a list for each queue and priority, and the hash `unacked`.
+    """
+    lists = [f"{CELERY_PREFIX}{queue}" for queue in QUEUES]
+    lists += [f"{name}\x06\x16{step}" for name in lists for step in (3, 6, 9)]
+    with client.pipeline(transaction=False) as pipe:
+        for name in lists:
+            pipe.lrange(name, 0, -1)
+        pipe.hvals(f"{CELERY_PREFIX}unacked")
+        *queued, unacked = pipe.execute()
+    messages = [message for messages in queued for message in messages]
+    return {ticket for raw in (*messages, *unacked) for ticket in _ticket_ids(raw)}
+
+
+def _ticket_ids(raw: bytes) -> Iterator[str]:
+    try:
+        message: Any = json.loads(raw)
+        if isinstance(message, list):  # unacked: [message, exchange, routing key]
+            message = message[0]
+        yield str(message["headers"]["id"])
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return  # not a message of ours
+
+
+app = make_app(load_settings())

@@ -1,0 +1,144 @@
+"""Settings, read from the environment in this one place.
+
+Precedence: command line, then environment, then the defaults below. The Hugging Face variables (HF_HOME,
+HF_TOKEN, HF_HUB_OFFLINE, ...) are left to its libraries.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from common.errors import UsageError
+
+
+def _default_home(environ: Mapping[str, str]) -> Path:
+    base = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or "~").expanduser() / ".local" / "state"
+    return Path(base) / "hugqueue"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that the environment decides. Times are in seconds."""
+
+    #: Redis, as `redis://`, `rediss://` or `redis+socket://`; None means embedded.
+    broker_url: str | None = field(default=None, metadata={"env": "CELERY_BROKER_URL, else REDIS_URL"})
+    #: Where the embedded Redis keeps its state and its logs.
+    home: Path = field(default=Path(), metadata={"env": "HUGQUEUE_HOME"})
+    #: How long a lease lasts that its worker no longer renews.
+    lease: float = field(default=30.0, metadata={"env": "HUGQUEUE_LEASE"})
+    #: How often a worker renews its leases and looks whether a job was cancelled.
+    renew: float = field(default=1.0, metadata={"env": "HUGQUEUE_RENEW"})
+    #: How often one of the workers looks for lost leases and lost tickets.
+    reap: float = field(default=5.0, metadata={"env": "HUGQUEUE_REAP"})
+    #: How long a stopping worker may take to finish the chunks in hand before it gives them back.
+    grace: float = field(default=30.0, metadata={"env": "HUGQUEUE_GRACE"})
+    #: How long one batch may take before its device process is killed.
+    batch_timeout: float = field(default=600.0, metadata={"env": "HUGQUEUE_BATCH_TIMEOUT"})
+    #: How long a finished job's outcomes are kept.
+    result_ttl: float = field(default=7 * 86400.0, metadata={"env": "HUGQUEUE_RESULT_TTL"})
+    #: How long a producer may be silent in the middle of a submit before its job is given up.
+    producer_ttl: float = field(default=60.0, metadata={"env": "HUGQUEUE_PRODUCER_TTL"})
+    #: How long one record's text may be, in bytes.
+    max_record_bytes: int = field(default=16 * 1024 * 1024, metadata={"env": "HUGQUEUE_MAX_RECORD_BYTES"})
+    #: Directories under which a job may name a model by path, split by `:`.
+    model_roots: tuple[Path, ...] = field(default=(), metadata={"env": "HUGQUEUE_MODEL_ROOTS"})
+    #: What a worker runs on: `auto`, `cpu`, or one GPU as `cuda:0`.
+    device: str = field(default="auto", metadata={"env": "HUGQUEUE_DEVICE"})
+    #: Models that a worker loads before it takes work, as `TASK` or `TASK=MODEL`, split by `,`.
+    preload: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_PRELOAD"})
+    #: Queues that a worker serves, split by `,`; empty means `any` and that of its device.
+    queues: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_QUEUES"})
+    #: Whether a worker ends with the process that started it.
+    supervised: bool = field(default=False, metadata={"env": "HUGQUEUE_SUPERVISED"})
+    #: Whether jobs may name any path that the worker can read: for a worker that serves its own user alone.
+    any_model_path: bool = field(default=False, metadata={"env": "HUGQUEUE_ANY_MODEL_PATH"})
+    #: Whether a worker may load weights from pickles, which can run code.
+    allow_pickle: bool = field(default=False, metadata={"env": "HUGQUEUE_ALLOW_PICKLE"})
+    #: Whether a worker may run code that a model brings (`trust_remote_code`).
+    allow_remote_code: bool = field(default=False, metadata={"env": "HUGQUEUE_ALLOW_REMOTE_CODE"})
+    #: Patterns of hub ids that jobs may name, split by `,`; empty allows all.
+    allowed_models: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_ALLOWED_MODELS"})
+
+    @property
+    def embedded(self) -> bool:
+        """Whether no Redis is configured, so that commands start one of their own."""
+        return self.broker_url is None
+
+    @property
+    def broker(self) -> str:
+        """The Redis address, its password masked: what messages may show."""
+        return mask_url(self.broker_url or "embedded Redis")
+
+    def __repr__(self) -> str:
+        return f"Settings(broker_url={self.broker!r}, home={str(self.home)!r}, ...)"
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Return the settings of the environment.
+
+    Raises:
+        UsageError: a variable does not hold what it should.
+    """
+    env = os.environ if environ is None else environ
+    values: dict[str, Any] = {
+        "broker_url": env.get("CELERY_BROKER_URL") or env.get("REDIS_URL") or None,
+        "home": Path(env.get("HUGQUEUE_HOME") or _default_home(env)),
+        "model_roots": tuple(Path(p).absolute() for p in _split(env, "HUGQUEUE_MODEL_ROOTS", ":")),
+    }
+    for setting in fields(Settings):
+        name = setting.metadata["env"]
+        if setting.name not in values and env.get(name):
+            values[setting.name] = _parse(name, env, setting.default)
+    return Settings(**values)
+
+
+def to_environ(settings: Settings) -> dict[str, str]:
+    """Return the variables that give `settings` again: how a process hands them to its children."""
+    environ = {}
+    for setting in fields(Settings):
+        value = getattr(settings, setting.name)
+        name = "CELERY_BROKER_URL" if setting.name == "broker_url" else setting.metadata["env"]
+        if isinstance(value, tuple):
+            value = (":" if setting.name == "model_roots" else ",").join(map(str, value))
+        environ[name] = str(int(value)) if isinstance(value, bool) else str(value or "")
+    return environ
+
+
+def _split(env: Mapping[str, str], name: str, separator: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in env.get(name, "").split(separator) if part.strip())
+
+
+def _parse(name: str, env: Mapping[str, str], default: object) -> object:
+    text = env[name]
+    if isinstance(default, bool):
+        return _flag(name, text)
+    if isinstance(default, tuple):
+        return _split(env, name, ",")
+    if isinstance(default, str):
+        return text
+    try:
+        value = int(text) if isinstance(default, int) else float(text)
+    except ValueError:
+        value = -1
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{name} must be a number above 0, found {text!r}.")
+    return value
+
+
+def _flag(name: str, text: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in words:
+        raise UsageError(f"{name} must be 1 or 0, found {text!r}.")
+    return words[text.lower()]
+
+
+def mask_url(url: str) -> str:
+    """Return the address with its password replaced by `***`."""
+    parts = urlsplit(url)
+    if not parts.password:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))

@@ -1,0 +1,148 @@
+"""The store: jobs and their payloads in Redis. Who may work on what is the ledger's (`common.ledger`)."""
+
+from collections.abc import Iterator
+from typing import cast
+
+import redis
+
+from common import keys
+from common.errors import UnknownJob
+from common.jobs import Job, decode_job
+from common.keys import JobKeys
+from common.values import JobSpec, JobStatus
+
+#: Jobs looked up in one round trip.
+_PAGE = 200
+
+
+class Store:
+    """Reads and writes jobs and payloads."""
+
+    def __init__(self, client: "redis.Redis", result_ttl: float) -> None:
+        self.client = client
+        self._ttl_ms = int(result_ttl * 1000)
+
+    # Jobs
+
+    def create(self, spec: JobSpec) -> None:
+        """Begin a job: status `submitting`, no chunk yet.
+
+        Raises:
+            redis.RedisError: Redis is away or full.
+        """
+        job = {
+            "spec": spec.encode(),
+            "status": str(JobStatus.SUBMITTING),
+            "ttl_ms": self._ttl_ms,
+            "round": 0,
+            "producer_seen": self.now(),
+        }
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.hset(JobKeys.of(spec.id).job, mapping=job)
+            pipe.sadd(keys.ACTIVE, spec.id)
+            pipe.zadd(keys.JOBS, {spec.id: spec.created_at})
+            pipe.execute()
+
+    def job(self, job_id: str) -> Job:
+        """Return the job.
+
+        Raises:
+            UnknownJob: there is none of that id, or no longer.
+        """
+        raw = self.client.hgetall(JobKeys.of(job_id).job)
+        try:
+            return decode_job(raw)
+        except ValueError as error:
+            raise UnknownJob(job_id) from error
+
+    def jobs(self) -> list[Job]:
+        """Return all jobs, the newest first; forget those whose time to live is over."""
+        ids = [member.decode() for member in self.client.zrevrange(keys.JOBS, 0, -1)]
+        found: list[Job] = []
+        for start in range(0, len(ids), _PAGE):
+            found.extend(self._page(ids[start : start + _PAGE]))
+        return found
+
+    def _page(self, ids: list[str]) -> Iterator[Job]:
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hgetall(JobKeys.of(job_id).job)
+            answers = pipe.execute()
+        gone = [job_id for job_id, raw in zip(ids, answers, strict=True) if not raw]
+        if gone:
+            self.client.zrem(keys.JOBS, *gone)
+        for raw in answers:
+            if raw:
+                try:
+                    yield decode_job(raw)
+                except ValueError:
+                    continue  # written by hand or by another version: not ours to show
+
+    def active(self) -> list[str]:
+        """Return the ids of unfinished jobs."""
+        return sorted(member.decode() for member in self.client.smembers(keys.ACTIVE))
+
+    def delete(self, job_id: str) -> None:
+        """Forget a job and all that belongs to it."""
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.unlink(*JobKeys.of(job_id).all())
+            pipe.srem(keys.ACTIVE, job_id)
+            pipe.zrem(keys.JOBS, job_id)
+            pipe.execute()
+
+    def note(self, job_id: str, field: str, value: str) -> None:
+        """Write one word about a job: its `stage`, or when its producer was last seen."""
+        self.client.hset(JobKeys.of(job_id).job, field, value)
+
+    def now(self) -> float:
+        """Return Redis's clock, in seconds: the only clock that all sides share."""
+        seconds, micros = cast("tuple[int, int]", self.client.time())
+        return seconds + micros / 1e6
+
+    # Payloads
+
+    def add_chunk(self, job_id: str, chunk: int, payload: bytes) -> None:
+        """Write the records of a chunk, and that the producer lives.
+
+        Raises:
+            redis.RedisError: Redis is away or full.
+        """
+        names = JobKeys.of(job_id)
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.hset(names.input, str(chunk), payload)
+            pipe.hset(names.job, "producer_seen", self.now())
+            pipe.execute()
+
+    def records(self, job_id: str, chunk: int) -> bytes | None:
+        """Return the payload of a chunk's records, or None where there is none."""
+        return cast("bytes | None", self.client.hget(JobKeys.of(job_id).input, str(chunk)))
+
+    def put_outcomes(self, job_id: str, chunk: int, attempt: tuple[int, int], payload: bytes) -> None:
+        """Write a chunk's outcomes under (round, attempt); they count once the ledger has the commit."""
+        self.client.hset(JobKeys.of(job_id).output, outcome_field(chunk, attempt), payload)
+
+    def drop_outcomes(self, job_id: str, chunk: int, attempt: tuple[int, int]) -> None:
+        """Take back outcomes whose commit was refused."""
+        self.client.hdel(JobKeys.of(job_id).output, outcome_field(chunk, attempt))
+
+    def layers(self, job_id: str, chunk: int) -> list[tuple[int, int]]:
+        """Return (round, attempt) of every commit of a chunk, the oldest first."""
+        return decode_layers(self.client.hget(JobKeys.of(job_id).layers, str(chunk)))
+
+    def outcomes(self, job_id: str, chunk: int) -> list[bytes]:
+        """Return the payloads of every commit of a chunk, the oldest first: later ones lie over earlier ones."""
+        fields = [outcome_field(chunk, layer) for layer in self.layers(job_id, chunk)]
+        if not fields:
+            return []
+        return [payload for payload in self.client.hmget(JobKeys.of(job_id).output, fields) if payload is not None]
+
+
+def outcome_field(chunk: int, attempt: tuple[int, int]) -> str:
+    """Return the field of a chunk's outcomes; `attempt` is (round, attempt)."""
+    return f"{chunk}:{attempt[0]}:{attempt[1]}"
+
+
+def decode_layers(raw: bytes | None) -> list[tuple[int, int]]:
+    """Return the (round, attempt) pairs that the commit script wrote."""
+    pairs = (item.split(":") for item in (raw or b"").decode().split())
+    return [(int(a), int(b)) for a, b in pairs]

@@ -1,0 +1,188 @@
+"""The tasks that `--task` can name: their fields, default models and chunk sizes.
+
+One row per task. What runs a task is in `workers.runners`; this table is what the producer knows.
+Default models are those that transformers pins itself (`transformers/pipelines/__init__.py`, 5.23);
+for `embedding` and the tasks that transformers 5 took out, ours.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+from common.errors import RecordError, UsageError
+from common.values import Json
+
+#: Other distributions bring runners of their own by entry points of this group, named as their task.
+RUNNER_GROUP = "hugqueue.runners"
+
+_TRANSLATION = re.compile(r"^translation_([a-z]{2,3})_to_([a-z]{2,3})$")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the producer knows about a task."""
+
+    name: str
+    summary: str
+    fields: tuple[tuple[str, ...], ...] = (("text",),)  #: alternatives, each a set of required fields
+    optional: tuple[str, ...] = ()
+    model: str | None = None  #: default model
+    revision: str | None = None  #: its pinned revision
+    chunk_records: int = 256  #: about a second or more of compute on a CPU
+
+    @property
+    def needs(self) -> str:
+        """The required fields in words."""
+        return " or ".join(" + ".join(names) for names in self.fields)
+
+    def as_dict(self) -> dict[str, Json]:
+        """Return what `--json` shows."""
+        return {
+            "summary": self.summary,
+            "fields": [list(names) for names in self.fields],
+            "optional": list(self.optional),
+            "model": self.model,
+            "revision": self.revision,
+        }
+
+    def input_of(self, row: Mapping[str, Json]) -> Json:
+        """Return the record's input: the text alone, or an object with the fields the task knows.
+
+        Raises:
+            RecordError: `missing_field`, if no alternative of required fields is there.
+        """
+        for names in self.fields:
+            if all(row.get(name) is not None for name in names):
+                extra = tuple(name for name in self.optional if row.get(name) is not None)
+                if names == ("text",) and not extra:
+                    return row["text"]
+                return {name: row[name] for name in (*names, *extra)}
+        found = ", ".join(sorted(map(str, row))) or "none"
+        raise RecordError("missing_field", f"{self.name} needs {self.needs}; the record has: {found}")
+
+
+_T5 = ("google-t5/t5-base", "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1")
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "fill-mask",
+            "the likeliest words for [MASK]",
+            optional=("targets",),
+            model="distilbert/distilroberta-base",
+            revision="fb53ab8",
+        ),
+        Task(
+            "text-classification",
+            "a label and its score for each text",
+            optional=("text_pair",),
+            model="distilbert/distilbert-base-uncased-finetuned-sst-2-english",
+            revision="714eb0f",
+        ),
+        Task(
+            "token-classification",
+            "names, places and other entities in a text",
+            model="dbmdz/bert-large-cased-finetuned-conll03-english",
+            revision="4c53496",
+        ),
+        Task(
+            "zero-shot-classification",
+            "scores for labels named with the record or by -p candidate_labels=",
+            optional=("candidate_labels", "hypothesis_template", "multi_label"),
+            model="facebook/bart-large-mnli",
+            revision="d7645e1",
+            chunk_records=64,
+        ),
+        Task(
+            "text-generation",
+            "text that goes on from a prompt or a chat",
+            fields=(("text",), ("messages",)),
+            model="HuggingFaceTB/SmolLM3-3B",
+            revision="a07cc9a",
+            chunk_records=32,
+        ),
+        Task(
+            "feature-extraction",
+            "the hidden states of every token",
+            model="distilbert/distilbert-base-cased",
+            revision="6ea8117",
+            chunk_records=64,
+        ),
+        Task(
+            "embedding",
+            "one vector for each text",
+            model="sentence-transformers/all-MiniLM-L6-v2",
+            revision="c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+        ),
+        Task(
+            "table-question-answering",
+            "the cells that answer a question about a table",
+            fields=(("table", "query"),),
+            model="google/tapas-base-finetuned-wtq",
+            revision="e3dde19",
+            chunk_records=32,
+        ),
+        Task(
+            "question-answering",
+            "the part of a text that answers a question",
+            fields=(("question", "context"),),
+            model="distilbert/distilbert-base-cased-distilled-squad",
+            revision="564e9b5",
+            chunk_records=64,
+        ),
+        Task("translation", "the text in another language", chunk_records=32, model=_T5[0], revision=_T5[1]),
+        Task(
+            "summarization",
+            "a shorter text that says the same",
+            model="facebook/bart-large-cnn",
+            revision="37f520fa929c961707657b28798b30c003dd100b",
+            chunk_records=16,
+        ),
+        Task(
+            "text2text-generation",
+            "what a sequence-to-sequence model answers",
+            chunk_records=32,
+            model=_T5[0],
+            revision=_T5[1],
+        ),
+    )
+}
+
+ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
+
+
+def listed_tasks() -> list[tuple[str, Task]]:
+    """Return every name that `--task` takes, with its task."""
+    rows = list(TASKS.items())
+    rows += [(alias, TASKS[name]) for alias, name in ALIASES.items()]
+    rows.append(("translation_xx_to_yy", TASKS["translation"]))
+    rows += [(point.name, find_task(point.name)) for point in entry_points(group=RUNNER_GROUP)]
+    return sorted(rows, key=lambda row: row[0])
+
+
+def find_task(name: str) -> Task:
+    """Return the task of that name, alias, `translation_xx_to_yy`, or runner entry point.
+
+    Raises:
+        UsageError: there is none; the nearest names are offered.
+    """
+    if name in TASKS or name in ALIASES:
+        return TASKS[ALIASES.get(name, name)]
+    if _TRANSLATION.match(name):
+        return TASKS["translation"]
+    plugins = [point.name for point in entry_points(group=RUNNER_GROUP)]
+    if name in plugins:
+        return Task(name, "a runner of another distribution")
+    known = sorted({*TASKS, *ALIASES, "translation_xx_to_yy", *plugins})
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known tasks: {', '.join(known)}."
+    raise UsageError(f"Unknown task {name!r}. {hint} `producer tasks` describes them all.")
+
+
+def translation_languages(name: str) -> tuple[str, str] | None:
+    """Return the two languages that `translation_xx_to_yy` names, or None."""
+    match = _TRANSLATION.match(name)
+    return (match[1], match[2]) if match else None

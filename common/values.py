@@ -1,0 +1,157 @@
+"""The values that producer and workers exchange: jobs, records, outcomes.
+
+Each is frozen, and `encode`/`decode` stand beside it. What comes out of Redis is untrusted:
+`decode` checks every field and raises `ValueError` on what does not fit.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from types import NoneType
+from typing import Any
+
+#: A JSON value: None, bool, int, float, str, list or dict of them.
+Json = Any
+
+QUEUES = ("any", "cpu", "gpu", "train")
+#: Priority names and what Celery's Redis transport makes of them: 0 is the highest there.
+PRIORITIES = {"high": 0, "normal": 3, "low": 6}
+
+JOB_ID = re.compile(r"^[0-9a-f]{12}$")
+
+
+class JobStatus(StrEnum):
+    """Where a job stands."""
+
+    SUBMITTING = "submitting"  # its producer is still writing chunks
+    QUEUED = "queued"  # accepted, no chunk leased yet
+    RUNNING = "running"  # at least one chunk was leased
+    COMPLETED = "completed"  # every record has an outcome (which may be a failure)
+    FAILED = "failed"  # ended early, for the reason in its `failure`
+    CANCELLING = "cancelling"  # the user asked to stop; chunks in hand are being dropped
+    CANCELLED = "cancelled"  # stopped; what was done is kept
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will happen to the job, unless it is retried."""
+        return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a record or a job has no result."""
+
+    code: str  #: a name from `docs/errors.md`
+    message: str  #: one sentence for a person
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One input, with its id."""
+
+    id: Json  #: the record's own id, kept as it is, or its line number from 0
+    input: Json  #: text, or an object with the fields of the task; None if it could not be read
+    failure: Failure | None = None  #: why it could not be read; such a record is never run
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result or the failure of one record."""
+
+    output: Json = None  #: what `transformers.pipeline` would give for it
+    failure: Failure | None = None
+    truncated: bool = False  #: the input was cut to what the model takes
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Records of a job or a chunk, by outcome."""
+
+    succeeded: int = 0
+    failed: int = 0
+    truncated: int = 0  #: of the succeeded
+
+    @property
+    def done(self) -> int:
+        """How many records have an outcome."""
+        return self.succeeded + self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What was submitted; it never changes."""
+
+    id: str
+    task: str
+    model: str | None = None  #: hub id, path, or `job:ID`; None for a runner that needs none
+    revision: str | None = None
+    params: Mapping[str, Json] = field(default_factory=dict)  #: runner options, as `top_k`
+    queue: str = "any"
+    priority: str = "normal"
+    name: str | None = None  #: the user's own word for it
+    inputs: tuple[str, ...] = ()  #: where the records came from, for people
+    created_at: float = 0.0  #: seconds since the epoch
+
+    @property
+    def title(self) -> str:
+        """The job in a few words, for Flower and logs: no secrets, no payload."""
+        name = f" {self.name!r}" if self.name else ""
+        return f"job {self.id}{name} · {self.model or 'no model'}"
+
+    def encode(self) -> str:
+        """Return the JSON text that `decode` takes."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def decode(cls, text: str | bytes) -> "JobSpec":
+        """Return the job of that JSON text.
+
+        Raises:
+            ValueError: the text is not JSON, or a field is missing or of the wrong type.
+        """
+        raw = json.loads(text)
+        if not isinstance(raw, dict):
+            raise ValueError(f"a job must be a JSON object, found {type(raw).__name__}")
+        known = {f.name for f in fields(cls)}
+        values = {key: value for key, value in raw.items() if key in known}
+        _check_spec(values)
+        values["inputs"] = tuple(values.get("inputs", ()))
+        return cls(**values)
+
+
+#: What each field of a job's JSON must be.
+_SHAPES: dict[str, tuple[type, ...]] = {
+    "id": (str,),
+    "task": (str,),
+    "model": (str, NoneType),
+    "revision": (str, NoneType),
+    "name": (str, NoneType),
+    "params": (dict,),
+    "queue": (str,),
+    "priority": (str,),
+    "inputs": (list,),
+    "created_at": (int, float),
+}
+
+
+def _check_spec(values: Mapping[str, Json]) -> None:
+    for key in ("id", "task"):
+        if key not in values:
+            raise ValueError(f"a job without {key}")
+    for key, value in values.items():
+        if not isinstance(value, _SHAPES[key]):
+            raise ValueError(f"a job's {key} cannot be {value!r}")
+    if not JOB_ID.match(values["id"]):
+        raise ValueError(f"not a job id: {values['id']!r}")
+    if values.get("queue", "any") not in QUEUES:
+        raise ValueError(f"unknown queue {values['queue']!r}")
+    if values.get("priority", "normal") not in PRIORITIES:
+        raise ValueError(f"unknown priority {values['priority']!r}")
+
+
+def new_job_id() -> str:
+    """Return a job id: twelve hexadecimal digits, random."""
+    return secrets.token_hex(6)
