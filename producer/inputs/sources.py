@@ -1,0 +1,157 @@
+"""Where records come from: a file or standard input, its format, and its bytes unpacked.
+
+Refuses what holds no text of ours (directories, binary files, UTF-16); knows nothing of records.
+"""
+
+import gzip
+import io
+import stat
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import UsageError
+
+FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
+
+_BLOCK = 64 * 1024
+_GZIP = b"\x1f\x8b"
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")  # UTF-32 begins with one of them as well, or with NUL
+_FOREIGN = {
+    b"PAR1": "a Parquet file: say --format parquet",
+    b"PK\x03\x04": "a zip archive or an Office document: unpack it, or save the sheet as CSV",
+    b"%PDF-": "a PDF: extract its text first",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it, or compress it with gzip",
+    b"\xfd7zXZ": "compressed with xz: unpack it, or compress it with gzip",
+    b"BZh91AY&SY": "compressed with bzip2: unpack it, or compress it with gzip",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input: a path as the user wrote it, or `-`, and what it holds."""
+
+    name: str
+    format: str
+
+    @property
+    def is_stdin(self) -> bool:
+        """Whether it is standard input."""
+        return self.name == "-"
+
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+        return "standard input" if self.is_stdin else self.name
+
+    @property
+    def rereadable(self) -> bool:
+        """Whether it can be opened twice: pipes and standard input give their bytes only once."""
+        return not self.is_stdin and Path(self.name).is_file()
+
+    def place(self, number: int) -> str:
+        """Return the place of a line (a row of Parquet), counted from 1, in words."""
+        return f"{self.label} {'row' if self.format == 'parquet' else 'line'} {number}"
+
+
+def find_sources(inputs: Sequence[str], format: str | None) -> list[Source]:
+    """Return the inputs with their formats: `format` where given, else by extension, `txt` for `-`.
+
+    Raises:
+        UsageError: an input is not there, is a directory, or its format is unknown; or `-` stands there twice.
+    """
+    if format is not None and format not in FORMATS:
+        raise UsageError(f"Unknown format {format!r}; known are {', '.join(FORMATS)}.")
+    if list(inputs).count("-") > 1:
+        raise UsageError("Standard input (-) can be read only once, but is named twice.")
+    sources = [Source(name, format or _format_of(name)) for name in inputs]
+    for source in sources:
+        _check_path(source)
+    return sources
+
+
+@contextmanager
+def open_bytes(source: Source) -> Iterator[io.BufferedReader]:
+    """Open a text source; gzip is recognised by its first bytes and unpacked.
+
+    Raises:
+        UsageError: it cannot be read, is a broken gzip file, or does not hold text.
+    """
+    with faults(source), ExitStack() as stack:
+        stream = _open_raw(source, stack)
+        head = stream.peek(_BLOCK)
+        if head.startswith(_GZIP):
+            unpacked: Any = gzip.GzipFile(fileobj=stream)
+            stream = stack.enter_context(io.BufferedReader(unpacked, _BLOCK))
+            head = stream.peek(_BLOCK)
+        elif head and source.name.lower().endswith(".gz"):
+            raise UsageError(f"{source.label} is not a gzip file, though its name ends in .gz.")
+        _refuse_binary(source, head)
+        yield stream
+
+
+@contextmanager
+def faults(source: Source) -> Iterator[None]:
+    """Turn what goes wrong while reading the source into a `UsageError` that names it."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UsageError(f"{source.label} is a broken gzip file: {error}") from error
+    except OSError as error:
+        raise UsageError(f"Cannot read {source.label}: {error.strerror or error}.") from error
+
+
+def _format_of(name: str) -> str:
+    if name == "-":
+        return "txt"
+    path = Path(name.lower())
+    if path.suffix == ".gz" and path.stem.endswith(".parquet"):
+        raise UsageError(f"{name}: Parquet is compressed in itself; unpack it with gunzip.")
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    known = {"ndjson": "jsonl"} | {name: name for name in FORMATS}
+    if suffix.removeprefix(".") not in known:
+        raise UsageError(
+            f"{name} has no extension that says what it holds ({', '.join(f'.{f}' for f in FORMATS)}, "
+            "each but .parquet also with .gz). Say it with --format."
+        )
+    return known[suffix.removeprefix(".")]
+
+
+def _check_path(source: Source) -> None:
+    if source.is_stdin:
+        if sys.stdin is None:
+            raise UsageError("Standard input is closed; name a file, or pipe the records in.")
+        return
+    try:
+        mode = Path(source.name).stat().st_mode
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no file {source.name}.") from error
+    except OSError as error:
+        raise UsageError(f"Cannot read {source.name}: {error.strerror}.") from error
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"{source.name} is a directory; name the files in it, as {source.name.rstrip('/')}/*.txt.")
+
+
+def _open_raw(source: Source, stack: ExitStack) -> io.BufferedReader:
+    if not source.is_stdin:
+        return stack.enter_context(io.BufferedReader(io.FileIO(source.name), _BLOCK))
+    buffer: Any = sys.stdin.buffer
+    # The unbuffered end gives what a pipe has at once; a buffered one would wait for a whole block.
+    stream = io.BufferedReader(getattr(buffer, "raw", buffer), _BLOCK)
+    stack.callback(stream.detach)  # standard input stays open for whoever comes after
+    return stream
+
+
+def _refuse_binary(source: Source, head: bytes) -> None:
+    for magic, words in _FOREIGN.items():
+        if head.startswith(magic):
+            raise UsageError(f"{source.label} is {words}.")
+    if b"\0" in head or head.startswith(_UTF16_BOMS):
+        raise UsageError(
+            f"{source.label} is binary; expected UTF-8 text ({source.format}). If it is text in UTF-16, "
+            "convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW."
+        )

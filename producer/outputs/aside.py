@@ -1,0 +1,62 @@
+"""Files that appear whole or not at all: written aside in the same directory, then renamed.
+
+An existing file stays as it was until the new one is complete and on the disk.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from common.errors import HugqueueError
+
+
+class Aside:
+    """A file under way to `path`. `keep` puts it there; without it, `discard` leaves no trace."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._target = path.resolve()  # a link goes on pointing to where it points
+        # Opened anew, not by tempfile, so that the user's umask decides who may read it.
+        self._part = self._target.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
+        with write_faults(path):
+            self.stream: BinaryIO = self._part.open("xb")
+
+    def keep(self) -> None:
+        """Put the file in its place.
+
+        Raises:
+            HugqueueError: the disk does not take it.
+        """
+        with write_faults(self.path):
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
+            self.stream.close()
+            self._part.replace(self._target)
+            _sync_directory(self._target.parent)
+
+    def discard(self) -> None:
+        """Remove what was written so far; after `keep` there is nothing to remove."""
+        with suppress(OSError):  # closing flushes, and a full disk says so again: this file is unwanted anyhow
+            self.stream.close()
+        self._part.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_faults(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while writing into an error that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise HugqueueError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the rename last through a loss of power."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
