@@ -1,0 +1,4 @@
+"""The side that computes: Celery processes that take turns, device processes that own the models."""
+
+#: Exit status of a worker that cannot start and should not be started again (EX_CONFIG of sysexits.h).
+CANNOT_START = 78

@@ -1,0 +1,78 @@
+"""The Celery app of a worker: `celery -A workers.app worker` starts one.
+
+Celery carries the tickets here; what is done with them is in `workers.turn`.
+"""
+
+import logging
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+from celery import Celery, bootsteps
+
+from common.errors import HugqueueError
+from common.queue import HANDLER_PREFIX, make_app
+from common.settings import Settings, load_settings
+from common.tasks import RUNNER_GROUP, TASKS
+from common.values import JOB_ID
+from workers import CANNOT_START
+from workers.devices import default_device, queues_of
+from workers.room import Room, close_room, make_room, open_room
+from workers.turn import take_turn
+
+logger = logging.getLogger(__name__)
+
+
+class RoomStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Opens the room before Celery consumes, and closes it after Celery has stopped consuming.
+
+    A boot step, not a signal handler: Celery swallows what signal handlers raise.
+    """
+
+    requires: ClassVar[set[str]] = {"celery.worker.components:Pool"}
+    room: ClassVar[Room | None] = None
+
+    def start(self, worker: Any) -> None:
+        """Open the room; a worker that cannot start ends with the reason."""
+        RoomStep.room = make_room(worker.hostname, worker.app, settings)
+        try:
+            open_room(RoomStep.room)
+        except HugqueueError as error:
+            logger.error("This worker cannot start: %s", error)
+            raise SystemExit(CANNOT_START) from error
+
+    def stop(self, worker: Any) -> None:
+        """Let the turns in hand finish, then close the room."""
+        if RoomStep.room is not None:
+            close_room(RoomStep.room, settings.grace)
+
+    def terminate(self, worker: Any) -> None:
+        """Close the room at once."""
+        if RoomStep.room is not None:
+            close_room(RoomStep.room, 0.0)
+
+
+def handle(request: Any, job_id: object = None, *_: object, **__: object) -> str:
+    """Take the turn that a ticket is good for; refuse what is not a ticket of ours."""
+    if not isinstance(job_id, str) or not JOB_ID.match(job_id) or RoomStep.room is None:
+        logger.warning("refused a message that is no ticket: %.200r", job_id)
+        return "refused: not a ticket"
+    return take_turn(RoomStep.room, job_id, str(request.id))
+
+
+def make_worker_app(settings: Settings) -> Celery:
+    """Return the app with one handler for each task and the boot step that opens the room."""
+    worker_app = make_app(settings)
+    plugins = (point.name for point in entry_points(group=RUNNER_GROUP))
+    for task in (*TASKS, *plugins):
+
+        @worker_app.task(name=HANDLER_PREFIX + task, bind=True)  # type: ignore[untyped-decorator]
+        def handler(self: Any, *args: object, **kwargs: object) -> str:
+            return handle(self.request, *args, **kwargs)
+
+    worker_app.steps["worker"].add(RoomStep)
+    worker_app.amqp.queues.select(settings.queues or queues_of(settings.device))
+    return worker_app
+
+
+settings = default_device(load_settings())
+app = make_worker_app(settings)

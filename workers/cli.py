@@ -1,0 +1,118 @@
+"""The command `workers`: parses, calls, prints, and no more."""
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+
+import click
+import redis
+
+from common.connection import connect, explain, is_passing
+from common.errors import HugqueueError, UsageError
+from common.settings import Settings, load_settings
+from common.tasks import find_task
+from common.values import QUEUES
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(package_name="hugqueue")
+def main() -> None:
+    """Workers of hugqueue: they take turns at jobs, load the models, and write the outcomes back.
+
+    \b
+    Redis is where CELERY_BROKER_URL (else REDIS_URL) says:
+      export REDIS_URL=redis://localhost:6379/0
+      workers start --preload fill-mask
+    """
+
+
+@main.command()
+@click.option("--device", help="auto, cpu, or GPUs as cuda:0,cuda:1.  [default: auto, all GPUs or else the CPU]")
+@click.option(
+    "--preload",
+    multiple=True,
+    metavar="TASK[=MODEL]",
+    help="Load and warm a model before any work is taken; repeatable.",
+)
+@click.option(
+    "--queues", metavar="NAMES", help="Queues to serve, split by commas.  [default: any and that of the device]"
+)
+@click.option("--allow-pickle", is_flag=True, help="Load weights from pickles too. They can run code: know the model.")
+@click.option("--allow-remote-code", is_flag=True, help="Let models bring code of their own. It runs as this user.")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+def start(
+    device: str | None,
+    preload: tuple[str, ...],
+    queues: str | None,
+    allow_pickle: bool,
+    allow_remote_code: bool,
+    log_level: str,
+) -> None:
+    """Start one worker for each GPU, or one for the CPU, and keep them alive until Ctrl-C or SIGTERM.
+
+    On SIGTERM the chunks in hand are finished, or given back after HUGQUEUE_GRACE seconds (30).
+
+    \b
+      workers start --device cpu --preload fill-mask=examples/models/demo-fill-mask
+      workers start --device cuda:0,cuda:1 --preload embedding
+    """
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        settings = load_settings()
+        settings = dataclasses.replace(
+            settings,
+            device=device or settings.device,
+            preload=tuple(map(_check_preload, preload)) or settings.preload,
+            queues=_queues(queues) or settings.queues,
+            allow_pickle=allow_pickle or settings.allow_pickle,
+            allow_remote_code=allow_remote_code or settings.allow_remote_code,
+        )
+        sys.exit(_supervise(settings, log_level))
+    except HugqueueError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_status)
+
+
+def _queues(text: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    unknown = [name for name in names if name not in QUEUES]
+    if unknown:
+        raise UsageError(f"--queues: there is no queue {unknown[0]!r}; expected some of {', '.join(QUEUES)}.")
+    return names
+
+
+def _check_preload(text: str) -> str:
+    """Return `TASK[=MODEL]`, a directory made absolute: the worker's own directory may be another."""
+    task, equals, model = text.partition("=")
+    find_task(task)
+    path = Path(model).expanduser()
+    return f"{task}={path.resolve()}" if equals and path.is_dir() else text
+
+
+def _supervise(settings: Settings, log_level: str) -> int:
+    from workers.devices import choose, find_gpus
+    from workers.supervisor import Supervisor
+
+    if settings.broker_url is None:
+        raise UsageError(
+            "No Redis is configured: set CELERY_BROKER_URL or REDIS_URL. "
+            "Without one, `producer submit` starts a Redis and a worker of its own."
+        )
+    devices = choose(settings.device, find_gpus())
+    client = connect(settings.broker_url)
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        if not is_passing(error):
+            raise HugqueueError(explain(error, settings.broker_url)) from error
+        logging.warning("%s Waiting for it.", explain(error, settings.broker_url))
+    return Supervisor(settings, devices, client, log_level).run()
+
+
+if __name__ == "__main__":
+    main()

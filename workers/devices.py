@@ -1,0 +1,109 @@
+"""The devices of this machine, found without torch; and who uses which GPU."""
+
+import dataclasses
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from common import keys
+from common.errors import UsageError
+from common.settings import Settings
+
+#: Milliseconds after which the claim of a dead supervisor ends.
+CLAIM_MS = 30_000
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU as nvidia-smi knows it."""
+
+    index: int
+    uuid: str
+    name: str
+
+
+def find_gpus() -> list[Gpu]:
+    """Return the GPUs that this process may use: none without nvidia-smi; CUDA_VISIBLE_DEVICES is honoured."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[part.strip() for part in line.split(",", 2)] for line in answer.splitlines() if line.strip()]
+    gpus = [Gpu(int(index), uuid, name) for index, uuid, name in rows]
+    return _visible(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _visible(gpus: list[Gpu], visible: str | None) -> list[Gpu]:
+    if visible is None:
+        return gpus
+    named = {**{str(gpu.index): gpu for gpu in gpus}, **{gpu.uuid: gpu for gpu in gpus}}
+    return [named[word.strip()] for word in visible.split(",") if word.strip() in named]
+
+
+def choose(device: str, gpus: list[Gpu]) -> list[Gpu | None]:
+    """Return the devices that `--device` names: a GPU each, or None for the CPU.
+
+    Raises:
+        UsageError: it names a GPU that is not there, or nothing at all.
+    """
+    if device == "cpu" or (device == "auto" and not gpus):
+        return [None]
+    if device in ("auto", "cuda", "gpu"):
+        if not gpus:
+            raise UsageError("--device gpu: no GPU was found (`nvidia-smi` lists none).")
+        return list(gpus)
+    words = [word.strip() for word in device.split(",")]
+    known = {f"cuda:{number}": gpu for number, gpu in enumerate(gpus)}
+    for word in words:
+        if word not in known:
+            found = ", ".join(known) or "no GPU"
+            raise UsageError(f"--device {word!r} is not here: expected auto, cpu or cuda:N; found {found}.")
+    return [known[word] for word in words]
+
+
+def default_device(settings: Settings) -> Settings:
+    """Return the settings with `auto` made the first GPU, or else the CPU: one worker serves one device."""
+    if settings.device != "auto":
+        return settings
+    return dataclasses.replace(settings, device="cuda:0" if find_gpus() else "cpu")
+
+
+def queues_of(device: str) -> tuple[str, ...]:
+    """Return the queues that a worker on `device` serves, its own first."""
+    return ("gpu", "any") if device.startswith("cuda") else ("cpu", "any")
+
+
+def describe(device: str) -> str:
+    """Return what the device is called."""
+    if device.startswith("cuda"):
+        gpus = find_gpus()
+        return gpus[0].name if gpus else "GPU"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name} × {os.cpu_count()}"
+
+
+def claim(client: "redis.Redis", gpu: Gpu, owner: str) -> bool:
+    """Take the GPU, or keep it; return whether it is `owner`'s. Two containers on one machine share out GPUs so."""
+    key = keys.device_claim(gpu.uuid)
+    if client.set(key, owner, nx=True, px=CLAIM_MS):
+        return True
+    if client.get(key) != owner.encode():
+        return False
+    client.pexpire(key, CLAIM_MS)
+    return True
+
+
+def release(client: "redis.Redis", gpu: Gpu, owner: str) -> None:
+    """Give the GPU back, if it is `owner`'s."""
+    key = keys.device_claim(gpu.uuid)
+    if client.get(key) == owner.encode():
+        client.delete(key)

@@ -1,0 +1,100 @@
+"""Leases in hand: one thread renews them all, and tells their holders when to stop.
+
+A turn that is told to stop (its job was cancelled or failed, its lease was taken over, the worker is stopping)
+finds `given_up` set, and why in `reason`.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+
+import redis
+
+from common.connection import is_passing
+from common.ledger import Lease, Ledger
+
+logger = logging.getLogger(__name__)
+
+
+class HeldLease:
+    """A lease somebody in this process works under."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.given_up = threading.Event()
+        self.reason = ""
+
+    def give_up(self, reason: str) -> None:
+        """Tell the holder to stop; the first reason stays."""
+        if not self.given_up.is_set():
+            self.reason = reason
+            self.given_up.set()
+
+
+class LeaseKeeper:
+    """Renews the leases of this process every `interval` seconds until it is stopped."""
+
+    def __init__(self, ledger: Ledger, interval: float) -> None:
+        self._ledger = ledger
+        self._interval = interval
+        self._held: set[HeldLease] = set()
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._stopped = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._renew_for_ever, name="leases", daemon=True)
+
+    def start(self) -> None:
+        """Begin to renew."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; leases still held run out by themselves."""
+        self._stopped.set()
+        self._thread.join()
+
+    @contextlib.contextmanager
+    def hold(self, lease: Lease) -> Iterator[HeldLease]:
+        """Renew `lease` as long as the block runs."""
+        held = HeldLease(lease)
+        with self._lock:
+            self._held.add(held)
+            if self._stopping:
+                held.give_up("stopping")
+        try:
+            yield held
+        finally:
+            with self._lock:
+                self._held.discard(held)
+                self._idle.notify_all()
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Wait until no lease is held; return whether that came about in time."""
+        with self._lock:
+            return self._idle.wait_for(lambda: not self._held, seconds)
+
+    def give_up_all(self) -> None:
+        """Tell all holders, and those to come, that the worker is stopping."""
+        with self._lock:
+            self._stopping = True
+            for held in self._held:
+                held.give_up("stopping")
+
+    def _renew_for_ever(self) -> None:
+        while not self._stopped.wait(self._interval):
+            with self._lock:
+                held = list(self._held)
+            for one in held:
+                self._renew(one)
+
+    def _renew(self, held: HeldLease) -> None:
+        try:
+            status = self._ledger.renew(held.lease)
+        except redis.RedisError as error:
+            # The work goes on: when Redis is back, the lease is taken up again if nobody else has.
+            level = logging.INFO if is_passing(error) else logging.ERROR
+            logger.log(level, "lease of chunk %d not renewed: %s", held.lease.chunk, error)
+            return
+        if status not in ("queued", "running"):
+            held.give_up(status)

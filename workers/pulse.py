@@ -1,0 +1,110 @@
+"""The worker's heartbeat: one thread that writes it, and ends the worker when what started it is gone."""
+
+import logging
+import os
+import platform
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import redis
+
+from common.heartbeats import Heartbeat, beat, leave
+from common.settings import Settings
+from workers.device_client import DeviceProcess
+from workers.devices import describe, queues_of
+from workers.meter import Meter
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 3.0
+#: Chunks in hand at once: one is fetched and one written back while one computes.
+SLOTS = 3
+
+
+class Pulse:
+    """Writes the heartbeat every few seconds until it is stopped."""
+
+    def __init__(
+        self, name: str, client: "redis.Redis", settings: Settings, device: DeviceProcess, meter: Meter
+    ) -> None:
+        self.state = "starting"
+        self._name = name
+        self._client = client
+        self._settings = settings
+        self._device = device
+        self._meter = meter
+        self._parent = os.getppid()
+        self._started = time.time()
+        self._device_name = describe(settings.device)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat_for_ever, name="pulse", daemon=True)
+
+    def start(self) -> None:
+        """Begin at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and take the worker off the list."""
+        self._stopped.set()
+        self._thread.join()
+        try:
+            leave(self._client, self._name)
+        except redis.RedisError as error:
+            logger.info("heartbeat not taken back, it runs out: %s", error)
+
+    def _beat_for_ever(self) -> None:
+        while True:
+            try:
+                beat(self._client, self.now())
+            except redis.RedisError as error:
+                logger.info("no heartbeat: %s", error)
+            if self._settings.supervised and os.getppid() != self._parent:
+                logger.warning("what started this worker is gone: stopping")
+                self._parent = os.getppid()
+                os.kill(os.getpid(), signal.SIGTERM)
+            if self._stopped.wait(INTERVAL):
+                return
+
+    def now(self) -> Heartbeat:
+        """Return the worker as it is now."""
+        return Heartbeat(
+            name=self._name,
+            device=self._settings.device,
+            device_name=self._device_name,
+            queues=self._settings.queues or queues_of(self._settings.device),
+            slots=SLOTS,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            started_at=self._started,
+            state=self.state,
+            models=tuple(self._device.loaded),
+            records_per_second=round(self._meter.rate(), 1),
+            records_done=self._meter.total,
+            memory_bytes=sum(_resident(pid) for pid in self._pids()),
+            version=f"{_version()} (Python {platform.python_version()})",
+        )
+
+    def _pids(self) -> Iterator[int]:
+        yield os.getpid()
+        if self._device.pid is not None:
+            yield self._device.pid
+
+
+def _resident(pid: int) -> int:
+    """Return the resident memory of a process in bytes, 0 where /proc does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _version() -> str:
+    try:
+        return version("hugqueue")
+    except PackageNotFoundError:
+        return "uninstalled"

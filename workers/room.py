@@ -1,0 +1,92 @@
+"""A worker's own room: what its turns use, opened before the first turn and closed after the last.
+
+The other room, the device process, is behind `device` (`workers.device_client`).
+"""
+
+import logging
+import threading
+from dataclasses import dataclass
+
+from celery import Celery
+
+from common.connection import connect
+from common.ledger import Ledger
+from common.settings import Settings
+from common.store import Store
+from workers.device_client import DeviceProcess
+from workers.leases import LeaseKeeper
+from workers.meter import Meter
+from workers.pulse import Pulse
+from workers.reaper import Reaper
+from workers.refusals import Refusals
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What every turn of a worker uses."""
+
+    name: str
+    app: Celery
+    store: Store
+    ledger: Ledger
+    device: DeviceProcess
+    leases: LeaseKeeper
+    refusals: Refusals
+    meter: Meter
+    pulse: Pulse
+    reaper: Reaper
+    stopping: threading.Event
+
+
+def make_room(name: str, app: Celery, settings: Settings) -> Room:
+    """Return a room that is not yet open."""
+    client = connect(settings.broker_url or "")
+    store, ledger = Store(client, settings.result_ttl), Ledger(client, settings.lease)
+    device, meter = DeviceProcess(settings), Meter()
+    return Room(
+        name,
+        app,
+        store,
+        ledger,
+        device,
+        LeaseKeeper(ledger, settings.renew),
+        Refusals(client, name),
+        meter,
+        Pulse(name, client, settings, device, meter),
+        Reaper(name, app, store, ledger, settings),
+        threading.Event(),
+    )
+
+
+def open_room(room: Room) -> None:
+    """Start all that works beside the turns; models are preloaded when this returns.
+
+    Raises:
+        ModelError: a preload that cannot be had.
+        WorkerError: the device cannot be used.
+    """
+    room.pulse.start()
+    try:
+        room.device.start()
+    except BaseException:
+        room.pulse.stop()
+        raise
+    room.pulse.state = "ready"
+    room.leases.start()
+    room.reaper.start()
+
+
+def close_room(room: Room, grace: float) -> None:
+    """End in order: the turns in hand get `grace` seconds to finish, then give their chunks back."""
+    room.pulse.state = "stopping"
+    room.stopping.set()
+    if not room.leases.wait_until_idle(grace):
+        logger.info("%.0f s of grace are over: giving back the chunks in hand", grace)
+        room.leases.give_up_all()
+        room.leases.wait_until_idle(10.0)
+    room.reaper.stop()
+    room.leases.stop()
+    room.device.stop()
+    room.pulse.stop()

@@ -1,0 +1,139 @@
+"""The supervisor: one worker per device, kept alive; knows processes and signals, nothing of chunks or models."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import redis
+
+from common.settings import Settings, to_environ
+from workers import CANNOT_START
+from workers.devices import CLAIM_MS, Gpu, claim, release
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks at the children.
+TICK = 0.2
+#: Seconds to the first restart; doubled each time, up to the last.
+BACKOFF_FIRST, BACKOFF_LAST = 1.0, 60.0
+#: A worker that lived so long starts afresh with the first.
+HEALTHY = 60.0
+#: Seconds beyond the grace period after which a stopping worker is killed.
+EXTRA = 20.0
+
+
+@dataclass(slots=True)
+class Child:
+    """One worker, its device, and how often it has fallen."""
+
+    gpu: Gpu | None
+    name: str
+    environ: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    pause: float = BACKOFF_FIRST
+    again_at: float = 0.0
+    claim_again_at: float = 0.0
+
+    def start(self, log_level: str) -> None:
+        """Start the worker in a session of its own, so that Ctrl-C reaches it through the supervisor only."""
+        command = [sys.executable, "-P", "-m", "celery", "-A", "workers.app", "worker", "-n", self.name]
+        command += ["--without-gossip", "--without-mingle", "-l", log_level]
+        self.process = subprocess.Popen(command, env=self.environ, stdin=subprocess.DEVNULL, start_new_session=True)
+        self.started = time.monotonic()
+
+
+class Supervisor:
+    """Starts the workers, starts them again when they fall, and stops them."""
+
+    def __init__(
+        self, settings: Settings, devices: Sequence[Gpu | None], client: "redis.Redis", log_level: str
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._log_level = log_level
+        self._owner = f"{os.uname().nodename}/{os.getpid()}"
+        self._parent = os.getppid()
+        self._stopping = False
+        self._children = [self._child(gpu) for gpu in devices]
+
+    def _child(self, gpu: Gpu | None) -> Child:
+        environ = {**os.environ, **to_environ(self._settings), "HUGQUEUE_SUPERVISED": "1"}
+        environ["HUGQUEUE_DEVICE"] = "cuda:0" if gpu else "cpu"
+        if gpu:
+            environ["CUDA_VISIBLE_DEVICES"] = gpu.uuid
+        label = f"gpu{gpu.index}" if gpu else "cpu"
+        return Child(gpu, f"{label}-{os.getpid()}@%h", environ)
+
+    def run(self) -> int:
+        """Keep the workers alive until SIGTERM or SIGINT; return the exit status.
+
+        That is 0 after a stop that was asked for, else that of a worker that could not start.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask_to_stop)
+        status = 0
+        while not self._stopping and not status:
+            status = self._look_after_all()
+            if self._settings.supervised and os.getppid() != self._parent:
+                self._stopping = True
+            time.sleep(TICK)
+        self._stop_all()
+        return status
+
+    def _ask_to_stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _look_after_all(self) -> int:
+        for child in self._children:
+            if child.process is None:
+                self._start(child)
+            elif (status := child.process.poll()) is not None:
+                if status == CANNOT_START:
+                    return 1
+                self._fallen(child, status)
+            elif child.gpu and time.monotonic() > child.claim_again_at:
+                self._may_use(child.gpu)
+                child.claim_again_at = time.monotonic() + CLAIM_MS / 3000
+        return 0
+
+    def _start(self, child: Child) -> None:
+        if time.monotonic() < child.again_at or not self._may_use(child.gpu):
+            return
+        child.start(self._log_level)
+
+    def _may_use(self, gpu: Gpu | None) -> bool:
+        if gpu is None:
+            return True
+        try:
+            return claim(self._client, gpu, self._owner)
+        except redis.RedisError as error:
+            logger.warning("cannot claim GPU %d: %s", gpu.index, error)
+            return False
+
+    def _fallen(self, child: Child, status: int) -> None:
+        if time.monotonic() - child.started > HEALTHY:
+            child.pause = BACKOFF_FIRST
+        logger.error("worker %s ended with status %d; starting it again in %.0f s", child.name, status, child.pause)
+        child.process = None
+        child.again_at = time.monotonic() + child.pause
+        child.pause = min(child.pause * 2, BACKOFF_LAST)
+
+    def _stop_all(self) -> None:
+        running = [child.process for child in self._children if child.process and child.process.poll() is None]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + self._settings.grace + EXTRA
+        for process in running:
+            try:
+                process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+        for child in self._children:
+            if child.gpu:
+                release(self._client, child.gpu, self._owner)
