@@ -1,0 +1,158 @@
+"""Runners for tests, found by their entry points when `tests/plugins` is on PYTHONPATH. None needs torch.
+
+| task | what it does |
+|---|---|
+| `test-echo` | gives the text in capitals; `-p fail=TEXT` fails the records of that text |
+| `test-wait` | as echo, after `-p seconds=` per batch, or once the file `-p until=` is there; ticks meanwhile |
+| `test-crash` | as echo, but for some texts: see `Crash`; `-p batch=` records at a time (4) |
+| `test-load` | as echo, but loading takes, kills or fails: see `Load` |
+| `test-suicide` | dies whenever it is loaded |
+| `test-model` | as echo, with a model: `-p memory_error=true` cannot be loaded for lack of memory |
+| `test-vector` | as crash, its outputs three float32 each |
+| `test-short` | gives one outcome too few |
+| `test-unwritable` | gives an output that has no JSON form for the text "object" |
+"""
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+import pyarrow as pa
+
+from common.errors import ModelError
+from common.values import Failure, Outcome
+from workers.runners.base import Runner
+
+
+class Echo(Runner):
+    needs_model = False
+
+    def __init__(self, task, model, device, load_params):
+        self.task, self.model, self.device = task, model, device
+
+    def run(self, inputs, params, watch):
+        size = int(params.get("batch", 4))
+        outcomes = []
+        for start in range(0, len(inputs), size):
+            batch = inputs[start : start + size]
+            watch.batch(range(start, start + len(batch)))
+            outcomes += [self.one(text, params, watch) for text in batch]
+        return outcomes
+
+    def one(self, text, params, watch):
+        if text == params.get("fail", object()):
+            return Outcome(failure=Failure("test_failure", f"asked to fail {text!r}"))
+        return Outcome(text.upper())
+
+
+class Wait(Echo):
+    def run(self, inputs, params, watch):
+        watch.batch(range(len(inputs)))
+        end = time.monotonic() + float(params.get("seconds", 0))
+        until = Path(params["until"]) if "until" in params else None
+        if "started" in params:  # a file that says the chunk is at work
+            Path(params["started"]).touch()
+        while time.monotonic() < end or (until and not until.exists()):
+            time.sleep(0.02)
+            watch.tick()
+        return super().run(inputs, params, watch)
+
+
+class Crash(Echo):
+    """Texts: crash (segfault), oom-kill (SIGKILL), exit, hang, memory, raise, gpu-lost; `once:FILE` kills once."""
+
+    def one(self, text, params, watch):
+        action = getattr(self, "do_" + text.partition(":")[0].replace("-", "_"), None)
+        if action:
+            action(text.partition(":")[2])
+        return super().one(text, params, watch)
+
+    def do_crash(self, _):
+        ctypes.string_at(0)
+
+    def do_oom_kill(self, _):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def do_exit(self, _):
+        os._exit(3)
+
+    def do_hang(self, _):
+        while True:
+            time.sleep(1)
+
+    def do_memory(self, _):
+        raise MemoryError("asked for too much")
+
+    def do_raise(self, _):
+        raise ValueError("asked to raise")
+
+    def do_gpu_lost(self, _):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def do_once(self, path):
+        if not Path(path).exists():
+            Path(path).touch()
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class Load(Echo):
+    """Load parameters: load_seconds=, load_kill=FILE (dies while it is there), load_error= and load_raise= (texts)."""
+
+    load_params = frozenset({"load_seconds", "load_kill", "load_error", "load_raise"})
+
+    def __init__(self, task, model, device, load_params):
+        super().__init__(task, model, device, load_params)
+        time.sleep(float(load_params.get("load_seconds", 0)))
+        if Path(load_params.get("load_kill", "/nonexistent")).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "load_error" in load_params:
+            raise ModelError("test_load", load_params["load_error"])
+        if "load_raise" in load_params:
+            raise ValueError(load_params["load_raise"])
+
+    def one(self, text, params, watch):
+        if text == "crash":
+            ctypes.string_at(0)
+        return super().one(text, params, watch)
+
+
+class Suicide(Echo):
+    def __init__(self, task, model, device, load_params):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Model(Echo):
+    needs_model = True
+    load_params = frozenset({"memory_error"})
+
+    def __init__(self, task, model, device, load_params):
+        super().__init__(task, model, device, load_params)
+        if load_params.get("memory_error"):
+            raise MemoryError("no room")
+
+    def one(self, text, params, watch):
+        return Outcome(f"{self.model.name}: {text}")
+
+    def memory_bytes(self):
+        return 1000
+
+
+class Vector(Crash):
+    def output_type(self, params):
+        return pa.list_(pa.float32(), 3)
+
+    def one(self, text, params, watch):
+        super().one(text, params, watch)
+        return Outcome([1.0, 2.0, float(len(text))])
+
+
+class Short(Echo):
+    def run(self, inputs, params, watch):
+        return super().run(inputs, params, watch)[:-1]
+
+
+class Unwritable(Echo):
+    def one(self, text, params, watch):
+        return Outcome(object()) if text == "object" else super().one(text, params, watch)

@@ -1,0 +1,142 @@
+"""The device process dies, hangs, or loses its device: what that costs, and what it must not cost."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common.errors import ModelError
+from common.payloads import decode_outcomes
+from common.values import Counts
+from tests.device_room import Room, codes, device_room, outcomes
+from tests.processes import wait_until
+from workers.runners.base import Cancelled
+
+TEXTS = ["a", "b", "c", "d", "e", "f"]
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
+    with device_room(monkeypatch) as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("crash", "SIGSEGV"), ("oom-kill", "SIGKILL"), ("exit", "status 3"), ("gpu-lost", "GPU")]
+)
+def test_a_record_that_kills_the_process_fails_alone(room: Room, text: str, words: str):
+    result = room.run("test-crash", [*TEXTS, text, "g", "h"])
+    assert codes(result) == {6: "worker_died"}
+    assert words in (outcomes(result)[6].failure or pytest.fail()).message
+    assert [outcome.output for outcome in outcomes(result).values()] == [*"ABCDEF", None, "G", "H"]
+    assert result.counts == Counts(succeeded=8, failed=1)
+
+
+def test_several_killers_fail_and_no_other(room: Room):
+    result = room.run("test-crash", ["crash", *TEXTS, "oom-kill", "g"], params={"batch": 2})
+    assert codes(result) == {0: "worker_died", 7: "worker_died"}
+
+
+def test_a_chunk_of_killers_alone_keeps_the_type_of_its_outputs(room: Room):
+    healthy = decode_outcomes(room.run("test-vector", ["a"]).payload).schema
+    result = room.run("test-vector", ["crash"])
+    assert codes(result) == {0: "worker_died"}
+    assert decode_outcomes(result.payload).schema.equals(healthy)
+
+
+def test_a_result_in_parts_keeps_the_type_of_its_outputs(room: Room):
+    result = room.run("test-vector", ["a", "bb", "crash"], params={"batch": 1})
+    assert codes(result) == {2: "worker_died"}
+    assert decode_outcomes(result.payload)["output"].to_pylist() == [[1.0, 2.0, 1.0], [1.0, 2.0, 2.0], None]
+
+
+def test_a_death_that_was_not_the_records_fault_costs_nothing(room: Room, tmp_path: Path):
+    result = room.run("test-crash", ["a", f"once:{tmp_path / 'flag'}", "c"])
+    assert result.counts == Counts(succeeded=3)
+
+
+def test_only_wanted_positions_are_run_again_after_a_death(room: Room):
+    result = room.run("test-crash", ["crash", "b", "crash", "d"], positions=[1, 2, 3])
+    assert {at: outcome.output for at, outcome in outcomes(result).items()} == {1: "B", 2: None, 3: "D"}
+
+
+def test_run_with_caution_each_record_is_a_batch_of_its_own(room: Room):
+    result = room.run("test-crash", ["a", "crash", "c"], cautious=True)
+    assert codes(result) == {1: "worker_died"}
+    assert [o.output for o in outcomes(result).values()] == ["A", None, "C"]
+
+
+def test_chunks_that_waited_are_answered_as_if_nothing_had_been(room: Room, tmp_path: Path):
+    started, until = tmp_path / "started", tmp_path / "until"
+    running = room.submit("test-wait", ["a"], params={"until": str(until), "started": str(started)})
+    wait_until(started.exists)
+    waiting = [room.submit("test-echo", [f"text {n}"]) for n in range(2)]
+    os.kill(room.pid(), signal.SIGKILL)
+    until.touch()
+    assert [outcomes(f.result(30))[0].output for f in [running, *waiting]] == ["A", "TEXT 0", "TEXT 1"]
+
+
+def test_a_process_that_dies_idle_is_replaced(room: Room):
+    pid = room.pid()
+    os.kill(pid, signal.SIGKILL)
+    assert room.run("test-echo", ["a"]).counts.succeeded == 1
+    assert room.pid() != pid
+
+
+def test_a_record_that_hangs_fails_alone_with_timeout(monkeypatch: pytest.MonkeyPatch):
+    with device_room(monkeypatch, batch_timeout=3.0) as room:
+        result = room.run("test-crash", ["a", "b", "hang", "d"])
+        assert codes(result) == {2: "timeout"}
+        assert result.counts == Counts(succeeded=3, failed=1)
+
+
+def test_a_long_batch_that_gives_signs_of_life_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+    with device_room(monkeypatch, batch_timeout=3.0) as room:
+        pid = room.pid()
+        assert room.run("test-wait", ["a"], params={"seconds": 5}).counts.succeeded == 1
+        assert room.pid() == pid
+
+
+def test_slow_loading_is_no_hang(monkeypatch: pytest.MonkeyPatch):
+    with device_room(monkeypatch, batch_timeout=3.0) as room:
+        assert room.run("test-load", ["a"], params={"load_seconds": 4}).counts.succeeded == 1
+
+
+def test_a_death_right_after_a_slow_load_recovers_without_a_spiral(room: Room):
+    result = room.run("test-load", ["a", "crash", "c"], params={"load_seconds": 1, "batch": 1})
+    assert codes(result) == {1: "worker_died"}
+    assert room.stages.count("loading test-load") <= 4
+
+
+def test_a_model_whose_loading_kills_twice_fails_its_job_and_no_other(room: Room, tmp_path: Path):
+    fatal = tmp_path / "fatal"
+    fatal.touch()
+    with pytest.raises(ModelError, match="SIGKILL") as caught:
+        room.run("test-load", ["a"], params={"load_kill": str(fatal)})
+    assert caught.value.code == "model_kills_worker"
+    assert room.run("test-echo", ["a"]).counts.succeeded == 1
+    fatal.unlink()  # another job may try it again
+    assert room.run("test-load", ["a"], params={"load_kill": str(fatal)}).counts.succeeded == 1
+
+
+def test_a_preload_that_kills_twice_is_an_error_of_start(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ModelError, match="test-suicide") as caught, device_room(monkeypatch, preload=("test-suicide",)):
+        pass
+    assert caught.value.code == "model_kills_worker"
+
+
+def test_a_chunk_given_up_while_its_process_dies_is_not_run_again(room: Room, tmp_path: Path):
+    started, cancelled = tmp_path / "started", threading.Event()
+    running = room.submit("test-wait", ["a"], params={"seconds": 600, "started": str(started)}, cancelled=cancelled)
+    wait_until(started.exists)
+    os.kill(room.pid(), signal.SIGSTOP)
+    cancelled.set()
+    os.kill(room.pid(), signal.SIGKILL)
+    with pytest.raises(Cancelled):
+        running.result(10)
+    started.unlink()
+    room.run("test-echo", ["a"])
+    assert not started.exists()

@@ -1,0 +1,177 @@
+"""One chunk through one runner: what must not be run is not, and what comes back is checked.
+
+A runner is trusted to compute, not to be free of faults: one that raises is run record by record, so that the
+record at fault fails alone; one that gives too few outcomes, or outcomes that cannot be written, is found out here.
+Knows neither models nor the other process.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from common.errors import ModelError, RecordError, WorkerError
+from common.payloads import MAX_BYTES, count, encode_outcomes
+from common.values import Counts, Failure, Json, Outcome, Record
+from workers.runners.base import Cancelled, Runner, Watch
+from workers.runners.batching import is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+#: What Arrow and the encoder raise over an output that is not what its runner declared.
+_WRITE_ERRORS = (TypeError, ValueError, OverflowError, RecursionError, MemoryError, pa.ArrowException)
+
+
+class DeviceLost(Exception):
+    """Raised when the device's context is ruined: only a fresh process can use it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a chunk: the payload of outcomes, their counts, and the seconds it took to compute them."""
+
+    payload: bytes
+    counts: Counts
+    seconds: float
+
+
+class _Placed:
+    """A watch that turns a runner's positions into those of the chunk."""
+
+    def __init__(self, watch: Watch, places: Sequence[int]) -> None:
+        self._watch = watch
+        self._places = places
+
+    def batch(self, positions: Sequence[int]) -> None:
+        self._watch.batch([self._places[position] for position in positions])
+
+    def tick(self) -> None:
+        self._watch.tick()
+
+
+def run_chunk(
+    runner: Runner, records: Mapping[int, Record], params: Mapping[str, Json], device: str, watch: Watch
+) -> Answer:
+    """Return the outcomes of `records` (by their position in the chunk), in the order given.
+
+    Raises:
+        Cancelled: the chunk was given up.
+        ModelError: the runner cannot do the job at all.
+        DeviceLost: the device reported an error that ruins its context.
+    """
+    begun = time.perf_counter()
+    todo = [position for position, record in records.items() if record.failure is None]
+    outcomes = {p: Outcome(failure=r.failure) for p, r in records.items() if r.failure is not None}
+    if todo:
+        found = _run(runner, [records[p].input for p in todo], params, _Placed(watch, todo), device)
+        outcomes.update(zip(todo, found, strict=True))
+    seconds = time.perf_counter() - begun
+    ordered = [outcomes[position] for position in records]
+    payload, ordered = _encode(list(records), [r.id for r in records.values()], ordered, runner.output_type(params))
+    return Answer(payload, count(ordered), seconds)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether this is an error of the GPU after which all further calls in the process fail too."""
+    text = str(error)
+    fatal = isinstance(error, RuntimeError) and "CUDA error" in text and "out of memory" not in text
+    return fatal and not is_out_of_memory(error)
+
+
+def _run(
+    runner: Runner, inputs: Sequence[Json], params: Mapping[str, Json], watch: _Placed, device: str
+) -> list[Outcome]:
+    watch.batch(range(len(inputs)))  # until the runner says which ones: it may die while it prepares them
+    try:
+        outcomes = _checked(runner.run(inputs, params, watch), len(inputs))
+    except (Cancelled, ModelError, WorkerError):
+        raise
+    except Exception as error:  # a boundary: whatever a runner raises, the other records go on
+        if is_device_lost(error):
+            raise DeviceLost(str(error)) from error
+        logger.exception("the runner %s raised; its records are run one by one", type(runner).__name__)
+        outcomes = None
+    if outcomes is None:
+        outcomes = [_run_alone(runner, inputs, number, params, watch) for number in range(len(inputs))]
+    _check_device(device, outcomes)
+    return outcomes
+
+
+def _run_alone(
+    runner: Runner, inputs: Sequence[Json], number: int, params: Mapping[str, Json], watch: _Placed
+) -> Outcome:
+    watch.batch([number])
+    alone = _Placed(watch, [number])
+    try:
+        return _checked(runner.run([inputs[number]], params, alone), 1)[0]
+    except (Cancelled, ModelError, WorkerError):
+        raise
+    except Exception as error:  # the same boundary, for one record
+        if is_device_lost(error):
+            raise DeviceLost(str(error)) from error
+        if is_out_of_memory(error):
+            return Outcome(failure=Failure("out_of_memory", "This record alone does not fit into memory."))
+        if isinstance(error, RecordError):
+            return Outcome(failure=Failure(error.code, error.message))
+        logger.warning("the runner %s raised over one record: %s", type(runner).__name__, type(error).__name__)
+        return Outcome(failure=Failure("runner_error", f"{type(error).__name__}: {error}"[:2000]))
+
+
+def _checked(outcomes: object, expected: int) -> list[Outcome]:
+    if not isinstance(outcomes, list) or not all(isinstance(outcome, Outcome) for outcome in outcomes):
+        return [_fault(f"it gave {type(outcomes).__name__}, expected a list of Outcome")] * expected
+    if len(outcomes) != expected:
+        return [_fault(f"it gave {len(outcomes)} outcomes for {expected} records")] * expected
+    return outcomes
+
+
+def _fault(what: str) -> Outcome:
+    return Outcome(failure=Failure("runner_error", f"The runner is at fault: {what}."))
+
+
+def _check_device(device: str, outcomes: Sequence[Outcome]) -> None:
+    """Ask the device after a failure whether it still works: a runner may have taken its last word for a record's."""
+    torch = sys.modules.get("torch")
+    if torch is None or not device.startswith("cuda"):
+        return
+    if any(outcome.failure and outcome.failure.code == "runner_error" for outcome in outcomes):
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise DeviceLost(str(error)) from error
+
+
+def _encode(
+    positions: Sequence[int], ids: Sequence[Json], outcomes: list[Outcome], output_type: pa.DataType | None
+) -> tuple[bytes, list[Outcome]]:
+    payload = _try_encode(positions, ids, outcomes, output_type)
+    if isinstance(payload, Exception):
+        logger.warning("outputs that cannot be written: %s", payload)
+        outcomes = [_writable(outcome, output_type) for outcome in outcomes]
+        payload = encode_outcomes(positions, ids, outcomes, output_type)
+    if len(payload) > MAX_BYTES:
+        failure = Failure(
+            "output_too_large", f"The chunk's outputs take {len(payload):,} bytes; at most {MAX_BYTES:,}."
+        )
+        outcomes = [Outcome(failure=outcome.failure or failure) for outcome in outcomes]
+        payload = encode_outcomes(positions, ids, outcomes, output_type)
+    return payload, outcomes
+
+
+def _writable(outcome: Outcome, output_type: pa.DataType | None) -> Outcome:
+    error = _try_encode([0], [0], [outcome], output_type)
+    if not isinstance(error, Exception):
+        return outcome
+    return _fault(f"an output that cannot be written ({type(error).__name__}: {str(error)[:500]})")
+
+
+def _try_encode(
+    positions: Sequence[int], ids: Sequence[Json], outcomes: Sequence[Outcome], output_type: pa.DataType | None
+) -> bytes | Exception:
+    try:
+        return encode_outcomes(positions, ids, outcomes, output_type)
+    except _WRITE_ERRORS as error:
+        return error

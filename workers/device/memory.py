@@ -1,0 +1,83 @@
+"""How much memory a device has left, and how much a model directory will want.
+
+Looks at torch only where a runner has imported it already: until then nothing of ours is on a GPU.
+"""
+
+import gc
+import sys
+from pathlib import Path
+from typing import Any
+
+_MEMINFO = Path("/proc/meminfo")
+#: Where a container finds its memory limit and its use: cgroup v2, then v1.
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory.stat")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.stat"),
+    ),
+)
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def memory_of(device: str) -> tuple[int | None, int | None]:
+    """Return the free and the total memory of `device` (`cpu`, `cuda:0`) in bytes; None where nobody can tell."""
+    if not device.startswith("cuda"):
+        return _host_memory()
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None, None
+    free, total = torch.cuda.mem_get_info(device)
+    return free + _cached_by_torch(torch, device), total
+
+
+def weight_bytes(directory: Path) -> int:
+    """Return the size of the weights in a model directory, in bytes: safetensors if there are any, else the rest."""
+    sizes = {suffix: 0 for suffix in _WEIGHTS}
+    for path in directory.rglob("*"):
+        if path.suffix in sizes and path.is_file():
+            sizes[path.suffix] += path.stat().st_size
+    return sizes[".safetensors"] or sum(sizes.values())
+
+
+def release() -> None:
+    """Give memory back that no object holds any longer."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _cached_by_torch(torch: Any, device: str) -> int:
+    """Return what torch's allocator holds for the next tensors: free to us, though not to the driver."""
+    return int(torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def _host_memory() -> tuple[int | None, int | None]:
+    fields = _numbers(_MEMINFO, separator=":", unit=1024)
+    free, total = fields.get("MemAvailable"), fields.get("MemTotal")
+    for limit_file, use_file, stat_file in _CGROUPS:
+        limit, use = _number(limit_file), _number(use_file)
+        if limit is None or use is None or (total is not None and limit >= total):
+            continue
+        # Pages of files that were not touched of late count as used, but are given up on demand.
+        left = max(0, limit - use + _numbers(stat_file).get("inactive_file", 0))
+        free, total = min(left, free if free is not None else left), limit
+    return free, total
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _numbers(path: Path, separator: str = " ", unit: int = 1) -> dict[str, int]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(separator) for line in lines)
+    return {name: int(rest.split()[0]) * unit for name, _, rest in pairs if rest.strip()[:1].isdigit()}

@@ -1,0 +1,190 @@
+"""The models that a device process has loaded: each once, the least recently used out first when memory asks for it.
+
+Decides whether a model fits before it is loaded, by the size of its weights; knows nothing of how it is loaded
+(that is the runner's) or where it comes from (the resolver's).
+"""
+
+import json
+import logging
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from common.errors import CodedError, ModelError, WorkerError
+from common.tasks import ALIASES
+from common.values import JobSpec, Json
+from workers.device.chunk import DeviceLost, is_device_lost
+from workers.device.memory import memory_of, release, weight_bytes
+from workers.model_files import human_size
+from workers.resolver import ModelPolicy, Resolved, resolve
+from workers.runners.base import Cancelled, Runner
+from workers.runners.batching import is_out_of_memory
+from workers.runners.table import find_runner
+
+logger = logging.getLogger(__name__)
+
+#: Beside its weights a model wants room for what it computes.
+_HEADROOM = 1.2
+_LIBRARIES = ("torch", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A loaded runner and what is to be said of it."""
+
+    runner: Runner
+    task: str
+    model: str | None
+    resolved: Resolved | None  #: None for a runner without a model
+    device: str
+
+    @property
+    def title(self) -> str:
+        """What it is, for logs."""
+        return f"{self.task} with {self.model or 'no model'}"
+
+    def facts(self) -> dict[str, Json]:
+        """Return what ran, for the record: model, commit, device, dtype, versions of the libraries."""
+        dtype = getattr(self.runner, "dtype", None)
+        return {
+            "task": self.task,
+            "model": self.model,
+            "commit": self.resolved.commit if self.resolved else None,
+            "source": self.resolved.source if self.resolved else None,
+            "device": self.device,
+            "dtype": str(dtype).removeprefix("torch.") if dtype is not None else None,
+            "versions": {name: _version(name) for name in _LIBRARIES if name in sys.modules},
+        }
+
+    def summary(self) -> dict[str, Json]:
+        """Return task, model and bytes of memory, for the heartbeat."""
+        return {"task": self.task, "model": self.model, "bytes": self.runner.memory_bytes()}
+
+
+class Models:
+    """Runners by what they were loaded from, in the order of their last use."""
+
+    def __init__(self, device: str, policy: ModelPolicy) -> None:
+        self._device = device
+        self._policy = policy
+        #: What the worker was started with goes to the runner as load parameters; a job cannot name them.
+        self._trust = {"allow_pickle": policy.allow_pickle, "allow_remote_code": policy.allow_remote_code}
+        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
+        self._resolved: dict[tuple[str | None, ...], Resolved] = {}
+        self.changes = 0  #: how often a model was loaded or let go
+
+    def summaries(self) -> list[dict[str, Json]]:
+        """Return the `summary` of each, the least recently used first."""
+        return [loaded.summary() for loaded in self._loaded.values()]
+
+    def get(self, spec: JobSpec, on_stage: Callable[[str], None]) -> tuple[Loaded, dict[str, Json]]:
+        """Return the runner that a job needs, loaded, and the parameters that are left for its `run`.
+
+        Args:
+            spec: the job: its task, model, revision and params count.
+            on_stage: told what takes time: downloads, loading. May raise `Cancelled`.
+
+        Raises:
+            ModelError: it cannot be had, is not allowed, or cannot be loaded.
+            WorkerError: `no_memory`, it does not fit here; `missing_library`; `hub_unavailable`; `disk_full`.
+            DeviceLost: the device broke while loading.
+        """
+        task = ALIASES.get(spec.task, spec.task)
+        kind = _find_runner(task)
+        load_params = {name: value for name, value in spec.params.items() if name in kind.load_params}
+        load_params |= self._trust
+        params = {name: value for name, value in spec.params.items() if name not in kind.load_params}
+        resolved = self._resolve(task, spec, on_stage) if kind.needs_model else None
+        key = json.dumps([task, str(resolved.path) if resolved else None, load_params], sort_keys=True)
+        if key not in self._loaded:
+            model = resolved.model if resolved else None
+            self._loaded[key] = self._load(kind, task, model, resolved, load_params, on_stage)
+        self._loaded.move_to_end(key)
+        return self._loaded[key], params
+
+    def _resolve(self, task: str, spec: JobSpec, on_stage: Callable[[str], None]) -> Resolved:
+        """Resolve once: all chunks of a job then see the same commit, and none asks the disk again."""
+        key = (spec.model, spec.revision, task if spec.model is None else None)
+        if key not in self._resolved or not self._resolved[key].path.is_dir():
+            self._resolved[key] = resolve(spec.model, spec.revision, task, self._policy, on_stage)
+        return self._resolved[key]
+
+    def _load(
+        self,
+        kind: type[Runner],
+        task: str,
+        model: str | None,
+        resolved: Resolved | None,
+        load_params: Mapping[str, Json],
+        on_stage: Callable[[str], None],
+    ) -> Loaded:
+        needed = weight_bytes(resolved.path) if resolved else 0
+        title = f"{model or task} ({human_size(needed)})" if needed else model or task
+        self._make_room(needed, title)
+        on_stage(f"loading {title}")
+        runner = _construct(kind, task, resolved, self._device, load_params)
+        if runner is None and self._loaded:
+            while self._loaded:
+                self._evict()
+            on_stage(f"loading {title}, now alone")
+            runner = _construct(kind, task, resolved, self._device, load_params)
+        if runner is None:
+            raise WorkerError("no_memory", f"{title} does not fit into the memory of {self._device}.")
+        on_stage("")
+        self.changes += 1
+        return Loaded(runner, task, model, resolved, self._device)
+
+    def _make_room(self, needed: int, title: str) -> None:
+        free = memory_of(self._device)[0]
+        while free is not None and free < needed * _HEADROOM and self._loaded:
+            self._evict()
+            free = memory_of(self._device)[0]
+        if free is not None and free < needed:
+            raise WorkerError(
+                "no_memory", f"{title} does not fit: {self._device} has {human_size(free)} of memory left."
+            )
+
+    def _evict(self) -> None:
+        _, loaded = self._loaded.popitem(last=False)
+        self.changes += 1
+        logger.info("out of memory's way: %s", loaded.title)
+        del loaded
+        release()
+
+
+@cache  # the entry points of all distributions are read each time; errors are not kept
+def _find_runner(task: str) -> type[Runner]:
+    try:
+        return find_runner(task)
+    except ImportError as error:
+        raise WorkerError(
+            "missing_library", f"This worker cannot run {task}: {error}. Install it: pip install 'hugqueue[worker]'."
+        ) from error
+
+
+def _construct(
+    kind: type[Runner], task: str, resolved: Resolved | None, device: str, load_params: Mapping[str, Json]
+) -> Runner | None:
+    """Return the loaded runner, or None if memory ran out: then all that the attempt held is free again."""
+    try:
+        return kind(task, resolved.path if resolved else None, device, load_params)
+    except (CodedError, Cancelled):
+        raise
+    except Exception as error:  # a boundary: a runner loads whatever files it was given
+        if is_device_lost(error):
+            raise DeviceLost(str(error)) from error
+        if not is_out_of_memory(error):
+            logger.exception("%s could not be loaded", resolved.model if resolved else task)
+            raise ModelError("model_load_failed", f"{type(error).__name__}: {error}"[:2000]) from error
+    release()
+    return None
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None

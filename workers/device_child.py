@@ -1,0 +1,265 @@
+"""One life of a device process, seen from the Celery process: its start, its messages, its end.
+
+Knows which request it is at and which records are about to run, so that its death can be laid at the right door.
+Knows no chunks beyond that, and starts no second life: that is `workers.device_client`.
+"""
+
+import logging
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.errors import CodedError, ModelError, WorkerError
+from common.values import Failure, Json
+from workers.device.protocol import DEVICE_LOST, Channel, Message, ProtocolError, integers
+
+logger = logging.getLogger(__name__)
+
+#: Secrets of the Celery process that what runs models has no use for.
+_KEPT_BACK = ("CELERY_BROKER_URL", "REDIS_URL")
+#: How often a silent process is looked at, in seconds.
+_LOOK = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """Why a request has no answer: the process died before it gave one."""
+
+    failure: Failure  #: what a record gets that is to blame
+    suspects: tuple[int, ...] = ()  #: the positions that were about to run
+    loading: bool = False  #: it died while it loaded the request's model
+    blamed: bool = True  #: False if it was at another request, or at none
+    idle: bool = False  #: it was at no request at all
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """One request in hand: what the process says about it, then its answer or the process's death."""
+
+    id: int
+    events: "queue.SimpleQueue[Message | Death]" = field(default_factory=queue.SimpleQueue)
+
+
+@dataclass(slots=True)
+class _Current:
+    """The request that the process is at."""
+
+    id: int
+    loading: bool = True
+    suspects: tuple[int, ...] = ()
+    silent: float = 0.0  #: seconds without a sign of life, as far as this process was awake to hear one
+
+
+class DeviceChild:
+    """A started device process.
+
+    Args:
+        device: `cpu` or `cuda:0`.
+        opening: the first message.
+        batch_timeout: seconds that a batch may be silent.
+        on_ready: called once it takes requests.
+
+    Raises:
+        WorkerError: `device_process_dies`, it cannot be started.
+    """
+
+    def __init__(self, device: str, opening: Message, batch_timeout: float, on_ready: Callable[[], None]) -> None:
+        self._batch_timeout = batch_timeout
+        self._on_ready = on_ready
+        self._lock = threading.Lock()
+        self._exchanges: dict[int, Exchange] = {}
+        self._ended = False
+        self._current: _Current | None = None
+        self._timed_out = False
+        self.ready = False
+        self.served = False  #: it answered at least one request
+        self.refusal: CodedError | None = None
+        self.death: Death | None = None  #: once it is over
+        self.status: dict[str, Json] = {"models": [], "free": None, "total": None}
+        self._channel, self._process = _spawn(device)
+        self._post(opening)
+
+    @property
+    def pid(self) -> int:
+        """The process's id, for logs and for tests that kill it."""
+        return self._process.pid
+
+    def ask(self, request: Message) -> Exchange:
+        """Send a request; what comes of it arrives at the exchange, the process's death included."""
+        exchange = Exchange(request.id)
+        with self._lock:
+            if self._ended:
+                exchange.events.put(Death(Failure("worker_died", "it had ended"), blamed=False))
+                return exchange
+            self._exchanges[exchange.id] = exchange
+        self._post(request)
+        return exchange
+
+    def cancel(self, id_: int) -> None:
+        """Ask the process to give a request up; it answers `cancelled`."""
+        self._post(Message("cancel", id_))
+
+    def kill(self) -> None:
+        """End the process and all that it started, at once."""
+        if self._process.returncode is not None:  # its id may belong to another by now
+            return
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            logger.debug("device process %d is gone already", self._process.pid)
+
+    def converse(self) -> None:
+        """Hear the process out until it ends, then tell everyone who waits. One thread calls this, once."""
+        try:
+            while True:
+                message = self._channel.receive(min(_LOOK, self._batch_timeout / 4))
+                if message is None:
+                    self._look(min(_LOOK, self._batch_timeout / 4))
+                else:
+                    self._hear(message)
+        except (EOFError, OSError):
+            logger.debug("device process %d closed its socket", self.pid)
+        except ProtocolError as error:
+            logger.error("device process %d does not speak the protocol: %s", self.pid, error)
+        self.kill()
+        self._close(self._process.wait())
+
+    def _post(self, message: Message) -> None:
+        try:
+            self._channel.send(message)
+        except OSError:  # it died, or is about to: `converse` sees that and tells everyone
+            self.kill()
+
+    def _look(self, seconds: float) -> None:
+        """Count silence by looks, not by the clock: a process that was suspended itself has missed nothing."""
+        current = self._current
+        if current is None or current.loading:
+            return
+        current.silent += seconds
+        if current.silent >= self._batch_timeout and not self._timed_out:
+            logger.error("a batch gave no sign of life for %g s: killing the device process", self._batch_timeout)
+            self._timed_out = True
+            self.kill()
+
+    def _hear(self, message: Message) -> None:
+        if message.kind in ("stage", "batch", "tick"):
+            self._note_progress(message)
+        elif message.kind == "status":
+            self.status = dict(message.body)
+        elif message.kind == "ready":
+            self._current = None
+            self.ready = True
+            self._on_ready()
+        elif message.kind == "refused":
+            self.refusal = error_of(message)
+        elif message.kind in ("result", "failed", "cancelled"):
+            self._deliver(message)
+        else:
+            raise ProtocolError(f"unexpected message {message.kind}")
+
+    def _note_progress(self, message: Message) -> None:
+        if self._current is None or self._current.id != message.id:
+            self._current = _Current(message.id)
+        current = self._current
+        current.silent = 0.0
+        if message.kind == "batch":
+            current.loading = False
+            current.suspects = tuple(integers(message.body["positions"]))
+        elif message.kind == "stage":
+            current.loading = bool(message.body["text"])
+            self._say(message)
+
+    def _say(self, message: Message) -> None:
+        exchange = self._exchanges.get(message.id)
+        if exchange is not None:
+            exchange.events.put(message)
+        elif message.id == 0 and message.body["text"]:
+            logger.info("%s", message.body["text"])
+
+    def _deliver(self, message: Message) -> None:
+        if self._current is not None and self._current.id == message.id:
+            self._current = None
+        self.served = True
+        with self._lock:
+            exchange = self._exchanges.pop(message.id, None)
+        if exchange is not None:
+            exchange.events.put(message)
+
+    def _close(self, status: int) -> None:
+        self.death = death = self._death(status)
+        with self._lock:
+            self._ended = True
+            left, self._exchanges = self._exchanges, {}
+        self._channel.close()
+        current = self._current
+        for exchange in left.values():
+            mine = current is not None and current.id == exchange.id
+            exchange.events.put(death if mine else Death(death.failure, blamed=False, idle=current is None))
+
+    def _death(self, status: int) -> Death:
+        current = self._current
+        if self._timed_out:
+            seconds = f"{self._batch_timeout:g}"
+            failure = Failure("timeout", f"It gave no sign of life for {seconds} s (HUGQUEUE_BATCH_TIMEOUT).")
+        else:
+            failure = Failure("worker_died", f"The device process died: {describe_exit(status)}.")
+        if current is None:
+            return Death(failure, idle=True)
+        return Death(failure, current.suspects, current.loading)
+
+
+def describe_exit(status: int) -> str:
+    """Return how a process ended, in words; `status` is as `subprocess` gives it."""
+    if status == DEVICE_LOST:
+        return "the GPU reported an error that ruined its context (see the worker's log)"
+    if status >= 0:
+        return f"it exited with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
+    more = {"SIGKILL": ", as the kernel sends when memory runs out", "SIGSEGV": ", a segmentation fault"}
+    return f"{name}{more.get(name, '')}"
+
+
+def error_of(message: Message) -> CodedError:
+    """Return the error that a `failed` or `refused` message stands for."""
+    kind = ModelError if message.body["error"] == "model" else WorkerError
+    return kind(message.body["code"], message.body["message"])
+
+
+def _spawn(device: str) -> tuple[Channel, "subprocess.Popen[bytes]"]:
+    """Start the process: fresh, never forked, in a session of its own, with one end of a socket pair."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "workers.device", str(theirs.fileno()), device],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env=_environment(device),
+            )
+        except OSError as error:
+            ours.close()
+            raise WorkerError("device_process_dies", f"The device process cannot be started: {error}") from error
+    return Channel(ours.detach()), process
+
+
+def _environment(device: str) -> dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if name not in _KEPT_BACK}
+    env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    if device == "cpu":
+        env["CUDA_VISIBLE_DEVICES"] = ""  # a worker for the CPU takes no memory of a GPU
+    root = Path(__file__).resolve().parents[1]
+    if root != Path(sysconfig.get_path("purelib")).resolve():  # run from a checkout
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), env.get("PYTHONPATH"))))
+    return env

@@ -1,0 +1,158 @@
+"""The device process and its successors: one is alive as long as the worker is.
+
+Starts a fresh one when the last has died: at once after one that did its work, with growing pauses after one that
+did nothing, and no more when that will not change. Knows no requests.
+"""
+
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import HugqueueError, ModelError, WorkerError
+from common.settings import Settings
+from workers.device.protocol import Message
+from workers.device_child import Death, DeviceChild
+from workers.resolver import ModelPolicy, is_path
+from workers.runners.base import Cancelled
+
+logger = logging.getLogger(__name__)
+
+#: How often a waiting thread looks whether its chunk was given up, in seconds.
+LOOK = 0.2
+#: A model whose loading kills the process so often fails its job, or the worker's start.
+LOADING_DEATHS = 2
+#: Deaths in a row that nobody is to blame for, after which the device counts as broken.
+UNEXPLAINED_DEATHS = 5
+#: Longest pause before a process is started again, in seconds.
+_LONGEST_PAUSE = 30.0
+
+
+class DeviceLives:
+    """Keeps a device process alive, in a thread of its own.
+
+    Args:
+        settings: device, preloads and limits of the worker.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._device = settings.device if settings.device.startswith("cuda") else "cpu"
+        self._batch_timeout = settings.batch_timeout
+        self._preload = [_preload(text) for text in settings.preload]
+        self._policy = ModelPolicy.of(settings)
+        self._changed = threading.Condition()
+        self._ready: DeviceChild | None = None  #: guarded by `_changed`, as are the next two
+        self._newest: DeviceChild | None = None
+        self._broken: HugqueueError | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._keep_alive, name=f"device {self._device}", daemon=True)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether there will be no other process."""
+        return self._stopping.is_set()
+
+    def now(self) -> DeviceChild | None:
+        """Return the process that takes requests, if there is one at the moment."""
+        return self._ready
+
+    def start(self) -> None:
+        """Start the first process; `ready` waits for it."""
+        self._thread.start()
+
+    def ready(self, cancelled: threading.Event) -> DeviceChild:
+        """Return a process that takes requests, waiting for it.
+
+        Raises:
+            Cancelled: `cancelled` was set meanwhile, or `stop` called.
+            ModelError: a preload cannot be had, or kills the process.
+            WorkerError: no process can be kept alive.
+        """
+        with self._changed:
+            while True:
+                if cancelled.is_set() or self.stopping:
+                    raise Cancelled
+                if self._ready is not None:
+                    return self._ready
+                if self._broken is not None:
+                    raise self._broken
+                self._changed.wait(LOOK)
+
+    def stop(self) -> None:
+        """End the process at once, for good."""
+        self._stopping.set()
+        with self._changed:
+            newest = self._newest
+        if newest is not None:
+            newest.kill()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _keep_alive(self) -> None:
+        """Live one life after the other. The kernel ends each process with this very thread (`workers.device`)."""
+        preload, fruitless = self._preload, 0
+        while not self._stopping.wait(_pause(fruitless)):
+            try:
+                child = self._live(preload)
+            except WorkerError as fault:
+                self._break(fault)
+                return
+            if self.stopping:
+                return
+            fruitless = 0 if child.served else fruitless + 1
+            if not child.ready and (error := _final(child, fruitless, preload)):
+                self._break(error)
+                return
+            preload = preload if not child.ready else []  # models come back as they are asked for
+            logger.warning("the device process ended: %s", child.death.failure.message if child.death else "")
+
+    def _live(self, preload: Sequence[tuple[str, str | None]]) -> DeviceChild:
+        opening = Message("open", 0, {"policy": self._policy.encode(), "preload": [list(pair) for pair in preload]})
+        child = DeviceChild(self._device, opening, self._batch_timeout, self._note_ready)
+        with self._changed:
+            self._newest = child
+        if self.stopping:
+            child.kill()
+        child.converse()
+        with self._changed:
+            self._ready = None
+        return child
+
+    def _note_ready(self) -> None:
+        with self._changed:
+            self._ready = self._newest
+            self._changed.notify_all()
+
+    def _break(self, error: HugqueueError) -> None:
+        with self._changed:
+            self._broken = error
+            self._changed.notify_all()
+
+
+def kills_worker(model: str, death: Death) -> ModelError:
+    """Return the error of a model that is not to be loaded a third time."""
+    message = f"Loading {model} killed the device process {LOADING_DEATHS} times. {death.failure.message}"
+    return ModelError("model_kills_worker", message)
+
+
+def _final(child: DeviceChild, fruitless: int, preload: Sequence[tuple[str, str | None]]) -> HugqueueError | None:
+    """Return why no other process is to be started after one that never took a request."""
+    death = child.death
+    if child.refusal is not None or death is None:
+        return child.refusal
+    if not death.idle and fruitless >= LOADING_DEATHS:
+        return kills_worker(" or ".join(model or task for task, model in preload), death)
+    if fruitless >= UNEXPLAINED_DEATHS:
+        return WorkerError("device_process_dies", f"The device process does not start: {death.failure.message}")
+    return None
+
+
+def _pause(fruitless: int) -> float:
+    """Return how long to wait before the next start, after so many processes in a row that answered nothing."""
+    return min(_LONGEST_PAUSE, 2.0 ** (fruitless - 2)) if fruitless > 1 else 0.0
+
+
+def _preload(text: str) -> tuple[str, str | None]:
+    """Return task and model of `TASK` or `TASK=MODEL`; a path becomes whole, as the resolver wants it."""
+    task, _, model = text.partition("=")
+    return task, str(Path(model).expanduser().absolute()) if is_path(model) else model or None
