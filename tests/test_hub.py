@@ -1,0 +1,191 @@
+"""The way of a hub id, against a stand-in hub: size and progress, pinning, cache, offline, missing, gated, faults."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hub_server import HubServer
+from tests.processes import ROOT, environment, free_port
+
+FILES = {
+    "config.json": b'{"model_type": "bert"}',
+    "model.safetensors": bytes(200_000),
+    "tokenizer.json": b"{}" * 5000,
+    "vocab.txt": b"a\nb\n",
+    "1_Pooling/config.json": b"{}",
+    "pytorch_model.bin": bytes(300_000),
+    "onnx/model.json": bytes(50_000),
+    "modeling.py": b"raise SystemExit",
+    "README.md": b"words",
+}
+#: Of FILES, what a text model is made of.
+WANTED = {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "1_Pooling/config.json"}
+
+_SCRIPT = """
+import json, sys
+from common.errors import CodedError
+from workers.resolver import ModelPolicy, resolve
+stages = []
+try:
+    found = resolve(sys.argv[1], sys.argv[2] or None, "fill-mask", ModelPolicy(), stages.append)
+    answer = {"path": str(found.path), "commit": found.commit, "source": found.source}
+except CodedError as error:
+    answer = {"error": type(error).__name__, "code": error.code, "message": error.message}
+print(json.dumps({**answer, "stages": stages}))
+"""
+
+
+@dataclass
+class Client:
+    """A process with a cache of its own that resolves one model at a time."""
+
+    home: Path
+    endpoint: str
+
+    def resolve(self, model: str, revision: str = "", **env: str) -> dict[str, Any]:
+        more = {"HF_ENDPOINT": self.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | env
+        done = subprocess.run(
+            [sys.executable, "-c", _SCRIPT, model, revision],
+            env=environment(self.home, **more),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def client(hub: HubServer, tmp_path: Path) -> Client:
+    return Client(tmp_path, hub.url)
+
+
+def test_a_download_says_its_exact_size_first_then_its_progress_to_the_end(hub: HubServer, client: Client):
+    hub.add("owner/model", FILES)
+    found = client.resolve("owner/model")
+    size = sum(len(FILES[name]) for name in WANTED)
+    assert found["stages"][0] == f"downloading owner/model ({size / 1000:.0f} kB)"
+    percents = [int(text.rpartition(": ")[2].removesuffix(" %")) for text in found["stages"][1:]]
+    assert percents == sorted(set(percents))
+    assert percents[-1] == 100
+
+
+def test_only_the_files_of_a_text_model_are_fetched(hub: HubServer, client: Client):
+    hub.add("owner/model", FILES)
+    path = Path(client.resolve("owner/model")["path"])
+    assert {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} == WANTED
+
+
+def test_a_revision_is_pinned_to_its_commit(hub: HubServer, client: Client):
+    old = hub.add("owner/model", FILES, "v1")
+    new = hub.add("owner/model", {**FILES, "config.json": b'{"model_type": "new"}'})
+    found = client.resolve("owner/model", "v1")
+    assert found["commit"] == old != new
+    assert (Path(found["path"]) / "config.json").read_bytes() == FILES["config.json"]
+    assert client.resolve("owner/model", new)["commit"] == new
+
+
+def test_a_cached_model_is_used_without_asking_the_hub(hub: HubServer, client: Client):
+    commit = hub.add("owner/model", FILES)
+    assert client.resolve("owner/model")["source"] == "hub"
+    hub.requests.clear()
+    again = client.resolve("owner/model")
+    assert (again["source"], again["commit"], again["stages"]) == ("cache", commit, [])
+    assert hub.requests == []
+
+
+def test_a_cached_model_is_used_offline(hub: HubServer, client: Client):
+    hub.add("owner/model", FILES, "v1")
+    client.resolve("owner/model", "v1")
+    assert client.resolve("owner/model", "v1", HF_HUB_OFFLINE="1")["source"] == "cache"
+
+
+def test_a_cache_that_another_program_filled_by_half_is_completed(hub: HubServer, client: Client):
+    hub.add("owner/model", FILES)
+    fetch = "from huggingface_hub import hf_hub_download as get; get('owner/model', 'config.json')"
+    env = environment(client.home, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+    subprocess.run([sys.executable, "-c", fetch], env=env, check=True, timeout=60)
+    found = client.resolve("owner/model")
+    assert found["source"] == "hub"
+    assert (Path(found["path"]) / "model.safetensors").stat().st_size == 200_000
+
+
+def test_offline_without_a_cached_copy_says_what_was_tried_and_where_to_put_it(client: Client):
+    found = client.resolve("owner/model", HF_HUB_OFFLINE="1")
+    assert (found["error"], found["code"]) == ("ModelError", "model_offline")
+    for word in ("owner/model", "HF_HUB_OFFLINE", str(client.home / "hf" / "hub"), "hf download owner/model"):
+        assert word in found["message"]
+
+
+def test_without_network_the_error_names_the_address_that_was_tried(client: Client):
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    found = client.resolve("owner/model", HF_ENDPOINT=nowhere)
+    assert (found["error"], found["code"]) == ("ModelError", "model_offline")
+    assert nowhere in found["message"]
+
+
+def test_a_missing_repository_is_an_error_of_the_model(client: Client):
+    found = client.resolve("owner/nothing")
+    assert (found["error"], found["code"]) == ("ModelError", "model_not_found")
+    assert "owner/nothing" in found["message"]
+
+
+def test_a_missing_revision_is_named(hub: HubServer, client: Client):
+    hub.add("owner/model", FILES)
+    found = client.resolve("owner/model", "v9")
+    assert (found["code"], "'v9'" in found["message"]) == ("model_not_found", True)
+
+
+def test_a_gated_model_says_that_it_wants_a_token(hub: HubServer, client: Client):
+    hub.add("owner/gated", FILES, gated=True)
+    found = client.resolve("owner/gated")
+    assert (found["error"], found["code"]) == ("ModelError", "model_gated")
+    assert "HF_TOKEN" in found["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("pytorch_model.bin", "unsafe_weights"), ("adapter_config.json", "adapter_only")]
+)
+def test_what_may_not_be_opened_is_not_downloaded(hub: HubServer, client: Client, name: str, code: str):
+    hub.add("owner/bad", {"config.json": b"{}", name: b"x"})
+    found = client.resolve("owner/bad")
+    assert (found["error"], found["code"]) == ("ModelError", code)
+    assert not any("resolve" in request for request in hub.requests)
+
+
+def test_a_passing_fault_of_the_hub_is_tried_again(hub: HubServer, client: Client):
+    hub.add("owner/model", FILES)
+    hub.failures = 2
+    found = client.resolve("owner/model")
+    assert found["source"] == "hub"
+    assert any("trying again" in stage for stage in found["stages"])
+
+
+def test_a_lasting_fault_of_the_hub_is_the_workers_not_the_models(hub: HubServer, client: Client):
+    hub.add("owner/model", FILES)
+    hub.failures = 1_000
+    found = client.resolve("owner/model")
+    assert (found["error"], found["code"]) == ("WorkerError", "hub_unavailable")
+    assert "503" in found["message"]
+
+
+def test_a_file_that_breaks_off_is_fetched_to_its_end(hub: HubServer, client: Client):
+    weights = bytes(range(256)) * 1000
+    hub.add("owner/model", {**FILES, "model.safetensors": weights})
+    hub.break_off = 1
+    found = client.resolve("owner/model")
+    assert (Path(found["path"]) / "model.safetensors").read_bytes() == weights

@@ -1,0 +1,38 @@
+"""What the names and sizes of a model's files tell, before any of them is opened."""
+
+from collections.abc import Sequence
+
+from common.errors import ModelError
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+
+
+def check_files(model: str, names: Sequence[str], allow_pickle: bool) -> None:
+    """Check by the names of its files that a model may be opened; of a repository, before anything is downloaded.
+
+    Raises:
+        ModelError: `adapter_only`, `unsafe_weights`.
+    """
+    if "adapter_config.json" in names:
+        raise ModelError(
+            "adapter_only",
+            f"{model} is an adapter, which names another model as its base; expected a whole model. "
+            "Merge it into its base (peft: merge_and_unload) and save that.",
+        )
+    pickles = sorted(name for name in names if name.endswith(_PICKLES) and name != "training_args.bin")
+    if pickles and not allow_pickle and not any(name.endswith(".safetensors") for name in names):
+        raise ModelError(
+            "unsafe_weights",
+            f"{model} has its weights only in {pickles[0]}, a format that can run code when opened; expected "
+            "safetensors. Convert it once, where you trust it (model.save_pretrained() writes safetensors), or take a "
+            "revision that has them.",
+        )
+
+
+def human_size(size: float) -> str:
+    """Return a number of bytes in words, as `440 MB`; units of a thousand, as the hub shows them."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

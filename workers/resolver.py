@@ -1,0 +1,165 @@
+"""The one resolver: from what a job calls its model to a directory, from which alone libraries load.
+
+`from_pretrained("a/b")` by itself takes a directory `a/b` of the working directory, and fetches whatever a name says;
+so no name reaches a library. A hub id becomes a cached snapshot (`workers.hub`); a path must lie where the worker
+allows it. Knows no task but for its default model.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from common.errors import ModelError
+from common.settings import Settings
+from common.tasks import find_task
+from workers.model_files import check_files
+
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$", re.ASCII)
+_REVISION = re.compile(r"^[\w.-]+(/[\w.-]+)*$", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPolicy:
+    """Which models the jobs of a worker may name, and what of them may be opened."""
+
+    roots: tuple[str, ...] = ()  #: directories under which a job may name a path
+    patterns: tuple[str, ...] = ()  #: of hub ids that jobs may name; empty allows all
+    preloaded: tuple[str, ...] = ()  #: ids and paths that the worker itself was started with
+    any_path: bool = False  #: every path is allowed: the embedded worker, which serves its own user
+    allow_pickle: bool = False  #: weights that are pickles: opening them runs code
+    allow_remote_code: bool = False  #: code from the model's repository
+
+    @classmethod
+    def of(cls, settings: Settings) -> "ModelPolicy":
+        """Return the policy of a worker with these settings."""
+        return cls(
+            roots=tuple(str(root) for root in settings.model_roots),
+            patterns=settings.allowed_models,
+            preloaded=tuple(filter(None, (text.partition("=")[2] for text in settings.preload))),
+            any_path=settings.any_model_path,
+            allow_pickle=settings.allow_pickle,
+            allow_remote_code=settings.allow_remote_code,
+        )
+
+    def encode(self) -> str:
+        """Return the JSON text that `decode` takes."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: str) -> "ModelPolicy":
+        """Return the policy of that JSON text, which comes from this worker's own parent process."""
+        values: dict[str, Any] = json.loads(text)
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A model's directory and where it came from."""
+
+    model: str  #: as the job names it, or the task's default
+    path: Path
+    commit: str | None  #: of the hub; None for a path
+    source: str  #: `hub`, `cache` or `path`
+
+
+def is_path(model: str) -> bool:
+    """Whether a model's name is a path: it begins like one, or has more slashes than a hub id."""
+    return model.startswith(("/", "./", "../", "~")) or model in (".", "..") or model.count("/") > 1
+
+
+def resolve(
+    model: str | None,
+    revision: str | None,
+    task: str,
+    policy: ModelPolicy,
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> Resolved:
+    """Return the directory of a model, downloaded if need be.
+
+    Args:
+        model: hub id or absolute path; None for the default of `task`.
+        revision: branch, tag or commit on the hub; None for the default branch.
+        task: a task's name.
+        policy: what this worker allows.
+        on_stage: told what is downloaded, how large it is, and how far it is. May raise `Cancelled`.
+
+    Raises:
+        ModelError: `no_model`, `model_not_found`, `model_not_allowed`, `model_gated`, `model_offline`,
+            `unsafe_weights`, `adapter_only`.
+        WorkerError: `hub_unavailable`, after several tries; `disk_full`.
+    """
+    if model is None:
+        known = find_task(task)
+        if known.model is None:
+            raise ModelError("no_model", f"{task} has no default model; name one with --model.")
+        model, revision = known.model, revision or known.revision
+    if is_path(model):
+        return Resolved(model, _allowed_path(model, policy), None, "path")
+    _check_names(model, revision)
+    _check_allowed(model, policy)
+    from workers.hub import fetch  # huggingface_hub takes a third of a second to import
+
+    snapshot = fetch(model, revision, policy.allow_pickle, policy.allow_remote_code, on_stage)
+    check_files(model, [entry.name for entry in snapshot.path.iterdir()], policy.allow_pickle)
+    return Resolved(model, snapshot.path, snapshot.commit, snapshot.source)
+
+
+def _check_names(model: str, revision: str | None) -> None:
+    if model.startswith("job:"):
+        raise ModelError("model_not_found", f"{model}: this worker knows no model of that job.")
+    if not _HUB_ID.match(model) or ".." in model:
+        raise ModelError(
+            "model_not_found", f"{model!r} is not a model: expected a hub id as owner/name, or an absolute path."
+        )
+    if revision is not None and (not _REVISION.match(revision) or ".." in revision):
+        raise ModelError("model_not_found", f"{revision!r} is not a revision: expected a branch, a tag or a commit.")
+
+
+def _check_allowed(model: str, policy: ModelPolicy) -> None:
+    if not policy.patterns or model in policy.preloaded:
+        return
+    if not any(fnmatchcase(model, pattern) for pattern in policy.patterns):
+        raise ModelError(
+            "model_not_allowed",
+            f"This worker does not serve {model}: HUGQUEUE_ALLOWED_MODELS allows {', '.join(policy.patterns)}.",
+        )
+
+
+def _allowed_path(model: str, policy: ModelPolicy) -> Path:
+    """Return the real directory of a path, if a job may name it.
+
+    A path outside is refused in the same words whether it exists or not: jobs are no way to look around.
+    """
+    path = Path(model).expanduser()
+    if not path.is_absolute():
+        raise ModelError("model_not_found", f"{model}: a worker has no working directory of yours; name a whole path.")
+    real = path.resolve()
+    roots = [Path(root).resolve() for root in policy.roots]
+    own = policy.any_path or any(real == Path(name).resolve() for name in policy.preloaded if is_path(name))
+    if not own and (".." in path.parts or not any(real.is_relative_to(root) for root in roots)):
+        allowed = ", ".join(policy.roots) or "none are set"
+        raise ModelError(
+            "model_not_allowed",
+            f"This worker does not open {model}: a job may name a path under HUGQUEUE_MODEL_ROOTS ({allowed}).",
+        )
+    if not real.is_dir():
+        raise ModelError("model_not_found", f"There is no directory {model} on the worker's machine.")
+    if not own:
+        _check_links(model, real, roots)
+    check_files(model, [entry.name for entry in real.iterdir()], policy.allow_pickle)
+    return real
+
+
+def _check_links(model: str, real: Path, roots: Sequence[Path]) -> None:
+    """Refuse files that are links out of the roots: whoever may write a model there could read anything so."""
+    for entry in (*real.glob("*"), *real.glob("*/*")):
+        target = entry.resolve()
+        if not any(target.is_relative_to(root) for root in roots):
+            raise ModelError(
+                "model_not_allowed", f"{model}: {entry.name} is a link to a place outside HUGQUEUE_MODEL_ROOTS."
+            )
