@@ -1,0 +1,135 @@
+"""Batches: prepared inputs sorted by length, cut by a token budget, run, and given back in their own order.
+
+Knows no model: what runs a batch is a function that its caller brings. Sorting by exact length leaves almost no
+padding (the idea of sentence-transformers' `encode`); a budget in tokens, not a count, fills the device alike with
+short texts and long ones (fairseq's `--max-tokens`).
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from common.values import Failure
+from workers.runners.base import Cancelled, Watch
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Padded tokens in one batch, where nothing better was measured.
+DEFAULT_TOKENS = {"cpu": 2048, "cuda": 32768}
+#: Items in one batch at most: beyond it, batches of short texts gain nothing and hold much memory.
+MAX_ITEMS = {"cpu": 64, "cuda": 1024}
+
+
+@dataclass(frozen=True, slots=True)
+class Item(Generic[T]):
+    """One prepared piece of work; an input may give several (the windows of a long context, say)."""
+
+    position: int  #: of the input it belongs to
+    tokens: int  #: its length
+    value: T
+
+
+@dataclass(slots=True)
+class TokenBudget:
+    """How many padded tokens a batch may hold; lowered for good when memory runs out."""
+
+    tokens: int
+    items: int
+
+    @classmethod
+    def of(cls, device: str) -> "TokenBudget":
+        """Return the budget to begin with on `device` (`cpu`, `cuda:0`)."""
+        kind = device.partition(":")[0]
+        return cls(DEFAULT_TOKENS.get(kind, 2048), MAX_ITEMS.get(kind, 64))
+
+    def lower(self, failed: Sequence[Item[T]]) -> None:
+        """Take note that this batch did not fit into memory."""
+        self.tokens = max(1, min(self.tokens, _padded(failed)) // 2)
+        logger.warning("out of memory with %d items: batches now hold %d tokens", len(failed), self.tokens)
+
+
+def cut(items: Sequence[Item[T]], budget: TokenBudget) -> Iterator[list[Item[T]]]:
+    """Yield batches of `items`, longest first, so that memory runs out in the first batch or never."""
+    batch: list[Item[T]] = []
+    for item in sorted(items, key=lambda i: -i.tokens):
+        longest = batch[0].tokens if batch else item.tokens
+        if batch and (len(batch) >= budget.items or longest * (len(batch) + 1) > budget.tokens):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def run_batches(
+    items: Sequence[Item[T]], forward: Callable[[list[T]], Sequence[R]], budget: TokenBudget, watch: Watch
+) -> list[R | Failure]:
+    """Return what `forward` gives for each item, or why it gave nothing, in the order of `items`.
+
+    A batch that raises is halved until the items at fault stand alone: one bad item costs itself and no other.
+
+    Args:
+        items: prepared inputs; `position` goes to the watch.
+        forward: takes the values of one batch, gives as many results in the same order.
+        budget: lowered in place when memory runs out.
+        watch: told before each batch.
+    """
+    results: dict[int, R | Failure] = {}
+    index = {id(item): number for number, item in enumerate(items)}
+    waiting = list(cut(items, budget))[::-1]
+    while waiting:
+        batch = waiting.pop()
+        watch.batch(sorted({item.position for item in batch}))
+        try:
+            values = forward([item.value for item in batch])
+        except Cancelled:
+            raise
+        except (MemoryError, RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+            if len(batch) > 1:
+                waiting.extend(_halves(batch, error, budget))
+                continue
+            values = [_failure(error)]  # type: ignore[list-item]
+        for item, value in zip(batch, values, strict=True):
+            results[index[id(item)]] = value
+    return [results[number] for number in range(len(items))]
+
+
+def _halves(batch: list[Item[T]], error: Exception, budget: TokenBudget) -> list[list[Item[T]]]:
+    if is_out_of_memory(error):
+        budget.lower(batch)
+        _free_memory()
+    middle = len(batch) // 2
+    return [batch[middle:], batch[:middle]]
+
+
+def _padded(batch: Sequence[Item[T]]) -> int:
+    return max(item.tokens for item in batch) * len(batch)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, by any of the names that torch, numpy and Python have for it."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: can't allocate memory" in text
+        or "CUDA out of memory" in text
+    )
+
+
+def _failure(error: Exception) -> Failure:
+    if is_out_of_memory(error):
+        _free_memory()
+        return Failure("out_of_memory", "This record alone does not fit into the device's memory.")
+    return Failure("runner_error", f"{type(error).__name__}: {error}"[:2000])
+
+
+def _free_memory() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,293 @@
+"""What each task of `transformers.pipeline` asks for: which head, which parameters, how a record is read, cut and run.
+
+A task calls the pipeline's own `preprocess`, `forward` and `postprocess` and no other part of it. It knows records
+one at a time and batches as they come; which records share a batch is for `workers.runners.pipelines`.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+from transformers import pipelines as hf
+
+from common.errors import ModelError, RecordError
+from common.tasks import TASKS
+from common.values import Json
+from workers.runners.base import Watch
+from workers.runners.collating import join, row_of
+from workers.runners.kinds import COUNT, TEXTS, Kind, check_params, either, one_of
+from workers.runners.reading import fields_of
+from workers.runners.texts import text_of
+from workers.runners.truncation import Inputs, input_limit, length_of, mask_window
+
+logger = logging.getLogger(__name__)
+
+#: What one row of a batch gave, in the shape that the pipeline's `postprocess` takes.
+Row = Any
+
+_TRUNCATION = either(one_of("longest_first", "only_first", "only_second"), True, False)
+_MASKS = ("[MASK]", "<mask>")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A job's parameters, as the pipeline sorts them."""
+
+    params: Mapping[str, Json]
+    preprocess: Mapping[str, Any]
+    forward: Mapping[str, Any]
+    postprocess: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """One record, ready to run: one input, or several for a pipeline that works in chunks."""
+
+    inputs: list[Inputs]
+    truncated: bool = False
+    postprocess: Mapping[str, Any] = field(default_factory=dict)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class PipelineTask(ABC, Generic[S]):
+    """One task over one loaded pipeline."""
+
+    name: ClassVar[str]
+    pipeline_class: ClassVar[Any]
+    auto_class: ClassVar[str]
+    #: Weights that may be missing, as patterns.
+    ignore_missing: ClassVar[tuple[str, ...]] = ()
+    known: ClassVar[Mapping[str, Kind]] = {}
+    #: The outputs that `postprocess` needs, and those of them that have a row for each token.
+    kept: ClassVar[tuple[str, ...]] = ("logits",)
+    per_token: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def over(cls, model: Any, tokenizer: Any, device: str) -> "PipelineTask[S]":
+        """Return the task over a pipeline of this model and tokenizer.
+
+        Raises:
+            ModelError: `no_mask_token`, the tokenizer knows no mask and the task needs one.
+        """
+        try:
+            pipe = cls.pipeline_class(model=model, tokenizer=tokenizer, task=cls.name, device=device)
+        except hf.PipelineException as error:
+            raise ModelError("no_mask_token", f"This model does not do {cls.name}: {error}") from error
+        return cls(pipe)
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.tokenizer = pipe.tokenizer
+        self.limit = input_limit(pipe.model, pipe.tokenizer)
+        if self.limit is not None:  # what the pipeline itself cuts to, where it cuts
+            self.tokenizer.model_max_length = self.limit
+        self.pad_id = self._pad_id()
+
+    @property
+    def batches(self) -> bool:
+        """Whether several records may share a forward pass at all."""
+        return True
+
+    @abstractmethod
+    def settings(self, params: Mapping[str, Json]) -> S:
+        """Return the job's parameters, checked and sorted.
+
+        Raises:
+            ModelError: `bad_param`.
+        """
+
+    def prepare(self, value: Json, settings: S) -> Prepared:
+        """Return the record ready to run.
+
+        Raises:
+            RecordError: it cannot be done, for a reason that the user can mend.
+        """
+        text = text_of(fields_of(TASKS[self.name], value)["text"])
+        return self._fitted(text, settings)
+
+    def group(self, inputs: Inputs, settings: S) -> int:
+        """Return a number: only inputs with the same one may share a batch.
+
+        Where the model is not told which tokens are padding, that is the length.
+        """
+        return 0 if "attention_mask" in inputs else length_of(inputs)
+
+    def tokens(self, inputs: Inputs, settings: S) -> int:
+        """Return how many tokens the input will take at most."""
+        return length_of(inputs)
+
+    def forward(self, batch: Sequence[Inputs], settings: S, watch: Watch) -> list[Row]:
+        """Run one batch; return one row for each input, in order."""
+        outputs = self.pipe.forward(join(batch, self.pad_id), **settings.forward)
+        return self._rows(outputs, [length_of(inputs) for inputs in batch])
+
+    def finish(self, rows: Sequence[Row], prepared: Prepared, settings: S) -> Json:
+        """Return a record's output, from the rows of its inputs."""
+        return self.pipe.postprocess(rows[0], **{**settings.postprocess, **prepared.postprocess})
+
+    def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[Row]:
+        return [
+            {key: row_of(outputs[key], number, length if key in self.per_token else None) for key in self.kept}
+            for number, length in enumerate(lengths)
+        ]
+
+    def _sorted(self, params: Mapping[str, Json]) -> Settings:
+        """Have the pipeline sort checked parameters for its steps."""
+        try:
+            before, forward, after = self.pipe._sanitize_parameters(**params)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError("bad_param", f"{self.name} does not take these parameters: {error}") from error
+        pipe = self.pipe
+        return Settings(
+            params,
+            {**pipe._preprocess_params, **before},
+            {**pipe._forward_params, **forward},
+            {**pipe._postprocess_params, **after},
+        )
+
+    def _fitted(self, value: Json, settings: S) -> Prepared:
+        """Prepare `value`, from the end cut to what the model takes, or to the job's own `max_length`."""
+        params = dict(settings.preprocess)
+        truncation, own = params.pop("truncation", True), params.pop("max_length", None)
+        inputs = dict(self.pipe.preprocess(value, **params))
+        limit = min((n for n in (self.limit, own if truncation else None) if n is not None), default=None)
+        if limit is None or length_of(inputs) <= limit or not truncation:
+            return Prepared([inputs])
+        cut = self.pipe.preprocess(value, **params, truncation=truncation, max_length=limit)
+        return Prepared([dict(cut)], truncated=True)
+
+    def _pad_id(self) -> int:
+        ids = (getattr(self.pipe.model.config, "pad_token_id", None), self.tokenizer.pad_token_id)
+        return next((number for number in ids if number is not None and number >= 0), 0)
+
+
+class PlainTask(PipelineTask[Settings]):
+    """A task whose parameters are the pipeline's, and no more."""
+
+    def settings(self, params: Mapping[str, Json]) -> Settings:
+        """Return the job's parameters, checked and sorted.
+
+        Raises:
+            ModelError: `bad_param`.
+        """
+        check_params(self.name, self.known, params)
+        return self._sorted(params)
+
+
+class FillMask(PlainTask):
+    """The likeliest words for each mask; `[MASK]` and `<mask>` both stand for the tokenizer's own."""
+
+    name = "fill-mask"
+    pipeline_class = hf.FillMaskPipeline
+    auto_class = "AutoModelForMaskedLM"
+    known: ClassVar[Mapping[str, Kind]] = {"top_k": COUNT, "targets": TEXTS}
+    kept = ("logits", "input_ids")
+    per_token = ("logits", "input_ids")
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe)
+        self._said = False
+
+    def settings(self, params: Mapping[str, Json]) -> Settings:
+        """Return the job's parameters; `top_k` is at most the size of the vocabulary."""
+        words = self.pipe.model.config.get_text_config().vocab_size
+        settings = super().settings(params)
+        if settings.postprocess.get("top_k", 0) > words:
+            raise ModelError("bad_param", f"top_k must be at most {words}, the model's vocabulary.")
+        return settings
+
+    def prepare(self, value: Json, settings: Settings) -> Prepared:
+        """Return the record with its masks made the tokenizer's own, cut to a window around them."""
+        fields = fields_of(TASKS[self.name], value)
+        text = self._own_mask(text_of(fields["text"]))
+        try:
+            inputs = dict(self.pipe.preprocess(text, **settings.preprocess))
+        except hf.PipelineException as error:
+            raise RecordError(
+                "no_mask", f"The text has no mask: expected {self.tokenizer.mask_token} where a word is wanted."
+            ) from error
+        own = own_params(self, fields, ("targets",))
+        if self.limit is None or length_of(inputs) <= self.limit:
+            return Prepared([inputs], postprocess=own[2])
+        body = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        window = mask_window(inputs, self.limit, body, self.tokenizer.mask_token_id)
+        return Prepared([window], truncated=True, postprocess=own[2])
+
+    def _own_mask(self, text: str) -> str:
+        mask = self.tokenizer.mask_token
+        foreign = [word for word in _MASKS if word != mask and word in text]
+        if mask in text or not foreign:
+            return text
+        if not self._said:
+            logger.info("%s in the input stands for this model's %s", foreign[0], mask)
+            self._said = True
+        return text.replace(foreign[0], mask)
+
+
+class TextClassification(PlainTask):
+    """A label and its score for a text or a pair of texts: always a list, as `pipeline` gives for one text."""
+
+    name = "text-classification"
+    pipeline_class = hf.TextClassificationPipeline
+    auto_class = "AutoModelForSequenceClassification"
+    known: ClassVar[Mapping[str, Kind]] = {
+        "top_k": either(COUNT, None),
+        "function_to_apply": one_of("sigmoid", "softmax", "none"),
+        "truncation": _TRUNCATION,
+        "max_length": COUNT,
+    }
+
+    @property
+    def batches(self) -> bool:
+        """Decoders find a text's last token by the padding, and refuse batches where they know no padding."""
+        return self.pipe.model.config.pad_token_id is not None
+
+    def prepare(self, value: Json, settings: Settings) -> Prepared:
+        """Return the text, or the pair, cut from the end."""
+        fields = fields_of(TASKS[self.name], value)
+        text = text_of(fields["text"])
+        if "text_pair" not in fields:
+            return self._fitted(text, settings)
+        return self._fitted({"text": text, "text_pair": text_of(fields["text_pair"], "text_pair")}, settings)
+
+    def finish(self, rows: Sequence[Row], prepared: Prepared, settings: Settings) -> Json:
+        """Return a list of labels with their scores."""
+        output = super().finish(rows, prepared, settings)
+        return output if "top_k" in settings.params else [output]
+
+
+class FeatureExtraction(PlainTask):
+    """The hidden states of every token, the batch dimension of `pipeline` included."""
+
+    name = "feature-extraction"
+    pipeline_class = hf.FeatureExtractionPipeline
+    auto_class = "AutoModel"
+    ignore_missing = (r"(^|\.)pooler\.",)
+    known: ClassVar[Mapping[str, Kind]] = {"truncation": _TRUNCATION}
+
+    def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[Row]:
+        states = outputs[0]
+        return [(row_of(states, number, length),) for number, length in enumerate(lengths)]
+
+
+def own_params(
+    task: PipelineTask[Any], fields: Mapping[str, Json], names: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the parameters that a record brings itself, sorted for the steps of the pipeline.
+
+    Raises:
+        RecordError: `wrong_type`, a value that the parameter does not take.
+    """
+    params = {name: fields[name] for name in names if name in fields}
+    if not params:
+        return {}, {}, {}
+    try:
+        check_params(task.name, task.known, params)
+        sorted_params: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = task.pipe._sanitize_parameters(**params)
+    except (ModelError, ValueError, TypeError, KeyError) as error:
+        raise RecordError("wrong_type", f"The record's own parameters: {error}") from error
+    return sorted_params

@@ -1,0 +1,58 @@
+"""The table from task to runner; a runner's module is imported when its task is first asked for.
+
+Other distributions add rows by entry points of the group `common.tasks.RUNNER_GROUP`: the entry point's name is
+the task, its value `module:Class`. A row of ours wins over an entry point of the same name.
+"""
+
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from common.errors import ModelError
+from common.tasks import ALIASES, RUNNER_GROUP, translation_languages
+from workers.runners.base import Runner
+
+_PIPELINE = "workers.runners.pipelines:PipelineRunner"
+_SEQ2SEQ = "workers.runners.seq2seq:Seq2SeqRunner"
+
+#: Task to `module:Class`.
+RUNNERS = {
+    "fill-mask": _PIPELINE,
+    "text-classification": _PIPELINE,
+    "token-classification": _PIPELINE,
+    "zero-shot-classification": _PIPELINE,
+    "feature-extraction": _PIPELINE,
+    "table-question-answering": _PIPELINE,
+    "text-generation": _PIPELINE,
+    "embedding": "workers.runners.embedding:EmbeddingRunner",
+    "translation": _SEQ2SEQ,
+    "summarization": _SEQ2SEQ,
+    "text2text-generation": _SEQ2SEQ,
+    "question-answering": "workers.runners.question_answering:QuestionAnsweringRunner",
+}
+
+
+def find_runner(task: str) -> type[Runner]:
+    """Return the runner class of a task name, alias, `translation_xx_to_yy` or entry point.
+
+    Raises:
+        ModelError: `unknown_task`, no runner of that name; `bad_runner`, an entry point names something else.
+        ImportError: the runner needs a library that is not installed.
+    """
+    name = "translation" if translation_languages(task) else ALIASES.get(task, task)
+    if name in RUNNERS:
+        return _load(RUNNERS[name])
+    for point in entry_points(group=RUNNER_GROUP, name=task):
+        return _load(point.value)
+    raise ModelError(
+        "unknown_task",
+        f"This worker has no runner for the task {task!r}. If another distribution brings it, "
+        f"install it here too (an entry point of the group {RUNNER_GROUP}).",
+    )
+
+
+def _load(place: str) -> type[Runner]:
+    module, _, name = place.partition(":")
+    found = getattr(import_module(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, Runner)):
+        raise ModelError("bad_runner", f"{place} is not a runner: expected a subclass of workers.runners.base.Runner.")
+    return found

@@ -1,0 +1,80 @@
+"""How long an input may be, and what is kept of one that is longer.
+
+Works on prepared inputs: mappings of tensors whose second dimension is the tokens.
+"""
+
+from typing import Any
+
+import torch
+
+from common.errors import RecordError
+
+#: Tokenizers without a limit say so with a number like 1e30.
+_UNLIMITED = 10**9
+Inputs = dict[str, Any]
+
+
+def input_limit(model: Any, tokenizer: Any) -> int | None:
+    """Return how many tokens the model takes, special ones included; None where nothing limits it.
+
+    The smallest of the tokenizer's `model_max_length`, the configuration's `max_position_embeddings`, and the
+    rows of the table of positions. In the RoBERTa family the rows up to the padding index are not positions:
+    its 514 rows take 512 tokens (transformers, `RobertaEmbeddings`).
+    """
+    config = model.config.get_text_config()
+    limits = [getattr(tokenizer, "model_max_length", None), getattr(config, "max_position_embeddings", None)]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    known = [int(limit) for limit in limits if limit is not None and 0 < limit < _UNLIMITED]
+    return min(known, default=None)
+
+
+def length_of(inputs: Inputs) -> int:
+    """Return the number of tokens of one prepared input."""
+    return int(inputs["input_ids"].shape[1])
+
+
+def mask_window(inputs: Inputs, limit: int, body: list[int], mask_id: int) -> Inputs:
+    """Return `inputs` cut to `limit` tokens around the masks, with the special tokens at both ends.
+
+    Args:
+        inputs: one prepared input (tensors of shape (1, tokens)).
+        limit: tokens to keep.
+        body: the token ids without the special ones that the tokenizer adds.
+        mask_id: the id of the mask token.
+
+    Raises:
+        RecordError: `too_long`, the masks are further apart than the model sees.
+    """
+    ids = inputs["input_ids"][0].tolist()
+    before = next((n for n in range(len(ids) - len(body) + 1) if ids[n : n + len(body)] == body), 0)
+    after = len(ids) - before - len(body)
+    room = limit - before - after
+    masks = [place for place, token in enumerate(body) if token == mask_id]
+    span = masks[-1] - masks[0] + 1
+    if span > room:
+        raise RecordError(
+            "too_long",
+            f"The masks are {span} tokens apart, and the model sees {room} at a time: split the text between them.",
+        )
+    middle = (masks[0] + masks[-1]) // 2
+    start = before + min(max(0, middle - room // 2), len(body) - room)
+    return _pieces(inputs, (0, before), (start, start + room), (len(ids) - after, len(ids)))
+
+
+def keep_end(inputs: Inputs, limit: int, first_id: int | None) -> Inputs:
+    """Return `inputs` cut to its last `limit` tokens; a leading `first_id` (beginning of text) stays in front."""
+    total = length_of(inputs)
+    first = int(limit > 1 and first_id is not None and inputs["input_ids"][0, 0].item() == first_id)
+    return _pieces(inputs, (0, first), (total - limit + first, total))
+
+
+def _pieces(inputs: Inputs, *spans: tuple[int, int]) -> Inputs:
+    total = length_of(inputs)
+    return {
+        key: torch.cat([value[:, start:end] for start, end in spans], dim=1)
+        if isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[1] == total
+        else value
+        for key, value in inputs.items()
+    }
