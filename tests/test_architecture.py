@@ -1,0 +1,99 @@
+"""What every part of the tree must keep to: one-way imports, small files, light start, one place for each thing."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+
+PACKAGES = ("common", "producer", "workers")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+#: package -> what it must not import
+FORBIDDEN = {
+    "common": {"producer", "workers", "torch", "transformers", "datasets", "click", "rich"},
+    "producer": {"workers", "torch", "transformers", "datasets", "accelerate"},
+    "workers": {"producer"},
+}
+FORBIDDEN_NAMES = re.compile(r"utils?|helpers?|managers?|services?|engines?", re.I)
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    tops = {name.partition(".")[0] for name in imports(path)}
+    assert not tops & FORBIDDEN[package]
+
+
+def test_what_runs_in_the_device_process_knows_neither_celery_nor_redis() -> None:
+    inside = [p for p in SOURCES if {"device", "runners"} & set(p.relative_to(ROOT).parts)]
+    for path in inside:
+        assert not {name.partition(".")[0] for name in imports(path)} & {"celery", "redis", "kombu"}, path
+
+
+def test_there_are_no_import_cycles() -> None:
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in SOURCES}
+    graph = {name: imports(path) & names.keys() - {name} for name, path in names.items()}
+    while leaves := [name for name, needed in graph.items() if not needed & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"a cycle among {sorted(graph)}"
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_stay_small(path: Path) -> None:
+    most = 400 if "tests" in path.parts else 300
+    assert len(path.read_text().splitlines()) <= most
+
+
+def test_the_environment_is_read_in_one_module() -> None:
+    allowed = {"common/settings.py", "workers/devices.py"}  # the second reads CUDA_VISIBLE_DEVICES
+    for path in SOURCES:
+        text = path.read_text()
+        if re.search(r"os\.getenv|os\.environ\.get|os\.environ\[['\"]\w+['\"]\](?! =)", text):
+            assert str(path.relative_to(ROOT)) in allowed, path
+
+
+def test_redis_keys_are_named_in_one_module() -> None:
+    for path in SOURCES:
+        if path.name != "keys.py":
+            assert '"hugqueue:' not in path.read_text(), path
+
+
+def test_modules_have_telling_names() -> None:
+    for path in SOURCES:
+        for part in path.relative_to(ROOT).with_suffix("").parts:
+            assert not FORBIDDEN_NAMES.fullmatch(part), path
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, json\nsys.argv = ['producer', '--help']\nfrom producer.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\nprint(json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert not loaded & {"redis", "pyarrow", "numpy", "kombu", "celery", "torch", "transformers", "rich"}
+
+
+def test_the_celery_process_never_loads_torch() -> None:
+    code = "import sys, workers.app; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["False", "False"]

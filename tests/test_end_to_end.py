@@ -1,0 +1,203 @@
+"""Jobs through a real Redis and real workers, by the command line."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.processes import DEMO_MODEL, RedisServer, Shell, Workers, lines, wait_until
+
+StartWorkers = Callable[..., Workers]
+
+
+def write_lines(path: Path, count: int) -> Path:
+    path.write_text("".join(f"line {number}\n" for number in range(count)))
+    return path
+
+
+def test_a_file_comes_back_complete_and_in_order(shell: Shell, start_workers: StartWorkers, tmp_path: Path) -> None:
+    start_workers("--preload", f"fill-mask={DEMO_MODEL}")
+    capitals = ["France", "Germany", "Italy", "Spain", "Egypt", "Japan"]
+    source = tmp_path / "capitals.txt"
+    source.write_text("".join(f"The capital of {name} is [MASK].\n" for name in capitals * 50))
+    output = tmp_path / "out.jsonl"
+    shell.run("submit", "--task", "fill-mask", str(source), "-m", str(DEMO_MODEL), "-o", str(output))
+    rows = lines(output.read_text())
+    assert [row["id"] for row in rows] == list(range(300))
+    assert [row["input"] for row in rows] == source.read_text().splitlines()
+    words = [row["output"][0]["token_str"] for row in rows]
+    assert words == ["paris", "berlin", "rome", "madrid", "cairo", "tokyo"] * 50
+
+
+def test_submit_prints_the_id_alone_and_the_other_commands_take_it(
+    shell: Shell, start_workers: StartWorkers, tmp_path: Path
+) -> None:
+    start_workers()
+    source = write_lines(tmp_path / "in.txt", 600)
+    done = shell.run("submit", "--task", "test-echo", str(source), "--name", "my job")
+    job = done.stdout.strip()
+    assert len(job) == 12 and done.stderr == ""
+    shell.run("wait", job)
+    status = shell.status(job)
+    assert status["status"] == "completed"
+    assert status["counts"] == {"records": 600, "done": 600, "succeeded": 600, "failed": 0, "truncated": 0}
+    assert [row["output"] for row in shell.results(job)] == [f"LINE {n}" for n in range(600)]
+    assert "my job" in shell.run("jobs").stdout
+    assert [row["id"] for row in json.loads(shell.run("jobs", "--json").stdout)] == [job]
+    assert "completed" in shell.run("watch", job).stderr
+    assert shell.run("retry", job).stderr.strip().endswith("nothing to run again.")
+
+
+def test_a_job_submitted_while_no_worker_lives_is_warned_about_and_runs_later(
+    shell: Shell, start_workers: StartWorkers, tmp_path: Path
+) -> None:
+    source = write_lines(tmp_path / "in.txt", 10)
+    done = shell.run("submit", "--task", "test-echo", str(source))
+    assert "no live worker serves the queue 'any'" in done.stderr
+    start_workers()
+    shell.run("wait", done.stdout.strip())
+
+
+def test_a_small_job_does_not_wait_for_a_large_one(shell: Shell, start_workers: StartWorkers, tmp_path: Path) -> None:
+    start_workers()
+    large = shell.submit(
+        "--task", "test-wait", str(write_lines(tmp_path / "large.txt", 10_000)), "-p", "seconds=0.2", "--chunk-size", "50"
+    )
+    small = shell.submit("--task", "test-wait", str(write_lines(tmp_path / "small.txt", 50)), "-p", "seconds=0.2")
+    shell.run("wait", small)
+    ahead = shell.status(large)
+    assert ahead["status"] == "running"
+    assert ahead["counts"]["done"] < 5_000
+    shell.run("cancel", large)
+
+
+def test_failed_records_fail_alone_and_retry_runs_them_only(
+    shell: Shell, start_workers: StartWorkers, tmp_path: Path
+) -> None:
+    start_workers()
+    flag = tmp_path / "flag"
+    source = tmp_path / "in.jsonl"
+    source.write_text(
+        '{"id": "a", "text": "good"}\nnot json\n{"id": "c"}\n{"id": "d", "text": "bad"}\n{"id": 7, "text": "fine"}\n'
+    )
+    done = shell.run("submit", "--task", "test-echo", str(source), "-p", "fail=bad", "--wait", status=3)
+    rows = lines(done.stdout)
+    assert [row["id"] for row in rows] == ["a", 1, "c", "d", 7]
+    assert [row.get("error", {}).get("code") for row in rows] == [None, "bad_json", "missing_field", "test_failure", None]
+    assert [row.get("output") for row in rows] == ["GOOD", None, None, None, "FINE"]
+    job = json.loads(shell.run("jobs", "--json").stdout)[0]["id"]
+    again = shell.run("retry", job, "--wait", status=3)
+    assert [row.get("output") for row in lines(again.stdout)] == ["GOOD", None, None, None, "FINE"]
+    status = shell.status(job)
+    assert (status["round"], status["counts"]["succeeded"], status["counts"]["failed"]) == (1, 2, 3)
+    assert not flag.exists()
+
+
+def test_cancel_takes_effect_soon_and_keeps_what_is_done(
+    shell: Shell, start_workers: StartWorkers, tmp_path: Path
+) -> None:
+    start_workers()
+    source = write_lines(tmp_path / "in.txt", 400)
+    job = shell.submit("--task", "test-wait", str(source), "-p", "seconds=0.3", "--chunk-size", "20")
+    wait_until(lambda: shell.status(job)["counts"]["done"] >= 40, 60, "two chunks are done")
+    shell.run("cancel", job)
+    wait_until(lambda: shell.status(job)["status"] == "cancelled", 10, "cancelled")
+    rows = shell.results(job)
+    done = [row for row in rows if "output" in row]
+    assert len(rows) == 400 and 40 <= len(done) < 400
+    assert {row["error"]["code"] for row in rows if "error" in row} == {"not_run"}
+    shell.run("wait", job, status=1)
+    shell.run("retry", job, "-o", str(tmp_path / "all.csv"))
+    assert len((tmp_path / "all.csv").read_text().splitlines()) == 401
+
+
+def test_a_model_that_is_not_there_fails_the_job_with_one_sentence(
+    shell: Shell, start_workers: StartWorkers, tmp_path: Path
+) -> None:
+    start_workers(HUGQUEUE_MODEL_ROOTS=str(tmp_path))
+    source = write_lines(tmp_path / "in.txt", 5)
+    missing = shell.run("submit", "--task", "fill-mask", str(source), "-m", str(tmp_path / "gone"), "--wait", status=1)
+    assert "failed: model_not_found" in missing.stderr
+    forbidden = shell.run("submit", "--task", "fill-mask", str(source), "-m", str(DEMO_MODEL), "--wait", status=1)
+    assert "failed: model_not_allowed" in forbidden.stderr
+    offline = shell.run("submit", "--task", "fill-mask", str(source), "-m", "no/such-model", "--wait", status=1)
+    assert "failed: model_offline" in offline.stderr
+
+
+def test_a_stopping_worker_finishes_or_gives_back_what_it_has(
+    shell: Shell, start_workers: StartWorkers, tmp_path: Path
+) -> None:
+    first = start_workers(HUGQUEUE_GRACE="1")
+    source = write_lines(tmp_path / "in.txt", 100)
+    job = shell.submit("--task", "test-wait", str(source), "-p", f"until={tmp_path / 'go'}", "--chunk-size", "10")
+    wait_until(lambda: shell.status(job)["status"] == "running", 30, "the job runs")
+    assert first.stop() == 0
+    assert shell.status(job)["counts"]["done"] == 0
+    (tmp_path / "go").touch()
+    start_workers()
+    shell.run("wait", job)
+    assert len(shell.results(job)) == 100
+
+
+def test_a_worker_that_falls_is_started_again(shell: Shell, start_workers: StartWorkers, tmp_path: Path) -> None:
+    workers = start_workers()
+    fallen = workers.celery()
+    fallen.send_signal(signal.SIGKILL)
+    fallen.wait(10)
+    source = write_lines(tmp_path / "in.txt", 10)
+    shell.run("wait", shell.submit("--task", "test-echo", str(source)))
+    assert "starting it again" in workers.text()
+
+
+def test_a_preload_that_is_not_there_ends_the_worker_for_good(start_workers: StartWorkers, tmp_path: Path) -> None:
+    workers = start_workers("--preload", f"fill-mask={tmp_path / 'gone'}", ready=False)
+    assert workers.process and workers.process.wait(60) == 1
+    assert "This worker cannot start" in workers.text()
+
+
+def test_bare_celery_is_a_worker_too(
+    shell: Shell, environ: dict[str, str], server: RedisServer, tmp_path: Path, start_workers: StartWorkers
+) -> None:
+    import subprocess
+    import sys
+
+    source = write_lines(tmp_path / "in.txt", 10)
+    with (tmp_path / "celery.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "celery", "-A", "workers.app", "worker"], env=environ, stdout=log, stderr=log
+        )
+    try:
+        shell.run("wait", shell.submit("--task", "test-echo", str(source)))
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def test_ctrl_c_while_waiting_on_a_real_queue_detaches(
+    shell: Shell, start_workers: StartWorkers, tmp_path: Path
+) -> None:
+    start_workers()
+    source = write_lines(tmp_path / "in.txt", 10)
+    go = tmp_path / "go"
+    waiting = shell.popen("submit", "--task", "test-wait", str(source), "-p", f"until={go}", "--wait")
+    job = wait_until(lambda: json.loads(shell.run("jobs", "--json", "--status", "running").stdout), 60)[0]["id"]
+    waiting.send_signal(signal.SIGINT)
+    _, stderr = waiting.communicate(timeout=30)
+    assert waiting.returncode == 130
+    assert f"producer watch {job}" in stderr
+    go.touch()
+    shell.run("wait", job)
+
+
+@pytest.mark.parametrize("extension", ["jsonl", "csv", "parquet"])
+def test_results_are_written_in_every_format(
+    shell: Shell, start_workers: StartWorkers, tmp_path: Path, extension: str
+) -> None:
+    start_workers()
+    source = write_lines(tmp_path / "in.txt", 30)
+    output = tmp_path / f"out.{extension}"
+    shell.run("submit", "--task", "test-echo", str(source), "-o", str(output))
+    assert output.stat().st_size > 0
+    assert [path.name for path in tmp_path.glob("out*")] == [output.name]
