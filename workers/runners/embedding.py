@@ -1,0 +1,208 @@
+"""One vector for each text.
+
+A model saved by sentence-transformers is run as its configuration says: prompts, lower-casing, length, pooling,
+further layers, normalisation. Any other gets what sentence-transformers gives it, mean pooling over its tokens (the
+last token's state of a model made for generation), and normalisation to length 1 besides.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from tokenizers import normalizers
+from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
+
+from common.errors import ModelError
+from common.values import Json, Outcome
+from workers.runners.base import Runner, Watch
+from workers.runners.batching import Item, TokenBudget, run_batches
+from workers.runners.kinds import COUNT, FLAG, TEXT, Kind, check_params
+from workers.runners.loading import check_directory, load_model, load_tokenizer, memory_bytes
+from workers.runners.options import model_directory
+from workers.runners.pooling import load_dense, normalize, pool
+from workers.runners.sentence_config import (
+    POOLING_MODES,
+    DenseConfig,
+    SentenceConfig,
+    read_sentence_config,
+)
+from workers.runners.texts import Encoded, accepted, encode, in_order, pad, read_inputs, text_of
+from workers.runners.truncation import input_limit
+
+
+def _are_modes(value: Json) -> bool:
+    return isinstance(value, str) and all(mode in POOLING_MODES for mode in value.split("+"))
+
+
+_PARAMS = {
+    "normalize": FLAG,
+    "pooling": Kind(f"one of {', '.join(POOLING_MODES)}, or several joined by +", _are_modes),
+    "prompt": TEXT,
+    "prompt_name": TEXT,
+    "truncate_dim": COUNT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What a job asked for, the model's own configuration filled in."""
+
+    pooling: tuple[str, ...]
+    prompt: str
+    normalize: bool | None  #: None: as the model does
+    dimension: int  #: of the vectors that come out; what is longer is cut
+
+
+class EmbeddingRunner(Runner):
+    """Texts to float32 vectors.
+
+    Parameters: `pooling` (a mode, or several joined by `+`), `normalize`, `prompt` or `prompt_name`, `truncate_dim`
+    (the first so many numbers, cut before `normalize=true` scales them, as sentence-transformers does).
+    """
+
+    def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
+        """Load the model, its tokenizer and the layers behind it.
+
+        Raises:
+            ModelError: as `load_model`; `unknown_module`, its configuration asks for what we do not have.
+        """
+        directory = model_directory(task, model)
+        found = read_sentence_config(directory)
+        self._task = task
+        self._device = device
+        self._configured = found is not None
+        self._config = found or SentenceConfig(directory, ("mean",))
+        self._model = _load_encoder(self._config.transformer, load_params.get("dtype"), device)
+        if found is None and _made_for_generation(self._model.config):
+            self._config = SentenceConfig(directory, ("lasttoken",))
+        self._tokenizer = load_tokenizer(self._config.transformer)
+        if self._config.lower_case:
+            _lower_case(self._tokenizer)
+        self._limit = _limit(self._config, self._tokenizer, self._model)
+        self._stages = [
+            load_dense(stage, device) if isinstance(stage, DenseConfig) else normalize for stage in self._config.stages
+        ]
+        self._budget = TokenBudget.of(device)
+        self._width = self._hidden(self._padded(encode(self._tokenizer, ["a"], self._limit))).shape[-1]
+
+    def output_type(self, params: Mapping[str, Json]) -> pa.DataType:
+        """Return a fixed-size list of float32."""
+        return pa.list_(pa.float32(), self._options(params).dimension)
+
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+        """Return a float32 array of shape (dimension,) for each text."""
+        chosen = self._options(params)
+        texts, refused = read_inputs(inputs, text_of)
+        encoded = encode(self._tokenizer, [chosen.prompt + text for text in texts.values()], self._limit)
+        items = [Item(position, len(row), row) for position, row in zip(texts, encoded, strict=True)]
+        skip = self._prompt_tokens(chosen.prompt)
+        results = run_batches(items, lambda rows: self._vectors(rows, chosen, skip), self._budget, watch)
+        return in_order(refused, items, results)
+
+    def memory_bytes(self) -> int:
+        """Return the bytes of the model's weights; the layers behind it are next to nothing."""
+        return memory_bytes(self._model)
+
+    def _vectors(self, rows: Sequence[Encoded], chosen: _Options, skip: int) -> list[Any]:
+        features = self._padded(rows)
+        vectors = pool(self._hidden(features), features["attention_mask"], chosen.pooling, skip)
+        for stage in self._stages:
+            if chosen.normalize is not False or stage is not normalize:
+                vectors = stage(vectors)
+        vectors = vectors[:, : chosen.dimension]
+        if chosen.normalize:
+            vectors = normalize(vectors)
+        return list(vectors.cpu().numpy())
+
+    def _padded(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        return pad([row.features for row in rows], self._tokenizer, self._device)
+
+    def _hidden(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the last hidden states, of shape (texts, tokens, width)."""
+        with torch.inference_mode():
+            output: torch.Tensor = self._model(**accepted(features, self._model)).last_hidden_state
+            return output.float()
+
+    def _prompt_tokens(self, prompt: str) -> int:
+        """Return how many tokens at the beginning of every text are the prompt's and are not to be pooled."""
+        if self._config.include_prompt or not prompt:
+            return 0
+        ids = encode(self._tokenizer, [prompt], self._limit)[0].features["input_ids"]
+        return len(ids) - int(ids[-1] in self._tokenizer.all_special_ids)
+
+    def _options(self, params: Mapping[str, Json]) -> _Options:
+        check_params(self._task, _PARAMS, params)
+        pooling = tuple(params["pooling"].split("+")) if "pooling" in params else self._config.pooling
+        scaled = params.get("normalize", None if self._configured else True)
+        dimension = self._dimension(pooling)
+        if "truncate_dim" in params and params["truncate_dim"] > dimension:
+            raise _bad_param(f"truncate_dim must be at most {dimension}, the length of this model's vectors.")
+        cut = params.get("truncate_dim", self._config.truncate_dim)
+        return _Options(pooling, self._prompt(params), scaled, min(dimension, cut or dimension))
+
+    def _dimension(self, pooling: tuple[str, ...]) -> int:
+        """Return the length of a vector before it is cut."""
+        width = self._width * len(pooling)
+        for stage in self._config.stages:
+            if isinstance(stage, DenseConfig):
+                if stage.inputs != width:
+                    way = "+".join(pooling)
+                    raise _bad_param(f"pooling={way} gives {width} numbers; the next layer takes {stage.inputs}.")
+                width = stage.outputs
+        return int(width)
+
+    def _prompt(self, params: Mapping[str, Json]) -> str:
+        if "prompt" in params and "prompt_name" in params:
+            raise _bad_param("Give prompt or prompt_name, not both.")
+        name = params.get("prompt_name", self._config.default_prompt)
+        if "prompt" in params or name is None:
+            return str(params.get("prompt", ""))
+        if name not in self._config.prompts:
+            known = ", ".join(self._config.prompts) or "none"
+            raise _bad_param(f"This model has no prompt {name!r}; it has {known}.")
+        return self._config.prompts[name]
+
+
+def _load_encoder(directory: Path, dtype: Json, device: str) -> Any:
+    """Return the model without a head; of an encoder and decoder such as T5, the encoder."""
+    check_directory(directory)
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            "not_a_model", f"{directory}/config.json describes no model we know: {error}"[:1000]
+        ) from error
+    encoder_alone = config.is_encoder_decoder and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
+    auto_class = AutoModelForTextEncoding if encoder_alone else AutoModel
+    model = load_model(auto_class, directory, dtype, device, ignore_missing=("pooler",))
+    model.config.use_cache = False  # keys and values would be kept for a next token that never comes
+    return model
+
+
+def _made_for_generation(config: Any) -> bool:
+    """Whether only the last token has seen the whole text."""
+    return any(name.endswith("ForCausalLM") for name in config.architectures or ())
+
+
+def _limit(config: SentenceConfig, tokenizer: Any, model: Any) -> int | None:
+    if config.max_tokens is None:
+        return input_limit(model, tokenizer)
+    positions = input_limit(model, tokenizer=None)
+    return config.max_tokens if positions is None else min(config.max_tokens, positions)
+
+
+def _lower_case(tokenizer: Any) -> None:
+    """Have the tokenizer lower-case its texts, if it does not yet; special tokens stay as they are."""
+    if not tokenizer.is_fast:
+        tokenizer.do_lower_case = True
+        return
+    backend = tokenizer.backend_tokenizer
+    steps = [normalizers.Lowercase()] if backend.normalizer is None else [normalizers.Lowercase(), backend.normalizer]
+    backend.normalizer = normalizers.Sequence(steps)
+
+
+def _bad_param(message: str) -> ModelError:
+    return ModelError("bad_param", message)

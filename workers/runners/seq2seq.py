@@ -1,0 +1,172 @@
+"""Translation, summarization and other tasks of encoder-decoder models, in the shape that transformers 4 gave them.
+
+Transformers 5 took these pipelines out; the models still load. As there, the model's `task_specific_params` bring the
+prefix and the settings of the task, and the job's own parameters win over all. What neither sets is 256 new tokens and
+four beams. Unlike there, a text too long for the model is cut, and its outcome says so.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, LogitsProcessorList, StoppingCriteriaList
+
+from common.errors import ModelError
+from common.values import Failure, Json, Outcome
+from workers.runners.base import Runner, Watch
+from workers.runners.batching import Item, TokenBudget, run_batches
+from workers.runners.generate_params import GENERATE_PARAMS, settle
+from workers.runners.kinds import FLAG, TEXT, WHOLE, Kind, check_params
+from workers.runners.languages import Direction, direction
+from workers.runners.loading import load_model, load_tokenizer, memory_bytes
+from workers.runners.options import model_directory
+from workers.runners.pulse import Pulse
+from workers.runners.sampling import NO_WARPERS, SeededChoice, record_seed, warpers
+from workers.runners.texts import encode, in_order, pad, read_inputs, text_of
+from workers.runners.truncation import input_limit
+
+#: What the text is called in the output, by the first word of the task's name.
+_NAMES = {"translation": "translation_text", "summarization": "summary_text"}
+_PARAMS = {**GENERATE_PARAMS, "clean_up_tokenization_spaces": FLAG, "seed": WHOLE, "truncation": FLAG}
+_LANGUAGES = {"src_lang": TEXT, "tgt_lang": TEXT}
+#: What the pipelines of transformers 4.57 took where neither model nor job said.
+_NEW_TOKENS = 256
+_BEAMS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What a job asked for, the model's and the task's settings filled in."""
+
+    config: Any  #: a GenerationConfig
+    prefix: str
+    source: str | None
+    truncation: bool
+    clean_up: bool
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One text, ready to be run."""
+
+    features: dict[str, list[int]]
+    truncated: bool
+    seed: int
+
+
+class Seq2SeqRunner(Runner):
+    """Texts to texts.
+
+    Parameters: those of `generate` (`generate_params.GENERATE_PARAMS`), `truncation` (true; with false, a text too
+    long for the model fails), `clean_up_tokenization_spaces` (false), `seed`, and for translation `src_lang` and
+    `tgt_lang`. With a seed, a sampled text depends on seed and record alone.
+    """
+
+    def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
+        """Load the model and its tokenizer.
+
+        Raises:
+            ModelError: as `load_model` and `load_tokenizer`.
+        """
+        directory = model_directory(task, model)
+        self._task = task
+        self._device = device
+        self._model = load_model(AutoModelForSeq2SeqLM, directory, load_params.get("dtype"), device)
+        self._tokenizer = load_tokenizer(directory)
+        self._positions = input_limit(self._model, tokenizer=None)
+        self._limit = input_limit(self._model, self._tokenizer)
+        self._budget = TokenBudget.of(device)
+        self._name = _NAMES.get(task.partition("_")[0], "generated_text")
+
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+        """Return for each text a list with one object, or `num_return_sequences` of them, that holds the text."""
+        chosen = self._options(params)
+        texts, refused = read_inputs(inputs, text_of)
+        beams = max(chosen.config.num_beams or 1, chosen.config.num_return_sequences or 1)
+        items = []
+        for position, row in zip(texts, self._rows(list(texts.values()), chosen), strict=True):
+            tokens = len(row.features["input_ids"])
+            if self._positions is not None and tokens > self._positions:
+                refused[position] = Outcome(failure=_too_long(tokens, self._positions))
+            else:
+                items.append(Item(position, tokens * beams, row))
+        budget = self._budget
+        if chosen.config.encoder_no_repeat_ngram_size or chosen.config.encoder_repetition_penalty not in (None, 1.0):
+            # These look at the encoder's input without its mask, and would see the padding.
+            budget = TokenBudget(budget.tokens, items=1)
+        results = run_batches(items, lambda rows: self._generate(rows, chosen, watch), budget, watch)
+        return in_order(refused, items, results)
+
+    def memory_bytes(self) -> int:
+        """Return the bytes of the model's weights."""
+        return memory_bytes(self._model)
+
+    def _rows(self, texts: list[str], chosen: _Options) -> list[_Row]:
+        if chosen.source is not None:
+            self._tokenizer.src_lang = chosen.source
+        limit = self._limit if chosen.truncation else None
+        encoded = encode(self._tokenizer, [chosen.prefix + text for text in texts], limit)
+        seeds = [0 if chosen.seed is None else record_seed(chosen.seed, text) for text in texts]
+        return [_Row(row.features, row.truncated, seed) for row, seed in zip(encoded, seeds, strict=True)]
+
+    def _generate(self, rows: Sequence[_Row], chosen: _Options, watch: Watch) -> list[list[dict[str, str]]]:
+        features = pad([row.features for row in rows], self._tokenizer, self._device)
+        more: dict[str, Any] = {"tokenizer": self._tokenizer} if chosen.config.stop_strings else {}
+        if chosen.seed is not None:
+            copies = chosen.config.num_return_sequences or 1
+            choice = SeededChoice(warpers(chosen.config), [row.seed for row in rows], copies)
+            more |= {**NO_WARPERS, "logits_processor": LogitsProcessorList([choice])}
+        ids = self._model.generate(
+            input_ids=features["input_ids"],
+            attention_mask=features["attention_mask"],
+            generation_config=chosen.config,
+            stopping_criteria=StoppingCriteriaList([Pulse(watch)]),
+            **more,
+        )
+        texts = [{self._name: self._decode(row, chosen)} for row in ids]
+        each = len(texts) // len(rows)
+        return [texts[first : first + each] for first in range(0, len(texts), each)]
+
+    def _decode(self, ids: torch.Tensor, chosen: _Options) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=chosen.clean_up)
+        return text
+
+    def _options(self, params: Mapping[str, Json]) -> _Options:
+        translates = self._name == _NAMES["translation"]
+        known: dict[str, Kind] = {**_PARAMS, **(_LANGUAGES if translates else {})}
+        check_params(self._task, known, params)
+        task_params = getattr(self._model.config, "task_specific_params", None) or {}
+        way = direction(self._task, params, self._tokenizer, task_params) if translates else Direction(self._task)
+        of_task = dict(task_params.get(way.task, {}))
+        prefix = of_task.pop("prefix", None) or getattr(self._model.config, "prefix", None) or ""
+        config = self._settings(params, way, of_task)
+        return _Options(
+            config=config,
+            prefix=way.prefix + prefix,
+            source=way.source,
+            truncation=params.get("truncation", True),
+            clean_up=params.get("clean_up_tokenization_spaces", False),
+            seed=params.get("seed") if config.do_sample else None,
+        )
+
+    def _settings(self, params: Mapping[str, Json], way: Direction, of_task: Mapping[str, Json]) -> Any:
+        defaults: dict[str, Json] = {
+            "pad_token_id": self._tokenizer.pad_token_id,
+            "max_new_tokens": min(_NEW_TOKENS, self._positions or _NEW_TOKENS),
+            "num_beams": 1 if params.get("do_sample") else _BEAMS,
+        }
+        language = {} if way.first_token is None else {"forced_bos_token_id": way.first_token}
+        asked = {name: params[name] for name in GENERATE_PARAMS if name in params}
+        config = settle(self._model, defaults, of_task, language, asked)
+        if "seed" in params and config.do_sample and (config.num_beams or 1) > 1:
+            raise ModelError("bad_param", "seed does not go with beams: leave it out, or say num_beams=1.")
+        if self._positions is not None and (config.max_new_tokens or 0) > self._positions:
+            raise ModelError("bad_param", f"This model has positions for {self._positions} tokens, no more.")
+        return config
+
+
+def _too_long(tokens: int, limit: int) -> Failure:
+    return Failure("too_long", f"The text has {tokens} tokens, the model takes {limit}; truncation=true would cut it.")
