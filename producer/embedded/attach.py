@@ -1,0 +1,127 @@
+"""How a command comes to the embedded Redis: it takes the locks that keep it alive and finds or starts its keeper."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from common.errors import StoreUnavailable, UsageError
+from common.settings import Settings, to_environ
+from producer.embedded.keeper import TAKEN
+from producer.embedded.locks import LockFile, is_claimed
+from producer.embedded.logs import open_log, reason_in
+from producer.embedded.place import Place
+from producer.embedded.probe import Answer, probe
+from producer.embedded.server import Binary, find_binary
+
+#: Seconds to wait for a keeper that another command started, or one that is ending.
+PATIENCE = 10.0
+_PAUSE = 0.05
+#: What a worker cannot be without.
+_WORKER_NEEDS = ("torch", "transformers")
+
+
+@contextlib.contextmanager
+def attach(settings: Settings, *, working: bool, say: Callable[[str], None]) -> Iterator[Settings]:
+    """Find or start the embedded Redis; yield settings that lead to it. It stays while this context is open.
+
+    `working` asks for a worker as well. `say` is told what was started, if it was started for this command.
+
+    Raises:
+        UsageError: no redis-server, none that may be used here, no worker's libraries, or no directory for the state.
+        StoreUnavailable: Redis does not start.
+    """
+    if working:
+        _require_worker()
+    place = Place.of(settings)
+    with contextlib.ExitStack() as locks:
+        with _unusable(place):
+            place.prepare()
+            _hold(place.in_use, locks)
+            if working:
+                _hold(place.working, locks)
+            _find_or_start(place, settings, say, working=working)
+        yield dataclasses.replace(settings, broker_url=place.url, home=place.home)
+
+
+def _require_worker() -> None:
+    missing = [name for name in _WORKER_NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"No Redis is configured, and a worker of one's own needs {' and '.join(missing)}: "
+            "pip install 'hugqueue[worker]', or set REDIS_URL to a Redis that workers serve."
+        )
+
+
+@contextlib.contextmanager
+def _unusable(place: Place) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"The state directory {place} cannot be used: {error}. Name another with HUGQUEUE_HOME."
+        ) from error
+
+
+def _hold(path: Path, locks: contextlib.ExitStack) -> None:
+    """Share the lock, which a keeper claims for a moment to see whether anybody holds it, and while it ends."""
+    lock = locks.enter_context(LockFile(path))
+    lock.touch()
+    if not lock.share(PATIENCE):
+        raise StoreUnavailable(
+            f"The embedded Redis is being stopped, for more than {PATIENCE:.0f} s now: {path} is held."
+        )
+
+
+def _find_or_start(place: Place, settings: Settings, say: Callable[[str], None], *, working: bool) -> None:
+    end = time.monotonic() + PATIENCE
+    while (answer := _look(place)) is not Answer.READY:
+        if answer is Answer.LOADING:
+            end = time.monotonic() + PATIENCE
+        elif not is_claimed(place.keeper) and (binary := _start(place, settings)):
+            say(f"started an embedded Redis ({binary.version_text}) in {place}; log: {place.keeper_log}")
+            if working:
+                say(f"starting a worker of its own; log: {place.worker_log}")
+            return
+        if time.monotonic() > end:
+            raise StoreUnavailable(
+                f"The embedded Redis in {place} does not answer. Its log, {place.keeper_log}, ends with: "
+                f"{reason_in(place.keeper_log)}"
+            )
+        time.sleep(_PAUSE)
+
+
+def _look(place: Place) -> Answer:
+    """Return how Redis answers; one without its keeper does not count."""
+    answer = probe(place.url)
+    return answer if answer is Answer.AWAY or is_claimed(place.keeper) else Answer.AWAY
+
+
+def _start(place: Place, settings: Settings) -> Binary | None:
+    """Start a keeper; return the server it keeps, None if another keeper was started at the same moment."""
+    binary = find_binary(place)  # here as well, so that what is missing is this command's error
+    own = dataclasses.replace(settings, broker_url=None, home=place.home)
+    log = open_log(place.keeper_log)
+    log_start = os.fstat(log).st_size
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "producer.embedded.keeper"],
+            env={**os.environ, **to_environ(own)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+            check=False,
+        )
+    finally:
+        os.close(log)
+    if done.returncode not in (0, TAKEN):
+        reason = reason_in(place.keeper_log, log_start)
+        raise StoreUnavailable(f"The embedded Redis could not start: {reason} (the keeper's log: {place.keeper_log})")
+    return binary if done.returncode == 0 else None

@@ -1,0 +1,124 @@
+"""The worker of the embedded Redis: a supervisor process, there while somebody waits for work. Knows no locks.
+
+A supervisor that ends by itself could not start (a model that cannot be had, a library that is not there). Then every
+unfinished job is failed with the reason, so that whoever waits for it is told; another try comes with the next call.
+"""
+
+import dataclasses
+import logging
+import os
+import subprocess
+import sys
+import time
+
+import redis
+
+from common.ledger import Ledger
+from common.settings import Settings, to_environ
+from common.store import Store
+from common.values import Failure
+from producer.embedded.lifeline import die_with_parent
+from producer.embedded.logs import open_log, reason_in
+from producer.embedded.place import Place
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that chunks in hand get when nobody waits for them any more: then they are given back, and kept for later.
+GRACE = 5.0
+#: Seconds beyond that after which the supervisor, which has a limit of its own, is killed.
+EXTRA = 30.0
+
+
+class Worker:
+    """Starts the supervisor when it is wanted and stops it when it is not. Nothing here blocks but `end`."""
+
+    def __init__(self, place: Place, settings: Settings, client: "redis.Redis") -> None:
+        self._place = place
+        self._settings = dataclasses.replace(
+            settings,
+            broker_url=place.url,
+            any_model_path=True,
+            supervised=True,
+            grace=min(settings.grace, GRACE),
+        )
+        self._store = Store(client, settings.result_ttl)
+        self._ledger = Ledger(client, settings.lease)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stop_by: float | None = None
+        self._failure: Failure | None = None
+        self._call = 0
+        self._log_start = 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process."""
+        return self._process is not None
+
+    def tend(self, *, wanted: bool, call: int) -> None:
+        """Do what is due; `call` changes whenever somebody new wants the worker."""
+        if self._process is not None:
+            self._notice_end(self._process)
+        if self._process is not None:
+            if not wanted or self._stop_by is not None:
+                self._stop(self._process)
+        elif not wanted:
+            self._failure = None
+        elif self._failure is None or call != self._call:
+            self._start(call)
+        else:
+            self._fail_jobs(self._failure)
+
+    def _start(self, call: int) -> None:
+        self._failure, self._stop_by, self._call = None, None, call
+        log = open_log(self._place.worker_log)
+        try:
+            self._log_start = os.fstat(log).st_size
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "workers.cli", "start"],
+                env={**os.environ, **to_environ(self._settings)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Besides HUGQUEUE_SUPERVISED, which counts once the supervisor runs. Safe: the keeper has one thread.
+                preexec_fn=die_with_parent(),  # noqa: PLW1509
+                start_new_session=True,
+            )
+        finally:
+            os.close(log)
+        logger.info("started a worker, process %d", self._process.pid)
+
+    def _notice_end(self, process: "subprocess.Popen[bytes]") -> None:
+        status = process.poll()
+        if status is None:
+            return
+        self._process = None
+        if self._stop_by is not None:
+            logger.info("the worker has ended")
+            return
+        verb = "could not start" if status > 0 else f"was ended from outside (status {status})"
+        reason = reason_in(self._place.worker_log, self._log_start)
+        message = f"The embedded worker {verb}: {reason.rstrip('.')}. Its log: {self._place.worker_log}"
+        logger.error("%s", message)
+        self._failure = Failure("no_worker", message)
+        self._fail_jobs(self._failure)
+
+    def _fail_jobs(self, failure: Failure) -> None:
+        try:
+            for job_id in self._store.active():
+                if self._ledger.fail(job_id, failure):
+                    logger.error("job %s failed: no worker", job_id)
+        except redis.RedisError as error:
+            logger.warning("cannot fail the jobs now: %s", error)
+
+    def _stop(self, process: "subprocess.Popen[bytes]") -> None:
+        if self._stop_by is None:
+            self._stop_by = time.monotonic() + self._settings.grace + EXTRA
+            process.terminate()
+        elif time.monotonic() > self._stop_by:
+            process.kill()
+
+    def end(self) -> None:
+        """Stop it and wait for that."""
+        while self._process is not None:
+            self.tend(wanted=False, call=self._call)
+            time.sleep(0.05)
