@@ -32,6 +32,12 @@ def main() -> None:
 @main.command()
 @click.option("--device", help="auto, cpu, or GPUs as cuda:0,cuda:1.  [default: auto, all GPUs or else the CPU]")
 @click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use at most N GPUs that no other worker of this machine has taken.  [default: all]",
+)
+@click.option(
     "--preload",
     multiple=True,
     metavar="TASK[=MODEL]",
@@ -47,6 +53,7 @@ def main() -> None:
 )
 def start(
     device: str | None,
+    gpus: int | None,
     preload: tuple[str, ...],
     queues: str | None,
     allow_pickle: bool,
@@ -72,7 +79,7 @@ def start(
             allow_pickle=allow_pickle or settings.allow_pickle,
             allow_remote_code=allow_remote_code or settings.allow_remote_code,
         )
-        sys.exit(_supervise(settings, log_level))
+        sys.exit(_supervise(settings, log_level, gpus))
     except HugqueueError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_status)
@@ -94,7 +101,7 @@ def _check_preload(text: str) -> str:
     return f"{task}={path.resolve()}" if equals and path.is_dir() else text
 
 
-def _supervise(settings: Settings, log_level: str) -> int:
+def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
     from workers.devices import choose, find_gpus
     from workers.supervisor import Supervisor
 
@@ -111,7 +118,7 @@ def _supervise(settings: Settings, log_level: str) -> int:
         if not is_passing(error):
             raise HugqueueError(explain(error, settings.broker_url)) from error
         logging.warning("%s Waiting for it.", explain(error, settings.broker_url))
-    return Supervisor(settings, devices, client, log_level).run()
+    return Supervisor(settings, devices, client, log_level=log_level, most=gpus).run()
 
 
 if __name__ == "__main__":

@@ -49,11 +49,26 @@ class Child:
 
 
 class Supervisor:
-    """Starts the workers, starts them again when they fall, and stops them."""
+    """Starts the workers, starts them again when they fall, and stops them.
+
+    Args:
+        settings: of all workers.
+        devices: a GPU each, or None for the CPU.
+        client: of the Redis where GPUs are claimed.
+        log_level: of the workers.
+        most: how many of the devices to use; the others are left to other supervisors of this machine.
+    """
 
     def __init__(
-        self, settings: Settings, devices: Sequence[Gpu | None], client: "redis.Redis", log_level: str
+        self,
+        settings: Settings,
+        devices: Sequence[Gpu | None],
+        client: "redis.Redis",
+        *,
+        log_level: str,
+        most: int | None = None,
     ) -> None:
+        self._most = most or len(devices)
         self._settings = settings
         self._client = client
         self._log_level = log_level
@@ -68,7 +83,7 @@ class Supervisor:
         if gpu:
             environ["CUDA_VISIBLE_DEVICES"] = gpu.uuid
         label = f"gpu{gpu.index}" if gpu else "cpu"
-        return Child(gpu, f"{label}-{os.getpid()}@%h", environ)
+        return Child(gpu, f"{label}-{os.getpid()}@{os.uname().nodename}", environ)
 
     def run(self) -> int:
         """Keep the workers alive until SIGTERM or SIGINT; return the exit status.
@@ -103,7 +118,8 @@ class Supervisor:
         return 0
 
     def _start(self, child: Child) -> None:
-        if time.monotonic() < child.again_at or not self._may_use(child.gpu):
+        enough = sum(other.process is not None for other in self._children) >= self._most
+        if enough or time.monotonic() < child.again_at or not self._may_use(child.gpu):
             return
         child.start(self._log_level)
 

@@ -1,0 +1,91 @@
+# One image per role, all grown from the same base, each with only what its role needs:
+#
+#   producer   submits records and reads results; no torch
+#   worker     loads models and runs them
+#   flower     the monitoring page; no torch
+#
+#   docker build --target worker -t hugqueue-worker .
+#
+# docs/deployment.md says how to choose the torch build and the package index.
+
+ARG PYTHON=3.11-slim-bookworm
+
+FROM python:${PYTHON} AS base
+ENV PATH=/opt/hugqueue/bin:$PATH \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+# /cache belongs to the user in the image, so that a new named volume mounted there does too.
+RUN python -m venv /opt/hugqueue \
+    && useradd --uid 10001 --create-home --shell /usr/sbin/nologin hugqueue \
+    && install --directory --owner=hugqueue --group=hugqueue /cache /cache/huggingface
+
+
+# The requirements of each role as plain lists. A role's layer of packages is built anew when its own list
+# changes, and not when anything else in pyproject.toml or in the source does.
+FROM base AS requirements
+WORKDIR /requirements
+COPY pyproject.toml .
+RUN for role in producer worker monitor; do \
+        python -c "import sys, tomllib; \
+project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*project['dependencies'], *project['optional-dependencies'].get(sys.argv[1], ()), sep='\n')" \
+        $role > $role.txt || exit 1; \
+    done
+
+
+FROM base AS wheel
+ARG PIP_INDEX_URL
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY common common
+COPY producer producer
+COPY workers workers
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip wheel --no-deps --wheel-dir /wheel .
+
+
+FROM base AS producer
+ARG PIP_INDEX_URL
+COPY constraints.txt /requirements/
+COPY --from=requirements /requirements/producer.txt /requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --constraint /requirements/constraints.txt --requirement /requirements/producer.txt
+RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
+    pip install --no-deps /wheel/*.whl
+USER hugqueue
+WORKDIR /data
+ENTRYPOINT ["producer"]
+CMD ["--help"]
+
+
+FROM base AS worker
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG TORCH=torch
+COPY constraints.txt /requirements/
+COPY --from=requirements /requirements/worker.txt /requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --constraint /requirements/constraints.txt --requirement /requirements/worker.txt "$TORCH"
+RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
+    pip install --no-deps /wheel/*.whl
+ENV HF_HOME=/cache/huggingface
+USER hugqueue
+WORKDIR /home/hugqueue
+ENTRYPOINT ["workers"]
+CMD ["start"]
+
+
+FROM base AS flower
+ARG PIP_INDEX_URL
+COPY constraints.txt /requirements/
+COPY --from=requirements /requirements/monitor.txt /requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --constraint /requirements/constraints.txt --requirement /requirements/monitor.txt
+RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
+    pip install --no-deps /wheel/*.whl
+USER hugqueue
+WORKDIR /home/hugqueue
+EXPOSE 5555
+ENTRYPOINT ["celery", "--app", "common.queue", "flower"]
+CMD ["--address=0.0.0.0", "--port=5555", "--read-only"]
