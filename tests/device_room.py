@@ -14,7 +14,7 @@ from common.payloads import decode_outcomes, encode_records, iter_outcomes
 from common.settings import Settings
 from common.values import JobSpec, Json, Outcome, Record, new_job_id
 from tests.processes import PLUGINS, wait_until
-from workers.device_client import ChunkResult, DeviceProcess
+from workers.device_client import Caution, ChunkResult, DeviceProcess
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Room:
             positions,
             cancelled=cancelled or threading.Event(),
             on_stage=self.stages.append,
-            cautious=cautious,
+            caution=Caution({}, lambda _: None) if cautious else None,
         )
 
     def pid(self) -> int:

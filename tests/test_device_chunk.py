@@ -1,16 +1,16 @@
 """Runners at fault: the record at fault fails alone, with a code, and the rest goes on."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
 from common.errors import ModelError, RecordError, WorkerError
 from common.payloads import decode_outcomes, iter_outcomes
-from common.values import Outcome, Record
+from common.values import Json, Outcome, Record
 from tests.processes import PLUGINS
-from workers.device.chunk import Answer, DeviceLost, is_device_lost, run_chunk
-from workers.runners.base import Cancelled, Runner
+from workers.device.chunk import Answer, DeviceLost, run_chunk
+from workers.runners.base import Cancelled, Runner, Watch
 from workers.runners.table import find_runner
 
 
@@ -111,15 +111,30 @@ def test_an_error_that_ruins_the_device_is_no_records_fault():
         _run(_runner("test-crash"), ["a", "gpu-lost"])
 
 
-@pytest.mark.parametrize(
-    ("text", "lost"),
-    [
-        ("CUDA error: device-side assert triggered", True),
-        ("CUDA error: an illegal memory access was encountered", True),
-        ("CUDA out of memory. Tried to allocate 2.00 GiB", False),
-        ("CUDA error: out of memory", False),
-        ("The size of tensor a (5) must match", False),
-    ],
-)
-def test_lost_devices_are_told_from_other_errors(text: str, lost: bool):
-    assert is_device_lost(RuntimeError(text)) is lost
+class Steady(Runner):
+    """Says of each input how often it ran, and that equal inputs get equal outcomes, if it is told to."""
+
+    needs_model = False
+
+    def __init__(self, task: str, model: object, device: str, load_params: Mapping[str, Json]) -> None:
+        self.ran: list[Json] = []
+
+    def repeats_itself(self, params: Mapping[str, Json]) -> bool:
+        return bool(params["steady"])
+
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+        watch.batch(range(len(inputs)))
+        self.ran += inputs
+        return [Outcome({"was": value}) for value in inputs]
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_equal_records_run_once_where_their_outcomes_are_equal(steady: bool):
+    runner, watch = Steady("any", None, "cpu", {}), Watched()
+    inputs = ["a", "b", "a", {"text": "a", "top": 1}, {"text": "a", "top": 2}, {"text": "a", "top": 1}, "b"]
+    records = {10 + at: Record(at, value) for at, value in enumerate(inputs)}
+    answer = run_chunk(runner, records, {"steady": steady}, "cpu", watch)
+    rows = list(iter_outcomes(decode_outcomes(answer.payload)))
+    assert [outcome.output for _, _, outcome in rows] == [{"was": value} for value in inputs]
+    assert runner.ran == ([inputs[at] for at in (0, 1, 3, 4)] if steady else inputs)
+    assert watch.batches[-1] == list(range(10, 17))  # should it die now, each copy is a suspect

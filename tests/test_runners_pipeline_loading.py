@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, BertForTokenClassification
 
+from common.encoder import to_json
 from common.errors import ModelError
 from common.tasks import ALIASES, TASKS
-from tests import tiny_models
-from tests.one_by_one import run, runner_of
+from tests import tiny_models, tiny_seq2seq
+from tests.one_by_one import assert_same, run, runner_of
+from tests.tiny_models import RecordingWatch
 from workers.runners.base import Runner
-from workers.runners.loading import load_model, load_tokenizer, memory_bytes, resolve_dtype
+from workers.runners.loading import Source, load_model, load_tokenizer, memory_bytes
+from workers.runners.precision import resolve_dtype
 from workers.runners.table import RUNNERS, find_runner
 
 
@@ -64,7 +68,7 @@ def test_an_entry_point_that_is_no_runner_is_refused(tmp_path, monkeypatch):
 
 def code_of(directory: Path, auto_class: type = AutoModelForMaskedLM) -> str:
     with pytest.raises(ModelError) as caught:
-        load_model(auto_class, directory, None, "cpu")
+        load_model(auto_class, Source(directory), "cpu")
     return caught.value.code
 
 
@@ -91,8 +95,34 @@ def test_a_configuration_without_weights_is_no_model(copy):
 def test_pickled_weights_are_refused_with_the_way_out(copy):
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(ModelError, match="safetensors") as caught:
-        load_model(AutoModelForMaskedLM, copy, None, "cpu")
+        load_model(AutoModelForMaskedLM, Source(copy), "cpu")
     assert caught.value.code == "unsafe_weights"
+
+
+PICKLED = [
+    ("fill-mask", tiny_models.masked_bert, "the [MASK] sleeps"),
+    ("embedding", tiny_models.masked_bert, "the cat sleeps"),
+    ("question-answering", tiny_models.answering, {"question": "who sleeps?", "context": "the cat sleeps"}),
+    ("summarization", tiny_seq2seq.make_bart, "the cat sleeps"),
+]
+
+
+@pytest.mark.parametrize(("task", "make", "record"), PICKLED, ids=[task for task, _, _ in PICKLED])
+def test_pickled_weights_are_opened_only_where_the_worker_allows_it(tmp_path, task, make, record):
+    model = make(tmp_path / "model")
+    (expected,) = run(task, model, [record])
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin"):
+        runner_of(task, model)
+    (found,) = runner_of(task, model, allow_pickle=True).run([record], {}, RecordingWatch())
+    assert found.failure is None
+    assert_same(*(json.loads(to_json(outcome.output)) for outcome in (found, expected)))
+
+
+def test_a_job_cannot_allow_what_its_worker_does_not(bert):
+    with pytest.raises(ModelError, match="no parameter 'allow_pickle'"):
+        run("fill-mask", bert, ["the [MASK]"], allow_pickle=True)
 
 
 def test_an_adapter_is_refused_whatever_base_it_names(copy):
@@ -124,20 +154,20 @@ def test_an_architecture_without_the_head_fails(tmp_path):
 
 
 def test_tied_weights_are_not_missing(bert):
-    model = load_model(AutoModelForMaskedLM, bert, None, "cpu")
+    model = load_model(AutoModelForMaskedLM, Source(bert), "cpu")
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def test_a_missing_pooler_can_be_done_without_where_the_task_says_so(bert):
     assert code_of(bert, AutoModel) == "missing_weights"
-    load_model(AutoModel, bert, None, "cpu", ignore_missing=[r"(^|\.)pooler\."])
+    load_model(AutoModel, Source(bert), "cpu", ignore_missing=[r"(^|\.)pooler\."])
 
 
 def test_a_model_without_its_tokenizer_is_refused(copy):
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         (copy / name).unlink(missing_ok=True)
     with pytest.raises(ModelError) as caught:
-        load_tokenizer(copy)
+        load_tokenizer(Source(copy))
     assert caught.value.code == "no_tokenizer"
 
 
@@ -151,8 +181,8 @@ def test_a_tokenizer_without_a_mask_cannot_fill_masks(copy):
 
 
 def test_half_precision_halves_the_memory(bert):
-    full = load_model(AutoModelForMaskedLM, bert, None, "cpu")
-    half = load_model(AutoModelForMaskedLM, bert, "bfloat16", "cpu")
+    full = load_model(AutoModelForMaskedLM, Source(bert), "cpu")
+    half = load_model(AutoModelForMaskedLM, Source(bert, dtype="bfloat16"), "cpu")
     assert {parameter.dtype for parameter in full.parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     assert memory_bytes(half) < 0.6 * memory_bytes(full)

@@ -46,16 +46,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 )
 def test_one_bad_record_among_64_costs_one_failure_and_no_forward_pass(models, task, model, good, bad):
     records = [good] * 40 + [bad] + [good] * 23
+    runner, watch = runner_of(task, models(model)), RecordingWatch()
     with ForwardCount() as alone:
-        expected = run(task, models(model), [good])[0].output
-    watch = RecordingWatch()
+        expected = runner.run([good], {}, RecordingWatch())[0].output
     with ForwardCount() as together:
-        outcomes = runner_of(task, models(model)).run(records, {}, watch)
+        outcomes = runner.run(records, {}, watch)
     assert [place for place, outcome in enumerate(outcomes) if outcome.failure] == [40]
     for place in (0, 39, 41, 63):
         assert_same(outcomes[place].output, expected)
-    assert alone.rows == 1
-    assert (together.rows, together.passes) == (63, len(watch.batches))
+    assert (alone.passes, together.passes) == (1, len(watch.batches))
     ran = [place for batch in watch.batches for place in batch]
     assert sorted(ran) == [place for place in range(64) if place != 40]
 
@@ -65,18 +64,18 @@ def test_records_that_cannot_be_finished_do_not_make_their_batch_run_again(tmp_p
     config = json.loads((model / "config.json").read_text())
     config["aggregation_labels"] = {"9": "none that the model ever gives"}
     (model / "config.json").write_text(json.dumps(config))
+    runner = runner_of("table-question-answering", model)
     with ForwardCount() as count:
-        outcomes = run("table-question-answering", model, [{"table": TABLE, "query": "which city"}] * 8)
+        outcomes = runner.run([{"table": TABLE, "query": "which city"}] * 8, {}, RecordingWatch())
     assert [outcome.failure and outcome.failure.code for outcome in outcomes] == ["runner_error"] * 8
     assert (count.passes, count.rows) == (1, 8)
 
 
 def test_a_label_too_long_for_the_model_fails_its_record_alone(models):
     records = ["the cat", {"text": "a dog", "candidate_labels": ["cat", "cat " * 100]}, "the bird"]
+    runner = runner_of("zero-shot-classification", models("natural_language_inference"))
     with ForwardCount() as count:
-        outcomes = run(
-            "zero-shot-classification", models("natural_language_inference"), records, candidate_labels="a,b"
-        )
+        outcomes = runner.run(records, {"candidate_labels": "a,b"}, RecordingWatch())
     assert [outcome.failure and outcome.failure.code for outcome in outcomes] == [None, "too_long", None]
     assert count.rows == 4
 

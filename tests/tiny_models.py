@@ -8,6 +8,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertTokenizer,
@@ -190,6 +191,12 @@ def tagger(directory: Path) -> Path:
     wordpiece(directory)
     torch.manual_seed(5)
     return _save(BertForTokenClassification(_labelled(("O", "B-PER", "I-PER", "B-LOC", "I-LOC"))), directory)
+
+
+def answering(directory: Path) -> Path:
+    wordpiece(directory)
+    torch.manual_seed(7)
+    return _save(BertForQuestionAnswering(bert_config()), directory)
 
 
 def table_answers(directory: Path) -> Path:

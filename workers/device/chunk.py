@@ -5,6 +5,7 @@ record at fault fails alone; one that gives too few outcomes, or outcomes that c
 Knows neither models nor the other process.
 """
 
+import json
 import logging
 import sys
 import time
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from common.errors import ModelError, RecordError, WorkerError
-from common.payloads import MAX_BYTES, count, encode_outcomes
+from common.errors import ModelError, PayloadError, RecordError, WorkerError
+from common.payloads import count, encode_outcomes
 from common.values import Counts, Failure, Json, Outcome, Record
-from workers.runners.base import Cancelled, Runner, Watch
-from workers.runners.batching import is_out_of_memory
+from workers.runners.base import Cancelled, PlacedWatch, Runner, Watch
+from workers.runners.batching import is_device_lost, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -38,20 +39,6 @@ class Answer:
     seconds: float
 
 
-class _Placed:
-    """A watch that turns a runner's positions into those of the chunk."""
-
-    def __init__(self, watch: Watch, places: Sequence[int]) -> None:
-        self._watch = watch
-        self._places = places
-
-    def batch(self, positions: Sequence[int]) -> None:
-        self._watch.batch([self._places[position] for position in positions])
-
-    def tick(self) -> None:
-        self._watch.tick()
-
-
 def run_chunk(
     runner: Runner, records: Mapping[int, Record], params: Mapping[str, Json], device: str, watch: Watch
 ) -> Answer:
@@ -66,7 +53,13 @@ def run_chunk(
     todo = [position for position, record in records.items() if record.failure is None]
     outcomes = {p: Outcome(failure=r.failure) for p, r in records.items() if r.failure is not None}
     if todo:
-        found = _run(runner, [records[p].input for p in todo], params, _Placed(watch, todo), device)
+        found = _run_once(
+            runner,
+            [records[p].input for p in todo],
+            params,
+            PlacedWatch(watch, [[position] for position in todo]),
+            device,
+        )
         outcomes.update(zip(todo, found, strict=True))
     seconds = time.perf_counter() - begun
     ordered = [outcomes[position] for position in records]
@@ -74,15 +67,23 @@ def run_chunk(
     return Answer(payload, count(ordered), seconds)
 
 
-def is_device_lost(error: BaseException) -> bool:
-    """Whether this is an error of the GPU after which all further calls in the process fail too."""
-    text = str(error)
-    fatal = isinstance(error, RuntimeError) and "CUDA error" in text and "out of memory" not in text
-    return fatal and not is_out_of_memory(error)
+def _run_once(
+    runner: Runner, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch, device: str
+) -> list[Outcome]:
+    """Run equal inputs once, where the runner gives them equal outcomes."""
+    if len(inputs) == 1 or not runner.repeats_itself(params):
+        return _run(runner, inputs, params, watch, device)
+    places: dict[Json, list[int]] = {}
+    for number, value in enumerate(inputs):
+        places.setdefault(value if isinstance(value, str) else (json.dumps(value),), []).append(number)
+    groups = list(places.values())
+    found = _run(runner, [inputs[group[0]] for group in groups], params, PlacedWatch(watch, groups), device)
+    outcomes = {number: outcome for group, outcome in zip(groups, found, strict=True) for number in group}
+    return [outcomes[number] for number in range(len(inputs))]
 
 
 def _run(
-    runner: Runner, inputs: Sequence[Json], params: Mapping[str, Json], watch: _Placed, device: str
+    runner: Runner, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch, device: str
 ) -> list[Outcome]:
     watch.batch(range(len(inputs)))  # until the runner says which ones: it may die while it prepares them
     try:
@@ -101,10 +102,10 @@ def _run(
 
 
 def _run_alone(
-    runner: Runner, inputs: Sequence[Json], number: int, params: Mapping[str, Json], watch: _Placed
+    runner: Runner, inputs: Sequence[Json], number: int, params: Mapping[str, Json], watch: Watch
 ) -> Outcome:
     watch.batch([number])
-    alone = _Placed(watch, [number])
+    alone = PlacedWatch(watch, [[number]])
     try:
         return _checked(runner.run([inputs[number]], params, alone), 1)[0]
     except (Cancelled, ModelError, WorkerError):
@@ -148,14 +149,12 @@ def _encode(
     positions: Sequence[int], ids: Sequence[Json], outcomes: list[Outcome], output_type: pa.DataType | None
 ) -> tuple[bytes, list[Outcome]]:
     payload = _try_encode(positions, ids, outcomes, output_type)
-    if isinstance(payload, Exception):
+    if isinstance(payload, Exception) and not isinstance(payload, PayloadError):
         logger.warning("outputs that cannot be written: %s", payload)
         outcomes = [_writable(outcome, output_type) for outcome in outcomes]
-        payload = encode_outcomes(positions, ids, outcomes, output_type)
-    if len(payload) > MAX_BYTES:
-        failure = Failure(
-            "output_too_large", f"The chunk's outputs take {len(payload):,} bytes; at most {MAX_BYTES:,}."
-        )
+        payload = _try_encode(positions, ids, outcomes, output_type)
+    if isinstance(payload, Exception):
+        failure = Failure("output_too_large", str(payload))
         outcomes = [Outcome(failure=outcome.failure or failure) for outcome in outcomes]
         payload = encode_outcomes(positions, ids, outcomes, output_type)
     return payload, outcomes
@@ -173,5 +172,5 @@ def _try_encode(
 ) -> bytes | Exception:
     try:
         return encode_outcomes(positions, ids, outcomes, output_type)
-    except _WRITE_ERRORS as error:
+    except (PayloadError, *_WRITE_ERRORS) as error:
         return error

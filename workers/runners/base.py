@@ -22,6 +22,23 @@ class Watch(Protocol):
         """Give a sign of life within a long batch (each token of a generation)."""
 
 
+class PlacedWatch:
+    """A watch that says the positions of a smaller run in those of a larger one."""
+
+    def __init__(self, watch: Watch, places: Sequence[Sequence[int]]) -> None:
+        """Report to `watch`, each position as those that `places` has for it."""
+        self._watch = watch
+        self._places = places
+
+    def batch(self, positions: Sequence[int]) -> None:
+        """Say which inputs of the larger run are about to run."""
+        self._watch.batch(sorted(place for position in positions for place in self._places[position]))
+
+    def tick(self) -> None:
+        """Give a sign of life."""
+        self._watch.tick()
+
+
 class Cancelled(Exception):
     """Raised out of a runner by its watch when the chunk was given up."""
 
@@ -59,6 +76,18 @@ class Runner(ABC):
             ModelError: `bad_param`, a parameter that the task does not have or of a wrong value.
         """
 
+    def repeats_itself(self, params: Mapping[str, Json]) -> bool:
+        """Return whether equal inputs get equal outcomes, so that a chunk need run them once.
+
+        Raises:
+            ModelError: `bad_param`, as `run`.
+        """
+        return False
+
     def memory_bytes(self) -> int:
         """Return about how much device memory the model holds, in bytes."""
         return 0
+
+    def facts(self) -> dict[str, Json]:
+        """Return what is to be recorded of how it runs: dtype, attention implementation."""
+        return {}

@@ -39,6 +39,7 @@ class TokenBudget:
 
     tokens: int
     items: int
+    equal_lengths: bool = False  #: whether nothing may be padded: the model lets padding be seen
 
     @classmethod
     def of(cls, device: str) -> "TokenBudget":
@@ -48,7 +49,7 @@ class TokenBudget:
 
     def lower(self, failed: Sequence[Item[T]]) -> None:
         """Take note that this batch did not fit into memory."""
-        self.tokens = max(1, min(self.tokens, _padded(failed)) // 2)
+        self.tokens = max(1, min(self.tokens, _padded(failed) // 2))
         logger.warning("out of memory with %d items: batches now hold %d tokens", len(failed), self.tokens)
 
 
@@ -56,13 +57,19 @@ def cut(items: Sequence[Item[T]], budget: TokenBudget) -> Iterator[list[Item[T]]
     """Yield batches of `items`, longest first, so that memory runs out in the first batch or never."""
     batch: list[Item[T]] = []
     for item in sorted(items, key=lambda i: -i.tokens):
-        longest = batch[0].tokens if batch else item.tokens
-        if batch and (len(batch) >= budget.items or longest * (len(batch) + 1) > budget.tokens):
+        if batch and not _takes(batch, item, budget):
             yield batch
             batch = []
         batch.append(item)
     if batch:
         yield batch
+
+
+def _takes(batch: Sequence[Item[T]], item: Item[T], budget: TokenBudget) -> bool:
+    longest = batch[0].tokens
+    if budget.equal_lengths and item.tokens != longest:
+        return False
+    return len(batch) < budget.items and longest * (len(batch) + 1) <= budget.tokens
 
 
 def run_batches(
@@ -77,6 +84,9 @@ def run_batches(
         forward: takes the values of one batch, gives as many results in the same order.
         budget: lowered in place when memory runs out.
         watch: told before each batch.
+
+    Raises:
+        RuntimeError: the device is lost (`is_device_lost`).
     """
     results: dict[int, R | Failure] = {}
     index = {id(item): number for number, item in enumerate(items)}
@@ -89,6 +99,8 @@ def run_batches(
         except Cancelled:
             raise
         except (MemoryError, RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+            if is_device_lost(error):  # every further call would fail as well: only a fresh process helps
+                raise
             if len(batch) > 1:
                 waiting.extend(_halves(batch, error, budget))
                 continue
@@ -119,6 +131,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "DefaultCPUAllocator: can't allocate memory" in text
         or "CUDA out of memory" in text
     )
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether this is an error of the GPU after which all further calls in the process fail too."""
+    text = str(error)
+    fatal = isinstance(error, RuntimeError) and "CUDA error" in text and "out of memory" not in text
+    return fatal and not is_out_of_memory(error)
 
 
 def _failure(error: Exception) -> Failure:

@@ -91,6 +91,18 @@ class ZeroShotClassification(ChunkTask):
 
     def prepare(self, value: Json, settings: Settings) -> Prepared:
         """Return the text with each label; the text is cut, the label never."""
+        text, before, after = self.labelling(value, settings)
+        inputs = [dict(part) for part in self.pipe.preprocess(text, **before)]
+        template = before.get("hypothesis_template", "This example is {}.")
+        cut = any(self._was_cut(part, text, template.format(part["candidate_label"])) for part in inputs)
+        return Prepared(inputs, cut, after)
+
+    def labelling(self, value: Json, settings: Settings) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Return the text, and for it the parameters of the pipeline's `preprocess` and `postprocess`.
+
+        Raises:
+            RecordError: `missing_field`, no labels; `wrong_type`, labels or a template that are none.
+        """
         fields = fields_of(TASKS[self.name], value)
         text = text_of(fields["text"])
         before, _, after = own_params(self, fields, tuple(self.known))
@@ -101,10 +113,7 @@ class ZeroShotClassification(ChunkTask):
                 "zero-shot-classification needs candidate_labels, with the record or as -p candidate_labels=a,b.",
             )
         _check_labelling(before)
-        inputs = [dict(part) for part in self.pipe.preprocess(text, **before)]
-        template = before.get("hypothesis_template", "This example is {}.")
-        cut = any(self._was_cut(part, text, template.format(part["candidate_label"])) for part in inputs)
-        return Prepared(inputs, cut, after)
+        return text, before, after
 
 
 def _check_labelling(params: Mapping[str, Any]) -> None:

@@ -13,15 +13,14 @@ from typing import Any
 import pyarrow as pa
 import torch
 from tokenizers import normalizers
-from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
+from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
 from common.errors import ModelError
 from common.values import Json, Outcome
-from workers.runners.base import Runner, Watch
+from workers.runners.base import Watch
 from workers.runners.batching import Item, TokenBudget, run_batches
 from workers.runners.kinds import COUNT, FLAG, TEXT, Kind, check_params
-from workers.runners.loading import check_directory, load_model, load_tokenizer, memory_bytes
-from workers.runners.options import model_directory
+from workers.runners.loading import ModelRunner, Source, load_config, load_model, load_tokenizer
 from workers.runners.pooling import load_dense, normalize, pool
 from workers.runners.sentence_config import (
     POOLING_MODES,
@@ -56,7 +55,7 @@ class _Options:
     dimension: int  #: of the vectors that come out; what is longer is cut
 
 
-class EmbeddingRunner(Runner):
+class EmbeddingRunner(ModelRunner):
     """Texts to float32 vectors.
 
     Parameters: `pooling` (a mode, or several joined by `+`), `normalize`, `prompt` or `prompt_name`, `truncate_dim`
@@ -69,21 +68,24 @@ class EmbeddingRunner(Runner):
         Raises:
             ModelError: as `load_model`; `unknown_module`, its configuration asks for what we do not have.
         """
-        directory = model_directory(task, model)
+        source = Source.of(task, model, load_params)
+        directory = source.directory
         found = read_sentence_config(directory)
         self._task = task
         self._device = device
         self._configured = found is not None
         self._config = found or SentenceConfig(directory, ("mean",))
-        self._model = _load_encoder(self._config.transformer, load_params.get("dtype"), device)
+        source = source.inside(self._config.transformer)
+        self._model = _load_encoder(source, device)
         if found is None and _made_for_generation(self._model.config):
             self._config = SentenceConfig(directory, ("lasttoken",))
-        self._tokenizer = load_tokenizer(self._config.transformer)
+        self._tokenizer = load_tokenizer(source)
         if self._config.lower_case:
             _lower_case(self._tokenizer)
         self._limit = _limit(self._config, self._tokenizer, self._model)
         self._stages = [
-            load_dense(stage, device) if isinstance(stage, DenseConfig) else normalize for stage in self._config.stages
+            load_dense(stage, device, allow_pickle=source.allow_pickle) if isinstance(stage, DenseConfig) else normalize
+            for stage in self._config.stages
         ]
         self._budget = TokenBudget.of(device)
         self._width = self._hidden(self._padded(encode(self._tokenizer, ["a"], self._limit))).shape[-1]
@@ -101,10 +103,6 @@ class EmbeddingRunner(Runner):
         skip = self._prompt_tokens(chosen.prompt)
         results = run_batches(items, lambda rows: self._vectors(rows, chosen, skip), self._budget, watch)
         return in_order(refused, items, results)
-
-    def memory_bytes(self) -> int:
-        """Return the bytes of the model's weights; the layers behind it are next to nothing."""
-        return memory_bytes(self._model)
 
     def _vectors(self, rows: Sequence[Encoded], chosen: _Options, skip: int) -> list[Any]:
         features = self._padded(rows)
@@ -166,18 +164,12 @@ class EmbeddingRunner(Runner):
         return self._config.prompts[name]
 
 
-def _load_encoder(directory: Path, dtype: Json, device: str) -> Any:
+def _load_encoder(source: Source, device: str) -> Any:
     """Return the model without a head; of an encoder and decoder such as T5, the encoder."""
-    check_directory(directory)
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            "not_a_model", f"{directory}/config.json describes no model we know: {error}"[:1000]
-        ) from error
+    config = load_config(source)
     encoder_alone = config.is_encoder_decoder and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
     auto_class = AutoModelForTextEncoding if encoder_alone else AutoModel
-    model = load_model(auto_class, directory, dtype, device, ignore_missing=("pooler",))
+    model = load_model(auto_class, source, device, ignore_missing=("pooler",))
     model.config.use_cache = False  # keys and values would be kept for a next token that never comes
     return model
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import jinja2
 import torch
-from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers import pipelines as hf
 from transformers.utils.chat_template_utils import Chat
 
@@ -23,6 +23,7 @@ from workers.runners.collating import join
 from workers.runners.generate_params import GENERATE_PARAMS
 from workers.runners.kinds import FLAG, LIST, NUMBER, OBJECT, TEXT, TEXTS, WHOLE, WHOLES, Kind, check_params
 from workers.runners.pipeline_tasks import PipelineTask, Prepared, Row, Settings
+from workers.runners.pulse import Pulse
 from workers.runners.reading import fields_of, messages_of
 from workers.runners.sampling import NO_WARPERS, SeededChoice, record_seed, warpers
 from workers.runners.texts import text_of
@@ -75,17 +76,6 @@ class GenerationSettings(Settings):
     seed: int | None = None
 
 
-class _Pulse(StoppingCriteria):  # type: ignore[misc]
-    """Stops nothing; tells the watch about every token, which raises when the chunk was given up."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        self._watch.tick()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
 class TextGeneration(PipelineTask[GenerationSettings]):
     """Text that goes on from a prompt, or the next message of a chat."""
 
@@ -116,6 +106,10 @@ class TextGeneration(PipelineTask[GenerationSettings]):
             seed=seed if config.do_sample else None,
         )
 
+    def repeats_itself(self, settings: GenerationSettings) -> bool:
+        """Return whether nothing is sampled, or by a seed."""
+        return not settings.config.do_sample or settings.seed is not None
+
     def prepare(self, value: Json, settings: GenerationSettings) -> Prepared:
         """Return the prompt, or the chat as its template writes it, cut from the front where it is too long."""
         fields = fields_of(TASKS[self.name], value)
@@ -140,7 +134,7 @@ class TextGeneration(PipelineTask[GenerationSettings]):
 
     def forward(self, batch: Sequence[Inputs], settings: GenerationSettings, watch: Watch) -> list[Row]:
         """Generate for one batch; the watch is told about every token."""
-        kwargs: dict[str, Any] = {**settings.forward, "stopping_criteria": StoppingCriteriaList([_Pulse(watch)])}
+        kwargs: dict[str, Any] = {**settings.forward, "stopping_criteria": StoppingCriteriaList([Pulse(watch)])}
         if settings.seed is not None:
             seeds = [inputs["record_seed"] for inputs in batch]
             choice = SeededChoice(warpers(settings.config), seeds, settings.config.num_return_sequences or 1)

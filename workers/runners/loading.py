@@ -1,31 +1,32 @@
 """Models and tokenizers out of a directory, and from nowhere else.
 
-Whatever runner loads a model loads it here, so that the rules hold for all: local files only, safetensors
-only, no code from the model's repository, no base model that an adapter names, and no weights made up on the spot
-(transformers only warns when it invents a missing head). Knows no task.
+Whatever runner loads a model loads it here, so that the rules hold for all: local files only; safetensors only and
+no code from the model's repository, unless the worker was started with other rules; no base model that an adapter
+names; and no weights made up on the spot (transformers only warns when it invents a missing head). Knows no task.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from common.errors import ModelError
 from common.values import Json
+from workers.runners.base import Runner
 from workers.runners.batching import is_out_of_memory
+from workers.runners.precision import dtype_name, placed, resolve_dtype
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 #: Weight files that are pickles (or other frameworks'), by their endings.
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
 #: How many missing weights an error names.
 _NAMED = 4
 #: What the libraries raise over files that are missing, damaged or of another kind.
-_LOAD_ERRORS = (
+LOAD_ERRORS = (
     OSError,
     ValueError,
     KeyError,
@@ -37,15 +38,40 @@ _LOAD_ERRORS = (
 )
 
 
-def load_model(
-    auto_class: Any, directory: Path, dtype: Json, device: str, *, ignore_missing: Sequence[str] = ()
-) -> Any:
-    """Return the model of `directory`, in evaluation mode, on `device`.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model is loaded from, and by which rules."""
+
+    directory: Path  #: a snapshot: config.json and weights
+    dtype: Json = None  #: a name from `precision.DTYPES`, or None for the device's own (`resolve_dtype`)
+    allow_pickle: bool = False  #: whether weights may be opened that can run code; the worker's own choice
+    allow_remote_code: bool = False  #: whether the model's own code may run; the worker's own choice
+    most_new_tokens: int | None = None  #: to what the lengths of the model's own configuration are bounded
+
+    @classmethod
+    def of(cls, task: str, model: Path | None, load_params: Mapping[str, Json]) -> "Source":
+        """Return what a runner's arguments say.
+
+        Raises:
+            ModelError: `model_not_found`, the job names no model.
+        """
+        if model is None:
+            raise ModelError("model_not_found", f"{task} needs a model: name one with --model.")
+        names = ("dtype", "allow_pickle", "allow_remote_code", "most_new_tokens")
+        known = {name: load_params[name] for name in names if name in load_params}
+        return cls(model, **known)
+
+    def inside(self, directory: Path) -> "Source":
+        """Return the same rules for another directory, one within this."""
+        return replace(self, directory=directory)
+
+
+def load_model(auto_class: Any, source: Source, device: str, *, ignore_missing: Sequence[str] = ()) -> Any:
+    """Return the model of `source`, in evaluation mode, on `device`.
 
     Args:
         auto_class: an `AutoModelFor...` class: the head that the task needs.
-        directory: a snapshot: config.json and safetensors weights.
-        dtype: a name from `DTYPES`, or None for the device's own (`resolve_dtype`).
+        source: its directory, and the rules.
         device: `cpu`, `cuda:0`.
         ignore_missing: patterns (`re.search`) of weights that the task can do without, as a pooler.
 
@@ -54,36 +80,69 @@ def load_model(
             `bad_param`.
     """
     quieten()
-    wanted = resolve_dtype(dtype, device)
-    check_directory(directory)
+    wanted = resolve_dtype(source.dtype, device)
+    check_directory(source)
     try:
         model, info = auto_class.from_pretrained(
-            directory,
+            source.directory,
             dtype=wanted,
             local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
+            use_safetensors=None if source.allow_pickle else True,  # None: safetensors where there are any
+            trust_remote_code=source.allow_remote_code,
             output_loading_info=True,
         )
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise
-        raise _explained(auto_class, directory, error) from error
-    _check_complete(model, info["missing_keys"], ignore_missing, directory)
-    return model.to(device)
+        raise _explained(auto_class, source.directory, error) from error
+    _check_complete(model, info["missing_keys"], ignore_missing, source.directory)
+    if source.most_new_tokens is not None:
+        bound_lengths(model, source.most_new_tokens)
+    return placed(model, source.dtype, device)
 
 
-def load_tokenizer(directory: Path) -> Any:
-    """Return the tokenizer of `directory`.
+def bound_lengths(model: Any, most: int) -> None:
+    """Bound what a model's own configuration says about the length of the texts it generates."""
+    config = getattr(model, "generation_config", None)
+    longest = max((getattr(config, name, None) or 0 for name in ("max_length", "max_new_tokens")), default=0)
+    if config is not None and longest > most:
+        config.max_new_tokens = most  # wins over max_length, which counts the prompt where there is one
+    of_tasks = getattr(model.config, "task_specific_params", None) or {}
+    for params in of_tasks.values():
+        params.update({name: most for name in ("max_length", "min_length") if params.get(name, 0) > most})
+
+
+def load_config(source: Source) -> Any:
+    """Return the configuration of the model of `source`.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    check_directory(source)
+    try:
+        return AutoConfig.from_pretrained(
+            source.directory, local_files_only=True, trust_remote_code=source.allow_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            "not_a_model", f"{source.directory}/config.json describes no model we know: {error}"[:1000]
+        ) from error
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Return the tokenizer of `source`.
 
     Raises:
         ModelError: `model_not_found`, `not_a_model`, `no_tokenizer`.
     """
     quieten()
-    check_directory(directory)
+    directory = source.directory
+    check_directory(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except _LOAD_ERRORS as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=source.allow_remote_code
+        )
+    except LOAD_ERRORS as error:
         raise ModelError(
             "no_tokenizer", f"The tokenizer in {directory} cannot be loaded: {_first_line(error)}"
         ) from error
@@ -96,27 +155,13 @@ def load_tokenizer(directory: Path) -> Any:
     return tokenizer
 
 
-def resolve_dtype(value: Json, device: str) -> torch.dtype:
-    """Return the torch dtype named `value`; None means float32 on a CPU, and half precision on CUDA.
-
-    Raises:
-        ModelError: `bad_param`, there is no such dtype.
-    """
-    if value is None:
-        if not device.startswith("cuda"):
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if isinstance(value, str) and value in DTYPES:
-        return DTYPES[value]
-    raise ModelError("bad_param", f"dtype must be one of {', '.join(DTYPES)}, found {value!r}.")
-
-
-def check_directory(directory: Path) -> None:
-    """Check that `directory` holds a model that may be loaded, before any library opens it.
+def check_directory(source: Source) -> None:
+    """Check that the directory holds a model that may be loaded, before any library opens it.
 
     Raises:
         ModelError: `model_not_found`, `not_a_model`, `adapter_only`, `unsafe_weights`.
     """
+    directory = source.directory
     if not directory.is_dir():
         raise ModelError("model_not_found", f"There is no model directory {directory}.")
     names = {path.name for path in directory.iterdir()}
@@ -129,7 +174,25 @@ def check_directory(directory: Path) -> None:
     if "config.json" not in names:
         found = ", ".join(sorted(names)[:5]) or "nothing"
         raise ModelError("not_a_model", f"{directory} is no model: expected config.json, found {found}.")
-    _check_weights(directory, names)
+    _check_weights(source, names)
+
+
+class ModelRunner(Runner):
+    """A runner whose model is a torch module in `_model`."""
+
+    _model: Any
+
+    def repeats_itself(self, params: Mapping[str, Json]) -> bool:
+        """Return True: a forward pass is no game of chance."""
+        return True
+
+    def memory_bytes(self) -> int:
+        """Return the bytes of the model's parameters and buffers."""
+        return memory_bytes(self._model)
+
+    def facts(self) -> dict[str, Json]:
+        """Return the dtype and the implementation of attention that the model runs with."""
+        return {"dtype": dtype_name(self._model), "attention": self._model.config._attn_implementation}
 
 
 def memory_bytes(model: Any) -> int:
@@ -144,10 +207,13 @@ def quieten() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _check_weights(directory: Path, names: set[str]) -> None:
+def _check_weights(source: Source, names: set[str]) -> None:
+    directory = source.directory
     if any(name.endswith(".safetensors") for name in names):
         return
     pickles = sorted(name for name in names if name.endswith(_PICKLES) and name != "training_args.bin")
+    if pickles and source.allow_pickle:
+        return
     if pickles:
         raise ModelError(
             "unsafe_weights",

@@ -4,12 +4,12 @@ A task calls the pipeline's own `preprocess`, `forward` and `postprocess` and no
 one at a time and batches as they come; which records share a batch is for `workers.runners.pipelines`.
 """
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
+import pyarrow as pa
 from transformers import pipelines as hf
 
 from common.errors import ModelError, RecordError
@@ -17,18 +17,15 @@ from common.tasks import TASKS
 from common.values import Json
 from workers.runners.base import Watch
 from workers.runners.collating import join, row_of
-from workers.runners.kinds import COUNT, TEXTS, Kind, check_params, either, one_of
+from workers.runners.kinds import COUNT, Kind, check_params, either, one_of
 from workers.runners.reading import fields_of
 from workers.runners.texts import text_of
-from workers.runners.truncation import Inputs, input_limit, length_of, mask_window
-
-logger = logging.getLogger(__name__)
+from workers.runners.truncation import Inputs, input_limit, length_of
 
 #: What one row of a batch gave, in the shape that the pipeline's `postprocess` takes.
 Row = Any
 
 _TRUNCATION = either(one_of("longest_first", "only_first", "only_second"), True, False)
-_MASKS = ("[MASK]", "<mask>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +62,8 @@ class PipelineTask(ABC, Generic[S]):
     #: The outputs that `postprocess` needs, and those of them that have a row for each token.
     kept: ClassVar[tuple[str, ...]] = ("logits",)
     per_token: ClassVar[tuple[str, ...]] = ()
+    #: Arrow type of an output, None where it travels as JSON.
+    output_type: ClassVar[Any] = None
 
     @classmethod
     def over(cls, model: Any, tokenizer: Any, device: str) -> "PipelineTask[S]":
@@ -108,6 +107,10 @@ class PipelineTask(ABC, Generic[S]):
         """
         text = text_of(fields_of(TASKS[self.name], value)["text"])
         return self._fitted(text, settings)
+
+    def repeats_itself(self, settings: S) -> bool:
+        """Return whether equal records get equal outputs."""
+        return True
 
     def group(self, inputs: Inputs, settings: S) -> int:
         """Return a number: only inputs with the same one may share a batch.
@@ -154,7 +157,7 @@ class PipelineTask(ABC, Generic[S]):
         params = dict(settings.preprocess)
         truncation, own = params.pop("truncation", True), params.pop("max_length", None)
         inputs = dict(self.pipe.preprocess(value, **params))
-        limit = min((n for n in (self.limit, own if truncation else None) if n is not None), default=None)
+        limit = min(filter(None, (self.limit, own if truncation else None)), default=None)
         if limit is None or length_of(inputs) <= limit or not truncation:
             return Prepared([inputs])
         cut = self.pipe.preprocess(value, **params, truncation=truncation, max_length=limit)
@@ -178,56 +181,6 @@ class PlainTask(PipelineTask[Settings]):
         return self._sorted(params)
 
 
-class FillMask(PlainTask):
-    """The likeliest words for each mask; `[MASK]` and `<mask>` both stand for the tokenizer's own."""
-
-    name = "fill-mask"
-    pipeline_class = hf.FillMaskPipeline
-    auto_class = "AutoModelForMaskedLM"
-    known: ClassVar[Mapping[str, Kind]] = {"top_k": COUNT, "targets": TEXTS}
-    kept = ("logits", "input_ids")
-    per_token = ("logits", "input_ids")
-
-    def __init__(self, pipe: Any) -> None:
-        super().__init__(pipe)
-        self._said = False
-
-    def settings(self, params: Mapping[str, Json]) -> Settings:
-        """Return the job's parameters; `top_k` is at most the size of the vocabulary."""
-        words = self.pipe.model.config.get_text_config().vocab_size
-        settings = super().settings(params)
-        if settings.postprocess.get("top_k", 0) > words:
-            raise ModelError("bad_param", f"top_k must be at most {words}, the model's vocabulary.")
-        return settings
-
-    def prepare(self, value: Json, settings: Settings) -> Prepared:
-        """Return the record with its masks made the tokenizer's own, cut to a window around them."""
-        fields = fields_of(TASKS[self.name], value)
-        text = self._own_mask(text_of(fields["text"]))
-        try:
-            inputs = dict(self.pipe.preprocess(text, **settings.preprocess))
-        except hf.PipelineException as error:
-            raise RecordError(
-                "no_mask", f"The text has no mask: expected {self.tokenizer.mask_token} where a word is wanted."
-            ) from error
-        own = own_params(self, fields, ("targets",))
-        if self.limit is None or length_of(inputs) <= self.limit:
-            return Prepared([inputs], postprocess=own[2])
-        body = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        window = mask_window(inputs, self.limit, body, self.tokenizer.mask_token_id)
-        return Prepared([window], truncated=True, postprocess=own[2])
-
-    def _own_mask(self, text: str) -> str:
-        mask = self.tokenizer.mask_token
-        foreign = [word for word in _MASKS if word != mask and word in text]
-        if mask in text or not foreign:
-            return text
-        if not self._said:
-            logger.info("%s in the input stands for this model's %s", foreign[0], mask)
-            self._said = True
-        return text.replace(foreign[0], mask)
-
-
 class TextClassification(PlainTask):
     """A label and its score for a text or a pair of texts: always a list, as `pipeline` gives for one text."""
 
@@ -249,10 +202,10 @@ class TextClassification(PlainTask):
     def prepare(self, value: Json, settings: Settings) -> Prepared:
         """Return the text, or the pair, cut from the end."""
         fields = fields_of(TASKS[self.name], value)
-        text = text_of(fields["text"])
         if "text_pair" not in fields:
-            return self._fitted(text, settings)
-        return self._fitted({"text": text, "text_pair": text_of(fields["text_pair"], "text_pair")}, settings)
+            return self._fitted(text_of(fields["text"]), settings)
+        pair = {"text": text_of(fields["text"]), "text_pair": text_of(fields["text_pair"], "text_pair")}
+        return self._fitted(pair, settings)
 
     def finish(self, rows: Sequence[Row], prepared: Prepared, settings: Settings) -> Json:
         """Return a list of labels with their scores."""
@@ -268,6 +221,7 @@ class FeatureExtraction(PlainTask):
     auto_class = "AutoModel"
     ignore_missing = (r"(^|\.)pooler\.",)
     known: ClassVar[Mapping[str, Kind]] = {"truncation": _TRUNCATION}
+    output_type = pa.list_(pa.list_(pa.list_(pa.float32())))
 
     def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[Row]:
         states = outputs[0]

@@ -12,21 +12,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import transformers
 
 from common.encoder import plain
 from common.errors import RecordError
 from common.tasks import find_task
 from common.values import Failure, Json, Outcome
-from workers.runners.base import Runner, Watch
+from workers.runners.base import Watch
 from workers.runners.batching import Item, TokenBudget, run_batches
 from workers.runners.chunk_tasks import TokenClassification, ZeroShotClassification
+from workers.runners.fill_mask import FillMask
 from workers.runners.generation import TextGeneration
-from workers.runners.loading import load_model, load_tokenizer, memory_bytes
-from workers.runners.options import model_directory
+from workers.runners.loading import ModelRunner, Source, load_model, load_tokenizer
 from workers.runners.pipeline_tasks import (
     FeatureExtraction,
-    FillMask,
     PipelineTask,
     Prepared,
     Row,
@@ -72,7 +72,7 @@ class _Part:
         return self.work.prepared.inputs[self.number]
 
 
-class PipelineRunner(Runner):
+class PipelineRunner(ModelRunner):
     """A `transformers` pipeline, its steps called one by one."""
 
     def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
@@ -82,23 +82,31 @@ class PipelineRunner(Runner):
             ModelError: as `load_model` and `load_tokenizer`; `no_mask_token`, for fill-mask.
         """
         chosen = _TASKS[find_task(task).name]
-        directory = model_directory(task, model)
+        source = Source.of(task, model, load_params)
         self._model = load_model(
-            getattr(transformers, chosen.auto_class),
-            directory,
-            load_params.get("dtype"),
-            device,
-            ignore_missing=chosen.ignore_missing,
+            getattr(transformers, chosen.auto_class), source, device, ignore_missing=chosen.ignore_missing
         )
-        tokenizer = load_tokenizer(directory)
-        self._task = chosen.over(self._model, tokenizer, device)
-        self._budget = TokenBudget.of(device)
-        if not self._task.batches:
-            self._budget.items = 1
+        tokenizer = load_tokenizer(source)
+        self.task = chosen.over(self._model, tokenizer, device)
+        self.budget = TokenBudget.of(device)
+        if not self.task.batches:
+            self.budget.items = 1
+
+    def output_type(self, params: Mapping[str, Json]) -> pa.DataType | None:
+        """Return the Arrow type of the task's outputs, None where they travel as JSON."""
+        return self.task.output_type
+
+    def repeats_itself(self, params: Mapping[str, Json]) -> bool:
+        """Return whether the task gives equal records equal outputs under these parameters.
+
+        Raises:
+            ModelError: `bad_param`.
+        """
+        return self.task.repeats_itself(self.task.settings(params))
 
     def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
         """Return for each record what `pipeline(task)(record, **params)` gives, in order."""
-        settings = self._task.settings(params)
+        settings = self.task.settings(params)
         works: dict[int, _Work] = {}
         outcomes: dict[int, Outcome] = {}
         for position, value in enumerate(inputs):
@@ -112,40 +120,36 @@ class PipelineRunner(Runner):
             outcomes |= self._finished(items, settings, watch)
         return [outcomes[position] for position in range(len(inputs))]
 
-    def memory_bytes(self) -> int:
-        """Return the bytes of the model's parameters and buffers."""
-        return memory_bytes(self._model)
-
     def _prepared(self, value: Json, settings: Settings) -> Prepared | Failure:
         try:
-            prepared = self._task.prepare(value, settings)
+            prepared = self.task.prepare(value, settings)
         except RecordError as error:
             return Failure(error.code, error.message)
         except Exception as error:  # the boundary of untrusted input: tokenizers raise what they like, one record fails
             logger.debug("a record cannot be prepared", exc_info=True)
             return Failure("runner_error", f"{type(error).__name__}: {error}"[:2000])
         longest = max((length_of(inputs) for inputs in prepared.inputs), default=0)
-        if self._task.limit is not None and longest > self._task.limit:
-            return Failure("too_long", f"The input has {longest} tokens; the model takes {self._task.limit}.")
+        if self.task.limit is not None and longest > self.task.limit:
+            return Failure("too_long", f"The input has {longest} tokens; the model takes {self.task.limit}.")
         return prepared
 
     def _groups(self, works: Mapping[int, _Work], settings: Settings) -> list[list[Item[_Part]]]:
         groups: dict[int, list[Item[_Part]]] = defaultdict(list)
         for position, work in works.items():
             for number, inputs in enumerate(work.prepared.inputs):
-                item = Item(position, self._task.tokens(inputs, settings), _Part(work, number))
-                groups[self._task.group(inputs, settings)].append(item)
+                item = Item(position, self.task.tokens(inputs, settings), _Part(work, number))
+                groups[self.task.group(inputs, settings)].append(item)
         return [groups[key] for key in sorted(groups, reverse=True)]
 
     def _finished(self, items: Sequence[Item[_Part]], settings: Settings, watch: Watch) -> dict[int, Outcome]:
         """Run these inputs; return the outcomes of the records that are done with them, by position."""
 
         def forward(parts: list[_Part]) -> list[Outcome | None]:
-            rows = self._task.forward([part.inputs for part in parts], settings, watch)
+            rows = self.task.forward([part.inputs for part in parts], settings, watch)
             return [self._taken(part, row, settings) for part, row in zip(parts, rows, strict=True)]
 
         outcomes: dict[int, Outcome] = {}
-        for item, result in zip(items, run_batches(items, forward, self._budget, watch), strict=True):
+        for item, result in zip(items, run_batches(items, forward, self.budget, watch), strict=True):
             if isinstance(result, Failure):
                 outcomes[item.position] = Outcome(failure=result)
             elif result is not None:
@@ -160,7 +164,8 @@ class PipelineRunner(Runner):
             return None
         rows = [work.rows.pop(number) for number in range(wanted)]
         try:
-            output = plain(self._task.finish(rows, work.prepared, settings))
+            output = self.task.finish(rows, work.prepared, settings)
+            output = output if self.task.output_type else plain(output)
         except Exception as error:  # an error here must not make the batch run again: one record fails
             logger.debug("a record cannot be finished", exc_info=True)
             return Outcome(failure=Failure("runner_error", f"{type(error).__name__}: {error}"[:2000]))

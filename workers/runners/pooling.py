@@ -5,6 +5,8 @@ in float32 whatever the model runs in.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -104,14 +106,16 @@ class Dense:
         return result + (vectors if self._residual is None else nn.functional.linear(vectors, self._residual))
 
 
-def load_dense(config: DenseConfig, device: str) -> Dense:
+def load_dense(config: DenseConfig, device: str, *, allow_pickle: bool = False) -> Dense:
     """Return the layer with the weights in its directory.
 
     Raises:
-        ModelError: `unsafe_weights`, there is no safetensors file; `missing_weights`, it holds other weights;
+        ModelError: `unsafe_weights`, only a pickle where none is allowed; `missing_weights`, it holds other weights;
             `unknown_module`, an activation that torch does not have.
     """
     path = config.directory / "model.safetensors"
+    if not path.exists() and allow_pickle:
+        path = config.directory / "pytorch_model.bin"
     if not path.exists():
         raise ModelError(
             "unsafe_weights",
@@ -119,9 +123,15 @@ def load_dense(config: DenseConfig, device: str) -> Dense:
             "where you trust it: SentenceTransformer(...).save(DIRECTORY) writes safetensors.",
         )
     try:
-        return Dense(config, {name: value.float() for name, value in load_file(path, device).items()})
-    except (SafetensorError, KeyError) as error:
+        return Dense(config, {name: value.float() for name, value in _weights(path, device).items()})
+    except (SafetensorError, UnpicklingError, KeyError) as error:
         raise ModelError("missing_weights", f"{path} does not hold the layer's weights: {error}") from error
+
+
+def _weights(path: Path, device: str) -> Mapping[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return dict(load_file(path, device))
+    return dict(torch.load(path, map_location=device, weights_only=True))
 
 
 def _shaped(weights: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:

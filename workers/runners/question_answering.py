@@ -17,11 +17,10 @@ from transformers import AutoModelForQuestionAnswering
 from common.errors import ModelError
 from common.tasks import TASKS
 from common.values import Failure, Json, Outcome
-from workers.runners.base import Runner, Watch
+from workers.runners.base import Watch
 from workers.runners.batching import Item, TokenBudget, run_batches
 from workers.runners.kinds import COUNT, COUNT_OR_ZERO, FLAG, check_params
-from workers.runners.loading import load_model, load_tokenizer, memory_bytes
-from workers.runners.options import model_directory
+from workers.runners.loading import ModelRunner, Source, load_model, load_tokenizer
 from workers.runners.reading import fields_of
 from workers.runners.spans import Flags, Floats, best_answers, best_spans, merged
 from workers.runners.texts import accepted, pad, read_inputs, text_of
@@ -73,7 +72,7 @@ class _Window:
     null: int | None  #: where the token stands that means "no answer"
 
 
-class QuestionAnsweringRunner(Runner):
+class QuestionAnsweringRunner(ModelRunner):
     """Questions and contexts to answers.
 
     Parameters: `top_k` (1; more give a list), `doc_stride` (tokens of overlap, 128), `max_seq_len` (tokens of a
@@ -87,11 +86,11 @@ class QuestionAnsweringRunner(Runner):
         Raises:
             ModelError: as `load_model` and `load_tokenizer`; `no_tokenizer`, it cannot tell where its tokens stand.
         """
-        directory = model_directory(task, model)
+        source = Source.of(task, model, load_params)
         self._task = task
         self._device = device
-        self._model = load_model(AutoModelForQuestionAnswering, directory, load_params.get("dtype"), device)
-        self._tokenizer = load_tokenizer(directory)
+        self._model = load_model(AutoModelForQuestionAnswering, source, device)
+        self._tokenizer = load_tokenizer(source)
         if not self._tokenizer.is_fast:
             raise ModelError(
                 "no_tokenizer", f"{task} needs a tokenizer that knows where its tokens stand: a tokenizer.json."
@@ -114,10 +113,6 @@ class QuestionAnsweringRunner(Runner):
         for position, windows in found.items():
             outcomes[position] = self._outcome(asked[position], windows, chosen)
         return [outcomes[position] for position in range(len(inputs))]
-
-    def memory_bytes(self) -> int:
-        """Return the bytes of the model's weights."""
-        return memory_bytes(self._model)
 
     def _options(self, params: Mapping[str, Json]) -> _Options:
         check_params(self._task, _PARAMS, params)

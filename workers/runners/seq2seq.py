@@ -15,13 +15,12 @@ from transformers import AutoModelForSeq2SeqLM, LogitsProcessorList, StoppingCri
 
 from common.errors import ModelError
 from common.values import Failure, Json, Outcome
-from workers.runners.base import Runner, Watch
+from workers.runners.base import Watch
 from workers.runners.batching import Item, TokenBudget, run_batches
 from workers.runners.generate_params import GENERATE_PARAMS, settle
 from workers.runners.kinds import FLAG, TEXT, WHOLE, Kind, check_params
 from workers.runners.languages import Direction, direction
-from workers.runners.loading import load_model, load_tokenizer, memory_bytes
-from workers.runners.options import model_directory
+from workers.runners.loading import ModelRunner, Source, load_model, load_tokenizer
 from workers.runners.pulse import Pulse
 from workers.runners.sampling import NO_WARPERS, SeededChoice, record_seed, warpers
 from workers.runners.texts import encode, in_order, pad, read_inputs, text_of
@@ -57,7 +56,7 @@ class _Row:
     seed: int
 
 
-class Seq2SeqRunner(Runner):
+class Seq2SeqRunner(ModelRunner):
     """Texts to texts.
 
     Parameters: those of `generate` (`generate_params.GENERATE_PARAMS`), `truncation` (true; with false, a text too
@@ -71,11 +70,11 @@ class Seq2SeqRunner(Runner):
         Raises:
             ModelError: as `load_model` and `load_tokenizer`.
         """
-        directory = model_directory(task, model)
+        source = Source.of(task, model, load_params)
         self._task = task
         self._device = device
-        self._model = load_model(AutoModelForSeq2SeqLM, directory, load_params.get("dtype"), device)
-        self._tokenizer = load_tokenizer(directory)
+        self._model = load_model(AutoModelForSeq2SeqLM, source, device)
+        self._tokenizer = load_tokenizer(source)
         self._positions = input_limit(self._model, tokenizer=None)
         self._limit = input_limit(self._model, self._tokenizer)
         self._budget = TokenBudget.of(device)
@@ -100,9 +99,14 @@ class Seq2SeqRunner(Runner):
         results = run_batches(items, lambda rows: self._generate(rows, chosen, watch), budget, watch)
         return in_order(refused, items, results)
 
-    def memory_bytes(self) -> int:
-        """Return the bytes of the model's weights."""
-        return memory_bytes(self._model)
+    def repeats_itself(self, params: Mapping[str, Json]) -> bool:
+        """Return whether nothing is sampled, or by a seed.
+
+        Raises:
+            ModelError: `bad_param`.
+        """
+        chosen = self._options(params)
+        return not chosen.config.do_sample or chosen.seed is not None
 
     def _rows(self, texts: list[str], chosen: _Options) -> list[_Row]:
         if chosen.source is not None:

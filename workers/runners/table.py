@@ -12,15 +12,16 @@ from common.tasks import ALIASES, RUNNER_GROUP, translation_languages
 from workers.runners.base import Runner
 
 _PIPELINE = "workers.runners.pipelines:PipelineRunner"
+_FAST = "workers.runners.fast:FastRunner"
 _SEQ2SEQ = "workers.runners.seq2seq:Seq2SeqRunner"
 
 #: Task to `module:Class`.
 RUNNERS = {
-    "fill-mask": _PIPELINE,
-    "text-classification": _PIPELINE,
-    "token-classification": _PIPELINE,
-    "zero-shot-classification": _PIPELINE,
-    "feature-extraction": _PIPELINE,
+    "fill-mask": _FAST,
+    "text-classification": _FAST,
+    "token-classification": _FAST,
+    "zero-shot-classification": _FAST,
+    "feature-extraction": _FAST,
     "table-question-answering": _PIPELINE,
     "text-generation": _PIPELINE,
     "embedding": "workers.runners.embedding:EmbeddingRunner",

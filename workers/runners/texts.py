@@ -16,6 +16,8 @@ from common.values import Failure, Json, Outcome
 from workers.runners.batching import Item
 
 T = TypeVar("T")
+#: A text, or one with its pair.
+Text = str | tuple[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class Encoded:
 
     features: dict[str, list[int]]  #: by the names of the model's arguments, each as long as the text
     truncated: bool
+    encoding: Any = None  #: a tokenizers.Encoding, from a fast tokenizer: from tokens to words and characters
 
     def __len__(self) -> int:
         return len(self.features["input_ids"])
@@ -77,27 +80,42 @@ def in_order(refused: Mapping[int, Outcome], items: Iterable[Item[Any]], results
     return [outcomes[position] for position in range(len(outcomes))]
 
 
-def encode(tokenizer: Any, texts: Sequence[str], limit: int | None) -> list[Encoded]:
-    """Return the texts tokenised in one call, each cut to `limit` tokens (special ones counted)."""
-    if not texts:
-        return []
+def encode(tokenizer: Any, texts: Sequence[Text], limit: int | None) -> list[Encoded]:
+    """Return the texts and pairs tokenised, in one call if they are of one kind, each cut to `limit` tokens.
+
+    Special tokens are counted; of a pair, the longer text is cut.
+    """
+    kinds: dict[bool, list[int]] = {}
+    for place, text in enumerate(texts):
+        kinds.setdefault(isinstance(text, tuple) and text[1] is not None, []).append(place)
+    found: dict[int, Encoded] = {}
+    for are_pairs, places in kinds.items():
+        same = [texts[place] for place in places]
+        if not are_pairs:
+            same = [text if isinstance(text, str) else text[0] for text in same]
+        found |= zip(places, _encode_alike(tokenizer, same, limit), strict=True)
+    return [found[place] for place in range(len(texts))]
+
+
+def _encode_alike(tokenizer: Any, texts: Sequence[Any], limit: int | None) -> list[Encoded]:
     options: dict[str, Any] = {} if limit is None else {"truncation": True, "max_length": limit}
     batch = tokenizer(list(texts), padding=False, return_attention_mask=True, **options)
     names = list(batch)
+    encodings = batch.encodings or [None] * len(texts)
     return [
-        Encoded({name: batch[name][row] for name in names}, cut)
+        Encoded({name: batch[name][row] for name in names}, cut, encodings[row])
         for row, cut in enumerate(_cut_rows(tokenizer, texts, batch, limit))
     ]
 
 
-def _cut_rows(tokenizer: Any, texts: Sequence[str], batch: Any, limit: int | None) -> list[bool]:
+def _cut_rows(tokenizer: Any, texts: Sequence[Any], batch: Any, limit: int | None) -> list[bool]:
     """Return for each text whether it was cut."""
     if batch.encodings is not None:
         return [bool(encoding.overflowing) for encoding in batch.encodings]
     # A tokenizer written in Python does not say; only a text as long as the limit can have been cut.
     full = [limit is not None and len(ids) >= limit for ids in batch["input_ids"]]
     return [
-        is_full and len(tokenizer(text)["input_ids"]) > len(ids)
+        is_full and len(tokenizer([text])["input_ids"][0]) > len(ids)
         for text, ids, is_full in zip(texts, batch["input_ids"], full, strict=True)
     ]
 

@@ -1,0 +1,27 @@
+"""What was measured on: a line for the head of the tables."""
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+
+def described() -> str:
+    """Return processor, cores, load and versions, as one line of Markdown."""
+    import torch
+
+    processor = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        "an unknown processor",
+    )
+    libraries = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "transformers", "sentence-transformers", "celery")
+    )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    return (
+        f"{processor}, {os.cpu_count()} cores, {gpu}; {threads} threads; load before {load:.1f}; {libraries}; float32"
+    )

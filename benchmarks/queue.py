@@ -1,0 +1,78 @@
+"""A queue to measure: a redis-server and one worker on the CPU, its model loaded; the same for the naive way."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks.ways import Way, Work
+from common.connection import connect
+from common.heartbeats import living
+from producer.embedded.place import Place
+from producer.embedded.server import find_binary
+
+#: Seconds until a worker must be ready.
+_PATIENCE = 120.0
+
+
+@contextlib.contextmanager
+def running_queue(work: Work, directory: Path) -> Iterator[dict[str, str]]:
+    """Yield the environment of a queue with one ready worker."""
+    with _redis(directory) as url:
+        environ = os.environ | {"CELERY_BROKER_URL": url, "HUGQUEUE_ANY_MODEL_PATH": "1"}
+        worker = [sys.executable, "-P", "-m", "workers.cli", "start", "--device", "cpu", "--log-level", "warning"]
+        worker += ["--preload", f"{work.task}={work.model}"]
+        with _process(worker, environ, directory):
+            client = connect(url)
+            _wait(lambda: any(beat.state == "ready" for beat in living(client)), "the worker is ready", directory)
+            yield environ
+
+
+@contextlib.contextmanager
+def naive_queue(work: Work, directory: Path) -> Iterator[Way]:
+    """Yield the naive way: one Celery task for each record."""
+    with _redis(directory) as url:
+        environ = os.environ | {"NAIVE_URL": url}
+        os.environ["NAIVE_URL"] = url
+        from benchmarks.naive import app, predict
+
+        app.conf.update(broker_url=url, result_backend=url)
+        worker = [sys.executable, "-m", "celery", "-A", "benchmarks.naive", "worker", "-l", "error"]
+        with _process(worker, environ, directory):
+            yield lambda texts: [
+                answer.get(timeout=600)
+                for answer in [predict.delay(work.pipeline_task, str(work.model), text, work.params) for text in texts]
+            ]
+
+
+@contextlib.contextmanager
+def _redis(directory: Path) -> Iterator[str]:
+    directory.mkdir(parents=True, exist_ok=True)
+    socket = directory / "redis.sock"
+    server = [str(find_binary(Place(directory)).path), "--port", "0", "--unixsocket", str(socket), "--save", ""]
+    with _process([*server, "--dir", str(directory)], dict(os.environ), directory):
+        _wait(socket.exists, "redis-server listens", directory)
+        yield f"redis+socket://{socket}?virtual_host=0"
+
+
+def _wait(until: Callable[[], bool], what: str, directory: Path) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while not until():
+        if time.monotonic() > deadline:
+            said = (directory / "log").read_text()[-2000:]
+            raise SystemExit(f"waited {_PATIENCE:.0f} s until {what}, in vain:\n{said}")
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _process(command: list[str], environ: dict[str, str], directory: Path) -> Iterator[None]:
+    with (directory / "log").open("ab") as log:
+        process = subprocess.Popen(command, env=environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)

@@ -1,0 +1,127 @@
+"""The ways to do the same that are measured: each takes texts and gives outputs, its model loaded beforehand."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.payloads import decode_outcomes, iter_outcomes
+from common.values import Json, Record
+from workers.device.chunk import run_chunk
+from workers.runners.pipelines import PipelineRunner
+from workers.runners.table import find_runner
+
+Way = Callable[[Sequence[str]], list[Any]]
+
+#: Records in a chunk, as the producer cuts them (`common.tasks`).
+CHUNK = {"text-generation": 32}
+#: Tokens that are kept of a text; where nothing is said MiniLM's own limit is 256, BERT's 512.
+LIMIT = {"embedding": 256}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One thing to measure."""
+
+    task: str
+    model: Path
+    params: dict[str, Json] = field(default_factory=dict)
+
+    @property
+    def pipeline_task(self) -> str:
+        """What transformers calls it: an embedding is made of hidden states."""
+        return "feature-extraction" if self.task == "embedding" else self.task
+
+
+class Quiet:
+    """A watch that nobody listens to."""
+
+    def batch(self, positions: Sequence[int]) -> None:
+        """Take note of nothing."""
+
+    def tick(self) -> None:
+        """Take note of nothing."""
+
+
+def runner(work: Work, *, chunk: int | None = None, plain: bool = False, **load_params: Json) -> Way:
+    """The device process's share: the runner in this process, chunk by chunk, its outcomes encoded.
+
+    Args:
+        work: what to do.
+        chunk: records in one; None for as many as the producer takes.
+        plain: take the pipeline's own steps, batched, instead of the fast runner.
+        load_params: as `dtype`.
+    """
+    kind = PipelineRunner if plain else find_runner(work.task)
+    loaded = kind(work.task, work.model, "cpu", load_params)
+    size = chunk or CHUNK.get(work.task, 256)
+
+    def run(texts: Sequence[str]) -> list[Any]:
+        payloads = []
+        for start in range(0, len(texts), size):
+            records = {at: Record(at, text) for at, text in enumerate(texts[start : start + size])}
+            payloads.append(run_chunk(loaded, records, work.params, "cpu", Quiet()).payload)
+        return [row.output for payload in payloads for _, _, row in iter_outcomes(decode_outcomes(payload))]
+
+    return run
+
+
+def pipeline(work: Work, batch: int) -> Way:
+    """`transformers.pipeline` on a list, as its documentation shows; an embedding is the mean of hidden states."""
+    from transformers import pipeline as make
+
+    more: dict[str, Any] = {"return_tensors": True} if work.task == "embedding" else dict(work.params)
+    pipe = make(work.pipeline_task, model=str(work.model), device="cpu")
+    pipe.tokenizer.model_max_length = LIMIT.get(work.task, 512)
+    if work.task == "embedding":
+        more["tokenize_kwargs"] = {"truncation": True}
+    elif work.task == "text-classification":
+        more["truncation"] = True
+    if pipe.tokenizer.pad_token_id is None:
+        pipe.tokenizer.pad_token = pipe.tokenizer.eos_token
+
+    def run(texts: Sequence[str]) -> list[Any]:
+        found = pipe(list(texts), batch_size=batch, **more)
+        return [_mean(states, text, pipe) for states, text in zip(found, texts, strict=True)] if _is(work) else found
+
+    return run
+
+
+def sentence_transformers(work: Work, batch: int) -> Way:
+    """sentence-transformers' `encode`."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(work.model), device="cpu")
+    return lambda texts: list(model.encode(list(texts), batch_size=batch, show_progress_bar=False))
+
+
+def whole_job(work: Work, directory: Path, environ: dict[str, str]) -> Way:
+    """A job from file to file, through Redis, Celery and a worker that is running, its model loaded."""
+    source, target = directory / "in.txt", directory / "out.parquet"
+
+    def run(texts: Sequence[str]) -> list[Any]:
+        source.write_text("".join(f"{text}\n" for text in texts))
+        command = [sys.executable, "-P", "-m", "producer.cli", "submit", "--task", work.task, str(source)]
+        command += ["-m", str(work.model), "-o", str(target)]
+        for key, value in work.params.items():
+            command += ["-p", f"{key}={json.dumps(value)}"]
+        subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        import pyarrow.parquet as pq
+
+        column = pq.read_table(target).column("output").to_pylist()
+        return column if work.task == "embedding" else [json.loads(text) for text in column]
+
+    return run
+
+
+def _is(work: Work) -> bool:
+    return work.task == "embedding"
+
+
+def _mean(states: Any, text: str, pipe: Any) -> Any:
+    """Return the mean over a text's tokens; in a batch the pipeline leaves the padding in."""
+    tokens = len(pipe.tokenizer(text, truncation=True)["input_ids"])
+    return states[0][:tokens].mean(dim=0).numpy()

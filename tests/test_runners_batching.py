@@ -1,0 +1,68 @@
+"""Batches: what shares one, what memory running out costs, and which errors are nobody's record's fault."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from common.values import Failure
+from tests.tiny_models import RecordingWatch
+from workers.runners.batching import Item, TokenBudget, is_device_lost, run_batches
+
+
+def items(*lengths: int) -> list[Item[int]]:
+    return [Item(position, length, length) for position, length in enumerate(lengths)]
+
+
+def fits(limit: int, error: Exception) -> Callable[[list[int]], Sequence[str]]:
+    """A forward pass for which memory holds `limit` padded tokens, and no more."""
+
+    def forward(values: list[int]) -> Sequence[str]:
+        if max(values) * len(values) > limit:
+            raise error
+        return [str(value) for value in values]
+
+    return forward
+
+
+def test_batches_hold_neighbours_in_length_within_the_budget():
+    watch = RecordingWatch()
+    found = run_batches(items(3, 9, 4, 8, 1), fits(99, MemoryError()), TokenBudget(18, 64), watch)
+    assert found == ["3", "9", "4", "8", "1"]
+    assert watch.batches == [[1, 3], [0, 2, 4]]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")])
+def test_memory_that_runs_out_halves_the_batch_and_lowers_the_budget_for_good(error: Exception):
+    budget, watch = TokenBudget(64, 64), RecordingWatch()
+    assert run_batches(items(*[4] * 16), fits(16, error), budget, watch) == ["4"] * 16
+    assert budget.tokens <= 32
+    again = RecordingWatch()
+    run_batches(items(*[4] * 16), fits(16, error), budget, again)
+    assert len(again.batches) < len(watch.batches)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 GB")])
+def test_a_record_too_large_for_memory_fails_alone(error: Exception):
+    found = run_batches(items(2, 50, 3), fits(10, error), TokenBudget(2048, 64), RecordingWatch())
+    assert [one.code if isinstance(one, Failure) else one for one in found] == ["2", "out_of_memory", "3"]
+
+
+def test_a_lost_device_is_not_tried_again_with_smaller_batches():
+    watch = RecordingWatch()
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        run_batches(items(2, 2), fits(1, RuntimeError("CUDA error: device-side assert")), TokenBudget(99, 9), watch)
+    assert len(watch.batches) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("CUDA error: device-side assert triggered", True),
+        ("CUDA error: an illegal memory access was encountered", True),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", False),
+        ("CUDA error: out of memory", False),
+        ("The size of tensor a (5) must match", False),
+    ],
+)
+def test_lost_devices_are_told_from_other_errors(text: str, lost: bool):
+    assert is_device_lost(RuntimeError(text)) is lost

@@ -1,0 +1,66 @@
+"""Numbers of another size: int8 and half precision give nearly the same, say what they are, and are named right."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from common.errors import ModelError
+from tests import tiny_models
+from tests.one_by_one import runner_of
+from tests.tiny_models import TEXTS, RecordingWatch
+from workers.runners.layers import Int8Linear
+from workers.runners.loading import Source, load_model
+from workers.runners.precision import resolve_dtype
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.classifier(tmp_path_factory.mktemp("bert"))
+
+
+def vectors(model: Path, texts: Sequence[str], **load_params: str) -> np.ndarray:
+    outcomes = runner_of("embedding", model, **load_params).run(texts, {}, RecordingWatch())
+    return np.stack([outcome.output for outcome in outcomes])
+
+
+def test_an_int8_layer_gives_what_the_layer_gives_within_a_hundredth():
+    torch.manual_seed(0)
+    layer, values = torch.nn.Linear(64, 48), torch.randn(5, 7, 64)
+    values[0] *= 100  # a large row must not cost the others their digits
+    for one in (layer, torch.nn.Linear(64, 48, bias=False)):
+        bias = None if one.bias is None else one.bias.detach()
+        found, expected = Int8Linear(one.weight.detach(), bias)(values), one(values)
+        error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+        assert error.max() < 0.02
+
+
+@pytest.mark.parametrize(("dtype", "cosine"), [("int8", 0.98), ("bfloat16", 0.999)])
+def test_vectors_of_lower_precision_point_the_same_way(bert, dtype, cosine):
+    full, low = vectors(bert, TEXTS), vectors(bert, TEXTS, dtype=dtype)
+    assert (full * low).sum(axis=1).min() >= cosine
+    assert not np.array_equal(full, low)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_runner_says_what_it_runs_with(bert, dtype):
+    assert runner_of("embedding", bert, dtype=dtype).facts() == {"dtype": dtype, "attention": "sdpa"}
+    assert runner_of("text-classification", bert, dtype=dtype).facts()["dtype"] == dtype
+
+
+def test_int8_takes_less_memory(bert):
+    full = runner_of("text-classification", bert)
+    assert runner_of("text-classification", bert, dtype="int8").memory_bytes() < 0.6 * full.memory_bytes()
+
+
+def test_int8_is_for_cpus():
+    with pytest.raises(ModelError, match="on cuda:0"):
+        resolve_dtype("int8", "cuda:0")
+
+
+def test_the_models_rules_of_loading_hold_for_int8_too(bert):
+    model = load_model(AutoModelForSequenceClassification, Source(bert, dtype="int8"), "cpu")
+    assert not model.training

@@ -1,0 +1,190 @@
+"""The fast runner of encoder tasks: a chunk is tokenised at once, and no more is computed than its outputs need.
+
+Beside it stands the plain way, the pipeline's own steps (`workers.runners.pipelines`). It takes the models for which
+the fast way, tried when the model is loaded, does not give the same; the jobs with parameters that the fast way does
+not know; and the records that do not fit into the model whole, where the fast way does not cut.
+"""
+
+import inspect
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from common.encoder import plain
+from common.tasks import find_task
+from common.values import Failure, Json, Outcome
+from workers.runners.base import PlacedWatch, Watch
+from workers.runners.batching import Item, run_batches
+from workers.runners.fast_ways import FAST_WAYS, Asked
+from workers.runners.loading import ModelRunner
+from workers.runners.pipeline_tasks import Settings
+from workers.runners.pipelines import PipelineRunner
+from workers.runners.samples import samples
+from workers.runners.texts import Encoded, encode, pad, read_inputs
+
+logger = logging.getLogger(__name__)
+
+#: Largest difference from what the plain way gives, by the largest number it gives: float32, and half precision.
+_TOLERANCE = {torch.float32: 1e-4}
+_HALF_TOLERANCE = 5e-2
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One tokenised text of one record."""
+
+    asked: Asked
+    row: Encoded
+
+
+class _Silent:
+    """A watch for the trial run, which belongs to no chunk."""
+
+    def batch(self, positions: Sequence[int]) -> None:
+        """Tell nobody."""
+
+    def tick(self) -> None:
+        """Tell nobody."""
+
+
+class FastRunner(ModelRunner):
+    """A task of `transformers.pipeline` with the same outputs, sooner."""
+
+    def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
+        """Load the model, and try whether it gives the same both ways.
+
+        Raises:
+            ModelError: as `PipelineRunner`.
+        """
+        self._plain = PipelineRunner(task, model, device, load_params)
+        self._device = device
+        self._task = self._plain.task
+        self._model = self._task.pipe.model
+        self._tokenizer = self._task.tokenizer
+        self._budget = self._plain.budget  # what one way learns of the device and the model holds for both
+        self._way = FAST_WAYS[find_task(task).name](self._task)
+        self._arguments = inspect.signature(self._model.forward).parameters
+        self.fast = self._tokenizer.is_fast and self._task.batches and self._agrees(samples(task))
+        if not self.fast:
+            logger.info("%s goes the plain way: the fast one does not give the same", type(self._model).__name__)
+
+    def output_type(self, params: Mapping[str, Json]) -> pa.DataType | None:
+        """Return the Arrow type of the outputs, as the plain way's."""
+        return self._plain.output_type(params)
+
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+        """Return for each record what `pipeline(task)(record, **params)` gives, in order."""
+        settings = self._task.settings(params)
+        if not (self.fast and params.keys() <= self._way.knows):
+            return self._plain.run(inputs, params, watch)
+        asked, outcomes = read_inputs(inputs, lambda value: self._way.read(value, settings))
+        items, too_long = self._tokenised(asked, outcomes, watch)
+        results = run_batches(items, lambda parts: self._forward(parts, settings), self._budget, watch)
+        outcomes |= self._finished(items, results, settings)
+        if too_long:
+            placed = PlacedWatch(watch, [[position] for position in too_long])
+            whole = self._plain.run([inputs[position] for position in too_long], params, placed)
+            outcomes |= zip(too_long, whole, strict=True)
+        return [outcomes[position] for position in range(len(inputs))]
+
+    def _tokenised(
+        self, asked: Mapping[int, Asked], outcomes: dict[int, Outcome], watch: Watch
+    ) -> tuple[list[Item[_Part]], list[int]]:
+        """Return the texts of the records, tokenised, and the positions of those that the plain way is to take.
+
+        Args:
+            asked: the records, by position.
+            outcomes: gets those of records that turn out not to be possible.
+            watch: told while it takes time.
+        """
+        watch.tick()
+        texts = [text for one in asked.values() for text in one.texts]
+        limit = self._task.limit
+        rows = iter(encode(self._tokenizer, texts, limit if self._way.cuts else None))
+        items: list[Item[_Part]] = []
+        too_long = []
+        for position, one in asked.items():
+            own = [next(rows) for _ in one.texts]
+            refusal = next(filter(None, map(self._way.refusal, own)), None)
+            if refusal:
+                outcomes[position] = Outcome(failure=refusal)
+            elif limit is not None and any(len(row) > limit for row in own):
+                too_long.append(position)
+            else:
+                items += [Item(position, len(row), _Part(one, row)) for row in own]
+        return items, too_long
+
+    def _forward(self, parts: Sequence[_Part], settings: Settings) -> list[Any]:
+        with torch.inference_mode():
+            logits = self._logits([part.row for part in parts])
+            return self._way.reduce(logits, [part.asked for part in parts], settings)
+
+    def _logits(self, rows: Sequence[Encoded]) -> list[Tensor]:
+        inputs = pad([row.features for row in rows], self._tokenizer, self._device)
+        if len({len(row) for row in rows}) == 1:
+            inputs.pop("attention_mask", None)
+        inputs = {name: value for name, value in inputs.items() if name in self._arguments}
+        if "use_cache" in self._arguments:
+            inputs["use_cache"] = False  # keys and values would be kept for a next token that never comes
+        return self._way.forward(inputs, rows)
+
+    def _finished(self, items: Sequence[Item[_Part]], results: Sequence[Any], settings: Settings) -> dict[int, Outcome]:
+        found = defaultdict(list)
+        for item, result in zip(items, results, strict=True):
+            found[item.position].append((item.value, result))
+        return {position: self._outcome(parts, settings) for position, parts in found.items()}
+
+    def _outcome(self, parts: Sequence[tuple[_Part, Any]], settings: Settings) -> Outcome:
+        failure = next((result for _, result in parts if isinstance(result, Failure)), None)
+        if failure:
+            return Outcome(failure=failure)
+        rows = [(part.row, result) for part, result in parts]
+        try:
+            output = self._way.finish(parts[0][0].asked, rows, settings)
+        except Exception as error:  # the pipeline's own postprocess may raise what it likes: one record fails
+            logger.debug("a record cannot be finished", exc_info=True)
+            return Outcome(failure=Failure("runner_error", f"{type(error).__name__}: {error}"[:2000]))
+        output = output if self.output_type({}) else plain(output)
+        return Outcome(output, truncated=any(row.truncated for row, _ in rows))
+
+    def _agrees(self, records: Sequence[Json]) -> bool:
+        """Whether both ways give the same for these records; if only without padding, none is used from then on."""
+        try:
+            with torch.inference_mode():
+                records = [self._own_mask(value) for value in records]
+                asked = [self._way.read(value, self._task.settings({})) for value in records]
+                rows = encode(self._tokenizer, [text for one in asked for text in one.texts], None)
+                if self._task.limit is not None and max(map(len, rows)) > self._task.limit:
+                    return bool(records[:-1]) and self._agrees(records[:-1])
+                expected = self._plain_logits(records)
+                together = self._logits(rows)
+                alone = [self._logits([row])[0] for row in rows]
+        except Exception:  # any architecture may be loaded: the plain way takes what this one cannot
+            logger.debug("the fast way cannot be gone", exc_info=True)
+            return False
+        self._budget.equal_lengths = not all(map(_close, together, expected))
+        return all(map(_close, alone, expected))
+
+    def _own_mask(self, value: Json) -> Json:
+        return value.replace("[MASK]", self._tokenizer.mask_token or "") if isinstance(value, str) else value
+
+    def _plain_logits(self, records: Sequence[Json]) -> list[Tensor]:
+        settings = self._task.settings({})
+        inputs = [part for value in records for part in self._task.prepare(value, settings).inputs]
+        rows = [self._task.forward([part], settings, _Silent())[0] for part in inputs]
+        return [self._way.part_of(row) for row in rows]
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape:
+        return False
+    tolerance = _TOLERANCE.get(found.dtype, _HALF_TOLERANCE)
+    difference = (found.cpu().float() - expected).abs().max()
+    return bool(difference <= tolerance * expected.abs().max())

@@ -1,0 +1,72 @@
+"""What numbers a model computes in: the dtype of a device, and what a name of one means. Knows no task and no file."""
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+
+from common.errors import ModelError
+from common.values import Json
+from workers.runners.layers import PROBE, Int8Linear, race, round_layers, take_faster_layers
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+INT8 = "int8"
+
+
+def resolve_dtype(value: Json, device: str) -> torch.dtype:
+    """Return the torch dtype that weights are loaded in; None means float32 on a CPU, half precision on CUDA.
+
+    Args:
+        value: a name from `DTYPES`, or `int8` on a CPU: such a model is loaded in float32 first.
+        device: `cpu`, `cuda:0`.
+
+    Raises:
+        ModelError: `bad_param`, there is no such dtype on this device.
+    """
+    cuda = device.startswith("cuda")
+    if value is None:
+        if not cuda:
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if value == INT8 and not cuda:
+        return torch.float32
+    if isinstance(value, str) and value in DTYPES:
+        if not cuda and value != "float32":
+            _warn_if_slow(DTYPES[value])
+        return DTYPES[value]
+    names = ", ".join(DTYPES if cuda else (*DTYPES, INT8))
+    raise ModelError("bad_param", f"dtype must be one of {names} on {device}, found {value!r}.")
+
+
+def placed(model: Any, value: Json, device: str) -> Any:
+    """Return the model on its device, on a CPU with the layers that are fastest there.
+
+    Raises:
+        ModelError: `bad_param`, int8 for a model that has no layers for it.
+    """
+    if value == INT8:
+        if not round_layers(model):
+            raise ModelError("bad_param", f"{type(model).__name__} has no linear layers that int8 would make faster.")
+    elif device == "cpu" and model.dtype == torch.float32:
+        take_faster_layers(model)
+    return model.to(device)
+
+
+def dtype_name(model: Any) -> str:
+    """Return what `model` computes in: `float32`, `int8`."""
+    rounded = any(isinstance(module, Int8Linear) for module in model.modules())
+    return INT8 if rounded else str(model.dtype).removeprefix("torch.")
+
+
+@cache
+def _warn_if_slow(dtype: torch.dtype) -> None:
+    """Say so where half precision does not pay: CPUs without instructions for it can be a hundred times slower."""
+    rows, inputs, outputs = PROBE
+    left, right = torch.ones(rows, inputs), torch.ones(inputs, outputs)
+    low = left.to(dtype), right.to(dtype)
+    full, half = race(lambda: left @ right, lambda: low[0] @ low[1], rounds=3)
+    if half > full:
+        logger.warning("%s is slower than float32 on this CPU (%.1f times in a probe)", dtype, half / full)
