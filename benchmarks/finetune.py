@@ -1,0 +1,135 @@
+"""Time of an epoch of fine-tuning against a tutorial's settings: same data, model and device, in turn, as a ratio.
+
+    python -m benchmarks.finetune [--examples 256] [--mix mixed] [--rounds 2] [--model DIRECTORY]
+
+The tutorial pads every text to the model's full length, computes in float32 and takes the texts as they come
+(https://huggingface.co/docs/transformers/training). `finetune` pads to the longest text of a batch and brings texts of
+like length together. Both train the same number of steps of the same size, without evaluation and checkpoints.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.utils import logging
+
+from benchmarks.models import minilm
+from benchmarks.workloads import MIXES, texts
+from common.labels import Example, survey
+from common.training import Training
+from common.values import JobSpec, new_job_id
+from workers.training.arguments import make_arguments
+from workers.training.data import encoded_dataset
+from workers.training.order import Order
+from workers.training.tasks import RECIPES
+
+TASK = "text-classification"
+BATCH = 16
+
+
+def labelled(mix: str, count: int) -> list[Example]:
+    """Texts of a mix (`benchmarks.workloads`), every other one with the other label: speed does not look at them."""
+    return [{"text": text, "label": number % 2} for number, text in enumerate(texts(mix, count))]
+
+
+def tutorial_seconds(model: Path, examples: Sequence[Example], steps: int) -> float:
+    """Seconds of training as a tutorial writes it."""
+    set_seed(42)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2, dtype=torch.float32)
+    data = Dataset.from_list([dict(example) for example in examples]).map(
+        lambda batch: tokenizer(batch["text"], padding="max_length", truncation=True, max_length=512), batched=True
+    )
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, max_steps=steps, save_strategy="no",
+        report_to="none", disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
+    return _seconds(Trainer(network, arguments, train_dataset=data, processing_class=tokenizer))
+
+
+def finetune_seconds(model: Path, examples: Sequence[Example], steps: int) -> float:
+    """Seconds of training as `producer finetune` does it."""
+    set_seed(42)
+    labels, recipe = survey(TASK, examples), RECIPES[TASK]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2, dtype=torch.float32)
+    data = encoded_dataset(recipe.encode(tokenizer, examples, labels, 512).columns)
+    arguments = make_arguments(_order(model, steps), evaluates=False, metric=None)
+    collator = DataCollatorWithPadding(tokenizer)
+    return _seconds(Trainer(network, arguments, train_dataset=data, processing_class=tokenizer, data_collator=collator))
+
+
+def _order(model: Path, steps: int) -> Order:
+    training = Training(batch_size=BATCH, arguments={"max_steps": steps, "save_strategy": "no"})
+    spec = JobSpec(new_job_id(), TASK, str(model), training=training.encode())
+    return Order(
+        spec=spec.encode(), model=str(model), model_facts={}, work=tempfile.mkdtemp(), socket="", examples={},
+        checkpoint=None, checkpoint_seconds=1e9, cuda=torch.cuda.is_available(), processes=1, batch_size=BATCH,
+        gradient_accumulation=1, allow_pickle=False, allow_remote_code=False,
+    )  # fmt: skip
+
+
+def _seconds(trainer: Trainer) -> float:
+    begun = time.perf_counter()
+    trainer.train()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def compare(model: Path, examples: Sequence[Example], rounds: int) -> dict[str, list[float]]:
+    """Seconds of an epoch by each way, round by round; a few steps before do not count."""
+    ways: dict[str, Callable[[Path, Sequence[Example], int], float]] = {
+        "tutorial": tutorial_seconds,
+        "finetune": finetune_seconds,
+    }
+    steps = -(-len(examples) // BATCH)
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way(model, examples, 1)
+    for _ in range(rounds):
+        for name, way in ways.items():
+            taken[name].append(way(model, examples, steps))
+    return taken
+
+
+def main() -> None:
+    """Measure, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--mix", choices=sorted(MIXES), default="mixed")
+    parser.add_argument("--model", type=Path, default=None)
+    options = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "'pin_memory' argument")
+    model = options.model or minilm()
+    examples = labelled(options.mix, options.examples)
+    words = statistics.mean(len(str(example["text"]).split()) for example in examples)
+    taken = compare(model, examples, options.rounds)
+    medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{model.name}: {len(examples)} examples, mean {words:.0f} words, batches of {BATCH}, on {device}")
+    for name, seconds in medians.items():
+        rounds = ", ".join(f"{value:.1f}" for value in taken[name])
+        print(f"  {name:<9} {seconds:7.1f} s an epoch, {len(examples) / seconds:7.1f} examples/s  ({rounds})")
+    print(f"  ratio     {medians['tutorial'] / medians['finetune']:7.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Examples to learn from: which columns hold text and label, and what a cell of them means.
+
+The producer applies it to files before anything is submitted, the worker to data sets of the hub. Both have all
+examples in memory: learning goes over them again and again.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from common.errors import UsageError
+from common.values import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Which columns an example of a task has: alternatives, the first ones preferred."""
+
+    text: tuple[str, ...]
+    label: tuple[str, ...] = ()
+    pair: str | None = None
+
+    def columns(self, names: Sequence[str], text: str | None, label: str | None) -> tuple[str, str | None] | None:
+        """Return the columns of text and label among `names`, None if they are not there; the options come first."""
+        found_text = _first((text,) if text else self.text, names)
+        found_label = _first((label,) if label else self.label, names)
+        if found_text is None or (self.label and found_label is None):
+            return None
+        return found_text, found_label
+
+
+_CLASSIFICATION = Shape(("text", "sentence", "review"), ("label", "labels"), "text_pair")
+_TEXT = Shape(("text", "sentence"))
+SHAPES: dict[str, Shape] = {
+    "text-classification": _CLASSIFICATION,
+    "token-classification": Shape(("tokens", "words"), ("tags", "ner_tags", "labels")),
+    "fill-mask": _TEXT,
+    "text-generation": _TEXT,
+}
+#: The other shape of text-generation: learn what follows a prompt.
+PROMPTED = Shape(("prompt",), ("completion", "response", "answer"))
+
+
+def choose_shape(task: str, names: Sequence[str], text: str | None, label: str | None) -> tuple[str, str | None]:
+    """Return the columns of text and label of a data set with the columns `names`.
+
+    Raises:
+        UsageError: they are not there.
+    """
+    for shape in (PROMPTED, SHAPES[task]) if task == "text-generation" else (SHAPES[task],):
+        if (found := shape.columns(names, text, label)) is not None:
+            return found
+    shape = SHAPES[task]
+    wanted = f"{text or shape.text[0]!r}" + (f" and {label or shape.label[0]!r}" if shape.label or label else "")
+    options = "--text-column and --label-column" if shape.label or label else "--text-column"
+    raise UsageError(
+        f"{task} needs the columns {wanted}; those there are: {', '.join(names) or 'none'}. Name them with {options}."
+    )
+
+
+def make_example(task: str, row: Mapping[str, Json], text: str, label: str | None) -> dict[str, Json]:
+    """Return a row as an example, its fields named as the task names them.
+
+    Raises:
+        UsageError: a field is of the wrong type.
+    """
+    if task == "token-classification":
+        return _tagged(row[text], row[label or "tags"])
+    if task == "text-generation" and label is not None:
+        return {"prompt": _text(row[text], text), "completion": _text(row[label], label)}
+    example = {"text": _text(row[text], text)}
+    if task == "text-classification":
+        example["label"] = _label(row[label or "label"])
+        if isinstance(row.get("text_pair"), str):
+            example["text_pair"] = row["text_pair"]
+    return example
+
+
+def is_empty(example: Mapping[str, Json]) -> bool:
+    """Whether there is nothing in an example to learn from."""
+    text = example.get("text", example.get("tokens", example.get("completion")))
+    return not text or (isinstance(text, str) and not text.strip())
+
+
+def _first(wanted: Iterable[str], names: Sequence[str]) -> str | None:
+    return next((name for name in wanted if name in names), None)
+
+
+def _text(value: Json, column: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise UsageError(f"the column {column!r} must hold text, found {json.dumps(value)[:80]}")
+
+
+def _label(value: Json) -> Json:
+    """Return a label as a number, a word, or a list of words."""
+    if isinstance(value, list):
+        return sorted({str(item).strip() for item in value})
+    if isinstance(value, bool | int | float) and (isinstance(value, bool) or math.isfinite(value)):
+        return str(value).lower() if isinstance(value, bool) else value
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f"a label must be a word, a number or a list of words, found {json.dumps(value)[:80]}")
+    return _parsed(value.strip())
+
+
+def _parsed(text: str) -> Json:
+    """Return what a cell of a table means: 1 and 0.5 are numbers, ["a", "b"] is a list."""
+    if text.startswith("["):
+        return _label(_json_list(text))
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if not math.isfinite(number):
+        return text
+    return int(text) if text.lstrip("+-").isascii() and text.lstrip("+-").isdecimal() else number
+
+
+def _json_list(text: str) -> list[Json]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"expected a JSON list, found {text[:80]!r}") from error
+    if not isinstance(value, list):
+        raise UsageError(f"expected a JSON list, found {text[:80]!r}")
+    return value
+
+
+def _tagged(words: Json, tags: Json) -> dict[str, Json]:
+    """Return words and tags; in a table both are JSON lists or split by blanks."""
+    found = [_words(value) for value in (words, tags)]
+    if len(found[0]) != len(found[1]):
+        raise UsageError(f"{len(found[0])} words, but {len(found[1])} tags: each word needs one")
+    return {"tokens": found[0], "tags": found[1]}
+
+
+def _words(value: Json) -> list[str]:
+    if isinstance(value, str):
+        value = _json_list(value) if value.lstrip().startswith("[") else value.split()
+    if not isinstance(value, list):
+        raise UsageError(f"expected a list of words, found {json.dumps(value)[:80]}")
+    return [str(item) for item in value]

@@ -1,0 +1,110 @@
+"""Charts as SVG and tables as HTML, by hand: curves with axes, and a table whose cells are shaded by their numbers."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+_WIDTH, _HEIGHT = 720, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 14, 34
+_COLOURS = ("#1f6feb", "#d1480c", "#2b8a3e", "#8250df", "#bf3989", "#6e7781")
+
+
+class Series(NamedTuple):
+    """A named curve; points without a value are left out."""
+
+    name: str
+    points: Sequence[tuple[float, float | None]]
+
+
+class _Scale(NamedTuple):
+    """From values to places in the picture."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        return self.start + share * (self.end - self.start)
+
+
+def line_chart(series: Sequence[Series]) -> str:
+    """Return an SVG with the curves, their axes and names; an empty text where there is no point."""
+    kept = [Series(s.name, [(x, y) for x, y in s.points if y is not None and math.isfinite(y)]) for s in series]
+    kept = [one for one in kept if one.points]
+    if not kept:
+        return ""
+    xs = [x for one in kept for x, _ in one.points]
+    ys = [y for one in kept for _, y in one.points if y is not None]
+    across = _Scale(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
+    up = _Scale(*_padded(min(ys), max(ys)), _HEIGHT - _BOTTOM, _TOP)
+    parts = [_axes(across, up), *(_curve(one, across, up, n) for n, one in enumerate(kept)), _names(kept)]
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img">{"".join(parts)}</svg>'
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    return low - margin, high + margin
+
+
+def _axes(across: _Scale, up: _Scale) -> str:
+    lines = []
+    for value in _ticks(up.low, up.high):
+        y = up.at(value)
+        lines.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e5e5e5"/>')
+        lines.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end" {_FONT}>{value:.4g}</text>')
+    for value in _ticks(across.low, across.high):
+        x = across.at(value)
+        lines.append(f'<text x="{x:.1f}" y="{_HEIGHT - 14}" text-anchor="middle" {_FONT}>{value:.4g}</text>')
+    lines.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 2}" text-anchor="end" {_FONT}>step</text>')
+    return "".join(lines)
+
+
+_FONT = 'font-size="11" fill="#666" font-family="system-ui, sans-serif"'
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return about five round numbers between low and high."""
+    if high <= low:
+        return [low]
+    raw = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+    first = math.ceil(low / step)
+    return [number * step for number in range(first, math.floor(high / step) + 1)]
+
+
+def _curve(one: Series, across: _Scale, up: _Scale, number: int) -> str:
+    colour = _COLOURS[number % len(_COLOURS)]
+    places = [(across.at(x), up.at(y)) for x, y in one.points if y is not None]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    line = f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
+    few = places if len(places) <= 30 else []
+    return line + "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in few)
+
+
+def _names(series: Sequence[Series]) -> str:
+    parts = []
+    for number, one in enumerate(series):
+        x, colour = _LEFT + 12 + number * 130, _COLOURS[number % len(_COLOURS)]
+        parts.append(f'<rect x="{x}" y="2" width="10" height="10" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 15}" y="11" {_FONT}>{escape(one.name)}</text>')
+    return "".join(parts)
+
+
+def heat_table(names: Sequence[str], rows: Sequence[Sequence[int]]) -> str:
+    """Return a table of counts, label (row) against prediction (column), each row shaded by its shares."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = "".join(
+        f"<tr><th>{escape(name)}</th>{''.join(_cell(count, sum(row)) for count in row)}</tr>"
+        for name, row in zip(names, rows, strict=True)
+    )
+    return f"<table><tr><th>label \\ predicted</th>{head}</tr>{body}</table>"
+
+
+def _cell(count: int, total: int) -> str:
+    share = count / total if total else 0.0
+    ink = "#fff" if share > 0.6 else "#222"
+    return f'<td class="n" style="background:rgba(31,111,235,{share:.2f});color:{ink}">{count:,}</td>'

@@ -1,0 +1,94 @@
+"""`producer finetune`."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from common.training import DTYPES, Training
+from producer.commands.frame import open_client
+from producer.printing import say
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_DEFAULTS = Training()
+
+
+def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
+    """Return the option of that field of `Training`, with its default."""
+    field = name.removeprefix("--").replace("-", "_")
+    default = getattr(_DEFAULTS, field)
+    return click.option(name, type=kind, default=default, show_default=default is not None, help=text)
+
+
+@click.command(no_args_is_help=True)
+@click.argument("inputs", nargs=-1, required=True, metavar="TRAIN...")
+@click.option(
+    "--task",
+    default="text-classification",
+    show_default=True,
+    metavar="TASK",
+    help="text-classification, token-classification, fill-mask or text-generation.",
+)
+@click.option("-m", "--model", "--model-id", required=True, metavar="ID|PATH|job:ID", help="The model to begin with.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
+@click.option("--eval", "evaluation", metavar="FILE", help="Examples to evaluate with, after each epoch.")
+@click.option("--eval-split", type=float, metavar="SHARE", help="Hold out that share of TRAIN for evaluation, as 0.1.")
+@click.option("--text-column", metavar="NAME", help="The column of the text (words, prompt).  [default: text]")
+@click.option("--label-column", metavar="NAME", help="The column of the label (tags, completion).  [default: label]")
+@_number("--epochs", float, "How often to go over all examples.")
+@_number("--batch-size", int, "Examples at once on one device.")
+@_number("--gradient-accumulation", int, "Batches of one step.")
+@_number("--learning-rate", float, "The highest one.  [default: 5e-5, with --lora 2e-4]")
+@_number("--warmup", float, "Share of the steps (from 1 on: steps) up to the highest learning rate.")
+@_number("--weight-decay", float, "Pull of the weights towards zero.")
+@_number("--max-length", int, "Tokens of one example at most.  [default: what the model takes]")
+@_number("--seed", int, "Of everything drawn by lot.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="To compute in.  [default: bfloat16 where the GPU has it]")
+@click.option("--lora", is_flag=True, help="Train a small addition to each layer instead of all weights.")
+@_number("--lora-r", int, "Rank of the additions.")
+@_number("--lora-alpha", int, "Their scale, times the rank.")
+@_number("--lora-dropout", float, "Share of their inputs left out.")
+@_number("--early-stopping", int, "End after so many evaluations without a better metric.")
+@click.option("--metric-for-best", metavar="NAME", help="Keep the model that is best by this.  [default: the task's]")
+@_number("--gpus", int, "Devices to train on.  [default: all of the worker]")
+@click.option(
+    "-p",
+    "--param",
+    "params",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any further field of transformers' TrainingArguments, as lr_scheduler_type=cosine.",
+)
+@click.option("--format", "format_", type=click.Choice(["txt", "jsonl", "csv", "tsv", "parquet"]), help="Of the files.")
+@click.option("--priority", type=click.Choice(["low", "normal", "high"]), default="normal", show_default=True)
+@click.option("--name", metavar="TEXT", help="Your own word for the job.")
+@click.option("--wait", is_flag=True, help="Wait for the end.")
+def finetune(inputs: tuple[str, ...], **options: Any) -> None:
+    """Fine-tune a model on examples, as a job.
+
+    TRAIN is a .csv, .tsv, .jsonl, .parquet or .txt file with a text and a label in each row, or a data set of the hub
+    as hf:NAME or hf:NAME:SPLIT, which the worker loads. Labels are words or whole numbers (classes), numbers with a
+    fraction (regression), or lists (several classes each).
+
+    Prints the job's id. The model is then job:ID: for `submit`, for a further `finetune`, for `models export`.
+
+    \b
+      producer finetune reviews.csv --model bert-base-uncased --eval-split 0.1
+      producer finetune tags.jsonl --task token-classification -m xlm-roberta-base
+      producer finetune domain.txt --task fill-mask -m roberta-base --epochs 1
+      producer submit --task text-classification --model job:ID new.txt
+
+    \b
+    Exit status:
+      0    done (or, without waiting, the job was accepted)
+      1    the job failed or was cancelled
+      2    wrong usage or input
+      130  after Ctrl-C
+    """
+    from producer.finetune import make_finetune_plan, run_finetune
+
+    plan = make_finetune_plan(inputs, **options)
+    with open_client(working=True) as client:
+        sys.exit(run_finetune(client, plan, say))

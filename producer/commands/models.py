@@ -1,0 +1,55 @@
+"""`producer models`: the fine-tuned models, and bringing one out of the store."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from common.errors import UsageError
+from common.models_store import job_of, open_store, store_address
+from common.settings import load_settings
+from producer.commands.frame import json_option
+from producer.printing import print_json, say
+
+if TYPE_CHECKING:
+    from common.stored_models import ModelsStore
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def models(context: click.Context, as_json: bool) -> None:
+    """List the fine-tuned models of the store (HUGQUEUE_MODELS_URL; embedded: the state directory).
+
+    \b
+      producer models
+      producer models export job:0123456789ab ./my-model
+    """
+    if context.invoked_subcommand:
+        return
+    found = _store().models()
+    if as_json:
+        print_json([dict(model.card) for model in found])
+        return
+    from producer.tables import show_models
+
+    show_models(found)
+    if not found:
+        say("There are no models yet. `producer finetune FILE --model ID` makes one.")
+
+
+@models.command()
+@click.argument("model", metavar="job:ID")
+@click.argument("directory", type=click.Path(path_type=Path))
+def export(model: str, directory: Path) -> None:
+    """Copy the model of a job into DIRECTORY, which must not exist: weights, tokenizer, configuration, cards."""
+    job_id = job_of(model if model.startswith("job:") else f"job:{model}")
+    if not directory.absolute().parent.is_dir():
+        raise UsageError(f"{directory} cannot be written: there is no directory {directory.absolute().parent}.")
+    _store().export(str(job_id), directory.absolute())
+    click.echo(directory)
+
+
+def _store() -> "ModelsStore":
+    settings: Any = load_settings()
+    return open_store(store_address(settings), settings.home / "model-cache")

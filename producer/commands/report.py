@@ -1,0 +1,25 @@
+"""`producer report`."""
+
+from pathlib import Path
+
+import click
+
+from producer.commands.frame import open_client
+from producer.printing import say
+
+
+@click.command()
+@click.argument("job")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The .html file.")
+def report(job: str, output: Path) -> None:
+    """Write one self-contained page about a completed fine-tune job, to be looked at in a browser.
+
+    It has the curves of loss and learning rate, the metrics of each evaluation, for classes which were taken for
+    which, the arguments, versions and device.
+    """
+    from producer.report import make_report, write_page
+
+    with open_client() as client:
+        page = make_report(client, client.job(job.removeprefix("job:")), say)
+    write_page(output, page)
+    say(f"wrote {output}")

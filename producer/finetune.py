@@ -1,0 +1,180 @@
+"""From the options of `finetune` to a job: everything checked that can be checked before any work, then submitted."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from common.errors import UsageError
+from common.jobs import Job
+from common.models_store import job_of
+from common.nearest import did_you_mean
+from common.payloads import encode_records
+from common.settings import Settings, load_settings
+from common.tasks import ALIASES
+from common.training import HUB_PREFIX, METRICS, QUEUE, Training, check, check_metric
+from common.values import JobSpec, JobStatus, Json, Record, new_job_id
+from producer.client import Client
+from producer.examples import CHUNK_RECORDS, ExampleSet, read_examples
+from producer.exits import INTERRUPTED, exit_status
+from producer.follow import follow, follow_own
+from producer.plan import check_spec, parse_params, resolve_model
+from producer.submission import cut_chunks, forget
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FinetunePlan:
+    """What `finetune` is about to do."""
+
+    settings: Settings
+    spec: JobSpec
+    examples: ExampleSet
+    wait: bool
+
+
+def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as it is
+    inputs: Sequence[str],
+    *,
+    task: str,
+    model: str,
+    revision: str | None = None,
+    evaluation: str | None = None,
+    eval_split: float | None = None,
+    params: Sequence[str] = (),
+    wait: bool = False,
+    name: str | None = None,
+    priority: str = "normal",
+    format_: str | None = None,
+    **options: Any,
+) -> FinetunePlan:
+    """Return the plan for these options of `finetune`.
+
+    Raises:
+        UsageError: something is wrong with them, or with the examples.
+    """
+    settings, task = load_settings(), find_trainable(task)
+    training = _training(inputs, evaluation, eval_split, parse_params(params), options)
+    if training.metric_for_best:
+        check_metric(task, training.metric_for_best)
+    evaluates = evaluation is not None or eval_split is not None
+    if not evaluates and (training.early_stopping or training.metric_for_best):
+        raise UsageError("--early-stopping and --metric-for-best need something to evaluate: --eval or --eval-split.")
+    job_of(model)
+    spec = JobSpec(
+        id=new_job_id(),
+        task=task,
+        model=resolve_model(model),
+        revision=revision,
+        queue=QUEUE,
+        priority=priority,
+        name=name,
+        inputs=(*inputs, *([evaluation] if evaluation else [])),
+        created_at=time.time(),
+        training=training.encode(),
+    )
+    check_spec(spec)
+    examples = read_examples(task, inputs, evaluation, training, eval_split, settings, format_)
+    return FinetunePlan(settings, spec, examples, wait or settings.embedded)
+
+
+def find_trainable(name: str) -> str:
+    """Return the task of that name or alias, if it can be fine-tuned.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    task = ALIASES.get(name, name)
+    if task not in METRICS:
+        raise UsageError(f"--task {name}: it cannot be fine-tuned. {did_you_mean(name, METRICS)}")
+    return task
+
+
+def _training(
+    inputs: Sequence[str],
+    evaluation: str | None,
+    eval_split: float | None,
+    params: Mapping[str, Json],
+    options: Mapping[str, Any],
+) -> Training:
+    hubs = [name for name in inputs if name.startswith(HUB_PREFIX)]
+    if hubs and len(inputs) > 1:
+        raise UsageError(f"{hubs[0]} cannot be joined with other inputs; name one data set of the hub alone.")
+    if evaluation is not None and eval_split is not None:
+        raise UsageError("--eval and --eval-split: give one of them.")
+    training = Training(
+        **options,
+        arguments=params,
+        train_source=hubs[0] if hubs else None,
+        eval_source=evaluation if evaluation and evaluation.startswith(HUB_PREFIX) else None,
+        eval_split=eval_split,
+    )
+    check(training)
+    return training
+
+
+def run_finetune(client: Client, plan: FinetunePlan, say: Say) -> int:
+    """Submit the job, and see it through where its user waits; return the exit status."""
+    for text in plan.examples.said:
+        say(text)
+    if not plan.settings.embedded and not client.serves(QUEUE):
+        say(
+            f"Warning: no live worker serves the queue {QUEUE!r}; "
+            "the job will wait for one (`workers start --train` on any machine)."
+        )
+    submit_finetune(client, plan)
+    job_id = plan.spec.id
+    click.echo(job_id)
+    if not plan.wait:
+        return 0
+    own = plan.settings.embedded
+    job, interrupted = follow_own(client, job_id, say) if own else (follow(client, job_id, say), False)
+    if job.status is JobStatus.COMPLETED:
+        say(describe_model(client, job, say))
+    return INTERRUPTED if interrupted else exit_status(job)
+
+
+def submit_finetune(client: Client, plan: FinetunePlan) -> None:
+    """Write the examples and the one chunk that refers to them, accept the job, and send its ticket.
+
+    Raises:
+        StoreUnavailable: Redis is away or full.
+    """
+    spec = plan.spec
+    with client.errors():
+        client.store.create(spec)
+    try:
+        parts = {
+            "train": _write_part(client, spec.id, "train", plan.examples.train),
+            "eval": _write_part(client, spec.id, "eval", plan.examples.evaluation),
+        }
+        with client.errors():
+            client.store.add_chunk(spec.id, 0, encode_records([Record(spec.name or spec.id, parts)]))
+            client.ledger.seal(spec.id, 1, 1)
+    except BaseException:
+        forget(client, spec.id)
+        raise
+    client.send_tickets(spec)
+
+
+def _write_part(client: Client, job_id: str, part: str, examples: Sequence[dict[str, Json]]) -> int:
+    records = (Record(number, example) for number, example in enumerate(examples))
+    count = 0
+    for number, chunk in enumerate(cut_chunks(records, CHUNK_RECORDS)):
+        with client.errors():
+            client.store.add_examples(job_id, part, number, encode_records(chunk))
+        count = number + 1
+    return count
+
+
+def describe_model(client: Client, job: Job, say: Say) -> str:
+    """Return what came of a completed fine-tune job, and how to use it; `say` is told when Redis is away."""
+    [row] = client.rows(job, say)
+    result = row.outcome.output if row.outcome else {}
+    metrics = ", ".join(f"{k} {v:.4g}" for k, v in result["metrics"].items() if isinstance(v, int | float))
+    trained = f"{result['steps']:,} steps in {result['seconds']:,.0f} s"
+    use = f"producer submit --task {job.spec.task} --model job:{job.id} FILE"
+    return f"Model job:{job.id}: {trained}{f'; {metrics}' if metrics else ''}. Use it: {use}"

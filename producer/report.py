@@ -1,0 +1,144 @@
+"""A page about a fine-tune job: one HTML file that needs nothing else, the curves drawn as SVG."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+from common.errors import UsageError
+from common.jobs import Job
+from common.values import Json
+from producer.charts import Series, heat_table, line_chart
+from producer.client import Client
+from producer.tables import duration
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>$title</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; padding: .3rem .7rem; }
+.figures { display: flex; flex-wrap: wrap; gap: 1.5rem; } .figures div { min-width: 7rem; }
+.figures b { display: block; font-size: 1.4rem; } svg { max-width: 100%; height: auto; }
+footer { color: #777; margin-top: 2rem; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<p>$summary</p>
+<div class="figures">$figures</div>
+$sections
+<footer>Written by hugqueue from job $job.</footer>
+</body>
+</html>
+""")
+
+
+def make_report(client: Client, job: Job, say: Callable[[str], None]) -> str:
+    """Return the page of a completed fine-tune job; `say` is told when Redis is away.
+
+    Raises:
+        UsageError: the job is of another kind, or not completed.
+    """
+    if job.spec.training is None:
+        raise UsageError(f"Job {job.id} is no fine-tune job: a report is made of `producer finetune` alone.")
+    rows = [row for row in client.rows(job, say) if row.outcome is not None and row.outcome.output]
+    if not rows or rows[0].outcome is None:
+        raise UsageError(f"Job {job.id} is {job.status}: a report is made of a completed one.")
+    return render(job, rows[0].outcome.output)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(page, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def render(job: Job, result: Mapping[str, Json]) -> str:
+    """Return the page for what came of a job."""
+    counts = result["examples"]
+    summary = (
+        f"{escape(result['base_model'])}, fine-tuned for {escape(result['task'])} on {counts['train']:,} examples"
+        f" ({counts['eval']:,} to evaluate with): {result['steps']:,} steps, {result['epochs']:g} epochs,"
+        f" {duration(result['seconds'])} on {escape(result['device'])}."
+    )
+    sections = [
+        _notes(result["notes"]),
+        _section("Loss", _losses(result)),
+        _section("Learning rate", line_chart([Series("learning rate", [(p[0], p[2]) for p in result["curve"]])])),
+        _section("Evaluations", _evaluations(result["evaluations"])),
+        _section("Which label was taken for which", _confusion(result)),
+        _section("Arguments", _table({**result["options"], **result["arguments"]})),
+        _section("Versions", _table(result["versions"])),
+    ]
+    return _PAGE.substitute(
+        title=escape(job.spec.name or f"Fine-tune job {job.id}"),
+        summary=summary,
+        figures="".join(_figure(name, value) for name, value in result["metrics"].items()),
+        sections="\n".join(sections),
+        job=escape(job.id),
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>{body}</section>" if body else ""
+
+
+def _figure(name: str, value: Json) -> str:
+    return f"<div><b>{_shown(value)}</b>{escape(name)}</div>"
+
+
+def _notes(notes: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in notes)}</ul>" if notes else ""
+
+
+def _losses(result: Mapping[str, Json]) -> str:
+    series = [Series("training", [(point[0], point[1]) for point in result["curve"]])]
+    if result["evaluations"]:
+        series.append(Series("evaluation", [(entry["step"], entry["loss"]) for entry in result["evaluations"]]))
+    return line_chart(series)
+
+
+def _evaluations(entries: Sequence[Mapping[str, Json]]) -> str:
+    if not entries:
+        return ""
+    names = [name for name in entries[0] if name not in ("step", "epoch", "loss")]
+    shares = [name for name in names if all(0 <= (entry[name] or 0) <= 1 for entry in entries)]
+    chart = line_chart([Series(name, [(entry["step"], entry[name]) for entry in entries]) for name in shares])
+    head = "".join(f"<th>{escape(name)}</th>" for name in entries[0])
+    rows = "".join(
+        f"<tr>{''.join(f'<td class=n>{_shown(value)}</td>' for value in entry.values())}</tr>" for entry in entries
+    )
+    return f"{chart}<table><tr>{head}</tr>{rows}</table>"
+
+
+def _confusion(result: Mapping[str, Json]) -> str:
+    return heat_table(result["labels"]["names"], result["confusion"]) if result["confusion"] else ""
+
+
+def _table(values: Mapping[str, Json]) -> str:
+    rows = (
+        f"<tr><th>{escape(name)}</th><td>{_shown(value)}</td></tr>"
+        for name, value in values.items()
+        if value not in (None, {}, "")
+    )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _shown(value: Json) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))

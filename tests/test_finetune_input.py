@@ -1,0 +1,201 @@
+"""Examples that cannot be learnt from, and options that make no sense: refused before anything is submitted."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import UsageError
+from common.training import Training
+from common.training_arguments import BARRED, FIELDS
+from producer.finetune import FinetunePlan, make_finetune_plan
+from tests.finetuning import TUTORIAL, write_reviews
+from tests.processes import Shell, environment
+
+
+@pytest.fixture(autouse=True)
+def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUGQUEUE_HOME", str(tmp_path / "home"))
+
+
+def plan(path: Path, task: str = "text-classification", **options: Any) -> FinetunePlan:
+    return make_finetune_plan([str(path)], task=task, model="org/model", **options)
+
+
+def refused(path: Path, **options: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        plan(path, **options)
+    return str(caught.value)
+
+
+def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text("review_text,stars\ngood,1\nbad,0\n")
+    message = refused(path)
+    assert "review_text, stars" in message and "--text-column and --label-column" in message
+    assert "needs review_text + rating;" in refused(path, text_column="review_text", label_column="rating")
+    found = plan(path, text_column="review_text", label_column="stars")
+    assert found.examples.train == [{"text": "good", "label": 1}, {"text": "bad", "label": 0}]
+
+
+def test_a_row_without_a_label_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.jsonl"
+    path.write_text('{"text": "good", "label": 1}\n{"text": "bad"}\n')
+    assert "line 2" in refused(path)
+
+
+def test_an_empty_label_is_named(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", [*TUTORIAL, ("so so", "")])
+    assert "record 4" in refused(path)
+
+
+def test_one_class_alone_is_refused(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", [("good", 1), ("great", 1)])
+    assert "nothing to tell apart" in refused(path)
+
+
+def test_a_label_that_occurs_once_is_said(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", [*TUTORIAL, ("so so", 2)])
+    assert "label '2' occurs once: hardly enough to learn from." in plan(path).examples.said
+
+
+def test_empty_texts_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", [*TUTORIAL, ("", 1), ("  ", 0)])
+    found = plan(path).examples
+    assert len(found.train) == 4
+    assert "2 examples without text: left out." in found.said
+
+
+def test_nothing_but_empty_texts_is_refused(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", [("", 1), ("", 0)])
+    assert "every text is empty" in refused(path)
+
+
+def test_an_evaluation_file_with_unseen_labels_is_refused(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv")
+    other = write_reviews(tmp_path / "dev.csv", [("good", 1), ("so so", 2)])
+    message = refused(path, evaluation=str(other))
+    assert "dev.csv" in message and "'2'" in message and "2 labels: 0, 1" in message
+
+
+def test_a_broken_quote_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text('text,label\ngood,1\n"bad,0\nawful,0\n')
+    assert "line 3" in refused(path)
+
+
+def test_every_class_is_held_out_in_its_share(tmp_path: Path) -> None:
+    rows = [(f"good {n}", 1) for n in range(30)] + [(f"bad {n}", 0) for n in range(10)]
+    found = plan(write_reviews(tmp_path / "reviews.csv", rows), eval_split=0.1).examples
+    assert [e["label"] for e in found.evaluation].count(1) == 3
+    assert [e["label"] for e in found.evaluation].count(0) == 1
+    assert len(found.train) == 36
+    again = plan(tmp_path / "reviews.csv", eval_split=0.1).examples
+    assert again.evaluation == found.evaluation
+
+
+def test_a_class_too_small_to_be_held_out_is_said(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", [*TUTORIAL, ("so so", 2)])
+    assert "label '2' is in no example held out by --eval-split." in plan(path, eval_split=0.1).examples.said
+
+
+def test_a_split_that_leaves_no_example_of_any_class_is_refused(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", [("good", 1), ("bad", 0)])
+    assert "--eval-split 0.1 leaves no example" in refused(path, eval_split=0.1)
+
+
+def test_a_split_beyond_reason_is_refused(tmp_path: Path) -> None:
+    assert "--eval-split must be" in refused(write_reviews(tmp_path / "reviews.csv"), eval_split=1.5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "names"),
+    [
+        (["good", "bad", "good"], "classes", ("bad", "good")),
+        ([10, 9, 2], "classes", ("2", "9", "10")),
+        ([0.5, 1, 2], "number", ()),
+        ([["a"], ["a", "b"], []], "several", ("a", "b")),
+        ([True, False, True], "classes", ("false", "true")),
+    ],
+)
+def test_labels_are_what_they_look_like(tmp_path: Path, labels: list[Any], kind: str, names: tuple[str, ...]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"t{n}", "label": label}) + "\n" for n, label in enumerate(labels)))
+    found = plan(path).examples.labels
+    assert found and (found.kind, found.names) == (kind, names)
+
+
+def test_words_and_tags_of_different_number_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tags.jsonl"
+    path.write_text('{"tokens": ["a", "b"], "tags": ["O", "B-X"]}\n{"tokens": ["a", "b"], "tags": ["O"]}\n')
+    assert "2 words, but 1 tags" in refused(path, task="token-classification")
+
+
+def test_words_and_tags_of_a_table_are_split(tmp_path: Path) -> None:
+    path = tmp_path / "tags.csv"
+    path.write_text("tokens,tags\nI live in Paris,O O O B-LOC\n")
+    [example] = plan(path, task="token-classification").examples.train
+    assert example == {"tokens": ["I", "live", "in", "Paris"], "tags": ["O", "O", "O", "B-LOC"]}
+
+
+def test_plain_text_is_enough_for_masked_words(tmp_path: Path) -> None:
+    path = tmp_path / "domain.txt"
+    path.write_text("one\n\ntwo\n")
+    assert plan(path, task="fill-mask").examples.train == [{"text": "one"}, {"text": "two"}]
+
+
+def test_a_field_of_training_arguments_that_is_not_there_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv")
+    assert "Did you mean lr_scheduler_type" in refused(path, params=["lr_sheduler_type=cosine"])
+    assert "use --learning-rate" in refused(path, params=["learning_rate=1"])
+    assert plan(path, params=["lr_scheduler_type=cosine"]).spec.training["arguments"] == {"lr_scheduler_type": "cosine"}
+
+
+def test_the_known_fields_are_those_of_transformers() -> None:
+    from transformers import TrainingArguments
+
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert FIELDS | BARRED.keys() == names
+    assert not FIELDS & BARRED.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 0.0}, "--epochs"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"learning_rate": -1.0}, "--learning-rate"),
+        ({"lora_dropout": 1.0}, "--lora-dropout"),
+        ({"metric_for_best": "f1", "eval_split": 0.5}, "--metric-for-best"),
+        ({"early_stopping": 2}, "--eval"),
+        ({"task": "summarization"}, "cannot be fine-tuned"),
+    ],
+)
+def test_options_out_of_range_are_named(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    assert words in refused(write_reviews(tmp_path / "reviews.csv"), **options)
+
+
+def test_a_model_of_no_job_is_refused(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv")
+    with pytest.raises(UsageError, match="names no job"):
+        make_finetune_plan([str(path)], task="text-classification", model="job:17")
+
+
+def test_what_crosses_the_wire_is_checked() -> None:
+    training = Training(lora=True, arguments={"max_steps": 5})
+    assert Training.decode(json.loads(json.dumps(training.encode()))) == training
+    for wrong in ({"epochs": "3"}, {"batch_size": True}, {"seed": 1.5}, {"arguments": []}):
+        with pytest.raises(ValueError, match="cannot be"):
+            Training.decode({**training.encode(), **wrong})
+    with pytest.raises(UsageError):
+        Training.decode({**training.encode(), "arguments": {"output_dir": "/etc"}})
+
+
+def test_the_command_says_one_sentence_and_exits_with_2(tmp_path: Path) -> None:
+    shell = Shell(environment(tmp_path, "redis://127.0.0.1:1/0"), tmp_path)
+    path = write_reviews(tmp_path / "reviews.csv", [("good", 1), ("great", 1)])
+    done = shell.run("finetune", str(path), "-m", "org/model", status=2)
+    assert done.stdout == ""
+    assert done.stderr == "Error: Every example has the label 1: there is nothing to tell apart.\n"

@@ -1,0 +1,222 @@
+"""What training gives, task by task, against a hand-written script; in this very process."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from common.errors import ModelError, UsageError
+from tests.finetuning import TUTORIAL, Listener, base_model, make_order, train_here
+from tests.tiny_models import causal_gpt2, masked_roberta
+
+TEXTS = [
+    "the cat likes the dog", "a big city in france", "i go to school", "bad news", "good news from the old city",
+    "the dog sleeps at home", "what is this", "they eat and we work", "red and blue", "the river in paris is big",
+]  # fmt: skip
+REVIEWS = [{"text": text, "label": label} for text, label in TUTORIAL * 4]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return base_model(tmp_path / "base")
+
+
+def hand_written(base: Path, out: Path, train: list[dict[str, Any]], evaluation: list[dict[str, Any]]) -> Any:
+    """What a careful user would write, with the defaults of `finetune` spelled out."""
+    from datasets import Dataset
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
+
+    set_seed(42)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, dtype="float32")
+
+    def tokenised(rows: list[dict[str, Any]]) -> Any:
+        data = Dataset.from_list(rows).map(lambda batch: tokenizer(batch["text"], truncation=True), batched=True)
+        return data.remove_columns("text").rename_column("label", "labels")
+
+    arguments = TrainingArguments(
+        output_dir=str(out), num_train_epochs=3, per_device_train_batch_size=4, per_device_eval_batch_size=16,
+        learning_rate=5e-5, warmup_steps=0.1, weight_decay=0.01, seed=42, eval_strategy="epoch",
+        save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="eval_loss", use_cpu=True,
+        train_sampling_strategy="group_by_length", report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = Trainer(
+        model, arguments, train_dataset=tokenised(train), eval_dataset=tokenised(evaluation),
+        data_collator=DataCollatorWithPadding(tokenizer), processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    return trainer
+
+
+def test_defaults_give_the_metrics_and_weights_of_a_hand_written_script(base: Path, tmp_path: Path) -> None:
+    evaluation = REVIEWS[:6]
+    order = make_order(
+        tmp_path / "work", "text-classification", base, REVIEWS, evaluation, batch_size=4, metric_for_best="loss"
+    )
+    result = train_here(order)
+    trainer = hand_written(base, tmp_path / "script", REVIEWS, evaluation)
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert [entry["loss"] for entry in result["evaluations"]] == pytest.approx(losses, abs=1e-7)
+    assert result["metrics"]["loss"] == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-7)
+    assert result["steps"] == trainer.state.global_step
+    ours = load_file(order.model_directory / "model.safetensors")
+    for name, value in trainer.model.state_dict().items():
+        if name in ours:
+            assert ours[name] == pytest.approx(value.numpy(), abs=1e-7), name
+
+
+def test_labels_in_words_come_back_in_words(base: Path, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    words = [{"text": e["text"], "label": "good" if e["label"] else "bad"} for e in REVIEWS]
+    order = make_order(tmp_path / "work", "text-classification", base, words, epochs=1)
+    result = train_here(order)
+    assert result["labels"] == {"kind": "classes", "names": ["bad", "good"]}
+    found = pipeline("text-classification", model=str(order.model_directory), device="cpu")("good news")
+    assert found[0]["label"] in ("bad", "good")
+
+
+def test_a_new_head_is_said_once(base: Path, tmp_path: Path) -> None:
+    listener = Listener()
+    result = train_here(make_order(tmp_path / "work", "text-classification", base, REVIEWS, epochs=1), listener)
+    assert [note for note in result["notes"] if "head" in note] == result["notes"]
+    assert result["notes"] == ["A new head was made (classifier): the base model brings none for this task."]
+
+
+def test_numbers_with_a_fraction_are_learnt_as_numbers(base: Path, tmp_path: Path) -> None:
+    rows = [{"text": text, "label": number / 4} for number, text in enumerate(TEXTS)]
+    order = make_order(
+        tmp_path / "work", "text-classification", base, rows, rows, epochs=60, learning_rate=3e-3, batch_size=10
+    )
+    result = train_here(order)
+    assert result["labels"] == {"kind": "number", "names": []}
+    assert result["metrics"]["mse"] < 0.2 < result["evaluations"][0]["mse"]
+    assert json.loads((order.model_directory / "config.json").read_text())["problem_type"] == "regression"
+
+
+def test_lists_of_labels_are_learnt_each_for_itself(base: Path, tmp_path: Path) -> None:
+    rows = [
+        {"text": text, "label": [name for name in ("city", "news", "the") if name in text.split()]} for text in TEXTS
+    ]
+    order = make_order(
+        tmp_path / "work", "text-classification", base, rows, rows, epochs=150, learning_rate=5e-3, batch_size=10
+    )
+    result = train_here(order)
+    assert result["labels"] == {"kind": "several", "names": ["city", "news", "the"]}
+    assert result["metrics"]["accuracy"] > 0.8
+
+
+def test_tags_are_learnt_for_words_of_several_pieces(base: Path, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    rows = [{"tokens": [*text.split(), "Parisian"], "tags": [*["O"] * len(text.split()), "B-LOC"]} for text in TEXTS]
+    order = make_order(
+        tmp_path / "work", "token-classification", base, rows, rows, epochs=60, learning_rate=5e-3, batch_size=10
+    )
+    result = train_here(order)
+    assert result["labels"] == {"kind": "tags", "names": ["O", "B-LOC"]}
+    assert result["metrics"]["f1"] == 1.0
+    tagger = pipeline("token-classification", model=str(order.model_directory), device="cpu")
+    assert {entity["entity"] for entity in tagger("i go to Parisian")} == {"B-LOC"}
+
+
+@pytest.mark.parametrize("make", [base_model, masked_roberta])
+def test_masked_words_are_learnt_and_long_texts_lose_nothing(make: Any, tmp_path: Path) -> None:
+    base = make(tmp_path / "base")
+    rows = [{"text": text} for text in [*TEXTS * 3, "the old cat likes the dog " * 40]]
+    order = make_order(
+        tmp_path / "work", "fill-mask", base, rows, rows[:10], epochs=20, learning_rate=3e-3, batch_size=8
+    )
+    result = train_here(order)
+    assert result["evaluations"][-1]["loss"] < result["evaluations"][0]["loss"]
+    assert result["metrics"]["perplexity"] > 1
+    assert any("1 text is longer than" in note and "several pieces" in note for note in result["notes"])
+
+
+def test_text_is_learnt_to_its_end(tmp_path: Path) -> None:
+    base = causal_gpt2(tmp_path / "base", chat=False)
+    rows = [{"text": text} for text in TEXTS]
+    order = make_order(
+        tmp_path / "work", "text-generation", base, rows, rows, epochs=40, learning_rate=3e-3, batch_size=10
+    )
+    result = train_here(order)
+    assert result["metrics"]["perplexity"] < result["evaluations"][0]["perplexity"] / 3
+
+
+def test_of_a_prompt_nothing_is_learnt_but_what_follows_it(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = causal_gpt2(tmp_path / "base", chat=False)
+    answers = {"what is red? ": "blue", "what is big? ": "small", "what is good? ": "bad"}
+    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in answers.items()]
+    order = make_order(tmp_path / "work", "text-generation", base, rows, epochs=80, learning_rate=5e-3, batch_size=3)
+    train_here(order)
+    model = AutoModelForCausalLM.from_pretrained(order.model_directory)
+    tokenizer = AutoTokenizer.from_pretrained(order.model_directory)
+    for prompt, answer in answers.items():
+        ids = tokenizer(prompt, return_tensors="pt")
+        found = model.generate(**ids, max_new_tokens=8, do_sample=False)[0][ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(found, skip_special_tokens=True) == answer  # and ends there
+
+
+def test_lora_leaves_one_whole_model(base: Path, tmp_path: Path) -> None:
+    order = make_order(
+        tmp_path / "work", "text-classification", base, REVIEWS, REVIEWS[:4], epochs=30, lora=True, learning_rate=2e-2
+    )
+    result = train_here(order)
+    names = {path.name for path in order.model_directory.iterdir()}
+    assert "adapter_config.json" not in names and "model.safetensors" in names
+    weights = load_file(order.model_directory / "model.safetensors")
+    assert not any("lora" in name for name in weights)
+    before = load_file(base / "model.safetensors")
+    changed = [n for n, v in weights.items() if n in before and "query.weight" in n and (v != before[n]).any()]
+    assert changed
+    assert result["metrics"]["loss"] < result["evaluations"][0]["loss"]
+
+
+def test_texts_that_are_too_long_are_counted(base: Path, tmp_path: Path) -> None:
+    rows = [*REVIEWS, {"text": "good news " * 60, "label": 1}]
+    result = train_here(make_order(tmp_path / "work", "text-classification", base, rows, epochs=1))
+    assert any(note.startswith("1 text is longer than 64 tokens, and cut") for note in result["notes"])
+
+
+def test_training_ends_early_when_nothing_gets_better(base: Path, tmp_path: Path) -> None:
+    order = make_order(
+        tmp_path / "work", "text-classification", base, REVIEWS, REVIEWS, epochs=50, early_stopping=2,
+        learning_rate=1e-12,
+    )  # fmt: skip
+    result = train_here(order)
+    assert result["epochs"] == 3.0
+
+
+def test_a_value_that_transformers_refuses_fails_the_job(base: Path, tmp_path: Path) -> None:
+    order = make_order(
+        tmp_path / "work", "text-classification", base, REVIEWS, arguments={"lr_scheduler_type": "zigzag"}
+    )
+    with pytest.raises(ModelError, match="zigzag"):
+        train_here(order)
+
+
+def test_float16_on_the_cpu_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="needs a GPU"):
+        train_here(make_order(tmp_path / "work", "text-classification", base, REVIEWS, dtype="float16"))
+
+
+def test_bfloat16_is_computed_in_when_asked_for(base: Path, tmp_path: Path) -> None:
+    result = train_here(make_order(tmp_path / "work", "text-classification", base, REVIEWS, epochs=1, dtype="bfloat16"))
+    assert result["arguments"]["bf16"] is True
+
+
+def test_one_class_of_a_hub_data_set_alone_is_refused_by_the_worker_too(base: Path, tmp_path: Path) -> None:
+    rows = [{"text": text, "label": 1} for text in TEXTS]
+    with pytest.raises(UsageError, match="nothing to tell apart"):
+        train_here(make_order(tmp_path / "work", "text-classification", base, rows))

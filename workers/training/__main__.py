@@ -1,0 +1,50 @@
+"""A training process, started by `accelerate launch`: `python -m workers.training ORDER`."""
+
+import errno
+import sys
+import traceback
+from pathlib import Path
+
+from common.errors import CodedError, ModelError, UsageError
+from workers.training.link import Link
+from workers.training.order import Order
+
+
+def main(path: str) -> int:
+    """Do what the order says; tell the Celery process how it ended. Return the exit status."""
+    order = Order.read(Path(path))
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not order.cuda)
+    link = Link(order.socket, state.process_index)
+    from workers.runners.batching import is_out_of_memory
+    from workers.training.callbacks import Stopped
+    from workers.training.run import train
+
+    try:
+        result = train(order, link)
+        link.tell_once("done", result=result)
+        return 0
+    except Stopped:
+        link.tell_once("stopped")
+        return 0
+    except CodedError as error:
+        kind = "model" if isinstance(error, ModelError) else "worker"
+        link.tell("failed", error=kind, code=error.code, message=error.message)
+    except UsageError as error:
+        link.tell("failed", error="model", code="bad_examples", message=str(error))
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, the Celery process is told
+        traceback.print_exc()
+        if is_out_of_memory(error):
+            link.tell("out_of_memory")
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            link.tell("failed", error="worker", code="disk_full", message=f"No room in {order.work}: {error}")
+        elif not isinstance(error, torch.AcceleratorError):  # that is the device's fault: another try may do
+            message = f"{type(error).__name__}: {error}"[:1000]
+            link.tell("failed", error="model", code="training_error", message=message)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,88 @@
+"""From a job's options to `TrainingArguments`: the defaults that make fine-tuning quick and safe."""
+
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from common.errors import ModelError
+from common.training import LESS_IS_BETTER, METRICS, Training
+from workers.training.order import Order
+
+#: Share of all steps between two points of the loss curve.
+_LOGGED = 0.01
+
+
+def make_arguments(order: Order, *, evaluates: bool, metric: str | None) -> TrainingArguments:
+    """Return the arguments of this run.
+
+    Args:
+        order: the job and where it runs.
+        evaluates: whether there is an evaluation set.
+        metric: what the best checkpoint is chosen by.
+
+    Raises:
+        ModelError: `bad_param`, transformers refuses a value.
+    """
+    training = order.training
+    values = _chosen(order, training, evaluates=evaluates, metric=metric)
+    values |= training.arguments
+    if values["load_best_model_at_end"]:  # transformers wants a checkpoint for each evaluation then
+        values["save_strategy"] = training.arguments.get("save_strategy", values["eval_strategy"])
+        if "eval_steps" in values:
+            values.setdefault("save_steps", values["eval_steps"])
+    try:
+        return TrainingArguments(**values)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ModelError("bad_param", f"transformers refuses these arguments: {error}"[:1000]) from error
+
+
+def best_metric(task: str, names: set[str], training: Training) -> str:
+    """Return the metric that decides which checkpoint is best.
+
+    Raises:
+        ModelError: `bad_param`, an evaluation of these labels does not have the metric that the job names.
+    """
+    names = {*names, "loss"}
+    wanted = (training.metric_for_best or "").removeprefix("eval_")
+    if wanted and wanted not in names:
+        raise ModelError("bad_param", f"--metric-for-best {wanted}: these labels have {', '.join(sorted(names))}.")
+    return wanted or next(name for name in METRICS[task] if name in names)
+
+
+def _chosen(order: Order, training: Training, *, evaluates: bool, metric: str | None) -> dict[str, Any]:
+    return {
+        "output_dir": order.work,
+        "num_train_epochs": training.epochs,
+        "per_device_train_batch_size": order.batch_size,
+        "per_device_eval_batch_size": max(order.batch_size, 16),
+        "gradient_accumulation_steps": order.gradient_accumulation,
+        "learning_rate": training.rate,
+        "warmup_steps": training.warmup,
+        "weight_decay": training.weight_decay,
+        "seed": training.seed,
+        "use_cpu": not order.cuda,
+        **_precision(training.dtype, cuda=order.cuda),
+        "train_sampling_strategy": "group_by_length",
+        "logging_steps": _LOGGED,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "epoch" if evaluates else "no",
+        "save_strategy": "epoch",
+        "save_total_limit": 2,
+        "load_best_model_at_end": evaluates,
+        "metric_for_best_model": metric,
+        "greater_is_better": None if metric is None else metric not in LESS_IS_BETTER,
+        "restore_callback_states_from_checkpoint": training.early_stopping is not None,
+        "dataloader_pin_memory": order.cuda,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+
+
+def _precision(dtype: str | None, *, cuda: bool) -> dict[str, bool]:
+    """Return which half precision to compute in; the weights themselves stay in float32."""
+    if dtype == "float16" and not cuda:
+        raise ModelError("bad_param", "--dtype float16 needs a GPU; on the CPU there are float32 and bfloat16.")
+    if dtype is None and cuda and torch.cuda.is_bf16_supported(including_emulation=False):
+        dtype = "bfloat16"
+    return {"bf16": dtype == "bfloat16", "fp16": dtype == "float16"}

@@ -1,0 +1,82 @@
+"""The examples of a run: from payload files, or from a data set of the hub; and their encoded form for Trainer."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import ModelError, UsageError
+from common.examples import choose_shape, is_empty, make_example
+from common.labels import Example, Labels, check_seen, split, survey
+from common.payloads import decode_records
+from common.training import HUB_PREFIX, Training
+from common.values import Json
+from workers.training.order import Order
+
+
+class Examples:
+    """What is learnt from and judged by, with what its labels are."""
+
+    def __init__(self, order: Order) -> None:
+        training, task = order.training, order.job.task
+        self.notes: list[str] = []
+        self.train = self._load(task, training, training.train_source, order.examples.get("train", ()))
+        self.evaluation = self._load(task, training, training.eval_source, order.examples.get("eval", ()))
+        self.labels: Labels = survey(task, self.train)
+        self.notes += self.labels.warnings
+        if self.evaluation:
+            check_seen(self.labels, self.evaluation, training.eval_source or "the evaluation set")
+        elif training.eval_split:
+            self.train, self.evaluation, said = split(self.labels, self.train, training.eval_split, training.seed)
+            self.notes += said
+
+    def _load(self, task: str, training: Training, source: str | None, files: Sequence[str]) -> list[Example]:
+        if source is None:
+            return [record.input for file in files for record in decode_records(Path(file).read_bytes())]
+        examples = list(_from_hub(task, training, source))
+        whole = [example for example in examples if not is_empty(example)]
+        if len(whole) < len(examples):
+            self.notes.append(f"{source}: {len(examples) - len(whole):,} empty texts are left out.")
+        return list(whole)
+
+
+def encoded_dataset(columns: Mapping[str, list[Any]]) -> Any:
+    """Return the examples as Trainer takes them, with their lengths for grouping."""
+    import datasets
+
+    lengths = [len(ids) for ids in columns["input_ids"]]
+    return datasets.Dataset.from_dict({**columns, "length": lengths})
+
+
+def _from_hub(task: str, training: Training, source: str) -> Iterable[dict[str, Json]]:
+    """Load a data set of the hub, whose columns and classes it describes itself."""
+    name, _, part = source.removeprefix(HUB_PREFIX).partition(":")
+    dataset = _download(name, part or "train")
+    text, label = choose_shape(task, dataset.column_names, training.text_column, training.label_column)
+    names = _class_names(dataset.features.get(label)) if label else None
+    for number, row in enumerate(dataset):
+        if names and label:
+            row = {**row, label: _named(row[label], names)}  # noqa: PLW2901
+        try:
+            yield make_example(task, row, text, label)
+        except UsageError as error:
+            raise UsageError(f"{source} row {number + 1}: {error}") from error
+
+
+def _download(name: str, part: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, split=part)
+    except Exception as error:  # a boundary: the errors of hub, file system and formats have no common base
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError("dataset_not_found", f"hf:{name}:{part} cannot be had: {lines[0][:500]}") from error
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    inner = getattr(feature, "feature", feature)
+    names: list[str] | None = getattr(inner, "names", None)
+    return names
+
+
+def _named(value: Json, names: Sequence[str]) -> Json:
+    return [names[item] for item in value] if isinstance(value, list) else names[value]

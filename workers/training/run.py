@@ -1,0 +1,160 @@
+"""One training run, from an order to a finished model directory: what a tutorial does in sixty lines."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
+
+from common.errors import ModelError
+from common.values import Json
+from workers.runners.loading import Source
+from workers.training.arguments import best_metric, make_arguments
+from workers.training.callbacks import Checkpoints, Watch
+from workers.training.card import describe_run, write_cards
+from workers.training.data import Examples, encoded_dataset
+from workers.training.link import Link
+from workers.training.models import load_base, most_tokens
+from workers.training.order import Order
+from workers.training.scores import confusion
+from workers.training.tasks import RECIPES, Encoded
+
+#: More classes than that make a table that nobody reads.
+_MOST_CONFUSED = 30
+
+
+class PerplexityTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that gives the exponential of the loss beside it, for tasks that predict words."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Write the metrics of an evaluation, with one more: what is written is also what is judged by."""
+        if "eval_loss" in logs:
+            logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700.0))
+        super().log(logs, start_time)
+
+
+def train(order: Order, link: Link) -> dict[str, Json]:
+    """Train, leave the finished model in `order.model_directory`, and return what is to be known of it.
+
+    Raises:
+        ModelError: the job cannot be done.
+        UsageError: its examples cannot be learnt from.
+        Stopped: the worker is stopping; a checkpoint is written.
+    """
+    job, training, recipe = order.job, order.training, RECIPES[order.job.task]
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        link.tell_once("note", text=text)
+
+    link.tell_once("stage", text="reading the examples")
+    examples = Examples(order)
+    for text in examples.notes:
+        note(text)
+    link.tell_once("stage", text=f"loading {order.model_facts['model']}")
+    set_seed(training.seed)
+    source = Source(Path(order.model), allow_pickle=order.allow_pickle, allow_remote_code=order.allow_remote_code)
+    model, tokenizer = load_base(recipe.auto_class, source, examples.labels, training, note)
+    most = most_tokens(model, tokenizer, training)
+    encoded = {
+        part: recipe.encode(tokenizer, chosen, examples.labels, most)
+        for part, chosen in (("train", examples.train), ("eval", examples.evaluation))
+        if chosen
+    }
+    _say_cut(encoded, most, job.task, note)
+    trainer = _trainer(order, link, model, tokenizer, examples, encoded)
+    link.tell_once("stage", text="training")
+    trainer.train(resume_from_checkpoint=order.checkpoint)
+    link.tell_once("stage", text="evaluating")
+    measured, matrix = _judge(trainer, examples, encoded)
+    result = describe_run(order, trainer, examples, measured, matrix, notes)
+    link.tell_once("stage", text="saving the model")
+    if trainer.is_world_process_zero():
+        _save(trainer, tokenizer, order.model_directory)
+        write_cards(order, result)
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def _say_cut(encoded: Mapping[str, Encoded], most: int, task: str, note: Any) -> None:
+    cut = sum(part.cut for part in encoded.values())
+    if not cut:
+        return
+    what = "cut into several pieces" if task in ("fill-mask", "text-generation") else "cut"
+    note(f"{cut:,} {'text is' if cut == 1 else 'texts are'} longer than {most:,} tokens, and {what}.")
+
+
+def _trainer(
+    order: Order, link: Link, model: Any, tokenizer: Any, examples: Examples, encoded: Mapping[str, Encoded]
+) -> Trainer:
+    job, training, recipe = order.job, order.training, RECIPES[order.job.task]
+    evaluates = "eval" in encoded
+    scores = recipe.scores(examples.labels)
+    metric = best_metric(job.task, _metric_names(scores, examples), training) if evaluates else None
+    callbacks: list[Any] = [
+        Watch(link), Checkpoints(link, order.checkpoint_seconds, Path(order.checkpoint) if order.checkpoint else None),
+    ]  # fmt: skip
+    if training.early_stopping:
+        if not evaluates:
+            raise ModelError("bad_param", "--early-stopping needs an evaluation set: give --eval or --eval-split.")
+        callbacks.append(EarlyStoppingCallback(training.early_stopping))
+    kind = Trainer if scores else PerplexityTrainer
+    trainer = kind(
+        model=model,
+        args=make_arguments(order, evaluates=evaluates, metric=metric),
+        train_dataset=encoded_dataset(encoded["train"].columns),
+        eval_dataset=encoded_dataset(encoded["eval"].columns) if evaluates else None,
+        data_collator=recipe.collator(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=(lambda found: scores(_logits(found.predictions), found.label_ids)) if scores else None,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _metric_names(scores: Any, examples: Examples) -> set[str]:
+    """Return the names of the metrics, by measuring two made-up examples."""
+    import numpy as np
+
+    if scores is None:
+        return {"perplexity"}
+    width = max(1, len(examples.labels.names))
+    kinds: dict[str, tuple[Any, Any]] = {
+        "classes": (np.eye(2, width), np.arange(2)),
+        "several": (np.eye(2, width), np.eye(2, width)),
+        "number": (np.eye(2, 1), np.arange(2.0)),
+        "tags": (np.eye(2, width)[None], np.arange(2)[None]),
+    }
+    return set(scores(*kinds[examples.labels.kind]))
+
+
+def _logits(predictions: Any) -> Any:
+    """Some models give hidden states beside the logits."""
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
+def _judge(
+    trainer: Trainer, examples: Examples, encoded: Mapping[str, Encoded]
+) -> tuple[dict[str, float], list[list[int]] | None]:
+    """Evaluate the model that is kept; return its metrics and, for classes, which were taken for which."""
+    if "eval" not in encoded:
+        return {}, None
+    if examples.labels.kind != "classes":
+        measured: dict[str, float] = trainer.evaluate()
+        return measured, None
+    found = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+    few = len(examples.labels.names) <= _MOST_CONFUSED
+    matrix = confusion(_logits(found.predictions), found.label_ids, len(examples.labels.names)) if few else None
+    return found.metrics, matrix
+
+
+def _save(trainer: Trainer, tokenizer: Any, directory: Path) -> None:
+    """Write the model whole: adapters merged into their base, no pickle."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

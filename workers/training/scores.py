@@ -1,0 +1,84 @@
+"""What an evaluation measures, by scikit-learn and seqeval: arrays in, numbers out. Knows no model."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn import metrics
+
+#: A label that the loss and the scores leave out.
+IGNORED = -100
+
+#: Takes predictions and labels, gives each metric by name.
+Scores = Callable[[Any, Any], dict[str, float]]
+
+
+def class_scores(predicted: Any, expected: Any) -> dict[str, float]:
+    """Return accuracy and F1 of logits (examples, classes) against class numbers (examples,)."""
+    found = np.argmax(predicted, axis=-1)
+    return {
+        "accuracy": float(metrics.accuracy_score(expected, found)),
+        "f1_macro": float(metrics.f1_score(expected, found, average="macro", zero_division=0)),
+        "f1_micro": float(metrics.f1_score(expected, found, average="micro", zero_division=0)),
+    }
+
+
+def several_scores(predicted: Any, expected: Any) -> dict[str, float]:
+    """Return the scores of logits (examples, classes), of which those above 0 count, against 0 and 1."""
+    found, right = np.asarray(predicted) > 0, np.asarray(expected) > 0.5
+    return {
+        "accuracy": float(metrics.accuracy_score(right, found)),  # of whole lists
+        "f1_macro": float(metrics.f1_score(right, found, average="macro", zero_division=0)),
+        "f1_micro": float(metrics.f1_score(right, found, average="micro", zero_division=0)),
+    }
+
+
+def number_scores(predicted: Any, expected: Any) -> dict[str, float]:
+    """Return the errors of numbers (examples, 1) against numbers (examples,)."""
+    found = np.asarray(predicted).reshape(-1)
+    scores = {
+        "mse": float(metrics.mean_squared_error(expected, found)),
+        "mae": float(metrics.mean_absolute_error(expected, found)),
+    }
+    if len(found) > 1:  # of one number there is no spread to explain
+        scores["r2"] = float(metrics.r2_score(expected, found))
+    return scores
+
+
+def tag_scores(names: Sequence[str]) -> Scores:
+    """Return the scores of logits (examples, tokens, tags) against tag numbers; of entities where tags mark such."""
+
+    def scores(predicted: Any, expected: Any) -> dict[str, float]:
+        found = np.argmax(predicted, axis=-1)
+        kept = np.asarray(expected) != IGNORED
+        flat = _word_scores(found[kept], np.asarray(expected)[kept])
+        if not any(name[:2] in ("B-", "I-") for name in names):
+            return flat
+        from seqeval.metrics import f1_score, precision_score, recall_score
+
+        right, guessed = (
+            [[names[tag] for tag in row[mask]] for row, mask in zip(rows, kept, strict=True)]
+            for rows in (np.asarray(expected), found)
+        )
+        return flat | {
+            "f1": float(f1_score(right, guessed, zero_division=0)),
+            "precision": float(precision_score(right, guessed, zero_division=0)),
+            "recall": float(recall_score(right, guessed, zero_division=0)),
+        }
+
+    return scores
+
+
+def _word_scores(found: Any, expected: Any) -> dict[str, float]:
+    """Return accuracy and macro F1 over single words."""
+    return {
+        "accuracy": float(metrics.accuracy_score(expected, found)),
+        "f1_macro": float(metrics.f1_score(expected, found, average="macro", zero_division=0)),
+    }
+
+
+def confusion(predicted: Any, expected: Any, classes: int) -> list[list[int]]:
+    """Return how often class (row) was taken for class (column)."""
+    found = np.argmax(predicted, axis=-1)
+    matrix: list[list[int]] = metrics.confusion_matrix(expected, found, labels=range(classes)).tolist()
+    return matrix

@@ -1,0 +1,55 @@
+"""Train chunks in the Celery process: one at a time, whatever else the worker does. Never imports torch."""
+
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+
+from celery import Celery
+
+from common.errors import UsageError, WorkerError
+from common.jobs import Job
+from common.settings import Settings
+from common.store import Store
+from workers.device_client import ChunkResult
+from workers.devices import only_trains
+from workers.leases import HeldLease
+from workers.runners.base import Cancelled
+from workers.training.attempt import LOOK, Attempt, Turn
+from workers.training.telling import Telling
+
+
+class FineTuner:
+    """Runs train chunks, one at a time."""
+
+    def __init__(self, settings: Settings, store: Store, app: Celery) -> None:
+        self._settings = settings
+        self._store = store
+        self._app = app
+        self._one_at_a_time = threading.Lock()
+
+    @property
+    def shares_room(self) -> bool:
+        """Whether the worker does other work as well, for which it needs its device process."""
+        return not only_trains(self._settings)
+
+    def run(self, job: Job, held: HeldLease, stopping: threading.Event) -> ChunkResult:
+        """Return what came of a train chunk: one outcome, the metrics and the place of the model.
+
+        Raises:
+            Cancelled: the turn was given up, or the worker is stopping.
+            ModelError: the job cannot be done.
+            WorkerError: this worker cannot do it.
+        """
+        while not self._one_at_a_time.acquire(timeout=LOOK):
+            if held.given_up.is_set() or stopping.is_set():
+                raise Cancelled
+        turn = Turn(job, held, stopping, Telling(job.id, self._store, self._app))
+        scratch = Path(tempfile.mkdtemp(prefix="hugqueue-train-"))
+        try:
+            return Attempt(turn, self._settings, self._store, scratch).go()
+        except UsageError as error:  # the store is not where it should be, or refuses us
+            raise WorkerError("models_store", str(error)) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            self._one_at_a_time.release()
