@@ -1,6 +1,7 @@
 """Connections to Redis with bounded waits, and its errors put into words."""
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -9,8 +10,8 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from common.addresses import mask_address
 from common.errors import StoreUnavailable
-from common.settings import mask_url
 
 #: Seconds to wait for one answer. Three tries of it stay under the ten seconds after which a command must have ended.
 TIMEOUT = 2.5
@@ -56,26 +57,41 @@ def redis_errors(url: str) -> Iterator[None]:
 
 def explain(error: Exception, url: str) -> str:
     """Return one sentence about what Redis (or the way to it) has."""
-    where = mask_url(url)
-    text = str(error)
-    if isinstance(error, redis.AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text:
-        return f"Redis at {where} refuses the user or the password."
-    if isinstance(error, redis.exceptions.NoPermissionError) or "NOPERM" in text:
-        return f"Redis at {where} does not allow this user what hugqueue needs: {text}"
-    if isinstance(error, redis.exceptions.OutOfMemoryError) or text.startswith("OOM"):
-        return f"Redis at {where} is full (maxmemory). Finished jobs leave with their time to live."
-    if isinstance(error, redis.TimeoutError):
-        return f"Redis at {where} does not answer."
-    if isinstance(error, redis.ConnectionError):
-        return f"Redis at {where} cannot be reached: {text}"
-    return f"Redis at {where} answers with an error: {text}"
+    return f"Redis at {mask_address(url)} {_ailment(error, str(error))}"
+
+
+def _ailment(error: Exception, text: str) -> str:
+    denied = isinstance(error, redis.AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text
+    lacking = isinstance(error, redis.exceptions.NoPermissionError) or "NOPERM" in text
+    full = isinstance(error, redis.exceptions.OutOfMemoryError) or text.startswith("OOM")
+    ailments = (
+        (denied, "refuses the user or the password."),
+        (lacking, f"does not allow this user what hugqueue needs: {text}"),
+        (full, "is full (maxmemory). Finished jobs leave with their time to live."),
+        ("MISCONF" in text, f"cannot write to its disk: {text}"),
+        (isinstance(error, redis.TimeoutError), "does not answer."),
+        (isinstance(error, redis.ConnectionError), f"cannot be reached: {_certificate_fault(text) or text}"),
+    )
+    return next((words for holds, words in ailments if holds), f"answers with an error: {text}")
+
+
+def _certificate_fault(text: str) -> str | None:
+    """Return what is wrong with the server's certificate, where that is what the error is about."""
+    match = re.search(r"certificate verify failed: (.*?)\.? \(_ssl", text)
+    if match is None:
+        return None
+    return (
+        f"its certificate is not trusted ({match[1]}). If a CA of your own signed it, name the CA's file in the "
+        "address: rediss://...?ssl_ca_certs=/PATH/ca.pem"
+    )
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether waiting may mend it: Redis away, loading its data, or full for now."""
+    """Whether waiting may mend it: Redis away, loading its data, or full for now, it or its disk."""
     passing = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.OutOfMemoryError)
-    denied = isinstance(error, redis.AuthenticationError)
-    return not denied and (isinstance(error, passing) or str(error).startswith(("LOADING", "OOM", "READONLY")))
+    denied = isinstance(error, redis.AuthenticationError) or _certificate_fault(str(error)) is not None
+    words = str(error).startswith(("LOADING", "OOM", "READONLY")) or "MISCONF" in str(error)
+    return not denied and (isinstance(error, passing) or words)
 
 
 def wait_for(client: "redis.Redis", seconds: float) -> None:

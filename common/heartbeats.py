@@ -7,10 +7,15 @@ from dataclasses import asdict, dataclass
 import redis
 
 from common import keys
-from common.values import Json
+from common.values import Json, visible
 
 #: Seconds after which a silent worker counts as gone.
 TTL = 15.0
+
+_TEXTS = ("name", "device", "device_name", "host", "state", "version")
+_NUMBERS = ("pid", "started_at", "records_per_second", "records_done", "memory_bytes")
+#: Beyond these a heartbeat is no true one; a job gets tickets by the number of slots.
+_HUGE, _MOST_SLOTS = 1e18, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,8 @@ def beat(client: "redis.Redis", heartbeat: Heartbeat) -> None:
 
 
 def leave(client: "redis.Redis", name: str) -> None:
-    """Say that this worker has stopped."""
-    with client.pipeline(transaction=True) as pipe:
+    """Say that this worker has stopped. No transaction: a full Redis would refuse it."""
+    with client.pipeline(transaction=False) as pipe:
         pipe.delete(keys.worker(name))
         pipe.srem(keys.WORKERS, name)
         pipe.execute()
@@ -55,7 +60,7 @@ def leave(client: "redis.Redis", name: str) -> None:
 
 def living(client: "redis.Redis") -> list[Heartbeat]:
     """Return all live workers by name; names of dead ones are cleared away."""
-    names = sorted(name.decode() for name in client.smembers(keys.WORKERS))
+    names = sorted(name.decode(errors="replace") for name in client.smembers(keys.WORKERS))
     if not names:
         return []
     found = dict(zip(names, client.mget([keys.worker(name) for name in names]), strict=True))
@@ -70,9 +75,23 @@ def _decode(raw: bytes | None) -> Heartbeat | None:
         values = json.loads(raw or b"")
         values["queues"] = tuple(values["queues"])
         values["models"] = tuple(values["models"])
-        return Heartbeat(**values)
-    except (ValueError, TypeError, KeyError):
+        heartbeat = Heartbeat(**values)
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None  # of another version: it cannot be counted on
+    return heartbeat if _is_sound(heartbeat) else None
+
+
+def _is_sound(heartbeat: Heartbeat) -> bool:
+    """Whether every field is what it should be: whoever can write to Redis can write heartbeats."""
+    texts = [getattr(heartbeat, name) for name in _TEXTS] + list(heartbeat.queues)
+    numbers = [getattr(heartbeat, name) for name in _NUMBERS]
+    return (
+        all(isinstance(text, str) and visible(text) == text for text in texts)
+        and all(isinstance(number, int | float) and abs(number) < _HUGE for number in numbers)
+        and isinstance(heartbeat.slots, int)
+        and 0 <= heartbeat.slots <= _MOST_SLOTS
+        and all(isinstance(model, dict) for model in heartbeat.models)
+    )
 
 
 def serving(workers: Iterable[Heartbeat], queue: str) -> list[Heartbeat]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.values import Counts, Failure, JobSpec, JobStatus, Json
+from common.values import LATEST, Counts, Failure, JobSpec, JobStatus, Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Job:
     failure: Failure | None = None  #: why the job failed
     stage: str = ""  #: what a worker is busy with before records can run, as loading a model
     facts: Mapping[str, Json] = field(default_factory=dict)  #: what ran: device, dtype, versions, model commit
+    progress: Mapping[str, Json] = field(default_factory=dict)  #: of a fine-tune job: step, loss, metrics, notes
 
     @property
     def id(self) -> str:
@@ -35,11 +36,13 @@ class Job:
         spec = self.spec
         return {
             "id": spec.id,
+            "kind": spec.kind,
             "name": spec.name,
             "task": spec.task,
             "model": spec.model,
             "revision": spec.revision,
             "params": dict(spec.params),
+            "training": dict(spec.training) if spec.training is not None else None,
             "queue": spec.queue,
             "priority": spec.priority,
             "inputs": list(spec.inputs),
@@ -59,7 +62,12 @@ class Job:
             "finished_at": self.finished_at,
             "error": {"code": self.failure.code, "message": self.failure.message} if self.failure else None,
             "ran_on": dict(self.facts) or None,
+            "progress": dict(self.progress) or None,
         }
+
+
+#: Statuses that only an accepted job has.
+_ACCEPTED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.COMPLETED)
 
 
 def decode_job(raw: Mapping[bytes, bytes]) -> Job:
@@ -69,9 +77,12 @@ def decode_job(raw: Mapping[bytes, bytes]) -> Job:
         ValueError: the hash does not hold a job.
     """
     text = {key.decode(): value.decode() for key, value in raw.items()}
-    if "spec" not in text or "status" not in text:
-        raise ValueError("a job's hash holds neither spec nor status")
+    missing = [name for name in ("spec", "status", "round", "ttl_ms") if not text.get(name)]
+    if missing or (text["status"] in _ACCEPTED and not text.get("chunks")):
+        raise ValueError(f"a job's hash without {', '.join(missing) or 'chunks'}")
+    int(text["ttl_ms"])  # the scripts count on it
     facts: Any = json.loads(text.get("facts") or "{}")
+    progress: Any = json.loads(text.get("progress") or "{}")
     code = text.get("failure_code")
     return Job(
         spec=JobSpec.decode(text["spec"]),
@@ -86,6 +97,7 @@ def decode_job(raw: Mapping[bytes, bytes]) -> Job:
         failure=Failure(code, text.get("failure_message", "")) if code else None,
         stage=text.get("stage", ""),
         facts=facts if isinstance(facts, dict) else {},
+        progress=progress if isinstance(progress, dict) else {},
     )
 
 
@@ -94,4 +106,7 @@ def _maybe_int(text: str | None) -> int | None:
 
 
 def _maybe_float(text: str | None) -> float | None:
-    return float(text) if text else None
+    value = float(text) if text else None
+    if value is not None and not 0 <= value < LATEST:
+        raise ValueError(f"a job's time cannot be {value}")
+    return value

@@ -5,7 +5,7 @@ In: columns `id` and `input`. Out: `position` (of the record in its chunk), `id`
 record of the chunk is a text, else JSON text; `output` has the Arrow type that the runner declares, else it is
 JSON text; the schema's metadata says which.
 
-One `_open` reads all streams: corrupted ones, opened plainly, crash the process.
+One `_open` reads all streams, with `common.arrow_streams`: corrupted ones, opened plainly, crash the process.
 """
 
 import json
@@ -14,14 +14,20 @@ from typing import Any
 
 import pyarrow as pa
 
+from common.arrow_streams import read_stream, write_stream
 from common.encoder import to_json
 from common.errors import PayloadError
-from common.values import Counts, Failure, Json, Outcome, Record
+from common.values import Counts, Failure, Json, Outcome, Record, visible
 
 #: Raised with every change to the columns; a payload of another version is refused.
 VERSION = b"1"
 #: No payload of ours comes near it; Redis itself takes values up to 512 MB.
 MAX_BYTES = 256 * 1024 * 1024
+#: To what a payload may expand, and how many rows it may have.
+MAX_EXPANDED = 2 * MAX_BYTES
+MAX_ROWS = 1_000_000
+#: Types that hold no more than their bytes say; a null, a dictionary or a view can stand for any number of values.
+_PLAIN = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 
 _IN = {"id": pa.string(), "input": pa.string(), "error_code": pa.string(), "error_message": pa.string()}
 _OUT = {
@@ -35,13 +41,17 @@ _OUT = {
 
 
 def encode_records(records: Sequence[Record]) -> bytes:
-    """Return the payload of a chunk's records."""
+    """Return the payload of a chunk's records.
+
+    Raises:
+        PayloadError: they are too large for one payload.
+    """
     as_text = all(r.input is None or (isinstance(r.input, str) and _has_utf8_form(r.input)) for r in records)
     columns = {
         "id": [to_json(r.id) for r in records],
         "input": [r.input if as_text else to_json(r.input) for r in records],
         "error_code": [r.failure.code if r.failure else None for r in records],
-        "error_message": [r.failure.message if r.failure else None for r in records],
+        "error_message": [visible(r.failure.message) if r.failure else None for r in records],
     }
     arrays = [pa.array(columns[name], kind) for name, kind in _IN.items()]
     return _write(pa.table(arrays, names=list(_IN)), "records", "text" if as_text else "json")
@@ -71,6 +81,7 @@ def encode_outcomes(
 
     Raises:
         ValueError: the three differ in length.
+        PayloadError: they are too large for one payload.
     """
     if not len(positions) == len(ids) == len(outcomes):
         raise ValueError(f"{len(positions)} positions, {len(ids)} ids, {len(outcomes)} outcomes")
@@ -80,7 +91,7 @@ def encode_outcomes(
         pa.array([to_json(id_) for id_ in ids], pa.string()),
         _output_array(outcomes, output_type),
         pa.array([f.code if f else None for f in failures], pa.string()),
-        pa.array([f.message if f else None for f in failures], pa.string()),
+        pa.array([visible(f.message) if f else None for f in failures], pa.string()),
         pa.array([o.truncated for o in outcomes], pa.bool_()),
     ]
     kind = "typed" if output_type is not None else "json"
@@ -149,31 +160,43 @@ def _from_json(text: str | None) -> Json:
 
 
 def _write(table: pa.Table, content: str, kind: str) -> bytes:
-    table = table.replace_schema_metadata({b"version": VERSION, b"content": content.encode(), b"kind": kind.encode()})
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
+    metadata = {b"version": VERSION, b"content": content.encode(), b"kind": kind.encode()}
+    fits = table.nbytes <= MAX_EXPANDED and len(table) <= MAX_ROWS
+    payload = write_stream(table.replace_schema_metadata(metadata)) if fits else b""
+    if not fits or len(payload) > MAX_BYTES:
+        raise PayloadError(
+            f"A chunk's {content} take {table.nbytes:,} bytes in {len(table):,} rows, which is too much: at most "
+            f"{MAX_EXPANDED:,} bytes ({MAX_BYTES:,} compressed) and {MAX_ROWS:,} rows. Submit in smaller chunks "
+            "(--chunk-size), or split the records."
+        )
+    return payload
 
 
 def _open(data: bytes, content: str, columns: dict[str, Any]) -> tuple[pa.Table, str]:
     if len(data) > MAX_BYTES:
         raise PayloadError(f"a payload of {len(data):,} bytes; at most {MAX_BYTES:,} are taken")
-    try:
-        table = pa.ipc.open_stream(data).read_all()
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise PayloadError(f"not an Arrow stream: {error}") from error
-    metadata = table.schema.metadata or {}
+    table = read_stream(data, lambda schema: _check_schema(schema, content, columns), MAX_EXPANDED, MAX_ROWS)
+    return table, table.schema.metadata.get(b"kind", b"").decode(errors="replace")
+
+
+def _check_schema(schema: pa.Schema, content: str, columns: dict[str, Any]) -> None:
+    metadata = schema.metadata or {}
     if metadata.get(b"version") != VERSION or metadata.get(b"content") != content.encode():
-        raise PayloadError(f"not a payload of {content}, version {VERSION.decode()}: {metadata}")
-    if table.schema.names != list(columns):
-        raise PayloadError(f"expected the columns {list(columns)}, found {table.schema.names}")
+        raise PayloadError(f"not a payload of {content}, version {VERSION.decode()}: {str(metadata)[:200]}")
+    if schema.names != list(columns):
+        raise PayloadError(f"expected the columns {list(columns)}, found {str(schema.names)[:200]}")
     for name, kind in columns.items():
-        if kind is not None and table.schema.field(name).type != kind:
-            raise PayloadError(f"column {name} must be {kind}, found {table.schema.field(name).type}")
-    return table, metadata.get(b"kind", b"").decode(errors="replace")
+        found = schema.field(name).type
+        if found != kind if kind is not None else not _is_plain(found):
+            raise PayloadError(f"column {name} must be {kind or 'of a plain type'}, found {str(found)[:200]}")
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.num_fields > 0 and all(_is_plain(kind.field(number).type) for number in range(kind.num_fields))
+    if pa.types.is_list(kind) or (pa.types.is_fixed_size_list(kind) and kind.list_size > 0):
+        return _is_plain(kind.value_type)
+    return any(is_kind(kind) for is_kind in _PLAIN)
 
 
 def overlay(payloads: Sequence[bytes]) -> dict[int, tuple[Json, Outcome]]:

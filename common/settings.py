@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
+from common.addresses import check_address, mask_address
 from common.errors import UsageError
 
 
@@ -43,6 +43,11 @@ class Settings:
     producer_ttl: float = field(default=60.0, metadata={"env": "HUGQUEUE_PRODUCER_TTL"})
     #: How long one record's text may be, in bytes.
     max_record_bytes: int = field(default=16 * 1024 * 1024, metadata={"env": "HUGQUEUE_MAX_RECORD_BYTES"})
+    #: How many records one job may have, and how many bytes of text.
+    max_job_records: int = field(default=100_000_000, metadata={"env": "HUGQUEUE_MAX_JOB_RECORDS"})
+    max_job_bytes: int = field(default=64 * 1024**3, metadata={"env": "HUGQUEUE_MAX_JOB_BYTES"})
+    #: How many tokens a worker generates for one record, those of all beams and sequences together.
+    max_new_tokens: int = field(default=4096, metadata={"env": "HUGQUEUE_MAX_NEW_TOKENS"})
     #: Directories under which a job may name a model by path, split by `:`.
     model_roots: tuple[Path, ...] = field(default=(), metadata={"env": "HUGQUEUE_MODEL_ROOTS"})
     #: What a worker runs on: `auto`, `cpu`, or one GPU as `cuda:0`.
@@ -51,14 +56,20 @@ class Settings:
     preload: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_PRELOAD"})
     #: Queues that a worker serves, split by `,`; empty means `any` and that of its device.
     queues: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_QUEUES"})
-    #: Whether a worker ends with the process that started it.
-    supervised: bool = field(default=False, metadata={"env": "HUGQUEUE_SUPERVISED"})
+    #: The id of the process that started this one, if this one is to end with it. Asked for later, it may be dead.
+    supervised: int = field(default=0, metadata={"env": "HUGQUEUE_SUPERVISED"})
     #: Whether jobs may name any path that the worker can read: for a worker that serves its own user alone.
     any_model_path: bool = field(default=False, metadata={"env": "HUGQUEUE_ANY_MODEL_PATH"})
     #: Whether a worker may load weights from pickles, which can run code.
     allow_pickle: bool = field(default=False, metadata={"env": "HUGQUEUE_ALLOW_PICKLE"})
     #: Whether a worker may run code that a model brings (`trust_remote_code`).
     allow_remote_code: bool = field(default=False, metadata={"env": "HUGQUEUE_ALLOW_REMOTE_CODE"})
+    #: Where fine-tuned models are kept: a directory that all workers share, or an address that fsspec knows.
+    models_url: str = field(default="", metadata={"env": "HUGQUEUE_MODELS_URL"})
+    #: Whether a worker serves the queue `train` as well.
+    train: bool = field(default=False, metadata={"env": "HUGQUEUE_TRAIN"})
+    #: How often a fine-tune job writes a checkpoint, besides the end of each epoch.
+    checkpoint: float = field(default=300.0, metadata={"env": "HUGQUEUE_CHECKPOINT"})
     #: Patterns of hub ids that jobs may name, split by `,`; empty allows all.
     allowed_models: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_ALLOWED_MODELS"})
 
@@ -70,7 +81,7 @@ class Settings:
     @property
     def broker(self) -> str:
         """The Redis address, its password masked: what messages may show."""
-        return mask_url(self.broker_url or "embedded Redis")
+        return mask_address(self.broker_url or "embedded Redis")
 
     def __repr__(self) -> str:
         return f"Settings(broker_url={self.broker!r}, home={str(self.home)!r}, ...)"
@@ -83,8 +94,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         UsageError: a variable does not hold what it should.
     """
     env = os.environ if environ is None else environ
+    address = (env.get("CELERY_BROKER_URL") or env.get("REDIS_URL") or "").strip()
     values: dict[str, Any] = {
-        "broker_url": env.get("CELERY_BROKER_URL") or env.get("REDIS_URL") or None,
+        "broker_url": check_address(address) if address else None,
         "home": Path(env.get("HUGQUEUE_HOME") or _default_home(env)),
         "model_roots": tuple(Path(p).absolute() for p in _split(env, "HUGQUEUE_MODEL_ROOTS", ":")),
     }
@@ -133,12 +145,3 @@ def _flag(name: str, text: str) -> bool:
     if text.lower() not in words:
         raise UsageError(f"{name} must be 1 or 0, found {text!r}.")
     return words[text.lower()]
-
-
-def mask_url(url: str) -> str:
-    """Return the address with its password replaced by `***`."""
-    parts = urlsplit(url)
-    if not parts.password:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))

@@ -6,7 +6,7 @@ from typing import cast
 import redis
 
 from common import keys
-from common.errors import UnknownJob
+from common.errors import PayloadError, UnknownJob
 from common.jobs import Job, decode_job
 from common.keys import JobKeys
 from common.values import JobSpec, JobStatus
@@ -51,13 +51,20 @@ class Store:
         """
         raw = self.client.hgetall(JobKeys.of(job_id).job)
         try:
-            return decode_job(raw)
-        except ValueError as error:
+            job = decode_job(raw)
+        except (ValueError, RecursionError) as error:
             raise UnknownJob(job_id) from error
+        if job.id != job_id:  # written by hand: its work would be another job's
+            raise UnknownJob(job_id)
+        return job
+
+    def exists(self, job_id: str) -> bool:
+        """Return whether anything is kept under that id, be it readable or not."""
+        return bool(self.client.exists(JobKeys.of(job_id).job))
 
     def jobs(self) -> list[Job]:
         """Return all jobs, the newest first; forget those whose time to live is over."""
-        ids = [member.decode() for member in self.client.zrevrange(keys.JOBS, 0, -1)]
+        ids = [member.decode(errors="replace") for member in self.client.zrevrange(keys.JOBS, 0, -1)]
         found: list[Job] = []
         for start in range(0, len(ids), _PAGE):
             found.extend(self._page(ids[start : start + _PAGE]))
@@ -67,24 +74,25 @@ class Store:
         with self.client.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hgetall(JobKeys.of(job_id).job)
-            answers = pipe.execute()
+            answers = pipe.execute(raise_on_error=False)
         gone = [job_id for job_id, raw in zip(ids, answers, strict=True) if not raw]
         if gone:
             self.client.zrem(keys.JOBS, *gone)
-        for raw in answers:
-            if raw:
-                try:
-                    yield decode_job(raw)
-                except ValueError:
-                    continue  # written by hand or by another version: not ours to show
+        for job_id, raw in zip(ids, answers, strict=True):
+            try:
+                job = decode_job(raw) if raw and isinstance(raw, dict) else None
+            except (ValueError, RecursionError):
+                continue  # written by hand or by another version: not ours to show
+            if job is not None and job.id == job_id:
+                yield job
 
     def active(self) -> list[str]:
         """Return the ids of unfinished jobs."""
-        return sorted(member.decode() for member in self.client.smembers(keys.ACTIVE))
+        return sorted(member.decode(errors="replace") for member in self.client.smembers(keys.ACTIVE))
 
     def delete(self, job_id: str) -> None:
-        """Forget a job and all that belongs to it."""
-        with self.client.pipeline(transaction=True) as pipe:
+        """Forget a job and all that belongs to it. No transaction: a full Redis would refuse it."""
+        with self.client.pipeline(transaction=False) as pipe:
             pipe.unlink(*JobKeys.of(job_id).all())
             pipe.srem(keys.ACTIVE, job_id)
             pipe.zrem(keys.JOBS, job_id)
@@ -117,6 +125,22 @@ class Store:
         """Return the payload of a chunk's records, or None where there is none."""
         return cast("bytes | None", self.client.hget(JobKeys.of(job_id).input, str(chunk)))
 
+    def add_examples(self, job_id: str, part: str, number: int, payload: bytes) -> None:
+        """Write examples that a fine-tune job learns from (`train`) or is judged by (`eval`).
+
+        Raises:
+            redis.RedisError: Redis is away or full.
+        """
+        names = JobKeys.of(job_id)
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.hset(names.input, f"{part}:{number}", payload)
+            pipe.hset(names.job, "producer_seen", self.now())
+            pipe.execute()
+
+    def examples(self, job_id: str, part: str, number: int) -> bytes | None:
+        """Return a payload of examples, or None where there is none."""
+        return cast("bytes | None", self.client.hget(JobKeys.of(job_id).input, f"{part}:{number}"))
+
     def put_outcomes(self, job_id: str, chunk: int, attempt: tuple[int, int], payload: bytes) -> None:
         """Write a chunk's outcomes under (round, attempt); they count once the ledger has the commit."""
         self.client.hset(JobKeys.of(job_id).output, outcome_field(chunk, attempt), payload)
@@ -143,6 +167,13 @@ def outcome_field(chunk: int, attempt: tuple[int, int]) -> str:
 
 
 def decode_layers(raw: bytes | None) -> list[tuple[int, int]]:
-    """Return the (round, attempt) pairs that the commit script wrote."""
-    pairs = (item.split(":") for item in (raw or b"").decode().split())
-    return [(int(a), int(b)) for a, b in pairs]
+    """Return the (round, attempt) pairs that the commit script wrote.
+
+    Raises:
+        PayloadError: it did not write this.
+    """
+    try:
+        pairs = (item.split(":") for item in (raw or b"").decode().split())
+        return [(int(a), int(b)) for a, b in pairs]
+    except ValueError as error:
+        raise PayloadError(f"not a list of commits: {raw!r:.100}") from error

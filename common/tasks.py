@@ -30,6 +30,7 @@ class Task:
     optional: tuple[str, ...] = ()
     model: str | None = None  #: default model
     revision: str | None = None  #: its pinned revision
+    hint: str = ""  #: how to name columns that are not found
     chunk_records: int = 256  #: about a second or more of compute on a CPU
 
     @property

@@ -16,11 +16,18 @@ from typing import Any
 #: A JSON value: None, bool, int, float, str, list or dict of them.
 Json = Any
 
+#: How many failed records end a job early: a number, or per cent of its records.
+MAX_ERRORS = re.compile(r"^(\d{1,12}|\d{1,2}(\.\d+)?%)$")
 QUEUES = ("any", "cpu", "gpu", "train")
 #: Priority names and what Celery's Redis transport makes of them: 0 is the highest there.
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}
 
-JOB_ID = re.compile(r"^[0-9a-f]{12}$")
+JOB_ID = re.compile(r"^[0-9a-f]{12}\Z")
+
+#: No time of a job is later, in seconds since the epoch (the year 5138): datetime goes to 9999.
+LATEST = 1e11
+#: Control characters but for tab and line feed, and lone surrogates.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class JobStatus(StrEnum):
@@ -94,16 +101,30 @@ class JobSpec:
     name: str | None = None  #: the user's own word for it
     inputs: tuple[str, ...] = ()  #: where the records came from, for people
     created_at: float = 0.0  #: seconds since the epoch
+    max_errors: str | None = None  #: with more failed records the job ends early: `10`, or `5%` of all
+    training: Mapping[str, Json] | None = None  #: of a fine-tune job: its options (`common.training`)
+
+    @property
+    def kind(self) -> str:
+        """What is done with the records: `inference`, or `finetune`."""
+        return "inference" if self.training is None else "finetune"
 
     @property
     def title(self) -> str:
         """The job in a few words, for Flower and logs: no secrets, no payload."""
         name = f" {self.name!r}" if self.name else ""
-        return f"job {self.id}{name} · {self.model or 'no model'}"
+        return f"job {self.id}{name} · {short_model(self.model) or 'no model'}"
+
+    def most_failed(self, records: int) -> int | None:
+        """Return how many of so many records may fail before the job ends early; None: all of them."""
+        if self.max_errors is None:
+            return None
+        share, percent, _ = self.max_errors.partition("%")
+        return int(records * float(share) / 100) if percent else int(share)
 
     def encode(self) -> str:
-        """Return the JSON text that `decode` takes."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        """Return the JSON text that `decode` takes, in ASCII: a file's name need not have a UTF-8 form."""
+        return json.dumps(asdict(self))
 
     @classmethod
     def decode(cls, text: str | bytes) -> "JobSpec":
@@ -134,6 +155,8 @@ _SHAPES: dict[str, tuple[type, ...]] = {
     "priority": (str,),
     "inputs": (list,),
     "created_at": (int, float),
+    "max_errors": (str, NoneType),
+    "training": (dict, NoneType),
 }
 
 
@@ -144,12 +167,38 @@ def _check_spec(values: Mapping[str, Json]) -> None:
     for key, value in values.items():
         if not isinstance(value, _SHAPES[key]):
             raise ValueError(f"a job's {key} cannot be {value!r}")
+    _check_texts(values)
     if not JOB_ID.match(values["id"]):
         raise ValueError(f"not a job id: {values['id']!r}")
     if values.get("queue", "any") not in QUEUES:
         raise ValueError(f"unknown queue {values['queue']!r}")
+    if not MAX_ERRORS.match(values.get("max_errors") or "0"):
+        raise ValueError(f"a job's max_errors cannot be {values['max_errors']!r}")
     if values.get("priority", "normal") not in PRIORITIES:
         raise ValueError(f"unknown priority {values['priority']!r}")
+
+
+def _check_texts(values: Mapping[str, Json]) -> None:
+    for key in ("task", "model", "revision"):
+        text = values.get(key) or ""
+        if visible(text) != text:
+            raise ValueError(f"a job's {key} cannot be {text!r}")
+    if not all(isinstance(item, str) for item in values.get("inputs", ())):
+        raise ValueError("a job's inputs are not all texts")
+    if not 0 <= values.get("created_at", 0) < LATEST:
+        raise ValueError(f"a job cannot have been created at {values['created_at']}")
+
+
+def visible(text: str) -> str:
+    """Return a text that others wrote, what a terminal would obey and what has no UTF-8 form replaced."""
+    return _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def short_model(model: str | None) -> str:
+    """Return a model's name; of a path, its last two parts."""
+    if model is None:
+        return ""
+    return "/".join(model.rstrip("/").split("/")[-2:]) if model.startswith("/") else model
 
 
 def new_job_id() -> str:

@@ -13,7 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from common.errors import ModelError
+from common.errors import ModelError, UsageError
+from common.models_store import job_of, open_store, store_address
 from common.settings import Settings
 from common.tasks import find_task
 from workers.model_files import check_files
@@ -32,6 +33,9 @@ class ModelPolicy:
     any_path: bool = False  #: every path is allowed: the embedded worker, which serves its own user
     allow_pickle: bool = False  #: weights that are pickles: opening them runs code
     allow_remote_code: bool = False  #: code from the model's repository
+    max_new_tokens: int = 4096  #: that may be generated for one record
+    models: str | None = None  #: address of the store of fine-tuned models
+    cache: str = ""  #: directory for what comes from a store that is no directory
 
     @classmethod
     def of(cls, settings: Settings) -> "ModelPolicy":
@@ -43,6 +47,9 @@ class ModelPolicy:
             any_path=settings.any_model_path,
             allow_pickle=settings.allow_pickle,
             allow_remote_code=settings.allow_remote_code,
+            max_new_tokens=settings.max_new_tokens,
+            models=store_address(settings),
+            cache=str(settings.home / "model-cache"),
         )
 
     def encode(self) -> str:
@@ -64,7 +71,7 @@ class Resolved:
     model: str  #: as the job names it, or the task's default
     path: Path
     commit: str | None  #: of the hub; None for a path
-    source: str  #: `hub`, `cache` or `path`
+    source: str  #: `hub`, `cache`, `path` or `store`
 
 
 def is_path(model: str) -> bool:
@@ -100,6 +107,8 @@ def resolve(
         model, revision = known.model, revision or known.revision
     if is_path(model):
         return Resolved(model, _allowed_path(model, policy), None, "path")
+    if model.startswith("job:"):
+        return Resolved(model, _fine_tuned(model, policy), None, "store")
     _check_names(model, revision)
     _check_allowed(model, policy)
     from workers.hub import fetch  # huggingface_hub takes a third of a second to import
@@ -110,14 +119,22 @@ def resolve(
 
 
 def _check_names(model: str, revision: str | None) -> None:
-    if model.startswith("job:"):
-        raise ModelError("model_not_found", f"{model}: this worker knows no model of that job.")
     if not _HUB_ID.match(model) or ".." in model:
         raise ModelError(
             "model_not_found", f"{model!r} is not a model: expected a hub id as owner/name, or an absolute path."
         )
     if revision is not None and (not _REVISION.match(revision) or ".." in revision):
         raise ModelError("model_not_found", f"{revision!r} is not a revision: expected a branch, a tag or a commit.")
+
+
+def _fine_tuned(model: str, policy: ModelPolicy) -> Path:
+    """Return the directory of a model that a job of this queue made."""
+    try:
+        path = open_store(policy.models, Path(policy.cache)).fetch(job_of(model) or "")
+    except UsageError as error:
+        raise ModelError("model_not_found", f"{model}: {error}") from error
+    check_files(model, [entry.name for entry in path.iterdir()], policy.allow_pickle)
+    return path
 
 
 def _check_allowed(model: str, policy: ModelPolicy) -> None:

@@ -16,12 +16,13 @@ from importlib.metadata import PackageNotFoundError, version
 from common.errors import CodedError, ModelError, WorkerError
 from common.tasks import ALIASES
 from common.values import JobSpec, Json
-from workers.device.chunk import DeviceLost, is_device_lost
+from workers.device.chunk import DeviceLost
+from workers.device.generation_limit import check_generation
 from workers.device.memory import memory_of, release, weight_bytes
 from workers.model_files import human_size
 from workers.resolver import ModelPolicy, Resolved, resolve
 from workers.runners.base import Cancelled, Runner
-from workers.runners.batching import is_out_of_memory
+from workers.runners.batching import is_device_lost, is_out_of_memory
 from workers.runners.table import find_runner
 
 logger = logging.getLogger(__name__)
@@ -47,15 +48,14 @@ class Loaded:
         return f"{self.task} with {self.model or 'no model'}"
 
     def facts(self) -> dict[str, Json]:
-        """Return what ran, for the record: model, commit, device, dtype, versions of the libraries."""
-        dtype = getattr(self.runner, "dtype", None)
+        """Return what ran, for the record: model, commit, device, the runner's own facts, versions of the libraries."""
         return {
             "task": self.task,
             "model": self.model,
             "commit": self.resolved.commit if self.resolved else None,
             "source": self.resolved.source if self.resolved else None,
             "device": self.device,
-            "dtype": str(dtype).removeprefix("torch.") if dtype is not None else None,
+            **self.runner.facts(),
             "versions": {name: _version(name) for name in _LIBRARIES if name in sys.modules},
         }
 
@@ -71,7 +71,11 @@ class Models:
         self._device = device
         self._policy = policy
         #: What the worker was started with goes to the runner as load parameters; a job cannot name them.
-        self._trust = {"allow_pickle": policy.allow_pickle, "allow_remote_code": policy.allow_remote_code}
+        self._rules = {
+            "allow_pickle": policy.allow_pickle,
+            "allow_remote_code": policy.allow_remote_code,
+            "most_new_tokens": policy.max_new_tokens,
+        }
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._resolved: dict[tuple[str | None, ...], Resolved] = {}
         self.changes = 0  #: how often a model was loaded or let go
@@ -88,14 +92,15 @@ class Models:
             on_stage: told what takes time: downloads, loading. May raise `Cancelled`.
 
         Raises:
-            ModelError: it cannot be had, is not allowed, or cannot be loaded.
+            ModelError: it cannot be had, is not allowed, cannot be loaded, or is to write too much.
             WorkerError: `no_memory`, it does not fit here; `missing_library`; `hub_unavailable`; `disk_full`.
             DeviceLost: the device broke while loading.
         """
         task = ALIASES.get(spec.task, spec.task)
         kind = _find_runner(task)
+        check_generation(task, spec.params, self._policy.max_new_tokens)
         load_params = {name: value for name, value in spec.params.items() if name in kind.load_params}
-        load_params |= self._trust
+        load_params |= self._rules
         params = {name: value for name, value in spec.params.items() if name not in kind.load_params}
         resolved = self._resolve(task, spec, on_stage) if kind.needs_model else None
         key = json.dumps([task, str(resolved.path) if resolved else None, load_params], sort_keys=True)
