@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format test-faults test-compose bench up clean
+.PHONY: help demo test check format test-faults test-soak test-compose bench up clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -32,8 +32,11 @@ check: $(STAMP) ## ruff and mypy
 test: check ## All checks and tests that CI runs
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not faults and not compose"
 
-test-faults: $(STAMP) ## Also the faults that take minutes
-	@$(BIN)/pytest -m faults
+test-faults: $(STAMP) ## All faults, those that take minutes too
+	@$(BIN)/pytest -m "not compose" tests/faults
+
+test-soak: $(STAMP) ## Kill workers at random for a quarter of an hour, and count the outcomes
+	@$(BIN)/python -m tests.faults.soak --minutes 15
 
 test-compose: $(STAMP) ## The containers; needs a container engine
 	@$(BIN)/pytest -m compose

@@ -17,6 +17,8 @@ ACTIVE = f"{PREFIX}active"
 WORKERS = f"{PREFIX}workers"
 #: Which worker reaps at present.
 REAPER = f"{PREFIX}reaper"
+#: List of messages that could not be decoded, the latest first.
+REFUSED = f"{CELERY_PREFIX}refused"
 
 
 def worker(name: str) -> str:

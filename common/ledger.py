@@ -21,10 +21,12 @@ import redis
 from common import keys
 from common.errors import UnknownJob, UsageError
 from common.keys import JobKeys
-from common.values import Counts, Failure, Json
+from common.values import Counts, Failure, Json, visible
 
 #: Tickets a job has at least: enough for one worker to be at it with all its slots.
 MIN_TICKETS = 6
+#: Members that are no text, which somebody else must have written, go through unchanged.
+_ANY_BYTES = "surrogateescape"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +71,13 @@ class Ledger:
 
     def tickets(self, job_id: str) -> set[str]:
         """Return the ids of the tickets that count."""
-        return {ticket.decode() for ticket in self.client.smembers(JobKeys.of(job_id).tickets)}
+        return {ticket.decode(errors=_ANY_BYTES) for ticket in self.client.smembers(JobKeys.of(job_id).tickets)}
 
     def void(self, job_id: str, tickets: Sequence[str]) -> None:
         """Strike lost tickets off the list."""
         if tickets:
-            self.client.srem(JobKeys.of(job_id).tickets, *tickets)
+            names = (ticket.encode(errors=_ANY_BYTES) for ticket in tickets)
+            self.client.srem(JobKeys.of(job_id).tickets, *names)
 
     def lease(self, job_id: str, ticket: str, worker: str, most_tickets: int) -> Lease | None:
         """Return a lease on the job's next open chunk; None if the ticket is void or nothing is open."""
@@ -89,11 +92,29 @@ class Ledger:
         """Keep a lease; return the status of its job, or `lost` if the chunk is someone else's now."""
         return str(self._run("renew", lease.job_id, lease.chunk, lease.holder, self._lease_ms).decode())
 
-    def commit(self, lease: Lease, counts: Counts, facts: Mapping[str, Json]) -> str:
-        """Mark a chunk as done, its outcomes being written; return `committed`, or why it was not."""
+    def commit(self, lease: Lease, counts: Counts, facts: Mapping[str, Json], most_failed: int | None = None) -> str:
+        """Mark a chunk as done, its outcomes being written; return `committed`, or why it was not.
+
+        Args:
+            lease: of the chunk.
+            counts: its records by outcome.
+            facts: what ran them.
+            most_failed: with more failed records than that, the job ends early.
+        """
         numbers = (counts.succeeded, counts.failed, counts.truncated)
-        answer = self._run("commit", lease.job_id, lease.chunk, *lease.version, *numbers, json.dumps(facts))
+        limit = () if most_failed is None else (most_failed,)
+        answer = self._run("commit", lease.job_id, lease.chunk, *lease.version, *numbers, json.dumps(facts), *limit)
         return str(answer.decode())
+
+    def note_alone(self, lease: Lease, positions: Sequence[int]) -> None:
+        """Note which records of a chunk ran alone when workers died, and which is about to."""
+        self.client.hset(JobKeys.of(lease.job_id).attempts, f"{lease.chunk}:alone", json.dumps(positions))
+
+    def alone(self, lease: Lease) -> list[int]:
+        """Return the positions that were noted in this round: of a worker that died over one, it is the last."""
+        raw = self.client.hget(JobKeys.of(lease.job_id).attempts, f"{lease.chunk}:alone")
+        positions: Any = json.loads(raw) if raw else []
+        return [position for position in positions if isinstance(position, int)] if isinstance(positions, list) else []
 
     def give_back(self, lease: Lease, *, tried: bool = False) -> None:
         """Open a chunk again; `tried` says that the attempt counts (the device process died over it)."""
@@ -112,7 +133,7 @@ class Ledger:
 
     def fail(self, job_id: str, failure: Failure) -> bool:
         """End a job early and keep what is done; return whether it was not over before."""
-        return bool(self._run("fail", job_id, failure.code, failure.message))
+        return bool(self._run("fail", job_id, failure.code, visible(failure.message)))
 
     def retry(self, job_id: str) -> int:
         """Open a new round over all that failed or never ended; return how many chunks are open.

@@ -4,7 +4,6 @@
 """
 
 import json
-import ssl
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,9 +11,11 @@ import redis
 from celery import Celery
 from kombu import Queue
 
+from common.addresses import tls_options
 from common.keys import CELERY_PREFIX
 from common.settings import Settings, load_settings
 from common.tasks import find_task
+from common.transport import Amqp
 from common.values import PRIORITIES, QUEUES, JobSpec
 
 #: Seconds for one try at the broker. A command must have ended, with an answer or an error, after ten.
@@ -22,13 +23,16 @@ _TIMEOUT = 2.5
 
 #: Celery's own name for the way from a ticket to its handler begins so: it is what Flower shows.
 HANDLER_PREFIX = "hugqueue."
+#: The handler of fine-tune jobs, whatever their task.
+FINETUNE = f"{HANDLER_PREFIX}finetune"
 
 
 def make_app(settings: Settings) -> Celery:
     """Return a Celery app on the Redis of `settings`; nothing is connected yet."""
-    app = Celery("hugqueue", broker=settings.broker_url or "redis://", set_as_current=False)
+    address = settings.broker_url or "redis://"
+    app = Celery("hugqueue", broker=address, amqp=Amqp, set_as_current=False)
     app.conf.update(
-        # Late acks: a ticket stays with Redis until its turn is over. The ledger would get by without.
+        # Late acks: a ticket counts as in hand until its turn is over, so that a worker takes no more than its slots.
         task_acks_late=True,
         # One ticket a slot and no more: a ticket in a worker's pocket is a turn that nobody else can take.
         worker_prefetch_multiplier=1,
@@ -45,6 +49,8 @@ def make_app(settings: Settings) -> Celery:
         # For ever: a worker waits for Redis as long as it takes.
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
+        # Also when Redis answers with an error (it is full, say): without this the worker ends.
+        broker_channel_error_retry=True,
         broker_connection_timeout=_TIMEOUT,
         broker_transport_options={
             "global_keyprefix": CELERY_PREFIX,
@@ -53,14 +59,17 @@ def make_app(settings: Settings) -> Celery:
             "health_check_interval": 15,
             "retry_on_timeout": False,
             "max_retries": 1,
-            # A ticket of a dead worker comes back after this and is void then: its job got others long ago.
-            "visibility_timeout": 3600,
+            # kombu's own notes of what is in whose hands go by the workers' clocks, cannot be written while Redis is
+            # full, and bring a slow worker's tickets back after an hour. The ledger and the reaper do that work.
+            "ack_emulation": False,
             # Between queues: take turns, so that `any` does not starve behind `gpu`.
             "queue_order_strategy": "round_robin",
         },
         task_publish_retry=True,
         task_publish_retry_policy={"max_retries": 1, "interval_start": 0.1, "interval_max": 0.5},
-        task_queues=[Queue(name) for name in QUEUES],
+        task_queues=[Queue(name, routing_key=name) for name in QUEUES],
+        # No exchange: a queue is its list in Redis. A binding is one more key that can be lost, and messages with it.
+        task_default_exchange="",
         task_default_queue="any",
         task_create_missing_queues=False,
         # What Flower lives on.
@@ -69,8 +78,8 @@ def make_app(settings: Settings) -> Celery:
         # Logging is ours: the root logger is set up by `workers`.
         worker_hijack_root_logger=False,
     )
-    if settings.broker_url and settings.broker_url.startswith("rediss://"):
-        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    if (tls := tls_options(address)) is not None:
+        app.conf.broker_use_ssl = tls  # Flower reads it here; kombu would find it in the address too
     return app
 
 
@@ -87,7 +96,7 @@ def send_tickets(app: Celery, spec: JobSpec, tickets: Iterable[str]) -> None:
     """
     for ticket in tickets:
         app.send_task(
-            handler_name(spec.task),
+            FINETUNE if spec.training is not None else handler_name(spec.task),
             args=(spec.id,),
             task_id=ticket,
             queue=spec.queue,
@@ -99,28 +108,24 @@ def send_tickets(app: Celery, spec: JobSpec, tickets: Iterable[str]) -> None:
 
 
 def waiting_tickets(client: "redis.Redis") -> set[str]:
-    """Return the ids of all tickets that lie in the queues or with a worker.
+    """Return the ids of all tickets that lie in the queues.
 
-    Reads kombu's own keys (`kombu/transport/redis.py`): a list for each queue and priority, and the hash `unacked`.
+    Reads kombu's own keys (`kombu/transport/redis.py`): a list for each queue and priority.
     """
     lists = [f"{CELERY_PREFIX}{queue}" for queue in QUEUES]
     lists += [f"{name}\x06\x16{step}" for name in lists for step in (3, 6, 9)]
     with client.pipeline(transaction=False) as pipe:
         for name in lists:
             pipe.lrange(name, 0, -1)
-        pipe.hvals(f"{CELERY_PREFIX}unacked")
-        *queued, unacked = pipe.execute()
-    messages = [message for messages in queued for message in messages]
-    return {ticket for raw in (*messages, *unacked) for ticket in _ticket_ids(raw)}
+        queued = pipe.execute()
+    return {ticket for messages in queued for raw in messages for ticket in _ticket_ids(raw)}
 
 
 def _ticket_ids(raw: bytes) -> Iterator[str]:
     try:
         message: Any = json.loads(raw)
-        if isinstance(message, list):  # unacked: [message, exchange, routing key]
-            message = message[0]
         yield str(message["headers"]["id"])
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return  # not a message of ours
 
 

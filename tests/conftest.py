@@ -13,8 +13,8 @@ for name in list(os.environ):
     if name.startswith(("HUGQUEUE_", "CELERY_", "REDIS_")):
         del os.environ[name]
 
-from common.heartbeats import living
-from tests.processes import RedisServer, Shell, Workers, environment, wait_until
+from common.heartbeats import living  # noqa: E402 - the environment comes first
+from tests.processes import RedisServer, Shell, Workers, environment, wait_until  # noqa: E402
 
 
 @pytest.fixture

@@ -195,10 +195,19 @@ class Shell:
     ) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-P", "-m", "producer.cli", *arguments]
         data = input.encode() if isinstance(input, str) else input
-        done = subprocess.run(command, env=self.environ, cwd=self.directory, input=data or b"", capture_output=True, timeout=seconds)
+        done = subprocess.run(
+            command,
+            env=self.environ,
+            cwd=self.directory,
+            input=data or b"",
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+        )
         out, err = done.stdout.decode(), done.stderr.decode()
         if status is not None:
-            assert done.returncode == status, f"exit status {done.returncode}, expected {status}\n{out[-3000:]}\n{err[-3000:]}"
+            found = f"exit status {done.returncode}, expected {status}"
+            assert done.returncode == status, f"{found}\n{out[-3000:]}\n{err[-3000:]}"
         assert "Traceback" not in err, err[-3000:]
         return subprocess.CompletedProcess(command, done.returncode, out, err)
 

@@ -13,8 +13,9 @@ from common.values import JobSpec, new_job_id
 from tests.processes import PLUGINS
 from workers.device.memory import memory_of, weight_bytes
 from workers.device.models import Models
-from workers.device.warmup import samples, warm_up
+from workers.device.warmup import warm_up
 from workers.resolver import ModelPolicy
+from workers.runners.samples import samples
 
 
 class Ignoring:

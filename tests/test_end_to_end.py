@@ -62,10 +62,9 @@ def test_a_job_submitted_while_no_worker_lives_is_warned_about_and_runs_later(
 
 def test_a_small_job_does_not_wait_for_a_large_one(shell: Shell, start_workers: StartWorkers, tmp_path: Path) -> None:
     start_workers()
-    large = shell.submit(
-        "--task", "test-wait", str(write_lines(tmp_path / "large.txt", 10_000)), "-p", "seconds=0.2", "--chunk-size", "50"
-    )
-    small = shell.submit("--task", "test-wait", str(write_lines(tmp_path / "small.txt", 50)), "-p", "seconds=0.2")
+    options = ("--task", "test-wait", "-p", "seconds=0.2", "--chunk-size", "50")
+    large = shell.submit(*options, str(write_lines(tmp_path / "large.txt", 10_000)))
+    small = shell.submit(*options, str(write_lines(tmp_path / "small.txt", 50)))
     shell.run("wait", small)
     ahead = shell.status(large)
     assert ahead["status"] == "running"
@@ -85,7 +84,8 @@ def test_failed_records_fail_alone_and_retry_runs_them_only(
     done = shell.run("submit", "--task", "test-echo", str(source), "-p", "fail=bad", "--wait", status=3)
     rows = lines(done.stdout)
     assert [row["id"] for row in rows] == ["a", 1, "c", "d", 7]
-    assert [row.get("error", {}).get("code") for row in rows] == [None, "bad_json", "missing_field", "test_failure", None]
+    codes = [row.get("error", {}).get("code") for row in rows]
+    assert codes == [None, "bad_json", "missing_field", "test_failure", None]
     assert [row.get("output") for row in rows] == ["GOOD", None, None, None, "FINE"]
     job = json.loads(shell.run("jobs", "--json").stdout)[0]["id"]
     again = shell.run("retry", job, "--wait", status=3)

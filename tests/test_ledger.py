@@ -226,6 +226,17 @@ def test_retry_of_a_cancelled_job_runs_what_never_ended(store: Store, ledger: Le
     assert sorted(run_all(ledger, job_id)) == [1, 2, 3]
 
 
+def test_a_chunk_given_back_after_its_job_ended_is_not_lost_to_a_retry(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger)
+    held = lease(ledger, job_id)
+    assert held
+    ledger.fail(job_id, Failure("x", "y"))
+    ledger.give_back(held)
+    assert ledger.retry(job_id) == 3
+    assert sorted(run_all(ledger, job_id)) == [0, 1, 2]
+    assert store.job(job_id).status is JobStatus.COMPLETED
+
+
 def test_a_commit_of_an_earlier_round_is_stale(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 2)
     late = lease(ledger, job_id)

@@ -4,18 +4,20 @@ Celery carries the tickets here; what is done with them is in `workers.turn`.
 """
 
 import logging
+import warnings
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 from celery import Celery, bootsteps
+from celery.exceptions import CPendingDeprecationWarning
 
 from common.errors import HugqueueError
-from common.queue import HANDLER_PREFIX, make_app
+from common.queue import FINETUNE, HANDLER_PREFIX, make_app
 from common.settings import Settings, load_settings
 from common.tasks import RUNNER_GROUP, TASKS
 from common.values import JOB_ID
 from workers import CANNOT_START
-from workers.devices import default_device, queues_of
+from workers.devices import default_device, only_trains, queues_of
 from workers.room import Room, close_room, make_room, open_room
 from workers.turn import take_turn
 
@@ -33,6 +35,8 @@ class RoomStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, worker: Any) -> None:
         """Open the room; a worker that cannot start ends with the reason."""
+        # At every lost connection it asks for a setting that deletes running work (`common.queue`).
+        warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
         RoomStep.room = make_room(worker.hostname, worker.app, settings)
         try:
             open_room(RoomStep.room)
@@ -63,14 +67,16 @@ def make_worker_app(settings: Settings) -> Celery:
     """Return the app with one handler for each task and the boot step that opens the room."""
     worker_app = make_app(settings)
     plugins = (point.name for point in entry_points(group=RUNNER_GROUP))
-    for task in (*TASKS, *plugins):
+    for name in (FINETUNE, *(HANDLER_PREFIX + task for task in (*TASKS, *plugins))):
 
-        @worker_app.task(name=HANDLER_PREFIX + task, bind=True)  # type: ignore[untyped-decorator]
+        @worker_app.task(name=name, bind=True)  # type: ignore[untyped-decorator]
         def handler(self: Any, *args: object, **kwargs: object) -> str:
             return handle(self.request, *args, **kwargs)
 
+    if only_trains(settings):
+        worker_app.conf.worker_concurrency = 1
     worker_app.steps["worker"].add(RoomStep)
-    worker_app.amqp.queues.select(settings.queues or queues_of(settings.device))
+    worker_app.amqp.queues.select(queues_of(settings))
     return worker_app
 
 

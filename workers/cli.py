@@ -10,8 +10,10 @@ import redis
 
 from common.connection import connect, explain, is_passing
 from common.errors import HugqueueError, UsageError
+from common.models_store import open_store, store_address
 from common.settings import Settings, load_settings
 from common.tasks import find_task
+from common.training import QUEUE
 from common.values import QUEUES
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -46,6 +48,7 @@ def main() -> None:
 @click.option(
     "--queues", metavar="NAMES", help="Queues to serve, split by commas.  [default: any and that of the device]"
 )
+@click.option("--train", is_flag=True, help="Serve fine-tune jobs alone, one at a time, with all GPUs of --device.")
 @click.option("--allow-pickle", is_flag=True, help="Load weights from pickles too. They can run code: know the model.")
 @click.option("--allow-remote-code", is_flag=True, help="Let models bring code of their own. It runs as this user.")
 @click.option(
@@ -56,6 +59,7 @@ def start(
     gpus: int | None,
     preload: tuple[str, ...],
     queues: str | None,
+    train: bool,
     allow_pickle: bool,
     allow_remote_code: bool,
     log_level: str,
@@ -67,6 +71,7 @@ def start(
     \b
       workers start --device cpu --preload fill-mask=examples/models/demo-fill-mask
       workers start --device cuda:0,cuda:1 --preload embedding
+      workers start --train
     """
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
@@ -75,7 +80,8 @@ def start(
             settings,
             device=device or settings.device,
             preload=tuple(map(_check_preload, preload)) or settings.preload,
-            queues=_queues(queues) or settings.queues,
+            queues=(QUEUE,) if train else _queues(queues) or settings.queues,
+            train=train or settings.train,
             allow_pickle=allow_pickle or settings.allow_pickle,
             allow_remote_code=allow_remote_code or settings.allow_remote_code,
         )
@@ -110,6 +116,8 @@ def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
             "No Redis is configured: set CELERY_BROKER_URL or REDIS_URL. "
             "Without one, `producer submit` starts a Redis and a worker of its own."
         )
+    if settings.train:
+        open_store(store_address(settings), settings.home / "model-cache")
     devices = choose(settings.device, find_gpus())
     client = connect(settings.broker_url)
     try:

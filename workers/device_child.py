@@ -246,7 +246,7 @@ def _spawn(device: str) -> tuple[Channel, "subprocess.Popen[bytes]"]:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                env=_environment(device),
+                env=child_environment(device),
             )
         except OSError as error:
             ours.close()
@@ -254,7 +254,8 @@ def _spawn(device: str) -> tuple[Channel, "subprocess.Popen[bytes]"]:
     return Channel(ours.detach()), process
 
 
-def _environment(device: str) -> dict[str, str]:
+def child_environment(device: str) -> dict[str, str]:
+    """Return the environment of a process that runs models on `device` (`cpu`, `cuda`): without our secrets."""
     env = {name: value for name, value in os.environ.items() if name not in _KEPT_BACK}
     env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if device == "cpu":

@@ -33,6 +33,15 @@ class ChunkResult:
     counts: Counts
     seconds: float  #: of computing, in the device process
     facts: Mapping[str, Json]  #: what ran: model, commit, device, dtype, versions
+    settle: Callable[[bool], None] | None = None  #: to be told whether the commit counted
+
+
+@dataclass(frozen=True, slots=True)
+class Caution:
+    """What is known of a chunk over which whole workers died."""
+
+    condemned: Mapping[int, Failure]  #: records that are not to be run again, and why
+    on_alone: Callable[[int], None]  #: told the position of a record that is about to run alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,7 @@ class _Request:
     payload: bytes
     cancelled: threading.Event
     on_stage: Callable[[str], None]
+    on_alone: Callable[[int], None]
 
 
 class DeviceProcess:
@@ -98,7 +108,7 @@ class DeviceProcess:
         *,
         cancelled: threading.Event,
         on_stage: Callable[[str], None],
-        cautious: bool = False,
+        caution: Caution | None = None,
     ) -> ChunkResult:
         """Return the outcomes of a chunk's records; any thread may call this.
 
@@ -108,7 +118,7 @@ class DeviceProcess:
             positions: of the records to run; None runs all.
             cancelled: set it to give the chunk up, between two batches.
             on_stage: told what takes time before anything runs ("loading ..."), and "" when that is over.
-            cautious: run each record by itself: workers died over this chunk.
+            caution: run each record by itself: whole workers died over this chunk.
 
         Raises:
             Cancelled: it was given up, or the process was stopped.
@@ -116,15 +126,16 @@ class DeviceProcess:
             WorkerError: this worker cannot do it now.
             PayloadError: the payload is none.
         """
-        request = _Request(spec, payload, cancelled, on_stage)
+        on_alone = caution.on_alone if caution else lambda _: None
+        request = _Request(spec, payload, cancelled, on_stage, on_alone)
         death: Death | None = None
-        if not cautious:
+        if not caution:
             answer = self._attempt(request, positions)
             if isinstance(answer, ChunkResult):
                 return answer
             death = answer
         every = list(positions) if positions is not None else list(range(len(decode_records(payload))))
-        plan = Isolation(every, cautious=cautious)
+        plan = Isolation(every, cautious=bool(caution), condemned=caution.condemned if caution else {})
         if death is not None:
             self._note_death(request, plan, death)
         return self._isolate(request, plan)
@@ -132,6 +143,8 @@ class DeviceProcess:
     def _isolate(self, request: _Request, plan: Isolation) -> ChunkResult:
         results: list[ChunkResult] = []
         while wanted := plan.next():
+            if len(wanted) == 1:
+                request.on_alone(wanted[0])
             answer = self._attempt(request, wanted)
             if isinstance(answer, ChunkResult):
                 results.append(answer)

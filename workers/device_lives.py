@@ -99,7 +99,7 @@ class DeviceLives:
                 return
             if self.stopping:
                 return
-            fruitless = 0 if child.served else fruitless + 1
+            fruitless = _fruitless(child, fruitless)
             if not child.ready and (error := _final(child, fruitless, preload)):
                 self._break(error)
                 return
@@ -145,6 +145,16 @@ def _final(child: DeviceChild, fruitless: int, preload: Sequence[tuple[str, str 
     if fruitless >= UNEXPLAINED_DEATHS:
         return WorkerError("device_process_dies", f"The device process does not start: {death.failure.message}")
     return None
+
+
+def _fruitless(child: DeviceChild, before: int) -> int:
+    """Return how many processes in a row, this one the last, did nothing.
+
+    One that died over records is replaced at once: a chunk of nothing but poison would take hours otherwise.
+    """
+    if child.served:
+        return 0
+    return 1 if child.death and child.death.suspects else before + 1
 
 
 def _pause(fruitless: int) -> float:

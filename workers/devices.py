@@ -12,6 +12,7 @@ import redis
 from common import keys
 from common.errors import UsageError
 from common.settings import Settings
+from common.training import QUEUE as TRAIN
 
 #: Milliseconds after which the claim of a dead supervisor ends.
 CLAIM_MS = 30_000
@@ -73,9 +74,15 @@ def default_device(settings: Settings) -> Settings:
     return dataclasses.replace(settings, device="cuda:0" if find_gpus() else "cpu")
 
 
-def queues_of(device: str) -> tuple[str, ...]:
-    """Return the queues that a worker on `device` serves, its own first."""
-    return ("gpu", "any") if device.startswith("cuda") else ("cpu", "any")
+def queues_of(settings: Settings) -> tuple[str, ...]:
+    """Return the queues that a worker serves: those it was told, else that of its device and `any`."""
+    own = settings.queues or (("gpu", "any") if settings.device.startswith("cuda") else ("cpu", "any"))
+    return (*own, TRAIN) if settings.train and TRAIN not in own else own
+
+
+def only_trains(settings: Settings) -> bool:
+    """Whether a worker serves the queue `train` alone: it needs no device process."""
+    return queues_of(settings) == (TRAIN,)
 
 
 def describe(device: str) -> str:

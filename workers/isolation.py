@@ -5,7 +5,7 @@ died twice is not run again. Knows no process: it is told what died and which re
 """
 
 from collections import Counter, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from common.values import Failure
 
@@ -16,19 +16,23 @@ _GROUP_DEATHS = 2
 
 
 class Isolation:
-    """The plan for one chunk.
+    """The plan for one chunk; `failures` holds the records given up, and why.
 
     Args:
         positions: of the records to run.
         cautious: run each by itself from the start.
+        condemned: positions that are not to be run, and what they get.
     """
 
-    def __init__(self, positions: Sequence[int], *, cautious: bool = False) -> None:
-        self._together = [] if cautious else list(positions)
+    def __init__(
+        self, positions: Sequence[int], *, cautious: bool = False, condemned: Mapping[int, Failure] | None = None
+    ) -> None:
+        self.failures = {position: why for position, why in (condemned or {}).items() if position in positions}
+        positions = [position for position in positions if position not in self.failures]
+        self._together = [] if cautious else positions
         self._alone = deque(positions if cautious else ())
         self._deaths: Counter[int] = Counter()
         self._group_deaths = 0
-        self.failures: dict[int, Failure] = {}  #: the records given up, and why
 
     def next(self) -> list[int]:
         """Return the positions to run now; empty when there are none left."""

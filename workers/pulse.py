@@ -16,12 +16,14 @@ import redis
 from common.heartbeats import Heartbeat, beat, leave
 from common.settings import Settings
 from workers.device_client import DeviceProcess
-from workers.devices import describe, queues_of
+from workers.devices import describe, only_trains, queues_of
 from workers.meter import Meter
 
 logger = logging.getLogger(__name__)
 
 INTERVAL = 3.0
+#: Seconds beyond the grace period after which an orphan that does not stop kills itself.
+EXTRA = 20.0
 #: Chunks in hand at once: one is fetched and one written back while one computes.
 SLOTS = 3
 
@@ -38,19 +40,27 @@ class Pulse:
         self._settings = settings
         self._device = device
         self._meter = meter
-        self._parent = os.getppid()
+        self._parent = settings.supervised
+        self._orphaned_at: float | None = None
         self._started = time.time()
         self._device_name = describe(settings.device)
-        self._stopped = threading.Event()
+        self._stopping = False
+        self._at_once = threading.Event()
         self._thread = threading.Thread(target=self._beat_for_ever, name="pulse", daemon=True)
 
     def start(self) -> None:
         """Begin at once."""
         self._thread.start()
 
+    def become(self, state: str) -> None:
+        """Tell at once that the worker is `ready` or `stopping`."""
+        self.state = state
+        self._at_once.set()
+
     def stop(self) -> None:
         """End, and take the worker off the list."""
-        self._stopped.set()
+        self._stopping = True
+        self._at_once.set()
         self._thread.join()
         try:
             leave(self._client, self._name)
@@ -63,12 +73,22 @@ class Pulse:
                 beat(self._client, self.now())
             except redis.RedisError as error:
                 logger.info("no heartbeat: %s", error)
-            if self._settings.supervised and os.getppid() != self._parent:
-                logger.warning("what started this worker is gone: stopping")
-                self._parent = os.getppid()
-                os.kill(os.getpid(), signal.SIGTERM)
-            if self._stopped.wait(INTERVAL):
+            self._end_with_parent()
+            self._at_once.wait(INTERVAL)
+            self._at_once.clear()
+            if self._stopping:
                 return
+
+    def _end_with_parent(self) -> None:
+        if self._parent in (0, os.getppid()):
+            return
+        if self._orphaned_at is None:
+            logger.warning("what started this worker is gone: stopping")
+            self._orphaned_at = time.monotonic()
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif time.monotonic() - self._orphaned_at > self._settings.grace + EXTRA:
+            # Celery that waits for a Redis which is gone hears no SIGTERM, and nobody else is left to end it.
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def now(self) -> Heartbeat:
         """Return the worker as it is now."""
@@ -76,8 +96,8 @@ class Pulse:
             name=self._name,
             device=self._settings.device,
             device_name=self._device_name,
-            queues=self._settings.queues or queues_of(self._settings.device),
-            slots=SLOTS,
+            queues=queues_of(self._settings),
+            slots=1 if only_trains(self._settings) else SLOTS,
             pid=os.getpid(),
             host=socket.gethostname(),
             started_at=self._started,

@@ -6,20 +6,26 @@ Every worker has one on a timer; a key in Redis lets one of them work at a time.
 import logging
 import threading
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
 from common import keys
-from common.errors import UnknownJob
+from common.connection import is_passing
+from common.errors import UnknownJob, UsageError
 from common.heartbeats import Heartbeat, living, ticket_target
 from common.ledger import MIN_TICKETS, Ledger
 from common.queue import send_tickets, waiting_tickets
 from common.settings import Settings
 from common.store import Store
+from common.values import Failure
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Reaper:
@@ -32,6 +38,7 @@ class Reaper:
         self._ledger = ledger
         self._settings = settings
         self._missing: set[str] = set()
+        self._broken: set[str] = set()
         self._judge_from = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._reap_for_ever, name="reaper", daemon=True)
@@ -54,6 +61,9 @@ class Reaper:
                 # Others could not renew their leases either: they get a whole lease to come back.
                 self._judge_from = time.monotonic() + self._settings.lease
                 logger.info("reaper waits for Redis: %s", error)
+            except Exception:
+                # What lies in Redis may have been written by anybody; without its reaper the worker serves no one.
+                logger.exception("the reaper met what it did not expect")
             if self._stopped.wait(self._settings.reap):
                 return
 
@@ -78,8 +88,20 @@ class Reaper:
             return
         if self._leases_may_be_judged():
             for job_id in jobs:
-                self._open_lost_chunks(job_id)
+                self._one_by_one(self._open_lost_chunks, job_id)
         self._send_missing_tickets(jobs)
+
+    def _one_by_one(self, step: Callable[[str], T], job_id: str) -> T | None:
+        """Do a step for one job; a job whose keys somebody has broken does not stand in the way of the others."""
+        try:
+            return step(job_id)
+        except (redis.ResponseError, ValueError, TypeError) as error:
+            if isinstance(error, redis.ResponseError) and is_passing(error):
+                raise
+            if job_id not in self._broken:  # once is enough: it is met again each time
+                logger.error("job %.100r cannot be looked after: %s", job_id, error)
+            self._broken.add(job_id)
+            return None
 
     def _leases_may_be_judged(self) -> bool:
         """After a restart of Redis all leases look lost: their holders get a whole lease to renew them."""
@@ -98,18 +120,26 @@ class Reaper:
         workers = living(self._store.client)
         missing: set[str] = set()
         for job_id in jobs:
-            gone = self._ledger.tickets(job_id) - waiting
-            # Missing twice in a row: a ticket noted but not yet sent is missing once.
-            self._ledger.void(job_id, sorted(gone & self._missing))
-            missing |= gone
-            self._top_up(job_id, workers)
+            missing |= self._one_by_one(lambda job: self._void_lost_tickets(job, waiting), job_id) or set()
+            self._one_by_one(lambda job: self._top_up(job, workers), job_id)
         self._missing = missing
+
+    def _void_lost_tickets(self, job_id: str, waiting: set[str]) -> set[str]:
+        gone = self._ledger.tickets(job_id) - waiting
+        # Missing twice in a row: a ticket that is noted but not yet sent, or in a worker's hand, is missing once.
+        self._ledger.void(job_id, sorted(gone & self._missing))
+        return gone
 
     def _top_up(self, job_id: str, workers: list[Heartbeat]) -> None:
         try:
             spec = self._store.job(job_id).spec
         except UnknownJob:
+            if self._store.exists(job_id):
+                raise ValueError("it is not one that this version can read") from None
             self._store.delete(job_id)
             return
         tickets = self._ledger.issue(job_id, ticket_target(workers, spec.queue, MIN_TICKETS))
-        send_tickets(self._app, spec, tickets)
+        try:
+            send_tickets(self._app, spec, tickets)
+        except UsageError as error:
+            self._ledger.fail(job_id, Failure("unknown_task", str(error)))

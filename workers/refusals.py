@@ -1,5 +1,6 @@
 """Jobs that this worker cannot serve for now; it passes them over for a while."""
 
+import random
 import time
 
 import redis
@@ -18,13 +19,20 @@ class Refusals:
         self._worker = worker
         self._until: dict[str, float] = {}
 
+    def pause(self, job_id: str, attempt: int) -> None:
+        """Pass over the job for a moment after a fault that may pass: longer each time, and not in step with others."""
+        self._hold(job_id, min(FOR, 2.0**attempt) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+
     def add(self, job_id: str, reason: str) -> set[str]:
         """Pass over the job from now on; return the names of all workers that have refused it."""
-        self._until = {job: until for job, until in self._until.items() if until > time.monotonic()}
-        self._until[job_id] = time.monotonic() + FOR
+        self._hold(job_id, FOR)
         key = JobKeys.of(job_id).refusals
         self._client.hset(key, self._worker, reason)
         return {name.decode() for name in self._client.hkeys(key)}
+
+    def _hold(self, job_id: str, seconds: float) -> None:
+        now = time.monotonic()
+        self._until = {job: until for job, until in self._until.items() if until > now} | {job_id: now + seconds}
 
     def holds(self, job_id: str) -> bool:
         """Whether the job is passed over at present."""

@@ -19,6 +19,7 @@ from workers.meter import Meter
 from workers.pulse import Pulse
 from workers.reaper import Reaper
 from workers.refusals import Refusals
+from workers.training.turn import FineTuner
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Room:
     meter: Meter
     pulse: Pulse
     reaper: Reaper
+    tuner: FineTuner
     stopping: threading.Event
 
 
@@ -56,6 +58,7 @@ def make_room(name: str, app: Celery, settings: Settings) -> Room:
         meter,
         Pulse(name, client, settings, device, meter),
         Reaper(name, app, store, ledger, settings),
+        FineTuner(settings, store, app),
         threading.Event(),
     )
 
@@ -69,18 +72,19 @@ def open_room(room: Room) -> None:
     """
     room.pulse.start()
     try:
-        room.device.start()
+        if room.tuner.shares_room:
+            room.device.start()
     except BaseException:
         room.pulse.stop()
         raise
-    room.pulse.state = "ready"
+    room.pulse.become("ready")
     room.leases.start()
     room.reaper.start()
 
 
 def close_room(room: Room, grace: float) -> None:
     """End in order: the turns in hand get `grace` seconds to finish, then give their chunks back."""
-    room.pulse.state = "stopping"
+    room.pulse.become("stopping")
     room.stopping.set()
     if not room.leases.wait_until_idle(grace):
         logger.info("%.0f s of grace are over: giving back the chunks in hand", grace)

@@ -13,7 +13,7 @@ import redis
 
 from common.settings import Settings, to_environ
 from workers import CANNOT_START
-from workers.devices import CLAIM_MS, Gpu, claim, release
+from workers.devices import CLAIM_MS, Gpu, claim, only_trains, release
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ TICK = 0.2
 BACKOFF_FIRST, BACKOFF_LAST = 1.0, 60.0
 #: A worker that lived so long starts afresh with the first.
 HEALTHY = 60.0
+#: So many deaths in a row, each so soon after the start, and there is something that another start will not mend.
+QUICK_DEATHS, QUICK = 5, 20.0
 #: Seconds beyond the grace period after which a stopping worker is killed.
 EXTRA = 20.0
 
@@ -37,6 +39,7 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     pause: float = BACKOFF_FIRST
+    quick_deaths: int = 0
     again_at: float = 0.0
     claim_again_at: float = 0.0
 
@@ -73,17 +76,26 @@ class Supervisor:
         self._client = client
         self._log_level = log_level
         self._owner = f"{os.uname().nodename}/{os.getpid()}"
-        self._parent = os.getppid()
         self._stopping = False
-        self._children = [self._child(gpu) for gpu in devices]
+        trains = only_trains(settings)
+        self._children = [self._train_child(devices)] if trains else [self._child(gpu) for gpu in devices]
 
     def _child(self, gpu: Gpu | None) -> Child:
-        environ = {**os.environ, **to_environ(self._settings), "HUGQUEUE_SUPERVISED": "1"}
+        environ = {**os.environ, **to_environ(self._settings), "HUGQUEUE_SUPERVISED": str(os.getpid())}
         environ["HUGQUEUE_DEVICE"] = "cuda:0" if gpu else "cpu"
         if gpu:
             environ["CUDA_VISIBLE_DEVICES"] = gpu.uuid
         label = f"gpu{gpu.index}" if gpu else "cpu"
         return Child(gpu, f"{label}-{os.getpid()}@{os.uname().nodename}", environ)
+
+    def _train_child(self, devices: Sequence[Gpu | None]) -> Child:
+        """Return one worker for all devices, which it claims none of: it uses them while a job trains."""
+        gpus = [gpu for gpu in devices if gpu][: self._most]
+        environ = {**os.environ, **to_environ(self._settings), "HUGQUEUE_SUPERVISED": str(os.getpid())}
+        environ["HUGQUEUE_DEVICE"] = "cuda:0" if gpus else "cpu"
+        if gpus:
+            environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus)
+        return Child(None, f"train-{os.getpid()}@{os.uname().nodename}", environ)
 
     def run(self) -> int:
         """Keep the workers alive until SIGTERM or SIGINT; return the exit status.
@@ -95,7 +107,7 @@ class Supervisor:
         status = 0
         while not self._stopping and not status:
             status = self._look_after_all()
-            if self._settings.supervised and os.getppid() != self._parent:
+            if self._settings.supervised not in (0, os.getppid()):
                 self._stopping = True
             time.sleep(TICK)
         self._stop_all()
@@ -111,7 +123,8 @@ class Supervisor:
             elif (status := child.process.poll()) is not None:
                 if status == CANNOT_START:
                     return 1
-                self._fallen(child, status)
+                if self._fallen(child, status):
+                    return 1
             elif child.gpu and time.monotonic() > child.claim_again_at:
                 self._may_use(child.gpu)
                 child.claim_again_at = time.monotonic() + CLAIM_MS / 3000
@@ -132,13 +145,29 @@ class Supervisor:
             logger.warning("cannot claim GPU %d: %s", gpu.index, error)
             return False
 
-    def _fallen(self, child: Child, status: int) -> None:
-        if time.monotonic() - child.started > HEALTHY:
+    def _fallen(self, child: Child, status: int) -> bool:
+        """Plan the next start of a worker that ended; return whether that is in vain."""
+        lived = time.monotonic() - child.started
+        # A worker that was killed, or asked to stop, says nothing about the next one.
+        by_itself = status not in (0, -signal.SIGKILL, -signal.SIGTERM)
+        child.quick_deaths = child.quick_deaths + 1 if by_itself and lived < QUICK else 0
+        if child.quick_deaths >= QUICK_DEATHS:
+            logger.error(
+                "worker %s ended %d times within %.0f s of its start, with status %d at last: giving up. "
+                "What it said is above.",
+                child.name,
+                QUICK_DEATHS,
+                QUICK,
+                status,
+            )
+            return True
+        if lived > HEALTHY:
             child.pause = BACKOFF_FIRST
         logger.error("worker %s ended with status %d; starting it again in %.0f s", child.name, status, child.pause)
         child.process = None
         child.again_at = time.monotonic() + child.pause
         child.pause = min(child.pause * 2, BACKOFF_LAST)
+        return False
 
     def _stop_all(self) -> None:
         running = [child.process for child in self._children if child.process and child.process.poll() is None]

@@ -1,4 +1,5 @@
--- Marks a chunk as done, once. ARGV: chunk, round, attempt, succeeded, failed, truncated, facts (JSON).
+-- Marks a chunk as done, once. ARGV: chunk, round, attempt, succeeded, failed, truncated, facts (JSON), and how many
+-- failed records the job may have before it ends early (none: any number).
 -- Gives 'committed', or why not: 'double', 'stale' (another round), 'closed' (the job has ended).
 -- Whose commit it is does not matter, only that it is the first of this round.
 local word = status()
@@ -9,11 +10,16 @@ redis.call('HSET', COMMITS, ARGV[1], table.concat({ ARGV[2], ARGV[3], ARGV[4], A
 local layers = redis.call('HGET', LAYERS, ARGV[1])
 redis.call('HSET', LAYERS, ARGV[1], (layers and layers .. ' ' or '') .. ARGV[2] .. ':' .. ARGV[3])
 redis.call('HINCRBY', JOB, 'succeeded', ARGV[4])
-redis.call('HINCRBY', JOB, 'failed', ARGV[5])
+local failed = redis.call('HINCRBY', JOB, 'failed', ARGV[5])
 redis.call('HINCRBY', JOB, 'truncated', ARGV[6])
 redis.call('HSET', JOB, 'facts', ARGV[7], 'stage', '')
 if tonumber(ARGV[5]) > 0 then redis.call('SADD', FLAWED, ARGV[1]) end
 redis.call('SREM', LEASED, ARGV[1])
 redis.call('DEL', lease_key(ARGV[1]))
 finish_if_over()
+if ARGV[8] and failed > tonumber(ARGV[8]) and unfinished(status()) then
+  redis.call('HSET', JOB, 'failure_code', 'too_many_errors',
+    'failure_message', failed .. ' records failed, and no more than ' .. ARGV[8] .. ' were to (--max-errors).')
+  finish('failed')
+end
 return 'committed'

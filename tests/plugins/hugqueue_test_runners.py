@@ -3,7 +3,8 @@
 | task | what it does |
 |---|---|
 | `test-echo` | gives the text in capitals; `-p fail=TEXT` fails the records of that text |
-| `test-wait` | as echo, after `-p seconds=` per batch, or once the file `-p until=` is there; ticks meanwhile |
+| `test-wait` | as echo, after `-p seconds=` per chunk, or once the file `-p until=` is there; ticks meanwhile; \
+`-p log=` is a file that gets each text as it is run |
 | `test-crash` | as echo, but for some texts: see `Crash`; `-p batch=` records at a time (4) |
 | `test-load` | as echo, but loading takes, kills or fails: see `Load` |
 | `test-suicide` | dies whenever it is loaded |
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from common.errors import ModelError
+from common.errors import ModelError, WorkerError
 from common.values import Failure, Outcome
 from workers.runners.base import Runner
 
@@ -57,11 +58,17 @@ class Wait(Echo):
         while time.monotonic() < end or (until and not until.exists()):
             time.sleep(0.02)
             watch.tick()
+        if "log" in params:
+            with Path(params["log"]).open("a") as log:  # one write: lines of several workers do not mix
+                log.write("".join(f"{text}\n" for text in inputs))
         return super().run(inputs, params, watch)
 
 
 class Crash(Echo):
-    """Texts: crash (segfault), oom-kill (SIGKILL), exit, hang, memory, raise, gpu-lost; `once:FILE` kills once."""
+    """Texts: crash (segfault), oom-kill (SIGKILL), exit, hang, memory, raise, gpu-lost; `once:FILE` kills once.
+
+    `kill-worker` kills the Celery process, and with it this one.
+    """
 
     def one(self, text, params, watch):
         action = getattr(self, "do_" + text.partition(":")[0].replace("-", "_"), None)
@@ -74,6 +81,10 @@ class Crash(Echo):
 
     def do_oom_kill(self, _):
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def do_kill_worker(self, _):
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
 
     def do_exit(self, _):
         os._exit(3)
@@ -98,15 +109,18 @@ class Crash(Echo):
 
 
 class Load(Echo):
-    """Load parameters: load_seconds=, load_kill=FILE (dies while it is there), load_error= and load_raise= (texts)."""
+    """Load parameters: load_seconds=, load_error= and load_raise= (texts); load_kill=FILE dies while that is there,
+    load_trouble=FILE is a fault of the worker while that is there."""
 
-    load_params = frozenset({"load_seconds", "load_kill", "load_error", "load_raise"})
+    load_params = frozenset({"load_seconds", "load_kill", "load_error", "load_raise", "load_trouble"})
 
     def __init__(self, task, model, device, load_params):
         super().__init__(task, model, device, load_params)
         time.sleep(float(load_params.get("load_seconds", 0)))
         if Path(load_params.get("load_kill", "/nonexistent")).exists():
             os.kill(os.getpid(), signal.SIGKILL)
+        if Path(load_params.get("load_trouble", "/nonexistent")).exists():
+            raise WorkerError("hub_unavailable", "asked to have trouble")
         if "load_error" in load_params:
             raise ModelError("test_load", load_params["load_error"])
         if "load_raise" in load_params:

@@ -9,35 +9,17 @@ import time
 from collections.abc import Sequence
 
 from common.errors import ModelError
-from common.tasks import find_task
 from common.values import Json, Outcome
 from workers.device.models import Loaded
 from workers.runners.base import Watch
+from workers.runners.samples import samples
 
 logger = logging.getLogger(__name__)
 
-_TEXTS = (
-    "A short text.",
-    "Water boils at a hundred degrees, unless it is heated high up on a mountain.",
-    "The old library stands beside the river. It opens at nine, closes at six, and keeps two thousand maps.",
-)
-_SAMPLES: dict[str, tuple[Json, ...]] = {
-    "fill-mask": tuple(f"{text} It is [MASK]." for text in _TEXTS),
-    "zero-shot-classification": tuple({"text": text, "candidate_labels": ["science", "travel"]} for text in _TEXTS),
-    "question-answering": tuple({"question": "When does it open?", "context": text} for text in _TEXTS),
-    "table-question-answering": (
-        {"table": {"name": ["map", "book"], "number": ["2000", "7"]}, "query": "How many maps are there?"},
-    ),
-}
 #: Records in the measured run: enough for batches, few enough for a second or so on a CPU.
 _MEASURED = 24
 #: A first run that took longer, in seconds, is measure enough: text generation on a CPU takes its time.
 _PATIENCE = 2.0
-
-
-def samples(task: str) -> Sequence[Json]:
-    """Return inputs that a runner of `task` can take."""
-    return _SAMPLES.get(find_task(task).name, _TEXTS)
 
 
 def warm_up(loaded: Loaded, watch: Watch) -> float | None:

@@ -1,0 +1,15 @@
+"""What the faults share: a job that can be looked at."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.jobs import Batch
+from tests.processes import RedisServer, Shell
+
+
+@pytest.fixture
+def new_batch(shell: Shell, server: RedisServer, tmp_path: Path) -> Callable[..., Batch]:
+    """Make a job; `submit()` submits it."""
+    return lambda *args, **params: Batch(shell, server, tmp_path, *args, **params)
