@@ -14,6 +14,7 @@ import time
 import redis
 
 from common.ledger import Ledger
+from common.models_store import store_address
 from common.settings import Settings, to_environ
 from common.store import Store
 from common.values import Failure
@@ -38,7 +39,9 @@ class Worker:
             settings,
             broker_url=place.url,
             any_model_path=True,
-            supervised=True,
+            train=True,
+            models_url=store_address(settings) or "",
+            supervised=os.getpid(),
             grace=min(settings.grace, GRACE),
         )
         self._store = Store(client, settings.result_ttl)

@@ -43,9 +43,10 @@ class RecordMaker:
             raise UsageError(f"{self.source.label} has more than one column {doubled[0]!r}; rename one of them.")
         found = {*names, maker._target(None)} if column else set(names)
         if not any(found.issuperset(fields) for fields in self.task.fields):
+            hint = self.task.hint or f"Name the one that holds the {self.task.fields[0][0]} with --column."
             raise UsageError(
                 f"{self.source.label}: {self.task.name} needs {self.task.needs}; the columns are: {_listed(names)}. "
-                f"Name the one that holds the {self.task.fields[0][0]} with --column."
+                f"{hint}"
             )
         return maker
 

@@ -68,10 +68,9 @@ def find_sources(inputs: Sequence[str], format: str | None) -> list[Source]:
         raise UsageError(f"Unknown format {format!r}; known are {', '.join(FORMATS)}.")
     if list(inputs).count("-") > 1:
         raise UsageError("Standard input (-) can be read only once, but is named twice.")
-    sources = [Source(name, format or _format_of(name)) for name in inputs]
-    for source in sources:
-        _check_path(source)
-    return sources
+    for name in inputs:
+        _check_path(name)
+    return [Source(name, format or _format_of(name)) for name in inputs]
 
 
 @contextmanager
@@ -121,19 +120,19 @@ def _format_of(name: str) -> str:
     return known[suffix.removeprefix(".")]
 
 
-def _check_path(source: Source) -> None:
-    if source.is_stdin:
+def _check_path(name: str) -> None:
+    if name == "-":
         if sys.stdin is None:
             raise UsageError("Standard input is closed; name a file, or pipe the records in.")
         return
     try:
-        mode = Path(source.name).stat().st_mode
+        mode = Path(name).stat().st_mode
     except FileNotFoundError as error:
-        raise UsageError(f"There is no file {source.name}.") from error
+        raise UsageError(f"There is no file {name}.") from error
     except OSError as error:
-        raise UsageError(f"Cannot read {source.name}: {error.strerror}.") from error
+        raise UsageError(f"Cannot read {name}: {error.strerror}.") from error
     if stat.S_ISDIR(mode):
-        raise UsageError(f"{source.name} is a directory; name the files in it, as {source.name.rstrip('/')}/*.txt.")
+        raise UsageError(f"{name} is a directory; name the files in it, as {name.rstrip('/')}/*.txt.")
 
 
 def _open_raw(source: Source, stack: ExitStack) -> io.BufferedReader:

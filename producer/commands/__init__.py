@@ -1,0 +1,1 @@
+"""The commands of `producer`: each parses, calls, prints, and no more."""

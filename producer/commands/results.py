@@ -1,0 +1,71 @@
+"""`producer results` and `retry`."""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import click
+
+from common.values import JobStatus
+from producer.commands.frame import is_embedded, open_client
+from producer.printing import say
+
+output_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write .jsonl, .csv, .parquet or .npy."
+)
+
+lines_option = click.option(
+    "--json", "as_json", is_flag=True, help="JSON lines on a terminal too; the job in JSON where nothing is waited for."
+)
+
+
+@click.command()
+@click.argument("job")
+@output_option
+@lines_option
+def results(job: str, output: Path | None, as_json: bool) -> None:
+    """Print or save a job's results, in input order, one for every record.
+
+    On a terminal they are a table, in a pipe JSON lines. Records that were not run (yet) have the error code
+    `not_run`.
+    """
+    from common.tasks import find_task
+    from producer.give import give_results
+    from producer.outputs import check_output
+
+    with open_client() as client:
+        found = client.job(job)
+        if output:
+            check_output(output, find_task(found.spec.task))
+        if not found.status.finished:
+            say(f"Job {job} is {found.status}: {found.counts.done:,} of {found.records or 0:,} records are done.")
+        give_results(client, found, output, say, as_json=as_json)
+
+
+@click.command()
+@click.argument("job")
+@output_option
+@click.option("--wait", is_flag=True, help="Wait for the end and print the results.")
+@lines_option
+def retry(job: str, output: Path | None, wait: bool, as_json: bool) -> None:
+    """Run again only the records that failed, and chunks that never ended.
+
+    The results of the others stay; that of a record run again is replaced. Prints the job's id, or waits and gives
+    the results with --wait, with -o, or where no queue is configured.
+    """
+    from common.tasks import find_task
+    from producer.outputs import check_output
+    from producer.run import say_accepted, see_through
+
+    with open_client() as client, contextlib.ExitStack() as stack:
+        before = client.job(job)
+        if output:
+            check_output(output, find_task(before.spec.task))
+        if before.status is JobStatus.COMPLETED and not before.counts.failed:
+            say(f"Job {job}: every record has succeeded; there is nothing to run again.")
+        else:
+            stack.enter_context(open_client(working=True))
+            client.retry(job)
+        if wait or output or is_embedded():
+            sys.exit(see_through(client, job, output, say, own=is_embedded(), as_json=as_json))
+        say_accepted(client, job, as_json=as_json)

@@ -1,0 +1,96 @@
+"""`producer submit`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from producer.commands.frame import open_client
+from producer.printing import print_json, say
+
+
+@click.command(no_args_is_help=True)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--task", required=True, metavar="TASK", help="What to do with each record; `producer tasks` lists them.")
+@click.option("-m", "--model", "--model-id", metavar="ID|PATH", help="A hub id or a directory.  [default: the task's]")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write .jsonl, .csv, .parquet or .npy; waits.",
+)
+@click.option("--wait", is_flag=True, help="Wait for the end and print the results.")
+@click.option("--name", metavar="TEXT", help="Your own word for the job.")
+@click.option(
+    "--priority",
+    type=click.Choice(["low", "normal", "high"]),
+    default="normal",
+    show_default=True,
+    help="Whose turns come first.",
+)
+@click.option("--column", metavar="NAME", help="The column that holds the input.")
+@click.option(
+    "--id-column", metavar="NAME", help="The column that holds the id.  [default: id, custom_id, or the line]"
+)
+@click.option("-p", "--param", "params", multiple=True, metavar="KEY=VALUE", help="Option of the task, as top_k=3.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["txt", "jsonl", "csv", "tsv", "parquet"]),
+    help="What the inputs hold; for standard input, or against the extension.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "gpu"]),
+    default="auto",
+    show_default=True,
+    help="Which workers may do it.",
+)
+@click.option("--chunk-size", type=click.IntRange(1, 100_000), metavar="N", help="Records in one chunk at most.")
+@click.option("--max-errors", metavar="N|P%", help="End the job early once more records than that have failed.")
+@click.option("--dry-run", is_flag=True, help="Read everything, report what would be done, and touch nothing.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on a terminal too: result lines, the job, or the report.")
+def submit(inputs: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Send records through a model.
+
+    INPUT is a .txt (one record a line), .jsonl, .csv, .tsv or .parquet file, also gzipped, or - for standard input.
+
+    On a queue of your own this prints the job's id and returns. With --wait or -o, or with no queue configured,
+    it waits and gives the results: a table on a terminal, JSON lines in a pipe.
+
+    \b
+      producer submit --task fill-mask sentences.txt
+      producer submit --task embedding articles.jsonl --column body -o vectors.npy
+      producer submit --task text-generation chat.jsonl -m org/model -p seed=1
+      cat reviews.txt | producer submit --task sentiment-analysis - > labels.jsonl
+
+    \b
+    Exit status:
+      0    every record succeeded (or, without waiting, the job was accepted)
+      3    some records failed
+      1    the job failed or was cancelled
+      2    wrong usage or input
+      130  after Ctrl-C
+    """
+    from producer.plan import make_plan
+
+    plan = make_plan(inputs, **options)
+    if dry_run:
+        from producer.dry_run import make_report
+
+        report = make_report(plan)
+        if as_json:
+            print_json(report.as_dict())
+        else:
+            click.echo(report.as_text())
+        return
+    if "-" in inputs and sys.stdin.isatty():
+        say("Reading records from the terminal, one a line; Ctrl-D ends them.")
+    records = plan.begun_records()
+    with open_client(working=True) as client:
+        from producer.run import run
+
+        sys.exit(run(client, plan, records, say, as_json=as_json))

@@ -1,0 +1,65 @@
+"""`producer wait` and `watch`."""
+
+import sys
+
+import click
+
+from producer.commands.frame import json_option, open_client_to_wait
+from producer.exits import exit_status
+from producer.printing import print_json, say
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@json_option
+def wait(jobs: tuple[str, ...], as_json: bool) -> None:
+    """Wait until jobs are finished; the exit status is that of the worst.
+
+    Ctrl-C stops the waiting, not the jobs.
+
+    \b
+    Exit status:
+      0    every record succeeded
+      3    some records failed
+      1    a job failed or was cancelled
+      2    wrong usage
+      130  after Ctrl-C
+    """
+    from producer.follow import in_words
+
+    with open_client_to_wait(jobs) as client:
+        finished = [client.wait(job, lambda _: None, say) for job in jobs]
+    if as_json:
+        print_json([job.as_dict() for job in finished])
+    else:
+        for job in finished:
+            say(in_words(job))
+    # From best to worst: 0, 3, 1.
+    sys.exit(max(map(exit_status, finished), key=(0, 3, 1).index))
+
+
+@click.command()
+@click.argument("job")
+@json_option
+def watch(job: str, as_json: bool) -> None:
+    """Watch a job's progress until it is finished.
+
+    Ctrl-C stops the watching, not the job.
+
+    \b
+    Exit status:
+      0    every record succeeded
+      3    some records failed
+      1    the job failed or was cancelled
+      2    wrong usage
+      130  after Ctrl-C
+    """
+    from producer.follow import follow, in_words
+
+    with open_client_to_wait((job,)) as client:
+        finished = follow(client, job, say)
+    if as_json:
+        print_json(finished.as_dict())
+    else:
+        say(in_words(finished))
+    sys.exit(exit_status(finished))

@@ -1,0 +1,58 @@
+"""Giving results: into a file, as JSON lines into a pipe, or as a table on a terminal."""
+
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from common.errors import HugqueueError
+from common.jobs import Job
+from common.tasks import find_task
+from producer.client import Client
+from producer.outputs import Row, open_output, preview, to_line
+from producer.tables import show
+
+#: Rows of the table on a terminal; more would push the first ones out of sight.
+ROWS = 100
+
+
+def give_results(
+    client: Client, job: Job, output: Path | None, say: Callable[[str], None], *, as_json: bool = False
+) -> None:
+    """Give the outcomes of `job` where the user wants them; `as_json` gives JSON lines on a terminal too.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if not job.records:
+        return
+    rows = client.rows(job, say)
+    if output:
+        kind = client.output_type(job, say) if output.suffix.lower() == ".parquet" else None
+        with open_output(output, find_task(job.spec.task), output_type=kind) as writer:
+            writer.write_all(rows)
+        say(f"wrote {job.records:,} records to {output}")
+    elif sys.stdout.isatty() and not as_json:
+        _show_table(job, rows, say)
+    else:
+        _write_lines(rows)
+
+
+def _write_lines(rows: Iterator[Row]) -> None:
+    try:
+        # JSON is UTF-8, whatever the locale says.
+        sys.stdout.buffer.writelines(f"{to_line(row)}\n".encode() for row in rows)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise HugqueueError(f"Cannot write to standard output: {error.strerror or error}.") from error
+
+
+def _show_table(job: Job, rows: Iterator[Row], say: Callable[[str], None]) -> None:
+    # Of a job that was stopped, what was not run would be most of the table.
+    done = [preview(row) for row in islice((row for row in rows if row.outcome), ROWS)]
+    if done:
+        show(("ID", "INPUT", "OUTPUT"), done)
+    if job.counts.done > len(done):
+        say(f"... and {job.counts.done - len(done):,} more: `producer results {job.id} -o FILE` writes all.")

@@ -1,0 +1,181 @@
+"""From the options of `submit` to a plan: everything checked that can be checked before any work."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from common.errors import UsageError
+from common.models_store import job_of
+from common.settings import Settings, load_settings
+from common.tasks import ALIASES, Task, find_task
+from common.values import MAX_ERRORS, JobSpec, Json, Record, new_job_id
+from producer.inputs import check_inputs, read_records
+from producer.outputs import check_output
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `submit` is about to do."""
+
+    settings: Settings
+    spec: JobSpec
+    task: Task
+    inputs: tuple[str, ...]
+    format: str | None
+    column: str | None
+    id_column: str | None
+    chunk_records: int
+    output: Path | None
+    wait: bool
+
+    def records(self) -> Iterator[Record]:
+        """Return the records of the inputs, read while they are asked for."""
+        return read_records(
+            self.inputs,
+            self.task,
+            format=self.format,
+            column=self.column,
+            id_column=self.id_column,
+            max_record_bytes=self.settings.max_record_bytes,
+        )
+
+    def begun_records(self) -> Iterator[Record]:
+        """Return the records, the first of them read: what is wrong with standard input is known before any work.
+
+        Raises:
+            UsageError: the first input is empty, binary, or lacks a column that is needed.
+        """
+        records = self.records()
+        return chain([next(records)], records)
+
+
+def make_plan(  # noqa: PLR0913 - one argument for each option of the command
+    inputs: Sequence[str],
+    *,
+    task: str,
+    model: str | None = None,
+    revision: str | None = None,
+    output: Path | None = None,
+    wait: bool = False,
+    name: str | None = None,
+    priority: str = "normal",
+    column: str | None = None,
+    id_column: str | None = None,
+    params: Sequence[str] = (),
+    format_: str | None = None,
+    device: str = "auto",
+    chunk_size: int | None = None,
+    max_errors: str | None = None,
+) -> Plan:
+    """Return the plan for these options of `submit`.
+
+    Raises:
+        UsageError: something is wrong with them, or with an input or the output.
+    """
+    known, settings = find_task(task), load_settings()
+    check_inputs(
+        inputs,
+        known,
+        format=format_,
+        column=column,
+        id_column=id_column,
+        max_record_bytes=settings.max_record_bytes,
+    )
+    if output:
+        check_output(output, known, inputs)
+    resolved = resolve_model(model)
+    spec = JobSpec(
+        id=new_job_id(),
+        task=ALIASES.get(task, task),
+        model=resolved or known.model,
+        revision=revision or (known.revision if resolved is None else None),
+        params=parse_params(params),
+        queue={"auto": "any"}.get(device, device),
+        priority=priority,
+        name=name,
+        inputs=tuple(inputs),
+        created_at=time.time(),
+        max_errors=check_max_errors(max_errors),
+    )
+    check_spec(spec)
+    # With no queue configured, the worker lives only as long as this command does.
+    waits = wait or output is not None or settings.embedded
+    chunk_records = chunk_size or known.chunk_records
+    return Plan(settings, spec, known, tuple(inputs), format_, column, id_column, chunk_records, output, waits)
+
+
+def check_spec(spec: JobSpec) -> None:
+    """Check that workers will be able to read the job: they trust nothing that comes out of Redis.
+
+    Raises:
+        UsageError: an option holds what is no text.
+    """
+    try:
+        JobSpec.decode(spec.encode())
+    except ValueError as error:
+        raise UsageError(f"The job cannot be submitted: {error}.") from error
+
+
+def check_max_errors(text: str | None) -> str | None:
+    """Return what `--max-errors` says.
+
+    Raises:
+        UsageError: it is neither a number nor per cent.
+    """
+    if text is not None and not MAX_ERRORS.match(text):
+        raise UsageError(f"--max-errors {text!r}: expected a number of records, as 100, or a share of them, as 5%.")
+    return text
+
+
+def resolve_model(model: str | None) -> str | None:
+    """Return a hub id as it is, and a local directory as an absolute path, which a worker can tell from an id.
+
+    Raises:
+        UsageError: it is a path, and no model is there; or it begins with `job:`, and no id follows.
+    """
+    if model is None or job_of(model):
+        return model
+    path = Path(model).expanduser()
+    looks_like_path = model.startswith(("/", "./", "../", "~")) or model.endswith("/") or model.count("/") > 1
+    if path.is_dir() and (looks_like_path or (path / "config.json").is_file()):
+        if not (path / "config.json").is_file():
+            raise UsageError(f"--model {model}: the directory holds no model: there is no config.json in it.")
+        return str(path.resolve())
+    if path.is_file():
+        raise UsageError(f"--model {model} is a file; name the directory that holds config.json and the weights.")
+    if looks_like_path and not model.startswith("/"):
+        raise UsageError(f"--model {model}: there is no such directory (and a hub id looks like org/name).")
+    if not model.strip() or any(letter.isspace() for letter in model):
+        raise UsageError(f"--model {model!r} is neither a hub id (org/name) nor a directory.")
+    return model
+
+
+def parse_params(params: Sequence[str]) -> dict[str, Json]:
+    """Return the `-p` options: KEY=VALUE, the value as JSON where it is JSON, else as text.
+
+    Raises:
+        UsageError: one has no `=`, or no key.
+    """
+    parsed: dict[str, Json] = {}
+    for param in params:
+        key, equals, value = param.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"-p {param!r}: expected KEY=VALUE, as top_k=3.")
+        parsed[key.strip()] = _parse_value(value)
+    return parsed
+
+
+def _parse_value(text: str) -> Json:
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    # json.loads also takes NaN and Infinity, which no option means.
+    return text if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,101 @@
+"""Progress on stderr: a bar on a terminal, a line where something changes elsewhere."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Task as Bar
+from rich.progress import TaskID as BarId
+from rich.text import Text
+
+from common.jobs import Job
+from common.values import JobStatus
+from producer.submission import Totals
+from producer.training_progress import line_of, steps_of
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Bar) -> Text:
+        speed = task.finished_speed or task.speed
+        unit = task.fields.get("unit", "records")
+        digits = ".0f" if unit == "records" else ".3g"
+        return Text(f"{speed:,{digits}} {unit}/s" if speed else "", style="cyan")
+
+
+class JobProgress:
+    """Shows a job's progress; `update` takes every state that is seen."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._bar: BarId | None = None
+        self._stage = ""
+        self._notes = 0  #: how many were said
+
+    def update(self, job: Job) -> None:
+        """Show the state of the job."""
+        self._say_notes(job)
+        if self._progress is None:
+            self._say_stage(job)
+            return
+        trains = job.spec.training is not None
+        done, total = steps_of(job) if trains else (job.counts.done, job.records)
+        if self._bar is None:
+            self._bar = self._progress.add_task("", total=total, unit="steps" if trains else "records")
+        text = job.stage or str(job.status)
+        if job.counts.failed:
+            text += f", {job.counts.failed:,} failed"
+        self._progress.update(self._bar, completed=done, total=total, description=text)
+
+    def _say_notes(self, job: Job) -> None:
+        notes = job.progress.get("notes") or []
+        for note in notes[self._notes :]:
+            self._write(note)
+        self._notes = len(notes)
+
+    def _say_stage(self, job: Job) -> None:
+        # "downloading X (440 MB): 35 %": one line for each thing, not for each per cent.
+        told = job.stage if job.spec.training is None else line_of(job)
+        stage = told.rsplit(":", 1)[0] if told.endswith("%") else told
+        if stage and stage != self._stage and job.status is JobStatus.RUNNING:
+            self._stage = stage
+            self._write(stage)
+
+    def _write(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress.console.print(text, highlight=False, markup=False)
+            return
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def submit_progress() -> Iterator[Callable[[Totals], None]]:
+    """Yield what shows how far the reading of the input is, while it lasts and only on a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    columns = (TextColumn("submitting {task.completed:,.0f} records"), _Rate())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("", total=None)
+        yield lambda totals: progress.update(bar, completed=totals.records)
+
+
+@contextlib.contextmanager
+def job_progress() -> Iterator[JobProgress]:
+    """Yield a progress that is shown as long as the block runs, as a bar if stderr is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield JobProgress(None)
+        return
+    columns = (
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield JobProgress(progress)

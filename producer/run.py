@@ -1,0 +1,79 @@
+"""Running a plan: submit, then (where the user waits) show progress and give the results."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+
+from common.values import JobSpec, JobStatus, Record
+from producer.client import Client
+from producer.exits import INTERRUPTED, exit_status
+from producer.follow import follow, follow_own
+from producer.give import give_results
+from producer.inputs import watch_duplicates
+from producer.plan import Plan
+from producer.printing import print_json
+from producer.progress import submit_progress
+from producer.submission import submit
+
+Say = Callable[[str], None]
+
+
+def run(client: Client, plan: Plan, records: Iterable[Record], say: Say, *, as_json: bool) -> int:
+    """Submit the records as the job of `plan` and do what its user asked for; return the exit status."""
+    spec, embedded = plan.spec, plan.settings.embedded
+    if embedded:
+        _say_others(client, say)
+    else:
+        _warn_if_unserved(client, spec, say)
+    with submit_progress() as progress:
+        totals = submit(client, spec, watch_duplicates(records, say), plan.chunk_records, progress)
+    if totals.bad:
+        say(f"{totals.bad:,} of {totals.records:,} records cannot be read; they fail alone, the others go on.")
+    if not plan.wait:
+        say_accepted(client, spec.id, as_json=as_json)
+        return 0
+    say(f"job {spec.id}: {totals.records:,} records for {spec.task}, model {spec.model or 'none'}")
+    return see_through(client, spec.id, plan.output, say, own=embedded, as_json=as_json)
+
+
+def say_accepted(client: Client, job_id: str, *, as_json: bool) -> None:
+    """Print the job's id, the answer to who does not wait."""
+    if as_json:
+        print_json(client.job(job_id).as_dict())
+    else:
+        click.echo(job_id)
+
+
+def see_through(client: Client, job_id: str, output: Path | None, say: Say, *, own: bool, as_json: bool) -> int:
+    """Wait for the end of a job and give its results; return the exit status.
+
+    Args:
+        client: of the job's queue.
+        job_id: the job.
+        output: a file for the results.
+        say: told what is not the answer.
+        own: whether the job's worker lives only as long as this command.
+        as_json: whether results on a terminal are JSON lines too.
+    """
+    job, interrupted = follow_own(client, job_id, say) if own else (follow(client, job_id, say), False)
+    give_results(client, job, output, say, as_json=as_json)
+    return INTERRUPTED if interrupted else exit_status(job)
+
+
+def _warn_if_unserved(client: Client, spec: JobSpec, say: Say) -> None:
+    if not client.serves(spec.queue):
+        say(
+            f"Warning: no live worker serves the queue {spec.queue!r}; "
+            "the job will wait for one (`workers start` on any machine)."
+        )
+
+
+def _say_others(client: Client, say: Say) -> None:
+    """Name the jobs that the embedded worker runs besides: of other commands, or of one that was killed."""
+    for job in client.unfinished():
+        if job.status is not JobStatus.SUBMITTING:
+            say(
+                f"Job {job.id} ({job.counts.done:,} of {job.records:,} records done) is unfinished and shares the "
+                f"worker; `producer cancel {job.id}` stops it."
+            )

@@ -1,0 +1,131 @@
+"""Submitting: records become chunks, chunks become payloads in the store, one seal accepts the job."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import redis
+
+from common.errors import UsageError
+from common.payloads import encode_records
+from common.settings import Settings
+from common.values import JobSpec, Record
+from producer.client import Client
+
+#: Bytes of text in one chunk at most; a chunk passes through Redis and two processes whole.
+CHUNK_BYTES = 1024 * 1024
+
+
+@dataclass(slots=True)
+class Totals:
+    """What was read so far."""
+
+    records: int = 0
+    chunks: int = 0
+    bytes: int = 0  #: of text
+    bad: int = 0  #: records that could not be read
+
+    def add(self, chunk: list[Record]) -> None:
+        """Count one chunk."""
+        self.records += len(chunk)
+        self.chunks += 1
+        self.bytes += sum(map(size, chunk))
+        self.bad += sum(record.failure is not None for record in chunk)
+
+
+def check_size(totals: Totals, settings: Settings) -> None:
+    """Check that a job is not too large.
+
+    Raises:
+        UsageError: it has more records or more bytes than one job may have.
+    """
+    for found, most, what, name in (
+        (totals.records, settings.max_job_records, "records", "HUGQUEUE_MAX_JOB_RECORDS"),
+        (totals.bytes, settings.max_job_bytes, "bytes of text", "HUGQUEUE_MAX_JOB_BYTES"),
+    ):
+        if found > most:
+            raise UsageError(
+                f"The input is larger than one job may be: more than {most:,} {what} ({name}). "
+                f"Split it into several jobs, or raise {name} if Redis has room for it. Nothing was submitted."
+            )
+
+
+def size(record: Record) -> int:
+    """Return about how many bytes of text the record holds."""
+    if record.input is None:
+        return 0
+    text = record.input if isinstance(record.input, str) else repr(record.input)
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+
+
+def cut_chunks(records: Iterable[Record], most: int) -> Iterator[list[Record]]:
+    """Yield chunks of at most `most` records and `CHUNK_BYTES` bytes of text, at least one record each."""
+    chunk: list[Record] = []
+    held = 0
+    for record in records:
+        weight = size(record)
+        if chunk and (len(chunk) >= most or held + weight > CHUNK_BYTES):
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(record)
+        held += weight
+    if chunk:
+        yield chunk
+
+
+def submit(
+    client: Client, spec: JobSpec, records: Iterable[Record], chunk_records: int, on_chunk: Callable[[Totals], None]
+) -> Totals:
+    """Write all chunks of a job, accept it, and send its first tickets; return what was read.
+
+    Holds one chunk in memory, whatever the size of the input. If anything goes wrong before the job is accepted,
+    nothing of it stays.
+
+    Raises:
+        StoreUnavailable: Redis is away or full.
+        UsageError: the input cannot be read to its end, or is larger than one job may be.
+    """
+    totals = Totals()
+    with client.errors():
+        client.store.create(spec)
+    try:
+        with seen(client, spec.id):
+            for number, chunk in enumerate(cut_chunks(records, chunk_records)):
+                totals.add(chunk)
+                check_size(totals, client.settings)
+                with client.errors():
+                    client.store.add_chunk(spec.id, number, encode_records(chunk))
+                on_chunk(totals)
+        with client.errors():
+            client.ledger.seal(spec.id, totals.chunks, totals.records)
+    except BaseException:
+        forget(client, spec.id)
+        raise
+    client.send_tickets(spec)
+    return totals
+
+
+@contextlib.contextmanager
+def seen(client: Client, job_id: str) -> Iterator[None]:
+    """Note that the producer lives as long as the block runs: records may come slowly, out of a pipe."""
+    over = threading.Event()
+
+    def note() -> None:
+        while not over.wait(client.settings.producer_ttl / 4):
+            with contextlib.suppress(redis.RedisError):  # the next chunk says what is wrong
+                client.store.note(job_id, "producer_seen", str(client.store.now()))
+
+    thread = threading.Thread(target=note, name="seen", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def forget(client: Client, job_id: str) -> None:
+    """Take back a job that was not accepted."""
+    with contextlib.suppress(redis.RedisError):  # the reaper clears it away then
+        client.store.delete(job_id)

@@ -1,0 +1,195 @@
+"""Tables for people, made with rich. Scripts use `--json`."""
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.heartbeats import Heartbeat
+from common.jobs import Job
+from common.stored_models import StoredModel
+from common.tasks import Task
+from common.values import JobStatus, Json, short_model, visible
+from producer.training_progress import metrics_in_words
+
+_COLOURS = {
+    JobStatus.COMPLETED: "green",
+    JobStatus.FAILED: "red",
+    JobStatus.CANCELLED: "yellow",
+    JobStatus.CANCELLING: "yellow",
+    JobStatus.RUNNING: "cyan",
+}
+
+
+def show(headers: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    """Print a table: the first column whole, the others folded into the width of the terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, header in enumerate(headers):
+        table.add_column(header, no_wrap=number == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    _print(table)
+
+
+def _show_fields(fields: Mapping[str, str | Text]) -> None:
+    """Print names and values, line by line; what is empty is left out."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in fields.items():
+        if value:
+            table.add_row(name, _cell(value))
+    _print(table)
+
+
+def _cell(value: str | Text) -> Text:
+    return value if isinstance(value, Text) else Text(visible(value))
+
+
+def _print(table: Table) -> None:
+    """Print a table; in a pipe as wide as it needs, so that nothing is cut, and without blanks at the ends."""
+    if sys.stdout.isatty():
+        Console().print(table)
+        return
+    console = Console(width=4096, no_color=True)
+    with console.capture() as captured:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def show_jobs(jobs: Iterable[Job]) -> None:
+    """Print one line for each job."""
+    headers = ("JOB", "STATUS", "TASK", "MODEL", "DONE", "RECORDS", "FAILED", "AGE", "NAME")
+    show(headers, (_job_row(job) for job in jobs))
+
+
+def _job_row(job: Job) -> tuple[str | Text, ...]:
+    return (
+        job.id,
+        _status(job),
+        job.spec.task,
+        short_model(job.spec.model),
+        f"{job.counts.done:,}",
+        f"{job.records:,}" if job.records is not None else "?",
+        f"{job.counts.failed:,}",
+        duration(time.time() - job.spec.created_at),
+        job.spec.name or "",
+    )
+
+
+def show_job(job: Job, refusals: Mapping[str, str]) -> None:
+    """Print all about one job; `refusals` tells which workers pass it over, and why."""
+    spec = job.spec
+    _show_fields(
+        {
+            "job": job.id + (f"  {spec.name}" if spec.name else ""),
+            "status": _status(job).append(f" ({visible(job.stage)})" if job.stage else ""),
+            "error": f"{job.failure.code}: {job.failure.message}" if job.failure else "",
+            "refused": "\n".join(f"by {worker}: {reason}" for worker, reason in refusals.items()),
+            "task": spec.task,
+            "model": (spec.model or "none") + (f" @ {spec.revision}" if spec.revision else ""),
+            "params": ", ".join(f"{key}={value}" for key, value in spec.params.items()),
+            "inputs": ", ".join(spec.inputs),
+            "queue": f"{spec.queue}, priority {spec.priority}",
+            "records": _counts(job),
+            "chunks": f"{job.chunks or 0:,}" + (f", round {job.round + 1}" if job.round else ""),
+            "submitted": f"{datetime.fromtimestamp(spec.created_at):%Y-%m-%d %H:%M:%S}",
+            "time": _time(job),
+            "ran on": _facts(job.facts),
+            "metrics": ", ".join(metrics_in_words(job.progress)),
+            "notes": "\n".join(job.progress.get("notes") or ()),
+        }
+    )
+
+
+def _status(job: Job) -> Text:
+    return Text(str(job.status), style=_COLOURS.get(job.status, ""))
+
+
+def _counts(job: Job) -> str:
+    counts = job.counts
+    text = f"{counts.done:,} of {job.records or 0:,} done, {counts.failed:,} failed"
+    return text + (f", {counts.truncated:,} truncated" if counts.truncated else "")
+
+
+def _time(job: Job) -> str:
+    if job.started_at is None:
+        return ""
+    seconds = (job.finished_at or time.time()) - job.started_at
+    return f"{duration(seconds)}, {job.counts.done / max(seconds, 0.001):,.0f} records/s"
+
+
+def _facts(facts: Mapping[str, Json]) -> str:
+    """Return what ran besides task and model, which the job itself tells."""
+    versions = facts.get("versions")
+    known = {
+        "device": facts.get("device"),
+        "dtype": facts.get("dtype"),
+        "model commit": facts.get("commit"),
+        **(versions if isinstance(versions, dict) else {}),
+    }
+    return ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+
+
+def show_models(models: Iterable[StoredModel]) -> None:
+    """Print the fine-tuned models of a store."""
+    headers = ("MODEL", "TASK", "FROM", "METRICS", "EXAMPLES", "AGE")
+    rows = (
+        (
+            f"job:{model.job_id}",
+            str(model.card.get("task")),
+            short_model(str(model.card.get("base_model"))),
+            ", ".join(f"{name} {value:.4g}" for name, value in (model.card.get("metrics") or {}).items()),
+            str((model.card.get("examples") or {}).get("train", "")),
+            duration(time.time() - float(model.card.get("finished_at") or 0)),
+        )
+        for model in models
+    )
+    show(headers, rows)
+
+
+def show_tasks(tasks: Iterable[tuple[str, Task]]) -> None:
+    """Print the tasks."""
+    headers = ("TASK", "FIELDS OF A RECORD", "GIVES", "DEFAULT MODEL")
+    show(headers, ((name, _fields(task), task.summary, task.model or "") for name, task in tasks))
+
+
+def _fields(task: Task) -> str:
+    return " ".join([task.needs, *(f"[{name}]" for name in task.optional)])
+
+
+def show_workers(workers: Iterable[Heartbeat]) -> None:
+    """Print the live workers."""
+    headers = ("WORKER", "STATE", "DEVICE", "QUEUES", "RECORDS/S", "DONE", "MEMORY", "MODELS")
+    rows = (
+        (
+            worker.name,
+            worker.state,
+            f"{worker.device} ({worker.device_name})",
+            ", ".join(worker.queues),
+            f"{worker.records_per_second:,.0f}",
+            f"{worker.records_done:,}",
+            f"{worker.memory_bytes / 2**20:,.0f} MiB",
+            ", ".join(short_model(str(model.get("model"))) for model in worker.models),
+        )
+        for worker in workers
+    )
+    show(headers, rows)
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in words: 12s, 3m 20s, 2h 05m, 4d 03h."""
+    whole = max(0, round(seconds))
+    minutes, secs = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02}h"
+    if hours:
+        return f"{hours}h {minutes:02}m"
+    return f"{minutes}m {secs:02}s" if minutes else f"{secs}s"
