@@ -18,7 +18,7 @@ ENV PATH=/opt/hugqueue/bin:$PATH \
 # /cache belongs to the user in the image, so that a new named volume mounted there does too.
 RUN python -m venv /opt/hugqueue \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin hugqueue \
-    && install --directory --owner=hugqueue --group=hugqueue /cache /cache/huggingface
+    && install --directory --owner=hugqueue --group=hugqueue /cache /cache/huggingface /trained
 
 
 # The requirements of each role as plain lists. A role's layer of packages is built anew when its own list
@@ -88,4 +88,4 @@ USER hugqueue
 WORKDIR /home/hugqueue
 EXPOSE 5555
 ENTRYPOINT ["celery", "--app", "common.queue", "flower"]
-CMD ["--address=0.0.0.0", "--port=5555", "--read-only"]
+CMD ["--address=0.0.0.0", "--port=5555", "--read-only", "--tasks_columns=name,args,result,state,runtime,worker,received"]
