@@ -54,6 +54,11 @@ class JobKeys:
         names = [name for name in cls.__slots__ if name != "job"]
         return cls(base, *(f"{base}:{name}" for name in names))
 
+    @classmethod
+    def position(cls, name: str) -> int:
+        """Return the position of the key of that name in `all`, counted from 1 as scripts do."""
+        return list(cls.__slots__).index(name) + 1
+
     def lease(self, chunk: int) -> str:
         """Who holds the chunk: with a time to live."""
         return f"{self.job}:lease:{chunk}"

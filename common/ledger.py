@@ -12,15 +12,13 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import redis
 
-from common import keys
 from common.errors import UnknownJob, UsageError
 from common.keys import JobKeys
+from common.scripts import Scripts
 from common.values import Counts, Failure, Json, visible
 
 #: Tickets a job has at least: enough for one worker to be at it with all its slots.
@@ -36,14 +34,15 @@ class Lease:
     job_id: str
     chunk: int
     round: int
-    attempt: int  #: from 1; how often the chunk was leased in this round
+    attempt: int  #: from 1; how often the chunk was leased in this round and not given back unharmed
+    serial: int  #: from 1; how often it was leased in this round: no two leases have the same
     holder: str  #: unique for each lease
     next_ticket: str | None  #: a ticket that the holder has to send on
 
     @property
     def version(self) -> tuple[int, int]:
-        """(round, attempt): under what the outcomes are written."""
-        return self.round, self.attempt
+        """(round, serial): under what the outcomes are written."""
+        return self.round, self.serial
 
 
 class Ledger:
@@ -52,7 +51,7 @@ class Ledger:
     def __init__(self, client: "redis.Redis", lease: float) -> None:
         self.client = client
         self._lease_ms = int(lease * 1000)
-        self._scripts: dict[str, Any] = {}
+        self._scripts = Scripts(client)
 
     def seal(self, job_id: str, chunks: int, records: int) -> None:
         """Accept a job: from here on it will be run.
@@ -85,12 +84,12 @@ class Ledger:
         answer = self._run("lease", job_id, ticket, holder, self._lease_ms, following, most_tickets)
         if not answer:
             return None
-        chunk, attempt, round_, more = answer
-        return Lease(job_id, chunk, round_, attempt, holder, following if more else None)
+        chunk, attempt, round_, more, serial = answer
+        return Lease(job_id, chunk, round_, attempt, serial, holder, following if more else None)
 
     def renew(self, lease: Lease) -> str:
         """Keep a lease; return the status of its job, or `lost` if the chunk is someone else's now."""
-        return str(self._run("renew", lease.job_id, lease.chunk, lease.holder, self._lease_ms).decode())
+        return str(self._run("renew", lease.job_id, lease.chunk, lease.holder, self._lease_ms, lease.round).decode())
 
     def commit(self, lease: Lease, counts: Counts, facts: Mapping[str, Json], most_failed: int | None = None) -> str:
         """Mark a chunk as done, its outcomes being written; return `committed`, or why it was not.
@@ -108,13 +107,25 @@ class Ledger:
 
     def note_alone(self, lease: Lease, positions: Sequence[int]) -> None:
         """Note which records of a chunk ran alone when workers died, and which is about to."""
-        self.client.hset(JobKeys.of(lease.job_id).attempts, f"{lease.chunk}:alone", json.dumps(positions))
+        self._scripts.write(lease.job_id, "attempts", f"{lease.chunk}:alone", json.dumps(positions))
 
     def alone(self, lease: Lease) -> list[int]:
         """Return the positions that were noted in this round: of a worker that died over one, it is the last."""
         raw = self.client.hget(JobKeys.of(lease.job_id).attempts, f"{lease.chunk}:alone")
-        positions: Any = json.loads(raw) if raw else []
+        try:
+            positions: Any = json.loads(raw) if raw else []
+        except (ValueError, RecursionError):
+            return []  # written by hand: nothing is known
         return [position for position in positions if isinstance(position, int)] if isinstance(positions, list) else []
+
+    def refuse(self, job_id: str, worker: str, reason: str) -> set[str]:
+        """Note that a worker cannot serve the job; return the names of all that cannot."""
+        self._scripts.write(job_id, "refusals", worker, reason)
+        return {name.decode() for name in self.client.hkeys(JobKeys.of(job_id).refusals)}
+
+    def serve(self, job_id: str, worker: str) -> None:
+        """Take a refusal back."""
+        self.client.hdel(JobKeys.of(job_id).refusals, worker)
 
     def give_back(self, lease: Lease, *, tried: bool = False) -> None:
         """Open a chunk again; `tried` says that the attempt counts (the device process died over it)."""
@@ -155,17 +166,5 @@ class Ledger:
         """Open chunks again whose lease ran out; return them, or [-1] if the producer died and the job was given up."""
         return [int(chunk) for chunk in self._run("reap", job_id, producer_ttl)]
 
-    def open_chunks(self, job_id: str) -> int:
-        """Return how many chunks wait for a worker."""
-        return int(self.client.llen(JobKeys.of(job_id).open))
-
     def _run(self, script: str, job_id: str, *args: Any) -> Any:
-        if script not in self._scripts:
-            self._scripts[script] = self.client.register_script(_script(script))
-        return self._scripts[script](keys=[*JobKeys.of(job_id).all(), keys.ACTIVE], args=args)
-
-
-@cache
-def _script(name: str) -> str:
-    folder = files("common") / "lua"
-    return (folder / "finish.lua").read_text() + (folder / f"{name}.lua").read_text()
+        return self._scripts.run(script, job_id, *args)

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.addresses import check_address, mask_address
 from common.errors import UsageError
+from common.values import QUEUES
 
 
 def _default_home(environ: Mapping[str, str]) -> Path:
@@ -35,7 +36,7 @@ class Settings:
     reap: float = field(default=5.0, metadata={"env": "HUGQUEUE_REAP"})
     #: How long a stopping worker may take to finish the chunks in hand before it gives them back.
     grace: float = field(default=30.0, metadata={"env": "HUGQUEUE_GRACE"})
-    #: How long one batch may take before its device process is killed.
+    #: How long a batch may give no sign of life before its device process is killed.
     batch_timeout: float = field(default=600.0, metadata={"env": "HUGQUEUE_BATCH_TIMEOUT"})
     #: How long a finished job's outcomes are kept.
     result_ttl: float = field(default=7 * 86400.0, metadata={"env": "HUGQUEUE_RESULT_TTL"})
@@ -97,13 +98,16 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     address = (env.get("CELERY_BROKER_URL") or env.get("REDIS_URL") or "").strip()
     values: dict[str, Any] = {
         "broker_url": check_address(address) if address else None,
-        "home": Path(env.get("HUGQUEUE_HOME") or _default_home(env)),
+        "home": Path(env.get("HUGQUEUE_HOME") or _default_home(env)).expanduser(),
         "model_roots": tuple(Path(p).absolute() for p in _split(env, "HUGQUEUE_MODEL_ROOTS", ":")),
     }
     for setting in fields(Settings):
         name = setting.metadata["env"]
         if setting.name not in values and env.get(name):
             values[setting.name] = _parse(name, env, setting.default)
+    unknown = [name for name in values.get("queues", ()) if name not in QUEUES]
+    if unknown:
+        raise UsageError(f"HUGQUEUE_QUEUES: there is no queue {unknown[0]!r}; expected some of {', '.join(QUEUES)}.")
     return Settings(**values)
 
 

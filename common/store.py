@@ -9,6 +9,7 @@ from common import keys
 from common.errors import PayloadError, UnknownJob
 from common.jobs import Job, decode_job
 from common.keys import JobKeys
+from common.scripts import Scripts
 from common.values import JobSpec, JobStatus
 
 #: Jobs looked up in one round trip.
@@ -20,6 +21,7 @@ class Store:
 
     def __init__(self, client: "redis.Redis", result_ttl: float) -> None:
         self.client = client
+        self._scripts = Scripts(client)
         self._ttl_ms = int(result_ttl * 1000)
 
     # Jobs
@@ -100,7 +102,7 @@ class Store:
 
     def note(self, job_id: str, field: str, value: str) -> None:
         """Write one word about a job: its `stage`, or when its producer was last seen."""
-        self.client.hset(JobKeys.of(job_id).job, field, value)
+        self._scripts.write(job_id, "job", field, value)
 
     def now(self) -> float:
         """Return Redis's clock, in seconds: the only clock that all sides share."""
@@ -142,8 +144,11 @@ class Store:
         return cast("bytes | None", self.client.hget(JobKeys.of(job_id).input, f"{part}:{number}"))
 
     def put_outcomes(self, job_id: str, chunk: int, attempt: tuple[int, int], payload: bytes) -> None:
-        """Write a chunk's outcomes under (round, attempt); they count once the ledger has the commit."""
-        self.client.hset(JobKeys.of(job_id).output, outcome_field(chunk, attempt), payload)
+        """Write a chunk's outcomes under (round, attempt); they count once the ledger has the commit.
+
+        Of a job that has ended nothing is written.
+        """
+        self._scripts.write(job_id, "output", outcome_field(chunk, attempt), payload)
 
     def drop_outcomes(self, job_id: str, chunk: int, attempt: tuple[int, int]) -> None:
         """Take back outcomes whose commit was refused."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,3 +111,14 @@ def test_even_deaths_laid_at_the_wrong_door_come_to_an_end(killers: set[int]):
     assert not plan.next()
     assert set(plan.failures) == killers
     assert sorted([*done, *plan.failures]) == list(range(20))
+
+
+@pytest.mark.parametrize("cautious", [True, False])
+def test_condemned_records_are_not_run_again(cautious: bool):
+    plan = Isolation([1, 2, 3], cautious=cautious, condemned={2: DIED, 9: DIED})
+    ran = []
+    while wanted := plan.next():
+        ran += wanted
+        plan.done(wanted)
+    assert ran == [1, 3]
+    assert plan.failures == {2: DIED}

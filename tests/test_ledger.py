@@ -203,6 +203,44 @@ def test_a_failed_job_keeps_its_reason_and_what_is_done(store: Store, ledger: Le
     assert job.failure == Failure("model_not_found", "There is no such model.")
 
 
+def test_a_job_with_more_failures_than_it_may_have_ends_early(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger)
+    for failed in (1, 1):
+        held = lease(ledger, job_id)
+        assert held
+        assert ledger.commit(held, Counts(0, failed), {}, most_failed=1) == "committed"
+    job = store.job(job_id)
+    assert (job.status, job.counts.done) == (JobStatus.FAILED, 2)
+    assert job.failure and job.failure.code == "too_many_errors"
+    assert ledger.retry(job_id) == 3, "the two that failed and the one that never ran"
+
+
+def test_a_limit_holds_for_the_last_chunk_too(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger, 1)
+    held = lease(ledger, job_id)
+    assert held
+    ledger.commit(held, Counts(0, 1), {}, most_failed=0)
+    assert store.job(job_id).status is JobStatus.FAILED
+
+
+def test_records_that_ran_alone_are_noted_for_one_round(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger, 1)
+    held = lease(ledger, job_id)
+    assert held and ledger.alone(held) == []
+    ledger.note_alone(held, [7, 7])
+    assert ledger.alone(held) == [7, 7]
+    commit(ledger, held, failed=1)
+    ledger.retry(job_id)
+    again = lease(ledger, job_id)
+    assert again and ledger.alone(again) == []
+
+
+@pytest.mark.parametrize(("limit", "allowed"), [("0", 0), ("7", 7), ("5%", 10), ("0.5%", 1), (None, None)])
+def test_errors_are_limited_by_number_or_by_share(limit: str | None, allowed: int | None) -> None:
+    spec = JobSpec(new_job_id(), "echo", max_errors=limit)
+    assert JobSpec.decode(spec.encode()).most_failed(200) == allowed
+
+
 def test_retry_opens_only_chunks_with_failures_in_a_new_round(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 5)
     run_all(ledger, job_id, failed=(1, 3))

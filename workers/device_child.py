@@ -129,8 +129,9 @@ class DeviceChild:
             logger.debug("device process %d closed its socket", self.pid)
         except ProtocolError as error:
             logger.error("device process %d does not speak the protocol: %s", self.pid, error)
-        self.kill()
-        self._close(self._process.wait())
+        finally:  # whatever it was: those who wait must hear of the end
+            self.kill()
+            self._close(self._process.wait())
 
     def _post(self, message: Message) -> None:
         try:

@@ -97,6 +97,10 @@ class DeviceLives:
             except WorkerError as fault:
                 self._break(fault)
                 return
+            except Exception as fault:  # the boundary: without this thread nobody would start another process
+                logger.exception("the device process cannot be kept alive")
+                self._break(WorkerError("device_process_dies", f"{type(fault).__name__}: {fault}"))
+                return
             if self.stopping:
                 return
             fruitless = _fruitless(child, fruitless)

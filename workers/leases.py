@@ -96,5 +96,8 @@ class LeaseKeeper:
             level = logging.INFO if is_passing(error) else logging.ERROR
             logger.log(level, "lease of chunk %d not renewed: %s", held.lease.chunk, error)
             return
+        except Exception:  # the boundary: this thread keeps all leases of the worker
+            logger.exception("lease of chunk %d not renewed", held.lease.chunk)
+            return
         if status not in ("queued", "running"):
             held.give_up(status)

@@ -16,7 +16,7 @@ import redis
 from common.heartbeats import Heartbeat, beat, leave
 from common.settings import Settings
 from workers.device_client import DeviceProcess
-from workers.devices import describe, only_trains, queues_of
+from workers.devices import describe, queues_of
 from workers.meter import Meter
 
 logger = logging.getLogger(__name__)
@@ -24,15 +24,20 @@ logger = logging.getLogger(__name__)
 INTERVAL = 3.0
 #: Seconds beyond the grace period after which an orphan that does not stop kills itself.
 EXTRA = 20.0
-#: Chunks in hand at once: one is fetched and one written back while one computes.
-SLOTS = 3
 
 
 class Pulse:
     """Writes the heartbeat every few seconds until it is stopped."""
 
     def __init__(
-        self, name: str, client: "redis.Redis", settings: Settings, device: DeviceProcess, meter: Meter
+        self,
+        name: str,
+        client: "redis.Redis",
+        settings: Settings,
+        device: DeviceProcess,
+        meter: Meter,
+        *,
+        slots: int,
     ) -> None:
         self.state = "starting"
         self._name = name
@@ -40,6 +45,7 @@ class Pulse:
         self._settings = settings
         self._device = device
         self._meter = meter
+        self._slots = slots
         self._parent = settings.supervised
         self._orphaned_at: float | None = None
         self._started = time.time()
@@ -73,6 +79,8 @@ class Pulse:
                 beat(self._client, self.now())
             except redis.RedisError as error:
                 logger.info("no heartbeat: %s", error)
+            except Exception:  # the boundary: a worker without a pulse counts as dead
+                logger.exception("no heartbeat")
             self._end_with_parent()
             self._at_once.wait(INTERVAL)
             self._at_once.clear()
@@ -97,7 +105,7 @@ class Pulse:
             device=self._settings.device,
             device_name=self._device_name,
             queues=queues_of(self._settings),
-            slots=1 if only_trains(self._settings) else SLOTS,
+            slots=self._slots,
             pid=os.getpid(),
             host=socket.gethostname(),
             started_at=self._started,

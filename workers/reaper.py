@@ -48,9 +48,14 @@ class Reaper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End."""
+        """End, and let another worker reap at once."""
         self._stopped.set()
         self._thread.join()
+        try:
+            if self._store.client.get(keys.REAPER) == self._name.encode():
+                self._store.client.delete(keys.REAPER)
+        except redis.RedisError as error:
+            logger.info("the turn to reap runs out by itself: %s", error)
 
     def _reap_for_ever(self) -> None:
         while True:

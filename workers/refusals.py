@@ -3,9 +3,7 @@
 import random
 import time
 
-import redis
-
-from common.keys import JobKeys
+from common.ledger import Ledger
 
 #: Seconds to pass over a job before trying it again: another model may have left the memory by then.
 FOR = 60.0
@@ -14,10 +12,11 @@ FOR = 60.0
 class Refusals:
     """What one worker has refused; also noted with the job, so that all can see when nobody is left."""
 
-    def __init__(self, client: "redis.Redis", worker: str) -> None:
-        self._client = client
+    def __init__(self, ledger: Ledger, worker: str) -> None:
+        self._ledger = ledger
         self._worker = worker
         self._until: dict[str, float] = {}
+        self._refused: set[str] = set()
 
     def pause(self, job_id: str, attempt: int) -> None:
         """Pass over the job for a moment after a fault that may pass: longer each time, and not in step with others."""
@@ -26,9 +25,14 @@ class Refusals:
     def add(self, job_id: str, reason: str) -> set[str]:
         """Pass over the job from now on; return the names of all workers that have refused it."""
         self._hold(job_id, FOR)
-        key = JobKeys.of(job_id).refusals
-        self._client.hset(key, self._worker, reason)
-        return {name.decode() for name in self._client.hkeys(key)}
+        self._refused.add(job_id)
+        return self._ledger.refuse(job_id, self._worker, reason)
+
+    def lift(self, job_id: str) -> None:
+        """Take a refusal back: the worker is at the job again."""
+        if job_id in self._refused:
+            self._refused.discard(job_id)
+            self._ledger.serve(job_id, self._worker)
 
     def _hold(self, job_id: str, seconds: float) -> None:
         now = time.monotonic()

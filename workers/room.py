@@ -42,8 +42,8 @@ class Room:
     stopping: threading.Event
 
 
-def make_room(name: str, app: Celery, settings: Settings) -> Room:
-    """Return a room that is not yet open."""
+def make_room(name: str, app: Celery, settings: Settings, slots: int) -> Room:
+    """Return a room that is not yet open; `slots` is how many turns it takes at once."""
     client = connect(settings.broker_url or "")
     store, ledger = Store(client, settings.result_ttl), Ledger(client, settings.lease)
     device, meter = DeviceProcess(settings), Meter()
@@ -54,9 +54,9 @@ def make_room(name: str, app: Celery, settings: Settings) -> Room:
         ledger,
         device,
         LeaseKeeper(ledger, settings.renew),
-        Refusals(client, name),
+        Refusals(ledger, name),
         meter,
-        Pulse(name, client, settings, device, meter),
+        Pulse(name, client, settings, device, meter, slots=slots),
         Reaper(name, app, store, ledger, settings),
         FineTuner(settings, store, app),
         threading.Event(),

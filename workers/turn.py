@@ -43,10 +43,22 @@ _DEATHS = 2
 def take_turn(room: Room, job_id: str, ticket: str) -> str:
     """Do one chunk of the job that the ticket names; return what happened, in words."""
     try:
+        return _take_turn(room, job_id, ticket)
+    except Exception as error:  # the boundary: a MemoryError alone would end the whole Celery process
+        # A lease that was held runs out now, and the chunk is opened again, ten times at most.
+        logger.exception("a turn at job %s", job_id)
+        return f"given up: {type(error).__name__}: {error}"
+
+
+def _take_turn(room: Room, job_id: str, ticket: str) -> str:
+    try:
         job = room.store.job(job_id)
+        if job.status.finished:
+            return f"void: the job is {job.status}"
         if room.refusals.holds(job_id) or room.stopping.is_set():
             return _pass_on(room, job.spec, ticket)
         lease = room.ledger.lease(job_id, ticket, room.name, _target(room, job))
+        room.refusals.lift(job_id)
     except UnknownJob:
         return "void: there is no such job"
     except redis.RedisError as error:
@@ -172,7 +184,8 @@ def _refuse(room: Room, job: Job, held: HeldLease, error: WorkerError) -> str:
 def _refuse_for_good(room: Room, job: Job, held: HeldLease, failure: Failure) -> str:
     """Give the chunk back for another worker; end the job when no live one is left that has not refused it."""
     refused = room.refusals.add(job.id, failure.message)
-    if {worker.name for worker in serving(living(room.store.client), job.spec.queue)} <= refused:
+    workers = {worker.name for worker in serving(living(room.store.client), job.spec.queue)}
+    if room.name in workers and workers <= refused:  # after an outage nobody may seem to live, not even this one
         return _fail(room, held, failure)
     return _give_back(room, held.lease, f"refused: {failure.message}")
 

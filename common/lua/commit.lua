@@ -1,5 +1,5 @@
 -- Marks a chunk as done, once. ARGV: chunk, round, attempt, succeeded, failed, truncated, facts (JSON), and how many
--- failed records the job may have before it ends early (none: any number).
+-- failed records the job may have; with more it fails, be it over or not (none: any number).
 -- Gives 'committed', or why not: 'double', 'stale' (another round), 'closed' (the job has ended).
 -- Whose commit it is does not matter, only that it is the first of this round.
 local word = status()
@@ -16,10 +16,11 @@ redis.call('HSET', JOB, 'facts', ARGV[7], 'stage', '')
 if tonumber(ARGV[5]) > 0 then redis.call('SADD', FLAWED, ARGV[1]) end
 redis.call('SREM', LEASED, ARGV[1])
 redis.call('DEL', lease_key(ARGV[1]))
-finish_if_over()
-if ARGV[8] and failed > tonumber(ARGV[8]) and unfinished(status()) then
+if ARGV[8] and failed > tonumber(ARGV[8]) and word ~= 'cancelling' then
   redis.call('HSET', JOB, 'failure_code', 'too_many_errors',
     'failure_message', failed .. ' records failed, and no more than ' .. ARGV[8] .. ' were to (--max-errors).')
   finish('failed')
+else
+  finish_if_over()
 end
 return 'committed'

@@ -1,5 +1,6 @@
--- Keeps a lease. ARGV: chunk, holder, lease in ms. Gives the job's status, or 'lost'.
+-- Keeps a lease. ARGV: chunk, holder, lease in ms, round. Gives the job's status, or 'lost'.
 -- A lease that ran out is taken up again while nobody else has: PEXPIRE alone works even when Redis is full.
+if redis.call('HGET', JOB, 'round') ~= ARGV[4] then return 'lost' end
 local key = lease_key(ARGV[1])
 local holder = redis.call('GET', key)
 if holder == ARGV[2] then

@@ -1,0 +1,38 @@
+"""The scripts of `common/lua`, each a step on one job that Redis runs whole or not at all."""
+
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import redis
+
+from common import keys
+from common.keys import JobKeys
+
+
+class Scripts:
+    """Runs scripts by their names; sends each to Redis once."""
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self._client = client
+        self._known: dict[str, Any] = {}
+
+    def run(self, script: str, job_id: str, *args: Any) -> Any:
+        """Return what the script answers for that job.
+
+        Raises:
+            redis.RedisError: Redis is away or full, or the job's keys hold what they should not.
+        """
+        if script not in self._known:
+            self._known[script] = self._client.register_script(_text(script))
+        return self._known[script](keys=[*JobKeys.of(job_id).all(), keys.ACTIVE], args=args)
+
+    def write(self, job_id: str, hash_name: str, field: str, value: str | bytes) -> bool:
+        """Write a field of one of the job's hashes, unless the job has ended; return whether it was written."""
+        return bool(self.run("write", job_id, JobKeys.position(hash_name), field, value))
+
+
+@cache
+def _text(name: str) -> str:
+    folder = files("common") / "lua"
+    return (folder / "finish.lua").read_text() + (folder / f"{name}.lua").read_text()
