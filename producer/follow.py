@@ -1,16 +1,13 @@
 """Following a job to its end, with progress; and what is said of it then."""
 
-from collections.abc import Callable
-
 from common.errors import UsageError
 from common.heartbeats import serving
 from common.jobs import Job
 from common.values import JobStatus
 from producer.client import Client
+from producer.printing import Say
 from producer.progress import JobProgress, job_progress
 from producer.tables import duration
-
-Say = Callable[[str], None]
 
 
 def follow(client: Client, job_id: str, say: Say) -> Job:

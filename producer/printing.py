@@ -1,10 +1,14 @@
 """Where words go: the answer to stdout, everything else to stderr."""
 
 import json
+from collections.abc import Callable
 
 import click
 
 from common.values import Json, visible
+
+#: Takes a sentence for the user.
+Say = Callable[[str], None]
 
 
 def say(text: str) -> None:

@@ -1,6 +1,6 @@
 """Running a plan: submit, then (where the user waits) show progress and give the results."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -12,11 +12,9 @@ from producer.follow import follow, follow_own
 from producer.give import give_results
 from producer.inputs import watch_duplicates
 from producer.plan import Plan
-from producer.printing import print_json
+from producer.printing import Say, print_json
 from producer.progress import submit_progress
 from producer.submission import submit
-
-Say = Callable[[str], None]
 
 
 def run(client: Client, plan: Plan, records: Iterable[Record], say: Say, *, as_json: bool) -> int:

@@ -121,6 +121,8 @@ def _time(job: Job) -> str:
     if job.started_at is None:
         return ""
     seconds = (job.finished_at or time.time()) - job.started_at
+    if job.round:  # the counts are those of all rounds, the time is that of the last one
+        return duration(seconds)
     return f"{duration(seconds)}, {job.counts.done / max(seconds, 0.001):,.0f} records/s"
 
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from common.errors import HugqueueError, UsageError
 from common.settings import Settings, load_settings, to_environ
@@ -21,8 +21,7 @@ from producer.client import Client
 from producer.embedded.attach import attach
 from producer.embedded.lifeline import die_with_parent
 from producer.plan import resolve_model
-
-Say = Callable[[str], None]
+from producer.printing import Say
 
 HOST = "127.0.0.1"
 #: What Flower shows of each turn: which job, and what came of it.

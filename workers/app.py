@@ -4,6 +4,7 @@ Celery carries the tickets here; what is done with them is in `workers.turn`.
 """
 
 import logging
+import sys
 import warnings
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 from celery import Celery, bootsteps
 from celery.exceptions import CPendingDeprecationWarning
 
-from common.errors import HugqueueError
+from common.errors import HugqueueError, UsageError
 from common.queue import FINETUNE, HANDLER_PREFIX, make_app
 from common.settings import Settings, load_settings
 from common.tasks import RUNNER_GROUP, TASKS
@@ -37,8 +38,10 @@ class RoomStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Open the room; a worker that cannot start ends with the reason."""
         # At every lost connection it asks for a setting that deletes running work (`common.queue`).
         warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
-        RoomStep.room = make_room(worker.hostname, worker.app, settings)
         try:
+            if settings.broker_url is None:
+                raise UsageError("No Redis is configured: set CELERY_BROKER_URL or REDIS_URL.")
+            RoomStep.room = make_room(worker.hostname, worker.app, settings, worker.concurrency)
             open_room(RoomStep.room)
         except HugqueueError as error:
             logger.error("This worker cannot start: %s", error)
@@ -80,5 +83,14 @@ def make_worker_app(settings: Settings) -> Celery:
     return worker_app
 
 
-settings = default_device(load_settings())
+def _settings() -> Settings:
+    """Return the worker's settings; wrong ones end it with a sentence instead of a traceback of an import."""
+    try:
+        return default_device(load_settings())
+    except HugqueueError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        raise SystemExit(CANNOT_START) from error
+
+
+settings = _settings()
 app = make_worker_app(settings)

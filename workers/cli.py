@@ -32,7 +32,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--device", help="auto, cpu, or GPUs as cuda:0,cuda:1.  [default: auto, all GPUs or else the CPU]")
+@click.option("--device", help="auto, cpu, gpu, or GPUs as cuda:0,cuda:1.  [default: auto, all GPUs or else the CPU]")
 @click.option(
     "--gpus",
     type=click.IntRange(min=1),

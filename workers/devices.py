@@ -54,24 +54,36 @@ def choose(device: str, gpus: list[Gpu]) -> list[Gpu | None]:
     """
     if device == "cpu" or (device == "auto" and not gpus):
         return [None]
-    if device in ("auto", "cuda", "gpu"):
+    if device in ("auto", "gpu"):
         if not gpus:
             raise UsageError("--device gpu: no GPU was found (`nvidia-smi` lists none).")
         return list(gpus)
     words = [word.strip() for word in device.split(",")]
+    if len(set(words)) < len(words):
+        raise UsageError(f"--device {device}: a GPU is named twice.")
     known = {f"cuda:{number}": gpu for number, gpu in enumerate(gpus)}
     for word in words:
         if word not in known:
             found = ", ".join(known) or "no GPU"
-            raise UsageError(f"--device {word!r} is not here: expected auto, cpu or cuda:N; found {found}.")
+            raise UsageError(f"--device {word!r} is not here: expected auto, cpu, gpu or cuda:N; found {found}.")
     return [known[word] for word in words]
 
 
 def default_device(settings: Settings) -> Settings:
-    """Return the settings with `auto` made the first GPU, or else the CPU: one worker serves one device."""
-    if settings.device != "auto":
+    """Return the settings with one device: of `auto` and `gpu` the first GPU, or else the CPU.
+
+    Raises:
+        UsageError: the device is not here, or is more than one: one worker serves one.
+    """
+    if settings.device == "cpu":
         return settings
-    return dataclasses.replace(settings, device="cuda:0" if find_gpus() else "cpu")
+    gpus = find_gpus()
+    first, *more = choose(settings.device, gpus)
+    if more and settings.device not in ("auto", "gpu"):
+        raise UsageError(
+            f"HUGQUEUE_DEVICE={settings.device}: one worker serves one device; `workers start` serves several."
+        )
+    return dataclasses.replace(settings, device=f"cuda:{gpus.index(first)}" if first else "cpu")
 
 
 def queues_of(settings: Settings) -> tuple[str, ...]:
@@ -88,8 +100,8 @@ def only_trains(settings: Settings) -> bool:
 def describe(device: str) -> str:
     """Return what the device is called."""
     if device.startswith("cuda"):
-        gpus = find_gpus()
-        return gpus[0].name if gpus else "GPU"
+        gpus, number = find_gpus(), int(device.partition(":")[2] or 0)
+        return gpus[number].name if number < len(gpus) else "GPU"
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

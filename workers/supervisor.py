@@ -126,7 +126,7 @@ class Supervisor:
                 if self._fallen(child, status):
                     return 1
             elif child.gpu and time.monotonic() > child.claim_again_at:
-                self._may_use(child.gpu)
+                self._renew_claim(child, child.gpu)
                 child.claim_again_at = time.monotonic() + CLAIM_MS / 3000
         return 0
 
@@ -144,6 +144,16 @@ class Supervisor:
         except redis.RedisError as error:
             logger.warning("cannot claim GPU %d: %s", gpu.index, error)
             return False
+
+    def _renew_claim(self, child: Child, gpu: Gpu) -> None:
+        try:
+            ours = claim(self._client, gpu, self._owner)
+        except redis.RedisError as error:
+            logger.warning("the claim of GPU %d is not renewed: %s", gpu.index, error)
+            return
+        if not ours and child.process:
+            logger.error("GPU %d was taken by another worker while Redis was away: stopping this one", gpu.index)
+            child.process.terminate()
 
     def _fallen(self, child: Child, status: int) -> bool:
         """Plan the next start of a worker that ended; return whether that is in vain."""

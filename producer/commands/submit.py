@@ -13,7 +13,13 @@ from producer.printing import print_json, say
 @click.command(no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--task", required=True, metavar="TASK", help="What to do with each record; `producer tasks` lists them.")
-@click.option("-m", "--model", "--model-id", metavar="ID|PATH", help="A hub id or a directory.  [default: the task's]")
+@click.option(
+    "-m",
+    "--model",
+    "--model-id",
+    metavar="ID|PATH|job:ID",
+    help="A hub id, a directory, or what a job trained.  [default: the task's]",
+)
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
 @click.option(
     "-o",

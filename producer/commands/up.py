@@ -8,7 +8,7 @@ from producer.printing import say
 
 
 @click.command()
-@click.option("--device", help="auto, cpu, or GPUs as cuda:0,cuda:1.  [default: auto, all GPUs or else the CPU]")
+@click.option("--device", help="auto, cpu, gpu, or GPUs as cuda:0,cuda:1.  [default: auto, all GPUs or else the CPU]")
 @click.option("--preload", multiple=True, metavar="TASK[=MODEL]", help="Load a model at once; repeatable.")
 @click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Flower's port.")
 @click.option("--no-flower", is_flag=True, help="Start no Flower.")
