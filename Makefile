@@ -33,10 +33,10 @@ test: check ## All checks and tests that CI runs
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not faults and not compose"
 
 test-faults: $(STAMP) ## All faults, those that take minutes too
-	@$(BIN)/pytest -m "not compose" tests/faults
+	@$(BIN)/pytest tests/faults tests/test_finetune_jobs.py tests/test_finetune_places.py
 
 test-soak: $(STAMP) ## Kill workers at random for a quarter of an hour, and count the outcomes
-	@$(BIN)/python -m tests.faults.soak --minutes 15
+	@$(BIN)/python -m tests.soak --minutes 15
 
 test-compose: $(STAMP) ## The containers; needs a container engine
 	@$(BIN)/pytest -m compose

@@ -115,6 +115,7 @@ def test_a_killed_worker_loses_no_step_and_changes_no_weight(
         assert values == pytest.approx(right[name], abs=1e-6), name
 
 
+@pytest.mark.faults
 def test_a_worker_that_is_stopped_writes_a_checkpoint_and_another_goes_on_from_it(
     store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, base: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_cancelling_ends_the_processes_within_seconds_and_keeps_the_last_checkpo
     assert "was cancelled" in shell.run("watch", job, status=1).stderr
 
 
+@pytest.mark.faults
 def test_a_training_process_that_dies_is_started_again_from_its_checkpoint(
     store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, base: Path
 ) -> None:
@@ -170,6 +172,7 @@ def test_two_processes_share_the_examples(
     assert sum(map(sum, result["confusion"])) == 8
 
 
+@pytest.mark.faults
 def test_a_loss_that_is_no_number_fails_the_job_with_a_clear_word(
     store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, base: Path
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_data_set_of_the_hub_is_loaded_by_the_worker(shell: Shell, start_worke
         assert shell.status(missing)["error"]["code"] == "dataset_not_found"
 
 
+@pytest.mark.faults
 def test_with_a_remote_store_another_machine_serves_the_model_and_goes_on_from_checkpoints(
     environ: dict[str, str], shell: Shell, start_workers: StartWorkers, base: Path, tmp_path: Path
 ) -> None:
@@ -103,6 +104,7 @@ def wide_model(directory: Path) -> Path:
     return directory
 
 
+@pytest.mark.faults
 def test_where_memory_runs_out_the_batch_is_halved_and_the_steps_stay(
     shell: Shell, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
@@ -123,6 +125,7 @@ def test_where_memory_runs_out_the_batch_is_halved_and_the_steps_stay(
     assert result["steps"] == 1
 
 
+@pytest.mark.faults
 def test_flower_is_told_of_the_steps(
     server: RedisServer, shell: Shell, start_workers: StartWorkers, base: Path, tmp_path: Path
 ) -> None:
