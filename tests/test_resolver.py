@@ -147,7 +147,9 @@ def test_a_policy_comes_from_the_settings_and_passes_as_text():
         }
     )
     policy = ModelPolicy.of(settings)
-    assert policy == ModelPolicy(("/models", "/more"), ("google-bert/*",), ("owner/model",))
+    assert (policy.roots, policy.patterns) == (("/models", "/more"), ("google-bert/*",))
+    assert policy.preloaded == ("owner/model",)
+    assert not (policy.any_path or policy.allow_pickle or policy.allow_remote_code)
     assert ModelPolicy.decode(policy.encode()) == policy
 
 

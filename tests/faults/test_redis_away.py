@@ -89,6 +89,7 @@ def test_redis_is_killed_while_nothing_is_to_be_done(
     server: RedisServer, start_workers: StartWorkers, new_batch: NewBatch
 ) -> None:
     workers = start_workers()
+    wait_until(lambda: " ready." in workers.text(), LONG, "Celery is connected")
     before = pids(workers)
     server.kill()
     wait_until(lambda: lost_connections(workers), LONG, "the worker notices")
