@@ -6,6 +6,7 @@ examples in memory: learning goes over them again and again.
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,8 @@ SHAPES: dict[str, Shape] = {
     "fill-mask": _TEXT,
     "text-generation": _TEXT,
 }
+#: A cell that is a number; a word that merely looks like one, as 007 or 1_0, is a word.
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(?P<fraction>(\.[0-9]+)?([eE][+-]?[0-9]+)?)\Z")
 #: The other shape of text-generation: learn what follows a prompt.
 PROMPTED = Shape(("prompt",), ("completion", "response", "answer"))
 
@@ -110,13 +113,10 @@ def _parsed(text: str) -> Json:
     """Return what a cell of a table means: 1 and 0.5 are numbers, ["a", "b"] is a list."""
     if text.startswith("["):
         return _label(_json_list(text))
-    try:
-        number = float(text)
-    except ValueError:
+    match = _NUMBER.match(text)
+    if match is None or not math.isfinite(number := float(text)):
         return text
-    if not math.isfinite(number):
-        return text
-    return int(text) if text.lstrip("+-").isascii() and text.lstrip("+-").isdecimal() else number
+    return number if match["fraction"] else int(text)
 
 
 def _json_list(text: str) -> list[Json]:

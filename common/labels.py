@@ -17,6 +17,8 @@ _LISTED = 5
 #: More classes than that are hardly classes: a column of texts or ids was named.
 _MOST_CLASSES = 10_000
 
+_KINDS = ("classes", "several", "number", "tags", "")
+
 Example = Mapping[str, Json]
 
 
@@ -27,6 +29,23 @@ class Labels:
     kind: str  #: `classes`, `several` (a list of classes each), `number`, `tags`, or `` where nothing is
     names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def encode(self) -> dict[str, Json]:
+        """Return the JSON object that `decode` takes."""
+        return {"kind": self.kind, "names": list(self.names), "warnings": list(self.warnings)}
+
+    @classmethod
+    def decode(cls, raw: Mapping[str, Json]) -> "Labels":
+        """Return the value of that object.
+
+        Raises:
+            UsageError: it is no such object.
+        """
+        lists = [raw.get("names"), raw.get("warnings")]
+        whole = all(isinstance(found, list) and all(isinstance(item, str) for item in found) for found in lists)
+        if raw.get("kind") not in _KINDS or not whole:
+            raise UsageError(f"expected kind, names and warnings of the labels, found {str(raw)[:80]}")
+        return cls(raw["kind"], tuple(raw["names"]), tuple(raw["warnings"]))
 
     @property
     def words(self) -> str:
@@ -51,6 +70,7 @@ def survey(task: str, examples: Sequence[Example]) -> Labels:
     if task == "token-classification":
         return _tags(examples)
     if task != "text-classification":
+        _check_alike(examples)
         return Labels("")
     labels = [example["label"] for example in examples]
     if any(isinstance(label, list) for label in labels):
@@ -58,6 +78,15 @@ def survey(task: str, examples: Sequence[Example]) -> Labels:
     if all(isinstance(label, int | float) for label in labels) and any(isinstance(label, float) for label in labels):
         return _numbers(labels)
     return _classes(labels)
+
+
+def _check_alike(examples: Sequence[Example]) -> None:
+    prompted = sum("prompt" in example for example in examples)
+    if 0 < prompted < len(examples):
+        raise UsageError(
+            f"{prompted:,} of {len(examples):,} examples are prompts with what follows them, the others plain texts: "
+            "learn from one kind."
+        )
 
 
 def _tags(examples: Sequence[Example]) -> Labels:

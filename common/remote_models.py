@@ -83,8 +83,9 @@ class RemoteStore(ModelsStore):
         return target
 
     def _cards(self, job_id: str) -> list[str]:
-        paths = sorted(self._files.glob(f"{self._base}/{job_id}/*/{CARD}"), reverse=True)
-        return [path.rpartition(f"{job_id}/")[2] for path in paths]
+        """Return the cards of all attempts, the newest first: an attempt's name is `ROUND-ATTEMPT-HOLDER`."""
+        paths = self._files.glob(f"{self._base}/{job_id}/*/{CARD}")
+        return sorted((path.rpartition(f"{job_id}/")[2] for path in paths), key=_age, reverse=True)
 
     def _put(self, source: Path, name: str, last: str) -> None:
         files = sorted((path for path in source.rglob("*") if path.is_file()), key=lambda path: path.name == last)
@@ -113,6 +114,10 @@ class RemoteStore(ModelsStore):
 
     def __str__(self) -> str:
         return self._address
+
+
+def _age(card: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in card.split("-")[:2] if part.isdecimal())
 
 
 def _file_system(address: str) -> tuple[Any, str]:

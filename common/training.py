@@ -61,6 +61,7 @@ class Training:
     train_source: str | None = None  #: `hf:NAME[:SPLIT]`; None: the job's payloads
     eval_source: str | None = None
     eval_split: float | None = None  #: share of a hub training set that is held out
+    labels: Mapping[str, Json] | None = None  #: `common.labels.Labels`, encoded; None: the worker finds out
 
     @property
     def rate(self) -> float:
@@ -112,6 +113,7 @@ _SHAPES: dict[str, tuple[type, ...]] = {
     "train_source": _OPTIONAL_TEXT,
     "eval_source": _OPTIONAL_TEXT,
     "eval_split": (float, NoneType),
+    "labels": (dict, NoneType),
 }
 
 #: What each number must be: option, lowest, highest.

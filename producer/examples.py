@@ -1,6 +1,6 @@
 """Reading the examples of a fine-tune job: every row must be whole, and what is wrong is said before sending."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from common.errors import UsageError
@@ -71,14 +71,41 @@ def read_examples(
 def _read(
     task: str, inputs: Sequence[str], training: Training, settings: Settings, format: str | None, said: list[str]
 ) -> list[dict[str, Json]]:
-    reading = _as_read(task, training)
-    records = read_records(inputs, reading, format=format, max_record_bytes=settings.max_record_bytes)
-    examples = [_example(task, record, training, inputs) for record in records]
+    examples = [
+        example
+        for source in inputs
+        for example in _read_input(task, source, training, settings.max_record_bytes, format)
+    ]
     whole = [example for example in examples if not is_empty(example)]
     if len(whole) < len(examples):
         number = len(examples) - len(whole)
         said.append(f"{number:,} {'example' if number == 1 else 'examples'} without text: left out.")
     return whole
+
+
+def _read_input(task: str, source: str, training: Training, most: int, format: str | None) -> Iterator[dict[str, Json]]:
+    """Give the examples of one input, whose first row decides which columns are read."""
+    columns: tuple[str, str | None] | None = None
+    for record in read_records([source], _as_read(task, training), format=format, max_record_bytes=most):
+        row = _row(record)
+        try:
+            found = choose_shape(task, list(row), training.text_column, training.label_column)
+            columns = columns or found
+            if found != columns:
+                raise UsageError(f"it has {_named(found)}, the first record has {_named(columns)}: name one of them")
+            yield make_example(task, row, *columns)
+        except UsageError as error:
+            raise UsageError(f"{source}, record {record.id}: {error}") from error
+
+
+def _row(record: Record) -> dict[str, Json]:
+    if record.failure is not None:
+        raise UsageError(f"{record.failure.message.rstrip('.')}. Mend or remove it: all examples must be whole.")
+    return {"text": record.input} if isinstance(record.input, str) else record.input
+
+
+def _named(columns: Sequence[str | None]) -> str:
+    return " and ".join(repr(name) for name in columns if name)
 
 
 def _as_read(task: str, training: Training) -> Task:
@@ -95,14 +122,3 @@ def _alternatives(shape: Shape, training: Training) -> list[tuple[str, ...]]:
         return [(text,) for text in texts]
     labels = (training.label_column,) if training.label_column else shape.label
     return [(text, label) for text in texts for label in labels]
-
-
-def _example(task: str, record: Record, training: Training, inputs: Sequence[str]) -> dict[str, Json]:
-    if record.failure is not None:
-        raise UsageError(f"{record.failure.message.rstrip('.')}. Mend or remove it: all examples must be whole.")
-    row = {"text": record.input} if isinstance(record.input, str) else record.input
-    try:
-        text, label = choose_shape(task, list(row), training.text_column, training.label_column)
-        return make_example(task, row, text, label)
-    except UsageError as error:
-        raise UsageError(f"{', '.join(inputs)}, record {record.id}: {error}") from error

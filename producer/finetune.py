@@ -1,8 +1,8 @@
 """From the options of `finetune` to a job: everything checked that can be checked before any work, then submitted."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -21,9 +21,8 @@ from producer.examples import CHUNK_RECORDS, ExampleSet, read_examples
 from producer.exits import INTERRUPTED, exit_status
 from producer.follow import follow, follow_own
 from producer.plan import check_spec, parse_params, resolve_model
+from producer.printing import Say
 from producer.submission import cut_chunks, forget
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +77,8 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
     )
     check_spec(spec)
     examples = read_examples(task, inputs, evaluation, training, eval_split, settings, format_)
+    if examples.labels is not None:
+        spec = replace(spec, training=replace(training, labels=examples.labels.encode()).encode())
     return FinetunePlan(settings, spec, examples, wait or settings.embedded)
 
 

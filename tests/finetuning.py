@@ -1,7 +1,6 @@
 """Fine-tune jobs for tests: tiny base models, examples, and runs in this very process."""
 
 import json
-import shutil
 import socket
 import threading
 from collections.abc import Mapping, Sequence
@@ -118,8 +117,3 @@ def result_of(shell: Shell, job: str) -> dict[str, Any]:
 def model_directory(store: Path, job: str) -> Path:
     chosen = json.loads((store / job / "model.json").read_text())
     return store / job / chosen["attempt"]
-
-
-def copy_model(source: Path, target: Path) -> Path:
-    shutil.copytree(source, target)
-    return target

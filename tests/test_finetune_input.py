@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from common.errors import UsageError
+from common.labels import Labels
 from common.training import Training
 from common.training_arguments import BARRED, FIELDS
 from producer.finetune import FinetunePlan, make_finetune_plan
@@ -199,3 +200,46 @@ def test_the_command_says_one_sentence_and_exits_with_2(tmp_path: Path) -> None:
     done = shell.run("finetune", str(path), "-m", "org/model", status=2)
     assert done.stdout == ""
     assert done.stderr == "Error: Every example has the label 1: there is nothing to tell apart.\n"
+
+
+@pytest.mark.parametrize("word", ["007", "1_0", "1_000", "+1", ".5", "1.", "١", "nan", "1e999", "0x10"])
+def test_a_cell_that_merely_looks_like_a_number_is_a_word(tmp_path: Path, word: str) -> None:
+    found = plan(write_reviews(tmp_path / "reviews.csv", [("good", word), ("bad", "other")])).examples
+    assert found.train[0]["label"] == word
+
+
+@pytest.mark.parametrize(("cell", "number"), [("-3", -3), ("0", 0), ("0.5", 0.5), ("-1e-3", -0.001), ("2E2", 200.0)])
+def test_a_cell_that_is_a_number_is_one(tmp_path: Path, cell: str, number: float) -> None:
+    found = plan(write_reviews(tmp_path / "reviews.csv", [("good", cell), ("bad", "7")])).examples
+    assert found.train[0]["label"] == number
+
+
+def test_what_the_labels_are_is_decided_before_the_split_and_sent_along(tmp_path: Path) -> None:
+    path = tmp_path / "tags.jsonl"
+    tags = ["O", "O", "O", *(f"B-{number}" for number in range(7))]
+    path.write_text("".join(json.dumps({"tokens": ["a"], "tags": [tag]}) + "\n" for tag in tags))
+    found = plan(path, task="token-classification", eval_split=0.5)
+    assert {tag for e in found.examples.train for tag in e["tags"]} != set(tags)  # some are held out altogether
+    labels = Labels.decode(Training.decode(json.loads(json.dumps(found.spec.training))).labels or {})
+    assert labels.kind == "tags" and set(labels.names) == set(tags)
+
+
+def test_labels_on_the_wire_are_checked() -> None:
+    for wrong in ({}, {"kind": "colour", "names": [], "warnings": []}, {"kind": "tags", "names": [1], "warnings": []}):
+        with pytest.raises(UsageError, match="of the labels"):
+            Labels.decode(wrong)
+
+
+def test_a_row_with_other_columns_than_the_first_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n{"text": "c"}\n')
+    message = refused(path, task="text-generation")
+    assert "record 1" in message and "it has 'text', the first record has 'prompt' and 'completion'" in message
+
+
+def test_prompts_and_plain_texts_of_two_files_are_refused(tmp_path: Path) -> None:
+    for name, row in (("a", {"prompt": "a", "completion": "b"}), ("b", {"text": "c"})):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    inputs = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    with pytest.raises(UsageError, match="1 of 2 examples are prompts"):
+        make_finetune_plan(inputs, task="text-generation", model="org/model")

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from common.errors import ModelError
-from workers.training.checkpoints import seal
+from workers.training.checkpoints import seal, sibling
 from workers.training.link import Link
 
 #: Seconds between two messages about steps.
@@ -92,6 +92,12 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         self._written = time.monotonic()
         self._stopping = False
         self._epoch_rng: torch.Tensor | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Find the best checkpoint again: Trainer knows its path on the machine that wrote it, and forgets it here."""
+        if self._resumed is not None and state.best_model_checkpoint is None and state.best_global_step:
+            best = sibling(self._resumed, state.best_global_step)
+            state.best_model_checkpoint = str(best) if best else None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Have the examples come in the same order in all processes, and in a run that goes on from a checkpoint."""

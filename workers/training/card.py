@@ -51,7 +51,7 @@ def describe_run(
         "curve": _thinned([[e["step"], e["loss"], e.get("learning_rate")] for e in losses]),
         "evaluations": [_evaluation(entry) for entry in state.log_history if "eval_loss" in entry],
         "confusion": confusion,
-        "options": dict(job.training or {}),
+        "options": {name: value for name, value in (job.training or {}).items() if name != "labels"},
         "arguments": _arguments(trainer.args),
         "batch": [order.batch_size, order.gradient_accumulation, order.processes],
         "device": _device(order),

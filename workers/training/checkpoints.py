@@ -42,6 +42,13 @@ def latest_whole(directories: Iterable[Path]) -> Path | None:
     return next((checkpoint for checkpoint in found if is_whole(checkpoint)), None)
 
 
+def sibling(checkpoint: Path, steps: int) -> Path | None:
+    """Return the whole checkpoint at that step, of the same attempt or of another one of the job."""
+    name = f"checkpoint-{steps}"
+    others = sorted(checkpoint.parent.parent.glob(f"*/{name}"))
+    return next((path for path in (checkpoint.parent / name, *others) if is_whole(path)), None)
+
+
 def steps_of(checkpoint: Path) -> int:
     """Return how many steps lie behind a checkpoint."""
     match = _NAME.match(checkpoint.name)

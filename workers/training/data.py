@@ -1,16 +1,20 @@
 """The examples of a run: from payload files, or from a data set of the hub; and their encoded form for Trainer."""
 
+import errno
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import ModelError, UsageError
+from common.errors import ModelError, UsageError, WorkerError
 from common.examples import choose_shape, is_empty, make_example
 from common.labels import Example, Labels, check_seen, split, survey
 from common.payloads import decode_records
 from common.training import HUB_PREFIX, Training
 from common.values import Json
 from workers.training.order import Order
+
+#: What the hub's HTTP library raises without network, by name: the library itself changes with the hub's version.
+_NO_NETWORK = "TransportError"
 
 
 class Examples:
@@ -21,13 +25,21 @@ class Examples:
         self.notes: list[str] = []
         self.train = self._load(task, training, training.train_source, order.examples.get("train", ()))
         self.evaluation = self._load(task, training, training.eval_source, order.examples.get("eval", ()))
-        self.labels: Labels = survey(task, self.train)
+        self.labels = self._labels(task, training)
         self.notes += self.labels.warnings
         if self.evaluation:
             check_seen(self.labels, self.evaluation, training.eval_source or "the evaluation set")
         elif training.eval_split:
             self.train, self.evaluation, said = split(self.labels, self.train, training.eval_split, training.seed)
             self.notes += said
+
+    def _labels(self, task: str, training: Training) -> Labels:
+        """Return what the producer found; a part that is left to learn from may not show all of it any more."""
+        if training.labels is not None:
+            labels = Labels.decode(training.labels)
+            check_seen(labels, self.train, "the training set")
+            return labels
+        return survey(task, self.train)
 
     def _load(self, task: str, training: Training, source: str | None, files: Sequence[str]) -> list[Example]:
         if source is None:
@@ -54,9 +66,9 @@ def _from_hub(task: str, training: Training, source: str) -> Iterable[dict[str, 
     text, label = choose_shape(task, dataset.column_names, training.text_column, training.label_column)
     names = _class_names(dataset.features.get(label)) if label else None
     for number, row in enumerate(dataset):
-        if names and label:
-            row = {**row, label: _named(row[label], names)}  # noqa: PLW2901
         try:
+            if names and label:
+                row = {**row, label: _named(row[label], names)}  # noqa: PLW2901
             yield make_example(task, row, text, label)
         except UsageError as error:
             raise UsageError(f"{source} row {number + 1}: {error}") from error
@@ -69,7 +81,23 @@ def _download(name: str, part: str) -> Any:
         return datasets.load_dataset(name, split=part)
     except Exception as error:  # a boundary: the errors of hub, file system and formats have no common base
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError("dataset_not_found", f"hf:{name}:{part} cannot be had: {lines[0][:500]}") from error
+        message = f"hf:{name}:{part} cannot be had: {lines[0][:500]}"
+        if _is_of_this_place(error):
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise WorkerError("disk_full" if full else "hub_unavailable", message) from error
+        raise ModelError("dataset_not_found", message) from error
+
+
+def _is_of_this_place(error: BaseException) -> bool:
+    """Whether the network or the disk is to blame, so that another worker, or a later try, may have the data set."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, FileNotFoundError):  # also the hub's word that there is no such data set
+            return False
+        if isinstance(seen, OSError) or _NO_NETWORK in (kind.__name__ for kind in type(seen).__mro__):
+            return True
+        seen = seen.__cause__
+    return False
 
 
 def _class_names(feature: Any) -> list[str] | None:
@@ -79,4 +107,8 @@ def _class_names(feature: Any) -> list[str] | None:
 
 
 def _named(value: Json, names: Sequence[str]) -> Json:
-    return [names[item] for item in value] if isinstance(value, list) else names[value]
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
+    if not isinstance(value, int) or not 0 <= value < len(names):
+        raise UsageError(f"a label must be a number from 0 to {len(names) - 1}, found {value}: this row has none")
+    return names[value]

@@ -1,10 +1,11 @@
 """The training process's end of the socket to the Celery process: it tells, is told to stop, and ends with it."""
 
-import json
 import os
 import socket
 import threading
 from typing import Any
+
+from common.encoder import to_json
 
 #: Exit status of a process whose Celery process is gone.
 ORPHANED = 70
@@ -28,7 +29,7 @@ class Link:
 
     def tell(self, kind: str, **body: Any) -> None:
         """Send a message; what is not a finite number goes as null."""
-        line = json.dumps({"kind": kind, **body}, default=str).encode() + b"\n"
+        line = to_json({"kind": kind, **body}).encode() + b"\n"
         with self._lock:
             self._socket.sendall(line)
 

@@ -143,7 +143,9 @@ def _judge(
     if "eval" not in encoded:
         return {}, None
     if examples.labels.kind != "classes":
+        before = len(trainer.state.log_history)
         measured: dict[str, float] = trainer.evaluate()
+        del trainer.state.log_history[before:]  # the history is that of the training alone
         return measured, None
     found = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
     few = len(examples.labels.names) <= _MOST_CONFUSED

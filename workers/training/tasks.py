@@ -110,7 +110,10 @@ def _continue(tokenizer: Any, examples: Sequence[Example], _: Labels, most: int)
     first = _plain_ids(tokenizer, [example["prompt" if prompted else "text"] for example in examples])
     second = _plain_ids(tokenizer, [example.get("completion", "") for example in examples])
     for prompt, completion in zip(first, second, strict=True):
-        rows = [(prompt, completion + end)] if prompted else [([], p) for p in _pieces([*prompt, *end], most)]
+        learning = completion + end if prompted else [*prompt, *end]
+        if not learning:  # its text is no token at all
+            continue
+        rows = [(prompt, learning)] if prompted else [([], p) for p in _pieces(learning, most)]
         cut += len(rows) > 1 or len(rows[0][0]) + len(rows[0][1]) > most
         for given, learnt in rows:
             learnt = learnt[:most]  # noqa: PLW2901
@@ -135,7 +138,7 @@ def _wrapped(tokenizer: Any, piece: Sequence[int]) -> Mapping[str, list[int]]:
 
 
 def _pieces(ids: list[int], most: int) -> list[list[int]]:
-    return [ids[start : start + most] for start in range(0, max(len(ids), 1), most)]
+    return [ids[start : start + most] for start in range(0, len(ids), most)]
 
 
 def _inputs(found: Any) -> Columns:

@@ -1,0 +1,146 @@
+"""What the training side makes of labels, checkpoints, data sets and sockets, each by itself."""
+
+import errno
+import json
+import math
+import shutil
+import threading
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from common.errors import CodedError, ModelError, UsageError, WorkerError
+from common.labels import Labels
+from common.models_store import open_store
+from tests.finetuning import TUTORIAL, Listener, base_model, make_order, train_here
+from tests.processes import wait_until
+from tests.tiny_models import causal_gpt2, masked_roberta
+from workers.training.data import Examples
+from workers.training.launch import Launch
+
+REVIEWS = [{"text": text, "label": label} for text, label in TUTORIAL * 4]
+FEATURES = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+
+
+def test_a_tag_that_is_held_out_altogether_has_its_place_in_the_head(tmp_path: Path) -> None:
+    labels = Labels("tags", ("O", "B-LOC"))
+    train = [{"tokens": ["the", "cat"], "tags": ["O", "O"]}] * 4
+    held_out = [{"tokens": ["in", "paris"], "tags": ["O", "B-LOC"]}]
+    base = base_model(tmp_path / "base")
+    order = make_order(
+        tmp_path / "work", "token-classification", base, train, held_out, epochs=1, labels=labels.encode()
+    )
+    assert train_here(order)["labels"] == {"kind": "tags", "names": ["O", "B-LOC"]}
+
+
+def test_labels_sent_along_must_be_those_of_the_examples(tmp_path: Path) -> None:
+    labels = Labels("classes", ("0", "2")).encode()
+    order = make_order(tmp_path / "work", "text-classification", tmp_path, REVIEWS, labels=labels)
+    with pytest.raises(UsageError, match="label '1' does not occur"):
+        Examples(order)
+
+
+@pytest.mark.parametrize("make", [base_model, masked_roberta, lambda path: causal_gpt2(path, pad=True, chat=False)])
+def test_words_are_tagged_as_they_are_cut_in_running_text(make: Any, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    rows = [{"tokens": ["i", "like", "paris"], "tags": ["O", "O", "B-LOC"]}] * 4
+    order = make_order(
+        tmp_path / "work", "token-classification", make(tmp_path / "base"), rows, rows, epochs=30, learning_rate=5e-3
+    )
+    result = train_here(order)
+    assert len(result["evaluations"]) == result["epochs"] == 30
+    tagger = pipeline("token-classification", model=str(order.model_directory), device="cpu")
+    cut = tagger.tokenizer(["i", "like", "paris"], is_split_into_words=True)["input_ids"]
+    assert cut == tagger.tokenizer("i like paris")["input_ids"]
+    assert {entity["entity"] for entity in tagger("i like paris") if entity["end"] > 7} == {"B-LOC"}
+
+
+def test_the_best_checkpoint_is_found_again_on_another_machine(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base")
+    rates = {"epochs": 3, "learning_rate": 5.0, "metric_for_best": "loss"}  # each epoch makes it worse
+    first = make_order(tmp_path / "one" / "1-1-a", "text-classification", base, REVIEWS, REVIEWS, **rates)
+    best = train_here(first)
+    here = tmp_path / "two"
+    shutil.move(tmp_path / "one", here)
+    [last] = [path for path in here.glob("*/checkpoint-*") if path.name == f"checkpoint-{best['steps']}"]
+    assert best["best_step"] != best["steps"]
+    order = make_order(here / "1-2-b", "text-classification", base, REVIEWS, REVIEWS, **rates)
+    again = train_here(replace(order, checkpoint=str(last)))
+    assert again["best_step"] == best["best_step"]
+    assert again["metrics"]["loss"] == pytest.approx(best["metrics"]["loss"], rel=1e-5)
+
+
+def test_a_text_of_no_token_is_not_learnt(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from workers.training.tasks import RECIPES
+
+    tokenizer = AutoTokenizer.from_pretrained(base_model(tmp_path / "base"))
+    rows = [{"text": "\u200b"}, {"text": "the cat"}]
+    for task in ("fill-mask", "text-generation"):
+        columns = RECIPES[task].encode(tokenizer, rows, Labels(""), 16).columns
+        assert len(columns["input_ids"]) == 1, task
+
+
+@pytest.mark.parametrize("missing", [-1, None])
+def test_a_row_of_the_hub_without_a_label_is_named(
+    missing: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, missing]}, features=FEATURES)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    order = make_order(tmp_path / "work", "text-classification", tmp_path, [], train_source="hf:org/reviews")
+    with pytest.raises(UsageError, match="hf:org/reviews row 2: a label must be a number from 0 to 1"):
+        Examples(order)
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (ConnectionError("no route"), (WorkerError, "hub_unavailable")),
+        (OSError(errno.ENOSPC, "no space"), (WorkerError, "disk_full")),
+        (datasets.exceptions.DatasetNotFoundError("no such data set"), (ModelError, "dataset_not_found")),
+        (ValueError("Unknown split"), (ModelError, "dataset_not_found")),
+    ],
+)
+def test_only_what_another_worker_would_not_find_either_fails_the_job(
+    fault: Exception, found: tuple[type[CodedError], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    order = make_order(tmp_path / "work", "text-classification", tmp_path, [], train_source="hf:org/reviews")
+    with pytest.raises(found[0], match="hf:org/reviews:train cannot be had") as caught:
+        Examples(order)
+    assert caught.value.code == found[1]
+
+
+def test_a_launch_leaves_no_thread_behind(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with Launch(tmp_path / "order.json", tmp_path / "s", tmp_path / "log", cuda=False, processes=1) as launch:
+        launch.kill()
+    wait_until(lambda: set(threading.enumerate()) <= before, 10, "the end of the threads")
+
+
+def test_a_metric_that_is_no_number_goes_as_null() -> None:
+    listener = Listener()
+    listener.link.tell("progress", metrics={"loss": math.nan})
+    wait_until(lambda: bool(listener.said("progress")), 10, "the message")
+    assert listener.said("progress") == [{"kind": "progress", "metrics": {"loss": None}}]
+
+
+def test_of_several_whole_models_elsewhere_the_latest_attempt_counts(tmp_path: Path) -> None:
+    job = "0123456789ab"
+    store = open_store(f"memory://models-{uuid.uuid4().hex}/m", tmp_path)
+    for attempt in ("2-1-worker", "10-1-worker", "9-3-worker"):
+        directory = store.work_directory(job, attempt) / "model"
+        directory.mkdir()
+        (directory / "model.json").write_text(json.dumps({}))
+        store.add_model(job, attempt, directory)
+    found = store.find(job)
+    assert found is not None and found.attempt == "10-1-worker"
