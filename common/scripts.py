@@ -24,7 +24,7 @@ class Scripts:
             redis.RedisError: Redis is away or full, or the job's keys hold what they should not.
         """
         if script not in self._known:
-            self._known[script] = self._client.register_script(_text(script))
+            self._known[script] = self._client.register_script(script_text(script))
         return self._known[script](keys=[*JobKeys.of(job_id).all(), keys.ACTIVE], args=args)
 
     def write(self, job_id: str, hash_name: str, field: str, value: str | bytes) -> bool:
@@ -33,6 +33,7 @@ class Scripts:
 
 
 @cache
-def _text(name: str) -> str:
+def script_text(name: str) -> str:
+    """Return the text of a script as it is sent to Redis, what all of them share before it."""
     folder = files("common") / "lua"
     return (folder / "finish.lua").read_text() + (folder / f"{name}.lua").read_text()

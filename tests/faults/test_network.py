@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.connection import connect
-from common.ledger import Ledger, _script
+from common.ledger import Ledger
+from common.scripts import script_text
 from common.store import Store
 from common.values import JobSpec, new_job_id
 from tests.faults.jobs import LONG, Batch
@@ -33,7 +34,7 @@ def proxy(server: RedisServer) -> Iterator[Proxy]:
 
 def digest(step: str) -> bytes:
     """What Redis calls the script of a step of the ledger."""
-    return sha1(_script(step).encode()).hexdigest().encode()
+    return sha1(script_text(step).encode()).hexdigest().encode()
 
 
 def test_a_worker_and_a_waiting_producer_that_are_cut_off_go_on_afterwards(
