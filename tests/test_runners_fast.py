@@ -1,6 +1,8 @@
-"""The fast runner gives what the plain one gives, on two thousand mixed records; else the plain one runs."""
+"""The fast runner gives what the plain one gives, bad records and too long ones included; else the plain one runs.
 
-import random
+What both give is compared with transformers itself in `test_runners_parity` and `test_runners_pipeline`.
+"""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +14,12 @@ from transformers import BertForTokenClassification
 from common.values import Json, Outcome
 from tests import tiny_models
 from tests.one_by_one import assert_same, assert_same_as_pipeline, runner_of
-from tests.tiny_models import SMALL, SPECIALS, TEXTS, VOCABULARY, RecordingWatch
+from tests.tiny_models import SMALL, TEXTS, VOCABULARY, RecordingWatch, mixed
 from workers.runners.fast import FastRunner
 from workers.runners.pipelines import PipelineRunner
 
 Models = Callable[[str], Path]
 
-#: Korean and English pieces, a word that no vocabulary has, and signs that tokenizers take apart.
-WORDS = [word for word in VOCABULARY if word not in SPECIALS and not word.startswith("##")]
-STRANGE = ["안녕하세요", "naïve", "😀", "x1y2", "...", "[PAD]", "Ünïcode", "서울에서"]
 BAD: list[Json] = ["", " ", None, 7, {"sentence": "a"}, {"text": ["a"]}, "half \ud83d"]
 
 
@@ -33,18 +32,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
         return base / name if (base / name).exists() else getattr(tiny_models, name)(base / name)
 
     return model
-
-
-def mixed(count: int, mask: str | None = None) -> list[str]:
-    """Return texts of 1 to 90 words, English and Korean: some longer than the models take; with a mask each."""
-    chance = random.Random(11)
-    found = []
-    for _ in range(count):
-        words = chance.choices([*WORDS, *STRANGE], k=min(90, round(chance.lognormvariate(2.2, 0.9)) + 1))
-        if mask is not None:
-            words.insert(chance.randrange(len(words) + 1), mask)
-        found.append(" ".join(words))
-    return found
 
 
 def both(task: str, model: Path, records: list[Json], **params: Json) -> tuple[list[Outcome], list[Outcome]]:
@@ -73,9 +60,8 @@ def assert_equal(found: list[Outcome], expected: list[Outcome]) -> None:
         ("feature-extraction", "masked_bert", None, {}),
     ],
 )
-def test_two_thousand_mixed_records_come_out_as_the_plain_way_gives_them(models, task, model, mask, params):
-    count = 300 if task == "feature-extraction" else 2000
-    records: list[Json] = mixed(count, mask)
+def test_mixed_records_come_out_as_the_plain_way_gives_them(models, task, model, mask, params):
+    records: list[Json] = mixed(300, mask)
     records[100:100] = [*BAD, f"the city {mask or ''} and {mask or ''} river"]
     found, expected = both(task, models(model), records, **params)
     assert_equal(found, expected)

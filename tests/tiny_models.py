@@ -1,5 +1,6 @@
 """Tiny models with random weights, made on the spot: for tests of the runners, without a hub."""
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,6 +59,8 @@ TEXTS = (
     "good news, very good news!",
     "what is this example of politics",
 )
+#: Korean that no vocabulary has whole, signs that tokenizers take apart, and the name of a special token.
+STRANGE = ("안녕하세요", "naïve", "😀", "x1y2", "...", "[PAD]", "Ünïcode", "서울에서")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
@@ -68,6 +71,19 @@ SMALL = {
     "num_attention_heads": 2,
     "intermediate_size": 64,
 }
+
+
+def mixed(count: int, mask: str | None = None, longest: int = 90) -> list[str]:
+    """Return texts of 1 to `longest` words, English and Korean, most of them short; with a mask in each."""
+    chance = random.Random(11)
+    words = [word for word in VOCABULARY if word not in SPECIALS and not word.startswith("##")]
+    found = []
+    for _ in range(count):
+        chosen = chance.choices([*words, *STRANGE], k=min(longest, round(chance.lognormvariate(2.2, 0.9)) + 1))
+        if mask is not None:
+            chosen.insert(chance.randrange(len(chosen) + 1), mask)
+        found.append(" ".join(chosen))
+    return found
 
 
 class RecordingWatch:
