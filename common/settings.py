@@ -12,6 +12,7 @@ from typing import Any
 
 from common.addresses import check_address, mask_address
 from common.errors import UsageError
+from common.shared import is_address
 from common.values import QUEUES
 
 
@@ -65,6 +66,10 @@ class Settings:
     allow_pickle: bool = field(default=False, metadata={"env": "HUGQUEUE_ALLOW_PICKLE"})
     #: Whether a worker may run code that a model brings (`trust_remote_code`).
     allow_remote_code: bool = field(default=False, metadata={"env": "HUGQUEUE_ALLOW_REMOTE_CODE"})
+    #: Where the records and outcomes of jobs are kept, if not in Redis: a directory that all share, or an address.
+    store_url: str = field(default="", metadata={"env": "HUGQUEUE_STORE_URL"})
+    #: Directories and addresses that all workers reach, split by `,`: inputs there are read in place.
+    shared: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_SHARED"})
     #: Where fine-tuned models are kept: a directory that all workers share, or an address that fsspec knows.
     models_url: str = field(default="", metadata={"env": "HUGQUEUE_MODELS_URL"})
     #: Whether a worker serves the queue `train` as well.
@@ -100,6 +105,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         "broker_url": check_address(address) if address else None,
         "home": Path(env.get("HUGQUEUE_HOME") or _default_home(env)).expanduser(),
         "model_roots": tuple(Path(p).absolute() for p in _split(env, "HUGQUEUE_MODEL_ROOTS", ":")),
+        "shared": tuple(absolute(place) for place in _split(env, "HUGQUEUE_SHARED", ",")),
+        "store_url": absolute(env.get("HUGQUEUE_STORE_URL", "").strip()),
     }
     for setting in fields(Settings):
         name = setting.metadata["env"]
@@ -121,6 +128,11 @@ def to_environ(settings: Settings) -> dict[str, str]:
             value = (":" if setting.name == "model_roots" else ",").join(map(str, value))
         environ[name] = str(int(value)) if isinstance(value, bool) else str(value or "")
     return environ
+
+
+def absolute(place: str) -> str:
+    """Return a path as an absolute one, an address (or nothing) as it is."""
+    return place if not place or is_address(place) else str(Path(place).expanduser().absolute())
 
 
 def _split(env: Mapping[str, str], name: str, separator: str) -> tuple[str, ...]:

@@ -1,0 +1,54 @@
+"""Which files and addresses workers open by themselves: those under what they were told is shared, nothing else.
+
+Jobs and records come out of Redis and name what they like; a worker compares that with `HUGQUEUE_SHARED`, the list its
+own administrator wrote. Nothing here opens anything.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+def is_address(name: str) -> bool:
+    """Whether `name` is an address with a scheme, as `s3://bucket/key`, and no path of this machine."""
+    scheme, separator, _ = name.partition("://")
+    return bool(separator) and scheme.lower() != "file"
+
+
+def local_path(name: str) -> Path:
+    """Return the path that `name` means on this machine, be it a path or a `file://` address."""
+    scheme, separator, rest = name.partition("://")
+    return Path(rest if separator and scheme.lower() == "file" else name)
+
+
+def is_shared(name: str, shared: Sequence[str]) -> bool:
+    """Return whether a path or an address lies under one of the shared directories or addresses.
+
+    Links are followed and `..` is never taken, so that a name cannot lead out of what is shared. Chained addresses
+    (fsspec's `simplecache::s3://...`) are refused: each part of them may open something else.
+    """
+    if "::" in name or "\0" in name:
+        return False
+    if is_address(name):
+        return any(is_address(place) and _is_under_address(name, place) for place in shared)
+    path = local_path(name)
+    if not path.is_absolute():
+        return False
+    real = os.path.realpath(path)
+    return any(not is_address(place) and _is_under(real, os.path.realpath(local_path(place))) for place in shared)
+
+
+def _is_under(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip("/") + "/")
+
+
+def _is_under_address(name: str, place: str) -> bool:
+    found, root = urlsplit(name), urlsplit(place)
+    if (found.scheme.lower(), found.netloc) != (root.scheme.lower(), root.netloc):
+        return False
+    path = unquote(found.path)
+    if ".." in path.split("/"):
+        return False
+    base = unquote(root.path).rstrip("/")
+    return path.rstrip("/") == base or path.startswith(base + "/")
