@@ -8,6 +8,7 @@ HugqueueError                 exit status 1
 ├── PayloadError              bytes from the store that are not a payload of ours
 ├── ModelError                a model that cannot be had, or cannot do the task: fails its job
 ├── WorkerError               a worker that cannot start or go on
+│   └── StorageError          files at an address that cannot be read or written
 └── RecordError               one record that cannot be done: fails alone
 ```
 
@@ -61,6 +62,13 @@ class ModelError(CodedError):
 
 class WorkerError(CodedError):
     """Raised when a worker cannot start or go on, for a reason that is not the job's."""
+
+
+class StorageError(WorkerError):
+    """Raised when files under an address cannot be read or written now; a worker tries its chunk again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(code="storage_fails", message=message)
 
 
 class RecordError(CodedError):

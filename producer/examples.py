@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from common.errors import UsageError
 from common.examples import PROMPTED, SHAPES, Shape, choose_shape, is_empty, make_example
+from common.inputs import read_records
 from common.labels import Labels, check_seen, survey
 from common.labels import split as split_examples
 from common.settings import Settings
 from common.tasks import Task
 from common.training import Training
 from common.values import Json, Record
-from producer.inputs import read_records
 
 #: Examples in one payload.
 CHUNK_RECORDS = 2000

@@ -9,11 +9,11 @@ from itertools import chain
 from pathlib import Path
 
 from common.errors import UsageError
+from common.inputs import check_inputs, read_records
 from common.models_store import job_of
 from common.settings import Settings, load_settings
 from common.tasks import ALIASES, Task, find_task
 from common.values import MAX_ERRORS, JobSpec, Json, Record, new_job_id
-from producer.inputs import check_inputs, read_records
 from producer.outputs import check_output
 
 

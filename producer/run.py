@@ -7,10 +7,10 @@ import click
 
 from common.values import JobSpec, JobStatus, Record
 from producer.client import Client
+from producer.duplicates import watch_duplicates
 from producer.exits import INTERRUPTED, exit_status
 from producer.follow import follow, follow_own
 from producer.give import give_results
-from producer.inputs import watch_duplicates
 from producer.plan import Plan
 from producer.printing import Say, print_json
 from producer.progress import submit_progress

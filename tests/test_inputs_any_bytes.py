@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from common.encoder import to_json
 from common.errors import UsageError
+from common.inputs import check_inputs, read_records
 from common.tasks import TASKS
 from common.values import Record
-from producer.inputs import DuplicateIds, check_inputs, read_records, watch_duplicates
+from producer.duplicates import DuplicateIds, watch_duplicates
 
 ROOT = Path(__file__).parent.parent
 FRAGMENTS = st.sampled_from(
@@ -91,7 +92,8 @@ def test_the_watch_for_duplicates_stops_at_its_limit_and_says_so():
 MEASURE = """
 import sys, tracemalloc
 from common.tasks import TASKS
-from producer.inputs import read_records, watch_duplicates
+from common.inputs import read_records
+from producer.duplicates import watch_duplicates
 tracemalloc.start()
 records = read_records([sys.argv[1]], TASKS["fill-mask"], max_record_bytes=100_000)
 codes = [r.failure.code for r in watch_duplicates(records, print) if r.failure]

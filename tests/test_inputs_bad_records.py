@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common.inputs import read_records
 from common.tasks import TASKS
 from common.values import Record
-from producer.inputs import read_records
 
 FILL = TASKS["fill-mask"]
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UsageError
+from common.inputs import check_inputs, read_records
 from common.tasks import TASKS
 from common.values import Record
-from producer.inputs import check_inputs, read_records
 
 LIMIT = 1024 * 1024
 FILL = TASKS["fill-mask"]

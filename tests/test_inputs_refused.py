@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UsageError
+from common.inputs import check_inputs, read_records
 from common.tasks import TASKS
-from producer.inputs import check_inputs, read_records
 
 FILL = TASKS["fill-mask"]
 
@@ -44,7 +44,7 @@ def test_an_unreadable_file(tmp_path):
     script = (
         "import os, sys\n"
         "from common.errors import UsageError\nfrom common.tasks import TASKS\n"
-        "from producer.inputs import check_inputs\n"
+        "from common.inputs import check_inputs\n"
         "if os.geteuid() == 0: os.seteuid(65534)\n"
         "try: check_inputs([sys.argv[1]], TASKS['fill-mask'], max_record_bytes=9)\n"
         "except UsageError as error: print(error)\n"

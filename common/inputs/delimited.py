@@ -9,10 +9,10 @@ import io
 from collections.abc import Iterator, Sequence
 
 from common.errors import UsageError
+from common.inputs.lines import Line, bounded_lines, decode, excerpt, oversized
+from common.inputs.making import RecordMaker
+from common.inputs.sources import Source
 from common.values import Failure, Record
-from producer.inputs.lines import Line, bounded_lines, decode, excerpt, oversized
-from producer.inputs.making import RecordMaker
-from producer.inputs.sources import Source
 
 
 def delimited_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: int, delimiter: str) -> Iterator[Record]:

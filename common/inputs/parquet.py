@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from common.encoder import to_json
 from common.errors import UsageError
+from common.inputs.lines import oversized
+from common.inputs.making import RecordMaker
+from common.inputs.sources import Source, faults
 from common.values import Failure, Json, Record
-from producer.inputs.lines import oversized
-from producer.inputs.making import RecordMaker
-from producer.inputs.sources import Source, faults
 
 _BATCH_ROWS = 1024
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from common.errors import RecordError, UsageError
+from common.inputs.sources import Source
+from common.inputs.strict_json import parse_json
 from common.tasks import Task
 from common.values import Failure, Json, Record
-from producer.inputs.sources import Source
-from producer.inputs.strict_json import parse_json
 
 _ID_COLUMNS = ("id", "custom_id")
 _JSON_FIELDS = ("table", "messages")  # a cell of CSV or Parquet may hold them as JSON text

@@ -4,12 +4,12 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 
 from common.errors import UsageError
+from common.inputs.delimited import delimited_records
+from common.inputs.making import RecordMaker
+from common.inputs.plain_lines import json_records, text_records
+from common.inputs.sources import Source, find_sources, open_bytes
 from common.tasks import Task
 from common.values import Record
-from producer.inputs.delimited import delimited_records
-from producer.inputs.making import RecordMaker
-from producer.inputs.plain_lines import json_records, text_records
-from producer.inputs.sources import Source, find_sources, open_bytes
 
 
 def read_records(
@@ -80,7 +80,7 @@ def _records(make: RecordMaker, max_bytes: int) -> Generator[Record, None, None]
 
 def _records_of_format(make: RecordMaker, max_bytes: int) -> Iterator[Record]:
     if make.source.format == "parquet":
-        from producer.inputs.parquet import parquet_records
+        from common.inputs.parquet import parquet_records
 
         yield from parquet_records(make, max_bytes)
         return

@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from common.inputs.sources import Source
 from common.values import Failure
-from producer.inputs.sources import Source
 
 _BOM = b"\xef\xbb\xbf"
 _BLOCK = 64 * 1024

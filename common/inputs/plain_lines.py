@@ -3,10 +3,10 @@
 import io
 from collections.abc import Iterator
 
+from common.inputs.lines import Line, body, bounded_lines, decode, excerpt, oversized
+from common.inputs.making import RecordMaker
+from common.inputs.strict_json import parse_json
 from common.values import Failure, Record
-from producer.inputs.lines import Line, body, bounded_lines, decode, excerpt, oversized
-from producer.inputs.making import RecordMaker
-from producer.inputs.strict_json import parse_json
 
 
 def text_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: int) -> Iterator[Record]:

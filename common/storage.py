@@ -1,0 +1,245 @@
+"""Files under an address: a directory of this machine, or whatever fsspec opens, as `s3://bucket/jobs`.
+
+A file is written whole or not at all: aside and renamed in a directory, by one request to an object store. Which
+addresses a process may open is not decided here (`common.shared`).
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from common.errors import StorageError
+from common.shared import is_address, local_path
+
+
+def open_storage(address: str) -> "Storage":
+    """Return the files under a path or an address.
+
+    Raises:
+        StorageError: the address is of a kind that cannot be opened here.
+    """
+    return RemoteStorage(address) if is_address(address) else LocalStorage(local_path(address))
+
+
+class Storage(ABC):
+    """Files under one address, by their names below it. Every method raises `StorageError` when it cannot be used."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes; None where there is none."""
+
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all; one of that name is replaced."""
+
+    @abstractmethod
+    def move(self, source: str, target: str) -> bool:
+        """Put a file in the place of another; return False if it is not there (any more)."""
+
+    @abstractmethod
+    def remove(self, *names: str) -> None:
+        """Remove files; those that are not there are left out."""
+
+    @abstractmethod
+    def remove_all(self) -> None:
+        """Remove everything under the address."""
+
+    @abstractmethod
+    def names(self, folder: str = "") -> list[str]:
+        """Return the names of the files directly in a folder, sorted; none where there is no such folder."""
+
+
+class LocalStorage(Storage):
+    """Files in a directory, which is made when the first one is written."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes; None where there is none."""
+        with self._errors("read", name):
+            try:
+                return (self._root / name).read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file aside, have the disk take it, and rename it."""
+        target = self._root / name
+        aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        with self._errors("write", name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with aside.open("xb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                aside.replace(target)
+            except BaseException:
+                aside.unlink(missing_ok=True)
+                raise
+
+    def move(self, source: str, target: str) -> bool:
+        """Rename a file."""
+        with self._errors("write", target):
+            (self._root / target).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                (self._root / source).replace(self._root / target)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def remove(self, *names: str) -> None:
+        """Remove files, and folders that are empty then."""
+        for name in names:
+            path = self._root / name
+            with self._errors("remove", name):
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # others are in it
+                if path.parent != self._root:
+                    path.parent.rmdir()
+
+    def remove_all(self) -> None:
+        """Remove the directory."""
+        with self._errors("remove", ""), contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._root)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Return the names of the files directly in a folder."""
+        with self._errors("list", folder):
+            try:
+                entries = sorted(entry.name for entry in os.scandir(self._root / folder) if entry.is_file())
+            except FileNotFoundError:
+                return []
+        return [name for name in entries if not name.startswith(".")]  # those aside belong to nobody yet
+
+    @contextlib.contextmanager
+    def _errors(self, verb: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"Cannot {verb} {self._root / name}: {error.strerror or error}.") from error
+
+
+class RemoteStorage(Storage):
+    """Files at an address that fsspec knows. Credentials are those of its own library, as AWS_ACCESS_KEY_ID."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address.rstrip("/")
+        self._files, self._base = open_file_system(self._address)
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes; None where there is none."""
+        with storage_errors("read", f"{self._address}/{name}"):
+            try:
+                data: bytes = self._files.cat_file(self._path(name))
+            except FileNotFoundError:
+                return None
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file by one request."""
+        with storage_errors("write", f"{self._address}/{name}"):
+            self._files.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+            self._files.pipe_file(self._path(name), data)
+
+    def move(self, source: str, target: str) -> bool:
+        """Copy a file and remove it: object stores know no renaming."""
+        with storage_errors("write", f"{self._address}/{target}"):
+            try:
+                self._files.cp_file(self._path(source), self._path(target))
+            except FileNotFoundError:
+                return False
+            with contextlib.suppress(FileNotFoundError):
+                self._files.rm_file(self._path(source))
+        return True
+
+    def remove(self, *names: str) -> None:
+        """Remove files, one request each."""
+        for name in names:
+            with storage_errors("remove", f"{self._address}/{name}"), contextlib.suppress(FileNotFoundError):
+                self._files.rm_file(self._path(name))
+
+    def remove_all(self) -> None:
+        """Remove everything whose name begins with the address."""
+        with storage_errors("remove", self._address), contextlib.suppress(FileNotFoundError):
+            self._files.rm(self._base, recursive=True)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Return the names of the files directly in a folder, asked for anew: others write there too."""
+        with storage_errors("list", f"{self._address}/{folder}"):
+            try:
+                entries = self._files.ls(self._path(folder).rstrip("/"), detail=True, refresh=True)
+            except FileNotFoundError:
+                return []
+        return sorted(entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file")
+
+    def _path(self, name: str) -> str:
+        return f"{self._base}/{name}"
+
+
+def open_file_system(address: str) -> tuple[Any, str]:
+    """Return fsspec's file system for an address, and the path in it.
+
+    Raises:
+        StorageError: fsspec, or what it needs for this kind of address, is not installed.
+    """
+    try:
+        import fsspec
+
+        found: tuple[Any, str] = fsspec.core.url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise StorageError(
+            f"{address}: {error}. For addresses, install fsspec and what that kind needs (as s3fs for s3://)."
+        ) from error
+    return found
+
+
+def open_stream(name: str) -> IO[bytes]:
+    """Open a path or an address to be read from any place in it.
+
+    Raises:
+        StorageError: it cannot be opened.
+    """
+    with storage_errors("read", name):
+        if not is_address(name):
+            return local_path(name).open("rb")
+        files, path = open_file_system(name)
+        stream: IO[bytes] = files.open(path, "rb")
+        return stream
+
+
+def version_of(name: str) -> tuple[int, str]:
+    """Return the size of a file in bytes, and what changes when its contents do (a time, an entity tag).
+
+    Raises:
+        StorageError: it is not there, or cannot be looked at.
+    """
+    with storage_errors("read", name):
+        if not is_address(name):
+            found = local_path(name).stat()
+            return found.st_size, str(found.st_mtime_ns)
+        files, path = open_file_system(name)
+        info = files.info(path)
+    if info.get("type") == "directory":
+        raise StorageError(f"{name} is a directory; name the files in it.")
+    tags = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created"))
+    return int(info["size"]), str(next((tag for tag in tags if tag), ""))
+
+
+@contextlib.contextmanager
+def storage_errors(verb: str, name: str) -> Iterator[None]:
+    """Turn whatever a file system raises into `StorageError`."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except FileNotFoundError as error:
+        raise StorageError(f"Cannot {verb} {name}: there is no such file.") from error
+    except Exception as error:  # the boundary: each of fsspec's file systems has errors of its own library
+        raise StorageError(f"Cannot {verb} {name}: {str(error) or type(error).__name__}.") from error

@@ -1,0 +1,111 @@
+"""Files under an address: whole or not at all, in a directory and at an address that fsspec opens."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common.errors import StorageError
+from common.storage import Storage, open_storage, open_stream, version_of
+
+
+@pytest.fixture(params=["directory", "memory"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "directory":
+        yield str(tmp_path / "store")
+        return
+    yield f"memory://{tmp_path.name}/store"
+    open_storage(f"memory://{tmp_path.name}").remove_all()
+
+
+@pytest.fixture
+def storage(address: str) -> Storage:
+    return open_storage(address)
+
+
+def test_a_file_is_read_as_it_was_written(storage: Storage) -> None:
+    assert storage.read("a/b.bin") is None
+    storage.write("a/b.bin", b"\0one")
+    storage.write("a/b.bin", b"two")
+    assert storage.read("a/b.bin") == b"two"
+
+
+def test_a_file_is_moved_once(storage: Storage) -> None:
+    storage.write("aside/x", b"1")
+    assert storage.move("aside/x", "x")
+    assert not storage.move("aside/x", "x")
+    assert storage.read("x") == b"1"
+    assert storage.read("aside/x") is None
+
+
+def test_only_the_files_of_a_folder_are_listed(storage: Storage) -> None:
+    for name in ("b", "a", "sub/c"):
+        storage.write(name, b"")
+    assert storage.names() == ["a", "b"]
+    assert storage.names("sub") == ["c"]
+    assert storage.names("nowhere") == []
+
+
+def test_removing_what_is_not_there_is_no_error(storage: Storage) -> None:
+    storage.write("a", b"")
+    storage.remove("a", "a", "sub/b")
+    storage.remove_all()
+    storage.remove_all()
+    assert storage.names() == []
+
+
+def test_a_file_can_be_read_from_its_middle(storage: Storage, address: str) -> None:
+    storage.write("a", b"0123456789")
+    with open_stream(f"{address}/a") as stream:
+        stream.seek(4)
+        assert stream.read(3) == b"456"
+    size, version = version_of(f"{address}/a")
+    assert size == 10
+    assert version
+
+
+def test_a_missing_file_is_named(address: str) -> None:
+    with pytest.raises(StorageError, match=f"Cannot read {address}/nothing: there is no such file"):
+        open_stream(f"{address}/nothing")
+    with pytest.raises(StorageError, match="there is no such file"):
+        version_of(f"{address}/nothing")
+
+
+def test_an_address_that_nothing_here_opens_says_what_to_install() -> None:
+    with pytest.raises(StorageError, match=r"nosuch://x: .*install fsspec"):
+        open_storage("nosuch://x")
+
+
+def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.write("x", b"a" * 100_000)
+    over = threading.Event()
+
+    def write() -> None:
+        for number in range(200):
+            storage.write("x", (b"a" if number % 2 else b"b") * 100_000)
+        over.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not over.is_set():
+        data = storage.read("x") or b""
+        assert len(data) == 100_000
+        assert len(set(data)) == 1
+    writer.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StorageError, match=f"Cannot write {tmp_path}/x: Permission denied"):
+        open_storage(str(tmp_path)).write("x", b"")
+
+
+def test_a_file_in_the_place_of_the_directory_is_an_error_in_words(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("")
+    with pytest.raises(StorageError, match=r"Cannot write .*store"):
+        open_storage(str(tmp_path / "store")).write("x", b"")
