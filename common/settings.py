@@ -13,7 +13,7 @@ from typing import Any
 from common.addresses import check_address, mask_address
 from common.errors import UsageError
 from common.shared import is_address
-from common.values import QUEUES
+from common.values import DTYPES, QUEUES
 
 
 def _default_home(environ: Mapping[str, str]) -> Path:
@@ -54,6 +54,8 @@ class Settings:
     model_roots: tuple[Path, ...] = field(default=(), metadata={"env": "HUGQUEUE_MODEL_ROOTS"})
     #: What a worker runs on: `auto`, `cpu`, or one GPU as `cuda:0`.
     device: str = field(default="auto", metadata={"env": "HUGQUEUE_DEVICE"})
+    #: What models compute in where the job names no dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8`.
+    dtype: str = field(default="auto", metadata={"env": "HUGQUEUE_DTYPE"})
     #: Models that a worker loads before it takes work, as `TASK` or `TASK=MODEL`, split by `,`.
     preload: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_PRELOAD"})
     #: Queues that a worker serves, split by `,`; empty means `any` and that of its device.
@@ -115,6 +117,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     unknown = [name for name in values.get("queues", ()) if name not in QUEUES]
     if unknown:
         raise UsageError(f"HUGQUEUE_QUEUES: there is no queue {unknown[0]!r}; expected some of {', '.join(QUEUES)}.")
+    if values.get("dtype", "auto") not in DTYPES:
+        raise UsageError(f"HUGQUEUE_DTYPE: expected one of {', '.join(DTYPES)}, found {values['dtype']!r}.")
     return Settings(**values)
 
 

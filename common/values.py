@@ -18,6 +18,8 @@ Json = Any
 
 #: How many failed records end a job early: a number, or per cent of its records.
 MAX_ERRORS = re.compile(r"^(\d{1,12}|\d{1,2}(\.\d+)?%)$")
+#: What a model may compute in; `auto` leaves it to the device.
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 QUEUES = ("any", "cpu", "gpu", "train")
 #: Priority names and what Celery's Redis transport makes of them: 0 is the highest there.
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}

@@ -132,6 +132,7 @@ def _facts(facts: Mapping[str, Json]) -> str:
     known = {
         "device": facts.get("device"),
         "dtype": facts.get("dtype"),
+        "attention": facts.get("attention"),
         "model commit": facts.get("commit"),
         **(versions if isinstance(versions, dict) else {}),
     }

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ def write_lines(path: Path, count: int) -> Path:
     return path
 
 
-def test_a_file_comes_back_complete_and_in_order(shell: Shell, start_workers: StartWorkers, tmp_path: Path) -> None:
-    start_workers("--preload", f"fill-mask={DEMO_MODEL}")
+def test_a_file_comes_back_complete_and_in_order_and_what_ran_is_recorded(
+    shell: Shell, start_workers: StartWorkers, tmp_path: Path
+) -> None:
+    start_workers("--preload", f"fill-mask={DEMO_MODEL}", "--dtype", "bfloat16")
     capitals = ["France", "Germany", "Italy", "Spain", "Egypt", "Japan"]
     source = tmp_path / "capitals.txt"
     source.write_text("".join(f"The capital of {name} is [MASK].\n" for name in capitals * 50))
@@ -29,6 +32,11 @@ def test_a_file_comes_back_complete_and_in_order(shell: Shell, start_workers: St
     assert [row["input"] for row in rows] == source.read_text().splitlines()
     words = [row["output"][0]["token_str"] for row in rows]
     assert words == ["paris", "berlin", "rome", "madrid", "cairo", "tokyo"] * 50
+    (job,) = json.loads(shell.run("jobs", "--json").stdout)
+    ran_on = shell.status(job["id"])["ran_on"]
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    expected = {"device": "cpu", "dtype": "bfloat16", "attention": "sdpa", "commit": None, "versions": versions}
+    assert ran_on | expected == ran_on
 
 
 def test_submit_prints_the_id_alone_and_the_other_commands_take_it(

@@ -8,10 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from common.errors import ModelError
+from common.errors import ModelError, UsageError
+from common.settings import load_settings
+from common.values import JobSpec, new_job_id
 from tests import tiny_models
 from tests.one_by_one import runner_of
 from tests.tiny_models import TEXTS, RecordingWatch
+from workers.device.models import Models
+from workers.resolver import ModelPolicy
 from workers.runners.layers import Int8Linear
 from workers.runners.loading import Source, load_model
 from workers.runners.precision import resolve_dtype
@@ -49,6 +53,29 @@ def test_vectors_of_lower_precision_point_the_same_way(bert, dtype, cosine):
 def test_a_runner_says_what_it_runs_with(bert, dtype):
     assert runner_of("embedding", bert, dtype=dtype).facts() == {"dtype": dtype, "attention": "sdpa"}
     assert runner_of("text-classification", bert, dtype=dtype).facts()["dtype"] == dtype
+
+
+@pytest.mark.parametrize(
+    ("asked", "computes_in"), [({}, "int8"), ({"dtype": "auto"}, "int8"), ({"dtype": "float32"}, "float32")]
+)
+def test_the_workers_dtype_is_that_of_jobs_that_name_none(bert, asked, computes_in):
+    models = Models("cpu", ModelPolicy(any_path=True, dtype="int8"))
+    loaded, _ = models.get(JobSpec(new_job_id(), "embedding", str(bert), params=asked), lambda _: None)
+    assert loaded.facts()["dtype"] == computes_in
+
+
+def test_a_model_that_cannot_do_the_workers_dtype_computes_in_float32_unless_the_job_insists(bert, monkeypatch):
+    monkeypatch.setattr("workers.runners.layers._linear_layers", lambda model: iter(()))
+    runner = runner_of("text-classification", bert, preferred_dtype="int8")
+    assert runner.facts()["dtype"] == "float32"
+    with pytest.raises(ModelError, match="no linear layers"):
+        runner_of("text-classification", bert, dtype="int8")
+
+
+def test_a_worker_is_started_with_a_dtype_that_there_is():
+    assert load_settings({"HUGQUEUE_DTYPE": "int8"}).dtype == "int8"
+    with pytest.raises(UsageError, match=r"HUGQUEUE_DTYPE: expected one of auto, .*found 'int4'"):
+        load_settings({"HUGQUEUE_DTYPE": "int4"})
 
 
 def test_int8_takes_less_memory(bert):

@@ -14,7 +14,7 @@ from common.models_store import open_store, store_address
 from common.settings import Settings, load_settings
 from common.tasks import find_task
 from common.training import QUEUE
-from common.values import QUEUES
+from common.values import DTYPES, QUEUES
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -49,6 +49,11 @@ def main() -> None:
     "--queues", metavar="NAMES", help="Queues to serve, split by commas.  [default: any and that of the device]"
 )
 @click.option("--train", is_flag=True, help="Serve fine-tune jobs alone, one at a time, with all GPUs of --device.")
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="What models compute in where the job names no dtype.  [default: auto, float32 on a CPU, bfloat16 on a GPU]",
+)
 @click.option("--allow-pickle", is_flag=True, help="Load weights from pickles too. They can run code: know the model.")
 @click.option("--allow-remote-code", is_flag=True, help="Let models bring code of their own. It runs as this user.")
 @click.option(
@@ -59,10 +64,9 @@ def start(
     gpus: int | None,
     preload: tuple[str, ...],
     queues: str | None,
-    train: bool,
-    allow_pickle: bool,
-    allow_remote_code: bool,
+    dtype: str | None,
     log_level: str,
+    **flags: bool,
 ) -> None:
     """Start one worker for each GPU, or one for the CPU, and keep them alive until Ctrl-C or SIGTERM.
 
@@ -80,10 +84,11 @@ def start(
             settings,
             device=device or settings.device,
             preload=tuple(map(_check_preload, preload)) or settings.preload,
-            queues=(QUEUE,) if train else _queues(queues) or settings.queues,
-            train=train or settings.train,
-            allow_pickle=allow_pickle or settings.allow_pickle,
-            allow_remote_code=allow_remote_code or settings.allow_remote_code,
+            queues=(QUEUE,) if flags["train"] else _queues(queues) or settings.queues,
+            dtype=dtype or settings.dtype,
+            train=flags["train"] or settings.train,
+            allow_pickle=flags["allow_pickle"] or settings.allow_pickle,
+            allow_remote_code=flags["allow_remote_code"] or settings.allow_remote_code,
         )
         sys.exit(_supervise(settings, log_level, gpus))
     except HugqueueError as error:
@@ -119,6 +124,8 @@ def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
     if settings.train:
         open_store(store_address(settings), settings.home / "model-cache")
     devices = choose(settings.device, find_gpus())
+    if settings.dtype == "int8" and any(devices):
+        raise UsageError("--dtype int8 is for CPUs: leave it out, or say --device cpu.")
     client = connect(settings.broker_url)
     try:
         client.ping()

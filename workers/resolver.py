@@ -34,6 +34,7 @@ class ModelPolicy:
     allow_pickle: bool = False  #: weights that are pickles: opening them runs code
     allow_remote_code: bool = False  #: code from the model's repository
     max_new_tokens: int = 4096  #: that may be generated for one record
+    dtype: str = "auto"  #: what models compute in where the job names none
     models: str | None = None  #: address of the store of fine-tuned models
     cache: str = ""  #: directory for what comes from a store that is no directory
 
@@ -48,6 +49,7 @@ class ModelPolicy:
             allow_pickle=settings.allow_pickle,
             allow_remote_code=settings.allow_remote_code,
             max_new_tokens=settings.max_new_tokens,
+            dtype=settings.dtype,
             models=store_address(settings),
             cache=str(settings.home / "model-cache"),
         )

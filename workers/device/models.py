@@ -75,6 +75,7 @@ class Models:
             "allow_pickle": policy.allow_pickle,
             "allow_remote_code": policy.allow_remote_code,
             "most_new_tokens": policy.max_new_tokens,
+            "preferred_dtype": policy.dtype,
         }
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._resolved: dict[tuple[str | None, ...], Resolved] = {}

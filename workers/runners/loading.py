@@ -19,7 +19,7 @@ from common.errors import ModelError
 from common.values import Json
 from workers.runners.base import Runner
 from workers.runners.batching import is_out_of_memory
-from workers.runners.precision import dtype_name, placed, resolve_dtype
+from workers.runners.precision import AUTO, dtype_name, placed, resolve_dtype
 
 #: Weight files that are pickles (or other frameworks'), by their endings.
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
@@ -43,7 +43,8 @@ class Source:
     """Where a model is loaded from, and by which rules."""
 
     directory: Path  #: a snapshot: config.json and weights
-    dtype: Json = None  #: a name from `precision.DTYPES`, or None for the device's own (`resolve_dtype`)
+    dtype: Json = AUTO  #: what the job asked for: a name that `precision.resolve_dtype` knows
+    preferred_dtype: Json = AUTO  #: the worker's own choice, where the job leaves it open
     allow_pickle: bool = False  #: whether weights may be opened that can run code; the worker's own choice
     allow_remote_code: bool = False  #: whether the model's own code may run; the worker's own choice
     most_new_tokens: int | None = None  #: to what the lengths of the model's own configuration are bounded
@@ -57,7 +58,7 @@ class Source:
         """
         if model is None:
             raise ModelError("model_not_found", f"{task} needs a model: name one with --model.")
-        names = ("dtype", "allow_pickle", "allow_remote_code", "most_new_tokens")
+        names = ("dtype", "preferred_dtype", "allow_pickle", "allow_remote_code", "most_new_tokens")
         known = {name: load_params[name] for name in names if name in load_params}
         return cls(model, **known)
 
@@ -80,7 +81,9 @@ def load_model(auto_class: Any, source: Source, device: str, *, ignore_missing: 
             `bad_param`.
     """
     quieten()
-    wanted = resolve_dtype(source.dtype, device)
+    insists = source.dtype != AUTO
+    chosen = source.dtype if insists else source.preferred_dtype
+    wanted = resolve_dtype(chosen, device)
     check_directory(source)
     try:
         model, info = auto_class.from_pretrained(
@@ -98,7 +101,7 @@ def load_model(auto_class: Any, source: Source, device: str, *, ignore_missing: 
     _check_complete(model, info["missing_keys"], ignore_missing, source.directory)
     if source.most_new_tokens is not None:
         bound_lengths(model, source.most_new_tokens)
-    return placed(model, source.dtype, device)
+    return placed(model, chosen, device, insists=insists)
 
 
 def bound_lengths(model: Any, most: int) -> None:

@@ -14,20 +14,22 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 INT8 = "int8"
+AUTO = "auto"
 
 
 def resolve_dtype(value: Json, device: str) -> torch.dtype:
-    """Return the torch dtype that weights are loaded in; None means float32 on a CPU, half precision on CUDA.
+    """Return the torch dtype that weights are loaded in.
 
     Args:
-        value: a name from `DTYPES`, or `int8` on a CPU: such a model is loaded in float32 first.
+        value: a name from `DTYPES`; `int8` on a CPU: such a model is loaded in float32 first; `auto`: float32 on
+             a CPU, half precision on CUDA.
         device: `cpu`, `cuda:0`.
 
     Raises:
         ModelError: `bad_param`, there is no such dtype on this device.
     """
     cuda = device.startswith("cuda")
-    if value is None:
+    if value == AUTO:
         if not cuda:
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -37,20 +39,29 @@ def resolve_dtype(value: Json, device: str) -> torch.dtype:
         if not cuda and value != "float32":
             _warn_if_slow(DTYPES[value])
         return DTYPES[value]
-    names = ", ".join(DTYPES if cuda else (*DTYPES, INT8))
+    names = ", ".join((AUTO, *DTYPES) if cuda else (AUTO, *DTYPES, INT8))
     raise ModelError("bad_param", f"dtype must be one of {names} on {device}, found {value!r}.")
 
 
-def placed(model: Any, value: Json, device: str) -> Any:
+def placed(model: Any, value: Json, device: str, *, insists: bool = True) -> Any:
     """Return the model on its device, on a CPU with the layers that are fastest there.
+
+    Args:
+        model: as it was loaded, in the dtype that `resolve_dtype` gave.
+        value: as `resolve_dtype` takes it.
+        device: `cpu`, `cuda:0`.
+        insists: whether a model that has no layers for int8 is refused; else it computes in float32.
 
     Raises:
         ModelError: `bad_param`, int8 for a model that has no layers for it.
     """
-    if value == INT8:
-        if not round_layers(model):
-            raise ModelError("bad_param", f"{type(model).__name__} has no linear layers that int8 would make faster.")
-    elif device == "cpu" and model.dtype == torch.float32:
+    rounded = value == INT8 and round_layers(model)
+    if value == INT8 and not rounded:
+        said = f"{type(model).__name__} has no linear layers that int8 would make faster"
+        if insists:
+            raise ModelError("bad_param", f"{said}.")
+        logger.warning("%s: it computes in float32", said)
+    if not rounded and device == "cpu" and model.dtype == torch.float32:
         take_faster_layers(model)
     return model.to(device)
 
