@@ -24,9 +24,12 @@ class Line(NamedTuple):
     quotes: int = 0  #: how many `"` a line that is too large holds, so that CSV can find its end
 
 
-def bounded_lines(stream: io.BufferedReader, max_bytes: int) -> Iterator[Line]:
-    """Yield the lines of the stream, a UTF-8 byte order mark left out, holding about `max_bytes` at most."""
-    number = 0
+def bounded_lines(stream: io.BufferedReader, max_bytes: int, first: int = 0) -> Iterator[Line]:
+    """Yield the lines of the stream, a UTF-8 byte order mark left out, holding about `max_bytes` at most.
+
+    `first` is the number of the line that the stream begins with.
+    """
+    number = first
     limit = max_bytes + len(_BOM) + len(b"\r\n")
     while data := stream.readline(limit):
         if number == 0:

@@ -4,7 +4,7 @@ import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
@@ -16,6 +16,8 @@ from common.errors import UsageError
 from common.inputs.lines import oversized
 from common.inputs.making import RecordMaker
 from common.inputs.sources import Source, faults
+from common.shared import is_address
+from common.storage import open_stream
 from common.values import Failure, Json, Record
 
 _BATCH_ROWS = 1024
@@ -30,12 +32,18 @@ def parquet_records(make: RecordMaker, max_bytes: int) -> Iterator[Record]:
     with faults(make.source), _open(make.source) as file:
         make = make.with_columns(file.schema_arrow.names)
         names = make.columns(file.schema_arrow.names)
-        number = 0
-        for batch in _batches(make.source, file, names):
-            columns = [_values(batch.column(name)) for name in names]
-            for cells in zip(*columns, strict=True):
-                yield _record(make, number, dict(zip(names, cells, strict=True)), max_bytes)
-                number += 1
+        yield from records_of_batches(make, _batches(make.source, file, names), max_bytes)
+
+
+def records_of_batches(make: RecordMaker, batches: Iterable[Any], max_bytes: int, first: int = 0) -> Iterator[Record]:
+    """Yield a record for each row of some Arrow batches; `first` is the number of the first row in its file."""
+    number = first
+    for batch in batches:
+        names = batch.schema.names
+        columns = [_values(batch.column(name)) for name in names]
+        for cells in zip(*columns, strict=True):
+            yield _record(make, number, dict(zip(names, cells, strict=True)), max_bytes)
+            number += 1
 
 
 class _Undecodable:
@@ -46,7 +54,9 @@ class _Undecodable:
 def _open(source: Source) -> Iterator[Any]:
     with ExitStack() as stack:
         where: str | IO[bytes] = source.name
-        if not source.rereadable:  # Parquet begins at its end, and a pipe cannot be wound back
+        if is_address(source.name):
+            where = stack.enter_context(open_stream(source.name))
+        elif not source.rereadable:  # Parquet begins at its end, and a pipe cannot be wound back
             where = stack.enter_context(tempfile.TemporaryFile())
             _spool(source, where)
         try:

@@ -1,4 +1,7 @@
-"""Records of `.txt` and `.jsonl`: one a line, blank lines skipped but counted."""
+"""Records of `.txt` and `.jsonl`: one a line, blank lines skipped but counted.
+
+`first` is the number of the line that a stream begins with: 0, but for a part of a file that is read in place.
+"""
 
 import io
 from collections.abc import Iterator
@@ -9,15 +12,15 @@ from common.inputs.strict_json import parse_json
 from common.values import Failure, Record
 
 
-def text_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: int) -> Iterator[Record]:
+def text_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: int, first: int = 0) -> Iterator[Record]:
     """Yield a record for each line that is not blank."""
-    for line, text in _texts(make, stream, max_bytes):
+    for line, text in _texts(make, stream, max_bytes, first):
         yield text if isinstance(text, Record) else make.text_record(line.number, text)
 
 
-def json_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: int) -> Iterator[Record]:
+def json_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: int, first: int = 0) -> Iterator[Record]:
     """Yield a record for each line that is not blank; a line that is not JSON fails alone, its text kept."""
-    for line, text in _texts(make, stream, max_bytes):
+    for line, text in _texts(make, stream, max_bytes, first):
         if isinstance(text, Record):
             yield text
             continue
@@ -31,9 +34,11 @@ def json_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: int) -
             yield make.record(line.number, line.number + 1, value)
 
 
-def _texts(make: RecordMaker, stream: io.BufferedReader, max_bytes: int) -> Iterator[tuple[Line, str | Record]]:
+def _texts(
+    make: RecordMaker, stream: io.BufferedReader, max_bytes: int, first: int
+) -> Iterator[tuple[Line, str | Record]]:
     """Yield each line with its text, or with the failed record where it has none."""
-    for line in bounded_lines(stream, max_bytes):
+    for line in bounded_lines(stream, max_bytes, first):
         if line.too_large:
             failure = oversized(make.source, line.number, max_bytes)
             yield line, make.failed(line.number, failure, excerpt(line.data))

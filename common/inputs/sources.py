@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import UsageError
+from common.errors import StorageError, UsageError
+from common.shared import is_address
+from common.storage import open_stream, version_of
 
 FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
 
@@ -33,7 +35,7 @@ _FOREIGN = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input: a path as the user wrote it, or `-`, and what it holds."""
+    """One input: a path as the user wrote it, an address, or `-`, and what it holds."""
 
     name: str
     format: str
@@ -51,7 +53,7 @@ class Source:
     @property
     def rereadable(self) -> bool:
         """Whether it can be opened twice: pipes and standard input give their bytes only once."""
-        return not self.is_stdin and Path(self.name).is_file()
+        return not self.is_stdin and (is_address(self.name) or Path(self.name).is_file())
 
     def place(self, number: int) -> str:
         """Return the place of a line (a row of Parquet), counted from 1, in words."""
@@ -98,6 +100,8 @@ def faults(source: Source) -> Iterator[None]:
     """Turn what goes wrong while reading the source into a `UsageError` that names it."""
     try:
         yield
+    except StorageError as error:
+        raise UsageError(error.message) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UsageError(f"{source.label} is a broken gzip file: {error}") from error
     except OSError as error:
@@ -125,6 +129,9 @@ def _check_path(name: str) -> None:
         if sys.stdin is None:
             raise UsageError("Standard input is closed; name a file, or pipe the records in.")
         return
+    if is_address(name):
+        _check_address(name)
+        return
     try:
         mode = Path(name).stat().st_mode
     except FileNotFoundError as error:
@@ -135,7 +142,17 @@ def _check_path(name: str) -> None:
         raise UsageError(f"{name} is a directory; name the files in it, as {name.rstrip('/')}/*.txt.")
 
 
+def _check_address(name: str) -> None:
+    try:
+        version_of(name)
+    except StorageError as error:
+        raise UsageError(error.message) from error
+
+
 def _open_raw(source: Source, stack: ExitStack) -> io.BufferedReader:
+    if is_address(source.name):
+        found: Any = stack.enter_context(open_stream(source.name))
+        return stack.enter_context(io.BufferedReader(found, _BLOCK))
     if not source.is_stdin:
         return stack.enter_context(io.BufferedReader(io.FileIO(source.name), _BLOCK))
     buffer: Any = sys.stdin.buffer

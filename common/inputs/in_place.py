@@ -1,0 +1,219 @@
+"""Reading in place: cutting a file into ranges of rows, and reading the records of one range."""
+
+import io
+from collections import OrderedDict
+from collections.abc import Iterator
+from threading import Lock
+from typing import Any
+
+from common.errors import PayloadError, StorageError, UsageError
+from common.inputs.lines import body
+from common.inputs.making import RecordMaker
+from common.inputs.plain_lines import json_records, text_records
+from common.inputs.row_ranges import FORMATS, Cut, RowRange
+from common.inputs.sources import Source, open_bytes
+from common.shared import is_address
+from common.storage import open_file_system, open_stream, storage_errors, version_of
+from common.tasks import Task
+from common.values import Record
+
+#: Rows of one chunk of Parquet at most: a row group has a hundred thousand and more, and is opened for each chunk.
+PARQUET_ROWS = 4096
+#: Row groups that a process keeps open, so that the chunks of one, which come one after the other, read it once.
+_KEPT_GROUPS = 2
+_BOM = b"\xef\xbb\xbf"
+
+
+def can_be_cut(source: Source) -> bool:
+    """Whether rows in the middle of the source can be found: not in gzip, nor in CSV, whose quotes span lines.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if source.format not in FORMATS or not source.rereadable:
+        return False
+    if source.format == "parquet":
+        return True
+    with open_stream(source.name) as stream:
+        return stream.read(2) != b"\x1f\x8b"
+
+
+def cut_source(make: RecordMaker, max_bytes: int, most_records: int, most_bytes: int) -> Iterator[Cut]:
+    """Yield the ranges of a source, in order, each at most so many records and (of text) bytes, one record at least.
+
+    Raises:
+        UsageError: it cannot be read, holds no text, or lacks a column that is needed.
+    """
+    size, version = version_of(make.source.name)
+
+    def range_of(start: int, end: int, first: int) -> RowRange:
+        reading = (max_bytes, make.column, make.id_column, make.several)
+        return RowRange(make.source.name, make.source.format, start, end, first, size, version, *reading)
+
+    if make.source.format == "parquet":
+        yield from _cut_parquet(make, range_of, most_records)
+    else:
+        yield from _cut_lines(make, range_of, max_bytes, most_records, most_bytes)
+
+
+def read_rows(rows: RowRange, task: Task) -> list[Record]:
+    """Return the records of a range. Whether its file may be opened at all is for the caller to know.
+
+    Raises:
+        PayloadError: the file was changed since it was submitted, or does not hold what it should.
+        StorageError: it cannot be read now.
+    """
+    rows.check_version()
+    make = RecordMaker(Source(rows.source, rows.format), task, rows.column, rows.id_column, rows.several)
+    try:
+        if rows.format == "parquet":
+            return _read_parquet(make, rows)
+        held: Any = io.BytesIO(_read_bytes(rows))
+        stream = io.BufferedReader(held)
+        read = text_records if rows.format == "txt" else json_records
+        return list(read(make, stream, rows.max_bytes, rows.first))
+    except UsageError as error:
+        raise PayloadError(str(error)) from error
+
+
+def _read_bytes(rows: RowRange) -> bytes:
+    if not is_address(rows.source):
+        with open_stream(rows.source) as stream, storage_errors("read", rows.source):
+            stream.seek(rows.start)
+            return stream.read(rows.end - rows.start)
+    with storage_errors("read", rows.source):
+        files, path = open_file_system(rows.source)
+        data: bytes = files.cat_file(path, start=rows.start, end=rows.end)
+        return data
+
+
+# Lines
+
+
+def _cut_lines(make: RecordMaker, range_of: Any, max_bytes: int, most_records: int, most_bytes: int) -> Iterator[Cut]:
+    start = end = first = number = records = 0
+    with open_bytes(make.source) as stream:
+        for length, shown, blank in _line_lengths(stream, max_bytes):
+            heavy = end - start + length > most_bytes
+            if records and not blank and (records >= most_records or heavy):
+                yield Cut(range_of(start, end, first), records, end - start)
+                start, first, records = end, number, 0
+            end += length
+            number += 1
+            records += not blank
+            if shown < length:  # its head is enough to say that it is too large: the rest is in no range
+                yield Cut(range_of(start, end - length + shown, first), records, shown)
+                start, first, records = end, number, 0
+    if records:
+        yield Cut(range_of(start, end, first), records, end - start)
+
+
+def _line_lengths(stream: io.BufferedReader, max_bytes: int) -> Iterator[tuple[int, int, bool]]:
+    """Yield for each line: its bytes, how many of them a reader has to see, and whether it is blank."""
+    limit = max_bytes + len(_BOM) + len(b"\r\n")
+    beginning = True
+    while data := stream.readline(limit):
+        length = shown = len(data)
+        if beginning:
+            data = data.removeprefix(_BOM)
+        beginning = False
+        if len(body(data)) > max_bytes:
+            while not data.endswith(b"\n") and (data := stream.readline(limit)):
+                length += len(data)
+            yield length, min(shown, length), False
+        else:
+            yield length, shown, _is_blank(data)
+
+
+def _is_blank(line: bytes) -> bool:
+    """Whether the line's text is nothing but white space, as its reader will find."""
+    stripped = line.strip()
+    if stripped and 0x20 < stripped[0] < 0x7F:  # by far the most lines
+        return False
+    try:
+        text = stripped.decode()
+    except UnicodeDecodeError:
+        return False
+    return not text or text.isspace()
+
+
+# Parquet
+
+
+def _cut_parquet(make: RecordMaker, range_of: Any, most_records: int) -> Iterator[Cut]:
+    import pyarrow.parquet as pq
+
+    with open_stream(make.source.name) as stream:
+        metadata = pq.ParquetFile(stream).metadata
+    first = 0
+    for group in range(metadata.num_row_groups):
+        rows, weight = metadata.row_group(group).num_rows, metadata.row_group(group).total_byte_size
+        # The same length for each chunk of a group, none over what was asked for by more than the rounding.
+        chunks = -(-rows // most_records)
+        for chunk in range(chunks):
+            start, end = first + rows * chunk // chunks, first + rows * (chunk + 1) // chunks
+            yield Cut(range_of(start, end, start), end - start, weight * (end - start) // max(1, rows))
+        first += rows
+
+
+class _RowGroups:
+    """The row groups that were read last, by file, version, group and columns."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._lock = Lock()
+
+    def find(self, key: tuple[Any, ...]) -> Any:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def keep(self, key: tuple[Any, ...], table: Any) -> None:
+        with self._lock:
+            self._kept[key] = table
+            while len(self._kept) > _KEPT_GROUPS:
+                self._kept.popitem(last=False)
+
+
+_row_groups = _RowGroups()
+
+
+def _read_parquet(make: RecordMaker, rows: RowRange) -> list[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from common.inputs.parquet import records_of_batches
+
+    try:
+        with open_stream(rows.source) as stream, storage_errors("read", rows.source):
+            file = pq.ParquetFile(stream)
+            names = file.schema_arrow.names
+            make = make.with_columns(names)
+            table, first = _row_group(file, rows, make.columns(names))
+    except pa.ArrowException as error:
+        raise PayloadError(f"{rows.source} is damaged: {error}") from error
+    except StorageError as error:
+        if isinstance(error.__cause__, pa.ArrowInvalid):
+            raise PayloadError(f"{rows.source} is damaged: {error.__cause__}") from error
+        raise
+    wanted = table.slice(rows.start - first, rows.end - rows.start)
+    if len(wanted) != rows.end - rows.start:
+        raise PayloadError(f"{rows.source} has no rows {rows.start:,} to {rows.end:,} in one row group")
+    return list(records_of_batches(make, wanted.to_batches(), rows.max_bytes, rows.start))
+
+
+def _row_group(file: Any, rows: RowRange, columns: list[str]) -> tuple[Any, int]:
+    """Return the row group that the range lies in, and the number of its first row."""
+    first = 0
+    for group in range(file.metadata.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        if first <= rows.start < first + count:
+            key = (rows.source, rows.size, rows.version, group, *columns)
+            table = _row_groups.find(key)
+            if table is None:
+                table = file.read_row_group(group, columns=columns)
+                _row_groups.keep(key, table)
+            return table, first
+        first += count
+    raise PayloadError(f"{rows.source} has {first:,} rows, none at {rows.start:,}")
