@@ -1,9 +1,9 @@
 """Payloads: what a chunk carries in and out, as Arrow IPC streams compressed with zstd.
 
-In: columns `id` and `input`. Out: `position` (of the record in its chunk), `id`, `output`, `error_code`,
-`error_message`, `truncated`. Ids are JSON text, so that 7 and "7" stay apart. `input` is plain text when every
-record of the chunk is a text, else JSON text; `output` has the Arrow type that the runner declares, else it is
-JSON text; the schema's metadata says which.
+In: columns `id` and `input`, and `blob` where records come with files. Out: `position` (of the record in its chunk),
+`id`, `output`, `error_code`, `error_message`, `truncated`. Ids are JSON text, so that 7 and "7" stay apart. `input` is
+plain text when every record of the chunk is a text, else JSON text; `output` has the Arrow type that the runner
+declares, else it is JSON text; the schema's metadata says which.
 
 One `_open` reads all streams, with `common.arrow_streams`: corrupted ones, opened plainly, crash the process.
 """
@@ -20,7 +20,7 @@ from common.errors import PayloadError
 from common.values import Counts, Failure, Json, Outcome, Record, visible
 
 #: Raised with every change to the columns; a payload of another version is refused.
-VERSION = b"1"
+VERSION = b"2"
 #: No payload of ours comes near it; Redis itself takes values up to 512 MB.
 MAX_BYTES = 256 * 1024 * 1024
 #: To what a payload may expand, and how many rows it may have.
@@ -30,6 +30,7 @@ MAX_ROWS = 1_000_000
 _PLAIN = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 
 _IN = {"id": pa.string(), "input": pa.string(), "error_code": pa.string(), "error_message": pa.string()}
+_BLOB = {"blob": pa.binary()}  # a column that is there only if a record of the chunk has one
 _OUT = {
     "position": pa.int32(),
     "id": pa.string(),
@@ -53,8 +54,12 @@ def encode_records(records: Sequence[Record]) -> bytes:
         "error_code": [r.failure.code if r.failure else None for r in records],
         "error_message": [visible(r.failure.message) if r.failure else None for r in records],
     }
-    arrays = [pa.array(columns[name], kind) for name, kind in _IN.items()]
-    return _write(pa.table(arrays, names=list(_IN)), "records", "text" if as_text else "json")
+    kinds = dict(_IN)
+    if any(record.blob is not None for record in records):
+        kinds |= _BLOB
+        columns["blob"] = [record.blob for record in records]
+    arrays = [pa.array(columns[name], kind) for name, kind in kinds.items()]
+    return _write(pa.table(arrays, names=list(kinds)), "records", "text" if as_text else "json")
 
 
 def decode_records(data: bytes) -> list[Record]:
@@ -63,11 +68,12 @@ def decode_records(data: bytes) -> list[Record]:
     Raises:
         PayloadError: the bytes are not a payload of records.
     """
-    table, kind = _open(data, "records", _IN)
+    table, kind = _open(data, "records", _IN, _BLOB)
     ids, inputs, codes, messages = (table[name].to_pylist() for name in _IN)
+    blobs = table["blob"].to_pylist() if "blob" in table.column_names else [None] * len(ids)
     return [
-        Record(_from_json(id_), text if kind == "text" else _from_json(text), _failure(code, message))
-        for id_, text, code, message in zip(ids, inputs, codes, messages, strict=True)
+        Record(_from_json(id_), text if kind == "text" else _from_json(text), _failure(code, message), blob)
+        for id_, text, code, message, blob in zip(ids, inputs, codes, messages, blobs, strict=True)
     ]
 
 
@@ -172,10 +178,17 @@ def _write(table: pa.Table, content: str, kind: str) -> bytes:
     return payload
 
 
-def _open(data: bytes, content: str, columns: dict[str, Any]) -> tuple[pa.Table, str]:
+def _open(
+    data: bytes, content: str, columns: dict[str, Any], optional: dict[str, Any] | None = None
+) -> tuple[pa.Table, str]:
     if len(data) > MAX_BYTES:
         raise PayloadError(f"a payload of {len(data):,} bytes; at most {MAX_BYTES:,} are taken")
-    table = read_stream(data, lambda schema: _check_schema(schema, content, columns), MAX_EXPANDED, MAX_ROWS)
+
+    def check(schema: pa.Schema) -> None:
+        extended = {**columns, **(optional or {})}
+        _check_schema(schema, content, extended if schema.names == list(extended) else columns)
+
+    table = read_stream(data, check, MAX_EXPANDED, MAX_ROWS)
     return table, table.schema.metadata.get(b"kind", b"").decode(errors="replace")
 
 

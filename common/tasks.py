@@ -32,6 +32,13 @@ class Task:
     revision: str | None = None  #: its pinned revision
     hint: str = ""  #: how to name columns that are not found
     chunk_records: int = 256  #: about a second or more of compute on a CPU
+    media: str | None = None  #: what its files hold, a kind of `common.media`; its field names one
+
+    @property
+    def bare(self) -> str | None:
+        """The field that a record is which is a text and no object; None where it must be an object."""
+        name = self.media or "text"
+        return name if (name,) in self.fields else None
 
     @property
     def needs(self) -> str:
@@ -57,12 +64,23 @@ class Task:
         for names in self.fields:
             if all(row.get(name) is not None for name in names):
                 extra = tuple(name for name in self.optional if row.get(name) is not None)
-                if names == ("text",) and not extra:
-                    return row["text"]
+                if names == (self.bare,) and not extra:
+                    return row[names[0]]
                 return {name: row[name] for name in (*names, *extra)}
         found = ", ".join(sorted(map(str, row))) or "none"
         raise RecordError("missing_field", f"{self.name} needs {self.needs}; the record has: {found}")
 
+
+def _over_files(kind: str, name: str, summary: str, default: tuple[str, str], optional: tuple[str, ...] = ()) -> Task:
+    model, revision = default
+    return Task(name, summary, ((kind,),), optional, model, revision, chunk_records=64, media=kind)
+
+
+_LABELS = ("candidate_labels", "hypothesis_template")
+
+MEDIA_TASKS = (
+    _over_files("image", "image-classification", "what an image shows", ("google/vit-base-patch16-224", "3f49326")),
+)
 
 _T5 = ("google-t5/t5-base", "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1")
 
@@ -149,6 +167,7 @@ TASKS: dict[str, Task] = {
             model=_T5[0],
             revision=_T5[1],
         ),
+        *MEDIA_TASKS,
     )
 }
 

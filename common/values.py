@@ -64,6 +64,15 @@ class Record:
     id: Json  #: the record's own id, kept as it is, or its line number from 0
     input: Json  #: text, or an object with the fields of the task; None if it could not be read
     failure: Failure | None = None  #: why it could not be read; such a record is never run
+    blob: bytes | None = None  #: the file that the input names, of a task over images or sound
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What a runner is given for a record that came with a file."""
+
+    input: Json  #: as in the record: the file's name, or an object that holds it; never opened
+    blob: bytes  #: the file itself, untrusted
 
 
 @dataclass(frozen=True, slots=True)

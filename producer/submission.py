@@ -15,6 +15,8 @@ from producer.client import Client
 
 #: Bytes of text in one chunk at most; a chunk passes through Redis and two processes whole.
 CHUNK_BYTES = 1024 * 1024
+#: The same for chunks of files: a batch of images takes more than a batch of texts.
+FILE_CHUNK_BYTES = 16 * CHUNK_BYTES
 
 
 @dataclass(slots=True)
@@ -52,7 +54,9 @@ def check_size(totals: Totals, settings: Settings) -> None:
 
 
 def size(record: Record) -> int:
-    """Return about how many bytes of text the record holds."""
+    """Return about how many bytes the record holds, of text and of its file."""
+    if record.blob is not None:
+        return len(record.blob)
     if record.input is None:
         return 0
     text = record.input if isinstance(record.input, str) else repr(record.input)
@@ -60,12 +64,13 @@ def size(record: Record) -> int:
 
 
 def cut_chunks(records: Iterable[Record], most: int) -> Iterator[list[Record]]:
-    """Yield chunks of at most `most` records and `CHUNK_BYTES` bytes of text, at least one record each."""
+    """Yield chunks of at most `most` records and `CHUNK_BYTES` bytes (of files more), at least one record each."""
     chunk: list[Record] = []
     held = 0
     for record in records:
         weight = size(record)
-        if chunk and (len(chunk) >= most or held + weight > CHUNK_BYTES):
+        most_bytes = CHUNK_BYTES if record.blob is None else FILE_CHUNK_BYTES
+        if chunk and (len(chunk) >= most or held + weight > most_bytes):
             yield chunk
             chunk, held = [], 0
         chunk.append(record)

@@ -11,7 +11,7 @@ import redis
 from common import keys
 from common.arrow_streams import write_stream
 from common.keys import JobKeys
-from common.payloads import encode_outcomes, encode_records
+from common.payloads import VERSION, encode_outcomes, encode_records
 from common.values import JobSpec, Outcome, Record, new_job_id
 
 RECORDS = {"id": pa.string(), "input": pa.string(), "error_code": pa.string(), "error_message": pa.string()}
@@ -31,7 +31,7 @@ def forged(
 ) -> bytes:
     """A payload as its writer would not write it."""
     arrays = [pa.array(values, kinds[name]) for name, values in columns.items()]
-    metadata = {b"version": b"1", b"content": content.encode(), b"kind": b"typed"}
+    metadata = {b"version": VERSION, b"content": content.encode(), b"kind": b"typed"}
     return write_stream(pa.table(arrays, names=list(columns)).replace_schema_metadata(metadata))
 
 
@@ -43,6 +43,7 @@ def bomb() -> bytes:
 def payloads() -> dict[str, bytes]:
     """Payloads that are none, by what is wrong with them."""
     row: dict[str, Sequence[object]] = {name: ["x"] for name in RECORDS}
+    good: dict[str, Sequence[object]] = row | {"id": ['"x"']}
     return {
         "empty": b"",
         "random": os.urandom(1000),
@@ -52,6 +53,8 @@ def payloads() -> dict[str, bytes]:
         "outcomes": encode_outcomes([0], [0], [Outcome("x")], None),
         "other columns": forged({"id": ["1"], "input": ["x"]}),
         "other types": forged(row, RECORDS | {"input": pa.large_string()}),
+        "a file that is a list": forged(good | {"blob": [[b"x"]]}, RECORDS | {"blob": pa.list_(pa.binary())}),
+        "a file among outcomes": forged(good | {"blob": [b"x"]}, RECORDS | {"blob": pa.binary()}, "outcomes"),
         "nothing but nulls": forged({name: [None] for name in RECORDS}, RECORDS | {"input": pa.null()}),
         "ids that are not JSON": forged(row),
         "bomb": bomb(),

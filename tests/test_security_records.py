@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from common.values import Json
-from tests import tiny_models, tiny_seq2seq
+from common.tasks import TASKS as KNOWN
+from common.values import Attached, Json
+from tests import tiny_media, tiny_models, tiny_seq2seq
 from tests.one_by_one import runner_of
 from tests.tiny_models import RecordingWatch
 from workers.runners.table import RUNNERS
@@ -33,6 +34,10 @@ TASKS: dict[str, tuple[Callable[[Path], Path], Callable[[str], Json]]] = {
     "summarization": (tiny_seq2seq.make_t5, lambda text: text),
     "text2text-generation": (tiny_seq2seq.make_t5, lambda text: text),
     "question-answering": (tiny_models.answering, lambda text: {"question": text, "context": text}),
+}
+#: The same for tasks over files: the file is there, and its name is a text like any other.
+FILE_TASKS: dict[str, tuple[Callable[[Path], Path], Callable[[str], Json]]] = {
+    "image-classification": (tiny_media.vit, lambda text: Attached(text, tiny_media.image_bytes(32, 32, 1))),
 }
 PARAMS: dict[str, dict[str, Json]] = {
     "text-generation": {"max_new_tokens": 2},
@@ -77,12 +82,33 @@ def listener() -> Iterator[tuple[int, list[object]]]:
 
 
 def test_every_task_of_the_table_is_tried():
-    assert TASKS.keys() == RUNNERS.keys()
+    assert TASKS.keys() | FILE_TASKS.keys() == RUNNERS.keys()
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("task", sorted(FILE_TASKS))
+def test_paths_and_addresses_without_their_files_are_refused(
+    task: str, tmp_path: Path, listener: tuple[int, list[object]]
+):
+    runner = runner_of(task, FILE_TASKS[task][0](tmp_path / "model"))
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(tiny_media.image_bytes(32, 32, 1))
+    port, seen = listener
+    kind = str(KNOWN[task].media)
+    names = [str(picture), f"file://{picture}", f"http://127.0.0.1:{port}/x.png", f"https://localhost:{port}/x.wav"]
+    doors = Doors(picture)
+    doors.watching = True
+    try:
+        outcomes = runner.run([*names, *({kind: name} for name in names)], PARAMS.get(task, {}), RecordingWatch())
+    finally:
+        doors.watching = False
+    assert doors.opened == []
+    assert seen == []
+    assert {outcome.failure and outcome.failure.code for outcome in outcomes} == {"missing_file"}
+
+
+@pytest.mark.parametrize("task", sorted([*TASKS, *FILE_TASKS]))
 def test_texts_that_look_like_addresses_are_texts(task: str, tmp_path: Path, listener: tuple[int, list[object]]):
-    make, record = TASKS[task]
+    make, record = (TASKS | FILE_TASKS)[task]
     runner = runner_of(task, make(tmp_path / "model"))
     secret = tmp_path / "secret.txt"
     secret.write_text("red")

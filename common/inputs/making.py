@@ -65,7 +65,7 @@ class RecordMaker:
         """
         row = self._row(value)
         if row is None:
-            wanted = "a string or an object" if ("text",) in self.task.fields else "an object"
+            wanted = "a string or an object" if self.task.bare else "an object"
             what = f"expected {wanted} with {self.task.needs}, found {_KINDS[type(value)]}"
             return self.failed(number, Failure("bad_json", f"{self.source.place(line)}: {what}"), value)
         try:
@@ -84,7 +84,7 @@ class RecordMaker:
 
     def _row(self, value: Json) -> Mapping[str, Json] | None:
         if isinstance(value, str):
-            return {"text": value}
+            return {self.task.bare or "text": value}
         if isinstance(value, list):
             return {"messages": value} if ("messages",) in self.task.fields else None
         return value if isinstance(value, dict) else None
@@ -132,8 +132,8 @@ class RecordMaker:
             raise RecordError("bad_json", f"the column {name!r}, {error}") from error
 
     def _only_text_column(self, names: Sequence[str]) -> str | None:
-        """The column to take for `text` when there is but one that could be it."""
-        if ("text",) not in self.task.fields or any(set(names).issuperset(f) for f in self.task.fields):
+        """The column to take for the bare field when there is but one that could be it."""
+        if not self.task.bare or any(set(names).issuperset(f) for f in self.task.fields):
             return None
         others = [n for n in names if n not in {*_ID_COLUMNS, self.id_column, *self.task.optional}]
         if len(others) != 1:

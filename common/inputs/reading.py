@@ -2,10 +2,12 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from itertools import chain
 
 from common.errors import UsageError
 from common.inputs.delimited import delimited_records
 from common.inputs.making import RecordMaker
+from common.inputs.media import attached, file_records, is_list
 from common.inputs.plain_lines import json_records, text_records
 from common.inputs.sources import Source, find_sources, open_bytes
 from common.tasks import Task
@@ -37,9 +39,12 @@ def read_records(
     Raises:
         UsageError: at once, if an input is not there; while reading, if it cannot be read on.
     """
-    sources = find_sources(inputs, format)
-    makers = [RecordMaker(source, task, column, id_column, several=len(sources) > 1) for source in sources]
-    return (record for make in makers for record in _records(make, max_record_bytes))
+    parts = _parts(inputs, task, format, column, id_column)
+    records = chain.from_iterable(
+        file_records([part], str(task.media)) if isinstance(part, str) else _records(part, max_record_bytes)
+        for part in parts
+    )
+    return attached(records, task, max_record_bytes) if task.media else records
 
 
 def check_inputs(
@@ -59,13 +64,29 @@ def check_inputs(
         UsageError: an input is missing, unreadable, a directory, empty, binary, a broken gzip file, of an unknown
             format, or lacks a column that is needed.
     """
-    sources = find_sources(inputs, format)
-    for source in sources:
-        make = RecordMaker(source, task, column, id_column, several=len(sources) > 1)
-        _check_options(make)
-        if source.rereadable:
-            with closing(_records(make, max_record_bytes)) as records:
+    for part in _parts(inputs, task, format, column, id_column):
+        if isinstance(part, str):
+            next(file_records([part], str(task.media)))
+            continue
+        _check_options(part)
+        if part.source.rereadable:
+            with closing(_records(part, max_record_bytes)) as records:
                 next(records)
+
+
+def _parts(
+    inputs: Sequence[str], task: Task, format: str | None, column: str | None, id_column: str | None
+) -> list[RecordMaker | str]:
+    """Return for each input what makes its records; of a task over files, its name where it is itself to be run."""
+    lists = [name for name in inputs if task.media is None or is_list(name, format)]
+    sources = iter(find_sources(lists, format))
+    several = len(inputs) > 1
+    return [
+        RecordMaker(next(sources), task, column, id_column, several)
+        if task.media is None or is_list(name, format)
+        else name
+        for name in inputs
+    ]
 
 
 def _records(make: RecordMaker, max_bytes: int) -> Generator[Record, None, None]:
@@ -102,7 +123,7 @@ def _check_options(make: RecordMaker) -> None:
     if make.column or make.id_column:
         option = "--column" if make.column else "--id-column"
         raise UsageError(f"{source.label} is plain text, which has no columns; {option} is for jsonl, csv and parquet.")
-    if ("text",) not in make.task.fields:
+    if not make.task.bare:
         raise UsageError(
             f"{make.task.name} needs {make.task.needs}, but {source.label} is plain text, one text a line. "
             "Give a jsonl, csv or parquet file (for standard input, say --format)."

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from common.errors import ModelError, PayloadError, RecordError, WorkerError
 from common.payloads import count, encode_outcomes
-from common.values import Counts, Failure, Json, Outcome, Record
+from common.values import Attached, Counts, Failure, Json, Outcome, Record
 from workers.runners.base import Cancelled, PlacedWatch, Runner, Watch
 from workers.runners.batching import is_device_lost, is_out_of_memory
 
@@ -55,7 +55,7 @@ def run_chunk(
     if todo:
         found = _run_once(
             runner,
-            [records[p].input for p in todo],
+            [_input(records[p]) for p in todo],
             params,
             PlacedWatch(watch, [[position] for position in todo]),
             device,
@@ -67,6 +67,10 @@ def run_chunk(
     return Answer(payload, count(ordered), seconds)
 
 
+def _input(record: Record) -> Json:
+    return record.input if record.blob is None else Attached(record.input, record.blob)
+
+
 def _run_once(
     runner: Runner, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch, device: str
 ) -> list[Outcome]:
@@ -75,11 +79,18 @@ def _run_once(
         return _run(runner, inputs, params, watch, device)
     places: dict[Json, list[int]] = {}
     for number, value in enumerate(inputs):
-        places.setdefault(value if isinstance(value, str) else (json.dumps(value),), []).append(number)
+        places.setdefault(_key(value), []).append(number)
     groups = list(places.values())
     found = _run(runner, [inputs[group[0]] for group in groups], params, PlacedWatch(watch, groups), device)
     outcomes = {number: outcome for group, outcome in zip(groups, found, strict=True) for number in group}
     return [outcomes[number] for number in range(len(inputs))]
+
+
+def _key(value: Json) -> Json:
+    """Return what is equal for equal inputs, and can be looked up."""
+    if isinstance(value, Attached):
+        return (json.dumps(value.input), value.blob)
+    return value if isinstance(value, str) else (json.dumps(value),)
 
 
 def _run(

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from common.errors import CodedError, ModelError, WorkerError
-from common.tasks import ALIASES
+from common.tasks import ALIASES, find_task
 from common.values import JobSpec, Json
 from workers.device.chunk import DeviceLost
 from workers.device.generation_limit import check_generation
@@ -166,8 +166,9 @@ def _find_runner(task: str) -> type[Runner]:
     try:
         return find_runner(task)
     except ImportError as error:
+        extra = {"image": "worker,images", "audio": "worker,audio"}.get(find_task(task).media or "", "worker")
         raise WorkerError(
-            "missing_library", f"This worker cannot run {task}: {error}. Install it: pip install 'hugqueue[worker]'."
+            "missing_library", f"This worker cannot run {task}: {error}. Install it: pip install 'hugqueue[{extra}]'."
         ) from error
 
 

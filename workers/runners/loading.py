@@ -158,6 +158,31 @@ def load_tokenizer(source: Source) -> Any:
     return tokenizer
 
 
+def load_part(auto_class: Any, source: Source, what: str) -> Any:
+    """Return what prepares the files for the model of `source`: its `what` ("image processor").
+
+    Args:
+        auto_class: `AutoImageProcessor`, `AutoFeatureExtractor`.
+        source: the model's directory, and the rules.
+        what: its name for people.
+
+    Raises:
+        ModelError: `model_not_found`, `not_a_model`, `no_processor`.
+    """
+    quieten()
+    check_directory(source)
+    try:
+        return auto_class.from_pretrained(
+            source.directory, local_files_only=True, trust_remote_code=source.allow_remote_code
+        )
+    except LOAD_ERRORS as error:
+        raise ModelError(
+            "no_processor",
+            f"The {what} in {source.directory} cannot be loaded: {_first_line(error)} "
+            f"Save it beside the model with save_pretrained().",
+        ) from error
+
+
 def check_directory(source: Source) -> None:
     """Check that the directory holds a model that may be loaded, before any library opens it.
 

@@ -128,8 +128,10 @@ class PipelineRunner(ModelRunner):
         except Exception as error:  # the boundary of untrusted input: tokenizers raise what they like, one record fails
             logger.debug("a record cannot be prepared", exc_info=True)
             return Failure("runner_error", f"{type(error).__name__}: {error}"[:2000])
+        if self.task.limit is None:
+            return prepared
         longest = max((length_of(inputs) for inputs in prepared.inputs), default=0)
-        if self.task.limit is not None and longest > self.task.limit:
+        if longest > self.task.limit:
             return Failure("too_long", f"The input has {longest} tokens; the model takes {self.task.limit}.")
         return prepared
 

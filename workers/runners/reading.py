@@ -12,13 +12,13 @@ from common.values import Json
 
 
 def fields_of(task: Task, value: Json) -> dict[str, Json]:
-    """Return the fields of a record's input that `task` knows; a bare text is the field `text`.
+    """Return the fields of a record's input that `task` knows; a bare text is the field `task.bare`.
 
     Raises:
         RecordError: `wrong_type`, neither text nor object; `missing_field`.
     """
     if isinstance(value, str):
-        value = {"text": value}
+        value = {task.bare or "text": value}
     if not isinstance(value, Mapping):
         raise RecordError(
             "wrong_type", f"{task.name} needs text or an object with {task.needs}; found {_named(value)}."

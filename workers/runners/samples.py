@@ -1,9 +1,10 @@
 """A few records for each task: what a freshly loaded model is warmed up and tried with."""
 
+import io
 from collections.abc import Sequence
 
 from common.tasks import find_task
-from common.values import Json
+from common.values import Attached, Json
 
 _TEXTS = (
     "A short text.",
@@ -20,6 +21,17 @@ _SAMPLES: dict[str, tuple[Json, ...]] = {
 }
 
 
+def _gradient(side: int) -> bytes:
+    """Return a grey image as PNG."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((side, side)).save(file, "PNG")
+    return file.getvalue()
+
+
 def samples(task: str) -> Sequence[Json]:
     """Return inputs that a runner of `task` can take."""
+    if find_task(task).media == "image":
+        return tuple(Attached("a sample", _gradient(side)) for side in (64, 224))
     return _SAMPLES.get(find_task(task).name, _TEXTS)

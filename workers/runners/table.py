@@ -13,6 +13,7 @@ from workers.runners.base import Runner
 
 _PIPELINE = "workers.runners.pipelines:PipelineRunner"
 _FAST = "workers.runners.fast:FastRunner"
+_IMAGES = "workers.runners.images:ImageRunner"
 _SEQ2SEQ = "workers.runners.seq2seq:Seq2SeqRunner"
 
 #: Task to `module:Class`.
@@ -28,6 +29,7 @@ RUNNERS = {
     "translation": _SEQ2SEQ,
     "summarization": _SEQ2SEQ,
     "text2text-generation": _SEQ2SEQ,
+    "image-classification": _IMAGES,
     "question-answering": "workers.runners.question_answering:QuestionAnsweringRunner",
 }
 

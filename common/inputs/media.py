@@ -1,0 +1,93 @@
+"""Images and sounds as inputs: files, directories, patterns, and lists of paths; their bytes go with the record.
+
+A file that is missing, too large, or no image or sound by its first bytes fails alone. Paths in lists are those of
+the working directory, as on the command line.
+"""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from common.errors import UsageError
+from common.inputs.sources import FORMATS
+from common.media import HEAD, SUFFIXES, format_of, formats
+from common.tasks import Task
+from common.values import Failure, Json, Record
+
+
+def is_list(name: str, format: str | None) -> bool:
+    """Whether an input of a task over files holds paths, and is not itself a file to run."""
+    endings = tuple(f".{known}{packed}" for known in (*FORMATS, "ndjson") for packed in ("", ".gz"))
+    return format is not None or name == "-" or name.lower().endswith(endings)
+
+
+def file_records(names: Sequence[str], kind: str) -> Iterator[Record]:
+    """Yield a record for each file that the names stand for; its id is its path.
+
+    Raises:
+        UsageError: a name stands for no file.
+    """
+    for name in names:
+        found = False
+        for path in _paths(name, kind):
+            found = True
+            yield Record(path, path)
+        if not found:
+            raise UsageError(f"{name}: there is no {kind} in it. Found by their endings are {_endings(kind)}.")
+
+
+def attached(records: Iterable[Record], task: Task, max_bytes: int) -> Iterator[Record]:
+    """Yield the records, each with the bytes of the file that it names."""
+    for record in records:
+        yield record if record.failure else _attached(record, task, max_bytes)
+
+
+def _attached(record: Record, task: Task, max_bytes: int) -> Record:
+    kind = str(task.media)
+    path = record.input[kind] if isinstance(record.input, dict) else record.input
+    blob = _read(path, kind, max_bytes)
+    return replace(record, failure=blob) if isinstance(blob, Failure) else replace(record, blob=blob)
+
+
+def _read(path: Json, kind: str, max_bytes: int) -> bytes | Failure:
+    if not isinstance(path, str):
+        return Failure("wrong_type", f"{kind} must be the path of a file, found {type(path).__name__}")
+    try:
+        if not Path(path).is_file():
+            return Failure("no_file", f"there is no file {path}")
+        with Path(path).open("rb") as file:
+            blob = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        return Failure("no_file", f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
+    if len(blob) > max_bytes:
+        return Failure("too_large", f"{path}: the file is longer than {max_bytes:,} bytes (HUGQUEUE_MAX_RECORD_BYTES)")
+    if format_of(kind, blob[:HEAD]) is None:
+        code = {"image": "bad_image", "audio": "bad_audio"}[kind]
+        return Failure(code, f"{path} is no {kind} by its first bytes; expected one of {formats(kind)}")
+    return blob
+
+
+def _paths(name: str, kind: str) -> Iterator[str]:
+    path = Path(name)
+    if path.is_dir():
+        yield from _below(name, kind)
+    elif path.exists():
+        yield name
+    elif glob.has_magic(name):
+        for found in sorted(glob.iglob(name, recursive=True)):  # noqa: PTH207 - keeps a leading ./, as a shell does
+            if not Path(found).is_dir():
+                yield found
+    else:
+        raise UsageError(f"There is no file {name}.")
+
+
+def _below(directory: str, kind: str) -> Iterator[str]:
+    for place, below, names in os.walk(directory):
+        below.sort()
+        yield from (str(Path(place, name)) for name in sorted(names) if name.lower().endswith(SUFFIXES[kind]))
+
+
+def _endings(kind: str) -> str:
+    return ", ".join(SUFFIXES[kind])
