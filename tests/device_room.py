@@ -39,10 +39,11 @@ class Room:
         cancelled: threading.Event | None = None,
         cautious: bool = False,
         payload: bytes | None = None,
+        spec: JobSpec | None = None,
     ) -> "Future[ChunkResult]":
-        """Ask for a chunk of a new job, in a thread; records get the ids `r0`, `r1`, ..."""
+        """Ask for a chunk of a job, a new one by default, in a thread; records get the ids `r0`, `r1`, ..."""
         records = [x if isinstance(x, Record) else Record(f"r{at}", x) for at, x in enumerate(inputs)]
-        spec = JobSpec(new_job_id(), task, model, params=params or {})
+        spec = spec or JobSpec(new_job_id(), task, model, params=params or {})
         return self._pool.submit(
             self.process.run,
             spec,

@@ -1,6 +1,7 @@
 """The device process dies, hangs, or loses its device: what that costs, and what it must not cost."""
 
 import os
+import resource
 import signal
 import threading
 from collections.abc import Iterator
@@ -8,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ModelError
+from common.errors import CodedError, ModelError, WorkerError
 from common.payloads import decode_outcomes
-from common.values import Counts
+from common.values import Counts, JobSpec, Json, new_job_id
 from tests.device_room import Room, codes, device_room, outcomes
 from tests.processes import wait_until
 from workers.runners.base import Cancelled
@@ -93,6 +94,11 @@ def test_a_record_that_hangs_fails_alone_with_timeout(monkeypatch: pytest.Monkey
         assert result.counts == Counts(succeeded=3, failed=1)
 
 
+def test_a_record_that_hangs_before_the_first_batch_fails_alone(monkeypatch: pytest.MonkeyPatch):
+    with device_room(monkeypatch, batch_timeout=2.0) as room:
+        assert codes(room.run("test-crash", ["a", "hang-early", "c"])) == {1: "timeout"}
+
+
 def test_a_long_batch_that_gives_signs_of_life_is_left_alone(monkeypatch: pytest.MonkeyPatch):
     with device_room(monkeypatch, batch_timeout=3.0) as room:
         pid = room.pid()
@@ -111,21 +117,87 @@ def test_a_death_right_after_a_slow_load_recovers_without_a_spiral(room: Room):
     assert room.stages.count("loading test-load") <= 4
 
 
-def test_a_model_whose_loading_kills_twice_fails_its_job_and_no_other(room: Room, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("how", "words", "error", "code"),
+    [
+        ("load_crash", "SIGSEGV", ModelError, "model_kills_worker"),
+        ("load_kill", "SIGKILL", WorkerError, "no_memory"),  # as the kernel does it: a larger worker may load it
+    ],
+)
+def test_a_model_whose_loading_kills_twice_is_not_loaded_again_and_no_other_job_suffers(
+    room: Room, tmp_path: Path, how: str, words: str, error: type[CodedError], code: str
+):
     fatal = tmp_path / "fatal"
     fatal.touch()
-    with pytest.raises(ModelError, match="SIGKILL") as caught:
-        room.run("test-load", ["a"], params={"load_kill": str(fatal)})
-    assert caught.value.code == "model_kills_worker"
+    with pytest.raises(error, match=words) as caught:
+        room.run("test-load", ["a"], params={how: str(fatal)})
+    assert caught.value.code == code
     assert room.run("test-echo", ["a"]).counts.succeeded == 1
     fatal.unlink()  # another job may try it again
-    assert room.run("test-load", ["a"], params={"load_kill": str(fatal)}).counts.succeeded == 1
+    assert room.run("test-load", ["a"], params={how: str(fatal)}).counts.succeeded == 1
 
 
-def test_a_preload_that_kills_twice_is_an_error_of_start(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ModelError, match="test-suicide") as caught, device_room(monkeypatch, preload=("test-suicide",)):
+def test_all_chunks_that_wait_for_a_model_hear_that_its_loading_kills(room: Room, tmp_path: Path):
+    fatal, log = tmp_path / "fatal", tmp_path / "log"
+    fatal.touch()
+    params: dict[str, Json] = {"load_seconds": 1, "load_crash": str(fatal), "load_log": str(log)}
+    spec = JobSpec(new_job_id(), "test-load", params=params)
+    for waiting in [room.submit("test-load", [f"text {n}"], spec=spec) for n in range(3)]:
+        with pytest.raises(ModelError, match="SIGSEGV"):
+            waiting.result(30)
+    assert log.read_text().count("loaded") == 2
+
+
+def test_a_preload_that_is_killed_twice_is_an_error_of_start(monkeypatch: pytest.MonkeyPatch):
+    preload = ("test-suicide",)
+    with pytest.raises(WorkerError, match="test-suicide") as caught, device_room(monkeypatch, preload=preload):
         pass
-    assert caught.value.code == "model_kills_worker"
+    assert caught.value.code == "no_memory"
+
+
+def test_a_process_that_keeps_dying_with_nothing_to_do_is_given_up(room: Room):
+    for _ in range(5):
+        os.kill(room.pid(), signal.SIGKILL)
+        wait_until(lambda: room.process.pid is None)
+    wait_until(lambda: room.process.broken)
+    with pytest.raises(WorkerError, match="5 times in a row") as caught:
+        room.run("test-echo", ["a"])
+    assert caught.value.code == "device_process_dies"
+
+
+def test_a_process_that_is_frozen_while_idle_is_replaced_when_it_is_needed(monkeypatch: pytest.MonkeyPatch):
+    with device_room(monkeypatch, batch_timeout=3.0) as room:
+        pid = room.pid()
+        os.kill(pid, signal.SIGSTOP)
+        assert room.run("test-echo", ["a", "b"]).counts == Counts(succeeded=2)
+        assert room.pid() != pid
+
+
+def test_a_chunk_that_waits_for_a_load_which_was_given_up_is_not_taken_for_stuck(monkeypatch: pytest.MonkeyPatch):
+    cancelled = threading.Event()
+    with device_room(monkeypatch, batch_timeout=1.5) as room:
+        pid = room.pid()
+        loading = room.submit("test-load", ["a"], params={"load_seconds": 4}, cancelled=cancelled)
+        wait_until(lambda: "loading test-load" in room.stages)
+        cancelled.set()
+        with pytest.raises(Cancelled):
+            loading.result(10)
+        assert room.run("test-echo", ["a"]).counts.succeeded == 1
+        assert room.pid() == pid
+
+
+def test_a_process_that_cannot_be_started_for_want_of_files_is_started_later(
+    room: Room, caplog: pytest.LogCaptureFixture
+):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    pid = room.pid()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: "cannot be started" in caplog.text)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert room.run("test-echo", ["a"]).counts.succeeded == 1
 
 
 def test_a_chunk_given_up_while_its_process_dies_is_not_run_again(room: Room, tmp_path: Path):

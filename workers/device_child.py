@@ -4,6 +4,7 @@ Knows which request it is at and which records are about to run, so that its dea
 Knows no chunks beyond that, and starts no second life: that is `workers.device_client`.
 """
 
+import dataclasses
 import logging
 import os
 import queue
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 _KEPT_BACK = ("CELERY_BROKER_URL", "REDIS_URL")
 #: How often a silent process is looked at, in seconds.
 _LOOK = 1.0
+#: How long a process that is at nothing may take to start, or to take up a request, in seconds: it is frozen then.
+_IDLE_LIMIT = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Death:
     loading: bool = False  #: it died while it loaded the request's model
     blamed: bool = True  #: False if it was at another request, or at none
     idle: bool = False  #: it was at no request at all
+    killed: bool = False  #: by a SIGKILL that was not ours: so the kernel ends what takes too much memory
 
 
 @dataclass(slots=True, eq=False)
@@ -45,14 +49,16 @@ class Exchange:
     """One request in hand: what the process says about it, then its answer or the process's death."""
 
     id: int
+    job: str  #: whose request it is: those of one job wait for the same model
     events: "queue.SimpleQueue[Message | Death]" = field(default_factory=queue.SimpleQueue)
 
 
 @dataclass(slots=True)
 class _Current:
-    """The request that the process is at."""
+    """The request that the process is at; 0 is its own start."""
 
     id: int
+    job: str = ""
     loading: bool = True
     suspects: tuple[int, ...] = ()
     silent: float = 0.0  #: seconds without a sign of life, as far as this process was awake to hear one
@@ -78,7 +84,8 @@ class DeviceChild:
         self._exchanges: dict[int, Exchange] = {}
         self._ended = False
         self._current: _Current | None = None
-        self._timed_out = False
+        self._idle_for = 0.0  #: seconds at nothing, though it was to start or to take up a request
+        self._killing: Failure | None = None  #: why we end it ourselves
         self.ready = False
         self.served = False  #: it answered at least one request
         self.refusal: CodedError | None = None
@@ -92,9 +99,9 @@ class DeviceChild:
         """The process's id, for logs and for tests that kill it."""
         return self._process.pid
 
-    def ask(self, request: Message) -> Exchange:
-        """Send a request; what comes of it arrives at the exchange, the process's death included."""
-        exchange = Exchange(request.id)
+    def ask(self, request: Message, job: str) -> Exchange:
+        """Send a job's request; what comes of it arrives at the exchange, the process's death included."""
+        exchange = Exchange(request.id, job)
         with self._lock:
             if self._ended:
                 exchange.events.put(Death(Failure("worker_died", "it had ended"), blamed=False))
@@ -129,6 +136,7 @@ class DeviceChild:
             logger.debug("device process %d closed its socket", self.pid)
         except ProtocolError as error:
             logger.error("device process %d does not speak the protocol: %s", self.pid, error)
+            self._killing = Failure("worker_died", "The device process sent what is no message.")
         finally:  # whatever it was: those who wait must hear of the end
             self.kill()
             self._close(self._process.wait())
@@ -142,16 +150,35 @@ class DeviceChild:
     def _look(self, seconds: float) -> None:
         """Count silence by looks, not by the clock: a process that was suspended itself has missed nothing."""
         current = self._current
-        if current is None or current.loading:
-            return
-        current.silent += seconds
-        if current.silent >= self._batch_timeout and not self._timed_out:
-            logger.error("a batch gave no sign of life for %g s: killing the device process", self._batch_timeout)
-            self._timed_out = True
+        if current is None:
+            self._look_at_idle(seconds)
+        elif not current.loading:
+            current.silent += seconds
+            if current.silent >= self._batch_timeout:
+                self._kill_for(f"It gave no sign of life for {self._batch_timeout:g} s (HUGQUEUE_BATCH_TIMEOUT).")
+
+    def _look_at_idle(self, seconds: float) -> None:
+        """Find a process that was frozen while it had nothing to do: it takes up no request."""
+        with self._lock:
+            wanted = not self.ready or bool(self._exchanges)
+        self._idle_for = self._idle_for + seconds if wanted else 0.0
+        limit = min(_IDLE_LIMIT, self._batch_timeout) if self.ready else _IDLE_LIMIT
+        if self._idle_for >= limit:
+            self._kill_for(f"It {'took up no request' if self.ready else 'did not start'} for {limit:g} s.")
+
+    def _kill_for(self, silence: str) -> None:
+        if self._killing is None:
+            logger.error("killing device process %d: %s", self.pid, silence)
+            self._killing = Failure("timeout", silence)
             self.kill()
 
     def _hear(self, message: Message) -> None:
-        if message.kind in ("stage", "batch", "tick"):
+        self._idle_for = 0.0
+        if message.kind == "begun":
+            self._begin(message.id)
+        elif message.kind == "over":
+            self._current = None
+        elif message.kind in ("stage", "batch", "tick"):
             self._note_progress(message)
         elif message.kind == "status":
             self.status = dict(message.body)
@@ -166,17 +193,22 @@ class DeviceChild:
         else:
             raise ProtocolError(f"unexpected message {message.kind}")
 
+    def _begin(self, id_: int) -> None:
+        exchange = self._exchanges.get(id_)
+        self._current = _Current(id_, exchange.job if exchange else "")
+
     def _note_progress(self, message: Message) -> None:
-        if self._current is None or self._current.id != message.id:
-            self._current = _Current(message.id)
         current = self._current
+        if current is None or current.id != message.id:  # a thread of a download has a last word
+            return
         current.silent = 0.0
-        if message.kind == "batch":
-            current.loading = False
-            current.suspects = tuple(integers(message.body["positions"]))
-        elif message.kind == "stage":
+        if message.kind == "stage":
             current.loading = bool(message.body["text"])
             self._say(message)
+            return
+        current.loading = False
+        if message.kind == "batch":
+            current.suspects = tuple(integers(message.body["positions"]))
 
     def _say(self, message: Message) -> None:
         exchange = self._exchanges.get(message.id)
@@ -186,8 +218,7 @@ class DeviceChild:
             logger.info("%s", message.body["text"])
 
     def _deliver(self, message: Message) -> None:
-        if self._current is not None and self._current.id == message.id:
-            self._current = None
+        """Pass an answer on. The process may still be at it: one that was given up while it loads is answered first."""
         self.served = True
         with self._lock:
             exchange = self._exchanges.pop(message.id, None)
@@ -200,21 +231,24 @@ class DeviceChild:
             self._ended = True
             left, self._exchanges = self._exchanges, {}
         self._channel.close()
-        current = self._current
         for exchange in left.values():
-            mine = current is not None and current.id == exchange.id
-            exchange.events.put(death if mine else Death(death.failure, blamed=False, idle=current is None))
+            exchange.events.put(self._told(exchange, death))
+
+    def _told(self, exchange: Exchange, death: Death) -> Death:
+        """Return the death as it is for one request: to load a job's model is the doing of all its requests."""
+        current = self._current
+        if current is None or current.id == exchange.id:
+            return dataclasses.replace(death, blamed=current is not None)
+        shared = current.loading and current.job == exchange.job
+        return Death(death.failure, loading=shared, blamed=shared, killed=death.killed)
 
     def _death(self, status: int) -> Death:
         current = self._current
-        if self._timed_out:
-            seconds = f"{self._batch_timeout:g}"
-            failure = Failure("timeout", f"It gave no sign of life for {seconds} s (HUGQUEUE_BATCH_TIMEOUT).")
-        else:
-            failure = Failure("worker_died", f"The device process died: {describe_exit(status)}.")
+        failure = self._killing or Failure("worker_died", f"The device process died: {describe_exit(status)}.")
+        killed = status == -signal.SIGKILL and self._killing is None
         if current is None:
-            return Death(failure, idle=True)
-        return Death(failure, current.suspects, current.loading)
+            return Death(failure, idle=True, killed=killed)
+        return Death(failure, current.suspects, current.loading, killed=killed)
 
 
 def describe_exit(status: int) -> str:
@@ -239,9 +273,9 @@ def error_of(message: Message) -> CodedError:
 
 def _spawn(device: str) -> tuple[Channel, "subprocess.Popen[bytes]"]:
     """Start the process: fresh, never forked, in a session of its own, with one end of a socket pair."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        try:
+    try:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "workers.device", str(theirs.fileno()), device],
                 stdin=subprocess.DEVNULL,
@@ -249,10 +283,9 @@ def _spawn(device: str) -> tuple[Channel, "subprocess.Popen[bytes]"]:
                 start_new_session=True,
                 env=child_environment(device),
             )
-        except OSError as error:
-            ours.close()
-            raise WorkerError("device_process_dies", f"The device process cannot be started: {error}") from error
-    return Channel(ours.detach()), process
+            return Channel(ours.detach()), process
+    except OSError as error:  # too many open files or processes, no memory to fork
+        raise WorkerError("device_process_dies", f"The device process cannot be started: {error}") from error
 
 
 def child_environment(device: str) -> dict[str, str]:

@@ -8,11 +8,10 @@ import itertools
 import logging
 import queue
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from common.errors import PayloadError, WorkerError
+from common.errors import HugqueueError, PayloadError, WorkerError
 from common.payloads import decode_outcomes, decode_records, encode_outcomes, iter_outcomes
 from common.settings import Settings
 from common.values import Counts, Failure, JobSpec, Json
@@ -66,21 +65,26 @@ class DeviceProcess:
     def __init__(self, settings: Settings) -> None:
         self._lives = DeviceLives(settings)
         self._ids = itertools.count(1)
-        self._loading_deaths: Counter[str] = Counter()  #: by job
 
-    def start(self) -> None:
-        """Start the process and wait until the preloads are loaded and warm.
+    def start(self, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Start the process and wait until the preloads are loaded and warm, or until `given_up` is true.
 
         Raises:
+            Cancelled: it was given up.
             ModelError: a preload cannot be had, or cannot be loaded.
             WorkerError: the process cannot be started, or a preload does not fit.
         """
         self._lives.start()
-        self._lives.ready(threading.Event())
+        self._lives.ready(given_up)
 
     def stop(self) -> None:
         """End the process at once; calls of `run` raise `Cancelled`."""
         self._lives.stop()
+
+    @property
+    def broken(self) -> HugqueueError | None:
+        """Why no process can be kept alive any longer: the worker is of no use then."""
+        return self._lives.broken
 
     @property
     def pid(self) -> int | None:
@@ -165,7 +169,7 @@ class DeviceProcess:
         """Have the process write the failures: its runner knows the type of the outputs that are not there."""
         answer = self._attempt(request, [], failures)
         if isinstance(answer, Death):
-            raise WorkerError("device_process_dies", answer.failure.message)
+            raise WorkerError("device_fault", f"The failures could not be written: {answer.failure.message}")
         return answer
 
     def _attempt(
@@ -177,19 +181,19 @@ class DeviceProcess:
             "positions": list(positions) if positions is not None else None,
             "failures": {str(at): [why.code, why.message] for at, why in (failures or {}).items()},
         }
-        unexplained = 0
+        unexplained = loading = 0
         while True:
-            child = self._lives.ready(request.cancelled)
+            child = self._lives.ready(request.cancelled.is_set)
             message = Message("run", next(self._ids), body, request.payload)
-            answer = self._await(child, child.ask(message), request)
+            answer = self._await(child, child.ask(message, request.spec.id), request)
             if isinstance(answer, Message):
-                self._loading_deaths.pop(request.spec.id, None)
                 return _result(answer)
-            if answer.loading:
-                self._note_loading_death(request.spec, answer)
-            elif answer.blamed:
+            if answer.blamed and not answer.loading:
                 return answer
+            loading += answer.loading
             unexplained += answer.idle
+            if loading >= LOADING_DEATHS:
+                raise kills_worker(request.spec.model or request.spec.task, answer)
             if unexplained >= UNEXPLAINED_DEATHS:
                 raise WorkerError("device_process_dies", f"The device process keeps dying: {answer.failure.message}")
 
@@ -210,12 +214,6 @@ class DeviceProcess:
             if told and isinstance(event, Death):
                 raise Cancelled
             return event
-
-    def _note_loading_death(self, spec: JobSpec, death: Death) -> None:
-        self._loading_deaths[spec.id] += 1
-        if self._loading_deaths[spec.id] >= LOADING_DEATHS:
-            self._loading_deaths.pop(spec.id, None)
-            raise kills_worker(spec.model or spec.task, death)
 
 
 def _result(message: Message) -> ChunkResult:

@@ -1,15 +1,16 @@
 """The device process and its successors: one is alive as long as the worker is.
 
 Starts a fresh one when the last has died: at once after one that did its work, with growing pauses after one that
-did nothing, and no more when that will not change. Knows no requests.
+did nothing, and no more when that will not change: the worker is to end then. Knows no requests.
 """
 
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common.errors import HugqueueError, ModelError, WorkerError
+from common.errors import CodedError, HugqueueError, ModelError, WorkerError
 from common.settings import Settings
 from workers.device.protocol import Message
 from workers.device_child import Death, DeviceChild
@@ -20,10 +21,12 @@ logger = logging.getLogger(__name__)
 
 #: How often a waiting thread looks whether its chunk was given up, in seconds.
 LOOK = 0.2
-#: A model whose loading kills the process so often fails its job, or the worker's start.
+#: A model whose loading kills the process so often is not loaded again for that chunk, or at that start.
 LOADING_DEATHS = 2
 #: Deaths in a row that nobody is to blame for, after which the device counts as broken.
 UNEXPLAINED_DEATHS = 5
+#: A process that lived so many seconds did not die of what is wrong with the device at all times.
+_HEALTHY = 60.0
 #: Longest pause before a process is started again, in seconds.
 _LONGEST_PAUSE = 30.0
 
@@ -49,8 +52,13 @@ class DeviceLives:
 
     @property
     def stopping(self) -> bool:
-        """Whether there will be no other process."""
+        """Whether `stop` was called."""
         return self._stopping.is_set()
+
+    @property
+    def broken(self) -> HugqueueError | None:
+        """Why there will be no other process, though nobody called `stop`."""
+        return self._broken
 
     def now(self) -> DeviceChild | None:
         """Return the process that takes requests, if there is one at the moment."""
@@ -60,17 +68,17 @@ class DeviceLives:
         """Start the first process; `ready` waits for it."""
         self._thread.start()
 
-    def ready(self, cancelled: threading.Event) -> DeviceChild:
+    def ready(self, given_up: Callable[[], bool]) -> DeviceChild:
         """Return a process that takes requests, waiting for it.
 
         Raises:
-            Cancelled: `cancelled` was set meanwhile, or `stop` called.
+            Cancelled: `given_up` became true meanwhile, or `stop` was called.
             ModelError: a preload cannot be had, or kills the process.
-            WorkerError: no process can be kept alive.
+            WorkerError: a preload does not fit; no process can be kept alive.
         """
         with self._changed:
             while True:
-                if cancelled.is_set() or self.stopping:
+                if given_up() or self.stopping:
                     raise Cancelled
                 if self._ready is not None:
                     return self._ready
@@ -90,25 +98,32 @@ class DeviceLives:
 
     def _keep_alive(self) -> None:
         """Live one life after the other. The kernel ends each process with this very thread (`workers.device`)."""
+        try:
+            self._live_on()
+        except Exception as fault:  # the boundary: without this thread nobody would start another process
+            logger.exception("the device process cannot be kept alive")
+            self._break(WorkerError("device_process_dies", f"{type(fault).__name__}: {fault}"))
+
+    def _live_on(self) -> None:
         preload, fruitless = self._preload, 0
+        error: HugqueueError | None
         while not self._stopping.wait(_pause(fruitless)):
+            started = time.monotonic()
             try:
                 child = self._live(preload)
-            except WorkerError as fault:
-                self._break(fault)
-                return
-            except Exception as fault:  # the boundary: without this thread nobody would start another process
-                logger.exception("the device process cannot be kept alive")
-                self._break(WorkerError("device_process_dies", f"{type(fault).__name__}: {fault}"))
-                return
+            except WorkerError as fault:  # it did not even start: the system may have room for it in a moment
+                fruitless += 1
+                error, ended = fault if fruitless >= UNEXPLAINED_DEATHS else None, fault.message
+            else:
+                fruitless = _fruitless(child, fruitless, time.monotonic() - started)
+                error, ended = _final(child, fruitless, preload), child.death.failure.message if child.death else ""
+                preload = preload if not child.ready else []  # models come back as they are asked for
             if self.stopping:
                 return
-            fruitless = _fruitless(child, fruitless)
-            if not child.ready and (error := _final(child, fruitless, preload)):
+            logger.warning("the device process ended: %s", ended)
+            if error is not None:
                 self._break(error)
                 return
-            preload = preload if not child.ready else []  # models come back as they are asked for
-            logger.warning("the device process ended: %s", child.death.failure.message if child.death else "")
 
     def _live(self, preload: Sequence[tuple[str, str | None]]) -> DeviceChild:
         opening = Message("open", 0, {"policy": self._policy.encode(), "preload": [list(pair) for pair in preload]})
@@ -133,32 +148,38 @@ class DeviceLives:
             self._changed.notify_all()
 
 
-def kills_worker(model: str, death: Death) -> ModelError:
-    """Return the error of a model that is not to be loaded a third time."""
+def kills_worker(model: str, death: Death) -> CodedError:
+    """Return the error of a model that is not to be loaded a third time.
+
+    SIGKILL is what the kernel sends when memory runs out: a larger machine may do what this one cannot. A crash
+    (a segmentation fault, an abort) would be the same there.
+    """
     message = f"Loading {model} killed the device process {LOADING_DEATHS} times. {death.failure.message}"
-    return ModelError("model_kills_worker", message)
+    return WorkerError("no_memory", message) if death.killed else ModelError("model_kills_worker", message)
 
 
 def _final(child: DeviceChild, fruitless: int, preload: Sequence[tuple[str, str | None]]) -> HugqueueError | None:
-    """Return why no other process is to be started after one that never took a request."""
+    """Return why no other process is to be started after this one, after so many in a row that did nothing."""
     death = child.death
     if child.refusal is not None or death is None:
         return child.refusal
-    if not death.idle and fruitless >= LOADING_DEATHS:
+    if not child.ready and not death.idle and fruitless >= LOADING_DEATHS:
         return kills_worker(" or ".join(model or task for task, model in preload), death)
     if fruitless >= UNEXPLAINED_DEATHS:
-        return WorkerError("device_process_dies", f"The device process does not start: {death.failure.message}")
+        what = f"ended {fruitless} times in a row without having done anything"
+        return WorkerError("device_process_dies", f"The device process {what}. {death.failure.message}")
     return None
 
 
-def _fruitless(child: DeviceChild, before: int) -> int:
+def _fruitless(child: DeviceChild, before: int, lived: float) -> int:
     """Return how many processes in a row, this one the last, did nothing.
 
-    One that died over records is replaced at once: a chunk of nothing but poison would take hours otherwise.
+    One that died over records or over a job's model is replaced at once: a chunk of nothing but poison would take
+    hours otherwise, and such deaths are counted with the requests.
     """
-    if child.served:
+    if child.served or (child.ready and lived >= _HEALTHY):
         return 0
-    return 1 if child.death and child.death.suspects else before + 1
+    return 1 if child.ready and child.death and not child.death.idle else before + 1
 
 
 def _pause(fruitless: int) -> float:

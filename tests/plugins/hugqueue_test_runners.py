@@ -2,7 +2,8 @@
 
 | task | what it does |
 |---|---|
-| `test-echo` | gives the text in capitals; `-p fail=TEXT` fails the records of that text |
+| `test-echo` | gives the text in capitals; `-p fail=TEXT` fails the records of that text; each batch takes \
+`-p batch_seconds=`, and `-p batch_log=` is a file that gets a line at its end |
 | `test-wait` | as echo, after `-p seconds=` per chunk, or once the file `-p until=` is there; ticks meanwhile; \
 `-p log=` is a file that gets each text as it is run |
 | `test-crash` | as echo, but for some texts: see `Crash`; `-p batch=` records at a time (4) |
@@ -39,7 +40,11 @@ class Echo(Runner):
         for start in range(0, len(inputs), size):
             batch = inputs[start : start + size]
             watch.batch(range(start, start + len(batch)))
+            time.sleep(float(params.get("batch_seconds", 0)))
             outcomes += [self.one(text, params, watch) for text in batch]
+            if "batch_log" in params:
+                with Path(params["batch_log"]).open("a") as log:
+                    log.write(f"{time.time()}\n")
         return outcomes
 
     def one(self, text, params, watch):
@@ -67,8 +72,13 @@ class Wait(Echo):
 class Crash(Echo):
     """Texts: crash (segfault), oom-kill (SIGKILL), exit, hang, memory, raise, gpu-lost; `once:FILE` kills once.
 
-    `kill-worker` kills the Celery process, and with it this one.
+    `kill-worker` kills the Celery process, and with it this one; `hang-early` hangs before the first batch.
     """
+
+    def run(self, inputs, params, watch):
+        if "hang-early" in inputs:
+            self.do_hang("")
+        return super().run(inputs, params, watch)
 
     def one(self, text, params, watch):
         action = getattr(self, "do_" + text.partition(":")[0].replace("-", "_"), None)
@@ -109,16 +119,27 @@ class Crash(Echo):
 
 
 class Load(Echo):
-    """Load parameters: load_seconds=, load_error= and load_raise= (texts); load_kill=FILE dies while that is there,
-    load_trouble=FILE is a fault of the worker while that is there."""
+    """Load parameters: load_seconds=, load_error= and load_raise= (texts); load_log=FILE gets a line for each load.
+    A preload takes the seconds from $LOAD_SECONDS.
 
-    load_params = frozenset({"load_seconds", "load_kill", "load_error", "load_raise", "load_trouble"})
+    While FILE is there, load_kill=FILE dies of SIGKILL, load_crash=FILE of a segmentation fault, and load_trouble=FILE
+    is a fault of the worker. load_kill=$NAME takes the name of FILE from the environment of the worker.
+    """
+
+    load_params = frozenset(
+        {"load_seconds", "load_log", "load_kill", "load_crash", "load_error", "load_raise", "load_trouble"}
+    )
 
     def __init__(self, task, model, device, load_params):
         super().__init__(task, model, device, load_params)
-        time.sleep(float(load_params.get("load_seconds", 0)))
-        if Path(load_params.get("load_kill", "/nonexistent")).exists():
+        if "load_log" in load_params:
+            with Path(load_params["load_log"]).open("a") as log:
+                log.write("loaded\n")
+        time.sleep(float(load_params.get("load_seconds", os.environ.get("LOAD_SECONDS", "0"))))
+        if Path(os.path.expandvars(load_params.get("load_kill", "/nonexistent"))).exists():
             os.kill(os.getpid(), signal.SIGKILL)
+        if Path(load_params.get("load_crash", "/nonexistent")).exists():
+            ctypes.string_at(0)
         if Path(load_params.get("load_trouble", "/nonexistent")).exists():
             raise WorkerError("hub_unavailable", "asked to have trouble")
         if "load_error" in load_params:

@@ -34,6 +34,8 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "ready": {},
     "refused": {"error": str, "code": str, "message": str},
     "status": {"models": list, "free": (int, type(None)), "total": (int, type(None))},
+    "begun": {},  # it is at this request now
+    "over": {},  # and now no longer; its answer may have come before, if it was given up
     "stage": {"text": str},  # what it does before it runs: downloads, loads; empty once that is over
     "batch": {"positions": list},  # these are about to run, and all before them are done
     "tick": {},

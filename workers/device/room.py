@@ -4,6 +4,7 @@ Two threads: one listens, opens the next payloads and takes back what was given 
 before each batch which records it is about to run, so that its death can be laid at the right door.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -60,16 +61,22 @@ class Turn:
             self._answered = True
         self.channel.send(message)
 
+    def take_up(self) -> None:
+        """Say that the process is at this request now. Raises `Cancelled`."""
+        self._check()
+        self.channel.send(Message("begun", self.id))
+
     def stage(self, text: str) -> None:
         """Say what takes time before anything runs; empty once it is over. Raises `Cancelled`."""
         self._check()
         self.channel.send(Message("stage", self.id, {"text": text}))
 
     def begin(self) -> None:
-        """From here on, giving up waits for the runner. Raises `Cancelled`."""
+        """From here on, giving up waits for the runner, and silence counts. Raises `Cancelled`."""
         with self._lock:
             self._running = not self._given_up
         self._check()
+        self.channel.send(Message("tick", self.id))
 
     def batch(self, positions: Sequence[int]) -> None:
         """Say which records are about to run. Raises `Cancelled`."""
@@ -116,12 +123,15 @@ class Room:
             turn = self._waiting.get()
             self._work(turn)
             self._turns.pop(turn.id, None)
+            with contextlib.suppress(OSError):  # the other end is gone: the listener ends the process
+                self._channel.send(Message("over", turn.id))
 
     def _preload(self, wanted: Sequence[Sequence[str | None]]) -> bool:
         for task, model in wanted:
             turn = Turn(0, JobSpec("0" * 12, str(task), model), self._channel)
             try:
                 begun = time.perf_counter()
+                turn.take_up()
                 loaded, _ = self._models.get(turn.spec, turn.stage)
                 turn.batch([])
                 speed = warm_up(loaded, turn)
@@ -155,6 +165,7 @@ class Room:
             turn.answer(Message("failed", turn.id, _described(fault)))
 
     def _result(self, turn: Turn) -> Message:
+        turn.take_up()
         changes = self._models.changes
         try:
             loaded, params = self._models.get(turn.spec, turn.stage)
