@@ -2,3 +2,5 @@
 
 #: Exit status of a worker that cannot start and should not be started again (EX_CONFIG of sysexits.h).
 CANNOT_START = 78
+#: Exit status of a worker whose device process cannot be kept alive (EX_UNAVAILABLE of sysexits.h).
+CANNOT_GO_ON = 69

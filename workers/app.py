@@ -11,15 +11,17 @@ from typing import Any, ClassVar
 
 from celery import Celery, bootsteps
 from celery.exceptions import CPendingDeprecationWarning
+from celery.worker import state
 
 from common.errors import HugqueueError, UsageError
 from common.queue import FINETUNE, HANDLER_PREFIX, make_app
 from common.settings import Settings, load_settings
 from common.tasks import RUNNER_GROUP, TASKS
 from common.values import JOB_ID
-from workers import CANNOT_START
+from workers import CANNOT_GO_ON, CANNOT_START
 from workers.devices import default_device, only_trains, queues_of
 from workers.room import Room, close_room, make_room, open_room
+from workers.runners.base import Cancelled
 from workers.turn import take_turn
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,9 @@ class RoomStep(bootsteps.StartStopStep):  # type: ignore[misc]
             if settings.broker_url is None:
                 raise UsageError("No Redis is configured: set CELERY_BROKER_URL or REDIS_URL.")
             RoomStep.room = make_room(worker.hostname, worker.app, settings, worker.concurrency)
-            open_room(RoomStep.room)
+            open_room(RoomStep.room, _asked_to_stop)
+        except Cancelled as stopped:
+            raise SystemExit(0) from stopped
         except HugqueueError as error:
             logger.error("This worker cannot start: %s", error)
             raise SystemExit(CANNOT_START) from error
@@ -51,11 +55,18 @@ class RoomStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Let the turns in hand finish, then close the room."""
         if RoomStep.room is not None:
             close_room(RoomStep.room, settings.grace)
+            if RoomStep.room.device.broken is not None:
+                worker.exitcode = CANNOT_GO_ON  # as Celery gives it to the process: the supervisor counts them
 
     def terminate(self, worker: Any) -> None:
         """Close the room at once."""
         if RoomStep.room is not None:
             close_room(RoomStep.room, 0.0)
+
+
+def _asked_to_stop() -> bool:
+    """Whether SIGTERM came: Celery only notes it while its boot steps run, and preloading may take minutes."""
+    return state.should_stop is not None or state.should_terminate is not None
 
 
 def handle(request: Any, job_id: object = None, *_: object, **__: object) -> str:

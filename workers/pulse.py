@@ -1,4 +1,7 @@
-"""The worker's heartbeat: one thread that writes it, and ends the worker when what started it is gone."""
+"""The worker's heartbeat: one thread that writes it, and ends the worker when it is of no use any longer.
+
+That is when what started it is gone, or when its device process cannot be kept alive.
+"""
 
 import logging
 import os
@@ -22,7 +25,7 @@ from workers.meter import Meter
 logger = logging.getLogger(__name__)
 
 INTERVAL = 3.0
-#: Seconds beyond the grace period after which an orphan that does not stop kills itself.
+#: Seconds beyond the grace period after which a worker that was to end and does not kills itself.
 EXTRA = 20.0
 
 
@@ -47,7 +50,7 @@ class Pulse:
         self._meter = meter
         self._slots = slots
         self._parent = settings.supervised
-        self._orphaned_at: float | None = None
+        self._ending_since: float | None = None
         self._started = time.time()
         self._device_name = describe(settings.device)
         self._stopping = False
@@ -81,22 +84,27 @@ class Pulse:
                 logger.info("no heartbeat: %s", error)
             except Exception:  # the boundary: a worker without a pulse counts as dead
                 logger.exception("no heartbeat")
-            self._end_with_parent()
+            self._end_if_useless()
             self._at_once.wait(INTERVAL)
             self._at_once.clear()
             if self._stopping:
                 return
 
-    def _end_with_parent(self) -> None:
-        if self._parent in (0, os.getppid()):
-            return
-        if self._orphaned_at is None:
-            logger.warning("what started this worker is gone: stopping")
-            self._orphaned_at = time.monotonic()
-            os.kill(os.getpid(), signal.SIGTERM)
-        elif time.monotonic() - self._orphaned_at > self._settings.grace + EXTRA:
+    def _end_if_useless(self) -> None:
+        if self._ending_since is None:
+            if reason := self._uselessness():
+                logger.error("this worker ends: %s", reason)
+                self._ending_since = time.monotonic()
+                os.kill(os.getpid(), signal.SIGTERM)
+        elif time.monotonic() - self._ending_since > self._settings.grace + EXTRA:
             # Celery that waits for a Redis which is gone hears no SIGTERM, and nobody else is left to end it.
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _uselessness(self) -> str:
+        if self._parent not in (0, os.getppid()):
+            return "what started it is gone"
+        # While it starts, the room tells why it cannot.
+        return str(self._device.broken or "") if self.state == "ready" else ""
 
     def now(self) -> Heartbeat:
         """Return the worker as it is now."""

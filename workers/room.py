@@ -5,6 +5,7 @@ The other room, the device process, is behind `device` (`workers.device_client`)
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from celery import Celery
@@ -63,18 +64,20 @@ def make_room(name: str, app: Celery, settings: Settings, slots: int) -> Room:
     )
 
 
-def open_room(room: Room) -> None:
+def open_room(room: Room, given_up: Callable[[], bool]) -> None:
     """Start all that works beside the turns; models are preloaded when this returns.
 
     Raises:
+        Cancelled: `given_up` became true meanwhile: the worker was asked to stop.
         ModelError: a preload that cannot be had.
         WorkerError: the device cannot be used.
     """
     room.pulse.start()
     try:
         if room.tuner.shares_room:
-            room.device.start()
+            room.device.start(given_up)
     except BaseException:
+        room.device.stop()
         room.pulse.stop()
         raise
     room.pulse.become("ready")

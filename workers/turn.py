@@ -175,6 +175,9 @@ def _refuse(room: Room, job: Job, held: HeldLease, error: WorkerError) -> str:
     if error.code in _ONLY_HERE:
         failure = Failure("no_worker_fits", f"No live worker can serve this job: {error.message}")
         return _refuse_for_good(room, job, held, failure)
+    if error.code == "device_process_dies":  # no fault of the chunk; if it stays so, the worker ends (`workers.pulse`)
+        room.refusals.pause(job.id, held.lease.attempt)
+        return _give_back(room, held.lease, f"given back: {error.message}")
     if held.lease.attempt >= MOST_ATTEMPTS:
         return _fail(room, held, Failure(error.code, f"{error.message} (After {MOST_ATTEMPTS} tries.)"))
     room.refusals.pause(job.id, held.lease.attempt)
