@@ -18,20 +18,30 @@ def submit(shell: Shell, directory: Path, texts: list[str], *params: str) -> str
     return shell.submit("--task", "test-load", str(source), *params)
 
 
-@pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=[pytest.mark.faults, pytest.mark.timeout(900)])])
+#: What users have who set nothing.
+DEFAULTS = {"HUGQUEUE_LEASE": "30", "HUGQUEUE_RENEW": "1", "HUGQUEUE_REAP": "5"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limits"),
+    [(2, {}), pytest.param(60, DEFAULTS, marks=[pytest.mark.faults, pytest.mark.timeout(900)])],
+)
 def test_a_death_right_after_a_slow_load_costs_a_few_loads_and_no_more(
-    shell: Shell, start_workers: StartWorkers, tmp_path: Path, seconds: float
+    shell: Shell, start_workers: StartWorkers, tmp_path: Path, seconds: float, limits: dict[str, str]
 ) -> None:
-    workers = start_workers()
+    workers = start_workers(**limits)
+    log = tmp_path / "loads"
     celery = workers.celery().pid
     texts = [f"text {number}" for number in range(20)]
     texts[0] = "crash"  # in the first batch
-    job = submit(shell, tmp_path, texts, "-p", f"load_seconds={seconds}", "--chunk-size", "4")
+    slow = ("-p", f"load_seconds={seconds}", "-p", f"load_log={log}")
+    job = submit(shell, tmp_path, texts, *slow, "--chunk-size", "4")
     shell.run("wait", job, status=3, seconds=5 * seconds + 120)
     rows = shell.results(job)
     assert failures(rows) == {'"crash"': "worker_died"}
     assert [row["output"] for row in rows[1:]] == [text.upper() for text in texts[1:]]
-    assert workers.text().count("the device process ended") == 2, "once in company, once alone; a load after each"
+    assert workers.text().count("the device process ended") == 2, "once in company, once alone"
+    assert log.read_text().count("loaded") == 3, "the first, and one after each death"
     assert workers.celery().pid == celery
 
 
@@ -48,6 +58,23 @@ def test_a_worker_that_dies_while_it_loads_costs_its_load(
     assert workers.text().count("ended with status") == 1
 
 
+def test_a_model_that_is_killed_while_one_worker_loads_it_is_served_by_another(
+    shell: Shell, start_workers: StartWorkers, tmp_path: Path
+) -> None:
+    fatal = tmp_path / "fatal"
+    fatal.touch()
+    small = start_workers(FATAL=str(fatal))
+    options = ("-p", "load_kill=$FATAL", "--chunk-size", "1")
+    job = submit(shell, tmp_path, ["a"], *options)
+    shell.run("wait", job, status=1)
+    assert shell.status(job)["error"]["code"] == "no_worker_fits", "no other was there"
+    start_workers()
+    job = submit(shell, tmp_path, ["a"] * 50, *options)
+    shell.run("wait", job)
+    assert [row["output"] for row in shell.results(job)] == ["A"] * 50
+    assert small.text().count("the device process ended") <= 12, "twice a job, for each of three slots at most"
+
+
 def test_a_model_whose_loading_kills_fails_its_job_at_once_and_no_other(
     shell: Shell, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
@@ -55,7 +82,7 @@ def test_a_model_whose_loading_kills_fails_its_job_at_once_and_no_other(
     celery = workers.celery().pid
     fatal = tmp_path / "fatal"
     fatal.touch()
-    job = submit(shell, tmp_path, ["a"] * 50, "-p", f"load_kill={fatal}", "--chunk-size", "1")
+    job = submit(shell, tmp_path, ["a"] * 50, "-p", f"load_crash={fatal}", "--chunk-size", "1")
     shell.run("wait", job, status=1)
     assert shell.status(job)["error"]["code"] == "model_kills_worker"
     assert workers.text().count("the device process ended") <= 6, "twice for each of three slots at most"

@@ -49,11 +49,12 @@ def test_thousands_of_chunks_leave_the_worker_as_large_as_it_was(
         assert after - before < MOST_MIB, sizes
 
 
-def test_thousands_of_batches_of_a_model_leave_it_as_large_as_it_was(
-    shell: Shell, server: RedisServer, start_workers: StartWorkers, tmp_path: Path
+@pytest.mark.parametrize("name", ["fill-mask", "embedding"])
+def test_thousands_of_chunks_of_a_model_leave_it_as_large_as_it_was(
+    shell: Shell, server: RedisServer, start_workers: StartWorkers, tmp_path: Path, name: str
 ) -> None:
-    load = Load(shell, server, start_workers("--preload", f"fill-mask={DEMO_MODEL}"), tmp_path)
-    task = ("--task", "fill-mask", "-m", str(DEMO_MODEL))
+    load = Load(shell, server, start_workers("--preload", f"{name}={DEMO_MODEL}"), tmp_path)
+    task = ("--task", name, "-m", str(DEMO_MODEL))
 
     def text(dice: random.Random) -> str:
         return "The capital of France is [MASK]. " + "word " * dice.randint(0, 20)

@@ -1,10 +1,13 @@
 """Workers are stopped, by SIGTERM, and started again; nothing is lost, little is repeated."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from common.ledger import Ledger
+from common.store import Store
 from tests.faults.jobs import LONG, Batch
-from tests.processes import Shell, Workers, wait_until
+from tests.processes import RedisServer, Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]
@@ -73,3 +76,23 @@ def test_a_job_whose_tickets_are_all_lost_runs(start_workers: StartWorkers, new_
         batch.store.client.delete(key)
     start_workers(ready=False)
     batch.finish()
+
+
+def test_a_job_cancelled_in_the_middle_of_a_chunk_ends_within_two_seconds_of_a_batch_and_keeps_what_is_done(
+    start_workers: StartWorkers, shell: Shell, server: RedisServer, tmp_path: Path
+) -> None:
+    source, ends, store = tmp_path / "in.txt", tmp_path / "ends", Store(server.client, result_ttl=100)
+    source.write_text("".join(f"line {number}\n" for number in range(60)))
+    start_workers(HUGQUEUE_RENEW="1")  # the default
+    batches = ("-p", "batch=4", "-p", "batch_seconds=1.3", "-p", f"batch_log={ends}")
+    job = shell.submit("--task", "test-echo", str(source), "--chunk-size", "12", *batches)
+    wait_until(lambda: ends.exists() and len(ends.read_text().splitlines()) == 4, LONG, "one chunk, and a batch more")
+    Ledger(server.client, 3).cancel(job)
+    asked = time.time()
+    wait_until(lambda: store.job(job).status == "cancelled", LONG, "the job is cancelled")
+    ended, batch_ends = time.time(), [float(line) for line in ends.read_text().splitlines()]
+    assert ended - max(batch_ends) < 2
+    assert sum(end > asked for end in batch_ends) <= 2, "that at work, and one begun before the worker had looked"
+    rows = shell.results(job)
+    assert [row.get("output") for row in rows] == [f"LINE {number}" for number in range(12)] + [None] * 48
+    assert {row["error"]["code"] for row in rows[12:]} == {"not_run"}
