@@ -19,10 +19,10 @@ from common.heartbeats import Heartbeat, living, serving, ticket_target
 from common.jobs import Job
 from common.keys import JobKeys
 from common.ledger import MIN_TICKETS, Ledger
+from common.rows import Row
 from common.settings import Settings
 from common.store import Store
 from common.values import JobSpec
-from producer.outputs.rows import Row
 
 T = TypeVar("T")
 

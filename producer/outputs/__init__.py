@@ -3,9 +3,8 @@
 Knows the formats; nothing of jobs or Redis. pyarrow is imported for Parquet alone.
 """
 
-from producer.outputs.lines import to_line
+from common.rows import Row, to_line
 from producer.outputs.opening import FORMATS, check_output, open_output
-from producer.outputs.rows import Row
 from producer.outputs.table import preview
 from producer.outputs.writers import Writer
 

@@ -1,39 +1,14 @@
-"""Outcomes as lines of text: `.jsonl` and `.csv`, each also gzipped, and the line that goes to a pipe."""
+"""Outcomes as lines of text: `.jsonl` and `.csv`, each also gzipped."""
 
 import csv
 import gzip
 from typing import IO, Any
 
-from common.encoder import to_json
-from common.values import Json
+from common.rows import Row, as_text, to_line
 from producer.outputs.aside import Aside
-from producer.outputs.rows import Row
 from producer.outputs.writers import Writer
 
 CSV_COLUMNS = ("id", "input", "output", "error_code", "error_message", "truncated")
-
-
-def to_line(row: Row) -> str:
-    """Return the row as one line of JSON, without a line end: id, input, and output or error."""
-    line: dict[str, Json] = {"id": row.id, "input": row.input}
-    if row.failure:
-        line["error"] = {"code": row.failure.code, "message": row.failure.message}
-    else:
-        line["output"] = row.output
-    if row.truncated:
-        line["truncated"] = True
-    return to_json(line)
-
-
-def as_text(value: Json) -> str | None:
-    """Return a value for a cell of text: a text as it is, nothing for None, else its JSON text.
-
-    Lone surrogates, which no file of text can hold, are escaped.
-    """
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else to_json(value)
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 class _LineWriter(Writer):

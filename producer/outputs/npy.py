@@ -9,9 +9,9 @@ from pathlib import Path
 
 from common.encoder import to_json
 from common.errors import HugqueueError
+from common.rows import Row
 from common.values import Json
 from producer.outputs.aside import Aside
-from producer.outputs.rows import Row
 from producer.outputs.writers import Writer
 
 _HEADER_BYTES = 128  # room for any shape; numbers begin at a multiple of 64

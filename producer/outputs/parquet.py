@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import HugqueueError
+from common.parts import row_cells, row_schema
+from common.rows import Row, as_text
 from producer.outputs.aside import Aside
-from producer.outputs.lines import as_text
-from producer.outputs.rows import Row
 from producer.outputs.writers import Writer
 
 _GROUP_ROWS = 8192
@@ -24,16 +24,7 @@ class ParquetWriter(Writer):
         """Take the Arrow type of an output, or None for JSON text."""
         super().__init__(path)
         self._typed = output_type is not None
-        self._schema = pa.schema(
-            {
-                "id": pa.string(),
-                "input": pa.string(),
-                "output": _widely_read(output_type) if self._typed else pa.string(),
-                "error_code": pa.string(),
-                "error_message": pa.string(),
-                "truncated": pa.bool_(),
-            }
-        )
+        self._schema = row_schema(output_type)
 
     def _begin(self, aside: Aside) -> None:
         self._writer = pq.ParquetWriter(aside.stream, self._schema, compression="zstd")
@@ -41,9 +32,7 @@ class ParquetWriter(Writer):
         self._bytes = 0
 
     def _write(self, row: Row) -> None:
-        code, message = (row.failure.code, row.failure.message) if row.failure else (None, None)
-        output = row.output if self._typed else (None if row.failure else as_text(row.output))
-        cells = (as_text(row.id), as_text(row.input), output, code, as_text(message), row.truncated)
+        cells = row_cells(row, row.output if self._typed or row.failure else as_text(row.output))
         self._rows.append(cells)
         self._bytes += sum(len(cell) for cell in cells if isinstance(cell, str))
         if len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
@@ -66,8 +55,3 @@ class ParquetWriter(Writer):
             raise HugqueueError(f"Cannot write {self.path}: an output is not of the declared type: {error}") from error
         self._writer.write_table(pa.table(arrays, schema=self._schema))
         self._rows, self._bytes = [], 0
-
-
-def _widely_read(kind: Any) -> Any:
-    """Return the type with lists of free length in place of fixed ones, which few readers of Parquet know."""
-    return pa.list_(kind.value_type) if pa.types.is_fixed_size_list(kind) else kind

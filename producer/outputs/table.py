@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from itertools import islice
 
 from common.encoder import to_json
+from common.rows import Row
 from common.values import Json
-from producer.outputs.rows import Row
 
 #: Characters of a cell; the terminal wraps or cuts what is still too long for it.
 WIDTH = 120

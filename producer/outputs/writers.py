@@ -6,8 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from common.rows import Row
 from producer.outputs.aside import Aside, write_faults
-from producer.outputs.rows import Row
 
 
 class Writer(ABC):

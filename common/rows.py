@@ -1,7 +1,8 @@
-"""What a writer is given: a record and what became of it."""
+"""A record and what became of it, and how that is written for the user."""
 
 from dataclasses import dataclass
 
+from common.encoder import to_json
 from common.values import Failure, Json, Outcome
 
 NOT_RUN = Failure("not_run", "the job ended before this record was run; `producer retry` runs it")
@@ -29,3 +30,26 @@ class Row:
     def truncated(self) -> bool:
         """Whether there is an output, made from a text that was cut to what the model takes."""
         return self.outcome is not None and self.outcome.failure is None and self.outcome.truncated
+
+
+def to_line(row: Row) -> str:
+    """Return the row as one line of JSON, without a line end: id, input, and output or error."""
+    line: dict[str, Json] = {"id": row.id, "input": row.input}
+    if row.failure:
+        line["error"] = {"code": row.failure.code, "message": row.failure.message}
+    else:
+        line["output"] = row.output
+    if row.truncated:
+        line["truncated"] = True
+    return to_json(line)
+
+
+def as_text(value: Json) -> str | None:
+    """Return a value for a cell of text: a text as it is, nothing for None, else its JSON text.
+
+    Lone surrogates, which no file of text can hold, are escaped.
+    """
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else to_json(value)
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()

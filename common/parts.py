@@ -1,0 +1,126 @@
+"""The parts that workers write for `-o DIR/`: one file for each chunk, `part-00000.parquet` or `.jsonl`.
+
+A part holds what the user wants to have: id, input, output or error. It is also where the outcomes of its chunk are
+kept, so it can be read back into a payload of outcomes.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.encoder import to_json
+from common.errors import PayloadError
+from common.payloads import MAX_EXPANDED, decode_outcomes, encode_outcomes, output_type, overlay
+from common.rows import Row, as_text, to_line
+from common.values import Failure, Json, Outcome, Record
+
+FORMATS = ("parquet", "jsonl")
+
+#: What a Parquet part says of outputs without a type: JSON text, or where all of them are texts, these as they are.
+_FORM, _JSON, _TEXT = b"hugqueue.output", b"json", b"text"
+
+
+def part_name(chunk: int, format: str) -> str:
+    """Return the name of a chunk's part."""
+    return f"part-{chunk:05d}.{format}"
+
+
+def chunk_rows(records: Sequence[Record], outcomes: Sequence[bytes]) -> list[Row]:
+    """Return the rows of a chunk from its records and the payloads of its commits, the oldest first.
+
+    Raises:
+        PayloadError: one of them is not a payload of outcomes.
+    """
+    found = overlay(outcomes)
+    return [
+        Row(record.id, record.input, found[position][1] if position in found else None)
+        for position, record in enumerate(records)
+    ]
+
+
+def row_schema(kind: Any) -> pa.Schema:
+    """Return the schema of rows in Parquet; `kind` is the Arrow type of an output, or None for text and JSON text."""
+    output = _widely_read(kind) if kind is not None else pa.string()
+    columns = {"id": pa.string(), "input": pa.string(), "output": output}
+    return pa.schema(columns | {"error_code": pa.string(), "error_message": pa.string(), "truncated": pa.bool_()})
+
+
+def row_cells(row: Row, output: Any) -> tuple[Any, ...]:
+    """Return the cells of a row, in the order of `row_schema`; `output` is its output as the schema has it."""
+    code, message = (row.failure.code, row.failure.message) if row.failure else (None, None)
+    return as_text(row.id), as_text(row.input), output, code, as_text(message), row.truncated
+
+
+def encode_part(rows: Sequence[Row], outcomes: Sequence[bytes], format: str) -> bytes:
+    """Return the bytes of a part; `outcomes` are the payloads that the rows were made of, the oldest first."""
+    if format == "jsonl":
+        return b"".join(to_line(row).encode() + b"\n" for row in rows)
+    kind = output_type(decode_outcomes(outcomes[-1]))
+    form, outputs = _outputs(rows, kind)
+    schema = row_schema(kind).with_metadata({_FORM: form} if form else None)
+    columns = zip(*(row_cells(row, output) for row, output in zip(rows, outputs, strict=True)), strict=True)
+    arrays = [pa.array(list(cells), field.type) for cells, field in zip(columns, schema, strict=True)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(arrays, schema=schema), sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def _outputs(rows: Sequence[Row], kind: Any) -> tuple[bytes | None, list[Any]]:
+    """Return the form of untyped outputs, and the outputs in it."""
+    if kind is not None:
+        return None, [row.output for row in rows]
+    if all(row.failure or isinstance(row.output, str) for row in rows):
+        return _TEXT, [as_text(row.output) for row in rows]
+    return _JSON, [None if row.failure else to_json(row.output) for row in rows]
+
+
+def decode_part(data: bytes, format: str) -> bytes:
+    """Return the outcomes of a part as a payload, which `common.payloads.decode_outcomes` opens.
+
+    Raises:
+        PayloadError: the bytes are not a part.
+    """
+    ids, outcomes, kind = _from_lines(data) if format == "jsonl" else _from_parquet(data)
+    return encode_outcomes(range(len(ids)), ids, outcomes, kind)
+
+
+def _from_lines(data: bytes) -> tuple[list[Json], list[Outcome], None]:
+    try:
+        lines = [json.loads(line) for line in data.splitlines()]
+        outcomes = [_outcome(line.get("output"), line.get("error"), line.get("truncated") is True) for line in lines]
+        return [line.get("id") for line in lines], outcomes, None
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
+        raise PayloadError(f"not a part of JSON lines: {error}") from error
+
+
+def _from_parquet(data: bytes) -> tuple[list[Json], list[Outcome], Any]:
+    wanted = ["id", "output", "error_code", "error_message", "truncated"]
+    try:
+        file = pq.ParquetFile(pa.py_buffer(data))
+        if sum(file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups)) > MAX_EXPANDED:
+            raise PayloadError(f"a part that expands to more than {MAX_EXPANDED:,} bytes")
+        table = file.read(columns=wanted)
+        table.validate(full=True)
+        form = (table.schema.metadata or {}).get(_FORM)
+        columns = [table[name].to_pylist() for name in wanted]
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        raise PayloadError(f"not a part in Parquet: {error}") from error
+    kind = table.schema.field("output").type if form is None else None
+    outcomes = []
+    for _, output, code, message, truncated in zip(*columns, strict=True):
+        fault = {"code": code, "message": message or ""} if code is not None else None
+        value = json.loads(output) if form == _JSON and output is not None else output
+        outcomes.append(_outcome(value, fault, bool(truncated)))
+    return columns[0], outcomes, kind
+
+
+def _outcome(output: Json, error: Json, truncated: bool) -> Outcome:
+    return Outcome(output, Failure(str(error["code"]), str(error["message"])) if error else None, truncated)
+
+
+def _widely_read(kind: Any) -> Any:
+    """Return the type with lists of free length in place of fixed ones, which few readers of Parquet know."""
+    return pa.list_(kind.value_type) if pa.types.is_fixed_size_list(kind) else kind
