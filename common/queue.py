@@ -129,4 +129,8 @@ def _ticket_ids(raw: bytes) -> Iterator[str]:
         return  # not a message of ours
 
 
-app = make_app(load_settings())
+def __getattr__(name: str) -> Any:
+    """Make `app` when `celery -A common.queue` asks for it: who merely imports this module has settings of its own."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return make_app(load_settings())

@@ -91,6 +91,21 @@ class Settings:
         """The Redis address, its password masked: what messages may show."""
         return mask_address(self.broker_url or "embedded Redis")
 
+    @property
+    def model_cache(self) -> Path:
+        """Where fine-tuned models are kept that come from a store which is no directory."""
+        return self.home / "model-cache"
+
+    @property
+    def worker_stop(self) -> float:
+        """How long a worker may take to stop before it is killed: its grace period, and the end of its parts."""
+        return self.grace + 20.0
+
+    @property
+    def workers_stop(self) -> float:
+        """How long `workers start` may take to stop: longer than its workers, which it may have to kill."""
+        return self.worker_stop + 10.0
+
     def __repr__(self) -> str:
         return f"Settings(broker_url={self.broker!r}, home={str(self.home)!r}, ...)"
 

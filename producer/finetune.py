@@ -9,6 +9,7 @@ import click
 
 from common.errors import UsageError
 from common.jobs import Job
+from common.model_names import resolve_model
 from common.models_store import job_of
 from common.nearest import did_you_mean
 from common.payloads import encode_records
@@ -20,7 +21,7 @@ from producer.client import Client
 from producer.examples import CHUNK_RECORDS, ExampleSet, read_examples
 from producer.exits import INTERRUPTED, exit_status
 from producer.follow import follow, follow_own
-from producer.plan import check_spec, parse_params, resolve_model
+from producer.plan import check_spec, parse_params
 from producer.printing import Say
 from producer.submission import cut_chunks, forget
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.inputs import check_inputs, read_records
-from common.models_store import job_of
+from common.model_names import resolve_model
 from common.settings import Settings, load_settings
 from common.tasks import ALIASES, Task, find_task
 from common.values import MAX_ERRORS, JobSpec, Json, Record, new_job_id
@@ -129,29 +129,6 @@ def check_max_errors(text: str | None) -> str | None:
     if text is not None and not MAX_ERRORS.match(text):
         raise UsageError(f"--max-errors {text!r}: expected a number of records, as 100, or a share of them, as 5%.")
     return text
-
-
-def resolve_model(model: str | None) -> str | None:
-    """Return a hub id as it is, and a local directory as an absolute path, which a worker can tell from an id.
-
-    Raises:
-        UsageError: it is a path, and no model is there; or it begins with `job:`, and no id follows.
-    """
-    if model is None or job_of(model):
-        return model
-    path = Path(model).expanduser()
-    looks_like_path = model.startswith(("/", "./", "../", "~")) or model.endswith("/") or model.count("/") > 1
-    if path.is_dir() and (looks_like_path or (path / "config.json").is_file()):
-        if not (path / "config.json").is_file():
-            raise UsageError(f"--model {model}: the directory holds no model: there is no config.json in it.")
-        return str(path.resolve())
-    if path.is_file():
-        raise UsageError(f"--model {model} is a file; name the directory that holds config.json and the weights.")
-    if looks_like_path and not model.startswith("/"):
-        raise UsageError(f"--model {model}: there is no such directory (and a hub id looks like org/name).")
-    if not model.strip() or any(letter.isspace() for letter in model):
-        raise UsageError(f"--model {model!r} is neither a hub id (org/name) nor a directory.")
-    return model
 
 
 def parse_params(params: Sequence[str]) -> dict[str, Json]:

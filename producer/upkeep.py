@@ -15,19 +15,17 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 from common.errors import HugqueueError, UsageError
+from common.extras import install
+from common.model_names import resolve_preload
 from common.settings import Settings, load_settings, to_environ
-from common.tasks import find_task
 from producer.client import Client
 from producer.embedded.attach import attach
 from producer.embedded.lifeline import die_with_parent
-from producer.plan import resolve_model
 from producer.printing import Say
 
 HOST = "127.0.0.1"
 #: What Flower shows of each turn: which job, and what came of it.
 COLUMNS = "name,args,result,state,runtime,worker,received"
-#: Seconds for a child to end by itself after SIGTERM, beyond the workers' grace.
-EXTRA = 30.0
 #: Seconds between two looks at the children.
 TICK = 0.2
 
@@ -59,7 +57,7 @@ def run_all(*, device: str | None, preload: Sequence[str], port: int | None, say
     settings = dataclasses.replace(
         settings,
         device=device or settings.device,
-        preload=tuple(map(_absolute, preload)) or settings.preload,
+        preload=tuple(map(resolve_preload, preload)) or settings.preload,
     )
     stopped = _stop_on_signals()
     with contextlib.ExitStack() as stack:
@@ -75,7 +73,7 @@ def run_all(*, device: str | None, preload: Sequence[str], port: int | None, say
 
 def _check_flower(port: int) -> None:
     if importlib.util.find_spec("flower") is None:
-        raise UsageError("Flower is not installed: pip install 'hugqueue[monitor]', or say --no-flower.")
+        raise UsageError(f"Flower is not installed: {install('monitor')}, or say --no-flower.")
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -84,13 +82,6 @@ def _check_flower(port: int) -> None:
             raise UsageError(
                 f"Flower cannot listen on {HOST}:{port}: {error.strerror}. Name another port with --port."
             ) from error
-
-
-def _absolute(preload: str) -> str:
-    """Return `TASK[=MODEL]`, a directory made absolute: the worker's own directory is another."""
-    task, equals, model = preload.partition("=")
-    find_task(task)
-    return f"{task}={resolve_model(model)}" if equals else task
 
 
 def _stop_on_signals() -> threading.Event:
@@ -146,7 +137,7 @@ def _running(name: str, command: list[str], settings: Settings) -> Iterator[Part
     finally:
         process.terminate()
         try:
-            process.wait(settings.grace + EXTRA)
+            process.wait(settings.workers_stop)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

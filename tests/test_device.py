@@ -196,6 +196,12 @@ def test_it_has_neither_celery_nor_redis_nor_torch_nor_the_password(
     assert done.stdout.strip() == "[]"
 
 
+def test_a_model_that_is_refused_costs_no_import_of_torch(room: Room):
+    with pytest.raises(ModelError, match="does not open"):
+        room.run("embedding", ["a"], model="/somewhere/else")
+    assert "libtorch" not in " ".join(entry.path for entry in psutil.Process(room.pid()).memory_maps())
+
+
 def test_it_ends_with_its_parent_even_when_it_never_lets_go(tmp_path: Path):
     code = (
         "import sys, threading; sys.path.insert(0, sys.argv[1]);"

@@ -1,13 +1,15 @@
 """`workers start`: who gets which GPU, and that a stop is heard at any time. A script stands for nvidia-smi."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from common.keys import device_claim
-from tests.processes import RedisServer, Workers, wait_until
+from tests.processes import ROOT, RedisServer, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 
@@ -54,3 +56,17 @@ def test_a_worker_that_is_still_preloading_stops_at_once(start_workers: StartWor
     device = workers.device()
     assert workers.stop(10) == 0
     assert not device.is_running()
+
+
+def test_a_preload_that_is_not_there_is_refused_before_anything_starts(environ: dict[str, str], tmp_path: Path) -> None:
+    workers = Workers(environ, tmp_path / "log", "--preload", "fill-mask=./nowhere").start()
+    assert workers.process
+    assert workers.process.wait(20) == 2
+    assert "--preload ./nowhere: there is no such directory" in workers.text()
+
+
+def test_only_celery_itself_makes_the_app_of_the_environment(environ: dict[str, str]) -> None:
+    code = "import common.queue; print(common.queue.make_app.__name__)"
+    wrong = environ | {"HUGQUEUE_LEASE": "long"}
+    done = subprocess.run([sys.executable, "-c", code], env=wrong, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "make_app"

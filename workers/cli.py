@@ -3,16 +3,15 @@
 import dataclasses
 import logging
 import sys
-from pathlib import Path
 
 import click
 import redis
 
 from common.connection import connect, explain, is_passing
 from common.errors import HugqueueError, UsageError
+from common.model_names import resolve_preload
 from common.models_store import open_store, store_address
 from common.settings import Settings, load_settings
-from common.tasks import find_task
 from common.training import QUEUE
 from common.values import DTYPES, QUEUES
 
@@ -83,7 +82,7 @@ def start(
         settings = dataclasses.replace(
             settings,
             device=device or settings.device,
-            preload=tuple(map(_check_preload, preload)) or settings.preload,
+            preload=tuple(map(resolve_preload, preload)) or settings.preload,
             queues=(QUEUE,) if flags["train"] else _queues(queues) or settings.queues,
             dtype=dtype or settings.dtype,
             train=flags["train"] or settings.train,
@@ -104,14 +103,6 @@ def _queues(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def _check_preload(text: str) -> str:
-    """Return `TASK[=MODEL]`, a directory made absolute: the worker's own directory may be another."""
-    task, equals, model = text.partition("=")
-    find_task(task)
-    path = Path(model).expanduser()
-    return f"{task}={path.resolve()}" if equals and path.is_dir() else text
-
-
 def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
     from workers.devices import choose, find_gpus
     from workers.supervisor import Supervisor
@@ -122,7 +113,7 @@ def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
             "Without one, `producer submit` starts a Redis and a worker of its own."
         )
     if settings.train:
-        open_store(store_address(settings), settings.home / "model-cache")
+        open_store(store_address(settings), settings.model_cache)
     devices = choose(settings.device, find_gpus())
     if settings.dtype == "int8" and any(devices):
         raise UsageError("--dtype int8 is for CPUs: leave it out, or say --device cpu.")

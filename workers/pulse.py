@@ -25,8 +25,6 @@ from workers.meter import Meter
 logger = logging.getLogger(__name__)
 
 INTERVAL = 3.0
-#: Seconds beyond the grace period after which a worker that was to end and does not kills itself.
-EXTRA = 20.0
 
 
 class Pulse:
@@ -96,7 +94,7 @@ class Pulse:
                 logger.error("this worker ends: %s", reason)
                 self._ending_since = time.monotonic()
                 os.kill(os.getpid(), signal.SIGTERM)
-        elif time.monotonic() - self._ending_since > self._settings.grace + EXTRA:
+        elif time.monotonic() - self._ending_since > self._settings.worker_stop:
             # Celery that waits for a Redis which is gone hears no SIGTERM, and nobody else is left to end it.
             os.kill(os.getpid(), signal.SIGKILL)
 

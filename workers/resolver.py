@@ -51,7 +51,7 @@ class ModelPolicy:
             max_new_tokens=settings.max_new_tokens,
             dtype=settings.dtype,
             models=store_address(settings),
-            cache=str(settings.home / "model-cache"),
+            cache=str(settings.model_cache),
         )
 
     def encode(self) -> str:

@@ -29,8 +29,6 @@ QUICK_DEATHS, QUICK = 5, 20.0
 QUICK_FOR_DEVICE = 3600.0
 #: Seconds between tries to claim GPUs.
 CLAIM_AGAIN = 1.0
-#: Seconds beyond the grace period after which a stopping worker is killed.
-EXTRA = 20.0
 
 
 @dataclass(slots=True)
@@ -219,7 +217,7 @@ class Supervisor:
         running = [child.process for child in self._children if child.process and child.process.poll() is None]
         for process in running:
             process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + self._settings.grace + EXTRA
+        end = time.monotonic() + self._settings.worker_stop
         for process in running:
             try:
                 process.wait(max(0.0, end - time.monotonic()))

@@ -52,4 +52,4 @@ def export(model: str, directory: Path) -> None:
 
 def _store() -> "ModelsStore":
     settings: Any = load_settings()
-    return open_store(store_address(settings), settings.home / "model-cache")
+    return open_store(store_address(settings), settings.model_cache)

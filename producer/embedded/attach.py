@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.errors import StoreUnavailable, UsageError
+from common.extras import install
 from common.settings import Settings, to_environ
 from producer.embedded.keeper import TAKEN
 from producer.embedded.locks import LockFile, is_claimed
@@ -54,7 +55,7 @@ def _require_worker() -> None:
     if missing:
         raise UsageError(
             f"No Redis is configured, and a worker of one's own needs {' and '.join(missing)}: "
-            "pip install 'hugqueue[worker]', or set REDIS_URL to a Redis that workers serve."
+            f"{install('worker')}, or set REDIS_URL to a Redis that workers serve."
         )
 
 

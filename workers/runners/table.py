@@ -41,7 +41,7 @@ def find_runner(task: str) -> type[Runner]:
         ModelError: `unknown_task`, no runner of that name; `bad_runner`, an entry point names something else.
         ImportError: the runner needs a library that is not installed.
     """
-    name = "translation" if translation_languages(task) else ALIASES.get(task, task)
+    name = _row(task)
     if name in RUNNERS:
         return _load(RUNNERS[name])
     for point in entry_points(group=RUNNER_GROUP, name=task):
@@ -51,6 +51,15 @@ def find_runner(task: str) -> type[Runner]:
         f"This worker has no runner for the task {task!r}. If another distribution brings it, "
         f"install it here too (an entry point of the group {RUNNER_GROUP}).",
     )
+
+
+def needs_model(task: str) -> bool:
+    """Whether a task needs a model, as far as that is known without its runner: only that tells for an entry point."""
+    return _row(task) in RUNNERS
+
+
+def _row(task: str) -> str:
+    return "translation" if translation_languages(task) else ALIASES.get(task, task)
 
 
 def _load(place: str) -> type[Runner]:

@@ -66,7 +66,7 @@ class Attempt:
         self._settings = settings
         self._store = store
         self._scratch = scratch
-        self._models: ModelsStore = open_store(store_address(settings), settings.home / "model-cache")
+        self._models: ModelsStore = open_store(store_address(settings), settings.model_cache)
         self._work = self._models.work_directory(turn.job.id, turn.attempt)
         self._progress: dict[str, Json] = {"notes": []}
         self._result: dict[str, Json] | None = None

@@ -1,0 +1,45 @@
+"""What users call a model, made into what any process understands: its working directory may be another."""
+
+from pathlib import Path
+
+from common.errors import UsageError
+from common.models_store import job_of
+from common.tasks import find_task
+
+
+def resolve_model(model: str | None, option: str = "--model") -> str | None:
+    """Return a hub id as it is, and a local directory as an absolute path, which a worker can tell from an id.
+
+    Args:
+        model: as the user named it.
+        option: where, for the message.
+
+    Raises:
+        UsageError: it is a path, and no model is there; or it begins with `job:`, and no id follows.
+    """
+    if model is None or job_of(model):
+        return model
+    path = Path(model).expanduser()
+    looks_like_path = model.startswith(("/", "./", "../", "~")) or model.endswith("/") or model.count("/") > 1
+    if path.is_dir() and (looks_like_path or (path / "config.json").is_file()):
+        if not (path / "config.json").is_file():
+            raise UsageError(f"{option} {model}: the directory holds no model: there is no config.json in it.")
+        return str(path.resolve())
+    if path.is_file():
+        raise UsageError(f"{option} {model} is a file; name the directory that holds config.json and the weights.")
+    if looks_like_path and not model.startswith("/"):
+        raise UsageError(f"{option} {model}: there is no such directory (and a hub id looks like org/name).")
+    if not model.strip() or any(letter.isspace() for letter in model):
+        raise UsageError(f"{option} {model!r} is neither a hub id (org/name) nor a directory.")
+    return model
+
+
+def resolve_preload(text: str) -> str:
+    """Return `TASK[=MODEL]`, checked, a directory made absolute.
+
+    Raises:
+        UsageError: there is no such task, or no such model.
+    """
+    task, equals, model = text.partition("=")
+    find_task(task)
+    return f"{task}={resolve_model(model, '--preload')}" if equals else task
