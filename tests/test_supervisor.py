@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from common.keys import device_claim
-from tests.processes import ROOT, RedisServer, Workers, wait_until
+from tests.processes import ROOT, RedisServer, Shell, Workers, wait_until
+from workers.devices import CLAIM_MS
 
 StartWorkers = Callable[..., Workers]
 
@@ -70,3 +72,23 @@ def test_only_celery_itself_makes_the_app_of_the_environment(environ: dict[str, 
     wrong = environ | {"HUGQUEUE_LEASE": "long"}
     done = subprocess.run([sys.executable, "-c", code], env=wrong, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "make_app"
+
+
+@pytest.mark.faults
+def test_a_worker_that_finishes_its_work_keeps_its_gpu_until_it_ends(
+    start_workers: StartWorkers, shell: Shell, server: RedisServer, gpus: dict[str, str], tmp_path: Path
+) -> None:
+    go, started = tmp_path / "go", tmp_path / "started"
+    (tmp_path / "in.txt").write_text("a\n")
+    workers = start_workers("--device", "cuda:0", HUGQUEUE_GRACE="100", **gpus)
+    job = shell.submit("--task", "test-wait", str(tmp_path / "in.txt"), "-p", f"until={go}", "-p", f"started={started}")
+    wait_until(started.exists)
+    assert workers.process
+    workers.process.terminate()
+    end = time.monotonic() + 1.2 * CLAIM_MS / 1000
+    wait_until(lambda: time.monotonic() > end or owners(server)[0] is None)
+    assert owners(server)[0] is not None
+    go.touch()
+    assert workers.process.wait(30) == 0
+    assert owners(server)[0] is None
+    assert shell.status(job)["status"] == "completed"

@@ -31,7 +31,7 @@ QUICK_FOR_DEVICE = 3600.0
 CLAIM_AGAIN = 1.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Child:
     """One worker, its devices, and how often it has fallen."""
 
@@ -133,10 +133,8 @@ class Supervisor:
                 if status == CANNOT_START:
                     return 1
                 self._fallen(child, status)
-            elif time.monotonic() > child.claim_again_at:
-                for gpu in child.claimed:
-                    self._renew_claim(child, gpu)
-                child.claim_again_at = time.monotonic() + CLAIM_MS / 3000
+            else:
+                self._renew_claims(child)
         return int(all(child.given_up for child in self._children))
 
     def _start(self, child: Child) -> None:
@@ -177,6 +175,12 @@ class Supervisor:
             except redis.RedisError as error:
                 logger.warning("the claim of GPU %d is not given back, it runs out: %s", gpu.index, error)
 
+    def _renew_claims(self, child: Child) -> None:
+        if time.monotonic() > child.claim_again_at:
+            for gpu in child.claimed:
+                self._renew_claim(child, gpu)
+            child.claim_again_at = time.monotonic() + CLAIM_MS / 3000
+
     def _renew_claim(self, child: Child, gpu: Gpu) -> None:
         try:
             ours = claim(self._client, gpu, self._owner)
@@ -214,14 +218,17 @@ class Supervisor:
         child.pause = min(child.pause * 2, BACKOFF_LAST)
 
     def _stop_all(self) -> None:
-        running = [child.process for child in self._children if child.process and child.process.poll() is None]
-        for process in running:
+        running = {child: child.process for child in self._children if child.process and child.process.poll() is None}
+        for process in running.values():
             process.send_signal(signal.SIGTERM)
         end = time.monotonic() + self._settings.worker_stop
-        for process in running:
-            try:
-                process.wait(max(0.0, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
+        while time.monotonic() < end and any(process.poll() is None for process in running.values()):
+            for child in running:  # a worker uses its GPUs until it has ended
+                self._renew_claims(child)
+            time.sleep(TICK)
+        for process in running.values():
+            if process.poll() is None:
                 process.kill()
+                process.wait()
         for child in self._children:
             self._release(child.claimed)
