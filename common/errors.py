@@ -5,6 +5,8 @@ HugqueueError                 exit status 1
 ├── UsageError                exit status 2: a wrong option, or input that cannot be read
 ├── StoreUnavailable          Redis away, full, or refusing us
 ├── UnknownJob                no such job (or its time to live is over)
+├── JobTaken                  another producer goes on submitting the job
+├── WaitTimedOut              a job that is not finished within the time given; a `TimeoutError` too
 ├── PayloadError              bytes from the store that are not a payload of ours
 ├── ModelError                a model that cannot be had, or cannot do the task: fails its job
 ├── WorkerError               a worker that cannot start or go on
@@ -41,6 +43,17 @@ class UnknownJob(HugqueueError):
             f"There is no job {job_id!r}. `producer jobs` lists those there are; "
             "finished jobs are forgotten when their time to live is over."
         )
+
+
+class JobTaken(HugqueueError):
+    """Raised when another producer has taken over submitting a job, because this one was silent for too long."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"Another producer has taken over submitting job {job_id}, because this one was silent.")
+
+
+class WaitTimedOut(HugqueueError, TimeoutError):
+    """Raised when a job is not finished within the time that was given for it; the job goes on."""
 
 
 class PayloadError(HugqueueError):

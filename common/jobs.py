@@ -38,6 +38,7 @@ class Job:
             "id": spec.id,
             "kind": spec.kind,
             "name": spec.name,
+            "labels": dict(spec.labels),
             "task": spec.task,
             "model": spec.model,
             "revision": spec.revision,

@@ -3,6 +3,7 @@
 All begin with `hugqueue:`, Celery's own with `hugqueue:celery:`: one pattern for an access list.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 PREFIX = "hugqueue:"
@@ -29,6 +30,11 @@ def worker(name: str) -> str:
 def device_claim(uuid: str) -> str:
     """Who uses the GPU of that UUID: with a time to live."""
     return f"{PREFIX}device:{uuid}"
+
+
+def idempotency(key: str) -> str:
+    """Id of the job that an idempotency key stands for: lives as long as the job."""
+    return f"{PREFIX}idempotency:{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True)

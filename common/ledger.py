@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from common.errors import UnknownJob, UsageError
+from common.errors import JobTaken, UnknownJob, UsageError
 from common.keys import JobKeys
 from common.scripts import Scripts
 from common.values import Counts, Failure, Json, visible
@@ -53,13 +53,16 @@ class Ledger:
         self._lease_ms = int(lease * 1000)
         self._scripts = Scripts(client)
 
-    def seal(self, job_id: str, chunks: int, records: int) -> None:
+    def seal(self, job_id: str, chunks: int, records: int, producer: str = "") -> None:
         """Accept a job: from here on it will be run.
 
         Raises:
+            JobTaken: another producer has taken over since (`common.claims`).
             UsageError: it is no longer being submitted (it was cancelled, or given up).
         """
-        answer = self._run("seal", job_id, chunks, records).decode()
+        answer = self._run("seal", job_id, chunks, records, producer).decode()
+        if answer == "taken":
+            raise JobTaken(job_id)
         if answer != "queued":
             raise UsageError(f"Job {job_id} cannot be accepted any more: it is {answer}.")
 

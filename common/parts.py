@@ -50,7 +50,7 @@ def row_schema(kind: Any) -> pa.Schema:
 
 def row_cells(row: Row, output: Any) -> tuple[Any, ...]:
     """Return the cells of a row, in the order of `row_schema`; `output` is its output as the schema has it."""
-    code, message = (row.failure.code, row.failure.message) if row.failure else (None, None)
+    code, message = (row.error.code, row.error.message) if row.error else (None, None)
     return as_text(row.id), as_text(row.input), output, code, as_text(message), row.truncated
 
 
@@ -72,9 +72,9 @@ def _outputs(rows: Sequence[Row], kind: Any) -> tuple[bytes | None, list[Any]]:
     """Return the form of untyped outputs, and the outputs in it."""
     if kind is not None:
         return None, [row.output for row in rows]
-    if all(row.failure or isinstance(row.output, str) for row in rows):
+    if all(row.error or isinstance(row.output, str) for row in rows):
         return _TEXT, [as_text(row.output) for row in rows]
-    return _JSON, [None if row.failure else to_json(row.output) for row in rows]
+    return _JSON, [None if row.error else to_json(row.output) for row in rows]
 
 
 def decode_part(data: bytes, format: str) -> bytes:

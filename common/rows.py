@@ -17,7 +17,7 @@ class Row:
     outcome: Outcome | None  #: None: the job ended, or has not yet come, before this record
 
     @property
-    def failure(self) -> Failure | None:
+    def error(self) -> Failure | None:
         """Why there is no output."""
         return NOT_RUN if self.outcome is None else self.outcome.failure
 
@@ -35,8 +35,8 @@ class Row:
 def to_line(row: Row) -> str:
     """Return the row as one line of JSON, without a line end: id, input, and output or error."""
     line: dict[str, Json] = {"id": row.id, "input": row.input}
-    if row.failure:
-        line["error"] = {"code": row.failure.code, "message": row.failure.message}
+    if row.error:
+        line["error"] = {"code": row.error.code, "message": row.error.message}
     else:
         line["output"] = row.output
     if row.truncated:

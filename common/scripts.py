@@ -25,7 +25,7 @@ class Scripts:
         """
         if script not in self._known:
             self._known[script] = self._client.register_script(script_text(script))
-        return self._known[script](keys=[*JobKeys.of(job_id).all(), keys.ACTIVE], args=args)
+        return self._known[script](keys=[*JobKeys.of(job_id).all(), keys.ACTIVE, keys.JOBS], args=args)
 
     def write(self, job_id: str, hash_name: str, field: str, value: str | bytes) -> bool:
         """Write a field of one of the job's hashes, unless the job has ended; return whether it was written."""

@@ -6,14 +6,15 @@ from typing import cast
 import redis
 
 from common import keys
-from common.errors import PayloadError, UnknownJob
+from common.claims import Written
+from common.errors import JobTaken, PayloadError, UnknownJob, UsageError
 from common.jobs import Job, decode_job
 from common.keys import JobKeys
 from common.scripts import Scripts
 from common.values import JobSpec, JobStatus
 
 #: Jobs looked up in one round trip.
-_PAGE = 200
+_PAGE = 100
 
 
 class Store:
@@ -64,13 +65,11 @@ class Store:
         """Return whether anything is kept under that id, be it readable or not."""
         return bool(self.client.exists(JobKeys.of(job_id).job))
 
-    def jobs(self) -> list[Job]:
-        """Return all jobs, the newest first; forget those whose time to live is over."""
+    def each_job(self) -> Iterator[Job]:
+        """Yield all jobs, the newest first, looked up as they are asked for; forget those whose time is over."""
         ids = [member.decode(errors="replace") for member in self.client.zrevrange(keys.JOBS, 0, -1)]
-        found: list[Job] = []
         for start in range(0, len(ids), _PAGE):
-            found.extend(self._page(ids[start : start + _PAGE]))
-        return found
+            yield from self._page(ids[start : start + _PAGE])
 
     def _page(self, ids: list[str]) -> Iterator[Job]:
         with self.client.pipeline(transaction=False) as pipe:
@@ -92,13 +91,18 @@ class Store:
         """Return the ids of unfinished jobs."""
         return sorted(member.decode(errors="replace") for member in self.client.smembers(keys.ACTIVE))
 
-    def delete(self, job_id: str) -> None:
-        """Forget a job and all that belongs to it. No transaction: a full Redis would refuse it."""
-        with self.client.pipeline(transaction=False) as pipe:
-            pipe.unlink(*JobKeys.of(job_id).all())
-            pipe.srem(keys.ACTIVE, job_id)
-            pipe.zrem(keys.JOBS, job_id)
-            pipe.execute()
+    def delete(self, job_id: str, *, unfinished: bool = True, producer: str = "") -> str:
+        """Forget a job and all that belongs to it; Redis does that even when it is full.
+
+        Args:
+            job_id: the job.
+            unfinished: whether it may be unfinished; whoever works on it finds that it is gone.
+            producer: who submits it at present, if it must be this one (`common.claims`).
+
+        Returns:
+            `deleted`; `unknown`; or why not: the status it has, or `taken`.
+        """
+        return str(self._scripts.run("delete", job_id, int(unfinished), producer).decode())
 
     def note(self, job_id: str, field: str, value: str) -> None:
         """Write one word about a job: its `stage`, or when its producer was last seen."""
@@ -111,17 +115,24 @@ class Store:
 
     # Payloads
 
-    def add_chunk(self, job_id: str, chunk: int, payload: bytes) -> None:
+    def add_chunk(
+        self, job_id: str, chunk: int, payload: bytes, producer: str = "", written: Written | None = None
+    ) -> None:
         """Write the records of a chunk, and that the producer lives.
+
+        Args:
+            job_id: a job that is being submitted.
+            chunk: its number, from 0.
+            payload: its records.
+            producer: the token of who submits it, where there is one (`common.claims`).
+            written: how far the job is with this chunk, which is noted with it.
 
         Raises:
             redis.RedisError: Redis is away or full.
+            JobTaken: another producer has taken over since.
+            UsageError: the job is no longer being submitted (it was cancelled, deleted, or given up).
         """
-        names = JobKeys.of(job_id)
-        with self.client.pipeline(transaction=True) as pipe:
-            pipe.hset(names.input, str(chunk), payload)
-            pipe.hset(names.job, "producer_seen", self.now())
-            pipe.execute()
+        self._append(job_id, str(chunk), payload, producer, written)
 
     def records(self, job_id: str, chunk: int) -> bytes | None:
         """Return the payload of a chunk's records, or None where there is none."""
@@ -132,12 +143,19 @@ class Store:
 
         Raises:
             redis.RedisError: Redis is away or full.
+            UsageError: the job is no longer being submitted.
         """
-        names = JobKeys.of(job_id)
-        with self.client.pipeline(transaction=True) as pipe:
-            pipe.hset(names.input, f"{part}:{number}", payload)
-            pipe.hset(names.job, "producer_seen", self.now())
-            pipe.execute()
+        self._append(job_id, f"{part}:{number}", payload)
+
+    def _append(
+        self, job_id: str, field: str, payload: bytes, producer: str = "", written: Written | None = None
+    ) -> None:
+        progress = [part for pair in (written.fields().items() if written else ()) for part in pair]
+        answer = self._scripts.run("append", job_id, producer, field, payload, *progress).decode()
+        if answer == "taken":
+            raise JobTaken(job_id)
+        if answer != "written":
+            raise UsageError(f"Job {job_id} cannot be submitted to its end: it is {answer}.")
 
     def examples(self, job_id: str, part: str, number: int) -> bytes | None:
         """Return a payload of examples, or None where there is none."""

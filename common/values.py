@@ -24,6 +24,10 @@ QUEUES = ("any", "cpu", "gpu", "train")
 #: Priority names and what Celery's Redis transport makes of them: 0 is the highest there.
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}
 
+#: The key of a label; and how many a job may have, and how long a value may be.
+LABEL_KEY = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}\Z")
+MAX_LABELS, MAX_LABEL_VALUE = 64, 256
+
 JOB_ID = re.compile(r"^[0-9a-f]{12}\Z")
 
 #: No time of a job is later, in seconds since the epoch (the year 5138): datetime goes to 9999.
@@ -114,6 +118,7 @@ class JobSpec:
     created_at: float = 0.0  #: seconds since the epoch
     max_errors: str | None = None  #: with more failed records the job ends early: `10`, or `5%` of all
     training: Mapping[str, Json] | None = None  #: of a fine-tune job: its options (`common.training`)
+    labels: Mapping[str, str] = field(default_factory=dict)  #: the user's own words to find it by
 
     @property
     def kind(self) -> str:
@@ -168,6 +173,7 @@ _SHAPES: dict[str, tuple[type, ...]] = {
     "created_at": (int, float),
     "max_errors": (str, NoneType),
     "training": (dict, NoneType),
+    "labels": (dict,),
 }
 
 
@@ -196,8 +202,24 @@ def _check_texts(values: Mapping[str, Json]) -> None:
             raise ValueError(f"a job's {key} cannot be {text!r}")
     if not all(isinstance(item, str) for item in values.get("inputs", ())):
         raise ValueError("a job's inputs are not all texts")
+    if len(values.get("labels", ())) > MAX_LABELS:
+        raise ValueError(f"a job cannot have {len(values['labels'])} labels; at most {MAX_LABELS}")
+    for key, value in values.get("labels", {}).items():
+        check_label(key, value)
     if not 0 <= values.get("created_at", 0) < LATEST:
         raise ValueError(f"a job cannot have been created at {values['created_at']}")
+
+
+def check_label(key: Json, value: Json) -> None:
+    """Check one label of a job.
+
+    Raises:
+        ValueError: the key or the value cannot be one.
+    """
+    if not isinstance(key, str) or not LABEL_KEY.match(key):
+        raise ValueError(f"a label's key has up to 63 letters, digits and _ . / -, found {str(key)[:80]!r}")
+    if not isinstance(value, str) or len(value) > MAX_LABEL_VALUE or visible(value) != value:
+        raise ValueError(f"a label's value is a text of up to {MAX_LABEL_VALUE} characters, found {str(value)[:80]!r}")
 
 
 def visible(text: str) -> str:

@@ -19,6 +19,7 @@ COMMANDS = {
     "results": ("results", "Print or save a job's results."),
     "retry": ("results", "Run again what failed or never ended."),
     "cancel": ("jobs", "Stop jobs and keep what is done."),
+    "delete": ("jobs", "Forget finished jobs and all that belongs to them."),
     "models": ("models", "List the fine-tuned models, or bring one out."),
     "report": ("report", "Write a page about a fine-tune job."),
     "tasks": ("catalog", "List the tasks and their default models."),

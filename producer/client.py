@@ -1,185 +1,217 @@
-"""The queue as a producer uses it: submit, look, wait, read outcomes, retry, cancel.
+"""The client: from a Python program to a queue. The command line is written on it.
 
-The command line is written on this. Nothing here prints.
+```python
+from producer import Client
+
+with Client() as client:
+    job = client.submit(task="fill-mask", records=["The capital of France is [MASK]."])
+    job.wait()
+    for row in job.results():
+        print(row.id, row.output)
+```
 """
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, TypeVar
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import islice
+from types import TracebackType
+from typing import Self
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
-from common.connection import connect, is_passing, redis_errors
-from common.errors import StoreUnavailable, UnknownJob
-from common.heartbeats import Heartbeat, living, serving, ticket_target
+from common.addresses import check_address
 from common.jobs import Job
-from common.keys import JobKeys
-from common.ledger import MIN_TICKETS, Ledger
-from common.rows import Row
-from common.settings import Settings
-from common.store import Store
-from common.values import JobSpec
+from common.settings import Settings, load_settings
+from common.values import JobStatus, Json, Record
+from producer.connection import Connection
+from producer.duplicates import watch_duplicates
+from producer.given import Given, given_records, split_given
+from producer.handle import JobHandle
+from producer.plan import Plan, make_plan
+from producer.resuming import submit_once
+from producer.selection import Selection, check_labels
+from producer.submission import Totals, submit
 
-T = TypeVar("T")
-
-#: Seconds between two looks at a job that is waited for.
-POLL = 0.2
+logger = logging.getLogger(__name__)
 
 
-class Client:
-    """One connection to a queue.
+class Client(Connection):
+    """A queue to submit to; a context manager, closed by `close`.
 
-    Every method raises `StoreUnavailable` when Redis is away, and `UnknownJob` for an id that is not there.
+    Settings come from the environment, as for the commands. Where no Redis is configured, the embedded one is found
+    or started, with a worker once there is work; both live as long as a client (or a command) is open. May be shared
+    by threads.
+
+    Every method raises `StoreUnavailable` when Redis is away, and `UsageError` for arguments that are wrong.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self._url = settings.broker_url or ""
-        redis_client = connect(self._url)
-        self.store = Store(redis_client, settings.result_ttl)
-        self.ledger = Ledger(redis_client, settings.lease)
-
-    def errors(self) -> contextlib.AbstractContextManager[None]:
-        """Turn errors of Redis into `StoreUnavailable`."""
-        return redis_errors(self._url)
-
-    def check(self) -> None:
-        """Raise `StoreUnavailable` unless Redis answers now: a command that only begins tries once."""
-        probe = connect(self._url)
-        probe.set_retry(Retry(NoBackoff(), 0))
-        with self.errors():
-            probe.ping()
-
-    def job(self, job_id: str) -> Job:
-        """Return the job."""
-        with self.errors():
-            return self.store.job(job_id)
-
-    def jobs(self) -> list[Job]:
-        """Return all jobs, the newest first."""
-        with self.errors():
-            return self.store.jobs()
-
-    def unfinished(self) -> list[Job]:
-        """Return the jobs that are not finished."""
-        found = []
-        with self.errors():
-            for job_id in self.store.active():
-                with contextlib.suppress(UnknownJob):
-                    found.append(self.store.job(job_id))
-        return found
-
-    def workers(self) -> list[Heartbeat]:
-        """Return the live workers."""
-        with self.errors():
-            return living(self.store.client)
-
-    def serves(self, queue: str) -> bool:
-        """Whether a live worker takes tickets from `queue`."""
-        return bool(serving(self.workers(), queue))
-
-    def send_tickets(self, spec: JobSpec) -> None:
-        """Send the tickets that an accepted job calls for.
-
-        A failure is no loss: the job is accepted, and workers send what is missing.
-        """
-        from kombu.exceptions import OperationalError  # celery takes a while to import, and most commands send nothing
-
-        from common.queue import make_app, send_tickets
-
-        with contextlib.suppress(OperationalError, redis.RedisError):
-            most = ticket_target(living(self.store.client), spec.queue, MIN_TICKETS)
-            send_tickets(make_app(self.settings), spec, self.ledger.issue(spec.id, most))
-
-    def refusals(self, job_id: str) -> dict[str, str]:
-        """Return which workers pass the job over for now, and why."""
-        with self.errors():
-            raw = self.store.client.hgetall(JobKeys.of(job_id).refusals)
-        return {worker.decode(): reason.decode() for worker, reason in raw.items()}
-
-    def retry(self, job_id: str) -> int:
-        """Run again what failed or never ended; return how many chunks that opens.
-
-        Raises:
-            UsageError: the job is not finished, or was never accepted.
-        """
-        with self.errors():
-            opened = self.ledger.retry(job_id)
-        if opened:
-            self.send_tickets(self.job(job_id).spec)
-        return opened
-
-    def cancel(self, job_id: str) -> str:
-        """Stop the job, keep what is done; return its status."""
-        with self.errors():
-            return self.ledger.cancel(job_id)
-
-    def wait(
-        self,
-        job_id: str,
-        on_change: Callable[[Job], None],
-        on_trouble: Callable[[str], None],
-    ) -> Job:
-        """Return the job once it is finished; go on waiting while Redis is away.
+    def __init__(
+        self, url: str | None = None, *, working: bool = False, say: Callable[[str], None] = logger.info
+    ) -> None:
+        """Connect.
 
         Args:
-            job_id: the job to wait for.
-            on_change: gets the job at every look, and may itself look further.
-            on_trouble: gets a sentence once when Redis goes away.
+            url: address of Redis; None: what the environment says, else the embedded one.
+            working: whether an embedded queue's worker is wanted at once.
+            say: gets a sentence about what was started.
+
+        Raises:
+            StoreUnavailable: Redis does not answer now, or the embedded one does not start.
+            UsageError: the address or a setting is wrong, or the embedded queue cannot be had here.
         """
+        settings = load_settings()
+        self._configured = settings if url is None else replace(settings, broker_url=check_address(url))
+        self.embedded = self._configured.embedded
+        self._say = say
+        self._held = ExitStack()
+        self._has_worker = not self.embedded
+        if self.embedded:
+            # Redis alone, for a moment's look, is not worth a word.
+            settings = self._attach(working, say if working else lambda _: None)
+        super().__init__(settings if self.embedded else self._configured)
+        if not self.embedded:
+            self.check()
 
-        def look() -> Job:
-            on_change(job)
-            time.sleep(POLL)
-            return self.job(job_id)
+    def _attach(self, working: bool, say: Callable[[str], None]) -> Settings:
+        from producer.embedded.attach import attach
 
-        job = self.patiently(lambda: self.job(job_id), on_trouble)
-        while not job.status.finished:
-            job = self.patiently(look, on_trouble)
-        on_change(job)
+        self._has_worker = working
+        return self._held.enter_context(attach(self._configured, working=working, say=say))
+
+    def start_worker(self) -> None:
+        """Have a worker run as long as this client is open: a queue that is configured has its own."""
+        if not self._has_worker:
+            self._attach(True, self._say)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of Redis; an embedded one stops when nobody else needs it, and its jobs stay as they are."""
+        super().close()
+        self._held.close()
+
+    def submit(  # noqa: PLR0913 - one argument for each option of the command
+        self,
+        *,
+        task: str,
+        records: Given,
+        model: str | None = None,
+        revision: str | None = None,
+        params: Mapping[str, Json] | None = None,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        priority: str = "normal",
+        column: str | None = None,
+        id_column: str | None = None,
+        format: str | None = None,
+        device: str = "auto",
+        chunk_size: int | None = None,
+        max_errors: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> JobHandle:
+        """Submit records as one job, and return it as soon as it is accepted.
+
+        Args:
+            task: what to do with each record, as `producer tasks` lists them.
+            records: a path; several `pathlib.Path`; or the records themselves, read one after the other and never
+                all held: texts, objects with the fields of the task, lists of chat messages, or pairs of an id and
+                one of these.
+            model: a hub id, a directory as the worker sees it, or `job:ID`; None: the task's own.
+            revision: branch, tag or commit of a hub model.
+            params: options of the task, as `{"top_k": 3}`.
+            name: your own word for the job.
+            labels: words to find it by, as `{"run": "7"}`.
+            priority: `low`, `normal` or `high`.
+            column: the column (or key) that holds the input.
+            id_column: the one that holds the id; None: `id` or `custom_id`, else the number from 0.
+            format: of files, against their extension.
+            device: `auto`, `cpu` or `gpu`: which workers may do it.
+            chunk_size: records in one chunk at most; None: the task's own.
+            max_errors: `"10"` or `"5%"`: with more failed records than that the job ends early.
+            idempotency_key: makes one job of all submits with this key; one that was cut off goes on where it stopped.
+        """
+        paths, values = split_given(records)
+        plan = make_plan(
+            paths,
+            task=task,
+            model=model,
+            revision=revision,
+            params=params or {},
+            name=name,
+            labels=labels or {},
+            priority=priority,
+            column=column,
+            id_column=id_column,
+            format_=format,
+            device=device,
+            chunk_size=chunk_size,
+            max_errors=max_errors,
+            idempotency_key=idempotency_key,
+        )
+        most = plan.settings.max_record_bytes
+        found = (
+            plan.begun_records()
+            if paths
+            else given_records(values, plan.task, column=column, id_column=id_column, max_record_bytes=most)
+        )
+        self.start_worker()
+        job, _ = self.submit_plan(plan, watch_duplicates(found, logger.warning), lambda _: None, logger.info)
         return job
 
-    def patiently(self, step: Callable[[], T], on_trouble: Callable[[str], None]) -> T:
-        """Return what `step` gives, which is tried again while Redis is away; that is told once."""
-        troubled = False
-        while True:
-            try:
-                with self.errors():
-                    return step()
-            except StoreUnavailable as error:
-                if not (isinstance(error.__cause__, redis.RedisError) and is_passing(error.__cause__)):
-                    raise
-                if not troubled:
-                    on_trouble(f"{error} Waiting for it.")
-                troubled = True
-                time.sleep(POLL)
+    def submit_plan(
+        self, plan: Plan, records: Iterable[Record], on_chunk: Callable[[Totals], None], say: Callable[[str], None]
+    ) -> tuple[JobHandle, Totals | None]:
+        """Submit records as the job of a plan.
 
-    def rows(self, job: Job, on_trouble: Callable[[str], None]) -> Iterator[Row]:
-        """Yield every record of the job with its outcome, in input order, one chunk in memory at a time.
+        Args:
+            plan: what to submit.
+            records: those of its inputs.
+            on_chunk: gets what was read, after each chunk.
+            say: gets a sentence where another producer submits the same, or did.
 
-        Goes on while Redis is away, as `wait` does: `on_trouble` gets a sentence.
+        Returns:
+            The job, and what was read; None where another producer has submitted it.
         """
-        from common.payloads import decode_records, overlay
+        key = plan.idempotency_key
+        if key is None:
+            totals: Totals | None = submit(self, plan.spec, records, plan.chunk_records, on_chunk)
+            return self.job(plan.spec.id), totals
+        job_id, totals = submit_once(self, plan.spec, key, records, plan.chunk_records, on_chunk, say)
+        return self.job(job_id), totals
 
-        for chunk in range(job.chunks or 0):
-            payload = self.patiently(partial(self.store.records, job.id, chunk), on_trouble)
-            outcomes = overlay(self.patiently(partial(self.store.outcomes, job.id, chunk), on_trouble))
-            for position, record in enumerate(decode_records(payload) if payload else ()):
-                yield Row(record.id, record.input, outcomes[position][1] if position in outcomes else None)
+    def job(self, job_id: str) -> JobHandle:
+        """Return the job of that id.
 
-    def output_type(self, job: Job, on_trouble: Callable[[str], None]) -> Any:
-        """Return the Arrow type of the job's outputs; None where they are JSON, or none is there yet.
-
-        Goes on while Redis is away, as `wait` does: `on_trouble` gets a sentence.
+        Raises:
+            UnknownJob: there is none, or no longer.
         """
-        from common.payloads import decode_outcomes, output_type
+        return JobHandle(self, self.look(job_id))
 
-        for chunk in range(job.chunks or 0):
-            payloads = self.patiently(partial(self.store.outcomes, job.id, chunk), on_trouble)
-            if payloads:
-                return output_type(decode_outcomes(payloads[0]))
-        return None
+    def jobs(
+        self,
+        *,
+        status: JobStatus | str | None = None,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int | None = None,
+    ) -> list[JobHandle]:
+        """Return jobs, the newest first.
+
+        Args:
+            status: only those that stand so.
+            name: only those of that name; `*` stands for any text.
+            labels: only those that have all these labels.
+            limit: so many at most; None: all.
+        """
+        wanted = Selection(JobStatus(status) if status else None, name, check_labels(labels or {}))
+        return [JobHandle(self, state) for state in islice(self._chosen(wanted), limit)]
+
+    def _chosen(self, wanted: Selection) -> Iterator[Job]:
+        with self.errors():
+            yield from filter(wanted.takes, self.store.each_job())

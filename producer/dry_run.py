@@ -80,12 +80,12 @@ def make_report(plan: Plan) -> Report:
 def _who_serves(plan: Plan) -> tuple[bool | None, str]:
     if plan.settings.embedded:
         return None, "an embedded Redis and worker would be started"
-    from producer.client import Client
+    from producer.connection import Connection
 
     try:
-        client = Client(plan.settings)
-        client.check()
-        if client.serves(plan.spec.queue):
+        connection = Connection(plan.settings)
+        connection.check()
+        if connection.serves(plan.spec.queue):
             return True, "a live worker serves it"
         return False, "no live worker serves it"
     except StoreUnavailable as error:

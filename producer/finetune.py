@@ -47,6 +47,7 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
     params: Sequence[str] = (),
     wait: bool = False,
     name: str | None = None,
+    labels: Mapping[str, str] | None = None,
     priority: str = "normal",
     format_: str | None = None,
     **options: Any,
@@ -72,6 +73,7 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
         queue=QUEUE,
         priority=priority,
         name=name,
+        labels=dict(labels or {}),
         inputs=(*inputs, *([evaluation] if evaluation else [])),
         created_at=time.time(),
         training=training.encode(),
@@ -122,7 +124,7 @@ def run_finetune(client: Client, plan: FinetunePlan, say: Say) -> int:
     """Submit the job, and see it through where its user waits; return the exit status."""
     for text in plan.examples.said:
         say(text)
-    if not plan.settings.embedded and not client.serves(QUEUE):
+    if not client.embedded and not client.serves(QUEUE):
         say(
             f"Warning: no live worker serves the queue {QUEUE!r}; "
             "the job will wait for one (`workers start --train` on any machine)."
@@ -132,8 +134,7 @@ def run_finetune(client: Client, plan: FinetunePlan, say: Say) -> int:
     click.echo(job_id)
     if not plan.wait:
         return 0
-    own = plan.settings.embedded
-    job, interrupted = follow_own(client, job_id, say) if own else (follow(client, job_id, say), False)
+    job, interrupted = follow_own(client, job_id, say) if client.embedded else (follow(client, job_id, say), False)
     if job.status is JobStatus.COMPLETED:
         say(describe_model(client, job, say))
     return INTERRUPTED if interrupted else exit_status(job)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from common.errors import HugqueueError
 from common.jobs import Job
-from common.tasks import find_task
 from producer.client import Client
-from producer.outputs import Row, open_output, preview, to_line
+from producer.outputs import Row, preview, to_line
+from producer.saving import write_rows
 from producer.tables import show
 
 #: Rows of the table on a terminal; more would push the first ones out of sight.
@@ -28,9 +28,7 @@ def give_results(
         return
     rows = client.rows(job, say)
     if output:
-        kind = client.output_type(job, say) if output.suffix.lower() == ".parquet" else None
-        with open_output(output, find_task(job.spec.task), output_type=kind) as writer:
-            writer.write_all(rows)
+        write_rows(client, job, output, say)
         say(f"wrote {job.records:,} records to {output}")
     elif sys.stdout.isatty() and not as_json:
         _show_table(job, rows, say)

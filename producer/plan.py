@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,6 +15,9 @@ from common.settings import Settings, load_settings
 from common.tasks import ALIASES, Task, find_task
 from common.values import MAX_ERRORS, JobSpec, Json, Record, new_job_id
 from producer.outputs import check_output
+
+#: Characters of an idempotency key at most.
+MAX_KEY = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class Plan:
     chunk_records: int
     output: Path | None
     wait: bool
+    idempotency_key: str | None = None
 
     def records(self) -> Iterator[Record]:
         """Return the records of the inputs, read while they are asked for."""
@@ -65,11 +69,13 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     priority: str = "normal",
     column: str | None = None,
     id_column: str | None = None,
-    params: Sequence[str] = (),
+    params: Mapping[str, Json] | None = None,
+    labels: Mapping[str, str] | None = None,
     format_: str | None = None,
     device: str = "auto",
     chunk_size: int | None = None,
     max_errors: str | None = None,
+    idempotency_key: str | None = None,
 ) -> Plan:
     """Return the plan for these options of `submit`.
 
@@ -93,19 +99,38 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         task=ALIASES.get(task, task),
         model=resolved or known.model,
         revision=revision or (known.revision if resolved is None else None),
-        params=parse_params(params),
+        params=dict(params or {}),
         queue={"auto": "any"}.get(device, device),
         priority=priority,
         name=name,
         inputs=tuple(inputs),
         created_at=time.time(),
+        labels=dict(labels or {}),
         max_errors=check_max_errors(max_errors),
     )
     check_spec(spec)
     # With no queue configured, the worker lives only as long as this command does.
     waits = wait or output is not None or settings.embedded
     chunk_records = chunk_size or known.chunk_records
-    return Plan(settings, spec, known, tuple(inputs), format_, column, id_column, chunk_records, output, waits)
+    return Plan(
+        settings=settings,
+        spec=spec,
+        task=known,
+        inputs=tuple(inputs),
+        format=format_,
+        column=column,
+        id_column=id_column,
+        chunk_records=chunk_records,
+        output=output,
+        wait=waits,
+        idempotency_key=_check_key(idempotency_key),
+    )
+
+
+def _check_key(key: str | None) -> str | None:
+    if key is not None and not (0 < len(key) <= MAX_KEY and key.strip()):
+        raise UsageError(f"--idempotency-key: expected a text of 1 to {MAX_KEY} characters, found {key[:80]!r}.")
+    return key
 
 
 def check_spec(spec: JobSpec) -> None:

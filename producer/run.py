@@ -11,39 +11,40 @@ from producer.duplicates import watch_duplicates
 from producer.exits import INTERRUPTED, exit_status
 from producer.follow import follow, follow_own
 from producer.give import give_results
+from producer.handle import JobHandle
 from producer.plan import Plan
 from producer.printing import Say, print_json
 from producer.progress import submit_progress
-from producer.submission import submit
 
 
 def run(client: Client, plan: Plan, records: Iterable[Record], say: Say, *, as_json: bool) -> int:
     """Submit the records as the job of `plan` and do what its user asked for; return the exit status."""
-    spec, embedded = plan.spec, plan.settings.embedded
-    if embedded:
+    spec = plan.spec
+    if client.embedded:
         _say_others(client, say)
     else:
         _warn_if_unserved(client, spec, say)
     with submit_progress() as progress:
-        totals = submit(client, spec, watch_duplicates(records, say), plan.chunk_records, progress)
-    if totals.bad:
+        job, totals = client.submit_plan(plan, watch_duplicates(records, say), progress, say)
+    if totals is not None and totals.bad:
         say(f"{totals.bad:,} of {totals.records:,} records cannot be read; they fail alone, the others go on.")
     if not plan.wait:
-        say_accepted(client, spec.id, as_json=as_json)
+        say_accepted(job, as_json=as_json)
         return 0
-    say(f"job {spec.id}: {totals.records:,} records for {spec.task}, model {spec.model or 'none'}")
-    return see_through(client, spec.id, plan.output, say, own=embedded, as_json=as_json)
+    records_in_all = totals.records if totals else job.state.records or 0
+    say(f"job {job.id}: {records_in_all:,} records for {spec.task}, model {spec.model or 'none'}")
+    return see_through(client, job.id, plan.output, say, as_json=as_json)
 
 
-def say_accepted(client: Client, job_id: str, *, as_json: bool) -> None:
+def say_accepted(job: JobHandle, *, as_json: bool) -> None:
     """Print the job's id, the answer to who does not wait."""
     if as_json:
-        print_json(client.job(job_id).as_dict())
+        print_json(job.refresh().as_dict())
     else:
-        click.echo(job_id)
+        click.echo(job.id)
 
 
-def see_through(client: Client, job_id: str, output: Path | None, say: Say, *, own: bool, as_json: bool) -> int:
+def see_through(client: Client, job_id: str, output: Path | None, say: Say, *, as_json: bool) -> int:
     """Wait for the end of a job and give its results; return the exit status.
 
     Args:
@@ -51,10 +52,9 @@ def see_through(client: Client, job_id: str, output: Path | None, say: Say, *, o
         job_id: the job.
         output: a file for the results.
         say: told what is not the answer.
-        own: whether the job's worker lives only as long as this command.
         as_json: whether results on a terminal are JSON lines too.
     """
-    job, interrupted = follow_own(client, job_id, say) if own else (follow(client, job_id, say), False)
+    job, interrupted = follow_own(client, job_id, say) if client.embedded else (follow(client, job_id, say), False)
     give_results(client, job, output, say, as_json=as_json)
     return INTERRUPTED if interrupted else exit_status(job)
 

@@ -1,17 +1,20 @@
 """Submitting: records become chunks, chunks become payloads in the store, one seal accepts the job."""
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import redis
 
+from common.claims import Written
+from common.encoder import to_json
 from common.errors import UsageError
 from common.payloads import encode_records
 from common.settings import Settings
 from common.values import JobSpec, Record
-from producer.client import Client
+from producer.connection import Connection
 
 #: Bytes of text in one chunk at most; a chunk passes through Redis and two processes whole.
 CHUNK_BYTES = 1024 * 1024
@@ -63,6 +66,20 @@ def size(record: Record) -> int:
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
+class RecordsDigest:
+    """A running digest of records, however they are cut: by it, one input is known from another."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add_all(self, records: Iterable[Record]) -> str:
+        """Add records; return the digest of all so far, in hexadecimal."""
+        for record in records:
+            code = record.failure.code if record.failure else None
+            self._hash.update(to_json([record.id, record.input, code]).encode() + b"\n" + (record.blob or b""))
+        return self._hash.hexdigest()
+
+
 def cut_chunks(records: Iterable[Record], most: int) -> Iterator[list[Record]]:
     """Yield chunks of at most `most` records and `CHUNK_BYTES` bytes (of files more), at least one record each."""
     chunk: list[Record] = []
@@ -80,7 +97,11 @@ def cut_chunks(records: Iterable[Record], most: int) -> Iterator[list[Record]]:
 
 
 def submit(
-    client: Client, spec: JobSpec, records: Iterable[Record], chunk_records: int, on_chunk: Callable[[Totals], None]
+    connection: Connection,
+    spec: JobSpec,
+    records: Iterable[Record],
+    chunk_records: int,
+    on_chunk: Callable[[Totals], None],
 ) -> Totals:
     """Write all chunks of a job, accept it, and send its first tickets; return what was read.
 
@@ -92,34 +113,65 @@ def submit(
         UsageError: the input cannot be read to its end, or is larger than one job may be.
     """
     totals = Totals()
-    with client.errors():
-        client.store.create(spec)
+    with connection.errors():
+        connection.store.create(spec)
     try:
-        with seen(client, spec.id):
-            for number, chunk in enumerate(cut_chunks(records, chunk_records)):
-                totals.add(chunk)
-                check_size(totals, client.settings)
-                with client.errors():
-                    client.store.add_chunk(spec.id, number, encode_records(chunk))
-                on_chunk(totals)
-        with client.errors():
-            client.ledger.seal(spec.id, totals.chunks, totals.records)
+        write_chunks(connection, spec.id, cut_chunks(records, chunk_records), totals, on_chunk)
     except BaseException:
-        forget(client, spec.id)
+        forget(connection, spec.id)
         raise
-    client.send_tickets(spec)
+    connection.send_tickets(spec)
     return totals
 
 
+def write_chunks(
+    connection: Connection,
+    job_id: str,
+    chunks: Iterable[list[Record]],
+    totals: Totals,
+    on_chunk: Callable[[Totals], None],
+    *,
+    producer: str = "",
+    digest: RecordsDigest | None = None,
+) -> None:
+    """Write the chunks that are missing of a job that was begun, and accept it.
+
+    Args:
+        connection: to its queue.
+        job_id: the job.
+        chunks: those that come after what `totals` has.
+        totals: what is written so far; goes on with each chunk.
+        on_chunk: gets it.
+        producer: the token of who submits it, where there is one.
+        digest: of all records so far, where it is to be noted with each chunk.
+
+    Raises:
+        JobTaken: another producer has taken over since.
+        UsageError: the input cannot be read to its end, or is larger than one job may be; or the job was cancelled.
+    """
+    with seen(connection, job_id):
+        for chunk in chunks:
+            number = totals.chunks
+            totals.add(chunk)
+            check_size(totals, connection.settings)
+            payload = encode_records(chunk)
+            written = None if digest is None else Written(totals.records, totals.chunks, digest.add_all(chunk))
+            with connection.errors():
+                connection.store.add_chunk(job_id, number, payload, producer, written)
+            on_chunk(totals)
+    with connection.errors():
+        connection.ledger.seal(job_id, totals.chunks, totals.records, producer)
+
+
 @contextlib.contextmanager
-def seen(client: Client, job_id: str) -> Iterator[None]:
+def seen(connection: Connection, job_id: str) -> Iterator[None]:
     """Note that the producer lives as long as the block runs: records may come slowly, out of a pipe."""
     over = threading.Event()
 
     def note() -> None:
-        while not over.wait(client.settings.producer_ttl / 4):
+        while not over.wait(connection.settings.producer_ttl / 4):
             with contextlib.suppress(redis.RedisError):  # the next chunk says what is wrong
-                client.store.note(job_id, "producer_seen", str(client.store.now()))
+                connection.store.note(job_id, "producer_seen", str(connection.store.now()))
 
     thread = threading.Thread(target=note, name="seen", daemon=True)
     thread.start()
@@ -130,7 +182,7 @@ def seen(client: Client, job_id: str) -> Iterator[None]:
         thread.join()
 
 
-def forget(client: Client, job_id: str) -> None:
+def forget(connection: Connection, job_id: str) -> None:
     """Take back a job that was not accepted."""
     with contextlib.suppress(redis.RedisError):  # the reaper clears it away then
-        client.store.delete(job_id)
+        connection.store.delete(job_id)

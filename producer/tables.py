@@ -94,6 +94,7 @@ def show_job(job: Job, refusals: Mapping[str, str]) -> None:
             "task": spec.task,
             "model": (spec.model or "none") + (f" @ {spec.revision}" if spec.revision else ""),
             "params": ", ".join(f"{key}={value}" for key, value in spec.params.items()),
+            "labels": ", ".join(f"{key}={value}" for key, value in spec.labels.items()),
             "inputs": ", ".join(spec.inputs),
             "queue": f"{spec.queue}, priority {spec.priority}",
             "records": _counts(job),

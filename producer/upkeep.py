@@ -18,7 +18,7 @@ from common.errors import HugqueueError, UsageError
 from common.extras import install
 from common.model_names import resolve_preload
 from common.settings import Settings, load_settings, to_environ
-from producer.client import Client
+from producer.connection import Connection
 from producer.embedded.attach import attach
 from producer.embedded.lifeline import die_with_parent
 from producer.printing import Say
@@ -68,7 +68,7 @@ def run_all(*, device: str | None, preload: Sequence[str], port: int | None, say
             parts.append(stack.enter_context(_running("The workers", _workers_command(shared), shared)))
         if port is not None:
             parts.append(stack.enter_context(_running("Flower", _flower_command(port), shared)))
-        return _Watch(Client(shared), parts, port, stopped, say).run()
+        return _Watch(Connection(shared), parts, port, stopped, say).run()
 
 
 def _check_flower(port: int) -> None:
@@ -99,7 +99,7 @@ def _queue(settings: Settings, say: Say) -> Iterator[Settings]:
             say("\n".join(told) or "An embedded Redis runs already; its worker keeps the device and the models it has.")
             yield shared
         return
-    Client(settings).check()
+    Connection(settings).check()
     yield settings
 
 
@@ -147,9 +147,9 @@ class _Watch:
     """Waits for the end, and says once when the workers and Flower are there."""
 
     def __init__(
-        self, client: Client, parts: Sequence[Part], port: int | None, stopped: threading.Event, say: Say
+        self, connection: Connection, parts: Sequence[Part], port: int | None, stopped: threading.Event, say: Say
     ) -> None:
-        self._client = client
+        self._connection = connection
         self._parts = parts
         self._port = port
         self._stopped = stopped
@@ -171,7 +171,7 @@ class _Watch:
 
     def _say_workers(self) -> None:
         with contextlib.suppress(HugqueueError):  # the workers themselves tell that Redis is away
-            for worker in self._client.workers():
+            for worker in self._connection.workers():
                 if worker.state == "ready" and worker.name not in self._known:
                     self._known.add(worker.name)
                     self._say(f"worker   {worker.name} on {worker.device} ({worker.device_name})")

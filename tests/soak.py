@@ -20,7 +20,7 @@ import psutil
 
 from common.settings import Settings
 from common.values import JobSpec, Record, new_job_id
-from producer.client import Client
+from producer.connection import Connection
 from producer.submission import submit
 from tests.processes import PLUGINS, RedisServer, Workers, environment, wait_until
 
@@ -53,7 +53,7 @@ class Soak:
         self._directory, self._log = directory, directory / "ran.log"
         self._dice = random.Random(seed)
         self._server = RedisServer(directory / "redis", "--appendfsync", "everysec").start()
-        self._client = Client(Settings(broker_url=self._server.url))
+        self._client = Connection(Settings(broker_url=self._server.url))
         self._jobs: list[tuple[JobSpec, int]] = []
         self._workers = [self._start(number) for number in range(2)]
 
@@ -114,7 +114,7 @@ class Soak:
         self.figures.jobs = len(self._jobs)
         for number, (spec, records) in enumerate(self._jobs):
             self.figures.records += records
-            job = self._client.job(spec.id)
+            job = self._client.look(spec.id)
             rows = list(self._client.rows(job, sys.stderr.write))
             right = [row.outcome is not None and row.outcome.output == f"JOB {number} LINE {row.id}" for row in rows]
             self.figures.losses += records - sum(right)

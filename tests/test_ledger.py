@@ -329,5 +329,5 @@ def test_a_retried_job_lives_as_long_as_it_runs(store: Store, ledger: Ledger, se
 def test_forgotten_jobs_leave_the_list(store: Store, ledger: Ledger, server: RedisServer) -> None:
     job_id = make_job(store, ledger)
     server.client.delete(JobKeys.of(job_id).job)
-    assert store.jobs() == []
+    assert list(store.each_job()) == []
     assert server.client.zcard(keys.JOBS) == 0

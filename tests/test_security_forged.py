@@ -95,7 +95,7 @@ def test_a_forged_job_is_shown_as_it_is_or_not_at_all(server: RedisServer, shell
     jobs = [forgery.write_job(server.client, fields) for fields in forgery.broken_hashes()]
     jobs += [forgery.write_job(server.client, {}, **spec) for spec in forgery.broken_specs()]
     store = Store(server.client, 60)
-    readable = {job.id for job in store.jobs()}
+    readable = {job.id for job in store.each_job()}
     assert "0123456789ab" not in readable
     for job in jobs:
         if job in readable:

@@ -1,7 +1,7 @@
 -- Shared by the scripts that can end a job. KEYS begins with the job's own keys in the order of JobKeys.
 local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ATTEMPTS, COMMITS, LAYERS, FLAWED, TICKETS, REFUSALS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local ACTIVE = KEYS[12]
+local ACTIVE, JOBS = KEYS[12], KEYS[13]
 
 local function now()
   local time = redis.call('TIME')
@@ -12,6 +12,16 @@ local function lease_key(chunk)
   return JOB .. ':lease:' .. chunk
 end
 
+local function job_id()
+  return string.match(JOB, '([^:]+)$')
+end
+
+-- The key by which an idempotency key leads to this job, if it does.
+local function own_mapping()
+  local mapping = redis.call('HGET', JOB, 'mapping')
+  return mapping and redis.call('GET', mapping) == job_id() and mapping
+end
+
 local function status()
   return redis.call('HGET', JOB, 'status')
 end
@@ -20,16 +30,26 @@ local function unfinished(word)
   return word == 'submitting' or word == 'queued' or word == 'running' or word == 'cancelling'
 end
 
--- From here on the job's keys have a time to live.
+-- From here on the job's keys have a time to live; `live_on` takes it away again.
 local function finish(word)
-  local id = string.match(JOB, '([^:]+)$')
   local ttl = redis.call('HGET', JOB, 'ttl_ms')
   redis.call('HSET', JOB, 'status', word, 'finished_at', now(), 'stage', '')
-  redis.call('SREM', ACTIVE, id)
+  redis.call('SREM', ACTIVE, job_id())
   redis.call('DEL', TICKETS, REFUSALS)
   for i = 1, 11 do
     redis.call('PEXPIRE', KEYS[i], ttl)
   end
+  local mapping = own_mapping()
+  if mapping then redis.call('PEXPIRE', mapping, ttl) end
+end
+
+local function live_on()
+  for i = 1, 11 do
+    redis.call('PERSIST', KEYS[i])
+  end
+  local mapping = own_mapping()
+  if mapping then redis.call('PERSIST', mapping) end
+  redis.call('SADD', ACTIVE, job_id())
 end
 
 local function finish_if_over()

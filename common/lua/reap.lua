@@ -7,7 +7,8 @@ if word == 'submitting' then
   if tonumber(now()) - seen < tonumber(ARGV[1]) then return opened end
   redis.call('HSET', JOB, 'failure_code', 'producer_died',
     'failure_message', 'The command that submitted this job ended before all of it was there; nothing was run.')
-  redis.call('UNLINK', INPUT)
+  -- Whoever comes with its idempotency key goes on with what is there.
+  if not redis.call('HGET', JOB, 'mapping') then redis.call('UNLINK', INPUT) end
   finish('failed')
   return { -1 }
 end

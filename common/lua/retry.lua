@@ -15,8 +15,5 @@ if open == 0 then return { word, 0 } end
 redis.call('HINCRBY', JOB, 'round', 1)
 redis.call('HSET', JOB, 'status', 'queued', 'failed', 0)
 redis.call('HDEL', JOB, 'started_at', 'finished_at', 'failure_code', 'failure_message')
-redis.call('SADD', ACTIVE, string.match(JOB, '([^:]+)$'))
-for i = 1, 11 do
-  redis.call('PERSIST', KEYS[i])
-end
+live_on()
 return { word, open }

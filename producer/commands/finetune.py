@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from common.training import DTYPES, Training
-from producer.commands.frame import open_client
+from producer.commands.frame import label_option, open_client
 from producer.printing import say
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,8 +64,9 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
 @click.option("--format", "format_", type=click.Choice(["txt", "jsonl", "csv", "tsv", "parquet"]), help="Of the files.")
 @click.option("--priority", type=click.Choice(["low", "normal", "high"]), default="normal", show_default=True)
 @click.option("--name", metavar="TEXT", help="Your own word for the job.")
+@label_option("A word of your own to find the job by; repeatable.")
 @click.option("--wait", is_flag=True, help="Wait for the end.")
-def finetune(inputs: tuple[str, ...], **options: Any) -> None:
+def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], **options: Any) -> None:
     """Fine-tune a model on examples, as a job.
 
     TRAIN is a .csv, .tsv, .jsonl, .parquet or .txt file with a text and a label in each row, or a data set of the hub
@@ -88,7 +89,8 @@ def finetune(inputs: tuple[str, ...], **options: Any) -> None:
       130  after Ctrl-C
     """
     from producer.finetune import make_finetune_plan, run_finetune
+    from producer.selection import parse_labels
 
-    plan = make_finetune_plan(inputs, **options)
+    plan = make_finetune_plan(inputs, labels=parse_labels(labels), **options)
     with open_client(working=True) as client:
         sys.exit(run_finetune(client, plan, say))

@@ -3,19 +3,32 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from common.errors import HugqueueError, UnknownJob
-from common.settings import load_settings
 from producer.printing import say
 
 if TYPE_CHECKING:
     from producer.client import Client
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def label_option(text: str) -> Callable[[F], F]:
+    """Return the option `-l`, with that help."""
+    return click.option("-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", help=text)
+
+
+def selecting(command: F) -> F:
+    """Let a command take jobs by their ids, by name or by labels."""
+    command = label_option("Jobs that have this label; repeatable, all must fit.")(command)
+    command = click.option("--name", metavar="TEXT", help="Jobs of that name; * stands for any text.")(command)
+    return click.argument("jobs", nargs=-1, metavar="JOB...")(command)
 
 
 @contextlib.contextmanager
@@ -40,38 +53,12 @@ def open_client(*, working: bool = False) -> "Iterator[Client]":
     Args:
         working: whether an embedded queue needs its worker; a configured one has its own.
     """
-    settings = load_settings()
     from producer.client import Client
 
-    if not settings.embedded:
-        client = Client(settings)
-        client.check()
-        yield client
-        return
-    from producer.embedded.attach import attach
-
-    # A command that only looks has Redis for a moment, which is not worth a word.
-    with attach(settings, working=working, say=say if working else lambda _: None) as embedded:
+    with Client(working=working, say=say) as client:
         try:
-            yield Client(embedded)
+            yield client
         except UnknownJob:
-            say("REDIS_URL is not set: looked in the embedded Redis alone.")
+            if client.embedded:
+                say("REDIS_URL is not set: looked in the embedded Redis alone.")
             raise
-
-
-@contextlib.contextmanager
-def open_client_to_wait(job_ids: tuple[str, ...]) -> "Iterator[Client]":
-    """Yield a client to wait for these jobs with: an embedded queue gets its worker, unless they are all finished.
-
-    Raises:
-        UnknownJob: there is none of one of the ids.
-    """
-    with open_client() as client, contextlib.ExitStack() as stack:
-        if not all(client.job(job_id).status.finished for job_id in job_ids):
-            stack.enter_context(open_client(working=True))
-        yield client
-
-
-def is_embedded() -> bool:
-    """Whether no queue is configured."""
-    return load_settings().embedded

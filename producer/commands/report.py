@@ -20,6 +20,6 @@ def report(job: str, output: Path) -> None:
     from producer.report import make_report, write_page
 
     with open_client() as client:
-        page = make_report(client, client.job(job.removeprefix("job:")), say)
+        page = make_report(client, client.look(job.removeprefix("job:")), say)
     write_page(output, page)
     say(f"wrote {output}")

@@ -1,13 +1,12 @@
 """`producer results` and `retry`."""
 
-import contextlib
 import sys
 from pathlib import Path
 
 import click
 
 from common.values import JobStatus
-from producer.commands.frame import is_embedded, open_client
+from producer.commands.frame import open_client
 from producer.printing import say
 
 output_option = click.option(
@@ -34,7 +33,7 @@ def results(job: str, output: Path | None, as_json: bool) -> None:
     from producer.outputs import check_output
 
     with open_client() as client:
-        found = client.job(job)
+        found = client.job(job).state
         if output:
             check_output(output, find_task(found.spec.task))
         if not found.status.finished:
@@ -57,15 +56,15 @@ def retry(job: str, output: Path | None, wait: bool, as_json: bool) -> None:
     from producer.outputs import check_output
     from producer.run import say_accepted, see_through
 
-    with open_client() as client, contextlib.ExitStack() as stack:
-        before = client.job(job)
+    with open_client() as client:
+        handle = client.job(job)
+        before = handle.state
         if output:
             check_output(output, find_task(before.spec.task))
         if before.status is JobStatus.COMPLETED and not before.counts.failed:
             say(f"Job {job}: every record has succeeded; there is nothing to run again.")
         else:
-            stack.enter_context(open_client(working=True))
-            client.retry(job)
-        if wait or output or is_embedded():
-            sys.exit(see_through(client, job, output, say, own=is_embedded(), as_json=as_json))
-        say_accepted(client, job, as_json=as_json)
+            handle.retry()
+        if wait or output or client.embedded:
+            sys.exit(see_through(client, job, output, say, as_json=as_json))
+        say_accepted(handle, as_json=as_json)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from producer.commands.frame import open_client
+from producer.commands.frame import label_option, open_client
 from producer.printing import print_json, say
 
 
@@ -30,6 +30,7 @@ from producer.printing import print_json, say
 )
 @click.option("--wait", is_flag=True, help="Wait for the end and print the results.")
 @click.option("--name", metavar="TEXT", help="Your own word for the job.")
+@label_option("A word of your own to find the job by; repeatable.")
 @click.option(
     "--priority",
     type=click.Choice(["low", "normal", "high"]),
@@ -57,9 +58,21 @@ from producer.printing import print_json, say
 )
 @click.option("--chunk-size", type=click.IntRange(1, 100_000), metavar="N", help="Records in one chunk at most.")
 @click.option("--max-errors", metavar="N|P%", help="End the job early once more records than that have failed.")
+@click.option(
+    "--idempotency-key",
+    metavar="KEY",
+    help="Make one job of all submits with this key; one that was cut off goes on where it stopped.",
+)
 @click.option("--dry-run", is_flag=True, help="Read everything, report what would be done, and touch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on a terminal too: result lines, the job, or the report.")
-def submit(inputs: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -> None:
+def submit(
+    inputs: tuple[str, ...],
+    params: tuple[str, ...],
+    labels: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Send records through a model.
 
     INPUT is a .txt (one record a line), .jsonl, .csv, .tsv or .parquet file, also gzipped, or - for standard input.
@@ -81,9 +94,10 @@ def submit(inputs: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
       2    wrong usage or input
       130  after Ctrl-C
     """
-    from producer.plan import make_plan
+    from producer.plan import make_plan, parse_params
+    from producer.selection import parse_labels
 
-    plan = make_plan(inputs, **options)
+    plan = make_plan(inputs, params=parse_params(params), labels=parse_labels(labels), **options)
     if dry_run:
         from producer.dry_run import make_report
 

@@ -4,18 +4,18 @@ import sys
 
 import click
 
-from producer.commands.frame import json_option, open_client_to_wait
+from producer.commands.frame import json_option, open_client, selecting
 from producer.exits import exit_status
 from producer.printing import print_json, say
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@selecting
 @json_option
-def wait(jobs: tuple[str, ...], as_json: bool) -> None:
+def wait(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_json: bool) -> None:
     """Wait until jobs are finished; the exit status is that of the worst.
 
-    Ctrl-C stops the waiting, not the jobs.
+    Name them, or choose them by --name and --label among those there are now. Ctrl-C stops the waiting, not the jobs.
 
     \b
     Exit status:
@@ -25,10 +25,14 @@ def wait(jobs: tuple[str, ...], as_json: bool) -> None:
       2    wrong usage
       130  after Ctrl-C
     """
+    from producer.choosing import choose
     from producer.follow import in_words
 
-    with open_client_to_wait(jobs) as client:
-        finished = [client.wait(job, lambda _: None, say) for job in jobs]
+    with open_client() as client:
+        chosen = choose(client, jobs, name, labels)
+        if not all(job.state.status.finished for job in chosen):
+            client.start_worker()
+        finished = [client.wait(job.id, lambda _: None, say) for job in chosen]
     if as_json:
         print_json([job.as_dict() for job in finished])
     else:
@@ -56,7 +60,9 @@ def watch(job: str, as_json: bool) -> None:
     """
     from producer.follow import follow, in_words
 
-    with open_client_to_wait((job,)) as client:
+    with open_client() as client:
+        if not client.look(job).status.finished:
+            client.start_worker()
         finished = follow(client, job, say)
     if as_json:
         print_json(finished.as_dict())

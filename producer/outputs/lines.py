@@ -41,7 +41,7 @@ class CsvWriter(_LineWriter):
         self._rows.writerow(CSV_COLUMNS)
 
     def _write(self, row: Row) -> None:
-        code, message = (row.failure.code, row.failure.message) if row.failure else (None, None)
+        code, message = (row.error.code, row.error.message) if row.error else (None, None)
         cells = (as_text(row.id), as_text(row.input), as_text(row.output), code, as_text(message))
         self._rows.writerow((*cells, "true" if row.truncated else "false"))
 

@@ -34,7 +34,7 @@ class NpyWriter(Writer):
         self._nan_row = b""
 
     def _write(self, row: Row) -> None:
-        if row.failure:
+        if row.error:
             self._note(row)
             self._stream.write(self._nan_row)
         else:
@@ -65,7 +65,7 @@ class NpyWriter(Writer):
     def _note(self, row: Row) -> None:
         if self._errors is None:
             self._errors = Aside(errors_path(self.path))
-        failure = row.failure
+        failure = row.error
         error = {"code": failure.code, "message": failure.message} if failure else None
         line = to_json({"row": self._rows, "id": row.id, "input": row.input, "error": error})
         self._errors.stream.write(line.encode() + b"\n")

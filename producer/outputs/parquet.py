@@ -32,7 +32,7 @@ class ParquetWriter(Writer):
         self._bytes = 0
 
     def _write(self, row: Row) -> None:
-        cells = row_cells(row, row.output if self._typed or row.failure else as_text(row.output))
+        cells = row_cells(row, row.output if self._typed or row.error else as_text(row.output))
         self._rows.append(cells)
         self._bytes += sum(len(cell) for cell in cells if isinstance(cell, str))
         if len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:

@@ -19,7 +19,7 @@ _TEXT_KEYS = ("generated_text", "translation_text", "summary_text", "answer", "c
 
 def preview(row: Row) -> tuple[str, str, str]:
     """Return id, input and output (or the error's code and message) as short lines of text."""
-    output = f"{row.failure.code}: {row.failure.message}" if row.failure else _output(row.output)
+    output = f"{row.error.code}: {row.error.message}" if row.error else _output(row.output)
     return _short(row.id), _short(_input(row.input)), _short(output)
 
 

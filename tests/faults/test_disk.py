@@ -28,7 +28,7 @@ def test_results_that_the_disk_has_no_room_for_are_told_and_leave_no_half_file(
     said = shell.run("submit", *batch.arguments(), "-o", str(output), status=1).stderr
     assert said.splitlines()[-1] == f"Error: Cannot write {output}: No space left on device."
     assert list(disk.iterdir()) == []
-    [listed] = batch.store.jobs()
+    [listed] = batch.store.each_job()
     batch.id = listed.id
     for name in ("out.csv.gz", "out.parquet"):
         said = shell.run("results", batch.id, "-o", str(disk / name), status=1).stderr

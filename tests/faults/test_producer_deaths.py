@@ -75,4 +75,4 @@ def test_a_producer_that_is_interrupted_in_the_middle_takes_its_job_back(
         process.communicate()
         assert process.returncode == 130
     assert server.client.keys(f"{JobKeys.of(job).job}*") == []
-    assert Store(server.client, result_ttl=100).jobs() == []
+    assert list(Store(server.client, result_ttl=100).each_job()) == []

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from common.settings import Settings
-from producer.client import Client
+from producer.connection import Connection
 from tests.faults.jobs import LONG, Batch
 from tests.faults.producers import expect_refused, waiting
 from tests.processes import RedisServer, Shell, Workers, wait_until
@@ -198,7 +198,7 @@ def test_results_that_are_being_read_while_redis_dies_are_read_to_the_end(
         said.append(text)
         server.start()
 
-    rows = Client(Settings(broker_url=server.url)).rows(batch.job, on_trouble)
+    rows = Connection(Settings(broker_url=server.url)).rows(batch.job, on_trouble)
     ids = [next(rows).id]
     server.kill()
     ids += [row.id for row in rows]
@@ -210,7 +210,7 @@ def test_a_job_that_is_accepted_stays_so_if_its_tickets_cannot_be_sent(
     server: RedisServer, new_batch: NewBatch
 ) -> None:
     batch = new_batch(10).submit()
-    spec, client = batch.job.spec, Client(Settings(broker_url=server.url))
+    spec, client = batch.job.spec, Connection(Settings(broker_url=server.url))
     server.kill()
     client.send_tickets(spec)
     server.start()

@@ -1,0 +1,232 @@
+"""A connection to a queue, and what a producer does with jobs by their ids: look, wait, read outcomes, retry, cancel.
+
+`producer.client` puts on it what people use. Nothing here prints.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from typing import Any, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from common.claims import Claims
+from common.connection import connect, is_passing, redis_errors
+from common.errors import StoreUnavailable, UnknownJob, UsageError, WaitTimedOut
+from common.heartbeats import Heartbeat, living, serving, ticket_target
+from common.jobs import Job
+from common.keys import JobKeys
+from common.ledger import MIN_TICKETS, Ledger
+from common.rows import Row
+from common.settings import Settings
+from common.store import Store
+from common.values import JobSpec
+
+T = TypeVar("T")
+
+#: Seconds between two looks at a job that is waited for.
+POLL = 0.2
+
+
+class Connection:
+    """One connection to a queue.
+
+    Every method raises `StoreUnavailable` when Redis is away, and `UnknownJob` for an id that is not there.
+    """
+
+    #: Whether the queue is embedded, so that its worker lives only as long as somebody waits for it.
+    embedded = False
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._url = settings.broker_url or ""
+        redis_client = connect(self._url)
+        self.store = Store(redis_client, settings.result_ttl)
+        self.ledger = Ledger(redis_client, settings.lease)
+        self.claims = Claims(redis_client, settings.result_ttl)
+
+    def errors(self) -> contextlib.AbstractContextManager[None]:
+        """Turn errors of Redis into `StoreUnavailable`."""
+        return redis_errors(self._url)
+
+    def check(self) -> None:
+        """Raise `StoreUnavailable` unless Redis answers now: a command that only begins tries once."""
+        probe = connect(self._url)
+        probe.set_retry(Retry(NoBackoff(), 0))
+        with self.errors():
+            probe.ping()
+
+    def start_worker(self) -> None:
+        """Have a worker run as long as this connection is open: a queue that is configured has its own."""
+
+    def look(self, job_id: str) -> Job:
+        """Return the job as it stands now."""
+        with self.errors():
+            return self.store.job(job_id)
+
+    def unfinished(self) -> list[Job]:
+        """Return the jobs that are not finished."""
+        found = []
+        with self.errors():
+            for job_id in self.store.active():
+                with contextlib.suppress(UnknownJob):
+                    found.append(self.store.job(job_id))
+        return found
+
+    def workers(self) -> list[Heartbeat]:
+        """Return the live workers."""
+        with self.errors():
+            return living(self.store.client)
+
+    def serves(self, queue: str) -> bool:
+        """Whether a live worker takes tickets from `queue`."""
+        return bool(serving(self.workers(), queue))
+
+    def send_tickets(self, spec: JobSpec) -> None:
+        """Send the tickets that an accepted job calls for.
+
+        A failure is no loss: the job is accepted, and workers send what is missing.
+        """
+        from kombu.exceptions import OperationalError  # celery takes a while to import, and most commands send nothing
+
+        from common.queue import send_tickets
+
+        with contextlib.suppress(OperationalError, redis.RedisError):
+            most = ticket_target(living(self.store.client), spec.queue, MIN_TICKETS)
+            send_tickets(self._app, spec, self.ledger.issue(spec.id, most))
+
+    @cached_property
+    def _app(self) -> Any:
+        from common.queue import make_app
+
+        return make_app(self.settings)
+
+    def close(self) -> None:
+        """Let go of Redis; the connection opens again when it is used."""
+        if "_app" in self.__dict__:
+            self._app.close()
+        self.store.client.close()
+
+    def refusals(self, job_id: str) -> dict[str, str]:
+        """Return which workers pass the job over for now, and why."""
+        with self.errors():
+            raw = self.store.client.hgetall(JobKeys.of(job_id).refusals)
+        return {worker.decode(): reason.decode() for worker, reason in raw.items()}
+
+    def retry(self, job_id: str) -> int:
+        """Run again what failed or never ended; return how many chunks that opens.
+
+        Raises:
+            UsageError: the job is not finished, or was never accepted.
+        """
+        with self.errors():
+            opened = self.ledger.retry(job_id)
+        if opened:
+            self.send_tickets(self.look(job_id).spec)
+        return opened
+
+    def cancel(self, job_id: str) -> str:
+        """Stop the job, keep what is done; return its status."""
+        with self.errors():
+            return self.ledger.cancel(job_id)
+
+    def delete(self, job_id: str, *, force: bool = False) -> None:
+        """Forget the job and all that belongs to it, but for a model that it trained.
+
+        Raises:
+            UsageError: it is not finished, and `force` does not ask to stop it.
+        """
+        with self.errors():
+            status = self.store.delete(job_id, unfinished=force)
+        if status == "unknown":
+            raise UnknownJob(job_id)
+        if status != "deleted":
+            raise UsageError(f"Job {job_id} is {status}: cancel it first, or stop and forget it at once with --force.")
+
+    def wait(
+        self,
+        job_id: str,
+        on_change: Callable[[Job], None],
+        on_trouble: Callable[[str], None],
+        timeout: float | None = None,
+    ) -> Job:
+        """Return the job once it is finished; go on waiting while Redis is away.
+
+        Args:
+            job_id: the job to wait for.
+            on_change: gets the job at every look, and may itself look further.
+            on_trouble: gets a sentence once when Redis goes away.
+            timeout: seconds to wait at most; None: as long as it takes.
+
+        Raises:
+            WaitTimedOut: the job is not finished within `timeout`.
+        """
+        end = math.inf if timeout is None else time.monotonic() + timeout
+
+        def look() -> Job:
+            on_change(job)
+            time.sleep(POLL)
+            return self.look(job_id)
+
+        job = self.patiently(lambda: self.look(job_id), on_trouble, end)
+        while not job.status.finished:
+            if time.monotonic() > end:
+                raise WaitTimedOut(f"Job {job_id} is still {job.status} after {timeout:g} s.")
+            job = self.patiently(look, on_trouble, end)
+        on_change(job)
+        return job
+
+    def patiently(self, step: Callable[[], T], on_trouble: Callable[[str], None], end: float = math.inf) -> T:
+        """Return what `step` gives, which is tried again while Redis is away; that is told once.
+
+        Args:
+            step: what to do.
+            on_trouble: gets the sentence.
+            end: when to try no more, by `time.monotonic`.
+
+        Raises:
+            StoreUnavailable: waiting would not mend what Redis has, or `end` is over.
+        """
+        troubled = False
+        while True:
+            try:
+                with self.errors():
+                    return step()
+            except StoreUnavailable as error:
+                passing = isinstance(error.__cause__, redis.RedisError) and is_passing(error.__cause__)
+                if not passing or time.monotonic() > end:
+                    raise
+                if not troubled:
+                    on_trouble(f"{error} Waiting for it.")
+                troubled = True
+                time.sleep(POLL)
+
+    def rows(self, job: Job, on_trouble: Callable[[str], None]) -> Iterator[Row]:
+        """Yield every record of the job with its outcome, in input order, one chunk in memory at a time.
+
+        Goes on while Redis is away, as `wait` does: `on_trouble` gets a sentence.
+        """
+        from common.payloads import decode_records, overlay
+
+        for chunk in range(job.chunks or 0):
+            payload = self.patiently(partial(self.store.records, job.id, chunk), on_trouble)
+            outcomes = overlay(self.patiently(partial(self.store.outcomes, job.id, chunk), on_trouble))
+            for position, record in enumerate(decode_records(payload) if payload else ()):
+                yield Row(record.id, record.input, outcomes[position][1] if position in outcomes else None)
+
+    def output_type(self, job: Job, on_trouble: Callable[[str], None]) -> Any:
+        """Return the Arrow type of the job's outputs; None where they are JSON, or none is there yet.
+
+        Goes on while Redis is away, as `wait` does: `on_trouble` gets a sentence.
+        """
+        from common.payloads import decode_outcomes, output_type
+
+        for chunk in range(job.chunks or 0):
+            payloads = self.patiently(partial(self.store.outcomes, job.id, chunk), on_trouble)
+            if payloads:
+                return output_type(decode_outcomes(payloads[0]))
+        return None

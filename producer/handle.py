@@ -1,0 +1,127 @@
+"""A job in the hands of a program: where it stands, waiting for it, its results, stopping it."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common.jobs import Job
+from common.rows import Row
+from common.tasks import find_task
+from common.values import JobStatus
+from producer.connection import Connection
+from producer.outputs import check_output
+from producer.saving import write_rows
+
+logger = logging.getLogger(__name__)
+
+
+class JobHandle:
+    """One job of a queue; `producer.Client` gives it.
+
+    Every method raises `StoreUnavailable` when Redis is away (but for those that wait, which go on waiting for it),
+    and `UnknownJob` when the job is there no longer.
+    """
+
+    def __init__(self, connection: Connection, state: Job) -> None:
+        self._connection = connection
+        self._state = state
+
+    def __repr__(self) -> str:
+        return f"<job {self.id}: {self._state.status}>"
+
+    @property
+    def id(self) -> str:
+        """The job's id, as `producer status` takes it."""
+        return self._state.id
+
+    @property
+    def state(self) -> Job:
+        """The job as it was last seen: status, counts, what was submitted. Asks nobody; `refresh` does."""
+        return self._state
+
+    def refresh(self) -> Job:
+        """Return the job as it stands now."""
+        self._state = self._connection.look(self.id)
+        return self._state
+
+    def status(self) -> JobStatus:
+        """Return the status that the job has now."""
+        return self.refresh().status
+
+    def wait(self, timeout: float | None = None) -> Job:
+        """Return the job once it is finished, be it completed, failed or cancelled; go on while Redis is away.
+
+        With an embedded queue, Ctrl-C cancels the job, as it does on the command line; else it goes on.
+
+        Args:
+            timeout: seconds to wait at most; None: as long as it takes.
+
+        Raises:
+            WaitTimedOut: the job is not finished by then.
+        """
+        if not self.refresh().status.finished:
+            self._connection.start_worker()
+        try:
+            self._state = self._connection.wait(self.id, lambda _: None, logger.warning, timeout)
+        except KeyboardInterrupt:
+            if self._connection.embedded:
+                self.cancel()
+            raise
+        return self._state
+
+    def results(self) -> Iterator[Row]:
+        """Yield every record with its outcome, in input order, one chunk in memory at a time.
+
+        A record that failed has an `error` and no `output`. Of a job that runs, or that ended early, the error of
+        records without an outcome has the code `not_run`.
+        """
+        return self._connection.rows(self.refresh(), logger.warning)
+
+    def to_arrow(self) -> Any:
+        """Return all results as a `pyarrow.Table`, in input order.
+
+        Columns: id, input, output, error_code, error_message, truncated. `output` has the type that the task
+        declares, as a list of float32 for vectors; else it is JSON text, and a text is itself.
+        """
+        from producer.outputs.columns import to_table
+
+        return to_table(self.results(), self._connection.output_type(self._state, logger.warning))
+
+    def write(self, path: str | Path) -> None:
+        """Write all results to a file, whole or not at all: `.jsonl`, `.csv`, `.parquet` or `.npy` by its name.
+
+        Raises:
+            UsageError: the file cannot be written, or its kind does not go with the task.
+        """
+        job, target = self.refresh(), Path(path)
+        check_output(target, find_task(job.spec.task))
+        write_rows(self._connection, job, target, logger.warning)
+
+    def refusals(self) -> dict[str, str]:
+        """Return which workers pass the job over for now, and why."""
+        return self._connection.refusals(self.id)
+
+    def cancel(self) -> JobStatus:
+        """Stop the job and keep what is done; return its status, `cancelling` while chunks are in hand."""
+        return JobStatus(self._connection.cancel(self.id))
+
+    def retry(self) -> int:
+        """Run again what failed or never ended; return how many chunks that opens.
+
+        Raises:
+            UsageError: the job is not finished, or was never accepted.
+        """
+        self._connection.start_worker()
+        return self._connection.retry(self.id)
+
+    def delete(self, *, force: bool = False) -> None:
+        """Forget the job and all that belongs to it, but for a model that it trained.
+
+        Args:
+            force: whether to stop it first if it is not finished.
+
+        Raises:
+            UsageError: it is not finished, and `force` is not set.
+        """
+        self._connection.delete(self.id, force=force)
