@@ -1,0 +1,198 @@
+"""`from producer import Client`: submitting, waiting and reading results from a program."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from common.errors import StoreUnavailable, UnknownJob, UsageError, WaitTimedOut
+from common.values import JobStatus
+from producer import Client, JobHandle
+from tests.cli_processes import Queue, running_queue
+from tests.embedded_processes import Home
+from tests.processes import PLUGINS, ROOT, environment, free_port, wait_until
+
+
+@pytest.fixture(scope="module")
+def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
+    with running_queue(tmp_path_factory.mktemp("queue")) as running:
+        yield running
+
+
+@pytest.fixture
+def client(queue: Queue) -> Iterator[Client]:
+    with Client(queue.server.url) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _test_runners(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PLUGINS))
+
+
+def outputs(job: JobHandle) -> list[object]:
+    return [row.output for row in job.results()]
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, producer; print({'redis', 'pyarrow', 'click', 'celery'} & set(sys.modules), producer.Client)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "set() <class 'producer.client.Client'>\n"
+
+
+def test_records_of_every_kind_come_back_in_order_with_their_ids(client: Client) -> None:
+    records = ["one", {"text": "two", "id": "b"}, ("c", "three"), (7, {"text": "four"})]
+    job = client.submit(task="test-echo", records=iter(records), name="all kinds", labels={"run": "7"})
+    state = job.wait(60)
+    assert (state.status, state.counts.succeeded, state.spec.labels) == (JobStatus.COMPLETED, 4, {"run": "7"})
+    rows = list(job.results())
+    assert [(row.id, row.input, row.output) for row in rows] == [
+        (0, "one", "ONE"),
+        ("b", "two", "TWO"),
+        ("c", "three", "THREE"),
+        (7, "four", "FOUR"),
+    ]
+    assert all(row.error is None and not row.truncated for row in rows)
+
+
+def test_a_value_that_is_no_record_fails_alone(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUGQUEUE_MAX_RECORD_BYTES", "20")
+    values = ["fine", 7, {"words": "x"}, object(), {"text": np.int64(3)}, "x" * 21]
+    job = client.submit(task="test-echo", records=values)
+    job.wait(60)
+    errors = [row.error for row in job.results()]
+    codes = [error.code if error else None for error in errors]
+    assert codes[:4] == [None, "bad_json", "missing_field", "wrong_type"] and codes[5] == "too_large"
+    assert errors[1] and errors[1].message.startswith("record 1: expected")
+
+
+def test_paths_are_read_as_the_command_reads_them(client: Client, queue: Queue) -> None:
+    first, second = Path(queue.write("a.txt", "x", "y")), Path(queue.write("b.txt", "z"))
+    job = client.submit(task="test-echo", records=str(first))
+    several = client.submit(task="test-echo", records=[first, second])
+    job.wait(60)
+    several.wait(60)
+    assert outputs(job) == ["X", "Y"]
+    assert [row.id for row in several.results()] == [f"{first}:0", f"{first}:1", f"{second}:0"]
+
+
+@pytest.mark.parametrize("records", [[], 7, [Path("a.txt"), "a text"], "/nowhere/x.txt"])
+def test_what_cannot_be_submitted_is_refused_at_once(client: Client, records: object) -> None:
+    before = len(client.jobs())
+    with pytest.raises(UsageError):
+        client.submit(task="test-echo", records=records)  # type: ignore[arg-type]
+    assert len(client.jobs()) == before
+
+
+def test_a_table_has_typed_outputs_where_the_runner_declares_them(client: Client) -> None:
+    vectors = client.submit(task="test-vector", records=["one", "two"])
+    texts = client.submit(task="test-echo", records=["good", "bad"], params={"fail": "bad"})
+    vectors.wait(60)
+    texts.wait(60)
+    table = vectors.to_arrow()
+    assert table.schema.field("output").type == pa.list_(pa.float32())
+    assert len(table["output"][0].as_py()) == 3
+    found = texts.to_arrow().to_pydict()
+    assert found["output"] == ["GOOD", None] and found["error_code"] == [None, "test_failure"]
+
+
+def test_results_are_written_to_a_file(client: Client, tmp_path: Path) -> None:
+    job = client.submit(task="test-echo", records=["x"])
+    job.wait(60)
+    job.write(tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text() == '{"id": 0, "input": "x", "output": "X"}\n'
+    with pytest.raises(UsageError, match="known are"):
+        job.write(tmp_path / "out.docx")
+
+
+def test_a_job_is_waited_for_no_longer_than_asked_cancelled_and_deleted(client: Client, tmp_path: Path) -> None:
+    until = {"until": str(tmp_path / "go")}
+    job = client.submit(task="test-wait", records=map(str, range(40)), params=until, chunk_size=4)
+    with pytest.raises(WaitTimedOut, match="is still") as caught:
+        job.wait(timeout=0.3)
+    assert isinstance(caught.value, TimeoutError)
+    assert {row.error.code for row in job.results() if row.error} == {"not_run"}
+    with pytest.raises(UsageError, match="cancel it first"):
+        job.delete()
+    job.cancel()
+    assert job.wait(60).status is JobStatus.CANCELLED
+    job.delete()
+    with pytest.raises(UnknownJob):
+        job.refresh()
+
+
+def test_what_failed_is_run_again(client: Client) -> None:
+    job = client.submit(task="test-echo", records=["good", "bad"], params={"fail": "bad"})
+    assert job.wait(60).counts.failed == 1
+    assert job.retry() == 1
+    assert job.wait(60).round == 1
+
+
+def test_hundreds_of_jobs_from_several_threads_are_all_done(client: Client) -> None:
+    done: list[JobHandle] = []
+
+    def submit(thread: int) -> None:
+        labels = {"many": str(thread)}
+        jobs = [client.submit(task="test-echo", records=[f"{thread}-{n}"], labels=labels) for n in range(50)]
+        done.extend(jobs)
+
+    threads = [threading.Thread(target=submit, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {job.wait(120).status for job in done} == {JobStatus.COMPLETED}
+    assert sorted(str(outputs(job)[0]) for job in done) == sorted(f"{t}-{n}" for t in range(4) for n in range(50))
+    assert len(client.jobs(labels={"many": "2"})) == 50
+
+
+def test_a_redis_that_is_away_is_said_at_once() -> None:
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        Client(f"redis://127.0.0.1:{free_port()}/0")
+
+
+def test_with_nothing_configured_redis_and_worker_come_and_go_with_the_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = environment(tmp_path, HUGQUEUE_RENEW="0.3")
+    for name in set(os.environ) - environ.keys():
+        monkeypatch.delenv(name)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    home, said = Home(environ), list[str]()
+    try:
+        with Client(say=said.append) as client:
+            assert client.jobs() == []
+            job = client.submit(task="test-echo", records=["x"])
+            assert job.wait(60).status is JobStatus.COMPLETED and outputs(job) == ["X"]
+        home.wait_until_empty()
+        with Client() as client:
+            assert outputs(client.job(job.id)) == ["X"]
+        home.wait_until_empty()
+    finally:
+        home.end()
+
+
+def test_ctrl_c_in_a_program_leaves_the_job_on_a_queue_of_ones_own(queue: Queue, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom producer import Client\n"
+        f"job = Client().submit(task='test-wait', records=['x'], params={{'until': {str(tmp_path / 'go')!r}}})\n"
+        "print(job.id, flush=True)\njob.wait()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=queue.environ, stdout=-1, stderr=-1, text=True
+    )
+    assert process.stdout
+    job = process.stdout.readline().strip()
+    wait_until(lambda: queue.status(job)["status"] == "running", 60, "the job runs")
+    process.send_signal(2)
+    assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    assert queue.status(job)["status"] == "running"
+    (tmp_path / "go").touch()
+    queue.run("wait", job)
