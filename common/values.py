@@ -119,6 +119,7 @@ class JobSpec:
     max_errors: str | None = None  #: with more failed records the job ends early: `10`, or `5%` of all
     training: Mapping[str, Json] | None = None  #: of a fine-tune job: its options (`common.training`)
     labels: Mapping[str, str] = field(default_factory=dict)  #: the user's own words to find it by
+    format: str | None = None  #: `openai`: the records are requests of a batch file, and so are the results
 
     @property
     def kind(self) -> str:
@@ -174,6 +175,7 @@ _SHAPES: dict[str, tuple[type, ...]] = {
     "max_errors": (str, NoneType),
     "training": (dict, NoneType),
     "labels": (dict,),
+    "format": (str, NoneType),
 }
 
 
@@ -191,6 +193,8 @@ def _check_spec(values: Mapping[str, Json]) -> None:
         raise ValueError(f"unknown queue {values['queue']!r}")
     if not MAX_ERRORS.match(values.get("max_errors") or "0"):
         raise ValueError(f"a job's max_errors cannot be {values['max_errors']!r}")
+    if values.get("format") not in (None, "openai"):
+        raise ValueError(f"unknown format {values['format']!r}")
     if values.get("priority", "normal") not in PRIORITIES:
         raise ValueError(f"unknown priority {values['priority']!r}")
 

@@ -1,13 +1,14 @@
 """Giving results: into a file, as JSON lines into a pipe, or as a table on a terminal."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
 from common.errors import HugqueueError
 from common.jobs import Job
 from producer.client import Client
+from producer.openai import response_line
 from producer.outputs import Row, preview, to_line
 from producer.saving import write_rows
 from producer.tables import show
@@ -30,16 +31,18 @@ def give_results(
     if output:
         write_rows(client, job, output, say)
         say(f"wrote {job.records:,} records to {output}")
-    elif sys.stdout.isatty() and not as_json:
+    elif sys.stdout.isatty() and not as_json and not job.spec.format:
         _show_table(job, rows, say)
+    elif job.spec.format:
+        _write_lines(response_line(job.spec, number, row) for number, row in enumerate(rows))
     else:
-        _write_lines(rows)
+        _write_lines(map(to_line, rows))
 
 
-def _write_lines(rows: Iterator[Row]) -> None:
+def _write_lines(lines: Iterable[str]) -> None:
     try:
         # JSON is UTF-8, whatever the locale says.
-        sys.stdout.buffer.writelines(f"{to_line(row)}\n".encode() for row in rows)
+        sys.stdout.buffer.writelines(f"{line}\n".encode() for line in lines)
         sys.stdout.flush()
     except BrokenPipeError:
         raise

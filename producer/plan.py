@@ -14,6 +14,7 @@ from common.model_names import resolve_model
 from common.settings import Settings, load_settings
 from common.tasks import ALIASES, Task, find_task
 from common.values import MAX_ERRORS, JobSpec, Json, Record, new_job_id
+from producer.openai import BatchFile, check_batch_options, find_batch, read_batch
 from producer.outputs import check_output
 
 #: Characters of an idempotency key at most.
@@ -35,9 +36,12 @@ class Plan:
     output: Path | None
     wait: bool
     idempotency_key: str | None = None
+    batch: BatchFile | None = None  #: where the inputs are OpenAI's batch files
 
     def records(self) -> Iterator[Record]:
         """Return the records of the inputs, read while they are asked for."""
+        if self.batch:
+            return read_batch(self.inputs, self.batch, self.settings.max_record_bytes)
         return read_records(
             self.inputs,
             self.task,
@@ -60,7 +64,7 @@ class Plan:
 def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     inputs: Sequence[str],
     *,
-    task: str,
+    task: str | None = None,
     model: str | None = None,
     revision: str | None = None,
     output: Path | None = None,
@@ -82,18 +86,18 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     Raises:
         UsageError: something is wrong with them, or with an input or the output.
     """
-    known, settings = find_task(task), load_settings()
-    check_inputs(
-        inputs,
-        known,
-        format=format_,
-        column=column,
-        id_column=id_column,
-        max_record_bytes=settings.max_record_bytes,
-    )
+    settings = load_settings()
+    most = settings.max_record_bytes
+    batch = find_batch(inputs, task, model, most) if format_ == "openai" else None
+    task = batch.task if batch else _named(task)
+    known = find_task(task)
+    if batch:
+        check_batch_options(column, id_column, output)
+    else:
+        check_inputs(inputs, known, format=format_, column=column, id_column=id_column, max_record_bytes=most)
     if output:
         check_output(output, known, inputs)
-    resolved = resolve_model(model)
+    resolved = resolve_model(model or (batch.model if batch else None))
     spec = JobSpec(
         id=new_job_id(),
         task=ALIASES.get(task, task),
@@ -107,6 +111,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         created_at=time.time(),
         labels=dict(labels or {}),
         max_errors=check_max_errors(max_errors),
+        format="openai" if batch else None,
     )
     check_spec(spec)
     # With no queue configured, the worker lives only as long as this command does.
@@ -124,6 +129,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         output=output,
         wait=waits,
         idempotency_key=_check_key(idempotency_key),
+        batch=batch,
     )
 
 
@@ -131,6 +137,12 @@ def _check_key(key: str | None) -> str | None:
     if key is not None and not (0 < len(key) <= MAX_KEY and key.strip()):
         raise UsageError(f"--idempotency-key: expected a text of 1 to {MAX_KEY} characters, found {key[:80]!r}.")
     return key
+
+
+def _named(task: str | None) -> str:
+    if task is None:
+        raise UsageError("Missing option '--task'; `producer tasks` lists what it can be.")
+    return task
 
 
 def check_spec(spec: JobSpec) -> None:

@@ -12,7 +12,7 @@ from producer.printing import print_json, say
 
 @click.command(no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--task", required=True, metavar="TASK", help="What to do with each record; `producer tasks` lists them.")
+@click.option("--task", metavar="TASK", help="What to do with each record; `producer tasks` lists them.")
 @click.option(
     "-m",
     "--model",
@@ -46,8 +46,8 @@ from producer.printing import print_json, say
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["txt", "jsonl", "csv", "tsv", "parquet"]),
-    help="What the inputs hold; for standard input, or against the extension.",
+    type=click.Choice(["txt", "jsonl", "csv", "tsv", "parquet", "openai"]),
+    help="What the inputs hold; for standard input, against the extension, or as OpenAI's batch files.",
 )
 @click.option(
     "--device",
@@ -84,6 +84,7 @@ def submit(
       producer submit --task fill-mask sentences.txt
       producer submit --task embedding articles.jsonl --column body -o vectors.npy
       producer submit --task text-generation chat.jsonl -m org/model -p seed=1
+      producer submit --format openai requests.jsonl -o responses.jsonl
       cat reviews.txt | producer submit --task sentiment-analysis - > labels.jsonl
 
     \b

@@ -22,7 +22,7 @@ from workers.device.models import Models
 from workers.device.protocol import DEVICE_LOST, Channel, Message, ProtocolError, integers
 from workers.device.warmup import warm_up
 from workers.resolver import ModelPolicy
-from workers.runners.base import Cancelled
+from workers.runners.base import Cancelled, Runner
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ class Room:
         self._waiting: queue.SimpleQueue[Turn] = queue.SimpleQueue()
         self._turns: dict[int, Turn] = {}
         self._models: Models
+        self._most_new_tokens: int
 
     def serve(self) -> None:
         """Open, say so, and answer requests until the other end closes; then the process ends."""
@@ -114,7 +115,9 @@ class Room:
             return
         if opening is None or opening.kind != "open":
             raise ProtocolError("the first message must open the room")
-        self._models = Models(self._device, ModelPolicy.decode(opening.body["policy"]))
+        policy = ModelPolicy.decode(opening.body["policy"])
+        self._most_new_tokens = policy.max_new_tokens
+        self._models = Models(self._device, policy)
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
         if not self._preload(opening.body["preload"]):
             return
@@ -173,9 +176,17 @@ class Room:
             if self._models.changes != changes:
                 self._send_status()
         turn.begin()
-        answer = run_chunk(loaded.runner, turn.records, params, self._device, turn)
+        answer = run_chunk(self._runner(loaded.runner, turn.spec), turn.records, params, self._device, turn)
         body = {"counts": list(asdict(answer.counts).values()), "seconds": answer.seconds, "facts": loaded.facts()}
         return Message("result", turn.id, body, answer.payload)
+
+    def _runner(self, runner: Runner, spec: JobSpec) -> Runner:
+        """Return what runs the job's records: a runner, or what answers requests by it."""
+        if spec.format is None:
+            return runner
+        from workers.runners.requests import over_requests  # with torch, which a runner has loaded by now
+
+        return over_requests(spec, runner, self._most_new_tokens)
 
     def _send_status(self) -> None:
         free, total = memory_of(self._device)

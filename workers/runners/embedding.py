@@ -104,6 +104,11 @@ class EmbeddingRunner(ModelRunner):
         results = run_batches(items, lambda rows: self._vectors(rows, chosen, skip), self._budget, watch)
         return in_order(refused, items, results)
 
+    def token_counts(self, texts: Sequence[str], params: Mapping[str, Json]) -> list[int]:
+        """Return how many tokens each text is, special ones and the prompt included, as far as the model reads it."""
+        prompt = self._options(params).prompt
+        return [len(row) for row in encode(self._tokenizer, [prompt + text for text in texts], self._limit)]
+
     def _vectors(self, rows: Sequence[Encoded], chosen: _Options, skip: int) -> list[Any]:
         features = self._padded(rows)
         vectors = pool(self._hidden(features), features["attention_mask"], chosen.pooling, skip)

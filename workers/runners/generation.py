@@ -21,7 +21,7 @@ from common.values import Json
 from workers.runners.base import Watch
 from workers.runners.collating import join
 from workers.runners.generate_params import GENERATE_PARAMS
-from workers.runners.kinds import FLAG, LIST, NUMBER, OBJECT, TEXT, TEXTS, WHOLE, WHOLES, Kind, check_params
+from workers.runners.kinds import FLAG, LIST, NUMBER, OBJECT, STRINGS, TEXT, WHOLE, WHOLES, Kind, check_params
 from workers.runners.pipeline_tasks import PipelineTask, Prepared, Row, Settings
 from workers.runners.pulse import Pulse
 from workers.runners.reading import fields_of, messages_of
@@ -60,9 +60,10 @@ _KNOWN: Mapping[str, Kind] = {
     "return_full_text": FLAG,
     "seed": WHOLE,
     "skip_special_tokens": FLAG,
-    "stop_sequence": TEXTS,
+    "stop_sequence": STRINGS,
     "tokenizer_encode_kwargs": OBJECT,
     "tools": LIST,
+    "usage": FLAG,
 }
 
 
@@ -74,6 +75,7 @@ class GenerationSettings(Settings):
     prompt_limit: int | None = None  #: the longest prompt, in tokens
     equal_lengths: bool = False  #: whether only prompts of equal length may share a batch
     seed: int | None = None
+    usage: bool = False  #: whether outputs say how many tokens they took, and why they ended
 
 
 class TextGeneration(PipelineTask[GenerationSettings]):
@@ -88,7 +90,7 @@ class TextGeneration(PipelineTask[GenerationSettings]):
         """Return the job's parameters; nothing is left to `generate` to refuse."""
         check_params(self.name, self.known, params)
         params = dict(params)
-        seed = params.pop("seed", None)
+        seed, usage = params.pop("seed", None), params.pop("usage", False)
         plain = self._sorted(params)
         forward = self._with_room(plain.forward)
         config = self._config(forward)
@@ -104,6 +106,7 @@ class TextGeneration(PipelineTask[GenerationSettings]):
             prompt_limit=self._prompt_limit(config),
             equal_lengths=config.max_new_tokens is None or _looks_back(config),
             seed=seed if config.do_sample else None,
+            usage=usage,
         )
 
     def repeats_itself(self, settings: GenerationSettings) -> bool:
@@ -141,6 +144,16 @@ class TextGeneration(PipelineTask[GenerationSettings]):
             kwargs |= {**NO_WARPERS, "logits_processor": LogitsProcessorList([choice])}
         outputs = self.pipe.forward(join(batch, self.pad_id, "left"), **kwargs)
         return [self._row(outputs, number, length_of(inputs), settings.config) for number, inputs in enumerate(batch)]
+
+    def finish(self, rows: Sequence[Row], prepared: Prepared, settings: GenerationSettings) -> Json:
+        """Return the texts, with their counts of tokens where they are asked for."""
+        texts = super().finish(rows, prepared, settings)
+        if settings.usage:
+            asked = int(rows[0]["input_ids"].shape[1])
+            for text, (written, ended) in zip(texts, rows[0]["written"], strict=True):
+                reason = "stop" if ended else "length"
+                text |= {"prompt_tokens": asked, "completion_tokens": written, "finish_reason": reason}
+        return texts
 
     def _with_room(self, forward: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings with a default length that leaves half the model's positions to the prompt.
@@ -198,22 +211,24 @@ class TextGeneration(PipelineTask[GenerationSettings]):
         """Take one record out of the batch: without the padding before it, nor that behind its last text."""
         padded = outputs["input_ids"].shape[1]
         copies = outputs["generated_sequence"][number, :, padded - length :]
-        longest = max(self._written(copy[length:].tolist(), config) for copy in copies)
+        written = [self._written(copy[length:].tolist(), config) for copy in copies]
+        longest = max(count for count, _ in written)
         return {
             "generated_sequence": copies[None, :, : length + longest],
             "input_ids": outputs["input_ids"][number : number + 1, padded - length :],
             "prompt_text": outputs["prompt_text"][number],
+            "written": written,
         }
 
-    def _written(self, tokens: list[int], config: Any) -> int:
-        """Return how many of the new tokens are the record's own: a text that ended is filled up for the batch."""
+    def _written(self, tokens: list[int], config: Any) -> tuple[int, bool]:
+        """Return how many new tokens are the record's own, and whether it ended: then it is filled up for the batch."""
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
         if not self._stopped(tokens[:end], config):
-            return min(end + 1, len(tokens))
+            return min(end + 1, len(tokens)), end < len(tokens)
         while end and tokens[end - 1] == config.pad_token_id:
             end -= 1
-        return end
+        return end, True
 
     def _stopped(self, tokens: list[int], config: Any) -> bool:
         return bool(config.stop_strings) and any(stop in self.tokenizer.decode(tokens) for stop in config.stop_strings)

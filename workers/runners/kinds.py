@@ -31,6 +31,10 @@ def _text(value: Json) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def _string(value: Json) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
 def _texts(value: Json) -> bool:
     return _text(value) or (isinstance(value, list) and bool(value) and all(_text(item) for item in value))
 
@@ -58,6 +62,10 @@ NUMBER = Kind("a number", _number)
 POSITIVE = Kind("a number above 0", lambda value: _number(value) and value > 0)
 TEXT = Kind("text", lambda value: isinstance(value, str))
 TEXTS = Kind("a text, or a list of texts", _texts)
+STRINGS = Kind(
+    "a text, or a list of texts, none of them empty",
+    lambda value: (isinstance(value, list) and bool(value) and all(map(_string, value))) or _string(value),
+)
 WHOLES = Kind("a list of whole numbers", lambda value: isinstance(value, list) and all(map(_whole, value)))
 LIST = Kind("a list", lambda value: isinstance(value, list))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))

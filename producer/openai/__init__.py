@@ -1,0 +1,10 @@
+"""OpenAI's batch files: their lines of requests become records, and outcomes their lines of responses.
+
+The format: https://platform.openai.com/docs/api-reference/batch (request input, request output), and vLLM's
+`run-batch`, which writes results and errors into one file, as is done here.
+"""
+
+from producer.openai.reading import BatchFile, find_batch, read_batch
+from producer.openai.responses import BatchWriter, check_batch_options, response_line
+
+__all__ = ["BatchFile", "BatchWriter", "check_batch_options", "find_batch", "read_batch", "response_line"]

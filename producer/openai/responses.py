@@ -1,0 +1,140 @@
+"""Outcomes as the lines of OpenAI's batch output: a response for each request, or the error in its place."""
+
+import base64
+import hashlib
+import sys
+from array import array
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from common.encoder import to_json
+from common.errors import PayloadError, UsageError
+from common.rows import NOT_RUN, Row
+from common.values import Failure, JobSpec, Json
+from producer.outputs.lines import JsonLinesWriter
+
+#: What is not the request's own fault.
+_OURS = frozenset({"no_memory", "out_of_memory", "output_too_large", "runner_error", "timeout", "worker_died"})
+
+
+def response_line(spec: JobSpec, number: int, row: Row) -> str:
+    """Return the line for record `number` of a job, without a line end; the same each time it is asked for."""
+    name = hashlib.sha256(f"{spec.id}:{number}".encode()).hexdigest()[:24]
+    line: dict[str, Json] = {"id": f"batch_req_{name}", "custom_id": row.id, "response": None, "error": None}
+    if row.error is None:
+        line["response"] = _response(200, name, _body(row, spec, name))
+    else:
+        line["error"] = {"code": row.error.code, "message": row.error.message}
+        if row.error is not NOT_RUN:
+            status = 500 if row.error.code in _OURS else 400
+            line["response"] = _response(status, name, {"error": _error(row.error, status)})
+    return to_json(line)
+
+
+class BatchWriter(JsonLinesWriter):
+    """One response a line."""
+
+    def __init__(self, path: Path, spec: JobSpec) -> None:
+        """Take the job whose outcomes they are.
+
+        Raises:
+            UsageError: the name does not end in .jsonl or .jsonl.gz.
+        """
+        super().__init__(path)
+        _check_name(path)
+        self._spec = spec
+        self._written = 0
+
+    def _write(self, row: Row) -> None:
+        self._stream.write(response_line(self._spec, self._written, row).encode() + b"\n")
+        self._written += 1
+
+
+def check_batch_options(column: str | None, id_column: str | None, output: Path | None) -> None:
+    """Check that nothing is asked for which a batch file settles itself.
+
+    Raises:
+        UsageError: a column is named, or the output is no file of JSON lines.
+    """
+    if column or id_column:
+        option = "--column" if column else "--id-column"
+        raise UsageError(f"{option} does not go with --format openai, whose requests say what is what.")
+    if output:
+        _check_name(output)
+
+
+def _check_name(path: Path) -> None:
+    if not path.name.lower().endswith((".jsonl", ".jsonl.gz")):
+        raise UsageError(f"{path}: responses to a batch file are JSON lines; name a .jsonl or .jsonl.gz file.")
+
+
+def _body(row: Row, spec: JobSpec, name: str) -> Json:
+    try:
+        return _BODIES[row.input["url"]](row, spec, name)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # it came out of Redis, where anybody may write
+        raise PayloadError(f"the outcome of {to_json(row.id)} is no answer to its request") from error
+
+
+def _response(status: int, name: str, body: Json) -> dict[str, Json]:
+    return {"status_code": status, "request_id": f"req_{name}", "body": body}
+
+
+def _error(failure: Failure, status: int) -> dict[str, Json]:
+    kind = "server_error" if status == 500 else "invalid_request_error"
+    return {"message": failure.message, "type": kind, "param": None, "code": failure.code}
+
+
+def _model(row: Row, spec: JobSpec) -> str:
+    return row.input.get("model") or spec.model or ""
+
+
+def _embeddings(row: Row, spec: JobSpec, _: str) -> dict[str, Json]:
+    tokens = row.output["prompt_tokens"]
+    form: Callable[[Json], Json] = _base64 if row.input["encoding_format"] == "base64" else list
+    data = [
+        {"object": "embedding", "index": index, "embedding": form(vector)}
+        for index, vector in enumerate(row.output["embeddings"])
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": _model(row, spec), "usage": usage}
+
+
+def _base64(vector: list[float]) -> str:
+    numbers = array("f", vector)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return base64.b64encode(numbers.tobytes()).decode()
+
+
+def _completion(row: Row, spec: JobSpec, name: str) -> dict[str, Json]:
+    choices = [
+        {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+        for index, (text, reason) in enumerate(row.output["choices"])
+    ]
+    return {"id": f"cmpl-{name}", "object": "text_completion", **_written(row, spec, choices)}
+
+
+def _chat(row: Row, spec: JobSpec, name: str) -> dict[str, Json]:
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": reason,
+        }
+        for index, (text, reason) in enumerate(row.output["choices"])
+    ]
+    return {"id": f"chatcmpl-{name}", "object": "chat.completion", **_written(row, spec, choices)}
+
+
+def _written(row: Row, spec: JobSpec, choices: list[dict[str, Json]]) -> dict[str, Json]:
+    asked, written = row.output["prompt_tokens"], row.output["completion_tokens"]
+    usage = {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
+    return {"created": int(spec.created_at), "model": _model(row, spec), "choices": choices, "usage": usage}
+
+
+_BODIES: Mapping[str, Callable[[Row, JobSpec, str], dict[str, Json]]] = {
+    "/v1/embeddings": _embeddings,
+    "/v1/completions": _completion,
+    "/v1/chat/completions": _chat,
+}
