@@ -5,19 +5,22 @@ fsspec is imported when such a store is opened; who has a directory does not nee
 
 import contextlib
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.errors import UsageError
-from common.stored_models import CARD, WORK, ModelsStore, StoredModel
+from common.stored_models import CARD, WORK, ModelsStore, StoredModel, age
+from common.training_checkpoints import WHOLE, best_of, has_all, latest_whole, sibling, steps_of
 from common.values import JOB_ID
 
 
 class RemoteStore(ModelsStore):
     """A store at an address that fsspec knows; `root` is a directory of this machine that mirrors what is used."""
+
+    uploads = True
 
     def __init__(self, address: str, cache: Path) -> None:
         super().__init__(cache)
@@ -25,13 +28,19 @@ class RemoteStore(ModelsStore):
         self._files, self._base = _file_system(self._address)
 
     def keep_checkpoint(self, job_id: str, attempt: str, checkpoint: Path) -> None:
-        """Upload a checkpoint; its list of files goes last and makes it whole."""
-        self._put(checkpoint, f"{job_id}/{WORK}/{attempt}/{checkpoint.name}", "whole.json")
+        """Upload a checkpoint, its list of files last; forget those before it, but for the best."""
+        self._put(checkpoint, f"{job_id}/{WORK}/{attempt}/{checkpoint.name}", WHOLE)
+        newest, best = steps_of(checkpoint), best_of(checkpoint)
+        with self._errors():
+            for name in self._checkpoints(job_id):
+                # An attempt that lost its turn may still upload: it takes nothing from those after it.
+                if age(name) <= age(attempt) and steps_of(Path(name)) < newest and steps_of(Path(name)) != best:
+                    self._remove(f"{job_id}/{WORK}/{name}")
 
     def earlier_work(self, job_id: str) -> list[Path]:
-        """Bring the checkpoints of all attempts here and return their directories."""
-        with self._errors(), contextlib.suppress(FileNotFoundError):
-            self._get(f"{job_id}/{WORK}", self.root / job_id / WORK)
+        """Bring the newest whole checkpoint here, and the best one; return the directories of all attempts."""
+        with self._errors():
+            self._bring_checkpoints(job_id)
         return super().earlier_work(job_id)
 
     def add_model(self, job_id: str, attempt: str, directory: Path) -> None:
@@ -44,14 +53,13 @@ class RemoteStore(ModelsStore):
         super().choose(job_id, attempt)
         with self._errors():
             self._files.put_file(str(self.root / job_id / CARD), f"{self._base}/{job_id}/{CARD}")
-            with contextlib.suppress(FileNotFoundError):
-                self._files.rm(f"{self._base}/{job_id}/{WORK}", recursive=True)
+            self._remove(f"{job_id}/{WORK}")
 
     def drop_model(self, job_id: str, attempt: str) -> None:
         """Forget the model of an attempt that does not count."""
         super().drop_model(job_id, attempt)
-        with self._errors(), contextlib.suppress(FileNotFoundError):
-            self._files.rm(f"{self._base}/{job_id}/{attempt}", recursive=True)
+        with self._errors():
+            self._remove(f"{job_id}/{attempt}")
 
     def models(self) -> list[StoredModel]:
         """Return all models that count, by job."""
@@ -74,57 +82,104 @@ class RemoteStore(ModelsStore):
         attempt = self._found(job_id).attempt
         target = self.root / job_id / attempt
         if not (target / CARD).is_file():
-            aside = target.with_name(f".{attempt}.{os.getpid()}")
-            with self._errors():
-                self._get(f"{job_id}/{attempt}", aside)
-            with contextlib.suppress(OSError):  # another process was first
-                aside.replace(target)
-            shutil.rmtree(aside, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = Path(tempfile.mkdtemp(prefix=f".{attempt}.", dir=target.parent))
+            try:
+                with self._errors():
+                    self._get(f"{job_id}/{attempt}", aside / attempt)
+                with contextlib.suppress(OSError):  # somebody else was first
+                    (aside / attempt).replace(target)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
         return target
 
     def _cards(self, job_id: str) -> list[str]:
-        """Return the cards of all attempts, the newest first: an attempt's name is `ROUND-ATTEMPT-HOLDER`."""
+        """Return the cards of all attempts, the newest first."""
         paths = self._files.glob(f"{self._base}/{job_id}/*/{CARD}")
-        return sorted((path.rpartition(f"{job_id}/")[2] for path in paths), key=_age, reverse=True)
+        return sorted((path.rpartition(f"{job_id}/")[2] for path in paths), key=age, reverse=True)
+
+    def _checkpoints(self, job_id: str) -> dict[str, dict[str, int]]:
+        """Return what lies in each checkpoint `ATTEMPT/checkpoint-STEP`: the files with their sizes."""
+        found: dict[str, dict[str, int]] = {}
+        for name, size in self._sizes(f"{job_id}/{WORK}").items():
+            attempt, checkpoint, *rest = PurePosixPath(name).parts
+            if rest:
+                found.setdefault(f"{attempt}/{checkpoint}", {})["/".join(rest)] = size
+        return found
+
+    def _bring_checkpoints(self, job_id: str) -> None:
+        found = self._checkpoints(job_id)
+        newest_first = sorted(found, key=lambda name: (steps_of(Path(name)), age(name)), reverse=True)
+        here = latest_whole(super().earlier_work(job_id))
+        for name in newest_first:
+            if here is not None and steps_of(here) >= steps_of(Path(name)):
+                break
+            if self._is_whole(job_id, name, found[name]):
+                here = self._bring(job_id, name)
+        if here is None or (best := best_of(here)) is None or sibling(here, best) is not None:
+            return
+        for name in newest_first:
+            if steps_of(Path(name)) == best and self._is_whole(job_id, name, found[name]):
+                self._bring(job_id, name)
+                return
+
+    def _is_whole(self, job_id: str, name: str, found: Mapping[str, int]) -> bool:
+        listed = f"{self._base}/{job_id}/{WORK}/{name}/{WHOLE}"
+        return WHOLE in found and has_all(self._files.cat_file(listed), found)
+
+    def _bring(self, job_id: str, name: str) -> Path:
+        target = self.root / job_id / WORK / name
+        self._get(f"{job_id}/{WORK}/{name}", target)
+        return target
 
     def _put(self, source: Path, name: str, last: str) -> None:
         files = sorted((path for path in source.rglob("*") if path.is_file()), key=lambda path: path.name == last)
+        targets = {path: f"{self._base}/{name}/{path.relative_to(source).as_posix()}" for path in files}
         with self._errors():
-            for path in files:
-                target = f"{self._base}/{name}/{path.relative_to(source).as_posix()}"
-                self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            for folder in sorted({target.rpartition("/")[0] for target in targets.values()}):
+                self._files.makedirs(folder, exist_ok=True)
+            for path, target in targets.items():
                 self._files.put_file(str(path), target)
 
     def _get(self, name: str, target: Path) -> None:
-        base = f"{self._base}/{name}"
-        for path in self._files.find(base):
-            local = target / path.removeprefix(self._files._strip_protocol(base)).lstrip("/")
-            local.parent.mkdir(parents=True, exist_ok=True)
-            if not local.is_file() or local.stat().st_size != self._files.size(path):
-                self._files.get_file(path, str(local))
+        for file, size in self._sizes(name).items():
+            local = target / file
+            if not local.is_file() or local.stat().st_size != size:
+                local.parent.mkdir(parents=True, exist_ok=True)
+                self._files.get_file(f"{self._base}/{name}/{file}", str(local))
+
+    def _sizes(self, name: str) -> dict[str, int]:
+        """Return the files below `name`, by their names there, with their sizes in bytes."""
+        folder = self._files._strip_protocol(f"{self._base}/{name}")
+        found = self._files.find(folder, detail=True)
+        return {path.removeprefix(folder).lstrip("/"): entry["size"] for path, entry in found.items()}
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm(f"{self._base}/{name}", recursive=True)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, UsageError):
+        except UsageError:
             raise
-        except Exception as error:
+        except Exception as error:  # a boundary: the errors of the file systems have no common base
             raise UsageError(f"The model store {self} cannot be used: {type(error).__name__}: {error}") from error
 
     def __str__(self) -> str:
         return self._address
 
 
-def _age(card: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in card.split("-")[:2] if part.isdecimal())
-
-
 def _file_system(address: str) -> tuple[Any, str]:
+    """Return the file system of an address, and the path in it.
+
+    It keeps no listings: what another machine puts there is to be seen at once.
+    """
     try:
         import fsspec
 
-        found: tuple[Any, str] = fsspec.core.url_to_fs(address)
+        found: tuple[Any, str] = fsspec.core.url_to_fs(address, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise UsageError(
             f"HUGQUEUE_MODELS_URL={address}: {error}. For other places than a directory, install fsspec and what that "

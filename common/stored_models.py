@@ -23,6 +23,7 @@ CARD = "model.json"
 #: Where the attempts of a job keep what is not yet a model.
 WORK = "work"
 _ATTEMPT = re.compile(r"^[\w-]+$", re.ASCII)
+_ORDER = re.compile(r"^(\d+)-(\d+)-", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,17 @@ class StoredModel:
     card: Mapping[str, Json]  #: what its model.json says
 
 
+def age(name: str) -> tuple[int, int]:
+    """Return which came later of two attempts, or of paths that begin with one: `ROUND-ATTEMPT-HOLDER`."""
+    match = _ORDER.match(name)
+    return (int(match[1]), int(match[2])) if match else (-1, -1)
+
+
 class ModelsStore:
     """A store in a directory."""
+
+    #: Whether others see what lies in `work_directory` only once `keep_checkpoint` and `add_model` have uploaded it.
+    uploads = False
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -83,13 +93,13 @@ class ModelsStore:
     def find(self, job_id: str) -> StoredModel | None:
         """Return the model of a job; None if it has none.
 
-        A worker that died after its commit chose none: then it is the newest whole one.
+        A worker that died after its commit chose none: then it is the whole one of the latest attempt.
         """
         folder = self.root / job_id
         chosen = _read_card(folder / CARD)
         if chosen is not None and _ATTEMPT.match(str(chosen.get("attempt"))):
             return StoredModel(job_id, str(chosen["attempt"]), chosen)
-        whole = sorted(folder.glob(f"*/{CARD}"), key=lambda path: path.stat().st_mtime)
+        whole = sorted(folder.glob(f"*/{CARD}"), key=lambda path: age(path.parent.name))
         card = _read_card(whole[-1]) if whole else None
         return StoredModel(job_id, whole[-1].parent.name, card) if card is not None else None
 

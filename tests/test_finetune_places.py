@@ -73,28 +73,6 @@ def test_a_data_set_of_the_hub_is_loaded_by_the_worker(shell: Shell, start_worke
         assert shell.status(missing)["error"]["code"] == "dataset_not_found"
 
 
-@pytest.mark.faults
-def test_with_a_remote_store_another_machine_serves_the_model_and_goes_on_from_checkpoints(
-    environ: dict[str, str], shell: Shell, start_workers: StartWorkers, base: Path, tmp_path: Path
-) -> None:
-    # For fsspec a directory like any other place: reached by uploads and downloads alone.
-    environ["HUGQUEUE_MODELS_URL"] = shell.environ["HUGQUEUE_MODELS_URL"] = f"local://{tmp_path}/remote"
-    reviews = write_reviews(tmp_path / "reviews.csv")
-    one = start_workers("--train", HUGQUEUE_HOME=str(tmp_path / "one"), HUGQUEUE_CHECKPOINT="0.1")
-    options = ("-m", str(base), "--batch-size", "2")
-    job = shell.run("finetune", str(reviews), *options, "--epochs", "100").stdout.strip()
-    wait_until(lambda: list((tmp_path / "remote" / job).glob("work/*/*/whole.json")), 60, "an uploaded checkpoint")
-    one.kill()
-    start_workers("--train", HUGQUEUE_HOME=str(tmp_path / "two"))
-    shell.run("wait", job, seconds=200)
-    result = result_of(shell, job)
-    assert result["steps"] == 200
-    assert any("Going on from the checkpoint" in note for note in result["notes"])
-    start_workers(HUGQUEUE_HOME=str(tmp_path / "three"))
-    done = shell.run("submit", "--task", "text-classification", "-m", f"job:{job}", "-", "--wait", input="good film")
-    assert "output" in lines(done.stdout)[0]
-
-
 def wide_model(directory: Path) -> Path:
     """A tiny BERT with a large vocabulary: its logits fill the memory, not its weights."""
     wordpiece(directory)

@@ -1,11 +1,9 @@
 """What the training side makes of labels, checkpoints, data sets and sockets, each by itself."""
 
 import errno
-import json
 import math
 import shutil
 import threading
-import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import pytest
 
 from common.errors import CodedError, ModelError, UsageError, WorkerError
 from common.labels import Labels
-from common.models_store import open_store
 from tests.finetuning import TUTORIAL, Listener, base_model, make_order, train_here
 from tests.processes import wait_until
 from tests.tiny_models import causal_gpt2, masked_roberta
@@ -132,15 +129,3 @@ def test_a_metric_that_is_no_number_goes_as_null() -> None:
     listener.link.tell("progress", metrics={"loss": math.nan})
     wait_until(lambda: bool(listener.said("progress")), 10, "the message")
     assert listener.said("progress") == [{"kind": "progress", "metrics": {"loss": None}}]
-
-
-def test_of_several_whole_models_elsewhere_the_latest_attempt_counts(tmp_path: Path) -> None:
-    job = "0123456789ab"
-    store = open_store(f"memory://models-{uuid.uuid4().hex}/m", tmp_path)
-    for attempt in ("2-1-worker", "10-1-worker", "9-3-worker"):
-        directory = store.work_directory(job, attempt) / "model"
-        directory.mkdir()
-        (directory / "model.json").write_text(json.dumps({}))
-        store.add_model(job, attempt, directory)
-    found = store.find(job)
-    assert found is not None and found.attempt == "10-1-worker"

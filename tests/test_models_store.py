@@ -2,25 +2,42 @@
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
 from common.errors import ModelError, UsageError
 from common.models_store import job_of, open_store, store_address
 from common.settings import load_settings
 from common.stored_models import ModelsStore
-from workers.training.checkpoints import is_whole, latest_whole, seal, steps_of
+from common.training_checkpoints import is_whole, latest_whole, seal, steps_of
+from tests.s3_server import S3Server
 
 JOB = "0123456789ab"
 Open = Callable[[str], ModelsStore]
 
 
-@pytest.fixture(params=["directory", "memory"])
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with S3Server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environ.items():
+            patch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()  # fsspec keeps one for each address, whatever server is behind it
+        yield server
+
+
+@pytest.fixture
+def remote(s3: S3Server) -> str:
+    """An address on an S3 server under which there is nothing yet."""
+    return f"{s3.url}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["directory", "s3"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Opens the same store as one machine or another would: each has a cache of its own."""
-    address = str(tmp_path / "models") if request.param == "directory" else f"memory://models-{uuid.uuid4().hex}/m"
+    address = str(tmp_path / "models") if request.param == "directory" else request.getfixturevalue("remote")
     return lambda machine: open_store(address, tmp_path / machine)
 
 
@@ -32,12 +49,28 @@ def add_model(store: ModelsStore, attempt: str, text: str) -> None:
     store.add_model(JOB, attempt, directory)
 
 
-def add_checkpoint(store: ModelsStore, attempt: str, step: int) -> Path:
+def add_checkpoint(store: ModelsStore, attempt: str, step: int, best: int | None = None) -> Path:
     checkpoint = store.work_directory(JOB, attempt) / f"checkpoint-{step}"
     checkpoint.mkdir()
     (checkpoint / "model.safetensors").write_bytes(b"weights" * 100)
-    (checkpoint / "trainer_state.json").write_text("{}")
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
     return checkpoint
+
+
+def keep_checkpoint(store: ModelsStore, attempt: str, step: int, best: int | None = None) -> None:
+    """A checkpoint as training leaves it: whole, and known to other machines."""
+    checkpoint = add_checkpoint(store, attempt, step, best)
+    seal(checkpoint)
+    store.keep_checkpoint(JOB, attempt, checkpoint)
+
+
+def names_in(s3: S3Server, remote: str) -> set[str]:
+    """The checkpoints with a list of their files, as seen from outside."""
+    return {path.split("/")[-2] for path in s3.files().find(remote) if path.endswith("whole.json")}
+
+
+def steps_in(directories: list[Path]) -> set[int]:
+    return {steps_of(path) for directory in directories for path in directory.iterdir() if is_whole(path)}
 
 
 def test_a_model_is_found_by_its_job_on_another_machine(opened: Open) -> None:
@@ -85,9 +118,7 @@ def test_an_export_is_a_copy_and_overwrites_nothing(opened: Open, tmp_path: Path
 def test_another_machine_goes_on_from_the_last_whole_checkpoint(opened: Open) -> None:
     store = opened("one")
     for step in (10, 20):
-        checkpoint = add_checkpoint(store, "0-1-aaaaaaaa", step)
-        seal(checkpoint)
-        store.keep_checkpoint(JOB, "0-1-aaaaaaaa", checkpoint)
+        keep_checkpoint(store, "0-1-aaaaaaaa", step)
     add_checkpoint(store, "0-1-aaaaaaaa", 30)  # its worker died while writing
     found = latest_whole(opened("two").earlier_work(JOB))
     assert found is not None and steps_of(found) == 20
@@ -95,12 +126,77 @@ def test_another_machine_goes_on_from_the_last_whole_checkpoint(opened: Open) ->
 
 def test_choosing_a_model_clears_the_checkpoints_away(opened: Open) -> None:
     store = opened("one")
-    checkpoint = add_checkpoint(store, "0-1-aaaaaaaa", 10)
-    seal(checkpoint)
-    store.keep_checkpoint(JOB, "0-1-aaaaaaaa", checkpoint)
+    keep_checkpoint(store, "0-1-aaaaaaaa", 10)
     add_model(store, "0-1-aaaaaaaa", "done")
     store.choose(JOB, "0-1-aaaaaaaa")
     assert latest_whole(opened("two").earlier_work(JOB)) is None
+
+
+def test_elsewhere_only_the_newest_checkpoint_and_the_best_are_kept(remote: str, tmp_path: Path) -> None:
+    store = open_store(remote, tmp_path / "one")
+    for step, best in ((10, None), (20, 20), (30, 20), (40, 20)):
+        keep_checkpoint(store, "0-1-aaaaaaaa", step, best)
+    assert steps_in(open_store(remote, tmp_path / "two").earlier_work(JOB)) == {20, 40}
+    later = open_store(remote, tmp_path / "two")
+    keep_checkpoint(later, "0-2-bbbbbbbb", 50, 50)
+    assert steps_in(open_store(remote, tmp_path / "three").earlier_work(JOB)) == {50}
+
+
+def test_an_attempt_that_lost_its_turn_clears_nothing_of_the_next_one(
+    s3: S3Server, remote: str, tmp_path: Path
+) -> None:
+    keep_checkpoint(open_store(remote, tmp_path / "one"), "0-2-bbbbbbbb", 30)
+    keep_checkpoint(open_store(remote, tmp_path / "two"), "0-1-aaaaaaaa", 40)
+    assert names_in(s3, remote) == {"checkpoint-30", "checkpoint-40"}
+    keep_checkpoint(open_store(remote, tmp_path / "one"), "0-2-bbbbbbbb", 50)
+    assert names_in(s3, remote) == {"checkpoint-50"}
+
+
+def test_of_the_checkpoints_elsewhere_only_those_that_are_needed_are_brought(
+    s3: S3Server, remote: str, tmp_path: Path
+) -> None:
+    store = open_store(remote, tmp_path / "one")
+    for attempt, step in (("0-1-aaaaaaaa", 20), ("0-3-cccccccc", 60), ("0-2-bbbbbbbb", 40)):
+        keep_checkpoint(store, attempt, step, 20)
+    half = f"{remote}/{JOB}/work/0-3-cccccccc/checkpoint-70"  # its worker died while it was uploaded
+    s3.files().pipe({f"{half}/model.safetensors": b"weights", f"{half}/whole.json": b'{"model.safetensors": 700}'})
+    directories = open_store(remote, tmp_path / "two").earlier_work(JOB)
+    assert steps_in(directories) == {20, 60}
+    assert {path.name for directory in directories for path in directory.iterdir()} == {
+        "checkpoint-20",
+        "checkpoint-60",
+    }
+    assert latest_whole(directories) == tmp_path / "two" / JOB / "work" / "0-3-cccccccc" / "checkpoint-60"
+
+
+def test_what_another_machine_adds_is_seen_at_once(s3: S3Server, remote: str, tmp_path: Path) -> None:
+    store = open_store(remote, tmp_path / "one")
+    add_model(store, "0-1-aaaaaaaa", "first")
+    assert [model.job_id for model in store.models()] == [JOB]
+    other = "ba9876543210"
+    s3.files().pipe_file(f"{remote}/{other}/0-1-bbbbbbbb/model.json", b"{}")
+    assert [model.job_id for model in store.models()] == [JOB, other]
+
+
+def test_of_several_whole_models_the_latest_attempt_counts(opened: Open) -> None:
+    store = opened("one")
+    for attempt in ("2-1-worker", "10-1-worker", "9-3-worker"):
+        add_model(store, attempt, attempt)
+    found = store.find(JOB)
+    assert found is not None and found.attempt == "10-1-worker"
+    assert (opened("two").fetch(JOB) / "config.json").read_text() == "10-1-worker"
+
+
+def test_a_store_that_is_away_is_an_error_that_says_so(s3: S3Server, remote: str, tmp_path: Path) -> None:
+    store = open_store("s3://no-such-bucket/models", tmp_path / "one")
+    checkpoint = add_checkpoint(store, "0-1-aaaaaaaa", 10)
+    s3.stop()
+    try:
+        for use in (store.models, lambda: store.find(JOB), lambda: store.keep_checkpoint(JOB, "0-1-a", checkpoint)):
+            with pytest.raises(UsageError, match="The model store s3://no-such-bucket/models cannot be used"):
+                use()
+    finally:
+        s3.start()
 
 
 def test_a_truncated_checkpoint_is_passed_over(tmp_path: Path) -> None:

@@ -22,20 +22,19 @@ from common.settings import Settings
 from common.store import Store
 from common.stored_models import ModelsStore
 from common.training import METRICS, Training
+from common.training_checkpoints import latest_whole, steps_of
 from common.values import JobSpec, Json, Outcome
 from workers.device_client import ChunkResult
 from workers.devices import find_gpus
 from workers.leases import HeldLease
 from workers.resolver import ModelPolicy, resolve
 from workers.runners.base import Cancelled
-from workers.training.checkpoints import latest_whole, steps_of
 from workers.training.launch import Launch
 from workers.training.order import Order
+from workers.training.uploads import LOOK, Uploads, add_model, beside
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at whether the turn was given up.
-LOOK = 0.1
 #: The sets of examples that a train chunk refers to.
 PARTS = ("train", "eval")
 #: Deaths of the training processes without a step forward after which the job fails.
@@ -68,6 +67,7 @@ class Attempt:
         self._scratch = scratch
         self._models: ModelsStore = open_store(store_address(settings), settings.model_cache)
         self._work = self._models.work_directory(turn.job.id, turn.attempt)
+        self._uploads = Uploads(self._models, turn.job.id, turn.attempt)
         self._progress: dict[str, Json] = {"notes": []}
         self._result: dict[str, Json] | None = None
         self._out_of_memory = False
@@ -85,7 +85,7 @@ class Attempt:
         record_id, order = self._order()
         deaths, furthest = 0, -1
         while self._result is None:
-            checkpoint = latest_whole(self._models.earlier_work(self._turn.job.id))
+            checkpoint = latest_whole(beside(self._earlier_work, self._check_wanted))
             steps = steps_of(checkpoint) if checkpoint else 0
             deaths, furthest = (0, steps) if steps > furthest else (deaths, furthest)
             order = replace(order, checkpoint=str(checkpoint) if checkpoint else None)
@@ -171,6 +171,7 @@ class Attempt:
                 logger.error("job %s: its training processes said:\n%s", self._turn.job.id, launch.tail())
             self._hear(message)
         if stop_by is not None and self._result is None:
+            self._uploads.finish(stop_by - time.monotonic())
             self._turn.held.give_up("stopping")
             raise Cancelled
 
@@ -200,7 +201,7 @@ class Attempt:
             case "note":
                 self._note(message["text"])
             case "checkpoint":
-                self._models.keep_checkpoint(self._turn.job.id, self._turn.attempt, Path(message["path"]))
+                self._uploads.add(Path(message["path"]))
             case "out_of_memory":
                 self._out_of_memory = True
             case "done":
@@ -224,7 +225,11 @@ class Attempt:
 
     def _finish(self, record_id: Json, result: dict[str, Json], seconds: float) -> ChunkResult:
         job_id, attempt = self._turn.job.id, self._turn.attempt
-        self._models.add_model(job_id, attempt, self._work / "model")
+        self._stage("storing the model")
+        self._uploads.drop()
+        while not self._uploads.rest(LOOK):
+            self._check_wanted()
+        add_model(self._models, job_id, attempt, self._work / "model", self._check_wanted)
 
         def settle(counts: bool) -> None:
             with suppress(OSError, UsageError):  # `ModelsStore.find` copes with what is left undone
@@ -236,9 +241,16 @@ class Attempt:
         facts = {"device": result["device"], "commit": result["base_commit"], "versions": result["versions"]}
         return ChunkResult(payload, count(outcomes), seconds, facts, settle)
 
-    def _stage(self, text: str) -> None:
+    def _earlier_work(self) -> list[Path]:
+        return self._models.earlier_work(self._turn.job.id)
+
+    def _check_wanted(self) -> None:
+        """Raise `Cancelled` where the turn was given up; the stop of a worker does that only after its grace."""
         if self._turn.held.given_up.is_set():
             raise Cancelled
+
+    def _stage(self, text: str) -> None:
+        self._check_wanted()
         self._progress["stage"] = text
         self._tell()
 

@@ -15,8 +15,9 @@ from workers.device_client import ChunkResult
 from workers.devices import only_trains
 from workers.leases import HeldLease
 from workers.runners.base import Cancelled
-from workers.training.attempt import LOOK, Attempt, Turn
+from workers.training.attempt import Attempt, Turn
 from workers.training.telling import Telling
+from workers.training.uploads import LOOK
 
 
 class FineTuner:

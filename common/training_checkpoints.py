@@ -7,17 +7,19 @@ passed over.
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 #: The list of a checkpoint's files and their sizes.
 WHOLE = "whole.json"
+#: What Trainer writes of itself into each checkpoint.
+_STATE = "trainer_state.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 
 
 def seal(checkpoint: Path) -> None:
     """Say that a checkpoint is whole: all that is in it now."""
-    sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in _files(checkpoint)}
+    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in _files(checkpoint)}
     aside = checkpoint / f".{WHOLE}.{os.getpid()}"
     aside.write_text(json.dumps(sizes))
     aside.replace(checkpoint / WHOLE)
@@ -26,10 +28,19 @@ def seal(checkpoint: Path) -> None:
 def is_whole(checkpoint: Path) -> bool:
     """Whether every file of the checkpoint's list is there, in its size."""
     try:
-        sizes = json.loads((checkpoint / WHOLE).read_text())
-        return bool(sizes) and all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError):
+        found = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in _files(checkpoint)}
+        return has_all((checkpoint / WHOLE).read_bytes(), found)
+    except OSError:
         return False
+
+
+def has_all(whole: bytes, found: Mapping[str, int]) -> bool:
+    """Whether the files `found` (name to size in bytes) have all that a checkpoint's list, as it was read, names."""
+    try:
+        sizes = json.loads(whole)
+    except ValueError:
+        return False
+    return isinstance(sizes, dict) and bool(sizes) and sizes.items() <= found.items()
 
 
 def latest_whole(directories: Iterable[Path]) -> Path | None:
@@ -53,6 +64,15 @@ def steps_of(checkpoint: Path) -> int:
     """Return how many steps lie behind a checkpoint."""
     match = _NAME.match(checkpoint.name)
     return int(match[1]) if match else -1
+
+
+def best_of(checkpoint: Path) -> int | None:
+    """Return after how many steps the model was best, as the checkpoint has it; None if nothing was evaluated."""
+    try:
+        best = json.loads((checkpoint / _STATE).read_text()).get("best_global_step")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return best if isinstance(best, int) else None
 
 
 def _files(checkpoint: Path) -> Iterator[Path]:
