@@ -45,13 +45,18 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(?P<fraction>(\.[0-9]+)?([eE][+-]?[0-9]+
 PROMPTED = Shape(("prompt",), ("completion", "response", "answer"))
 
 
+def shapes_of(task: str) -> tuple[Shape, ...]:
+    """Return the shapes that examples of a task may have, the preferred one first."""
+    return (PROMPTED, SHAPES[task]) if task == "text-generation" else (SHAPES[task],)
+
+
 def choose_shape(task: str, names: Sequence[str], text: str | None, label: str | None) -> tuple[str, str | None]:
     """Return the columns of text and label of a data set with the columns `names`.
 
     Raises:
         UsageError: they are not there.
     """
-    for shape in (PROMPTED, SHAPES[task]) if task == "text-generation" else (SHAPES[task],):
+    for shape in shapes_of(task):
         if (found := shape.columns(names, text, label)) is not None:
             return found
     shape = SHAPES[task]

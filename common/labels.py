@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common.errors import UsageError
-from common.training import METRICS
+from common.nearest import did_you_mean
+from common.training import LABEL_KINDS, METRICS
 from common.values import Json
 
 #: How many names a message lists.
@@ -56,6 +57,11 @@ class Labels:
         kinds = {"classes": "labels", "several": "labels, several for each text", "tags": "tags"}
         return f"{len(self.names)} {kinds[self.kind]}: {listed}" if self.kind else ""
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What an evaluation measures, that first by which the best checkpoint is chosen."""
+        return METRICS["entities" if self.kind == "tags" and marks_entities(self.names) else self.kind]
+
 
 def survey(task: str, examples: Sequence[Example]) -> Labels:
     """Return what the labels of a training set are.
@@ -63,8 +69,8 @@ def survey(task: str, examples: Sequence[Example]) -> Labels:
     Raises:
         UsageError: there is nothing to learn from them: no example, or one class alone.
     """
-    if task not in METRICS:
-        raise UsageError(f"{task} cannot be fine-tuned; those that can: {', '.join(METRICS)}.")
+    if task not in LABEL_KINDS:
+        raise UsageError(f"{task} cannot be fine-tuned; those that can: {', '.join(LABEL_KINDS)}.")
     if not examples:
         raise UsageError("There is no example to learn from: every text is empty.")
     if task == "token-classification":
@@ -142,6 +148,23 @@ def check_seen(labels: Labels, examples: Sequence[Example], source: str) -> None
         raise UsageError(
             f"{source}: {_listed('label', unseen)} does not occur in the training set, which has {labels.words}."
         )
+
+
+def marks_entities(tags: Sequence[str]) -> bool:
+    """Whether tags mark entities of several words, as B-LOC and I-LOC do."""
+    return any(tag[:2] in ("B-", "I-") for tag in tags)
+
+
+def check_metric(task: str, labels: Labels | None, metric: str) -> None:
+    """Check that evaluations have that metric; of labels not known yet (None), that those of the task may.
+
+    Raises:
+        UsageError: they have not; names the nearest.
+    """
+    known = labels.metrics if labels else tuple(name for kind in LABEL_KINDS[task] for name in METRICS[kind])
+    if metric.removeprefix("eval_") not in known:
+        what = f"{task} with {labels.words}" if labels and labels.words else task
+        raise UsageError(f"--metric-for-best {metric}: not measured for {what}. {did_you_mean(metric, set(known))}")
 
 
 def names_of(labels: Labels, example: Example) -> list[str]:

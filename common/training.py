@@ -24,12 +24,21 @@ HUB_PREFIX = "hf:"
 #: A data set of the hub: `hf:NAME`, and a split or a slice of one, as `:train[:10%]`. No path can be written so.
 _HUB_SOURCE = re.compile(r"^hf:(?!.*\.\.)[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.+:%\[\]-]+)?$", re.ASCII)
 
-#: Metrics of an evaluation, by task; the first is what the best checkpoint is chosen by.
+#: The tasks that can be fine-tuned, and what kinds of label (`common.labels`) their examples may have.
+LABEL_KINDS: dict[str, tuple[str, ...]] = {
+    "text-classification": ("classes", "several", "number"),
+    "token-classification": ("tags", "entities"),
+    "fill-mask": ("",),
+    "text-generation": ("",),
+}
+#: Metrics of an evaluation, by kind of label; the first is what the best checkpoint is chosen by.
 METRICS: dict[str, tuple[str, ...]] = {
-    "text-classification": ("f1_macro", "accuracy", "f1_micro", "mse", "mae", "r2", "loss"),
-    "token-classification": ("f1", "precision", "recall", "accuracy", "f1_macro", "loss"),
-    "fill-mask": ("perplexity", "loss"),
-    "text-generation": ("perplexity", "loss"),
+    "classes": ("f1_macro", "accuracy", "f1_micro", "loss"),
+    "several": ("f1_macro", "accuracy", "f1_micro", "loss"),
+    "number": ("mse", "mae", "r2", "loss"),
+    "tags": ("f1_macro", "accuracy", "loss"),
+    "entities": ("f1", "precision", "recall", "accuracy", "f1_macro", "loss"),
+    "": ("perplexity", "loss"),
 }
 #: Metrics of which less is better.
 LESS_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
@@ -164,14 +173,3 @@ def check_argument(name: str) -> None:
         raise UsageError(f"-p {name}= cannot be set: {BARRED[name]}.")
     if name not in FIELDS:
         raise UsageError(f"-p {name}=: TrainingArguments has no field of that name. {did_you_mean(name, FIELDS)}")
-
-
-def check_metric(task: str, metric: str) -> None:
-    """Check that evaluations of `task` have that metric.
-
-    Raises:
-        UsageError: they have not; names those there are.
-    """
-    known = METRICS[task]
-    if metric.removeprefix("eval_") not in known:
-        raise UsageError(f"--metric-for-best {metric!r}: {task} has no such metric. {did_you_mean(metric, known)}")

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 _WIDTH, _HEIGHT = 720, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 14, 34
+#: Of the names above a chart: their rows, the space between two, the width of a letter at most.
+_ROW, _GAP, _LETTER = 18, 20, 7
 _COLOURS = ("#1f6feb", "#d1480c", "#2b8a3e", "#8250df", "#bf3989", "#6e7781")
 
 
@@ -38,10 +40,12 @@ def line_chart(series: Sequence[Series]) -> str:
         return ""
     xs = [x for one in kept for x, _ in one.points]
     ys = [y for one in kept for _, y in one.points if y is not None]
+    names, below = _names(kept)
+    height = _HEIGHT + below
     across = _Scale(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
-    up = _Scale(*_padded(min(ys), max(ys)), _HEIGHT - _BOTTOM, _TOP)
-    parts = [_axes(across, up), *(_curve(one, across, up, n) for n, one in enumerate(kept)), _names(kept)]
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img">{"".join(parts)}</svg>'
+    up = _Scale(*_padded(min(ys), max(ys)), height - _BOTTOM, _TOP + below)
+    parts = [_axes(across, up, height), *(_curve(one, across, up, n) for n, one in enumerate(kept)), names]
+    return f'<svg viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" role="img">{"".join(parts)}</svg>'
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -49,7 +53,7 @@ def _padded(low: float, high: float) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _axes(across: _Scale, up: _Scale) -> str:
+def _axes(across: _Scale, up: _Scale, height: int) -> str:
     lines = []
     for value in _ticks(up.low, up.high):
         y = up.at(value)
@@ -57,8 +61,8 @@ def _axes(across: _Scale, up: _Scale) -> str:
         lines.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end" {_FONT}>{value:.4g}</text>')
     for value in _ticks(across.low, across.high):
         x = across.at(value)
-        lines.append(f'<text x="{x:.1f}" y="{_HEIGHT - 14}" text-anchor="middle" {_FONT}>{value:.4g}</text>')
-    lines.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 2}" text-anchor="end" {_FONT}>step</text>')
+        lines.append(f'<text x="{x:.1f}" y="{height - 14}" text-anchor="middle" {_FONT}>{value:.4g}</text>')
+    lines.append(f'<text x="{_WIDTH - _RIGHT}" y="{height - 2}" text-anchor="end" {_FONT}>step</text>')
     return "".join(lines)
 
 
@@ -85,13 +89,17 @@ def _curve(one: Series, across: _Scale, up: _Scale, number: int) -> str:
     return line + "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in few)
 
 
-def _names(series: Sequence[Series]) -> str:
-    parts = []
+def _names(series: Sequence[Series]) -> tuple[str, int]:
+    """Return the names with their colours, in as many rows as they take, and the height of these rows."""
+    parts, x, y = [], _LEFT, 2
     for number, one in enumerate(series):
-        x, colour = _LEFT + 12 + number * 130, _COLOURS[number % len(_COLOURS)]
-        parts.append(f'<rect x="{x}" y="2" width="10" height="10" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 15}" y="11" {_FONT}>{escape(one.name)}</text>')
-    return "".join(parts)
+        width = 15 + _LETTER * len(one.name)
+        if x > _LEFT and x + width > _WIDTH - _RIGHT:
+            x, y = _LEFT, y + _ROW
+        parts.append(f'<rect x="{x}" y="{y}" width="10" height="10" fill="{_COLOURS[number % len(_COLOURS)]}"/>')
+        parts.append(f'<text x="{x + 15}" y="{y + 9}" {_FONT}>{escape(one.name)}</text>')
+        x += width + _GAP
+    return "".join(parts), y + _ROW - _TOP + _GAP // 2
 
 
 def heat_table(names: Sequence[str], rows: Sequence[Sequence[int]]) -> str:

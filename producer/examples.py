@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from common.errors import UsageError
-from common.examples import PROMPTED, SHAPES, Shape, choose_shape, is_empty, make_example
+from common.examples import SHAPES, Shape, choose_shape, is_empty, make_example, shapes_of
 from common.inputs import read_records
 from common.labels import Labels, check_seen, survey
 from common.labels import split as split_examples
@@ -110,8 +110,7 @@ def _named(columns: Sequence[str | None]) -> str:
 
 def _as_read(task: str, training: Training) -> Task:
     """Return the task as the readers of inputs take it: each pair of columns that would do."""
-    shapes = (PROMPTED, SHAPES[task]) if task == "text-generation" else (SHAPES[task],)
-    fields = tuple(columns for shape in shapes for columns in _alternatives(shape, training))
+    fields = tuple(columns for shape in shapes_of(task) for columns in _alternatives(shape, training))
     options = "--text-column and --label-column" if SHAPES[task].label else "--text-column"
     return Task(f"fine-tuning {task}", "", fields=fields, optional=("text_pair",), hint=f"Name them with {options}.")
 

@@ -9,13 +9,14 @@ import click
 
 from common.errors import UsageError
 from common.jobs import Job
+from common.labels import check_metric
 from common.model_names import resolve_model
 from common.models_store import job_of
 from common.nearest import did_you_mean
 from common.payloads import encode_records
 from common.settings import Settings, load_settings
 from common.tasks import ALIASES
-from common.training import HUB_PREFIX, METRICS, QUEUE, Training, check, check_metric
+from common.training import HUB_PREFIX, LABEL_KINDS, QUEUE, Training, check
 from common.values import JobSpec, JobStatus, Json, Record, new_job_id
 from producer.client import Client
 from producer.examples import CHUNK_RECORDS, ExampleSet, read_examples
@@ -59,8 +60,6 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
     """
     settings, task = load_settings(), find_trainable(task)
     training = _training(inputs, evaluation, eval_split, parse_params(params), options)
-    if training.metric_for_best:
-        check_metric(task, training.metric_for_best)
     evaluates = evaluation is not None or eval_split is not None
     if not evaluates and (training.early_stopping or training.metric_for_best):
         raise UsageError("--early-stopping and --metric-for-best need something to evaluate: --eval or --eval-split.")
@@ -80,6 +79,8 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
     )
     check_spec(spec)
     examples = read_examples(task, inputs, evaluation, training, eval_split, settings, format_)
+    if training.metric_for_best:
+        check_metric(task, examples.labels, training.metric_for_best)
     if examples.labels is not None:
         spec = replace(spec, training=replace(training, labels=examples.labels.encode()).encode())
     return FinetunePlan(settings, spec, examples, wait or settings.embedded)
@@ -92,8 +93,8 @@ def find_trainable(name: str) -> str:
         UsageError: it cannot.
     """
     task = ALIASES.get(name, name)
-    if task not in METRICS:
-        raise UsageError(f"--task {name}: it cannot be fine-tuned. {did_you_mean(name, METRICS)}")
+    if task not in LABEL_KINDS:
+        raise UsageError(f"--task {name}: it cannot be fine-tuned. {did_you_mean(name, LABEL_KINDS)}")
     return task
 
 

@@ -12,7 +12,7 @@ def metrics_in_words(progress: Mapping[str, Json]) -> list[str]:
     return [
         f"{name.removeprefix('eval_') if name != 'eval_loss' else name} {value:.4g}"
         for name, value in values.items()
-        if isinstance(value, int | float) and not name.endswith(("_runtime", "_per_second", "_preparation_time"))
+        if isinstance(value, int | float)
     ]
 
 

@@ -35,13 +35,18 @@ def write_reviews(path: Path, rows: Sequence[tuple[str, Json]] = TUTORIAL) -> Pa
     return path
 
 
-def base_model(directory: Path) -> Path:
-    """A tiny BERT for masked words: it has no head for any other task, as bert-base-uncased."""
+def base_model(directory: Path, spread: float = 0.02) -> Path:
+    """A tiny BERT for masked words: it has no head for any other task, as bert-base-uncased.
+
+    With a wider `spread` of its weights it tells texts apart from the first step on.
+    """
     import torch
 
     wordpiece(directory)
     torch.manual_seed(1)
-    BertForMaskedLM(bert_config()).save_pretrained(directory)
+    config = bert_config()
+    config.initializer_range = spread
+    BertForMaskedLM(config).save_pretrained(directory)
     return directory
 
 

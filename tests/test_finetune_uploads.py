@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -97,19 +96,16 @@ def test_a_checkpoint_cleared_away_meanwhile_is_uploaded_all_the_same(store: Mod
     assert stored(s3, JOB) == {"checkpoint-10"}
 
 
-def test_who_gives_up_does_not_wait_for_a_store_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        S3FileSystem.clear_instance_cache()
-        hanging = open_store("s3://hugqueue/models", tmp_path)
-        looks = iter([None, None])
+def test_who_gives_up_does_not_wait_for_a_store_that_hangs(store: ModelsStore, s3: S3Server) -> None:
+    s3.process.send_signal(signal.SIGSTOP)
+    looks = iter([None, None])
 
-        def look() -> None:
-            if next(looks, "given up"):
-                raise Cancelled
+    def look() -> None:
+        if next(looks, "given up"):
+            raise Cancelled
 
-        with pytest.raises(Cancelled):
-            beside(lambda: hanging.earlier_work(JOB), look)
+    with pytest.raises(Cancelled):
+        beside(lambda: store.earlier_work(JOB), look)
 
 
 @pytest.mark.faults

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 
 from common.errors import CodedError, ModelError, UsageError, WorkerError
@@ -18,6 +19,7 @@ from tests.processes import wait_until
 from tests.tiny_models import causal_gpt2, masked_roberta
 from workers.training.data import Examples
 from workers.training.launch import Launch
+from workers.training.tasks import RECIPES
 
 REVIEWS = [{"text": text, "label": label} for text, label in TUTORIAL * 4]
 FEATURES = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
@@ -75,8 +77,6 @@ def test_the_best_checkpoint_is_found_again_on_another_machine(tmp_path: Path) -
 def test_a_text_of_no_token_is_not_learnt(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from workers.training.tasks import RECIPES
-
     tokenizer = AutoTokenizer.from_pretrained(base_model(tmp_path / "base"))
     rows = [{"text": "\u200b"}, {"text": "the cat"}]
     for task in ("fill-mask", "text-generation"):
@@ -129,3 +129,22 @@ def test_a_metric_that_is_no_number_goes_as_null() -> None:
     listener.link.tell("progress", metrics={"loss": math.nan})
     wait_until(lambda: bool(listener.said("progress")), 10, "the message")
     assert listener.said("progress") == [{"kind": "progress", "metrics": {"loss": None}}]
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "width"),
+    [
+        ("text-classification", Labels("classes", ("a", "b")), (2, 2)),
+        ("text-classification", Labels("several", ("a", "b")), (2, 2)),
+        ("text-classification", Labels("number"), (2, 1)),
+        ("token-classification", Labels("tags", ("NOUN", "VERB")), (1, 2, 2)),
+        ("token-classification", Labels("tags", ("O", "B-LOC")), (1, 2, 2)),
+    ],
+)
+def test_the_metrics_that_are_promised_are_those_that_are_measured(
+    task: str, labels: Labels, width: tuple[int, ...]
+) -> None:
+    scores = RECIPES[task].scores(labels)
+    right = np.eye(2) if labels.kind == "several" else np.arange(2).reshape(width[:-1])
+    assert scores is not None
+    assert {*scores(np.ones(width), right), "loss"} == set(labels.metrics)

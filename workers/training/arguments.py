@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from common.errors import ModelError
-from common.training import LESS_IS_BETTER, METRICS, Training
+from common.errors import ModelError, UsageError
+from common.labels import Labels, check_metric
+from common.training import LESS_IS_BETTER, Training
 from workers.training.order import Order
 
 #: Share of all steps between two points of the loss curve.
@@ -37,17 +38,19 @@ def make_arguments(order: Order, *, evaluates: bool, metric: str | None) -> Trai
         raise ModelError("bad_param", f"transformers refuses these arguments: {error}"[:1000]) from error
 
 
-def best_metric(task: str, names: set[str], training: Training) -> str:
+def best_metric(task: str, labels: Labels, training: Training) -> str:
     """Return the metric that decides which checkpoint is best.
 
     Raises:
         ModelError: `bad_param`, an evaluation of these labels does not have the metric that the job names.
     """
-    names = {*names, "loss"}
-    wanted = (training.metric_for_best or "").removeprefix("eval_")
-    if wanted and wanted not in names:
-        raise ModelError("bad_param", f"--metric-for-best {wanted}: these labels have {', '.join(sorted(names))}.")
-    return wanted or next(name for name in METRICS[task] if name in names)
+    if training.metric_for_best is None:
+        return labels.metrics[0]
+    try:
+        check_metric(task, labels, training.metric_for_best)
+    except UsageError as error:
+        raise ModelError("bad_param", str(error)) from error
+    return training.metric_for_best.removeprefix("eval_")
 
 
 def _chosen(order: Order, training: Training, *, evaluates: bool, metric: str | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from common.payloads import count, decode_records, encode_outcomes
 from common.settings import Settings
 from common.store import Store
 from common.stored_models import ModelsStore
-from common.training import METRICS, Training
+from common.training import LABEL_KINDS, Training
 from common.training_checkpoints import latest_whole, steps_of
 from common.values import JobSpec, Json, Outcome
 from workers.device_client import ChunkResult
@@ -271,7 +271,7 @@ def _options(spec: JobSpec) -> Training:
         ModelError: `bad_param`, they are not what a producer of ours writes.
     """
     try:
-        if spec.task not in METRICS:
+        if spec.task not in LABEL_KINDS:
             raise ValueError(f"{spec.task} cannot be fine-tuned")
         return Training.decode(spec.training or {})
     except (ValueError, UsageError) as error:

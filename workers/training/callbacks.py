@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from common.errors import ModelError
 from common.training_checkpoints import seal, sibling
 from workers.training.link import Link
+from workers.training.scores import metrics_of
 
 #: Seconds between two messages about steps.
 _TELL = 0.5
@@ -31,6 +32,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._first_step = 0
         self._told = 0.0
         self._latest: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Begin to count."""
@@ -56,7 +58,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                     f"The loss became {logs[name]} at step {state.global_step}, learning rate {args.learning_rate:g}: "
                     "it cannot recover. Try a lower --learning-rate, more --warmup, or --dtype float32.",
                 )
-        self._latest |= {k: v for k, v in logs.items() if k in ("loss", "learning_rate") or k.startswith("eval_")}
+        self._latest |= {name: logs[name] for name in ("loss", "learning_rate") if name in logs}
+        self._metrics |= metrics_of(logs)
         if "loss" in logs or "eval_loss" in logs:
             self._tell(args, state)
 
@@ -75,7 +78,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             learning_rate=self._latest.get("learning_rate"),
             examples_per_second=round(rate * examples, 2),
             seconds_left=round((state.max_steps - state.global_step) / rate, 1) if rate else None,
-            metrics={k: v for k, v in self._latest.items() if k.startswith("eval_")},
+            metrics=self._metrics,
         )
 
 
@@ -113,10 +116,9 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask Trainer for a checkpoint when one is due."""
         due = time.monotonic() - self._written > self._seconds
-        flags = torch.tensor([self._link.stop_asked.is_set(), due], dtype=torch.int32, device=args.device)
+        self._stopping = self._link.stop_asked.is_set()
         if args.world_size > 1:
-            torch.distributed.broadcast(flags, src=0)
-        self._stopping, due = (bool(flag) for flag in flags.tolist())
+            self._stopping, due = _as_the_first(self._stopping, due, device=args.device)
         if self._stopping or due:
             control.should_save = True
 
@@ -136,6 +138,13 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
             self._link.tell("checkpoint", path=str(checkpoint), step=state.global_step)
         if self._stopping:
             raise Stopped
+
+
+def _as_the_first(*flags: bool, device: torch.device) -> list[bool]:
+    """Return the flags as the first process has them."""
+    told = torch.tensor(flags, dtype=torch.int32, device=device)
+    torch.distributed.broadcast(told, src=0)
+    return [bool(flag) for flag in told.tolist()]
 
 
 def _restore_order(checkpoint: Path, *, within_epoch: bool) -> None:

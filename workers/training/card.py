@@ -16,6 +16,7 @@ from common.stored_models import CARD
 from common.values import Json
 from workers.training.data import Examples
 from workers.training.order import Order
+from workers.training.scores import metrics_of
 
 #: Points of the loss curve that are kept.
 _POINTS = 500
@@ -38,7 +39,7 @@ def describe_run(
         "task": job.task,
         "base_model": order.model_facts["model"],
         "base_commit": order.model_facts["commit"],
-        "metrics": {name.removeprefix("eval_"): value for name, value in measured.items() if _is_metric(name)},
+        "metrics": {name.removeprefix("eval_"): value for name, value in metrics_of(measured).items()},
         "best_metric": state.best_metric,
         "best_step": state.best_global_step,
         "train_loss": _mean_loss(losses),
@@ -70,12 +71,8 @@ def write_cards(order: Order, result: Mapping[str, Json]) -> None:
     (directory / CARD).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
-def _is_metric(name: str) -> bool:
-    return name.startswith("eval_") and not name.endswith(("_runtime", "_per_second", "_preparation_time"))
-
-
 def _evaluation(entry: Mapping[str, float]) -> dict[str, Json]:
-    named = {name.removeprefix("eval_"): value for name, value in entry.items() if _is_metric(name)}
+    named = {name.removeprefix("eval_"): value for name, value in metrics_of(entry).items()}
     return {"step": entry["step"], "epoch": entry["epoch"], **named}
 
 

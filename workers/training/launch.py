@@ -174,7 +174,7 @@ def _write_config(path: Path, cuda: bool, processes: int) -> Path:
 def _environ(*, cuda: bool, processes: int) -> dict[str, str]:
     environ = child_environment("cuda" if cuda else "cpu")
     environ["TOKENIZERS_PARALLELISM"] = "false"  # loaders may fork
-    environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     if not cuda:
         environ["ACCELERATE_USE_CPU"] = "true"
     return environ

@@ -92,7 +92,7 @@ def _trainer(
     job, training, recipe = order.job, order.training, RECIPES[order.job.task]
     evaluates = "eval" in encoded
     scores = recipe.scores(examples.labels)
-    metric = best_metric(job.task, _metric_names(scores, examples), training) if evaluates else None
+    metric = best_metric(job.task, examples.labels, training) if evaluates else None
     callbacks: list[Any] = [
         Watch(link), Checkpoints(link, order.checkpoint_seconds, Path(order.checkpoint) if order.checkpoint else None),
     ]  # fmt: skip
@@ -113,22 +113,6 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _metric_names(scores: Any, examples: Examples) -> set[str]:
-    """Return the names of the metrics, by measuring two made-up examples."""
-    import numpy as np
-
-    if scores is None:
-        return {"perplexity"}
-    width = max(1, len(examples.labels.names))
-    kinds: dict[str, tuple[Any, Any]] = {
-        "classes": (np.eye(2, width), np.arange(2)),
-        "several": (np.eye(2, width), np.eye(2, width)),
-        "number": (np.eye(2, 1), np.arange(2.0)),
-        "tags": (np.eye(2, width)[None], np.arange(2)[None]),
-    }
-    return set(scores(*kinds[examples.labels.kind]))
 
 
 def _logits(predictions: Any) -> Any:

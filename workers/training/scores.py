@@ -1,10 +1,12 @@
 """What an evaluation measures, by scikit-learn and seqeval: arrays in, numbers out. Knows no model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from sklearn import metrics
+
+from common.labels import marks_entities
 
 #: A label that the loss and the scores leave out.
 IGNORED = -100
@@ -52,7 +54,7 @@ def tag_scores(names: Sequence[str]) -> Scores:
         found = np.argmax(predicted, axis=-1)
         kept = np.asarray(expected) != IGNORED
         flat = _word_scores(found[kept], np.asarray(expected)[kept])
-        if not any(name[:2] in ("B-", "I-") for name in names):
+        if not marks_entities(names):
             return flat
         from seqeval.metrics import f1_score, precision_score, recall_score
 
@@ -75,6 +77,12 @@ def _word_scores(found: Any, expected: Any) -> dict[str, float]:
         "accuracy": float(metrics.accuracy_score(expected, found)),
         "f1_macro": float(metrics.f1_score(expected, found, average="macro", zero_division=0)),
     }
+
+
+def metrics_of(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics among what Trainer tells of an evaluation; it also tells how long that took."""
+    took = ("_runtime", "_per_second", "_preparation_time")
+    return {name: value for name, value in logs.items() if name.startswith("eval_") and not name.endswith(took)}
 
 
 def confusion(predicted: Any, expected: Any, classes: int) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """How each task is learnt: its head, what an example is to the model, and how batches are made. One row per task."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,16 +88,15 @@ def _fill(tokenizer: Any, examples: Sequence[Example], _: Labels, most: int) -> 
     """Cut long texts into several pieces: nothing of them is lost."""
     if tokenizer.mask_token_id is None:
         raise ModelError("missing_weights", "fill-mask needs a tokenizer with a mask token; this model's has none.")
-    extra = tokenizer.num_special_tokens_to_add()
+    before, after = _frame(tokenizer)
     columns: Columns = {"input_ids": [], "attention_mask": []}
     cut = 0
     for ids in _plain_ids(tokenizer, [example["text"] for example in examples]):
-        pieces = _pieces(ids, most - extra)
+        pieces = _pieces(ids, most - len(before) - len(after))
         cut += len(pieces) > 1
         for piece in pieces:
-            whole = tokenizer.prepare_for_model(piece) if not tokenizer.is_fast else _wrapped(tokenizer, piece)
-            columns["input_ids"].append(list(whole["input_ids"]))
-            columns["attention_mask"].append([1] * len(whole["input_ids"]))
+            columns["input_ids"].append([*before, *piece, *after])
+            columns["attention_mask"].append([1] * len(columns["input_ids"][-1]))
     return Encoded(columns, cut)
 
 
@@ -129,12 +128,12 @@ def _plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return found
 
 
-def _wrapped(tokenizer: Any, piece: Sequence[int]) -> Mapping[str, list[int]]:
-    """Put the special tokens around a piece: those that the tokenizer puts around a text."""
+def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the special tokens that the tokenizer puts before a text and after it."""
     empty = tokenizer("")["input_ids"]
     one = tokenizer(tokenizer.unk_token or "a")["input_ids"]
     before = next((at for at, (a, b) in enumerate(zip(empty, one, strict=False)) if a != b), len(empty))
-    return {"input_ids": [*empty[:before], *piece, *empty[before:]]}
+    return empty[:before], empty[before:]
 
 
 def _pieces(ids: list[int], most: int) -> list[list[int]]:
