@@ -1,6 +1,6 @@
 """Time of an epoch of fine-tuning against a tutorial's settings: same data, model and device, in turn, as a ratio.
 
-    python -m benchmarks.finetune [--examples 256] [--mix mixed] [--rounds 2] [--model DIRECTORY]
+    python -m benchmarks.finetune [--examples 256] [--mix mixed] [--rounds 3] [--model DIRECTORY]
 
 The tutorial pads every text to the model's full length, computes in float32 and takes the texts as they come
 (https://huggingface.co/docs/transformers/training). `finetune` pads to the longest text of a batch and brings texts of
@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from benchmarks.machine import described
 from benchmarks.models import minilm
 from benchmarks.workloads import MIXES, texts
 from common.labels import Example, survey
@@ -111,20 +112,22 @@ def main() -> None:
     """Measure, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help="of which the median is taken")
     parser.add_argument("--mix", choices=sorted(MIXES), default="mixed")
     parser.add_argument("--model", type=Path, default=None)
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", "'pin_memory' argument")
+    print(described())
     model = options.model or minilm()
     examples = labelled(options.mix, options.examples)
     words = statistics.mean(len(str(example["text"]).split()) for example in examples)
     taken = compare(model, examples, options.rounds)
     medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{model.name}: {len(examples)} examples, mean {words:.0f} words, batches of {BATCH}, on {device}")
+    print(
+        f"{model.name}: {len(examples)} examples, mean {words:.0f} words, batches of {BATCH}, rounds: {options.rounds}"
+    )
     for name, seconds in medians.items():
         rounds = ", ".join(f"{value:.1f}" for value in taken[name])
         print(f"  {name:<9} {seconds:7.1f} s an epoch, {len(examples) / seconds:7.1f} examples/s  ({rounds})")
