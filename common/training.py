@@ -172,4 +172,5 @@ def check_argument(name: str) -> None:
     if name in BARRED:
         raise UsageError(f"-p {name}= cannot be set: {BARRED[name]}.")
     if name not in FIELDS:
-        raise UsageError(f"-p {name}=: TrainingArguments has no field of that name. {did_you_mean(name, FIELDS)}")
+        known = FIELDS | BARRED.keys()  # of those that are barred, the next message says why
+        raise UsageError(f"-p {name}=: TrainingArguments has no field of that name. {did_you_mean(name, known)}")

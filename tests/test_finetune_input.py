@@ -151,6 +151,7 @@ def test_a_field_of_training_arguments_that_is_not_there_is_refused_with_the_nea
     path = write_reviews(tmp_path / "reviews.csv")
     assert "Did you mean lr_scheduler_type" in refused(path, params=["lr_sheduler_type=cosine"])
     assert "use --learning-rate" in refused(path, params=["learning_rate=1"])
+    assert "Did you mean learning_rate" in refused(path, params=["lerning_rate=1"])
     assert plan(path, params=["lr_scheduler_type=cosine"]).spec.training["arguments"] == {"lr_scheduler_type": "cosine"}
 
 
