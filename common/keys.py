@@ -27,6 +27,11 @@ def worker(name: str) -> str:
     return f"{PREFIX}worker:{name}"
 
 
+def budgets(device: str) -> str:
+    """How many tokens a batch should hold on devices of that name: hash, model -> tokens, with a time to live."""
+    return f"{PREFIX}budgets:{device}"
+
+
 def device_claim(uuid: str) -> str:
     """Who uses the GPU of that UUID: with a time to live."""
     return f"{PREFIX}device:{uuid}"

@@ -6,7 +6,8 @@ import pytest
 
 from common.values import Failure
 from tests.tiny_models import RecordingWatch
-from workers.runners.batching import Item, TokenBudget, is_device_lost, run_batches
+from workers.runners.batching import Item, is_device_lost, run_batches
+from workers.runners.budget import TokenBudget
 
 
 def items(*lengths: int) -> list[Item[int]]:

@@ -15,6 +15,7 @@ from common.errors import HugqueueError, PayloadError, WorkerError
 from common.payloads import decode_outcomes, decode_records, encode_outcomes, iter_outcomes
 from common.settings import Settings
 from common.values import Counts, Failure, JobSpec, Json
+from workers.budgets import Budgets
 from workers.device.protocol import Message
 from workers.device_child import Death, DeviceChild, Exchange, error_of
 from workers.device_lives import LOADING_DEATHS, LOOK, UNEXPLAINED_DEATHS, DeviceLives, kills_worker
@@ -60,10 +61,12 @@ class DeviceProcess:
     Args:
         settings: its device (`cpu` or `cuda:0`; which GPU that is, `CUDA_VISIBLE_DEVICES` says), its preloads, its
             limits, and which models jobs may name.
+        budgets: how much batches hold, as earlier processes learnt it; None keeps nothing.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._lives = DeviceLives(settings)
+    def __init__(self, settings: Settings, budgets: Budgets | None = None) -> None:
+        self._lives = DeviceLives(settings, budgets)
+        self._budgets = budgets
         self._ids = itertools.count(1)
 
     def start(self, given_up: Callable[[], bool] = lambda: False) -> None:
@@ -187,6 +190,8 @@ class DeviceProcess:
             message = Message("run", next(self._ids), body, request.payload)
             answer = self._await(child, child.ask(message, request.spec.id), request)
             if isinstance(answer, Message):
+                if self._budgets and answer.kind == "result":
+                    self._budgets.learn(answer.body["budgets"])
                 return _result(answer)
             if answer.blamed and not answer.loading:
                 return answer

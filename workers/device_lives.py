@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.errors import CodedError, HugqueueError, ModelError, WorkerError
 from common.settings import Settings
+from workers.budgets import Budgets
 from workers.device.protocol import Message
 from workers.device_child import Death, DeviceChild
 from workers.resolver import ModelPolicy, is_path
@@ -36,9 +37,11 @@ class DeviceLives:
 
     Args:
         settings: device, preloads and limits of the worker.
+        budgets: what is told to each new process about the size of batches.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, budgets: Budgets | None = None) -> None:
+        self._budgets = budgets
         self._device = settings.device if settings.device.startswith("cuda") else "cpu"
         self._batch_timeout = settings.batch_timeout
         self._preload = [_preload(text) for text in settings.preload]
@@ -126,7 +129,9 @@ class DeviceLives:
                 return
 
     def _live(self, preload: Sequence[tuple[str, str | None]]) -> DeviceChild:
-        opening = Message("open", 0, {"policy": self._policy.encode(), "preload": [list(pair) for pair in preload]})
+        known = dict(self._budgets.known()) if self._budgets else {}
+        body = {"policy": self._policy.encode(), "preload": [list(pair) for pair in preload], "budgets": known}
+        opening = Message("open", 0, body)
         child = DeviceChild(self._device, opening, self._batch_timeout, self._note_ready)
         with self._changed:
             self._newest = child

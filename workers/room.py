@@ -14,7 +14,9 @@ from common.connection import connect
 from common.ledger import Ledger
 from common.settings import Settings
 from common.store import Store
+from workers.budgets import Budgets
 from workers.device_client import DeviceProcess
+from workers.devices import describe
 from workers.leases import LeaseKeeper
 from workers.meter import Meter
 from workers.pulse import Pulse
@@ -47,7 +49,7 @@ def make_room(name: str, app: Celery, settings: Settings, slots: int) -> Room:
     """Return a room that is not yet open; `slots` is how many turns it takes at once."""
     client = connect(settings.broker_url or "")
     store, ledger = Store(client, settings.result_ttl), Ledger(client, settings.lease)
-    device, meter = DeviceProcess(settings), Meter()
+    device, meter = DeviceProcess(settings, Budgets(client, describe(settings.device))), Meter()
     return Room(
         name,
         app,

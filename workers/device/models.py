@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 
 from common.errors import CodedError, ModelError, WorkerError
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 #: Beside its weights a model wants room for what it computes.
 _HEADROOM = 1.2
 _LIBRARIES = ("torch", "transformers")
+_DIGESTED = ("task", "model", "commit", "dtype")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,12 @@ class Loaded:
             **self.runner.facts(),
             "versions": {name: _version(name) for name in _LIBRARIES if name in sys.modules},
         }
+
+    @property
+    def digest(self) -> str:
+        """A short name of task, model, commit and dtype: what the size of a batch depends on, besides the device."""
+        facts = self.facts()
+        return sha256(json.dumps([facts.get(name) for name in _DIGESTED]).encode()).hexdigest()[:16]
 
     def summary(self) -> dict[str, Json]:
         """Return task, model and bytes of memory, for the heartbeat."""

@@ -27,7 +27,7 @@ DEVICE_LOST = 74
 #: Kind of message to the fields of its body and their types.
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     # to the device process
-    "open": {"policy": str, "preload": list},
+    "open": {"policy": str, "preload": list, "budgets": dict},
     "run": {"spec": str, "positions": (list, type(None)), "failures": dict},  # payload: records
     "cancel": {},
     # from it; request 0 stands for its own start
@@ -39,7 +39,7 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "stage": {"text": str},  # what it does before it runs: downloads, loads; empty once that is over
     "batch": {"positions": list},  # these are about to run, and all before them are done
     "tick": {},
-    "result": {"counts": list, "seconds": float, "facts": dict},  # payload: outcomes
+    "result": {"counts": list, "seconds": float, "facts": dict, "budgets": dict},  # payload: outcomes
     "failed": {"error": str, "code": str, "message": str},
     "cancelled": {},
 }

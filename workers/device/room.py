@@ -10,13 +10,14 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from common.errors import CodedError, ModelError, PayloadError, WorkerError
 from common.payloads import decode_records
 from common.values import Failure, JobSpec, Record
 from workers.device.chunk import DeviceLost, run_chunk
+from workers.device.fitting import fit
 from workers.device.memory import memory_of
 from workers.device.models import Models
 from workers.device.protocol import DEVICE_LOST, Channel, Message, ProtocolError, integers
@@ -106,6 +107,7 @@ class Room:
         self._turns: dict[int, Turn] = {}
         self._models: Models
         self._most_new_tokens: int
+        self._budgets: Mapping[str, int]  #: tokens in a batch, learnt by earlier processes
 
     def serve(self) -> None:
         """Open, say so, and answer requests until the other end closes; then the process ends."""
@@ -118,6 +120,7 @@ class Room:
         policy = ModelPolicy.decode(opening.body["policy"])
         self._most_new_tokens = policy.max_new_tokens
         self._models = Models(self._device, policy)
+        self._budgets = opening.body["budgets"]
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
         if not self._preload(opening.body["preload"]):
             return
@@ -138,6 +141,7 @@ class Room:
                 loaded, _ = self._models.get(turn.spec, turn.stage)
                 turn.batch([])
                 speed = warm_up(loaded, turn)
+                fit(loaded, self._budgets.get(loaded.digest), turn)
                 turn.stage("")
             except (ModelError, WorkerError) as error:
                 self._channel.send(Message("refused", 0, _described(error)))
@@ -175,9 +179,15 @@ class Room:
         finally:
             if self._models.changes != changes:
                 self._send_status()
+        fit(loaded, self._budgets.get(loaded.digest), turn)
         turn.begin()
         answer = run_chunk(self._runner(loaded.runner, turn.spec), turn.records, params, self._device, turn)
-        body = {"counts": list(asdict(answer.counts).values()), "seconds": answer.seconds, "facts": loaded.facts()}
+        body = {
+            "counts": list(asdict(answer.counts).values()),
+            "seconds": answer.seconds,
+            "facts": loaded.facts(),
+            "budgets": {loaded.digest: loaded.runner.budget.tokens} if loaded.runner.budget else {},
+        }
         return Message("result", turn.id, body, answer.payload)
 
     def _runner(self, runner: Runner, spec: JobSpec) -> Runner:

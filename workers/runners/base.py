@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from common.values import Json, Outcome
+from workers.runners.budget import TokenBudget
 
 
 class Watch(Protocol):
@@ -48,6 +49,8 @@ class Runner(ABC):
 
     #: False for a runner that works without a model; then `model` is None.
     needs_model: ClassVar[bool] = True
+    #: How much its batches hold, for a runner that learns that.
+    budget: TokenBudget | None = None
     #: Parameters (of `-p`) that decide how the model is loaded, not how it runs.
     load_params: ClassVar[frozenset[str]] = frozenset({"dtype"})
 

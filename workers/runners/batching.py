@@ -12,16 +12,12 @@ from typing import Generic, TypeVar
 
 from common.values import Failure
 from workers.runners.base import Cancelled, Watch
+from workers.runners.budget import TokenBudget
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-#: Padded tokens in one batch, where nothing better was measured.
-DEFAULT_TOKENS = {"cpu": 2048, "cuda": 32768}
-#: Items in one batch at most: beyond it, batches of short texts gain nothing and hold much memory.
-MAX_ITEMS = {"cpu": 64, "cuda": 1024}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +27,6 @@ class Item(Generic[T]):
     position: int  #: of the input it belongs to
     tokens: int  #: its length
     value: T
-
-
-@dataclass(slots=True)
-class TokenBudget:
-    """How many padded tokens a batch may hold; lowered for good when memory runs out."""
-
-    tokens: int
-    items: int
-    equal_lengths: bool = False  #: whether nothing may be padded: the model lets padding be seen
-
-    @classmethod
-    def of(cls, device: str) -> "TokenBudget":
-        """Return the budget to begin with on `device` (`cpu`, `cuda:0`)."""
-        kind = device.partition(":")[0]
-        return cls(DEFAULT_TOKENS.get(kind, 2048), MAX_ITEMS.get(kind, 64))
-
-    def lower(self, failed: Sequence[Item[T]]) -> None:
-        """Take note that this batch did not fit into memory."""
-        self.tokens = max(1, min(self.tokens, _padded(failed) // 2))
-        logger.warning("out of memory with %d items: batches now hold %d tokens", len(failed), self.tokens)
 
 
 def cut(items: Sequence[Item[T]], budget: TokenBudget) -> Iterator[list[Item[T]]]:
@@ -105,6 +81,7 @@ def run_batches(
                 waiting.extend(_halves(batch, error, budget))
                 continue
             values = [_failure(error)]  # type: ignore[list-item]
+        budget.ran += _padded(batch)
         for item, value in zip(batch, values, strict=True):
             results[index[id(item)]] = value
     return [results[number] for number in range(len(items))]
@@ -112,7 +89,7 @@ def run_batches(
 
 def _halves(batch: list[Item[T]], error: Exception, budget: TokenBudget) -> list[list[Item[T]]]:
     if is_out_of_memory(error):
-        budget.lower(batch)
+        budget.lower(_padded(batch))
         _free_memory()
     middle = len(batch) // 2
     return [batch[middle:], batch[:middle]]

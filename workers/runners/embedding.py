@@ -18,7 +18,8 @@ from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelFo
 from common.errors import ModelError
 from common.values import Json, Outcome
 from workers.runners.base import Watch
-from workers.runners.batching import Item, TokenBudget, run_batches
+from workers.runners.batching import Item, run_batches
+from workers.runners.budget import TokenBudget
 from workers.runners.kinds import COUNT, FLAG, TEXT, Kind, check_params
 from workers.runners.loading import ModelRunner, Source, load_config, load_model, load_tokenizer
 from workers.runners.pooling import load_dense, normalize, pool
@@ -87,7 +88,7 @@ class EmbeddingRunner(ModelRunner):
             load_dense(stage, device, allow_pickle=source.allow_pickle) if isinstance(stage, DenseConfig) else normalize
             for stage in self._config.stages
         ]
-        self._budget = TokenBudget.of(device)
+        self.budget = TokenBudget.of(device)
         self._width = self._hidden(self._padded(encode(self._tokenizer, ["a"], self._limit))).shape[-1]
 
     def output_type(self, params: Mapping[str, Json]) -> pa.DataType:
@@ -101,7 +102,7 @@ class EmbeddingRunner(ModelRunner):
         encoded = encode(self._tokenizer, [chosen.prompt + text for text in texts.values()], self._limit)
         items = [Item(position, len(row), row) for position, row in zip(texts, encoded, strict=True)]
         skip = self._prompt_tokens(chosen.prompt)
-        results = run_batches(items, lambda rows: self._vectors(rows, chosen, skip), self._budget, watch)
+        results = run_batches(items, lambda rows: self._vectors(rows, chosen, skip), self.budget, watch)
         return in_order(refused, items, results)
 
     def token_counts(self, texts: Sequence[str], params: Mapping[str, Json]) -> list[int]:

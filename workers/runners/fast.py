@@ -68,7 +68,7 @@ class FastRunner(ModelRunner):
         self._task = self._plain.task
         self._model = self._task.pipe.model
         self._tokenizer = self._task.tokenizer
-        self._budget = self._plain.budget  # what one way learns of the device and the model holds for both
+        self.budget = self._plain.budget  # what one way learns of the device and the model holds for both
         self._way = FAST_WAYS[find_task(task).name](self._task)
         self._arguments = inspect.signature(self._model.forward).parameters
         self.fast = self._tokenizer.is_fast and self._task.batches and self._agrees(samples(task))
@@ -86,7 +86,7 @@ class FastRunner(ModelRunner):
             return self._plain.run(inputs, params, watch)
         asked, outcomes = read_inputs(inputs, lambda value: self._way.read(value, settings))
         items, too_long = self._tokenised(asked, outcomes, watch)
-        results = run_batches(items, lambda parts: self._forward(parts, settings), self._budget, watch)
+        results = run_batches(items, lambda parts: self._forward(parts, settings), self.budget, watch)
         outcomes |= self._finished(items, results, settings)
         if too_long:
             placed = PlacedWatch(watch, [[position] for position in too_long])
@@ -169,7 +169,7 @@ class FastRunner(ModelRunner):
         except Exception:  # any architecture may be loaded: the plain way takes what this one cannot
             logger.debug("the fast way cannot be gone", exc_info=True)
             return False
-        self._budget.equal_lengths = not all(map(_close, together, expected))
+        self.budget.equal_lengths = not all(map(_close, together, expected))
         return all(map(_close, alone, expected))
 
     def _own_mask(self, value: Json) -> Json:

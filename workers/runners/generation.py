@@ -84,6 +84,7 @@ class TextGeneration(PipelineTask[GenerationSettings]):
     name = "text-generation"
     pipeline_class = hf.TextGenerationPipeline
     auto_class = "AutoModelForCausalLM"
+    generates = True
     known: ClassVar[Mapping[str, Kind]] = _KNOWN
 
     def settings(self, params: Mapping[str, Json]) -> GenerationSettings:

@@ -8,7 +8,7 @@ from transformers import AutoImageProcessor
 
 from common.tasks import find_task
 from common.values import Json
-from workers.runners.batching import TokenBudget
+from workers.runners.budget import TokenBudget
 from workers.runners.image_tasks import IMAGE_TASKS
 from workers.runners.loading import Source, load_model, load_part
 from workers.runners.pipelines import PipelineRunner

@@ -19,6 +19,7 @@ from common.errors import ModelError
 from common.values import Json
 from workers.runners.base import Runner
 from workers.runners.batching import is_out_of_memory
+from workers.runners.budget import TokenBudget
 from workers.runners.precision import AUTO, dtype_name, placed, resolve_dtype
 
 #: Weight files that are pickles (or other frameworks'), by their endings.
@@ -208,6 +209,7 @@ def check_directory(source: Source) -> None:
 class ModelRunner(Runner):
     """A runner whose model is a torch module in `_model`."""
 
+    budget: TokenBudget
     _model: Any
 
     def repeats_itself(self, params: Mapping[str, Json]) -> bool:

@@ -59,6 +59,8 @@ class PipelineTask(ABC, Generic[S]):
     #: Weights that may be missing, as patterns.
     ignore_missing: ClassVar[tuple[str, ...]] = ()
     known: ClassVar[Mapping[str, Kind]] = {}
+    #: Whether it takes a forward pass for each token that comes out: too long for trials of the size of batches.
+    generates: ClassVar[bool] = False
     #: The outputs that `postprocess` needs, and those of them that have a row for each token.
     kept: ClassVar[tuple[str, ...]] = ("logits",)
     per_token: ClassVar[tuple[str, ...]] = ()

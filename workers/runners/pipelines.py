@@ -20,7 +20,8 @@ from common.errors import RecordError
 from common.tasks import find_task
 from common.values import Failure, Json, Outcome
 from workers.runners.base import Watch
-from workers.runners.batching import Item, TokenBudget, run_batches
+from workers.runners.batching import Item, run_batches
+from workers.runners.budget import TokenBudget
 from workers.runners.chunk_tasks import TokenClassification, ZeroShotClassification
 from workers.runners.fill_mask import FillMask
 from workers.runners.generation import TextGeneration
@@ -88,7 +89,7 @@ class PipelineRunner(ModelRunner):
         )
         tokenizer = load_tokenizer(source)
         self.task = chosen.over(self._model, tokenizer, device)
-        self.budget = TokenBudget.of(device)
+        self.budget = TokenBudget.of(device, fitted=self.task.generates)
         if not self.task.batches:
             self.budget.items = 1
 

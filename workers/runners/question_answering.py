@@ -18,7 +18,8 @@ from common.errors import ModelError
 from common.tasks import TASKS
 from common.values import Failure, Json, Outcome
 from workers.runners.base import Watch
-from workers.runners.batching import Item, TokenBudget, run_batches
+from workers.runners.batching import Item, run_batches
+from workers.runners.budget import TokenBudget
 from workers.runners.kinds import COUNT, COUNT_OR_ZERO, FLAG, check_params
 from workers.runners.loading import ModelRunner, Source, load_model, load_tokenizer
 from workers.runners.reading import fields_of
@@ -98,7 +99,7 @@ class QuestionAnsweringRunner(ModelRunner):
         self._limit = input_limit(self._model, self._tokenizer)
         self._specials = self._tokenizer.num_special_tokens_to_add(pair=True)
         self._question_first = self._tokenizer.padding_side == "right"
-        self._budget = TokenBudget.of(device)
+        self.budget = TokenBudget.of(device)
 
     def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
         """Return for each `{question, context}` an object with score, start, end and answer, or a list of them."""
@@ -106,7 +107,7 @@ class QuestionAnsweringRunner(ModelRunner):
         read, outcomes = read_inputs(inputs, _asked)
         asked = dict(zip(read, self._cut_questions(list(read.values()), chosen.question), strict=True))
         items = self._windows(asked, chosen)
-        results = run_batches(items, self._logits, self._budget, watch)
+        results = run_batches(items, self._logits, self.budget, watch)
         found = defaultdict(list)
         for item, result in zip(items, results, strict=True):
             found[item.position].append((item.value, result))

@@ -16,7 +16,8 @@ from transformers import AutoModelForSeq2SeqLM, LogitsProcessorList, StoppingCri
 from common.errors import ModelError
 from common.values import Failure, Json, Outcome
 from workers.runners.base import Watch
-from workers.runners.batching import Item, TokenBudget, run_batches
+from workers.runners.batching import Item, run_batches
+from workers.runners.budget import TokenBudget
 from workers.runners.generate_params import GENERATE_PARAMS, settle
 from workers.runners.kinds import FLAG, TEXT, WHOLE, Kind, check_params
 from workers.runners.languages import Direction, direction
@@ -77,7 +78,7 @@ class Seq2SeqRunner(ModelRunner):
         self._tokenizer = load_tokenizer(source)
         self._positions = input_limit(self._model, tokenizer=None)
         self._limit = input_limit(self._model, self._tokenizer)
-        self._budget = TokenBudget.of(device)
+        self.budget = TokenBudget.of(device, fitted=True)  # to generate takes too long for trials
         self._name = _NAMES.get(task.partition("_")[0], "generated_text")
 
     def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
@@ -92,7 +93,7 @@ class Seq2SeqRunner(ModelRunner):
                 refused[position] = Outcome(failure=_too_long(tokens, self._positions))
             else:
                 items.append(Item(position, tokens * beams, row))
-        budget = self._budget
+        budget = self.budget
         if chosen.config.encoder_no_repeat_ngram_size or chosen.config.encoder_repetition_penalty not in (None, 1.0):
             # These look at the encoder's input without its mask, and would see the padding.
             budget = TokenBudget(budget.tokens, items=1)
