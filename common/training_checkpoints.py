@@ -7,6 +7,7 @@ passed over.
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -41,6 +42,13 @@ def has_all(whole: bytes, found: Mapping[str, int]) -> bool:
     except ValueError:
         return False
     return isinstance(sizes, dict) and bool(sizes) and sizes.items() <= found.items()
+
+
+def drop_halves(directory: Path) -> None:
+    """Delete the checkpoints of an attempt that are not whole: nobody will go on from them, and they take room."""
+    for checkpoint in directory.glob("checkpoint-*"):
+        if not is_whole(checkpoint):
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def latest_whole(directories: Iterable[Path]) -> Path | None:

@@ -1,6 +1,5 @@
 """A training process, started by `accelerate launch`: `python -m workers.training ORDER`."""
 
-import errno
 import sys
 import traceback
 from pathlib import Path
@@ -20,6 +19,7 @@ def main(path: str) -> int:
     link = Link(order.socket, state.process_index)
     from workers.runners.batching import is_out_of_memory
     from workers.training.callbacks import Stopped
+    from workers.training.disk import is_full
     from workers.training.run import train
 
     try:
@@ -38,8 +38,9 @@ def main(path: str) -> int:
         traceback.print_exc()
         if is_out_of_memory(error):
             link.tell("out_of_memory")
-        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            link.tell("failed", error="worker", code="disk_full", message=f"No room in {order.work}: {error}")
+        elif is_full(error, Path(order.work)):
+            message = f"No room for a checkpoint or the model in {order.work}: {type(error).__name__}: {error}"
+            link.tell("failed", error="worker", code="disk_full", message=message[:1000])
         elif not isinstance(error, torch.AcceleratorError):  # that is the device's fault: another try may do
             message = f"{type(error).__name__}: {error}"[:1000]
             link.tell("failed", error="model", code="training_error", message=message)

@@ -22,7 +22,7 @@ from common.settings import Settings
 from common.store import Store
 from common.stored_models import ModelsStore
 from common.training import LABEL_KINDS, Training
-from common.training_checkpoints import latest_whole, steps_of
+from common.training_checkpoints import drop_halves, latest_whole, steps_of
 from common.values import JobSpec, Json, Outcome
 from workers.device_client import ChunkResult
 from workers.devices import find_gpus
@@ -152,10 +152,14 @@ class Attempt:
         address, path = self._scratch / "socket", self._scratch / "order.json"
         address.unlink(missing_ok=True)
         replace(order, socket=str(address)).write(path)
-        log = self._work / "train.log"
-        with Launch(path, address, log, cuda=order.cuda, processes=order.processes) as launch:
-            self._hear_out(launch)
-            return launch.last_words()
+        # Not beside the checkpoints: a process whose log has no room dies before it can say that the disk is full.
+        log = self._scratch / "train.log"
+        try:
+            with Launch(path, address, log, cuda=order.cuda, processes=order.processes) as launch:
+                self._hear_out(launch)
+                return launch.last_words()
+        finally:
+            drop_halves(self._work)
 
     def _hear_out(self, launch: Launch) -> None:
         stop_by: float | None = None

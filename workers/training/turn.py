@@ -16,6 +16,7 @@ from workers.devices import only_trains
 from workers.leases import HeldLease
 from workers.runners.base import Cancelled
 from workers.training.attempt import Attempt, Turn
+from workers.training.disk import NO_ROOM
 from workers.training.telling import Telling
 from workers.training.uploads import LOOK
 
@@ -51,6 +52,10 @@ class FineTuner:
             return Attempt(turn, self._settings, self._store, scratch).go()
         except UsageError as error:  # the store is not where it should be, or refuses us
             raise WorkerError("models_store", str(error)) from error
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise WorkerError("disk_full", f"No room for the work of a fine-tune job: {error}") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             self._one_at_a_time.release()

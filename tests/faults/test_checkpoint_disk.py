@@ -1,0 +1,89 @@
+"""The disk of the model store is full while a checkpoint is written: a clear error, nothing half, and then on again."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from common.keys import JobKeys
+from common.training_checkpoints import is_whole, steps_of
+from tests.faults.disks import fill, small_disk
+from tests.faults.jobs import LONG
+from tests.finetuning import base_model, model_directory, result_of, write_reviews
+from tests.processes import RedisServer, Shell, Workers, wait_until
+from workers.training.disk import is_full
+from workers.turn import MOST_ATTEMPTS
+
+StartWorkers = Callable[..., Workers]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk for some checkpoints of a tiny model."""
+    with small_disk(tmp_path / "disk", "8m") as place:
+        yield place
+
+
+@pytest.fixture
+def store(disk: Path, environ: dict[str, str], tmp_path: Path) -> Path:
+    """The model store, known to workers and commands alike."""
+    environ |= {"HUGQUEUE_MODELS_URL": str(disk), "HUGQUEUE_MODEL_ROOTS": str(tmp_path), "HUGQUEUE_CHECKPOINT": "0.1"}
+    return disk
+
+
+def checkpoints(store: Path, job: str) -> list[Path]:
+    """All checkpoints of a job, the earliest first, be they whole or not."""
+    return sorted((store / job / "work").glob("*/checkpoint-*"), key=steps_of)
+
+
+def whole_checkpoints(store: Path, job: str) -> list[Path]:
+    return [checkpoint for checkpoint in checkpoints(store, job) if is_whole(checkpoint)]
+
+
+@pytest.mark.faults
+def test_a_fine_tune_job_whose_disk_fills_says_so_and_goes_on_when_there_is_room(
+    store: Path, shell: Shell, server: RedisServer, start_workers: StartWorkers, tmp_path: Path
+) -> None:
+    workers = start_workers("--train")
+    base, reviews = base_model(tmp_path / "base"), write_reviews(tmp_path / "reviews.csv")
+    options = ("-m", str(base), "--batch-size", "2", "--epochs", "400")
+    job = shell.run("finetune", str(reviews), *options).stdout.strip()
+    wait_until(lambda: whole_checkpoints(store, job), LONG, "a whole checkpoint")
+    filler = fill(store)
+    wait_until(lambda: "to be tried again: No room for " in workers.text(), LONG, "the worker says so")
+    assert checkpoints(store, job) == whole_checkpoints(store, job) != [], "no half one takes room"
+    server.client.hset(JobKeys.of(job).attempts, "0", MOST_ATTEMPTS - 1)
+    shell.run("wait", job, status=1, seconds=LONG)
+    error = shell.status(job)["error"]
+    assert error["code"] == "disk_full" and str(store) in error["message"]
+    left = whole_checkpoints(store, job)
+    assert left and checkpoints(store, job) == left
+    filler.unlink()
+    shell.run("retry", job)
+    shell.run("wait", job, seconds=LONG)
+    result = result_of(shell, job)
+    assert result["steps"] == 800
+    assert f"Going on from the checkpoint at step {steps_of(left[-1]):,}." in result["notes"]
+    assert json.loads((model_directory(store, job) / "model.json").read_text())
+
+
+def test_what_the_libraries_say_of_a_full_disk_is_understood(disk: Path) -> None:
+    values = {"values": torch.zeros(100_000)}
+    fill(disk)
+    for write in (
+        lambda: torch.save(values, disk / "state.pt"),
+        lambda: save_file(values, disk / "model.safetensors"),
+        lambda: (disk / "config.json").write_text("text"),
+    ):
+        with pytest.raises(Exception) as caught:
+            write()
+        assert is_full(caught.value, disk), caught.value
+
+
+def test_another_fault_is_not_taken_for_a_full_disk(disk: Path) -> None:
+    assert not is_full(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), disk)
+    fill(disk)
+    assert not is_full(ValueError("a value that no disk has to do with"), disk)
