@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks at the children.
 TICK = 0.2
-#: Seconds to the first restart; doubled each time, up to the last.
-BACKOFF_FIRST, BACKOFF_LAST = 1.0, 60.0
+#: Seconds to the first restart; doubled each time, up to the last: less than a lease, so that a worker which is killed
+#: again and again is back by the time at which its chunks are open again.
+BACKOFF_FIRST, BACKOFF_LAST = 1.0, 20.0
 #: A worker that lived so long starts afresh with the first.
 HEALTHY = 60.0
 #: So many deaths in a row, each so soon after the start, and there is something that another start will not mend.
