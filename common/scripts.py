@@ -1,5 +1,6 @@
 """The scripts of `common/lua`, each a step on one job that Redis runs whole or not at all."""
 
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -8,6 +9,9 @@ import redis
 
 from common import keys
 from common.keys import JobKeys
+
+#: How often Redis may be started again just between the sending of a script and its call.
+_RESTARTS = 5
 
 
 class Scripts:
@@ -25,7 +29,11 @@ class Scripts:
         """
         if script not in self._known:
             self._known[script] = self._client.register_script(script_text(script))
-        return self._known[script](keys=[*JobKeys.of(job_id).all(), keys.ACTIVE, keys.JOBS], args=args)
+        for _ in range(_RESTARTS):
+            # redis-py sends a script that Redis does not know and calls it again, once.
+            with suppress(redis.exceptions.NoScriptError):
+                return self._known[script](keys=[*JobKeys.of(job_id).all(), keys.ACTIVE, keys.JOBS], args=args)
+        raise redis.ConnectionError(f"Redis forgets its scripts again and again: {script} was sent {_RESTARTS} times.")
 
     def write(self, job_id: str, hash_name: str, field: str, value: str | bytes) -> bool:
         """Write a field of one of the job's hashes, unless the job has ended; return whether it was written."""

@@ -11,15 +11,26 @@ from pathlib import Path
 import pytest
 import redis
 
+from common.ledger import Ledger
 from common.settings import Settings
 from producer.connection import Connection
 from tests.faults.jobs import LONG, Batch
-from tests.faults.producers import expect_refused, waiting
+from tests.faults.producers import AT_ONCE, AT_ONCE_AMONG_OTHERS, expect_refused, waiting
 from tests.processes import RedisServer, Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]
 Kill = Callable[["redis.Redis"], None]
+
+#: How Redis is to sync its append-only file; under load both are tried in the quick half, too.
+POLICIES = ["everysec", pytest.param("always", marks=pytest.mark.faults)]
+
+
+def start_again(server: RedisServer, policy: str) -> None:
+    """Start Redis again with that `appendfsync`."""
+    server.kill()
+    server.options = ("--appendfsync", policy)
+    server.start()
 
 
 def pids(workers: Workers) -> tuple[int, int]:
@@ -62,9 +73,7 @@ def repeated(kill: Kill, server: RedisServer, pause: float) -> Iterator[None]:
 def test_redis_is_killed_under_load_and_started_again(
     shell: Shell, server: RedisServer, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path, policy: str
 ) -> None:
-    server.kill()
-    server.options = ("--appendfsync", policy)
-    server.start()
+    start_again(server, policy)
     go = tmp_path / "go"
     workers = start_workers()
     before = pids(workers)
@@ -85,9 +94,11 @@ def test_redis_is_killed_under_load_and_started_again(
     assert "EMERGENCY DUMP" not in workers.text()
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 def test_redis_is_killed_while_nothing_is_to_be_done(
-    server: RedisServer, start_workers: StartWorkers, new_batch: NewBatch
+    server: RedisServer, start_workers: StartWorkers, new_batch: NewBatch, policy: str
 ) -> None:
+    start_again(server, policy)
     workers = start_workers()
     wait_until(lambda: " ready." in workers.text(), LONG, "Celery is connected")
     before = pids(workers)
@@ -113,18 +124,25 @@ def test_a_job_whose_last_chunk_ends_while_redis_is_away_is_completed_later(
     assert set(batch.runs().values()) == {1}
 
 
+@pytest.mark.parametrize(
+    ("policy", "times"),
+    [("everysec", 2), *(pytest.param(policy, 10, marks=pytest.mark.faults) for policy in ("everysec", "always"))],
+)
 def test_a_job_that_ends_in_the_moment_in_which_redis_is_killed_is_completed(
-    server: RedisServer, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path
+    server: RedisServer, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path, policy: str, times: int
 ) -> None:
+    start_again(server, policy)
     start_workers()
-    for number in range(3):
+    for number in range(times):
         go = tmp_path / f"go-{number}"
         batch = new_batch(10, seconds=0, until=go).submit()
         wait_until(batch.leased, LONG, "it is at work")
         go.touch()
-        wait_until(batch.runs, LONG, "it has run")
+        # Just before its commit, in its midst, or when somebody may have seen that it is completed.
+        wait_until(lambda: batch.job.status.finished if number % 2 else batch.runs(), LONG, "it ends")  # noqa: B023
         server.kill()
         server.start()
+        assert batch.job.status == "completed" or number % 2 == 0, "what was seen is still true"
         batch.finish()
         assert set(batch.runs().values()) == {1}
 
@@ -146,7 +164,7 @@ def test_redis_is_frozen_under_load(
         producer.batch.wait_for_records(20)
         server.signal(signal.SIGSTOP)
         start = time.monotonic()
-        expect_refused(shell, producer.batch, "does not answer")
+        expect_refused(shell, producer.batch, "does not answer", AT_ONCE if seconds else AT_ONCE_AMONG_OTHERS)
         producer.wait_until_it_says("does not answer. Waiting for it.")
         time.sleep(max(0.0, seconds - (time.monotonic() - start)))  # the time itself is the fault
         server.signal(signal.SIGCONT)
@@ -158,14 +176,16 @@ def test_redis_is_frozen_under_load(
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_redis_is_away_for_a_minute_under_load(
-    server: RedisServer, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path
+    shell: Shell, server: RedisServer, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path
 ) -> None:
     workers = start_workers()
     before = pids(workers)
     with waiting(new_batch(400, seconds=0.2), tmp_path) as producer:
         producer.batch.wait_for_records(20)
         server.kill()
-        time.sleep(60)  # the time itself is the fault
+        start = time.monotonic()
+        expect_refused(shell, producer.batch, "cannot be reached", AT_ONCE)
+        time.sleep(60 - (time.monotonic() - start))  # the time itself is the fault
         server.start()
         start = time.monotonic()
         producer.batch.wait_for_records(100)  # more than was in hand
@@ -215,3 +235,25 @@ def test_a_job_that_is_accepted_stays_so_if_its_tickets_cannot_be_sent(
     client.send_tickets(spec)
     server.start()
     assert batch.job.status == "queued"
+
+
+class Forgetful(redis.Redis):
+    """A client whose Redis is as good as started again whenever it has been sent a script, some times."""
+
+    times = 3
+
+    def script_load(self, script: str) -> str:
+        digest = super().script_load(script)
+        self.times -= 1
+        if self.times >= 0:
+            self.script_flush()
+        return digest
+
+
+def test_redis_may_be_started_again_between_the_sending_of_a_script_and_its_call(
+    server: RedisServer, new_batch: NewBatch
+) -> None:
+    batch = new_batch(10).accept()
+    server.client.script_flush()
+    assert Ledger(Forgetful(port=server.port), 3).cancel(batch.id) == "cancelled"
+    assert batch.job.status == "cancelled"
