@@ -32,8 +32,9 @@ check: $(STAMP) ## ruff and mypy
 test: check ## All checks and tests that CI runs
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not faults and not compose"
 
-test-faults: $(STAMP) ## All faults, those that take minutes too
-	@$(BIN)/pytest tests/faults tests/test_finetune_jobs.py tests/test_finetune_places.py tests/test_finetune_uploads.py
+test-faults: $(STAMP) ## All faults, those that take minutes too; run nothing else meanwhile
+	@$(BIN)/pytest --durations=15 tests/faults tests/test_finetune_jobs.py tests/test_finetune_places.py \
+	  tests/test_finetune_uploads.py
 
 test-soak: $(STAMP) ## Kill workers at random for a quarter of an hour, and count the outcomes
 	@$(BIN)/python -m tests.soak --minutes 15

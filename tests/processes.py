@@ -164,6 +164,13 @@ class Workers:
         self.process.terminate()
         return self.process.wait(seconds)
 
+    def kill_parts(self, *parts: str) -> None:
+        """SIGKILL of `device`, of `celery`, or of both at one blow; what supervises them lives."""
+        victims = [{"device": self.device, "celery": self.celery}[part]() for part in parts]
+        for victim in victims:
+            victim.kill()
+        psutil.wait_procs(victims, 30)
+
     def kill(self) -> None:
         """SIGKILL of everything."""
         for process in self.processes():

@@ -278,3 +278,14 @@ def test_the_readme_keeps_its_order() -> None:
     wanted += ["Tasks", "Inputs and outputs", "Settings", "Limits", "Glossary"]
     titles = list(sections("README.md"))
     assert all(titles.index(first) < titles.index(second) for first, second in pairwise(wanted))
+
+
+def test_the_tests_that_the_table_of_faults_names_are_there() -> None:
+    named_there: set[str] = set()
+    for cells in rows(sections("docs/reliability.md")["How it was tested"]):
+        for file, functions in re.findall(r"`(?:tests/)?(test_\w+\.py)`(?:: ([^;]+))?", cells[-1]):
+            [path] = (ROOT / "tests").rglob(file)
+            tests = set(re.findall(r"^def test_(\w+)", path.read_text(), re.MULTILINE))
+            assert words(functions) <= tests, f"{file}: {sorted(words(functions) - tests)}"
+            named_there.add(file)
+    assert {path.name for path in (ROOT / "tests" / "faults").glob("test_*.py")} <= named_there

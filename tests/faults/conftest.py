@@ -13,3 +13,10 @@ from tests.processes import RedisServer, Shell
 def new_batch(shell: Shell, server: RedisServer, tmp_path: Path) -> Callable[..., Batch]:
     """Make a job; `submit()` submits it."""
     return lambda *args, **params: Batch(shell, server, tmp_path, *args, **params)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what tests measured (`record_property`)."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.nodeid}: {name} = {value}")

@@ -64,8 +64,16 @@ class Batch:
         return self.job.counts.done
 
     def leased(self) -> int:
-        """Chunks that somebody works on."""
-        return int(self.store.client.scard(JobKeys.of(self.id).leased))
+        """How many chunks somebody works on."""
+        return len(self.in_hand())
+
+    def in_hand(self) -> set[bytes]:
+        """The chunks that somebody works on."""
+        return set(self.store.client.smembers(JobKeys.of(self.id).leased))
+
+    def committed(self) -> set[bytes]:
+        """The chunks that are done."""
+        return set(self.store.client.hkeys(JobKeys.of(self.id).commits))
 
     def wait_for_records(self, most: int, seconds: float = LONG) -> None:
         wait_until(lambda: self.done() >= min(most, self.records), seconds, f"{most} records are done")

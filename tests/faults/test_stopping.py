@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from common.ledger import Ledger
 from common.store import Store
 from tests.faults.jobs import LONG, Batch
@@ -61,10 +63,12 @@ def test_a_job_cancelled_while_it_waits_never_runs(
     assert waiting.runs() == {}
 
 
+@pytest.mark.parametrize("seconds", [0, pytest.param(60, marks=pytest.mark.faults)])
 def test_a_job_submitted_while_no_worker_lives_runs_when_one_comes(
-    start_workers: StartWorkers, new_batch: NewBatch, server: "object"
+    start_workers: StartWorkers, new_batch: NewBatch, seconds: float
 ) -> None:
     batch = new_batch(30).submit()
+    time.sleep(seconds)  # the time itself is the fault
     assert batch.job.status == "queued"
     start_workers(ready=False)
     batch.finish()

@@ -78,6 +78,26 @@ def test_one_of_two_workers_is_killed_at_random_moments(
     batch.finish(600)
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("parts", [["device"], ["celery"], ["celery", "device"]], ids=["device", "celery", "both"])
+def test_a_part_of_a_worker_is_killed_ten_times_at_random_moments(
+    start_workers: StartWorkers, new_batch: NewBatch, parts: list[str]
+) -> None:
+    both = [start_workers(), start_workers()]
+    batch = new_batch(12_000, seconds=0.1).submit()
+    dice = random.Random(len(parts))
+    for number in range(10):
+        batch.wait_for_more()
+        time.sleep(dice.uniform(0, 2))  # the moment is what is random here
+        before = batch.in_hand()
+        both[number % 2].kill_parts(*parts)
+        # A record that was running at several deaths would be taken for their cause.
+        wait_until(lambda: before <= batch.committed(), LONG, "what was in hand is done")  # noqa: B023
+    assert not batch.job.status.finished, "all kills fell into the job"
+    batch.finish(600)
+
+
 def test_a_worker_that_cannot_live_is_given_up_with_a_reason(
     start_workers: StartWorkers, environ: dict[str, str]
 ) -> None:
