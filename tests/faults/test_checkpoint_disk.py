@@ -44,6 +44,7 @@ def whole_checkpoints(store: Path, job: str) -> list[Path]:
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_a_fine_tune_job_whose_disk_fills_says_so_and_goes_on_when_there_is_room(
     store: Path, shell: Shell, server: RedisServer, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
