@@ -179,6 +179,7 @@ def describe_model(client: Client, job: Job, say: Say) -> str:
     [row] = client.rows(job, say)
     result = row.outcome.output if row.outcome else {}
     metrics = ", ".join(f"{k} {v:.4g}" for k, v in result["metrics"].items() if isinstance(v, int | float))
-    trained = f"{result['steps']:,} steps in {result['seconds']:,.0f} s"
+    steps = f"{result['steps']:,} {'step' if result['steps'] == 1 else 'steps'}"
+    trained = f"{steps} in {result['seconds']:,.0f} s"
     use = f"producer submit --task {job.spec.task} --model job:{job.id} FILE"
     return f"Model job:{job.id}: {trained}{f'; {metrics}' if metrics else ''}. Use it: {use}"

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
@@ -192,6 +193,25 @@ def test_lora_leaves_one_whole_model(base: Path, tmp_path: Path) -> None:
     changed = [n for n, v in weights.items() if n in before and "query.weight" in n and (v != before[n]).any()]
     assert changed
     assert result["metrics"]["loss"] < result["evaluations"][0]["loss"]
+
+
+@pytest.mark.parametrize("make", [base_model, masked_roberta, lambda path: causal_gpt2(path, pad=True, chat=False)])
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
+def test_lora_trains_the_head_of_every_model(make: Any, task: str, tmp_path: Path) -> None:
+    rows = [{"tokens": ["i", "go"], "tags": ["O", "B-X"]}] * 4 if task == "token-classification" else REVIEWS
+    base = make(tmp_path / "base")
+    one, other = (
+        make_order(tmp_path / str(rate), task, base, rows, epochs=4, batch_size=4, lora=True, learning_rate=rate)
+        for rate in (1e-9, 1e-2)
+    )
+    for order in (one, other):
+        train_here(order)
+    before, after = (load_file(order.model_directory / "model.safetensors") for order in (one, other))
+    assert before.keys() == after.keys()
+    changed = {name for name, value in after.items() if np.abs(value - before[name]).max() > 1e-4}
+    heads = {name for name in after if name.startswith(("classifier", "score"))}
+    assert heads and heads <= changed
+    assert changed - heads
 
 
 def test_texts_that_are_too_long_are_counted(base: Path, tmp_path: Path) -> None:

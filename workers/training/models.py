@@ -121,8 +121,11 @@ def _with_adapter(model: Any, training: Training) -> Any:
     kinds = {"ForSequenceClassification": TaskType.SEQ_CLS, "ForTokenClassification": TaskType.TOKEN_CLS}
     name = type(model).__name__
     kind = next((kind for ending, kind in kinds.items() if name.endswith(ending)), None)
+    heads = [part for part, _ in model.named_children() if part != model.base_model_prefix]
     config = LoraConfig(
         task_type=kind,
+        # A head that peft trains as a whole takes no additions beside that: it refuses those of taggers.
+        exclude_modules=rf"({'|'.join(heads)})(\..*)?" if kind else None,
         r=training.lora_r,
         lora_alpha=training.lora_alpha,
         lora_dropout=training.lora_dropout,

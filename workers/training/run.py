@@ -67,7 +67,8 @@ def train(order: Order, link: Link) -> dict[str, Json]:
     trainer = _trainer(order, link, model, tokenizer, examples, encoded)
     link.tell_once("stage", text="training")
     trainer.train(resume_from_checkpoint=order.checkpoint)
-    link.tell_once("stage", text="evaluating")
+    if "eval" in encoded:
+        link.tell_once("stage", text="evaluating")
     measured, matrix = _judge(trainer, examples, encoded)
     result = describe_run(order, trainer, examples, measured, matrix, notes)
     link.tell_once("stage", text="saving the model")
