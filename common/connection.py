@@ -2,33 +2,60 @@
 
 import contextlib
 import re
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
 from common.addresses import mask_address
 from common.errors import StoreUnavailable
 
-#: Seconds to wait for one answer. Three tries of it stay under the ten seconds after which a command must have ended.
+#: Seconds to wait for one answer, or for a connection.
 TIMEOUT = 2.5
-RETRIES = 2
+#: Tries after the first, and seconds after which no further one is begun. A connection is made, then it is used: both
+#: together stay under the ten seconds after which a command must have ended.
+RETRIES, LAST_TRY = 2, 2.6
+
+
+class BoundedRetry(Retry):  # type: ignore[misc]
+    """redis-py's retries, which by themselves multiply: each try of a command tries its connection as often again."""
+
+    _within = threading.local()
+
+    def call_with_retry(self, do: Callable[[], Any], fail: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return what `do` gives, tried again within bounds; within another such call it is tried once."""
+        if getattr(self._within, "active", False):
+            return Retry(NoBackoff(), 0).call_with_retry(do, fail, *args, **kwargs)
+        end = time.monotonic() + LAST_TRY
+
+        def failed(error: Exception, *count: int) -> None:
+            fail(error, *count)
+            if time.monotonic() > end:
+                raise error
+
+        self._within.active = True
+        try:
+            return super().call_with_retry(do, failed, *args, **kwargs)
+        finally:
+            self._within.active = False
 
 
 def connect(url: str) -> "redis.Redis":
     """Return a client of the Redis at `url` (`redis://`, `rediss://`, `unix://` or Celery's `redis+socket://`).
 
-    Nothing is sent yet. Every command ends within about nine seconds, with an answer or an error.
+    Nothing is sent yet. Every command ends within ten seconds, with an answer or an error.
     """
     return redis.Redis.from_url(
         client_url(url),
         socket_timeout=TIMEOUT,
         socket_connect_timeout=TIMEOUT,
         health_check_interval=15,
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
+        retry=BoundedRetry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
     )
 
 

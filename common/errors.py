@@ -5,6 +5,7 @@ HugqueueError                 exit status 1
 ├── UsageError                exit status 2: a wrong option, or input that cannot be read
 ├── StoreUnavailable          Redis away, full, or refusing us
 ├── UnknownJob                no such job (or its time to live is over)
+├── NotSubmitting             a job that cannot be written to any more: given up, cancelled, or forgotten
 ├── JobTaken                  another producer goes on submitting the job
 ├── WaitTimedOut              a job that is not finished within the time given; a `TimeoutError` too
 ├── PayloadError              bytes from the store that are not a payload of ours
@@ -54,6 +55,19 @@ class JobTaken(HugqueueError):
 
 class WaitTimedOut(HugqueueError, TimeoutError):
     """Raised when a job is not finished within the time that was given for it; the job goes on."""
+
+
+class NotSubmitting(HugqueueError):
+    """Raised when more of a job is submitted than its end allows: it was given up, cancelled, or forgotten."""
+
+    def __init__(self, job_id: str, status: str) -> None:
+        found = {
+            "failed": "workers gave it up while this command stood still or could not reach Redis",
+            "unknown": "it was given up or taken back, and is forgotten",
+        }.get(status, f"it was stopped and is {status}")
+        super().__init__(
+            f"Job {job_id} cannot be submitted to its end: {found}. Nothing of it was run; submit it again."
+        )
 
 
 class PayloadError(HugqueueError):

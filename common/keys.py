@@ -51,12 +51,15 @@ class JobKeys:
     output: str  #: hash: chunk:round:attempt -> payload of outcomes
     open: str  #: list: chunks that nobody works on
     leased: str  #: set: chunks that somebody works on
-    attempts: str  #: hash: chunk -> how often it was leased in this round
+    attempts: str  #: hash: chunk -> leases of this round that led nowhere; chunk:FIELD -> what else is known of them:
+    #: serial (leases), begun (one is held against the chunk), tries (faults that may pass), now (position that runs
+    #: alone), alone (positions over which workers died), done:POSITION (got past), furthest (steps trained)
     commits: str  #: hash: chunk -> round:attempt:succeeded:failed:truncated
     layers: str  #: hash: chunk -> round:attempt of every commit, oldest first
-    flawed: str  #: set: committed chunks with failed records
+    flawed: str  #: hash: chunk -> how many of its records failed when they last had outcomes
     tickets: str  #: set: ids of the tickets that count
     refusals: str  #: hash: worker -> why it cannot serve this job
+    resting: str  #: sorted set: chunks that are tried again later, by when; nobody works on them until then
 
     @classmethod
     def of(cls, job_id: str) -> "JobKeys":

@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from common.errors import JobTaken, UnknownJob, UsageError
+from common.errors import JobTaken, NotSubmitting, UnknownJob, UsageError
 from common.keys import JobKeys
 from common.scripts import Scripts
 from common.values import Counts, Failure, Json, visible
@@ -34,10 +34,11 @@ class Lease:
     job_id: str
     chunk: int
     round: int
-    attempt: int  #: from 1; how often the chunk was leased in this round and not given back unharmed
+    attempt: int  #: one more than the leases of this round whose workers died before they brought the chunk forward
     serial: int  #: from 1; how often it was leased in this round: no two leases have the same
     holder: str  #: unique for each lease
     next_ticket: str | None  #: a ticket that the holder has to send on
+    tries: int = 0  #: how often the chunk was given back in this round for a fault that may pass
 
     @property
     def version(self) -> tuple[int, int]:
@@ -58,13 +59,13 @@ class Ledger:
 
         Raises:
             JobTaken: another producer has taken over since (`common.claims`).
-            UsageError: it is no longer being submitted (it was cancelled, or given up).
+            NotSubmitting: it is no longer being submitted (it was cancelled, or given up).
         """
         answer = self._run("seal", job_id, chunks, records, producer).decode()
         if answer == "taken":
             raise JobTaken(job_id)
         if answer != "queued":
-            raise UsageError(f"Job {job_id} cannot be accepted any more: it is {answer}.")
+            raise NotSubmitting(job_id, answer)
 
     def issue(self, job_id: str, most: int) -> list[str]:
         """Return ids of new tickets to send, so that the job has up to `most`, none if it has them."""
@@ -75,20 +76,35 @@ class Ledger:
         """Return the ids of the tickets that count."""
         return {ticket.decode(errors=_ANY_BYTES) for ticket in self.client.smembers(JobKeys.of(job_id).tickets)}
 
+    def has(self, job_id: str, ticket: str) -> bool:
+        """Return whether a ticket counts."""
+        return bool(self.client.sismember(JobKeys.of(job_id).tickets, ticket))
+
     def void(self, job_id: str, tickets: Sequence[str]) -> None:
         """Strike lost tickets off the list."""
         if tickets:
             names = (ticket.encode(errors=_ANY_BYTES) for ticket in tickets)
             self.client.srem(JobKeys.of(job_id).tickets, *names)
 
-    def lease(self, job_id: str, ticket: str, worker: str, most_tickets: int) -> Lease | None:
-        """Return a lease on the job's next open chunk; None if the ticket is void or nothing is open."""
-        holder, following = f"{worker}/{uuid.uuid4().hex}", str(uuid.uuid4())
+    def lease(
+        self, job_id: str, ticket: str, worker: str, most_tickets: int, *, call: uuid.UUID | None = None
+    ) -> Lease | None:
+        """Return a lease on the job's next open chunk; None if the ticket is void or nothing is open.
+
+        Args:
+            job_id: the job.
+            ticket: what gives the right to a turn.
+            worker: who takes it.
+            most_tickets: how many tickets the job keeps.
+            call: a name for this call; made again under it, the call gives the lease whose answer was lost.
+        """
+        call = call or uuid.uuid4()
+        holder, following = f"{worker}/{call.hex}", str(uuid.uuid5(call, "next ticket"))
         answer = self._run("lease", job_id, ticket, holder, self._lease_ms, following, most_tickets)
         if not answer:
             return None
-        chunk, attempt, round_, more, serial = answer
-        return Lease(job_id, chunk, round_, attempt, serial, holder, following if more else None)
+        chunk, attempt, round_, more, serial, tries = answer
+        return Lease(job_id, chunk, round_, attempt, serial, holder, following if more else None, tries)
 
     def renew(self, lease: Lease) -> str:
         """Keep a lease; return the status of its job, or `lost` if the chunk is someone else's now."""
@@ -101,25 +117,36 @@ class Ledger:
             lease: of the chunk.
             counts: its records by outcome.
             facts: what ran them.
-            most_failed: with more failed records than that, the job ends early.
+            most_failed: with more failed records than that in one round, the job ends early.
         """
         numbers = (counts.succeeded, counts.failed, counts.truncated)
         limit = () if most_failed is None else (most_failed,)
         answer = self._run("commit", lease.job_id, lease.chunk, *lease.version, *numbers, json.dumps(facts), *limit)
         return str(answer.decode())
 
-    def note_alone(self, lease: Lease, positions: Sequence[int]) -> None:
-        """Note which records of a chunk ran alone when workers died, and which is about to."""
-        self._scripts.write(lease.job_id, "attempts", f"{lease.chunk}:alone", json.dumps(positions))
+    def note_alone(self, lease: Lease, *, done: int | None, now: int | None, kept: int) -> None:
+        """Note which record of a chunk has got past running alone, and which is about to run so.
 
-    def alone(self, lease: Lease) -> list[int]:
-        """Return the positions that were noted in this round: of a worker that died over one, it is the last."""
+        Args:
+            lease: of the chunk.
+            done: the position that the worker has survived; the first time it is a step forward.
+            now: the position that is blamed if the worker dies, until it is given back or another one is noted.
+            kept: how many earlier deaths a step forward leaves counted: so many keep the chunk cautious.
+        """
+        positions = ("" if position is None else position for position in (done, now))
+        self._run("alone", lease.job_id, lease.chunk, lease.holder, lease.round, *positions, kept)
+
+    def died_alone(self, lease: Lease) -> list[int]:
+        """Return the positions that ran alone when workers died over this chunk, one for each death of this round."""
         raw = self.client.hget(JobKeys.of(lease.job_id).attempts, f"{lease.chunk}:alone")
-        try:
-            positions: Any = json.loads(raw) if raw else []
-        except (ValueError, RecursionError):
-            return []  # written by hand: nothing is known
-        return [position for position in positions if isinstance(position, int)] if isinstance(positions, list) else []
+        return [int(position) for position in (raw or b"").split() if position.isdigit()]
+
+    def advance(self, lease: Lease, steps: int) -> bool:
+        """Note that a train chunk can go on from `steps` whatever happens; return whether that is further than before.
+
+        The lease is not held against the chunk then: a job that trains for days may outlive many workers.
+        """
+        return bool(self._run("advance", lease.job_id, lease.chunk, lease.holder, lease.round, steps))
 
     def refuse(self, job_id: str, worker: str, reason: str) -> set[str]:
         """Note that a worker cannot serve the job; return the names of all that cannot."""
@@ -130,9 +157,9 @@ class Ledger:
         """Take a refusal back."""
         self.client.hdel(JobKeys.of(job_id).refusals, worker)
 
-    def give_back(self, lease: Lease, *, tried: bool = False) -> None:
-        """Open a chunk again; `tried` says that the attempt counts (the device process died over it)."""
-        self._run("give_back", lease.job_id, lease.chunk, lease.holder, 0 if tried else -1)
+    def give_back(self, lease: Lease, *, rest: float | None = None) -> None:
+        """Open a chunk again; after a fault that may pass it rests so many seconds first, and the try is counted."""
+        self._run("give_back", lease.job_id, lease.chunk, lease.holder, *(() if rest is None else (rest,)))
 
     def cancel(self, job_id: str) -> str:
         """Stop a job; return its status.
@@ -156,7 +183,7 @@ class Ledger:
             UnknownJob: there is none of that id.
             UsageError: the job is not finished, or was never accepted.
         """
-        before, open_chunks = self._run("retry", job_id)
+        before, open_chunks = self._run("retry", job_id, uuid.uuid4().hex)
         status = before.decode()
         if status == "unknown":
             raise UnknownJob(job_id)

@@ -7,7 +7,7 @@ import redis
 
 from common import keys
 from common.claims import Written
-from common.errors import JobTaken, PayloadError, UnknownJob, UsageError
+from common.errors import JobTaken, NotSubmitting, PayloadError, UnknownJob
 from common.jobs import Job, decode_job
 from common.keys import JobKeys
 from common.scripts import Scripts
@@ -130,7 +130,7 @@ class Store:
         Raises:
             redis.RedisError: Redis is away or full.
             JobTaken: another producer has taken over since.
-            UsageError: the job is no longer being submitted (it was cancelled, deleted, or given up).
+            NotSubmitting: the job was given up, cancelled or deleted meanwhile.
         """
         self._append(job_id, str(chunk), payload, producer, written)
 
@@ -143,7 +143,7 @@ class Store:
 
         Raises:
             redis.RedisError: Redis is away or full.
-            UsageError: the job is no longer being submitted.
+            NotSubmitting: the job was given up, cancelled or deleted meanwhile.
         """
         self._append(job_id, f"{part}:{number}", payload)
 
@@ -155,7 +155,7 @@ class Store:
         if answer == "taken":
             raise JobTaken(job_id)
         if answer != "written":
-            raise UsageError(f"Job {job_id} cannot be submitted to its end: it is {answer}.")
+            raise NotSubmitting(job_id, answer)
 
     def examples(self, job_id: str, part: str, number: int) -> bytes | None:
         """Return a payload of examples, or None where there is none."""

@@ -24,7 +24,7 @@ from producer.exits import INTERRUPTED, exit_status
 from producer.follow import follow, follow_own
 from producer.plan import check_spec, parse_params
 from producer.printing import Say
-from producer.submission import cut_chunks, forget
+from producer.submission import cut_chunks, taken_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +146,12 @@ def submit_finetune(client: Client, plan: FinetunePlan) -> None:
 
     Raises:
         StoreUnavailable: Redis is away or full.
+        NotSubmitting: the job was given up or cancelled meanwhile.
     """
     spec = plan.spec
     with client.errors():
         client.store.create(spec)
-    try:
+    with taken_back(client, spec.id):
         parts = {
             "train": _write_part(client, spec.id, "train", plan.examples.train),
             "eval": _write_part(client, spec.id, "eval", plan.examples.evaluation),
@@ -158,9 +159,6 @@ def submit_finetune(client: Client, plan: FinetunePlan) -> None:
         with client.errors():
             client.store.add_chunk(spec.id, 0, encode_records([Record(spec.name or spec.id, parts)]))
             client.ledger.seal(spec.id, 1, 1)
-    except BaseException:
-        forget(client, spec.id)
-        raise
     client.send_tickets(spec)
 
 

@@ -10,7 +10,7 @@ import redis
 
 from common.claims import Written
 from common.encoder import to_json
-from common.errors import UsageError
+from common.errors import StoreUnavailable, UsageError
 from common.payloads import encode_records
 from common.settings import Settings
 from common.values import JobSpec, Record
@@ -111,15 +111,13 @@ def submit(
     Raises:
         StoreUnavailable: Redis is away or full.
         UsageError: the input cannot be read to its end, or is larger than one job may be.
+        NotSubmitting: the job was given up or cancelled meanwhile.
     """
     totals = Totals()
     with connection.errors():
         connection.store.create(spec)
-    try:
+    with taken_back(connection, spec.id):
         write_chunks(connection, spec.id, cut_chunks(records, chunk_records), totals, on_chunk)
-    except BaseException:
-        forget(connection, spec.id)
-        raise
     connection.send_tickets(spec)
     return totals
 
@@ -178,11 +176,32 @@ def seen(connection: Connection, job_id: str) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
-        thread.join()
+        over.set()  # a note under way changes nothing any more; with Redis away it would be waited for
 
 
-def forget(connection: Connection, job_id: str) -> None:
-    """Take back a job that was not accepted."""
-    with contextlib.suppress(redis.RedisError):  # the reaper clears it away then
+@contextlib.contextmanager
+def taken_back(connection: Connection, job_id: str) -> Iterator[None]:
+    """Take a job back if the block that submits it raises: nothing of it stays.
+
+    Raises:
+        StoreUnavailable: Redis went away; the message says what becomes of the job.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not _forget(connection, job_id) and isinstance(error, StoreUnavailable):
+            raise StoreUnavailable(
+                f"{error} What was sent of job {job_id} is cleared away when Redis is back, unless that was all of it "
+                f"and the job is accepted: `producer status {job_id}` says so."
+            ) from error
+        raise
+
+
+def _forget(connection: Connection, job_id: str) -> bool:
+    """Delete a job that was not accepted; return whether that came about: the reaper gives it up otherwise."""
+    try:
+        connection.check()  # one quick try: this command is to end
         connection.store.delete(job_id)
+    except (StoreUnavailable, redis.RedisError):
+        return False
+    return True

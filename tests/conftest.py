@@ -14,7 +14,12 @@ for name in list(os.environ):
         del os.environ[name]
 
 from common.heartbeats import living  # noqa: E402 - the environment comes first
+from common.ledger import Ledger  # noqa: E402
+from common.store import Store  # noqa: E402
 from tests.processes import RedisServer, Shell, Workers, environment, wait_until  # noqa: E402
+
+#: Seconds for which a lease lasts that no worker holds.
+LEASE = 0.4
 
 
 @pytest.fixture
@@ -23,6 +28,18 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     started = RedisServer(tmp_path / "redis").start()
     yield started
     started.kill()
+
+
+@pytest.fixture
+def store(server: RedisServer) -> Store:
+    """The store on `server`."""
+    return Store(server.client, result_ttl=100)
+
+
+@pytest.fixture
+def ledger(server: RedisServer) -> Ledger:
+    """The ledger on `server`, with leases of `LEASE` seconds."""
+    return Ledger(server.client, LEASE)
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def stored(s3: S3Server, job: str) -> set[str]:
 
 
 def test_what_could_not_be_uploaded_is_tried_again_with_the_next_checkpoint(store: ModelsStore, s3: S3Server) -> None:
-    uploads = Uploads(store, JOB, ATTEMPT)
+    uploads = Uploads(store, JOB, ATTEMPT, [].append)
     s3.stop()
     for step in (10, 20, 30):
         uploads.add(checkpoint(store, step, 20 if step > 10 else None))
@@ -73,17 +73,20 @@ def test_what_could_not_be_uploaded_is_tried_again_with_the_next_checkpoint(stor
 
 
 def test_what_is_left_at_the_end_has_one_more_try(store: ModelsStore, s3: S3Server) -> None:
-    uploads = Uploads(store, JOB, ATTEMPT)
+    kept: list[int] = []
+    uploads = Uploads(store, JOB, ATTEMPT, kept.append)
     s3.stop()
     uploads.add(checkpoint(store, 10))
     assert uploads.rest(30)
+    assert kept == [], "nothing has outlived this worker yet"
     s3.start()
     uploads.finish(30)
+    assert kept == [10]
     assert stored(s3, JOB) == {"checkpoint-10"}
 
 
 def test_a_checkpoint_cleared_away_meanwhile_is_uploaded_all_the_same(store: ModelsStore, s3: S3Server) -> None:
-    uploads = Uploads(store, JOB, ATTEMPT)
+    uploads = Uploads(store, JOB, ATTEMPT, [].append)
     s3.process.send_signal(signal.SIGSTOP)
     written = checkpoint(store, 10)
     uploads.add(written)

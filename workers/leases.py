@@ -7,14 +7,38 @@ finds `given_up` set, and why in `reason`.
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import redis
 
 from common.connection import is_passing
 from common.ledger import Lease, Ledger
+from workers.runners.base import Cancelled
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def patiently(step: Callable[[], T], given_up: threading.Event) -> T:
+    """Return what `step` gives, trying again while Redis is away or full, until that is given up.
+
+    Raises:
+        Cancelled: it was given up meanwhile.
+        redis.RedisError: waiting does not mend it.
+    """
+    pause = 0.1
+    while True:
+        try:
+            return step()
+        except redis.RedisError as error:
+            if not is_passing(error):
+                raise
+            logger.warning("waiting for Redis: %s", error)
+        if given_up.wait(pause):
+            raise Cancelled
+        pause = min(pause * 2, 5.0)
 
 
 class HeldLease:
@@ -30,6 +54,10 @@ class HeldLease:
         if not self.given_up.is_set():
             self.reason = reason
             self.given_up.set()
+
+    def patiently(self, step: Callable[[], T]) -> T:
+        """Return what `step` gives, as `patiently` does, until this turn is given up."""
+        return patiently(step, self.given_up)
 
 
 class LeaseKeeper:

@@ -18,9 +18,14 @@ class Refusals:
         self._until: dict[str, float] = {}
         self._refused: set[str] = set()
 
-    def pause(self, job_id: str, attempt: int) -> None:
-        """Pass over the job for a moment after a fault that may pass: longer each time, and not in step with others."""
-        self._hold(job_id, min(FOR, 2.0**attempt) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+    def pause(self, job_id: str, tries: int) -> float:
+        """Pass over the job for a moment after a fault that may pass; return for how many seconds.
+
+        Longer after each of the `tries`, and not in step with others.
+        """
+        seconds = min(FOR, 2.0**tries) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._hold(job_id, seconds)
+        return seconds
 
     def add(self, job_id: str, reason: str) -> set[str]:
         """Pass over the job from now on; return the names of all workers that have refused it."""
@@ -31,8 +36,8 @@ class Refusals:
     def lift(self, job_id: str) -> None:
         """Take a refusal back: the worker is at the job again."""
         if job_id in self._refused:
-            self._refused.discard(job_id)
             self._ledger.serve(job_id, self._worker)
+            self._refused.discard(job_id)
 
     def _hold(self, job_id: str, seconds: float) -> None:
         now = time.monotonic()

@@ -22,6 +22,7 @@ from workers.meter import Meter
 from workers.pulse import Pulse
 from workers.reaper import Reaper
 from workers.refusals import Refusals
+from workers.tickets import TicketSender
 from workers.training.turn import FineTuner
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Room:
     device: DeviceProcess
     leases: LeaseKeeper
     refusals: Refusals
+    tickets: TicketSender
     meter: Meter
     pulse: Pulse
     reaper: Reaper
@@ -58,6 +60,7 @@ def make_room(name: str, app: Celery, settings: Settings, slots: int) -> Room:
         device,
         LeaseKeeper(ledger, settings.renew),
         Refusals(ledger, name),
+        TicketSender(app),
         meter,
         Pulse(name, client, settings, device, meter, slots=slots),
         Reaper(name, app, store, ledger, settings),
@@ -84,6 +87,7 @@ def open_room(room: Room, given_up: Callable[[], bool]) -> None:
         raise
     room.pulse.become("ready")
     room.leases.start()
+    room.tickets.start()
     room.reaper.start()
 
 
@@ -91,6 +95,7 @@ def close_room(room: Room, grace: float) -> None:
     """End in order: the turns in hand get `grace` seconds to finish, then give their chunks back."""
     room.pulse.become("stopping")
     room.stopping.set()
+    room.tickets.stop()
     if not room.leases.wait_until_idle(grace):
         logger.info("%.0f s of grace are over: giving back the chunks in hand", grace)
         room.leases.give_up_all()

@@ -1,5 +1,5 @@
 -- Marks a chunk as done, once. ARGV: chunk, round, attempt, succeeded, failed, truncated, facts (JSON), and how many
--- failed records the job may have; with more it fails, be it over or not (none: any number).
+-- records may fail in one round; with more the job fails, be it over or not (none: any number).
 -- Gives 'committed', or why not: 'double', 'stale' (another round), 'closed' (the job has ended).
 -- Whose commit it is does not matter, only that it is the first of this round.
 local word = status()
@@ -10,11 +10,21 @@ redis.call('HSET', COMMITS, ARGV[1], table.concat({ ARGV[2], ARGV[3], ARGV[4], A
 local layers = redis.call('HGET', LAYERS, ARGV[1])
 redis.call('HSET', LAYERS, ARGV[1], (layers and layers .. ' ' or '') .. ARGV[2] .. ':' .. ARGV[3])
 redis.call('HINCRBY', JOB, 'succeeded', ARGV[4])
-local failed = redis.call('HINCRBY', JOB, 'failed', ARGV[5])
+-- What failed in an earlier round counts as failed until now: these outcomes are of the same records.
+local before = tonumber(redis.call('HGET', FLAWED, ARGV[1])) or 0
+redis.call('HINCRBY', JOB, 'failed', tonumber(ARGV[5]) - before)
+local failed = redis.call('HINCRBY', JOB, 'failed_in_round', ARGV[5])
 redis.call('HINCRBY', JOB, 'truncated', ARGV[6])
 redis.call('HSET', JOB, 'facts', ARGV[7], 'stage', '')
-if tonumber(ARGV[5]) > 0 then redis.call('SADD', FLAWED, ARGV[1]) end
-redis.call('SREM', LEASED, ARGV[1])
+if tonumber(ARGV[5]) > 0 then
+  redis.call('HSET', FLAWED, ARGV[1], ARGV[5])
+else
+  redis.call('HDEL', FLAWED, ARGV[1])
+end
+-- A late commit: the chunk was opened again meanwhile, or its rest.
+if redis.call('SREM', LEASED, ARGV[1]) == 0 and redis.call('ZREM', RESTING, ARGV[1]) == 0 then
+  redis.call('LREM', OPEN, 1, ARGV[1])
+end
 redis.call('DEL', lease_key(ARGV[1]))
 if ARGV[8] and failed > tonumber(ARGV[8]) and word ~= 'cancelling' then
   redis.call('HSET', JOB, 'failure_code', 'too_many_errors',

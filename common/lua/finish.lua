@@ -1,7 +1,7 @@
 -- Shared by the scripts that can end a job. KEYS begins with the job's own keys in the order of JobKeys.
 local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ATTEMPTS, COMMITS, LAYERS, FLAWED, TICKETS, REFUSALS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local ACTIVE, JOBS = KEYS[12], KEYS[13]
+local RESTING, ACTIVE, JOBS = KEYS[12], KEYS[13], KEYS[14]
 
 local function now()
   local time = redis.call('TIME')
@@ -36,7 +36,7 @@ local function finish(word)
   redis.call('HSET', JOB, 'status', word, 'finished_at', now(), 'stage', '')
   redis.call('SREM', ACTIVE, job_id())
   redis.call('DEL', TICKETS, REFUSALS)
-  for i = 1, 11 do
+  for i = 1, 12 do
     redis.call('PEXPIRE', KEYS[i], ttl)
   end
   local mapping = own_mapping()
@@ -44,7 +44,7 @@ local function finish(word)
 end
 
 local function live_on()
-  for i = 1, 11 do
+  for i = 1, 12 do
     redis.call('PERSIST', KEYS[i])
   end
   local mapping = own_mapping()
@@ -58,5 +58,28 @@ local function finish_if_over()
     if redis.call('SCARD', LEASED) == 0 then finish('cancelled') end
   elseif redis.call('HLEN', COMMITS) == tonumber(redis.call('HGET', JOB, 'chunks')) then
     finish('completed')
+  end
+end
+
+-- Whether a chunk is in the hand of that holder, or was and nobody else has taken it.
+local function in_hand(chunk, holder, round)
+  if redis.call('HGET', JOB, 'round') ~= round or not unfinished(status()) then return false end
+  local found = redis.call('GET', lease_key(chunk))
+  return found == holder or (not found and redis.call('HEXISTS', COMMITS, chunk) == 0)
+end
+
+-- The lease in hand is not held against its chunk, however it ends, nor are earlier ones beyond so many.
+local function step_forward(chunk, kept)
+  redis.call('HDEL', ATTEMPTS, chunk .. ':begun')
+  if (tonumber(redis.call('HGET', ATTEMPTS, chunk)) or 0) > tonumber(kept) then
+    redis.call('HSET', ATTEMPTS, chunk, kept)
+  end
+end
+
+-- Opens the chunks whose rest is over; they come first.
+local function wake()
+  for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', RESTING, '-inf', now())) do
+    redis.call('ZREM', RESTING, chunk)
+    redis.call('LPUSH', OPEN, chunk)
   end
 end

@@ -5,8 +5,10 @@ local issued = {}
 if word ~= 'queued' and word ~= 'running' then return issued end
 local most = math.min(tonumber(ARGV[1]), redis.call('LLEN', OPEN))
 for i = 2, #ARGV do
-  if redis.call('SCARD', TICKETS) >= most then break end
-  redis.call('SADD', TICKETS, ARGV[i])
-  issued[#issued + 1] = ARGV[i]
+  -- Noted already: by this very call, whose answer was lost on its way.
+  if redis.call('SISMEMBER', TICKETS, ARGV[i]) == 1 or redis.call('SCARD', TICKETS) < most then
+    redis.call('SADD', TICKETS, ARGV[i])
+    issued[#issued + 1] = ARGV[i]
+  end
 end
 return issued

@@ -13,6 +13,7 @@ if word == 'submitting' then
   return { -1 }
 end
 if not unfinished(word) then return opened end
+wake()
 for _, chunk in ipairs(redis.call('SMEMBERS', LEASED)) do
   if redis.call('EXISTS', lease_key(chunk)) == 0 then
     redis.call('SREM', LEASED, chunk)

@@ -1,19 +1,29 @@
--- Opens a new round over chunks with failed records and chunks that never ended. Gives {status before, open chunks}.
+-- Opens a new round over chunks with failed records and chunks that never ended. ARGV: the name of this call.
+-- Gives {status before, open chunks}; {status, -1} where there is nothing to retry, {'unknown', -1} without a job.
+local asked = redis.call('HGET', JOB, 'retry')
+if asked and string.match(asked, '^(%S+)') == ARGV[1] then
+  -- The answer was lost on its way: it is given once more.
+  local before, open = string.match(asked, '^%S+ (%S+) (%d+)$')
+  return { before, tonumber(open) }
+end
 local word = status()
 if not word or unfinished(word) or not redis.call('HGET', JOB, 'sealed_at') then return { word or 'unknown', -1 } end
 for _, chunk in ipairs(redis.call('SMEMBERS', LEASED)) do
   redis.call('DEL', lease_key(chunk))
   if redis.call('HEXISTS', COMMITS, chunk) == 0 then redis.call('RPUSH', OPEN, chunk) end
 end
-for _, chunk in ipairs(redis.call('SMEMBERS', FLAWED)) do
-  redis.call('HDEL', COMMITS, chunk)
+for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', RESTING, '-inf', '+inf')) do
   redis.call('RPUSH', OPEN, chunk)
 end
-redis.call('DEL', LEASED, FLAWED, ATTEMPTS, TICKETS, REFUSALS)
+for _, chunk in ipairs(redis.call('HKEYS', FLAWED)) do
+  -- Not committed in the round that has ended: it is open already.
+  if redis.call('HDEL', COMMITS, chunk) == 1 then redis.call('RPUSH', OPEN, chunk) end
+end
+redis.call('DEL', LEASED, RESTING, ATTEMPTS, TICKETS, REFUSALS)
 local open = redis.call('LLEN', OPEN)
 if open == 0 then return { word, 0 } end
 redis.call('HINCRBY', JOB, 'round', 1)
-redis.call('HSET', JOB, 'status', 'queued', 'failed', 0)
+redis.call('HSET', JOB, 'status', 'queued', 'failed_in_round', 0, 'retry', ARGV[1] .. ' ' .. word .. ' ' .. open)
 redis.call('HDEL', JOB, 'started_at', 'finished_at', 'failure_code', 'failure_message')
 live_on()
 return { word, open }

@@ -1,7 +1,6 @@
 """Producers that wait for a job, and commands that begin while Redis cannot be reached."""
 
 import contextlib
-import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -63,7 +62,8 @@ def waiting(batch: Batch, directory: Path, shell: Shell | None = None) -> Iterat
 def expect_refused(shell: Shell, batch: Batch, reason: str, seconds: float = AT_ONCE_AMONG_OTHERS) -> None:
     """See that commands that begin now end within `seconds`, each with one sentence that holds `reason`."""
     start = time.monotonic()
-    commands = [("jobs",), ("submit", *batch.arguments()), ("wait", batch.id)]
+    commands = [("jobs",), ("submit", *batch.arguments())]
+    commands += [(name, batch.id) for name in ("wait", "status", "results", "retry", "cancel")]
     processes = [shell.popen(*command) for command in commands]
     for process in processes:
         try:
@@ -80,4 +80,4 @@ def expect_refused(shell: Shell, batch: Batch, reason: str, seconds: float = AT_
 def attempts(batch: Batch) -> dict[int, int]:
     """Return chunk -> how often it was leased."""
     raw = batch.store.client.hgetall(keys.JobKeys.of(batch.id).attempts)
-    return {int(chunk): json.loads(times) for chunk, times in raw.items() if chunk.isdigit()}
+    return {int(name.split(b":")[0]): int(times) for name, times in raw.items() if name.endswith(b":serial")}

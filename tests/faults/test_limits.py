@@ -9,7 +9,7 @@ from common.keys import JobKeys
 from common.store import Store
 from tests.faults.jobs import LONG
 from tests.processes import RedisServer, Shell, Workers, lines, wait_until
-from workers.turn import MOST_ATTEMPTS
+from workers.turn import MOST_ATTEMPTS, MOST_TRIES
 
 StartWorkers = Callable[..., Workers]
 
@@ -78,7 +78,7 @@ def test_a_fault_that_does_not_pass_fails_the_job_with_its_code(
     source = tmp_path / "in.txt"
     source.write_text("text\n")
     job = shell.submit("--task", "test-load", str(source), "-p", f"load_trouble={source}")
-    store.client.hset(JobKeys.of(job).attempts, "0", MOST_ATTEMPTS - 1)
+    store.client.hset(JobKeys.of(job).attempts, "0:tries", MOST_TRIES - 1)
     start_workers()
     wait_until(lambda: store.job(job).status.finished, LONG, "the job ends")
     assert shell.status(job)["error"] == {

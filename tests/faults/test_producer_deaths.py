@@ -1,5 +1,6 @@
 """The command that submits dies in the middle, or its input is slow in coming."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from subprocess import PIPE, Popen
 from common.keys import JobKeys
 from common.store import Store
 from common.values import JobStatus
+from tests.faults.producers import AT_ONCE
 from tests.processes import RedisServer, Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
@@ -50,6 +52,35 @@ def test_a_job_whose_producer_is_killed_in_the_middle_runs_nothing_and_is_cleare
     assert not (tmp_path / "ran").exists() and "test-wait" not in workers.text().partition(" ready.")[2]
     assert "was never accepted; submit it again" in shell.run("retry", job, status=2).stderr
     assert shell.results(job) == []
+
+
+def test_a_producer_that_stands_still_until_its_job_is_given_up_says_so_and_leaves_nothing(
+    shell: Shell, start_workers: StartWorkers, server: RedisServer, tmp_path: Path
+) -> None:
+    start_workers(HUGQUEUE_PRODUCER_TTL=str(TTL))
+    with half_submitted(shell, server, tmp_path / "ran") as (process, job):
+        process.send_signal(signal.SIGSTOP)
+        store = Store(server.client, result_ttl=100)
+        wait_until(lambda: store.job(job).status is JobStatus.FAILED, 60, "it is given up")
+        process.send_signal(signal.SIGCONT)
+        out, err = process.communicate("more\n" * 20)
+    assert (process.returncode, out) == (1, ""), err
+    assert f"Job {job} cannot be submitted to its end: workers gave it up" in err
+    assert server.client.keys(f"{JobKeys.of(job).job}*") == []
+    assert list(store.each_job()) == store.active() == []
+
+
+def test_a_submit_in_the_middle_of_which_redis_freezes_ends_within_ten_seconds(
+    shell: Shell, server: RedisServer, tmp_path: Path
+) -> None:
+    with half_submitted(shell, server, tmp_path / "ran") as (process, job):
+        server.signal(signal.SIGSTOP)
+        start = time.monotonic()
+        out, err = process.communicate("more\n" * 20)
+        assert time.monotonic() - start < AT_ONCE
+        server.signal(signal.SIGCONT)
+    assert (process.returncode, out) == (1, ""), err
+    assert "does not answer. What was sent of job" in err and job in err
 
 
 def test_a_producer_whose_input_comes_slowly_is_not_given_up(

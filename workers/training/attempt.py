@@ -49,12 +49,13 @@ class Turn:
     held: HeldLease
     stopping: threading.Event  #: the worker is stopping
     tell: Callable[[Mapping[str, Json]], None]  #: gets the job's progress
+    on_checkpoint: Callable[[int], None]  #: gets the steps of each checkpoint that outlives this worker
 
     @property
     def attempt(self) -> str:
         """The name of this attempt, which no other has: it names its directories."""
         lease = self.held.lease
-        return f"{lease.round}-{lease.attempt}-{lease.holder[-8:]}"
+        return f"{lease.round}-{lease.serial}-{lease.holder[-8:]}"
 
 
 class Attempt:
@@ -67,7 +68,7 @@ class Attempt:
         self._scratch = scratch
         self._models: ModelsStore = open_store(store_address(settings), settings.model_cache)
         self._work = self._models.work_directory(turn.job.id, turn.attempt)
-        self._uploads = Uploads(self._models, turn.job.id, turn.attempt)
+        self._uploads = Uploads(self._models, turn.job.id, turn.attempt, turn.on_checkpoint)
         self._progress: dict[str, Json] = {"notes": []}
         self._result: dict[str, Json] | None = None
         self._out_of_memory = False

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from celery import Celery
@@ -35,8 +36,12 @@ class FineTuner:
         """Whether the worker does other work as well, for which it needs its device process."""
         return not only_trains(self._settings)
 
-    def run(self, job: Job, held: HeldLease, stopping: threading.Event) -> ChunkResult:
+    def run(
+        self, job: Job, held: HeldLease, stopping: threading.Event, on_checkpoint: Callable[[int], None]
+    ) -> ChunkResult:
         """Return what came of a train chunk: one outcome, the metrics and the place of the model.
+
+        `on_checkpoint` is told at how many steps there is a checkpoint that outlives this worker.
 
         Raises:
             Cancelled: the turn was given up, or the worker is stopping.
@@ -46,7 +51,7 @@ class FineTuner:
         while not self._one_at_a_time.acquire(timeout=LOOK):
             if held.given_up.is_set() or stopping.is_set():
                 raise Cancelled
-        turn = Turn(job, held, stopping, Telling(job.id, self._store, self._app))
+        turn = Turn(job, held, stopping, Telling(job.id, self._store, self._app), on_checkpoint)
         scratch = Path(tempfile.mkdtemp(prefix="hugqueue-train-"))
         try:
             return Attempt(turn, self._settings, self._store, scratch).go()

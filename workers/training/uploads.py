@@ -73,10 +73,17 @@ class Uploads:
     """The checkpoints of an attempt on their way to the store, one after the other, in a thread.
 
     Of those that wait only the newest and the best are uploaded. A fault is logged, and the next checkpoint is the next
-    try. Where the store is a directory, there is nothing to do.
+    try. Where the store is a directory, there is nothing to bring.
+
+    Args:
+        store: where they go.
+        job_id: the job.
+        attempt: the name of the attempt.
+        on_kept: gets the steps of each checkpoint that lies in the store; called in any thread.
     """
 
-    def __init__(self, store: ModelsStore, job_id: str, attempt: str) -> None:
+    def __init__(self, store: ModelsStore, job_id: str, attempt: str, on_kept: Callable[[int], None]) -> None:
+        self._on_kept = on_kept
         self._store = store
         self._job_id = job_id
         self._attempt = attempt
@@ -87,6 +94,7 @@ class Uploads:
     def add(self, checkpoint: Path) -> None:
         """Take a checkpoint that was just written; returns at once."""
         if not self._store.uploads:
+            self._on_kept(steps_of(checkpoint))
             return
         staged = checkpoint.parent / _STAGED / checkpoint.name
         _double(checkpoint, staged)
@@ -129,6 +137,7 @@ class Uploads:
                 logger.warning("job %s: %s is not stored yet: %s", self._job_id, checkpoint.name, error)
                 self._put_back(checkpoint)
                 return
+            self._on_kept(steps_of(checkpoint))
             shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _next(self) -> Path | None:

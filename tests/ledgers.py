@@ -1,0 +1,42 @@
+"""Jobs for tests of the ledger, and what workers do with them, without a worker."""
+
+import time
+
+from common.keys import JobKeys
+from common.ledger import Lease, Ledger
+from common.payloads import encode_records
+from common.store import Store
+from common.values import Counts, JobSpec, Record, new_job_id
+
+
+def make_job(store: Store, ledger: Ledger, chunks: int = 3) -> str:
+    job_id = new_job_id()
+    store.create(JobSpec(job_id, "test-echo", created_at=time.time()))
+    for number in range(chunks):
+        store.add_chunk(job_id, number, encode_records([Record(number, f"text {number}")]))
+    ledger.seal(job_id, chunks, chunks)
+    return job_id
+
+
+def lease(ledger: Ledger, job_id: str, worker: str = "w") -> Lease | None:
+    tickets = ledger.tickets(job_id) or set(ledger.issue(job_id, 6))
+    return ledger.lease(job_id, min(tickets, default="none"), worker, 6)
+
+
+def commit(ledger: Ledger, held: Lease, failed: int = 0) -> str:
+    return ledger.commit(held, Counts(1 - failed, failed), {})
+
+
+def run_all(ledger: Ledger, job_id: str, failed: tuple[int, ...] = ()) -> list[int]:
+    done = []
+    while held := lease(ledger, job_id):
+        assert commit(ledger, held, int(held.chunk in failed)) == "committed"
+        done.append(held.chunk)
+    return done
+
+
+def die(ledger: Ledger, job_id: str) -> None:
+    """Let the leases of a job run out, as if their workers had died, and open their chunks."""
+    for chunk in ledger.client.smembers(JobKeys.of(job_id).leased):
+        ledger.client.delete(JobKeys.of(job_id).lease(int(chunk)))
+    assert ledger.reap(job_id, 100)

@@ -1,0 +1,143 @@
+"""What the ledger makes of leases that did not end in a commit, and of answers that were lost."""
+
+import time
+import uuid
+
+from common.keys import JobKeys
+from common.ledger import Ledger
+from common.store import Store
+from common.values import JobStatus
+from tests.conftest import LEASE
+from tests.ledgers import commit, die, lease, make_job, run_all
+from tests.processes import RedisServer, wait_until
+
+
+def test_after_a_fault_that_may_pass_a_chunk_rests_and_the_try_is_counted_apart(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger, 1)
+    held = lease(ledger, job_id)
+    assert held and held.tries == 0
+    ledger.give_back(held, rest=LEASE)
+    assert lease(ledger, job_id) is None, "nobody is to try again at once"
+    again = wait_until(lambda: ledger.reap(job_id, 100) == [] and lease(ledger, job_id), 5)
+    assert again and (again.chunk, again.attempt, again.tries) == (0, 1, 1)
+    ledger.give_back(again, rest=100)
+    assert ledger.cancel(job_id) == "cancelled", "nobody waits for a chunk that rests"
+    assert ledger.retry(job_id) == 1
+    assert run_all(ledger, job_id) == [0]
+
+
+def test_only_leases_that_led_nowhere_are_held_against_a_chunk(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger, 1)
+    for attempt in (1, 2):
+        held = lease(ledger, job_id)
+        assert held and held.attempt == attempt
+        die(ledger, job_id)
+    for steps in (100, 200):
+        held = lease(ledger, job_id)
+        assert held and ledger.advance(held, steps)
+        die(ledger, job_id)
+    held = lease(ledger, job_id)
+    assert held and held.attempt == 1, "both went further than any before"
+    assert not ledger.advance(held, 200)
+    die(ledger, job_id)
+    last = lease(ledger, job_id)
+    assert last and (last.attempt, last.serial) == (2, 6)
+    assert not ledger.advance(held, 300), "it is somebody else's now"
+
+
+def test_a_worker_that_dies_over_a_record_alone_leaves_its_position(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger, 1)
+    for attempt in (1, 2):
+        held = lease(ledger, job_id)
+        assert held and held.attempt == attempt
+        ledger.note_alone(held, done=None, now=7, kept=3)
+        die(ledger, job_id)
+    held = lease(ledger, job_id)
+    assert held and ledger.died_alone(held) == [7, 7]
+    commit(ledger, held, failed=1)
+    ledger.retry(job_id)
+    again = lease(ledger, job_id)
+    assert again and ledger.died_alone(again) == [], "that was another round"
+
+
+def test_a_chunk_given_back_in_the_middle_of_a_record_blames_nobody(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger, 1)
+    for _ in range(2):
+        held = lease(ledger, job_id)
+        assert held
+        ledger.note_alone(held, done=None, now=7, kept=3)
+        ledger.give_back(held)
+    held = lease(ledger, job_id)
+    assert held and (held.attempt, ledger.died_alone(held)) == (1, [])
+
+
+def test_a_record_survived_alone_is_a_step_forward_once_and_leaves_the_chunk_cautious(
+    store: Store, ledger: Ledger
+) -> None:
+    job_id = make_job(store, ledger, 1)
+    for _ in range(5):
+        assert lease(ledger, job_id)
+        die(ledger, job_id)
+    for expected in (6, 4, 5):
+        held = lease(ledger, job_id)
+        assert held and held.attempt == expected
+        ledger.note_alone(held, done=0, now=1, kept=3)
+        die(ledger, job_id)
+
+
+def test_a_lease_whose_answer_was_lost_is_given_again_to_the_same_call_alone(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger, 3)
+    [ticket], call = ledger.issue(job_id, 1), uuid.uuid4()
+    first = ledger.lease(job_id, ticket, "w", 1, call=call)
+    assert first and first.next_ticket
+    assert ledger.lease(job_id, ticket, "w", 1, call=call) == first
+    assert ledger.lease(job_id, ticket, "w", 1) is None
+    commit(ledger, first)
+    assert ledger.lease(job_id, ticket, "w", 1, call=call) is None
+
+
+def test_a_chunk_committed_late_is_open_no_more(store: Store, ledger: Ledger, server: RedisServer) -> None:
+    job_id = make_job(store, ledger, 2)
+    late = lease(ledger, job_id)
+    assert late
+    die(ledger, job_id)
+    assert commit(ledger, late) == "committed"
+    assert server.client.lrange(JobKeys.of(job_id).open, 0, -1) == [b"1"]
+    assert run_all(ledger, job_id) == [1]
+    assert ledger.retry(job_id) == 0, "nothing is left to be retried"
+    assert store.job(job_id).status is JobStatus.COMPLETED
+
+
+def test_a_lost_lease_is_opened_again_and_the_late_commit_is_a_double(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger, 1)
+    late = lease(ledger, job_id, "frozen")
+    assert late
+    opened = wait_until(lambda: ledger.reap(job_id, 100), 5)
+    assert opened == [0]
+    assert ledger.renew(late) == "running", "nobody took it: its holder may go on"
+    wait_until(lambda: ledger.reap(job_id, 100), 5)
+    again = lease(ledger, job_id, "other")
+    assert again and again.attempt == 2
+    assert ledger.renew(late) == "lost"
+    assert commit(ledger, again) == "committed"
+    assert commit(ledger, late) == "closed"
+    assert store.job(job_id).counts.done == 1
+
+
+def test_a_renewed_lease_stays(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger, 1)
+    held = lease(ledger, job_id)
+    assert held
+    end = time.monotonic() + 3 * LEASE
+    while time.monotonic() < end:
+        assert ledger.renew(held) == "running"
+        assert ledger.reap(job_id, 100) == []
+
+
+def test_a_chunk_given_back_comes_first_and_does_not_count_as_an_attempt(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger)
+    held = lease(ledger, job_id)
+    assert held
+    ledger.give_back(held)
+    again = lease(ledger, job_id)
+    assert again and (again.chunk, again.attempt) == (held.chunk, 1)
