@@ -52,8 +52,9 @@ class JobKeys:
     open: str  #: list: chunks that nobody works on
     leased: str  #: set: chunks that somebody works on
     attempts: str  #: hash: chunk -> leases of this round that led nowhere; chunk:FIELD -> what else is known of them:
-    #: serial (leases), begun (one is held against the chunk), tries (faults that may pass), now (position that runs
-    #: alone), alone (positions over which workers died), done:POSITION (got past), furthest (steps trained)
+    #: serial (leases), holder (the last one), begun (one is held against the chunk), tries (faults that may pass),
+    #: now (position that runs alone), alone (positions over which workers died), done:POSITION (got past), furthest
+    #: (steps trained)
     commits: str  #: hash: chunk -> round:attempt:succeeded:failed:truncated
     layers: str  #: hash: chunk -> round:attempt of every commit, oldest first
     flawed: str  #: hash: chunk -> how many of its records failed when they last had outcomes

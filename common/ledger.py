@@ -134,7 +134,7 @@ class Ledger:
             kept: how many earlier deaths a step forward leaves counted: so many keep the chunk cautious.
         """
         positions = ("" if position is None else position for position in (done, now))
-        self._run("alone", lease.job_id, lease.chunk, lease.holder, lease.round, *positions, kept)
+        self._run("alone", lease.job_id, lease.chunk, lease.holder, *positions, kept)
 
     def died_alone(self, lease: Lease) -> list[int]:
         """Return the positions that ran alone when workers died over this chunk, one for each death of this round."""
@@ -146,7 +146,7 @@ class Ledger:
 
         The lease is not held against the chunk then: a job that trains for days may outlive many workers.
         """
-        return bool(self._run("advance", lease.job_id, lease.chunk, lease.holder, lease.round, steps))
+        return bool(self._run("advance", lease.job_id, lease.chunk, lease.holder, steps))
 
     def refuse(self, job_id: str, worker: str, reason: str) -> set[str]:
         """Note that a worker cannot serve the job; return the names of all that cannot."""

@@ -26,6 +26,28 @@ def test_after_a_fault_that_may_pass_a_chunk_rests_and_the_try_is_counted_apart(
     assert run_all(ledger, job_id) == [0]
 
 
+def test_a_chunk_given_back_is_not_taken_up_again_by_a_late_renewal(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger, 1)
+    held = lease(ledger, job_id)
+    assert held
+    ledger.give_back(held)
+    assert ledger.renew(held) == "lost"
+    assert lease(ledger, job_id), "it is open"
+
+
+def test_a_chunk_given_back_after_its_lease_ran_out_is_open_once_and_unharmed(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger, 1)
+    held = lease(ledger, job_id)
+    assert held
+    die(ledger, job_id)
+    ledger.give_back(held)
+    again = lease(ledger, job_id)
+    assert again and again.attempt == 1
+    assert lease(ledger, job_id) is None
+    ledger.give_back(held)
+    assert ledger.renew(again) == "running", "the late one has no say any more"
+
+
 def test_only_leases_that_led_nowhere_are_held_against_a_chunk(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     for attempt in (1, 2):

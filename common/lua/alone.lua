@@ -1,12 +1,12 @@
--- Notes which record of a chunk has got past running alone, and which is about to. ARGV: chunk, holder, round, position
--- done ('' for none), position about to run ('' for none), deaths that stay counted after a step forward.
-if not in_hand(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
-if ARGV[4] ~= '' and redis.call('HSETNX', ATTEMPTS, ARGV[1] .. ':done:' .. ARGV[4], 1) == 1 then
-  step_forward(ARGV[1], ARGV[6])
+-- Notes which record of a chunk has got past running alone, and which is about to. ARGV: chunk, holder, position done
+-- ('' for none), position about to run ('' for none), deaths that stay counted after a step forward.
+if not in_hand(ARGV[1], ARGV[2]) then return 0 end
+if ARGV[3] ~= '' and redis.call('HSETNX', ATTEMPTS, ARGV[1] .. ':done:' .. ARGV[3], 1) == 1 then
+  step_forward(ARGV[1], ARGV[5])
 end
-if ARGV[5] == '' then
+if ARGV[4] == '' then
   redis.call('HDEL', ATTEMPTS, ARGV[1] .. ':now')
 else
-  redis.call('HSET', ATTEMPTS, ARGV[1] .. ':now', ARGV[5])
+  redis.call('HSET', ATTEMPTS, ARGV[1] .. ':now', ARGV[4])
 end
 return 1

@@ -61,11 +61,11 @@ local function finish_if_over()
   end
 end
 
--- Whether a chunk is in the hand of that holder, or was and nobody else has taken it.
-local function in_hand(chunk, holder, round)
-  if redis.call('HGET', JOB, 'round') ~= round or not unfinished(status()) then return false end
-  local found = redis.call('GET', lease_key(chunk))
-  return found == holder or (not found and redis.call('HEXISTS', COMMITS, chunk) == 0)
+-- Whether a chunk is in the hand of that holder, or was when its lease ran out and nobody has taken it since.
+-- Holders are unique, and forgotten when they give back and when a new round begins.
+local function in_hand(chunk, holder)
+  return redis.call('HGET', ATTEMPTS, chunk .. ':holder') == holder and redis.call('HEXISTS', COMMITS, chunk) == 0
+    and unfinished(status())
 end
 
 -- The lease in hand is not held against its chunk, however it ends, nor are earlier ones beyond so many.

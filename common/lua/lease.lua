@@ -38,6 +38,7 @@ while true do
     and redis.call('SET', lease_key(chunk), ARGV[2], 'NX', 'PX', ARGV[3]) then
     redis.call('SADD', LEASED, chunk)
     note_death(chunk)
+    redis.call('HSET', ATTEMPTS, chunk .. ':holder', ARGV[2])
     redis.call('HINCRBY', ATTEMPTS, chunk .. ':serial', 1)
     if word == 'queued' then
       redis.call('HSET', JOB, 'status', 'running')

@@ -7,7 +7,7 @@ if holder == ARGV[2] then
   redis.call('PEXPIRE', key, ARGV[3])
   return status() or 'lost'
 end
-if holder or not unfinished(status()) or redis.call('HEXISTS', COMMITS, ARGV[1]) == 1 then return 'lost' end
+if holder or not in_hand(ARGV[1], ARGV[2]) then return 'lost' end
 if redis.call('SISMEMBER', LEASED, ARGV[1]) == 0 and redis.call('LREM', OPEN, 1, ARGV[1]) == 0 then return 'lost' end
 redis.call('SET', key, ARGV[2], 'PX', ARGV[3])
 redis.call('SADD', LEASED, ARGV[1])
