@@ -20,10 +20,12 @@ from torch import Tensor
 from common.encoder import plain
 from common.tasks import find_task
 from common.values import Failure, Json, Outcome
+from workers.runners.agreement import close
 from workers.runners.base import PlacedWatch, Watch
 from workers.runners.batching import Item, run_batches
 from workers.runners.fast_ways import FAST_WAYS, Asked
 from workers.runners.loading import ModelRunner
+from workers.runners.packing import ATTENTION, Packer, find_packer, pays
 from workers.runners.pipeline_tasks import Settings
 from workers.runners.pipelines import PipelineRunner
 from workers.runners.samples import samples
@@ -31,9 +33,8 @@ from workers.runners.texts import Encoded, encode, pad, read_inputs
 
 logger = logging.getLogger(__name__)
 
-#: Largest difference from what the plain way gives, by the largest number it gives: float32, and half precision.
-_TOLERANCE = {torch.float32: 1e-4}
-_HALF_TOLERANCE = 5e-2
+#: Texts of several lengths: what rows are packed of to see whether a model goes along.
+_PROBE = ("A short text.", "The old library stands beside the river, and opens at nine.", "Water", "It boils. " * 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,32 @@ class FastRunner(ModelRunner):
         self._tokenizer = self._task.tokenizer
         self.budget = self._plain.budget  # what one way learns of the device and the model holds for both
         self._way = FAST_WAYS[find_task(task).name](self._task)
+        self._packer: Packer | None = None
         self._arguments = inspect.signature(self._model.forward).parameters
         self.fast = self._tokenizer.is_fast and self._task.batches and self._agrees(samples(task))
         if not self.fast:
             logger.info("%s goes the plain way: the fast one does not give the same", type(self._model).__name__)
+        elif pays(self._model):
+            self.pack()
+
+    def pack(self) -> bool:
+        """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
+        rows = encode(self._tokenizer, _PROBE, self._task.limit)
+        rows = [row for row in rows if self._way.refusal(row) is None] or encode(
+            self._tokenizer, [f"{text} {self._tokenizer.mask_token}" for text in _PROBE], self._task.limit
+        )
+        with torch.inference_mode():
+            expected = self._logits(rows)
+
+            def agrees(packer: Packer) -> bool:
+                return all(map(close, self._logits(rows, packer), (one.cpu().float() for one in expected)))
+
+            self._packer = find_packer(self._model, self._device, agrees, first_tokens=self._way.first_tokens)
+        return self._packer is not None
+
+    def facts(self) -> dict[str, Json]:
+        """Return what the model runs with; its attention is ours where rows are packed."""
+        return super().facts() | ({"attention": ATTENTION} if self._packer else {})
 
     def output_type(self, params: Mapping[str, Json]) -> pa.DataType | None:
         """Return the Arrow type of the outputs, as the plain way's."""
@@ -123,14 +146,18 @@ class FastRunner(ModelRunner):
 
     def _forward(self, parts: Sequence[_Part], settings: Settings) -> list[Any]:
         with torch.inference_mode():
-            logits = self._logits([part.row for part in parts])
+            logits = self._logits([part.row for part in parts], self._packer)
             return self._way.reduce(logits, [part.asked for part in parts], settings)
 
-    def _logits(self, rows: Sequence[Encoded]) -> list[Tensor]:
-        inputs = pad([row.features for row in rows], self._tokenizer, self._device)
+    def _logits(self, rows: Sequence[Encoded], packer: Packer | None = None) -> list[Tensor]:
+        names = [name for name in rows[0].features if name in self._arguments]
+        features = [{name: row.features[name] for name in names} for row in rows]
+        if packer is not None:
+            with packer.packed(features) as packed:
+                return self._way.forward(packed, rows)
+        inputs = pad(features, self._tokenizer, self._device)
         if len({len(row) for row in rows}) == 1:
             inputs.pop("attention_mask", None)
-        inputs = {name: value for name, value in inputs.items() if name in self._arguments}
         if "use_cache" in self._arguments:
             inputs["use_cache"] = False  # keys and values would be kept for a next token that never comes
         return self._way.forward(inputs, rows)
@@ -169,8 +196,8 @@ class FastRunner(ModelRunner):
         except Exception:  # any architecture may be loaded: the plain way takes what this one cannot
             logger.debug("the fast way cannot be gone", exc_info=True)
             return False
-        self.budget.equal_lengths = not all(map(_close, together, expected))
-        return all(map(_close, alone, expected))
+        self.budget.equal_lengths = not all(map(close, together, expected))
+        return all(map(close, alone, expected))
 
     def _own_mask(self, value: Json) -> Json:
         return value.replace("[MASK]", self._tokenizer.mask_token or "") if isinstance(value, str) else value
@@ -180,11 +207,3 @@ class FastRunner(ModelRunner):
         inputs = [part for value in records for part in self._task.prepare(value, settings).inputs]
         rows = [self._task.forward([part], settings, _Silent())[0] for part in inputs]
         return [self._way.part_of(row) for row in rows]
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    if found.shape != expected.shape:
-        return False
-    tolerance = _TOLERANCE.get(found.dtype, _HALF_TOLERANCE)
-    difference = (found.cpu().float() - expected).abs().max()
-    return bool(difference <= tolerance * expected.abs().max())

@@ -37,6 +37,8 @@ class FastWay(ABC):
     knows: ClassVar[frozenset[str]] = frozenset()
     #: Whether texts are cut to what the model takes; where not, the plain way takes records with longer ones.
     cuts: ClassVar[bool] = True
+    #: Whether the model's head reads the first token of each sequence alone.
+    first_tokens: ClassVar[bool] = False
 
     def __init__(self, task: PipelineTask[Any]) -> None:
         self.task = task
@@ -58,9 +60,7 @@ class FastWay(ABC):
     def forward(self, inputs: dict[str, Tensor], rows: Sequence[Encoded]) -> list[Tensor]:
         """Return the logits of each row of a batch: one vector, or one for each of its tokens (or masks)."""
         logits = self.model(**inputs).logits
-        if logits.dim() == 2:
-            return list(logits)
-        return [logit[: len(row)] for logit, row in zip(logits, rows, strict=True)]
+        return list(logits) if logits.dim() == 2 else _by_row(logits, rows)
 
     def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> list[Any]:
         """Return of each row's logits what its output needs: of a batch, while it is on its device."""
@@ -165,6 +165,7 @@ class FastTextClassification(FastWay):
     """Texts and pairs, tokenised together."""
 
     knows = frozenset({"top_k", "function_to_apply"})
+    first_tokens = True
 
     def read(self, value: Json, settings: Settings) -> Asked:
         """Return the text or the pair."""
@@ -206,6 +207,7 @@ class FastZeroShotClassification(FastWay):
 
     knows = frozenset({"candidate_labels", "hypothesis_template", "multi_label"})
     cuts = False
+    first_tokens = True
 
     def read(self, value: Json, settings: Settings) -> Asked:
         """Return the text with each label."""
@@ -228,8 +230,7 @@ class FastFeatureExtraction(FastWay):
 
     def forward(self, inputs: dict[str, Tensor], rows: Sequence[Encoded]) -> list[Tensor]:
         """Return for each row hidden states of shape (tokens, width)."""
-        states = self.model(**inputs)[0]
-        return [state[: len(row)] for state, row in zip(states, rows, strict=True)]
+        return _by_row(self.model(**inputs)[0], rows)
 
     def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> list[Any]:
         """Return each row's hidden states."""
@@ -252,6 +253,14 @@ FAST_WAYS: Mapping[str, type[FastWay]] = {
     "zero-shot-classification": FastZeroShotClassification,
     "feature-extraction": FastFeatureExtraction,
 }
+
+
+def _by_row(states: Tensor, rows: Sequence[Encoded]) -> list[Tensor]:
+    """Return the states of each row's tokens, of shape (tokens, width), from a padded batch or a packed one."""
+    lengths = [len(row) for row in rows]
+    if len(states) == 1:
+        return list(states[0].split(lengths))
+    return [state[:length] for state, length in zip(states, lengths, strict=True)]
 
 
 def _best(chances: Tensor, chosen: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,84 @@
+"""Packed rows give what padded ones give, with the attention of sequences computed by the book; or are not used."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from common.values import Json
+from tests import tiny_models
+from tests.one_by_one import assert_same
+from tests.tiny_models import SMALL, VOCABULARY, RecordingWatch, mixed
+from workers.runners.fast import FastRunner
+from workers.runners.packing import ATTENTION
+
+HEADS = {
+    "fill-mask": "ForMaskedLM",
+    "text-classification": "ForSequenceClassification",
+    "token-classification": "ForTokenClassification",
+    "zero-shot-classification": "ForSequenceClassification",
+    "feature-extraction": "Model",
+}
+SIZES: dict[str, dict[str, object]] = {
+    "Bert": {},
+    "Roberta": {},
+    "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+    "Electra": {"embedding_size": 16},
+    "FNet": {},  # has no attention to give: it mixes whatever stands in a row
+    "DebertaV2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},  # brings its own
+}
+PACKABLE = ("Bert", "Roberta", "DistilBert", "Electra")
+
+
+def made(directory: Path, architecture: str, task: str) -> Path:
+    if architecture == "Roberta":  # with its own tokenizer: positions are counted from behind that of the padding, 1
+        tiny_models.masked_roberta(directory)
+        config = transformers.RobertaConfig.from_pretrained(directory, num_labels=3)
+    else:
+        tiny_models.wordpiece(directory)
+        config = _config(architecture)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{architecture}{HEADS[task]}")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(directory)
+    return directory
+
+
+def _config(architecture: str) -> transformers.PreTrainedConfig:
+    sizes = {**SMALL, "vocab_size": len(VOCABULARY), "max_position_embeddings": 80, "pad_token_id": 0, "num_labels": 3}
+    return getattr(transformers, f"{architecture}Config")(**{**sizes, **SIZES[architecture]})
+
+
+@pytest.mark.parametrize("task", HEADS)
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_packed_rows_give_what_padded_ones_give(tmp_path, architecture, task):
+    runner = FastRunner(task, made(tmp_path, architecture, task), "cpu", {})
+    mask = "[MASK]" if task == "fill-mask" else None
+    records: list[Json] = [*mixed(120, mask), f"the {mask} of {mask} and a", ""]
+    params: dict[str, Json] = {"candidate_labels": ["news", "서울"]} if task.startswith("zero") else {}
+    assert runner.facts()["attention"] == "sdpa"
+    expected = runner.run(records, params, RecordingWatch())
+    assert runner.pack()
+    assert runner.facts()["attention"] == ATTENTION
+    found = runner.run(records, params, RecordingWatch())
+    for one, other in zip(found, expected, strict=True):
+        assert (one.failure, one.truncated) == (other.failure, other.truncated)
+        assert_same(one.output, other.output)
+
+
+@pytest.mark.parametrize("architecture", sorted(SIZES.keys() - set(PACKABLE)))
+def test_a_model_that_does_not_go_along_runs_padded(tmp_path, architecture):
+    runner = FastRunner("ner", made(tmp_path, architecture, "token-classification"), "cpu", {})
+    assert not runner.pack()
+    assert runner.facts()["attention"] != ATTENTION
+
+
+def test_padded_batches_attend_as_before_after_a_packed_one(tmp_path):
+    runner = FastRunner("ner", made(tmp_path, "Bert", "token-classification"), "cpu", {})
+    runner.pack()
+    runner.run(["the cat", "a dog and a cat"], {}, RecordingWatch())
+    assert runner._model.config._attn_implementation == "sdpa"
