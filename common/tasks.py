@@ -76,10 +76,35 @@ def _over_files(kind: str, name: str, summary: str, default: tuple[str, str], op
     return Task(name, summary, ((kind,),), optional, model, revision, chunk_records=64, media=kind)
 
 
+_VIT = ("google/vit-base-patch16-224", "3f49326")
 _LABELS = ("candidate_labels", "hypothesis_template")
 
 MEDIA_TASKS = (
-    _over_files("image", "image-classification", "what an image shows", ("google/vit-base-patch16-224", "3f49326")),
+    _over_files("image", "image-classification", "what an image shows", _VIT),
+    _over_files(
+        "image",
+        "zero-shot-image-classification",
+        "scores for labels named with the image or by -p candidate_labels=",
+        ("openai/clip-vit-base-patch32", "3d74acf"),
+        _LABELS,
+    ),
+    _over_files(
+        "image", "object-detection", "the things in an image and where", ("facebook/detr-resnet-50", "1d5f47b")
+    ),
+    _over_files(
+        "image", "image-segmentation", "the parts of an image as masks", ("facebook/detr-resnet-50-panoptic", "d53b52a")
+    ),
+    _over_files("image", "depth-estimation", "how far away each pixel is", ("Intel/dpt-large", "bc15f29")),
+    _over_files("image", "image-feature-extraction", "the hidden states of an image", _VIT),
+    _over_files("audio", "audio-classification", "what is heard", ("superb/wav2vec2-base-superb-ks", "372e048")),
+    _over_files(
+        "audio",
+        "zero-shot-audio-classification",
+        "scores for labels named with the sound or by -p candidate_labels=",
+        ("laion/clap-htsat-fused", "cca9e28"),
+        _LABELS,
+    ),
+    _over_files("audio", "automatic-speech-recognition", "what is said", ("facebook/wav2vec2-base-960h", "22aad52")),
 )
 
 _T5 = ("google-t5/t5-base", "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1")

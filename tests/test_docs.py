@@ -216,12 +216,14 @@ def test_every_task_is_listed_with_its_fields_and_default_model() -> None:
 @pytest.fixture(scope="module")
 def known_params() -> dict[str, set[str]]:
     """Section of docs/tasks.md -> the parameters that its runner knows."""
-    from workers.runners import embedding, images, pipelines, question_answering, seq2seq
+    from workers.runners import embedding, image_tasks, pipelines, question_answering, seq2seq, sound_tasks
     from workers.runners.generate_params import GENERATE_PARAMS
 
     generate = set(GENERATE_PARAMS)
+    over_files = image_tasks.IMAGE_TASKS | sound_tasks.SOUND_TASKS
     return {
-        **{name: set(task.known) for name, task in (pipelines._TASKS | images._TASKS).items()},
+        **{name: set(task.known) for name, task in pipelines._TASKS.items()},
+        **{name: set(task.known) for name, task in over_files.items()},
         "text-generation": pipelines._TASKS["text-generation"].known.keys() - generate,
         "embedding": set(embedding._PARAMS),
         "question-answering": set(question_answering._PARAMS),

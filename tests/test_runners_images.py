@@ -1,11 +1,15 @@
 """Images through the runner give what `transformers.pipeline` gives for their files one by one."""
 
-from collections.abc import Sequence
+import base64
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import transformers
+from PIL import Image
 
 from common.values import Attached, Json, Outcome
 from tests import tiny_media
@@ -44,6 +48,65 @@ def test_an_image_gets_the_labels_that_the_pipeline_gives(vit: Path, photos: lis
     assert_same_as_pipeline("image-classification", vit, photos, **params)
 
 
+ZERO_SHOT: dict[str, Json] = {"candidate_labels": ["red cat", "old city", "bird"]}
+
+
+@pytest.mark.parametrize(
+    ("task", "make", "params"),
+    [
+        ("zero-shot-image-classification", tiny_media.clip, ZERO_SHOT),
+        ("zero-shot-image-classification", tiny_media.clip, ZERO_SHOT | {"hypothesis_template": "the {} likes"}),
+        ("object-detection", tiny_media.detr, {"threshold": 0.1}),
+        ("image-feature-extraction", tiny_media.vit_states, {}),
+        ("image-feature-extraction", tiny_media.vit_states, {"pool": True}),
+    ],
+)
+def test_other_tasks_give_what_the_pipeline_gives(
+    task: str, make: Callable[[Path], Path], params: dict[str, Json], photos: list[Path], tmp_path: Path
+):
+    model = make(tmp_path / "model")
+    pipe = transformers.pipeline(task, model=str(model), device="cpu")
+    outcomes = run(task, model, attached(photos), **params)
+    assert [outcome.failure for outcome in outcomes] == [None] * len(photos)
+    expected = [pipe(str(path), **params) for path in photos]
+    assert any(expected)
+    for outcome, wanted in zip(outcomes, expected, strict=True):
+        assert_same(outcome.output, wanted)
+
+
+def test_labels_of_a_record_win_and_a_text_of_labels_is_split(photos: list[Path], tmp_path: Path):
+    model = tiny_media.clip(tmp_path / "model")
+    own = Attached({"image": "x", "candidate_labels": "cat, dog"}, photos[0].read_bytes())
+    none = run("zero-shot-image-classification", model, attached(photos[:1]))[0]
+    first, second = run("zero-shot-image-classification", model, [own, *attached(photos[:1])], **ZERO_SHOT)
+    assert {row["label"] for row in first.output} == {"cat", "dog"}
+    assert {row["label"] for row in second.output} == set(ZERO_SHOT["candidate_labels"])
+    assert none.failure and none.failure.code == "missing_field"
+
+
+@pytest.mark.parametrize(
+    ("task", "make", "key"),
+    [("image-segmentation", tiny_media.segformer, "mask"), ("depth-estimation", tiny_media.glpn, "depth")],
+)
+def test_masks_and_maps_are_the_images_of_the_pipeline_as_png(
+    task: str, make: Callable[[Path], Path], key: str, photos: list[Path], tmp_path: Path
+):
+    model = make(tmp_path / "model")
+    pipe = transformers.pipeline(task, model=str(model), device="cpu")
+    if task == "depth-estimation":  # its image processor rounds sides down to 32 pixels
+        photos = [photos[2], photos[5]]
+    for outcome, path in zip(run(task, model, attached(photos)), photos, strict=True):
+        assert outcome.failure is None
+        found, wanted = outcome.output, pipe(str(path))
+        pairs = [(found, wanted)] if isinstance(wanted, dict) else list(zip(found, wanted, strict=True))
+        assert pairs
+        for one, other in pairs:
+            with Image.open(io.BytesIO(base64.b64decode(one[key]))) as image:
+                difference = np.asarray(image).astype(int) - np.asarray(other[key]).astype(int)
+            assert (np.abs(difference) > 1).mean() < 0.01
+            assert one.get("label") == other.get("label")
+
+
 def test_images_share_forward_passes(vit: Path, photos: list[Path]):
     runner = runner_of("image-classification", vit)
     with ForwardCount() as count:
@@ -52,8 +115,6 @@ def test_images_share_forward_passes(vit: Path, photos: list[Path]):
 
 
 def test_a_turned_photo_is_looked_at_upright(vit: Path, tmp_path: Path):
-    from PIL import Image
-
     path = tmp_path / "turned.jpg"
     with Image.open(tiny_media.photos(tmp_path)[0]) as image:
         exif = image.getexif()

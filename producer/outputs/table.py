@@ -64,6 +64,8 @@ def _object(value: Mapping[str, Json]) -> str:
         pairs = islice(zip(value["labels"], value["scores"], strict=False), _BEST)
         return " · ".join(f"{label}{_score(score)}" for label, score in pairs)
     name = _name(value)
+    if name is None and isinstance(value.get("depth"), str):
+        return "a map of distances"
     if name is None:
         return _short(value)
     label = value.get("entity_group", value.get("entity")) or ""

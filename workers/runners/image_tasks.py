@@ -1,13 +1,19 @@
-"""The tasks of `transformers.pipeline` over images."""
+"""The tasks of `transformers.pipeline` over images. Masks and maps are PNG files as base64, for JSON has no images."""
 
-from collections.abc import Mapping
+import base64
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import pyarrow as pa
 from transformers import pipelines as hf
 
+from common.values import Json
 from workers.runners.decoding import image_of
-from workers.runners.kinds import COUNT, Kind, one_of
+from workers.runners.kinds import COUNT, FLAG, NUMBER, Kind, one_of
+from workers.runners.media_labels import LabelledTask
 from workers.runners.media_tasks import MediaTask
+from workers.runners.pipeline_tasks import Prepared, Row, Settings
 
 
 class ImageTask(MediaTask):
@@ -23,11 +29,99 @@ class ImageClassification(ImageTask):
 
     name = "image-classification"
     pipeline_class = hf.ImageClassificationPipeline
-    auto_class = "AutoModelForImageClassification"
+    auto_classes = ("AutoModelForImageClassification",)
     known: ClassVar[Mapping[str, Kind]] = {
         "top_k": COUNT,
         "function_to_apply": one_of("sigmoid", "softmax", "none"),
     }
 
 
-IMAGE_TASKS = (ImageClassification,)
+class ZeroShotImageClassification(LabelledTask, ImageTask):
+    """Scores for labels of the user's own."""
+
+    name = "zero-shot-image-classification"
+    pipeline_class = hf.ZeroShotImageClassificationPipeline
+    auto_classes = ("AutoModelForZeroShotImageClassification",)
+
+
+class ObjectDetection(ImageTask):
+    """The things in an image, each with a label, a score and a box in pixels of the original."""
+
+    name = "object-detection"
+    pipeline_class = hf.ObjectDetectionPipeline
+    auto_classes = ("AutoModelForObjectDetection",)
+    known: ClassVar[Mapping[str, Kind]] = {"threshold": NUMBER}
+
+
+class ImageSegmentation(ImageTask):
+    """The parts of an image, each with a label, a score and a mask of the size of the original."""
+
+    name = "image-segmentation"
+    pipeline_class = hf.ImageSegmentationPipeline
+    auto_classes = (
+        "AutoModelForImageSegmentation",
+        "AutoModelForSemanticSegmentation",
+        "AutoModelForInstanceSegmentation",
+        "AutoModelForUniversalSegmentation",
+    )
+    known: ClassVar[Mapping[str, Kind]] = {
+        "subtask": one_of("panoptic", "instance", "semantic"),
+        "threshold": NUMBER,
+        "mask_threshold": NUMBER,
+        "overlap_mask_area_threshold": NUMBER,
+    }
+
+    def finish(self, rows: Sequence[Row], prepared: Prepared, settings: Settings) -> Json:
+        """Return the parts, their masks as PNG."""
+        return [part | {"mask": _png(part["mask"])} for part in super().finish(rows, prepared, settings)]
+
+
+class DepthEstimation(ImageTask):
+    """How far away each pixel is: a grey picture, the nearest white; on demand the model's own numbers."""
+
+    name = "depth-estimation"
+    pipeline_class = hf.DepthEstimationPipeline
+    auto_classes = ("AutoModelForDepthEstimation",)
+    known: ClassVar[Mapping[str, Kind]] = {"predicted_depth": FLAG}
+
+    def finish(self, rows: Sequence[Row], prepared: Prepared, settings: Settings) -> Json:
+        """Return the picture as PNG."""
+        found = super().finish(rows, prepared, settings)
+        numbers = (
+            {"predicted_depth": found["predicted_depth"].tolist()} if settings.params.get("predicted_depth") else {}
+        )
+        return numbers | {"depth": _png(found["depth"])}
+
+
+class ImageFeatureExtraction(ImageTask):
+    """The hidden states of every patch, or with `pool` one vector."""
+
+    name = "image-feature-extraction"
+    pipeline_class = hf.ImageFeatureExtractionPipeline
+    auto_classes = ("AutoModel",)
+    ignore_missing = (r"(^|\.)pooler\.",)
+    known: ClassVar[Mapping[str, Kind]] = {"pool": FLAG}
+    output_type = pa.list_(pa.list_(pa.list_(pa.float32())))
+
+    def type_of(self, params: Mapping[str, Json]) -> Any:
+        """Return lists of float32, as deep as the pipeline's."""
+        return self.output_type.value_type if params.get("pool") else self.output_type
+
+
+IMAGE_TASKS: Mapping[str, type[MediaTask]] = {
+    task.name: task
+    for task in (
+        ImageClassification,
+        ZeroShotImageClassification,
+        ObjectDetection,
+        ImageSegmentation,
+        DepthEstimation,
+        ImageFeatureExtraction,
+    )
+}
+
+
+def _png(image: Any) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()

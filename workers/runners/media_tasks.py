@@ -23,6 +23,9 @@ from workers.runners.truncation import Inputs
 class MediaTask(PlainTask):
     """A task over files of one kind."""
 
+    #: The `AutoModel` classes that may have its head; the first that knows the architecture loads it.
+    auto_classes: ClassVar[tuple[str, ...]]
+    needs_tokenizer: ClassVar[bool] = False
     #: Inputs that go by the side of the model's own, one for each record.
     aside: ClassVar[tuple[str, ...]] = ("target_size",)
     #: Numbers of the prepared input that weigh as much as a token of text.
@@ -32,6 +35,10 @@ class MediaTask(PlainTask):
         self.pipe = pipe
         self.tokenizer = pipe.tokenizer
         self.limit = None
+
+    def type_of(self, params: Mapping[str, Json]) -> Any:
+        """Return the Arrow type of an output under these parameters, None where it travels as JSON."""
+        return self.output_type
 
     @abstractmethod
     def decoded(self, blob: bytes) -> Any:
@@ -65,7 +72,7 @@ class MediaTask(PlainTask):
     def forward(self, batch: Sequence[Inputs], settings: Settings, watch: Watch) -> list[Row]:
         """Run one batch of equal shapes; return one row for each input, in order."""
         outputs = self.pipe.forward(self.joined(batch), **settings.forward)
-        return [self._row(outputs, number, inputs) for number, inputs in enumerate(batch)]
+        return [self.row(outputs, number, inputs) for number, inputs in enumerate(batch)]
 
     def joined(self, batch: Sequence[Inputs]) -> Inputs:
         """Return one batch: tensors of shape (1, ...) stacked, what is aside of the first input."""
@@ -74,7 +81,7 @@ class MediaTask(PlainTask):
             for name, value in batch[0].items()
         }
 
-    def _row(self, outputs: Mapping[str, Any], number: int, inputs: Inputs) -> Row:
+    def row(self, outputs: Mapping[str, Any], number: int, inputs: Inputs) -> Row:
         """Take one record out of the batch, as `postprocess` takes it: by name, by number, as attributes."""
         row = {name: row_of(value, number) for name, value in _tensors(outputs).items()}
         return ModelOutput(row | {name: inputs[name] for name in self.aside if name in inputs})

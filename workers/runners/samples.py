@@ -1,6 +1,8 @@
 """A few records for each task: what a freshly loaded model is warmed up and tried with."""
 
 import io
+import math
+import wave
 from collections.abc import Sequence
 
 from common.tasks import find_task
@@ -11,6 +13,7 @@ _TEXTS = (
     "Water boils at a hundred degrees, unless it is heated high up on a mountain.",
     "The old library stands beside the river. It opens at nine, closes at six, and keeps two thousand maps.",
 )
+_RATE = 16_000  # samples of sound a second
 _SAMPLES: dict[str, tuple[Json, ...]] = {
     "fill-mask": tuple(f"{text} It is [MASK]." for text in _TEXTS),
     "zero-shot-classification": tuple({"text": text, "candidate_labels": ["science", "travel"]} for text in _TEXTS),
@@ -30,8 +33,23 @@ def _gradient(side: int) -> bytes:
     return file.getvalue()
 
 
+def _tone(seconds: int) -> bytes:
+    """Return a falling tone as WAV."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(_RATE)
+        waves = (int(9000 * math.sin(900 * math.sqrt(at / _RATE))) for at in range(seconds * _RATE))
+        sound.writeframes(b"".join(value.to_bytes(2, "little", signed=True) for value in waves))
+    return file.getvalue()
+
+
 def samples(task: str) -> Sequence[Json]:
     """Return inputs that a runner of `task` can take."""
-    if find_task(task).media == "image":
-        return tuple(Attached("a sample", _gradient(side)) for side in (64, 224))
-    return _SAMPLES.get(find_task(task).name, _TEXTS)
+    known = find_task(task)
+    if known.media:
+        blobs = [_gradient(side) for side in (64, 224)] if known.media == "image" else [_tone(1), _tone(3)]
+        labels = {"candidate_labels": ["light", "dark"]} if "candidate_labels" in known.optional else {}
+        return tuple(Attached({known.media: "a sample", **labels}, blob) for blob in blobs)
+    return _SAMPLES.get(known.name, _TEXTS)

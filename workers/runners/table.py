@@ -14,6 +14,7 @@ from workers.runners.base import Runner
 _PIPELINE = "workers.runners.pipelines:PipelineRunner"
 _FAST = "workers.runners.fast:FastRunner"
 _IMAGES = "workers.runners.images:ImageRunner"
+_SOUNDS = "workers.runners.sounds:SoundRunner"
 _SEQ2SEQ = "workers.runners.seq2seq:Seq2SeqRunner"
 
 #: Task to `module:Class`.
@@ -30,6 +31,14 @@ RUNNERS = {
     "summarization": _SEQ2SEQ,
     "text2text-generation": _SEQ2SEQ,
     "image-classification": _IMAGES,
+    "zero-shot-image-classification": _IMAGES,
+    "object-detection": _IMAGES,
+    "image-segmentation": _IMAGES,
+    "depth-estimation": _IMAGES,
+    "image-feature-extraction": _IMAGES,
+    "audio-classification": _SOUNDS,
+    "zero-shot-audio-classification": _SOUNDS,
+    "automatic-speech-recognition": _SOUNDS,
     "question-answering": "workers.runners.question_answering:QuestionAnsweringRunner",
 }
 

@@ -1,0 +1,107 @@
+"""Sound through the runner gives what `transformers.pipeline` gives for its samples one by one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transformers
+from scipy.signal import resample_poly
+
+from common.errors import ModelError
+from common.values import Attached, Json, Outcome
+from tests import tiny_media
+from tests.one_by_one import assert_same, runner_of
+from tests.tiny_models import RecordingWatch
+
+SOUNDS = [tiny_media.samples(seconds, seed) for seed, seconds in enumerate((0.5, 0.3, 0.5, 1.0))]
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_media.heard(tmp_path_factory.mktemp("heard"))
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_media.spoken(tmp_path_factory.mktemp("spoken"))
+
+
+def attached(sounds: Sequence[np.ndarray]) -> list[Json]:
+    return [Attached("x.wav", tiny_media.sound_bytes(sound)) for sound in sounds]
+
+
+def run(task: str, model: Path, inputs: Sequence[Json], **params: Json) -> list[Outcome]:
+    return runner_of(task, model).run(inputs, params, RecordingWatch())
+
+
+@pytest.mark.parametrize("params", [{}, {"top_k": 2}, {"function_to_apply": "sigmoid"}])
+def test_a_sound_gets_the_labels_that_the_pipeline_gives(heard: Path, params: dict[str, Json]):
+    pipe = transformers.pipeline("audio-classification", model=str(heard), device="cpu")
+    for outcome, sound in zip(run("audio-classification", heard, attached(SOUNDS), **params), SOUNDS, strict=True):
+        assert outcome.failure is None
+        assert_same(outcome.output, pipe(sound.copy(), **params))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"return_timestamps": "word"}, {"chunk_length_s": 0.4}, {"chunk_length_s": 0.4, "stride_length_s": 0.1}],
+)
+def test_speech_becomes_the_text_that_the_pipeline_gives(spoken: Path, params: dict[str, Json]):
+    task = "automatic-speech-recognition"
+    pipe = transformers.pipeline(task, model=str(spoken), device="cpu")
+    for outcome, sound in zip(run(task, spoken, attached(SOUNDS), **params), SOUNDS, strict=True):
+        assert outcome.failure is None
+        assert outcome.output["text"]
+        assert_same(outcome.output, pipe(sound.copy(), **params))
+
+
+def test_a_sound_of_another_rate_and_two_channels_is_brought_to_the_models(heard: Path):
+    sound = tiny_media.samples(0.5, 9, 44_100)
+    both = np.stack([sound, sound * 0.5], axis=1)
+    blob = tiny_media.sound_bytes(both, 44_100)
+    [outcome] = run("audio-classification", heard, [Attached("x.wav", blob)])
+    pipe = transformers.pipeline("audio-classification", model=str(heard), device="cpu")
+    assert_same(outcome.output, pipe(resample_poly(both.mean(axis=1), 160, 441).astype(np.float32)))
+
+
+@pytest.mark.parametrize("format", ["FLAC", "OGG", "MP3", "AIFF"])
+def test_other_formats_are_decoded(heard: Path, format: str):
+    [outcome] = run("audio-classification", heard, [Attached("x", tiny_media.sound_bytes(SOUNDS[3], format=format))])
+    assert outcome.failure is None
+
+
+@pytest.mark.parametrize(
+    "blob", [b"", b"no sound", b"RIFF\0\0\0\0WAVE", b"fLaC" + bytes(50), tiny_media.sound_bytes(SOUNDS[0][:0])]
+)
+def test_a_broken_sound_fails_alone(heard: Path, blob: bytes):
+    first, second = run("audio-classification", heard, [*attached(SOUNDS[:1]), Attached("x.wav", blob)])
+    assert first.failure is None
+    assert second.failure and second.failure.code == "bad_audio"
+
+
+def test_a_sound_that_would_fill_the_memory_fails_alone(heard: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("workers.runners.sound_decoding.MOST_SAMPLES", 8_000)
+    found = run("audio-classification", heard, attached(SOUNDS))
+    assert [outcome.failure and outcome.failure.code for outcome in found] == [None, None, None, "bad_audio"]
+
+
+def test_a_parameter_of_models_that_generate_is_refused_by_one_that_does_not(spoken: Path):
+    with pytest.raises(ModelError, match="language is for models that generate"):
+        run("automatic-speech-recognition", spoken, attached(SOUNDS[:1]), language="en")
+
+
+@pytest.mark.parametrize("params", [{}, {"language": "en", "task": "translate"}, {"return_timestamps": True}])
+def test_whisper_writes_what_it_writes_in_the_pipeline(tmp_path: Path, params: dict[str, Json]):
+    model = tiny_media.whisper(tmp_path / "model")
+    sounds = [*SOUNDS, tiny_media.samples(3.0, 7)]  # the last is longer than the two seconds that it sees at once
+    if not params.get("return_timestamps"):
+        sounds.pop()  # the pipeline asks for timestamps there
+    task = "automatic-speech-recognition"
+    pipe = transformers.pipeline(task, model=str(model), device="cpu")
+    named = {name: params[name] for name in ("language", "task") if name in params}
+    others = {name: value for name, value in params.items() if name not in named}
+    outcomes = runner_of(task, model).run(attached(sounds), params, RecordingWatch())
+    for outcome, sound in zip(outcomes, sounds, strict=True):
+        assert outcome.failure is None
+        assert_same(outcome.output, pipe(sound.copy(), **others, generate_kwargs=named))

@@ -1,0 +1,73 @@
+"""Scores for labels that come with the record or the job: what zero-shot tasks over images and sound share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from common.errors import ModelError, RecordError
+from common.values import Json
+from workers.runners.kinds import TEXT, TEXTS, Kind
+from workers.runners.media_tasks import MediaTask
+from workers.runners.pipeline_tasks import Prepared, Row, Settings, own_params
+from workers.runners.truncation import Inputs, input_limit, length_of
+
+
+class LabelledTask(MediaTask):
+    """A task that compares a file with labels; only records with the same labels share a batch."""
+
+    needs_tokenizer = True
+    aside = ("candidate_labels",)
+    known: ClassVar[Mapping[str, Kind]] = {"candidate_labels": TEXTS, "hypothesis_template": TEXT}
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe)
+        self._label_limit = input_limit(pipe.model, pipe.tokenizer)
+
+    def settings(self, params: Mapping[str, Json]) -> Settings:
+        """Return the job's parameters; the template must have a place for the label."""
+        settings = super().settings(params)
+        try:
+            _check_template(settings.preprocess)
+        except RecordError as error:
+            raise ModelError("bad_param", error.message) from error
+        return settings
+
+    def prepared(self, media: Any, fields: Mapping[str, Json], settings: Settings) -> Prepared:
+        """Return the file and its labels ready to run."""
+        before = {**settings.preprocess, **own_params(self, fields, tuple(self.known))[0]}
+        labels = before.get("candidate_labels")
+        if not labels:
+            raise RecordError(
+                "missing_field",
+                f"{self.name} needs candidate_labels, with the record or as -p candidate_labels=a,b.",
+            )
+        _check_template(before)
+        if isinstance(labels, str):
+            before["candidate_labels"] = [label.strip() for label in labels.split(",") if label.strip()]
+        inputs = dict(self.pipe.preprocess(media, **before))
+        longest = length_of(inputs["text_inputs"][0])
+        if self._label_limit is not None and longest > self._label_limit:
+            raise RecordError("too_long", f"A label has {longest} tokens; the model takes {self._label_limit}.")
+        return Prepared([{**inputs, "hypothesis_template": before.get("hypothesis_template")}])
+
+    def group(self, inputs: Inputs, settings: Settings) -> int:
+        """Return a number that inputs of equal shapes and equal labels share."""
+        labels = (*inputs["candidate_labels"], inputs["hypothesis_template"])
+        return hash((super().group(inputs, settings), labels))
+
+    def joined(self, batch: Sequence[Inputs]) -> Inputs:
+        """Return one batch; the labels are those of all its records."""
+        return {name: value for name, value in super().joined(batch).items() if name != "hypothesis_template"}
+
+    def row(self, outputs: Mapping[str, Any], number: int, inputs: Inputs) -> Row:
+        """Take one record out of the batch, as a dictionary: `postprocess` takes the labels out of it."""
+        return dict(super().row(outputs, number, inputs))
+
+
+def _check_template(params: Mapping[str, Any]) -> None:
+    template = params.get("hypothesis_template", "{}")
+    try:
+        fits = template.format("label") != template.format("")
+    except (ValueError, IndexError, KeyError, AttributeError):
+        fits = False
+    if not fits:
+        raise RecordError("wrong_type", f"hypothesis_template must hold one {{}} for the label, found {template!r}.")

@@ -1,0 +1,120 @@
+"""The tasks of `transformers.pipeline` over sound."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from transformers import pipelines as hf
+
+from common.errors import ModelError
+from common.values import Json
+from workers.runners.collating import row_of
+from workers.runners.generate_params import GENERATE_PARAMS
+from workers.runners.kinds import COUNT, FLAG, NUMBER, POSITIVE, TEXT, Kind, either, one_of
+from workers.runners.media_labels import LabelledTask
+from workers.runners.media_tasks import MediaTask
+from workers.runners.pipeline_tasks import Prepared, Row, Settings
+from workers.runners.sound_decoding import sound_of
+from workers.runners.truncation import Inputs
+
+#: What goes to `generate`; models that do not generate (CTC) have no use for it.
+_GENERATE: Mapping[str, Kind] = {
+    "language": TEXT,
+    "task": one_of("transcribe", "translate"),
+    **{name: GENERATE_PARAMS[name] for name in ("max_new_tokens", "num_beams", "do_sample", "temperature")},
+}
+
+
+class SoundTask(MediaTask):
+    """A task over sound."""
+
+    per_token_numbers = 320  # samples: 20 ms at 16 kHz
+
+    def decoded(self, blob: bytes) -> Any:
+        """Return the samples at the model's rate."""
+        return sound_of(blob, int(self.pipe.feature_extractor.sampling_rate))
+
+
+class AudioClassification(SoundTask):
+    """Labels and their scores for a sound."""
+
+    name = "audio-classification"
+    pipeline_class = hf.AudioClassificationPipeline
+    auto_classes = ("AutoModelForAudioClassification",)
+    known: ClassVar[Mapping[str, Kind]] = {
+        "top_k": either(COUNT, None),
+        "function_to_apply": one_of("sigmoid", "softmax", "none"),
+    }
+
+
+class ZeroShotAudioClassification(LabelledTask, SoundTask):
+    """Scores for labels of the user's own."""
+
+    name = "zero-shot-audio-classification"
+    pipeline_class = hf.ZeroShotAudioClassificationPipeline
+    auto_classes = ("AutoModel",)
+
+
+class SpeechRecognition(SoundTask):
+    """What is said, with `return_timestamps` also when."""
+
+    name = "automatic-speech-recognition"
+    pipeline_class = hf.AutomaticSpeechRecognitionPipeline
+    auto_classes = ("AutoModelForCTC", "AutoModelForSpeechSeq2Seq")
+    needs_tokenizer = True
+    known: ClassVar[Mapping[str, Kind]] = {
+        "chunk_length_s": POSITIVE,
+        "stride_length_s": NUMBER,
+        "return_timestamps": either(one_of("word", "char"), True, False),
+        "return_language": FLAG,
+        **_GENERATE,
+    }
+
+    def settings(self, params: Mapping[str, Json]) -> Settings:
+        """Return the job's parameters; those of `generate` only for a model that generates."""
+        settings = super().settings(params)
+        idle = sorted(_GENERATE.keys() & params.keys()) if self.pipe.type == "ctc" else []
+        if idle:
+            raise ModelError("bad_param", f"{idle[0]} is for models that generate text, such as Whisper; this is CTC.")
+        return settings
+
+    def prepared(self, media: Any, fields: Mapping[str, Json], settings: Settings) -> Prepared:
+        """Return the sound, or its windows where `chunk_length_s` asks for them."""
+        return Prepared([dict(part) for part in self.pipe.preprocess(media, **settings.preprocess)])
+
+    def group(self, inputs: Inputs, settings: Settings) -> int:
+        """Return a number that only inputs share which give the same in one batch as alone."""
+        alone = self.pipe.type != "ctc" and any(
+            settings.forward.get(name) for name in ("return_timestamps", "return_language")
+        )
+        return id(inputs) if alone or self._is_long(inputs) else super().group(inputs, settings)
+
+    def joined(self, batch: Sequence[Inputs]) -> Inputs:
+        """Return one batch; of windows, each with where it overlaps its neighbours."""
+        joined = super().joined(batch)
+        if "stride" in joined and len(batch) > 1:
+            joined["stride"] = [inputs["stride"] for inputs in batch]
+        return joined
+
+    def row(self, outputs: Mapping[str, Any], number: int, inputs: Inputs) -> Row:
+        """Take one window out of the batch, as a dictionary: `postprocess` takes its parts out."""
+        row = {name: value if name == "lang_id" else row_of(value, number) for name, value in outputs.items()}
+        row["is_last"] = inputs["is_last"]
+        if "stride" in row:
+            own = outputs["stride"]
+            row["stride"] = own[number] if isinstance(own, list) else own
+        return row
+
+    def finish(self, rows: Sequence[Row], prepared: Prepared, settings: Settings) -> Json:
+        """Return the text of all windows."""
+        return self.pipe.postprocess(list(rows), **settings.postprocess)
+
+    def _is_long(self, inputs: Inputs) -> bool:
+        """Whether Whisper works through the sound in several steps of its own."""
+        if self.pipe.type != "seq2seq_whisper":
+            return False
+        return bool(inputs["input_features"].shape[-1] > self.pipe.feature_extractor.nb_max_frames)
+
+
+SOUND_TASKS: Mapping[str, type[MediaTask]] = {
+    task.name: task for task in (AudioClassification, ZeroShotAudioClassification, SpeechRecognition)
+}
