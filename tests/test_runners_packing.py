@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -10,6 +11,7 @@ from common.values import Json
 from tests import tiny_models
 from tests.one_by_one import assert_same
 from tests.tiny_models import SMALL, VOCABULARY, RecordingWatch, mixed
+from workers.runners.embedding import EmbeddingRunner
 from workers.runners.fast import FastRunner
 from workers.runners.packing import ATTENTION
 
@@ -68,6 +70,18 @@ def test_packed_rows_give_what_padded_ones_give(tmp_path, architecture, task):
     for one, other in zip(found, expected, strict=True):
         assert (one.failure, one.truncated) == (other.failure, other.truncated)
         assert_same(one.output, other.output)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls+lasttoken"])
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_vectors_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture, pooling):
+    runner = EmbeddingRunner("embedding", made(tmp_path, architecture, "feature-extraction"), "cpu", {})
+    records: list[Json] = list(mixed(120))
+    expected = runner.run(records, {"pooling": pooling}, RecordingWatch())
+    assert runner.pack()
+    assert runner.facts()["attention"] == ATTENTION
+    found = runner.run(records, {"pooling": pooling}, RecordingWatch())
+    np.testing.assert_allclose([one.output for one in found], [one.output for one in expected], atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", sorted(SIZES.keys() - set(PACKABLE)))

@@ -17,11 +17,13 @@ from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelFo
 
 from common.errors import ModelError
 from common.values import Json, Outcome
+from workers.runners.agreement import close
 from workers.runners.base import Watch
 from workers.runners.batching import Item, run_batches
 from workers.runners.budget import TokenBudget
 from workers.runners.kinds import COUNT, FLAG, TEXT, Kind, check_params
 from workers.runners.loading import ModelRunner, Source, load_config, load_model, load_tokenizer
+from workers.runners.packing import ATTENTION, PROBE, Packer, find_packer, pays, unpacked
 from workers.runners.pooling import load_dense, normalize, pool
 from workers.runners.sentence_config import (
     POOLING_MODES,
@@ -89,6 +91,9 @@ class EmbeddingRunner(ModelRunner):
             for stage in self._config.stages
         ]
         self.budget = TokenBudget.of(device)
+        self._packer: Packer | None = None
+        if pays(self._model):
+            self.pack()
         self._width = self._hidden(self._padded(encode(self._tokenizer, ["a"], self._limit))).shape[-1]
 
     def output_type(self, params: Mapping[str, Json]) -> pa.DataType:
@@ -112,7 +117,9 @@ class EmbeddingRunner(ModelRunner):
 
     def _vectors(self, rows: Sequence[Encoded], chosen: _Options, skip: int) -> list[Any]:
         features = self._padded(rows)
-        vectors = pool(self._hidden(features), features["attention_mask"], chosen.pooling, skip)
+        mask = features["attention_mask"]
+        hidden = self._hidden_packed(rows, mask, self._packer) if self._packer else self._hidden(features)
+        vectors = pool(hidden, mask, chosen.pooling, skip)
         for stage in self._stages:
             if chosen.normalize is not False or stage is not normalize:
                 vectors = stage(vectors)
@@ -129,6 +136,31 @@ class EmbeddingRunner(ModelRunner):
         with torch.inference_mode():
             output: torch.Tensor = self._model(**accepted(features, self._model)).last_hidden_state
             return output.float()
+
+    def pack(self) -> bool:
+        """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
+        rows = encode(self._tokenizer, PROBE, self._limit)
+        features = self._padded(rows)
+        mask = features["attention_mask"]
+        expected = [state[: len(row)] for state, row in zip(self._hidden(features).cpu(), rows, strict=True)]
+
+        def agrees(packer: Packer) -> bool:
+            found = self._hidden_packed(rows, mask, packer).to(self._model.dtype)
+            return all(close(state[: len(row)], one) for state, row, one in zip(found, rows, expected, strict=True))
+
+        self._packer = find_packer(self._model, self._device, agrees)
+        return self._packer is not None
+
+    def facts(self) -> dict[str, Json]:
+        """Return what the model runs with; its attention is ours where rows are packed."""
+        return super().facts() | ({"attention": ATTENTION} if self._packer else {})
+
+    def _hidden_packed(self, rows: Sequence[Encoded], mask: torch.Tensor, packer: Packer) -> torch.Tensor:
+        """Return what `_hidden` does, of rows that lay one behind the other."""
+        names = accepted(rows[0].features, self._model)
+        features = [{name: row.features[name] for name in names} for row in rows]
+        with torch.inference_mode(), packer.packed(features) as inputs:
+            return unpacked(self._model(**inputs).last_hidden_state.float(), mask)
 
     def _prompt_tokens(self, prompt: str) -> int:
         """Return how many tokens at the beginning of every text are the prompt's and are not to be pooled."""

@@ -25,16 +25,13 @@ from workers.runners.base import PlacedWatch, Watch
 from workers.runners.batching import Item, run_batches
 from workers.runners.fast_ways import FAST_WAYS, Asked
 from workers.runners.loading import ModelRunner
-from workers.runners.packing import ATTENTION, Packer, find_packer, pays
+from workers.runners.packing import ATTENTION, PROBE, Packer, find_packer, pays
 from workers.runners.pipeline_tasks import Settings
 from workers.runners.pipelines import PipelineRunner
 from workers.runners.samples import samples
 from workers.runners.texts import Encoded, encode, pad, read_inputs
 
 logger = logging.getLogger(__name__)
-
-#: Texts of several lengths: what rows are packed of to see whether a model goes along.
-_PROBE = ("A short text.", "The old library stands beside the river, and opens at nine.", "Water", "It boils. " * 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +78,9 @@ class FastRunner(ModelRunner):
 
     def pack(self) -> bool:
         """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
-        rows = encode(self._tokenizer, _PROBE, self._task.limit)
+        rows = encode(self._tokenizer, PROBE, self._task.limit)
         rows = [row for row in rows if self._way.refusal(row) is None] or encode(
-            self._tokenizer, [f"{text} {self._tokenizer.mask_token}" for text in _PROBE], self._task.limit
+            self._tokenizer, [f"{text} {self._tokenizer.mask_token}" for text in PROBE], self._task.limit
         )
         with torch.inference_mode():
             expected = self._logits(rows)

@@ -17,10 +17,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from workers.runners.texts import on_device
+
 logger = logging.getLogger(__name__)
 
 #: The name that our attention is registered under.
 ATTENTION = "hugqueue_varlen"
+#: Texts of several lengths: what rows are packed of to see whether a model goes along.
+PROBE = ("A short text.", "The old library stands beside the river, and opens at nine.", "Water", "It boils. " * 5)
 #: Where the layers of an encoder stand in its base model.
 _LAYERS = ("encoder", "transformer")
 #: What a model may raise that does not go along.
@@ -155,17 +159,22 @@ def find_packer(
     return None
 
 
+def unpacked(states: Tensor, mask: Tensor) -> Tensor:
+    """Return the states of a packed row, (1, tokens, width), as a padded batch, (texts, longest, width).
+
+    Args:
+        states: of all tokens, one text behind the other.
+        mask: (texts, longest), 1 for a token and 0 for padding, on the right.
+    """
+    spread = states.new_zeros(*mask.shape, states.shape[-1])
+    spread[mask.bool()] = states[0]
+    return spread
+
+
 def pays(model: Any) -> bool:
     """Whether there is a kernel for packed rows where this model is: on a GPU, in half precision."""
     cuda: bool = model.device.type == "cuda" and model.dtype in (torch.float16, torch.bfloat16)
     return cuda and torch.cuda.get_device_capability(model.device) >= (8, 0)
-
-
-def on_device(tensor: Tensor, device: str) -> Tensor:
-    """Return the tensor on its device; a GPU copies it out of pinned memory while the program goes on."""
-    if not device.startswith("cuda"):
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @contextmanager

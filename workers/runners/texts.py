@@ -125,11 +125,18 @@ def pad(rows: Sequence[dict[str, list[int]]], tokenizer: Any, device: str) -> di
     fill = {"input_ids": tokenizer.pad_token_id or 0, "token_type_ids": tokenizer.pad_token_type_id}
     longest = max(len(row["input_ids"]) for row in rows)
     return {
-        name: torch.tensor(
-            [row[name] + [fill.get(name, 0)] * (longest - len(row[name])) for row in rows], device=device
+        name: on_device(
+            torch.tensor([row[name] + [fill.get(name, 0)] * (longest - len(row[name])) for row in rows]), device
         )
         for name in rows[0]
     }
+
+
+def on_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """Return the tensor on its device; a GPU copies it out of pinned memory while the program goes on."""
+    if not device.startswith("cuda"):
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def accepted(features: dict[str, T], model: Any) -> dict[str, T]:
