@@ -2,8 +2,9 @@
 -- where no idempotency key was given), field of INPUT, payload, then fields of JOB and their values, which tell how far
 -- it is. Gives 'written', or why not: the status that the job has, or 'taken' where another producer has taken over.
 local word = status()
-if word ~= 'submitting' then return word or 'unknown' end
+if not word then return 'unknown' end
 if (redis.call('HGET', JOB, 'producer') or '') ~= ARGV[1] then return 'taken' end
+if word ~= 'submitting' then return word end
 redis.call('HSET', INPUT, ARGV[2], ARGV[3])
 redis.call('HSET', JOB, 'producer_seen', now())
 for i = 4, #ARGV, 2 do

@@ -1,9 +1,10 @@
 -- Accepts a job: from here on it is queued, and all its chunks are open. ARGV: chunks, records, and the token of the
 -- producer ('' where no idempotency key was given).
 -- The answer may have been lost on its way: a job that is sealed already was sealed by this very call.
-if redis.call('HGET', JOB, 'sealed_at') then return 'queued' end
-if status() ~= 'submitting' then return status() or 'unknown' end
+if not status() then return 'unknown' end
 if (redis.call('HGET', JOB, 'producer') or '') ~= ARGV[3] then return 'taken' end
+if redis.call('HGET', JOB, 'sealed_at') then return 'queued' end
+if status() ~= 'submitting' then return status() end
 redis.call('HSET', JOB, 'status', 'queued', 'sealed_at', now(), 'chunks', ARGV[1], 'records', ARGV[2])
 for chunk = 0, tonumber(ARGV[1]) - 1 do
   redis.call('RPUSH', OPEN, chunk)
