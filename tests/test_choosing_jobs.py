@@ -95,7 +95,7 @@ def test_a_deleted_job_leaves_nothing_behind_and_nor_does_a_late_commit(server: 
     assert server.client.keys("*") == []
     assert ledger.renew(late) == "lost"
     store.put_outcomes(job, late.chunk, late.version, b"late")
-    ledger.note_alone(late, [0])
+    ledger.note_alone(late, done=None, now=0, kept=0)
     assert ledger.commit(late, Counts(1), {}) == "closed"
     ledger.give_back(late)
     store.note(job, "stage", "late")
@@ -128,7 +128,7 @@ def test_a_producer_whose_job_is_deleted_ends_and_leaves_nothing(shell: Shell, s
     wait_until(lambda: server.client.exists(JobKeys.of(job).input), 60, "a chunk is there")
     shell.run("delete", "--force", job)
     _, err = process.communicate("z\n", timeout=60)
-    assert process.returncode == 2 and "it is unknown" in err
+    assert process.returncode == 1 and "it was given up or taken back, and is forgotten" in err
     assert server.client.keys("hugqueue:*") == []
 
 
