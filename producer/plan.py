@@ -49,6 +49,7 @@ class Plan:
             column=self.column,
             id_column=self.id_column,
             max_record_bytes=self.settings.max_record_bytes,
+            shared=self.settings.shared,
         )
 
     def begun_records(self) -> Iterator[Record]:

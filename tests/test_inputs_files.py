@@ -105,3 +105,14 @@ def test_the_payload_carries_the_files(place: Path):
 def test_chunks_are_cut_by_the_bytes_of_the_files():
     records = [Record(number, "x.png", blob=bytes(FILE_CHUNK_BYTES // 2)) for number in range(5)]
     assert [len(chunk) for chunk in cut_chunks(records, 64)] == [2, 2, 1]
+
+
+def test_of_what_is_shared_only_the_path_travels(place: Path):
+    (place / "list.jsonl").write_text('{"image": "photos/b.png"}\n{"image": "s3://bucket/c.png"}\n{"image": "x.png"}\n')
+    shared = (str(place / "photos"), "s3://bucket")
+    records = list(read_records(["list.jsonl"], TASK, max_record_bytes=1000, shared=shared))
+    assert [(r.input, r.blob) for r in records[:2]] == [
+        (str(place / "photos/b.png"), None),
+        ("s3://bucket/c.png", None),
+    ]
+    assert records[2].failure and records[2].failure.code == "no_file"

@@ -164,3 +164,22 @@ def test_a_model_without_an_image_processor_fails_the_job(vit: Path, tmp_path: P
     (model / "preprocessor_config.json").unlink()
     with pytest.raises(ModelError, match="image processor"):
         runner_of("image-classification", model)
+
+
+def test_a_file_under_what_is_shared_is_read_in_place_and_no_other(vit: Path, photos: list[Path], tmp_path: Path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    for name in ("own.png", "large.png"):
+        (shared / name).write_bytes(photos[0].read_bytes())
+    with (shared / "large.png").open("ab") as file:
+        file.write(bytes(100_000))
+    (shared / "link.png").symlink_to(photos[0])
+    rules = {"shared": (str(shared),), "most_file_bytes": 100_000}
+    runner = runner_of("image-classification", vit, **rules)
+    names = ["own.png", "none.png", "large.png", "link.png", "../shared/own.png"]
+    inputs: list[Json] = [str(shared / name) for name in names]
+    outcomes = runner.run([*inputs, str(photos[0]), "own.png"], {}, RecordingWatch())
+    assert [outcome.failure and outcome.failure.code for outcome in outcomes] == [
+        None, "no_file", "too_large", "missing_file", None, "missing_file", "missing_file"
+    ]  # fmt: skip
+    assert_same(outcomes[0].output, run("image-classification", vit, attached(photos[:1]))[0].output)

@@ -36,6 +36,8 @@ class ModelPolicy:
     max_new_tokens: int = 4096  #: that may be generated for one record
     dtype: str = "auto"  #: what models compute in where the job names none
     models: str | None = None  #: address of the store of fine-tuned models
+    shared: tuple[str, ...] = ()  #: directories and addresses whose files records may name
+    most_file_bytes: int = 16 * 1024 * 1024  #: of such a file
     cache: str = ""  #: directory for what comes from a store that is no directory
 
     @classmethod
@@ -51,6 +53,8 @@ class ModelPolicy:
             max_new_tokens=settings.max_new_tokens,
             dtype=settings.dtype,
             models=store_address(settings),
+            shared=settings.shared,
+            most_file_bytes=settings.max_record_bytes,
             cache=str(settings.model_cache),
         )
 

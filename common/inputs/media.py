@@ -13,6 +13,7 @@ from pathlib import Path
 from common.errors import UsageError
 from common.inputs.sources import FORMATS
 from common.media import HEAD, SUFFIXES, format_of, formats
+from common.shared import is_address, is_shared
 from common.tasks import Task
 from common.values import Failure, Json, Record
 
@@ -38,17 +39,28 @@ def file_records(names: Sequence[str], kind: str) -> Iterator[Record]:
             raise UsageError(f"{name}: there is no {kind} in it. Found by their endings are {_endings(kind)}.")
 
 
-def attached(records: Iterable[Record], task: Task, max_bytes: int) -> Iterator[Record]:
-    """Yield the records, each with the bytes of the file that it names."""
+def attached(records: Iterable[Record], task: Task, max_bytes: int, shared: Sequence[str] = ()) -> Iterator[Record]:
+    """Yield the records, each with the bytes of the file that it names; what is `shared` workers read by themselves."""
     for record in records:
-        yield record if record.failure else _attached(record, task, max_bytes)
+        yield record if record.failure else _attached(record, task, max_bytes, shared)
 
 
-def _attached(record: Record, task: Task, max_bytes: int) -> Record:
+def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str]) -> Record:
     kind = str(task.media)
     path = record.input[kind] if isinstance(record.input, dict) else record.input
+    place = _absolute(path)
+    if place is not None and is_shared(place, shared):
+        named = {**record.input, kind: place} if isinstance(record.input, dict) else place
+        return replace(record, input=named)
     blob = _read(path, kind, max_bytes)
     return replace(record, failure=blob) if isinstance(blob, Failure) else replace(record, blob=blob)
+
+
+def _absolute(path: Json) -> str | None:
+    """Return a path as every machine can read it; an address as it is."""
+    if not isinstance(path, str) or "\0" in path:
+        return None
+    return path if is_address(path) else str(Path(path).absolute())
 
 
 def _read(path: Json, kind: str, max_bytes: int) -> bytes | Failure:

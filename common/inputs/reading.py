@@ -22,6 +22,7 @@ def read_records(
     column: str | None = None,
     id_column: str | None = None,
     max_record_bytes: int,
+    shared: Sequence[str] = (),
 ) -> Iterator[Record]:
     """Return the records of all inputs, in order, read while they are asked for.
 
@@ -35,6 +36,7 @@ def read_records(
         column: the column that holds the input.
         id_column: the column that holds the id; else `id` or `custom_id`, else the line from 0.
         max_record_bytes: what is longer fails, and is never held whole.
+        shared: directories and addresses whose files workers read by themselves.
 
     Raises:
         UsageError: at once, if an input is not there; while reading, if it cannot be read on.
@@ -44,7 +46,7 @@ def read_records(
         file_records([part], str(task.media)) if isinstance(part, str) else _records(part, max_record_bytes)
         for part in parts
     )
-    return attached(records, task, max_record_bytes) if task.media else records
+    return attached(records, task, max_record_bytes, shared) if task.media else records
 
 
 def check_inputs(

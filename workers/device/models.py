@@ -84,6 +84,8 @@ class Models:
             "allow_pickle": policy.allow_pickle,
             "allow_remote_code": policy.allow_remote_code,
             "most_new_tokens": policy.max_new_tokens,
+            "shared": policy.shared,
+            "most_file_bytes": policy.most_file_bytes,
             "preferred_dtype": policy.dtype,
         }
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()

@@ -10,20 +10,6 @@ from PIL import Image
 
 from common.errors import RecordError
 from common.media import HEAD, format_of, formats
-from common.values import Attached, Json
-
-
-def blob_of(value: Json, kind: str) -> tuple[Json, bytes]:
-    """Return a record's input, and the file that came with it.
-
-    Raises:
-        RecordError: `missing_file`, none came.
-    """
-    if not isinstance(value, Attached):
-        raise RecordError(
-            "missing_file", f"No {kind} came with this record; a worker opens no path that a record names."
-        )
-    return value.input, value.blob
 
 
 def image_of(blob: bytes) -> Image.Image:

@@ -13,6 +13,7 @@ from workers.runners.budget import TokenBudget
 from workers.runners.loading import Source, load_config, load_model, load_part, load_tokenizer
 from workers.runners.media_tasks import MediaTask
 from workers.runners.pipelines import PipelineRunner
+from workers.runners.shared_files import SharedFiles
 
 
 class MediaRunner(PipelineRunner):
@@ -45,6 +46,7 @@ class MediaRunner(PipelineRunner):
         except ValueError as error:
             raise ModelError("missing_weights", f"This model does not do {chosen.name}: {error}"[:1000]) from error
         self.task = chosen(pipe)
+        self.task.files = SharedFiles(tuple(load_params.get("shared", ())), int(load_params.get("most_file_bytes", 0)))
         self.budget = TokenBudget.of(device, fitted=True)  # what is measured with texts says nothing of files
 
     def output_type(self, params: Mapping[str, Json]) -> Any:

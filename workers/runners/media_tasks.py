@@ -11,12 +11,12 @@ import torch
 from transformers.utils import ModelOutput
 
 from common.tasks import TASKS
-from common.values import Json
+from common.values import Attached, Json
 from workers.runners.base import Watch
 from workers.runners.collating import row_of
-from workers.runners.decoding import blob_of
 from workers.runners.pipeline_tasks import PlainTask, Prepared, Row, Settings
 from workers.runners.reading import fields_of
+from workers.runners.shared_files import NONE_SHARED, SharedFiles
 from workers.runners.truncation import Inputs
 
 
@@ -35,6 +35,7 @@ class MediaTask(PlainTask):
         self.pipe = pipe
         self.tokenizer = pipe.tokenizer
         self.limit = None
+        self.files: SharedFiles = NONE_SHARED
 
     def type_of(self, params: Mapping[str, Json]) -> Any:
         """Return the Arrow type of an output under these parameters, None where it travels as JSON."""
@@ -50,8 +51,11 @@ class MediaTask(PlainTask):
 
     def prepare(self, value: Json, settings: Settings) -> Prepared:
         """Return the decoded file as the pipeline prepares it."""
-        value, blob = blob_of(value, str(TASKS[self.name].media))
-        return self.prepared(self.decoded(blob), fields_of(TASKS[self.name], value), settings)
+        task = TASKS[self.name]
+        if isinstance(value, Attached):
+            return self.prepared(self.decoded(value.blob), fields_of(task, value.input), settings)
+        fields = fields_of(task, value)
+        return self.prepared(self.decoded(self.files.read(fields[str(task.media)])), fields, settings)
 
     def prepared(self, media: Any, fields: Mapping[str, Json], settings: Settings) -> Prepared:
         """Return a decoded file, and the record's other fields, ready to run."""
