@@ -149,10 +149,19 @@ def test_an_image_that_would_fill_the_memory_fails_alone(
     assert [outcome.failure and outcome.failure.code for outcome in outcomes] == [None, "bad_image", None]
 
 
-@pytest.mark.parametrize("value", ["photo.png", {"image": "photo.png"}, 7, None])
-def test_a_record_without_its_file_opens_none(vit: Path, value: Json):
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ("photo.png", "missing_file"),
+        ({"image": "photo.png"}, "missing_file"),
+        ({"image": 7}, "missing_file"),
+        (7, "wrong_type"),
+        (None, "wrong_type"),
+    ],
+)
+def test_a_record_without_its_file_opens_none(vit: Path, value: Json, code: str):
     [outcome] = run("image-classification", vit, [value])
-    assert outcome.failure and outcome.failure.code == "missing_file"
+    assert outcome.failure and outcome.failure.code == code
 
 
 def test_a_model_without_an_image_processor_fails_the_job(vit: Path, tmp_path: Path):
