@@ -47,7 +47,7 @@ class MediaRunner(PipelineRunner):
             raise ModelError("missing_weights", f"This model does not do {chosen.name}: {error}"[:1000]) from error
         self.task = chosen(pipe)
         self.task.files = SharedFiles(tuple(load_params.get("shared", ())), int(load_params.get("most_file_bytes", 0)))
-        self.budget = TokenBudget.of(device, fitted=True)  # what is measured with texts says nothing of files
+        self.budget = TokenBudget.of(device, generates=True)  # what is measured with texts says nothing of files
 
     def output_type(self, params: Mapping[str, Json]) -> Any:
         """Return the Arrow type of the task's outputs, None where they travel as JSON."""

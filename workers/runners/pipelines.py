@@ -89,7 +89,7 @@ class PipelineRunner(ModelRunner):
         )
         tokenizer = load_tokenizer(source)
         self.task = chosen.over(self._model, tokenizer, device)
-        self.budget = TokenBudget.of(device, fitted=self.task.generates)
+        self.budget = TokenBudget.of(device, generates=self.task.generates)
         if not self.task.batches:
             self.budget.items = 1
 

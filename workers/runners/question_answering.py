@@ -105,8 +105,8 @@ class QuestionAnsweringRunner(ModelRunner):
         """Return for each `{question, context}` an object with score, start, end and answer, or a list of them."""
         chosen = self._options(params)
         read, outcomes = read_inputs(inputs, _asked)
-        asked = dict(zip(read, self._cut_questions(list(read.values()), chosen.question), strict=True))
-        items = self._windows(asked, chosen)
+        asked, lengths = self._cut_questions(read, chosen.question)
+        items = self._windows(asked, lengths, chosen)
         results = run_batches(items, self._logits, self.budget, watch)
         found = defaultdict(list)
         for item, result in zip(items, results, strict=True):
@@ -136,12 +136,15 @@ class QuestionAnsweringRunner(ModelRunner):
             whole_words=params.get("align_to_words", True),
         )
 
-    def _cut_questions(self, asked: Sequence[_Asked], limit: int) -> list[_Asked]:
-        """Return the records with no question longer than `limit` tokens."""
-        return [
-            _Asked(one.question[: offsets[limit - 1][1]], one.context, cut=True) if len(offsets) > limit else one
-            for one, offsets in zip(asked, self._offsets(asked), strict=True)
-        ]
+    def _cut_questions(self, read: Mapping[int, _Asked], limit: int) -> tuple[dict[int, _Asked], dict[int, int]]:
+        """Return the records with no question longer than `limit` tokens, and the tokens that each question has."""
+        asked, lengths = {}, {}
+        for (position, one), offsets in zip(read.items(), self._offsets(list(read.values())), strict=True):
+            asked[position], lengths[position] = one, len(offsets)
+            if len(offsets) > limit:
+                asked[position] = _Asked(one.question[: offsets[limit - 1][1]], one.context, cut=True)
+                lengths[position] = len(self._offsets([asked[position]])[0])  # a word cut in two is other tokens
+        return asked, lengths
 
     def _offsets(self, asked: Sequence[_Asked]) -> list[list[tuple[int, int]]]:
         """Return the place of each token in each question."""
@@ -151,11 +154,13 @@ class QuestionAnsweringRunner(ModelRunner):
         found = self._tokenizer(questions, add_special_tokens=False, truncation=False, return_offsets_mapping=True)
         return list(found["offset_mapping"])
 
-    def _windows(self, asked: Mapping[int, _Asked], chosen: _Options) -> list[Item[_Window]]:
+    def _windows(
+        self, asked: Mapping[int, _Asked], lengths: Mapping[int, int], chosen: _Options
+    ) -> list[Item[_Window]]:
         """Return the windows of all records, those of one record in order."""
         by_stride = defaultdict(list)
-        for position, offsets in zip(asked, self._offsets(list(asked.values())), strict=True):
-            room = chosen.window - self._specials - len(offsets)
+        for position, length in lengths.items():
+            room = chosen.window - self._specials - length
             # The tokenizer panics over windows that would not advance.
             by_stride[chosen.stride if chosen.stride < room else room // 2].append(position)
         return [

@@ -78,7 +78,7 @@ class Seq2SeqRunner(ModelRunner):
         self._tokenizer = load_tokenizer(source)
         self._positions = input_limit(self._model, tokenizer=None)
         self._limit = input_limit(self._model, self._tokenizer)
-        self.budget = TokenBudget.of(device, fitted=True)  # to generate takes too long for trials
+        self.budget = TokenBudget.of(device, generates=True)
         self._name = _NAMES.get(task.partition("_")[0], "generated_text")
 
     def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
