@@ -15,6 +15,7 @@ from common.errors import HugqueueError, PayloadError, WorkerError
 from common.payloads import decode_outcomes, decode_records, encode_outcomes, iter_outcomes
 from common.settings import Settings
 from common.values import Counts, Failure, JobSpec, Json
+from workers.affinity import Holding
 from workers.budgets import Budgets
 from workers.device.protocol import Message
 from workers.device_child import Death, DeviceChild, Exchange, error_of
@@ -100,6 +101,14 @@ class DeviceProcess:
         """The loaded models: task, model and bytes of memory each."""
         child = self._lives.now()
         return list(child.status["models"]) if child else []
+
+    @property
+    def holding(self) -> Holding:
+        """What the process holds, and how its models came and went."""
+        child = self._lives.now()
+        if child is None or "since" not in child.status:  # it has loaded nothing yet
+            return Holding()
+        return Holding(*(child.status[name] for name in ("models", "evicted", "load_seconds", "since")))
 
     @property
     def memory(self) -> dict[str, int | None]:

@@ -14,11 +14,13 @@ from common.connection import connect
 from common.ledger import Ledger
 from common.settings import Settings
 from common.store import Store
+from workers.affinity import Affinity
 from workers.budgets import Budgets
 from workers.device_client import DeviceProcess
 from workers.devices import describe
 from workers.leases import LeaseKeeper
 from workers.meter import Meter
+from workers.peers import Peers
 from workers.pulse import Pulse
 from workers.reaper import Reaper
 from workers.refusals import Refusals
@@ -40,6 +42,8 @@ class Room:
     leases: LeaseKeeper
     refusals: Refusals
     tickets: TicketSender
+    peers: Peers
+    affinity: Affinity
     meter: Meter
     pulse: Pulse
     reaper: Reaper
@@ -52,6 +56,7 @@ def make_room(name: str, app: Celery, settings: Settings, slots: int) -> Room:
     client = connect(settings.broker_url or "")
     store, ledger = Store(client, settings.result_ttl), Ledger(client, settings.lease)
     device, meter = DeviceProcess(settings, Budgets(client, describe(settings.device))), Meter()
+    device, meter, peers = DeviceProcess(settings), Meter(), Peers(client)
     return Room(
         name,
         app,
@@ -61,6 +66,8 @@ def make_room(name: str, app: Celery, settings: Settings, slots: int) -> Room:
         LeaseKeeper(ledger, settings.renew),
         Refusals(ledger, name),
         TicketSender(app),
+        peers,
+        Affinity(name, lambda: device.holding, peers.now),
         meter,
         Pulse(name, client, settings, device, meter, slots=slots),
         Reaper(name, app, store, ledger, settings),

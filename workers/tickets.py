@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 #: Seconds for which a ticket is kept that this worker leaves to others. Without them a lone worker would spin; spread,
 #: so that a worker that does serve the job need not wait for all of them at once.
 _KEPT = (0.25, 0.75)
+#: With more tickets kept than that, each is kept for longer, up to so many times as long: tickets that go round and
+#: round must not be what workers and Redis are busy with.
+_MANY, _LONGEST = 20, 6.0
 
 
 class TicketSender:
@@ -57,10 +60,14 @@ class TicketSender:
             if not self._stopping:
                 if ticket not in self._names:
                     self._names.add(ticket)
-                    heapq.heappush(self._kept, (time.monotonic() + random.uniform(*_KEPT), ticket, spec))  # noqa: S311
+                    heapq.heappush(self._kept, (time.monotonic() + self._pause(), ticket, spec))
                     self._changed.notify_all()
                 return
         self.send(spec, [ticket])
+
+    def _pause(self) -> float:
+        stretched = min(max(1.0, len(self._kept) / _MANY), _LONGEST)
+        return random.uniform(*_KEPT) * stretched  # noqa: S311 - jitter
 
     def _send_for_ever(self) -> None:
         while (due := self._next()) is not None:

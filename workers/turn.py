@@ -47,7 +47,7 @@ def _take_turn(room: Room, job_id: str, ticket: str) -> str:
         job = room.store.job(job_id)
         if job.status.finished:
             return f"void: the job is {job.status}"
-        if room.refusals.holds(job_id) or room.stopping.is_set():
+        if room.refusals.holds(job_id) or room.stopping.is_set() or not room.affinity.admits(job.spec):
             return _pass_on(room, job.spec, ticket)
         lease = _lease(room, job.spec, ticket)
     except UnknownJob:
@@ -58,7 +58,7 @@ def _take_turn(room: Room, job_id: str, ticket: str) -> str:
         return "void: nothing left to do"
     if lease.next_ticket:
         room.tickets.send(job.spec, [lease.next_ticket])
-    with room.leases.hold(lease) as held:
+    with room.affinity.at(job.spec), room.leases.hold(lease) as held:
         return _do(room, job, held)
 
 
@@ -210,12 +210,12 @@ def _give_back(room: Room, spec: JobSpec, lease: Lease, text: str, *, rest: floa
 
 
 def _pass_on(room: Room, spec: JobSpec, ticket: str) -> str:
-    """Leave the turn to another worker: the same ticket goes to the tail of the queue, if it still counts."""
+    """Leave the turn to another worker, or for later: the ticket goes to the tail of the queue, if it still counts."""
     if not room.ledger.has(spec.id, ticket):
         return "void: not one of the job's tickets"
     room.tickets.pass_on(spec, ticket)
-    return "passed on to another worker"
+    return "passed on"
 
 
 def _target(room: Room, spec: JobSpec) -> int:
-    return ticket_target(living(room.store.client), spec.queue, MIN_TICKETS)
+    return ticket_target(room.peers.now(), spec.queue, MIN_TICKETS)

@@ -10,6 +10,8 @@
 | `test-load` | as echo, but loading takes, kills or fails: see `Load` |
 | `test-suicide` | dies whenever it is loaded |
 | `test-model` | as echo, with a model: `-p memory_error=true` cannot be loaded for lack of memory |
+| `test-large` | as model, but only one of them fits into memory; `-p load_log=` is a file \
+that gets a line for each load, `-p text_log=` one that gets each text |
 | `test-vector` | as crash, its outputs three float32 each |
 | `test-short` | gives one outcome too few |
 | `test-unwritable` | gives an output that has no JSON form for the text "object" |
@@ -19,7 +21,9 @@ import ctypes
 import os
 import signal
 import time
+import weakref
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -172,6 +176,26 @@ class Model(Echo):
 
     def memory_bytes(self):
         return 1000
+
+
+class Large(Model):
+    load_params = frozenset({"load_log"})
+    loaded: ClassVar = weakref.WeakSet()
+
+    def __init__(self, task, model, device, load_params):
+        super().__init__(task, model, device, load_params)
+        if self.loaded:
+            raise MemoryError("no room for two")
+        self.loaded.add(self)
+        if "load_log" in load_params:
+            with Path(load_params["load_log"]).open("a") as log:
+                log.write(f"{model.name}\n")
+
+    def one(self, text, params, watch):
+        if "text_log" in params:
+            with Path(params["text_log"]).open("a") as log:
+                log.write(f"{text}\n")
+        return super().one(text, params, watch)
 
 
 class Vector(Crash):

@@ -7,6 +7,7 @@ Decides whether a model fits before it is loaded, by the size of its weights; kn
 import json
 import logging
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ class Models:
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._resolved: dict[tuple[str | None, ...], Resolved] = {}
         self.changes = 0  #: how often a model was loaded or let go
+        self.evicted = 0  #: how many were let go for others
+        self.load_seconds = 0.0  #: what the last load took
 
     def summaries(self) -> list[dict[str, Json]]:
         """Return the `summary` of each, the least recently used first."""
@@ -145,6 +148,7 @@ class Models:
         title = f"{model or task} ({human_size(needed)})" if needed else model or task
         self._make_room(needed, title)
         on_stage(f"loading {title}")
+        begun = time.monotonic()
         runner = _construct(kind, task, resolved, self._device, load_params)
         if runner is None and self._loaded:
             while self._loaded:
@@ -155,6 +159,7 @@ class Models:
             raise WorkerError("no_memory", f"{title} does not fit into the memory of {self._device}.")
         on_stage("")
         self.changes += 1
+        self.load_seconds = time.monotonic() - begun
         return Loaded(runner, task, model, resolved, self._device)
 
     def _make_room(self, needed: int, title: str) -> None:
@@ -170,6 +175,7 @@ class Models:
     def _evict(self) -> None:
         _, loaded = self._loaded.popitem(last=False)
         self.changes += 1
+        self.evicted += 1
         logger.info("out of memory's way: %s", loaded.title)
         del loaded
         release()

@@ -33,7 +33,14 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     # from it; request 0 stands for its own start
     "ready": {},
     "refused": {"error": str, "code": str, "message": str},
-    "status": {"models": list, "free": (int, type(None)), "total": (int, type(None))},
+    "status": {
+        "models": list,
+        "free": (int, type(None)),
+        "total": (int, type(None)),
+        "evicted": int,
+        "load_seconds": float,
+        "since": float,  # by the monotonic clock, which all processes of a machine share
+    },
     "begun": {},  # it is at this request now
     "over": {},  # and now no longer; its answer may have come before, if it was given up
     "stage": {"text": str},  # what it does before it runs: downloads, loads; empty once that is over

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 
 from common.errors import CodedError, ModelError, PayloadError, WorkerError
 from common.payloads import decode_records
-from common.values import Failure, JobSpec, Record
+from common.values import Failure, JobSpec, Json, Record
 from workers.device.chunk import DeviceLost, run_chunk
 from workers.device.fitting import fit
 from workers.device.memory import memory_of
@@ -200,7 +200,9 @@ class Room:
 
     def _send_status(self) -> None:
         free, total = memory_of(self._device)
-        body = {"models": self._models.summaries(), "free": free, "total": total}
+        models = self._models
+        body: dict[str, Json] = {"models": models.summaries(), "free": free, "total": total}
+        body |= {"evicted": models.evicted, "load_seconds": models.load_seconds, "since": time.monotonic()}
         self._channel.send(Message("status", 0, body))
 
     def _listen(self) -> None:
