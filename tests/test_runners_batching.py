@@ -6,7 +6,7 @@ import pytest
 
 from common.values import Failure
 from tests.tiny_models import RecordingWatch
-from workers.runners.batching import Item, is_device_lost, run_batches
+from workers.runners.batching import Item, cut, is_device_lost, run_batches
 from workers.runners.budget import TokenBudget
 
 
@@ -27,9 +27,17 @@ def fits(limit: int, error: Exception) -> Callable[[list[int]], Sequence[str]]:
 
 def test_batches_hold_neighbours_in_length_within_the_budget():
     watch = RecordingWatch()
-    found = run_batches(items(3, 9, 4, 8, 1), fits(99, MemoryError()), TokenBudget(18, 64), watch)
-    assert found == ["3", "9", "4", "8", "1"]
-    assert watch.batches == [[1, 3], [0, 2, 4]]
+    found = run_batches(items(3, 10, 4, 9, 1), fits(99, MemoryError()), TokenBudget(20, 64), watch)
+    assert found == ["3", "10", "4", "9", "1"]
+    assert watch.batches == [[1, 3], [0, 2], [4]]
+
+
+def test_a_batch_takes_much_shorter_items_only_while_it_is_nearly_empty_or_where_nothing_is_padded():
+    found = [list(map(len, cut(items(*[9] * 4, 2, 2), TokenBudget(40, 64, pads=pads)))) for pads in (True, False)]
+    assert found == [[4, 2], [4, 2]]
+    found = [list(map(len, cut(items(*[9] * 2, 2, 2), TokenBudget(40, 64, pads=pads)))) for pads in (True, False)]
+    assert found == [[2, 2], [4]]
+    assert [len(batch) for batch in cut(items(9, 2, 2), TokenBudget(40, 64))] == [2, 1]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")])

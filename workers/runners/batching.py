@@ -20,6 +20,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+#: A batch that is this full takes no item shorter than this part of its longest: it would be padding for the most part.
+_ENOUGH, _NEAR = 0.25, 0.9
+
+
 @dataclass(frozen=True, slots=True)
 class Item(Generic[T]):
     """One prepared piece of work; an input may give several (the windows of a long context, say)."""
@@ -43,6 +47,8 @@ def cut(items: Sequence[Item[T]], budget: TokenBudget) -> Iterator[list[Item[T]]
 
 def _takes(batch: Sequence[Item[T]], item: Item[T], budget: TokenBudget) -> bool:
     longest = batch[0].tokens
+    if budget.pads and item.tokens < longest * _NEAR and longest * len(batch) >= budget.tokens * _ENOUGH:
+        return False
     if budget.equal_lengths and item.tokens != longest:
         return False
     return len(batch) < budget.items and longest * (len(batch) + 1) <= budget.tokens

@@ -23,6 +23,7 @@ class TokenBudget:
     tokens: int
     items: int
     equal_lengths: bool = False  #: whether nothing may be padded: the model lets padding be seen
+    pads: bool = True  #: whether a batch is as long as its longest item, for each of them
     fitted: bool = False  #: whether it was measured, here or earlier, or is not to be
     ran: int = 0  #: padded tokens that ran so far
 

@@ -149,6 +149,7 @@ class EmbeddingRunner(ModelRunner):
             return all(close(state[: len(row)], one) for state, row, one in zip(found, rows, expected, strict=True))
 
         self._packer = find_packer(self._model, self._device, agrees)
+        self.budget.pads = self._packer is None
         return self._packer is not None
 
     def facts(self) -> dict[str, Json]:

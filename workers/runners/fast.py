@@ -89,6 +89,7 @@ class FastRunner(ModelRunner):
                 return all(map(close, self._logits(rows, packer), (one.cpu().float() for one in expected)))
 
             self._packer = find_packer(self._model, self._device, agrees, first_tokens=self._way.first_tokens)
+        self.budget.pads = self._packer is None
         return self._packer is not None
 
     def facts(self) -> dict[str, Json]:
