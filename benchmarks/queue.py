@@ -22,7 +22,7 @@ _PATIENCE = 120.0
 def running_queue(work: Work, directory: Path) -> Iterator[dict[str, str]]:
     """Yield the environment of a queue with one ready worker."""
     with _redis(directory) as url:
-        environ = os.environ | {"CELERY_BROKER_URL": url, "HUGQUEUE_ANY_MODEL_PATH": "1"}
+        environ = os.environ | {"CELERY_BROKER_URL": url, "HUGQUEUE_ANY_PATH": "1"}
         worker = [sys.executable, "-P", "-m", "workers.cli", "start", "--device", "cpu", "--log-level", "warning"]
         worker += ["--preload", f"{work.task}={work.model}"]
         with _process(worker, environ, directory):

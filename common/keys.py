@@ -16,6 +16,8 @@ JOBS = f"{PREFIX}jobs"
 ACTIVE = f"{PREFIX}active"
 #: Set of the names of workers; each has a heartbeat key while it lives.
 WORKERS = f"{PREFIX}workers"
+#: Hash: job -> the address its payloads lie at, if that is not Redis; until its files are gone.
+STORED = f"{PREFIX}stored"
 #: Which worker reaps at present.
 REAPER = f"{PREFIX}reaper"
 #: List of messages that could not be decoded, the latest first.

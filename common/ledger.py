@@ -18,6 +18,7 @@ import redis
 
 from common.errors import JobTaken, NotSubmitting, UnknownJob, UsageError
 from common.keys import JobKeys
+from common.payload_store import decode_versions
 from common.scripts import Scripts
 from common.values import Counts, Failure, Json, visible
 
@@ -171,6 +172,29 @@ class Ledger:
         if status == "unknown":
             raise UnknownJob(job_id)
         return status
+
+    def is_committed(self, job_id: str, chunk: int) -> bool:
+        """Return whether a chunk is done in the job's present round."""
+        return bool(self.client.hexists(JobKeys.of(job_id).commits, str(chunk)))
+
+    def unpublished(self, job_id: str) -> dict[int, tuple[int, int]]:
+        """Return (round, serial) of each chunk's last commit, of a job that lacks nothing but its output being whole.
+
+        Of any other job nothing is returned.
+
+        Raises:
+            PayloadError: the list of commits is broken.
+        """
+        found = self._run("unpublished", job_id)
+        return {int(chunk): decode_versions(raw)[-1] for chunk, raw in zip(found[::2], found[1::2], strict=True)}
+
+    def failed_in(self, job_id: str) -> dict[int, int]:
+        """Return how many records of a chunk failed, for the chunks where any did."""
+        return {int(chunk): int(failed) for chunk, failed in self.client.hgetall(JobKeys.of(job_id).flawed).items()}
+
+    def publish(self, job_id: str, round_: int) -> bool:
+        """Note that the output of a job is whole, which completes it; return whether it was not noted before."""
+        return bool(self._run("publish", job_id, round_))
 
     def fail(self, job_id: str, failure: Failure) -> bool:
         """End a job early and keep what is done; return whether it was not over before."""

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from common.encoder import to_json
 from common.errors import PayloadError
-from common.payloads import MAX_EXPANDED, decode_outcomes, encode_outcomes, output_type, overlay
+from common.payloads import MAX_EXPANDED, encode_outcomes, overlay
 from common.rows import Row, as_text, to_line
 from common.values import Failure, Json, Outcome, Record
 
@@ -54,11 +54,10 @@ def row_cells(row: Row, output: Any) -> tuple[Any, ...]:
     return as_text(row.id), as_text(row.input), output, code, as_text(message), row.truncated
 
 
-def encode_part(rows: Sequence[Row], outcomes: Sequence[bytes], format: str) -> bytes:
-    """Return the bytes of a part; `outcomes` are the payloads that the rows were made of, the oldest first."""
+def encode_part(rows: Sequence[Row], kind: Any, format: str) -> bytes:
+    """Return the bytes of a part; `kind` is the Arrow type of an output, or None for text and JSON text."""
     if format == "jsonl":
         return b"".join(to_line(row).encode() + b"\n" for row in rows)
-    kind = output_type(decode_outcomes(outcomes[-1]))
     form, outputs = _outputs(rows, kind)
     schema = row_schema(kind).with_metadata({_FORM: form} if form else None)
     columns = zip(*(row_cells(row, output) for row, output in zip(rows, outputs, strict=True)), strict=True)
@@ -75,6 +74,13 @@ def _outputs(rows: Sequence[Row], kind: Any) -> tuple[bytes | None, list[Any]]:
     if all(row.error or isinstance(row.output, str) for row in rows):
         return _TEXT, [as_text(row.output) for row in rows]
     return _JSON, [None if row.error else to_json(row.output) for row in rows]
+
+
+def part_schema(data: bytes, format: str) -> Json:
+    """Return the columns of a part with their types, as a manifest shows them."""
+    if format == "jsonl":
+        return {"id": "any", "input": "any", "output": "any", "error": "code, message", "truncated": "bool"}
+    return {field.name: str(field.type) for field in pq.read_schema(pa.py_buffer(data))}
 
 
 def decode_part(data: bytes, format: str) -> bytes:

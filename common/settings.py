@@ -12,7 +12,7 @@ from typing import Any
 
 from common.addresses import check_address, mask_address
 from common.errors import UsageError
-from common.shared import is_address
+from common.shared import is_address, is_shared
 from common.values import DTYPES, QUEUES
 
 
@@ -62,8 +62,8 @@ class Settings:
     queues: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_QUEUES"})
     #: The id of the process that started this one, if this one is to end with it. Asked for later, it may be dead.
     supervised: int = field(default=0, metadata={"env": "HUGQUEUE_SUPERVISED"})
-    #: Whether jobs may name any path that the worker can read: for a worker that serves its own user alone.
-    any_model_path: bool = field(default=False, metadata={"env": "HUGQUEUE_ANY_MODEL_PATH"})
+    #: Whether jobs may name any path or address, as models, inputs and outputs: for a worker of its own user alone.
+    any_path: bool = field(default=False, metadata={"env": "HUGQUEUE_ANY_PATH"})
     #: Whether a worker may load weights from pickles, which can run code.
     allow_pickle: bool = field(default=False, metadata={"env": "HUGQUEUE_ALLOW_PICKLE"})
     #: Whether a worker may run code that a model brings (`trust_remote_code`).
@@ -85,6 +85,10 @@ class Settings:
     def embedded(self) -> bool:
         """Whether no Redis is configured, so that commands start one of their own."""
         return self.broker_url is None
+
+    def may_open(self, address: str) -> bool:
+        """Whether this process may open a path or an address that a job names: as its store, input or output."""
+        return self.any_path or is_shared(address, tuple(filter(None, (self.store_url, *self.shared))))
 
     @property
     def broker(self) -> str:

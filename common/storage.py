@@ -46,6 +46,10 @@ class Storage(ABC):
         """Remove files; those that are not there are left out."""
 
     @abstractmethod
+    def prune(self, folder: str) -> None:
+        """Remove a folder, and those it lies in, unless something is in them."""
+
+    @abstractmethod
     def remove_all(self) -> None:
         """Remove everything under the address."""
 
@@ -95,14 +99,18 @@ class LocalStorage(Storage):
         return True
 
     def remove(self, *names: str) -> None:
-        """Remove files, and folders that are empty then."""
+        """Remove files."""
         for name in names:
-            path = self._root / name
             with self._errors("remove", name):
-                path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # others are in it
-                if path.parent != self._root:
-                    path.parent.rmdir()
+                (self._root / name).unlink(missing_ok=True)
+
+    def prune(self, folder: str) -> None:
+        """Remove a folder, and those it lies in, unless something is in them."""
+        place = self._root / folder
+        with contextlib.suppress(OSError):
+            while place != self._root:
+                place.rmdir()
+                place = place.parent
 
     def remove_all(self) -> None:
         """Remove the directory."""
@@ -165,6 +173,9 @@ class RemoteStorage(Storage):
             with storage_errors("remove", f"{self._address}/{name}"), contextlib.suppress(FileNotFoundError):
                 self._files.rm_file(self._path(name))
 
+    def prune(self, folder: str) -> None:
+        """Nothing is to be done: object stores have no folders."""
+
     def remove_all(self) -> None:
         """Remove everything whose name begins with the address."""
         with storage_errors("remove", self._address), contextlib.suppress(FileNotFoundError):
@@ -198,6 +209,17 @@ def open_file_system(address: str) -> tuple[Any, str]:
             f"{address}: {error}. For addresses, install fsspec and what that kind needs (as s3fs for s3://)."
         ) from error
     return found
+
+
+def glob(pattern: str) -> list[str]:
+    """Return the addresses of the files that an address with `*` in it stands for, sorted.
+
+    Raises:
+        StorageError: its place cannot be looked at.
+    """
+    with storage_errors("list", pattern):
+        files, path = open_file_system(pattern)
+        return sorted(str(files.unstrip_protocol(name)) for name in files.glob(path))
 
 
 def open_stream(name: str) -> IO[bytes]:

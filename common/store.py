@@ -6,12 +6,14 @@ from typing import cast
 import redis
 
 from common import keys
-from common.claims import Written
-from common.errors import JobTaken, NotSubmitting, PayloadError, UnknownJob
+from common.errors import UnknownJob
+from common.job_payloads import JobPayloads, MayOpen
 from common.jobs import Job, decode_job
 from common.keys import JobKeys
+from common.payload_store import job_address
 from common.scripts import Scripts
-from common.values import JobSpec, JobStatus
+from common.storage import open_storage
+from common.values import JOB_ID, JobSpec, JobStatus
 
 #: Jobs looked up in one round trip.
 _PAGE = 100
@@ -20,8 +22,10 @@ _PAGE = 100
 class Store:
     """Reads and writes jobs and payloads."""
 
-    def __init__(self, client: "redis.Redis", result_ttl: float) -> None:
+    def __init__(self, client: "redis.Redis", result_ttl: float, may_open: MayOpen = lambda _: False) -> None:
+        """Take a connection, how long finished jobs are kept in seconds, and which addresses may be opened."""
         self.client = client
+        self._may_open = may_open
         self._scripts = Scripts(client)
         self._ttl_ms = int(result_ttl * 1000)
 
@@ -102,7 +106,11 @@ class Store:
         Returns:
             `deleted`; `unknown`; or why not: the status it has, or `taken`.
         """
-        return str(self._scripts.run("delete", job_id, int(unfinished), producer).decode())
+        answer = str(self._scripts.run("delete", job_id, int(unfinished), producer).decode())
+        address = self.client.hget(keys.STORED, job_id)
+        if answer == "deleted" and address is not None and self._may_open(address.decode(errors="replace")):
+            self._remove_files(job_id, address.decode())  # else a worker's reaper does
+        return answer
 
     def note(self, job_id: str, field: str, value: str) -> None:
         """Write one word about a job: its `stage`, or when its producer was last seen."""
@@ -115,88 +123,24 @@ class Store:
 
     # Payloads
 
-    def add_chunk(
-        self, job_id: str, chunk: int, payload: bytes, producer: str = "", written: Written | None = None
-    ) -> None:
-        """Write the records of a chunk, and that the producer lives.
-
-        Args:
-            job_id: a job that is being submitted.
-            chunk: its number, from 0.
-            payload: its records.
-            producer: the token of who submits it, where there is one (`common.claims`).
-            written: how far the job is with this chunk, which is noted with it.
+    def payloads(self, spec: JobSpec) -> JobPayloads:
+        """Return the payloads of a job.
 
         Raises:
-            redis.RedisError: Redis is away or full.
-            JobTaken: another producer has taken over since.
-            NotSubmitting: the job was given up, cancelled or deleted meanwhile.
+            ModelError: `address_not_allowed`, the job names a place that this process may not open.
         """
-        self._append(job_id, str(chunk), payload, producer, written)
+        return JobPayloads(self.client, spec, self._may_open)
 
-    def records(self, job_id: str, chunk: int) -> bytes | None:
-        """Return the payload of a chunk's records, or None where there is none."""
-        return cast("bytes | None", self.client.hget(JobKeys.of(job_id).input, str(chunk)))
+    def remove_files(self) -> list[str]:
+        """Remove the files of jobs that are there no longer, where this process may; return the ids of these jobs."""
+        removed = []
+        for raw_id, raw_address in self.client.hscan_iter(keys.STORED):
+            job_id, address = raw_id.decode(errors="replace"), raw_address.decode(errors="replace")
+            if JOB_ID.match(job_id) and self._may_open(address) and not self.exists(job_id):
+                self._remove_files(job_id, address)
+                removed.append(job_id)
+        return removed
 
-    def add_examples(self, job_id: str, part: str, number: int, payload: bytes) -> None:
-        """Write examples that a fine-tune job learns from (`train`) or is judged by (`eval`).
-
-        Raises:
-            redis.RedisError: Redis is away or full.
-            NotSubmitting: the job was given up, cancelled or deleted meanwhile.
-        """
-        self._append(job_id, f"{part}:{number}", payload)
-
-    def _append(
-        self, job_id: str, field: str, payload: bytes, producer: str = "", written: Written | None = None
-    ) -> None:
-        progress = [part for pair in (written.fields().items() if written else ()) for part in pair]
-        answer = self._scripts.run("append", job_id, producer, field, payload, *progress).decode()
-        if answer == "taken":
-            raise JobTaken(job_id)
-        if answer != "written":
-            raise NotSubmitting(job_id, answer)
-
-    def examples(self, job_id: str, part: str, number: int) -> bytes | None:
-        """Return a payload of examples, or None where there is none."""
-        return cast("bytes | None", self.client.hget(JobKeys.of(job_id).input, f"{part}:{number}"))
-
-    def put_outcomes(self, job_id: str, chunk: int, attempt: tuple[int, int], payload: bytes) -> None:
-        """Write a chunk's outcomes under (round, attempt); they count once the ledger has the commit.
-
-        Of a job that has ended nothing is written.
-        """
-        self._scripts.write(job_id, "output", outcome_field(chunk, attempt), payload)
-
-    def drop_outcomes(self, job_id: str, chunk: int, attempt: tuple[int, int]) -> None:
-        """Take back outcomes whose commit was refused."""
-        self.client.hdel(JobKeys.of(job_id).output, outcome_field(chunk, attempt))
-
-    def layers(self, job_id: str, chunk: int) -> list[tuple[int, int]]:
-        """Return (round, attempt) of every commit of a chunk, the oldest first."""
-        return decode_layers(self.client.hget(JobKeys.of(job_id).layers, str(chunk)))
-
-    def outcomes(self, job_id: str, chunk: int) -> list[bytes]:
-        """Return the payloads of every commit of a chunk, the oldest first: later ones lie over earlier ones."""
-        fields = [outcome_field(chunk, layer) for layer in self.layers(job_id, chunk)]
-        if not fields:
-            return []
-        return [payload for payload in self.client.hmget(JobKeys.of(job_id).output, fields) if payload is not None]
-
-
-def outcome_field(chunk: int, attempt: tuple[int, int]) -> str:
-    """Return the field of a chunk's outcomes; `attempt` is (round, attempt)."""
-    return f"{chunk}:{attempt[0]}:{attempt[1]}"
-
-
-def decode_layers(raw: bytes | None) -> list[tuple[int, int]]:
-    """Return the (round, attempt) pairs that the commit script wrote.
-
-    Raises:
-        PayloadError: it did not write this.
-    """
-    try:
-        pairs = (item.split(":") for item in (raw or b"").decode().split())
-        return [(int(a), int(b)) for a, b in pairs]
-    except ValueError as error:
-        raise PayloadError(f"not a list of commits: {raw!r:.100}") from error
+    def _remove_files(self, job_id: str, address: str) -> None:
+        open_storage(job_address(address, job_id)).remove_all()
+        self.client.hdel(keys.STORED, job_id)

@@ -103,6 +103,14 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """Where workers write the outcomes of a job, a part for each chunk."""
+
+    address: str  #: an absolute path, or an address
+    format: str  #: `parquet` or `jsonl`
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """What was submitted; it never changes."""
 
@@ -117,6 +125,8 @@ class JobSpec:
     inputs: tuple[str, ...] = ()  #: where the records came from, for people
     created_at: float = 0.0  #: seconds since the epoch
     max_errors: str | None = None  #: with more failed records the job ends early: `10`, or `5%` of all
+    store: str | None = None  #: where its payloads lie, if not in Redis
+    output: Output | None = None  #: where workers write its outcomes, if they do
     training: Mapping[str, Json] | None = None  #: of a fine-tune job: its options (`common.training`)
     labels: Mapping[str, str] = field(default_factory=dict)  #: the user's own words to find it by
     format: str | None = None  #: `openai`: the records are requests of a batch file, and so are the results
@@ -157,6 +167,7 @@ class JobSpec:
         values = {key: value for key, value in raw.items() if key in known}
         _check_spec(values)
         values["inputs"] = tuple(values.get("inputs", ()))
+        values["output"] = _output(values.get("output"))
         return cls(**values)
 
 
@@ -173,6 +184,8 @@ _SHAPES: dict[str, tuple[type, ...]] = {
     "inputs": (list,),
     "created_at": (int, float),
     "max_errors": (str, NoneType),
+    "store": (str, NoneType),
+    "output": (dict, NoneType),
     "training": (dict, NoneType),
     "labels": (dict,),
     "format": (str, NoneType),
@@ -199,8 +212,17 @@ def _check_spec(values: Mapping[str, Json]) -> None:
         raise ValueError(f"unknown priority {values['priority']!r}")
 
 
+def _output(raw: Mapping[str, Json] | None) -> Output | None:
+    if raw is None:
+        return None
+    address, format = raw.get("address"), raw.get("format")
+    if not isinstance(address, str) or visible(address) != address or format not in ("parquet", "jsonl"):
+        raise ValueError(f"a job's output cannot be {dict(raw)!r:.200}")
+    return Output(address, format)
+
+
 def _check_texts(values: Mapping[str, Json]) -> None:
-    for key in ("task", "model", "revision"):
+    for key in ("task", "model", "revision", "store"):
         text = values.get(key) or ""
         if visible(text) != text:
             raise ValueError(f"a job's {key} cannot be {text!r}")

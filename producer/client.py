@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from common.addresses import check_address
+from common.heartbeats import serving
 from common.jobs import Job
 from common.settings import Settings, load_settings
 from common.values import JobStatus, Json, Record
@@ -178,11 +179,11 @@ class Client(Connection):
         Returns:
             The job, and what was read; None where another producer has submitted it.
         """
-        key = plan.idempotency_key
+        key, supply = plan.idempotency_key, plan.supply(records, serving(self.workers(), plan.spec.queue))
         if key is None:
-            totals: Totals | None = submit(self, plan.spec, records, plan.chunk_records, on_chunk)
+            totals: Totals | None = submit(self, plan.spec, supply, on_chunk)
             return self.job(plan.spec.id), totals
-        job_id, totals = submit_once(self, plan.spec, key, records, plan.chunk_records, on_chunk, say)
+        job_id, totals = submit_once(self, plan.spec, key, supply, on_chunk, say)
         return self.job(job_id), totals
 
     def job(self, job_id: str) -> JobHandle:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from itertools import count
 from typing import Any, TypeVar
 
 import redis
@@ -45,9 +46,13 @@ class Connection:
         self.settings = settings
         self._url = settings.broker_url or ""
         redis_client = connect(self._url)
-        self.store = Store(redis_client, settings.result_ttl)
+        self.store = Store(redis_client, settings.result_ttl, self._may_open)
         self.ledger = Ledger(redis_client, settings.lease)
         self.claims = Claims(redis_client, settings.result_ttl)
+
+    def _may_open(self, address: str) -> bool:
+        """Whether this process opens an address that a job names: with an embedded queue, all jobs are its user's."""
+        return self.embedded or self.settings.may_open(address)
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
         """Turn errors of Redis into `StoreUnavailable`."""
@@ -210,13 +215,37 @@ class Connection:
 
         Goes on while Redis is away, as `wait` does: `on_trouble` gets a sentence.
         """
-        from common.payloads import decode_records, overlay
+        for rows in self.chunks(job, on_trouble):
+            yield from rows
 
-        for chunk in range(job.chunks or 0):
-            payload = self.patiently(partial(self.store.records, job.id, chunk), on_trouble)
-            outcomes = overlay(self.patiently(partial(self.store.outcomes, job.id, chunk), on_trouble))
-            for position, record in enumerate(decode_records(payload) if payload else ()):
-                yield Row(record.id, record.input, outcomes[position][1] if position in outcomes else None)
+    def rows_as_they_come(self, job_id: str, on_trouble: Callable[[str], None]) -> Iterator[Row]:
+        """Yield every record with its outcome, in input order, each chunk once it is done; end with the job.
+
+        Of a job that ends early, the records of chunks that were not run have no outcome.
+        """
+        for chunk in count():
+            job = self.patiently(lambda: self.look(job_id), on_trouble)
+            while not (job.status.finished or self.patiently(partial(self._is_done, job, chunk), on_trouble)):
+                time.sleep(POLL)
+                job = self.patiently(lambda: self.look(job_id), on_trouble)
+            if chunk >= (job.chunks or 0):
+                return
+            yield from next(self.chunks(job, on_trouble, chunk))
+
+    def _is_done(self, job: Job, chunk: int) -> bool:
+        with self.errors():
+            return self.ledger.is_committed(job.id, chunk)
+
+    def chunks(self, job: Job, on_trouble: Callable[[str], None], first: int = 0) -> Iterator[list[Row]]:
+        """Yield the records of each chunk with their outcomes, from chunk `first` on; goes on while Redis is away."""
+        from common.parts import chunk_rows
+        from common.payloads import decode_records
+
+        payloads = self.store.payloads(job.spec)
+        for chunk in range(first, job.chunks or 0):
+            records = self.patiently(partial(payloads.records, chunk), on_trouble)
+            outcomes = self.patiently(partial(payloads.outcomes, chunk), on_trouble)
+            yield chunk_rows(decode_records(records) if records else (), outcomes)
 
     def output_type(self, job: Job, on_trouble: Callable[[str], None]) -> Any:
         """Return the Arrow type of the job's outputs; None where they are JSON, or none is there yet.
@@ -225,8 +254,9 @@ class Connection:
         """
         from common.payloads import decode_outcomes, output_type
 
+        payloads = self.store.payloads(job.spec)
         for chunk in range(job.chunks or 0):
-            payloads = self.patiently(partial(self.store.outcomes, job.id, chunk), on_trouble)
-            if payloads:
-                return output_type(decode_outcomes(payloads[0]))
+            outcomes = self.patiently(partial(payloads.outcomes, chunk), on_trouble)
+            if outcomes:
+                return output_type(decode_outcomes(outcomes[0]))
         return None

@@ -4,8 +4,10 @@ from dataclasses import asdict, dataclass
 
 from common.errors import StoreUnavailable
 from common.values import Failure, Json, visible
+from producer.chunks import cut_chunks
 from producer.plan import Plan
-from producer.submission import Totals, check_size, cut_chunks
+from producer.submission import Totals, check_size
+from producer.supply import Piece
 
 #: Bad records that are shown.
 _SHOWN = 5
@@ -55,8 +57,8 @@ def make_report(plan: Plan) -> Report:
     """
     totals = Totals()
     bad: list[Failure] = []
-    for chunk in cut_chunks(plan.records(), plan.chunk_records):
-        totals.add(chunk)
+    for chunk in cut_chunks(plan.records(), plan.chunks()):
+        totals.add(Piece.of(chunk))
         check_size(totals, plan.settings)
         bad += [record.failure for record in chunk if record.failure][: _SHOWN - len(bad)]
     served, who = _who_serves(plan)
@@ -66,7 +68,7 @@ def make_report(plan: Plan) -> Report:
         model=spec.model,
         revision=spec.revision,
         queue=spec.queue,
-        chunk_records=plan.chunk_records,
+        chunk_records=plan.chunks().first,
         records=totals.records,
         chunks=totals.chunks,
         bytes=totals.bytes,

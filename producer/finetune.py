@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from common.errors import UsageError
+from common.job_payloads import JobPayloads
 from common.jobs import Job
 from common.labels import check_metric
 from common.model_names import resolve_model
@@ -18,13 +19,14 @@ from common.settings import Settings, load_settings
 from common.tasks import ALIASES
 from common.training import HUB_PREFIX, LABEL_KINDS, QUEUE, Training, check
 from common.values import JobSpec, JobStatus, Json, Record, new_job_id
+from producer.chunks import ChunkPlan, cut_chunks
 from producer.client import Client
 from producer.examples import CHUNK_RECORDS, ExampleSet, read_examples
 from producer.exits import INTERRUPTED, exit_status
 from producer.follow import follow, follow_own
 from producer.plan import check_spec, parse_params
 from producer.printing import Say
-from producer.submission import cut_chunks, taken_back
+from producer.submission import taken_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
         labels=dict(labels or {}),
         inputs=(*inputs, *([evaluation] if evaluation else [])),
         created_at=time.time(),
+        store=settings.store_url or None,
         training=training.encode(),
     )
     check_spec(spec)
@@ -149,25 +152,26 @@ def submit_finetune(client: Client, plan: FinetunePlan) -> None:
         NotSubmitting: the job was given up or cancelled meanwhile.
     """
     spec = plan.spec
+    payloads = client.store.payloads(spec)
     with client.errors():
         client.store.create(spec)
     with taken_back(client, spec.id):
         parts = {
-            "train": _write_part(client, spec.id, "train", plan.examples.train),
-            "eval": _write_part(client, spec.id, "eval", plan.examples.evaluation),
+            "train": _write_part(client, payloads, "train", plan.examples.train),
+            "eval": _write_part(client, payloads, "eval", plan.examples.evaluation),
         }
         with client.errors():
-            client.store.add_chunk(spec.id, 0, encode_records([Record(spec.name or spec.id, parts)]))
+            payloads.add_records(0, encode_records([Record(spec.name or spec.id, parts)]))
             client.ledger.seal(spec.id, 1, 1)
     client.send_tickets(spec)
 
 
-def _write_part(client: Client, job_id: str, part: str, examples: Sequence[dict[str, Json]]) -> int:
+def _write_part(client: Client, payloads: JobPayloads, part: str, examples: Sequence[dict[str, Json]]) -> int:
     records = (Record(number, example) for number, example in enumerate(examples))
     count = 0
-    for number, chunk in enumerate(cut_chunks(records, CHUNK_RECORDS)):
+    for number, chunk in enumerate(cut_chunks(records, ChunkPlan(CHUNK_RECORDS))):
         with client.errors():
-            client.store.add_examples(job_id, part, number, encode_records(chunk))
+            payloads.add_examples(part, number, encode_records(chunk))
         count = number + 1
     return count
 

@@ -3,14 +3,15 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 
-from common.errors import HugqueueError
+from common.errors import HugqueueError, UsageError
 from common.jobs import Job
 from producer.client import Client
+from producer.exits import exit_status
 from producer.openai import response_line
 from producer.outputs import Row, preview, to_line
-from producer.saving import write_rows
+from producer.outputs.targets import Target
+from producer.saving import save
 from producer.tables import show
 
 #: Rows of the table on a terminal; more would push the first ones out of sight.
@@ -18,7 +19,7 @@ ROWS = 100
 
 
 def give_results(
-    client: Client, job: Job, output: Path | None, say: Callable[[str], None], *, as_json: bool = False
+    client: Client, job: Job, output: Target | None, say: Callable[[str], None], *, as_json: bool = False
 ) -> None:
     """Give the outcomes of `job` where the user wants them; `as_json` gives JSON lines on a terminal too.
 
@@ -29,14 +30,17 @@ def give_results(
         return
     rows = client.rows(job, say)
     if output:
-        write_rows(client, job, output, say)
-        say(f"wrote {job.records:,} records to {output}")
+        say(save(client, job, output, say))
     elif sys.stdout.isatty() and not as_json and not job.spec.format:
         _show_table(job, rows, say)
-    elif job.spec.format:
-        _write_lines(response_line(job.spec, number, row) for number, row in enumerate(rows))
     else:
-        _write_lines(map(to_line, rows))
+        _write_lines(_lines(job, rows))
+
+
+def _lines(job: Job, rows: Iterable[Row]) -> Iterator[str]:
+    if job.spec.format:
+        return (response_line(job.spec, number, row) for number, row in enumerate(rows))
+    return map(to_line, rows)
 
 
 def _write_lines(lines: Iterable[str]) -> None:
@@ -57,3 +61,15 @@ def _show_table(job: Job, rows: Iterator[Row], say: Callable[[str], None]) -> No
         show(("ID", "INPUT", "OUTPUT"), done)
     if job.counts.done > len(done):
         say(f"... and {job.counts.done - len(done):,} more: `producer results {job.id} -o FILE` writes all.")
+
+
+def follow_results(client: Client, job: Job, target: Target | None, say: Callable[[str], None]) -> int:
+    """Give the outcomes of a running job as its chunks are done, in input order; return its exit status at the end.
+
+    Raises:
+        UsageError: a file is to be written, which is whole or not at all.
+    """
+    if target is not None:
+        raise UsageError("--follow gives lines as they come; a file is written at the end: `producer watch`, then -o.")
+    _write_lines(_lines(job, client.rows_as_they_come(job.id, say)))
+    return exit_status(client.look(job.id))

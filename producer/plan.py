@@ -3,19 +3,24 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from common.errors import UsageError
+from common.heartbeats import Heartbeat
 from common.inputs import check_inputs, read_records
+from common.inputs.in_place import cut_source, shared_sources
+from common.inputs.making import RecordMaker
 from common.model_names import resolve_model
-from common.settings import Settings, load_settings
+from common.settings import Settings, absolute, load_settings
 from common.tasks import ALIASES, Task, find_task
 from common.values import MAX_ERRORS, JobSpec, Json, Record, new_job_id
+from producer.chunks import CHUNK_BYTES, ChunkPlan, plan_chunks
 from producer.openai import BatchFile, check_batch_options, find_batch, read_batch
-from producer.outputs import check_output
+from producer.outputs.targets import Target, by_workers, open_target
+from producer.supply import RangeSupply, RecordSupply, Supply
 
 #: Characters of an idempotency key at most.
 MAX_KEY = 256
@@ -32,8 +37,8 @@ class Plan:
     format: str | None
     column: str | None
     id_column: str | None
-    chunk_records: int
-    output: Path | None
+    chunk_size: int | None  #: records of a chunk, if its user said so
+    output: Target | None
     wait: bool
     idempotency_key: str | None = None
     batch: BatchFile | None = None  #: where the inputs are OpenAI's batch files
@@ -52,6 +57,26 @@ class Plan:
             shared=self.settings.shared,
         )
 
+    def chunks(self, workers: Sequence[Heartbeat] = ()) -> ChunkPlan:
+        """Return how the records are cut, for these live workers."""
+        return plan_chunks(self.chunk_size, self.task.chunk_records, workers)
+
+    def supply(self, records: Iterable[Record], workers: Sequence[Heartbeat]) -> Supply:
+        """Return what the chunks are made of: ranges of the inputs where workers read them in place, else the records.
+
+        Args:
+            records: those of the inputs.
+            workers: the live ones that serve the job's queue.
+        """
+        sources = (
+            [] if self.batch or self.task.media else shared_sources(self.inputs, self.format, self.settings.shared)
+        )
+        if not sources:
+            return RecordSupply(records, self.chunks(workers))
+        makers = [RecordMaker(source, self.task, self.column, self.id_column, len(sources) > 1) for source in sources]
+        most, plan = self.settings.max_record_bytes, self.chunks()
+        return RangeSupply(cut for make in makers for cut in cut_source(make, most, plan.sizes(), CHUNK_BYTES))
+
     def begun_records(self) -> Iterator[Record]:
         """Return the records, the first of them read: what is wrong with standard input is known before any work.
 
@@ -68,8 +93,10 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     task: str | None = None,
     model: str | None = None,
     revision: str | None = None,
-    output: Path | None = None,
-    wait: bool = False,
+    output: str | Path | None = None,
+    output_format: str | None = None,
+    wait: bool | None = None,
+    store: str | None = None,
     name: str | None = None,
     priority: str = "normal",
     column: str | None = None,
@@ -93,11 +120,10 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     task = batch.task if batch else _named(task)
     known = find_task(task)
     if batch:
-        check_batch_options(column, id_column, output)
+        check_batch_options(column, id_column, Path(output) if output else None)
     else:
         check_inputs(inputs, known, format=format_, column=column, id_column=id_column, max_record_bytes=most)
-    if output:
-        check_output(output, known, inputs)
+    target = open_target(output, output_format, known, inputs)
     resolved = resolve_model(model or (batch.model if batch else None))
     spec = JobSpec(
         id=new_job_id(),
@@ -113,11 +139,10 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         labels=dict(labels or {}),
         max_errors=check_max_errors(max_errors),
         format="openai" if batch else None,
+        store=absolute(store or settings.store_url) or None,
+        output=by_workers(target, settings),
     )
     check_spec(spec)
-    # With no queue configured, the worker lives only as long as this command does.
-    waits = wait or output is not None or settings.embedded
-    chunk_records = chunk_size or known.chunk_records
     return Plan(
         settings=settings,
         spec=spec,
@@ -126,12 +151,24 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         format=format_,
         column=column,
         id_column=id_column,
-        chunk_records=chunk_records,
-        output=output,
-        wait=waits,
+        chunk_size=chunk_size,
+        output=target,
+        wait=_waits(wait, target, spec, settings),
         idempotency_key=_check_key(idempotency_key),
         batch=batch,
     )
+
+
+def _waits(asked: bool | None, target: Target | None, spec: JobSpec, settings: Settings) -> bool:
+    """Return whether the command waits: as asked, else where it has to write, or its worker lives no longer than it."""
+    if asked is False and settings.embedded:
+        raise UsageError("--no-wait: no queue is configured, so the worker lives only as long as this command does.")
+    if asked is False and target is not None and spec.output is None:
+        raise UsageError(
+            f"--no-wait: {target if isinstance(target, Path) else target.address} is written by this command, at the "
+            "end. Workers write directories that all of them reach: name one under HUGQUEUE_SHARED."
+        )
+    return asked if asked is not None else target is not None or settings.embedded
 
 
 def _check_key(key: str | None) -> str | None:

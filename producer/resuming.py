@@ -7,21 +7,19 @@ compared with it and left as it is.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
-from itertools import chain, islice
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 
 import redis
 
 from common.claims import Claim, Written
 from common.errors import HugqueueError, JobTaken, UsageError
 from common.jobs import Job
-from common.values import JobSpec, JobStatus, Record
+from common.values import JobSpec, JobStatus
 from producer.connection import POLL, Connection
-from producer.submission import RecordsDigest, Totals, cut_chunks, write_chunks
+from producer.submission import Totals, write_chunks
+from producer.supply import Digest, Supply
 
-#: So many records are compared when the job is there already: enough to tell one input from another.
-HEAD = 50
 #: What two submits of one job may differ in.
 _FREE = ("id", "created_at", "inputs")
 
@@ -34,8 +32,7 @@ def submit_once(
     connection: Connection,
     spec: JobSpec,
     key: str,
-    records: Iterable[Record],
-    chunk_records: int,
+    supply: Supply,
     on_chunk: Callable[[Totals], None],
     say: Callable[[str], None],
 ) -> tuple[str, Totals | None]:
@@ -51,18 +48,16 @@ def submit_once(
         StoreUnavailable: Redis is away or full.
         UsageError: the key stands for a job of other options or records; or as for `submit`.
     """
-    source = iter(records)
-    first = list(islice(source, HEAD))
-    claim = Claim(key, RecordsDigest().add_all(first))
+    claim = Claim(key, supply.head())
     job_id, written = _claim(connection, spec, claim, say)
     if written is None:
         return job_id, None
-    totals, digest, rest = Totals(), RecordsDigest(), chain(first, source)
+    totals, digest, ours = Totals(), Digest(), replace(spec, id=job_id)
     try:
         with _kept_for_the_next(connection, job_id, claim):
-            _pass_over(rest, written, totals, digest, job_id)
-            chunks = cut_chunks(rest, chunk_records)
-            write_chunks(connection, job_id, chunks, totals, on_chunk, producer=claim.producer, digest=digest)
+            _pass_over(supply, written, totals, digest, job_id)
+            pieces = supply.pieces()
+            write_chunks(connection, ours, pieces, totals, on_chunk, producer=claim.producer, digest=digest)
     except JobTaken as error:
         say(f"{error} Waiting until it is accepted.")
         _await_acceptance(connection, job_id, say)
@@ -120,15 +115,15 @@ def _check_same(connection: Connection, job_id: str, spec: JobSpec, claim: Claim
         )
 
 
-def _pass_over(records: Iterator[Record], written: Written, totals: Totals, digest: RecordsDigest, job_id: str) -> None:
+def _pass_over(supply: Supply, written: Written, totals: Totals, digest: Digest, job_id: str) -> None:
     """Read what is written already, and see that it is the same."""
     found = ""
     while totals.records < written.records:
-        some = list(islice(records, min(1000, written.records - totals.records)))
-        if not some:
+        piece = supply.take(written.records - totals.records)
+        if piece is None:
             break
-        totals.add(some)
-        found = digest.add_all(some)
+        totals.add(piece)
+        found = digest.add(piece)
     totals.chunks = written.chunks
     if found != written.digest:
         raise _InputDiffers(

@@ -1,7 +1,6 @@
 """Running a plan: submit, then (where the user waits) show progress and give the results."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import click
 
@@ -12,6 +11,7 @@ from producer.exits import INTERRUPTED, exit_status
 from producer.follow import follow, follow_own
 from producer.give import give_results
 from producer.handle import JobHandle
+from producer.outputs.targets import Target
 from producer.plan import Plan
 from producer.printing import Say, print_json
 from producer.progress import submit_progress
@@ -44,13 +44,13 @@ def say_accepted(job: JobHandle, *, as_json: bool) -> None:
         click.echo(job.id)
 
 
-def see_through(client: Client, job_id: str, output: Path | None, say: Say, *, as_json: bool) -> int:
+def see_through(client: Client, job_id: str, output: Target | None, say: Say, *, as_json: bool) -> int:
     """Wait for the end of a job and give its results; return the exit status.
 
     Args:
         client: of the job's queue.
         job_id: the job.
-        output: a file for the results.
+        output: a file or a directory for the results.
         say: told what is not the answer.
         as_json: whether results on a terminal are JSON lines too.
     """

@@ -1,13 +1,30 @@
-"""From a job's outcomes to a file."""
+"""From a job's outcomes to a file, or to a directory of parts."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from common.jobs import Job
 from common.tasks import find_task
+from common.values import Output
 from producer.connection import Connection
 from producer.openai import BatchWriter
 from producer.outputs import open_output
+from producer.outputs.targets import Target
+
+
+def save(connection: Connection, job: Job, target: Target, on_trouble: Callable[[str], None]) -> str:
+    """Write every record with its outcome where the user wants it; return what was done, in words.
+
+    Raises:
+        UsageError: it cannot be written.
+        StorageError: a directory of parts cannot be written.
+    """
+    if isinstance(target, Path):
+        write_rows(connection, job, target, on_trouble)
+        return f"wrote {job.records:,} records to {target}"
+    if target != job.spec.output:  # else workers have written it
+        write_parts(connection, job, target, on_trouble)
+    return f"{job.records:,} records are in {target.address}, in {job.chunks:,} parts"
 
 
 def write_rows(connection: Connection, job: Job, path: Path, on_trouble: Callable[[str], None]) -> None:
@@ -23,3 +40,20 @@ def write_rows(connection: Connection, job: Job, path: Path, on_trouble: Callabl
     kind = connection.output_type(job, on_trouble) if path.suffix.lower() == ".parquet" else None
     with open_output(path, find_task(job.spec.task), output_type=kind) as writer:
         writer.write_all(connection.rows(job, on_trouble))
+
+
+def write_parts(connection: Connection, job: Job, output: Output, on_trouble: Callable[[str], None]) -> None:
+    """Write a part for each chunk, as workers do where they reach the directory.
+
+    Raises:
+        StorageError: the directory cannot be written.
+    """
+    from common.output_parts import OutputParts
+
+    parts = OutputParts(job.id, output)
+    kind = connection.output_type(job, on_trouble)
+    failed = {}
+    for chunk, rows in enumerate(connection.chunks(job, on_trouble)):
+        parts.write(chunk, rows, kind)
+        failed[chunk] = sum(row.error is not None for row in rows)
+    parts.close(job, failed)

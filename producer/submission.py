@@ -1,7 +1,6 @@
 """Submitting: records become chunks, chunks become payloads in the store, one seal accepts the job."""
 
 import contextlib
-import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,17 +8,11 @@ from dataclasses import dataclass
 import redis
 
 from common.claims import Written
-from common.encoder import to_json
 from common.errors import StoreUnavailable, UsageError
-from common.payloads import encode_records
 from common.settings import Settings
-from common.values import JobSpec, Record
+from common.values import JobSpec
 from producer.connection import Connection
-
-#: Bytes of text in one chunk at most; a chunk passes through Redis and two processes whole.
-CHUNK_BYTES = 1024 * 1024
-#: The same for chunks of files: a batch of images takes more than a batch of texts.
-FILE_CHUNK_BYTES = 16 * CHUNK_BYTES
+from producer.supply import Digest, Piece, Supply
 
 
 @dataclass(slots=True)
@@ -31,12 +24,12 @@ class Totals:
     bytes: int = 0  #: of text
     bad: int = 0  #: records that could not be read
 
-    def add(self, chunk: list[Record]) -> None:
+    def add(self, piece: Piece) -> None:
         """Count one chunk."""
-        self.records += len(chunk)
+        self.records += piece.records
         self.chunks += 1
-        self.bytes += sum(map(size, chunk))
-        self.bad += sum(record.failure is not None for record in chunk)
+        self.bytes += piece.text_bytes
+        self.bad += piece.bad
 
 
 def check_size(totals: Totals, settings: Settings) -> None:
@@ -56,51 +49,10 @@ def check_size(totals: Totals, settings: Settings) -> None:
             )
 
 
-def size(record: Record) -> int:
-    """Return about how many bytes the record holds, of text and of its file."""
-    if record.blob is not None:
-        return len(record.blob)
-    if record.input is None:
-        return 0
-    text = record.input if isinstance(record.input, str) else repr(record.input)
-    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
-
-
-class RecordsDigest:
-    """A running digest of records, however they are cut: by it, one input is known from another."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def add_all(self, records: Iterable[Record]) -> str:
-        """Add records; return the digest of all so far, in hexadecimal."""
-        for record in records:
-            code = record.failure.code if record.failure else None
-            self._hash.update(to_json([record.id, record.input, code]).encode() + b"\n" + (record.blob or b""))
-        return self._hash.hexdigest()
-
-
-def cut_chunks(records: Iterable[Record], most: int) -> Iterator[list[Record]]:
-    """Yield chunks of at most `most` records and `CHUNK_BYTES` bytes (of files more), at least one record each."""
-    chunk: list[Record] = []
-    held = 0
-    for record in records:
-        weight = size(record)
-        most_bytes = CHUNK_BYTES if record.blob is None else FILE_CHUNK_BYTES
-        if chunk and (len(chunk) >= most or held + weight > most_bytes):
-            yield chunk
-            chunk, held = [], 0
-        chunk.append(record)
-        held += weight
-    if chunk:
-        yield chunk
-
-
 def submit(
     connection: Connection,
     spec: JobSpec,
-    records: Iterable[Record],
-    chunk_records: int,
+    supply: Supply,
     on_chunk: Callable[[Totals], None],
 ) -> Totals:
     """Write all chunks of a job, accept it, and send its first tickets; return what was read.
@@ -117,27 +69,27 @@ def submit(
     with connection.errors():
         connection.store.create(spec)
     with taken_back(connection, spec.id):
-        write_chunks(connection, spec.id, cut_chunks(records, chunk_records), totals, on_chunk)
+        write_chunks(connection, spec, supply.pieces(), totals, on_chunk)
     connection.send_tickets(spec)
     return totals
 
 
 def write_chunks(
     connection: Connection,
-    job_id: str,
-    chunks: Iterable[list[Record]],
+    spec: JobSpec,
+    pieces: Iterable[Piece],
     totals: Totals,
     on_chunk: Callable[[Totals], None],
     *,
     producer: str = "",
-    digest: RecordsDigest | None = None,
+    digest: Digest | None = None,
 ) -> None:
     """Write the chunks that are missing of a job that was begun, and accept it.
 
     Args:
         connection: to its queue.
-        job_id: the job.
-        chunks: those that come after what `totals` has.
+        spec: the job.
+        pieces: the chunks that come after what `totals` has.
         totals: what is written so far; goes on with each chunk.
         on_chunk: gets it.
         producer: the token of who submits it, where there is one.
@@ -147,18 +99,19 @@ def write_chunks(
         JobTaken: another producer has taken over since.
         UsageError: the input cannot be read to its end, or is larger than one job may be; or the job was cancelled.
     """
-    with seen(connection, job_id):
-        for chunk in chunks:
+    payloads = connection.store.payloads(spec)
+    with seen(connection, spec.id):
+        for piece in pieces:
             number = totals.chunks
-            totals.add(chunk)
+            totals.add(piece)
             check_size(totals, connection.settings)
-            payload = encode_records(chunk)
-            written = None if digest is None else Written(totals.records, totals.chunks, digest.add_all(chunk))
+            payload = piece.encode()
+            written = None if digest is None else Written(totals.records, totals.chunks, digest.add(piece))
             with connection.errors():
-                connection.store.add_chunk(job_id, number, payload, producer, written)
+                payloads.add_records(number, payload, producer, written)
             on_chunk(totals)
     with connection.errors():
-        connection.ledger.seal(job_id, totals.chunks, totals.records, producer)
+        connection.ledger.seal(spec.id, totals.chunks, totals.records, producer)
 
 
 @contextlib.contextmanager

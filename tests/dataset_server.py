@@ -7,11 +7,12 @@ import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 COMMIT = "a" * 40
 _INFO = re.compile(r"^/api/datasets/(?P<name>[^/]+/[^/]+)(/revision/[^/]+)?$")
 _TREE = re.compile(r"^/api/datasets/(?P<name>[^/]+/[^/]+)/tree/[^/]+(?P<folder>/.+)?$")
+_PATHS = re.compile(r"^/api/datasets/(?P<name>[^/]+/[^/]+)/paths-info/[^/]+$")
 _FILE = re.compile(r"^/datasets/(?P<name>[^/]+/[^/]+)/resolve/[^/]+/(?P<file>.+)$")
 
 
@@ -35,31 +36,56 @@ class DatasetServer:
         self._server.shutdown()
         self._server.server_close()
 
-    def answer(self, path: str) -> Any:
+    def answer(self, path: str, *, recursive: bool = False) -> Any:
         """What lies at a path: an object for JSON, bytes for a file, None for nothing."""
         if (match := _INFO.match(path)) and match["name"] in self.datasets:
             names = [{"rfilename": name} for name in self.datasets[match["name"]]]
             return {"id": match["name"], "sha": COMMIT, "private": False, "gated": False, "siblings": names}
         if (match := _TREE.match(path)) and match["name"] in self.datasets:
-            files = {} if match["folder"] else self.datasets[match["name"]]
-            return [{"type": "file", "path": n, "size": len(b), "oid": _digest(b)} for n, b in files.items()]
+            folder = (match["folder"] or "")[1:]
+            files = self.datasets[match["name"]]
+            inside = [name for name in files if not folder or name.startswith(f"{folder}/")]
+            if recursive:
+                return [_entry(name, files[name]) for name in inside]
+            depth = len(folder.split("/")) if folder else 0
+            heads = dict.fromkeys("/".join(name.split("/")[: depth + 1]) for name in inside)
+            return [_entry(name, files.get(name)) for name in heads]
         if match := _FILE.match(path):
             return self.datasets.get(match["name"], {}).get(match["file"])
         return None
+
+    def entries(self, path: str, names: list[str]) -> Any:
+        """What the hub says of some paths of a data set; None where there is no such data set."""
+        match = _PATHS.match(path)
+        if match is None or match["name"] not in self.datasets:
+            return None
+        files = self.datasets[match["name"]]
+        folders = [name for name in names if any(file.startswith(f"{name}/") for file in files)]
+        return [_entry(name, files.get(name)) for name in names if name in files or name in folders]
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                found = server.answer(urlsplit(self.path).path)
-                data = found if isinstance(found, bytes) else json.dumps(found).encode()
+                url = urlsplit(self.path)
+                self._answer(server.answer(url.path, recursive="recursive=true" in url.query.lower()))
+
+            def do_POST(self) -> None:
+                body = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                self._answer(server.entries(urlsplit(self.path).path, body.get("paths", [])))
+
+            def _answer(self, found: Any) -> None:
+                body = {"error": "not found"} if found is None else found
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(404 if found is None else 200)
                 self.send_header("Content-Length", str(len(data)))
                 self.send_header("ETag", f'"{_digest(data)}"')
                 self.send_header("X-Repo-Commit", COMMIT)
                 if found is None:
-                    self.send_header("X-Error-Code", "EntryNotFound")
+                    self.send_header(
+                        "X-Error-Code", "RepoNotFound" if self.path.startswith("/api/") else "EntryNotFound"
+                    )
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(data)
@@ -70,6 +96,12 @@ class DatasetServer:
                 pass
 
         return Handler
+
+
+def _entry(name: str, data: bytes | None) -> dict[str, Any]:
+    if data is None:
+        return {"type": "directory", "path": name, "oid": _digest(name.encode())}
+    return {"type": "file", "path": name, "size": len(data), "oid": _digest(data)}
 
 
 def _digest(data: bytes) -> str:

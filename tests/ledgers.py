@@ -2,6 +2,7 @@
 
 import time
 
+from common.job_payloads import JobPayloads
 from common.keys import JobKeys
 from common.ledger import Lease, Ledger
 from common.payloads import encode_records
@@ -10,12 +11,17 @@ from common.values import Counts, JobSpec, Record, new_job_id
 
 
 def make_job(store: Store, ledger: Ledger, chunks: int = 3) -> str:
-    job_id = new_job_id()
-    store.create(JobSpec(job_id, "test-echo", created_at=time.time()))
+    spec = JobSpec(new_job_id(), "test-echo", created_at=time.time())
+    store.create(spec)
     for number in range(chunks):
-        store.add_chunk(job_id, number, encode_records([Record(number, f"text {number}")]))
-    ledger.seal(job_id, chunks, chunks)
-    return job_id
+        store.payloads(spec).add_records(number, encode_records([Record(number, f"text {number}")]))
+    ledger.seal(spec.id, chunks, chunks)
+    return spec.id
+
+
+def payloads(store: Store, job_id: str) -> JobPayloads:
+    """Return the payloads of a job that are in Redis, be the job there or not."""
+    return store.payloads(JobSpec(job_id, "test-echo"))
 
 
 def lease(ledger: Ledger, job_id: str, worker: str = "w") -> Lease | None:

@@ -20,8 +20,10 @@ import psutil
 
 from common.settings import Settings
 from common.values import JobSpec, Record, new_job_id
+from producer.chunks import ChunkPlan
 from producer.connection import Connection
 from producer.submission import submit
+from producer.supply import RecordSupply
 from tests.processes import PLUGINS, RedisServer, Workers, environment, wait_until
 
 #: Jobs that are under way at once.
@@ -91,7 +93,7 @@ class Soak:
         params = {"seconds": self._dice.uniform(0.0, 0.4), "log": str(self._log)}
         spec = JobSpec(new_job_id(), "test-wait", params=params, created_at=time.time())
         texts = (Record(n, f"job {number} line {n}") for n in range(records))
-        submit(self._client, spec, texts, self._dice.choice([5, 20, 50]), lambda _: None)
+        submit(self._client, spec, RecordSupply(texts, ChunkPlan(self._dice.choice([5, 20, 50]))), lambda _: None)
         self._jobs.append((spec, records))
 
     def _kill(self) -> None:
@@ -118,7 +120,7 @@ class Soak:
             rows = list(self._client.rows(job, sys.stderr.write))
             right = [row.outcome is not None and row.outcome.output == f"JOB {number} LINE {row.id}" for row in rows]
             self.figures.losses += records - sum(right)
-            layers = [len(self._client.store.layers(spec.id, chunk)) for chunk in range(job.chunks or 0)]
+            layers = [len(self._client.store.payloads(spec).versions(chunk)) for chunk in range(job.chunks or 0)]
             per_chunk = -(-records // max(1, len(layers)))
             self.figures.duplicates += sum(per_chunk for commits in layers if commits > 1)
             self.figures.duplicates += abs(job.counts.done - records)

@@ -14,7 +14,7 @@ EXAMPLE = (ROOT / ".env.example").read_text("utf-8")
 #: What the compose file decides by itself, or what has no meaning in a container.
 DECIDED = {
     "CELERY_BROKER_URL, else REDIS_URL",
-    "HUGQUEUE_ANY_MODEL_PATH",
+    "HUGQUEUE_ANY_PATH",
     "HUGQUEUE_DEVICE",
     "HUGQUEUE_HOME",
     "HUGQUEUE_MODEL_ROOTS",

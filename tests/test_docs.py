@@ -65,6 +65,11 @@ def options_of(found: click.Command) -> list[click.Option]:
     return [option for option in found.params if isinstance(option, click.Option)]
 
 
+def spellings(option: click.Option) -> list[str]:
+    """Return how an option may be written, what takes it back included."""
+    return [*option.opts, *option.secondary_opts]
+
+
 # Commands
 
 
@@ -74,14 +79,14 @@ def test_every_option_of_a_command_stands_in_its_section(program: str, name: str
     text = sections("docs/cli.md")[f"{program} {name}"]
     told = {word for phrase in words(text) for word in phrase.split()}
     for option in options_of(found):
-        assert set(option.opts) <= told, f"{program} {name}: {option.opts} is not told"
+        assert set(spellings(option)) <= told, f"{program} {name}: {option.opts} is not told"
         if isinstance(option.type, click.Choice):
             assert set(option.type.choices) <= told, f"{program} {name}: a choice of {option.opts} is not told"
 
 
 @pytest.mark.parametrize(("program", "name"), CALLS)
 def test_no_section_tells_of_an_option_that_is_not_there(program: str, name: str) -> None:
-    known = {word for option in options_of(command(program, name)) for word in option.opts}
+    known = {word for option in options_of(command(program, name)) for word in spellings(option)}
     first_cells = [cells[0] for cells in rows(sections("docs/cli.md")[f"{program} {name}"])]
     told = {word for cell in first_cells for phrase in words(cell) for word in phrase.split() if word.startswith("-")}
     assert told <= known

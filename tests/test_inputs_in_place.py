@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,7 +28,7 @@ MOST = 200  # bytes of a record
 
 def cuts(name: str, format: str, *, records: int = 3, most_bytes: int = 50, column: str | None = None) -> list[Cut]:
     make = RecordMaker(Source(name, format), TASK, column, None, several=False)
-    return list(cut_source(make, MOST, records, most_bytes))
+    return list(cut_source(make, MOST, repeat(records), most_bytes))
 
 
 def in_place(found: list[Cut]) -> Iterator[Record]:

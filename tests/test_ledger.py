@@ -5,7 +5,7 @@ import threading
 from common.ledger import Ledger
 from common.store import Store
 from common.values import Counts, Failure, JobSpec, JobStatus, new_job_id
-from tests.ledgers import commit, lease, make_job, run_all
+from tests.ledgers import commit, lease, make_job, payloads, run_all
 from tests.processes import wait_until
 
 
@@ -13,7 +13,7 @@ def test_a_job_goes_from_submitting_to_completed(store: Store, ledger: Ledger) -
     job_id = new_job_id()
     store.create(JobSpec(job_id, "echo"))
     assert store.job(job_id).status is JobStatus.SUBMITTING
-    store.add_chunk(job_id, 0, b"x")
+    payloads(store, job_id).add_records(0, b"x")
     ledger.seal(job_id, 1, 1)
     assert store.job(job_id).status is JobStatus.QUEUED
     held = lease(ledger, job_id)
@@ -29,7 +29,7 @@ def test_a_job_goes_from_submitting_to_completed(store: Store, ledger: Ledger) -
 def test_nothing_of_a_job_is_leased_before_it_is_sealed(store: Store, ledger: Ledger) -> None:
     job_id = new_job_id()
     store.create(JobSpec(job_id, "echo"))
-    store.add_chunk(job_id, 0, b"x")
+    payloads(store, job_id).add_records(0, b"x")
     assert ledger.issue(job_id, 6) == []
     assert ledger.lease(job_id, "any ticket", "w", 6) is None
 

@@ -9,7 +9,7 @@ from common.ledger import Lease, Ledger
 from common.scripts import Scripts
 from common.store import Store
 from common.values import Counts, Failure, JobSpec, JobStatus, new_job_id
-from tests.ledgers import commit, die, lease, make_job, run_all
+from tests.ledgers import commit, die, lease, make_job, payloads, run_all
 from tests.processes import RedisServer, wait_until
 
 
@@ -49,7 +49,7 @@ def test_retry_opens_only_chunks_with_failures_in_a_new_round(store: Store, ledg
     assert job.counts == Counts(3, 2), "they have no new outcome yet"
     assert sorted(run_all(ledger, job_id)) == [1, 3]
     assert store.job(job_id).counts == Counts(5, 0)
-    assert store.layers(job_id, 1) == [(0, 1), (1, 1)]
+    assert payloads(store, job_id).versions(1) == [(0, 1), (1, 1)]
     assert ledger.retry(job_id) == 0
 
 
@@ -134,13 +134,13 @@ def test_retry_refuses_a_job_that_runs_or_was_never_accepted(store: Store, ledge
 def test_a_job_whose_producer_fell_silent_is_given_up(store: Store, ledger: Ledger) -> None:
     job_id = new_job_id()
     store.create(JobSpec(job_id, "echo"))
-    store.add_chunk(job_id, 0, b"payload")
+    payloads(store, job_id).add_records(0, b"payload")
     assert ledger.reap(job_id, 100) == []
     wait_until(lambda: ledger.reap(job_id, 0.1) == [-1], 5)
     job = store.job(job_id)
     assert job.status is JobStatus.FAILED
     assert job.failure and job.failure.code == "producer_died"
-    assert store.records(job_id, 0) is None
+    assert payloads(store, job_id).records(0) is None
     with pytest.raises(UsageError, match="never accepted"):
         ledger.retry(job_id)
 
@@ -159,16 +159,17 @@ def test_every_key_of_a_finished_job_has_a_time_to_live(store: Store, ledger: Le
 
 def write_late(store: Store, ledger: Ledger, held: Lease) -> None:
     """Do all that a producer and a worker may still do who do not know yet that their job is over."""
+    late = payloads(store, held.job_id)
     for write in (
-        lambda: store.add_chunk(held.job_id, 9, b"late"),
-        lambda: store.add_examples(held.job_id, "train", 9, b"late"),
+        lambda: late.add_records(9, b"late"),
+        lambda: late.add_examples("train", 9, b"late"),
     ):
         with pytest.raises(NotSubmitting):
             write()
     store.note(held.job_id, "producer_seen", "5")
-    store.put_outcomes(held.job_id, held.chunk, held.version, b"late")
+    late.put_outcomes(held.chunk, held.version, b"late")
     assert commit(ledger, held) == "closed"
-    store.drop_outcomes(held.job_id, held.chunk, held.version)
+    late.drop_outcomes(held.chunk, held.version)
     assert ledger.renew(held) not in ("queued", "running")
     ledger.note_alone(held, done=0, now=1, kept=3)
     ledger.advance(held, 100)

@@ -37,14 +37,14 @@ def payload(outcomes: list[Outcome], kind: Any) -> bytes:
 def test_outcomes_come_back_from_a_part(case: str, format: str) -> None:
     outcomes, kind = CASES[case]
     written = payload(outcomes, kind)
-    part = encode_part(chunk_rows(RECORDS, [written]), [written], format)
+    part = encode_part(chunk_rows(RECORDS, [written]), kind, format)
     found = overlay([decode_part(part, format)])
     assert [found[position][1] for position in range(3)] == outcomes
 
 
 def test_a_part_in_parquet_is_what_its_user_expects() -> None:
     written = payload(*CASES["vectors"])
-    part = encode_part(chunk_rows(RECORDS, [written]), [written], "parquet")
+    part = encode_part(chunk_rows(RECORDS, [written]), VECTOR, "parquet")
     table = pq.read_table(pa.py_buffer(part)).to_pydict()
     assert table["id"] == ["7", "b", "2"]
     assert table["input"] == ["one [MASK]", '{"text": "two", "text_pair": "x"}', "셋"]
@@ -55,7 +55,7 @@ def test_a_part_in_parquet_is_what_its_user_expects() -> None:
 
 def test_a_part_of_json_lines_has_the_lines_of_any_result() -> None:
     written = payload(*CASES["objects"])
-    part = encode_part(chunk_rows(RECORDS, [written]), [written], "jsonl")
+    part = encode_part(chunk_rows(RECORDS, [written]), None, "jsonl")
     assert [json.loads(line) for line in part.splitlines()] == [
         {"id": 7, "input": "one [MASK]", "output": [{"label": "참", "score": 0.5}]},
         {"id": "b", "input": RECORDS[1].input, "error": {"code": "bad_json", "message": BAD.message}},
@@ -66,7 +66,7 @@ def test_a_part_of_json_lines_has_the_lines_of_any_result() -> None:
 def test_a_later_round_replaces_what_had_failed() -> None:
     first = payload(*CASES["objects"])
     second = encode_outcomes([1], ["b"], [Outcome("now")], None)
-    part = encode_part(chunk_rows(RECORDS, [first, second]), [first, second], "parquet")
+    part = encode_part(chunk_rows(RECORDS, [first, second]), None, "parquet")
     outcomes = [outcome for _, outcome in overlay([decode_part(part, "parquet")]).values()]
     assert [outcome.failure for outcome in outcomes] == [None] * 3
     assert outcomes[1].output == "now"

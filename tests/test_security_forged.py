@@ -13,7 +13,8 @@ from common.errors import UnknownJob
 from common.heartbeats import living
 from common.keys import CELERY_PREFIX, JobKeys
 from common.ledger import Ledger
-from common.store import Store, outcome_field
+from common.payload_store import outcome_name
+from common.store import Store
 from common.values import JobSpec
 from tests import forgery
 from tests.faults.messages import ticket
@@ -52,7 +53,7 @@ def test_forged_outcomes_are_told_in_one_sentence(server: RedisServer, shell: Sh
     for payload in (payloads["truncated"], payloads["bomb"], payloads["random"], forgery.GOOD):
         job = forgery.write_job(server.client, {"status": "completed", "finished_at": "5"})
         server.client.hset(JobKeys.of(job).layers, "0", "0:1")
-        server.client.hset(JobKeys.of(job).output, outcome_field(0, (0, 1)), payload)
+        server.client.hset(JobKeys.of(job).output, outcome_name(0, (0, 1)), payload)
         said = shell.run("results", job, status=1).stderr
         assert len(said.strip().splitlines()) == 1, said
     assert ledger.tickets(job) == set()

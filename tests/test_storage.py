@@ -51,6 +51,7 @@ def test_only_the_files_of_a_folder_are_listed(storage: Storage) -> None:
 def test_removing_what_is_not_there_is_no_error(storage: Storage) -> None:
     storage.write("a", b"")
     storage.remove("a", "a", "sub/b")
+    storage.prune("sub")
     storage.remove_all()
     storage.remove_all()
     assert storage.names() == []

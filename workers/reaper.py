@@ -15,17 +15,21 @@ from kombu.exceptions import OperationalError
 
 from common import keys
 from common.connection import is_passing
-from common.errors import UnknownJob, UsageError
+from common.errors import ModelError, PayloadError, StorageError, UnknownJob, UsageError
 from common.heartbeats import Heartbeat, living, ticket_target
 from common.ledger import MIN_TICKETS, Ledger
+from common.publishing import publish
 from common.queue import send_tickets, waiting_tickets
 from common.settings import Settings
 from common.store import Store
-from common.values import Failure
+from common.values import Failure, JobSpec
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+#: Seconds between two looks for files of jobs that are no more.
+FILES_EVERY = 60.0
 
 
 class Reaper:
@@ -39,7 +43,7 @@ class Reaper:
         self._settings = settings
         self._missing: set[str] = set()
         self._broken: set[str] = set()
-        self._judge_from = 0.0
+        self._judge_from = self._files_from = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._reap_for_ever, name="reaper", daemon=True)
 
@@ -81,6 +85,28 @@ class Reaper:
         client.pexpire(keys.REAPER, hold)
         return True
 
+    def _publish(self, spec: JobSpec) -> None:
+        """Say that an output is whole whose last worker could not."""
+        if spec.output is None:
+            return
+        try:
+            parts = self._store.payloads(spec).parts
+            if parts is not None and publish(self._store, self._ledger, spec.id, parts):
+                logger.info("job %s: its output is whole", spec.id)
+        except (ModelError, StorageError, PayloadError) as error:
+            logger.warning("the output of job %s cannot be finished here: %s", spec.id, error)
+
+    def _remove_files(self) -> None:
+        """Remove what jobs left in files whose time to live is over."""
+        if time.monotonic() < self._files_from:
+            return
+        self._files_from = time.monotonic() + FILES_EVERY
+        try:
+            for job_id in self._store.remove_files():
+                logger.info("job %s is no more: its files are removed", job_id)
+        except StorageError as error:
+            logger.warning("files of past jobs cannot be removed now: %s", error)
+
     def reap(self) -> None:
         """Look after every unfinished job once.
 
@@ -88,6 +114,7 @@ class Reaper:
             redis.RedisError: Redis is away.
             kombu.exceptions.OperationalError: Redis is away, as kombu says it.
         """
+        self._remove_files()
         jobs = self._store.active()
         if not jobs:
             return
@@ -138,6 +165,7 @@ class Reaper:
     def _top_up(self, job_id: str, workers: list[Heartbeat]) -> None:
         try:
             spec = self._store.job(job_id).spec
+            self._publish(spec)
         except UnknownJob:
             if self._store.exists(job_id):
                 raise ValueError("it is not one that this version can read") from None

@@ -47,7 +47,7 @@ class ModelPolicy:
             roots=tuple(str(root) for root in settings.model_roots),
             patterns=settings.allowed_models,
             preloaded=tuple(filter(None, (text.partition("=")[2] for text in settings.preload))),
-            any_path=settings.any_model_path,
+            any_path=settings.any_path,
             allow_pickle=settings.allow_pickle,
             allow_remote_code=settings.allow_remote_code,
             max_new_tokens=settings.max_new_tokens,

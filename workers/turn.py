@@ -13,6 +13,7 @@ from common.heartbeats import living, serving, ticket_target
 from common.jobs import Job
 from common.ledger import MIN_TICKETS, Lease
 from common.payloads import failed_positions
+from common.publishing import place_part
 from common.values import Failure, JobSpec
 from workers.alone import CAUTIOUS_AFTER, Alone
 from workers.device_client import ChunkResult
@@ -29,7 +30,7 @@ MOST_ATTEMPTS = 10
 #: Faults that may pass (the hub, a full disk), met by one chunk in one round: then its job fails.
 MOST_TRIES = 10
 #: Why this worker cannot serve a job, now or soon; another one may.
-_ONLY_HERE = frozenset({"no_memory", "missing_library", "model_not_allowed"})
+_ONLY_HERE = frozenset({"no_memory", "missing_library", "model_not_allowed", "address_not_allowed"})
 
 
 def take_turn(room: Room, job_id: str, ticket: str) -> str:
@@ -84,12 +85,12 @@ def _work(room: Room, job: Job, held: HeldLease) -> str:
         return _fail(room, held, Failure("chunk_keeps_failing", _WORKERS_DIED.format(lease.chunk, MOST_ATTEMPTS)))
     try:
         result = _compute(room, job, held)
+        return _commit(room, job, held, result)
     except (ModelError, WorkerError, PayloadError, MemoryError, OSError) as error:
-        return _not_computed(room, job, held, error)
-    return _commit(room, job, held, result)
+        return _not_done(room, job, held, error)
 
 
-def _not_computed(room: Room, job: Job, held: HeldLease, error: Exception) -> str:
+def _not_done(room: Room, job: Job, held: HeldLease, error: Exception) -> str:
     lease = held.lease
     if isinstance(error, PayloadError):
         return _fail(room, held, Failure("broken_payload", f"Chunk {lease.chunk} cannot be read: {error}"))
@@ -108,10 +109,11 @@ def _compute(room: Room, job: Job, held: HeldLease) -> ChunkResult:
     if job.spec.training is not None:
         return _train(room, job, held)
     lease = held.lease
-    payload = held.patiently(lambda: room.store.records(job.id, lease.chunk))
+    payloads = room.store.payloads(job.spec)
+    payload = held.patiently(lambda: payloads.records(lease.chunk))
     if payload is None:
         raise PayloadError("its records are not in the store")
-    earlier = held.patiently(lambda: room.store.outcomes(job.id, lease.chunk)) if lease.round else []
+    earlier = held.patiently(lambda: payloads.outcomes(lease.chunk)) if lease.round else []
 
     def on_stage(text: str) -> None:
         try:
@@ -144,17 +146,19 @@ def _train(room: Room, job: Job, held: HeldLease) -> ChunkResult:
 
 
 def _commit(room: Room, job: Job, held: HeldLease, result: ChunkResult) -> str:
-    lease, counts = held.lease, result.counts
-    held.patiently(lambda: room.store.put_outcomes(job.id, lease.chunk, lease.version, result.payload))
+    lease, counts, payloads = held.lease, result.counts, room.store.payloads(job.spec)
+    held.patiently(lambda: payloads.put_outcomes(lease.chunk, lease.version, result.payload))
     most_failed = job.spec.most_failed(job.records or 0)
     answer = held.patiently(lambda: room.ledger.commit(lease, counts, result.facts, most_failed))
     # Refused, and yet counted: the first answer was lost on its way, and this one is to the same commit once more.
-    counted = answer == "committed" or lease.version in held.patiently(lambda: room.store.layers(job.id, lease.chunk))
+    counted = answer == "committed" or lease.version in held.patiently(lambda: payloads.versions(lease.chunk))
     if result.settle is not None:
         result.settle(counted)
     if not counted:
-        held.patiently(lambda: room.store.drop_outcomes(job.id, lease.chunk, lease.version))
+        held.patiently(lambda: payloads.drop_outcomes(lease.chunk, lease.version))
         return f"chunk {lease.chunk}: dropped, {answer}"
+    if payloads.parts is not None:
+        place_part(room.store, room.ledger, job.id, payloads.parts, lease)
     room.meter.add(counts.done)
     rate = counts.done / result.seconds if result.seconds else 0.0
     failed = f", {counts.failed} failed" if counts.failed else ""

@@ -2,7 +2,7 @@
 
 import io
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import Any
 
@@ -11,14 +11,13 @@ from common.inputs.lines import body
 from common.inputs.making import RecordMaker
 from common.inputs.plain_lines import json_records, text_records
 from common.inputs.row_ranges import FORMATS, Cut, RowRange
-from common.inputs.sources import Source, open_bytes
-from common.shared import is_address
+from common.inputs.sources import Source, find_sources, open_bytes
+from common.settings import absolute
+from common.shared import is_address, is_shared
 from common.storage import open_file_system, open_stream, storage_errors, version_of
 from common.tasks import Task
 from common.values import Record
 
-#: Rows of one chunk of Parquet at most: a row group has a hundred thousand and more, and is opened for each chunk.
-PARQUET_ROWS = 4096
 #: Row groups that a process keeps open, so that the chunks of one, which come one after the other, read it once.
 _KEPT_GROUPS = 2
 _BOM = b"\xef\xbb\xbf"
@@ -38,8 +37,26 @@ def can_be_cut(source: Source) -> bool:
         return stream.read(2) != b"\x1f\x8b"
 
 
-def cut_source(make: RecordMaker, max_bytes: int, most_records: int, most_bytes: int) -> Iterator[Cut]:
+def shared_sources(inputs: Sequence[str], format: str | None, shared: Sequence[str]) -> list[Source]:
+    """Return the inputs as sources that all machines can read in place; none if some cannot be.
+
+    Raises:
+        UsageError: an input is not there, or cannot be read.
+    """
+    if not shared or "-" in inputs:
+        return []
+    sources = [Source(absolute(source.name), source.format) for source in find_sources(inputs, format)]
+    return sources if all(is_shared(s.name, shared) and can_be_cut(s) for s in sources) else []
+
+
+def cut_source(make: RecordMaker, max_bytes: int, sizes: Iterator[int], most_bytes: int) -> Iterator[Cut]:
     """Yield the ranges of a source, in order, each at most so many records and (of text) bytes, one record at least.
+
+    Args:
+        make: makes records of the source.
+        max_bytes: of one record; a longer one fails.
+        sizes: most records of each range, one after the other, without end.
+        most_bytes: of a range of lines.
 
     Raises:
         UsageError: it cannot be read, holds no text, or lacks a column that is needed.
@@ -51,9 +68,9 @@ def cut_source(make: RecordMaker, max_bytes: int, most_records: int, most_bytes:
         return RowRange(make.source.name, make.source.format, start, end, first, size, version, *reading)
 
     if make.source.format == "parquet":
-        yield from _cut_parquet(make, range_of, most_records)
+        yield from _cut_parquet(make, range_of, sizes)
     else:
-        yield from _cut_lines(make, range_of, max_bytes, most_records, most_bytes)
+        yield from _cut_lines(make, range_of, max_bytes, sizes, most_bytes)
 
 
 def read_rows(rows: RowRange, task: Task) -> list[Record]:
@@ -90,14 +107,17 @@ def _read_bytes(rows: RowRange) -> bytes:
 # Lines
 
 
-def _cut_lines(make: RecordMaker, range_of: Any, max_bytes: int, most_records: int, most_bytes: int) -> Iterator[Cut]:
+def _cut_lines(
+    make: RecordMaker, range_of: Any, max_bytes: int, sizes: Iterator[int], most_bytes: int
+) -> Iterator[Cut]:
     start = end = first = number = records = 0
+    most_records = next(sizes)
     with open_bytes(make.source) as stream:
         for length, shown, blank in _line_lengths(stream, max_bytes):
             heavy = end - start + length > most_bytes
             if records and not blank and (records >= most_records or heavy):
                 yield Cut(range_of(start, end, first), records, end - start)
-                start, first, records = end, number, 0
+                start, first, records, most_records = end, number, 0, next(sizes)
             end += length
             number += 1
             records += not blank
@@ -140,7 +160,7 @@ def _is_blank(line: bytes) -> bool:
 # Parquet
 
 
-def _cut_parquet(make: RecordMaker, range_of: Any, most_records: int) -> Iterator[Cut]:
+def _cut_parquet(make: RecordMaker, range_of: Any, sizes: Iterator[int]) -> Iterator[Cut]:
     import pyarrow.parquet as pq
 
     with open_stream(make.source.name) as stream:
@@ -148,12 +168,12 @@ def _cut_parquet(make: RecordMaker, range_of: Any, most_records: int) -> Iterato
     first = 0
     for group in range(metadata.num_row_groups):
         rows, weight = metadata.row_group(group).num_rows, metadata.row_group(group).total_byte_size
-        # The same length for each chunk of a group, none over what was asked for by more than the rounding.
-        chunks = -(-rows // most_records)
-        for chunk in range(chunks):
-            start, end = first + rows * chunk // chunks, first + rows * (chunk + 1) // chunks
-            yield Cut(range_of(start, end, start), end - start, weight * (end - start) // max(1, rows))
+        start = first
         first += rows
+        while start < first:
+            end = min(first, start + next(sizes))
+            yield Cut(range_of(start, end, start), end - start, weight * (end - start) // rows)
+            start = end
 
 
 class _RowGroups:

@@ -9,7 +9,7 @@ from common.inputs.delimited import delimited_records
 from common.inputs.making import RecordMaker
 from common.inputs.media import attached, file_records, is_list
 from common.inputs.plain_lines import json_records, text_records
-from common.inputs.sources import Source, find_sources, open_bytes
+from common.inputs.sources import Source, expand, find_sources, open_bytes
 from common.tasks import Task
 from common.values import Record
 
@@ -79,7 +79,8 @@ def check_inputs(
 def _parts(
     inputs: Sequence[str], task: Task, format: str | None, column: str | None, id_column: str | None
 ) -> list[RecordMaker | str]:
-    """Return for each input what makes its records; of a task over files, its name where it is itself to be run."""
+    """Return for each file what makes its records; of a task over files, its name where it is itself to be run."""
+    inputs = expand(inputs)
     lists = [name for name in inputs if task.media is None or is_list(name, format)]
     sources = iter(find_sources(lists, format))
     several = len(inputs) > 1

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StorageError, UsageError
+from common.inputs.hub import find_files, is_data_set
 from common.shared import is_address
-from common.storage import open_stream, version_of
+from common.storage import glob, open_stream, version_of
 
 FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
 
@@ -70,9 +71,33 @@ def find_sources(inputs: Sequence[str], format: str | None) -> list[Source]:
         raise UsageError(f"Unknown format {format!r}; known are {', '.join(FORMATS)}.")
     if list(inputs).count("-") > 1:
         raise UsageError("Standard input (-) can be read only once, but is named twice.")
-    for name in inputs:
+    names = expand(inputs)
+    for name in names:
         _check_path(name)
-    return [Source(name, format or _format_of(name)) for name in inputs]
+    return [Source(name, format or _format_of(name)) for name in names]
+
+
+def expand(inputs: Sequence[str]) -> list[str]:
+    """Return the inputs, data sets of the hub and addresses with `*` replaced by the files they stand for.
+
+    Raises:
+        UsageError: one stands for none.
+    """
+    return [name for given in inputs for name in _expanded(given)]
+
+
+def _expanded(name: str) -> list[str]:
+    if is_data_set(name):
+        return find_files(name)
+    if not (is_address(name) and "*" in name):
+        return [name]
+    try:
+        found = glob(name)
+    except StorageError as error:
+        raise UsageError(error.message) from error
+    if not found:
+        raise UsageError(f"No file matches {name}.")
+    return found
 
 
 @contextmanager

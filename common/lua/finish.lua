@@ -52,11 +52,22 @@ local function live_on()
   redis.call('SADD', ACTIVE, job_id())
 end
 
+local function all_committed()
+  return redis.call('HLEN', COMMITS) == tonumber(redis.call('HGET', JOB, 'chunks'))
+end
+
+-- Whether workers write the outcomes where their user wants them, and have not said yet that these are whole.
+local function is_unpublished()
+  local sound, spec = pcall(cjson.decode, redis.call('HGET', JOB, 'spec'))
+  if not sound or type(spec) ~= 'table' or type(spec.output) ~= 'table' then return false end
+  return redis.call('HGET', JOB, 'published') ~= redis.call('HGET', JOB, 'round')
+end
+
 local function finish_if_over()
   local word = status()
   if word == 'cancelling' then
     if redis.call('SCARD', LEASED) == 0 then finish('cancelled') end
-  elseif redis.call('HLEN', COMMITS) == tonumber(redis.call('HGET', JOB, 'chunks')) then
+  elseif all_committed() and not is_unpublished() then
     finish('completed')
   end
 end

@@ -1,7 +1,6 @@
 """`producer results` and `retry`."""
 
 import sys
-from pathlib import Path
 
 import click
 
@@ -10,7 +9,13 @@ from producer.commands.frame import open_client
 from producer.printing import say
 
 output_option = click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write .jsonl, .csv, .parquet or .npy."
+    "-o", "--output", metavar="FILE|DIR/", help="Write .jsonl, .csv, .parquet or .npy, or a part for each chunk."
+)
+
+part_format_option = click.option(
+    "--output-format",
+    type=click.Choice(["parquet", "jsonl"]),
+    help="How the parts in DIR/ are written.  [default: parquet]",
 )
 
 lines_option = click.option(
@@ -21,50 +26,53 @@ lines_option = click.option(
 @click.command()
 @click.argument("job")
 @output_option
+@part_format_option
+@click.option("--follow", is_flag=True, help="Give the results of a running job as they come, until it ends.")
 @lines_option
-def results(job: str, output: Path | None, as_json: bool) -> None:
+def results(job: str, output: str | None, output_format: str | None, follow: bool, as_json: bool) -> None:
     """Print or save a job's results, in input order, one for every record.
 
     On a terminal they are a table, in a pipe JSON lines. Records that were not run (yet) have the error code
     `not_run`.
     """
     from common.tasks import find_task
-    from producer.give import give_results
-    from producer.outputs import check_output
+    from producer.give import follow_results, give_results
+    from producer.outputs.targets import open_target
 
-    with open_client() as client:
+    with open_client(working=follow) as client:
         found = client.job(job).state
-        if output:
-            check_output(output, find_task(found.spec.task))
+        target = open_target(output, output_format, find_task(found.spec.task))
+        if follow and not found.status.finished:
+            sys.exit(follow_results(client, found, target, say))
         if not found.status.finished:
             say(f"Job {job} is {found.status}: {found.counts.done:,} of {found.records or 0:,} records are done.")
-        give_results(client, found, output, say, as_json=as_json)
+        give_results(client, found, target, say, as_json=as_json)
 
 
 @click.command()
 @click.argument("job")
 @output_option
+@part_format_option
 @click.option("--wait", is_flag=True, help="Wait for the end and print the results.")
 @lines_option
-def retry(job: str, output: Path | None, wait: bool, as_json: bool) -> None:
+def retry(job: str, output: str | None, output_format: str | None, wait: bool, as_json: bool) -> None:
     """Run again only the records that failed, and chunks that never ended.
 
     The results of the others stay; that of a record run again is replaced. Prints the job's id, or waits and gives
     the results with --wait, with -o, or where no queue is configured.
     """
     from common.tasks import find_task
-    from producer.outputs import check_output
+    from producer.outputs.targets import open_target
     from producer.run import say_accepted, see_through
 
     with open_client() as client:
         handle = client.job(job)
         before = handle.state
-        if output:
-            check_output(output, find_task(before.spec.task))
+        target = open_target(output, output_format, find_task(before.spec.task))
         if before.status is JobStatus.COMPLETED and not before.counts.failed:
             say(f"Job {job}: every record has succeeded; there is nothing to run again.")
         else:
             handle.retry()
-        if wait or output or client.embedded:
-            sys.exit(see_through(client, job, output, say, as_json=as_json))
+        if wait or target or client.embedded:
+            sys.exit(see_through(client, job, target or before.spec.output, say, as_json=as_json))
         say_accepted(handle, as_json=as_json)

@@ -1,12 +1,12 @@
 """`producer submit`."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from producer.commands.frame import label_option, open_client
+from producer.commands.results import part_format_option
 from producer.printing import print_json, say
 
 
@@ -24,11 +24,14 @@ from producer.printing import print_json, say
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write .jsonl, .csv, .parquet or .npy; waits.",
+    metavar="FILE|DIR/",
+    help="Write .jsonl, .csv, .parquet or .npy, or a part for each chunk into a directory; waits.",
 )
-@click.option("--wait", is_flag=True, help="Wait for the end and print the results.")
+@part_format_option
+@click.option("--wait/--no-wait", default=None, help="Wait for the end and print the results, or do not.")
+@click.option(
+    "--store", metavar="URL", help="Where the records and outcomes are kept.  [default: HUGQUEUE_STORE_URL, else Redis]"
+)
 @click.option("--name", metavar="TEXT", help="Your own word for the job.")
 @label_option("A word of your own to find the job by; repeatable.")
 @click.option(

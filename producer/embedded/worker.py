@@ -36,7 +36,7 @@ class Worker:
         self._settings = dataclasses.replace(
             settings,
             broker_url=place.url,
-            any_model_path=True,
+            any_path=True,
             train=True,
             models_url=store_address(settings) or "",
             supervised=os.getpid(),

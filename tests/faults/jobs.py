@@ -50,7 +50,7 @@ class Batch:
         starts = range(0, self.records, self.chunk)
         for number, start in enumerate(starts):
             records = [Record(at, f"line {at}") for at in range(start, min(self.records, start + self.chunk))]
-            self.store.add_chunk(spec.id, number, encode_records(records))
+            self.store.payloads(spec).add_records(number, encode_records(records))
         self.ledger.seal(spec.id, len(starts), self.records)
         self.id = spec.id
         return self
@@ -98,7 +98,8 @@ class Batch:
 
     def commits(self) -> list[int]:
         """How often each chunk was committed."""
-        return [len(self.store.layers(self.id, chunk)) for chunk in range(self.job.chunks or 0)]
+        payloads = self.store.payloads(self.job.spec)
+        return [len(payloads.versions(chunk)) for chunk in range(self.job.chunks or 0)]
 
     def runs(self) -> Counter[str]:
         """How often each record was run, be it in vain."""

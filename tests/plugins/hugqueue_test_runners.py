@@ -2,7 +2,8 @@
 
 | task | what it does |
 |---|---|
-| `test-echo` | gives the text in capitals; `-p fail=TEXT` fails the records of that text; each batch takes \
+| `test-echo` | gives the text in capitals; `-p fail=TEXT` fails the records of that text, with \
+`-p fail_while=` as long as that file is there; each batch takes \
 `-p batch_seconds=`, and `-p batch_log=` is a file that gets a line at its end |
 | `test-wait` | as echo, after `-p seconds=` per chunk, or once the file `-p until=` is there; ticks meanwhile; \
 `-p log=` is a file that gets each text as it is run |
@@ -52,7 +53,7 @@ class Echo(Runner):
         return outcomes
 
     def one(self, text, params, watch):
-        if text == params.get("fail", object()):
+        if text == params.get("fail", object()) and Path(params.get("fail_while", "/")).exists():
             return Outcome(failure=Failure("test_failure", f"asked to fail {text!r}"))
         return Outcome(text.upper())
 

@@ -64,7 +64,7 @@ class Attempt:
     def __init__(self, turn: Turn, settings: Settings, store: Store, scratch: Path) -> None:
         self._turn = turn
         self._settings = settings
-        self._store = store
+        self._payloads = store.payloads(turn.job.spec)
         self._scratch = scratch
         self._models: ModelsStore = open_store(store_address(settings), settings.model_cache)
         self._work = self._models.work_directory(turn.job.id, turn.attempt)
@@ -129,7 +129,7 @@ class Attempt:
 
     def _train_record(self) -> tuple[Json, dict[str, int]]:
         """Return the id of the one record of the chunk, and how many payloads of examples it refers to."""
-        payload = self._store.records(self._turn.job.id, self._turn.held.lease.chunk)
+        payload = self._payloads.records(self._turn.held.lease.chunk)
         records = decode_records(payload) if payload is not None else []
         parts = records[0].input if len(records) == 1 else None
         if not isinstance(parts, dict) or not all(isinstance(parts.get(part), int) for part in PARTS):
@@ -139,7 +139,7 @@ class Attempt:
     def _write_examples(self, part: str, chunks: int) -> list[str]:
         files = []
         for number in range(chunks):
-            payload = self._store.examples(self._turn.job.id, part, number)
+            payload = self._payloads.examples(part, number)
             if payload is None:
                 raise PayloadError(f"its examples ({part} {number}) are not in the store")
             path = self._scratch / f"{part}-{number}.arrow"

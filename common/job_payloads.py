@@ -1,0 +1,148 @@
+"""The payloads of one job as both sides use them: the records of a chunk, and its outcomes."""
+
+from collections.abc import Callable
+
+import redis
+
+from common.claims import Written
+from common.errors import ModelError, PayloadError
+from common.inputs.in_place import read_rows
+from common.inputs.row_ranges import RowRange, is_range
+from common.keys import JobKeys
+from common.output_parts import OutputParts
+from common.payload_store import FilePayloads, PayloadStore, RedisPayloads, decode_versions, outcome_name
+from common.payloads import encode_records
+from common.tasks import find_task
+from common.values import JobSpec
+
+MayOpen = Callable[[str], bool]
+
+
+class JobPayloads:
+    """Records and outcomes of one job, wherever they lie.
+
+    Every method raises `redis.RedisError` when Redis is away or full, and `StorageError` when files cannot be had now.
+    """
+
+    def __init__(self, client: "redis.Redis", spec: JobSpec, may_open: MayOpen) -> None:
+        """Open the job's payloads.
+
+        Raises:
+            ModelError: `address_not_allowed`, the job names a place that this process may not open.
+        """
+        self._client = client
+        self._spec = spec
+        self._may_open = may_open
+        self._keys = JobKeys.of(spec.id)
+        self._store = open_payloads(client, spec, may_open)
+        self._parts: OutputParts | None = None
+        if spec.output is not None:
+            self._check(spec.output.address)
+            self._parts = OutputParts(spec.id, spec.output)
+
+    def add_records(self, chunk: int, payload: bytes, producer: str = "", written: Written | None = None) -> None:
+        """Write the payload of a chunk's records, or where they are, and that the producer lives.
+
+        Args:
+            chunk: its number, from 0.
+            payload: its records, or a `RowRange`.
+            producer: the token of who submits the job, where there is one (`common.claims`).
+            written: how far the job is with this chunk, which is noted with it.
+
+        Raises:
+            JobTaken: another producer has taken over since.
+            NotSubmitting: the job was given up, cancelled or deleted meanwhile.
+        """
+        self._store.add_input(str(chunk), payload, producer, written)
+
+    def records(self, chunk: int) -> bytes | None:
+        """Return the payload of a chunk's records, or None where there is none.
+
+        Raises:
+            PayloadError: the file that is to be read in place was changed, or is broken.
+            ModelError: `address_not_allowed`, it may not be opened here.
+        """
+        payload = self._store.input(str(chunk))
+        if payload is None or not is_range(payload):
+            return payload
+        rows = RowRange.decode(payload)
+        self._check(rows.source)
+        return encode_records(read_rows(rows, find_task(self._spec.task)))
+
+    def add_examples(self, part: str, number: int, payload: bytes) -> None:
+        """Write examples that a fine-tune job learns from (`train`) or is judged by (`eval`).
+
+        Raises:
+            NotSubmitting: the job was given up, cancelled or deleted meanwhile.
+        """
+        self._store.add_input(f"{part}:{number}", payload)
+
+    def examples(self, part: str, number: int) -> bytes | None:
+        """Return a payload of examples, or None where there is none."""
+        return self._store.input(f"{part}:{number}")
+
+    def put_outcomes(self, chunk: int, version: tuple[int, int], payload: bytes) -> None:
+        """Write a chunk's outcomes under (round, serial); they count once the ledger has the commit.
+
+        Of a job that has ended nothing is written.
+        """
+        if self._parts is None:
+            self._store.put_outcomes(outcome_name(chunk, version), payload)
+            return
+        records = self.records(chunk)
+        if records is None:
+            raise PayloadError("its records are not in the store")
+        self._parts.put(chunk, version, records, [*self.outcomes(chunk), payload])
+
+    def drop_outcomes(self, chunk: int, version: tuple[int, int]) -> None:
+        """Take back outcomes whose commit was refused."""
+        if self._parts is None:
+            self._store.drop_outcomes(outcome_name(chunk, version))
+        else:
+            self._parts.drop(chunk, version)
+
+    def versions(self, chunk: int) -> list[tuple[int, int]]:
+        """Return (round, serial) of every commit of a chunk, the oldest first."""
+        return decode_versions(self._client.hget(self._keys.layers, str(chunk)))
+
+    def outcomes(self, chunk: int) -> list[bytes]:
+        """Return the payloads of every commit of a chunk, the oldest first: later ones lie over earlier ones."""
+        versions = self.versions(chunk)
+        if self._parts is not None:
+            return self._parts.outcomes(chunk, versions[-1]) if versions else []
+        found = self._store.outcomes([outcome_name(chunk, version) for version in versions])
+        return [payload for payload in found if payload is not None]
+
+    @property
+    def parts(self) -> OutputParts | None:
+        """The parts that workers write; None for a job whose outcomes the producer fetches."""
+        return self._parts
+
+    def _check(self, address: str) -> None:
+        check_address(address, self._may_open)
+
+
+def open_payloads(client: "redis.Redis", spec: JobSpec, may_open: MayOpen) -> PayloadStore:
+    """Return the job's payloads by name.
+
+    Raises:
+        ModelError: `address_not_allowed`, the job names a store that this process may not open.
+    """
+    if spec.store is None:
+        return RedisPayloads(client, spec.id)
+    check_address(spec.store, may_open)
+    return FilePayloads(client, spec.id, spec.store)
+
+
+def check_address(address: str, may_open: MayOpen) -> None:
+    """Check that this process may open an address that a job names.
+
+    Raises:
+        ModelError: `address_not_allowed`, it may not.
+    """
+    if not may_open(address):
+        raise ModelError(
+            "address_not_allowed",
+            f"{address} lies under nothing that may be opened here. Set HUGQUEUE_SHARED (or HUGQUEUE_STORE_URL) for "
+            "this command and for the workers to a directory or an address above it.",
+        )
