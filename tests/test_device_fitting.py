@@ -116,7 +116,7 @@ def test_a_process_takes_what_an_earlier_one_learnt_and_keeps_what_it_learns(cli
     model = str(tiny_models.classifier(tmp_path))
     loaded, _ = Models("cpu", ModelPolicy(any_path=True)).get(_spec("sentiment-analysis", model), lambda _: None)
     client.hset(budgets("my CPU"), loaded.digest, 777)
-    process = DeviceProcess(Settings(device="cpu", any_model_path=True), Budgets(client, "my CPU"))
+    process = DeviceProcess(Settings(device="cpu", any_path=True), Budgets(client, "my CPU"))
     room = Room(process)
     try:
         process.start()

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 import redis
 
 from common.heartbeats import living
-from common.keys import CELERY_PREFIX, REFUSED, JobKeys
+from common.keys import CELERY_PREFIX, REFUSED, JobKeys, budgets
 from tests.access_rules import PASSWORD, add_users, denied, rules
 from tests.flower_process import flower, get
-from tests.processes import RedisServer, Shell, Workers, environment, wait_until
+from tests.processes import DEMO_MODEL, RedisServer, Shell, Workers, environment, wait_until
 
 PAGES = ("/workers", "/tasks", "/broker", "/api/queues/length")
 
@@ -63,6 +64,28 @@ def _do_everything(shell: Shell) -> None:
     shell.run("cancel", slow)
     wait_until(lambda: shell.status(slow)["status"] == "cancelled", 30)
     assert slow in shell.run("jobs").stdout
+
+
+def test_what_lies_in_files_and_what_is_learnt_is_kept_under_the_rules(
+    server: RedisServer, users: Callable[[str], dict[str, str]], tmp_path: Path
+):
+    shared = tmp_path / "shared"
+    places = {"HUGQUEUE_SHARED": str(shared), "HUGQUEUE_STORE_URL": str(shared / "store")}
+    started = Workers(users("worker") | places | {"HUGQUEUE_MODEL_ROOTS": str(DEMO_MODEL)}, tmp_path / "log").start()
+    shell = Shell(users("producer") | places, tmp_path)
+    try:
+        (tmp_path / "a.txt").write_text("".join(f"{token_hex(50)} is [MASK].\n" for _ in range(40)))
+        options = ("-m", str(DEMO_MODEL), "-o", f"{shared}/out/", "--idempotency-key", "x")
+        shell.run("submit", "--task", "fill-mask", "a.txt", *options)
+        assert (shared / "out" / "_SUCCESS").exists()
+        [job] = [path.name for path in (shared / "store").iterdir()]
+        shell.run("delete", job)
+        assert server.client.keys(budgets("*")), "how large its batches are to be"
+        assert server.client.pttl(server.client.keys(budgets("*"))[0]) > 0
+        assert denied(server.client) == []
+        assert "NOPERM" not in started.text()
+    finally:
+        started.kill()
 
 
 def test_what_dead_workers_and_producers_leave_is_cleared_away_under_the_rules(

@@ -15,8 +15,8 @@ from workers.runners.budget import LEAST_KEPT, MOST
 
 logger = logging.getLogger(__name__)
 
-#: How long it is kept after the last change, in seconds: libraries and drivers change, and are then measured anew.
-_KEPT = 30 * 86400
+#: How long it is kept after the last change, in ms: libraries and drivers change, and are then measured anew.
+_KEPT_MS = 30 * 86400 * 1000
 #: Models in one hash at most; one with more was not written by us.
 _MODELS = 10_000
 _NAME = re.compile(rb"^[0-9a-f]{16}$")
@@ -58,7 +58,7 @@ class Budgets:
             self._known[name] = int(tokens)
             try:
                 self._client.hset(self._key, name, int(tokens))
-                self._client.expire(self._key, _KEPT)
+                self._client.pexpire(self._key, _KEPT_MS)
             except redis.RedisError as error:
                 logger.info("the size of batches is not kept: %s", error)
 

@@ -55,8 +55,8 @@ def make_room(name: str, app: Celery, settings: Settings, slots: int) -> Room:
     """Return a room that is not yet open; `slots` is how many turns it takes at once."""
     client = connect(settings.broker_url or "")
     store, ledger = Store(client, settings.result_ttl, settings.may_open), Ledger(client, settings.lease)
-    device, meter = DeviceProcess(settings, Budgets(client, describe(settings.device))), Meter()
-    device, meter, peers = DeviceProcess(settings), Meter(), Peers(client)
+    device = DeviceProcess(settings, Budgets(client, describe(settings.device)))
+    meter, peers = Meter(), Peers(client)
     return Room(
         name,
         app,
