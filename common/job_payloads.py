@@ -5,7 +5,7 @@ from collections.abc import Callable
 import redis
 
 from common.claims import Written
-from common.errors import ModelError, PayloadError
+from common.errors import ModelError, PayloadError, UsageError
 from common.inputs.in_place import read_rows
 from common.inputs.row_ranges import RowRange, is_range
 from common.keys import JobKeys
@@ -60,14 +60,18 @@ class JobPayloads:
 
         Raises:
             PayloadError: the file that is to be read in place was changed, or is broken.
-            ModelError: `address_not_allowed`, it may not be opened here.
+            ModelError: `address_not_allowed`, it may not be opened here; `unknown_task`.
         """
         payload = self._store.input(str(chunk))
         if payload is None or not is_range(payload):
             return payload
         rows = RowRange.decode(payload)
         self._check(rows.source)
-        return encode_records(read_rows(rows, find_task(self._spec.task)))
+        try:
+            task = find_task(self._spec.task)
+        except UsageError as error:
+            raise ModelError("unknown_task", str(error)) from error
+        return encode_records(read_rows(rows, task))
 
     def add_examples(self, part: str, number: int, payload: bytes) -> None:
         """Write examples that a fine-tune job learns from (`train`) or is judged by (`eval`).

@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from common.errors import JobTaken, NotSubmitting, UnknownJob, UsageError
+from common.errors import JobTaken, NotSubmitting, PayloadError, UnknownJob, UsageError
 from common.keys import JobKeys
 from common.payload_store import decode_versions
 from common.scripts import Scripts
@@ -151,7 +151,7 @@ class Ledger:
 
     def refuse(self, job_id: str, worker: str, reason: str) -> set[str]:
         """Note that a worker cannot serve the job; return the names of all that cannot."""
-        self._scripts.write(job_id, "refusals", worker, reason)
+        self._scripts.write(job_id, "refusals", worker, visible(reason))
         return {name.decode() for name in self.client.hkeys(JobKeys.of(job_id).refusals)}
 
     def serve(self, job_id: str, worker: str) -> None:
@@ -186,7 +186,10 @@ class Ledger:
             PayloadError: the list of commits is broken.
         """
         found = self._run("unpublished", job_id)
-        return {int(chunk): decode_versions(raw)[-1] for chunk, raw in zip(found[::2], found[1::2], strict=True)}
+        versions = {int(chunk): decode_versions(raw) for chunk, raw in zip(found[::2], found[1::2], strict=True)}
+        if not all(versions.values()):
+            raise PayloadError("a chunk that is committed has no commit")
+        return {chunk: commits[-1] for chunk, commits in versions.items()}
 
     def failed_in(self, job_id: str) -> dict[int, int]:
         """Return how many records of a chunk failed, for the chunks where any did."""

@@ -65,21 +65,16 @@ class OutputParts:
                 return [decode_part(data, self._format)]
         return []
 
-    def finish(self, job: Job, versions: Mapping[int, tuple[int, int]], failed: Mapping[int, int]) -> None:
-        """Place what is still aside, and say that the output is whole. Doing it twice changes nothing.
-
-        Args:
-            job: completed, but for this.
-            versions: of each chunk's last commit.
-            failed: how many records of a chunk failed, where any did.
-        """
+    def place_rest(self, versions: Mapping[int, tuple[int, int]]) -> None:
+        """Place what is still aside and counts; `versions` are those of each chunk's last commit."""
         for name in self._storage.names(self._aside):
             chunk, version = _parse_attempt(name)
-            if versions.get(chunk) == version:
+            counts = versions.get(chunk)
+            if version == counts:
                 self.place(chunk, version)
-            else:
+            elif counts is None or version[0] <= counts[0]:
+                # One of a later round may count by now: whoever does this may have slept since it was told `versions`.
                 self._storage.remove(f"{self._aside}/{name}")
-        self.close(job, {chunk: failed.get(chunk, 0) for chunk in sorted(versions)})
 
     def close(self, job: Job, failed: Mapping[int, int]) -> None:
         """Say that all parts are in their place; `failed` has for each chunk how many of its records failed."""

@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 
 from common.encoder import to_json
 from common.errors import PayloadError
-from common.payloads import MAX_EXPANDED, encode_outcomes, overlay
+from common.payloads import MAX_EXPANDED, MAX_ROWS, encode_outcomes, overlay
 from common.rows import Row, as_text, to_line
 from common.values import Failure, Json, Outcome, Record
 
 FORMATS = ("parquet", "jsonl")
 
+#: What goes wrong in the reading of a file that others wrote, or wrote over.
+_NO_PART = (pa.ArrowException, OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError)
 #: What a Parquet part says of outputs without a type: JSON text, or where all of them are texts, these as they are.
 _FORM, _JSON, _TEXT = b"hugqueue.output", b"json", b"text"
 
@@ -89,31 +91,29 @@ def decode_part(data: bytes, format: str) -> bytes:
     Raises:
         PayloadError: the bytes are not a part.
     """
-    ids, outcomes, kind = _from_lines(data) if format == "jsonl" else _from_parquet(data)
-    return encode_outcomes(range(len(ids)), ids, outcomes, kind)
+    try:
+        ids, outcomes, kind = _from_lines(data) if format == "jsonl" else _from_parquet(data)
+        return encode_outcomes(range(len(ids)), ids, outcomes, kind)
+    except _NO_PART as error:
+        raise PayloadError(f"not a part ({format}): {str(error) or type(error).__name__:.500}") from error
 
 
 def _from_lines(data: bytes) -> tuple[list[Json], list[Outcome], None]:
-    try:
-        lines = [json.loads(line) for line in data.splitlines()]
-        outcomes = [_outcome(line.get("output"), line.get("error"), line.get("truncated") is True) for line in lines]
-        return [line.get("id") for line in lines], outcomes, None
-    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
-        raise PayloadError(f"not a part of JSON lines: {error}") from error
+    lines = [json.loads(line) for line in data.splitlines()]
+    outcomes = [_outcome(line.get("output"), line.get("error"), line.get("truncated") is True) for line in lines]
+    return [line.get("id") for line in lines], outcomes, None
 
 
 def _from_parquet(data: bytes) -> tuple[list[Json], list[Outcome], Any]:
     wanted = ["id", "output", "error_code", "error_message", "truncated"]
-    try:
-        file = pq.ParquetFile(pa.py_buffer(data))
-        if sum(file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups)) > MAX_EXPANDED:
-            raise PayloadError(f"a part that expands to more than {MAX_EXPANDED:,} bytes")
-        table = file.read(columns=wanted)
-        table.validate(full=True)
-        form = (table.schema.metadata or {}).get(_FORM)
-        columns = [table[name].to_pylist() for name in wanted]
-    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
-        raise PayloadError(f"not a part in Parquet: {error}") from error
+    file = pq.ParquetFile(pa.py_buffer(data))
+    held = sum(file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups))
+    if held > MAX_EXPANDED or file.metadata.num_rows > MAX_ROWS:
+        raise ValueError(f"{held:,} bytes in {file.metadata.num_rows:,} rows, which is more than any part of ours has")
+    table = file.read(columns=wanted)
+    table.validate(full=True)
+    form = (table.schema.metadata or {}).get(_FORM)
+    columns = [table[name].to_pylist() for name in wanted]
     kind = table.schema.field("output").type if form is None else None
     outcomes = []
     for _, output, code, message, truncated in zip(*columns, strict=True):

@@ -7,7 +7,7 @@ import logging
 
 import redis
 
-from common.errors import PayloadError, StorageError
+from common.errors import PayloadError, StorageError, UnknownJob
 from common.ledger import Lease, Ledger
 from common.output_parts import OutputParts
 from common.store import Store
@@ -23,7 +23,7 @@ def place_part(store: Store, ledger: Ledger, job_id: str, parts: OutputParts, le
     try:
         parts.place(lease.chunk, lease.version)
         publish(store, ledger, job_id, parts)
-    except (StorageError, PayloadError, redis.RedisError) as error:
+    except (StorageError, PayloadError, UnknownJob, redis.RedisError) as error:
         logger.warning("chunk %d of job %s waits for a reaper: %s", lease.chunk, job_id, error)
 
 
@@ -33,11 +33,15 @@ def publish(store: Store, ledger: Ledger, job_id: str, parts: OutputParts) -> bo
     Raises:
         StorageError: its place cannot be written now.
         PayloadError: the list of commits is broken.
+        UnknownJob: it was deleted meanwhile.
         redis.RedisError: Redis is away.
     """
     versions = ledger.unpublished(job_id)
     if not versions:
         return False
-    job = store.job(job_id)
-    parts.finish(job, versions, ledger.failed_in(job_id))
+    parts.place_rest(versions)
+    job, failed = store.job(job_id), ledger.failed_in(job_id)
+    if ledger.unpublished(job_id) != versions:  # another one has done it meanwhile
+        return False
+    parts.close(job, {chunk: failed.get(chunk, 0) for chunk in sorted(versions)})
     return ledger.publish(job_id, job.round)

@@ -30,17 +30,17 @@ def is_shared(name: str, shared: Sequence[str]) -> bool:
     """
     if "::" in name or "\0" in name:
         return False
-    if is_address(name):
-        return any(is_address(place) and _is_under_address(name, place) for place in shared)
-    path = local_path(name)
-    if not path.is_absolute():
+    try:
+        if is_address(name):
+            return any(is_address(place) and _is_under_address(name, place) for place in shared)
+        return any(not is_address(place) and _is_under(local_path(name), local_path(place)) for place in shared)
+    except ValueError:  # half a character in a path, half an address of IPv6
         return False
-    real = os.path.realpath(path)
-    return any(not is_address(place) and _is_under(real, os.path.realpath(local_path(place))) for place in shared)
 
 
-def _is_under(path: str, root: str) -> bool:
-    return path == root or path.startswith(root.rstrip("/") + "/")
+def _is_under(path: Path, place: Path) -> bool:
+    real, root = os.path.realpath(path), os.path.realpath(place)
+    return path.is_absolute() and (real == root or real.startswith(root.rstrip("/") + "/"))
 
 
 def _is_under_address(name: str, place: str) -> bool:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -245,11 +246,13 @@ def version_of(name: str) -> tuple[int, str]:
     with storage_errors("read", name):
         if not is_address(name):
             found = local_path(name).stat()
+            if not stat.S_ISREG(found.st_mode):  # to read from a pipe is to wait for whoever writes into it
+                raise StorageError(f"{name} is no file but something else; name the files in it.")
             return found.st_size, str(found.st_mtime_ns)
         files, path = open_file_system(name)
         info = files.info(path)
     if info.get("type") == "directory":
-        raise StorageError(f"{name} is a directory; name the files in it.")
+        raise StorageError(f"{name} is no file but something else; name the files in it.")
     tags = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created"))
     return int(info["size"]), str(next((tag for tag in tags if tag), ""))
 

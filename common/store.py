@@ -107,9 +107,8 @@ class Store:
             `deleted`; `unknown`; or why not: the status it has, or `taken`.
         """
         answer = str(self._scripts.run("delete", job_id, int(unfinished), producer).decode())
-        address = self.client.hget(keys.STORED, job_id)
-        if answer == "deleted" and address is not None and self._may_open(address.decode(errors="replace")):
-            self._remove_files(job_id, address.decode())  # else a worker's reaper does
+        if answer == "deleted":
+            self.remove_files(job_id)  # where this process may not, a worker's reaper does
         return answer
 
     def note(self, job_id: str, field: str, value: str) -> None:
@@ -131,16 +130,20 @@ class Store:
         """
         return JobPayloads(self.client, spec, self._may_open)
 
-    def remove_files(self) -> list[str]:
-        """Remove the files of jobs that are there no longer, where this process may; return the ids of these jobs."""
-        removed = []
-        for raw_id, raw_address in self.client.hscan_iter(keys.STORED):
-            job_id, address = raw_id.decode(errors="replace"), raw_address.decode(errors="replace")
-            if JOB_ID.match(job_id) and self._may_open(address) and not self.exists(job_id):
-                self._remove_files(job_id, address)
-                removed.append(job_id)
-        return removed
+    def left_behind(self) -> list[str]:
+        """Return the ids of jobs that are there no longer, but their files are."""
+        ids = (raw_id.decode(errors="replace") for raw_id, _ in self.client.hscan_iter(keys.STORED))
+        return [job_id for job_id in ids if JOB_ID.match(job_id) and not self.exists(job_id)]
 
-    def _remove_files(self, job_id: str, address: str) -> None:
+    def remove_files(self, job_id: str) -> bool:
+        """Remove the files of a job, if this process may open their place; return whether there were any.
+
+        Raises:
+            StorageError: they cannot be removed now.
+        """
+        address = (self.client.hget(keys.STORED, job_id) or b"").decode(errors="replace")
+        if not address or not self._may_open(address):
+            return False
         open_storage(job_address(address, job_id)).remove_all()
         self.client.hdel(keys.STORED, job_id)
+        return True

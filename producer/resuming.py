@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 import redis
 
 from common.claims import Claim, Written
-from common.errors import HugqueueError, JobTaken, UsageError
+from common.errors import HugqueueError, JobTaken, StoreUnavailable, UsageError
 from common.jobs import Job
 from common.values import JobSpec, JobStatus
 from producer.connection import POLL, Connection
@@ -145,6 +145,10 @@ def _kept_for_the_next(connection: Connection, job_id: str, claim: Claim) -> Ite
                 connection.store.delete(job_id, producer=claim.producer)
             else:
                 connection.claims.release(job_id, claim)
+        if isinstance(error, StoreUnavailable):
+            raise StoreUnavailable(
+                f"{error} What was sent of job {job_id} stays: the same command goes on with it, or finds it accepted."
+            ) from error
         raise
 
 

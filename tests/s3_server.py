@@ -51,7 +51,7 @@ class S3Server:
         quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, **quiet)
         wait_until(self._answers, 30, "the S3 server answers")
-        self.files().mkdir(BUCKET)
+        self.files().makedirs(BUCKET, exist_ok=True)  # a worker that waits for the server may be the first
 
     def stop(self) -> None:
         self.process.kill()

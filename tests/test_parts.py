@@ -79,6 +79,34 @@ def test_bytes_that_are_no_part_are_refused(format: str, data: bytes) -> None:
         decode_part(data, format)
 
 
+def parquet(schema: pa.Schema, **columns: list[Any]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=schema), sink)
+    return bytes(sink.getvalue())
+
+
+COLUMNS = {"id": pa.string(), "output": pa.string(), "error_code": pa.string(), "error_message": pa.string()}
+
+
+def test_a_part_that_somebody_wrote_over_is_refused() -> None:
+    sound = pa.schema(COLUMNS | {"truncated": pa.bool_()}, metadata={"hugqueue.output": "json"})
+    row: dict[str, list[Any]] = {name: [None] for name in sound.names}
+    assert overlay([decode_part(parquet(sound, **row), "parquet")])
+    odd = sound.set(1, pa.field("output", pa.list_(pa.string())))
+    many = {name: pa.nulls(2_000_000, sound.field(name).type) for name in sound.names}
+    for data in (
+        parquet(sound, **row | {"output": ["{"]}),
+        parquet(sound, **row | {"output": ["[" * 100_000]}),
+        parquet(odd, **row | {"output": [["x"]]}),
+        parquet(sound, **many),
+        parquet(pa.schema(COLUMNS), **{name: [None] for name in COLUMNS}),
+    ):
+        with pytest.raises(PayloadError, match="not a part"):
+            decode_part(data, "parquet")
+    with pytest.raises(PayloadError, match="not a part"):
+        decode_part(b'{"id": 1, "error": {"code": "\\ud800", "message": ""}}\n', "jsonl")
+
+
 def test_a_part_is_named_by_its_chunk() -> None:
     assert part_name(7, "parquet") == "part-00007.parquet"
     assert part_name(123456, "jsonl") == "part-123456.jsonl"

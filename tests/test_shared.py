@@ -37,6 +37,8 @@ def test_a_link_does_not_lead_out_of_a_shared_directory(tmp_path: Path) -> None:
         "simplecache::s3://bucket/data/x",
         "http://169.254.169.254/latest",
         "S3://other/data/x",
+        "s3://[bucket/data/x",
+        "/data/\ud800",
         "",
         "\0",
     ],

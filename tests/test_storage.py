@@ -74,6 +74,13 @@ def test_a_missing_file_is_named(address: str) -> None:
         version_of(f"{address}/nothing")
 
 
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(StorageError, match="is no file but something else"):
+            version_of(str(name))
+
+
 def test_an_address_that_nothing_here_opens_says_what_to_install() -> None:
     with pytest.raises(StorageError, match=r"nosuch://x: .*install fsspec"):
         open_storage("nosuch://x")

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import redis
@@ -15,14 +16,14 @@ from kombu.exceptions import OperationalError
 
 from common import keys
 from common.connection import is_passing
-from common.errors import ModelError, PayloadError, StorageError, UnknownJob, UsageError
+from common.errors import ModelError, StorageError, UnknownJob, UsageError
 from common.heartbeats import Heartbeat, living, ticket_target
 from common.ledger import MIN_TICKETS, Ledger
 from common.publishing import publish
 from common.queue import send_tickets, waiting_tickets
 from common.settings import Settings
 from common.store import Store
-from common.values import Failure, JobSpec
+from common.values import Failure, JobSpec, visible
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Reaper:
         self._settings = settings
         self._missing: set[str] = set()
         self._broken: set[str] = set()
-        self._judge_from = self._files_from = 0.0
+        self._judge_from = self._files_from = self._others_until = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._reap_for_ever, name="reaper", daemon=True)
 
@@ -56,8 +57,7 @@ class Reaper:
         self._stopped.set()
         self._thread.join()
         try:
-            if self._store.client.get(keys.REAPER) == self._name.encode():
-                self._store.client.delete(keys.REAPER)
+            self._let_go()
         except redis.RedisError as error:
             logger.info("the turn to reap runs out by itself: %s", error)
 
@@ -66,6 +66,8 @@ class Reaper:
             try:
                 if self._my_turn():
                     self.reap()
+                if time.monotonic() < self._others_until:
+                    self._let_go()
             except (redis.RedisError, OperationalError) as error:
                 # Others could not renew their leases either: they get a whole lease to come back.
                 self._judge_from = time.monotonic() + self._settings.lease
@@ -76,7 +78,13 @@ class Reaper:
             if self._stopped.wait(self._settings.reap):
                 return
 
+    def _let_go(self) -> None:
+        if self._store.client.get(keys.REAPER) == self._name.encode():
+            self._store.client.delete(keys.REAPER)
+
     def _my_turn(self) -> bool:
+        if time.monotonic() < self._others_until:
+            return False
         client, hold = self._store.client, int(self._settings.reap * 2000)
         if client.set(keys.REAPER, self._name, nx=True, px=hold):
             return True
@@ -87,25 +95,26 @@ class Reaper:
 
     def _publish(self, spec: JobSpec) -> None:
         """Say that an output is whole whose last worker could not."""
-        if spec.output is None:
+        if spec.output is None or not self._ledger.unpublished(spec.id):
             return
         try:
             parts = self._store.payloads(spec).parts
             if parts is not None and publish(self._store, self._ledger, spec.id, parts):
                 logger.info("job %s: its output is whole", spec.id)
-        except (ModelError, StorageError, PayloadError) as error:
+        except (ModelError, StorageError) as error:
             logger.warning("the output of job %s cannot be finished here: %s", spec.id, error)
+            self._store.note(spec.id, "stage", f"finishing its output: {visible(error.message)}")
+            # Another worker may reach what this one does not; whoever reaps goes on reaping otherwise.
+            self._others_until = time.monotonic() + 2 * self._settings.reap
 
     def _remove_files(self) -> None:
         """Remove what jobs left in files whose time to live is over."""
         if time.monotonic() < self._files_from:
             return
         self._files_from = time.monotonic() + FILES_EVERY
-        try:
-            for job_id in self._store.remove_files():
+        for job_id in self._guarded("what is noted of files", self._store.left_behind) or ():
+            if self._guarded(f"the files of job {job_id}", partial(self._store.remove_files, job_id)):
                 logger.info("job %s is no more: its files are removed", job_id)
-        except StorageError as error:
-            logger.warning("files of past jobs cannot be removed now: %s", error)
 
     def reap(self) -> None:
         """Look after every unfinished job once.
@@ -120,19 +129,19 @@ class Reaper:
             return
         if self._leases_may_be_judged():
             for job_id in jobs:
-                self._one_by_one(self._open_lost_chunks, job_id)
+                self._guarded(_named(job_id), partial(self._open_lost_chunks, job_id))
         self._send_missing_tickets(jobs)
 
-    def _one_by_one(self, step: Callable[[str], T], job_id: str) -> T | None:
+    def _guarded(self, what: str, step: Callable[[], T]) -> T | None:
         """Do a step for one job; a job whose keys somebody has broken does not stand in the way of the others."""
         try:
-            return step(job_id)
-        except (redis.ResponseError, ValueError, TypeError) as error:
-            if isinstance(error, redis.ResponseError) and is_passing(error):
+            return step()
+        except Exception as error:  # the boundary: each job is looked after, whatever lies beside it
+            if isinstance(error, (redis.RedisError, OperationalError)) and not _is_refusal(error):
                 raise
-            if job_id not in self._broken:  # once is enough: it is met again each time
-                logger.error("job %.100r cannot be looked after: %s", job_id, error)
-            self._broken.add(job_id)
+            if what not in self._broken:  # once is enough: it is met again each time
+                logger.error("%s cannot be looked after: %s: %s", what, type(error).__name__, error)
+            self._broken.add(what)
             return None
 
     def _leases_may_be_judged(self) -> bool:
@@ -152,8 +161,9 @@ class Reaper:
         workers = living(self._store.client)
         missing: set[str] = set()
         for job_id in jobs:
-            missing |= self._one_by_one(lambda job: self._void_lost_tickets(job, waiting), job_id) or set()
-            self._one_by_one(lambda job: self._top_up(job, workers), job_id)
+            name = _named(job_id)
+            missing |= self._guarded(name, partial(self._void_lost_tickets, job_id, waiting)) or set()
+            self._guarded(name, partial(self._top_up, job_id, workers))
         self._missing = missing
 
     def _void_lost_tickets(self, job_id: str, waiting: set[str]) -> set[str]:
@@ -176,3 +186,12 @@ class Reaper:
             send_tickets(self._app, spec, tickets)
         except UsageError as error:
             self._ledger.fail(job_id, Failure("unknown_task", str(error)))
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether Redis is there and says no, be it to this user or for what lies in a key."""
+    return isinstance(error, redis.ResponseError) and not is_passing(error)
+
+
+def _named(job_id: str) -> str:
+    return f"job {job_id[:100]!r}"

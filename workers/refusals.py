@@ -3,7 +3,7 @@
 import random
 import time
 
-from common.ledger import Ledger
+from common.ledger import Lease, Ledger
 
 #: Seconds to pass over a job before trying it again: another model may have left the memory by then.
 FOR = 60.0
@@ -15,23 +15,23 @@ class Refusals:
     def __init__(self, ledger: Ledger, worker: str) -> None:
         self._ledger = ledger
         self._worker = worker
-        self._until: dict[str, float] = {}
+        self._until: dict[tuple[str, int], float] = {}  #: by job and round: a retry is tried at once
         self._refused: set[str] = set()
 
-    def pause(self, job_id: str, tries: int) -> float:
-        """Pass over the job for a moment after a fault that may pass; return for how many seconds.
+    def pause(self, lease: Lease) -> float:
+        """Pass over the job of a lease for a moment after a fault that may pass; return for how many seconds.
 
-        Longer after each of the `tries`, and not in step with others.
+        Longer after each try, and not in step with others.
         """
-        seconds = min(FOR, 2.0**tries) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-        self._hold(job_id, seconds)
+        seconds = min(FOR, 2.0 ** (lease.tries + 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._hold(lease, seconds)
         return seconds
 
-    def add(self, job_id: str, reason: str) -> set[str]:
-        """Pass over the job from now on; return the names of all workers that have refused it."""
-        self._hold(job_id, FOR)
-        self._refused.add(job_id)
-        return self._ledger.refuse(job_id, self._worker, reason)
+    def add(self, lease: Lease, reason: str) -> set[str]:
+        """Pass over the job of a lease from now on; return the names of all workers that have refused it."""
+        self._hold(lease, FOR)
+        self._refused.add(lease.job_id)
+        return self._ledger.refuse(lease.job_id, self._worker, reason)
 
     def lift(self, job_id: str) -> None:
         """Take a refusal back: the worker is at the job again."""
@@ -39,10 +39,11 @@ class Refusals:
             self._ledger.serve(job_id, self._worker)
             self._refused.discard(job_id)
 
-    def _hold(self, job_id: str, seconds: float) -> None:
+    def _hold(self, lease: Lease, seconds: float) -> None:
         now = time.monotonic()
-        self._until = {job: until for job, until in self._until.items() if until > now} | {job_id: now + seconds}
+        kept = {key: until for key, until in self._until.items() if until > now}
+        self._until = kept | {(lease.job_id, lease.round): now + seconds}
 
-    def holds(self, job_id: str) -> bool:
+    def holds(self, job_id: str, round_: int) -> bool:
         """Whether the job is passed over at present."""
-        return self._until.get(job_id, 0.0) > time.monotonic()
+        return self._until.get((job_id, round_), 0.0) > time.monotonic()

@@ -8,8 +8,9 @@ import uuid
 
 import redis
 
-from common.errors import ModelError, PayloadError, UnknownJob, WorkerError
+from common.errors import ModelError, PayloadError, StorageError, UnknownJob, WorkerError
 from common.heartbeats import living, serving, ticket_target
+from common.job_payloads import JobPayloads
 from common.jobs import Job
 from common.ledger import MIN_TICKETS, Lease
 from common.payloads import failed_positions
@@ -48,7 +49,7 @@ def _take_turn(room: Room, job_id: str, ticket: str) -> str:
         job = room.store.job(job_id)
         if job.status.finished:
             return f"void: the job is {job.status}"
-        if room.refusals.holds(job_id) or room.stopping.is_set() or not room.affinity.admits(job.spec):
+        if room.refusals.holds(job_id, job.round) or room.stopping.is_set() or not room.affinity.admits(job.spec):
             return _pass_on(room, job.spec, ticket)
         lease = _lease(room, job.spec, ticket)
     except UnknownJob:
@@ -155,7 +156,7 @@ def _commit(room: Room, job: Job, held: HeldLease, result: ChunkResult) -> str:
     if result.settle is not None:
         result.settle(counted)
     if not counted:
-        held.patiently(lambda: payloads.drop_outcomes(lease.chunk, lease.version))
+        _drop(held, payloads)
         return f"chunk {lease.chunk}: dropped, {answer}"
     if payloads.parts is not None:
         place_part(room.store, room.ledger, job.id, payloads.parts, lease)
@@ -163,6 +164,14 @@ def _commit(room: Room, job: Job, held: HeldLease, result: ChunkResult) -> str:
     rate = counts.done / result.seconds if result.seconds else 0.0
     failed = f", {counts.failed} failed" if counts.failed else ""
     return f"chunk {lease.chunk + 1} of {job.chunks}: {counts.succeeded} done{failed}, {rate:,.0f} records/s"
+
+
+def _drop(held: HeldLease, payloads: JobPayloads) -> None:
+    lease = held.lease
+    try:
+        held.patiently(lambda: payloads.drop_outcomes(lease.chunk, lease.version))
+    except StorageError as error:  # nobody reads them; it is no fault of a chunk that others have done
+        logger.warning("outcomes of chunk %d of job %s not taken back: %s", lease.chunk, lease.job_id, error)
 
 
 def _fail(room: Room, held: HeldLease, failure: Failure) -> str:
@@ -178,7 +187,7 @@ def _refuse(room: Room, job: Job, held: HeldLease, error: WorkerError) -> str:
         failure = Failure("no_worker_fits", f"No live worker can serve this job: {error.message}")
         return _refuse_for_good(room, job, held, failure)
     if error.code == "device_process_dies":  # no fault of the chunk; if it stays so, the worker ends (`workers.pulse`)
-        room.refusals.pause(job.id, held.lease.tries + 1)
+        room.refusals.pause(held.lease)
         return _give_back(room, job.spec, held.lease, f"given back: {error.message}")
     return _try_again(room, job, held, Failure(error.code, error.message))
 
@@ -188,13 +197,13 @@ def _try_again(room: Room, job: Job, held: HeldLease, failure: Failure) -> str:
     tries = held.lease.tries + 1
     if tries >= MOST_TRIES:
         return _fail(room, held, Failure(failure.code, f"{failure.message} (After {MOST_TRIES} tries.)"))
-    rest = room.refusals.pause(job.id, tries)
+    rest = room.refusals.pause(held.lease)
     return _give_back(room, job.spec, held.lease, f"to be tried again: {failure.message}", rest=rest)
 
 
 def _refuse_for_good(room: Room, job: Job, held: HeldLease, failure: Failure) -> str:
     """Give the chunk back for another worker; end the job when no live one is left that has not refused it."""
-    refused = room.refusals.add(job.id, failure.message)
+    refused = room.refusals.add(held.lease, failure.message)
     workers = {worker.name for worker in serving(living(room.store.client), job.spec.queue)}
     if room.name in workers and workers <= refused:  # after an outage nobody may seem to live, not even this one
         return _fail(room, held, failure)

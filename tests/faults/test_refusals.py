@@ -1,5 +1,6 @@
 """A worker that cannot serve a job passes it over; the job fails only when no live worker is left that would."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,5 +33,7 @@ def test_a_job_that_fits_no_live_worker_fails_with_the_reason(
     options = ("-m", str(DEMO_MODEL), "-p", "memory_error=true")
     done = shell.run("submit", "--task", "test-model", str(source), *options, "--wait", status=1)
     assert "no_worker_fits" in done.stderr
+    [job] = [row["id"] for row in json.loads(shell.run("jobs", "--json").stdout)]
+    assert "no_worker_fits" in shell.run("retry", job, "--wait", status=1, seconds=50).stderr, "asked anew, at once"
     after = shell.run("submit", "--task", "test-echo", str(source), "--wait")
     assert len(after.stdout.splitlines()) == 2, "the workers live and do other jobs"

@@ -1,0 +1,157 @@
+"""The output that workers write, when they die or sleep between two of its steps: every part once and whole."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from common.job_payloads import JobPayloads
+from common.keys import JobKeys
+from common.ledger import Lease, Ledger
+from common.output_parts import OutputParts
+from common.payloads import encode_outcomes, encode_records
+from common.publishing import place_part, publish
+from common.store import Store
+from common.values import Counts, Failure, JobSpec, JobStatus, Outcome, Output, Record, new_job_id
+from tests.ledgers import lease
+from tests.processes import RedisServer, Shell, Workers, wait_until
+
+BAD = Outcome(failure=Failure("test_failure", "not yet"))
+
+
+class Written:
+    """A job of chunks of one record whose output is written without a worker."""
+
+    def __init__(self, server: RedisServer, directory: Path, chunks: int = 2) -> None:
+        self.store, self.ledger = Store(server.client, 100, lambda _: True), Ledger(server.client, 30)
+        self.directory = directory
+        self.spec = JobSpec(new_job_id(), "test-echo", output=Output(str(directory), "parquet"))
+        self.store.create(self.spec)
+        for number in range(chunks):
+            self.payloads.add_records(number, encode_records([Record(number, f"text {number}")]))
+        self.ledger.seal(self.spec.id, chunks, chunks)
+
+    @property
+    def payloads(self) -> JobPayloads:
+        return self.store.payloads(self.spec)
+
+    @property
+    def parts(self) -> OutputParts:
+        parts = self.payloads.parts
+        assert parts
+        return parts
+
+    def lease(self) -> Lease:
+        held = lease(self.ledger, self.spec.id)
+        assert held
+        return held
+
+    def put(self, held: Lease, outcome: Outcome) -> None:
+        """Write outcomes aside."""
+        self.payloads.put_outcomes(held.chunk, held.version, encode_outcomes([0], [held.chunk], [outcome], None))
+
+    def commit(self, held: Lease, outcome: Outcome) -> None:
+        """Write outcomes aside and commit them, no more: here a worker may die."""
+        self.put(held, outcome)
+        failed = int(outcome.failure is not None)
+        assert self.ledger.commit(held, Counts(1 - failed, failed), {}) == "committed"
+
+    def publish(self) -> bool:
+        return publish(self.store, self.ledger, self.spec.id, self.parts)
+
+    def found(self) -> list[str | None]:
+        names = sorted(self.directory.glob("part-*.parquet"))
+        return [output for name in names for output in pq.read_table(name)["output"].to_pylist()]
+
+    @property
+    def status(self) -> JobStatus:
+        return self.store.job(self.spec.id).status
+
+
+@pytest.fixture
+def written(server: RedisServer, tmp_path: Path) -> Written:
+    return Written(server, tmp_path / "out")
+
+
+def test_what_was_committed_and_not_placed_is_placed_by_another(written: Written) -> None:
+    for number in range(2):
+        written.commit(written.lease(), Outcome(f"output {number}"))
+    assert (written.status, written.found()) == (JobStatus.RUNNING, [])
+    assert written.publish()
+    assert (written.status, written.found()) == (JobStatus.COMPLETED, ["output 0", "output 1"])
+    assert not (written.directory / "_attempts").exists()
+    assert not written.publish()
+
+
+def test_outcomes_are_read_wherever_their_part_is(written: Written) -> None:
+    first, second = written.lease(), written.lease()
+    written.commit(first, Outcome("aside"))
+    written.commit(second, Outcome("placed"))
+    written.parts.place(second.chunk, second.version)
+    assert len(written.payloads.outcomes(first.chunk)) == len(written.payloads.outcomes(second.chunk)) == 1
+    written.ledger.fail(written.spec.id, Failure("test", "ended before it was whole"))
+    assert len(written.payloads.outcomes(first.chunk)) == 1
+
+
+def test_one_that_slept_through_a_retry_takes_nothing_away_and_says_nothing(
+    written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        written.commit(written.lease(), BAD)
+    asked = written.ledger.unpublished
+
+    def sleep(job_id: str) -> dict[int, tuple[int, int]]:
+        """What the one that slept knows, and what happens meanwhile."""
+        known = asked(job_id)
+        monkeypatch.undo()
+        assert written.publish()
+        written.ledger.retry(job_id)
+        written.commit(written.lease(), Outcome("at last"))
+        return known
+
+    monkeypatch.setattr(written.ledger, "unpublished", sleep)
+    assert not written.publish()
+    assert not (written.directory / "_SUCCESS").exists(), "it is being written again"
+    written.commit(written.lease(), Outcome("at last"))
+    assert written.publish()
+    assert written.found() == ["at last", "at last"]
+
+
+def test_a_job_that_is_deleted_while_its_part_is_placed_is_no_fault(written: Written) -> None:
+    held = written.lease()
+    written.commit(held, Outcome("output"))
+    written.store.delete(written.spec.id)
+    place_part(written.store, written.ledger, written.spec.id, written.parts, held)
+
+
+def test_a_worker_that_may_not_open_the_output_leaves_its_end_to_another(
+    server: RedisServer, shell: Shell, start_workers: Callable[..., Workers], tmp_path: Path
+) -> None:
+    reaping = start_workers()
+    written = Written(server, tmp_path / "out")
+    for number in range(2):
+        written.commit(written.lease(), Outcome(f"output {number}"))
+    wait_until(lambda: "cannot be finished here" in reaping.text(), 60, "the one that reaps says so")
+    assert "HUGQUEUE_SHARED" in shell.status(written.spec.id)["stage"]
+    start_workers(HUGQUEUE_SHARED=str(tmp_path))
+    shell.run("wait", written.spec.id)
+    assert written.found() == ["output 0", "output 1"]
+    manifest = json.loads((written.directory / "manifest.json").read_text())
+    assert [part["failed"] for part in manifest["parts"]] == [0, 0]
+
+
+@pytest.mark.parametrize("forged", [b"", b"a:b", b"\xff"])
+def test_a_broken_list_of_commits_stops_no_reaper(
+    server: RedisServer, shell: Shell, start_workers: Callable[..., Workers], tmp_path: Path, forged: bytes
+) -> None:
+    written = Written(server, tmp_path / "out")
+    for _ in range(2):
+        written.commit(written.lease(), Outcome("output"))
+    server.client.hset(JobKeys.of(written.spec.id).layers, "0", forged)
+    workers = start_workers(HUGQUEUE_SHARED=str(tmp_path))
+    wait_until(lambda: "cannot be looked after" in workers.text(), 30, "it is logged")
+    assert "Traceback" not in workers.text()
+    (tmp_path / "in.txt").write_text("a\n")
+    shell.run("submit", "--task", "test-echo", "in.txt", "--wait")
