@@ -5,11 +5,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 
-def described() -> str:
-    """Return processor, cores, load and versions, as one line of Markdown."""
-    import torch
-
-    processor = next(
+def processor() -> str:
+    """Return the name of the processor."""
+    return next(
         (
             line.partition(":")[2].strip()
             for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -17,11 +15,17 @@ def described() -> str:
         ),
         "an unknown processor",
     )
+
+
+def described() -> str:
+    """Return processor, cores, load and versions, as one line of Markdown."""
+    import torch
+
     libraries = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "transformers", "sentence-transformers", "celery")
     )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     return (
-        f"{processor}, {os.cpu_count()} cores, {gpu}; {threads} threads; load before {load:.1f}; {libraries}; float32"
+        f"{processor()}, {os.cpu_count()} cores, {gpu}; {threads} threads; load before {load:.1f}; {libraries}; float32"
     )

@@ -9,6 +9,10 @@ from collections.abc import Mapping
 
 from common.values import Json
 
+# `json.dumps` makes an encoder for each call with options.
+_AS_IT_IS = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+_ESCAPED = json.JSONEncoder(ensure_ascii=True, allow_nan=False)
+
 
 def plain(value: Json) -> Json:
     """Return `value` made of None, bool, int, float, str, list and dict alone.
@@ -36,9 +40,13 @@ def to_json(value: Json) -> str:
 
     A lone surrogate has no UTF-8 form: a text that holds one is escaped instead.
     """
-    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+    if type(value) is int:  # as most ids are
+        return str(value)
+    text = _AS_IT_IS.encode(plain(value))
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
-        return json.dumps(plain(value), ensure_ascii=True, allow_nan=False)
+        return _ESCAPED.encode(plain(value))
     return text

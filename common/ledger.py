@@ -26,6 +26,8 @@ from common.values import Counts, Failure, Json, visible
 MIN_TICKETS = 6
 #: Members that are no text, which somebody else must have written, go through unchanged.
 _ANY_BYTES = "surrogateescape"
+#: What the retry script says when another retry came in between.
+_ANOTHER_ROUND = -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,10 @@ class Ledger:
             UnknownJob: there is none of that id.
             UsageError: the job is not finished, or was never accepted.
         """
-        before, open_chunks = self._run("retry", job_id, uuid.uuid4().hex)
+        open_chunks = _ANOTHER_ROUND
+        while open_chunks == _ANOTHER_ROUND:
+            round_ = self._reopen(job_id)
+            before, open_chunks = self._run("retry", job_id, uuid.uuid4().hex, round_)
         status = before.decode()
         if status == "unknown":
             raise UnknownJob(job_id)
@@ -218,6 +223,14 @@ class Ledger:
             reason = "was never accepted; submit it again" if status in ("failed", "cancelled") else f"is {status}"
             raise UsageError(f"Job {job_id} cannot be retried: it {reason}.")
         return int(open_chunks)
+
+    def _reopen(self, job_id: str) -> bytes:
+        """Open all chunks with failed records, some at a time, for a retry; return the round in which they failed."""
+        cursor: bytes | int = 0
+        while True:
+            cursor, round_ = self._run("reopen", job_id, cursor)
+            if cursor == b"0":
+                return bytes(round_)
 
     def reap(self, job_id: str, producer_ttl: float) -> list[int]:
         """Open chunks again whose lease ran out; return them, or [-1] if the producer died and the job was given up."""

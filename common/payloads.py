@@ -47,12 +47,14 @@ def encode_records(records: Sequence[Record]) -> bytes:
     Raises:
         PayloadError: they are too large for one payload.
     """
-    as_text = all(r.input is None or (isinstance(r.input, str) and _has_utf8_form(r.input)) for r in records)
+    inputs = [record.input for record in records]
+    failures = [record.failure for record in records]
+    as_text = all(map(_is_text, inputs))
     columns = {
-        "id": [to_json(r.id) for r in records],
-        "input": [r.input if as_text else to_json(r.input) for r in records],
-        "error_code": [r.failure.code if r.failure else None for r in records],
-        "error_message": [visible(r.failure.message) if r.failure else None for r in records],
+        "id": [to_json(record.id) for record in records],
+        "input": inputs if as_text else list(map(to_json, inputs)),
+        "error_code": [failure.code if failure else None for failure in failures],
+        "error_message": [visible(failure.message) if failure else None for failure in failures],
     }
     kinds = dict(_IN)
     if any(record.blob is not None for record in records):
@@ -141,12 +143,14 @@ def _output_array(outcomes: Sequence[Outcome], output_type: pa.DataType | None) 
     return pa.array([None if o.failure else to_json(o.output) for o in outcomes], pa.string())
 
 
-def _has_utf8_form(text: str) -> bool:
-    """Lone surrogates come out of JSON escapes; Arrow text cannot hold them, JSON text can."""
-    if text.isascii():
+def _is_text(value: Json) -> bool:
+    """Whether Arrow text can hold an input: not where a JSON escape left a lone surrogate in it; JSON text can."""
+    if not isinstance(value, str):
+        return value is None
+    if value.isascii():
         return True
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError:
         return False
     return True

@@ -97,9 +97,11 @@ def _cut(records: Iterator[Record], sizes: Iterator[int]) -> Iterator[list[Recor
 
 def weight(record: Record) -> int:
     """Return about how many bytes the record holds, of text or of its file."""
+    text = record.input
     if record.blob is not None:
         return len(record.blob)
-    if record.input is None:
+    if text is None:
         return 0
-    text = record.input if isinstance(record.input, str) else repr(record.input)
+    if not isinstance(text, str):
+        text = repr(text)
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))

@@ -17,20 +17,25 @@ class DuplicateIds:
 
     def __init__(self, max_ids: int = MAX_IDS) -> None:
         self.max_ids = max_ids
-        self.seen = 0  #: different ids remembered
+        self.seen = 0  #: different ids in the table
         self.count = 0  #: records whose id came before
         self.first: Json = None  #: the first such id
         self.complete = True  #: False once an id was not compared, because the table was full
+        self._next = 0  #: ids from 0 up to this one came first, in order: so do line numbers, which need no table
         self._table = array("Q", bytes(8 * 1024))
 
     def add(self, id_: Json) -> bool:
         """Take note of an id; return whether it came before."""
+        if type(id_) is int and 0 <= id_ <= self._next:
+            if id_ < self._next:
+                return self._again(id_)
+            if not self.seen:
+                self._next += 1
+                return False
         key = _hash(id_)
         slot = self._slot(key)
         if self._table[slot] == key:
-            self.first = id_ if self.count == 0 else self.first
-            self.count += 1
-            return True
+            return self._again(id_)
         if self.seen >= self.max_ids:
             self.complete = False
             return False
@@ -39,6 +44,11 @@ class DuplicateIds:
         if 2 * self.seen > len(self._table):
             self._grow()
         return False
+
+    def _again(self, id_: Json) -> bool:
+        self.first = id_ if self.count == 0 else self.first
+        self.count += 1
+        return True
 
     @property
     def warning(self) -> str | None:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,14 +119,15 @@ def environment(home: Path, url: str | None = None, **more: str) -> dict[str, st
 class Workers:
     """`workers start` with its children."""
 
-    def __init__(self, environ: Mapping[str, str], log: Path, *arguments: str) -> None:
+    def __init__(self, environ: Mapping[str, str], log: Path, *arguments: str, before: Sequence[str] = ()) -> None:
         self.environ = environ
         self.log = log
+        self.before = before
         self.arguments = arguments
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Workers":
-        command = [sys.executable, "-P", "-m", "workers.cli", "start", "--device", "cpu", *self.arguments]
+        command = [*self.before, sys.executable, "-P", "-m", "workers.cli", "start", "--device", "cpu", *self.arguments]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env=self.environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True

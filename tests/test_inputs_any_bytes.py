@@ -84,9 +84,16 @@ def test_a_duplicate_is_told_once_with_count_and_example():
 
 def test_the_watch_for_duplicates_stops_at_its_limit_and_says_so():
     watch = DuplicateIds(max_ids=5000)
-    assert not any(watch.add(n) for n in range(6000))
+    assert not any(watch.add(f"id {n}") for n in range(6000))
     assert watch.warning == "Only the first 5,000 ids were compared for duplicates."
-    assert watch.add(4999)
+    assert watch.add("id 4999")
+
+
+def test_the_watch_for_duplicates_takes_line_numbers_in_order_without_a_limit():
+    watch = DuplicateIds(max_ids=10)
+    assert not any(watch.add(n) for n in range(6000))
+    assert (watch.add(5999), watch.add("5999"), watch.add(6000), watch.add(6000)) == (True, False, False, True)
+    assert watch.warning == "2 records have an id that came before; the first is 5999."
 
 
 MEASURE = """

@@ -88,9 +88,50 @@ def test_a_retry_that_is_sent_again_since_its_answer_was_lost_is_done_once(
     job_id = make_job(store, ledger, 3)
     run_all(ledger, job_id, failed=(0, 2))
     scripts = Scripts(server.client)
-    assert scripts.run("retry", job_id, "one") == scripts.run("retry", job_id, "one") == [b"completed", 2]
-    assert scripts.run("retry", job_id, "another") == [b"queued", -1]
+    assert scripts.run("reopen", job_id, 0) == [b"0", b"0"]
+    assert scripts.run("retry", job_id, "one", 0) == scripts.run("retry", job_id, "one", 0) == [b"completed", 2]
+    assert scripts.run("retry", job_id, "another", 0) == [b"queued", -1]
     assert store.job(job_id).round == 1
+
+
+def test_a_retry_that_met_another_one_halfway_begins_anew(store: Store, ledger: Ledger, server: RedisServer) -> None:
+    job_id = make_job(store, ledger, 3)
+    run_all(ledger, job_id, failed=(0, 2))
+    assert ledger.retry(job_id) == 2
+    run_all(ledger, job_id, failed=(2,))
+    assert Scripts(server.client).run("retry", job_id, "late", 0) == [b"completed", -2]
+    assert ledger.retry(job_id) == 1
+
+
+def test_a_retry_that_was_cut_off_before_its_round_changes_nothing(
+    store: Store, ledger: Ledger, server: RedisServer
+) -> None:
+    job_id = make_job(store, ledger, 3)
+    run_all(ledger, job_id, failed=(0, 2))
+    layers = JobKeys.of(job_id).layers
+    before = store.job(job_id), server.client.hgetall(layers)
+    Scripts(server.client).run("reopen", job_id, 0)
+    assert (store.job(job_id), server.client.hgetall(layers)) == before
+    assert all(server.client.ttl(key) > 0 for key in server.client.keys(f"*{job_id}*")), "it ends with its job"
+    assert ledger.retry(job_id) == 2
+    assert sorted(run_all(ledger, job_id)) == [0, 2]
+    assert store.job(job_id).status is JobStatus.COMPLETED
+
+
+def test_thousands_of_chunks_are_sealed_and_retried_in_order_and_each_once(
+    store: Store, ledger: Ledger, server: RedisServer
+) -> None:
+    job_id, chunks, of = new_job_id(), 5000, JobKeys.of
+    store.create(JobSpec(job_id, "test-echo", created_at=1.0))
+    ledger.seal(job_id, chunks, chunks)
+    every = [str(chunk).encode() for chunk in range(chunks)]
+    assert server.client.lrange(of(job_id).open, 0, -1) == every
+    server.client.hset(of(job_id).commits, mapping=dict.fromkeys(every, "0:1:0:1:0"))
+    server.client.hset(of(job_id).flawed, mapping=dict.fromkeys(every, 1))
+    server.client.delete(of(job_id).open)
+    assert ledger.fail(job_id, Failure("test", "ended"))
+    assert ledger.retry(job_id) == chunks
+    assert sorted(server.client.lrange(of(job_id).open, 0, -1), key=int) == every
 
 
 def test_retry_of_a_cancelled_job_runs_what_never_ended(store: Store, ledger: Ledger) -> None:

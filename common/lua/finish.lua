@@ -94,3 +94,17 @@ local function wake()
     redis.call('LPUSH', OPEN, chunk)
   end
 end
+
+-- Gives a long list in parts that fit into one call: a call for each member costs Redis several times as much.
+local function in_parts(list, each)
+  for first = 1, #list, 1000 do
+    each({ unpack(list, first, math.min(first + 999, #list)) })
+  end
+end
+
+-- Puts chunks at the end of those that are open.
+local function open_chunks(chunks)
+  in_parts(chunks, function(part)
+    redis.call('RPUSH', OPEN, unpack(part))
+  end)
+end

@@ -1,5 +1,6 @@
--- Opens a new round over chunks with failed records and chunks that never ended. ARGV: the name of this call.
--- Gives {status before, open chunks}; {status, -1} where there is nothing to retry, {'unknown', -1} without a job.
+-- Opens a new round over chunks with failed records (which `reopen` has opened) and chunks that never ended.
+-- ARGV: the name of this call, and the round that `reopen` saw. Gives {status before, open chunks}; {status, -1} where
+-- there is nothing to retry, {'unknown', -1} without a job, {status, -2} where the round is another by now.
 local asked = redis.call('HGET', JOB, 'retry')
 if asked and string.match(asked, '^(%S+)') == ARGV[1] then
   -- The answer was lost on its way: it is given once more.
@@ -8,18 +9,13 @@ if asked and string.match(asked, '^(%S+)') == ARGV[1] then
 end
 local word = status()
 if not word or unfinished(word) or not redis.call('HGET', JOB, 'sealed_at') then return { word or 'unknown', -1 } end
+if redis.call('HGET', JOB, 'round') ~= ARGV[2] then return { word, -2 } end
 for _, chunk in ipairs(redis.call('SMEMBERS', LEASED)) do
   redis.call('DEL', lease_key(chunk))
   if redis.call('HEXISTS', COMMITS, chunk) == 0 then redis.call('RPUSH', OPEN, chunk) end
 end
-for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', RESTING, '-inf', '+inf')) do
-  redis.call('RPUSH', OPEN, chunk)
-end
-for _, chunk in ipairs(redis.call('HKEYS', FLAWED)) do
-  -- Not committed in the round that has ended: it is open already.
-  if redis.call('HDEL', COMMITS, chunk) == 1 then redis.call('RPUSH', OPEN, chunk) end
-end
-redis.call('DEL', LEASED, RESTING, ATTEMPTS, TICKETS, REFUSALS)
+open_chunks(redis.call('ZRANGEBYSCORE', RESTING, '-inf', '+inf'))
+redis.call('UNLINK', LEASED, RESTING, ATTEMPTS, TICKETS, REFUSALS)
 local open = redis.call('LLEN', OPEN)
 if open == 0 then return { word, 0 } end
 redis.call('HINCRBY', JOB, 'round', 1)

@@ -6,8 +6,10 @@ if (redis.call('HGET', JOB, 'producer') or '') ~= ARGV[3] then return 'taken' en
 if redis.call('HGET', JOB, 'sealed_at') then return 'queued' end
 if status() ~= 'submitting' then return status() end
 redis.call('HSET', JOB, 'status', 'queued', 'sealed_at', now(), 'chunks', ARGV[1], 'records', ARGV[2])
+local chunks = {}
 for chunk = 0, tonumber(ARGV[1]) - 1 do
-  redis.call('RPUSH', OPEN, chunk)
+  chunks[#chunks + 1] = chunk
 end
+open_chunks(chunks)
 if tonumber(ARGV[1]) == 0 then finish('completed') end
 return 'queued'

@@ -5,8 +5,8 @@
 | `test-echo` | gives the text in capitals; `-p fail=TEXT` fails the records of that text, with \
 `-p fail_while=` as long as that file is there; each batch takes \
 `-p batch_seconds=`, and `-p batch_log=` is a file that gets a line at its end |
-| `test-wait` | as echo, after `-p seconds=` per chunk, or once the file `-p until=` is there; ticks meanwhile; \
-`-p log=` is a file that gets each text as it is run |
+| `test-wait` | as echo, after `-p seconds=` per chunk, or once the file `-p until=` is there; ticks meanwhile, \
+every `-p tick=` seconds; `-p log=` is a file that gets each text as it is run |
 | `test-crash` | as echo, but for some texts: see `Crash`; `-p batch=` records at a time (4) |
 | `test-load` | as echo, but loading takes, kills or fails: see `Load` |
 | `test-suicide` | dies whenever it is loaded |
@@ -66,7 +66,7 @@ class Wait(Echo):
         if "started" in params:  # a file that says the chunk is at work
             Path(params["started"]).touch()
         while time.monotonic() < end or (until and not until.exists()):
-            time.sleep(0.02)
+            time.sleep(min(float(params.get("tick", 0.02)), max(end - time.monotonic(), 0.02)))
             watch.tick()
         if "log" in params:
             with Path(params["log"]).open("a") as log:  # one write: lines of several workers do not mix

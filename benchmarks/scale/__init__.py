@@ -1,0 +1,1 @@
+"""`python -m benchmarks.scale`: many workers, many chunks, many records; what the queue itself costs."""

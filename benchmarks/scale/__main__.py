@@ -1,0 +1,38 @@
+"""`python -m benchmarks.scale`: many workers, many chunks, many records; what the queue itself costs."""
+
+import argparse
+import os
+from pathlib import Path
+
+from benchmarks.machine import processor
+from benchmarks.scale import fairness, million, workers
+
+
+def main() -> None:
+    """Parse the command line, and print what was measured."""
+    parser = argparse.ArgumentParser(prog="benchmarks.scale", description=__doc__)
+    commands = parser.add_subparsers(dest="what", required=True)
+    fair = commands.add_parser("fairness", help="a small job behind a large one")
+    fair.add_argument("--records", type=int, default=1_000_000, help="of the large one")
+    cancel = commands.add_parser("cancel", help="a job of many chunks, sealed, cancelled, retried, deleted")
+    cancel.add_argument("--chunks", type=int, default=100_000)
+    many = commands.add_parser("workers", help="workers that compute nothing but wait")
+    many.add_argument("--workers", type=int, default=32)
+    many.add_argument("--seconds", type=float, default=2.0, help="that a chunk takes")
+    large = commands.add_parser("million", help="short lines from a file to a directory")
+    large.add_argument("--records", type=int, default=1_000_000)
+    large.add_argument("--store", type=Path, help="directory of the payloads; default: a fresh one")
+    chosen = parser.parse_args()
+    print(f"{processor()}, {os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}", flush=True)
+    if chosen.what == "fairness":
+        print(fairness.measure(chosen.records))
+    elif chosen.what == "cancel":
+        print(fairness.measure_cancel(chosen.chunks))
+    elif chosen.what == "workers":
+        print(workers.measure(chosen.workers, chosen.seconds))
+    else:
+        print(million.measure(chosen.records, chosen.store))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""A small job behind a large one, high before low, and a large job cancelled."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.scale.ground import Ground, lines
+from common.keys import JobKeys
+from common.ledger import Ledger
+from common.payloads import encode_records
+from common.store import Store
+from common.values import JobSpec, Record, new_job_id
+
+#: What a chunk takes, and how many records it has.
+SECONDS, CHUNK = 0.2, 1000
+
+
+def measure(records: int) -> str:
+    """Return when jobs of 100 records ended, alone and behind one of `records`."""
+    with tempfile.TemporaryDirectory() as base, Ground(Path(base)) as ground:
+        ground.start_workers(1)
+        options = ("--task", "test-wait", "-p", f"seconds={SECONDS}", "-p", "batch=1000", "--chunk-size", str(CHUNK))
+        few, many = lines(Path(base) / "few.txt", 100), lines(Path(base) / "many.txt", records)
+
+        def small(*more: str) -> tuple[str, float]:
+            job = ground.shell.submit(*options, *more, str(few))
+            times = ground.wait(job)
+            return job, times["ended"] - times["accepted"]
+
+        alone = small()[1]
+        large = ground.shell.submit(*options, str(many))
+        found = [f"a job of 100 records, alone: {alone:.2f} s"]
+        for priority in ("normal", "high"):
+            taken = small("--priority", priority)[1]
+            found.append(f"behind one of {records:,}, priority {priority}: {taken:.2f} s")
+        done = ground.shell.status(large)["counts"]["done"]
+        found.append(f"records of the large one done by then: {done:,}")
+        waits = ground.shell.submit(*options, "--priority", "low", str(few))
+        ground.wait(small("--priority", "high")[0])
+        found.append(f"one of low priority, behind them all: {ground.shell.status(waits)['status']}")
+        ground.shell.run("cancel", large)
+        ground.wait(waits)
+    return "\n".join(found)
+
+
+def measure_cancel(chunks: int) -> str:
+    """Return what it takes to seal, cancel, retry and delete a job of so many chunks, and what holds Redis up."""
+    with tempfile.TemporaryDirectory() as base, Ground(Path(base)) as ground:
+        ground.start_workers(1)
+        client = ground.server.client
+        ledger, store = Ledger(client, 30), Store(client, 3600)
+        job = _written(store, chunks)
+        client.config_set("slowlog-log-slower-than", 5000)
+        found = [f"seal of {chunks:,} chunks: {_milliseconds(lambda: ledger.seal(job, chunks, chunks)):.0f} ms"]
+        while not store.job(job).counts.done:  # the reaper sends its tickets
+            time.sleep(0.05)
+        found.append(f"`producer cancel`: {_milliseconds(lambda: ground.shell.run('cancel', job)):.0f} ms, all of it")
+        asked = time.perf_counter()
+        ground.wait(job)
+        found.append(f"status cancelled after that: {(time.perf_counter() - asked) * 1000:.0f} ms")
+        found.append(f"retry: {_milliseconds(lambda: ledger.retry(job)):.0f} ms")
+        found.append(f"cancel, the step itself: {_milliseconds(lambda: ledger.cancel(job)):.1f} ms")
+        ground.wait(job)
+        found.append(f"delete: {_milliseconds(lambda: store.delete(job)):.1f} ms")
+        longest = max((entry["duration"] for entry in client.slowlog_get(100)), default=0)
+        found.append(f"longest time for which Redis was held up: {longest / 1000:.0f} ms")
+    return "\n".join(found)
+
+
+def _written(store: Store, chunks: int) -> str:
+    """Return a job whose chunks are there, written at once: its submitting is not what is measured."""
+    spec = JobSpec(new_job_id(), "test-wait", params={"seconds": 0.5}, created_at=time.time())
+    store.create(spec)
+    payload = encode_records([Record(0, "text")])
+    with store.client.pipeline(transaction=False) as pipe:
+        for chunk in range(chunks):
+            pipe.hset(JobKeys.of(spec.id).input, str(chunk), payload)
+        pipe.execute()
+    return spec.id
+
+
+def _milliseconds(step: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    step()
+    return (time.perf_counter() - begun) * 1000

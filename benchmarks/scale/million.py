@@ -1,0 +1,97 @@
+"""A job of many short lines from a file to a directory: time by phase, peak memory, records lost or doubled."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.scale.ground import Ground, lines
+from common.store import Store
+
+#: What a worker does with a line is no matter here: a runner that gives it back in capitals, a thousand at once.
+OPTIONS = ("--task", "test-echo", "-p", "batch=1000")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that has ended."""
+
+    seconds: float
+    cpu: float  #: seconds of one CPU that it used
+    peak: float  #: resident memory at its largest, in MB
+    out: str
+
+
+def measure(records: int, store: Path | None) -> str:
+    """Return the figures of a job of `records`, payloads under `store`."""
+    with tempfile.TemporaryDirectory() as base:
+        place, shared = store or Path(base) / "store", Path(base) / "shared"
+        for directory in (place, shared):
+            directory.mkdir(exist_ok=True)
+        with Ground(Path(base), HUGQUEUE_STORE_URL=str(place), HUGQUEUE_SHARED=str(shared)) as ground:
+            ground.start_workers(2)
+            copied = lines(Path(base) / "lines.txt", records, "the quick brown fox {} jumps")
+            in_place = lines(shared / "lines.txt", records, "the quick brown fox {} jumps")
+            found = ["#### Input copied into the store", *_run(ground, copied, records, shared / "one")]
+            found += ["#### Input read in place", *_run(ground, in_place, records, shared / "two")]
+    return "\n".join(found)
+
+
+def _run(ground: Ground, source: Path, records: int, output: Path) -> Iterator[str]:
+    client = ground.server.client
+    client.config_resetstat()
+    before = client.info("memory")["used_memory"]
+    submitted = _command(ground, "submit", *OPTIONS, str(source), "-o", f"{output}/", "--no-wait")
+    job = submitted.out.strip()
+    rate = records / submitted.seconds
+    yield (
+        f"submit: {submitted.seconds:.1f} s ({submitted.cpu:.1f} s of CPU), {rate:,.0f} records/s, "
+        f"peak {submitted.peak:.0f} MB"
+    )
+    peak, times = _watch(ground, job)
+    yield f"run, by two workers: {times[1] - times[0]:.1f} s after it was accepted; chunks: {_chunks(ground, job)}"
+    results = _command(ground, "results", job, "-o", str(ground.directory / f"{job}.jsonl"))
+    yield f"results into one file: {results.seconds:.1f} s ({results.cpu:.1f} s of CPU), peak {results.peak:.0f} MB"
+    yield f"Redis: {before / 1e6:.1f} MB before, {peak / 1e6:.1f} MB at its peak"
+    parts = _ids(output.glob("part-*.parquet"))
+    yield f"records lost: {records - len(set(parts))}, doubled: {len(parts) - len(set(parts))}"
+
+
+def _watch(ground: Ground, job_id: str) -> tuple[int, tuple[float, float]]:
+    """Wait for a job; return what Redis used most meanwhile, and when it was accepted and ended."""
+    client, peak = ground.server.client, 0
+    store = Store(client, 100)
+    while not (job := store.job(job_id)).status.finished:
+        peak = max(peak, client.info("memory")["used_memory"])
+        time.sleep(0.1)
+    return peak, (job.sealed_at or 0, job.finished_at or 0)
+
+
+def _chunks(ground: Ground, job_id: str) -> int:
+    return Store(ground.server.client, 100).job(job_id).chunks or 0
+
+
+def _ids(parts: Iterator[Path]) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return [id_ for part in parts for id_ in pq.read_table(part, columns=["id"])["id"].to_pylist()]
+
+
+def _command(ground: Ground, *arguments: str) -> Command:
+    """Run `producer` and watch its peak."""
+    begun = time.perf_counter()
+    command = [sys.executable, "-P", "-m", "producer.cli", *arguments]
+    process = subprocess.Popen(
+        command, env=ground.environ, cwd=ground.directory, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout
+    out = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(arguments)}: it ended with {os.waitstatus_to_exitcode(status)}")
+    cpu = usage.ru_utime + usage.ru_stime
+    return Command(time.perf_counter() - begun, cpu, usage.ru_maxrss / 1e3, out)

@@ -1,0 +1,41 @@
+"""Workers that compute nothing but wait: how much of their time they wait for chunks, and what the queue costs."""
+
+import tempfile
+from pathlib import Path
+
+from benchmarks.scale.ground import Ground, lines
+
+#: Chunks for each worker: enough that the last ones, which no longer spread evenly, weigh little.
+CHUNKS = 30
+
+
+def measure(workers: int, seconds: float) -> str:
+    """Return what came of a job whose chunks take `seconds` each, by so many workers."""
+    with tempfile.TemporaryDirectory() as base, Ground(Path(base), HUGQUEUE_PRELOAD="test-wait") as ground:
+        ground.start_workers(workers)
+        chunks = workers * CHUNKS
+        source = lines(Path(base) / "lines.txt", chunks)
+        options = ("-p", f"seconds={seconds:g}", "-p", "tick=1", "--chunk-size", "1")
+        before = ground.seconds()
+        job = ground.shell.submit("--task", "test-wait", *options, str(source))
+        times = ground.wait(job)
+        used = {name: after - before[name] for name, after in ground.seconds().items()}
+        memory = ground.memory()
+    wall = times["ended"] - times["accepted"]
+    return "\n".join(
+        [
+            f"{workers} workers, {chunks:,} chunks of {seconds:g} s: {wall:.1f} s, "
+            f"efficiency {chunks * seconds / (workers * wall):.1%}; {memory / workers:.0f} MB for each worker",
+            *(_cost(name, spent, chunks, wall) for name, spent in used.items()),
+            _carried(used["redis-server"] / chunks, seconds),
+        ]
+    )
+
+
+def _cost(name: str, spent: float, chunks: int, wall: float) -> str:
+    return f"  {name}: {spent / chunks * 1000:.2f} ms of CPU for each chunk, {spent / wall:.1%} of one CPU"
+
+
+def _carried(each: float, seconds: float) -> str:
+    """What one Redis carries, on paper: it runs on one CPU, and half of that is left for all else."""
+    return f"  on paper: {0.5 * seconds / each:,.0f} workers with chunks of {seconds:g} s on half a CPU of one Redis"

@@ -1,0 +1,22 @@
+-- Opens some of the chunks with failed records, ahead of `retry`: a hundred thousand at once would hold up everybody.
+-- ARGV: cursor ('0' to begin with). Gives {the next cursor, round}; with '0' all are through.
+-- Until the retry nobody sees it: the job has ended, and what was committed in its last round lies in LAYERS.
+local round = redis.call('HGET', JOB, 'round')
+if not round or unfinished(status()) then return { '0', round or '' } end
+local answer = redis.call('HSCAN', FLAWED, ARGV[1], 'COUNT', 2000)
+local flawed, committed = {}, {}
+for i = 1, #answer[2], 2 do
+  flawed[#flawed + 1] = answer[2][i]
+end
+in_parts(flawed, function(part)
+  -- One that was not committed in the round that has ended is open already.
+  for i, commit in ipairs(redis.call('HMGET', COMMITS, unpack(part))) do
+    if commit then committed[#committed + 1] = part[i] end
+  end
+end)
+in_parts(committed, function(part)
+  redis.call('HDEL', COMMITS, unpack(part))
+  redis.call('RPUSH', OPEN, unpack(part))
+end)
+redis.call('PEXPIRE', OPEN, redis.call('PTTL', JOB))
+return { answer[1], round }
