@@ -7,6 +7,7 @@ import contextlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +16,9 @@ from common.errors import UsageError
 from common.stored_models import CARD, WORK, ModelsStore, StoredModel, age
 from common.training_checkpoints import WHOLE, best_of, has_all, latest_whole, sibling, steps_of
 from common.values import JOB_ID
+
+#: Seconds after which checkpoints on this machine that nobody goes on from are forgotten.
+_STILL = 7 * 86_400.0
 
 
 class RemoteStore(ModelsStore):
@@ -26,6 +30,16 @@ class RemoteStore(ModelsStore):
         super().__init__(cache)
         self._address = address.rstrip("/")
         self._files, self._base = _file_system(self._address)
+
+    def tidy(self, job_id: str) -> None:
+        """Forget this machine's copies of checkpoints of jobs that have a model by now, or that lie still for long.
+
+        Another machine may have finished them; those that count lie at the address.
+        """
+        for work in self.root.glob(f"*/{WORK}"):
+            other = work.parent.name
+            if other != job_id and JOB_ID.match(other) and (_lies_still(work) or self.find(other) is not None):
+                shutil.rmtree(work, ignore_errors=True)
 
     def keep_checkpoint(self, job_id: str, attempt: str, checkpoint: Path) -> None:
         """Upload a checkpoint, its list of files last; forget those before it, but for the best."""
@@ -169,6 +183,12 @@ class RemoteStore(ModelsStore):
 
     def __str__(self) -> str:
         return self._address
+
+
+def _lies_still(work: Path) -> bool:
+    """Whether nothing was written there for long."""
+    newest = max((path.lstat().st_mtime for path in (work, *work.rglob("*"))), default=0.0)
+    return time.time() - newest > _STILL
 
 
 def _file_system(address: str) -> tuple[Any, str]:

@@ -61,6 +61,9 @@ class ModelsStore:
         folder = self.root / job_id / WORK
         return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
+    def tidy(self, job_id: str) -> None:
+        """Forget what other jobs than this one left on this machine and nobody needs: here that is nothing."""
+
     def keep_checkpoint(self, job_id: str, attempt: str, checkpoint: Path) -> None:
         """Have other machines see a checkpoint that was just written: here they do."""
 

@@ -125,6 +125,8 @@ _SHAPES: dict[str, tuple[type, ...]] = {
     "labels": (dict, NoneType),
 }
 
+_DEFAULTS = Training()
+
 #: What each number must be: option, lowest, highest.
 _RANGES: dict[str, tuple[str, float, float]] = {
     "epochs": ("--epochs", 1e-6, 100_000),
@@ -154,6 +156,9 @@ def check(training: Training) -> None:
         value = getattr(training, name)
         if value is not None and not (low <= value <= high and math.isfinite(value)):
             raise UsageError(f"{option} must be from {low:g} to {high:g}, found {value:g}.")
+    for name in ("lora_r", "lora_alpha", "lora_dropout"):
+        if not training.lora and getattr(training, name) != getattr(_DEFAULTS, name):
+            raise UsageError(f"{_RANGES[name][0]} is for --lora alone, which is not given.")
     if training.dtype is not None and training.dtype not in DTYPES:
         raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, found {training.dtype!r}.")
     for source in (training.train_source, training.eval_source):

@@ -86,16 +86,17 @@ def _read(
 def _read_input(task: str, source: str, training: Training, most: int, format: str | None) -> Iterator[dict[str, Json]]:
     """Give the examples of one input, whose first row decides which columns are read."""
     columns: tuple[str, str | None] | None = None
-    for record in read_records([source], _as_read(task, training), format=format, max_record_bytes=most):
+    records = read_records([source], _as_read(task, training), format=format, max_record_bytes=most)
+    for number, record in enumerate(records, 1):
         row = _row(record)
         try:
             found = choose_shape(task, list(row), training.text_column, training.label_column)
             columns = columns or found
             if found != columns:
-                raise UsageError(f"it has {_named(found)}, the first record has {_named(columns)}: name one of them")
+                raise UsageError(f"it has {_named(found)}, the first row has {_named(columns)}: name one of them")
             yield make_example(task, row, *columns)
         except UsageError as error:
-            raise UsageError(f"{source}, record {record.id}: {error}") from error
+            raise UsageError(f"{source}, row {number}: {error}") from error
 
 
 def _row(record: Record) -> dict[str, Json]:

@@ -13,15 +13,29 @@ from rich.text import Text
 from common.jobs import Job
 from common.values import JobStatus
 from producer.submission import Totals
-from producer.training_progress import line_of, steps_of
+from producer.tables import duration
+from producer.training_progress import evaluation_of, line_of, steps_of
 
 
 class _Rate(ProgressColumn):
     def render(self, task: Bar) -> Text:
         speed = task.finished_speed or task.speed
-        unit = task.fields.get("unit", "records")
-        digits = ".0f" if unit == "records" else ".3g"
-        return Text(f"{speed:,{digits}} {unit}/s" if speed else "", style="cyan")
+        return _unless_steps(task, lambda _: Text(f"{speed:,.0f} records/s" if speed else "", style="cyan"))
+
+
+class _Count(MofNCompleteColumn):
+    def render(self, task: Bar) -> Text:
+        return _unless_steps(task, super().render)
+
+
+class _Left(TimeRemainingColumn):
+    def render(self, task: Bar) -> Text:
+        return _unless_steps(task, super().render)
+
+
+def _unless_steps(task: Bar, render: Callable[[Bar], Text]) -> Text:
+    """Leave out what the text of a fine-tune job has already: both do not fit into 80 columns."""
+    return Text("") if task.fields.get("unit") == "steps" else render(task)
 
 
 class JobProgress:
@@ -40,10 +54,12 @@ class JobProgress:
             self._say_stage(job)
             return
         trains = job.spec.training is not None
+        if trains:
+            self._say_evaluation(job)
         done, total = steps_of(job) if trains else (job.counts.done, job.records)
         if self._bar is None:
             self._bar = self._progress.add_task("", total=total, unit="steps" if trains else "records")
-        text = job.stage or str(job.status)
+        text = _beside_bar(job) if trains else job.stage or str(job.status)
         if job.counts.failed:
             text += f", {job.counts.failed:,} failed"
         self._progress.update(self._bar, completed=done, total=total, description=text)
@@ -53,6 +69,12 @@ class JobProgress:
         for note in notes[self._notes :]:
             self._write(note)
         self._notes = len(notes)
+
+    def _say_evaluation(self, job: Job) -> None:
+        evaluated = evaluation_of(job)
+        if evaluated and evaluated != self._stage:
+            self._stage = evaluated
+            self._write(evaluated)
 
     def _say_stage(self, job: Job) -> None:
         # "downloading X (440 MB): 35 %": one line for each thing, not for each per cent.
@@ -83,6 +105,12 @@ def submit_progress() -> Iterator[Callable[[Totals], None]]:
         yield lambda totals: progress.update(bar, completed=totals.records)
 
 
+def job_bar(console: Console) -> Progress:
+    """Return the bar of a job."""
+    columns = (BarColumn(bar_width=24), _Count(), _Rate(), _Left(compact=True), TextColumn("{task.description}"))
+    return Progress(*columns, console=console)
+
+
 @contextlib.contextmanager
 def job_progress() -> Iterator[JobProgress]:
     """Yield a progress that is shown as long as the block runs, as a bar if stderr is a terminal."""
@@ -90,12 +118,20 @@ def job_progress() -> Iterator[JobProgress]:
     if not console.is_terminal:
         yield JobProgress(None)
         return
-    columns = (
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console) as progress:
+    with job_bar(console) as progress:
         yield JobProgress(progress)
+
+
+def _beside_bar(job: Job) -> str:
+    """Return what stands beside a bar: short enough for a terminal of 80 columns."""
+    progress = job.progress
+    if progress.get("stage") or not progress.get("steps"):
+        return str(progress.get("stage") or job.status)
+    words = [f"step {progress['step']:,} of {progress['steps']:,}"]
+    if isinstance(loss := progress.get("loss"), int | float):
+        words.append(f"loss {loss:.4g}")
+    if isinstance(rate := progress.get("examples_per_second"), int | float):
+        words.append(f"{rate:,.1f}/s")
+    if isinstance(left := progress.get("seconds_left"), int | float):
+        words.append(f"{duration(left)} left")
+    return ", ".join(words)

@@ -22,6 +22,7 @@ _PAGE = Template("""<!doctype html>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
+th.n { text-align: right; padding: .3rem .7rem; } tr.best { background: #e8f0fe; font-weight: bold; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; padding: .3rem .7rem; }
 .figures { display: flex; flex-wrap: wrap; gap: 1.5rem; } .figures div { min-width: 7rem; }
 .figures b { display: block; font-size: 1.4rem; } svg { max-width: 100%; height: auto; }
@@ -76,12 +77,13 @@ def render(job: Job, result: Mapping[str, Json]) -> str:
         f"{escape(result['base_model'])}, fine-tuned for {escape(result['task'])} on {counts['train']:,} examples"
         f" ({counts['eval']:,} to evaluate with): {result['steps']:,} steps, {result['epochs']:g} epochs,"
         f" {duration(result['seconds'])} on {escape(result['device'])}."
+        + (f" The model is that of step {best:,}." if (best := result.get("best_step")) else "")
     )
     sections = [
         _notes(result["notes"]),
         _section("Loss", _losses(result)),
         _section("Learning rate", line_chart([Series("learning rate", [(p[0], p[2]) for p in result["curve"]])])),
-        _section("Evaluations", _evaluations(result["evaluations"])),
+        _section("Evaluations", _evaluations(result["evaluations"], result.get("best_step"))),
         _section("Which label was taken for which", _confusion(result)),
         _section("Arguments", _table({**result["options"], **result["arguments"]})),
         _section("Versions", _table(result["versions"])),
@@ -114,15 +116,17 @@ def _losses(result: Mapping[str, Json]) -> str:
     return line_chart(series)
 
 
-def _evaluations(entries: Sequence[Mapping[str, Json]]) -> str:
+def _evaluations(entries: Sequence[Mapping[str, Json]], best: int | None) -> str:
     if not entries:
         return ""
     names = [name for name in entries[0] if name not in ("step", "epoch", "loss")]
     shares = [name for name in names if all(0 <= (entry[name] or 0) <= 1 for entry in entries)]
     chart = line_chart([Series(name, [(entry["step"], entry[name]) for entry in entries]) for name in shares])
-    head = "".join(f"<th>{escape(name)}</th>" for name in entries[0])
+    head = "".join(f"<th class=n>{escape(name)}</th>" for name in entries[0])
     rows = "".join(
-        f"<tr>{''.join(f'<td class=n>{_shown(value)}</td>' for value in entry.values())}</tr>" for entry in entries
+        f"<tr{' class=best' if entry['step'] == best else ''}>"
+        f"{''.join(f'<td class=n>{_shown(value)}</td>' for value in entry.values())}</tr>"
+        for entry in entries
     )
     return f"{chart}<table><tr>{head}</tr>{rows}</table>"
 

@@ -122,7 +122,7 @@ def _time(job: Job) -> str:
     if job.started_at is None:
         return ""
     seconds = (job.finished_at or time.time()) - job.started_at
-    if job.round:  # the counts are those of all rounds, the time is that of the last one
+    if job.round or job.spec.training:  # the counts are those of all rounds, or of the one record of a fine-tune job
         return duration(seconds)
     return f"{duration(seconds)}, {job.counts.done / max(seconds, 0.001):,.0f} records/s"
 

@@ -21,8 +21,13 @@ def line_of(job: Job) -> str:
     progress = job.progress
     if progress.get("stage") or not progress.get("metrics"):
         return str(progress.get("stage") or ("training" if "step" in progress else ""))
-    named = ", ".join(metrics_in_words({"metrics": progress["metrics"]}))
-    return f"evaluated: {named}"
+    return evaluation_of(job)
+
+
+def evaluation_of(job: Job) -> str:
+    """Return what the newest evaluation gave; empty if there was none."""
+    metrics = job.progress.get("metrics")
+    return f"evaluated: {', '.join(metrics_in_words({'metrics': metrics}))}" if metrics else ""
 
 
 def steps_of(job: Job) -> tuple[int, int | None]:

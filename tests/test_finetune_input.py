@@ -49,7 +49,7 @@ def test_a_row_without_a_label_is_named(tmp_path: Path) -> None:
 
 def test_an_empty_label_is_named(tmp_path: Path) -> None:
     path = write_reviews(tmp_path / "reviews.csv", [*TUTORIAL, ("so so", "")])
-    assert "record 4" in refused(path)
+    assert "reviews.csv, row 5: a label must be" in refused(path)
 
 
 def test_one_class_alone_is_refused(tmp_path: Path) -> None:
@@ -173,6 +173,7 @@ def test_the_known_fields_are_those_of_transformers() -> None:
         ({"metric_for_best": "f1_makro", "eval_split": 0.5}, "Did you mean f1_macro"),
         ({"metric_for_best": "mse", "eval_split": 0.5}, "not measured for text-classification with 2 labels: 0, 1"),
         ({"early_stopping": 2}, "--eval"),
+        ({"lora_r": 4}, "--lora-r is for --lora"),
         ({"task": "summarization"}, "cannot be fine-tuned"),
     ],
 )
@@ -236,7 +237,7 @@ def test_a_row_with_other_columns_than_the_first_is_named(tmp_path: Path) -> Non
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "a", "completion": "b"}\n{"text": "c"}\n')
     message = refused(path, task="text-generation")
-    assert "record 1" in message and "it has 'text', the first record has 'prompt' and 'completion'" in message
+    assert "rows.jsonl, row 2" in message and "it has 'text', the first row has 'prompt' and 'completion'" in message
 
 
 def test_prompts_and_plain_texts_of_two_files_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Fine-tune jobs through a real queue: the tutorial's own case, lost workers, cancelling, several processes."""
 
 import json
+import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -169,12 +170,17 @@ def test_a_training_process_that_dies_is_started_again_from_its_checkpoint(
     assert any("Going on from the checkpoint" in note for note in result["notes"])
 
 
-def test_two_processes_share_the_examples(
+def test_two_processes_share_the_examples_which_may_lie_in_files(
     store: Path, shell: Shell, start_workers: StartWorkers, tmp_path: Path, base: Path
 ) -> None:
-    start_workers("--train")
-    reviews = write_reviews(tmp_path / "more.csv", TUTORIAL * 2)
+    shell.environ["HUGQUEUE_STORE_URL"] = str(tmp_path / "payloads")
+    start_workers("--train", HUGQUEUE_STORE_URL=str(tmp_path / "payloads"))
+    noise = random.Random(1)  # so that they are too large for Redis, compressed
+    rows = [(f"{text} {noise.randbytes(2000).hex()}", label) for text, label in TUTORIAL * 2]
+    reviews = write_reviews(tmp_path / "more.csv", rows)
     job = finetune(shell, reviews, base, "--epochs", "2", "--gpus", "2", "--eval", str(reviews))
+    names = {path.name.partition(".")[0] for path in (tmp_path / "payloads" / job / "in").iterdir()}
+    assert {"eval-0", "train-0"} <= names
     shell.run("wait", job)
     result = result_of(shell, job)
     assert (result["steps"], result["batch"]) == (4, [2, 1, 2])

@@ -16,7 +16,7 @@ from producer.report import render, write_page
 
 RESULT: dict[str, Any] = {
     "base_model": "org/<base>", "task": "text-classification", "steps": 40, "epochs": 2.0, "seconds": 75.0,
-    "device": "a CPU", "examples": {"train": 320, "eval": 80}, "notes": ["A new head was made <b>."],
+    "device": "a CPU", "best_step": 40, "examples": {"train": 320, "eval": 80}, "notes": ["A new head was made <b>."],
     "metrics": {"accuracy": 0.91234, "f1_macro": 0.9}, "labels": {"names": ["<script>", "good & bad"]},
     "curve": [[n, 1 / (n + 1), 5e-5 * (40 - n) / 40] for n in range(0, 40, 4)],
     "evaluations": [
@@ -65,6 +65,12 @@ def test_the_page_shows_curves_metrics_labels_arguments_and_versions(page: str) 
     for words in ("my <job>", "0.9123", "320 examples", "1m 15s", "Learning rate", "good & bad", "2.13.0"):
         assert words in text, words
     assert page.count("<svg") == 3
+
+
+def test_the_page_says_which_evaluation_is_that_of_the_model(page: str) -> None:
+    assert "The model is that of step 40." in page
+    [best] = re.findall(r"<tr class=best>(.*?)</tr>", page)
+    assert "0.9" in best
 
 
 def test_the_page_needs_nothing_from_elsewhere(page: str) -> None:

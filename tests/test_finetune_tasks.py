@@ -20,6 +20,8 @@ ROWS = [
     {"text": f"{('bad', 'good')[n % 2]} {TEXTS[n % 10]} and {' '.join(TEXTS[: n % 4])}", "label": n % 2}
     for n in range(48)
 ]
+#: Most of the time of a tiny model goes into evaluations and checkpoints.
+SELDOM: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 30}
 REVIEWS = [{"text": text, "label": label} for text, label in TUTORIAL * 4]
 
 
@@ -99,7 +101,8 @@ def test_labels_in_words_come_back_in_words(base: Path, tmp_path: Path) -> None:
 
 def test_a_new_head_is_said_once(base: Path, tmp_path: Path) -> None:
     listener = Listener()
-    result = train_here(make_order(tmp_path / "work", "text-classification", base, REVIEWS, epochs=1), listener)
+    order = make_order(tmp_path / "work", "text-classification", base, REVIEWS, epochs=1, batch_size=8)
+    result = train_here(order, listener)
     assert [note for note in result["notes"] if "head" in note] == result["notes"]
     assert result["notes"] == ["A new head was made (classifier): the base model brings none for this task."]
 
@@ -107,21 +110,24 @@ def test_a_new_head_is_said_once(base: Path, tmp_path: Path) -> None:
 def test_numbers_with_a_fraction_are_learnt_as_numbers(base: Path, tmp_path: Path) -> None:
     rows = [{"text": text, "label": number / 4} for number, text in enumerate(TEXTS)]
     order = make_order(
-        tmp_path / "work", "text-classification", base, rows, rows, epochs=60, learning_rate=3e-3, batch_size=10
-    )
+        tmp_path / "work", "text-classification", base, rows, rows, epochs=60, learning_rate=3e-3, batch_size=10,
+        arguments=SELDOM | {"eval_on_start": True},
+    )  # fmt: skip
     result = train_here(order)
     assert result["labels"] == {"kind": "number", "names": []}
     assert result["metrics"]["mse"] < 0.2 < result["evaluations"][0]["mse"]
     assert json.loads((order.model_directory / "config.json").read_text())["problem_type"] == "regression"
 
 
-def test_lists_of_labels_are_learnt_each_for_itself(base: Path, tmp_path: Path) -> None:
+def test_lists_of_labels_are_learnt_each_for_itself(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base", spread=0.2)
     rows = [
         {"text": text, "label": [name for name in ("city", "news", "the") if name in text.split()]} for text in TEXTS
     ]
     order = make_order(
-        tmp_path / "work", "text-classification", base, rows, rows, epochs=150, learning_rate=5e-3, batch_size=10
-    )
+        tmp_path / "work", "text-classification", base, rows, rows, epochs=60, learning_rate=5e-3, batch_size=10,
+        arguments=SELDOM,
+    )  # fmt: skip
     result = train_here(order)
     assert result["labels"] == {"kind": "several", "names": ["city", "news", "the"]}
     assert result["metrics"]["accuracy"] > 0.8
@@ -132,8 +138,9 @@ def test_tags_are_learnt_for_words_of_several_pieces(base: Path, tmp_path: Path)
 
     rows = [{"tokens": [*text.split(), "Parisian"], "tags": [*["O"] * len(text.split()), "B-LOC"]} for text in TEXTS]
     order = make_order(
-        tmp_path / "work", "token-classification", base, rows, rows, epochs=60, learning_rate=5e-3, batch_size=10
-    )
+        tmp_path / "work", "token-classification", base, rows, rows, epochs=60, learning_rate=5e-3, batch_size=10,
+        arguments=SELDOM,
+    )  # fmt: skip
     result = train_here(order)
     assert result["labels"] == {"kind": "tags", "names": ["O", "B-LOC"]}
     assert result["metrics"]["f1"] == 1.0
@@ -162,6 +169,7 @@ def test_text_is_learnt_to_its_end(tmp_path: Path) -> None:
     )
     result = train_here(order)
     assert result["metrics"]["perplexity"] < result["evaluations"][0]["perplexity"] / 3
+    assert json.loads((order.model_directory / "config.json").read_text())["use_cache"] is True  # as in the base
 
 
 def test_of_a_prompt_nothing_is_learnt_but_what_follows_it(tmp_path: Path) -> None:
@@ -218,6 +226,21 @@ def test_texts_that_are_too_long_are_counted(base: Path, tmp_path: Path) -> None
     rows = [*REVIEWS, {"text": "good news " * 60, "label": 1}]
     result = train_here(make_order(tmp_path / "work", "text-classification", base, rows, epochs=1))
     assert any(note.startswith("1 text is longer than 64 tokens, and cut") for note in result["notes"])
+
+
+def test_a_training_of_one_step_learns_without_a_warm_up(base: Path, tmp_path: Path) -> None:
+    order = make_order(tmp_path / "work", "text-classification", base, REVIEWS, epochs=1, learning_rate=1e-2)
+    result = train_here(order)
+    assert (result["steps"], result["curve"][0][2]) == (1, 1e-2)
+    assert any("too short for a warm-up" in note for note in result["notes"])
+    before, after = load_file(base / "model.safetensors"), load_file(order.model_directory / "model.safetensors")
+    assert any((after[name] != value).any() for name, value in before.items() if "query.weight" in name)
+
+
+def test_a_warm_up_longer_than_the_training_is_said(base: Path, tmp_path: Path) -> None:
+    order = make_order(tmp_path / "work", "text-classification", base, REVIEWS, epochs=2, warmup=100)
+    notes = train_here(order)["notes"]
+    assert any("warm-up of 100 steps" in note and "(2)" in note and "never gets to 5e-05" in note for note in notes)
 
 
 def test_training_ends_early_when_nothing_gets_better(base: Path, tmp_path: Path) -> None:

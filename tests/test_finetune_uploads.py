@@ -1,7 +1,9 @@
 """Fine-tune jobs whose models lie on an S3 server: another machine goes on, and a server that is away ends nothing."""
 
 import json
+import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -97,6 +99,36 @@ def test_a_checkpoint_cleared_away_meanwhile_is_uploaded_all_the_same(store: Mod
     s3.process.send_signal(signal.SIGCONT)
     assert uploads.rest(30)
     assert stored(s3, JOB) == {"checkpoint-10"}
+
+
+def test_checkpoints_here_of_a_job_that_another_machine_finished_are_cleared_away(
+    store: ModelsStore, s3: S3Server, tmp_path: Path
+) -> None:
+    left = checkpoint(store, 10)
+    store.tidy("0123456789ac")
+    assert left.is_dir(), "the job is not over"
+    elsewhere = open_store(s3.url, tmp_path / "elsewhere")
+    model = elsewhere.work_directory(JOB, "0-2-bbbbbbbb") / "model"
+    model.mkdir()
+    (model / "model.json").write_text("{}")
+    elsewhere.add_model(JOB, "0-2-bbbbbbbb", model)
+    store.tidy(JOB)
+    assert left.is_dir(), "it is the job in hand"
+    store.tidy("0123456789ac")
+    assert not left.exists()
+
+
+def test_checkpoints_here_that_nobody_went_on_from_in_a_week_are_cleared_away(store: ModelsStore) -> None:
+    left = checkpoint(store, 10)
+    eight_days_ago = time.time() - 8 * 86_400
+    for path in (left, left.parent, left.parent.parent):
+        os.utime(path, (eight_days_ago, eight_days_ago))
+    store.tidy("0123456789ac")
+    assert left.is_dir(), "a file in it is new"
+    for path in left.iterdir():
+        os.utime(path, (eight_days_ago, eight_days_ago))
+    store.tidy("0123456789ac")
+    assert not left.exists()
 
 
 def test_who_gives_up_does_not_wait_for_a_store_that_hangs(store: ModelsStore, s3: S3Server) -> None:

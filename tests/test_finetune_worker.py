@@ -6,6 +6,7 @@ import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -23,6 +24,13 @@ from workers.training.tasks import RECIPES
 
 REVIEWS = [{"text": text, "label": label} for text, label in TUTORIAL * 4]
 FEATURES = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+
+
+def answered(status: int) -> OSError:
+    """What the hub's library raises of an answer with that status."""
+    error = OSError(f"{status} from the server")
+    error.response = SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
+    return error
 
 
 def test_a_tag_that_is_held_out_altogether_has_its_place_in_the_head(tmp_path: Path) -> None:
@@ -95,10 +103,25 @@ def test_a_row_of_the_hub_without_a_label_is_named(
         Examples(order)
 
 
+def test_a_missing_column_of_the_hub_is_named_with_those_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=FEATURES)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    more = {"train_source": "hf:org/reviews", "label_column": "stars"}
+    order = make_order(tmp_path / "work", "text-classification", tmp_path, [], **more)
+    with pytest.raises(UsageError, match="'stars'; those there are: text, label"):
+        Examples(order)
+
+
 @pytest.mark.parametrize(
     ("fault", "found"),
     [
         (ConnectionError("no route"), (WorkerError, "hub_unavailable")),
+        (answered(404), (ModelError, "dataset_not_found")),
+        (answered(401), (ModelError, "dataset_not_found")),
+        (answered(429), (WorkerError, "hub_unavailable")),
+        (answered(503), (WorkerError, "hub_unavailable")),
         (OSError(errno.ENOSPC, "no space"), (WorkerError, "disk_full")),
         (datasets.exceptions.DatasetNotFoundError("no such data set"), (ModelError, "dataset_not_found")),
         (ValueError("Unknown split"), (ModelError, "dataset_not_found")),

@@ -83,6 +83,9 @@ class Attempt:
             UsageError: the model store cannot be used.
         """
         begun = time.monotonic()
+        self._stage("preparing")
+        with suppress(OSError, UsageError):  # the room it would save is not worth the job
+            beside(lambda: self._models.tidy(self._turn.job.id), self._check_wanted)
         record_id, order = self._order()
         deaths, furthest = 0, -1
         while self._result is None:
@@ -91,7 +94,9 @@ class Attempt:
             deaths, furthest = (0, steps) if steps > furthest else (deaths, furthest)
             order = replace(order, checkpoint=str(checkpoint) if checkpoint else None)
             if checkpoint:
+                self._progress["step"] = steps
                 self._note(f"Going on from the checkpoint at step {steps:,}.")
+            self._stage("starting the training processes")
             words = self._launch(order)
             if self._out_of_memory:
                 order = self._halved(order)
@@ -177,6 +182,7 @@ class Attempt:
             self._hear(message)
         if stop_by is not None and self._result is None:
             self._uploads.finish(stop_by - time.monotonic())
+            self._stage("waiting for a worker to go on")
             self._turn.held.give_up("stopping")
             raise Cancelled
 

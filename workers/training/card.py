@@ -13,6 +13,7 @@ import torch
 
 from common.encoder import plain
 from common.stored_models import CARD
+from common.training import Training
 from common.values import Json
 from workers.training.data import Examples
 from workers.training.order import Order
@@ -52,7 +53,7 @@ def describe_run(
         "curve": _thinned([[e["step"], e["loss"], e.get("learning_rate")] for e in losses]),
         "evaluations": [_evaluation(entry) for entry in state.log_history if "eval_loss" in entry],
         "confusion": confusion,
-        "options": {name: value for name, value in (job.training or {}).items() if name != "labels"},
+        "options": _options(order.training),
         "arguments": _arguments(trainer.args),
         "batch": [order.batch_size, order.gradient_accumulation, order.processes],
         "device": _device(order),
@@ -83,6 +84,14 @@ def _mean_loss(losses: Sequence[Mapping[str, float]]) -> float | None:
 def _thinned(points: list[list[Json]]) -> list[list[Json]]:
     step = -(-len(points) // _POINTS) or 1
     return points[::step] + (points[-1:] if (len(points) - 1) % step else [])
+
+
+def _options(training: Training) -> dict[str, Json]:
+    """Return the options in force; those of LoRA where it is used."""
+    shown = {name: value for name, value in training.encode().items() if name not in ("labels", "arguments")}
+    if not training.lora:
+        shown = {name: value for name, value in shown.items() if not name.startswith("lora_")}
+    return {**shown, "learning_rate": training.rate}
 
 
 def _arguments(arguments: Any) -> dict[str, Json]:
@@ -119,7 +128,9 @@ def _installed(name: str) -> bool:
 def _card(result: Mapping[str, Json]) -> str:
     """Return the model card: from what, on what, with what result."""
     metrics = "\n".join(f"| {name} | {value:.4g} |" for name, value in result["metrics"].items() if value is not None)
-    options = "\n".join(f"* {name}: {value}" for name, value in result["arguments"].items())
+    given = {**result["options"], **result["arguments"]}
+    options = "\n".join(f"* {name}: {value}" for name, value in given.items() if value is not None)
+    kept = f"; the model is that of step {best:,}" if (best := result["best_step"]) else ""
     labels = ", ".join(result["labels"]["names"]) or "none"
     notes = "".join(f"\n* {text}" for text in result["notes"])
     base = Path(result["base_model"]).name if result["base_model"].startswith("/") else result["base_model"]
@@ -137,7 +148,7 @@ Made by hugqueue ({result["model"]}) from `{base}`{f" at commit {c}" if (c := re
 * examples: {result["examples"]["train"]:,} to learn from, {result["examples"]["eval"]:,} to evaluate with
 * from: {", ".join(result["inputs"]) or "unknown"}
 * labels: {labels}
-* steps: {result["steps"]:,} ({result["epochs"]:g} epochs), on {result["device"]}{notes}
+* steps: {result["steps"]:,} ({result["epochs"]:g} epochs), on {result["device"]}{kept}{notes}
 
 ## Evaluation
 

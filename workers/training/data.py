@@ -15,6 +15,8 @@ from workers.training.order import Order
 
 #: What the hub's HTTP library raises without network, by name: the library itself changes with the hub's version.
 _NO_NETWORK = "TransportError"
+#: HTTP statuses below 500 that mean "not now": too slow, and too many requests.
+_LATER = (408, 429)
 
 
 class Examples:
@@ -92,12 +94,18 @@ def _is_of_this_place(error: BaseException) -> bool:
     """Whether the network or the disk is to blame, so that another worker, or a later try, may have the data set."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, FileNotFoundError):  # also the hub's word that there is no such data set
+        if isinstance(seen, FileNotFoundError) or _refuses(seen):  # the hub's word that there is no such data set
             return False
         if isinstance(seen, OSError) or _NO_NETWORK in (kind.__name__ for kind in type(seen).__mro__):
             return True
         seen = seen.__cause__
     return False
+
+
+def _refuses(error: BaseException) -> bool:
+    """Whether a server answered, and what it said will stay true: its errors are `OSError` too."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(status, int) and 400 <= status < 500 and status not in _LATER
 
 
 def _class_names(feature: Any) -> list[str] | None:

@@ -1,7 +1,7 @@
 """One training run, from an order to a finished model directory: what a tutorial does in sixty lines."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,30 @@ from workers.training.tasks import RECIPES, Encoded
 _MOST_CONFUSED = 30
 
 
-class PerplexityTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that gives the exponential of the loss beside it, for tasks that predict words."""
+class JobTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that says so where the warm-up leaves nothing to train with."""
+
+    def __init__(self, *, note: Callable[[str], None], **options: Any) -> None:
+        super().__init__(**options)
+        self._note = note
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the schedule of the learning rate; a share of one step, rounded up, would be all of the training."""
+        arguments = self.args
+        if arguments.get_warmup_steps(num_training_steps) >= num_training_steps:
+            if arguments.warmup_steps < 1:
+                arguments.warmup_steps = 0
+                self._note("The training is too short for a warm-up: the learning rate begins at its highest.")
+            else:
+                self._note(
+                    f"The warm-up of {arguments.warmup_steps:g} steps is as long as the training or longer "
+                    f"({num_training_steps:,}): the learning rate never gets to {arguments.learning_rate:g}."
+                )
+        return super().create_scheduler(num_training_steps, optimizer)
+
+
+class PerplexityTrainer(JobTrainer):
+    """A trainer that gives the exponential of the loss beside it, for tasks that predict words."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write the metrics of an evaluation, with one more: what is written is also what is judged by."""
@@ -64,7 +86,8 @@ def train(order: Order, link: Link) -> dict[str, Json]:
         if chosen
     }
     _say_cut(encoded, most, job.task, note)
-    trainer = _trainer(order, link, model, tokenizer, examples, encoded)
+    cached = getattr(model.config, "use_cache", None)
+    trainer = _trainer(order, link, model, tokenizer, examples, encoded, note)
     link.tell_once("stage", text="training")
     trainer.train(resume_from_checkpoint=order.checkpoint)
     if "eval" in encoded:
@@ -73,13 +96,13 @@ def train(order: Order, link: Link) -> dict[str, Json]:
     result = describe_run(order, trainer, examples, measured, matrix, notes)
     link.tell_once("stage", text="saving the model")
     if trainer.is_world_process_zero():
-        _save(trainer, tokenizer, order.model_directory)
+        _save(trainer, tokenizer, order.model_directory, cached)
         write_cards(order, result)
     trainer.accelerator.wait_for_everyone()
     return result
 
 
-def _say_cut(encoded: Mapping[str, Encoded], most: int, task: str, note: Any) -> None:
+def _say_cut(encoded: Mapping[str, Encoded], most: int, task: str, note: Callable[[str], None]) -> None:
     cut = sum(part.cut for part in encoded.values())
     if not cut:
         return
@@ -88,7 +111,13 @@ def _say_cut(encoded: Mapping[str, Encoded], most: int, task: str, note: Any) ->
 
 
 def _trainer(
-    order: Order, link: Link, model: Any, tokenizer: Any, examples: Examples, encoded: Mapping[str, Encoded]
+    order: Order,
+    link: Link,
+    model: Any,
+    tokenizer: Any,
+    examples: Examples,
+    encoded: Mapping[str, Encoded],
+    note: Callable[[str], None],
 ) -> Trainer:
     job, training, recipe = order.job, order.training, RECIPES[order.job.task]
     evaluates = "eval" in encoded
@@ -101,8 +130,9 @@ def _trainer(
         if not evaluates:
             raise ModelError("bad_param", "--early-stopping needs an evaluation set: give --eval or --eval-split.")
         callbacks.append(EarlyStoppingCallback(training.early_stopping))
-    kind = Trainer if scores else PerplexityTrainer
+    kind = JobTrainer if scores else PerplexityTrainer
     trainer = kind(
+        note=note,
         model=model,
         args=make_arguments(order, evaluates=evaluates, metric=metric),
         train_dataset=encoded_dataset(encoded["train"].columns),
@@ -138,10 +168,19 @@ def _judge(
     return found.metrics, matrix
 
 
-def _save(trainer: Trainer, tokenizer: Any, directory: Path) -> None:
-    """Write the model whole: adapters merged into their base, no pickle."""
+def _save(trainer: Trainer, tokenizer: Any, directory: Path, cached: bool | None) -> None:
+    """Write the model whole: adapters merged into their base, no pickle.
+
+    Args:
+        trainer: has the model.
+        tokenizer: the model's.
+        directory: where they go.
+        cached: the base model's own word on the cache of generation, which Trainer takes back for the training.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
+    if cached is not None:
+        model.config.use_cache = cached
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

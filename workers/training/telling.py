@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two events; each is a message that every watcher gets.
 _EVENTS = 2.0
+#: The numbers that are told of a step, and how.
+_NUMBERS = {"loss": "loss {:.4g}", "learning_rate": "learning rate {:.3g}", "examples_per_second": "{:,.1f} examples/s"}
 
 
 class Telling:
@@ -48,12 +50,18 @@ class Telling:
 
 def describe(progress: Mapping[str, Json]) -> str:
     """Return the progress in a few words."""
-    if progress.get("stage") or "step" not in progress:
+    if progress.get("stage") or "steps" not in progress:
         return str(progress.get("stage") or "")
     words = [f"step {progress['step']:,} of {progress['steps']:,}"]
-    if progress.get("loss") is not None:
-        words.append(f"loss {progress['loss']:.4g}")
+    for name, text in _NUMBERS.items():
+        if progress.get(name) is not None:
+            words.append(text.format(progress[name]))
     if progress.get("seconds_left") is not None:
         minutes, seconds = divmod(round(progress["seconds_left"]), 60)
         words.append(f"{minutes}:{seconds:02} left")
-    return ", ".join(words)
+    evaluated = [
+        f"{name if name == 'eval_loss' else name.removeprefix('eval_')} {value:.4g}"
+        for name, value in (progress.get("metrics") or {}).items()
+        if isinstance(value, int | float)
+    ]
+    return ", ".join(words) + (f"; {', '.join(evaluated)}" if evaluated else "")
