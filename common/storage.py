@@ -231,6 +231,7 @@ def open_stream(name: str) -> IO[bytes]:
     """
     with storage_errors("read", name):
         if not is_address(name):
+            _stat_file(name)
             return local_path(name).open("rb")
         files, path = open_file_system(name)
         stream: IO[bytes] = files.open(path, "rb")
@@ -245,9 +246,7 @@ def version_of(name: str) -> tuple[int, str]:
     """
     with storage_errors("read", name):
         if not is_address(name):
-            found = local_path(name).stat()
-            if not stat.S_ISREG(found.st_mode):  # to read from a pipe is to wait for whoever writes into it
-                raise StorageError(f"{name} is no file but something else; name the files in it.")
+            found = _stat_file(name)
             return found.st_size, str(found.st_mtime_ns)
         files, path = open_file_system(name)
         info = files.info(path)
@@ -255,6 +254,13 @@ def version_of(name: str) -> tuple[int, str]:
         raise StorageError(f"{name} is no file but something else; name the files in it.")
     tags = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created"))
     return int(info["size"]), str(next((tag for tag in tags if tag), ""))
+
+
+def _stat_file(name: str) -> os.stat_result:
+    found = local_path(name).stat()
+    if not stat.S_ISREG(found.st_mode):  # to read from a pipe is to wait for whoever writes into it
+        raise StorageError(f"{name} is no file but something else; name the files in it.")
+    return found
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ def places(shared: Path) -> list[str]:
         "s3://bucket/data/../other",
         "s3://[bucket/data",
         "http://127.0.0.1:1/",
+        "hf://datasets/org/name",
         "secret",
         "",
     ]

@@ -79,6 +79,8 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     for name in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(StorageError, match="is no file but something else"):
             version_of(str(name))
+        with pytest.raises(StorageError, match="is no file but something else"):
+            open_stream(str(name))
 
 
 def test_an_address_that_nothing_here_opens_says_what_to_install() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.disks import fill, small_disk
-from tests.faults.jobs import Batch
-from tests.processes import Shell, Workers
+from tests.faults.jobs import LONG, Batch
+from tests.processes import Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]
@@ -52,3 +52,26 @@ def test_an_older_file_stays_when_the_disk_is_full(
     filler.unlink()
     shell.run("results", batch.id, "-o", str(output))
     assert len(output.read_text().splitlines()) == 10
+
+
+def test_a_full_disk_under_the_store_is_told_at_submit_and_waited_for_by_workers(
+    shell: Shell, start_workers: StartWorkers, new_batch: NewBatch, disk: Path, tmp_path: Path
+) -> None:
+    go, store = tmp_path / "go", {"HUGQUEUE_STORE_URL": str(disk)}
+    workers = start_workers(**store)
+    shell.environ |= store
+    batch = new_batch(600, 300, until=go).submit()
+    wait_until(batch.leased, LONG, "it is at work")
+    filler = fill(disk)
+    said = shell.run("submit", *new_batch(600, 300).arguments(), status=1).stderr
+    assert said.splitlines()[-1].endswith("No space left on device.") and said.count("\n") <= 2, said
+    assert [job.id for job in batch.store.each_job()] == [batch.id], "nothing stays of the other"
+    go.touch()
+    wait_until(lambda: "to be tried again: Cannot write" in workers.text(), LONG, "it has no room for outcomes")
+    assert batch.job.counts.done == 0
+    filler.unlink()
+    wait_until(lambda: batch.job.status.finished, LONG, "there is room")
+    rows = shell.results(batch.id)
+    assert [row["output"] for row in rows] == [f"LINE {number}" for number in range(600)]
+    assert [path.name for path in disk.iterdir()] == [batch.id]
+    assert not [path.name for path in disk.rglob(".*")], "no half file"

@@ -123,3 +123,28 @@ def test_a_job_is_accepted_although_the_answer_was_lost_and_it_runs_already(serv
         proxy.thaw()
         sealing.result(LONG)
     assert store.job(second.id).status == "running"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("key", [(), ("--idempotency-key", "nightly")], ids=["without a key", "with a key"])
+def test_a_submit_whose_acceptance_was_never_answered_says_so_and_is_run_once(
+    server: RedisServer, shell: Shell, proxy: Proxy, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path,
+    key: tuple[str, ...],
+) -> None:  # fmt: skip
+    start_workers()
+    new_batch(10).submit().finish()  # from here on Redis knows the script by its digest
+    batch = new_batch(30)
+    far = Shell(shell.environ | {"REDIS_URL": proxy.url}, tmp_path)
+    known = {job.id for job in batch.store.each_job()}
+    proxy.hold_answers_after(digest("seal"))
+    said = far.run("submit", *batch.arguments(), *key, status=1)
+    [batch.id] = {job.id for job in batch.store.each_job()} - known
+    assert proxy.holds_answers and said.stdout == ""
+    expected = "the same command goes on with it, or finds it accepted" if key else f"`producer status {batch.id}` says"
+    assert batch.id in said.stderr and expected in said.stderr
+    proxy.thaw()
+    if key:
+        again = far.run("submit", *batch.arguments(), *key)
+        assert (again.stdout.strip(), "stands for job" in again.stderr) == (batch.id, True)
+    batch.finish()
+    assert set(batch.runs().values()) == {1}
