@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+from workers.device.memory import keep_freed
 from workers.device.protocol import Channel
 from workers.device.room import Room
 
@@ -22,6 +23,7 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     faulthandler.enable()
     _outlive_nobody()
+    keep_freed()
     Room(Channel(fd), device).serve()
 
 

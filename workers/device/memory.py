@@ -3,6 +3,7 @@
 Looks at torch only where a runner has imported it already: until then nothing of ours is on a GPU.
 """
 
+import ctypes
 import gc
 import sys
 from pathlib import Path
@@ -18,6 +19,10 @@ _CGROUPS = (
         Path("/sys/fs/cgroup/memory/memory.stat"),
     ),
 )
+#: mallopt's names (malloc.h): freed memory above this much goes back to the system; larger pieces are mapped alone.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+#: The largest piece that is kept, in bytes; and the most that older versions of the C library take for it.
+_LARGEST_PIECE, _OLD_LARGEST_PIECE = 256 << 20, 32 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -41,9 +46,27 @@ def weight_bytes(directory: Path) -> int:
     return sizes[".safetensors"] or sum(sizes.values())
 
 
+def keep_freed(most: int = 512 << 20) -> None:
+    """Have the C library keep `most` bytes of freed memory for the next batch.
+
+    By itself glibc gives the large tensors of every batch back to the system, which hands each page out anew and
+    zeroed: a tenth of MiniLM's time in float32, a quarter in int8 (`benchmarks/README.md`). Does nothing where
+    there is no glibc.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
+        return
+    library.mallopt(_M_TRIM_THRESHOLD, most)
+    if not library.mallopt(_M_MMAP_THRESHOLD, min(most, _LARGEST_PIECE)):
+        library.mallopt(_M_MMAP_THRESHOLD, min(most, _OLD_LARGEST_PIECE))
+
+
 def release() -> None:
-    """Give memory back that no object holds any longer."""
+    """Give memory back that no object holds any longer: to the system, what is kept for batches as well."""
     gc.collect()
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
