@@ -5,6 +5,7 @@ that count tokens or look back at the prompt see the padding all the same, so un
 share a batch.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,8 +19,11 @@ from transformers.utils.chat_template_utils import Chat
 from common.errors import ModelError, RecordError
 from common.tasks import TASKS
 from common.values import Json
-from workers.runners.base import Watch
+from workers.runners.base import Cancelled, Watch
+from workers.runners.batching import is_device_lost
+from workers.runners.budget import MOST, TokenBudget
 from workers.runners.collating import join
+from workers.runners.continuous import ContinuousBatches, find_continuous
 from workers.runners.generate_params import GENERATE_PARAMS
 from workers.runners.kinds import FLAG, LIST, NUMBER, OBJECT, STRINGS, TEXT, WHOLE, WHOLES, Kind, check_params
 from workers.runners.pipeline_tasks import PipelineTask, Prepared, Row, Settings
@@ -28,6 +32,8 @@ from workers.runners.reading import fields_of, messages_of
 from workers.runners.sampling import NO_WARPERS, SeededChoice, record_seed, warpers
 from workers.runners.texts import text_of
 from workers.runners.truncation import Inputs, keep_end, length_of
+
+logger = logging.getLogger(__name__)
 
 #: Settings that count or look back at tokens in front of the new ones, and their values that do nothing.
 _LOOK_BACK = {
@@ -87,6 +93,13 @@ class TextGeneration(PipelineTask[GenerationSettings]):
     generates = True
     known: ClassVar[Mapping[str, Kind]] = _KNOWN
 
+    def __init__(self, pipe: Any) -> None:
+        """Take the pipeline; on a GPU, try whether its model generates in continuous batches."""
+        super().__init__(pipe)
+        self.continuous: ContinuousBatches | None = None
+        if pipe.model.device.type == "cuda":
+            self.continuous = find_continuous(pipe.model)
+
     def settings(self, params: Mapping[str, Json]) -> GenerationSettings:
         """Return the job's parameters; nothing is left to `generate` to refuse."""
         check_params(self.name, self.known, params)
@@ -136,8 +149,15 @@ class TextGeneration(PipelineTask[GenerationSettings]):
         config = settings.config
         return length_of(inputs) + int(config.max_new_tokens or config.max_length)
 
+    def budget(self, usual: TokenBudget, settings: GenerationSettings) -> TokenBudget:
+        """Return what a batch may hold: everything, where it is for the continuous loop to say what runs together."""
+        return TokenBudget(MOST, MOST, fitted=True) if self._continues(settings) else usual
+
     def forward(self, batch: Sequence[Inputs], settings: GenerationSettings, watch: Watch) -> list[Row]:
         """Generate for one batch; the watch is told about every token."""
+        continuous = self._continues(settings)
+        if continuous:
+            return self._continued(continuous, batch, settings, watch)
         kwargs: dict[str, Any] = {**settings.forward, "stopping_criteria": StoppingCriteriaList([Pulse(watch)])}
         if settings.seed is not None:
             seeds = [inputs["record_seed"] for inputs in batch]
@@ -145,6 +165,39 @@ class TextGeneration(PipelineTask[GenerationSettings]):
             kwargs |= {**NO_WARPERS, "logits_processor": LogitsProcessorList([choice])}
         outputs = self.pipe.forward(join(batch, self.pad_id, "left"), **kwargs)
         return [self._row(outputs, number, length_of(inputs), settings.config) for number, inputs in enumerate(batch)]
+
+    def _continues(self, settings: GenerationSettings) -> ContinuousBatches | None:
+        if self.continuous is None or settings.seed is not None:
+            return None
+        return self.continuous if self.continuous.takes(settings.config) else None
+
+    def _continued(
+        self, continuous: ContinuousBatches, batch: Sequence[Inputs], settings: GenerationSettings, watch: Watch
+    ) -> list[Row]:
+        """Generate in continuous batches; if they fail, there are none from then on.
+
+        Raises:
+            Exception: they failed; the batch is to be run again, in smaller ones.
+        """
+        prompts = [inputs["input_ids"][0].tolist() for inputs in batch]
+        try:
+            found = continuous.generate(prompts, settings.config, watch)
+        except Cancelled:
+            raise
+        except Exception as error:  # whatever the loop fails of, static batches may do
+            if not is_device_lost(error):
+                logger.warning("text-generation goes on in static batches", exc_info=True)
+                self.continuous = None
+            raise
+        return [
+            {
+                "generated_sequence": torch.tensor([[prompt + new]]),
+                "input_ids": torch.tensor([prompt]),
+                "prompt_text": inputs["prompt_text"],
+                "written": [self._written(new, settings.config)],
+            }
+            for inputs, prompt, new in zip(batch, prompts, found, strict=True)
+        ]
 
     def finish(self, rows: Sequence[Row], prepared: Prepared, settings: GenerationSettings) -> Json:
         """Return the texts, with their counts of tokens where they are asked for."""

@@ -16,6 +16,7 @@ from common.errors import ModelError, RecordError
 from common.tasks import TASKS
 from common.values import Json
 from workers.runners.base import Watch
+from workers.runners.budget import TokenBudget
 from workers.runners.collating import join, row_of
 from workers.runners.kinds import COUNT, Kind, check_params, either, one_of
 from workers.runners.reading import fields_of
@@ -124,6 +125,10 @@ class PipelineTask(ABC, Generic[S]):
     def tokens(self, inputs: Inputs, settings: S) -> int:
         """Return how many tokens the input will take at most."""
         return length_of(inputs)
+
+    def budget(self, usual: TokenBudget, settings: S) -> TokenBudget:
+        """Return how much a batch may hold under these parameters."""
+        return usual
 
     def forward(self, batch: Sequence[Inputs], settings: S, watch: Watch) -> list[Row]:
         """Run one batch; return one row for each input, in order."""

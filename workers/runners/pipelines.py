@@ -152,7 +152,8 @@ class PipelineRunner(ModelRunner):
             return [self._taken(part, row, settings) for part, row in zip(parts, rows, strict=True)]
 
         outcomes: dict[int, Outcome] = {}
-        for item, result in zip(items, run_batches(items, forward, self.budget, watch), strict=True):
+        budget = self.task.budget(self.budget, settings)
+        for item, result in zip(items, run_batches(items, forward, budget, watch), strict=True):
             if isinstance(result, Failure):
                 outcomes[item.position] = Outcome(failure=result)
             elif result is not None:
