@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format test-faults test-soak test-compose bench up clean
+.PHONY: help demo test check format test-faults test-soak test-compose bench bench-peers up clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -49,8 +49,19 @@ format: $(STAMP) ## Format the code
 bench: $(STAMP) ## Measure against other ways to do the same
 	@$(BIN)/python -m benchmarks
 
+PEERS := .venv-peers
+$(PEERS)/.installed: benchmarks/ray_data/requirements.txt
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@echo "installing Ray into $(PEERS) (a few minutes the first time) ..."
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check torch
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/ray_data/requirements.txt
+	@touch $@
+
+bench-peers: $(STAMP) $(PEERS)/.installed ## Measure against Ray Data, in an environment of its own
+	@$(BIN)/python -m benchmarks.peers --python $(PEERS)/bin/python
+
 up: $(STAMP) ## Start Redis, workers and Flower here
 	@$(BIN)/producer up
 
 clean: ## Remove .venv and caches
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

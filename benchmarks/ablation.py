@@ -1,29 +1,82 @@
 """What each technique brings: the same texts, one technique more in each row."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 from unittest.mock import patch
 
 from benchmarks.measure import Contestant, measure, table
-from benchmarks.parity import compared
-from benchmarks.ways import Work, pipeline, runner
+from benchmarks.parity import notes
+from benchmarks.ways import Way, Work, pipeline, runner
+from workers.device import chunk
+from workers.runners.fast_ways import FastFillMask, FastWay
+from workers.runners.texts import Encoded
 
-_ALL = "+ linear layers by oneDNN"
+_ALL = "+ equal records once"
 
 
 def ablation(work: Work, texts: Sequence[str], rounds: int) -> str:
     """Return the table of `work`, each row with all that stands above it; the last two are other dtypes."""
-    with patch("workers.runners.precision.take_faster_layers"):  # torch's own layers
-        contestants = {
-            "pipeline, one by one": Contestant(pipeline(work, 1), 0.25),
-            "pipeline, batches of 32 as they come": Contestant(pipeline(work, 32), 0.5),
-        }
-        if work.task != "embedding":  # which has no plain way
-            contestants["+ sorted by length, cut by tokens"] = Contestant(runner(work, plain=True))
-        contestants["+ tokenised at once, no more than is asked for"] = Contestant(runner(work))
-    contestants[_ALL] = Contestant(runner(work))
-    contestants["with dtype=bfloat16"] = Contestant(runner(work, dtype="bfloat16"))
-    contestants["with dtype=int8"] = Contestant(runner(work, dtype="int8"))
+    contestants = {
+        "pipeline, one by one": Contestant(lambda: pipeline(work, 1), 0.25),
+        "pipeline, batches of 32 as they come": Contestant(lambda: pipeline(work, 32), 0.5),
+    }
+    if work.task != "embedding":  # which has no plain way
+        contestants["+ sorted by length, cut by tokens"] = Contestant(
+            _without(lambda: runner(work, plain=True, keeps=False), layers=True, once=True)
+        )
+    at_once = "+ tokenised at once" if work.task == "fill-mask" else "+ sorted, cut by tokens, tokenised at once"
+    contestants[at_once] = Contestant(_without(lambda: runner(work, keeps=False), layers=True, once=True, masks=True))
+    if work.task == "fill-mask":
+        contestants["+ vocabulary head on masks alone"] = Contestant(
+            _without(lambda: runner(work, keeps=False), layers=True, once=True)
+        )
+    contestants["+ linear layers by oneDNN"] = Contestant(_without(lambda: runner(work, keeps=False), once=True))
+    contestants["+ memory kept between batches"] = Contestant(_without(lambda: runner(work), once=True))
+    contestants[_ALL] = Contestant(lambda: runner(work))
+    contestants["with dtype=bfloat16"] = Contestant(lambda: runner(work, dtype="bfloat16"))
+    contestants["with dtype=int8"] = Contestant(lambda: runner(work, dtype="int8"))
     figures = measure(contestants, texts, rounds)
-    ours = figures[_ALL].outputs
-    notes = {name: compared(work.task, figures[name].outputs, contestants[name].part(ours)) for name in figures}
-    return table(f"Ablation: {work.task}, mixed lengths", figures, _ALL, notes)
+    title = f"Ablation: {work.task}, {len(texts)} records of mixed lengths, a fifth of them repeated"
+    return table(title, figures, _ALL, notes(work.task, figures, contestants, _ALL))
+
+
+def _without(
+    make: Callable[[], Way], *, layers: bool = False, once: bool = False, masks: bool = False
+) -> Callable[[], Way]:
+    """Return what makes a way that lacks techniques.
+
+    Args:
+        make: what makes the whole one.
+        layers: leave out the faster linear layers.
+        once: run equal records as often as they come.
+        masks: compute the scores of all tokens, and take those of the masks.
+    """
+
+    def made() -> Way:
+        with _patched(layers, "workers.runners.precision.take_faster_layers", lambda _: None):
+            way = make()
+
+        def run(texts: Sequence[str]) -> list[Any]:
+            with (
+                _patched(once, "workers.device.chunk._run_once", chunk._run),
+                _patched(masks, "workers.runners.fast_ways.FastFillMask.forward", _all_scores),
+            ):
+                return way(texts)
+
+        return run
+
+    return made
+
+
+def _patched(wanted: bool, name: str, replacement: Any) -> AbstractContextManager[Any]:
+    return patch(name, replacement) if wanted else nullcontext()
+
+
+def _all_scores(self: FastFillMask, inputs: dict[str, Any], rows: Sequence[Encoded]) -> list[Any]:
+    """Return what `FastFillMask.forward` does, taken from the scores of all tokens."""
+    scores = FastWay.forward(self, inputs, rows)
+    mask = self.tokenizer.mask_token_id
+    return [
+        part[[token == mask for token in row.features["input_ids"]]] for part, row in zip(scores, rows, strict=True)
+    ]

@@ -1,21 +1,29 @@
-"""Timing: every way in turn, several rounds, so that all meet the same machine; medians and ratios."""
+"""Timing: every way in turn, several rounds, so that all meet the same machine; medians and ratios.
 
+A way that fails says why in its row, and the others go on.
+"""
+
+import contextlib
+import logging
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.ways import Way
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(slots=True)
 class Figure:
-    """What one way took, round by round, and what it gave."""
+    """What one way took, round by round, and what it gave; or why it failed."""
 
     records: int  #: in a round; the slow ways get a part of the texts
     seconds: list[float] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
+    failure: str = ""
 
     @property
     def rate(self) -> float:
@@ -30,9 +38,9 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """A way, and the share of the texts that it gets: 0.1 for one that takes ten times as long."""
+    """What makes a way ready, and the share of the texts that it gets: 0.1 for one that takes ten times as long."""
 
-    way: Way
+    make: Callable[[], Way]
     share: float = 1.0
 
     def part(self, texts: Sequence[str]) -> Sequence[str]:
@@ -43,23 +51,22 @@ class Contestant:
 def measure(contestants: Mapping[str, Contestant], texts: Sequence[str], rounds: int) -> dict[str, Figure]:
     """Return the figures of all ways over the same texts; a short round before does not count."""
     figures = {name: Figure(len(one.part(texts))) for name, one in contestants.items()}
-    for one in contestants.values():
-        one.way(texts[:: max(1, len(texts) // 8)])
+    ways: dict[str, Way] = {}
+    for name, one in contestants.items():
+        with _noted(name, figures[name]):
+            ways[name] = one.make()
+            ways[name](texts[:: max(1, len(texts) // 8)])
     for _ in range(rounds):
-        for name, one in contestants.items():
-            part = one.part(texts)
-            begun = time.perf_counter()
-            outputs = one.way(part)
-            figures[name].seconds.append(time.perf_counter() - begun)
-            figures[name].outputs = outputs
+        for name, way in ways.items():
+            if figures[name].failure:
+                continue
+            with _noted(name, figures[name]):
+                part = contestants[name].part(texts)
+                begun = time.perf_counter()
+                outputs = way(part)
+                figures[name].seconds.append(time.perf_counter() - begun)
+                figures[name].outputs = outputs
     return figures
-
-
-def best_of(candidates: Mapping[str, Way], texts: Sequence[str]) -> tuple[str, Way]:
-    """Return the quickest of the candidates on these texts: a peer is measured at its best batch size."""
-    figures = measure({name: Contestant(way) for name, way in candidates.items()}, texts, 1)
-    name = max(figures, key=lambda key: figures[key].rate)
-    return name, candidates[name]
 
 
 def table(title: str, figures: Mapping[str, Figure], base: str, notes: Mapping[str, str]) -> str:
@@ -70,6 +77,23 @@ def table(title: str, figures: Mapping[str, Figure], base: str, notes: Mapping[s
         "|---|--:|--:|--:|---|",
     ]
     for name, figure in figures.items():
-        ratio = figures[base].rate / figure.rate
-        lines.append(f"| {name} | {figure.rate:,.1f} | {ratio:.2f} x | {figure.spread} | {notes.get(name, '')} |")
+        if figure.failure or not figure.seconds:
+            lines.append(f"| {name} | | | | failed: {figure.failure} |")
+            continue
+        ratio = "" if figures[base].failure else f"{figures[base].rate / figure.rate:.2f} x"
+        lines.append(f"| {name} | {figure.rate:,.1f} | {ratio} | {figure.spread} | {notes.get(name, '')} |")
     return "\n".join(lines)
+
+
+def reason(error: BaseException) -> str:
+    """Return in one line, for a cell of a table, what went wrong."""
+    return " ".join(f"{type(error).__name__}: {error}".replace("|", "/").split())[:200]
+
+
+@contextlib.contextmanager
+def _noted(name: str, figure: Figure) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the boundary of a way: whatever it raises, the others are measured
+        logger.debug("%s failed", name, exc_info=True)
+        figure.failure = reason(error)

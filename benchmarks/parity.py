@@ -1,9 +1,28 @@
 """Whether two ways gave the same: checked on the outputs of the run that was timed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from benchmarks.measure import Contestant, Figure
+
+
+def notes(task: str, figures: Mapping[str, Figure], contestants: Mapping[str, Contestant], base: str) -> dict[str, str]:
+    """Return for each way how near its outputs are to those of `base`, which ran over all the texts.
+
+    A way that gave something else in shape says so in its note; its time stands.
+    """
+    ours = figures[base].outputs
+    found: dict[str, str] = {}
+    for name, figure in figures.items():
+        if name == base or not figure.outputs:
+            continue
+        try:
+            found[name] = compared(task, figure.outputs, contestants[name].part(ours))
+        except (ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
+            found[name] = f"not comparable: {error}"
+    return found
 
 
 def compared(task: str, found: Sequence[Any], expected: Sequence[Any]) -> str:

@@ -23,7 +23,7 @@ def running_queue(work: Work, directory: Path) -> Iterator[dict[str, str]]:
     """Yield the environment of a queue with one ready worker."""
     with _redis(directory) as url:
         environ = os.environ | {"CELERY_BROKER_URL": url, "HUGQUEUE_ANY_PATH": "1"}
-        worker = [sys.executable, "-P", "-m", "workers.cli", "start", "--device", "cpu", "--log-level", "warning"]
+        worker = [sys.executable, "-P", "-m", "workers.cli", "start", "--device", "cpu", "--log-level", "info"]
         worker += ["--preload", f"{work.task}={work.model}"]
         with _process(worker, environ, directory):
             client = connect(url)
@@ -63,7 +63,7 @@ def _wait(until: Callable[[], bool], what: str, directory: Path) -> None:
     while not until():
         if time.monotonic() > deadline:
             said = (directory / "log").read_text()[-2000:]
-            raise SystemExit(f"waited {_PATIENCE:.0f} s until {what}, in vain:\n{said}")
+            raise TimeoutError(f"waited {_PATIENCE:.0f} s until {what}, in vain: {said}")
         time.sleep(0.1)
 
 
@@ -75,4 +75,7 @@ def _process(command: list[str], environ: dict[str, str], directory: Path) -> It
         yield
     finally:
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()

@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ from typing import Any
 from common.payloads import decode_outcomes, iter_outcomes
 from common.values import Json, Record
 from workers.device.chunk import run_chunk
+from workers.device.memory import keep_freed
 from workers.runners.pipelines import PipelineRunner
 from workers.runners.table import find_runner
+
+#: Bytes of freed memory that glibc comes to keep by itself (twice the largest piece that it does not map alone).
+_USUALLY_KEPT = 64 << 20
 
 Way = Callable[[Sequence[str]], list[Any]]
 
@@ -46,19 +51,23 @@ class Quiet:
         """Take note of nothing."""
 
 
-def runner(work: Work, *, chunk: int | None = None, plain: bool = False, **load_params: Json) -> Way:
+def runner(
+    work: Work, *, chunk: int | None = None, plain: bool = False, keeps: bool = True, **load_params: Json
+) -> Way:
     """The device process's share: the runner in this process, chunk by chunk, its outcomes encoded.
 
     Args:
         work: what to do.
         chunk: records in one; None for as many as the producer takes.
         plain: take the pipeline's own steps, batched, instead of the fast runner.
+        keeps: keep the memory of a batch for the next one, as the device process does.
         load_params: as `dtype`.
     """
     kind = PipelineRunner if plain else find_runner(work.task)
     loaded = kind(work.task, work.model, "cpu", load_params)
     size = chunk or CHUNK.get(work.task, 256)
 
+    @keeping(keeps)
     def run(texts: Sequence[str]) -> list[Any]:
         payloads = []
         for start in range(0, len(texts), size):
@@ -67,6 +76,17 @@ def runner(work: Work, *, chunk: int | None = None, plain: bool = False, **load_
         return [row.output for payload in payloads for _, _, row in iter_outcomes(decode_outcomes(payload))]
 
     return run
+
+
+@contextmanager
+def keeping(keeps: bool) -> Iterator[None]:
+    """While entered, keep freed memory as the device process does; else as any process does."""
+    if keeps:
+        keep_freed()
+    try:
+        yield
+    finally:
+        keep_freed(_USUALLY_KEPT)
 
 
 def pipeline(work: Work, batch: int) -> Way:

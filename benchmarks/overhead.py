@@ -1,0 +1,36 @@
+"""What the queue costs: one long job, and how much of its time the device process did not compute."""
+
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.queue import running_queue
+from benchmarks.ways import Work, whole_job
+
+#: What a worker says in its log of each chunk (`workers.turn`).
+_CHUNK = re.compile(r"chunk \d+ of \S+: ([\d,]+) done.*?, ([\d,]+) records/s")
+
+
+def overhead(work: Work, texts: Sequence[str]) -> str:
+    """Return a line of Markdown: 1 - compute / wall of a job from file to file, its command's start included."""
+    with tempfile.TemporaryDirectory() as base:
+        directory = Path(base)
+        with running_queue(work, directory) as environ:
+            job = whole_job(work, directory, environ)
+            job(texts[:8])
+            said = len((directory / "log").read_text(errors="replace"))
+            begun = time.perf_counter()
+            job(texts)
+            wall = time.perf_counter() - begun
+            log = (directory / "log").read_text(errors="replace")[said:]
+    compute = sum(_number(done) / _number(rate) for done, rate in _CHUNK.findall(log))
+    return (
+        f"\nQueue overhead, {work.task}, {len(texts)} records of mixed lengths in one job: {wall:.1f} s from "
+        f"file to file, {compute:.1f} s of them computing: **{100 * (1 - compute / wall):.1f} %**."
+    )
+
+
+def _number(text: str) -> int:
+    return int(text.replace(",", ""))
