@@ -24,7 +24,7 @@ def save(connection: Connection, job: Job, target: Target, on_trouble: Callable[
         return f"wrote {job.records:,} records to {target}"
     if target != job.spec.output:  # else workers have written it
         write_parts(connection, job, target, on_trouble)
-    return f"{job.records:,} records are in {target.address}, in {job.chunks:,} parts"
+    return f"wrote {job.records:,} records to {target.address}, a part for each chunk ({job.chunks:,})"
 
 
 def write_rows(connection: Connection, job: Job, path: Path, on_trouble: Callable[[str], None]) -> None:

@@ -12,6 +12,7 @@ from common.settings import Settings
 from common.values import Counts, JobSpec, new_job_id
 from producer.client import Client
 from producer.connection import Connection
+from tests.ledgers import payloads
 from tests.processes import RedisServer, Shell, Workers, wait_until
 
 
@@ -84,7 +85,7 @@ def test_a_deleted_job_leaves_nothing_behind_and_nor_does_a_late_commit(server: 
     store, ledger, job = connection.store, connection.ledger, new_job_id()
     store.create(JobSpec(job, "test-echo", created_at=1.0))
     for chunk in range(3):
-        store.add_chunk(job, chunk, b"x")
+        payloads(store, job).add_records(chunk, b"x")
     ledger.seal(job, 3, 3)
     tickets = ledger.issue(job, 3)
     done, late = (ledger.lease(job, ticket, "w", 6) for ticket in tickets[:2])
@@ -94,7 +95,7 @@ def test_a_deleted_job_leaves_nothing_behind_and_nor_does_a_late_commit(server: 
     connection.delete(job, force=True)
     assert server.client.keys("*") == []
     assert ledger.renew(late) == "lost"
-    store.put_outcomes(job, late.chunk, late.version, b"late")
+    payloads(store, job).put_outcomes(late.chunk, late.version, b"late")
     ledger.note_alone(late, done=None, now=0, kept=0)
     assert ledger.commit(late, Counts(1), {}) == "closed"
     ledger.give_back(late)

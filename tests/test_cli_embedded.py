@@ -73,13 +73,13 @@ def test_a_finished_job_is_waited_for_without_a_worker(shell: Shell, home: Home)
 
 
 def test_two_at_the_same_time_share_one_keeper(shell: Shell, home: Home) -> None:
-    first = submit_slowly(shell, chunks=12)
+    first = submit_slowly(shell, chunks=20)
     second = shell.run("submit", "--task", "test-echo", "-", input="x\n")
     assert [row["output"] for row in lines(second.stdout)] == ["X"]
     assert "started an embedded Redis" not in second.stderr
     assert "is unfinished and shares the worker" in second.stderr
     stdout, _ = first.communicate(timeout=60)
-    assert first.returncode == 0 and len(lines(stdout)) == 48
+    assert first.returncode == 0 and len(lines(stdout)) == 80
     home.wait_until_empty()
     assert workers_started(home) == 1
 

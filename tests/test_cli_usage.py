@@ -119,7 +119,7 @@ def test_standard_input_is_looked_at_before_anything_starts(alone: Shell, home: 
         (["--task", "fill-mask", "-m", "good.txt"], ["good.txt is a file"]),
         (["--task", "fill-mask", "-m", "two words"], ["'two words'", "org/name"]),
         (["--task", "fill-mask", "-o", "gone/out.jsonl"], ["no directory gone"]),
-        (["--task", "fill-mask", "-o", "folder.txt"], ["folder.txt"]),
+        (["--task", "fill-mask", "-o", "out.jsonl", "--output-format", "jsonl"], ["--output-format", "-o out.jsonl/"]),
         (["--task", "fill-mask", "-o", "out.xyz"], ["out.xyz", ".jsonl"]),
         (["--task", "fill-mask", "-o", "out.npy"], ["out.npy", "embedding"]),
         (["--task", "fill-mask", "-o", "good.txt.jsonl/x.csv"], ["no directory"]),

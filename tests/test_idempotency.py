@@ -13,6 +13,7 @@ from common.settings import Settings
 from common.values import JobSpec, new_job_id
 from producer.connection import Connection
 from tests.keyed_submits import KEY, LINES, TTL, arguments, the_job
+from tests.ledgers import payloads
 from tests.processes import RedisServer, Shell, lines
 
 
@@ -110,9 +111,10 @@ def test_of_many_claims_at_the_same_moment_one_begins_the_job(connection: Connec
     assert sorted(map(str, taken)) == sorted([*["busy"] * 7, str(Written())])
     [winner] = [claim for claim, answer in zip(claims, taken, strict=True) if answer == Written()]
     loser = next(claim for claim in claims if claim is not winner)
-    connection.store.add_chunk(ids[0], 0, b"x", winner.producer, Written(1, 1, "d"))
+    job_payloads = payloads(connection.store, ids[0])
+    job_payloads.add_records(0, b"x", winner.producer, Written(1, 1, "d"))
     with pytest.raises(JobTaken):
-        connection.store.add_chunk(ids[0], 1, b"x", loser.producer, Written(2, 2, "e"))
+        job_payloads.add_records(1, b"x", loser.producer, Written(2, 2, "e"))
     with pytest.raises(JobTaken):
         connection.ledger.seal(ids[0], 2, 2, loser.producer)
     assert connection.claims.take(ids[0], loser, 0) == Written(1, 1, "d")

@@ -230,8 +230,8 @@ def test_bad_records_fail_alone_and_in_their_place(bert):
 def test_windows_of_all_records_share_batches(bert):
     watch = RecordingWatch()
     QuestionAnsweringRunner("question-answering", bert, "cpu", {}).run(RECORDS, {}, watch)
-    assert len(watch.batches) == 1
-    assert watch.batches[0] == [0, 1, 2, 3, 4]
+    assert len(watch.batches) < len(RECORDS)
+    assert sorted(position for batch in watch.batches for position in batch) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
