@@ -93,10 +93,12 @@ def test_what_dead_workers_and_producers_leave_is_cleared_away_under_the_rules(
 ):
     shell = Shell(users("producer") | {"HUGQUEUE_RESULT_TTL": "60"}, tmp_path)
     (tmp_path / "a.txt").write_text("a\nb\n")
-    job = shell.submit("--task", "test-wait", "a.txt", "-p", "seconds=2")
-    wait_until(lambda: shell.status(job)["status"] == "running", 30)
+    go = tmp_path / "go"
+    job = shell.submit("--task", "test-wait", "a.txt", "-p", f"until={go}")
+    wait_until(lambda: shell.status(job)["status"] == "running", 60)
     server.client.delete(f"{JobKeys.of(job).job}:lease:0")
     workers.celery().kill()
+    go.touch()
     shell.run("wait", job)
     server.client.lpush(f"{CELERY_PREFIX}any", b"not a message")
     wait_until(lambda: server.client.llen(REFUSED) == 1, 30, "the broken message is set aside")
