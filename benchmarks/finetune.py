@@ -16,11 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -85,6 +86,7 @@ def _order(model: Path, steps: int) -> Order:
 
 
 def _seconds(trainer: Trainer) -> float:
+    trainer.remove_callback(PrinterCallback)
     begun = time.perf_counter()
     trainer.train()
     if torch.cuda.is_available():
@@ -118,6 +120,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    disable_progress_bars()
     warnings.filterwarnings("ignore", "'pin_memory' argument")
     print(described())
     model = options.model or minilm()

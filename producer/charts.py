@@ -59,7 +59,7 @@ def _axes(across: _Scale, up: _Scale, height: int) -> str:
         y = up.at(value)
         lines.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e5e5e5"/>')
         lines.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end" {_FONT}>{value:.4g}</text>')
-    for value in _ticks(across.low, across.high):
+    for value in _ticks(across.low, across.high, finest=1.0):
         x = across.at(value)
         lines.append(f'<text x="{x:.1f}" y="{height - 14}" text-anchor="middle" {_FONT}>{value:.4g}</text>')
     lines.append(f'<text x="{_WIDTH - _RIGHT}" y="{height - 2}" text-anchor="end" {_FONT}>step</text>')
@@ -69,13 +69,13 @@ def _axes(across: _Scale, up: _Scale, height: int) -> str:
 _FONT = 'font-size="11" fill="#666" font-family="system-ui, sans-serif"'
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Return about five round numbers between low and high."""
+def _ticks(low: float, high: float, finest: float = 0.0) -> list[float]:
+    """Return about five round numbers between low and high, at least `finest` apart: there is no half a step."""
     if high <= low:
         return [low]
     raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+    step = max(finest, next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw))
     first = math.ceil(low / step)
     return [number * step for number in range(first, math.floor(high / step) + 1)]
 

@@ -108,6 +108,11 @@ def test_a_flat_or_lonely_curve_is_drawn(points: list[tuple[float, float]]) -> N
     ElementTree.fromstring(line_chart([Series("a", points)]))
 
 
+def test_there_is_no_half_a_step_on_the_axis() -> None:
+    svg = ElementTree.fromstring(line_chart([Series("a", [(1, 0.5), (2, 0.1)])]))
+    assert [text.text for text in svg.iter("text") if text.text in ("1", "1.2", "1.5", "2")] == ["1", "2"]
+
+
 def test_a_curve_without_points_is_left_out() -> None:
     assert line_chart([Series("a", [(0, None), (1, float("nan"))])]) == ""
 

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from common.errors import CodedError, ModelError, UsageError, WorkerError
 from common.labels import Labels
@@ -138,6 +139,17 @@ def test_only_what_another_worker_would_not_find_either_fails_the_job(
     with pytest.raises(found[0], match="hf:org/reviews:train cannot be had") as caught:
         Examples(order)
     assert caught.value.code == found[1]
+
+
+def test_a_base_model_that_lacks_more_than_its_head_is_refused(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    halved = {name: value for name, value in weights.items() if "layer.1." not in name}
+    assert len(halved) < len(weights)
+    save_file(halved, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks weights of the model itself: bert\.encoder\.layer\.1") as caught:
+        train_here(make_order(tmp_path / "work", "text-classification", base, REVIEWS))
+    assert caught.value.code == "missing_weights"
 
 
 def test_a_launch_leaves_no_thread_behind(tmp_path: Path) -> None:
