@@ -15,7 +15,7 @@ from tests.faults.jobs import LONG
 from tests.finetuning import base_model, model_directory, result_of, write_reviews
 from tests.processes import RedisServer, Shell, Workers, wait_until
 from workers.training.disk import is_full
-from workers.turn import MOST_ATTEMPTS
+from workers.turn import MOST_TRIES
 
 StartWorkers = Callable[..., Workers]
 
@@ -56,7 +56,7 @@ def test_a_fine_tune_job_whose_disk_fills_says_so_and_goes_on_when_there_is_room
     filler = fill(store)
     wait_until(lambda: "to be tried again: No room for " in workers.text(), LONG, "the worker says so")
     assert checkpoints(store, job) == whole_checkpoints(store, job) != [], "no half one takes room"
-    server.client.hset(JobKeys.of(job).attempts, "0", MOST_ATTEMPTS - 1)
+    server.client.hset(JobKeys.of(job).attempts, "0:tries", MOST_TRIES - 1)
     shell.run("wait", job, status=1, seconds=LONG)
     error = shell.status(job)["error"]
     assert error["code"] == "disk_full" and str(store) in error["message"]
