@@ -59,11 +59,24 @@ def waiting(batch: Batch, directory: Path, shell: Shell | None = None) -> Iterat
         producer.process.wait()
 
 
-def expect_refused(shell: Shell, batch: Batch, reason: str, seconds: float = AT_ONCE_AMONG_OTHERS) -> None:
-    """See that commands that begin now end within `seconds`, each with one sentence that holds `reason`."""
-    start = time.monotonic()
+def expect_each_refused(shell: Shell, batch: Batch, reason: str) -> None:
+    """See that commands that begin now, one after the other, end `AT_ONCE` with one sentence that holds `reason`."""
+    for command in _commands(batch):
+        _expect_refused(shell, [command], reason, AT_ONCE)
+
+
+def expect_refused(shell: Shell, batch: Batch, reason: str) -> None:
+    """See the same of commands that begin all at once, and take the processors from each other."""
+    _expect_refused(shell, _commands(batch), reason, AT_ONCE_AMONG_OTHERS)
+
+
+def _commands(batch: Batch) -> list[tuple[str, ...]]:
     commands = [("jobs",), ("submit", *batch.arguments())]
-    commands += [(name, batch.id) for name in ("wait", "status", "results", "retry", "cancel")]
+    return commands + [(name, batch.id) for name in ("wait", "status", "results", "retry", "cancel")]
+
+
+def _expect_refused(shell: Shell, commands: list[tuple[str, ...]], reason: str, seconds: float) -> None:
+    start = time.monotonic()
     processes = [shell.popen(*command) for command in commands]
     for process in processes:
         try:
