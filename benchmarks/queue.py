@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from celery import Celery
+
 from benchmarks.ways import Way, Work
 from common.connection import connect
 from common.heartbeats import living
@@ -36,15 +38,15 @@ def naive_queue(work: Work, directory: Path) -> Iterator[Way]:
     """Yield the naive way: one Celery task for each record."""
     with _redis(directory) as url:
         environ = os.environ | {"NAIVE_URL": url}
-        os.environ["NAIVE_URL"] = url
-        from benchmarks.naive import app, predict
-
-        app.conf.update(broker_url=url, result_backend=url)
+        app = Celery("naive", broker=url, backend=url)  # one for each queue: an app keeps to its first backend
         worker = [sys.executable, "-m", "celery", "-A", "benchmarks.naive", "worker", "-l", "error"]
         with _process(worker, environ, directory):
             yield lambda texts: [
                 answer.get(timeout=600)
-                for answer in [predict.delay(work.pipeline_task, str(work.model), text, work.params) for text in texts]
+                for answer in [
+                    app.send_task("benchmarks.naive.predict", (work.pipeline_task, str(work.model), text, work.params))
+                    for text in texts
+                ]
             ]
 
 
