@@ -8,6 +8,7 @@ from common.values import Failure
 from tests.tiny_models import RecordingWatch
 from workers.runners.batching import Item, cut, is_device_lost, run_batches
 from workers.runners.budget import TokenBudget
+from workers.runners.later import Later
 
 
 def items(*lengths: int) -> list[Item[int]]:
@@ -75,3 +76,37 @@ def test_a_lost_device_is_not_tried_again_with_smaller_batches():
 )
 def test_lost_devices_are_told_from_other_errors(text: str, lost: bool):
     assert is_device_lost(RuntimeError(text)) is lost
+
+
+class Device:
+    """Computes as a GPU does: what was started is there when it is read; `broken` items fail as it is read."""
+
+    def __init__(self, broken: int = -1) -> None:
+        self.said: list[str] = []
+        self._broken = broken
+
+    def forward(self, values: list[int]) -> Later[str]:
+        self.said.append(f"start {values}")
+
+        def read() -> list[str]:
+            self.said.append(f"read {values}")
+            if self._broken in values:
+                raise ValueError(f"cannot do {self._broken}")
+            return [str(value) for value in values]
+
+        return Later(read)
+
+
+def test_a_batch_is_started_before_the_results_of_the_last_are_read():
+    device, watch = Device(), RecordingWatch()
+    found = run_batches(items(3, 10, 4, 9, 1), device.forward, TokenBudget(20, 64), watch)
+    assert found == ["3", "10", "4", "9", "1"]
+    assert device.said == [
+        "start [10, 9]", "start [4, 3]", "read [10, 9]", "start [1]", "read [4, 3]", "read [1]",
+    ]  # fmt: skip
+    assert watch.batches == [[1, 3], [0, 1, 2, 3], [0, 2, 4]]  # those that run, too: any of them may be the fatal one
+
+
+def test_an_item_that_fails_as_it_is_read_fails_alone():
+    found = run_batches(items(3, 10, 4, 9, 1), Device(broken=9).forward, TokenBudget(20, 64), RecordingWatch())
+    assert [one if isinstance(one, str) else one.code for one in found] == ["3", "10", "4", "runner_error", "1"]

@@ -1,5 +1,6 @@
 """Packed rows give what padded ones give, with the attention of sequences computed by the book; or are not used."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from tests.one_by_one import assert_same
 from tests.tiny_models import SMALL, VOCABULARY, RecordingWatch, mixed
 from workers.runners.embedding import EmbeddingRunner
 from workers.runners.fast import FastRunner
+from workers.runners.later import Later
 from workers.runners.packing import ATTENTION
+from workers.runners.question_answering import QuestionAnsweringRunner
 
 HEADS = {
     "fill-mask": "ForMaskedLM",
@@ -22,6 +25,7 @@ HEADS = {
     "zero-shot-classification": "ForSequenceClassification",
     "feature-extraction": "Model",
 }
+ANSWERS = {"question-answering": "ForQuestionAnswering"}
 SIZES: dict[str, dict[str, object]] = {
     "Bert": {},
     "Roberta": {},
@@ -34,14 +38,15 @@ PACKABLE = ("Bert", "Roberta", "DistilBert", "Electra")
 
 
 def made(directory: Path, architecture: str, task: str) -> Path:
+    labels = 2 if task in ANSWERS else 3
     if architecture == "Roberta":  # with its own tokenizer: positions are counted from behind that of the padding, 1
         tiny_models.masked_roberta(directory)
-        config = transformers.RobertaConfig.from_pretrained(directory, num_labels=3)
+        config = transformers.RobertaConfig.from_pretrained(directory, num_labels=labels)
     else:
         tiny_models.wordpiece(directory)
-        config = _config(architecture)
+        config = _config(architecture, labels)
     torch.manual_seed(0)
-    model = getattr(transformers, f"{architecture}{HEADS[task]}")(config).eval()
+    model = getattr(transformers, f"{architecture}{(HEADS | ANSWERS)[task]}")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -50,8 +55,14 @@ def made(directory: Path, architecture: str, task: str) -> Path:
     return directory
 
 
-def _config(architecture: str) -> transformers.PreTrainedConfig:
-    sizes = {**SMALL, "vocab_size": len(VOCABULARY), "max_position_embeddings": 80, "pad_token_id": 0, "num_labels": 3}
+def _config(architecture: str, labels: int) -> transformers.PreTrainedConfig:
+    sizes = {
+        **SMALL,
+        "vocab_size": len(VOCABULARY),
+        "max_position_embeddings": 80,
+        "pad_token_id": 0,
+        "num_labels": labels,
+    }
     return getattr(transformers, f"{architecture}Config")(**{**sizes, **SIZES[architecture]})
 
 
@@ -89,6 +100,42 @@ def test_a_model_that_does_not_go_along_runs_padded(tmp_path, architecture):
     runner = FastRunner("ner", made(tmp_path, architecture, "token-classification"), "cpu", {})
     assert not runner.pack()
     assert runner.facts()["attention"] != ATTENTION
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert"])
+def test_answers_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture):
+    runner = QuestionAnsweringRunner(
+        "question-answering", made(tmp_path, architecture, "question-answering"), "cpu", {}
+    )
+    records: list[Json] = [{"question": "where is the cat", "context": text} for text in mixed(40)]
+    expected = runner.run(records, {"top_k": 3}, RecordingWatch())
+    assert runner.pack()
+    assert runner.facts()["attention"] == ATTENTION
+    found = runner.run(records, {"top_k": 3}, RecordingWatch())
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one.output, other.output)
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_results_that_are_read_a_batch_later_are_the_same(tmp_path, monkeypatch, task):
+    runner = FastRunner(task, made(tmp_path, "Bert", task), "cpu", {})
+    records: list[Json] = list(mixed(60, "[MASK]" if task == "fill-mask" else None))
+    if task == "fill-mask":
+        records[1::7] = [{"text": text, "targets": ["cat", "dog"]} for text in records[1::7]]
+    params: dict[str, Json] = {"candidate_labels": ["news", "서울"]} if task.startswith("zero") else {}
+    runner.budget.tokens = 128
+    expected = runner.run(records, params, RecordingWatch())
+    late: list[int] = []
+
+    def as_a_gpu(tensors: Sequence[torch.Tensor], finish: Callable[..., Sequence[object]]) -> Later[object]:
+        late.append(len(tensors))
+        return Later(lambda: finish(tensors))
+
+    monkeypatch.setattr("workers.runners.fast_ways.later", as_a_gpu)
+    found = runner.run(records, params, RecordingWatch())
+    assert len(late) > 1
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one.output, other.output)
 
 
 def test_padded_batches_attend_as_before_after_a_packed_one(tmp_path):

@@ -8,16 +8,19 @@ short texts and long ones (fairseq's `--max-tokens`).
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from common.values import Failure
 from workers.runners.base import Cancelled, Watch
 from workers.runners.budget import TokenBudget
+from workers.runners.later import Later
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
+V = TypeVar("V")
 
 
 #: A batch that is this full takes no item shorter than this part of its longest: it would be padding for the most part.
@@ -55,11 +58,15 @@ def _takes(batch: Sequence[Item[T]], item: Item[T], budget: TokenBudget) -> bool
 
 
 def run_batches(
-    items: Sequence[Item[T]], forward: Callable[[list[T]], Sequence[R]], budget: TokenBudget, watch: Watch
+    items: Sequence[Item[T]],
+    forward: Callable[[list[T]], Sequence[R] | Later[R]],
+    budget: TokenBudget,
+    watch: Watch,
 ) -> list[R | Failure]:
     """Return what `forward` gives for each item, or why it gave nothing, in the order of `items`.
 
-    A batch that raises is halved until the items at fault stand alone: one bad item costs itself and no other.
+    A batch that raises is halved until the items at fault stand alone: one bad item costs itself and no other. Results
+    that come `Later` are read once the next batch was started; the watch is told of both.
 
     Args:
         items: prepared inputs; `position` goes to the watch.
@@ -73,24 +80,42 @@ def run_batches(
     results: dict[int, R | Failure] = {}
     index = {id(item): number for number, item in enumerate(items)}
     waiting = list(cut(items, budget))[::-1]
-    while waiting:
-        batch = waiting.pop()
-        watch.batch(sorted({item.position for item in batch}))
-        try:
-            values = forward([item.value for item in batch])
-        except Cancelled:
-            raise
-        except (MemoryError, RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-            if is_device_lost(error):  # every further call would fail as well: only a fresh process helps
-                raise
-            if len(batch) > 1:
-                waiting.extend(_halves(batch, error, budget))
-                continue
-            values = [_failure(error)]  # type: ignore[list-item]
-        budget.ran += _padded(batch)
-        for item, value in zip(batch, values, strict=True):
-            results[index[id(item)]] = value
+    last: tuple[list[Item[T]], Later[R]] | None = None
+
+    def keep(batch: list[Item[T]], values: Sequence[R | Failure]) -> None:
+        budget.ran += _padded(batch) if values else 0
+        results.update({index[id(item)]: value for item, value in zip(batch, values, strict=bool(values))})
+
+    while waiting or last:
+        batch = waiting.pop() if waiting else []
+        started: Sequence[R | Failure] | Later[R] = []
+        if batch:
+            running = [*batch, *(last[0] if last else ())]
+            watch.batch(sorted({item.position for item in running}))
+            started = _attempt(partial(forward, [item.value for item in batch]), batch, waiting, budget)
+        if last:
+            keep(last[0], _attempt(last[1].read, last[0], waiting, budget))
+        last = (batch, started) if isinstance(started, Later) else None
+        if not isinstance(started, Later):
+            keep(batch, started)
     return [results[number] for number in range(len(items))]
+
+
+def _attempt(
+    call: Callable[[], V], batch: list[Item[T]], waiting: list[list[Item[T]]], budget: TokenBudget
+) -> V | list[Failure]:
+    """Return what `call` gives for a batch; where it raises, nothing, the halves added to what is `waiting`."""
+    try:
+        return call()
+    except Cancelled:
+        raise
+    except (MemoryError, RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        if is_device_lost(error):  # every further call would fail as well: only a fresh process helps
+            raise
+        if len(batch) == 1:
+            return [_failure(error)]
+        waiting.extend(_halves(batch, error, budget))
+        return []
 
 
 def _halves(batch: list[Item[T]], error: Exception, budget: TokenBudget) -> list[list[Item[T]]]:

@@ -22,6 +22,7 @@ from workers.runners.base import Watch
 from workers.runners.batching import Item, run_batches
 from workers.runners.budget import TokenBudget
 from workers.runners.kinds import COUNT, FLAG, TEXT, Kind, check_params
+from workers.runners.later import Later, later
 from workers.runners.loading import ModelRunner, Source, load_config, load_model, load_tokenizer
 from workers.runners.packing import ATTENTION, PROBE, Packer, find_packer, pays, unpacked
 from workers.runners.pooling import load_dense, normalize, pool
@@ -115,10 +116,10 @@ class EmbeddingRunner(ModelRunner):
         prompt = self._options(params).prompt
         return [len(row) for row in encode(self._tokenizer, [prompt + text for text in texts], self._limit)]
 
-    def _vectors(self, rows: Sequence[Encoded], chosen: _Options, skip: int) -> list[Any]:
+    def _vectors(self, rows: Sequence[Encoded], chosen: _Options, skip: int) -> Sequence[Any] | Later[Any]:
         features = self._padded(rows)
         mask = features["attention_mask"]
-        hidden = self._hidden_packed(rows, mask, self._packer) if self._packer else self._hidden(features)
+        hidden = self._hidden_packed(rows, self._packer) if self._packer else self._hidden(features)
         vectors = pool(hidden, mask, chosen.pooling, skip)
         for stage in self._stages:
             if chosen.normalize is not False or stage is not normalize:
@@ -126,7 +127,7 @@ class EmbeddingRunner(ModelRunner):
         vectors = vectors[:, : chosen.dimension]
         if chosen.normalize:
             vectors = normalize(vectors)
-        return list(vectors.cpu().numpy())
+        return later([vectors], lambda host: list(host[0].numpy()))
 
     def _padded(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         return pad([row.features for row in rows], self._tokenizer, self._device)
@@ -141,11 +142,10 @@ class EmbeddingRunner(ModelRunner):
         """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
         rows = encode(self._tokenizer, PROBE, self._limit)
         features = self._padded(rows)
-        mask = features["attention_mask"]
         expected = [state[: len(row)] for state, row in zip(self._hidden(features).cpu(), rows, strict=True)]
 
         def agrees(packer: Packer) -> bool:
-            found = self._hidden_packed(rows, mask, packer).to(self._model.dtype)
+            found = self._hidden_packed(rows, packer).to(self._model.dtype)
             return all(close(state[: len(row)], one) for state, row, one in zip(found, rows, expected, strict=True))
 
         self._packer = find_packer(self._model, self._device, agrees)
@@ -156,12 +156,12 @@ class EmbeddingRunner(ModelRunner):
         """Return what the model runs with; its attention is ours where rows are packed."""
         return super().facts() | ({"attention": ATTENTION} if self._packer else {})
 
-    def _hidden_packed(self, rows: Sequence[Encoded], mask: torch.Tensor, packer: Packer) -> torch.Tensor:
+    def _hidden_packed(self, rows: Sequence[Encoded], packer: Packer) -> torch.Tensor:
         """Return what `_hidden` does, of rows that lay one behind the other."""
         names = accepted(rows[0].features, self._model)
         features = [{name: row.features[name] for name in names} for row in rows]
         with torch.inference_mode(), packer.packed(features) as inputs:
-            return unpacked(self._model(**inputs).last_hidden_state.float(), mask)
+            return unpacked(self._model(**inputs).last_hidden_state.float(), [len(row) for row in rows])
 
     def _prompt_tokens(self, prompt: str) -> int:
         """Return how many tokens at the beginning of every text are the prompt's and are not to be pooled."""

@@ -23,7 +23,7 @@ from common.values import Failure, Json, Outcome
 from workers.runners.agreement import close
 from workers.runners.base import PlacedWatch, Watch
 from workers.runners.batching import Item, run_batches
-from workers.runners.fast_ways import FAST_WAYS, Asked
+from workers.runners.fast_ways import FAST_WAYS, Asked, Reduced
 from workers.runners.loading import ModelRunner
 from workers.runners.packing import ATTENTION, PROBE, Packer, find_packer, pays
 from workers.runners.pipeline_tasks import Settings
@@ -142,7 +142,7 @@ class FastRunner(ModelRunner):
                 items += [Item(position, len(row), _Part(one, row)) for row in own]
         return items, too_long
 
-    def _forward(self, parts: Sequence[_Part], settings: Settings) -> list[Any]:
+    def _forward(self, parts: Sequence[_Part], settings: Settings) -> Reduced:
         with torch.inference_mode():
             logits = self._logits([part.row for part in parts], self._packer)
             return self._way.reduce(logits, [part.asked for part in parts], settings)

@@ -16,9 +16,13 @@ from torch import Tensor
 from common.tasks import TASKS
 from common.values import Failure, Json
 from workers.runners.fill_mask import NO_MASK
+from workers.runners.later import Later, later
 from workers.runners.pipeline_tasks import PipelineTask, Prepared, Settings, own_params
 from workers.runners.reading import fields_of
-from workers.runners.texts import Encoded, text_of
+from workers.runners.texts import Encoded, on_device, text_of
+
+#: What a row's output needs, row by row: at once or later.
+Reduced = Sequence[Any] | Later[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +66,9 @@ class FastWay(ABC):
         logits = self.model(**inputs).logits
         return list(logits) if logits.dim() == 2 else _by_row(logits, rows)
 
-    def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> list[Any]:
+    def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> Reduced:
         """Return of each row's logits what its output needs: of a batch, while it is on its device."""
-        return [part.float() for part in torch.stack(list(logits)).cpu()]
+        return later([torch.stack(list(logits))], lambda host: list(host[0].float()))
 
     def part_of(self, row: Mapping[str, Tensor]) -> Tensor:
         """Return what `forward` should give, of a row that the plain way gave."""
@@ -103,10 +107,10 @@ class FastFillMask(FastWay):
 
     def forward(self, inputs: dict[str, Tensor], rows: Sequence[Encoded]) -> list[Tensor]:
         """Return for each row logits of shape (masks, words)."""
-        masks = inputs["input_ids"] == self._mask
+        masks = self._places(inputs["input_ids"], rows)
 
         def keep_masks(_module: Any, _args: Any, output: Any) -> Any:
-            output["last_hidden_state"] = output["last_hidden_state"][masks][None]
+            output["last_hidden_state"] = output["last_hidden_state"].flatten(0, 1)[masks][None]
             return output
 
         hook = self.model.base_model.register_forward_hook(keep_masks)
@@ -116,20 +120,40 @@ class FastFillMask(FastWay):
             hook.remove()
         return list(logits.split([row.features["input_ids"].count(self._mask) for row in rows]))
 
-    def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> list[Any]:
+    def _places(self, ids: Tensor, rows: Sequence[Encoded]) -> Tensor:
+        """Return where masks stand among all tokens of a batch, padded or packed; a GPU would have to be waited for."""
+        packed, longest = len(ids) == 1, ids.shape[1]
+        places, begin = [], 0
+        for row in rows:
+            tokens = row.features["input_ids"]
+            places += [begin + place for place, token in enumerate(tokens) if token == self._mask]
+            begin += len(tokens) if packed else longest
+        return on_device(torch.tensor(places), str(ids.device))
+
+    def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> Reduced:
         """Return for each row its masks' best tokens with their probabilities."""
-        chances = torch.cat(list(logits)).float().softmax(-1).split([len(part) for part in logits])
+        sizes = [len(part) for part in logits]
+        chances = torch.cat(list(logits)).float().softmax(-1).split(sizes)
         shared = [number for number, one in enumerate(asked) if not one.postprocess]
-        found: list[Any] = [None] * len(asked)
-        if shared:
-            best = _best(torch.cat([chances[number] for number in shared]), settings.postprocess)
-            sizes = [len(chances[number]) for number in shared]
-            for number, *of_row in zip(shared, *(part.split(sizes) for part in best), strict=True):
-                found[number] = of_row
-        for number, one in enumerate(asked):
-            if one.postprocess:
-                found[number] = _best(chances[number], {**settings.postprocess, **one.postprocess})
-        return [tuple(part.tolist() for part in of_row) for of_row in found]
+        groups = [shared] if shared else []
+        groups += [[number] for number, one in enumerate(asked) if one.postprocess]
+        best = [
+            _best(
+                torch.cat([chances[number] for number in group]),
+                {**settings.postprocess, **asked[group[0]].postprocess},
+            )
+            for group in groups
+        ]
+
+        def by_row(host: Sequence[Tensor]) -> list[Any]:
+            found: dict[int, Any] = {}
+            for group, scores, tokens in zip(groups, host[::2], host[1::2], strict=True):
+                of_group = [sizes[number] for number in group]
+                pairs = zip(scores.split(of_group), tokens.split(of_group), strict=True)
+                found |= {number: (one.tolist(), two.tolist()) for number, (one, two) in zip(group, pairs, strict=True)}
+            return [found[number] for number in range(len(asked))]
+
+        return later([part for pair in best for part in pair], by_row)
 
     def part_of(self, row: Mapping[str, Tensor]) -> Tensor:
         """Return the logits of the masks."""
@@ -184,9 +208,10 @@ class FastTokenClassification(FastWay):
 
     knows = frozenset({"aggregation_strategy", "ignore_labels"})
 
-    def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> list[Any]:
+    def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> Reduced:
         """Return each row's logits, of shape (tokens, labels)."""
-        return list(torch.cat(list(logits)).cpu().float().split([len(part) for part in logits]))
+        sizes = [len(part) for part in logits]
+        return later([torch.cat(list(logits))], lambda host: list(host[0].float().split(sizes)))
 
     def finish(self, asked: Asked, rows: Sequence[tuple[Encoded, Any]], settings: Settings) -> Json:
         """Return the entities."""
@@ -232,9 +257,9 @@ class FastFeatureExtraction(FastWay):
         """Return for each row hidden states of shape (tokens, width)."""
         return _by_row(self.model(**inputs)[0], rows)
 
-    def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> list[Any]:
+    def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> Reduced:
         """Return each row's hidden states."""
-        return [state.cpu().float() for state in logits]
+        return later(logits, lambda host: [state.float() for state in host])
 
     def part_of(self, row: Any) -> Tensor:
         """Return the hidden states."""

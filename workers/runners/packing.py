@@ -159,16 +159,19 @@ def find_packer(
     return None
 
 
-def unpacked(states: Tensor, mask: Tensor) -> Tensor:
+def unpacked(states: Tensor, lengths: Sequence[int]) -> Tensor:
     """Return the states of a packed row, (1, tokens, width), as a padded batch, (texts, longest, width).
 
     Args:
         states: of all tokens, one text behind the other.
-        mask: (texts, longest), 1 for a token and 0 for padding, on the right.
+        lengths: tokens of each text.
     """
-    spread = states.new_zeros(*mask.shape, states.shape[-1])
-    spread[mask.bool()] = states[0]
-    return spread
+    longest = max(lengths)
+    # Reckoned here: to ask a GPU where its mask is set is to wait for all that it computes.
+    places = [number * longest + place for number, length in enumerate(lengths) for place in range(length)]
+    spread = states.new_zeros(len(lengths) * longest, states.shape[-1])
+    spread[on_device(torch.tensor(places), str(states.device))] = states[0]
+    return spread.view(len(lengths), longest, -1)
 
 
 def pays(model: Any) -> bool:

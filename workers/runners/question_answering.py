@@ -12,19 +12,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import AutoModelForQuestionAnswering
 
 from common.errors import ModelError
 from common.tasks import TASKS
 from common.values import Failure, Json, Outcome
+from workers.runners.agreement import close
 from workers.runners.base import Watch
 from workers.runners.batching import Item, run_batches
 from workers.runners.budget import TokenBudget
 from workers.runners.kinds import COUNT, COUNT_OR_ZERO, FLAG, check_params
+from workers.runners.later import Later, later
 from workers.runners.loading import ModelRunner, Source, load_model, load_tokenizer
+from workers.runners.packing import ATTENTION, PROBE, Packer, find_packer, pays
 from workers.runners.reading import fields_of
 from workers.runners.spans import Flags, Floats, best_answers, best_spans, merged
-from workers.runners.texts import accepted, pad, read_inputs, text_of
+from workers.runners.texts import accepted, encode, pad, read_inputs, text_of
 from workers.runners.truncation import input_limit
 
 _PARAMS = {
@@ -100,6 +104,27 @@ class QuestionAnsweringRunner(ModelRunner):
         self._specials = self._tokenizer.num_special_tokens_to_add(pair=True)
         self._question_first = self._tokenizer.padding_side == "right"
         self.budget = TokenBudget.of(device)
+        self._packer: Packer | None = None
+        if pays(self._model):
+            self.pack()
+
+    def pack(self) -> bool:
+        """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
+        probe = encode(self._tokenizer, [(PROBE[0], text) for text in PROBE], self._limit)
+        features, lengths = [row.features for row in probe], [len(row) for row in probe]
+        expected = [_by_row(part.cpu().float(), lengths) for part in self._scores(features, None)]
+
+        def agrees(packer: Packer) -> bool:
+            found = [_by_row(part, lengths) for part in self._scores(features, packer)]
+            return all(all(map(close, *parts)) for parts in zip(found, expected, strict=True))
+
+        self._packer = find_packer(self._model, self._device, agrees)
+        self.budget.pads = self._packer is None
+        return self._packer is not None
+
+    def facts(self) -> dict[str, Json]:
+        """Return what the model runs with; its attention is ours where rows are packed."""
+        return super().facts() | ({"attention": ATTENTION} if self._packer else {})
 
     def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
         """Return for each `{question, context}` an object with score, start, end and answer, or a list of them."""
@@ -195,16 +220,26 @@ class QuestionAnsweringRunner(ModelRunner):
         context = np.array([sequence == int(self._question_first) for sequence in encoding.sequence_ids])
         return _Window(features, encoding, context, ids.index(cls) if cls in ids else None)
 
-    def _logits(self, rows: Sequence[_Window]) -> list[tuple[Floats, Floats]]:
+    def _logits(self, rows: Sequence[_Window]) -> Sequence[tuple[Floats, Floats]] | Later[tuple[Floats, Floats]]:
         """Return for each window the logits of start and end, of shape (tokens,)."""
-        features = pad([row.features for row in rows], self._tokenizer, self._device)
+        lengths = [len(row.context) for row in rows]
+
+        def by_window(host: Sequence[Tensor]) -> list[tuple[Floats, Floats]]:
+            starts, ends = ([row.double().numpy() for row in _by_row(part, lengths)] for part in host)
+            return list(zip(starts, ends, strict=True))
+
+        return later(self._scores([row.features for row in rows], self._packer), by_window)
+
+    def _scores(self, rows: Sequence[dict[str, list[int]]], packer: Packer | None) -> list[Tensor]:
+        """Return the logits of starts and those of ends, of shape (windows, longest), or (1, tokens) packed."""
         with torch.inference_mode():
-            output = self._model(**accepted(features, self._model))
-        starts, ends = (logits.double().cpu().numpy() for logits in (output.start_logits, output.end_logits))
-        return [
-            (start[: len(row.context)], end[: len(row.context)])
-            for row, start, end in zip(rows, starts, ends, strict=True)
-        ]
+            if packer is None:
+                output = self._model(**accepted(pad(rows, self._tokenizer, self._device), self._model))
+            else:
+                taken = [accepted(row, self._model) for row in rows]
+                with packer.packed(taken) as inputs:
+                    output = self._model(**inputs)
+        return [output.start_logits, output.end_logits]
 
     def _outcome(self, asked: _Asked, windows: Sequence[tuple[_Window, Any]], chosen: _Options) -> Outcome:
         # As many spans as the pipeline looked at: several tokens' spans can be the same words.
@@ -236,6 +271,13 @@ class QuestionAnsweringRunner(ModelRunner):
             if first is not None and last is not None:
                 return first[0], last[1]
         return encoding.offsets[start][0], encoding.offsets[end][1]
+
+
+def _by_row(scores: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """Return the scores of each row's tokens, from a padded batch or a packed one."""
+    if len(scores) == 1:
+        return list(scores[0].split(list(lengths)))
+    return [row[:length] for row, length in zip(scores, lengths, strict=True)]
 
 
 def _asked(value: Json) -> _Asked:
