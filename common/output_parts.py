@@ -52,6 +52,12 @@ class OutputParts:
     def drop(self, chunk: int, version: tuple[int, int]) -> None:
         """Take back a part whose commit was refused."""
         self._storage.remove(self._attempt(chunk, version))
+        self._storage.prune(self._aside)
+
+    def forget(self) -> None:
+        """Remove what is still aside."""
+        self._storage.remove(*(f"{self._aside}/{name}" for name in self._storage.names(self._aside)))
+        self._storage.prune(self._aside)
 
     def place(self, chunk: int, version: tuple[int, int]) -> None:
         """Put a part where its readers look; its commit counts."""
@@ -93,13 +99,15 @@ class OutputParts:
 
 
 def check_output_place(address: str) -> None:
-    """Check that no other job's output is at an address.
+    """Check that files can be written at an address, and that no other job's output is there.
 
     Raises:
         UsageError: there is.
-        StorageError: it cannot be looked at.
+        StorageError: they cannot, or it cannot be looked at.
     """
-    found = [name for name in open_storage(address).names() if name.startswith("part-") or name in (SUCCESS, MANIFEST)]
+    storage = open_storage(address)
+    storage.check()
+    found = [name for name in storage.names() if name.startswith("part-") or name in (SUCCESS, MANIFEST)]
     if found:
         raise UsageError(f"{address} holds an output already ({found[0]}). Name another place, or remove it first.")
 

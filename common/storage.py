@@ -8,13 +8,12 @@ import contextlib
 import os
 import secrets
 import shutil
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
 
 from common.errors import StorageError
+from common.file_access import is_in_bucket, open_file_system, storage_errors
 from common.shared import is_address, local_path
 
 
@@ -29,6 +28,10 @@ def open_storage(address: str) -> "Storage":
 
 class Storage(ABC):
     """Files under one address, by their names below it. Every method raises `StorageError` when it cannot be used."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Check that files could be written here, as far as that is seen without writing any."""
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:
@@ -64,6 +67,15 @@ class LocalStorage(Storage):
 
     def __init__(self, root: Path) -> None:
         self._root = root
+
+    def check(self) -> None:
+        """Check that the directory, or the nearest one above it that is there, may be written."""
+        with self._errors("write", ""):
+            there = next(place for place in (self._root, *self._root.absolute().parents) if place.exists())
+            if not there.is_dir():
+                raise NotADirectoryError(f"{there} is no directory")
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(f"{there} may not be written by this user")
 
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes; None where there is none."""
@@ -142,6 +154,14 @@ class RemoteStorage(Storage):
         self._address = address.rstrip("/")
         self._files, self._base = open_file_system(self._address)
 
+    def check(self) -> None:
+        """Check that the bucket is there, and open to these credentials."""
+        self.names()  # says what is wrong with the credentials
+        bucket = self._base.partition("/")[0]
+        with storage_errors("write", self._address):
+            if is_in_bucket(self._address) and not self._files.exists(bucket):
+                raise StorageError(f"Cannot write {self._address}: there is no bucket {bucket}.")
+
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes; None where there is none."""
         with storage_errors("read", f"{self._address}/{name}"):
@@ -154,7 +174,8 @@ class RemoteStorage(Storage):
     def write(self, name: str, data: bytes) -> None:
         """Write a file by one request."""
         with storage_errors("write", f"{self._address}/{name}"):
-            self._files.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+            if not is_in_bucket(self._address):
+                self._files.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
             self._files.pipe_file(self._path(name), data)
 
     def move(self, source: str, target: str) -> bool:
@@ -183,94 +204,13 @@ class RemoteStorage(Storage):
             self._files.rm(self._base, recursive=True)
 
     def names(self, folder: str = "") -> list[str]:
-        """Return the names of the files directly in a folder, asked for anew: others write there too."""
+        """Return the names of the files directly in a folder."""
         with storage_errors("list", f"{self._address}/{folder}"):
             try:
-                entries = self._files.ls(self._path(folder).rstrip("/"), detail=True, refresh=True)
+                entries = self._files.ls(self._path(folder).rstrip("/"), detail=True)
             except FileNotFoundError:
                 return []
         return sorted(entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file")
 
     def _path(self, name: str) -> str:
         return f"{self._base}/{name}"
-
-
-def open_file_system(address: str) -> tuple[Any, str]:
-    """Return fsspec's file system for an address, and the path in it.
-
-    Raises:
-        StorageError: fsspec, or what it needs for this kind of address, is not installed.
-    """
-    try:
-        import fsspec
-
-        found: tuple[Any, str] = fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as error:
-        raise StorageError(
-            f"{address}: {error}. For addresses, install fsspec and what that kind needs (as s3fs for s3://)."
-        ) from error
-    return found
-
-
-def glob(pattern: str) -> list[str]:
-    """Return the addresses of the files that an address with `*` in it stands for, sorted.
-
-    Raises:
-        StorageError: its place cannot be looked at.
-    """
-    with storage_errors("list", pattern):
-        files, path = open_file_system(pattern)
-        return sorted(str(files.unstrip_protocol(name)) for name in files.glob(path))
-
-
-def open_stream(name: str) -> IO[bytes]:
-    """Open a path or an address to be read from any place in it.
-
-    Raises:
-        StorageError: it cannot be opened.
-    """
-    with storage_errors("read", name):
-        if not is_address(name):
-            _stat_file(name)
-            return local_path(name).open("rb")
-        files, path = open_file_system(name)
-        stream: IO[bytes] = files.open(path, "rb")
-        return stream
-
-
-def version_of(name: str) -> tuple[int, str]:
-    """Return the size of a file in bytes, and what changes when its contents do (a time, an entity tag).
-
-    Raises:
-        StorageError: it is not there, or cannot be looked at.
-    """
-    with storage_errors("read", name):
-        if not is_address(name):
-            found = _stat_file(name)
-            return found.st_size, str(found.st_mtime_ns)
-        files, path = open_file_system(name)
-        info = files.info(path)
-    if info.get("type") == "directory":
-        raise StorageError(f"{name} is no file but something else; name the files in it.")
-    tags = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created"))
-    return int(info["size"]), str(next((tag for tag in tags if tag), ""))
-
-
-def _stat_file(name: str) -> os.stat_result:
-    found = local_path(name).stat()
-    if not stat.S_ISREG(found.st_mode):  # to read from a pipe is to wait for whoever writes into it
-        raise StorageError(f"{name} is no file but something else; name the files in it.")
-    return found
-
-
-@contextlib.contextmanager
-def storage_errors(verb: str, name: str) -> Iterator[None]:
-    """Turn whatever a file system raises into `StorageError`."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except FileNotFoundError as error:
-        raise StorageError(f"Cannot {verb} {name}: there is no such file.") from error
-    except Exception as error:  # the boundary: each of fsspec's file systems has errors of its own library
-        raise StorageError(f"Cannot {verb} {name}: {str(error) or type(error).__name__}.") from error

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import StorageError
-from common.storage import Storage, open_storage, open_stream, version_of
+from common.file_access import open_stream, version_of
+from common.storage import Storage, open_storage
 
 
 @pytest.fixture(params=["directory", "memory"])

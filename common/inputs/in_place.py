@@ -7,6 +7,7 @@ from threading import Lock
 from typing import Any
 
 from common.errors import PayloadError, StorageError, UsageError
+from common.file_access import open_file_system, open_stream, storage_errors, version_of
 from common.inputs.lines import body
 from common.inputs.making import RecordMaker
 from common.inputs.plain_lines import json_records, text_records
@@ -14,7 +15,6 @@ from common.inputs.row_ranges import FORMATS, Cut, RowRange
 from common.inputs.sources import Source, find_sources, open_bytes
 from common.settings import absolute
 from common.shared import is_address, is_shared
-from common.storage import open_file_system, open_stream, storage_errors, version_of
 from common.tasks import Task
 from common.values import Record
 
@@ -71,6 +71,17 @@ def cut_source(make: RecordMaker, max_bytes: int, sizes: Iterator[int], most_byt
         yield from _cut_parquet(make, range_of, sizes)
     else:
         yield from _cut_lines(make, range_of, max_bytes, sizes, most_bytes)
+
+
+def size_to_cut(source: Source) -> int:
+    """Return the sum of `Cut.bytes` of all ranges of a source."""
+    if source.format != "parquet":
+        return version_of(source.name)[0]
+    import pyarrow.parquet as pq
+
+    with open_stream(source.name) as stream:
+        metadata = pq.ParquetFile(stream).metadata
+    return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
 
 
 def read_rows(rows: RowRange, task: Task) -> list[Record]:

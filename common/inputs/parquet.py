@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
@@ -13,11 +14,11 @@ import pyarrow.parquet as pq
 
 from common.encoder import to_json
 from common.errors import UsageError
+from common.file_access import open_stream
 from common.inputs.lines import oversized
 from common.inputs.making import RecordMaker
 from common.inputs.sources import Source, faults
 from common.shared import is_address
-from common.storage import open_stream
 from common.values import Failure, Json, Record
 
 _BATCH_ROWS = 1024
@@ -78,7 +79,11 @@ def _spool(source: Source, target: IO[bytes]) -> None:
 
 def _batches(source: Source, file: Any, names: Sequence[str]) -> Iterator[Any]:
     try:
-        yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=list(names))
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(names)):
+            if source.reading and source.reading.size:
+                rows = file.metadata.num_rows
+                source.reading.read += Path(source.name).stat().st_size * len(batch) // rows
+            yield batch
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{source.label} is damaged: {_first_line(error)}") from error
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain
 
 from common.errors import UsageError
@@ -9,7 +10,7 @@ from common.inputs.delimited import delimited_records
 from common.inputs.making import RecordMaker
 from common.inputs.media import attached, file_records, is_list
 from common.inputs.plain_lines import json_records, text_records
-from common.inputs.sources import Source, expand, find_sources, open_bytes
+from common.inputs.sources import Reading, Source, expand, find_sources, open_bytes
 from common.tasks import Task
 from common.values import Record
 
@@ -23,6 +24,7 @@ def read_records(
     id_column: str | None = None,
     max_record_bytes: int,
     shared: Sequence[str] = (),
+    reading: Reading | None = None,
 ) -> Iterator[Record]:
     """Return the records of all inputs, in order, read while they are asked for.
 
@@ -37,11 +39,12 @@ def read_records(
         id_column: the column that holds the id; else `id` or `custom_id`, else the line from 0.
         max_record_bytes: what is longer fails, and is never held whole.
         shared: directories and addresses whose files workers read by themselves.
+        reading: gets how much was read.
 
     Raises:
         UsageError: at once, if an input is not there; while reading, if it cannot be read on.
     """
-    parts = _parts(inputs, task, format, column, id_column)
+    parts = _parts(inputs, task, format, column, id_column, reading)
     records = chain.from_iterable(
         file_records([part], str(task.media)) if isinstance(part, str) else _records(part, max_record_bytes)
         for part in parts
@@ -77,12 +80,17 @@ def check_inputs(
 
 
 def _parts(
-    inputs: Sequence[str], task: Task, format: str | None, column: str | None, id_column: str | None
+    inputs: Sequence[str],
+    task: Task,
+    format: str | None,
+    column: str | None,
+    id_column: str | None,
+    reading: Reading | None = None,
 ) -> list[RecordMaker | str]:
     """Return for each file what makes its records; of a task over files, its name where it is itself to be run."""
     inputs = expand(inputs)
     lists = [name for name in inputs if task.media is None or is_list(name, format)]
-    sources = iter(find_sources(lists, format))
+    sources = (replace(source, reading=reading) for source in find_sources(lists, format))
     several = len(inputs) > 1
     return [
         RecordMaker(next(sources), task, column, id_column, several)

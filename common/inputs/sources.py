@@ -10,14 +10,14 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.errors import StorageError, UsageError
+from common.file_access import glob, open_stream, version_of
 from common.inputs.hub import find_files, is_data_set
 from common.shared import is_address
-from common.storage import glob, open_stream, version_of
 
 FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
 
@@ -34,12 +34,32 @@ _FOREIGN = {
 }
 
 
+@dataclass(slots=True)
+class Reading:
+    """How much of all inputs was read; records may be made of it a little later."""
+
+    size: int = 0  #: bytes in all; 0: nobody knows
+    read: int = 0  #: bytes of these
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Reading":
+        """Return a reading of these inputs that begins; their size is known if all are files of this machine."""
+        paths = [Path(name) for name in names]
+        return cls(sum(path.stat().st_size for path in paths) if all(path.is_file() for path in paths) else 0)
+
+    @property
+    def share(self) -> float:
+        """Which share of the inputs was read; 1 where nobody knows."""
+        return min(1.0, self.read / self.size) if self.size else 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One input: a path as the user wrote it, an address, or `-`, and what it holds."""
 
     name: str
     format: str
+    reading: Reading | None = field(default=None, compare=False, repr=False)  #: where what is read is counted
 
     @property
     def is_stdin(self) -> bool:
@@ -174,12 +194,25 @@ def _check_address(name: str) -> None:
         raise UsageError(error.message) from error
 
 
+class _Counted(io.FileIO):
+    """A file that counts what is read of it."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source.name)
+        self._reading = source.reading or Reading()
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = super().readinto(buffer)
+        self._reading.read += count
+        return count
+
+
 def _open_raw(source: Source, stack: ExitStack) -> io.BufferedReader:
     if is_address(source.name):
         found: Any = stack.enter_context(open_stream(source.name))
         return stack.enter_context(io.BufferedReader(found, _BLOCK))
     if not source.is_stdin:
-        return stack.enter_context(io.BufferedReader(io.FileIO(source.name), _BLOCK))
+        return stack.enter_context(io.BufferedReader(_Counted(source), _BLOCK))
     buffer: Any = sys.stdin.buffer
     # The unbuffered end gives what a pipe has at once; a buffered one would wait for a whole block.
     stream = io.BufferedReader(getattr(buffer, "raw", buffer), _BLOCK)

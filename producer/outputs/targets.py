@@ -51,7 +51,7 @@ def check_target(target: Target, task: Task, inputs: Sequence[str] = ()) -> None
     """Check that the outcomes can be written there, touching nothing.
 
     Raises:
-        UsageError: they cannot; of a directory: it holds an output already, or cannot be looked at.
+        UsageError: they cannot; of a directory: it holds an output already, or files cannot be written there.
     """
     if isinstance(target, Path):
         check_output(target, task, inputs)

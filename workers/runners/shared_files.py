@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.errors import HugqueueError, RecordError
+from common.file_access import open_stream
 from common.shared import is_shared
-from common.storage import open_stream
 from common.values import Json
 
 
