@@ -56,8 +56,10 @@ def plan_chunks(asked: int | None, usual: int, workers: Sequence[Heartbeat]) -> 
     return ChunkPlan(usual, _GROWTH_ON_GPU if on_gpu else _GROWTH, max(1, len(workers)))
 
 
-def cut_chunks(records: Iterable[Record], plan: ChunkPlan) -> Iterator[list[Record]]:
+def cut_chunks(records: Iterable[Record], plan: ChunkPlan) -> Iterator[tuple[list[Record], int]]:
     """Yield chunks of at most as many records as planned and `CHUNK_BYTES` (of files more), one record at least.
+
+    With each comes its `weight`.
 
     Looks as far ahead as one usual chunk for each worker, no further: of a job that ends there, all get a share.
     """
@@ -80,19 +82,19 @@ def _look_ahead(records: Iterator[Record], most: int) -> tuple[list[Record], boo
     return ahead, True
 
 
-def _cut(records: Iterator[Record], sizes: Iterator[int]) -> Iterator[list[Record]]:
+def _cut(records: Iterator[Record], sizes: Iterator[int]) -> Iterator[tuple[list[Record], int]]:
     chunk: list[Record] = []
     held, most = 0, next(sizes)
     for record in records:
         more = weight(record)
         most_bytes = CHUNK_BYTES if record.blob is None else FILE_CHUNK_BYTES
         if chunk and (len(chunk) >= most or held + more > most_bytes):
-            yield chunk
+            yield chunk, held
             chunk, held, most = [], 0, next(sizes)
         chunk.append(record)
         held += more
     if chunk:
-        yield chunk
+        yield chunk, held
 
 
 def weight(record: Record) -> int:

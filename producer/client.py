@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from common.addresses import check_address
+from common.errors import UsageError
 from common.heartbeats import serving
 from common.jobs import Job
 from common.settings import Settings, load_settings
@@ -100,7 +102,7 @@ class Client(Connection):
     def submit(  # noqa: PLR0913 - one argument for each option of the command
         self,
         *,
-        task: str,
+        task: str | None = None,
         records: Given,
         model: str | None = None,
         revision: str | None = None,
@@ -115,11 +117,15 @@ class Client(Connection):
         chunk_size: int | None = None,
         max_errors: str | None = None,
         idempotency_key: str | None = None,
+        store: str | None = None,
+        output: str | Path | None = None,
+        output_format: str | None = None,
     ) -> JobHandle:
         """Submit records as one job, and return it as soon as it is accepted.
 
         Args:
-            task: what to do with each record, as `producer tasks` lists them.
+            task: what to do with each record, as `producer tasks` lists them; None with `format="openai"`, whose
+                requests say it.
             records: a path; several `pathlib.Path`; or the records themselves, read one after the other and never
                 all held: texts, objects with the fields of the task, lists of chat messages, or pairs of an id and
                 one of these.
@@ -131,13 +137,18 @@ class Client(Connection):
             priority: `low`, `normal` or `high`.
             column: the column (or key) that holds the input.
             id_column: the one that holds the id; None: `id` or `custom_id`, else the number from 0.
-            format: of files, against their extension.
+            format: of files, against their extension; `openai`: they are batch files.
             device: `auto`, `cpu` or `gpu`: which workers may do it.
             chunk_size: records in one chunk at most; None: the task's own.
             max_errors: `"10"` or `"5%"`: with more failed records than that the job ends early.
             idempotency_key: makes one job of all submits with this key; one that was cut off goes on where it stopped.
+            store: where records and outcomes are kept; None: `HUGQUEUE_STORE_URL`, else Redis.
+            output: a directory (or an address) that workers reach and write, a part for each chunk.
+            output_format: of these parts: `parquet` or `jsonl`; None: Parquet.
         """
         paths, values = split_given(records)
+        if format == "openai" and not paths:
+            raise UsageError('format="openai": batch files are given by their paths.')
         plan = make_plan(
             paths,
             task=task,
@@ -154,7 +165,13 @@ class Client(Connection):
             chunk_size=chunk_size,
             max_errors=max_errors,
             idempotency_key=idempotency_key,
+            store=store,
+            output=None if output is None else f"{output}/",
+            output_format=output_format,
+            settings=self._configured,
         )
+        if output is not None and plan.spec.output is None:
+            raise UsageError(f"output={str(output)!r}: workers do not reach it. Name a place under HUGQUEUE_SHARED.")
         most = plan.settings.max_record_bytes
         found = (
             plan.begun_records()

@@ -91,6 +91,18 @@ class Connection:
         """Whether a live worker takes tickets from `queue`."""
         return bool(serving(self.workers(), queue))
 
+    def free_memory(self) -> int | None:
+        """Return how many bytes Redis may still take; None where it has no `maxmemory`, or this user may not know."""
+        try:
+            with self.errors():
+                found = self.store.client.info("memory")
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, redis.exceptions.NoPermissionError):
+                return None
+            raise
+        most = int(found.get("maxmemory", 0))
+        return max(0, most - int(found.get("used_memory", 0))) if most else None
+
     def send_tickets(self, spec: JobSpec) -> None:
         """Send the tickets that an accepted job calls for.
 

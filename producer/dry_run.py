@@ -57,8 +57,8 @@ def make_report(plan: Plan) -> Report:
     """
     totals = Totals()
     bad: list[Failure] = []
-    for chunk in cut_chunks(plan.records(), plan.chunks()):
-        totals.add(Piece.of(chunk))
+    for chunk, held in cut_chunks(plan.records(), plan.chunks()):
+        totals.add(Piece.of(chunk, held))
         check_size(totals, plan.settings)
         bad += [record.failure for record in chunk if record.failure][: _SHOWN - len(bad)]
     served, who = _who_serves(plan)

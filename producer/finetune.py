@@ -169,7 +169,7 @@ def submit_finetune(client: Client, plan: FinetunePlan) -> None:
 def _write_part(client: Client, payloads: JobPayloads, part: str, examples: Sequence[dict[str, Json]]) -> int:
     records = (Record(number, example) for number, example in enumerate(examples))
     count = 0
-    for number, chunk in enumerate(cut_chunks(records, ChunkPlan(CHUNK_RECORDS))):
+    for number, (chunk, _) in enumerate(cut_chunks(records, ChunkPlan(CHUNK_RECORDS))):
         with client.errors():
             payloads.add_examples(part, number, encode_records(chunk))
         count = number + 1

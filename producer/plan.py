@@ -4,15 +4,16 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from common.errors import UsageError
+from common.errors import ModelError, StorageError, UsageError
 from common.heartbeats import Heartbeat
 from common.inputs import check_inputs, read_records
-from common.inputs.in_place import cut_source, shared_sources
+from common.inputs.in_place import cut_source, shared_sources, size_to_cut
 from common.inputs.making import RecordMaker
+from common.inputs.sources import Reading
 from common.model_names import resolve_model
 from common.settings import Settings, absolute, load_settings
 from common.tasks import ALIASES, Task, find_task
@@ -42,6 +43,7 @@ class Plan:
     wait: bool
     idempotency_key: str | None = None
     batch: BatchFile | None = None  #: where the inputs are OpenAI's batch files
+    reading: Reading = field(default_factory=Reading)  #: how much of the inputs was read
 
     def records(self) -> Iterator[Record]:
         """Return the records of the inputs, read while they are asked for."""
@@ -55,6 +57,7 @@ class Plan:
             id_column=self.id_column,
             max_record_bytes=self.settings.max_record_bytes,
             shared=self.settings.shared,
+            reading=self.reading,
         )
 
     def chunks(self, workers: Sequence[Heartbeat] = ()) -> ChunkPlan:
@@ -72,10 +75,11 @@ class Plan:
             [] if self.batch or self.task.media else shared_sources(self.inputs, self.format, self.settings.shared)
         )
         if not sources:
-            return RecordSupply(records, self.chunks(workers))
+            return RecordSupply(records, self.chunks(workers), self.reading)
         makers = [RecordMaker(source, self.task, self.column, self.id_column, len(sources) > 1) for source in sources]
         most, plan = self.settings.max_record_bytes, self.chunks()
-        return RangeSupply(cut for make in makers for cut in cut_source(make, most, plan.sizes(), CHUNK_BYTES))
+        cuts = (cut for make in makers for cut in cut_source(make, most, plan.sizes(), CHUNK_BYTES))
+        return RangeSupply(cuts, sum(size_to_cut(source) for source in sources))
 
     def begun_records(self) -> Iterator[Record]:
         """Return the records, the first of them read: what is wrong with standard input is known before any work.
@@ -108,13 +112,14 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     chunk_size: int | None = None,
     max_errors: str | None = None,
     idempotency_key: str | None = None,
+    settings: Settings | None = None,
 ) -> Plan:
-    """Return the plan for these options of `submit`.
+    """Return the plan for these options of `submit`; `settings` are those of the environment unless they are given.
 
     Raises:
         UsageError: something is wrong with them, or with an input or the output.
     """
-    settings = load_settings()
+    settings = settings or load_settings()
     most = settings.max_record_bytes
     batch = find_batch(inputs, task, model, most) if format_ == "openai" else None
     task = batch.task if batch else _named(task)
@@ -139,7 +144,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         labels=dict(labels or {}),
         max_errors=check_max_errors(max_errors),
         format="openai" if batch else None,
-        store=absolute(store or settings.store_url) or None,
+        store=_checked_store(absolute(store or settings.store_url), settings),
         output=by_workers(target, settings),
     )
     check_spec(spec)
@@ -156,6 +161,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         wait=_waits(wait, target, spec, settings),
         idempotency_key=_check_key(idempotency_key),
         batch=batch,
+        reading=Reading() if batch or known.media else Reading.of(inputs),
     )
 
 
@@ -169,6 +175,21 @@ def _waits(asked: bool | None, target: Target | None, spec: JobSpec, settings: S
             "end. Workers write directories that all of them reach: name one under HUGQUEUE_SHARED."
         )
     return asked if asked is not None else target is not None or settings.embedded
+
+
+def _checked_store(address: str, settings: Settings) -> str | None:
+    """Return the store of a job if files can be written there; None for Redis."""
+    if not address:
+        return None
+    from common.job_payloads import check_address
+    from common.storage import open_storage
+
+    try:
+        check_address(address, lambda place: settings.embedded or settings.may_open(place))
+        open_storage(address).check()
+    except (ModelError, StorageError) as error:
+        raise UsageError(f"--store: {error.message}") from error
+    return address
 
 
 def _check_key(key: str | None) -> str | None:

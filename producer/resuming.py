@@ -56,8 +56,7 @@ def submit_once(
     try:
         with _kept_for_the_next(connection, job_id, claim):
             _pass_over(supply, written, totals, digest, job_id)
-            pieces = supply.pieces()
-            write_chunks(connection, ours, pieces, totals, on_chunk, producer=claim.producer, digest=digest)
+            write_chunks(connection, ours, supply, totals, on_chunk, producer=claim.producer, digest=digest)
     except JobTaken as error:
         say(f"{error} Waiting until it is accepted.")
         _await_acceptance(connection, job_id, say)

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import redis
@@ -12,6 +12,7 @@ from common.errors import StoreUnavailable, UsageError
 from common.settings import Settings
 from common.values import JobSpec
 from producer.connection import Connection
+from producer.memory import MemoryEstimate
 from producer.supply import Digest, Piece, Supply
 
 
@@ -69,7 +70,7 @@ def submit(
     with connection.errors():
         connection.store.create(spec)
     with taken_back(connection, spec.id):
-        write_chunks(connection, spec, supply.pieces(), totals, on_chunk)
+        write_chunks(connection, spec, supply, totals, on_chunk)
     connection.send_tickets(spec)
     return totals
 
@@ -77,7 +78,7 @@ def submit(
 def write_chunks(
     connection: Connection,
     spec: JobSpec,
-    pieces: Iterable[Piece],
+    supply: Supply,
     totals: Totals,
     on_chunk: Callable[[Totals], None],
     *,
@@ -89,7 +90,7 @@ def write_chunks(
     Args:
         connection: to its queue.
         spec: the job.
-        pieces: the chunks that come after what `totals` has.
+        supply: has what comes after what `totals` has.
         totals: what is written so far; goes on with each chunk.
         on_chunk: gets it.
         producer: the token of who submits it, where there is one.
@@ -97,21 +98,34 @@ def write_chunks(
 
     Raises:
         JobTaken: another producer has taken over since.
-        UsageError: the input cannot be read to its end, or is larger than one job may be; or the job was cancelled.
+        UsageError: the input cannot be read to its end, or is larger than one job may be or than Redis has room for;
+            another job writes to the same directory; or the job was cancelled.
     """
+    _check_alone(connection, spec)
     payloads = connection.store.payloads(spec)
+    memory = MemoryEstimate(spec, supply, connection.free_memory(), begun=totals.chunks > 0)
     with seen(connection, spec.id):
-        for piece in pieces:
+        for piece in supply.pieces():
             number = totals.chunks
             totals.add(piece)
             check_size(totals, connection.settings)
             payload = piece.encode()
+            memory.add(piece, payload)
             written = None if digest is None else Written(totals.records, totals.chunks, digest.add(piece))
             with connection.errors():
                 payloads.add_records(number, payload, producer, written)
             on_chunk(totals)
     with connection.errors():
         connection.ledger.seal(spec.id, totals.chunks, totals.records, producer)
+
+
+def _check_alone(connection: Connection, spec: JobSpec) -> None:
+    """Check that no other job writes its parts where this one will; it is begun, so that another one sees it."""
+    if spec.output is None:
+        return
+    for job in connection.unfinished():
+        if job.id != spec.id and job.spec.output and job.spec.output.address == spec.output.address:
+            raise UsageError(f"{spec.output.address} is being written by job {job.id}. Name another place.")
 
 
 @contextlib.contextmanager

@@ -4,10 +4,11 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, starmap
 
 from common.encoder import to_json
 from common.inputs.row_ranges import Cut, RowRange
+from common.inputs.sources import Reading
 from common.payloads import encode_records
 from common.values import Record
 from producer.chunks import ChunkPlan, cut_chunks, weight
@@ -28,10 +29,14 @@ class Piece:
     bad: int = 0  #: records that could not be read; of a range nobody knows yet
 
     @classmethod
-    def of(cls, records: Sequence[Record]) -> "Piece":
-        """Return the piece of these records."""
-        bad = sum(record.failure is not None for record in records)
-        return cls(records, len(records), sum(map(weight, records)), bad)
+    def of(cls, records: Sequence[Record], text_bytes: int) -> "Piece":
+        """Return the piece of these records, which weigh so much."""
+        return cls(records, len(records), text_bytes, len([1 for record in records if record.failure is not None]))
+
+    @property
+    def is_range(self) -> bool:
+        """Whether the records are not copied."""
+        return isinstance(self.content, RowRange)
 
     def encode(self) -> bytes:
         """Return the payload of a chunk."""
@@ -70,35 +75,55 @@ class Supply(ABC):
     def pieces(self) -> Iterator[Piece]:
         """Take all that is left, cut into chunks."""
 
+    @abstractmethod
+    def share(self) -> float:
+        """Return about which share of all was taken; 1 where nobody knows how much there is."""
+
 
 class RecordSupply(Supply):
     """Records that are copied into the store."""
 
-    def __init__(self, records: Iterable[Record], plan: ChunkPlan) -> None:
+    def __init__(self, records: Iterable[Record], plan: ChunkPlan, reading: Reading) -> None:
+        """Take records from `records`, which are being made of what `reading` counts."""
         self._records = iter(records)
         self._plan = plan
+        self._reading = reading
 
     def head(self) -> str:
         """Return a digest of the first records."""
         first = list(islice(self._records, _HEAD))
         self._records = chain(first, self._records)
-        return Digest().add(Piece.of(first))
+        return Digest().add(_weighed(first))
 
     def take(self, most: int) -> Piece | None:
         """Take up to so many records."""
         some = list(islice(self._records, min(_SOME, most)))
-        return Piece.of(some) if some else None
+        return _weighed(some) if some else None
 
     def pieces(self) -> Iterator[Piece]:
         """Take all that is left, cut as planned."""
-        return map(Piece.of, cut_chunks(self._records, self._plan))
+        return starmap(Piece.of, cut_chunks(self._records, self._plan))
+
+    def share(self) -> float:
+        """Return about which share was taken: what was read is a little more."""
+        return self._reading.share
+
+
+def _weighed(records: Sequence[Record]) -> Piece:
+    return Piece.of(records, sum(map(weight, records)))
 
 
 class RangeSupply(Supply):
     """Ranges of files, cut already: equal files give equal ranges."""
 
-    def __init__(self, cuts: Iterable[Cut]) -> None:
-        self._pieces: Iterator[Piece] = (Piece(cut.rows, cut.records, cut.bytes) for cut in cuts)
+    def __init__(self, cuts: Iterable[Cut], size: int) -> None:
+        """Take ranges from `cuts`, of so many bytes in all."""
+        self._pieces: Iterator[Piece] = (self._piece(cut) for cut in cuts)
+        self._reading = Reading(size)
+
+    def _piece(self, cut: Cut) -> Piece:
+        self._reading.read += cut.bytes
+        return Piece(cut.rows, cut.records, cut.bytes)
 
     def head(self) -> str:
         """Return a digest of the first range."""
@@ -114,3 +139,7 @@ class RangeSupply(Supply):
     def pieces(self) -> Iterator[Piece]:
         """Take all ranges that are left."""
         return self._pieces
+
+    def share(self) -> float:
+        """Return which share was taken."""
+        return self._reading.share

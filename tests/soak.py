@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from common.inputs.sources import Reading
 from common.settings import Settings
 from common.values import JobSpec, Record, new_job_id
 from producer.chunks import ChunkPlan
@@ -93,7 +94,12 @@ class Soak:
         params = {"seconds": self._dice.uniform(0.0, 0.4), "log": str(self._log)}
         spec = JobSpec(new_job_id(), "test-wait", params=params, created_at=time.time())
         texts = (Record(n, f"job {number} line {n}") for n in range(records))
-        submit(self._client, spec, RecordSupply(texts, ChunkPlan(self._dice.choice([5, 20, 50]))), lambda _: None)
+        submit(
+            self._client,
+            spec,
+            RecordSupply(texts, ChunkPlan(self._dice.choice([5, 20, 50])), Reading()),
+            lambda _: None,
+        )
         self._jobs.append((spec, records))
 
     def _kill(self) -> None:
