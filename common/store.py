@@ -1,15 +1,18 @@
 """The store: jobs and their payloads in Redis. Who may work on what is the ledger's (`common.ledger`)."""
 
+import contextlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import cast
 
 import redis
 
 from common import keys
-from common.errors import UnknownJob
+from common.errors import ModelError, StorageError, UnknownJob
 from common.job_payloads import JobPayloads, MayOpen
 from common.jobs import Job, decode_job
 from common.keys import JobKeys
+from common.output_parts import OutputParts
 from common.payload_store import job_address
 from common.scripts import Scripts
 from common.storage import open_storage
@@ -106,9 +109,13 @@ class Store:
         Returns:
             `deleted`; `unknown`; or why not: the status it has, or `taken`.
         """
+        parts = self._parts_of(job_id)
         answer = str(self._scripts.run("delete", job_id, int(unfinished), producer).decode())
         if answer == "deleted":
-            self.remove_files(job_id)  # where this process may not, a worker's reaper does
+            with contextlib.suppress(StorageError):  # a worker's reaper does it, then
+                self.remove_files(job_id)  # where this process may not, one does it too
+                if parts is not None:
+                    parts.forget()
         return answer
 
     def note(self, job_id: str, field: str, value: str) -> None:
@@ -132,8 +139,22 @@ class Store:
 
     def left_behind(self) -> list[str]:
         """Return the ids of jobs that are there no longer, but their files are."""
-        ids = (raw_id.decode(errors="replace") for raw_id, _ in self.client.hscan_iter(keys.STORED))
-        return [job_id for job_id in ids if JOB_ID.match(job_id) and not self.exists(job_id)]
+        stored = (raw_id.decode(errors="replace") for raw_id, _ in self.client.hscan_iter(keys.STORED, count=_PAGE))
+        ids = filter(JOB_ID.match, stored)
+        gone = []
+        while page := list(islice(ids, _PAGE)):
+            with self.client.pipeline(transaction=False) as pipe:
+                for job_id in page:
+                    pipe.exists(JobKeys.of(job_id).job)
+                gone += [job_id for job_id, found in zip(page, pipe.execute(), strict=True) if not found]
+        return gone
+
+    def _parts_of(self, job_id: str) -> OutputParts | None:
+        """Return the parts of a job that workers write, where this process may open them."""
+        try:
+            return self.payloads(self.job(job_id).spec).parts
+        except (UnknownJob, ModelError, StorageError):
+            return None
 
     def remove_files(self, job_id: str) -> bool:
         """Remove the files of a job, if this process may open their place; return whether there were any.

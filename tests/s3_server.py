@@ -1,9 +1,12 @@
 """A real S3 server for tests: moto, in a process of its own, with an empty bucket."""
 
+import contextlib
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import TracebackType
+from urllib.request import urlopen
 
 import fsspec
 
@@ -52,6 +55,14 @@ class S3Server:
         self.process = subprocess.Popen(command, **quiet)
         wait_until(self._answers, 30, "the S3 server answers")
         self.files().makedirs(BUCKET, exist_ok=True)  # a worker that waits for the server may be the first
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Open to nobody, as it knows no keys."""
+        address = f"{self.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
+        urlopen(address, data=b"0").close()
+        yield
+        urlopen(address, data=b"1000000000").close()
 
     def stop(self) -> None:
         self.process.kill()

@@ -1,5 +1,6 @@
 """`from producer import Client`: submitting, waiting and reading results from a program."""
 
+import json
 import os
 import subprocess
 import sys
@@ -20,8 +21,13 @@ from tests.processes import PLUGINS, ROOT, environment, free_port, wait_until
 
 
 @pytest.fixture(scope="module")
-def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
-    with running_queue(tmp_path_factory.mktemp("queue")) as running:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def queue(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
+    with running_queue(tmp_path_factory.mktemp("queue"), HUGQUEUE_SHARED=str(shared)) as running:
         yield running
 
 
@@ -150,6 +156,40 @@ def test_hundreds_of_jobs_from_several_threads_are_all_done(client: Client) -> N
     assert {job.wait(120).status for job in done} == {JobStatus.COMPLETED}
     assert sorted(str(outputs(job)[0]) for job in done) == sorted(f"{t}-{n}" for t in range(4) for n in range(50))
     assert len(client.jobs(labels={"many": "2"})) == 50
+
+
+def test_payloads_and_outputs_lie_where_a_program_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: Path, queue: Queue
+) -> None:
+    monkeypatch.setenv("HUGQUEUE_SHARED", str(shared))
+    with Client(queue.server.url) as client:
+        texts = [f"line {n} {'x' * 500}" for n in range(20)]
+        options = {"task": "test-echo", "records": texts, "chunk_size": 10}
+        job = client.submit(**options, store=str(shared / "store"), output=shared / "out")
+        job.wait(60)
+        assert outputs(job) == [text.upper() for text in texts]
+        assert (shared / "out" / "_SUCCESS").exists()
+        assert len(list((shared / "store" / job.id / "in").iterdir())) == 2
+        with pytest.raises(UsageError, match="HUGQUEUE_SHARED"):
+            client.submit(**options, output=tmp_path / "elsewhere")
+        with pytest.raises(UsageError, match="holds an output already"):
+            client.submit(**options, output=shared / "out")
+
+
+def test_a_batch_file_says_its_task_itself(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    body = {"model": "nobody/nothing", "input": "x"}
+    path.write_text(json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body}) + "\n")
+    job = client.submit(records=path, format="openai")
+    assert (job.state.spec.task, job.state.spec.model) == ("embedding", "nobody/nothing")
+    job.cancel()
+    job.wait(60)
+    job.write(tmp_path / "responses.jsonl")
+    assert json.loads((tmp_path / "responses.jsonl").read_text())["custom_id"] == "a"
+    with pytest.raises(UsageError, match="by their paths"):
+        client.submit(records=["x"], format="openai")
+    with pytest.raises(UsageError, match="--task"):
+        client.submit(records=["x"])
 
 
 def test_a_redis_that_is_away_is_said_at_once() -> None:

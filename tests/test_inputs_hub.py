@@ -4,18 +4,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common import keys
 from common.errors import UsageError
 from common.inputs.hub import find_files
 from common.inputs.sources import expand
+from common.keys import JobKeys
 from common.storage import open_storage
 from tests.dataset_server import DatasetServer
-from tests.processes import ROOT
+from tests.processes import ROOT, RedisServer, Shell, Workers, lines
 
 READ = """
 import json, sys
@@ -68,6 +70,26 @@ def read(hub: DatasetServer, *inputs: str) -> object:
 def test_a_data_set_gives_the_records_of_its_split(hub: DatasetServer) -> None:
     assert read(hub, "hf:org/split") == ["a", "b", "c"]
     assert read(hub, "hf:org/split:test") == ["t"]
+
+
+def test_a_data_set_is_submitted_and_read_in_place(
+    hub: DatasetServer, shell: Shell, start_workers: Callable[..., Workers], server: RedisServer
+) -> None:
+    environ = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HUGQUEUE_SHARED": "hf://datasets/org"}
+    shell.environ |= environ
+    told = shell.run("submit", "--task", "test-echo", "hf:org/split:train", "--column", "text", "--dry-run").stdout
+    assert "records  3" in told
+    start_workers(**environ)
+    done = shell.run("submit", "--task", "test-echo", "hf:org/split:train", "--column", "text", "--wait")
+    assert [(row["id"].rpartition("/")[2], row["output"]) for row in lines(done.stdout)] == [
+        ("train-00000-of-00002.parquet:0", "A"),
+        ("train-00000-of-00002.parquet:1", "B"),
+        ("train-00001-of-00002.parquet:0", "C"),
+    ]
+    [job] = server.client.zrange(keys.JOBS, 0, -1)
+    payloads = server.client.hvals(JobKeys.of(job.decode()).input)
+    assert len(payloads) == 2
+    assert all(b"hf://datasets/org/split/data/train" in payload for payload in payloads)
 
 
 def test_a_data_set_without_splits_is_all_train(hub: DatasetServer) -> None:

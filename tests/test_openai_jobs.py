@@ -40,17 +40,14 @@ def queue(place: Path):
 
 
 def ask(queue: Queue, url: str, bodies: list[Json], status: int = 0, **more: Json) -> list[Json]:
-    """Submit a batch of these bodies; return the response lines, which `results` gives again."""
+    """Submit a batch of these bodies; return the response lines."""
     requests = [
-        {"custom_id": f"r{number}", "method": "POST", "url": url, "body": body | more}
+        {"custom_id": f"r{number}", "method": "POST", "url": url, "body": more | body}
         for number, body in enumerate(bodies)
     ]
     path = queue.write("requests.jsonl", *map(json.dumps, requests))
-    done = queue.run("submit", "--format", "openai", path, "-o", "responses.jsonl", status=status)
-    text = (queue.directory / "responses.jsonl").read_text()
-    job = done.stderr.split("job ")[1][:12]
-    assert queue.run("results", job).stdout == text
-    found = lines(text)
+    queue.run("submit", "--format", "openai", path, "-o", "responses.jsonl", status=status)
+    found = lines((queue.directory / "responses.jsonl").read_text())
     assert [line["custom_id"] for line in found] == [request["custom_id"] for request in requests]
     return found
 
@@ -72,31 +69,51 @@ def greedy(model: Path, prompt: str, tokens: int) -> tuple[str, int, int]:
     return tokenizer.decode(ids, skip_special_tokens=True), length, len(ids)
 
 
-def test_completions_are_what_generate_writes(queue: Queue, causal: Path) -> None:
-    prompts = ["the capital of france", "i go", "the old cat likes the small bird and"]
-    bodies = [{"prompt": prompts[0]}, {"prompt": prompts[1:], "max_tokens": 5}, {"prompt": prompts[1], "echo": True}]
-    found = ask(queue, "/v1/completions", bodies, model=str(causal), temperature=0)
-    first, second, third = (Completion.model_validate(body(line)) for line in found)
-    text, read, written = greedy(causal, prompts[0], 16)
+PROMPTS = ("the capital of france", "i go", "the old cat likes the small bird and")
+
+
+@pytest.fixture(scope="module")
+def completions(queue: Queue, causal: Path) -> list[Json]:
+    """The responses to one batch of completions."""
+    bodies: list[Json] = [{"prompt": PROMPTS[0]}, {"prompt": PROMPTS[1:], "max_tokens": 5}]
+    bodies += [{"prompt": PROMPTS[1], "echo": True}, {"prompt": "i go", "stop": greedy(causal, "i go", 16)[0][3:5]}]
+    bodies += [{"prompt": "i go", "max_tokens": 41}, {"prompt": "news " * 200}, {"prompt": ""}]
+    bodies += [{"prompt": "i go", "max_tokens": 20, "n": 3, "temperature": 1}]
+    return ask(queue, "/v1/completions", bodies, status=3, model=str(causal), temperature=0)
+
+
+def test_completions_are_what_generate_writes(completions: list[Json], causal: Path) -> None:
+    first, second, third = (Completion.model_validate(body(line)) for line in completions[:3])
+    text, read, written = greedy(causal, PROMPTS[0], 16)
     assert [choice.text for choice in first.choices] == [text]
     assert first.usage and first.usage.prompt_tokens == read
     assert (first.usage.completion_tokens, first.usage.total_tokens) == (written, read + written)
     assert first.choices[0].finish_reason == "length"
     assert first.model == str(causal)
-    both = [greedy(causal, prompt, 5) for prompt in prompts[1:]]
+    both = [greedy(causal, prompt, 5) for prompt in PROMPTS[1:]]
     assert [choice.text for choice in second.choices] == [text for text, _, _ in both]
     assert [choice.index for choice in second.choices] == [0, 1]
     assert second.usage and second.usage.prompt_tokens == sum(read for _, read, _ in both)
-    assert third.choices[0].text == prompts[1] + greedy(causal, prompts[1], 16)[0]
+    assert third.choices[0].text == PROMPTS[1] + greedy(causal, PROMPTS[1], 16)[0]
 
 
-def test_stop_texts_end_an_answer_and_are_not_in_it(queue: Queue, causal: Path) -> None:
+def test_stop_texts_end_an_answer_and_are_not_in_it(completions: list[Json], causal: Path) -> None:
     text = greedy(causal, "i go", 16)[0]
-    stop = text[3:5]
-    [line] = ask(queue, "/v1/completions", [{"prompt": "i go", "stop": stop}], model=str(causal), temperature=0)
-    [choice] = Completion.model_validate(body(line)).choices
-    assert choice.text == text[: text.index(stop)]
+    [choice] = Completion.model_validate(body(completions[3])).choices
+    assert choice.text == text[: text.index(text[3:5])]
     assert choice.finish_reason == "stop"
+
+
+def test_requests_that_ask_for_too_much_fail_alone(completions: list[Json]) -> None:
+    assert [line["error"] and line["error"]["code"] for line in completions] == [
+        *[None] * 4, "too_many_tokens", "context_length_exceeded", "empty_text", "too_many_tokens",
+    ]  # fmt: skip
+    assert completions[4]["response"]["body"]["error"]["type"] == "invalid_request_error"
+
+
+def test_results_gives_the_response_lines_again(queue: Queue, completions: list[Json]) -> None:
+    job = json.loads(queue.run("jobs", "--json").stdout)[-1]["id"]
+    assert lines(queue.run("results", job).stdout) == completions
 
 
 def test_chats_answer_with_a_message_each(queue: Queue, causal: Path) -> None:
@@ -134,13 +151,3 @@ def test_embeddings_are_those_of_the_task(queue: Queue, encoder: Path) -> None:
     np.testing.assert_allclose(short.data[0].embedding, cut, atol=1e-6)
     assert found[3]["error"]["code"] == "bad_param"
     assert found[3]["response"]["status_code"] == 400
-
-
-def test_requests_that_ask_for_too_much_fail_alone(queue: Queue, causal: Path) -> None:
-    bodies: list[Json] = [{"prompt": "i go"}, {"prompt": "i go", "max_tokens": 41}, {"prompt": "news " * 200}]
-    bodies += [{"prompt": ""}, {"prompt": "i go", "max_tokens": 20, "n": 3, "temperature": 1}]
-    found = ask(queue, "/v1/completions", bodies, status=3, model=str(causal))
-    assert [line["error"] and line["error"]["code"] for line in found] == [
-        None, "too_many_tokens", "context_length_exceeded", "empty_text", "too_many_tokens",
-    ]  # fmt: skip
-    assert found[1]["response"]["body"]["error"]["type"] == "invalid_request_error"

@@ -105,3 +105,15 @@ def test_whisper_writes_what_it_writes_in_the_pipeline(tmp_path: Path, params: d
     for outcome, sound in zip(outcomes, sounds, strict=True):
         assert outcome.failure is None
         assert_same(outcome.output, pipe(sound.copy(), **others, generate_kwargs=named))
+
+
+LABELS = {"candidate_labels": ["the old cat", "a river"]}
+
+
+@pytest.mark.parametrize("params", [LABELS, LABELS | {"hypothesis_template": "the sound of {}"}])
+def test_labels_of_ones_own_get_the_scores_that_the_pipeline_gives(tmp_path: Path, params: dict[str, Json]):
+    task, model = "zero-shot-audio-classification", tiny_media.clap(tmp_path / "model")
+    pipe = transformers.pipeline(task, model=str(model), device="cpu")
+    for outcome, sound in zip(run(task, model, attached(SOUNDS), **params), SOUNDS, strict=True):
+        assert outcome.failure is None
+        assert_same(outcome.output, pipe(sound.copy(), **params))

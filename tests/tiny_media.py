@@ -9,6 +9,9 @@ import soundfile
 import torch
 from PIL import Image
 from transformers import (
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -21,6 +24,7 @@ from transformers import (
     GLPNForDepthEstimation,
     GLPNImageProcessor,
     ResNetConfig,
+    RobertaTokenizer,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
@@ -196,3 +200,27 @@ def whisper(directory: Path) -> Path:
         suppress_tokens=[], begin_suppress_tokens=[],
     )  # fmt: skip
     return save(model, directory)
+
+
+def clap(directory: Path) -> Path:
+    vocabulary, merges = byte_level_files(directory)
+    RobertaTokenizer(vocab=vocabulary, merges=merges).save_pretrained(directory)
+    ClapFeatureExtractor(
+        feature_size=16,
+        sampling_rate=16_000,
+        max_length_s=1,
+        fft_window_size=256,
+        hop_length=125,
+        frequency_max=8000,
+        padding="repeatpad",
+        truncation="rand_trunc",
+    ).save_pretrained(directory)
+    torch.manual_seed(9)
+    config = ClapConfig(
+        text_config={**_SMALL, "vocab_size": len(vocabulary) + 8, "max_position_embeddings": 66, "projection_dim": 16},
+        audio_config={"spec_size": 64, "num_mel_bins": 16, "window_size": 4, "patch_size": 2, "patch_stride": (2, 2),
+                      "hidden_size": 32, "patch_embeds_hidden_size": 16, "depths": [1, 1], "num_hidden_layers": 2,
+                      "num_attention_heads": [2, 2], "projection_dim": 16},
+        projection_dim=16,
+    )  # fmt: skip
+    return save(ClapModel(config), directory)

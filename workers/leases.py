@@ -7,12 +7,14 @@ finds `given_up` set, and why in `reason`.
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import redis
 
 from common.connection import is_passing
+from common.errors import StorageError
 from common.ledger import Lease, Ledger
 from workers.runners.base import Cancelled
 
@@ -21,14 +23,20 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def patiently(step: Callable[[], T], given_up: threading.Event) -> T:
+def patiently(step: Callable[[], T], given_up: threading.Event, *, files: float = 0.0) -> T:
     """Return what `step` gives, trying again while Redis is away or full, until that is given up.
+
+    Args:
+        step: what to do.
+        given_up: ends the waiting.
+        files: seconds for which to try again where files cannot be had: nobody knows whether that passes.
 
     Raises:
         Cancelled: it was given up meanwhile.
         redis.RedisError: waiting does not mend it.
+        StorageError: waiting for so many seconds did not mend it.
     """
-    pause = 0.1
+    pause, end = 0.1, time.monotonic() + files
     while True:
         try:
             return step()
@@ -36,6 +44,10 @@ def patiently(step: Callable[[], T], given_up: threading.Event) -> T:
             if not is_passing(error):
                 raise
             logger.warning("waiting for Redis: %s", error)
+        except StorageError as error:
+            if time.monotonic() > end:
+                raise
+            logger.warning("waiting for files: %s", error)
         if given_up.wait(pause):
             raise Cancelled
         pause = min(pause * 2, 5.0)
@@ -55,9 +67,9 @@ class HeldLease:
             self.reason = reason
             self.given_up.set()
 
-    def patiently(self, step: Callable[[], T]) -> T:
+    def patiently(self, step: Callable[[], T], *, files: float = 0.0) -> T:
         """Return what `step` gives, as `patiently` does, until this turn is given up."""
-        return patiently(step, self.given_up)
+        return patiently(step, self.given_up, files=files)
 
 
 class LeaseKeeper:

@@ -30,6 +30,8 @@ _WORKERS_DIED = "Chunk {} was begun {} times and never ended: its workers died, 
 MOST_ATTEMPTS = 10
 #: Faults that may pass (the hub, a full disk), met by one chunk in one round: then its job fails.
 MOST_TRIES = 10
+#: Seconds for which outcomes wait for files that cannot be written; then the chunk is run again, later.
+FILES_AWAY = 30.0
 #: Why this worker cannot serve a job, now or soon; another one may.
 _ONLY_HERE = frozenset({"no_memory", "missing_library", "model_not_allowed", "address_not_allowed"})
 
@@ -148,7 +150,7 @@ def _train(room: Room, job: Job, held: HeldLease) -> ChunkResult:
 
 def _commit(room: Room, job: Job, held: HeldLease, result: ChunkResult) -> str:
     lease, counts, payloads = held.lease, result.counts, room.store.payloads(job.spec)
-    held.patiently(lambda: payloads.put_outcomes(lease.chunk, lease.version, result.payload))
+    held.patiently(lambda: payloads.put_outcomes(lease.chunk, lease.version, result.payload), files=FILES_AWAY)
     most_failed = job.spec.most_failed(job.records or 0)
     answer = held.patiently(lambda: room.ledger.commit(lease, counts, result.facts, most_failed))
     # Refused, and yet counted: the first answer was lost on its way, and this one is to the same commit once more.

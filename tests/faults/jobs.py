@@ -25,7 +25,7 @@ class Batch:
         self, shell: Shell, server: RedisServer, directory: Path, records: int = 100, chunk: int = 10, **params: Any
     ) -> None:
         self.shell, self.records, self.chunk = shell, records, chunk
-        self.store = Store(server.client, result_ttl=100)
+        self.store = Store(server.client, 100, lambda _: True)
         self.ledger = Ledger(server.client, 3)
         number = len(list(directory.glob("batch-*.txt")))
         self.source, self.log = directory / f"batch-{number}.txt", directory / f"batch-{number}.log"

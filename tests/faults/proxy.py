@@ -13,15 +13,20 @@ class Proxy:
         self._target = port
         self._requests, self._answers = threading.Event(), threading.Event()
         self._trigger: bytes | None = None
-        self._closed = False
         self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._address = ("127.0.0.1", 0)
+        self.serve()
+        self._address = self._listener.getsockname()
         self.thaw()
-        threading.Thread(target=self._accept, daemon=True).start()
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        """The address of a Redis behind it."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def port(self) -> int:
+        return self._address[1]
 
     def freeze(self) -> None:
         """Forward nothing any more, and close nothing."""
@@ -42,16 +47,26 @@ class Proxy:
         self._requests.set()
         self._answers.set()
 
+    def refuse(self) -> None:
+        """Hang up on everybody, and refuse who comes: a server that is gone."""
+        for sock in [self._listener, *self._sockets]:
+            _hang_up(sock)
+        self._sockets.clear()
+
+    def serve(self) -> None:
+        """Take connections again, at the address as before."""
+        self._listener = socket.create_server(self._address)
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
     def close(self) -> None:
-        self._closed = True
         self.thaw()
         for sock in [self._listener, *self._sockets]:
             _hang_up(sock)
 
-    def _accept(self) -> None:
-        while not self._closed:
+    def _accept(self, listener: socket.socket) -> None:
+        while listener.fileno() >= 0:
             try:
-                near, _ = self._listener.accept()
+                near, _ = listener.accept()
                 far = socket.create_connection(("127.0.0.1", self._target))
             except OSError:  # closed; or there is nobody to connect to, and `near` is closed with its last reference
                 continue

@@ -1,0 +1,42 @@
+"""Workers that write `-o DIR/` die between the commit of a chunk and the placing of its part."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from common.scripts import script_text
+from tests.faults.jobs import LONG, Batch
+from tests.faults.proxy import Proxy
+from tests.processes import RedisServer, Workers, wait_until
+
+pytestmark = pytest.mark.faults
+
+
+def test_a_part_whose_worker_dies_after_the_commit_is_placed_by_another(
+    server: RedisServer,
+    environ: dict[str, str],
+    start_workers: Callable[..., Workers],
+    new_batch: Callable[..., Batch],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    shared = {"HUGQUEUE_SHARED": str(tmp_path)}
+    batch = new_batch(20, seconds=0)
+    batch.shell.environ |= shared
+    proxy = Proxy(server.port)
+    victim = start_workers(REDIS_URL=proxy.url, **shared)
+    proxy.hold_answers_after(server.client.script_load(script_text("commit")).encode())
+    batch.id = batch.shell.submit(*batch.arguments(), "-o", f"{out}/", "--no-wait")
+    wait_until(lambda: proxy.holds_answers and batch.committed(), LONG, "a commit has counted")
+    victim.kill()
+    proxy.close()
+    assert [path.name for path in out.iterdir()] == ["_attempts"]
+    start_workers(**shared)
+    batch.finish()
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["_SUCCESS", "manifest.json", "part-00000.parquet", "part-00001.parquet"]
+    texts = [text for name in names[2:] for text in pq.read_table(out / name)["output"].to_pylist()]
+    assert texts == [f"LINE {n}" for n in range(20)]
+    assert batch.commits() == [1, 1]
