@@ -52,6 +52,9 @@ def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str])
     if place is not None and is_shared(place, shared):
         named = {**record.input, kind: place} if isinstance(record.input, dict) else place
         return replace(record, input=named)
+    if isinstance(path, str) and is_address(path):
+        told = f"{path} lies under nothing that workers open by themselves (HUGQUEUE_SHARED)"
+        return replace(record, failure=Failure("no_file", told))
     blob = _read(path, kind, max_bytes)
     return replace(record, failure=blob) if isinstance(blob, Failure) else replace(record, blob=blob)
 
@@ -83,7 +86,9 @@ def _read(path: Json, kind: str, max_bytes: int) -> bytes | Failure:
 
 def _paths(name: str, kind: str) -> Iterator[str]:
     path = Path(name)
-    if path.is_dir():
+    if is_address(name):
+        yield name
+    elif path.is_dir():
         yield from _below(name, kind)
     elif path.exists():
         yield name
