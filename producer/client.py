@@ -168,7 +168,7 @@ class Client(Connection):
             store=store,
             output=None if output is None else f"{output}/",
             output_format=output_format,
-            settings=self._configured,
+            settings=replace(load_settings(), broker_url=self._configured.broker_url),
         )
         if output is not None and plan.spec.output is None:
             raise UsageError(f"output={str(output)!r}: workers do not reach it. Name a place under HUGQUEUE_SHARED.")

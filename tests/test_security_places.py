@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from common import keys
+from common.file_access import version_of
 from common.inputs.row_ranges import RowRange
 from common.keys import JobKeys
-from common.storage import version_of
 from common.store import Store
 from tests import forgery
 from tests.processes import RedisServer, Shell, Workers, wait_until
