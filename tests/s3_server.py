@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from types import TracebackType
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import fsspec
 
@@ -60,9 +60,11 @@ class S3Server:
     def locked(self) -> Iterator[None]:
         """Open to nobody, as it knows no keys."""
         address = f"{self.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
-        urlopen(address, data=b"0").close()
+        requests_left = ("0", "1000000000")
+        before, after = (Request(address, text.encode(), {"Content-Type": "text/plain"}) for text in requests_left)
+        urlopen(before).close()
         yield
-        urlopen(address, data=b"1000000000").close()
+        urlopen(after).close()
 
     def stop(self) -> None:
         self.process.kill()
