@@ -6,8 +6,10 @@ Ray needs an environment of its own (`make bench-peers` makes it), for it asks f
 
 import argparse
 import os
+import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the queue ends too
     work = Work("embedding", minilm())
     given = texts("mixed", chosen.records)
     print(described(), flush=True)
