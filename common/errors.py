@@ -94,8 +94,8 @@ class WorkerError(CodedError):
 class StorageError(WorkerError):
     """Raised when files under an address cannot be read or written now; a worker tries its chunk again."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(code="storage_fails", message=message)
+    def __init__(self, message: str, code: str = "storage_fails") -> None:
+        super().__init__(code, message)
 
 
 class RecordError(CodedError):

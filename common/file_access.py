@@ -32,7 +32,9 @@ def open_file_system(address: str) -> tuple[Any, str]:
         found: tuple[Any, str] = fsspec.core.url_to_fs(address, **options)
     except (ImportError, ValueError) as error:
         raise StorageError(
-            f"{address}: {error}. For addresses, install fsspec and what that kind needs (as s3fs for s3://)."
+            f"{address}: {str(error).rstrip('.')}. For addresses, install fsspec and what that kind needs "
+            "(as s3fs for s3://).",
+            "missing_library",
         ) from error
     return found
 

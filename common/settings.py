@@ -12,7 +12,7 @@ from typing import Any
 
 from common.addresses import check_address, mask_address
 from common.errors import UsageError
-from common.shared import is_address, is_shared
+from common.shared import is_address, is_shared, local_path
 from common.values import DTYPES, QUEUES
 
 
@@ -155,7 +155,7 @@ def to_environ(settings: Settings) -> dict[str, str]:
 
 def absolute(place: str) -> str:
     """Return a path as an absolute one, an address (or nothing) as it is."""
-    return place if not place or is_address(place) else str(Path(place).expanduser().absolute())
+    return place if not place or is_address(place) else str(local_path(place).expanduser().absolute())
 
 
 def _split(env: Mapping[str, str], name: str, separator: str) -> tuple[str, ...]:

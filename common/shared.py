@@ -5,9 +5,12 @@ own administrator wrote. Nothing here opens anything.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+_SEPARATORS = re.compile(r"[/\\?#]")
 
 
 def is_address(name: str) -> bool:
@@ -16,10 +19,15 @@ def is_address(name: str) -> bool:
     return bool(separator) and scheme.lower() != "file"
 
 
+def without_scheme(name: str) -> str:
+    """Return the path that a `file://` address means; any other name as it is."""
+    scheme, separator, rest = name.partition("://")
+    return rest if separator and scheme.lower() == "file" else name
+
+
 def local_path(name: str) -> Path:
     """Return the path that `name` means on this machine, be it a path or a `file://` address."""
-    scheme, separator, rest = name.partition("://")
-    return Path(rest if separator and scheme.lower() == "file" else name)
+    return Path(without_scheme(name))
 
 
 def is_shared(name: str, shared: Sequence[str]) -> bool:
@@ -48,7 +56,7 @@ def _is_under_address(name: str, place: str) -> bool:
     if (found.scheme.lower(), found.netloc) != (root.scheme.lower(), root.netloc):
         return False
     path = unquote(found.path)
-    if ".." in path.split("/"):
+    if ".." in _SEPARATORS.split(unquote(name)):  # what takes no queries and fragments takes them for the path
         return False
     base = unquote(root.path).rstrip("/")
     return path.rstrip("/") == base or path.startswith(base + "/")

@@ -34,6 +34,9 @@ def test_a_link_does_not_lead_out_of_a_shared_directory(tmp_path: Path) -> None:
         "relative.txt",
         "s3://bucket/data/../secret",
         "s3://bucket/data/%2e%2e/secret",
+        "s3://bucket/data/a?/../../secret",
+        "sftp://host/data/a#/../../secret",
+        "file:///data/../secret",
         "simplecache::s3://bucket/data/x",
         "http://169.254.169.254/latest",
         "S3://other/data/x",
@@ -44,7 +47,7 @@ def test_a_link_does_not_lead_out_of_a_shared_directory(tmp_path: Path) -> None:
     ],
 )
 def test_other_names_are_not_shared(name: str) -> None:
-    assert not is_shared(name, ["s3://bucket/data", "/data"])
+    assert not is_shared(name, ["s3://bucket/data", "sftp://host/data", "/data"])
 
 
 @pytest.mark.parametrize("name", ["s3://bucket/data/x", "S3://bucket/data", "s3://bucket/data/a/b.parquet"])

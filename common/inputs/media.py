@@ -13,7 +13,7 @@ from pathlib import Path
 from common.errors import UsageError
 from common.inputs.sources import FORMATS
 from common.media import HEAD, SUFFIXES, format_of, formats
-from common.shared import is_address, is_shared
+from common.shared import is_address, is_shared, without_scheme
 from common.tasks import Task
 from common.values import Failure, Json, Record
 
@@ -48,6 +48,7 @@ def attached(records: Iterable[Record], task: Task, max_bytes: int, shared: Sequ
 def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str]) -> Record:
     kind = str(task.media)
     path = record.input[kind] if isinstance(record.input, dict) else record.input
+    path = without_scheme(path) if isinstance(path, str) else path
     place = _absolute(path)
     if place is not None and is_shared(place, shared):
         named = {**record.input, kind: place} if isinstance(record.input, dict) else place

@@ -17,7 +17,7 @@ from typing import Any
 from common.errors import StorageError, UsageError
 from common.file_access import glob, open_stream, version_of
 from common.inputs.hub import find_files, is_data_set
-from common.shared import is_address
+from common.shared import is_address, without_scheme
 
 FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
 
@@ -110,7 +110,7 @@ def _expanded(name: str) -> list[str]:
     if is_data_set(name):
         return find_files(name)
     if not (is_address(name) and "*" in name):
-        return [name]
+        return [without_scheme(name)]
     try:
         found = glob(name)
     except StorageError as error:
