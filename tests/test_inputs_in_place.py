@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from common.errors import PayloadError, StorageError
 from common.inputs import read_records
-from common.inputs.in_place import can_be_cut, cut_source, read_rows
+from common.inputs.in_place import can_be_cut, cut_source, read_rows, size_to_cut
 from common.inputs.making import RecordMaker
 from common.inputs.row_ranges import Cut, RowRange, is_range
 from common.inputs.sources import Source
@@ -73,6 +73,26 @@ def test_ranges_of_parquet_hold_the_records_of_the_file(tmp_path: Path, group: i
     found = cuts(str(path), "parquet", records=5, column="words")
     assert max(cut.records for cut in found) <= 5
     assert list(in_place(found)) == from_the_beginning(str(path), "parquet", "words")
+
+
+def test_ranges_of_parquet_are_cut_by_the_bytes_of_the_columns_that_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "input.parquet"
+    texts, others = ([f"{n:03d}" + letter * 997 for n in range(100)] for letter in "ab")
+    pq.write_table(pa.table({"words": texts, "other": others}), path, use_dictionary=False)
+    found = cuts(str(path), "parquet", records=50, most_bytes=10_000, column="words")
+    assert max(cut.records for cut in found) in (9, 10)
+    make = RecordMaker(Source(str(path), "parquet"), TASK, "words", None, several=False)
+    assert sum(cut.bytes for cut in found) == pytest.approx(size_to_cut(make), rel=0.01)
+
+
+def test_parquet_of_very_large_row_groups_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "input.parquet"
+    table = pa.table({"words": [f"{n:03d}" * 300 for n in range(100)]})
+    pq.write_table(table, path, use_dictionary=False)
+    monkeypatch.setattr("common.inputs.row_groups.GROUP_BYTES", 50_000)
+    assert not can_be_cut(Source(str(path), "parquet"))
+    pq.write_table(table, path, use_dictionary=False, row_group_size=50)
+    assert can_be_cut(Source(str(path), "parquet"))
 
 
 def test_no_range_is_larger_than_asked(tmp_path: Path) -> None:

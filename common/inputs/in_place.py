@@ -1,9 +1,7 @@
 """Reading in place: cutting a file into ranges of rows, and reading the records of one range."""
 
 import io
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from threading import Lock
 from typing import Any
 
 from common.errors import PayloadError, StorageError, UsageError
@@ -18,13 +16,13 @@ from common.shared import is_address, is_shared
 from common.tasks import Task
 from common.values import Record
 
-#: Row groups that a process keeps open, so that the chunks of one, which come one after the other, read it once.
-_KEPT_GROUPS = 2
 _BOM = b"\xef\xbb\xbf"
 
 
 def can_be_cut(source: Source) -> bool:
-    """Whether rows in the middle of the source can be found: not in gzip, nor in CSV, whose quotes span lines.
+    """Whether rows in the middle of the source can be read by themselves.
+
+    Not so in gzip, in CSV, whose quotes span lines, and in Parquet of very large row groups.
 
     Raises:
         UsageError: it cannot be read.
@@ -32,7 +30,9 @@ def can_be_cut(source: Source) -> bool:
     if source.format not in FORMATS or not source.rereadable:
         return False
     if source.format == "parquet":
-        return True
+        from common.inputs.row_groups import are_small
+
+        return are_small(source)
     with open_stream(source.name) as stream:
         return stream.read(2) != b"\x1f\x8b"
 
@@ -50,13 +50,13 @@ def shared_sources(inputs: Sequence[str], format: str | None, shared: Sequence[s
 
 
 def cut_source(make: RecordMaker, max_bytes: int, sizes: Iterator[int], most_bytes: int) -> Iterator[Cut]:
-    """Yield the ranges of a source, in order, each at most so many records and (of text) bytes, one record at least.
+    """Yield the ranges of a source, in order, each at most so many records and bytes of text, one record at least.
 
     Args:
         make: makes records of the source.
         max_bytes: of one record; a longer one fails.
         sizes: most records of each range, one after the other, without end.
-        most_bytes: of a range of lines.
+        most_bytes: of a range; of Parquet on the average.
 
     Raises:
         UsageError: it cannot be read, holds no text, or lacks a column that is needed.
@@ -68,20 +68,22 @@ def cut_source(make: RecordMaker, max_bytes: int, sizes: Iterator[int], most_byt
         return RowRange(make.source.name, make.source.format, start, end, first, size, version, *reading)
 
     if make.source.format == "parquet":
-        yield from _cut_parquet(make, range_of, sizes)
+        yield from _cut_parquet(make, range_of, sizes, most_bytes)
     else:
         yield from _cut_lines(make, range_of, max_bytes, sizes, most_bytes)
 
 
-def size_to_cut(source: Source) -> int:
-    """Return the sum of `Cut.bytes` of all ranges of a source."""
-    if source.format != "parquet":
-        return version_of(source.name)[0]
-    import pyarrow.parquet as pq
+def size_to_cut(make: RecordMaker) -> int:
+    """Return the sum of `Cut.bytes` of all ranges of a source, about.
 
-    with open_stream(source.name) as stream:
-        metadata = pq.ParquetFile(stream).metadata
-    return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    Raises:
+        UsageError: as for `cut_source`.
+    """
+    if make.source.format != "parquet":
+        return version_of(make.source.name)[0]
+    from common.inputs.row_groups import weighed_groups
+
+    return sum(size for _, size in weighed_groups(make))
 
 
 def read_rows(rows: RowRange, task: Task) -> list[Record]:
@@ -171,43 +173,18 @@ def _is_blank(line: bytes) -> bool:
 # Parquet
 
 
-def _cut_parquet(make: RecordMaker, range_of: Any, sizes: Iterator[int]) -> Iterator[Cut]:
-    import pyarrow.parquet as pq
+def _cut_parquet(make: RecordMaker, range_of: Any, sizes: Iterator[int], most_bytes: int) -> Iterator[Cut]:
+    from common.inputs.row_groups import weighed_groups
 
-    with open_stream(make.source.name) as stream:
-        metadata = pq.ParquetFile(stream).metadata
     first = 0
-    for group in range(metadata.num_row_groups):
-        rows, weight = metadata.row_group(group).num_rows, metadata.row_group(group).total_byte_size
+    for rows, weight in weighed_groups(make):
+        fitting = max(1, most_bytes * rows // max(1, weight))  # if all rows are alike
         start = first
         first += rows
         while start < first:
-            end = min(first, start + next(sizes))
+            end = min(first, start + min(next(sizes), fitting))
             yield Cut(range_of(start, end, start), end - start, weight * (end - start) // rows)
             start = end
-
-
-class _RowGroups:
-    """The row groups that were read last, by file, version, group and columns."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-        self._lock = Lock()
-
-    def find(self, key: tuple[Any, ...]) -> Any:
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
-
-    def keep(self, key: tuple[Any, ...], table: Any) -> None:
-        with self._lock:
-            self._kept[key] = table
-            while len(self._kept) > _KEPT_GROUPS:
-                self._kept.popitem(last=False)
-
-
-_row_groups = _RowGroups()
 
 
 def _read_parquet(make: RecordMaker, rows: RowRange) -> list[Record]:
@@ -215,13 +192,14 @@ def _read_parquet(make: RecordMaker, rows: RowRange) -> list[Record]:
     import pyarrow.parquet as pq
 
     from common.inputs.parquet import records_of_batches
+    from common.inputs.row_groups import read_group
 
     try:
         with open_stream(rows.source) as stream, storage_errors("read", rows.source):
             file = pq.ParquetFile(stream)
             names = file.schema_arrow.names
             make = make.with_columns(names)
-            table, first = _row_group(file, rows, make.columns(names))
+            table, first = read_group(file, rows, make.columns(names))
     except pa.ArrowException as error:
         raise PayloadError(f"{rows.source} is damaged: {error}") from error
     except StorageError as error:
@@ -232,19 +210,3 @@ def _read_parquet(make: RecordMaker, rows: RowRange) -> list[Record]:
     if len(wanted) != rows.end - rows.start:
         raise PayloadError(f"{rows.source} has no rows {rows.start:,} to {rows.end:,} in one row group")
     return list(records_of_batches(make, wanted.to_batches(), rows.max_bytes, rows.start))
-
-
-def _row_group(file: Any, rows: RowRange, columns: list[str]) -> tuple[Any, int]:
-    """Return the row group that the range lies in, and the number of its first row."""
-    first = 0
-    for group in range(file.metadata.num_row_groups):
-        count = file.metadata.row_group(group).num_rows
-        if first <= rows.start < first + count:
-            key = (rows.source, rows.size, rows.version, group, *columns)
-            table = _row_groups.find(key)
-            if table is None:
-                table = file.read_row_group(group, columns=columns)
-                _row_groups.keep(key, table)
-            return table, first
-        first += count
-    raise PayloadError(f"{rows.source} has {first:,} rows, none at {rows.start:,}")

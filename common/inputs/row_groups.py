@@ -1,0 +1,102 @@
+"""Row groups of Parquet: how large they are, and those that were read last. Whoever reads one row reads its group."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import PayloadError, UsageError
+from common.file_access import open_stream
+from common.inputs.making import RecordMaker
+from common.inputs.row_ranges import RowRange
+from common.inputs.sources import Source, faults
+
+#: Bytes of row groups that a process keeps, so that the chunks of one, which come one after the other, read it once.
+_KEPT_BYTES = 128 * 1024**2
+#: Bytes of one column of a row group at most, for its rows to be read in place.
+GROUP_BYTES = 128 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A row group: how many rows it has, and of each column at the top how many bytes, unpacked."""
+
+    rows: int
+    columns: Mapping[str, int]
+
+
+def _groups_of(source: Source) -> tuple[list[_Group], list[str]]:
+    """Return the row groups of a file, and the names of its columns."""
+    with faults(source), open_stream(source.name) as stream:
+        try:
+            file = pq.ParquetFile(stream)
+        except pa.ArrowException as error:
+            raise UsageError(f"{source.label} is not a Parquet file: {error}") from error
+        names = file.schema_arrow.names
+        return [_group(file.metadata.row_group(number), names) for number in range(file.num_row_groups)], names
+
+
+def _group(metadata: Any, names: Sequence[str]) -> _Group:
+    sizes = dict.fromkeys(names, 0)
+    for number in range(metadata.num_columns):
+        column = metadata.column(number)
+        path = column.path_in_schema  # of what is nested: the name of the column, a dot, and more
+        name = path if path in sizes else path.partition(".")[0]
+        sizes[name] = sizes.get(name, 0) + column.total_uncompressed_size
+    return _Group(metadata.num_rows, sizes)
+
+
+def weighed_groups(make: RecordMaker) -> list[tuple[int, int]]:
+    """Return for each row group its rows, and how many bytes the columns that make records have."""
+    groups, names = _groups_of(make.source)
+    wanted = make.with_columns(names).columns(names)
+    return [(group.rows, sum(group.columns[name] for name in wanted)) for group in groups]
+
+
+def are_small(source: Source) -> bool:
+    """Return whether no column of a row group is so large that it should not be read for the sake of some rows."""
+    groups, _ = _groups_of(source)
+    return all(size <= GROUP_BYTES for group in groups for size in group.columns.values())
+
+
+class _RowGroups:
+    """The row groups that were read last, by file, version, group and columns."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._lock = Lock()
+
+    def find(self, key: tuple[Any, ...]) -> Any:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def keep(self, key: tuple[Any, ...], table: Any) -> None:
+        with self._lock:
+            self._kept[key] = table
+            while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
+                self._kept.popitem(last=False)
+
+
+_row_groups = _RowGroups()
+
+
+def read_group(file: Any, rows: RowRange, columns: list[str]) -> tuple[Any, int]:
+    """Return the row group that the range lies in, and the number of its first row."""
+    first = 0
+    for group in range(file.metadata.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        if first <= rows.start < first + count:
+            key = (rows.source, rows.size, rows.version, group, *columns)
+            table = _row_groups.find(key)
+            if table is None:
+                table = file.read_row_group(group, columns=columns)
+                _row_groups.keep(key, table)
+            return table, first
+        first += count
+    raise PayloadError(f"{rows.source} has {first:,} rows, none at {rows.start:,}")
