@@ -93,6 +93,8 @@ class JobPayloads:
         if self._parts is None:
             self._store.put_outcomes(outcome_name(chunk, version), payload)
             return
+        if self._store.is_over():  # a late attempt of a retry would take `_SUCCESS` from an output that is whole
+            return
         records = self.records(chunk)
         if records is None:
             raise PayloadError("its records are not in the store")

@@ -98,15 +98,17 @@ class OutputParts:
         return f"{self._aside}/{chunk}.{version[0]}.{version[1]}.{self._format}"
 
 
-def check_output_place(address: str) -> None:
-    """Check that files can be written at an address, and that no other job's output is there.
+def check_output_place(address: str, *, begun: bool = False) -> None:
+    """Check that files can be written at an address, and (unless its job is `begun`) that no output is there.
 
     Raises:
-        UsageError: there is.
+        UsageError: there is one.
         StorageError: they cannot, or it cannot be looked at.
     """
     storage = open_storage(address)
     storage.check()
+    if begun:
+        return
     found = [name for name in storage.names() if name.startswith("part-") or name in (SUCCESS, MANIFEST)]
     if found:
         raise UsageError(f"{address} holds an output already ({found[0]}). Name another place, or remove it first.")

@@ -66,6 +66,11 @@ class PayloadStore(ABC):
     def drop_outcomes(self, name: str) -> None:
         """Take outcomes back."""
 
+    def is_over(self) -> bool:
+        """Whether the job has ended, or is forgotten: nothing more is written of it."""
+        status = cast("bytes | None", self._client.hget(self._keys.job, "status"))
+        return status is None or JobStatus(status.decode()).finished
+
     def _note_input(self, name: str, payload: bytes, producer: str, written: Written | None) -> None:
         progress = [part for pair in (written.fields().items() if written else ()) for part in pair]
         answer = self._scripts.run("append", self._job_id, producer, name, payload, *progress).decode()
@@ -141,8 +146,7 @@ class FilePayloads(PayloadStore):
 
     def put_outcomes(self, name: str, payload: bytes) -> None:
         """Write a file, unless the job has ended."""
-        status = cast("bytes | None", self._client.hget(self._keys.job, "status"))
-        if status is not None and not JobStatus(status.decode()).finished:
+        if not self.is_over():
             self._write(_outcome_file(name), payload)
 
     def outcomes(self, names: Sequence[str]) -> list[bytes | None]:

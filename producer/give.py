@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from common.errors import HugqueueError, UsageError
+from common.errors import HugqueueError
 from common.jobs import Job
 from producer.client import Client
 from producer.exits import exit_status
@@ -63,13 +63,7 @@ def _show_table(job: Job, rows: Iterator[Row], say: Callable[[str], None]) -> No
         say(f"... and {job.counts.done - len(done):,} more: `producer results {job.id} -o FILE` writes all.")
 
 
-def follow_results(client: Client, job: Job, target: Target | None, say: Callable[[str], None]) -> int:
-    """Give the outcomes of a running job as its chunks are done, in input order; return its exit status at the end.
-
-    Raises:
-        UsageError: a file is to be written, which is whole or not at all.
-    """
-    if target is not None:
-        raise UsageError("--follow gives lines as they come; a file is written at the end: `producer watch`, then -o.")
+def follow_results(client: Client, job: Job, say: Callable[[str], None]) -> int:
+    """Give the outcomes of a running job as its chunks are done, in input order; return its exit status at the end."""
     _write_lines(_lines(job, client.rows_as_they_come(job.id, say)))
     return exit_status(client.look(job.id))

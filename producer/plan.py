@@ -20,11 +20,13 @@ from common.tasks import ALIASES, Task, find_task
 from common.values import MAX_ERRORS, JobSpec, Json, Record, new_job_id
 from producer.chunks import CHUNK_BYTES, ChunkPlan, plan_chunks
 from producer.openai import BatchFile, check_batch_options, find_batch, read_batch
-from producer.outputs.targets import Target, by_workers, open_target
+from producer.outputs.targets import Target, by_workers, check_target, parse_target
 from producer.supply import RangeSupply, RecordSupply, Supply
 
 #: Characters of an idempotency key at most.
 MAX_KEY = 256
+#: Records of a chunk at most.
+MAX_CHUNK = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Plan:
         makers = [RecordMaker(source, self.task, self.column, self.id_column, len(sources) > 1) for source in sources]
         most, plan = self.settings.max_record_bytes, self.chunks()
         cuts = (cut for make in makers for cut in cut_source(make, most, plan.sizes(), CHUNK_BYTES))
-        return RangeSupply(cuts, sum(size_to_cut(source) for source in sources))
+        return RangeSupply(cuts, sum(map(size_to_cut, makers)))
 
     def begun_records(self) -> Iterator[Record]:
         """Return the records, the first of them read: what is wrong with standard input is known before any work.
@@ -125,10 +127,13 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     task = batch.task if batch else _named(task)
     known = find_task(task)
     if batch:
-        check_batch_options(column, id_column, Path(output) if output else None)
+        check_batch_options(column, id_column)
     else:
         check_inputs(inputs, known, format=format_, column=column, id_column=id_column, max_record_bytes=most)
-    target = open_target(output, output_format, known, inputs)
+    target = parse_target(output, output_format, responses=batch is not None)
+    written = by_workers(target, settings)
+    if target is not None:  # under a key, its parts may be those of the job that the key stands for
+        check_target(target, known, inputs, begun=idempotency_key is not None and written is not None)
     resolved = resolve_model(model or (batch.model if batch else None))
     spec = JobSpec(
         id=new_job_id(),
@@ -145,9 +150,10 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         max_errors=check_max_errors(max_errors),
         format="openai" if batch else None,
         store=_checked_store(absolute(store or settings.store_url), settings),
-        output=by_workers(target, settings),
+        output=written,
     )
     check_spec(spec)
+    _check_chunk_size(chunk_size)
     return Plan(
         settings=settings,
         spec=spec,
@@ -190,6 +196,11 @@ def _checked_store(address: str, settings: Settings) -> str | None:
     except (ModelError, StorageError) as error:
         raise UsageError(f"--store: {error.message}") from error
     return address
+
+
+def _check_chunk_size(size: int | None) -> None:
+    if size is not None and not 0 < size <= MAX_CHUNK:
+        raise UsageError(f"--chunk-size: expected a number of records from 1 to {MAX_CHUNK:,}, found {size!r:.80}.")
 
 
 def _check_key(key: str | None) -> str | None:

@@ -15,8 +15,10 @@ import redis
 from common.claims import Claim, Written
 from common.errors import HugqueueError, JobTaken, StoreUnavailable, UsageError
 from common.jobs import Job
+from common.tasks import find_task
 from common.values import JobSpec, JobStatus
 from producer.connection import POLL, Connection
+from producer.outputs.targets import check_target
 from producer.submission import Totals, write_chunks
 from producer.supply import Digest, Supply
 
@@ -55,6 +57,8 @@ def submit_once(
     totals, digest, ours = Totals(), Digest(), replace(spec, id=job_id)
     try:
         with _kept_for_the_next(connection, job_id, claim):
+            if spec.output is not None:
+                check_target(spec.output, find_task(spec.task))
             _pass_over(supply, written, totals, digest, job_id)
             write_chunks(connection, ours, supply, totals, on_chunk, producer=claim.producer, digest=digest)
     except JobTaken as error:

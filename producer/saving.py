@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.jobs import Job
 from common.tasks import find_task
-from common.values import Output
+from common.values import JobStatus, Output
 from producer.connection import Connection
 from producer.openai import BatchWriter
 from producer.outputs import open_output
@@ -22,8 +22,10 @@ def save(connection: Connection, job: Job, target: Target, on_trouble: Callable[
     if isinstance(target, Path):
         write_rows(connection, job, target, on_trouble)
         return f"wrote {job.records:,} records to {target}"
-    if target != job.spec.output:  # else workers have written it
-        write_parts(connection, job, target, on_trouble)
+    if target == job.spec.output:  # workers have written it
+        done = "all" if job.status is JobStatus.COMPLETED else f"{job.counts.done:,} of"
+        return f"{done} {job.records:,} records are in {target.address}, a part for each chunk"
+    write_parts(connection, job, target, on_trouble)
     return f"wrote {job.records:,} records to {target.address}, a part for each chunk ({job.chunks:,})"
 
 
@@ -43,7 +45,7 @@ def write_rows(connection: Connection, job: Job, path: Path, on_trouble: Callabl
 
 
 def write_parts(connection: Connection, job: Job, output: Output, on_trouble: Callable[[str], None]) -> None:
-    """Write a part for each chunk, as workers do where they reach the directory.
+    """Write a part for each chunk, as workers do where they reach the directory; of a completed job, that it is whole.
 
     Raises:
         StorageError: the directory cannot be written.
@@ -56,4 +58,5 @@ def write_parts(connection: Connection, job: Job, output: Output, on_trouble: Ca
     for chunk, rows in enumerate(connection.chunks(job, on_trouble)):
         parts.write(chunk, rows, kind)
         failed[chunk] = sum(row.error is not None for row in rows)
-    parts.close(job, failed)
+    if job.status is JobStatus.COMPLETED:
+        parts.close(job, failed)

@@ -183,6 +183,16 @@ def test_a_directory_that_is_not_shared_is_written_by_the_command(
     assert "HUGQUEUE_SHARED" in refused
 
 
+def test_parts_of_a_job_that_did_not_end_well_have_no_success(
+    start_workers: StartWorkers, shell: Shell, tmp_path: Path
+) -> None:
+    source = lines(tmp_path / "in.txt", 25)
+    job = shell.submit("--task", "test-echo", str(source), "--chunk-size", "10")
+    shell.run("cancel", job)
+    shell.run("results", job, "-o", f"file://{tmp_path}/out/")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"part-{n:05d}.parquet" for n in range(3)]
+
+
 def test_results_follow_a_running_job_in_order(start_workers: StartWorkers, shell: Shell, tmp_path: Path) -> None:
     start_workers()
     source = lines(tmp_path / "in.txt", 40)

@@ -112,12 +112,26 @@ def test_an_embedded_queue_writes_parts_and_keeps_payloads_in_a_directory(tmp_pa
         home.end()
 
 
+def test_the_same_key_gives_the_same_output_again(queue: Queue, shared: Path, tmp_path: Path) -> None:
+    source, other = numbered(queue, 30), queue.write("other.txt", "x")
+    submit = ["--task", "test-echo", "--chunk-size", "10", "-o", f"file://{shared}/keyed/", "--idempotency-key"]
+    first = queue.run("submit", source, *submit, "one")
+    again = queue.run("submit", source, *submit, "one")
+    assert "stands for job" in again.stderr and "all 30 records are in" in first.stderr and again.stdout == first.stdout
+    refused = queue.run("submit", other, *submit, "two", status=2).stderr
+    assert "holds an output already" in refused
+    assert (
+        "HUGQUEUE" not in queue.run("submit", other, *submit[:-3], "-o", f"{shared}/free/", *submit[-1:], "two").stderr
+    )
+
+
 def test_a_batch_file_has_its_responses_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:9")
     path = tmp_path / "requests.jsonl"
     body = {"model": "org/model", "input": "x"}
     path.write_text(json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body}) + "\n")
-    for out in (f"{tmp_path}/out/", "s3://bucket/out/", str(tmp_path)):
+    (tmp_path / "there.jsonl").mkdir()
+    for out in (f"{tmp_path}/out/", "s3://bucket/out/", str(tmp_path), f"{tmp_path}/there.jsonl"):
         with pytest.raises(UsageError, match=r"name a \.jsonl or \.jsonl\.gz file"):
             make_plan([str(path)], format_="openai", output=out)
 

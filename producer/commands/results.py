@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from common.errors import UsageError
 from common.values import JobStatus
 from producer.commands.frame import open_client
 from producer.printing import say
@@ -35,15 +36,16 @@ def results(job: str, output: str | None, output_format: str | None, follow: boo
     On a terminal they are a table, in a pipe JSON lines. Records that were not run (yet) have the error code
     `not_run`.
     """
-    from common.tasks import find_task
     from producer.give import follow_results, give_results
     from producer.outputs.targets import open_target
 
+    if follow and output is not None:
+        raise UsageError("--follow prints results as they come; a file is written whole, at the end: leave out one.")
     with open_client(working=follow) as client:
         found = client.job(job).state
-        target = open_target(output, output_format, find_task(found.spec.task))
+        target = open_target(output, output_format, found.spec)
         if follow and not found.status.finished:
-            sys.exit(follow_results(client, found, target, say))
+            sys.exit(follow_results(client, found, say))
         if not found.status.finished:
             say(f"Job {job} is {found.status}: {found.counts.done:,} of {found.records or 0:,} records are done.")
         give_results(client, found, target, say, as_json=as_json)
@@ -61,14 +63,13 @@ def retry(job: str, output: str | None, output_format: str | None, wait: bool, a
     The results of the others stay; that of a record run again is replaced. Prints the job's id, or waits and gives
     the results with --wait, with -o, or where no queue is configured.
     """
-    from common.tasks import find_task
     from producer.outputs.targets import open_target
     from producer.run import say_accepted, see_through
 
     with open_client() as client:
         handle = client.job(job)
         before = handle.state
-        target = open_target(output, output_format, find_task(before.spec.task))
+        target = open_target(output, output_format, before.spec)
         if before.status is JobStatus.COMPLETED and not before.counts.failed:
             say(f"Job {job}: every record has succeeded; there is nothing to run again.")
         else:

@@ -12,6 +12,7 @@ from common.errors import PayloadError, UsageError
 from common.rows import NOT_RUN, Row
 from common.values import Failure, JobSpec, Json
 from producer.outputs.lines import JsonLinesWriter
+from producer.outputs.targets import check_responses
 
 #: What is not the request's own fault.
 _OURS = frozenset({"no_memory", "out_of_memory", "output_too_large", "runner_error", "timeout", "worker_died"})
@@ -41,7 +42,7 @@ class BatchWriter(JsonLinesWriter):
             UsageError: the name does not end in .jsonl or .jsonl.gz.
         """
         super().__init__(path)
-        _check_name(path)
+        check_responses(path)
         self._spec = spec
         self._written = 0
 
@@ -50,22 +51,15 @@ class BatchWriter(JsonLinesWriter):
         self._written += 1
 
 
-def check_batch_options(column: str | None, id_column: str | None, output: Path | None) -> None:
+def check_batch_options(column: str | None, id_column: str | None) -> None:
     """Check that nothing is asked for which a batch file settles itself.
 
     Raises:
-        UsageError: a column is named, or the output is no file of JSON lines.
+        UsageError: a column is named.
     """
     if column or id_column:
         option = "--column" if column else "--id-column"
         raise UsageError(f"{option} does not go with --format openai, whose requests say what is what.")
-    if output:
-        _check_name(output)
-
-
-def _check_name(path: Path) -> None:
-    if not path.name.lower().endswith((".jsonl", ".jsonl.gz")):
-        raise UsageError(f"{path}: responses to a batch file are JSON lines; name a .jsonl or .jsonl.gz file.")
 
 
 def _body(row: Row, spec: JobSpec, name: str) -> Json:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError
+from common.shared import local_path
 from common.tasks import TASKS, Task
 from producer.outputs.lines import CsvWriter, JsonLinesWriter
 from producer.outputs.npy import NpyWriter
@@ -41,6 +42,11 @@ def open_output(path: Path, task: Task, *, output_type: Any = None) -> Writer:
     return ParquetWriter(path, output_type)
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a name ends as that of a file which can be written."""
+    return name.lower().endswith(tuple([*(f".{f}" for f in FORMATS), *(f".{f}.gz" for f in _GZIPPED)]))
+
+
 def check_output(path: Path, task: Task, inputs: Sequence[str] = ()) -> None:
     """Check that the file can be written there, touching nothing.
 
@@ -54,7 +60,7 @@ def check_output(path: Path, task: Task, inputs: Sequence[str] = ()) -> None:
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}. Write elsewhere.") from error
     for name in inputs:
-        if name != "-" and Path(name).resolve() == path.resolve():
+        if name != "-" and local_path(name).resolve() == path.resolve():
             raise UsageError(f"{path} is an input; writing there would destroy it. Name another file.")
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from common.errors import StorageError, UsageError
 from common.settings import Settings, absolute
-from common.shared import is_address, is_shared
-from common.tasks import Task
-from common.values import Output
-from producer.outputs.opening import check_output
+from common.shared import is_address, is_shared, without_scheme
+from common.tasks import Task, find_task
+from common.values import JobSpec, Output
+from producer.outputs.opening import check_output, is_file_name
 
 Target = Path | Output
 
@@ -16,13 +16,33 @@ Target = Path | Output
 PART_FORMAT = "parquet"
 
 
-def parse_target(text: str | Path, format: str | None) -> Target:
+def parse_target(text: str | Path | None, format: str | None, *, responses: bool = False) -> Target | None:
     """Return the directory of parts that `-o` names by a slash at its end, by being there, or by an address; or a file.
 
+    Args:
+        text: what `-o` says; None: nothing.
+        format: how parts are written.
+        responses: whether the outcomes are responses to a batch file.
+
     Raises:
-        UsageError: the format of parts is named, and it is no directory.
+        UsageError: the format of parts is named, and it is no directory; or it is a file at an address, or one that
+            cannot hold responses.
     """
-    name = str(text)
+    if text is None:
+        if format is not None:
+            raise UsageError("--output-format says how the parts in a directory are written; name it with -o DIR/.")
+        return None
+    target = _target_of(without_scheme(str(text)), format)
+    if responses:
+        check_responses(target)
+    return target
+
+
+def _target_of(name: str, format: str | None) -> Target:
+    if is_address(name) and is_file_name(name):
+        raise UsageError(
+            f"{name}: at an address, a directory of parts is written; name one, as {name}/, or a file of this machine."
+        )
     if name.endswith("/") or is_address(name) or Path(name).is_dir():
         return Output(absolute(name).rstrip("/"), format or PART_FORMAT)
     if format is not None:
@@ -32,23 +52,32 @@ def parse_target(text: str | Path, format: str | None) -> Target:
     return Path(name)
 
 
-def open_target(text: str | Path | None, format: str | None, task: Task, inputs: Sequence[str] = ()) -> Target | None:
-    """Return where the outcomes go, once it is known that they can be written there; None if nowhere.
+def open_target(text: str | Path | None, format: str | None, spec: JobSpec) -> Target | None:
+    """Return where the outcomes of a job go, as `parse_target`, once it is known that they can be written there.
 
     Raises:
-        UsageError: they cannot be.
+        UsageError: as `parse_target` and `check_target`.
     """
-    if text is None:
-        if format is not None:
-            raise UsageError("--output-format says how the parts in a directory are written; name it with -o DIR/.")
-        return None
-    target = parse_target(text, format)
-    check_target(target, task, inputs)
+    target = parse_target(text, format, responses=spec.format is not None)
+    if target is not None:
+        check_target(target, find_task(spec.task))
     return target
 
 
-def check_target(target: Target, task: Task, inputs: Sequence[str] = ()) -> None:
-    """Check that the outcomes can be written there, touching nothing.
+def check_responses(target: Target) -> None:
+    """Check that responses to a batch file can be written so.
+
+    Raises:
+        UsageError: it is a directory, or no file of JSON lines.
+    """
+    name = target.name if isinstance(target, Path) else ""
+    if not name.lower().endswith((".jsonl", ".jsonl.gz")):
+        shown = target if isinstance(target, Path) else f"{target.address}/"
+        raise UsageError(f"{shown}: responses to a batch file are JSON lines; name a .jsonl or .jsonl.gz file.")
+
+
+def check_target(target: Target, task: Task, inputs: Sequence[str] = (), *, begun: bool = False) -> None:
+    """Check that the outcomes can be written there, touching nothing; `begun`: parts that are there may be the job's.
 
     Raises:
         UsageError: they cannot; of a directory: it holds an output already, or files cannot be written there.
@@ -59,7 +88,7 @@ def check_target(target: Target, task: Task, inputs: Sequence[str] = ()) -> None
     from common.output_parts import check_output_place
 
     try:
-        check_output_place(target.address)
+        check_output_place(target.address, begun=begun)
     except StorageError as error:
         raise UsageError(error.message) from error
 
