@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from common.errors import HugqueueError, UnknownJob, UsageError
 from producer.client import Client
 from producer.handle import JobHandle
+from producer.printing import Say
 from producer.selection import Selection, parse_labels
 
 
@@ -51,3 +52,15 @@ def do_for_each(
         except (UnknownJob, UsageError) as error:
             faults.append(error)
     return faults
+
+
+def raise_last(faults: Sequence[HugqueueError], say: Say) -> None:
+    """Tell all that was wrong; raise the last, which is told by whoever catches it.
+
+    Raises:
+        HugqueueError: there was something.
+    """
+    for fault in faults[:-1]:
+        say(f"Error: {fault}")
+    for fault in faults[-1:]:
+        raise fault

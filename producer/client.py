@@ -227,6 +227,8 @@ class Client(Connection):
             labels: only those that have all these labels.
             limit: so many at most; None: all.
         """
+        if status is not None and status not in list(JobStatus):
+            raise UsageError(f"status: expected one of {', '.join(JobStatus)}, found {status!r}.")
         wanted = Selection(JobStatus(status) if status else None, name, check_labels(labels or {}))
         return [JobHandle(self, state) for state in islice(self._chosen(wanted), limit)]
 

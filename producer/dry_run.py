@@ -21,7 +21,7 @@ class Report:
     model: str | None
     revision: str | None
     queue: str
-    chunk_records: int  #: in one chunk at most
+    chunk_records: int  #: in the largest chunk
     records: int
     chunks: int
     bytes: int  #: of text
@@ -57,8 +57,10 @@ def make_report(plan: Plan) -> Report:
     """
     totals = Totals()
     bad: list[Failure] = []
+    largest = 0
     for chunk, held in cut_chunks(plan.records(), plan.chunks()):
         totals.add(Piece.of(chunk, held))
+        largest = max(largest, len(chunk))
         check_size(totals, plan.settings)
         bad += [record.failure for record in chunk if record.failure][: _SHOWN - len(bad)]
     served, who = _who_serves(plan)
@@ -68,7 +70,7 @@ def make_report(plan: Plan) -> Report:
         model=spec.model,
         revision=spec.revision,
         queue=spec.queue,
-        chunk_records=plan.chunks().first,
+        chunk_records=largest,
         records=totals.records,
         chunks=totals.chunks,
         bytes=totals.bytes,

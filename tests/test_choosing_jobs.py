@@ -73,6 +73,11 @@ def test_what_chooses_nothing_is_refused(shell: Shell, arguments: list[str], rea
     assert reason in shell.run(*arguments, status=2).stderr
 
 
+def test_of_several_jobs_all_that_are_unknown_are_named(shell: Shell) -> None:
+    said = shell.run("cancel", "0" * 12, "1" * 12, "2" * 12, status=1).stderr
+    assert all(f"no job '{digit * 12}'" in said for digit in "012")
+
+
 @pytest.mark.parametrize("labels", [["a"], {"a": 1}, {"": "x"}, {"a": "\x1b[31m"}, {str(n): "" for n in range(65)}])
 def test_labels_that_nobody_checked_are_refused(labels: object) -> None:
     raw = json.loads(JobSpec(new_job_id(), "test-echo").encode()) | {"labels": labels}

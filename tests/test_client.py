@@ -96,6 +96,17 @@ def test_what_cannot_be_submitted_is_refused_at_once(client: Client, records: ob
     assert len(client.jobs()) == before
 
 
+def test_jobs_are_chosen_by_a_status_that_there_is(client: Client) -> None:
+    with pytest.raises(UsageError, match="status: expected one of submitting, queued"):
+        client.jobs(status="done")
+
+
+@pytest.mark.parametrize("size", [0, -1, 10**9])
+def test_a_chunk_of_no_sensible_size_is_refused(client: Client, size: int) -> None:
+    with pytest.raises(UsageError, match="expected a number of records from 1"):
+        client.submit(task="test-echo", records=["a"], chunk_size=size)
+
+
 def test_a_table_has_typed_outputs_where_the_runner_declares_them(client: Client) -> None:
     vectors = client.submit(task="test-vector", records=["one", "two"])
     texts = client.submit(task="test-echo", records=["good", "bad"], params={"fail": "bad"})

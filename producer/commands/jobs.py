@@ -61,7 +61,7 @@ def cancel(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_
 
     Name them, or choose by --name and --label among those that are not finished.
     """
-    from producer.choosing import do_for_each
+    from producer.choosing import do_for_each, raise_last
 
     stopped: list[Job] = []
 
@@ -78,8 +78,7 @@ def cancel(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_
         faults = do_for_each(client, jobs, name, labels, stop)
         if as_json:
             print_json([job.as_dict() for job in stopped])
-        if faults:
-            raise faults[0]
+        raise_last(faults, say)
 
 
 @click.command()
@@ -90,7 +89,7 @@ def delete(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], for
 
     Name them, or choose by --name and --label. A model that a job trained stays.
     """
-    from producer.choosing import do_for_each
+    from producer.choosing import do_for_each, raise_last
 
     def forget(job: "JobHandle") -> None:
         job.delete(force=force)
@@ -98,5 +97,4 @@ def delete(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], for
 
     with open_client() as client:
         faults = do_for_each(client, jobs, name, labels, forget)
-        if faults:
-            raise faults[0]
+        raise_last(faults, say)

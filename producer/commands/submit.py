@@ -59,7 +59,7 @@ from producer.printing import print_json, say
     show_default=True,
     help="Which workers may do it.",
 )
-@click.option("--chunk-size", type=click.IntRange(1, 100_000), metavar="N", help="Records in one chunk at most.")
+@click.option("--chunk-size", type=int, metavar="N", help="Records in one chunk at most.")
 @click.option("--max-errors", metavar="N|P%", help="End the job early once more records than that have failed.")
 @click.option(
     "--idempotency-key",
@@ -78,7 +78,9 @@ def submit(
 ) -> None:
     """Send records through a model.
 
-    INPUT is a .txt (one record a line), .jsonl, .csv, .tsv or .parquet file, also gzipped, or - for standard input.
+    INPUT is a .txt (one record a line), .jsonl, .csv, .tsv or .parquet file, also gzipped, or - for standard input;
+    an address, as s3://bucket/texts/*.parquet; a data set of the hub, as hf:ORG/NAME:train; for tasks over images or
+    sound, the files themselves, directories of them, or lists of their paths.
 
     On a queue of your own this prints the job's id and returns. With --wait or -o, or with no queue configured,
     it waits and gives the results: a table on a terminal, JSON lines in a pipe.
