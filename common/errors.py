@@ -94,8 +94,16 @@ class WorkerError(CodedError):
 class StorageError(WorkerError):
     """Raised when files under an address cannot be read or written now; a worker tries its chunk again."""
 
-    def __init__(self, message: str, code: str = "storage_fails") -> None:
-        super().__init__(code, message)
+    def __init__(self, message: str) -> None:
+        super().__init__(code="storage_fails", message=message)
+
+
+class NoSuchStorage(StorageError):
+    """Raised when addresses of a kind cannot be opened here, for want of a library; another worker may have it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = "missing_library"
 
 
 class RecordError(CodedError):

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from typing import IO, Any
 
-from common.errors import StorageError
+from common.errors import NoSuchStorage, StorageError
 from common.shared import is_address, local_path
 
 #: Kinds of addresses that begin with the name of a bucket.
@@ -22,7 +22,7 @@ def open_file_system(address: str) -> tuple[Any, str]:
     """Return fsspec's file system for an address, and the path in it.
 
     Raises:
-        StorageError: fsspec, or what it needs for this kind of address, is not installed.
+        NoSuchStorage: fsspec, or what it needs for this kind of address, is not installed.
     """
     try:
         import fsspec
@@ -31,10 +31,9 @@ def open_file_system(address: str) -> tuple[Any, str]:
         options = {"use_listings_cache": False} if is_in_bucket(address) else {}
         found: tuple[Any, str] = fsspec.core.url_to_fs(address, **options)
     except (ImportError, ValueError) as error:
-        raise StorageError(
+        raise NoSuchStorage(
             f"{address}: {str(error).rstrip('.')}. For addresses, install fsspec and what that kind needs "
-            "(as s3fs for s3://).",
-            "missing_library",
+            "(as s3fs for s3://)."
         ) from error
     return found
 
