@@ -12,6 +12,7 @@ HugqueueError                 exit status 1
 ├── ModelError                a model that cannot be had, or cannot do the task: fails its job
 ├── WorkerError               a worker that cannot start or go on
 │   └── StorageError          files at an address that cannot be read or written
+│       └── NoSuchStorage     for want of a library
 └── RecordError               one record that cannot be done: fails alone
 ```
 

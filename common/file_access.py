@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from common.errors import NoSuchStorage, StorageError
+from common.extras import install
 from common.shared import is_address, local_path
 
 #: Kinds of addresses that begin with the name of a bucket.
@@ -33,7 +34,7 @@ def open_file_system(address: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise NoSuchStorage(
             f"{address}: {str(error).rstrip('.')}. For addresses, install fsspec and what that kind needs "
-            "(as s3fs for s3://)."
+            f"(for s3://: {install('s3')})."
         ) from error
     return found
 

@@ -115,7 +115,7 @@ class Client(Connection):
         format: str | None = None,
         device: str = "auto",
         chunk_size: int | None = None,
-        max_errors: str | None = None,
+        max_errors: str | int | None = None,
         idempotency_key: str | None = None,
         store: str | None = None,
         output: str | Path | None = None,
@@ -140,7 +140,7 @@ class Client(Connection):
             format: of files, against their extension; `openai`: they are batch files.
             device: `auto`, `cpu` or `gpu`: which workers may do it.
             chunk_size: records in one chunk at most; None: the task's own.
-            max_errors: `"10"` or `"5%"`: with more failed records than that the job ends early.
+            max_errors: `10` or `"5%"`: with more failed records than that the job ends early.
             idempotency_key: makes one job of all submits with this key; one that was cut off goes on where it stopped.
             store: where records and outcomes are kept; None: `HUGQUEUE_STORE_URL`, else Redis.
             output: a directory (or an address) that workers reach and write, a part for each chunk.
@@ -163,7 +163,7 @@ class Client(Connection):
             format_=format,
             device=device,
             chunk_size=chunk_size,
-            max_errors=max_errors,
+            max_errors=None if max_errors is None else str(max_errors),
             idempotency_key=idempotency_key,
             store=store,
             output=None if output is None else f"{output}/",
@@ -227,6 +227,8 @@ class Client(Connection):
             labels: only those that have all these labels.
             limit: so many at most; None: all.
         """
+        if limit is not None and limit < 0:
+            raise UsageError(f"limit: expected a number of jobs, found {limit}.")
         if status is not None and status not in list(JobStatus):
             raise UsageError(f"status: expected one of {', '.join(JobStatus)}, found {status!r}.")
         wanted = Selection(JobStatus(status) if status else None, name, check_labels(labels or {}))

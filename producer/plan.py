@@ -134,6 +134,8 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     written = by_workers(target, settings)
     if target is not None:  # under a key, its parts may be those of the job that the key stands for
         check_target(target, known, inputs, begun=idempotency_key is not None and written is not None)
+    if model == "":
+        raise UsageError("--model: the name is empty. Leave it out for the task's own.")
     resolved = resolve_model(model or (batch.model if batch else None))
     spec = JobSpec(
         id=new_job_id(),
@@ -141,7 +143,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         model=resolved or known.model,
         revision=revision or (known.revision if resolved is None else None),
         params=dict(params or {}),
-        queue={"auto": "any"}.get(device, device),
+        queue=_queue_of(device),
         priority=priority,
         name=name,
         inputs=tuple(inputs),
@@ -198,8 +200,15 @@ def _checked_store(address: str, settings: Settings) -> str | None:
     return address
 
 
+def _queue_of(device: str) -> str:
+    queues = {"auto": "any", "cpu": "cpu", "gpu": "gpu"}
+    if device not in queues:
+        raise UsageError(f"--device: expected one of {', '.join(queues)}, found {device!r:.80}.")
+    return queues[device]
+
+
 def _check_chunk_size(size: int | None) -> None:
-    if size is not None and not 0 < size <= MAX_CHUNK:
+    if size is not None and not (isinstance(size, int) and 0 < size <= MAX_CHUNK):
         raise UsageError(f"--chunk-size: expected a number of records from 1 to {MAX_CHUNK:,}, found {size!r:.80}.")
 
 
@@ -223,7 +232,7 @@ def check_spec(spec: JobSpec) -> None:
     """
     try:
         JobSpec.decode(spec.encode())
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: a program's parameter that JSON has not
         raise UsageError(f"The job cannot be submitted: {error}.") from error
 
 

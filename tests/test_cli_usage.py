@@ -125,6 +125,8 @@ def test_standard_input_is_looked_at_before_anything_starts(alone: Shell, home: 
         (["--task", "fill-mask", "-m", "two words"], ["'two words'", "org/name"]),
         (["--task", "fill-mask", "-o", "gone/out.jsonl"], ["no directory gone"]),
         (["--task", "fill-mask", "-o", "out.jsonl", "--output-format", "jsonl"], ["--output-format", "-o out.jsonl/"]),
+        (["--task", "fill-mask", "-o", ""], ["-o: the name is empty"]),
+        (["--task", "fill-mask", "-m", ""], ["--model: the name is empty"]),
         (["--task", "fill-mask", "-o", "out.xyz"], ["out.xyz", ".jsonl"]),
         (["--task", "fill-mask", "-o", "s3://bucket/out.jsonl"], ["s3://bucket/out.jsonl/", "directory of parts"]),
         (["--task", "fill-mask", "-o", "out.npy"], ["out.npy", "embedding"]),

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -99,12 +100,22 @@ def test_what_cannot_be_submitted_is_refused_at_once(client: Client, records: ob
 def test_jobs_are_chosen_by_a_status_that_there_is(client: Client) -> None:
     with pytest.raises(UsageError, match="status: expected one of submitting, queued"):
         client.jobs(status="done")
+    with pytest.raises(UsageError, match="limit"):
+        client.jobs(limit=-1)
 
 
-@pytest.mark.parametrize("size", [0, -1, 10**9])
-def test_a_chunk_of_no_sensible_size_is_refused(client: Client, size: int) -> None:
-    with pytest.raises(UsageError, match="expected a number of records from 1"):
-        client.submit(task="test-echo", records=["a"], chunk_size=size)
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        *(({"chunk_size": size}, "expected a number of records from 1") for size in (0, -1, 10**9, "a")),
+        ({"device": "tpu"}, "expected one of auto, cpu, gpu"),
+        ({"params": {"a": object()}}, "JSON"),
+        ({"max_errors": -5}, "a number of records"),
+    ],
+)
+def test_an_argument_that_means_nothing_is_refused(client: Client, wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        client.submit(task="test-echo", records=["a"], **wrong)
 
 
 def test_a_table_has_typed_outputs_where_the_runner_declares_them(client: Client) -> None:

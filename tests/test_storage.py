@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import StorageError
+from common.errors import NoSuchStorage, StorageError
 from common.file_access import open_stream, version_of
 from common.storage import Storage, open_storage
 
@@ -85,8 +85,9 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_an_address_that_nothing_here_opens_says_what_to_install() -> None:
-    with pytest.raises(StorageError, match=r"nosuch://x: .*install fsspec"):
+    with pytest.raises(NoSuchStorage, match=r"nosuch://x: .*install fsspec") as caught:
         open_storage("nosuch://x")
+    assert caught.value.code == "missing_library"  # by which a worker leaves the job to others
 
 
 def test_readers_never_see_half_a_file(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def parse_target(text: str | Path | None, format: str | None, *, responses: bool
         if format is not None:
             raise UsageError("--output-format says how the parts in a directory are written; name it with -o DIR/.")
         return None
+    if not str(text):
+        raise UsageError("-o: the name is empty; name a file, or a directory as DIR/.")
     target = _target_of(without_scheme(str(text)), format)
     if responses:
         check_responses(target)
