@@ -16,9 +16,9 @@ from common.inputs.row_ranges import RowRange
 from common.inputs.sources import Source, faults
 
 #: Bytes of row groups that a process keeps, so that the chunks of one, which come one after the other, read it once.
-_KEPT_BYTES = 128 * 1024**2
-#: Bytes of one column of a row group at most, for its rows to be read in place.
-GROUP_BYTES = 128 * 1024**2
+_KEPT_BYTES = 64 * 1024**2
+#: Bytes of one column of a row group at most, for its rows to be read in place; reading it takes three times as many.
+GROUP_BYTES = 64 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +76,14 @@ class _RowGroups:
                 self._kept.move_to_end(key)
             return self._kept.get(key)
 
+    def make_room(self, size: int) -> None:
+        with self._lock:
+            while self._kept and size + sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
+                self._kept.popitem(last=False)
+
     def keep(self, key: tuple[Any, ...], table: Any) -> None:
         with self._lock:
             self._kept[key] = table
-            while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
-                self._kept.popitem(last=False)
 
 
 _row_groups = _RowGroups()
@@ -95,6 +98,7 @@ def read_group(file: Any, rows: RowRange, columns: list[str]) -> tuple[Any, int]
             key = (rows.source, rows.size, rows.version, group, *columns)
             table = _row_groups.find(key)
             if table is None:
+                _row_groups.make_room(file.metadata.row_group(group).total_byte_size)
                 table = file.read_row_group(group, columns=columns)
                 _row_groups.keep(key, table)
             return table, first
