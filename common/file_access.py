@@ -78,7 +78,7 @@ def version_of(name: str) -> tuple[int, str]:
         files, path = open_file_system(name)
         info = files.info(path)
     if info.get("type") == "directory":
-        raise StorageError(f"{name} is no file but something else; name the files in it.")
+        raise StorageError(f"{name} is a directory; name the files in it, as {name.rstrip('/')}/*.")
     tags = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created", "blob_id"))
     return int(info["size"]), str(next((tag for tag in tags if tag), ""))
 

@@ -96,6 +96,15 @@ def test_a_name_that_stands_for_nothing_is_refused(place: Path, name: str, words
         read(name)
 
 
+def test_a_file_address_is_the_path_it_means_and_a_directory_elsewhere_is_refused(place: Path):
+    task = TASKS["image-classification"]
+    found = next(place.rglob("*.png"))
+    [record] = read_records([f"file://{found.absolute()}"], task, max_record_bytes=10**6)
+    assert (record.id, record.failure, record.blob) == (str(found.absolute()), None, found.read_bytes())
+    with pytest.raises(UsageError, match=r"name the files, as s3://bucket/photos/\*\.jpg"):
+        check_inputs(["s3://bucket/photos/"], task, max_record_bytes=10**6)
+
+
 def test_the_payload_carries_the_files(place: Path):
     (place / "list.txt").write_text("photos/b.png\nnone.png\n")
     records = read("list.txt")

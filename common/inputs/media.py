@@ -88,6 +88,8 @@ def _read(path: Json, kind: str, max_bytes: int) -> bytes | Failure:
 def _paths(name: str, kind: str) -> Iterator[str]:
     path = Path(name)
     if is_address(name):
+        if name.endswith("/"):
+            raise UsageError(f"{name}: at an address, name the files, as {name}*{SUFFIXES[kind][0]}.")
         yield name
     elif path.is_dir():
         yield from _below(name, kind)
