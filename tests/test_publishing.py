@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -117,6 +118,22 @@ def test_one_that_slept_through_a_retry_takes_nothing_away_and_says_nothing(
     written.commit(written.lease(), Outcome("at last"))
     assert written.publish()
     assert written.found() == ["at last", "at last"]
+
+
+def test_a_late_attempt_of_a_retry_leaves_a_whole_output_as_it_is(server: RedisServer, tmp_path: Path) -> None:
+    written = Written(server, tmp_path / "out", chunks=1)
+    written.commit(written.lease(), BAD)
+    assert written.publish()
+    written.ledger.retry(written.spec.id)
+    held = written.lease()
+    written.commit(held, Outcome("done"))
+    assert written.publish() and written.status is JobStatus.COMPLETED
+    written.put(replace(held, serial=held.serial + 1), Outcome("late"))
+    assert sorted(path.name for path in written.directory.iterdir()) == [
+        "_SUCCESS",
+        "manifest.json",
+        "part-00000.parquet",
+    ]
 
 
 def test_a_job_that_is_deleted_while_its_part_is_placed_is_no_fault(written: Written) -> None:
