@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # The CPU build of torch where pip finds one under that very version; a later one would bring gigabytes of CUDA.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+# seqeval comes as source; an older pip, as Debian 12 has it, builds it in a way that setuptools no longer knows.
+export PIP_USE_PEP517 := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format test-faults test-soak test-compose bench bench-peers up clean
@@ -33,7 +35,7 @@ test: check ## All checks and tests that CI runs
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not faults and not compose"
 
 test-faults: $(STAMP) ## All faults, those that take minutes too; run nothing else meanwhile
-	@$(BIN)/pytest --durations=15 tests/faults tests/test_finetune_jobs.py tests/test_finetune_places.py \
+	@$(BIN)/pytest -n 2 --durations=15 tests/faults tests/test_finetune_jobs.py tests/test_finetune_places.py \
 	  tests/test_finetune_uploads.py
 
 test-soak: $(STAMP) ## Kill workers at random for a quarter of an hour, and count the outcomes
