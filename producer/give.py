@@ -1,5 +1,6 @@
 """Giving results: into a file, as JSON lines into a pipe, or as a table on a terminal."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -43,14 +44,18 @@ def _lines(job: Job, rows: Iterable[Row]) -> Iterator[str]:
     return map(to_line, rows)
 
 
-def _write_lines(lines: Iterable[str]) -> None:
+def _write_lines(lines: Iterable[str], *, at_once: bool = False) -> None:
     try:
-        # JSON is UTF-8, whatever the locale says.
-        sys.stdout.buffer.writelines(f"{line}\n".encode() for line in lines)
+        for line in lines:
+            sys.stdout.buffer.write(f"{line}\n".encode())  # JSON is UTF-8, whatever the locale says
+            if at_once:
+                sys.stdout.flush()
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
+        # What is still held would be tried once more when Python ends, and change the exit status.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise HugqueueError(f"Cannot write to standard output: {error.strerror or error}.") from error
 
 
@@ -65,5 +70,5 @@ def _show_table(job: Job, rows: Iterator[Row], say: Callable[[str], None]) -> No
 
 def follow_results(client: Client, job: Job, say: Callable[[str], None]) -> int:
     """Give the outcomes of a running job as its chunks are done, in input order; return its exit status at the end."""
-    _write_lines(_lines(job, client.rows_as_they_come(job.id, say)))
+    _write_lines(_lines(job, client.rows_as_they_come(job.id, say)), at_once=True)
     return exit_status(client.look(job.id))

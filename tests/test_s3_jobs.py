@@ -69,7 +69,7 @@ def test_a_job_reads_its_input_in_place_and_leaves_parts_and_a_manifest(
     assert [part["failed"] for part in manifest["parts"]] == [1, *[0] * 10]
     trouble.unlink()
     done = queue.run("retry", manifest["id"], "--wait")
-    assert f"200 records to s3://{BUCKET}/out" in done.stderr
+    assert f"200 records are in s3://{BUCKET}/out" in done.stderr
     assert names_in(files, "out") == ["_SUCCESS", "manifest.json", *parts]
     tables = (pq.read_table(f"{BUCKET}/out/{part}", filesystem=files) for part in parts)
     assert pa.concat_tables(tables)["output"].to_pylist() == [f"LINE {n}" for n in range(200)]

@@ -69,7 +69,7 @@ def repeated(kill: Kill, server: RedisServer, pause: float) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.parametrize("policy", ["everysec", "always"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_redis_is_killed_under_load_and_started_again(
     shell: Shell, server: RedisServer, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path, policy: str
 ) -> None:

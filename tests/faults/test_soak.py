@@ -20,6 +20,6 @@ def test_every_record_is_answered_once_while_workers_are_killed_at_random(
         figures = soak.run(seconds=120, kill_every=20)
     finally:
         soak.stop()
-    record_property("figures", figures)
+    record_property("figures", str(figures))
     assert (figures.losses, figures.duplicates) == (0, 0)
     assert figures.kills >= 4 and figures.jobs > figures.kills

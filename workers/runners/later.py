@@ -7,10 +7,10 @@ so that the device has the next batch to compute meanwhile. On a CPU there is no
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # a device process whose runner needs no torch does not import it
+    from torch import Tensor
 
 R = TypeVar("R")
 
@@ -22,10 +22,12 @@ class Later(Generic[R]):
     read: Callable[[], Sequence[R]]
 
 
-def later(tensors: Sequence[Tensor], finish: Callable[[Sequence[Tensor]], Sequence[R]]) -> Sequence[R] | Later[R]:
+def later(tensors: Sequence["Tensor"], finish: Callable[[Sequence["Tensor"]], Sequence[R]]) -> Sequence[R] | Later[R]:
     """Return what `finish` makes of the tensors on the host: at once from a CPU, to be read later from a GPU."""
     if not any(tensor.is_cuda for tensor in tensors):
         return finish(tensors)
+    import torch
+
     host = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
     for target, tensor in zip(host, tensors, strict=True):
         target.copy_(tensor, non_blocking=True)
