@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.scale.ground import Ground, lines
 
 #: Chunks for each worker: enough that the last ones, which no longer spread evenly, weigh little.
-CHUNKS = 30
+CHUNKS = 60
 
 
 def measure(workers: int, seconds: float) -> str:
