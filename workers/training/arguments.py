@@ -71,7 +71,8 @@ def _chosen(order: Order, training: Training, *, evaluates: bool, metric: str | 
         "logging_nan_inf_filter": False,
         "eval_strategy": "epoch" if evaluates else "no",
         "save_strategy": "epoch",
-        "save_total_limit": 2,
+        # The best, the last whole one, and one that may be half written when the process is killed.
+        "save_total_limit": 3,
         "load_best_model_at_end": evaluates,
         "metric_for_best_model": metric,
         "greater_is_better": None if metric is None else metric not in LESS_IS_BETTER,
