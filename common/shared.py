@@ -6,11 +6,14 @@ own administrator wrote. Nothing here opens anything.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 _SEPARATORS = re.compile(r"[/\\?#]")
+
+#: Whether a process may open a path or an address that a job names.
+MayOpen = Callable[[str], bool]
 
 
 def is_address(name: str) -> bool:

@@ -264,11 +264,11 @@ class Connection:
 
         Goes on while Redis is away, as `wait` does: `on_trouble` gets a sentence.
         """
-        from common.payloads import decode_outcomes, output_type
+        from common.payloads import output_type
 
         payloads = self.store.payloads(job.spec)
         for chunk in range(job.chunks or 0):
             outcomes = self.patiently(partial(payloads.outcomes, chunk), on_trouble)
             if outcomes:
-                return output_type(decode_outcomes(outcomes[0]))
+                return output_type(outcomes[0])
         return None

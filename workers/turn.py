@@ -87,8 +87,9 @@ def _work(room: Room, job: Job, held: HeldLease) -> str:
     if lease.attempt > MOST_ATTEMPTS:
         return _fail(room, held, Failure("chunk_keeps_failing", _WORKERS_DIED.format(lease.chunk, MOST_ATTEMPTS)))
     try:
-        result = _compute(room, job, held)
-        return _commit(room, job, held, result)
+        payloads = room.store.payloads(job.spec)
+        result = _compute(room, job, held, payloads)
+        return _commit(room, job, held, payloads, result)
     except (ModelError, WorkerError, PayloadError, MemoryError, OSError) as error:
         return _not_done(room, job, held, error)
 
@@ -108,11 +109,10 @@ def _not_done(room: Room, job: Job, held: HeldLease, error: Exception) -> str:
     return _refuse(room, job, held, error)
 
 
-def _compute(room: Room, job: Job, held: HeldLease) -> ChunkResult:
+def _compute(room: Room, job: Job, held: HeldLease, payloads: JobPayloads) -> ChunkResult:
     if job.spec.training is not None:
         return _train(room, job, held)
     lease = held.lease
-    payloads = room.store.payloads(job.spec)
     payload = held.patiently(lambda: payloads.records(lease.chunk))
     if payload is None:
         raise PayloadError("its records are not in the store")
@@ -148,8 +148,8 @@ def _train(room: Room, job: Job, held: HeldLease) -> ChunkResult:
     return room.tuner.run(job, held, room.stopping, on_checkpoint)
 
 
-def _commit(room: Room, job: Job, held: HeldLease, result: ChunkResult) -> str:
-    lease, counts, payloads = held.lease, result.counts, room.store.payloads(job.spec)
+def _commit(room: Room, job: Job, held: HeldLease, payloads: JobPayloads, result: ChunkResult) -> str:
+    lease, counts = held.lease, result.counts
     held.patiently(lambda: payloads.put_outcomes(lease.chunk, lease.version, result.payload), files=FILES_AWAY)
     most_failed = job.spec.most_failed(job.records or 0)
     answer = held.patiently(lambda: room.ledger.commit(lease, counts, result.facts, most_failed))

@@ -9,7 +9,8 @@ and the flatbuffers of `Message.fbs`.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 
@@ -44,15 +45,31 @@ def read_stream(data: bytes, check_schema: Callable[[pa.Schema], None], most_byt
     Raises:
         PayloadError: it is no such stream, or too large.
     """
-    try:
-        with pa.ipc.open_stream(data) as reader:
-            check_schema(reader.schema)
-            _check_extent(data, most_bytes, most_rows)
-            table = reader.read_all()
+    with _faults(), pa.ipc.open_stream(data) as reader:
+        check_schema(reader.schema)
+        _check_extent(data, most_bytes, most_rows)
+        table = reader.read_all()
         table.validate(full=True)
+    return table
+
+
+def read_schema(data: bytes, check_schema: Callable[[pa.Schema], None]) -> pa.Schema:
+    """Return the schema of a stream, checked by `check_schema`; no data is looked at.
+
+    Raises:
+        PayloadError: it is no such stream.
+    """
+    with _faults(), pa.ipc.open_stream(data) as reader:
+        check_schema(reader.schema)
+        return reader.schema
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError, ValueError, MemoryError, StopIteration, struct.error) as error:
         raise PayloadError(f"not an Arrow stream: {str(error) or type(error).__name__}") from error
-    return table
 
 
 def _check_extent(data: bytes, most_bytes: int, most_rows: int) -> None:

@@ -3,20 +3,23 @@
 import contextlib
 from collections.abc import Iterator
 from itertools import islice
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import redis
 
 from common import keys
 from common.errors import ModelError, StorageError, UnknownJob
-from common.job_payloads import JobPayloads, MayOpen
 from common.jobs import Job, decode_job
 from common.keys import JobKeys
-from common.output_parts import OutputParts
 from common.payload_store import job_address
 from common.scripts import Scripts
+from common.shared import MayOpen
 from common.storage import open_storage
 from common.values import JOB_ID, JobSpec, JobStatus
+
+if TYPE_CHECKING:  # they bring pyarrow, which who looks at jobs does not need
+    from common.job_payloads import JobPayloads
+    from common.output_parts import OutputParts
 
 #: Jobs looked up in one round trip.
 _PAGE = 100
@@ -129,13 +132,15 @@ class Store:
 
     # Payloads
 
-    def payloads(self, spec: JobSpec) -> JobPayloads:
+    def payloads(self, spec: JobSpec) -> "JobPayloads":
         """Return the payloads of a job.
 
         Raises:
             ModelError: `address_not_allowed`, the job names a place that this process may not open.
         """
-        return JobPayloads(self.client, spec, self._may_open)
+        from common.job_payloads import JobPayloads
+
+        return JobPayloads(self.client, self._scripts, spec, self._may_open)
 
     def left_behind(self) -> list[str]:
         """Return the ids of jobs that are there no longer, but their files are."""
@@ -149,7 +154,7 @@ class Store:
                 gone += [job_id for job_id, found in zip(page, pipe.execute(), strict=True) if not found]
         return gone
 
-    def _parts_of(self, job_id: str) -> OutputParts | None:
+    def _parts_of(self, job_id: str) -> "OutputParts | None":
         """Return the parts of a job that workers write, where this process may open them."""
         try:
             return self.payloads(self.job(job_id).spec).parts

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.arrow_streams import read_stream, write_stream
+from common.arrow_streams import read_schema, read_stream, write_stream
 from common.encoder import to_json
 from common.errors import PayloadError
 from common.values import Counts, Failure, Json, Outcome, Record, visible
@@ -118,16 +118,25 @@ def decode_outcomes(data: bytes) -> pa.Table:
 
 def iter_outcomes(table: pa.Table) -> Iterator[tuple[int, Json, Outcome]]:
     """Yield (position, id, outcome) for each row of a table that `decode_outcomes` gave."""
-    typed = output_type(table) is not None
+    typed = _declared_type(table.schema) is not None
     columns = [table[name].to_pylist() for name in _OUT]
     for position, id_, output, code, message, truncated in zip(*columns, strict=True):
         value = output if typed or output is None else _from_json(output)
         yield position, _from_json(id_), Outcome(value, _failure(code, message), truncated)
 
 
-def output_type(table: pa.Table) -> pa.DataType | None:
-    """Return the declared type of the outputs in a table that `decode_outcomes` gave; None if they are JSON text."""
-    return table.schema.field("output").type if table.schema.metadata[b"kind"] == b"typed" else None
+def output_type(data: bytes) -> pa.DataType | None:
+    """Return the declared type of the outputs in a payload; None if they are JSON text. Looks at its schema alone.
+
+    Raises:
+        PayloadError: the bytes are not a payload of outcomes.
+    """
+    _check_size(data)
+    return _declared_type(read_schema(data, lambda schema: _check_schema(schema, "outcomes", _OUT)))
+
+
+def _declared_type(schema: pa.Schema) -> pa.DataType | None:
+    return schema.field("output").type if schema.metadata.get(b"kind") == b"typed" else None
 
 
 def count(outcomes: Sequence[Outcome]) -> Counts:
@@ -185,8 +194,7 @@ def _write(table: pa.Table, content: str, kind: str) -> bytes:
 def _open(
     data: bytes, content: str, columns: dict[str, Any], optional: dict[str, Any] | None = None
 ) -> tuple[pa.Table, str]:
-    if len(data) > MAX_BYTES:
-        raise PayloadError(f"a payload of {len(data):,} bytes; at most {MAX_BYTES:,} are taken")
+    _check_size(data)
 
     def check(schema: pa.Schema) -> None:
         extended = {**columns, **(optional or {})}
@@ -194,6 +202,11 @@ def _open(
 
     table = read_stream(data, check, MAX_EXPANDED, MAX_ROWS)
     return table, table.schema.metadata.get(b"kind", b"").decode(errors="replace")
+
+
+def _check_size(data: bytes) -> None:
+    if len(data) > MAX_BYTES:
+        raise PayloadError(f"a payload of {len(data):,} bytes; at most {MAX_BYTES:,} are taken")
 
 
 def _check_schema(schema: pa.Schema, content: str, columns: dict[str, Any]) -> None:

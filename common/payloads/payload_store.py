@@ -27,9 +27,9 @@ _TOKEN = re.compile(r"^[0-9a-f]{8}\Z")
 class PayloadStore(ABC):
     """The payloads of one job, by name, inputs apart from outcomes."""
 
-    def __init__(self, client: "redis.Redis", job_id: str) -> None:
+    def __init__(self, client: "redis.Redis", scripts: Scripts, job_id: str) -> None:
         self._client = client
-        self._scripts = Scripts(client)
+        self._scripts = scripts
         self._job_id = job_id
         self._keys = JobKeys.of(job_id)
 
@@ -113,9 +113,9 @@ class FilePayloads(PayloadStore):
     #: Payloads up to this many bytes stay in Redis: a file would take more.
     SMALL = 1024
 
-    def __init__(self, client: "redis.Redis", job_id: str, address: str) -> None:
+    def __init__(self, client: "redis.Redis", scripts: Scripts, job_id: str, address: str) -> None:
         """Keep the payloads in `address`, a store that other jobs have too."""
-        super().__init__(client, job_id)
+        super().__init__(client, scripts, job_id)
         self._address = address
         self._storage = open_storage(job_address(address, job_id))
         self._is_noted = False

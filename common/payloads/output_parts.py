@@ -8,13 +8,13 @@ The names are those of Hadoop's and Spark's committers, whose readers pass over 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import UsageError
 from common.jobs import Job
 from common.parts import chunk_rows, decode_part, encode_part, part_name, part_schema
-from common.payloads import decode_outcomes, decode_records, output_type
+from common.payloads import decode_records, output_type
 from common.rows import Row
 from common.storage import open_storage
 from common.values import Json, Output
@@ -40,7 +40,7 @@ class OutputParts:
             outcomes: payloads of its commits so far, the oldest first, and of this attempt.
         """
         rows = chunk_rows(decode_records(records), outcomes)
-        kind = output_type(decode_outcomes(outcomes[-1]))
+        kind = output_type(outcomes[-1])
         if version[0] > 0:  # a retry: what was finished is not, for now
             self._storage.remove(SUCCESS, MANIFEST)
         self._storage.write(self._attempt(chunk, version), encode_part(rows, kind, self._format))
@@ -124,8 +124,6 @@ def _parse_attempt(name: str) -> tuple[int, tuple[int, int]]:
 
 def _described(job: Job) -> dict[str, Json]:
     shown = job.as_dict()
-    wanted: Iterator[str] = iter(
-        ("id", "name", "task", "model", "revision", "params", "inputs", "created_at", "ran_on")
-    )
+    wanted = ("id", "name", "task", "model", "revision", "params", "inputs", "created_at", "ran_on")
     counts = {name: shown["counts"][name] for name in ("records", "succeeded", "failed", "truncated")}
     return {**{name: shown[name] for name in wanted}, "counts": counts}

@@ -1,7 +1,5 @@
 """The payloads of one job as both sides use them: the records of a chunk, and its outcomes."""
 
-from collections.abc import Callable
-
 import redis
 
 from common.claims import Written
@@ -12,10 +10,10 @@ from common.keys import JobKeys
 from common.output_parts import OutputParts
 from common.payload_store import FilePayloads, PayloadStore, RedisPayloads, decode_versions, outcome_name
 from common.payloads import encode_records
+from common.scripts import Scripts
+from common.shared import MayOpen
 from common.tasks import find_task
 from common.values import JobSpec
-
-MayOpen = Callable[[str], bool]
 
 
 class JobPayloads:
@@ -24,7 +22,7 @@ class JobPayloads:
     Every method raises `redis.RedisError` when Redis is away or full, and `StorageError` when files cannot be had now.
     """
 
-    def __init__(self, client: "redis.Redis", spec: JobSpec, may_open: MayOpen) -> None:
+    def __init__(self, client: "redis.Redis", scripts: Scripts, spec: JobSpec, may_open: MayOpen) -> None:
         """Open the job's payloads.
 
         Raises:
@@ -34,8 +32,9 @@ class JobPayloads:
         self._spec = spec
         self._may_open = may_open
         self._keys = JobKeys.of(spec.id)
-        self._store = open_payloads(client, spec, may_open)
+        self._store = open_payloads(client, scripts, spec, may_open)
         self._parts: OutputParts | None = None
+        self._read: tuple[int, bytes] | None = None  #: a chunk and its records, of which its part will be made
         if spec.output is not None:
             self._check(spec.output.address)
             self._parts = OutputParts(spec.id, spec.output)
@@ -62,9 +61,16 @@ class JobPayloads:
             PayloadError: the file that is to be read in place was changed, or is broken.
             ModelError: `address_not_allowed`, it may not be opened here; `unknown_task`.
         """
+        if self._read is not None and self._read[0] == chunk:
+            return self._read[1]
         payload = self._store.input(str(chunk))
-        if payload is None or not is_range(payload):
-            return payload
+        if payload is not None and is_range(payload):
+            payload = self._read_in_place(payload)
+        if payload is not None and self._parts is not None:
+            self._read = chunk, payload
+        return payload
+
+    def _read_in_place(self, payload: bytes) -> bytes:
         rows = RowRange.decode(payload)
         self._check(rows.source)
         try:
@@ -128,16 +134,16 @@ class JobPayloads:
         check_address(address, self._may_open)
 
 
-def open_payloads(client: "redis.Redis", spec: JobSpec, may_open: MayOpen) -> PayloadStore:
+def open_payloads(client: "redis.Redis", scripts: Scripts, spec: JobSpec, may_open: MayOpen) -> PayloadStore:
     """Return the job's payloads by name.
 
     Raises:
         ModelError: `address_not_allowed`, the job names a store that this process may not open.
     """
     if spec.store is None:
-        return RedisPayloads(client, spec.id)
+        return RedisPayloads(client, scripts, spec.id)
     check_address(spec.store, may_open)
-    return FilePayloads(client, spec.id, spec.store)
+    return FilePayloads(client, scripts, spec.id, spec.store)
 
 
 def check_address(address: str, may_open: MayOpen) -> None:

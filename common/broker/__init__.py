@@ -1,0 +1,1 @@
+"""Celery's side of the contract: the app, its settings, tickets, and kombu's transport with some things mended."""

@@ -1,0 +1,1 @@
+"""Files under a path or an address, through fsspec."""
