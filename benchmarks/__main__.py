@@ -31,13 +31,15 @@ logger = logging.getLogger(__name__)
 JOB = "hugqueue, file to file"
 #: Task to the function that makes its model, its parameters, and how many texts of mixed lengths are measured.
 TASKS: dict[str, tuple[Callable[[], Path], dict[str, object], int]] = {
-    "embedding": (models.minilm, {}, 1536),
-    "fill-mask": (models.bert_mlm, {}, 128),
-    "text-classification": (models.bert_classifier, {}, 128),
-    "text-generation": (models.small_causal, {"do_sample": False, "max_new_tokens": 32}, 64),
+    "embedding": (models.minilm, {}, 6144),
+    "fill-mask": (models.bert_mlm, {}, 512),
+    "text-classification": (models.bert_classifier, {}, 512),
+    "text-generation": (models.small_causal, {"do_sample": False, "max_new_tokens": 32}, 256),
 }
-#: How many texts a mix gets to take about as long as the others; whole jobs of the first one last longest.
-_SCALE = {"mixed": 1.0, "short": 1.0, "paragraph": 0.25, "repeated": 0.5}
+#: What part of that a mix gets. A job of few seconds says more of its start than of its speed: one mix is a longer job.
+_SCALE = {"mixed": 1.0, "short": 0.5, "paragraph": 0.0625, "repeated": 0.125}
+#: So many texts are enough for the slow ways, or this part if it is more.
+_FEW, _PART = 128, 0.0625
 _BATCHES = (8, 32, 64)
 #: How many times as long the one job is that tells what the queue costs: a start of half a second weighs little in it.
 _LONG = 4
@@ -95,22 +97,25 @@ def compare(work: Work, mix: str, given: Sequence[str], rounds: int) -> str:
     """Return the table of one task and mix: all ways in turn over the same texts."""
     with tempfile.TemporaryDirectory() as base, contextlib.ExitStack() as queues:
         queue, naive = Path(base) / "queue", Path(base) / "naive"
+        part = min(1.0, max(_PART, _FEW / len(given)))
         contestants = {
             JOB: Contestant(lambda: whole_job(work, queue, queues.enter_context(running_queue(work, queue)))),
-            "hugqueue, in the process": Contestant(lambda: runner(work), 0.5),
-            **_peers(work),
-            "a Celery task for each record": Contestant(lambda: queues.enter_context(naive_queue(work, naive)), 0.125),
-            **_bounds(work),
+            "hugqueue, in the process": Contestant(lambda: runner(work)),
+            **_peers(work, part),
+            "a Celery task for each record": Contestant(
+                lambda: queues.enter_context(naive_queue(work, naive)), 0.5 * part
+            ),
+            **_bounds(work, part),
         }
         figures = measure(contestants, given, rounds)
     title = f"{work.task}, {mix}: {len(given)} records, {rounds} rounds"
-    return table(title, figures, JOB, notes(work.task, figures, contestants, JOB))
+    return table(title, figures, JOB, notes(work.task, figures, JOB))
 
 
-def _peers(work: Work) -> dict[str, Contestant]:
-    found = {"pipeline, one by one": Contestant(partial(pipeline, work, 1), 0.125)}
+def _peers(work: Work, part: float) -> dict[str, Contestant]:
+    found = {"pipeline, one by one": Contestant(partial(pipeline, work, 1), 0.5 * part)}
     for size in _BATCHES:
-        found[f"pipeline, batches of {size}"] = Contestant(partial(pipeline, work, size), 0.25)
+        found[f"pipeline, batches of {size}"] = Contestant(partial(pipeline, work, size), part)
     if work.task == "embedding":
         for size in (8, 16, 32, 64):
             name = f"sentence-transformers, batches of {size}"
@@ -118,12 +123,12 @@ def _peers(work: Work) -> dict[str, Contestant]:
     return found
 
 
-def _bounds(work: Work) -> dict[str, Contestant]:
+def _bounds(work: Work, part: float) -> dict[str, Contestant]:
     if work.task == "text-generation":
         return {}
     return {
-        "raw forward, torch's layers": Contestant(partial(packed_forward, work, faster_layers=False), 0.5),
-        "raw forward, our layers": Contestant(partial(packed_forward, work, faster_layers=True), 0.5),
+        "raw forward, torch's layers": Contestant(partial(packed_forward, work, faster_layers=False), 2 * part),
+        "raw forward, our layers": Contestant(partial(packed_forward, work, faster_layers=True), 2 * part),
     }
 
 

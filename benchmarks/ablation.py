@@ -38,7 +38,7 @@ def ablation(work: Work, texts: Sequence[str], rounds: int) -> str:
     contestants["with dtype=int8"] = Contestant(lambda: runner(work, dtype="int8"))
     figures = measure(contestants, texts, rounds)
     title = f"Ablation: {work.task}, {len(texts)} records of mixed lengths, a fifth of them repeated"
-    return table(title, figures, _ALL, notes(work.task, figures, contestants, _ALL))
+    return table(title, figures, _ALL, notes(work.task, figures, _ALL))
 
 
 def _without(

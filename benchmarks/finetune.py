@@ -31,8 +31,8 @@ from transformers.utils import logging
 from benchmarks.machine import described
 from benchmarks.models import minilm
 from benchmarks.workloads import MIXES, texts
-from common.labels import Example, survey
-from common.training import Training
+from common.training.labels import Example, survey
+from common.training.spec import Training
 from common.values import JobSpec, new_job_id
 from workers.training.arguments import make_arguments
 from workers.training.data import encoded_dataset

@@ -20,10 +20,15 @@ logger = logging.getLogger(__name__)
 class Figure:
     """What one way took, round by round, and what it gave; or why it failed."""
 
-    records: int  #: in a round; the slow ways get a part of the texts
+    positions: Sequence[int]  #: of the texts that it got; the slow ways get a part
     seconds: list[float] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     failure: str = ""
+
+    @property
+    def records(self) -> int:
+        """How many texts it got in a round."""
+        return len(self.positions)
 
     @property
     def rate(self) -> float:
@@ -43,14 +48,16 @@ class Contestant:
     make: Callable[[], Way]
     share: float = 1.0
 
-    def part(self, texts: Sequence[str]) -> Sequence[str]:
-        """Return every n-th text, so that a part has the lengths of the whole."""
-        return texts[:: max(1, round(1 / self.share))]
+    def positions(self, texts: Sequence[str]) -> Sequence[int]:
+        """Return which texts it gets, in their order: every n-th by length, so that a part is like the whole."""
+        step = max(1, round(1 / self.share))
+        by_length = sorted(range(len(texts)), key=lambda at: len(texts[at]))
+        return sorted(by_length[step // 2 :: step])
 
 
 def measure(contestants: Mapping[str, Contestant], texts: Sequence[str], rounds: int) -> dict[str, Figure]:
     """Return the figures of all ways over the same texts; a short round before does not count."""
-    figures = {name: Figure(len(one.part(texts))) for name, one in contestants.items()}
+    figures = {name: Figure(one.positions(texts)) for name, one in contestants.items()}
     ways: dict[str, Way] = {}
     for name, one in contestants.items():
         with _noted(name, figures[name]):
@@ -61,7 +68,7 @@ def measure(contestants: Mapping[str, Contestant], texts: Sequence[str], rounds:
             if figures[name].failure:
                 continue
             with _noted(name, figures[name]):
-                part = contestants[name].part(texts)
+                part = [texts[at] for at in figures[name].positions]
                 begun = time.perf_counter()
                 outputs = way(part)
                 figures[name].seconds.append(time.perf_counter() - begun)

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Contestant, Figure
+from benchmarks.measure import Figure
 
 
-def notes(task: str, figures: Mapping[str, Figure], contestants: Mapping[str, Contestant], base: str) -> dict[str, str]:
+def notes(task: str, figures: Mapping[str, Figure], base: str) -> dict[str, str]:
     """Return for each way how near its outputs are to those of `base`, which ran over all the texts.
 
     A way that gave something else in shape says so in its note; its time stands.
@@ -19,7 +19,7 @@ def notes(task: str, figures: Mapping[str, Figure], contestants: Mapping[str, Co
         if name == base or not figure.outputs:
             continue
         try:
-            found[name] = compared(task, figure.outputs, contestants[name].part(ours))
+            found[name] = compared(task, figure.outputs, [ours[at] for at in figure.positions])
         except (ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
             found[name] = f"not comparable: {error}"
     return found

@@ -53,7 +53,7 @@ def main() -> None:
         }
         figures = measure(contestants, given, chosen.rounds)
     title = f"embedding, mixed: {len(given)} records, file to file, {chosen.rounds} rounds"
-    print(table(title, figures, _JOB, notes(work.task, figures, contestants, _JOB)))
+    print(table(title, figures, _JOB, notes(work.task, figures, _JOB)))
     taken = statistics.median(figures[_JOB].seconds)
     print(f"\nhugqueue took {taken:.1f} s; Ray's time holds the start of Ray, of its one actor and of the model.")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from celery import Celery
 
 from benchmarks.ways import Way, Work
-from common.connection import connect
-from common.heartbeats import living
+from common.redis.connection import connect
+from common.store.heartbeats import living
 from producer.embedded.place import Place
 from producer.embedded.server import find_binary
 
@@ -44,7 +44,7 @@ def naive_queue(work: Work, directory: Path) -> Iterator[Way]:
             yield lambda texts: [
                 answer.get(timeout=600)
                 for answer in [
-                    app.send_task("benchmarks.naive.predict", (work.pipeline_task, str(work.model), text, work.params))
+                    app.send_task("benchmarks.naive.predict", (work.task, str(work.model), text, work.params))
                     for text in texts
                 ]
             ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.payloads import decode_outcomes, iter_outcomes
+from common.payloads.encoding import decode_outcomes, iter_outcomes
 from common.values import Json, Record
 from workers.device.chunk import run_chunk
 from workers.device.memory import keep_freed

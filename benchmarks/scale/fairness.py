@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.scale.ground import Ground, lines
-from common.keys import JobKeys
-from common.ledger import Ledger
-from common.payloads import encode_records
-from common.store import Store
+from common.payloads.encoding import encode_records
+from common.redis.keys import JobKeys
+from common.store.ledger import Ledger
+from common.store.store import Store
 from common.values import JobSpec, Record, new_job_id
 
 #: What a chunk takes, and how many records it has.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.scale.ground import Ground, lines
-from common.store import Store
+from common.store.store import Store
 
 #: What a worker does with a line is no matter here: a runner that gives it back in capitals, a thousand at once.
 OPTIONS = ("--task", "test-echo", "-p", "batch=1000")
