@@ -88,5 +88,5 @@ RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
 USER hugqueue
 WORKDIR /home/hugqueue
 EXPOSE 5555
-ENTRYPOINT ["celery", "--app", "common.queue", "flower"]
+ENTRYPOINT ["celery", "--app", "common.broker.queue", "flower"]
 CMD ["--address=0.0.0.0", "--port=5555", "--read-only", "--tasks_columns=name,args,result,state,runtime,worker,received"]

@@ -9,6 +9,23 @@ from common.values import LATEST, Counts, Failure, JobSpec, JobStatus, Json
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """How far a job is submitted."""
+
+    records: int = 0
+    chunks: int = 0
+    digest: str = ""  #: of these records
+
+    def fields(self) -> Mapping[str, str | int]:
+        """Return it as fields of the job's hash."""
+        return {
+            "written_records": self.records,
+            "written_chunks": self.chunks,
+            "written_digest": self.digest,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """The state of one job at one moment. Times are seconds since the epoch, by Redis's clock."""
 

@@ -127,7 +127,7 @@ class JobSpec:
     max_errors: str | None = None  #: with more failed records the job ends early: `10`, or `5%` of all
     store: str | None = None  #: where its payloads lie, if not in Redis
     output: Output | None = None  #: where workers write its outcomes, if they do
-    training: Mapping[str, Json] | None = None  #: of a fine-tune job: its options (`common.training`)
+    training: Mapping[str, Json] | None = None  #: of a fine-tune job: its options (`common.training.spec`)
     labels: Mapping[str, str] = field(default_factory=dict)  #: the user's own words to find it by
     format: str | None = None  #: `openai`: the records are requests of a batch file, and so are the results
 

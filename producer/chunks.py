@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 
-from common.heartbeats import Heartbeat
+from common.store.heartbeats import Heartbeat
 from common.values import Record
 
 #: Bytes of text in one chunk at most.

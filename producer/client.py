@@ -22,9 +22,9 @@ from typing import Self
 
 from common.addresses import check_address
 from common.errors import UsageError
-from common.heartbeats import serving
 from common.jobs import Job
 from common.settings import Settings, load_settings
+from common.store.heartbeats import serving
 from common.values import JobStatus, Json, Record
 from producer.connection import Connection
 from producer.duplicates import watch_duplicates

@@ -15,16 +15,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from common.claims import Claims
-from common.connection import connect, is_passing, redis_errors
 from common.errors import StoreUnavailable, UnknownJob, UsageError, WaitTimedOut
-from common.heartbeats import Heartbeat, living, serving, ticket_target
 from common.jobs import Job
-from common.keys import JobKeys
-from common.ledger import MIN_TICKETS, Ledger
+from common.redis.connection import connect, is_passing, redis_errors
+from common.redis.keys import JobKeys
 from common.rows import Row
 from common.settings import Settings
-from common.store import Store
+from common.store.claims import Claims
+from common.store.heartbeats import Heartbeat, living, serving, ticket_target
+from common.store.ledger import MIN_TICKETS, Ledger
+from common.store.store import Store
 from common.values import JobSpec
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ class Connection:
         """
         from kombu.exceptions import OperationalError  # celery takes a while to import, and most commands send nothing
 
-        from common.queue import send_tickets
+        from common.broker.queue import send_tickets
 
         with contextlib.suppress(OperationalError, redis.RedisError):
             most = ticket_target(living(self.store.client), spec.queue, MIN_TICKETS)
@@ -118,7 +118,7 @@ class Connection:
 
     @cached_property
     def _app(self) -> Any:
-        from common.queue import make_app
+        from common.broker.queue import make_app
 
         return make_app(self.settings)
 
@@ -250,8 +250,8 @@ class Connection:
 
     def chunks(self, job: Job, on_trouble: Callable[[str], None], first: int = 0) -> Iterator[list[Row]]:
         """Yield the records of each chunk with their outcomes, from chunk `first` on; goes on while Redis is away."""
-        from common.parts import chunk_rows
-        from common.payloads import decode_records
+        from common.payloads.encoding import decode_records
+        from common.payloads.parts import chunk_rows
 
         payloads = self.store.payloads(job.spec)
         for chunk in range(first, job.chunks or 0):
@@ -264,7 +264,7 @@ class Connection:
 
         Goes on while Redis is away, as `wait` does: `on_trouble` gets a sentence.
         """
-        from common.payloads import output_type
+        from common.payloads.encoding import output_type
 
         payloads = self.store.payloads(job.spec)
         for chunk in range(job.chunks or 0):

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from common.errors import UsageError
-from common.examples import SHAPES, Shape, choose_shape, is_empty, make_example, shapes_of
 from common.inputs import read_records
-from common.labels import Labels, check_seen, survey
-from common.labels import split as split_examples
 from common.settings import Settings
 from common.tasks import Task
-from common.training import Training
+from common.training.examples import SHAPES, Shape, choose_shape, is_empty, make_example, shapes_of
+from common.training.labels import Labels, check_seen, survey
+from common.training.labels import split as split_examples
+from common.training.spec import Training
 from common.values import Json, Record
 
 #: Examples in one payload.

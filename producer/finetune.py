@@ -8,16 +8,16 @@ from typing import Any
 import click
 
 from common.errors import UsageError
-from common.job_payloads import JobPayloads
 from common.jobs import Job
-from common.labels import check_metric
-from common.model_names import resolve_model
-from common.models_store import job_of
+from common.models.names import resolve_model
+from common.models.store import job_of
 from common.nearest import did_you_mean
-from common.payloads import encode_records
+from common.payloads.encoding import encode_records
+from common.payloads.job_payloads import JobPayloads
 from common.settings import Settings, load_settings
 from common.tasks import ALIASES
-from common.training import HUB_PREFIX, LABEL_KINDS, QUEUE, Training, check
+from common.training.labels import check_metric
+from common.training.spec import HUB_PREFIX, LABEL_KINDS, QUEUE, Training, check
 from common.values import JobSpec, JobStatus, Json, Record, new_job_id
 from producer.chunks import ChunkPlan, cut_chunks
 from producer.client import Client

@@ -1,8 +1,8 @@
 """Following a job to its end, with progress; and what is said of it then."""
 
 from common.errors import UsageError
-from common.heartbeats import serving
 from common.jobs import Job
+from common.store.heartbeats import serving
 from common.values import JobStatus
 from producer.client import Client
 from producer.printing import Say

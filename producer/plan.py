@@ -9,13 +9,13 @@ from itertools import chain
 from pathlib import Path
 
 from common.errors import ModelError, StorageError, UsageError
-from common.heartbeats import Heartbeat
 from common.inputs import check_inputs, read_records
 from common.inputs.in_place import cut_source, shared_sources, size_to_cut
 from common.inputs.making import RecordMaker
 from common.inputs.sources import Reading
-from common.model_names import resolve_model
+from common.models.names import resolve_model
 from common.settings import Settings, absolute, load_settings
+from common.store.heartbeats import Heartbeat
 from common.tasks import ALIASES, Task, find_task
 from common.values import MAX_ERRORS, JobSpec, Json, Record, new_job_id
 from producer.chunks import CHUNK_BYTES, ChunkPlan, plan_chunks
@@ -189,8 +189,8 @@ def _checked_store(address: str, settings: Settings) -> str | None:
     """Return the store of a job if files can be written there; None for Redis."""
     if not address:
         return None
-    from common.job_payloads import check_address
-    from common.storage import open_storage
+    from common.files.storage import open_storage
+    from common.payloads.job_payloads import check_address
 
     try:
         check_address(address, lambda place: settings.embedded or settings.may_open(place))

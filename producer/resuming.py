@@ -12,9 +12,9 @@ from dataclasses import fields, replace
 
 import redis
 
-from common.claims import Claim, Written
 from common.errors import HugqueueError, JobTaken, StoreUnavailable, UsageError
-from common.jobs import Job
+from common.jobs import Job, Written
+from common.store.claims import Claim
 from common.tasks import find_task
 from common.values import JobSpec, JobStatus
 from producer.connection import POLL, Connection

@@ -50,7 +50,7 @@ def write_parts(connection: Connection, job: Job, output: Output, on_trouble: Ca
     Raises:
         StorageError: the directory cannot be written.
     """
-    from common.output_parts import OutputParts
+    from common.payloads.output_parts import OutputParts
 
     parts = OutputParts(job.id, output)
     kind = connection.output_type(job, on_trouble)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import redis
 
-from common.claims import Written
 from common.errors import StoreUnavailable, UsageError
+from common.jobs import Written
 from common.settings import Settings
 from common.values import JobSpec
 from producer.connection import Connection

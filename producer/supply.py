@@ -9,7 +9,6 @@ from itertools import chain, islice, starmap
 from common.encoder import to_json
 from common.inputs.row_ranges import Cut, RowRange
 from common.inputs.sources import Reading
-from common.payloads import encode_records
 from common.values import Record
 from producer.chunks import ChunkPlan, cut_chunks, weight
 
@@ -40,7 +39,11 @@ class Piece:
 
     def encode(self) -> bytes:
         """Return the payload of a chunk."""
-        return self.content.encode() if isinstance(self.content, RowRange) else encode_records(self.content)
+        if isinstance(self.content, RowRange):
+            return self.content.encode()
+        from common.payloads.encoding import encode_records  # pyarrow, which who looks at jobs does not need
+
+        return encode_records(self.content)
 
 
 class Digest:

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.heartbeats import Heartbeat
 from common.jobs import Job
-from common.stored_models import StoredModel
+from common.models.stored import StoredModel
+from common.store.heartbeats import Heartbeat
 from common.tasks import Task
 from common.values import JobStatus, Json, short_model, visible
 from producer.training_progress import metrics_in_words

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from common.errors import HugqueueError, UsageError
 from common.extras import install
-from common.model_names import resolve_preload
+from common.models.names import resolve_preload
 from common.settings import Settings, load_settings, to_environ
 from producer.connection import Connection
 from producer.embedded.attach import attach
@@ -108,7 +108,7 @@ def _workers_command(settings: Settings) -> list[str]:
 
 
 def _flower_command(port: int) -> list[str]:
-    command = [sys.executable, "-P", "-m", "celery", "-A", "common.queue", "flower"]
+    command = [sys.executable, "-P", "-m", "celery", "-A", "common.broker.queue", "flower"]
     command += [f"--address={HOST}", f"--port={port}", "--read-only", "--logging=error"]
     return [*command, f"--tasks_columns={COLUMNS}"]
 

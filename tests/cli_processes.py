@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.heartbeats import living
+from common.store.heartbeats import living
 from tests.processes import ROOT, RedisServer, Shell, Workers, environment, wait_until
 
 

@@ -13,9 +13,9 @@ for name in list(os.environ):
     if name.startswith(("HUGQUEUE_", "CELERY_", "REDIS_")):
         del os.environ[name]
 
-from common.heartbeats import living  # noqa: E402 - the environment comes first
-from common.ledger import Ledger  # noqa: E402
-from common.store import Store  # noqa: E402
+from common.store.heartbeats import living  # noqa: E402 - the environment comes first
+from common.store.ledger import Ledger  # noqa: E402
+from common.store.store import Store  # noqa: E402
 from tests.processes import RedisServer, Shell, Workers, environment, wait_until  # noqa: E402
 
 #: Seconds for which a lease lasts that no worker holds.

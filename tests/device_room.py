@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from common.payloads import decode_outcomes, encode_records, iter_outcomes
+from common.payloads.encoding import decode_outcomes, encode_records, iter_outcomes
 from common.settings import Settings
 from common.values import JobSpec, Json, Outcome, Record, new_job_id
 from tests.processes import PLUGINS, wait_until

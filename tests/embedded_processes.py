@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import redis
 
-from common.connection import connect
+from common.redis.connection import connect
 from tests.processes import ROOT, wait_until
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import BertForMaskedLM
 
-from common.payloads import encode_records
-from common.training import Training
+from common.payloads.encoding import encode_records
+from common.training.spec import Training
 from common.values import JobSpec, Json, Record, new_job_id
 from tests.processes import Shell, wait_until
 from tests.tiny_models import bert_config, wordpiece

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import redis
 
-from common import keys
-from common.arrow_streams import write_stream
-from common.keys import JobKeys
-from common.payloads import VERSION, encode_outcomes, encode_records
+from common.payloads.arrow_streams import write_stream
+from common.payloads.encoding import VERSION, encode_outcomes, encode_records
+from common.redis import keys
+from common.redis.keys import JobKeys
 from common.values import JobSpec, Outcome, Record, new_job_id
 
 RECORDS = {"id": pa.string(), "input": pa.string(), "error_code": pa.string(), "error_message": pa.string()}

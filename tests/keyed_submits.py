@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, Popen
 
-from common.keys import JobKeys
+from common.redis.keys import JobKeys
 from producer.connection import Connection
 from tests.processes import Shell, wait_until
 

@@ -2,11 +2,11 @@
 
 import time
 
-from common.job_payloads import JobPayloads
-from common.keys import JobKeys
-from common.ledger import Lease, Ledger
-from common.payloads import encode_records
-from common.store import Store
+from common.payloads.encoding import encode_records
+from common.payloads.job_payloads import JobPayloads
+from common.redis.keys import JobKeys
+from common.store.ledger import Lease, Ledger
+from common.store.store import Store
 from common.values import Counts, JobSpec, Record, new_job_id
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import redis
 
-from common.heartbeats import living
+from common.store.heartbeats import living
 from tests.processes import Shell, Workers, environment, wait_until
 
 

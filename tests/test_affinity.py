@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from common.heartbeats import Heartbeat
+from common.store.heartbeats import Heartbeat
 from common.values import JobSpec, new_job_id
 from workers.affinity import DWELL, LEAST_DWELL, LOYALTY, PATIENCE, Affinity, Holding
 

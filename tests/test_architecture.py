@@ -57,6 +57,20 @@ def test_there_are_no_import_cycles() -> None:
     assert not graph, f"a cycle among {sorted(graph)}"
 
 
+def test_packages_import_one_way_too() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in SOURCES:
+        package = ".".join(path.relative_to(ROOT).parts[:-1])
+        needed = {".".join(name.split(".")[:2]) for name in imports(path)}
+        graph.setdefault(package, set()).update(needed)
+    packages = {name for name in graph if "." in name}
+    graph = {name: graph[name] & packages - {name} for name in packages}
+    while leaves := [name for name, needed in graph.items() if not needed & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"a cycle among {sorted(graph)}"
+
+
 @pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_stay_small(path: Path) -> None:
     most = 400 if "tests" in path.parts else 300
@@ -95,5 +109,13 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_the_celery_process_never_loads_torch() -> None:
     code = "import sys, workers.app; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_who_looks_at_jobs_loads_no_arrow() -> None:
+    code = (
+        "import sys, producer.client, producer.commands.jobs; print('pyarrow' in sys.modules, 'numpy' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "False"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.keys import JobKeys
+from common.redis.keys import JobKeys
 from common.settings import Settings
 from common.values import Counts, JobSpec, new_job_id
 from producer.client import Client

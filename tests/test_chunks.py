@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from common.heartbeats import Heartbeat
+from common.store.heartbeats import Heartbeat
 from common.values import Record
 from producer.chunks import CHUNK_BYTES, ChunkPlan, cut_chunks, plan_chunks
 

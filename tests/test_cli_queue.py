@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from common.keys import JobKeys
+from common.redis.keys import JobKeys
 from tests.cli_processes import Queue, Terminal, running_queue
 from tests.processes import lines, wait_until
 

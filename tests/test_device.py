@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from common.errors import ModelError, PayloadError, WorkerError
-from common.payloads import decode_outcomes, encode_records, iter_outcomes
+from common.payloads.encoding import decode_outcomes, encode_records, iter_outcomes
 from common.values import Counts, Failure, Outcome, Record
 from tests.device_room import Room, codes, device_room, gone, outcomes
 from tests.processes import PLUGINS, ROOT, wait_until

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pytest
 
 from common.errors import ModelError, RecordError, WorkerError
-from common.payloads import decode_outcomes, iter_outcomes
+from common.payloads.encoding import decode_outcomes, iter_outcomes
 from common.values import Json, Outcome, Record
 from tests.processes import PLUGINS
 from workers.device.chunk import Answer, DeviceLost, run_chunk

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import CodedError, ModelError, WorkerError
-from common.payloads import decode_outcomes
+from common.payloads.encoding import decode_outcomes
 from common.values import Counts, JobSpec, Json, new_job_id
 from tests.device_room import Room, codes, device_room, outcomes
 from tests.processes import wait_until

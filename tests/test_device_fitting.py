@@ -9,7 +9,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from common.keys import budgets
+from common.redis.keys import budgets
 from common.settings import Settings
 from common.values import JobSpec, Json, Outcome, new_job_id
 from tests import tiny_models

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from common.connection import connect
 from common.errors import StoreUnavailable, UsageError
+from common.redis.connection import connect
 from common.settings import load_settings
 from producer.embedded.attach import attach
 from producer.embedded.keeper import TAKEN

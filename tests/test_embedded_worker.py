@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.jobs import Job
-from common.ledger import Ledger
-from common.store import Store
+from common.store.ledger import Ledger
+from common.store.store import Store
 from common.values import JobSpec, JobStatus, new_job_id
 from tests.embedded_processes import Holder, Home
 from tests.processes import environment, wait_until

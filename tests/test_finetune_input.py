@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from common.errors import UsageError
-from common.labels import Labels
-from common.training import Training
-from common.training_arguments import BARRED, FIELDS
+from common.training.arguments import BARRED, FIELDS
+from common.training.labels import Labels
+from common.training.spec import Training
 from producer.finetune import FinetunePlan, make_finetune_plan
 from tests.finetuning import TUTORIAL, write_reviews
 from tests.processes import Shell, environment

@@ -11,7 +11,7 @@ import pytest
 from celery.events.state import State
 from transformers import BertForMaskedLM
 
-from common.queue import make_app
+from common.broker.queue import make_app
 from common.settings import Settings
 from tests.dataset_server import DatasetServer
 from tests.embedded_processes import Home

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from s3fs import S3FileSystem
 
-from common.models_store import open_store
-from common.stored_models import ModelsStore
-from common.training_checkpoints import seal
+from common.models.store import open_store
+from common.models.stored import ModelsStore
+from common.training.checkpoints import seal
 from tests.finetuning import base_model, progress, result_of, wait_for_step, write_reviews
 from tests.processes import Shell, Workers, lines, wait_until
 from tests.s3_server import S3Server

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from common.errors import CodedError, ModelError, UsageError, WorkerError
-from common.labels import Labels
+from common.training.labels import Labels
 from tests.finetuning import TUTORIAL, Listener, base_model, make_order, train_here
 from tests.processes import wait_until
 from tests.tiny_models import causal_gpt2, masked_roberta

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from common.claims import Claim, Written
 from common.errors import JobTaken
-from common.keys import JobKeys, idempotency
+from common.jobs import Written
+from common.redis.keys import JobKeys, idempotency
 from common.settings import Settings
+from common.store.claims import Claim
 from common.values import JobSpec, new_job_id
 from producer.connection import Connection
 from tests.keyed_submits import KEY, LINES, TTL, arguments, the_job

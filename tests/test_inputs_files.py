@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import UsageError
 from common.inputs import check_inputs, read_records
-from common.payloads import decode_records, encode_records
+from common.payloads.encoding import decode_records, encode_records
 from common.tasks import TASKS
 from common.values import Record
 from producer.chunks import FILE_CHUNK_BYTES, ChunkPlan, cut_chunks

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common import keys
 from common.errors import UsageError
+from common.files.storage import open_storage
 from common.inputs.hub import find_files
 from common.inputs.sources import expand
-from common.keys import JobKeys
-from common.storage import open_storage
+from common.redis import keys
+from common.redis.keys import JobKeys
 from tests.dataset_server import DatasetServer
 from tests.processes import ROOT, RedisServer, Shell, Workers, lines
 

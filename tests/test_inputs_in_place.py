@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import PayloadError, StorageError
+from common.files.storage import open_storage
 from common.inputs import read_records
 from common.inputs.in_place import can_be_cut, cut_source, read_rows, size_to_cut
 from common.inputs.making import RecordMaker
 from common.inputs.row_ranges import Cut, RowRange, is_range
 from common.inputs.sources import Source
-from common.payloads import encode_records
-from common.storage import open_storage
+from common.payloads.encoding import encode_records
 from common.tasks import TASKS
 from common.values import Record
 

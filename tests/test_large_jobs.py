@@ -8,8 +8,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from common import keys
-from common.keys import JobKeys
+from common.redis import keys
+from common.redis.keys import JobKeys
 from tests.processes import RedisServer, Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]

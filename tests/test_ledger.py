@@ -2,8 +2,8 @@
 
 import threading
 
-from common.ledger import Ledger
-from common.store import Store
+from common.store.ledger import Ledger
+from common.store.store import Store
 from common.values import Counts, Failure, JobSpec, JobStatus, new_job_id
 from tests.ledgers import commit, lease, make_job, payloads, run_all
 from tests.processes import wait_until

@@ -3,9 +3,9 @@
 import time
 import uuid
 
-from common.keys import JobKeys
-from common.ledger import Ledger
-from common.store import Store
+from common.redis.keys import JobKeys
+from common.store.ledger import Ledger
+from common.store.store import Store
 from common.values import JobStatus
 from tests.conftest import LEASE
 from tests.ledgers import commit, die, lease, make_job, run_all

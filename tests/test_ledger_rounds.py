@@ -2,12 +2,12 @@
 
 import pytest
 
-from common import keys
 from common.errors import NotSubmitting, UnknownJob, UsageError
-from common.keys import JobKeys
-from common.ledger import Lease, Ledger
-from common.scripts import Scripts
-from common.store import Store
+from common.redis import keys
+from common.redis.keys import JobKeys
+from common.redis.scripts import Scripts
+from common.store.ledger import Lease, Ledger
+from common.store.store import Store
 from common.values import Counts, Failure, JobSpec, JobStatus, new_job_id
 from tests.ledgers import commit, die, lease, make_job, payloads, run_all
 from tests.processes import RedisServer, wait_until

@@ -9,10 +9,10 @@ import pytest
 from s3fs import S3FileSystem
 
 from common.errors import ModelError, UsageError
-from common.models_store import job_of, open_store, store_address
+from common.models.store import job_of, open_store, store_address
+from common.models.stored import ModelsStore
 from common.settings import load_settings
-from common.stored_models import ModelsStore
-from common.training_checkpoints import is_whole, latest_whole, seal, steps_of
+from common.training.checkpoints import is_whole, latest_whole, seal, steps_of
 from tests.s3_server import S3Server
 
 JOB = "0123456789ab"

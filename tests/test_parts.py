@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import PayloadError
-from common.parts import FORMATS, chunk_rows, decode_part, encode_part, part_name
-from common.payloads import encode_outcomes, overlay
+from common.payloads.encoding import encode_outcomes, overlay
+from common.payloads.parts import FORMATS, chunk_rows, decode_part, encode_part, part_name
 from common.values import Failure, Outcome, Record
 
 BAD = Failure("bad_json", "line 3: no JSON")

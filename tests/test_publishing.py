@@ -8,13 +8,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from common.job_payloads import JobPayloads
-from common.keys import JobKeys
-from common.ledger import Lease, Ledger
-from common.output_parts import OutputParts
-from common.payloads import encode_outcomes, encode_records
-from common.publishing import place_part, publish
-from common.store import Store
+from common.payloads.encoding import encode_outcomes, encode_records
+from common.payloads.job_payloads import JobPayloads
+from common.payloads.output_parts import OutputParts
+from common.redis.keys import JobKeys
+from common.store.ledger import Lease, Ledger
+from common.store.publishing import place_part, publish
+from common.store.store import Store
 from common.values import Counts, Failure, JobSpec, JobStatus, Outcome, Output, Record, new_job_id
 from tests.ledgers import lease
 from tests.processes import RedisServer, Shell, Workers, wait_until

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from common.errors import ModelError
-from common.payloads import decode_outcomes, encode_outcomes, iter_outcomes
+from common.payloads.encoding import decode_outcomes, encode_outcomes, iter_outcomes
 from tests.tiny_models import RecordingWatch, causal_gpt2
 from tests.tiny_seq2seq import make_t5
 from workers.runners.embedding import EmbeddingRunner

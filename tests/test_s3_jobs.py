@@ -11,11 +11,11 @@ import pytest
 from fsspec import AbstractFileSystem
 from s3fs import S3FileSystem
 
-from common import keys
 from common.errors import StorageError, UsageError
-from common.heartbeats import living
-from common.keys import JobKeys
-from common.storage import open_storage
+from common.files.storage import open_storage
+from common.redis import keys
+from common.redis.keys import JobKeys
+from common.store.heartbeats import living
 from producer.plan import make_plan
 from tests import tiny_media
 from tests.cli_processes import Queue, running_queue

@@ -7,8 +7,8 @@ from secrets import token_hex
 import pytest
 import redis
 
-from common.heartbeats import living
-from common.keys import CELERY_PREFIX, REFUSED, JobKeys, budgets
+from common.redis.keys import CELERY_PREFIX, REFUSED, JobKeys, budgets
+from common.store.heartbeats import living
 from tests.access_rules import PASSWORD, add_users, denied, rules
 from tests.flower_process import flower, get
 from tests.processes import DEMO_MODEL, RedisServer, Shell, Workers, environment, wait_until

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from common import keys
 from common.errors import UnknownJob
-from common.heartbeats import living
-from common.keys import CELERY_PREFIX, JobKeys
-from common.ledger import Ledger
-from common.payload_store import outcome_name
-from common.store import Store
+from common.payloads.payload_store import outcome_name
+from common.redis import keys
+from common.redis.keys import CELERY_PREFIX, JobKeys
+from common.store.heartbeats import living
+from common.store.ledger import Ledger
+from common.store.store import Store
 from common.values import JobSpec
 from tests import forgery
 from tests.faults.messages import ticket

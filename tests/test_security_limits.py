@@ -11,12 +11,12 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from common.errors import ModelError, PayloadError
-from common.payloads import MAX_ROWS, decode_outcomes, decode_records, encode_outcomes, encode_records
+from common.payloads.encoding import MAX_ROWS, decode_outcomes, decode_records, encode_outcomes, encode_records
 from common.values import Outcome, Record
 from tests.forgery import GOOD, OUTCOMES, RECORDS, bomb, forged
 from tests.processes import RedisServer, Shell, Workers
 from tests.tiny_models import causal_gpt2
-from workers.device.generation_limit import check_generation
+from workers.runners.generation_limit import check_generation
 from workers.runners.loading import Source, load_model
 
 

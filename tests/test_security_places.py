@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from common import keys
-from common.file_access import version_of
+from common.files.access import version_of
 from common.inputs.row_ranges import RowRange
-from common.keys import JobKeys
-from common.store import Store
+from common.redis import keys
+from common.redis.keys import JobKeys
+from common.store.store import Store
 from tests import forgery
 from tests.processes import RedisServer, Shell, Workers, wait_until
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import NoSuchStorage, StorageError
-from common.file_access import open_stream, version_of
-from common.storage import Storage, open_storage
+from common.files.access import open_stream, version_of
+from common.files.storage import Storage, open_storage
 
 
 @pytest.fixture(params=["directory", "memory"])

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from common import keys
 from common.errors import ModelError
-from common.keys import JobKeys
-from common.ledger import Ledger
-from common.store import Store
+from common.redis import keys
+from common.redis.keys import JobKeys
+from common.store.ledger import Ledger
+from common.store.store import Store
 from common.values import JobSpec, Output, new_job_id
 from tests.processes import RedisServer
 

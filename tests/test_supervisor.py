@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.keys import device_claim
+from common.redis.keys import device_claim
 from tests.processes import ROOT, RedisServer, Shell, Workers, wait_until
 from workers.devices import CLAIM_MS
 
@@ -68,7 +68,7 @@ def test_a_preload_that_is_not_there_is_refused_before_anything_starts(environ: 
 
 
 def test_only_celery_itself_makes_the_app_of_the_environment(environ: dict[str, str]) -> None:
-    code = "import common.queue; print(common.queue.make_app.__name__)"
+    code = "import common.broker.queue; print(common.broker.queue.make_app.__name__)"
     wrong = environ | {"HUGQUEUE_LEASE": "long"}
     done = subprocess.run([sys.executable, "-c", code], env=wrong, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "make_app"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.queue import make_app, waiting_tickets
+from common.broker.queue import make_app, waiting_tickets
 from common.settings import Settings
 from common.values import JobSpec, new_job_id
 from tests.processes import RedisServer, wait_until

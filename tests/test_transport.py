@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu import Consumer, Queue
 
-from common.keys import CELERY_PREFIX, REFUSED
-from common.queue import make_app
+from common.broker.queue import make_app
+from common.broker.transport import REFUSED_BYTES, REFUSED_MOST, Transport, fault_of
+from common.redis.keys import CELERY_PREFIX, REFUSED
 from common.settings import Settings
-from common.transport import REFUSED_BYTES, REFUSED_MOST, Transport, fault_of
 from tests.faults.messages import NOT_JSON, NOT_OBJECTS, QUEUE, ticket
 from tests.processes import RedisServer
 

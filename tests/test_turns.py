@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
-from common.heartbeats import living
+from common.store.heartbeats import living
 from tests.processes import RedisServer, Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]

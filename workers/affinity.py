@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from common.heartbeats import Heartbeat, serving
+from common.store.heartbeats import Heartbeat, serving
 from common.tasks import ALIASES
 from common.values import JobSpec, Json
 

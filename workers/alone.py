@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from common.ledger import Ledger
+from common.store.ledger import Ledger
 from common.values import Failure
 from workers.device_client import Caution
 from workers.leases import HeldLease

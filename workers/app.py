@@ -13,8 +13,8 @@ from celery import Celery, bootsteps
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker import state
 
+from common.broker.queue import FINETUNE, HANDLER_PREFIX, make_app
 from common.errors import HugqueueError, UsageError
-from common.queue import FINETUNE, HANDLER_PREFIX, make_app
 from common.settings import Settings, load_settings
 from common.tasks import RUNNER_GROUP, TASKS
 from common.values import JOB_ID
@@ -38,7 +38,7 @@ class RoomStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, worker: Any) -> None:
         """Open the room; a worker that cannot start ends with the reason."""
-        # At every lost connection it asks for a setting that deletes running work (`common.queue`).
+        # At every lost connection it asks for a setting that deletes running work (`common.broker.queue`).
         warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
         try:
             if settings.broker_url is None:

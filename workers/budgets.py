@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import redis
 
-from common.keys import budgets
+from common.redis.keys import budgets
 from common.values import Json
 from workers.runners.budget import LEAST_KEPT, MOST
 

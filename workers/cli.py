@@ -7,12 +7,12 @@ import sys
 import click
 import redis
 
-from common.connection import connect, explain, is_passing
 from common.errors import HugqueueError, UsageError
-from common.model_names import resolve_preload
-from common.models_store import open_store, store_address
+from common.models.names import resolve_preload
+from common.models.store import open_store, store_address
+from common.redis.connection import connect, explain, is_passing
 from common.settings import Settings, load_settings
-from common.training import QUEUE
+from common.training.spec import QUEUE
 from common.values import DTYPES, QUEUES
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.errors import HugqueueError, PayloadError, WorkerError
-from common.payloads import decode_outcomes, decode_records, encode_outcomes, iter_outcomes
+from common.payloads.encoding import decode_outcomes, decode_records, encode_outcomes, iter_outcomes
 from common.settings import Settings
 from common.values import Counts, Failure, JobSpec, Json
 from workers.affinity import Holding
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class ChunkResult:
     """What came of a chunk."""
 
-    payload: bytes  #: of outcomes (`common.payloads`)
+    payload: bytes  #: of outcomes (`common.payloads.encoding`)
     counts: Counts
     seconds: float  #: of computing, in the device process
     facts: Mapping[str, Json]  #: what ran: model, commit, device, dtype, versions

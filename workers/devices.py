@@ -9,10 +9,10 @@ from pathlib import Path
 
 import redis
 
-from common import keys
 from common.errors import UsageError
+from common.redis import keys
 from common.settings import Settings
-from common.training import QUEUE as TRAIN
+from common.training.spec import QUEUE as TRAIN
 
 #: Milliseconds after which the claim of a dead supervisor ends.
 CLAIM_MS = 30_000

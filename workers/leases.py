@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import redis
 
-from common.connection import is_passing
 from common.errors import StorageError
-from common.ledger import Lease, Ledger
+from common.redis.connection import is_passing
+from common.store.ledger import Lease, Ledger
 from workers.runners.base import Cancelled
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import time
 
 import redis
 
-from common.heartbeats import Heartbeat, living
+from common.store.heartbeats import Heartbeat, living
 
 #: Seconds for which a look is good. Heartbeats come every three.
 _FRESH = 1.0

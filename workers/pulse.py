@@ -16,8 +16,8 @@ from pathlib import Path
 
 import redis
 
-from common.heartbeats import Heartbeat, beat, leave
 from common.settings import Settings
+from common.store.heartbeats import Heartbeat, beat, leave
 from workers.device_client import DeviceProcess
 from workers.devices import describe, queues_of
 from workers.meter import Meter

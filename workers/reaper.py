@@ -14,15 +14,15 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from common import keys
-from common.connection import is_passing
+from common.broker.queue import send_tickets, waiting_tickets
 from common.errors import ModelError, StorageError, UnknownJob, UsageError
-from common.heartbeats import Heartbeat, living, ticket_target
-from common.ledger import MIN_TICKETS, Ledger
-from common.publishing import publish
-from common.queue import send_tickets, waiting_tickets
+from common.redis import keys
+from common.redis.connection import is_passing
 from common.settings import Settings
-from common.store import Store
+from common.store.heartbeats import Heartbeat, living, ticket_target
+from common.store.ledger import MIN_TICKETS, Ledger
+from common.store.publishing import publish
+from common.store.store import Store
 from common.values import Failure, JobSpec, visible
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import random
 import time
 
-from common.ledger import Lease, Ledger
+from common.store.ledger import Lease, Ledger
 
 #: Seconds to pass over a job before trying it again: another model may have left the memory by then.
 FOR = 60.0

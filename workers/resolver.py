@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ModelError, UsageError
-from common.models_store import job_of, open_store, store_address
+from common.models.store import job_of, open_store, store_address
 from common.settings import Settings
 from common.tasks import find_task
 from workers.model_files import check_files

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from celery import Celery
 
-from common.connection import connect
-from common.ledger import Ledger
+from common.redis.connection import connect
 from common.settings import Settings
-from common.store import Store
+from common.store.ledger import Ledger
+from common.store.store import Store
 from workers.affinity import Affinity
 from workers.budgets import Budgets
 from workers.device_client import DeviceProcess

@@ -11,8 +11,8 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from common.broker.queue import send_tickets
 from common.errors import UsageError
-from common.queue import send_tickets
 from common.values import JobSpec
 
 logger = logging.getLogger(__name__)

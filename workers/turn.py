@@ -9,12 +9,12 @@ import uuid
 import redis
 
 from common.errors import ModelError, PayloadError, StorageError, UnknownJob, WorkerError
-from common.heartbeats import living, serving, ticket_target
-from common.job_payloads import JobPayloads
 from common.jobs import Job
-from common.ledger import MIN_TICKETS, Lease
-from common.payloads import failed_positions
-from common.publishing import place_part
+from common.payloads.encoding import failed_positions
+from common.payloads.job_payloads import JobPayloads
+from common.store.heartbeats import living, serving, ticket_target
+from common.store.ledger import MIN_TICKETS, Lease
+from common.store.publishing import place_part
 from common.values import Failure, JobSpec
 from workers.alone import CAUTIOUS_AFTER, Alone
 from workers.device_client import ChunkResult

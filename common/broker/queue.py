@@ -1,6 +1,6 @@
 """The Celery side of the contract: the app, its settings, and the sending of tickets.
 
-`celery -A common.queue flower` watches it. The worker's app is this one with handlers (`workers.app`).
+`celery -A common.broker.queue flower` watches it. The worker's app is this one with handlers (`workers.app`).
 """
 
 import json
@@ -12,10 +12,10 @@ from celery import Celery
 from kombu import Queue
 
 from common.addresses import tls_options
-from common.keys import CELERY_PREFIX
+from common.broker.transport import Amqp
+from common.redis.keys import CELERY_PREFIX
 from common.settings import Settings, load_settings
 from common.tasks import find_task
-from common.transport import Amqp
 from common.values import PRIORITIES, QUEUES, JobSpec
 
 #: Seconds for one try at the broker. A command must have ended, with an answer or an error, after ten.
@@ -130,7 +130,7 @@ def _ticket_ids(raw: bytes) -> Iterator[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Make `app` when `celery -A common.queue` asks for it: who merely imports this module has settings of its own."""
+    """Make `app` when `celery -A common.broker.queue` asks for it: who merely imports this has settings of its own."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return make_app(load_settings())

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import StorageError
-from common.file_access import is_in_bucket, open_file_system, storage_errors
+from common.files.access import is_in_bucket, open_file_system, storage_errors
 from common.shared import is_address, local_path
 
 

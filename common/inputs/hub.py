@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from common.errors import StorageError, UsageError
-from common.file_access import open_file_system, storage_errors
+from common.files.access import open_file_system, storage_errors
 
 PREFIX = "hf:"
 #: Where the hub keeps what it made of a data set, as CONFIG/SPLIT/0000.parquet.

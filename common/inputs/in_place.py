@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from common.errors import PayloadError, StorageError, UsageError
-from common.file_access import open_file_system, open_stream, storage_errors, version_of
+from common.files.access import open_file_system, open_stream, storage_errors, version_of
 from common.inputs.lines import body
 from common.inputs.making import RecordMaker
 from common.inputs.plain_lines import json_records, text_records

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from common.encoder import to_json
 from common.errors import UsageError
-from common.file_access import open_stream
+from common.files.access import open_stream
 from common.inputs.lines import oversized
 from common.inputs.making import RecordMaker
 from common.inputs.sources import Source, faults

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import PayloadError, UsageError
-from common.file_access import open_stream
+from common.files.access import open_stream
 from common.inputs.making import RecordMaker
 from common.inputs.row_ranges import RowRange
 from common.inputs.sources import Source, faults

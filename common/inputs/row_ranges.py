@@ -11,7 +11,7 @@ from types import NoneType
 from typing import Any
 
 from common.errors import PayloadError
-from common.file_access import version_of
+from common.files.access import version_of
 
 #: Formats whose rows can be found without reading all that stands before them.
 FORMATS = ("txt", "jsonl", "parquet")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StorageError, UsageError
-from common.file_access import glob, open_stream, version_of
+from common.files.access import glob, open_stream, version_of
 from common.inputs.hub import find_files, is_data_set
 from common.shared import is_address, without_scheme
 

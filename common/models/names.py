@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from common.errors import UsageError
-from common.models_store import job_of
+from common.models.store import job_of
 from common.tasks import find_task
 
 

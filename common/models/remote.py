@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.errors import UsageError
-from common.stored_models import CARD, WORK, ModelsStore, StoredModel, age
-from common.training_checkpoints import WHOLE, best_of, has_all, latest_whole, sibling, steps_of
+from common.models.stored import CARD, WORK, ModelsStore, StoredModel, age
+from common.training.checkpoints import WHOLE, best_of, has_all, latest_whole, sibling, steps_of
 from common.values import JOB_ID
 
 #: Seconds after which checkpoints on this machine that nobody goes on from are forgotten.

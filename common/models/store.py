@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from common.errors import UsageError
-from common.remote_models import RemoteStore
+from common.models.remote import RemoteStore
+from common.models.stored import ModelsStore
 from common.settings import Settings
-from common.stored_models import ModelsStore
 from common.values import JOB_ID
 
 

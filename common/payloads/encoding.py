@@ -5,7 +5,7 @@ In: columns `id` and `input`, and `blob` where records come with files. Out: `po
 plain text when every record of the chunk is a text, else JSON text; `output` has the Arrow type that the runner
 declares, else it is JSON text; the schema's metadata says which.
 
-One `_open` reads all streams, with `common.arrow_streams`: corrupted ones, opened plainly, crash the process.
+One `_open` reads all streams, with `common.payloads.arrow_streams`: corrupted ones, opened plainly, crash the process.
 """
 
 import json
@@ -14,9 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.arrow_streams import read_schema, read_stream, write_stream
 from common.encoder import to_json
 from common.errors import PayloadError
+from common.payloads.arrow_streams import read_schema, read_stream, write_stream
 from common.values import Counts, Failure, Json, Outcome, Record, visible
 
 #: Raised with every change to the columns; a payload of another version is refused.

@@ -2,15 +2,15 @@
 
 import redis
 
-from common.claims import Written
 from common.errors import ModelError, PayloadError, UsageError
 from common.inputs.in_place import read_rows
 from common.inputs.row_ranges import RowRange, is_range
-from common.keys import JobKeys
-from common.output_parts import OutputParts
-from common.payload_store import FilePayloads, PayloadStore, RedisPayloads, decode_versions, outcome_name
-from common.payloads import encode_records
-from common.scripts import Scripts
+from common.jobs import Written
+from common.payloads.encoding import encode_records
+from common.payloads.output_parts import OutputParts
+from common.payloads.payload_store import FilePayloads, PayloadStore, RedisPayloads, decode_versions, outcome_name
+from common.redis.keys import JobKeys
+from common.redis.scripts import Scripts
 from common.shared import MayOpen
 from common.tasks import find_task
 from common.values import JobSpec
@@ -45,7 +45,7 @@ class JobPayloads:
         Args:
             chunk: its number, from 0.
             payload: its records, or a `RowRange`.
-            producer: the token of who submits the job, where there is one (`common.claims`).
+            producer: the token of who submits the job, where there is one (`common.store.claims`).
             written: how far the job is with this chunk, which is noted with it.
 
         Raises:

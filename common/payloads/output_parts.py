@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import UsageError
+from common.files.storage import open_storage
 from common.jobs import Job
-from common.parts import chunk_rows, decode_part, encode_part, part_name, part_schema
-from common.payloads import decode_records, output_type
+from common.payloads.encoding import decode_records, output_type
+from common.payloads.parts import chunk_rows, decode_part, encode_part, part_name, part_schema
 from common.rows import Row
-from common.storage import open_storage
 from common.values import Json, Output
 
 SUCCESS, MANIFEST = "_SUCCESS", "manifest.json"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from common.encoder import to_json
 from common.errors import PayloadError
-from common.payloads import MAX_EXPANDED, MAX_ROWS, encode_outcomes, overlay
+from common.payloads.encoding import MAX_EXPANDED, MAX_ROWS, encode_outcomes, overlay
 from common.rows import Row, as_text, to_line
 from common.values import Failure, Json, Outcome, Record
 
@@ -86,7 +86,7 @@ def part_schema(data: bytes, format: str) -> Json:
 
 
 def decode_part(data: bytes, format: str) -> bytes:
-    """Return the outcomes of a part as a payload, which `common.payloads.decode_outcomes` opens.
+    """Return the outcomes of a part as a payload, which `common.payloads.encoding.decode_outcomes` opens.
 
     Raises:
         PayloadError: the bytes are not a part.

@@ -1,6 +1,6 @@
 """Where the payloads of a job lie: in Redis, or in files under an address; and its parts, where it has an output.
 
-What a chunk's payload holds is `common.payloads`' matter, who may write it the ledger's.
+What a chunk's payload holds is `common.payloads.encoding`' matter, who may write it the ledger's.
 """
 
 import re
@@ -11,12 +11,12 @@ from typing import cast
 
 import redis
 
-from common import keys
-from common.claims import Written
 from common.errors import JobTaken, NotSubmitting, PayloadError
-from common.keys import JobKeys
-from common.scripts import Scripts
-from common.storage import open_storage
+from common.files.storage import open_storage
+from common.jobs import Written
+from common.redis import keys
+from common.redis.keys import JobKeys
+from common.redis.scripts import Scripts
 from common.values import JobStatus
 
 #: Begins what stands in Redis for a payload that lies in a file; neither Arrow nor JSON begins so.
@@ -40,7 +40,7 @@ class PayloadStore(ABC):
         Args:
             name: of the payload.
             payload: its bytes.
-            producer: the token of who submits the job, where there is one (`common.claims`).
+            producer: the token of who submits the job, where there is one (`common.store.claims`).
             written: how far the job is with this payload, which is noted with it.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The scripts of `common/lua`, each a step on one job that Redis runs whole or not at all."""
+"""The scripts of `lua/`, each a step on one job that Redis runs whole or not at all."""
 
 from contextlib import suppress
 from functools import cache
@@ -7,8 +7,8 @@ from typing import Any
 
 import redis
 
-from common import keys
-from common.keys import JobKeys
+from common.redis import keys
+from common.redis.keys import JobKeys
 
 #: How often Redis may be started again just between the sending of a script and its call.
 _RESTARTS = 5
@@ -43,5 +43,5 @@ class Scripts:
 @cache
 def script_text(name: str) -> str:
     """Return the text of a script as it is sent to Redis, what all of them share before it."""
-    folder = files("common") / "lua"
+    folder = files("common.redis") / "lua"
     return (folder / "finish.lua").read_text() + (folder / f"{name}.lua").read_text()

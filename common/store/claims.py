@@ -6,31 +6,14 @@ chunk in the same step, so that a producer may die at any moment, and one that w
 """
 
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import redis
 
-from common.keys import JobKeys, idempotency
-from common.scripts import Scripts
+from common.jobs import Written
+from common.redis.keys import JobKeys, idempotency
+from common.redis.scripts import Scripts
 from common.values import JobSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """How far a job is submitted."""
-
-    records: int = 0
-    chunks: int = 0
-    digest: str = ""  #: of these records
-
-    def fields(self) -> Mapping[str, str | int]:
-        """Return it as fields of the job's hash."""
-        return {
-            "written_records": self.records,
-            "written_chunks": self.chunks,
-            "written_digest": self.digest,
-        }
 
 
 @dataclass(frozen=True, slots=True)

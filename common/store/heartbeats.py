@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import redis
 
-from common import keys
+from common.redis import keys
 from common.values import Json, visible
 
 #: Seconds after which a silent worker counts as gone.

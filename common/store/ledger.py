@@ -17,9 +17,9 @@ from typing import Any
 import redis
 
 from common.errors import JobTaken, NotSubmitting, PayloadError, UnknownJob, UsageError
-from common.keys import JobKeys
-from common.payload_store import decode_versions
-from common.scripts import Scripts
+from common.payloads.payload_store import decode_versions
+from common.redis.keys import JobKeys
+from common.redis.scripts import Scripts
 from common.values import Counts, Failure, Json, visible
 
 #: Tickets a job has at least: enough for one worker to be at it with all its slots.
@@ -61,7 +61,7 @@ class Ledger:
         """Accept a job: from here on it will be run.
 
         Raises:
-            JobTaken: another producer has taken over since (`common.claims`).
+            JobTaken: another producer has taken over since (`common.store.claims`).
             NotSubmitting: it is no longer being submitted (it was cancelled, or given up).
         """
         answer = self._run("seal", job_id, chunks, records, producer).decode()

@@ -8,9 +8,9 @@ import logging
 import redis
 
 from common.errors import PayloadError, StorageError, UnknownJob
-from common.ledger import Lease, Ledger
-from common.output_parts import OutputParts
-from common.store import Store
+from common.payloads.output_parts import OutputParts
+from common.store.ledger import Lease, Ledger
+from common.store.store import Store
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The store: jobs and their payloads in Redis. Who may work on what is the ledger's (`common.ledger`)."""
+"""The store: jobs and their payloads in Redis. Who may work on what is the ledger's (`common.store.ledger`)."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, cast
 
 import redis
 
-from common import keys
 from common.errors import ModelError, StorageError, UnknownJob
+from common.files.storage import open_storage
 from common.jobs import Job, decode_job
-from common.keys import JobKeys
-from common.payload_store import job_address
-from common.scripts import Scripts
+from common.payloads.payload_store import job_address
+from common.redis import keys
+from common.redis.keys import JobKeys
+from common.redis.scripts import Scripts
 from common.shared import MayOpen
-from common.storage import open_storage
 from common.values import JOB_ID, JobSpec, JobStatus
 
 if TYPE_CHECKING:  # they bring pyarrow, which who looks at jobs does not need
-    from common.job_payloads import JobPayloads
-    from common.output_parts import OutputParts
+    from common.payloads.job_payloads import JobPayloads
+    from common.payloads.output_parts import OutputParts
 
 #: Jobs looked up in one round trip.
 _PAGE = 100
@@ -107,7 +107,7 @@ class Store:
         Args:
             job_id: the job.
             unfinished: whether it may be unfinished; whoever works on it finds that it is gone.
-            producer: who submits it at present, if it must be this one (`common.claims`).
+            producer: who submits it at present, if it must be this one (`common.store.claims`).
 
         Returns:
             `deleted`; `unknown`; or why not: the status it has, or `taken`.
@@ -138,7 +138,7 @@ class Store:
         Raises:
             ModelError: `address_not_allowed`, the job names a place that this process may not open.
         """
-        from common.job_payloads import JobPayloads
+        from common.payloads.job_payloads import JobPayloads
 
         return JobPayloads(self.client, self._scripts, spec, self._may_open)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from common.errors import UsageError
 from common.nearest import did_you_mean
-from common.training import LABEL_KINDS, METRICS
+from common.training.spec import LABEL_KINDS, METRICS
 from common.values import Json
 
 #: How many names a message lists.

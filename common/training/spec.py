@@ -1,7 +1,7 @@
 """What a fine-tune job asks for: one frozen value on the wire, checked the same way on both sides.
 
 The producer makes it from options, the worker reads it out of `JobSpec.training`. Knows no files and no libraries;
-further fields of transformers' `TrainingArguments` are checked by name (`common.training_arguments`).
+further fields of transformers' `TrainingArguments` are checked by name (`common.training.arguments`).
 """
 
 import math
@@ -12,7 +12,7 @@ from types import NoneType
 
 from common.errors import UsageError
 from common.nearest import did_you_mean
-from common.training_arguments import BARRED, FIELDS
+from common.training.arguments import BARRED, FIELDS
 from common.values import Json
 
 #: Name of the queue that fine-tune jobs wait in.
@@ -24,7 +24,7 @@ HUB_PREFIX = "hf:"
 #: A data set of the hub: `hf:NAME`, and a split or a slice of one, as `:train[:10%]`. No path can be written so.
 _HUB_SOURCE = re.compile(r"^hf:(?!.*\.\.)[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.+:%\[\]-]+)?$", re.ASCII)
 
-#: The tasks that can be fine-tuned, and what kinds of label (`common.labels`) their examples may have.
+#: The tasks that can be fine-tuned, and what kinds of label (`common.training.labels`) their examples may have.
 LABEL_KINDS: dict[str, tuple[str, ...]] = {
     "text-classification": ("classes", "several", "number"),
     "token-classification": ("tags", "entities"),
@@ -70,7 +70,7 @@ class Training:
     train_source: str | None = None  #: `hf:NAME[:SPLIT]`; None: the job's payloads
     eval_source: str | None = None
     eval_split: float | None = None  #: share of a hub training set that is held out
-    labels: Mapping[str, Json] | None = None  #: `common.labels.Labels`, encoded; None: the worker finds out
+    labels: Mapping[str, Json] | None = None  #: `common.training.labels.Labels`, encoded; None: the worker finds out
 
     @property
     def rate(self) -> float:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from common.training import DTYPES, Training
+from common.training.spec import DTYPES, Training
 from producer.commands.frame import label_option, open_client
 from producer.printing import say
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from common.errors import UsageError
-from common.models_store import job_of, open_store, store_address
+from common.models.store import job_of, open_store, store_address
 from common.settings import load_settings
 from producer.commands.frame import json_option
 from producer.printing import print_json, say
 
 if TYPE_CHECKING:
-    from common.stored_models import ModelsStore
+    from common.models.stored import ModelsStore
 
 
 @click.group(invoke_without_command=True)

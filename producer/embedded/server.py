@@ -19,9 +19,9 @@ from pathlib import Path
 
 import redis
 
-from common.connection import connect
 from common.errors import StoreUnavailable, UsageError
 from common.extras import install
+from common.redis.connection import connect
 from producer.embedded.lifeline import die_with_parent
 from producer.embedded.locks import LockFile
 from producer.embedded.logs import open_log, reason_in

@@ -13,10 +13,10 @@ import time
 
 import redis
 
-from common.ledger import Ledger
-from common.models_store import store_address
+from common.models.store import store_address
 from common.settings import Settings, to_environ
-from common.store import Store
+from common.store.ledger import Ledger
+from common.store.store import Store
 from common.values import Failure
 from producer.embedded.lifeline import die_with_parent
 from producer.embedded.logs import open_log, reason_in

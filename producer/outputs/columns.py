@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.parts import row_cells, row_schema
+from common.payloads.parts import row_cells, row_schema
 from common.rows import Row, as_text
 
 #: Rows that are turned into columns at once.

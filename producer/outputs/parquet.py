@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import HugqueueError
-from common.parts import row_cells, row_schema
+from common.payloads.parts import row_cells, row_schema
 from common.rows import Row, as_text
 from producer.outputs.aside import Aside
 from producer.outputs.writers import Writer

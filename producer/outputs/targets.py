@@ -87,7 +87,7 @@ def check_target(target: Target, task: Task, inputs: Sequence[str] = (), *, begu
     if isinstance(target, Path):
         check_output(target, task, inputs)
         return
-    from common.output_parts import check_output_place
+    from common.payloads.output_parts import check_output_place
 
     try:
         check_output_place(target.address, begun=begun)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from common.jobs import Job
-from common.keys import JobKeys
-from common.ledger import Ledger
-from common.payloads import encode_records
-from common.store import Store
+from common.payloads.encoding import encode_records
+from common.redis.keys import JobKeys
+from common.store.ledger import Ledger
+from common.store.store import Store
 from common.values import JobSpec, Record, new_job_id
 from tests.processes import RedisServer, Shell, wait_until
 

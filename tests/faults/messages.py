@@ -7,7 +7,7 @@ import pickle
 import uuid
 from typing import Any
 
-from common.keys import CELERY_PREFIX
+from common.redis.keys import CELERY_PREFIX
 
 QUEUE = f"{CELERY_PREFIX}any"
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import keys
+from common.redis import keys
 from tests.faults.jobs import LONG, Batch
 from tests.processes import Shell, lines, wait_until
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from common.heartbeats import living
+from common.store.heartbeats import living
 from tests.faults.jobs import LONG, Batch
 from tests.processes import RedisServer, Workers, wait_until
 

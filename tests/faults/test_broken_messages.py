@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from common.keys import CELERY_PREFIX, REFUSED
-from common.transport import REFUSED_BYTES, REFUSED_MOST
+from common.broker.transport import REFUSED_BYTES, REFUSED_MOST
+from common.redis.keys import CELERY_PREFIX, REFUSED
 from tests.faults.jobs import LONG, Batch
 from tests.faults.messages import FORGED, NOT_JSON, NOT_OBJECTS, QUEUE, all_broken
 from tests.processes import RedisServer, Workers, wait_until

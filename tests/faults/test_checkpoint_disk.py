@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common.keys import JobKeys
-from common.training_checkpoints import is_whole, steps_of
+from common.redis.keys import JobKeys
+from common.training.checkpoints import is_whole, steps_of
 from tests.faults.disks import fill, small_disk
 from tests.faults.jobs import LONG
 from tests.finetuning import base_model, model_directory, result_of, write_reviews

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from common.heartbeats import living
+from common.store.heartbeats import living
 from tests.faults.jobs import LONG, Batch
 from tests.faults.producers import attempts
 from tests.processes import RedisServer, Workers, wait_until

@@ -10,10 +10,10 @@ import psutil
 import pytest
 from celery import Celery
 
-from common import keys
-from common.heartbeats import living
-from common.queue import make_app, send_tickets
+from common.broker.queue import make_app, send_tickets
+from common.redis import keys
 from common.settings import Settings
+from common.store.heartbeats import living
 from tests.faults.jobs import LONG, Batch
 from tests.processes import PLUGINS, RedisServer, Workers, wait_until
 

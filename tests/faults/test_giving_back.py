@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from common.keys import JobKeys
+from common.redis.keys import JobKeys
 from tests.faults.jobs import LONG, Batch
 from tests.processes import Workers, wait_until
 from workers.alone import CAUTIOUS_AFTER

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from common.keys import JobKeys
-from common.store import Store
+from common.redis.keys import JobKeys
+from common.store.store import Store
 from tests.faults.jobs import LONG
 from tests.processes import RedisServer, Shell, Workers, lines, wait_until
 from workers.turn import MOST_ATTEMPTS, MOST_TRIES

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.store import Store
+from common.store.store import Store
 from tests.processes import DEMO_MODEL, RedisServer, Shell, Workers, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from common.connection import connect
-from common.ledger import Ledger
-from common.scripts import script_text
-from common.store import Store
+from common.redis.connection import connect
+from common.redis.scripts import script_text
+from common.store.ledger import Ledger
+from common.store.store import Store
 from common.values import JobSpec, new_job_id
 from tests.faults.jobs import LONG, Batch
 from tests.faults.producers import attempts, expect_refused, waiting

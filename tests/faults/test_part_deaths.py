@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from common.scripts import script_text
+from common.redis.scripts import script_text
 from tests.faults.jobs import LONG, Batch
 from tests.faults.proxy import Proxy
 from tests.processes import RedisServer, Workers, wait_until

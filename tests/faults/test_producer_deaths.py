@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, Popen
 
-from common.keys import JobKeys
-from common.store import Store
+from common.redis.keys import JobKeys
+from common.store.store import Store
 from common.values import JobStatus
 from tests.faults.producers import AT_ONCE
 from tests.processes import RedisServer, Shell, Workers, wait_until

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from common.ledger import Ledger
 from common.settings import Settings
+from common.store.ledger import Ledger
 from producer.connection import Connection
 from tests.faults.jobs import LONG, Batch
 from tests.faults.producers import expect_each_refused, expect_refused, waiting

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.ledger import Ledger
-from common.store import Store
+from common.store.ledger import Ledger
+from common.store.store import Store
 from tests.faults.jobs import LONG, Batch
 from tests.processes import RedisServer, Shell, Workers, wait_until
 

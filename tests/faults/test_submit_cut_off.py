@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.keys import JobKeys, idempotency
+from common.redis.keys import JobKeys, idempotency
 from common.settings import Settings
 from common.values import JobStatus
 from producer.connection import Connection

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from common.errors import ModelError, PayloadError, RecordError, WorkerError
-from common.payloads import count, encode_outcomes
+from common.payloads.encoding import count, encode_outcomes
 from common.values import Attached, Counts, Failure, Json, Outcome, Record
 from workers.runners.base import Cancelled, PlacedWatch, Runner, Watch
 from workers.runners.batching import is_device_lost, is_out_of_memory

@@ -20,12 +20,12 @@ from common.extras import install
 from common.tasks import ALIASES, find_task
 from common.values import JobSpec, Json
 from workers.device.chunk import DeviceLost
-from workers.device.generation_limit import check_generation
 from workers.device.memory import memory_of, release, weight_bytes
 from workers.model_files import human_size
 from workers.resolver import ModelPolicy, Resolved, resolve
 from workers.runners.base import Cancelled, Runner
 from workers.runners.batching import is_device_lost, is_out_of_memory
+from workers.runners.generation_limit import check_generation
 from workers.runners.table import find_runner, needs_model
 
 logger = logging.getLogger(__name__)

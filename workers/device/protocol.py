@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from common.payloads import MAX_BYTES
+from common.payloads.encoding import MAX_BYTES
 from common.values import Json
 
 #: Longest message taken: a payload and room for its header.

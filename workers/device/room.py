@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from common.errors import CodedError, ModelError, PayloadError, WorkerError
-from common.payloads import decode_records
+from common.payloads.encoding import decode_records
 from common.values import Failure, JobSpec, Json, Record
 from workers.device.chunk import DeviceLost, run_chunk
 from workers.device.fitting import fit

@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from common.errors import ModelError, RecordError
 from common.values import Failure, JobSpec, Json, Outcome
-from workers.device.generation_limit import check_generation
 from workers.runners.base import PlacedWatch, Runner, Watch
 from workers.runners.embedding import EmbeddingRunner
+from workers.runners.generation_limit import check_generation
 from workers.runners.texts import read_inputs
 
 Request = dict[str, Json]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.errors import HugqueueError, RecordError
-from common.file_access import open_stream
+from common.files.access import open_stream
 from common.shared import is_shared
 from common.values import Json
 

@@ -6,8 +6,8 @@ import torch
 from transformers import TrainingArguments
 
 from common.errors import ModelError, UsageError
-from common.labels import Labels, check_metric
-from common.training import LESS_IS_BETTER, Training
+from common.training.labels import Labels, check_metric
+from common.training.spec import LESS_IS_BETTER, Training
 from workers.training.order import Order
 
 #: Share of all steps between two points of the loss curve.

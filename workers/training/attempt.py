@@ -16,13 +16,13 @@ from pathlib import Path
 
 from common.errors import ModelError, PayloadError, UsageError, WorkerError
 from common.jobs import Job
-from common.models_store import open_store, store_address
-from common.payloads import count, decode_records, encode_outcomes
+from common.models.store import open_store, store_address
+from common.models.stored import ModelsStore
+from common.payloads.encoding import count, decode_records, encode_outcomes
 from common.settings import Settings
-from common.store import Store
-from common.stored_models import ModelsStore
-from common.training import LABEL_KINDS, Training
-from common.training_checkpoints import drop_halves, latest_whole, steps_of
+from common.store.store import Store
+from common.training.checkpoints import drop_halves, latest_whole, steps_of
+from common.training.spec import LABEL_KINDS, Training
 from common.values import JobSpec, Json, Outcome
 from workers.device_client import ChunkResult
 from workers.devices import find_gpus

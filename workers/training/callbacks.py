@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from common.errors import ModelError
-from common.training_checkpoints import seal, sibling
+from common.training.checkpoints import seal, sibling
 from workers.training.link import Link
 from workers.training.scores import metrics_of
 

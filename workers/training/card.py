@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from common.encoder import plain
-from common.stored_models import CARD
-from common.training import Training
+from common.models.stored import CARD
+from common.training.spec import Training
 from common.values import Json
 from workers.training.data import Examples
 from workers.training.order import Order

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ModelError, UsageError, WorkerError
-from common.examples import choose_shape, is_empty, make_example
-from common.labels import Example, Labels, check_seen, split, survey
-from common.payloads import decode_records
-from common.training import HUB_PREFIX, Training
+from common.payloads.encoding import decode_records
+from common.training.examples import choose_shape, is_empty, make_example
+from common.training.labels import Example, Labels, check_seen, split, survey
+from common.training.spec import HUB_PREFIX, Training
 from common.values import Json
 from workers.training.order import Order
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ModelError
-from common.labels import Labels
-from common.training import Training
+from common.training.labels import Labels
+from common.training.spec import Training
 from workers.runners.batching import is_out_of_memory
 from workers.runners.loading import LOAD_ERRORS, Source, check_directory, load_tokenizer, quieten
 from workers.runners.truncation import input_limit

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.training import Training
+from common.training.spec import Training
 from common.values import JobSpec, Json
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from sklearn import metrics
 
-from common.labels import marks_entities
+from common.training.labels import marks_entities
 
 #: A label that the loss and the scores leave out.
 IGNORED = -100

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import ModelError
-from common.labels import Example, Labels, names_of
+from common.training.labels import Example, Labels, names_of
 from common.values import Json
 from workers.training.scores import IGNORED, Scores, class_scores, number_scores, several_scores, tag_scores
 

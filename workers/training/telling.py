@@ -9,7 +9,7 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from common.store import Store
+from common.store.store import Store
 from common.values import Json
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from celery import Celery
 from common.errors import UsageError, WorkerError
 from common.jobs import Job
 from common.settings import Settings
-from common.store import Store
+from common.store.store import Store
 from workers.device_client import ChunkResult
 from workers.devices import only_trains
 from workers.leases import HeldLease

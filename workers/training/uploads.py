@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from common.errors import UsageError
-from common.stored_models import ModelsStore
-from common.training_checkpoints import best_of, is_whole, steps_of
+from common.models.stored import ModelsStore
+from common.training.checkpoints import best_of, is_whole, steps_of
 
 logger = logging.getLogger(__name__)
 
