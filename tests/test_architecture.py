@@ -1,6 +1,7 @@
 """What every part of the tree must keep to: one-way imports, small files, light start, one place for each thing."""
 
 import ast
+import importlib.util
 import json
 import re
 import subprocess
@@ -119,3 +120,15 @@ def test_who_looks_at_jobs_loads_no_arrow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_who_submits_loads_no_pandas() -> None:
+    assert importlib.util.find_spec("pandas") is not None  # pyarrow imports it where it is installed, if it is let
+    code = (
+        "import sys; from common.payloads.encoding import decode_records, encode_records; "
+        "from common.values import Failure, Record; "
+        "records = [Record(0, 'a'), Record('b', {'text': 'é'}), Record(2, None, Failure('bad_json', 'why'))]; "
+        "print(decode_records(encode_records(records)) == records, 'pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["True", "False"]

@@ -60,8 +60,20 @@ def encode_records(records: Sequence[Record]) -> bytes:
     if any(record.blob is not None for record in records):
         kinds |= _BLOB
         columns["blob"] = [record.blob for record in records]
-    arrays = [pa.array(columns[name], kind) for name, kind in kinds.items()]
+    arrays = [
+        _text_array(columns[name]) if kind == pa.string() else pa.array(columns[name], kind)
+        for name, kind in kinds.items()
+    ]
     return _write(pa.table(arrays, names=list(kinds)), "records", "text" if as_text else "json")
+
+
+def _text_array(texts: Sequence[str | None]) -> pa.Array:
+    """Return an array of text. `pa.array` imports pandas where there is one: half the time that a small submit takes."""
+    if not any(text is not None for text in texts):
+        return pa.nulls(len(texts), pa.string())
+    builder = pa.lib.StringBuilder()
+    builder.append_values(texts)
+    return builder.finish()
 
 
 def decode_records(data: bytes) -> list[Record]:
