@@ -296,3 +296,17 @@ def test_the_tests_that_the_table_of_faults_names_are_there() -> None:
             assert words(functions) <= tests, f"{file}: {sorted(words(functions) - tests)}"
             named_there.add(file)
     assert {path.name for path in (ROOT / "tests" / "faults").glob("test_*.py")} <= named_there
+
+
+# Packages
+
+
+@pytest.mark.parametrize("package", ["common", "producer", "workers"])
+def test_the_table_of_packages_names_every_module_and_folder(package: str) -> None:
+    cells = list(rows(sections("docs/architecture.md")["The packages"]))
+    begin = next(number for number, row in enumerate(cells) if row[0] == f"`{package}`")
+    later = [number for number, row in enumerate(cells) if number > begin and row[0]]
+    told = set().union(*(words(row[1]) for row in cells[begin : later[0] if later else None]))
+    there = {f"{path.parent.name}/" for path in (ROOT / package).glob("*/__init__.py")}
+    there |= {path.stem for path in (ROOT / package).glob("[!_]*.py")}
+    assert told == there
