@@ -22,6 +22,11 @@ from tests.processes import RedisServer, Shell, Workers, environment, wait_until
 LEASE = 0.4
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes after their parameter: some hold the time at which they were made, and ids are the same everywhere."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     """A redis-server of the test's own."""
