@@ -1,4 +1,4 @@
-"""Fixtures: real servers and processes, each test with its own."""
+"""Fixtures: real servers and processes, each test with its own; a queue that the tests of a file share."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,9 +13,13 @@ for name in list(os.environ):
     if name.startswith(("HUGQUEUE_", "CELERY_", "REDIS_")):
         del os.environ[name]
 
-from common.store.heartbeats import living  # noqa: E402 - the environment comes first
+from common.settings import Settings  # noqa: E402 - the environment comes first
+from common.store.heartbeats import living  # noqa: E402
 from common.store.ledger import Ledger  # noqa: E402
 from common.store.store import Store  # noqa: E402
+from producer.connection import Connection  # noqa: E402
+from tests.cli_processes import Queue, running_queue  # noqa: E402
+from tests.keyed_submits import LINES, TTL  # noqa: E402
 from tests.processes import RedisServer, Shell, Workers, environment, wait_until  # noqa: E402
 
 #: Seconds for which a lease lasts that no worker holds.
@@ -80,3 +84,31 @@ def start_workers(environ: dict[str, str], server: RedisServer, tmp_path: Path) 
     yield start
     for workers in started:
         workers.kill()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that the workers of `queue` may open."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def queue(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
+    """`producer` on a queue that all tests of a file share."""
+    with running_queue(tmp_path_factory.mktemp("queue"), HUGQUEUE_SHARED=str(shared)) as running:
+        yield running
+
+
+@pytest.fixture
+def connection(server: RedisServer, shell: Shell) -> Connection:
+    """What commands hold of `server`; it and `shell` soon give up a submit that falls silent."""
+    shell.environ["HUGQUEUE_PRODUCER_TTL"] = TTL
+    return Connection(Settings(broker_url=server.url, producer_ttl=float(TTL)))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """95 records, which the tests of keyed submits cut into ten chunks."""
+    path = tmp_path / "in.txt"
+    path.write_text("".join(LINES))
+    return path

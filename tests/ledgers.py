@@ -29,6 +29,13 @@ def lease(ledger: Ledger, job_id: str, worker: str = "w") -> Lease | None:
     return ledger.lease(job_id, min(tickets, default="none"), worker, 6)
 
 
+def leased(ledger: Ledger, job_id: str, worker: str = "w") -> Lease:
+    """Lease the next chunk of a job, which is to have one."""
+    held = lease(ledger, job_id, worker)
+    assert held, f"job {job_id} has no open chunk"
+    return held
+
+
 def commit(ledger: Ledger, held: Lease, failed: int = 0) -> str:
     return ledger.commit(held, Counts(1 - failed, failed), {})
 

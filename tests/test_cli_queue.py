@@ -10,14 +10,8 @@ import psutil
 import pytest
 
 from common.redis.keys import JobKeys
-from tests.cli_processes import Queue, Terminal, running_queue
+from tests.cli_processes import Queue, Terminal
 from tests.processes import lines, wait_until
-
-
-@pytest.fixture(scope="module")
-def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
-    with running_queue(tmp_path_factory.mktemp("queue")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

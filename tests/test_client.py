@@ -16,20 +16,9 @@ import pytest
 from common.errors import StoreUnavailable, UnknownJob, UsageError, WaitTimedOut
 from common.values import JobStatus
 from producer import Client, JobHandle
-from tests.cli_processes import Queue, running_queue
+from tests.cli_processes import Queue
 from tests.embedded_processes import Home
 from tests.processes import PLUGINS, ROOT, environment, free_port, wait_until
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
-def queue(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
-    with running_queue(tmp_path_factory.mktemp("queue"), HUGQUEUE_SHARED=str(shared)) as running:
-        yield running
 
 
 @pytest.fixture

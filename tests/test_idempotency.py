@@ -9,31 +9,12 @@ import pytest
 from common.errors import JobTaken
 from common.jobs import Written
 from common.redis.keys import JobKeys, idempotency
-from common.settings import Settings
 from common.store.claims import Claim
 from common.values import JobSpec, new_job_id
 from producer.connection import Connection
-from tests.keyed_submits import KEY, LINES, TTL, arguments, the_job
+from tests.keyed_submits import KEY, arguments, the_job
 from tests.ledgers import payloads
 from tests.processes import RedisServer, Shell, lines
-
-
-@pytest.fixture
-def connection(server: RedisServer) -> Connection:
-    return Connection(Settings(broker_url=server.url, producer_ttl=float(TTL)))
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """95 records, which the tests cut into ten chunks."""
-    path = tmp_path / "in.txt"
-    path.write_text("".join(LINES))
-    return path
-
-
-@pytest.fixture(autouse=True)
-def _quick(environ: dict[str, str], shell: Shell) -> None:
-    shell.environ["HUGQUEUE_PRODUCER_TTL"] = TTL
 
 
 def test_the_same_key_gives_the_same_job(shell: Shell, source: Path, connection: Connection) -> None:

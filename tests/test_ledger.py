@@ -5,7 +5,7 @@ import threading
 from common.store.ledger import Ledger
 from common.store.store import Store
 from common.values import Counts, Failure, JobSpec, JobStatus, new_job_id
-from tests.ledgers import commit, lease, make_job, payloads, run_all
+from tests.ledgers import commit, lease, leased, make_job, payloads, run_all
 from tests.processes import wait_until
 
 
@@ -16,8 +16,7 @@ def test_a_job_goes_from_submitting_to_completed(store: Store, ledger: Ledger) -
     payloads(store, job_id).add_records(0, b"x")
     ledger.seal(job_id, 1, 1)
     assert store.job(job_id).status is JobStatus.QUEUED
-    held = lease(ledger, job_id)
-    assert held
+    held = leased(ledger, job_id)
     assert store.job(job_id).status is JobStatus.RUNNING
     assert commit(ledger, held) == "committed"
     job = store.job(job_id)
@@ -78,8 +77,7 @@ def test_a_lease_brings_the_next_ticket_while_chunks_are_open(store: Store, ledg
 
 def test_a_second_commit_of_a_chunk_changes_nothing(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
-    held = lease(ledger, job_id)
-    assert held
+    held = leased(ledger, job_id)
     assert commit(ledger, held) == "committed"
     assert commit(ledger, held) == "double"
     assert store.job(job_id).counts.done == 1
@@ -93,8 +91,7 @@ def test_cancel_takes_effect_at_once_while_nothing_is_leased(store: Store, ledge
 
 def test_cancel_waits_for_the_chunks_in_hand(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
-    held = lease(ledger, job_id)
-    assert held
+    held = leased(ledger, job_id)
     assert ledger.cancel(job_id) == "cancelling"
     assert ledger.renew(held) == "cancelling"
     ledger.give_back(held)
@@ -111,8 +108,7 @@ def test_a_cancelled_job_whose_holder_died_ends_too(store: Store, ledger: Ledger
 
 def test_a_failed_job_keeps_its_reason_and_what_is_done(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
-    held = lease(ledger, job_id)
-    assert held
+    held = leased(ledger, job_id)
     commit(ledger, held)
     assert ledger.fail(job_id, Failure("model_not_found", "There is no such model."))
     assert not ledger.fail(job_id, Failure("other", "too late"))

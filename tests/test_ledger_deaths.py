@@ -8,14 +8,14 @@ from common.store.ledger import Ledger
 from common.store.store import Store
 from common.values import JobStatus
 from tests.conftest import LEASE
-from tests.ledgers import commit, die, lease, make_job, run_all
+from tests.ledgers import commit, die, lease, leased, make_job, run_all
 from tests.processes import RedisServer, wait_until
 
 
 def test_after_a_fault_that_may_pass_a_chunk_rests_and_the_try_is_counted_apart(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
-    held = lease(ledger, job_id)
-    assert held and held.tries == 0
+    held = leased(ledger, job_id)
+    assert held.tries == 0
     ledger.give_back(held, rest=LEASE)
     assert lease(ledger, job_id) is None, "nobody is to try again at once"
     again = wait_until(lambda: ledger.reap(job_id, 100) == [] and lease(ledger, job_id), 5)
@@ -28,8 +28,7 @@ def test_after_a_fault_that_may_pass_a_chunk_rests_and_the_try_is_counted_apart(
 
 def test_a_chunk_given_back_is_not_taken_up_again_by_a_late_renewal(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
-    held = lease(ledger, job_id)
-    assert held
+    held = leased(ledger, job_id)
     ledger.give_back(held)
     assert ledger.renew(held) == "lost"
     assert lease(ledger, job_id), "it is open"
@@ -37,12 +36,11 @@ def test_a_chunk_given_back_is_not_taken_up_again_by_a_late_renewal(store: Store
 
 def test_a_chunk_given_back_after_its_lease_ran_out_is_open_once_and_unharmed(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
-    held = lease(ledger, job_id)
-    assert held
+    held = leased(ledger, job_id)
     die(ledger, job_id)
     ledger.give_back(held)
-    again = lease(ledger, job_id)
-    assert again and again.attempt == 1
+    again = leased(ledger, job_id)
+    assert again.attempt == 1
     assert lease(ledger, job_id) is None
     ledger.give_back(held)
     assert ledger.renew(again) == "running", "the late one has no say any more"
@@ -51,46 +49,45 @@ def test_a_chunk_given_back_after_its_lease_ran_out_is_open_once_and_unharmed(st
 def test_only_leases_that_led_nowhere_are_held_against_a_chunk(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     for attempt in (1, 2):
-        held = lease(ledger, job_id)
-        assert held and held.attempt == attempt
+        held = leased(ledger, job_id)
+        assert held.attempt == attempt
         die(ledger, job_id)
     for steps in (100, 200):
-        held = lease(ledger, job_id)
-        assert held and ledger.advance(held, steps)
+        held = leased(ledger, job_id)
+        assert ledger.advance(held, steps)
         die(ledger, job_id)
-    held = lease(ledger, job_id)
-    assert held and held.attempt == 1, "both went further than any before"
+    held = leased(ledger, job_id)
+    assert held.attempt == 1, "both went further than any before"
     assert not ledger.advance(held, 200)
     die(ledger, job_id)
-    last = lease(ledger, job_id)
-    assert last and (last.attempt, last.serial) == (2, 6)
+    last = leased(ledger, job_id)
+    assert (last.attempt, last.serial) == (2, 6)
     assert not ledger.advance(held, 300), "it is somebody else's now"
 
 
 def test_a_worker_that_dies_over_a_record_alone_leaves_its_position(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     for attempt in (1, 2):
-        held = lease(ledger, job_id)
-        assert held and held.attempt == attempt
+        held = leased(ledger, job_id)
+        assert held.attempt == attempt
         ledger.note_alone(held, done=None, now=7, kept=3)
         die(ledger, job_id)
-    held = lease(ledger, job_id)
-    assert held and ledger.died_alone(held) == [7, 7]
+    held = leased(ledger, job_id)
+    assert ledger.died_alone(held) == [7, 7]
     commit(ledger, held, failed=1)
     ledger.retry(job_id)
-    again = lease(ledger, job_id)
-    assert again and ledger.died_alone(again) == [], "that was another round"
+    again = leased(ledger, job_id)
+    assert ledger.died_alone(again) == [], "that was another round"
 
 
 def test_a_chunk_given_back_in_the_middle_of_a_record_blames_nobody(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     for _ in range(2):
-        held = lease(ledger, job_id)
-        assert held
+        held = leased(ledger, job_id)
         ledger.note_alone(held, done=None, now=7, kept=3)
         ledger.give_back(held)
-    held = lease(ledger, job_id)
-    assert held and (held.attempt, ledger.died_alone(held)) == (1, [])
+    held = leased(ledger, job_id)
+    assert (held.attempt, ledger.died_alone(held)) == (1, [])
 
 
 def test_a_record_survived_alone_is_a_step_forward_once_and_leaves_the_chunk_cautious(
@@ -101,8 +98,8 @@ def test_a_record_survived_alone_is_a_step_forward_once_and_leaves_the_chunk_cau
         assert lease(ledger, job_id)
         die(ledger, job_id)
     for expected in (6, 4, 5):
-        held = lease(ledger, job_id)
-        assert held and held.attempt == expected
+        held = leased(ledger, job_id)
+        assert held.attempt == expected
         ledger.note_alone(held, done=0, now=1, kept=3)
         die(ledger, job_id)
 
@@ -120,8 +117,7 @@ def test_a_lease_whose_answer_was_lost_is_given_again_to_the_same_call_alone(sto
 
 def test_a_chunk_committed_late_is_open_no_more(store: Store, ledger: Ledger, server: RedisServer) -> None:
     job_id = make_job(store, ledger, 2)
-    late = lease(ledger, job_id)
-    assert late
+    late = leased(ledger, job_id)
     die(ledger, job_id)
     assert commit(ledger, late) == "committed"
     assert server.client.lrange(JobKeys.of(job_id).open, 0, -1) == [b"1"]
@@ -132,14 +128,13 @@ def test_a_chunk_committed_late_is_open_no_more(store: Store, ledger: Ledger, se
 
 def test_a_lost_lease_is_opened_again_and_the_late_commit_is_a_double(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
-    late = lease(ledger, job_id, "frozen")
-    assert late
+    late = leased(ledger, job_id, "frozen")
     opened = wait_until(lambda: ledger.reap(job_id, 100), 5)
     assert opened == [0]
     assert ledger.renew(late) == "running", "nobody took it: its holder may go on"
     wait_until(lambda: ledger.reap(job_id, 100), 5)
-    again = lease(ledger, job_id, "other")
-    assert again and again.attempt == 2
+    again = leased(ledger, job_id, "other")
+    assert again.attempt == 2
     assert ledger.renew(late) == "lost"
     assert commit(ledger, again) == "committed"
     assert commit(ledger, late) == "closed"
@@ -148,8 +143,7 @@ def test_a_lost_lease_is_opened_again_and_the_late_commit_is_a_double(store: Sto
 
 def test_a_renewed_lease_stays(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
-    held = lease(ledger, job_id)
-    assert held
+    held = leased(ledger, job_id)
     end = time.monotonic() + 3 * LEASE
     while time.monotonic() < end:
         assert ledger.renew(held) == "running"
@@ -158,8 +152,7 @@ def test_a_renewed_lease_stays(store: Store, ledger: Ledger) -> None:
 
 def test_a_chunk_given_back_comes_first_and_does_not_count_as_an_attempt(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
-    held = lease(ledger, job_id)
-    assert held
+    held = leased(ledger, job_id)
     ledger.give_back(held)
-    again = lease(ledger, job_id)
-    assert again and (again.chunk, again.attempt) == (held.chunk, 1)
+    again = leased(ledger, job_id)
+    assert (again.chunk, again.attempt) == (held.chunk, 1)

@@ -9,15 +9,14 @@ from common.redis.scripts import Scripts
 from common.store.ledger import Lease, Ledger
 from common.store.store import Store
 from common.values import Counts, Failure, JobSpec, JobStatus, new_job_id
-from tests.ledgers import commit, die, lease, make_job, payloads, run_all
+from tests.ledgers import commit, die, lease, leased, make_job, payloads, run_all
 from tests.processes import RedisServer, wait_until
 
 
 def test_a_job_with_more_failures_than_it_may_have_ends_early(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     for failed in (1, 1):
-        held = lease(ledger, job_id)
-        assert held
+        held = leased(ledger, job_id)
         assert ledger.commit(held, Counts(0, failed), {}, most_failed=1) == "committed"
     job = store.job(job_id)
     assert (job.status, job.counts.done) == (JobStatus.FAILED, 2)
@@ -27,8 +26,7 @@ def test_a_job_with_more_failures_than_it_may_have_ends_early(store: Store, ledg
 
 def test_a_limit_holds_for_the_last_chunk_too(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
-    held = lease(ledger, job_id)
-    assert held
+    held = leased(ledger, job_id)
     ledger.commit(held, Counts(0, 1), {}, most_failed=0)
     assert store.job(job_id).status is JobStatus.FAILED
 
@@ -58,8 +56,8 @@ def test_a_record_that_failed_counts_as_failed_until_it_has_another_outcome(stor
     run_all(ledger, job_id, failed=(0, 1, 2))
     ledger.retry(job_id)
     for failed, counts in ((0, Counts(2, 2)), (1, Counts(2, 2))):
-        held = lease(ledger, job_id)
-        assert held and commit(ledger, held, failed) == "committed"
+        held = leased(ledger, job_id)
+        assert commit(ledger, held, failed) == "committed"
         assert store.job(job_id).counts == counts
     ledger.cancel(job_id)
     assert store.job(job_id).counts == Counts(2, 2)
@@ -73,11 +71,11 @@ def test_a_limit_of_failures_begins_anew_with_each_round(store: Store, ledger: L
     job_id = make_job(store, ledger, 3)
     run_all(ledger, job_id, failed=(0, 1, 2))
     ledger.retry(job_id)
-    held = lease(ledger, job_id)
-    assert held and ledger.commit(held, Counts(0, 1), {}, most_failed=1) == "committed"
+    held = leased(ledger, job_id)
+    assert ledger.commit(held, Counts(0, 1), {}, most_failed=1) == "committed"
     assert store.job(job_id).status is JobStatus.RUNNING
-    held = lease(ledger, job_id)
-    assert held and ledger.commit(held, Counts(0, 1), {}, most_failed=1) == "committed"
+    held = leased(ledger, job_id)
+    assert ledger.commit(held, Counts(0, 1), {}, most_failed=1) == "committed"
     failure = store.job(job_id).failure
     assert failure and failure.message.startswith("2 records failed")
 
@@ -136,8 +134,7 @@ def test_thousands_of_chunks_are_sealed_and_retried_in_order_and_each_once(
 
 def test_retry_of_a_cancelled_job_runs_what_never_ended(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 4)
-    held = lease(ledger, job_id)
-    assert held
+    held = leased(ledger, job_id)
     commit(ledger, held)
     ledger.cancel(job_id)
     assert ledger.retry(job_id) == 3
@@ -146,8 +143,7 @@ def test_retry_of_a_cancelled_job_runs_what_never_ended(store: Store, ledger: Le
 
 def test_a_chunk_given_back_after_its_job_ended_is_not_lost_to_a_retry(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
-    held = lease(ledger, job_id)
-    assert held
+    held = leased(ledger, job_id)
     ledger.fail(job_id, Failure("x", "y"))
     ledger.give_back(held)
     assert ledger.retry(job_id) == 3
@@ -157,8 +153,7 @@ def test_a_chunk_given_back_after_its_job_ended_is_not_lost_to_a_retry(store: St
 
 def test_a_commit_of_an_earlier_round_is_stale(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 2)
-    late = lease(ledger, job_id)
-    assert late
+    late = leased(ledger, job_id)
     ledger.fail(job_id, Failure("x", "y"))
     ledger.retry(job_id)
     assert commit(ledger, late) == "stale"
@@ -224,8 +219,7 @@ def write_late(store: Store, ledger: Ledger, held: Lease) -> None:
 @pytest.mark.parametrize("end", ["failed", "given up", "cancelled", "completed", "deleted", "expired"])
 def test_late_writers_leave_nothing_behind(end: str, store: Store, ledger: Ledger, server: RedisServer) -> None:
     job_id = make_job(store, ledger, 1)
-    held = lease(ledger, job_id)
-    assert held
+    held = leased(ledger, job_id)
     if end == "failed":
         ledger.fail(job_id, Failure("x", "y"))
     elif end == "given up":

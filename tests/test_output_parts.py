@@ -1,7 +1,6 @@
 """Directories of parts: jobs that end early, queues of one's own and embedded, several jobs, what is refused."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,20 +9,9 @@ import pytest
 
 from common.errors import UsageError
 from producer.plan import make_plan
-from tests.cli_processes import Queue, running_queue
+from tests.cli_processes import Queue
 from tests.embedded_processes import Home
 from tests.processes import PLUGINS, Shell, environment, lines, wait_until
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
-def queue(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
-    with running_queue(tmp_path_factory.mktemp("queue"), HUGQUEUE_SHARED=str(shared)) as queue:
-        yield queue
 
 
 def numbered(queue: Queue, count: int) -> str:

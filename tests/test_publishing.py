@@ -16,7 +16,7 @@ from common.store.ledger import Lease, Ledger
 from common.store.publishing import place_part, publish
 from common.store.store import Store
 from common.values import Counts, Failure, JobSpec, JobStatus, Outcome, Output, Record, new_job_id
-from tests.ledgers import lease
+from tests.ledgers import leased
 from tests.processes import RedisServer, Shell, Workers, wait_until
 
 BAD = Outcome(failure=Failure("test_failure", "not yet"))
@@ -45,9 +45,7 @@ class Written:
         return parts
 
     def lease(self) -> Lease:
-        held = lease(self.ledger, self.spec.id)
-        assert held
-        return held
+        return leased(self.ledger, self.spec.id)
 
     def put(self, held: Lease, outcome: Outcome) -> None:
         """Write outcomes aside."""

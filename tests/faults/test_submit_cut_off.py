@@ -5,29 +5,10 @@ from pathlib import Path
 import pytest
 
 from common.redis.keys import JobKeys, idempotency
-from common.settings import Settings
 from common.values import JobStatus
 from producer.connection import Connection
-from tests.keyed_submits import HEAD, KEY, LINES, TTL, arguments, cut_off, inputs_of, the_job
-from tests.processes import RedisServer, Shell, lines, wait_until
-
-
-@pytest.fixture
-def connection(server: RedisServer) -> Connection:
-    return Connection(Settings(broker_url=server.url, producer_ttl=float(TTL)))
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """95 records, which the tests cut into ten chunks."""
-    path = tmp_path / "in.txt"
-    path.write_text("".join(LINES))
-    return path
-
-
-@pytest.fixture(autouse=True)
-def _quick(environ: dict[str, str], shell: Shell) -> None:
-    shell.environ["HUGQUEUE_PRODUCER_TTL"] = TTL
+from tests.keyed_submits import HEAD, KEY, TTL, arguments, cut_off, inputs_of, the_job
+from tests.processes import Shell, lines, wait_until
 
 
 @pytest.mark.parametrize("give_up", [False, True], ids=["at once", "after it was given up"])
