@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from common.errors import UsageError
-from common.inputs import read_records
+from common.inputs import find_inputs
 from common.settings import Settings
 from common.tasks import Task
 from common.training.examples import SHAPES, Shape, choose_shape, is_empty, make_example, shapes_of
@@ -86,7 +86,7 @@ def _read(
 def _read_input(task: str, source: str, training: Training, most: int, format: str | None) -> Iterator[dict[str, Json]]:
     """Give the examples of one input, whose first row decides which columns are read."""
     columns: tuple[str, str | None] | None = None
-    records = read_records([source], _as_read(task, training), format=format, max_record_bytes=most)
+    records = find_inputs([source], _as_read(task, training), format=format).records(most)
     for number, record in enumerate(records, 1):
         row = _row(record)
         try:

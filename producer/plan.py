@@ -9,9 +9,8 @@ from itertools import chain
 from pathlib import Path
 
 from common.errors import ModelError, StorageError, UsageError
-from common.inputs import check_inputs, read_records
-from common.inputs.in_place import cut_source, shared_sources, size_to_cut
-from common.inputs.making import RecordMaker
+from common.inputs import Inputs, find_inputs
+from common.inputs.in_place import cut_source, shared_makers, size_to_cut
 from common.inputs.sources import Reading
 from common.models.names import resolve_model
 from common.settings import Settings, absolute, load_settings
@@ -36,31 +35,19 @@ class Plan:
     settings: Settings
     spec: JobSpec
     task: Task
-    inputs: tuple[str, ...]
-    format: str | None
-    column: str | None
-    id_column: str | None
+    inputs: Inputs | BatchFile
     chunk_size: int | None  #: records of a chunk, if its user said so
     output: Target | None
     wait: bool
     idempotency_key: str | None = None
-    batch: BatchFile | None = None  #: where the inputs are OpenAI's batch files
     reading: Reading = field(default_factory=Reading)  #: how much of the inputs was read
 
     def records(self) -> Iterator[Record]:
         """Return the records of the inputs, read while they are asked for."""
-        if self.batch:
-            return read_batch(self.inputs, self.batch, self.settings.max_record_bytes)
-        return read_records(
-            self.inputs,
-            self.task,
-            format=self.format,
-            column=self.column,
-            id_column=self.id_column,
-            max_record_bytes=self.settings.max_record_bytes,
-            shared=self.settings.shared,
-            reading=self.reading,
-        )
+        most = self.settings.max_record_bytes
+        if isinstance(self.inputs, BatchFile):
+            return read_batch(self.spec.inputs, self.inputs, most)
+        return self.inputs.records(most, shared=self.settings.shared, reading=self.reading)
 
     def chunks(self, workers: Sequence[Heartbeat] = ()) -> ChunkPlan:
         """Return how the records are cut, for these live workers."""
@@ -73,12 +60,9 @@ class Plan:
             records: those of the inputs.
             workers: the live ones that serve the job's queue.
         """
-        sources = (
-            [] if self.batch or self.task.media else shared_sources(self.inputs, self.format, self.settings.shared)
-        )
-        if not sources:
+        makers = shared_makers(self.inputs, self.settings.shared) if isinstance(self.inputs, Inputs) else []
+        if not makers:
             return RecordSupply(records, self.chunks(workers), self.reading)
-        makers = [RecordMaker(source, self.task, self.column, self.id_column, len(sources) > 1) for source in sources]
         most, plan = self.settings.max_record_bytes, self.chunks()
         cuts = (cut for make in makers for cut in cut_source(make, most, plan.sizes(), CHUNK_BYTES))
         return RangeSupply(cuts, sum(map(size_to_cut, makers)))
@@ -126,10 +110,13 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     batch = find_batch(inputs, task, model, most) if format_ == "openai" else None
     task = batch.task if batch else _named(task)
     known = find_task(task)
+    found: Inputs | BatchFile
     if batch:
         check_batch_options(column, id_column)
+        found = batch
     else:
-        check_inputs(inputs, known, format=format_, column=column, id_column=id_column, max_record_bytes=most)
+        found = find_inputs(inputs, known, format=format_, column=column, id_column=id_column)
+        found.check(most)
     target = parse_target(output, output_format, responses=batch is not None)
     written = by_workers(target, settings)
     if target is not None:  # under a key, its parts may be those of the job that the key stands for
@@ -160,15 +147,11 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         settings=settings,
         spec=spec,
         task=known,
-        inputs=tuple(inputs),
-        format=format_,
-        column=column,
-        id_column=id_column,
+        inputs=found,
         chunk_size=chunk_size,
         output=target,
         wait=_waits(wait, target, spec, settings),
         idempotency_key=_check_key(idempotency_key),
-        batch=batch,
         reading=Reading() if batch or known.media else Reading.of(inputs),
     )
 

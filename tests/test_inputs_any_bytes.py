@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from common.encoder import to_json
 from common.errors import UsageError
-from common.inputs import check_inputs, read_records
+from common.inputs import find_inputs
 from common.tasks import TASKS
 from common.values import Record
 from producer.duplicates import DuplicateIds, watch_duplicates
@@ -29,8 +29,9 @@ def read(data: bytes, format: str, limit: int = 40) -> list[Record] | None:
         file.write(data)
         file.flush()
         try:
-            check_inputs([file.name], TASKS["fill-mask"], format=format, max_record_bytes=limit)
-            return list(read_records([file.name], TASKS["fill-mask"], format=format, max_record_bytes=limit))
+            inputs = find_inputs([file.name], TASKS["fill-mask"], format=format)
+            inputs.check(limit)
+            return list(inputs.records(limit))
         except UsageError:
             return None
 
@@ -99,10 +100,10 @@ def test_the_watch_for_duplicates_takes_line_numbers_in_order_without_a_limit():
 MEASURE = """
 import sys, tracemalloc
 from common.tasks import TASKS
-from common.inputs import read_records
+from common.inputs import find_inputs
 from producer.duplicates import watch_duplicates
 tracemalloc.start()
-records = read_records([sys.argv[1]], TASKS["fill-mask"], max_record_bytes=100_000)
+records = find_inputs([sys.argv[1]], TASKS["fill-mask"]).records(100_000)
 codes = [r.failure.code for r in watch_duplicates(records, print) if r.failure]
 print(sorted(set(codes)), len(codes), tracemalloc.get_traced_memory()[1], "pyarrow" in sys.modules)
 """

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.inputs import read_records
+from common.inputs import find_inputs
 from common.tasks import TASKS
 from common.values import Record
 
@@ -17,7 +17,7 @@ FILL = TASKS["fill-mask"]
 def read(path: Path, data: bytes | None = None, task=FILL, limit=1000, **options) -> list[Record]:
     if data is not None:
         path.write_bytes(data)
-    return list(read_records([str(path)], task, max_record_bytes=limit, **options))
+    return list(find_inputs([str(path)], task, **options).records(limit))
 
 
 def told(record: Record, path: Path) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UsageError
-from common.inputs import check_inputs, read_records
+from common.inputs import find_inputs
 from common.payloads.encoding import decode_records, encode_records
 from common.tasks import TASKS
 from common.values import Record
@@ -29,8 +29,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def read(*inputs: str, limit: int = 1000, **options) -> list[Record]:
-    check_inputs(inputs, TASK, max_record_bytes=limit, **options)
-    return list(read_records(inputs, TASK, max_record_bytes=limit, **options))
+    found = find_inputs(inputs, TASK, **options)
+    found.check(limit)
+    return list(found.records(limit))
 
 
 def test_a_file_is_a_record_its_path_the_id(place: Path):
@@ -99,10 +100,10 @@ def test_a_name_that_stands_for_nothing_is_refused(place: Path, name: str, words
 def test_a_file_address_is_the_path_it_means_and_a_directory_elsewhere_is_refused(place: Path):
     task = TASKS["image-classification"]
     found = next(place.rglob("*.png"))
-    [record] = read_records([f"file://{found.absolute()}"], task, max_record_bytes=10**6)
+    [record] = find_inputs([f"file://{found.absolute()}"], task).records(10**6)
     assert (record.id, record.failure, record.blob) == (str(found.absolute()), None, found.read_bytes())
     with pytest.raises(UsageError, match=r"name the files, as s3://bucket/photos/\*\.jpg"):
-        check_inputs(["s3://bucket/photos/"], task, max_record_bytes=10**6)
+        find_inputs(["s3://bucket/photos/"], task).check(10**6)
 
 
 def test_the_payload_carries_the_files(place: Path):
@@ -119,7 +120,7 @@ def test_chunks_are_cut_by_the_bytes_of_the_files():
 def test_of_what_is_shared_only_the_path_travels(place: Path):
     (place / "list.jsonl").write_text('{"image": "photos/b.png"}\n{"image": "s3://bucket/c.png"}\n{"image": "x.png"}\n')
     shared = (str(place / "photos"), "s3://bucket")
-    records = list(read_records(["list.jsonl"], TASK, max_record_bytes=1000, shared=shared))
+    records = list(find_inputs(["list.jsonl"], TASK).records(1000, shared=shared))
     assert [(r.input, r.blob) for r in records[:2]] == [
         (str(place / "photos/b.png"), None),
         ("s3://bucket/c.png", None),

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UsageError
-from common.inputs import check_inputs, read_records
+from common.inputs import find_inputs
 from common.tasks import TASKS
 from common.values import Record
 
@@ -28,8 +28,9 @@ def write(path: Path, content: str | bytes) -> str:
 
 
 def read(*inputs: str, task=FILL, limit=LIMIT, **options) -> list[Record]:
-    check_inputs(inputs, task, max_record_bytes=limit, **options)
-    return list(read_records(inputs, task, max_record_bytes=limit, **options))
+    found = find_inputs(inputs, task, **options)
+    found.check(limit)
+    return list(found.records(limit))
 
 
 def pairs(records: list[Record]) -> list[tuple]:

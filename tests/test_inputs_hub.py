@@ -22,13 +22,12 @@ from tests.processes import ROOT, RedisServer, Shell, Workers, lines
 READ = """
 import json, sys
 from common.errors import UsageError
-from common.inputs import check_inputs, read_records
+from common.inputs import find_inputs
 from common.tasks import TASKS
-options = dict(column="text", max_record_bytes=1000)
 try:
-    check_inputs(sys.argv[1:], TASKS["fill-mask"], **options)
-    records = read_records(sys.argv[1:], TASKS["fill-mask"], **options)
-    print(json.dumps([record.input for record in records]))
+    inputs = find_inputs(sys.argv[1:], TASKS["fill-mask"], column="text")
+    inputs.check(1000)
+    print(json.dumps([record.input for record in inputs.records(1000)]))
 except UsageError as error:
     print(json.dumps(str(error)))
 """

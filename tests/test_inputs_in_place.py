@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from common.errors import PayloadError, StorageError
 from common.files.storage import open_storage
-from common.inputs import read_records
+from common.inputs import find_inputs
 from common.inputs.in_place import can_be_cut, cut_source, read_rows, size_to_cut
 from common.inputs.making import RecordMaker
 from common.inputs.row_ranges import Cut, RowRange, is_range
@@ -39,7 +39,7 @@ def in_place(found: list[Cut]) -> Iterator[Record]:
 
 
 def from_the_beginning(name: str, format: str, column: str | None = None) -> list[Record]:
-    return list(read_records([name], TASK, format=format, column=column, max_record_bytes=MOST))
+    return list(find_inputs([name], TASK, format=format, column=column).records(MOST))
 
 
 LINES = st.lists(

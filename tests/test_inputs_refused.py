@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UsageError
-from common.inputs import check_inputs, read_records
+from common.inputs import find_inputs
 from common.tasks import TASKS
 
 FILL = TASKS["fill-mask"]
@@ -20,7 +20,7 @@ FILL = TASKS["fill-mask"]
 
 def refused(*inputs: str | Path, task=FILL, **options) -> str:
     with pytest.raises(UsageError) as caught:
-        check_inputs([str(i) for i in inputs], task, max_record_bytes=1000, **options)
+        find_inputs([str(i) for i in inputs], task, **options).check(1000)
     return str(caught.value)
 
 
@@ -44,9 +44,9 @@ def test_an_unreadable_file(tmp_path):
     script = (
         "import os, sys\n"
         "from common.errors import UsageError\nfrom common.tasks import TASKS\n"
-        "from common.inputs import check_inputs\n"
+        "from common.inputs import find_inputs\n"
         "if os.geteuid() == 0: os.seteuid(65534)\n"
-        "try: check_inputs([sys.argv[1]], TASKS['fill-mask'], max_record_bytes=9)\n"
+        "try: find_inputs([sys.argv[1]], TASKS['fill-mask']).check(9)\n"
         "except UsageError as error: print(error)\n"
     )
     root = Path(__file__).parent.parent
@@ -118,7 +118,7 @@ def test_a_gzip_that_ends_early_is_said_when_it_is_read(tmp_path):
     whole = gzip.compress(b"".join(b"%d\n" % (n * 7919) for n in range(100_000)))
     path = file(tmp_path / "a.txt.gz", whole[: len(whole) // 2])
     with pytest.raises(UsageError, match="broken gzip"):
-        list(read_records([str(path)], FILL, max_record_bytes=1000))
+        list(find_inputs([str(path)], FILL).records(1000))
 
 
 def test_a_parquet_that_is_none(tmp_path):
@@ -178,12 +178,13 @@ def test_all_inputs_are_checked(tmp_path):
 def test_standard_input_is_refused_when_it_is_read(monkeypatch):
     for data, words in ((b"", "Empty input: standard input"), (b"a\0b", "standard input is binary")):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-        check_inputs(["-"], FILL, max_record_bytes=1000)
+        inputs = find_inputs(["-"], FILL)
+        inputs.check(1000)
         with pytest.raises(UsageError, match=words):
-            next(read_records(["-"], FILL, max_record_bytes=1000))
+            next(inputs.records(1000))
     assert "only once" in refused("-", "-")
 
 
 def test_a_named_pipe_is_not_read_by_the_check(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    check_inputs([str(tmp_path / "pipe")], FILL, format="txt", max_record_bytes=1000)
+    find_inputs([str(tmp_path / "pipe")], FILL, format="txt").check(1000)

@@ -2,21 +2,21 @@
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from common.errors import PayloadError, StorageError, UsageError
 from common.files.access import open_file_system, open_stream, storage_errors, version_of
-from common.inputs.lines import body
+from common.inputs.lines import BOM, body
 from common.inputs.making import RecordMaker
 from common.inputs.plain_lines import json_records, text_records
+from common.inputs.reading import Inputs
 from common.inputs.row_ranges import FORMATS, Cut, RowRange
-from common.inputs.sources import Source, find_sources, open_bytes
+from common.inputs.sources import Source, open_bytes
 from common.settings import absolute
 from common.shared import is_address, is_shared
 from common.tasks import Task
 from common.values import Record
-
-_BOM = b"\xef\xbb\xbf"
 
 
 def can_be_cut(source: Source) -> bool:
@@ -37,16 +37,17 @@ def can_be_cut(source: Source) -> bool:
         return stream.read(2) != b"\x1f\x8b"
 
 
-def shared_sources(inputs: Sequence[str], format: str | None, shared: Sequence[str]) -> list[Source]:
-    """Return the inputs as sources that all machines can read in place; none if some cannot be.
+def shared_makers(inputs: Inputs, shared: Sequence[str]) -> list[RecordMaker]:
+    """Return what makes the records of the inputs, as all machines can read them in place; none if some cannot be.
 
     Raises:
-        UsageError: an input is not there, or cannot be read.
+        UsageError: an input cannot be read.
     """
-    if not shared or "-" in inputs:
+    makers = [part for part in inputs.parts if isinstance(part, RecordMaker)]
+    if not shared or inputs.task.media or any(make.source.is_stdin for make in makers):
         return []
-    sources = [Source(absolute(source.name), source.format) for source in find_sources(inputs, format)]
-    return sources if all(is_shared(s.name, shared) and can_be_cut(s) for s in sources) else []
+    found = [replace(make, source=Source(absolute(make.source.name), make.source.format)) for make in makers]
+    return found if all(is_shared(make.source.name, shared) and can_be_cut(make.source) for make in found) else []
 
 
 def cut_source(make: RecordMaker, max_bytes: int, sizes: Iterator[int], most_bytes: int) -> Iterator[Cut]:
@@ -143,12 +144,12 @@ def _cut_lines(
 
 def _line_lengths(stream: io.BufferedReader, max_bytes: int) -> Iterator[tuple[int, int, bool]]:
     """Yield for each line: its bytes, how many of them a reader has to see, and whether it is blank."""
-    limit = max_bytes + len(_BOM) + len(b"\r\n")
+    limit = max_bytes + len(BOM) + len(b"\r\n")
     beginning = True
     while data := stream.readline(limit):
         length = shown = len(data)
         if beginning:
-            data = data.removeprefix(_BOM)
+            data = data.removeprefix(BOM)
         beginning = False
         if len(body(data)) > max_bytes:
             while not data.endswith(b"\n") and (data := stream.readline(limit)):

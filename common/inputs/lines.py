@@ -10,7 +10,7 @@ from typing import NamedTuple
 from common.inputs.sources import Source
 from common.values import Failure
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _BLOCK = 64 * 1024
 _ECHO = 200  # bytes of an oversized line that are kept to show
 
@@ -30,10 +30,10 @@ def bounded_lines(stream: io.BufferedReader, max_bytes: int, first: int = 0) -> 
     `first` is the number of the line that the stream begins with.
     """
     number = first
-    limit = max_bytes + len(_BOM) + len(b"\r\n")
+    limit = max_bytes + len(BOM) + len(b"\r\n")
     while data := stream.readline(limit):
         if number == 0:
-            data = data.removeprefix(_BOM)
+            data = data.removeprefix(BOM)
         if len(data) > max_bytes and len(body(data)) > max_bytes:
             quotes = data.count(b'"') + (0 if data.endswith(b"\n") else _skip_line(stream))
             data = data[: _ECHO + 1]  # let go of the rest before anybody else allocates

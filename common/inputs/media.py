@@ -24,19 +24,18 @@ def is_list(name: str, format: str | None) -> bool:
     return format is not None or name == "-" or name.lower().endswith(endings)
 
 
-def file_records(names: Sequence[str], kind: str) -> Iterator[Record]:
-    """Yield a record for each file that the names stand for; its id is its path.
+def file_records(name: str, kind: str) -> Iterator[Record]:
+    """Yield a record for each file that the name stands for; its id is its path.
 
     Raises:
-        UsageError: a name stands for no file.
+        UsageError: it stands for no file.
     """
-    for name in names:
-        found = False
-        for path in _paths(name, kind):
-            found = True
-            yield Record(path, path)
-        if not found:
-            raise UsageError(f"{name}: there is no {kind} in it. Found by their endings are {_endings(kind)}.")
+    found = False
+    for path in _paths(name, kind):
+        found = True
+        yield Record(path, path)
+    if not found:
+        raise UsageError(f"{name}: there is no {kind} in it. Found by their endings are {_endings(kind)}.")
 
 
 def attached(records: Iterable[Record], task: Task, max_bytes: int, shared: Sequence[str] = ()) -> Iterator[Record]:

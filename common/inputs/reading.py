@@ -2,7 +2,8 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 from common.errors import UsageError
@@ -15,89 +16,83 @@ from common.tasks import Task
 from common.values import Record
 
 
-def read_records(
-    inputs: Sequence[str],
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The inputs of a job, found once: what patterns and data sets of the hub stand for stays the same."""
+
+    task: Task
+    parts: tuple[RecordMaker | str, ...]  #: what makes the records of a file; its name where it is itself to be run
+
+    def check(self, max_record_bytes: int) -> None:
+        """Read the first record of each input, so that what is wrong with one as a whole is said before any work.
+
+        Standard input and pipes can be read only once: theirs is said when they are read.
+
+        Raises:
+            UsageError: an input is unreadable, empty, binary, a broken gzip file, or lacks a column that is needed.
+        """
+        for part in self.parts:
+            if isinstance(part, str):
+                next(file_records(part, str(self.task.media)))
+                continue
+            _check_options(part)
+            if part.source.rereadable:
+                with closing(_records(part, max_record_bytes)) as records:
+                    next(records)
+
+    def records(
+        self, max_record_bytes: int, *, shared: Sequence[str] = (), reading: Reading | None = None
+    ) -> Iterator[Record]:
+        """Return the records of all inputs, in order, read while they are asked for.
+
+        A record that cannot be read carries its failure: `bad_encoding`, `bad_json`, `bad_csv`, `missing_field`,
+        `too_large`.
+
+        Args:
+            max_record_bytes: what is longer fails, and is never held whole.
+            shared: directories and addresses whose files workers read by themselves.
+            reading: gets how much was read.
+
+        Raises:
+            UsageError: while reading, if an input cannot be read on.
+        """
+        records = chain.from_iterable(
+            file_records(part, str(self.task.media))
+            if isinstance(part, str)
+            else _records(replace(part, source=replace(part.source, reading=reading)), max_record_bytes)
+            for part in self.parts
+        )
+        return attached(records, self.task, max_record_bytes, shared) if self.task.media else records
+
+
+def find_inputs(
+    names: Sequence[str],
     task: Task,
     *,
     format: str | None = None,
     column: str | None = None,
     id_column: str | None = None,
-    max_record_bytes: int,
-    shared: Sequence[str] = (),
-    reading: Reading | None = None,
-) -> Iterator[Record]:
-    """Return the records of all inputs, in order, read while they are asked for.
-
-    A record that cannot be read carries its failure: `bad_encoding`, `bad_json`, `bad_csv`, `missing_field`,
-    `too_large`.
+) -> Inputs:
+    """Return the inputs of those names.
 
     Args:
-        inputs: paths, or `-` for standard input.
+        names: paths, addresses, data sets of the hub, or `-` for standard input.
         task: says which fields make an input.
         format: one of `FORMATS`, against the extension.
         column: the column that holds the input.
         id_column: the column that holds the id; else `id` or `custom_id`, else the line from 0.
-        max_record_bytes: what is longer fails, and is never held whole.
-        shared: directories and addresses whose files workers read by themselves.
-        reading: gets how much was read.
 
     Raises:
-        UsageError: at once, if an input is not there; while reading, if it cannot be read on.
+        UsageError: an input is missing, a directory, or of an unknown format.
     """
-    parts = _parts(inputs, task, format, column, id_column, reading)
-    records = chain.from_iterable(
-        file_records([part], str(task.media)) if isinstance(part, str) else _records(part, max_record_bytes)
-        for part in parts
-    )
-    return attached(records, task, max_record_bytes, shared) if task.media else records
 
+    def has_records(name: str) -> bool:
+        return task.media is None or is_list(name, format)
 
-def check_inputs(
-    inputs: Sequence[str],
-    task: Task,
-    *,
-    format: str | None = None,
-    column: str | None = None,
-    id_column: str | None = None,
-    max_record_bytes: int,
-) -> None:
-    """Read the first record of each input, so that what is wrong with one as a whole is said before any work.
-
-    Standard input and pipes can be read only once: theirs is said when they are read.
-
-    Raises:
-        UsageError: an input is missing, unreadable, a directory, empty, binary, a broken gzip file, of an unknown
-            format, or lacks a column that is needed.
-    """
-    for part in _parts(inputs, task, format, column, id_column):
-        if isinstance(part, str):
-            next(file_records([part], str(task.media)))
-            continue
-        _check_options(part)
-        if part.source.rereadable:
-            with closing(_records(part, max_record_bytes)) as records:
-                next(records)
-
-
-def _parts(
-    inputs: Sequence[str],
-    task: Task,
-    format: str | None,
-    column: str | None,
-    id_column: str | None,
-    reading: Reading | None = None,
-) -> list[RecordMaker | str]:
-    """Return for each file what makes its records; of a task over files, its name where it is itself to be run."""
-    inputs = expand(inputs)
-    lists = [name for name in inputs if task.media is None or is_list(name, format)]
-    sources = (replace(source, reading=reading) for source in find_sources(lists, format))
-    several = len(inputs) > 1
-    return [
-        RecordMaker(next(sources), task, column, id_column, several)
-        if task.media is None or is_list(name, format)
-        else name
-        for name in inputs
-    ]
+    names = expand(names)
+    sources = iter(find_sources(list(filter(has_records, names)), format))
+    make = partial(RecordMaker, task=task, column=column, id_column=id_column, several=len(names) > 1)
+    return Inputs(task, tuple(make(next(sources)) if has_records(name) else name for name in names))
 
 
 def _records(make: RecordMaker, max_bytes: int) -> Generator[Record, None, None]:

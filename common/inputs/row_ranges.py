@@ -5,7 +5,6 @@ line ends, by bytes; rows of `.parquet` inside a row group, so that a reader ope
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from types import NoneType
 from typing import Any
@@ -106,6 +105,3 @@ class Cut:
     rows: RowRange
     records: int
     bytes: int  #: of text, about
-
-
-Cuts = Iterator[Cut]
