@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from common.encoder import to_json
 from common.values import Failure, Json, Outcome
 
+COLUMNS = ("id", "input", "output", "error_code", "error_message", "truncated")
+
 NOT_RUN = Failure("not_run", "the job ended before this record was run; `producer retry` runs it")
 
 
@@ -42,6 +44,12 @@ def to_line(row: Row) -> str:
     if row.truncated:
         line["truncated"] = True
     return to_json(line)
+
+
+def cells(row: Row, output: Json) -> tuple[Json, ...]:
+    """Return the row as the cells of a table with the columns `COLUMNS`; `output` is its output as the table has it."""
+    code, message = (row.error.code, row.error.message) if row.error else (None, None)
+    return as_text(row.id), as_text(row.input), output, code, as_text(message), row.truncated
 
 
 def as_text(value: Json) -> str | None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from common.encoder import to_json
 from common.errors import PayloadError
 from common.payloads.encoding import MAX_EXPANDED, MAX_ROWS, encode_outcomes, overlay
-from common.rows import Row, as_text, to_line
+from common.rows import COLUMNS, Row, as_text, cells, to_line
 from common.values import Failure, Json, Outcome, Record
 
 FORMATS = ("parquet", "jsonl")
@@ -46,14 +46,19 @@ def chunk_rows(records: Sequence[Record], outcomes: Sequence[bytes]) -> list[Row
 def row_schema(kind: Any) -> pa.Schema:
     """Return the schema of rows in Parquet; `kind` is the Arrow type of an output, or None for text and JSON text."""
     output = _widely_read(kind) if kind is not None else pa.string()
-    columns = {"id": pa.string(), "input": pa.string(), "output": output}
-    return pa.schema(columns | {"error_code": pa.string(), "error_message": pa.string(), "truncated": pa.bool_()})
+    kinds = (pa.string(), pa.string(), output, pa.string(), pa.string(), pa.bool_())
+    return pa.schema(list(zip(COLUMNS, kinds, strict=True)))
 
 
-def row_cells(row: Row, output: Any) -> tuple[Any, ...]:
-    """Return the cells of a row, in the order of `row_schema`; `output` is its output as the schema has it."""
-    code, message = (row.error.code, row.error.message) if row.error else (None, None)
-    return as_text(row.id), as_text(row.input), output, code, as_text(message), row.truncated
+def cells_to_table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    """Return the table of some rows, each the cells of `common.rows.cells`.
+
+    Raises:
+        pyarrow.ArrowException: an output is not of the schema's type; so do `TypeError` and `ValueError`.
+    """
+    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+    arrays = [pa.array(list(column), field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.table(arrays, schema=schema)
 
 
 def encode_part(rows: Sequence[Row], kind: Any, format: str) -> bytes:
@@ -62,10 +67,9 @@ def encode_part(rows: Sequence[Row], kind: Any, format: str) -> bytes:
         return b"".join(to_line(row).encode() + b"\n" for row in rows)
     form, outputs = _outputs(rows, kind)
     schema = row_schema(kind).with_metadata({_FORM: form} if form else None)
-    columns = zip(*(row_cells(row, output) for row, output in zip(rows, outputs, strict=True)), strict=True)
-    arrays = [pa.array(list(cells), field.type) for cells, field in zip(columns, schema, strict=True)]
+    table = cells_to_table([cells(row, output) for row, output in zip(rows, outputs, strict=True)], schema)
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(arrays, schema=schema), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     return bytes(sink.getvalue())
 
 

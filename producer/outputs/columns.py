@@ -1,13 +1,13 @@
 """Outcomes as one Arrow table."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
-from common.payloads.parts import row_cells, row_schema
-from common.rows import Row, as_text
+from common.payloads.parts import cells_to_table, row_schema
+from common.rows import Row, as_text, cells
 
 #: Rows that are turned into columns at once.
 _GROUP_ROWS = 8192
@@ -17,10 +17,8 @@ def to_table(rows: Iterable[Row], output_type: Any) -> Any:
     """Return all rows as a table; `output_type` is the Arrow type of an output, or None for text and JSON text."""
     schema = row_schema(output_type)
     typed = output_type is not None
-    cells: Iterator[Any] = (row_cells(row, row.output if typed or row.error else as_text(row.output)) for row in rows)
+    found = (cells(row, row.output if typed else as_text(row.output)) for row in rows)
     groups = [schema.empty_table()]
-    while group := list(islice(cells, _GROUP_ROWS)):
-        columns = zip(*group, strict=True)
-        arrays = [pa.array(list(column), field.type) for column, field in zip(columns, schema, strict=True)]
-        groups.append(pa.table(arrays, schema=schema))
+    while group := list(islice(found, _GROUP_ROWS)):
+        groups.append(cells_to_table(group, schema))
     return pa.concat_tables(groups)

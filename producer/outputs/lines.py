@@ -4,11 +4,9 @@ import csv
 import gzip
 from typing import IO, Any
 
-from common.rows import Row, as_text, to_line
+from common.rows import COLUMNS, Row, as_text, cells, to_line
 from producer.outputs.aside import Aside
 from producer.outputs.writers import Writer
-
-CSV_COLUMNS = ("id", "input", "output", "error_code", "error_message", "truncated")
 
 
 class _LineWriter(Writer):
@@ -33,17 +31,16 @@ class JsonLinesWriter(_LineWriter):
 
 
 class CsvWriter(_LineWriter):
-    """The columns `CSV_COLUMNS`; an output that is not a scalar is JSON text."""
+    """The columns `COLUMNS`; an output that is not a scalar is JSON text."""
 
     def _begin(self, aside: Aside) -> None:
         super()._begin(aside)
         self._rows = csv.writer(_LineFeeds(self._stream))
-        self._rows.writerow(CSV_COLUMNS)
+        self._rows.writerow(COLUMNS)
 
     def _write(self, row: Row) -> None:
-        code, message = (row.error.code, row.error.message) if row.error else (None, None)
-        cells = (as_text(row.id), as_text(row.input), as_text(row.output), code, as_text(message))
-        self._rows.writerow((*cells, "true" if row.truncated else "false"))
+        *texts, truncated = cells(row, as_text(row.output))
+        self._rows.writerow((*texts, "true" if truncated else "false"))
 
 
 class _LineFeeds:

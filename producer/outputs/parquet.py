@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import HugqueueError
-from common.payloads.parts import row_cells, row_schema
-from common.rows import Row, as_text
+from common.payloads.parts import cells_to_table, row_schema
+from common.rows import Row, as_text, cells
 from producer.outputs.aside import Aside
 from producer.outputs.writers import Writer
 
@@ -32,9 +32,8 @@ class ParquetWriter(Writer):
         self._bytes = 0
 
     def _write(self, row: Row) -> None:
-        cells = row_cells(row, row.output if self._typed or row.error else as_text(row.output))
-        self._rows.append(cells)
-        self._bytes += sum(len(cell) for cell in cells if isinstance(cell, str))
+        self._rows.append(cells(row, row.output if self._typed else as_text(row.output)))
+        self._bytes += sum(len(cell) for cell in self._rows[-1] if isinstance(cell, str))
         if len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
             self._write_group()
 
@@ -48,10 +47,9 @@ class ParquetWriter(Writer):
         super()._discard()
 
     def _write_group(self) -> None:
-        columns = zip(*self._rows, strict=True) if self._rows else [[]] * len(self._schema)
         try:
-            arrays = [pa.array(list(cells), field.type) for cells, field in zip(columns, self._schema, strict=True)]
+            table = cells_to_table(self._rows, self._schema)
         except (pa.ArrowException, TypeError, ValueError) as error:
             raise HugqueueError(f"Cannot write {self.path}: an output is not of the declared type: {error}") from error
-        self._writer.write_table(pa.table(arrays, schema=self._schema))
+        self._writer.write_table(table)
         self._rows, self._bytes = [], 0
