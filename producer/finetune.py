@@ -10,7 +10,6 @@ import click
 from common.errors import UsageError
 from common.jobs import Job
 from common.models.names import resolve_model
-from common.models.store import job_of
 from common.nearest import did_you_mean
 from common.payloads.encoding import encode_records
 from common.payloads.job_payloads import JobPayloads
@@ -23,9 +22,10 @@ from producer.chunks import ChunkPlan, cut_chunks
 from producer.client import Client
 from producer.examples import CHUNK_RECORDS, ExampleSet, read_examples
 from producer.exits import INTERRUPTED, exit_status
-from producer.follow import follow, follow_own
+from producer.follow import follow_to_end
 from producer.plan import check_spec, parse_params
 from producer.printing import Say
+from producer.run import warn_if_unserved
 from producer.submission import taken_back
 
 
@@ -65,7 +65,6 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
     evaluates = evaluation is not None or eval_split is not None
     if not evaluates and (training.early_stopping or training.metric_for_best):
         raise UsageError("--early-stopping and --metric-for-best need something to evaluate: --eval or --eval-split.")
-    job_of(model)
     spec = JobSpec(
         id=new_job_id(),
         task=task,
@@ -128,17 +127,14 @@ def run_finetune(client: Client, plan: FinetunePlan, say: Say) -> int:
     """Submit the job, and see it through where its user waits; return the exit status."""
     for text in plan.examples.said:
         say(text)
-    if not client.embedded and not client.serves(QUEUE):
-        say(
-            f"Warning: no live worker serves the queue {QUEUE!r}; "
-            "the job will wait for one (`workers start --train` on any machine)."
-        )
+    if not client.embedded:
+        warn_if_unserved(client, QUEUE, say, "workers start --train")
     submit_finetune(client, plan)
     job_id = plan.spec.id
     click.echo(job_id)
     if not plan.wait:
         return 0
-    job, interrupted = follow_own(client, job_id, say) if client.embedded else (follow(client, job_id, say), False)
+    job, interrupted = follow_to_end(client, job_id, say)
     if job.status is JobStatus.COMPLETED:
         say(describe_model(client, job, say))
     return INTERRUPTED if interrupted else exit_status(job)

@@ -26,6 +26,15 @@ def follow(client: Client, job_id: str, say: Say) -> Job:
     return job
 
 
+def follow_to_end(client: Client, job_id: str, say: Say) -> tuple[Job, bool]:
+    """Follow a job that this command has submitted, by `follow_own` where the worker is its own, else by `follow`.
+
+    Returns:
+        The finished job, and whether it was cancelled by Ctrl-C.
+    """
+    return follow_own(client, job_id, say) if client.embedded else (follow(client, job_id, say), False)
+
+
 def follow_own(client: Client, job_id: str, say: Say) -> tuple[Job, bool]:
     """Follow a job whose worker lives only as long as this command; Ctrl-C cancels it, then.
 

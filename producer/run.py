@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 import click
 
-from common.values import JobSpec, JobStatus, Record
+from common.values import JobStatus, Record
 from producer.client import Client
 from producer.duplicates import watch_duplicates
 from producer.exits import INTERRUPTED, exit_status
-from producer.follow import follow, follow_own
+from producer.follow import follow_to_end
 from producer.give import give_results
 from producer.handle import JobHandle
 from producer.outputs.targets import Target
@@ -23,7 +23,7 @@ def run(client: Client, plan: Plan, records: Iterable[Record], say: Say, *, as_j
     if client.embedded:
         _say_others(client, say)
     else:
-        _warn_if_unserved(client, spec, say)
+        warn_if_unserved(client, spec.queue, say)
     with submit_progress() as progress:
         job, totals = client.submit_plan(plan, watch_duplicates(records, say), progress, say)
     if totals is not None and totals.bad:
@@ -54,16 +54,16 @@ def see_through(client: Client, job_id: str, output: Target | None, say: Say, *,
         say: told what is not the answer.
         as_json: whether results on a terminal are JSON lines too.
     """
-    job, interrupted = follow_own(client, job_id, say) if client.embedded else (follow(client, job_id, say), False)
+    job, interrupted = follow_to_end(client, job_id, say)
     give_results(client, job, output, say, as_json=as_json)
     return INTERRUPTED if interrupted else exit_status(job)
 
 
-def _warn_if_unserved(client: Client, spec: JobSpec, say: Say) -> None:
-    if not client.serves(spec.queue):
+def warn_if_unserved(client: Client, queue: str, say: Say, start: str = "workers start") -> None:
+    """Say so if no worker takes jobs of a queue at present; `start` is the command that starts one."""
+    if not client.serves(queue):
         say(
-            f"Warning: no live worker serves the queue {spec.queue!r}; "
-            "the job will wait for one (`workers start` on any machine)."
+            f"Warning: no live worker serves the queue {queue!r}; the job will wait for one (`{start}` on any machine)."
         )
 
 
