@@ -11,14 +11,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 
 from common.errors import CodedError, ModelError, WorkerError
 from common.extras import install
 from common.tasks import ALIASES, find_task
 from common.values import JobSpec, Json
+from common.versions import installed_version
 from workers.device.chunk import DeviceLost
 from workers.device.memory import memory_of, release, weight_bytes
 from workers.model_files import human_size
@@ -36,7 +36,7 @@ _LIBRARIES = ("torch", "transformers")
 _DIGESTED = ("task", "model", "commit", "dtype")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Loaded:
     """A loaded runner and what is to be said of it."""
 
@@ -60,10 +60,10 @@ class Loaded:
             "source": self.resolved.source if self.resolved else None,
             "device": self.device,
             **self.runner.facts(),
-            "versions": {name: _version(name) for name in _LIBRARIES if name in sys.modules},
+            "versions": {name: installed_version(name) for name in _LIBRARIES if name in sys.modules},
         }
 
-    @property
+    @cached_property  # every chunk asks for it
     def digest(self) -> str:
         """A short name of task, model, commit and dtype: what the size of a batch depends on, besides the device."""
         facts = self.facts()
@@ -208,10 +208,3 @@ def _construct(
             raise ModelError("model_load_failed", f"{type(error).__name__}: {error}"[:2000]) from error
     release()
     return None
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None

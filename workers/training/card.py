@@ -5,7 +5,6 @@ import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from common.encoder import plain
 from common.models.stored import CARD
 from common.training.spec import Training
 from common.values import Json
+from common.versions import installed_version
 from workers.training.data import Examples
 from workers.training.order import Order
 from workers.training.scores import metrics_of
@@ -112,17 +112,8 @@ def _device(order: Order) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES if _installed(name)}
-
-
-def _installed(name: str) -> bool:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True
+    found = {name: installed_version(name) for name in _LIBRARIES}
+    return {"python": platform.python_version()} | {name: number for name, number in found.items() if number}
 
 
 def _card(result: Mapping[str, Json]) -> str:
