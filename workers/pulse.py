@@ -11,15 +11,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import redis
 
 from common.settings import Settings
 from common.store.heartbeats import Heartbeat, beat, leave
+from common.versions import installed_version
 from workers.device_client import DeviceProcess
-from workers.devices import describe, queues_of
+from workers.devices import queues_of
 from workers.meter import Meter
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Pulse:
         device: DeviceProcess,
         meter: Meter,
         *,
+        device_name: str,
         slots: int,
     ) -> None:
         self.state = "starting"
@@ -50,7 +51,7 @@ class Pulse:
         self._parent = settings.supervised
         self._ending_since: float | None = None
         self._started = time.time()
-        self._device_name = describe(settings.device)
+        self._device_name = device_name
         self._stopping = False
         self._at_once = threading.Event()
         self._thread = threading.Thread(target=self._beat_for_ever, name="pulse", daemon=True)
@@ -120,7 +121,7 @@ class Pulse:
             records_per_second=round(self._meter.rate(), 1),
             records_done=self._meter.total,
             memory_bytes=sum(_resident(pid) for pid in self._pids()),
-            version=f"{_version()} (Python {platform.python_version()})",
+            version=f"{installed_version('hugqueue') or 'uninstalled'} (Python {platform.python_version()})",
         )
 
     def _pids(self) -> Iterator[int]:
@@ -135,10 +136,3 @@ def _resident(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
-
-
-def _version() -> str:
-    try:
-        return version("hugqueue")
-    except PackageNotFoundError:
-        return "uninstalled"

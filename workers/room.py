@@ -55,7 +55,8 @@ def make_room(name: str, app: Celery, settings: Settings, slots: int) -> Room:
     """Return a room that is not yet open; `slots` is how many turns it takes at once."""
     client = connect(settings.broker_url or "")
     store, ledger = Store(client, settings.result_ttl, settings.may_open), Ledger(client, settings.lease)
-    device = DeviceProcess(settings, Budgets(client, describe(settings.device)))
+    device_name = describe(settings.device)  # for a GPU it asks nvidia-smi, which may take a second
+    device = DeviceProcess(settings, Budgets(client, device_name))
     meter, peers = Meter(), Peers(client)
     return Room(
         name,
@@ -69,7 +70,7 @@ def make_room(name: str, app: Celery, settings: Settings, slots: int) -> Room:
         peers,
         Affinity(name, lambda: device.holding, peers.now),
         meter,
-        Pulse(name, client, settings, device, meter, slots=slots),
+        Pulse(name, client, settings, device, meter, device_name=device_name, slots=slots),
         Reaper(name, app, store, ledger, settings),
         FineTuner(settings, store, app),
         threading.Event(),
