@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from workers.runners.agreement import close
+
 logger = logging.getLogger(__name__)
 
 #: Shape of the product that ways to compute are tried with, a layer of a small model: rows, inputs, outputs.
 PROBE = (256, 384, 1536)
 #: How much faster the other way must be to be worth its while.
 _WORTH = 1.15
-#: Largest difference of what a model gives with other float32 layers, by the largest number it gives.
-_TOLERANCE = 1e-4
 
 Swapped = list[tuple[nn.Module, str, nn.Module]]  #: where, under which name, and what was there
 
@@ -77,7 +77,7 @@ def take_faster_layers(model: Any) -> None:
             return
         swapped = swap(model, OneDnnLinear)
         found = _sample(model)
-        if found is None or not _same(found, expected):
+        if found is None or not close(found, expected):
             logger.info("%s keeps its own layers: others do not give the same", type(model).__name__)
             restore(swapped)
 
@@ -149,11 +149,6 @@ def _sample(model: Any) -> Tensor | None:
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
         return None
     return next((value for value in output.values() if isinstance(value, Tensor)), None)
-
-
-def _same(found: Tensor, expected: Tensor) -> bool:
-    difference = (found - expected).abs().max()
-    return found.shape == expected.shape and bool(difference <= _TOLERANCE * expected.abs().max())
 
 
 def _rounded(values: Tensor) -> tuple[Tensor, Tensor]:
