@@ -40,6 +40,16 @@ class PlacedWatch:
         self._watch.tick()
 
 
+class Silent:
+    """A watch for trial runs, which belong to no chunk."""
+
+    def batch(self, positions: Sequence[int]) -> None:
+        """Tell nobody."""
+
+    def tick(self) -> None:
+        """Tell nobody."""
+
+
 class Cancelled(Exception):
     """Raised out of a runner by its watch when the chunk was given up."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig
 
-from workers.runners.base import Watch
+from workers.runners.base import Silent, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +31,6 @@ _IDLE = {
     "max_time": (None,),
     "prompt_lookup_num_tokens": (None,),
 }
-
-
-class _Silent:
-    """A watch for the trial, which belongs to no chunk."""
-
-    def batch(self, positions: Sequence[int]) -> None:
-        """Tell nobody."""
-
-    def tick(self) -> None:
-        """Tell nobody."""
 
 
 class ContinuousBatches:
@@ -121,7 +111,7 @@ def find_continuous(model: Any, **options: Any) -> ContinuousBatches | None:
     config.update(do_sample=False, max_new_tokens=_TRIAL_TOKENS, max_length=None, num_beams=1, num_return_sequences=1)
     found = ContinuousBatches(model, **options)
     try:
-        if found.takes(config) and found.generate(_TRIAL, config, _Silent()) == _one_by_one(model, config):
+        if found.takes(config) and found.generate(_TRIAL, config, Silent()) == _one_by_one(model, config):
             return found
     except Exception:  # any architecture may be loaded, and this is tried on none but those at hand: static batches do
         logger.debug("%s does not go in continuous batches", type(model).__name__, exc_info=True)

@@ -23,8 +23,8 @@ from workers.runners.batching import Item, run_batches
 from workers.runners.budget import TokenBudget
 from workers.runners.kinds import COUNT, FLAG, TEXT, Kind, check_params
 from workers.runners.later import Later, later
-from workers.runners.loading import ModelRunner, Source, load_config, load_model, load_tokenizer
-from workers.runners.packing import ATTENTION, PROBE, Packer, find_packer, pays, unpacked
+from workers.runners.loading import Source, load_config, load_model, load_tokenizer
+from workers.runners.packing import PROBE, Packer, PackingRunner, pays, unpacked
 from workers.runners.pooling import load_dense, normalize, pool
 from workers.runners.sentence_config import (
     POOLING_MODES,
@@ -59,7 +59,7 @@ class _Options:
     dimension: int  #: of the vectors that come out; what is longer is cut
 
 
-class EmbeddingRunner(ModelRunner):
+class EmbeddingRunner(PackingRunner):
     """Texts to float32 vectors.
 
     Parameters: `pooling` (a mode, or several joined by `+`), `normalize`, `prompt` or `prompt_name`, `truncate_dim`
@@ -92,7 +92,6 @@ class EmbeddingRunner(ModelRunner):
             for stage in self._config.stages
         ]
         self.budget = TokenBudget.of(device)
-        self._packer: Packer | None = None
         if pays(self._model):
             self.pack()
         self._width = self._hidden(self._padded(encode(self._tokenizer, ["a"], self._limit))).shape[-1]
@@ -148,13 +147,7 @@ class EmbeddingRunner(ModelRunner):
             found = self._hidden_packed(rows, packer).to(self._model.dtype)
             return all(close(state[: len(row)], one) for state, row, one in zip(found, rows, expected, strict=True))
 
-        self._packer = find_packer(self._model, self._device, agrees)
-        self.budget.pads = self._packer is None
-        return self._packer is not None
-
-    def facts(self) -> dict[str, Json]:
-        """Return what the model runs with; its attention is ours where rows are packed."""
-        return super().facts() | ({"attention": ATTENTION} if self._packer else {})
+        return self._pack(agrees)
 
     def _hidden_packed(self, rows: Sequence[Encoded], packer: Packer) -> torch.Tensor:
         """Return what `_hidden` does, of rows that lay one behind the other."""

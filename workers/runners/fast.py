@@ -21,11 +21,10 @@ from common.encoder import plain
 from common.tasks import find_task
 from common.values import Failure, Json, Outcome
 from workers.runners.agreement import close
-from workers.runners.base import PlacedWatch, Watch
+from workers.runners.base import PlacedWatch, Silent, Watch
 from workers.runners.batching import Item, run_batches
 from workers.runners.fast_ways import FAST_WAYS, Asked, Reduced
-from workers.runners.loading import ModelRunner
-from workers.runners.packing import ATTENTION, PROBE, Packer, find_packer, pays
+from workers.runners.packing import PROBE, Packer, PackingRunner, pays
 from workers.runners.pipeline_tasks import Settings
 from workers.runners.pipelines import PipelineRunner
 from workers.runners.samples import samples
@@ -42,17 +41,7 @@ class _Part:
     row: Encoded
 
 
-class _Silent:
-    """A watch for the trial run, which belongs to no chunk."""
-
-    def batch(self, positions: Sequence[int]) -> None:
-        """Tell nobody."""
-
-    def tick(self) -> None:
-        """Tell nobody."""
-
-
-class FastRunner(ModelRunner):
+class FastRunner(PackingRunner):
     """A task of `transformers.pipeline` with the same outputs, sooner."""
 
     def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
@@ -68,7 +57,6 @@ class FastRunner(ModelRunner):
         self._tokenizer = self._task.tokenizer
         self.budget = self._plain.budget  # what one way learns of the device and the model holds for both
         self._way = FAST_WAYS[find_task(task).name](self._task)
-        self._packer: Packer | None = None
         self._arguments = inspect.signature(self._model.forward).parameters
         self.fast = self._tokenizer.is_fast and self._task.batches and self._agrees(samples(task))
         if not self.fast:
@@ -88,13 +76,7 @@ class FastRunner(ModelRunner):
             def agrees(packer: Packer) -> bool:
                 return all(map(close, self._logits(rows, packer), (one.cpu().float() for one in expected)))
 
-            self._packer = find_packer(self._model, self._device, agrees, first_tokens=self._way.first_tokens)
-        self.budget.pads = self._packer is None
-        return self._packer is not None
-
-    def facts(self) -> dict[str, Json]:
-        """Return what the model runs with; its attention is ours where rows are packed."""
-        return super().facts() | ({"attention": ATTENTION} if self._packer else {})
+            return self._pack(agrees, first_tokens=self._way.first_tokens)
 
     def output_type(self, params: Mapping[str, Json]) -> pa.DataType | None:
         """Return the Arrow type of the outputs, as the plain way's."""
@@ -203,5 +185,5 @@ class FastRunner(ModelRunner):
     def _plain_logits(self, records: Sequence[Json]) -> list[Tensor]:
         settings = self._task.settings({})
         inputs = [part for value in records for part in self._task.prepare(value, settings).inputs]
-        rows = [self._task.forward([part], settings, _Silent())[0] for part in inputs]
+        rows = [self._task.forward([part], settings, Silent())[0] for part in inputs]
         return [self._way.part_of(row) for row in rows]

@@ -17,6 +17,7 @@ from common.tasks import TASKS
 from common.values import Failure, Json
 from workers.runners.fill_mask import NO_MASK
 from workers.runners.later import Later, later
+from workers.runners.packing import by_row
 from workers.runners.pipeline_tasks import PipelineTask, Prepared, Settings, own_params
 from workers.runners.reading import fields_of
 from workers.runners.texts import Encoded, on_device, text_of
@@ -64,7 +65,7 @@ class FastWay(ABC):
     def forward(self, inputs: dict[str, Tensor], rows: Sequence[Encoded]) -> list[Tensor]:
         """Return the logits of each row of a batch: one vector, or one for each of its tokens (or masks)."""
         logits = self.model(**inputs).logits
-        return list(logits) if logits.dim() == 2 else _by_row(logits, rows)
+        return list(logits) if logits.dim() == 2 else by_row(logits, [len(row) for row in rows])
 
     def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> Reduced:
         """Return of each row's logits what its output needs: of a batch, while it is on its device."""
@@ -255,7 +256,7 @@ class FastFeatureExtraction(FastWay):
 
     def forward(self, inputs: dict[str, Tensor], rows: Sequence[Encoded]) -> list[Tensor]:
         """Return for each row hidden states of shape (tokens, width)."""
-        return _by_row(self.model(**inputs)[0], rows)
+        return by_row(self.model(**inputs)[0], [len(row) for row in rows])
 
     def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> Reduced:
         """Return each row's hidden states."""
@@ -278,14 +279,6 @@ FAST_WAYS: Mapping[str, type[FastWay]] = {
     "zero-shot-classification": FastZeroShotClassification,
     "feature-extraction": FastFeatureExtraction,
 }
-
-
-def _by_row(states: Tensor, rows: Sequence[Encoded]) -> list[Tensor]:
-    """Return the states of each row's tokens, of shape (tokens, width), from a padded batch or a packed one."""
-    lengths = [len(row) for row in rows]
-    if len(states) == 1:
-        return list(states[0].split(lengths))
-    return [state[:length] for state, length in zip(states, lengths, strict=True)]
 
 
 def _best(chances: Tensor, chosen: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from common.values import Json
+from workers.runners.loading import ModelRunner
 from workers.runners.texts import on_device
 
 logger = logging.getLogger(__name__)
@@ -157,6 +159,35 @@ def find_packer(
             logger.debug("%s cannot be packed from position %d", type(model).__name__, position, exc_info=True)
     logger.info("%s runs padded: packed, it does not give the same", type(model).__name__)
     return None
+
+
+class PackingRunner(ModelRunner):
+    """A runner that runs its batches as packed rows where its model goes along."""
+
+    _device: str
+    _packer: Packer | None = None
+
+    def facts(self) -> dict[str, Json]:
+        """Return what the model runs with; its attention is ours where rows are packed."""
+        return super().facts() | ({"attention": ATTENTION} if self._packer else {})
+
+    def _pack(self, agrees: Callable[[Packer], bool], *, first_tokens: bool = False) -> bool:
+        """Pack from now on if `find_packer` finds a way; return whether it does."""
+        self._packer = find_packer(self._model, self._device, agrees, first_tokens=first_tokens)
+        self.budget.pads = self._packer is None
+        return self._packer is not None
+
+
+def by_row(states: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """Return what there is for each row's tokens, of shape (tokens, ...), from a padded batch or a packed one.
+
+    Args:
+        states: (rows, longest, ...), or (1, tokens, ...).
+        lengths: tokens of each row.
+    """
+    if len(states) == 1:
+        return list(states[0].split(list(lengths)))
+    return [state[:length] for state, length in zip(states, lengths, strict=True)]
 
 
 def unpacked(states: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -24,8 +24,8 @@ from workers.runners.batching import Item, run_batches
 from workers.runners.budget import TokenBudget
 from workers.runners.kinds import COUNT, COUNT_OR_ZERO, FLAG, check_params
 from workers.runners.later import Later, later
-from workers.runners.loading import ModelRunner, Source, load_model, load_tokenizer
-from workers.runners.packing import ATTENTION, PROBE, Packer, find_packer, pays
+from workers.runners.loading import Source, load_model, load_tokenizer
+from workers.runners.packing import PROBE, Packer, PackingRunner, by_row, pays
 from workers.runners.reading import fields_of
 from workers.runners.spans import Flags, Floats, best_answers, best_spans, merged
 from workers.runners.texts import accepted, encode, pad, read_inputs, text_of
@@ -77,7 +77,7 @@ class _Window:
     null: int | None  #: where the token stands that means "no answer"
 
 
-class QuestionAnsweringRunner(ModelRunner):
+class QuestionAnsweringRunner(PackingRunner):
     """Questions and contexts to answers.
 
     Parameters: `top_k` (1; more give a list), `doc_stride` (tokens of overlap, 128), `max_seq_len` (tokens of a
@@ -104,7 +104,6 @@ class QuestionAnsweringRunner(ModelRunner):
         self._specials = self._tokenizer.num_special_tokens_to_add(pair=True)
         self._question_first = self._tokenizer.padding_side == "right"
         self.budget = TokenBudget.of(device)
-        self._packer: Packer | None = None
         if pays(self._model):
             self.pack()
 
@@ -112,19 +111,13 @@ class QuestionAnsweringRunner(ModelRunner):
         """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
         probe = encode(self._tokenizer, [(PROBE[0], text) for text in PROBE], self._limit)
         features, lengths = [row.features for row in probe], [len(row) for row in probe]
-        expected = [_by_row(part.cpu().float(), lengths) for part in self._scores(features, None)]
+        expected = [by_row(part.cpu().float(), lengths) for part in self._scores(features, None)]
 
         def agrees(packer: Packer) -> bool:
-            found = [_by_row(part, lengths) for part in self._scores(features, packer)]
+            found = [by_row(part, lengths) for part in self._scores(features, packer)]
             return all(all(map(close, *parts)) for parts in zip(found, expected, strict=True))
 
-        self._packer = find_packer(self._model, self._device, agrees)
-        self.budget.pads = self._packer is None
-        return self._packer is not None
-
-    def facts(self) -> dict[str, Json]:
-        """Return what the model runs with; its attention is ours where rows are packed."""
-        return super().facts() | ({"attention": ATTENTION} if self._packer else {})
+        return self._pack(agrees)
 
     def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
         """Return for each `{question, context}` an object with score, start, end and answer, or a list of them."""
@@ -225,7 +218,7 @@ class QuestionAnsweringRunner(ModelRunner):
         lengths = [len(row.context) for row in rows]
 
         def by_window(host: Sequence[Tensor]) -> list[tuple[Floats, Floats]]:
-            starts, ends = ([row.double().numpy() for row in _by_row(part, lengths)] for part in host)
+            starts, ends = ([row.double().numpy() for row in by_row(part, lengths)] for part in host)
             return list(zip(starts, ends, strict=True))
 
         return later(self._scores([row.features for row in rows], self._packer), by_window)
@@ -236,8 +229,8 @@ class QuestionAnsweringRunner(ModelRunner):
             if packer is None:
                 output = self._model(**accepted(pad(rows, self._tokenizer, self._device), self._model))
             else:
-                taken = [accepted(row, self._model) for row in rows]
-                with packer.packed(taken) as inputs:
+                names = accepted(rows[0], self._model)
+                with packer.packed([{name: row[name] for name in names} for row in rows]) as inputs:
                     output = self._model(**inputs)
         return [output.start_logits, output.end_logits]
 
@@ -271,13 +264,6 @@ class QuestionAnsweringRunner(ModelRunner):
             if first is not None and last is not None:
                 return first[0], last[1]
         return encoding.offsets[start][0], encoding.offsets[end][1]
-
-
-def _by_row(scores: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-    """Return the scores of each row's tokens, from a padded batch or a packed one."""
-    if len(scores) == 1:
-        return list(scores[0].split(list(lengths)))
-    return [row[:length] for row, length in zip(scores, lengths, strict=True)]
 
 
 def _asked(value: Json) -> _Asked:
