@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.errors import HugqueueError, PayloadError, WorkerError
-from common.payloads.encoding import decode_outcomes, decode_records, encode_outcomes, iter_outcomes
+from common.payloads.encoding import count, decode_records, encode_outcomes, output_type, overlay
 from common.settings import Settings
 from common.values import Counts, Failure, JobSpec, Json
 from workers.affinity import Holding
@@ -245,19 +245,9 @@ def _merged(results: Sequence[ChunkResult]) -> ChunkResult:
     """Return results of parts of a chunk as one, in the order of the records."""
     if len(results) == 1:
         return results[0]
-    tables = [decode_outcomes(result.payload) for result in results]
-    rows = sorted((row for table in tables for row in iter_outcomes(table)), key=lambda row: row[0])
-    typed = tables[0].schema.metadata[b"kind"] == b"typed"
-    payload = encode_outcomes(
-        [position for position, _, _ in rows],
-        [id_ for _, id_, _ in rows],
-        [outcome for _, _, outcome in rows],
-        tables[0].schema.field("output").type if typed else None,
-    )
-    counts = [result.counts for result in results]
-    total = Counts(
-        sum(part.succeeded for part in counts),
-        sum(part.failed for part in counts),
-        sum(part.truncated for part in counts),
-    )
-    return ChunkResult(payload, total, sum(result.seconds for result in results), results[-1].facts)
+    payloads = [result.payload for result in results]
+    found = overlay(payloads)
+    positions = sorted(found)
+    ids, outcomes = zip(*(found[position] for position in positions), strict=True)
+    payload = encode_outcomes(positions, ids, outcomes, output_type(payloads[0]))
+    return ChunkResult(payload, count(outcomes), sum(result.seconds for result in results), results[-1].facts)
