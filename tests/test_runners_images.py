@@ -76,12 +76,14 @@ def test_other_tasks_give_what_the_pipeline_gives(
 
 def test_labels_of_a_record_win_and_a_text_of_labels_is_split(photos: list[Path], tmp_path: Path):
     model = tiny_media.clip(tmp_path / "model")
-    own = Attached({"image": "x", "candidate_labels": "cat, dog"}, photos[0].read_bytes())
-    none = run("zero-shot-image-classification", model, attached(photos[:1]))[0]
+    blob = photos[0].read_bytes()
+    own, commas = (Attached({"image": "x", "candidate_labels": labels}, blob) for labels in ("cat, dog", ","))
+    none, empty = run("zero-shot-image-classification", model, [*attached(photos[:1]), commas])
     first, second = run("zero-shot-image-classification", model, [own, *attached(photos[:1])], **ZERO_SHOT)
     assert {row["label"] for row in first.output} == {"cat", "dog"}
     assert {row["label"] for row in second.output} == set(ZERO_SHOT["candidate_labels"])
     assert none.failure and none.failure.code == "missing_field"
+    assert empty.failure and empty.failure.code == "wrong_type"
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,8 @@ def test_without_truncation_a_long_text_fails_instead(models):
         ("token-classification", "tagger", {"stride": 64, "aggregation_strategy": "simple"}, "stride"),
         ("zero-shot-classification", "natural_language_inference", {"candidate_labels": ","}, "at least one label"),
         ("zero-shot-classification", "natural_language_inference", {"hypothesis_template": "a"}, "one {}"),
+        ("zero-shot-classification", "natural_language_inference", {"hypothesis_template": "{{}}"}, "one {}"),
+        ("zero-shot-classification", "natural_language_inference", {"hypothesis_template": "{.x}"}, "one {}"),
         ("zero-shot-classification", "natural_language_inference", {"multi_label": "yes"}, "true or false"),
         ("feature-extraction", "masked_bert", {"truncation": "all"}, "longest_first"),
     ],

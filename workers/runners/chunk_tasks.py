@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from transformers import pipelines as hf
 
-from common.errors import ModelError, RecordError
 from common.tasks import TASKS
 from common.values import Json
 from workers.runners.kinds import COUNT_OR_ZERO, FLAG, LIST, TEXT, TEXTS, Kind, one_of
+from workers.runners.labelling import check_job_labelling, labelling
 from workers.runners.pipeline_tasks import PlainTask, Prepared, Row, Settings, own_params
 from workers.runners.reading import fields_of
 from workers.runners.texts import text_of
@@ -83,10 +83,7 @@ class ZeroShotClassification(ChunkTask):
     def settings(self, params: Mapping[str, Json]) -> Settings:
         """Return the job's parameters; the template must have a place for the label."""
         settings = super().settings(params)
-        try:
-            _check_labelling(settings.preprocess)
-        except RecordError as error:
-            raise ModelError("bad_param", error.message) from error
+        check_job_labelling(settings.preprocess)
         return settings
 
     def prepare(self, value: Json, settings: Settings) -> Prepared:
@@ -106,26 +103,7 @@ class ZeroShotClassification(ChunkTask):
         fields = fields_of(TASKS[self.name], value)
         text = text_of(fields["text"])
         before, _, after = own_params(self, fields, tuple(self.known))
-        before = {**settings.preprocess, **before}
-        if "candidate_labels" not in before:
-            raise RecordError(
-                "missing_field",
-                "zero-shot-classification needs candidate_labels, with the record or as -p candidate_labels=a,b.",
-            )
-        _check_labelling(before)
-        return text, before, after
-
-
-def _check_labelling(params: Mapping[str, Any]) -> None:
-    if "candidate_labels" in params and not params["candidate_labels"]:
-        raise RecordError("wrong_type", "candidate_labels must name at least one label.")
-    template = params.get("hypothesis_template", "{}")
-    try:
-        placed = template.format("\0") != template
-    except (IndexError, KeyError, ValueError):
-        placed = False
-    if not placed:
-        raise RecordError("wrong_type", f"hypothesis_template must have one {{}} for the label, found {template!r}.")
+        return text, labelling(self.name, {**settings.preprocess, **before}), after
 
 
 def _fresh(params: Mapping[str, Any]) -> dict[str, Any]:

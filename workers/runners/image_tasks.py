@@ -13,7 +13,7 @@ from workers.runners.decoding import image_of
 from workers.runners.kinds import COUNT, FLAG, NUMBER, Kind, one_of
 from workers.runners.media_labels import LabelledTask
 from workers.runners.media_tasks import MediaTask
-from workers.runners.pipeline_tasks import Prepared, Row, Settings
+from workers.runners.pipeline_tasks import FUNCTION, Prepared, Row, Settings
 
 
 class ImageTask(MediaTask):
@@ -32,7 +32,7 @@ class ImageClassification(ImageTask):
     auto_classes = ("AutoModelForImageClassification",)
     known: ClassVar[Mapping[str, Kind]] = {
         "top_k": COUNT,
-        "function_to_apply": one_of("sigmoid", "softmax", "none"),
+        "function_to_apply": FUNCTION,
     }
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from common.errors import ModelError, RecordError
+from common.errors import RecordError
 from common.values import Json
 from workers.runners.kinds import TEXT, TEXTS, Kind
+from workers.runners.labelling import check_job_labelling, labelling
 from workers.runners.media_tasks import MediaTask
 from workers.runners.pipeline_tasks import Prepared, Row, Settings, own_params
 from workers.runners.truncation import Inputs, input_limit, length_of
@@ -25,24 +26,13 @@ class LabelledTask(MediaTask):
     def settings(self, params: Mapping[str, Json]) -> Settings:
         """Return the job's parameters; the template must have a place for the label."""
         settings = super().settings(params)
-        try:
-            _check_template(settings.preprocess)
-        except RecordError as error:
-            raise ModelError("bad_param", error.message) from error
+        check_job_labelling(settings.preprocess)
         return settings
 
     def prepared(self, media: Any, fields: Mapping[str, Json], settings: Settings) -> Prepared:
         """Return the file and its labels ready to run."""
-        before = {**settings.preprocess, **own_params(self, fields, tuple(self.known))[0]}
-        labels = before.get("candidate_labels")
-        if not labels:
-            raise RecordError(
-                "missing_field",
-                f"{self.name} needs candidate_labels, with the record or as -p candidate_labels=a,b.",
-            )
-        _check_template(before)
-        if isinstance(labels, str):
-            before["candidate_labels"] = [label.strip() for label in labels.split(",") if label.strip()]
+        own = own_params(self, fields, tuple(self.known))[0]
+        before = labelling(self.name, {**settings.preprocess, **own})
         inputs = dict(self.pipe.preprocess(media, **before))
         longest = length_of(inputs["text_inputs"][0])
         if self._label_limit is not None and longest > self._label_limit:
@@ -61,13 +51,3 @@ class LabelledTask(MediaTask):
     def row(self, outputs: Mapping[str, Any], number: int, inputs: Inputs) -> Row:
         """Take one record out of the batch, as a dictionary: `postprocess` takes the labels out of it."""
         return dict(super().row(outputs, number, inputs))
-
-
-def _check_template(params: Mapping[str, Any]) -> None:
-    template = params.get("hypothesis_template", "{}")
-    try:
-        fits = template.format("label") != template.format("")
-    except (ValueError, IndexError, KeyError, AttributeError):
-        fits = False
-    if not fits:
-        raise RecordError("wrong_type", f"hypothesis_template must hold one {{}} for the label, found {template!r}.")

@@ -26,6 +26,8 @@ from workers.runners.truncation import Inputs, input_limit, length_of
 #: What one row of a batch gave, in the shape that the pipeline's `postprocess` takes.
 Row = Any
 
+#: What makes scores of a classifier's logits.
+FUNCTION = one_of("sigmoid", "softmax", "none")
 _TRUNCATION = either(one_of("longest_first", "only_first", "only_second"), True, False)
 
 
@@ -196,7 +198,7 @@ class TextClassification(PlainTask):
     auto_class = "AutoModelForSequenceClassification"
     known: ClassVar[Mapping[str, Kind]] = {
         "top_k": either(COUNT, None),
-        "function_to_apply": one_of("sigmoid", "softmax", "none"),
+        "function_to_apply": FUNCTION,
         "truncation": _TRUNCATION,
         "max_length": COUNT,
     }

@@ -12,7 +12,7 @@ from workers.runners.generate_params import GENERATE_PARAMS
 from workers.runners.kinds import COUNT, FLAG, NUMBER, POSITIVE, TEXT, Kind, either, one_of
 from workers.runners.media_labels import LabelledTask
 from workers.runners.media_tasks import MediaTask
-from workers.runners.pipeline_tasks import Prepared, Row, Settings
+from workers.runners.pipeline_tasks import FUNCTION, Prepared, Row, Settings
 from workers.runners.sound_decoding import sound_of
 from workers.runners.truncation import Inputs
 
@@ -42,7 +42,7 @@ class AudioClassification(SoundTask):
     auto_classes = ("AutoModelForAudioClassification",)
     known: ClassVar[Mapping[str, Kind]] = {
         "top_k": either(COUNT, None),
-        "function_to_apply": one_of("sigmoid", "softmax", "none"),
+        "function_to_apply": FUNCTION,
     }
 
 
