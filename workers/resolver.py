@@ -112,15 +112,22 @@ def resolve(
             raise ModelError("no_model", f"{task} has no default model; name one with --model.")
         model, revision = known.model, revision or known.revision
     if is_path(model):
-        return Resolved(model, _allowed_path(model, policy), None, "path")
-    if model.startswith("job:"):
-        return Resolved(model, _fine_tuned(model, policy), None, "store")
+        found = Resolved(model, _allowed_path(model, policy), None, "path")
+    elif model.startswith("job:"):
+        found = Resolved(model, _fine_tuned(model, policy), None, "store")
+    else:
+        found = _fetched(model, revision, policy, on_stage)
+    check_files(model, [entry.name for entry in found.path.iterdir()], policy.allow_pickle)
+    return found
+
+
+def _fetched(model: str, revision: str | None, policy: ModelPolicy, on_stage: Callable[[str], None]) -> Resolved:
+    """Return what the cache or the hub has under that name."""
     _check_names(model, revision)
     _check_allowed(model, policy)
     from workers.hub import fetch  # huggingface_hub takes a third of a second to import
 
     snapshot = fetch(model, revision, policy.allow_pickle, policy.allow_remote_code, on_stage)
-    check_files(model, [entry.name for entry in snapshot.path.iterdir()], policy.allow_pickle)
     return Resolved(model, snapshot.path, snapshot.commit, snapshot.source)
 
 
@@ -136,11 +143,9 @@ def _check_names(model: str, revision: str | None) -> None:
 def _fine_tuned(model: str, policy: ModelPolicy) -> Path:
     """Return the directory of a model that a job of this queue made."""
     try:
-        path = open_store(policy.models, Path(policy.cache)).fetch(job_of(model) or "")
+        return open_store(policy.models, Path(policy.cache)).fetch(job_of(model) or "")
     except UsageError as error:
         raise ModelError("model_not_found", f"{model}: {error}") from error
-    check_files(model, [entry.name for entry in path.iterdir()], policy.allow_pickle)
-    return path
 
 
 def _check_allowed(model: str, policy: ModelPolicy) -> None:
@@ -174,7 +179,6 @@ def _allowed_path(model: str, policy: ModelPolicy) -> Path:
         raise ModelError("model_not_found", f"There is no directory {model} on the worker's machine.")
     if not own:
         _check_links(model, real, roots)
-    check_files(model, [entry.name for entry in real.iterdir()], policy.allow_pickle)
     return real
 
 
