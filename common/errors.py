@@ -109,3 +109,9 @@ class NoSuchStorage(StorageError):
 
 class RecordError(CodedError):
     """Raised when one record cannot be done; it fails alone, with this code."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a library's error says that says something, else the name of its class."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:500]

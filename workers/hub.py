@@ -3,7 +3,6 @@
 All faults of hub and network become one clear sentence each. Only the resolver calls this, after its checks.
 """
 
-import errno
 import io
 import logging
 import random
@@ -26,7 +25,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import filter_repo_objects
 from tqdm.std import tqdm  # type: ignore[import-untyped]
 
-from common.errors import HugqueueError, ModelError, WorkerError
+from common.errors import HugqueueError, ModelError, WorkerError, first_line
+from workers.disk import NO_ROOM
 from workers.model_files import check_files, human_size
 from workers.runners.base import Cancelled
 
@@ -175,14 +175,14 @@ def _explained(repo: str, revision: str | None, error: Exception) -> HugqueueErr
     """Return the error in one sentence of ours, as the kind that says what to do with the job."""
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what kept the library from the hub, before it looked into the cache
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         return WorkerError("disk_full", f"No room for {repo} in {constants.HF_HUB_CACHE}: {error.strerror}.")
     if isinstance(error, OfflineModeIsEnabled) or type(error).__name__ in _NO_NETWORK:
-        return _offline(repo, revision, f"{constants.ENDPOINT} cannot be reached ({_first_line(error)})")
+        return _offline(repo, revision, f"{constants.ENDPOINT} cannot be reached ({first_line(error)})")
     if isinstance(error, HfHubHTTPError) and error.response.status_code not in _PASSING:
         return _refused(repo, revision, error)
     return WorkerError(
-        "hub_unavailable", f"{repo} could not be downloaded from {constants.ENDPOINT}: {_first_line(error)}"
+        "hub_unavailable", f"{repo} could not be downloaded from {constants.ENDPOINT}: {first_line(error)}"
     )
 
 
@@ -202,7 +202,7 @@ def _refused(repo: str, revision: str | None, error: HfHubHTTPError) -> ModelErr
             f"There is no model {repo} on {hub}, or it is private: check the spelling; for a private one, give the "
             "worker a token that may read it (HF_TOKEN).",
         )
-    return ModelError("model_not_found", f"{hub} refuses {repo}: {_first_line(error)}")
+    return ModelError("model_not_found", f"{hub} refuses {repo}: {first_line(error)}")
 
 
 def _offline(repo: str, revision: str | None, why: str) -> ModelError:
@@ -212,8 +212,3 @@ def _offline(repo: str, revision: str | None, why: str) -> ModelError:
         f"The model {name} cannot be had: {why}, and the cache {constants.HF_HUB_CACHE} does not hold it. Fetch it "
         f"once with network (hf download {repo}), copy that cache here, or name a directory that holds the model.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from common.errors import ModelError
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+_SAFE = ".safetensors"
+#: Weight files that are pickles (or other frameworks'), by their endings.
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
 
 
 def check_files(model: str, names: Sequence[str], allow_pickle: bool) -> None:
@@ -19,14 +21,19 @@ def check_files(model: str, names: Sequence[str], allow_pickle: bool) -> None:
             f"{model} is an adapter, which names another model as its base; expected a whole model. "
             "Merge it into its base (peft: merge_and_unload) and save that.",
         )
-    pickles = sorted(name for name in names if name.endswith(_PICKLES) and name != "training_args.bin")
-    if pickles and not allow_pickle and not any(name.endswith(".safetensors") for name in names):
+    pickles = _pickles(names)
+    if pickles and not allow_pickle and not any(name.endswith(_SAFE) for name in names):
         raise ModelError(
             "unsafe_weights",
             f"{model} has its weights only in {pickles[0]}, a format that can run code when opened; expected "
             "safetensors. Convert it once, where you trust it (model.save_pretrained() writes safetensors), or take a "
             "revision that has them.",
         )
+
+
+def has_weights(names: Sequence[str]) -> bool:
+    """Whether any of a model's files holds weights."""
+    return any(name.endswith(_SAFE) for name in names) or bool(_pickles(names))
 
 
 def human_size(size: float) -> str:
@@ -36,3 +43,7 @@ def human_size(size: float) -> str:
             return f"{size:.0f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+def _pickles(names: Sequence[str]) -> list[str]:
+    return sorted(name for name in names if name.endswith(_PICKLES) and name != "training_args.bin")

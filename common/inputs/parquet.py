@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.encoder import to_json
-from common.errors import UsageError
+from common.errors import UsageError, first_line
 from common.files.access import open_stream
 from common.inputs.lines import oversized
 from common.inputs.making import RecordMaker
@@ -63,7 +63,7 @@ def _open(source: Source) -> Iterator[Any]:
         try:
             file = pq.ParquetFile(where)
         except pa.ArrowException as error:
-            raise UsageError(f"{source.label} is not a Parquet file: {_first_line(error)}") from error
+            raise UsageError(f"{source.label} is not a Parquet file: {first_line(error)}") from error
         with file:
             yield file
 
@@ -85,11 +85,7 @@ def _batches(source: Source, file: Any, names: Sequence[str]) -> Iterator[Any]:
                 source.reading.read += Path(source.name).stat().st_size * len(batch) // rows
             yield batch
     except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{source.label} is damaged: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{source.label} is damaged: {first_line(error)}") from error
 
 
 def _values(column: Any) -> list[Json]:

@@ -14,7 +14,7 @@ from tests.faults.disks import fill, small_disk
 from tests.faults.jobs import LONG
 from tests.finetuning import base_model, model_directory, result_of, write_reviews
 from tests.processes import RedisServer, Shell, Workers, wait_until
-from workers.training.disk import is_full
+from workers.disk import is_full
 from workers.turn import MOST_TRIES
 
 StartWorkers = Callable[..., Workers]

@@ -15,15 +15,14 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from common.errors import ModelError
+from common.errors import ModelError, first_line
 from common.values import Json
+from workers.model_files import check_files, has_weights
 from workers.runners.base import Runner
 from workers.runners.batching import is_out_of_memory
 from workers.runners.budget import TokenBudget
 from workers.runners.precision import AUTO, dtype_name, placed, resolve_dtype
 
-#: Weight files that are pickles (or other frameworks'), by their endings.
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
 #: How many missing weights an error names.
 _NAMED = 4
 #: What the libraries raise over files that are missing, damaged or of another kind.
@@ -116,8 +115,8 @@ def bound_lengths(model: Any, most: int) -> None:
         params.update({name: most for name in ("max_length", "min_length") if params.get(name, 0) > most})
 
 
-def load_config(source: Source) -> Any:
-    """Return the configuration of the model of `source`.
+def load_config(source: Source, **values: Any) -> Any:
+    """Return the configuration of the model of `source`, with these values in the place of its own.
 
     Raises:
         ModelError: as `load_model`.
@@ -125,7 +124,7 @@ def load_config(source: Source) -> Any:
     check_directory(source)
     try:
         return AutoConfig.from_pretrained(
-            source.directory, local_files_only=True, trust_remote_code=source.allow_remote_code
+            source.directory, local_files_only=True, trust_remote_code=source.allow_remote_code, **values
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
@@ -148,7 +147,7 @@ def load_tokenizer(source: Source) -> Any:
         )
     except LOAD_ERRORS as error:
         raise ModelError(
-            "no_tokenizer", f"The tokenizer in {directory} cannot be loaded: {_first_line(error)}"
+            "no_tokenizer", f"The tokenizer in {directory} cannot be loaded: {first_line(error)}"
         ) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(
@@ -179,7 +178,7 @@ def load_part(auto_class: Any, source: Source, what: str) -> Any:
     except LOAD_ERRORS as error:
         raise ModelError(
             "no_processor",
-            f"The {what} in {source.directory} cannot be loaded: {_first_line(error)} "
+            f"The {what} in {source.directory} cannot be loaded: {first_line(error)} "
             f"Save it beside the model with save_pretrained().",
         ) from error
 
@@ -193,17 +192,13 @@ def check_directory(source: Source) -> None:
     directory = source.directory
     if not directory.is_dir():
         raise ModelError("model_not_found", f"There is no model directory {directory}.")
-    names = {path.name for path in directory.iterdir()}
-    if "adapter_config.json" in names:
-        raise ModelError(
-            "adapter_only",
-            f"{directory} holds an adapter, which names another model as its base; expected a whole model. "
-            "Merge the adapter into its base (peft: merge_and_unload) and save that.",
-        )
+    names = sorted(path.name for path in directory.iterdir())
+    check_files(str(directory), names, source.allow_pickle)
     if "config.json" not in names:
-        found = ", ".join(sorted(names)[:5]) or "nothing"
+        found = ", ".join(names[:5]) or "nothing"
         raise ModelError("not_a_model", f"{directory} is no model: expected config.json, found {found}.")
-    _check_weights(source, names)
+    if not has_weights(names):
+        raise ModelError("not_a_model", f"{directory} has no weights: expected model.safetensors.")
 
 
 class ModelRunner(Runner):
@@ -237,23 +232,6 @@ def quieten() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _check_weights(source: Source, names: set[str]) -> None:
-    directory = source.directory
-    if any(name.endswith(".safetensors") for name in names):
-        return
-    pickles = sorted(name for name in names if name.endswith(_PICKLES) and name != "training_args.bin")
-    if pickles and source.allow_pickle:
-        return
-    if pickles:
-        raise ModelError(
-            "unsafe_weights",
-            f"{directory} has its weights only in {pickles[0]}, a format that can run code when opened; "
-            "expected safetensors. Convert it once, where you trust it: "
-            "model.save_pretrained(DIRECTORY) writes safetensors.",
-        )
-    raise ModelError("not_a_model", f"{directory} has no weights: expected model.safetensors.")
-
-
 def _check_complete(model: Any, missing: set[str], ignored: Sequence[str], directory: Path) -> None:
     """Refuse a model with weights that no file gave (buffers are computed; tied weights are off the list)."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -273,7 +251,7 @@ def _check_complete(model: Any, missing: set[str], ignored: Sequence[str], direc
 
 def _explained(auto_class: Any, directory: Path, error: Exception) -> ModelError:
     name = auto_class.__name__
-    text = _first_line(error)
+    text = first_line(error)
     if "Unrecognized configuration class" in text:
         return ModelError(
             "missing_weights",
@@ -286,8 +264,3 @@ def _explained(auto_class: Any, directory: Path, error: Exception) -> ModelError
 def _architecture(config: Any) -> str:
     names: list[str] | None = getattr(config, "architectures", None)
     return " / ".join(names) if names else "an unnamed architecture"
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:500]

@@ -17,9 +17,9 @@ def main(path: str) -> int:
 
     state = PartialState(cpu=not order.cuda)
     link = Link(order.socket, state.process_index)
+    from workers.disk import is_full
     from workers.runners.batching import is_out_of_memory
     from workers.training.callbacks import Stopped
-    from workers.training.disk import is_full
     from workers.training.run import train
 
     try:

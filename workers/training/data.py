@@ -1,16 +1,16 @@
 """The examples of a run: from payload files, or from a data set of the hub; and their encoded form for Trainer."""
 
-import errno
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import ModelError, UsageError, WorkerError
+from common.errors import ModelError, UsageError, WorkerError, first_line
 from common.payloads.encoding import decode_records
 from common.training.examples import choose_shape, is_empty, make_example
 from common.training.labels import Example, Labels, check_seen, split, survey
 from common.training.spec import HUB_PREFIX, Training
 from common.values import Json
+from workers.disk import NO_ROOM
 from workers.training.order import Order
 
 #: What the hub's HTTP library raises without network, by name: the library itself changes with the hub's version.
@@ -82,10 +82,9 @@ def _download(name: str, part: str) -> Any:
     try:
         return datasets.load_dataset(name, split=part)
     except Exception as error:  # a boundary: the errors of hub, file system and formats have no common base
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        message = f"hf:{name}:{part} cannot be had: {lines[0][:500]}"
+        message = f"hf:{name}:{part} cannot be had: {first_line(error)}"
         if _is_of_this_place(error):
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = isinstance(error, OSError) and error.errno in NO_ROOM
             raise WorkerError("disk_full" if full else "hub_unavailable", message) from error
         raise ModelError("dataset_not_found", message) from error
 

@@ -8,7 +8,7 @@ from common.errors import ModelError
 from common.training.labels import Labels
 from common.training.spec import Training
 from workers.runners.batching import is_out_of_memory
-from workers.runners.loading import LOAD_ERRORS, Source, check_directory, load_tokenizer, quieten
+from workers.runners.loading import LOAD_ERRORS, Source, load_config, load_tokenizer
 from workers.runners.truncation import input_limit
 
 #: Weights that a head can do without or that are computed: no word about them.
@@ -34,8 +34,6 @@ def load_base(
     """
     import transformers
 
-    quieten()
-    check_directory(source)
     tokenizer = load_tokenizer(source)
     if labels.kind == "tags":
         tokenizer = _for_words(tokenizer, source)
@@ -75,8 +73,6 @@ def _for_words(tokenizer: Any, source: Source) -> Any:
 
 
 def _config(source: Source, labels: Labels) -> Any:
-    from transformers import AutoConfig
-
     names = {"id2label": dict(enumerate(labels.names)), "label2id": {n: i for i, n in enumerate(labels.names)}}
     kinds: dict[str, dict[str, Any]] = {
         "classes": {**names, "problem_type": "single_label_classification"},
@@ -85,9 +81,7 @@ def _config(source: Source, labels: Labels) -> Any:
         "tags": names,
         "": {},
     }
-    return AutoConfig.from_pretrained(
-        source.directory, local_files_only=True, trust_remote_code=source.allow_remote_code, **kinds[labels.kind]
-    )
+    return load_config(source, **kinds[labels.kind])
 
 
 def _say_new_weights(model: Any, info: Any, directory: Path, note: Callable[[str], None]) -> None:

@@ -14,10 +14,10 @@ from common.settings import Settings
 from common.store.store import Store
 from workers.device_client import ChunkResult
 from workers.devices import only_trains
+from workers.disk import NO_ROOM
 from workers.leases import HeldLease
 from workers.runners.base import Cancelled
 from workers.training.attempt import Attempt, Turn
-from workers.training.disk import NO_ROOM
 from workers.training.telling import Telling
 from workers.training.uploads import LOOK
 
