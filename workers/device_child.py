@@ -1,7 +1,7 @@
 """One life of a device process, seen from the Celery process: its start, its messages, its end.
 
 Knows which request it is at and which records are about to run, so that its death can be laid at the right door.
-Knows no chunks beyond that, and starts no second life: that is `workers.device_client`.
+Knows no chunks beyond that, and starts no second life: that is `workers.device_lives`.
 """
 
 import dataclasses

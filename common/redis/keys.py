@@ -50,15 +50,15 @@ class JobKeys:
 
     job: str  #: hash: what was submitted, status, counts
     input: str  #: hash: chunk -> payload of records
-    output: str  #: hash: chunk:round:attempt -> payload of outcomes
+    output: str  #: hash: chunk:round:serial -> payload of outcomes
     open: str  #: list: chunks that nobody works on
     leased: str  #: set: chunks that somebody works on
     attempts: str  #: hash: chunk -> leases of this round that led nowhere; chunk:FIELD -> what else is known of them:
     #: serial (leases), holder (the last one), begun (one is held against the chunk), tries (faults that may pass),
     #: now (position that runs alone), alone (positions over which workers died), done:POSITION (got past), furthest
     #: (steps trained)
-    commits: str  #: hash: chunk -> round:attempt:succeeded:failed:truncated
-    layers: str  #: hash: chunk -> round:attempt of every commit, oldest first
+    commits: str  #: hash: chunk -> round:serial:succeeded:failed:truncated
+    layers: str  #: hash: chunk -> round:serial of every commit, oldest first
     flawed: str  #: hash: chunk -> how many of its records failed when they last had outcomes
     tickets: str  #: set: ids of the tickets that count
     refusals: str  #: hash: worker -> why it cannot serve this job

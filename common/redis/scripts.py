@@ -44,4 +44,4 @@ class Scripts:
 def script_text(name: str) -> str:
     """Return the text of a script as it is sent to Redis, what all of them share before it."""
     folder = files("common.redis") / "lua"
-    return (folder / "finish.lua").read_text() + (folder / f"{name}.lua").read_text()
+    return (folder / "shared.lua").read_text() + (folder / f"{name}.lua").read_text()

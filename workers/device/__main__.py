@@ -1,4 +1,4 @@
-"""`python -P -m workers.device FD DEVICE`: the device process. Started by `workers.device_client`, by nobody else."""
+"""`python -P -m workers.device FD DEVICE`: the device process. Started by `workers.device_child`, by nobody else."""
 
 import ctypes
 import faulthandler

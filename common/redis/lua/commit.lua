@@ -1,4 +1,4 @@
--- Marks a chunk as done, once. ARGV: chunk, round, attempt, succeeded, failed, truncated, facts (JSON), and how many
+-- Marks a chunk as done, once. ARGV: chunk, round, serial, succeeded, failed, truncated, facts (JSON), and how many
 -- records may fail in one round; with more the job fails, be it over or not (none: any number).
 -- Gives 'committed', or why not: 'double', 'stale' (another round), 'closed' (the job has ended).
 -- Whose commit it is does not matter, only that it is the first of this round.

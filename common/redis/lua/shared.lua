@@ -1,4 +1,4 @@
--- Shared by the scripts that can end a job. KEYS begins with the job's own keys in the order of JobKeys.
+-- Stands before every script (common/redis/scripts.py). KEYS begins with the job's own keys in the order of JobKeys.
 local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ATTEMPTS, COMMITS, LAYERS, FLAWED, TICKETS, REFUSALS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local RESTING, ACTIVE, JOBS = KEYS[12], KEYS[13], KEYS[14]
