@@ -4,7 +4,6 @@ Processes that die are started again from the last whole checkpoint; after so ma
 job fails. Never imports torch.
 """
 
-import json
 import logging
 import queue
 import threading
@@ -272,7 +271,7 @@ class Attempt:
             self._tell()
 
     def _tell(self) -> None:
-        self._turn.tell(json.loads(json.dumps(self._progress)))
+        self._turn.tell(self._progress)
 
 
 def _options(spec: JobSpec) -> Training:
