@@ -2,7 +2,8 @@
 
 import click
 
-from producer.commands.frame import json_option, open_client
+from producer.commands.frame import open_client
+from producer.commands.options import json_option
 from producer.printing import print_json, say
 
 

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import click
 
 from common.training.spec import DTYPES, Training
-from producer.commands.frame import label_option, open_client
+from producer.commands.frame import open_client
+from producer.commands.options import label_option, name_option, priority_option, revision_option
 from producer.printing import say
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,7 +33,7 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     help="text-classification, token-classification, fill-mask or text-generation.",
 )
 @click.option("-m", "--model", "--model-id", required=True, metavar="ID|PATH|job:ID", help="The model to begin with.")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
+@revision_option
 @click.option("--eval", "evaluation", metavar="FILE", help="Examples to evaluate with, after each epoch.")
 @click.option("--eval-split", type=float, metavar="SHARE", help="Hold out that share of TRAIN for evaluation, as 0.1.")
 @click.option("--text-column", metavar="NAME", help="The column of the text (words, prompt).  [default: text]")
@@ -62,9 +63,9 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     help="Any further field of transformers' TrainingArguments, as lr_scheduler_type=cosine.",
 )
 @click.option("--format", "format_", type=click.Choice(["txt", "jsonl", "csv", "tsv", "parquet"]), help="Of the files.")
-@click.option("--priority", type=click.Choice(["low", "normal", "high"]), default="normal", show_default=True)
-@click.option("--name", metavar="TEXT", help="Your own word for the job.")
-@label_option("A word of your own to find the job by; repeatable.")
+@priority_option
+@name_option
+@label_option()
 @click.option("--wait", is_flag=True, help="Wait for the end.")
 def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], **options: Any) -> None:
     """Fine-tune a model on examples, as a job.

@@ -1,10 +1,10 @@
-"""What all commands share: reaching the queue, and errors as one sentence and an exit status."""
+"""What all commands do: reach the queue, and end with one sentence and an exit status where they fail."""
 
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,22 +13,6 @@ from producer.printing import say
 
 if TYPE_CHECKING:
     from producer.client import Client
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-
-
-def label_option(text: str) -> Callable[[F], F]:
-    """Return the option `-l`, with that help."""
-    return click.option("-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", help=text)
-
-
-def selecting(command: F) -> F:
-    """Let a command take jobs by their ids, by name or by labels."""
-    command = label_option("Jobs that have this label; repeatable, all must fit.")(command)
-    command = click.option("--name", metavar="TEXT", help="Jobs of that name; * stands for any text.")(command)
-    return click.argument("jobs", nargs=-1, metavar="JOB...")(command)
 
 
 @contextlib.contextmanager

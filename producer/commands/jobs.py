@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import click
 
 from common.values import JobStatus
-from producer.commands.frame import json_option, label_option, open_client, selecting
+from producer.commands.frame import open_client
+from producer.commands.options import json_option, label_option, selecting
 from producer.printing import print_json, say
 
 if TYPE_CHECKING:

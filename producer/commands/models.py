@@ -8,7 +8,7 @@ import click
 from common.errors import UsageError
 from common.models.store import job_of, open_store, store_address
 from common.settings import load_settings
-from producer.commands.frame import json_option
+from producer.commands.options import json_option
 from producer.printing import print_json, say
 
 if TYPE_CHECKING:

@@ -7,21 +7,8 @@ import click
 from common.errors import UsageError
 from common.values import JobStatus
 from producer.commands.frame import open_client
+from producer.commands.options import lines_option, output_option, part_format_option
 from producer.printing import say
-
-output_option = click.option(
-    "-o", "--output", metavar="FILE|DIR/", help="Write .jsonl, .csv, .parquet or .npy, or a part for each chunk."
-)
-
-part_format_option = click.option(
-    "--output-format",
-    type=click.Choice(["parquet", "jsonl"]),
-    help="How the parts in DIR/ are written.  [default: parquet]",
-)
-
-lines_option = click.option(
-    "--json", "as_json", is_flag=True, help="JSON lines on a terminal too; the job in JSON where nothing is waited for."
-)
 
 
 @click.command()

@@ -5,8 +5,15 @@ from typing import Any
 
 import click
 
-from producer.commands.frame import label_option, open_client
-from producer.commands.results import part_format_option
+from producer.commands.frame import open_client
+from producer.commands.options import (
+    label_option,
+    name_option,
+    output_option,
+    part_format_option,
+    priority_option,
+    revision_option,
+)
 from producer.printing import print_json, say
 
 
@@ -20,27 +27,16 @@ from producer.printing import print_json, say
     metavar="ID|PATH|job:ID",
     help="A hub id, a directory, or what a job trained.  [default: the task's]",
 )
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE|DIR/",
-    help="Write .jsonl, .csv, .parquet or .npy, or a part for each chunk into a directory; waits.",
-)
+@revision_option
+@output_option
 @part_format_option
 @click.option("--wait/--no-wait", default=None, help="Wait for the end and print the results, or do not.")
 @click.option(
     "--store", metavar="URL", help="Where the records and outcomes are kept.  [default: HUGQUEUE_STORE_URL, else Redis]"
 )
-@click.option("--name", metavar="TEXT", help="Your own word for the job.")
-@label_option("A word of your own to find the job by; repeatable.")
-@click.option(
-    "--priority",
-    type=click.Choice(["low", "normal", "high"]),
-    default="normal",
-    show_default=True,
-    help="Whose turns come first.",
-)
+@name_option
+@label_option()
+@priority_option
 @click.option("--column", metavar="NAME", help="The column that holds the input.")
 @click.option(
     "--id-column", metavar="NAME", help="The column that holds the id.  [default: id, custom_id, or the line]"

@@ -4,7 +4,8 @@ import sys
 
 import click
 
-from producer.commands.frame import json_option, open_client, selecting
+from producer.commands.frame import open_client
+from producer.commands.options import json_option, selecting
 from producer.exits import exit_status
 from producer.printing import print_json, say
 

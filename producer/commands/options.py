@@ -1,0 +1,53 @@
+"""Options that several commands have, each written once."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from common.values import PRIORITIES
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+lines_option = click.option(
+    "--json", "as_json", is_flag=True, help="JSON lines on a terminal too; the job in JSON where nothing is waited for."
+)
+
+output_option = click.option(
+    "-o",
+    "--output",
+    metavar="FILE|DIR/",
+    help="Write .jsonl, .csv, .parquet or .npy, or a part for each chunk into a directory.",
+)
+
+part_format_option = click.option(
+    "--output-format",
+    type=click.Choice(["parquet", "jsonl"]),
+    help="How the parts in DIR/ are written.  [default: parquet]",
+)
+
+revision_option = click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
+
+priority_option = click.option(
+    "--priority",
+    type=click.Choice(list(reversed(PRIORITIES))),
+    default="normal",
+    show_default=True,
+    help="Whose turns come first.",
+)
+
+name_option = click.option("--name", metavar="TEXT", help="Your own word for the job.")
+
+
+def label_option(text: str = "A word of your own to find the job by; repeatable.") -> Callable[[F], F]:
+    """Return the option `-l`, with that help."""
+    return click.option("-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", help=text)
+
+
+def selecting(command: F) -> F:
+    """Let a command take jobs by their ids, by name or by labels."""
+    command = label_option("Jobs that have this label; repeatable, all must fit.")(command)
+    command = click.option("--name", metavar="TEXT", help="Jobs of that name; * stands for any text.")(command)
+    return click.argument("jobs", nargs=-1, metavar="JOB...")(command)
