@@ -11,6 +11,7 @@ import redis
 
 from common.errors import UsageError
 from common.redis import keys
+from common.redis.holding import hold, let_go
 from common.settings import Settings
 from common.training.spec import QUEUE as TRAIN
 
@@ -112,17 +113,9 @@ def describe(device: str) -> str:
 
 def claim(client: "redis.Redis", gpu: Gpu, owner: str) -> bool:
     """Take the GPU, or keep it; return whether it is `owner`'s. Two containers on one machine share out GPUs so."""
-    key = keys.device_claim(gpu.uuid)
-    if client.set(key, owner, nx=True, px=CLAIM_MS):
-        return True
-    if client.get(key) != owner.encode():
-        return False
-    client.pexpire(key, CLAIM_MS)
-    return True
+    return hold(client, keys.device_claim(gpu.uuid), owner, CLAIM_MS)
 
 
 def release(client: "redis.Redis", gpu: Gpu, owner: str) -> None:
     """Give the GPU back, if it is `owner`'s."""
-    key = keys.device_claim(gpu.uuid)
-    if client.get(key) == owner.encode():
-        client.delete(key)
+    let_go(client, keys.device_claim(gpu.uuid), owner)

@@ -18,6 +18,7 @@ from common.broker.queue import send_tickets, waiting_tickets
 from common.errors import ModelError, StorageError, UnknownJob, UsageError
 from common.redis import keys
 from common.redis.connection import is_passing
+from common.redis.holding import hold, let_go
 from common.settings import Settings
 from common.store.heartbeats import Heartbeat, living, ticket_target
 from common.store.ledger import MIN_TICKETS, Ledger
@@ -57,7 +58,7 @@ class Reaper:
         self._stopped.set()
         self._thread.join()
         try:
-            self._let_go()
+            let_go(self._store.client, keys.REAPER, self._name)
         except redis.RedisError as error:
             logger.info("the turn to reap runs out by itself: %s", error)
 
@@ -67,7 +68,7 @@ class Reaper:
                 if self._my_turn():
                     self.reap()
                 if time.monotonic() < self._others_until:
-                    self._let_go()
+                    let_go(self._store.client, keys.REAPER, self._name)
             except (redis.RedisError, OperationalError) as error:
                 # Others could not renew their leases either: they get a whole lease to come back.
                 self._judge_from = time.monotonic() + self._settings.lease
@@ -78,20 +79,10 @@ class Reaper:
             if self._stopped.wait(self._settings.reap):
                 return
 
-    def _let_go(self) -> None:
-        if self._store.client.get(keys.REAPER) == self._name.encode():
-            self._store.client.delete(keys.REAPER)
-
     def _my_turn(self) -> bool:
         if time.monotonic() < self._others_until:
             return False
-        client, hold = self._store.client, int(self._settings.reap * 2000)
-        if client.set(keys.REAPER, self._name, nx=True, px=hold):
-            return True
-        if client.get(keys.REAPER) != self._name.encode():
-            return False
-        client.pexpire(keys.REAPER, hold)
-        return True
+        return hold(self._store.client, keys.REAPER, self._name, int(self._settings.reap * 2000))
 
     def _publish(self, spec: JobSpec) -> None:
         """Say that an output is whole whose last worker could not."""
