@@ -88,7 +88,7 @@ def test_a_process_that_dies_idle_is_replaced(room: Room):
 
 
 def test_a_record_that_hangs_fails_alone_with_timeout(monkeypatch: pytest.MonkeyPatch):
-    with device_room(monkeypatch, batch_timeout=3.0) as room:
+    with device_room(monkeypatch, batch_timeout=2.0) as room:
         result = room.run("test-crash", ["a", "b", "hang", "d"])
         assert codes(result) == {2: "timeout"}
         assert result.counts == Counts(succeeded=3, failed=1)
@@ -100,15 +100,15 @@ def test_a_record_that_hangs_before_the_first_batch_fails_alone(monkeypatch: pyt
 
 
 def test_a_long_batch_that_gives_signs_of_life_is_left_alone(monkeypatch: pytest.MonkeyPatch):
-    with device_room(monkeypatch, batch_timeout=3.0) as room:
+    with device_room(monkeypatch, batch_timeout=2.0) as room:
         pid = room.pid()
-        assert room.run("test-wait", ["a"], params={"seconds": 5}).counts.succeeded == 1
+        assert room.run("test-wait", ["a"], params={"seconds": 3}).counts.succeeded == 1
         assert room.pid() == pid
 
 
 def test_slow_loading_is_no_hang(monkeypatch: pytest.MonkeyPatch):
-    with device_room(monkeypatch, batch_timeout=3.0) as room:
-        assert room.run("test-load", ["a"], params={"load_seconds": 4}).counts.succeeded == 1
+    with device_room(monkeypatch, batch_timeout=2.0) as room:
+        assert room.run("test-load", ["a"], params={"load_seconds": 3}).counts.succeeded == 1
 
 
 def test_a_death_right_after_a_slow_load_recovers_without_a_spiral(room: Room):
@@ -166,7 +166,7 @@ def test_a_process_that_keeps_dying_with_nothing_to_do_is_given_up(room: Room):
 
 
 def test_a_process_that_is_frozen_while_idle_is_replaced_when_it_is_needed(monkeypatch: pytest.MonkeyPatch):
-    with device_room(monkeypatch, batch_timeout=3.0) as room:
+    with device_room(monkeypatch, batch_timeout=2.0) as room:
         pid = room.pid()
         os.kill(pid, signal.SIGSTOP)
         assert room.run("test-echo", ["a", "b"]).counts == Counts(succeeded=2)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli_processes import Queue
 from tests.processes import DEMO_MODEL, RedisServer, Shell, Workers, lines, wait_until
 
 StartWorkers = Callable[..., Workers]
@@ -39,23 +40,20 @@ def test_a_file_comes_back_complete_and_in_order_and_what_ran_is_recorded(
     assert ran_on | expected == ran_on
 
 
-def test_submit_prints_the_id_alone_and_the_other_commands_take_it(
-    shell: Shell, start_workers: StartWorkers, tmp_path: Path
-) -> None:
-    start_workers()
+def test_submit_prints_the_id_alone_and_the_other_commands_take_it(queue: Queue, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.txt", 600)
-    done = shell.run("submit", "--task", "test-echo", str(source), "--name", "my job")
+    done = queue.run("submit", "--task", "test-echo", str(source), "--name", "my job")
     job = done.stdout.strip()
     assert len(job) == 12 and done.stderr == ""
-    shell.run("wait", job)
-    status = shell.status(job)
+    queue.run("wait", job)
+    status = queue.status(job)
     assert status["status"] == "completed"
     assert status["counts"] == {"records": 600, "done": 600, "succeeded": 600, "failed": 0, "truncated": 0}
-    assert [row["output"] for row in shell.results(job)] == [f"LINE {n}" for n in range(600)]
-    assert "my job" in shell.run("jobs").stdout
-    assert [row["id"] for row in json.loads(shell.run("jobs", "--json").stdout)] == [job]
-    assert "completed" in shell.run("watch", job).stderr
-    assert shell.run("retry", job).stderr.strip().endswith("nothing to run again.")
+    assert [row["output"] for row in queue.results(job)] == [f"LINE {n}" for n in range(600)]
+    assert "my job" in queue.run("jobs").stdout
+    assert [row["id"] for row in json.loads(queue.run("jobs", "--json", "--name", "my job").stdout)] == [job]
+    assert "completed" in queue.run("watch", job).stderr
+    assert queue.run("retry", job).stderr.strip().endswith("nothing to run again.")
 
 
 def test_a_job_submitted_while_no_worker_lives_is_warned_about_and_runs_later(
@@ -68,56 +66,49 @@ def test_a_job_submitted_while_no_worker_lives_is_warned_about_and_runs_later(
     shell.run("wait", done.stdout.strip())
 
 
-def test_a_small_job_does_not_wait_for_a_large_one(shell: Shell, start_workers: StartWorkers, tmp_path: Path) -> None:
-    start_workers()
+def test_a_small_job_does_not_wait_for_a_large_one(queue: Queue, tmp_path: Path) -> None:
     options = ("--task", "test-wait", "-p", "seconds=0.2", "--chunk-size", "50")
-    large = shell.submit(*options, str(write_lines(tmp_path / "large.txt", 10_000)))
-    small = shell.submit(*options, str(write_lines(tmp_path / "small.txt", 50)))
-    shell.run("wait", small)
-    ahead = shell.status(large)
+    large = queue.submit(*options, str(write_lines(tmp_path / "large.txt", 10_000)))
+    small = queue.submit(*options, str(write_lines(tmp_path / "small.txt", 50)))
+    queue.run("wait", small)
+    ahead = queue.status(large)
     assert ahead["status"] == "running"
     assert ahead["counts"]["done"] < 5_000
-    shell.run("cancel", large)
+    queue.run("cancel", large)
 
 
-def test_failed_records_fail_alone_and_retry_runs_them_only(
-    shell: Shell, start_workers: StartWorkers, tmp_path: Path
-) -> None:
-    start_workers()
+def test_failed_records_fail_alone_and_retry_runs_them_only(queue: Queue, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     source = tmp_path / "in.jsonl"
     source.write_text(
         '{"id": "a", "text": "good"}\nnot json\n{"id": "c"}\n{"id": "d", "text": "bad"}\n{"id": 7, "text": "fine"}\n'
     )
-    done = shell.run("submit", "--task", "test-echo", str(source), "-p", "fail=bad", "--wait", status=3)
+    done = queue.run("submit", "--task", "test-echo", str(source), "-p", "fail=bad", "--wait", status=3)
     rows = lines(done.stdout)
     assert [row["id"] for row in rows] == ["a", 1, "c", "d", 7]
     codes = [row.get("error", {}).get("code") for row in rows]
     assert codes == [None, "bad_json", "missing_field", "test_failure", None]
     assert [row.get("output") for row in rows] == ["GOOD", None, None, None, "FINE"]
-    job = json.loads(shell.run("jobs", "--json").stdout)[0]["id"]
-    again = shell.run("retry", job, "--wait", status=3)
+    job = json.loads(queue.run("jobs", "--json").stdout)[0]["id"]
+    again = queue.run("retry", job, "--wait", status=3)
     assert [row.get("output") for row in lines(again.stdout)] == ["GOOD", None, None, None, "FINE"]
-    status = shell.status(job)
+    status = queue.status(job)
     assert (status["round"], status["counts"]["succeeded"], status["counts"]["failed"]) == (1, 2, 3)
     assert not flag.exists()
 
 
-def test_cancel_takes_effect_soon_and_keeps_what_is_done(
-    shell: Shell, start_workers: StartWorkers, tmp_path: Path
-) -> None:
-    start_workers()
+def test_cancel_takes_effect_soon_and_keeps_what_is_done(queue: Queue, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.txt", 400)
-    job = shell.submit("--task", "test-wait", str(source), "-p", "seconds=0.3", "--chunk-size", "20")
-    wait_until(lambda: shell.status(job)["counts"]["done"] >= 40, 60, "two chunks are done")
-    shell.run("cancel", job)
-    wait_until(lambda: shell.status(job)["status"] == "cancelled", 10, "cancelled")
-    rows = shell.results(job)
+    job = queue.submit("--task", "test-wait", str(source), "-p", "seconds=0.3", "--chunk-size", "20")
+    wait_until(lambda: queue.status(job)["counts"]["done"] >= 40, 60, "two chunks are done")
+    queue.run("cancel", job)
+    wait_until(lambda: queue.status(job)["status"] == "cancelled", 10, "cancelled")
+    rows = queue.results(job)
     done = [row for row in rows if "output" in row]
     assert len(rows) == 400 and 40 <= len(done) < 400
     assert {row["error"]["code"] for row in rows if "error" in row} == {"not_run"}
-    shell.run("wait", job, status=1)
-    shell.run("retry", job, "-o", str(tmp_path / "all.csv"))
+    queue.run("wait", job, status=1)
+    queue.run("retry", job, "-o", str(tmp_path / "all.csv"))
     assert len((tmp_path / "all.csv").read_text().splitlines()) == 401
 
 
@@ -183,29 +174,23 @@ def test_bare_celery_is_a_worker_too(
         assert process.wait(60) == 0
 
 
-def test_ctrl_c_while_waiting_on_a_real_queue_detaches(
-    shell: Shell, start_workers: StartWorkers, tmp_path: Path
-) -> None:
-    start_workers()
+def test_ctrl_c_while_waiting_on_a_real_queue_detaches(queue: Queue, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.txt", 10)
     go = tmp_path / "go"
-    waiting = shell.popen("submit", "--task", "test-wait", str(source), "-p", f"until={go}", "--wait")
-    job = wait_until(lambda: json.loads(shell.run("jobs", "--json", "--status", "running").stdout), 60)[0]["id"]
+    waiting = queue.popen("submit", "--task", "test-wait", str(source), "-p", f"until={go}", "--wait")
+    job = wait_until(lambda: json.loads(queue.run("jobs", "--json", "--status", "running").stdout), 60)[0]["id"]
     waiting.send_signal(signal.SIGINT)
     _, stderr = waiting.communicate(timeout=30)
     assert waiting.returncode == 130
     assert f"producer watch {job}" in stderr
     go.touch()
-    shell.run("wait", job)
+    queue.run("wait", job)
 
 
 @pytest.mark.parametrize("extension", ["jsonl", "csv", "parquet"])
-def test_results_are_written_in_every_format(
-    shell: Shell, start_workers: StartWorkers, tmp_path: Path, extension: str
-) -> None:
-    start_workers()
+def test_results_are_written_in_every_format(queue: Queue, tmp_path: Path, extension: str) -> None:
     source = write_lines(tmp_path / "in.txt", 30)
     output = tmp_path / f"out.{extension}"
-    shell.run("submit", "--task", "test-echo", str(source), "-o", str(output))
+    queue.run("submit", "--task", "test-echo", str(source), "-o", str(output))
     assert output.stat().st_size > 0
     assert [path.name for path in tmp_path.glob("out*")] == [output.name]

@@ -10,16 +10,10 @@ import pytest
 
 from common.redis import keys
 from common.redis.keys import JobKeys
+from tests.cli_processes import Queue
 from tests.processes import RedisServer, Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
-
-
-@pytest.fixture
-def shared(tmp_path: Path) -> Path:
-    place = tmp_path / "shared"
-    place.mkdir()
-    return place
 
 
 def lines(path: Path, count: int) -> Path:
@@ -69,28 +63,20 @@ def test_files_of_a_job_whose_time_is_over_are_removed_by_a_worker(
     assert server.client.hlen(keys.STORED) == 0
 
 
-def test_a_worker_opens_no_store_that_it_was_not_told_of(
-    start_workers: StartWorkers, shell: Shell, shared: Path, tmp_path: Path
-) -> None:
-    workers = start_workers()
-    text = tmp_path / "in.txt"
+def test_a_worker_opens_no_store_that_it_was_not_told_of(queue: Queue, tmp_path: Path) -> None:
+    text, store = tmp_path / "in.txt", tmp_path / "store"
     text.write_text("x" * 2000 + "\n")
-    shell.environ["HUGQUEUE_STORE_URL"] = str(shared)
-    job = shell.submit("--task", "test-echo", str(text))
-    shell.run("wait", job, status=1)
-    error = shell.status(job)["error"]
+    job = Shell(queue.environ | {"HUGQUEUE_STORE_URL": str(store)}, tmp_path).submit("--task", "test-echo", str(text))
+    queue.run("wait", job, status=1)
+    error = queue.status(job)["error"]
     assert error["code"] == "address_not_allowed"
-    assert str(shared) in error["message"]
+    assert str(store) in error["message"]
     assert "HUGQUEUE_SHARED" in error["message"]
-    assert "Traceback" not in workers.text()
+    assert "Traceback" not in (queue.directory / "workers.log").read_text()
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
-def test_a_shared_input_is_read_in_place(
-    start_workers: StartWorkers, shell: Shell, server: RedisServer, shared: Path, kind: str
-) -> None:
-    start_workers(HUGQUEUE_SHARED=str(shared))
-    shell.environ["HUGQUEUE_SHARED"] = str(shared)
+def test_a_shared_input_is_read_in_place(queue: Queue, shared: Path, kind: str) -> None:
     source = shared / f"in.{kind}"
     if kind == "parquet":
         import pyarrow as pa
@@ -100,12 +86,12 @@ def test_a_shared_input_is_read_in_place(
         source.write_text("".join(json.dumps({"text": f"line {n}"}) + "\n" for n in range(200)))
     else:
         lines(source, 200)
-    done = shell.run("submit", "--task", "test-echo", str(source), "--chunk-size", "30", "--wait")
+    done = queue.run("submit", "--task", "test-echo", str(source), "--chunk-size", "30", "--wait")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["output"] for row in rows] == expected(200)
     assert [row["id"] for row in rows] == list(range(200))
-    [job_id] = server.client.zrange(keys.JOBS, 0, -1)
-    payloads = server.client.hvals(JobKeys.of(job_id.decode()).input)
+    [job_id] = queue.server.client.zrange(keys.JOBS, -1, -1)
+    payloads = queue.server.client.hvals(JobKeys.of(job_id.decode()).input)
     assert all(str(source).encode() in payload and b"line 1" not in payload for payload in payloads)
 
 
@@ -122,14 +108,10 @@ def test_an_input_that_was_changed_meanwhile_fails_its_job(
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
-def test_workers_write_a_part_for_each_chunk(
-    start_workers: StartWorkers, shell: Shell, shared: Path, tmp_path: Path, form: str
-) -> None:
-    start_workers(HUGQUEUE_SHARED=str(shared))
-    shell.environ["HUGQUEUE_SHARED"] = str(shared)
-    source, out = lines(tmp_path / "in.txt", 95), shared / "out"
+def test_workers_write_a_part_for_each_chunk(queue: Queue, shared: Path, tmp_path: Path, form: str) -> None:
+    source, out = lines(tmp_path / "in.txt", 95), shared / f"parts-{form}"
     options = ["--chunk-size", "10", "-o", f"{out}/", "--output-format", form]
-    done = shell.run("submit", "--task", "test-echo", str(source), *options, "-p", "fail=line 7", status=3)
+    done = queue.run("submit", "--task", "test-echo", str(source), *options, "-p", "fail=line 7", status=3)
     assert done.stdout == ""
     names = sorted(path.name for path in out.iterdir())
     assert names == ["_SUCCESS", "manifest.json", *(f"part-{n:05d}.{form}" for n in range(10))]
@@ -146,22 +128,18 @@ def test_workers_write_a_part_for_each_chunk(
     assert manifest["counts"] == {"records": 95, "succeeded": 94, "failed": 1, "truncated": 0}
     assert [part["failed"] for part in manifest["parts"]] == [1, *[0] * 9]
     assert manifest["ran_on"]["device"] == "cpu"
-    assert len(shell.results(manifest["id"])) == 95
+    assert len(queue.results(manifest["id"])) == 95
 
 
-def test_a_retry_replaces_the_parts_that_had_failures(
-    start_workers: StartWorkers, shell: Shell, shared: Path, tmp_path: Path
-) -> None:
-    start_workers(HUGQUEUE_SHARED=str(shared))
-    shell.environ["HUGQUEUE_SHARED"] = str(shared)
-    source, out, trouble = lines(tmp_path / "in.txt", 40), shared / "out", tmp_path / "trouble"
+def test_a_retry_replaces_the_parts_that_had_failures(queue: Queue, shared: Path, tmp_path: Path) -> None:
+    source, out, trouble = lines(tmp_path / "in.txt", 40), shared / "retried", tmp_path / "trouble"
     trouble.touch()
     options = ["--chunk-size", "10", "-o", f"{out}/", "-p", "fail=line 13", "-p", f"fail_while={trouble}"]
-    shell.run("submit", "--task", "test-echo", str(source), *options, status=3)
+    queue.run("submit", "--task", "test-echo", str(source), *options, status=3)
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     trouble.unlink()
     job = json.loads((out / "manifest.json").read_text())["id"]
-    shell.run("retry", job, "--wait")
+    queue.run("retry", job, "--wait")
     table = ds.dataset(out, format="parquet", exclude_invalid_files=True).to_table().to_pydict()
     assert table["output"] == expected(40)
     after = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -169,23 +147,20 @@ def test_a_retry_replaces_the_parts_that_had_failures(
     assert replaced == {"part-00001.parquet", "manifest.json", "_SUCCESS"}
 
 
-def test_a_directory_that_is_not_shared_is_written_by_the_command(
-    start_workers: StartWorkers, shell: Shell, tmp_path: Path
-) -> None:
-    start_workers()
-    source = lines(tmp_path / "in.txt", 25)
-    shell.run("submit", "--task", "test-echo", str(source), "--chunk-size", "10", "-o", "out/")
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+def test_a_directory_that_is_not_shared_is_written_by_the_command(queue: Queue, tmp_path: Path) -> None:
+    source, out = lines(tmp_path / "in.txt", 25), tmp_path / "out"
+    queue.run("submit", "--task", "test-echo", str(source), "--chunk-size", "10", "-o", f"{out}/")
+    names = sorted(path.name for path in out.iterdir())
     assert names == ["_SUCCESS", "manifest.json", *(f"part-{n:05d}.parquet" for n in range(3))]
-    refused = shell.run("submit", "--task", "test-echo", str(source), "-o", "out/", status=2).stderr
+    refused = queue.run("submit", "--task", "test-echo", str(source), "-o", f"{out}/", status=2).stderr
     assert "holds an output already" in refused
-    refused = shell.run("submit", "--task", "test-echo", str(source), "-o", "other/", "--no-wait", status=2).stderr
+    refused = queue.run(
+        "submit", "--task", "test-echo", str(source), "-o", f"{tmp_path}/other/", "--no-wait", status=2
+    ).stderr
     assert "HUGQUEUE_SHARED" in refused
 
 
-def test_parts_of_a_job_that_did_not_end_well_have_no_success(
-    start_workers: StartWorkers, shell: Shell, tmp_path: Path
-) -> None:
+def test_parts_of_a_job_that_did_not_end_well_have_no_success(shell: Shell, tmp_path: Path) -> None:
     source = lines(tmp_path / "in.txt", 25)
     job = shell.submit("--task", "test-echo", str(source), "--chunk-size", "10")
     shell.run("cancel", job)
@@ -193,14 +168,13 @@ def test_parts_of_a_job_that_did_not_end_well_have_no_success(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"part-{n:05d}.parquet" for n in range(3)]
 
 
-def test_results_follow_a_running_job_in_order(start_workers: StartWorkers, shell: Shell, tmp_path: Path) -> None:
-    start_workers()
-    source = lines(tmp_path / "in.txt", 40)
-    job = shell.submit("--task", "test-wait", str(source), "--chunk-size", "1", "-p", "seconds=0.2")
-    follower = shell.popen("results", job, "--follow")
+def test_results_follow_a_running_job_in_order(queue: Queue, tmp_path: Path) -> None:
+    source = lines(tmp_path / "in.txt", 20)
+    job = queue.submit("--task", "test-wait", str(source), "--chunk-size", "1", "-p", "seconds=0.2")
+    follower = queue.popen("results", job, "--follow")
     assert follower.stdout
     first = follower.stdout.readline()
-    assert shell.status(job)["status"] == "running"
+    assert queue.status(job)["status"] == "running"
     rest, err = follower.communicate(timeout=60)
     assert follower.returncode == 0, err
-    assert outputs(first + rest) == expected(40)
+    assert outputs(first + rest) == expected(20)
