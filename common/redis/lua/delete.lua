@@ -8,7 +8,7 @@ for _, chunk in ipairs(redis.call('SMEMBERS', LEASED)) do
 end
 local mapping = own_mapping()
 if mapping then redis.call('DEL', mapping) end
-for i = 1, 12 do
+for i = 1, OWN do
   redis.call('UNLINK', KEYS[i])
 end
 redis.call('SREM', ACTIVE, job_id())

@@ -1,7 +1,8 @@
--- Stands before every script (common/redis/scripts.py). KEYS begins with the job's own keys in the order of JobKeys.
+-- Stands before every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then two more.
+local OWN = #KEYS - 2
 local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ATTEMPTS, COMMITS, LAYERS, FLAWED, TICKETS, REFUSALS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local RESTING, ACTIVE, JOBS = KEYS[12], KEYS[13], KEYS[14]
+local RESTING, ACTIVE, JOBS = KEYS[12], KEYS[OWN + 1], KEYS[OWN + 2]
 
 local function now()
   local time = redis.call('TIME')
@@ -36,7 +37,7 @@ local function finish(word)
   redis.call('HSET', JOB, 'status', word, 'finished_at', now(), 'stage', '')
   redis.call('SREM', ACTIVE, job_id())
   redis.call('DEL', TICKETS, REFUSALS)
-  for i = 1, 12 do
+  for i = 1, OWN do
     redis.call('PEXPIRE', KEYS[i], ttl)
   end
   local mapping = own_mapping()
@@ -44,7 +45,7 @@ local function finish(word)
 end
 
 local function live_on()
-  for i = 1, 12 do
+  for i = 1, OWN do
     redis.call('PERSIST', KEYS[i])
   end
   local mapping = own_mapping()
