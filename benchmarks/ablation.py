@@ -8,7 +8,6 @@ from unittest.mock import patch
 from benchmarks.measure import Contestant, measure, table
 from benchmarks.parity import notes
 from benchmarks.ways import Way, Work, pipeline, runner
-from workers.device import chunk
 from workers.runners.fast_ways import FastFillMask, FastWay
 from workers.runners.texts import Encoded
 
@@ -59,7 +58,7 @@ def _without(
 
         def run(texts: Sequence[str]) -> list[Any]:
             with (
-                _patched(once, "workers.device.chunk._run_once", chunk._run),
+                _patched(once, "workers.device.chunk._equal", lambda values: [[position] for position in values]),
                 _patched(masks, "workers.runners.fast_ways.FastFillMask.forward", _all_scores),
             ):
                 return way(texts)

@@ -72,7 +72,7 @@ def runner(
         payloads = []
         for start in range(0, len(texts), size):
             records = {at: Record(at, text) for at, text in enumerate(texts[start : start + size])}
-            payloads.append(run_chunk(loaded, records, work.params, "cpu", Quiet()).payload)
+            payloads.append(run_chunk(loaded, records, work.params, "cpu", Quiet()).encode().payload)
         return [row.output for payload in payloads for _, _, row in iter_outcomes(decode_outcomes(payload))]
 
     return run

@@ -43,7 +43,7 @@ def _runner(task: str) -> Runner:
 
 def _run(runner: Runner, inputs: Sequence[object], watch: Watched | None = None, first: int = 0) -> Answer:
     records = {first + at: Record(at, value) for at, value in enumerate(inputs)}
-    return run_chunk(runner, records, {}, "cpu", watch or Watched())
+    return run_chunk(runner, records, {}, "cpu", watch or Watched()).encode()
 
 
 def _codes(answer: Answer) -> list[str | None]:
@@ -133,7 +133,7 @@ def test_equal_records_run_once_where_their_outcomes_are_equal(steady: bool):
     runner, watch = Steady("any", None, "cpu", {}), Watched()
     inputs = ["a", "b", "a", {"text": "a", "top": 1}, {"text": "a", "top": 2}, {"text": "a", "top": 1}, "b"]
     records = {10 + at: Record(at, value) for at, value in enumerate(inputs)}
-    answer = run_chunk(runner, records, {"steady": steady}, "cpu", watch)
+    answer = run_chunk(runner, records, {"steady": steady}, "cpu", watch).encode()
     rows = list(iter_outcomes(decode_outcomes(answer.payload)))
     assert [outcome.output for _, _, outcome in rows] == [{"was": value} for value in inputs]
     assert runner.ran == ([inputs[at] for at in (0, 1, 3, 4)] if steady else inputs)

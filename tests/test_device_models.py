@@ -52,6 +52,17 @@ def _names(models: Models) -> list[str]:
     return [Path(summary["model"]).name for summary in models.summaries()]
 
 
+def test_another_thread_finds_what_is_loaded_and_nothing_else(models: Models, tmp_path: Path):
+    path = _directory(tmp_path, "one")
+    with models.keeping(_spec("test-model", path)) as found:
+        assert found is None
+    loaded, _ = models.get(_spec("test-model", path, n=1), lambda _: None)
+    with models.keeping(_spec("test-model", path, n=2)) as found:
+        assert found == (loaded, {"n": 2})
+    with models.keeping(_spec("test-echo")) as found:
+        assert found is None
+
+
 def test_a_model_is_loaded_once_for_all_jobs(models: Models, tmp_path: Path):
     stages: list[str] = []
     path = _directory(tmp_path, "one")

@@ -16,11 +16,14 @@ that gets a line for each load, `-p text_log=` one that gets each text |
 | `test-vector` | as crash, its outputs three float32 each |
 | `test-short` | gives one outcome too few |
 | `test-unwritable` | gives an output that has no JSON form for the text "object" |
+| `test-ahead` | prepares, and gives for each text the thread that did so; what runs the text "wait" waits until \
+the file `-p prepared=` is there, which preparing "there" makes; preparing "crash" is a segfault, "raise" raises |
 """
 
 import ctypes
 import os
 import signal
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -30,7 +33,7 @@ import pyarrow as pa
 
 from common.errors import ModelError, WorkerError
 from common.values import Failure, Outcome
-from workers.runners.base import Runner
+from workers.runners.base import PreparingRunner, Runner
 
 
 class Echo(Runner):
@@ -216,3 +219,27 @@ class Short(Echo):
 class Unwritable(Echo):
     def one(self, text, params, watch):
         return Outcome(object()) if text == "object" else super().one(text, params, watch)
+
+
+class Ahead(PreparingRunner):
+    needs_model = False
+
+    def __init__(self, task, model, device, load_params):
+        pass
+
+    def prepare(self, inputs, params):
+        if "crash" in inputs:
+            ctypes.string_at(0)
+        if "raise" in inputs:
+            raise ValueError("asked to raise")
+        if "there" in inputs:
+            Path(params["prepared"]).touch()
+        return inputs, params, threading.current_thread().name
+
+    def run_prepared(self, prepared, watch):
+        inputs, params, thread = prepared
+        watch.batch(range(len(inputs)))
+        while "wait" in inputs and not Path(params["prepared"]).exists():
+            time.sleep(0.01)
+            watch.tick()
+        return [Outcome(thread) for _ in inputs]

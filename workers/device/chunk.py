@@ -10,14 +10,15 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 
 from common.errors import ModelError, PayloadError, RecordError, WorkerError
 from common.payloads.encoding import count, encode_outcomes
 from common.values import Attached, Counts, Failure, Json, Outcome, Record
-from workers.runners.base import Cancelled, PlacedWatch, Runner, Watch
+from workers.runners.base import Cancelled, PlacedWatch, PreparingRunner, Runner, Watch
 from workers.runners.batching import is_device_lost, is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,56 @@ class Answer:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a runner is given of a chunk: equal records once."""
+
+    values: Sequence[Json]
+    places: Sequence[Sequence[int]]  #: for each value, the positions of its records in the chunk
+    prepared: Any = None  #: what the runner made of them beforehand
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What came of a chunk, not yet encoded."""
+
+    positions: Sequence[int]
+    ids: Sequence[Json]
+    outcomes: list[Outcome]
+    output_type: pa.DataType | None
+    seconds: float  #: of computing
+
+    def encode(self) -> Answer:
+        """Return it as it travels. Outputs that are not what the runner declared fail their records."""
+        payload, outcomes = _encode(self.positions, self.ids, self.outcomes, self.output_type)
+        return Answer(payload, count(outcomes), self.seconds)
+
+
+def prepare_chunk(runner: Runner, records: Mapping[int, Record], params: Mapping[str, Json]) -> Inputs:
+    """Return the inputs of a chunk, and what its runner can do beforehand; any thread may call this."""
+    inputs = _gather(runner, records, params)
+    if not inputs.values or not isinstance(runner, PreparingRunner):
+        return inputs
+    return replace(inputs, prepared=runner.prepare(inputs.values, params))
+
+
 def run_chunk(
-    runner: Runner, records: Mapping[int, Record], params: Mapping[str, Json], device: str, watch: Watch
-) -> Answer:
+    runner: Runner,
+    records: Mapping[int, Record],
+    params: Mapping[str, Json],
+    device: str,
+    watch: Watch,
+    inputs: Inputs | None = None,
+) -> Computed:
     """Return the outcomes of `records` (by their position in the chunk), in the order given.
+
+    Args:
+        runner: what computes them.
+        records: of which those that failed already are not run.
+        params: the job's, without those that the runner was loaded with.
+        device: where it computes, to be asked after a failure.
+        watch: told before each batch.
+        inputs: what `prepare_chunk` gave for the same runner, records and parameters.
 
     Raises:
         Cancelled: the chunk was given up.
@@ -50,40 +97,33 @@ def run_chunk(
         DeviceLost: the device reported an error that ruins its context.
     """
     begun = time.perf_counter()
-    todo = [position for position, record in records.items() if record.failure is None]
     outcomes = {p: Outcome(failure=r.failure) for p, r in records.items() if r.failure is not None}
-    if todo:
-        found = _run_once(
-            runner,
-            [_input(records[p]) for p in todo],
-            params,
-            PlacedWatch(watch, [[position] for position in todo]),
-            device,
-        )
-        outcomes.update(zip(todo, found, strict=True))
+    inputs = inputs or _gather(runner, records, params)
+    if inputs.values:
+        found = _run(runner, inputs, params, PlacedWatch(watch, inputs.places), device)
+        for places, outcome in zip(inputs.places, found, strict=True):
+            outcomes |= dict.fromkeys(places, outcome)
     seconds = time.perf_counter() - begun
-    ordered = [outcomes[position] for position in records]
-    payload, ordered = _encode(list(records), [r.id for r in records.values()], ordered, runner.output_type(params))
-    return Answer(payload, count(ordered), seconds)
+    ids = [record.id for record in records.values()]
+    return Computed(list(records), ids, [outcomes[p] for p in records], runner.output_type(params), seconds)
+
+
+def _gather(runner: Runner, records: Mapping[int, Record], params: Mapping[str, Json]) -> Inputs:
+    """Return equal inputs once, where the runner gives them equal outcomes."""
+    values = {p: _input(record) for p, record in records.items() if record.failure is None}
+    groups = _equal(values) if len(values) > 1 and runner.repeats_itself(params) else [[p] for p in values]
+    return Inputs([values[group[0]] for group in groups], groups)
+
+
+def _equal(values: Mapping[int, Json]) -> list[list[int]]:
+    groups: dict[Json, list[int]] = {}
+    for position, value in values.items():
+        groups.setdefault(_key(value), []).append(position)
+    return list(groups.values())
 
 
 def _input(record: Record) -> Json:
     return record.input if record.blob is None else Attached(record.input, record.blob)
-
-
-def _run_once(
-    runner: Runner, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch, device: str
-) -> list[Outcome]:
-    """Run equal inputs once, where the runner gives them equal outcomes."""
-    if len(inputs) == 1 or not runner.repeats_itself(params):
-        return _run(runner, inputs, params, watch, device)
-    places: dict[Json, list[int]] = {}
-    for number, value in enumerate(inputs):
-        places.setdefault(_key(value), []).append(number)
-    groups = list(places.values())
-    found = _run(runner, [inputs[group[0]] for group in groups], params, PlacedWatch(watch, groups), device)
-    outcomes = {number: outcome for group, outcome in zip(groups, found, strict=True) for number in group}
-    return [outcomes[number] for number in range(len(inputs))]
 
 
 def _key(value: Json) -> Json:
@@ -93,12 +133,11 @@ def _key(value: Json) -> Json:
     return value if isinstance(value, str) else (json.dumps(value),)
 
 
-def _run(
-    runner: Runner, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch, device: str
-) -> list[Outcome]:
-    watch.batch(range(len(inputs)))  # until the runner says which ones: it may die while it prepares them
+def _run(runner: Runner, inputs: Inputs, params: Mapping[str, Json], watch: Watch, device: str) -> list[Outcome]:
+    values = inputs.values
+    watch.batch(range(len(values)))  # until the runner says which ones: it may die while it prepares them
     try:
-        outcomes = _checked(runner.run(inputs, params, watch), len(inputs))
+        outcomes = _checked(_call(runner, inputs, params, watch), len(values))
     except (Cancelled, ModelError, WorkerError):
         raise
     except Exception as error:  # a boundary: whatever a runner raises, the other records go on
@@ -107,9 +146,15 @@ def _run(
         logger.exception("the runner %s raised; its records are run one by one", type(runner).__name__)
         outcomes = None
     if outcomes is None:
-        outcomes = [_run_alone(runner, inputs, number, params, watch) for number in range(len(inputs))]
+        outcomes = [_run_alone(runner, values, number, params, watch) for number in range(len(values))]
     _check_device(device, outcomes)
     return outcomes
+
+
+def _call(runner: Runner, inputs: Inputs, params: Mapping[str, Json], watch: Watch) -> object:
+    if inputs.prepared is not None and isinstance(runner, PreparingRunner):
+        return runner.run_prepared(inputs.prepared, watch)
+    return runner.run(inputs.values, params, watch)
 
 
 def _run_alone(

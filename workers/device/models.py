@@ -7,9 +7,11 @@ Decides whether a model fits before it is loaded, by the size of its weights; kn
 import json
 import logging
 import sys
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import sha256
@@ -91,6 +93,7 @@ class Models:
         }
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._resolved: dict[tuple[str | None, ...], Resolved] = {}
+        self._kept = threading.Lock()  # held by whoever uses a model in another thread than that which lets it go
         self.changes = 0  #: how often a model was loaded or let go
         self.evicted = 0  #: how many were let go for others
         self.load_seconds = 0.0  #: what the last load took
@@ -116,21 +119,38 @@ class Models:
         # A model that cannot be had is refused at once: to import the runner means torch, and some ten seconds.
         resolved = self._resolve(task, spec, on_stage) if needs_model(task) else None
         kind = _find_runner(task)
-        load_params = {name: value for name, value in spec.params.items() if name in kind.load_params}
-        load_params |= self._rules
-        params = {name: value for name, value in spec.params.items() if name not in kind.load_params}
+        load_params, params = self._split(kind, spec)
         if resolved is None and kind.needs_model:
             resolved = self._resolve(task, spec, on_stage)
-        key = json.dumps([task, str(resolved.path) if resolved else None, load_params], sort_keys=True)
+        key = _key(task, resolved, load_params)
         if key not in self._loaded:
             model = resolved.model if resolved else None
             self._loaded[key] = self._load(kind, task, model, resolved, load_params, on_stage)
         self._loaded.move_to_end(key)
         return self._loaded[key], params
 
+    @contextmanager
+    def keeping(self, spec: JobSpec) -> Iterator[tuple[Loaded, dict[str, Json]] | None]:
+        """Yield what `get` would return, if it is loaded by now: it is not let go meanwhile. Any thread may ask."""
+        with self._kept:
+            task = ALIASES.get(spec.task, spec.task)
+            resolved = self._resolved.get(_source(task, spec))
+            if resolved is None and needs_model(task):
+                yield None
+                return
+            load_params, params = self._split(_find_runner(task), spec)
+            loaded = self._loaded.get(_key(task, resolved, load_params))
+            yield (loaded, params) if loaded else None
+
+    def _split(self, kind: type[Runner], spec: JobSpec) -> tuple[dict[str, Json], dict[str, Json]]:
+        """Return with what a runner is loaded, and with what it runs."""
+        params = dict(spec.params)
+        load_params = {name: params.pop(name) for name in spec.params if name in kind.load_params}
+        return load_params | self._rules, params
+
     def _resolve(self, task: str, spec: JobSpec, on_stage: Callable[[str], None]) -> Resolved:
         """Resolve once: all chunks of a job then see the same commit, and none asks the disk again."""
-        key = (spec.model, spec.revision, task if spec.model is None else None)
+        key = _source(task, spec)
         if key not in self._resolved or not self._resolved[key].path.is_dir():
             self._resolved[key] = resolve(spec.model, spec.revision, task, self._policy, on_stage)
         return self._resolved[key]
@@ -173,12 +193,21 @@ class Models:
             )
 
     def _evict(self) -> None:
-        _, loaded = self._loaded.popitem(last=False)
+        with self._kept:
+            _, loaded = self._loaded.popitem(last=False)
         self.changes += 1
         self.evicted += 1
         logger.info("out of memory's way: %s", loaded.title)
         del loaded
         release()
+
+
+def _source(task: str, spec: JobSpec) -> tuple[str | None, ...]:
+    return (spec.model, spec.revision, task if spec.model is None else None)
+
+
+def _key(task: str, resolved: Resolved | None, load_params: Mapping[str, Json]) -> str:
+    return json.dumps([task, str(resolved.path) if resolved else None, load_params], sort_keys=True)
 
 
 @cache  # the entry points of all distributions are read each time; errors are not kept

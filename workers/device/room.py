@@ -1,7 +1,9 @@
 """The room itself: takes requests from the Celery process, computes one at a time, answers each.
 
-Two threads: one listens, opens the next payloads and takes back what was given up; the main one computes. Says
-before each batch which records it is about to run, so that its death can be laid at the right door.
+A request goes from thread to thread, so that the device waits for none of them: one listens, opens payloads and takes
+back what was given up; one does of the next chunk what needs no device; the main one computes; the last encodes the
+outcomes. The main one says before each batch which records it is about to run, so that the death of the process can be
+laid at the right door.
 """
 
 import contextlib
@@ -10,91 +12,27 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from weakref import ref
 
 from common.errors import CodedError, ModelError, PayloadError, WorkerError
-from common.payloads.encoding import decode_records
-from common.values import Failure, JobSpec, Json, Record
-from workers.device.chunk import DeviceLost, run_chunk
+from common.values import JobSpec, Json
+from workers.device.chunk import Computed, DeviceLost, prepare_chunk, run_chunk
 from workers.device.fitting import fit
 from workers.device.memory import memory_of
 from workers.device.models import Models
-from workers.device.protocol import DEVICE_LOST, Channel, Message, ProtocolError, integers
+from workers.device.protocol import DEVICE_LOST, Channel, Message, ProtocolError
+from workers.device.turns import Ahead, Turn, open_turn
 from workers.device.warmup import warm_up
 from workers.resolver import ModelPolicy
 from workers.runners.base import Cancelled, Runner
 
 logger = logging.getLogger(__name__)
 
-#: Signs of life within a batch are sent at most this often, in seconds.
-_TICK = 1.0
-
-
-@dataclass(slots=True, eq=False)
-class Turn:
-    """One request on its way through the room; its watch as well."""
-
-    id: int
-    spec: JobSpec
-    channel: Channel
-    records: dict[int, Record] = field(default_factory=dict)  #: by position in the chunk, in the order to answer
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _running: bool = False
-    _given_up: bool = False
-    _answered: bool = False
-    _ticked: float = 0.0
-
-    def give_up(self) -> None:
-        """Answer `cancelled`, now if nothing runs, else as soon as the runner asks its watch."""
-        with self._lock:
-            self._given_up = True
-            if self._running or self._answered:
-                return
-            self._answered = True
-        self.channel.send(Message("cancelled", self.id))
-
-    def answer(self, message: Message) -> None:
-        """Send the answer, unless there was one."""
-        with self._lock:
-            if self._answered:
-                return
-            self._answered = True
-        self.channel.send(message)
-
-    def take_up(self) -> None:
-        """Say that the process is at this request now. Raises `Cancelled`."""
-        self._check()
-        self.channel.send(Message("begun", self.id))
-
-    def stage(self, text: str) -> None:
-        """Say what takes time before anything runs; empty once it is over. Raises `Cancelled`."""
-        self._check()
-        self.channel.send(Message("stage", self.id, {"text": text}))
-
-    def begin(self) -> None:
-        """From here on, giving up waits for the runner, and silence counts. Raises `Cancelled`."""
-        with self._lock:
-            self._running = not self._given_up
-        self._check()
-        self.channel.send(Message("tick", self.id))
-
-    def batch(self, positions: Sequence[int]) -> None:
-        """Say which records are about to run. Raises `Cancelled`."""
-        self._check()
-        self._ticked = time.monotonic()
-        self.channel.send(Message("batch", self.id, {"positions": list(positions)}))
-
-    def tick(self) -> None:
-        """Give a sign of life, now and then. Raises `Cancelled`."""
-        self._check()
-        if time.monotonic() - self._ticked >= _TICK:
-            self._ticked = time.monotonic()
-            self.channel.send(Message("tick", self.id))
-
-    def _check(self) -> None:
-        if self._given_up:
-            raise Cancelled
+#: So many requests a fresh process takes one after the other: should the last one have died of what it did ahead, the
+#: chunk that it did it for is among them, and is found out.
+_CAREFUL = 8
 
 
 class Room:
@@ -103,7 +41,10 @@ class Room:
     def __init__(self, channel: Channel, device: str) -> None:
         self._channel = channel
         self._device = device
+        self._arrived: queue.SimpleQueue[Turn] = queue.SimpleQueue()
         self._waiting: queue.SimpleQueue[Turn] = queue.SimpleQueue()
+        self._computed: queue.SimpleQueue[tuple[Turn, dict[str, Json], Computed]] = queue.SimpleQueue()
+        self._worked = 0  #: requests
         self._turns: dict[int, Turn] = {}
         self._models: Models
         self._most_new_tokens: int
@@ -121,13 +62,15 @@ class Room:
         self._most_new_tokens = policy.max_new_tokens
         self._models = Models(self._device, policy)
         self._budgets = opening.body["budgets"]
-        threading.Thread(target=self._listen, name="listener", daemon=True).start()
+        for work in (self._listen, self._look_ahead, self._answer):
+            threading.Thread(target=work, name=work.__name__, daemon=True).start()
         if not self._preload(opening.body["preload"]):
             return
         self._channel.send(Message("ready"))
         while True:
             turn = self._waiting.get()
             self._work(turn)
+            self._worked += 1
             self._turns.pop(turn.id, None)
             with contextlib.suppress(OSError):  # the other end is gone: the listener ends the process
                 self._channel.send(Message("over", turn.id))
@@ -154,10 +97,48 @@ class Room:
             logger.info("%s: loaded and warm in %.1f s%s", loaded.title, seconds, rate)
         return True
 
-    def _work(self, turn: Turn) -> None:
-        """Compute one request and answer it, whatever happens."""
+    def _look_ahead(self) -> None:
+        """Begin with requests while the main thread computes others, and pass them on to it in their order."""
+        while True:
+            self._pass_on(self._arrived.get())
+
+    def _pass_on(self, turn: Turn) -> None:
+        if self._worked >= _CAREFUL and turn.spec.format is None:
+            turn.ahead = self._prepared(turn)
+        self._waiting.put(turn)
+
+    def _prepared(self, turn: Turn) -> Ahead | None:
         try:
-            turn.answer(self._result(turn))
+            with self._models.keeping(turn.spec) as found:
+                if found is None:
+                    return None
+                loaded, params = found
+                return Ahead(ref(loaded.runner), prepare_chunk(loaded.runner, turn.records, params))
+        except Exception:  # whatever it is, the main thread meets it again, and answers
+            logger.debug("job %s: nothing is done ahead", turn.spec.id, exc_info=True)
+            return None
+
+    def _work(self, turn: Turn) -> None:
+        """Compute one request and have it answered, whatever happens."""
+        with self._faults(turn):
+            self._computed.put((turn, *self._compute(turn)))
+
+    def _answer(self) -> None:
+        """Encode and send what was computed."""
+        while True:
+            self._send_result(*self._computed.get())
+
+    def _send_result(self, turn: Turn, body: dict[str, Json], computed: Computed) -> None:
+        with self._faults(turn):
+            answer = computed.encode()
+            body |= {"counts": list(asdict(answer.counts).values()), "seconds": answer.seconds}
+            turn.answer(Message("result", turn.id, body, answer.payload))
+
+    @contextlib.contextmanager
+    def _faults(self, turn: Turn) -> Iterator[None]:
+        """Answer with what goes wrong."""
+        try:
+            yield
         except Cancelled:
             turn.answer(Message("cancelled", turn.id))
         except DeviceLost as error:
@@ -171,7 +152,8 @@ class Room:
             fault = WorkerError("device_fault", f"{type(error).__name__}: {error}"[:2000])
             turn.answer(Message("failed", turn.id, _described(fault)))
 
-    def _result(self, turn: Turn) -> Message:
+    def _compute(self, turn: Turn) -> tuple[dict[str, Json], Computed]:
+        """Return what came of a request, and what is said of it besides."""
         turn.take_up()
         changes = self._models.changes
         try:
@@ -181,14 +163,11 @@ class Room:
                 self._send_status()
         fit(loaded, self._budgets.get(loaded.digest), turn)
         turn.begin()
-        answer = run_chunk(self._runner(loaded.runner, turn.spec), turn.records, params, self._device, turn)
-        body = {
-            "counts": list(asdict(answer.counts).values()),
-            "seconds": answer.seconds,
-            "facts": loaded.facts(),
-            "budgets": {loaded.digest: loaded.runner.budget.tokens} if loaded.runner.budget else {},
-        }
-        return Message("result", turn.id, body, answer.payload)
+        runner = self._runner(loaded.runner, turn.spec)
+        inputs = turn.ahead.by(runner) if turn.ahead else None
+        computed = run_chunk(runner, turn.records, params, self._device, turn, inputs)
+        budget = loaded.runner.budget
+        return {"facts": loaded.facts(), "budgets": {loaded.digest: budget.tokens} if budget else {}}, computed
 
     def _runner(self, runner: Runner, spec: JobSpec) -> Runner:
         """Return what runs the job's records: a runner, or what answers requests by it."""
@@ -228,7 +207,7 @@ class Room:
 
     def _take_run(self, message: Message) -> None:
         try:
-            turn = _open_turn(message, self._channel)
+            turn = open_turn(message, self._channel)
         except ProtocolError:
             raise
         except (ValueError, PayloadError, MemoryError) as error:
@@ -236,21 +215,7 @@ class Room:
             self._channel.send(Message("failed", message.id, body))
             return
         self._turns[turn.id] = turn
-        self._waiting.put(turn)
-
-
-def _open_turn(message: Message, channel: Channel) -> Turn:
-    body = message.body
-    spec = JobSpec.decode(body["spec"])
-    records = decode_records(message.payload)
-    wanted = range(len(records)) if body["positions"] is None else integers(body["positions"])
-    if any(position >= len(records) for position in wanted):
-        raise ProtocolError(f"a position beyond the {len(records)} records of the chunk")
-    chosen = {position: records[position] for position in wanted}
-    for position, (code, text) in body["failures"].items():
-        record = records[int(position)]
-        chosen[int(position)] = Record(record.id, record.input, Failure(str(code), str(text)))
-    return Turn(message.id, spec, channel, chosen)
+        self._arrived.put(turn)
 
 
 def _described(error: CodedError) -> dict[str, str]:

@@ -104,3 +104,23 @@ class Runner(ABC):
     def facts(self) -> dict[str, Json]:
         """Return what is to be recorded of how it runs: dtype, attention implementation."""
         return {}
+
+
+class PreparingRunner(Runner):
+    """A runner that can begin with a chunk while the device computes another: it tokenises, say."""
+
+    @abstractmethod
+    def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> Any:
+        """Return what `run_prepared` goes on from; any thread may call this, while another one is in `run_prepared`.
+
+        Raises:
+            ModelError: as `run`.
+        """
+
+    @abstractmethod
+    def run_prepared(self, prepared: Any, watch: Watch) -> list[Outcome]:
+        """Return what `run` does, of what `prepare` gave."""
+
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+        """Return one outcome for each input, in order."""
+        return self.run_prepared(self.prepare(inputs, params), watch)

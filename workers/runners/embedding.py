@@ -5,6 +5,7 @@ further layers, normalisation. Any other gets what sentence-transformers gives i
 last token's state of a model made for generation), and normalisation to length 1 besides.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelFo
 from common.errors import ModelError
 from common.values import Json, Outcome
 from workers.runners.agreement import close
-from workers.runners.base import Watch
+from workers.runners.base import PreparingRunner, Watch
 from workers.runners.batching import Item, run_batches
 from workers.runners.budget import TokenBudget
 from workers.runners.kinds import COUNT, FLAG, TEXT, Kind, check_params
@@ -59,7 +60,17 @@ class _Options:
     dimension: int  #: of the vectors that come out; what is longer is cut
 
 
-class EmbeddingRunner(PackingRunner):
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A chunk up to the forward pass."""
+
+    chosen: _Options
+    skip: int  #: tokens at the beginning of every text that are not pooled
+    items: Sequence[Item[Encoded]]
+    refused: Mapping[int, Outcome]  #: those that are no texts, by position
+
+
+class EmbeddingRunner(PackingRunner, PreparingRunner):
     """Texts to float32 vectors.
 
     Parameters: `pooling` (a mode, or several joined by `+`), `normalize`, `prompt` or `prompt_name`, `truncate_dim`
@@ -92,6 +103,7 @@ class EmbeddingRunner(PackingRunner):
             for stage in self._config.stages
         ]
         self.budget = TokenBudget.of(device)
+        self._host = threading.Lock()  # a tokenizer cannot be set anew while another thread uses it
         if pays(self._model):
             self.pack()
         self._width = self._hidden(self._padded(encode(self._tokenizer, ["a"], self._limit))).shape[-1]
@@ -100,20 +112,31 @@ class EmbeddingRunner(PackingRunner):
         """Return a fixed-size list of float32."""
         return pa.list_(pa.float32(), self._options(params).dimension)
 
-    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
-        """Return a float32 array of shape (dimension,) for each text."""
+    def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> _Prepared:
+        """Return the texts tokenised."""
         chosen = self._options(params)
         texts, refused = read_inputs(inputs, text_of)
-        encoded = encode(self._tokenizer, [chosen.prompt + text for text in texts.values()], self._limit)
+        encoded = self._encoded([chosen.prompt + text for text in texts.values()])
         items = [Item(position, len(row), row) for position, row in zip(texts, encoded, strict=True)]
-        skip = self._prompt_tokens(chosen.prompt)
-        results = run_batches(items, lambda rows: self._vectors(rows, chosen, skip), self.budget, watch)
-        return in_order(refused, items, results)
+        return _Prepared(chosen, self._prompt_tokens(chosen.prompt), items, refused)
+
+    def run_prepared(self, prepared: _Prepared, watch: Watch) -> list[Outcome]:
+        """Return a float32 array of shape (dimension,) for each text."""
+
+        def forward(rows: Sequence[Encoded]) -> Sequence[Any] | Later[Any]:
+            return self._vectors(rows, prepared.chosen, prepared.skip)
+
+        results = run_batches(prepared.items, forward, self.budget, watch)
+        return in_order(prepared.refused, prepared.items, results)
 
     def token_counts(self, texts: Sequence[str], params: Mapping[str, Json]) -> list[int]:
         """Return how many tokens each text is, special ones and the prompt included, as far as the model reads it."""
         prompt = self._options(params).prompt
-        return [len(row) for row in encode(self._tokenizer, [prompt + text for text in texts], self._limit)]
+        return [len(row) for row in self._encoded([prompt + text for text in texts])]
+
+    def _encoded(self, texts: Sequence[str]) -> list[Encoded]:
+        with self._host:
+            return encode(self._tokenizer, texts, self._limit)
 
     def _vectors(self, rows: Sequence[Encoded], chosen: _Options, skip: int) -> Sequence[Any] | Later[Any]:
         features = self._padded(rows)
@@ -160,7 +183,7 @@ class EmbeddingRunner(PackingRunner):
         """Return how many tokens at the beginning of every text are the prompt's and are not to be pooled."""
         if self._config.include_prompt or not prompt:
             return 0
-        ids = encode(self._tokenizer, [prompt], self._limit)[0].features["input_ids"]
+        ids = self._encoded([prompt])[0].features["input_ids"]
         return len(ids) - int(ids[-1] in self._tokenizer.all_special_ids)
 
     def _options(self, params: Mapping[str, Json]) -> _Options:

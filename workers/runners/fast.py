@@ -7,9 +7,10 @@ not know; and the records that do not fit into the model whole, where the fast w
 
 import inspect
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from common.encoder import plain
 from common.tasks import find_task
 from common.values import Failure, Json, Outcome
 from workers.runners.agreement import close
-from workers.runners.base import PlacedWatch, Silent, Watch
+from workers.runners.base import PlacedWatch, PreparingRunner, Silent, Watch
 from workers.runners.batching import Item, run_batches
 from workers.runners.fast_ways import FAST_WAYS, Asked, Reduced
 from workers.runners.packing import PROBE, Packer, PackingRunner, pays
@@ -41,7 +42,19 @@ class _Part:
     row: Encoded
 
 
-class FastRunner(PackingRunner):
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A chunk up to the forward pass."""
+
+    inputs: Sequence[Json]
+    params: Mapping[str, Json]
+    settings: Settings | None = None  #: None where all goes the plain way
+    items: Sequence[Item[_Part]] = ()
+    outcomes: Mapping[int, Outcome] = field(default_factory=dict)  #: of records that are not possible
+    too_long: Sequence[int] = ()  #: positions of records that the plain way is to take
+
+
+class FastRunner(PackingRunner, PreparingRunner):
     """A task of `transformers.pipeline` with the same outputs, sooner."""
 
     def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
@@ -57,6 +70,7 @@ class FastRunner(PackingRunner):
         self._tokenizer = self._task.tokenizer
         self.budget = self._plain.budget  # what one way learns of the device and the model holds for both
         self._way = FAST_WAYS[find_task(task).name](self._task)
+        self._host = threading.Lock()  # a tokenizer cannot be set anew while another thread uses it
         self._arguments = inspect.signature(self._model.forward).parameters
         self.fast = self._tokenizer.is_fast and self._task.batches and self._agrees(samples(task))
         if not self.fast:
@@ -82,32 +96,43 @@ class FastRunner(PackingRunner):
         """Return the Arrow type of the outputs, as the plain way's."""
         return self._plain.output_type(params)
 
-    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+    def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> _Prepared:
+        """Return the texts of the records, tokenised, and what is not to be run so."""
+        with self._host:
+            settings = self._task.settings(params)
+            if not (self.fast and params.keys() <= self._way.knows):
+                return _Prepared(inputs, params)
+            asked, outcomes = read_inputs(inputs, lambda value: self._way.read(value, settings))
+            items, too_long = self._tokenised(asked, outcomes)
+            return _Prepared(inputs, params, settings, items, outcomes, too_long)
+
+    def run_prepared(self, prepared: _Prepared, watch: Watch) -> list[Outcome]:
         """Return for each record what `pipeline(task)(record, **params)` gives, in order."""
-        settings = self._task.settings(params)
-        if not (self.fast and params.keys() <= self._way.knows):
-            return self._plain.run(inputs, params, watch)
-        asked, outcomes = read_inputs(inputs, lambda value: self._way.read(value, settings))
-        items, too_long = self._tokenised(asked, outcomes, watch)
-        results = run_batches(items, lambda parts: self._forward(parts, settings), self.budget, watch)
-        outcomes |= self._finished(items, results, settings)
-        if too_long:
-            placed = PlacedWatch(watch, [[position] for position in too_long])
-            whole = self._plain.run([inputs[position] for position in too_long], params, placed)
-            outcomes |= zip(too_long, whole, strict=True)
-        return [outcomes[position] for position in range(len(inputs))]
+        settings = prepared.settings
+        if settings is None:
+            return self._plainly(range(len(prepared.inputs)), prepared, watch)
+        results = run_batches(prepared.items, lambda parts: self._forward(parts, settings), self.budget, watch)
+        outcomes = {**prepared.outcomes, **self._finished(prepared.items, results, settings)}
+        outcomes |= zip(prepared.too_long, self._plainly(prepared.too_long, prepared, watch), strict=True)
+        return [outcomes[position] for position in range(len(prepared.inputs))]
+
+    def _plainly(self, positions: Sequence[int], prepared: _Prepared, watch: Watch) -> list[Outcome]:
+        """Return the outcomes of some records, run the plain way."""
+        if not positions:
+            return []
+        placed = PlacedWatch(watch, [[position] for position in positions])
+        with self._host:
+            return self._plain.run([prepared.inputs[position] for position in positions], prepared.params, placed)
 
     def _tokenised(
-        self, asked: Mapping[int, Asked], outcomes: dict[int, Outcome], watch: Watch
+        self, asked: Mapping[int, Asked], outcomes: dict[int, Outcome]
     ) -> tuple[list[Item[_Part]], list[int]]:
         """Return the texts of the records, tokenised, and the positions of those that the plain way is to take.
 
         Args:
             asked: the records, by position.
             outcomes: gets those of records that turn out not to be possible.
-            watch: told while it takes time.
         """
-        watch.tick()
         texts = [text for one in asked.values() for text in one.texts]
         limit = self._task.limit
         rows = iter(encode(self._tokenizer, texts, limit if self._way.cuts else None))
