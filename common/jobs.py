@@ -78,7 +78,7 @@ class Job:
             "created_at": spec.created_at,
             "started_at": self.started_at,
             "finished_at": self.finished_at,
-            "error": {"code": self.failure.code, "message": self.failure.message} if self.failure else None,
+            "error": self.failure.as_dict() if self.failure else None,
             "ran_on": dict(self.facts) or None,
             "progress": dict(self.progress) or None,
         }

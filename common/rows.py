@@ -38,7 +38,7 @@ def to_line(row: Row) -> str:
     """Return the row as one line of JSON, without a line end: id, input, and output or error."""
     line: dict[str, Json] = {"id": row.id, "input": row.input}
     if row.error:
-        line["error"] = {"code": row.error.code, "message": row.error.message}
+        line["error"] = row.error.as_dict()
     else:
         line["output"] = row.output
     if row.truncated:

@@ -60,6 +60,10 @@ class Failure:
     code: str  #: a name from `docs/errors.md`
     message: str  #: one sentence for a person
 
+    def as_dict(self) -> dict[str, Json]:
+        """Return what users get as `error`."""
+        return {"code": self.code, "message": self.message}
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

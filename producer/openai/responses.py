@@ -25,7 +25,7 @@ def response_line(spec: JobSpec, number: int, row: Row) -> str:
     if row.error is None:
         line["response"] = _response(200, name, _body(row, spec, name))
     else:
-        line["error"] = {"code": row.error.code, "message": row.error.message}
+        line["error"] = row.error.as_dict()
         if row.error is not NOT_RUN:
             status = 500 if row.error.code in _OURS else 400
             line["response"] = _response(status, name, {"error": _error(row.error, status)})

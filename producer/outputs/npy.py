@@ -65,8 +65,7 @@ class NpyWriter(Writer):
     def _note(self, row: Row) -> None:
         if self._errors is None:
             self._errors = Aside(errors_path(self.path))
-        failure = row.error
-        error = {"code": failure.code, "message": failure.message} if failure else None
+        error = row.error.as_dict() if row.error else None
         line = to_json({"row": self._rows, "id": row.id, "input": row.input, "error": error})
         self._errors.stream.write(line.encode() + b"\n")
 
