@@ -122,13 +122,15 @@ def test_who_looks_at_jobs_loads_no_arrow() -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_who_submits_loads_no_pandas() -> None:
+def test_payloads_are_made_without_pandas() -> None:
     assert importlib.util.find_spec("pandas") is not None  # pyarrow imports it where it is installed, if it is let
     code = (
-        "import sys; from common.payloads.encoding import decode_records, encode_records; "
-        "from common.values import Failure, Record; "
+        "import sys; from common.payloads.encoding import *; from common.values import Failure, Outcome, Record; "
         "records = [Record(0, 'a'), Record('b', {'text': 'é'}), Record(2, None, Failure('bad_json', 'why'))]; "
-        "print(decode_records(encode_records(records)) == records, 'pandas' in sys.modules)"
+        "outcomes = [Outcome([{'score': 0.5}]), Outcome(failure=Failure('no', 'why')), Outcome('é', truncated=True)]; "
+        "found = list(iter_outcomes(decode_outcomes(encode_outcomes([1, 3, 4], [0, 'b', 2], outcomes, None)))); "
+        "print(decode_records(encode_records(records)) == records, "
+        "found == list(zip([1, 3, 4], [0, 'b', 2], outcomes)), 'pandas' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.split() == ["True", "False"]
+    assert done.stdout.split() == ["True", "True", "False"]
