@@ -1,4 +1,4 @@
-"""The store: jobs and their payloads in Redis. Who may work on what is the ledger's (`common.store.ledger`)."""
+"""The store: jobs in Redis, and the way to their payloads. Who may work on what is the ledger's."""
 
 import contextlib
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ _PAGE = 100
 
 
 class Store:
-    """Reads and writes jobs and payloads."""
+    """Reads and writes jobs, and opens their payloads."""
 
     def __init__(self, client: "redis.Redis", result_ttl: float, may_open: MayOpen = lambda _: False) -> None:
         """Take a connection, how long finished jobs are kept in seconds, and which addresses may be opened."""
