@@ -90,11 +90,10 @@ def explain(error: Exception, url: str) -> str:
 def _ailment(error: Exception, text: str) -> str:
     denied = isinstance(error, redis.AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text
     lacking = isinstance(error, redis.exceptions.NoPermissionError) or "NOPERM" in text
-    full = isinstance(error, redis.exceptions.OutOfMemoryError) or text.startswith("OOM")
     ailments = (
         (denied, "refuses the user or the password."),
         (lacking, f"does not allow this user what hugqueue needs: {text}"),
-        (full, "is full (maxmemory). Finished jobs leave with their time to live."),
+        (_is_full(error), "is full (maxmemory). Finished jobs leave with their time to live."),
         ("MISCONF" in text, f"cannot write to its disk: {text}"),
         (isinstance(error, redis.TimeoutError), "does not answer."),
         (isinstance(error, redis.ConnectionError), f"cannot be reached: {_certificate_fault(text) or text}"),
@@ -115,10 +114,15 @@ def _certificate_fault(text: str) -> str | None:
 
 def is_passing(error: Exception) -> bool:
     """Whether waiting may mend it: Redis away, loading its data, or full for now, it or its disk."""
-    passing = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.OutOfMemoryError)
+    passing = (redis.ConnectionError, redis.TimeoutError)
     denied = isinstance(error, redis.AuthenticationError) or _certificate_fault(str(error)) is not None
-    words = str(error).startswith(("LOADING", "OOM", "READONLY")) or "MISCONF" in str(error)
-    return not denied and (isinstance(error, passing) or words)
+    words = str(error).startswith(("LOADING", "READONLY")) or "MISCONF" in str(error)
+    return not denied and (isinstance(error, passing) or _is_full(error) or words)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether Redis had no room; where a script met that, Redis 6.2 puts it into a sentence of its own."""
+    return isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command not allowed" in str(error)
 
 
 def wait_for(client: "redis.Redis", seconds: float) -> None:

@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import redis
 
+from common.redis.connection import explain, is_passing
 from tests.faults.jobs import LONG, Batch
 from tests.processes import RedisServer, Shell, Workers, wait_until
 
@@ -79,3 +81,10 @@ def test_a_worker_starts_while_redis_is_full(
     room(True)
     batch.finish()
     assert workers.celery().pid == pid
+
+
+def test_a_full_redis_is_known_by_what_6_2_answers_from_a_script() -> None:
+    said = "Error running script (call to f_766222): @user_script:114: @user_script: 114: -OOM command not allowed when"
+    error = redis.ResponseError(f"{said} used memory > 'maxmemory'.")
+    assert is_passing(error)
+    assert "is full (maxmemory)" in explain(error, "redis://127.0.0.1")
