@@ -19,6 +19,7 @@ from celery.app import amqp
 from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 
+from common.redis.connection import is_full
 from common.redis.keys import REFUSED
 
 logger = logging.getLogger(__name__)
@@ -81,8 +82,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         try:
             super()._queue_bind(exchange, routing_key, pattern, queue)
-        except redis.exceptions.OutOfMemoryError:
-            if self.typeof(exchange).type != "fanout":
+        except redis.ResponseError as error:
+            if self.typeof(exchange).type != "fanout" or not is_full(error):
                 raise
             logger.warning("Redis is full: listening to %s without a note of it", exchange)  # which nobody reads
 

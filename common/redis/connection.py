@@ -93,7 +93,7 @@ def _ailment(error: Exception, text: str) -> str:
     ailments = (
         (denied, "refuses the user or the password."),
         (lacking, f"does not allow this user what hugqueue needs: {text}"),
-        (_is_full(error), "is full (maxmemory). Finished jobs leave with their time to live."),
+        (is_full(error), "is full (maxmemory). Finished jobs leave with their time to live."),
         ("MISCONF" in text, f"cannot write to its disk: {text}"),
         (isinstance(error, redis.TimeoutError), "does not answer."),
         (isinstance(error, redis.ConnectionError), f"cannot be reached: {_certificate_fault(text) or text}"),
@@ -117,10 +117,10 @@ def is_passing(error: Exception) -> bool:
     passing = (redis.ConnectionError, redis.TimeoutError)
     denied = isinstance(error, redis.AuthenticationError) or _certificate_fault(str(error)) is not None
     words = str(error).startswith(("LOADING", "READONLY")) or "MISCONF" in str(error)
-    return not denied and (isinstance(error, passing) or _is_full(error) or words)
+    return not denied and (isinstance(error, passing) or is_full(error) or words)
 
 
-def _is_full(error: Exception) -> bool:
+def is_full(error: Exception) -> bool:
     """Whether Redis had no room; where a script met that, Redis 6.2 puts it into a sentence of its own."""
     return isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command not allowed" in str(error)
 
