@@ -60,11 +60,11 @@ class Room:
 
 
 @contextmanager
-def device_room(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Iterator[Room]:
+def device_room(monkeypatch: pytest.MonkeyPatch, *, looks_ahead: bool | None = None, **settings: Any) -> Iterator[Room]:
     """Start a device process with these settings; end it, and see that it is gone."""
     monkeypatch.setenv("PYTHONPATH", str(PLUGINS))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    process = DeviceProcess(Settings(**({"device": "cpu", "batch_timeout": 20.0} | settings)))
+    process = DeviceProcess(Settings(**({"device": "cpu", "batch_timeout": 20.0} | settings)), looks_ahead=looks_ahead)
     try:
         process.start()
         yield Room(process)

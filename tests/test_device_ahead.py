@@ -18,7 +18,7 @@ AHEAD, MAIN = "_look_ahead", "MainThread"
 
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
-    with device_room(monkeypatch) as started:
+    with device_room(monkeypatch, looks_ahead=True) as started:
         yield started
 
 
@@ -40,6 +40,11 @@ def test_the_next_chunk_is_prepared_while_one_is_computed(room: Room, tmp_path: 
     second = room.submit("test-ahead", ["there"], params=params)
     assert codes(first.result(timeout=30)) == {}
     assert _threads(second.result(timeout=30)) == {AHEAD}
+
+
+def test_on_a_cpu_nothing_is_taken_from_what_computes(monkeypatch: pytest.MonkeyPatch):
+    with device_room(monkeypatch) as room:
+        assert _threads(_trusting(room).run("test-ahead", ["a"])) == {MAIN}
 
 
 def test_a_fresh_process_does_one_chunk_after_the_other(room: Room):

@@ -63,10 +63,11 @@ class DeviceProcess:
         settings: its device (`cpu` or `cuda:0`; which GPU that is, `CUDA_VISIBLE_DEVICES` says), its preloads, its
             limits, and which models jobs may name.
         budgets: how much batches hold, as earlier processes learnt it; None keeps nothing.
+        looks_ahead: as `DeviceLives` takes it.
     """
 
-    def __init__(self, settings: Settings, budgets: Budgets | None = None) -> None:
-        self._lives = DeviceLives(settings, budgets)
+    def __init__(self, settings: Settings, budgets: Budgets | None = None, *, looks_ahead: bool | None = None) -> None:
+        self._lives = DeviceLives(settings, budgets, looks_ahead=looks_ahead)
         self._budgets = budgets
         self._ids = itertools.count(1)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.errors import CodedError, HugqueueError, ModelError, WorkerError
 from common.settings import Settings
+from common.values import Json
 from workers.budgets import Budgets
 from workers.device.protocol import Message
 from workers.device_child import Death, DeviceChild
@@ -38,11 +39,14 @@ class DeviceLives:
     Args:
         settings: device, preloads and limits of the worker.
         budgets: what is told to each new process about the size of batches.
+        looks_ahead: whether it begins with the next chunk while it computes one; None: where it does not compute with
+            the very cores that this takes.
     """
 
-    def __init__(self, settings: Settings, budgets: Budgets | None = None) -> None:
+    def __init__(self, settings: Settings, budgets: Budgets | None = None, *, looks_ahead: bool | None = None) -> None:
         self._budgets = budgets
         self._device = settings.device if settings.device.startswith("cuda") else "cpu"
+        self._looks_ahead = self._device != "cpu" if looks_ahead is None else looks_ahead
         self._batch_timeout = settings.batch_timeout
         self._preload = [_preload(text) for text in settings.preload]
         self._policy = ModelPolicy.of(settings)
@@ -130,7 +134,8 @@ class DeviceLives:
 
     def _live(self, preload: Sequence[tuple[str, str | None]]) -> DeviceChild:
         known = dict(self._budgets.known()) if self._budgets else {}
-        body = {"policy": self._policy.encode(), "preload": [list(pair) for pair in preload], "budgets": known}
+        body: dict[str, Json] = {"policy": self._policy.encode(), "preload": [list(pair) for pair in preload]}
+        body |= {"budgets": known, "looks_ahead": self._looks_ahead}
         opening = Message("open", 0, body)
         child = DeviceChild(self._device, opening, self._batch_timeout, self._note_ready)
         with self._changed:

@@ -45,6 +45,7 @@ class Room:
         self._waiting: queue.SimpleQueue[Turn] = queue.SimpleQueue()
         self._computed: queue.SimpleQueue[tuple[Turn, dict[str, Json], Computed]] = queue.SimpleQueue()
         self._worked = 0  #: requests
+        self._looks_ahead: bool
         self._turns: dict[int, Turn] = {}
         self._models: Models
         self._most_new_tokens: int
@@ -62,6 +63,7 @@ class Room:
         self._most_new_tokens = policy.max_new_tokens
         self._models = Models(self._device, policy)
         self._budgets = opening.body["budgets"]
+        self._looks_ahead = opening.body["looks_ahead"]
         for work in (self._listen, self._look_ahead, self._answer):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
         if not self._preload(opening.body["preload"]):
@@ -103,7 +105,7 @@ class Room:
             self._pass_on(self._arrived.get())
 
     def _pass_on(self, turn: Turn) -> None:
-        if self._worked >= _CAREFUL and turn.spec.format is None:
+        if self._looks_ahead and self._worked >= _CAREFUL and turn.spec.format is None:
             turn.ahead = self._prepared(turn)
         self._waiting.put(turn)
 
