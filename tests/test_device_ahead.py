@@ -62,6 +62,17 @@ def test_a_chunk_whose_preparation_kills_the_process_costs_no_other_chunk_a_reco
     assert codes(second.result(timeout=30)) == {1: "worker_died"}
 
 
+def test_an_output_that_kills_the_process_when_it_is_encoded_costs_no_other_chunk_a_record(room: Room, tmp_path: Path):
+    go = tmp_path / "go"
+    pid = _trusting(room).pid()
+    first = room.submit("test-unwritable", ["a", "crash", "c"])
+    second = room.submit("test-unwritable", ["b", "d"], params={"until": str(go)})  # computed while that is encoded
+    wait_until(lambda: room.pid() != pid, 20, "the process has died of the first chunk")
+    go.touch()
+    assert codes(first.result(timeout=30)) == {1: "worker_died"}
+    assert codes(second.result(timeout=30)) == {}
+
+
 def test_a_record_that_cannot_be_prepared_fails_alone(room: Room):
     _trusting(room)
     assert codes(room.run("test-ahead", ["a", "raise", "c"])) == {1: "runner_error"}

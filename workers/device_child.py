@@ -12,20 +12,17 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from common.errors import CodedError, ModelError, WorkerError
 from common.values import Failure, Json
+from workers.child_environment import child_environment
 from workers.device.protocol import DEVICE_LOST, Channel, Message, ProtocolError, integers
 
 logger = logging.getLogger(__name__)
 
-#: Secrets of the Celery process that what runs models has no use for.
-_KEPT_BACK = ("CELERY_BROKER_URL", "REDIS_URL")
 #: How often a silent process is looked at, in seconds.
 _LOOK = 1.0
 #: How long a process that is at nothing may take to start, or to take up a request, in seconds: it is frozen then.
@@ -84,7 +81,8 @@ class DeviceChild:
         self._exchanges: dict[int, Exchange] = {}
         self._ended = False
         self._current: _Current | None = None
-        self._idle_for = 0.0  #: seconds at nothing, though it was to start or to take up a request
+        self._idle_for = 0.0  #: seconds at nothing, though it was to start, or to take up or answer a request
+        self._over: set[int] = set()  #: requests that are computed, but not yet answered
         self._killing: Failure | None = None  #: why we end it ourselves
         self.ready = False
         self.served = False  #: it answered at least one request
@@ -158,11 +156,13 @@ class DeviceChild:
                 self._kill_for(f"It gave no sign of life for {self._batch_timeout:g} s (HUGQUEUE_BATCH_TIMEOUT).")
 
     def _look_at_idle(self, seconds: float) -> None:
-        """Find a process that was frozen while it had nothing to do: it takes up no request."""
+        """Find a process that was frozen while it had nothing to do: it takes up no request, or answers none."""
         with self._lock:
-            wanted = not self.ready or bool(self._exchanges)
-        self._idle_for = self._idle_for + seconds if wanted else 0.0
+            waiting, answering = bool(self._exchanges.keys() - self._over), bool(self._exchanges.keys() & self._over)
+        self._idle_for = self._idle_for + seconds if waiting or answering or not self.ready else 0.0
         limit = min(_IDLE_LIMIT, self._batch_timeout) if self.ready else _IDLE_LIMIT
+        if answering and not waiting:  # to encode what was computed may take its time
+            limit = self._batch_timeout
         if self._idle_for >= limit:
             self._kill_for(f"It {'took up no request' if self.ready else 'did not start'} for {limit:g} s.")
 
@@ -178,6 +178,8 @@ class DeviceChild:
             self._begin(message.id)
         elif message.kind == "over":
             self._current = None
+            if message.id in self._exchanges:
+                self._over.add(message.id)
         elif message.kind in ("stage", "batch", "tick"):
             self._note_progress(message)
         elif message.kind == "status":
@@ -222,6 +224,7 @@ class DeviceChild:
         self.served = True
         with self._lock:
             exchange = self._exchanges.pop(message.id, None)
+        self._over.discard(message.id)
         if exchange is not None:
             exchange.events.put(message)
 
@@ -286,15 +289,3 @@ def _spawn(device: str) -> tuple[Channel, "subprocess.Popen[bytes]"]:
             return Channel(ours.detach()), process
     except OSError as error:  # too many open files or processes, no memory to fork
         raise WorkerError("device_process_dies", f"The device process cannot be started: {error}") from error
-
-
-def child_environment(device: str) -> dict[str, str]:
-    """Return the environment of a process that runs models on `device` (`cpu`, `cuda`): without our secrets."""
-    env = {name: value for name, value in os.environ.items() if name not in _KEPT_BACK}
-    env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    if device == "cpu":
-        env["CUDA_VISIBLE_DEVICES"] = ""  # a worker for the CPU takes no memory of a GPU
-    root = Path(__file__).resolve().parents[1]
-    if root != Path(sysconfig.get_path("purelib")).resolve():  # run from a checkout
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), env.get("PYTHONPATH"))))
-    return env

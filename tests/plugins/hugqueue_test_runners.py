@@ -15,7 +15,8 @@ every `-p tick=` seconds; `-p log=` is a file that gets each text as it is run |
 that gets a line for each load, `-p text_log=` one that gets each text |
 | `test-vector` | as crash, its outputs three float32 each |
 | `test-short` | gives one outcome too few |
-| `test-unwritable` | gives an output that has no JSON form for the text "object" |
+| `test-unwritable` | gives an output without a JSON form for the text "object", and one that kills its encoder \
+for the text "crash" |
 | `test-ahead` | prepares, and gives for each text the thread that did so; what runs the text "wait" waits until \
 the file `-p prepared=` is there, which preparing "there" makes; preparing "crash" is a segfault, "raise" raises |
 """
@@ -216,9 +217,15 @@ class Short(Echo):
         return super().run(inputs, params, watch)[:-1]
 
 
-class Unwritable(Echo):
+class Killer:
+    def tolist(self):
+        ctypes.string_at(0)
+
+
+class Unwritable(Wait):
     def one(self, text, params, watch):
-        return Outcome(object()) if text == "object" else super().one(text, params, watch)
+        outputs = {"object": object, "crash": Killer}
+        return Outcome(outputs[text]()) if text in outputs else super().one(text, params, watch)
 
 
 class Ahead(PreparingRunner):

@@ -9,7 +9,7 @@ import sys
 
 from workers.device.memory import keep_freed
 from workers.device.protocol import Channel
-from workers.device.room import Room
+from workers.device.room import serve
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -24,7 +24,7 @@ def main() -> None:
     faulthandler.enable()
     _outlive_nobody()
     keep_freed()
-    Room(Channel(fd), device).serve()
+    serve(Channel(fd), device)
 
 
 def _outlive_nobody() -> None:

@@ -12,8 +12,9 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 from weakref import ref
 
 from common.errors import CodedError, ModelError, PayloadError, WorkerError
@@ -23,71 +24,78 @@ from workers.device.fitting import fit
 from workers.device.memory import memory_of
 from workers.device.models import Models
 from workers.device.protocol import DEVICE_LOST, Channel, Message, ProtocolError
-from workers.device.turns import Ahead, Turn, open_turn
+from workers.device.requests import Ahead, Request, open_request
 from workers.device.warmup import warm_up
 from workers.resolver import ModelPolicy
 from workers.runners.base import Cancelled, Runner
+from workers.runners.batching import is_device_lost
 
 logger = logging.getLogger(__name__)
 
-#: So many requests a fresh process takes one after the other: should the last one have died of what it did ahead, the
-#: chunk that it did it for is among them, and is found out.
+#: So many requests a fresh process takes wholly one after the other. Should the last process have died of what it did
+#: beside a request, for the next one or for the last, then the one at fault is among them, and is found out.
 _CAREFUL = 8
 
 
-class Room:
-    """The loop of the device process."""
+def serve(channel: Channel, device: str) -> None:
+    """Answer requests until the other end closes; then the process ends.
 
-    def __init__(self, channel: Channel, device: str) -> None:
+    Raises:
+        ProtocolError: the other end does not begin by opening the room.
+    """
+    try:
+        opening = channel.receive()
+    except (EOFError, OSError):
+        return
+    if opening is None or opening.kind != "open":
+        raise ProtocolError("the first message must open the room")
+    Room(channel, device, opening.body).serve()
+
+
+class Room:
+    """The loop of the device process; `opening` is the body of the message of that kind."""
+
+    def __init__(self, channel: Channel, device: str, opening: Mapping[str, Any]) -> None:
+        policy = ModelPolicy.decode(opening["policy"])
         self._channel = channel
         self._device = device
-        self._arrived: queue.SimpleQueue[Turn] = queue.SimpleQueue()
-        self._waiting: queue.SimpleQueue[Turn] = queue.SimpleQueue()
-        self._computed: queue.SimpleQueue[tuple[Turn, dict[str, Json], Computed]] = queue.SimpleQueue()
-        self._worked = 0  #: requests
-        self._looks_ahead: bool
-        self._turns: dict[int, Turn] = {}
-        self._models: Models
-        self._most_new_tokens: int
-        self._budgets: Mapping[str, int]  #: tokens in a batch, learnt by earlier processes
+        self._models = Models(device, policy)
+        self._most_new_tokens = policy.max_new_tokens
+        self._budgets: Mapping[str, int] = opening["budgets"]  #: tokens in a batch, learnt by earlier processes
+        self._looks_ahead: bool = opening["looks_ahead"]
+        self._preloads: Sequence[Sequence[str | None]] = opening["preload"]
+        self._arrived: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._computed: queue.SimpleQueue[tuple[Request, dict[str, Json], Computed]] = queue.SimpleQueue()
+        self._requests: dict[int, Request] = {}  #: those that may be given up
+        self._requests_done = 0
 
     def serve(self) -> None:
-        """Open, say so, and answer requests until the other end closes; then the process ends."""
-        try:
-            opening = self._channel.receive()
-        except (EOFError, OSError):
-            return
-        if opening is None or opening.kind != "open":
-            raise ProtocolError("the first message must open the room")
-        policy = ModelPolicy.decode(opening.body["policy"])
-        self._most_new_tokens = policy.max_new_tokens
-        self._models = Models(self._device, policy)
-        self._budgets = opening.body["budgets"]
-        self._looks_ahead = opening.body["looks_ahead"]
+        """Preload, say that the room is open, and answer requests."""
         for work in (self._listen, self._look_ahead, self._answer):
-            threading.Thread(target=work, name=work.__name__, daemon=True).start()
-        if not self._preload(opening.body["preload"]):
+            threading.Thread(target=_for_good, args=[work], name=work.__name__, daemon=True).start()
+        if not self._preload():
             return
         self._channel.send(Message("ready"))
         while True:
-            turn = self._waiting.get()
-            self._work(turn)
-            self._worked += 1
-            self._turns.pop(turn.id, None)
+            request = self._waiting.get()
+            self._work(request)
+            self._requests_done += 1
+            self._requests.pop(request.id, None)
             with contextlib.suppress(OSError):  # the other end is gone: the listener ends the process
-                self._channel.send(Message("over", turn.id))
+                self._channel.send(Message("over", request.id))
 
-    def _preload(self, wanted: Sequence[Sequence[str | None]]) -> bool:
-        for task, model in wanted:
-            turn = Turn(0, JobSpec("0" * 12, str(task), model), self._channel)
+    def _preload(self) -> bool:
+        for task, model in self._preloads:
+            request = Request(0, JobSpec("0" * 12, str(task), model), self._channel)
             try:
                 begun = time.perf_counter()
-                turn.take_up()
-                loaded, _ = self._models.get(turn.spec, turn.stage)
-                turn.batch([])
-                speed = warm_up(loaded, turn)
-                fit(loaded, self._budgets.get(loaded.digest), turn)
-                turn.stage("")
+                request.take_up()
+                loaded, _ = self._models.get(request.spec, request.stage)
+                request.batch([])
+                speed = warm_up(loaded, request)
+                fit(loaded, self._budgets.get(loaded.digest), request)
+                request.stage("")
             except (ModelError, WorkerError) as error:
                 self._channel.send(Message("refused", 0, _described(error)))
                 return False
@@ -104,70 +112,80 @@ class Room:
         while True:
             self._pass_on(self._arrived.get())
 
-    def _pass_on(self, turn: Turn) -> None:
-        if self._looks_ahead and self._worked >= _CAREFUL and turn.spec.format is None:
-            turn.ahead = self._prepared(turn)
-        self._waiting.put(turn)
+    def _pass_on(self, request: Request) -> None:
+        if self._looks_ahead and not self._careful and request.spec.format is None:
+            request.ahead = self._prepared(request)
+        self._waiting.put(request)
 
-    def _prepared(self, turn: Turn) -> Ahead | None:
+    def _prepared(self, request: Request) -> Ahead | None:
         try:
-            with self._models.keeping(turn.spec) as found:
+            with self._models.keeping(request.spec) as found:
                 if found is None:
                     return None
                 loaded, params = found
-                return Ahead(ref(loaded.runner), prepare_chunk(loaded.runner, turn.records, params))
+                return Ahead(ref(loaded.runner), prepare_chunk(loaded.runner, request.records, params))
         except Exception:  # whatever it is, the main thread meets it again, and answers
-            logger.debug("job %s: nothing is done ahead", turn.spec.id, exc_info=True)
+            logger.debug("job %s: nothing is done ahead", request.spec.id, exc_info=True)
             return None
 
-    def _work(self, turn: Turn) -> None:
+    def _work(self, request: Request) -> None:
         """Compute one request and have it answered, whatever happens."""
-        with self._faults(turn):
-            self._computed.put((turn, *self._compute(turn)))
+        with self._faults(request):
+            body, computed = self._compute(request)
+            if self._careful:
+                self._send_result(request, body, computed)
+            else:
+                self._computed.put((request, body, computed))
+
+    @property
+    def _careful(self) -> bool:
+        return self._requests_done < _CAREFUL
 
     def _answer(self) -> None:
         """Encode and send what was computed."""
         while True:
             self._send_result(*self._computed.get())
 
-    def _send_result(self, turn: Turn, body: dict[str, Json], computed: Computed) -> None:
-        with self._faults(turn):
+    def _send_result(self, request: Request, body: dict[str, Json], computed: Computed) -> None:
+        with self._faults(request):
             answer = computed.encode()
             body |= {"counts": list(asdict(answer.counts).values()), "seconds": answer.seconds}
-            turn.answer(Message("result", turn.id, body, answer.payload))
+            request.answer(Message("result", request.id, body, answer.payload))
 
     @contextlib.contextmanager
-    def _faults(self, turn: Turn) -> Iterator[None]:
+    def _faults(self, request: Request) -> Iterator[None]:
         """Answer with what goes wrong."""
         try:
             yield
         except Cancelled:
-            turn.answer(Message("cancelled", turn.id))
+            request.answer(Message("cancelled", request.id))
         except DeviceLost as error:
             _end(error)
         except CodedError as error:
-            turn.answer(Message("failed", turn.id, _described(error)))
+            request.answer(Message("failed", request.id, _described(error)))
         except OSError:  # the other end is gone: the listener ends the process
             logger.debug("nobody is left to answer", exc_info=True)
         except Exception as error:  # the last boundary: the process and the other requests go on
-            logger.exception("job %s: a fault of the device process", turn.spec.id)
+            if is_device_lost(error):
+                _end(error)
+            logger.exception("job %s: a fault of the device process", request.spec.id)
             fault = WorkerError("device_fault", f"{type(error).__name__}: {error}"[:2000])
-            turn.answer(Message("failed", turn.id, _described(fault)))
+            request.answer(Message("failed", request.id, _described(fault)))
 
-    def _compute(self, turn: Turn) -> tuple[dict[str, Json], Computed]:
+    def _compute(self, request: Request) -> tuple[dict[str, Json], Computed]:
         """Return what came of a request, and what is said of it besides."""
-        turn.take_up()
+        request.take_up()
         changes = self._models.changes
         try:
-            loaded, params = self._models.get(turn.spec, turn.stage)
+            loaded, params = self._models.get(request.spec, request.stage)
         finally:
             if self._models.changes != changes:
                 self._send_status()
-        fit(loaded, self._budgets.get(loaded.digest), turn)
-        turn.begin()
-        runner = self._runner(loaded.runner, turn.spec)
-        inputs = turn.ahead.by(runner) if turn.ahead else None
-        computed = run_chunk(runner, turn.records, params, self._device, turn, inputs)
+        fit(loaded, self._budgets.get(loaded.digest), request)
+        request.begin()
+        runner = self._runner(loaded.runner, request.spec)
+        inputs = request.ahead.by(runner) if request.ahead else None
+        computed = run_chunk(runner, request.records, params, self._device, request, inputs)
         budget = loaded.runner.budget
         return {"facts": loaded.facts(), "budgets": {loaded.digest: budget.tokens} if budget else {}}, computed
 
@@ -201,23 +219,23 @@ class Room:
         if message.kind == "run":
             self._take_run(message)
         elif message.kind == "cancel":
-            turn = self._turns.get(message.id)
-            if turn is not None:
-                turn.give_up()
+            request = self._requests.get(message.id)
+            if request is not None:
+                request.give_up()
         else:
             raise ProtocolError(f"unexpected message {message.kind}")
 
     def _take_run(self, message: Message) -> None:
         try:
-            turn = open_turn(message, self._channel)
+            request = open_request(message, self._channel)
         except ProtocolError:
             raise
         except (ValueError, PayloadError, MemoryError) as error:
             body = {"error": "payload", "code": "bad_payload", "message": f"{type(error).__name__}: {error}"}
             self._channel.send(Message("failed", message.id, body))
             return
-        self._turns[turn.id] = turn
-        self._arrived.put(turn)
+        self._requests[request.id] = request
+        self._arrived.put(request)
 
 
 def _described(error: CodedError) -> dict[str, str]:
@@ -225,7 +243,17 @@ def _described(error: CodedError) -> dict[str, str]:
     return {"error": kind, "code": error.code, "message": error.message}
 
 
-def _end(error: DeviceLost) -> None:
+def _for_good(work: Callable[[], None]) -> None:
+    """Do what is never over: without it nobody would be answered, and the process had better end."""
+    try:
+        work()
+    except BaseException:  # a panic of the tokenizers library is no Exception
+        logger.exception("the device process cannot go on")
+        logging.shutdown()
+        os._exit(1)
+
+
+def _end(error: Exception) -> None:
     """End the process: its hold on the device is ruined, and only a fresh one can get it back."""
     logger.error("the device is lost: %s", error)
     logging.shutdown()

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from common.values import Json
-from workers.device_child import child_environment
+from workers.child_environment import child_environment, cores
 
 logger = logging.getLogger(__name__)
 
@@ -172,9 +172,9 @@ def _write_config(path: Path, cuda: bool, processes: int) -> Path:
 
 
 def _environ(*, cuda: bool, processes: int) -> dict[str, str]:
-    environ = child_environment("cuda" if cuda else "cpu")
+    environ = child_environment("cuda" if cuda else "cpu", processes)
     environ["TOKENIZERS_PARALLELISM"] = "false"  # loaders may fork
-    environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    environ.setdefault("OMP_NUM_THREADS", str(cores()))
     if not cuda:
         environ["ACCELERATE_USE_CPU"] = "true"
     return environ

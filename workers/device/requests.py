@@ -18,7 +18,7 @@ _TICK = 1.0
 
 
 class Ahead(NamedTuple):
-    """What a runner did of a turn beforehand; a model that is let go meanwhile is not held by it."""
+    """What a runner did of a request beforehand; a model that is let go meanwhile is not held by it."""
 
     runner: "ref[Runner]"
     inputs: Inputs
@@ -29,7 +29,7 @@ class Ahead(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Turn:
+class Request:
     """One request on its way through the room; its watch as well."""
 
     id: int
@@ -95,8 +95,8 @@ class Turn:
             raise Cancelled
 
 
-def open_turn(message: Message, channel: Channel) -> Turn:
-    """Return the turn that a `run` message asks for.
+def open_request(message: Message, channel: Channel) -> Request:
+    """Return the request that a `run` message asks for.
 
     Raises:
         ProtocolError: it asks for what is not there.
@@ -113,4 +113,4 @@ def open_turn(message: Message, channel: Channel) -> Turn:
     for position, (code, text) in body["failures"].items():
         record = records[int(position)]
         chosen[int(position)] = Record(record.id, record.input, Failure(str(code), str(text)))
-    return Turn(message.id, spec, channel, chosen)
+    return Request(message.id, spec, channel, chosen)
