@@ -1,5 +1,6 @@
 """Packed rows give what padded ones give, with the attention of sequences computed by the book; or are not used."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ SIZES: dict[str, dict[str, object]] = {
     "Roberta": {},
     "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
     "Electra": {"embedding_size": 16},
+    "ModernBert": {"local_attention": 8, "global_attn_every_n_layers": 2},  # every second layer sees four to each side
     "FNet": {},  # has no attention to give: it mixes whatever stands in a row
     "DebertaV2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},  # brings its own
 }
@@ -66,12 +68,15 @@ def _config(architecture: str, labels: int) -> transformers.PreTrainedConfig:
     return getattr(transformers, f"{architecture}Config")(**{**sizes, **SIZES[architecture]})
 
 
-@pytest.mark.parametrize("task", HEADS)
-@pytest.mark.parametrize("architecture", PACKABLE)
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [*itertools.product(PACKABLE, HEADS), ("ModernBert", "fill-mask"), ("ModernBert", "token-classification")],
+)
 def test_packed_rows_give_what_padded_ones_give(tmp_path, architecture, task):
     runner = FastRunner(task, made(tmp_path, architecture, task), "cpu", {})
+    assert runner.fast
     mask = "[MASK]" if task == "fill-mask" else None
-    records: list[Json] = [*mixed(120, mask), f"the {mask} of {mask} and a", ""]
+    records: list[Json] = [*mixed(2000 if architecture == "Bert" else 120, mask), f"the {mask} of {mask} and a", ""]
     params: dict[str, Json] = {"candidate_labels": ["news", "서울"]} if task.startswith("zero") else {}
     assert runner.facts()["attention"] == "sdpa"
     expected = runner.run(records, params, RecordingWatch())
@@ -84,10 +89,10 @@ def test_packed_rows_give_what_padded_ones_give(tmp_path, architecture, task):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls+lasttoken"])
-@pytest.mark.parametrize("architecture", PACKABLE)
+@pytest.mark.parametrize("architecture", [*PACKABLE, "ModernBert"])
 def test_vectors_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture, pooling):
     runner = EmbeddingRunner("embedding", made(tmp_path, architecture, "feature-extraction"), "cpu", {})
-    records: list[Json] = list(mixed(120))
+    records: list[Json] = list(mixed(2000 if architecture == "Bert" else 120))
     expected = runner.run(records, {"pooling": pooling}, RecordingWatch())
     assert runner.pack()
     assert runner.facts()["attention"] == ATTENTION
@@ -95,7 +100,7 @@ def test_vectors_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture,
     np.testing.assert_allclose([one.output for one in found], [one.output for one in expected], atol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", sorted(SIZES.keys() - set(PACKABLE)))
+@pytest.mark.parametrize("architecture", ["FNet", "DebertaV2"])
 def test_a_model_that_does_not_go_along_runs_padded(tmp_path, architecture):
     runner = FastRunner("ner", made(tmp_path, architecture, "token-classification"), "cpu", {})
     assert not runner.pack()

@@ -39,22 +39,29 @@ class Item(Generic[T]):
 def cut(items: Sequence[Item[T]], budget: TokenBudget) -> Iterator[list[Item[T]]]:
     """Yield batches of `items`, longest first, so that memory runs out in the first batch or never."""
     batch: list[Item[T]] = []
+    tokens = 0
     for item in sorted(items, key=lambda i: -i.tokens):
-        if batch and not _takes(batch, item, budget):
+        if batch and not _takes(batch, tokens, item, budget):
             yield batch
-            batch = []
+            batch, tokens = [], 0
         batch.append(item)
+        tokens += item.tokens
     if batch:
         yield batch
 
 
-def _takes(batch: Sequence[Item[T]], item: Item[T], budget: TokenBudget) -> bool:
+def _takes(batch: Sequence[Item[T]], tokens: int, item: Item[T], budget: TokenBudget) -> bool:
+    """Whether a batch that holds so many tokens has room for an item that is no longer than any of its own."""
+    if len(batch) == budget.items:
+        return False
+    if not budget.pads:
+        return tokens + item.tokens <= budget.tokens
     longest = batch[0].tokens
-    if budget.pads and item.tokens < longest * _NEAR and longest * len(batch) >= budget.tokens * _ENOUGH:
+    if item.tokens < longest * _NEAR and longest * len(batch) >= budget.tokens * _ENOUGH:
         return False
     if budget.equal_lengths and item.tokens != longest:
         return False
-    return len(batch) < budget.items and longest * (len(batch) + 1) <= budget.tokens
+    return longest * (len(batch) + 1) <= budget.tokens
 
 
 def run_batches(

@@ -33,7 +33,7 @@ from workers.runners.sentence_config import (
     SentenceConfig,
     read_sentence_config,
 )
-from workers.runners.texts import Encoded, accepted, encode, in_order, pad, read_inputs, text_of
+from workers.runners.texts import Encoded, accepted, encode, in_order, on_device, pad, read_inputs, text_of
 from workers.runners.truncation import input_limit
 
 
@@ -139,9 +139,7 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
             return encode(self._tokenizer, texts, self._limit)
 
     def _vectors(self, rows: Sequence[Encoded], chosen: _Options, skip: int) -> Sequence[Any] | Later[Any]:
-        features = self._padded(rows)
-        mask = features["attention_mask"]
-        hidden = self._hidden_packed(rows, self._packer) if self._packer else self._hidden(features)
+        hidden, mask = self._states(rows)
         vectors = pool(hidden, mask, chosen.pooling, skip)
         for stage in self._stages:
             if chosen.normalize is not False or stage is not normalize:
@@ -150,6 +148,15 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         if chosen.normalize:
             vectors = normalize(vectors)
         return later([vectors], lambda host: list(host[0].numpy()))
+
+    def _states(self, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last hidden states, of shape (texts, tokens, width), and which of the tokens are the texts'."""
+        if self._packer is None:
+            features = self._padded(rows)
+            return self._hidden(features), features["attention_mask"]
+        lengths = on_device(torch.tensor([[len(row)] for row in rows]), self._device)
+        hidden = self._hidden_packed(rows, self._packer)
+        return hidden, (torch.arange(hidden.shape[1], device=hidden.device) < lengths).long()
 
     def _padded(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         return pad([row.features for row in rows], self._tokenizer, self._device)

@@ -260,7 +260,8 @@ class FastFeatureExtraction(FastWay):
 
     def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> Reduced:
         """Return each row's hidden states."""
-        return later(logits, lambda host: [state.float() for state in host])
+        sizes = [len(part) for part in logits]
+        return later([torch.cat(list(logits))], lambda host: list(host[0].float().split(sizes)))
 
     def part_of(self, row: Any) -> Tensor:
         """Return the hidden states."""

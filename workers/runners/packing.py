@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 #: The name that our attention is registered under.
 ATTENTION = "hugqueue_varlen"
 #: Texts of several lengths: what rows are packed of to see whether a model goes along.
-PROBE = ("A short text.", "The old library stands beside the river, and opens at nine.", "Water", "It boils. " * 5)
+#: One is longer than any layer looks that sees its neighbours alone.
+PROBE = ("A short text.", "The old library stands beside the river, and opens at nine.", "Water", "It boils. " * 150)
 #: Where the layers of an encoder stand in its base model.
 _LAYERS = ("encoder", "transformer")
 #: What a model may raise that does not go along.
@@ -45,6 +46,7 @@ def attend(
     cu_seq_lens_q: Tensor,
     max_length_q: int,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Return what each token of a packed row attends to, of shape (1, tokens, heads, width).
@@ -56,28 +58,35 @@ def attend(
         cu_seq_lens_q: (sequences + 1,) int32, where each sequence begins, and the end.
         max_length_q: tokens of the longest one.
         scaling: of the scores; None means one by the root of the width.
+        sliding_window: 1 more than the neighbours that a token sees on each side (as flash attention has it in
+            transformers); None means all.
     """
+    side = None if sliding_window is None else sliding_window - 1
     if query.is_cuda:
-        return _by_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling), None
+        return _by_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, side), None
     bounds = itertools.pairwise(cu_seq_lens_q.tolist())
     parts = [
         nn.functional.scaled_dot_product_attention(
-            query[:, :, begin:end], key[:, :, begin:end], value[:, :, begin:end], scale=scaling
+            *(part[:, :, begin:end] for part in (query, key, value)), _band(end - begin, side), scale=scaling
         )
         for begin, end in bounds
     ]
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
+def _band(tokens: int, side: int | None) -> Tensor | None:
+    """Return who sees whom where a token sees so many on each side."""
+    return None if side is None else torch.ones(tokens, tokens, dtype=torch.bool).tril(side).triu(-side)
+
+
 def _by_kernel(
-    query: Tensor, key: Tensor, value: Tensor, begins: Tensor, longest: int, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, begins: Tensor, longest: int, scaling: float | None, side: int | None
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # only a torch for CUDA has what it calls
 
-    found = varlen_attn(
-        *(part[0].transpose(0, 1) for part in (query, key, value)), begins, begins, longest, longest, scale=scaling
-    )
-    return found[None]
+    window = (-1, -1) if side is None else (side, side)
+    rows = (part[0].transpose(0, 1) for part in (query, key, value))
+    return varlen_attn(*rows, begins, begins, longest, longest, scale=scaling, window_size=window)[None]
 
 
 AttentionInterface.register(ATTENTION, attend)

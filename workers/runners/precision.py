@@ -1,10 +1,12 @@
 """What numbers a model computes in: the dtype of a device, and what a name of one means. Knows no task and no file."""
 
 import logging
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 
 from common.errors import ModelError
 from common.values import Json
@@ -37,7 +39,7 @@ def resolve_dtype(value: Json, device: str) -> torch.dtype:
         return torch.float32
     if isinstance(value, str) and value in DTYPES:
         if not cuda and value != "float32":
-            _warn_if_slow(DTYPES[value])
+            _warn_if_slow(value)
         return DTYPES[value]
     names = ", ".join((AUTO, *DTYPES) if cuda else (AUTO, *DTYPES, INT8))
     raise ModelError("bad_param", f"dtype must be one of {names} on {device}, found {value!r}.")
@@ -56,7 +58,9 @@ def placed(model: Any, value: Json, device: str, *, insists: bool = True) -> Any
         ModelError: `bad_param`, int8 for a model that has no layers for it.
     """
     rounded = value == INT8 and round_layers(model)
-    if value == INT8 and not rounded:
+    if rounded:
+        _warn_if_slow(INT8)
+    elif value == INT8:
         said = f"{type(model).__name__} has no linear layers that int8 would make faster"
         if insists:
             raise ModelError("bad_param", f"{said}.")
@@ -73,11 +77,14 @@ def dtype_name(model: Any) -> str:
 
 
 @cache
-def _warn_if_slow(dtype: torch.dtype) -> None:
-    """Say so where half precision does not pay: CPUs without instructions for it can be a hundred times slower."""
+def _warn_if_slow(name: str) -> None:
+    """Say so where a dtype does not pay: CPUs without instructions for it can be a hundred times slower."""
     rows, inputs, outputs = PROBE
-    left, right = torch.ones(rows, inputs), torch.ones(inputs, outputs)
-    low = left.to(dtype), right.to(dtype)
-    full, half = race(lambda: left @ right, lambda: low[0] @ low[1], rounds=3)
-    if half > full:
-        logger.warning("%s is slower than float32 on this CPU (%.1f times in a probe)", dtype, half / full)
+    dtype = DTYPES.get(name, torch.float32)
+    values, layer = torch.ones(rows, inputs), nn.Linear(inputs, outputs)
+    fewer = Int8Linear(layer.weight.detach(), layer.bias.detach()) if name == INT8 else deepcopy(layer).to(dtype)
+    cast = values.to(dtype)
+    with torch.inference_mode():
+        full, low = race(lambda: layer(values), lambda: fewer(cast), rounds=3)
+    if low > full:
+        logger.warning("%s is slower than float32 on this CPU (%.1f times in a probe)", name, low / full)
