@@ -40,6 +40,8 @@ TASKS: dict[str, tuple[Callable[[], Path], dict[str, object], int]] = {
 _SCALE = {"mixed": 1.0, "short": 0.5, "paragraph": 0.0625, "repeated": 0.125}
 #: So many texts are enough for the slow ways, or this part if it is more.
 _FEW, _PART = 128, 0.0625
+#: How many times as many texts a GPU gets.
+_GPU = 16
 _BATCHES = (8, 32, 64)
 #: How many times as long the one job is that tells what the queue costs: a start of half a second weighs little in it.
 _LONG = 4
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--mix", action="append", choices=[*MIXES, "repeated"], help="only this mix; repeatable")
     parser.add_argument("--records", type=int, help="texts of mixed lengths, instead of what suits the task")
     parser.add_argument("--rounds", type=int, help="rounds that count (3; quick: 2)")
+    parser.add_argument("--device", default="cpu", help="where all ways compute: cpu, or cuda:0 for the table of a GPU")
     parser.add_argument("--no-ablation", action="store_true", help="leave the tables of techniques out")
     chosen = parser.parse_args()
     logging.disable(logging.ERROR)
@@ -60,10 +63,12 @@ def main() -> None:
     rounds = chosen.rounds or (2 if chosen.quick else 3)
     mixes = chosen.mix or (["mixed"] if chosen.quick else list(_SCALE))
     begun = time.monotonic()
-    print(described(), flush=True)
+    print(described(Work("", Path(), device=chosen.device).dtype), flush=True)
     for task in chosen.task or TASKS:
-        count = chosen.records or TASKS[task][2] // (4 if chosen.quick else 1)
-        for part in _parts(task, mixes, count, rounds, ablates=not chosen.no_ablation):
+        make, params, count = TASKS[task]
+        work = Work(task, make(), params, chosen.device)
+        count = chosen.records or count * (_GPU if work.on_gpu else 1) // (4 if chosen.quick else 1)
+        for part in _parts(work, mixes, count, rounds, ablates=not chosen.no_ablation):
             try:
                 print(part(), flush=True)
             except Exception as error:  # the boundary of a table: the others are measured all the same
@@ -72,10 +77,9 @@ def main() -> None:
     print(f"\nMeasured in {(time.monotonic() - begun) / 60:.0f} minutes.")
 
 
-def _parts(task: str, mixes: Sequence[str], count: int, rounds: int, *, ablates: bool) -> Iterator[Callable[[], str]]:
+def _parts(work: Work, mixes: Sequence[str], count: int, rounds: int, *, ablates: bool) -> Iterator[Callable[[], str]]:
     """Yield what makes each table of a task."""
-    make, params, _ = TASKS[task]
-    work = Work(task, make(), params)
+    task = work.task
     for mix in mixes:
         yield partial(compare, work, mix, inputs(task, mix, round(count * _SCALE[mix])), rounds)
     if task == "embedding":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -30,11 +31,12 @@ def ablation(work: Work, texts: Sequence[str], rounds: int) -> str:
         contestants["+ vocabulary head on masks alone"] = Contestant(
             _without(lambda: runner(work, keeps=False), layers=True, once=True)
         )
-    contestants["+ linear layers by oneDNN"] = Contestant(_without(lambda: runner(work, keeps=False), once=True))
-    contestants["+ memory kept between batches"] = Contestant(_without(lambda: runner(work), once=True))
+    if not work.on_gpu:
+        contestants["+ linear layers by oneDNN"] = Contestant(_without(lambda: runner(work, keeps=False), once=True))
+        contestants["+ memory kept between batches"] = Contestant(_without(lambda: runner(work), once=True))
     contestants[_ALL] = Contestant(lambda: runner(work))
-    contestants["with dtype=bfloat16"] = Contestant(lambda: runner(work, dtype="bfloat16"))
-    contestants["with dtype=int8"] = Contestant(lambda: runner(work, dtype="int8"))
+    for dtype in ("float32",) if work.on_gpu else ("bfloat16", "int8"):
+        contestants[f"with dtype={dtype}"] = Contestant(partial(runner, work, dtype=dtype))
     figures = measure(contestants, texts, rounds)
     title = f"Ablation: {work.task}, {len(texts)} records of mixed lengths, a fifth of them repeated"
     return table(title, figures, _ALL, notes(work.task, figures, _ALL))

@@ -17,7 +17,7 @@ def processor() -> str:
     )
 
 
-def described() -> str:
+def described(dtype: str = "float32") -> str:
     """Return processor, cores, load and versions, as one line of Markdown."""
     import torch
 
@@ -27,5 +27,5 @@ def described() -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     return (
-        f"{processor()}, {os.cpu_count()} cores, {gpu}; {threads} threads; load before {load:.1f}; {libraries}; float32"
+        f"{processor()}, {os.cpu_count()} cores, {gpu}; {threads} threads; load before {load:.1f}; {libraries}; {dtype}"
     )

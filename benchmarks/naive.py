@@ -14,10 +14,10 @@ _run: Way | None = None
 
 
 @app.task  # type: ignore[untyped-decorator]
-def predict(task: str, model: str, text: str, params: dict[str, Any]) -> Any:
+def predict(task: str, model: str, text: str, params: dict[str, Any], device: str) -> Any:
     """Return what `pipeline` gives for one text, truncated as everywhere here."""
     global _run  # noqa: PLW0603 - this is how it is written
     if _run is None:
-        _run = pipeline(Work(task, Path(model), params), 1)
+        _run = pipeline(Work(task, Path(model), params, device), 1)
     output = _run([text])[0]
     return output.tolist() if task == "embedding" else output

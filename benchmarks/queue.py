@@ -25,7 +25,7 @@ def running_queue(work: Work, directory: Path) -> Iterator[dict[str, str]]:
     """Yield the environment of a queue with one ready worker."""
     with _redis(directory) as url:
         environ = os.environ | {"CELERY_BROKER_URL": url, "HUGQUEUE_ANY_PATH": "1"}
-        worker = [sys.executable, "-P", "-m", "workers.cli", "start", "--device", "cpu", "--log-level", "info"]
+        worker = [sys.executable, "-P", "-m", "workers.cli", "start", "--device", work.device, "--log-level", "info"]
         worker += ["--preload", f"{work.task}={work.model}"]
         with _process(worker, environ, directory):
             client = connect(url)
@@ -44,7 +44,9 @@ def naive_queue(work: Work, directory: Path) -> Iterator[Way]:
             yield lambda texts: [
                 answer.get(timeout=600)
                 for answer in [
-                    app.send_task("benchmarks.naive.predict", (work.task, str(work.model), text, work.params))
+                    app.send_task(
+                        "benchmarks.naive.predict", (work.task, str(work.model), text, work.params, work.device)
+                    )
                     for text in texts
                 ]
             ]

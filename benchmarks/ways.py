@@ -34,6 +34,17 @@ class Work:
     task: str
     model: Path
     params: dict[str, Json] = field(default_factory=dict)
+    device: str = "cpu"
+
+    @property
+    def dtype(self) -> str:
+        """What all ways compute in: what hugqueue does if nothing is said."""
+        return "bfloat16" if self.on_gpu else "float32"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether there is a GPU to wait for."""
+        return self.device != "cpu"
 
     @property
     def pipeline_task(self) -> str:
@@ -64,7 +75,7 @@ def runner(
         load_params: as `dtype`.
     """
     kind = PipelineRunner if plain else find_runner(work.task)
-    loaded = kind(work.task, work.model, "cpu", load_params)
+    loaded = kind(work.task, work.model, work.device, load_params)
     size = chunk or CHUNK.get(work.task, 256)
 
     @keeping(keeps)
@@ -72,7 +83,7 @@ def runner(
         payloads = []
         for start in range(0, len(texts), size):
             records = {at: Record(at, text) for at, text in enumerate(texts[start : start + size])}
-            payloads.append(run_chunk(loaded, records, work.params, "cpu", Quiet()).encode().payload)
+            payloads.append(run_chunk(loaded, records, work.params, work.device, Quiet()).encode().payload)
         return [row.output for payload in payloads for _, _, row in iter_outcomes(decode_outcomes(payload))]
 
     return run
@@ -94,7 +105,7 @@ def pipeline(work: Work, batch: int) -> Way:
     from transformers import pipeline as make
 
     more: dict[str, Any] = {"return_tensors": True} if work.task == "embedding" else dict(work.params)
-    pipe = make(work.pipeline_task, model=str(work.model), device="cpu")
+    pipe = make(work.pipeline_task, model=str(work.model), device=work.device, dtype=work.dtype)
     pipe.tokenizer.model_max_length = LIMIT.get(work.task, 512)
     if work.task == "embedding":
         more["tokenize_kwargs"] = {"truncation": True}
@@ -114,7 +125,7 @@ def sentence_transformers(work: Work, batch: int) -> Way:
     """sentence-transformers' `encode`."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(work.model), device="cpu")
+    model = SentenceTransformer(str(work.model), device=work.device, model_kwargs={"dtype": work.dtype})
     return lambda texts: list(model.encode(list(texts), batch_size=batch, show_progress_bar=False))
 
 
@@ -144,4 +155,4 @@ def _is(work: Work) -> bool:
 def _mean(states: Any, text: str, pipe: Any) -> Any:
     """Return the mean over a text's tokens; in a batch the pipeline leaves the padding in."""
     tokens = len(pipe.tokenizer(text, truncation=True)["input_ids"])
-    return states[0][:tokens].mean(dim=0).numpy()
+    return states[0][:tokens].float().mean(dim=0).numpy()
