@@ -31,7 +31,7 @@ check: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# In the order of their names: by number of tests, the files with few and long ones would come last, to one of the two.
+# Files in the order of their names: xdist would start those with few but long tests last, all on one process.
 test: check ## All checks and tests that CI runs
 	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults and not compose"
 

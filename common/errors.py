@@ -59,7 +59,7 @@ class WaitTimedOut(HugqueueError, TimeoutError):
 
 
 class NotSubmitting(HugqueueError):
-    """Raised when more of a job is submitted than its end allows: it was given up, cancelled, or forgotten."""
+    """Raised when a chunk is submitted to a job that has ended: it was given up, cancelled, or forgotten."""
 
     def __init__(self, job_id: str, status: str) -> None:
         found = {

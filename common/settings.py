@@ -43,16 +43,16 @@ class Settings:
     result_ttl: float = field(default=7 * 86400.0, metadata={"env": "HUGQUEUE_RESULT_TTL"})
     #: How long a producer may be silent in the middle of a submit before its job is given up.
     producer_ttl: float = field(default=60.0, metadata={"env": "HUGQUEUE_PRODUCER_TTL"})
-    #: How long one record's text may be, in bytes.
+    #: How long one record may be, or the file that it names, in bytes.
     max_record_bytes: int = field(default=16 * 1024 * 1024, metadata={"env": "HUGQUEUE_MAX_RECORD_BYTES"})
-    #: How many records one job may have, and how many bytes of text.
+    #: How many records one job may have, and how many bytes of text and of files.
     max_job_records: int = field(default=100_000_000, metadata={"env": "HUGQUEUE_MAX_JOB_RECORDS"})
     max_job_bytes: int = field(default=64 * 1024**3, metadata={"env": "HUGQUEUE_MAX_JOB_BYTES"})
     #: How many tokens a worker generates for one record, those of all beams and sequences together.
     max_new_tokens: int = field(default=4096, metadata={"env": "HUGQUEUE_MAX_NEW_TOKENS"})
     #: Directories under which a job may name a model by path, split by `:`.
     model_roots: tuple[Path, ...] = field(default=(), metadata={"env": "HUGQUEUE_MODEL_ROOTS"})
-    #: What a worker runs on: `auto`, `cpu`, or one GPU as `cuda:0`.
+    #: What a worker runs on: `auto`, `cpu`, `gpu`, or one GPU as `cuda:0`.
     device: str = field(default="auto", metadata={"env": "HUGQUEUE_DEVICE"})
     #: What models compute in where the job names no dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8`.
     dtype: str = field(default="auto", metadata={"env": "HUGQUEUE_DTYPE"})

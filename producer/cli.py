@@ -71,7 +71,7 @@ class LateGroup(click.Group):
 @click.group(cls=LateGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hugqueue")
 def main() -> None:
-    """Send files of text through Hugging Face models, by a queue.
+    """Send files of text, images and sound through Hugging Face models, by a queue.
 
     \b
       producer submit --task fill-mask sentences.txt

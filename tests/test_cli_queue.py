@@ -194,7 +194,7 @@ def test_tasks_are_listed_with_their_default_models(queue: Queue) -> None:
 def test_cancel_stops_those_it_knows_and_names_the_others(queue: Queue, slow: str, good: str) -> None:
     done = queue.run("cancel", slow, "0" * 12, good, status=1)
     assert f"job {slow}: cancel" in done.stderr
-    assert f"job {good}: was over before: completed" in done.stderr
+    assert f"job {good}: had already ended: completed" in done.stderr
     assert "There is no job '000000000000'" in done.stderr
     told = json.loads(queue.run("cancel", slow, good, "--json").stdout)
     assert [job["id"] for job in told] == [slow, good]

@@ -172,7 +172,7 @@ def test_a_job_whose_producer_fell_silent_is_given_up(store: Store, ledger: Ledg
     store.create(JobSpec(job_id, "echo"))
     payloads(store, job_id).add_records(0, b"payload")
     assert ledger.reap(job_id, 100) == []
-    wait_until(lambda: ledger.reap(job_id, 0.1) == [-1], 5)
+    wait_until(lambda: ledger.reap(job_id, 0.1) is None, 5)
     job = store.job(job_id)
     assert job.status is JobStatus.FAILED
     assert job.failure and job.failure.code == "producer_died"
@@ -224,7 +224,7 @@ def test_late_writers_leave_nothing_behind(end: str, store: Store, ledger: Ledge
         ledger.fail(job_id, Failure("x", "y"))
     elif end == "given up":
         server.client.hset(JobKeys.of(job_id).job, mapping={"status": "submitting", "producer_seen": 0})
-        assert ledger.reap(job_id, 1) == [-1]
+        assert ledger.reap(job_id, 1) is None
     elif end == "cancelled":
         ledger.cancel(job_id)
         server.client.delete(JobKeys.of(job_id).lease(held.chunk))

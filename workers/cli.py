@@ -82,7 +82,7 @@ def start(
         settings = dataclasses.replace(
             settings,
             device=device or settings.device,
-            preload=tuple(map(resolve_preload, preload)) or settings.preload,
+            preload=tuple(map(resolve_preload, preload or settings.preload)),
             queues=(QUEUE,) if flags["train"] else _queues(queues) or settings.queues,
             dtype=dtype or settings.dtype,
             train=flags["train"] or settings.train,

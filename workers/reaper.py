@@ -142,10 +142,12 @@ class Reaper:
 
     def _open_lost_chunks(self, job_id: str) -> None:
         opened = self._ledger.reap(job_id, self._settings.producer_ttl)
-        if opened == [-1]:
+        if opened is None:
             logger.warning("job %s given up: its producer died in the middle of submitting", job_id)
         elif opened:
-            logger.warning("job %s: chunks %s open again, their workers are gone", job_id, opened)
+            logger.warning(
+                "job %s: chunks %s open again, their workers are gone", job_id, [chunk + 1 for chunk in opened]
+            )
 
     def _send_missing_tickets(self, jobs: list[str]) -> None:
         waiting = waiting_tickets(self._store.client)

@@ -59,21 +59,21 @@ def make_room(name: str, app: Celery, settings: Settings, slots: int) -> Room:
     device = DeviceProcess(settings, Budgets(client, device_name))
     meter, peers = Meter(), Peers(client)
     return Room(
-        name,
-        app,
-        store,
-        ledger,
-        device,
-        LeaseKeeper(ledger, settings.renew),
-        Refusals(ledger, name),
-        TicketSender(app),
-        peers,
-        Affinity(name, lambda: device.holding, peers.now),
-        meter,
-        Pulse(name, client, settings, device, meter, device_name=device_name, slots=slots),
-        Reaper(name, app, store, ledger, settings),
-        FineTuner(settings, store, app),
-        threading.Event(),
+        name=name,
+        app=app,
+        store=store,
+        ledger=ledger,
+        device=device,
+        leases=LeaseKeeper(ledger, settings.renew),
+        refusals=Refusals(ledger, name),
+        tickets=TicketSender(app),
+        peers=peers,
+        affinity=Affinity(name, lambda: device.holding, peers.now),
+        meter=meter,
+        pulse=Pulse(name, client, settings, device, meter, device_name=device_name, slots=slots),
+        reaper=Reaper(name, app, store, ledger, settings),
+        tuner=FineTuner(settings, store, app),
+        stopping=threading.Event(),
     )
 
 

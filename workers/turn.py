@@ -79,13 +79,13 @@ def _do(room: Room, job: Job, held: HeldLease) -> str:
     except Cancelled:
         return _give_back(room, job.spec, held.lease, f"given back: {held.reason}")
     except redis.RedisError as error:  # one that waiting does not mend
-        return _try_again(room, job, held, Failure("chunk_keeps_failing", f"Chunk {held.lease.chunk}: {error}"))
+        return _try_again(room, job, held, Failure("chunk_keeps_failing", f"Chunk {held.lease.chunk + 1}: {error}"))
 
 
 def _work(room: Room, job: Job, held: HeldLease) -> str:
     lease = held.lease
     if lease.attempt > MOST_ATTEMPTS:
-        return _fail(room, held, Failure("chunk_keeps_failing", _WORKERS_DIED.format(lease.chunk, MOST_ATTEMPTS)))
+        return _fail(room, held, Failure("chunk_keeps_failing", _WORKERS_DIED.format(lease.chunk + 1, MOST_ATTEMPTS)))
     try:
         payloads = room.store.payloads(job.spec)
         result = _compute(room, job, held, payloads)
@@ -97,7 +97,7 @@ def _work(room: Room, job: Job, held: HeldLease) -> str:
 def _not_done(room: Room, job: Job, held: HeldLease, error: Exception) -> str:
     lease = held.lease
     if isinstance(error, PayloadError):
-        return _fail(room, held, Failure("broken_payload", f"Chunk {lease.chunk} cannot be read: {error}"))
+        return _fail(room, held, Failure("broken_payload", f"Chunk {lease.chunk + 1} cannot be read: {error}"))
     if isinstance(error, ModelError):
         failure = Failure(error.code, error.message)
         if error.code in _ONLY_HERE:
@@ -159,7 +159,7 @@ def _commit(room: Room, job: Job, held: HeldLease, payloads: JobPayloads, result
         result.settle(counted)
     if not counted:
         _drop(held, payloads)
-        return f"chunk {lease.chunk}: dropped, {answer}"
+        return f"chunk {lease.chunk + 1}: dropped, {answer}"
     if payloads.parts is not None:
         place_part(room.store, room.ledger, job.id, payloads.parts, lease)
     room.meter.add(counts.done)

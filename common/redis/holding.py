@@ -2,18 +2,20 @@
 
 import redis
 
+_HOLD = """
+local owner = redis.call('get', KEYS[1])
+if owner and owner ~= ARGV[1] then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2])
+return 1
+"""
+_LET_GO = "if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('del', KEYS[1]) end"
+
 
 def hold(client: "redis.Redis", key: str, owner: str, ms: int) -> bool:
     """Take the key for so many milliseconds from now, or keep it; return whether it is `owner`'s."""
-    if client.set(key, owner, nx=True, px=ms):
-        return True
-    if client.get(key) != owner.encode():
-        return False
-    client.pexpire(key, ms)
-    return True
+    return bool(client.eval(_HOLD, 1, key, owner, ms))
 
 
 def let_go(client: "redis.Redis", key: str, owner: str) -> None:
     """Give the key back, if it is `owner`'s."""
-    if client.get(key) == owner.encode():
-        client.delete(key)
+    client.eval(_LET_GO, 1, key, owner)

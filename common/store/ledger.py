@@ -232,9 +232,10 @@ class Ledger:
             if cursor == b"0":
                 return bytes(round_)
 
-    def reap(self, job_id: str, producer_ttl: float) -> list[int]:
-        """Open chunks again whose lease ran out; return them, or [-1] if the producer died and the job was given up."""
-        return [int(chunk) for chunk in self._run("reap", job_id, producer_ttl)]
+    def reap(self, job_id: str, producer_ttl: float) -> list[int] | None:
+        """Open chunks again whose lease ran out; return them, or None if the producer died and the job was given up."""
+        opened = [int(chunk) for chunk in self._run("reap", job_id, producer_ttl)]
+        return None if opened == [-1] else opened
 
     def _run(self, script: str, job_id: str, *args: Any) -> Any:
         return self._scripts.run(script, job_id, *args)

@@ -115,8 +115,8 @@ class Store:
         parts = self._parts_of(job_id)
         answer = str(self._scripts.run("delete", job_id, int(unfinished), producer).decode())
         if answer == "deleted":
-            with contextlib.suppress(StorageError):  # a worker's reaper does it, then
-                self.remove_files(job_id)  # where this process may not, one does it too
+            with contextlib.suppress(StorageError):  # the reaper removes what this process cannot, or may not
+                self.remove_files(job_id)
                 if parts is not None:
                     parts.forget()
         return answer

@@ -45,15 +45,15 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
 @_number("--warmup", float, "Share of the steps (from 1 on: steps) up to the highest learning rate.")
 @_number("--weight-decay", float, "Pull of the weights towards zero.")
 @_number("--max-length", int, "Tokens of one example at most.  [default: what the model takes]")
-@_number("--seed", int, "Of everything drawn by lot.")
+@_number("--seed", int, "Random seed.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="To compute in.  [default: bfloat16 where the GPU has it]")
 @click.option("--lora", is_flag=True, help="Train a small addition to each layer instead of all weights.")
 @_number("--lora-r", int, "Rank of the additions.")
-@_number("--lora-alpha", int, "Their scale, times the rank.")
+@_number("--lora-alpha", int, "LoRA's alpha: the additions are scaled by alpha / rank.")
 @_number("--lora-dropout", float, "Share of their inputs left out.")
 @_number("--early-stopping", int, "End after so many evaluations without a better metric.")
 @click.option("--metric-for-best", metavar="NAME", help="Keep the model that is best by this.  [default: the task's]")
-@_number("--gpus", int, "Devices to train on.  [default: all of the worker]")
+@_number("--gpus", int, "Processes to train with, one for each GPU (or on the CPU).  [default: all GPUs of the worker]")
 @click.option(
     "-p",
     "--param",

@@ -73,7 +73,7 @@ def cancel(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_
         job.cancel()
         stopped.append(job.refresh())
         if not as_json:
-            say(f"job {job.id}: {'was over before: ' if over else ''}{job.state.status}")
+            say(f"job {job.id}: {'had already ended: ' if over else ''}{job.state.status}")
 
     with open_client() as client:
         faults = do_for_each(client, jobs, name, labels, stop)

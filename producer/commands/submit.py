@@ -41,7 +41,7 @@ from producer.printing import print_json, say
 @click.option(
     "--id-column", metavar="NAME", help="The column that holds the id.  [default: id, custom_id, or the line]"
 )
-@click.option("-p", "--param", "params", multiple=True, metavar="KEY=VALUE", help="Option of the task, as top_k=3.")
+@click.option("-p", "--param", "params", multiple=True, metavar="KEY=VALUE", help="Parameter of the task, as top_k=3.")
 @click.option(
     "--format",
     "format_",
