@@ -29,8 +29,9 @@ from common.values import JobSpec
 
 T = TypeVar("T")
 
-#: Seconds between two looks at a job that is waited for.
-POLL = 0.2
+#: Seconds between two looks at a job that is waited for; and at most, for a look takes its time from a worker on the
+#: same machine: the longer the job, the less a late one matters.
+POLL, _LONGEST_POLL = 0.2, 1.0
 
 
 class Connection:
@@ -182,11 +183,13 @@ class Connection:
         Raises:
             WaitTimedOut: the job is not finished within `timeout`.
         """
-        end = math.inf if timeout is None else time.monotonic() + timeout
+        begun = time.monotonic()
+        end = math.inf if timeout is None else begun + timeout
 
         def look() -> Job:
             on_change(job)
-            time.sleep(POLL)
+            waited = time.monotonic() - begun
+            time.sleep(max(POLL, min(_LONGEST_POLL, waited / 100, end - begun - waited)))
             return self.look(job_id)
 
         job = self.patiently(lambda: self.look(job_id), on_trouble, end)
