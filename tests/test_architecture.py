@@ -134,3 +134,19 @@ def test_payloads_are_made_without_pandas() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["True", "True", "False"]
+
+
+def test_vectors_reach_their_file_without_pandas() -> None:
+    code = (
+        "import sys, io; import pyarrow as pa, pyarrow.parquet as pq; from common.payloads.encoding import *; "
+        "from common.payloads.parts import chunk_rows, encode_part; "
+        "from common.values import Failure, Outcome, Record; "
+        "outcomes = [Outcome([0.5, 2.0]), Outcome(failure=Failure('no', 'why'))]; kind = pa.list_(pa.float32(), 2); "
+        "payload = encode_outcomes([0, 1], ['a', 'b'], outcomes, kind); "
+        "rows = chunk_rows([Record('a', 'x'), Record('b', 'y')], [payload]); "
+        "part = encode_part(rows, kind, 'parquet'); loaded = 'pandas' in sys.modules; "
+        "read = pq.ParquetFile(io.BytesIO(part)).read(use_threads=False); "
+        "print(read['output'].to_pylist(), read['truncated'].to_pylist(), loaded)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[[0.5, 2.0], None] [False, False] False\n"

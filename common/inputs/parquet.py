@@ -79,7 +79,7 @@ def _spool(source: Source, target: IO[bytes]) -> None:
 
 def _batches(source: Source, file: Any, names: Sequence[str]) -> Iterator[Any]:
     try:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(names)):
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(names), use_threads=False):
             if source.reading and source.reading.size:
                 rows = file.metadata.num_rows
                 source.reading.read += Path(source.name).stat().st_size * len(batch) // rows

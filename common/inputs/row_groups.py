@@ -99,7 +99,7 @@ def read_group(file: Any, rows: RowRange, columns: list[str]) -> tuple[Any, int]
             table = _row_groups.find(key)
             if table is None:
                 _row_groups.make_room(file.metadata.row_group(group).total_byte_size)
-                table = file.read_row_group(group, columns=columns)
+                table = file.read_row_group(group, columns=columns, use_threads=False)
                 _row_groups.keep(key, table)
             return table, first
         first += count

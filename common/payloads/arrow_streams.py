@@ -24,10 +24,14 @@ _PAIR = struct.Struct("<qq")
 _OFFSET = struct.Struct("<I")
 
 
+# Without threads: a payload has few columns, and a process that ends just after pyarrow has started some is aborted by
+# them now and then ("terminate called without an active exception").
+
+
 def write_stream(table: pa.Table) -> bytes:
     """Return the table as a stream of one batch, its buffers compressed with zstd."""
     sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())
@@ -45,7 +49,8 @@ def read_stream(data: bytes, check_schema: Callable[[pa.Schema], None], most_byt
     Raises:
         PayloadError: it is no such stream, or too large.
     """
-    with _faults(), pa.ipc.open_stream(data) as reader:
+    options = pa.ipc.IpcReadOptions(use_threads=False)
+    with _faults(), pa.ipc.open_stream(data, options=options) as reader:
         check_schema(reader.schema)
         _check_extent(data, most_bytes, most_rows)
         table = reader.read_all()

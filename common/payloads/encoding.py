@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from common.encoder import to_json
 from common.errors import PayloadError
-from common.payloads.arrays import flag_array, number_array, text_array
+from common.payloads.arrays import column_array, flag_array, number_array, text_array
 from common.payloads.arrow_streams import read_schema, read_stream, write_stream
 from common.values import Counts, Failure, Json, Outcome, Record, visible
 
@@ -152,7 +152,7 @@ def count(outcomes: Sequence[Outcome]) -> Counts:
 
 def _output_array(outcomes: Sequence[Outcome], output_type: pa.DataType | None) -> pa.Array:
     if output_type is not None:
-        return pa.array([None if o.failure else o.output for o in outcomes], output_type)
+        return column_array([None if o.failure else o.output for o in outcomes], output_type)
     return text_array([None if o.failure else to_json(o.output) for o in outcomes])
 
 

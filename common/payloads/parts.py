@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from common.encoder import to_json
 from common.errors import PayloadError
+from common.payloads.arrays import column_array
 from common.payloads.encoding import MAX_EXPANDED, MAX_ROWS, encode_outcomes, overlay
 from common.rows import COLUMNS, Row, as_text, cells, to_line
 from common.values import Failure, Json, Outcome, Record
@@ -57,7 +58,7 @@ def cells_to_table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Tab
         pyarrow.ArrowException: an output is not of the schema's type; so do `TypeError` and `ValueError`.
     """
     columns = zip(*rows, strict=True) if rows else [()] * len(schema)
-    arrays = [pa.array(list(column), field.type) for column, field in zip(columns, schema, strict=True)]
+    arrays = [column_array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.table(arrays, schema=schema)
 
 
@@ -114,7 +115,7 @@ def _from_parquet(data: bytes) -> tuple[list[Json], list[Outcome], Any]:
     held = sum(file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups))
     if held > MAX_EXPANDED or file.metadata.num_rows > MAX_ROWS:
         raise ValueError(f"{held:,} bytes in {file.metadata.num_rows:,} rows, which is more than any part of ours has")
-    table = file.read(columns=wanted)
+    table = file.read(columns=wanted, use_threads=False)
     table.validate(full=True)
     form = (table.schema.metadata or {}).get(_FORM)
     columns = [table[name].to_pylist() for name in wanted]
