@@ -13,9 +13,9 @@ _LET_GO = "if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('del', KEYS[
 
 def hold(client: "redis.Redis", key: str, owner: str, ms: int) -> bool:
     """Take the key for so many milliseconds from now, or keep it; return whether it is `owner`'s."""
-    return bool(client.eval(_HOLD, 1, key, owner, ms))
+    return bool(client.register_script(_HOLD)(keys=[key], args=[owner, ms]))
 
 
 def let_go(client: "redis.Redis", key: str, owner: str) -> None:
     """Give the key back, if it is `owner`'s."""
-    client.eval(_LET_GO, 1, key, owner)
+    client.register_script(_LET_GO)(keys=[key], args=[owner])

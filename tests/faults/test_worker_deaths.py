@@ -101,8 +101,8 @@ def test_a_part_of_a_worker_is_killed_ten_times_at_random_moments(
 def test_a_worker_that_cannot_live_is_given_up_with_a_reason(
     start_workers: StartWorkers, environ: dict[str, str]
 ) -> None:
-    environ["HUGQUEUE_PRELOAD"] = "no-such-task"  # past the command's own check
+    environ["HUGQUEUE_PRELOAD"] = "fill-mask=/no/such/model"  # a path of the worker's, for all the command knows
     workers = start_workers(ready=False)
     assert workers.process
     assert workers.process.wait(LONG) == 1
-    assert "no-such-task" in workers.text()
+    assert "/no/such/model" in workers.text()

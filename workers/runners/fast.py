@@ -82,7 +82,7 @@ class FastRunner(PackingRunner, PreparingRunner):
         """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
         rows = encode(self._tokenizer, PROBE, self._task.limit)
         rows = [row for row in rows if self._way.refusal(row) is None] or encode(
-            self._tokenizer, [f"{text} {self._tokenizer.mask_token}" for text in PROBE], self._task.limit
+            self._tokenizer, [f"{self._tokenizer.mask_token} {text}" for text in PROBE], self._task.limit
         )
         with torch.inference_mode():
             expected = self._logits(rows)
