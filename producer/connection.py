@@ -189,7 +189,7 @@ class Connection:
         def look() -> Job:
             on_change(job)
             waited = time.monotonic() - begun
-            time.sleep(max(POLL, min(_LONGEST_POLL, waited / 100, end - begun - waited)))
+            time.sleep(max(POLL, min(_LONGEST_POLL, waited / 400, end - begun - waited)))
             return self.look(job_id)
 
         job = self.patiently(lambda: self.look(job_id), on_trouble, end)
