@@ -225,12 +225,12 @@ class Connection:
                 troubled = True
                 time.sleep(POLL)
 
-    def rows(self, job: Job, on_trouble: Callable[[str], None]) -> Iterator[Row]:
+    def rows(self, job: Job, on_trouble: Callable[[str], None], *, arrays: bool = False) -> Iterator[Row]:
         """Yield every record of the job with its outcome, in input order, one chunk in memory at a time.
 
-        Goes on while Redis is away, as `wait` does: `on_trouble` gets a sentence.
+        Goes on while Redis is away, as `wait` does: `on_trouble` gets a sentence. With `arrays`, vectors are numpy's.
         """
-        for rows in self.chunks(job, on_trouble):
+        for rows in self.chunks(job, on_trouble, arrays=arrays):
             yield from rows
 
     def rows_as_they_come(self, job_id: str, on_trouble: Callable[[str], None]) -> Iterator[Row]:
@@ -251,8 +251,10 @@ class Connection:
         with self.errors():
             return self.ledger.is_committed(job.id, chunk)
 
-    def chunks(self, job: Job, on_trouble: Callable[[str], None], first: int = 0) -> Iterator[list[Row]]:
-        """Yield the records of each chunk with their outcomes, from chunk `first` on; goes on while Redis is away."""
+    def chunks(
+        self, job: Job, on_trouble: Callable[[str], None], first: int = 0, *, arrays: bool = False
+    ) -> Iterator[list[Row]]:
+        """Yield the records of each chunk with their outcomes, from chunk `first` on; else as `rows`."""
         from common.payloads.encoding import decode_records
         from common.payloads.parts import chunk_rows
 
@@ -260,7 +262,7 @@ class Connection:
         for chunk in range(first, job.chunks or 0):
             records = self.patiently(partial(payloads.records, chunk), on_trouble)
             outcomes = self.patiently(partial(payloads.outcomes, chunk), on_trouble)
-            yield chunk_rows(decode_records(records) if records else (), outcomes)
+            yield chunk_rows(decode_records(records) if records else (), outcomes, arrays=arrays)
 
     def output_type(self, job: Job, on_trouble: Callable[[str], None]) -> Any:
         """Return the Arrow type of the job's outputs; None where they are JSON, or none is there yet.

@@ -41,7 +41,7 @@ def write_rows(connection: Connection, job: Job, path: Path, on_trouble: Callabl
         return
     kind = connection.output_type(job, on_trouble) if path.suffix.lower() == ".parquet" else None
     with open_output(path, find_task(job.spec.task), output_type=kind) as writer:
-        writer.write_all(connection.rows(job, on_trouble))
+        writer.write_all(connection.rows(job, on_trouble, arrays=True))
 
 
 def write_parts(connection: Connection, job: Job, output: Output, on_trouble: Callable[[str], None]) -> None:
@@ -55,7 +55,7 @@ def write_parts(connection: Connection, job: Job, output: Output, on_trouble: Ca
     parts = OutputParts(job.id, output)
     kind = connection.output_type(job, on_trouble)
     failed = {}
-    for chunk, rows in enumerate(connection.chunks(job, on_trouble)):
+    for chunk, rows in enumerate(connection.chunks(job, on_trouble, arrays=True)):
         parts.write(chunk, rows, kind)
         failed[chunk] = sum(row.error is not None for row in rows)
     if job.status is JobStatus.COMPLETED:

@@ -110,3 +110,15 @@ def test_a_part_that_somebody_wrote_over_is_refused() -> None:
 def test_a_part_is_named_by_its_chunk() -> None:
     assert part_name(7, "parquet") == "part-00007.parquet"
     assert part_name(123456, "jsonl") == "part-123456.jsonl"
+
+
+def test_vectors_as_arrays_are_those_as_lists():
+    kind = pa.list_(pa.float32(), 3)
+    outcomes = [Outcome([1.0, 2.0, 3.0]), Outcome(failure=Failure("no", "why")), Outcome([0.5, 0.0, -1.0])]
+    first = encode_outcomes([0, 1, 2], ["a", "b", "c"], outcomes, kind)
+    again = encode_outcomes([1], ["b"], [Outcome([4.0, 5.0, 6.0])], kind)
+    for payloads in ([first], [first, again]):
+        lists, arrays = (overlay(payloads, arrays=arrays) for arrays in (False, True))
+        assert [None if o.output is None else o.output.tolist() for _, o in arrays.values()] == [
+            o.output for _, o in lists.values()
+        ]

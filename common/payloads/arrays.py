@@ -44,9 +44,10 @@ def flag_array(flags: Sequence[bool]) -> pa.Array:
     return pa.Array.from_buffers(pa.bool_(), len(flags), [None, pa.py_buffer(bits)])
 
 
-def is_vector(kind: pa.DataType) -> bool:
-    """Whether it is that of lists of float32, of one length or of any."""
-    return (pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)) and bool(kind.value_type == pa.float32())
+def is_vector(kind: pa.DataType, *, fixed: bool = False) -> bool:
+    """Whether it is that of lists of float32, of one length (`fixed`) or of any."""
+    is_list = pa.types.is_fixed_size_list(kind) or (pa.types.is_list(kind) and not fixed)
+    return bool(is_list and kind.value_type == pa.float32())
 
 
 def vector_array(vectors: Sequence[Any], kind: pa.DataType) -> pa.Array:
@@ -67,6 +68,17 @@ def vector_array(vectors: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if size is None:
         buffers.append(pa.py_buffer(np.cumsum([0, *map(len, rows)], dtype=np.int32)))
     return pa.Array.from_buffers(kind, len(vectors), buffers, children=[values])
+
+
+def vectors_of(column: pa.ChunkedArray) -> list[Any]:
+    """Return the vectors of a column of one length, each a numpy array of float32, None where there is none."""
+    found: list[Any] = []
+    for part in column.chunks:
+        values = part.flatten()  # those of the vectors that are there
+        numbers = np.frombuffer(values.buffers()[1] or b"", np.float32, len(values), 4 * values.offset)
+        rows = iter(numbers.reshape(-1, column.type.list_size))
+        found += [next(rows) if there else None for there in part.is_valid().to_pylist()]
+    return found
 
 
 def column_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from common.encoder import to_json
 from common.errors import PayloadError
-from common.payloads.arrays import column_array, flag_array, number_array, text_array
+from common.payloads.arrays import column_array, flag_array, is_vector, number_array, text_array, vectors_of
 from common.payloads.arrow_streams import read_schema, read_stream, write_stream
 from common.values import Counts, Failure, Json, Outcome, Record, visible
 
@@ -120,10 +120,16 @@ def decode_outcomes(data: bytes) -> pa.Table:
     return table
 
 
-def iter_outcomes(table: pa.Table) -> Iterator[tuple[int, Json, Outcome]]:
-    """Yield (position, id, outcome) for each row of a table that `decode_outcomes` gave."""
-    typed = _declared_type(table.schema) is not None
-    columns = [table[name].to_pylist() for name in _OUT]
+def iter_outcomes(table: pa.Table, *, arrays: bool = False) -> Iterator[tuple[int, Json, Outcome]]:
+    """Yield (position, id, outcome) for each row of a table that `decode_outcomes` gave.
+
+    Args:
+        table: of outcomes.
+        arrays: give vectors as numpy arrays, which takes a twentieth of the time that lists take.
+    """
+    kind = _declared_type(table.schema)
+    typed, as_arrays = kind is not None, arrays and kind is not None and is_vector(kind, fixed=True)
+    columns = [vectors_of(table[n]) if n == "output" and as_arrays else table[n].to_pylist() for n in _OUT]
     for position, id_, output, code, message, truncated in zip(*columns, strict=True):
         value = output if typed or output is None else _from_json(output)
         yield position, _from_json(id_), Outcome(value, _failure(code, message), truncated)
@@ -233,15 +239,19 @@ def _is_plain(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in _PLAIN)
 
 
-def overlay(payloads: Sequence[bytes]) -> dict[int, tuple[Json, Outcome]]:
+def overlay(payloads: Sequence[bytes], *, arrays: bool = False) -> dict[int, tuple[Json, Outcome]]:
     """Return position -> (id, outcome) of a chunk's commits, the oldest first: later rounds replace earlier ones.
+
+    Args:
+        payloads: of outcomes.
+        arrays: as for `iter_outcomes`.
 
     Raises:
         PayloadError: one of them is not a payload of outcomes.
     """
     outcomes: dict[int, tuple[Json, Outcome]] = {}
     for payload in payloads:
-        for position, id_, outcome in iter_outcomes(decode_outcomes(payload)):
+        for position, id_, outcome in iter_outcomes(decode_outcomes(payload), arrays=arrays):
             outcomes[position] = (id_, outcome)
     return outcomes
 

@@ -39,7 +39,7 @@ class OutputParts:
             records: payload of the chunk's records.
             outcomes: payloads of its commits so far, the oldest first, and of this attempt.
         """
-        rows = chunk_rows(decode_records(records), outcomes)
+        rows = chunk_rows(decode_records(records), outcomes, arrays=True)
         kind = output_type(outcomes[-1])
         if version[0] > 0:  # a retry: what was finished is not, for now
             self._storage.remove(SUCCESS, MANIFEST)

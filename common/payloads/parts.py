@@ -31,13 +31,18 @@ def part_name(chunk: int, format: str) -> str:
     return f"part-{chunk:05d}.{format}"
 
 
-def chunk_rows(records: Sequence[Record], outcomes: Sequence[bytes]) -> list[Row]:
+def chunk_rows(records: Sequence[Record], outcomes: Sequence[bytes], *, arrays: bool = False) -> list[Row]:
     """Return the rows of a chunk from its records and the payloads of its commits, the oldest first.
+
+    Args:
+        records: of the chunk.
+        outcomes: payloads.
+        arrays: give vectors as numpy arrays, for those who write them.
 
     Raises:
         PayloadError: one of them is not a payload of outcomes.
     """
-    found = overlay(outcomes)
+    found = overlay(outcomes, arrays=arrays)
     return [
         Row(record.id, record.input, found[position][1] if position in found else None)
         for position, record in enumerate(records)
