@@ -9,7 +9,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_USE_PEP517 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format test-faults test-soak test-compose bench bench-peers up clean
+.PHONY: help demo test check format test-faults test-slow test-soak test-compose bench bench-peers up clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -33,11 +33,14 @@ check: $(STAMP) ## ruff and mypy
 
 # Files in the order of their names: xdist would start those with few but long tests last, all on one process.
 test: check ## All checks and tests that CI runs
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults and not compose"
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults and not slow and not compose"
 
 test-faults: $(STAMP) ## All faults, those that take minutes too; run nothing else meanwhile
 	@$(BIN)/pytest -n 2 --durations=15 tests/faults tests/test_finetune_jobs.py tests/test_finetune_places.py \
 	  tests/test_finetune_uploads.py
+
+test-slow: $(STAMP) ## Sweeps over many models, and installs into fresh environments
+	@$(BIN)/pytest -n 2 -m slow
 
 test-soak: $(STAMP) ## Kill workers at random for a quarter of an hour, and count the outcomes
 	@$(BIN)/python -m tests.soak --minutes 15
