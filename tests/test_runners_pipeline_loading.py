@@ -136,7 +136,7 @@ def test_code_that_comes_with_a_model_is_never_run(copy, tmp_path):
     config["model_type"] = "evil"
     (copy / "config.json").write_text(json.dumps(config))
     (copy / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
-    assert code_of(copy) == "not_a_model"
+    assert code_of(copy) == "custom_code"
     assert not (tmp_path / "ran").exists()
 
 

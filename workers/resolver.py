@@ -6,6 +6,7 @@ allows it. Knows no task but for its default model.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from common.models.store import job_of, open_store, store_address
 from common.settings import Settings
 from common.tasks import find_task
 from workers.model_files import check_files
+from workers.model_references import code_repositories
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$", re.ASCII)
 _REVISION = re.compile(r"^[\w.-]+(/[\w.-]+)*$", re.ASCII)
@@ -118,6 +120,9 @@ def resolve(
     else:
         found = _fetched(model, revision, policy, on_stage)
     check_files(model, [entry.name for entry in found.path.iterdir()], policy.allow_pickle)
+    if policy.allow_remote_code:  # else no code is run, whoever it is by
+        for repository in sorted(code_repositories(found.path)):
+            _check_allowed(repository, policy)
     return found
 
 
@@ -184,9 +189,14 @@ def _allowed_path(model: str, policy: ModelPolicy) -> Path:
 
 def _check_links(model: str, real: Path, roots: Sequence[Path]) -> None:
     """Refuse files that are links out of the roots: whoever may write a model there could read anything so."""
-    for entry in (*real.glob("*"), *real.glob("*/*")):
-        target = entry.resolve()
-        if not any(target.is_relative_to(root) for root in roots):
-            raise ModelError(
-                "model_not_allowed", f"{model}: {entry.name} is a link to a place outside HUGQUEUE_MODEL_ROOTS."
-            )
+    seen, waiting = {real}, [real]
+    while waiting:
+        for entry in os.scandir(waiting.pop()):
+            target = Path(entry.path).resolve() if entry.is_symlink() else Path(entry.path)
+            if not any(target.is_relative_to(root) for root in roots):
+                raise ModelError(
+                    "model_not_allowed", f"{model}: {entry.name} is a link to a place outside HUGQUEUE_MODEL_ROOTS."
+                )
+            if target not in seen and target.is_dir():
+                seen.add(target)
+                waiting.append(target)

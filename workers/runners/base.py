@@ -62,7 +62,7 @@ class Runner(ABC):
     #: How much its batches hold, for a runner that learns that.
     budget: TokenBudget | None = None
     #: Parameters (of `-p`) that decide how the model is loaded, not how it runs.
-    load_params: ClassVar[frozenset[str]] = frozenset({"dtype"})
+    load_params: ClassVar[frozenset[str]] = frozenset({"dtype", "ignore_auto_map"})
 
     @abstractmethod
     def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:

@@ -7,7 +7,7 @@ names; and no weights made up on the spot (transformers only warns when it inven
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ from transformers.utils import logging as transformers_logging
 from common.errors import ModelError, first_line
 from common.values import Json
 from workers.model_files import check_files, has_weights
+from workers.model_references import (
+    CONFIG,
+    PROCESSOR_CONFIGS,
+    TOKENIZER_CONFIG,
+    check_code,
+    check_references,
+    processor_settings,
+    tokenizer_settings,
+)
 from workers.runners.base import Runner
 from workers.runners.batching import is_out_of_memory
 from workers.runners.budget import TokenBudget
@@ -47,6 +56,7 @@ class Source:
     preferred_dtype: Json = AUTO  #: the worker's own choice, where the job leaves it open
     allow_pickle: bool = False  #: whether weights may be opened that can run code; the worker's own choice
     allow_remote_code: bool = False  #: whether the model's own code may run; the worker's own choice
+    ignore_auto_map: bool = False  #: run transformers' own architecture where the model brings code; the job's choice
     most_new_tokens: int | None = None  #: to what the lengths of the model's own configuration are bounded
 
     @classmethod
@@ -54,13 +64,20 @@ class Source:
         """Return what a runner's arguments say.
 
         Raises:
-            ModelError: `model_not_found`, the job names no model.
+            ModelError: `model_not_found`, the job names no model; `bad_param`.
         """
         if model is None:
             raise ModelError("model_not_found", f"{task} needs a model: name one with --model.")
-        names = ("dtype", "preferred_dtype", "allow_pickle", "allow_remote_code", "most_new_tokens")
-        known = {name: load_params[name] for name in names if name in load_params}
+        names = {item.name for item in fields(cls)} - {"directory"}
+        known = {name: value for name, value in load_params.items() if name in names}
+        if not isinstance(known.get("ignore_auto_map", False), bool):
+            raise ModelError("bad_param", f"ignore_auto_map must be true or false, found {known['ignore_auto_map']!r}.")
         return cls(model, **known)
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether code that the model brings may run."""
+        return self.allow_remote_code and not self.ignore_auto_map
 
     def inside(self, directory: Path) -> "Source":
         """Return the same rules for another directory, one within this."""
@@ -85,13 +102,14 @@ def load_model(auto_class: Any, source: Source, device: str, *, ignore_missing: 
     chosen = source.dtype if insists else source.preferred_dtype
     wanted = resolve_dtype(chosen, device)
     check_directory(source)
+    _check_code(source, [CONFIG], "AutoConfig", auto_class.__name__)
     try:
         model, info = auto_class.from_pretrained(
             source.directory,
             dtype=wanted,
             local_files_only=True,
             use_safetensors=None if source.allow_pickle else True,  # None: safetensors where there are any
-            trust_remote_code=source.allow_remote_code,
+            trust_remote_code=source.runs_code,
             output_loading_info=True,
         )
     except LOAD_ERRORS as error:
@@ -122,9 +140,10 @@ def load_config(source: Source, **values: Any) -> Any:
         ModelError: as `load_model`.
     """
     check_directory(source)
+    _check_code(source, [CONFIG], "AutoConfig")
     try:
         return AutoConfig.from_pretrained(
-            source.directory, local_files_only=True, trust_remote_code=source.allow_remote_code, **values
+            source.directory, local_files_only=True, trust_remote_code=source.runs_code, **values
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
@@ -141,9 +160,10 @@ def load_tokenizer(source: Source) -> Any:
     quieten()
     directory = source.directory
     check_directory(source)
+    _check_code(source, [TOKENIZER_CONFIG, CONFIG], "AutoTokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=source.allow_remote_code
+            directory, local_files_only=True, trust_remote_code=source.runs_code, **tokenizer_settings(directory)
         )
     except LOAD_ERRORS as error:
         raise ModelError(
@@ -171,9 +191,13 @@ def load_part(auto_class: Any, source: Source, what: str) -> Any:
     """
     quieten()
     check_directory(source)
+    _check_code(source, [*PROCESSOR_CONFIGS, CONFIG], auto_class.__name__)
     try:
         return auto_class.from_pretrained(
-            source.directory, local_files_only=True, trust_remote_code=source.allow_remote_code
+            source.directory,
+            local_files_only=True,
+            trust_remote_code=source.runs_code,
+            **processor_settings(source.directory),
         )
     except LOAD_ERRORS as error:
         raise ModelError(
@@ -187,7 +211,8 @@ def check_directory(source: Source) -> None:
     """Check that the directory holds a model that may be loaded, before any library opens it.
 
     Raises:
-        ModelError: `model_not_found`, `not_a_model`, `adapter_only`, `unsafe_weights`.
+        ModelError: `model_not_found`, `not_a_model`, `adapter_only`, `unsafe_weights`, and what `check_references`
+            finds.
     """
     directory = source.directory
     if not directory.is_dir():
@@ -199,6 +224,7 @@ def check_directory(source: Source) -> None:
         raise ModelError("not_a_model", f"{directory} is no model: expected config.json, found {found}.")
     if not has_weights(names):
         raise ModelError("not_a_model", f"{directory} has no weights: expected model.safetensors.")
+    check_references(directory, allow_pickle=source.allow_pickle, allow_code=source.runs_code)
 
 
 class ModelRunner(Runner):
@@ -230,6 +256,11 @@ def quieten() -> None:
     """Keep transformers from talking: its warnings and bars are for notebooks, and ours say what matters."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def _check_code(source: Source, names: Sequence[str], *classes: str) -> None:
+    if not source.allow_remote_code and not source.ignore_auto_map:
+        check_code(source.directory, names, classes)
 
 
 def _check_complete(model: Any, missing: set[str], ignored: Sequence[str], directory: Path) -> None:
