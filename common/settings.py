@@ -39,6 +39,8 @@ class Settings:
     grace: float = field(default=30.0, metadata={"env": "HUGQUEUE_GRACE"})
     #: How long a batch may give no sign of life before its device process is killed.
     batch_timeout: float = field(default=600.0, metadata={"env": "HUGQUEUE_BATCH_TIMEOUT"})
+    #: How long the loading of a model may get no further before its device process is killed.
+    load_timeout: float = field(default=600.0, metadata={"env": "HUGQUEUE_LOAD_TIMEOUT"})
     #: How long a finished job's outcomes are kept.
     result_ttl: float = field(default=7 * 86400.0, metadata={"env": "HUGQUEUE_RESULT_TTL"})
     #: How long a producer may be silent in the middle of a submit before its job is given up.

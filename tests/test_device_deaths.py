@@ -111,6 +111,57 @@ def test_slow_loading_is_no_hang(monkeypatch: pytest.MonkeyPatch):
         assert room.run("test-load", ["a"], params={"load_seconds": 3}).counts.succeeded == 1
 
 
+def test_a_load_that_gets_no_further_is_ended_and_left_to_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    with device_room(monkeypatch, load_timeout=1.0) as room:
+        pid = room.pid()
+        params: dict[str, Json] = {"load_seconds": 600, "load_log": str(tmp_path / "log")}
+        spec = JobSpec(new_job_id(), "test-load", params=params)
+        for waiting in [room.submit("test-load", [f"text {n}"], spec=spec) for n in range(3)]:
+            with pytest.raises(WorkerError, match="HUGQUEUE_LOAD_TIMEOUT") as caught:
+                waiting.result(30)
+            assert caught.value.code == "load_timeout"
+        assert room.run("test-echo", ["a"]).counts.succeeded == 1
+        assert room.pid() != pid
+        assert (tmp_path / "log").read_text().count("loaded") == 1
+
+
+def test_a_slow_load_that_gets_on_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    with device_room(monkeypatch, load_timeout=1.0) as room:
+        pid = room.pid()
+        params: dict[str, Json] = {"load_seconds": 3, "load_write": str(tmp_path / "data")}
+        assert room.run("test-load", ["a"], params=params).counts.succeeded == 1
+        assert room.pid() == pid
+
+
+def test_a_loader_that_is_frozen_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    with device_room(monkeypatch, load_timeout=1.0) as room:
+        params: dict[str, Json] = {"load_seconds": 600, "load_write": str(tmp_path / "data")}
+        loading = room.submit("test-load", ["a"], params=params)
+        wait_until((tmp_path / "data").exists)
+        os.kill(room.pid(), signal.SIGSTOP)
+        with pytest.raises(WorkerError) as caught:
+            loading.result(30)
+        assert caught.value.code == "load_timeout"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_load_that_nobody_waits_for_any_longer_is_ended(
+    room: Room, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frozen: bool
+):
+    monkeypatch.setattr("workers.device_child._UNWANTED_LIMIT", 1.0)
+    stuck, cancelled = tmp_path / "stuck", threading.Event()
+    stuck.touch()
+    loading = room.submit("test-load", ["a"], params={"load_stuck": str(stuck)}, cancelled=cancelled)
+    wait_until(lambda: "loading test-load" in room.stages)
+    if frozen:
+        os.kill(room.pid(), signal.SIGSTOP)
+    waiting = room.submit("test-echo", ["b"])
+    cancelled.set()
+    with pytest.raises(Cancelled):
+        loading.result(10)
+    assert waiting.result(30).counts.succeeded == 1
+
+
 def test_a_death_right_after_a_slow_load_recovers_without_a_spiral(room: Room):
     result = room.run("test-load", ["a", "crash", "c"], params={"load_seconds": 1, "batch": 1})
     assert codes(result) == {1: "worker_died"}

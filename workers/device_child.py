@@ -20,6 +20,7 @@ from common.errors import CodedError, ModelError, WorkerError
 from common.values import Failure, Json
 from workers.child_environment import child_environment
 from workers.device.protocol import DEVICE_LOST, Channel, Message, ProtocolError, integers
+from workers.process_activity import ProcessActivity
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,21 @@ logger = logging.getLogger(__name__)
 _LOOK = 1.0
 #: How long a process that is at nothing may take to start, or to take up a request, in seconds: it is frozen then.
 _IDLE_LIMIT = 60.0
+#: How long a load may go on that nobody waits for any longer, in seconds: it is in the way of other requests.
+_UNWANTED_LIMIT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """For how many seconds a device process may give no sign of life before it is killed."""
+
+    batch: float  #: while it runs a batch
+    load: float  #: while it fetches or loads a model
+
+    @property
+    def look(self) -> float:
+        """How often to look at a silent process."""
+        return min(_LOOK, self.batch / 4, self.load / 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +55,7 @@ class Death:
     blamed: bool = True  #: False if it was at another request, or at none
     idle: bool = False  #: it was at no request at all
     killed: bool = False  #: by a SIGKILL that was not ours: so the kernel ends what takes too much memory
+    stuck: bool = False  #: we ended it, as it gave no sign of life
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +76,7 @@ class _Current:
     loading: bool = True
     suspects: tuple[int, ...] = ()
     silent: float = 0.0  #: seconds without a sign of life, as far as this process was awake to hear one
+    unwanted: float = 0.0  #: seconds for which nobody has waited for it
 
 
 class DeviceChild:
@@ -67,15 +85,15 @@ class DeviceChild:
     Args:
         device: `cpu` or `cuda:0`.
         opening: the first message.
-        batch_timeout: seconds that a batch may be silent.
+        limits: for how long it may be silent.
         on_ready: called once it takes requests.
 
     Raises:
         WorkerError: `device_process_dies`, it cannot be started.
     """
 
-    def __init__(self, device: str, opening: Message, batch_timeout: float, on_ready: Callable[[], None]) -> None:
-        self._batch_timeout = batch_timeout
+    def __init__(self, device: str, opening: Message, limits: Limits, on_ready: Callable[[], None]) -> None:
+        self._limits = limits
         self._on_ready = on_ready
         self._lock = threading.Lock()
         self._exchanges: dict[int, Exchange] = {}
@@ -83,6 +101,7 @@ class DeviceChild:
         self._current: _Current | None = None
         self._idle_for = 0.0  #: seconds at nothing, though it was to start, or to take up or answer a request
         self._over: set[int] = set()  #: requests that are computed, but not yet answered
+        self._cancelled: set[int] = set()  #: requests that were given up and not yet answered
         self._killing: Failure | None = None  #: why we end it ourselves
         self.ready = False
         self.served = False  #: it answered at least one request
@@ -90,6 +109,7 @@ class DeviceChild:
         self.death: Death | None = None  #: once it is over
         self.status: dict[str, Json] = {"models": [], "free": None, "total": None}
         self._channel, self._process = _spawn(device)
+        self._activity = ProcessActivity(self._process.pid)
         self._post(opening)
 
     @property
@@ -109,7 +129,9 @@ class DeviceChild:
         return exchange
 
     def cancel(self, id_: int) -> None:
-        """Ask the process to give a request up; it answers `cancelled`."""
+        """Ask the process to give a request up; it answers `cancelled`, or is killed if it only loads for that one."""
+        with self._lock:
+            self._cancelled.add(id_)
         self._post(Message("cancel", id_))
 
     def kill(self) -> None:
@@ -125,9 +147,9 @@ class DeviceChild:
         """Hear the process out until it ends, then tell everyone who waits. One thread calls this, once."""
         try:
             while True:
-                message = self._channel.receive(min(_LOOK, self._batch_timeout / 4))
+                message = self._channel.receive(self._limits.look)
                 if message is None:
-                    self._look(min(_LOOK, self._batch_timeout / 4))
+                    self._look(self._limits.look)
                 else:
                     self._hear(message)
         except (EOFError, OSError):
@@ -150,19 +172,36 @@ class DeviceChild:
         current = self._current
         if current is None:
             self._look_at_idle(seconds)
-        elif not current.loading:
+        elif current.loading:
+            self._look_at_load(current, seconds)
+        else:
             current.silent += seconds
-            if current.silent >= self._batch_timeout:
-                self._kill_for(f"It gave no sign of life for {self._batch_timeout:g} s (HUGQUEUE_BATCH_TIMEOUT).")
+            if current.silent >= self._limits.batch:
+                self._kill_for(f"It gave no sign of life for {self._limits.batch:g} s (HUGQUEUE_BATCH_TIMEOUT).")
+
+    def _look_at_load(self, current: _Current, seconds: float) -> None:
+        """Find a load that is stuck, or that nobody waits for. One says nothing for minutes while it gets on well."""
+        current.silent = 0.0 if self._activity.has_moved() else current.silent + seconds
+        current.unwanted = 0.0 if self._is_wanted(current) else current.unwanted + seconds
+        if current.silent >= self._limits.load:
+            self._kill_for(f"It got no further for {self._limits.load:g} s (HUGQUEUE_LOAD_TIMEOUT).")
+        elif current.unwanted >= _UNWANTED_LIMIT:
+            self._kill_for(f"It was still loading {_UNWANTED_LIMIT:g} s after that was given up.")
+
+    def _is_wanted(self, current: _Current) -> bool:
+        """Whether any request waits for what is loaded; its own start waits for preloads."""
+        with self._lock:
+            waiting = {id_: exchange.job for id_, exchange in self._exchanges.items() if id_ not in self._cancelled}
+        return current.id == 0 or current.job in waiting.values()
 
     def _look_at_idle(self, seconds: float) -> None:
         """Find a process that was frozen while it had nothing to do: it takes up no request, or answers none."""
         with self._lock:
             waiting, answering = bool(self._exchanges.keys() - self._over), bool(self._exchanges.keys() & self._over)
         self._idle_for = self._idle_for + seconds if waiting or answering or not self.ready else 0.0
-        limit = min(_IDLE_LIMIT, self._batch_timeout) if self.ready else _IDLE_LIMIT
+        limit = min(_IDLE_LIMIT, self._limits.batch) if self.ready else _IDLE_LIMIT
         if answering and not waiting:  # to encode what was computed may take its time
-            limit = self._batch_timeout
+            limit = self._limits.batch
         if self._idle_for >= limit:
             self._kill_for(f"It {'took up no request' if self.ready else 'did not start'} for {limit:g} s.")
 
@@ -224,6 +263,7 @@ class DeviceChild:
         self.served = True
         with self._lock:
             exchange = self._exchanges.pop(message.id, None)
+            self._cancelled.discard(message.id)
         self._over.discard(message.id)
         if exchange is not None:
             exchange.events.put(message)
@@ -243,7 +283,7 @@ class DeviceChild:
         if current is None or current.id == exchange.id:
             return dataclasses.replace(death, blamed=current is not None)
         shared = current.loading and current.job == exchange.job
-        return Death(death.failure, loading=shared, blamed=shared, killed=death.killed)
+        return Death(death.failure, loading=shared, blamed=shared, killed=death.killed, stuck=death.stuck)
 
     def _death(self, status: int) -> Death:
         current = self._current
@@ -251,7 +291,7 @@ class DeviceChild:
         killed = status == -signal.SIGKILL and self._killing is None
         if current is None:
             return Death(failure, idle=True, killed=killed)
-        return Death(failure, current.suspects, current.loading, killed=killed)
+        return Death(failure, current.suspects, current.loading, killed=killed, stuck=self._killing is not None)
 
 
 def describe_exit(status: int) -> str:

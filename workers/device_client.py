@@ -207,7 +207,7 @@ class DeviceProcess:
                 return answer
             loading += answer.loading
             unexplained += answer.idle
-            if loading >= LOADING_DEATHS:
+            if loading >= LOADING_DEATHS or (answer.loading and answer.stuck):  # another such wait would help nobody
                 raise kills_worker(request.spec.model or request.spec.task, answer)
             if unexplained >= UNEXPLAINED_DEATHS:
                 raise WorkerError("device_process_dies", f"The device process keeps dying: {answer.failure.message}")

@@ -15,7 +15,7 @@ from common.settings import Settings
 from common.values import Json
 from workers.budgets import Budgets
 from workers.device.protocol import Message
-from workers.device_child import Death, DeviceChild
+from workers.device_child import Death, DeviceChild, Limits
 from workers.resolver import ModelPolicy, is_path
 from workers.runners.base import Cancelled
 
@@ -47,7 +47,7 @@ class DeviceLives:
         self._budgets = budgets
         self._device = settings.device if settings.device.startswith("cuda") else "cpu"
         self._looks_ahead = self._device != "cpu" if looks_ahead is None else looks_ahead
-        self._batch_timeout = settings.batch_timeout
+        self._limits = Limits(settings.batch_timeout, settings.load_timeout)
         self._preload = [_preload(text) for text in settings.preload]
         self._policy = ModelPolicy.of(settings)
         self._changed = threading.Condition()
@@ -137,7 +137,7 @@ class DeviceLives:
         body: dict[str, Json] = {"policy": self._policy.encode(), "preload": [list(pair) for pair in preload]}
         body |= {"budgets": known, "looks_ahead": self._looks_ahead}
         opening = Message("open", 0, body)
-        child = DeviceChild(self._device, opening, self._batch_timeout, self._note_ready)
+        child = DeviceChild(self._device, opening, self._limits, self._note_ready)
         with self._changed:
             self._newest = child
         if self.stopping:
@@ -159,11 +159,13 @@ class DeviceLives:
 
 
 def kills_worker(model: str, death: Death) -> CodedError:
-    """Return the error of a model that is not to be loaded a third time.
+    """Return the error of a model that is not to be loaded once more.
 
-    SIGKILL is what the kernel sends when memory runs out: a larger machine may do what this one cannot. A crash
-    (a segmentation fault, an abort) would be the same there.
+    SIGKILL is what the kernel sends when memory runs out: a larger machine may do what this one cannot. So may one
+    whose disk or network is not stuck. A crash (a segmentation fault, an abort) would be the same there.
     """
+    if death.stuck:
+        return WorkerError("load_timeout", f"Loading {model} is stuck. {death.failure.message}")
     message = f"Loading {model} killed the device process {LOADING_DEATHS} times. {death.failure.message}"
     return WorkerError("no_memory", message) if death.killed else ModelError("model_kills_worker", message)
 

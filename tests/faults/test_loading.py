@@ -75,6 +75,19 @@ def test_a_model_that_is_killed_while_one_worker_loads_it_is_served_by_another(
     assert small.text().count("the device process ended") <= 12, "twice a job, for each of three slots at most"
 
 
+def test_a_load_that_is_stuck_is_left_to_another_worker(
+    shell: Shell, start_workers: StartWorkers, tmp_path: Path
+) -> None:
+    stuck = tmp_path / "stuck"
+    stuck.touch()
+    sticking, _ = start_workers(STUCK=str(stuck), HUGQUEUE_LOAD_TIMEOUT="2"), start_workers()
+    options = ("-p", "load_stuck=$STUCK", "-p", "batch_seconds=0.5", "--chunk-size", "1")
+    job = submit(shell, tmp_path, ["a"] * 12, *options)
+    shell.run("wait", job)
+    assert [row["output"] for row in shell.results(job)] == ["A"] * 12
+    assert "HUGQUEUE_LOAD_TIMEOUT" in sticking.text()
+
+
 def test_a_model_whose_loading_kills_fails_its_job_at_once_and_no_other(
     shell: Shell, start_workers: StartWorkers, tmp_path: Path
 ) -> None:

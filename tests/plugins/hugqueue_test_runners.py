@@ -131,12 +131,16 @@ class Load(Echo):
     """Load parameters: load_seconds=, load_error= and load_raise= (texts); load_log=FILE gets a line for each load.
     A preload takes the seconds from $LOAD_SECONDS.
 
-    While FILE is there, load_kill=FILE dies of SIGKILL, load_crash=FILE of a segmentation fault, and load_trouble=FILE
-    is a fault of the worker. load_kill=$NAME takes the name of FILE from the environment of the worker.
+    While FILE is there, load_kill=FILE dies of SIGKILL, load_crash=FILE of a segmentation fault, load_trouble=FILE
+    is a fault of the worker, and load_stuck=FILE goes on for ever. load_kill=$NAME takes the name of FILE from the
+    environment of the worker, and so does load_stuck. load_write=FILE writes there while it takes its seconds.
     """
 
     load_params = frozenset(
-        {"load_seconds", "load_log", "load_kill", "load_crash", "load_error", "load_raise", "load_trouble"}
+        {
+            *("load_seconds", "load_log", "load_kill", "load_crash", "load_error", "load_raise", "load_trouble"),
+            *("load_stuck", "load_write"),
+        }
     )
 
     def __init__(self, task, model, device, load_params):
@@ -144,7 +148,13 @@ class Load(Echo):
         if "load_log" in load_params:
             with Path(load_params["load_log"]).open("a") as log:
                 log.write("loaded\n")
-        time.sleep(float(load_params.get("load_seconds", os.environ.get("LOAD_SECONDS", "0"))))
+        end = time.monotonic() + float(load_params.get("load_seconds", os.environ.get("LOAD_SECONDS", "0")))
+        while "load_write" in load_params and time.monotonic() < end:
+            Path(load_params["load_write"]).write_bytes(bytes(2**21))
+            time.sleep(0.05)
+        time.sleep(max(0.0, end - time.monotonic()))
+        while Path(os.path.expandvars(load_params.get("load_stuck", "/nonexistent"))).exists():
+            time.sleep(0.1)
         if Path(os.path.expandvars(load_params.get("load_kill", "/nonexistent"))).exists():
             os.kill(os.getpid(), signal.SIGKILL)
         if Path(load_params.get("load_crash", "/nonexistent")).exists():
