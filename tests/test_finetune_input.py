@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import UsageError
 from common.training.arguments import BARRED, FIELDS
-from common.training.labels import Labels
+from common.training.labels import Labels, in_order_of, names_of
 from common.training.spec import Training
 from producer.finetune import FinetunePlan, make_finetune_plan
 from tests.finetuning import TUTORIAL, write_reviews
@@ -119,6 +119,12 @@ def test_a_split_beyond_reason_is_refused(tmp_path: Path) -> None:
         ([0.5, 1, 2], "number", ()),
         ([["a"], ["a", "b"], []], "several", ("a", "b")),
         ([True, False, True], "classes", ("false", "true")),
+        ([0.0, 1.0, 0.0], "classes", ("0", "1")),  # pandas writes whole numbers so beside an empty cell
+        ([10.0, 9, 2], "classes", ("2", "9", "10")),
+        ([[10], [9, 2], [2]], "several", ("2", "9", "10")),
+        ([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0, 1, 0]], "several", ("LABEL_0", "LABEL_1", "LABEL_2")),
+        ([[True, False], [False, True], [True, True]], "several", ("LABEL_0", "LABEL_1")),
+        (["[1.0, 0.0]", "[0.0, 1.0]", "[1, 1]"], "several", ("LABEL_0", "LABEL_1")),
     ],
 )
 def test_labels_are_what_they_look_like(tmp_path: Path, labels: list[Any], kind: str, names: tuple[str, ...]) -> None:
@@ -126,6 +132,55 @@ def test_labels_are_what_they_look_like(tmp_path: Path, labels: list[Any], kind:
     path.write_text("".join(json.dumps({"text": f"t{n}", "label": label}) + "\n" for n, label in enumerate(labels)))
     found = plan(path).examples.labels
     assert found and (found.kind, found.names) == (kind, names)
+
+
+def test_multi_hot_labels_are_read_by_their_places(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": f"t{n}", "labels": label} for n, label in enumerate(([1.0, 1.0, 0.0], [0.0, 0.0, 0.0]))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = plan(path)
+    labels = Labels.decode(json.loads(json.dumps(found.spec.training["labels"])))
+    assert [names_of(labels, example) for example in found.examples.train] == [["LABEL_0", "LABEL_1"], []]
+    assert found.examples.said == [
+        "3 labels, each 0 or 1 for each text: LABEL_0, LABEL_1, LABEL_2",
+        "label 'LABEL_2' is 0 in every example.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([[1.0, 0.0, 0.0], [1.0, 0.0]], "others have another length"),
+        ([[0.5, 0.5], [1.0, 0.0]], "found 0.5"),
+        ([[1, 0], [1, 0]], "nothing to learn"),
+        ([["a"], [None]], "found null"),
+    ],
+)
+def test_lists_that_are_no_labels_are_refused(tmp_path: Path, labels: list[Any], words: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": "t", "label": label}) + "\n" for label in labels))
+    assert words in refused(path)
+
+
+@pytest.mark.parametrize(("label", "words"), [([1, 0, 1], "expected 2 numbers"), ("good", "expected 2 numbers")])
+def test_an_evaluation_label_of_another_kind_is_refused(tmp_path: Path, label: Any, words: str) -> None:
+    train, other = tmp_path / "train.jsonl", tmp_path / "dev.jsonl"
+    train.write_text('{"text": "a", "label": [1, 0]}\n{"text": "b", "label": [1, 1]}\n')
+    other.write_text(json.dumps({"text": "a", "label": label}) + "\n")
+    message = refused(train, evaluation=str(other))
+    assert "dev.jsonl" in message and words in message
+
+
+def test_classes_keep_the_places_that_a_model_gives_them() -> None:
+    labels = Labels("classes", ("bad", "good"))
+    assert in_order_of(labels, ("good", "bad")) == (Labels("classes", ("good", "bad")), "")
+    assert in_order_of(labels, ("GOOD", "BAD"))[0].names == ("good", "bad")
+    kept, said = in_order_of(labels, ("good", "so-so", "bad"))
+    assert kept.names == ("good", "so-so", "bad") and "'so-so'" in said
+    other, said = in_order_of(labels, ("spam", "ham"))
+    assert other == labels and "spam, ham" in said
+    bits = Labels("several", ("LABEL_0", "LABEL_1"), multi_hot=True)
+    assert in_order_of(bits, ("news", "ads"))[0].names == ("news", "ads")
 
 
 def test_words_and_tags_of_different_number_are_refused(tmp_path: Path) -> None:

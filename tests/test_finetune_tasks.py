@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from common.errors import ModelError, UsageError
 from tests.finetuning import TUTORIAL, Listener, base_model, make_order, train_here
-from tests.tiny_models import causal_gpt2, masked_roberta
+from tests.tiny_models import causal_gpt2, classifier, masked_roberta, tagger
 
 TEXTS = [
     "the cat likes the dog", "a big city in france", "i go to school", "bad news", "good news from the old city",
@@ -131,6 +131,65 @@ def test_lists_of_labels_are_learnt_each_for_itself(tmp_path: Path) -> None:
     result = train_here(order)
     assert result["labels"] == {"kind": "several", "names": ["city", "news", "the"]}
     assert result["metrics"]["accuracy"] > 0.8
+
+
+def test_multi_hot_labels_are_learnt_by_their_places(tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    names = ("city", "news", "the")
+    base = base_model(tmp_path / "base", spread=0.2)
+    rows = [{"text": text, "label": [float(name in text.split()) for name in names]} for text in TEXTS]
+    order = make_order(
+        tmp_path / "work", "text-classification", base, rows, rows, epochs=60, learning_rate=5e-3, batch_size=10,
+        arguments=SELDOM,
+    )  # fmt: skip
+    result = train_here(order)
+    assert result["labels"] == {"kind": "several", "names": ["LABEL_0", "LABEL_1", "LABEL_2"]}
+    assert result["metrics"]["accuracy"] > 0.8
+    found = pipeline("text-classification", model=str(order.model_directory), device="cpu")("bad news")
+    assert found[0]["label"] == "LABEL_1"
+
+
+#: So low that nothing is learnt.
+FROZEN: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-12}
+
+
+@pytest.mark.parametrize("shown", [("so-so", "good", "bad"), ("so-so", "bad")])
+def test_a_classifier_trained_further_keeps_its_classes(shown: tuple[str, ...], tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    base = classifier(tmp_path / "base", ("so-so", "good", "bad"))
+    rows = [{"text": text, "label": shown[n % len(shown)]} for n, text in enumerate(TEXTS)]
+    order = make_order(tmp_path / "work", "text-classification", base, rows, **FROZEN)
+    result = train_here(order)
+    assert result["labels"]["names"] == ["so-so", "good", "bad"]
+    before, after = (
+        pipeline("text-classification", model=str(path), device="cpu", top_k=None)(TEXTS)
+        for path in (base, order.model_directory)
+    )
+    for one, other in zip(before, after, strict=True):
+        assert {e["label"]: e["score"] for e in one} == pytest.approx({e["label"]: e["score"] for e in other})
+
+
+def test_a_tagger_trained_further_keeps_its_tags(tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    base = tagger(tmp_path / "base")
+    rows = [{"tokens": ["i", "in", "paris"], "tags": ["B-PER", "O", "B-LOC"]}] * 4
+    order = make_order(tmp_path / "work", "token-classification", base, rows, **FROZEN)
+    result = train_here(order)
+    assert result["labels"]["names"] == ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    assert not any("head" in note for note in result["notes"])
+    before, after = (
+        pipeline("token-classification", model=str(path), device="cpu")(TEXTS) for path in (base, order.model_directory)
+    )
+    assert [[e["entity"] for e in one] for one in after] == [[e["entity"] for e in one] for one in before]
+
+
+def test_other_classes_than_those_of_the_base_model_are_said(tmp_path: Path) -> None:
+    base = classifier(tmp_path / "base", ("ham", "spam"))
+    notes = train_here(make_order(tmp_path / "work", "text-classification", base, REVIEWS, **FROZEN))["notes"]
+    assert notes[:1] == ["The base model has other classes (ham, spam): those of the examples take their place."]
 
 
 def test_tags_are_learnt_for_words_of_several_pieces(base: Path, tmp_path: Path) -> None:

@@ -104,14 +104,23 @@ def _text(value: Json, column: str) -> str:
 
 
 def _label(value: Json) -> Json:
-    """Return a label as a number, a word, or a list of words."""
+    """Return a label as a number, a word, or a list of them."""
     if isinstance(value, list):
-        return sorted({str(item).strip() for item in value})
+        return [_class(item) for item in value]
     if isinstance(value, bool | int | float) and (isinstance(value, bool) or math.isfinite(value)):
         return str(value).lower() if isinstance(value, bool) else value
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"a label must be a word, a number or a list of words, found {json.dumps(value)[:80]}")
     return _parsed(value.strip())
+
+
+def _class(item: Json) -> Json:
+    """Return an item of a list of labels: a name, or a whole number."""
+    if isinstance(item, str):
+        return item.strip()
+    if isinstance(item, bool | int) or (isinstance(item, float) and item.is_integer()):
+        return item
+    raise UsageError(f"a list of labels holds names, or a 0 or 1 for each class; found {json.dumps(item)[:80]}")
 
 
 def _parsed(text: str) -> Json:

@@ -5,8 +5,8 @@ The producer applies it to files before anything is submitted, the worker to dat
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from common.errors import UsageError
 from common.nearest import did_you_mean
@@ -30,10 +30,12 @@ class Labels:
     kind: str  #: `classes`, `several` (a list of classes each), `number`, `tags`, or `` where nothing is
     names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    multi_hot: bool = False  #: of `several`: each list holds a 0 or 1 for every class, instead of their names
 
     def encode(self) -> dict[str, Json]:
         """Return the JSON object that `decode` takes."""
-        return {"kind": self.kind, "names": list(self.names), "warnings": list(self.warnings)}
+        lists = {"names": list(self.names), "warnings": list(self.warnings)}
+        return {"kind": self.kind, **lists, "multi_hot": self.multi_hot}
 
     @classmethod
     def decode(cls, raw: Mapping[str, Json]) -> "Labels":
@@ -44,18 +46,19 @@ class Labels:
         """
         lists = [raw.get("names"), raw.get("warnings")]
         whole = all(isinstance(found, list) and all(isinstance(item, str) for item in found) for found in lists)
-        if raw.get("kind") not in _KINDS or not whole:
+        multi_hot = raw.get("multi_hot", False)
+        if raw.get("kind") not in _KINDS or not whole or not isinstance(multi_hot, bool):
             raise UsageError(f"expected kind, names and warnings of the labels, found {str(raw)[:80]}")
-        return cls(raw["kind"], tuple(raw["names"]), tuple(raw["warnings"]))
+        return cls(raw["kind"], tuple(raw["names"]), tuple(raw["warnings"]), multi_hot)
 
     @property
     def words(self) -> str:
         """The labels in a few words."""
         if self.kind == "number":
             return "regression: the labels are numbers with a fraction"
-        listed = ", ".join(self.names[:_LISTED]) + (", ..." if len(self.names) > _LISTED else "")
-        kinds = {"classes": "labels", "several": "labels, several for each text", "tags": "tags"}
-        return f"{len(self.names)} {kinds[self.kind]}: {listed}" if self.kind else ""
+        several = "labels, each 0 or 1 for each text" if self.multi_hot else "labels, several for each text"
+        kinds = {"classes": "labels", "several": several, "tags": "tags"}
+        return f"{len(self.names)} {kinds[self.kind]}: {_names(self.names)}" if self.kind else ""
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -81,7 +84,7 @@ def survey(task: str, examples: Sequence[Example]) -> Labels:
     labels = [example["label"] for example in examples]
     if any(isinstance(label, list) for label in labels):
         return _several(labels)
-    if all(isinstance(label, int | float) for label in labels) and any(isinstance(label, float) for label in labels):
+    if all(isinstance(label, int | float) for label in labels) and not all(map(_is_whole, labels)):
         return _numbers(labels)
     return _classes(labels)
 
@@ -105,10 +108,32 @@ def _tags(examples: Sequence[Example]) -> Labels:
 def _several(labels: Sequence[Json]) -> Labels:
     if not all(isinstance(label, list) for label in labels):
         raise UsageError("Some labels are lists and some are not: give every example a list, if need be an empty one.")
-    names = sorted({name for label in labels for name in label})
+    if _are_multi_hot(labels):
+        return _multi_hot(labels)
+    for label in labels:
+        if len(set(label)) < len(label) and all(map(_is_bit, label)):
+            raise UsageError(f"The label {label} looks like a 0 or 1 for each class, but others have another length.")
+    names = _sorted({_name(item) for label in labels for item in label})
     if len(names) < 2:
         raise UsageError(f"The labels hold {len(names)} class: there is nothing to tell apart.")
-    return Labels("several", tuple(names))
+    return Labels("several", names)
+
+
+def _are_multi_hot(labels: Sequence[list[Json]]) -> bool:
+    """Whether lists hold a 0 or 1 for each class: as names, lists of one length with no more values say nothing."""
+    longest = len(labels[0])
+    return longest > 1 and all(len(label) == longest and all(map(_is_bit, label)) for label in labels)
+
+
+def _multi_hot(labels: Sequence[list[Json]]) -> Labels:
+    """Return the classes under the names that transformers gives to those without any."""
+    if all(label == labels[0] for label in labels):
+        raise UsageError(f"Every example has the label {labels[0]}: there is nothing to learn.")
+    names = tuple(f"LABEL_{number}" for number in range(len(labels[0])))
+    used = {name for label in labels for name, bit in zip(names, label, strict=True) if bit}
+    unused = [name for name in names if name not in used]
+    warnings = [f"{_listed('label', unused)} is 0 in every example."] if unused else []
+    return Labels("several", names, tuple(warnings), multi_hot=True)
 
 
 def _numbers(labels: Sequence[float]) -> Labels:
@@ -118,16 +143,38 @@ def _numbers(labels: Sequence[float]) -> Labels:
 
 
 def _classes(labels: Sequence[Json]) -> Labels:
-    counts = Counter(map(str, labels))
+    counts = Counter(map(_name, labels))
     if len(counts) == 1:
         raise UsageError(f"Every example has the label {labels[0]!r}: there is nothing to tell apart.")
     if len(counts) > _MOST_CLASSES:
         raise UsageError(f"There are {len(counts):,} different labels; is that the right --label-column?")
-    numbers = all(isinstance(label, int) for label in labels)
-    names = sorted(counts, key=int) if numbers else sorted(counts)
+    names = _sorted(counts)
     once = [name for name in names if counts[name] == 1]
     warnings = [f"{_listed('label', once)} occurs once: hardly enough to learn from."] if once else []
-    return Labels("classes", tuple(names), tuple(warnings))
+    return Labels("classes", names, tuple(warnings))
+
+
+def _sorted(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names in order, whole numbers by their value."""
+    try:
+        return tuple(sorted(names, key=int))
+    except ValueError:
+        return tuple(sorted(names))
+
+
+def _is_whole(label: Json) -> bool:
+    return isinstance(label, int) or (isinstance(label, float) and label.is_integer())
+
+
+def _is_bit(item: Json) -> bool:
+    return isinstance(item, bool | int | float) and item in (0, 1)
+
+
+def _name(label: Json) -> str:
+    """Return the name of a class: of 1 and of 1.0, which pandas makes of 1 beside an empty cell, it is 1."""
+    if isinstance(label, bool):
+        return str(label).lower()
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
 def check_seen(labels: Labels, examples: Sequence[Example], source: str) -> None:
@@ -143,7 +190,11 @@ def check_seen(labels: Labels, examples: Sequence[Example], source: str) -> None
         if wrong:
             raise UsageError(f"{source}: the training set has numbers for labels, here is {wrong[0]!r}.")
         return
-    unseen = sorted({name for example in examples for name in names_of(labels, example)} - set(labels.names))
+    try:
+        seen = {name for example in examples for name in names_of(labels, example)}
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from error
+    unseen = sorted(seen - set(labels.names))
     if unseen:
         raise UsageError(
             f"{source}: {_listed('label', unseen)} does not occur in the training set, which has {labels.words}."
@@ -168,14 +219,50 @@ def check_metric(task: str, labels: Labels | None, metric: str) -> None:
 
 
 def names_of(labels: Labels, example: Example) -> list[str]:
-    """Return the names of the classes of one example."""
+    """Return the names of the classes of one example.
+
+    Raises:
+        UsageError: its label is not of the kind that the training set has.
+    """
     value = example["tags"] if labels.kind == "tags" else example["label"]
-    return [str(name) for name in value] if isinstance(value, list) else [str(value)]
+    if labels.multi_hot:
+        if not isinstance(value, list) or len(value) != len(labels.names) or not all(map(_is_bit, value)):
+            raise UsageError(f"expected {len(labels.names)} numbers, each 0 or 1, as a label, found {str(value)[:80]}")
+        return [name for name, bit in zip(labels.names, value, strict=True) if bit]
+    if labels.kind == "classes" and isinstance(value, list):
+        raise UsageError(f"expected one label, found {str(value)[:80]}")
+    return [_name(item) for item in value] if isinstance(value, list) else [_name(value)]
+
+
+def in_order_of(labels: Labels, known: Sequence[str]) -> tuple[Labels, str]:
+    """Return the labels as a model has them that tells `known` classes apart, and what is to be said of it.
+
+    A head keeps what it has learnt only where its classes keep their places. A model that knows more classes than the
+    examples show goes on knowing them; names that differ in case alone are the same.
+    """
+    if labels.kind not in ("classes", "several", "tags") or not known or labels.names == tuple(known):
+        return labels, ""
+    if labels.multi_hot and len(labels.names) == len(known):
+        return replace(labels, names=tuple(known)), ""
+    own = {name.casefold(): name for name in labels.names}
+    folded = [name.casefold() for name in known]
+    same = len(own) == len(labels.names) and len(set(folded)) == len(folded) and own.keys() <= set(folded)
+    if labels.multi_hot or not same:
+        return labels, f"The base model has other classes ({_names(known)}): those of the examples take their place."
+    names = tuple(own.get(fold, name) for fold, name in zip(folded, known, strict=True))
+    missing = [name for name in names if name not in labels.names]
+    return replace(labels, names=names), f"The base model's {_listed('label', missing)} is in no example." * bool(
+        missing
+    )
 
 
 def _listed(noun: str, names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:_LISTED])) + (f" and {len(names) - _LISTED} more" * (len(names) > _LISTED))
     return f"{noun} {shown}"
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
 
 
 def split(
@@ -191,7 +278,7 @@ def split(
     """
     groups: dict[str, list[int]] = {}
     for number, example in enumerate(examples):
-        groups.setdefault(str(example["label"]) if labels.kind == "classes" else "", []).append(number)
+        groups.setdefault(names_of(labels, example)[0] if labels.kind == "classes" else "", []).append(number)
     chosen: set[int] = set()
     shuffled = random.Random(seed)  # noqa: S311 - a fair draw, no secret
     for members in groups.values():

@@ -41,7 +41,10 @@ class Examples:
             labels = Labels.decode(training.labels)
             check_seen(labels, self.train, "the training set")
             return labels
-        return survey(task, self.train)
+        labels = survey(task, self.train)
+        if training.train_source and labels.words:  # of files, the producer has said it
+            self.notes.append(labels.words)
+        return labels
 
     def _load(self, task: str, training: Training, source: str | None, files: Sequence[str]) -> list[Example]:
         if source is None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ModelError
-from common.training.labels import Labels
+from common.training.labels import Labels, in_order_of
 from common.training.spec import Training
 from workers.runners.batching import is_out_of_memory
 from workers.runners.loading import LOAD_ERRORS, Source, load_config, load_tokenizer
@@ -57,6 +57,25 @@ def load_base(
     _say_new_weights(model, info, source.directory, note)
     _give_padding(model, tokenizer)
     return (_with_adapter(model, training) if training.lora else model), tokenizer
+
+
+def as_base_has_them(auto_class: str, source: Source, labels: Labels, note: Callable[[str], None]) -> Labels:
+    """Return the labels in the order in which the base model's own head has them, where it tells the same apart.
+
+    Raises:
+        ModelError: as `load_config`.
+    """
+    found, said = in_order_of(labels, _classes_of(load_config(source), auto_class.removeprefix("AutoModel")))
+    if said:
+        note(said)
+    return found
+
+
+def _classes_of(config: Any, head: str) -> tuple[str, ...]:
+    """Return the classes of a model with that head (`ForTokenClassification`); none if they have no names."""
+    names = tuple(str(name) for _, name in sorted(config.id2label.items()))
+    has_head = any(name.endswith(head) for name in config.architectures or ())
+    return names if has_head and names != tuple(f"LABEL_{number}" for number in range(len(names))) else ()
 
 
 def most_tokens(model: Any, tokenizer: Any, training: Training) -> int:

@@ -15,7 +15,7 @@ from workers.training.callbacks import Checkpoints, Watch
 from workers.training.card import describe_run, write_cards
 from workers.training.data import Examples, encoded_dataset
 from workers.training.link import Link
-from workers.training.models import load_base, most_tokens
+from workers.training.models import as_base_has_them, load_base, most_tokens
 from workers.training.order import Order
 from workers.training.scores import confusion
 from workers.training.tasks import RECIPES, Encoded
@@ -78,6 +78,7 @@ def train(order: Order, link: Link) -> dict[str, Json]:
     link.tell_once("stage", text=f"loading {order.model_facts['model']}")
     set_seed(training.seed)
     source = Source(Path(order.model), allow_pickle=order.allow_pickle, allow_remote_code=order.allow_remote_code)
+    examples.labels = as_base_has_them(recipe.auto_class, source, examples.labels, note)
     model, tokenizer = load_base(recipe.auto_class, source, examples.labels, training, note)
     most = most_tokens(model, tokenizer, training)
     encoded = {
