@@ -12,6 +12,7 @@ from common.inputs.row_ranges import RowRange
 from common.redis import keys
 from common.redis.keys import JobKeys
 from common.store.store import Store
+from common.values import new_job_id
 from tests import forgery
 from tests.processes import RedisServer, Shell, Workers, wait_until
 
@@ -133,3 +134,21 @@ def test_forged_notes_of_files_remove_nothing_and_stop_nothing(
     wait_until(lambda: "what is noted of files cannot be looked after" in again.text(), 30, "it is logged")
     still_works(shell, tmp_path)
     assert "Traceback" not in workers.text() + again.text()
+
+
+def test_links_below_a_shared_place_lead_no_writer_out(
+    server: RedisServer, shell: Shell, started: Started, tmp_path: Path
+) -> None:
+    workers, shared = started
+    job = new_job_id()
+    (shared / "out").mkdir()
+    (shared / "out" / "_attempts").symlink_to(tmp_path / "secret")
+    (shared / job).symlink_to(tmp_path / "secret")
+    forgery.write_job(server.client, {}, output={"address": f"{shared}/out", "format": "jsonl"})
+    forgery.write_job(server.client, {}, job_id=job, store=str(shared))
+    for place in (f"{shared}/out/_attempts", f"{shared}/{job}"):
+        wait_until(lambda place=place: f"Cannot write {place}" in workers.text(), 30, f"{place} is refused")
+    server.client.hset(keys.STORED, job, str(shared))
+    shell.run("delete", "--force", job, status=None)
+    assert [path.name for path in (tmp_path / "secret").iterdir()] == ["in.txt"]
+    still_works(shell, tmp_path)

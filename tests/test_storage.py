@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -121,3 +121,54 @@ def test_a_file_in_the_place_of_the_directory_is_an_error_in_words(tmp_path: Pat
     (tmp_path / "store").write_text("")
     with pytest.raises(StorageError, match=r"Cannot write .*store"):
         open_storage(str(tmp_path / "store")).write("x", b"")
+
+
+@pytest.mark.parametrize("folder", ["", "job"])
+def test_a_link_below_the_directory_is_not_followed(tmp_path: Path, folder: str) -> None:
+    root, secret = tmp_path / "store", tmp_path / "secret"
+    (root / folder).mkdir(parents=True)
+    (secret / "deep").mkdir(parents=True)
+    (secret / "x").write_bytes(b"red")
+    storage = open_storage(str(root), folder)
+    storage.write("y", b"1")
+    (root / folder / "aside").symlink_to(secret)
+    (root / folder / "x").symlink_to(secret / "x")
+    calls: list[Callable[[], object]] = [
+        lambda: storage.write("aside/z", b""),
+        lambda: storage.write("aside/deep/z", b""),
+        lambda: storage.read("aside/x"),
+        lambda: storage.read("x"),
+        lambda: storage.move("y", "aside/y"),
+        lambda: storage.move("aside/x", "y"),
+        lambda: storage.remove("aside/x"),
+        lambda: storage.names("aside"),
+        lambda: storage.write("../z", b""),
+        lambda: storage.read("../../secret/x"),
+    ]
+    for call in calls:
+        with pytest.raises(StorageError):
+            call()
+    storage.prune("aside/deep")
+    storage.write("x", b"blue")  # in the place of the link
+    assert sorted(path.name for path in secret.iterdir()) == ["deep", "x"]
+    assert (secret / "x").read_bytes() == b"red"
+    storage.remove_all()
+    assert (secret / "deep").is_dir()
+
+
+def test_a_folder_that_is_a_link_is_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "x").touch()
+    (tmp_path / "store" / "job").symlink_to(tmp_path / "secret")
+    with pytest.raises(StorageError, match="link"):
+        open_storage(str(tmp_path / "store"), "job").write("x", b"")
+    with pytest.raises(StorageError):
+        open_storage(str(tmp_path / "store"), "job").remove_all()
+    assert (tmp_path / "secret" / "x").exists()
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(StorageError, match="not a regular file"):
+        open_storage(str(tmp_path)).read("x")

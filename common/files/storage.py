@@ -5,25 +5,29 @@ addresses a process may open is not decided here (`common.shared`).
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from common.errors import StorageError
 from common.files.access import is_in_bucket, open_file_system, storage_errors
 from common.shared import is_address, local_path
 
 
-def open_storage(address: str) -> "Storage":
-    """Return the files under a path or an address.
+def open_storage(address: str, folder: str = "") -> "Storage":
+    """Return the files under a path or an address, or in a folder below it, which is no link.
 
     Raises:
         StorageError: the address is of a kind that cannot be opened here.
     """
-    return RemoteStorage(address) if is_address(address) else LocalStorage(local_path(address))
+    if is_address(address):
+        return RemoteStorage(f"{address.rstrip('/')}/{folder}")
+    return LocalStorage(local_path(address), folder)
 
 
 class Storage(ABC):
@@ -63,10 +67,15 @@ class Storage(ABC):
 
 
 class LocalStorage(Storage):
-    """Files in a directory, which is made when the first one is written."""
+    """Files in a directory, which is made when the first one is written.
 
-    def __init__(self, root: Path) -> None:
+    Below the root no link is followed: whoever else may write there could lead us anywhere by one. The folders of a
+    name are opened one after the other, so that none can be exchanged for a link between a check and its use.
+    """
+
+    def __init__(self, root: Path, folder: str = "") -> None:
         self._root = root
+        self._folder = folder
 
     def check(self) -> None:
         """Check that the directory, or the nearest one above it that is there, may be written."""
@@ -81,32 +90,37 @@ class LocalStorage(Storage):
         """Return a file's bytes; None where there is none."""
         with self._errors("read", name):
             try:
-                return (self._root / name).read_bytes()
+                with self._opened(name) as (folder, file):
+                    found = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
             except FileNotFoundError:
                 return None
+            with open(found, "rb") as stream:
+                if not stat.S_ISREG(os.fstat(found).st_mode):
+                    raise OSError(errno.EINVAL, "it is not a regular file")
+                return stream.read()
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file aside, have the disk take it, and rename it."""
-        target = self._root / name
-        aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-        with self._errors("write", name):
-            target.parent.mkdir(parents=True, exist_ok=True)
+        with self._errors("write", name), self._opened(name, make=True) as (folder, file):
+            aside = f".{file}.{secrets.token_hex(4)}.part"
             try:
-                with aside.open("xb") as stream:
+                made = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder)
+                with open(made, "wb") as stream:
                     stream.write(data)
                     stream.flush()
                     os.fsync(stream.fileno())
-                aside.replace(target)
+                os.replace(aside, file, src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
-                aside.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(aside, dir_fd=folder)
                 raise
 
     def move(self, source: str, target: str) -> bool:
         """Rename a file."""
-        with self._errors("write", target):
-            (self._root / target).parent.mkdir(parents=True, exist_ok=True)
+        with self._errors("write", target), self._opened(target, make=True) as (target_folder, target_file):
             try:
-                (self._root / source).replace(self._root / target)
+                with self._opened(source) as (folder, file):
+                    os.replace(file, target_file, src_dir_fd=folder, dst_dir_fd=target_folder)
             except FileNotFoundError:
                 return False
         return True
@@ -114,37 +128,75 @@ class LocalStorage(Storage):
     def remove(self, *names: str) -> None:
         """Remove files."""
         for name in names:
-            with self._errors("remove", name):
-                (self._root / name).unlink(missing_ok=True)
+            with self._errors("remove", name), contextlib.suppress(FileNotFoundError):
+                with self._opened(name) as (folder, file):
+                    os.unlink(file, dir_fd=folder)
 
     def prune(self, folder: str) -> None:
         """Remove a folder, and those it lies in, unless something is in them."""
-        place = self._root / folder
+        place = PurePosixPath(folder)
         with contextlib.suppress(OSError):
-            while place != self._root:
-                place.rmdir()
+            while place.name:
+                with self._opened(str(place)) as (above, name):
+                    os.rmdir(name, dir_fd=above)
                 place = place.parent
 
     def remove_all(self) -> None:
         """Remove the directory."""
         with self._errors("remove", ""), contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._root)
+            if not self._folder:
+                shutil.rmtree(self._root)
+                return
+            with self._opened("") as (above, name):
+                shutil.rmtree(name, dir_fd=above)
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names of the files directly in a folder."""
         with self._errors("list", folder):
             try:
-                entries = sorted(entry.name for entry in os.scandir(self._root / folder) if entry.is_file())
+                with self._opened(f"{folder}/.") as (opened, _), os.scandir(opened) as entries:
+                    found = sorted(entry.name for entry in entries if entry.is_file() or entry.is_symlink())
             except FileNotFoundError:
                 return []
-        return [name for name in entries if not name.startswith(".")]  # those aside belong to nobody yet
+        return [name for name in found if not name.startswith(".")]  # those aside belong to nobody yet
+
+    @contextlib.contextmanager
+    def _opened(self, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+        """Open the folder of a name, made if need be; yield its descriptor and the last part of the name."""
+        *folders, last = f"{self._folder}/{name}".strip("/").split("/")
+        if ".." in folders or last == "..":
+            raise OSError(errno.EINVAL, "it leads out of its place")
+        if make:
+            self._root.mkdir(parents=True, exist_ok=True)
+        opened = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for folder in filter(None, folders):
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(folder, dir_fd=opened)
+                below = _open_folder(folder, opened)
+                os.close(opened)
+                opened = below
+            yield opened, last
+        finally:
+            os.close(opened)
 
     @contextlib.contextmanager
     def _errors(self, verb: str, name: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise StorageError(f"Cannot {verb} {self._root / name}: {error.strerror or error}.") from error
+            place = self._root / self._folder / name
+            raise StorageError(f"Cannot {verb} {place}: {error.strerror or error}.") from error
+
+
+def _open_folder(name: str, above: int) -> int:
+    try:
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+    except NotADirectoryError:
+        if stat.S_ISLNK(os.lstat(name, dir_fd=above).st_mode):
+            raise OSError(errno.ELOOP, f"{name} is a link, and links are not followed here") from None
+        raise
 
 
 class RemoteStorage(Storage):

@@ -52,7 +52,7 @@ class ModelsStore:
 
     def work_directory(self, job_id: str, attempt: str) -> Path:
         """Return a directory for an attempt's checkpoints, made if need be."""
-        directory = self.root / job_id / WORK / attempt
+        directory = self._place(job_id, WORK, attempt)
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
@@ -72,11 +72,11 @@ class ModelsStore:
         mode = (directory / CARD).stat().st_mode
         for path in directory.iterdir():  # safetensors writes files that only their owner can read
             path.chmod(mode)
-        directory.replace(self.root / job_id / attempt)
+        directory.replace(self._place(job_id, attempt))
 
     def choose(self, job_id: str, attempt: str) -> None:
         """Make this attempt's model the one that counts, and forget the work that led to it."""
-        card = (self.root / job_id / attempt / CARD).read_text()
+        card = (self._place(job_id, attempt) / CARD).read_text()
         aside = self.root / job_id / f"{CARD}.{attempt}"
         aside.write_text(json.dumps({**json.loads(card), "attempt": attempt}))
         aside.replace(self.root / job_id / CARD)
@@ -111,8 +111,9 @@ class ModelsStore:
 
         Raises:
             ModelError: `model_not_found`, the job has no model here.
+            UsageError: it is a link.
         """
-        return self.root / job_id / self._found(job_id).attempt
+        return self._place(job_id, self._found(job_id).attempt)
 
     def export(self, job_id: str, target: Path) -> None:
         """Copy the job's model into the directory `target`, whole or not at all.
@@ -132,6 +133,19 @@ class ModelsStore:
             raise UsageError(f"{target} cannot be written: {error.strerror or error}.") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+    def _place(self, *parts: str) -> Path:
+        """Return a directory of the store. Links below its root are not followed: they could lead anywhere.
+
+        Raises:
+            UsageError: there is one.
+        """
+        place = self.root
+        for part in parts:
+            place = place / part
+            if place.is_symlink():
+                raise UsageError(f"{place} is a link; the directories of a model store must not be links.")
+        return place
 
     def _found(self, job_id: str) -> StoredModel:
         model = self.find(job_id)

@@ -117,7 +117,7 @@ class FilePayloads(PayloadStore):
         """Keep the payloads in `address`, a store that other jobs have too."""
         super().__init__(client, scripts, job_id)
         self._address = address
-        self._storage = open_storage(job_address(address, job_id))
+        self._storage = open_storage(address, job_id)
         self._is_noted = False
         # A producer that was replaced while it slept must not write over the files of the one that took over.
         self._token = secrets.token_hex(4)
@@ -162,11 +162,6 @@ class FilePayloads(PayloadStore):
             self._client.hset(keys.STORED, self._job_id, self._address)
             self._is_noted = True
         self._storage.write(file, data)
-
-
-def job_address(store: str, job_id: str) -> str:
-    """Return where the files of a job are in a store."""
-    return f"{store.rstrip('/')}/{job_id}"
 
 
 def _input_file(name: str, token: str) -> str:

@@ -10,7 +10,6 @@ import redis
 from common.errors import ModelError, StorageError, UnknownJob
 from common.files.storage import open_storage
 from common.jobs import Job, decode_job
-from common.payloads.payload_store import job_address
 from common.redis import keys
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
@@ -170,6 +169,6 @@ class Store:
         address = (self.client.hget(keys.STORED, job_id) or b"").decode(errors="replace")
         if not address or not self._may_open(address):
             return False
-        open_storage(job_address(address, job_id)).remove_all()
+        open_storage(address, job_id).remove_all()
         self.client.hdel(keys.STORED, job_id)
         return True
