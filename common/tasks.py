@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 from common.errors import RecordError, UsageError
+from common.task_params import LOAD_PARAMS, TASK_PARAMS, Params
 from common.values import Json
 
 #: Other distributions bring runners of their own by entry points of this group, named as their task.
@@ -41,6 +42,11 @@ class Task:
         return name if (name,) in self.fields else None
 
     @property
+    def params(self) -> Params | None:
+        """What `-p` takes, by name; None for the runner of another distribution, which alone knows its own."""
+        return {**LOAD_PARAMS, **TASK_PARAMS[self.name]} if self.name in TASK_PARAMS else None
+
+    @property
     def needs(self) -> str:
         """The required fields in words."""
         return " or ".join(" + ".join(names) for names in self.fields)
@@ -51,6 +57,7 @@ class Task:
             "summary": self.summary,
             "fields": [list(names) for names in self.fields],
             "optional": list(self.optional),
+            "params": None if self.params is None else {name: kind.words for name, kind in self.params.items()},
             "model": self.model,
             "revision": self.revision,
         }

@@ -154,7 +154,7 @@ class Client(Connection):
             task=task,
             model=model,
             revision=revision,
-            params=params or {},
+            params=params or (),
             name=name,
             labels=labels or {},
             priority=priority,

@@ -11,6 +11,7 @@ from common.errors import UsageError
 from common.jobs import Job
 from common.models.names import resolve_model
 from common.nearest import did_you_mean
+from common.params import parse_params
 from common.payloads.encoding import encode_records
 from common.payloads.job_payloads import JobPayloads
 from common.settings import Settings, load_settings
@@ -23,7 +24,7 @@ from producer.client import Client
 from producer.examples import CHUNK_RECORDS, ExampleSet, read_examples
 from producer.exits import INTERRUPTED, exit_status
 from producer.follow import follow_to_end
-from producer.plan import check_spec, parse_params
+from producer.plan import check_spec
 from producer.printing import Say
 from producer.run import warn_if_unserved
 from producer.submission import taken_back

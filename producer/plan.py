@@ -1,7 +1,5 @@
 """From the options of `submit` to a plan: everything checked that can be checked before any work."""
 
-import json
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from common.inputs import Inputs, find_inputs
 from common.inputs.in_place import cut_source, shared_makers, size_to_cut
 from common.inputs.sources import Reading
 from common.models.names import resolve_model
+from common.params import check_params, parse_params
 from common.settings import Settings, absolute, load_settings
 from common.store.heartbeats import Heartbeat
 from common.tasks import ALIASES, Task, find_task
@@ -91,7 +90,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     priority: str = "normal",
     column: str | None = None,
     id_column: str | None = None,
-    params: Mapping[str, Json] | None = None,
+    params: Mapping[str, Json] | Sequence[str] = (),
     labels: Mapping[str, str] | None = None,
     format_: str | None = None,
     device: str = "auto",
@@ -129,7 +128,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         task=ALIASES.get(task, task),
         model=resolved or known.model,
         revision=revision or (known.revision if resolved is None else None),
-        params=dict(params or {}),
+        params=check_task_params(known, params),
         queue=_queue_of(device),
         priority=priority,
         name=name,
@@ -230,28 +229,18 @@ def check_max_errors(text: str | None) -> str | None:
     return text
 
 
-def parse_params(params: Sequence[str]) -> dict[str, Json]:
-    """Return the `-p` options: KEY=VALUE, the value as JSON where it is JSON, else as text.
+def check_task_params(task: Task, params: Mapping[str, Json] | Sequence[str]) -> dict[str, Json]:
+    """Return the parameters of a job, checked as far as its task declares them.
+
+    Args:
+        task: declares them, unless its runner is another distribution's: then the worker checks them.
+        params: values by name, or the texts of `-p NAME=VALUE`, which are read as the declared types say.
 
     Raises:
-        UsageError: one has no `=`, or no key.
+        UsageError: the task has no such parameter, or it does not take that value.
     """
-    parsed: dict[str, Json] = {}
-    for param in params:
-        key, equals, value = param.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"-p {param!r}: expected KEY=VALUE, as top_k=3.")
-        parsed[key.strip()] = _parse_value(value)
-    return parsed
-
-
-def _parse_value(text: str) -> Json:
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    # json.loads also takes NaN and Infinity, which no option means.
-    return text if isinstance(value, float) and not math.isfinite(value) else value
+        values = dict(params) if isinstance(params, Mapping) else parse_params(params, task.params)
+        return values if task.params is None else check_params(task.name, task.params, values)
+    except ModelError as error:
+        raise UsageError(f"-p: {error.message}") from error

@@ -119,6 +119,9 @@ def test_standard_input_is_looked_at_before_anything_starts(alone: Shell, home: 
     [
         (["--task", "fill-maks"], ["Unknown task 'fill-maks'", "Did you mean fill-mask"]),
         (["--task", "fill-mask", "-p", "top_k"], ["'top_k'", "KEY=VALUE"]),
+        (["--task", "fill-mask", "-p", "topk=1"], ["no parameter 'topk'", "Did you mean top_k"]),
+        (["--task", "ner", "-p", "stride=-1"], ["stride must be a whole number of at least 0", "-1"]),
+        (["--task", "translation_en_to_de", "-p", "top_p=7"], ["top_p must be a number from 0 to 1", "7"]),
         (["--task", "fill-mask", "-m", "./gone"], ["./gone", "no such directory"]),
         (["--task", "fill-mask", "-m", "folder.txt/"], ["folder.txt/", "config.json"]),
         (["--task", "fill-mask", "-m", "good.txt"], ["good.txt is a file"]),

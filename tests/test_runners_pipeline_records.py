@@ -218,7 +218,7 @@ def test_without_truncation_a_long_text_fails_instead(models):
     ("task", "model", "params", "said"),
     [
         ("fill-mask", "masked_bert", {"topk": 3}, "Did you mean top_k"),
-        ("fill-mask", "masked_bert", {"colour": "red"}, "It has: targets, top_k"),
+        ("fill-mask", "masked_bert", {"colour": "red"}, "Known are targets, top_k"),
         ("fill-mask", "masked_bert", {"top_k": "3"}, "whole number"),
         ("fill-mask", "masked_bert", {"top_k": True}, "whole number"),
         ("fill-mask", "masked_bert", {"top_k": 10_000}, "at most"),

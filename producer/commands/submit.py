@@ -96,10 +96,10 @@ def submit(
       2    wrong usage or input
       130  after Ctrl-C
     """
-    from producer.plan import make_plan, parse_params
+    from producer.plan import make_plan
     from producer.selection import parse_labels
 
-    plan = make_plan(inputs, params=parse_params(params), labels=parse_labels(labels), **options)
+    plan = make_plan(inputs, params=params, labels=parse_labels(labels), **options)
     if dry_run:
         from producer.dry_run import make_report
 

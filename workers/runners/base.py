@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from common.task_params import LOAD_PARAMS
 from common.values import Json, Outcome
 from workers.runners.budget import TokenBudget
 
@@ -62,7 +63,7 @@ class Runner(ABC):
     #: How much its batches hold, for a runner that learns that.
     budget: TokenBudget | None = None
     #: Parameters (of `-p`) that decide how the model is loaded, not how it runs.
-    load_params: ClassVar[frozenset[str]] = frozenset({"dtype", "ignore_auto_map"})
+    load_params: ClassVar[frozenset[str]] = frozenset(LOAD_PARAMS)
 
     @abstractmethod
     def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:

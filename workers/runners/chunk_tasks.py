@@ -2,13 +2,12 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import pipelines as hf
 
 from common.tasks import TASKS
 from common.values import Json
-from workers.runners.kinds import COUNT_OR_ZERO, FLAG, LIST, TEXT, TEXTS, Kind, one_of
 from workers.runners.labelling import check_job_labelling, labelling
 from workers.runners.pipeline_tasks import PlainTask, Prepared, Row, Settings, own_params
 from workers.runners.reading import fields_of
@@ -38,11 +37,6 @@ class TokenClassification(ChunkTask):
     name = "token-classification"
     pipeline_class = hf.TokenClassificationPipeline
     auto_class = "AutoModelForTokenClassification"
-    known: ClassVar[Mapping[str, Kind]] = {
-        "aggregation_strategy": one_of("none", "simple", "first", "average", "max"),
-        "ignore_labels": LIST,
-        "stride": COUNT_OR_ZERO,
-    }
     per_token = ("logits", "input_ids", "offset_mapping", "special_tokens_mask")
     kept = (*per_token, "sentence", "is_last")
 
@@ -63,11 +57,6 @@ class ZeroShotClassification(ChunkTask):
     name = "zero-shot-classification"
     pipeline_class = hf.ZeroShotClassificationPipeline
     auto_class = "AutoModelForSequenceClassification"
-    known: ClassVar[Mapping[str, Kind]] = {
-        "candidate_labels": TEXTS,
-        "hypothesis_template": TEXT,
-        "multi_label": FLAG,
-    }
     kept = ("logits", "candidate_label", "sequence", "is_last")
 
     def __init__(self, pipe: Any) -> None:
@@ -102,7 +91,7 @@ class ZeroShotClassification(ChunkTask):
         """
         fields = fields_of(TASKS[self.name], value)
         text = text_of(fields["text"])
-        before, _, after = own_params(self, fields, tuple(self.known))
+        before, _, after = own_params(self, fields)
         return text, labelling(self.name, {**settings.preprocess, **before}), after
 
 

@@ -17,37 +17,20 @@ from tokenizers import normalizers
 from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
 from common.errors import ModelError
+from common.params import check_params
+from common.task_params import TASK_PARAMS
 from common.values import Json, Outcome
 from workers.runners.agreement import close
 from workers.runners.base import PreparingRunner, Watch
 from workers.runners.batching import Item, run_batches
 from workers.runners.budget import TokenBudget
-from workers.runners.kinds import COUNT, FLAG, TEXT, Kind, check_params
 from workers.runners.later import Later, later
 from workers.runners.loading import Source, load_config, load_model, load_tokenizer
 from workers.runners.packing import PROBE, Packer, PackingRunner, pays, unpacked
 from workers.runners.pooling import load_dense, normalize, pool
-from workers.runners.sentence_config import (
-    POOLING_MODES,
-    DenseConfig,
-    SentenceConfig,
-    read_sentence_config,
-)
+from workers.runners.sentence_config import DenseConfig, SentenceConfig, read_sentence_config
 from workers.runners.texts import Encoded, accepted, encode, in_order, on_device, pad, read_inputs, text_of
 from workers.runners.truncation import input_limit
-
-
-def _are_modes(value: Json) -> bool:
-    return isinstance(value, str) and all(mode in POOLING_MODES for mode in value.split("+"))
-
-
-_PARAMS = {
-    "normalize": FLAG,
-    "pooling": Kind(f"one of {', '.join(POOLING_MODES)}, or several joined by +", _are_modes),
-    "prompt": TEXT,
-    "prompt_name": TEXT,
-    "truncate_dim": COUNT,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +177,7 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         return len(ids) - int(ids[-1] in self._tokenizer.all_special_ids)
 
     def _options(self, params: Mapping[str, Json]) -> _Options:
-        check_params(self._task, _PARAMS, params)
+        check_params(self._task, TASK_PARAMS["embedding"], params)
         pooling = tuple(params["pooling"].split("+")) if "pooling" in params else self._config.pooling
         scaled = params.get("normalize", None if self._configured else True)
         dimension = self._dimension(pooling)

@@ -100,7 +100,7 @@ class FastRunner(PackingRunner, PreparingRunner):
         """Return the texts of the records, tokenised, and what is not to be run so."""
         with self._host:
             settings = self._task.settings(params)
-            if not (self.fast and params.keys() <= self._way.knows):
+            if not self.fast or params.keys() & self._way.plain_only:
                 return _Prepared(inputs, params)
             asked, outcomes = read_inputs(inputs, lambda value: self._way.read(value, settings))
             items, too_long = self._tokenised(asked, outcomes)

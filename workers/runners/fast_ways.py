@@ -38,8 +38,8 @@ class Asked:
 class FastWay(ABC):
     """One task, run fast; `model` and `tokenizer` are those of the pipeline."""
 
-    #: The parameters that it knows; a job with others goes the plain way.
-    knows: ClassVar[frozenset[str]] = frozenset()
+    #: Parameters of the task that it cannot heed: a job with one of them goes the plain way.
+    plain_only: ClassVar[frozenset[str]] = frozenset()
     #: Whether texts are cut to what the model takes; where not, the plain way takes records with longer ones.
     cuts: ClassVar[bool] = True
     #: Whether the model's head reads the first token of each sequence alone.
@@ -86,7 +86,6 @@ class FastWay(ABC):
 class FastFillMask(FastWay):
     """The vocabulary head, larger than a small encoder, runs on the masks alone."""
 
-    knows = frozenset({"top_k", "targets"})
     cuts = False
 
     def __init__(self, task: PipelineTask[Any]) -> None:
@@ -98,7 +97,7 @@ class FastFillMask(FastWay):
         """Return the text with its masks made the tokenizer's own, and the targets that it brings."""
         fields = fields_of(TASKS[self.task.name], value)
         text = self.task.own_mask(text_of(fields["text"]))  # type: ignore[attr-defined]
-        return Asked([(text, None)], postprocess=own_params(self.task, fields, ("targets",))[2])
+        return Asked([(text, None)], postprocess=own_params(self.task, fields)[2])
 
     def refusal(self, row: Encoded) -> Failure | None:
         """Return `no_mask` where there is none."""
@@ -189,7 +188,7 @@ class FastFillMask(FastWay):
 class FastTextClassification(FastWay):
     """Texts and pairs, tokenised together."""
 
-    knows = frozenset({"top_k", "function_to_apply"})
+    plain_only = frozenset({"truncation", "max_length"})
     first_tokens = True
 
     def read(self, value: Json, settings: Settings) -> Asked:
@@ -207,7 +206,7 @@ class FastTextClassification(FastWay):
 class FastTokenClassification(FastWay):
     """Entities are grouped by the pipeline itself."""
 
-    knows = frozenset({"aggregation_strategy", "ignore_labels"})
+    plain_only = frozenset({"stride"})
 
     def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> Reduced:
         """Return each row's logits, of shape (tokens, labels)."""
@@ -231,7 +230,6 @@ class FastTokenClassification(FastWay):
 class FastZeroShotClassification(FastWay):
     """The pairs of all records share batches."""
 
-    knows = frozenset({"candidate_labels", "hypothesis_template", "multi_label"})
     cuts = False
     first_tokens = True
 
@@ -253,6 +251,8 @@ class FastZeroShotClassification(FastWay):
 
 class FastFeatureExtraction(FastWay):
     """Hidden states leave as the float32 numbers that they are."""
+
+    plain_only = frozenset({"truncation"})
 
     def forward(self, inputs: dict[str, Tensor], rows: Sequence[Encoded]) -> list[Tensor]:
         """Return for each row hidden states of shape (tokens, width)."""

@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import pipelines as hf
 
 from common.errors import ModelError, RecordError
 from common.tasks import TASKS
 from common.values import Json
-from workers.runners.kinds import COUNT, TEXTS, Kind
 from workers.runners.pipeline_tasks import PlainTask, Prepared, Settings, own_params
 from workers.runners.reading import fields_of
 from workers.runners.texts import text_of
@@ -27,7 +26,6 @@ class FillMask(PlainTask):
     name = "fill-mask"
     pipeline_class = hf.FillMaskPipeline
     auto_class = "AutoModelForMaskedLM"
-    known: ClassVar[Mapping[str, Kind]] = {"top_k": COUNT, "targets": TEXTS}
     kept = ("logits", "input_ids")
     per_token = ("logits", "input_ids")
 
@@ -51,7 +49,7 @@ class FillMask(PlainTask):
             inputs = dict(self.pipe.preprocess(text, **settings.preprocess))
         except hf.PipelineException as error:
             raise RecordError("no_mask", NO_MASK.format(self.tokenizer.mask_token)) from error
-        own = own_params(self, fields, ("targets",))
+        own = own_params(self, fields)
         if self.limit is None or length_of(inputs) <= self.limit:
             return Prepared([inputs], postprocess=own[2])
         body = self.tokenizer(text, add_special_tokens=False)["input_ids"]

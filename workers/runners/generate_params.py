@@ -1,8 +1,4 @@
-"""The parameters of `generate` that a job may set, and what its model and task settle where the job says nothing.
-
-Left out are those that choose caches, compilers or assistant models, that change what comes back, or that make a
-record's text depend on the others of its batch (`max_time`).
-"""
+"""What a job's parameters of `generate`, its task and its model come to together."""
 
 import copy
 from collections.abc import Mapping
@@ -10,47 +6,6 @@ from typing import Any
 
 from common.errors import ModelError
 from common.values import Json
-from workers.runners.kinds import COUNT, COUNT_OR_ZERO, FLAG, LIST, NUMBER, POSITIVE, TEXTS, WHOLES, Kind, either
-
-_IDS = Kind(
-    "a token id, or a list of them",
-    lambda value: COUNT_OR_ZERO.accepts(value) or (WHOLES.accepts(value) and bool(value)),
-)
-
-GENERATE_PARAMS: Mapping[str, Kind] = {
-    "bad_words_ids": LIST,
-    "begin_suppress_tokens": WHOLES,
-    "decoder_start_token_id": COUNT_OR_ZERO,
-    "do_sample": FLAG,
-    "early_stopping": either(FLAG, "never"),
-    "encoder_no_repeat_ngram_size": COUNT_OR_ZERO,
-    "encoder_repetition_penalty": POSITIVE,
-    "eos_token_id": _IDS,
-    "epsilon_cutoff": NUMBER,
-    "eta_cutoff": NUMBER,
-    "exponential_decay_length_penalty": LIST,
-    "forced_bos_token_id": COUNT_OR_ZERO,
-    "forced_eos_token_id": _IDS,
-    "length_penalty": NUMBER,
-    "max_length": COUNT,
-    "max_new_tokens": COUNT,
-    "min_length": COUNT_OR_ZERO,
-    "min_new_tokens": COUNT_OR_ZERO,
-    "min_p": NUMBER,
-    "no_repeat_ngram_size": COUNT_OR_ZERO,
-    "num_beams": COUNT,
-    "num_return_sequences": COUNT,
-    "remove_invalid_values": FLAG,
-    "renormalize_logits": FLAG,
-    "repetition_penalty": POSITIVE,
-    "stop_strings": TEXTS,
-    "suppress_tokens": WHOLES,
-    "temperature": POSITIVE,
-    "top_h": NUMBER,
-    "top_k": COUNT_OR_ZERO,
-    "top_p": NUMBER,
-    "typical_p": NUMBER,
-}
 
 
 def settle(model: Any, *layers: Mapping[str, Json]) -> Any:

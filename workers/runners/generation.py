@@ -8,7 +8,7 @@ share a batch.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 import torch
@@ -17,6 +17,8 @@ from transformers import pipelines as hf
 from transformers.utils.chat_template_utils import Chat
 
 from common.errors import ModelError, RecordError
+from common.params import check_params
+from common.task_params import TASK_PARAMS
 from common.tasks import TASKS
 from common.values import Json
 from workers.runners.base import Cancelled, Watch
@@ -24,8 +26,6 @@ from workers.runners.batching import is_device_lost
 from workers.runners.budget import MOST, TokenBudget
 from workers.runners.collating import join
 from workers.runners.continuous import ContinuousBatches, find_continuous
-from workers.runners.generate_params import GENERATE_PARAMS
-from workers.runners.kinds import FLAG, LIST, NUMBER, OBJECT, STRINGS, TEXT, WHOLE, WHOLES, Kind, check_params
 from workers.runners.pipeline_tasks import PipelineTask, Prepared, Row, Settings
 from workers.runners.pulse import Pulse
 from workers.runners.reading import fields_of, messages_of
@@ -44,32 +44,6 @@ _LOOK_BACK = {
     "encoder_no_repeat_ngram_size": 0,
     "exponential_decay_length_penalty": None,
     "sequence_bias": None,
-}
-_ID_LISTS = Kind(
-    "a list of lists of token ids",
-    lambda value: isinstance(value, list) and bool(value) and all(map(WHOLES.accepts, value)),
-)
-_DECAY = Kind(
-    "a list of two numbers, [start, factor]",
-    lambda value: isinstance(value, list) and len(value) == 2 and WHOLE.accepts(value[0]) and NUMBER.accepts(value[1]),
-)
-#: What `generate` takes (stop strings by the pipeline's name for them), what the pipeline takes, and `seed`.
-_KNOWN: Mapping[str, Kind] = {
-    **{name: kind for name, kind in GENERATE_PARAMS.items() if name != "stop_strings"},
-    "bad_words_ids": _ID_LISTS,
-    "exponential_decay_length_penalty": _DECAY,
-    "add_special_tokens": FLAG,
-    "clean_up_tokenization_spaces": FLAG,
-    "continue_final_message": FLAG,
-    "documents": LIST,
-    "prefix": TEXT,
-    "return_full_text": FLAG,
-    "seed": WHOLE,
-    "skip_special_tokens": FLAG,
-    "stop_sequence": STRINGS,
-    "tokenizer_encode_kwargs": OBJECT,
-    "tools": LIST,
-    "usage": FLAG,
 }
 
 
@@ -91,7 +65,6 @@ class TextGeneration(PipelineTask[GenerationSettings]):
     pipeline_class = hf.TextGenerationPipeline
     auto_class = "AutoModelForCausalLM"
     generates = True
-    known: ClassVar[Mapping[str, Kind]] = _KNOWN
 
     def __init__(self, pipe: Any) -> None:
         """Take the pipeline; on a GPU, try whether its model generates in continuous batches."""
@@ -102,8 +75,7 @@ class TextGeneration(PipelineTask[GenerationSettings]):
 
     def settings(self, params: Mapping[str, Json]) -> GenerationSettings:
         """Return the job's parameters; nothing is left to `generate` to refuse."""
-        check_params(self.name, self.known, params)
-        params = dict(params)
+        params = check_params(self.name, TASK_PARAMS[self.name], params)
         seed, usage = params.pop("seed", None), params.pop("usage", False)
         plain = self._sorted(params)
         forward = self._with_room(plain.forward)

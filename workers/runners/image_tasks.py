@@ -3,17 +3,16 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 from transformers import pipelines as hf
 
 from common.values import Json
 from workers.runners.decoding import image_of
-from workers.runners.kinds import COUNT, FLAG, NUMBER, Kind, one_of
 from workers.runners.media_labels import LabelledTask
 from workers.runners.media_tasks import MediaTask
-from workers.runners.pipeline_tasks import FUNCTION, Prepared, Row, Settings
+from workers.runners.pipeline_tasks import Prepared, Row, Settings
 
 
 class ImageTask(MediaTask):
@@ -30,10 +29,6 @@ class ImageClassification(ImageTask):
     name = "image-classification"
     pipeline_class = hf.ImageClassificationPipeline
     auto_classes = ("AutoModelForImageClassification",)
-    known: ClassVar[Mapping[str, Kind]] = {
-        "top_k": COUNT,
-        "function_to_apply": FUNCTION,
-    }
 
 
 class ZeroShotImageClassification(LabelledTask, ImageTask):
@@ -50,7 +45,6 @@ class ObjectDetection(ImageTask):
     name = "object-detection"
     pipeline_class = hf.ObjectDetectionPipeline
     auto_classes = ("AutoModelForObjectDetection",)
-    known: ClassVar[Mapping[str, Kind]] = {"threshold": NUMBER}
 
 
 class ImageSegmentation(ImageTask):
@@ -64,12 +58,6 @@ class ImageSegmentation(ImageTask):
         "AutoModelForInstanceSegmentation",
         "AutoModelForUniversalSegmentation",
     )
-    known: ClassVar[Mapping[str, Kind]] = {
-        "subtask": one_of("panoptic", "instance", "semantic"),
-        "threshold": NUMBER,
-        "mask_threshold": NUMBER,
-        "overlap_mask_area_threshold": NUMBER,
-    }
 
     def finish(self, rows: Sequence[Row], prepared: Prepared, settings: Settings) -> Json:
         """Return the parts, their masks as PNG."""
@@ -82,7 +70,6 @@ class DepthEstimation(ImageTask):
     name = "depth-estimation"
     pipeline_class = hf.DepthEstimationPipeline
     auto_classes = ("AutoModelForDepthEstimation",)
-    known: ClassVar[Mapping[str, Kind]] = {"predicted_depth": FLAG}
 
     def finish(self, rows: Sequence[Row], prepared: Prepared, settings: Settings) -> Json:
         """Return the picture as PNG."""
@@ -100,7 +87,6 @@ class ImageFeatureExtraction(ImageTask):
     pipeline_class = hf.ImageFeatureExtractionPipeline
     auto_classes = ("AutoModel",)
     ignore_missing = (r"(^|\.)pooler\.",)
-    known: ClassVar[Mapping[str, Kind]] = {"pool": FLAG}
     output_type = pa.list_(pa.list_(pa.list_(pa.float32())))
 
     def type_of(self, params: Mapping[str, Json]) -> Any:

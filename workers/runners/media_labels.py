@@ -1,11 +1,10 @@
 """Scores for labels that come with the record or the job: what zero-shot tasks over images and sound share."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from common.errors import RecordError
 from common.values import Json
-from workers.runners.kinds import TEXT, TEXTS, Kind
 from workers.runners.labelling import check_job_labelling, labelling
 from workers.runners.media_tasks import MediaTask
 from workers.runners.pipeline_tasks import Prepared, Row, Settings, own_params
@@ -17,7 +16,6 @@ class LabelledTask(MediaTask):
 
     needs_tokenizer = True
     aside = ("candidate_labels",)
-    known: ClassVar[Mapping[str, Kind]] = {"candidate_labels": TEXTS, "hypothesis_template": TEXT}
 
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
@@ -31,7 +29,7 @@ class LabelledTask(MediaTask):
 
     def prepared(self, media: Any, fields: Mapping[str, Json], settings: Settings) -> Prepared:
         """Return the file and its labels ready to run."""
-        own = own_params(self, fields, tuple(self.known))[0]
+        own = own_params(self, fields)[0]
         before = labelling(self.name, {**settings.preprocess, **own})
         inputs = dict(self.pipe.preprocess(media, **before))
         longest = length_of(inputs["text_inputs"][0])

@@ -13,22 +13,19 @@ import pyarrow as pa
 from transformers import pipelines as hf
 
 from common.errors import ModelError, RecordError
+from common.params import check_params
+from common.task_params import TASK_PARAMS
 from common.tasks import TASKS
 from common.values import Json
 from workers.runners.base import Watch
 from workers.runners.budget import TokenBudget
 from workers.runners.collating import join, row_of
-from workers.runners.kinds import COUNT, Kind, check_params, either, one_of
 from workers.runners.reading import fields_of
 from workers.runners.texts import text_of
 from workers.runners.truncation import Inputs, input_limit, length_of
 
 #: What one row of a batch gave, in the shape that the pipeline's `postprocess` takes.
 Row = Any
-
-#: What makes scores of a classifier's logits.
-FUNCTION = one_of("sigmoid", "softmax", "none")
-_TRUNCATION = either(one_of("longest_first", "only_first", "only_second"), True, False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,6 @@ class PipelineTask(ABC, Generic[S]):
     auto_class: ClassVar[str]
     #: Weights that may be missing, as patterns.
     ignore_missing: ClassVar[tuple[str, ...]] = ()
-    known: ClassVar[Mapping[str, Kind]] = {}
     #: Whether it takes a forward pass for each token that comes out: too long for trials of the size of batches.
     generates: ClassVar[bool] = False
     #: The outputs that `postprocess` needs, and those of them that have a row for each token.
@@ -186,8 +182,7 @@ class PlainTask(PipelineTask[Settings]):
         Raises:
             ModelError: `bad_param`.
         """
-        check_params(self.name, self.known, params)
-        return self._sorted(params)
+        return self._sorted(check_params(self.name, TASK_PARAMS[self.name], params))
 
 
 class TextClassification(PlainTask):
@@ -196,12 +191,6 @@ class TextClassification(PlainTask):
     name = "text-classification"
     pipeline_class = hf.TextClassificationPipeline
     auto_class = "AutoModelForSequenceClassification"
-    known: ClassVar[Mapping[str, Kind]] = {
-        "top_k": either(COUNT, None),
-        "function_to_apply": FUNCTION,
-        "truncation": _TRUNCATION,
-        "max_length": COUNT,
-    }
 
     @property
     def batches(self) -> bool:
@@ -229,7 +218,6 @@ class FeatureExtraction(PlainTask):
     pipeline_class = hf.FeatureExtractionPipeline
     auto_class = "AutoModel"
     ignore_missing = (r"(^|\.)pooler\.",)
-    known: ClassVar[Mapping[str, Kind]] = {"truncation": _TRUNCATION}
     output_type = pa.list_(pa.list_(pa.list_(pa.float32())))
 
     def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[Row]:
@@ -238,18 +226,19 @@ class FeatureExtraction(PlainTask):
 
 
 def own_params(
-    task: PipelineTask[Any], fields: Mapping[str, Json], names: Sequence[str]
+    task: PipelineTask[Any], fields: Mapping[str, Json]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the parameters that a record brings itself, sorted for the steps of the pipeline.
 
     Raises:
         RecordError: `wrong_type`, a value that the parameter does not take.
     """
-    params = {name: fields[name] for name in names if name in fields}
+    declared = TASK_PARAMS[task.name]
+    params = {name: value for name, value in fields.items() if name in declared}
     if not params:
         return {}, {}, {}
     try:
-        check_params(task.name, task.known, params)
+        params = check_params(task.name, declared, params)
         sorted_params: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = task.pipe._sanitize_parameters(**params)
     except (ModelError, ValueError, TypeError, KeyError) as error:
         raise RecordError("wrong_type", f"The record's own parameters: {error}") from error

@@ -23,7 +23,7 @@ def pool(hidden: Tensor, mask: Tensor, modes: tuple[str, ...], skip: int = 0) ->
     Args:
         hidden: (texts, tokens, width), float32, padded on the right.
         mask: (texts, tokens), 1 for a token and 0 for padding.
-        modes: from `sentence_config.POOLING_MODES`.
+        modes: from `common.task_params.POOLING_MODES`.
         skip: how many tokens at the beginning, those of a prompt, are left out.
     """
     chosen = mask.clone()

@@ -16,13 +16,14 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering
 
 from common.errors import ModelError
+from common.params import check_params
+from common.task_params import TASK_PARAMS
 from common.tasks import TASKS
 from common.values import Failure, Json, Outcome
 from workers.runners.agreement import close
 from workers.runners.base import Watch
 from workers.runners.batching import Item, run_batches
 from workers.runners.budget import TokenBudget
-from workers.runners.kinds import COUNT, COUNT_OR_ZERO, FLAG, check_params
 from workers.runners.later import Later, later
 from workers.runners.loading import Source, load_model, load_tokenizer
 from workers.runners.packing import PROBE, Packer, PackingRunner, by_row, pays
@@ -31,15 +32,6 @@ from workers.runners.spans import Flags, Floats, best_answers, best_spans, merge
 from workers.runners.texts import accepted, encode, pad, read_inputs, text_of
 from workers.runners.truncation import input_limit
 
-_PARAMS = {
-    "align_to_words": FLAG,
-    "doc_stride": COUNT_OR_ZERO,
-    "handle_impossible_answer": FLAG,
-    "max_answer_len": COUNT,
-    "max_question_len": COUNT,
-    "max_seq_len": COUNT,
-    "top_k": COUNT,
-}
 #: Tokens in a window, and of overlap: what the pipeline took where nothing else was asked for.
 _WINDOW = 384
 _STRIDE = 128
@@ -134,7 +126,7 @@ class QuestionAnsweringRunner(PackingRunner):
         return [outcomes[position] for position in range(len(inputs))]
 
     def _options(self, params: Mapping[str, Json]) -> _Options:
-        check_params(self._task, _PARAMS, params)
+        check_params(self._task, TASK_PARAMS["question-answering"], params)
         limit = self._limit or _WINDOW
         window = params.get("max_seq_len", min(limit, _WINDOW))
         least = self._specials + 2

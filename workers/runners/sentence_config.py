@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from common.errors import ModelError
+from common.task_params import POOLING_MODES
 from common.values import Json
 
-#: In the order in which the older files, with a flag for each, mean them to be joined.
+#: The flags of older files, one for each of `POOLING_MODES` and in their order.
 _FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -21,7 +22,6 @@ _FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-POOLING_MODES = tuple(_FLAGS.values())
 
 
 @dataclass(frozen=True, slots=True)

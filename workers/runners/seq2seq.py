@@ -14,12 +14,14 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, LogitsProcessorList, StoppingCriteriaList
 
 from common.errors import ModelError
+from common.params import check_params
+from common.task_params import GENERATE_PARAMS, TASK_PARAMS
+from common.tasks import find_task
 from common.values import Failure, Json, Outcome
 from workers.runners.base import Watch
 from workers.runners.batching import Item, run_batches
 from workers.runners.budget import TokenBudget
-from workers.runners.generate_params import GENERATE_PARAMS, settle
-from workers.runners.kinds import FLAG, TEXT, WHOLE, Kind, check_params
+from workers.runners.generate_params import settle
 from workers.runners.languages import Direction, direction
 from workers.runners.loading import ModelRunner, Source, load_model, load_tokenizer
 from workers.runners.pulse import Pulse
@@ -29,8 +31,6 @@ from workers.runners.truncation import input_limit
 
 #: What the text is called in the output, by the first word of the task's name.
 _NAMES = {"translation": "translation_text", "summarization": "summary_text"}
-_PARAMS = {**GENERATE_PARAMS, "clean_up_tokenization_spaces": FLAG, "seed": WHOLE, "truncation": FLAG}
-_LANGUAGES = {"src_lang": TEXT, "tgt_lang": TEXT}
 #: What the pipelines of transformers 4.57 took where neither model nor job said.
 _NEW_TOKENS = 256
 _BEAMS = 4
@@ -60,7 +60,7 @@ class _Row:
 class Seq2SeqRunner(ModelRunner):
     """Texts to texts.
 
-    Parameters: those of `generate` (`generate_params.GENERATE_PARAMS`), `truncation` (true; with false, a text too
+    Parameters: those of `generate` (`common.task_params.GENERATE_PARAMS`), `truncation` (true; with false, a text too
     long for the model fails), `clean_up_tokenization_spaces` (false), `seed`, and for translation `src_lang` and
     `tgt_lang`. With a seed, a sampled text depends on seed and record alone.
     """
@@ -141,8 +141,7 @@ class Seq2SeqRunner(ModelRunner):
 
     def _options(self, params: Mapping[str, Json]) -> _Options:
         translates = self._name == _NAMES["translation"]
-        known: dict[str, Kind] = {**_PARAMS, **(_LANGUAGES if translates else {})}
-        check_params(self._task, known, params)
+        params = check_params(self._task, TASK_PARAMS[find_task(self._task).name], params)
         task_params = getattr(self._model.config, "task_specific_params", None) or {}
         way = direction(self._task, params, self._tokenizer, task_params) if translates else Direction(self._task)
         of_task = dict(task_params.get(way.task, {}))

@@ -1,27 +1,19 @@
 """The tasks of `transformers.pipeline` over sound."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import pipelines as hf
 
 from common.errors import ModelError
+from common.task_params import SPEECH_GENERATE_PARAMS
 from common.values import Json
 from workers.runners.collating import row_of
-from workers.runners.generate_params import GENERATE_PARAMS
-from workers.runners.kinds import COUNT, FLAG, NUMBER, POSITIVE, TEXT, Kind, either, one_of
 from workers.runners.media_labels import LabelledTask
 from workers.runners.media_tasks import MediaTask
-from workers.runners.pipeline_tasks import FUNCTION, Prepared, Row, Settings
+from workers.runners.pipeline_tasks import Prepared, Row, Settings
 from workers.runners.sound_decoding import sound_of
 from workers.runners.truncation import Inputs
-
-#: What goes to `generate`; models that do not generate (CTC) have no use for it.
-_GENERATE: Mapping[str, Kind] = {
-    "language": TEXT,
-    "task": one_of("transcribe", "translate"),
-    **{name: GENERATE_PARAMS[name] for name in ("max_new_tokens", "num_beams", "do_sample", "temperature")},
-}
 
 
 class SoundTask(MediaTask):
@@ -40,10 +32,6 @@ class AudioClassification(SoundTask):
     name = "audio-classification"
     pipeline_class = hf.AudioClassificationPipeline
     auto_classes = ("AutoModelForAudioClassification",)
-    known: ClassVar[Mapping[str, Kind]] = {
-        "top_k": either(COUNT, None),
-        "function_to_apply": FUNCTION,
-    }
 
 
 class ZeroShotAudioClassification(LabelledTask, SoundTask):
@@ -61,18 +49,11 @@ class SpeechRecognition(SoundTask):
     pipeline_class = hf.AutomaticSpeechRecognitionPipeline
     auto_classes = ("AutoModelForCTC", "AutoModelForSpeechSeq2Seq")
     needs_tokenizer = True
-    known: ClassVar[Mapping[str, Kind]] = {
-        "chunk_length_s": POSITIVE,
-        "stride_length_s": NUMBER,
-        "return_timestamps": either(one_of("word", "char"), True, False),
-        "return_language": FLAG,
-        **_GENERATE,
-    }
 
     def settings(self, params: Mapping[str, Json]) -> Settings:
         """Return the job's parameters; those of `generate` only for a model that generates."""
         settings = super().settings(params)
-        idle = sorted(_GENERATE.keys() & params.keys()) if self.pipe.type == "ctc" else []
+        idle = sorted(SPEECH_GENERATE_PARAMS.keys() & params.keys()) if self.pipe.type == "ctc" else []
         if idle:
             raise ModelError("bad_param", f"{idle[0]} is for models that generate text, such as Whisper; this is CTC.")
         return settings

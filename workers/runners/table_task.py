@@ -1,7 +1,7 @@
 """Table question answering: a table and a question in, the cells that answer it out."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from transformers import pipelines as hf
@@ -10,7 +10,6 @@ from common.errors import RecordError
 from common.tasks import TASKS
 from common.values import Json
 from workers.runners.collating import row_of
-from workers.runners.kinds import FLAG, Kind
 from workers.runners.pipeline_tasks import PlainTask, Prepared, Row, Settings
 from workers.runners.reading import fields_of
 from workers.runners.texts import text_of
@@ -22,7 +21,6 @@ class TableQuestionAnswering(PlainTask):
     name = "table-question-answering"
     pipeline_class = hf.TableQuestionAnsweringPipeline
     auto_class = "AutoModelForTableQuestionAnswering"
-    known: ClassVar[Mapping[str, Kind]] = {"truncation": FLAG}
 
     def prepare(self, value: Json, settings: Settings) -> Prepared:
         """Return the table and the question; rows that the model has no room for are dropped from the end."""

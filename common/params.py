@@ -1,0 +1,188 @@
+"""Types of task parameters: what a value may be, and how the text of `-p NAME=VALUE` becomes one.
+
+Knows no task: `common.task_params` says which parameters each task has.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from common.errors import ModelError, UsageError
+from common.nearest import did_you_mean
+from common.values import Json
+
+#: Whole numbers that torch can hold.
+_INT64 = 2**63
+
+_TRUTHS: Mapping[str, Json] = {"true": True, "false": False}
+
+
+def parse_untyped(text: str) -> Json:
+    """Return the value of a parameter that is not declared: JSON where the text is JSON, else the text itself."""
+    if text.lower() in _TRUTHS:
+        return _TRUTHS[text.lower()]
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    # json.loads also takes NaN and Infinity, which no parameter means.
+    return text if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _same(value: Json) -> Json:
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class ParamType:
+    """What a parameter may be."""
+
+    words: str  #: for people: "must be ..."
+    accepts: Callable[[Json], bool]
+    parse: Callable[[str], Json] = parse_untyped  #: from the text of `-p NAME=VALUE`; what it gives may be refused
+    convert: Callable[[Json], Json] = _same  #: an accepted value as the libraries want it
+
+
+def _is_number(value: Json) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Json) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -_INT64 <= value < _INT64
+
+
+def _is_text(value: Json) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_string(value: Json) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _one_or_more(accepts: Callable[[Json], bool]) -> Callable[[Json], bool]:
+    return lambda value: accepts(value) or (isinstance(value, list) and bool(value) and all(map(accepts, value)))
+
+
+def _parse_texts(text: str) -> Json:
+    """Return the JSON list that the text is, its numbers as texts; any other text as it is."""
+    try:
+        value = json.loads(text, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, list) else text
+
+
+def whole(least: int | None = None) -> ParamType:
+    """Return the type of a whole number, from `least` on."""
+    if least is None:
+        return ParamType("a whole number", _is_whole)
+    return ParamType(f"a whole number of at least {least}", lambda value: _is_whole(value) and value >= least)
+
+
+def number(least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf) -> ParamType:
+    """Return the type of a number from `least` (or above `above`) to `most`."""
+    words = "a number"
+    if above > -math.inf:
+        words += f" above {above:g}" + (f", at most {most:g}" if most < math.inf else "")
+    elif least > -math.inf:
+        words += f" from {least:g} to {most:g}" if most < math.inf else f" of at least {least:g}"
+
+    def accepts(value: Json) -> bool:
+        return _is_number(value) and least <= value <= most and value > above
+
+    return ParamType(words, accepts, convert=float)  # the warpers of transformers refuse a whole number
+
+
+def one_of(*words: str) -> ParamType:
+    """Return the type of a word out of these."""
+    return ParamType(f"one of {', '.join(words)}", lambda value: value in words, parse=str)
+
+
+def either(kind: ParamType, *values: Json) -> ParamType:
+    """Return a type that also takes one of `values` (None, True, "never")."""
+    named = ", ".join("null" if value is None else str(value).lower() for value in values)
+
+    def is_value(value: Json) -> bool:
+        return any(type(value) is type(other) and value == other for other in values)
+
+    def parse(text: str) -> Json:
+        value = kind.parse(text)
+        if kind.accepts(value):
+            return value
+        return None if None in values and text.lower() in ("null", "none") else parse_untyped(text)
+
+    return ParamType(
+        f"{kind.words}, or {named}",
+        lambda value: kind.accepts(value) or is_value(value),
+        parse,
+        lambda value: value if is_value(value) else kind.convert(value),
+    )
+
+
+def list_of(words: str, accepts: Callable[[Json], bool]) -> ParamType:
+    """Return the type of a list whose items `accepts` takes."""
+    return ParamType(f"a list of {words}", lambda value: isinstance(value, list) and all(map(accepts, value)))
+
+
+FLAG = ParamType("true or false", lambda value: isinstance(value, bool))
+WHOLE = whole()
+COUNT = whole(1)
+COUNT_OR_ZERO = whole(0)
+NUMBER = number()
+SHARE = number(0, 1)
+POSITIVE = number(above=0)
+TEXT = ParamType("text", lambda value: isinstance(value, str), parse=str)
+TEXTS = ParamType("a text, or a list of texts", _one_or_more(_is_text), _parse_texts)
+STRINGS = ParamType("a text, or a list of texts, none of them empty", _one_or_more(_is_string), _parse_texts)
+LIST_OF_TEXTS = ParamType(
+    "a list of texts",
+    lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+    _parse_texts,
+)
+TOKEN_IDS = list_of("token ids", COUNT_OR_ZERO.accepts)
+OBJECTS = list_of("objects", lambda value: isinstance(value, dict))
+OBJECT = ParamType("an object", lambda value: isinstance(value, dict))
+
+
+def parse_params(options: Iterable[str], declared: Mapping[str, ParamType] | None = None) -> dict[str, Json]:
+    """Return the parameters of `-p NAME=VALUE` options, each value read as its declared type says.
+
+    Args:
+        options: the texts behind `-p`.
+        declared: the types by name; None where they are not known: then JSON is JSON, and all else is text.
+
+    Raises:
+        UsageError: an option has no `=`, or no name before it.
+    """
+    parsed: dict[str, Json] = {}
+    for option in options:
+        name, equals, text = option.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise UsageError(f"-p {option!r}: expected KEY=VALUE, for example top_k=3.")
+        kind = (declared or {}).get(name)
+        parsed[name] = kind.parse(text) if kind else parse_untyped(text)
+    return parsed
+
+
+def check_params(owner: str, declared: Mapping[str, ParamType], params: Mapping[str, Json]) -> dict[str, Json]:
+    """Return `params`, each checked and in the form that the libraries want.
+
+    Args:
+        owner: whose parameters they are: the name of a task.
+        declared: the types by name.
+        params: what a job, or a record, brings; untrusted.
+
+    Raises:
+        ModelError: `bad_param`, naming the nearest declared parameters, or what was expected.
+    """
+    checked: dict[str, Json] = {}
+    for name, value in params.items():
+        if name not in declared:
+            near = did_you_mean(name.lower().replace("-", "_"), declared)
+            raise ModelError("bad_param", f"{owner} has no parameter {name!r}. {near}")
+        if not declared[name].accepts(value):
+            raise ModelError("bad_param", f"{name} must be {declared[name].words}, found {value!r:.200}.")
+        checked[name] = declared[name].convert(value)
+    return checked
