@@ -94,7 +94,7 @@ class LocalStorage(Storage):
                     found = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
             except FileNotFoundError:
                 return None
-            with open(found, "rb") as stream:
+            with os.fdopen(found, "rb") as stream:
                 if not stat.S_ISREG(os.fstat(found).st_mode):
                     raise OSError(errno.EINVAL, "it is not a regular file")
                 return stream.read()
@@ -105,7 +105,7 @@ class LocalStorage(Storage):
             aside = f".{file}.{secrets.token_hex(4)}.part"
             try:
                 made = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder)
-                with open(made, "wb") as stream:
+                with os.fdopen(made, "wb") as stream:
                     stream.write(data)
                     stream.flush()
                     os.fsync(stream.fileno())
@@ -128,9 +128,9 @@ class LocalStorage(Storage):
     def remove(self, *names: str) -> None:
         """Remove files."""
         for name in names:
-            with self._errors("remove", name), contextlib.suppress(FileNotFoundError):
-                with self._opened(name) as (folder, file):
-                    os.unlink(file, dir_fd=folder)
+            missing = contextlib.suppress(FileNotFoundError)
+            with self._errors("remove", name), missing, self._opened(name) as (folder, file):
+                os.unlink(file, dir_fd=folder)
 
     def prune(self, folder: str) -> None:
         """Remove a folder, and those it lies in, unless something is in them."""
