@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UsageError
@@ -51,6 +53,32 @@ def test_a_file_is_a_record_its_path_the_id(place: Path):
 )
 def test_directories_and_patterns_give_their_files_in_order(place: Path, name: str, found: list[str]):
     assert [record.id for record in read(name)] == found
+
+
+@pytest.mark.parametrize("pattern", ["**/*.png", "./**/*.png", "photos/**", "ph*/**/*.png", "[p]hotos/**/b.p*"])
+def test_patterns_over_looping_links_end(place: Path, pattern: str):
+    for number in range(8):
+        (place / "photos" / "deep" / f"loop{number}").symlink_to(place / "photos")
+    found = [record.id for record in read(pattern)]
+    assert [name.removeprefix("./") for name in found if name.endswith(".png")] == ["photos/b.png"]
+    assert all(name.startswith("./") == pattern.startswith("./") for name in found)
+
+
+def test_image_columns_of_datasets_are_read(place: Path):
+    cells = [{"bytes": PNG, "path": "a.png"}, {"bytes": JPEG, "path": None}, {"bytes": None, "path": "photos/b.png"}]
+    cells += [{"bytes": b"not an image", "path": "x.png"}, None, {"bytes": PNG * 100, "path": "large.png"}]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array(cells, kind), "label": range(6)}), "photos.parquet")
+    records = read("photos.parquet")
+    assert [(r.id, r.input, r.blob) for r in records[:3]] == [
+        (0, "a.png", PNG),
+        (1, "photos.parquet row 2", JPEG),
+        (2, "photos/b.png", PNG),
+    ]
+    codes = [record.failure and record.failure.code for record in records]
+    assert codes == [None, None, None, "bad_image", "missing_field", "too_large"]
+    pq.write_table(pa.table({"image": [PNG, JPEG]}), "plain.parquet")
+    assert [record.blob for record in read("plain.parquet")] == [PNG, JPEG]
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,22 @@
 """Sound through the runner gives what `transformers.pipeline` gives for its samples one by one."""
 
+import io
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import transformers
 from scipy.signal import resample_poly
 
-from common.errors import ModelError
+from common.errors import ModelError, RecordError
 from common.values import Attached, Json, Outcome
 from tests import tiny_media
 from tests.one_by_one import assert_same, runner_of
 from tests.tiny_models import RecordingWatch
+from workers.runners.sound_decoding import sound_of
 
 SOUNDS = [tiny_media.samples(seconds, seed) for seed, seconds in enumerate((0.5, 0.3, 0.5, 1.0))]
 
@@ -84,6 +88,34 @@ def test_a_sound_that_would_fill_the_memory_fails_alone(heard: Path, monkeypatch
     monkeypatch.setattr("workers.runners.sound_decoding.MOST_SAMPLES", 8_000)
     found = run("audio-classification", heard, attached(SOUNDS))
     assert [outcome.failure and outcome.failure.code for outcome in found] == [None, None, None, "bad_audio"]
+
+
+@pytest.mark.parametrize("rate", [1, 99, 1_000_001, 2**31 - 1])
+def test_a_sound_of_a_rate_that_nothing_records_fails(rate: int):
+    with pytest.raises(RecordError, match="sample rate") as caught:
+        sound_of(silence(1500, rate), 16_000)
+    assert caught.value.code == "bad_audio"
+
+
+def test_a_sound_is_bounded_after_its_rate_is_changed_as_well(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("workers.runners.sound_decoding.MOST_SAMPLES", 100_000)
+    with pytest.raises(RecordError, match="too long"):
+        sound_of(silence(1500, 100), 16_000)
+
+
+@pytest.mark.parametrize("rate", [999_983, 44_101])
+def test_a_sound_of_an_odd_rate_needs_no_huge_filter(rate: int):
+    tracemalloc.start()
+    assert len(sound_of(silence(1500, rate), 16_000)) == -(-1500 * 16_000 // rate)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000_000
+
+
+def silence(samples: int, rate: int) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(samples, "int16"), rate, format="WAV")
+    return file.getvalue()
 
 
 def test_a_parameter_of_models_that_generate_is_refused_by_one_that_does_not(spoken: Path):

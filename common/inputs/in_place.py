@@ -18,6 +18,9 @@ from common.shared import is_address, is_shared
 from common.tasks import Task
 from common.values import Record
 
+#: Bytes of text that the rows of one range may have: of Parquet nobody knows before they are read.
+_RANGE_BYTES = 128 * 1024**2
+
 
 def can_be_cut(source: Source) -> bool:
     """Whether rows in the middle of the source can be read by themselves.
@@ -192,7 +195,7 @@ def _read_parquet(make: RecordMaker, rows: RowRange) -> list[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from common.inputs.parquet import records_of_batches
+    from common.inputs.parquet import dictionary_columns, records_of_batches
     from common.inputs.row_groups import read_group
 
     try:
@@ -200,7 +203,10 @@ def _read_parquet(make: RecordMaker, rows: RowRange) -> list[Record]:
             file = pq.ParquetFile(stream)
             names = file.schema_arrow.names
             make = make.with_columns(names)
-            table, first = read_group(file, rows, make.columns(names))
+            columns = make.columns(names)
+            kept = dictionary_columns(file, None, columns)
+            file = pq.ParquetFile(stream, metadata=file.metadata, read_dictionary=kept)
+            table, first = read_group(file, rows, columns)
     except pa.ArrowException as error:
         raise PayloadError(f"{rows.source} is damaged: {error}") from error
     except StorageError as error:
@@ -210,4 +216,4 @@ def _read_parquet(make: RecordMaker, rows: RowRange) -> list[Record]:
     wanted = table.slice(rows.start - first, rows.end - rows.start)
     if len(wanted) != rows.end - rows.start:
         raise PayloadError(f"{rows.source} has no rows {rows.start:,} to {rows.end:,} in one row group")
-    return list(records_of_batches(make, wanted.to_batches(), rows.max_bytes, rows.start))
+    return list(records_of_batches(make, wanted.to_batches(), rows.max_bytes, rows.start, _RANGE_BYTES))

@@ -6,6 +6,7 @@ the working directory, as on the command line.
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from common.media import HEAD, SUFFIXES, format_of, formats
 from common.shared import is_address, is_shared, without_scheme
 from common.tasks import Task
 from common.values import Failure, Json, Record
+
+#: A pattern with `**` as a whole part: what stands before it, and what after.
+_ANY_DEPTH = re.compile(r"^((?:[^/]*/)*?)\*\*(?:/(.*))?$", re.DOTALL)
 
 
 def is_list(name: str, format: str | None) -> bool:
@@ -46,6 +50,10 @@ def attached(records: Iterable[Record], task: Task, max_bytes: int, shared: Sequ
 
 def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str]) -> Record:
     kind = str(task.media)
+    if record.blob is not None:  # out of a Parquet file that holds the files themselves
+        named = record.input[kind] if isinstance(record.input, dict) else record.input
+        failure = _check(str(named), record.blob, kind, max_bytes)
+        return replace(record, failure=failure, blob=None) if failure else record
     path = record.input[kind] if isinstance(record.input, dict) else record.input
     path = without_scheme(path) if isinstance(path, str) else path
     place = _absolute(path)
@@ -76,12 +84,16 @@ def _read(path: Json, kind: str, max_bytes: int) -> bytes | Failure:
             blob = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         return Failure("no_file", f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
+    return _check(path, blob, kind, max_bytes) or blob
+
+
+def _check(path: str, blob: bytes, kind: str, max_bytes: int) -> Failure | None:
     if len(blob) > max_bytes:
         return Failure("too_large", f"{path}: the file is longer than {max_bytes:,} bytes (HUGQUEUE_MAX_RECORD_BYTES)")
     if format_of(kind, blob[:HEAD]) is None:
         code = {"image": "bad_image", "audio": "bad_audio"}[kind]
         return Failure(code, f"{path} is no {kind} by its first bytes; expected one of {formats(kind)}")
-    return blob
+    return None
 
 
 def _paths(name: str, kind: str) -> Iterator[str]:
@@ -95,11 +107,23 @@ def _paths(name: str, kind: str) -> Iterator[str]:
     elif path.exists():
         yield name
     elif glob.has_magic(name):
-        for found in sorted(glob.iglob(name, recursive=True)):  # noqa: PTH207 - keeps a leading ./, as a shell does
-            if not Path(found).is_dir():
-                yield found
+        yield from (found for found in sorted(set(_matching(name))) if not Path(found).is_dir())
     else:
         raise UsageError(f"There is no file {name}.")
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    """Yield what matches, `**` for any directories; unlike `glob`'s these are never links, which may form a loop."""
+    found = _ANY_DEPTH.match(pattern)
+    if found is None:
+        yield from glob.iglob(pattern)  # noqa: PTH207 - keeps a leading ./, as a shell does
+        return
+    head, tail = found[1], found[2] or "*"
+    for root in glob.iglob(head) if head else ["."]:  # noqa: PTH207
+        for place, below, _ in os.walk(root.rstrip("/") or root):
+            below[:] = [name for name in below if not name.startswith(".")]
+            inside = glob.escape(place if head else place.removeprefix(".").removeprefix("/"))
+            yield from _matching(f"{inside}/{tail}" if inside else tail)
 
 
 def _below(directory: str, kind: str) -> Iterator[str]:

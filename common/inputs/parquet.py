@@ -1,20 +1,27 @@
-"""Records of `.parquet`, a batch of rows at a time; only the columns that records are made of are read."""
+"""Records of `.parquet`, some rows at a time; only the columns that records are made of are read.
 
-import math
+Rows are taken by their bytes, not by their count: a page of some bytes can stand for gigabytes of text.
+"""
+
+import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.encoder import to_json
 from common.errors import UsageError, first_line
 from common.files.access import open_stream
+from common.inputs.arrow_values import holds_undecodable, json_values, row_sizes
 from common.inputs.lines import oversized
 from common.inputs.making import RecordMaker
 from common.inputs.sources import Source, faults
@@ -22,6 +29,14 @@ from common.shared import is_address
 from common.values import Failure, Json, Record
 
 _BATCH_ROWS = 1024
+#: Bytes of texts that are converted to Python values at once.
+_SLICE_BYTES = 8 * 1024**2
+#: A dictionary with a longer value is kept as one, since a batch of references to it could be larger than this a row.
+_LONG_VALUE = 64 * 1024
+#: Bytes that a batch may take where the file does not say how long its texts are.
+_BATCH_BYTES = 64 * 1024**2
+#: Bytes of a column that are shown of a row that is too large as a whole.
+_ECHO_BYTES = 200
 
 
 def parquet_records(make: RecordMaker, max_bytes: int) -> Iterator[Record]:
@@ -30,29 +45,140 @@ def parquet_records(make: RecordMaker, max_bytes: int) -> Iterator[Record]:
     Raises:
         UsageError: the file cannot be read, or lacks a column that is needed.
     """
-    with faults(make.source), _open(make.source) as file:
+    with faults(make.source), _open(make.source) as (where, file):
         make = make.with_columns(file.schema_arrow.names)
         names = make.columns(file.schema_arrow.names)
-        yield from records_of_batches(make, _batches(make.source, file, names), max_bytes)
+        yield from records_of_batches(make, _batches(make.source, where, file, names), max_bytes)
 
 
-def records_of_batches(make: RecordMaker, batches: Iterable[Any], max_bytes: int, first: int = 0) -> Iterator[Record]:
-    """Yield a record for each row of some Arrow batches; `first` is the number of the first row in its file."""
-    number = first
+def records_of_batches(
+    make: RecordMaker, batches: Iterable[Any], max_bytes: int, first: int = 0, most_bytes: int | None = None
+) -> Iterator[Record]:
+    """Yield a record for each row of some Arrow batches.
+
+    Args:
+        make: makes records of rows.
+        batches: with the columns that records are made of.
+        max_bytes: of a record; a longer one fails, and is not converted.
+        first: the number of the first row in its file.
+        most_bytes: of all rows together; what comes after that fails as too large as well.
+    """
+    number, left = first, most_bytes
+    slice_bytes = min(_SLICE_BYTES, most_bytes // 8) if most_bytes else _SLICE_BYTES
     for batch in batches:
-        names = batch.schema.names
-        columns = [_values(batch.column(name)) for name in names]
-        for cells in zip(*columns, strict=True):
-            yield _record(make, number, dict(zip(names, cells, strict=True)), max_bytes)
-            number += 1
+        names = _class_names(batch.schema)
+        for part, size in _slices(batch, slice_bytes, max_bytes):
+            fits = size <= max_bytes or len(part) > 1
+            if not fits or (left is not None and size > left):
+                for failed in _too_large(make, number, part, max_bytes, whole=not fits):
+                    yield failed
+                    number += 1
+                continue
+            left = None if left is None else left - size
+            for row, blob in _rows(make, number, part, names):
+                yield _record(make, number, row, blob, max_bytes)
+                number += 1
 
 
-class _Undecodable:
-    """Stands for a cell whose text is not UTF-8."""
+def _slices(batch: Any, slice_bytes: int, max_bytes: int) -> Iterator[tuple[Any, int]]:
+    """Yield slices of the batch with their bytes: some rows that are small together, or one row that is not."""
+    sizes = sum((row_sizes(column) for column in batch.columns), np.zeros(len(batch), np.int64))
+    ends = np.cumsum(sizes)
+    start = done = 0
+    while start < len(batch):
+        fitting = int(np.searchsorted(ends, done + slice_bytes, side="right"))
+        large = np.flatnonzero(sizes[start:fitting] > max_bytes)
+        if len(large):
+            fitting = start + int(large[0])
+        end = max(fitting, start + 1)
+        yield batch.slice(start, end - start), int(ends[end - 1]) - done
+        start, done = end, int(ends[end - 1])
+
+
+def _too_large(make: RecordMaker, number: int, part: Any, max_bytes: int, *, whole: bool) -> Iterator[Record]:
+    """Yield the failures of rows that are not converted, with what of them is short, such as their ids."""
+    short = [name for name, column in zip(part.schema.names, part.columns, strict=True) if _is_short(column)]
+    columns = [json_values(part.column(name)) for name in short]
+    for row in range(len(part)):
+        failure = oversized(make.source, number + row, max_bytes)
+        if not whole:
+            what = "the rows before it in its chunk leave no space for it; use a smaller --chunk-size"
+            failure = Failure("too_large", f"{make.source.place(number + row + 1)}: {what}")
+        echo = {name: column[row] for name, column in zip(short, columns, strict=True)}
+        yield make.failed(number + row, failure, echo or None)
+
+
+def _is_short(column: Any) -> bool:
+    return bool((row_sizes(column) <= _ECHO_BYTES).all())
+
+
+def _rows(
+    make: RecordMaker, number: int, part: Any, class_names: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[dict[str, Json], bytes | None]]:
+    """Yield the rows as JSON values, and beside each the image or sound that it holds itself."""
+    blobs: Iterable[bytes | None] = [None] * len(part)
+    columns: dict[str, list[Json]] = {}
+    for name, column in zip(part.schema.names, part.columns, strict=True):
+        if make.task.media and (files := _files(column)) is not None:
+            blobs, paths = files
+            held = enumerate(zip(blobs, paths, strict=True), number)
+            columns[name] = [path or (make.source.place(row + 1) if blob else None) for row, (blob, path) in held]
+            continue
+        values = json_values(column)
+        known = class_names.get(name)
+        columns[name] = [_class_name(value, known) for value in values] if known else values
+    for blob, *cells in zip(blobs, *columns.values(), strict=True):
+        yield dict(zip(columns, cells, strict=True)), blob
+
+
+def _files(column: Any) -> tuple[list[bytes | None], list[str | None]] | None:
+    """Return the files and their paths in a column that holds files, None if it does not.
+
+    `datasets` writes its features Image and Audio as `struct<bytes: binary, path: string>`:
+    https://huggingface.co/docs/datasets/about_dataset_features
+    """
+    kind = column.type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return column.to_pylist(), [None] * len(column)
+    if not pa.types.is_struct(kind) or {field.name for field in kind} != {"bytes", "path"}:
+        return None
+    return pc.struct_field(column, "bytes").to_pylist(), pc.struct_field(column, "path").to_pylist()
+
+
+def _class_names(schema: Any) -> dict[str, Sequence[str]]:
+    """Return the names of classes that `datasets` notes in the file for its features ClassLabel, by column."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        found = {name: _names_of(feature) for name, feature in features.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+    return {name: names for name, names in found.items() if names}
+
+
+def _names_of(feature: Json) -> list[str] | None:
+    """Return the names of a ClassLabel, or of a list of them."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return _names_of(feature[0])
+    if not isinstance(feature, dict):
+        return None
+    if feature.get("_type") in ("Sequence", "List", "LargeList"):
+        return _names_of(feature.get("feature"))
+    names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def _class_name(value: Json, names: Sequence[str]) -> Json:
+    if isinstance(value, list):
+        return [_class_name(item, names) for item in value]
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if value == -1:  # what `datasets` writes for no label
+        return None
+    return names[value] if 0 <= value < len(names) else value
 
 
 @contextmanager
-def _open(source: Source) -> Iterator[Any]:
+def _open(source: Source) -> Iterator[tuple[str | IO[bytes], Any]]:
     with ExitStack() as stack:
         where: str | IO[bytes] = source.name
         if is_address(source.name):
@@ -65,7 +191,7 @@ def _open(source: Source) -> Iterator[Any]:
         except pa.ArrowException as error:
             raise UsageError(f"{source.label} is not a Parquet file: {first_line(error)}") from error
         with file:
-            yield file
+            yield where, file
 
 
 def _spool(source: Source, target: IO[bytes]) -> None:
@@ -77,9 +203,11 @@ def _spool(source: Source, target: IO[bytes]) -> None:
     target.seek(0)
 
 
-def _batches(source: Source, file: Any, names: Sequence[str]) -> Iterator[Any]:
+def _batches(source: Source, where: str | IO[bytes], file: Any, names: Sequence[str]) -> Iterator[Any]:
     try:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(names), use_threads=False):
+        kept = dictionary_columns(file, where, names)
+        reader = pq.ParquetFile(where, metadata=file.metadata, read_dictionary=kept)
+        for batch in reader.iter_batches(_batch_rows(file, names), columns=list(names), use_threads=False):
             if source.reading and source.reading.size:
                 rows = file.metadata.num_rows
                 source.reading.read += Path(source.name).stat().st_size * len(batch) // rows
@@ -88,63 +216,70 @@ def _batches(source: Source, file: Any, names: Sequence[str]) -> Iterator[Any]:
         raise UsageError(f"{source.label} is damaged: {first_line(error)}") from error
 
 
-def _values(column: Any) -> list[Json]:
-    """Return the cells as Python values; those that are not UTF-8 are marked, one by one."""
-    if pa.types.is_temporal(column.type) or pa.types.is_decimal(column.type):
-        column = column.cast(pa.string())  # Python has no nanoseconds, JSON neither dates nor decimals
-    try:
-        values = column.to_pylist()
-    except UnicodeDecodeError:
-        values = [_cell(scalar) for scalar in column]
-    return [_json_value(value) for value in values]
+def dictionary_columns(file: Any, where: str | IO[bytes] | None, names: Sequence[str]) -> list[str]:
+    """Return the columns of text that must be read as dictionaries, since their plain texts could fill the memory.
+
+    Args:
+        file: an open Parquet file.
+        where: what it was opened from, if reading twice is cheap there; else all are read as dictionaries, which is
+            slower.
+        names: of the columns that are read.
+    """
+    leaves = [file.schema.column(number) for number in range(len(file.schema))]
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and _top(leaf.path, names) in names]
+    if not isinstance(where, str) or is_address(where):
+        return texts
+    return [path for path in texts if path not in names or _has_long_values(file, where, path)]
 
 
-def _cell(scalar: Any) -> Any:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError:
-        return _Undecodable()
+def _top(path: str, names: Sequence[str]) -> str:
+    return path if path in names else path.partition(".")[0]
 
 
-def _json_value(value: Any) -> Json:
-    """Return the value in terms of JSON: bytes are text, NaN is nothing, what JSON lacks is its text."""
-    match value:
-        case None | str() | bool() | int() | _Undecodable():
-            return value
-        case float():
-            return value if math.isfinite(value) else None
-        case bytes():
-            return _text_of(value)
-        case dict():
-            return {str(key): _json_value(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_json_value(item) for item in value]
-    return str(value)
+def _has_long_values(file: Any, where: str, name: str) -> bool:
+    """Return whether a dictionary of the column holds a long text: a batch of one row brings the whole dictionary."""
+    reader = pq.ParquetFile(where, metadata=file.metadata, read_dictionary=[name])
+    for group in range(file.num_row_groups):
+        chunk = _chunk(file, group, name)
+        if not chunk.has_dictionary_page or chunk.total_uncompressed_size < _LONG_VALUE:
+            continue
+        batch = next(reader.iter_batches(1, row_groups=[group], columns=[name], use_threads=False), None)
+        if batch is not None and row_sizes(batch.column(0).dictionary).max(initial=0) > _LONG_VALUE:
+            return True
+    return False
 
 
-def _text_of(data: bytes) -> Any:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return _Undecodable()
+def _chunk(file: Any, group: int, name: str) -> Any:
+    metadata = file.metadata.row_group(group)
+    chunks = (metadata.column(number) for number in range(metadata.num_columns))
+    return next(chunk for chunk in chunks if chunk.path_in_schema == name)
 
 
-def _record(make: RecordMaker, number: int, row: dict[str, Json], max_bytes: int) -> Record:
-    bad = [name for name, value in row.items() if _holds_undecodable(value)]
+def _batch_rows(file: Any, names: Sequence[str]) -> int:
+    """Return how many rows a batch may have: fewer where texts share their beginnings (DELTA_BYTE_ARRAY)."""
+    longest = 1
+    for group in range(file.num_row_groups):
+        metadata = file.metadata.row_group(group)
+        for chunk in (metadata.column(number) for number in range(metadata.num_columns)):
+            if _top(chunk.path_in_schema, names) in names and repeats_beginnings(chunk):
+                longest = max(longest, chunk.total_uncompressed_size)
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // longest))
+
+
+def repeats_beginnings(chunk: Any) -> bool:
+    """Return whether a column chunk stores texts by what they share with the one before, so that they can grow."""
+    return "DELTA_BYTE_ARRAY" in chunk.encodings
+
+
+def _record(make: RecordMaker, number: int, row: dict[str, Json], blob: bytes | None, max_bytes: int) -> Record:
+    bad = [name for name, value in row.items() if holds_undecodable(value)]
     if bad:
         failure = Failure("bad_encoding", f"{make.source.place(number + 1)}: the column {bad[0]!r} is not UTF-8")
         return make.failed(number, failure, {k: v for k, v in row.items() if k not in bad})
     if sum(map(_size, row.values())) > max_bytes:
         return make.failed(number, oversized(make.source, number, max_bytes), None)
-    return make.record(number, number + 1, row)
-
-
-def _holds_undecodable(value: Json) -> bool:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return any(_holds_undecodable(item) for item in value)
-    return isinstance(value, _Undecodable)
+    record = make.record(number, number + 1, row)
+    return record if blob is None or record.failure else replace(record, blob=blob)
 
 
 def _size(value: Json) -> int:

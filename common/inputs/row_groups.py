@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from common.errors import PayloadError, UsageError
 from common.files.access import open_stream
 from common.inputs.making import RecordMaker
+from common.inputs.parquet import repeats_beginnings
 from common.inputs.row_ranges import RowRange
 from common.inputs.sources import Source, faults
 
@@ -19,6 +20,8 @@ from common.inputs.sources import Source, faults
 _KEPT_BYTES = 64 * 1024**2
 #: Bytes of one column of a row group at most, for its rows to be read in place; reading it takes three times as many.
 GROUP_BYTES = 64 * 1024**2
+#: Bytes that a value of a column takes at least when it is read, however few it has in the file.
+_VALUE_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class _Group:
 
     rows: int
     columns: Mapping[str, int]
+    is_small: bool  #: whether it can be read whole for the sake of some rows
 
 
 def _groups_of(source: Source) -> tuple[list[_Group], list[str]]:
@@ -42,12 +46,14 @@ def _groups_of(source: Source) -> tuple[list[_Group], list[str]]:
 
 def _group(metadata: Any, names: Sequence[str]) -> _Group:
     sizes = dict.fromkeys(names, 0)
+    small = True
     for number in range(metadata.num_columns):
         column = metadata.column(number)
         path = column.path_in_schema  # of what is nested: the name of the column, a dot, and more
         name = path if path in sizes else path.partition(".")[0]
         sizes[name] = sizes.get(name, 0) + column.total_uncompressed_size
-    return _Group(metadata.num_rows, sizes)
+        small &= column.num_values * _VALUE_BYTES <= GROUP_BYTES and not repeats_beginnings(column)
+    return _Group(metadata.num_rows, sizes, small and max(sizes.values(), default=0) <= GROUP_BYTES)
 
 
 def weighed_groups(make: RecordMaker) -> list[tuple[int, int]]:
@@ -58,9 +64,9 @@ def weighed_groups(make: RecordMaker) -> list[tuple[int, int]]:
 
 
 def are_small(source: Source) -> bool:
-    """Return whether no column of a row group is so large that it should not be read for the sake of some rows."""
+    """Return whether no column of a row group is, or could become, too large to be read for the sake of some rows."""
     groups, _ = _groups_of(source)
-    return all(size <= GROUP_BYTES for group in groups for size in group.columns.values())
+    return all(group.is_small for group in groups)
 
 
 class _RowGroups:
@@ -90,7 +96,7 @@ _row_groups = _RowGroups()
 
 
 def read_group(file: Any, rows: RowRange, columns: list[str]) -> tuple[Any, int]:
-    """Return the row group that the range lies in, and the number of its first row."""
+    """Return the row group that the range lies in, its texts as dictionaries, and the number of its first row."""
     first = 0
     for group in range(file.metadata.num_row_groups):
         count = file.metadata.row_group(group).num_rows

@@ -1,7 +1,7 @@
 """Bytes of sounds, untrusted, to samples at a model's rate; decoded by libsndfile, without a process of its own."""
 
 import io
-import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,11 @@ from common.media import HEAD, format_of, formats
 
 #: Samples of all channels in one sound at most, 512 MiB once decoded: more than two hours at 16 kHz.
 MOST_SAMPLES = 2**27
+#: Sample rates that are resampled, in Hz; nothing that records sound has others.
+_RATES = (100, 1_000_000)
+#: The filter of a resampling is about twenty times as long as its factors. With this bound the rate is off by less than
+#: one in 40,000, and the filter of an odd rate does not fill the memory.
+_LARGEST_FACTOR = 20_000
 
 
 def sound_of(blob: bytes, rate: int) -> Any:
@@ -33,7 +38,14 @@ def sound_of(blob: bytes, rate: int) -> Any:
         raise RecordError("bad_audio", f"The sound cannot be decoded: {error}"[:1000]) from error
     if not len(samples):
         raise RecordError("bad_audio", "The sound is empty.")
-    if own == rate:
-        return samples
-    common = math.gcd(own, rate)
-    return resample_poly(samples, rate // common, own // common).astype(np.float32)
+    return samples if own == rate else _resampled(samples, own, rate)
+
+
+def _resampled(samples: Any, own: int, rate: int) -> Any:
+    if not _RATES[0] <= own <= _RATES[1]:
+        told = f"The sound has a sample rate of {own:,} Hz; expected {_RATES[0]:,} to {_RATES[1]:,} Hz."
+        raise RecordError("bad_audio", told)
+    if len(samples) * rate // own > MOST_SAMPLES:
+        raise RecordError("bad_audio", f"The sound is too long: more than {MOST_SAMPLES:,} samples at {rate:,} Hz.")
+    ratio = Fraction(rate, own).limit_denominator(_LARGEST_FACTOR)
+    return resample_poly(samples, ratio.numerator, ratio.denominator).astype(np.float32)

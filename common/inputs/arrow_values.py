@@ -1,0 +1,163 @@
+"""Arrow columns as JSON values: how large their rows are before they are converted, and the conversion.
+
+Sizes come first because a column may be far larger in Python than in its file: a dictionary of one long text and a
+million rows that refer to it takes a megabyte there, and a terabyte here.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.values import Json
+
+_NUMBER_BYTES = 8  # of a value that is neither text nor bytes, about
+
+
+class Undecodable:
+    """Stands for a cell whose text is not UTF-8."""
+
+
+def row_sizes(column: Any) -> Any:
+    """Return for each row how many bytes its texts and numbers have, as an int64 array of shape (rows,)."""
+    if isinstance(column, pa.ChunkedArray):
+        return np.concatenate([np.empty(0, np.int64), *map(row_sizes, column.chunks)])
+    return _array_sizes(column.storage if isinstance(column, pa.ExtensionArray) else column)
+
+
+def _array_sizes(column: Any) -> Any:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        known = np.append(row_sizes(column.dictionary), 0)  # the last one is for null
+        return known[_numbers(column.indices, len(known) - 1)]
+    if _is_text(kind):
+        return _numbers(pc.binary_length(column.cast(pa.large_binary())))
+    if pa.types.is_struct(kind):
+        return sum((row_sizes(child) for child in column.flatten()), np.zeros(len(column), np.int64))
+    if _is_list(kind) or pa.types.is_map(kind):
+        return _list_sizes(column)
+    return np.full(len(column), _NUMBER_BYTES, np.int64)
+
+
+def _list_sizes(column: Any) -> Any:
+    if pa.types.is_map(column.type):  # a list of pairs, stored as one
+        column = column.cast(pa.list_(pa.struct([("key", column.type.key_type), ("value", column.type.item_type)])))
+    ends = np.cumsum(lengths := _numbers(pc.list_value_length(column)))
+    sums = np.append(0, np.cumsum(row_sizes(column.flatten())))
+    return sums[ends] - sums[ends - lengths] + 1
+
+
+def _numbers(column: Any, null: int = 0) -> Any:
+    """Return whole numbers as int64, without `to_numpy`, which imports pandas wherever that is installed."""
+    if not len(column):
+        return np.empty(0, np.int64)
+    column = column.cast(pa.int64())
+    numbers = np.frombuffer(column.buffers()[1], np.int64, len(column), column.offset * 8)
+    if not column.null_count:
+        return numbers
+    return np.where(np.from_dlpack(column.is_null().cast(pa.int8())), null, numbers)
+
+
+def json_values(column: Any) -> list[Json]:
+    """Return the cells as JSON values; those whose text is not UTF-8 are `Undecodable`, one by one.
+
+    Times, durations and decimals become text, wherever they are nested: Python has no nanoseconds and no years beyond
+    9999, and JSON has neither dates nor decimals. A time with a time zone that is unknown here is given in UTC.
+    """
+    column = _with_text(column)
+    try:
+        values = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [_cell(scalar) for scalar in column]
+    return [json_value(value) for value in values]
+
+
+def json_value(value: Any) -> Json:
+    """Return the value in terms of JSON: bytes are text, NaN is null, what JSON lacks is its text."""
+    match value:
+        case None | str() | bool() | int() | Undecodable():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case bytes():
+            return _text_of(value)
+        case dict():
+            return {str(key): json_value(item) for key, item in value.items()}
+        case list() | tuple():
+            return [json_value(item) for item in value]
+    return str(value)
+
+
+def holds_undecodable(value: Json) -> bool:
+    """Return whether the value is, or has in it, a text that is not UTF-8."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return any(holds_undecodable(item) for item in value)
+    return isinstance(value, Undecodable)
+
+
+def _with_text(column: Any) -> Any:
+    known = _json_type(column.type, _known_time_zone)
+    if known != column.type:
+        column = column.cast(known)
+    wanted = _json_type(known, _as_text)
+    return column if wanted == known else column.cast(wanted)
+
+
+def _json_type(kind: Any, leaf: Any) -> Any:
+    """Return the type with `leaf` applied to what is not nested."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_json_type(field.type, leaf)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_json_type(kind.key_type, leaf), _json_type(kind.item_type, leaf))
+    if pa.types.is_dictionary(kind):
+        value = _json_type(kind.value_type, leaf)
+        return kind if value == kind.value_type else value
+    if not _is_list(kind):
+        return leaf(kind)
+    item = kind.value_field.with_type(_json_type(kind.value_type, leaf))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(item, kind.list_size)
+    return pa.large_list(item) if pa.types.is_large_list(kind) else pa.list_(item)
+
+
+def _as_text(kind: Any) -> Any:
+    is_text = pa.types.is_temporal(kind) or pa.types.is_decimal(kind)
+    return pa.string() if is_text and not pa.types.is_interval(kind) else kind
+
+
+def _known_time_zone(kind: Any) -> Any:
+    if not pa.types.is_timestamp(kind) or kind.tz is None:
+        return kind
+    try:
+        pa.array([0], kind).cast(pa.string())
+    except pa.ArrowException:
+        return pa.timestamp(kind.unit, "UTC")
+    return kind
+
+
+def _is_text(kind: Any) -> bool:
+    named = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    viewed = (pa.types.is_string_view, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in (*named, *viewed)) and not pa.types.is_decimal(kind)
+
+
+def _is_list(kind: Any) -> bool:
+    return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def _cell(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return Undecodable()
+
+
+def _text_of(data: bytes) -> Any:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return Undecodable()
