@@ -113,6 +113,7 @@ class Client(Connection):
         column: str | None = None,
         id_column: str | None = None,
         format: str | None = None,
+        quoting: str | None = None,
         device: str = "auto",
         chunk_size: int | None = None,
         max_errors: str | int | None = None,
@@ -138,6 +139,7 @@ class Client(Connection):
             column: the column (or key) that holds the input.
             id_column: the one that holds the id; None: `id` or `custom_id`, else the number from 0.
             format: of files, against their extension; `openai`: they are batch files.
+            quoting: `double` or `none`: whether fields of CSV and TSV may be in double quotes; None: those of CSV.
             device: `auto`, `cpu` or `gpu`: which workers may do it.
             chunk_size: records in one chunk at most; None: the task's own.
             max_errors: `10` or `"5%"`: with more failed records than that the job ends early.
@@ -161,6 +163,7 @@ class Client(Connection):
             column=column,
             id_column=id_column,
             format_=format,
+            quoting=quoting,
             device=device,
             chunk_size=chunk_size,
             max_errors=None if max_errors is None else str(max_errors),

@@ -16,6 +16,9 @@ from common.values import Json, Record
 #: Examples in one payload.
 CHUNK_RECORDS = 2000
 
+#: Format and quoting of the files, None where they are told by the extension.
+_Form = tuple[str | None, str | None]
+
 
 @dataclass(frozen=True, slots=True)
 class ExampleSet:
@@ -35,6 +38,7 @@ def read_examples(
     share: float | None,
     settings: Settings,
     format: str | None,
+    quoting: str | None = None,
 ) -> ExampleSet:
     """Return the examples of the files; those of a data set of the hub are left to the worker.
 
@@ -46,14 +50,15 @@ def read_examples(
         share: of the examples that is held out for evaluation.
         settings: bounds the length of a record.
         format: of the files, against their extensions.
+        quoting: of CSV and TSV, against their defaults.
 
     Raises:
         UsageError: a file cannot be read, a row is broken, or there is nothing to learn.
     """
     said: list[str] = []
-    own = [] if training.train_source else _read(task, inputs, training, settings, format, said)
+    own = [] if training.train_source else _read(task, inputs, training, settings, (format, quoting), said)
     other = [] if training.eval_source or not evaluation else _read(
-        task, [evaluation], training, settings, format, said
+        task, [evaluation], training, settings, (format, quoting), said
     )  # fmt: skip
     if training.train_source:
         return ExampleSet([], other, None, said)
@@ -69,12 +74,10 @@ def read_examples(
 
 
 def _read(
-    task: str, inputs: Sequence[str], training: Training, settings: Settings, format: str | None, said: list[str]
+    task: str, inputs: Sequence[str], training: Training, settings: Settings, form: _Form, said: list[str]
 ) -> list[dict[str, Json]]:
     examples = [
-        example
-        for source in inputs
-        for example in _read_input(task, source, training, settings.max_record_bytes, format)
+        example for source in inputs for example in _read_input(task, source, training, settings.max_record_bytes, form)
     ]
     whole = [example for example in examples if not is_empty(example)]
     if len(whole) < len(examples):
@@ -83,10 +86,11 @@ def _read(
     return whole
 
 
-def _read_input(task: str, source: str, training: Training, most: int, format: str | None) -> Iterator[dict[str, Json]]:
+def _read_input(task: str, source: str, training: Training, most: int, form: _Form) -> Iterator[dict[str, Json]]:
     """Give the examples of one input, whose first row decides which columns are read."""
     columns: tuple[str, str | None] | None = None
-    records = find_inputs([source], _as_read(task, training), format=format).records(most)
+    format, quoting = form
+    records = find_inputs([source], _as_read(task, training), format=format, quoting=quoting).records(most)
     for number, record in enumerate(records, 1):
         row = _row(record)
         try:

@@ -54,6 +54,7 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
     labels: Mapping[str, str] | None = None,
     priority: str = "normal",
     format_: str | None = None,
+    quoting: str | None = None,
     **options: Any,
 ) -> FinetunePlan:
     """Return the plan for these options of `finetune`.
@@ -81,7 +82,7 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
         training=training.encode(),
     )
     check_spec(spec)
-    examples = read_examples(task, inputs, evaluation, training, eval_split, settings, format_)
+    examples = read_examples(task, inputs, evaluation, training, eval_split, settings, format_, quoting)
     if training.metric_for_best:
         check_metric(task, examples.labels, training.metric_for_best)
     if examples.labels is not None:

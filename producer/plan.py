@@ -93,6 +93,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     params: Mapping[str, Json] | Sequence[str] = (),
     labels: Mapping[str, str] | None = None,
     format_: str | None = None,
+    quoting: str | None = None,
     device: str = "auto",
     chunk_size: int | None = None,
     max_errors: str | None = None,
@@ -111,10 +112,10 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     known = find_task(task)
     found: Inputs | BatchFile
     if batch:
-        check_batch_options(column, id_column)
+        check_batch_options(column, id_column, quoting)
         found = batch
     else:
-        found = find_inputs(inputs, known, format=format_, column=column, id_column=id_column)
+        found = find_inputs(inputs, known, format=format_, column=column, id_column=id_column, quoting=quoting)
         found.check(most)
     target = parse_target(output, output_format, responses=batch is not None)
     written = by_workers(target, settings)

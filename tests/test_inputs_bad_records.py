@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common.errors import UsageError
 from common.inputs import find_inputs
 from common.tasks import TASKS
 from common.values import Record
@@ -120,6 +121,42 @@ def test_a_quote_that_is_never_closed_fails_the_row_in_which_it_opens(tmp_path):
     what = "a quote opens in this row and is never closed (the row took in all up to line 6)"
     assert told(bad, path) == ("bad_csv", f"FILE line 4: {what}")
     assert (bad.id, bad.input) == (1, '"open')
+
+
+def test_a_row_that_swallowed_others_fails_with_its_lines(tmp_path):
+    path = tmp_path / "a.csv"
+    bad, *others = read(path, b'id,text,more\n1,"Half,x\n2,b,x\n3,closed"\n4,d,x\n')
+    assert [record.input for record in others] == ["d"]
+    code, message = told(bad, path)
+    assert code == "bad_csv"
+    assert message.startswith("FILE line 2: 2 fields, but the header has 3; a quote may be opened")
+    assert message.endswith("(the row took in all up to line 4)")
+
+
+def test_a_short_row_on_one_line_has_empty_cells(tmp_path):
+    [record] = read(tmp_path / "a.csv", b"text,other\na\n")
+    assert record.input == "a"
+
+
+def test_tsv_takes_quotes_as_they_are(tmp_path):
+    rows = b'id\ttext\n1\tfirst\n2\t"Half a quote\n3\tthird\n4\tfourth"\n5\t"a ""b"""\n'
+    records = read(tmp_path / "a.tsv", rows)
+    assert [r.input for r in records] == ["first", '"Half a quote', "third", 'fourth"', '"a ""b"""']
+    assert [r.id for r in records] == ["1", "2", "3", "4", "5"]
+
+
+def test_quoting_can_be_said(tmp_path):
+    [record] = read(tmp_path / "a.tsv", b'text\n"a\nb"\n', quoting="double")
+    assert record.input == "a\nb"
+    records = read(tmp_path / "a.csv", b'text\n"a\nb"\n', quoting="none")
+    assert [record.input for record in records] == ['"a', 'b"']
+
+
+@pytest.mark.parametrize(("name", "quoting"), [("a.jsonl", "none"), ("a.csv", "single")])
+def test_quoting_that_does_not_fit_is_refused(tmp_path, name, quoting):
+    (tmp_path / name).write_text('text\n"a"\n')
+    with pytest.raises(UsageError, match="quoting"):
+        find_inputs([str(tmp_path / name)], TASKS["fill-mask"], quoting=quoting)
 
 
 def test_a_quote_out_of_place_fails_its_row_and_reading_goes_on_behind_it(tmp_path):

@@ -54,7 +54,7 @@ def test_an_unreadable_file(tmp_path):
     assert done.stdout == f"Cannot read {path}: Permission denied.\n"
 
 
-@pytest.mark.parametrize("name", ["a.docx", "a", "a.json", "a.gz"])
+@pytest.mark.parametrize("name", ["a.docx", "a", "a.jsn", "a.gz"])
 def test_an_unknown_extension(tmp_path, name):
     assert "Say it with --format" in refused(file(tmp_path / name, b"text"))
 

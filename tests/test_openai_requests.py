@@ -103,7 +103,7 @@ def test_a_model_of_the_job_is_for_all_requests(tmp_path: Path):
 
 def test_parts_of_text_are_joined_and_a_developer_speaks_for_the_system(tmp_path: Path):
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts, "name": "x"}]
+    messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts, "refusal": None}]
     [record] = read(tmp_path, line({"model": "m", "messages": messages}))
     assert record.input["messages"] == [
         {"role": "system", "content": "be brief"},
@@ -111,10 +111,20 @@ def test_parts_of_text_are_joined_and_a_developer_speaks_for_the_system(tmp_path
     ]
 
 
+def test_what_else_a_message_says_reaches_the_chat_template(tmp_path: Path):
+    more = {"name": "x", "tool_call_id": "t1", "reasoning_content": "because"}
+    [record] = read(
+        tmp_path, line({"model": "m", "messages": [{"role": "tool", "content": "5", "tool_calls": []} | more]})
+    )
+    assert record.input["messages"] == [{"role": "tool", "content": "5"} | more]
+
+
 @pytest.mark.parametrize(
     ("text", "task", "words"),
     [
-        ("{}\n", None, "no line is a request"),
+        ("\n", None, "no line is a request"),
+        ("{}\n", None, "custom_id is missing"),
+        ('{"custom_id": "0", "url": "/v1/chat/completions", "body": {}}\n', None, "line 1: method missing; expected"),
         (json.dumps(line(CHAT)), "embedding", "which is text-generation"),
         (json.dumps(line({"messages": []})), None, "names no model"),
     ],

@@ -1,7 +1,8 @@
-"""Records of `.csv` and `.tsv`: a header, then rows that may span lines.
+"""Records of `.csv` and `.tsv`: a header, then rows; where fields may be quoted, a row may span lines.
 
 Python's csv module parses, strictly: a quote out of place fails its row instead of joining rows in silence. What
-a broken row has swallowed belongs to it; reading goes on behind it.
+a broken row has swallowed belongs to it; reading continues after it. Without quoting, as TSV is defined
+(https://www.iana.org/assignments/media-types/text/tab-separated-values), a quote is a character like any other.
 """
 
 import csv
@@ -32,7 +33,7 @@ def delimited_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: i
             yield make.failed(number, fields, feed.echo)
             continue
         value = dict(zip(names, [*fields, *[None] * (len(names) - len(fields))], strict=False))
-        if failure := feed.failure or _too_many(feed, fields, names):
+        if failure := feed.failure or _miscounted(feed, fields, names):
             yield make.failed(number, failure, value)
         else:
             yield make.record(number, feed.first + 1, value)
@@ -83,7 +84,7 @@ class _Feed:
 
     def _skip_row(self, line: Line, quoted: bool) -> None:
         """Read on to the line on which the quotes are closed, holding nothing."""
-        quoted ^= bool(_quotes(line) % 2)
+        quoted = self.source.has_quotes and quoted ^ bool(_quotes(line) % 2)
         while quoted and (following := next(self._lines, None)) is not None:
             quoted ^= bool(_quotes(following) % 2)
             self.last = following.number
@@ -95,7 +96,10 @@ def _quotes(line: Line) -> int:
 
 def _rows(feed: _Feed, delimiter: str) -> Iterator[list[str] | Failure]:
     """Yield the fields of each row, or why it has none; blank lines are left out."""
-    reader = csv.reader(feed, delimiter=delimiter, strict=True)
+    if feed.source.has_quotes:
+        reader = csv.reader(feed, delimiter=delimiter, strict=True)
+    else:
+        reader = csv.reader(feed, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
     while True:
         feed.begin()
         try:
@@ -137,8 +141,14 @@ def _header(source: Source, rows: Iterator[list[str] | Failure], feed: _Feed) ->
     return [name.strip() for name in header]
 
 
-def _too_many(feed: _Feed, fields: Sequence[str], names: Sequence[str]) -> Failure | None:
-    if len(fields) <= len(names):
+def _miscounted(feed: _Feed, fields: Sequence[str], names: Sequence[str]) -> Failure | None:
+    """Return what is wrong with the number of fields: a short row is one with empty cells, unless it spans lines."""
+    if len(fields) == len(names) or (len(fields) < len(names) and feed.last == feed.first):
         return None
-    what = f"{len(fields)} fields, but the header has {len(names)}; put a field that holds the delimiter in quotes"
+    what = f"{len(fields)} fields, but the header has {len(names)}; "
+    if feed.last > feed.first:
+        what += "a quote may be opened and never closed; --quoting none takes quotes as they are"
+    else:
+        what += "put a field that holds the delimiter in quotes" * feed.source.has_quotes
+        what += "a tab separates fields" * (not feed.source.has_quotes)
     return Failure("bad_csv", f"{feed.source.place(feed.first + 1)}: {what}{_swallowed(feed)}")

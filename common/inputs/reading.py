@@ -8,6 +8,7 @@ from itertools import chain
 
 from common.errors import UsageError
 from common.inputs.delimited import delimited_records
+from common.inputs.json_array import json_file_records
 from common.inputs.making import RecordMaker
 from common.inputs.media import attached, file_records, is_list
 from common.inputs.plain_lines import json_records, text_records
@@ -72,6 +73,7 @@ def find_inputs(
     format: str | None = None,
     column: str | None = None,
     id_column: str | None = None,
+    quoting: str | None = None,
 ) -> Inputs:
     """Return the inputs of those names.
 
@@ -81,6 +83,7 @@ def find_inputs(
         format: one of `FORMATS`, against the extension.
         column: the column that holds the input.
         id_column: the column that holds the id; else `id` or `custom_id`, else the line from 0.
+        quoting: one of `QUOTING`; None: double quotes in CSV, none in TSV.
 
     Raises:
         UsageError: an input is missing, a directory, or of an unknown format.
@@ -90,7 +93,7 @@ def find_inputs(
         return task.media is None or is_list(name, format)
 
     names = expand(names)
-    sources = iter(find_sources(list(filter(has_records, names)), format))
+    sources = iter(find_sources(list(filter(has_records, names)), format, quoting))
     make = partial(RecordMaker, task=task, column=column, id_column=id_column, several=len(names) > 1)
     return Inputs(task, tuple(make(next(sources)) if has_records(name) else name for name in names))
 
@@ -116,6 +119,8 @@ def _records_of_format(make: RecordMaker, max_bytes: int) -> Iterator[Record]:
             yield from text_records(make, stream, max_bytes)
         elif make.source.format == "jsonl":
             yield from json_records(make, stream, max_bytes)
+        elif make.source.format == "json":
+            yield from json_file_records(make, stream, max_bytes)
         else:
             delimiter = "\t" if make.source.format == "tsv" else ","
             yield from delimited_records(make, stream, max_bytes, delimiter)

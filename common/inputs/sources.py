@@ -19,7 +19,9 @@ from common.files.access import glob, open_stream, version_of
 from common.inputs.hub import find_files, is_data_set
 from common.shared import is_address, without_scheme
 
-FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
+FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet")
+#: What quotes mean in .csv and .tsv: fields may be in double quotes; or a quote is a character like any other.
+QUOTING = ("double", "none")
 
 _BLOCK = 64 * 1024
 _GZIP = b"\x1f\x8b"
@@ -59,12 +61,18 @@ class Source:
 
     name: str
     format: str
+    quoting: str | None = None  #: one of `QUOTING`; None: as the format has it
     reading: Reading | None = field(default=None, compare=False, repr=False)  #: where what is read is counted
 
     @property
     def is_stdin(self) -> bool:
         """Whether it is standard input."""
         return self.name == "-"
+
+    @property
+    def has_quotes(self) -> bool:
+        """Whether fields of .csv or .tsv may be in double quotes. TSV has none by its definition (IANA)."""
+        return self.quoting == "double" or (self.quoting is None and self.format == "csv")
 
     @property
     def label(self) -> str:
@@ -81,11 +89,12 @@ class Source:
         return f"{self.label} {'row' if self.format == 'parquet' else 'line'} {number}"
 
 
-def find_sources(inputs: Sequence[str], format: str | None) -> list[Source]:
+def find_sources(inputs: Sequence[str], format: str | None, quoting: str | None = None) -> list[Source]:
     """Return the inputs with their formats: `format` where given, else by extension, `txt` for `-`.
 
     Raises:
         UsageError: an input is not there, is a directory, or its format is unknown; or `-` stands there twice.
+            Or quoting is given for a format that has none.
     """
     if format is not None and format not in FORMATS:
         raise UsageError(f"Unknown format {format!r}; known are {', '.join(FORMATS)}.")
@@ -94,7 +103,19 @@ def find_sources(inputs: Sequence[str], format: str | None) -> list[Source]:
     names = expand(inputs)
     for name in names:
         _check_path(name)
-    return [Source(name, format or _format_of(name)) for name in names]
+    sources = [Source(name, format or _format_of(name), quoting) for name in names]
+    _check_quoting(sources, quoting)
+    return sources
+
+
+def _check_quoting(sources: Sequence[Source], quoting: str | None) -> None:
+    if quoting is None:
+        return
+    if quoting not in QUOTING:
+        raise UsageError(f"Unknown quoting {quoting!r}; known are {', '.join(QUOTING)}.")
+    for source in sources:
+        if source.format not in ("csv", "tsv"):
+            raise UsageError(f"{source.label} is read as {source.format}; --quoting is for csv and tsv.")
 
 
 def expand(inputs: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ import click
 
 from common.training.spec import DTYPES, Training
 from producer.commands.frame import open_client
-from producer.commands.options import label_option, name_option, priority_option, revision_option
+from producer.commands.options import label_option, name_option, priority_option, quoting_option, revision_option
 from producer.printing import say
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,7 +62,10 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     metavar="KEY=VALUE",
     help="Any further field of transformers' TrainingArguments, as lr_scheduler_type=cosine.",
 )
-@click.option("--format", "format_", type=click.Choice(["txt", "jsonl", "csv", "tsv", "parquet"]), help="Of the files.")
+@click.option(
+    "--format", "format_", type=click.Choice(["txt", "jsonl", "json", "csv", "tsv", "parquet"]), help="Of the files."
+)
+@quoting_option
 @priority_option
 @name_option
 @label_option()
@@ -70,9 +73,9 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
 def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], **options: Any) -> None:
     """Fine-tune a model on examples, as a job.
 
-    TRAIN is a .csv, .tsv, .jsonl, .parquet or .txt file with a text and a label in each row, or a data set of the hub
-    as hf:NAME or hf:NAME:SPLIT, which the worker loads. Labels are words or whole numbers (classes), numbers with a
-    fraction (regression), or lists (several classes each).
+    TRAIN is a .csv, .tsv, .jsonl, .json, .parquet or .txt file with a text and a label in each row, or a data set of
+    the hub as hf:NAME or hf:NAME:SPLIT, which the worker loads. Labels are words or whole numbers (classes), numbers
+    with a fraction (regression), or lists (several classes each).
 
     Prints the job's id. The model is then job:ID: for `submit`, for a further `finetune`, for `models export`.
 

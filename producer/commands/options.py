@@ -28,6 +28,12 @@ part_format_option = click.option(
     help="How the parts in DIR/ are written.  [default: parquet]",
 )
 
+quoting_option = click.option(
+    "--quoting",
+    type=click.Choice(["double", "none"]),
+    help="Whether fields of csv and tsv may be in double quotes.  [default: double for csv, none for tsv]",
+)
+
 revision_option = click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
 
 priority_option = click.option(

@@ -12,6 +12,7 @@ from producer.commands.options import (
     output_option,
     part_format_option,
     priority_option,
+    quoting_option,
     revision_option,
 )
 from producer.printing import print_json, say
@@ -45,9 +46,10 @@ from producer.printing import print_json, say
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["txt", "jsonl", "csv", "tsv", "parquet", "openai"]),
+    type=click.Choice(["txt", "jsonl", "json", "csv", "tsv", "parquet", "openai"]),
     help="What the inputs hold; for standard input, against the extension, or as OpenAI's batch files.",
 )
+@quoting_option
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "gpu"]),
@@ -74,9 +76,9 @@ def submit(
 ) -> None:
     """Send records through a model.
 
-    INPUT is a .txt (one record a line), .jsonl, .csv, .tsv or .parquet file, also gzipped, or - for standard input;
-    an address, as s3://bucket/texts/*.parquet; a data set of the hub, as hf:ORG/NAME:train; for tasks over images or
-    sound, the files themselves, directories of them, or lists of their paths.
+    INPUT is a .txt (one record a line), .jsonl, .json, .csv, .tsv or .parquet file, also gzipped, or - for standard
+    input; an address, as s3://bucket/texts/*.parquet; a data set of the hub, as hf:ORG/NAME:train; for tasks over
+    images or sound, the files themselves, directories of them, or lists of their paths.
 
     On a queue of your own this prints the job's id and returns. With --wait or -o, or with no queue configured,
     it waits and gives the results: a table on a terminal, JSON lines in a pipe.

@@ -35,15 +35,25 @@ def find_batch(inputs: Sequence[str], task: str | None, model: str | None, max_b
     if "-" in inputs:
         raise UsageError("A batch file is looked at before it is read, which standard input cannot be. Name a file.")
     with closing(_lines(inputs, max_bytes)) as records:
-        first = next((record.input for record in records if not record.failure), None)
+        fault, first = None, None
+        for record in records:
+            if not record.failure:
+                first = record.input
+                break
+            fault = fault or record.failure
     if first is None:
-        raise UsageError(f"{', '.join(inputs)}: no line is a request for one of {', '.join(URLS)}.")
+        raise UsageError(_no_request(inputs, fault))
     batch = BatchFile(first["url"], None if model else first["body"].get("model"))
     if task is not None and ALIASES.get(task, find_task(task).name) != batch.task:
         raise UsageError(f"--task {task}: the requests are for {batch.url}, which is {batch.task}. Leave --task out.")
     if model is None and batch.model is None:
         raise UsageError("The first request names no model; name one with --model.")
     return batch
+
+
+def _no_request(inputs: Sequence[str], fault: Failure | None) -> str:
+    told = f"{', '.join(inputs)}: no line is a request for one of {', '.join(URLS)}."
+    return f"{told} The first one: {fault.message}." if fault else told
 
 
 def read_batch(inputs: Sequence[str], batch: BatchFile, max_bytes: int) -> Iterator[Record]:

@@ -18,6 +18,9 @@ URLS = {
 }
 
 
+_ENVELOPE = 'an object {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {...}}'
+
+
 def check_envelope(line: Json) -> None:
     """Check what is around a request's body.
 
@@ -25,9 +28,11 @@ def check_envelope(line: Json) -> None:
         RecordError: `bad_request`.
     """
     if not isinstance(line, dict):
-        raise RecordError("bad_request", 'expected an object {"custom_id", "method", "url", "body"}')
+        raise RecordError("bad_request", f"expected {_ENVELOPE}")
     if not isinstance(line.get("custom_id"), str):
         raise RecordError("bad_request", "custom_id is missing, or no text")
+    if missing := [name for name in ("method", "url", "body") if line.get(name) is None]:
+        raise RecordError("bad_request", f"{' and '.join(missing)} missing; expected {_ENVELOPE}")
     if line.get("method") != "POST":
         raise RecordError("bad_request", f"method must be POST, found {line.get('method')!r}")
     if line.get("url") not in URLS:
@@ -94,14 +99,19 @@ def _texts(body: Mapping[str, Json], name: str) -> list[str]:
     return texts
 
 
+_NOT_PASSED = ("tool_calls", "function_call", "audio")
+
+
 def _message(message: Json) -> dict[str, Json]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise RecordError("bad_request", 'a message must be an object {"role": ..., "content": ...}')
-    unsupported = next((name for name in ("tool_calls", "function_call", "audio") if message.get(name)), None)
+    unsupported = next((name for name in _NOT_PASSED if message.get(name)), None)
     if unsupported:
         raise RecordError("bad_request", f"{unsupported} in messages is not supported")
     role = {"developer": "system"}.get(message["role"], message["role"])
-    return {"role": role, "content": _content(message.get("content"))}
+    # What else a message says (`name`, `tool_call_id`, `reasoning_content`) is for the model's chat template to use.
+    others = {name: value for name, value in message.items() if value is not None and name not in _NOT_PASSED}
+    return {**others, "role": role, "content": _content(message.get("content"))}
 
 
 def _content(content: Json) -> str:

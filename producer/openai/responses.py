@@ -51,15 +51,15 @@ class BatchWriter(JsonLinesWriter):
         self._written += 1
 
 
-def check_batch_options(column: str | None, id_column: str | None) -> None:
+def check_batch_options(column: str | None, id_column: str | None, quoting: str | None) -> None:
     """Check that nothing is asked for which a batch file settles itself.
 
     Raises:
-        UsageError: a column is named.
+        UsageError: a column is named, or quoting.
     """
-    if column or id_column:
-        option = "--column" if column else "--id-column"
-        raise UsageError(f"{option} does not go with --format openai, whose requests say what is what.")
+    for option, value in (("--column", column), ("--id-column", id_column), ("--quoting", quoting)):
+        if value:
+            raise UsageError(f"{option} does not go with --format openai, whose requests say what is what.")
 
 
 def _body(row: Row, spec: JobSpec, name: str) -> Json:

@@ -1,0 +1,132 @@
+"""Records of `.json`: the elements of one array, read one after the other, or JSON lines.
+
+An array is cut into its elements by its brackets and quotes, so that it never has to be held whole, and an element
+that is not JSON fails alone.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from common.errors import UsageError
+from common.inputs.lines import BOM, decode, excerpt, oversized
+from common.inputs.making import RecordMaker
+from common.inputs.plain_lines import json_records
+from common.inputs.strict_json import parse_json
+from common.values import Failure, Record
+
+_BLOCK = 64 * 1024
+_SHOWN = 201  # bytes of an element that is too large
+_OUTSIDE = re.compile(rb'["\[\]{},]')
+_IN_TEXT = re.compile(rb'["\\]')
+
+
+def json_file_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: int) -> Iterator[Record]:
+    """Yield a record for each element of the array, or for each line.
+
+    Raises:
+        UsageError: the file is one object, which spans lines.
+    """
+    head = stream.peek(_BLOCK).removeprefix(BOM).lstrip()
+    if head.startswith(b"["):
+        yield from array_records(make, stream, max_bytes)
+        return
+    first, newline, rest = head.partition(b"\n")
+    if rest.strip() and newline and _depth(first) > 0:
+        raise UsageError(
+            f"{make.source.label} holds one JSON object over several lines; expected an array of records, or a record "
+            f"in each line. If the records are a list in it: jq -c '.NAME[]' {make.source.label} > records.jsonl"
+        )
+    yield from json_records(make, stream, max_bytes)
+
+
+def array_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: int) -> Iterator[Record]:
+    """Yield a record for each element of an array; its number from 0 is the id of one that brings none."""
+    for number, element in enumerate(_elements(stream, max_bytes)):
+        if element.size > max_bytes and not element.fault:
+            yield make.failed(number, oversized(make.source, element.line, max_bytes), excerpt(bytes(element.data)))
+            continue
+        text, failure = decode(make.source, element.line, bytes(element.data).strip())
+        fault, value = element.fault, None
+        try:
+            value = parse_json(text)
+        except ValueError as error:
+            fault = fault or str(error)
+        if fault and not failure:
+            failure = Failure("bad_json", f"{make.source.place(element.line + 1)}: {fault}")
+        if failure:
+            yield make.failed(number, failure, excerpt(text.encode()))
+        else:
+            yield make.record(number, element.line + 1, value)
+
+
+def _depth(line: bytes) -> int:
+    """Return how many brackets a line opens and does not close."""
+    depth = position = 0
+    in_text = False
+    while match := (_IN_TEXT if in_text else _OUTSIDE).search(line, position):
+        position = match.end() + (match[0] == b"\\")
+        in_text ^= match[0] == b'"'
+        depth += (match[0] in b"[{") - (match[0] in b"]}")
+    return depth
+
+
+@dataclass(slots=True)
+class _Element:
+    line: int  #: where it begins, from 0
+    data: bytearray = field(default_factory=bytearray)  #: only the first bytes of one that is too large
+    size: int = 0
+    fault: str = ""  #: what is wrong with the array, of its last element
+
+    def add(self, data: bytes, max_bytes: int) -> int:
+        """Take more of its bytes; return how many line ends they have."""
+        lines = data.count(b"\n")
+        if not self.size:
+            rest = data.lstrip()
+            self.line += data.count(b"\n", 0, len(data) - len(rest))
+            data = rest
+        self.size += len(data)
+        self.data += data
+        if self.size > max_bytes:
+            del self.data[_SHOWN:]
+        return lines
+
+
+def _elements(stream: io.BufferedReader, max_bytes: int) -> Iterator[_Element]:
+    head = stream.peek(_BLOCK)
+    opening = head.index(b"[") + 1
+    line = head.count(b"\n", 0, opening)
+    stream.read(opening)
+    element = _Element(line)
+    depth, skipped, in_text, found = 1, 0, False, False
+    while block := stream.read(_BLOCK):
+        start, position = 0, skipped
+        while match := (_IN_TEXT if in_text else _OUTSIDE).search(block, position):
+            token, position = match[0], match.end() + (match[0] == b"\\")  # what is escaped is never looked at
+            in_text ^= token == b'"'
+            depth += (token in b"[{") - (token in b"]}")
+            if depth > 1 or (depth == 1 and token != b","):
+                continue
+            line += element.add(block[start : match.start()], max_bytes)
+            if element.size or token == b"," or found:
+                found = True
+                yield element
+            if depth == 0:
+                yield from _after(stream, block[position:], line, max_bytes)
+                return
+            element, start = _Element(line), position
+        line += element.add(block[start:], max_bytes)
+        skipped = max(0, position - len(block))
+    element.fault = "the array ends without its ]"
+    yield element
+
+
+def _after(stream: io.BufferedReader, block: bytes, line: int, max_bytes: int) -> Iterator[_Element]:
+    """Yield what follows the array, if anything does: a bracket too many may have ended it early."""
+    element = _Element(line, fault="the array is closed before this")
+    while block:
+        element.add(block, max_bytes)
+        block = stream.read(_BLOCK)
+    if element.size:
+        yield element
