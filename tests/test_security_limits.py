@@ -4,6 +4,7 @@ import contextlib
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -12,10 +13,13 @@ from transformers import AutoConfig, GenerationConfig
 
 from common.errors import ModelError, PayloadError
 from common.payloads.encoding import MAX_ROWS, decode_outcomes, decode_records, encode_outcomes, encode_records
-from common.values import Outcome, Record
+from common.values import Attached, Outcome, Record
 from tests.forgery import GOOD, OUTCOMES, RECORDS, bomb, forged
+from tests.one_by_one import runner_of
 from tests.processes import RedisServer, Shell, Workers
-from tests.tiny_models import causal_gpt2
+from tests.tiny_media import samples, sound_bytes, whisper
+from tests.tiny_models import RecordingWatch, causal_gpt2
+from tests.tiny_seq2seq import make_bart
 from workers.runners.generation_limit import check_generation
 from workers.runners.loading import Source, load_model
 
@@ -127,9 +131,61 @@ def test_what_the_model_itself_would_generate_is_bounded_as_well(tmp_path: Path)
 
     loaded = load_model(AutoModelForCausalLM, Source(model, most_new_tokens=7), "cpu")
     assert loaded.generation_config.max_new_tokens == 7
-    assert loaded.config.task_specific_params == {"summarization": {"max_length": 7, "num_beams": 2}}
+    assert loaded.config.task_specific_params == {"summarization": {"max_length": 7 // 2, "num_beams": 2}}
     ids = torch.tensor([[5, 6]])
     assert loaded.generate(ids, do_sample=False, eos_token_id=-1).shape[1] == 2 + 7
+
+
+#: Tasks whose models generate, a tiny model for each, and a record.
+GENERATING: dict[str, tuple[Callable[[Path], Path], Any]] = {
+    "text-generation": (lambda path: causal_gpt2(path, positions=64), "the cat"),
+    "summarization": (make_bart, "the cat sleeps"),
+    "automatic-speech-recognition": (whisper, Attached("a.wav", sound_bytes(samples(0.5, 1)))),
+}
+
+
+class CountTokens:
+    """Counts the tokens that a model generates, those of all beams and sequences."""
+
+    def __init__(self, model: Any) -> None:
+        self.tokens = 0
+        decoder = model.get_decoder() if model.config.is_encoder_decoder else model
+        decoder.register_forward_hook(self._count)
+
+    def _count(self, module: Any, args: Any, output: Any) -> None:
+        self.tokens += len(output[0])  # a row for each beam and sequence, at each step
+
+
+@pytest.mark.parametrize("task", GENERATING)
+@pytest.mark.parametrize(
+    ("own", "params", "allowed"),
+    [
+        ({"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 12}, {}, True),
+        ({"num_beams": 50, "num_return_sequences": 50}, {}, True),
+        ({"num_beams": 5}, {"max_new_tokens": 24}, False),
+        ({"num_beams": 5}, {"max_new_tokens": 4}, True),
+        ({"max_new_tokens": 24}, {"num_beams": 5}, False),
+    ],
+)
+def test_beams_and_sequences_of_the_models_own_count(
+    task: str, own: dict[str, int], params: dict[str, int], allowed: bool, tmp_path: Path
+):
+    make, record = GENERATING[task]
+    model = make(tmp_path / "model")
+    saved = GenerationConfig.from_pretrained(model)
+    saved.update(**own)
+    saved.save_pretrained(model)
+    runner = runner_of(task, model, most_new_tokens=24)
+    if not allowed:
+        with pytest.raises(ModelError) as raised:
+            runner.run([record], params, RecordingWatch())
+        assert raised.value.code == "too_many_tokens"
+        return
+    count = CountTokens(runner._model)  # type: ignore[attr-defined]
+    [outcome] = runner.run([record], params, RecordingWatch())
+    assert outcome.failure is None
+    # Whisper finds out the language first, and goes over this noise twice.
+    assert 0 < count.tokens <= (2 * 24 + 1 if isinstance(record, Attached) else 24)
 
 
 def test_a_worker_fails_the_job_at_once_before_it_loads_anything(

@@ -26,6 +26,7 @@ from workers.runners.batching import is_device_lost
 from workers.runners.budget import MOST, TokenBudget
 from workers.runners.collating import join
 from workers.runners.continuous import ContinuousBatches, find_continuous
+from workers.runners.generation_limit import keep_within
 from workers.runners.pipeline_tasks import PipelineTask, Prepared, Row, Settings
 from workers.runners.pulse import Pulse
 from workers.runners.reading import fields_of, messages_of
@@ -80,6 +81,8 @@ class TextGeneration(PipelineTask[GenerationSettings]):
         plain = self._sorted(params)
         forward = self._with_room(plain.forward)
         config = self._config(forward)
+        if self.most_new_tokens is not None:
+            keep_within(self.name, params, self.pipe.model.generation_config, self.most_new_tokens)
         if seed is not None and config.do_sample and (config.num_beams or 1) > 1:
             raise ModelError("bad_param", "seed does not go with beams: leave out seed or num_beams.")
         return GenerationSettings(

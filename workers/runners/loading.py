@@ -30,6 +30,7 @@ from workers.model_references import (
 from workers.runners.base import Runner
 from workers.runners.batching import is_out_of_memory
 from workers.runners.budget import TokenBudget
+from workers.runners.generation_limit import bound_model
 from workers.runners.precision import AUTO, dtype_name, placed, resolve_dtype
 
 #: How many missing weights an error names.
@@ -118,19 +119,8 @@ def load_model(auto_class: Any, source: Source, device: str, *, ignore_missing: 
         raise _explained(auto_class, source.directory, error) from error
     _check_complete(model, info["missing_keys"], ignore_missing, source.directory)
     if source.most_new_tokens is not None:
-        bound_lengths(model, source.most_new_tokens)
+        bound_model(model, source.most_new_tokens)
     return placed(model, chosen, device, insists=insists)
-
-
-def bound_lengths(model: Any, most: int) -> None:
-    """Bound what a model's own configuration says about the length of the texts it generates."""
-    config = getattr(model, "generation_config", None)
-    longest = max((getattr(config, name, None) or 0 for name in ("max_length", "max_new_tokens")), default=0)
-    if config is not None and longest > most:
-        config.max_new_tokens = most  # wins over max_length, which counts the prompt where there is one
-    of_tasks = getattr(model.config, "task_specific_params", None) or {}
-    for params in of_tasks.values():
-        params.update({name: most for name in ("max_length", "min_length") if params.get(name, 0) > most})
 
 
 def load_config(source: Source, **values: Any) -> Any:

@@ -46,6 +46,7 @@ class MediaRunner(PipelineRunner):
         except ValueError as error:
             raise ModelError("missing_weights", f"This model does not do {chosen.name}: {error}"[:1000]) from error
         self.task = chosen(pipe)
+        self.task.most_new_tokens = source.most_new_tokens
         self.task.files = SharedFiles(tuple(load_params.get("shared", ())), int(load_params.get("most_file_bytes", 0)))
         self.budget = TokenBudget.of(device, generates=True)  # what is measured with texts says nothing of files
 

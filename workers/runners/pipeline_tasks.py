@@ -63,6 +63,8 @@ class PipelineTask(ABC, Generic[S]):
     #: The outputs that `postprocess` needs, and those of them that have a row for each token.
     kept: ClassVar[tuple[str, ...]] = ("logits",)
     per_token: ClassVar[tuple[str, ...]] = ()
+    #: Tokens that may be generated for one record; None for no limit.
+    most_new_tokens: int | None = None
     #: Arrow type of an output, None where it travels as JSON.
     output_type: ClassVar[Any] = None
 

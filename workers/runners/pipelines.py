@@ -89,6 +89,7 @@ class PipelineRunner(ModelRunner):
         )
         tokenizer = load_tokenizer(source)
         self.task = chosen.over(self._model, tokenizer, device)
+        self.task.most_new_tokens = source.most_new_tokens
         self.budget = TokenBudget.of(device, generates=self.task.generates)
         if not self.task.batches:
             self.budget.items = 1

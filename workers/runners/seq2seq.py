@@ -22,6 +22,7 @@ from workers.runners.base import Watch
 from workers.runners.batching import Item, run_batches
 from workers.runners.budget import TokenBudget
 from workers.runners.generate_params import settle
+from workers.runners.generation_limit import keep_within
 from workers.runners.languages import Direction, direction
 from workers.runners.loading import ModelRunner, Source, load_model, load_tokenizer
 from workers.runners.pulse import Pulse
@@ -76,6 +77,7 @@ class Seq2SeqRunner(ModelRunner):
         self._device = device
         self._model = load_model(AutoModelForSeq2SeqLM, source, device)
         self._tokenizer = load_tokenizer(source)
+        self._most_new_tokens = source.most_new_tokens
         self._positions = input_limit(self._model, tokenizer=None)
         self._limit = input_limit(self._model, self._tokenizer)
         self.budget = TokenBudget.of(device, generates=True)
@@ -165,6 +167,8 @@ class Seq2SeqRunner(ModelRunner):
         language = {} if way.first_token is None else {"forced_bos_token_id": way.first_token}
         asked = {name: params[name] for name in GENERATE_PARAMS if name in params}
         config = settle(self._model, defaults, of_task, language, asked)
+        if self._most_new_tokens is not None:
+            keep_within(self._task, asked, config, self._most_new_tokens)
         if "seed" in params and config.do_sample and (config.num_beams or 1) > 1:
             raise ModelError("bad_param", "seed does not go with beams: leave it out, or say num_beams=1.")
         if self._positions is not None and (config.max_new_tokens or 0) > self._positions:

@@ -9,6 +9,7 @@ from common.errors import ModelError
 from common.task_params import SPEECH_GENERATE_PARAMS
 from common.values import Json
 from workers.runners.collating import row_of
+from workers.runners.generation_limit import keep_within
 from workers.runners.media_labels import LabelledTask
 from workers.runners.media_tasks import MediaTask
 from workers.runners.pipeline_tasks import Prepared, Row, Settings
@@ -50,12 +51,20 @@ class SpeechRecognition(SoundTask):
     auto_classes = ("AutoModelForCTC", "AutoModelForSpeechSeq2Seq")
     needs_tokenizer = True
 
+    def __init__(self, pipe: Any) -> None:
+        """Take the pipeline, which gives one text for each sound."""
+        super().__init__(pipe)
+        if pipe.type != "ctc":
+            pipe.model.generation_config.num_return_sequences = 1
+
     def settings(self, params: Mapping[str, Json]) -> Settings:
         """Return the job's parameters; those of `generate` only for a model that generates."""
         settings = super().settings(params)
         idle = sorted(SPEECH_GENERATE_PARAMS.keys() & params.keys()) if self.pipe.type == "ctc" else []
         if idle:
             raise ModelError("bad_param", f"{idle[0]} is for models that generate text, such as Whisper; this is CTC.")
+        if self.most_new_tokens is not None and self.pipe.type != "ctc":
+            keep_within(self.name, params, self.pipe.model.generation_config, self.most_new_tokens)
         return settings
 
     def prepared(self, media: Any, fields: Mapping[str, Json], settings: Settings) -> Prepared:
