@@ -18,7 +18,6 @@ from common.errors import CodedError, ModelError, UsageError, WorkerError
 from common.training.labels import Labels
 from tests.finetuning import TUTORIAL, Listener, base_model, make_order, train_here
 from tests.processes import wait_until
-from tests.tiny_models import causal_gpt2, masked_roberta
 from workers.training.data import Examples
 from workers.training.launch import Launch
 from workers.training.tasks import RECIPES
@@ -50,22 +49,6 @@ def test_labels_sent_along_must_be_those_of_the_examples(tmp_path: Path) -> None
     order = make_order(tmp_path / "work", "text-classification", tmp_path, REVIEWS, labels=labels)
     with pytest.raises(UsageError, match="label '1' does not occur"):
         Examples(order)
-
-
-@pytest.mark.parametrize("make", [base_model, masked_roberta, lambda path: causal_gpt2(path, pad=True, chat=False)])
-def test_words_are_tagged_as_they_are_cut_in_running_text(make: Any, tmp_path: Path) -> None:
-    from transformers import pipeline
-
-    rows = [{"tokens": ["i", "like", "paris"], "tags": ["O", "O", "B-LOC"]}] * 4
-    order = make_order(
-        tmp_path / "work", "token-classification", make(tmp_path / "base"), rows, rows, epochs=30, learning_rate=5e-3
-    )
-    result = train_here(order)
-    assert len(result["evaluations"]) == result["epochs"] == 30
-    tagger = pipeline("token-classification", model=str(order.model_directory), device="cpu")
-    cut = tagger.tokenizer(["i", "like", "paris"], is_split_into_words=True)["input_ids"]
-    assert cut == tagger.tokenizer("i like paris")["input_ids"]
-    assert {entity["entity"] for entity in tagger("i like paris") if entity["end"] > 7} == {"B-LOC"}
 
 
 def test_the_best_checkpoint_is_found_again_on_another_machine(tmp_path: Path) -> None:

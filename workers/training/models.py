@@ -35,8 +35,6 @@ def load_base(
     import transformers
 
     tokenizer = load_tokenizer(source)
-    if labels.kind == "tags":
-        tokenizer = _for_words(tokenizer, source)
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
             source.directory,
@@ -82,13 +80,6 @@ def most_tokens(model: Any, tokenizer: Any, training: Training) -> int:
     """Return how many tokens an example may have: what the model takes, or less where the job says so."""
     takes = input_limit(model, tokenizer) or _UNLIMITED
     return min(takes, training.max_length or takes)
-
-
-def _for_words(tokenizer: Any, source: Source) -> Any:
-    """Return the tokenizer as it takes words already split: of bytes, each word begins with the blank before it."""
-    if not tokenizer.is_fast or "ByteLevel" not in str(tokenizer.backend_tokenizer.pre_tokenizer):
-        return tokenizer
-    return type(tokenizer).from_pretrained(source.directory, local_files_only=True, add_prefix_space=True)
 
 
 def _config(source: Source, labels: Labels) -> Any:

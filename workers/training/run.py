@@ -1,13 +1,14 @@
 """One training run, from an order to a finished model directory: what a tutorial does in sixty lines."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
 
-from common.errors import ModelError
+from common.errors import ModelError, UsageError
 from common.values import Json
 from workers.runners.loading import Source
 from workers.training.arguments import best_metric, make_arguments
@@ -64,7 +65,7 @@ def train(order: Order, link: Link) -> dict[str, Json]:
         UsageError: its examples cannot be learnt from.
         Stopped: the worker is stopping; a checkpoint is written.
     """
-    job, training, recipe = order.job, order.training, RECIPES[order.job.task]
+    training, recipe = order.training, RECIPES[order.job.task]
     notes: list[str] = []
 
     def note(text: str) -> None:
@@ -86,7 +87,10 @@ def train(order: Order, link: Link) -> dict[str, Json]:
         for part, chosen in (("train", examples.train), ("eval", examples.evaluation))
         if chosen
     }
-    _say_cut(encoded, most, job.task, note)
+    for part in encoded.values():
+        if not part.columns.get("input_ids"):
+            raise UsageError("No text has any token that the model knows: there is nothing to learn from.")
+    _say_cut(encoded, most, note)
     cached = getattr(model.config, "use_cache", None)
     trainer = _trainer(order, link, model, tokenizer, examples, encoded, note)
     link.tell_once("stage", text="training")
@@ -103,12 +107,13 @@ def train(order: Order, link: Link) -> dict[str, Json]:
     return result
 
 
-def _say_cut(encoded: Mapping[str, Encoded], most: int, task: str, note: Callable[[str], None]) -> None:
-    cut = sum(part.cut for part in encoded.values())
-    if not cut:
-        return
-    what = "cut into several pieces" if task in ("fill-mask", "text-generation") else "cut"
-    note(f"{cut:,} {'text is' if cut == 1 else 'texts are'} longer than {most:,} tokens, and {what}.")
+def _say_cut(encoded: Mapping[str, Encoded], most: int, note: Callable[[str], None]) -> None:
+    cut: Counter[str] = Counter()
+    for part in encoded.values():
+        cut.update(part.cut)
+    for how, number in cut.items():
+        if number:
+            note(f"{number:,} {'text is' if number == 1 else 'texts are'} longer than {most:,} tokens, and {how}.")
 
 
 def _trainer(

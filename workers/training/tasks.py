@@ -1,23 +1,32 @@
 """How each task is learnt: its head, what an example is to the model, and how batches are made. One row per task."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from common.errors import ModelError
 from common.training.labels import Example, Labels, names_of
 from common.values import Json
+from workers.runners.texts import Encoded as EncodedText
+from workers.runners.texts import encode
 from workers.training.scores import IGNORED, Scores, class_scores, number_scores, several_scores, tag_scores
+from workers.training.words import first_pieces, join_words
 
 Columns = dict[str, list[Any]]
 
 
+#: What was done to texts that are longer than the model takes.
+AT_END, INTO_PIECES, PROMPTS = "cut", "cut into several pieces", "cut at the beginning of their prompts"
+COMPLETIONS = "cut at the end of their completions"
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Examples as the model takes them, and how many were longer than that."""
+    """Examples as the model takes them, tokenised as inference does it."""
 
     columns: Columns
-    cut: int
+    cut: Mapping[str, int]  #: how many were longer than the model takes, by what was done to them
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +40,10 @@ class TaskRecipe:
 
 
 def _classify(tokenizer: Any, examples: Sequence[Example], labels: Labels, most: int) -> Encoded:
-    texts = [example["text"] for example in examples]
-    pairs = [example.get("text_pair", "") for example in examples]
-    found = tokenizer(texts, pairs if any(pairs) else None, truncation=True, max_length=most)
-    columns = _inputs(found)
+    found = encode(tokenizer, [(example["text"], example.get("text_pair") or None) for example in examples], most)
+    columns = _columns(found)
     columns["labels"] = [_target(labels, example) for example in examples]
-    return Encoded(columns, _count_cut(tokenizer, texts, pairs, found["input_ids"], most))
+    return Encoded(columns, _count_cut(found))
 
 
 def _target(labels: Labels, example: Example) -> Json:
@@ -48,52 +55,36 @@ def _target(labels: Labels, example: Example) -> Json:
     return [float(number in ids) for number in range(len(labels.names))]
 
 
-def _count_cut(
-    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str], ids: Sequence[Sequence[int]], most: int
-) -> int:
-    """Count inputs that were cut: of those that fill the limit, the ones that would be longer without it."""
-    full = [number for number, tokens in enumerate(ids) if len(tokens) >= most]
-    if not full:
-        return 0
-    second = [pairs[n] for n in full] if any(pairs) else None
-    whole = tokenizer([texts[n] for n in full], second, truncation=False, verbose=False)["input_ids"]
-    return sum(len(tokens) > most for tokens in whole)
-
-
 def _tag(tokenizer: Any, examples: Sequence[Example], labels: Labels, most: int) -> Encoded:
-    """Give each word's tag to its first piece; the others are left out of the loss."""
+    """Give each word's tag to its first token in running text; the others are left out of the loss."""
     if not tokenizer.is_fast:
         raise ModelError(
             "no_tokenizer", "token-classification needs a tokenizer with tokenizer.json (a fast one): only such can "
             "tell which pieces belong to which word."
         )  # fmt: skip
-    words = [example["tokens"] for example in examples]
-    found = tokenizer(words, is_split_into_words=True, truncation=True, max_length=most)
-    columns, cut = _inputs(found), 0
-    columns["labels"] = []
-    for number, example in enumerate(examples):
-        places = found.word_ids(number)
+    placed = [join_words(example["tokens"]) for example in examples]
+    found = encode(tokenizer, [text for text, _ in placed], most)
+    rows: list[tuple[Any, list[int]]] = []
+    for row, (text, starts), example in zip(found, placed, examples, strict=True):
         tags = [labels.names.index(tag) for tag in example["tags"]]
-        columns["labels"].append(
-            [
-                IGNORED if place is None or (at and places[at - 1] == place) else tags[place]
-                for at, place in enumerate(places)
-            ]
-        )
-        cut += len(places) >= most and max((p for p in places if p is not None), default=-1) < len(tags) - 1
-    return Encoded(columns, cut)
+        words = first_pieces(text, starts, row.encoding.offsets)
+        targets = [IGNORED if word is None else tags[word] for word in words]
+        if any(target != IGNORED for target in targets):  # else its words are no tokens at all
+            rows.append((row, targets))
+    columns = _columns([row for row, _ in rows])
+    columns["labels"] = [targets for _, targets in rows]
+    return Encoded(columns, _count_cut(found))
 
 
 def _fill(tokenizer: Any, examples: Sequence[Example], _: Labels, most: int) -> Encoded:
     """Cut long texts into several pieces: nothing of them is lost."""
     if tokenizer.mask_token_id is None:
         raise ModelError("missing_weights", "fill-mask needs a tokenizer with a mask token; this model's has none.")
-    before, after = _frame(tokenizer)
     columns: Columns = {"input_ids": [], "attention_mask": []}
-    cut = 0
-    for ids in _plain_ids(tokenizer, [example["text"] for example in examples]):
-        pieces = _pieces(ids, most - len(before) - len(after))
-        cut += len(pieces) > 1
+    cut: Counter[str] = Counter()
+    for before, body, after in _framed(tokenizer, [example["text"] for example in examples]):
+        pieces = _pieces(body, most - len(before) - len(after))
+        cut[INTO_PIECES] += len(pieces) > 1
         for piece in pieces:
             columns["input_ids"].append([*before, *piece, *after])
             columns["attention_mask"].append([1] * len(columns["input_ids"][-1]))
@@ -102,25 +93,70 @@ def _fill(tokenizer: Any, examples: Sequence[Example], _: Labels, most: int) -> 
 
 def _continue(tokenizer: Any, examples: Sequence[Example], _: Labels, most: int) -> Encoded:
     """Learn every token of a text, or those that follow a prompt; the end of the text is learnt too."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    cut: Counter[str] = Counter()
+    cut_up = _prompted if "prompt" in examples[0] else _running
     columns: Columns = {"input_ids": [], "attention_mask": [], "labels": []}
-    cut = 0
-    prompted = "prompt" in examples[0]
-    first = _plain_ids(tokenizer, [example["prompt" if prompted else "text"] for example in examples])
-    second = _plain_ids(tokenizer, [example.get("completion", "") for example in examples])
-    for prompt, completion in zip(first, second, strict=True):
-        learning = completion + end if prompted else [*prompt, *end]
-        if not learning:  # its text is no token at all
-            continue
-        rows = [(prompt, learning)] if prompted else [([], p) for p in _pieces(learning, most)]
-        cut += len(rows) > 1 or len(rows[0][0]) + len(rows[0][1]) > most
-        for given, learnt in rows:
-            learnt = learnt[:most]  # noqa: PLW2901
-            given = given[max(0, len(given) + len(learnt) - most) :]  # noqa: PLW2901 - the end of a prompt matters most
-            columns["input_ids"].append([*given, *learnt])
-            columns["attention_mask"].append([1] * (len(given) + len(learnt)))
-            columns["labels"].append([*[IGNORED] * len(given), *learnt])
+    for given, learnt in cut_up(tokenizer, examples, most, cut):
+        columns["input_ids"].append([*given, *learnt])
+        columns["attention_mask"].append([1] * (len(given) + len(learnt)))
+        columns["labels"].append([*[IGNORED] * len(given), *learnt])
     return Encoded(columns, cut)
+
+
+def _running(
+    tokenizer: Any, examples: Sequence[Example], most: int, cut: Counter[str]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Give what is given and what is to be learnt of plain texts; each piece of a long one begins as a text does."""
+    for before, body, after in _framed(tokenizer, [example["text"] for example in examples]):
+        if not body:
+            continue
+        pieces = _pieces(_ended(tokenizer, [*body, *after]), most - len(before))
+        cut[INTO_PIECES] += len(pieces) > 1
+        yield from ((before, piece) for piece in pieces)
+
+
+def _prompted(
+    tokenizer: Any, examples: Sequence[Example], most: int, cut: Counter[str]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Give prompts and completions; of pairs that are too long, the prompts' beginnings go first."""
+    prompts = [example["prompt"] for example in examples]
+    completions = [example["completion"] for example in examples]
+    texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    parts = zip(_framed(tokenizer, prompts), _ids(tokenizer, texts), _plain_ids(tokenizer, completions), strict=True)
+    for (before, body, after), text, alone in parts:
+        prompt = [*before, *body, *after]
+        goes_on = text[: len(prompt)] == prompt  # a word across the border is cut there, as in inference
+        learnt = _ended(tokenizer, text[len(prompt) :] if goes_on else alone)
+        room = most - len(learnt) - len(before) - len(after)
+        if len(body) > room:
+            cut[COMPLETIONS if len(learnt) > most else PROMPTS] += 1
+            prompt = [*before, *body[len(body) - room :], *after] if room >= 0 else []
+        yield prompt, learnt[:most]
+
+
+def _ended(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Return the tokens with that of the end of text, if the tokenizer knows one."""
+    end = tokenizer.eos_token_id
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+
+def _framed(tokenizer: Any, texts: Sequence[str]) -> list[tuple[list[int], list[int], list[int]]]:
+    """Return of each text the tokens as inference takes them: special ones before it, its own, special ones after."""
+    return [
+        _parted(whole, body) for whole, body in zip(_ids(tokenizer, texts), _plain_ids(tokenizer, texts), strict=True)
+    ]
+
+
+def _parted(whole: list[int], body: list[int]) -> tuple[list[int], list[int], list[int]]:
+    for begin in range(len(whole) - len(body) + 1):
+        if whole[begin : begin + len(body)] == body:
+            return whole[:begin], body, whole[begin + len(body) :]
+    return [], whole, []
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"]
+    return found
 
 
 def _plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -128,20 +164,16 @@ def _plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return found
 
 
-def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return the special tokens that the tokenizer puts before a text and after it."""
-    empty = tokenizer("")["input_ids"]
-    one = tokenizer(tokenizer.unk_token or "a")["input_ids"]
-    before = next((at for at, (a, b) in enumerate(zip(empty, one, strict=False)) if a != b), len(empty))
-    return empty[:before], empty[before:]
-
-
 def _pieces(ids: list[int], most: int) -> list[list[int]]:
     return [ids[start : start + most] for start in range(0, len(ids), most)]
 
 
-def _inputs(found: Any) -> Columns:
-    return {name: list(values) for name, values in found.items()}
+def _columns(rows: Sequence[EncodedText]) -> Columns:
+    return {name: [row.features[name] for row in rows] for name in (rows[0].features if rows else ())}
+
+
+def _count_cut(rows: Sequence[EncodedText]) -> dict[str, int]:
+    return {AT_END: sum(row.truncated for row in rows)}
 
 
 def _padding(tokenizer: Any) -> Any:
