@@ -5,6 +5,9 @@ Knows the formats that workers decode (Pillow's and libsndfile's), and nothing o
 
 from collections.abc import Mapping
 
+#: What Git LFS leaves in the place of a file that was not fetched begins with this.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 #: Bytes that `format_of` wants to see.
 HEAD = 16
 

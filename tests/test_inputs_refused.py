@@ -18,6 +18,9 @@ from common.tasks import TASKS
 FILL = TASKS["fill-mask"]
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 440\n"
+
+
 def refused(*inputs: str | Path, task=FILL, **options) -> str:
     with pytest.raises(UsageError) as caught:
         find_inputs([str(i) for i in inputs], task, **options).check(1000)
@@ -98,10 +101,15 @@ def test_a_parquet_without_a_row_is_empty(tmp_path):
         (b"PK\x03\x04rest", "an Office document"),
         (b"%PDF-1.7\n", "a PDF"),
         (b"\x28\xb5\x2f\xfdrest", "zstd"),
+        (POINTER, "git lfs pull"),
     ],
 )
 def test_binary_content(tmp_path, data, words):
     assert words in refused(file(tmp_path / "a.txt", data))
+
+
+def test_a_pointer_of_git_lfs_in_place_of_parquet(tmp_path):
+    assert "git lfs pull" in refused(file(tmp_path / "a.parquet", POINTER))
 
 
 def test_a_gz_that_is_not_gzip(tmp_path):

@@ -87,6 +87,13 @@ def test_damaged_files_are_no_model(copy, name):
     assert code_of(copy) == "not_a_model"
 
 
+def test_pointers_of_git_lfs_are_told_as_such(copy):
+    (copy / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 440\n")
+    with pytest.raises(ModelError, match="git lfs pull") as caught:
+        load_model(AutoModelForMaskedLM, Source(copy), "cpu")
+    assert caught.value.code == "not_a_model"
+
+
 def test_a_configuration_without_weights_is_no_model(copy):
     (copy / "model.safetensors").unlink()
     assert code_of(copy) == "not_a_model"

@@ -1,8 +1,10 @@
-"""What the names and sizes of a model's files tell, before any of them is opened."""
+"""What the names, sizes and first bytes of a model's files tell, before a library opens any of them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from common.errors import ModelError
+from common.media import LFS_POINTER
 
 _SAFE = ".safetensors"
 #: Weight files that are pickles (or other frameworks'), by their endings.
@@ -29,6 +31,29 @@ def check_files(model: str, names: Sequence[str], allow_pickle: bool) -> None:
             "safetensors. Convert it once, where you trust it (model.save_pretrained() writes safetensors), or take a "
             "revision that has them.",
         )
+
+
+def check_downloaded(directory: Path) -> None:
+    """Check that a model's files are there, and not the pointers that Git LFS leaves in a clone without them.
+
+    Raises:
+        ModelError: `not_a_model`.
+    """
+    for path in sorted(directory.iterdir()):
+        if path.is_file() and is_lfs_pointer(path):
+            raise ModelError(
+                "not_a_model",
+                f"{path} is a Git LFS pointer of a few lines, not the file itself. Fetch it: git lfs pull.",
+            )
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether a file stands for one that Git LFS keeps elsewhere.
+
+    Source: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+    """
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def has_weights(names: Sequence[str]) -> bool:

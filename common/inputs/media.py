@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.inputs.sources import FORMATS
-from common.media import HEAD, SUFFIXES, format_of, formats
+from common.media import HEAD, LFS_POINTER, SUFFIXES, format_of, formats
 from common.shared import is_address, is_shared, without_scheme
 from common.tasks import Task
 from common.values import Failure, Json, Record
@@ -91,6 +91,8 @@ def _check(path: str, blob: bytes, kind: str, max_bytes: int) -> Failure | None:
     if len(blob) > max_bytes:
         return Failure("too_large", f"{path}: the file is longer than {max_bytes:,} bytes (HUGQUEUE_MAX_RECORD_BYTES)")
     if format_of(kind, blob[:HEAD]) is None:
+        if blob.startswith(LFS_POINTER):
+            return Failure("no_file", f"{path} is a Git LFS pointer, not the file itself; fetch it: git lfs pull")
         code = {"image": "bad_image", "audio": "bad_audio"}[kind]
         return Failure(code, f"{path} is no {kind} by its first bytes; expected one of {formats(kind)}")
     return None

@@ -25,6 +25,7 @@ from common.inputs.arrow_values import holds_undecodable, json_values, row_sizes
 from common.inputs.lines import oversized
 from common.inputs.making import RecordMaker
 from common.inputs.sources import Source, faults
+from common.media import LFS_POINTER
 from common.shared import is_address
 from common.values import Failure, Json, Record
 
@@ -189,9 +190,17 @@ def _open(source: Source) -> Iterator[tuple[str | IO[bytes], Any]]:
         try:
             file = pq.ParquetFile(where)
         except pa.ArrowException as error:
-            raise UsageError(f"{source.label} is not a Parquet file: {first_line(error)}") from error
+            raise UsageError(f"{source.label} is not a Parquet file: {_reason(where, error)}") from error
         with file:
             yield where, file
+
+
+def _reason(where: str | IO[bytes], error: Exception) -> str:
+    if not isinstance(where, str) or is_address(where):
+        return first_line(error)
+    with Path(where).open("rb") as file:
+        is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    return "it is a Git LFS pointer; fetch the file: git lfs pull." if is_pointer else first_line(error)
 
 
 def _spool(source: Source, target: IO[bytes]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from common.errors import StorageError, UsageError
 from common.files.access import glob, open_stream, version_of
 from common.inputs.hub import find_files, is_data_set
+from common.media import LFS_POINTER
 from common.shared import is_address, without_scheme
 
 FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet")
@@ -32,6 +33,7 @@ _FOREIGN = {
     b"%PDF-": "a PDF: extract its text first",
     b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it, or compress it with gzip",
     b"\xfd7zXZ": "compressed with xz: unpack it, or compress it with gzip",
+    LFS_POINTER: "a Git LFS pointer, not the file itself: git lfs pull",
     b"BZh91AY&SY": "compressed with bzip2: unpack it, or compress it with gzip",
 }
 

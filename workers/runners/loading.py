@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from common.errors import ModelError, first_line
 from common.values import Json
-from workers.model_files import check_files, has_weights
+from workers.model_files import check_downloaded, check_files, has_weights
 from workers.model_references import (
     CONFIG,
     PROCESSOR_CONFIGS,
@@ -214,6 +214,7 @@ def check_directory(source: Source) -> None:
         raise ModelError("not_a_model", f"{directory} is no model: expected config.json, found {found}.")
     if not has_weights(names):
         raise ModelError("not_a_model", f"{directory} has no weights: expected model.safetensors.")
+    check_downloaded(directory)
     check_references(directory, allow_pickle=source.allow_pickle, allow_code=source.runs_code)
 
 
