@@ -30,6 +30,7 @@ from producer.connection import Connection
 from producer.duplicates import watch_duplicates
 from producer.given import Given, given_records, split_given
 from producer.handle import JobHandle
+from producer.model_check import check_job_model
 from producer.plan import Plan, make_plan
 from producer.resuming import submit_once
 from producer.selection import Selection, check_labels
@@ -181,6 +182,8 @@ class Client(Connection):
             if paths
             else given_records(values, plan.task, column=column, id_column=id_column, max_record_bytes=most)
         )
+        if plan.warning:
+            logger.warning("%s", plan.warning)
         self.start_worker()
         job, _ = self.submit_plan(plan, watch_duplicates(found, logger.warning), lambda _: None, logger.info)
         return job
@@ -198,7 +201,11 @@ class Client(Connection):
 
         Returns:
             The job, and what was read; None where another producer has submitted it.
+
+        Raises:
+            UsageError: the model is that of a job which has none.
         """
+        check_job_model(self, plan.spec.model)
         key, supply = plan.idempotency_key, plan.supply(records, serving(self.workers(), plan.spec.queue))
         if key is None:
             totals: Totals | None = submit(self, plan.spec, supply, on_chunk)

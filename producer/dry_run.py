@@ -1,10 +1,14 @@
-"""`producer submit --dry-run`: reads everything and tells what would be done."""
+"""`producer submit --dry-run`: checks what `submit` checks, reads everything, and tells what would be done."""
 
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
-from common.errors import StoreUnavailable
+from common.errors import HugqueueError, StoreUnavailable
 from common.values import Failure, Json, visible
 from producer.chunks import cut_chunks
+from producer.duplicates import watch_duplicates
+from producer.exits import SOME_FAILED
 from producer.plan import Plan
 from producer.submission import Totals, check_size
 from producer.supply import Piece
@@ -26,9 +30,17 @@ class Report:
     chunks: int
     bytes: int  #: of text
     bad: int  #: records that cannot be read
+    bad_by_code: Mapping[str, int]  #: the same by error code, the most frequent first
     bad_examples: tuple[Failure, ...]  #: the first of them
-    served: bool | None  #: whether a live worker takes them; None where that is not known
+    served: bool  #: whether there is a worker for them, or one would be started
     who_serves: str  #: the same in words
+
+    @property
+    def exit_status(self) -> int:
+        """How the command ends: 1 where nothing could serve the job, 3 where records are bad."""
+        if not self.served:
+            return 1
+        return SOME_FAILED if self.bad else 0
 
     def as_dict(self) -> dict[str, Json]:
         """Return what `--json` shows."""
@@ -42,27 +54,40 @@ class Report:
             "records": f"{self.records:,}",
             "chunks": f"{self.chunks:,} of up to {self.chunk_records:,} records",
             "bytes": f"{self.bytes:,} of text",
-            "bad": f"{self.bad:,} records that cannot be read" + (", the first ones:" if self.bad else ""),
+            "bad": f"{self.bad:,} records that cannot be read" + (f" ({self._codes}), such as:" if self.bad else ""),
         }
         text = [f"{key:<8} {value}" for key, value in lines.items()]
         text += [f"         {failure.code}: {failure.message}" for failure in self.bad_examples]
         return visible("\n".join([*text, f"{'queue':<8} {self.queue}: {self.who_serves}", "Nothing was submitted."]))
 
+    @property
+    def _codes(self) -> str:
+        return ", ".join(f"{code} {count:,}" for code, count in self.bad_by_code.items())
 
-def make_report(plan: Plan) -> Report:
+
+def make_report(plan: Plan, say: Callable[[str], None]) -> Report:
     """Return what submitting would do; nothing is written anywhere.
+
+    Args:
+        plan: what to submit.
+        say: gets what `submit` would warn about.
 
     Raises:
         UsageError: the input cannot be read to its end, or is larger than one job may be.
     """
     totals = Totals()
     bad: list[Failure] = []
+    codes: Counter[str] = Counter()
     largest = 0
-    for chunk, held in cut_chunks(plan.records(), plan.chunks()):
+    if plan.warning:
+        say(f"Warning: {plan.warning}")
+    for chunk, held in cut_chunks(watch_duplicates(plan.records(), say), plan.chunks()):
         totals.add(Piece.of(chunk, held))
         largest = max(largest, len(chunk))
         check_size(totals, plan.settings)
-        bad += [record.failure for record in chunk if record.failure][: _SHOWN - len(bad)]
+        failures = [record.failure for record in chunk if record.failure]
+        codes.update(failure.code for failure in failures)
+        bad += failures[: _SHOWN - len(bad)]
     served, who = _who_serves(plan)
     spec = plan.spec
     return Report(
@@ -75,22 +100,35 @@ def make_report(plan: Plan) -> Report:
         chunks=totals.chunks,
         bytes=totals.bytes,
         bad=totals.bad,
+        bad_by_code=dict(codes.most_common()),
         bad_examples=tuple(bad),
         served=served,
         who_serves=who,
     )
 
 
-def _who_serves(plan: Plan) -> tuple[bool | None, str]:
-    if plan.settings.embedded:
-        return None, "an embedded Redis and worker would be started"
-    from producer.connection import Connection
+def _who_serves(plan: Plan) -> tuple[bool, str]:
+    """Return whether there is, or would be, a worker for the job, and the same in words.
 
+    Raises:
+        UsageError: the model is that of a job which has none.
+    """
+    if plan.settings.embedded:
+        from producer.embedded.attach import check_embedded
+
+        try:
+            check_embedded(plan.settings)
+        except HugqueueError as error:
+            return False, str(error)
+        return True, "an embedded Redis and worker would be started"
+    from producer.connection import Connection
+    from producer.model_check import check_job_model
+
+    connection = Connection(plan.settings)
     try:
-        connection = Connection(plan.settings)
         connection.check()
-        if connection.serves(plan.spec.queue):
-            return True, "a live worker serves it"
-        return False, "no live worker serves it"
+        served = connection.serves(plan.spec.queue)
+        check_job_model(connection, plan.spec.model)
     except StoreUnavailable as error:
-        return None, str(error)
+        return False, str(error)
+    return served, "a live worker serves it" if served else "no live worker serves it"

@@ -9,7 +9,6 @@ import click
 
 from common.errors import UsageError
 from common.jobs import Job
-from common.models.names import resolve_model
 from common.nearest import did_you_mean
 from common.params import parse_params
 from common.payloads.encoding import encode_records
@@ -24,6 +23,7 @@ from producer.client import Client
 from producer.examples import CHUNK_RECORDS, ExampleSet, read_examples
 from producer.exits import INTERRUPTED, exit_status
 from producer.follow import follow_to_end
+from producer.model_check import check_model
 from producer.plan import check_spec
 from producer.printing import Say
 from producer.run import warn_if_unserved
@@ -70,7 +70,7 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
     spec = JobSpec(
         id=new_job_id(),
         task=task,
-        model=resolve_model(model),
+        model=check_model(model, settings),
         revision=revision,
         queue=QUEUE,
         priority=priority,

@@ -7,16 +7,17 @@ from itertools import chain
 from pathlib import Path
 
 from common.errors import ModelError, StorageError, UsageError
+from common.gpus import find_gpus
 from common.inputs import Inputs, find_inputs
 from common.inputs.in_place import cut_source, shared_makers, size_to_cut
 from common.inputs.sources import Reading
-from common.models.names import resolve_model
 from common.params import check_params, parse_params
 from common.settings import Settings, absolute, load_settings
 from common.store.heartbeats import Heartbeat
 from common.tasks import ALIASES, Task, find_task
 from common.values import MAX_ERRORS, JobSpec, Json, Record, new_job_id
 from producer.chunks import CHUNK_BYTES, ChunkPlan, plan_chunks
+from producer.model_check import check_model, model_warning
 from producer.openai import BatchFile, check_batch_options, find_batch, read_batch
 from producer.outputs.targets import Target, by_workers, check_target, parse_target
 from producer.supply import RangeSupply, RecordSupply, Supply
@@ -40,6 +41,7 @@ class Plan:
     wait: bool
     idempotency_key: str | None = None
     reading: Reading = field(default_factory=Reading)  #: how much of the inputs was read
+    warning: str | None = None  #: what its user is to be told beforehand
 
     def records(self) -> Iterator[Record]:
         """Return the records of the inputs, read while they are asked for."""
@@ -123,14 +125,14 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         check_target(target, known, inputs, begun=idempotency_key is not None and written is not None)
     if model == "":
         raise UsageError("--model: the name is empty. Leave it out for the task's own.")
-    resolved = resolve_model(model or (batch.model if batch else None))
+    resolved = check_model(model or (batch.model if batch else None), settings)
     spec = JobSpec(
         id=new_job_id(),
         task=ALIASES.get(task, task),
         model=resolved or known.model,
         revision=revision or (known.revision if resolved is None else None),
         params=check_task_params(known, params),
-        queue=_queue_of(device),
+        queue=_queue_of(device, settings),
         priority=priority,
         name=name,
         inputs=tuple(inputs),
@@ -153,6 +155,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         wait=_waits(wait, target, spec, settings),
         idempotency_key=_check_key(idempotency_key),
         reading=Reading() if batch or known.media else Reading.of(inputs),
+        warning=model_warning(spec.model, settings),
     )
 
 
@@ -183,11 +186,24 @@ def _checked_store(address: str, settings: Settings) -> str | None:
     return address
 
 
-def _queue_of(device: str) -> str:
+def _queue_of(device: str, settings: Settings) -> str:
     queues = {"auto": "any", "cpu": "cpu", "gpu": "gpu"}
     if device not in queues:
         raise UsageError(f"--device: expected one of {', '.join(queues)}, found {device!r:.80}.")
+    if settings.embedded and device != "auto":
+        _check_own_device(device, settings)
     return queues[device]
+
+
+def _check_own_device(device: str, settings: Settings) -> None:
+    """Refuse a device that the embedded queue's worker does not use: the job would wait for ever."""
+    has_gpu = settings.device != "cpu" and bool(find_gpus())
+    if device == "gpu" and not has_gpu:
+        raise UsageError("--device gpu: no queue is configured, and this machine has no GPU that its worker may use.")
+    if device == "cpu" and has_gpu:
+        raise UsageError(
+            "--device cpu: no queue is configured, and this machine's worker uses its GPU: set HUGQUEUE_DEVICE=cpu."
+        )
 
 
 def _check_chunk_size(size: int | None) -> None:
@@ -215,7 +231,7 @@ def check_spec(spec: JobSpec) -> None:
     """
     try:
         JobSpec.decode(spec.encode())
-    except (ValueError, TypeError) as error:  # TypeError: a program's parameter that JSON has not
+    except (ValueError, TypeError, RecursionError) as error:  # TypeError: a program's parameter that JSON has not
         raise UsageError(f"The job cannot be submitted: {error}.") from error
 
 

@@ -20,6 +20,8 @@ from producer.progress import submit_progress
 def run(client: Client, plan: Plan, records: Iterable[Record], say: Say, *, as_json: bool) -> int:
     """Submit the records as the job of `plan` and do what its user asked for; return the exit status."""
     spec = plan.spec
+    if plan.warning:
+        say(f"Warning: {plan.warning}")
     if client.embedded:
         _say_others(client, say)
     else:

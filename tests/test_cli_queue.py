@@ -219,9 +219,24 @@ def test_a_job_that_still_runs_cannot_be_retried(queue: Queue, slow: str) -> Non
 def test_a_device_that_no_live_worker_has_is_warned_about(queue: Queue) -> None:
     done = queue.run("submit", "--task", "test-echo", queue.write("in.txt", "x"), "--device", "gpu")
     assert "Warning: no live worker serves the queue 'gpu'" in done.stderr
-    report = queue.run("submit", "--task", "test-echo", queue.write("in.txt", "x"), "--device", "gpu", "--dry-run")
+    report = queue.run(
+        "submit", "--task", "test-echo", queue.write("in.txt", "x"), "--device", "gpu", "--dry-run", status=1
+    )
     assert "gpu: no live worker serves it" in report.stdout
     queue.run("cancel", done.stdout.strip())
+
+
+def test_a_model_that_is_not_here_may_be_on_the_workers_machine(queue: Queue) -> None:
+    done = queue.run("submit", "--task", "test-echo", queue.write("in.txt", "x"), "-m", "/gone/model")
+    assert "Warning: There is no directory /gone/model on this machine" in done.stderr
+
+
+def test_a_job_that_trained_no_model_is_refused_as_a_model(queue: Queue, good: str) -> None:
+    source = queue.write("in.txt", "x")
+    for more in ([], ["--dry-run"]):
+        said = queue.run("submit", "--task", "test-echo", source, "-m", f"job:{good}", *more, status=2).stderr
+        assert "that job ran test-echo and trained no model" in said
+    queue.run("submit", "--task", "test-echo", source, "-m", "job:0123456789ab")  # forgotten, for all that is known
 
 
 def test_a_worker_that_passes_a_job_over_is_told_with_its_reason(queue: Queue) -> None:

@@ -123,6 +123,9 @@ def test_standard_input_is_looked_at_before_anything_starts(alone: Shell, home: 
         (["--task", "ner", "-p", "stride=-1"], ["stride must be a whole number of at least 0", "-1"]),
         (["--task", "translation_en_to_de", "-p", "top_p=7"], ["top_p must be a number from 0 to 1", "7"]),
         (["--task", "fill-mask", "-m", "./gone"], ["./gone", "no such directory"]),
+        (["--task", "fill-mask", "-m", "/gone/model"], ["/gone/model", "no such directory"]),
+        (["--task", "fill-mask", "-m", "job:0123456789ab"], ["job:0123456789ab", "has no model of that job"]),
+        (["--task", "fill-mask", "--device", "gpu"], ["--device gpu", "no GPU"]),
         (["--task", "fill-mask", "-m", "folder.txt/"], ["folder.txt/", "config.json"]),
         (["--task", "fill-mask", "-m", "good.txt"], ["good.txt is a file"]),
         (["--task", "fill-mask", "-m", "two words"], ["'two words'", "org/name"]),
@@ -145,6 +148,7 @@ def test_a_wrong_option_is_refused_before_anything_starts(
     alone: Shell, tmp_path: Path, home: Path, options: list[str], words: list[str]
 ) -> None:
     write_inputs(tmp_path)
+    alone.environ["HUGQUEUE_DEVICE"] = "cpu"
     said = refusal(alone, "submit", "good.txt", *options)
     assert all(word in said for word in words), said
     assert not home.exists()
@@ -219,11 +223,23 @@ def test_a_dry_run_reports_everything_and_touches_nothing(alone: Shell, tmp_path
     lines = ['{"text": "a [MASK]"}', "not json", '{"no": "text"}', '{"text": "b [MASK]"}']
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     arguments = ["submit", "--task", "fill-mask", "in.jsonl", "-m", str(DEMO_MODEL), "--chunk-size", "3", "--dry-run"]
-    text = alone.run(*arguments).stdout
+    text = alone.run(*arguments, status=3).stdout
     for words in ("records  4\n", "chunks   2 of", "bad      2 records", "in.jsonl line 2", "in.jsonl line 3"):
         assert words in text
+    assert "bad_json 1, missing_field 1" in text
     assert "an embedded Redis and worker would be started" in text
-    report = json.loads(alone.run(*arguments, "--json").stdout)
-    assert (report["records"], report["chunks"], report["bad"]) == (4, 2, 2)
+    report = json.loads(alone.run(*arguments, "--json", status=3).stdout)
+    assert (report["records"], report["chunks"], report["bad"], report["served"]) == (4, 2, 2, True)
+    assert report["bad_by_code"] == {"bad_json": 1, "missing_field": 1}
     assert [failure["code"] for failure in report["bad_examples"]] == ["bad_json", "missing_field"]
+    assert not home.exists()
+
+
+def test_a_dry_run_ends_with_status_1_where_nothing_could_serve_it(alone: Shell, tmp_path: Path, home: Path) -> None:
+    write_inputs(tmp_path)
+    command = ["submit", "--task", "fill-mask", "good.txt", "--dry-run"]
+    assert "no parameter 'topk'" in refusal(alone, *command, "-p", "topk=1")
+    assert "needs torch: pip install" in run_without(("torch",), tmp_path, alone.environ, *command, status=1)
+    alone.environ["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
+    assert "cannot be reached" in alone.run(*command, status=1).stdout
     assert not home.exists()

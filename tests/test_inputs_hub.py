@@ -76,7 +76,9 @@ def test_a_data_set_is_submitted_and_read_in_place(
 ) -> None:
     environ = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HUGQUEUE_SHARED": "hf://datasets/org"}
     shell.environ |= environ
-    told = shell.run("submit", "--task", "test-echo", "hf:org/split:train", "--column", "text", "--dry-run").stdout
+    told = shell.run(
+        "submit", "--task", "test-echo", "hf:org/split:train", "--column", "text", "--dry-run", status=1
+    ).stdout
     assert "records  3" in told
     start_workers(**environ)
     done = shell.run("submit", "--task", "test-echo", "hf:org/split:train", "--column", "text", "--wait")

@@ -104,7 +104,8 @@ def _queues(text: str | None) -> tuple[str, ...]:
 
 
 def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
-    from workers.devices import choose, find_gpus
+    from common.gpus import find_gpus
+    from workers.devices import choose
     from workers.supervisor import Supervisor
 
     if settings.broker_url is None:

@@ -1,15 +1,14 @@
-"""The devices of this machine, found without torch; and who uses which GPU."""
+"""The devices that workers of this machine serve, and who uses which GPU."""
 
 import dataclasses
 import os
 import platform
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import redis
 
 from common.errors import UsageError
+from common.gpus import Gpu, find_gpus
 from common.redis import keys
 from common.redis.holding import hold, let_go
 from common.settings import Settings
@@ -17,34 +16,6 @@ from common.training.spec import QUEUE as TRAIN
 
 #: Milliseconds after which the claim of a dead supervisor ends.
 CLAIM_MS = 30_000
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU as nvidia-smi knows it."""
-
-    index: int
-    uuid: str
-    name: str
-
-
-def find_gpus() -> list[Gpu]:
-    """Return the GPUs that this process may use: none without nvidia-smi; CUDA_VISIBLE_DEVICES is honoured."""
-    query = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [[part.strip() for part in line.split(",", 2)] for line in answer.splitlines() if line.strip()]
-    gpus = [Gpu(int(index), uuid, name) for index, uuid, name in rows]
-    return _visible(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-
-
-def _visible(gpus: list[Gpu], visible: str | None) -> list[Gpu]:
-    if visible is None:
-        return gpus
-    named = {**{str(gpu.index): gpu for gpu in gpus}, **{gpu.uuid: gpu for gpu in gpus}}
-    return [named[word.strip()] for word in visible.split(",") if word.strip() in named]
 
 
 def choose(device: str, gpus: list[Gpu]) -> list[Gpu | None]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import redis
 
+from common.gpus import Gpu
 from common.settings import Settings, to_environ
 from workers import CANNOT_GO_ON, CANNOT_START
-from workers.devices import CLAIM_MS, Gpu, claim, only_trains, release
+from workers.devices import CLAIM_MS, claim, only_trains, release
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,13 @@ from common.models.store import job_of
 from common.tasks import find_task
 
 
-def resolve_model(model: str | None, option: str = "--model") -> str | None:
+def resolve_model(model: str | None, option: str = "--model", *, local: bool = False) -> str | None:
     """Return a hub id as it is, and a local directory as an absolute path, which a worker can tell from an id.
 
     Args:
         model: as the user named it.
         option: where, for the message.
+        local: whether the worker runs on this machine, so that a path that is not here is wrong.
 
     Raises:
         UsageError: it is a path, and no model is there; or it begins with `job:`, and no id follows.
@@ -27,7 +28,7 @@ def resolve_model(model: str | None, option: str = "--model") -> str | None:
         return str(path.resolve())
     if path.is_file():
         raise UsageError(f"{option} {model} is a file; name the directory that holds config.json and the weights.")
-    if looks_like_path and not model.startswith("/"):
+    if looks_like_path and (local or not model.startswith("/")):
         raise UsageError(f"{option} {model}: there is no such directory (and a hub id looks like org/name).")
     if not model.strip() or any(letter.isspace() for letter in model):
         raise UsageError(f"{option} {model!r} is neither a hub id (org/name) nor a directory.")
@@ -42,4 +43,4 @@ def resolve_preload(text: str) -> str:
     """
     task, equals, model = text.partition("=")
     find_task(task)
-    return f"{task}={resolve_model(model, '--preload')}" if equals else task
+    return f"{task}={resolve_model(model, '--preload', local=True)}" if equals else task

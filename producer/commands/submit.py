@@ -93,8 +93,8 @@ def submit(
     \b
     Exit status:
       0    every record succeeded (or, without waiting, the job was accepted)
-      3    some records failed
-      1    the job failed or was cancelled
+      3    some records failed (--dry-run: cannot be read)
+      1    the job failed or was cancelled (--dry-run: nothing could serve it)
       2    wrong usage or input
       130  after Ctrl-C
     """
@@ -105,12 +105,12 @@ def submit(
     if dry_run:
         from producer.dry_run import make_report
 
-        report = make_report(plan)
+        report = make_report(plan, say)
         if as_json:
             print_json(report.as_dict())
         else:
             click.echo(report.as_text())
-        return
+        sys.exit(report.exit_status)
     if "-" in inputs and sys.stdin.isatty():
         say("Reading records from the terminal, one a line; Ctrl-D ends them.")
     records = plan.begun_records()

@@ -50,6 +50,16 @@ def attach(settings: Settings, *, working: bool, say: Callable[[str], None]) -> 
         yield dataclasses.replace(settings, broker_url=place.url, home=place.home)
 
 
+def check_embedded(settings: Settings) -> None:
+    """Check that an embedded Redis and worker could be started, without starting or writing anything.
+
+    Raises:
+        UsageError: no redis-server, none that may be used here, or no worker's libraries.
+    """
+    _require_worker()
+    find_binary(Place.of(settings))
+
+
 def _require_worker() -> None:
     missing = [name for name in _WORKER_NEEDS if importlib.util.find_spec(name) is None]
     if missing:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import ModelError, PayloadError, UsageError, WorkerError
+from common.gpus import find_gpus
 from common.jobs import Job
 from common.models.store import open_store, store_address
 from common.models.stored import ModelsStore
@@ -24,7 +25,6 @@ from common.training.checkpoints import drop_halves, latest_whole, steps_of
 from common.training.spec import LABEL_KINDS, Training
 from common.values import JobSpec, Json, Outcome
 from workers.device_client import ChunkResult
-from workers.devices import find_gpus
 from workers.leases import HeldLease
 from workers.resolver import ModelPolicy, resolve
 from workers.runners.base import Cancelled

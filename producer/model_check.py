@@ -1,0 +1,61 @@
+"""What can be known about a job's model before the job is made: whether it is there, as far as this machine can see.
+
+A path is a place on the worker's machine. With an embedded queue that is this machine; a worker of another queue may
+have a directory that is not here.
+"""
+
+import contextlib
+from pathlib import Path
+
+from common.errors import StorageError, UnknownJob, UsageError
+from common.models.names import resolve_model
+from common.models.store import job_of, open_store, store_address
+from common.settings import Settings
+from common.values import JobStatus
+from producer.connection import Connection
+
+
+def check_model(model: str | None, settings: Settings, option: str = "--model") -> str | None:
+    """Return the model as a job names it.
+
+    Raises:
+        UsageError: no model is there, and this machine can tell.
+    """
+    resolved = resolve_model(model, option, local=settings.embedded)
+    job_id, address = job_of(resolved), store_address(settings)
+    if job_id is None or address is None:
+        return resolved
+    with contextlib.suppress(StorageError):  # a store that cannot be reached from here tells nothing
+        if open_store(address, settings.model_cache).find(job_id) is None:
+            raise UsageError(
+                f"{option} {model}: the model store {address} has no model of that job. "
+                "`producer models` lists those it has."
+            )
+    return resolved
+
+
+def check_job_model(connection: Connection, model: str | None) -> None:
+    """Check that `job:ID` is not a job of this queue that has no model (yet), where no model store is seen from here.
+
+    Raises:
+        UsageError: it is no fine-tune job, or it is not completed.
+        StoreUnavailable: Redis is away.
+    """
+    job_id = job_of(model)
+    if job_id is None or store_address(connection.settings) is not None:
+        return
+    try:
+        job = connection.look(job_id)
+    except UnknownJob:
+        return  # forgotten since, perhaps: its model outlives it
+    if job.spec.training is None:
+        raise UsageError(f"--model {model}: that job ran {job.spec.task} and trained no model.")
+    if job.status is not JobStatus.COMPLETED:
+        raise UsageError(f"--model {model}: that job is {job.status}, so there is no model of it (yet).")
+
+
+def model_warning(model: str | None, settings: Settings) -> str | None:
+    """Return what is to be said of a model that only a worker can see, None if there is nothing to say."""
+    if settings.embedded or model is None or not model.startswith("/") or Path(model).is_dir():
+        return None
+    return f"There is no directory {model} on this machine; the workers must have it there."
