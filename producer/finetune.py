@@ -15,6 +15,7 @@ from common.payloads.encoding import encode_records
 from common.payloads.job_payloads import JobPayloads
 from common.settings import Settings, load_settings
 from common.tasks import ALIASES
+from common.training.arguments import FIELDS
 from common.training.labels import check_metric
 from common.training.spec import HUB_PREFIX, LABEL_KINDS, QUEUE, Training, check
 from common.values import JobSpec, JobStatus, Json, Record, new_job_id
@@ -63,7 +64,7 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
         UsageError: something is wrong with them, or with the examples.
     """
     settings, task = load_settings(), find_trainable(task)
-    training = _training(inputs, evaluation, eval_split, parse_params(params), options)
+    training = _training(inputs, evaluation, eval_split, parse_params(params, FIELDS), options)
     evaluates = evaluation is not None or eval_split is not None
     if not evaluates and (training.early_stopping or training.metric_for_best):
         raise UsageError("--early-stopping and --metric-for-best need something to evaluate: --eval or --eval-split.")

@@ -214,8 +214,8 @@ def test_the_known_fields_are_those_of_transformers() -> None:
     from transformers import TrainingArguments
 
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
-    assert FIELDS | BARRED.keys() == names
-    assert not FIELDS & BARRED.keys()
+    assert FIELDS.keys() | BARRED.keys() == names
+    assert not FIELDS.keys() & BARRED.keys()
 
 
 @pytest.mark.parametrize(

@@ -1,78 +1,110 @@
 """The fields of transformers' `TrainingArguments` (5.23) that `-p KEY=VALUE` of a fine-tune job may name, or may not.
 
-Kept as a list, so that the producer checks names without transformers; a test compares it with the class.
+Kept as a table, so that the producer checks names and values without transformers; a test compares it with the class.
+No value names a file of the worker's machine, and none that makes processes or memory is unbounded.
 """
 
-#: Those that may be set.
-FIELDS = frozenset(
-    [
-        "accelerator_config",
-        "activation_checkpointing",
-        "activation_checkpointing_kwargs",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "average_tokens_across_devices",
-        "bf16_full_eval",
-        "data_seed",
-        "dataloader_drop_last",
-        "dataloader_in_order",
-        "dataloader_multiprocessing_context",
-        "dataloader_num_workers",
-        "dataloader_persistent_workers",
-        "dataloader_pin_memory",
-        "dataloader_prefetch_factor",
-        "ddp_backend",
-        "ddp_broadcast_buffers",
-        "ddp_bucket_cap_mb",
-        "ddp_find_unused_parameters",
-        "ddp_static_graph",
-        "ddp_timeout",
-        "eval_accumulation_steps",
-        "eval_delay",
-        "eval_on_start",
-        "eval_steps",
-        "eval_strategy",
-        "eval_use_gather_object",
-        "fp16_full_eval",
-        "full_determinism",
-        "gradient_checkpointing",
-        "gradient_checkpointing_kwargs",
-        "include_num_input_tokens_seen",
-        "label_smoothing_factor",
-        "length_column_name",
-        "liger_kernel_config",
-        "load_best_model_at_end",
-        "log_level",
-        "log_level_replica",
-        "log_on_each_node",
-        "logging_first_step",
-        "logging_steps",
-        "logging_strategy",
-        "lr_scheduler_kwargs",
-        "lr_scheduler_type",
-        "max_grad_norm",
-        "max_steps",
-        "neftune_noise_alpha",
-        "optim",
-        "optim_args",
-        "optim_target_modules",
-        "per_device_eval_batch_size",
-        "restore_callback_states_from_checkpoint",
-        "save_steps",
-        "save_strategy",
-        "save_total_limit",
-        "skip_memory_metrics",
-        "tf32",
-        "torch_compile",
-        "torch_compile_backend",
-        "torch_compile_mode",
-        "torch_empty_cache_steps",
-        "train_sampling_strategy",
-        "use_cache",
-        "use_liger_kernel",
-    ]
+from collections.abc import Mapping
+
+from common.params import (
+    COUNT,
+    COUNT_OR_ZERO,
+    FLAG,
+    NUMBER,
+    OBJECT,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    TEXTS,
+    WHOLE,
+    ParamType,
+    either,
+    number,
+    one_of,
 )
+
+
+def _up_to(least: int, most: int) -> ParamType:
+    return ParamType(
+        f"a whole number from {least} to {most}", lambda value: WHOLE.accepts(value) and least <= value <= most
+    )
+
+
+_OBJECT = either(OBJECT, None)
+_FLAG = either(FLAG, None)
+_STEPS = number(above=0)
+_STRATEGY = one_of("no", "steps", "epoch")
+_LEVEL = one_of("passive", "detail", "debug", "info", "warning", "error", "critical")
+_NAME = ParamType("a name", lambda value: isinstance(value, str) and value.replace("-", "_").isidentifier(), parse=str)
+
+#: Those that may be set, with their types.
+FIELDS: Mapping[str, ParamType] = {
+    "accelerator_config": _OBJECT,
+    "activation_checkpointing": _FLAG,
+    "activation_checkpointing_kwargs": _OBJECT,
+    "adam_beta1": SHARE,
+    "adam_beta2": SHARE,
+    "adam_epsilon": POSITIVE,
+    "average_tokens_across_devices": FLAG,
+    "bf16_full_eval": FLAG,
+    "data_seed": either(COUNT_OR_ZERO, None),
+    "dataloader_drop_last": FLAG,
+    "dataloader_in_order": FLAG,
+    "dataloader_multiprocessing_context": either(one_of("fork", "spawn", "forkserver"), None),
+    "dataloader_num_workers": _up_to(0, 32),
+    "dataloader_persistent_workers": FLAG,
+    "dataloader_pin_memory": FLAG,
+    "dataloader_prefetch_factor": either(_up_to(1, 64), None),
+    "ddp_backend": either(_NAME, None),
+    "ddp_broadcast_buffers": _FLAG,
+    "ddp_bucket_cap_mb": either(_up_to(1, 4096), None),
+    "ddp_find_unused_parameters": _FLAG,
+    "ddp_static_graph": _FLAG,
+    "ddp_timeout": _up_to(1, 86_400),
+    "eval_accumulation_steps": either(COUNT, None),
+    "eval_delay": number(0),
+    "eval_on_start": FLAG,
+    "eval_steps": either(_STEPS, None),
+    "eval_strategy": _STRATEGY,
+    "eval_use_gather_object": FLAG,
+    "fp16_full_eval": FLAG,
+    "full_determinism": FLAG,
+    "gradient_checkpointing": _FLAG,
+    "gradient_checkpointing_kwargs": _OBJECT,
+    "include_num_input_tokens_seen": either(one_of("all", "non_padding", "no"), True, False),
+    "label_smoothing_factor": SHARE,
+    "length_column_name": _NAME,
+    "liger_kernel_config": _OBJECT,
+    "load_best_model_at_end": FLAG,
+    "log_level": _LEVEL,
+    "log_level_replica": _LEVEL,
+    "log_on_each_node": FLAG,
+    "logging_first_step": FLAG,
+    "logging_steps": _STEPS,
+    "logging_strategy": _STRATEGY,
+    "lr_scheduler_kwargs": _OBJECT,
+    "lr_scheduler_type": _NAME,
+    "max_grad_norm": number(0),
+    "max_steps": WHOLE,
+    "neftune_noise_alpha": either(NUMBER, None),
+    "optim": _NAME,
+    "optim_args": either(TEXT, None),
+    "optim_target_modules": either(TEXTS, None),
+    "per_device_eval_batch_size": _up_to(1, 1_000_000),
+    "restore_callback_states_from_checkpoint": FLAG,
+    "save_steps": _STEPS,
+    "save_strategy": one_of("no", "steps", "epoch", "best"),
+    "save_total_limit": either(_up_to(1, 1000), None),
+    "skip_memory_metrics": FLAG,
+    "tf32": _FLAG,
+    "torch_compile": FLAG,
+    "torch_compile_backend": either(_NAME, None),
+    "torch_compile_mode": either(_NAME, None),
+    "torch_empty_cache_steps": either(COUNT, None),
+    "train_sampling_strategy": _NAME,
+    "use_cache": FLAG,
+    "use_liger_kernel": FLAG,
+}
 
 #: Those that may not, and why.
 BARRED = {

@@ -164,12 +164,12 @@ def check(training: Training) -> None:
     for source in (training.train_source, training.eval_source):
         if source is not None and not _HUB_SOURCE.match(source):
             raise UsageError(f"{source!r} names no data set of the hub: expected hf:NAME or hf:NAME:SPLIT.")
-    for name in training.arguments:
-        check_argument(name)
+    for name, value in training.arguments.items():
+        check_argument(name, value)
 
 
-def check_argument(name: str) -> None:
-    """Check that `-p NAME=` is a field of `TrainingArguments` that a job may set.
+def check_argument(name: str, value: Json) -> None:
+    """Check that `-p NAME=VALUE` is a field of `TrainingArguments` that a job may set, and its value one of its type.
 
     Raises:
         UsageError: there is no such field, or it has an option of its own, or it is the worker's business.
@@ -177,5 +177,7 @@ def check_argument(name: str) -> None:
     if name in BARRED:
         raise UsageError(f"-p {name}= cannot be set: {BARRED[name]}.")
     if name not in FIELDS:
-        known = FIELDS | BARRED.keys()  # of those that are barred, the next message says why
+        known = FIELDS.keys() | BARRED.keys()  # of those that are barred, the next message says why
         raise UsageError(f"-p {name}=: TrainingArguments has no field of that name. {did_you_mean(name, known)}")
+    if not FIELDS[name].accepts(value):
+        raise UsageError(f"-p {name}= must be {FIELDS[name].words}, found {value!r:.200}.")
