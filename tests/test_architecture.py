@@ -144,7 +144,7 @@ def test_vectors_reach_their_file_without_pandas() -> None:
         "payload = encode_outcomes([0, 1], ['a', 'b'], outcomes, kind); "
         "rows = chunk_rows([Record('a', 'x'), Record('b', 'y')], [payload]); "
         "part = encode_part(rows, kind, 'parquet'); loaded = 'pandas' in sys.modules; "
-        "read = pq.ParquetFile(io.BytesIO(part)).read(use_threads=False); "
+        "read = pq.ParquetFile(io.BytesIO(part), pre_buffer=False).read(use_threads=False); "
         "print(read['output'].to_pylist(), read['truncated'].to_pylist(), loaded)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

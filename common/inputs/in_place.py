@@ -193,19 +193,18 @@ def _cut_parquet(make: RecordMaker, range_of: Any, sizes: Iterator[int], most_by
 
 def _read_parquet(make: RecordMaker, rows: RowRange) -> list[Record]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    from common.inputs.parquet import dictionary_columns, records_of_batches
+    from common.inputs.parquet import dictionary_columns, open_parquet, records_of_batches
     from common.inputs.row_groups import read_group
 
     try:
         with open_stream(rows.source) as stream, storage_errors("read", rows.source):
-            file = pq.ParquetFile(stream)
+            file = open_parquet(stream)
             names = file.schema_arrow.names
             make = make.with_columns(names)
             columns = make.columns(names)
             kept = dictionary_columns(file, None, columns)
-            file = pq.ParquetFile(stream, metadata=file.metadata, read_dictionary=kept)
+            file = open_parquet(stream, metadata=file.metadata, read_dictionary=kept)
             table, first = read_group(file, rows, columns)
     except pa.ArrowException as error:
         raise PayloadError(f"{rows.source} is damaged: {error}") from error

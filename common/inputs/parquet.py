@@ -188,11 +188,20 @@ def _open(source: Source) -> Iterator[tuple[str | IO[bytes], Any]]:
             where = stack.enter_context(tempfile.TemporaryFile())
             _spool(source, where)
         try:
-            file = pq.ParquetFile(where)
+            file = open_parquet(where)
         except pa.ArrowException as error:
             raise UsageError(f"{source.label} is not a Parquet file: {_reason(where, error)}") from error
         with file:
             yield where, file
+
+
+def open_parquet(where: Any, **options: Any) -> Any:
+    """Open a Parquet file so that all of it is read by the thread that asks for it.
+
+    The threads that would read ahead (`pre_buffer`) may still let go of a Python file when the interpreter is gone,
+    which aborts the process; and they hold whole row groups.
+    """
+    return pq.ParquetFile(where, pre_buffer=False, **options)
 
 
 def _reason(where: str | IO[bytes], error: Exception) -> str:
@@ -215,7 +224,7 @@ def _spool(source: Source, target: IO[bytes]) -> None:
 def _batches(source: Source, where: str | IO[bytes], file: Any, names: Sequence[str]) -> Iterator[Any]:
     try:
         kept = dictionary_columns(file, where, names)
-        reader = pq.ParquetFile(where, metadata=file.metadata, read_dictionary=kept)
+        reader = open_parquet(where, metadata=file.metadata, read_dictionary=kept)
         for batch in reader.iter_batches(_batch_rows(file, names), columns=list(names), use_threads=False):
             if source.reading and source.reading.size:
                 rows = file.metadata.num_rows
@@ -247,7 +256,7 @@ def _top(path: str, names: Sequence[str]) -> str:
 
 def _has_long_values(file: Any, where: str, name: str) -> bool:
     """Return whether a dictionary of the column holds a long text: a batch of one row brings the whole dictionary."""
-    reader = pq.ParquetFile(where, metadata=file.metadata, read_dictionary=[name])
+    reader = open_parquet(where, metadata=file.metadata, read_dictionary=[name])
     for group in range(file.num_row_groups):
         chunk = _chunk(file, group, name)
         if not chunk.has_dictionary_page or chunk.total_uncompressed_size < _LONG_VALUE:

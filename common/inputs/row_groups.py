@@ -7,12 +7,11 @@ from threading import Lock
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from common.errors import PayloadError, UsageError
 from common.files.access import open_stream
 from common.inputs.making import RecordMaker
-from common.inputs.parquet import repeats_beginnings
+from common.inputs.parquet import open_parquet, repeats_beginnings
 from common.inputs.row_ranges import RowRange
 from common.inputs.sources import Source, faults
 
@@ -37,7 +36,7 @@ def _groups_of(source: Source) -> tuple[list[_Group], list[str]]:
     """Return the row groups of a file, and the names of its columns."""
     with faults(source), open_stream(source.name) as stream:
         try:
-            file = pq.ParquetFile(stream)
+            file = open_parquet(stream)
         except pa.ArrowException as error:
             raise UsageError(f"{source.label} is not a Parquet file: {error}") from error
         names = file.schema_arrow.names

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from common.encoder import to_json
 from common.errors import PayloadError
 from common.inputs.arrow_values import row_sizes
+from common.inputs.parquet import open_parquet
 from common.payloads.arrays import column_array
 from common.payloads.encoding import MAX_EXPANDED, MAX_ROWS, encode_outcomes, overlay
 from common.rows import COLUMNS, Row, as_text, cells, to_line
@@ -117,12 +118,12 @@ def _from_lines(data: bytes) -> tuple[list[Json], list[Outcome], None]:
 
 def _from_parquet(data: bytes) -> tuple[list[Json], list[Outcome], Any]:
     wanted = ["id", "output", "error_code", "error_message", "truncated"]
-    file = pq.ParquetFile(pa.py_buffer(data))
+    file = open_parquet(pa.py_buffer(data))
     held = sum(file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups))
     if held > MAX_EXPANDED or file.metadata.num_rows > MAX_ROWS:
         raise ValueError(f"{held:,} bytes in {file.metadata.num_rows:,} rows, which is more than any part of ours has")
     texts = [name for name in wanted if pa.types.is_string(file.schema_arrow.field(name).type)]
-    file = pq.ParquetFile(pa.py_buffer(data), read_dictionary=texts)  # one long text may stand in all rows
+    file = open_parquet(pa.py_buffer(data), read_dictionary=texts)  # one long text may stand in all rows
     table = file.read(columns=wanted, use_threads=False)
     table.validate(full=True)
     if (held := sum(int(row_sizes(column).sum()) for column in table.columns)) > MAX_EXPANDED:
