@@ -13,8 +13,8 @@ from celery import Celery
 from benchmarks.ways import Way, Work
 from common.redis.connection import connect
 from common.store.heartbeats import living
+from producer.embedded.binary import find_binary
 from producer.embedded.place import Place
-from producer.embedded.server import find_binary
 
 #: Seconds until a worker must be ready.
 _PATIENCE = 120.0

@@ -72,7 +72,7 @@ class Home:
             if process.status() == psutil.STATUS_ZOMBIE:
                 return False
             line = " ".join(process.cmdline())
-            # redis-server writes its title over its environment: it is known by its directory.
+            # The server writes its title over its environment: it is known by its directory.
             ours = process.environ().get("HUGQUEUE_HOME") == str(self.path) or process.cwd().startswith(str(self.path))
             return ours and word in line and "embedded_holder" not in line
         except psutil.Error:
@@ -83,8 +83,8 @@ class Home:
         return psutil.Process(int((self.path / "keeper.lock").read_text()))
 
     def server(self) -> psutil.Process:
-        """The one redis-server there is."""
-        [found] = self.processes("redis-server")
+        """The one server there is."""
+        [found] = self.processes("valkey-server")
         return found
 
     def wait_until_empty(self, word: str = "", seconds: float = 20) -> None:

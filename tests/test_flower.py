@@ -209,7 +209,7 @@ def test_a_killed_up_leaves_no_process_of_an_embedded_queue(start_up: Callable[.
     up = start_up(Shell(environment(tmp_path), tmp_path), "--port", str(port))
     said = up.wait_for("Redis    redis+socket://", "worker   cpu-", f"Flower   http://127.0.0.1:{port}")
     assert "Ctrl-C stops everything." in said
-    assert up.home.processes("celery") and up.home.processes("redis-server")
+    assert up.home.processes("celery") and up.home.processes("valkey-server")
     assert up.stop(signal.SIGKILL) == -signal.SIGKILL
     up.home.wait_until_empty()
 

@@ -17,10 +17,10 @@ needs_tls = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 class TlsServer(RedisServer):
-    """A redis-server that speaks TLS and nothing else."""
+    """A redis-server that speaks TLS and nothing else; the bundled one knows none."""
 
     def __init__(self, directory: Path, certificates: Certificates) -> None:
-        super().__init__(directory)
+        super().__init__(directory, binary="redis-server")
         self.authority = certificates.authority
         files = {"cert": certificates.certificate, "key": certificates.key, "ca-cert": certificates.authority}
         words = (word for name, file in files.items() for word in (f"--tls-{name}-file", str(file)))

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,20 +10,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.errors import StoreUnavailable, UsageError
-from common.extras import install
+from common.extras import WORKER_LIBRARIES, install, missing
 from common.settings import Settings, to_environ
+from producer.embedded.binary import Binary, find_binary
 from producer.embedded.keeper import TAKEN
 from producer.embedded.locks import LockFile, is_claimed
 from producer.embedded.logs import open_log, reason_in
 from producer.embedded.place import Place
 from producer.embedded.probe import Answer, probe
-from producer.embedded.server import Binary, find_binary
 
 #: Seconds to wait for a keeper that another command started, or one that is ending.
 PATIENCE = 10.0
 _PAUSE = 0.05
-#: What a worker cannot be without.
-_WORKER_NEEDS = ("torch", "transformers")
 
 
 @contextlib.contextmanager
@@ -61,10 +58,9 @@ def check_embedded(settings: Settings) -> None:
 
 
 def _require_worker() -> None:
-    missing = [name for name in _WORKER_NEEDS if importlib.util.find_spec(name) is None]
-    if missing:
+    if lacking := missing(WORKER_LIBRARIES):
         raise UsageError(
-            f"No Redis is configured, and a worker of one's own needs {' and '.join(missing)}: "
+            f"No Redis is configured, and a worker of one's own needs {', '.join(lacking)}: "
             f"{install('worker')}, or set REDIS_URL to a Redis that workers serve."
         )
 
@@ -95,7 +91,7 @@ def _find_or_start(place: Place, settings: Settings, say: Callable[[str], None],
         if answer is Answer.LOADING:
             end = time.monotonic() + PATIENCE
         elif not is_claimed(place.keeper) and (binary := _start(place, settings)):
-            say(f"started an embedded Redis ({binary.version_text}) in {place}; log: {place.keeper_log}")
+            say(f"started an embedded Redis ({binary.release}) in {place}; log: {place.keeper_log}")
             if working:
                 say(f"starting a worker of its own; log: {place.worker_log}")
             return

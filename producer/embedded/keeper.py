@@ -16,9 +16,10 @@ from typing import NoReturn
 
 from common.errors import HugqueueError
 from common.settings import Settings, load_settings
+from producer.embedded.binary import find_binary
 from producer.embedded.locks import LockFile, is_held
 from producer.embedded.place import Place
-from producer.embedded.server import Server, find_binary
+from producer.embedded.server import Server
 from producer.embedded.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ class Keeper:
         self._worker = Worker(place, settings, server.client)
         self._stopping = False
 
-    def run(self, in_use: LockFile) -> None:
-        """Return when nobody needs Redis any more (`in_use` is then claimed: newcomers wait), or after SIGTERM.
+    def run(self, in_use: LockFile) -> bool:
+        """Return True when nobody needs Redis any more (`in_use` is then claimed: newcomers wait), False after SIGTERM.
 
         Raises:
             StoreUnavailable: redis-server ended, and does not start again.
@@ -52,8 +53,9 @@ class Keeper:
                 self._server.revive()
                 self._tend_worker()
                 if not self._worker.is_running and in_use.claim():
-                    return
+                    return True
                 time.sleep(_TICK)
+            return False
         finally:
             self._worker.end()
 
@@ -90,11 +92,12 @@ def _keep(place: Place, settings: Settings, ready: int) -> None:
         binary = find_binary(place)
         server = Server(place, binary)
         stack.callback(server.stop)
-        logger.info("started redis-server %s at %s", binary.version_text, place.socket)
+        logger.info("started %s at %s", binary.release, place.socket)
         os.write(ready, b"1")
         os.close(ready)
-        Keeper(place, settings, server).run(in_use)
-        logger.info("nobody needs Redis any more; stopping it")
+        if Keeper(place, settings, server).run(in_use):
+            logger.info("nobody needs Redis any more; stopping it")
+            server.discard_if_empty()
 
 
 def _go_into_background() -> int:

@@ -71,7 +71,7 @@ class Place:
 
     @property
     def version(self) -> Path:
-        """Which redis-server wrote the data."""
+        """Which server wrote the data."""
         return self.data / "version.json"
 
     @property
