@@ -39,6 +39,7 @@ ARG PIP_INDEX_URL
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY common common
+COPY hugqueue hugqueue
 COPY producer producer
 COPY workers workers
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -88,5 +89,5 @@ RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
 USER hugqueue
 WORKDIR /home/hugqueue
 EXPOSE 5555
-ENTRYPOINT ["celery", "--app", "common.broker.queue", "flower"]
+ENTRYPOINT ["celery", "--app", "hugqueue", "flower"]
 CMD ["--address=0.0.0.0", "--port=5555", "--read-only", "--tasks_columns=name,args,result,state,runtime,worker,received"]

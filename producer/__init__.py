@@ -1,23 +1,26 @@
 """The side that submits: the command line, readers of inputs, writers of outcomes, the embedded Redis.
 
-For programs: `from producer import Client` (docs/python.md).
+For programs: `from hugqueue import Client` (docs/python.md).
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hugqueue.packages import require_own
+
+require_own("common")
 
 if TYPE_CHECKING:
     from producer.client import Client
     from producer.handle import JobHandle
+else:
+    # A type checker must not see this function: it would take any name for one of this package.
+    def __getattr__(name: str) -> object:
+        """Import the client when it is asked for: `producer --help` is to stay quick."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from producer import client, handle
+
+        return client.Client if name == "Client" else handle.JobHandle
+
 
 __all__ = ["Client", "JobHandle"]
-
-#: Name -> its module, imported when it is asked for: `producer --help` is to stay quick.
-_MODULES = {"Client": "producer.client", "JobHandle": "producer.handle"}
-
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)

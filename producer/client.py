@@ -1,7 +1,7 @@
 """The client: from a Python program to a queue. The command line is written on it.
 
 ```python
-from producer import Client
+from hugqueue import Client
 
 with Client() as client:
     job = client.submit(task="fill-mask", records=["The capital of France is [MASK]."])

@@ -15,7 +15,7 @@ from tests.processes import ROOT, free_port, wait_until
 def flower(environ: Mapping[str, str], log: Path, *arguments: str) -> Iterator[str]:
     """Run Flower as long as the block lasts; give its address. Its API answers without a password."""
     port = free_port()
-    command = [sys.executable, "-P", "-m", "celery", "-A", "common.broker.queue", "flower", "--address=127.0.0.1"]
+    command = [sys.executable, "-P", "-m", "celery", "-A", "hugqueue", "flower", "--address=127.0.0.1"]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, f"--port={port}", "--read-only", *arguments],

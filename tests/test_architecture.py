@@ -12,7 +12,7 @@ import pytest
 
 from tests.processes import ROOT
 
-PACKAGES = ("common", "producer", "workers")
+PACKAGES = ("common", "hugqueue", "producer", "workers")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
@@ -21,6 +21,7 @@ FORBIDDEN = {
     "common": {"producer", "workers", "torch", "transformers", "datasets", "click", "rich"},
     "producer": {"workers", "torch", "transformers", "datasets", "accelerate"},
     "workers": {"producer"},
+    "hugqueue": {"workers", "torch", "transformers", "datasets"},
 }
 FORBIDDEN_NAMES = re.compile(r"utils?|helpers?|managers?|services?|engines?", re.I)
 
@@ -83,6 +84,12 @@ def test_the_environment_is_read_in_one_module() -> None:
         text = path.read_text()
         if re.search(r"os\.getenv|os\.environ\.get|os\.environ\[['\"]\w+['\"]\](?! =)", text):
             assert str(path.relative_to(ROOT)) in allowed, path
+
+
+def test_a_type_checker_knows_the_names_of_every_module() -> None:
+    for path in SOURCES:
+        late = [node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == "__getattr__"]
+        assert not late, f"{path}: __getattr__ makes mypy take any name; put it under `if not TYPE_CHECKING`"
 
 
 def test_redis_keys_are_named_in_one_module() -> None:

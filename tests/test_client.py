@@ -1,4 +1,4 @@
-"""`from producer import Client`: submitting, waiting and reading results from a program."""
+"""`from hugqueue import Client`: submitting, waiting and reading results from a program."""
 
 import json
 import os
@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import hugqueue
+from common import errors
 from common.errors import StoreUnavailable, UnknownJob, UsageError, WaitTimedOut
 from common.values import JobStatus
-from producer import Client, JobHandle
+from hugqueue import Client, JobHandle
 from tests.cli_processes import Queue
 from tests.embedded_processes import Home
 from tests.processes import PLUGINS, ROOT, environment, free_port, wait_until
@@ -40,6 +42,12 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import sys, producer; print({'redis', 'pyarrow', 'click', 'celery'} & set(sys.modules), producer.Client)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "set() <class 'producer.client.Client'>\n"
+
+
+def test_the_package_for_programs_has_the_client_and_all_errors() -> None:
+    ours = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
+    assert ours | {"Client", "JobHandle"} == set(hugqueue.__all__)
+    assert all(getattr(hugqueue, name).__name__ == name for name in hugqueue.__all__)
 
 
 def test_records_of_every_kind_come_back_in_order_with_their_ids(client: Client) -> None:
@@ -232,7 +240,7 @@ def test_with_nothing_configured_redis_and_worker_come_and_go_with_the_client(
 
 def test_ctrl_c_in_a_program_leaves_the_job_on_a_queue_of_ones_own(queue: Queue, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom producer import Client\n"
+        "import sys\nfrom hugqueue import Client\n"
         f"job = Client().submit(task='test-wait', records=['x'], params={{'until': {str(tmp_path / 'go')!r}}})\n"
         "print(job.id, flush=True)\njob.wait()\n"
     )

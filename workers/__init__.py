@@ -1,5 +1,9 @@
 """The side that computes: Celery processes that take turns, device processes that own the models."""
 
+from hugqueue.packages import require_own
+
+require_own("common")
+
 #: Exit status of a worker that cannot start and should not be started again (EX_CONFIG of sysexits.h).
 CANNOT_START = 78
 #: Exit status of a worker whose device process cannot be kept alive (EX_UNAVAILABLE of sysexits.h).

@@ -53,7 +53,7 @@ class Child:
 
     def start(self, log_level: str) -> None:
         """Start the worker in a session of its own, so that Ctrl-C reaches it through the supervisor only."""
-        command = [sys.executable, "-P", "-m", "celery", "-A", "workers.app", "worker", "-n", self.name]
+        command = [sys.executable, "-P", "-m", "workers.app", "worker", "-n", self.name]
         command += ["--without-gossip", "--without-mingle", "-l", log_level]
         environ = {**self.environ, "HUGQUEUE_DEVICE": "cuda:0" if self.claimed else "cpu"}
         if self.claimed:

@@ -1,11 +1,11 @@
 """The Celery side of the contract: the app, its settings, and the sending of tickets.
 
-`celery -A common.broker.queue flower` watches it. The worker's app is this one with handlers (`workers.app`).
+`celery -A hugqueue flower` watches it (`hugqueue.celery`). The worker's app is this one with handlers (`workers.app`).
 """
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 from celery import Celery
@@ -129,8 +129,10 @@ def _ticket_ids(raw: bytes) -> Iterator[str]:
         return  # not a message of ours
 
 
-def __getattr__(name: str) -> Any:
-    """Make `app` when `celery -A common.broker.queue` asks for it: who merely imports this has settings of its own."""
-    if name != "app":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return make_app(load_settings())
+if not TYPE_CHECKING:  # a type checker would take any name for one of this module
+
+    def __getattr__(name: str) -> Any:
+        """Make `app` when `celery -A common.broker.queue` asks for it: importers have settings of their own."""
+        if name != "app":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return make_app(load_settings())

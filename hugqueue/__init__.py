@@ -1,0 +1,59 @@
+"""hugqueue for programs: `from hugqueue import Client` (docs/python.md), and the errors that it raises.
+
+`celery -A hugqueue flower` is Flower on its queue.
+"""
+
+from typing import TYPE_CHECKING
+
+from hugqueue.packages import require_own
+
+require_own("common", "producer")
+
+from common.errors import (  # noqa: E402 - it must be ours
+    CodedError,
+    HugqueueError,
+    JobTaken,
+    ModelError,
+    NoSuchStorage,
+    NotSubmitting,
+    PayloadError,
+    RecordError,
+    StorageError,
+    StoreUnavailable,
+    UnknownJob,
+    UsageError,
+    WaitTimedOut,
+    WorkerError,
+)
+
+if TYPE_CHECKING:
+    from producer import Client, JobHandle
+else:
+    # A type checker must not see this function: it would take any name for one of ours.
+    def __getattr__(name: str) -> object:
+        """Import the client when it is asked for: `celery -A hugqueue` and the commands do without it."""
+        if name not in ("Client", "JobHandle"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import producer
+
+        return getattr(producer, name)
+
+
+__all__ = [
+    "Client",
+    "CodedError",
+    "HugqueueError",
+    "JobHandle",
+    "JobTaken",
+    "ModelError",
+    "NoSuchStorage",
+    "NotSubmitting",
+    "PayloadError",
+    "RecordError",
+    "StorageError",
+    "StoreUnavailable",
+    "UnknownJob",
+    "UsageError",
+    "WaitTimedOut",
+    "WorkerError",
+]

@@ -1,0 +1,13 @@
+"""The Celery app of hugqueue, for `celery -A hugqueue flower` and the other commands of Celery that only look.
+
+It has no handlers: a worker is `workers start`.
+"""
+
+from common.broker.command import run_celery
+from common.broker.queue import make_app
+from common.settings import load_settings
+
+app = make_app(load_settings())
+
+if __name__ == "__main__":
+    run_celery(app)
