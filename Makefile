@@ -26,10 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Fill in the masks of examples/capitals.txt with the demo model, by a queue
 	@$(BIN)/producer submit --task fill-mask examples/capitals.txt --model examples/models/demo-fill-mask -p top_k=1
 
-check: $(STAMP) ## ruff and mypy
+check: $(STAMP) ## ruff, mypy and deptry
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/deptry --no-ansi .
 
 # Files in the order of their names: xdist would start those with few but long tests last, all on one process.
 test: check ## All checks and tests that CI runs

@@ -16,6 +16,12 @@ WORKER_LIBRARIES = ("torch", "transformers", "huggingface_hub")
 _NAME = "hugqueue"
 
 
+def worker_needs() -> str | None:
+    """Return which libraries a worker lacks here and how to install them, None if it can run."""
+    lacking = missing(WORKER_LIBRARIES)
+    return f"{', '.join(lacking)}: {install('worker')}" if lacking else None
+
+
 def missing(libraries: Iterable[str]) -> list[str]:
     """Return those of the libraries that cannot be imported here, without importing any."""
     return [name for name in libraries if importlib.util.find_spec(name) is None]

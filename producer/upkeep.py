@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 from common.errors import HugqueueError, UsageError
-from common.extras import install
+from common.extras import install, worker_needs
 from common.models.names import resolve_preload
 from common.settings import Settings, load_settings, to_environ
 from producer.connection import Connection
@@ -59,6 +59,8 @@ def run_all(*, device: str | None, preload: Sequence[str], port: int | None, say
         device=device or settings.device,
         preload=tuple(map(resolve_preload, preload)) or settings.preload,
     )
+    if not settings.embedded and (needs := worker_needs()):
+        raise UsageError(f"The workers need {needs}. Elsewhere, `workers start` serves this queue.")
     stopped = _stop_on_signals()
     with contextlib.ExitStack() as stack:
         shared = stack.enter_context(_queue(settings, say))
@@ -108,7 +110,7 @@ def _workers_command(settings: Settings) -> list[str]:
 
 
 def _flower_command(port: int) -> list[str]:
-    command = [sys.executable, "-P", "-m", "celery", "-A", "common.broker.queue", "flower"]
+    command = [sys.executable, "-P", "-m", "hugqueue.celery", "flower"]
     command += [f"--address={HOST}", f"--port={port}", "--read-only", "--logging=error"]
     return [*command, f"--tasks_columns={COLUMNS}"]
 

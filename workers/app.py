@@ -13,8 +13,10 @@ from celery import Celery, bootsteps
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker import state
 
+from common.broker.command import run_celery
 from common.broker.queue import FINETUNE, HANDLER_PREFIX, make_app
 from common.errors import HugqueueError, UsageError
+from common.extras import worker_needs
 from common.settings import Settings, load_settings
 from common.tasks import RUNNER_GROUP, TASKS
 from common.values import JOB_ID
@@ -43,6 +45,8 @@ class RoomStep(bootsteps.StartStopStep):  # type: ignore[misc]
         try:
             if settings.broker_url is None:
                 raise UsageError("No Redis is configured: set CELERY_BROKER_URL or REDIS_URL.")
+            if needs := worker_needs():
+                raise UsageError(f"A worker needs {needs}.")
             RoomStep.room = make_room(worker.hostname, worker.app, settings, worker.concurrency)
             open_room(RoomStep.room, _asked_to_stop)
         except Cancelled as stopped:
@@ -105,3 +109,6 @@ def _settings() -> Settings:
 
 settings = _settings()
 app = make_worker_app(settings)
+
+if __name__ == "__main__":
+    run_celery(app)

@@ -8,6 +8,7 @@ import click
 import redis
 
 from common.errors import HugqueueError, UsageError
+from common.extras import worker_needs
 from common.models.names import resolve_preload
 from common.models.store import open_store, store_address
 from common.redis.connection import connect, explain, is_passing
@@ -113,6 +114,8 @@ def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
             "No Redis is configured: set CELERY_BROKER_URL or REDIS_URL. "
             "Without one, `producer submit` starts a Redis and a worker of its own."
         )
+    if needs := worker_needs():
+        raise UsageError(f"A worker needs {needs}.")
     if settings.train:
         open_store(store_address(settings), settings.model_cache)
     devices = choose(settings.device, find_gpus())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.errors import StoreUnavailable, UsageError
-from common.extras import WORKER_LIBRARIES, install, missing
+from common.extras import worker_needs
 from common.settings import Settings, to_environ
 from producer.embedded.binary import Binary, find_binary
 from producer.embedded.keeper import TAKEN
@@ -58,10 +58,10 @@ def check_embedded(settings: Settings) -> None:
 
 
 def _require_worker() -> None:
-    if lacking := missing(WORKER_LIBRARIES):
+    if needs := worker_needs():
         raise UsageError(
-            f"No Redis is configured, and a worker of one's own needs {', '.join(lacking)}: "
-            f"{install('worker')}, or set REDIS_URL to a Redis that workers serve."
+            f"No Redis is configured, and a worker of one's own needs {needs}, "
+            "or set REDIS_URL to a Redis that workers serve."
         )
 
 
