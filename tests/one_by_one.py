@@ -6,6 +6,7 @@ from typing import Any
 
 import transformers
 
+from common.encoder import plain
 from common.values import Json, Outcome
 from tests.tiny_models import RecordingWatch
 from workers.runners.base import Runner
@@ -47,6 +48,16 @@ def assert_same_as_pipeline(task: str, model: Path, records: Sequence[Json], **p
     for outcome, expected in zip(outcomes, one_by_one(task, model, records, **params), strict=True):
         assert_same(outcome.output, expected)
     return outcomes
+
+
+def assert_neighbours_change_nothing(runner: Runner, records: Sequence[Json], **params: Json) -> list[Outcome]:
+    """Compare what records get together with what each gets alone; return the outcomes."""
+    together = runner.run(records, params, RecordingWatch())
+    for record, outcome in zip(records, together, strict=True):
+        (alone,) = runner.run([record], params, RecordingWatch())
+        assert (outcome.failure, outcome.truncated) == (alone.failure, alone.truncated)
+        assert_same(plain(outcome.output), plain(alone.output))
+    return together
 
 
 def assert_same(found: Json, expected: Any) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
+from common.errors import CodedError
 from common.values import Failure
 from workers.runners.base import Cancelled, Watch
 from workers.runners.budget import TokenBudget
@@ -114,9 +115,9 @@ def _attempt(
     """Return what `call` gives for a batch; where it raises, nothing, the halves added to what is `waiting`."""
     try:
         return call()
-    except Cancelled:
+    except (Cancelled, CodedError):
         raise
-    except (MemoryError, RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+    except Exception as error:  # any architecture may be loaded, and may raise anything
         if is_device_lost(error):  # every further call would fail as well: only a fresh process helps
             raise
         if len(batch) == 1:

@@ -67,7 +67,7 @@ class ZeroShotClassification(ChunkTask):
     @property
     def batches(self) -> bool:
         """As in text-classification: decoders need to know the padding."""
-        return self.pipe.model.config.pad_token_id is not None
+        return self.model_pad_id() is not None
 
     def settings(self, params: Mapping[str, Json]) -> Settings:
         """Return the job's parameters; the template must have a place for the label."""

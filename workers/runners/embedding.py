@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import torch
@@ -27,7 +27,9 @@ from workers.runners.budget import TokenBudget
 from workers.runners.later import Later, later
 from workers.runners.loading import Source, load_config, load_model, load_tokenizer
 from workers.runners.packing import PROBE, Packer, PackingRunner, pays, unpacked
+from workers.runners.padding import limit_sharing
 from workers.runners.pooling import load_dense, normalize, pool
+from workers.runners.samples import samples
 from workers.runners.sentence_config import DenseConfig, SentenceConfig, read_sentence_config
 from workers.runners.texts import Encoded, accepted, encode, in_order, on_device, pad, read_inputs, text_of
 from workers.runners.truncation import input_limit
@@ -87,9 +89,10 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         ]
         self.budget = TokenBudget.of(device)
         self._host = threading.Lock()  # a tokenizer cannot be set anew while another thread uses it
+        limit_sharing(self.budget, self._model, self._trial_rows, self._trial)
         if pays(self._model):
             self.pack()
-        self._width = self._hidden(self._padded(encode(self._tokenizer, ["a"], self._limit))).shape[-1]
+        self._width = self._trial(self._trial_rows()[:1])[0][0].shape[-1]
 
     def output_type(self, params: Mapping[str, Json]) -> pa.DataType:
         """Return a fixed-size list of float32."""
@@ -144,6 +147,13 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
     def _padded(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         return pad([row.features for row in rows], self._tokenizer, self._device)
 
+    def _trial_rows(self) -> list[dict[str, list[int]]]:
+        return [row.features for row in self._encoded(cast("Sequence[str]", samples(self._task)))]
+
+    def _trial(self, rows: Sequence[Mapping[str, Any]]) -> list[list[torch.Tensor]]:
+        hidden = self._hidden(pad(rows, self._tokenizer, self._device)).to(self._model.dtype)
+        return [[state[: len(row["input_ids"])]] for state, row in zip(hidden, rows, strict=True)]
+
     def _hidden(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the last hidden states, of shape (texts, tokens, width)."""
         with torch.inference_mode():
@@ -153,8 +163,7 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
     def pack(self) -> bool:
         """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
         rows = encode(self._tokenizer, PROBE, self._limit)
-        features = self._padded(rows)
-        expected = [state[: len(row)] for state, row in zip(self._hidden(features).cpu(), rows, strict=True)]
+        expected = [self._trial([row.features])[0][0].cpu() for row in rows]
 
         def agrees(packer: Packer) -> bool:
             found = self._hidden_packed(rows, packer).to(self._model.dtype)

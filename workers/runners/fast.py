@@ -26,6 +26,7 @@ from workers.runners.base import PlacedWatch, PreparingRunner, Silent, Watch
 from workers.runners.batching import Item, run_batches
 from workers.runners.fast_ways import FAST_WAYS, Asked, Reduced
 from workers.runners.packing import PROBE, Packer, PackingRunner, pays
+from workers.runners.padding import limit_sharing
 from workers.runners.pipeline_tasks import Settings
 from workers.runners.pipelines import PipelineRunner
 from workers.runners.samples import samples
@@ -72,7 +73,14 @@ class FastRunner(PackingRunner, PreparingRunner):
         self._way = FAST_WAYS[find_task(task).name](self._task)
         self._host = threading.Lock()  # a tokenizer cannot be set anew while another thread uses it
         self._arguments = inspect.signature(self._model.forward).parameters
-        self.fast = self._tokenizer.is_fast and self._task.batches and self._agrees(samples(task))
+        rows = (
+            self._agreeing(samples(task, self._tokenizer.mask_token))
+            if self._tokenizer.is_fast and self._task.batches
+            else []
+        )
+        self.fast = bool(rows)
+        if self.fast:
+            limit_sharing(self.budget, self._model, lambda: [row.features for row in rows], self._trial)
         if not self.fast:
             logger.info("%s goes the plain way: the fast one does not give the same", type(self._model).__name__)
         elif pays(self._model):
@@ -85,7 +93,7 @@ class FastRunner(PackingRunner, PreparingRunner):
             self._tokenizer, [f"{self._tokenizer.mask_token} {text}" for text in PROBE], self._task.limit
         )
         with torch.inference_mode():
-            expected = self._logits(rows)
+            expected = [self._logits([row])[0] for row in rows]
 
             def agrees(packer: Packer) -> bool:
                 return all(map(close, self._logits(rows, packer), (one.cpu().float() for one in expected)))
@@ -186,26 +194,24 @@ class FastRunner(PackingRunner, PreparingRunner):
         output = output if self.output_type({}) else plain(output)
         return Outcome(output, truncated=any(row.truncated for row, _ in rows))
 
-    def _agrees(self, records: Sequence[Json]) -> bool:
-        """Whether both ways give the same for these records; if only without padding, none is used from then on."""
+    def _trial(self, rows: Sequence[Mapping[str, Any]]) -> list[list[Tensor]]:
+        with torch.inference_mode():
+            return [[logits] for logits in self._logits([Encoded(dict(row), truncated=False) for row in rows])]
+
+    def _agreeing(self, records: Sequence[Json]) -> list[Encoded]:
+        """Return the texts of these records, tokenised, if both ways give the same for each of them, else none."""
         try:
             with torch.inference_mode():
-                records = [self._own_mask(value) for value in records]
                 asked = [self._way.read(value, self._task.settings({})) for value in records]
                 rows = encode(self._tokenizer, [text for one in asked for text in one.texts], None)
                 if self._task.limit is not None and max(map(len, rows)) > self._task.limit:
-                    return bool(records[:-1]) and self._agrees(records[:-1])
+                    return self._agreeing(records[:-1]) if records[:-1] else []
                 expected = self._plain_logits(records)
-                together = self._logits(rows)
                 alone = [self._logits([row])[0] for row in rows]
         except Exception:  # any architecture may be loaded: the plain way takes what this one cannot
             logger.debug("the fast way cannot be gone", exc_info=True)
-            return False
-        self.budget.equal_lengths = not all(map(close, together, expected))
-        return all(map(close, alone, expected))
-
-    def _own_mask(self, value: Json) -> Json:
-        return value.replace("[MASK]", self._tokenizer.mask_token or "") if isinstance(value, str) else value
+            return []
+        return rows if all(map(close, alone, expected)) else []
 
     def _plain_logits(self, records: Sequence[Json]) -> list[Tensor]:
         settings = self._task.settings({})

@@ -27,6 +27,7 @@ from workers.runners.budget import MOST, TokenBudget
 from workers.runners.collating import join
 from workers.runners.continuous import ContinuousBatches, find_continuous
 from workers.runners.generation_limit import keep_within
+from workers.runners.padding import next_logits
 from workers.runners.pipeline_tasks import PipelineTask, Prepared, Row, Settings
 from workers.runners.pulse import Pulse
 from workers.runners.reading import fields_of, messages_of
@@ -140,6 +141,13 @@ class TextGeneration(PipelineTask[GenerationSettings]):
             kwargs |= {**NO_WARPERS, "logits_processor": LogitsProcessorList([choice])}
         outputs = self.pipe.forward(join(batch, self.pad_id, "left"), **kwargs)
         return [self._row(outputs, number, length_of(inputs), settings.config) for number, inputs in enumerate(batch)]
+
+    def trial(self, batch: Sequence[Inputs], settings: GenerationSettings) -> list[list[torch.Tensor]]:
+        """Return for each prompt the logits of its next tokens."""
+        names = ("input_ids", "attention_mask")
+        joined = join([{name: inputs[name] for name in names} for inputs in batch], self.pad_id, "left")
+        on_device = {name: tensor.to(self.pipe.model.device) for name, tensor in joined.items()}
+        return next_logits(self.pipe.model, on_device, len(batch))
 
     def _continues(self, settings: GenerationSettings) -> ContinuousBatches | None:
         if self.continuous is None or settings.seed is not None:

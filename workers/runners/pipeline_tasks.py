@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import pyarrow as pa
+from torch import Tensor
 from transformers import pipelines as hf
 
 from common.errors import ModelError, RecordError
@@ -17,7 +18,7 @@ from common.params import check_params
 from common.task_params import TASK_PARAMS
 from common.tasks import TASKS
 from common.values import Json
-from workers.runners.base import Watch
+from workers.runners.base import Silent, Watch
 from workers.runners.budget import TokenBudget
 from workers.runners.collating import join, row_of
 from workers.runners.reading import fields_of
@@ -135,6 +136,10 @@ class PipelineTask(ABC, Generic[S]):
         outputs = self.pipe.forward(join(batch, self.pad_id), **settings.forward)
         return self._rows(outputs, [length_of(inputs) for inputs in batch])
 
+    def trial(self, batch: Sequence[Inputs], settings: S) -> list[list[Tensor]]:
+        """Return for each input of a batch all numbers that the model gives for it."""
+        return [_numbers(row) for row in self.forward(batch, settings, Silent())]
+
     def finish(self, rows: Sequence[Row], prepared: Prepared, settings: S) -> Json:
         """Return a record's output, from the rows of its inputs."""
         return self.pipe.postprocess(rows[0], **{**settings.postprocess, **prepared.postprocess})
@@ -170,8 +175,13 @@ class PipelineTask(ABC, Generic[S]):
         cut = self.pipe.preprocess(value, **params, truncation=truncation, max_length=limit)
         return Prepared([dict(cut)], truncated=True)
 
+    def model_pad_id(self) -> int | None:
+        """Return the token that the model takes for padding, None where it knows none."""
+        found: int | None = getattr(self.pipe.model.config.get_text_config(), "pad_token_id", None)
+        return found
+
     def _pad_id(self) -> int:
-        ids = (getattr(self.pipe.model.config, "pad_token_id", None), self.tokenizer.pad_token_id)
+        ids = (self.model_pad_id(), self.tokenizer.pad_token_id)
         return next((number for number in ids if number is not None and number >= 0), 0)
 
 
@@ -197,7 +207,7 @@ class TextClassification(PlainTask):
     @property
     def batches(self) -> bool:
         """Decoders find a text's last token by the padding, and refuse batches where they know no padding."""
-        return self.pipe.model.config.pad_token_id is not None
+        return self.model_pad_id() is not None
 
     def prepare(self, value: Json, settings: Settings) -> Prepared:
         """Return the text, or the pair, cut from the end."""
@@ -225,6 +235,14 @@ class FeatureExtraction(PlainTask):
     def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[Row]:
         states = outputs[0]
         return [(row_of(states, number, length),) for number, length in enumerate(lengths)]
+
+
+def _numbers(row: Row) -> list[Tensor]:
+    """Return the tensors of floats in a row, whatever its shape."""
+    if isinstance(row, Tensor):
+        return [row] if row.is_floating_point() else []
+    parts = row.values() if isinstance(row, Mapping) else row if isinstance(row, list | tuple) else ()
+    return [number for part in parts for number in _numbers(part)]
 
 
 def own_params(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import transformers
+from torch import Tensor
 
 from common.encoder import plain
 from common.errors import RecordError
@@ -26,6 +27,7 @@ from workers.runners.chunk_tasks import TokenClassification, ZeroShotClassificat
 from workers.runners.fill_mask import FillMask
 from workers.runners.generation import TextGeneration
 from workers.runners.loading import ModelRunner, Source, load_model, load_tokenizer
+from workers.runners.padding import limit_sharing
 from workers.runners.pipeline_tasks import (
     FeatureExtraction,
     PipelineTask,
@@ -34,6 +36,7 @@ from workers.runners.pipeline_tasks import (
     Settings,
     TextClassification,
 )
+from workers.runners.samples import samples
 from workers.runners.table_task import TableQuestionAnswering
 from workers.runners.truncation import Inputs, length_of
 
@@ -93,6 +96,7 @@ class PipelineRunner(ModelRunner):
         self.budget = TokenBudget.of(device, generates=self.task.generates)
         if not self.task.batches:
             self.budget.items = 1
+        limit_sharing(self.budget, self._model, self._trial_rows, self._trial)
 
     def output_type(self, params: Mapping[str, Json]) -> pa.DataType | None:
         """Return the Arrow type of the task's outputs, None where they travel as JSON."""
@@ -121,6 +125,14 @@ class PipelineRunner(ModelRunner):
         for items in self._groups(works, settings):
             outcomes |= self._finished(items, settings, watch)
         return [outcomes[position] for position in range(len(inputs))]
+
+    def _trial_rows(self) -> list[Inputs]:
+        settings = self.task.settings({})
+        found = [self._prepared(value, settings) for value in samples(self.task.name, self.task.tokenizer.mask_token)]
+        return [inputs for prepared in found if isinstance(prepared, Prepared) for inputs in prepared.inputs]
+
+    def _trial(self, batch: Sequence[Inputs]) -> list[list[Tensor]]:
+        return self.task.trial(batch, self.task.settings({}))
 
     def _prepared(self, value: Json, settings: Settings) -> Prepared | Failure:
         try:

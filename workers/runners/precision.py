@@ -72,8 +72,12 @@ def placed(model: Any, value: Json, device: str, *, insists: bool = True) -> Any
 
 def dtype_name(model: Any) -> str:
     """Return what `model` computes in: `float32`, `int8`."""
-    rounded = any(isinstance(module, Int8Linear) for module in model.modules())
-    return INT8 if rounded else str(model.dtype).removeprefix("torch.")
+    return INT8 if computes_in_int8(model) else str(model.dtype).removeprefix("torch.")
+
+
+def computes_in_int8(model: nn.Module) -> bool:
+    """Whether layers of `model` multiply integers."""
+    return any(isinstance(module, Int8Linear) for module in model.modules())
 
 
 @cache

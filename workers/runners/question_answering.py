@@ -27,7 +27,9 @@ from workers.runners.budget import TokenBudget
 from workers.runners.later import Later, later
 from workers.runners.loading import Source, load_model, load_tokenizer
 from workers.runners.packing import PROBE, Packer, PackingRunner, by_row, pays
+from workers.runners.padding import limit_sharing
 from workers.runners.reading import fields_of
+from workers.runners.samples import samples
 from workers.runners.spans import Flags, Floats, best_answers, best_spans, merged
 from workers.runners.texts import accepted, encode, pad, read_inputs, text_of
 from workers.runners.truncation import input_limit
@@ -96,20 +98,28 @@ class QuestionAnsweringRunner(PackingRunner):
         self._specials = self._tokenizer.num_special_tokens_to_add(pair=True)
         self._question_first = self._tokenizer.padding_side == "right"
         self.budget = TokenBudget.of(device)
+        limit_sharing(self.budget, self._model, self._trial_rows, self._trial)
         if pays(self._model):
             self.pack()
 
     def pack(self) -> bool:
         """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
-        probe = encode(self._tokenizer, [(PROBE[0], text) for text in PROBE], self._limit)
-        features, lengths = [row.features for row in probe], [len(row) for row in probe]
-        expected = [by_row(part.cpu().float(), lengths) for part in self._scores(features, None)]
+        rows = [row.features for row in encode(self._tokenizer, [(PROBE[0], text) for text in PROBE], self._limit)]
+        expected = [part.cpu().float() for row in rows for part in self._trial([row])[0]]
 
         def agrees(packer: Packer) -> bool:
-            found = [by_row(part, lengths) for part in self._scores(features, packer)]
-            return all(all(map(close, *parts)) for parts in zip(found, expected, strict=True))
+            found = [part for row in self._trial(rows, packer) for part in row]
+            return all(map(close, found, expected))
 
         return self._pack(agrees)
+
+    def _trial_rows(self) -> list[dict[str, list[int]]]:
+        pairs = [(asked.question, asked.context) for asked in map(_asked, samples(self._task))]
+        return [row.features for row in encode(self._tokenizer, pairs, self._limit)]
+
+    def _trial(self, rows: Sequence[Mapping[str, Any]], packer: Packer | None = None) -> list[tuple[Tensor, ...]]:
+        lengths = [len(row["input_ids"]) for row in rows]
+        return list(zip(*(by_row(part, lengths) for part in self._scores(rows, packer)), strict=True))
 
     def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
         """Return for each `{question, context}` an object with score, start, end and answer, or a list of them."""
@@ -215,7 +225,7 @@ class QuestionAnsweringRunner(PackingRunner):
 
         return later(self._scores([row.features for row in rows], self._packer), by_window)
 
-    def _scores(self, rows: Sequence[dict[str, list[int]]], packer: Packer | None) -> list[Tensor]:
+    def _scores(self, rows: Sequence[Mapping[str, list[int]]], packer: Packer | None) -> list[Tensor]:
         """Return the logits of starts and those of ends, of shape (windows, longest), or (1, tokens) packed."""
         with torch.inference_mode():
             if packer is None:

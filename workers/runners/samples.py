@@ -19,6 +19,7 @@ _SAMPLES: dict[str, tuple[Json, ...]] = {
     "zero-shot-classification": tuple({"text": text, "candidate_labels": ["science", "travel"]} for text in _TEXTS),
     "question-answering": tuple({"question": "When does it open?", "context": text} for text in _TEXTS),
     "table-question-answering": (
+        {"table": {"name": ["map"], "number": ["2000"]}, "query": "How many maps?"},
         {"table": {"name": ["map", "book"], "number": ["2000", "7"]}, "query": "How many maps are there?"},
     ),
 }
@@ -45,11 +46,17 @@ def _tone(seconds: int) -> bytes:
     return file.getvalue()
 
 
-def samples(task: str) -> Sequence[Json]:
-    """Return inputs that a runner of `task` can take."""
+def samples(task: str, mask: str | None = None) -> Sequence[Json]:
+    """Return inputs that a runner of `task` can take.
+
+    Args:
+        task: its name, or an alias.
+        mask: the model's own mask; without it, masks are `[MASK]`.
+    """
     known = find_task(task)
     if known.media:
         blobs = [_gradient(side) for side in (64, 224)] if known.media == "image" else [_tone(1), _tone(3)]
         labels = {"candidate_labels": ["light", "dark"]} if "candidate_labels" in known.optional else {}
         return tuple(Attached({known.media: "a sample", **labels}, blob) for blob in blobs)
-    return _SAMPLES.get(known.name, _TEXTS)
+    found = _SAMPLES.get(known.name, _TEXTS)
+    return tuple(text.replace("[MASK]", mask) for text in found) if mask and known.name == "fill-mask" else found

@@ -8,7 +8,7 @@ four beams. Unlike there, a text too long for the model is cut, and its outcome 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForSeq2SeqLM, LogitsProcessorList, StoppingCriteriaList
@@ -25,7 +25,9 @@ from workers.runners.generate_params import settle
 from workers.runners.generation_limit import keep_within
 from workers.runners.languages import Direction, direction
 from workers.runners.loading import ModelRunner, Source, load_model, load_tokenizer
+from workers.runners.padding import limit_sharing, next_logits
 from workers.runners.pulse import Pulse
+from workers.runners.samples import samples
 from workers.runners.sampling import NO_WARPERS, SeededChoice, record_seed, warpers
 from workers.runners.texts import encode, in_order, pad, read_inputs, text_of
 from workers.runners.truncation import input_limit
@@ -81,6 +83,7 @@ class Seq2SeqRunner(ModelRunner):
         self._positions = input_limit(self._model, tokenizer=None)
         self._limit = input_limit(self._model, self._tokenizer)
         self.budget = TokenBudget.of(device, generates=True)
+        limit_sharing(self.budget, self._model, self._trial_rows, self._trial)
         self._name = _NAMES.get(task.partition("_")[0], "generated_text")
 
     def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
@@ -111,6 +114,18 @@ class Seq2SeqRunner(ModelRunner):
         chosen = self._options(params)
         return not chosen.config.do_sample or chosen.seed is not None
 
+    def _trial_rows(self) -> list[dict[str, list[int]]]:
+        return [
+            row.features for row in encode(self._tokenizer, cast("Sequence[str]", samples(self._task)), self._limit)
+        ]
+
+    def _trial(self, rows: Sequence[Mapping[str, Any]]) -> list[list[torch.Tensor]]:
+        return next_logits(self._model, self._inputs(rows), len(rows))
+
+    def _inputs(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        features = pad(rows, self._tokenizer, self._device)
+        return {name: features[name] for name in ("input_ids", "attention_mask")}
+
     def _rows(self, texts: list[str], chosen: _Options) -> list[_Row]:
         if chosen.source is not None:
             self._tokenizer.src_lang = chosen.source
@@ -120,15 +135,13 @@ class Seq2SeqRunner(ModelRunner):
         return [_Row(row.features, row.truncated, seed) for row, seed in zip(encoded, seeds, strict=True)]
 
     def _generate(self, rows: Sequence[_Row], chosen: _Options, watch: Watch) -> list[list[dict[str, str]]]:
-        features = pad([row.features for row in rows], self._tokenizer, self._device)
         more: dict[str, Any] = {"tokenizer": self._tokenizer} if chosen.config.stop_strings else {}
         if chosen.seed is not None:
             copies = chosen.config.num_return_sequences or 1
             choice = SeededChoice(warpers(chosen.config), [row.seed for row in rows], copies)
             more |= {**NO_WARPERS, "logits_processor": LogitsProcessorList([choice])}
         ids = self._model.generate(
-            input_ids=features["input_ids"],
-            attention_mask=features["attention_mask"],
+            **self._inputs([row.features for row in rows]),
             generation_config=chosen.config,
             stopping_criteria=StoppingCriteriaList([Pulse(watch)]),
             **more,

@@ -120,7 +120,7 @@ def _cut_rows(tokenizer: Any, texts: Sequence[Any], batch: Any, limit: int | Non
     ]
 
 
-def pad(rows: Sequence[dict[str, list[int]]], tokenizer: Any, device: str) -> dict[str, torch.Tensor]:
+def pad(rows: Sequence[Mapping[str, list[int]]], tokenizer: Any, device: str) -> dict[str, torch.Tensor]:
     """Return a batch of equal-length rows, each feature of shape (rows, longest), padded on the right."""
     fill = {"input_ids": tokenizer.pad_token_id or 0, "token_type_ids": tokenizer.pad_token_type_id}
     longest = max(len(row["input_ids"]) for row in rows)
@@ -139,7 +139,7 @@ def on_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def accepted(features: dict[str, T], model: Any) -> dict[str, T]:
+def accepted(features: Mapping[str, T], model: Any) -> dict[str, T]:
     """Return those features that the model's forward pass names as its arguments.
 
     Generic tokenizers give `token_type_ids` to models that have no use for them.
