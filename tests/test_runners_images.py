@@ -11,6 +11,7 @@ import pytest
 import transformers
 from PIL import Image
 
+from common.errors import ModelError
 from common.values import Attached, Json, Outcome
 from tests import tiny_media
 from tests.one_by_one import assert_same, runner_of
@@ -107,6 +108,13 @@ def test_masks_and_maps_are_the_images_of_the_pipeline_as_png(
                 difference = np.asarray(image).astype(int) - np.asarray(other[key]).astype(int)
             assert (np.abs(difference) > 1).mean() < 0.01
             assert one.get("label") == other.get("label")
+
+
+def test_a_pooler_that_nobody_trained_is_refused_where_it_is_used(vit: Path, photos: list[Path]):
+    assert run("image-feature-extraction", vit, attached(photos[:1]))[0].failure is None
+    with pytest.raises(ModelError) as caught:
+        run("image-feature-extraction", vit, attached(photos[:1]), pool=True)
+    assert caught.value.code == "missing_weights"
 
 
 def test_images_share_forward_passes(vit: Path, photos: list[Path]):

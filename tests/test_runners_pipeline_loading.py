@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM, BertForTokenClassification
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    BertForTokenClassification,
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+)
 
 from common.encoder import to_json
 from common.errors import ModelError
@@ -168,6 +175,17 @@ def test_tied_weights_are_not_missing(bert):
 def test_a_missing_pooler_can_be_done_without_where_the_task_says_so(bert):
     assert code_of(bert, AutoModel) == "missing_weights"
     load_model(AutoModel, Source(bert), "cpu", ignore_missing=[r"(^|\.)pooler\."])
+
+
+def test_missing_statistics_of_a_normalisation_are_missing_weights(tmp_path):
+    config = MobileNetV2Config(
+        image_size=32, depth_multiplier=0.1, last_hidden_size=32, num_labels=3, tie_word_embeddings=False
+    )
+    MobileNetV2ForImageClassification(config).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.endswith("running_mean")}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    assert code_of(tmp_path, AutoModelForImageClassification) == "missing_weights"
 
 
 def test_a_model_without_its_tokenizer_is_refused(copy):

@@ -223,7 +223,7 @@ def _load_encoder(source: Source, device: str) -> Any:
     config = load_config(source)
     encoder_alone = config.is_encoder_decoder and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
     auto_class = AutoModelForTextEncoding if encoder_alone else AutoModel
-    model = load_model(auto_class, source, device, ignore_missing=("pooler",))
+    model = load_model(auto_class, source, device, ignore_missing=(r"(^|\.)pooler\.",))
     model.config.use_cache = False  # keys and values would be kept for a next token that never comes
     return model
 

@@ -8,8 +8,10 @@ from typing import Any
 import pyarrow as pa
 from transformers import pipelines as hf
 
+from common.errors import ModelError
 from common.values import Json
 from workers.runners.decoding import image_of
+from workers.runners.loading import invented_weights
 from workers.runners.media_labels import LabelledTask
 from workers.runners.media_tasks import MediaTask
 from workers.runners.pipeline_tasks import Prepared, Row, Settings
@@ -88,6 +90,22 @@ class ImageFeatureExtraction(ImageTask):
     auto_classes = ("AutoModel",)
     ignore_missing = (r"(^|\.)pooler\.",)
     output_type = pa.list_(pa.list_(pa.list_(pa.float32())))
+
+    def settings(self, params: Mapping[str, Json]) -> Settings:
+        """Return the job's parameters.
+
+        Raises:
+            ModelError: `bad_param`; `missing_weights`, it is to be pooled by a pooler that nobody trained.
+        """
+        settings = super().settings(params)
+        invented = invented_weights(self.pipe.model) if params.get("pool") else []
+        if invented:
+            raise ModelError(
+                "missing_weights",
+                f"The model was saved without its pooler ({invented[0]}), which pool=true needs. "
+                "Leave pool out, or take a model with a trained pooler.",
+            )
+        return settings
 
     def type_of(self, params: Mapping[str, Json]) -> Any:
         """Return lists of float32, as deep as the pipeline's."""

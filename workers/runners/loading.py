@@ -92,7 +92,8 @@ def load_model(auto_class: Any, source: Source, device: str, *, ignore_missing: 
         auto_class: an `AutoModelFor...` class: the head that the task needs.
         source: its directory, and the rules.
         device: `cpu`, `cuda:0`.
-        ignore_missing: patterns (`re.search`) of weights that the task can do without, as a pooler.
+        ignore_missing: patterns (`re.search`) of weights that the task can do without, such as a pooler's; an option
+            that uses them asks `invented_weights` first.
 
     Raises:
         ModelError: `model_not_found`, `not_a_model`, `adapter_only`, `unsafe_weights`, `missing_weights`,
@@ -117,10 +118,19 @@ def load_model(auto_class: Any, source: Source, device: str, *, ignore_missing: 
         if is_out_of_memory(error):
             raise
         raise _explained(auto_class, source.directory, error) from error
-    _check_complete(model, info["missing_keys"], ignore_missing, source.directory)
+    lacking = _lacking(model, info["missing_keys"])
+    invented = [name for name in lacking if any(re.search(pattern, name) for pattern in ignore_missing)]
+    _check_complete(model, [name for name in lacking if name not in invented], source.directory)
+    model.invented_weights = invented
     if source.most_new_tokens is not None:
         bound_model(model, source.most_new_tokens)
     return placed(model, chosen, device, insists=insists)
+
+
+def invented_weights(model: Any) -> list[str]:
+    """Return the names of the weights that `load_model` let pass though no file gave them."""
+    found: list[str] = model.invented_weights
+    return found
 
 
 def load_config(source: Source, **values: Any) -> Any:
@@ -254,12 +264,15 @@ def _check_code(source: Source, names: Sequence[str], *classes: str) -> None:
         check_code(source.directory, names, classes)
 
 
-def _check_complete(model: Any, missing: set[str], ignored: Sequence[str], directory: Path) -> None:
-    """Refuse a model with weights that no file gave (buffers are computed; tied weights are off the list)."""
+def _lacking(model: Any, missing: set[str]) -> list[str]:
+    """Return the weights that no file gave (tied ones are off the list; buffers are computed but for statistics)."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    lacking = sorted(
-        name for name in missing if name in parameters and not any(re.search(pattern, name) for pattern in ignored)
-    )
+    statistics = {name for name, _ in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    return sorted(missing & (parameters | statistics))
+
+
+def _check_complete(model: Any, lacking: Sequence[str], directory: Path) -> None:
+    """Refuse a model that lacks weights."""
     if not lacking:
         return
     more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
