@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.processes import wait_until
-from workers.device.protocol import Channel, Message, ProtocolError, integers
+from workers.device.protocol import Channel, ChannelClosed, Message, ProtocolError, integers
 
 
 def _framed(header: object, payload: bytes = b"") -> bytes:
@@ -73,6 +73,8 @@ def test_channels_pass_messages_time_out_and_see_the_end():
     theirs.send(Message("tick", 7))
     assert wait_until(lambda: ours.receive(0.1)) == Message("tick", 7)
     theirs.close()
-    with pytest.raises(EOFError):
+    with pytest.raises(ChannelClosed):
         ours.receive(1)
+    with pytest.raises(ChannelClosed):
+        ours.send(Message("tick", 7))
     ours.close()

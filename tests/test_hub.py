@@ -1,17 +1,23 @@
 """The way of a hub id, against a stand-in hub: size and progress, pinning, cache, offline, missing, gated, faults."""
 
+import importlib
 import json
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers.models
+from transformers import PreTrainedTokenizerBase
 
 from tests.hub_server import HubServer
 from tests.processes import ROOT, environment, free_port
+from workers.hub import _FILES
 
 FILES = {
     "config.json": b'{"model_type": "bert"}',
@@ -19,6 +25,10 @@ FILES = {
     "tokenizer.json": b"{}" * 5000,
     "vocab.txt": b"a\nb\n",
     "1_Pooling/config.json": b"{}",
+    "bpe.codes": b"a b\n",
+    "prophetnet.tokenizer": b"a\n",
+    "consolidated.safetensors": bytes(200_000),
+    "consolidated.00.pth": bytes(200_000),
     "pytorch_model.bin": bytes(300_000),
     "onnx/model.json": bytes(50_000),
     "modeling.py": b"raise SystemExit",
@@ -26,6 +36,7 @@ FILES = {
 }
 #: Of FILES, what a text model is made of.
 WANTED = {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "1_Pooling/config.json"}
+WANTED |= {"bpe.codes", "prophetnet.tokenizer"}
 
 _SCRIPT = """
 import json, sys
@@ -88,6 +99,43 @@ def test_only_the_files_of_a_text_model_are_fetched(hub: HubServer, client: Clie
     hub.add("owner/model", FILES)
     path = Path(client.resolve("owner/model")["path"])
     assert {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} == WANTED
+
+
+def test_the_files_of_every_tokenizer_of_transformers_are_fetched():
+    names: dict[str, str] = {}
+    for module in pkgutil.walk_packages(transformers.models.__path__, "transformers.models."):
+        if ".tokenization_" not in module.name:
+            continue
+        try:
+            found = importlib.import_module(module.name)
+        except (ImportError, NameError):  # a tokenizer whose own library is not installed
+            continue
+        for kind in vars(found).values():
+            if isinstance(kind, type) and issubclass(kind, PreTrainedTokenizerBase):
+                names |= {name: kind.__name__ for name in kind.vocab_files_names.values() if isinstance(name, str)}
+    assert len(names) > 20
+    assert {name: kind for name, kind in names.items() if not any(fnmatchcase(name, each) for each in _FILES)} == {}
+
+
+def test_a_cache_that_cannot_be_read_is_told_at_once(hub: HubServer, client: Client):
+    hub.add("owner/model", FILES)
+    client.resolve("owner/model")
+    branch = client.home / "hf" / "hub" / "models--owner--model" / "refs" / "main"
+    branch.unlink()
+    branch.mkdir()
+    for offline in ("0", "1"):
+        found = client.resolve("owner/model", HF_HUB_OFFLINE=offline)
+        assert (found["error"], found["code"]) == ("ModelError", "model_unreadable")
+        assert str(branch) in found["message"]
+
+
+def test_a_cache_that_cannot_be_written_is_told_at_once(hub: HubServer, client: Client):
+    hub.add("owner/model", FILES)
+    (client.home / "hf").write_text("a file in the place of the directory")
+    found = client.resolve("owner/model")
+    assert (found["error"], found["code"]) == ("ModelError", "model_unreadable")
+    assert "HF_HOME" in found["message"]
+    assert not any("trying again" in stage for stage in found["stages"])
 
 
 def test_a_revision_is_pinned_to_its_commit(hub: HubServer, client: Client):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from common.errors import CodedError, ModelError, WorkerError
 from common.values import Failure, Json
 from workers.child_environment import child_environment
-from workers.device.protocol import DEVICE_LOST, Channel, Message, ProtocolError, integers
+from workers.device.protocol import DEVICE_LOST, Channel, ChannelClosed, Message, ProtocolError, integers
 from workers.process_activity import ProcessActivity
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class DeviceChild:
                     self._look(self._limits.look)
                 else:
                     self._hear(message)
-        except (EOFError, OSError):
+        except ChannelClosed:
             logger.debug("device process %d closed its socket", self.pid)
         except ProtocolError as error:
             logger.error("device process %d does not speak the protocol: %s", self.pid, error)
@@ -164,7 +164,7 @@ class DeviceChild:
     def _post(self, message: Message) -> None:
         try:
             self._channel.send(message)
-        except OSError:  # it died, or is about to: `converse` sees that and tells everyone
+        except ChannelClosed:  # it died, or is about to: `converse` sees that and tells everyone
             self.kill()
 
     def _look(self, seconds: float) -> None:

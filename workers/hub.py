@@ -34,8 +34,10 @@ logger = logging.getLogger(__name__)
 
 #: What a text model is made of: weights, configurations, vocabularies, chat templates.
 _FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.vocab", "*.spm", "*.bpe", "*.tiktoken"]
+#: Of the files that tokenizers name (`vocab_files_names`), those of other endings; a test looks for more.
+_FILES += ["bpe.codes", "prophetnet.tokenizer"]
 #: Copies of the weights for other programs, which repositories keep beside them.
-_OTHERS = ["onnx/*", "openvino/*", "coreml/*", "flax/*", "original/*", "*.onnx*", "checkpoint-*/*"]
+_OTHERS = ["onnx/*", "openvino/*", "coreml/*", "flax/*", "original/*", "*.onnx*", "checkpoint-*/*", "consolidated*"]
 _PICKLES = ["*.bin", "*.pt", "*.pth"]
 _TRIES = 4
 #: HTTP answers that another try may change.
@@ -61,6 +63,7 @@ def fetch(
     Raises:
         ModelError: `model_not_found`, `model_gated`, `model_offline`, `unsafe_weights`, `adapter_only`.
         WorkerError: `hub_unavailable`, after several tries; `disk_full`.
+        OSError: the cache cannot be read, or not be written.
     """
     patterns = _FILES + _PICKLES * allow_pickle + ["*.py"] * allow_code
     cached = _cached(repo, revision, patterns)
@@ -158,6 +161,8 @@ def _with_tries(
         except (HugqueueError, Cancelled):
             raise
         except Exception as error:  # a boundary: the HTTP library's errors have no base that stays
+            if isinstance(error, OSError) and error.filename is not None and error.errno not in NO_ROOM:
+                raise  # a file of the cache, which no other try mends; the network's errors name none
             found = _explained(repo, revision, error)
             logger.info("%s: try %d of %d: %s: %s", repo, number, _TRIES, type(error).__name__, error)
             if number == _TRIES or not _unreachable(found):

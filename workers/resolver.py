@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from common.errors import ModelError, UsageError
+from common.errors import ModelError, UsageError, first_line
 from common.models.store import job_of, open_store, store_address
 from common.settings import Settings
 from common.tasks import find_task
@@ -105,7 +105,7 @@ def resolve(
 
     Raises:
         ModelError: `no_model`, `model_not_found`, `model_not_allowed`, `model_gated`, `model_offline`,
-            `unsafe_weights`, `adapter_only`.
+            `model_unreadable`, `unsafe_weights`, `adapter_only`.
         WorkerError: `hub_unavailable`, after several tries; `disk_full`.
     """
     if model is None:
@@ -113,17 +113,28 @@ def resolve(
         if known.model is None:
             raise ModelError("no_model", f"{task} has no default model; name one with --model.")
         model, revision = known.model, revision or known.revision
-    if is_path(model):
-        found = Resolved(model, _allowed_path(model, policy), None, "path")
-    elif model.startswith("job:"):
-        found = Resolved(model, _fine_tuned(model, policy), None, "store")
-    else:
-        found = _fetched(model, revision, policy, on_stage)
-    check_files(model, [entry.name for entry in found.path.iterdir()], policy.allow_pickle)
-    if policy.allow_remote_code:  # else no code is run, whoever it is by
-        for repository in sorted(code_repositories(found.path)):
-            _check_allowed(repository, policy)
+    try:
+        found = _found(model, revision, policy, on_stage)
+        check_files(model, [entry.name for entry in found.path.iterdir()], policy.allow_pickle)
+        if policy.allow_remote_code:  # else no code is run, whoever it is by
+            for repository in sorted(code_repositories(found.path)):
+                _check_allowed(repository, policy)
+    except OSError as error:
+        raise ModelError(
+            "model_unreadable",
+            f"{model:.200} cannot be used on the worker's machine: {error.filename or model!s:.300}: "
+            f"{error.strerror or first_line(error)}. The worker runs as user {os.getuid()}, which has to read the "
+            "model, and to write its cache (HF_HOME).",
+        ) from error
     return found
+
+
+def _found(model: str, revision: str | None, policy: ModelPolicy, on_stage: Callable[[str], None]) -> Resolved:
+    if is_path(model):
+        return Resolved(model, _allowed_path(model, policy), None, "path")
+    if model.startswith("job:"):
+        return Resolved(model, _fine_tuned(model, policy), None, "store")
+    return _fetched(model, revision, policy, on_stage)
 
 
 def _fetched(model: str, revision: str | None, policy: ModelPolicy, on_stage: Callable[[str], None]) -> Resolved:

@@ -33,7 +33,9 @@ MOST_TRIES = 10
 #: Seconds for which outcomes wait for files that cannot be written; then the chunk is run again, later.
 FILES_AWAY = 30.0
 #: Why this worker cannot serve a job, now or soon; another one may.
-_ONLY_HERE = frozenset({"no_memory", "load_timeout", "missing_library", "model_not_allowed", "address_not_allowed"})
+_ONLY_HERE = frozenset(
+    {"no_memory", "load_timeout", "missing_library", "model_not_allowed", "model_unreadable", "address_not_allowed"}
+)
 
 
 def take_turn(room: Room, job_id: str, ticket: str) -> str:

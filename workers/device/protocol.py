@@ -4,10 +4,11 @@ A message is the length of its header (four bytes, big-endian), the header as JS
 as they are. Both ends decode it defensively: a message that does not fit the table below ends the conversation.
 """
 
+import contextlib
 import json
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -54,6 +55,10 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
 
 class ProtocolError(ValueError):
     """Raised when bytes from the other end are not a message of this protocol."""
+
+
+class ChannelClosed(Exception):
+    """Raised when the other end is gone. No `OSError`: an error of the work (a file, a disk) must not pass for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,15 @@ def integers(value: Json) -> list[int]:
     return value
 
 
+@contextlib.contextmanager
+def _closing() -> Iterator[None]:
+    """Say what a broken connection raises in our words."""
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise ChannelClosed(str(error) or type(error).__name__) from error
+
+
 class Channel:
     """One end of the socket pair; any thread may send, one thread receives."""
 
@@ -128,23 +142,24 @@ class Channel:
         """Send a message whole.
 
         Raises:
-            OSError: the other end is gone.
+            ChannelClosed: the other end is gone.
         """
         data = message.encode()
-        with self._lock:
+        with self._lock, _closing():
             self._connection.send_bytes(data)
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """Return the next message, or None when `timeout` seconds passed without one.
 
         Raises:
-            EOFError: the other end closed.
-            OSError: the connection broke.
+            ChannelClosed: the other end closed, or the connection broke.
             ProtocolError: what came is no message.
         """
-        if not self._connection.poll(timeout):
-            return None
-        return Message.decode(self._connection.recv_bytes(_MAX_MESSAGE))
+        with _closing():
+            if not self._connection.poll(timeout):
+                return None
+            data = self._connection.recv_bytes(_MAX_MESSAGE)
+        return Message.decode(data)
 
     def close(self) -> None:
         """Close this end; the other one reads an end of file."""

@@ -23,9 +23,10 @@ from workers.device.chunk import Computed, DeviceLost, prepare_chunk, run_chunk
 from workers.device.fitting import fit
 from workers.device.memory import memory_of
 from workers.device.models import Models
-from workers.device.protocol import DEVICE_LOST, Channel, Message, ProtocolError
+from workers.device.protocol import DEVICE_LOST, Channel, ChannelClosed, Message, ProtocolError
 from workers.device.requests import Ahead, Request, open_request
 from workers.device.warmup import warm_up
+from workers.disk import NO_ROOM
 from workers.resolver import ModelPolicy
 from workers.runners.base import Cancelled, Runner
 from workers.runners.batching import is_device_lost
@@ -43,13 +44,11 @@ def serve(channel: Channel, device: str) -> None:
     Raises:
         ProtocolError: the other end does not begin by opening the room.
     """
-    try:
+    with contextlib.suppress(ChannelClosed):
         opening = channel.receive()
-    except (EOFError, OSError):
-        return
-    if opening is None or opening.kind != "open":
-        raise ProtocolError("the first message must open the room")
-    Room(channel, device, opening.body).serve()
+        if opening is None or opening.kind != "open":
+            raise ProtocolError("the first message must open the room")
+        Room(channel, device, opening.body).serve()
 
 
 class Room:
@@ -82,8 +81,7 @@ class Room:
             self._work(request)
             self._requests_done += 1
             self._requests.pop(request.id, None)
-            with contextlib.suppress(OSError):  # the other end is gone: the listener ends the process
-                self._channel.send(Message("over", request.id))
+            self._channel.send(Message("over", request.id))
 
     def _preload(self) -> bool:
         for task, model in self._preloads:
@@ -99,8 +97,14 @@ class Room:
             except (ModelError, WorkerError) as error:
                 self._channel.send(Message("refused", 0, _described(error)))
                 return False
+            except ChannelClosed:
+                raise
             except DeviceLost as error:
                 _end(error)
+            except Exception as error:  # the last boundary: whatever it is, the worker is told
+                logger.exception("%s with %s cannot be preloaded", task, model or "its default model")
+                self._channel.send(Message("refused", 0, _described(_fault_of(error))))
+                return False
             self._send_status()
             seconds = time.perf_counter() - begun
             rate = f", {speed:,.0f} records/s" if speed else ""
@@ -163,14 +167,13 @@ class Room:
             _end(error)
         except CodedError as error:
             request.answer(Message("failed", request.id, _described(error)))
-        except OSError:  # the other end is gone: the listener ends the process
-            logger.debug("nobody is left to answer", exc_info=True)
+        except ChannelClosed:  # nobody is left to answer
+            raise
         except Exception as error:  # the last boundary: the process and the other requests go on
             if is_device_lost(error):
                 _end(error)
             logger.exception("job %s: a fault of the device process", request.spec.id)
-            fault = WorkerError("device_fault", f"{type(error).__name__}: {error}"[:2000])
-            request.answer(Message("failed", request.id, _described(fault)))
+            request.answer(Message("failed", request.id, _described(_fault_of(error))))
 
     def _compute(self, request: Request) -> tuple[dict[str, Json], Computed]:
         """Return what came of a request, and what is said of it besides."""
@@ -209,7 +212,7 @@ class Room:
         try:
             while message := self._channel.receive():
                 self._take(message)
-        except (EOFError, OSError):
+        except ChannelClosed:
             os._exit(0)
         except ProtocolError:
             logger.exception("the other end does not speak this protocol")
@@ -243,10 +246,18 @@ def _described(error: CodedError) -> dict[str, str]:
     return {"error": kind, "code": error.code, "message": error.message}
 
 
+def _fault_of(error: Exception) -> WorkerError:
+    """Return what nobody foresaw as an error with a code. A full disk can meet any work."""
+    full = isinstance(error, OSError) and error.errno in NO_ROOM
+    return WorkerError("disk_full" if full else "device_fault", f"{type(error).__name__}: {error}"[:2000])
+
+
 def _for_good(work: Callable[[], None]) -> None:
     """Do what is never over: without it nobody would be answered, and the process had better end."""
     try:
         work()
+    except ChannelClosed:
+        os._exit(0)
     except BaseException:  # a panic of the tokenizers library is no Exception
         logger.exception("the device process cannot go on")
         logging.shutdown()

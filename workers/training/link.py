@@ -31,7 +31,10 @@ class Link:
         """Send a message; what is not a finite number goes as null."""
         line = to_json({"kind": kind, **body}).encode() + b"\n"
         with self._lock:
-            self._socket.sendall(line)
+            try:
+                self._socket.sendall(line)
+            except OSError:  # not to be taken for an error of the training, which has some of the same kind
+                os._exit(ORPHANED)
 
     def tell_once(self, kind: str, **body: Any) -> None:
         """Send a message from the first process alone: the others would say the same."""
