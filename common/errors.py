@@ -7,6 +7,7 @@ HugqueueError                 exit status 1
 ├── UnknownJob                no such job (or its time to live is over)
 ├── NotSubmitting             a job that cannot be written to any more: given up, cancelled, or forgotten
 ├── JobTaken                  another producer goes on submitting the job
+├── JobFailed                 a job that did not complete, where a program counts on its results
 ├── WaitTimedOut              a job that is not finished within the time given; a `TimeoutError` too
 ├── PayloadError              bytes from the store that are not a payload of ours
 ├── ModelError                a model that cannot be had, or cannot do the task: fails its job
@@ -56,6 +57,15 @@ class JobTaken(HugqueueError):
 
 class WaitTimedOut(HugqueueError, TimeoutError):
     """Raised when a job is not finished within the time that was given for it; the job goes on."""
+
+
+class JobFailed(HugqueueError):
+    """Raised when a job failed as a whole or was cancelled, and a program counts on its results."""
+
+    def __init__(self, job_id: str, message: str, code: str | None = None) -> None:
+        super().__init__(f"Job {job_id} {message}")
+        self.job_id = job_id
+        self.code = code  #: why it failed, one of those in `docs/errors.md`; None where it was cancelled
 
 
 class NotSubmitting(HugqueueError):

@@ -12,6 +12,7 @@ require_own("common", "producer")
 from common.errors import (  # noqa: E402 - it must be ours
     CodedError,
     HugqueueError,
+    JobFailed,
     JobTaken,
     ModelError,
     NoSuchStorage,
@@ -43,6 +44,7 @@ __all__ = [
     "Client",
     "CodedError",
     "HugqueueError",
+    "JobFailed",
     "JobHandle",
     "JobTaken",
     "ModelError",

@@ -79,8 +79,9 @@ class Client(Connection):
     def _attach(self, working: bool, say: Callable[[str], None]) -> Settings:
         from producer.embedded.attach import attach
 
+        settings = self._held.enter_context(attach(self._configured, working=working, say=say))
         self._has_worker = working
-        return self._held.enter_context(attach(self._configured, working=working, say=say))
+        return settings
 
     def start_worker(self) -> None:
         """Have a worker run as long as this client is open: a queue that is configured has its own."""
@@ -130,7 +131,7 @@ class Client(Connection):
                 requests say it.
             records: a path; several `pathlib.Path`; or the records themselves, read one after the other and never
                 all held: texts, objects with the fields of the task, lists of chat messages, or pairs of an id and
-                one of these.
+                one of these; or a table: of pandas, polars, pyarrow or `datasets`, or an object of columns.
             model: a hub id, a directory as the worker sees it, or `job:ID`; None: the task's own.
             revision: branch, tag or commit of a hub model.
             params: options of the task, as `{"top_k": 3}`.

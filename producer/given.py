@@ -1,11 +1,16 @@
 """Records that a program gives, in place of a file: texts, objects, or pairs of id and input, one after the other."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import date, time
+from decimal import Decimal
+from glob import iglob
 from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from common.encoder import plain, to_json
 from common.errors import UsageError
@@ -14,9 +19,19 @@ from common.inputs.media import attached
 from common.inputs.sources import Source
 from common.tasks import Task
 from common.values import Failure, Json, Record
+from producer.python_tables import Table, table_of
 
-#: What a program may give: a path (a text by itself is one), several paths, or records.
-Given = str | PathLike[str] | Iterable[str | Mapping[str, Json] | list[Json] | tuple[Json, Json] | PathLike[str]]
+#: What a program may give: a path (a text by itself is one), several paths, a table, or records.
+Given = (
+    str
+    | PathLike[str]
+    | Mapping[str, Sequence[Any]]
+    | Iterable[str | Mapping[str, Json] | list[Json] | tuple[Json, Json] | PathLike[str]]
+)
+
+#: What is written as its text, since JSON has no such thing: as cells of Parquet are.
+_AS_TEXT = (UUID, Decimal, date, time)
+_NOTHING = object()
 
 
 class _Program(Source):
@@ -26,57 +41,103 @@ class _Program(Source):
         return f"record {number - 1}"
 
 
-def split_given(given: Given) -> tuple[tuple[str, ...], Iterable[Any]]:
-    """Return the paths that are given, or the records if it is these; the other one is empty.
+def split_given(given: Any) -> tuple[tuple[str, ...], Iterable[Any]]:
+    """Return the paths that are given, or the records (a `Table`, if they have columns); the other one is empty.
 
     A text by itself is a path, texts one after the other are records; several paths are `pathlib.Path`.
 
     Raises:
-        UsageError: nothing is given, or it cannot be gone through.
+        UsageError: nothing is given, it cannot be gone through, or it is one record by itself.
     """
+    if isinstance(given, str) and not _names_files(given):
+        raise UsageError(f"records={given[:80]!r}: there is no such file. A record by itself goes into a list.")
     if isinstance(given, str | PathLike):
         return (fspath(given),), ()
+    if table := table_of(given):
+        return (), table
+    if isinstance(given, bytes | bytearray):
+        raise UsageError("records: expected a path, or records to go through, found bytes.")
     try:
-        rest = iter(given)
+        rest: Iterator[Any] = iter(given)
     except TypeError as error:
         raise UsageError(f"records: expected a path, or records to go through, found {given!r:.100}.") from error
-    first = next(rest, None)
-    if first is None:
+    first = next(rest, _NOTHING)
+    if first is _NOTHING:
         raise UsageError("Empty input: records holds no record.")
     if isinstance(first, PathLike):
         return tuple(map(_path, chain([first], rest))), ()
     return (), chain([first], rest)
 
 
+def _names_files(text: str) -> bool:
+    """Whether a text names inputs: a place that is there, an address, a data set of the hub, or a pattern."""
+    if text == "-" or text.startswith("hf:") or "://" in text:
+        return True
+    try:
+        return Path(text).expanduser().exists() or any(iglob(text, recursive=True))  # noqa: PTH207 - absolute ones too
+    except (OSError, ValueError):  # longer than a name may be; a zero byte
+        return False
+
+
 def given_records(
-    values: Iterable[Any], task: Task, *, column: str | None, id_column: str | None, max_record_bytes: int
+    values: Iterable[Any] | Table, task: Task, *, column: str | None, id_column: str | None, max_record_bytes: int
 ) -> Iterator[Record]:
     """Return a record for each value; what is none fails alone, as a line of a file does.
 
     Args:
-        values: texts, objects, lists (of chat messages), or pairs of an id and one of these.
+        values: texts, objects, lists (of chat messages), or pairs of an id and one of these; or a table.
         task: says which fields make an input.
         column: the key of an object that holds the input.
         id_column: the key that holds the id; else `id` or `custom_id`, else the number from 0.
         max_record_bytes: what is longer fails.
+
+    Raises:
+        UsageError: a table lacks a column that is asked for or that the task needs.
     """
     make = RecordMaker(_Program("records", "jsonl"), task, column, id_column, several=False)
+    if isinstance(values, Table):
+        make, values = make.with_columns(values.columns), values.rows
     records = (_record(make, number, value, max_record_bytes) for number, value in enumerate(values))
     return attached(records, task, max_record_bytes) if task.media else records
 
 
 def _record(make: RecordMaker, number: int, value: Any, max_bytes: int) -> Record:
-    if isinstance(value, tuple) and len(value) == 2:
-        return replace(_record(make, number, value[1], max_bytes), id=plain(value[0]))
     try:
-        row = value if isinstance(value, str) else plain(value)
+        if isinstance(value, tuple) and len(value) == 2:
+            return replace(_record(make, number, value[1], max_bytes), id=_json_of(value[0]))
+        row = _json_of(value)
         size = len((row if isinstance(row, str) else to_json(row)).encode(errors="surrogatepass"))
-    except TypeError as error:
-        return make.failed(number, Failure("wrong_type", f"record {number}: {error}"), repr(value)[:200])
+    except (TypeError, UnicodeDecodeError) as error:
+        return make.failed(number, Failure("wrong_type", f"record {number}: {error}"), reprlib.repr(value))
+    except RecursionError:
+        what = f"record {number}: it holds itself, or is nested too deeply"
+        return make.failed(number, Failure("wrong_type", what), reprlib.repr(value))
     if size > max_bytes:
         text = f"record {number}: the record is longer than {max_bytes:,} bytes (HUGQUEUE_MAX_RECORD_BYTES)"
         return make.failed(number, Failure("too_large", text), (row if isinstance(row, str) else to_json(row))[:200])
     return make.record(number, number + 1, row)
+
+
+def _json_of(value: Any) -> Json:
+    """Return a program's value in terms of JSON: bytes are text in UTF-8, and what JSON lacks is its text.
+
+    Raises:
+        TypeError: it has no such form.
+        UnicodeDecodeError: bytes are not UTF-8.
+        RecursionError: it holds itself, or is nested too deeply.
+    """
+    match value:
+        case str():
+            return value
+        case bytes():
+            return value.decode()
+        case Mapping():
+            return {str(key): _json_of(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_json_of(item) for item in value]
+    if hasattr(value, "as_py"):  # a cell of a pyarrow.Array
+        return _json_of(value.as_py())
+    return str(value) if isinstance(value, _AS_TEXT) else plain(value)
 
 
 def _path(value: Any) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from common.errors import JobFailed
 from common.jobs import Job
 from common.rows import Row
 from common.tasks import find_task
@@ -49,16 +50,30 @@ class JobHandle:
         """Return the status that the job has now."""
         return self.refresh().status
 
-    def wait(self, timeout: float | None = None) -> Job:
+    def raise_for_status(self) -> None:
+        """Raise `JobFailed` if the job, as it was last seen, failed as a whole or was cancelled.
+
+        Records that failed alone are no reason: `state.counts.failed` counts them.
+        """
+        state = self._state
+        if state.status is JobStatus.FAILED:
+            code, why = (state.failure.code, state.failure.message) if state.failure else (None, "no reason is known")
+            raise JobFailed(self.id, f"failed: {why}" if code is None else f"failed ({code}): {why}", code)
+        if state.status in (JobStatus.CANCELLING, JobStatus.CANCELLED):
+            raise JobFailed(self.id, "was cancelled.")
+
+    def wait(self, timeout: float | None = None, *, check: bool = False) -> Job:
         """Return the job once it is finished, be it completed, failed or cancelled; go on while Redis is away.
 
         With an embedded queue, Ctrl-C cancels the job, as it does on the command line; else it goes on.
 
         Args:
             timeout: seconds to wait at most; None: as long as it takes.
+            check: whether a job that did not complete raises, as `raise_for_status`.
 
         Raises:
             WaitTimedOut: the job is not finished by then.
+            JobFailed: it did not complete, and `check` is set.
         """
         if not self.refresh().status.finished:
             self._connection.start_worker()
@@ -68,33 +83,57 @@ class JobHandle:
             if self._connection.embedded:
                 self.cancel()
             raise
+        if check:
+            self.raise_for_status()
         return self._state
 
-    def results(self) -> Iterator[Row]:
+    def results(self, *, check: bool = True) -> Iterator[Row]:
         """Yield every record with its outcome, in input order, one chunk in memory at a time.
 
         A record that failed has an `error` and no `output`. Of a job that runs, or that ended early, the error of
         records without an outcome has the code `not_run`.
-        """
-        return self._connection.rows(self.refresh(), logger.warning)
 
-    def to_arrow(self) -> Any:
+        Args:
+            check: whether a job that failed as a whole or was cancelled raises; else what is done of it is given.
+
+        Raises:
+            JobFailed: it did, and `check` is set.
+        """
+        self.refresh()
+        if check:
+            self.raise_for_status()
+        return self._connection.rows(self._state, logger.warning)
+
+    def to_arrow(self, *, check: bool = True) -> Any:
         """Return all results as a `pyarrow.Table`, in input order.
 
         Columns: id, input, output, error_code, error_message, truncated. `output` has the type that the task
         declares, as a list of float32 for vectors; else it is JSON text, and a text is itself.
+
+        Args:
+            check: as for `results`.
+
+        Raises:
+            JobFailed: as for `results`.
         """
         from producer.outputs.columns import to_table
 
-        return to_table(self.results(), self._connection.output_type(self._state, logger.warning))
+        return to_table(self.results(check=check), self._connection.output_type(self._state, logger.warning))
 
-    def write(self, path: str | Path) -> None:
+    def write(self, path: str | Path, *, check: bool = True) -> None:
         """Write all results to a file, whole or not at all: `.jsonl`, `.csv`, `.parquet` or `.npy` by its name.
 
+        Args:
+            path: the file; one that is there is replaced.
+            check: as for `results`.
+
         Raises:
+            JobFailed: as for `results`.
             UsageError: the file cannot be written, or its kind does not go with the task.
         """
         job, target = self.refresh(), Path(path)
+        if check:
+            self.raise_for_status()
         check_output(target, find_task(job.spec.task))
         write_rows(self._connection, job, target, logger.warning)
 

@@ -74,18 +74,26 @@ class Terminal:
         return shown.decode()
 
 
-def run_without(
-    packages: tuple[str, ...], directory: Path, environ: Mapping[str, str], *arguments: str, status: int = 2
-) -> str:
-    """Run `producer` in a Python that has not these packages, which must end with `status`; return what it says."""
+def python_without(
+    packages: tuple[str, ...], directory: Path, environ: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Return the command and the environment of a Python that has not these packages."""
     links = directory / "packages"
     links.mkdir()
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if entry.name.partition("-")[0] not in packages:
             (links / entry.name).symlink_to(entry)
+    return [sys.executable, "-S", "-P"], {**environ, "PYTHONPATH": f"{links}:{ROOT}"}  # -S: without its own packages
+
+
+def run_without(
+    packages: tuple[str, ...], directory: Path, environ: Mapping[str, str], *arguments: str, status: int = 2
+) -> str:
+    """Run `producer` in a Python that has not these packages, which must end with `status`; return what it says."""
+    python, environ = python_without(packages, directory, environ)
     done = subprocess.run(
-        [sys.executable, "-S", "-P", "-m", "producer.cli", *arguments],  # -S: without this Python's own packages
-        env={**environ, "PYTHONPATH": f"{links}:{ROOT}"},
+        [*python, "-m", "producer.cli", *arguments],
+        env=environ,
         cwd=directory,
         capture_output=True,
         text=True,

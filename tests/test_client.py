@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
 import hugqueue
 from common import errors
-from common.errors import StoreUnavailable, UnknownJob, UsageError, WaitTimedOut
+from common.errors import JobFailed, StoreUnavailable, UnknownJob, UsageError, WaitTimedOut
 from common.values import JobStatus
 from hugqueue import Client, JobHandle
-from tests.cli_processes import Queue
+from tests.cli_processes import Queue, python_without
 from tests.embedded_processes import Home
 from tests.processes import PLUGINS, ROOT, environment, free_port, wait_until
 
@@ -203,12 +204,48 @@ def test_a_batch_file_says_its_task_itself(client: Client, tmp_path: Path) -> No
     assert (job.state.spec.task, job.state.spec.model) == ("embedding", "nobody/nothing")
     job.cancel()
     job.wait(60)
-    job.write(tmp_path / "responses.jsonl")
+    with pytest.raises(JobFailed, match="was cancelled"):
+        job.write(tmp_path / "responses.jsonl")
+    job.write(tmp_path / "responses.jsonl", check=False)
     assert json.loads((tmp_path / "responses.jsonl").read_text())["custom_id"] == "a"
     with pytest.raises(UsageError, match="by their paths"):
         client.submit(records=["x"], format="openai")
     with pytest.raises(UsageError, match="--task"):
         client.submit(records=["x"])
+
+
+def test_a_data_frame_is_submitted_by_its_rows(client: Client) -> None:
+    job = client.submit(task="test-echo", records=pd.DataFrame({"id": [4, 5], "body": ["x", "y"]}), column="body")
+    job.wait(60, check=True)
+    assert [(row.id, row.output) for row in job.results()] == [(4, "X"), (5, "Y")]
+
+
+def test_a_failed_job_raises_where_its_results_are_counted_on(client: Client, tmp_path: Path) -> None:
+    job = client.submit(task="test-load", records=["x"], params={"load_error": "no head"})
+    job.raise_for_status()  # not finished, for all that was seen
+    assert job.wait(60).status is JobStatus.FAILED
+    reads = (job.results, job.to_arrow, lambda: job.write(tmp_path / "out.jsonl"), lambda: job.wait(check=True))
+    for read in (job.raise_for_status, *reads):
+        with pytest.raises(JobFailed, match="no head") as caught:
+            read()
+        assert (caught.value.job_id, caught.value.code) == (job.id, "test_load")
+    assert not (tmp_path / "out.jsonl").exists()
+    assert [row.error and row.error.code for row in job.results(check=False)] == ["not_run"]
+    assert job.to_arrow(check=False)["error_code"].to_pylist() == ["not_run"]
+
+
+def test_a_submit_that_failed_for_want_of_a_worker_fails_again(tmp_path: Path) -> None:
+    python, environ = python_without(("torch",), tmp_path, environment(tmp_path))
+    code = (
+        "from common.errors import UsageError\nfrom producer import Client\nclient = Client()\n"
+        "for _ in range(2):\n"
+        "    try: client.submit(task='fill-mask', records=['a [MASK]']).wait(20)\n"
+        "    except UsageError as error: print('needs torch' in str(error))\n"
+    )
+    done = subprocess.run(
+        [*python, "-c", code], check=True, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "True\nTrue\n", done.stderr
 
 
 def test_a_redis_that_is_away_is_said_at_once() -> None:
