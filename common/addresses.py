@@ -4,9 +4,9 @@ One address serves redis-py, kombu and Flower, which read it each in their own w
 is refused here, before one of them fails over it in words that show the password.
 """
 
+import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -36,10 +36,13 @@ def check_address(address: str) -> str:
     Raises:
         UsageError: it is none of a Redis, or holds an option that nobody here understands.
     """
+    scheme, separator, rest = address.partition("://")
+    address = f"{scheme.lower()}{separator}{rest}"  # which urlsplit does as well, and redis-py and kombu do not
     try:
         parts = urlsplit(address)
+        (parts.hostname or "").encode("idna")  # as it is looked up: a name in it has up to 63 letters
         valid = parts.scheme in _OPTIONS and parts.port != 0 and _names_a_database(parts.scheme, parts.path)
-    except ValueError:  # a port that is no number, half an IPv6 address
+    except ValueError:  # a port that is no number, half an IPv6 address, a host that cannot be one
         valid = False
     # `@` and `#` come from a password that is not written as it should be; kombu takes `;` for a second address.
     if not valid or parts.fragment or "@" in parts.path + parts.query or ";" in address:
@@ -62,7 +65,7 @@ def _fault_of_option(scheme: str, name: str, value: str) -> str | None:
         return f"unknown option {name!r}; {scheme}:// takes {', '.join(sorted(_OPTIONS[scheme])) or 'none'}"
     if name == "ssl_cert_reqs" and value not in _CERTIFICATES:
         return f"ssl_cert_reqs must be required or none, found {value!r}"
-    if name in _FILES and not Path(value).is_file():
+    if name in _FILES and not os.path.isfile(value):  # noqa: PTH113 - false, too, for a name that the system refuses
         return f"{name} must name a file, and there is none at {value!r}"
     return None
 

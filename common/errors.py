@@ -21,6 +21,9 @@ Errors that end a record or a job carry a `code`, one of the names in `docs/erro
 wire as a `common.values.Failure` (code and message), never as a pickled exception.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class HugqueueError(Exception):
     """Base of all errors raised on purpose; its text is fit for the user's eyes."""
@@ -119,6 +122,21 @@ class NoSuchStorage(StorageError):
 
 class RecordError(CodedError):
     """Raised when one record cannot be done; it fails alone, with this code."""
+
+
+@contextlib.contextmanager
+def path_errors(subject: str) -> Iterator[None]:
+    """Turn what the system says about a path that a user named into a `UsageError`: a name too long, no permission.
+
+    `pathlib` raises these from questions such as `is_dir`, and a `RuntimeError` for links in a circle and for the home
+    of an unknown user.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{subject}: {error.strerror or error}.") from error
+    except RuntimeError as error:
+        raise UsageError(f"{subject}: {str(error).rstrip('.')}.") from error
 
 
 def first_line(error: BaseException) -> str:

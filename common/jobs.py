@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.values import LATEST, Counts, Failure, JobSpec, JobStatus, Json
+from common.values import LATEST, Counts, Failure, JobSpec, JobStatus, Json, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ def decode_job(raw: Mapping[bytes, bytes]) -> Job:
         sealed_at=_maybe_float(text.get("sealed_at")),
         started_at=_maybe_float(text.get("started_at")),
         finished_at=_maybe_float(text.get("finished_at")),
-        failure=Failure(code, text.get("failure_message", "")) if code else None,
-        stage=text.get("stage", ""),
+        failure=Failure(one_line(code, 80), one_line(text.get("failure_message", ""))) if code else None,
+        stage=one_line(text.get("stage", "")),
         facts=facts if isinstance(facts, dict) else {},
         progress=progress if isinstance(progress, dict) else {},
     )

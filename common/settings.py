@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.addresses import check_address, mask_address
-from common.errors import UsageError
+from common.errors import UsageError, path_errors
 from common.shared import is_address, is_shared, local_path
 from common.values import DTYPES, QUEUES
 
@@ -123,11 +123,13 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         UsageError: a variable does not hold what it should.
     """
     env = os.environ if environ is None else environ
+    with path_errors("HUGQUEUE_HOME"):
+        home = Path(env.get("HUGQUEUE_HOME") or _default_home(env)).expanduser()
     address = (env.get("CELERY_BROKER_URL") or env.get("REDIS_URL") or "").strip()
     values: dict[str, Any] = {
         "broker_url": check_address(address) if address else None,
-        "home": Path(env.get("HUGQUEUE_HOME") or _default_home(env)).expanduser(),
-        "model_roots": tuple(Path(p).absolute() for p in _split(env, "HUGQUEUE_MODEL_ROOTS", ":")),
+        "home": home,
+        "model_roots": tuple(Path(absolute(p)) for p in _split(env, "HUGQUEUE_MODEL_ROOTS", ":")),
         "shared": tuple(absolute(place) for place in _split(env, "HUGQUEUE_SHARED", ",")),
         "store_url": absolute(env.get("HUGQUEUE_STORE_URL", "").strip()),
     }
@@ -157,7 +159,10 @@ def to_environ(settings: Settings) -> dict[str, str]:
 
 def absolute(place: str) -> str:
     """Return a path as an absolute one, an address (or nothing) as it is."""
-    return place if not place or is_address(place) else str(local_path(place).expanduser().absolute())
+    if not place or is_address(place):
+        return place
+    with path_errors(place):
+        return str(local_path(place).expanduser().absolute())
 
 
 def _split(env: Mapping[str, str], name: str, separator: str) -> tuple[str, ...]:

@@ -27,6 +27,10 @@ PRIORITIES = {"high": 0, "normal": 3, "low": 6}
 #: The key of a label; and how many a job may have, and how long a value may be.
 LABEL_KEY = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}\Z")
 MAX_LABELS, MAX_LABEL_VALUE = 64, 256
+#: Characters at most of the texts of a job that name something; a path has no more.
+MAX_NAMES = {"task": 256, "model": 4096, "revision": 256, "name": 256, "store": 4096}
+#: The same of each of its inputs.
+MAX_INPUT = 8192
 
 JOB_ID = re.compile(r"^[0-9a-f]{12}\Z")
 
@@ -220,24 +224,33 @@ def _output(raw: Mapping[str, Json] | None) -> Output | None:
     if raw is None:
         return None
     address, format = raw.get("address"), raw.get("format")
-    if not isinstance(address, str) or visible(address) != address or format not in ("parquet", "jsonl"):
+    if not isinstance(address, str) or format not in ("parquet", "jsonl"):
         raise ValueError(f"a job's output cannot be {dict(raw)!r:.200}")
+    _check_name("a job's output", address, MAX_NAMES["store"])
     return Output(address, format)
 
 
 def _check_texts(values: Mapping[str, Json]) -> None:
-    for key in ("task", "model", "revision", "store"):
-        text = values.get(key) or ""
-        if visible(text) != text:
-            raise ValueError(f"a job's {key} cannot be {text!r}")
-    if not all(isinstance(item, str) for item in values.get("inputs", ())):
-        raise ValueError("a job's inputs are not all texts")
+    for key, most in MAX_NAMES.items():
+        _check_name(f"a job's {key}", values.get(key) or "", most)
+    for item in values.get("inputs", ()):
+        if not isinstance(item, str) or len(item) > MAX_INPUT:
+            raise ValueError(f"a job's input is a text of up to {MAX_INPUT:,} characters, found {str(item)[:80]!r}")
     if len(values.get("labels", ())) > MAX_LABELS:
         raise ValueError(f"a job cannot have {len(values['labels'])} labels; at most {MAX_LABELS}")
     for key, value in values.get("labels", {}).items():
         check_label(key, value)
     if not 0 <= values.get("created_at", 0) < LATEST:
         raise ValueError(f"a job cannot have been created at {values['created_at']}")
+
+
+def _check_name(what: str, text: str, most: int) -> None:
+    if len(text) > most or not _is_one_line(text):
+        raise ValueError(f"{what} is one line of up to {most:,} characters, found {text[:80]!r}")
+
+
+def _is_one_line(text: str) -> bool:
+    return visible(text) == text and not any(sign in text for sign in "\t\n\u2028\u2029")
 
 
 def check_label(key: Json, value: Json) -> None:
@@ -248,13 +261,19 @@ def check_label(key: Json, value: Json) -> None:
     """
     if not isinstance(key, str) or not LABEL_KEY.match(key):
         raise ValueError(f"a label's key has up to 63 letters, digits and _ . / -, found {str(key)[:80]!r}")
-    if not isinstance(value, str) or len(value) > MAX_LABEL_VALUE or visible(value) != value:
+    if not isinstance(value, str) or len(value) > MAX_LABEL_VALUE or not _is_one_line(value):
         raise ValueError(f"a label's value is a text of up to {MAX_LABEL_VALUE} characters, found {str(value)[:80]!r}")
 
 
 def visible(text: str) -> str:
     """Return a text that others wrote, what a terminal would obey and what has no UTF-8 form replaced."""
     return _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def one_line(text: str, most: int | None = None) -> str:
+    """Return a text that others wrote as one line that can be shown, of so many characters at most."""
+    line = visible(" ".join(text.split()))
+    return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
 
 
 def short_model(model: str | None) -> str:

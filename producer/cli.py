@@ -1,12 +1,11 @@
 """The command `producer`. Each command lives in its own module and is imported when it is called."""
 
-import sys
 from importlib import import_module
 from typing import Any
 
 import click
 
-from producer.exits import INTERRUPTED
+from common.console import errors_as_sentences, prepare_streams
 
 #: Command -> the module of `producer.commands` and one line of help, so that `--help` imports none of them.
 COMMANDS = {
@@ -43,15 +42,16 @@ class LateGroup(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return command
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error of ours ends it with one sentence and the error's exit status."""
-        try:
-            from producer.commands.frame import errors_as_sentences
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program; whatever its user can mend ends in a sentence."""
+        prepare_streams()
+        with errors_as_sentences():
+            return super().main(*args, **kwargs)
 
-            with errors_as_sentences():
-                return super().invoke(ctx)
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named; click would make exit status 1 of a broken pipe and of Ctrl-C."""
+        with errors_as_sentences():
+            return super().invoke(ctx)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Return the command, or say which names are near."""

@@ -25,7 +25,7 @@ from common.store.claims import Claims
 from common.store.heartbeats import Heartbeat, living, serving, ticket_target
 from common.store.ledger import MIN_TICKETS, Ledger
 from common.store.store import Store
-from common.values import JobSpec
+from common.values import JobSpec, one_line
 
 T = TypeVar("T")
 
@@ -133,7 +133,10 @@ class Connection:
         """Return which workers pass the job over for now, and why."""
         with self.errors():
             raw = self.store.client.hgetall(JobKeys.of(job_id).refusals)
-        return {worker.decode(): reason.decode() for worker, reason in raw.items()}
+        return {
+            one_line(worker.decode(errors="replace"), 200): one_line(reason.decode(errors="replace"))
+            for worker, reason in raw.items()
+        }
 
     def retry(self, job_id: str) -> int:
         """Run again what failed or never ended; return how many chunks that opens.

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
 
 #: The job was completed, and some of its records failed.
 SOME_FAILED = 3
-#: The user pressed Ctrl-C.
-INTERRUPTED = 130
 
 
 def exit_status(job: "Job") -> int:

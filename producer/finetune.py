@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from common.console import INTERRUPTED
 from common.errors import UsageError
 from common.jobs import Job
 from common.nearest import did_you_mean
@@ -22,7 +23,7 @@ from common.values import JobSpec, JobStatus, Json, Record, new_job_id
 from producer.chunks import ChunkPlan, cut_chunks
 from producer.client import Client
 from producer.examples import CHUNK_RECORDS, ExampleSet, read_examples
-from producer.exits import INTERRUPTED, exit_status
+from producer.exits import exit_status
 from producer.follow import follow_to_end
 from producer.model_check import check_model
 from producer.plan import check_spec

@@ -1,11 +1,9 @@
 """Giving results: into a file, as JSON lines into a pipe, or as a table on a terminal."""
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from common.errors import HugqueueError
 from common.jobs import Job
 from producer.client import Client
 from producer.exits import exit_status
@@ -45,18 +43,10 @@ def _lines(job: Job, rows: Iterable[Row]) -> Iterator[str]:
 
 
 def _write_lines(lines: Iterable[str], *, at_once: bool = False) -> None:
-    try:
-        for line in lines:
-            sys.stdout.buffer.write(f"{line}\n".encode())  # JSON is UTF-8, whatever the locale says
-            if at_once:
-                sys.stdout.flush()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        # What is still held would be tried once more when Python ends, and change the exit status.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise HugqueueError(f"Cannot write to standard output: {error.strerror or error}.") from error
+    for line in lines:
+        sys.stdout.buffer.write(f"{line}\n".encode())  # JSON is UTF-8, whatever the locale says
+        if at_once:
+            sys.stdout.flush()
 
 
 def _show_table(job: Job, rows: Iterator[Row], say: Callable[[str], None]) -> None:

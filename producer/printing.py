@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import click
 
+from common.console import complain
 from common.values import Json, visible
 
 #: Takes a sentence for the user.
@@ -13,9 +14,10 @@ Say = Callable[[str], None]
 
 def say(text: str) -> None:
     """Tell the user something that is not the answer."""
-    click.echo(visible(text), err=True)
+    complain(text)
 
 
 def print_json(value: Json) -> None:
     """Print a JSON document as the answer."""
-    click.echo(visible(json.dumps(value, ensure_ascii=False, indent=2)))
+    text = visible(json.dumps(value, ensure_ascii=False, indent=2))
+    click.echo(text.encode())  # JSON is UTF-8, whatever the locale says

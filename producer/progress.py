@@ -1,7 +1,6 @@
 """Progress on stderr: a bar on a terminal, a line where something changes elsewhere."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -11,7 +10,8 @@ from rich.progress import TaskID as BarId
 from rich.text import Text
 
 from common.jobs import Job
-from common.values import JobStatus
+from common.values import JobStatus, one_line
+from producer.printing import say
 from producer.submission import Totals
 from producer.tables import duration
 from producer.training_progress import evaluation_of, line_of, steps_of
@@ -67,7 +67,7 @@ class JobProgress:
     def _say_notes(self, job: Job) -> None:
         notes = job.progress.get("notes") or []
         for note in notes[self._notes :]:
-            self._write(note)
+            self._write(str(note))
         self._notes = len(notes)
 
     def _say_evaluation(self, job: Job) -> None:
@@ -86,10 +86,9 @@ class JobProgress:
 
     def _write(self, text: str) -> None:
         if self._progress is not None:
-            self._progress.console.print(text, highlight=False, markup=False)
-            return
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+            self._progress.console.print(one_line(text), highlight=False, markup=False)
+        else:
+            say(one_line(text))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """A page about a fine-tune job: one HTML file that needs nothing else, the curves drawn as SVG."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,6 +10,8 @@ from common.jobs import Job
 from common.values import Json
 from producer.charts import Series, heat_table, line_chart
 from producer.client import Client
+from producer.outputs.aside import Aside, write_faults
+from producer.outputs.opening import check_place
 from producer.tables import duration
 
 _PAGE = Template("""<!doctype html>
@@ -58,16 +59,17 @@ def write_page(path: Path, page: str) -> None:
     """Write the file, whole or not at all.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: it cannot be written there.
+        HugqueueError: the disk does not take it.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    check_place(path)
+    aside = Aside(path)
     try:
-        aside.write_text(page, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+        with write_faults(path):
+            aside.stream.write(page.encode())
+        aside.keep()
     finally:
-        aside.unlink(missing_ok=True)
+        aside.discard()
 
 
 def render(job: Job, result: Mapping[str, Json]) -> str:

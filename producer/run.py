@@ -4,10 +4,11 @@ from collections.abc import Iterable
 
 import click
 
+from common.console import INTERRUPTED
 from common.values import JobStatus, Record
 from producer.client import Client
 from producer.duplicates import watch_duplicates
-from producer.exits import INTERRUPTED, exit_status
+from producer.exits import exit_status
 from producer.follow import follow_to_end
 from producer.give import give_results
 from producer.handle import JobHandle

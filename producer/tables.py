@@ -14,7 +14,7 @@ from common.jobs import Job
 from common.models.stored import StoredModel
 from common.store.heartbeats import Heartbeat
 from common.tasks import Task
-from common.values import JobStatus, Json, short_model, visible
+from common.values import JobStatus, Json, one_line, short_model
 from producer.training_progress import metrics_in_words
 
 _COLOURS = {
@@ -36,19 +36,20 @@ def show(headers: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
     _print(table)
 
 
-def _show_fields(fields: Mapping[str, str | Text]) -> None:
-    """Print names and values, line by line; what is empty is left out."""
+def _show_fields(fields: Mapping[str, str | Text | list[str]]) -> None:
+    """Print names and values, line by line; what is empty is left out, a list has a line for each of its texts."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for name, value in fields.items():
         if value:
-            table.add_row(name, _cell(value))
+            lines = value if isinstance(value, list) else [value]
+            table.add_row(name, Text("\n").join(map(_cell, lines)))
     _print(table)
 
 
 def _cell(value: str | Text) -> Text:
-    return value if isinstance(value, Text) else Text(visible(value))
+    return value if isinstance(value, Text) else Text(one_line(value))
 
 
 def _print(table: Table) -> None:
@@ -88,9 +89,9 @@ def show_job(job: Job, refusals: Mapping[str, str]) -> None:
     _show_fields(
         {
             "job": job.id + (f"  {spec.name}" if spec.name else ""),
-            "status": _status(job).append(f" ({visible(job.stage)})" if job.stage else ""),
+            "status": _status(job).append(f" ({job.stage})" if job.stage else ""),
             "error": f"{job.failure.code}: {job.failure.message}" if job.failure else "",
-            "refused": "\n".join(f"by {worker}: {reason}" for worker, reason in refusals.items()),
+            "refused": [f"by {worker}: {reason}" for worker, reason in refusals.items()],
             "task": spec.task,
             "model": (spec.model or "none") + (f" @ {spec.revision}" if spec.revision else ""),
             "params": ", ".join(f"{key}={value}" for key, value in spec.params.items()),
@@ -103,7 +104,7 @@ def show_job(job: Job, refusals: Mapping[str, str]) -> None:
             "time": _time(job),
             "ran on": _facts(job.facts),
             "metrics": ", ".join(metrics_in_words(job.progress)),
-            "notes": "\n".join(job.progress.get("notes") or ()),
+            "notes": list(map(str, job.progress.get("notes") or ())),
         }
     )
 

@@ -17,6 +17,7 @@ from common.broker.command import run_celery
 from common.broker.queue import FINETUNE, HANDLER_PREFIX, make_app
 from common.errors import HugqueueError, UsageError
 from common.extras import worker_needs
+from common.logs import use_safe_records
 from common.settings import Settings, load_settings
 from common.tasks import RUNNER_GROUP, TASKS
 from common.values import JOB_ID
@@ -107,6 +108,7 @@ def _settings() -> Settings:
         raise SystemExit(CANNOT_START) from error
 
 
+use_safe_records()
 settings = _settings()
 app = make_worker_app(settings)
 

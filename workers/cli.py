@@ -3,15 +3,18 @@
 import dataclasses
 import logging
 import sys
+from typing import Any
 
 import click
 import redis
 
+from common.console import errors_as_sentences, prepare_streams
 from common.errors import HugqueueError, UsageError
 from common.extras import worker_needs
+from common.logs import set_up_logs
 from common.models.names import resolve_preload
 from common.models.store import open_store, store_address
-from common.redis.connection import connect, explain, is_passing
+from common.redis.connection import connect, explain, is_passing, speaks_plainly
 from common.settings import Settings, load_settings
 from common.training.spec import QUEUE
 from common.values import DTYPES, QUEUES
@@ -19,7 +22,22 @@ from common.values import DTYPES, QUEUES
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(context_settings=CONTEXT)
+class _Program(click.Group):
+    """A group of commands that shows no traceback for what its user can mend."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        prepare_streams()
+        with errors_as_sentences():
+            return super().main(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named; click would make exit status 1 of Ctrl-C."""
+        with errors_as_sentences():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Program, context_settings=CONTEXT)
 @click.version_option(package_name="hugqueue")
 def main() -> None:
     """Workers of hugqueue: they take turns at jobs, load the models, and write the outcomes back.
@@ -77,23 +95,19 @@ def start(
       workers start --device cuda:0,cuda:1 --preload embedding
       workers start --train
     """
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        settings = load_settings()
-        settings = dataclasses.replace(
-            settings,
-            device=device or settings.device,
-            preload=tuple(map(resolve_preload, preload or settings.preload)),
-            queues=(QUEUE,) if flags["train"] else _queues(queues) or settings.queues,
-            dtype=dtype or settings.dtype,
-            train=flags["train"] or settings.train,
-            allow_pickle=flags["allow_pickle"] or settings.allow_pickle,
-            allow_remote_code=flags["allow_remote_code"] or settings.allow_remote_code,
-        )
-        sys.exit(_supervise(settings, log_level, gpus))
-    except HugqueueError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_status)
+    set_up_logs(log_level.upper())
+    settings = load_settings()
+    settings = dataclasses.replace(
+        settings,
+        device=device or settings.device,
+        preload=tuple(map(resolve_preload, preload or settings.preload)),
+        queues=(QUEUE,) if flags["train"] else _queues(queues) or settings.queues,
+        dtype=dtype or settings.dtype,
+        train=flags["train"] or settings.train,
+        allow_pickle=flags["allow_pickle"] or settings.allow_pickle,
+        allow_remote_code=flags["allow_remote_code"] or settings.allow_remote_code,
+    )
+    sys.exit(_supervise(settings, log_level, gpus))
 
 
 def _queues(text: str | None) -> tuple[str, ...]:
@@ -125,7 +139,7 @@ def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
     try:
         client.ping()
     except redis.RedisError as error:
-        if not is_passing(error):
+        if not is_passing(error) or speaks_plainly(error, settings.broker_url):
             raise HugqueueError(explain(error, settings.broker_url)) from error
         logging.warning("%s Waiting for it.", explain(error, settings.broker_url))
     return Supervisor(settings, devices, client, log_level=log_level, most=gpus).run()

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.errors import UsageError
+from common.errors import UsageError, path_errors
 from common.inputs.sources import FORMATS
 from common.media import HEAD, LFS_POINTER, SUFFIXES, format_of, formats
 from common.shared import is_address, is_shared, without_scheme
@@ -99,6 +99,11 @@ def _check(path: str, blob: bytes, kind: str, max_bytes: int) -> Failure | None:
 
 
 def _paths(name: str, kind: str) -> Iterator[str]:
+    with path_errors(f"Cannot read {name}"):
+        yield from _found(name, kind)
+
+
+def _found(name: str, kind: str) -> Iterator[str]:
     path = Path(name)
     if is_address(name):
         if name.endswith("/"):

@@ -5,6 +5,7 @@ Refuses what holds no text of ours (directories, binary files, UTF-16); knows no
 
 import gzip
 import io
+import os
 import stat
 import sys
 import zlib
@@ -48,8 +49,9 @@ class Reading:
     @classmethod
     def of(cls, names: Sequence[str]) -> "Reading":
         """Return a reading of these inputs that begins; their size is known if all are files of this machine."""
-        paths = [Path(name) for name in names]
-        return cls(sum(path.stat().st_size for path in paths) if all(path.is_file() for path in paths) else 0)
+        if not all(map(os.path.isfile, names)):
+            return cls()
+        return cls(sum(map(os.path.getsize, names)))
 
     @property
     def share(self) -> float:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.errors import UsageError
+from common.errors import UsageError, path_errors
 from common.models.store import job_of
 from common.tasks import find_task
 
@@ -16,10 +16,16 @@ def resolve_model(model: str | None, option: str = "--model", *, local: bool = F
         local: whether the worker runs on this machine, so that a path that is not here is wrong.
 
     Raises:
-        UsageError: it is a path, and no model is there; or it begins with `job:`, and no id follows.
+        UsageError: it is a path, and no model is there or the system refuses it; or it begins with `job:`, and no id
+            follows.
     """
     if model is None or job_of(model):
         return model
+    with path_errors(f"{option} {model}"):
+        return _resolve(model, option, local=local)
+
+
+def _resolve(model: str, option: str, *, local: bool) -> str:
     path = Path(model).expanduser()
     looks_like_path = model.startswith(("/", "./", "../", "~")) or model.endswith("/") or model.count("/") > 1
     if path.is_dir() and (looks_like_path or (path / "config.json").is_file()):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.errors import UsageError
+from common.errors import UsageError, path_errors
 from common.models.remote import RemoteStore
 from common.models.stored import ModelsStore
 from common.settings import Settings
@@ -43,5 +43,8 @@ def open_store(address: str | None, cache: Path) -> ModelsStore:
         )
     scheme, separator, path = address.partition("://")
     if not separator or scheme == "file":
-        return ModelsStore(Path(path if separator else address).expanduser().absolute())
+        with path_errors(f"The model store {address} cannot be used"):
+            root = Path(path if separator else address).expanduser().absolute()
+            root.is_dir()  # asked here, so that a path which the system refuses is told with its setting
+        return ModelsStore(root)
     return RemoteStore(address, cache)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import ModelError, UsageError
+from common.errors import ModelError, UsageError, path_errors
 from common.values import JOB_ID, Json
 
 #: The file that makes a model whole.
@@ -123,7 +123,9 @@ class ModelsStore:
             UsageError: the target exists, or cannot be written.
         """
         source = self.fetch(job_id)
-        if target.exists():
+        with path_errors(f"{target} cannot be written"):
+            there = target.exists()
+        if there:
             raise UsageError(f"{target} exists; name a directory that does not.")
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:

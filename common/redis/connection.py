@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -84,21 +85,39 @@ def redis_errors(url: str) -> Iterator[None]:
 
 def explain(error: Exception, url: str) -> str:
     """Return one sentence about what Redis (or the way to it) has."""
-    return f"Redis at {mask_address(url)} {_ailment(error, str(error))}"
+    return f"Redis at {mask_address(url)} {_ailment(error, str(error), url)}"
 
 
-def _ailment(error: Exception, text: str) -> str:
+def _ailment(error: Exception, text: str, url: str) -> str:
+    refused = (
+        "refuses the user or the password."
+        if urlsplit(url).password is not None
+        else "asks for a password, and the address has none. Write it as redis://:PASSWORD@HOST:PORT/0."
+    )
     denied = isinstance(error, redis.AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text
     lacking = isinstance(error, redis.exceptions.NoPermissionError) or "NOPERM" in text
     ailments = (
-        (denied, "refuses the user or the password."),
+        (denied, refused),
         (lacking, f"does not allow this user what hugqueue needs: {text}"),
         (is_full(error), "is full (maxmemory). Finished jobs leave with their time to live."),
         ("MISCONF" in text, f"cannot write to its disk: {text}"),
+        (speaks_plainly(error, url), "speaks no TLS: write redis:// in place of rediss://."),
         (isinstance(error, redis.TimeoutError), "does not answer."),
         (isinstance(error, redis.ConnectionError), f"cannot be reached: {_certificate_fault(text) or text}"),
     )
     return next((words for holds, words in ailments if holds), f"answers with an error: {text}")
+
+
+def speaks_plainly(error: Exception, url: str) -> bool:
+    """Whether TLS was asked of a Redis that has none: it takes the greeting for half a command, and says nothing."""
+    parts = urlsplit(url)
+    if parts.scheme != "rediss" or not isinstance(error, redis.TimeoutError | redis.ConnectionError):
+        return False
+    place = (parts.hostname or "localhost", parts.port or 6379)
+    with contextlib.suppress(OSError), socket.create_connection(place, timeout=1) as plain:
+        plain.sendall(b"PING\r\n")
+        return plain.recv(1) in (b"+", b"-")
+    return False
 
 
 def _certificate_fault(text: str) -> str | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from common.errors import UsageError
+from common.errors import UsageError, path_errors
 from common.models.store import job_of, open_store, store_address
 from common.settings import load_settings
 from producer.commands.options import json_option
@@ -44,7 +44,9 @@ def models(context: click.Context, as_json: bool) -> None:
 def export(model: str, directory: Path) -> None:
     """Copy the model of a job into DIRECTORY, which must not exist: weights, tokenizer, configuration, cards."""
     job_id = job_of(model if model.startswith("job:") else f"job:{model}")
-    if not directory.absolute().parent.is_dir():
+    with path_errors(f"{directory} cannot be written"):
+        there = directory.absolute().parent.is_dir()
+    if not there:
         raise UsageError(f"{directory} cannot be written: there is no directory {directory.absolute().parent}.")
     _store().export(str(job_id), directory.absolute())
     click.echo(directory)

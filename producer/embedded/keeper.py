@@ -15,6 +15,7 @@ import time
 from typing import NoReturn
 
 from common.errors import HugqueueError
+from common.logs import set_up_logs
 from common.settings import Settings, load_settings
 from producer.embedded.binary import find_binary
 from producer.embedded.locks import LockFile, is_held
@@ -69,7 +70,7 @@ class Keeper:
 
 def main() -> int:
     """Run a keeper; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    set_up_logs()
     settings = load_settings()
     place = Place.of(settings)
     with LockFile(place.keeper) as lock:

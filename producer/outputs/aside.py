@@ -1,16 +1,18 @@
 """Files that appear whole or not at all: written aside in the same directory, then renamed.
 
-An existing file stays as it was until the new one is complete and on the disk.
+An existing file stays as it was until the new one is complete and on the disk, and the new one gets its mode; a link
+stays a link.
 """
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from common.errors import HugqueueError
+from common.errors import HugqueueError, path_errors
 
 
 class Aside:
@@ -18,11 +20,13 @@ class Aside:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._target = path.resolve()  # a link goes on pointing to where it points
+        with path_errors(f"Cannot write {path}"):
+            self._target = path.resolve()  # a link goes on pointing to where it points
         # Opened anew, not by tempfile, so that the user's umask decides who may read it.
         self._part = self._target.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
         with write_faults(path):
             self.stream: BinaryIO = self._part.open("xb")
+            _take_over(self._target, self.stream.fileno())
 
     def keep(self) -> None:
         """Put the file in its place.
@@ -42,6 +46,17 @@ class Aside:
         with suppress(OSError):  # closing flushes, and a full disk says so again: this file is unwanted anyhow
             self.stream.close()
         self._part.unlink(missing_ok=True)
+
+
+def _take_over(old: Path, new: int) -> None:
+    """Give the new file the owner and the mode of the one that it replaces, if there is one."""
+    try:
+        found = old.stat()
+    except FileNotFoundError:
+        return
+    with suppress(OSError):  # only root gives files away; a group of one's own can be given
+        os.fchown(new, found.st_uid if os.geteuid() == 0 else -1, found.st_gid)
+    os.fchmod(new, stat.S_IMODE(found.st_mode))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import UsageError
+from common.errors import UsageError, path_errors
 from common.shared import local_path
 from common.tasks import TASKS, Task
 from producer.outputs.lines import CsvWriter, JsonLinesWriter
@@ -55,13 +55,20 @@ def check_output(path: Path, task: Task, inputs: Sequence[str] = ()) -> None:
             written, something else is in its place, or it is one of the inputs.
     """
     _format_of(path, task)
-    try:
-        _check_place(path, path.resolve())
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}. Write elsewhere.") from error
+    check_place(path)
     for name in inputs:
         if name != "-" and local_path(name).resolve() == path.resolve():
             raise UsageError(f"{path} is an input; writing there would destroy it. Name another file.")
+
+
+def check_place(path: Path) -> None:
+    """Check that a file can be written there, touching nothing.
+
+    Raises:
+        UsageError: its directory is missing or may not be written, or something else is in its place.
+    """
+    with path_errors(f"{path} cannot be written"):
+        _check_place(path, path.resolve())
 
 
 def _check_place(path: Path, target: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import StorageError, UsageError
+from common.errors import StorageError, UsageError, path_errors
 from common.settings import Settings, absolute
 from common.shared import is_address, is_shared, without_scheme
 from common.tasks import Task, find_task
@@ -45,7 +45,9 @@ def _target_of(name: str, format: str | None) -> Target:
         raise UsageError(
             f"{name}: at an address, a directory of parts is written; name one, as {name}/, or a file of this machine."
         )
-    if name.endswith("/") or is_address(name) or Path(name).is_dir():
+    with path_errors(f"-o {name}"):
+        is_directory = name.endswith("/") or is_address(name) or Path(name).is_dir()
+    if is_directory:
         return Output(absolute(name).rstrip("/"), format or PART_FORMAT)
     if format is not None:
         raise UsageError(

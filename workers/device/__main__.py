@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+from common.logs import set_up_logs
 from workers.device.memory import keep_freed
 from workers.device.protocol import Channel
 from workers.device.room import serve
@@ -18,7 +19,7 @@ def main() -> None:
     """Serve the socket whose descriptor is the first argument, with the device that is the second."""
     fd, device = int(sys.argv[1]), sys.argv[2]
     os.set_inheritable(fd, False)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s device %(name)s: %(message)s")
+    set_up_logs(form="%(asctime)s %(levelname)s device %(name)s: %(message)s")
     for noisy in ("httpx", "httpx2", "httpcore", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     faulthandler.enable()
