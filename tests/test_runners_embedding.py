@@ -119,6 +119,28 @@ def test_joined_modes_a_dense_layer_and_normalisation_run_in_order(tmp_path, ber
     np.testing.assert_allclose(embedded(directory), reference(directory), atol=1e-5)
 
 
+def test_an_activation_brings_its_weights_and_is_not_trained(tmp_path, bert):
+    slope = torch.nn.PReLU()
+    slope.weight.data.fill_(3.0)
+    layers = [
+        modules.Dense(24, 9, activation_function=slope),
+        modules.Dense(9, 5, activation_function=torch.nn.RReLU()),
+    ]
+    directory = saved(tmp_path / "model", bert, *layers)
+    np.testing.assert_allclose(embedded(directory), reference(directory), atol=1e-5)
+
+
+def test_an_activation_without_its_weights_or_with_arguments_is_refused(tmp_path, bert):
+    directory = saved(tmp_path / "model", bert, modules.Dense(24, 9))
+    config = next(directory.glob("2_*/config.json"))
+    for name, code in (("PReLU", "missing_weights"), ("MultiheadAttention", "unknown_module")):
+        found = json.loads(config.read_text()) | {"activation_function": f"torch.nn.modules.activation.{name}"}
+        config.write_text(json.dumps(found))
+        with pytest.raises(ModelError) as caught:
+            runner_of(directory)
+        assert caught.value.code == code
+
+
 def test_a_dense_layer_may_add_its_input(tmp_path, bert):
     layers = [modules.Dense(24, 24, use_residual=True), modules.Dense(24, 7, bias=False, use_residual=True)]
     directory = saved(tmp_path / "model", bert, *layers)

@@ -1,5 +1,6 @@
 """A record's output does not depend on its neighbours, whatever the model makes of its padding."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,29 @@ def test_canine_makes_vectors(tmp_path):
     CanineTokenizer(model_max_length=128).save_pretrained(tmp_path)
     texts = ["a long text of many letters", "one short text", "yet another"]
     assert_neighbours_change_nothing(runner_of("embedding", tmp_path), texts)
+
+
+SILENT = "\u200b\ufeff"  # what the tokenizers of these models drop
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("embedding", "BertModel"),
+        ("feature-extraction", "BertModel"),
+        ("text-classification", "BertForSequenceClassification"),
+        ("text-generation", "LlamaForCausalLM"),
+        ("summarization", "BartForConditionalGeneration"),
+        ("token-classification", "BertForTokenClassification"),
+    ],
+)
+def test_a_text_without_tokens_is_an_empty_one_beside_others_and_alone(tmp_path, task, name):
+    model = getattr(transformers, name)
+    tiny_model(model.config_class, model, tmp_path)
+    made = json.loads((tmp_path / "tokenizer.json").read_text())
+    made["post_processor"] = None
+    made["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[\u200b\ufeff]"}, "content": ""}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(made))
+    runner = runner_of(task, tmp_path)
+    outcomes = assert_neighbours_change_nothing(runner, [*TEXTS, SILENT], **PARAMS.get(task, {}))
+    assert [outcome.failure and outcome.failure.code for outcome in outcomes] == [*[None] * len(TEXTS), "empty_text"]

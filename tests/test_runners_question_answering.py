@@ -154,6 +154,11 @@ def test_several_answers_come_as_a_list_best_first(bert):
         same(answers, expected(bert, record, top_k=4))
 
 
+def test_several_answers_are_a_list_where_there_is_but_one(bert):
+    record = {"question": "what is this?", "context": "Paris"}
+    assert [len(answers) for answers in answered(bert, [record], top_k=3)] == [1]
+
+
 def test_windows_and_lengths_can_be_chosen(bert):
     params = {"max_seq_len": 30, "doc_stride": 7, "max_answer_len": 3}
     for record, answer in zip(RECORDS, answered(bert, **params), strict=True):

@@ -60,6 +60,20 @@ def test_speech_becomes_the_text_that_the_pipeline_gives(spoken: Path, params: d
         assert_same(outcome.output, pipe(sound.copy(), **params))
 
 
+@pytest.mark.parametrize("task", ["audio-classification", "automatic-speech-recognition"])
+def test_a_sound_shorter_than_a_frame_fails_alone(heard: Path, spoken: Path, task: str):
+    model = heard if task == "audio-classification" else spoken
+    short = [np.ones(5, np.float32), tiny_media.samples(0.001, 1)]
+    outcomes = run(task, model, attached([SOUNDS[0], *short, SOUNDS[1]]))
+    assert [outcome.failure and outcome.failure.code for outcome in outcomes] == [None, "bad_audio", "bad_audio", None]
+
+
+def test_whisper_takes_a_sound_shorter_than_a_frame(tmp_path: Path):
+    model = tiny_media.whisper(tmp_path / "model")
+    [outcome] = run("automatic-speech-recognition", model, attached([tiny_media.samples(0.01, 1)]))
+    assert outcome.failure is None
+
+
 def test_a_sound_of_another_rate_and_two_channels_is_brought_to_the_models(heard: Path):
     sound = tiny_media.samples(0.5, 9, 44_100)
     both = np.stack([sound, sound * 0.5], axis=1)

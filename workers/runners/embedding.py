@@ -31,7 +31,7 @@ from workers.runners.padding import limit_sharing
 from workers.runners.pooling import load_dense, normalize, pool
 from workers.runners.samples import samples
 from workers.runners.sentence_config import DenseConfig, SentenceConfig, read_sentence_config
-from workers.runners.texts import Encoded, accepted, encode, in_order, on_device, pad, read_inputs, text_of
+from workers.runners.texts import NO_TOKENS, Encoded, accepted, encode, in_order, on_device, pad, read_inputs, text_of
 from workers.runners.truncation import input_limit
 
 
@@ -104,6 +104,8 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         texts, refused = read_inputs(inputs, text_of)
         encoded = self._encoded([chosen.prompt + text for text in texts.values()])
         items = [Item(position, len(row), row) for position, row in zip(texts, encoded, strict=True)]
+        refused |= {item.position: Outcome(failure=NO_TOKENS) for item in items if not item.tokens}
+        items = [item for item in items if item.tokens]
         return _Prepared(chosen, self._prompt_tokens(chosen.prompt), items, refused)
 
     def run_prepared(self, prepared: _Prepared, watch: Watch) -> list[Outcome]:

@@ -30,7 +30,7 @@ from workers.runners.padding import limit_sharing
 from workers.runners.pipeline_tasks import Settings
 from workers.runners.pipelines import PipelineRunner
 from workers.runners.samples import samples
-from workers.runners.texts import Encoded, encode, pad, read_inputs
+from workers.runners.texts import NO_TOKENS, Encoded, encode, pad, read_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class FastRunner(PackingRunner, PreparingRunner):
         too_long = []
         for position, one in asked.items():
             own = [next(rows) for _ in one.texts]
-            refusal = next(filter(None, map(self._way.refusal, own)), None)
+            refusal = next(filter(None, map(self._refusal, own)), None)
             if refusal:
                 outcomes[position] = Outcome(failure=refusal)
             elif limit is not None and any(len(row) > limit for row in own):
@@ -156,6 +156,9 @@ class FastRunner(PackingRunner, PreparingRunner):
             else:
                 items += [Item(position, len(row), _Part(one, row)) for row in own]
         return items, too_long
+
+    def _refusal(self, row: Encoded) -> Failure | None:
+        return self._way.refusal(row) if len(row) else NO_TOKENS
 
     def _forward(self, parts: Sequence[_Part], settings: Settings) -> Reduced:
         with torch.inference_mode():

@@ -38,6 +38,7 @@ from workers.runners.pipeline_tasks import (
 )
 from workers.runners.samples import samples
 from workers.runners.table_task import TableQuestionAnswering
+from workers.runners.texts import NO_TOKENS
 from workers.runners.truncation import Inputs, length_of
 
 logger = logging.getLogger(__name__)
@@ -142,6 +143,8 @@ class PipelineRunner(ModelRunner):
         except Exception as error:  # the boundary of untrusted input: tokenizers raise what they like, one record fails
             logger.debug("a record cannot be prepared", exc_info=True)
             return Failure("runner_error", f"{type(error).__name__}: {error}"[:2000])
+        if any("input_ids" in inputs and not length_of(inputs) for inputs in prepared.inputs):
+            return NO_TOKENS
         if self.task.limit is None:
             return prepared
         longest = max((length_of(inputs) for inputs in prepared.inputs), default=0)

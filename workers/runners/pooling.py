@@ -4,7 +4,7 @@ The arithmetic is that of sentence-transformers (`Pooling`, `Dense`, `Normalize`
 in float32 whatever the model runs in.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -89,11 +89,12 @@ class Dense:
 
         Raises:
             KeyError: a weight is missing, or has another shape.
+            ModelError: `unknown_module`, an activation that we do not have.
         """
         shape = (config.outputs, config.inputs)
         self._weight = _shaped(weights, "linear.weight", shape)
         self._bias = _shaped(weights, "linear.bias", shape[:1]) if config.bias else None
-        self._activation = _activation(config.activation)
+        self._activation = _activation(config.activation, weights)
         self._add_input = config.residual
         projected = config.residual and config.inputs != config.outputs
         self._residual = _shaped(weights, "residual.weight", shape) if projected else None
@@ -134,18 +135,28 @@ def _weights(path: Path, device: str) -> Mapping[str, Tensor]:
     return dict(torch.load(path, map_location=device, weights_only=True))
 
 
-def _shaped(weights: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+def _shaped(weights: Mapping[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
     found = weights.get(name)
-    if found is None or found.shape != shape:
+    if found is None or found.shape != torch.Size(shape):
         shapes = {key: tuple(value.shape) for key, value in weights.items()}
-        raise KeyError(f"expected {name} of shape {shape}, found {shapes}")
+        raise KeyError(f"expected {name} of shape {tuple(shape)}, found {shapes}")
     return found
 
 
-def _activation(name: str) -> nn.Module:
-    """Return an activation of torch's own: a name in a file of the model's must not choose what is imported."""
+def _activation(name: str, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return an activation of torch's own, with its weights (PReLU's slope) if it has any.
+
+    A name in a file of the model's must not choose what is imported.
+    """
     package, _, kind = name.rpartition(".")
     found = getattr(nn, kind, None)
     if package.startswith("torch.nn") and isinstance(found, type) and issubclass(found, nn.Module):
-        return found()
+        try:
+            activation = found().eval().requires_grad_(False)  # noise is for training
+        except TypeError as error:
+            raise ModelError("unknown_module", f"Its Dense layer has the activation {name!r}: {error}") from error
+        usual = activation.state_dict()
+        own = {key: _shaped(weights, f"activation_function.{key}", value.shape) for key, value in usual.items()}
+        activation.load_state_dict(own, assign=True)
+        return activation
     raise ModelError("unknown_module", f"Its Dense layer has the activation {name!r}; expected a class of torch.nn.")

@@ -255,7 +255,7 @@ class QuestionAnsweringRunner(PackingRunner):
         if not answers:
             return Outcome(failure=Failure("empty_text", "The tokenizer knows nothing of what the context holds."))
         best = best_answers(answers, chosen.top_k)
-        return Outcome(best[0] if len(best) == 1 else best, truncated=asked.cut)
+        return Outcome(best[0] if chosen.top_k == 1 else best, truncated=asked.cut)
 
     def _characters(self, encoding: Any, start: int, end: int, whole_words: bool) -> tuple[int, int]:
         """Return where in the context the tokens from `start` to `end` begin and end; words are not cut in two."""

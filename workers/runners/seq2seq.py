@@ -29,7 +29,7 @@ from workers.runners.padding import limit_sharing, next_logits
 from workers.runners.pulse import Pulse
 from workers.runners.samples import samples
 from workers.runners.sampling import NO_WARPERS, SeededChoice, record_seed, warpers
-from workers.runners.texts import encode, in_order, pad, read_inputs, text_of
+from workers.runners.texts import NO_TOKENS, encode, in_order, pad, read_inputs, text_of
 from workers.runners.truncation import input_limit
 
 #: What the text is called in the output, by the first word of the task's name.
@@ -94,7 +94,9 @@ class Seq2SeqRunner(ModelRunner):
         items = []
         for position, row in zip(texts, self._rows(list(texts.values()), chosen), strict=True):
             tokens = len(row.features["input_ids"])
-            if self._positions is not None and tokens > self._positions:
+            if not tokens:
+                refused[position] = Outcome(failure=NO_TOKENS)
+            elif self._positions is not None and tokens > self._positions:
                 refused[position] = Outcome(failure=_too_long(tokens, self._positions))
             else:
                 items.append(Item(position, tokens * beams, row))

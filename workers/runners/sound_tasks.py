@@ -1,11 +1,13 @@
 """The tasks of `transformers.pipeline` over sound."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers import pipelines as hf
 
-from common.errors import ModelError
+from common.errors import ModelError, RecordError
 from common.task_params import SPEECH_GENERATE_PARAMS
 from common.values import Json
 from workers.runners.collating import row_of
@@ -16,6 +18,11 @@ from workers.runners.pipeline_tasks import Prepared, Row, Settings
 from workers.runners.sound_decoding import sound_of
 from workers.runners.truncation import Inputs
 
+logger = logging.getLogger(__name__)
+
+#: Seconds of sound of which most models make a frame.
+_FRAME = 0.025
+
 
 class SoundTask(MediaTask):
     """A task over sound."""
@@ -23,8 +30,28 @@ class SoundTask(MediaTask):
     per_token_numbers = 320  # samples: 20 ms at 16 kHz
 
     def decoded(self, blob: bytes) -> Any:
-        """Return the samples at the model's rate."""
-        return sound_of(blob, int(self.pipe.feature_extractor.sampling_rate))
+        """Return the samples at the model's rate.
+
+        Raises:
+            RecordError: `bad_audio`, also where the sound is too short for the model to make a frame of it.
+        """
+        rate = int(self.pipe.feature_extractor.sampling_rate)
+        samples = sound_of(blob, rate)
+        seconds = len(samples) / rate
+        if seconds < _FRAME and not self._makes_a_frame(samples, rate):
+            raise RecordError(
+                "bad_audio", f"The sound lasts {1000 * seconds:.3g} ms; this model takes {1000 * _FRAME:g} ms or more."
+            )
+        return samples
+
+    def _makes_a_frame(self, samples: Any, rate: int) -> bool:
+        try:
+            self.pipe.feature_extractor(samples, sampling_rate=rate)
+        except Exception:  # extractors raise what they like over a sound shorter than their window
+            logger.debug("%d samples are too few", len(samples), exc_info=True)
+            return False
+        frames = getattr(self.pipe.model, "_get_feat_extract_output_lengths", None)
+        return frames is None or int(frames(torch.tensor(len(samples)))) > 0
 
 
 class AudioClassification(SoundTask):

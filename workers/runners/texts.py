@@ -32,6 +32,10 @@ class Encoded:
         return len(self.features["input_ids"])
 
 
+#: Why a text without a single token fails: a model would answer the padding beside it, or nothing at all.
+NO_TOKENS = Failure("empty_text", "The tokenizer finds no token in the text.")
+
+
 def text_of(value: Json, what: str = "the input") -> str:
     """Return `value` if it is a text that a tokenizer takes and that says something.
 
