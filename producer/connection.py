@@ -23,7 +23,7 @@ from common.rows import Row
 from common.settings import Settings
 from common.store.claims import Claims
 from common.store.heartbeats import Heartbeat, living, serving, ticket_target
-from common.store.ledger import MIN_TICKETS, Ledger
+from common.store.ledger import MIN_TICKETS, MOST_TICKETS, Ledger
 from common.store.store import Store
 from common.values import JobSpec, one_line
 
@@ -114,7 +114,7 @@ class Connection:
         from common.broker.queue import send_tickets
 
         with contextlib.suppress(OperationalError, redis.RedisError):
-            most = ticket_target(living(self.store.client), spec.queue, MIN_TICKETS)
+            most = ticket_target(living(self.store.client), spec.queue, MIN_TICKETS, MOST_TICKETS)
             send_tickets(self._app, spec, self.ledger.issue(spec.id, most))
 
     @cached_property

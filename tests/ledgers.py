@@ -5,7 +5,7 @@ import time
 from common.payloads.encoding import encode_records
 from common.payloads.job_payloads import JobPayloads
 from common.redis.keys import JobKeys
-from common.store.ledger import Lease, Ledger
+from common.store.ledger import Lease, Ledger, Look
 from common.store.store import Store
 from common.values import Counts, JobSpec, Record, new_job_id
 
@@ -48,8 +48,20 @@ def run_all(ledger: Ledger, job_id: str, failed: tuple[int, ...] = ()) -> list[i
     return done
 
 
+def look(ledger: Ledger, job_id: str) -> Look:
+    """Look after a job as a reaper does."""
+    [found] = ledger.look_after([job_id])
+    assert isinstance(found, Look), found
+    return found
+
+
+def reap(ledger: Ledger, job_id: str) -> list[int]:
+    """Look after a job; return the chunks whose leases had run out."""
+    return look(ledger, job_id).opened
+
+
 def die(ledger: Ledger, job_id: str) -> None:
     """Let the leases of a job run out, as if their workers had died, and open their chunks."""
     for chunk in ledger.client.smembers(JobKeys.of(job_id).leased):
         ledger.client.delete(JobKeys.of(job_id).lease(int(chunk)))
-    assert ledger.reap(job_id, 100)
+    assert reap(ledger, job_id)

@@ -50,9 +50,12 @@ def redis_binary() -> str:
 class RedisServer:
     """A Redis (Valkey, as bundled) with an append-only file, which can be killed, frozen and started again."""
 
-    def __init__(self, directory: Path, *options: str, binary: str | None = None) -> None:
+    def __init__(
+        self, directory: Path, *options: str, binary: str | None = None, environ: Mapping[str, str] | None = None
+    ) -> None:
         self.directory = directory
         self.binary = binary or redis_binary()
+        self.environ = {**os.environ, **(environ or {})}
         directory.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.options = options
@@ -70,7 +73,7 @@ class RedisServer:
         command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--appendonly", "yes"]
         command += ["--save", "", "--dir", str(self.directory), *self.options]
         with (self.directory / "redis.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(command, env=self.environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         wait_until(self.answers, 20, "redis-server answers")
         return self
 

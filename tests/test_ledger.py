@@ -5,7 +5,7 @@ import threading
 from common.store.ledger import Ledger
 from common.store.store import Store
 from common.values import Counts, Failure, JobSpec, JobStatus, new_job_id
-from tests.ledgers import commit, lease, leased, make_job, payloads, run_all
+from tests.ledgers import commit, lease, leased, make_job, payloads, reap, run_all
 from tests.processes import wait_until
 
 
@@ -102,7 +102,7 @@ def test_a_cancelled_job_whose_holder_died_ends_too(store: Store, ledger: Ledger
     job_id = make_job(store, ledger)
     assert lease(ledger, job_id)
     ledger.cancel(job_id)
-    wait_until(lambda: ledger.reap(job_id, 100) or store.job(job_id).status.finished, 5)
+    wait_until(lambda: reap(ledger, job_id) or store.job(job_id).status.finished, 5)
     assert store.job(job_id).status is JobStatus.CANCELLED
 
 

@@ -8,7 +8,7 @@ from common.store.ledger import Ledger
 from common.store.store import Store
 from common.values import JobStatus
 from tests.conftest import LEASE
-from tests.ledgers import commit, die, lease, leased, make_job, run_all
+from tests.ledgers import commit, die, lease, leased, make_job, reap, run_all
 from tests.processes import RedisServer, wait_until
 
 
@@ -18,7 +18,7 @@ def test_after_a_fault_that_may_pass_a_chunk_rests_and_the_try_is_counted_apart(
     assert held.tries == 0
     ledger.give_back(held, rest=LEASE)
     assert lease(ledger, job_id) is None, "nobody is to try again at once"
-    again = wait_until(lambda: ledger.reap(job_id, 100) == [] and lease(ledger, job_id), 5)
+    again = wait_until(lambda: reap(ledger, job_id) == [] and lease(ledger, job_id), 5)
     assert again and (again.chunk, again.attempt, again.tries) == (0, 1, 1)
     ledger.give_back(again, rest=100)
     assert ledger.cancel(job_id) == "cancelled", "nobody waits for a chunk that rests"
@@ -129,10 +129,10 @@ def test_a_chunk_committed_late_is_open_no_more(store: Store, ledger: Ledger, se
 def test_a_lost_lease_is_opened_again_and_the_late_commit_is_a_double(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     late = leased(ledger, job_id, "frozen")
-    opened = wait_until(lambda: ledger.reap(job_id, 100), 5)
+    opened = wait_until(lambda: reap(ledger, job_id), 5)
     assert opened == [0]
     assert ledger.renew(late) == "running", "nobody took it: its holder may go on"
-    wait_until(lambda: ledger.reap(job_id, 100), 5)
+    wait_until(lambda: reap(ledger, job_id), 5)
     again = leased(ledger, job_id, "other")
     assert again.attempt == 2
     assert ledger.renew(late) == "lost"
@@ -147,7 +147,7 @@ def test_a_renewed_lease_stays(store: Store, ledger: Ledger) -> None:
     end = time.monotonic() + 3 * LEASE
     while time.monotonic() < end:
         assert ledger.renew(held) == "running"
-        assert ledger.reap(job_id, 100) == []
+        assert reap(ledger, job_id) == []
 
 
 def test_a_chunk_given_back_comes_first_and_does_not_count_as_an_attempt(store: Store, ledger: Ledger) -> None:

@@ -9,8 +9,8 @@ from common.redis.scripts import Scripts
 from common.store.ledger import Lease, Ledger
 from common.store.store import Store
 from common.values import Counts, Failure, JobSpec, JobStatus, new_job_id
-from tests.ledgers import commit, die, lease, leased, make_job, payloads, run_all
-from tests.processes import RedisServer, wait_until
+from tests.ledgers import commit, die, lease, leased, look, make_job, payloads, reap, run_all
+from tests.processes import RedisServer
 
 
 def test_a_job_with_more_failures_than_it_may_have_ends_early(store: Store, ledger: Ledger) -> None:
@@ -171,8 +171,10 @@ def test_a_job_whose_producer_fell_silent_is_given_up(store: Store, ledger: Ledg
     job_id = new_job_id()
     store.create(JobSpec(job_id, "echo"))
     payloads(store, job_id).add_records(0, b"payload")
-    assert ledger.reap(job_id, 100) == []
-    wait_until(lambda: ledger.reap(job_id, 0.1) is None, 5)
+    seen = look(ledger, job_id).producer_seen
+    payloads(store, job_id).add_records(1, b"payload")
+    assert not ledger.give_up(job_id, seen), "it was seen since"
+    assert ledger.give_up(job_id, look(ledger, job_id).producer_seen)
     job = store.job(job_id)
     assert job.status is JobStatus.FAILED
     assert job.failure and job.failure.code == "producer_died"
@@ -213,7 +215,7 @@ def write_late(store: Store, ledger: Ledger, held: Lease) -> None:
     ledger.serve(held.job_id, "w")
     ledger.give_back(held, rest=1)
     assert ledger.issue(held.job_id, 6) == []
-    assert ledger.reap(held.job_id, 100) == []
+    assert reap(ledger, held.job_id) == []
 
 
 @pytest.mark.parametrize("end", ["failed", "given up", "cancelled", "completed", "deleted", "expired"])
@@ -224,11 +226,11 @@ def test_late_writers_leave_nothing_behind(end: str, store: Store, ledger: Ledge
         ledger.fail(job_id, Failure("x", "y"))
     elif end == "given up":
         server.client.hset(JobKeys.of(job_id).job, mapping={"status": "submitting", "producer_seen": 0})
-        assert ledger.reap(job_id, 1) is None
+        assert ledger.give_up(job_id, "0")
     elif end == "cancelled":
         ledger.cancel(job_id)
         server.client.delete(JobKeys.of(job_id).lease(held.chunk))
-        ledger.reap(job_id, 100)
+        reap(ledger, job_id)
     elif end == "completed":
         die(ledger, job_id)
         run_all(ledger, job_id)

@@ -35,7 +35,11 @@ def begin(store: Store, place: Path, **more: object) -> JobSpec:
 
 def clear_away(store: Store) -> list[str]:
     """What a reaper does; the jobs whose files were removed."""
-    return [job_id for job_id in store.left_behind() if store.remove_files(job_id)]
+    found, cursor = [], None
+    while cursor != 0:
+        cursor, gone = store.left_behind(cursor or 0, 100)
+        found += gone
+    return [job_id for job_id in found if store.remove_files(job_id)]
 
 
 def test_of_many_stored_jobs_only_those_that_are_gone_lose_their_files(

@@ -4,14 +4,20 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import redis
 
-from common.broker.queue import make_app, waiting_tickets
+from common.broker.queue import make_app
+from common.broker.queue import waiting_tickets as pages_of_tickets
 from common.settings import Settings
 from common.values import JobSpec, new_job_id
 from tests.processes import RedisServer, wait_until
 from workers.tickets import TicketSender
 
 SPEC = JobSpec(new_job_id(), "fill-mask")
+
+
+def waiting_tickets(client: "redis.Redis") -> set[str]:
+    return set().union(*pages_of_tickets(client, page=3))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from common.jobs import Job
 from common.payloads.encoding import failed_positions
 from common.payloads.job_payloads import JobPayloads
 from common.store.heartbeats import living, serving, ticket_target
-from common.store.ledger import MIN_TICKETS, Lease
+from common.store.ledger import MIN_TICKETS, MOST_TICKETS, Lease
 from common.store.publishing import place_part
 from common.values import Failure, JobSpec
 from workers.alone import CAUTIOUS_AFTER, Alone
@@ -235,4 +235,4 @@ def _pass_on(room: Room, spec: JobSpec, ticket: str) -> str:
 
 
 def _target(room: Room, spec: JobSpec) -> int:
-    return ticket_target(room.peers.now(), spec.queue, MIN_TICKETS)
+    return ticket_target(room.peers.now(), spec.queue, MIN_TICKETS, MOST_TICKETS)

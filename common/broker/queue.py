@@ -107,18 +107,22 @@ def send_tickets(app: Celery, spec: JobSpec, tickets: Iterable[str]) -> None:
         )
 
 
-def waiting_tickets(client: "redis.Redis") -> set[str]:
-    """Return the ids of all tickets that lie in the queues.
+def waiting_tickets(client: "redis.Redis", page: int = 1000) -> Iterator[set[str]]:
+    """Yield the ids of the tickets that lie in the queues, so many at a time at most.
 
-    Reads kombu's own keys (`kombu/transport/redis.py`): a list for each queue and priority.
+    Those that leave a queue and come back meanwhile may be left out. Reads kombu's own keys
+    (`kombu/transport/redis.py`): a list for each queue and priority, which grows at its left and is eaten at its right.
     """
     lists = [f"{CELERY_PREFIX}{queue}" for queue in QUEUES]
     lists += [f"{name}\x06\x16{step}" for name in lists for step in (3, 6, 9)]
     with client.pipeline(transaction=False) as pipe:
         for name in lists:
-            pipe.lrange(name, 0, -1)
-        queued = pipe.execute()
-    return {ticket for messages in queued for raw in messages for ticket in _ticket_ids(raw)}
+            pipe.llen(name)
+        lengths = pipe.execute()
+    for name, length in zip(lists, lengths, strict=True):
+        for start in range(0, length, page):
+            end = start + page - 1 if start + page < length else -1  # what came meanwhile has pushed the last ones on
+            yield {ticket for raw in client.lrange(name, start, end) for ticket in _ticket_ids(raw)}
 
 
 def _ticket_ids(raw: bytes) -> Iterator[str]:

@@ -14,6 +14,8 @@ CELERY_PREFIX = f"{PREFIX}celery:"
 JOBS = f"{PREFIX}jobs"
 #: Set of the ids of unfinished jobs.
 ACTIVE = f"{PREFIX}active"
+#: Sorted set of those unfinished jobs that something is about to happen to, by when a reaper is to look at them.
+DUE = f"{PREFIX}due"
 #: Set of the names of workers; each has a heartbeat key while it lives.
 WORKERS = f"{PREFIX}workers"
 #: Hash: job -> the address its payloads lie at, if that is not Redis; until its files are gone.

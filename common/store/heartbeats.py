@@ -58,6 +58,18 @@ def leave(client: "redis.Redis", name: str) -> None:
         pipe.execute()
 
 
+def shorten(client: "redis.Redis") -> None:
+    """See that no heartbeat lasts longer than `TTL`, as those of dead workers do when Redis's clock is set back."""
+    names = [keys.worker(name.decode(errors="replace")) for name in client.smembers(keys.WORKERS)]
+    with client.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.pttl(name)
+        left = pipe.execute()
+    for name, milliseconds in zip(names, left, strict=True):
+        if milliseconds > TTL * 1000:
+            client.pexpire(name, int(TTL * 1000))
+
+
 def living(client: "redis.Redis") -> list[Heartbeat]:
     """Return all live workers by name; names of dead ones are cleared away."""
     names = sorted(name.decode(errors="replace") for name in client.smembers(keys.WORKERS))
@@ -99,6 +111,6 @@ def serving(workers: Iterable[Heartbeat], queue: str) -> list[Heartbeat]:
     return [worker for worker in workers if queue in worker.queues]
 
 
-def ticket_target(workers: Iterable[Heartbeat], queue: str, least: int) -> int:
+def ticket_target(workers: Iterable[Heartbeat], queue: str, least: int, most: int) -> int:
     """Return how many tickets a job on `queue` keeps: two for each live slot, so that no slot waits for one."""
-    return max(least, 2 * sum(worker.slots for worker in serving(workers, queue)))
+    return min(most, max(least, 2 * sum(worker.slots for worker in serving(workers, queue))))

@@ -24,6 +24,8 @@ from common.values import Counts, Failure, Json, visible
 
 #: Tickets a job has at least: enough for one worker to be at it with all its slots.
 MIN_TICKETS = 6
+#: And at most, whatever heartbeats say: these are written by whoever can write to Redis.
+MOST_TICKETS = 10_000
 #: Members that are no text, which somebody else must have written, go through unchanged.
 _ANY_BYTES = "surrogateescape"
 #: What the retry script says when another retry came in between.
@@ -49,6 +51,26 @@ class Lease:
         return self.round, self.serial
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look after a job found."""
+
+    status: str  #: `unknown`: there is none
+    opened: list[int]  #: chunks whose lease had run out
+    recovered: list[int]  #: chunks that had got lost: a key of the job was deleted
+    open: int  #: how many chunks nobody works on
+    unpublished: bool  #: all is done but to say that the output is whole
+    producer_seen: str  #: when, by Redis's clock
+    tickets: set[str]  #: those that count
+
+    @classmethod
+    def of(cls, answer: Sequence[Any]) -> "Look":
+        """Return what the script answered."""
+        status, opened, recovered, open_chunks, unpublished, seen, tickets = answer
+        names = {ticket.decode(errors=_ANY_BYTES) for ticket in tickets}
+        return cls(status.decode(), opened, recovered, open_chunks, bool(unpublished), seen.decode(), names)
+
+
 class Ledger:
     """The steps of a job's work, each of them atomic."""
 
@@ -72,7 +94,7 @@ class Ledger:
 
     def issue(self, job_id: str, most: int) -> list[str]:
         """Return ids of new tickets to send, so that the job has up to `most`, none if it has them."""
-        ids = [str(uuid.uuid4()) for _ in range(most)]
+        ids = [str(uuid.uuid4()) for _ in range(min(most, MOST_TICKETS))]
         return [ticket.decode() for ticket in self._run("issue", job_id, most, *ids)]
 
     def tickets(self, job_id: str) -> set[str]:
@@ -232,10 +254,19 @@ class Ledger:
             if cursor == b"0":
                 return bytes(round_)
 
-    def reap(self, job_id: str, producer_ttl: float) -> list[int] | None:
-        """Open chunks again whose lease ran out; return them, or None if the producer died and the job was given up."""
-        opened = [int(chunk) for chunk in self._run("reap", job_id, producer_ttl)]
-        return None if opened == [-1] else opened
+    def look_after(self, job_ids: Sequence[str], *, judging: bool = True) -> "list[Look | redis.RedisError]":
+        """Do what is due for these jobs, and return what a reaper has to know of each; an error stands for its own job.
+
+        Args:
+            job_ids: the jobs.
+            judging: whether a lease that is not there was lost.
+        """
+        answers = self._scripts.run_each("reap", job_ids, self._lease_ms, int(judging))
+        return [answer if isinstance(answer, redis.RedisError) else Look.of(answer) for answer in answers]
+
+    def give_up(self, job_id: str, producer_seen: str) -> bool:
+        """End a job whose producer was not seen since then, and has not accepted it; return whether that is so."""
+        return bool(self._run("give_up", job_id, producer_seen))
 
     def _run(self, script: str, job_id: str, *args: Any) -> Any:
         return self._scripts.run(script, job_id, *args)

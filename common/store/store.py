@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, cast
 
 import redis
@@ -52,6 +51,7 @@ class Store:
         with self.client.pipeline(transaction=True) as pipe:
             pipe.hset(JobKeys.of(spec.id).job, mapping=job)
             pipe.sadd(keys.ACTIVE, spec.id)
+            pipe.zadd(keys.DUE, {spec.id: spec.created_at})
             pipe.zadd(keys.JOBS, {spec.id: spec.created_at})
             pipe.execute()
 
@@ -100,6 +100,18 @@ class Store:
         """Return the ids of unfinished jobs."""
         return sorted(member.decode(errors="replace") for member in self.client.smembers(keys.ACTIVE))
 
+    def active_pages(self, size: int) -> Iterator[list[str]]:
+        """Yield the ids of unfinished jobs, about so many at a time; one that comes meanwhile may be left out."""
+        cursor = None
+        while cursor != 0:
+            cursor, members = self.client.sscan(keys.ACTIVE, cursor or 0, count=size)
+            yield [member.decode(errors="replace") for member in members]
+
+    def due(self) -> list[str]:
+        """Return the ids of unfinished jobs to which something may have happened, by Redis's clock."""
+        found = self.client.zrangebyscore(keys.DUE, "-inf", self.now())
+        return [member.decode(errors="replace") for member in found]
+
     def delete(self, job_id: str, *, unfinished: bool = True, producer: str = "") -> str:
         """Forget a job and all that belongs to it; Redis does that even when it is full.
 
@@ -141,17 +153,17 @@ class Store:
 
         return JobPayloads(self.client, self._scripts, spec, self._may_open)
 
-    def left_behind(self) -> list[str]:
-        """Return the ids of jobs that are there no longer, but their files are."""
-        stored = (raw_id.decode(errors="replace") for raw_id, _ in self.client.hscan_iter(keys.STORED, count=_PAGE))
-        ids = filter(JOB_ID.match, stored)
-        gone = []
-        while page := list(islice(ids, _PAGE)):
-            with self.client.pipeline(transaction=False) as pipe:
-                for job_id in page:
-                    pipe.exists(JobKeys.of(job_id).job)
-                gone += [job_id for job_id, found in zip(page, pipe.execute(), strict=True) if not found]
-        return gone
+    def left_behind(self, cursor: int, count: int) -> tuple[int, list[str]]:
+        """Return jobs that are there no longer, but their files are: of about `count` jobs, and where to go on.
+
+        Begin with the cursor 0; with 0 all are through.
+        """
+        cursor, stored = self.client.hscan(keys.STORED, cursor, count=count)
+        ids = [job_id for raw_id in stored if JOB_ID.match(job_id := raw_id.decode(errors="replace"))]
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.exists(JobKeys.of(job_id).job)
+            return cursor, [job_id for job_id, found in zip(ids, pipe.execute(), strict=True) if not found]
 
     def _parts_of(self, job_id: str) -> "OutputParts | None":
         """Return the parts of a job that workers write, where this process may open them."""

@@ -7,8 +7,9 @@ import pytest
 from common.redis.keys import JobKeys, idempotency
 from common.values import JobStatus
 from producer.connection import Connection
-from tests.keyed_submits import HEAD, KEY, TTL, arguments, cut_off, inputs_of, the_job
-from tests.processes import Shell, lines, wait_until
+from tests.keyed_submits import HEAD, KEY, arguments, cut_off, inputs_of, the_job
+from tests.ledgers import look
+from tests.processes import Shell, lines
 
 
 @pytest.mark.parametrize("give_up", [False, True], ids=["at once", "after it was given up"])
@@ -19,7 +20,7 @@ def test_a_submit_that_was_killed_goes_on_where_it_stopped(
         job, client = the_job(connection), connection.store.client
     client.hset(JobKeys.of(job).input, "2", b"a payload that would be written anew")
     if give_up:
-        wait_until(lambda: connection.ledger.reap(job, float(TTL)) is None, 30, "it is given up")
+        assert connection.ledger.give_up(job, look(connection.ledger, job).producer_seen)
         assert client.pttl(idempotency(KEY[1])) > 0
     done = shell.run(*arguments(source))
     assert done.stdout.strip() == job

@@ -12,5 +12,6 @@ for i = 1, OWN do
   redis.call('UNLINK', KEYS[i])
 end
 redis.call('SREM', ACTIVE, job_id())
+redis.call('ZREM', DUE, job_id())
 redis.call('ZREM', JOBS, job_id())
 return word and 'deleted' or 'unknown'

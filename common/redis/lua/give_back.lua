@@ -10,8 +10,10 @@ redis.call('LREM', OPEN, 1, chunk)  -- the lease had run out
 if ARGV[3] then
   redis.call('HINCRBY', ATTEMPTS, chunk .. ':tries', 1)
   redis.call('ZADD', RESTING, tonumber(now()) + tonumber(ARGV[3]), chunk)
+  look_in(tonumber(ARGV[3]))
 else
   redis.call('LPUSH', OPEN, chunk)
+  look_in(0)
 end
 finish_if_over()
 return 1

@@ -37,6 +37,7 @@ while true do
   if redis.call('HEXISTS', COMMITS, chunk) == 0
     and redis.call('SET', lease_key(chunk), ARGV[2], 'NX', 'PX', ARGV[3]) then
     redis.call('SADD', LEASED, chunk)
+    look_in(ARGV[3] / 1000)
     note_death(chunk)
     redis.call('HSET', ATTEMPTS, chunk .. ':holder', ARGV[2])
     redis.call('HINCRBY', ATTEMPTS, chunk .. ':serial', 1)

@@ -1,25 +1,97 @@
--- Opens chunks again whose lease ran out. ARGV: seconds after which a silent producer is given up.
--- Gives the chunks opened, or {-1} if the job was given up because its producer died.
+-- Looks after a job. ARGV: lease in ms; '1' if leases may be judged.
+-- Gives {status or 'unknown', chunks opened because their lease ran out, chunks that had got lost and are on their list
+-- again, how many are open, 1 if all is done but that its output is whole, when its producer was last seen, tickets}.
+local MOST_CHUNKS = 10000000  -- to look for lost ones: more is not a number that we have written
+local LEASE, JUDGING = tonumber(ARGV[1]), ARGV[2] == '1'
 local word = status()
-local opened = {}
-if word == 'submitting' then
-  local seen = tonumber(redis.call('HGET', JOB, 'producer_seen'))
-  if tonumber(now()) - seen < tonumber(ARGV[1]) then return opened end
-  redis.call('HSET', JOB, 'failure_code', 'producer_died',
-    'failure_message', 'The command that submitted this job ended before all of it was there; nothing was run.')
-  -- Whoever comes with its idempotency key goes on with what is there.
-  if not redis.call('HGET', JOB, 'mapping') then redis.call('UNLINK', INPUT) end
-  finish('failed')
-  return { -1 }
+local opened, recovered = {}, {}
+
+local function answer(unpublished)
+  local seen = redis.call('HGET', JOB, 'producer_seen') or ''
+  local tickets = redis.call('SMEMBERS', TICKETS)
+  return { status() or 'unknown', opened, recovered, redis.call('LLEN', OPEN), unpublished, seen, tickets }
 end
-if not unfinished(word) then return opened end
-wake()
-for _, chunk in ipairs(redis.call('SMEMBERS', LEASED)) do
-  if redis.call('EXISTS', lease_key(chunk)) == 0 then
-    redis.call('SREM', LEASED, chunk)
-    redis.call('LPUSH', OPEN, chunk)
-    opened[#opened + 1] = tonumber(chunk)
+
+-- Opens chunks whose lease ran out. No lease is longer than LEASE: where one seems to be, the clock was set back, and
+-- its holder, if it lives, will renew it long before it ends.
+local function open_expired()
+  for _, chunk in ipairs(redis.call('SMEMBERS', LEASED)) do
+    local left = redis.call('PTTL', lease_key(chunk))
+    if left == -2 then
+      redis.call('SREM', LEASED, chunk)
+      redis.call('LPUSH', OPEN, chunk)
+      opened[#opened + 1] = tonumber(chunk)
+    elseif left == -1 or left > LEASE then
+      redis.call('PEXPIRE', lease_key(chunk), LEASE)
+    end
   end
 end
-finish_if_over()
-return opened
+
+local function on_a_list()
+  return redis.call('LLEN', OPEN) + redis.call('SCARD', LEASED) + redis.call('ZCARD', RESTING)
+    + redis.call('HLEN', COMMITS)
+end
+
+-- Puts a chunk that is on no list where it belongs. Whether it is done, LAYERS says: a chunk that was committed in this
+-- round is, and one of an earlier round if nothing of it failed, for all others were opened when this round began.
+local function recover(chunk)
+  local layers = redis.call('HGET', LAYERS, chunk)
+  local round, serial = string.match(layers or '', '(%d+):(%d+)$')
+  if redis.call('EXISTS', lease_key(chunk)) == 1 then
+    redis.call('SADD', LEASED, chunk)
+  elseif round and (round == redis.call('HGET', JOB, 'round') or redis.call('HEXISTS', FLAWED, chunk) == 0) then
+    local failed = redis.call('HGET', FLAWED, chunk) or 0
+    redis.call('HSET', COMMITS, chunk, table.concat({ round, serial, 0, failed, 0 }, ':'))
+  else
+    redis.call('RPUSH', OPEN, chunk)
+  end
+  recovered[#recovered + 1] = tonumber(chunk)
+end
+
+-- Every chunk is open, in hand, resting or done. One that is none of these would be waited for for ever.
+local function recover_lost()
+  local chunks = tonumber(redis.call('HGET', JOB, 'chunks'))
+  if on_a_list() >= chunks or chunks > MOST_CHUNKS then return end
+  local known = {}
+  local lists = { redis.call('LRANGE', OPEN, 0, -1), redis.call('SMEMBERS', LEASED),
+    redis.call('ZRANGE', RESTING, 0, -1), redis.call('HKEYS', COMMITS) }
+  for _, list in ipairs(lists) do
+    for _, chunk in ipairs(list) do
+      known[chunk] = true
+    end
+  end
+  for number = 0, chunks - 1 do
+    local chunk = string.format('%d', number)
+    if not known[chunk] then recover(chunk) end
+  end
+end
+
+-- Seconds until something may have to be done; nil if nothing will be before somebody calls.
+local function until_next(unpublished)
+  local seconds = (status() == 'submitting' or unpublished) and 1 or nil
+  local function within(other)
+    if not seconds or other < seconds then seconds = other end
+  end
+  for _, chunk in ipairs(redis.call('SMEMBERS', LEASED)) do
+    within(math.max(0, redis.call('PTTL', lease_key(chunk))) / 1000)
+  end
+  local resting = redis.call('ZRANGE', RESTING, 0, 0, 'WITHSCORES')
+  if resting[2] then within(resting[2] - now()) end
+  return seconds
+end
+
+redis.call('ZREM', DUE, job_id())
+if not unfinished(word) then return answer(0) end
+redis.call('SADD', ACTIVE, job_id())
+if word ~= 'submitting' then
+  wake()
+  if JUDGING then
+    open_expired()
+    if word ~= 'cancelling' then recover_lost() end
+  end
+  finish_if_over()
+end
+local unpublished = status() == 'running' and all_committed()  -- or it were completed now
+local seconds = unfinished(status()) and until_next(unpublished)
+if seconds then redis.call('ZADD', DUE, now() + seconds, job_id()) end
+return answer(unpublished and 1 or 0)

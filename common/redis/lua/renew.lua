@@ -11,4 +11,5 @@ if holder or not in_hand(ARGV[1], ARGV[2]) then return 'lost' end
 if redis.call('SISMEMBER', LEASED, ARGV[1]) == 0 and redis.call('LREM', OPEN, 1, ARGV[1]) == 0 then return 'lost' end
 redis.call('SET', key, ARGV[2], 'PX', ARGV[3])
 redis.call('SADD', LEASED, ARGV[1])
+look_in(ARGV[3] / 1000)
 return status()

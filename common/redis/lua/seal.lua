@@ -11,5 +11,6 @@ for chunk = 0, tonumber(ARGV[1]) - 1 do
   chunks[#chunks + 1] = chunk
 end
 open_chunks(chunks)
+look_in(0)
 if tonumber(ARGV[1]) == 0 then finish('completed') end
 return 'queued'

@@ -1,8 +1,10 @@
--- Stands before every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then two more.
-local OWN = #KEYS - 2
+-- Stands before every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then three more.
+local OWN = #KEYS - 3
 local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ATTEMPTS, COMMITS, LAYERS, FLAWED, TICKETS, REFUSALS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local RESTING, ACTIVE, JOBS = KEYS[12], KEYS[OWN + 1], KEYS[OWN + 2]
+local RESTING, ACTIVE, JOBS, DUE = KEYS[12], KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
+-- No rest of a chunk is longer, in seconds: where one seems to be, the clock was set back.
+local LONGEST_REST = 120
 
 local function now()
   local time = redis.call('TIME')
@@ -15,6 +17,11 @@ end
 
 local function job_id()
   return string.match(JOB, '([^:]+)$')
+end
+
+-- Has a reaper look at the job so many seconds from now, if it was not to look earlier.
+local function look_in(seconds)
+  redis.call('ZADD', DUE, 'LT', tonumber(now()) + seconds, job_id())
 end
 
 -- The key by which an idempotency key leads to this job, if it does.
@@ -36,6 +43,7 @@ local function finish(word)
   local ttl = redis.call('HGET', JOB, 'ttl_ms')
   redis.call('HSET', JOB, 'status', word, 'finished_at', now(), 'stage', '')
   redis.call('SREM', ACTIVE, job_id())
+  redis.call('ZREM', DUE, job_id())
   redis.call('DEL', TICKETS, REFUSALS)
   for i = 1, OWN do
     redis.call('PEXPIRE', KEYS[i], ttl)
@@ -51,6 +59,7 @@ local function live_on()
   local mapping = own_mapping()
   if mapping then redis.call('PERSIST', mapping) end
   redis.call('SADD', ACTIVE, job_id())
+  look_in(0)
 end
 
 local function all_committed()
@@ -68,8 +77,8 @@ local function finish_if_over()
   local word = status()
   if word == 'cancelling' then
     if redis.call('SCARD', LEASED) == 0 then finish('cancelled') end
-  elseif all_committed() and not is_unpublished() then
-    finish('completed')
+  elseif all_committed() then
+    if is_unpublished() then look_in(0) else finish('completed') end
   end
 end
 
@@ -90,9 +99,11 @@ end
 
 -- Opens the chunks whose rest is over; they come first.
 local function wake()
-  for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', RESTING, '-inf', now())) do
-    redis.call('ZREM', RESTING, chunk)
-    redis.call('LPUSH', OPEN, chunk)
+  for _, over in ipairs({ { '-inf', now() }, { tonumber(now()) + LONGEST_REST, '+inf' } }) do
+    for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', RESTING, over[1], over[2])) do
+      redis.call('ZREM', RESTING, chunk)
+      redis.call('LPUSH', OPEN, chunk)
+    end
   end
 end
 

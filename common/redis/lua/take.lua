@@ -9,7 +9,8 @@ if word == 'failed' and redis.call('HGET', JOB, 'failure_code') == 'producer_die
 elseif word ~= 'submitting' then
   return { 'accepted' }
 elseif redis.call('HGET', JOB, 'producer') ~= ARGV[1]
-  and tonumber(now()) - tonumber(redis.call('HGET', JOB, 'producer_seen')) < tonumber(ARGV[2]) then
+  -- Seen in the future: the clock was set back.
+  and math.abs(now() - redis.call('HGET', JOB, 'producer_seen')) < tonumber(ARGV[2]) then
   return { 'busy' }
 end
 local chunks = tonumber(redis.call('HGET', JOB, 'written_chunks') or 0)
