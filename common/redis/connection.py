@@ -5,7 +5,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -21,6 +21,25 @@ TIMEOUT = 2.5
 #: Tries after the first, and seconds after which no further one is begun. A connection is made, then it is used: both
 #: together stay under the ten seconds after which a command must have ended.
 RETRIES, LAST_TRY = 2, 2.6
+
+
+#: Codes of refusals that pass by themselves, or once an operator has seen to it, and what Redis is at then.
+_REFUSALS = {
+    "BUSY": "is busy with a script that takes long",
+    "LOADING": "is loading its data",
+    "MASTERDOWN": "is a replica that has lost its master",
+    "MISCONF": "cannot write to its disk",
+    "NOREPLICAS": "has too few replicas to take writes (min-replicas-to-write)",
+    "READONLY": "is a replica at present, and takes no writes",
+    "TRYAGAIN": "moves its data at present",
+}
+_CODE = re.compile(rf"(?:^|[\s-])({'|'.join(_REFUSALS)}) ")
+_CODES: Sequence[tuple[type[Exception], str]] = (
+    (redis.exceptions.ReadOnlyError, "READONLY"),
+    (redis.exceptions.MasterDownError, "MASTERDOWN"),
+    (redis.exceptions.TryAgainError, "TRYAGAIN"),
+)
+_PASSING = (redis.ConnectionError, redis.TimeoutError)
 
 
 class BoundedRetry(Retry):  # type: ignore[misc]
@@ -100,7 +119,8 @@ def _ailment(error: Exception, text: str, url: str) -> str:
         (denied, refused),
         (lacking, f"does not allow this user what hugqueue needs: {text}"),
         (is_full(error), "is full (maxmemory). Finished jobs leave with their time to live."),
-        ("MISCONF" in text, f"cannot write to its disk: {text}"),
+        (_refusal_of(error) == "MISCONF", f"cannot write to its disk: {text}"),
+        (_refusal_of(error) in _REFUSALS, f"{_REFUSALS.get(_refusal_of(error))}."),
         (speaks_plainly(error, url), "speaks no TLS: write redis:// in place of rediss://."),
         (isinstance(error, redis.TimeoutError), "does not answer."),
         (isinstance(error, redis.ConnectionError), f"cannot be reached: {_certificate_fault(text) or text}"),
@@ -132,11 +152,18 @@ def _certificate_fault(text: str) -> str | None:
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether waiting may mend it: Redis away, loading its data, or full for now, it or its disk."""
-    passing = (redis.ConnectionError, redis.TimeoutError)
+    """Whether waiting may mend it: Redis away, loading its data, busy, a replica, or full for now, it or its disk."""
     denied = isinstance(error, redis.AuthenticationError) or _certificate_fault(str(error)) is not None
-    words = str(error).startswith(("LOADING", "READONLY")) or "MISCONF" in str(error)
-    return not denied and (isinstance(error, passing) or is_full(error) or words)
+    return not denied and (isinstance(error, _PASSING) or is_full(error) or _refusal_of(error) in _REFUSALS)
+
+
+def _refusal_of(error: Exception) -> str:
+    """Return the code with which Redis refuses a command for now; empty where it gave none.
+
+    redis-py takes some codes off the text and raises a class of its own; where a script met one, it is in a sentence.
+    """
+    match = _CODE.search(str(error)) if isinstance(error, redis.ResponseError) else None
+    return next((code for kind, code in _CODES if isinstance(error, kind)), match[1] if match else "")
 
 
 def is_full(error: Exception) -> bool:
