@@ -7,7 +7,7 @@ Each is frozen, and `encode`/`decode` stand beside it. What comes out of Redis i
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from types import NoneType
@@ -31,6 +31,9 @@ MAX_LABELS, MAX_LABEL_VALUE = 64, 256
 MAX_NAMES = {"task": 256, "model": 4096, "revision": 256, "name": 256, "store": 4096}
 #: The same of each of its inputs.
 MAX_INPUT = 8192
+
+#: Characters of the names of inputs that a job keeps.
+MAX_INPUT_NAMES = 2000
 
 JOB_ID = re.compile(r"^[0-9a-f]{12}\Z")
 
@@ -130,7 +133,7 @@ class JobSpec:
     queue: str = "any"
     priority: str = "normal"
     name: str | None = None  #: the user's own word for it
-    inputs: tuple[str, ...] = ()  #: where the records came from, for people
+    inputs: tuple[str, ...] = ()  #: where the records came from, for people (`shortened`)
     created_at: float = 0.0  #: seconds since the epoch
     max_errors: str | None = None  #: with more failed records the job ends early: `10`, or `5%` of all
     store: str | None = None  #: where its payloads lie, if not in Redis
@@ -274,6 +277,16 @@ def one_line(text: str, most: int | None = None) -> str:
     """Return a text that others wrote as one line that can be shown, of so many characters at most."""
     line = visible(" ".join(text.split()))
     return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
+
+
+def shortened(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the first of many names, and how many more there are: workers read a job for each of its chunks."""
+    size = 0
+    for kept, name in enumerate(names):
+        size += len(name)
+        if kept and size > MAX_INPUT_NAMES:
+            return (*names[:kept], f"and {len(names) - kept:,} more")
+    return tuple(names)
 
 
 def short_model(model: str | None) -> str:

@@ -19,7 +19,7 @@ from common.tasks import ALIASES
 from common.training.arguments import FIELDS
 from common.training.labels import check_metric
 from common.training.spec import HUB_PREFIX, LABEL_KINDS, QUEUE, Training, check
-from common.values import JobSpec, JobStatus, Json, Record, new_job_id
+from common.values import JobSpec, JobStatus, Json, Record, new_job_id, shortened
 from producer.chunks import ChunkPlan, cut_chunks
 from producer.client import Client
 from producer.examples import CHUNK_RECORDS, ExampleSet, read_examples
@@ -78,7 +78,7 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
         priority=priority,
         name=name,
         labels=dict(labels or {}),
-        inputs=(*inputs, *([evaluation] if evaluation else [])),
+        inputs=shortened((*inputs, *([evaluation] if evaluation else []))),
         created_at=time.time(),
         store=settings.store_url or None,
         training=training.encode(),

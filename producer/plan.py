@@ -15,7 +15,7 @@ from common.params import check_params, parse_params
 from common.settings import Settings, absolute, load_settings
 from common.store.heartbeats import Heartbeat
 from common.tasks import ALIASES, Task, find_task
-from common.values import MAX_ERRORS, JobSpec, Json, Record, new_job_id
+from common.values import MAX_ERRORS, JobSpec, Json, Record, new_job_id, shortened
 from producer.chunks import CHUNK_BYTES, ChunkPlan, plan_chunks
 from producer.model_check import check_model, model_warning
 from producer.openai import BatchFile, check_batch_options, find_batch, read_batch
@@ -47,7 +47,7 @@ class Plan:
         """Return the records of the inputs, read while they are asked for."""
         most = self.settings.max_record_bytes
         if isinstance(self.inputs, BatchFile):
-            return read_batch(self.spec.inputs, self.inputs, most)
+            return read_batch(self.inputs, most)
         return self.inputs.records(most, shared=self.settings.shared, reading=self.reading)
 
     def chunks(self, workers: Sequence[Heartbeat] = ()) -> ChunkPlan:
@@ -135,7 +135,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         queue=_queue_of(device, settings),
         priority=priority,
         name=name,
-        inputs=tuple(inputs),
+        inputs=shortened(inputs),
         created_at=time.time(),
         labels=dict(labels or {}),
         max_errors=check_max_errors(max_errors),

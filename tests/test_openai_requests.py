@@ -21,7 +21,7 @@ def read(directory: Path, *lines: Json, model: str | None = None) -> list[Record
     path = directory / "requests.jsonl"
     path.write_text("".join((text if isinstance(text, str) else json.dumps(text)) + "\n" for text in lines))
     batch = find_batch([str(path)], None, model, 10_000)
-    return list(read_batch([str(path)], batch, 10_000))
+    return list(read_batch(batch, 10_000))
 
 
 def options(directory: Path, **more: Json) -> Json:

@@ -19,6 +19,7 @@ class BatchFile:
 
     url: str
     model: str | None  #: that of every request; None: whatever they say, the job has its own
+    paths: tuple[str, ...]  #: of the files
 
     @property
     def task(self) -> str:
@@ -43,7 +44,7 @@ def find_batch(inputs: Sequence[str], task: str | None, model: str | None, max_b
             fault = fault or record.failure
     if first is None:
         raise UsageError(_no_request(inputs, fault))
-    batch = BatchFile(first["url"], None if model else first["body"].get("model"))
+    batch = BatchFile(first["url"], None if model else first["body"].get("model"), tuple(inputs))
     if task is not None and ALIASES.get(task, find_task(task).name) != batch.task:
         raise UsageError(f"--task {task}: the requests are for {batch.url}, which is {batch.task}. Leave --task out.")
     if model is None and batch.model is None:
@@ -56,13 +57,13 @@ def _no_request(inputs: Sequence[str], fault: Failure | None) -> str:
     return f"{told} The first one: {fault.message}." if fault else told
 
 
-def read_batch(inputs: Sequence[str], batch: BatchFile, max_bytes: int) -> Iterator[Record]:
+def read_batch(batch: BatchFile, max_bytes: int) -> Iterator[Record]:
     """Yield a record for each line; a request that is not of this batch, or cannot be followed, fails alone.
 
     Raises:
         UsageError: an input cannot be read.
     """
-    for record in _lines(inputs, max_bytes):
+    for record in _lines(batch.paths, max_bytes):
         if record.failure:
             yield record
             continue
