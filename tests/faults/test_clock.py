@@ -66,6 +66,7 @@ def server(tmp_path: Path, shift: Path, request: pytest.FixtureRequest) -> Itera
     started.kill()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR])
 def test_a_clock_of_redis_that_is_set_ends_nothing_and_stops_nothing(
     seconds: int,
