@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,6 +73,12 @@ class Client:
         )
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
+
+    def hf(self, command: str) -> None:
+        """Run a command line of the hub's own program."""
+        env = environment(self.home, HF_ENDPOINT=self.endpoint, HF_HUB_OFFLINE="0")
+        program = Path(sys.executable).with_name("hf")
+        subprocess.run([program, *command.split()[1:]], env=env, check=True, capture_output=True, timeout=60)
 
 
 @pytest.fixture
@@ -177,6 +184,29 @@ def test_offline_without_a_cached_copy_says_what_was_tried_and_where_to_put_it(c
     assert (found["error"], found["code"]) == ("ModelError", "model_offline")
     for word in ("owner/model", "HF_HUB_OFFLINE", str(client.home / "hf" / "hub"), "hf download owner/model"):
         assert word in found["message"]
+
+
+@pytest.mark.parametrize("length", [0, 7, 40])
+def test_the_advice_for_a_machine_without_network_is_enough(hub: HubServer, client: Client, length: int):
+    commit = hub.add("owner/model", FILES)
+    hub.repositories["owner/model"].revisions[commit[:7]] = commit
+    revision = commit[:length]
+    [advice] = re.findall(
+        r"\((hf download .*?)\)", client.resolve("owner/model", revision, HF_HUB_OFFLINE="1")["message"]
+    )
+    if revision:  # the branch has moved on
+        hub.add("owner/model", {**FILES, "config.json": b'{"model_type": "new"}'})
+    client.hf(advice)
+    found = client.resolve("owner/model", revision, HF_HUB_OFFLINE="1")
+    assert (found["source"], found["commit"]) == ("cache", commit)
+
+
+def test_an_abbreviated_commit_is_found_in_a_cache_of_whole_ones(hub: HubServer, client: Client):
+    commit = hub.add("owner/model", FILES)
+    client.hf("hf download owner/model")
+    assert client.resolve("owner/model", commit[:7], HF_HUB_OFFLINE="1")["commit"] == commit
+    other = ("0" if commit[0] != "0" else "1") * 7
+    assert client.resolve("owner/model", other, HF_HUB_OFFLINE="1")["code"] == "model_offline"
 
 
 def test_without_network_the_error_names_the_address_that_was_tried(client: Client):

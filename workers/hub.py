@@ -6,6 +6,7 @@ All faults of hub and network become one clear sentence each. Only the resolver 
 import io
 import logging
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import filter_repo_objects
 from tqdm.std import tqdm  # type: ignore[import-untyped]
 
@@ -83,6 +85,7 @@ def fetch(
 
 
 def _cached(repo: str, revision: str | None, patterns: list[str]) -> Path | None:
+    revision = _full_hash(repo, revision)
     try:
         found = snapshot_download(
             repo, revision=revision, local_files_only=True, allow_patterns=patterns, ignore_patterns=_OTHERS
@@ -90,6 +93,18 @@ def _cached(repo: str, revision: str | None, patterns: list[str]) -> Path | None
     except LocalEntryNotFoundError:
         return None
     return Path(found)
+
+
+def _full_hash(repo: str, revision: str | None) -> str | None:
+    """Return the whole hash of an abbreviated one if the cache has that commit, else `revision` as it is.
+
+    The library finds an abbreviated hash only in a cache that was filled by that very name.
+    """
+    if revision is None or not re.fullmatch(r"[0-9a-f]{7,39}", revision):
+        return revision
+    commits = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"), "snapshots")
+    found = [path.name for path in commits.glob(f"{revision}*")]
+    return found[0] if len(found) == 1 else revision
 
 
 def _is_whole(repo: str, cached: Path) -> bool:
@@ -212,8 +227,9 @@ def _refused(repo: str, revision: str | None, error: HfHubHTTPError) -> ModelErr
 
 def _offline(repo: str, revision: str | None, why: str) -> ModelError:
     name = f"{repo} (revision {revision})" if revision else repo
+    download = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
     return ModelError(
         "model_offline",
         f"The model {name} cannot be had: {why}, and the cache {constants.HF_HUB_CACHE} does not hold it. Fetch it "
-        f"once with network (hf download {repo}), copy that cache here, or name a directory that holds the model.",
+        f"once with network ({download}), copy that cache here, or name a directory that holds the model.",
     )
