@@ -1,7 +1,7 @@
 # One image per role, all grown from the same base, each with only what its role needs:
 #
 #   producer   submits records and reads results; no torch
-#   worker     loads models and runs them
+#   worker     loads models and runs them: texts, images and sound
 #   flower     the monitoring page; no torch
 #
 #   docker build --target worker -t hugqueue-worker .
@@ -15,22 +15,24 @@ ENV PATH=/opt/hugqueue/bin:$PATH \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
-# /cache belongs to the user in the image, so that a new named volume mounted there does too.
+# The home is /cache, where a volume is mounted: libraries write to it, and the rest of the file system is read-only.
+# It belongs to the user in the image, so that a new named volume mounted there does too.
 RUN python -m venv /opt/hugqueue \
-    && useradd --uid 10001 --create-home --shell /usr/sbin/nologin hugqueue \
+    && useradd --uid 10001 --home-dir /cache --no-create-home --shell /usr/sbin/nologin hugqueue \
     && install --directory --owner=hugqueue --group=hugqueue /cache /cache/huggingface /trained
 
 
-# The requirements of each role as plain lists. A role's layer of packages is built anew when its own list
+# The requirements of each role, those of the base and of its extras, as plain lists. A role's layer of packages is built anew when its own list
 # changes, and not when anything else in pyproject.toml or in the source does.
 FROM base AS requirements
 WORKDIR /requirements
 COPY pyproject.toml .
-RUN for role in producer worker monitor; do \
+RUN for role in producer:s3 worker:worker,images,audio,s3 flower:monitor; do \
         python -c "import sys, tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*project['dependencies'], *project['optional-dependencies'].get(sys.argv[1], ()), sep='\n')" \
-        $role > $role.txt || exit 1; \
+extras = project['optional-dependencies']; \
+print(*project['dependencies'], *(line for extra in sys.argv[1].split(',') for line in extras[extra]), sep='\n')" \
+        ${role#*:} > ${role%%:*}.txt || exit 1; \
     done
 
 
@@ -73,7 +75,7 @@ RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip install --no-deps /wheel/*.whl
 ENV HF_HOME=/cache/huggingface
 USER hugqueue
-WORKDIR /home/hugqueue
+WORKDIR /cache
 ENTRYPOINT ["workers"]
 CMD ["start"]
 
@@ -81,13 +83,13 @@ CMD ["start"]
 FROM base AS flower
 ARG PIP_INDEX_URL
 COPY constraints.txt /requirements/
-COPY --from=requirements /requirements/monitor.txt /requirements/
+COPY --from=requirements /requirements/flower.txt /requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint /requirements/constraints.txt --requirement /requirements/monitor.txt
+    pip install --constraint /requirements/constraints.txt --requirement /requirements/flower.txt
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip install --no-deps /wheel/*.whl
 USER hugqueue
-WORKDIR /home/hugqueue
+WORKDIR /cache
 EXPOSE 5555
 ENTRYPOINT ["celery", "--app", "hugqueue", "flower"]
 CMD ["--address=0.0.0.0", "--port=5555", "--read-only", "--tasks_columns=name,args,result,state,runtime,worker,received"]

@@ -1,10 +1,14 @@
 """What docker-compose.yml, .env.example and the Dockerfile promise each other, looked up without an engine."""
 
 import re
+import shutil
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 from common.settings import Settings
 
@@ -69,3 +73,29 @@ def test_what_the_dockerfile_copies_reaches_the_build() -> None:
     }
     kept = set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text("utf-8"), re.MULTILINE))
     assert copied == kept
+
+
+def test_every_role_has_the_libraries_that_its_settings_ask_for(tmp_path: Path) -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    [script] = re.findall(r"^RUN (for role in .*?done)$", dockerfile, re.MULTILINE | re.DOTALL)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    subprocess.run(["sh", "-c", script.replace("\\\n", "")], cwd=tmp_path, check=True, timeout=30)
+    wanted = {
+        "producer": {"numpy", "s3fs"},
+        "worker": {"numpy", "s3fs", "torch", "Pillow", "soundfile"},
+        "flower": {"flower"},
+    }
+    for role, libraries in wanted.items():
+        lines = (tmp_path / f"{role}.txt").read_text().splitlines()
+        assert libraries <= {Requirement(line).name for line in lines}, role
+        assert f"/requirements/{role}.txt" in dockerfile
+    assert "torch" not in (tmp_path / "producer.txt").read_text()
+
+
+def test_the_home_of_the_user_is_a_volume_of_what_reads_addresses() -> None:
+    [home] = re.findall(r"useradd .*--home-dir (\S+)", (ROOT / "Dockerfile").read_text("utf-8"))
+    services = yaml.safe_load(COMPOSE)["services"]
+    for name, service in services.items():
+        if "HUGQUEUE_STORE_URL" in service["environment"]:
+            assert f"model-cache:{home}" in service["volumes"], name
+            assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"} <= service["environment"].keys()
