@@ -2,11 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Stamps of what is installed: all of it, or the worker and the embedded Redis alone, which is what the demo needs.
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
 # The CPU build of torch where pip finds one under that very version; a later one would bring gigabytes of CUDA.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export UV_CONSTRAINT := $(PIP_CONSTRAINT)
 # seqeval comes as source; an older pip, as Debian 12 has it, builds it in a way that setuptools no longer knows.
 export PIP_USE_PEP517 := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# uv knows where the builds of torch are, and takes the one for this machine's GPU, or for none.
+UV := $(shell command -v uv)
+INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python --torch-backend auto,$(BIN)/python -m pip install)
+comma := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format test-faults test-slow test-soak test-compose bench bench-peers up clean
@@ -14,16 +22,29 @@ export PIP_USE_PEP517 := 1
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
-$(STAMP): pyproject.toml constraints.txt
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "hugqueue needs Python 3.11 or later; $(PYTHON) is `$(PYTHON) -V`. Try: make PYTHON=python3.12" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' -c constraints.txt
-	@touch $@
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-demo: $(STAMP) ## Fill in the masks of examples/capitals.txt with the demo model, by a queue
+define install
+@if ls $(VENV)/.installed* >/dev/null 2>&1; then echo "Bringing $(VENV) up to date."; \
+elif nvidia-smi -L >/dev/null 2>&1; then echo "Installing into $(VENV): about 6 GB, with CUDA for the GPU."; \
+elif test -n "$(UV)"; then echo "Installing into $(VENV): about 1.7 GB, with torch for CPUs, as no GPU is found."; \
+else echo "Installing into $(VENV): about 1.7 GB where pip's index has torch for CPUs, else 6 GB with CUDA,"; \
+  echo "for which no GPU is found. With uv on PATH (pip install uv) it is always the build for CPUs."; fi
+@$(INSTALL) --editable '.[$(1)]' || \
+  { test -z "$(UV)" || echo "To install with pip instead: make UV= $(MAKECMDGOALS)" >&2; exit 1; }
+@touch $@
+endef
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,dev)
+
+$(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,worker$(comma)embedded)
+
+demo: $(if $(wildcard $(STAMP)),$(STAMP),$(DEMO_STAMP)) ## Fill in masks with the demo model, through a queue
 	@$(BIN)/producer submit --task fill-mask examples/capitals.txt --model examples/models/demo-fill-mask -p top_k=1
 
 check: $(STAMP) ## ruff, mypy and deptry

@@ -122,7 +122,7 @@ def test_the_s3_extra_reads_addresses(make: Make, shell: Shell) -> None:
         s3.files().pipe(f"{s3.url}/in.txt", b"a [MASK]\nb [MASK]\n")
         shell.environ |= s3.environ
         read = ["producer", "submit", "--task", "fill-mask", f"{s3.url}/in.txt", "--dry-run", "--json"]
-        assert json.loads(make("s3").run(shell, *read).stdout)["records"] == 2
+        assert json.loads(make("s3").run(shell, *read, status=1).stdout)["records"] == 2
 
 
 def test_the_images_extra_serves_tasks_over_images(make: Make, shell: Shell, serve) -> None:
