@@ -23,7 +23,7 @@ from workers.runners.budget import TokenBudget
 from workers.runners.collating import join, row_of
 from workers.runners.reading import fields_of
 from workers.runners.texts import text_of
-from workers.runners.truncation import Inputs, input_limit, length_of
+from workers.runners.truncation import Inputs, cut_pair, input_limit, length_of
 
 #: What one row of a batch gave, in the shape that the pipeline's `postprocess` takes.
 Row = Any
@@ -168,10 +168,14 @@ class PipelineTask(ABC, Generic[S]):
         """Prepare `value`, from the end cut to what the model takes, or to the job's own `max_length`."""
         params = dict(settings.preprocess)
         truncation, own = params.pop("truncation", True), params.pop("max_length", None)
-        inputs = dict(self.pipe.preprocess(value, **params))
+        found = self.pipe.preprocess(value, **params)
+        inputs = dict(found)
         limit = min(filter(None, (self.limit, own if truncation else None)), default=None)
         if limit is None or length_of(inputs) <= limit or not truncation:
             return Prepared([inputs])
+        if isinstance(value, dict) and self.tokenizer.is_fast and truncation in (True, "longest_first"):
+            kept = cut_pair(found.sequence_ids(0), limit, self.tokenizer.truncation_side)
+            return Prepared([{name: values[:, kept] for name, values in inputs.items()}], truncated=True)
         cut = self.pipe.preprocess(value, **params, truncation=truncation, max_length=limit)
         return Prepared([dict(cut)], truncated=True)
 

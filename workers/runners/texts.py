@@ -14,6 +14,7 @@ import torch
 from common.errors import RecordError
 from common.values import Failure, Json, Outcome
 from workers.runners.batching import Item
+from workers.runners.truncation import cut_pair
 
 T = TypeVar("T")
 #: A text, or one with its pair.
@@ -97,8 +98,20 @@ def encode(tokenizer: Any, texts: Sequence[Text], limit: int | None) -> list[Enc
         same = [texts[place] for place in places]
         if not are_pairs:
             same = [text if isinstance(text, str) else text[0] for text in same]
-        found |= zip(places, _encode_alike(tokenizer, same, limit), strict=True)
+        pairs = are_pairs and tokenizer.is_fast
+        found |= zip(places, (_encode_pairs if pairs else _encode_alike)(tokenizer, same, limit), strict=True)
     return [found[place] for place in range(len(texts))]
+
+
+def _encode_pairs(tokenizer: Any, texts: Sequence[Any], limit: int | None) -> list[Encoded]:
+    return [_cut_pair(row, limit, tokenizer.truncation_side) for row in _encode_alike(tokenizer, texts, None)]
+
+
+def _cut_pair(row: Encoded, limit: int | None, side: str) -> Encoded:
+    if limit is None or len(row) <= limit:
+        return row
+    kept = cut_pair(row.encoding.sequence_ids, limit, side)
+    return Encoded({name: [values[place] for place in kept] for name, values in row.features.items()}, truncated=True)
 
 
 def _encode_alike(tokenizer: Any, texts: Sequence[Any], limit: int | None) -> list[Encoded]:

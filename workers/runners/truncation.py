@@ -3,6 +3,7 @@
 Works on prepared inputs: mappings of tensors whose second dimension is the tokens.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,32 @@ def input_limit(model: Any, tokenizer: Any) -> int | None:
 def length_of(inputs: Inputs) -> int:
     """Return the number of tokens of one prepared input."""
     return int(inputs["input_ids"].shape[1])
+
+
+def cut_pair(sequences: Sequence[int | None], limit: int, side: str) -> list[int]:
+    """Return the places that are kept of a tokenized pair, which is longer than `limit`.
+
+    What the tokenizers library keeps by "longest_first". Its own way there also pairs all pieces that it cuts off with
+    each other: gigabytes for two long texts (tokenizers#2035).
+
+    Args:
+        sequences: of each token, whether it is of the first text (0), the second (1), or a special one (None).
+        limit: tokens to keep.
+        side: where each text is cut, "right" or "left".
+    """
+    texts = [[place for place, of in enumerate(sequences) if of == number] for number in (0, 1)]
+    room = max(0, limit - (len(sequences) - len(texts[0]) - len(texts[1])))
+    short, long = sorted(texts, key=len)  # stable: of two of one length, the first counts as the shorter
+    if len(short) + max(len(short), room - len(short)) > room:
+        lengths = room // 2, room - room // 2
+    else:
+        lengths = len(short), room - len(short)
+    cut = {place for text, length in zip((short, long), lengths, strict=True) for place in _beyond(text, length, side)}
+    return [place for place in range(len(sequences)) if place not in cut]
+
+
+def _beyond(places: list[int], length: int, side: str) -> list[int]:
+    return places[length:] if side == "right" else places[: max(0, len(places) - length)]
 
 
 def mask_window(inputs: Inputs, limit: int, body: list[int], mask_id: int) -> Inputs:
