@@ -1,6 +1,8 @@
 """The model to train: its weights from a directory, its head made to measure, what had to be made up said once."""
 
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +54,13 @@ def load_base(
         raise ModelError(
             "not_a_model", f"The model in {source.directory} cannot be loaded as {auto_class}: {error}"[:1000]
         ) from error
-    _say_new_weights(model, info, source.directory, note)
+    new = _new_weights(model, info)
+    _say_new_weights(model, new, info, source.directory, note)
     _give_padding(model, tokenizer)
-    return (_with_adapter(model, training) if training.lora else model), tokenizer
+    if training.lora:
+        # A head that is there already is small as well: it is trained as a whole, as without LoRA.
+        model = with_adapter(model, training, new | (_head_of(model) if labels.kind else set()))
+    return model, tokenizer
 
 
 def as_base_has_them(auto_class: str, source: Source, labels: Labels, note: Callable[[str], None]) -> Labels:
@@ -94,10 +100,20 @@ def _config(source: Source, labels: Labels) -> Any:
     return load_config(source, **kinds[labels.kind])
 
 
-def _say_new_weights(model: Any, info: Any, directory: Path, note: Callable[[str], None]) -> None:
+def _new_weights(model: Any, info: Any) -> set[str]:
+    """Return the names of the parameters that the base model did not bring, or not in that size."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     mismatched = {entry[0] if isinstance(entry, tuple | list) else entry for entry in info["mismatched_keys"]}
-    new = sorted(name for name in {*info["missing_keys"], *mismatched} & parameters if _POOLER not in name)
+    return {*info["missing_keys"], *mismatched} & parameters
+
+
+def _head_of(model: Any) -> set[str]:
+    """Return the names of the parameters outside the body."""
+    return {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
+
+
+def _say_new_weights(model: Any, weights: Set[str], info: Any, directory: Path, note: Callable[[str], None]) -> None:
+    new = sorted(name for name in weights if _POOLER not in name)
     body = f"{model.base_model_prefix}."
     lacking = [name for name in new if name.startswith(body)]
     if lacking:
@@ -107,7 +123,11 @@ def _say_new_weights(model: Any, info: Any, directory: Path, note: Callable[[str
             "damaged.",
         )
     if new:
-        why = "the base model's is of another size" if mismatched else "the base model brings none for this task"
+        why = (
+            "the base model's is of another size"
+            if info["mismatched_keys"]
+            else "the base model brings none for this task"
+        )
         note(f"A new head was made ({', '.join(name.rpartition('.')[0] for name in new[:1])}): {why}.")
 
 
@@ -119,20 +139,63 @@ def _give_padding(model: Any, tokenizer: Any) -> None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _with_adapter(model: Any, training: Training) -> Any:
-    from peft import LoraConfig, TaskType, get_peft_model
+def with_adapter(model: Any, training: Training, whole: Set[str]) -> Any:
+    """Return the model with LoRA's additions to its linear layers, and with modules that are trained as a whole.
 
-    kinds = {"ForSequenceClassification": TaskType.SEQ_CLS, "ForTokenClassification": TaskType.TOKEN_CLS}
-    name = type(model).__name__
-    kind = next((kind for ending, kind in kinds.items() if name.endswith(ending)), None)
-    heads = [part for part, _ in model.named_children() if part != model.base_model_prefix]
+    Not by peft's `modules_to_save`: that takes every module whose name ends alike, and of a head of two layers called
+    `dense` and `classifier` it takes all that a model has of that name.
+
+    Args:
+        model: is changed.
+        training: rank, alpha and dropout.
+        whole: names of parameters, as of a new head; the modules that hold them get no addition.
+
+    Raises:
+        ModelError: `bad_param`, peft finds nothing to add to, or one of them cannot be trained beside the additions.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    modules = _outermost({name.rpartition(".")[0] for name in whole})
+    _check_separate(model, modules)
     config = LoraConfig(
-        task_type=kind,
-        # A head that peft trains as a whole takes no additions beside that: it refuses those of taggers.
-        exclude_modules=rf"({'|'.join(heads)})(\..*)?" if kind else None,
+        exclude_modules=rf"({'|'.join(map(re.escape, modules))})(\..*)?" if modules else None,
         r=training.lora_r,
         lora_alpha=training.lora_alpha,
         lora_dropout=training.lora_dropout,
         target_modules="all-linear",
     )
-    return get_peft_model(model, config)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        advice = " Try --lora-dropout 0." if "dropout" in str(error) else ""
+        raise ModelError("bad_param", f"--lora does not go with this model: {error}"[:900] + advice) from error
+    for name in modules:
+        _train_as_a_whole(model, name, adapted.active_adapter)
+    return adapted
+
+
+def _outermost(modules: Set[str]) -> list[str]:
+    """Return the modules that are in no other of them."""
+    return sorted(name for name in modules if not any(name.startswith(f"{other}.") for other in modules))
+
+
+def _check_separate(model: Any, modules: Iterable[str]) -> None:
+    """Check that each module can have weights of its own."""
+    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for name in modules:
+        if not name or any(owners[id(parameter)] > 1 for parameter in model.get_submodule(name).parameters()):
+            raise ModelError(
+                "bad_param",
+                f"--lora cannot train the new weights of {name or type(model).__name__}, which are tied to others. "
+                "Leave it out, or begin with a model that has them.",
+            )
+
+
+def _train_as_a_whole(model: Any, name: str, adapter: str) -> None:
+    from peft.utils import ModulesToSaveWrapper
+
+    parent, _, own = name.rpartition(".")
+    holder = model.get_submodule(parent)
+    wrapped = ModulesToSaveWrapper(getattr(holder, own), adapter)
+    wrapped.set_adapter(adapter)
+    setattr(holder, own, wrapped)
