@@ -21,6 +21,8 @@ MAX_ERRORS = re.compile(r"^(\d{1,12}|\d{1,2}(\.\d+)?%)$")
 #: What a model may compute in; `auto` leaves it to the device.
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 QUEUES = ("any", "cpu", "gpu", "train")
+#: The queue of fine-tune jobs.
+TRAIN = "train"
 #: Priority names and what Celery's Redis transport makes of them: 0 is the highest there.
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}
 
@@ -213,14 +215,20 @@ def _check_spec(values: Mapping[str, Json]) -> None:
     _check_texts(values)
     if not JOB_ID.match(values["id"]):
         raise ValueError(f"not a job id: {values['id']!r}")
-    if values.get("queue", "any") not in QUEUES:
-        raise ValueError(f"unknown queue {values['queue']!r}")
+    _check_queue(values.get("queue", "any"), trains=values.get("training") is not None)
     if not MAX_ERRORS.match(values.get("max_errors") or "0"):
         raise ValueError(f"a job's max_errors cannot be {values['max_errors']!r}")
     if values.get("format") not in (None, "openai"):
         raise ValueError(f"unknown format {values['format']!r}")
     if values.get("priority", "normal") not in PRIORITIES:
         raise ValueError(f"unknown priority {values['priority']!r}")
+
+
+def _check_queue(queue: str, *, trains: bool) -> None:
+    if queue not in QUEUES:
+        raise ValueError(f"unknown queue {queue!r}")
+    if trains != (queue == TRAIN):
+        raise ValueError(f"the queue {TRAIN!r} is for fine-tune jobs, and they for it; found {queue!r}")
 
 
 def _output(raw: Mapping[str, Json] | None) -> Output | None:

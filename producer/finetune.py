@@ -18,8 +18,8 @@ from common.settings import Settings, load_settings
 from common.tasks import ALIASES
 from common.training.arguments import FIELDS
 from common.training.labels import check_metric
-from common.training.spec import HUB_PREFIX, LABEL_KINDS, QUEUE, Training, check
-from common.values import JobSpec, JobStatus, Json, Record, new_job_id, shortened
+from common.training.spec import HUB_PREFIX, LABEL_KINDS, Training, check
+from common.values import TRAIN, JobSpec, JobStatus, Json, Record, new_job_id, shortened
 from producer.chunks import ChunkPlan, cut_chunks
 from producer.client import Client
 from producer.examples import CHUNK_RECORDS, ExampleSet, read_examples
@@ -74,7 +74,7 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
         task=task,
         model=check_model(model, settings),
         revision=revision,
-        queue=QUEUE,
+        queue=TRAIN,
         priority=priority,
         name=name,
         labels=dict(labels or {}),
@@ -132,7 +132,7 @@ def run_finetune(client: Client, plan: FinetunePlan, say: Say) -> int:
     for text in plan.examples.said:
         say(text)
     if not client.embedded:
-        warn_if_unserved(client, QUEUE, say, "workers start --train")
+        warn_if_unserved(client, TRAIN, say, "workers start --train")
     submit_finetune(client, plan)
     job_id = plan.spec.id
     click.echo(job_id)

@@ -127,6 +127,8 @@ def broken_specs() -> list[dict[str, Any]]:
         {"revision": ["x"]},
         {"max_errors": "lots"},
         {"training": "yes"},
+        {"training": {}},
+        {"queue": "train"},
     ]
 
 

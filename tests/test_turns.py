@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
+from common.redis.keys import CELERY_PREFIX
 from common.store.heartbeats import living
 from tests.processes import RedisServer, Shell, Workers, wait_until
 
@@ -55,6 +56,18 @@ def test_a_small_job_does_not_wait_behind_a_large_one(
     ran = [line.split()[0] for line in (tmp_path / "log").read_text().splitlines()]
     assert ran[ran.index("small") :][:20].count("small") == 8, "its two chunks come next, whatever else waits"
     assert ran.count("large") < 2000
+
+
+def test_a_ticket_in_the_wrong_queue_goes_to_its_own_and_blocks_no_training(
+    shell: Shell, start_workers: StartWorkers, server: RedisServer, tmp_path: Path
+) -> None:
+    job = shell.submit("--task", "test-echo", _texts(tmp_path, "texts", 4))
+    own, wrong = (f"{CELERY_PREFIX}{queue}\x06\x163" for queue in ("any", "train"))  # kombu's lists, normal priority
+    assert server.client.lmove(own, wrong)
+    start_workers("--train", HUGQUEUE_MODELS_URL=str(tmp_path / "models"))
+    wait_until(lambda: server.client.llen(own), 30, "the ticket is where it belongs")
+    start_workers()
+    shell.run("wait", job)
 
 
 def test_work_goes_first_to_the_worker_that_has_the_model(

@@ -16,8 +16,7 @@ from common.models.names import resolve_preload
 from common.models.store import open_store, store_address
 from common.redis.connection import connect, explain, is_passing, speaks_plainly
 from common.settings import Settings, load_settings
-from common.training.spec import QUEUE
-from common.values import DTYPES, QUEUES
+from common.values import DTYPES, QUEUES, TRAIN
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -101,7 +100,7 @@ def start(
         settings,
         device=device or settings.device,
         preload=tuple(map(resolve_preload, preload or settings.preload)),
-        queues=(QUEUE,) if flags["train"] else _queues(queues) or settings.queues,
+        queues=(TRAIN,) if flags["train"] else _queues(queues) or settings.queues,
         dtype=dtype or settings.dtype,
         train=flags["train"] or settings.train,
         allow_pickle=flags["allow_pickle"] or settings.allow_pickle,

@@ -83,6 +83,8 @@ class DeviceLives:
             ModelError: a preload cannot be had, or kills the process.
             WorkerError: a preload does not fit; no process can be kept alive.
         """
+        if self._thread.ident is None:
+            raise WorkerError("worker_fault", "This worker has no device process: it was never started.")
         with self._changed:
             while True:
                 if given_up() or self.stopping:

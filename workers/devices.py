@@ -12,7 +12,7 @@ from common.gpus import Gpu, find_gpus
 from common.redis import keys
 from common.redis.holding import hold, let_go
 from common.settings import Settings
-from common.training.spec import QUEUE as TRAIN
+from common.values import TRAIN
 
 #: Milliseconds after which the claim of a dead supervisor ends.
 CLAIM_MS = 30_000

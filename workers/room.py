@@ -17,7 +17,7 @@ from common.store.store import Store
 from workers.affinity import Affinity
 from workers.budgets import Budgets
 from workers.device_client import DeviceProcess
-from workers.devices import describe
+from workers.devices import describe, queues_of
 from workers.leases import LeaseKeeper
 from workers.meter import Meter
 from workers.peers import Peers
@@ -36,6 +36,7 @@ class Room:
 
     name: str
     app: Celery
+    queues: frozenset[str]  #: those whose jobs it serves
     store: Store
     ledger: Ledger
     device: DeviceProcess
@@ -61,6 +62,7 @@ def make_room(name: str, app: Celery, settings: Settings, slots: int) -> Room:
     return Room(
         name=name,
         app=app,
+        queues=frozenset(queues_of(settings)),
         store=store,
         ledger=ledger,
         device=device,

@@ -53,7 +53,7 @@ def _take_turn(room: Room, job_id: str, ticket: str) -> str:
         job = room.store.job(job_id)
         if job.status.finished:
             return f"void: the job is {job.status}"
-        if room.refusals.holds(job_id, job.round) or room.stopping.is_set() or not room.affinity.admits(job.spec):
+        if not _may_begin(room, job):
             return _pass_on(room, job.spec, ticket)
         lease = _lease(room, job.spec, ticket)
     except UnknownJob:
@@ -66,6 +66,13 @@ def _take_turn(room: Room, job_id: str, ticket: str) -> str:
         room.tickets.send(job.spec, [lease.next_ticket])
     with room.affinity.at(job.spec), room.leases.hold(lease) as held:
         return _do(room, job, held)
+
+
+def _may_begin(room: Room, job: Job) -> bool:
+    """Whether the turn is this worker's, and now; a ticket may have come by another queue than its job's."""
+    if job.spec.queue not in room.queues or room.stopping.is_set():
+        return False
+    return not room.refusals.holds(job.id, job.round) and room.affinity.admits(job.spec)
 
 
 def _lease(room: Room, spec: JobSpec, ticket: str) -> Lease | None:

@@ -15,8 +15,6 @@ from common.nearest import did_you_mean
 from common.training.arguments import BARRED, FIELDS
 from common.values import Json
 
-#: Name of the queue that fine-tune jobs wait in.
-QUEUE = "train"
 #: What `--dtype` takes.
 DTYPES = ("float32", "bfloat16", "float16")
 #: Prefix of a training set that the worker loads from the hub by itself.
