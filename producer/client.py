@@ -88,6 +88,13 @@ class Client(Connection):
         if not self._has_worker:
             self._attach(True, self._say)
 
+    def tend(self, say: Callable[[str], None]) -> None:
+        """See that an embedded queue is there: one that was killed is started again."""
+        if self.embedded:
+            from producer.embedded.attach import revive
+
+            revive(self._configured, working=self._has_worker, say=say)
+
     def __enter__(self) -> Self:
         return self
 

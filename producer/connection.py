@@ -69,6 +69,9 @@ class Connection:
     def start_worker(self) -> None:
         """Have a worker run as long as this connection is open: a queue that is configured has its own."""
 
+    def tend(self, say: Callable[[str], None]) -> None:
+        """See that an embedded queue is there for who waits for it; `say` gets a sentence if it had to be started."""
+
     def look(self, job_id: str) -> Job:
         """Return the job as it stands now."""
         with self.errors():
@@ -216,6 +219,7 @@ class Connection:
         """
         troubled = False
         while True:
+            self.tend(on_trouble)
             try:
                 with self.errors():
                     return step()

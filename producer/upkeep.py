@@ -19,8 +19,9 @@ from common.extras import install, worker_needs
 from common.models.names import resolve_preload
 from common.settings import Settings, load_settings, to_environ
 from producer.connection import Connection
-from producer.embedded.attach import attach
+from producer.embedded.attach import attach, revive
 from producer.embedded.lifeline import die_with_parent
+from producer.embedded.place import Place
 from producer.printing import Say
 
 HOST = "127.0.0.1"
@@ -70,7 +71,7 @@ def run_all(*, device: str | None, preload: Sequence[str], port: int | None, say
             parts.append(stack.enter_context(_running("The workers", _workers_command(shared), shared)))
         if port is not None:
             parts.append(stack.enter_context(_running("Flower", _flower_command(port), shared)))
-        return _Watch(Connection(shared), parts, port, stopped, say).run()
+        return _Watch(settings, Connection(shared), parts, port, stopped, say).run()
 
 
 def _check_flower(port: int) -> None:
@@ -149,8 +150,15 @@ class _Watch:
     """Waits for the end, and says once when the workers and Flower are there."""
 
     def __init__(
-        self, connection: Connection, parts: Sequence[Part], port: int | None, stopped: threading.Event, say: Say
+        self,
+        settings: Settings,
+        connection: Connection,
+        parts: Sequence[Part],
+        port: int | None,
+        stopped: threading.Event,
+        say: Say,
     ) -> None:
+        self._settings = settings
         self._connection = connection
         self._parts = parts
         self._port = port
@@ -166,10 +174,25 @@ class _Watch:
             if ended:
                 self._say(f"{ended[0].name} ended with status {ended[0].process.returncode}; stopping everything.")
                 return 1
+            if fault := self._tend_embedded():
+                self._say(f"{fault} Stopping everything.")
+                return 1
             self._say_workers()
             self._say_flower()
         self._say("stopping ...")
         return 0
+
+    def _tend_embedded(self) -> str:
+        """Have Redis and its worker started again where they were killed; return why they do not run, if so."""
+        if not self._settings.embedded:
+            return ""
+        try:
+            revive(self._settings, working=True, say=self._say)
+            return Place.of(self._settings).worker_failure.read_text()
+        except FileNotFoundError:
+            return ""
+        except HugqueueError as error:
+            return str(error)
 
     def _say_workers(self) -> None:
         with contextlib.suppress(HugqueueError):  # the workers themselves tell that Redis is away

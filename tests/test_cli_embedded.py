@@ -84,6 +84,30 @@ def test_two_at_the_same_time_share_one_keeper(shell: Shell, home: Home) -> None
     assert workers_started(home) == 1
 
 
+@pytest.mark.parametrize("part", ["keeper", "supervisor"])
+def test_a_submit_whose_keeper_or_worker_is_killed_goes_on(shell: Shell, home: Home, part: str) -> None:
+    shell.environ |= {"HUGQUEUE_LEASE": "3", "HUGQUEUE_REAP": "0.5"}
+    process = submit_slowly(shell, chunks=12)
+    if part == "keeper":
+        home.keeper().kill()
+    else:
+        [killed] = home.processes("workers.cli")
+        killed.kill()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert [row["output"] for row in lines(out)] == [str(number) for number in range(48)]
+    assert workers_started(home) == 2
+    assert ("The embedded Redis was killed; starting it again." in err) == (part == "keeper")
+
+
+def test_a_submit_whose_keeper_is_asked_to_stop_says_so(shell: Shell, home: Home) -> None:
+    process = submit_slowly(shell)
+    home.keeper().terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "was stopped" in err and "Traceback" not in err
+
+
 def test_ctrl_c_cancels_and_gives_what_is_done(shell: Shell, home: Home) -> None:
     process = submit_slowly(shell)
     process.send_signal(signal.SIGINT)

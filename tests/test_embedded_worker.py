@@ -139,14 +139,21 @@ def test_a_worker_that_could_not_start_is_tried_again_for_the_next_command(home:
     wait_until(lambda: log.read_text().count("could not start") == 2, 30, "the worker failed again")
 
 
-def test_a_worker_that_is_ended_from_outside_fails_the_jobs(home: Home, hold: Hold) -> None:
+def test_a_worker_that_is_killed_again_and_again_fails_the_jobs(home: Home, hold: Hold) -> None:
     holder = hold()
+    assert holder.client.ping()
+    log, failure = home.path / "keeper.log", home.path / "worker.failure"
+    for number in range(1, 6):
+        wait_until(lambda n=number: log.read_text().count("started a worker") == n, 30, "a supervisor")
+        wait_for_worker(home)
+        assert not failure.exists()
+        home.processes(SUPERVISOR)[0].kill()
+    wait_until(failure.exists, 30, "it is given up")
     job_id = accept_job(holder)
-    wait_for_worker(home)
-    home.processes(SUPERVISOR)[0].kill()
-    failure = wait_until(lambda: failed(holder, job_id), 30, "the job has failed").failure
-    assert failure
-    assert "was ended from outside (status -9)" in failure.message
+    told = wait_until(lambda: failed(holder, job_id), 30, "the job has failed").failure
+    assert told
+    assert "was ended from outside (status -9), 5 times in a row. Its log: " in told.message
+    assert told.message == failure.read_text()
 
 
 def test_a_model_that_cannot_be_preloaded_fails_the_jobs_with_its_name(home: Home, hold: Hold) -> None:

@@ -204,6 +204,21 @@ def test_flower_listens_on_this_machine_alone(flower: Flower) -> None:
 # Starting and stopping
 
 
+def test_up_starts_an_embedded_queue_again_that_is_killed(start_up: Callable[..., Up], tmp_path: Path) -> None:
+    up = start_up(Shell(environment(tmp_path), tmp_path), "--no-flower")
+    up.wait_for("worker   ")
+    up.home.keeper().kill()
+    up.wait_for("The embedded Redis was killed; starting it again.")
+    wait_until(lambda: up.said().count("worker   ") == 2, 60, "another worker is ready")
+    assert up.stop(signal.SIGINT) == 0
+
+
+def test_up_ends_with_the_reason_where_its_worker_cannot_start(start_up: Callable[..., Up], tmp_path: Path) -> None:
+    up = start_up(Shell(environment(tmp_path), tmp_path), "--no-flower", "--preload", "test-model=no/such-model")
+    assert up.process.wait(90) == 1
+    assert "The embedded worker could not start" in up.said() and "no/such-model" in up.said()
+
+
 def test_a_killed_up_leaves_no_process_of_an_embedded_queue(start_up: Callable[..., Up], tmp_path: Path) -> None:
     port = free_port()
     up = start_up(Shell(environment(tmp_path), tmp_path), "--port", str(port))

@@ -42,9 +42,26 @@ def attach(settings: Settings, *, working: bool, say: Callable[[str], None]) -> 
             place.prepare()
             _hold(place.in_use, locks)
             if working:
+                place.worker_failure.unlink(missing_ok=True)  # that of an earlier worker
                 _hold(place.working, locks)
             _find_or_start(place, settings, say, working=working)
         yield dataclasses.replace(settings, broker_url=place.url, home=place.home)
+
+
+def revive(settings: Settings, *, working: bool, say: Callable[[str], None]) -> None:
+    """See that there is a keeper, for who is attached: one that was killed, and took Redis with it, is replaced.
+
+    Raises:
+        StoreUnavailable: it was asked to stop, or no other one starts.
+    """
+    place = Place.of(settings)
+    with _unusable(place):
+        if is_claimed(place.keeper):
+            return
+        if not place.keeper.read_text():
+            raise StoreUnavailable(f"The embedded Redis in {place} was stopped.")
+        say("The embedded Redis was killed; starting it again.")
+        _find_or_start(place, settings, say, working=working)
 
 
 def check_embedded(settings: Settings) -> None:

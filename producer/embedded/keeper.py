@@ -83,6 +83,7 @@ def main() -> int:
         except HugqueueError as error:
             logger.error("%s", error)
             return 1
+        lock.write("")  # its id stays there if it is killed: whoever waits for Redis starts another one then
     return 0
 
 

@@ -60,6 +60,11 @@ class Place:
         return self.home / "worker.log"
 
     @property
+    def worker_failure(self) -> Path:
+        """Why there is no worker; not there as long as nothing is wrong."""
+        return self.home / "worker.failure"
+
+    @property
     def server_log(self) -> Path:
         """What redis-server says."""
         return self.home / "redis.log"

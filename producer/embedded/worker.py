@@ -2,6 +2,7 @@
 
 A supervisor that ends by itself could not start (a model that cannot be had, a library that is not there). Then every
 unfinished job is failed with the reason, so that whoever waits for it is told; another try comes with the next call.
+One that was killed is started again.
 """
 
 import dataclasses
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that chunks in hand get when nobody waits for them any more: then they are given back, and kept for later.
 GRACE = 5.0
+#: So many supervisors killed in a row, each within so many seconds of its start, and no other is started.
+MOST_KILLS, QUICK = 5, 20.0
 
 
 class Worker:
@@ -49,6 +52,8 @@ class Worker:
         self._failure: Failure | None = None
         self._call = 0
         self._log_start = 0
+        self._started = 0.0
+        self._kills = 0  #: in a row
 
     @property
     def is_running(self) -> bool:
@@ -71,6 +76,8 @@ class Worker:
 
     def _start(self, call: int) -> None:
         self._failure, self._stop_by, self._call = None, None, call
+        self._place.worker_failure.unlink(missing_ok=True)
+        self._started = time.monotonic()
         log = open_log(self._place.worker_log)
         try:
             self._log_start = os.fstat(log).st_size
@@ -96,10 +103,22 @@ class Worker:
         if self._stop_by is not None:
             logger.info("the worker has ended")
             return
-        verb = "could not start" if status > 0 else f"was ended from outside (status {status})"
-        reason = reason_in(self._place.worker_log, self._log_start)
-        message = f"The embedded worker {verb}: {reason.rstrip('.')}. Its log: {self._place.worker_log}"
+        if status > 0:
+            reason = reason_in(self._place.worker_log, self._log_start)
+            self._give_up(f"could not start: {reason.rstrip('.')}")
+            return
+        self._kills = self._kills + 1 if time.monotonic() - self._started < QUICK else 1
+        what = f"was ended from outside (status {status})"
+        if self._kills < MOST_KILLS:
+            logger.error("the worker %s; starting it again", what)
+        else:
+            self._kills = 0
+            self._give_up(f"{what}, {MOST_KILLS} times in a row")
+
+    def _give_up(self, what: str) -> None:
+        message = f"The embedded worker {what}. Its log: {self._place.worker_log}"
         logger.error("%s", message)
+        self._place.worker_failure.write_text(message)
         self._failure = Failure("no_worker", message)
         self._fail_jobs(self._failure)
 
