@@ -239,7 +239,7 @@ def test_a_dry_run_ends_with_status_1_where_nothing_could_serve_it(alone: Shell,
     write_inputs(tmp_path)
     command = ["submit", "--task", "fill-mask", "good.txt", "--dry-run"]
     assert "no parameter 'topk'" in refusal(alone, *command, "-p", "topk=1")
-    assert "needs torch: pip install" in run_without(("torch",), tmp_path, alone.environ, *command, status=1)
+    assert "needs torch: " in run_without(("torch",), tmp_path, alone.environ, *command, status=1)
     alone.environ["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
     assert "cannot be reached" in alone.run(*command, status=1).stdout
     assert not home.exists()

@@ -237,7 +237,7 @@ def test_a_failed_job_raises_where_its_results_are_counted_on(client: Client, tm
 def test_a_submit_that_failed_for_want_of_a_worker_fails_again(tmp_path: Path) -> None:
     python, environ = python_without(("torch",), tmp_path, environment(tmp_path))
     code = (
-        "from common.errors import UsageError\nfrom producer import Client\nclient = Client()\n"
+        "from hugqueue import Client, UsageError\nclient = Client()\n"
         "for _ in range(2):\n"
         "    try: client.submit(task='fill-mask', records=['a [MASK]']).wait(20)\n"
         "    except UsageError as error: print('needs torch' in str(error))\n"
