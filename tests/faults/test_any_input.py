@@ -93,20 +93,30 @@ def json_file(dice: Dice) -> tuple[bytes, Good]:
     return b"".join(line + dice.choice([b"\n", b"\r\n"]) for line in raw), good
 
 
-def table(dice: Dice, delimiter: str) -> tuple[bytes, Good]:
+def csv_file(dice: Dice) -> tuple[bytes, Good]:
     good = {f'"good-{number}"': dice.text() + dice.choice(["", "\nsecond", '"']) for number in range(GOOD)}
     good['"long"'] = LONG_TEXT
-    raw = [_row(delimiter, json.loads(id_), text) for id_, text in good.items()]
+    raw = [_row(json.loads(id_), text) for id_, text in good.items()]
     # A quote that opens and does not close takes in what follows: its row is broken, and it has to be told.
     raw += [dice.bytes_of_a_line(without=b'"\r') + b"\n" for _ in range(BAD)] + [TOO_LONG + b"\n", b",,,,,\n", b"\n"]
     dice.shuffle(raw)
-    return f"id{delimiter}text\r\n".encode() + b"".join(raw) + b'never,"closed', good
+    return b"id,text\r\n" + b"".join(raw) + b'never,"closed', good
 
 
-def _row(delimiter: str, *cells: str) -> bytes:
+def _row(*cells: str) -> bytes:
     text = io.StringIO()
-    csv.writer(text, delimiter=delimiter).writerow(cells)
+    csv.writer(text).writerow(cells)
     return text.getvalue().encode()
+
+
+def tsv_file(dice: Dice) -> tuple[bytes, Good]:
+    quotes = ["", '"', ' "half']  # characters like any other; nothing can hold a tab or a line end
+    good = {f'"good-{number}"': dice.choice(quotes) + " ".join(dice.text().split()) + "." for number in range(GOOD)}
+    good['"long"'] = LONG_TEXT
+    raw = [f"{json.loads(id_)}\t{text}\n".encode() for id_, text in good.items()]
+    raw += [dice.bytes_of_a_line(without=b"\r") + b"\n" for _ in range(BAD)] + [TOO_LONG + b"\n", b"\t\t\t\n", b"\n"]
+    dice.shuffle(raw)
+    return b"id\ttext\r\n" + b"".join(raw) + b"never\t", good
 
 
 def parquet_file(dice: Dice) -> tuple[bytes, Good]:
@@ -123,8 +133,8 @@ def parquet_file(dice: Dice) -> tuple[bytes, Good]:
 MAKE: dict[str, Callable[[Dice], tuple[bytes, Good]]] = {
     "txt": text_file,
     "jsonl": json_file,
-    "csv": lambda dice: table(dice, ","),
-    "tsv": lambda dice: table(dice, "\t"),
+    "csv": csv_file,
+    "tsv": tsv_file,
     "parquet": parquet_file,
 }
 
