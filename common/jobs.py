@@ -64,6 +64,7 @@ class Job:
             "queue": spec.queue,
             "priority": spec.priority,
             "inputs": list(spec.inputs),
+            "limit": spec.limit,
             "status": str(self.status),
             "stage": self.stage or None,
             "counts": {

@@ -142,6 +142,7 @@ class JobSpec:
     output: Output | None = None  #: where workers write its outcomes, if they do
     training: Mapping[str, Json] | None = None  #: of a fine-tune job: its options (`common.training.spec`)
     labels: Mapping[str, str] = field(default_factory=dict)  #: the user's own words to find it by
+    limit: int | None = None  #: so many records of its inputs at most
     format: str | None = None  #: `openai`: the records are requests of a batch file, and so are the results
 
     @property
@@ -202,6 +203,7 @@ _SHAPES: dict[str, tuple[type, ...]] = {
     "training": (dict, NoneType),
     "labels": (dict,),
     "format": (str, NoneType),
+    "limit": (int, NoneType),
 }
 
 

@@ -126,6 +126,8 @@ class Client(Connection):
         device: str = "auto",
         chunk_size: int | None = None,
         max_errors: str | int | None = None,
+        dtype: str | None = None,
+        limit: int | None = None,
         idempotency_key: str | None = None,
         store: str | None = None,
         output: str | Path | None = None,
@@ -152,6 +154,8 @@ class Client(Connection):
             device: `auto`, `cpu` or `gpu`: which workers may do it.
             chunk_size: records in one chunk at most; None: the task's own.
             max_errors: `10` or `"5%"`: with more failed records than that the job ends early.
+            dtype: what the model computes in: `float32`, `bfloat16`, `float16`, on CPUs `int8`; None: the worker's own.
+            limit: only so many records, the first ones.
             idempotency_key: makes one job of all submits with this key; one that was cut off goes on where it stopped.
             store: where records and outcomes are kept; None: `HUGQUEUE_STORE_URL`, else Redis.
             output: a directory (or an address) that workers reach and write, a part for each chunk.
@@ -176,6 +180,8 @@ class Client(Connection):
             device=device,
             chunk_size=chunk_size,
             max_errors=None if max_errors is None else str(max_errors),
+            dtype=dtype,
+            limit=limit,
             idempotency_key=idempotency_key,
             store=store,
             output=None if output is None else f"{output}/",
@@ -185,11 +191,11 @@ class Client(Connection):
         if output is not None and plan.spec.output is None:
             raise UsageError(f"output={str(output)!r}: workers do not reach it. Name a place under HUGQUEUE_SHARED.")
         most = plan.settings.max_record_bytes
-        found = (
-            plan.begun_records()
-            if paths
-            else given_records(values, plan.task, column=column, id_column=id_column, max_record_bytes=most)
-        )
+        if paths:
+            found = plan.begun_records()
+        else:
+            given = given_records(values, plan.task, column=column, id_column=id_column, max_record_bytes=most)
+            found = islice(given, limit)
         if plan.warning:
             logger.warning("%s", plan.warning)
         self.start_worker()

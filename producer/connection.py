@@ -254,6 +254,12 @@ class Connection:
                 return
             yield from next(self.chunks(job, on_trouble, chunk))
 
+    def failed_rows(self, job: Job, on_trouble: Callable[[str], None]) -> Iterator[Row]:
+        """Yield the records that failed, in input order; else as `rows`. Only chunks with failures are read."""
+        for chunk in sorted(self.patiently(partial(self.ledger.failed_in, job.id), on_trouble)):
+            rows = next(self.chunks(job, on_trouble, chunk), [])
+            yield from (row for row in rows if row.outcome is not None and row.error is not None)
+
     def _is_done(self, job: Job, chunk: int) -> bool:
         with self.errors():
             return self.ledger.is_committed(job.id, chunk)

@@ -5,6 +5,7 @@ from common.jobs import Job
 from common.store.heartbeats import serving
 from common.values import JobStatus
 from producer.client import Client
+from producer.failures import count_failures, failures_in_words
 from producer.printing import Say
 from producer.progress import JobProgress, job_progress
 from producer.tables import duration
@@ -22,7 +23,7 @@ def follow(client: Client, job_id: str, say: Say) -> Job:
     except KeyboardInterrupt:
         say(f"Job {job_id} is not stopped. `producer watch {job_id}` comes back to it.")
         raise
-    _say_end(job, say)
+    _say_end(client, job, say)
     return job
 
 
@@ -54,7 +55,7 @@ def follow_own(client: Client, job_id: str, say: Say) -> tuple[Job, bool]:
         say(f"Cancelling job {job_id}; what is done is kept. Once more Ctrl-C leaves at once.")
         client.cancel(job_id)
         job = client.wait(job_id, lambda _: None, say)
-    _say_end(job, say)
+    _say_end(client, job, say)
     return job, interrupted
 
 
@@ -104,13 +105,16 @@ def in_words(job: Job) -> str:
     return text
 
 
-def _say_end(job: Job, say: Say) -> None:
+def _say_end(client: Client, job: Job, say: Say) -> None:
     counts = job.counts
+    done = f"{counts.done:,} of {job.records or 0:,} records are done"
     if job.status is JobStatus.FAILED and job.failure:
         say(f"Job {job.id} failed: {job.failure.code}: {job.failure.message}")
+        if counts.done:
+            say(f"{done}: `producer results {job.id}` gives them.")
     elif job.status is JobStatus.CANCELLED:
-        say(f"Job {job.id} was cancelled: {counts.done:,} of {job.records or 0:,} records are done.")
+        say(f"Job {job.id} was cancelled: {done}.")
     elif counts.failed:
-        say(f"{counts.failed:,} of {job.records:,} records failed; `producer retry {job.id}` runs them again.")
+        say(failures_in_words(job, count_failures(client, job, say)))
     if counts.truncated:
         say(f'{counts.truncated:,} records were cut to what the model takes (marked "truncated").')

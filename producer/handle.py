@@ -104,6 +104,10 @@ class JobHandle:
             self.raise_for_status()
         return self._connection.rows(self._state, logger.warning)
 
+    def failures(self) -> Iterator[Row]:
+        """Yield the records that failed, each with its `error`, in input order; those that were not run are none."""
+        return self._connection.failed_rows(self.refresh(), logger.warning)
+
     def to_arrow(self, *, check: bool = True) -> Any:
         """Return all results as a `pyarrow.Table`, in input order.
 

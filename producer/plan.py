@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from common.errors import ModelError, StorageError, UsageError
@@ -45,6 +45,9 @@ class Plan:
 
     def records(self) -> Iterator[Record]:
         """Return the records of the inputs, read while they are asked for."""
+        return islice(self._all_records(), self.spec.limit)
+
+    def _all_records(self) -> Iterator[Record]:
         most = self.settings.max_record_bytes
         if isinstance(self.inputs, BatchFile):
             return read_batch(self.inputs, most)
@@ -61,7 +64,9 @@ class Plan:
             records: those of the inputs.
             workers: the live ones that serve the job's queue.
         """
-        makers = shared_makers(self.inputs, self.settings.shared) if isinstance(self.inputs, Inputs) else []
+        makers = []
+        if isinstance(self.inputs, Inputs) and self.spec.limit is None:
+            makers = shared_makers(self.inputs, self.settings.shared)
         if not makers:
             return RecordSupply(records, self.chunks(workers), self.reading)
         most, plan = self.settings.max_record_bytes, self.chunks()
@@ -99,6 +104,8 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     device: str = "auto",
     chunk_size: int | None = None,
     max_errors: str | None = None,
+    dtype: str | None = None,
+    limit: int | None = None,
     idempotency_key: str | None = None,
     settings: Settings | None = None,
 ) -> Plan:
@@ -131,7 +138,8 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         task=ALIASES.get(task, task),
         model=resolved or known.model,
         revision=revision or (known.revision if resolved is None else None),
-        params=check_task_params(known, params),
+        params=check_task_params(known, _with_dtype(params, dtype)),
+        limit=_check_limit(limit),
         queue=_queue_of(device, settings),
         priority=priority,
         name=name,
@@ -154,7 +162,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         output=target,
         wait=_waits(wait, target, spec, settings),
         idempotency_key=_check_key(idempotency_key),
-        reading=Reading() if batch or known.media else Reading.of(inputs),
+        reading=Reading() if batch or known.media or limit else Reading.of(inputs),
         warning=model_warning(spec.model, settings),
     )
 
@@ -204,6 +212,25 @@ def _check_own_device(device: str, settings: Settings) -> None:
         raise UsageError(
             "--device cpu: no queue is configured, and this machine's worker uses its GPU: set HUGQUEUE_DEVICE=cpu."
         )
+
+
+def _check_limit(limit: int | None) -> int | None:
+    if limit is not None and not (isinstance(limit, int) and limit > 0):
+        raise UsageError(f"--limit: expected a number of records above 0, found {limit!r:.80}.")
+    return limit
+
+
+def _with_dtype(params: Mapping[str, Json] | Sequence[str], dtype: str | None) -> Mapping[str, Json] | Sequence[str]:
+    """Return the parameters with the dtype among them: it is one that all tasks take."""
+    if dtype is None:
+        return params
+    if isinstance(params, Mapping):
+        given = "dtype" in params
+    else:
+        given = any(param.partition("=")[0].strip() == "dtype" for param in params)
+    if given:
+        raise UsageError("--dtype and the parameter dtype: give one of them.")
+    return {**params, "dtype": dtype} if isinstance(params, Mapping) else (*params, f"dtype={dtype}")
 
 
 def _check_chunk_size(size: int | None) -> None:

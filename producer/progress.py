@@ -1,6 +1,7 @@
 """Progress on stderr: a bar on a terminal, a line where something changes elsewhere."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -15,6 +16,9 @@ from producer.printing import say
 from producer.submission import Totals
 from producer.tables import duration
 from producer.training_progress import evaluation_of, line_of, steps_of
+
+#: Seconds between two lines where there is no terminal, unless a tenth of the job is done before.
+_SECONDS = 10.0
 
 
 class _Rate(ProgressColumn):
@@ -46,12 +50,14 @@ class JobProgress:
         self._bar: BarId | None = None
         self._stage = ""
         self._notes = 0  #: how many were said
+        self._told, self._told_at = 0, time.monotonic()  #: how many records were said to be done, and when
 
     def update(self, job: Job) -> None:
         """Show the state of the job."""
         self._say_notes(job)
         if self._progress is None:
             self._say_stage(job)
+            self._say_done(job)
             return
         trains = job.spec.training is not None
         if trains:
@@ -83,6 +89,17 @@ class JobProgress:
         if stage and stage != self._stage and job.status is JobStatus.RUNNING:
             self._stage = stage
             self._write(stage)
+
+    def _say_done(self, job: Job) -> None:
+        """Say how far a job is after each tenth of it, and after some seconds in which something was done."""
+        done, total, now = job.counts.done, job.records or 0, time.monotonic()
+        if job.spec.training is not None or not done or done == self._told or done >= total:
+            return
+        if done * 10 // total == self._told * 10 // total and now < self._told_at + _SECONDS:
+            return
+        self._told, self._told_at = done, now
+        failed = f", {job.counts.failed:,} failed" if job.counts.failed else ""
+        self._write(f"{done:,} of {total:,} records done ({done * 100 // total} %){failed}")
 
     def _write(self, text: str) -> None:
         if self._progress is not None:

@@ -58,7 +58,7 @@ def see_through(client: Client, job_id: str, output: Target | None, say: Say, *,
         as_json: whether results on a terminal are JSON lines too.
     """
     job, interrupted = follow_to_end(client, job_id, say)
-    give_results(client, job, output, say, as_json=as_json)
+    give_results(client, job, output, say, as_json=as_json, done_only=job.status is not JobStatus.COMPLETED)
     return INTERRUPTED if interrupted else exit_status(job)
 
 

@@ -1,9 +1,10 @@
 """From a job's outcomes to a file, or to a directory of parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from common.jobs import Job
+from common.rows import Row
 from common.tasks import find_task
 from common.values import JobStatus, Output
 from producer.connection import Connection
@@ -42,6 +43,20 @@ def write_rows(connection: Connection, job: Job, path: Path, on_trouble: Callabl
     kind = connection.output_type(job, on_trouble) if path.suffix.lower() == ".parquet" else None
     with open_output(path, find_task(job.spec.task), output_type=kind) as writer:
         writer.write_all(connection.rows(job, on_trouble, arrays=True))
+
+
+def write_some(path: Path, job: Job, rows: Iterable[Row]) -> int:
+    """Write some rows of a job to a file, whole or not at all; return how many.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    count = 0
+    with open_output(path, find_task(job.spec.task)) as writer:
+        for row in rows:
+            writer.write(row)
+            count += 1
+    return count
 
 
 def write_parts(connection: Connection, job: Job, output: Output, on_trouble: Callable[[str], None]) -> None:

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from enum import Enum
 
 import click
 from rich.console import Console
@@ -26,14 +27,50 @@ _COLOURS = {
 }
 
 
-def show(headers: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-    """Print a table: the first column whole, the others folded into the width of the terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, header in enumerate(headers):
-        table.add_column(header, no_wrap=number == 0, overflow="fold")
-    for row in rows:
-        table.add_row(*map(_cell, row))
+class Kind(Enum):
+    """What becomes of a column where the terminal is too narrow."""
+
+    WHOLE = "whole"  # it stays: ids, statuses
+    NUMBER = "number"  # it stays, and stands at the right
+    CUT = "cut"  # it is cut
+    WRAPPED = "wrapped"  # it goes on in further lines, between words
+
+
+Columns = Mapping[str, Kind]
+RESULT_COLUMNS = {"ID": Kind.WHOLE, "INPUT": Kind.CUT, "OUTPUT": Kind.WRAPPED}
+#: Characters between two columns, and of a column that gives way at least.
+_GAP, _LEAST = 2, 6
+
+
+def show(columns: Columns, rows: Iterable[Sequence[str | Text]]) -> None:
+    """Print a table that fits into the terminal; in a pipe nothing is cut."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max([len(header), *(row[at].cell_len for row in cells)]) for at, header in enumerate(columns)]
+    if sys.stdout.isatty():
+        _narrow(widths, list(columns.values()), Console().width)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    for (header, kind), width in zip(columns.items(), widths, strict=True):
+        wrapped = kind is Kind.WRAPPED
+        table.add_column(
+            header,
+            width=width,
+            no_wrap=not wrapped,
+            overflow="fold" if wrapped else "ellipsis",
+            justify="right" if kind is Kind.NUMBER else "left",
+        )
+    for row in cells:
+        table.add_row(*row)
     _print(table)
+
+
+def _narrow(widths: list[int], kinds: Sequence[Kind], total: int) -> None:
+    """Take from the widest columns that give way until all fit, or give way no further."""
+    giving = [at for at, kind in enumerate(kinds) if kind in (Kind.CUT, Kind.WRAPPED)]
+    for _ in range(sum(widths) + _GAP * (len(widths) - 1) - total):
+        widest = max(giving, key=lambda at: widths[at], default=None)
+        if widest is None or widths[widest] <= _LEAST:
+            return
+        widths[widest] -= 1
 
 
 def _show_fields(fields: Mapping[str, str | Text | list[str]]) -> None:
@@ -63,10 +100,21 @@ def _print(table: Table) -> None:
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
+_JOB_COLUMNS = {
+    "JOB": Kind.WHOLE,
+    "STATUS": Kind.WHOLE,
+    "TASK": Kind.CUT,
+    "MODEL": Kind.CUT,
+    "DONE": Kind.NUMBER,
+    "FAILED": Kind.NUMBER,
+    "AGE": Kind.NUMBER,
+    "NAME": Kind.CUT,
+}
+
+
 def show_jobs(jobs: Iterable[Job]) -> None:
     """Print one line for each job."""
-    headers = ("JOB", "STATUS", "TASK", "MODEL", "DONE", "RECORDS", "FAILED", "AGE", "NAME")
-    show(headers, (_job_row(job) for job in jobs))
+    show(_JOB_COLUMNS, map(_job_row, jobs))
 
 
 def _job_row(job: Job) -> tuple[str | Text, ...]:
@@ -75,8 +123,7 @@ def _job_row(job: Job) -> tuple[str | Text, ...]:
         _status(job),
         job.spec.task,
         short_model(job.spec.model),
-        f"{job.counts.done:,}",
-        f"{job.records:,}" if job.records is not None else "?",
+        f"{job.counts.done:,}/{f'{job.records:,}' if job.records is not None else '?'}",
         f"{job.counts.failed:,}",
         duration(time.time() - job.spec.created_at),
         job.spec.name or "",
@@ -96,7 +143,7 @@ def show_job(job: Job, refusals: Mapping[str, str]) -> None:
             "model": (spec.model or "none") + (f" @ {spec.revision}" if spec.revision else ""),
             "params": ", ".join(f"{key}={value}" for key, value in spec.params.items()),
             "labels": ", ".join(f"{key}={value}" for key, value in spec.labels.items()),
-            "inputs": ", ".join(spec.inputs),
+            "inputs": ", ".join(spec.inputs) + (f" (the first {spec.limit:,})" if spec.limit else ""),
             "queue": f"{spec.queue}, priority {spec.priority}",
             "records": _counts(job),
             "chunks": f"{job.chunks or 0:,}" + (f", round {job.round + 1}" if job.round else ""),
@@ -143,7 +190,14 @@ def _facts(facts: Mapping[str, Json]) -> str:
 
 def show_models(models: Iterable[StoredModel]) -> None:
     """Print the fine-tuned models of a store."""
-    headers = ("MODEL", "TASK", "FROM", "METRICS", "EXAMPLES", "AGE")
+    columns = {
+        "MODEL": Kind.WHOLE,
+        "TASK": Kind.CUT,
+        "FROM": Kind.CUT,
+        "METRICS": Kind.WRAPPED,
+        "EXAMPLES": Kind.NUMBER,
+        "AGE": Kind.NUMBER,
+    }
     rows = (
         (
             f"job:{model.job_id}",
@@ -155,13 +209,18 @@ def show_models(models: Iterable[StoredModel]) -> None:
         )
         for model in models
     )
-    show(headers, rows)
+    show(columns, rows)
 
 
 def show_tasks(tasks: Iterable[tuple[str, Task]]) -> None:
     """Print the tasks."""
-    headers = ("TASK", "FIELDS OF A RECORD", "GIVES", "DEFAULT MODEL")
-    show(headers, ((name, _fields(task), task.summary, task.model or "") for name, task in tasks))
+    columns = {
+        "TASK": Kind.WHOLE,
+        "FIELDS OF A RECORD": Kind.WRAPPED,
+        "GIVES": Kind.WRAPPED,
+        "DEFAULT MODEL": Kind.CUT,
+    }
+    show(columns, ((name, _fields(task), task.summary, task.model or "") for name, task in tasks))
 
 
 def _fields(task: Task) -> str:
@@ -170,7 +229,16 @@ def _fields(task: Task) -> str:
 
 def show_workers(workers: Iterable[Heartbeat]) -> None:
     """Print the live workers."""
-    headers = ("WORKER", "STATE", "DEVICE", "QUEUES", "RECORDS/S", "DONE", "MEMORY", "MODELS")
+    columns = {
+        "WORKER": Kind.CUT,
+        "STATE": Kind.WHOLE,
+        "DEVICE": Kind.CUT,
+        "QUEUES": Kind.CUT,
+        "RECORDS/S": Kind.NUMBER,
+        "DONE": Kind.NUMBER,
+        "MEMORY": Kind.NUMBER,
+        "MODELS": Kind.WRAPPED,
+    }
     rows = (
         (
             worker.name,
@@ -184,7 +252,7 @@ def show_workers(workers: Iterable[Heartbeat]) -> None:
         )
         for worker in workers
     )
-    show(headers, rows)
+    show(columns, rows)
 
 
 def duration(seconds: float) -> str:

@@ -45,11 +45,11 @@ def running_queue(directory: Path, *arguments: str, **more: str) -> Iterator[Que
 
 
 class Terminal:
-    """A command on a terminal of its own, 120 columns wide."""
+    """A command on a terminal of its own, by default 120 columns wide."""
 
-    def __init__(self, shell: Shell, *arguments: str) -> None:
+    def __init__(self, shell: Shell, *arguments: str, columns: int = 120) -> None:
         self._screen, terminal = pty.openpty()
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "producer.cli", *arguments],
             env=shell.environ | {"TERM": "xterm"},

@@ -108,7 +108,7 @@ def test_the_exit_status_tells_how_jobs_went(queue: Queue, good: str, flawed: st
     queue.run("wait", good, flawed, status=3)
     queue.run("wait", failed, flawed, good, status=1)
     assert "failed: test_load: no such thing" in queue.run("watch", failed, status=1).stderr
-    assert "1 of 2 records failed; `producer retry" in queue.run("watch", flawed, status=3).stderr
+    assert "1 of 2 records failed (test_failure 1); `producer results" in queue.run("watch", flawed, status=3).stderr
 
 
 def test_a_job_of_records_that_cannot_be_read_is_completed_without_results(queue: Queue) -> None:
@@ -161,9 +161,9 @@ def test_jobs_lists_the_newest_first_and_narrows(queue: Queue, good: str, failed
     assert [job["id"] for job in only] == [failed]
     assert len(json.loads(queue.run("jobs", "--json", "--limit", "1").stdout)) == 1
     table = queue.run("jobs").stdout.splitlines()
-    assert table[0].split() == ["JOB", "STATUS", "TASK", "MODEL", "DONE", "RECORDS", "FAILED", "AGE", "NAME"]
+    assert table[0].split() == ["JOB", "STATUS", "TASK", "MODEL", "DONE", "FAILED", "AGE", "NAME"]
     [row] = [line for line in table if line.startswith(good)]
-    assert row.split()[:5] == [good, "completed", "test-echo", "3", "3"] and row.endswith("the good one")
+    assert row.split()[:4] == [good, "completed", "test-echo", "3/3"] and row.endswith("the good one")
 
 
 def test_wait_and_watch_give_the_finished_jobs_in_json(queue: Queue, good: str, flawed: str) -> None:
@@ -273,6 +273,51 @@ def test_a_table_fits_into_the_terminal(queue: Queue) -> None:
     shown = Terminal(queue, "tasks").text()
     assert max(map(len, re.sub(r"\x1b\[\d+m", "", shown).splitlines())) <= 120
     assert "zero-shot-classification" in shown
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_a_narrow_table_cuts_columns_and_no_status(queue: Queue, good: str, failed: str, columns: int) -> None:
+    shown = re.sub(r"\x1b\[[\d;]+m", "", Terminal(queue, "jobs", columns=columns).text()).splitlines()
+    assert max(map(len, shown)) <= columns
+    assert all(len(line.split()[0]) == 12 for line in shown if line.strip() and not line.startswith("JOB"))
+    [row] = [line for line in shown if line.startswith(failed)]
+    assert row.split()[1] == "failed"
+    at = shown[0].index("FAILED") + len("FAILED")
+    assert {line[at - 1] for line in shown[1:] if line.strip()} <= set("0123456789")
+
+
+def test_a_pipe_is_told_how_far_a_job_is_by_tenths(queue: Queue) -> None:
+    source = queue.write("in.txt", *map(str, range(40)))
+    done = queue.run(
+        "submit", "--task", "test-wait", source, "-p", "seconds=0.5", "--chunk-size", "4", "--wait", seconds=60
+    )
+    told = re.findall(r"^(\d+) of 40 records done \(\d+ %\)$", done.stderr, re.MULTILINE)
+    assert 2 <= len(told) <= 10 and told == sorted(set(told), key=int)
+
+
+def test_a_failed_job_gives_a_pipe_no_line_for_what_was_not_run(queue: Queue) -> None:
+    source = queue.write("in.txt", "x", "y")
+    done = queue.run("submit", "--task", "test-load", source, "-p", "load_error=no", "--wait", status=1)
+    assert done.stdout == ""
+    assert "failed: test_load: no" in done.stderr
+
+
+def test_failed_records_are_summed_by_code_and_given_alone(queue: Queue, flawed: str, tmp_path: Path) -> None:
+    said = queue.run("watch", flawed, status=3).stderr
+    assert f"(test_failure 1); `producer results {flawed} --failed` shows them, `producer retry" in said
+    [row] = lines(queue.run("results", flawed, "--failed").stdout)
+    assert (row["input"], row["error"]["code"]) == ("bad", "test_failure")
+    queue.run("results", flawed, "--failed", "-o", str(tmp_path / "failed.jsonl"))
+    assert lines((tmp_path / "failed.jsonl").read_text()) == [row]
+    assert "leave out one" in queue.run("results", flawed, "--failed", "--follow", status=2).stderr
+
+
+def test_a_retry_is_proposed_only_where_it_can_help(queue: Queue) -> None:
+    source = queue.directory / "broken.jsonl"
+    source.write_text("not json\n{}\n")
+    said = queue.run("submit", "--task", "test-echo", str(source), "--wait", status=3).stderr
+    assert "(bad_json 1, missing_field 1)" in said
+    assert "producer retry" not in said and "mend the input" in said
 
 
 def test_a_pipe_gets_no_escape_sequences(queue: Queue, good: str) -> None:

@@ -8,6 +8,7 @@ import click
 
 from common.training.spec import DTYPES, Training
 from producer.commands.frame import open_client
+from producer.commands.grouped import GroupedCommand
 from producer.commands.options import label_option, name_option, priority_option, quoting_option, revision_option
 from producer.printing import say
 
@@ -23,7 +24,30 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     return click.option(name, type=kind, default=default, show_default=default is not None, help=text)
 
 
-@click.command(no_args_is_help=True)
+_GROUPS = {
+    "Input": ("--task", "--eval", "--eval-split", "--text-column", "--label-column", "--format", "--quoting"),
+    "Model": ("-m", "--revision"),
+    "Training": (
+        "--epochs",
+        "--batch-size",
+        "--gradient-accumulation",
+        "--learning-rate",
+        "--warmup",
+        "--weight-decay",
+        "--max-length",
+        "--early-stopping",
+        "--metric-for-best",
+        "--seed",
+        "--dtype",
+        "--gpus",
+        "-p",
+    ),
+    "LoRA": ("--lora", "--lora-r", "--lora-alpha", "--lora-dropout"),
+    "Job": ("--priority", "--name", "-l", "--wait"),
+}
+
+
+@click.command(cls=GroupedCommand, groups=_GROUPS, no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="TRAIN...")
 @click.option(
     "--task",

@@ -16,18 +16,21 @@ from producer.printing import say
 @output_option
 @part_format_option
 @click.option("--follow", is_flag=True, help="Give the results of a running job as they come, until it ends.")
+@click.option("--failed", is_flag=True, help="Give only the records that failed.")
 @lines_option
-def results(job: str, output: str | None, output_format: str | None, follow: bool, as_json: bool) -> None:
+def results(job: str, output: str | None, output_format: str | None, follow: bool, failed: bool, as_json: bool) -> None:
     """Print or save a job's results, in input order, one for every record.
 
     On a terminal they are a table, in a pipe JSON lines. Records that were not run (yet) have the error code
     `not_run`.
     """
-    from producer.give import follow_results, give_results
+    from producer.give import follow_results, give_failures, give_results
     from producer.outputs.targets import open_target
 
     if follow and output is not None:
         raise UsageError("--follow prints results as they come; a file is written whole, at the end: leave out one.")
+    if follow and failed:
+        raise UsageError("--follow gives all results as they come, --failed those of failed records: leave out one.")
     with open_client(working=follow) as client:
         found = client.job(job).state
         target = open_target(output, output_format, found.spec)
@@ -35,6 +38,9 @@ def results(job: str, output: str | None, output_format: str | None, follow: boo
             sys.exit(follow_results(client, found, say))
         if not found.status.finished:
             say(f"Job {job} is {found.status}: {found.counts.done:,} of {found.records or 0:,} records are done.")
+        if failed:
+            give_failures(client, found, target, say, as_json=as_json)
+            return
         give_results(client, found, target, say, as_json=as_json)
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import click
 
+from common.values import DTYPES
 from producer.commands.frame import open_client
+from producer.commands.grouped import GroupedCommand
 from producer.commands.options import (
     label_option,
     name_option,
@@ -17,10 +19,31 @@ from producer.commands.options import (
 )
 from producer.printing import print_json, say
 
+_GROUPS = {
+    "Input": ("--task", "--column", "--id-column", "--format", "--quoting", "--limit"),
+    "Model": ("-m", "--revision", "--dtype", "-p"),
+    "Output": ("-o", "--output-format", "--wait", "--json"),
+    "Job": (
+        "--name",
+        "-l",
+        "--priority",
+        "--device",
+        "--chunk-size",
+        "--max-errors",
+        "--idempotency-key",
+        "--store",
+        "--dry-run",
+    ),
+}
 
-@click.command(no_args_is_help=True)
+
+@click.command(cls=GroupedCommand, groups=_GROUPS, no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--task", metavar="TASK", help="What to do with each record; `producer tasks` lists them.")
+@click.option(
+    "--task",
+    metavar="TASK",
+    help="What to do with each record; `producer tasks` lists them.  [required, but for --format openai]",
+)
 @click.option(
     "-m",
     "--model",
@@ -43,6 +66,10 @@ from producer.printing import print_json, say
     "--id-column", metavar="NAME", help="The column that holds the id.  [default: id, custom_id, or the line]"
 )
 @click.option("-p", "--param", "params", multiple=True, metavar="KEY=VALUE", help="Parameter of the task, as top_k=3.")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), help="What the model computes in.  [default: the worker's, as `auto` is]"
+)
+@click.option("--limit", type=int, metavar="N", help="Take only the first N records.")
 @click.option(
     "--format",
     "format_",
