@@ -12,7 +12,8 @@ from transformers import CanineTokenizer
 
 from tests.one_by_one import assert_neighbours_change_nothing, runner_of
 from tests.tiny_architectures import tiny_model
-from tests.tiny_models import WORDS, masked_bert
+from tests.tiny_models import WORDS, answering, causal_gpt2, masked_bert
+from tests.tiny_seq2seq import make_bart
 from workers.runners import layers
 from workers.runners.budget import TokenBudget
 from workers.runners.padding import limit_sharing
@@ -61,6 +62,19 @@ def test_models_whose_tokenizer_is_written_in_python_are_tried_too(tmp_path):
     runner = runner_of("text-classification", tmp_path)
     assert not runner._tokenizer.is_fast  # type: ignore[attr-defined]
     assert_neighbours_change_nothing(runner, ["a long text of many letters " * 4, "one short text", "another"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("task", ["fill-mask", "embedding", "text-generation", "summarization", "question-answering"])
+def test_the_rounding_of_lower_precision_is_not_taken_for_padding(tmp_path, task, dtype):
+    made = {
+        "text-generation": causal_gpt2,
+        "summarization": make_bart,
+        "question-answering": answering,
+    }
+    runner = runner_of(task, made.get(task, masked_bert)(tmp_path), dtype=dtype)
+    assert runner.budget is not None
+    assert (runner.budget.equal_lengths, runner.budget.items > 1) == (False, True)
 
 
 def budget_after(run: Any, lengths: tuple[int, ...] = (4, 9)) -> TokenBudget:

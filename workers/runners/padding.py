@@ -18,7 +18,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from workers.runners.agreement import close
 from workers.runners.batching import is_device_lost, is_out_of_memory
 from workers.runners.budget import TokenBudget
-from workers.runners.precision import computes_in_int8
+from workers.runners.precision import computes_in_less
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +44,10 @@ def limit_sharing(budget: TokenBudget, model: Any, rows: Callable[[], Sequence[F
     """
     if budget.items == 1:
         return
-    loose = computes_in_int8(model)  # rounding turns the last digit of a float into a whole step
+    loose = computes_in_less(model)
     equal = False
     try:
-        found = rows()
+        found = [row for row in rows() if _length(row)]
         long, short = max(found, key=_length), min(found, key=_length)
         if _length(short) == _length(long):
             short = _picked(long, range(_length(long) // 2, _length(long)))

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 INT8 = "int8"
+_FULL = torch.float32.itemsize
 AUTO = "auto"
 
 
@@ -72,11 +73,16 @@ def placed(model: Any, value: Json, device: str, *, insists: bool = True) -> Any
 
 def dtype_name(model: Any) -> str:
     """Return what `model` computes in: `float32`, `int8`."""
-    return INT8 if computes_in_int8(model) else str(model.dtype).removeprefix("torch.")
+    return INT8 if _computes_in_int8(model) else str(model.dtype).removeprefix("torch.")
 
 
-def computes_in_int8(model: nn.Module) -> bool:
-    """Whether layers of `model` multiply integers."""
+def computes_in_less(model: nn.Module) -> bool:
+    """Whether `model` computes in less than float32, whatever the dtype of its outputs."""
+    low = any(tensor.is_floating_point() and tensor.itemsize < _FULL for tensor in model.parameters())
+    return low or _computes_in_int8(model)
+
+
+def _computes_in_int8(model: nn.Module) -> bool:
     return any(isinstance(module, Int8Linear) for module in model.modules())
 
 
