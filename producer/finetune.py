@@ -10,6 +10,7 @@ import click
 from common.console import INTERRUPTED
 from common.errors import UsageError
 from common.jobs import Job
+from common.models.names import check_revision
 from common.nearest import did_you_mean
 from common.params import parse_params
 from common.payloads.encoding import encode_records
@@ -73,7 +74,7 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
         id=new_job_id(),
         task=task,
         model=check_model(model, settings),
-        revision=revision,
+        revision=check_revision(revision),
         queue=TRAIN,
         priority=priority,
         name=name,

@@ -11,6 +11,7 @@ from common.gpus import find_gpus
 from common.inputs import Inputs, find_inputs
 from common.inputs.in_place import cut_source, shared_makers, size_to_cut
 from common.inputs.sources import Reading
+from common.models.names import check_revision
 from common.params import check_params, parse_params
 from common.settings import Settings, absolute, load_settings
 from common.store.heartbeats import Heartbeat
@@ -137,7 +138,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         id=new_job_id(),
         task=ALIASES.get(task, task),
         model=resolved or known.model,
-        revision=revision or (known.revision if resolved is None else None),
+        revision=check_revision(revision) or (known.revision if resolved is None else None),
         params=check_task_params(known, _with_dtype(params, dtype)),
         limit=_check_limit(limit),
         queue=_queue_of(device, settings),

@@ -41,6 +41,9 @@ def roots(environ: dict[str, str], tmp_path: Path) -> None:
 
 def test_with_nothing_configured_it_trains_and_serves_here(embedded: Shell, base: Path, tmp_path: Path) -> None:
     reviews = write_reviews(tmp_path / "reviews.csv")
+    deep = tmp_path / ("a" * 60) / ("b" * 60)  # no socket has so long a path
+    deep.mkdir(parents=True)
+    embedded.environ["TMPDIR"] = str(deep)
     done = embedded.run("finetune", str(reviews), "-m", str(base), "--epochs", "3", "--batch-size", "2")
     job = done.stdout.strip()
     assert f"Model job:{job}: 6 steps" in done.stderr
@@ -67,6 +70,19 @@ def test_a_data_set_of_the_hub_is_loaded_by_the_worker(shell: Shell, start_worke
         missing = shell.run("finetune", "hf:org/nothing", "-m", str(base)).stdout.strip()
         shell.run("wait", missing, status=1)
         assert shell.status(missing)["error"]["code"] == "dataset_not_found"
+
+
+def test_a_place_that_a_worker_may_not_write_fails_the_job_at_once(
+    shell: Shell, start_workers: StartWorkers, base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")  # no user, not even root, makes a directory below it
+    start_workers("--train", HUGQUEUE_MODELS_URL="memory://models", HUGQUEUE_HOME=str(tmp_path / "file" / "home"))
+    reviews = write_reviews(tmp_path / "reviews.csv")
+    job = shell.run("finetune", str(reviews), "-m", str(base)).stdout.strip()
+    shell.run("wait", job, status=1, seconds=60)
+    error = shell.status(job)["error"]
+    assert error["code"] == "worker_fault" and "Not a directory" in error["message"]
+    assert "tries" not in error["message"]
 
 
 def wide_model(directory: Path) -> Path:

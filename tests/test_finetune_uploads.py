@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from s3fs import S3FileSystem
 
+from common.errors import StorageError
 from common.models.store import open_store
 from common.models.stored import ModelsStore
 from common.training.checkpoints import seal
@@ -129,6 +130,13 @@ def test_checkpoints_here_that_nobody_went_on_from_in_a_week_are_cleared_away(st
         os.utime(path, (eight_days_ago, eight_days_ago))
     store.tidy("0123456789ac")
     assert not left.exists()
+
+
+def test_a_store_that_is_away_is_a_fault_that_may_pass(store: ModelsStore, s3: S3Server) -> None:
+    assert store.find(JOB) is None
+    s3.stop()
+    with pytest.raises(StorageError):
+        store.find(JOB)
 
 
 def test_who_gives_up_does_not_wait_for_a_store_that_hangs(store: ModelsStore, s3: S3Server) -> None:

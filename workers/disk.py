@@ -1,4 +1,4 @@
-"""Whether an error means that the disk is full: not every library says so with an `OSError`."""
+"""What errors say of the disk: that it is full (not every library says so with an `OSError`), or is not for us."""
 
 import errno
 import os
@@ -7,6 +7,10 @@ from pathlib import Path
 
 #: What the system says where there is no room, or no more of the user's share of it.
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+#: What it says of a place that it will not give us, however often we ask: as this user, by that name, with this setup.
+STAYS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+)
 _WORDS = tuple(os.strerror(number) for number in NO_ROOM)
 #: Bytes that a disk has to take to have room: much less than any checkpoint, more than what a half one leaves over.
 _ROOM = 1 << 20

@@ -4,6 +4,7 @@ All faults of hub and network become one clear sentence each. Only the resolver 
 """
 
 import io
+import json
 import logging
 import random
 import re
@@ -201,9 +202,10 @@ def _explained(repo: str, revision: str | None, error: Exception) -> HugqueueErr
         return _offline(repo, revision, f"{constants.ENDPOINT} cannot be reached ({first_line(error)})")
     if isinstance(error, HfHubHTTPError) and error.response.status_code not in _PASSING:
         return _refused(repo, revision, error)
-    return WorkerError(
-        "hub_unavailable", f"{repo} could not be downloaded from {constants.ENDPOINT}: {first_line(error)}"
-    )
+    message = f"{repo} could not be downloaded from {constants.ENDPOINT}: {first_line(error)}"
+    # What the library refuses of a name it will refuse again. Half an answer, or one of a proxy, is no JSON.
+    refused = isinstance(error, ValueError | TypeError) and not isinstance(error, json.JSONDecodeError | OSError)
+    return ModelError("model_not_found", message) if refused else WorkerError("hub_unavailable", message)
 
 
 def _refused(repo: str, revision: str | None, error: HfHubHTTPError) -> ModelError:

@@ -7,7 +7,6 @@ allows it. Knows no task but for its default model.
 
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -15,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ModelError, UsageError, first_line
+from common.models.names import is_hub_id, is_revision
 from common.models.store import job_of, open_store, store_address
 from common.settings import Settings
 from common.tasks import find_task
 from workers.model_files import check_files
 from workers.model_references import code_repositories
-
-_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$", re.ASCII)
-_REVISION = re.compile(r"^[\w.-]+(/[\w.-]+)*$", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +121,7 @@ def resolve(
             "model_unreadable",
             f"{model:.200} cannot be used on the worker's machine: {error.filename or model!s:.300}: "
             f"{error.strerror or first_line(error)}. The worker runs as user {os.getuid()}, which has to read the "
-            "model, and to write its cache (HF_HOME).",
+            "model, and to write its cache (HF_HOME, and of job:ID HUGQUEUE_HOME).",
         ) from error
     return found
 
@@ -148,11 +145,11 @@ def _fetched(model: str, revision: str | None, policy: ModelPolicy, on_stage: Ca
 
 
 def _check_names(model: str, revision: str | None) -> None:
-    if not _HUB_ID.match(model) or ".." in model:
+    if not is_hub_id(model):
         raise ModelError(
             "model_not_found", f"{model!r} is not a model: expected a hub id as owner/name, or an absolute path."
         )
-    if revision is not None and (not _REVISION.match(revision) or ".." in revision):
+    if revision is not None and not is_revision(revision):
         raise ModelError("model_not_found", f"{revision!r} is not a revision: expected a branch, a tag or a commit.")
 
 

@@ -18,6 +18,7 @@ from common.store.publishing import place_part
 from common.values import Failure, JobSpec
 from workers.alone import CAUTIOUS_AFTER, Alone
 from workers.device_client import ChunkResult
+from workers.disk import STAYS
 from workers.leases import HeldLease, patiently
 from workers.room import Room
 from workers.runners.base import Cancelled
@@ -34,7 +35,15 @@ MOST_TRIES = 10
 FILES_AWAY = 30.0
 #: Why this worker cannot serve a job, now or soon; another one may.
 _ONLY_HERE = frozenset(
-    {"no_memory", "load_timeout", "missing_library", "model_not_allowed", "model_unreadable", "address_not_allowed"}
+    {
+        "no_memory",
+        "load_timeout",
+        "missing_library",
+        "model_not_allowed",
+        "model_unreadable",
+        "models_store",
+        "address_not_allowed",
+    }
 )
 
 
@@ -114,7 +123,10 @@ def _not_done(room: Room, job: Job, held: HeldLease, error: Exception) -> str:
         return _fail(room, held, failure)
     if not isinstance(error, WorkerError):
         logger.exception("chunk %d of job %s: this worker's own fault", lease.chunk, lease.job_id)
-        error = WorkerError("worker_fault", f"{type(error).__name__}: {error}")
+        failure = Failure("worker_fault", f"{type(error).__name__}: {error}")
+        if isinstance(error, OSError) and error.errno in STAYS:
+            return _refuse_for_good(room, job, held, failure)
+        error = WorkerError(failure.code, failure.message)
     return _refuse(room, job, held, error)
 
 

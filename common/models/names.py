@@ -1,10 +1,36 @@
 """What users call a model, made into what any process understands: its working directory may be another."""
 
+import re
 from pathlib import Path
 
 from common.errors import UsageError, path_errors
 from common.models.store import job_of
 from common.tasks import find_task
+
+#: Namespace and name, as `huggingface_hub` takes them: each begins and ends with a letter, a digit or `_`.
+_HUB_ID = re.compile(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
+_REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the hub can have a model of that name."""
+    return bool(_HUB_ID.fullmatch(name)) and "--" not in name and ".." not in name and not name.endswith(".git")
+
+
+def is_revision(name: str) -> bool:
+    """Whether a branch, a tag or a commit can have that name."""
+    return bool(_REVISION.fullmatch(name)) and ".." not in name
+
+
+def check_revision(name: str | None, option: str = "--revision") -> str | None:
+    """Return the revision as it is.
+
+    Raises:
+        UsageError: nothing on the hub can be called so.
+    """
+    if name is not None and not is_revision(name):
+        raise UsageError(f"{option} {name!r:.200}: expected a branch, a tag or a commit of the hub.")
+    return name
 
 
 def resolve_model(model: str | None, option: str = "--model", *, local: bool = False) -> str | None:
@@ -36,8 +62,8 @@ def _resolve(model: str, option: str, *, local: bool) -> str:
         raise UsageError(f"{option} {model} is a file; name the directory that holds config.json and the weights.")
     if looks_like_path and (local or not model.startswith("/")):
         raise UsageError(f"{option} {model}: there is no such directory (and a hub id looks like org/name).")
-    if not model.strip() or any(letter.isspace() for letter in model):
-        raise UsageError(f"{option} {model!r} is neither a hub id (org/name) nor a directory.")
+    if not (model.startswith("/") or is_hub_id(model)):
+        raise UsageError(f"{option} {model!r:.200} is neither a hub id (org/name) nor a directory.")
     return model
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from common.errors import UsageError
+from common.errors import StorageError, UsageError
 from common.models.stored import CARD, WORK, ModelsStore, StoredModel, age
 from common.training.checkpoints import WHOLE, best_of, has_all, latest_whole, sibling, steps_of
 from common.values import JOB_ID
@@ -179,7 +179,11 @@ class RemoteStore(ModelsStore):
         except UsageError:
             raise
         except Exception as error:  # a boundary: the errors of the file systems have no common base
-            raise UsageError(f"The model store {self} cannot be used: {type(error).__name__}: {error}") from error
+            if isinstance(error, OSError) and str(error.filename or "").startswith(f"{self.root}/"):
+                raise  # this machine's own disk
+            message = f"The model store {self} cannot be used: {type(error).__name__}: {error}"
+            kind = UsageError if isinstance(error, PermissionError | FileNotFoundError) else StorageError
+            raise kind(message) from error
 
     def __str__(self) -> str:
         return self._address

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.settings import Settings
+from common.sockets import fits
 
-#: Bytes of a socket's path that every system takes (macOS 103, Linux 107).
-_SOCKET_BYTES = 103
 #: What a path may hold to stand in an address as it is, whoever reads the address.
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
 #: Not the temporary directory of the environment: commands of one user must agree on it, from cron or a terminal.
@@ -83,7 +82,7 @@ class Place:
     def socket(self) -> Path:
         """Where Redis listens: in the state directory if its path is short and plain enough, else in `/tmp`."""
         path = self.home / "redis.sock"
-        if len(os.fsencode(path)) <= _SOCKET_BYTES and _PLAIN.fullmatch(str(path)):
+        if fits(path) and _PLAIN.fullmatch(str(path)):
             return path
         digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
         return _SHORT_BASE / f"hugqueue-{os.getuid()}-{digest}" / "redis.sock"

@@ -13,13 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.errors import ModelError, PayloadError, UsageError, WorkerError
+from common.errors import ModelError, PayloadError, StorageError, UsageError, WorkerError
 from common.gpus import find_gpus
 from common.jobs import Job
 from common.models.store import open_store, store_address
 from common.models.stored import ModelsStore
 from common.payloads.encoding import count, decode_records, encode_outcomes
 from common.settings import Settings
+from common.sockets import socket_directory
 from common.store.store import Store
 from common.training.checkpoints import drop_halves, latest_whole, steps_of
 from common.training.spec import LABEL_KINDS, Training
@@ -79,11 +80,12 @@ class Attempt:
             Cancelled: the turn was given up, or the worker is stopping.
             ModelError: the job cannot be done.
             WorkerError: this worker cannot do it.
+            StorageError: the model store cannot be reached.
             UsageError: the model store cannot be used.
         """
         begun = time.monotonic()
         self._stage("preparing")
-        with suppress(OSError, UsageError):  # the room it would save is not worth the job
+        with suppress(OSError, StorageError, UsageError):  # the room it would save is not worth the job
             beside(lambda: self._models.tidy(self._turn.job.id), self._check_wanted)
         record_id, order = self._order()
         deaths, furthest = 0, -1
@@ -154,15 +156,16 @@ class Attempt:
     def _launch(self, order: Order) -> str:
         """Run the processes to their end; return their last words, for the case that it was a death."""
         self._out_of_memory = False
-        address, path = self._scratch / "socket", self._scratch / "order.json"
-        address.unlink(missing_ok=True)
-        replace(order, socket=str(address)).write(path)
+        path = self._scratch / "order.json"
         # Not beside the checkpoints: a process whose log has no room dies before it can say that the disk is full.
         log = self._scratch / "train.log"
         try:
-            with Launch(path, address, log, cuda=order.cuda, processes=order.processes) as launch:
-                self._hear_out(launch)
-                return launch.last_words()
+            with socket_directory("hugqueue-train-") as directory:
+                address = directory / "socket"
+                replace(order, socket=str(address)).write(path)
+                with Launch(path, address, log, cuda=order.cuda, processes=order.processes) as launch:
+                    self._hear_out(launch)
+                    return launch.last_words()
         finally:
             drop_halves(self._work)
 
@@ -242,7 +245,7 @@ class Attempt:
         add_model(self._models, job_id, attempt, self._work / "model", self._check_wanted)
 
         def settle(counts: bool) -> None:
-            with suppress(OSError, UsageError):  # `ModelsStore.find` copes with what is left undone
+            with suppress(OSError, StorageError, UsageError):  # `ModelsStore.find` copes with what is left undone
                 (self._models.choose if counts else self._models.drop_model)(job_id, attempt)
 
         result = {**result, "seconds": round(seconds, 1), "notes": self._progress["notes"]}

@@ -1,6 +1,5 @@
 """Train chunks in the Celery process: one at a time, whatever else the worker does. Never imports torch."""
 
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable
@@ -52,9 +51,9 @@ class FineTuner:
             if held.given_up.is_set() or stopping.is_set():
                 raise Cancelled
         turn = Turn(job, held, stopping, Telling(job.id, self._store, self._app), on_checkpoint)
-        scratch = Path(tempfile.mkdtemp(prefix="hugqueue-train-"))
         try:
-            return Attempt(turn, self._settings, self._store, scratch).go()
+            with tempfile.TemporaryDirectory(prefix="hugqueue-train-", ignore_cleanup_errors=True) as scratch:
+                return Attempt(turn, self._settings, self._store, Path(scratch)).go()
         except UsageError as error:  # the store is not where it should be, or refuses us
             raise WorkerError("models_store", str(error)) from error
         except OSError as error:
@@ -62,5 +61,4 @@ class FineTuner:
                 raise
             raise WorkerError("disk_full", f"No room for the work of a fine-tune job: {error}") from error
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
             self._one_at_a_time.release()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from common.errors import UsageError
+from common.errors import StorageError, UsageError
 from common.models.stored import ModelsStore
 from common.training.checkpoints import best_of, is_whole, steps_of
 
@@ -55,12 +55,13 @@ def add_model(store: ModelsStore, job_id: str, attempt: str, directory: Path, lo
     """Take a finished model into the store, in several tries; `look` raises when it is not wanted any more.
 
     Raises:
-        UsageError: the store could not be used in any of them.
+        StorageError: the store could not be reached in any of them.
+        UsageError: it refused us in all of them.
     """
     for pause in PAUSES:
         try:
             return beside(lambda: store.add_model(job_id, attempt, directory), look)
-        except UsageError as error:
+        except (StorageError, UsageError) as error:
             logger.warning("job %s: the model is not stored yet, next try in %.0f s: %s", job_id, pause, error)
         end = time.monotonic() + pause
         while time.monotonic() < end:
@@ -133,7 +134,7 @@ class Uploads:
         while (checkpoint := self._next()) is not None:
             try:
                 self._store.keep_checkpoint(self._job_id, self._attempt, checkpoint)
-            except (UsageError, OSError) as error:
+            except (StorageError, UsageError, OSError) as error:
                 logger.warning("job %s: %s is not stored yet: %s", self._job_id, checkpoint.name, error)
                 self._put_back(checkpoint)
                 return
