@@ -68,9 +68,8 @@ ARG PIP_EXTRA_INDEX_URL
 ARG TORCH=torch
 COPY constraints.txt /requirements/
 COPY --from=requirements /requirements/worker.txt /requirements/
-# seqeval comes as a source distribution; without this an older pip runs its setup.py in the image's own environment.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    PIP_USE_PEP517=1 pip install --constraint /requirements/constraints.txt --requirement /requirements/worker.txt "$TORCH"
+    pip install --constraint /requirements/constraints.txt --requirement /requirements/worker.txt "$TORCH"
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip install --no-deps /wheel/*.whl
 ENV HF_HOME=/cache/huggingface

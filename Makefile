@@ -8,8 +8,6 @@ DEMO_STAMP := $(VENV)/.installed-demo
 # The CPU build of torch where pip finds one under that very version; a later one would bring gigabytes of CUDA.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export UV_CONSTRAINT := $(PIP_CONSTRAINT)
-# seqeval comes as source; an older pip, as Debian 12 has it, builds it in a way that setuptools no longer knows.
-export PIP_USE_PEP517 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # uv knows where the builds of torch are, and takes the one for this machine's GPU, or for none.
 UV := $(shell command -v uv)

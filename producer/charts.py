@@ -57,7 +57,7 @@ def _axes(across: _Scale, up: _Scale, height: int) -> str:
     lines = []
     for value in _ticks(up.low, up.high):
         y = up.at(value)
-        lines.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e5e5e5"/>')
+        lines.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" {_GRID}/>')
         lines.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end" {_FONT}>{value:.4g}</text>')
     for value in _ticks(across.low, across.high, finest=1.0):
         x = across.at(value)
@@ -66,7 +66,9 @@ def _axes(across: _Scale, up: _Scale, height: int) -> str:
     return "".join(lines)
 
 
-_FONT = 'font-size="11" fill="#666" font-family="system-ui, sans-serif"'
+#: In the page's own ink, be it dark or light.
+_GRID = 'stroke="currentColor" stroke-opacity=".15"'
+_FONT = 'font-size="11" fill="currentColor" fill-opacity=".7" font-family="system-ui, sans-serif"'
 
 
 def _ticks(low: float, high: float, finest: float = 0.0) -> list[float]:
@@ -114,5 +116,5 @@ def heat_table(names: Sequence[str], rows: Sequence[Sequence[int]]) -> str:
 
 def _cell(count: int, total: int) -> str:
     share = count / total if total else 0.0
-    ink = "#fff" if share > 0.6 else "#222"
-    return f'<td class="n" style="background:rgba(31,111,235,{share:.2f});color:{ink}">{count:,}</td>'
+    ink = ";color:#fff" if share > 0.6 else ""
+    return f'<td class="n" style="background:rgba(31,111,235,{share:.2f}){ink}">{count:,}</td>'

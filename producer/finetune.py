@@ -181,8 +181,10 @@ def describe_model(client: Client, job: Job, say: Say) -> str:
     """Return what came of a completed fine-tune job, and how to use it; `say` is told when Redis is away."""
     [row] = client.rows(job, say)
     result = row.outcome.output if row.outcome else {}
-    metrics = ", ".join(f"{k} {v:.4g}" for k, v in result["metrics"].items() if isinstance(v, int | float))
-    steps = f"{result['steps']:,} {'step' if result['steps'] == 1 else 'steps'}"
-    trained = f"{steps} in {result['seconds']:,.0f} s"
+    measured = sorted(result["metrics"].items(), key=lambda pair: pair[0] == "loss")  # what people look for comes first
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in measured if isinstance(value, int | float))
+    best = result.get("best_step")
+    evaluation = f" Best evaluation{f' (step {best:,})' if best else ''}: {metrics}." if metrics else ""
+    trained = f"{result['steps']:,} {'step' if result['steps'] == 1 else 'steps'} in {result['seconds']:,.0f} s"
     use = f"producer submit --task {job.spec.task} --model job:{job.id} FILE"
-    return f"Model job:{job.id}: {trained}{f'; {metrics}' if metrics else ''}. Use it: {use}"
+    return f"Model job:{job.id}: {trained}.{evaluation} Use it: {use}"

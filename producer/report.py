@@ -1,6 +1,7 @@
 """A page about a fine-tune job: one HTML file that needs nothing else, the curves drawn as SVG."""
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from string import Template
@@ -14,24 +15,35 @@ from producer.outputs.aside import Aside, write_faults
 from producer.outputs.opening import check_place
 from producer.tables import duration
 
+#: How many labels are listed.
+_LISTED = 50
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222; }
+:root { color-scheme: light dark; --ink: #222; --page: #fff; --faint: #666; --best: #e8f0fe; --box: #f4f5f7; }
+@media (prefers-color-scheme: dark) {
+:root { --ink: #e4e6eb; --page: #16181d; --faint: #9aa0aa; --best: #23324d; --box: #22252c; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
+body { color: var(--ink); background: var(--page); }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
-th.n { text-align: right; padding: .3rem .7rem; } tr.best { background: #e8f0fe; font-weight: bold; }
+section { overflow-x: auto; }
+table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
+th.n { text-align: right; padding: .3rem .7rem; } tr.best { background: var(--best); font-weight: bold; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; padding: .3rem .7rem; }
+pre { background: var(--box); padding: .7rem 1rem; overflow-x: auto; border-radius: .3rem; }
 .figures { display: flex; flex-wrap: wrap; gap: 1.5rem; } .figures div { min-width: 7rem; }
 .figures b { display: block; font-size: 1.4rem; } svg { max-width: 100%; height: auto; }
-footer { color: #777; margin-top: 2rem; }
+footer, .date { color: var(--faint); } footer { margin-top: 2rem; }
 </style>
 </head>
 <body>
 <h1>$title</h1>
+<p class="date">$date</p>
 <p>$summary</p>
 <div class="figures">$figures</div>
 $sections
@@ -83,15 +95,20 @@ def render(job: Job, result: Mapping[str, Json]) -> str:
     )
     sections = [
         _notes(result["notes"]),
+        _section("How to use it", _use(job)),
         _section("Loss", _losses(result)),
         _section("Learning rate", line_chart([Series("learning rate", [(p[0], p[2]) for p in result["curve"]])])),
         _section("Evaluations", _evaluations(result["evaluations"], result.get("best_step"))),
+        _section("Classes", _classes(result.get("classes", ()))),
         _section("Which label was taken for which", _confusion(result)),
+        _section("What it got most wrong", _worst(result.get("worst", ()))),
+        _section("Data", _table(_data(result))),
         _section("Arguments", _table({**result["options"], **result["arguments"]})),
         _section("Versions", _table(result["versions"])),
     ]
     return _PAGE.substitute(
         title=escape(job.spec.name or f"Fine-tune job {job.id}"),
+        date=datetime.fromtimestamp(result["finished_at"]).astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         summary=summary,
         figures="".join(_figure(name, value) for name, value in result["metrics"].items()),
         sections="\n".join(sections),
@@ -131,6 +148,51 @@ def _evaluations(entries: Sequence[Mapping[str, Json]], best: int | None) -> str
         for entry in entries
     )
     return f"{chart}<table><tr>{head}</tr>{rows}</table>"
+
+
+def _use(job: Job) -> str:
+    commands = (
+        f"producer submit --task {job.spec.task} --model job:{job.id} FILE",
+        f"producer models export job:{job.id} DIRECTORY",
+    )
+    program = f'pipeline("{job.spec.task}", model="DIRECTORY")'
+    words = "<p>The exported directory loads with transformers as well:</p>"
+    return f"<pre>{escape(chr(10).join(commands))}</pre>{words}<pre>{escape(program)}</pre>"
+
+
+def _classes(classes: Sequence[Mapping[str, Json]]) -> str:
+    """Return a row for each class."""
+    if not classes:
+        return ""
+    head = "".join(f"<th class=n>{name}</th>" for name in ("precision", "recall", "F1", "examples"))
+    rows = "".join(
+        f"<tr><th>{escape(one['name'])}</th>"
+        + "".join(f"<td class=n>{_shown(one[name])}</td>" for name in ("precision", "recall", "f1", "support"))
+        + "</tr>"
+        for one in classes
+    )
+    return f"<table><tr><th></th>{head}</tr>{rows}</table>"
+
+
+def _worst(examples: Sequence[Mapping[str, Json]]) -> str:
+    """Return the examples with the highest loss."""
+    if not examples:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(one['text'])}</td><td>{_shown(one['label'])}</td><td>{_shown(one['predicted'])}</td></tr>"
+        for one in examples
+    )
+    return f"<table><tr><th>text</th><th>label</th><th>predicted</th></tr>{rows}</table>"
+
+
+def _data(result: Mapping[str, Json]) -> dict[str, Json]:
+    counts, names = result["examples"], result["labels"]["names"]
+    return {
+        "from": ", ".join(result.get("inputs", ())),
+        "to learn from": f"{counts['train']:,} examples",
+        "to evaluate with": f"{counts['eval']:,} examples" if counts["eval"] else "",
+        "labels": ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""),
+    }
 
 
 def _confusion(result: Mapping[str, Json]) -> str:

@@ -25,7 +25,12 @@ RESULT: dict[str, Any] = {
     ],
     "confusion": [[38, 2], [5, 35]], "options": {"epochs": 2.0, "max_length": None},
     "arguments": {"weight_decay": 0.01},
-    "versions": {"torch": "2.13.0"},
+    "versions": {"torch": "2.13.0"}, "finished_at": 1795874400.0, "inputs": ["rev<iews>.csv"],
+    "classes": [
+        {"name": "<script>", "precision": 0.88372, "recall": 0.95, "f1": 0.91566, "support": 40},
+        {"name": "good & bad", "precision": 0.94595, "recall": 0.875, "f1": 0.90909, "support": 40},
+    ],
+    "worst": [{"text": "no <i>joke</i>", "label": "<script>", "predicted": "good & bad", "loss": 4.2}],
 }  # fmt: skip
 
 
@@ -65,6 +70,33 @@ def test_the_page_shows_curves_metrics_labels_arguments_and_versions(page: str) 
     for words in ("my <job>", "0.9123", "320 examples", "1m 15s", "Learning rate", "good & bad", "2.13.0"):
         assert words in text, words
     assert page.count("<svg") == 3
+
+
+def test_the_page_shows_each_class_the_worst_examples_and_the_data(page: str) -> None:
+    parser = Balance()
+    parser.feed(page)
+    text = " ".join(parser.text)
+    for words in ("0.8837", "0.95", "no <i>joke</i>", "rev<iews>.csv", "320 examples", "2026-11-2"):
+        assert words in text, words
+    assert "<i>" not in page
+
+
+def test_the_page_says_how_to_use_the_model(page: str) -> None:
+    assert "producer submit --task text-classification --model job:0123456789ab FILE" in page
+    assert "producer models export job:0123456789ab DIRECTORY" in page
+
+
+def test_the_page_is_for_phones_and_dark_screens_too(page: str) -> None:
+    assert '<meta name="viewport" content="width=device-width' in page
+    assert "prefers-color-scheme: dark" in page
+    svg = "".join(re.findall(r"<svg.*?</svg>", page))
+    assert not re.search(r'"#(222|666|e5e5e5)"', svg), "text and lines are in the page's ink"
+
+
+def test_an_older_result_without_classes_makes_a_page(page: str) -> None:
+    older = {name: value for name, value in RESULT.items() if name not in ("classes", "worst", "inputs")}
+    spec = JobSpec("0123456789ab", "text-classification", training={})
+    assert "Which label was taken" in render(Job(spec, JobStatus.COMPLETED), older)
 
 
 def test_the_page_says_which_evaluation_is_that_of_the_model(page: str) -> None:

@@ -1,15 +1,20 @@
-"""Real weights: MiniLM learns a sentiment that a bag of words cannot see."""
+"""Real weights: the README's example, and MiniLM learns a sentiment that a bag of words cannot see."""
 
 import random
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from producer.commands.finetune import finetune
+from producer.finetune import make_finetune_plan
 from tests.finetuning import make_order, train_here
 
+ROOT = Path(__file__).parents[1]
 GOOD = ("good", "great", "lovely", "funny", "clever", "warm", "moving", "charming", "brilliant", "strong")
 BAD = ("bad", "awful", "boring", "dull", "weak", "cold", "stupid", "ugly", "poor", "tired")
 THINGS = ("film", "plot", "ending", "music", "story", "cast", "script", "acting")
@@ -52,3 +57,18 @@ def test_minilm_learns_negations_that_a_bag_of_words_cannot_see(tmp_path: Path) 
     result = train_here(order)
     assert result["metrics"]["accuracy"] > 0.9
     assert result["labels"]["names"] == [NEGATIVE, POSITIVE]
+
+
+def test_the_example_of_the_readme_learns_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [line] = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("producer finetune")]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HUGQUEUE_HOME", str(tmp_path))
+    given = finetune.make_context("finetune", shlex.split(line)[2:]).params
+    examples = make_finetune_plan(**given | {"labels": None}).examples
+    options = {name: given[name] for name in ("epochs", "learning_rate", "batch_size")}
+    order = make_order(
+        tmp_path / "work", "text-classification", ROOT / given["model"], examples.train, examples.evaluation, **options
+    )
+    result = train_here(order)
+    assert result["metrics"]["accuracy"] > 0.9
+    assert len(result["worst"]) < 8

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from transformers import pipeline
 
 from common.errors import ModelError, UsageError
 from tests.finetuning import TUTORIAL, Listener, base_model, make_order, train_here
@@ -22,6 +23,8 @@ ROWS = [
 ]
 #: Most of the time of a tiny model goes into evaluations and checkpoints.
 SELDOM: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 30}
+#: So low that nothing is learnt.
+FROZEN: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-12}
 REVIEWS = [{"text": text, "label": label} for text, label in TUTORIAL * 4]
 
 
@@ -89,14 +92,33 @@ def test_defaults_give_the_metrics_and_weights_of_a_hand_written_script(tmp_path
 
 
 def test_labels_in_words_come_back_in_words(base: Path, tmp_path: Path) -> None:
-    from transformers import pipeline
-
     words = [{"text": e["text"], "label": "good" if e["label"] else "bad"} for e in REVIEWS]
     order = make_order(tmp_path / "work", "text-classification", base, words, epochs=1)
     result = train_here(order)
     assert result["labels"] == {"kind": "classes", "names": ["bad", "good"]}
     found = pipeline("text-classification", model=str(order.model_directory), device="cpu")("good news")
     assert found[0]["label"] in ("bad", "good")
+
+
+def test_each_class_and_the_worst_examples_are_told_but_do_not_leave_with_the_model(tmp_path: Path) -> None:
+    base = classifier(tmp_path / "base", ("bad", "good"))
+    rows = [{"text": text, "label": ("bad", "good")[n % 2]} for n, text in enumerate(TEXTS)]
+    order = make_order(tmp_path / "work", "text-classification", base, rows, rows, batch_size=4, **FROZEN)
+    result = train_here(order)
+    model = pipeline("text-classification", model=str(order.model_directory), device="cpu", top_k=None)
+    scores = [{one["label"]: one["score"] for one in found} for found in model(TEXTS)]
+    guessed = [max(found, key=found.__getitem__) for found in scores]
+    wrong = [n for n, row in enumerate(rows) if guessed[n] != row["label"]]
+    wrong.sort(key=lambda n: scores[n][rows[n]["label"]])
+    told = [(one["text"], one["label"], one["predicted"]) for one in result["worst"]]
+    assert told == [(TEXTS[n], rows[n]["label"], guessed[n]) for n in wrong]
+    assert wrong
+    for one in result["classes"]:
+        right = sum(found == row["label"] == one["name"] for found, row in zip(guessed, rows, strict=True))
+        assert one["support"] == 5
+        assert one["recall"] == pytest.approx(right / 5)
+        assert one["precision"] == pytest.approx(right / max(guessed.count(one["name"]), 1))
+    assert "worst" not in json.loads((order.model_directory / "model.json").read_text())
 
 
 def test_a_new_head_is_said_once(base: Path, tmp_path: Path) -> None:
@@ -134,8 +156,6 @@ def test_lists_of_labels_are_learnt_each_for_itself(tmp_path: Path) -> None:
 
 
 def test_multi_hot_labels_are_learnt_by_their_places(tmp_path: Path) -> None:
-    from transformers import pipeline
-
     names = ("city", "news", "the")
     base = base_model(tmp_path / "base", spread=0.2)
     rows = [{"text": text, "label": [float(name in text.split()) for name in names]} for text in TEXTS]
@@ -150,14 +170,8 @@ def test_multi_hot_labels_are_learnt_by_their_places(tmp_path: Path) -> None:
     assert found[0]["label"] == "LABEL_1"
 
 
-#: So low that nothing is learnt.
-FROZEN: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-12}
-
-
 @pytest.mark.parametrize("shown", [("so-so", "good", "bad"), ("so-so", "bad")])
 def test_a_classifier_trained_further_keeps_its_classes(shown: tuple[str, ...], tmp_path: Path) -> None:
-    from transformers import pipeline
-
     base = classifier(tmp_path / "base", ("so-so", "good", "bad"))
     rows = [{"text": text, "label": shown[n % len(shown)]} for n, text in enumerate(TEXTS)]
     order = make_order(tmp_path / "work", "text-classification", base, rows, **FROZEN)
@@ -172,8 +186,6 @@ def test_a_classifier_trained_further_keeps_its_classes(shown: tuple[str, ...], 
 
 
 def test_a_tagger_trained_further_keeps_its_tags(tmp_path: Path) -> None:
-    from transformers import pipeline
-
     base = tagger(tmp_path / "base")
     rows = [{"tokens": ["i", "in", "paris"], "tags": ["B-PER", "O", "B-LOC"]}] * 4
     order = make_order(tmp_path / "work", "token-classification", base, rows, **FROZEN)
@@ -193,8 +205,6 @@ def test_other_classes_than_those_of_the_base_model_are_said(tmp_path: Path) -> 
 
 
 def test_tags_are_learnt_for_words_of_several_pieces(base: Path, tmp_path: Path) -> None:
-    from transformers import pipeline
-
     rows = [{"tokens": [*text.split(), "Parisian"], "tags": [*["O"] * len(text.split()), "B-LOC"]} for text in TEXTS]
     order = make_order(
         tmp_path / "work", "token-classification", base, rows, rows, epochs=60, learning_rate=5e-3, batch_size=10,

@@ -16,11 +16,14 @@ from common.training.spec import Training
 from common.values import Json
 from common.versions import installed_version
 from workers.training.data import Examples
+from workers.training.judging import Judgement
 from workers.training.order import Order
 from workers.training.scores import metrics_of
 
 #: Points of the loss curve that are kept.
 _POINTS = 500
+#: What of a result has texts of examples: it stays with the job, a model is handed on.
+_TEXTS = "worst"
 _LIBRARIES = ("transformers", "torch", "accelerate", "datasets", "peft", "scikit-learn", "hugqueue")
 
 
@@ -28,8 +31,7 @@ def describe_run(
     order: Order,
     trainer: Any,
     examples: Examples,
-    measured: Mapping[str, float],
-    confusion: list[list[int]] | None,
+    judgement: Judgement,
     notes: Sequence[str],
 ) -> dict[str, Json]:
     """Return what came of a run, in terms of JSON."""
@@ -40,7 +42,7 @@ def describe_run(
         "task": job.task,
         "base_model": order.model_facts["model"],
         "base_commit": order.model_facts["commit"],
-        "metrics": {name.removeprefix("eval_"): value for name, value in metrics_of(measured).items()},
+        "metrics": {name.removeprefix("eval_"): value for name, value in metrics_of(judgement.metrics).items()},
         "best_metric": state.best_metric,
         "best_step": state.best_global_step,
         "train_loss": _mean_loss(losses),
@@ -52,7 +54,9 @@ def describe_run(
         "notes": list(notes),
         "curve": _thinned([[e["step"], e["loss"], e.get("learning_rate")] for e in losses]),
         "evaluations": [_evaluation(entry) for entry in state.log_history if "eval_loss" in entry],
-        "confusion": confusion,
+        "confusion": judgement.confusion,
+        "classes": judgement.classes,
+        _TEXTS: judgement.worst,
         "options": _options(order.training),
         "arguments": _arguments(trainer.args),
         "batch": [order.batch_size, order.gradient_accumulation, order.processes],
@@ -65,10 +69,11 @@ def describe_run(
 
 
 def write_cards(order: Order, result: Mapping[str, Json]) -> None:
-    """Write the three files; `model.json`, which makes the model whole, last."""
+    """Write the three files, without texts of examples; `model.json`, which makes the model whole, last."""
     directory = order.model_directory
     (directory / "metrics.json").write_text(json.dumps(result["metrics"], indent=2) + "\n")
     (directory / "README.md").write_text(_card(result))
+    result = {name: value for name, value in result.items() if name != _TEXTS}
     (directory / CARD).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -15,14 +15,12 @@ from workers.training.arguments import best_metric, make_arguments
 from workers.training.callbacks import Checkpoints, Watch
 from workers.training.card import describe_run, write_cards
 from workers.training.data import Examples, encoded_dataset
+from workers.training.judging import judge
 from workers.training.link import Link
 from workers.training.models import as_base_has_them, load_base, most_tokens
 from workers.training.order import Order
-from workers.training.scores import confusion
+from workers.training.scores import logits_of
 from workers.training.tasks import RECIPES, Encoded
-
-#: More classes than that make a table that nobody reads.
-_MOST_CONFUSED = 30
 
 
 class JobTrainer(Trainer):  # type: ignore[misc]
@@ -97,8 +95,8 @@ def train(order: Order, link: Link) -> dict[str, Json]:
     trainer.train(resume_from_checkpoint=order.checkpoint)
     if "eval" in encoded:
         link.tell_once("stage", text="evaluating")
-    measured, matrix = _judge(trainer, examples, encoded)
-    result = describe_run(order, trainer, examples, measured, matrix, notes)
+    judgement = judge(trainer, examples, evaluates="eval" in encoded)
+    result = describe_run(order, trainer, examples, judgement, notes)
     link.tell_once("stage", text="saving the model")
     if trainer.is_world_process_zero():
         _save(trainer, tokenizer, order.model_directory, cached)
@@ -145,33 +143,11 @@ def _trainer(
         eval_dataset=encoded_dataset(encoded["eval"].columns) if evaluates else None,
         data_collator=recipe.collator(tokenizer),
         processing_class=tokenizer,
-        compute_metrics=(lambda found: scores(_logits(found.predictions), found.label_ids)) if scores else None,
+        compute_metrics=(lambda found: scores(logits_of(found.predictions), found.label_ids)) if scores else None,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _logits(predictions: Any) -> Any:
-    """Some models give hidden states beside the logits."""
-    return predictions[0] if isinstance(predictions, tuple) else predictions
-
-
-def _judge(
-    trainer: Trainer, examples: Examples, encoded: Mapping[str, Encoded]
-) -> tuple[dict[str, float], list[list[int]] | None]:
-    """Evaluate the model that is kept; return its metrics and, for classes, which were taken for which."""
-    if "eval" not in encoded:
-        return {}, None
-    if examples.labels.kind != "classes":
-        before = len(trainer.state.log_history)
-        measured: dict[str, float] = trainer.evaluate()
-        del trainer.state.log_history[before:]  # the history is that of the training alone
-        return measured, None
-    found = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
-    few = len(examples.labels.names) <= _MOST_CONFUSED
-    matrix = confusion(_logits(found.predictions), found.label_ids, len(examples.labels.names)) if few else None
-    return found.metrics, matrix
 
 
 def _save(trainer: Trainer, tokenizer: Any, directory: Path, cached: bool | None) -> None:

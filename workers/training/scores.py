@@ -1,4 +1,4 @@
-"""What an evaluation measures, by scikit-learn and seqeval: arrays in, numbers out. Knows no model."""
+"""What an evaluation measures, mostly by scikit-learn: arrays in, numbers out. Knows no model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from sklearn import metrics
 
-from common.training.labels import marks_entities
+from common.training.labels import Labels, marks_entities
+from workers.training.entities import score_entities
 
 #: A label that the loss and the scores leave out.
 IGNORED = -100
@@ -51,24 +52,50 @@ def tag_scores(names: Sequence[str]) -> Scores:
     """Return the scores of logits (examples, tokens, tags) against tag numbers; of entities where tags mark such."""
 
     def scores(predicted: Any, expected: Any) -> dict[str, float]:
-        found = np.argmax(predicted, axis=-1)
-        kept = np.asarray(expected) != IGNORED
+        found, kept = np.argmax(predicted, axis=-1), np.asarray(expected) != IGNORED
         flat = _word_scores(found[kept], np.asarray(expected)[kept])
         if not marks_entities(names):
             return flat
-        from seqeval.metrics import f1_score, precision_score, recall_score
-
-        right, guessed = (
-            [[names[tag] for tag in row[mask]] for row, mask in zip(rows, kept, strict=True)]
-            for rows in (np.asarray(expected), found)
-        )
-        return flat | {
-            "f1": float(f1_score(right, guessed, zero_division=0)),
-            "precision": float(precision_score(right, guessed, zero_division=0)),
-            "recall": float(recall_score(right, guessed, zero_division=0)),
-        }
+        every = score_entities(*_tagged(names, predicted, expected))[""]
+        return flat | {"f1": every.f1, "precision": every.precision, "recall": every.recall}
 
     return scores
+
+
+def class_table(labels: Labels, predicted: Any, expected: Any) -> list[dict[str, Any]]:
+    """Return name, precision, recall, F1 and support of each class, tag, or kind of entity."""
+    if labels.kind == "number":
+        return []
+    if labels.kind == "tags" and marks_entities(labels.names):
+        found = score_entities(*_tagged(labels.names, predicted, expected))
+        return [{"name": kind, **one._asdict()} for kind, one in found.items() if kind]
+    if labels.kind == "several":
+        guessed, right = np.asarray(predicted) > 0, np.asarray(expected) > 0.5
+    else:
+        kept = np.asarray(expected) != IGNORED
+        guessed, right = np.argmax(predicted, axis=-1)[kept], np.asarray(expected)[kept]
+    columns = metrics.precision_recall_fscore_support(
+        right, guessed, labels=range(len(labels.names)), zero_division=0
+    )  # fmt: skip
+    return [
+        {"name": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+        for name, p, r, f, n in zip(labels.names, *columns, strict=True)
+    ]
+
+
+def logits_of(predictions: Any) -> Any:
+    """Return the logits; some models give hidden states beside them."""
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
+def _tagged(names: Sequence[str], predicted: Any, expected: Any) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the tags of each sentence's words in their names: the right ones, and those found."""
+    right, found = np.asarray(expected), np.argmax(predicted, axis=-1)
+    rows = [
+        [[names[tag] for tag in row[kept]] for row, kept in zip(tags, right != IGNORED, strict=True)]
+        for tags in (right, found)
+    ]
+    return rows[0], rows[1]
 
 
 def _word_scores(found: Any, expected: Any) -> dict[str, float]:
