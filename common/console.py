@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from common.values import visible
 
 #: Exit status after Ctrl-C.
 INTERRUPTED = 130
+
+_tracebacks = False
 
 
 class _OutputFails(HugqueueError):
@@ -86,7 +89,15 @@ def complain(text: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
+def show_tracebacks() -> None:
+    """Show, from now on, the traceback of an error before its sentence: for who looks for its cause."""
+    global _tracebacks  # noqa: PLW0603 - a program has one way of ending
+    _tracebacks = True
+
+
 def _end(text: str, status: int) -> None:
+    if _tracebacks:
+        complain(traceback.format_exc())
     complain(f"Error: {text}")
     sys.exit(status)
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from common.values import LATEST, Counts, Failure, JobSpec, JobStatus, Json, one_line
@@ -76,13 +77,20 @@ class Job:
             },
             "chunks": self.chunks,
             "round": self.round,
-            "created_at": spec.created_at,
-            "started_at": self.started_at,
-            "finished_at": self.finished_at,
+            "created_at": iso_time(spec.created_at),
+            "started_at": iso_time(self.started_at),
+            "finished_at": iso_time(self.finished_at),
             "error": self.failure.as_dict() if self.failure else None,
             "ran_on": dict(self.facts) or None,
             "progress": dict(self.progress) or None,
         }
+
+
+def iso_time(seconds: float | None) -> str | None:
+    """Return a time since the epoch as people and programs read it: ISO 8601, in UTC."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 #: Statuses that only an accepted job has.

@@ -1,4 +1,4 @@
-"""From what a command names to jobs: ids, or a name and labels that several have."""
+"""From what a command names to jobs: ids, or a name, labels and more that several have."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,47 +6,42 @@ from common.errors import HugqueueError, UnknownJob, UsageError
 from producer.client import Client
 from producer.handle import JobHandle
 from producer.printing import Say
-from producer.selection import Selection, parse_labels
+from producer.selection import Selection
 
 
-def choose(client: Client, job_ids: Sequence[str], name: str | None, labels: Sequence[str]) -> list[JobHandle]:
-    """Return the jobs of these ids, in their order; or all of that name and those labels, the newest first.
+def choose(client: Client, job_ids: Sequence[str], wanted: Selection) -> list[JobHandle]:
+    """Return the jobs of these ids, in their order; or all that are wanted, the newest first.
 
     Raises:
-        UsageError: neither was given, or both.
+        UsageError: neither was given, or both; or one of the ids is begun by several.
         UnknownJob: there is none of one of the ids.
-        HugqueueError: no job has that name and those labels.
+        HugqueueError: no job is wanted.
     """
-    return [client.job(job_id) for job_id in _ids(client, job_ids, name, labels)]
+    return [client.job(job_id) for job_id in _ids(client, job_ids, wanted)]
 
 
-def _ids(client: Client, job_ids: Sequence[str], name: str | None, labels: Sequence[str]) -> list[str]:
-    wanted = Selection(name=name, labels=parse_labels(labels))
+def _ids(client: Client, job_ids: Sequence[str], wanted: Selection) -> list[str]:
     if bool(job_ids) == bool(wanted):
-        raise UsageError("Name jobs by their ids, or choose them with --name and --label: one of the two.")
+        raise UsageError("Name jobs by their ids, or choose them with options (--name, --label): one of the two.")
     if job_ids:
         return list(job_ids)
-    found = client.jobs(name=name, labels=wanted.labels)
+    found = client.jobs(status=wanted.status, name=wanted.name, labels=wanted.labels, older_than=wanted.older_than)
     if not found:
         raise HugqueueError(f"There is no job with {wanted}. `producer jobs` lists those there are.")
     return [job.id for job in found]
 
 
 def do_for_each(
-    client: Client,
-    job_ids: Sequence[str],
-    name: str | None,
-    labels: Sequence[str],
-    step: Callable[[JobHandle], None],
+    client: Client, job_ids: Sequence[str], wanted: Selection, step: Callable[[JobHandle], None]
 ) -> list[HugqueueError]:
     """Do a step for each of the jobs that `choose` gives; return what was wrong with some, the others being done.
 
     Raises:
-        UsageError: neither ids nor a name and labels were given, or both.
-        HugqueueError: no job has that name and those labels.
+        UsageError: neither ids nor what chooses were given, or both.
+        HugqueueError: no job is wanted.
     """
     faults: list[HugqueueError] = []
-    for job_id in _ids(client, job_ids, name, labels):
+    for job_id in _ids(client, job_ids, wanted):
         try:
             step(client.job(job_id))
         except (UnknownJob, UsageError) as error:

@@ -16,6 +16,7 @@ COMMANDS = {
     "wait": ("waiting", "Wait until jobs are finished."),
     "watch": ("waiting", "Watch a job's progress until it is finished."),
     "results": ("results", "Print or save a job's results."),
+    "logs": ("jobs", "Show what the embedded worker logged about a job."),
     "retry": ("results", "Run again what failed or never ended."),
     "cancel": ("jobs", "Stop jobs and keep what is done."),
     "delete": ("jobs", "Forget finished jobs and all that belongs to them."),
@@ -25,6 +26,41 @@ COMMANDS = {
     "workers": ("catalog", "List the live workers."),
     "up": ("up", "Start Redis, workers and Flower here."),
 }
+
+
+def _be_quiet(_context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if asked:
+        from producer.printing import be_quiet
+
+        be_quiet()
+
+
+def _be_verbose(_context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if asked:
+        from common.console import show_tracebacks
+        from common.logs import set_up_logs
+
+        show_tracebacks()
+        set_up_logs()
+
+
+#: Options of every command.
+COMMON = (
+    click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        expose_value=False,
+        callback=_be_quiet,
+        help="Say nothing but the answer, and what went wrong.",
+    ),
+    click.Option(
+        ["-v", "--verbose"],
+        is_flag=True,
+        expose_value=False,
+        callback=_be_verbose,
+        help="Log what is done, and show the traceback of an error.",
+    ),
+)
 
 
 class LateGroup(click.Group):
@@ -40,6 +76,8 @@ class LateGroup(click.Group):
             return None
         module = import_module(f"producer.commands.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name)
+        if not any(option in COMMON for option in command.params):
+            command.params.extend(COMMON)
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:

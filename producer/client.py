@@ -228,12 +228,30 @@ class Client(Connection):
         return self.job(job_id), totals
 
     def job(self, job_id: str) -> JobHandle:
-        """Return the job of that id.
+        """Return the job of that id, which may be cut short, or `@last`: see `full_id`.
 
         Raises:
             UnknownJob: there is none, or no longer.
+            UsageError: several ids begin so.
         """
-        return JobHandle(self, self.look(job_id))
+        return JobHandle(self, self.look(self.full_id(job_id)))
+
+    def logs(self, job_id: str) -> Iterator[str]:
+        """Yield what the embedded queue's worker logged about a job, and about nothing else while the job ran.
+
+        Raises:
+            UsageError: the queue is configured: its workers log where they run.
+            UnknownJob: there is no such job, or no longer.
+        """
+        job = self.job(job_id).state
+        if not self.embedded:
+            names = ", ".join(worker.name for worker in self.workers()) or "none is alive"
+            raise UsageError(
+                f"The workers of a queue of your own log where they run ({names}); look for {job.id} there."
+            )
+        from producer.embedded.job_log import entries_of
+
+        return entries_of(job, self._configured)
 
     def jobs(
         self,
@@ -241,6 +259,7 @@ class Client(Connection):
         status: JobStatus | str | None = None,
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
+        older_than: float | None = None,
         limit: int | None = None,
     ) -> list[JobHandle]:
         """Return jobs, the newest first.
@@ -249,13 +268,14 @@ class Client(Connection):
             status: only those that stand so.
             name: only those of that name; `*` stands for any text.
             labels: only those that have all these labels.
+            older_than: only those submitted more than so many seconds ago.
             limit: so many at most; None: all.
         """
         if limit is not None and limit < 0:
             raise UsageError(f"limit: expected a number of jobs, found {limit}.")
         if status is not None and status not in list(JobStatus):
             raise UsageError(f"status: expected one of {', '.join(JobStatus)}, found {status!r}.")
-        wanted = Selection(JobStatus(status) if status else None, name, check_labels(labels or {}))
+        wanted = Selection(JobStatus(status) if status else None, name, check_labels(labels or {}), older_than)
         return [JobHandle(self, state) for state in islice(self._chosen(wanted), limit)]
 
     def _chosen(self, wanted: Selection) -> Iterator[Job]:

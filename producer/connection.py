@@ -5,6 +5,7 @@
 
 import contextlib
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
@@ -25,13 +26,18 @@ from common.store.claims import Claims
 from common.store.heartbeats import Heartbeat, living, serving, ticket_target
 from common.store.ledger import MIN_TICKETS, MOST_TICKETS, Ledger
 from common.store.store import Store
-from common.values import JobSpec, one_line
+from common.values import JOB_ID, JobSpec, one_line
 
 T = TypeVar("T")
 
 #: Seconds between two looks at a job that is waited for; and at most, for a look takes its time from a worker on the
 #: same machine: the longer the job, the less a late one matters.
 POLL, _LONGEST_POLL = 0.2, 1.0
+
+
+#: What stands for the job that was submitted last; and what may begin an id.
+LAST = "@last"
+_PREFIX = re.compile(r"[0-9a-f]{1,11}\Z")
 
 
 class Connection:
@@ -71,6 +77,31 @@ class Connection:
 
     def tend(self, say: Callable[[str], None]) -> None:
         """See that an embedded queue is there for who waits for it; `say` gets a sentence if it had to be started."""
+
+    def full_id(self, name: str) -> str:
+        """Return the id of the job that `name` stands for.
+
+        Args:
+            name: an id, the beginning of one that no other job has, or `@last`: the job that was submitted last.
+
+        Raises:
+            UnknownJob: there is none.
+            UsageError: several begin so.
+        """
+        if JOB_ID.match(name):
+            return name
+        with self.errors():
+            if name == LAST:
+                found = list(filter(None, [self.store.newest()]))
+            else:
+                found = self.store.beginning_with(name) if _PREFIX.match(name) else []
+        if len(found) > 1:
+            raise UsageError(
+                f"{name!r} begins the ids of {len(found):,} jobs: {', '.join(found[:5])}. Write more of it."
+            )
+        if not found:
+            raise UnknownJob(name)
+        return found[0]
 
     def look(self, job_id: str) -> Job:
         """Return the job as it stands now."""

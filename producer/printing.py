@@ -12,9 +12,26 @@ from common.values import Json, visible
 Say = Callable[[str], None]
 
 
+class _Talk:
+    """How much is said besides the answer."""
+
+    quiet = False
+
+
+def be_quiet() -> None:
+    """Say nothing from now on but the answer, and what went wrong."""
+    _Talk.quiet = True
+
+
+def is_quiet() -> bool:
+    """Whether nothing is said but the answer, and what went wrong."""
+    return _Talk.quiet
+
+
 def say(text: str) -> None:
     """Tell the user something that is not the answer."""
-    complain(text)
+    if not _Talk.quiet:
+        complain(text)
 
 
 def print_json(value: Json) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from common.jobs import Job
 from common.values import JobStatus, one_line
-from producer.printing import say
+from producer.printing import is_quiet, say
 from producer.submission import Totals
 from producer.tables import duration
 from producer.training_progress import evaluation_of, line_of, steps_of
@@ -112,7 +112,7 @@ class JobProgress:
 def submit_progress() -> Iterator[Callable[[Totals], None]]:
     """Yield what shows how far the reading of the input is, while it lasts and only on a terminal."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or is_quiet():
         yield lambda _: None
         return
     columns = (TextColumn("submitting {task.completed:,.0f} records"), _Rate())
@@ -131,7 +131,7 @@ def job_bar(console: Console) -> Progress:
 def job_progress() -> Iterator[JobProgress]:
     """Yield a progress that is shown as long as the block runs, as a bar if stderr is a terminal."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or is_quiet():
         yield JobProgress(None)
         return
     with job_bar(console) as progress:

@@ -1,6 +1,7 @@
 """Choosing jobs: by status, name and labels."""
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,20 +17,24 @@ class Selection:
     status: JobStatus | None = None
     name: str | None = None  #: `*` stands for any text
     labels: Mapping[str, str] = field(default_factory=dict)
+    older_than: float | None = None  #: seconds since they were submitted
 
     def takes(self, job: Job) -> bool:
         """Whether the job is one of them."""
         if self.status not in (None, job.status) or not self.labels.items() <= job.spec.labels.items():
             return False
+        if self.older_than is not None and time.time() - job.spec.created_at <= self.older_than:
+            return False
         return self.name is None or _matches(self.name, job.spec.name or "")
 
     def __bool__(self) -> bool:
         """Whether it leaves out any job."""
-        return bool(self.status or self.name is not None or self.labels)
+        return bool(self.status or self.name is not None or self.labels or self.older_than is not None)
 
     def __str__(self) -> str:
         parts = [f"status {self.status}"] if self.status else []
         parts += [f"name {self.name!r}"] if self.name is not None else []
+        parts += [f"an age above {self.older_than:g} s"] if self.older_than is not None else []
         return " and ".join(parts + [f"label {key}={value}" for key, value in self.labels.items()])
 
 

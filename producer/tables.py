@@ -2,12 +2,14 @@
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
+from typing import NoReturn
 
 import click
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -40,27 +42,33 @@ Columns = Mapping[str, Kind]
 RESULT_COLUMNS = {"ID": Kind.WHOLE, "INPUT": Kind.CUT, "OUTPUT": Kind.WRAPPED}
 #: Characters between two columns, and of a column that gives way at least.
 _GAP, _LEAST = 2, 6
+#: Seconds between two looks at jobs that are watched.
+_WATCH_SECONDS = 2.0
 
 
 def show(columns: Columns, rows: Iterable[Sequence[str | Text]]) -> None:
     """Print a table that fits into the terminal; in a pipe nothing is cut."""
+    _print(_table(columns, rows, Console().width if sys.stdout.isatty() else None))
+
+
+def _table(columns: Columns, rows: Iterable[Sequence[str | Text]], width: int | None) -> Table:
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max([len(header), *(row[at].cell_len for row in cells)]) for at, header in enumerate(columns)]
-    if sys.stdout.isatty():
-        _narrow(widths, list(columns.values()), Console().width)
+    if width is not None:
+        _narrow(widths, list(columns.values()), width)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-    for (header, kind), width in zip(columns.items(), widths, strict=True):
+    for (header, kind), taken in zip(columns.items(), widths, strict=True):
         wrapped = kind is Kind.WRAPPED
         table.add_column(
             header,
-            width=width,
+            width=taken,
             no_wrap=not wrapped,
             overflow="fold" if wrapped else "ellipsis",
             justify="right" if kind is Kind.NUMBER else "left",
         )
     for row in cells:
         table.add_row(*row)
-    _print(table)
+    return table
 
 
 def _narrow(widths: list[int], kinds: Sequence[Kind], total: int) -> None:
@@ -115,6 +123,15 @@ _JOB_COLUMNS = {
 def show_jobs(jobs: Iterable[Job]) -> None:
     """Print one line for each job."""
     show(_JOB_COLUMNS, map(_job_row, jobs))
+
+
+def watch_jobs(look: Callable[[], Sequence[Job]]) -> NoReturn:
+    """Show on a terminal what `look` gives, again and again; Ctrl-C ends it."""
+    with Live(auto_refresh=False) as live:
+        while True:
+            console = live.console
+            live.update(_table(_JOB_COLUMNS, map(_job_row, look()), console.width), refresh=True)
+            time.sleep(_WATCH_SECONDS)
 
 
 def _job_row(job: Job) -> tuple[str | Text, ...]:

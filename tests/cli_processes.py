@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -60,6 +61,19 @@ class Terminal:
             start_new_session=True,
         )
         os.close(terminal)
+
+    def read_until(self, word: str) -> None:
+        """Wait until the word is shown."""
+        shown = b""
+        while word.encode() not in shown:
+            shown += os.read(self._screen, 65536)
+
+    def interrupt(self) -> int:
+        """Press Ctrl-C; return the exit status."""
+        self._process.send_signal(signal.SIGINT)
+        status = self._process.wait(10)
+        os.close(self._screen)
+        return status
 
     def text(self) -> str:
         """Return all that was shown, and wait for the end."""

@@ -10,7 +10,7 @@ import torch
 from transformers import pipeline
 
 from common.errors import UsageError
-from producer.cli import main
+from producer.cli import COMMON, main
 from producer.client import Client
 from producer.commands.grouped import HINTS, GroupedCommand
 from tests.cli_processes import Queue, running_queue
@@ -95,7 +95,7 @@ def test_help_has_every_option_in_one_group_and_marks_the_required(queue: Queue,
     command = main.get_command(click.Context(main), name)
     assert isinstance(command, GroupedCommand)
     text = queue.run(name, "--help").stdout
-    options = [option.opts[0] for option in command.params if isinstance(option, click.Option)]
+    options = [option.opts[0] for option in command.params if isinstance(option, click.Option) and option not in COMMON]
     grouped = [option for group in command.groups.values() for option in group]
     assert sorted(grouped) == sorted(options)
     assert all(re.search(rf"^{heading}:$", text, re.MULTILINE) for heading in command.groups)

@@ -74,6 +74,17 @@ class Store:
         """Return whether anything is kept under that id, be it readable or not."""
         return bool(self.client.exists(JobKeys.of(job_id).job))
 
+    def newest(self) -> str | None:
+        """Return the id of the job that was submitted last."""
+        for job in self.each_job():
+            return job.id
+        return None
+
+    def beginning_with(self, prefix: str) -> list[str]:
+        """Return the ids of the jobs there are that begin so, the newest first."""
+        ids = [member.decode(errors="replace") for member in self.client.zrevrange(keys.JOBS, 0, -1)]
+        return [job_id for job_id in ids if job_id.startswith(prefix) and self.exists(job_id)]
+
     def each_job(self) -> Iterator[Job]:
         """Yield all jobs, the newest first, looked up as they are asked for; forget those whose time is over."""
         ids = [member.decode(errors="replace") for member in self.client.zrevrange(keys.JOBS, 0, -1)]

@@ -2,6 +2,7 @@
 
 import click
 
+from common.jobs import iso_time
 from producer.commands.frame import open_client
 from producer.commands.options import json_option
 from producer.printing import print_json, say
@@ -29,7 +30,7 @@ def workers(as_json: bool) -> None:
     with open_client() as client:
         found = client.workers()
     if as_json:
-        print_json([worker.as_dict() for worker in found])
+        print_json([worker.as_dict() | {"started_at": iso_time(worker.started_at)} for worker in found])
         return
     from producer.tables import show_workers
 

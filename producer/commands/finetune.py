@@ -9,7 +9,14 @@ import click
 from common.training.spec import DTYPES, Training
 from producer.commands.frame import open_client
 from producer.commands.grouped import GroupedCommand
-from producer.commands.options import label_option, name_option, priority_option, quoting_option, revision_option
+from producer.commands.options import (
+    label_option,
+    name_option,
+    priority_option,
+    quoting_option,
+    revision_option,
+    task_option,
+)
 from producer.printing import say
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,11 +56,9 @@ _GROUPS = {
 
 @click.command(cls=GroupedCommand, groups=_GROUPS, no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="TRAIN...")
-@click.option(
-    "--task",
+@task_option(
     default="text-classification",
     show_default=True,
-    metavar="TASK",
     help="text-classification, token-classification, fill-mask or text-generation.",
 )
 @click.option("-m", "--model", "--model-id", required=True, metavar="ID|PATH|job:ID", help="The model to begin with.")

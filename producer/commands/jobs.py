@@ -1,12 +1,14 @@
 """`producer jobs`, `status`, `cancel` and `delete`."""
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from common.values import JobStatus
+from common.errors import UsageError
+from common.values import JobStatus, visible
 from producer.commands.frame import open_client
-from producer.commands.options import json_option, label_option, selecting
+from producer.commands.options import job_argument, json_option, label_option, selecting, status_option
 from producer.printing import print_json, say
 
 if TYPE_CHECKING:
@@ -15,17 +17,26 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--status", type=click.Choice([str(status) for status in JobStatus]), help="Only those that stand so.")
+@status_option
 @click.option("--name", metavar="TEXT", help="Only those of that name; * stands for any text.")
 @label_option("Only those that have this label; repeatable, all must fit.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most.")
+@click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C; on a terminal.")
 @json_option
-def jobs(status: str | None, name: str | None, labels: tuple[str, ...], limit: int, as_json: bool) -> None:
+def jobs(status: str | None, name: str | None, labels: tuple[str, ...], limit: int, watch: bool, as_json: bool) -> None:
     """List jobs, the newest first."""
     from producer.selection import parse_labels
 
     wanted = parse_labels(labels)
+    if watch and (as_json or not sys.stdout.isatty()):
+        raise UsageError(
+            "--watch is for a terminal; a program looks at `producer jobs --json` as often as it needs to."
+        )
     with open_client() as client:
+        if watch:
+            from producer.tables import watch_jobs
+
+            watch_jobs(lambda: [j.state for j in client.jobs(status=status, name=name, labels=wanted, limit=limit)])
         found = [job.state for job in client.jobs(status=status, name=name, labels=wanted, limit=limit)]
         none_at_all = not found and not client.jobs(limit=1)
     if as_json:
@@ -39,7 +50,7 @@ def jobs(status: str | None, name: str | None, labels: tuple[str, ...], limit: i
 
 
 @click.command()
-@click.argument("job")
+@job_argument
 @json_option
 def status(job: str, as_json: bool) -> None:
     """Show where a job stands: status, counts, what it runs on, why it failed."""
@@ -55,6 +66,18 @@ def status(job: str, as_json: bool) -> None:
 
 
 @click.command()
+@job_argument
+def logs(job: str) -> None:
+    """Show what the embedded worker logged about a job, for as long as its log is kept.
+
+    Workers of a queue of your own log where they run.
+    """
+    with open_client() as client:
+        for entry in client.logs(job):
+            click.echo(visible(entry))
+
+
+@click.command()
 @selecting
 @json_option
 def cancel(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_json: bool) -> None:
@@ -63,7 +86,9 @@ def cancel(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_
     Name them, or choose by --name and --label among those that are not finished.
     """
     from producer.choosing import do_for_each, raise_last
+    from producer.selection import Selection, parse_labels
 
+    wanted = Selection(name=name, labels=parse_labels(labels))
     stopped: list[Job] = []
 
     def stop(job: "JobHandle") -> None:
@@ -76,7 +101,7 @@ def cancel(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_
             say(f"job {job.id}: {'had already ended: ' if over else ''}{job.state.status}")
 
     with open_client() as client:
-        faults = do_for_each(client, jobs, name, labels, stop)
+        faults = do_for_each(client, jobs, wanted, stop)
         if as_json:
             print_json([job.as_dict() for job in stopped])
         raise_last(faults, say)
@@ -84,18 +109,35 @@ def cancel(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_
 
 @click.command()
 @selecting
+@status_option
+@click.option("--older-than", metavar="SPAN", help="Jobs submitted longer ago than that, as 12h or 7d.")
 @click.option("--force", is_flag=True, help="Unfinished ones too: they are stopped, and what is done is lost.")
-def delete(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], force: bool) -> None:
+def delete(
+    jobs: tuple[str, ...],
+    name: str | None,
+    labels: tuple[str, ...],
+    status: str | None,
+    older_than: str | None,
+    force: bool,
+) -> None:
     """Forget finished jobs: records, results and all. Nothing is asked, and nothing brings them back.
 
-    Name them, or choose by --name and --label. A model that a job trained stays.
+    Name them, or choose by --name, --label, --status and --older-than; unfinished ones that are chosen so, and not by
+    --status, are left alone. A model that a job trained stays.
     """
+    from common.durations import parse_duration
     from producer.choosing import do_for_each, raise_last
+    from producer.selection import Selection, parse_labels
+
+    age = None if older_than is None else parse_duration(older_than, "--older-than")
+    wanted = Selection(JobStatus(status) if status else None, name, parse_labels(labels), age)
 
     def forget(job: "JobHandle") -> None:
+        if age is not None and not (status or force or job.state.status.finished):
+            return
         job.delete(force=force)
         say(f"job {job.id}: deleted")
 
     with open_client() as client:
-        faults = do_for_each(client, jobs, name, labels, forget)
+        faults = do_for_each(client, jobs, wanted, forget)
         raise_last(faults, say)

@@ -1,13 +1,16 @@
 """`producer models`: the fine-tuned models, and bringing one out of the store."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from common.errors import UsageError, path_errors
+from common.jobs import iso_time
 from common.models.store import job_of, open_store, store_address
 from common.settings import load_settings
+from common.values import Json
 from producer.commands.options import json_option
 from producer.printing import print_json, say
 
@@ -29,7 +32,7 @@ def models(context: click.Context, as_json: bool) -> None:
         return
     found = _store().models()
     if as_json:
-        print_json([dict(model.card) for model in found])
+        print_json([_with_iso_times(model.card) for model in found])
         return
     from producer.tables import show_models
 
@@ -50,6 +53,11 @@ def export(model: str, directory: Path) -> None:
         raise UsageError(f"{directory} cannot be written: there is no directory {directory.absolute().parent}.")
     _store().export(str(job_id), directory.absolute())
     click.echo(directory)
+
+
+def _with_iso_times(card: Mapping[str, Json]) -> dict[str, Json]:
+    times = {name: value for name, value in card.items() if name.endswith("_at") and isinstance(value, int | float)}
+    return {**card, **{name: iso_time(value) for name, value in times.items()}}
 
 
 def _store() -> "ModelsStore":

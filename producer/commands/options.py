@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
-from common.values import PRIORITIES
+from common.values import PRIORITIES, JobStatus
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,8 +53,33 @@ def label_option(text: str = "A word of your own to find the job by; repeatable.
     return click.option("-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", help=text)
 
 
+status_option = click.option(
+    "--status", type=click.Choice([str(status) for status in JobStatus]), help="Only those that stand so."
+)
+
+
+def _complete_jobs(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    from producer.completion import complete_jobs
+
+    return complete_jobs(begun)
+
+
+def _complete_tasks(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    from producer.completion import complete_tasks
+
+    return complete_tasks(begun)
+
+
+job_argument = click.argument("job", shell_complete=_complete_jobs)
+
+
+def task_option(**more: Any) -> Callable[[F], F]:
+    """Return the option `--task`, whose words shells complete."""
+    return click.option("--task", metavar="TASK", shell_complete=_complete_tasks, **more)
+
+
 def selecting(command: F) -> F:
     """Let a command take jobs by their ids, by name or by labels."""
     command = label_option("Jobs that have this label; repeatable, all must fit.")(command)
     command = click.option("--name", metavar="TEXT", help="Jobs of that name; * stands for any text.")(command)
-    return click.argument("jobs", nargs=-1, metavar="JOB...")(command)
+    return click.argument("jobs", nargs=-1, metavar="JOB...", shell_complete=_complete_jobs)(command)

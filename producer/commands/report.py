@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 
 from producer.commands.frame import open_client
+from producer.commands.options import job_argument
 from producer.printing import say
 
 
 @click.command()
-@click.argument("job")
+@job_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The .html file.")
 def report(job: str, output: Path) -> None:
     """Write one self-contained page about a completed fine-tune job, to be looked at in a browser.
@@ -20,6 +21,6 @@ def report(job: str, output: Path) -> None:
     from producer.report import make_report, write_page
 
     with open_client() as client:
-        page = make_report(client, client.look(job.removeprefix("job:")), say)
+        page = make_report(client, client.job(job.removeprefix("job:")).state, say)
     write_page(output, page)
     say(f"wrote {output}")

@@ -7,12 +7,12 @@ import click
 from common.errors import UsageError
 from common.values import JobStatus
 from producer.commands.frame import open_client
-from producer.commands.options import lines_option, output_option, part_format_option
+from producer.commands.options import job_argument, lines_option, output_option, part_format_option
 from producer.printing import say
 
 
 @click.command()
-@click.argument("job")
+@job_argument
 @output_option
 @part_format_option
 @click.option("--follow", is_flag=True, help="Give the results of a running job as they come, until it ends.")
@@ -37,7 +37,7 @@ def results(job: str, output: str | None, output_format: str | None, follow: boo
         if follow and not found.status.finished:
             sys.exit(follow_results(client, found, say))
         if not found.status.finished:
-            say(f"Job {job} is {found.status}: {found.counts.done:,} of {found.records or 0:,} records are done.")
+            say(f"Job {found.id} is {found.status}: {found.counts.done:,} of {found.records or 0:,} records are done.")
         if failed:
             give_failures(client, found, target, say, as_json=as_json)
             return
@@ -45,7 +45,7 @@ def results(job: str, output: str | None, output_format: str | None, follow: boo
 
 
 @click.command()
-@click.argument("job")
+@job_argument
 @output_option
 @part_format_option
 @click.option("--wait", is_flag=True, help="Wait for the end and print the results.")
@@ -61,6 +61,7 @@ def retry(job: str, output: str | None, output_format: str | None, wait: bool, a
 
     with open_client() as client:
         handle = client.job(job)
+        job = handle.id
         before = handle.state
         target = open_target(output, output_format, before.spec)
         if before.status is JobStatus.COMPLETED and not before.counts.failed:

@@ -16,6 +16,7 @@ from producer.commands.options import (
     priority_option,
     quoting_option,
     revision_option,
+    task_option,
 )
 from producer.printing import print_json, say
 
@@ -39,11 +40,7 @@ _GROUPS = {
 
 @click.command(cls=GroupedCommand, groups=_GROUPS, no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option(
-    "--task",
-    metavar="TASK",
-    help="What to do with each record; `producer tasks` lists them.  [required, but for --format openai]",
-)
+@task_option(help="What to do with each record; `producer tasks` lists them.  [required, but for --format openai]")
 @click.option(
     "-m",
     "--model",

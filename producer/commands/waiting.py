@@ -5,7 +5,7 @@ import sys
 import click
 
 from producer.commands.frame import open_client
-from producer.commands.options import json_option, selecting
+from producer.commands.options import job_argument, json_option, selecting
 from producer.exits import exit_status
 from producer.printing import print_json, say
 
@@ -28,9 +28,10 @@ def wait(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_js
     """
     from producer.choosing import choose
     from producer.follow import in_words
+    from producer.selection import Selection, parse_labels
 
     with open_client() as client:
-        chosen = choose(client, jobs, name, labels)
+        chosen = choose(client, jobs, Selection(name=name, labels=parse_labels(labels)))
         if not all(job.state.status.finished for job in chosen):
             client.start_worker()
         finished = [client.wait(job.id, lambda _: None, say) for job in chosen]
@@ -44,7 +45,7 @@ def wait(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_js
 
 
 @click.command()
-@click.argument("job")
+@job_argument
 @json_option
 def watch(job: str, as_json: bool) -> None:
     """Watch a job's progress until it is finished.
@@ -62,6 +63,7 @@ def watch(job: str, as_json: bool) -> None:
     from producer.follow import follow, in_words
 
     with open_client() as client:
+        job = client.full_id(job)
         if not client.look(job).status.finished:
             client.start_worker()
         finished = follow(client, job, say)

@@ -45,7 +45,7 @@ def attach(settings: Settings, *, working: bool, say: Callable[[str], None]) -> 
                 place.worker_failure.unlink(missing_ok=True)  # that of an earlier worker
                 _hold(place.working, locks)
             _find_or_start(place, settings, say, working=working)
-        yield dataclasses.replace(settings, broker_url=place.url, home=place.home)
+        yield place.reached_by(settings)
 
 
 def revive(settings: Settings, *, working: bool, say: Callable[[str], None]) -> None:

@@ -1,5 +1,6 @@
 """Where the embedded Redis lives: the names of its files, and that they are private."""
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -91,6 +92,10 @@ class Place:
     def url(self) -> str:
         """The address of Redis, as Celery writes it."""
         return f"redis+socket://{self.socket}?virtual_host=0"
+
+    def reached_by(self, settings: Settings) -> Settings:
+        """Return settings that lead to its Redis."""
+        return dataclasses.replace(settings, broker_url=self.url, home=self.home)
 
     def prepare(self) -> None:
         """Make the directories.

@@ -1,0 +1,20 @@
+"""Spans of time as people write them: `30s`, `5m`, `12h`, `7d`."""
+
+import re
+
+from common.errors import UsageError
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhdw])")
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Return the seconds of a span; `0` needs no unit.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = _SPAN.fullmatch(text.strip().lower())
+    if match is None and text.strip() != "0":
+        raise UsageError(f"{option} {text!r}: expected a span of time such as 30s, 5m, 12h or 7d.")
+    return float(match[1]) * _UNITS[match[2]] if match else 0.0
