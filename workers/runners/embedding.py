@@ -16,13 +16,13 @@ import torch
 from tokenizers import normalizers
 from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
-from common.errors import ModelError
+from common.errors import ModelError, first_line
 from common.params import check_params
 from common.task_params import TASK_PARAMS
 from common.values import Json, Outcome
 from workers.runners.agreement import close
 from workers.runners.base import PreparingRunner, Watch
-from workers.runners.batching import Item, run_batches
+from workers.runners.batching import Item, is_device_lost, is_out_of_memory, run_batches
 from workers.runners.budget import TokenBudget
 from workers.runners.later import Later, later
 from workers.runners.loading import Source, load_config, load_model, load_tokenizer
@@ -66,7 +66,8 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         """Load the model, its tokenizer and the layers behind it.
 
         Raises:
-            ModelError: as `load_model`; `unknown_module`, its configuration asks for what we do not have.
+            ModelError: as `load_model`; `unknown_module`, its configuration asks for what we do not have;
+                `model_load_failed`, it gives no hidden states for a text.
         """
         source = Source.of(task, model, load_params)
         directory = source.directory
@@ -92,7 +93,7 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         limit_sharing(self.budget, self._model, self._trial_rows, self._trial)
         if pays(self._model):
             self.pack()
-        self._width = self._trial(self._trial_rows()[:1])[0][0].shape[-1]
+        self._width = self._state_width()
 
     def output_type(self, params: Mapping[str, Json]) -> pa.DataType:
         """Return a fixed-size list of float32."""
@@ -148,6 +149,18 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
 
     def _padded(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         return pad([row.features for row in rows], self._tokenizer, self._device)
+
+    def _state_width(self) -> int:
+        try:
+            return int(self._trial(self._trial_rows()[:1])[0][0].shape[-1])
+        except Exception as error:  # any architecture may be loaded, and may want more than a text
+            if is_out_of_memory(error) or is_device_lost(error):
+                raise
+            raise ModelError(
+                "model_load_failed",
+                f"{type(self._model).__name__} gives no hidden states for a text alone: {first_line(error)} "
+                "Take an encoder, or a model of a decoder alone.",
+            ) from error
 
     def _trial_rows(self) -> list[dict[str, list[int]]]:
         return [row.features for row in self._encoded(cast("Sequence[str]", samples(self._task)))]
