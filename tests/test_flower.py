@@ -143,6 +143,48 @@ def test_tasks_have_telling_names_arguments_and_results(flower: Flower) -> None:
     assert page.index(">args<") < page.index(">Result<") < page.index(">State<")
 
 
+def test_a_turn_that_fails_is_red_with_its_reason_and_its_time(flower: Flower) -> None:
+    (flower.shell.directory / "bad.txt").write_text("x\n" * 8)
+    fatal = flower.shell.directory / "fatal"
+    fatal.touch()
+    slow = ["-p", "load_seconds=1", "--chunk-size", "8"]
+    cases = {
+        "job failed: test_load: asked for": ["--task", "test-load", "bad.txt", "-p", "load_error=asked for", *slow],
+        "to be tried again: asked to have trouble": [
+            "--task",
+            "test-load",
+            "bad.txt",
+            "-p",
+            f"load_trouble={fatal}",
+            *slow,
+        ],
+        "job failed: too_many_errors: 8 records failed": [
+            *("--task", "test-wait", "bad.txt", "-p", "seconds=1", "-p", "fail=x", "-p", f"fail_while={fatal}"),
+            *("--max-errors", "2"),
+        ],
+    }
+    for reason, arguments in cases.items():
+        job = flower.shell.submit(*arguments)
+
+        def failed(job: str = job) -> list[dict[str, Any]]:
+            return [row for row in flower.tasks(job) if row["state"] == "FAILURE"]
+
+        row = wait_until(failed, 30, f"Flower shows a failure: {reason}")[0]
+        assert row["result"].startswith(reason), row
+        assert row["runtime"] >= 1.0
+        page = flower.get(f"/task/{row['uuid']}")
+        assert reason in page and "File &quot;" not in page and "raise TurnFailed" not in page
+        flower.shell.run("cancel", job, status=None)
+    assert 'type="task-failed"' in flower.get("/metrics")
+
+
+def test_the_run_time_shown_is_that_of_the_turn(flower: Flower) -> None:
+    (flower.shell.directory / "slow.txt").write_text("x\n")
+    job = flower.shell.submit("--task", "test-wait", "slow.txt", "-p", "seconds=1.5")
+    [row] = finished(flower, job, 1)
+    assert 1.5 <= row["runtime"] < 30
+
+
 def test_no_page_shows_a_password_or_a_record(flower: Flower) -> None:
     task = finished(flower, flower.job, 1)[0]["uuid"]
     paths = ["/", "/workers", f"/worker/{flower.worker()}", "/tasks", f"/task/{task}", "/broker"]

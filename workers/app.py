@@ -5,6 +5,7 @@ Celery carries the tickets here; what is done with them is in `workers.turn`.
 
 import logging
 import sys
+import time
 import warnings
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 from celery import Celery, bootsteps
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker import state
+from celery.worker.request import Request
 
 from common.broker.command import run_celery
 from common.broker.queue import FINETUNE, HANDLER_PREFIX, make_app
@@ -25,7 +27,7 @@ from workers import CANNOT_GO_ON, CANNOT_START
 from workers.devices import default_device, only_trains, queues_of
 from workers.room import Room, close_room, make_room, open_room
 from workers.runners.base import Cancelled
-from workers.turn import take_turn
+from workers.turn import TurnFailed, take_turn
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +84,24 @@ def handle(request: Any, job_id: object = None, *_: object, **__: object) -> str
     return take_turn(RoomStep.room, job_id, str(request.id))
 
 
+class TurnRequest(Request):  # type: ignore[misc]
+    """Celery's request; of a turn that failed, Flower is told the reason and the time it took, and no traceback."""
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Send an event of this turn."""
+        if type == "task-failed":
+            fields |= {"result": fields.get("exception"), "runtime": time.time() - (self.time_start or time.time())}
+            fields["traceback"] = ""
+        super().send_event(type, **fields)
+
+
 def make_worker_app(settings: Settings) -> Celery:
     """Return the app with one handler for each task and the boot step that opens the room."""
     worker_app = make_app(settings)
     plugins = (point.name for point in entry_points(group=RUNNER_GROUP))
     for name in (FINETUNE, *(HANDLER_PREFIX + task for task in (*TASKS, *plugins))):
-
-        @worker_app.task(name=name, bind=True)  # type: ignore[untyped-decorator]
+        # What is thrown on purpose is logged where it happens, in a line.
+        @worker_app.task(name=name, bind=True, throws=(TurnFailed,), Request=TurnRequest)  # type: ignore[untyped-decorator]
         def handler(self: Any, *args: object, **kwargs: object) -> str:
             return handle(self.request, *args, **kwargs)
 

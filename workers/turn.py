@@ -1,10 +1,12 @@
 """One turn: a ticket becomes a lease, the lease's records become outcomes, the outcomes are committed.
 
-Whatever happens, a turn ends with a sentence for Flower and the log, and never raises what would kill the worker.
+Whatever happens, a turn ends with a sentence for Flower and the log, and never raises what would kill the worker. One
+that a fault ended, or that ended its job with one, raises that sentence: Flower counts it as failed.
 """
 
 import logging
 import uuid
+from typing import NoReturn
 
 import redis
 
@@ -15,7 +17,7 @@ from common.payloads.job_payloads import JobPayloads
 from common.store.heartbeats import living, serving, ticket_target
 from common.store.ledger import MIN_TICKETS, MOST_TICKETS, Lease
 from common.store.publishing import place_part
-from common.values import Failure, JobSpec
+from common.values import Failure, JobSpec, JobStatus
 from workers.alone import CAUTIOUS_AFTER, Alone
 from workers.device_client import ChunkResult
 from workers.disk import STAYS
@@ -47,14 +49,27 @@ _ONLY_HERE = frozenset(
 )
 
 
+class TurnFailed(Exception):
+    """Raised, with what happened in words, by a turn that a fault ended, or that ended its job with one."""
+
+    def __repr__(self) -> str:
+        return str(self)  # what Flower shows
+
+
 def take_turn(room: Room, job_id: str, ticket: str) -> str:
-    """Do one chunk of the job that the ticket names; return what happened, in words."""
+    """Do one chunk of the job that the ticket names; return what happened, in words.
+
+    Raises:
+        TurnFailed: a fault ended the turn, or its job.
+    """
     try:
         return _take_turn(room, job_id, ticket)
+    except TurnFailed:
+        raise
     except Exception as error:  # the boundary: a MemoryError alone would end the whole Celery process
         # A lease that was held runs out now, and the chunk is opened again, ten times at most.
         logger.exception("a turn at job %s", job_id)
-        return f"given up: {type(error).__name__}: {error}"
+        raise TurnFailed(f"given up: {type(error).__name__}: {error}") from None
 
 
 def _take_turn(room: Room, job_id: str, ticket: str) -> str:
@@ -97,13 +112,13 @@ def _do(room: Room, job: Job, held: HeldLease) -> str:
     except Cancelled:
         return _give_back(room, job.spec, held.lease, f"given back: {held.reason}")
     except redis.RedisError as error:  # one that waiting does not mend
-        return _try_again(room, job, held, Failure("chunk_keeps_failing", f"Chunk {held.lease.chunk + 1}: {error}"))
+        _try_again(room, job, held, Failure("chunk_keeps_failing", f"Chunk {held.lease.chunk + 1}: {error}"))
 
 
 def _work(room: Room, job: Job, held: HeldLease) -> str:
     lease = held.lease
     if lease.attempt > MOST_ATTEMPTS:
-        return _fail(room, held, Failure("chunk_keeps_failing", _WORKERS_DIED.format(lease.chunk + 1, MOST_ATTEMPTS)))
+        _fail(room, held, Failure("chunk_keeps_failing", _WORKERS_DIED.format(lease.chunk + 1, MOST_ATTEMPTS)))
     try:
         payloads = room.store.payloads(job.spec)
         result = _compute(room, job, held, payloads)
@@ -115,12 +130,12 @@ def _work(room: Room, job: Job, held: HeldLease) -> str:
 def _not_done(room: Room, job: Job, held: HeldLease, error: Exception) -> str:
     lease = held.lease
     if isinstance(error, PayloadError):
-        return _fail(room, held, Failure("broken_payload", f"Chunk {lease.chunk + 1} cannot be read: {error}"))
+        _fail(room, held, Failure("broken_payload", f"Chunk {lease.chunk + 1} cannot be read: {error}"))
     if isinstance(error, ModelError):
         failure = Failure(error.code, error.message)
         if error.code in _ONLY_HERE:
             return _refuse_for_good(room, job, held, failure)
-        return _fail(room, held, failure)
+        _fail(room, held, failure)
     if not isinstance(error, WorkerError):
         logger.exception("chunk %d of job %s: this worker's own fault", lease.chunk, lease.job_id)
         failure = Failure("worker_fault", f"{type(error).__name__}: {error}")
@@ -186,7 +201,16 @@ def _commit(room: Room, job: Job, held: HeldLease, payloads: JobPayloads, result
     room.meter.add(counts.done)
     rate = counts.done / result.seconds if result.seconds else 0.0
     failed = f", {counts.failed} failed" if counts.failed else ""
+    if most_failed is not None and counts.failed:
+        _check_still_running(held, room)
     return f"chunk {lease.chunk + 1} of {job.chunks}: {counts.succeeded} done{failed}, {rate:,.0f} records/s"
+
+
+def _check_still_running(held: HeldLease, room: Room) -> None:
+    """Raise `TurnFailed` if this commit had one failed record too many."""
+    job = held.patiently(lambda: room.store.job(held.lease.job_id))
+    if job.status is JobStatus.FAILED and job.failure:
+        raise TurnFailed(f"job failed: {job.failure.code}: {job.failure.message}")
 
 
 def _drop(held: HeldLease, payloads: JobPayloads) -> None:
@@ -197,31 +221,31 @@ def _drop(held: HeldLease, payloads: JobPayloads) -> None:
         logger.warning("outcomes of chunk %d of job %s not taken back: %s", lease.chunk, lease.job_id, error)
 
 
-def _fail(room: Room, held: HeldLease, failure: Failure) -> str:
+def _fail(room: Room, held: HeldLease, failure: Failure) -> NoReturn:
     job_id = held.lease.job_id
     held.patiently(lambda: room.ledger.fail(job_id, failure))
     logger.error("job %s failed: %s: %s", job_id, failure.code, failure.message)
-    return f"job failed: {failure.code}: {failure.message}"
+    raise TurnFailed(f"job failed: {failure.code}: {failure.message}")
 
 
 def _refuse(room: Room, job: Job, held: HeldLease, error: WorkerError) -> str:
     """Give the chunk back, for another worker or for later; end the job where there is neither."""
-    if error.code in _ONLY_HERE:
-        failure = Failure("no_worker_fits", f"No live worker can serve this job: {error.message}")
-        return _refuse_for_good(room, job, held, failure)
     if error.code == "device_process_dies":  # no fault of the chunk; if it stays so, the worker ends (`workers.pulse`)
         room.refusals.pause(held.lease)
-        return _give_back(room, job.spec, held.lease, f"given back: {error.message}")
-    return _try_again(room, job, held, Failure(error.code, error.message))
+        raise TurnFailed(_give_back(room, job.spec, held.lease, f"given back: {error.message}"))
+    if error.code not in _ONLY_HERE:
+        _try_again(room, job, held, Failure(error.code, error.message))
+    failure = Failure("no_worker_fits", f"No live worker can serve this job: {error.message}")
+    return _refuse_for_good(room, job, held, failure)
 
 
-def _try_again(room: Room, job: Job, held: HeldLease, failure: Failure) -> str:
+def _try_again(room: Room, job: Job, held: HeldLease, failure: Failure) -> NoReturn:
     """Give the chunk back for later, after a fault that may pass; end the job when it has not for long."""
     tries = held.lease.tries + 1
     if tries >= MOST_TRIES:
-        return _fail(room, held, Failure(failure.code, f"{failure.message} (After {MOST_TRIES} tries.)"))
+        _fail(room, held, Failure(failure.code, f"{failure.message} (After {MOST_TRIES} tries.)"))
     rest = room.refusals.pause(held.lease)
-    return _give_back(room, job.spec, held.lease, f"to be tried again: {failure.message}", rest=rest)
+    raise TurnFailed(_give_back(room, job.spec, held.lease, f"to be tried again: {failure.message}", rest=rest))
 
 
 def _refuse_for_good(room: Room, job: Job, held: HeldLease, failure: Failure) -> str:
@@ -229,7 +253,7 @@ def _refuse_for_good(room: Room, job: Job, held: HeldLease, failure: Failure) ->
     refused = room.refusals.add(held.lease, failure.message)
     workers = {worker.name for worker in serving(living(room.store.client), job.spec.queue)}
     if room.name in workers and workers <= refused:  # after an outage nobody may seem to live, not even this one
-        return _fail(room, held, failure)
+        _fail(room, held, failure)
     return _give_back(room, job.spec, held.lease, f"refused: {failure.message}")
 
 
