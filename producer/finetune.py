@@ -20,6 +20,7 @@ from common.tasks import ALIASES
 from common.training.arguments import FIELDS
 from common.training.labels import check_metric
 from common.training.spec import HUB_PREFIX, LABEL_KINDS, Training, check
+from common.training.together import check_together
 from common.values import TRAIN, JobSpec, JobStatus, Json, Record, new_job_id, shortened
 from producer.chunks import ChunkPlan, cut_chunks
 from producer.client import Client
@@ -68,8 +69,7 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
     settings, task = load_settings(), find_trainable(task)
     training = _training(inputs, evaluation, eval_split, parse_params(params, FIELDS), options)
     evaluates = evaluation is not None or eval_split is not None
-    if not evaluates and (training.early_stopping or training.metric_for_best):
-        raise UsageError("--early-stopping and --metric-for-best need something to evaluate: --eval or --eval-split.")
+    check_together(training, None, None, evaluates=evaluates)
     spec = JobSpec(
         id=new_job_id(),
         task=task,
@@ -86,6 +86,8 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
     )
     check_spec(spec)
     examples = read_examples(task, inputs, evaluation, training, eval_split, settings, format_, quoting)
+    if examples.labels is not None:
+        check_together(training, examples.labels, len(examples.train), evaluates=evaluates)
     if training.metric_for_best:
         check_metric(task, examples.labels, training.metric_for_best)
     if examples.labels is not None:

@@ -236,6 +236,35 @@ def test_options_out_of_range_are_named(tmp_path: Path, options: dict[str, Any],
     assert words in refused(write_reviews(tmp_path / "reviews.csv"), **options)
 
 
+@pytest.mark.parametrize(
+    ("labels", "options", "words"),
+    [
+        ([1, 0], {"early_stopping": 2}, "--early-stopping needs something to evaluate"),
+        ([1, 0], {"early_stopping": 2, "eval_split": 0.5, "params": ["eval_strategy=no"]}, "leaves no evaluation"),
+        ([1, 0], {"params": ["eval_strategy=epoch"]}, "-p eval_strategy=epoch needs something to evaluate"),
+        ([1, 0], {"params": ["load_best_model_at_end=true"]}, "-p load_best_model_at_end=true needs"),
+        ([1, 0], {"eval_split": 0.5, "params": ["save_strategy=no"]}, "-p load_best_model_at_end=false"),
+        ([1, 0], {"params": ["dataloader_drop_last=true"]}, "8 examples do not fill a batch of 16"),
+        ([1, 0], {"params": ["dataloader_drop_last=true"], "batch_size": 8, "gpus": 2}, "a batch of 16"),
+        ([0.5, 0.25], {"params": ["label_smoothing_factor=0.1"]}, "here is regression"),
+        ([[1, 0], [0, 1]], {"params": ["label_smoothing_factor=0.1"]}, "here is 2 labels, each 0 or 1"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    tmp_path: Path, labels: list[Any], options: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": "t", "label": label}) + "\n" for label in labels * 4))
+    assert words in refused(path, **options)
+
+
+def test_options_that_go_together_are_taken(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", TUTORIAL * 4)
+    plan(path, params=["dataloader_drop_last=true", "label_smoothing_factor=0.1"])
+    plan(path, eval_split=0.5, early_stopping=1, params=["save_strategy=best"])
+    plan(path, eval_split=0.5, params=["save_strategy=no", "load_best_model_at_end=false"])
+
+
 def test_a_model_of_no_job_is_refused(tmp_path: Path) -> None:
     path = write_reviews(tmp_path / "reviews.csv")
     with pytest.raises(UsageError, match="names no job"):

@@ -329,6 +329,12 @@ def test_a_value_that_transformers_refuses_fails_the_job(base: Path, tmp_path: P
         train_here(order)
 
 
+def test_options_that_do_not_go_with_a_hub_data_set_are_refused_by_the_worker(base: Path, tmp_path: Path) -> None:
+    arguments = {"dataloader_drop_last": True}
+    with pytest.raises(ModelError, match="do not fill a batch"):
+        train_here(make_order(tmp_path / "work", "text-classification", base, REVIEWS[:8], arguments=arguments))
+
+
 def test_float16_on_the_cpu_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="needs a GPU"):
         train_here(make_order(tmp_path / "work", "text-classification", base, REVIEWS, dtype="float16"))

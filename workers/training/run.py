@@ -9,6 +9,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
 
 from common.errors import ModelError, UsageError
+from common.training.together import check_together
 from common.values import Json
 from workers.runners.loading import Source
 from workers.training.arguments import best_metric, make_arguments
@@ -74,6 +75,10 @@ def train(order: Order, link: Link) -> dict[str, Json]:
     examples = Examples(order)
     for text in examples.notes:
         note(text)
+    try:
+        check_together(training, examples.labels, len(examples.train), evaluates=bool(examples.evaluation))
+    except UsageError as error:
+        raise ModelError("bad_param", str(error)) from error
     link.tell_once("stage", text=f"loading {order.model_facts['model']}")
     set_seed(training.seed)
     source = Source(Path(order.model), allow_pickle=order.allow_pickle, allow_remote_code=order.allow_remote_code)
@@ -131,8 +136,6 @@ def _trainer(
         Watch(link), Checkpoints(link, order.checkpoint_seconds, Path(order.checkpoint) if order.checkpoint else None),
     ]  # fmt: skip
     if training.early_stopping:
-        if not evaluates:
-            raise ModelError("bad_param", "--early-stopping needs an evaluation set: give --eval or --eval-split.")
         callbacks.append(EarlyStoppingCallback(training.early_stopping))
     kind = JobTrainer if scores else PerplexityTrainer
     trainer = kind(
