@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import PayloadError, StorageError
+from common.errors import PayloadError, StorageError, UsageError
 from common.files.storage import open_storage
 from common.inputs import find_inputs
 from common.inputs.in_place import can_be_cut, cut_source, read_rows, size_to_cut
@@ -131,6 +131,18 @@ def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(StorageError, match="there is no such file"):
         read_rows(rows, TASK)
+
+
+def test_a_file_that_changes_while_it_is_cut_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "input.txt"
+    path.write_text("one\ntwo\n")
+    make = RecordMaker(Source(str(path), "txt"), TASK, None, None, several=False)
+    found = cut_source(make, MOST, repeat(1), 1000)
+    assert next(found).records == 1
+    with path.open("a") as file:
+        file.write("three\n")
+    with pytest.raises(UsageError, match="was changed while it was submitted"):
+        list(found)
 
 
 def test_gzip_and_csv_cannot_be_cut(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def cut_source(make: RecordMaker, max_bytes: int, sizes: Iterator[int], most_byt
         most_bytes: of a range; of Parquet on the average.
 
     Raises:
-        UsageError: it cannot be read, holds no text, or lacks a column that is needed.
+        UsageError: it cannot be read, holds no text, lacks a column that is needed, or was changed meanwhile.
     """
     size, version = version_of(make.source.name)
 
@@ -75,6 +75,11 @@ def cut_source(make: RecordMaker, max_bytes: int, sizes: Iterator[int], most_byt
         yield from _cut_parquet(make, range_of, sizes, most_bytes)
     else:
         yield from _cut_lines(make, range_of, max_bytes, sizes, most_bytes)
+    if version_of(make.source.name) != (size, version):
+        raise UsageError(
+            f"{make.source.name} was changed while it was submitted; it had {size:,} bytes when that began. Submit it "
+            "again once nobody writes to it."
+        )
 
 
 def size_to_cut(make: RecordMaker) -> int:
