@@ -10,6 +10,7 @@ HugqueueError                 exit status 1
 ├── JobFailed                 a job that did not complete, where a program counts on its results
 ├── WaitTimedOut              a job that is not finished within the time given; a `TimeoutError` too
 ├── PayloadError              bytes from the store that are not a payload of ours
+├── ResultsLost               outcomes that a job once had and that are gone
 ├── ModelError                a model that cannot be had, or cannot do the task: fails its job
 ├── WorkerError               a worker that cannot start or go on
 │   └── StorageError          files at an address that cannot be read or written
@@ -86,6 +87,15 @@ class NotSubmitting(HugqueueError):
 
 class PayloadError(HugqueueError):
     """Raised when bytes from the store are not a payload that this version understands."""
+
+
+class ResultsLost(HugqueueError):
+    """Raised at the end of reading results when some are missing; those that are there were given before."""
+
+    code = "results_lost"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{self.code}: {message}")
 
 
 class CodedError(HugqueueError):

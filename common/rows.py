@@ -3,11 +3,16 @@
 from dataclasses import dataclass
 
 from common.encoder import to_json
+from common.errors import ResultsLost
 from common.values import Failure, Json, Outcome
 
 COLUMNS = ("id", "input", "output", "error_code", "error_message", "truncated")
 
 NOT_RUN = Failure("not_run", "the job ended before this record was run; `producer retry` runs it")
+#: Stands in place of an outcome that was committed and cannot be found.
+LOST = Outcome(
+    failure=Failure(ResultsLost.code, "this record was run, but its outcome is gone; `producer retry` runs it again")
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,17 +16,26 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from common.errors import StoreUnavailable, UnknownJob, UsageError, WaitTimedOut
+from common.errors import (
+    ModelError,
+    ResultsLost,
+    StorageError,
+    StoreUnavailable,
+    UnknownJob,
+    UsageError,
+    WaitTimedOut,
+)
 from common.jobs import Job
 from common.redis.connection import connect, is_passing, redis_errors
 from common.redis.keys import JobKeys
-from common.rows import Row
+from common.rows import LOST, Row
 from common.settings import Settings
 from common.store.claims import Claims
 from common.store.heartbeats import Heartbeat, living, serving, ticket_target
 from common.store.ledger import MIN_TICKETS, MOST_TICKETS, Ledger
 from common.store.store import Store
 from common.values import JOB_ID, JobSpec, one_line
+from producer.result_reader import ResultReader
 
 T = TypeVar("T")
 
@@ -173,16 +182,26 @@ class Connection:
         }
 
     def retry(self, job_id: str) -> int:
-        """Run again what failed or never ended; return how many chunks that opens.
+        """Run again what failed, never ended or is lost; return how many chunks that opens.
 
         Raises:
             UsageError: the job is not finished, or was never accepted.
         """
         with self.errors():
-            opened = self.ledger.retry(job_id)
+            job = self.store.job(job_id)
+            opened = self.ledger.retry(job_id, partial(self.lost_chunks, job) if job.status.finished else tuple)
         if opened:
             self.send_tickets(self.look(job_id).spec)
         return opened
+
+    def lost_chunks(self, job: Job) -> list[int]:
+        """Return the chunks of a job whose outcomes are gone, as far as that is seen from here."""
+        try:
+            with self.errors():
+                commits = self.ledger.committed(job.id)
+                return self.store.payloads(job.spec).lost(commits) if commits else []
+        except (ModelError, StorageError):  # workers find out, who reach the files
+            return []
 
     def cancel(self, job_id: str) -> str:
         """Stop the job, keep what is done; return its status."""
@@ -267,6 +286,9 @@ class Connection:
         """Yield every record of the job with its outcome, in input order, one chunk in memory at a time.
 
         Goes on while Redis is away, as `wait` does: `on_trouble` gets a sentence. With `arrays`, vectors are numpy's.
+
+        Raises:
+            ResultsLost: at the end, when some are missing.
         """
         for rows in self.chunks(job, on_trouble, arrays=arrays):
             yield from rows
@@ -275,38 +297,46 @@ class Connection:
         """Yield every record with its outcome, in input order, each chunk once it is done; end with the job.
 
         Of a job that ends early, the records of chunks that were not run have no outcome.
+
+        Raises:
+            ResultsLost: at the end, when some are missing.
         """
+        reader = self._reader(self.patiently(lambda: self.look(job_id), on_trouble), on_trouble)
         for chunk in count():
             job = self.patiently(lambda: self.look(job_id), on_trouble)
             while not (job.status.finished or self.patiently(partial(self._is_done, job, chunk), on_trouble)):
                 time.sleep(POLL)
                 job = self.patiently(lambda: self.look(job_id), on_trouble)
             if chunk >= (job.chunks or 0):
+                reader.check(job)
                 return
-            yield from next(self.chunks(job, on_trouble, chunk))
+            yield from reader.chunk(chunk)
 
     def failed_rows(self, job: Job, on_trouble: Callable[[str], None]) -> Iterator[Row]:
         """Yield the records that failed, in input order; else as `rows`. Only chunks with failures are read."""
+        reader, found = self._reader(job, on_trouble), 0
         for chunk in sorted(self.patiently(partial(self.ledger.failed_in, job.id), on_trouble)):
-            rows = next(self.chunks(job, on_trouble, chunk), [])
-            yield from (row for row in rows if row.outcome is not None and row.error is not None)
+            rows = [row for row in reader.chunk(chunk) if row.outcome is not None and row.error is not None]
+            found += len([1 for row in rows if row.outcome is not LOST])
+            yield from rows
+        if found < job.counts.failed:
+            raise ResultsLost(
+                f"{job.counts.failed - found:,} of {job.counts.failed:,} failures of job {job.id} are gone."
+            )
 
     def _is_done(self, job: Job, chunk: int) -> bool:
         with self.errors():
             return self.ledger.is_committed(job.id, chunk)
 
-    def chunks(
-        self, job: Job, on_trouble: Callable[[str], None], first: int = 0, *, arrays: bool = False
-    ) -> Iterator[list[Row]]:
-        """Yield the records of each chunk with their outcomes, from chunk `first` on; else as `rows`."""
-        from common.payloads.encoding import decode_records
-        from common.payloads.parts import chunk_rows
+    def chunks(self, job: Job, on_trouble: Callable[[str], None], *, arrays: bool = False) -> Iterator[list[Row]]:
+        """Yield the records of each chunk with their outcomes; else as `rows`."""
+        yield from self._reader(job, on_trouble, arrays=arrays).all()
 
-        payloads = self.store.payloads(job.spec)
-        for chunk in range(first, job.chunks or 0):
-            records = self.patiently(partial(payloads.records, chunk), on_trouble)
-            outcomes = self.patiently(partial(payloads.outcomes, chunk), on_trouble)
-            yield chunk_rows(decode_records(records) if records else (), outcomes, arrays=arrays)
+    def _reader(self, job: Job, on_trouble: Callable[[str], None], *, arrays: bool = False) -> ResultReader:
+        def patiently(step: Callable[[], T]) -> T:
+            return self.patiently(step, on_trouble)
+
+        return ResultReader(self.store, job, patiently, on_trouble, arrays=arrays)
 
     def output_type(self, job: Job, on_trouble: Callable[[str], None]) -> Any:
         """Return the Arrow type of the job's outputs; None where they are JSON, or none is there yet.
@@ -317,7 +347,7 @@ class Connection:
 
         payloads = self.store.payloads(job.spec)
         for chunk in range(job.chunks or 0):
-            outcomes = self.patiently(partial(payloads.outcomes, chunk), on_trouble)
-            if outcomes:
-                return output_type(outcomes[0])
+            for outcomes in self.patiently(partial(payloads.outcomes, chunk), on_trouble):
+                if outcomes is not None:
+                    return output_type(outcomes)
         return None

@@ -90,10 +90,14 @@ def _write_lines(lines: Iterable[str], *, at_once: bool = False) -> None:
 
 
 def _show_table(job: Job, rows: Iterator[Row], say: Callable[[str], None]) -> None:
-    # Of a job that was stopped, what was not run would be most of the table.
-    done = [preview(row) for row in islice((row for row in rows if row.outcome), ROWS)]
-    if done:
-        show(RESULT_COLUMNS, done)
+    done: list[tuple[str, str, str]] = []
+    try:
+        # Of a job that was stopped, what was not run would be most of the table.
+        for row in islice((row for row in rows if row.outcome), ROWS):
+            done.append(preview(row))
+    finally:  # results that are lost are told at the end of those that are there
+        if done:
+            show(RESULT_COLUMNS, done)
     if job.counts.done > len(done):
         say(f"... and {job.counts.done - len(done):,} more: `producer results {job.id} -o FILE` writes all.")
 

@@ -98,6 +98,7 @@ class JobHandle:
 
         Raises:
             JobFailed: it did, and `check` is set.
+            ResultsLost: at the end, when some that the job had are missing.
         """
         self.refresh()
         if check:
@@ -128,12 +129,14 @@ class JobHandle:
         """Write all results to a file, whole or not at all: `.jsonl`, `.csv`, `.parquet` or `.npy` by its name.
 
         Args:
-            path: the file; one that is there is replaced.
+            path: the file; one that is there is replaced, if the job is completed.
             check: as for `results`.
 
         Raises:
             JobFailed: as for `results`.
-            UsageError: the file cannot be written, or its kind does not go with the task.
+            UsageError: the file cannot be written, its kind does not go with the task, or it is there already and the
+                job is not completed.
+            ResultsLost: some that the job had are missing; the file is as it was.
         """
         job, target = self.refresh(), Path(path)
         if check:
@@ -150,13 +153,15 @@ class JobHandle:
         return JobStatus(self._connection.cancel(self.id))
 
     def retry(self) -> int:
-        """Run again what failed or never ended; return how many chunks that opens.
+        """Run again what failed, never ended or is lost; return how many chunks that opens.
 
         Raises:
             UsageError: the job is not finished, or was never accepted.
         """
-        self._connection.start_worker()
-        return self._connection.retry(self.id)
+        opened = self._connection.retry(self.id)
+        if not self.refresh().status.finished:
+            self._connection.start_worker()
+        return opened
 
     def delete(self, *, force: bool = False) -> None:
         """Forget the job and all that belongs to it, but for a model that it trained.

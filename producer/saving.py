@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from common.errors import ResultsLost, UsageError
 from common.jobs import Job
 from common.rows import Row
 from common.tasks import find_task
@@ -18,31 +19,37 @@ def save(connection: Connection, job: Job, target: Target, on_trouble: Callable[
 
     Raises:
         UsageError: it cannot be written.
+        ResultsLost: some are missing; no file was written, and no directory of parts is said to be whole.
         StorageError: a directory of parts cannot be written.
     """
     if isinstance(target, Path):
-        write_rows(connection, job, target, on_trouble)
-        return f"wrote {job.records:,} records to {target}"
+        return f"wrote {write_rows(connection, job, target, on_trouble):,} records to {target}"
     if target == job.spec.output:  # workers have written it
+        _check_parts(connection, job, target)
         done = "all" if job.status is JobStatus.COMPLETED else f"{job.counts.done:,} of"
         return f"{done} {job.records:,} records are in {target.address}, a part for each chunk"
-    write_parts(connection, job, target, on_trouble)
-    return f"wrote {job.records:,} records to {target.address}, a part for each chunk ({job.chunks:,})"
+    written = write_parts(connection, job, target, on_trouble)
+    return f"wrote {written:,} records to {target.address}, a part for each chunk ({job.chunks:,})"
 
 
-def write_rows(connection: Connection, job: Job, path: Path, on_trouble: Callable[[str], None]) -> None:
-    """Write every record with its outcome, the file whole or not at all.
+def write_rows(connection: Connection, job: Job, path: Path, on_trouble: Callable[[str], None]) -> int:
+    """Write every record with its outcome, the file whole or not at all; return how many there are.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: the file cannot be written, or is there and the job is not completed.
+        ResultsLost: some are missing; the file is as it was.
     """
+    if job.status is not JobStatus.COMPLETED and path.exists():
+        raise UsageError(
+            f"{path} is there already, and only the results of a completed job replace a file; job {job.id} is "
+            f"{job.status}. Name another file, or remove this one."
+        )
     if job.spec.format:
         with BatchWriter(path, job.spec) as batch:
-            batch.write_all(connection.rows(job, on_trouble))
-        return
+            return batch.write_all(connection.rows(job, on_trouble))
     kind = connection.output_type(job, on_trouble) if path.suffix.lower() == ".parquet" else None
     with open_output(path, find_task(job.spec.task), output_type=kind) as writer:
-        writer.write_all(connection.rows(job, on_trouble, arrays=True))
+        return writer.write_all(connection.rows(job, on_trouble, arrays=True))
 
 
 def write_some(path: Path, job: Job, rows: Iterable[Row]) -> int:
@@ -51,27 +58,39 @@ def write_some(path: Path, job: Job, rows: Iterable[Row]) -> int:
     Raises:
         UsageError: the file cannot be written.
     """
-    count = 0
     with open_output(path, find_task(job.spec.task)) as writer:
-        for row in rows:
-            writer.write(row)
-            count += 1
-    return count
+        return writer.write_all(rows)
 
 
-def write_parts(connection: Connection, job: Job, output: Output, on_trouble: Callable[[str], None]) -> None:
+def write_parts(connection: Connection, job: Job, output: Output, on_trouble: Callable[[str], None]) -> int:
     """Write a part for each chunk, as workers do where they reach the directory; of a completed job, that it is whole.
+
+    Returns:
+        How many records were written.
 
     Raises:
         StorageError: the directory cannot be written.
+        ResultsLost: some are missing; it is not said to be whole.
     """
     from common.payloads.output_parts import OutputParts
 
     parts = OutputParts(job.id, output)
     kind = connection.output_type(job, on_trouble)
-    failed = {}
+    failed, written = {}, 0
     for chunk, rows in enumerate(connection.chunks(job, on_trouble, arrays=True)):
         parts.write(chunk, rows, kind)
         failed[chunk] = sum(row.error is not None for row in rows)
+        written += len(rows)
     if job.status is JobStatus.COMPLETED:
         parts.close(job, failed)
+    return written
+
+
+def _check_parts(connection: Connection, job: Job, output: Output) -> None:
+    """Check that the parts which workers have written are there."""
+    lost = connection.lost_chunks(job)
+    if lost:
+        raise ResultsLost(
+            f"{len(lost):,} of {job.chunks:,} parts are no longer in {output.address}; `producer retry {job.id}` "
+            "runs their chunks again."
+        )

@@ -4,6 +4,7 @@ import time
 
 from common.payloads.encoding import encode_records
 from common.payloads.job_payloads import JobPayloads
+from common.payloads.payload_store import outcome_name
 from common.redis.keys import JobKeys
 from common.store.ledger import Lease, Ledger, Look
 from common.store.store import Store
@@ -37,7 +38,14 @@ def leased(ledger: Ledger, job_id: str, worker: str = "w") -> Lease:
 
 
 def commit(ledger: Ledger, held: Lease, failed: int = 0) -> str:
+    put(ledger, held)
     return ledger.commit(held, Counts(1 - failed, failed), {})
+
+
+def put(ledger: Ledger, held: Lease) -> None:
+    """Write outcomes that nobody reads."""
+    name = outcome_name(held.chunk, held.version)
+    ledger.client.hset(JobKeys.of(held.job_id).output, name, b"outcomes")
 
 
 def run_all(ledger: Ledger, job_id: str, failed: tuple[int, ...] = ()) -> list[int]:

@@ -24,6 +24,14 @@ def test_a_job_with_more_failures_than_it_may_have_ends_early(store: Store, ledg
     assert ledger.retry(job_id) == 3, "the two that failed and the one that never ran"
 
 
+def test_a_job_whose_last_chunk_is_done_in_spite_of_a_cancel_is_completed(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger, 1)
+    held = leased(ledger, job_id)
+    assert ledger.cancel(job_id) == "cancelling"
+    commit(ledger, held)
+    assert store.job(job_id).status is JobStatus.COMPLETED
+
+
 def test_a_limit_holds_for_the_last_chunk_too(store: Store, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     held = leased(ledger, job_id)

@@ -34,7 +34,7 @@ def test_of_a_cancelled_job_the_parts_that_are_done_stay(queue: Queue, shared: P
     assert {row["error"]["code"] for row in queue.results(job)} == {"not_run"}
     go.touch()
     queue.run("retry", job, "--wait")
-    assert names_in(out) == ["_SUCCESS", "manifest.json", *(f"part-{n:05d}.parquet" for n in range(4))]
+    assert names_in(out) == ["_SUCCESS", "_manifest.json", *(f"part-{n:05d}.parquet" for n in range(4))]
 
 
 def test_a_failed_job_leaves_its_parts_and_no_success(queue: Queue, shared: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_failed_job_leaves_its_parts_and_no_success(queue: Queue, shared: Path
     done = queue.run("submit", "--task", "test-echo", numbered(queue, 9), *options, status=1)
     assert "too_many_errors" in done.stderr
     found = names_in(out)
-    assert "_SUCCESS" not in found and "manifest.json" not in found
+    assert "_SUCCESS" not in found and "_manifest.json" not in found
     assert "part-00000.parquet" in found
     job = json.loads(queue.run("jobs", "--json", "--limit", "1").stdout)[0]["id"]
     assert [row.get("output") for row in queue.results(job)][:5] == [f"LINE {n}" for n in range(5)]
@@ -62,13 +62,13 @@ def test_vectors_are_typed_ids_are_kept_and_results_can_be_written_again(
     assert table.schema.field("output").type == pa.list_(pa.float32())
     assert table["output"].to_pylist() == [[1.0, 2.0, float(n)] for n in range(1, 5)]
     assert table["id"].to_pylist() == ["a", "7", "7", "3"]
-    manifest = json.loads((out / "manifest.json").read_text())
+    manifest = json.loads((out / "_manifest.json").read_text())
     assert "float" in manifest["schema"]["output"]
     assert [row["id"] for row in queue.results(manifest["id"])] == ["a", 7, "7", 3]
     queue.run("results", manifest["id"], "-o", f"{tmp_path}/again/", "--output-format", "jsonl")
     again = lines((tmp_path / "again" / "part-00000.jsonl").read_text())
     assert [row["id"] for row in again] == ["a", 7, "7", 3]
-    assert names_in(tmp_path / "again") == ["_SUCCESS", "manifest.json", "part-00000.jsonl"]
+    assert names_in(tmp_path / "again") == ["_SUCCESS", "_manifest.json", "part-00000.jsonl"]
     queue.run("results", manifest["id"], "-o", f"{out}/", status=2)
 
 
@@ -80,7 +80,7 @@ def test_of_two_jobs_for_one_directory_one_is_refused(queue: Queue, shared: Path
     assert f"is being written by job {job}" in refused
     go.touch()
     queue.run("wait", job)
-    assert names_in(shared / "both") == ["_SUCCESS", "manifest.json", "part-00000.parquet"]
+    assert names_in(shared / "both") == ["_SUCCESS", "_manifest.json", "part-00000.parquet"]
 
 
 def test_an_embedded_queue_writes_parts_and_keeps_payloads_in_a_directory(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_an_embedded_queue_writes_parts_and_keeps_payloads_in_a_directory(tmp_pa
     try:
         options = ["--chunk-size", "10", "--store", "store", "-o", "out/", "--output-format", "jsonl"]
         shell.run("submit", "--task", "test-echo", "in.txt", *options)
-        assert names_in(tmp_path / "out") == ["_SUCCESS", "manifest.json", *(f"part-{n:05d}.jsonl" for n in range(3))]
-        job = json.loads((tmp_path / "out" / "manifest.json").read_text())["id"]
+        assert names_in(tmp_path / "out") == ["_SUCCESS", "_manifest.json", *(f"part-{n:05d}.jsonl" for n in range(3))]
+        job = json.loads((tmp_path / "out" / "_manifest.json").read_text())["id"]
         assert len(list((tmp_path / "store" / job / "in").iterdir())) == 3
         assert len(shell.results(job)) == 30
         shell.run("delete", job)

@@ -11,9 +11,10 @@ import pytest
 from common.payloads.encoding import encode_outcomes, encode_records
 from common.payloads.job_payloads import JobPayloads
 from common.payloads.output_parts import OutputParts
+from common.payloads.payload_store import Version
 from common.redis.keys import JobKeys
 from common.store.ledger import Lease, Ledger
-from common.store.publishing import place_part, publish
+from common.store.publishing import publish, settle_commit
 from common.store.store import Store
 from common.values import Counts, Failure, JobSpec, JobStatus, Outcome, Output, Record, new_job_id
 from tests.ledgers import leased
@@ -25,10 +26,12 @@ BAD = Outcome(failure=Failure("test_failure", "not yet"))
 class Written:
     """A job of chunks of one record whose output is written without a worker."""
 
-    def __init__(self, server: RedisServer, directory: Path, chunks: int = 2) -> None:
+    def __init__(self, server: RedisServer, directory: Path, chunks: int = 2, kind: str = "parts") -> None:
         self.store, self.ledger = Store(server.client, 100, lambda _: True), Ledger(server.client, 30)
         self.directory = directory
-        self.spec = JobSpec(new_job_id(), "test-echo", output=Output(str(directory), "parquet"))
+        output = Output(str(directory), "parquet") if kind == "parts" else None
+        store = str(directory) if kind == "store" else None
+        self.spec = JobSpec(new_job_id(), "test-echo", output=output, store=store)
         self.store.create(self.spec)
         for number in range(chunks):
             self.payloads.add_records(number, encode_records([Record(number, f"text {number}")]))
@@ -58,7 +61,7 @@ class Written:
         assert self.ledger.commit(held, Counts(1 - failed, failed), {}) == "committed"
 
     def publish(self) -> bool:
-        return publish(self.store, self.ledger, self.spec.id, self.parts)
+        return publish(self.store, self.ledger, self.spec.id, self.payloads)
 
     def found(self) -> list[str | None]:
         names = sorted(self.directory.glob("part-*.parquet"))
@@ -101,7 +104,7 @@ def test_one_that_slept_through_a_retry_takes_nothing_away_and_says_nothing(
         written.commit(written.lease(), BAD)
     asked = written.ledger.unpublished
 
-    def sleep(job_id: str) -> dict[int, tuple[int, int]]:
+    def sleep(job_id: str) -> dict[int, list[Version]]:
         """What the one that slept knows, and what happens meanwhile."""
         known = asked(job_id)
         monkeypatch.undo()
@@ -129,7 +132,7 @@ def test_a_late_attempt_of_a_retry_leaves_a_whole_output_as_it_is(server: RedisS
     written.put(replace(held, serial=held.serial + 1), Outcome("late"))
     assert sorted(path.name for path in written.directory.iterdir()) == [
         "_SUCCESS",
-        "manifest.json",
+        "_manifest.json",
         "part-00000.parquet",
     ]
 
@@ -138,7 +141,7 @@ def test_a_job_that_is_deleted_while_its_part_is_placed_is_no_fault(written: Wri
     held = written.lease()
     written.commit(held, Outcome("output"))
     written.store.delete(written.spec.id)
-    place_part(written.store, written.ledger, written.spec.id, written.parts, held)
+    settle_commit(written.store, written.ledger, written.payloads, held)
 
 
 def test_a_worker_that_may_not_open_the_output_leaves_its_end_to_another(
@@ -153,8 +156,56 @@ def test_a_worker_that_may_not_open_the_output_leaves_its_end_to_another(
     start_workers(HUGQUEUE_SHARED=str(tmp_path))
     shell.run("wait", written.spec.id)
     assert written.found() == ["output 0", "output 1"]
-    manifest = json.loads((written.directory / "manifest.json").read_text())
+    manifest = json.loads((written.directory / "_manifest.json").read_text())
     assert [part["failed"] for part in manifest["parts"]] == [0, 0]
+
+
+def test_a_job_cancelled_in_its_last_commit_is_completed_with_its_output(written: Written) -> None:
+    written.commit(written.lease(), Outcome("output 0"))
+    held = written.lease()
+    assert written.ledger.cancel(written.spec.id) == "cancelling"
+    written.commit(held, Outcome("output 1"))
+    assert written.publish()
+    assert (written.status, written.found()) == (JobStatus.COMPLETED, ["output 0", "output 1"])
+
+
+def test_a_job_cancelled_while_its_output_was_blocked_is_ended_by_a_retry(written: Written) -> None:
+    for number in range(2):
+        written.commit(written.lease(), Outcome(f"output {number}"))
+    assert written.ledger.cancel(written.spec.id) == "cancelled", "it can be stopped"
+    assert not written.publish()
+    assert written.ledger.retry(written.spec.id) == 0
+    assert (written.status, written.store.job(written.spec.id).round) == (JobStatus.RUNNING, 0)
+    assert written.publish()
+    assert (written.status, (written.directory / "_SUCCESS").exists()) == (JobStatus.COMPLETED, True)
+
+
+def lose_first(written: Written, kind: str) -> None:
+    """Remove the outcomes of chunk 0."""
+    if kind == "redis":
+        written.store.client.hdel(JobKeys.of(written.spec.id).output, "0:0:1")
+    for path in written.directory.rglob("*0.0.1.parquet" if kind == "parts" else "0-0-1.arrow"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("kind", ["parts", "store", "redis"])
+def test_outcomes_that_are_lost_in_mid_job_fail_it_at_its_end(server: RedisServer, tmp_path: Path, kind: str) -> None:
+    written = Written(server, tmp_path / "out", kind=kind)
+    written.commit(written.lease(), BAD)
+    lose_first(written, kind)
+    written.commit(written.lease(), Outcome("there"))
+    assert not written.publish()
+    job = written.store.job(written.spec.id)
+    assert job.status is JobStatus.FAILED
+    assert job.failure and job.failure.code == "results_lost"
+    lost = written.payloads.lost(written.ledger.committed(written.spec.id))
+    assert written.ledger.retry(written.spec.id, lambda: lost) == 1
+    held = written.lease()
+    assert held.chunk == 0
+    written.commit(held, Outcome("again"))
+    assert written.publish() is (kind != "redis")
+    job = written.store.job(written.spec.id)
+    assert (job.status, job.counts) == (JobStatus.COMPLETED, Counts(2, 0))
 
 
 @pytest.mark.parametrize("forged", [b"", b"a:b", b"\xff"])

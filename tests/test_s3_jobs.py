@@ -64,15 +64,15 @@ def test_a_job_reads_its_input_in_place_and_leaves_parts_and_a_manifest(
         "submit", "--task", "test-echo", f"s3://{BUCKET}/in.parquet", *options, "-o", f"s3://{BUCKET}/out/", status=3
     )
     parts = [f"part-{n:05d}.parquet" for n in range(11)]  # of row groups of 70, 70 and 60
-    assert names_in(files, "out") == ["_SUCCESS", "manifest.json", *parts]
-    manifest = json.loads(files.cat_file(f"{BUCKET}/out/manifest.json"))
+    assert names_in(files, "out") == ["_SUCCESS", "_manifest.json", *parts]
+    manifest = json.loads(files.cat_file(f"{BUCKET}/out/_manifest.json"))
     assert [part["failed"] for part in manifest["parts"]] == [1, *[0] * 10]
     trouble.unlink()
     done = queue.run("retry", manifest["id"], "--wait")
     assert f"200 records are in s3://{BUCKET}/out" in done.stderr
-    assert names_in(files, "out") == ["_SUCCESS", "manifest.json", *parts]
-    tables = (pq.read_table(f"{BUCKET}/out/{part}", filesystem=files) for part in parts)
-    assert pa.concat_tables(tables)["output"].to_pylist() == [f"LINE {n}" for n in range(200)]
+    assert names_in(files, "out") == ["_SUCCESS", "_manifest.json", *parts]
+    table = pq.read_table(f"{BUCKET}/out", filesystem=files)
+    assert table["output"].to_pylist() == [f"LINE {n}" for n in range(200)]
     assert names_in(files, "store") == []
 
 
@@ -99,7 +99,7 @@ def test_lines_are_read_in_place_by_a_pattern(queue: Queue, files: AbstractFileS
     rows = [row for n in range(4) for row in lines(files.cat_file(f"{BUCKET}/lines-out/part-{n:05d}.jsonl").decode())]
     assert [row["output"] for row in rows] == [f"{number}-{n}" for number in range(2) for n in range(30)]
     assert rows[31]["id"] == f"s3://{BUCKET}/lines/1.txt:1"
-    job = json.loads(files.cat_file(f"{BUCKET}/lines-out/manifest.json"))["id"]
+    job = json.loads(files.cat_file(f"{BUCKET}/lines-out/_manifest.json"))["id"]
     assert queue.results(job) == rows
     assert "s3://hugqueue/lines-out holds an output already" in (
         queue.run("submit", "--task", "test-echo", pattern, "-o", out, status=2).stderr

@@ -216,10 +216,9 @@ class Reaper:
         self._store.delete(job_id)
 
     def _publish(self, spec: JobSpec) -> None:
-        """Say that an output is whole whose last worker could not."""
+        """End a job whose outcomes are in files where its last worker could not."""
         try:
-            parts = self._store.payloads(spec).parts
-            if parts is not None and publish(self._store, self._ledger, spec.id, parts):
+            if publish(self._store, self._ledger, spec.id, self._store.payloads(spec)):
                 logger.info("job %s: its output is whole", spec.id)
         except (ModelError, StorageError) as error:
             logger.warning("the output of job %s cannot be finished here: %s", spec.id, error)

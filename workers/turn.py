@@ -16,7 +16,7 @@ from common.payloads.encoding import failed_positions
 from common.payloads.job_payloads import JobPayloads
 from common.store.heartbeats import living, serving, ticket_target
 from common.store.ledger import MIN_TICKETS, MOST_TICKETS, Lease
-from common.store.publishing import place_part
+from common.store.publishing import settle_commit
 from common.values import Failure, JobSpec, JobStatus
 from workers.alone import CAUTIOUS_AFTER, Alone
 from workers.device_client import ChunkResult
@@ -152,7 +152,7 @@ def _compute(room: Room, job: Job, held: HeldLease, payloads: JobPayloads) -> Ch
     payload = held.patiently(lambda: payloads.records(lease.chunk))
     if payload is None:
         raise PayloadError("its records are not in the store")
-    earlier = held.patiently(lambda: payloads.outcomes(lease.chunk)) if lease.round else []
+    earlier = _earlier(room, held, payloads) if lease.round else []
 
     def on_stage(text: str) -> None:
         try:
@@ -172,6 +172,18 @@ def _compute(room: Room, job: Job, held: HeldLease, payloads: JobPayloads) -> Ch
     if alone:
         alone.end()
     return result
+
+
+def _earlier(room: Room, held: HeldLease, payloads: JobPayloads) -> list[bytes]:
+    """Return the outcomes of earlier rounds; of a chunk that has lost some none, and all of its records run again."""
+    lease = held.lease
+    found = held.patiently(lambda: payloads.outcomes(lease.chunk))
+    earlier = [payload for payload in found if payload is not None]
+    if len(earlier) == len(found):
+        return earlier
+    logger.warning("chunk %d of job %s has lost its outcomes: it is run anew", lease.chunk, lease.job_id)
+    held.patiently(lambda: room.ledger.discard(lease.job_id, lease.round, [lease.chunk]))
+    return []
 
 
 def _train(room: Room, job: Job, held: HeldLease) -> ChunkResult:
@@ -196,8 +208,7 @@ def _commit(room: Room, job: Job, held: HeldLease, payloads: JobPayloads, result
     if not counted:
         _drop(held, payloads)
         return f"chunk {lease.chunk + 1}: dropped, {answer}"
-    if payloads.parts is not None:
-        place_part(room.store, room.ledger, job.id, payloads.parts, lease)
+    settle_commit(room.store, room.ledger, payloads, lease)
     room.meter.add(counts.done)
     rate = counts.done / result.seconds if result.seconds else 0.0
     failed = f", {counts.failed} failed" if counts.failed else ""

@@ -1,14 +1,23 @@
 """The payloads of one job as both sides use them: the records of a chunk, and its outcomes."""
 
+from collections.abc import Mapping, Sequence
+
 import redis
 
-from common.errors import ModelError, PayloadError, UsageError
+from common.errors import ModelError, PayloadError, ResultsLost, UsageError, WorkerError
 from common.inputs.in_place import read_rows
 from common.inputs.row_ranges import RowRange, is_range
 from common.jobs import Written
 from common.payloads.encoding import encode_records
 from common.payloads.output_parts import OutputParts
-from common.payloads.payload_store import FilePayloads, PayloadStore, RedisPayloads, decode_versions, outcome_name
+from common.payloads.payload_store import (
+    FilePayloads,
+    PayloadStore,
+    RedisPayloads,
+    Version,
+    decode_versions,
+    outcome_name,
+)
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
 from common.shared import MayOpen
@@ -91,7 +100,7 @@ class JobPayloads:
         """Return a payload of examples, or None where there is none."""
         return self._store.input(f"{part}:{number}")
 
-    def put_outcomes(self, chunk: int, version: tuple[int, int], payload: bytes) -> None:
+    def put_outcomes(self, chunk: int, version: Version, payload: bytes) -> None:
         """Write a chunk's outcomes under (round, serial); they count once the ledger has the commit.
 
         Of a job that has ended nothing is written.
@@ -104,26 +113,59 @@ class JobPayloads:
         records = self.records(chunk)
         if records is None:
             raise PayloadError("its records are not in the store")
-        self._parts.put(chunk, version, records, [*self.outcomes(chunk), payload])
+        found = self.outcomes(chunk)
+        earlier = [outcomes for outcomes in found if outcomes is not None]
+        if len(earlier) < len(found):
+            raise WorkerError(ResultsLost.code, f"The part of chunk {chunk + 1} was removed while it was run again.")
+        self._parts.put(chunk, version, records, [*earlier, payload])
 
-    def drop_outcomes(self, chunk: int, version: tuple[int, int]) -> None:
+    def drop_outcomes(self, chunk: int, version: Version) -> None:
         """Take back outcomes whose commit was refused."""
         if self._parts is None:
             self._store.drop_outcomes(outcome_name(chunk, version))
         else:
             self._parts.drop(chunk, version)
 
-    def versions(self, chunk: int) -> list[tuple[int, int]]:
-        """Return (round, serial) of every commit of a chunk, the oldest first."""
+    def versions(self, chunk: int) -> list[Version]:
+        """Return the version of every commit of a chunk, the oldest first."""
         return decode_versions(self._client.hget(self._keys.layers, str(chunk)))
 
-    def outcomes(self, chunk: int) -> list[bytes]:
-        """Return the payloads of every commit of a chunk, the oldest first: later ones lie over earlier ones."""
+    def outcomes(self, chunk: int) -> list[bytes | None]:
+        """Return the payloads of every commit of a chunk, the oldest first: later ones lie over earlier ones.
+
+        One that is lost is None. A part holds those of all commits of its chunk, so of parts there is one at most.
+        """
         versions = self.versions(chunk)
         if self._parts is not None:
-            return self._parts.outcomes(chunk, versions[-1]) if versions else []
-        found = self._store.outcomes([outcome_name(chunk, version) for version in versions])
-        return [payload for payload in found if payload is not None]
+            return [self._parts.outcomes(chunk, versions[-1])] if versions else []
+        return self._store.outcomes([outcome_name(chunk, version) for version in versions])
+
+    def lost(self, commits: Mapping[int, Sequence[Version]]) -> list[int]:
+        """Return the chunks some of whose outcomes are gone; `commits` has the versions of each one's commits."""
+        if self._parts is not None:
+            last = {chunk: versions[-1] for chunk, versions in commits.items() if versions}
+            return sorted(commits.keys() - self._parts.present(last))
+        there = self._store.outcome_names()
+        return [
+            chunk
+            for chunk, versions in sorted(commits.items())
+            if not versions or any(outcome_name(chunk, version) not in there for version in versions)
+        ]
+
+    @property
+    def place(self) -> str:
+        """Where the outcomes are, for people."""
+        return self._spec.output.address if self._spec.output else self._spec.store or "Redis"
+
+    @property
+    def input_place(self) -> str:
+        """Where the records are, for people."""
+        return self._spec.store or "Redis"
+
+    @property
+    def in_files(self) -> bool:
+        """Whether the outcomes are in files, be it those of a store or parts."""
+        return self._spec.output is not None or self._spec.store is not None
 
     @property
     def parts(self) -> OutputParts | None:

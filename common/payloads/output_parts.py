@@ -1,4 +1,4 @@
-"""The directory of `-o DIR/`: parts that appear one by one and whole, then `manifest.json` and `_SUCCESS`, once.
+"""The directory of `-o DIR/`: parts that appear one by one and whole, then `_manifest.json` and `_SUCCESS`, once.
 
 Outcomes are first written aside, under the name of their attempt; only after the ledger has taken the commit does the
 file move to the part's own name. So a chunk that ran twice leaves one part, though no object store joins a transaction
@@ -19,7 +19,7 @@ from common.payloads.parts import chunk_rows, decode_part, encode_part, part_nam
 from common.rows import Row
 from common.values import Json, Output
 
-SUCCESS, MANIFEST = "_SUCCESS", "manifest.json"
+SUCCESS, MANIFEST = "_SUCCESS", "_manifest.json"
 
 
 class OutputParts:
@@ -63,13 +63,23 @@ class OutputParts:
         """Put a part where its readers look; its commit counts."""
         self._storage.move(self._attempt(chunk, version), part_name(chunk, self._format))
 
-    def outcomes(self, chunk: int, version: tuple[int, int]) -> list[bytes]:
-        """Return the outcomes of a chunk as payloads; `version` is that of its last commit."""
+    def outcomes(self, chunk: int, version: tuple[int, int]) -> bytes | None:
+        """Return the outcomes of a chunk as a payload, None if they are gone; `version` is that of its last commit."""
         for name in (self._attempt(chunk, version), part_name(chunk, self._format)):
             data = self._storage.read(name)
             if data is not None:
-                return [decode_part(data, self._format)]
-        return []
+                return decode_part(data, self._format)
+        return None
+
+    def present(self, versions: Mapping[int, tuple[int, int]]) -> set[int]:
+        """Return the chunks whose part is there, aside or in its place; `versions` are those of their last commits."""
+        aside = set(self._storage.names(self._aside))
+        placed = set(self._storage.names())
+        return {
+            chunk
+            for chunk, version in versions.items()
+            if self._attempt_name(chunk, version) in aside or part_name(chunk, self._format) in placed
+        }
 
     def place_rest(self, versions: Mapping[int, tuple[int, int]]) -> None:
         """Place what is still aside and counts; `versions` are those of each chunk's last commit."""
@@ -95,7 +105,10 @@ class OutputParts:
         return part_schema(data, self._format) if data is not None else None
 
     def _attempt(self, chunk: int, version: tuple[int, int]) -> str:
-        return f"{self._aside}/{chunk}.{version[0]}.{version[1]}.{self._format}"
+        return f"{self._aside}/{self._attempt_name(chunk, version)}"
+
+    def _attempt_name(self, chunk: int, version: tuple[int, int]) -> str:
+        return f"{chunk}.{version[0]}.{version[1]}.{self._format}"
 
 
 def check_output_place(address: str, *, begun: bool = False) -> None:

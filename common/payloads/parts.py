@@ -17,7 +17,7 @@ from common.inputs.arrow_values import row_sizes
 from common.inputs.parquet import open_parquet
 from common.payloads.arrays import column_array
 from common.payloads.encoding import MAX_EXPANDED, MAX_ROWS, encode_outcomes, overlay
-from common.rows import COLUMNS, Row, as_text, cells, to_line
+from common.rows import COLUMNS, LOST, Row, as_text, cells, to_line
 from common.values import Failure, Json, Outcome, Record
 
 FORMATS = ("parquet", "jsonl")
@@ -33,20 +33,25 @@ def part_name(chunk: int, format: str) -> str:
     return f"part-{chunk:05d}.{format}"
 
 
-def chunk_rows(records: Sequence[Record], outcomes: Sequence[bytes], *, arrays: bool = False) -> list[Row]:
+def chunk_rows(
+    records: Sequence[Record] | None, outcomes: Sequence[bytes | None], *, arrays: bool = False
+) -> list[Row]:
     """Return the rows of a chunk from its records and the payloads of its commits, the oldest first.
 
     Args:
-        records: of the chunk.
-        outcomes: payloads.
+        records: of the chunk; None if they cannot be read: rows then have the ids that outcomes carry, and no input.
+        outcomes: payloads; None for one that is lost.
         arrays: give vectors as numpy arrays, for those who write them.
 
     Raises:
         PayloadError: one of them is not a payload of outcomes.
     """
-    found = overlay(outcomes, arrays=arrays)
+    found = overlay([payload for payload in outcomes if payload is not None], arrays=arrays)
+    if records is None:
+        return [Row(id_, None, outcome) for _, (id_, outcome) in sorted(found.items())]
+    absent = LOST if outcomes else None
     return [
-        Row(record.id, record.input, found[position][1] if position in found else None)
+        Row(record.id, record.input, found[position][1] if position in found else absent)
         for position, record in enumerate(records)
     ]
 

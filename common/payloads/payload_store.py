@@ -21,7 +21,12 @@ from common.values import JobStatus
 
 #: Begins what stands in Redis for a payload that lies in a file; neither Arrow nor JSON begins so.
 _IN_FILE = b"="
+_OUT, _SUFFIX = "out", ".arrow"
 _TOKEN = re.compile(r"^[0-9a-f]{8}\Z")
+
+
+#: Of a commit: (round, serial number of its lease).
+Version = tuple[int, int]
 
 
 class PayloadStore(ABC):
@@ -66,6 +71,10 @@ class PayloadStore(ABC):
     def drop_outcomes(self, name: str) -> None:
         """Take outcomes back."""
 
+    @abstractmethod
+    def outcome_names(self) -> set[str]:
+        """Return the names of all outcomes that are there."""
+
     def is_over(self) -> bool:
         """Whether the job has ended, or is forgotten: nothing more is written of it."""
         status = cast("bytes | None", self._client.hget(self._keys.job, "status"))
@@ -105,6 +114,10 @@ class RedisPayloads(PayloadStore):
     def drop_outcomes(self, name: str) -> None:
         """Take outcomes back."""
         self._client.hdel(self._keys.output, name)
+
+    def outcome_names(self) -> set[str]:
+        """Return the fields of the hash."""
+        return {name.decode(errors="replace") for name in self._client.hkeys(self._keys.output)}
 
 
 class FilePayloads(PayloadStore):
@@ -157,6 +170,11 @@ class FilePayloads(PayloadStore):
         """Remove the file."""
         self._storage.remove(_outcome_file(name))
 
+    def outcome_names(self) -> set[str]:
+        """Return what the files are of."""
+        files = self._storage.names(_OUT)
+        return {file.removesuffix(_SUFFIX).replace("-", ":") for file in files if file.endswith(_SUFFIX)}
+
     def _write(self, file: str, data: bytes) -> None:
         if not self._is_noted:  # before there is any file: whoever clears up must find it
             self._client.hset(keys.STORED, self._job_id, self._address)
@@ -165,26 +183,26 @@ class FilePayloads(PayloadStore):
 
 
 def _input_file(name: str, token: str) -> str:
-    return f"in/{name.replace(':', '-')}.{token}.arrow"
+    return f"in/{name.replace(':', '-')}.{token}{_SUFFIX}"
 
 
 def _outcome_file(name: str) -> str:
-    return f"out/{name.replace(':', '-')}.arrow"
+    return f"{_OUT}/{name.replace(':', '-')}{_SUFFIX}"
 
 
-def outcome_name(chunk: int, version: tuple[int, int]) -> str:
-    """Return the name of a chunk's outcomes; `version` is (round, serial)."""
+def outcome_name(chunk: int, version: Version) -> str:
+    """Return the name of a chunk's outcomes."""
     return f"{chunk}:{version[0]}:{version[1]}"
 
 
-def decode_versions(raw: bytes | None) -> list[tuple[int, int]]:
-    """Return the (round, serial) pairs that the commit script wrote, the oldest first.
+def decode_versions(raw: bytes | None) -> list[Version]:
+    """Return (round, serial) of each commit of a chunk as the commit script noted them, the oldest first.
 
     Raises:
         PayloadError: it did not write this.
     """
     try:
-        pairs = (item.split(":") for item in (raw or b"").decode().split())
-        return [(int(a), int(b)) for a, b in pairs]
+        commits = (item.split(":") for item in (raw or b"").decode().split())
+        return [(int(round_), int(serial)) for round_, serial, *_ in commits]
     except ValueError as error:
         raise PayloadError(f"not a list of commits: {raw!r:.100}") from error

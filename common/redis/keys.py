@@ -60,7 +60,7 @@ class JobKeys:
     #: now (position that runs alone), alone (positions over which workers died), done:POSITION (got past), furthest
     #: (steps trained)
     commits: str  #: hash: chunk -> round:serial:succeeded:failed:truncated
-    layers: str  #: hash: chunk -> round:serial of every commit, oldest first
+    layers: str  #: hash: chunk -> round:serial:succeeded:failed:truncated of every commit, oldest first
     flawed: str  #: hash: chunk -> how many of its records failed when they last had outcomes
     tickets: str  #: set: ids of the tickets that count
     refusals: str  #: hash: worker -> why it cannot serve this job

@@ -10,14 +10,14 @@ The same cut as Temporal's activity leases, Faktory's reservations and Oban's pr
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import redis
 
 from common.errors import JobTaken, NotSubmitting, PayloadError, UnknownJob, UsageError
-from common.payloads.payload_store import decode_versions
+from common.payloads.payload_store import Version, decode_versions
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
 from common.values import Counts, Failure, Json, visible
@@ -28,6 +28,8 @@ MIN_TICKETS = 6
 MOST_TICKETS = 10_000
 #: Members that are no text, which somebody else must have written, go through unchanged.
 _ANY_BYTES = "surrogateescape"
+#: Chunks whose commits one script forgets.
+_AT_ONCE = 1000
 #: What the retry script says when another retry came in between.
 _ANOTHER_ROUND = -2
 
@@ -201,8 +203,8 @@ class Ledger:
         """Return whether a chunk is done in the job's present round."""
         return bool(self.client.hexists(JobKeys.of(job_id).commits, str(chunk)))
 
-    def unpublished(self, job_id: str) -> dict[int, tuple[int, int]]:
-        """Return (round, serial) of each chunk's last commit, of a job that lacks nothing but its output being whole.
+    def unpublished(self, job_id: str) -> dict[int, list[Version]]:
+        """Return the versions of each chunk's commits, of a job that lacks nothing but to say that its files are there.
 
         Of any other job nothing is returned.
 
@@ -213,22 +215,39 @@ class Ledger:
         versions = {int(chunk): decode_versions(raw) for chunk, raw in zip(found[::2], found[1::2], strict=True)}
         if not all(versions.values()):
             raise PayloadError("a chunk that is committed has no commit")
-        return {chunk: commits[-1] for chunk, commits in versions.items()}
+        return versions
+
+    def committed(self, job_id: str) -> dict[int, list[Version]]:
+        """Return the versions of each chunk's commits, of all rounds; of one whose list of them is lost, none."""
+        layers = self.client.hgetall(JobKeys.of(job_id).layers)
+        commits: dict[int, list[Version]] = {int(chunk): [] for chunk in self.client.hkeys(JobKeys.of(job_id).commits)}
+        return commits | {int(chunk): decode_versions(raw) for chunk, raw in layers.items()}
+
+    def discard(self, job_id: str, round_: int | bytes, chunks: Sequence[int]) -> None:
+        """Forget what was committed of chunks whose outcomes are lost, and open them; in another round, do nothing."""
+        for first in range(0, len(chunks), _AT_ONCE):
+            self._run("discard", job_id, round_, *chunks[first : first + _AT_ONCE])
 
     def failed_in(self, job_id: str) -> dict[int, int]:
         """Return how many records of a chunk failed, for the chunks where any did."""
         return {int(chunk): int(failed) for chunk, failed in self.client.hgetall(JobKeys.of(job_id).flawed).items()}
 
     def publish(self, job_id: str, round_: int) -> bool:
-        """Note that the output of a job is whole, which completes it; return whether it was not noted before."""
+        """Note that the files of a job are all there, which completes it; return whether it was not noted before."""
         return bool(self._run("publish", job_id, round_))
 
     def fail(self, job_id: str, failure: Failure) -> bool:
         """End a job early and keep what is done; return whether it was not over before."""
         return bool(self._run("fail", job_id, failure.code, visible(failure.message)))
 
-    def retry(self, job_id: str) -> int:
-        """Open a new round over all that failed or never ended; return how many chunks are open.
+    def retry(self, job_id: str, lost: Callable[[], Sequence[int]] = tuple) -> int:
+        """Open a new round over all that failed, never ended or is lost; return how many chunks are open.
+
+        A job that was ended when all its chunks were committed is completed instead, or running until its output is.
+
+        Args:
+            job_id: the job.
+            lost: gives the chunks whose outcomes are gone.
 
         Raises:
             UnknownJob: there is none of that id.
@@ -237,6 +256,7 @@ class Ledger:
         open_chunks = _ANOTHER_ROUND
         while open_chunks == _ANOTHER_ROUND:
             round_ = self._reopen(job_id)
+            self.discard(job_id, round_, lost())
             before, open_chunks = self._run("retry", job_id, uuid.uuid4().hex, round_)
         status = before.decode()
         if status == "unknown":

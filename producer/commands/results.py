@@ -51,7 +51,7 @@ def results(job: str, output: str | None, output_format: str | None, follow: boo
 @click.option("--wait", is_flag=True, help="Wait for the end and print the results.")
 @lines_option
 def retry(job: str, output: str | None, output_format: str | None, wait: bool, as_json: bool) -> None:
-    """Run again only the records that failed, and chunks that never ended.
+    """Run again only the records that failed, and chunks that never ended or whose results are lost.
 
     The results of the others stay; that of a record run again is replaced. Prints the job's id, or waits and gives
     the results with --wait, with -o, or where no queue is configured.
@@ -61,13 +61,10 @@ def retry(job: str, output: str | None, output_format: str | None, wait: bool, a
 
     with open_client() as client:
         handle = client.job(job)
-        job = handle.id
-        before = handle.state
-        target = open_target(output, output_format, before.spec)
-        if before.status is JobStatus.COMPLETED and not before.counts.failed:
+        job, spec = handle.id, handle.state.spec
+        target = open_target(output, output_format, spec)
+        if not handle.retry() and handle.state.status is JobStatus.COMPLETED:
             say(f"Job {job}: every record has succeeded; there is nothing to run again.")
-        else:
-            handle.retry()
         if wait or target or client.embedded:
-            sys.exit(see_through(client, job, target or before.spec.output, say, as_json=as_json))
+            sys.exit(see_through(client, job, target or spec.output, say, as_json=as_json))
         say_accepted(handle, as_json=as_json)

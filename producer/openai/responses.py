@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from common.encoder import to_json
-from common.errors import PayloadError, UsageError
+from common.errors import PayloadError, ResultsLost, UsageError
 from common.rows import NOT_RUN, Row
 from common.values import Failure, JobSpec, Json
 from producer.outputs.lines import JsonLinesWriter
 from producer.outputs.targets import check_responses
 
 #: What is not the request's own fault.
-_OURS = frozenset({"no_memory", "out_of_memory", "output_too_large", "runner_error", "timeout", "worker_died"})
+_OURS = frozenset(
+    {"no_memory", "out_of_memory", "output_too_large", "results_lost", "runner_error", "timeout", "worker_died"}
+)
 
 
 def response_line(spec: JobSpec, number: int, row: Row) -> str:
@@ -63,6 +65,8 @@ def check_batch_options(column: str | None, id_column: str | None, quoting: str 
 
 
 def _body(row: Row, spec: JobSpec, name: str) -> Json:
+    if row.input is None:
+        raise ResultsLost(f"the request {to_json(row.id)} of job {spec.id} is gone, which its response answers.")
     try:
         return _BODIES[row.input["url"]](row, spec, name)
     except (KeyError, TypeError, ValueError, OverflowError) as error:  # it came out of Redis, where anybody may write

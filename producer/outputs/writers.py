@@ -41,10 +41,13 @@ class Writer(ABC):
         finally:
             self._discard()
 
-    def write_all(self, rows: Iterable[Row]) -> None:
-        """Write rows one after the other, as they come."""
+    def write_all(self, rows: Iterable[Row]) -> int:
+        """Write rows one after the other, as they come; return how many there were."""
+        written = 0
         for row in rows:
             self.write(row)
+            written += 1
+        return written
 
     def write(self, row: Row) -> None:
         """Write one row."""

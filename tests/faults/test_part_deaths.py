@@ -36,7 +36,7 @@ def test_a_part_whose_worker_dies_after_the_commit_is_placed_by_another(
     start_workers(**shared)
     batch.finish()
     names = sorted(path.name for path in out.iterdir())
-    assert names == ["_SUCCESS", "manifest.json", "part-00000.parquet", "part-00001.parquet"]
+    assert names == ["_SUCCESS", "_manifest.json", "part-00000.parquet", "part-00001.parquet"]
     texts = [text for name in names[2:] for text in pq.read_table(out / name)["output"].to_pylist()]
     assert texts == [f"LINE {n}" for n in range(20)]
     assert batch.commits() == [1, 1]

@@ -74,7 +74,7 @@ def test_an_output_is_whole_though_its_place_was_away(
     assert batch.runs_twice() == 0
     files = s3.files()
     names = [
-        f"{BUCKET}/out/{name}" for name in ("_SUCCESS", "manifest.json", *(f"part-{n:05d}.parquet" for n in range(20)))
+        f"{BUCKET}/out/{name}" for name in ("_SUCCESS", "_manifest.json", *(f"part-{n:05d}.parquet" for n in range(20)))
     ]
     assert files.find(f"{BUCKET}/out") == names
     texts = [text for name in names[2:] for text in pq.read_table(name, filesystem=files)["output"].to_pylist()]

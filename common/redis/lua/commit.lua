@@ -6,9 +6,10 @@ local word = status()
 if not unfinished(word) then return 'closed' end
 if redis.call('HGET', JOB, 'round') ~= ARGV[2] then return 'stale' end
 if redis.call('HEXISTS', COMMITS, ARGV[1]) == 1 then return 'double' end
-redis.call('HSET', COMMITS, ARGV[1], table.concat({ ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] }, ':'))
+local commit = table.concat({ ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] }, ':')
+redis.call('HSET', COMMITS, ARGV[1], commit)
 local layers = redis.call('HGET', LAYERS, ARGV[1])
-redis.call('HSET', LAYERS, ARGV[1], (layers and layers .. ' ' or '') .. ARGV[2] .. ':' .. ARGV[3])
+redis.call('HSET', LAYERS, ARGV[1], (layers and layers .. ' ' or '') .. commit)
 redis.call('HINCRBY', JOB, 'succeeded', ARGV[4])
 -- What failed in an earlier round counts as failed until now: these outcomes are of the same records.
 local before = tonumber(redis.call('HGET', FLAWED, ARGV[1])) or 0
@@ -31,6 +32,8 @@ if ARGV[8] and failed > tonumber(ARGV[8]) and word ~= 'cancelling' then
     'failure_message', failed .. ' records failed, and no more than ' .. ARGV[8] .. ' were to (--max-errors).')
   finish('failed')
 else
+  -- Cancelled while its last chunk was in hand: nothing is left to cancel but the end of its output.
+  if word == 'cancelling' and all_committed() and is_unpublished() then redis.call('HSET', JOB, 'status', 'running') end
   finish_if_over()
 end
 return 'committed'

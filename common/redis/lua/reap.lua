@@ -35,13 +35,12 @@ end
 -- Puts a chunk that is on no list where it belongs. Whether it is done, LAYERS says: a chunk that was committed in this
 -- round is, and one of an earlier round if nothing of it failed, for all others were opened when this round began.
 local function recover(chunk)
-  local layers = redis.call('HGET', LAYERS, chunk)
-  local round, serial = string.match(layers or '', '(%d+):(%d+)$')
+  local commit = string.match(redis.call('HGET', LAYERS, chunk) or '', '%S+$')
+  local round = string.match(commit or '', '^%d+')
   if redis.call('EXISTS', lease_key(chunk)) == 1 then
     redis.call('SADD', LEASED, chunk)
   elseif round and (round == redis.call('HGET', JOB, 'round') or redis.call('HEXISTS', FLAWED, chunk) == 0) then
-    local failed = redis.call('HGET', FLAWED, chunk) or 0
-    redis.call('HSET', COMMITS, chunk, table.concat({ round, serial, 0, failed, 0 }, ':'))
+    redis.call('HSET', COMMITS, chunk, commit)
   else
     redis.call('RPUSH', OPEN, chunk)
   end

@@ -66,19 +66,34 @@ local function all_committed()
   return redis.call('HLEN', COMMITS) == tonumber(redis.call('HGET', JOB, 'chunks'))
 end
 
--- Whether workers write the outcomes where their user wants them, and have not said yet that these are whole.
-local function is_unpublished()
+-- Whether outcomes are in files, where a script cannot look for them, and not in OUTPUT.
+local function is_in_files()
   local sound, spec = pcall(cjson.decode, redis.call('HGET', JOB, 'spec'))
-  if not sound or type(spec) ~= 'table' or type(spec.output) ~= 'table' then return false end
-  return redis.call('HGET', JOB, 'published') ~= redis.call('HGET', JOB, 'round')
+  return sound and type(spec) == 'table' and (type(spec.output) == 'table' or type(spec.store) == 'string')
+end
+
+-- Whether outcomes are in files, and no worker has said yet that all of them are there.
+local function is_unpublished()
+  return is_in_files() and redis.call('HGET', JOB, 'published') ~= redis.call('HGET', JOB, 'round')
+end
+
+-- Ends a job all of whose chunks are committed.
+local function complete()
+  if not is_in_files() and redis.call('HLEN', OUTPUT) < redis.call('HLEN', LAYERS) then
+    redis.call('HSET', JOB, 'failure_code', 'results_lost', 'failure_message',
+      'Outcomes that were written to Redis are gone from it: a key was deleted or evicted. A retry runs those chunks again.')
+    finish('failed')
+  else
+    finish('completed')
+  end
 end
 
 local function finish_if_over()
-  local word = status()
-  if word == 'cancelling' then
-    if redis.call('SCARD', LEASED) == 0 then finish('cancelled') end
+  if status() == 'cancelling' then
+    if redis.call('SCARD', LEASED) > 0 then return end
+    if all_committed() and not is_unpublished() then complete() else finish('cancelled') end
   elseif all_committed() then
-    if is_unpublished() then look_in(0) else finish('completed') end
+    if is_unpublished() then look_in(0) else complete() end
   end
 end
 

@@ -1,0 +1,21 @@
+-- Forgets the commits of chunks whose outcomes are lost: they count as never run, and are open again unless somebody works
+-- on them. ARGV: round, chunks... Gives 1, or 0 where the round is another by now.
+if redis.call('HGET', JOB, 'round') ~= ARGV[1] then return 0 end
+for i = 2, #ARGV do
+  local chunk = ARGV[i]
+  local commits = redis.call('HGET', LAYERS, chunk) or redis.call('HGET', COMMITS, chunk) or ''
+  local succeeded, failed, truncated = 0, 0, 0
+  for version, s, f, t in string.gmatch(commits, '(%d+:%d+):(%d+):(%d+):(%d+)') do
+    -- A later round ran what had failed in the one before.
+    succeeded, failed, truncated = succeeded + tonumber(s), tonumber(f), truncated + tonumber(t)
+    redis.call('HDEL', OUTPUT, chunk .. ':' .. version)
+  end
+  redis.call('HINCRBY', JOB, 'succeeded', 0 - succeeded)
+  redis.call('HINCRBY', JOB, 'failed', 0 - failed)
+  redis.call('HINCRBY', JOB, 'truncated', 0 - truncated)
+  redis.call('HDEL', LAYERS, chunk)
+  redis.call('HDEL', FLAWED, chunk)
+  if redis.call('HDEL', COMMITS, chunk) == 1 then redis.call('RPUSH', OPEN, chunk) end
+end
+if unfinished(status()) then look_in(0) else redis.call('PEXPIRE', OPEN, redis.call('PTTL', JOB)) end
+return 1
