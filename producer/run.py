@@ -1,6 +1,7 @@
 """Running a plan: submit, then (where the user waits) show progress and give the results."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import click
 
@@ -58,7 +59,14 @@ def see_through(client: Client, job_id: str, output: Target | None, say: Say, *,
         as_json: whether results on a terminal are JSON lines too.
     """
     job, interrupted = follow_to_end(client, job_id, say)
-    give_results(client, job, output, say, as_json=as_json, done_only=job.status is not JobStatus.COMPLETED)
+    if output is None or output == job.spec.output or job.status is JobStatus.COMPLETED:
+        give_results(client, job, output, say, as_json=as_json, done_only=job.status is not JobStatus.COMPLETED)
+    else:
+        name = output if isinstance(output, Path) else f"{output.address}/"
+        say(
+            f"{name} is not written: the job is {job.status}, with {job.counts.done:,} of {job.records or 0:,} records "
+            f"done. `producer results {job_id} -o FILE` saves those; `producer retry {job_id} -o {name}` runs the rest."
+        )
     return INTERRUPTED if interrupted else exit_status(job)
 
 
