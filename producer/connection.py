@@ -27,6 +27,7 @@ from common.errors import (
 )
 from common.jobs import Job
 from common.redis.connection import connect, is_passing, redis_errors
+from common.redis.durability import weaknesses
 from common.redis.keys import JobKeys
 from common.rows import LOST, Row
 from common.settings import Settings
@@ -146,6 +147,13 @@ class Connection:
             raise
         most = int(found.get("maxmemory", 0))
         return max(0, most - int(found.get("used_memory", 0))) if most else None
+
+    def weaknesses(self) -> list[str]:
+        """Return why a configured Redis may lose jobs, a sentence each; the embedded one has the right settings."""
+        if self.embedded:
+            return []
+        with self.errors():
+            return weaknesses(self.store.client, self._url)
 
     def send_tickets(self, spec: JobSpec) -> None:
         """Send the tickets that an accepted job calls for.

@@ -30,7 +30,7 @@ from producer.follow import follow_to_end
 from producer.model_check import check_model
 from producer.plan import check_spec
 from producer.printing import Say
-from producer.run import warn_if_unserved
+from producer.run import warn_of_queue
 from producer.submission import taken_back
 
 
@@ -135,7 +135,7 @@ def run_finetune(client: Client, plan: FinetunePlan, say: Say) -> int:
     for text in plan.examples.said:
         say(text)
     if not client.embedded:
-        warn_if_unserved(client, TRAIN, say, "workers start --train")
+        warn_of_queue(client, TRAIN, say, "workers start --train")
     submit_finetune(client, plan)
     job_id = plan.spec.id
     click.echo(job_id)

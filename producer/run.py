@@ -27,7 +27,7 @@ def run(client: Client, plan: Plan, records: Iterable[Record], say: Say, *, as_j
     if client.embedded:
         _say_others(client, say)
     else:
-        warn_if_unserved(client, spec.queue, say)
+        warn_of_queue(client, spec.queue, say)
     with submit_progress() as progress:
         job, totals = client.submit_plan(plan, watch_duplicates(records, say), progress, say)
     if totals is not None and totals.bad:
@@ -70,8 +70,10 @@ def see_through(client: Client, job_id: str, output: Target | None, say: Say, *,
     return INTERRUPTED if interrupted else exit_status(job)
 
 
-def warn_if_unserved(client: Client, queue: str, say: Say, start: str = "workers start") -> None:
-    """Say so if no worker takes jobs of a queue at present; `start` is the command that starts one."""
+def warn_of_queue(client: Client, queue: str, say: Say, start: str = "workers start") -> None:
+    """Say so if no worker takes jobs of a queue at present, or if Redis may lose them; `start` starts a worker."""
+    for weakness in client.weaknesses():
+        say(f"Warning: {weakness}")
     if not client.serves(queue):
         say(
             f"Warning: no live worker serves the queue {queue!r}; the job will wait for one (`{start}` on any machine)."

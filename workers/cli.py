@@ -15,6 +15,7 @@ from common.logs import set_up_logs
 from common.models.names import resolve_preload
 from common.models.store import open_store, store_address
 from common.redis.connection import connect, explain, is_passing, speaks_plainly
+from common.redis.durability import weaknesses
 from common.settings import Settings, load_settings
 from common.values import DTYPES, QUEUES, TRAIN
 
@@ -136,7 +137,8 @@ def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
         raise UsageError("--dtype int8 is for CPUs: leave it out, or say --device cpu.")
     client = connect(settings.broker_url)
     try:
-        client.ping()
+        for weakness in weaknesses(client, settings.broker_url):
+            logging.warning("%s", weakness)
     except redis.RedisError as error:
         if not is_passing(error) or speaks_plainly(error, settings.broker_url):
             raise HugqueueError(explain(error, settings.broker_url)) from error
