@@ -45,6 +45,17 @@ def _is_id_lists(value: Json) -> bool:
     return isinstance(value, list) and bool(value) and all(bool(ids) and TOKEN_IDS.accepts(ids) for ids in value)
 
 
+def _is_labels(value: Json) -> bool:
+    return TEXTS.accepts(value) and (isinstance(value, list) or bool(value.replace(",", "").strip()))
+
+
+def _is_template(value: Json) -> bool:
+    try:
+        return isinstance(value, str) and value.format("label") != value.format("")
+    except (IndexError, KeyError, ValueError, AttributeError):
+        return False
+
+
 def _is_decay(value: Json) -> bool:
     return isinstance(value, list) and len(value) == 2 and WHOLE.accepts(value[0]) and NUMBER.accepts(value[1])
 
@@ -98,7 +109,11 @@ GENERATE_PARAMS: Params = {
 #: Of encoder-decoders: what `generate` takes, and how texts become tokens and back.
 SEQ2SEQ_PARAMS: Params = {**GENERATE_PARAMS, "clean_up_tokenization_spaces": FLAG, "seed": WHOLE, "truncation": FLAG}
 
-_LABELS: Params = {"candidate_labels": TEXTS, "hypothesis_template": TEXT}
+#: Labels of the user's own, for a job or for one record.
+_LABELS: Params = {
+    "candidate_labels": ParamType("at least one label: a list, or a text with commas", _is_labels, TEXTS.parse),
+    "hypothesis_template": ParamType("a text with one {} for the label", _is_template, TEXT.parse),
+}
 _CLASSES: Params = {"top_k": either(COUNT, None), "function_to_apply": _FUNCTION}
 
 #: What goes to `generate` in speech recognition; models that do not generate (CTC) have no use for it.

@@ -8,7 +8,7 @@ from transformers import pipelines as hf
 
 from common.tasks import TASKS
 from common.values import Json
-from workers.runners.labelling import check_job_labelling, labelling
+from workers.runners.labelling import labelling
 from workers.runners.pipeline_tasks import PlainTask, Prepared, Row, Settings, own_params
 from workers.runners.reading import fields_of
 from workers.runners.texts import text_of
@@ -68,12 +68,6 @@ class ZeroShotClassification(ChunkTask):
     def batches(self) -> bool:
         """As in text-classification: decoders need to know the padding."""
         return self.model_pad_id() is not None
-
-    def settings(self, params: Mapping[str, Json]) -> Settings:
-        """Return the job's parameters; the template must have a place for the label."""
-        settings = super().settings(params)
-        check_job_labelling(settings.preprocess)
-        return settings
 
     def prepare(self, value: Json, settings: Settings) -> Prepared:
         """Return the text with each label; the text is cut, the label never."""

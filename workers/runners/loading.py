@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from common.errors import ModelError, first_line
+from common.params import check_params
+from common.task_params import LOAD_PARAMS
 from common.values import Json
 from workers.model_files import check_downloaded, check_files, has_weights
 from workers.model_references import (
@@ -71,8 +73,7 @@ class Source:
             raise ModelError("model_not_found", f"{task} needs a model: name one with --model.")
         names = {item.name for item in fields(cls)} - {"directory"}
         known = {name: value for name, value in load_params.items() if name in names}
-        if not isinstance(known.get("ignore_auto_map", False), bool):
-            raise ModelError("bad_param", f"ignore_auto_map must be true or false, found {known['ignore_auto_map']!r}.")
+        check_params(task, LOAD_PARAMS, {name: known[name] for name in LOAD_PARAMS.keys() & known.keys()})
         return cls(model, **known)
 
     @property

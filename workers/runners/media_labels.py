@@ -5,7 +5,7 @@ from typing import Any
 
 from common.errors import RecordError
 from common.values import Json
-from workers.runners.labelling import check_job_labelling, labelling
+from workers.runners.labelling import labelling
 from workers.runners.media_tasks import MediaTask
 from workers.runners.pipeline_tasks import Prepared, Row, Settings, own_params
 from workers.runners.truncation import Inputs, input_limit, length_of
@@ -20,12 +20,6 @@ class LabelledTask(MediaTask):
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
         self._label_limit = input_limit(pipe.model, pipe.tokenizer)
-
-    def settings(self, params: Mapping[str, Json]) -> Settings:
-        """Return the job's parameters; the template must have a place for the label."""
-        settings = super().settings(params)
-        check_job_labelling(settings.preprocess)
-        return settings
 
     def prepared(self, media: Any, fields: Mapping[str, Json], settings: Settings) -> Prepared:
         """Return the file and its labels ready to run."""
