@@ -25,6 +25,7 @@ COMMANDS = {
     "tasks": ("catalog", "List the tasks and their default models."),
     "workers": ("catalog", "List the live workers."),
     "up": ("up", "Start Redis, workers and Flower here."),
+    "down": ("up", "Stop the embedded worker that is kept for the next command."),
 }
 
 

@@ -50,13 +50,19 @@ class Client(Connection):
     """
 
     def __init__(
-        self, url: str | None = None, *, working: bool = False, say: Callable[[str], None] = logger.info
+        self,
+        url: str | None = None,
+        *,
+        working: bool = False,
+        keep_alive: float = 0.0,
+        say: Callable[[str], None] = logger.info,
     ) -> None:
         """Connect.
 
         Args:
             url: address of Redis; None: what the environment says, else the embedded one.
             working: whether an embedded queue's worker is wanted at once.
+            keep_alive: for how many seconds that worker stays after `close`, its models loaded, for who comes next.
             say: gets a sentence about what was started.
 
         Raises:
@@ -67,6 +73,7 @@ class Client(Connection):
         self._configured = settings if url is None else replace(settings, broker_url=check_address(url))
         self.embedded = self._configured.embedded
         self._say = say
+        self._keep_alive = keep_alive
         self._held = ExitStack()
         self._has_worker = not self.embedded
         if self.embedded:
@@ -79,7 +86,9 @@ class Client(Connection):
     def _attach(self, working: bool, say: Callable[[str], None]) -> Settings:
         from producer.embedded.attach import attach
 
-        settings = self._held.enter_context(attach(self._configured, working=working, say=say))
+        settings = self._held.enter_context(
+            attach(self._configured, working=working, say=say, keep_alive=self._keep_alive)
+        )
         self._has_worker = working
         return settings
 
@@ -87,6 +96,11 @@ class Client(Connection):
         """Have a worker run as long as this client is open: a queue that is configured has its own."""
         if not self._has_worker:
             self._attach(True, self._say)
+
+    @property
+    def keeps_worker(self) -> bool:
+        """Whether an embedded queue's worker stays for a while once this client is closed."""
+        return self.embedded and self._has_worker and self._keep_alive > 0
 
     def tend(self, say: Callable[[str], None]) -> None:
         """See that an embedded queue is there: one that was killed is started again."""

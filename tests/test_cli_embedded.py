@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli_processes import Terminal
 from tests.embedded_processes import Home
 from tests.processes import DEMO_MODEL, Shell, environment, lines, wait_until
 
@@ -179,3 +180,45 @@ def test_an_unknown_job_is_said_with_where_it_was_looked_for(shell: Shell, home:
 def test_lists_are_empty_at_first(shell: Shell, home: Home) -> None:
     assert "There are no jobs yet" in shell.run("jobs").stderr
     assert json.loads(shell.run("workers", "--json").stdout) == []
+
+
+# A worker that is kept
+
+
+def test_a_kept_worker_serves_the_next_command_until_it_is_ended(shell: Shell, home: Home) -> None:
+    source = write(shell, "The capital of France is [MASK].")
+    fill = ("submit", "--task", "fill-mask", source, "--model", str(DEMO_MODEL), "-p", "top_k=1")
+    first = shell.run(*fill, "--keep-alive", "5m")
+    assert "The worker stays for 5 min" in first.stderr
+    device = home.processes("workers.device")
+    [job] = [str(job["id"]) for job in jobs(shell)]
+    assert "chunk 1 of 1: 1 done" in shell.run("logs", job).stdout
+    second = shell.run(*fill)
+    assert lines(second.stdout) == lines(first.stdout)
+    assert home.processes("workers.device") == device and workers_started(home) == 1
+    assert "stopped" in shell.run("down").stderr
+    home.wait_until_empty(seconds=5)
+    assert "Nothing is running" in shell.run("down").stderr
+    assert len(jobs(shell)) == 2
+
+
+def test_a_kept_worker_ends_by_itself(shell: Shell, home: Home) -> None:
+    shell.run("submit", "--task", "test-echo", write(shell, "x"), "--keep-alive", "1s")
+    home.wait_until_empty(seconds=40)
+
+
+def test_down_leaves_a_queue_that_is_in_use(shell: Shell, home: Home) -> None:
+    process = submit_slowly(shell)
+    assert "is in use by another command" in shell.run("down", status=2).stderr
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    shell.environ["REDIS_URL"] = "redis://localhost:1/0"
+    assert "where they run" in shell.run("down", status=2).stderr
+    del shell.environ["REDIS_URL"]
+
+
+def test_on_a_terminal_the_worker_is_kept_by_itself(shell: Shell, home: Home) -> None:
+    shown = Terminal(shell, "submit", "--task", "test-echo", write(shell, "x")).text()
+    assert "The worker stays for 5 min" in shown
+    assert home.processes("workers.cli start")
+    shell.run("down")

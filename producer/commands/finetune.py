@@ -10,6 +10,7 @@ from common.training.spec import DTYPES, Training
 from producer.commands.frame import open_client
 from producer.commands.grouped import GroupedCommand
 from producer.commands.options import (
+    keep_alive_option,
     label_option,
     name_option,
     priority_option,
@@ -50,7 +51,7 @@ _GROUPS = {
         "-p",
     ),
     "LoRA": ("--lora", "--lora-r", "--lora-alpha", "--lora-dropout"),
-    "Job": ("--priority", "--name", "-l", "--wait"),
+    "Job": ("--priority", "--name", "-l", "--wait", "--keep-alive"),
 }
 
 
@@ -99,7 +100,8 @@ _GROUPS = {
 @name_option
 @label_option()
 @click.option("--wait", is_flag=True, help="Wait for the end.")
-def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], **options: Any) -> None:
+@keep_alive_option
+def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str | None, **options: Any) -> None:
     """Fine-tune a model on examples, as a job.
 
     TRAIN is a .csv, .tsv, .jsonl, .json, .parquet or .txt file with a text and a label in each row, or a data set of
@@ -125,5 +127,5 @@ def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], **options: Any) -
     from producer.selection import parse_labels
 
     plan = make_finetune_plan(inputs, labels=parse_labels(labels), **options)
-    with open_client(working=True) as client:
+    with open_client(working=True, keep_alive=keep_alive) as client:
         sys.exit(run_finetune(client, plan, say))

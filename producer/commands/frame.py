@@ -1,6 +1,7 @@
 """How commands reach the queue."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,18 +12,33 @@ if TYPE_CHECKING:
     from producer.client import Client
 
 
+#: Seconds for which the embedded worker waits for the next command of a person.
+_KEEP_ALIVE = 300.0
+
+
+def _default_keep_alive() -> float:
+    return _KEEP_ALIVE if sys.stdin and sys.stdin.isatty() and sys.stderr.isatty() else 0.0
+
+
 @contextlib.contextmanager
-def open_client(*, working: bool = False) -> "Iterator[Client]":
+def open_client(*, working: bool = False, keep_alive: str | None = None) -> "Iterator[Client]":
     """Yield a client of the configured queue, or of an embedded one.
 
     Args:
         working: whether an embedded queue needs its worker; a configured one has its own.
+        keep_alive: for how long that worker stays afterwards; None: for some minutes if somebody sits at a terminal.
     """
+    from common.durations import parse_duration
     from producer.client import Client
 
-    with Client(working=working, say=say) as client:
+    seconds = _default_keep_alive() if keep_alive is None else parse_duration(keep_alive, "--keep-alive")
+    with Client(working=working, keep_alive=seconds, say=say) as client:
         try:
-            yield client
+            try:
+                yield client
+            finally:
+                if client.keeps_worker:
+                    say(f"The worker stays for {seconds / 60:g} min, its model loaded; `producer down` ends it.")
         except UnknownJob:
             if client.embedded:
                 say("REDIS_URL is not set: looked in the embedded Redis alone.")

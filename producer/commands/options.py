@@ -58,6 +58,13 @@ status_option = click.option(
 )
 
 
+keep_alive_option = click.option(
+    "--keep-alive",
+    metavar="SPAN",
+    help="How long the embedded worker stays afterwards, as 5m.  [default: 5m on a terminal, else 0]",
+)
+
+
 def _complete_jobs(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     from producer.completion import complete_jobs
 

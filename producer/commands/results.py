@@ -7,7 +7,7 @@ import click
 from common.errors import UsageError
 from common.values import JobStatus
 from producer.commands.frame import open_client
-from producer.commands.options import job_argument, lines_option, output_option, part_format_option
+from producer.commands.options import job_argument, keep_alive_option, lines_option, output_option, part_format_option
 from producer.printing import say
 
 
@@ -49,8 +49,11 @@ def results(job: str, output: str | None, output_format: str | None, follow: boo
 @output_option
 @part_format_option
 @click.option("--wait", is_flag=True, help="Wait for the end and print the results.")
+@keep_alive_option
 @lines_option
-def retry(job: str, output: str | None, output_format: str | None, wait: bool, as_json: bool) -> None:
+def retry(
+    job: str, output: str | None, output_format: str | None, wait: bool, keep_alive: str | None, as_json: bool
+) -> None:
     """Run again only the records that failed, and chunks that never ended or whose results are lost.
 
     The results of the others stay; that of a record run again is replaced. Prints the job's id, or waits and gives
@@ -59,7 +62,7 @@ def retry(job: str, output: str | None, output_format: str | None, wait: bool, a
     from producer.outputs.targets import open_target
     from producer.run import say_accepted, see_through
 
-    with open_client() as client:
+    with open_client(keep_alive=keep_alive) as client:
         handle = client.job(job)
         job, spec = handle.id, handle.state.spec
         target = open_target(output, output_format, spec)

@@ -9,6 +9,7 @@ from common.values import DTYPES
 from producer.commands.frame import open_client
 from producer.commands.grouped import GroupedCommand
 from producer.commands.options import (
+    keep_alive_option,
     label_option,
     name_option,
     output_option,
@@ -33,6 +34,7 @@ _GROUPS = {
         "--max-errors",
         "--idempotency-key",
         "--store",
+        "--keep-alive",
         "--dry-run",
     ),
 }
@@ -88,6 +90,7 @@ _GROUPS = {
     metavar="KEY",
     help="Make one job of all submits with this key; one that was cut off goes on where it stopped.",
 )
+@keep_alive_option
 @click.option("--dry-run", is_flag=True, help="Read everything, report what would be done, and touch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on a terminal too: result lines, the job, or the report.")
 def submit(
@@ -96,6 +99,7 @@ def submit(
     labels: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
+    keep_alive: str | None,
     **options: Any,
 ) -> None:
     """Send records through a model.
@@ -138,7 +142,7 @@ def submit(
     if "-" in inputs and sys.stdin.isatty():
         say("Reading records from the terminal, one a line; Ctrl-D ends them.")
     records = plan.begun_records()
-    with open_client(working=True) as client:
+    with open_client(working=True, keep_alive=keep_alive) as client:
         from producer.run import run
 
         sys.exit(run(client, plan, records, say, as_json=as_json))

@@ -1,10 +1,23 @@
-"""`producer up`."""
+"""`producer up` and `down`."""
 
 import sys
 
 import click
 
+from common.errors import UsageError
 from producer.printing import say
+
+
+@click.command()
+def down() -> None:
+    """Stop the embedded worker and Redis that are kept for the next command (`--keep-alive`); their jobs stay."""
+    from common.settings import load_settings
+    from producer.embedded.attach import end_kept_worker
+
+    settings = load_settings()
+    if not settings.embedded:
+        raise UsageError("A Redis is configured (REDIS_URL): stop its workers where they run.")
+    say("stopped" if end_kept_worker(settings) else "Nothing is running.")
 
 
 @click.command()

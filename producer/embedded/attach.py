@@ -13,8 +13,8 @@ from common.errors import StoreUnavailable, UsageError
 from common.extras import worker_needs
 from common.settings import Settings, to_environ
 from producer.embedded.binary import Binary, find_binary
-from producer.embedded.keeper import TAKEN
-from producer.embedded.locks import LockFile, is_claimed
+from producer.embedded.keeper import TAKEN, kept_until
+from producer.embedded.locks import LockFile, is_claimed, is_held
 from producer.embedded.logs import open_log, reason_in
 from producer.embedded.place import Place
 from producer.embedded.probe import Answer, probe
@@ -25,10 +25,16 @@ _PAUSE = 0.05
 
 
 @contextlib.contextmanager
-def attach(settings: Settings, *, working: bool, say: Callable[[str], None]) -> Iterator[Settings]:
+def attach(
+    settings: Settings, *, working: bool, say: Callable[[str], None], keep_alive: float = 0.0
+) -> Iterator[Settings]:
     """Find or start the embedded Redis; yield settings that lead to it. It stays while this context is open.
 
-    `working` asks for a worker as well. `say` is told what was started, if it was started for this command.
+    Args:
+        settings: without a Redis.
+        working: whether a worker is wanted as well.
+        say: told what was started, if it was started for this command.
+        keep_alive: for how many seconds the worker is to stay afterwards, with the models that it has.
 
     Raises:
         UsageError: no redis-server, none that may be used here, no worker's libraries, or no directory for the state.
@@ -45,7 +51,41 @@ def attach(settings: Settings, *, working: bool, say: Callable[[str], None]) -> 
                 place.worker_failure.unlink(missing_ok=True)  # that of an earlier worker
                 _hold(place.working, locks)
             _find_or_start(place, settings, say, working=working)
-        yield place.reached_by(settings)
+        try:
+            yield place.reached_by(settings)
+        finally:
+            if working and keep_alive > 0:
+                _keep_worker(place, time.time() + keep_alive)
+
+
+def _keep_worker(place: Place, until: float) -> None:
+    """Note how long the worker stays: before the lock is let go, or it would be stopped."""
+    if until > kept_until(place):
+        aside = place.kept.with_name(f"{place.kept.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):  # without room for the note, it ends with this command
+            aside.write_text(str(until))
+            aside.replace(place.kept)
+
+
+def end_kept_worker(settings: Settings) -> bool:
+    """Stop an embedded worker, and its Redis, that are kept for the next command; return whether any ran.
+
+    Raises:
+        UsageError: a command uses them at present.
+        StoreUnavailable: they do not stop.
+    """
+    place = Place.of(settings)
+    if not place.home.is_dir() or not is_claimed(place.keeper):
+        return False
+    if is_held(place.in_use):
+        raise UsageError(f"The embedded queue in {place} is in use by another command; it stops when that ends.")
+    place.kept.unlink(missing_ok=True)
+    end = time.monotonic() + settings.workers_stop
+    while is_claimed(place.keeper):
+        if time.monotonic() > end:
+            raise StoreUnavailable(f"The embedded queue in {place} does not stop; its log: {place.keeper_log}")
+        time.sleep(_PAUSE)
+    return True
 
 
 def revive(settings: Settings, *, working: bool, say: Callable[[str], None]) -> None:

@@ -61,11 +61,19 @@ class Keeper:
             self._worker.end()
 
     def _tend_worker(self) -> None:
-        wanted = is_held(self._place.working)
+        wanted = is_held(self._place.working) or (self._worker.is_running and time.time() < kept_until(self._place))
         self._worker.tend(wanted=wanted, call=self._place.working.stat().st_mtime_ns)
 
     def _ask_to_stop(self, *_: object) -> None:
         self._stopping = True
+
+
+def kept_until(place: Place) -> float:
+    """Return until when a worker that runs is to stay, in seconds since the epoch; 0 where nobody has said so."""
+    try:
+        return float(place.kept.read_text())
+    except (OSError, ValueError):
+        return 0.0
 
 
 def main() -> int:

@@ -40,6 +40,11 @@ class Place:
         return self.home / "working.lock"
 
     @property
+    def kept(self) -> Path:
+        """Until when a worker is kept that nobody needs at present, in seconds since the epoch."""
+        return self.home / "worker-kept-until"
+
+    @property
     def keeper(self) -> Path:
         """Lock: held by the keeper, whose process id it holds."""
         return self.home / "keeper.lock"
