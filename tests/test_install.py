@@ -22,6 +22,8 @@ from tests.s3_server import S3Server
 
 #: The command `celery`, which environments of links lack.
 CELERY = "python -P -m celery"
+#: Installing torch from the index is part of the first test that asks for it.
+pytestmark = pytest.mark.timeout(1500)
 CAPITALS = ROOT / "examples" / "capitals.txt"
 Make = Callable[..., Environment]
 
