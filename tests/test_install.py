@@ -178,6 +178,7 @@ def test_commands_are_safe_beside_packages_of_our_names(make: Make, shell: Shell
     shell.directory = beside
     (beside / "hugqueue").mkdir()
     (beside / "hugqueue" / "__init__.py").touch()
+    shell.environ |= {"APP": "theirs", "CELERY_APP": "theirs"}
     worker = make("worker")
     serve(worker)
     submit = ["producer", "submit", "--task", "fill-mask", str(CAPITALS), "-m", str(DEMO_MODEL), "-o", "words.jsonl"]

@@ -12,6 +12,8 @@ def run_celery(app: Celery) -> NoReturn:
     `celery -A` imports the app by its name with the working directory first on the path, where a `common/` or
     `workers/` of somebody else may lie.
     """
-    command.params[0].default = app  # of `-A`: it takes apps too
+    [option] = [option for option in command.params if option.name == "app"]
+    option.default = app  # it takes apps as well as names
+    option.envvar, option.allow_from_autoenv = None, False  # $APP and $CELERY_APP are somebody else's
     command(auto_envvar_prefix="CELERY")  # as `python -m celery` calls it
     raise SystemExit(0)
