@@ -12,12 +12,13 @@ from transformers import CanineTokenizer
 
 from common.errors import ModelError
 from tests.one_by_one import assert_neighbours_change_nothing, runner_of
-from tests.tiny_architectures import tiny_model
+from tests.tiny_architectures import tiny_config, tiny_model
 from tests.tiny_models import WORDS, answering, causal_gpt2, masked_bert
 from tests.tiny_seq2seq import make_bart
 from workers.runners import layers
 from workers.runners.budget import TokenBudget
 from workers.runners.padding import limit_sharing
+from workers.runners.truncation import input_limit
 
 _CHANCE = random.Random(5)
 TEXTS = [" ".join(_CHANCE.choices(WORDS, k=words)) for words in (4, 5, 6, 9, 17, 30, 4, 40)]
@@ -167,6 +168,15 @@ def test_a_model_that_wants_more_than_a_text_says_so(tmp_path):
     with pytest.raises(ModelError, match="MarianModel gives no hidden states") as caught:
         runner_of("embedding", make("MarianModel", tmp_path))
     assert caught.value.code == "model_load_failed"
+
+
+@pytest.mark.parametrize(
+    ("name", "positions"), [("WhisperForCausalLM", 128), ("IBertModel", 127), ("XLNetModel", None)]
+)
+def test_a_models_positions_are_found_whatever_they_are_called(name, positions):
+    model = getattr(transformers, name)
+    with torch.device("meta"):
+        assert input_limit(model(tiny_config(model.config_class)), tokenizer=None) == positions
 
 
 def test_canine_makes_vectors(tmp_path):

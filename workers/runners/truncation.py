@@ -12,23 +12,25 @@ from common.errors import RecordError
 
 #: Tokenizers without a limit say so with a number like 1e30.
 _UNLIMITED = 10**9
+#: What configurations call the number of positions, the second for decoders of speech.
+_POSITIONS = ("max_position_embeddings", "max_target_positions")
 Inputs = dict[str, Any]
 
 
 def input_limit(model: Any, tokenizer: Any) -> int | None:
     """Return how many tokens the model takes, special ones included; None where nothing limits it.
 
-    The smallest of the tokenizer's `model_max_length`, the configuration's `max_position_embeddings`, and the
+    The smallest of the tokenizer's `model_max_length`, the configuration's number of positions, and the
     rows of the table of positions. In the RoBERTa family the rows up to the padding index are not positions:
     its 514 rows take 512 tokens (transformers, `RobertaEmbeddings`).
     """
     config = model.config.get_text_config()
-    limits = [getattr(tokenizer, "model_max_length", None), getattr(config, "max_position_embeddings", None)]
+    limits = [getattr(tokenizer, "model_max_length", None), *(getattr(config, name, None) for name in _POSITIONS)]
     for name, module in model.named_modules():
         padding, table = getattr(module, "padding_idx", None), getattr(module, "weight", None)
         if name.endswith("position_embeddings") and padding is not None and table is not None:
             limits.append(len(table) - padding - 1)
-    known = [int(limit) for limit in limits if limit is not None and 0 < limit < _UNLIMITED]
+    known = [int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < _UNLIMITED]
     return min(known, default=None)
 
 
