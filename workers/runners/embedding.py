@@ -156,9 +156,10 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         except Exception as error:  # any architecture may be loaded, and may want more than a text
             if is_out_of_memory(error) or is_device_lost(error):
                 raise
+            why = first_line(error).rstrip(".")
             raise ModelError(
                 "model_load_failed",
-                f"{type(self._model).__name__} gives no hidden states for a text alone: {first_line(error)} "
+                f"{type(self._model).__name__} gives no hidden states for a text alone: {why}. "
                 "Take an encoder, or a model of a decoder alone.",
             ) from error
 
