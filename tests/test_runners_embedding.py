@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +20,13 @@ from common.payloads.encoding import decode_outcomes, encode_outcomes, iter_outc
 from tests.tiny_models import RecordingWatch, causal_gpt2
 from tests.tiny_seq2seq import make_t5
 from workers.runners.embedding import EmbeddingRunner
+from workers.runners.sentence_config import (
+    DENSE_KEYS,
+    GENERAL_KEYS,
+    NORMALIZE_KEYS,
+    POOLING_KEYS,
+    TRANSFORMER_KEYS,
+)
 
 TEXTS = [
     "The quick brown fox",
@@ -277,3 +285,102 @@ def test_a_dense_layer_in_a_pickle_is_refused(tmp_path, bert):
     with pytest.raises(ModelError, match="safetensors") as caught:
         runner_of(directory)
     assert caught.value.code == "unsafe_weights"
+
+
+CHAT = {
+    "flat": "{% for message in messages %}[CLS] {{ message.role }} : {{ message.content }} {% endfor %}[SEP] fox dog",
+    "structured": "{% for message in messages %}[CLS] {{ message.content[0].text }} {% endfor %}"
+    "{% if query %}query : {% endif %}[SEP] fox dog",
+}
+
+
+def with_chat(bert: Path, directory: Path, format: str) -> Path:
+    copied = Path(shutil.copytree(bert, directory))
+    (copied / "chat_template.jinja").write_text(CHAT[format])
+    return copied
+
+
+@pytest.mark.parametrize("pooling", ["mean", "lasttoken"])
+@pytest.mark.parametrize("format", CHAT)
+def test_a_base_with_a_chat_template_reads_texts_as_messages(tmp_path, bert, format, pooling):
+    base = with_chat(bert, tmp_path / "base", format)
+    directory = saved(
+        tmp_path / "model",
+        base,
+        pooling={"pooling_mode": pooling},
+        transformer={"max_seq_length": 20},
+        prompts={"query": "the lazy"},
+    )
+    assert "message" in json.loads((directory / "sentence_bert_config.json").read_text())["modality_config"]
+    texts = [*TEXTS, "quick brown fox " * 10]
+    np.testing.assert_allclose(embedded(directory, texts), reference(directory, texts), atol=1e-5)
+    np.testing.assert_allclose(
+        embedded(directory, texts, prompt_name="query"), reference(directory, texts, prompt_name="query"), atol=1e-5
+    )
+
+
+SETTINGS = [
+    {"processing_kwargs": {"chat_template": {"query": True}}},
+    {"processing_kwargs": {"chat_template": {"restore_suffix": False, "max_length": 9}}},
+    {"processing_kwargs": {"text": {"max_length": 7}}},
+    {"processing_kwargs": {"common": {"max_length": 7}}},
+    {"processor_kwargs": {"model_max_length": 8}},
+    {"tokenizer_args": {"model_max_length": 8}, "max_seq_length": 30},
+    {"max_seq_length": 6},
+    {"model_args": {"add_pooling_layer": False}},
+    {"do_lower_case": True},
+    {"unpad_inputs": False, "query_length": 5},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("chat", [True, False])
+def test_settings_of_the_transformer_are_honoured(tmp_path, bert, settings, chat):
+    base = with_chat(bert, tmp_path / "base", "structured") if chat else bert
+    directory = saved(tmp_path / "model", base)
+    config = directory / "sentence_bert_config.json"
+    before = json.loads(config.read_text())
+    config.write_text(json.dumps({name: before[name] for name in before if name != "max_seq_length"} | settings))
+    texts = [*TEXTS, "quick brown fox " * 10]
+    np.testing.assert_allclose(embedded(directory, texts), reference(directory, texts), atol=1e-5)
+
+
+REFUSED = {
+    "sentence_bert_config.json": [
+        {"config_kwargs": {"hidden_act": "relu"}},
+        {"config_args": {"num_hidden_layers": 1}},
+        {"model_kwargs": {"subfolder": "other"}},
+        {"tokenizer_args": {"chat_template": "x"}},
+        {"processing_kwargs": {"text": {"add_special_tokens": False}}},
+        {"processing_kwargs": {"text": {"truncation": False}}},
+        {"processing_kwargs": {"tokens": {"a": 1}}},
+        {"tokenizer_name_or_path": "/other"},
+        {"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}},
+        {"modality_config": {"message": {"method": "forward", "method_output_name": "last_hidden_state"}}},
+        {"what_version_7_writes": 1},
+    ],
+    "config_sentence_transformers.json": [{"model_type": "SparseEncoder"}, {"what_version_7_writes": 1}],
+    "1_Pooling/config.json": [{"what_version_7_writes": 1}],
+    "2_Dense/config.json": [{"what_version_7_writes": 1}],
+    "3_Normalize/config.json": [{"what_version_7_writes": 1}],
+}
+
+
+@pytest.mark.parametrize(("file", "settings"), [(file, one) for file in REFUSED for one in REFUSED[file]], ids=str)
+def test_settings_that_are_not_honoured_are_refused_by_name(tmp_path, bert, file, settings):
+    directory = saved(tmp_path / "model", bert, modules.Dense(24, 9), modules.Normalize())
+    path = directory / file
+    found = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(found | settings))
+    with pytest.raises(ModelError) as caught:
+        runner_of(directory)
+    assert caught.value.code == "unknown_module"
+
+
+def test_every_key_that_sentence_transformers_can_write_is_known():
+    assert set(modules.Transformer.config_keys) <= TRANSFORMER_KEYS
+    assert {"model_kwargs", "processor_kwargs", "config_kwargs"} <= TRANSFORMER_KEYS
+    assert {*modules.Pooling.config_keys, *modules.Pooling.config_key_renames} <= POOLING_KEYS
+    assert set(modules.Dense.config_keys) <= DENSE_KEYS
+    assert set(modules.Normalize.config_keys) <= NORMALIZE_KEYS
+    assert set(SentenceTransformer(modules=[modules.BoW([])])._get_model_config()) <= GENERAL_KEYS

@@ -24,6 +24,7 @@ from workers.runners.agreement import close
 from workers.runners.base import PreparingRunner, Watch
 from workers.runners.batching import Item, is_device_lost, is_out_of_memory, run_batches
 from workers.runners.budget import TokenBudget
+from workers.runners.chat_texts import ChatTexts
 from workers.runners.later import Later, later
 from workers.runners.loading import Source, load_config, load_model, load_tokenizer
 from workers.runners.packing import PROBE, Packer, PackingRunner, pays, unpacked
@@ -83,6 +84,7 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         self._tokenizer = load_tokenizer(source)
         if self._config.lower_case:
             _lower_case(self._tokenizer)
+        self._messages = ChatTexts(self._tokenizer, self._config.message) if self._config.message else None
         self._limit = _limit(self._config, self._tokenizer, self._model)
         self._stages = [
             load_dense(stage, device, allow_pickle=source.allow_pickle) if isinstance(stage, DenseConfig) else normalize
@@ -103,7 +105,7 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         """Return the texts tokenised."""
         chosen = self._options(params)
         texts, refused = read_inputs(inputs, text_of)
-        encoded = self._encoded([chosen.prompt + text for text in texts.values()])
+        encoded = self._encoded(list(texts.values()), chosen.prompt)
         items = [Item(position, len(row), row) for position, row in zip(texts, encoded, strict=True)]
         refused |= {item.position: Outcome(failure=NO_TOKENS) for item in items if not item.tokens}
         items = [item for item in items if item.tokens]
@@ -121,11 +123,13 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
     def token_counts(self, texts: Sequence[str], params: Mapping[str, Json]) -> list[int]:
         """Return how many tokens each text is, special ones and the prompt included, as far as the model reads it."""
         prompt = self._options(params).prompt
-        return [len(row) for row in self._encoded([prompt + text for text in texts])]
+        return [len(row) for row in self._encoded(texts, prompt)]
 
-    def _encoded(self, texts: Sequence[str]) -> list[Encoded]:
+    def _encoded(self, texts: Sequence[str], prompt: str = "") -> list[Encoded]:
         with self._host:
-            return encode(self._tokenizer, texts, self._limit)
+            if self._messages:
+                return self._messages.encode(texts, prompt, self._limit)
+            return encode(self._tokenizer, [prompt + text for text in texts], self._limit)
 
     def _vectors(self, rows: Sequence[Encoded], chosen: _Options, skip: int) -> Sequence[Any] | Later[Any]:
         hidden, mask = self._states(rows)
@@ -196,7 +200,7 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
 
     def _prompt_tokens(self, prompt: str) -> int:
         """Return how many tokens at the beginning of every text are the prompt's and are not to be pooled."""
-        if self._config.include_prompt or not prompt:
+        if self._config.include_prompt or not prompt or self._messages:  # of a chat, all is pooled
             return 0
         ids = self._encoded([prompt])[0].features["input_ids"]
         return len(ids) - int(ids[-1] in self._tokenizer.all_special_ids)

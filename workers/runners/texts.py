@@ -85,10 +85,10 @@ def in_order(refused: Mapping[int, Outcome], items: Iterable[Item[Any]], results
     return [outcomes[position] for position in range(len(outcomes))]
 
 
-def encode(tokenizer: Any, texts: Sequence[Text], limit: int | None) -> list[Encoded]:
+def encode(tokenizer: Any, texts: Sequence[Text], limit: int | None, *, special: bool = True) -> list[Encoded]:
     """Return the texts and pairs tokenised, in one call if they are of one kind, each cut to `limit` tokens.
 
-    Special tokens are counted; of a pair, the longer text is cut.
+    Special tokens, added if `special`, are counted; of a pair, the longer text is cut.
     """
     kinds: dict[bool, list[int]] = {}
     for place, text in enumerate(texts):
@@ -99,12 +99,14 @@ def encode(tokenizer: Any, texts: Sequence[Text], limit: int | None) -> list[Enc
         if not are_pairs:
             same = [text if isinstance(text, str) else text[0] for text in same]
         pairs = are_pairs and tokenizer.is_fast
-        found |= zip(places, (_encode_pairs if pairs else _encode_alike)(tokenizer, same, limit), strict=True)
+        rows = _encode_pairs(tokenizer, same, limit) if pairs else _encode_alike(tokenizer, same, limit, special)
+        found |= zip(places, rows, strict=True)
     return [found[place] for place in range(len(texts))]
 
 
 def _encode_pairs(tokenizer: Any, texts: Sequence[Any], limit: int | None) -> list[Encoded]:
-    return [_cut_pair(row, limit, tokenizer.truncation_side) for row in _encode_alike(tokenizer, texts, None)]
+    rows = _encode_alike(tokenizer, texts, None, special=True)
+    return [_cut_pair(row, limit, tokenizer.truncation_side) for row in rows]
 
 
 def _cut_pair(row: Encoded, limit: int | None, side: str) -> Encoded:
@@ -114,25 +116,26 @@ def _cut_pair(row: Encoded, limit: int | None, side: str) -> Encoded:
     return Encoded({name: [values[place] for place in kept] for name, values in row.features.items()}, truncated=True)
 
 
-def _encode_alike(tokenizer: Any, texts: Sequence[Any], limit: int | None) -> list[Encoded]:
+def _encode_alike(tokenizer: Any, texts: Sequence[Any], limit: int | None, special: bool) -> list[Encoded]:
     options: dict[str, Any] = {} if limit is None else {"truncation": True, "max_length": limit}
+    options["add_special_tokens"] = special
     batch = tokenizer(list(texts), padding=False, return_attention_mask=True, **options)
     names = list(batch)
     encodings = batch.encodings or [None] * len(texts)
     return [
         Encoded({name: batch[name][row] for name in names}, cut, encodings[row])
-        for row, cut in enumerate(_cut_rows(tokenizer, texts, batch, limit))
+        for row, cut in enumerate(_cut_rows(tokenizer, texts, batch, limit, special))
     ]
 
 
-def _cut_rows(tokenizer: Any, texts: Sequence[Any], batch: Any, limit: int | None) -> list[bool]:
+def _cut_rows(tokenizer: Any, texts: Sequence[Any], batch: Any, limit: int | None, special: bool) -> list[bool]:
     """Return for each text whether it was cut."""
     if batch.encodings is not None:
         return [bool(encoding.overflowing) for encoding in batch.encodings]
     # A tokenizer written in Python does not say; only a text as long as the limit can have been cut.
     full = [limit is not None and len(ids) >= limit for ids in batch["input_ids"]]
     return [
-        is_full and len(tokenizer([text])["input_ids"][0]) > len(ids)
+        is_full and len(tokenizer([text], add_special_tokens=special)["input_ids"][0]) > len(ids)
         for text, ids, is_full in zip(texts, batch["input_ids"], full, strict=True)
     ]
 
