@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from common.addresses import check_address
+from common.addresses import check_address, mask_address
 from common.errors import UsageError
 from common.jobs import Job
 from common.settings import Settings, load_settings
@@ -82,6 +82,7 @@ class Client(Connection):
         super().__init__(settings if self.embedded else self._configured)
         if not self.embedded:
             self.check()
+        logger.info("using Redis at %s", mask_address(self._url))
 
     def _attach(self, working: bool, say: Callable[[str], None]) -> Settings:
         from producer.embedded.attach import attach

@@ -152,7 +152,7 @@ def show_job(job: Job, refusals: Mapping[str, str]) -> None:
     spec = job.spec
     _show_fields(
         {
-            "job": job.id + (f"  {spec.name}" if spec.name else ""),
+            "job": job.id + (f" ({spec.name})" if spec.name else ""),
             "status": _status(job).append(f" ({job.stage})" if job.stage else ""),
             "error": f"{job.failure.code}: {job.failure.message}" if job.failure else "",
             "refused": [f"by {worker}: {reason}" for worker, reason in refusals.items()],
@@ -254,7 +254,7 @@ def show_workers(workers: Iterable[Heartbeat]) -> None:
         "RECORDS/S": Kind.NUMBER,
         "DONE": Kind.NUMBER,
         "MEMORY": Kind.NUMBER,
-        "MODELS": Kind.WRAPPED,
+        "MODELS": Kind.CUT,
     }
     rows = (
         (

@@ -108,7 +108,8 @@ def test_quiet_says_nothing_but_the_answer_and_errors(server: RedisServer, shell
 def test_verbose_shows_the_traceback_of_an_error(shell: Shell) -> None:
     process = shell.popen("status", "-v", "c")
     _, said = process.communicate(timeout=60)
-    assert "Traceback" in said and "Error: There is no job" in said.splitlines()[-1]
+    assert "using Redis at" in said and "Traceback" in said
+    assert "Error: There is no job" in said.splitlines()[-1]
 
 
 def test_jobs_are_watched_on_a_terminal_until_ctrl_c(server: RedisServer, shell: Shell) -> None:
