@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 
 from common.errors import UsageError
 from common.jobs import Job
@@ -11,7 +10,7 @@ from producer.client import Client
 from producer.exits import exit_status
 from producer.openai import response_line
 from producer.outputs import Row, preview, to_line
-from producer.outputs.targets import Target
+from producer.outputs.targets import OutputFile, Target
 from producer.saving import save, write_some
 from producer.tables import RESULT_COLUMNS, show
 
@@ -63,7 +62,7 @@ def give_failures(
     if job.spec.format:
         raise UsageError("--failed is for records: the responses to a batch file hold its failures among the others.")
     rows = client.failed_rows(job, say)
-    if isinstance(output, Path):
+    if isinstance(output, OutputFile):
         say(f"wrote {write_some(output, job, rows):,} failed records to {output}")
     elif output is not None:
         raise UsageError("--failed writes one file: name it with -o FILE.")

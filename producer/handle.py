@@ -12,6 +12,7 @@ from common.tasks import find_task
 from common.values import JobStatus
 from producer.connection import Connection
 from producer.outputs import check_output
+from producer.outputs.targets import OutputFile
 from producer.saving import write_rows
 
 logger = logging.getLogger(__name__)
@@ -125,12 +126,13 @@ class JobHandle:
 
         return to_table(self.results(check=check), self._connection.output_type(self._state, logger.warning))
 
-    def write(self, path: str | Path, *, check: bool = True) -> None:
+    def write(self, path: str | Path, *, check: bool = True, csv_safe: bool = False) -> None:
         """Write all results to a file, whole or not at all: `.jsonl`, `.csv`, `.parquet` or `.npy` by its name.
 
         Args:
             path: the file; one that is there is replaced, if the job is completed.
             check: as for `results`.
+            csv_safe: whether cells of CSV that a spreadsheet would run as a formula get a `'` in front.
 
         Raises:
             JobFailed: as for `results`.
@@ -142,7 +144,7 @@ class JobHandle:
         if check:
             self.raise_for_status()
         check_output(target, find_task(job.spec.task))
-        write_rows(self._connection, job, target, logger.warning)
+        write_rows(self._connection, job, OutputFile(target, csv_safe), logger.warning)
 
     def refusals(self) -> dict[str, str]:
         """Return which workers pass the job over for now, and why."""

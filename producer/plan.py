@@ -20,7 +20,7 @@ from common.values import MAX_ERRORS, JobSpec, Json, Record, new_job_id, shorten
 from producer.chunks import CHUNK_BYTES, ChunkPlan, plan_chunks
 from producer.model_check import check_model, model_warning
 from producer.openai import BatchFile, check_batch_options, find_batch, read_batch
-from producer.outputs.targets import Target, by_workers, check_target, parse_target
+from producer.outputs.targets import Target, by_workers, check_target, name_of, parse_target
 from producer.supply import RangeSupply, RecordSupply, Supply
 
 #: Characters of an idempotency key at most.
@@ -92,6 +92,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     revision: str | None = None,
     output: str | Path | None = None,
     output_format: str | None = None,
+    csv_safe: bool = False,
     wait: bool | None = None,
     store: str | None = None,
     name: str | None = None,
@@ -127,7 +128,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     else:
         found = find_inputs(inputs, known, format=format_, column=column, id_column=id_column, quoting=quoting)
         found.check(most)
-    target = parse_target(output, output_format, responses=batch is not None)
+    target = parse_target(output, output_format, csv_safe=csv_safe, responses=batch is not None)
     written = by_workers(target, settings)
     if target is not None:  # under a key, its parts may be those of the job that the key stands for
         check_target(target, known, inputs, begun=idempotency_key is not None and written is not None)
@@ -174,7 +175,7 @@ def _waits(asked: bool | None, target: Target | None, spec: JobSpec, settings: S
         raise UsageError("--no-wait: no queue is configured, so the worker lives only as long as this command does.")
     if asked is False and target is not None and spec.output is None:
         raise UsageError(
-            f"--no-wait: {target if isinstance(target, Path) else target.address} is written by this command, at the "
+            f"--no-wait: {name_of(target)} is written by this command, at the "
             "end. Workers write directories that all of them reach: name one under HUGQUEUE_SHARED."
         )
     return asked if asked is not None else target is not None or settings.embedded

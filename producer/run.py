@@ -1,7 +1,6 @@
 """Running a plan: submit, then (where the user waits) show progress and give the results."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import click
 
@@ -13,7 +12,7 @@ from producer.exits import exit_status
 from producer.follow import follow_to_end
 from producer.give import give_results
 from producer.handle import JobHandle
-from producer.outputs.targets import Target
+from producer.outputs.targets import Target, name_of
 from producer.plan import Plan
 from producer.printing import Say, print_json
 from producer.progress import submit_progress
@@ -62,7 +61,7 @@ def see_through(client: Client, job_id: str, output: Target | None, say: Say, *,
     if output is None or output == job.spec.output or job.status is JobStatus.COMPLETED:
         give_results(client, job, output, say, as_json=as_json, done_only=job.status is not JobStatus.COMPLETED)
     else:
-        name = output if isinstance(output, Path) else f"{output.address}/"
+        name = name_of(output)
         say(
             f"{name} is not written: the job is {job.status}, with {job.counts.done:,} of {job.records or 0:,} records "
             f"done. `producer results {job_id} -o FILE` saves those; `producer retry {job_id} -o {name}` runs the rest."

@@ -1,7 +1,6 @@
 """From a job's outcomes to a file, or to a directory of parts."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from common.errors import ResultsLost, UsageError
 from common.jobs import Job
@@ -11,7 +10,7 @@ from common.values import JobStatus, Output
 from producer.connection import Connection
 from producer.openai import BatchWriter
 from producer.outputs import open_output
-from producer.outputs.targets import Target
+from producer.outputs.targets import OutputFile, Target
 
 
 def save(connection: Connection, job: Job, target: Target, on_trouble: Callable[[str], None]) -> str:
@@ -22,7 +21,7 @@ def save(connection: Connection, job: Job, target: Target, on_trouble: Callable[
         ResultsLost: some are missing; no file was written, and no directory of parts is said to be whole.
         StorageError: a directory of parts cannot be written.
     """
-    if isinstance(target, Path):
+    if isinstance(target, OutputFile):
         return f"wrote {write_rows(connection, job, target, on_trouble):,} records to {target}"
     if target == job.spec.output:  # workers have written it
         _check_parts(connection, job, target)
@@ -32,13 +31,14 @@ def save(connection: Connection, job: Job, target: Target, on_trouble: Callable[
     return f"wrote {written:,} records to {target.address}, a part for each chunk ({job.chunks:,})"
 
 
-def write_rows(connection: Connection, job: Job, path: Path, on_trouble: Callable[[str], None]) -> int:
+def write_rows(connection: Connection, job: Job, file: OutputFile, on_trouble: Callable[[str], None]) -> int:
     """Write every record with its outcome, the file whole or not at all; return how many there are.
 
     Raises:
         UsageError: the file cannot be written, or is there and the job is not completed.
         ResultsLost: some are missing; the file is as it was.
     """
+    path = file.path
     if job.status is not JobStatus.COMPLETED and path.exists():
         raise UsageError(
             f"{path} is there already, and only the results of a completed job replace a file; job {job.id} is "
@@ -48,17 +48,17 @@ def write_rows(connection: Connection, job: Job, path: Path, on_trouble: Callabl
         with BatchWriter(path, job.spec) as batch:
             return batch.write_all(connection.rows(job, on_trouble))
     kind = connection.output_type(job, on_trouble) if path.suffix.lower() == ".parquet" else None
-    with open_output(path, find_task(job.spec.task), output_type=kind) as writer:
+    with open_output(path, find_task(job.spec.task), output_type=kind, csv_safe=file.csv_safe) as writer:
         return writer.write_all(connection.rows(job, on_trouble, arrays=True))
 
 
-def write_some(path: Path, job: Job, rows: Iterable[Row]) -> int:
+def write_some(file: OutputFile, job: Job, rows: Iterable[Row]) -> int:
     """Write some rows of a job to a file, whole or not at all; return how many.
 
     Raises:
         UsageError: the file cannot be written.
     """
-    with open_output(path, find_task(job.spec.task)) as writer:
+    with open_output(file.path, find_task(job.spec.task), csv_safe=file.csv_safe) as writer:
         return writer.write_all(rows)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 import math
 from pathlib import Path
@@ -11,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.errors import HugqueueError
+from common.errors import HugqueueError, UsageError
 from common.tasks import TASKS
 from common.values import Failure, Outcome
 from producer.outputs import Row, open_output, to_line
+from producer.outputs.targets import parse_target
 
 FILL = TASKS["fill-mask"]
 EMBEDDING = TASKS["embedding"]
@@ -55,6 +57,22 @@ def lines_message(line: str) -> str:
     message = json.loads(line)["error"]["message"]
     assert "before this record was run" in message
     return message
+
+
+def test_csv_safe_escapes_what_a_spreadsheet_would_run(tmp_path):
+    cells = ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\r=1"]
+    plain = ["text", "-0.5", "+3e2", "'=quoted", "a=b"]
+    rows = [Row(text, text, Outcome(text)) for text in (*cells, *plain)]
+    write(tmp_path / "a.csv", rows, csv_safe=True)
+    read = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_bytes().decode(), newline="")))
+    expected = [f"'{cell}" for cell in cells] + plain
+    assert [(row["id"], row["input"], row["output"]) for row in read] == [(text,) * 3 for text in expected]
+
+
+@pytest.mark.parametrize("output", [None, "a.jsonl", "parts/"])
+def test_csv_safe_is_for_csv_alone(output):
+    with pytest.raises(UsageError, match="--csv-safe"):
+        parse_target(output, None, csv_safe=True)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])

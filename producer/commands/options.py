@@ -29,6 +29,10 @@ part_format_option = click.option(
     help="How the parts in DIR/ are written.  [default: parquet]",
 )
 
+csv_safe_option = click.option(
+    "--csv-safe", is_flag=True, help="Put a ' before cells of a .csv that a spreadsheet would run as formulas."
+)
+
 quoting_option = click.option(
     "--quoting",
     type=click.Choice(["double", "none"]),

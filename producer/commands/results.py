@@ -7,7 +7,14 @@ import click
 from common.errors import UsageError
 from common.values import JobStatus
 from producer.commands.frame import open_client
-from producer.commands.options import job_argument, keep_alive_option, lines_option, output_option, part_format_option
+from producer.commands.options import (
+    csv_safe_option,
+    job_argument,
+    keep_alive_option,
+    lines_option,
+    output_option,
+    part_format_option,
+)
 from producer.printing import say
 
 
@@ -15,10 +22,19 @@ from producer.printing import say
 @job_argument
 @output_option
 @part_format_option
+@csv_safe_option
 @click.option("--follow", is_flag=True, help="Give the results of a running job as they come, until it ends.")
 @click.option("--failed", is_flag=True, help="Give only the records that failed.")
 @lines_option
-def results(job: str, output: str | None, output_format: str | None, follow: bool, failed: bool, as_json: bool) -> None:
+def results(
+    job: str,
+    output: str | None,
+    output_format: str | None,
+    csv_safe: bool,
+    follow: bool,
+    failed: bool,
+    as_json: bool,
+) -> None:
     """Print or save a job's results, in input order, one for every record.
 
     On a terminal they are a table, in a pipe JSON lines. Records that were not run (yet) have the error code
@@ -33,7 +49,7 @@ def results(job: str, output: str | None, output_format: str | None, follow: boo
         raise UsageError("--follow gives all results as they come, --failed those of failed records: leave out one.")
     with open_client(working=follow) as client:
         found = client.job(job).state
-        target = open_target(output, output_format, found.spec)
+        target = open_target(output, output_format, found.spec, csv_safe=csv_safe)
         if follow and not found.status.finished:
             sys.exit(follow_results(client, found, say))
         if not found.status.finished:
@@ -48,11 +64,18 @@ def results(job: str, output: str | None, output_format: str | None, follow: boo
 @job_argument
 @output_option
 @part_format_option
+@csv_safe_option
 @click.option("--wait", is_flag=True, help="Wait for the end and print the results.")
 @keep_alive_option
 @lines_option
 def retry(
-    job: str, output: str | None, output_format: str | None, wait: bool, keep_alive: str | None, as_json: bool
+    job: str,
+    output: str | None,
+    output_format: str | None,
+    csv_safe: bool,
+    wait: bool,
+    keep_alive: str | None,
+    as_json: bool,
 ) -> None:
     """Run again only the records that failed, and chunks that never ended or whose results are lost.
 
@@ -65,7 +88,7 @@ def retry(
     with open_client(keep_alive=keep_alive) as client:
         handle = client.job(job)
         job, spec = handle.id, handle.state.spec
-        target = open_target(output, output_format, spec)
+        target = open_target(output, output_format, spec, csv_safe=csv_safe)
         if not handle.retry() and handle.state.status is JobStatus.COMPLETED:
             say(f"Job {job}: every record has succeeded; there is nothing to run again.")
         if wait or target or client.embedded:

@@ -9,6 +9,7 @@ from common.values import DTYPES
 from producer.commands.frame import open_client
 from producer.commands.grouped import GroupedCommand
 from producer.commands.options import (
+    csv_safe_option,
     keep_alive_option,
     label_option,
     name_option,
@@ -24,7 +25,7 @@ from producer.printing import print_json, say
 _GROUPS = {
     "Input": ("--task", "--column", "--id-column", "--format", "--quoting", "--limit"),
     "Model": ("-m", "--revision", "--dtype", "-p"),
-    "Output": ("-o", "--output-format", "--wait", "--json"),
+    "Output": ("-o", "--output-format", "--csv-safe", "--wait", "--json"),
     "Job": (
         "--name",
         "-l",
@@ -53,6 +54,7 @@ _GROUPS = {
 @revision_option
 @output_option
 @part_format_option
+@csv_safe_option
 @click.option("--wait/--no-wait", default=None, help="Wait for the end and print the results, or do not.")
 @click.option(
     "--store", metavar="URL", help="Where the records and outcomes are kept.  [default: HUGQUEUE_STORE_URL, else Redis]"

@@ -12,7 +12,7 @@ from common.errors import PayloadError, ResultsLost, UsageError
 from common.rows import NOT_RUN, Row
 from common.values import Failure, JobSpec, Json
 from producer.outputs.lines import JsonLinesWriter
-from producer.outputs.targets import check_responses
+from producer.outputs.targets import OutputFile, check_responses
 
 #: What is not the request's own fault.
 _OURS = frozenset(
@@ -44,7 +44,7 @@ class BatchWriter(JsonLinesWriter):
             UsageError: the name does not end in .jsonl or .jsonl.gz.
         """
         super().__init__(path)
-        check_responses(path)
+        check_responses(OutputFile(path))
         self._spec = spec
         self._written = 0
 

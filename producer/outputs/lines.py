@@ -2,11 +2,15 @@
 
 import csv
 import gzip
+from pathlib import Path
 from typing import IO, Any
 
 from common.rows import COLUMNS, Row, as_text, cells, to_line
 from producer.outputs.aside import Aside
 from producer.outputs.writers import Writer
+
+#: What a spreadsheet takes for the beginning of a formula.
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 class _LineWriter(Writer):
@@ -33,6 +37,11 @@ class JsonLinesWriter(_LineWriter):
 class CsvWriter(_LineWriter):
     """The columns `COLUMNS`; an output that is not a scalar is JSON text."""
 
+    def __init__(self, path: Path, *, safe: bool = False) -> None:
+        """Take whether cells that a spreadsheet would run as a formula are escaped."""
+        super().__init__(path)
+        self._safe = safe
+
     def _begin(self, aside: Aside) -> None:
         super()._begin(aside)
         self._rows = csv.writer(_LineFeeds(self._stream))
@@ -40,7 +49,20 @@ class CsvWriter(_LineWriter):
 
     def _write(self, row: Row) -> None:
         *texts, truncated = cells(row, as_text(row.output))
+        if self._safe:
+            texts = [_escaped(text) for text in texts]
         self._rows.writerow((*texts, "true" if truncated else "false"))
+
+
+def _escaped(text: str | None) -> str | None:
+    """Return a cell that no spreadsheet runs: https://owasp.org/www-community/attacks/CSV_Injection."""
+    if not text or not text.startswith(_FORMULAS):
+        return text
+    try:
+        float(text)  # a number begins with a sign too
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 class _LineFeeds:

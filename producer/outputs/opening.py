@@ -19,13 +19,14 @@ _GZIPPED = ("jsonl", "csv")
 _VECTOR_TASKS = ("embedding",)
 
 
-def open_output(path: Path, task: Task, *, output_type: Any = None) -> Writer:
+def open_output(path: Path, task: Task, *, output_type: Any = None, csv_safe: bool = False) -> Writer:
     """Return the writer for the path's extension, a context manager.
 
     Args:
         path: where the file will stand once it is whole.
         task: what the outcomes are of.
         output_type: the Arrow type of the outputs where the runner declares one; for Parquet.
+        csv_safe: whether cells of CSV that a spreadsheet would run are escaped.
 
     Raises:
         UsageError: the extension is unknown, or does not go with the task.
@@ -34,7 +35,7 @@ def open_output(path: Path, task: Task, *, output_type: Any = None) -> Writer:
         case "jsonl":
             return JsonLinesWriter(path)
         case "csv":
-            return CsvWriter(path)
+            return CsvWriter(path, safe=csv_safe)
         case "npy":
             return NpyWriter(path)
     from producer.outputs.parquet import ParquetWriter
@@ -45,6 +46,11 @@ def open_output(path: Path, task: Task, *, output_type: Any = None) -> Writer:
 def is_file_name(name: str) -> bool:
     """Whether a name ends as that of a file which can be written."""
     return name.lower().endswith(tuple([*(f".{f}" for f in FORMATS), *(f".{f}.gz" for f in _GZIPPED)]))
+
+
+def is_csv(path: Path) -> bool:
+    """Return whether a file of that name is CSV."""
+    return path.name.lower().endswith((".csv", ".csv.gz"))
 
 
 def check_output(path: Path, task: Task, inputs: Sequence[str] = ()) -> None:

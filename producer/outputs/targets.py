@@ -1,6 +1,7 @@
 """Where `-o` leads: to one file, or to a directory (an address) of parts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import StorageError, UsageError, path_errors
@@ -8,36 +9,65 @@ from common.settings import Settings, absolute
 from common.shared import is_address, is_shared, without_scheme
 from common.tasks import Task, find_task
 from common.values import JobSpec, Output
-from producer.outputs.opening import check_output, is_file_name
+from producer.outputs.opening import check_output, is_csv, is_file_name
 
-Target = Path | Output
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One file on this machine for all results."""
+
+    path: Path
+    csv_safe: bool = False  #: whether cells of CSV that a spreadsheet would run are escaped
+
+    def __str__(self) -> str:
+        """Return its path."""
+        return str(self.path)
+
+
+Target = OutputFile | Output
+
+
+def name_of(target: Target) -> str:
+    """Return the target as messages name it."""
+    return f"{target.address}/" if isinstance(target, Output) else str(target)
+
 
 #: Of the parts in a directory, where none is asked for.
 PART_FORMAT = "parquet"
 
 
-def parse_target(text: str | Path | None, format: str | None, *, responses: bool = False) -> Target | None:
+def parse_target(
+    text: str | Path | None, format: str | None, *, csv_safe: bool = False, responses: bool = False
+) -> Target | None:
     """Return the directory of parts that `-o` names by a slash at its end, by being there, or by an address; or a file.
 
     Args:
         text: what `-o` says; None: nothing.
         format: how parts are written.
+        csv_safe: whether cells of CSV that a spreadsheet would run are escaped.
         responses: whether the outcomes are responses to a batch file.
 
     Raises:
-        UsageError: the format of parts is named, and it is no directory; or it is a file at an address, or one that
+        UsageError: the format of parts is named, and it is no directory; `csv_safe` is set, and it is not CSV; or it is
+            a file at an address, or one that
             cannot hold responses.
     """
     if text is None:
         if format is not None:
             raise UsageError("--output-format says how the parts in a directory are written; name it with -o DIR/.")
+        if csv_safe:
+            raise UsageError("--csv-safe says how a CSV file is written; name it with -o FILE.csv.")
         return None
     if not str(text):
         raise UsageError("-o: the name is empty; name a file, or a directory as DIR/.")
     target = _target_of(without_scheme(str(text)), format)
     if responses:
         check_responses(target)
-    return target
+    if not csv_safe:
+        return target
+    if not isinstance(target, OutputFile) or not is_csv(target.path):
+        raise UsageError(f"--csv-safe is for CSV files; {name_of(target)} is not one.")
+    return replace(target, csv_safe=True)
 
 
 def _target_of(name: str, format: str | None) -> Target:
@@ -53,16 +83,16 @@ def _target_of(name: str, format: str | None) -> Target:
         raise UsageError(
             f"--output-format is for directories (-o {name}/); the extension of a file says how it is written."
         )
-    return Path(name)
+    return OutputFile(Path(name))
 
 
-def open_target(text: str | Path | None, format: str | None, spec: JobSpec) -> Target | None:
+def open_target(text: str | Path | None, format: str | None, spec: JobSpec, *, csv_safe: bool = False) -> Target | None:
     """Return where the outcomes of a job go, as `parse_target`, once it is known that they can be written there.
 
     Raises:
         UsageError: as `parse_target` and `check_target`.
     """
-    target = parse_target(text, format, responses=spec.format is not None)
+    target = parse_target(text, format, csv_safe=csv_safe, responses=spec.format is not None)
     if target is not None:
         check_target(target, find_task(spec.task))
     return target
@@ -74,10 +104,11 @@ def check_responses(target: Target) -> None:
     Raises:
         UsageError: it is a directory, or no file of JSON lines.
     """
-    name = target.name if isinstance(target, Path) else ""
+    name = target.path.name if isinstance(target, OutputFile) else ""
     if not name.lower().endswith((".jsonl", ".jsonl.gz")):
-        shown = target if isinstance(target, Path) else f"{target.address}/"
-        raise UsageError(f"{shown}: responses to a batch file are JSON lines; name a .jsonl or .jsonl.gz file.")
+        raise UsageError(
+            f"{name_of(target)}: responses to a batch file are JSON lines; name a .jsonl or .jsonl.gz file."
+        )
 
 
 def check_target(target: Target, task: Task, inputs: Sequence[str] = (), *, begun: bool = False) -> None:
@@ -86,8 +117,8 @@ def check_target(target: Target, task: Task, inputs: Sequence[str] = (), *, begu
     Raises:
         UsageError: they cannot; of a directory: it holds an output already, or files cannot be written there.
     """
-    if isinstance(target, Path):
-        check_output(target, task, inputs)
+    if isinstance(target, OutputFile):
+        check_output(target.path, task, inputs)
         return
     from common.payloads.output_parts import check_output_place
 
