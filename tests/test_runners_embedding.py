@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -285,6 +286,20 @@ def test_a_dense_layer_in_a_pickle_is_refused(tmp_path, bert):
     with pytest.raises(ModelError, match="safetensors") as caught:
         runner_of(directory)
     assert caught.value.code == "unsafe_weights"
+
+
+@pytest.mark.parametrize("kind", ["T5", "MT5", "UMT5", "LongT5"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_encoder_is_taken_out_of_its_model_or_was_saved_alone(tmp_path, kind, alone):
+    directory = make_t5(tmp_path)
+    (directory / "model.safetensors").unlink()
+    size = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=200, **size)
+    torch.manual_seed(4)
+    getattr(transformers, f"{kind}{'Encoder' if alone else ''}Model")(config).save_pretrained(directory)
+    texts = ["the capital", "how many people live in berlin", "a"]
+    expected = reference(directory, texts, normalize_embeddings=True)
+    np.testing.assert_allclose(embedded(directory, texts), expected, atol=1e-5)
 
 
 CHAT = {

@@ -13,8 +13,9 @@ from typing import Any, cast
 
 import pyarrow as pa
 import torch
+import transformers
 from tokenizers import normalizers
-from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
+from transformers import MODEL_MAPPING, AutoModel
 
 from common.errors import ModelError, first_line
 from common.params import check_params
@@ -240,12 +241,19 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
 
 def _load_encoder(source: Source, device: str) -> Any:
     """Return the model without a head; of an encoder and decoder such as T5, the encoder."""
-    config = load_config(source)
-    encoder_alone = config.is_encoder_decoder and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
-    auto_class = AutoModelForTextEncoding if encoder_alone else AutoModel
-    model = load_model(auto_class, source, device, ignore_missing=(r"(^|\.)pooler\.",))
+    kind = _encoder_class(load_config(source)) or AutoModel
+    model = load_model(kind, source, device, ignore_missing=(r"(^|\.)pooler\.",))
     model.config.use_cache = False  # keys and values would be kept for a next token that never comes
     return model
+
+
+def _encoder_class(config: Any) -> Any:
+    """Return the class of the encoder of an encoder-decoder, also of one that was saved alone; None for any other."""
+    whole = MODEL_MAPPING.get(type(config), None)
+    name = whole.__name__.removesuffix("Model") + "EncoderModel" if isinstance(whole, type) else ""
+    if config.is_encoder_decoder or name in (config.architectures or ()):
+        return getattr(transformers, name, None)
+    return None
 
 
 def _made_for_generation(config: Any) -> bool:
