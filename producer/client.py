@@ -80,8 +80,11 @@ class Client(Connection):
             # Redis alone, for a moment's look, is not worth a word.
             settings = self._attach(working, say if working else lambda _: None)
         super().__init__(settings if self.embedded else self._configured)
-        if not self.embedded:
+        try:
             self.check()
+        except BaseException:
+            self.close()
+            raise
         logger.info("using Redis at %s", mask_address(self._url))
 
     def _attach(self, working: bool, say: Callable[[str], None]) -> Settings:

@@ -29,6 +29,7 @@ from common.jobs import Job
 from common.redis.connection import connect, is_passing, redis_errors
 from common.redis.durability import weaknesses
 from common.redis.keys import JobKeys
+from common.redis.schema import check_schema
 from common.rows import LOST, Row
 from common.settings import Settings
 from common.store.claims import Claims
@@ -76,11 +77,16 @@ class Connection:
         return redis_errors(self._url)
 
     def check(self) -> None:
-        """Raise `StoreUnavailable` unless Redis answers now: a command that only begins tries once."""
+        """Check that Redis answers now, with jobs that this release can read: a command that only begins tries once.
+
+        Raises:
+            StoreUnavailable: it does not answer.
+            UsageError: its jobs are of another release.
+        """
         probe = connect(self._url)
         probe.set_retry(Retry(NoBackoff(), 0))
         with self.errors():
-            probe.ping()
+            check_schema(probe, self._url)
 
     def start_worker(self) -> None:
         """Have a worker run as long as this connection is open: a queue that is configured has its own."""

@@ -3,6 +3,7 @@
 Celery carries the tickets here; what is done with them is in `workers.turn`.
 """
 
+import contextlib
 import logging
 import sys
 import time
@@ -10,6 +11,7 @@ import warnings
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
+import redis
 from celery import Celery, bootsteps
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker import state
@@ -20,6 +22,8 @@ from common.broker.queue import FINETUNE, HANDLER_PREFIX, make_app
 from common.errors import HugqueueError, UsageError
 from common.extras import worker_needs
 from common.logs import use_safe_records
+from common.redis.connection import connect
+from common.redis.schema import check_schema
 from common.settings import Settings, load_settings
 from common.tasks import RUNNER_GROUP, TASKS
 from common.values import JOB_ID
@@ -50,6 +54,7 @@ class RoomStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 raise UsageError("No Redis is configured: set CELERY_BROKER_URL or REDIS_URL.")
             if needs := worker_needs():
                 raise UsageError(f"A worker needs {needs}.")
+            _check_schema(settings.broker_url)
             RoomStep.room = make_room(worker.hostname, worker.app, settings, worker.concurrency)
             open_room(RoomStep.room, _asked_to_stop)
         except Cancelled as stopped:
@@ -69,6 +74,12 @@ class RoomStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Close the room at once."""
         if RoomStep.room is not None:
             close_room(RoomStep.room, 0.0)
+
+
+def _check_schema(url: str) -> None:
+    """Raise `UsageError` where the jobs in Redis are of another release; while Redis is away nobody can tell."""
+    with contextlib.closing(connect(url)) as client, contextlib.suppress(redis.RedisError):
+        check_schema(client, url)
 
 
 def _asked_to_stop() -> bool:

@@ -16,6 +16,7 @@ from common.models.names import resolve_preload
 from common.models.store import open_store, store_address
 from common.redis.connection import connect, explain, is_passing, speaks_plainly
 from common.redis.durability import weaknesses
+from common.redis.schema import check_schema
 from common.settings import Settings, load_settings
 from common.values import DTYPES, QUEUES, TRAIN
 
@@ -137,6 +138,7 @@ def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
         raise UsageError("--dtype int8 is for CPUs: leave it out, or say --device cpu.")
     client = connect(settings.broker_url)
     try:
+        check_schema(client, settings.broker_url)
         for weakness in weaknesses(client, settings.broker_url):
             logging.warning("%s", weakness)
     except redis.RedisError as error:

@@ -12,6 +12,7 @@ import redis
 
 from common.jobs import Written
 from common.redis.keys import JobKeys, idempotency
+from common.redis.schema import note_schema
 from common.redis.scripts import Scripts
 from common.values import JobSpec
 
@@ -35,6 +36,7 @@ class Claims:
 
     def begin(self, spec: JobSpec, claim: Claim) -> str:
         """Begin the job, unless the key stands for one already; return the id of the one it stands for."""
+        note_schema(self._client)
         arguments = (spec.encode(), self._ttl_ms, spec.created_at, claim.producer, claim.head)
         return str(self._scripts.run("claim", spec.id, idempotency(claim.key), *arguments).decode())
 

@@ -11,6 +11,7 @@ from common.files.storage import open_storage
 from common.jobs import Job, decode_job
 from common.redis import keys
 from common.redis.keys import JobKeys
+from common.redis.schema import note_schema
 from common.redis.scripts import Scripts
 from common.shared import MayOpen
 from common.values import JOB_ID, JobSpec, JobStatus
@@ -53,6 +54,7 @@ class Store:
             pipe.sadd(keys.ACTIVE, spec.id)
             pipe.zadd(keys.DUE, {spec.id: spec.created_at})
             pipe.zadd(keys.JOBS, {spec.id: spec.created_at})
+            note_schema(pipe)
             pipe.execute()
 
     def job(self, job_id: str) -> Job:
