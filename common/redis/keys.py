@@ -10,7 +10,8 @@ PREFIX = "hugqueue:"
 #: Prefix of Celery's and kombu's own keys.
 CELERY_PREFIX = f"{PREFIX}celery:"
 
-#: Number of the form of all that lies here (`common.redis.schema`); written with the first job.
+#: Number of the form of all that lies here (`common.redis.schema`); written with the first job,
+#: gone with the last one.
 SCHEMA = f"{PREFIX}schema"
 #: Sorted set of all job ids, by time of creation.
 JOBS = f"{PREFIX}jobs"

@@ -29,5 +29,5 @@ def check_schema(client: "redis.Redis", url: str) -> None:
 
 
 def note_schema(client: "redis.Redis") -> None:
-    """Note the form with the first job. No script needs to know it."""
+    """Note the form with the first job; it goes with the last one."""
     client.set(keys.SCHEMA, SCHEMA, nx=True)

@@ -1,8 +1,9 @@
--- Stands before every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then three more.
-local OWN = #KEYS - 3
+-- Stands before every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then four more.
+local OWN = #KEYS - 4
 local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ATTEMPTS, COMMITS, LAYERS, FLAWED, TICKETS, REFUSALS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local RESTING, ACTIVE, JOBS, DUE = KEYS[12], KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
+local SCHEMA = KEYS[OWN + 4]
 -- No rest of a chunk is longer, in seconds: where one seems to be, the clock was set back.
 local LONGEST_REST = 120
 
