@@ -117,8 +117,8 @@ def test_ctrl_c_cancels_and_gives_what_is_done(shell: Shell, home: Home) -> None
     assert "what is done is kept" in stderr and "was cancelled" in stderr
     rows = lines(stdout)
     done = [row["output"] for row in rows if "output" in row]
-    assert len(rows) == 160 and done == [str(number) for number in range(len(done))] and 8 <= len(done) < 160
-    assert {row["error"]["code"] for row in rows if "error" in row} == {"not_run"}
+    assert len(rows) == len(done), "what was not run has no line"
+    assert done == [str(number) for number in range(len(done))] and 8 <= len(done) < 160
     home.wait_until_empty()
     assert [job["status"] for job in jobs(shell)] == ["cancelled"]
 
@@ -166,7 +166,7 @@ def test_a_job_that_fails_is_told_and_leaves_no_process(shell: Shell, home: Home
 def test_a_device_that_the_embedded_worker_has_not_is_refused(shell: Shell, home: Home) -> None:
     shell.environ["HUGQUEUE_DEVICE"] = "cpu"
     done = shell.run("submit", "--task", "test-echo", write(shell, "x"), "--device", "gpu", status=2)
-    assert "--device gpu: the embedded worker runs on cpu" in done.stderr
+    assert "--device gpu: no queue is configured" in done.stderr
     assert done.stdout == ""
     assert [job["status"] for job in jobs(shell)] == ["cancelled"]
 
