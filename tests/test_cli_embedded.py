@@ -74,13 +74,13 @@ def test_a_finished_job_is_waited_for_without_a_worker(shell: Shell, home: Home)
 
 
 def test_two_at_the_same_time_share_one_keeper(shell: Shell, home: Home) -> None:
-    first = submit_slowly(shell, chunks=20)
+    first = submit_slowly(shell)
     second = shell.run("submit", "--task", "test-echo", "-", input="x\n")
     assert [row["output"] for row in lines(second.stdout)] == ["X"]
     assert "started an embedded Redis" not in second.stderr
     assert "is unfinished and shares the worker" in second.stderr
     stdout, _ = first.communicate(timeout=60)
-    assert first.returncode == 0 and len(lines(stdout)) == 80
+    assert first.returncode == 0 and len(lines(stdout)) == 160
     home.wait_until_empty()
     assert workers_started(home) == 1
 
@@ -168,7 +168,7 @@ def test_a_device_that_the_embedded_worker_has_not_is_refused(shell: Shell, home
     done = shell.run("submit", "--task", "test-echo", write(shell, "x"), "--device", "gpu", status=2)
     assert "--device gpu: no queue is configured" in done.stderr
     assert done.stdout == ""
-    assert [job["status"] for job in jobs(shell)] == ["cancelled"]
+    assert jobs(shell) == []
 
 
 def test_an_unknown_job_is_said_with_where_it_was_looked_for(shell: Shell, home: Home) -> None:
