@@ -236,6 +236,8 @@ def test_a_job_that_trained_no_model_is_refused_as_a_model(queue: Queue, good: s
     for more in ([], ["--dry-run"]):
         said = queue.run("submit", "--task", "test-echo", source, "-m", f"job:{good}", *more, status=2).stderr
         assert "that job ran test-echo and trained no model" in said
+    examples = queue.write("reviews.csv", "text,label", "good,1", "bad,0")
+    assert "trained no model" in queue.run("finetune", examples, "-m", f"job:{good}", status=2).stderr
     queue.run("submit", "--task", "test-echo", source, "-m", "job:0123456789ab")  # forgotten, for all that is known
 
 
