@@ -39,8 +39,7 @@ def judge(trainer: Any, examples: Examples, *, evaluates: bool) -> Judgement:
         measured: dict[str, float] = trainer.evaluate()
         del trainer.state.log_history[before:]  # the history is that of the training alone
         return Judgement(measured)
-    trainer.args.train_sampling_strategy = "random"  # which in an evaluation is their own order
-    found = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+    found = _predict(trainer)
     logits, expected = logits_of(found.predictions), found.label_ids
     if labels.kind == "tags":
         return Judgement(found.metrics, class_table(labels, logits, expected)[:_MOST_CLASSES])
@@ -51,6 +50,16 @@ def judge(trainer: Any, examples: Examples, *, evaluates: bool) -> Judgement:
         confusion=confusion(logits, expected, len(labels.names)) if few and labels.kind == "classes" else None,
         worst=_worst(labels, examples.evaluation, logits, expected),
     )
+
+
+def _predict(trainer: Any) -> Any:
+    """Return what the model gives for the examples to evaluate with, in their own order: not sorted by length."""
+    strategy = trainer.args.train_sampling_strategy
+    trainer.args.train_sampling_strategy = "random"  # in an evaluation, one after the other
+    try:
+        return trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+    finally:
+        trainer.args.train_sampling_strategy = strategy  # the run's arguments are written down
 
 
 def _worst(labels: Labels, examples: Sequence[Example], logits: Any, expected: Any) -> list[dict[str, Json]]:
