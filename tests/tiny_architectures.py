@@ -91,8 +91,8 @@ _NOT: Mapping[str, str] = {
         "Dots3NoteTextModel Dots3NoteForCausalLM PerceiverForSequenceClassification VitsModel"
     ),
     "its forward pass wants decoder inputs beside the text": (
-        "BlenderbotModel BlenderbotSmallModel LongT5Model M2M100Model MarianModel NllbMoeModel PegasusModel "
-        "PegasusXModel ProphetNetModel SwitchTransformersModel T5GemmaModel"
+        "BlenderbotModel BlenderbotSmallModel M2M100Model MarianModel NllbMoeModel PegasusModel "
+        "PegasusXModel ProphetNetModel T5GemmaModel"
     ),
     "it gives one vector and no hidden states": "DPRQuestionEncoder",
     "the automatic classes do not load its own configuration": (
