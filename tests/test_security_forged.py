@@ -109,12 +109,19 @@ def test_a_forged_job_is_shown_as_it_is_or_not_at_all(server: RedisServer, shell
     assert len(said.strip().splitlines()) == 1
 
 
-def test_a_word_to_the_terminal_in_a_jobs_name_is_not_passed_on(server: RedisServer, shell: Shell):
-    job = forgery.write_job(server.client, {"stage": "\x1b[2J"}, name="\x1b]0;evil\x07", inputs=["\x9b2J"])
+def test_a_word_to_the_terminal_in_a_job_is_not_passed_on(server: RedisServer, shell: Shell):
+    job = forgery.write_job(server.client, {"stage": "\x1b[2J"}, inputs=["\x9b2J"])
     for command in (("status", job), ("jobs",), ("jobs", "--json"), ("status", job, "--json")):
         said = shell.run(*command).stdout
         assert job in said
         assert not {"\x1b", "\x07", "\x9b"} & set(said)
+
+
+def test_a_job_whose_name_is_a_word_to_the_terminal_is_none(server: RedisServer, shell: Shell):
+    job = forgery.write_job(server.client, {}, name="\x1b]0;evil\x07")
+    for command, status in ((("status", job), 1), (("jobs",), 0), (("jobs", "--json"), 0)):
+        done = shell.run(*command, status=status)
+        assert not {"\x1b", "\x07"} & set(done.stdout + done.stderr)
 
 
 def test_a_pickle_is_not_opened(
