@@ -52,8 +52,9 @@ def check_code(directory: Path, names: Sequence[str], classes: Sequence[str]) ->
             raise ModelError(
                 "custom_code",
                 f"{directory} brings code of its own ({name}: auto_map names {found}), and this worker runs none. "
-                "Start it with --allow-remote-code where you trust that code, or say -p ignore_auto_map=true to run "
-                "the architecture of that name in transformers, which may be another one.",
+                "Start it with --allow-remote-code where you trust that code. Or run the architecture of that name in "
+                "transformers, which may be another one: submit with -p ignore_auto_map=true; to fine-tune, take "
+                "auto_map out of the file.",
             )
 
 
