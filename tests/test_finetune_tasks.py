@@ -186,6 +186,15 @@ def test_a_classifier_trained_further_keeps_its_classes(shown: tuple[str, ...], 
         assert {e["label"]: e["score"] for e in one} == pytest.approx({e["label"]: e["score"] for e in other})
 
 
+def test_classes_without_names_keep_their_places_as_well(tmp_path: Path) -> None:
+    names = tuple(f"LABEL_{number}" for number in range(12))  # as words, LABEL_10 comes before LABEL_2
+    base = classifier(tmp_path / "base", names)
+    rows = [{"text": text, "label": names[number % 12]} for number, text in enumerate(TEXTS * 3)]
+    result = train_here(make_order(tmp_path / "work", "text-classification", base, rows, **FROZEN))
+    assert result["labels"]["names"] == list(names)
+    assert not any("classes" in note for note in result["notes"])
+
+
 def test_a_tagger_trained_further_keeps_its_tags(tmp_path: Path) -> None:
     base = tagger(tmp_path / "base")
     rows = [{"tokens": ["i", "in", "paris"], "tags": ["B-PER", "O", "B-LOC"]}] * 4

@@ -69,17 +69,24 @@ def as_base_has_them(auto_class: str, source: Source, labels: Labels, note: Call
     Raises:
         ModelError: as `load_config`.
     """
-    found, said = in_order_of(labels, _classes_of(load_config(source), auto_class.removeprefix("AutoModel")))
+    known = _classes_of(load_config(source), auto_class.removeprefix("AutoModel"))
+    if known == _placeholders(len(known)) and not set(labels.names) <= set(known):
+        return labels  # its classes have no names, which could be told from those of the examples
+    found, said = in_order_of(labels, known)
     if said:
         note(said)
     return found
 
 
 def _classes_of(config: Any, head: str) -> tuple[str, ...]:
-    """Return the classes of a model with that head (`ForTokenClassification`); none if they have no names."""
-    names = tuple(str(name) for _, name in sorted(config.id2label.items()))
+    """Return the classes of a model with that head (`ForTokenClassification`), in their order; else none."""
     has_head = any(name.endswith(head) for name in config.architectures or ())
-    return names if has_head and names != tuple(f"LABEL_{number}" for number in range(len(names))) else ()
+    return tuple(str(name) for _, name in sorted(config.id2label.items())) if has_head else ()
+
+
+def _placeholders(classes: int) -> tuple[str, ...]:
+    """Return the names that transformers gives to classes without any."""
+    return tuple(f"LABEL_{number}" for number in range(classes))
 
 
 def most_tokens(model: Any, tokenizer: Any, training: Training) -> int:
