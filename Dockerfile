@@ -22,8 +22,8 @@ RUN python -m venv /opt/hugqueue \
     && install --directory --owner=hugqueue --group=hugqueue /cache /cache/huggingface /trained
 
 
-# The requirements of each role, those of the base and of its extras, as plain lists. A role's layer of packages is built anew when its own list
-# changes, and not when anything else in pyproject.toml or in the source does.
+# The requirements of each role (those of the base and of its extras) as plain lists. A role's layer of packages is
+# built anew when its own list changes, and not when anything else in pyproject.toml or in the source does.
 FROM base AS requirements
 WORKDIR /requirements
 COPY pyproject.toml .

@@ -41,9 +41,13 @@ def test_a_name_that_the_hub_cannot_have_is_refused_at_submit(name: str) -> None
         resolve_model(name)
 
 
+@pytest.mark.parametrize("name", ["main", "refs/pr/1", "v1.0+cu128", "step=1000,seed=7", "f" * 40])
+def test_a_revision_that_the_hub_can_have_is_taken(name: str) -> None:
+    assert check_revision(name) == name
+
+
 @pytest.mark.parametrize("name", ["", "a b", "a..b", "/main", "refs/pr/1/", "m\u00e4in"])
 def test_a_revision_that_the_hub_cannot_have_is_refused_at_submit(name: str) -> None:
-    assert check_revision("refs/pr/1") == "refs/pr/1"
     with pytest.raises(UsageError, match="--revision"):
         check_revision(name)
 

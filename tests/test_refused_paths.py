@@ -13,7 +13,7 @@ from common.models.names import resolve_model
 from common.settings import load_settings
 from common.tasks import TASKS
 from producer.outputs.aside import Aside
-from producer.outputs.targets import check_target, parse_target
+from producer.outputs.targets import OutputFile, check_target, parse_target
 from tests.processes import Shell, environment
 
 LONG = "x" * 300
@@ -69,7 +69,7 @@ def test_what_the_system_refuses_is_told_in_a_sentence(
     [
         lambda: resolve_model(f"./{LONG}"),
         lambda: parse_target(f"{LONG}", None),
-        lambda: check_target(Path(f"{LONG}.csv"), TASKS["fill-mask"]),
+        lambda: check_target(OutputFile(Path(f"{LONG}.csv")), TASKS["fill-mask"]),
         lambda: load_settings({"HUGQUEUE_HOME": UNKNOWN_USER, "HOME": "/"}),
     ],
 )

@@ -9,7 +9,8 @@ from common.tasks import find_task
 
 #: Namespace and name, as `huggingface_hub` takes them: each begins and ends with a letter, a digit or `_`.
 _HUB_ID = re.compile(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
-_REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
+#: Of what git allows, all but what could be read as something else in a path or in an address.
+_REVISION = re.compile(r"[\w.+=,@-]+(/[\w.+=,@-]+)*", re.ASCII)
 
 
 def is_hub_id(name: str) -> bool:

@@ -56,7 +56,8 @@ def _take_over(old: Path, new: int) -> None:
         return
     with suppress(OSError):  # only root gives files away; a group of one's own can be given
         os.fchown(new, found.st_uid if os.geteuid() == 0 else -1, found.st_gid)
-    os.fchmod(new, stat.S_IMODE(found.st_mode))
+    with suppress(OSError):  # some file systems (FAT, network shares) have no modes
+        os.fchmod(new, stat.S_IMODE(found.st_mode))
 
 
 @contextmanager

@@ -49,8 +49,7 @@ def parse_target(
 
     Raises:
         UsageError: the format of parts is named, and it is no directory; `csv_safe` is set, and it is not CSV; or it is
-            a file at an address, or one that
-            cannot hold responses.
+            a file at an address, or one that cannot hold responses.
     """
     if text is None:
         if format is not None:
