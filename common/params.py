@@ -5,6 +5,7 @@ Knows no task: `common.task_params` says which parameters each task has.
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from common.values import Json
 
 #: Whole numbers that torch can hold.
 _INT64 = 2**63
+#: And numbers; whole ones of Python can be larger than any float.
+_LARGEST = sys.float_info.max
 
 _TRUTHS: Mapping[str, Json] = {"true": True, "false": False}
 
@@ -45,7 +48,7 @@ class ParamType:
 
 
 def _is_number(value: Json) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
 
 
 def _is_whole(value: Json) -> bool:

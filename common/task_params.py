@@ -5,6 +5,7 @@ given, and `docs/tasks.md` says what each parameter means. Tasks of other distri
 """
 
 from collections.abc import Mapping
+from string import Formatter
 
 from common.params import (
     COUNT,
@@ -50,10 +51,13 @@ def _is_labels(value: Json) -> bool:
 
 
 def _is_template(value: Json) -> bool:
+    """Whether `str.format` puts the label in, and nothing else: a width, as in `{:>1000000000}`, takes memory."""
     try:
-        return isinstance(value, str) and value.format("label") != value.format("")
-    except (IndexError, KeyError, ValueError, AttributeError):
+        parts = list(Formatter().parse(value)) if isinstance(value, str) else []
+    except ValueError:
         return False
+    places = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
+    return places == [("", "", None)] or (bool(places) and set(places) == {("0", "", None)})
 
 
 def _is_decay(value: Json) -> bool:
