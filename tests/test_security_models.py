@@ -12,12 +12,15 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForMaskedLM, OneFormerImageProcessor
 
 from common.errors import ModelError
+from common.training.labels import Labels
+from common.training.spec import Training
 from common.values import Json
 from tests import tiny_media, tiny_models
 from tests.one_by_one import run, runner_of
 from workers.model_references import code_repositories
 from workers.resolver import ModelPolicy, resolve
 from workers.runners.loading import Source, load_model, load_part, load_tokenizer
+from workers.training.models import load_base
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +177,12 @@ def test_a_model_with_code_of_its_own_is_no_stock_architecture(model: Path):
     assert code_of(lambda: runner_of("fill-mask", model, ignore_auto_map="yes")) == "bad_param"
 
 
+def test_a_head_with_code_of_its_own_is_not_trained_as_the_stock_one(model: Path):
+    change(model / "config.json", auto_map={"AutoModelForMaskedLM": "mine.Model"})
+    arguments = (Labels(""), Training("fill-mask"), print)
+    assert code_of(lambda: load_base("AutoModelForMaskedLM", Source(model), *arguments)) == "custom_code"
+
+
 def test_code_for_another_head_says_nothing_of_this_one(model: Path):
     change(model / "config.json", auto_map={"AutoModelForCausalLM": "mine.Model"})
     load_model(AutoModelForMaskedLM, Source(model), "cpu")
@@ -187,10 +196,11 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(model: Path, file: str, val
     load_tokenizer(Source(model, ignore_auto_map=True))
 
 
+@pytest.mark.parametrize("name", ["AutoImageProcessor", "AutoFeatureExtractor"])
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "config.json"])
-def test_an_image_processor_with_code_of_its_own_is_refused(tmp_path: Path, file: str):
+def test_an_image_processor_with_code_of_its_own_is_refused(tmp_path: Path, file: str, name: str):
     model = tiny_media.vit(tmp_path / "vit")
-    change(model / file, auto_map={"AutoImageProcessor": "mine.Processor"})
+    change(model / file, auto_map={name: "mine.Processor"})
     assert code_of(lambda: runner_of("image-classification", model)) == "custom_code"
     runner_of("image-classification", model, ignore_auto_map=True)
 

@@ -204,7 +204,7 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         if self._config.include_prompt or not prompt or self._messages:  # of a chat, all is pooled
             return 0
         ids = self._encoded([prompt])[0].features["input_ids"]
-        return len(ids) - int(ids[-1] in self._tokenizer.all_special_ids)
+        return len(ids) - int(bool(ids) and ids[-1] in self._tokenizer.all_special_ids)
 
     def _options(self, params: Mapping[str, Json]) -> _Options:
         check_params(self._task, TASK_PARAMS["embedding"], params)

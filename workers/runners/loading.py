@@ -37,6 +37,8 @@ from workers.runners.precision import AUTO, dtype_name, placed, resolve_dtype
 
 #: How many missing weights an error names.
 _NAMED = 4
+#: What older files call an automatic class: transformers still heeds it there.
+_OLDER_NAMES = {"AutoImageProcessor": ("AutoFeatureExtractor",)}
 #: What the libraries raise over files that are missing, damaged or of another kind.
 LOAD_ERRORS = (
     OSError,
@@ -105,7 +107,7 @@ def load_model(auto_class: Any, source: Source, device: str, *, ignore_missing: 
     chosen = source.dtype if insists else source.preferred_dtype
     wanted = resolve_dtype(chosen, device)
     check_directory(source)
-    _check_code(source, [CONFIG], "AutoConfig", auto_class.__name__)
+    check_own_code(source, [CONFIG], "AutoConfig", auto_class.__name__)
     try:
         model, info = auto_class.from_pretrained(
             source.directory,
@@ -141,7 +143,7 @@ def load_config(source: Source, **values: Any) -> Any:
         ModelError: as `load_model`.
     """
     check_directory(source)
-    _check_code(source, [CONFIG], "AutoConfig")
+    check_own_code(source, [CONFIG], "AutoConfig")
     try:
         return AutoConfig.from_pretrained(
             source.directory, local_files_only=True, trust_remote_code=source.runs_code, **values
@@ -161,7 +163,7 @@ def load_tokenizer(source: Source) -> Any:
     quieten()
     directory = source.directory
     check_directory(source)
-    _check_code(source, [TOKENIZER_CONFIG, CONFIG], "AutoTokenizer")
+    check_own_code(source, [TOKENIZER_CONFIG, CONFIG], "AutoTokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=source.runs_code, **tokenizer_settings(directory)
@@ -192,7 +194,8 @@ def load_part(auto_class: Any, source: Source, what: str) -> Any:
     """
     quieten()
     check_directory(source)
-    _check_code(source, [*PROCESSOR_CONFIGS, CONFIG], auto_class.__name__)
+    name = auto_class.__name__
+    check_own_code(source, [*PROCESSOR_CONFIGS, CONFIG], name, *_OLDER_NAMES.get(name, ()))
     try:
         return auto_class.from_pretrained(
             source.directory,
@@ -229,6 +232,21 @@ def check_directory(source: Source) -> None:
     check_references(directory, allow_pickle=source.allow_pickle, allow_code=source.runs_code)
 
 
+def check_own_code(source: Source, names: Sequence[str], *classes: str) -> None:
+    """Refuse a model that brings code for one of these automatic classes, where none may run and the job minds.
+
+    Args:
+        source: its directory, and the rules.
+        names: the configuration files that may name the code.
+        classes: the automatic classes that are about to be used.
+
+    Raises:
+        ModelError: `custom_code`.
+    """
+    if not source.allow_remote_code and not source.ignore_auto_map:
+        check_code(source.directory, names, classes)
+
+
 class ModelRunner(Runner):
     """A runner whose model is a torch module in `_model`."""
 
@@ -258,11 +276,6 @@ def quieten() -> None:
     """Keep transformers from talking: its warnings and bars are for notebooks, and ours say what matters."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-def _check_code(source: Source, names: Sequence[str], *classes: str) -> None:
-    if not source.allow_remote_code and not source.ignore_auto_map:
-        check_code(source.directory, names, classes)
 
 
 def _lacking(model: Any, missing: set[str]) -> list[str]:

@@ -253,7 +253,7 @@ class QuestionAnsweringRunner(PackingRunner):
         if chosen.impossible:
             answers.append({"score": min(nulls), "start": 0, "end": 0, "answer": ""})
         if not answers:
-            return Outcome(failure=Failure("empty_text", "The tokenizer knows nothing of what the context holds."))
+            return Outcome(failure=Failure("empty_text", "The tokenizer finds no token in the context."))
         best = best_answers(answers, chosen.top_k)
         return Outcome(best[0] if chosen.top_k == 1 else best, truncated=asked.cut)
 

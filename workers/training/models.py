@@ -9,8 +9,9 @@ from typing import Any
 from common.errors import ModelError
 from common.training.labels import Labels, in_order_of
 from common.training.spec import Training
+from workers.model_references import CONFIG
 from workers.runners.batching import is_out_of_memory
-from workers.runners.loading import LOAD_ERRORS, Source, load_config, load_tokenizer
+from workers.runners.loading import LOAD_ERRORS, Source, check_own_code, load_config, load_tokenizer
 from workers.runners.truncation import input_limit
 
 #: Weights that a head can do without or that are computed: no word about them.
@@ -37,6 +38,7 @@ def load_base(
     import transformers
 
     tokenizer = load_tokenizer(source)
+    check_own_code(source, [CONFIG], auto_class)
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
             source.directory,
