@@ -1,6 +1,7 @@
 """From a job's outcomes to a file, or to a directory of parts."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from common.errors import ResultsLost, UsageError
 from common.jobs import Job
@@ -39,11 +40,7 @@ def write_rows(connection: Connection, job: Job, file: OutputFile, on_trouble: C
         ResultsLost: some are missing; the file is as it was.
     """
     path = file.path
-    if job.status is not JobStatus.COMPLETED and path.exists():
-        raise UsageError(
-            f"{path} is there already, and only the results of a completed job replace a file; job {job.id} is "
-            f"{job.status}. Name another file, or remove this one."
-        )
+    _check_free(path, job)
     if job.spec.format:
         with BatchWriter(path, job.spec) as batch:
             return batch.write_all(connection.rows(job, on_trouble))
@@ -56,10 +53,24 @@ def write_some(file: OutputFile, job: Job, rows: Iterable[Row]) -> int:
     """Write some rows of a job to a file, whole or not at all; return how many.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: the file cannot be written, or exists and the job is not completed.
     """
+    _check_free(file.path, job)
     with open_output(file.path, find_task(job.spec.task), csv_safe=file.csv_safe) as writer:
         return writer.write_all(rows)
+
+
+def _check_free(path: Path, job: Job) -> None:
+    """Check that the results of a job may go to this file: only those of a completed job replace one.
+
+    Raises:
+        UsageError: the file exists, and the job is not completed.
+    """
+    if job.status is not JobStatus.COMPLETED and path.exists():
+        raise UsageError(
+            f"{path} exists, and only the results of a completed job replace a file; job {job.id} is {job.status}. "
+            "Name another file, or remove this one."
+        )
 
 
 def write_parts(connection: Connection, job: Job, output: Output, on_trouble: Callable[[str], None]) -> int:
