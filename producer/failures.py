@@ -1,4 +1,4 @@
-"""Why records of a job failed, summed by code; and whether to run them again can help."""
+"""What is said of a job that did not go well: why, summed by code, and whether running it again can help."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -52,4 +52,15 @@ def failures_in_words(job: Job, codes: "Counter[str]") -> str:
     text = f"{failed:,} of {job.records or 0:,} records failed{reasons}; `producer results {job.id} --failed` shows"
     if not codes or codes.keys() - LASTING:
         return f"{text} them, `producer retry {job.id}` runs them again."
-    return f"{text} them. They would fail again: mend the input, and submit them anew."
+    return f"{text} them. They would fail again: fix the input and submit it again."
+
+
+def not_written_in_words(job: Job, name: str) -> str:
+    """Return what is said of an output that is not written, as its job did not complete: why, and what can be done."""
+    done = job.counts.done
+    text = f"{name} is not written: the job is {job.status}, with {done:,} of {job.records or 0:,} records done."
+    if done:
+        text += f" `producer results {job.id} -o FILE` saves those."
+    if job.failure is None or job.failure.code not in LASTING:
+        text += f" `producer retry {job.id} -o {name}` runs the rest."
+    return text

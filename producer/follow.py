@@ -52,7 +52,7 @@ def follow_own(client: Client, job_id: str, say: Say) -> tuple[Job, bool]:
             job = client.wait(job_id, _Watcher(client, progress, say, own=True), say)
     except KeyboardInterrupt:
         interrupted = True
-        say(f"Cancelling job {job_id}; what is done is kept. Once more Ctrl-C leaves at once.")
+        say(f"Cancelling job {job_id}; what is done is kept. Press Ctrl-C again to leave at once.")
         client.cancel(job_id)
         job = client.wait(job_id, lambda _: None, say)
     _say_end(client, job, say)

@@ -9,6 +9,7 @@ from common.values import JobStatus, Record
 from producer.client import Client
 from producer.duplicates import watch_duplicates
 from producer.exits import exit_status
+from producer.failures import not_written_in_words
 from producer.follow import follow_to_end
 from producer.give import give_results
 from producer.handle import JobHandle
@@ -61,11 +62,7 @@ def see_through(client: Client, job_id: str, output: Target | None, say: Say, *,
     if output is None or output == job.spec.output or job.status is JobStatus.COMPLETED:
         give_results(client, job, output, say, as_json=as_json, done_only=job.status is not JobStatus.COMPLETED)
     else:
-        name = name_of(output)
-        say(
-            f"{name} is not written: the job is {job.status}, with {job.counts.done:,} of {job.records or 0:,} records "
-            f"done. `producer results {job_id} -o FILE` saves those; `producer retry {job_id} -o {name}` runs the rest."
-        )
+        say(not_written_in_words(job, name_of(output)))
     return INTERRUPTED if interrupted else exit_status(job)
 
 

@@ -130,7 +130,7 @@ def test_a_second_ctrl_c_leaves_at_once(shell: Shell, home: Home) -> None:
     wait_until(lambda: home.processes("workers.device"), 30, "the device process is there")
     process.send_signal(signal.SIGINT)
     assert process.stderr
-    while "Once more Ctrl-C leaves at once" not in (line := process.stderr.readline()):
+    while "Press Ctrl-C again to leave at once" not in (line := process.stderr.readline()):
         assert line
     process.send_signal(signal.SIGINT)
     stdout, _ = process.communicate(timeout=5)

@@ -319,7 +319,7 @@ def test_a_retry_is_proposed_only_where_it_can_help(queue: Queue) -> None:
     source.write_text("not json\n{}\n")
     said = queue.run("submit", "--task", "test-echo", str(source), "--wait", status=3).stderr
     assert "(bad_json 1, missing_field 1)" in said
-    assert "producer retry" not in said and "mend the input" in said
+    assert "producer retry" not in said and "fix the input" in said
 
 
 def test_a_pipe_gets_no_escape_sequences(queue: Queue, good: str) -> None:
