@@ -62,7 +62,7 @@ class JobProgress:
         trains = job.spec.training is not None
         if trains:
             self._say_evaluation(job)
-        done, total = steps_of(job) if trains else (job.counts.done, job.records)
+        done, total = _done_of(job)
         if self._bar is None:
             self._bar = self._progress.add_task("", total=total, unit="steps" if trains else "records")
         text = _beside_bar(job) if trains else job.stage or str(job.status)
@@ -92,12 +92,15 @@ class JobProgress:
 
     def _say_done(self, job: Job) -> None:
         """Say how far a job is after each tenth of it, and after some seconds in which something was done."""
-        done, total, now = job.counts.done, job.records or 0, time.monotonic()
-        if job.spec.training is not None or not done or done == self._told or done >= total:
+        (done, total), now = _done_of(job), time.monotonic()
+        if job.progress.get("stage") or not total or not done or done == self._told or done >= total:
             return
         if done * 10 // total == self._told * 10 // total and now < self._told_at + _SECONDS:
             return
         self._told, self._told_at = done, now
+        if job.spec.training is not None:
+            self._write(_beside_bar(job))
+            return
         failed = f", {job.counts.failed:,} failed" if job.counts.failed else ""
         self._write(f"{done:,} of {total:,} records done ({done * 100 // total} %){failed}")
 
@@ -136,6 +139,11 @@ def job_progress() -> Iterator[JobProgress]:
         return
     with job_bar(console) as progress:
         yield JobProgress(progress)
+
+
+def _done_of(job: Job) -> tuple[int, int | None]:
+    """Return how many records (of a fine-tune job: steps) are done, and of how many."""
+    return steps_of(job) if job.spec.training is not None else (job.counts.done, job.records)
 
 
 def _beside_bar(job: Job) -> str:

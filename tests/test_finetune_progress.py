@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from common.jobs import Job
@@ -37,6 +38,14 @@ def test_a_terminal_shows_the_stage_before_there_are_steps() -> None:
     with job_bar(Console(file=shown, width=80, force_terminal=True, color_system=None)) as bar:
         JobProgress(bar).update(training(stage="starting the training processes", step=40, steps=None))
     assert "starting the training processes" in shown.getvalue()
+
+
+def test_without_a_terminal_a_line_says_how_far_the_training_is(capfd: pytest.CaptureFixture[str]) -> None:
+    progress = JobProgress(None)
+    for step in (0, 1, 2, 10, 11, 25, 40):
+        progress.update(training(step=step, steps=40, metrics={}))
+    told = [line.partition(",")[0] for line in capfd.readouterr().err.splitlines()]
+    assert told == ["training", "step 10 of 40", "step 25 of 40"]
 
 
 def test_what_flower_and_status_show_has_every_number_of_a_step() -> None:
