@@ -76,6 +76,7 @@ class Client(Connection):
         self._keep_alive = keep_alive
         self._held = ExitStack()
         self._has_worker = not self.embedded
+        self._warned = False
         if self.embedded:
             # Redis alone, for a moment's look, is not worth a word.
             settings = self._attach(working, say if working else lambda _: None)
@@ -216,9 +217,17 @@ class Client(Connection):
             found = islice(given, limit)
         if plan.warning:
             logger.warning("%s", plan.warning)
+        self._warn_of_weaknesses()
         self.start_worker()
         job, _ = self.submit_plan(plan, watch_duplicates(found, logger.warning), lambda _: None, logger.info)
         return job
+
+    def _warn_of_weaknesses(self) -> None:
+        """Log once why Redis may lose jobs."""
+        if not self._warned:
+            self._warned = True
+            for weakness in self.weaknesses():
+                logger.warning("%s", weakness)
 
     def submit_plan(
         self, plan: Plan, records: Iterable[Record], on_chunk: Callable[[Totals], None], say: Callable[[str], None]

@@ -7,6 +7,7 @@ import pytest
 import redis
 
 from common.redis.durability import weaknesses
+from hugqueue import Client
 from tests.access_rules import PASSWORD
 from tests.processes import RedisServer, Shell, Workers, wait_until
 
@@ -54,3 +55,13 @@ def test_submit_and_workers_start_warn_once(
     wait_until(lambda: " ready." in workers.text(), 30)
     for text in (told, workers.text()):
         assert [text.count(f"config set {mend}`") for mend in MENDS] == [int(weak)] * 2
+
+
+def test_a_program_is_warned_once_for_all_that_it_submits(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    weaken(server)
+    with Client(server.url) as client:
+        for _ in range(2):
+            client.submit(task="fill-mask", records=["a [MASK]"])
+    assert [caplog.text.count(f"config set {mend}`") for mend in MENDS] == [1, 1]
