@@ -19,13 +19,15 @@ from common.inputs.media import attached
 from common.inputs.sources import Source
 from common.tasks import Task
 from common.values import Failure, Json, Record
-from producer.python_tables import Table, table_of
+from producer.python_tables import HasColumnNames, HasColumns, Table, table_of
 
 #: What a program may give: a path (a text by itself is one), several paths, a table, or records.
 Given = (
     str
     | PathLike[str]
     | Mapping[str, Sequence[Any]]
+    | HasColumns
+    | HasColumnNames
     | Iterable[str | Mapping[str, Json] | list[Json] | tuple[Json, Json] | PathLike[str]]
 )
 

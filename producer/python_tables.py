@@ -5,13 +5,29 @@ They are told by their methods, so that none of these libraries is imported here
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from common.errors import UsageError
 from common.values import Json
 
 #: Rows that are turned into Python's objects at a time.
 _ROWS = 1000
+
+
+class HasColumns(Protocol):
+    """A table of pandas, polars or pyarrow, for type checkers."""
+
+    @property
+    def columns(self) -> Any:
+        """Its columns, or their names."""
+
+
+class HasColumnNames(Protocol):
+    """A data set of `datasets`, for type checkers."""
+
+    @property
+    def column_names(self) -> Any:
+        """The names of its columns."""
 
 
 @dataclass(frozen=True, slots=True)
