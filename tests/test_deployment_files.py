@@ -11,6 +11,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from common.settings import Settings
+from producer.upkeep import COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = (ROOT / "docker-compose.yml").read_text("utf-8")
@@ -99,3 +100,8 @@ def test_the_home_of_the_user_is_a_volume_of_what_reads_addresses() -> None:
         if "HUGQUEUE_STORE_URL" in service["environment"]:
             assert f"model-cache:{home}" in service["volumes"], name
             assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"} <= service["environment"].keys()
+
+
+@pytest.mark.parametrize("file", ["README.md", "Dockerfile"])
+def test_flower_shows_the_same_columns_however_it_is_started(file: str) -> None:
+    assert f"--tasks_columns={COLUMNS}" in (ROOT / file).read_text()
