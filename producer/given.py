@@ -3,7 +3,7 @@
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import date, time
+from datetime import date, time, timedelta
 from decimal import Decimal
 from glob import iglob
 from itertools import chain
@@ -32,7 +32,7 @@ Given = (
 )
 
 #: What is written as its text, since JSON has no such thing: as cells of Parquet are.
-_AS_TEXT = (UUID, Decimal, date, time)
+_AS_TEXT = (UUID, Decimal, date, time, timedelta)
 _NOTHING = object()
 
 
@@ -84,7 +84,7 @@ def _names_files(text: str) -> bool:
 def given_records(
     values: Iterable[Any] | Table, task: Task, *, column: str | None, id_column: str | None, max_record_bytes: int
 ) -> Iterator[Record]:
-    """Return a record for each value; what is none fails alone, as a line of a file does.
+    """Return a record for each value; a value that cannot be one fails alone, as a line of a file does.
 
     Args:
         values: texts, objects, lists (of chat messages), or pairs of an id and one of these; or a table.
@@ -98,9 +98,21 @@ def given_records(
     """
     make = RecordMaker(_Program("records", "jsonl"), task, column, id_column, several=False)
     if isinstance(values, Table):
-        make, values = make.with_columns(values.columns), values.rows
-    records = (_record(make, number, value, max_record_bytes) for number, value in enumerate(values))
+        records = _table_records(make.with_columns(values.columns), values, max_record_bytes)
+    else:
+        records = (_record(make, number, value, max_record_bytes) for number, value in enumerate(values))
     return attached(records, task, max_record_bytes) if task.media else records
+
+
+def _table_records(make: RecordMaker, table: Table, max_bytes: int) -> Iterator[Record]:
+    """Return the records of a table, read from the columns that they need: others may hold what JSON lacks."""
+    names = make.columns(table.columns)
+    if table.batches is not None:
+        from common.inputs.parquet import records_of_batches  # pyarrow takes a while to import
+
+        return records_of_batches(make, (batch.select(names) for batch in table.batches), max_bytes)
+    rows = ({name: row.get(name) for name in names} for row in table.rows)
+    return (_record(make, number, row, max_bytes) for number, row in enumerate(rows))
 
 
 def _record(make: RecordMaker, number: int, value: Any, max_bytes: int) -> Record:
@@ -109,7 +121,7 @@ def _record(make: RecordMaker, number: int, value: Any, max_bytes: int) -> Recor
             return replace(_record(make, number, value[1], max_bytes), id=_json_of(value[0]))
         row = _json_of(value)
         size = len((row if isinstance(row, str) else to_json(row)).encode(errors="surrogatepass"))
-    except (TypeError, UnicodeDecodeError) as error:
+    except (TypeError, ValueError, OverflowError, KeyError) as error:  # the last three: times of Arrow
         return make.failed(number, Failure("wrong_type", f"record {number}: {error}"), reprlib.repr(value))
     except RecursionError:
         what = f"record {number}: it holds itself, or is nested too deeply"
@@ -125,7 +137,7 @@ def _json_of(value: Any) -> Json:
 
     Raises:
         TypeError: it has no such form.
-        UnicodeDecodeError: bytes are not UTF-8.
+        ValueError: bytes are not UTF-8, or a cell of Arrow cannot be a value of Python.
         RecursionError: it holds itself, or is nested too deeply.
     """
     match value:

@@ -32,13 +32,14 @@ class HasColumnNames(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under the names of their columns."""
+    """Rows under the names of their columns, or in their place Arrow's batches of them."""
 
     columns: tuple[str, ...]
-    rows: Iterable[Mapping[str, Any]]
+    rows: Iterable[Mapping[str, Any]] = ()
+    batches: Iterable[Any] | None = None
 
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        return iter(self.rows)
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows if self.batches is None else self.batches)
 
 
 def table_of(value: Any) -> Table | None:  # noqa: PLR0911 - one kind of table after the other
@@ -55,9 +56,9 @@ def table_of(value: Any) -> Table | None:  # noqa: PLR0911 - one kind of table a
     if hasattr(value, "iter_rows") and hasattr(value, "columns"):  # polars.DataFrame
         return Table(_names(value.columns), value.iter_rows(named=True))
     if hasattr(value, "to_batches"):  # pyarrow.Table, pyarrow.dataset.Dataset
-        return Table(_names(value.schema.names), _arrow_rows(value.to_batches()))
+        return Table(_names(value.schema.names), batches=value.to_batches())
     if hasattr(value, "to_pylist") and hasattr(value, "schema"):  # pyarrow.RecordBatch
-        return Table(_names(value.schema.names), _arrow_rows([value]))
+        return Table(_names(value.schema.names), batches=[value])
     if hasattr(value, "features") and getattr(value, "column_names", None):  # datasets.Dataset, IterableDataset
         return Table(_names(value.column_names), value)
     return None
@@ -100,9 +101,3 @@ def _pandas_rows(frame: Any) -> Iterator[dict[str, Json]]:
         cells = part.astype(object).where(part.notna(), None)  # what pandas has for "nothing" is None
         for row in cells.itertuples(index=False, name=None):
             yield dict(zip(names, row, strict=True))
-
-
-def _arrow_rows(batches: Iterable[Any]) -> Iterator[dict[str, Json]]:
-    for batch in batches:
-        for first in range(0, len(batch), _ROWS):
-            yield from batch.slice(first, _ROWS).to_pylist()

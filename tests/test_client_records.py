@@ -1,7 +1,7 @@
 """What a program may give as records: tables of all libraries, values that JSON lacks, and what is refused."""
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,40 @@ def test_a_cell_of_a_data_frame_that_holds_nothing_fails_alone() -> None:
     assert [record.failure and record.failure.code for record in found] == [None, "missing_field", "missing_field"]
 
 
+def test_only_the_columns_of_records_are_looked_at() -> None:
+    others = {"raw": [b"\xff"], "own": [object()], "span": [pd.Period("2026-01")]}
+    for table in (pd.DataFrame({"text": ["one"], **others}), {"text": ["one"], **others}):
+        assert [(record.input, record.failure) for record in made(table)] == [("one", None)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        (pa.timestamp("ns"), 1, "1970-01-01 00:00:00.000000001"),
+        (pa.timestamp("us", "Mars/Base"), 1, "1970-01-01 00:00:00.000001Z"),
+        (pa.date32(), 2**30, "<value out of range: 1073741824>"),
+        (pa.duration("ns"), 5, "5"),
+        (pa.binary(), b"abc", "abc"),
+    ],
+)
+def test_every_type_of_an_arrow_table_is_read_as_of_parquet(kind: Any, value: Any, text: str) -> None:
+    table = pa.table({"text": ["one"], "when": pa.array([value], kind)})
+    [record] = made(table, id_column="when")
+    assert (record.id, record.input, record.failure) == (text, "one", None)
+
+
+def test_a_cell_of_an_arrow_table_that_is_not_utf8_fails_alone() -> None:
+    first, second = made(pa.table({"text": pa.array([b"\xff", b"one"])}))
+    assert first.failure and first.failure.code == "bad_encoding" and "record 0" in first.failure.message
+    assert second.input == "one"
+
+
+def test_images_in_an_arrow_table_travel_with_their_records() -> None:
+    png = b"\x89PNG\r\n\x1a\n" + bytes(30)
+    [record] = made(pa.table({"image": pa.array([{"bytes": png, "path": "a.png"}])}), task="image-classification")
+    assert (record.input, record.blob, record.failure) == ("a.png", png, None)
+
+
 def test_times_and_numbers_of_a_data_frame_are_json() -> None:
     frame = pd.DataFrame({"text": ["one"], "when": [pd.Timestamp("2026-01-02 03:04:05")], "id": [np.int64(4)]})
     assert made(frame)[0].id == 4
@@ -138,6 +172,7 @@ UUID_TEXT = "12345678-1234-5678-1234-567812345678"
         (datetime(2026, 1, 2, 3, 4, tzinfo=UTC), "2026-01-02 03:04:00+00:00"),
         (date(2026, 1, 2), "2026-01-02"),
         (Decimal("1.50"), "1.50"),
+        (timedelta(seconds=90), "0:01:30"),
         (b"abc", "abc"),
     ],
 )
