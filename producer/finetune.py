@@ -27,7 +27,7 @@ from producer.client import Client
 from producer.examples import CHUNK_RECORDS, ExampleSet, read_examples
 from producer.exits import exit_status
 from producer.follow import follow_to_end
-from producer.model_check import check_job_model, check_model
+from producer.model_check import check_job_model, check_model, model_warning
 from producer.plan import check_spec
 from producer.printing import Say
 from producer.run import warn_of_queue
@@ -134,6 +134,8 @@ def run_finetune(client: Client, plan: FinetunePlan, say: Say) -> int:
     """Submit the job, and see it through where its user waits; return the exit status."""
     for text in plan.examples.said:
         say(text)
+    if warning := model_warning(plan.spec.model, plan.settings):
+        say(f"Warning: {warning}")
     check_job_model(client, plan.spec.model)
     if not client.embedded:
         warn_of_queue(client, TRAIN, say, "workers start --train")

@@ -227,8 +227,11 @@ def test_a_device_that_no_live_worker_has_is_warned_about(queue: Queue) -> None:
 
 
 def test_a_model_that_is_not_here_may_be_on_the_workers_machine(queue: Queue) -> None:
-    done = queue.run("submit", "--task", "test-echo", queue.write("in.txt", "x"), "-m", "/gone/model")
-    assert "Warning: There is no directory /gone/model on this machine" in done.stderr
+    examples = queue.write("reviews.csv", "text,label", "good,1", "bad,0")
+    for command in (["submit", "--task", "test-echo", queue.write("in.txt", "x")], ["finetune", examples]):
+        done = queue.run(*command, "-m", "/gone/model")
+        assert "Warning: There is no directory /gone/model on this machine" in done.stderr
+    queue.run("cancel", done.stdout.strip())
 
 
 def test_a_job_that_trained_no_model_is_refused_as_a_model(queue: Queue, good: str) -> None:
