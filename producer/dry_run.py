@@ -88,7 +88,7 @@ def make_report(plan: Plan, say: Callable[[str], None]) -> Report:
         failures = [record.failure for record in chunk if record.failure]
         codes.update(failure.code for failure in failures)
         bad += failures[: _SHOWN - len(bad)]
-    served, who = _who_serves(plan)
+    served, who = _who_serves(plan, say)
     spec = plan.spec
     return Report(
         task=spec.task,
@@ -107,8 +107,10 @@ def make_report(plan: Plan, say: Callable[[str], None]) -> Report:
     )
 
 
-def _who_serves(plan: Plan) -> tuple[bool, str]:
+def _who_serves(plan: Plan, say: Callable[[str], None]) -> tuple[bool, str]:
     """Return whether there is, or would be, a worker for the job, and the same in words.
+
+    `say` is told why Redis may lose the job.
 
     Raises:
         UsageError: the model is that of a job which has none.
@@ -127,6 +129,8 @@ def _who_serves(plan: Plan) -> tuple[bool, str]:
     connection = Connection(plan.settings)
     try:
         connection.check()
+        for weakness in connection.weaknesses():
+            say(f"Warning: {weakness}")
         served = connection.serves(plan.spec.queue)
         check_job_model(connection, plan.spec.model)
     except StoreUnavailable as error:

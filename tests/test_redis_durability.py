@@ -53,7 +53,8 @@ def test_submit_and_workers_start_warn_once(
     workers = start_workers()
     told = shell.run("submit", "--task", "test-echo", "in.txt", "--wait").stderr
     wait_until(lambda: " ready." in workers.text(), 30)
-    for text in (told, workers.text()):
+    tried = shell.run("submit", "--task", "test-echo", "in.txt", "--dry-run").stderr
+    for text in (told, tried, workers.text()):
         assert [text.count(f"config set {mend}`") for mend in MENDS] == [int(weak)] * 2
 
 
