@@ -18,3 +18,9 @@ def parse_duration(text: str, option: str) -> float:
     if match is None and text.strip() != "0":
         raise UsageError(f"{option} {text!r}: expected a span of time such as 30s, 5m, 12h or 7d.")
     return float(match[1]) * _UNITS[match[2]] if match else 0.0
+
+
+def write_duration(seconds: float) -> str:
+    """Return a span as `parse_duration` reads it, in the largest unit of which it is a whole number."""
+    unit = next((unit for unit in reversed(_UNITS) if seconds >= _UNITS[unit] and seconds % _UNITS[unit] == 0), "s")
+    return f"{seconds / _UNITS[unit]:g}{unit}"

@@ -189,7 +189,7 @@ def test_a_kept_worker_serves_the_next_command_until_it_is_ended(shell: Shell, h
     source = write(shell, "The capital of France is [MASK].")
     fill = ("submit", "--task", "fill-mask", source, "--model", str(DEMO_MODEL), "-p", "top_k=1")
     first = shell.run(*fill, "--keep-alive", "5m")
-    assert "The worker stays for 5 min" in first.stderr
+    assert "The worker stays for 5m" in first.stderr
     device = home.processes("workers.device")
     [job] = [str(job["id"]) for job in jobs(shell)]
     assert "chunk 1 of 1: 1 done" in shell.run("logs", job).stdout
@@ -219,6 +219,6 @@ def test_down_leaves_a_queue_that_is_in_use(shell: Shell, home: Home) -> None:
 
 def test_on_a_terminal_the_worker_is_kept_by_itself(shell: Shell, home: Home) -> None:
     shown = Terminal(shell, "submit", "--task", "test-echo", write(shell, "x")).text()
-    assert "The worker stays for 5 min" in shown
+    assert "The worker stays for 5m" in shown
     assert home.processes("workers.cli start")
     shell.run("down")

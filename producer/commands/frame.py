@@ -28,7 +28,7 @@ def open_client(*, working: bool = False, keep_alive: str | None = None) -> "Ite
         working: whether an embedded queue needs its worker; a configured one has its own.
         keep_alive: for how long that worker stays afterwards; None: for some minutes if somebody sits at a terminal.
     """
-    from common.durations import parse_duration
+    from common.durations import parse_duration, write_duration
     from producer.client import Client
 
     seconds = _default_keep_alive() if keep_alive is None else parse_duration(keep_alive, "--keep-alive")
@@ -38,7 +38,7 @@ def open_client(*, working: bool = False, keep_alive: str | None = None) -> "Ite
                 yield client
             finally:
                 if client.keeps_worker:
-                    say(f"The worker stays for {seconds / 60:g} min, its model loaded; `producer down` ends it.")
+                    say(f"The worker stays for {write_duration(seconds)}, its model loaded; `producer down` ends it.")
         except UnknownJob:
             if client.embedded:
                 say("REDIS_URL is not set: looked in the embedded Redis alone.")
