@@ -208,7 +208,48 @@ def test_outcomes_that_are_lost_in_mid_job_fail_it_at_its_end(server: RedisServe
     assert (job.status, job.counts) == (JobStatus.COMPLETED, Counts(2, 0))
 
 
-@pytest.mark.parametrize("forged", [b"", b"a:b", b"\xff"])
+@pytest.mark.parametrize("kind", ["parts", "store", "redis"])
+def test_a_job_that_loses_its_list_of_commits_is_completed(server: RedisServer, tmp_path: Path, kind: str) -> None:
+    written = Written(server, tmp_path / "out", chunks=3, kind=kind)
+    for number in range(2):
+        written.commit(written.lease(), Outcome(f"output {number}"))
+    server.client.delete(JobKeys.of(written.spec.id).layers)
+    written.commit(written.lease(), Outcome("output 2"))
+    assert written.publish() is (kind != "redis")
+    assert written.status is JobStatus.COMPLETED
+    assert all(written.payloads.outcomes(number) for number in range(3))
+    assert server.client.pttl(JobKeys.of(written.spec.id).layers) > 0
+
+
+@pytest.mark.parametrize("kind", ["parts", "store", "redis"])
+def test_commits_of_several_rounds_that_are_lost_fail_the_job(server: RedisServer, tmp_path: Path, kind: str) -> None:
+    written = Written(server, tmp_path / "out", chunks=3, kind=kind)
+    for outcome in (BAD, BAD, Outcome("output 2")):
+        written.commit(written.lease(), outcome)
+    written.publish()
+    written.ledger.retry(written.spec.id)
+    written.commit(written.lease(), Outcome("output 0"))
+    server.client.delete(JobKeys.of(written.spec.id).layers)
+    written.commit(written.lease(), Outcome("output 1"))
+    assert not written.publish()
+    job = written.store.job(written.spec.id)
+    assert job.failure and job.failure.code == "results_lost"
+
+
+def test_a_retry_of_failures_whose_commits_are_lost_counts_them_once(server: RedisServer, tmp_path: Path) -> None:
+    written = Written(server, tmp_path / "out", kind="store")
+    for outcome in (BAD, Outcome("output 1")):
+        written.commit(written.lease(), outcome)
+    assert written.publish()
+    server.client.delete(JobKeys.of(written.spec.id).layers)
+    payloads, ledger = written.payloads, written.ledger
+    assert ledger.retry(written.spec.id, lambda: payloads.lost(ledger.committed(written.spec.id))) == 1
+    written.commit(written.lease(), Outcome("output 0"))
+    assert written.publish()
+    assert written.store.job(written.spec.id).counts == Counts(2, 0)
+
+
+@pytest.mark.parametrize("forged", [b"a:b", b"\xff"])
 def test_a_broken_list_of_commits_stops_no_reaper(
     server: RedisServer, shell: Shell, start_workers: Callable[..., Workers], tmp_path: Path, forged: bytes
 ) -> None:

@@ -100,6 +100,19 @@ def test_a_retried_job_that_loses_a_key_is_still_done(
     assert store.job(job_id).status is JobStatus.COMPLETED
 
 
+def test_a_job_that_lost_its_open_chunks_after_its_end_is_run_by_a_retry(
+    store: Store, ledger: Ledger, server: RedisServer
+) -> None:
+    job_id = make_job(store, ledger, 3)
+    assert commit(ledger, leased(ledger, job_id)) == "committed"
+    assert ledger.cancel(job_id) == "cancelled"
+    server.client.delete(JobKeys.of(job_id).open)
+    assert ledger.retry(job_id) == 0
+    assert look(ledger, job_id).recovered == [1, 2]
+    assert run_all(ledger, job_id) == [1, 2]
+    assert store.job(job_id).status is JobStatus.COMPLETED
+
+
 def test_a_forged_number_of_chunks_does_not_hold_redis_up(store: Store, ledger: Ledger, server: RedisServer) -> None:
     job_id = make_job(store, ledger)
     server.client.hset(JobKeys.of(job_id).job, "chunks", 10**15)

@@ -145,12 +145,14 @@ class JobPayloads:
         if self._parts is not None:
             last = {chunk: versions[-1] for chunk, versions in commits.items() if versions}
             return sorted(commits.keys() - self._parts.present(last))
-        there = self._store.outcome_names()
-        return [
-            chunk
-            for chunk, versions in sorted(commits.items())
-            if not versions or any(outcome_name(chunk, version) not in there for version in versions)
-        ]
+        listed = self._store.outcome_names()
+
+        def is_lost(chunk: int, versions: Sequence[Version]) -> bool:
+            unseen = {outcome_name(chunk, version) for version in versions} - listed
+            # A network file system may show an old list.
+            return not versions or None in self._store.outcomes(sorted(unseen))
+
+        return [chunk for chunk, versions in sorted(commits.items()) if is_lost(chunk, versions)]
 
     @property
     def place(self) -> str:

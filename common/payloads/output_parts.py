@@ -73,13 +73,15 @@ class OutputParts:
 
     def present(self, versions: Mapping[int, tuple[int, int]]) -> set[int]:
         """Return the chunks whose part is there, aside or in its place; `versions` are those of their last commits."""
-        aside = set(self._storage.names(self._aside))
-        placed = set(self._storage.names())
-        return {
-            chunk
-            for chunk, version in versions.items()
-            if self._attempt_name(chunk, version) in aside or part_name(chunk, self._format) in placed
-        }
+        listed = {f"{self._aside}/{name}" for name in self._storage.names(self._aside)}
+        listed.update(self._storage.names())
+
+        def is_there(chunk: int, version: tuple[int, int]) -> bool:
+            names = (self._attempt(chunk, version), part_name(chunk, self._format))
+            # A network file system may show an old list.
+            return not listed.isdisjoint(names) or any(self._storage.read(name) is not None for name in names)
+
+        return {chunk for chunk, version in versions.items() if is_there(chunk, version)}
 
     def place_rest(self, versions: Mapping[int, tuple[int, int]]) -> None:
         """Place what is still aside and counts; `versions` are those of each chunk's last commit."""
@@ -105,10 +107,7 @@ class OutputParts:
         return part_schema(data, self._format) if data is not None else None
 
     def _attempt(self, chunk: int, version: tuple[int, int]) -> str:
-        return f"{self._aside}/{self._attempt_name(chunk, version)}"
-
-    def _attempt_name(self, chunk: int, version: tuple[int, int]) -> str:
-        return f"{chunk}.{version[0]}.{version[1]}.{self._format}"
+        return f"{self._aside}/{chunk}.{version[0]}.{version[1]}.{self._format}"
 
 
 def check_output_place(address: str, *, begun: bool = False) -> None:

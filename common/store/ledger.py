@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from common.errors import JobTaken, NotSubmitting, PayloadError, UnknownJob, UsageError
+from common.errors import JobTaken, NotSubmitting, UnknownJob, UsageError
 from common.payloads.payload_store import Version, decode_versions
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
@@ -206,16 +206,13 @@ class Ledger:
     def unpublished(self, job_id: str) -> dict[int, list[Version]]:
         """Return the versions of each chunk's commits, of a job that lacks nothing but to say that its files are there.
 
-        Of any other job nothing is returned.
+        Of any other job nothing is returned; of a chunk whose list of them is lost, none.
 
         Raises:
-            PayloadError: the list of commits is broken.
+            PayloadError: a list of commits is broken.
         """
         found = self._run("unpublished", job_id)
-        versions = {int(chunk): decode_versions(raw) for chunk, raw in zip(found[::2], found[1::2], strict=True)}
-        if not all(versions.values()):
-            raise PayloadError("a chunk that is committed has no commit")
-        return versions
+        return {int(chunk): decode_versions(raw) for chunk, raw in zip(found[::2], found[1::2], strict=True)}
 
     def committed(self, job_id: str) -> dict[int, list[Version]]:
         """Return the versions of each chunk's commits, of all rounds; of one whose list of them is lost, none."""

@@ -46,7 +46,7 @@ def publish(store: Store, ledger: Ledger, job_id: str, payloads: JobPayloads) ->
         return False
     parts = payloads.parts
     if parts is not None:
-        parts.place_rest({chunk: versions[-1] for chunk, versions in commits.items()})
+        parts.place_rest({chunk: versions[-1] for chunk, versions in commits.items() if versions})
     lost = payloads.lost(commits)
     job, failed = store.job(job_id), ledger.failed_in(job_id)
     if ledger.unpublished(job_id) != commits:  # another one has done it meanwhile

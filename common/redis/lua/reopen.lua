@@ -3,6 +3,7 @@
 -- Until the retry nobody sees it: the job has ended, and what was committed in its last round lies in LAYERS.
 local round = redis.call('HGET', JOB, 'round')
 if not round or unfinished(status()) then return { '0', round or '' } end
+if ARGV[1] == '0' then restore_layers() end
 local answer = redis.call('HSCAN', FLAWED, ARGV[1], 'COUNT', 2000)
 local flawed, committed = {}, {}
 for i = 1, #answer[2], 2 do

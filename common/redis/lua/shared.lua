@@ -78,9 +78,27 @@ local function is_unpublished()
   return is_in_files() and redis.call('HGET', JOB, 'published') ~= redis.call('HGET', JOB, 'round')
 end
 
+-- Whether LAYERS lacks chunks that are committed: it was deleted.
+local function lacks_layers()
+  return redis.call('HLEN', LAYERS) < redis.call('HLEN', COMMITS)
+end
+
+-- Writes again what a deleted LAYERS had of chunks that were committed in the first round. Of those that were run again,
+-- the commits of earlier rounds are known nowhere else: they count as lost.
+local function restore_layers()
+  if not lacks_layers() then return end
+  local commits = redis.call('HGETALL', COMMITS)
+  for i = 1, #commits, 2 do
+    if string.match(commits[i + 1], '^0:') and redis.call('HEXISTS', LAYERS, commits[i]) == 0 then
+      redis.call('HSET', LAYERS, commits[i], commits[i + 1])
+    end
+  end
+  if not unfinished(status()) then redis.call('PEXPIRE', LAYERS, redis.call('PTTL', JOB)) end
+end
+
 -- Ends a job all of whose chunks are committed.
 local function complete()
-  if not is_in_files() and redis.call('HLEN', OUTPUT) < redis.call('HLEN', LAYERS) then
+  if not is_in_files() and (lacks_layers() or redis.call('HLEN', OUTPUT) < redis.call('HLEN', LAYERS)) then
     redis.call('HSET', JOB, 'failure_code', 'results_lost', 'failure_message',
       'Outcomes that were written to Redis are gone from it: a key was deleted or evicted. A retry runs those chunks again.')
     finish('failed')
@@ -90,6 +108,7 @@ local function complete()
 end
 
 local function finish_if_over()
+  if all_committed() then restore_layers() end
   if status() == 'cancelling' then
     if redis.call('SCARD', LEASED) > 0 then return end
     if all_committed() and not is_unpublished() then complete() else finish('cancelled') end

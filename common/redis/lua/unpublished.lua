@@ -1,4 +1,13 @@
 -- Gives {chunk, commits, chunk, commits, ...} of a job all of whose chunks are committed, whose outcomes are in files, and
--- not yet said to be all there; {} of any other.
+-- not yet said to be all there; {} of any other. A chunk whose commits are lost has ''.
 if status() ~= 'running' or not all_committed() or not is_unpublished() then return {} end
-return redis.call('HGETALL', LAYERS)
+local found = redis.call('HGETALL', LAYERS)
+if lacks_layers() then
+  for _, chunk in ipairs(redis.call('HKEYS', COMMITS)) do
+    if redis.call('HEXISTS', LAYERS, chunk) == 0 then
+      found[#found + 1] = chunk
+      found[#found + 1] = ''
+    end
+  end
+end
+return found
