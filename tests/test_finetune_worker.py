@@ -119,7 +119,7 @@ def test_only_what_another_worker_would_not_find_either_fails_the_job(
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     order = make_order(tmp_path / "work", "text-classification", tmp_path, [], train_source="hf:org/reviews")
-    with pytest.raises(found[0], match="hf:org/reviews:train cannot be had") as caught:
+    with pytest.raises(found[0], match="hf:org/reviews:train cannot be loaded") as caught:
         Examples(order)
     assert caught.value.code == found[1]
 

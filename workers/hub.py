@@ -232,6 +232,6 @@ def _offline(repo: str, revision: str | None, why: str) -> ModelError:
     download = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
     return ModelError(
         "model_offline",
-        f"The model {name} cannot be had: {why}, and the cache {constants.HF_HUB_CACHE} does not hold it. Fetch it "
+        f"The model {name} is not available: {why}, and it is not in the cache {constants.HF_HUB_CACHE}. Fetch it "
         f"once with network ({download}), copy that cache here, or name a directory that holds the model.",
     )

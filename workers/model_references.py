@@ -52,7 +52,7 @@ def check_code(directory: Path, names: Sequence[str], classes: Sequence[str]) ->
             raise ModelError(
                 "custom_code",
                 f"{directory} brings code of its own ({name}: auto_map names {found}), and this worker runs none. "
-                "Start it with --allow-remote-code where you trust that code. Or run the architecture of that name in "
+                "Start it with --allow-remote-code if you trust that code. Or run the architecture of that name in "
                 "transformers, which may be another one: submit with -p ignore_auto_map=true; to fine-tune, take "
                 "auto_map out of the file.",
             )
@@ -80,8 +80,8 @@ def processor_settings(directory: Path) -> dict[str, str]:
     return {"repo_path": str(directory)} if any(part.get("class_info_file") for part in parts) else {}
 
 
-def read_json(path: Path) -> dict[str, Json]:
-    """Return the object in a file, an empty one if there is no such file.
+def read_json(path: Path, kind: type[dict[str, Json]] | type[list[Json]] = dict) -> Json:
+    """Return the object in a file (or the list, by `kind`), an empty one if there is no such file.
 
     Raises:
         ModelError: `not_a_model`, it holds something else.
@@ -89,11 +89,12 @@ def read_json(path: Path) -> dict[str, Json]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
+        return kind()
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError("not_a_model", f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelError("not_a_model", f"{path} must hold a JSON object, found {type(found).__name__}.")
+    if not isinstance(found, kind):
+        expected = "an object" if kind is dict else "an array"
+        raise ModelError("not_a_model", f"{path} must hold {expected} of JSON, found {type(found).__name__}.")
     return found
 
 
@@ -115,7 +116,7 @@ def _check_shards(index: Path, allow_pickle: bool) -> None:
         if not allow_pickle and index.name.endswith(".safetensors.index.json") and not shard.endswith(".safetensors"):
             raise ModelError(
                 "unsafe_weights",
-                f"{index} names {shard}, which is no safetensors file: other formats can run code when opened. "
+                f"{index} names {shard}, which is not a safetensors file: other formats can run code when opened. "
                 "Save the model again with model.save_pretrained().",
             )
 

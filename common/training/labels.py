@@ -238,7 +238,7 @@ def in_order_of(labels: Labels, known: Sequence[str]) -> tuple[Labels, str]:
     """Return the labels as a model has them that tells `known` classes apart, and what is to be said of it.
 
     A head keeps what it has learnt only where its classes keep their places. A model that knows more classes than the
-    examples show goes on knowing them; names that differ in case alone are the same.
+    examples show keeps them; names that differ in case alone are the same.
     """
     if labels.kind not in ("classes", "several", "tags") or not known or labels.names == tuple(known):
         return labels, ""

@@ -13,7 +13,7 @@ def close(found: Tensor, expected: Tensor, *, loose: bool = False) -> bool:
 
     Args:
         found: what one way gave.
-        expected: what the other way gave; infinite numbers must be the same, and nothing equals what is no number.
+        expected: what the other way gave; infinite numbers must be the same, and NaN equals nothing.
         loose: whether `found` was computed in less than its own dtype.
     """
     if found.shape != expected.shape:

@@ -212,7 +212,7 @@ class FastRunner(PackingRunner, PreparingRunner):
                 expected = self._plain_logits(records)
                 alone = [self._logits([row])[0] for row in rows]
         except Exception:  # any architecture may be loaded: the plain way takes what this one cannot
-            logger.debug("the fast way cannot be gone", exc_info=True)
+            logger.debug("the fast way cannot be taken", exc_info=True)
             return []
         return rows if all(map(close, alone, expected)) else []
 

@@ -38,7 +38,7 @@ class Asked:
 class FastWay(ABC):
     """One task, run fast; `model` and `tokenizer` are those of the pipeline."""
 
-    #: Parameters of the task that it cannot heed: a job with one of them goes the plain way.
+    #: Parameters of the task that it does not support: a job with one of them goes the plain way.
     plain_only: ClassVar[frozenset[str]] = frozenset()
     #: Whether texts are cut to what the model takes; where not, the plain way takes records with longer ones.
     cuts: ClassVar[bool] = True

@@ -95,7 +95,7 @@ class ImageFeatureExtraction(ImageTask):
         """Return the job's parameters.
 
         Raises:
-            ModelError: `bad_param`; `missing_weights`, it is to be pooled by a pooler that nobody trained.
+            ModelError: `bad_param`; `missing_weights`, it is to be pooled by an untrained pooler.
         """
         settings = super().settings(params)
         invented = invented_weights(self.pipe.model) if params.get("pool") else []

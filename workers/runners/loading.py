@@ -37,7 +37,7 @@ from workers.runners.precision import AUTO, dtype_name, placed, resolve_dtype
 
 #: How many missing weights an error names.
 _NAMED = 4
-#: What older files call an automatic class: transformers still heeds it there.
+#: What older files call an automatic class: transformers still reads it there.
 _OLDER_NAMES = {"AutoImageProcessor": ("AutoFeatureExtractor",)}
 #: What the libraries raise over files that are missing, damaged or of another kind.
 LOAD_ERRORS = (

@@ -4,7 +4,6 @@ The files are those that sentence-transformers 2 to 6 write. What a module does 
 cannot be done exactly as written is refused, for a vector that is almost right is wrong without a sign.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from common.errors import ModelError
 from common.task_params import POOLING_MODES
 from common.values import Json
+from workers.model_references import read_json
 
 #: The flags of older files, one for each of `POOLING_MODES` and in their order.
 _FLAGS = {
@@ -110,7 +110,7 @@ def read_sentence_config(directory: Path) -> SentenceConfig | None:
 
 
 def _read(directory: Path) -> SentenceConfig:
-    modules = _read_json(directory / "modules.json", list)
+    modules = read_json(directory / "modules.json", list)
     kinds = [_kind(module) for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"]:
         raise _unknown(f"modules.json begins with {kinds[:2]}; expected Transformer, then Pooling.")
@@ -153,7 +153,7 @@ def _read_transformer(directory: Path) -> Mapping[str, Json]:
     The file's name has its old model type in the middle.
     """
     found = sorted(directory.glob("sentence_*_config.json"))
-    config: dict[str, Json] = _read_json(found[0], dict) if found else {}
+    config: dict[str, Json] = read_json(found[0]) if found else {}
     _check_keys("Transformer", config, TRANSFORMER_KEYS)
     for old, new in _RENAMED.items():
         config[new] = config.pop(old, None) or config.get(new) or {}
@@ -212,7 +212,7 @@ def _message(config: Mapping[str, Json]) -> MessageConfig | None:
 
 
 def _read_general(path: Path) -> Mapping[str, Json]:
-    general: Mapping[str, Json] = _read_json(path, dict)
+    general: Mapping[str, Json] = read_json(path)
     _check_keys("config_sentence_transformers.json", general, GENERAL_KEYS)
     kind = general.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
@@ -267,23 +267,10 @@ def _dense(config: Mapping[str, Json], directory: Path) -> DenseConfig:
 
 
 def _read_config(directory: Path, known: frozenset[str]) -> Mapping[str, Json]:
-    found: Mapping[str, Json] = _read_json(directory / "config.json", dict)
+    found: Mapping[str, Json] = read_json(directory / "config.json")
     _check_keys(f"{directory.name}/config.json", found, known)
     return found
 
 
-def _read_json(path: Path, kind: type) -> Json:
-    """Return what the file holds, or an empty `kind` if there is no such file."""
-    if not path.exists():
-        return kind()
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError("not_a_model", f"{path} cannot be read: {error}") from error
-    if not isinstance(value, kind):
-        raise ModelError("not_a_model", f"{path} must hold a JSON {kind.__name__}, found {type(value).__name__}.")
-    return value
-
-
 def _unknown(what: str) -> ModelError:
-    return ModelError("unknown_module", f"This sentence-transformers model cannot be run as it is meant: {what}")
+    return ModelError("unknown_module", f"This sentence-transformers model cannot be run as configured: {what}")

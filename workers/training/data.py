@@ -85,7 +85,7 @@ def _download(name: str, part: str) -> Any:
     try:
         return datasets.load_dataset(name, split=part)
     except Exception as error:  # a boundary: the errors of hub, file system and formats have no common base
-        message = f"hf:{name}:{part} cannot be had: {first_line(error)}"
+        message = f"hf:{name}:{part} cannot be loaded: {first_line(error)}"
         if _is_of_this_place(error):
             full = isinstance(error, OSError) and error.errno in NO_ROOM
             raise WorkerError("disk_full" if full else "hub_unavailable", message) from error
