@@ -21,9 +21,9 @@ from common.values import Record
 FILL = TASKS["fill-mask"]
 
 
-def read(path: Path, text: str | bytes, limit: int = 1000) -> list[Record]:
+def read(path: Path, text: str | bytes, limit: int = 1000, task: str = "fill-mask") -> list[Record]:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    found = find_inputs([str(path)], FILL)
+    found = find_inputs([str(path)], TASKS[task])
     found.check(limit)
     return list(found.records(limit))
 
@@ -62,6 +62,13 @@ def test_an_array_gives_records_with_their_ids(tmp_path: Path) -> None:
 def test_json_lines_are_read_under_that_name_too(tmp_path: Path) -> None:
     records = read(tmp_path / "a.json", '{"text": "a"}\n\n{"text": "b"}\n')
     assert [(r.id, r.input) for r in records] == [(0, "a"), (2, "b")]
+
+
+@pytest.mark.parametrize("form", ["{0}\n{0}\n", "[{0},\n{0}]\n"])
+def test_chats_are_read_from_lines_and_from_an_array(tmp_path: Path, form: str) -> None:
+    chat = [{"role": "user", "content": "a ] b"}]
+    records = read(tmp_path / "a.json", form.format(json.dumps(chat)), task="text-generation")
+    assert [(r.input, r.failure) for r in records] == [({"messages": chat}, None)] * 2
 
 
 def test_a_broken_element_fails_alone_at_its_line(tmp_path: Path) -> None:

@@ -29,11 +29,12 @@ def json_file_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: i
         UsageError: the file is one object, which spans lines.
     """
     head = stream.peek(_BLOCK).removeprefix(BOM).lstrip()
-    if head.startswith(b"["):
+    first, _, rest = head.partition(b"\n")
+    several = bool(rest.strip())
+    if head.startswith(b"[") and not (several and _are_chats(make, first)):
         yield from array_records(make, stream, max_bytes)
         return
-    first, newline, rest = head.partition(b"\n")
-    if rest.strip() and newline and _depth(first) > 0:
+    if several and _depth(first) > 0:
         raise UsageError(
             f"{make.source.label} holds one JSON object over several lines; expected an array of records, or a record "
             f"in each line. If the records are a list in it: jq -c '.NAME[]' {make.source.label} > records.jsonl"
@@ -59,6 +60,11 @@ def array_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: int) 
             yield make.failed(number, failure, excerpt(text.encode()))
         else:
             yield make.record(number, element.line + 1, value)
+
+
+def _are_chats(make: RecordMaker, first: bytes) -> bool:
+    """Whether lines that begin like this one are records by themselves: lists of chat messages."""
+    return ("messages",) in make.task.fields and _depth(first) == 0 and first.rstrip().endswith(b"]")
 
 
 def _depth(line: bytes) -> int:
