@@ -52,7 +52,7 @@ def split_given(given: Any) -> tuple[tuple[str, ...], Iterable[Any]]:
         UsageError: nothing is given, it cannot be gone through, or it is one record by itself.
     """
     if isinstance(given, str) and not _names_files(given):
-        raise UsageError(f"records={given[:80]!r}: there is no such file. A record by itself goes into a list.")
+        raise UsageError(f"records={given[:80]!r}: there is no such file. A single record goes into a list.")
     if isinstance(given, str | PathLike):
         return (fspath(given),), ()
     if table := table_of(given):

@@ -76,8 +76,8 @@ def _table_of_columns(value: Mapping[Any, Any]) -> Table:
     found = {name: column for name, column in columns.items() if column is not None}
     if not found or len(found) < len(columns):
         raise UsageError(
-            "records is an object by itself: a table is an object of columns, each a list of its cells, and a record "
-            "goes into a list, records=[{...}]."
+            "records is a single object. A table is an object of columns, each a list of its cells; a single record "
+            "goes into a list: records=[{...}]."
         )
     lengths = {name: len(column) for name, column in found.items()}
     if len(set(lengths.values())) > 1:

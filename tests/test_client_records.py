@@ -124,11 +124,11 @@ def test_a_column_by_itself_gives_its_cells(given: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("The capital of France is [MASK].", "A record by itself goes into a list"),
-        ("a" * 5000, "A record by itself goes into a list"),
-        ("a\0b", "A record by itself goes into a list"),
-        ({"text": "one"}, "a record goes into a list"),
-        ({}, "an object by itself"),
+        ("The capital of France is [MASK].", "A single record goes into a list"),
+        ("a" * 5000, "A single record goes into a list"),
+        ("a\0b", "A single record goes into a list"),
+        ({"text": "one"}, "a single record goes into a list"),
+        ({}, "a single object"),
         ({"text": ["one"], "id": "a"}, "an object of columns"),
         ({"text": ["one"], "id": [1, 2]}, "of one length, found: text 1, id 2"),
         (datasets.DatasetDict(train=datasets.Dataset.from_dict(COLUMNS)), "choose one of 'train'"),

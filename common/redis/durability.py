@@ -28,6 +28,6 @@ def weaknesses(client: "redis.Redis", url: str) -> list[str]:
 def _advice(url: str, fault: str, setting: str) -> str:
     address = mask_address(url)
     return (
-        f"Redis at {address} {fault}. Mend it: `redis-cli -u {address} config set {setting}`, and write `{setting}` "
-        "into its redis.conf."
+        f"Redis at {address} {fault}. To change that, run `redis-cli -u {address} config set {setting}` and put "
+        f"`{setting}` into its redis.conf."
     )

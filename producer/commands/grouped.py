@@ -32,8 +32,8 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "--bf16": "Did you mean --dtype bfloat16?",
         "--device": "The worker trains with all GPUs it has, or on its CPU; --gpus takes fewer.",
         "--limit": "All examples are read; cut the file beforehand.",
-        "--output": "The model is kept by its job: `producer models export job:ID DIRECTORY` brings it out.",
-        "--output-dir": "The model is kept by its job: `producer models export job:ID DIRECTORY` brings it out.",
+        "--output": "The model is kept by its job: `producer models export job:ID DIRECTORY` copies it.",
+        "--output-dir": "The model is kept by its job: `producer models export job:ID DIRECTORY` copies it.",
         "--column": "Did you mean --text-column?",
     },
 }
