@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, pipeline
+from tokenizers import normalizers
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    pipeline,
+)
 
 from common.training.labels import Labels
 from tests.finetuning import make_order, train_here
@@ -163,6 +172,26 @@ def test_words_are_joined_as_their_script_is_written(words: list[str], text: str
 def test_a_token_over_two_words_has_the_tag_of_the_first() -> None:
     assert first_pieces("北京是", [0, 1, 2], [(0, 0), (0, 2), (2, 3), (2, 3), (0, 0)]) == [None, 0, 2, None, None]
     assert first_pieces("a  b", [0, 3], [(0, 1), (1, 2), (1, 4)]) == [0, None, 1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_text_of_no_token_is_neither_learnt_nor_judged(batch_size: int, tmp_path: Path) -> None:
+    tokenizer = byte_level("$A")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    rows = [{"text": text, "label": label} for text, label in (("a dog", "b"), ("\u200b", "a"), ("a cat", "a"))]
+    order = make_order(
+        tmp_path / "work", "text-classification", tmp_path / "base", rows, rows, epochs=1, batch_size=batch_size
+    )
+    result = train_here(order)
+    assert result["examples"] == {"train": 2, "eval": 2}
+    assert "2 texts without any token: left out." in result["notes"]
+    assert {row["text"] for row in result["worst"]} <= {"a dog", "a cat"}
 
 
 def test_text_of_no_token_at_all_is_refused(tmp_path: Path) -> None:

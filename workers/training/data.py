@@ -35,6 +35,11 @@ class Examples:
             self.train, self.evaluation, said = split(self.labels, self.train, training.eval_split, training.seed)
             self.notes += said
 
+    def leave_out(self, part: str, numbers: Iterable[int]) -> None:
+        """Leave out the examples of these numbers of a part, "train" or "eval"."""
+        name, unwanted = {"train": "train", "eval": "evaluation"}[part], frozenset(numbers)
+        setattr(self, name, [example for n, example in enumerate(getattr(self, name)) if n not in unwanted])
+
     def _labels(self, task: str, training: Training) -> Labels:
         """Return what the producer found; a part that is left to learn from may not show all of it any more."""
         if training.labels is not None:

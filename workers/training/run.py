@@ -93,6 +93,11 @@ def train(order: Order, link: Link) -> dict[str, Json]:
     for part in encoded.values():
         if not part.columns.get("input_ids"):
             raise UsageError("No text has any token that the model knows: there is nothing to learn from.")
+    for name, part in encoded.items():
+        examples.leave_out(name, part.without_tokens)
+    without = sum(len(part.without_tokens) for part in encoded.values())
+    if without:
+        note(f"{without:,} {'text' if without == 1 else 'texts'} without any token: left out.")
     _say_cut(encoded, most, note)
     cached = getattr(model.config, "use_cache", None)
     trainer = _trainer(order, link, model, tokenizer, examples, encoded, note)

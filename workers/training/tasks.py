@@ -27,6 +27,7 @@ class Encoded:
 
     columns: Columns
     cut: Mapping[str, int]  #: how many were longer than the model takes, by what was done to them
+    without_tokens: Sequence[int] = ()  #: the numbers of examples that have no row, since the tokenizer finds nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,9 @@ class TaskRecipe:
 
 def _classify(tokenizer: Any, examples: Sequence[Example], labels: Labels, most: int) -> Encoded:
     found = encode(tokenizer, [(example["text"], example.get("text_pair") or None) for example in examples], most)
-    columns = _columns(found)
-    columns["labels"] = [_target(labels, example) for example in examples]
-    return Encoded(columns, _count_cut(found))
+    columns = _columns([row for row in found if len(row)])
+    columns["labels"] = [_target(labels, example) for row, example in zip(found, examples, strict=True) if len(row)]
+    return Encoded(columns, _count_cut(found), [number for number, row in enumerate(found) if not len(row)])
 
 
 def _target(labels: Labels, example: Example) -> Json:
@@ -65,15 +66,18 @@ def _tag(tokenizer: Any, examples: Sequence[Example], labels: Labels, most: int)
     placed = [join_words(example["tokens"]) for example in examples]
     found = encode(tokenizer, [text for text, _ in placed], most)
     rows: list[tuple[Any, list[int]]] = []
-    for row, (text, starts), example in zip(found, placed, examples, strict=True):
+    without_tokens: list[int] = []
+    for number, (row, (text, starts), example) in enumerate(zip(found, placed, examples, strict=True)):
         tags = [labels.names.index(tag) for tag in example["tags"]]
         words = first_pieces(text, starts, row.encoding.offsets)
         targets = [IGNORED if word is None else tags[word] for word in words]
-        if any(target != IGNORED for target in targets):  # else its words are no tokens at all
+        if any(target != IGNORED for target in targets):
             rows.append((row, targets))
+        else:
+            without_tokens.append(number)
     columns = _columns([row for row, _ in rows])
     columns["labels"] = [targets for _, targets in rows]
-    return Encoded(columns, _count_cut(found))
+    return Encoded(columns, _count_cut(found), without_tokens)
 
 
 def _fill(tokenizer: Any, examples: Sequence[Example], _: Labels, most: int) -> Encoded:
