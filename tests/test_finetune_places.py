@@ -20,6 +20,8 @@ from tests.processes import RedisServer, Shell, Workers, environment, lines, wai
 from tests.tiny_models import bert_config, wordpiece
 
 StartWorkers = Callable[..., Workers]
+#: Processes that read the examples; they make sockets as well.
+LOADERS = ("-p", "dataloader_num_workers=1")
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_with_nothing_configured_it_trains_and_serves_here(embedded: Shell, base
     deep = tmp_path / ("a" * 60) / ("b" * 60)  # no socket has so long a path
     deep.mkdir(parents=True)
     embedded.environ["TMPDIR"] = str(deep)
-    done = embedded.run("finetune", str(reviews), "-m", str(base), "--epochs", "3", "--batch-size", "2")
+    done = embedded.run("finetune", str(reviews), "-m", str(base), "--epochs", "3", "--batch-size", "2", *LOADERS)
     job = done.stdout.strip()
     assert f"Model job:{job}: 6 steps" in done.stderr
     assert "A new head was made (classifier)" in done.stderr

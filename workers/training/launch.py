@@ -12,12 +12,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from common.sockets import fits
 from common.values import Json
 from workers.child_environment import child_environment, cores
 
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 _ENDING = 5.0
 #: Bytes at the end of the log in which the reason of a death is looked for.
 _TAIL = 8192
+#: Sockets that `multiprocessing` makes in the temporary directory, for processes that load examples.
+_LOADERS = "pymp-12345678/listener-12345678"
 
 
 class Launch:
@@ -51,6 +55,8 @@ class Launch:
         self._listener.bind(str(address))
         self._listener.listen(processes)
         environ = _environ(cuda=cuda, processes=processes)
+        if not fits(Path(tempfile.gettempdir(), _LOADERS)):
+            environ["TMPDIR"] = str(address.parent)  # which is short
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 _command(order, environ, cuda=cuda, processes=processes),
