@@ -202,6 +202,18 @@ def test_a_kept_worker_serves_the_next_command_until_it_is_ended(shell: Shell, h
     assert len(jobs(shell)) == 2
 
 
+def test_a_kept_worker_with_other_settings_is_replaced(shell: Shell, home: Home) -> None:
+    submit = ["submit", "--task", "test-echo", write(shell, "x"), "--keep-alive", "5m"]
+    shell.run(*submit)
+    assert "had other settings" not in shell.run(*submit).stderr
+    shell.environ["HF_TOKEN"] = "of-now"
+    assert "had other settings" in shell.run(*submit).stderr
+    assert len(jobs(shell)) == 3 and workers_started(home) == 2
+    shell.environ["HF_TOKEN"] = "of-later"
+    assert "had other settings" in shell.run("retry", "@last").stderr
+    home.wait_until_empty(seconds=5)
+
+
 def test_a_kept_worker_ends_by_itself(shell: Shell, home: Home) -> None:
     shell.run("submit", "--task", "test-echo", write(shell, "x"), "--keep-alive", "1s")
     home.wait_until_empty(seconds=40)

@@ -127,5 +127,5 @@ def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str |
     from producer.selection import parse_labels
 
     plan = make_finetune_plan(inputs, labels=parse_labels(labels), **options)
-    with open_client(working=True, keep_alive=keep_alive) as client:
+    with open_client(working=True, renewing=True, keep_alive=keep_alive) as client:
         sys.exit(run_finetune(client, plan, say))

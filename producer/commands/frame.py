@@ -21,17 +21,20 @@ def _default_keep_alive() -> float:
 
 
 @contextlib.contextmanager
-def open_client(*, working: bool = False, keep_alive: str | None = None) -> "Iterator[Client]":
+def open_client(*, working: bool = False, renewing: bool = False, keep_alive: str | None = None) -> "Iterator[Client]":
     """Yield a client of the configured queue, or of an embedded one.
 
     Args:
         working: whether an embedded queue needs its worker; a configured one has its own.
+        renewing: whether a worker that was kept is replaced where it was started with other settings.
         keep_alive: for how long that worker stays afterwards; None: for some minutes if somebody sits at a terminal.
     """
     from common.durations import parse_duration, write_duration
     from producer.client import Client
 
     seconds = _default_keep_alive() if keep_alive is None else parse_duration(keep_alive, "--keep-alive")
+    if renewing:
+        _end_outdated_worker()
     with Client(working=working, keep_alive=seconds, say=say) as client:
         try:
             try:
@@ -43,3 +46,12 @@ def open_client(*, working: bool = False, keep_alive: str | None = None) -> "Ite
             if client.embedded:
                 say("REDIS_URL is not set: looked in the embedded Redis alone.")
             raise
+
+
+def _end_outdated_worker() -> None:
+    from common.settings import load_settings
+    from producer.embedded.attach import end_outdated_worker
+
+    settings = load_settings()
+    if settings.embedded and end_outdated_worker(settings):
+        say("stopped the worker that was kept: it had other settings")

@@ -85,7 +85,7 @@ def retry(
     from producer.outputs.targets import open_target
     from producer.run import say_accepted, see_through
 
-    with open_client(keep_alive=keep_alive) as client:
+    with open_client(renewing=True, keep_alive=keep_alive) as client:
         handle = client.job(job)
         job, spec = handle.id, handle.state.spec
         target = open_target(output, output_format, spec, csv_safe=csv_safe)

@@ -144,7 +144,7 @@ def submit(
     if "-" in inputs and sys.stdin.isatty():
         say("Reading records from the terminal, one a line; Ctrl-D ends them.")
     records = plan.begun_records()
-    with open_client(working=True, keep_alive=keep_alive) as client:
+    with open_client(working=True, renewing=True, keep_alive=keep_alive) as client:
         from producer.run import run
 
         sys.exit(run(client, plan, records, say, as_json=as_json))

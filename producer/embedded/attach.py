@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from common.errors import StoreUnavailable, UsageError
@@ -22,6 +24,8 @@ from producer.embedded.probe import Answer, probe
 #: Seconds to wait for a keeper that another command started, or one that is ending.
 PATIENCE = 10.0
 _PAUSE = 0.05
+#: How the names of variables begin that decide what a worker can do.
+_DECIDING = ("HUGQUEUE_", "HF_", "TRANSFORMERS_", "CUDA_", "OMP_", "AWS_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
 @contextlib.contextmanager
@@ -86,6 +90,23 @@ def end_kept_worker(settings: Settings) -> bool:
             raise StoreUnavailable(f"The embedded queue in {place} does not stop; its log: {place.keeper_log}")
         time.sleep(_PAUSE)
     return True
+
+
+def end_outdated_worker(settings: Settings) -> bool:
+    """Stop a kept worker that was started with other variables: it would not see a token or a flag set since.
+
+    Returns:
+        Whether there was one; one that a command uses is left to it.
+
+    Raises:
+        StoreUnavailable: it does not stop.
+    """
+    place = Place.of(settings)
+    try:
+        outdated = place.environment.read_text() != _digest(_keeper_environ(place, settings))
+        return outdated and end_kept_worker(settings)
+    except (OSError, UsageError):
+        return False
 
 
 def revive(settings: Settings, *, working: bool, say: Callable[[str], None]) -> None:
@@ -166,16 +187,26 @@ def _look(place: Place) -> Answer:
     return answer if answer is Answer.AWAY or is_claimed(place.keeper) else Answer.AWAY
 
 
+def _keeper_environ(place: Place, settings: Settings) -> dict[str, str]:
+    """Return the variables of a keeper, and so of its worker."""
+    return {**os.environ, **to_environ(dataclasses.replace(settings, broker_url=None, home=place.home))}
+
+
+def _digest(environ: Mapping[str, str]) -> str:
+    found = sorted((name, value) for name, value in environ.items() if name.upper().startswith(_DECIDING))
+    return hashlib.sha256(json.dumps([sys.executable, found]).encode()).hexdigest()
+
+
 def _start(place: Place, settings: Settings) -> Binary | None:
     """Start a keeper; return the server it keeps, None if another keeper was started at the same moment."""
     binary = find_binary(place)  # here as well, so that what is missing is this command's error
-    own = dataclasses.replace(settings, broker_url=None, home=place.home)
+    environ = _keeper_environ(place, settings)
     log = open_log(place.keeper_log)
     log_start = os.fstat(log).st_size
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "producer.embedded.keeper"],
-            env={**os.environ, **to_environ(own)},
+            env=environ,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -188,4 +219,7 @@ def _start(place: Place, settings: Settings) -> Binary | None:
     if done.returncode not in (0, TAKEN):
         reason = reason_in(place.keeper_log, log_start)
         raise StoreUnavailable(f"The embedded Redis could not start: {reason} (the keeper's log: {place.keeper_log})")
-    return binary if done.returncode == 0 else None
+    if done.returncode == TAKEN:
+        return None
+    place.environment.write_text(_digest(environ))
+    return binary

@@ -50,6 +50,11 @@ class Place:
         return self.home / "keeper.lock"
 
     @property
+    def environment(self) -> Path:
+        """A digest of the variables that the keeper, and so its worker, was started with."""
+        return self.home / "environment"
+
+    @property
     def server(self) -> Path:
         """Lock: held by redis-server itself as long as it can write."""
         return self.home / "redis.lock"
