@@ -13,9 +13,9 @@ from common.settings import Settings
 from common.store.heartbeats import TTL, Heartbeat, beat, living
 from common.store.ledger import Ledger
 from common.store.store import Store
-from common.values import JobSpec, JobStatus, new_job_id
+from common.values import Counts, JobSpec, JobStatus, new_job_id
 from tests.conftest import LEASE
-from tests.ledgers import commit, leased, look, make_job, payloads, reap, run_all
+from tests.ledgers import commit, leased, look, make_job, payloads, put, reap, run_all
 from tests.processes import PLUGINS, RedisServer, wait_until
 from workers import reaper as module
 from workers.reaper import Reaper
@@ -111,6 +111,38 @@ def test_a_job_that_lost_its_open_chunks_after_its_end_is_run_by_a_retry(
     assert look(ledger, job_id).recovered == [1, 2]
     assert run_all(ledger, job_id) == [1, 2]
     assert store.job(job_id).status is JobStatus.COMPLETED
+
+
+@pytest.mark.parametrize("name", ["commits", "layers"])
+def test_failures_of_a_finished_job_that_lost_a_key_are_run_again(
+    name: str, store: Store, ledger: Ledger, server: RedisServer
+) -> None:
+    job_id = make_job(store, ledger, 3)
+    run_all(ledger, job_id, failed=(1,))
+    server.client.delete(getattr(JobKeys.of(job_id), name))
+    ledger.retry(job_id)
+    look(ledger, job_id)
+    assert run_all(ledger, job_id) == [1]
+    job = store.job(job_id)
+    assert (job.status, job.counts) == (JobStatus.COMPLETED, Counts(3, 0))
+
+
+def test_records_that_are_run_again_for_lost_commits_are_counted_once(
+    store: Store, ledger: Ledger, server: RedisServer
+) -> None:
+    job_id = new_job_id()
+    store.create(JobSpec(job_id, "test-echo"))
+    payloads(store, job_id).add_records(0, b"three records")
+    ledger.seal(job_id, 1, 3)
+    first = leased(ledger, job_id)
+    put(ledger, first)
+    ledger.commit(first, Counts(2, 1), {})
+    assert ledger.retry(job_id) == 1
+    server.client.delete(JobKeys.of(job_id).layers)
+    second = leased(ledger, job_id)
+    put(ledger, second)
+    ledger.commit(second, Counts(3, 0), {})  # of earlier outcomes nothing was found
+    assert store.job(job_id).counts == Counts(3, 0)
 
 
 def test_a_forged_number_of_chunks_does_not_hold_redis_up(store: Store, ledger: Ledger, server: RedisServer) -> None:

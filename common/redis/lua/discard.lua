@@ -4,12 +4,10 @@ if redis.call('HGET', JOB, 'round') ~= ARGV[1] then return 0 end
 for i = 2, #ARGV do
   local chunk = ARGV[i]
   local commits = redis.call('HGET', LAYERS, chunk) or redis.call('HGET', COMMITS, chunk) or ''
-  local succeeded, failed, truncated = 0, 0, 0
-  for version, s, f, t in string.gmatch(commits, '(%d+:%d+):(%d+):(%d+):(%d+)') do
-    -- A later round ran what had failed in the one before.
-    succeeded, failed, truncated = succeeded + tonumber(s), tonumber(f), truncated + tonumber(t)
+  for version in string.gmatch(commits, '(%d+:%d+):%d+:%d+:%d+') do
     redis.call('HDEL', OUTPUT, chunk .. ':' .. version)
   end
+  local succeeded, failed, truncated = sums_of(commits)
   redis.call('HINCRBY', JOB, 'succeeded', 0 - succeeded)
   redis.call('HINCRBY', JOB, 'failed', 0 - failed)
   redis.call('HINCRBY', JOB, 'truncated', 0 - truncated)

@@ -1,6 +1,6 @@
 -- Opens a new round over chunks with failed records (which `reopen` has opened), chunks that never ended, and those whose
--- outcomes are lost (which `discard` has opened); a job that lacks nothing but its end is ended. Where OPEN was deleted
--- the round begins all the same: the reaper finds the chunks that are on no list.
+-- outcomes are lost (which `discard` has opened); a job that lacks nothing but its end is ended. Where OPEN or COMMITS
+-- was deleted the round begins all the same: the reaper finds the chunks that are on no list.
 -- ARGV: the name of this call, and the round that `reopen` saw. Gives {status before, open chunks}; {status, -1} where
 -- there is nothing to retry, {'unknown', -1} without a job, {status, -2} where the round is another by now.
 local asked = redis.call('HGET', JOB, 'retry')
@@ -19,11 +19,12 @@ end
 open_chunks(redis.call('ZRANGEBYSCORE', RESTING, '-inf', '+inf'))
 redis.call('UNLINK', LEASED, RESTING, ATTEMPTS, TICKETS, REFUSALS)
 local open = redis.call('LLEN', OPEN)
-if open == 0 and word == 'completed' then return { word, 0 } end
+local done = open == 0 and all_committed()
+if done and word == 'completed' then return { word, 0 } end
 redis.call('HSET', JOB, 'retry', ARGV[1] .. ' ' .. word .. ' ' .. open)
 redis.call('HDEL', JOB, 'finished_at', 'failure_code', 'failure_message')
 live_on()
-if open == 0 and all_committed() then
+if done then
   -- It was ended when nothing was left but to say that its output is whole: the round goes on to its end.
   redis.call('HSET', JOB, 'status', 'running')
   finish_if_over()

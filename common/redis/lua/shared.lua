@@ -96,6 +96,30 @@ local function restore_layers()
   if not unfinished(status()) then redis.call('PEXPIRE', LAYERS, redis.call('PTTL', JOB)) end
 end
 
+-- How many records of a chunk succeeded, failed and were truncated, by the list of its commits. A later round ran what
+-- had failed in the one before.
+local function sums_of(commits)
+  local succeeded, failed, truncated = 0, 0, 0
+  for s, f, t in string.gmatch(commits, '%d+:%d+:(%d+):(%d+):(%d+)') do
+    succeeded, failed, truncated = succeeded + tonumber(s), tonumber(f), truncated + tonumber(t)
+  end
+  return succeeded, failed, truncated
+end
+
+-- Counts the records of a job anew where their sum is wrong: LAYERS was deleted, so that more was run again than was
+-- taken off the counts.
+local function count_again()
+  local known = redis.call('HMGET', JOB, 'succeeded', 'failed', 'records')
+  if (tonumber(known[1]) or 0) + (tonumber(known[2]) or 0) == tonumber(known[3]) or lacks_layers() then return end
+  local succeeded, failed, truncated = 0, 0, 0
+  local layers = redis.call('HGETALL', LAYERS)
+  for i = 2, #layers, 2 do
+    local s, f, t = sums_of(layers[i])
+    succeeded, failed, truncated = succeeded + s, failed + f, truncated + t
+  end
+  redis.call('HSET', JOB, 'succeeded', succeeded, 'failed', failed, 'truncated', truncated)
+end
+
 -- Ends a job all of whose chunks are committed.
 local function complete()
   if not is_in_files() and (lacks_layers() or redis.call('HLEN', OUTPUT) < redis.call('HLEN', LAYERS)) then
@@ -108,7 +132,10 @@ local function complete()
 end
 
 local function finish_if_over()
-  if all_committed() then restore_layers() end
+  if all_committed() then
+    restore_layers()
+    count_again()
+  end
   if status() == 'cancelling' then
     if redis.call('SCARD', LEASED) > 0 then return end
     if all_committed() and not is_unpublished() then complete() else finish('cancelled') end
