@@ -1,11 +1,13 @@
 """Which names a worker resolves, and which it refuses; nothing here asks a hub."""
 
+import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from common.errors import ModelError
+from common.errors import ModelError, WorkerError
 from common.settings import load_settings
 from workers.model_files import human_size
 from workers.resolver import ModelPolicy, is_path, resolve
@@ -39,6 +41,26 @@ def _refused(model: str, policy: ModelPolicy, revision: str | None = None) -> st
 def test_a_path_under_a_root_is_taken(roots: Path, policy: ModelPolicy):
     found = resolve(str(roots / "good"), None, "fill-mask", policy)
     assert (found.path, found.commit, found.source) == (roots / "good", None, "path")
+
+
+def test_a_fault_of_files_that_may_pass_is_tried_again(roots: Path, policy: ModelPolicy):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(roots, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        with pytest.raises(WorkerError) as caught:
+            resolve(str(roots / "good"), None, "fill-mask", policy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.code == "model_unreadable" and "Too many open files" in caught.value.message
+
+
+def test_links_in_a_circle_and_zero_bytes_are_no_directory(roots: Path, policy: ModelPolicy):
+    (roots / "loop").symlink_to("loop")
+    assert _refused(str(roots / "loop"), policy) == "model_not_found"
+    assert _refused(f"{roots}/loop/below", policy) == "model_not_found"
+    assert _refused(f"{roots}/a\0b", policy) == "model_not_found"
 
 
 def test_without_roots_no_path_is_taken(roots: Path):

@@ -13,11 +13,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from common.errors import ModelError, UsageError, first_line
+from common.errors import ModelError, UsageError, WorkerError, first_line
 from common.models.names import is_hub_id, is_revision
 from common.models.store import job_of, open_store, store_address
 from common.settings import Settings
 from common.tasks import find_task
+from workers.disk import STAYS
 from workers.model_files import check_files
 from workers.model_references import code_repositories
 
@@ -103,7 +104,7 @@ def resolve(
     Raises:
         ModelError: `no_model`, `model_not_found`, `model_not_allowed`, `model_gated`, `model_offline`,
             `model_unreadable`, `unsafe_weights`, `adapter_only`.
-        WorkerError: `hub_unavailable`, after several tries; `disk_full`.
+        WorkerError: `hub_unavailable`, after several tries; `disk_full`; `model_unreadable`, if that may pass.
     """
     if model is None:
         known = find_task(task)
@@ -117,12 +118,14 @@ def resolve(
             for repository in sorted(code_repositories(found.path)):
                 _check_allowed(repository, policy)
     except OSError as error:
-        raise ModelError(
-            "model_unreadable",
+        told = (
             f"{model:.200} cannot be used on the worker's machine: {error.filename or model!s:.300}: "
             f"{error.strerror or first_line(error)}. The worker runs as user {os.getuid()}, which has to read the "
-            "model, and to write its cache (HF_HOME, and of job:ID HUGQUEUE_HOME).",
-        ) from error
+            "model, and to write its cache (HF_HOME, and of job:ID HUGQUEUE_HOME)."
+        )
+        if error.errno is None or error.errno in STAYS:
+            raise ModelError("model_unreadable", told) from error
+        raise WorkerError("model_unreadable", told) from error  # too many open files, a network drive that is away
     return found
 
 
@@ -176,10 +179,12 @@ def _allowed_path(model: str, policy: ModelPolicy) -> Path:
 
     A path outside is refused in the same words whether it exists or not: jobs are no way to look around.
     """
+    if "\0" in model:
+        raise ModelError("model_not_found", f"{model!r:.200} is not a path: it has a zero byte.")
     path = Path(model).expanduser()
     if not path.is_absolute():
         raise ModelError("model_not_found", f"{model}: a worker has no working directory of yours; name a whole path.")
-    real = path.resolve()
+    real = Path(os.path.realpath(path))  # unlike `resolve`, it raises nothing for links in a circle
     roots = [Path(root).resolve() for root in policy.roots]
     own = policy.any_path or any(real == Path(name).resolve() for name in policy.preloaded if is_path(name))
     if not own and (".." in path.parts or not any(real.is_relative_to(root) for root in roots)):
