@@ -77,8 +77,9 @@ class LateGroup(click.Group):
             return None
         module = import_module(f"producer.commands.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name)
-        if not any(option in COMMON for option in command.params):
-            command.params.extend(COMMON)
+        for one in (command, *getattr(command, "commands", {}).values()):
+            if not any(option in COMMON for option in one.params):
+                one.params.extend(COMMON)
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:

@@ -104,6 +104,7 @@ def test_quiet_says_nothing_but_the_answer_and_errors(server: RedisServer, shell
     done = shell.run("cancel", "-q", "aaa")
     assert done.stdout + done.stderr == ""
     assert "There is no job" in shell.run("status", "--quiet", "c", status=1).stderr
+    assert "HUGQUEUE_MODELS_URL" in shell.run("models", "export", "-q", "job:aaa111111111", "there", status=2).stderr
 
 
 def test_verbose_shows_the_traceback_of_an_error(shell: Shell) -> None:

@@ -15,8 +15,9 @@ from producer.printing import say
 def report(job: str, output: Path) -> None:
     """Write one self-contained page about a completed fine-tune job, to be looked at in a browser.
 
-    It has the curves of loss and learning rate, the metrics of each evaluation, for classes which were taken for
-    which, the arguments, versions and device.
+    It has the curves of loss and learning rate, the metrics of each evaluation, precision and recall of each class,
+    which were taken for which, the examples that the model got most wrong with their texts, and the data, arguments,
+    versions and device.
     """
     from producer.report import make_report, write_page
 
