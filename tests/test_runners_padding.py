@@ -111,6 +111,20 @@ def test_a_trial_that_raises_leaves_one_at_a_time():
     assert budget_after(run).items == 1
 
 
+@pytest.mark.parametrize("sees", [False, True])
+def test_what_looks_like_padding_in_low_precision_is_tried_in_float32(sees: bool):
+    model, budget = torch.nn.Linear(1, 1, dtype=torch.bfloat16), TokenBudget.of("cpu")
+    weight = model.weight.data
+
+    def run(rows: Any) -> Any:
+        rounded = model.weight.dtype != torch.float32
+        return sums(rows, lambda rows: 100 * max(len(row["input_ids"]) for row in rows) * (rounded or sees))
+
+    limit_sharing(budget, model, lambda: [{"input_ids": list(range(length))} for length in (4, 9)], run)
+    assert (budget.equal_lengths, budget.items > 1) == (sees, True)
+    assert model.weight.data.data_ptr() == weight.data_ptr() and model.weight.dtype == torch.bfloat16
+
+
 def test_a_model_that_refuses_padding_gets_equal_lengths():
     def run(rows: Any) -> Any:
         assert len({len(row["input_ids"]) for row in rows}) == 1

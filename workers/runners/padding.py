@@ -18,7 +18,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from workers.runners.agreement import close
 from workers.runners.batching import is_device_lost, is_out_of_memory
 from workers.runners.budget import TokenBudget
-from workers.runners.precision import computes_in_less
+from workers.runners.precision import computes_in_less, in_full_precision
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ Run = Callable[[Sequence[Features]], Sequence[Sequence[Tensor]]]
 _STEPS = 2
 #: Tokens that it may choose: every vocabulary has them.
 _TOKENS = range(5, 64)
+#: A larger model is not tried in float32, which takes four bytes for each weight, beside those that it has.
+_MOST_WEIGHTS = 1_000_000_000
 
 
 def limit_sharing(budget: TokenBudget, model: Any, rows: Callable[[], Sequence[Features]], run: Run) -> None:
@@ -38,7 +40,7 @@ def limit_sharing(budget: TokenBudget, model: Any, rows: Callable[[], Sequence[F
 
     Args:
         budget: gets `equal_lengths` where padding is seen, one item for each batch where any neighbour is.
-        model: what is tried; here only for its dtype.
+        model: what is tried.
         rows: returns tokenised texts, of several lengths where the model takes them.
         run: runs a batch of such rows as the runner will.
     """
@@ -54,6 +56,8 @@ def limit_sharing(budget: TokenBudget, model: Any, rows: Callable[[], Sequence[F
         places = range(_length(short))
         odd = _picked(short, [place for place in places if place != 1])  # for models that pool neighbouring tokens
         if _gives(run, short, odd, long, loose=loose):
+            return
+        if loose and _gives_in_full(model, run, short, odd, long):
             return
         backwards = _picked(short, places[::-1])  # another text of that length, with as many of each special token
         equal = _gives(run, short, backwards, loose=loose)
@@ -118,6 +122,20 @@ def _gives(run: Run, *rows: Features, loose: bool) -> bool:
         for found, expected in zip(together, alone, strict=True)
         for one, other in zip(found, expected, strict=True)
     )
+
+
+def _gives_in_full(model: Any, run: Run, *rows: Features) -> bool:
+    """Whether these rows agree in float32: the rounding of a deep model in less can look as if it saw padding."""
+    if sum(tensor.nelement() for tensor in model.parameters()) > _MOST_WEIGHTS:
+        return False
+    try:
+        with in_full_precision(model):
+            return _gives(run, *rows, loose=False)
+    except Exception as error:  # its attention may know no float32, and the memory may not suffice
+        if is_device_lost(error):
+            raise
+        logger.debug("%s cannot be tried in float32", type(model).__name__, exc_info=True)
+        return False
 
 
 def _length(row: Features) -> int:

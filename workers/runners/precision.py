@@ -1,6 +1,8 @@
 """What numbers a model computes in: the dtype of a device, and what a name of one means. Knows no task and no file."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -80,6 +82,20 @@ def computes_in_less(model: nn.Module) -> bool:
     """Whether `model` computes in less than float32, whatever the dtype of its outputs."""
     low = any(tensor.is_floating_point() and tensor.itemsize < _FULL for tensor in model.parameters())
     return low or _computes_in_int8(model)
+
+
+@contextmanager
+def in_full_precision(model: nn.Module) -> Iterator[None]:
+    """Have the floating weights of `model` in float32 for a while, beside those that they are again afterwards."""
+    low = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    kept = [(tensor, tensor.data) for tensor in low if tensor.itemsize < _FULL]
+    try:
+        for tensor, _ in kept:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, data in kept:
+            tensor.data = data
 
 
 def _computes_in_int8(model: nn.Module) -> bool:
