@@ -4,6 +4,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -99,10 +100,13 @@ def test_a_part_of_a_worker_is_killed_ten_times_at_random_moments(
 
 
 def test_a_worker_that_cannot_live_is_given_up_with_a_reason(
-    start_workers: StartWorkers, environ: dict[str, str]
+    start_workers: StartWorkers, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    environ["HUGQUEUE_PRELOAD"] = "fill-mask=/no/such/model"  # a path of the worker's, for all the command knows
+    broken = tmp_path / "no-model"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    environ["HUGQUEUE_PRELOAD"] = f"fill-mask={broken}"
     workers = start_workers(ready=False)
     assert workers.process
     assert workers.process.wait(LONG) == 1
-    assert "/no/such/model" in workers.text()
+    assert str(broken) in workers.text()
