@@ -22,7 +22,7 @@ from workers.training.scores import metrics_of
 
 #: Points of the loss curve that are kept.
 _POINTS = 500
-#: What of a result has texts of examples: it stays with the job, a model is handed on.
+#: The part of a result that quotes examples: it stays with the job, since a model may be passed on to others.
 _TEXTS = "worst"
 _LIBRARIES = ("transformers", "torch", "accelerate", "datasets", "peft", "scikit-learn", "hugqueue")
 
