@@ -19,7 +19,7 @@ from common.extras import install, worker_needs
 from common.models.names import resolve_preload
 from common.settings import Settings, load_settings, to_environ
 from producer.connection import Connection
-from producer.embedded.attach import attach, revive
+from producer.embedded.attach import attach, end_outdated_worker, revive
 from producer.embedded.lifeline import die_with_parent
 from producer.embedded.place import Place
 from producer.printing import Say
@@ -98,6 +98,7 @@ def _stop_on_signals() -> threading.Event:
 def _queue(settings: Settings, say: Say) -> Iterator[Settings]:
     if settings.embedded:
         told: list[str] = []
+        end_outdated_worker(settings)
         with attach(settings, working=True, say=told.append) as shared:
             say("\n".join(told) or "An embedded Redis runs already; its worker keeps the device and the models it has.")
             yield shared

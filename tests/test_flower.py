@@ -261,6 +261,18 @@ def test_up_ends_with_the_reason_where_its_worker_cannot_start(start_up: Callabl
     assert "The embedded worker could not start" in up.said() and "no/such-model" in up.said()
 
 
+def test_up_replaces_a_kept_worker_that_has_other_settings(start_up: Callable[..., Up], tmp_path: Path) -> None:
+    shell = Shell(environment(tmp_path), tmp_path)
+    (tmp_path / "in.txt").write_text("x\n")
+    shell.run("submit", "--task", "test-echo", "in.txt", "--keep-alive", "5m")
+    up = start_up(shell, "--no-flower", "--preload", f"fill-mask={DEMO_MODEL}")
+    assert "runs already" not in up.wait_for("worker   cpu-")
+    [worker] = json.loads(shell.run("workers", "--json").stdout)
+    assert [model["model"] for model in worker["models"]] == [str(DEMO_MODEL)]
+    assert up.stop(signal.SIGINT) == 0
+    up.home.wait_until_empty()
+
+
 def test_a_killed_up_leaves_no_process_of_an_embedded_queue(start_up: Callable[..., Up], tmp_path: Path) -> None:
     port = free_port()
     up = start_up(Shell(environment(tmp_path), tmp_path), "--port", str(port))
