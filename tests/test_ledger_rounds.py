@@ -175,6 +175,16 @@ def test_retry_refuses_a_job_that_runs_or_was_never_accepted(store: Store, ledge
         ledger.retry(job_id)
 
 
+def test_a_retry_of_a_running_job_forgets_nothing_of_it(store: Store, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger)
+    first = leased(ledger, job_id)
+    assert commit(ledger, first) == "committed"
+    with pytest.raises(UsageError, match="running"):
+        ledger.retry(job_id, lambda: [first.chunk])
+    assert ledger.committed(job_id) == {first.chunk: [first.version]}
+    assert store.job(job_id).counts == Counts(1, 0)
+
+
 def test_a_job_whose_producer_fell_silent_is_given_up(store: Store, ledger: Ledger) -> None:
     job_id = new_job_id()
     store.create(JobSpec(job_id, "echo"))

@@ -1,8 +1,9 @@
 -- Opens some of the chunks with failed records, ahead of `retry`: a hundred thousand at once would hold up everybody.
--- ARGV: cursor ('0' to begin with). Gives {the next cursor, round}; with '0' all are through.
+-- ARGV: cursor ('0' to begin with). Gives {the next cursor, round}; with '0' all are through. Of a job that has not ended
+-- it gives no round, so that nothing of it is discarded.
 -- Until the retry nobody sees it: the job has ended, and what was committed in its last round lies in LAYERS.
 local round = redis.call('HGET', JOB, 'round')
-if not round or unfinished(status()) then return { '0', round or '' } end
+if not round or unfinished(status()) then return { '0', '' } end
 if ARGV[1] == '0' then restore_layers() end
 local answer = redis.call('HSCAN', FLAWED, ARGV[1], 'COUNT', 2000)
 local flawed, committed = {}, {}
