@@ -375,7 +375,7 @@ REFUSED = {
         {"what_version_7_writes": 1},
     ],
     "config_sentence_transformers.json": [{"model_type": "SparseEncoder"}, {"what_version_7_writes": 1}],
-    "1_Pooling/config.json": [{"what_version_7_writes": 1}],
+    "1_Pooling/config.json": [{"what_version_7_writes": 1}, {"pooling_mode": []}],
     "2_Dense/config.json": [{"what_version_7_writes": 1}],
     "3_Normalize/config.json": [{"what_version_7_writes": 1}],
 }
@@ -390,6 +390,35 @@ def test_settings_that_are_not_honoured_are_refused_by_name(tmp_path, bert, file
     with pytest.raises(ModelError) as caught:
         runner_of(directory)
     assert caught.value.code == "unknown_module"
+
+
+BROKEN = {
+    "sentence_bert_config.json": [
+        {"max_seq_length": "9"},
+        {"max_seq_length": -1},
+        {"processing_kwargs": [1]},
+        {"modality_config": 5},
+        {"tokenizer_args": {"model_max_length": "8"}, "max_seq_length": None},
+    ],
+    "config_sentence_transformers.json": [
+        {"prompts": ["a"]},
+        {"prompts": {"a": 5}, "default_prompt_name": "a"},
+        {"default_prompt_name": ["a"]},
+        {"truncate_dim": "5"},
+        {"truncate_dim": -5},
+    ],
+    "1_Pooling/config.json": [{"pooling_mode": 5}],
+}
+
+
+@pytest.mark.parametrize(("file", "settings"), [(file, one) for file in BROKEN for one in BROKEN[file]], ids=str)
+def test_settings_of_another_type_are_told(tmp_path, bert, file, settings):
+    directory = saved(tmp_path / "model", bert)
+    path = directory / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(ModelError) as caught:
+        runner_of(directory)
+    assert caught.value.code == "not_a_model"
 
 
 def test_every_key_that_sentence_transformers_can_write_is_known():

@@ -19,7 +19,7 @@ from tests import tiny_media, tiny_models
 from tests.one_by_one import run, runner_of
 from workers.model_references import code_repositories
 from workers.resolver import ModelPolicy, resolve
-from workers.runners.loading import Source, load_model, load_part, load_tokenizer
+from workers.runners.loading import Source, load_config, load_model, load_part, load_tokenizer
 from workers.training.models import load_base
 
 
@@ -175,6 +175,12 @@ def test_a_model_with_code_of_its_own_is_no_stock_architecture(model: Path):
     (after,) = runner_of("fill-mask", model, ignore_auto_map=True).run(["the [MASK]"], {}, tiny_models.RecordingWatch())
     assert after == before
     assert code_of(lambda: runner_of("fill-mask", model, ignore_auto_map="yes")) == "bad_param"
+
+
+@pytest.mark.parametrize("values", [{"id2label": 5}, {"dtype": "float99"}, {"auto_map": 5}])
+def test_a_configuration_of_another_shape_is_no_model(model: Path, values: dict[str, Json]):
+    change(model / "config.json", **values)
+    assert code_of(lambda: load_config(Source(model))) == "not_a_model"
 
 
 def test_a_head_with_code_of_its_own_is_not_trained_as_the_stock_one(model: Path):

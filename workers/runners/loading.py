@@ -148,7 +148,7 @@ def load_config(source: Source, **values: Any) -> Any:
         return AutoConfig.from_pretrained(
             source.directory, local_files_only=True, trust_remote_code=source.runs_code, **values
         )
-    except (OSError, ValueError, KeyError) as error:
+    except LOAD_ERRORS as error:
         raise ModelError(
             "not_a_model", f"{source.directory}/config.json describes no model we know: {error}"[:1000]
         ) from error

@@ -118,7 +118,7 @@ def _read(directory: Path) -> SentenceConfig:
     pooling = _read_config(places[1], POOLING_KEYS)
     texts = _read_transformer(places[0])
     general = _read_general(directory / "config_sentence_transformers.json")
-    return SentenceConfig(
+    found = SentenceConfig(
         transformer=places[0],
         pooling=_modes(pooling),
         include_prompt=pooling.get("include_prompt", True),
@@ -130,6 +130,17 @@ def _read(directory: Path) -> SentenceConfig:
         default_prompt=general.get("default_prompt_name"),
         truncate_dim=general.get("truncate_dim"),
     )
+    _check_values(found)
+    return found
+
+
+def _check_values(config: SentenceConfig) -> None:
+    for count in (config.max_tokens, config.truncate_dim):
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise TypeError(f"expected a length of at least 1, found {count!r}")
+    for text in (*config.prompts.values(), config.default_prompt or ""):
+        if not isinstance(text, str):
+            raise TypeError(f"expected the text of a prompt, or its name, found {text!r}")
 
 
 def _kind(module: Mapping[str, Json]) -> str:
@@ -232,6 +243,8 @@ def _modes(config: Mapping[str, Json]) -> tuple[str, ...]:
         modes = tuple(mode for key, mode in _FLAGS.items() if config.get(key)) or ("mean",)
     else:
         modes = (named,) if isinstance(named, str) else tuple(named)
+    if not modes:
+        raise _unknown("its list of pooling modes is empty.")
     for mode in modes:
         if mode not in POOLING_MODES:
             raise _unknown(f"its pooling mode is {mode!r}; known: {', '.join(POOLING_MODES)}.")
