@@ -1,7 +1,8 @@
 """The ledger under random steps (leases that end, retries, cancels, lost keys): no record is lost or counted twice."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 
@@ -17,8 +18,8 @@ from tests.processes import RedisServer
 
 IN_CHUNK = 3
 BAD = Outcome(failure=Failure("test_failure", "not yet"))
-#: What may be deleted of a running job or a finished one, with nothing lost.
-KEYS = ("open", "commits", "leased", "resting", "tickets")
+#: Keys that may be deleted of a running job or a finished one, each of a group in any order.
+KEYS = {"lists": ("open", "commits", "leased", "resting", "tickets"), "layers": ("layers",)}
 
 
 class Played:
@@ -84,8 +85,8 @@ class Played:
     def cancel(self) -> None:
         self.ledger.cancel(self.id)
 
-    def lose_key(self) -> None:
-        self.store.client.delete(getattr(self.keys, self.chance.choice(KEYS)))
+    def lose_key(self, names: Sequence[str]) -> None:
+        self.store.client.delete(getattr(self.keys, self.chance.choice(names)))
         self.look()
 
     def lose_outcome(self) -> None:
@@ -109,15 +110,17 @@ class Played:
         return self.in_hand.pop(self.chance.randrange(len(self.in_hand)))
 
 
-@pytest.mark.parametrize("losing", ["nothing", "keys", "outcomes"])
+@pytest.mark.parametrize("losing", ["nothing", *KEYS, "outcomes"])
 def test_every_record_has_one_outcome_in_the_end(
     losing: str, store: Store, ledger: Ledger, server: RedisServer
 ) -> None:
     for seed in range(20):
         played = Played(store, ledger, random.Random(seed))
         always: list[Callable[[], object]] = [*[played.lease] * 4, played.look, played.retry]
-        if losing != "nothing":
-            always.append(played.lose_key if losing == "keys" else played.lose_outcome)
+        if losing in KEYS:
+            always.append(partial(played.lose_key, KEYS[losing]))
+        elif losing == "outcomes":
+            always.append(played.lose_outcome)
         holding: list[Callable[[], object]] = [*[played.commit] * 4, played.give_back, played.renew, played.expire]
         for _ in range(played.chance.randint(5, 40)):
             played.chance.choice(always + holding if played.in_hand else always)()

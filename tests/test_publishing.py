@@ -229,7 +229,10 @@ def test_commits_of_several_rounds_that_are_lost_fail_the_job(server: RedisServe
     written.publish()
     written.ledger.retry(written.spec.id)
     written.commit(written.lease(), Outcome("output 0"))
+    held = written.lease()
     server.client.delete(JobKeys.of(written.spec.id).layers)
+    written.put(held, Outcome("output 1"))
+    assert written.ledger.commit(held, Counts(1, 0), {}) == "stale", "there may have been other records in the chunk"
     written.commit(written.lease(), Outcome("output 1"))
     assert not written.publish()
     job = written.store.job(written.spec.id)
