@@ -150,8 +150,15 @@ def test_a_worker_that_falls_is_started_again(shell: Shell, start_workers: Start
     assert "starting it again" in workers.text()
 
 
-def test_a_preload_that_is_not_there_ends_the_worker_for_good(start_workers: StartWorkers, tmp_path: Path) -> None:
+def test_a_preload_that_is_not_there_starts_no_worker(start_workers: StartWorkers, tmp_path: Path) -> None:
     workers = start_workers("--preload", f"fill-mask={tmp_path / 'gone'}", ready=False)
+    assert workers.process and workers.process.wait(60) == 2
+    assert str(tmp_path / "gone") in workers.text()
+
+
+def test_a_preload_that_cannot_be_loaded_ends_the_worker_for_good(start_workers: StartWorkers, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    workers = start_workers("--preload", f"fill-mask={tmp_path}", ready=False)
     assert workers.process and workers.process.wait(60) == 1
     assert "This worker cannot start" in workers.text()
 
