@@ -25,13 +25,15 @@ $(BIN)/python:
 	  { echo "hugqueue needs Python 3.11 or later; $(PYTHON) is `$(PYTHON) -V`. Try: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
+# By a path file (editable_mode=compat): behind setuptools' import hook, the folder of this clone, which may be named hugqueue,
+# would be taken for the package by a program beside it.
 define install
 @if ls $(VENV)/.installed* >/dev/null 2>&1; then echo "Bringing $(VENV) up to date."; \
 elif nvidia-smi -L >/dev/null 2>&1; then echo "Installing into $(VENV): about 6 GB, with CUDA for the GPU."; \
 elif test -n "$(UV)"; then echo "Installing into $(VENV): about 1.7 GB, with torch for CPUs, as no GPU is found."; \
 else echo "Installing into $(VENV): about 1.7 GB where pip's index has torch for CPUs, else 6 GB with CUDA,"; \
   echo "for which no GPU is found. With uv on PATH (pip install uv) it is always the build for CPUs."; fi
-@$(INSTALL) --editable '.[$(1)]' || \
+@$(INSTALL) --config-settings editable_mode=compat --editable '.[$(1)]' || \
   { test -z "$(UV)" || echo "To install with pip instead: make UV= $(MAKECMDGOALS)" >&2; exit 1; }
 @touch $@
 endef

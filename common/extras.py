@@ -52,7 +52,7 @@ def _requirement(extra: str) -> str:
     url = origin.get("url", "")
     path = Path(unquote(urlsplit(url).path)) if url.startswith("file:") else None
     if path and path.exists() and origin.get("dir_info", {}).get("editable"):
-        return f"--editable {shlex.quote(f'{path}[{extra}]')}"
+        return f"--config-settings editable_mode=compat --editable {shlex.quote(f'{path}[{extra}]')}"
     if path and path.exists():
         return shlex.quote(f"{path}[{extra}]")
     if "vcs_info" in origin:

@@ -172,7 +172,9 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
 def _waits(asked: bool | None, target: Target | None, spec: JobSpec, settings: Settings) -> bool:
     """Return whether the command waits: as asked, else where it has to write, or its worker lives no longer than it."""
     if asked is False and settings.embedded:
-        raise UsageError("--no-wait: no queue is configured, so the worker lives only as long as this command does.")
+        raise UsageError(
+            "--no-wait: no queue is configured, and the embedded worker may end with this command. Leave it out."
+        )
     if asked is False and target is not None and spec.output is None:
         raise UsageError(
             f"--no-wait: {name_of(target)} is written by this command, at the "

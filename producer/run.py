@@ -13,7 +13,7 @@ from producer.failures import not_written_in_words
 from producer.follow import follow_to_end
 from producer.give import give_results
 from producer.handle import JobHandle
-from producer.outputs.targets import Target, name_of
+from producer.outputs.targets import OutputFile, Target, name_of
 from producer.plan import Plan
 from producer.printing import Say, print_json
 from producer.progress import submit_progress
@@ -28,8 +28,13 @@ def run(client: Client, plan: Plan, records: Iterable[Record], say: Say, *, as_j
         _say_others(client, say)
     else:
         warn_of_queue(client, spec.queue, say)
-    with submit_progress() as progress:
-        job, totals = client.submit_plan(plan, watch_duplicates(records, say), progress, say)
+    try:
+        with submit_progress() as progress:
+            job, totals = client.submit_plan(plan, watch_duplicates(records, say), progress, say)
+    except KeyboardInterrupt:
+        if plan.idempotency_key is None:  # under a key, what is written is kept for the next submit
+            say("Interrupted while submitting: there is no job.")
+        raise
     if totals is not None and totals.bad:
         say(f"{totals.bad:,} of {totals.records:,} records cannot be read; they fail alone, the others go on.")
     if not plan.wait:
@@ -58,7 +63,12 @@ def see_through(client: Client, job_id: str, output: Target | None, say: Say, *,
         say: told what is not the answer.
         as_json: whether results on a terminal are JSON lines too.
     """
-    job, interrupted = follow_to_end(client, job_id, say)
+    try:
+        job, interrupted = follow_to_end(client, job_id, say)
+    except KeyboardInterrupt:
+        if isinstance(output, OutputFile):
+            say(f"{output} is not written; once the job is finished: `producer results {job_id} -o {output}`.")
+        raise
     if output is None or output == job.spec.output or job.status is JobStatus.COMPLETED:
         give_results(client, job, output, say, as_json=as_json, done_only=job.status is not JobStatus.COMPLETED)
     else:

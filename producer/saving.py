@@ -23,13 +23,19 @@ def save(connection: Connection, job: Job, target: Target, on_trouble: Callable[
         StorageError: a directory of parts cannot be written.
     """
     if isinstance(target, OutputFile):
-        return f"wrote {write_rows(connection, job, target, on_trouble):,} records to {target}"
+        written = write_rows(connection, job, target, on_trouble)
+        return f"wrote {written:,} records to {target}{_not_run_in_words(job)}"
     if target == job.spec.output:  # workers have written it
         _check_parts(connection, job, target)
         done = "all" if job.status is JobStatus.COMPLETED else f"{job.counts.done:,} of"
         return f"{done} {job.records:,} records are in {target.address}, a part for each chunk"
     written = write_parts(connection, job, target, on_trouble)
     return f"wrote {written:,} records to {target.address}, a part for each chunk ({job.chunks:,})"
+
+
+def _not_run_in_words(job: Job) -> str:
+    not_run = (job.records or 0) - job.counts.done
+    return f"; {not_run:,} of them were not run (`not_run`)" if not_run else ""
 
 
 def write_rows(connection: Connection, job: Job, file: OutputFile, on_trouble: Callable[[str], None]) -> int:

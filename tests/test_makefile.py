@@ -3,13 +3,14 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.processes import ROOT
 
-DEMO = "--editable '.[worker,embedded]'"
+DEMO = "--config-settings editable_mode=compat --editable '.[worker,embedded]'"
 
 
 @pytest.fixture
@@ -51,6 +52,13 @@ def program(folder: Path, name: str, script: str) -> Path:
     (folder / name).write_text(f"#!/bin/sh\n{script}\n")
     (folder / name).chmod(0o755)
     return folder / name
+
+
+def test_a_program_beside_the_clone_finds_the_package(tmp_path: Path) -> None:
+    (tmp_path / "hugqueue" / "common").mkdir(parents=True)  # what a clone looks like from outside
+    (tmp_path / "program.py").write_text("from hugqueue import Client\nprint(Client.__name__)\n")
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=False)
+    assert done.stdout == "Client\n", done.stderr
 
 
 def test_the_demo_installs_the_worker_and_the_embedded_redis_alone(checkout: Path) -> None:

@@ -72,9 +72,9 @@ def test_a_path_outside_is_refused_alike_whether_it_exists_or_not(tmp_path: Path
     for name in ("elsewhere", "nothing"):
         with pytest.raises(ModelError) as caught:
             resolve(str(tmp_path / name), None, "fill-mask", policy)
-        assert caught.value.message.replace(name, "") == (
+        assert caught.value.message.replace(name, "").startswith(
             f"This worker does not open {tmp_path}/: a job may name a path under HUGQUEUE_MODEL_ROOTS "
-            f"({policy.roots[0]})."
+            f"({policy.roots[0]})"
         )
 
 

@@ -191,7 +191,8 @@ def _allowed_path(model: str, policy: ModelPolicy) -> Path:
         allowed = ", ".join(policy.roots) or "none are set"
         raise ModelError(
             "model_not_allowed",
-            f"This worker does not open {model}: a job may name a path under HUGQUEUE_MODEL_ROOTS ({allowed}).",
+            f"This worker does not open {model}: a job may name a path under HUGQUEUE_MODEL_ROOTS ({allowed}), or one "
+            "that the worker preloads (--preload TASK=PATH).",
         )
     if not real.is_dir():
         raise ModelError("model_not_found", f"There is no directory {model} on the worker's machine.")

@@ -106,10 +106,12 @@ def bundled() -> list[Path]:
 
 def _candidates() -> Iterator[Path]:
     yield from bundled()
+    seen = set()  # /bin is /usr/bin on many systems
     for folder in os.get_exec_path():
         for name in _PROGRAMS:
             path = Path(folder) / name
-            if path.is_file() and os.access(path, os.X_OK):
+            if path.is_file() and os.access(path, os.X_OK) and path.resolve() not in seen:
+                seen.add(path.resolve())
                 yield path
 
 
