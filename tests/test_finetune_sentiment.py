@@ -64,6 +64,7 @@ def test_the_example_of_the_readme_learns_something(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HUGQUEUE_HOME", str(tmp_path))
     given = finetune.make_context("finetune", shlex.split(line)[2:]).params
+    given.pop("keep_alive")  # it is the command's own
     examples = make_finetune_plan(**given | {"labels": None}).examples
     options = {name: given[name] for name in ("epochs", "learning_rate", "batch_size")}
     order = make_order(
