@@ -78,7 +78,7 @@ def test_what_development_installed_does_for_the_demo(checkout: Path) -> None:
     (checkout / ".venv" / "bin" / "python").touch()
     (checkout / ".venv" / ".installed").touch()
     plan = make(checkout, "-n", "demo").stdout
-    assert "install" not in plan and "producer submit" in plan
+    assert "pip install" not in plan and "producer submit" in plan
 
 
 def test_an_environment_that_cannot_be_made_leaves_nothing_behind(checkout: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from s3fs import S3FileSystem
 
-from common.errors import ModelError, UsageError
+from common.errors import ModelError, StorageError, UsageError
 from common.models.store import job_of, open_store, store_address
 from common.models.stored import ModelsStore
 from common.settings import load_settings
@@ -193,7 +193,7 @@ def test_a_store_that_is_away_is_an_error_that_says_so(s3: S3Server, remote: str
     s3.stop()
     try:
         for use in (store.models, lambda: store.find(JOB), lambda: store.keep_checkpoint(JOB, "0-1-a", checkpoint)):
-            with pytest.raises(UsageError, match="The model store s3://no-such-bucket/models cannot be used"):
+            with pytest.raises(StorageError, match="The model store s3://no-such-bucket/models cannot be used"):
                 use()
     finally:
         s3.start()
