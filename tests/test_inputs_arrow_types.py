@@ -178,6 +178,13 @@ def test_a_row_that_is_too_large_keeps_its_id(tmp_path: Path) -> None:
     ]
 
 
+def test_a_row_that_is_too_large_is_shown_without_what_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "large.parquet"
+    pq.write_table(pa.table({"id": [b"\xff"], "text": ["x" * 5000]}), path)
+    [record] = find_inputs([str(path)], FILL).records(1000)
+    assert (record.id, record.failure and record.failure.code) == (0, "too_large")
+
+
 def test_rows_in_place_are_bounded_by_their_bytes_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("common.inputs.in_place._RANGE_BYTES", 100_000)
     path = bomb(tmp_path / "bomb.parquet", rows=10, size=40_000)

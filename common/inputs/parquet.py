@@ -105,7 +105,8 @@ def _too_large(make: RecordMaker, number: int, part: Any, max_bytes: int, *, who
         if not whole:
             what = "the rows before it in its chunk leave no space for it; use a smaller --chunk-size"
             failure = Failure("too_large", f"{make.source.place(number + row + 1)}: {what}")
-        echo = {name: column[row] for name, column in zip(short, columns, strict=True)}
+        cells = zip(short, (column[row] for column in columns), strict=True)
+        echo = {name: value for name, value in cells if not holds_undecodable(value)}
         yield make.failed(number + row, failure, echo or None)
 
 
