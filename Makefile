@@ -58,14 +58,14 @@ test: check ## All checks and tests that CI runs
 	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults and not slow and not compose"
 
 test-faults: $(STAMP) ## All faults, those that take minutes too; run nothing else meanwhile
-	@$(BIN)/pytest -n 2 --durations=15 tests/faults tests/test_finetune_jobs.py tests/test_finetune_places.py \
-	  tests/test_finetune_uploads.py
+	@$(BIN)/pytest -n 2 --durations=15 tests/faults tests/e2e/test_finetune_jobs.py tests/e2e/test_finetune_places.py \
+	  tests/e2e/test_finetune_uploads.py
 
 test-slow: $(STAMP) ## Sweeps over many models, and installs into fresh environments
 	@$(BIN)/pytest -n 2 -m slow
 
 test-soak: $(STAMP) ## Kill workers at random for a quarter of an hour, and count the outcomes
-	@$(BIN)/python -m tests.soak --minutes 15
+	@$(BIN)/python -m tests.faults.soak --minutes 15
 
 test-compose: $(STAMP) ## The containers; needs a container engine
 	@$(BIN)/pytest -m compose

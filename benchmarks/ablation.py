@@ -9,8 +9,8 @@ from unittest.mock import patch
 from benchmarks.measure import Contestant, measure, table
 from benchmarks.parity import notes
 from benchmarks.ways import Way, Work, pipeline, runner
-from workers.runners.fast_ways import FastFillMask, FastWay
-from workers.runners.texts import Encoded
+from workers.inference.tasks.encoder_tasks import FastFillMask, FastWay
+from workers.inference.text.tokenization import Encoded
 
 _ALL = "+ equal records once"
 
@@ -55,13 +55,15 @@ def _without(
     """
 
     def made() -> Way:
-        with _patched(layers, "workers.runners.precision.take_faster_layers", lambda _: None):
+        with _patched(layers, "workers.inference.models.dtypes.take_faster_layers", lambda _: None):
             way = make()
 
         def run(texts: Sequence[str]) -> list[Any]:
             with (
-                _patched(once, "workers.device.chunk._equal", lambda values: [[position] for position in values]),
-                _patched(masks, "workers.runners.fast_ways.FastFillMask.forward", _all_scores),
+                _patched(
+                    once, "workers.device.server.run_chunk._equal", lambda values: [[position] for position in values]
+                ),
+                _patched(masks, "workers.inference.tasks.encoder_tasks.FastFillMask.forward", _all_scores),
             ):
                 return way(texts)
 

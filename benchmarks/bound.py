@@ -30,7 +30,7 @@ def packed_forward(work: Work, *, faster_layers: bool) -> Way:
     import torch
     import transformers
 
-    from workers.runners.layers import take_faster_layers
+    from workers.inference.models.cpu_layers import take_faster_layers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(work.model)
     model = getattr(transformers, _CLASSES[work.task]).from_pretrained(work.model, dtype=work.dtype).eval()

@@ -31,13 +31,13 @@ from transformers.utils import logging
 from benchmarks.machine import described
 from benchmarks.models import minilm
 from benchmarks.workloads import MIXES, texts
+from common.records import JobSpec, new_job_id
 from common.training.labels import Example, survey
-from common.training.spec import Training
-from common.values import JobSpec, new_job_id
-from workers.training.arguments import make_arguments
-from workers.training.data import encoded_dataset
-from workers.training.order import Order
-from workers.training.tasks import RECIPES
+from common.training.options import Training
+from workers.training.run_config import Order
+from workers.training.trainer.arguments import make_arguments
+from workers.training.trainer.data import encoded_dataset
+from workers.training.trainer.tasks import RECIPES
 
 TASK = "text-classification"
 BATCH = 16

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.queue import running_queue
 from benchmarks.ways import Work, whole_job
 
-#: What a worker says in its log of each chunk (`workers.turn`).
+#: What a worker says in its log of each chunk (`workers.celery_worker.process_chunk`).
 _CHUNK = re.compile(r"chunk \d+ of \S+: ([\d,]+) done.*?, ([\d,]+) records/s")
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from celery import Celery
 
 from benchmarks.ways import Way, Work
-from common.redis.connection import connect
-from common.store.heartbeats import living
-from producer.embedded.binary import find_binary
-from producer.embedded.place import Place
+from common.queue.heartbeats import living
+from common.redis.client import connect
+from producer.embedded.server_binary import find_binary
+from producer.embedded.state_dir import Place
 
 #: Seconds until a worker must be ready.
 _PATIENCE = 120.0

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.payloads.encoding import decode_outcomes, iter_outcomes
-from common.values import Json, Record
-from workers.device.chunk import run_chunk
-from workers.device.memory import keep_freed
-from workers.runners.pipelines import PipelineRunner
-from workers.runners.table import find_runner
+from common.payloads.codec import decode_outcomes, iter_outcomes
+from common.records import Json, Record
+from workers.device.server.memory import keep_freed
+from workers.device.server.run_chunk import run_chunk
+from workers.inference.tasks.pipeline_runner import PipelineRunner
+from workers.inference.tasks.registry import find_runner
 
 #: Bytes of freed memory that glibc comes to keep by itself (twice the largest piece that it does not map alone).
 _USUALLY_KEPT = 64 << 20
@@ -135,7 +135,7 @@ def whole_job(work: Work, directory: Path, environ: dict[str, str]) -> Way:
 
     def run(texts: Sequence[str]) -> list[Any]:
         source.write_text("".join(f"{text}\n" for text in texts))
-        command = [sys.executable, "-P", "-m", "producer.cli", "submit", "--task", work.task, str(source)]
+        command = [sys.executable, "-P", "-m", "producer.cli.main", "submit", "--task", work.task, str(source)]
         command += ["-m", str(work.model), "-o", str(target)]
         for key, value in work.params.items():
             command += ["-p", f"{key}={json.dumps(value)}"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.errors import HugqueueError
-from common.values import visible
+from common.records import visible
 
 #: Exit status after Ctrl-C.
 INTERRUPTED = 130

@@ -24,3 +24,16 @@ def write_duration(seconds: float) -> str:
     """Return a span as `parse_duration` reads it, in the largest unit of which it is a whole number."""
     unit = next((unit for unit in reversed(_UNITS) if seconds >= _UNITS[unit] and seconds % _UNITS[unit] == 0), "s")
     return f"{seconds / _UNITS[unit]:g}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in words: 12s, 3m 20s, 2h 05m, 4d 03h."""
+    whole = max(0, round(seconds))
+    minutes, secs = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02}h"
+    if hours:
+        return f"{hours}h {minutes:02}m"
+    return f"{minutes}m {secs:02}s" if minutes else f"{secs}s"

@@ -19,7 +19,7 @@ HugqueueError                 exit status 1
 ```
 
 Errors that end a record or a job carry a `code`, one of the names in `docs/errors.md`; they cross the
-wire as a `common.values.Failure` (code and message), never as a pickled exception.
+wire as a `common.records.Failure` (code and message), never as a pickled exception.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from common.values import LATEST, Counts, Failure, JobSpec, JobStatus, Json, one_line
+from common.records import LATEST, Counts, Failure, JobSpec, JobStatus, Json, one_line
 
 
 @dataclass(frozen=True, slots=True)

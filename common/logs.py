@@ -5,7 +5,7 @@ import sys
 import traceback
 from typing import Any
 
-from common.values import one_line, visible
+from common.records import one_line, visible
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from common.errors import ModelError, UsageError
-from common.nearest import did_you_mean
-from common.values import Json
+from common.records import Json
+from common.suggestions import did_you_mean
 
 #: Whole numbers that torch can hold.
 _INT64 = 2**63

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from common.addresses import check_address, mask_address
 from common.errors import UsageError, path_errors
-from common.shared import is_address, is_shared, local_path
-from common.values import DTYPES, QUEUES
+from common.records import DTYPES, QUEUES
+from common.redis.url import check_address, mask_address
+from common.storage.locations import is_address, is_shared, local_path
 
 
 def _default_home(environ: Mapping[str, str]) -> Path:

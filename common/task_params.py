@@ -27,7 +27,7 @@ from common.params import (
     number,
     one_of,
 )
-from common.values import DTYPES, Json
+from common.records import DTYPES, Json
 
 Params = Mapping[str, ParamType]
 

@@ -1,6 +1,6 @@
 """The tasks that `--task` can name: their fields, default models and chunk sizes.
 
-One row per task. What runs a task is in `workers.runners`; this table is what the producer knows.
+One row per task. What runs a task is in `workers.inference`; this table is what the producer knows.
 Default models are those that transformers pins itself (`transformers/pipelines/__init__.py`, 5.23);
 for `embedding` and the tasks that transformers 5 took out, ours.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 from common.errors import RecordError, UsageError
+from common.records import Json
 from common.task_params import LOAD_PARAMS, TASK_PARAMS, Params
-from common.values import Json
 
 #: Other distributions bring runners of their own by entry points of this group, named as their task.
 RUNNER_GROUP = "hugqueue.runners"
@@ -33,7 +33,7 @@ class Task:
     revision: str | None = None  #: its pinned revision
     hint: str = ""  #: how to name columns that are not found
     chunk_records: int = 256  #: about a second or more of compute on a CPU
-    media: str | None = None  #: what its files hold, a kind of `common.media`; its field names one
+    media: str | None = None  #: what its files hold, a kind of `common.media_types`; its field names one
 
     @property
     def bare(self) -> str | None:

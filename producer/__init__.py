@@ -11,14 +11,15 @@ require_own("common")
 
 if TYPE_CHECKING:
     from producer.client import Client
-    from producer.handle import JobHandle
+    from producer.job_handle import JobHandle
 else:
     # A type checker must not see this function: it would take any name for one of this package.
     def __getattr__(name: str) -> object:
         """Import the client when it is asked for: `producer --help` is to stay quick."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from producer import client, handle
+        from producer import client
+        from producer import job_handle as handle
 
         return client.Client if name == "Client" else handle.JobHandle
 

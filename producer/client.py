@@ -20,21 +20,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from common.addresses import check_address, mask_address
 from common.errors import UsageError
 from common.jobs import Job
+from common.queue.heartbeats import serving
+from common.records import JobStatus, Json, Record
+from common.redis.url import check_address, mask_address
 from common.settings import Settings, load_settings
-from common.store.heartbeats import serving
-from common.values import JobStatus, Json, Record
-from producer.connection import Connection
-from producer.duplicates import watch_duplicates
-from producer.given import Given, given_records, split_given
-from producer.handle import JobHandle
+from producer.job_filter import Selection, check_labels
+from producer.job_handle import JobHandle
 from producer.model_check import check_job_model
-from producer.plan import Plan, make_plan
-from producer.resuming import submit_once
-from producer.selection import Selection, check_labels
-from producer.submission import Totals, submit
+from producer.queue_connection import Connection
+from producer.submit.duplicate_ids import watch_duplicates
+from producer.submit.idempotent import submit_once
+from producer.submit.plan import Plan, make_plan
+from producer.submit.python_records import Given, given_records, split_given
+from producer.submit.upload import Totals, submit
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ import contextlib
 from pathlib import Path
 
 from common.errors import StorageError, UnknownJob, UsageError
-from common.models.names import resolve_model
-from common.models.store import job_of, open_store, store_address
+from common.models.references import resolve_model
+from common.models.registry_location import job_of, open_store, store_address
+from common.records import JobStatus
 from common.settings import Settings
-from common.values import JobStatus
-from producer.connection import Connection
+from producer.queue_connection import Connection
 
 
 def check_model(model: str | None, settings: Settings, option: str = "--model") -> str | None:

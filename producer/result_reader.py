@@ -6,9 +6,9 @@ from typing import Protocol, TypeVar
 
 from common.errors import ModelError, PayloadError, ResultsLost, StorageError
 from common.jobs import Job
-from common.rows import LOST, Row
-from common.store.store import Store
-from common.values import Record
+from common.queue.jobs import Store
+from common.records import Record
+from common.results import LOST, Row
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class ResultReader:
 
     def chunk(self, number: int) -> list[Row]:
         """Return the rows of a chunk; without their inputs where those cannot be read any more."""
-        from common.payloads.parts import chunk_rows
+        from common.payloads.part_files import chunk_rows
 
         outcomes = self._patiently(partial(self._payloads.outcomes, number))
         rows = chunk_rows(self._records(number), outcomes, arrays=self._arrays)
@@ -68,7 +68,7 @@ class ResultReader:
         return rows
 
     def _records(self, chunk: int) -> list[Record] | None:
-        from common.payloads.encoding import decode_records
+        from common.payloads.codec import decode_records
 
         try:
             payload = self._patiently(partial(self._payloads.records, chunk))

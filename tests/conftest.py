@@ -13,14 +13,14 @@ for name in list(os.environ):
     if name.startswith(("HUGQUEUE_", "CELERY_", "REDIS_")):
         del os.environ[name]
 
+from common.queue.heartbeats import living  # noqa: E402
+from common.queue.jobs import Store  # noqa: E402
+from common.queue.ledger import Ledger  # noqa: E402
 from common.settings import Settings  # noqa: E402 - the environment comes first
-from common.store.heartbeats import living  # noqa: E402
-from common.store.ledger import Ledger  # noqa: E402
-from common.store.store import Store  # noqa: E402
-from producer.connection import Connection  # noqa: E402
-from tests.cli_processes import Queue, running_queue  # noqa: E402
-from tests.keyed_submits import LINES, TTL  # noqa: E402
-from tests.processes import RedisServer, Shell, Workers, environment, wait_until  # noqa: E402
+from producer.queue_connection import Connection  # noqa: E402
+from tests.support.cli_processes import Queue, running_queue  # noqa: E402
+from tests.support.keyed_submits import LINES, TTL  # noqa: E402
+from tests.support.processes import RedisServer, Shell, Workers, environment, wait_until  # noqa: E402
 
 #: Seconds for which a lease lasts that no worker holds.
 LEASE = 0.4

@@ -9,16 +9,16 @@ import click
 import redis
 
 from common.console import errors_as_sentences, prepare_streams
+from common.distribution import worker_needs
 from common.errors import HugqueueError, UsageError
-from common.extras import worker_needs
 from common.logs import set_up_logs
-from common.models.names import resolve_preload
-from common.models.store import open_store, store_address
-from common.redis.connection import connect, explain, is_passing, speaks_plainly
+from common.models.references import resolve_preload
+from common.models.registry_location import open_store, store_address
+from common.records import DTYPES, QUEUES, TRAIN
+from common.redis.client import connect, explain, is_passing, speaks_plainly
 from common.redis.durability import weaknesses
 from common.redis.schema import check_schema
 from common.settings import Settings, load_settings
-from common.values import DTYPES, QUEUES, TRAIN
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 

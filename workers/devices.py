@@ -9,10 +9,10 @@ import redis
 
 from common.errors import UsageError
 from common.gpus import Gpu, find_gpus
+from common.records import TRAIN
 from common.redis import keys
-from common.redis.holding import hold, let_go
+from common.redis.locks import hold, let_go
 from common.settings import Settings
-from common.values import TRAIN
 
 #: Milliseconds after which the claim of a dead supervisor ends.
 CLAIM_MS = 30_000

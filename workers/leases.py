@@ -14,9 +14,9 @@ from typing import TypeVar
 import redis
 
 from common.errors import StorageError
-from common.redis.connection import is_passing
-from common.store.ledger import Lease, Ledger
-from workers.runners.base import Cancelled
+from common.queue.ledger import Lease, Ledger
+from common.redis.client import is_passing
+from workers.inference.core.runner import Cancelled
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.scale.ground import Ground, lines
-from common.payloads.encoding import encode_records
+from common.payloads.codec import encode_records
+from common.queue.jobs import Store
+from common.queue.ledger import Ledger
+from common.records import JobSpec, Record, new_job_id
 from common.redis.keys import JobKeys
-from common.store.ledger import Ledger
-from common.store.store import Store
-from common.values import JobSpec, Record, new_job_id
 
 #: What a chunk takes, and how many records it has.
 SECONDS, CHUNK = 0.2, 1000

@@ -10,9 +10,9 @@ from typing import Self
 
 import psutil
 
+from common.queue.heartbeats import living
 from common.settings import Settings, load_settings
-from common.store.heartbeats import living
-from tests.processes import RedisServer, Shell, environment, wait_until
+from tests.support.processes import RedisServer, Shell, environment, wait_until
 
 #: Seconds until workers must be ready: many start at once on few cores.
 _PATIENCE = 600.0
@@ -82,7 +82,7 @@ class Ground:
 
     def wait(self, job_id: str, seconds: float = 3600.0) -> dict[str, float]:
         """Wait until a job is finished, without a process of its own; return its times."""
-        from common.store.store import Store
+        from common.queue.jobs import Store
 
         store = Store(self.server.client, 100)
         end = time.monotonic() + seconds

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.scale.ground import Ground, lines
-from common.store.store import Store
+from common.queue.jobs import Store
 
 #: What a worker does with a line is no matter here: a runner that gives it back in capitals, a thousand at once.
 OPTIONS = ("--task", "test-echo", "-p", "batch=1000")
@@ -84,7 +84,7 @@ def _ids(parts: Iterator[Path]) -> list[str]:
 def _command(ground: Ground, *arguments: str) -> Command:
     """Run `producer` and watch its peak."""
     begun = time.perf_counter()
-    command = [sys.executable, "-P", "-m", "producer.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "producer.cli.main", *arguments]
     process = subprocess.Popen(
         command, env=ground.environ, cwd=ground.directory, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
     )

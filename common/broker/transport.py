@@ -2,7 +2,7 @@
 
 With kombu's own (5.7) a message that cannot be decoded ends the worker that takes it, and the next one, and so on;
 here it is set aside. A worker cannot start while Redis is full. And after an outage a worker may stay away for half a
-minute more. What the messages mean is Celery's and `common.broker.queue`'s; this file knows that they are JSON objects,
+minute more. What the messages mean is Celery's and `common.broker.app`'s; this file knows that they are JSON objects,
 and where to put what is not.
 """
 
@@ -19,7 +19,7 @@ from celery.app import amqp
 from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 
-from common.redis.connection import is_full
+from common.redis.client import is_full
 from common.redis.keys import REFUSED
 
 logger = logging.getLogger(__name__)

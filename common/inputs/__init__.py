@@ -4,7 +4,7 @@ Knows the formats and the fields of tasks; nothing of jobs or Redis. The produce
 worker the rows of a chunk that it was told to read in place. pyarrow is imported for Parquet alone.
 """
 
-from common.inputs.reading import Inputs, find_inputs
+from common.inputs.reader import Inputs, find_inputs
 from common.inputs.sources import FORMATS
 
 __all__ = ["FORMATS", "Inputs", "find_inputs"]

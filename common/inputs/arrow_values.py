@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.values import Json
+from common.records import Json
 
 _NUMBER_BYTES = 8  # of a value that is neither text nor bytes, about
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from common.errors import UsageError
-from common.inputs.lines import BOM, decode, excerpt, oversized
-from common.inputs.making import RecordMaker
-from common.inputs.plain_lines import json_records
+from common.inputs.record_builder import RecordMaker
 from common.inputs.strict_json import parse_json
-from common.values import Failure, Record
+from common.inputs.text import BOM, decode, excerpt, oversized
+from common.inputs.text_records import json_records
+from common.records import Failure, Record
 
 _BLOCK = 64 * 1024
 _SHOWN = 201  # bytes of an element that is too large

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from common.errors import UsageError, path_errors
 from common.inputs.sources import FORMATS
-from common.media import HEAD, LFS_POINTER, SUFFIXES, format_of, formats
-from common.shared import is_address, is_shared, without_scheme
+from common.media_types import HEAD, LFS_POINTER, SUFFIXES, format_of, formats
+from common.records import Failure, Json, Record
+from common.storage.locations import is_address, is_shared, without_scheme
 from common.tasks import Task
-from common.values import Failure, Json, Record
 
 #: A pattern with `**` as a whole part: what stands before it, and what after.
 _ANY_DEPTH = re.compile(r"^((?:[^/]*/)*?)\*\*(?:/(.*))?$", re.DOTALL)

@@ -18,16 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from common.encoder import to_json
 from common.errors import UsageError, first_line
-from common.files.access import open_stream
 from common.inputs.arrow_values import holds_undecodable, json_values, row_sizes
-from common.inputs.lines import oversized
-from common.inputs.making import RecordMaker
+from common.inputs.record_builder import RecordMaker
 from common.inputs.sources import Source, faults
-from common.media import LFS_POINTER
-from common.shared import is_address
-from common.values import Failure, Json, Record
+from common.inputs.text import oversized
+from common.json_codec import to_json
+from common.media_types import LFS_POINTER
+from common.records import Failure, Json, Record
+from common.storage.filesystem import open_stream
+from common.storage.locations import is_address
 
 _BATCH_ROWS = 1024
 #: Bytes of texts that are converted to Python values at once.

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from common.errors import PayloadError, UsageError
-from common.files.access import open_stream
-from common.inputs.making import RecordMaker
+from common.inputs.file_split import RowRange
 from common.inputs.parquet import open_parquet, repeats_beginnings
-from common.inputs.row_ranges import RowRange
+from common.inputs.record_builder import RecordMaker
 from common.inputs.sources import Source, faults
+from common.storage.filesystem import open_stream
 
 #: Bytes of row groups that a process keeps, so that the chunks of one, which come one after the other, read it once.
 _KEPT_BYTES = 64 * 1024**2

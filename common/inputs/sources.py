@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StorageError, UsageError
-from common.files.access import glob, open_stream, version_of
-from common.inputs.hub import find_files, is_data_set
-from common.media import LFS_POINTER
-from common.shared import is_address, without_scheme
+from common.inputs.hub_datasets import find_files, is_data_set
+from common.media_types import LFS_POINTER
+from common.storage.filesystem import glob, open_stream, version_of
+from common.storage.locations import is_address, without_scheme
 
 FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet")
 #: What quotes mean in .csv and .tsv: fields may be in double quotes; or a quote is a character like any other.

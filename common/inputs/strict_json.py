@@ -7,7 +7,7 @@ import json
 import math
 from typing import NoReturn
 
-from common.values import Json
+from common.records import Json
 
 #: Far more than any chat or table has, and far less than what the encoders, which recurse, can walk.
 MAX_DEPTH = 64

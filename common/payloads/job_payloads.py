@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 import redis
 
 from common.errors import ModelError, PayloadError, ResultsLost, UsageError, WorkerError
-from common.inputs.in_place import read_rows
-from common.inputs.row_ranges import RowRange, is_range
+from common.inputs.file_split import RowRange, is_range
+from common.inputs.splitting import read_rows
 from common.jobs import Written
-from common.payloads.encoding import encode_records
-from common.payloads.output_parts import OutputParts
-from common.payloads.payload_store import (
+from common.payloads.backends import (
     FilePayloads,
     PayloadStore,
     RedisPayloads,
@@ -18,11 +16,13 @@ from common.payloads.payload_store import (
     decode_versions,
     outcome_name,
 )
+from common.payloads.codec import encode_records
+from common.payloads.output_committer import OutputParts
+from common.records import JobSpec
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
-from common.shared import MayOpen
+from common.storage.locations import MayOpen
 from common.tasks import find_task
-from common.values import JobSpec
 
 
 class JobPayloads:
@@ -54,7 +54,7 @@ class JobPayloads:
         Args:
             chunk: its number, from 0.
             payload: its records, or a `RowRange`.
-            producer: the token of who submits the job, where there is one (`common.store.claims`).
+            producer: the token of who submits the job, where there is one (`common.queue.idempotency`).
             written: how far the job is with this chunk, which is noted with it.
 
         Raises:

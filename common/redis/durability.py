@@ -2,7 +2,7 @@
 
 import redis
 
-from common.addresses import mask_address
+from common.redis.url import mask_address
 
 
 def weaknesses(client: "redis.Redis", url: str) -> list[str]:

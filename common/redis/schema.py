@@ -2,10 +2,10 @@
 
 import redis
 
-from common.addresses import mask_address
 from common.errors import UsageError
+from common.records import visible
 from common.redis import keys
-from common.values import visible
+from common.redis.url import mask_address
 
 #: Raised by whoever changes what keys hold so that an earlier release would misread it, or the other way round.
 SCHEMA = 1

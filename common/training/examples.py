@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.errors import UsageError
-from common.values import Json
+from common.records import Json
 
 
 @dataclass(frozen=True, slots=True)

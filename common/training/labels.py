@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from common.errors import UsageError
-from common.nearest import did_you_mean
-from common.training.spec import LABEL_KINDS, METRICS
-from common.values import Json
+from common.records import Json
+from common.suggestions import did_you_mean
+from common.training.options import LABEL_KINDS, METRICS
 
 #: How many names a message lists.
 _LISTED = 5

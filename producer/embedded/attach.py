@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from common.distribution import worker_needs
 from common.errors import StoreUnavailable, UsageError
-from common.extras import worker_needs
 from common.settings import Settings, to_environ
-from producer.embedded.binary import Binary, find_binary
-from producer.embedded.keeper import TAKEN, kept_until
-from producer.embedded.locks import LockFile, is_claimed, is_held
-from producer.embedded.logs import open_log, reason_in
-from producer.embedded.place import Place
+from producer.embedded.daemon import TAKEN, kept_until
+from producer.embedded.file_lock import LockFile, is_claimed, is_held
+from producer.embedded.log_files import open_log, reason_in
 from producer.embedded.probe import Answer, probe
+from producer.embedded.server_binary import Binary, find_binary
+from producer.embedded.state_dir import Place
 
 #: Seconds to wait for a keeper that another command started, or one that is ending.
 PATIENCE = 10.0
@@ -205,7 +205,7 @@ def _start(place: Place, settings: Settings) -> Binary | None:
     log_start = os.fstat(log).st_size
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "producer.embedded.keeper"],
+            [sys.executable, "-P", "-m", "producer.embedded.daemon"],
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -6,8 +6,8 @@ from datetime import datetime
 
 from common.jobs import Job
 from common.settings import Settings
-from producer.embedded.logs import entries
-from producer.embedded.place import Place
+from producer.embedded.log_files import entries
+from producer.embedded.state_dir import Place
 
 #: The time at the beginning of an entry, as logging and Celery write it; and the ids of jobs.
 _TIME = re.compile(r"\[?(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d{3}")

@@ -6,7 +6,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from common.redis.connection import client_url
+from common.redis.client import client_url
 
 #: Seconds to wait for the answer.
 _TIMEOUT = 2.0

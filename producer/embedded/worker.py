@@ -14,14 +14,14 @@ import time
 
 import redis
 
-from common.models.store import store_address
+from common.models.registry_location import store_address
+from common.processes import die_with_parent
+from common.queue.jobs import Store
+from common.queue.ledger import Ledger
+from common.records import Failure
 from common.settings import Settings, to_environ
-from common.store.ledger import Ledger
-from common.store.store import Store
-from common.values import Failure
-from producer.embedded.lifeline import die_with_parent
-from producer.embedded.logs import open_log, reason_in
-from producer.embedded.place import Place
+from producer.embedded.log_files import open_log, reason_in
+from producer.embedded.state_dir import Place
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ The format: https://platform.openai.com/docs/api-reference/batch (request input,
 `run-batch`, which writes results and errors into one file, as is done here.
 """
 
-from producer.openai.reading import BatchFile, find_batch, read_batch
+from producer.openai.batch_file import BatchFile, find_batch, read_batch
 from producer.openai.responses import BatchWriter, check_batch_options, response_line
 
 __all__ = ["BatchFile", "BatchWriter", "check_batch_options", "find_batch", "read_batch", "response_line"]

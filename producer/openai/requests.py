@@ -7,8 +7,16 @@ is made of (`url`, `model`, `n`, `encoding_format`).
 from collections.abc import Callable, Mapping
 
 from common.errors import RecordError
-from common.values import Json
-from producer.openai.sampling import COMPLETION_TOKENS, DEFAULTS, KNOWN, check_known, copies_of, options_of, whole
+from common.records import Json
+from producer.openai.sampling_params import (
+    COMPLETION_TOKENS,
+    DEFAULTS,
+    KNOWN,
+    check_known,
+    copies_of,
+    options_of,
+    whole,
+)
 
 #: What `url` may be, and the task that answers it.
 URLS = {

@@ -7,12 +7,12 @@ from array import array
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from common.encoder import to_json
 from common.errors import PayloadError, ResultsLost, UsageError
-from common.rows import NOT_RUN, Row
-from common.values import Failure, JobSpec, Json
-from producer.outputs.lines import JsonLinesWriter
+from common.json_codec import to_json
+from common.records import Failure, JobSpec, Json
+from common.results import NOT_RUN, Row
 from producer.outputs.targets import OutputFile, check_responses
+from producer.outputs.text import JsonLinesWriter
 
 #: What is not the request's own fault.
 _OURS = frozenset(

@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.payloads.parts import cells_to_table, row_schema
-from common.rows import Row, as_text, cells
+from common.payloads.part_files import cells_to_table, row_schema
+from common.results import Row, as_text, cells
 
 #: Rows that are turned into columns at once.
 _GROUP_ROWS = 8192

@@ -7,12 +7,12 @@ import sys
 from array import array
 from pathlib import Path
 
-from common.encoder import to_json
 from common.errors import HugqueueError
-from common.rows import Row
-from common.values import Json
-from producer.outputs.aside import Aside
-from producer.outputs.writers import Writer
+from common.json_codec import to_json
+from common.records import Json
+from common.results import Row
+from common.storage.atomic import Aside
+from producer.outputs.writer import Writer
 
 _HEADER_BYTES = 128  # room for any shape; numbers begin at a multiple of 64
 

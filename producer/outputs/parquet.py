@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import HugqueueError
-from common.payloads.parts import cells_to_table, row_schema
-from common.rows import Row, as_text, cells
-from producer.outputs.aside import Aside
-from producer.outputs.writers import Writer
+from common.payloads.part_files import cells_to_table, row_schema
+from common.results import Row, as_text, cells
+from common.storage.atomic import Aside
+from producer.outputs.writer import Writer
 
 _GROUP_ROWS = 8192
 _GROUP_BYTES = 64 * 1024 * 1024

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import StorageError, UsageError, path_errors
+from common.records import JobSpec, Output
 from common.settings import Settings, absolute
-from common.shared import is_address, is_shared, without_scheme
+from common.storage.locations import is_address, is_shared, without_scheme
 from common.tasks import Task, find_task
-from common.values import JobSpec, Output
-from producer.outputs.opening import check_output, is_csv, is_file_name
+from producer.outputs.formats import check_output, is_csv, is_file_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def check_target(target: Target, task: Task, inputs: Sequence[str] = (), *, begu
     if isinstance(target, OutputFile):
         check_output(target.path, task, inputs)
         return
-    from common.payloads.output_parts import check_output_place
+    from common.payloads.output_committer import check_output_place
 
     try:
         check_output_place(target.address, begun=begun)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import Batch
-from tests.processes import RedisServer, Shell
+from tests.support.fault_jobs import Batch
+from tests.support.processes import RedisServer, Shell
 
 
 @pytest.fixture

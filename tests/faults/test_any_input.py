@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.faults.jobs import LONG
-from tests.processes import RedisServer, Shell, Workers, environment
+from tests.support.fault_jobs import LONG
+from tests.support.processes import RedisServer, Shell, Workers, environment
 
 SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.faults) for seed in range(2, 7))]
 #: Of each format's input, so many lines are good and so many are not.

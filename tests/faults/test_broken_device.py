@@ -5,9 +5,9 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from common.store.heartbeats import living
-from tests.faults.jobs import LONG, Batch
-from tests.processes import RedisServer, Workers, wait_until
+from common.queue.heartbeats import living
+from tests.support.fault_jobs import LONG, Batch
+from tests.support.processes import RedisServer, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]

@@ -7,9 +7,9 @@ import pytest
 
 from common.broker.transport import REFUSED_BYTES, REFUSED_MOST
 from common.redis.keys import CELERY_PREFIX, REFUSED
-from tests.faults.jobs import LONG, Batch
-from tests.faults.messages import FORGED, NOT_JSON, NOT_OBJECTS, QUEUE, all_broken
-from tests.processes import RedisServer, Workers, wait_until
+from tests.support.fault_jobs import LONG, Batch
+from tests.support.forged_messages import FORGED, NOT_JSON, NOT_OBJECTS, QUEUE, all_broken
+from tests.support.processes import RedisServer, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from common.models.checkpoints import is_whole, steps_of
 from common.redis.keys import JobKeys
-from common.training.checkpoints import is_whole, steps_of
-from tests.faults.disks import fill, small_disk
-from tests.faults.jobs import LONG
-from tests.finetuning import base_model, model_directory, result_of, write_reviews
-from tests.processes import RedisServer, Shell, Workers, wait_until
-from workers.disk import is_full
-from workers.turn import MOST_TRIES
+from tests.support.fault_jobs import LONG
+from tests.support.finetune_runs import base_model, model_directory, result_of, write_reviews
+from tests.support.full_disks import fill, small_disk
+from tests.support.processes import RedisServer, Shell, Workers, wait_until
+from workers.celery_worker.process_chunk import MOST_TRIES
+from workers.disk_space import is_full
 
 StartWorkers = Callable[..., Workers]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from common.store.heartbeats import living
-from tests.faults.jobs import LONG, Batch
-from tests.faults.producers import attempts
+from common.queue.heartbeats import living
 from tests.faults.test_producer_deaths import half_submitted
-from tests.processes import RedisServer, Shell, Workers, wait_until
+from tests.support.fault_jobs import LONG, Batch
+from tests.support.processes import RedisServer, Shell, Workers, wait_until
+from tests.support.waiting_producers import attempts
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]

@@ -10,12 +10,12 @@ import psutil
 import pytest
 from celery import Celery
 
-from common.broker.queue import make_app, send_tickets
+from common.broker.app import make_app, send_tickets
+from common.queue.heartbeats import living
 from common.redis import keys
 from common.settings import Settings
-from common.store.heartbeats import living
-from tests.faults.jobs import LONG, Batch
-from tests.processes import PLUGINS, RedisServer, Workers, wait_until
+from tests.support.fault_jobs import LONG, Batch
+from tests.support.processes import PLUGINS, RedisServer, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.redis.keys import JobKeys
-from tests.faults.jobs import LONG, Batch
-from tests.processes import Workers, wait_until
-from workers.alone import CAUTIOUS_AFTER
+from tests.support.fault_jobs import LONG, Batch
+from tests.support.processes import Workers, wait_until
+from workers.celery_worker.isolation_journal import CAUTIOUS_AFTER
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from common.queue.jobs import Store
 from common.redis.keys import JobKeys
-from common.store.store import Store
-from tests.faults.jobs import LONG
-from tests.processes import RedisServer, Shell, Workers, lines, wait_until
-from workers.turn import MOST_ATTEMPTS, MOST_TRIES
+from tests.support.fault_jobs import LONG
+from tests.support.processes import RedisServer, Shell, Workers, lines, wait_until
+from workers.celery_worker.process_chunk import MOST_ATTEMPTS, MOST_TRIES
 
 StartWorkers = Callable[..., Workers]
 

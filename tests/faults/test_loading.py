@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import failures
-from tests.processes import Shell, Workers, wait_until
+from tests.support.fault_jobs import failures
+from tests.support.processes import Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 

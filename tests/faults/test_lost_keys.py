@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from common.redis.keys import JobKeys
-from tests.faults.jobs import Batch
-from tests.processes import RedisServer, Workers
+from tests.support.fault_jobs import Batch
+from tests.support.processes import RedisServer, Workers
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.store.store import Store
-from tests.processes import DEMO_MODEL, RedisServer, Shell, Workers, wait_until
+from common.queue.jobs import Store
+from tests.support.processes import DEMO_MODEL, RedisServer, Shell, Workers, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 

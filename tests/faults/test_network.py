@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from common.redis.connection import connect
+from common.queue.jobs import Store
+from common.queue.ledger import Ledger
+from common.records import JobSpec, new_job_id
+from common.redis.client import connect
 from common.redis.scripts import script_text
-from common.store.ledger import Ledger
-from common.store.store import Store
-from common.values import JobSpec, new_job_id
-from tests.faults.jobs import LONG, Batch
-from tests.faults.producers import attempts, expect_refused, waiting
-from tests.faults.proxy import Proxy
-from tests.processes import RedisServer, Shell, Workers, wait_until
+from tests.support.fault_jobs import LONG, Batch
+from tests.support.processes import RedisServer, Shell, Workers, wait_until
+from tests.support.tcp_proxy import Proxy
+from tests.support.waiting_producers import attempts, expect_refused, waiting
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.redis.scripts import script_text
-from tests.faults.jobs import LONG, Batch
-from tests.faults.proxy import Proxy
-from tests.processes import RedisServer, Workers, wait_until
+from tests.support.fault_jobs import LONG, Batch
+from tests.support.processes import RedisServer, Workers, wait_until
+from tests.support.tcp_proxy import Proxy
 
 pytestmark = pytest.mark.faults
 

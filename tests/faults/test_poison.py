@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import LONG, failures
-from tests.processes import Shell, Workers, wait_until
+from tests.support.fault_jobs import LONG, failures
+from tests.support.processes import Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 

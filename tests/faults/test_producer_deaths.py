@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, Popen
 
+from common.queue.jobs import Store
+from common.records import JobStatus
 from common.redis.keys import JobKeys
-from common.store.store import Store
-from common.values import JobStatus
-from tests.faults.producers import AT_ONCE
-from tests.processes import RedisServer, Shell, Workers, wait_until
+from tests.support.processes import RedisServer, Shell, Workers, wait_until
+from tests.support.waiting_producers import AT_ONCE
 
 StartWorkers = Callable[..., Workers]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.jobs import LONG, Batch
-from tests.faults.producers import waiting
-from tests.processes import RedisServer, Shell, Workers, environment, wait_until
+from tests.support.fault_jobs import LONG, Batch
+from tests.support.processes import RedisServer, Shell, Workers, environment, wait_until
+from tests.support.waiting_producers import waiting
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 

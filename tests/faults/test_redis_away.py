@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import redis
 
+from common.queue.ledger import Ledger
 from common.settings import Settings
-from common.store.ledger import Ledger
-from producer.connection import Connection
-from tests.faults.jobs import LONG, Batch
-from tests.faults.producers import expect_each_refused, expect_refused, waiting
-from tests.processes import RedisServer, Shell, Workers, wait_until
+from producer.queue_connection import Connection
+from tests.support.fault_jobs import LONG, Batch
+from tests.support.processes import RedisServer, Shell, Workers, wait_until
+from tests.support.waiting_producers import expect_each_refused, expect_refused, waiting
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]

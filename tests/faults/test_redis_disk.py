@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.disks import fill, small_disk
-from tests.faults.jobs import LONG, Batch
-from tests.processes import RedisServer, Shell, Workers, wait_until
+from tests.support.fault_jobs import LONG, Batch
+from tests.support.full_disks import fill, small_disk
+from tests.support.processes import RedisServer, Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
-from common.redis.connection import explain, is_passing
-from tests.faults.jobs import LONG, Batch
-from tests.processes import RedisServer, Shell, Workers, wait_until
+from common.redis.client import explain, is_passing
+from tests.support.fault_jobs import LONG, Batch
+from tests.support.processes import RedisServer, Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]

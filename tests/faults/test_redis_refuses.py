@@ -7,9 +7,9 @@ from contextlib import contextmanager, suppress
 import pytest
 import redis
 
-from common.redis.connection import is_passing
-from tests.faults.jobs import Batch
-from tests.processes import RedisServer, Shell, Workers, wait_until
+from common.redis.client import is_passing
+from tests.support.fault_jobs import Batch
+from tests.support.processes import RedisServer, Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults.jobs import LONG
-from tests.processes import DEMO_MODEL, Shell, Workers, wait_until
+from tests.support.fault_jobs import LONG
+from tests.support.processes import DEMO_MODEL, Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.machines import Machine, share_work, working
-from tests.processes import RedisServer
+from tests.support.isolated_machines import Machine, share_work, working
+from tests.support.processes import RedisServer
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces want root and the command `ip`"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import PLUGINS
-from tests.soak import Soak
+from tests.faults.soak import Soak
+from tests.support.processes import PLUGINS
 
 
 @pytest.mark.faults

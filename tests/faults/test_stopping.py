@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from common.store.ledger import Ledger
-from common.store.store import Store
-from tests.faults.jobs import LONG, Batch
-from tests.processes import RedisServer, Shell, Workers, wait_until
+from common.queue.jobs import Store
+from common.queue.ledger import Ledger
+from tests.support.fault_jobs import LONG, Batch
+from tests.support.processes import RedisServer, Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]

@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.faults.jobs import LONG, Batch
-from tests.faults.proxy import Proxy
-from tests.processes import Shell, Workers, wait_until
-from tests.s3_server import BUCKET, S3Server
+from tests.support.fault_jobs import LONG, Batch
+from tests.support.processes import Shell, Workers, wait_until
+from tests.support.s3_server import BUCKET, S3Server
+from tests.support.tcp_proxy import Proxy
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]

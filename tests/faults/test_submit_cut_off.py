@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from common.records import JobStatus
 from common.redis.keys import JobKeys, idempotency
-from common.values import JobStatus
-from producer.connection import Connection
-from tests.keyed_submits import HEAD, KEY, arguments, cut_off, inputs_of, the_job
-from tests.ledgers import look
-from tests.processes import Shell, lines
+from producer.queue_connection import Connection
+from tests.support.keyed_submits import HEAD, KEY, arguments, cut_off, inputs_of, the_job
+from tests.support.ledger_jobs import look
+from tests.support.processes import Shell, lines
 
 
 @pytest.mark.parametrize("give_up", [False, True], ids=["at once", "after it was given up"])

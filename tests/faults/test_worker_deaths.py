@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.jobs import LONG, Batch
-from tests.processes import RedisServer, Workers, wait_until
+from tests.support.fault_jobs import LONG, Batch
+from tests.support.processes import RedisServer, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]

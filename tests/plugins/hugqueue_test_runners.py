@@ -33,8 +33,8 @@ from typing import ClassVar
 import pyarrow as pa
 
 from common.errors import ModelError, WorkerError
-from common.values import Failure, Outcome
-from workers.runners.base import PreparingRunner, Runner
+from common.records import Failure, Outcome
+from workers.inference.core.runner import PreparingRunner, Runner
 
 
 class Echo(Runner):

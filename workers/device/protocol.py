@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from common.payloads.encoding import MAX_BYTES
-from common.values import Json
+from common.payloads.codec import MAX_BYTES
+from common.records import Json
 
 #: Longest message taken: a payload and room for its header.
 _MAX_MESSAGE = MAX_BYTES + 16 * 1024 * 1024

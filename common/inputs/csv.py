@@ -1,0 +1,154 @@
+"""Records of `.csv` and `.tsv`: a header, then rows; where fields may be quoted, a row may span lines.
+
+Python's csv module parses, strictly: a quote out of place fails its row instead of joining rows in silence. What
+a broken row has swallowed belongs to it; reading continues after it. Without quoting, as TSV is defined
+(https://www.iana.org/assignments/media-types/text/tab-separated-values), a quote is a character like any other.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from common.errors import UsageError
+from common.inputs.record_builder import RecordMaker
+from common.inputs.sources import Source
+from common.inputs.text import Line, bounded_lines, decode, excerpt, oversized
+from common.records import Failure, Record
+
+
+def delimited_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: int, delimiter: str) -> Iterator[Record]:
+    """Yield a record for each row behind the header; a row that is broken or too large fails alone.
+
+    Raises:
+        UsageError: the header cannot be read, or lacks a column that is needed.
+    """
+    # csv knows only one limit for the whole process; the bound that counts is that of `_Feed`.
+    csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
+    feed = _Feed(make.source, stream, max_bytes)
+    rows = _rows(feed, delimiter)
+    names = _header(make.source, rows, feed)
+    make = make.with_columns(names)
+    for number, fields in enumerate(rows):
+        if isinstance(fields, Failure):
+            yield make.failed(number, fields, feed.echo)
+            continue
+        value = dict(zip(names, [*fields, *[None] * (len(names) - len(fields))], strict=False))
+        if failure := feed.failure or _miscounted(feed, fields, names):
+            yield make.failed(number, failure, value)
+        else:
+            yield make.record(number, feed.first + 1, value)
+
+
+class _TooLarge(Exception):
+    """Raised through the csv reader out of a row that is longer than allowed."""
+
+
+class _Feed:
+    """Gives the csv reader its lines, and remembers of the row at hand where it began and how it went."""
+
+    def __init__(self, source: Source, stream: io.BufferedReader, max_bytes: int) -> None:
+        self.source = source
+        self.max_bytes = max_bytes
+        self._lines = bounded_lines(stream, max_bytes)
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the last row."""
+        self.first = self.last = -1  # lines from 0; -1 before the row's first line
+        self.size = 0
+        self.failure: Failure | None = None
+        self._head = b""
+
+    @property
+    def echo(self) -> str:
+        """The beginning of the row, to show."""
+        return excerpt(self._head)
+
+    def __iter__(self) -> "_Feed":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        quoted = self.first >= 0  # csv asks for another line of the same row only inside quotes
+        if not quoted:
+            self.first = line.number
+            self._head = line.data
+        self.last = line.number
+        self.size += len(line.data)
+        if line.too_large or self.size > self.max_bytes:
+            self._skip_row(line, quoted)
+            raise _TooLarge
+        text, failure = decode(self.source, line.number, line.data)
+        self.failure = self.failure or failure
+        return text
+
+    def _skip_row(self, line: Line, quoted: bool) -> None:
+        """Read on to the line on which the quotes are closed, holding nothing."""
+        quoted = self.source.has_quotes and quoted ^ bool(_quotes(line) % 2)
+        while quoted and (following := next(self._lines, None)) is not None:
+            quoted ^= bool(_quotes(following) % 2)
+            self.last = following.number
+
+
+def _quotes(line: Line) -> int:
+    return line.quotes if line.too_large else line.data.count(b'"')
+
+
+def _rows(feed: _Feed, delimiter: str) -> Iterator[list[str] | Failure]:
+    """Yield the fields of each row, or why it has none; blank lines are left out."""
+    if feed.source.has_quotes:
+        reader = csv.reader(feed, delimiter=delimiter, strict=True)
+    else:
+        reader = csv.reader(feed, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
+    while True:
+        feed.begin()
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except _TooLarge:
+            yield oversized(feed.source, feed.first, feed.max_bytes)
+        except csv.Error as error:
+            yield Failure("bad_csv", _complaint(feed, error))
+        else:
+            if fields:
+                yield fields
+
+
+def _complaint(feed: _Feed, error: csv.Error) -> str:
+    place = feed.source.place(feed.first + 1)
+    if "unexpected end" in str(error):
+        what = "a quote opens in this row and is never closed"
+    elif "new-line" in str(error):
+        what = "a carriage return stands outside quotes; lines end with LF or CR LF"
+    else:
+        what = f"{error}; a quote inside quotes is written twice"
+    return f"{place}: {what}{_swallowed(feed)}"
+
+
+def _swallowed(feed: _Feed) -> str:
+    return f" (the row took in all up to line {feed.last + 1})" if feed.last > feed.first else ""
+
+
+def _header(source: Source, rows: Iterator[list[str] | Failure], feed: _Feed) -> list[str]:
+    header = next(rows, None)
+    if header is None:
+        raise UsageError(f"Empty input: {source.label} holds no record.")
+    if isinstance(header, Failure):
+        raise UsageError(f"The header cannot be read. {header.message}.")
+    if feed.failure:
+        raise UsageError(f"The header cannot be read. {feed.failure.message}; expected UTF-8 (iconv converts).")
+    return [name.strip() for name in header]
+
+
+def _miscounted(feed: _Feed, fields: Sequence[str], names: Sequence[str]) -> Failure | None:
+    """Return what is wrong with the number of fields: a short row is one with empty cells, unless it spans lines."""
+    if len(fields) == len(names) or (len(fields) < len(names) and feed.last == feed.first):
+        return None
+    what = f"{len(fields)} fields, but the header has {len(names)}; "
+    if feed.last > feed.first:
+        what += "a quote may be opened and never closed; --quoting none takes quotes as they are"
+    else:
+        what += "put a field that holds the delimiter in quotes" * feed.source.has_quotes
+        what += "a tab separates fields" * (not feed.source.has_quotes)
+    return Failure("bad_csv", f"{feed.source.place(feed.first + 1)}: {what}{_swallowed(feed)}")

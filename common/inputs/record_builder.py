@@ -1,0 +1,154 @@
+"""From a row of any format to a record: which column is the input, which is the id, what is missing.
+
+Knows the task's fields; nothing of files, but for their names in messages.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from common.errors import RecordError, UsageError
+from common.inputs.sources import Source
+from common.inputs.strict_json import parse_json
+from common.records import Failure, Json, Record
+from common.tasks import Task
+
+_ID_COLUMNS = ("id", "custom_id")
+_JSON_FIELDS = ("table", "messages")  # a cell of CSV or Parquet may hold them as JSON text
+
+
+@dataclass(frozen=True, slots=True)
+class RecordMaker:
+    """Makes records from the rows of one source."""
+
+    source: Source
+    task: Task
+    column: str | None  #: the column that holds the input
+    id_column: str | None
+    several: bool  #: whether there are other sources, so that a line number alone is no id
+    tabular: bool = False  #: rows come from a table with a header, cells may be empty
+
+    def with_columns(self, names: Sequence[str]) -> "RecordMaker":
+        """Return the maker for rows of a table with these columns.
+
+        Raises:
+            UsageError: a column that is asked for or that the task needs is not there, or a needed name is doubled.
+        """
+        for option, name in (("--column", self.column), ("--id-column", self.id_column)):
+            if name is not None and name not in names:
+                raise UsageError(f"{self.source.label} has no column {name!r} ({option}); it has: {_listed(names)}.")
+        column = self.column or self._only_text_column(names)
+        maker = replace(self, column=column, tabular=True)
+        doubled = [name for name in maker.columns(names) if list(names).count(name) > 1]
+        if doubled:
+            raise UsageError(f"{self.source.label} has more than one column {doubled[0]!r}; rename one of them.")
+        found = {*names, maker._target(None)} if column else set(names)
+        if not any(found.issuperset(fields) for fields in self.task.fields):
+            hint = self.task.hint or f"Name the one that holds the {self.task.fields[0][0]} with --column."
+            raise UsageError(
+                f"{self.source.label}: {self.task.name} needs {self.task.needs}; the columns are: {_listed(names)}. "
+                f"{hint}"
+            )
+        return maker
+
+    def columns(self, names: Sequence[str]) -> list[str]:
+        """Return those columns, each once, that records are made of."""
+        wanted = {field for fields in self.task.fields for field in fields} | {*self.task.optional, *_ID_COLUMNS}
+        return [name for name in dict.fromkeys(names) if name in wanted | {self.column, self.id_column}]
+
+    def record(self, number: int, line: int, value: Json) -> Record:
+        """Return the record of one row.
+
+        Args:
+            number: the id of a record that brings none: lines or rows of data, from 0.
+            line: its place for people, from 1.
+            value: a text, an object, or for chats a list.
+        """
+        row = self._row(value)
+        if row is None:
+            wanted = "a string or an object" if self.task.bare else "an object"
+            what = f"expected {wanted} with {self.task.needs}, found {_KINDS[type(value)]}"
+            return self.failed(number, Failure("bad_json", f"{self.source.place(line)}: {what}"), value)
+        try:
+            return Record(self._id_of(row, number), self.task.input_of(self._fields(row)))
+        except RecordError as error:
+            failure = Failure(error.code, f"{self.source.place(line)}: {error.message}")
+            return Record(self._id_of(row, number), value, failure)
+
+    def text_record(self, number: int, text: str) -> Record:
+        """Return the record of a line of plain text, for a task that takes text."""
+        return Record(self._line_id(number), text)
+
+    def failed(self, number: int, failure: Failure, echo: Json) -> Record:
+        """Return the record of a row that could not be read; `echo` is what of it can be shown."""
+        return Record(self._id_of(echo if isinstance(echo, dict) else {}, number), echo, failure)
+
+    def _row(self, value: Json) -> Mapping[str, Json] | None:
+        if isinstance(value, str):
+            return {self.task.bare or "text": value}
+        if isinstance(value, list):
+            return {"messages": value} if ("messages",) in self.task.fields else None
+        return value if isinstance(value, dict) else None
+
+    def _id_of(self, row: Mapping[str, Json], number: int) -> Json:
+        for name in (self.id_column,) if self.id_column else _ID_COLUMNS:
+            value = row.get(name)
+            if value is not None and not (self.tabular and value == ""):
+                return value
+        return self._line_id(number)
+
+    def _line_id(self, number: int) -> Json:
+        return f"{self.source.name}:{number}" if self.several else number
+
+    def _fields(self, row: Mapping[str, Json]) -> dict[str, Json]:
+        fields = {name: value for name, value in row.items() if value is not None}
+        if self.column is not None:
+            fields = self._choose(fields, self.column)
+        if self.tabular:
+            fields = {k: v for k, v in fields.items() if v != "" or k not in self.task.optional}
+            fields |= {k: self._parsed(k, fields[k]) for k in _JSON_FIELDS if k in fields}
+        return fields
+
+    def _choose(self, fields: dict[str, Json], column: str) -> dict[str, Json]:
+        """Put the column's value where the task looks for it, and its alternatives out of sight."""
+        if column not in fields:
+            found = ", ".join(sorted(fields)) or "none"
+            raise RecordError("missing_field", f"there is no {column!r} (--column); the record has: {found}")
+        value = fields[column]
+        alternatives = {names[0] for names in self.task.fields if len(names) == 1}
+        return {k: v for k, v in fields.items() if k not in alternatives} | {self._target(value): value}
+
+    def _target(self, value: Json) -> str:
+        known = [field for fields in self.task.fields for field in fields]
+        if self.column in known:
+            return str(self.column)
+        return "messages" if isinstance(value, list) and "messages" in known else known[0]
+
+    def _parsed(self, name: str, value: Json) -> Json:
+        if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+            return value
+        try:
+            return parse_json(value)
+        except ValueError as error:
+            raise RecordError("bad_json", f"the column {name!r}, {error}") from error
+
+    def _only_text_column(self, names: Sequence[str]) -> str | None:
+        """The column to take for the bare field when there is but one that could be it."""
+        if not self.task.bare or any(set(names).issuperset(f) for f in self.task.fields):
+            return None
+        others = [n for n in names if n not in {*_ID_COLUMNS, self.id_column, *self.task.optional}]
+        if len(others) != 1:
+            return None
+        if set(others[0]) & set(";\t|"):  # the whole header in one piece: a table with another delimiter
+            raise UsageError(
+                f"{self.source.label} has one column, named {others[0]!r}: it seems to be delimited by something "
+                "else. Save it with commas, or with tabs and --format tsv; or name the column with --column."
+            )
+        return others[0]
+
+
+_KINDS = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
+_KINDS[type(None)] = "null"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names)) or "none"

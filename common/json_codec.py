@@ -1,0 +1,52 @@
+"""The one JSON encoder for outputs: numpy and torch values become Python's, NaN becomes null.
+
+Knows numpy and torch by their methods (`item`, `tolist`), so that it imports neither.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+
+from common.records import Json
+
+# `json.dumps` makes an encoder for each call with options.
+_AS_IT_IS = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+_ESCAPED = json.JSONEncoder(ensure_ascii=True, allow_nan=False)
+
+
+def plain(value: Json) -> Json:
+    """Return `value` made of None, bool, int, float, str, list and dict alone.
+
+    NaN and infinities become None: JSON has no word for them, and other readers refuse `NaN`.
+
+    Raises:
+        TypeError: a value has no JSON form.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy arrays and scalars, torch tensors
+        return plain(value.tolist())
+    raise TypeError(f"a {type(value).__name__} has no JSON form")
+
+
+def to_json(value: Json) -> str:
+    """Return `value` as one line of JSON text; non-ASCII letters stay as they are.
+
+    A lone surrogate has no UTF-8 form: a text that holds one is escaped instead.
+    """
+    if type(value) is int:  # as most ids are
+        return str(value)
+    text = _AS_IT_IS.encode(plain(value))
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _ESCAPED.encode(plain(value))
+    return text

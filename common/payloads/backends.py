@@ -1,0 +1,208 @@
+"""Where the payloads of a job lie: in Redis, or in files under an address; and its parts, where it has an output.
+
+What a chunk's payload holds is `common.payloads.codec`' matter, who may write it the ledger's.
+"""
+
+import re
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import cast
+
+import redis
+
+from common.errors import JobTaken, NotSubmitting, PayloadError
+from common.jobs import Written
+from common.records import JobStatus
+from common.redis import keys
+from common.redis.keys import JobKeys
+from common.redis.scripts import Scripts
+from common.storage.storage import open_storage
+
+#: Begins what stands in Redis for a payload that lies in a file; neither Arrow nor JSON begins so.
+_IN_FILE = b"="
+_OUT, _SUFFIX = "out", ".arrow"
+_TOKEN = re.compile(r"^[0-9a-f]{8}\Z")
+
+
+#: Of a commit: (round, serial number of its lease).
+Version = tuple[int, int]
+
+
+class PayloadStore(ABC):
+    """The payloads of one job, by name, inputs apart from outcomes."""
+
+    def __init__(self, client: "redis.Redis", scripts: Scripts, job_id: str) -> None:
+        self._client = client
+        self._scripts = scripts
+        self._job_id = job_id
+        self._keys = JobKeys.of(job_id)
+
+    @abstractmethod
+    def add_input(self, name: str, payload: bytes, producer: str = "", written: Written | None = None) -> None:
+        """Write a payload of a job that is being submitted, and that its producer lives.
+
+        Args:
+            name: of the payload.
+            payload: its bytes.
+            producer: the token of who submits the job, where there is one (`common.queue.idempotency`).
+            written: how far the job is with this payload, which is noted with it.
+
+        Raises:
+            redis.RedisError: Redis is away or full.
+            JobTaken: another producer has taken over since.
+            NotSubmitting: the job was given up, cancelled or deleted meanwhile.
+            StorageError: the file cannot be written.
+        """
+
+    @abstractmethod
+    def input(self, name: str) -> bytes | None:
+        """Return a payload of the input; None where there is none."""
+
+    @abstractmethod
+    def put_outcomes(self, name: str, payload: bytes) -> None:
+        """Write outcomes; of a job that has ended nothing is written."""
+
+    @abstractmethod
+    def outcomes(self, names: Sequence[str]) -> list[bytes | None]:
+        """Return payloads of outcomes, None for those that are not there."""
+
+    @abstractmethod
+    def drop_outcomes(self, name: str) -> None:
+        """Take outcomes back."""
+
+    @abstractmethod
+    def outcome_names(self) -> set[str]:
+        """Return the names of all outcomes that are there."""
+
+    def is_over(self) -> bool:
+        """Whether the job has ended, or is forgotten: nothing more is written of it."""
+        status = cast("bytes | None", self._client.hget(self._keys.job, "status"))
+        return status is None or JobStatus(status.decode()).finished
+
+    def _note_input(self, name: str, payload: bytes, producer: str, written: Written | None) -> None:
+        progress = [part for pair in (written.fields().items() if written else ()) for part in pair]
+        answer = self._scripts.run("append", self._job_id, producer, name, payload, *progress).decode()
+        if answer == "taken":
+            raise JobTaken(self._job_id)
+        if answer != "written":
+            raise NotSubmitting(self._job_id, answer)
+
+    def _noted_input(self, name: str) -> bytes | None:
+        return cast("bytes | None", self._client.hget(self._keys.input, name))
+
+
+class RedisPayloads(PayloadStore):
+    """Payloads as fields of the job's hashes: one time to live ends them all."""
+
+    def add_input(self, name: str, payload: bytes, producer: str = "", written: Written | None = None) -> None:
+        """Write a payload of a job that is being submitted."""
+        self._note_input(name, payload, producer, written)
+
+    def input(self, name: str) -> bytes | None:
+        """Return a payload of the input."""
+        return self._noted_input(name)
+
+    def put_outcomes(self, name: str, payload: bytes) -> None:
+        """Write outcomes, unless the job has ended."""
+        self._scripts.write(self._job_id, "output", name, payload)
+
+    def outcomes(self, names: Sequence[str]) -> list[bytes | None]:
+        """Return payloads of outcomes in one round trip."""
+        return list(self._client.hmget(self._keys.output, list(names))) if names else []
+
+    def drop_outcomes(self, name: str) -> None:
+        """Take outcomes back."""
+        self._client.hdel(self._keys.output, name)
+
+    def outcome_names(self) -> set[str]:
+        """Return the fields of the hash."""
+        return {name.decode(errors="replace") for name in self._client.hkeys(self._keys.output)}
+
+
+class FilePayloads(PayloadStore):
+    """Payloads as files; Redis knows which there are, and keeps what is as small as that itself (`RowRange`)."""
+
+    #: Payloads up to this many bytes stay in Redis: a file would take more.
+    SMALL = 1024
+
+    def __init__(self, client: "redis.Redis", scripts: Scripts, job_id: str, address: str) -> None:
+        """Keep the payloads in `address`, a store that other jobs have too."""
+        super().__init__(client, scripts, job_id)
+        self._address = address
+        self._storage = open_storage(address, job_id)
+        self._is_noted = False
+        # A producer that was replaced while it slept must not write over the files of the one that took over.
+        self._token = secrets.token_hex(4)
+
+    def add_input(self, name: str, payload: bytes, producer: str = "", written: Written | None = None) -> None:
+        """Write a file, then that it is there."""
+        if len(payload) <= self.SMALL:
+            self._note_input(name, payload, producer, written)
+            return
+        self._write(_input_file(name, self._token), payload)
+        try:
+            self._note_input(name, _IN_FILE + self._token.encode(), producer, written)
+        except (JobTaken, NotSubmitting):
+            self._storage.remove(_input_file(name, self._token))
+            raise
+
+    def input(self, name: str) -> bytes | None:
+        """Return what Redis or the file has."""
+        noted = self._noted_input(name)
+        if noted is None or not noted.startswith(_IN_FILE):
+            return noted
+        token = noted.removeprefix(_IN_FILE).decode(errors="replace")
+        if not _TOKEN.match(token):
+            raise PayloadError(f"not the name of a file of records: {token!r:.100}")
+        return self._storage.read(_input_file(name, token))
+
+    def put_outcomes(self, name: str, payload: bytes) -> None:
+        """Write a file, unless the job has ended."""
+        if not self.is_over():
+            self._write(_outcome_file(name), payload)
+
+    def outcomes(self, names: Sequence[str]) -> list[bytes | None]:
+        """Return the files' bytes."""
+        return [self._storage.read(_outcome_file(name)) for name in names]
+
+    def drop_outcomes(self, name: str) -> None:
+        """Remove the file."""
+        self._storage.remove(_outcome_file(name))
+
+    def outcome_names(self) -> set[str]:
+        """Return what the files are of."""
+        files = self._storage.names(_OUT)
+        return {file.removesuffix(_SUFFIX).replace("-", ":") for file in files if file.endswith(_SUFFIX)}
+
+    def _write(self, file: str, data: bytes) -> None:
+        if not self._is_noted:  # before there is any file: whoever clears up must find it
+            self._client.hset(keys.STORED, self._job_id, self._address)
+            self._is_noted = True
+        self._storage.write(file, data)
+
+
+def _input_file(name: str, token: str) -> str:
+    return f"in/{name.replace(':', '-')}.{token}{_SUFFIX}"
+
+
+def _outcome_file(name: str) -> str:
+    return f"{_OUT}/{name.replace(':', '-')}{_SUFFIX}"
+
+
+def outcome_name(chunk: int, version: Version) -> str:
+    """Return the name of a chunk's outcomes."""
+    return f"{chunk}:{version[0]}:{version[1]}"
+
+
+def decode_versions(raw: bytes | None) -> list[Version]:
+    """Return (round, serial) of each commit of a chunk as the commit script noted them, the oldest first.
+
+    Raises:
+        PayloadError: it did not write this.
+    """
+    try:
+        commits = (item.split(":") for item in (raw or b"").decode().split())
+        return [(int(round_), int(serial)) for round_, serial, *_ in commits]
+    except ValueError as error:
+        raise PayloadError(f"not a list of commits: {raw!r:.100}") from error

@@ -1,0 +1,153 @@
+"""The parts that workers write for `-o DIR/`: one file for each chunk, `part-00000.parquet` or `.jsonl`.
+
+A part holds what the user wants to have: id, input, output or error. It is also where the outcomes of its chunk are
+kept, so it can be read back into a payload of outcomes.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import PayloadError
+from common.inputs.arrow_values import row_sizes
+from common.inputs.parquet import open_parquet
+from common.json_codec import to_json
+from common.payloads.arrays import column_array
+from common.payloads.codec import MAX_EXPANDED, MAX_ROWS, encode_outcomes, overlay
+from common.records import Failure, Json, Outcome, Record
+from common.results import COLUMNS, LOST, Row, as_text, cells, to_line
+
+FORMATS = ("parquet", "jsonl")
+
+#: What goes wrong in the reading of a file that others wrote, or wrote over.
+_NO_PART = (pa.ArrowException, OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError)
+#: What a Parquet part says of outputs without a type: JSON text, or where all of them are texts, these as they are.
+_FORM, _JSON, _TEXT = b"hugqueue.output", b"json", b"text"
+
+
+def part_name(chunk: int, format: str) -> str:
+    """Return the name of a chunk's part."""
+    return f"part-{chunk:05d}.{format}"
+
+
+def chunk_rows(
+    records: Sequence[Record] | None, outcomes: Sequence[bytes | None], *, arrays: bool = False
+) -> list[Row]:
+    """Return the rows of a chunk from its records and the payloads of its commits, the oldest first.
+
+    Args:
+        records: of the chunk; None if they cannot be read: rows then have the ids that outcomes carry, and no input.
+        outcomes: payloads; None for one that is lost.
+        arrays: give vectors as numpy arrays, for those who write them.
+
+    Raises:
+        PayloadError: one of them is not a payload of outcomes.
+    """
+    found = overlay([payload for payload in outcomes if payload is not None], arrays=arrays)
+    if records is None:
+        return [Row(id_, None, outcome) for _, (id_, outcome) in sorted(found.items())]
+    absent = LOST if outcomes else None
+    return [
+        Row(record.id, record.input, found[position][1] if position in found else absent)
+        for position, record in enumerate(records)
+    ]
+
+
+def row_schema(kind: Any) -> pa.Schema:
+    """Return the schema of rows in Parquet; `kind` is the Arrow type of an output, or None for text and JSON text."""
+    output = _widely_read(kind) if kind is not None else pa.string()
+    kinds = (pa.string(), pa.string(), output, pa.string(), pa.string(), pa.bool_())
+    return pa.schema(list(zip(COLUMNS, kinds, strict=True)))
+
+
+def cells_to_table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    """Return the table of some rows, each the cells of `common.results.cells`.
+
+    Raises:
+        pyarrow.ArrowException: an output is not of the schema's type; so do `TypeError` and `ValueError`.
+    """
+    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+    arrays = [column_array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.table(arrays, schema=schema)
+
+
+def encode_part(rows: Sequence[Row], kind: Any, format: str) -> bytes:
+    """Return the bytes of a part; `kind` is the Arrow type of an output, or None for text and JSON text."""
+    if format == "jsonl":
+        return b"".join(to_line(row).encode() + b"\n" for row in rows)
+    form, outputs = _outputs(rows, kind)
+    schema = row_schema(kind).with_metadata({_FORM: form} if form else None)
+    table = cells_to_table([cells(row, output) for row, output in zip(rows, outputs, strict=True)], schema)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def _outputs(rows: Sequence[Row], kind: Any) -> tuple[bytes | None, list[Any]]:
+    """Return the form of untyped outputs, and the outputs in it."""
+    if kind is not None:
+        return None, [row.output for row in rows]
+    if all(row.error or isinstance(row.output, str) for row in rows):
+        return _TEXT, [as_text(row.output) for row in rows]
+    return _JSON, [None if row.error else to_json(row.output) for row in rows]
+
+
+def part_schema(data: bytes, format: str) -> Json:
+    """Return the columns of a part with their types, as a manifest shows them."""
+    if format == "jsonl":
+        return {"id": "any", "input": "any", "output": "any", "error": "code, message", "truncated": "bool"}
+    return {field.name: str(field.type) for field in pq.read_schema(pa.py_buffer(data))}
+
+
+def decode_part(data: bytes, format: str) -> bytes:
+    """Return the outcomes of a part as a payload, which `common.payloads.codec.decode_outcomes` opens.
+
+    Raises:
+        PayloadError: the bytes are not a part.
+    """
+    try:
+        ids, outcomes, kind = _from_lines(data) if format == "jsonl" else _from_parquet(data)
+        return encode_outcomes(range(len(ids)), ids, outcomes, kind)
+    except _NO_PART as error:
+        raise PayloadError(f"not a part ({format}): {str(error) or type(error).__name__:.500}") from error
+
+
+def _from_lines(data: bytes) -> tuple[list[Json], list[Outcome], None]:
+    lines = [json.loads(line) for line in data.splitlines()]
+    outcomes = [_outcome(line.get("output"), line.get("error"), line.get("truncated") is True) for line in lines]
+    return [line.get("id") for line in lines], outcomes, None
+
+
+def _from_parquet(data: bytes) -> tuple[list[Json], list[Outcome], Any]:
+    wanted = ["id", "output", "error_code", "error_message", "truncated"]
+    file = open_parquet(pa.py_buffer(data))
+    held = sum(file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups))
+    if held > MAX_EXPANDED or file.metadata.num_rows > MAX_ROWS:
+        raise ValueError(f"{held:,} bytes in {file.metadata.num_rows:,} rows, which is more than any part of ours has")
+    texts = [name for name in wanted if pa.types.is_string(file.schema_arrow.field(name).type)]
+    file = open_parquet(pa.py_buffer(data), read_dictionary=texts)  # one long text may stand in all rows
+    table = file.read(columns=wanted, use_threads=False)
+    table.validate(full=True)
+    if (held := sum(int(row_sizes(column).sum()) for column in table.columns)) > MAX_EXPANDED:
+        raise ValueError(f"its rows have {held:,} bytes, which is more than any part of ours has")
+    form = (table.schema.metadata or {}).get(_FORM)
+    columns = [table[name].to_pylist() for name in wanted]
+    kind = file.schema_arrow.field("output").type if form is None else None
+    outcomes = []
+    for _, output, code, message, truncated in zip(*columns, strict=True):
+        fault = {"code": code, "message": message or ""} if code is not None else None
+        value = json.loads(output) if form == _JSON and output is not None else output
+        outcomes.append(_outcome(value, fault, bool(truncated)))
+    return columns[0], outcomes, kind
+
+
+def _outcome(output: Json, error: Json, truncated: bool) -> Outcome:
+    return Outcome(output, Failure(str(error["code"]), str(error["message"])) if error else None, truncated)
+
+
+def _widely_read(kind: Any) -> Any:
+    """Return the type with lists of free length in place of fixed ones, which few readers of Parquet know."""
+    return pa.list_(kind.value_type) if pa.types.is_fixed_size_list(kind) else kind

@@ -1,0 +1,61 @@
+"""The end of a job whose outcomes are in files: all of them are there, its output is whole, the job is completed.
+
+Whoever commits the last chunk does it. If that worker dies over it, a reaper does: each step may be done twice.
+"""
+
+import logging
+
+import redis
+
+from common.errors import PayloadError, ResultsLost, StorageError, UnknownJob
+from common.payloads.job_payloads import JobPayloads
+from common.queue.jobs import Store
+from common.queue.ledger import Lease, Ledger
+from common.records import Failure
+
+logger = logging.getLogger(__name__)
+
+
+def settle_commit(store: Store, ledger: Ledger, payloads: JobPayloads, lease: Lease) -> None:
+    """Put the part of a chunk that was just committed in its place, and end the job if it was the last one.
+
+    What goes wrong here is no loss: the chunk is committed, and its part aside.
+    """
+    try:
+        if payloads.parts is not None:
+            payloads.parts.place(lease.chunk, lease.version)
+        if payloads.in_files:
+            publish(store, ledger, lease.job_id, payloads)
+    except (StorageError, PayloadError, UnknownJob, redis.RedisError) as error:
+        logger.warning("chunk %d of job %s waits for a reaper: %s", lease.chunk, lease.job_id, error)
+
+
+def publish(store: Store, ledger: Ledger, job_id: str, payloads: JobPayloads) -> bool:
+    """Say that the files of a job are all there, if that is all it lacks; return whether it was.
+
+    Where some are gone, their chunks are opened again and the job fails: a retry runs them.
+
+    Raises:
+        StorageError: their place cannot be read or written now.
+        PayloadError: the list of commits is broken.
+        UnknownJob: it was deleted meanwhile.
+        redis.RedisError: Redis is away.
+    """
+    commits = ledger.unpublished(job_id)
+    if not commits:
+        return False
+    parts = payloads.parts
+    if parts is not None:
+        parts.place_rest({chunk: versions[-1] for chunk, versions in commits.items() if versions})
+    lost = payloads.lost(commits)
+    job, failed = store.job(job_id), ledger.failed_in(job_id)
+    if ledger.unpublished(job_id) != commits:  # another one has done it meanwhile
+        return False
+    if lost:
+        ledger.discard(job_id, job.round, lost)
+        gone = f"The outcomes of {len(lost):,} of {len(commits):,} chunks are no longer in {payloads.place}"
+        ledger.fail(job_id, Failure(ResultsLost.code, f"{gone}: `producer retry {job_id}` runs these chunks again."))
+        return False
+    if parts is not None:
+        parts.close(job, {chunk: failed.get(chunk, 0) for chunk in sorted(commits)})
+    return ledger.publish(job_id, job.round)

@@ -1,0 +1,268 @@
+"""Files under an address: a directory of this machine, or whatever fsspec opens, as `s3://bucket/jobs`.
+
+A file is written whole or not at all: aside and renamed in a directory, by one request to an object store. Which
+addresses a process may open is not decided here (`common.storage.locations`).
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from common.errors import StorageError
+from common.storage.filesystem import is_in_bucket, open_file_system, storage_errors
+from common.storage.locations import is_address, local_path
+
+
+def open_storage(address: str, folder: str = "") -> "Storage":
+    """Return the files under a path or an address, or in a folder below it, which is no link.
+
+    Raises:
+        StorageError: the address is of a kind that cannot be opened here.
+    """
+    if is_address(address):
+        return RemoteStorage(f"{address.rstrip('/')}/{folder}")
+    return LocalStorage(local_path(address), folder)
+
+
+class Storage(ABC):
+    """Files under one address, by their names below it. Every method raises `StorageError` when it cannot be used."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Check that files could be written here, as far as that is seen without writing any."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes; None where there is none."""
+
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all; one of that name is replaced."""
+
+    @abstractmethod
+    def move(self, source: str, target: str) -> bool:
+        """Put a file in the place of another; return False if it is not there (any more)."""
+
+    @abstractmethod
+    def remove(self, *names: str) -> None:
+        """Remove files; those that are not there are left out."""
+
+    @abstractmethod
+    def prune(self, folder: str) -> None:
+        """Remove a folder, and those it lies in, unless something is in them."""
+
+    @abstractmethod
+    def remove_all(self) -> None:
+        """Remove everything under the address."""
+
+    @abstractmethod
+    def names(self, folder: str = "") -> list[str]:
+        """Return the names of the files directly in a folder, sorted; none where there is no such folder."""
+
+
+class LocalStorage(Storage):
+    """Files in a directory, which is made when the first one is written.
+
+    Below the root no link is followed: whoever else may write there could lead us anywhere by one. The folders of a
+    name are opened one after the other, so that none can be exchanged for a link between a check and its use.
+    """
+
+    def __init__(self, root: Path, folder: str = "") -> None:
+        self._root = root
+        self._folder = folder
+
+    def check(self) -> None:
+        """Check that the directory, or the nearest one above it that is there, may be written."""
+        with self._errors("write", ""):
+            there = next(place for place in (self._root, *self._root.absolute().parents) if place.exists())
+            if not there.is_dir():
+                raise NotADirectoryError(f"{there} is no directory")
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(f"{there} may not be written by this user")
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes; None where there is none."""
+        with self._errors("read", name):
+            try:
+                with self._opened(name) as (folder, file):
+                    found = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+            except FileNotFoundError:
+                return None
+            with os.fdopen(found, "rb") as stream:
+                if not stat.S_ISREG(os.fstat(found).st_mode):
+                    raise OSError(errno.EINVAL, "it is not a regular file")
+                return stream.read()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file aside, have the disk take it, and rename it."""
+        with self._errors("write", name), self._opened(name, make=True) as (folder, file):
+            aside = f".{file}.{secrets.token_hex(4)}.part"
+            try:
+                made = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder)
+                with os.fdopen(made, "wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(aside, file, src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(aside, dir_fd=folder)
+                raise
+
+    def move(self, source: str, target: str) -> bool:
+        """Rename a file."""
+        with self._errors("write", target), self._opened(target, make=True) as (target_folder, target_file):
+            try:
+                with self._opened(source) as (folder, file):
+                    os.replace(file, target_file, src_dir_fd=folder, dst_dir_fd=target_folder)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def remove(self, *names: str) -> None:
+        """Remove files."""
+        for name in names:
+            missing = contextlib.suppress(FileNotFoundError)
+            with self._errors("remove", name), missing, self._opened(name) as (folder, file):
+                os.unlink(file, dir_fd=folder)
+
+    def prune(self, folder: str) -> None:
+        """Remove a folder, and those it lies in, unless something is in them."""
+        place = PurePosixPath(folder)
+        with contextlib.suppress(OSError):
+            while place.name:
+                with self._opened(str(place)) as (above, name):
+                    os.rmdir(name, dir_fd=above)
+                place = place.parent
+
+    def remove_all(self) -> None:
+        """Remove the directory."""
+        with self._errors("remove", ""), contextlib.suppress(FileNotFoundError):
+            if not self._folder:
+                shutil.rmtree(self._root)
+                return
+            with self._opened("") as (above, name):
+                shutil.rmtree(name, dir_fd=above)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Return the names of the files directly in a folder."""
+        with self._errors("list", folder):
+            try:
+                with self._opened(f"{folder}/.") as (opened, _), os.scandir(opened) as entries:
+                    found = sorted(entry.name for entry in entries if entry.is_file() or entry.is_symlink())
+            except FileNotFoundError:
+                return []
+        return [name for name in found if not name.startswith(".")]  # those aside belong to nobody yet
+
+    @contextlib.contextmanager
+    def _opened(self, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+        """Open the folder of a name, made if need be; yield its descriptor and the last part of the name."""
+        *folders, last = f"{self._folder}/{name}".strip("/").split("/")
+        if ".." in folders or last == "..":
+            raise OSError(errno.EINVAL, "it leads out of its place")
+        if make:
+            self._root.mkdir(parents=True, exist_ok=True)
+        opened = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for folder in filter(None, folders):
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(folder, dir_fd=opened)
+                below = _open_folder(folder, opened)
+                os.close(opened)
+                opened = below
+            yield opened, last
+        finally:
+            os.close(opened)
+
+    @contextlib.contextmanager
+    def _errors(self, verb: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            place = self._root / self._folder / name
+            raise StorageError(f"Cannot {verb} {place}: {error.strerror or error}.") from error
+
+
+def _open_folder(name: str, above: int) -> int:
+    try:
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+    except NotADirectoryError:
+        if stat.S_ISLNK(os.lstat(name, dir_fd=above).st_mode):
+            raise OSError(errno.ELOOP, f"{name} is a link, and links are not followed here") from None
+        raise
+
+
+class RemoteStorage(Storage):
+    """Files at an address that fsspec knows. Credentials are those of its own library, as AWS_ACCESS_KEY_ID."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address.rstrip("/")
+        self._files, self._base = open_file_system(self._address)
+
+    def check(self) -> None:
+        """Check that the bucket is there, and open to these credentials."""
+        self.names()  # says what is wrong with the credentials
+        bucket = self._base.partition("/")[0]
+        with storage_errors("write", self._address):
+            if is_in_bucket(self._address) and not self._files.exists(bucket):
+                raise StorageError(f"Cannot write {self._address}: there is no bucket {bucket}.")
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes; None where there is none."""
+        with storage_errors("read", f"{self._address}/{name}"):
+            try:
+                data: bytes = self._files.cat_file(self._path(name))
+            except FileNotFoundError:
+                return None
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file by one request."""
+        with storage_errors("write", f"{self._address}/{name}"):
+            if not is_in_bucket(self._address):
+                self._files.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+            self._files.pipe_file(self._path(name), data)
+
+    def move(self, source: str, target: str) -> bool:
+        """Copy a file and remove it: object stores know no renaming."""
+        with storage_errors("write", f"{self._address}/{target}"):
+            try:
+                self._files.cp_file(self._path(source), self._path(target))
+            except FileNotFoundError:
+                return False
+            with contextlib.suppress(FileNotFoundError):
+                self._files.rm_file(self._path(source))
+        return True
+
+    def remove(self, *names: str) -> None:
+        """Remove files, one request each."""
+        for name in names:
+            with storage_errors("remove", f"{self._address}/{name}"), contextlib.suppress(FileNotFoundError):
+                self._files.rm_file(self._path(name))
+
+    def prune(self, folder: str) -> None:
+        """Nothing is to be done: object stores have no folders."""
+
+    def remove_all(self) -> None:
+        """Remove everything whose name begins with the address."""
+        with storage_errors("remove", self._address), contextlib.suppress(FileNotFoundError):
+            self._files.rm(self._base, recursive=True)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Return the names of the files directly in a folder."""
+        with storage_errors("list", f"{self._address}/{folder}"):
+            try:
+                entries = self._files.ls(self._path(folder).rstrip("/"), detail=True)
+            except FileNotFoundError:
+                return []
+        return sorted(entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file")
+
+    def _path(self, name: str) -> str:
+        return f"{self._base}/{name}"

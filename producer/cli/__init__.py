@@ -1,0 +1,1 @@
+"""The command line `producer`: parses arguments, calls the Python API, prints."""

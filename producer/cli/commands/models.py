@@ -1,0 +1,65 @@
+"""`producer models`: the fine-tuned models, and bringing one out of the store."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from common.errors import UsageError, path_errors
+from common.jobs import iso_time
+from common.models.registry_location import job_of, open_store, store_address
+from common.records import Json
+from common.settings import load_settings
+from producer.cli.options import json_option
+from producer.cli.terminal import print_json, say
+
+if TYPE_CHECKING:
+    from common.models.registry import ModelsStore
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def models(context: click.Context, as_json: bool) -> None:
+    """List the fine-tuned models of the store (HUGQUEUE_MODELS_URL; embedded: the state directory).
+
+    \b
+      producer models
+      producer models export job:0123456789ab ./my-model
+    """
+    if context.invoked_subcommand:
+        return
+    found = _store().models()
+    if as_json:
+        print_json([_with_iso_times(model.card) for model in found])
+        return
+    from producer.cli.tables import show_models
+
+    show_models(found)
+    if not found:
+        say("There are no models yet. `producer finetune FILE --model ID` makes one.")
+
+
+@models.command()
+@click.argument("model", metavar="job:ID")
+@click.argument("directory", type=click.Path(path_type=Path))
+def export(model: str, directory: Path) -> None:
+    """Copy the model of a job into DIRECTORY, which must not exist: weights, tokenizer, configuration, cards."""
+    job_id = job_of(model if model.startswith("job:") else f"job:{model}")
+    with path_errors(f"{directory} cannot be written"):
+        there = directory.absolute().parent.is_dir()
+    if not there:
+        raise UsageError(f"{directory} cannot be written: there is no directory {directory.absolute().parent}.")
+    _store().export(str(job_id), directory.absolute())
+    click.echo(directory)
+
+
+def _with_iso_times(card: Mapping[str, Json]) -> dict[str, Json]:
+    times = {name: value for name, value in card.items() if name.endswith("_at") and isinstance(value, int | float)}
+    return {**card, **{name: iso_time(value) for name, value in times.items()}}
+
+
+def _store() -> "ModelsStore":
+    settings: Any = load_settings()
+    return open_store(store_address(settings), settings.model_cache)

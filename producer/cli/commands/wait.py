@@ -1,0 +1,74 @@
+"""`producer wait` and `watch`."""
+
+import sys
+
+import click
+
+from producer.cli.exit_status import exit_status
+from producer.cli.options import job_argument, json_option, selecting
+from producer.cli.session import open_client
+from producer.cli.terminal import print_json, say
+
+
+@click.command()
+@selecting
+@json_option
+def wait(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_json: bool) -> None:
+    """Wait until jobs are finished; the exit status is that of the worst.
+
+    Name them, or choose them by --name and --label among those there are now. Ctrl-C stops the waiting, not the jobs.
+
+    \b
+    Exit status:
+      0    every record succeeded
+      3    some records failed
+      1    a job failed or was cancelled
+      2    wrong usage
+      130  after Ctrl-C
+    """
+    from producer.cli.job_arguments import choose
+    from producer.cli.watch import in_words
+    from producer.job_filter import Selection, parse_labels
+
+    with open_client() as client:
+        chosen = choose(client, jobs, Selection(name=name, labels=parse_labels(labels)))
+        if not all(job.state.status.finished for job in chosen):
+            client.start_worker()
+        finished = [client.wait(job.id, lambda _: None, say) for job in chosen]
+    if as_json:
+        print_json([job.as_dict() for job in finished])
+    else:
+        for job in finished:
+            say(in_words(job))
+    # From best to worst: 0, 3, 1.
+    sys.exit(max(map(exit_status, finished), key=(0, 3, 1).index))
+
+
+@click.command()
+@job_argument
+@json_option
+def watch(job: str, as_json: bool) -> None:
+    """Watch a job's progress until it is finished.
+
+    Ctrl-C stops the watching, not the job.
+
+    \b
+    Exit status:
+      0    every record succeeded
+      3    some records failed
+      1    the job failed or was cancelled
+      2    wrong usage
+      130  after Ctrl-C
+    """
+    from producer.cli.watch import follow, in_words
+
+    with open_client() as client:
+        job = client.full_id(job)
+        if not client.look(job).status.finished:
+            client.start_worker()
+        finished = follow(client, job, say)
+    if as_json:
+        print_json(finished.as_dict())
+    else:
+        say(in_words(finished))
+    sys.exit(exit_status(finished))

@@ -1,0 +1,120 @@
+"""Following a job to its end, with progress; and what is said of it then."""
+
+from common.durations import duration
+from common.errors import UsageError
+from common.jobs import Job
+from common.queue.heartbeats import serving
+from common.records import JobStatus
+from producer.cli.failures import count_failures, failures_in_words
+from producer.cli.progress import JobProgress, job_progress
+from producer.cli.terminal import Say
+from producer.client import Client
+
+
+def follow(client: Client, job_id: str, say: Say) -> Job:
+    """Return the job once it is finished; show its progress meanwhile. Ctrl-C ends that, not the job.
+
+    Raises:
+        UnknownJob: there is none of that id.
+    """
+    try:
+        with job_progress() as progress:
+            job = client.wait(job_id, _Watcher(client, progress, say, own=False), say)
+    except KeyboardInterrupt:
+        say(f"Job {job_id} is not stopped. `producer watch {job_id}` comes back to it.")
+        raise
+    _say_end(client, job, say)
+    return job
+
+
+def follow_to_end(client: Client, job_id: str, say: Say) -> tuple[Job, bool]:
+    """Follow a job that this command has submitted, by `follow_own` where the worker is its own, else by `follow`.
+
+    Returns:
+        The finished job, and whether it was cancelled by Ctrl-C.
+    """
+    return follow_own(client, job_id, say) if client.embedded else (follow(client, job_id, say), False)
+
+
+def follow_own(client: Client, job_id: str, say: Say) -> tuple[Job, bool]:
+    """Follow a job whose worker lives only as long as this command; Ctrl-C cancels it, then.
+
+    Returns:
+        The finished job, and whether it was cancelled by Ctrl-C.
+
+    Raises:
+        UsageError: the worker has not the device that the job asks for; the job is cancelled.
+        KeyboardInterrupt: a second Ctrl-C, while the job is being cancelled.
+    """
+    interrupted = False
+    try:
+        with job_progress() as progress:
+            job = client.wait(job_id, _Watcher(client, progress, say, own=True), say)
+    except KeyboardInterrupt:
+        interrupted = True
+        say(f"Cancelling job {job_id}; what is done is kept. Press Ctrl-C again to leave at once.")
+        client.cancel(job_id)
+        job = client.wait(job_id, lambda _: None, say)
+    _say_end(client, job, say)
+    return job, interrupted
+
+
+class _Watcher:
+    """Takes every state of a job that is seen: shows the progress, and says what keeps it from going on."""
+
+    def __init__(self, client: Client, progress: JobProgress, say: Say, *, own: bool) -> None:
+        self._client = client
+        self._progress = progress
+        self._say = say
+        self._own = own
+        self._refusals: set[str] = set()
+
+    def __call__(self, job: Job) -> None:
+        self._progress.update(job)
+        if job.status.finished:
+            return
+        self._say_refusals(job)
+        if self._own and job.status is JobStatus.QUEUED and job.spec.queue != "any":
+            self._check_device(job)
+
+    def _say_refusals(self, job: Job) -> None:
+        for worker, reason in self._client.refusals(job.id).items():
+            if reason not in self._refusals:
+                self._refusals.add(reason)
+                self._say(f"Worker {worker} passes this job over for now: {reason}")
+
+    def _check_device(self, job: Job) -> None:
+        """End a job that waits for a device which the worker of this command has not."""
+        ready = [worker for worker in self._client.workers() if worker.state == "ready"]
+        if ready and not serving(ready, job.spec.queue):
+            self._client.cancel(job.id)
+            raise UsageError(
+                f"--device {job.spec.queue}: the embedded worker runs on {ready[0].device} ({ready[0].device_name}). "
+                "Leave --device out, or set REDIS_URL to a Redis with such a worker."
+            )
+
+
+def in_words(job: Job) -> str:
+    """Return how a finished job went, in one line."""
+    counts = job.counts
+    text = f"job {job.id}: {job.status}, {counts.succeeded:,} succeeded, {counts.failed:,} failed"
+    if job.started_at and job.finished_at:
+        text += f", in {duration(job.finished_at - job.started_at)}"
+    if job.failure:
+        text += f"; {job.failure.code}: {job.failure.message}"
+    return text
+
+
+def _say_end(client: Client, job: Job, say: Say) -> None:
+    counts = job.counts
+    done = f"{counts.done:,} of {job.records or 0:,} records are done"
+    if job.status is JobStatus.FAILED and job.failure:
+        say(f"Job {job.id} failed: {job.failure.code}: {job.failure.message}")
+        if counts.done:
+            say(f"{done}: `producer results {job.id}` gives them.")
+    elif job.status is JobStatus.CANCELLED:
+        say(f"Job {job.id} was cancelled: {done}.")
+    elif counts.failed:
+        say(failures_in_words(job, count_failures(client, job, say)))
+    if counts.truncated:
+        say(f'{counts.truncated:,} records were cut to what the model takes (marked "truncated").')

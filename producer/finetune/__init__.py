@@ -1,0 +1,1 @@
+"""Fine-tune jobs: their plan, their training data and their report."""

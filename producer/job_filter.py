@@ -1,0 +1,73 @@
+"""Choosing jobs: by status, name and labels."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from common.errors import UsageError
+from common.jobs import Job
+from common.records import JobStatus, check_label
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which jobs are meant; what is left out does not matter."""
+
+    status: JobStatus | None = None
+    name: str | None = None  #: `*` stands for any text
+    labels: Mapping[str, str] = field(default_factory=dict)
+    older_than: float | None = None  #: seconds since they were submitted
+
+    def takes(self, job: Job) -> bool:
+        """Whether the job is one of them."""
+        if self.status not in (None, job.status) or not self.labels.items() <= job.spec.labels.items():
+            return False
+        if self.older_than is not None and time.time() - job.spec.created_at <= self.older_than:
+            return False
+        return self.name is None or _matches(self.name, job.spec.name or "")
+
+    def __bool__(self) -> bool:
+        """Whether it leaves out any job."""
+        return bool(self.status or self.name is not None or self.labels or self.older_than is not None)
+
+    def __str__(self) -> str:
+        parts = [f"status {self.status}"] if self.status else []
+        parts += [f"name {self.name!r}"] if self.name is not None else []
+        parts += [f"an age above {self.older_than:g} s"] if self.older_than is not None else []
+        return " and ".join(parts + [f"label {key}={value}" for key, value in self.labels.items()])
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name, re.DOTALL) is not None
+
+
+def parse_labels(labels: Sequence[str]) -> dict[str, str]:
+    """Return the `-l` options: KEY=VALUE.
+
+    Raises:
+        UsageError: one has no `=`, a key is given twice, or one is too long or cannot be shown.
+    """
+    parsed: dict[str, str] = {}
+    for label in labels:
+        key, equals, value = label.partition("=")
+        if not equals:
+            raise UsageError(f"-l {label!r}: expected KEY=VALUE, as run=7.")
+        if parsed.get(key, value) != value:
+            raise UsageError(f"-l {label!r}: the label {key!r} is given twice, as {parsed[key]!r} before.")
+        parsed[key] = value
+    return check_labels(parsed)
+
+
+def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels.
+
+    Raises:
+        UsageError: one is too long, cannot be shown, or is no text.
+    """
+    for key, value in labels.items():
+        try:
+            check_label(key, value)
+        except ValueError as error:
+            raise UsageError(f"The label {key}={value}: {error}.") from error
+    return dict(labels)

@@ -1,0 +1,1 @@
+"""Submitting a job: from inputs and options to chunks in the store."""

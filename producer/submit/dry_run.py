@@ -1,0 +1,130 @@
+"""`producer submit --dry-run`: checks what `submit` checks, reads everything, and tells what would be done."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+from common.errors import HugqueueError, StoreUnavailable
+from common.records import Failure, Json, visible
+from producer.submit.chunk_source import Piece
+from producer.submit.chunking import cut_chunks
+from producer.submit.duplicate_ids import watch_duplicates
+from producer.submit.plan import Plan
+from producer.submit.upload import Totals, check_size
+
+#: Bad records that are shown.
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What submitting would do."""
+
+    task: str
+    model: str | None
+    revision: str | None
+    queue: str
+    chunk_records: int  #: in the largest chunk
+    records: int
+    chunks: int
+    bytes: int  #: of text
+    bad: int  #: records that cannot be read
+    bad_by_code: Mapping[str, int]  #: the same by error code, the most frequent first
+    bad_examples: tuple[Failure, ...]  #: the first of them
+    served: bool  #: whether there is a worker for them, or one would be started
+    who_serves: str  #: the same in words
+
+    def as_dict(self) -> dict[str, Json]:
+        """Return what `--json` shows."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """Return it for people."""
+        lines = {
+            "task": self.task,
+            "model": (self.model or "none") + (f" @ {self.revision}" if self.revision else ""),
+            "records": f"{self.records:,}",
+            "chunks": f"{self.chunks:,} of up to {self.chunk_records:,} records",
+            "bytes": f"{self.bytes:,} of text",
+            "bad": f"{self.bad:,} records that cannot be read" + (f" ({self._codes}), such as:" if self.bad else ""),
+        }
+        text = [f"{key:<8} {value}" for key, value in lines.items()]
+        text += [f"         {failure.code}: {failure.message}" for failure in self.bad_examples]
+        return visible("\n".join([*text, f"{'queue':<8} {self.queue}: {self.who_serves}", "Nothing was submitted."]))
+
+    @property
+    def _codes(self) -> str:
+        return ", ".join(f"{code} {count:,}" for code, count in self.bad_by_code.items())
+
+
+def make_report(plan: Plan, say: Callable[[str], None]) -> Report:
+    """Return what submitting would do; nothing is written anywhere.
+
+    Args:
+        plan: what to submit.
+        say: gets what `submit` would warn about.
+
+    Raises:
+        UsageError: the input cannot be read to its end, or is larger than one job may be.
+    """
+    totals = Totals()
+    bad: list[Failure] = []
+    codes: Counter[str] = Counter()
+    largest = 0
+    if plan.warning:
+        say(f"Warning: {plan.warning}")
+    for chunk, held in cut_chunks(watch_duplicates(plan.records(), say), plan.chunks()):
+        totals.add(Piece.of(chunk, held))
+        largest = max(largest, len(chunk))
+        check_size(totals, plan.settings)
+        failures = [record.failure for record in chunk if record.failure]
+        codes.update(failure.code for failure in failures)
+        bad += failures[: _SHOWN - len(bad)]
+    served, who = _who_serves(plan, say)
+    spec = plan.spec
+    return Report(
+        task=spec.task,
+        model=spec.model,
+        revision=spec.revision,
+        queue=spec.queue,
+        chunk_records=largest,
+        records=totals.records,
+        chunks=totals.chunks,
+        bytes=totals.bytes,
+        bad=totals.bad,
+        bad_by_code=dict(codes.most_common()),
+        bad_examples=tuple(bad),
+        served=served,
+        who_serves=who,
+    )
+
+
+def _who_serves(plan: Plan, say: Callable[[str], None]) -> tuple[bool, str]:
+    """Return whether there is, or would be, a worker for the job, and the same in words.
+
+    `say` is told why Redis may lose the job.
+
+    Raises:
+        UsageError: the model is that of a job which has none.
+    """
+    if plan.settings.embedded:
+        from producer.embedded.attach import check_embedded
+
+        try:
+            check_embedded(plan.settings)
+        except HugqueueError as error:
+            return False, str(error)
+        return True, "an embedded Redis and worker would be started"
+    from producer.model_check import check_job_model
+    from producer.queue_connection import Connection
+
+    connection = Connection(plan.settings)
+    try:
+        connection.check()
+        for weakness in connection.weaknesses():
+            say(f"Warning: {weakness}")
+        served = connection.serves(plan.spec.queue)
+        check_job_model(connection, plan.spec.model)
+    except StoreUnavailable as error:
+        return False, str(error)
+    return served, "a live worker serves it" if served else "no live worker serves it"

@@ -1,0 +1,160 @@
+"""Records that a program gives, in place of a file: texts, objects, or pairs of id and input, one after the other."""
+
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date, time, timedelta
+from decimal import Decimal
+from glob import iglob
+from itertools import chain
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from common.errors import UsageError
+from common.inputs.media import attached
+from common.inputs.record_builder import RecordMaker
+from common.inputs.sources import Source
+from common.json_codec import plain, to_json
+from common.records import Failure, Json, Record
+from common.tasks import Task
+from producer.submit.python_tables import HasColumnNames, HasColumns, Table, table_of
+
+#: What a program may give: a path (a text by itself is one), several paths, a table, or records.
+Given = (
+    str
+    | PathLike[str]
+    | Mapping[str, Sequence[Any]]
+    | HasColumns
+    | HasColumnNames
+    | Iterable[str | Mapping[str, Json] | list[Json] | tuple[Json, Json] | PathLike[str]]
+)
+
+#: What is written as its text, since JSON has no such thing: as cells of Parquet are.
+_AS_TEXT = (UUID, Decimal, date, time, timedelta)
+_NOTHING = object()
+
+
+class _Program(Source):
+    """The program that gives the records; messages count them from 0, as their ids do."""
+
+    def place(self, number: int) -> str:
+        return f"record {number - 1}"
+
+
+def split_given(given: Any) -> tuple[tuple[str, ...], Iterable[Any]]:
+    """Return the paths that are given, or the records (a `Table`, if they have columns); the other one is empty.
+
+    A text by itself is a path, texts one after the other are records; several paths are `pathlib.Path`.
+
+    Raises:
+        UsageError: nothing is given, it cannot be gone through, or it is one record by itself.
+    """
+    if isinstance(given, str) and not _names_files(given):
+        raise UsageError(f"records={given[:80]!r}: there is no such file. A single record goes into a list.")
+    if isinstance(given, str | PathLike):
+        return (fspath(given),), ()
+    if table := table_of(given):
+        return (), table
+    if isinstance(given, bytes | bytearray):
+        raise UsageError("records: expected a path, or records to go through, found bytes.")
+    try:
+        rest: Iterator[Any] = iter(given)
+    except TypeError as error:
+        raise UsageError(f"records: expected a path, or records to go through, found {given!r:.100}.") from error
+    first = next(rest, _NOTHING)
+    if first is _NOTHING:
+        raise UsageError("Empty input: records holds no record.")
+    if isinstance(first, PathLike):
+        return tuple(map(_path, chain([first], rest))), ()
+    return (), chain([first], rest)
+
+
+def _names_files(text: str) -> bool:
+    """Whether a text names inputs: a place that is there, an address, a data set of the hub, or a pattern."""
+    if text == "-" or text.startswith("hf:") or "://" in text:
+        return True
+    try:
+        return Path(text).expanduser().exists() or any(iglob(text, recursive=True))  # noqa: PTH207 - absolute ones too
+    except (OSError, ValueError):  # longer than a name may be; a zero byte
+        return False
+
+
+def given_records(
+    values: Iterable[Any] | Table, task: Task, *, column: str | None, id_column: str | None, max_record_bytes: int
+) -> Iterator[Record]:
+    """Return a record for each value; a value that cannot be one fails alone, as a line of a file does.
+
+    Args:
+        values: texts, objects, lists (of chat messages), or pairs of an id and one of these; or a table.
+        task: says which fields make an input.
+        column: the key of an object that holds the input.
+        id_column: the key that holds the id; else `id` or `custom_id`, else the number from 0.
+        max_record_bytes: what is longer fails.
+
+    Raises:
+        UsageError: a table lacks a column that is asked for or that the task needs.
+    """
+    make = RecordMaker(_Program("records", "jsonl"), task, column, id_column, several=False)
+    if isinstance(values, Table):
+        records = _table_records(make.with_columns(values.columns), values, max_record_bytes)
+    else:
+        records = (_record(make, number, value, max_record_bytes) for number, value in enumerate(values))
+    return attached(records, task, max_record_bytes) if task.media else records
+
+
+def _table_records(make: RecordMaker, table: Table, max_bytes: int) -> Iterator[Record]:
+    """Return the records of a table, read from the columns that they need: others may hold what JSON lacks."""
+    names = make.columns(table.columns)
+    if table.batches is not None:
+        from common.inputs.parquet import records_of_batches  # pyarrow takes a while to import
+
+        return records_of_batches(make, (batch.select(names) for batch in table.batches), max_bytes)
+    rows = ({name: row.get(name) for name in names} for row in table.rows)
+    return (_record(make, number, row, max_bytes) for number, row in enumerate(rows))
+
+
+def _record(make: RecordMaker, number: int, value: Any, max_bytes: int) -> Record:
+    try:
+        if isinstance(value, tuple) and len(value) == 2:
+            return replace(_record(make, number, value[1], max_bytes), id=_json_of(value[0]))
+        row = _json_of(value)
+        size = len((row if isinstance(row, str) else to_json(row)).encode(errors="surrogatepass"))
+    except (TypeError, ValueError, OverflowError, KeyError) as error:  # the last three: times of Arrow
+        return make.failed(number, Failure("wrong_type", f"record {number}: {error}"), reprlib.repr(value))
+    except RecursionError:
+        what = f"record {number}: it holds itself, or is nested too deeply"
+        return make.failed(number, Failure("wrong_type", what), reprlib.repr(value))
+    if size > max_bytes:
+        text = f"record {number}: the record is longer than {max_bytes:,} bytes (HUGQUEUE_MAX_RECORD_BYTES)"
+        return make.failed(number, Failure("too_large", text), (row if isinstance(row, str) else to_json(row))[:200])
+    return make.record(number, number + 1, row)
+
+
+def _json_of(value: Any) -> Json:
+    """Return a program's value in terms of JSON: bytes are text in UTF-8, and what JSON lacks is its text.
+
+    Raises:
+        TypeError: it has no such form.
+        ValueError: bytes are not UTF-8, or a cell of Arrow cannot be a value of Python.
+        RecursionError: it holds itself, or is nested too deeply.
+    """
+    match value:
+        case str():
+            return value
+        case bytes():
+            return value.decode()
+        case Mapping():
+            return {str(key): _json_of(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_json_of(item) for item in value]
+    if hasattr(value, "as_py"):  # a cell of a pyarrow.Array
+        return _json_of(value.as_py())
+    return str(value) if isinstance(value, _AS_TEXT) else plain(value)
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, PathLike):
+        raise UsageError(f"records: a path among them was followed by {value!r:.100}; give paths alone, or records.")
+    return str(Path(value))

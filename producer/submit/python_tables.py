@@ -1,0 +1,103 @@
+"""Tables that programs hold, as rows: pandas, polars, pyarrow, `datasets`, and an object of columns.
+
+They are told by their methods, so that none of these libraries is imported here.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from common.errors import UsageError
+from common.records import Json
+
+#: Rows that are turned into Python's objects at a time.
+_ROWS = 1000
+
+
+class HasColumns(Protocol):
+    """A table of pandas, polars or pyarrow, for type checkers."""
+
+    @property
+    def columns(self) -> Any:
+        """Its columns, or their names."""
+
+
+class HasColumnNames(Protocol):
+    """A data set of `datasets`, for type checkers."""
+
+    @property
+    def column_names(self) -> Any:
+        """The names of its columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under the names of their columns, or in their place Arrow's batches of them."""
+
+    columns: tuple[str, ...]
+    rows: Iterable[Mapping[str, Any]] = ()
+    batches: Iterable[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows if self.batches is None else self.batches)
+
+
+def table_of(value: Any) -> Table | None:  # noqa: PLR0911 - one kind of table after the other
+    """Return the table that `value` is, None if it is none.
+
+    Raises:
+        UsageError: it is an object that is no table: a record by itself, splits of a data set, columns of lengths
+            that differ.
+    """
+    if isinstance(value, Mapping):
+        return _table_of_columns(value)
+    if hasattr(value, "iloc") and hasattr(value, "columns"):  # pandas.DataFrame
+        return Table(_names(value.columns), _pandas_rows(value))
+    if hasattr(value, "iter_rows") and hasattr(value, "columns"):  # polars.DataFrame
+        return Table(_names(value.columns), value.iter_rows(named=True))
+    if hasattr(value, "to_batches"):  # pyarrow.Table, pyarrow.dataset.Dataset
+        return Table(_names(value.schema.names), batches=value.to_batches())
+    if hasattr(value, "to_pylist") and hasattr(value, "schema"):  # pyarrow.RecordBatch
+        return Table(_names(value.schema.names), batches=[value])
+    if hasattr(value, "features") and getattr(value, "column_names", None):  # datasets.Dataset, IterableDataset
+        return Table(_names(value.column_names), value)
+    return None
+
+
+def _names(columns: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(map(str, columns))
+
+
+def _table_of_columns(value: Mapping[Any, Any]) -> Table:
+    if any(hasattr(item, "features") and hasattr(item, "column_names") for item in value.values()):
+        splits = ", ".join(map(repr, value))
+        raise UsageError(f"records holds several splits of a data set: choose one of {splits}.")
+    columns = {str(name): _column(column) for name, column in value.items()}
+    found = {name: column for name, column in columns.items() if column is not None}
+    if not found or len(found) < len(columns):
+        raise UsageError(
+            "records is a single object. A table is an object of columns, each a list of its cells; a single record "
+            "goes into a list: records=[{...}]."
+        )
+    lengths = {name: len(column) for name, column in found.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise UsageError(f"The columns of records must be of one length, found: {told}.")
+    rows = (dict(zip(found, cells, strict=True)) for cells in zip(*found.values(), strict=True))
+    return Table(tuple(found), rows)
+
+
+def _column(value: Any) -> Any:
+    """Return what has a length and can be gone through but is no text and no object, else None."""
+    if isinstance(value, str | bytes | Mapping) or not (hasattr(value, "__len__") and hasattr(value, "__iter__")):
+        return None
+    return value
+
+
+def _pandas_rows(frame: Any) -> Iterator[dict[str, Json]]:
+    names = _names(frame.columns)
+    for first in range(0, len(frame), _ROWS):
+        part = frame.iloc[first : first + _ROWS]
+        cells = part.astype(object).where(part.notna(), None)  # what pandas has for "nothing" is None
+        for row in cells.itertuples(index=False, name=None):
+            yield dict(zip(names, row, strict=True))

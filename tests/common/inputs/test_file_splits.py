@@ -1,0 +1,201 @@
+"""Reading in place: the ranges of a file hold the records that reading it from its beginning gives, and no others."""
+
+import json
+from collections.abc import Iterator
+from itertools import repeat
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import PayloadError, StorageError, UsageError
+from common.inputs import find_inputs
+from common.inputs.file_split import Cut, RowRange, is_range
+from common.inputs.record_builder import RecordMaker
+from common.inputs.sources import Source
+from common.inputs.splitting import can_be_cut, cut_source, read_rows, size_to_cut
+from common.payloads.codec import encode_records
+from common.records import Record
+from common.storage.storage import open_storage
+from common.tasks import TASKS
+
+TASK = TASKS["fill-mask"]
+MOST = 200  # bytes of a record
+
+
+def cuts(name: str, format: str, *, records: int = 3, most_bytes: int = 50, column: str | None = None) -> list[Cut]:
+    make = RecordMaker(Source(name, format), TASK, column, None, several=False)
+    return list(cut_source(make, MOST, repeat(records), most_bytes))
+
+
+def in_place(found: list[Cut]) -> Iterator[Record]:
+    for cut in found:
+        records = read_rows(RowRange.decode(cut.rows.encode()), TASK)
+        assert len(records) == cut.records
+        yield from records
+
+
+def from_the_beginning(name: str, format: str, column: str | None = None) -> list[Record]:
+    return list(find_inputs([name], TASK, format=format, column=column).records(MOST))
+
+
+LINES = st.lists(
+    st.one_of(
+        st.binary(max_size=30).map(lambda line: line.replace(b"\0", b"")),
+        st.text(max_size=30).map(lambda text: text.replace("\0", "").encode(errors="replace")),
+        st.sampled_from([b"", b" \t", "\u3000\u00a0".encode(), b"\x1c\x1f", b"\r", b"x" * 300, "한".encode() * 90]),
+        st.text(max_size=9).map(lambda text: json.dumps({"id": 7, "text": text}).encode()),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@pytest.mark.parametrize("format", ["txt", "jsonl"])
+@settings(max_examples=60, deadline=None)
+@given(lines=LINES, end=st.sampled_from([b"\n", b"\r\n"]), bom=st.booleans(), last=st.booleans())
+def test_ranges_of_lines_hold_the_records_of_the_file(
+    tmp_path_factory: pytest.TempPathFactory, format: str, lines: list[bytes], end: bytes, bom: bool, last: bool
+) -> None:
+    path = tmp_path_factory.mktemp("lines") / "input"
+    path.write_bytes(b"\xef\xbb\xbf" * bom + b"first" + end + end.join(lines) + end * last)
+    assert list(in_place(cuts(str(path), format))) == from_the_beginning(str(path), format)
+
+
+@pytest.mark.parametrize("group", [1, 4, 7, 100])
+def test_ranges_of_parquet_hold_the_records_of_the_file(tmp_path: Path, group: int) -> None:
+    path = tmp_path / "input.parquet"
+    table = pa.table({"id": range(40), "words": [f"record {n} [MASK]" for n in range(40)], "other": ["x"] * 40})
+    pq.write_table(table, path, row_group_size=group)
+    found = cuts(str(path), "parquet", records=5, column="words")
+    assert max(cut.records for cut in found) <= 5
+    assert list(in_place(found)) == from_the_beginning(str(path), "parquet", "words")
+
+
+def test_ranges_of_parquet_are_cut_by_the_bytes_of_the_columns_that_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "input.parquet"
+    texts, others = ([f"{n:03d}" + letter * 997 for n in range(100)] for letter in "ab")
+    pq.write_table(pa.table({"words": texts, "other": others}), path, use_dictionary=False)
+    found = cuts(str(path), "parquet", records=50, most_bytes=10_000, column="words")
+    assert max(cut.records for cut in found) in (9, 10)
+    make = RecordMaker(Source(str(path), "parquet"), TASK, "words", None, several=False)
+    assert sum(cut.bytes for cut in found) == pytest.approx(size_to_cut(make), rel=0.01)
+
+
+def test_parquet_of_very_large_row_groups_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "input.parquet"
+    table = pa.table({"words": [f"{n:03d}" * 300 for n in range(100)]})
+    pq.write_table(table, path, use_dictionary=False)
+    monkeypatch.setattr("common.inputs.row_groups.GROUP_BYTES", 50_000)
+    assert not can_be_cut(Source(str(path), "parquet"))
+    pq.write_table(table, path, use_dictionary=False, row_group_size=50)
+    assert can_be_cut(Source(str(path), "parquet"))
+
+
+def test_no_range_is_larger_than_asked(tmp_path: Path) -> None:
+    path = tmp_path / "input.txt"
+    path.write_text("".join(f"line {n}\n" for n in range(1000)))
+    found = cuts(str(path), "txt", records=7, most_bytes=60)
+    assert sum(cut.records for cut in found) == 1000
+    assert all(cut.records <= 7 and cut.rows.end - cut.rows.start <= 60 for cut in found)
+
+
+def test_what_follows_an_oversized_line_is_in_no_range_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "input.txt"
+    path.write_bytes(b"a\n" + b"x" * 1_000_000 + b"\nb\n")
+    found = cuts(str(path), "txt")
+    assert sum(cut.rows.end - cut.rows.start for cut in found) < 2 * MOST
+    codes = [record.failure and record.failure.code for record in in_place(found)]
+    assert codes == [None, "too_large", None]
+
+
+def test_ranges_are_read_at_an_address(tmp_path: Path) -> None:
+    storage = open_storage(f"memory://{tmp_path.name}")
+    storage.write("input.txt", b"".join(b"line %d\n" % n for n in range(20)))
+    name = f"memory://{tmp_path.name}/input.txt"
+    assert [record.input for record in in_place(cuts(name, "txt"))] == [f"line {n}" for n in range(20)]
+    assert [record.input for record in from_the_beginning(name, "txt")] == [f"line {n}" for n in range(20)]
+    storage.remove_all()
+
+
+def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "input.txt"
+    path.write_text("one\ntwo\n")
+    rows = cuts(str(path), "txt")[0].rows
+    path.write_text("one\nthree\n")
+    with pytest.raises(PayloadError, match="was changed after the job was submitted: it had 8 bytes then, and has 10"):
+        read_rows(rows, TASK)
+    path.unlink()
+    with pytest.raises(StorageError, match="there is no such file"):
+        read_rows(rows, TASK)
+
+
+def test_a_file_that_changes_while_it_is_cut_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "input.txt"
+    path.write_text("one\ntwo\n")
+    make = RecordMaker(Source(str(path), "txt"), TASK, None, None, several=False)
+    found = cut_source(make, MOST, repeat(1), 1000)
+    assert next(found).records == 1
+    with path.open("a") as file:
+        file.write("three\n")
+    with pytest.raises(UsageError, match="was changed while it was submitted"):
+        list(found)
+
+
+def test_gzip_and_csv_cannot_be_cut(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\x1f\x8b\x08")
+    (tmp_path / "b.txt").write_bytes(b"text")
+    assert not can_be_cut(Source(str(tmp_path / "a.txt"), "txt"))
+    assert can_be_cut(Source(str(tmp_path / "b.txt"), "txt"))
+    assert not can_be_cut(Source(str(tmp_path / "b.txt"), "csv"))
+    assert not can_be_cut(Source("-", "txt"))
+
+
+SOUND = {
+    "source": "/x",
+    "format": "txt",
+    "start": 0,
+    "end": 1,
+    "first": 0,
+    "size": 1,
+    "version": "1",
+    "max_bytes": 9,
+    "column": None,
+    "id_column": None,
+    "several": False,
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"format": "csv"},
+        {"start": -1},
+        {"end": 1 << 40},
+        {"start": 5, "end": 2},
+        {"start": 0.5},
+        {"first": True},
+        {"column": 3},
+        {"several": 1},
+        {"more": 1},
+        {"max_bytes": 0},
+    ],
+)
+def test_a_forged_range_is_refused(wrong: dict[str, object]) -> None:
+    assert RowRange.decode(json.dumps(SOUND).encode())
+    with pytest.raises(PayloadError, match="not a range of rows"):
+        RowRange.decode(json.dumps(SOUND | wrong).encode())
+
+
+@pytest.mark.parametrize("text", [b"{}", b"[]", b"{", b"{" * 100_000, b'{"source": "/x"}'])
+def test_what_is_no_range_is_refused(text: bytes) -> None:
+    with pytest.raises(PayloadError, match="not a range of rows"):
+        RowRange.decode(text)
+
+
+def test_a_payload_of_records_is_no_range() -> None:
+    assert not is_range(encode_records([Record(0, "{")]))
+    assert is_range(RowRange(**SOUND).encode())

@@ -1,0 +1,156 @@
+"""Files as inputs of tasks over images: which are found, what goes with each record, and what fails alone."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from common.errors import UsageError
+from common.inputs import find_inputs
+from common.payloads.codec import decode_records, encode_records
+from common.records import Record
+from common.tasks import TASKS
+from producer.submit.chunking import FILE_CHUNK_BYTES, ChunkPlan, cut_chunks
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"x" * 100
+JPEG = b"\xff\xd8\xff\xe0" + b"y" * 100
+TASK = TASKS["image-classification"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    (tmp_path / "photos" / "b.png").write_bytes(PNG)
+    (tmp_path / "photos" / "A.JPG").write_bytes(JPEG)
+    (tmp_path / "photos" / "deep" / "c.jpeg").write_bytes(JPEG)
+    (tmp_path / "photos" / "notes.md").write_text("not an image")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def read(*inputs: str, limit: int = 1000, **options) -> list[Record]:
+    found = find_inputs(inputs, TASK, **options)
+    found.check(limit)
+    return list(found.records(limit))
+
+
+def test_a_file_is_a_record_its_path_the_id(place: Path):
+    assert read("photos/b.png", "photos/A.JPG") == [
+        Record("photos/b.png", "photos/b.png", blob=PNG),
+        Record("photos/A.JPG", "photos/A.JPG", blob=JPEG),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("photos", ["photos/A.JPG", "photos/b.png", "photos/deep/c.jpeg"]),
+        ("photos/*.png", ["photos/b.png"]),
+        ("photos/**/*.*g", ["photos/b.png", "photos/deep/c.jpeg"]),
+    ],
+)
+def test_directories_and_patterns_give_their_files_in_order(place: Path, name: str, found: list[str]):
+    assert [record.id for record in read(name)] == found
+
+
+@pytest.mark.parametrize("pattern", ["**/*.png", "./**/*.png", "photos/**", "ph*/**/*.png", "[p]hotos/**/b.p*"])
+def test_patterns_over_looping_links_end(place: Path, pattern: str):
+    for number in range(8):
+        (place / "photos" / "deep" / f"loop{number}").symlink_to(place / "photos")
+    found = [record.id for record in read(pattern)]
+    assert [name.removeprefix("./") for name in found if name.endswith(".png")] == ["photos/b.png"]
+    assert all(name.startswith("./") == pattern.startswith("./") for name in found)
+
+
+def test_image_columns_of_datasets_are_read(place: Path):
+    cells = [{"bytes": PNG, "path": "a.png"}, {"bytes": JPEG, "path": None}, {"bytes": None, "path": "photos/b.png"}]
+    cells += [{"bytes": b"not an image", "path": "x.png"}, None, {"bytes": PNG * 100, "path": "large.png"}]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array(cells, kind), "label": range(6)}), "photos.parquet")
+    records = read("photos.parquet")
+    assert [(r.id, r.input, r.blob) for r in records[:3]] == [
+        (0, "a.png", PNG),
+        (1, "photos.parquet row 2", JPEG),
+        (2, "photos/b.png", PNG),
+    ]
+    codes = [record.failure and record.failure.code for record in records]
+    assert codes == [None, None, None, "bad_image", "missing_field", "too_large"]
+    pq.write_table(pa.table({"image": [PNG, JPEG]}), "plain.parquet")
+    assert [record.blob for record in read("plain.parquet")] == [PNG, JPEG]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "options"),
+    [
+        ("list.txt", "photos/b.png\nphotos/A.JPG\n", {}),
+        ("list.csv", "id,image\n0,photos/b.png\n1,photos/A.JPG\n", {}),
+        ("list.csv", "id,photo\n0,photos/b.png\n1,photos/A.JPG\n", {}),
+        ("list.csv", "id,photo,by\n0,photos/b.png,me\n1,photos/A.JPG,you\n", {"column": "photo"}),
+        ("list.jsonl", '"photos/b.png"\n{"image": "photos/A.JPG"}\n', {}),
+        ("list", '{"file": "photos/b.png"}\n{"file": "photos/A.JPG"}\n', {"column": "file", "format": "jsonl"}),
+    ],
+)
+def test_a_list_of_paths_gives_their_files(place: Path, name: str, text: str, options: dict[str, str]):
+    (place / name).write_text(text)
+    records = read(name, **options)
+    assert [(int(r.id), r.input, r.blob, r.failure) for r in records] == [
+        (0, "photos/b.png", PNG, None),
+        (1, "photos/A.JPG", JPEG, None),
+    ]
+
+
+def test_what_is_wrong_with_a_file_fails_it_alone(place: Path):
+    (place / "large.png").write_bytes(PNG + b"x" * 1000)
+    (place / "text.png").write_text("a text")
+    (place / "empty.png").touch()
+    rows = ["none.png", "photos", "large.png", "text.png", "empty.png", 7, "a\0b.png", "photos/b.png"]
+    (place / "list.jsonl").write_text("".join(json.dumps({"image": row}) + "\n" for row in rows))
+    records = read("list.jsonl")
+    codes = [record.failure and record.failure.code for record in records]
+    assert codes == [
+        "no_file", "no_file", "too_large", "bad_image", "bad_image", "wrong_type", "no_file", None
+    ]  # fmt: skip
+    assert [record.blob for record in records] == [None] * 7 + [PNG]
+    assert records[2].failure and "large.png" in records[2].failure.message
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("none.png", "no file none.png"), ("none/*.png", "no image"), ("empty", "no image")]
+)
+def test_a_name_that_stands_for_nothing_is_refused(place: Path, name: str, words: str):
+    (place / "empty").mkdir()
+    with pytest.raises(UsageError, match=words):
+        read(name)
+
+
+def test_a_file_address_is_the_path_it_means_and_a_directory_elsewhere_is_refused(place: Path):
+    task = TASKS["image-classification"]
+    found = next(place.rglob("*.png"))
+    [record] = find_inputs([f"file://{found.absolute()}"], task).records(10**6)
+    assert (record.id, record.failure, record.blob) == (str(found.absolute()), None, found.read_bytes())
+    with pytest.raises(UsageError, match=r"name the files, as s3://bucket/photos/\*\.jpg"):
+        find_inputs(["s3://bucket/photos/"], task).check(10**6)
+
+
+def test_the_payload_carries_the_files(place: Path):
+    (place / "list.txt").write_text("photos/b.png\nnone.png\n")
+    records = read("list.txt")
+    assert decode_records(encode_records(records)) == records
+
+
+def test_chunks_are_cut_by_the_bytes_of_the_files():
+    records = [Record(number, "x.png", blob=bytes(FILE_CHUNK_BYTES // 2)) for number in range(5)]
+    assert [len(chunk) for chunk, _ in cut_chunks(records, ChunkPlan(64))] == [2, 2, 1]
+
+
+def test_of_what_is_shared_only_the_path_travels(place: Path):
+    (place / "list.jsonl").write_text('{"image": "photos/b.png"}\n{"image": "s3://bucket/c.png"}\n{"image": "x.png"}\n')
+    shared = (str(place / "photos"), "s3://bucket")
+    records = list(find_inputs(["list.jsonl"], TASK).records(1000, shared=shared))
+    assert [(r.input, r.blob) for r in records[:2]] == [
+        (str(place / "photos/b.png"), None),
+        ("s3://bucket/c.png", None),
+    ]
+    assert records[2].failure and records[2].failure.code == "no_file"

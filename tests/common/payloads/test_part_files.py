@@ -1,0 +1,124 @@
+"""Parts that workers write: what the user reads in them, and what comes back when hugqueue reads them again."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from common.errors import PayloadError
+from common.payloads.codec import encode_outcomes, overlay
+from common.payloads.part_files import FORMATS, chunk_rows, decode_part, encode_part, part_name
+from common.records import Failure, Outcome, Record
+
+BAD = Failure("bad_json", "line 3: no JSON")
+VECTOR = pa.list_(pa.float32(), 2)
+
+CASES: dict[str, tuple[list[Outcome], Any]] = {
+    "objects": (
+        [Outcome([{"label": "참", "score": 0.5}]), Outcome(failure=BAD), Outcome({"a": None}, None, True)],
+        None,
+    ),
+    "texts": ([Outcome("123"), Outcome(failure=BAD), Outcome("{")], None),
+    "mixed": ([Outcome("123"), Outcome(123), Outcome(None)], None),
+    "vectors": ([Outcome([0.5, 1.0]), Outcome(failure=BAD), Outcome([2.0, 3.0], None, True)], VECTOR),
+    "all failed": ([Outcome(failure=BAD)] * 3, None),
+}
+RECORDS = [Record(7, "one [MASK]"), Record("b", {"text": "two", "text_pair": "x"}), Record(2, "셋")]
+
+
+def payload(outcomes: list[Outcome], kind: Any) -> bytes:
+    return encode_outcomes(range(len(outcomes)), [record.id for record in RECORDS], outcomes, kind)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("case", CASES)
+def test_outcomes_come_back_from_a_part(case: str, format: str) -> None:
+    outcomes, kind = CASES[case]
+    written = payload(outcomes, kind)
+    part = encode_part(chunk_rows(RECORDS, [written]), kind, format)
+    found = overlay([decode_part(part, format)])
+    assert [found[position][1] for position in range(3)] == outcomes
+
+
+def test_a_part_in_parquet_is_what_its_user_expects() -> None:
+    written = payload(*CASES["vectors"])
+    part = encode_part(chunk_rows(RECORDS, [written]), VECTOR, "parquet")
+    table = pq.read_table(pa.py_buffer(part)).to_pydict()
+    assert table["id"] == ["7", "b", "2"]
+    assert table["input"] == ["one [MASK]", '{"text": "two", "text_pair": "x"}', "셋"]
+    assert table["output"] == [[0.5, 1.0], None, [2.0, 3.0]]
+    assert table["error_code"] == [None, "bad_json", None]
+    assert table["truncated"] == [False, False, True]
+
+
+def test_a_part_of_json_lines_has_the_lines_of_any_result() -> None:
+    written = payload(*CASES["objects"])
+    part = encode_part(chunk_rows(RECORDS, [written]), None, "jsonl")
+    assert [json.loads(line) for line in part.splitlines()] == [
+        {"id": 7, "input": "one [MASK]", "output": [{"label": "참", "score": 0.5}]},
+        {"id": "b", "input": RECORDS[1].input, "error": {"code": "bad_json", "message": BAD.message}},
+        {"id": 2, "input": "셋", "output": {"a": None}, "truncated": True},
+    ]
+
+
+def test_a_later_round_replaces_what_had_failed() -> None:
+    first = payload(*CASES["objects"])
+    second = encode_outcomes([1], ["b"], [Outcome("now")], None)
+    part = encode_part(chunk_rows(RECORDS, [first, second]), None, "parquet")
+    outcomes = [outcome for _, outcome in overlay([decode_part(part, "parquet")]).values()]
+    assert [outcome.failure for outcome in outcomes] == [None] * 3
+    assert outcomes[1].output == "now"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("data", [b"\xff\0", b"PAR1\0\0PAR1", b"[1]\n", b'{"output": 1, "error": 3}', b"[" * 9999])
+def test_bytes_that_are_no_part_are_refused(format: str, data: bytes) -> None:
+    with pytest.raises(PayloadError, match="not a part"):
+        decode_part(data, format)
+
+
+def parquet(schema: pa.Schema, **columns: list[Any]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=schema), sink)
+    return bytes(sink.getvalue())
+
+
+COLUMNS = {"id": pa.string(), "output": pa.string(), "error_code": pa.string(), "error_message": pa.string()}
+
+
+def test_a_part_that_somebody_wrote_over_is_refused() -> None:
+    sound = pa.schema(COLUMNS | {"truncated": pa.bool_()}, metadata={"hugqueue.output": "json"})
+    row: dict[str, list[Any]] = {name: [None] for name in sound.names}
+    assert overlay([decode_part(parquet(sound, **row), "parquet")])
+    odd = sound.set(1, pa.field("output", pa.list_(pa.string())))
+    many = {name: pa.nulls(2_000_000, sound.field(name).type) for name in sound.names}
+    for data in (
+        parquet(sound, **row | {"output": ["{"]}),
+        parquet(sound, **row | {"output": ["[" * 100_000]}),
+        parquet(odd, **row | {"output": [["x"]]}),
+        parquet(sound, **many),
+        parquet(pa.schema(COLUMNS), **{name: [None] for name in COLUMNS}),
+    ):
+        with pytest.raises(PayloadError, match="not a part"):
+            decode_part(data, "parquet")
+    with pytest.raises(PayloadError, match="not a part"):
+        decode_part(b'{"id": 1, "error": {"code": "\\ud800", "message": ""}}\n', "jsonl")
+
+
+def test_a_part_is_named_by_its_chunk() -> None:
+    assert part_name(7, "parquet") == "part-00007.parquet"
+    assert part_name(123456, "jsonl") == "part-123456.jsonl"
+
+
+def test_vectors_as_arrays_are_those_as_lists():
+    kind = pa.list_(pa.float32(), 3)
+    outcomes = [Outcome([1.0, 2.0, 3.0]), Outcome(failure=Failure("no", "why")), Outcome([0.5, 0.0, -1.0])]
+    first = encode_outcomes([0, 1, 2], ["a", "b", "c"], outcomes, kind)
+    again = encode_outcomes([1], ["b"], [Outcome([4.0, 5.0, 6.0])], kind)
+    for payloads in ([first], [first, again]):
+        lists, arrays = (overlay(payloads, arrays=arrays) for arrays in (False, True))
+        assert [None if o.output is None else o.output.tolist() for _, o in arrays.values()] == [
+            o.output for _, o in lists.values()
+        ]

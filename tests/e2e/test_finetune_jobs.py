@@ -1,0 +1,222 @@
+"""Fine-tune jobs through a real queue: the tutorial's own case, lost workers, cancelling, several processes."""
+
+import json
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from common.models.checkpoints import latest_whole, steps_of
+from tests.support.finetune_runs import (
+    TUTORIAL,
+    base_model,
+    model_directory,
+    progress,
+    result_of,
+    wait_for_step,
+    write_reviews,
+)
+from tests.support.processes import RedisServer, Shell, Workers, lines, wait_until
+
+StartWorkers = Callable[..., Workers]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return base_model(tmp_path / "base")
+
+
+@pytest.fixture
+def store(tmp_path: Path, environ: dict[str, str]) -> Path:
+    """The model store, known to workers and commands alike."""
+    environ |= {
+        "HUGQUEUE_MODELS_URL": str(tmp_path / "models"),
+        "HUGQUEUE_MODEL_ROOTS": str(tmp_path),
+        "HUGQUEUE_CHECKPOINT": "0.1",
+    }
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    return write_reviews(tmp_path / "reviews.csv")
+
+
+def finetune(shell: Shell, reviews: Path, base: Path, *options: str) -> str:
+    return shell.run("finetune", str(reviews), "-m", str(base), "--batch-size", "2", *options).stdout.strip()
+
+
+def training_processes(workers: Workers) -> list[psutil.Process]:
+    found = []
+    for process in workers.processes():
+        try:
+            if "workers.training" in process.cmdline() and "accelerate.commands.launch" not in process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def steps_kept(store: Path, job: str) -> int:
+    """Return how many steps lie behind the last whole checkpoint of a job, 0 if there is none."""
+    checkpoint = latest_whole((store / job / "work").glob("*"))
+    return steps_of(checkpoint) if checkpoint else 0
+
+
+def test_the_tutorials_own_case_runs_and_its_model_serves(
+    store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, tmp_path: Path
+) -> None:
+    base = base_model(tmp_path / "ready", spread=0.2)  # learns in six steps, as a model does that knows the language
+    start_workers("--train")
+    job = finetune(shell, reviews, base, "--epochs", "3", "--eval", str(reviews), "--learning-rate", "1e-3")
+    shell.run("wait", job)
+    result = result_of(shell, job)
+    assert (result["steps"], result["epochs"], result["examples"]) == (6, 3.0, {"train": 4, "eval": 4})
+    assert {"accuracy", "f1_macro", "loss"} <= result["metrics"].keys()
+    assert [entry["epoch"] for entry in result["evaluations"]] == [1.0, 2.0, 3.0]
+    model = model_directory(store, job)
+    assert {"model.safetensors", "tokenizer.json", "config.json", "metrics.json", "README.md"} <= set(
+        path.name for path in model.iterdir()
+    )
+    assert json.loads((model / "config.json").read_text())["id2label"] == {"0": "0", "1": "1"}
+    assert json.loads((model / "metrics.json").read_text()) == result["metrics"]
+    assert not (store / job / "work").exists()
+    start_workers()
+    new = tmp_path / "new.txt"
+    new.write_text("\n".join(["I really enjoyed this film.", *(text for text, _ in TUTORIAL)]))
+    rows = lines(shell.run("submit", "--task", "text-classification", "-m", f"job:{job}", str(new), "--wait").stdout)
+    assert [row["output"][0]["label"] for row in rows] == ["1", "1", "1", "0", "0"]
+    again = finetune(shell, reviews, Path(f"job:{job}"), "--epochs", "1")
+    shell.run("wait", again)
+    assert result_of(shell, again)["base_model"] == f"job:{job}"
+    assert result_of(shell, again)["notes"] == []  # the head is there already
+    listed = json.loads(shell.run("models", "--json").stdout)
+    assert {entry["model"] for entry in listed} == {f"job:{job}", f"job:{again}"}
+    shell.run("models", "export", f"job:{job}", str(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+
+
+def test_a_killed_worker_loses_no_step_and_changes_no_weight_of_the_best_model(
+    store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, base: Path
+) -> None:
+    workers = start_workers("--train")
+    # So high a rate that the second epoch is the best: the kill comes after it.
+    options = ("--epochs", "20", "--eval", str(reviews), "--learning-rate", "0.3", "--metric-for-best", "loss")
+    undisturbed = finetune(shell, reviews, base, *options)
+    shell.run("wait", undisturbed, seconds=200)
+    expected = result_of(shell, undisturbed)
+    job = finetune(shell, reviews, base, *options)
+    wait_until(lambda: steps_kept(store, job) > expected["best_step"], 90, "a checkpoint after the best one")
+    children = training_processes(workers)
+    assert children
+    workers.celery().kill()
+    wait_until(lambda: not any(child.is_running() for child in children), 10, "training ends with its worker")
+    shell.run("wait", job, seconds=200)
+    result = result_of(shell, job)
+    [since] = [note for note in result["notes"] if note.startswith("Going on from the checkpoint at step")]
+    assert result["best_step"] == expected["best_step"] < int(since.split()[-1].rstrip("."))
+    assert result["steps"] == expected["steps"] == 40
+    assert [e["loss"] for e in result["evaluations"]] == pytest.approx([e["loss"] for e in expected["evaluations"]])
+    assert result["metrics"] == pytest.approx(expected["metrics"])
+    weights, right = (load_file(model_directory(store, j) / "model.safetensors") for j in (job, undisturbed))
+    assert weights.keys() == right.keys()
+    for name, values in weights.items():
+        assert values == pytest.approx(right[name], abs=1e-6), name
+
+
+@pytest.mark.faults
+def test_a_worker_that_is_stopped_writes_a_checkpoint_and_another_goes_on_from_it(
+    store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, base: Path
+) -> None:
+    first = start_workers("--train", HUGQUEUE_CHECKPOINT="1000")
+    job = finetune(shell, reviews, base, "--epochs", "2000", "-p", "save_strategy=no")
+    wait_for_step(shell, job, 5)
+    assert first.stop() == 0
+    checkpoints = list((store / job / "work").glob("*/checkpoint-*/whole.json"))
+    assert len(checkpoints) == 1
+    assert shell.status(job)["status"] == "running"
+    start_workers("--train")
+    wait_until(lambda: any("Going on" in note for note in progress(shell, job).get("notes", ())), 60, "going on")
+    shell.run("cancel", job)
+
+
+def test_cancelling_ends_the_processes_within_seconds_and_a_retry_goes_on_from_the_last_checkpoint(
+    store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, base: Path
+) -> None:
+    workers = start_workers("--train")
+    job = finetune(shell, reviews, base, "--epochs", "5000")
+    wait_for_step(shell, job, 5)
+    wait_until(lambda: list((store / job / "work").glob("*/checkpoint-*/whole.json")), 30, "a whole checkpoint")
+    shell.run("cancel", job)
+    wait_until(lambda: shell.status(job)["status"] == "cancelled", 10, "cancelled")
+    wait_until(lambda: not training_processes(workers), 5, "no training process")
+    assert list((store / job / "work").glob("*/checkpoint-*/whole.json"))
+    assert "was cancelled" in shell.run("watch", job, status=1).stderr
+    last = max(int(path.name.partition("-")[2]) for path in (store / job / "work").glob("*/checkpoint-*"))
+    shell.run("retry", job)
+    wait_for_step(shell, job, last + 1)
+    assert any("Going on from the checkpoint at step" in note for note in progress(shell, job)["notes"])
+    shell.run("cancel", job)
+
+
+@pytest.mark.faults
+def test_a_training_process_that_dies_is_started_again_from_its_checkpoint(
+    store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, base: Path
+) -> None:
+    workers = start_workers("--train")
+    job = finetune(shell, reviews, base, "--epochs", "200")
+    wait_until(lambda: list((store / job / "work").glob("*/checkpoint-*/whole.json")), 60, "a whole checkpoint")
+    for child in training_processes(workers):
+        child.send_signal(signal.SIGKILL)
+    shell.run("wait", job, seconds=200)
+    result = result_of(shell, job)
+    assert result["steps"] == 400
+    assert any("Going on from the checkpoint" in note for note in result["notes"])
+
+
+def test_two_processes_share_the_examples_which_may_lie_in_files(
+    store: Path, shell: Shell, start_workers: StartWorkers, tmp_path: Path, base: Path
+) -> None:
+    shell.environ["HUGQUEUE_STORE_URL"] = str(tmp_path / "payloads")
+    start_workers("--train", HUGQUEUE_STORE_URL=str(tmp_path / "payloads"))
+    noise = random.Random(1)  # so that they are too large for Redis, compressed
+    rows = [(f"{text} {noise.randbytes(2000).hex()}", label) for text, label in TUTORIAL * 2]
+    reviews = write_reviews(tmp_path / "more.csv", rows)
+    job = finetune(shell, reviews, base, "--epochs", "2", "--gpus", "2", "--eval", str(reviews))
+    names = {path.name.partition(".")[0] for path in (tmp_path / "payloads" / job / "in").iterdir()}
+    assert {"eval-0", "train-0"} <= names
+    shell.run("wait", job)
+    result = result_of(shell, job)
+    assert (result["steps"], result["batch"]) == (4, [2, 1, 2])
+    assert sum(map(sum, result["confusion"])) == 8
+
+
+@pytest.mark.faults
+def test_a_loss_that_is_no_number_fails_the_job_with_a_clear_word(
+    store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, base: Path
+) -> None:
+    start_workers("--train")
+    job = finetune(shell, reviews, base, "--learning-rate", "1e38", "--warmup", "0", "--epochs", "10")
+    shell.run("wait", job, status=1)
+    error = shell.status(job)["error"]
+    assert error["code"] == "loss_nan"
+    assert "--learning-rate" in error["message"]
+
+
+def test_without_a_worker_for_training_the_job_waits_and_a_warning_says_so(
+    store: Path, shell: Shell, server: RedisServer, reviews: Path, base: Path
+) -> None:
+    done = shell.run("finetune", str(reviews), "-m", str(base))
+    assert "no live worker serves the queue 'train'" in done.stderr
+    assert "workers start --train" in done.stderr
+    assert shell.status(done.stdout.strip())["status"] == "queued"
+
+
+def test_a_worker_for_training_needs_a_store(environ: dict[str, str], start_workers: StartWorkers) -> None:
+    workers = start_workers("--train", ready=False)
+    assert workers.process and workers.process.wait(60) == 2
+    assert "HUGQUEUE_MODELS_URL" in workers.text()

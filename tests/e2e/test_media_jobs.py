@@ -1,0 +1,42 @@
+"""Jobs over files, from the command line through a real queue."""
+
+from pathlib import Path
+
+import pytest
+import transformers
+
+from tests.support import tiny_media
+from tests.support.cli_processes import Terminal, running_queue
+from tests.support.pipeline_reference import assert_same
+from tests.support.processes import lines
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("files")
+
+
+def test_photos_come_back_labelled_by_their_paths(place: Path) -> None:
+    paths = tiny_media.photos(place / "photos")
+    (place / "photos" / "broken.png").write_bytes(paths[0].read_bytes()[:100])
+    model = tiny_media.vit(place / "model")
+    options = ("--task", "image-classification", "-m", str(model), "--chunk-size", "3")
+    with running_queue(place, HUGQUEUE_MODEL_ROOTS=str(place), HUGQUEUE_SHARED=str(place / "shared")) as queue:
+        done = queue.run("submit", *options, "photos", "-o", "labels.jsonl", status=3)
+        tiny_media.photos(place / "shared")
+        queue.run("submit", *options, "shared", "-o", "shared.jsonl")
+        shown = Terminal(queue, "submit", *options, "photos/photo-0.png", "--wait").text()
+    rows = {row["id"]: row for row in lines((place / "labels.jsonl").read_text())}
+    assert "8 records" in done.stderr
+    in_place = lines((place / "shared.jsonl").read_text())
+    assert [row["input"] for row in in_place] == [str(place / "shared" / path.name) for path in paths]
+    assert_same([row["output"] for row in in_place], [rows[f"photos/{path.name}"]["output"] for path in paths])
+    pipe = transformers.pipeline("image-classification", model=str(model), device="cpu")
+    for path in paths:
+        row = rows.pop(f"photos/{path.name}")
+        assert row["input"] == f"photos/{path.name}"
+        assert_same(row["output"], pipe(str(path)))
+    [broken] = rows.values()
+    assert (broken["id"], broken["error"]["code"]) == ("photos/broken.png", "bad_image")
+    best = pipe(str(paths[0]))[0]
+    assert f"{best['label']} {best['score']:.3f}" in shown

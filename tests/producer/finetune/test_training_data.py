@@ -1,0 +1,332 @@
+"""Examples that cannot be learnt from, and options that make no sense: refused before anything is submitted."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import UsageError
+from common.training.labels import Labels, in_order_of, names_of
+from common.training.options import Training
+from common.training.trainer_arguments import BARRED, FIELDS
+from producer.finetune.plan import FinetunePlan, make_finetune_plan
+from tests.support.finetune_runs import TUTORIAL, write_reviews
+from tests.support.processes import Shell, environment
+
+
+@pytest.fixture(autouse=True)
+def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUGQUEUE_HOME", str(tmp_path / "home"))
+
+
+def plan(path: Path, task: str = "text-classification", **options: Any) -> FinetunePlan:
+    return make_finetune_plan([str(path)], task=task, model="org/model", **options)
+
+
+def refused(path: Path, **options: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        plan(path, **options)
+    return str(caught.value)
+
+
+def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text("review_text,stars\ngood,1\nbad,0\n")
+    message = refused(path)
+    assert "review_text, stars" in message and "--text-column and --label-column" in message
+    assert "needs review_text + rating;" in refused(path, text_column="review_text", label_column="rating")
+    found = plan(path, text_column="review_text", label_column="stars")
+    assert found.examples.train == [{"text": "good", "label": 1}, {"text": "bad", "label": 0}]
+
+
+def test_a_row_without_a_label_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.jsonl"
+    path.write_text('{"text": "good", "label": 1}\n{"text": "bad"}\n')
+    assert "line 2" in refused(path)
+
+
+def test_an_empty_label_is_named(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", [*TUTORIAL, ("so so", "")])
+    assert "reviews.csv, row 5: a label must be" in refused(path)
+
+
+def test_one_class_alone_is_refused(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", [("good", 1), ("great", 1)])
+    assert "nothing to tell apart" in refused(path)
+
+
+def test_a_label_that_occurs_once_is_said(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", [*TUTORIAL, ("so so", 2)])
+    assert "label '2' occurs once: hardly enough to learn from." in plan(path).examples.said
+
+
+def test_empty_texts_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", [*TUTORIAL, ("", 1), ("  ", 0)])
+    found = plan(path).examples
+    assert len(found.train) == 4
+    assert "2 examples without text: left out." in found.said
+
+
+def test_nothing_but_empty_texts_is_refused(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", [("", 1), ("", 0)])
+    assert "every text is empty" in refused(path)
+
+
+def test_an_evaluation_file_with_unseen_labels_is_refused(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv")
+    other = write_reviews(tmp_path / "dev.csv", [("good", 1), ("so so", 2)])
+    message = refused(path, evaluation=str(other))
+    assert "dev.csv" in message and "'2'" in message and "2 labels: 0, 1" in message
+
+
+def test_a_broken_quote_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text('text,label\ngood,1\n"bad,0\nawful,0\n')
+    assert "line 3" in refused(path)
+
+
+def test_every_class_is_held_out_in_its_share(tmp_path: Path) -> None:
+    rows = [(f"good {n}", 1) for n in range(30)] + [(f"bad {n}", 0) for n in range(10)]
+    found = plan(write_reviews(tmp_path / "reviews.csv", rows), eval_split=0.1).examples
+    assert [e["label"] for e in found.evaluation].count(1) == 3
+    assert [e["label"] for e in found.evaluation].count(0) == 1
+    assert len(found.train) == 36
+    again = plan(tmp_path / "reviews.csv", eval_split=0.1).examples
+    assert again.evaluation == found.evaluation
+
+
+def test_a_class_too_small_to_be_held_out_is_said(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", [*TUTORIAL, ("so so", 2)])
+    assert "label '2' is in no example held out by --eval-split." in plan(path, eval_split=0.1).examples.said
+
+
+def test_a_split_that_leaves_no_example_of_any_class_is_refused(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", [("good", 1), ("bad", 0)])
+    assert "--eval-split 0.1 leaves no example" in refused(path, eval_split=0.1)
+
+
+def test_a_split_beyond_reason_is_refused(tmp_path: Path) -> None:
+    assert "--eval-split must be" in refused(write_reviews(tmp_path / "reviews.csv"), eval_split=1.5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "names"),
+    [
+        (["good", "bad", "good"], "classes", ("bad", "good")),
+        ([10, 9, 2], "classes", ("2", "9", "10")),
+        ([0.5, 1, 2], "number", ()),
+        ([["a"], ["a", "b"], []], "several", ("a", "b")),
+        ([True, False, True], "classes", ("false", "true")),
+        ([0.0, 1.0, 0.0], "classes", ("0", "1")),  # pandas writes whole numbers so beside an empty cell
+        ([10.0, 9, 2], "classes", ("2", "9", "10")),
+        ([[10], [9, 2], [2]], "several", ("2", "9", "10")),
+        ([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0, 1, 0]], "several", ("LABEL_0", "LABEL_1", "LABEL_2")),
+        ([[True, False], [False, True], [True, True]], "several", ("LABEL_0", "LABEL_1")),
+        (["[1.0, 0.0]", "[0.0, 1.0]", "[1, 1]"], "several", ("LABEL_0", "LABEL_1")),
+    ],
+)
+def test_labels_are_what_they_look_like(tmp_path: Path, labels: list[Any], kind: str, names: tuple[str, ...]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"t{n}", "label": label}) + "\n" for n, label in enumerate(labels)))
+    found = plan(path).examples.labels
+    assert found and (found.kind, found.names) == (kind, names)
+
+
+def test_multi_hot_labels_are_read_by_their_places(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": f"t{n}", "labels": label} for n, label in enumerate(([1.0, 1.0, 0.0], [0.0, 0.0, 0.0]))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = plan(path)
+    labels = Labels.decode(json.loads(json.dumps(found.spec.training["labels"])))
+    assert [names_of(labels, example) for example in found.examples.train] == [["LABEL_0", "LABEL_1"], []]
+    assert found.examples.said == [
+        "3 labels, each 0 or 1 for each text: LABEL_0, LABEL_1, LABEL_2",
+        "label 'LABEL_2' is 0 in every example.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([[1.0, 0.0, 0.0], [1.0, 0.0]], "others have another length"),
+        ([[0.5, 0.5], [1.0, 0.0]], "found 0.5"),
+        ([[1, 0], [1, 0]], "nothing to learn"),
+        ([["a"], [None]], "found null"),
+    ],
+)
+def test_lists_that_are_no_labels_are_refused(tmp_path: Path, labels: list[Any], words: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": "t", "label": label}) + "\n" for label in labels))
+    assert words in refused(path)
+
+
+@pytest.mark.parametrize(("label", "words"), [([1, 0, 1], "expected 2 numbers"), ("good", "expected 2 numbers")])
+def test_an_evaluation_label_of_another_kind_is_refused(tmp_path: Path, label: Any, words: str) -> None:
+    train, other = tmp_path / "train.jsonl", tmp_path / "dev.jsonl"
+    train.write_text('{"text": "a", "label": [1, 0]}\n{"text": "b", "label": [1, 1]}\n')
+    other.write_text(json.dumps({"text": "a", "label": label}) + "\n")
+    message = refused(train, evaluation=str(other))
+    assert "dev.jsonl" in message and words in message
+
+
+def test_classes_keep_the_places_that_a_model_gives_them() -> None:
+    labels = Labels("classes", ("bad", "good"))
+    assert in_order_of(labels, ("good", "bad")) == (Labels("classes", ("good", "bad")), "")
+    assert in_order_of(labels, ("GOOD", "BAD"))[0].names == ("good", "bad")
+    kept, said = in_order_of(labels, ("good", "so-so", "bad"))
+    assert kept.names == ("good", "so-so", "bad") and "'so-so'" in said
+    other, said = in_order_of(labels, ("spam", "ham"))
+    assert other == labels and "spam, ham" in said
+    bits = Labels("several", ("LABEL_0", "LABEL_1"), multi_hot=True)
+    assert in_order_of(bits, ("news", "ads"))[0].names == ("news", "ads")
+
+
+def test_words_and_tags_of_different_number_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tags.jsonl"
+    path.write_text('{"tokens": ["a", "b"], "tags": ["O", "B-X"]}\n{"tokens": ["a", "b"], "tags": ["O"]}\n')
+    assert "2 words, but 1 tags" in refused(path, task="token-classification")
+
+
+def test_words_and_tags_of_a_table_are_split(tmp_path: Path) -> None:
+    path = tmp_path / "tags.csv"
+    path.write_text("tokens,tags\nI live in Paris,O O O B-LOC\n")
+    [example] = plan(path, task="token-classification").examples.train
+    assert example == {"tokens": ["I", "live", "in", "Paris"], "tags": ["O", "O", "O", "B-LOC"]}
+
+
+def test_plain_text_is_enough_for_masked_words(tmp_path: Path) -> None:
+    path = tmp_path / "domain.txt"
+    path.write_text("one\n\ntwo\n")
+    assert plan(path, task="fill-mask").examples.train == [{"text": "one"}, {"text": "two"}]
+
+
+def test_a_field_of_training_arguments_that_is_not_there_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv")
+    assert "Did you mean lr_scheduler_type" in refused(path, params=["lr_sheduler_type=cosine"])
+    assert "use --learning-rate" in refused(path, params=["learning_rate=1"])
+    assert "Did you mean learning_rate" in refused(path, params=["lerning_rate=1"])
+    assert plan(path, params=["lr_scheduler_type=cosine"]).spec.training["arguments"] == {"lr_scheduler_type": "cosine"}
+
+
+def test_the_known_fields_are_those_of_transformers() -> None:
+    from transformers import TrainingArguments
+
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert FIELDS.keys() | BARRED.keys() == names
+    assert not FIELDS.keys() & BARRED.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 0.0}, "--epochs"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"learning_rate": -1.0}, "--learning-rate"),
+        ({"lora_dropout": 1.0}, "--lora-dropout"),
+        ({"metric_for_best": "f1_makro", "eval_split": 0.5}, "Did you mean f1_macro"),
+        ({"metric_for_best": "mse", "eval_split": 0.5}, "not measured for text-classification with 2 labels: 0, 1"),
+        ({"early_stopping": 2}, "--eval"),
+        ({"lora_r": 4}, "--lora-r is for --lora"),
+        ({"task": "summarization"}, "cannot be fine-tuned"),
+    ],
+)
+def test_options_out_of_range_are_named(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    assert words in refused(write_reviews(tmp_path / "reviews.csv"), **options)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "words"),
+    [
+        ([1, 0], {"early_stopping": 2}, "--early-stopping needs something to evaluate"),
+        ([1, 0], {"early_stopping": 2, "eval_split": 0.5, "params": ["eval_strategy=no"]}, "leaves no evaluation"),
+        ([1, 0], {"params": ["eval_strategy=epoch"]}, "-p eval_strategy=epoch needs something to evaluate"),
+        ([1, 0], {"params": ["load_best_model_at_end=true"]}, "-p load_best_model_at_end=true needs"),
+        ([1, 0], {"eval_split": 0.5, "params": ["save_strategy=no"]}, "-p load_best_model_at_end=false"),
+        ([1, 0], {"params": ["dataloader_drop_last=true"]}, "8 examples do not fill a batch of 16"),
+        ([1, 0], {"params": ["dataloader_drop_last=true"], "batch_size": 8, "gpus": 2}, "a batch of 16"),
+        ([0.5, 0.25], {"params": ["label_smoothing_factor=0.1"]}, "here is regression"),
+        ([[1, 0], [0, 1]], {"params": ["label_smoothing_factor=0.1"]}, "here is 2 labels, each 0 or 1"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    tmp_path: Path, labels: list[Any], options: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": "t", "label": label}) + "\n" for label in labels * 4))
+    assert words in refused(path, **options)
+
+
+def test_options_that_go_together_are_taken(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv", TUTORIAL * 4)
+    plan(path, params=["dataloader_drop_last=true", "label_smoothing_factor=0.1"])
+    plan(path, eval_split=0.5, early_stopping=1, params=["save_strategy=best"])
+    plan(path, eval_split=0.5, params=["save_strategy=no", "load_best_model_at_end=false"])
+
+
+def test_a_model_of_no_job_is_refused(tmp_path: Path) -> None:
+    path = write_reviews(tmp_path / "reviews.csv")
+    with pytest.raises(UsageError, match="names no job"):
+        make_finetune_plan([str(path)], task="text-classification", model="job:17")
+
+
+def test_what_crosses_the_wire_is_checked() -> None:
+    training = Training(lora=True, arguments={"max_steps": 5})
+    assert Training.decode(json.loads(json.dumps(training.encode()))) == training
+    for wrong in ({"epochs": "3"}, {"batch_size": True}, {"seed": 1.5}, {"arguments": []}):
+        with pytest.raises(ValueError, match="cannot be"):
+            Training.decode({**training.encode(), **wrong})
+    with pytest.raises(UsageError):
+        Training.decode({**training.encode(), "arguments": {"output_dir": "/etc"}})
+
+
+def test_the_command_says_one_sentence_and_exits_with_2(tmp_path: Path) -> None:
+    shell = Shell(environment(tmp_path, "redis://127.0.0.1:1/0"), tmp_path)
+    path = write_reviews(tmp_path / "reviews.csv", [("good", 1), ("great", 1)])
+    done = shell.run("finetune", str(path), "-m", "org/model", status=2)
+    assert done.stdout == ""
+    assert done.stderr == "Error: Every example has the label 1: there is nothing to tell apart.\n"
+
+
+@pytest.mark.parametrize("word", ["007", "1_0", "1_000", "+1", ".5", "1.", "١", "nan", "1e999", "0x10"])
+def test_a_cell_that_merely_looks_like_a_number_is_a_word(tmp_path: Path, word: str) -> None:
+    found = plan(write_reviews(tmp_path / "reviews.csv", [("good", word), ("bad", "other")])).examples
+    assert found.train[0]["label"] == word
+
+
+@pytest.mark.parametrize(("cell", "number"), [("-3", -3), ("0", 0), ("0.5", 0.5), ("-1e-3", -0.001), ("2E2", 200.0)])
+def test_a_cell_that_is_a_number_is_one(tmp_path: Path, cell: str, number: float) -> None:
+    found = plan(write_reviews(tmp_path / "reviews.csv", [("good", cell), ("bad", "7")])).examples
+    assert found.train[0]["label"] == number
+
+
+def test_what_the_labels_are_is_decided_before_the_split_and_sent_along(tmp_path: Path) -> None:
+    path = tmp_path / "tags.jsonl"
+    tags = ["O", "O", "O", *(f"B-{number}" for number in range(7))]
+    path.write_text("".join(json.dumps({"tokens": ["a"], "tags": [tag]}) + "\n" for tag in tags))
+    found = plan(path, task="token-classification", eval_split=0.5)
+    assert {tag for e in found.examples.train for tag in e["tags"]} != set(tags)  # some are held out altogether
+    labels = Labels.decode(Training.decode(json.loads(json.dumps(found.spec.training))).labels or {})
+    assert labels.kind == "tags" and set(labels.names) == set(tags)
+
+
+def test_labels_on_the_wire_are_checked() -> None:
+    for wrong in ({}, {"kind": "colour", "names": [], "warnings": []}, {"kind": "tags", "names": [1], "warnings": []}):
+        with pytest.raises(UsageError, match="of the labels"):
+            Labels.decode(wrong)
+
+
+def test_a_row_with_other_columns_than_the_first_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n{"text": "c"}\n')
+    message = refused(path, task="text-generation")
+    assert "rows.jsonl, row 2" in message and "it has 'text', the first row has 'prompt' and 'completion'" in message
+
+
+def test_prompts_and_plain_texts_of_two_files_are_refused(tmp_path: Path) -> None:
+    for name, row in (("a", {"prompt": "a", "completion": "b"}), ("b", {"text": "c"})):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    inputs = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    with pytest.raises(UsageError, match="1 of 2 examples are prompts"):
+        make_finetune_plan(inputs, task="text-generation", model="org/model")

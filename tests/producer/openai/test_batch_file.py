@@ -1,0 +1,156 @@
+"""Lines of OpenAI's batch files: which become records, which fail alone, and what they ask of a runner."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.errors import UsageError
+from common.records import Failure, JobSpec, Json, Outcome, Record
+from common.results import Row
+from producer.openai import find_batch, read_batch, response_line
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+
+
+def line(body: Json, url: str = "/v1/chat/completions", **more: Json) -> Json:
+    return {"custom_id": "r1", "method": "POST", "url": url, "body": body, **more}
+
+
+def read(directory: Path, *lines: Json, model: str | None = None) -> list[Record]:
+    path = directory / "requests.jsonl"
+    path.write_text("".join((text if isinstance(text, str) else json.dumps(text)) + "\n" for text in lines))
+    batch = find_batch([str(path)], None, model, 10_000)
+    return list(read_batch(batch, 10_000))
+
+
+def options(directory: Path, **more: Json) -> Json:
+    [record] = read(directory, line(CHAT | more))
+    assert record.failure is None, record.failure
+    return record.input["options"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ({}, {}),
+        ({"temperature": 0}, {"do_sample": False}),
+        ({"temperature": 0, "n": 3}, {"do_sample": False}),
+        ({"temperature": 0.5, "n": 3}, {"do_sample": True, "temperature": 0.5, "num_return_sequences": 3}),
+        ({"max_tokens": 5}, {"max_new_tokens": 5}),
+        ({"max_tokens": 5, "max_completion_tokens": 7}, {"max_new_tokens": 7}),
+        ({"stop": "\n"}, {"stop_sequence": ["\n"]}),
+        ({"stop": ["a", "b"]}, {"stop_sequence": ["a", "b"]}),
+        ({"seed": 7, "top_p": 0.9, "top_k": -1, "min_p": 0.1}, {"seed": 7, "top_p": 0.9, "top_k": 0, "min_p": 0.1}),
+        ({"user": "me", "metadata": {"a": "b"}, "stream": False, "logprobs": None, "tools": []}, {}),
+    ],
+)
+def test_parameters_become_options_of_the_runner(tmp_path: Path, asked: Json, wanted: Json):
+    assert options(tmp_path, **asked) == wanted
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools is not supported"),
+        ({"stream": True}, "stream is not supported"),
+        ({"logprobs": True}, "logprobs is not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty is not supported"),
+        ({"temprature": 0.5}, "unknown parameter 'temprature'"),
+        ({"temperature": 3}, "temperature must be a number from 0 to 2"),
+        ({"max_tokens": "5"}, "max_tokens must be a whole number"),
+        ({"n": 0}, "n must be a whole number"),
+        ({"n": 1000}, "n must be at most 128"),
+        ({"stop": [""]}, "stop must be"),
+        ({"messages": []}, "messages must be"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "parts of text"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "tool_calls in messages"),
+        ({"model": "other"}, "model is 'other'; this batch is for 'm'"),
+    ],
+)
+def test_what_cannot_be_followed_fails_alone(tmp_path: Path, asked: Json, words: str):
+    good, bad = read(tmp_path, line(CHAT), line(CHAT | asked, custom_id="r2"))
+    assert good.failure is None
+    assert bad.id == "r2"
+    assert bad.failure and bad.failure.code == "bad_request"
+    assert words in bad.failure.message
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("{", "bad_json"),
+        ("7", "bad_request"),
+        (line(CHAT, method="GET"), "bad_request"),
+        (line(CHAT, url="/v1/images"), "bad_request"),
+        (line(CHAT, custom_id=7), "bad_request"),
+        (line("text"), "bad_request"),
+        (line({"model": "m", "input": "a"}, url="/v1/embeddings"), "bad_request"),
+    ],
+)
+def test_a_line_that_is_no_request_of_this_batch_fails_alone(tmp_path: Path, text: Json, code: str):
+    good, bad = read(tmp_path, line(CHAT), text)
+    assert good.failure is None
+    assert bad.failure and bad.failure.code == code
+
+
+def test_a_model_of_the_job_is_for_all_requests(tmp_path: Path):
+    records = read(tmp_path, line(CHAT), line(CHAT | {"model": "other"}), model="org/mine")
+    assert [record.failure for record in records] == [None, None]
+    assert [record.input["model"] for record in records] == ["m", "other"]
+
+
+def test_parts_of_text_are_joined_and_a_developer_speaks_for_the_system(tmp_path: Path):
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts, "refusal": None}]
+    [record] = read(tmp_path, line({"model": "m", "messages": messages}))
+    assert record.input["messages"] == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "ab"},
+    ]
+
+
+def test_what_else_a_message_says_reaches_the_chat_template(tmp_path: Path):
+    more = {"name": "x", "tool_call_id": "t1", "reasoning_content": "because"}
+    [record] = read(
+        tmp_path, line({"model": "m", "messages": [{"role": "tool", "content": "5", "tool_calls": []} | more]})
+    )
+    assert record.input["messages"] == [{"role": "tool", "content": "5"} | more]
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "words"),
+    [
+        ("\n", None, "no line is a request"),
+        ("{}\n", None, "custom_id is missing"),
+        ('{"custom_id": "0", "url": "/v1/chat/completions", "body": {}}\n', None, "line 1: method missing; expected"),
+        (json.dumps(line(CHAT)), "embedding", "which is text-generation"),
+        (json.dumps(line({"messages": []})), None, "names no model"),
+    ],
+)
+def test_a_file_that_is_no_batch_of_the_task_is_refused(tmp_path: Path, text: str, task: str | None, words: str):
+    path = tmp_path / "requests.jsonl"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        find_batch([str(path)], task, None, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "code"),
+    [
+        (Outcome(failure=Failure("bad_request", "no")), 400, "bad_request"),
+        (Outcome(failure=Failure("worker_died", "no")), 500, "worker_died"),
+        (None, None, "not_run"),
+    ],
+)
+def test_an_error_stands_in_the_place_of_its_response(outcome: Outcome | None, status: int | None, code: str):
+    spec = JobSpec("0" * 12, "text-generation", "m", format="openai")
+    found = json.loads(response_line(spec, 0, Row("r1", {}, outcome)))
+    assert found["custom_id"] == "r1"
+    assert found["error"]["code"] == code
+    response = found["response"]
+    assert (response and response["status_code"]) == status
+    if response:
+        assert response["body"]["error"]["code"] == code
+    assert response_line(spec, 0, Row("r1", {}, outcome)) != response_line(spec, 1, Row("r1", {}, outcome))

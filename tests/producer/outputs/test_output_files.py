@@ -1,0 +1,194 @@
+"""Outputs read back with the libraries that users read them with; failures, cut texts and odd letters among them."""
+
+import csv
+import gzip
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from common.errors import HugqueueError, UsageError
+from common.records import Failure, Outcome
+from common.tasks import TASKS
+from producer.outputs import Row, open_output, to_line
+from producer.outputs.targets import parse_target
+
+FILL = TASKS["fill-mask"]
+EMBEDDING = TASKS["embedding"]
+NO_MASK = Failure("no_mask", "the text has no [MASK]")
+ODD = 'comma, "quote"\r, \n newline, 한국어 😀 \ud800'
+
+ROWS = [
+    Row("a", "서울은 [MASK]", Outcome([{"token_str": "도시", "score": 0.5}])),
+    Row(7, ODD, Outcome(failure=NO_MASK)),
+    Row("7", {"text": "x", "targets": ["y"]}, Outcome("a text", truncated=True)),
+    Row(None, "never run", None),
+    Row(["odd", 1], "nan", Outcome(float("nan"))),
+]
+
+
+def write(path: Path, rows: list[Row], task=FILL, **options) -> None:
+    with open_output(path, task, **options) as writer:
+        writer.write_all(iter(rows))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_jsonl_has_a_line_for_each_record(tmp_path, name):
+    write(tmp_path / name, ROWS)
+    data = (tmp_path / name).read_bytes()
+    lines = (gzip.decompress(data) if name.endswith("gz") else data).decode().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"id": "a", "input": "서울은 [MASK]", "output": [{"token_str": "도시", "score": 0.5}]},
+        {"id": 7, "input": ODD, "error": {"code": "no_mask", "message": "the text has no [MASK]"}},
+        {"id": "7", "input": {"text": "x", "targets": ["y"]}, "output": "a text", "truncated": True},
+        {"id": None, "input": "never run", "error": {"code": "not_run", "message": lines_message(lines[3])}},
+        {"id": ["odd", 1], "input": "nan", "output": None},
+    ]
+    assert "서울은" in lines[0]
+    assert lines == [to_line(row) for row in ROWS]
+
+
+def lines_message(line: str) -> str:
+    message = json.loads(line)["error"]["message"]
+    assert "before this record was run" in message
+    return message
+
+
+def test_csv_safe_escapes_what_a_spreadsheet_would_run(tmp_path):
+    cells = ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\r=1"]
+    plain = ["text", "-0.5", "+3e2", "'=quoted", "a=b"]
+    rows = [Row(text, text, Outcome(text)) for text in (*cells, *plain)]
+    write(tmp_path / "a.csv", rows, csv_safe=True)
+    read = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_bytes().decode(), newline="")))
+    expected = [f"'{cell}" for cell in cells] + plain
+    assert [(row["id"], row["input"], row["output"]) for row in read] == [(text,) * 3 for text in expected]
+
+
+@pytest.mark.parametrize("output", [None, "a.jsonl", "parts/"])
+def test_csv_safe_is_for_csv_alone(output):
+    with pytest.raises(UsageError, match="--csv-safe"):
+        parse_target(output, None, csv_safe=True)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_csv_comes_back_with_scalars_as_they_are_and_the_rest_as_json(tmp_path, name):
+    write(tmp_path / name, ROWS)
+    data = (tmp_path / name).read_bytes()
+    text = (gzip.decompress(data) if name.endswith("gz") else data).decode()
+    rows = list(csv.DictReader(text.splitlines(keepends=True)))
+    assert list(rows[0]) == ["id", "input", "output", "error_code", "error_message", "truncated"]
+    assert [r["id"] for r in rows] == ["a", "7", "7", "", '["odd", 1]']
+    assert rows[1]["input"] == ODD.replace("\ud800", r"\ud800")
+    assert [r["output"] for r in rows] == ['[{"token_str": "도시", "score": 0.5}]', "", "a text", "", "null"]
+    assert [r["error_code"] for r in rows] == ["", "no_mask", "", "not_run", ""]
+    assert rows[1]["error_message"] == NO_MASK.message
+    assert [r["truncated"] for r in rows] == ["false", "false", "true", "false", "false"]
+    assert text.startswith("id,input,output,error_code,error_message,truncated\na,")
+
+
+def test_parquet_of_a_task_without_a_type_holds_json_text(tmp_path):
+    write(tmp_path / "a.parquet", ROWS)
+    table = pq.read_table(tmp_path / "a.parquet").to_pydict()
+    assert table["id"] == ["a", "7", "7", None, '["odd", 1]']
+    assert table["input"][1:3] == [ODD.replace("\ud800", r"\ud800"), '{"text": "x", "targets": ["y"]}']
+    assert table["output"] == ['[{"token_str": "도시", "score": 0.5}]', None, "a text", None, "null"]
+    assert table["error_code"] == [None, "no_mask", None, "not_run", None]
+    assert table["truncated"] == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32(), 3), pa.list_(pa.float32())])
+def test_parquet_of_a_typed_output_keeps_the_type(tmp_path, kind):
+    rows = [Row(0, "a", Outcome([0.5, 1.0, -2.0])), Row(1, "b", Outcome(failure=NO_MASK))]
+    write(tmp_path / "a.parquet", rows, EMBEDDING, output_type=kind)
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table.schema.field("output").type == pa.list_(pa.float32())
+    assert table["output"].to_pylist() == [[0.5, 1.0, -2.0], None]
+
+
+def test_parquet_groups_of_rows_are_bounded(tmp_path):
+    write(tmp_path / "a.parquet", [Row(n, "text", Outcome(n)) for n in range(20_000)])
+    file = pq.ParquetFile(tmp_path / "a.parquet")
+    assert (file.metadata.num_rows, file.metadata.num_row_groups) == (20_000, 3)
+    assert file.read()["output"].to_pylist() == [str(n) for n in range(20_000)]
+
+
+def test_an_output_of_another_type_than_declared_is_told(tmp_path):
+    with pytest.raises(HugqueueError, match="not of the declared type"):
+        write(tmp_path / "a.parquet", [Row(0, "a", Outcome("text"))], EMBEDDING, output_type=pa.list_(pa.float32()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_npy_is_a_matrix_with_a_row_of_nan_for_each_failure(tmp_path):
+    vectors = [[0.25 * n, 1.0, -1e-3] for n in range(3)]
+    rows = [
+        Row("lost", "a", None),
+        *(Row(n, "b", Outcome(v)) for n, v in enumerate(vectors)),
+        Row("bad", "c", Outcome(failure=NO_MASK)),
+    ]
+    write(tmp_path / "a.npy", rows, EMBEDDING)
+    matrix = np.load(tmp_path / "a.npy", allow_pickle=False)
+    assert (matrix.dtype, matrix.shape) == (np.dtype("float32"), (5, 3))
+    np.testing.assert_array_equal(matrix[1:4], np.array(vectors, "float32"))
+    assert np.isnan(matrix[[0, 4]]).all()
+    errors = [json.loads(line) for line in (tmp_path / "a.npy.errors.jsonl").read_text().splitlines()]
+    assert [(e["row"], e["id"], e["error"]["code"]) for e in errors] == [(0, "lost", "not_run"), (4, "bad", "no_mask")]
+
+
+def test_npy_without_failures_leaves_no_errors_file_of_an_earlier_run(tmp_path):
+    write(tmp_path / "a.npy", [Row(0, "a", None)], EMBEDDING)
+    assert np.load(tmp_path / "a.npy").shape == (1, 0)
+    assert (tmp_path / "a.npy.errors.jsonl").exists()
+    write(tmp_path / "a.npy", [Row(0, "a", Outcome([1.0]))], EMBEDDING)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_npy_equals_what_numpy_saves(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(100, 384)).astype("float32")
+    write(tmp_path / "a.npy", [Row(n, "", Outcome(v.tolist())) for n, v in enumerate(vectors)], EMBEDDING)
+    np.save(tmp_path / "b.npy", vectors)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        ([[1.0, 2.0], [1.0]], "a vector of 1 numbers among those of 2"),
+        ([[[1.0, 2.0]]], "is a list of list"),
+        (["text"], "is a str"),
+        ([{"a": 1}], "is a dict"),
+        ([0.5], "is a float"),
+    ],
+)
+def test_npy_of_anything_but_vectors_of_one_length_is_told(tmp_path, outputs, words):
+    with pytest.raises(HugqueueError, match=words):
+        write(tmp_path / "a.npy", [Row(n, "", Outcome(o)) for n, o in enumerate(outputs)], EMBEDDING)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.npy", "a.jsonl.gz"])
+def test_no_rows_give_a_readable_file(tmp_path, name):
+    write(tmp_path / name, [], EMBEDDING)
+    if name == "a.npy":
+        assert np.load(tmp_path / name).shape == (0, 0)
+    elif name == "a.parquet":
+        assert pq.read_table(tmp_path / name).num_rows == 0
+    else:
+        data = (tmp_path / name).read_bytes()
+        text = gzip.decompress(data) if name.endswith("gz") else data
+        assert text.splitlines() == ([b"id,input,output,error_code,error_message,truncated"] if "csv" in name else [])
+
+
+def test_the_same_outcomes_give_the_same_gzip(tmp_path):
+    write(tmp_path / "a.csv.gz", ROWS)
+    write(tmp_path / "b.csv.gz", ROWS)
+    assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "b.csv.gz").read_bytes()
+
+
+def test_not_a_number_is_null_in_json():
+    line = to_line(Row(0, "a", Outcome([math.inf, math.nan, 1.0])))
+    assert json.loads(line)["output"] == [None, None, 1.0]

@@ -1,0 +1,68 @@
+"""Only a completed job replaces a file: what failed or was stopped says so, and how to get what is done."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from common.errors import UsageError
+from common.jobs import Job
+from common.records import Counts, Failure, JobSpec, JobStatus
+from producer import Client
+from producer.cli.failures import not_written_in_words
+from tests.support.cli_processes import Queue
+from tests.support.processes import PLUGINS, lines, wait_until
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet", "out/"])
+def test_a_job_that_fails_writes_nothing(queue: Queue, name: str) -> None:
+    source = queue.write("in.txt", *(f"line {n}" for n in range(9)))
+    before = set(queue.directory.iterdir())
+    if not name.endswith("/"):
+        queue.write(name, "yesterday's")
+    options = ["--chunk-size", "1", "--max-errors", "0", "-p", "fail=line 5", "-p", "fail_while=/", "-o", name]
+    told = queue.run("submit", "--task", "test-echo", source, *options, status=1).stderr
+    assert f"{name} is not written" in told
+    [job] = json.loads(queue.run("jobs", "--json", "--limit", "1").stdout)
+    assert f"`producer results {job['id']} -o" in told
+    if name.endswith("/"):
+        assert set(queue.directory.iterdir()) == before
+    else:
+        assert (queue.directory / name).read_text() == "yesterday's\n"
+
+
+@pytest.mark.parametrize(("code", "done", "advised"), [("bad_param", 0, []), ("no_worker", 2, ["results", "retry"])])
+def test_only_what_can_help_is_advised_of_an_output_that_is_not_written(
+    code: str, done: int, advised: list[str]
+) -> None:
+    spec = JobSpec("0123456789ab", "test-echo")
+    job = Job(spec, JobStatus.FAILED, records=9, counts=Counts(succeeded=done), failure=Failure(code, "no"))
+    told = not_written_in_words(job, "out.csv")
+    assert told.startswith("out.csv is not written") and re.findall(r"`producer (\w+)", told) == advised
+
+
+def test_results_of_a_stopped_job_go_to_a_new_file_alone(
+    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(PLUGINS))
+    source = queue.write("in.txt", *(f"line {n}" for n in range(20)))
+    old = Path(queue.write("old.jsonl", "yesterday's"))
+    options = ["--chunk-size", "1", "-p", f"until={tmp_path}/go", "-o", "old.jsonl"]
+    submitting = queue.popen("submit", "--task", "test-wait", source, *options)
+    [job] = wait_until(lambda: json.loads(queue.run("jobs", "--json", "--status", "running").stdout), 30, "it runs")
+    queue.run("cancel", job["id"])
+    _, told = submitting.communicate(timeout=60)
+    assert (submitting.returncode, old.read_text()) == (1, "yesterday's\n")
+    assert "old.jsonl is not written: the job is cancelled" in told
+    refused = queue.run("results", job["id"], "-o", "old.jsonl", status=2).stderr
+    assert "exists, and only" in refused and old.read_text() == "yesterday's\n"
+    queue.run("results", job["id"], "--failed", "-o", "old.jsonl", status=2)
+    assert old.read_text() == "yesterday's\n"
+    queue.run("results", job["id"], "-o", "new.jsonl")
+    assert {row["error"]["code"] for row in lines((queue.directory / "new.jsonl").read_text())} == {"not_run"}
+    with Client(queue.server.url) as client, pytest.raises(UsageError, match="exists, and only"):
+        client.job(job["id"]).write(old, check=False)
+    (tmp_path / "go").touch()
+    queue.run("retry", job["id"], "-o", "old.jsonl")
+    assert [row["output"] for row in lines(old.read_text())] == [f"LINE {n}" for n in range(20)]

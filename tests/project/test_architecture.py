@@ -1,0 +1,159 @@
+"""What every part of the tree must keep to: one-way imports, small files, light start, one place for each thing."""
+
+import ast
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ROOT
+
+PACKAGES = ("common", "hugqueue", "producer", "workers")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+#: package -> what it must not import
+FORBIDDEN = {
+    "common": {"producer", "workers", "torch", "transformers", "datasets", "click", "rich"},
+    "producer": {"workers", "torch", "transformers", "datasets", "accelerate"},
+    "workers": {"producer"},
+    "hugqueue": {"workers", "torch", "transformers", "datasets"},
+}
+FORBIDDEN_NAMES = re.compile(r"utils?|helpers?|managers?|services?|engines?", re.I)
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    tops = {name.partition(".")[0] for name in imports(path)}
+    assert not tops & FORBIDDEN[package]
+
+
+def test_what_runs_in_the_device_process_knows_neither_celery_nor_redis() -> None:
+    inside = [*(ROOT / "workers" / "inference").rglob("*.py"), *(ROOT / "workers" / "device" / "server").rglob("*.py")]
+    for path in inside:
+        assert not {name.partition(".")[0] for name in imports(path)} & {"celery", "redis", "kombu"}, path
+
+
+def test_there_are_no_import_cycles() -> None:
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in SOURCES}
+    graph = {name: imports(path) & names.keys() - {name} for name, path in names.items()}
+    while leaves := [name for name, needed in graph.items() if not needed & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"a cycle among {sorted(graph)}"
+
+
+def test_packages_import_one_way_too() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in SOURCES:
+        package = ".".join(path.relative_to(ROOT).parts[:-1])
+        needed = {".".join(name.split(".")[:2]) for name in imports(path)}
+        graph.setdefault(package, set()).update(needed)
+    packages = {name for name in graph if "." in name}
+    graph = {name: graph[name] & packages - {name} for name in packages}
+    while leaves := [name for name, needed in graph.items() if not needed & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"a cycle among {sorted(graph)}"
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_stay_small(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 600
+
+
+def test_the_environment_is_read_in_one_module() -> None:
+    allowed = {"common/settings.py", "common/gpus.py"}  # the second reads CUDA_VISIBLE_DEVICES
+    for path in SOURCES:
+        text = path.read_text()
+        if re.search(r"os\.getenv|os\.environ\.get|os\.environ\[['\"]\w+['\"]\](?! =)", text):
+            assert str(path.relative_to(ROOT)) in allowed, path
+
+
+def test_a_type_checker_knows_the_names_of_every_module() -> None:
+    for path in SOURCES:
+        late = [node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == "__getattr__"]
+        assert not late, f"{path}: __getattr__ makes mypy take any name; put it under `if not TYPE_CHECKING`"
+
+
+def test_redis_keys_are_named_in_one_module() -> None:
+    for path in SOURCES:
+        if path.name != "keys.py":
+            assert '"hugqueue:' not in path.read_text(), path
+
+
+def test_modules_have_telling_names() -> None:
+    for path in SOURCES:
+        for part in path.relative_to(ROOT).with_suffix("").parts:
+            assert not FORBIDDEN_NAMES.fullmatch(part), path
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, json\nsys.argv = ['producer', '--help']\nfrom producer.cli.main import main\n"
+        "try: main()\nexcept SystemExit: pass\nprint(json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert not loaded & {"redis", "pyarrow", "numpy", "kombu", "celery", "torch", "transformers", "rich"}
+
+
+def test_the_celery_process_never_loads_torch() -> None:
+    code = "import sys, workers.app; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_who_looks_at_jobs_loads_no_arrow() -> None:
+    code = (
+        "import sys, producer.client, producer.cli.commands.jobs; "
+        "print('pyarrow' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_payloads_are_made_without_pandas() -> None:
+    assert importlib.util.find_spec("pandas") is not None  # pyarrow imports it where it is installed, if it is let
+    code = (
+        "import sys; from common.payloads.codec import *; from common.records import Failure, Outcome, Record; "
+        "records = [Record(0, 'a'), Record('b', {'text': 'é'}), Record(2, None, Failure('bad_json', 'why'))]; "
+        "outcomes = [Outcome([{'score': 0.5}]), Outcome(failure=Failure('no', 'why')), Outcome('é', truncated=True)]; "
+        "found = list(iter_outcomes(decode_outcomes(encode_outcomes([1, 3, 4], [0, 'b', 2], outcomes, None)))); "
+        "print(decode_records(encode_records(records)) == records, "
+        "found == list(zip([1, 3, 4], [0, 'b', 2], outcomes)), 'pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["True", "True", "False"]
+
+
+def test_vectors_reach_their_file_without_pandas() -> None:
+    code = (
+        "import sys, io; import pyarrow as pa, pyarrow.parquet as pq; from common.payloads.codec import *; "
+        "from common.payloads.part_files import chunk_rows, encode_part; "
+        "from common.records import Failure, Outcome, Record; "
+        "outcomes = [Outcome([0.5, 2.0]), Outcome(failure=Failure('no', 'why'))]; kind = pa.list_(pa.float32(), 2); "
+        "payload = encode_outcomes([0, 1], ['a', 'b'], outcomes, kind); "
+        "rows = chunk_rows([Record('a', 'x'), Record('b', 'y')], [payload]); "
+        "part = encode_part(rows, kind, 'parquet'); loaded = 'pandas' in sys.modules; "
+        "read = pq.ParquetFile(io.BytesIO(part), pre_buffer=False).read(use_threads=False); "
+        "print(read['output'].to_pylist(), read['truncated'].to_pylist(), loaded)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[[0.5, 2.0], None] [False, False] False\n"

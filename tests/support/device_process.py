@@ -1,0 +1,91 @@
+"""A device process for tests, with the runners of `tests/plugins`, and a thread that asks it."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import pytest
+
+from common.payloads.codec import decode_outcomes, encode_records, iter_outcomes
+from common.records import JobSpec, Json, Outcome, Record, new_job_id
+from common.settings import Settings
+from tests.support.processes import PLUGINS, wait_until
+from workers.device.client.client import Caution, ChunkResult, DeviceProcess
+
+
+@dataclass
+class Room:
+    """A started device process."""
+
+    process: DeviceProcess
+    stages: list[str] = field(default_factory=list)
+    _pool: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor)
+
+    def run(self, task: str, inputs: Sequence[Json | Record], **more: Any) -> ChunkResult:
+        return self.submit(task, inputs, **more).result(timeout=60)
+
+    def submit(
+        self,
+        task: str,
+        inputs: Sequence[Json | Record],
+        *,
+        params: dict[str, Json] | None = None,
+        model: str | None = None,
+        positions: Sequence[int] | None = None,
+        cancelled: threading.Event | None = None,
+        cautious: bool = False,
+        payload: bytes | None = None,
+        spec: JobSpec | None = None,
+    ) -> "Future[ChunkResult]":
+        """Ask for a chunk of a job, a new one by default, in a thread; records get the ids `r0`, `r1`, ..."""
+        records = [x if isinstance(x, Record) else Record(f"r{at}", x) for at, x in enumerate(inputs)]
+        spec = spec or JobSpec(new_job_id(), task, model, params=params or {})
+        return self._pool.submit(
+            self.process.run,
+            spec,
+            encode_records(records) if payload is None else payload,
+            positions,
+            cancelled=cancelled or threading.Event(),
+            on_stage=self.stages.append,
+            caution=Caution({}, lambda _: None) if cautious else None,
+        )
+
+    def pid(self) -> int:
+        """The id of the process that is alive, or of the next one."""
+        return wait_until(lambda: self.process.pid, 20, "a device process is ready")
+
+
+@contextmanager
+def device_room(monkeypatch: pytest.MonkeyPatch, *, looks_ahead: bool | None = None, **settings: Any) -> Iterator[Room]:
+    """Start a device process with these settings; end it, and see that it is gone."""
+    monkeypatch.setenv("PYTHONPATH", str(PLUGINS))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    process = DeviceProcess(Settings(**({"device": "cpu", "batch_timeout": 20.0} | settings)), looks_ahead=looks_ahead)
+    try:
+        process.start()
+        yield Room(process)
+    finally:
+        process.stop()
+        assert process.pid is None
+
+
+def outcomes(result: ChunkResult) -> dict[int, Outcome]:
+    """The outcomes of a result by position."""
+    return {position: outcome for position, _, outcome in iter_outcomes(decode_outcomes(result.payload))}
+
+
+def codes(result: ChunkResult) -> dict[int, str]:
+    """The failures of a result: position to code."""
+    return {at: outcome.failure.code for at, outcome in outcomes(result).items() if outcome.failure}
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended (or waits to be buried)."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

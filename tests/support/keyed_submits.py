@@ -1,0 +1,46 @@
+"""Submits under an idempotency key, of 95 records in ten chunks; whole ones and such that are cut off."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import PIPE, Popen
+
+from common.redis.keys import JobKeys
+from producer.queue_connection import Connection
+from tests.support.processes import Shell, wait_until
+
+KEY = ("--idempotency-key", "nightly 7")
+#: Seconds after which a silent producer is given up; half of it, until another takes over.
+TTL = "2"
+LINES = [f"line {number}\n" for number in range(95)]
+#: Six chunks of them, and five records of the next.
+HEAD = "".join(LINES[:65])
+
+
+def arguments(name: Path | str, *more: str) -> list[str]:
+    return ["submit", "--task", "test-echo", str(name), "--chunk-size", "10", *KEY, *more]
+
+
+@contextmanager
+def cut_off(shell: Shell, connection: Connection, text: str, chunks: int) -> Iterator["Popen[str]"]:
+    """Submit from standard input, which gave `text` and is still open, so that `chunks` are written."""
+    process = shell.popen(*arguments("-"), stdin=PIPE)
+    assert process.stdin
+    process.stdin.write(text)
+    process.stdin.flush()
+    try:
+        [job] = wait_until(connection.store.active, 60, "the job is there")
+        wait_until(lambda: connection.store.client.hlen(JobKeys.of(job).input) == chunks, 60, "its first chunks")
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def the_job(connection: Connection) -> str:
+    [job] = connection.store.each_job()
+    return job.id
+
+
+def inputs_of(shell: Shell, job: str) -> list[str]:
+    return [row["input"] for row in shell.results(job)]

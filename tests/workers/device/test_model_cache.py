@@ -1,0 +1,152 @@
+"""Loaded models: each once, the least recently used out first, and what does not fit is said so."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import ModelError, WorkerError
+from common.records import JobSpec, new_job_id
+from common.tasks import TASKS
+from tests.support.processes import PLUGINS
+from workers.device.server.memory import memory_of, weight_bytes
+from workers.device.server.model_cache import Models
+from workers.device.server.warmup import warm_up
+from workers.inference.core.samples import samples
+from workers.models.resolver import ModelPolicy
+
+
+class Ignoring:
+    def batch(self, positions: object) -> None: ...
+
+    def tick(self) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(PLUGINS))
+    yield
+    sys.modules.pop("hugqueue_test_runners", None)
+
+
+@pytest.fixture
+def models() -> Models:
+    return Models("cpu", ModelPolicy(any_path=True))
+
+
+def _directory(parent: Path, name: str, size: int = 10) -> str:
+    (parent / name).mkdir()
+    (parent / name / "config.json").write_text("{}")
+    with (parent / name / "model.safetensors").open("wb") as file:
+        file.truncate(size)  # sparse: it takes no room
+    return str(parent / name)
+
+
+def _spec(task: str, model: str | None = None, **params: Any) -> JobSpec:
+    return JobSpec(new_job_id(), task, model, params=params)
+
+
+def _names(models: Models) -> list[str]:
+    return [Path(summary["model"]).name for summary in models.summaries()]
+
+
+def test_another_thread_finds_what_is_loaded_and_nothing_else(models: Models, tmp_path: Path):
+    path = _directory(tmp_path, "one")
+    with models.keeping(_spec("test-model", path)) as found:
+        assert found is None
+    loaded, _ = models.get(_spec("test-model", path, n=1), lambda _: None)
+    with models.keeping(_spec("test-model", path, n=2)) as found:
+        assert found == (loaded, {"n": 2})
+    with models.keeping(_spec("test-echo")) as found:
+        assert found is None
+
+
+def test_a_model_is_loaded_once_for_all_jobs(models: Models, tmp_path: Path):
+    stages: list[str] = []
+    path = _directory(tmp_path, "one")
+    first, _ = models.get(_spec("test-model", path), stages.append)
+    again, _ = models.get(_spec("test-model", path), stages.append)
+    assert again is first
+    assert stages == [f"loading {path} (10 bytes)", ""]
+
+
+def test_other_load_parameters_are_another_model_but_run_parameters_are_not(models: Models):
+    first, params = models.get(_spec("test-load", load_seconds=0, fail="x"), lambda _: None)
+    assert params == {"fail": "x"}
+    assert models.get(_spec("test-load", load_seconds=0, fail="y"), lambda _: None)[0] is first
+    assert models.get(_spec("test-load", load_seconds=0.01), lambda _: None)[0] is not first
+
+
+def test_the_least_recently_used_stands_first(models: Models, tmp_path: Path):
+    one, two = _directory(tmp_path, "one"), _directory(tmp_path, "two")
+    for path in (one, two, one):
+        models.get(_spec("test-model", path), lambda _: None)
+    assert _names(models) == ["two", "one"]
+
+
+def test_a_large_model_pushes_out_what_is_not_in_use(models: Models, tmp_path: Path):
+    models.get(_spec("test-model", _directory(tmp_path, "one")), lambda _: None)
+    free = memory_of("cpu")[0]
+    assert free
+    models.get(_spec("test-model", _directory(tmp_path, "large", int(free * 0.9))), lambda _: None)
+    assert _names(models) == ["large"]
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_loaded(models: Models, tmp_path: Path):
+    stages: list[str] = []
+    with pytest.raises(WorkerError, match="does not fit") as caught:
+        models.get(_spec("test-model", _directory(tmp_path, "huge", 1 << 43)), stages.append)
+    assert (caught.value.code, stages) == ("no_memory", [])
+
+
+def test_out_of_memory_while_loading_is_tried_again_alone_then_refused(models: Models, tmp_path: Path):
+    models.get(_spec("test-model", _directory(tmp_path, "one")), lambda _: None)
+    stages: list[str] = []
+    with pytest.raises(WorkerError) as caught:
+        models.get(_spec("test-model", _directory(tmp_path, "two"), memory_error=True), stages.append)
+    assert caught.value.code == "no_memory"
+    assert stages[-1].endswith("now alone")
+    assert models.summaries() == []
+
+
+def test_a_job_cannot_name_what_the_worker_alone_decides(tmp_path: Path):
+    trusting = Models("cpu", ModelPolicy(any_path=True))
+    path = _directory(tmp_path, "one")
+    _, params = trusting.get(_spec("test-model", path, allow_pickle=True), lambda _: None)
+    assert params == {"allow_pickle": True}  # left to `run`, where no runner knows it
+
+
+def test_facts_name_the_model_and_the_device(models: Models, tmp_path: Path):
+    path = _directory(tmp_path, "one")
+    facts = models.get(_spec("test-model", path), lambda _: None)[0].facts()
+    assert (facts["model"], facts["device"], facts["source"]) == (path, "cpu", "path")
+
+
+def test_a_task_without_a_default_model_wants_one(models: Models):
+    with pytest.raises(ModelError, match="--model"):
+        models.get(_spec("test-model"), lambda _: None)
+
+
+def test_weights_are_counted_once_when_there_are_copies_in_other_formats(tmp_path: Path):
+    path = Path(_directory(tmp_path, "one", 1000))
+    (path / "pytorch_model.bin").write_bytes(bytes(5000))
+    assert weight_bytes(path) == 1000
+
+
+def test_warming_up_tells_the_speed(models: Models):
+    loaded, _ = models.get(_spec("test-echo"), lambda _: None)
+    assert (warm_up(loaded, Ignoring()) or 0) > 0
+
+
+def test_samples_fit_the_task_that_an_alias_means():
+    assert samples("ner") == samples("token-classification")
+    assert all("[MASK]" in text for text in samples("fill-mask"))
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_there_are_samples_that_have_the_fields_of_every_task(task: str):
+    for sample in samples(task):
+        row = sample if isinstance(sample, dict) else {TASKS[task].bare: sample}
+        assert TASKS[task].input_of(row)

@@ -1,0 +1,97 @@
+"""What the device process does of the next chunk while it computes one, and that nobody pays for it."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from tests.support.device_process import Room, codes, device_room, outcomes
+from tests.support.processes import wait_until
+from tests.support.tiny_models import RecordingWatch, masked_bert
+from workers.device.server.server import _CAREFUL
+from workers.inference.tasks.encoder_runner import FastRunner
+
+AHEAD, MAIN = "_look_ahead", "MainThread"
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
+    with device_room(monkeypatch, looks_ahead=True) as started:
+        yield started
+
+
+def _trusting(room: Room) -> Room:
+    """Return the room once its process has done so much that it looks ahead."""
+    for _ in range(_CAREFUL):
+        room.run("test-ahead", ["a"])
+    return room
+
+
+def _threads(result: object) -> set[object]:
+    return {outcome.output for outcome in outcomes(result).values()}
+
+
+def test_the_next_chunk_is_prepared_while_one_is_computed(room: Room, tmp_path: Path):
+    params = {"prepared": str(tmp_path / "prepared")}
+    _trusting(room)
+    first = room.submit("test-ahead", ["wait"], params=params)  # which ends when the second one is prepared
+    second = room.submit("test-ahead", ["there"], params=params)
+    assert codes(first.result(timeout=30)) == {}
+    assert _threads(second.result(timeout=30)) == {AHEAD}
+
+
+def test_on_a_cpu_nothing_is_taken_from_what_computes(monkeypatch: pytest.MonkeyPatch):
+    with device_room(monkeypatch) as room:
+        assert _threads(_trusting(room).run("test-ahead", ["a"])) == {MAIN}
+
+
+def test_a_fresh_process_does_one_chunk_after_the_other(room: Room):
+    assert [_threads(room.run("test-ahead", ["a"])) for _ in range(_CAREFUL)] == [{MAIN}] * _CAREFUL
+
+
+def test_a_chunk_whose_preparation_kills_the_process_costs_no_other_chunk_a_record(room: Room, tmp_path: Path):
+    go = tmp_path / "prepared"
+    pid = _trusting(room).pid()
+    first = room.submit("test-ahead", ["wait", "b"], params={"prepared": str(go)})
+    second = room.submit("test-ahead", ["a", "crash", "c"])
+    wait_until(lambda: room.pid() != pid, 20, "the process has died of the second chunk")
+    go.touch()
+    assert codes(first.result(timeout=30)) == {}
+    assert codes(second.result(timeout=30)) == {1: "worker_died"}
+
+
+def test_an_output_that_kills_the_process_when_it_is_encoded_costs_no_other_chunk_a_record(room: Room, tmp_path: Path):
+    go = tmp_path / "go"
+    pid = _trusting(room).pid()
+    first = room.submit("test-unwritable", ["a", "crash", "c"])
+    second = room.submit("test-unwritable", ["b", "d"], params={"until": str(go)})  # computed while that is encoded
+    wait_until(lambda: room.pid() != pid, 20, "the process has died of the first chunk")
+    go.touch()
+    assert codes(first.result(timeout=30)) == {1: "worker_died"}
+    assert codes(second.result(timeout=30)) == {}
+
+
+def test_a_record_that_cannot_be_prepared_fails_alone(room: Room):
+    _trusting(room)
+    assert codes(room.run("test-ahead", ["a", "raise", "c"])) == {1: "runner_error"}
+
+
+def test_a_chunk_is_prepared_beside_the_fast_way_and_not_beside_the_plain_one(tmp_path: Path):
+    runner = FastRunner("fill-mask", masked_bert(tmp_path), "cpu", {})
+
+    class Trying(RecordingWatch):
+        """Tries to prepare a chunk in another thread before each batch; it must not where a tokenizer is set anew."""
+
+        tried: ClassVar[list[bool]] = []
+
+        def batch(self, positions: Sequence[int]) -> None:
+            free = not runner._host.locked()
+            if free:
+                pool.submit(runner.prepare, ["the [MASK]"], {}).result(timeout=30)
+            self.tried.append(free)
+
+    with ThreadPoolExecutor() as pool:
+        runner.run(["the [MASK]" + " city" * 90, "the [MASK]"], {}, Trying())
+    assert Trying.tried == [True, False]

@@ -1,0 +1,140 @@
+"""Runners at fault: the record at fault fails alone, with a code, and the rest goes on."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+import pytest
+
+from common.errors import ModelError, RecordError, WorkerError
+from common.payloads.codec import decode_outcomes, iter_outcomes
+from common.records import Json, Outcome, Record
+from tests.support.processes import PLUGINS
+from workers.device.server.run_chunk import Answer, DeviceLost, run_chunk
+from workers.inference.core.runner import Cancelled, Runner, Watch
+from workers.inference.tasks.registry import find_runner
+
+
+class Watched:
+    """A watch that notes what it was told, and gives the chunk up when a batch holds a position."""
+
+    def __init__(self, give_up_at: int | None = None) -> None:
+        self.batches: list[list[int]] = []
+        self._give_up_at = give_up_at
+
+    def batch(self, positions: Sequence[int]) -> None:
+        self.batches.append(list(positions))
+        if len(self.batches) > 1 and self._give_up_at in positions:
+            raise Cancelled
+
+    def tick(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(PLUGINS))
+    yield
+    sys.modules.pop("hugqueue_test_runners", None)
+
+
+def _runner(task: str) -> Runner:
+    return find_runner(task)(task, None, "cpu", {})
+
+
+def _run(runner: Runner, inputs: Sequence[object], watch: Watched | None = None, first: int = 0) -> Answer:
+    records = {first + at: Record(at, value) for at, value in enumerate(inputs)}
+    return run_chunk(runner, records, {}, "cpu", watch or Watched()).encode()
+
+
+def _codes(answer: Answer) -> list[str | None]:
+    rows = iter_outcomes(decode_outcomes(answer.payload))
+    return [outcome.failure.code if outcome.failure else None for _, _, outcome in rows]
+
+
+def test_a_runner_that_raises_costs_the_records_it_raises_for():
+    answer = _run(_runner("test-crash"), ["a", "raise", "c", "memory", "e"])
+    assert _codes(answer) == [None, "runner_error", None, "out_of_memory", None]
+    assert (answer.counts.succeeded, answer.counts.failed) == (3, 2)
+
+
+def test_too_few_outcomes_fail_the_records_rather_than_shift_them():
+    assert _codes(_run(_runner("test-short"), ["a", "b", "c"])) == ["runner_error"] * 3
+
+
+def test_an_output_that_cannot_be_written_fails_its_record():
+    assert _codes(_run(_runner("test-unwritable"), ["a", "object", "c"])) == [None, "runner_error", None]
+
+
+def test_an_output_of_another_type_than_declared_fails_its_record():
+    runner = _runner("test-vector")
+    runner.one = lambda text, params, watch: Outcome([1.0] if text == "short" else [1.0, 2.0, 3.0])
+    assert _codes(_run(runner, ["a", "short", "c"])) == [None, "runner_error", None]
+
+
+def test_a_record_error_keeps_its_code():
+    runner = _runner("test-echo")
+
+    def one(text: str, *_: object) -> Outcome:
+        if text == "bad":
+            raise RecordError("no_mask", "no mask in it")
+        return Outcome(text)
+
+    runner.one = one
+    assert _codes(_run(runner, ["a", "bad"])) == [None, "no_mask"]
+
+
+@pytest.mark.parametrize("error", [ModelError("x", "x"), WorkerError("x", "x"), Cancelled()])
+def test_what_is_not_a_records_fault_passes(error: Exception):
+    runner = _runner("test-echo")
+
+    def one(*_: object) -> Outcome:
+        raise error
+
+    runner.one = one
+    with pytest.raises(type(error)):
+        _run(runner, ["a"])
+
+
+def test_a_chunk_given_up_between_batches_raises():
+    with pytest.raises(Cancelled):
+        _run(_runner("test-echo"), ["a"] * 10, Watched(give_up_at=8))
+
+
+def test_batches_are_announced_by_the_positions_of_the_chunk():
+    watch = Watched()
+    _run(_runner("test-echo"), ["a"] * 6, watch, first=100)
+    assert watch.batches == [list(range(100, 106)), [100, 101, 102, 103], [104, 105]]
+
+
+def test_an_error_that_ruins_the_device_is_no_records_fault():
+    with pytest.raises(DeviceLost):
+        _run(_runner("test-crash"), ["a", "gpu-lost"])
+
+
+class Steady(Runner):
+    """Says of each input how often it ran, and that equal inputs get equal outcomes, if it is told to."""
+
+    needs_model = False
+
+    def __init__(self, task: str, model: object, device: str, load_params: Mapping[str, Json]) -> None:
+        self.ran: list[Json] = []
+
+    def repeats_itself(self, params: Mapping[str, Json]) -> bool:
+        return bool(params["steady"])
+
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+        watch.batch(range(len(inputs)))
+        self.ran += inputs
+        return [Outcome({"was": value}) for value in inputs]
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_equal_records_run_once_where_their_outcomes_are_equal(steady: bool):
+    runner, watch = Steady("any", None, "cpu", {}), Watched()
+    inputs = ["a", "b", "a", {"text": "a", "top": 1}, {"text": "a", "top": 2}, {"text": "a", "top": 1}, "b"]
+    records = {10 + at: Record(at, value) for at, value in enumerate(inputs)}
+    answer = run_chunk(runner, records, {"steady": steady}, "cpu", watch).encode()
+    rows = list(iter_outcomes(decode_outcomes(answer.payload)))
+    assert [outcome.output for _, _, outcome in rows] == [{"was": value} for value in inputs]
+    assert runner.ran == ([inputs[at] for at in (0, 1, 3, 4)] if steady else inputs)
+    assert watch.batches[-1] == list(range(10, 17))  # should it die now, each copy is a suspect

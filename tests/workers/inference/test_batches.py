@@ -1,0 +1,112 @@
+"""Batches: what shares one, what memory running out costs, and which errors are nobody's record's fault."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from common.records import Failure
+from tests.support.tiny_models import RecordingWatch
+from workers.inference.core.async_copy import Later
+from workers.inference.core.batches import Item, cut, is_device_lost, run_batches
+from workers.inference.core.token_budget import TokenBudget
+
+
+def items(*lengths: int) -> list[Item[int]]:
+    return [Item(position, length, length) for position, length in enumerate(lengths)]
+
+
+def fits(limit: int, error: Exception) -> Callable[[list[int]], Sequence[str]]:
+    """A forward pass for which memory holds `limit` padded tokens, and no more."""
+
+    def forward(values: list[int]) -> Sequence[str]:
+        if max(values) * len(values) > limit:
+            raise error
+        return [str(value) for value in values]
+
+    return forward
+
+
+def test_batches_hold_neighbours_in_length_within_the_budget():
+    watch = RecordingWatch()
+    found = run_batches(items(3, 10, 4, 9, 1), fits(99, MemoryError()), TokenBudget(20, 64), watch)
+    assert found == ["3", "10", "4", "9", "1"]
+    assert watch.batches == [[1, 3], [0, 2], [4]]
+
+
+def test_a_batch_takes_much_shorter_items_only_while_it_is_nearly_empty_or_where_nothing_is_padded():
+    found = [list(map(len, cut(items(*[9] * 4, 2, 2), TokenBudget(40, 64, pads=pads)))) for pads in (True, False)]
+    assert found == [[4, 2], [6]]
+    found = [list(map(len, cut(items(*[9] * 2, 2, 2), TokenBudget(40, 64, pads=pads)))) for pads in (True, False)]
+    assert found == [[2, 2], [4]]
+    assert [len(batch) for batch in cut(items(9, 2, 2), TokenBudget(40, 64))] == [2, 1]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")])
+def test_memory_that_runs_out_halves_the_batch_and_lowers_the_budget_for_good(error: Exception):
+    budget, watch = TokenBudget(64, 64), RecordingWatch()
+    assert run_batches(items(*[4] * 16), fits(16, error), budget, watch) == ["4"] * 16
+    assert budget.tokens <= 32
+    again = RecordingWatch()
+    run_batches(items(*[4] * 16), fits(16, error), budget, again)
+    assert len(again.batches) < len(watch.batches)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 GB")])
+def test_a_record_too_large_for_memory_fails_alone(error: Exception):
+    found = run_batches(items(2, 50, 3), fits(10, error), TokenBudget(2048, 64), RecordingWatch())
+    assert [one.code if isinstance(one, Failure) else one for one in found] == ["2", "out_of_memory", "3"]
+
+
+def test_a_lost_device_is_not_tried_again_with_smaller_batches():
+    watch = RecordingWatch()
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        run_batches(items(2, 2), fits(1, RuntimeError("CUDA error: device-side assert")), TokenBudget(99, 9), watch)
+    assert len(watch.batches) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("CUDA error: device-side assert triggered", True),
+        ("CUDA error: an illegal memory access was encountered", True),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", False),
+        ("CUDA error: out of memory", False),
+        ("The size of tensor a (5) must match", False),
+    ],
+)
+def test_lost_devices_are_told_from_other_errors(text: str, lost: bool):
+    assert is_device_lost(RuntimeError(text)) is lost
+
+
+class Device:
+    """Computes as a GPU does: what was started is there when it is read; `broken` items fail as it is read."""
+
+    def __init__(self, broken: int = -1) -> None:
+        self.said: list[str] = []
+        self._broken = broken
+
+    def forward(self, values: list[int]) -> Later[str]:
+        self.said.append(f"start {values}")
+
+        def read() -> list[str]:
+            self.said.append(f"read {values}")
+            if self._broken in values:
+                raise ValueError(f"cannot do {self._broken}")
+            return [str(value) for value in values]
+
+        return Later(read)
+
+
+def test_a_batch_is_started_before_the_results_of_the_last_are_read():
+    device, watch = Device(), RecordingWatch()
+    found = run_batches(items(3, 10, 4, 9, 1), device.forward, TokenBudget(20, 64), watch)
+    assert found == ["3", "10", "4", "9", "1"]
+    assert device.said == [
+        "start [10, 9]", "start [4, 3]", "read [10, 9]", "start [1]", "read [4, 3]", "read [1]",
+    ]  # fmt: skip
+    assert watch.batches == [[1, 3], [0, 1, 2, 3], [0, 2, 4]]  # those that run, too: any of them may be the fatal one
+
+
+def test_an_item_that_fails_as_it_is_read_fails_alone():
+    found = run_batches(items(3, 10, 4, 9, 1), Device(broken=9).forward, TokenBudget(20, 64), RecordingWatch())
+    assert [one if isinstance(one, str) else one.code for one in found] == ["3", "10", "4", "runner_error", "1"]

@@ -1,0 +1,150 @@
+"""Packed rows give what padded ones give, with the attention of sequences computed by the book; or are not used."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from common.records import Json
+from tests.support import tiny_models
+from tests.support.pipeline_reference import assert_same
+from tests.support.tiny_models import SMALL, VOCABULARY, RecordingWatch, mixed
+from workers.inference.core.async_copy import Later
+from workers.inference.tasks.embedding import EmbeddingRunner
+from workers.inference.tasks.encoder_runner import FastRunner
+from workers.inference.tasks.question_answering import QuestionAnsweringRunner
+from workers.inference.text.packing import ATTENTION
+
+HEADS = {
+    "fill-mask": "ForMaskedLM",
+    "text-classification": "ForSequenceClassification",
+    "token-classification": "ForTokenClassification",
+    "zero-shot-classification": "ForSequenceClassification",
+    "feature-extraction": "Model",
+}
+ANSWERS = {"question-answering": "ForQuestionAnswering"}
+SIZES: dict[str, dict[str, object]] = {
+    "Bert": {},
+    "Roberta": {},
+    "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+    "Electra": {"embedding_size": 16},
+    "ModernBert": {"local_attention": 8, "global_attn_every_n_layers": 2},  # every second layer sees four to each side
+    "FNet": {},  # has no attention to give: it mixes whatever stands in a row
+    "DebertaV2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},  # brings its own
+}
+PACKABLE = ("Bert", "Roberta", "DistilBert", "Electra")
+
+
+def made(directory: Path, architecture: str, task: str) -> Path:
+    labels = 2 if task in ANSWERS else 3
+    if architecture == "Roberta":  # with its own tokenizer: positions are counted from behind that of the padding, 1
+        tiny_models.masked_roberta(directory)
+        config = transformers.RobertaConfig.from_pretrained(directory, num_labels=labels)
+    else:
+        tiny_models.wordpiece(directory)
+        config = _config(architecture, labels)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{architecture}{(HEADS | ANSWERS)[task]}")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(directory)
+    return directory
+
+
+def _config(architecture: str, labels: int) -> transformers.PreTrainedConfig:
+    sizes = {
+        **SMALL,
+        "vocab_size": len(VOCABULARY),
+        "max_position_embeddings": 80,
+        "pad_token_id": 0,
+        "num_labels": labels,
+    }
+    return getattr(transformers, f"{architecture}Config")(**{**sizes, **SIZES[architecture]})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [*itertools.product(PACKABLE, HEADS), ("ModernBert", "fill-mask"), ("ModernBert", "token-classification")],
+)
+def test_packed_rows_give_what_padded_ones_give(tmp_path, architecture, task):
+    runner = FastRunner(task, made(tmp_path, architecture, task), "cpu", {})
+    assert runner.fast
+    mask = "[MASK]" if task == "fill-mask" else None
+    records: list[Json] = [*mixed(2000 if architecture == "Bert" else 120, mask), f"the {mask} of {mask} and a", ""]
+    params: dict[str, Json] = {"candidate_labels": ["news", "서울"]} if task.startswith("zero") else {}
+    assert runner.facts()["attention"] == "sdpa"
+    expected = runner.run(records, params, RecordingWatch())
+    assert runner.pack()
+    assert runner.facts()["attention"] == ATTENTION
+    found = runner.run(records, params, RecordingWatch())
+    for one, other in zip(found, expected, strict=True):
+        assert (one.failure, one.truncated) == (other.failure, other.truncated)
+        assert_same(one.output, other.output)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls+lasttoken"])
+@pytest.mark.parametrize("architecture", [*PACKABLE, "ModernBert"])
+def test_vectors_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture, pooling):
+    runner = EmbeddingRunner("embedding", made(tmp_path, architecture, "feature-extraction"), "cpu", {})
+    records: list[Json] = list(mixed(2000 if architecture == "Bert" else 120))
+    expected = runner.run(records, {"pooling": pooling}, RecordingWatch())
+    assert runner.pack()
+    assert runner.facts()["attention"] == ATTENTION
+    found = runner.run(records, {"pooling": pooling}, RecordingWatch())
+    np.testing.assert_allclose([one.output for one in found], [one.output for one in expected], atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["FNet", "DebertaV2"])
+def test_a_model_that_does_not_go_along_runs_padded(tmp_path, architecture):
+    runner = FastRunner("ner", made(tmp_path, architecture, "token-classification"), "cpu", {})
+    assert not runner.pack()
+    assert runner.facts()["attention"] != ATTENTION
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert"])
+def test_answers_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture):
+    runner = QuestionAnsweringRunner(
+        "question-answering", made(tmp_path, architecture, "question-answering"), "cpu", {}
+    )
+    records: list[Json] = [{"question": "where is the cat", "context": text} for text in mixed(40)]
+    expected = runner.run(records, {"top_k": 3}, RecordingWatch())
+    assert runner.pack()
+    assert runner.facts()["attention"] == ATTENTION
+    found = runner.run(records, {"top_k": 3}, RecordingWatch())
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one.output, other.output)
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_results_that_are_read_a_batch_later_are_the_same(tmp_path, monkeypatch, task):
+    runner = FastRunner(task, made(tmp_path, "Bert", task), "cpu", {})
+    records: list[Json] = list(mixed(60, "[MASK]" if task == "fill-mask" else None))
+    if task == "fill-mask":
+        records[1::7] = [{"text": text, "targets": ["cat", "dog"]} for text in records[1::7]]
+    params: dict[str, Json] = {"candidate_labels": ["news", "서울"]} if task.startswith("zero") else {}
+    runner.budget.tokens = 128
+    expected = runner.run(records, params, RecordingWatch())
+    late: list[int] = []
+
+    def as_a_gpu(tensors: Sequence[torch.Tensor], finish: Callable[..., Sequence[object]]) -> Later[object]:
+        late.append(len(tensors))
+        return Later(lambda: finish(tensors))
+
+    monkeypatch.setattr("workers.inference.tasks.encoder_tasks.later", as_a_gpu)
+    found = runner.run(records, params, RecordingWatch())
+    assert len(late) > 1
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one.output, other.output)
+
+
+def test_padded_batches_attend_as_before_after_a_packed_one(tmp_path):
+    runner = FastRunner("ner", made(tmp_path, "Bert", "token-classification"), "cpu", {})
+    runner.pack()
+    runner.run(["the cat", "a dog and a cat"], {}, RecordingWatch())
+    assert runner._model.config._attn_implementation == "sdpa"

@@ -1,0 +1,33 @@
+"""The live workers, as the turns of one of them see them: looked up now and then, not for every chunk."""
+
+import threading
+import time
+
+import redis
+
+from common.queue.heartbeats import Heartbeat, living
+
+#: Seconds for which a look is good. Heartbeats come every three.
+_FRESH = 1.0
+
+
+class Peers:
+    """All live workers, this one included, as of a second ago at most; any thread may ask."""
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._seen: list[Heartbeat] = []
+        self._until = 0.0
+
+    def now(self) -> list[Heartbeat]:
+        """Return them.
+
+        Raises:
+            redis.RedisError: Redis is away.
+        """
+        with self._lock:
+            if time.monotonic() >= self._until:
+                self._seen = living(self._client)
+                self._until = time.monotonic() + _FRESH
+            return self._seen

@@ -1,0 +1,254 @@
+"""The device process as the turns of a worker use it: several threads ask it for the outcomes of their chunks.
+
+Never imports torch or transformers. A death costs as little as can be: the requests that were merely waiting go to
+the next process unchanged, the one that was running goes through `workers.device.client.isolation`.
+"""
+
+import itertools
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from common.errors import HugqueueError, PayloadError, WorkerError
+from common.payloads.codec import count, decode_records, encode_outcomes, output_type, overlay
+from common.records import Counts, Failure, JobSpec, Json
+from common.settings import Settings
+from workers.celery_worker.model_affinity import Holding
+from workers.device.client.batch_size_cache import Budgets
+from workers.device.client.isolation import Isolation
+from workers.device.client.process import Death, DeviceChild, Exchange, error_of
+from workers.device.client.respawner import LOADING_DEATHS, LOOK, UNEXPLAINED_DEATHS, DeviceLives, kills_worker
+from workers.device.protocol import Message
+from workers.inference.core.runner import Cancelled
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """What came of a chunk."""
+
+    payload: bytes  #: of outcomes (`common.payloads.codec`)
+    counts: Counts
+    seconds: float  #: of computing, in the device process
+    facts: Mapping[str, Json]  #: what ran: model, commit, device, dtype, versions
+    settle: Callable[[bool], None] | None = None  #: to be told whether the commit counted
+
+
+@dataclass(frozen=True, slots=True)
+class Caution:
+    """What is known of a chunk over which whole workers died."""
+
+    condemned: Mapping[int, Failure]  #: records that are not to be run again, and why
+    on_alone: Callable[[int], None]  #: told the position of a record that is about to run alone
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One call of `run`."""
+
+    spec: JobSpec
+    payload: bytes
+    cancelled: threading.Event
+    on_stage: Callable[[str], None]
+    on_alone: Callable[[int], None]
+
+
+class DeviceProcess:
+    """The device process of a worker, whichever it is at the moment.
+
+    Args:
+        settings: its device (`cpu` or `cuda:0`; which GPU that is, `CUDA_VISIBLE_DEVICES` says), its preloads, its
+            limits, and which models jobs may name.
+        budgets: how much batches hold, as earlier processes learnt it; None keeps nothing.
+        looks_ahead: as `DeviceLives` takes it.
+    """
+
+    def __init__(self, settings: Settings, budgets: Budgets | None = None, *, looks_ahead: bool | None = None) -> None:
+        self._lives = DeviceLives(settings, budgets, looks_ahead=looks_ahead)
+        self._budgets = budgets
+        self._ids = itertools.count(1)
+
+    def start(self, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Start the process and wait until the preloads are loaded and warm, or until `given_up` is true.
+
+        Raises:
+            Cancelled: it was given up.
+            ModelError: a preload cannot be had, or cannot be loaded.
+            WorkerError: the process cannot be started, or a preload does not fit.
+        """
+        self._lives.start()
+        self._lives.ready(given_up)
+
+    def stop(self) -> None:
+        """End the process at once; calls of `run` raise `Cancelled`."""
+        self._lives.stop()
+
+    @property
+    def broken(self) -> HugqueueError | None:
+        """Why no process can be kept alive any longer: the worker is of no use then."""
+        return self._lives.broken
+
+    @property
+    def pid(self) -> int | None:
+        """The id of the process now alive, None between two."""
+        child = self._lives.now()
+        return child.pid if child else None
+
+    @property
+    def loaded(self) -> list[dict[str, Json]]:
+        """The loaded models: task, model and bytes of memory each."""
+        child = self._lives.now()
+        return list(child.status["models"]) if child else []
+
+    @property
+    def holding(self) -> Holding:
+        """What the process holds, and how its models came and went."""
+        child = self._lives.now()
+        if child is None or "since" not in child.status:  # it has loaded nothing yet
+            return Holding()
+        return Holding(*(child.status[name] for name in ("models", "evicted", "load_seconds", "since")))
+
+    @property
+    def memory(self) -> dict[str, int | None]:
+        """Free and total memory of the device in bytes, when the models last changed; None if nobody can tell."""
+        child = self._lives.now()
+        return {name: child.status[name] if child else None for name in ("free", "total")}
+
+    def run(
+        self,
+        spec: JobSpec,
+        payload: bytes,
+        positions: Sequence[int] | None,
+        *,
+        cancelled: threading.Event,
+        on_stage: Callable[[str], None],
+        caution: Caution | None = None,
+    ) -> ChunkResult:
+        """Return the outcomes of a chunk's records; any thread may call this.
+
+        Args:
+            spec: the job.
+            payload: the chunk's records.
+            positions: of the records to run; None runs all.
+            cancelled: set it to give the chunk up, between two batches.
+            on_stage: told what takes time before anything runs ("loading ..."), and "" when that is over.
+            caution: run each record by itself: whole workers died over this chunk.
+
+        Raises:
+            Cancelled: it was given up, or the process was stopped.
+            ModelError: the job cannot be done.
+            WorkerError: this worker cannot do it now.
+            PayloadError: the payload is none.
+        """
+        on_alone = caution.on_alone if caution else lambda _: None
+        request = _Request(spec, payload, cancelled, on_stage, on_alone)
+        death: Death | None = None
+        if not caution:
+            answer = self._attempt(request, positions)
+            if isinstance(answer, ChunkResult):
+                return answer
+            death = answer
+        every = list(positions) if positions is not None else list(range(len(decode_records(payload))))
+        plan = Isolation(every, cautious=bool(caution), condemned=caution.condemned if caution else {})
+        if death is not None:
+            self._note_death(request, plan, death)
+        return self._isolate(request, plan)
+
+    def _isolate(self, request: _Request, plan: Isolation) -> ChunkResult:
+        results: list[ChunkResult] = []
+        while wanted := plan.next():
+            if len(wanted) == 1:
+                request.on_alone(wanted[0])
+            answer = self._attempt(request, wanted)
+            if isinstance(answer, ChunkResult):
+                results.append(answer)
+                plan.done(wanted)
+            else:
+                self._note_death(request, plan, answer)
+        if plan.failures or not results:
+            results.append(self._write_failures(request, plan.failures))
+        return _merged(results)
+
+    def _note_death(self, request: _Request, plan: Isolation, death: Death) -> None:
+        logger.warning(
+            "job %s, suspects %s: %s", request.spec.id, list(death.suspects) or "unknown", death.failure.message
+        )
+        plan.died(death.suspects, death.failure)
+
+    def _write_failures(self, request: _Request, failures: Mapping[int, Failure]) -> ChunkResult:
+        """Have the process write the failures: its runner knows the type of the outputs that are not there."""
+        answer = self._attempt(request, [], failures)
+        if isinstance(answer, Death):
+            raise WorkerError("device_fault", f"The failures could not be written: {answer.failure.message}")
+        return answer
+
+    def _attempt(
+        self, request: _Request, positions: Sequence[int] | None, failures: Mapping[int, Failure] | None = None
+    ) -> ChunkResult | Death:
+        """Have some records run by whatever process there is; a death that was not theirs is nothing to them."""
+        body: dict[str, Json] = {
+            "spec": request.spec.encode(),
+            "positions": list(positions) if positions is not None else None,
+            "failures": {str(at): [why.code, why.message] for at, why in (failures or {}).items()},
+        }
+        unexplained = loading = 0
+        while True:
+            child = self._lives.ready(request.cancelled.is_set)
+            message = Message("run", next(self._ids), body, request.payload)
+            answer = self._await(child, child.ask(message, request.spec.id), request)
+            if isinstance(answer, Message):
+                if self._budgets and answer.kind == "result":
+                    self._budgets.learn(answer.body["budgets"])
+                return _result(answer)
+            if answer.blamed and not answer.loading:
+                return answer
+            loading += answer.loading
+            unexplained += answer.idle
+            if loading >= LOADING_DEATHS or (answer.loading and answer.stuck):  # another such wait would help nobody
+                raise kills_worker(request.spec.model or request.spec.task, answer)
+            if unexplained >= UNEXPLAINED_DEATHS:
+                raise WorkerError("device_process_dies", f"The device process keeps dying: {answer.failure.message}")
+
+    def _await(self, child: DeviceChild, exchange: Exchange, request: _Request) -> Message | Death:
+        """Return the answer or the process's death; stages are passed on, from this thread."""
+        told = False
+        while True:
+            if not told and (request.cancelled.is_set() or self._lives.stopping):
+                child.cancel(exchange.id)
+                told = True
+            try:
+                event = exchange.events.get(timeout=LOOK)
+            except queue.Empty:
+                continue
+            if isinstance(event, Message) and event.kind == "stage":
+                request.on_stage(event.body["text"])
+                continue
+            if told and isinstance(event, Death):
+                raise Cancelled
+            return event
+
+
+def _result(message: Message) -> ChunkResult:
+    if message.kind == "cancelled":
+        raise Cancelled
+    if message.kind == "failed":
+        if message.body["error"] == "payload":
+            raise PayloadError(message.body["message"])
+        raise error_of(message)
+    body = message.body
+    return ChunkResult(message.payload, Counts(*body["counts"]), body["seconds"], body["facts"])
+
+
+def _merged(results: Sequence[ChunkResult]) -> ChunkResult:
+    """Return results of parts of a chunk as one, in the order of the records."""
+    if len(results) == 1:
+        return results[0]
+    payloads = [result.payload for result in results]
+    found = overlay(payloads)
+    positions = sorted(found)
+    ids, outcomes = zip(*(found[position] for position in positions), strict=True)
+    payload = encode_outcomes(positions, ids, outcomes, output_type(payloads[0]))
+    return ChunkResult(payload, count(outcomes), sum(result.seconds for result in results), results[-1].facts)

@@ -1,0 +1,75 @@
+"""Which records of a chunk to run next after the device process died over it, and which are lost.
+
+The records that nobody suspects run first, together; then the suspects, one by one; a record over which the process
+died twice is not run again. Knows no process: it is told what died and which records were about to run.
+"""
+
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
+
+from common.records import Failure
+
+#: A record is given up after so many deaths: once in company, once alone.
+_DEATHS = 2
+#: After so many deaths of a group each record is suspect: the process dies later than it was harmed.
+_GROUP_DEATHS = 2
+
+
+class Isolation:
+    """The plan for one chunk; `failures` holds the records given up, and why.
+
+    Args:
+        positions: of the records to run.
+        cautious: run each by itself from the start.
+        condemned: positions that are not to be run, and what they get.
+    """
+
+    def __init__(
+        self, positions: Sequence[int], *, cautious: bool = False, condemned: Mapping[int, Failure] | None = None
+    ) -> None:
+        self.failures = {position: why for position, why in (condemned or {}).items() if position in positions}
+        positions = [position for position in positions if position not in self.failures]
+        self._together = [] if cautious else positions
+        self._alone = deque(positions if cautious else ())
+        self._deaths: Counter[int] = Counter()
+        self._group_deaths = 0
+
+    def next(self) -> list[int]:
+        """Return the positions to run now; empty when there are none left."""
+        if self._together:
+            return list(self._together)
+        return [self._alone[0]] if self._alone else []
+
+    def done(self, positions: Collection[int]) -> None:
+        """Note that these, which `next` gave, have their outcomes."""
+        self._drop(positions)
+
+    def died(self, suspects: Collection[int], failure: Failure) -> None:
+        """Note that the process died over what `next` gave.
+
+        Args:
+            suspects: the positions that were about to run; none known means all.
+            failure: what a record gets if this was its last death.
+        """
+        running = self.next()
+        blamed = [position for position in running if position in suspects] or running
+        self._deaths.update(blamed)
+        self._drop(blamed)
+        for position in blamed:
+            if self._deaths[position] >= _DEATHS:
+                self.failures[position] = failure
+            else:
+                self._alone.append(position)
+        if len(running) > 1:
+            self._suspect_all_at_last()
+
+    def _suspect_all_at_last(self) -> None:
+        self._group_deaths += 1
+        if self._group_deaths >= _GROUP_DEATHS:
+            self._alone.extend(self._together)
+            self._together = []
+
+    def _drop(self, positions: Collection[int]) -> None:
+        gone = set(positions)
+        self._together = [position for position in self._together if position not in gone]
+        self._alone = deque(position for position in self._alone if position not in gone)

@@ -1,0 +1,45 @@
+"""The device process: `python -P -m workers.device.server FD DEVICE`, started by `workers.device.client.process`."""
+
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import sys
+
+from common.logs import set_up_logs
+from workers.device.protocol import Channel
+from workers.device.server.memory import keep_freed
+from workers.device.server.server import serve
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> None:
+    """Serve the socket whose descriptor is the first argument, with the device that is the second."""
+    fd, device = int(sys.argv[1]), sys.argv[2]
+    os.set_inheritable(fd, False)
+    set_up_logs(form="%(asctime)s %(levelname)s device %(name)s: %(message)s")
+    for noisy in ("httpx", "httpx2", "httpcore", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    faulthandler.enable()
+    _outlive_nobody()
+    keep_freed()
+    serve(Channel(fd), device)
+
+
+def _outlive_nobody() -> None:
+    """End with the Celery process, and not before.
+
+    A service manager signals every process of a group when it stops a worker; the chunk in hand may still be finished,
+    so this one waits for its socket to close. A computation that never lets go of the interpreter's lock would not see
+    that, so the kernel is asked to end this process with the thread that started it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""The models that a device process has loaded: each once, the least recently used out first when memory asks for it.
+
+Decides whether a model fits before it is loaded, by the size of its weights; knows nothing of how it is loaded
+(that is the runner's) or where it comes from (the resolver's).
+"""
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from hashlib import sha256
+
+from common.distribution import install
+from common.errors import CodedError, ModelError, WorkerError
+from common.records import JobSpec, Json
+from common.tasks import ALIASES, find_task
+from common.versions import installed_version
+from workers.device.server.memory import memory_of, release, weight_bytes
+from workers.device.server.run_chunk import DeviceLost
+from workers.inference.core.batches import is_device_lost, is_out_of_memory
+from workers.inference.core.runner import Cancelled, Runner
+from workers.inference.generation.limits import check_generation
+from workers.inference.tasks.registry import find_runner, needs_model
+from workers.models.model_files import human_size
+from workers.models.resolver import ModelPolicy, Resolved, resolve
+
+logger = logging.getLogger(__name__)
+
+#: Beside its weights a model wants room for what it computes.
+_HEADROOM = 1.2
+_LIBRARIES = ("torch", "transformers")
+_DIGESTED = ("task", "model", "commit", "dtype")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A loaded runner and what is to be said of it."""
+
+    runner: Runner
+    task: str
+    model: str | None
+    resolved: Resolved | None  #: None for a runner without a model
+    device: str
+
+    @property
+    def title(self) -> str:
+        """What it is, for logs."""
+        return f"{self.task} with {self.model or 'no model'}"
+
+    def facts(self) -> dict[str, Json]:
+        """Return what ran, for the record: model, commit, device, the runner's own facts, versions of the libraries."""
+        return {
+            "task": self.task,
+            "model": self.model,
+            "commit": self.resolved.commit if self.resolved else None,
+            "source": self.resolved.source if self.resolved else None,
+            "device": self.device,
+            **self.runner.facts(),
+            "versions": {name: installed_version(name) for name in _LIBRARIES if name in sys.modules},
+        }
+
+    @cached_property  # every chunk asks for it
+    def digest(self) -> str:
+        """A short name of task, model, commit and dtype: what the size of a batch depends on, besides the device."""
+        facts = self.facts()
+        return sha256(json.dumps([facts.get(name) for name in _DIGESTED]).encode()).hexdigest()[:16]
+
+    def summary(self) -> dict[str, Json]:
+        """Return task, model and bytes of memory, for the heartbeat."""
+        return {"task": self.task, "model": self.model, "bytes": self.runner.memory_bytes()}
+
+
+class Models:
+    """Runners by what they were loaded from, in the order of their last use."""
+
+    def __init__(self, device: str, policy: ModelPolicy) -> None:
+        self._device = device
+        self._policy = policy
+        #: What the worker was started with goes to the runner as load parameters; a job cannot name them.
+        self._rules = {
+            "allow_pickle": policy.allow_pickle,
+            "allow_remote_code": policy.allow_remote_code,
+            "most_new_tokens": policy.max_new_tokens,
+            "shared": policy.shared,
+            "most_file_bytes": policy.most_file_bytes,
+            "preferred_dtype": policy.dtype,
+        }
+        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
+        self._resolved: dict[tuple[str | None, ...], Resolved] = {}
+        self._kept = threading.Lock()  # held by whoever uses a model in another thread than that which lets it go
+        self.changes = 0  #: how often a model was loaded or let go
+        self.evicted = 0  #: how many were let go for others
+        self.load_seconds = 0.0  #: what the last load took
+
+    def summaries(self) -> list[dict[str, Json]]:
+        """Return the `summary` of each, the least recently used first."""
+        return [loaded.summary() for loaded in self._loaded.values()]
+
+    def get(self, spec: JobSpec, on_stage: Callable[[str], None]) -> tuple[Loaded, dict[str, Json]]:
+        """Return the runner that a job needs, loaded, and the parameters that are left for its `run`.
+
+        Args:
+            spec: the job: its task, model, revision and params count.
+            on_stage: told what takes time: downloads, loading. May raise `Cancelled`.
+
+        Raises:
+            ModelError: it cannot be had, is not allowed, cannot be loaded, or is to write too much.
+            WorkerError: `no_memory`, it does not fit here; `missing_library`; `hub_unavailable`; `disk_full`.
+            DeviceLost: the device broke while loading.
+        """
+        task = ALIASES.get(spec.task, spec.task)
+        check_generation(task, spec.params, self._policy.max_new_tokens)
+        # A model that cannot be had is refused at once: to import the runner means torch, and some ten seconds.
+        resolved = self._resolve(task, spec, on_stage) if needs_model(task) else None
+        kind = _find_runner(task)
+        load_params, params = self._split(kind, spec)
+        if resolved is None and kind.needs_model:
+            resolved = self._resolve(task, spec, on_stage)
+        key = _key(task, resolved, load_params)
+        if key not in self._loaded:
+            model = resolved.model if resolved else None
+            self._loaded[key] = self._load(kind, task, model, resolved, load_params, on_stage)
+        self._loaded.move_to_end(key)
+        return self._loaded[key], params
+
+    @contextmanager
+    def keeping(self, spec: JobSpec) -> Iterator[tuple[Loaded, dict[str, Json]] | None]:
+        """Yield what `get` would return, if it is loaded by now: it is not let go meanwhile. Any thread may ask."""
+        with self._kept:
+            task = ALIASES.get(spec.task, spec.task)
+            resolved = self._resolved.get(_source(task, spec))
+            if resolved is None and needs_model(task):
+                yield None
+                return
+            load_params, params = self._split(_find_runner(task), spec)
+            loaded = self._loaded.get(_key(task, resolved, load_params))
+            yield (loaded, params) if loaded else None
+
+    def _split(self, kind: type[Runner], spec: JobSpec) -> tuple[dict[str, Json], dict[str, Json]]:
+        """Return with what a runner is loaded, and with what it runs."""
+        params = dict(spec.params)
+        load_params = {name: params.pop(name) for name in spec.params if name in kind.load_params}
+        return load_params | self._rules, params
+
+    def _resolve(self, task: str, spec: JobSpec, on_stage: Callable[[str], None]) -> Resolved:
+        """Resolve once: all chunks of a job then see the same commit, and none asks the disk again."""
+        key = _source(task, spec)
+        if key not in self._resolved or not self._resolved[key].path.is_dir():
+            self._resolved[key] = resolve(spec.model, spec.revision, task, self._policy, on_stage)
+        return self._resolved[key]
+
+    def _load(
+        self,
+        kind: type[Runner],
+        task: str,
+        model: str | None,
+        resolved: Resolved | None,
+        load_params: Mapping[str, Json],
+        on_stage: Callable[[str], None],
+    ) -> Loaded:
+        needed = weight_bytes(resolved.path) if resolved else 0
+        title = f"{model or task} ({human_size(needed)})" if needed else model or task
+        self._make_room(needed, title)
+        on_stage(f"loading {title}")
+        begun = time.monotonic()
+        runner = _construct(kind, task, resolved, self._device, load_params)
+        if runner is None and self._loaded:
+            while self._loaded:
+                self._evict()
+            on_stage(f"loading {title}, now alone")
+            runner = _construct(kind, task, resolved, self._device, load_params)
+        if runner is None:
+            raise WorkerError("no_memory", f"{title} does not fit into the memory of {self._device}.")
+        on_stage("")
+        self.changes += 1
+        self.load_seconds = time.monotonic() - begun
+        return Loaded(runner, task, model, resolved, self._device)
+
+    def _make_room(self, needed: int, title: str) -> None:
+        free = memory_of(self._device)[0]
+        while free is not None and free < needed * _HEADROOM and self._loaded:
+            self._evict()
+            free = memory_of(self._device)[0]
+        if free is not None and free < needed:
+            raise WorkerError(
+                "no_memory", f"{title} does not fit: {self._device} has {human_size(free)} of memory left."
+            )
+
+    def _evict(self) -> None:
+        with self._kept:
+            _, loaded = self._loaded.popitem(last=False)
+        self.changes += 1
+        self.evicted += 1
+        logger.info("out of memory's way: %s", loaded.title)
+        del loaded
+        release()
+
+
+def _source(task: str, spec: JobSpec) -> tuple[str | None, ...]:
+    return (spec.model, spec.revision, task if spec.model is None else None)
+
+
+def _key(task: str, resolved: Resolved | None, load_params: Mapping[str, Json]) -> str:
+    return json.dumps([task, str(resolved.path) if resolved else None, load_params], sort_keys=True)
+
+
+@cache  # the entry points of all distributions are read each time; errors are not kept
+def _find_runner(task: str) -> type[Runner]:
+    try:
+        return find_runner(task)
+    except ImportError as error:
+        extra = {"image": "worker,images", "audio": "worker,audio"}.get(find_task(task).media or "", "worker")
+        raise WorkerError(
+            "missing_library", f"This worker cannot run {task}: {error}. Install it: {install(extra)}."
+        ) from error
+
+
+def _construct(
+    kind: type[Runner], task: str, resolved: Resolved | None, device: str, load_params: Mapping[str, Json]
+) -> Runner | None:
+    """Return the loaded runner, or None if memory ran out: then all that the attempt held is free again."""
+    try:
+        return kind(task, resolved.path if resolved else None, device, load_params)
+    except (CodedError, Cancelled):
+        raise
+    except Exception as error:  # a boundary: a runner loads whatever files it was given
+        if is_device_lost(error):
+            raise DeviceLost(str(error)) from error
+        if not is_out_of_memory(error):
+            logger.exception("%s could not be loaded", resolved.model if resolved else task)
+            raise ModelError("model_load_failed", f"{type(error).__name__}: {error}"[:2000]) from error
+    release()
+    return None

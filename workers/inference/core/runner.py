@@ -1,0 +1,127 @@
+"""What a runner is: it takes inputs and gives one outcome each, same length, same order.
+
+The device process checks that. A runner fails a record by giving an `Outcome` with a failure, and the whole job by
+raising `common.errors.ModelError`; anything else it raises is a fault of its own.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from common.records import Json, Outcome
+from common.task_params import LOAD_PARAMS
+from workers.inference.core.token_budget import TokenBudget
+
+
+class Watch(Protocol):
+    """Where a runner says what it is doing; both methods raise `Cancelled` once the chunk was given up."""
+
+    def batch(self, positions: Sequence[int]) -> None:
+        """Say which of the inputs are about to run: if the process dies now, these are the suspects."""
+
+    def tick(self) -> None:
+        """Give a sign of life within a long batch (each token of a generation)."""
+
+
+class PlacedWatch:
+    """A watch that says the positions of a smaller run in those of a larger one."""
+
+    def __init__(self, watch: Watch, places: Sequence[Sequence[int]]) -> None:
+        """Report to `watch`, each position as those that `places` has for it."""
+        self._watch = watch
+        self._places = places
+
+    def batch(self, positions: Sequence[int]) -> None:
+        """Say which inputs of the larger run are about to run."""
+        self._watch.batch(sorted(place for position in positions for place in self._places[position]))
+
+    def tick(self) -> None:
+        """Give a sign of life."""
+        self._watch.tick()
+
+
+class Silent:
+    """A watch for trial runs, which belong to no chunk."""
+
+    def batch(self, positions: Sequence[int]) -> None:
+        """Tell nobody."""
+
+    def tick(self) -> None:
+        """Tell nobody."""
+
+
+class Cancelled(Exception):
+    """Raised out of a runner by its watch when the chunk was given up."""
+
+
+class Runner(ABC):
+    """A loaded model and what turns inputs into outcomes with it."""
+
+    #: False for a runner that works without a model; then `model` is None.
+    needs_model: ClassVar[bool] = True
+    #: How much its batches hold, for a runner that learns that.
+    budget: TokenBudget | None = None
+    #: Parameters (of `-p`) that decide how the model is loaded, not how it runs.
+    load_params: ClassVar[frozenset[str]] = frozenset(LOAD_PARAMS)
+
+    @abstractmethod
+    def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
+        """Load `model`, a directory, for `task` onto `device` (`cpu`, `cuda:0`).
+
+        Raises:
+            ModelError: it cannot be loaded, or cannot do the task.
+        """
+
+    def output_type(self, params: Mapping[str, Json]) -> Any:
+        """Return the Arrow type of an output, or None where it travels as JSON."""
+        return None
+
+    @abstractmethod
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+        """Return one outcome for each input, in order.
+
+        Args:
+            inputs: texts, or objects with the task's fields (`common.tasks`); untrusted.
+            params: the job's `-p` options without those in `load_params`; untrusted.
+            watch: told before every batch.
+
+        Raises:
+            ModelError: `bad_param`, a parameter that the task does not have or of a wrong value.
+        """
+
+    def repeats_itself(self, params: Mapping[str, Json]) -> bool:
+        """Return whether equal inputs get equal outcomes, so that a chunk need run them once.
+
+        Raises:
+            ModelError: `bad_param`, as `run`.
+        """
+        return False
+
+    def memory_bytes(self) -> int:
+        """Return about how much device memory the model holds, in bytes."""
+        return 0
+
+    def facts(self) -> dict[str, Json]:
+        """Return what is to be recorded of how it runs: dtype, attention implementation."""
+        return {}
+
+
+class PreparingRunner(Runner):
+    """A runner that can begin with a chunk while the device computes another: it tokenises, say."""
+
+    @abstractmethod
+    def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> Any:
+        """Return what `run_prepared` goes on from; any thread may call this, while another one is in `run_prepared`.
+
+        Raises:
+            ModelError: as `run`.
+        """
+
+    @abstractmethod
+    def run_prepared(self, prepared: Any, watch: Watch) -> list[Outcome]:
+        """Return what `run` does, of what `prepare` gave."""
+
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+        """Return one outcome for each input, in order."""
+        return self.run_prepared(self.prepare(inputs, params), watch)

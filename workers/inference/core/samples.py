@@ -1,0 +1,62 @@
+"""A few records for each task: what a freshly loaded model is warmed up and tried with."""
+
+import io
+import math
+import wave
+from collections.abc import Sequence
+
+from common.records import Attached, Json
+from common.tasks import find_task
+
+_TEXTS = (
+    "A short text.",
+    "Water boils at a hundred degrees, unless it is heated high up on a mountain.",
+    "The old library stands beside the river. It opens at nine, closes at six, and keeps two thousand maps.",
+)
+_RATE = 16_000  # samples of sound a second
+_SAMPLES: dict[str, tuple[Json, ...]] = {
+    "fill-mask": tuple(f"{text} It is [MASK]." for text in _TEXTS),
+    "zero-shot-classification": tuple({"text": text, "candidate_labels": ["science", "travel"]} for text in _TEXTS),
+    "question-answering": tuple({"question": "When does it open?", "context": text} for text in _TEXTS),
+    "table-question-answering": (
+        {"table": {"name": ["map"], "number": ["2000"]}, "query": "How many maps?"},
+        {"table": {"name": ["map", "book"], "number": ["2000", "7"]}, "query": "How many maps are there?"},
+    ),
+}
+
+
+def _gradient(side: int) -> bytes:
+    """Return a grey image as PNG."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((side, side)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _tone(seconds: int) -> bytes:
+    """Return a falling tone as WAV."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(_RATE)
+        waves = (int(9000 * math.sin(900 * math.sqrt(at / _RATE))) for at in range(seconds * _RATE))
+        sound.writeframes(b"".join(value.to_bytes(2, "little", signed=True) for value in waves))
+    return file.getvalue()
+
+
+def samples(task: str, mask: str | None = None) -> Sequence[Json]:
+    """Return inputs that a runner of `task` can take.
+
+    Args:
+        task: its name, or an alias.
+        mask: the model's own mask; without it, masks are `[MASK]`.
+    """
+    known = find_task(task)
+    if known.media:
+        blobs = [_gradient(side) for side in (64, 224)] if known.media == "image" else [_tone(1), _tone(3)]
+        labels = {"candidate_labels": ["light", "dark"]} if "candidate_labels" in known.optional else {}
+        return tuple(Attached({known.media: "a sample", **labels}, blob) for blob in blobs)
+    found = _SAMPLES.get(known.name, _TEXTS)
+    return tuple(text.replace("[MASK]", mask) for text in found) if mask and known.name == "fill-mask" else found

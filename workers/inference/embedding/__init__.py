@@ -1,0 +1,1 @@
+"""Sentence embeddings: pooling and the configuration of sentence-transformers."""

@@ -1,0 +1,1 @@
+"""Text generation: parameters, limits, sampling, continuous batching."""

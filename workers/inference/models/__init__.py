@@ -1,0 +1,1 @@
+"""Loading models: files, dtypes, faster layers."""

@@ -1,0 +1,156 @@
+"""Whether a text's output depends on what shares its batch, tried once when a model is loaded.
+
+An attention mask hides padding from attention alone. Convolutions, Fourier transforms, recurrent states and positions
+counted from the left may see it; experts of limited capacity and random hashing even see neighbours of equal length.
+An architecture does not say so, so each model is asked: what it gives for a short and a long text in one batch is
+compared with what it gives for each alone. The answer is kept in the budget, which `batching.cut` obeys.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from workers.inference.core.batches import is_device_lost, is_out_of_memory
+from workers.inference.core.token_budget import TokenBudget
+from workers.inference.models.dtypes import computes_in_less, in_full_precision
+from workers.inference.models.outputs_match import close
+
+logger = logging.getLogger(__name__)
+
+#: A tokenised text: a mapping from the model's arguments to lists, or to tensors of shape (1, tokens, ...).
+Features = Any
+#: Runs one batch; returns for each row what the model gives for it, without what it gives for padding.
+Run = Callable[[Sequence[Features]], Sequence[Sequence[Tensor]]]
+
+#: Tokens that a trial of generation takes: one after the prompt, one after the cache.
+_STEPS = 2
+#: Tokens that it may choose: every vocabulary has them.
+_TOKENS = range(5, 64)
+#: A larger model is not tried in float32, which takes four bytes for each weight, beside those that it has.
+_MOST_WEIGHTS = 1_000_000_000
+
+
+def limit_sharing(budget: TokenBudget, model: Any, rows: Callable[[], Sequence[Features]], run: Run) -> None:
+    """Have batches hold only what gives the same there as alone; a trial that raises counts as one that does not.
+
+    Args:
+        budget: gets `equal_lengths` where padding is seen, one item for each batch where any neighbour is.
+        model: what is tried.
+        rows: returns tokenised texts, of several lengths where the model takes them.
+        run: runs a batch of such rows as the runner will.
+    """
+    if budget.items == 1:
+        return
+    loose = computes_in_less(model)
+    equal = False
+    try:
+        found = [row for row in rows() if _length(row)]
+        long, short = max(found, key=_length), min(found, key=_length)
+        if _length(short) == _length(long):
+            short = _picked(long, range(_length(long) // 2, _length(long)))
+        places = range(_length(short))
+        odd = _picked(short, [place for place in places if place != 1])  # for models that pool neighbouring tokens
+        if _gives(run, short, odd, long, loose=loose):
+            return
+        if loose and _gives_in_full(model, run, short, odd, long):
+            return
+        backwards = _picked(short, places[::-1])  # another text of that length, with as many of each special token
+        equal = _gives(run, short, backwards, loose=loose)
+    except Exception as error:  # any architecture may be loaded, and may raise anything
+        if is_out_of_memory(error) or is_device_lost(error):  # says nothing of the model
+            raise
+        logger.debug("%s cannot be tried", type(model).__name__, exc_info=True)
+    budget.equal_lengths = True
+    if not equal:
+        budget.items = 1
+    what = "texts of equal length" if equal else "one text"
+    logger.info("batches of %s hold %s: others would change what it gives", type(model).__name__, what)
+
+
+def next_logits(model: Any, inputs: Mapping[str, Any], rows: int) -> list[list[Tensor]]:
+    """Return for each row of a batch the logits of the next tokens, as `generate` finds them.
+
+    The tokens are given, not chosen: where two are about equally likely, a batch could choose another than a text
+    alone, and all that follows would differ.
+    """
+    config = copy.deepcopy(model.generation_config)
+    config.update(
+        do_sample=False,
+        max_new_tokens=_STEPS,
+        max_length=None,
+        num_beams=1,
+        num_return_sequences=1,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    token = next(token for token in _TOKENS if token not in ends)
+    given = LogitsProcessorList([_Given(token)])
+    found = model.generate(**inputs, generation_config=config, logits_processor=given)
+    return [[step[row] for step in found.logits] for row in range(rows)]
+
+
+class _Given(LogitsProcessor):  # type: ignore[misc]
+    """Chooses one token whatever its score."""
+
+    def __init__(self, token: int) -> None:
+        self._token = token
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores of shape (rows, vocabulary)."""
+        only = torch.full_like(scores, float("-inf"))
+        only[:, self._token] = 0
+        return only
+
+
+def _gives(run: Run, *rows: Features, loose: bool) -> bool:
+    """Whether these rows give together what each gives alone."""
+    alone = [run([row])[0] for row in rows]
+    try:
+        together = run(rows)
+    except Exception as error:  # a model may refuse to be padded
+        if is_out_of_memory(error) or is_device_lost(error):
+            raise
+        return False
+    return all(
+        close(one, other.cpu().float(), loose=loose)
+        for found, expected in zip(together, alone, strict=True)
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+def _gives_in_full(model: Any, run: Run, *rows: Features) -> bool:
+    """Whether these rows agree in float32: the rounding of a deep model in less can look as if it saw padding."""
+    if sum(tensor.nelement() for tensor in model.parameters()) > _MOST_WEIGHTS:
+        return False
+    try:
+        with in_full_precision(model):
+            return _gives(run, *rows, loose=False)
+    except Exception as error:  # its attention may know no float32, and the memory may not suffice
+        if is_device_lost(error):
+            raise
+        logger.debug("%s cannot be tried in float32", type(model).__name__, exc_info=True)
+        return False
+
+
+def _length(row: Features) -> int:
+    ids = row["input_ids"]
+    return int(ids.shape[1]) if isinstance(ids, Tensor) else len(ids)
+
+
+def _picked(row: Features, places: Sequence[int]) -> Features:
+    """Return a row with the tokens at these places."""
+    tokens = _length(row)
+    return {
+        name: value[:, list(places)]
+        if isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == tokens
+        else [value[place] for place in places]
+        if isinstance(value, list) and len(value) == tokens
+        else value
+        for name, value in row.items()
+    }

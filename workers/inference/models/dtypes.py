@@ -1,0 +1,116 @@
+"""What numbers a model computes in: the dtype of a device, and what a name of one means. Knows no task and no file."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.errors import ModelError
+from common.records import Json
+from workers.inference.models.cpu_layers import PROBE, Int8Linear, race, round_layers, take_faster_layers
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+INT8 = "int8"
+_FULL = torch.float32.itemsize
+AUTO = "auto"
+
+
+def resolve_dtype(value: Json, device: str) -> torch.dtype:
+    """Return the torch dtype that weights are loaded in.
+
+    Args:
+        value: a name from `DTYPES`; `int8` on a CPU: such a model is loaded in float32 first; `auto`: float32 on
+             a CPU, half precision on CUDA.
+        device: `cpu`, `cuda:0`.
+
+    Raises:
+        ModelError: `bad_param`, there is no such dtype on this device.
+    """
+    cuda = device.startswith("cuda")
+    if value == AUTO:
+        if not cuda:
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if value == INT8 and not cuda:
+        return torch.float32
+    if isinstance(value, str) and value in DTYPES:
+        if not cuda and value != "float32":
+            _warn_if_slow(value)
+        return DTYPES[value]
+    names = ", ".join((AUTO, *DTYPES) if cuda else (AUTO, *DTYPES, INT8))
+    raise ModelError("bad_param", f"dtype must be one of {names} on {device}, found {value!r}.")
+
+
+def placed(model: Any, value: Json, device: str, *, insists: bool = True) -> Any:
+    """Return the model on its device, on a CPU with the layers that are fastest there.
+
+    Args:
+        model: as it was loaded, in the dtype that `resolve_dtype` gave.
+        value: as `resolve_dtype` takes it.
+        device: `cpu`, `cuda:0`.
+        insists: whether a model that has no layers for int8 is refused; else it computes in float32.
+
+    Raises:
+        ModelError: `bad_param`, int8 for a model that has no layers for it.
+    """
+    rounded = value == INT8 and round_layers(model)
+    if rounded:
+        _warn_if_slow(INT8)
+    elif value == INT8:
+        said = f"{type(model).__name__} has no linear layers that int8 would make faster"
+        if insists:
+            raise ModelError("bad_param", f"{said}.")
+        logger.warning("%s: it computes in float32", said)
+    if not rounded and device == "cpu" and model.dtype == torch.float32:
+        take_faster_layers(model)
+    return model.to(device)
+
+
+def dtype_name(model: Any) -> str:
+    """Return what `model` computes in: `float32`, `int8`."""
+    return INT8 if _computes_in_int8(model) else str(model.dtype).removeprefix("torch.")
+
+
+def computes_in_less(model: nn.Module) -> bool:
+    """Whether `model` computes in less than float32, whatever the dtype of its outputs."""
+    low = any(tensor.is_floating_point() and tensor.itemsize < _FULL for tensor in model.parameters())
+    return low or _computes_in_int8(model)
+
+
+@contextmanager
+def in_full_precision(model: nn.Module) -> Iterator[None]:
+    """Have the floating weights of `model` in float32 for a while, beside those that they are again afterwards."""
+    low = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    kept = [(tensor, tensor.data) for tensor in low if tensor.itemsize < _FULL]
+    try:
+        for tensor, _ in kept:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, data in kept:
+            tensor.data = data
+
+
+def _computes_in_int8(model: nn.Module) -> bool:
+    return any(isinstance(module, Int8Linear) for module in model.modules())
+
+
+@cache
+def _warn_if_slow(name: str) -> None:
+    """Say so where a dtype does not pay: CPUs without instructions for it can be a hundred times slower."""
+    rows, inputs, outputs = PROBE
+    dtype = DTYPES.get(name, torch.float32)
+    values, layer = torch.ones(rows, inputs), nn.Linear(inputs, outputs)
+    fewer = Int8Linear(layer.weight.detach(), layer.bias.detach()) if name == INT8 else deepcopy(layer).to(dtype)
+    cast = values.to(dtype)
+    with torch.inference_mode():
+        full, low = race(lambda: layer(values), lambda: fewer(cast), rounds=3)
+    if low > full:
+        logger.warning("%s is slower than float32 on this CPU (%.1f times in a probe)", name, low / full)

@@ -1,0 +1,315 @@
+"""Models and tokenizers out of a directory, and from nowhere else.
+
+Whatever runner loads a model loads it here, so that the rules hold for all: local files only; safetensors only and
+no code from the model's repository, unless the worker was started with other rules; no base model that an adapter
+names; and no weights made up on the spot (transformers only warns when it invents a missing head). Knows no task.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from common.errors import ModelError, first_line
+from common.params import check_params
+from common.records import Json
+from common.task_params import LOAD_PARAMS
+from workers.inference.core.batches import is_out_of_memory
+from workers.inference.core.runner import Runner
+from workers.inference.core.token_budget import TokenBudget
+from workers.inference.generation.limits import bound_model
+from workers.inference.models.dtypes import AUTO, dtype_name, placed, resolve_dtype
+from workers.models.model_files import check_downloaded, check_files, has_weights
+from workers.models.model_references import (
+    CONFIG,
+    PROCESSOR_CONFIGS,
+    TOKENIZER_CONFIG,
+    check_code,
+    check_references,
+    processor_settings,
+    tokenizer_settings,
+)
+
+#: How many missing weights an error names.
+_NAMED = 4
+#: What older files call an automatic class: transformers still reads it there.
+_OLDER_NAMES = {"AutoImageProcessor": ("AutoFeatureExtractor",)}
+#: What the libraries raise over files that are missing, damaged or of another kind.
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model is loaded from, and by which rules."""
+
+    directory: Path  #: a snapshot: config.json and weights
+    dtype: Json = AUTO  #: what the job asked for: a name that `precision.resolve_dtype` knows
+    preferred_dtype: Json = AUTO  #: the worker's own choice, where the job leaves it open
+    allow_pickle: bool = False  #: whether weights may be opened that can run code; the worker's own choice
+    allow_remote_code: bool = False  #: whether the model's own code may run; the worker's own choice
+    ignore_auto_map: bool = False  #: run transformers' own architecture where the model brings code; the job's choice
+    most_new_tokens: int | None = None  #: to what the lengths of the model's own configuration are bounded
+
+    @classmethod
+    def of(cls, task: str, model: Path | None, load_params: Mapping[str, Json]) -> "Source":
+        """Return what a runner's arguments say.
+
+        Raises:
+            ModelError: `model_not_found`, the job names no model; `bad_param`.
+        """
+        if model is None:
+            raise ModelError("model_not_found", f"{task} needs a model: name one with --model.")
+        names = {item.name for item in fields(cls)} - {"directory"}
+        known = {name: value for name, value in load_params.items() if name in names}
+        check_params(task, LOAD_PARAMS, {name: known[name] for name in LOAD_PARAMS.keys() & known.keys()})
+        return cls(model, **known)
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether code that the model brings may run."""
+        return self.allow_remote_code and not self.ignore_auto_map
+
+    def inside(self, directory: Path) -> "Source":
+        """Return the same rules for another directory, one within this."""
+        return replace(self, directory=directory)
+
+
+def load_model(auto_class: Any, source: Source, device: str, *, ignore_missing: Sequence[str] = ()) -> Any:
+    """Return the model of `source`, in evaluation mode, on `device`.
+
+    Args:
+        auto_class: an `AutoModelFor...` class: the head that the task needs.
+        source: its directory, and the rules.
+        device: `cpu`, `cuda:0`.
+        ignore_missing: patterns (`re.search`) of weights that the task can do without, such as a pooler's; an option
+            that uses them asks `invented_weights` first.
+
+    Raises:
+        ModelError: `model_not_found`, `not_a_model`, `adapter_only`, `unsafe_weights`, `missing_weights`,
+            `bad_param`.
+    """
+    quieten()
+    insists = source.dtype != AUTO
+    chosen = source.dtype if insists else source.preferred_dtype
+    wanted = resolve_dtype(chosen, device)
+    check_directory(source)
+    check_own_code(source, [CONFIG], "AutoConfig", auto_class.__name__)
+    try:
+        model, info = auto_class.from_pretrained(
+            source.directory,
+            dtype=wanted,
+            local_files_only=True,
+            use_safetensors=None if source.allow_pickle else True,  # None: safetensors where there are any
+            trust_remote_code=source.runs_code,
+            output_loading_info=True,
+        )
+    except LOAD_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        raise _explained(auto_class, source.directory, error) from error
+    lacking = _lacking(model, info["missing_keys"])
+    invented = [name for name in lacking if any(re.search(pattern, name) for pattern in ignore_missing)]
+    _check_complete(model, [name for name in lacking if name not in invented], source.directory)
+    model.invented_weights = invented
+    if source.most_new_tokens is not None:
+        bound_model(model, source.most_new_tokens)
+    return placed(model, chosen, device, insists=insists)
+
+
+def invented_weights(model: Any) -> list[str]:
+    """Return the names of the weights that `load_model` let pass though no file gave them."""
+    found: list[str] = model.invented_weights
+    return found
+
+
+def load_config(source: Source, **values: Any) -> Any:
+    """Return the configuration of the model of `source`, with these values in the place of its own.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    check_directory(source)
+    check_own_code(source, [CONFIG], "AutoConfig")
+    try:
+        return AutoConfig.from_pretrained(
+            source.directory, local_files_only=True, trust_remote_code=source.runs_code, **values
+        )
+    except LOAD_ERRORS as error:
+        raise ModelError(
+            "not_a_model", f"{source.directory}/config.json describes no model we know: {error}"[:1000]
+        ) from error
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Return the tokenizer of `source`.
+
+    Raises:
+        ModelError: `model_not_found`, `not_a_model`, `no_tokenizer`.
+    """
+    quieten()
+    directory = source.directory
+    check_directory(source)
+    check_own_code(source, [TOKENIZER_CONFIG, CONFIG], "AutoTokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=source.runs_code, **tokenizer_settings(directory)
+        )
+    except LOAD_ERRORS as error:
+        raise ModelError(
+            "no_tokenizer", f"The tokenizer in {directory} cannot be loaded: {first_line(error)}"
+        ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ModelError(
+            "no_tokenizer",
+            f"{directory} has no tokenizer: expected tokenizer.json or the vocabulary of its class. "
+            "Save it beside the model with tokenizer.save_pretrained().",
+        )
+    return tokenizer
+
+
+def load_part(auto_class: Any, source: Source, what: str) -> Any:
+    """Return what prepares the files for the model of `source`: its `what` ("image processor").
+
+    Args:
+        auto_class: `AutoImageProcessor`, `AutoFeatureExtractor`.
+        source: the model's directory, and the rules.
+        what: its name for people.
+
+    Raises:
+        ModelError: `model_not_found`, `not_a_model`, `no_processor`.
+    """
+    quieten()
+    check_directory(source)
+    name = auto_class.__name__
+    check_own_code(source, [*PROCESSOR_CONFIGS, CONFIG], name, *_OLDER_NAMES.get(name, ()))
+    try:
+        return auto_class.from_pretrained(
+            source.directory,
+            local_files_only=True,
+            trust_remote_code=source.runs_code,
+            **processor_settings(source.directory),
+        )
+    except LOAD_ERRORS as error:
+        raise ModelError(
+            "no_processor",
+            f"The {what} in {source.directory} cannot be loaded: {first_line(error)} "
+            f"Save it beside the model with save_pretrained().",
+        ) from error
+
+
+def check_directory(source: Source) -> None:
+    """Check that the directory holds a model that may be loaded, before any library opens it.
+
+    Raises:
+        ModelError: `model_not_found`, `not_a_model`, `adapter_only`, `unsafe_weights`, and what `check_references`
+            finds.
+    """
+    directory = source.directory
+    if not directory.is_dir():
+        raise ModelError("model_not_found", f"There is no model directory {directory}.")
+    names = sorted(path.name for path in directory.iterdir())
+    check_files(str(directory), names, source.allow_pickle)
+    if "config.json" not in names:
+        found = ", ".join(names[:5]) or "nothing"
+        raise ModelError("not_a_model", f"{directory} is no model: expected config.json, found {found}.")
+    if not has_weights(names):
+        raise ModelError("not_a_model", f"{directory} has no weights: expected model.safetensors.")
+    check_downloaded(directory)
+    check_references(directory, allow_pickle=source.allow_pickle, allow_code=source.runs_code)
+
+
+def check_own_code(source: Source, names: Sequence[str], *classes: str) -> None:
+    """Refuse a model that brings code for one of these automatic classes, where none may run and the job minds.
+
+    Args:
+        source: its directory, and the rules.
+        names: the configuration files that may name the code.
+        classes: the automatic classes that are about to be used.
+
+    Raises:
+        ModelError: `custom_code`.
+    """
+    if not source.allow_remote_code and not source.ignore_auto_map:
+        check_code(source.directory, names, classes)
+
+
+class ModelRunner(Runner):
+    """A runner whose model is a torch module in `_model`."""
+
+    budget: TokenBudget
+    _model: Any
+
+    def repeats_itself(self, params: Mapping[str, Json]) -> bool:
+        """Return True: a forward pass is no game of chance."""
+        return True
+
+    def memory_bytes(self) -> int:
+        """Return the bytes of the model's parameters and buffers."""
+        return memory_bytes(self._model)
+
+    def facts(self) -> dict[str, Json]:
+        """Return the dtype and the implementation of attention that the model runs with."""
+        return {"dtype": dtype_name(self._model), "attention": self._model.config._attn_implementation}
+
+
+def memory_bytes(model: Any) -> int:
+    """Return how many bytes the parameters and buffers of `model` take; shared ones count once."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.nelement() * tensor.element_size() for tensor in tensors.values())
+
+
+def quieten() -> None:
+    """Keep transformers from talking: its warnings and bars are for notebooks, and ours say what matters."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _lacking(model: Any, missing: set[str]) -> list[str]:
+    """Return the weights that no file gave (tied ones are off the list; buffers are computed but for statistics)."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    statistics = {name for name, _ in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    return sorted(missing & (parameters | statistics))
+
+
+def _check_complete(model: Any, lacking: Sequence[str], directory: Path) -> None:
+    """Refuse a model that lacks weights."""
+    if not lacking:
+        return
+    more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
+    raise ModelError(
+        "missing_weights",
+        f"{directory} lacks weights that the task needs: {', '.join(lacking[:_NAMED])}{more}. "
+        f"It was saved as {_architecture(model.config)}; this task loads it as {type(model).__name__}. "
+        "Take a model fine-tuned for this task.",
+    )
+
+
+def _explained(auto_class: Any, directory: Path, error: Exception) -> ModelError:
+    name = auto_class.__name__
+    text = first_line(error)
+    if "Unrecognized configuration class" in text:
+        return ModelError(
+            "missing_weights",
+            f"The model in {directory} has no {name.removeprefix('AutoModelFor')} head in transformers: "
+            f"its architecture cannot do this task. ({text})",
+        )
+    return ModelError("not_a_model", f"The model in {directory} cannot be loaded as {name}: {text}")
+
+
+def _architecture(config: Any) -> str:
+    names: list[str] | None = getattr(config, "architectures", None)
+    return " / ".join(names) if names else "an unnamed architecture"

@@ -1,0 +1,14 @@
+"""The runner of the tasks over sound."""
+
+from transformers import AutoFeatureExtractor
+
+from workers.inference.tasks.audio import SOUND_TASKS
+from workers.inference.tasks.media_runner import MediaRunner
+
+
+class SoundRunner(MediaRunner):
+    """A `transformers` pipeline over sound."""
+
+    tasks = SOUND_TASKS
+    part_class = AutoFeatureExtractor
+    part = ("feature_extractor", "feature extractor")

@@ -1,0 +1,292 @@
+"""One vector for each text.
+
+A model saved by sentence-transformers is run as its configuration says: prompts, lower-casing, length, pooling,
+further layers, normalisation. Any other gets what sentence-transformers gives it, mean pooling over its tokens (the
+last token's state of a model made for generation), and normalisation to length 1 besides.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import torch
+import transformers
+from tokenizers import normalizers
+from transformers import MODEL_MAPPING, AutoModel
+
+from common.errors import ModelError, first_line
+from common.params import check_params
+from common.records import Json, Outcome
+from common.task_params import TASK_PARAMS
+from workers.inference.core.async_copy import Later, later
+from workers.inference.core.batches import Item, is_device_lost, is_out_of_memory, run_batches
+from workers.inference.core.runner import PreparingRunner, Watch
+from workers.inference.core.samples import samples
+from workers.inference.core.token_budget import TokenBudget
+from workers.inference.embedding.chat_template import ChatTexts
+from workers.inference.embedding.pooling import load_dense, normalize, pool
+from workers.inference.embedding.sentence_transformers_config import DenseConfig, SentenceConfig, read_sentence_config
+from workers.inference.models.batch_invariance import limit_sharing
+from workers.inference.models.loader import Source, load_config, load_model, load_tokenizer
+from workers.inference.models.outputs_match import close
+from workers.inference.text.packing import PROBE, Packer, PackingRunner, pays, unpacked
+from workers.inference.text.tokenization import (
+    NO_TOKENS,
+    Encoded,
+    accepted,
+    encode,
+    in_order,
+    on_device,
+    pad,
+    read_inputs,
+    text_of,
+)
+from workers.inference.text.truncation import input_limit
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What a job asked for, the model's own configuration filled in."""
+
+    pooling: tuple[str, ...]
+    prompt: str
+    normalize: bool | None  #: None: as the model does
+    dimension: int  #: of the vectors that come out; what is longer is cut
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A chunk up to the forward pass."""
+
+    chosen: _Options
+    skip: int  #: tokens at the beginning of every text that are not pooled
+    items: Sequence[Item[Encoded]]
+    refused: Mapping[int, Outcome]  #: those that are no texts, by position
+
+
+class EmbeddingRunner(PackingRunner, PreparingRunner):
+    """Texts to float32 vectors.
+
+    Parameters: `pooling` (a mode, or several joined by `+`), `normalize`, `prompt` or `prompt_name`, `truncate_dim`
+    (the first so many numbers, cut before `normalize=true` scales them, as sentence-transformers does).
+    """
+
+    def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
+        """Load the model, its tokenizer and the layers behind it.
+
+        Raises:
+            ModelError: as `load_model`; `unknown_module`, its configuration asks for what we do not have;
+                `model_load_failed`, it gives no hidden states for a text.
+        """
+        source = Source.of(task, model, load_params)
+        directory = source.directory
+        found = read_sentence_config(directory)
+        self._task = task
+        self._device = device
+        self._configured = found is not None
+        self._config = found or SentenceConfig(directory, ("mean",))
+        source = source.inside(self._config.transformer)
+        self._model = _load_encoder(source, device)
+        if found is None and _made_for_generation(self._model.config):
+            self._config = SentenceConfig(directory, ("lasttoken",))
+        self._tokenizer = load_tokenizer(source)
+        if self._config.lower_case:
+            _lower_case(self._tokenizer)
+        self._messages = ChatTexts(self._tokenizer, self._config.message) if self._config.message else None
+        self._limit = _limit(self._config, self._tokenizer, self._model)
+        self._stages = [
+            load_dense(stage, device, allow_pickle=source.allow_pickle) if isinstance(stage, DenseConfig) else normalize
+            for stage in self._config.stages
+        ]
+        self.budget = TokenBudget.of(device)
+        self._host = threading.Lock()  # a tokenizer cannot be set anew while another thread uses it
+        limit_sharing(self.budget, self._model, self._trial_rows, self._trial)
+        if pays(self._model):
+            self.pack()
+        self._width = self._state_width()
+
+    def output_type(self, params: Mapping[str, Json]) -> pa.DataType:
+        """Return a fixed-size list of float32."""
+        return pa.list_(pa.float32(), self._options(params).dimension)
+
+    def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> _Prepared:
+        """Return the texts tokenised."""
+        chosen = self._options(params)
+        texts, refused = read_inputs(inputs, text_of)
+        encoded = self._encoded(list(texts.values()), chosen.prompt)
+        items = [Item(position, len(row), row) for position, row in zip(texts, encoded, strict=True)]
+        refused |= {item.position: Outcome(failure=NO_TOKENS) for item in items if not item.tokens}
+        items = [item for item in items if item.tokens]
+        return _Prepared(chosen, self._prompt_tokens(chosen.prompt), items, refused)
+
+    def run_prepared(self, prepared: _Prepared, watch: Watch) -> list[Outcome]:
+        """Return a float32 array of shape (dimension,) for each text."""
+
+        def forward(rows: Sequence[Encoded]) -> Sequence[Any] | Later[Any]:
+            return self._vectors(rows, prepared.chosen, prepared.skip)
+
+        results = run_batches(prepared.items, forward, self.budget, watch)
+        return in_order(prepared.refused, prepared.items, results)
+
+    def token_counts(self, texts: Sequence[str], params: Mapping[str, Json]) -> list[int]:
+        """Return how many tokens each text is, special ones and the prompt included, as far as the model reads it."""
+        prompt = self._options(params).prompt
+        return [len(row) for row in self._encoded(texts, prompt)]
+
+    def _encoded(self, texts: Sequence[str], prompt: str = "") -> list[Encoded]:
+        with self._host:
+            if self._messages:
+                return self._messages.encode(texts, prompt, self._limit)
+            return encode(self._tokenizer, [prompt + text for text in texts], self._limit)
+
+    def _vectors(self, rows: Sequence[Encoded], chosen: _Options, skip: int) -> Sequence[Any] | Later[Any]:
+        hidden, mask = self._states(rows)
+        vectors = pool(hidden, mask, chosen.pooling, skip)
+        for stage in self._stages:
+            if chosen.normalize is not False or stage is not normalize:
+                vectors = stage(vectors)
+        vectors = vectors[:, : chosen.dimension]
+        if chosen.normalize:
+            vectors = normalize(vectors)
+        return later([vectors], lambda host: list(host[0].numpy()))
+
+    def _states(self, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last hidden states, of shape (texts, tokens, width), and which of the tokens are the texts'."""
+        if self._packer is None:
+            features = self._padded(rows)
+            return self._hidden(features), features["attention_mask"]
+        lengths = on_device(torch.tensor([[len(row)] for row in rows]), self._device)
+        hidden = self._hidden_packed(rows, self._packer)
+        return hidden, (torch.arange(hidden.shape[1], device=hidden.device) < lengths).long()
+
+    def _padded(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        return pad([row.features for row in rows], self._tokenizer, self._device)
+
+    def _state_width(self) -> int:
+        try:
+            return int(self._trial(self._trial_rows()[:1])[0][0].shape[-1])
+        except Exception as error:  # any architecture may be loaded, and may want more than a text
+            if is_out_of_memory(error) or is_device_lost(error):
+                raise
+            why = first_line(error).rstrip(".")
+            raise ModelError(
+                "model_load_failed",
+                f"{type(self._model).__name__} gives no hidden states for a text alone: {why}. "
+                "Take an encoder, or a model of a decoder alone.",
+            ) from error
+
+    def _trial_rows(self) -> list[dict[str, list[int]]]:
+        return [row.features for row in self._encoded(cast("Sequence[str]", samples(self._task)))]
+
+    def _trial(self, rows: Sequence[Mapping[str, Any]]) -> list[list[torch.Tensor]]:
+        hidden = self._hidden(pad(rows, self._tokenizer, self._device)).to(self._model.dtype)
+        return [[state[: len(row["input_ids"])]] for state, row in zip(hidden, rows, strict=True)]
+
+    def _hidden(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the last hidden states, of shape (texts, tokens, width)."""
+        with torch.inference_mode():
+            output: torch.Tensor = self._model(**accepted(features, self._model)).last_hidden_state
+            return output.float()
+
+    def pack(self) -> bool:
+        """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
+        rows = encode(self._tokenizer, PROBE, self._limit)
+        expected = [self._trial([row.features])[0][0].cpu() for row in rows]
+
+        def agrees(packer: Packer) -> bool:
+            found = self._hidden_packed(rows, packer).to(self._model.dtype)
+            return all(close(state[: len(row)], one) for state, row, one in zip(found, rows, expected, strict=True))
+
+        return self._pack(agrees)
+
+    def _hidden_packed(self, rows: Sequence[Encoded], packer: Packer) -> torch.Tensor:
+        """Return what `_hidden` does, of rows that lay one behind the other."""
+        names = accepted(rows[0].features, self._model)
+        features = [{name: row.features[name] for name in names} for row in rows]
+        with torch.inference_mode(), packer.packed(features) as inputs:
+            return unpacked(self._model(**inputs).last_hidden_state.float(), [len(row) for row in rows])
+
+    def _prompt_tokens(self, prompt: str) -> int:
+        """Return how many tokens at the beginning of every text are the prompt's and are not to be pooled."""
+        if self._config.include_prompt or not prompt or self._messages:  # of a chat, all is pooled
+            return 0
+        ids = self._encoded([prompt])[0].features["input_ids"]
+        return len(ids) - int(bool(ids) and ids[-1] in self._tokenizer.all_special_ids)
+
+    def _options(self, params: Mapping[str, Json]) -> _Options:
+        check_params(self._task, TASK_PARAMS["embedding"], params)
+        pooling = tuple(params["pooling"].split("+")) if "pooling" in params else self._config.pooling
+        scaled = params.get("normalize", None if self._configured else True)
+        dimension = self._dimension(pooling)
+        if "truncate_dim" in params and params["truncate_dim"] > dimension:
+            raise _bad_param(f"truncate_dim must be at most {dimension}, the length of this model's vectors.")
+        cut = params.get("truncate_dim", self._config.truncate_dim)
+        return _Options(pooling, self._prompt(params), scaled, min(dimension, cut or dimension))
+
+    def _dimension(self, pooling: tuple[str, ...]) -> int:
+        """Return the length of a vector before it is cut."""
+        width = self._width * len(pooling)
+        for stage in self._config.stages:
+            if isinstance(stage, DenseConfig):
+                if stage.inputs != width:
+                    way = "+".join(pooling)
+                    raise _bad_param(f"pooling={way} gives {width} numbers; the next layer takes {stage.inputs}.")
+                width = stage.outputs
+        return int(width)
+
+    def _prompt(self, params: Mapping[str, Json]) -> str:
+        if "prompt" in params and "prompt_name" in params:
+            raise _bad_param("Give prompt or prompt_name, not both.")
+        name = params.get("prompt_name", self._config.default_prompt)
+        if "prompt" in params or name is None:
+            return str(params.get("prompt", ""))
+        if name not in self._config.prompts:
+            known = ", ".join(self._config.prompts) or "none"
+            raise _bad_param(f"This model has no prompt {name!r}; it has {known}.")
+        return self._config.prompts[name]
+
+
+def _load_encoder(source: Source, device: str) -> Any:
+    """Return the model without a head; of an encoder and decoder such as T5, the encoder."""
+    kind = _encoder_class(load_config(source)) or AutoModel
+    model = load_model(kind, source, device, ignore_missing=(r"(^|\.)pooler\.",))
+    model.config.use_cache = False  # keys and values would be kept for a next token that never comes
+    return model
+
+
+def _encoder_class(config: Any) -> Any:
+    """Return the class of the encoder of an encoder-decoder, also of one that was saved alone; None for any other."""
+    whole = MODEL_MAPPING.get(type(config), None)
+    name = whole.__name__.removesuffix("Model") + "EncoderModel" if isinstance(whole, type) else ""
+    if config.is_encoder_decoder or name in (config.architectures or ()):
+        return getattr(transformers, name, None)
+    return None
+
+
+def _made_for_generation(config: Any) -> bool:
+    """Whether only the last token has seen the whole text."""
+    return any(name.endswith("ForCausalLM") for name in config.architectures or ())
+
+
+def _limit(config: SentenceConfig, tokenizer: Any, model: Any) -> int | None:
+    if config.max_tokens is None:
+        return input_limit(model, tokenizer)
+    positions = input_limit(model, tokenizer=None)
+    return config.max_tokens if positions is None else min(config.max_tokens, positions)
+
+
+def _lower_case(tokenizer: Any) -> None:
+    """Have the tokenizer lower-case its texts, if it does not yet; special tokens stay as they are."""
+    if not tokenizer.is_fast:
+        tokenizer.do_lower_case = True
+        return
+    backend = tokenizer.backend_tokenizer
+    steps = [normalizers.Lowercase()] if backend.normalizer is None else [normalizers.Lowercase(), backend.normalizer]
+    backend.normalizer = normalizers.Sequence(steps)
+
+
+def _bad_param(message: str) -> ModelError:
+    return ModelError("bad_param", message)

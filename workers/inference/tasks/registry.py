@@ -1,0 +1,81 @@
+"""The table from task to runner; a runner's module is imported when its task is first asked for.
+
+Other distributions add rows by entry points of the group `common.tasks.RUNNER_GROUP`: the entry point's name is
+the task, its value `module:Class`. A row of ours wins over an entry point of the same name.
+"""
+
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from common.errors import ModelError
+from common.tasks import ALIASES, RUNNER_GROUP, translation_languages
+from workers.inference.core.runner import Runner
+
+_PIPELINE = "workers.inference.tasks.pipeline_runner:PipelineRunner"
+_FAST = "workers.inference.tasks.encoder_runner:FastRunner"
+_IMAGES = "workers.inference.tasks.image_runner:ImageRunner"
+_SOUNDS = "workers.inference.tasks.audio_runner:SoundRunner"
+_SEQ2SEQ = "workers.inference.tasks.seq2seq:Seq2SeqRunner"
+
+#: Task to `module:Class`.
+RUNNERS = {
+    "fill-mask": _FAST,
+    "text-classification": _FAST,
+    "token-classification": _FAST,
+    "zero-shot-classification": _FAST,
+    "feature-extraction": _FAST,
+    "table-question-answering": _PIPELINE,
+    "text-generation": _PIPELINE,
+    "embedding": "workers.inference.tasks.embedding:EmbeddingRunner",
+    "translation": _SEQ2SEQ,
+    "summarization": _SEQ2SEQ,
+    "text2text-generation": _SEQ2SEQ,
+    "image-classification": _IMAGES,
+    "zero-shot-image-classification": _IMAGES,
+    "object-detection": _IMAGES,
+    "image-segmentation": _IMAGES,
+    "depth-estimation": _IMAGES,
+    "image-feature-extraction": _IMAGES,
+    "audio-classification": _SOUNDS,
+    "zero-shot-audio-classification": _SOUNDS,
+    "automatic-speech-recognition": _SOUNDS,
+    "question-answering": "workers.inference.tasks.question_answering:QuestionAnsweringRunner",
+}
+
+
+def find_runner(task: str) -> type[Runner]:
+    """Return the runner class of a task name, alias, `translation_xx_to_yy` or entry point.
+
+    Raises:
+        ModelError: `unknown_task`, no runner of that name; `bad_runner`, an entry point names something else.
+        ImportError: the runner needs a library that is not installed.
+    """
+    name = _row(task)
+    if name in RUNNERS:
+        return _load(RUNNERS[name])
+    for point in entry_points(group=RUNNER_GROUP, name=task):
+        return _load(point.value)
+    raise ModelError(
+        "unknown_task",
+        f"This worker has no runner for the task {task!r}. If another distribution brings it, "
+        f"install it here too (an entry point of the group {RUNNER_GROUP}).",
+    )
+
+
+def needs_model(task: str) -> bool:
+    """Whether a task needs a model, as far as that is known without its runner: only that tells for an entry point."""
+    return _row(task) in RUNNERS
+
+
+def _row(task: str) -> str:
+    return "translation" if translation_languages(task) else ALIASES.get(task, task)
+
+
+def _load(place: str) -> type[Runner]:
+    module, _, name = place.partition(":")
+    found = getattr(import_module(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, Runner)):
+        raise ModelError(
+            "bad_runner", f"{place} is not a runner: expected a subclass of workers.inference.core.runner.Runner."
+        )
+    return found

@@ -1,0 +1,73 @@
+"""Table question answering: a table and a question in, the cells that answer it out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from transformers import pipelines as hf
+
+from common.errors import RecordError
+from common.records import Json
+from common.tasks import TASKS
+from workers.inference.tasks.pipeline_task import PlainTask, Prepared, Row, Settings
+from workers.inference.text.collate import row_of
+from workers.inference.text.fields import fields_of
+from workers.inference.text.tokenization import text_of
+
+
+class TableQuestionAnswering(PlainTask):
+    """The cells that answer a question about a table; cells of any type are read as text."""
+
+    name = "table-question-answering"
+    pipeline_class = hf.TableQuestionAnsweringPipeline
+    auto_class = "AutoModelForTableQuestionAnswering"
+
+    def prepare(self, value: Json, settings: Settings) -> Prepared:
+        """Return the table and the question; rows that the model has no room for are dropped from the end."""
+        fields = fields_of(TASKS[self.name], value)
+        table = table_of(fields["table"])
+        pair = {"table": table, "query": text_of(fields["query"], "query")}
+        try:
+            inputs = dict(self.pipe.preprocess(pair, **settings.preprocess))
+        except ValueError as error:  # more columns than it counts, or a question that leaves no room for one row
+            raise RecordError("too_long", f"The table does not fit the model: {error}.") from error
+        rows_seen = int(inputs["token_type_ids"][0, :, 2].max())  # numbered from 1
+        return Prepared([inputs], truncated=rows_seen < len(table))
+
+    def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[Row]:
+        inputs, scores = outputs["model_inputs"], outputs["outputs"]
+        rows = []
+        for number, length in enumerate(lengths):
+            parts = [row_of(scores["logits"], number, length)]
+            if scores.get("logits_aggregation") is not None:
+                parts.append(row_of(scores["logits_aggregation"], number))
+            taken = {key: row_of(value, number, length) for key, value in inputs.items()}
+            rows.append({"model_inputs": taken, "table": outputs["table"][number], "outputs": tuple(parts)})
+        return rows
+
+
+def table_of(value: Json) -> pd.DataFrame:
+    """Return a data frame of texts from an object of columns, or a list of rows that are objects.
+
+    Raises:
+        RecordError: `wrong_type`, another shape, or columns of different lengths; `empty_text`, no cells.
+    """
+    columns = _columns(value)
+    if len({len(column) for column in columns.values()}) > 1:
+        raise RecordError("wrong_type", "The columns of the table must be of one length.")
+    if not any(columns.values()):
+        raise RecordError("empty_text", "The table has no cells.")
+    texts = {str(name): ["" if cell is None else str(cell) for cell in column] for name, column in columns.items()}
+    return pd.DataFrame(texts)
+
+
+def _columns(value: Json) -> dict[str, list[Json]]:
+    if isinstance(value, dict) and all(isinstance(column, list) for column in value.values()):
+        return value
+    if isinstance(value, list) and all(isinstance(row, dict) for row in value):
+        names = dict.fromkeys(name for row in value for name in row)
+        return {name: [row.get(name) for row in value] for name in names}
+    raise RecordError(
+        "wrong_type",
+        'table must be an object of columns {"city": ["Seoul"]} or a list of rows [{"city": "Seoul"}].',
+    )

@@ -1,0 +1,45 @@
+"""Scores for labels that come with the record or the job: what zero-shot tasks over images and sound share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.errors import RecordError
+from common.records import Json
+from workers.inference.tasks.media_task import MediaTask
+from workers.inference.tasks.pipeline_task import Prepared, Row, Settings, own_params
+from workers.inference.text.candidate_labels import labelling
+from workers.inference.text.truncation import Inputs, input_limit, length_of
+
+
+class LabelledTask(MediaTask):
+    """A task that compares a file with labels; only records with the same labels share a batch."""
+
+    needs_tokenizer = True
+    aside = ("candidate_labels",)
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe)
+        self._label_limit = input_limit(pipe.model, pipe.tokenizer)
+
+    def prepared(self, media: Any, fields: Mapping[str, Json], settings: Settings) -> Prepared:
+        """Return the file and its labels ready to run."""
+        own = own_params(self, fields)[0]
+        before = labelling(self.name, {**settings.preprocess, **own})
+        inputs = dict(self.pipe.preprocess(media, **before))
+        longest = length_of(inputs["text_inputs"][0])
+        if self._label_limit is not None and longest > self._label_limit:
+            raise RecordError("too_long", f"A label has {longest} tokens; the model takes {self._label_limit}.")
+        return Prepared([{**inputs, "hypothesis_template": before.get("hypothesis_template")}])
+
+    def group(self, inputs: Inputs, settings: Settings) -> int:
+        """Return a number that inputs of equal shapes and equal labels share."""
+        labels = (*inputs["candidate_labels"], inputs["hypothesis_template"])
+        return hash((super().group(inputs, settings), labels))
+
+    def joined(self, batch: Sequence[Inputs]) -> Inputs:
+        """Return one batch; the labels are those of all its records."""
+        return {name: value for name, value in super().joined(batch).items() if name != "hypothesis_template"}
+
+    def row(self, outputs: Mapping[str, Any], number: int, inputs: Inputs) -> Row:
+        """Take one record out of the batch, as a dictionary: `postprocess` takes the labels out of it."""
+        return dict(super().row(outputs, number, inputs))

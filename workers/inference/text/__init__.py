@@ -1,0 +1,1 @@
+"""Texts: tokenization, truncation, padding, packing."""

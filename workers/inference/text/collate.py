@@ -1,0 +1,49 @@
+"""Several prepared inputs made into one batch, and one row taken out of a batch again.
+
+The padding is ours, not `DataLoader`'s: the side is given, and rows come back at their own length.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from workers.inference.text.truncation import Inputs
+
+Side = Literal["left", "right"]
+
+
+def join(values: Sequence[Inputs], pad_id: int, side: Side = "right") -> Inputs:
+    """Return one batch: tensors of shape (1, tokens, ...) padded and stacked, anything else listed.
+
+    Padding is `pad_id` in `input_ids`, 1 in `special_tokens_mask`, 0 elsewhere (so `attention_mask` hides it).
+    """
+    fill = {"input_ids": pad_id, "special_tokens_mask": 1}
+    return {key: _stacked([value[key] for value in values], fill.get(key, 0), side) for key in values[0]}
+
+
+def row_of(value: Any, number: int, tokens: int | None = None) -> Any:
+    """Return what belongs to row `number`, batch dimension kept; cut to `tokens` where the padding is on the right.
+
+    Half-precision numbers become float32: numpy has no bfloat16, and scores are computed from them.
+    """
+    if not isinstance(value, torch.Tensor):
+        return value[number] if isinstance(value, list) else value
+    row = value[number : number + 1]
+    if tokens is not None:
+        row = row[:, :tokens]
+    return row.float() if row.dtype in (torch.float16, torch.bfloat16) else row
+
+
+def _stacked(parts: list[Any], fill: int, side: Side) -> Any:
+    if not isinstance(parts[0], torch.Tensor):
+        return parts
+    if parts[0].dim() < 2:
+        return torch.cat(parts)
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([_widened(part, width, fill, side) for part in parts])
+
+
+def _widened(part: torch.Tensor, width: int, fill: int, side: Side) -> torch.Tensor:
+    filler = part.new_full((part.shape[0], width - part.shape[1], *part.shape[2:]), fill)
+    return torch.cat((filler, part) if side == "left" else (part, filler), dim=1)

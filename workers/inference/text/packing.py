@@ -1,0 +1,228 @@
+"""Sequences of a batch one behind the other in a single row, so that nothing is padded: for encoder models on a GPU.
+
+An encoder sees its tokens all alike but for their positions and for attention. So the row brings its own positions,
+and attention is ours, registered with transformers (`AttentionInterface`): each token sees its own sequence and no
+other. Plain `sdpa` would let a token see the whole row, and say nothing. A head that reads the first token of each
+row gets the first token of each sequence. Whether a model's code goes along is not guessed: a packed probe is compared
+with the padded one (`find_packer`), which also finds where its positions begin (RoBERTa's at 2).
+"""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from common.records import Json
+from workers.inference.models.loader import ModelRunner
+from workers.inference.text.tokenization import on_device
+
+logger = logging.getLogger(__name__)
+
+#: The name that our attention is registered under.
+ATTENTION = "hugqueue_varlen"
+#: Texts of several lengths: what rows are packed of to see whether a model goes along.
+#: One is longer than any layer looks that sees its neighbours alone.
+PROBE = ("A short text.", "The old library stands beside the river, and opens at nine.", "Water", "It boils. " * 150)
+#: Where the layers of an encoder stand in its base model.
+_LAYERS = ("encoder", "transformer")
+
+Row = Mapping[str, Sequence[int]]
+
+
+def attend(
+    _module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _attention_mask: Tensor | None,
+    *,
+    cu_seq_lens_q: Tensor,
+    max_length_q: int,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Return what each token of a packed row attends to, of shape (1, tokens, heads, width).
+
+    Args:
+        query: (1, heads, tokens, width), as are `key` and `value`.
+        key: what each token is found by.
+        value: what is found.
+        cu_seq_lens_q: (sequences + 1,) int32, where each sequence begins, and the end.
+        max_length_q: tokens of the longest one.
+        scaling: of the scores; None means one by the root of the width.
+        sliding_window: 1 more than the neighbours that a token sees on each side (as flash attention has it in
+            transformers); None means all.
+    """
+    side = None if sliding_window is None else sliding_window - 1
+    if query.is_cuda:
+        return _by_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, side), None
+    bounds = itertools.pairwise(cu_seq_lens_q.tolist())
+    parts = [
+        nn.functional.scaled_dot_product_attention(
+            *(part[:, :, begin:end] for part in (query, key, value)), _band(end - begin, side), scale=scaling
+        )
+        for begin, end in bounds
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _band(tokens: int, side: int | None) -> Tensor | None:
+    """Return who sees whom where a token sees so many on each side."""
+    return None if side is None else torch.ones(tokens, tokens, dtype=torch.bool).tril(side).triu(-side)
+
+
+def _by_kernel(
+    query: Tensor, key: Tensor, value: Tensor, begins: Tensor, longest: int, scaling: float | None, side: int | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # only a torch for CUDA has what it calls
+
+    window = (-1, -1) if side is None else (side, side)
+    rows = (part[0].transpose(0, 1) for part in (query, key, value))
+    return varlen_attn(*rows, begins, begins, longest, longest, scale=scaling, window_size=window)[None]
+
+
+AttentionInterface.register(ATTENTION, attend)
+
+
+class Packer:
+    """Runs batches of one model as packed rows.
+
+    Args:
+        model: an encoder, with whatever head.
+        device: where it is.
+        position: that of the first token of a sequence.
+        first_tokens: whether the head reads the first token of each sequence alone.
+    """
+
+    def __init__(self, model: Any, device: str, *, position: int, first_tokens: bool) -> None:
+        self._model = model
+        self._device = device
+        self._position = position
+        self._first_tokens = first_tokens
+
+    @contextmanager
+    def packed(self, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+        """Give the model's arguments for these tokenised texts; while entered, the model attends by sequences."""
+        lengths = [len(row["input_ids"]) for row in rows]
+        begins = [0, *itertools.accumulate(lengths)]
+        positions = [number for length in lengths for number in range(self._position, self._position + length)]
+        columns = {
+            name: [number for row in rows for number in row[name]] for name in rows[0] if name != "attention_mask"
+        }
+        inputs: dict[str, Any] = {name: self._row(column) for name, column in columns.items()}
+        bounds = on_device(torch.tensor(begins, dtype=torch.int32), self._device)
+        inputs |= {"position_ids": self._row(positions), "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+        inputs |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
+        with _attention(self._model), self._shortened(bounds[:-1]):
+            yield inputs
+
+    def _row(self, column: Sequence[int]) -> Tensor:
+        return on_device(torch.tensor([column]), self._device)
+
+    @contextmanager
+    def _shortened(self, begins: Tensor) -> Iterator[None]:
+        """While entered, hand a head that reads first tokens a row for each sequence, with that token alone."""
+        if not self._first_tokens:
+            yield
+            return
+        base = self._model.base_model
+        layers = next(getattr(base, name) for name in _LAYERS if hasattr(base, name))
+
+        def keep_first(_module: Any, _args: Any, output: Any) -> Any:
+            output["last_hidden_state"] = output["last_hidden_state"][0, begins.long()][:, None]
+            return output
+
+        hook = layers.register_forward_hook(keep_first)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def find_packer(
+    model: Any, device: str, agrees: Callable[[Packer], bool], *, first_tokens: bool = False
+) -> Packer | None:
+    """Return what packs the batches of `model`, None where it gives something else or cannot be packed.
+
+    Args:
+        model: an encoder, with whatever head.
+        device: where it is.
+        agrees: runs a probe of several lengths by a packer, and says whether it gives what padded rows give.
+        first_tokens: whether the head reads the first token of each sequence alone.
+    """
+    padding = getattr(model.config, "pad_token_id", None)
+    for position in dict.fromkeys((0, 0 if padding is None else padding + 1)):
+        packer = Packer(model, device, position=position, first_tokens=first_tokens)
+        try:
+            if agrees(packer):
+                return packer
+        except Exception:  # any architecture may be loaded, and may raise anything
+            logger.debug("%s cannot be packed from position %d", type(model).__name__, position, exc_info=True)
+    logger.info("%s runs padded: packed, it does not give the same", type(model).__name__)
+    return None
+
+
+class PackingRunner(ModelRunner):
+    """A runner that runs its batches as packed rows where its model goes along."""
+
+    _device: str
+    _packer: Packer | None = None
+
+    def facts(self) -> dict[str, Json]:
+        """Return what the model runs with; its attention is ours where rows are packed."""
+        return super().facts() | ({"attention": ATTENTION} if self._packer else {})
+
+    def _pack(self, agrees: Callable[[Packer], bool], *, first_tokens: bool = False) -> bool:
+        """Pack from now on if `find_packer` finds a way; return whether it does."""
+        self._packer = find_packer(self._model, self._device, agrees, first_tokens=first_tokens)
+        self.budget.pads = self._packer is None
+        return self._packer is not None
+
+
+def by_row(states: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """Return what there is for each row's tokens, of shape (tokens, ...), from a padded batch or a packed one.
+
+    Args:
+        states: (rows, longest, ...), or (1, tokens, ...).
+        lengths: tokens of each row.
+    """
+    if len(states) == 1:
+        return list(states[0].split(list(lengths)))
+    return [state[:length] for state, length in zip(states, lengths, strict=True)]
+
+
+def unpacked(states: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return the states of a packed row, (1, tokens, width), as a padded batch, (texts, longest, width).
+
+    Args:
+        states: of all tokens, one text behind the other.
+        lengths: tokens of each text.
+    """
+    longest = max(lengths)
+    # Reckoned here: to ask a GPU where its mask is set is to wait for all that it computes.
+    places = [number * longest + place for number, length in enumerate(lengths) for place in range(length)]
+    spread = states.new_zeros(len(lengths) * longest, states.shape[-1])
+    spread[on_device(torch.tensor(places), str(states.device))] = states[0]
+    return spread.view(len(lengths), longest, -1)
+
+
+def pays(model: Any) -> bool:
+    """Whether there is a kernel for packed rows where this model is: on a GPU, in half precision."""
+    cuda: bool = model.device.type == "cuda" and model.dtype in (torch.float16, torch.bfloat16)
+    return cuda and torch.cuda.get_device_capability(model.device) >= (8, 0)
+
+
+@contextmanager
+def _attention(model: Any) -> Iterator[None]:
+    own = model.config._attn_implementation
+    model.config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = own

@@ -1,0 +1,168 @@
+"""Texts to padded tensors: reads untrusted inputs, tokenises a whole chunk at once, and pads a batch.
+
+Padding is always to the right, whatever the tokenizer says: a batch then gives what its texts give one by one, for
+models that count positions from the first token too.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from common.errors import RecordError
+from common.records import Failure, Json, Outcome
+from workers.inference.core.batches import Item
+from workers.inference.text.truncation import cut_pair
+
+T = TypeVar("T")
+#: A text, or one with its pair.
+Text = str | tuple[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One tokenised text."""
+
+    features: dict[str, list[int]]  #: by the names of the model's arguments, each as long as the text
+    truncated: bool
+    encoding: Any = None  #: a tokenizers.Encoding, from a fast tokenizer: from tokens to words and characters
+
+    def __len__(self) -> int:
+        return len(self.features["input_ids"])
+
+
+#: Why a text without a single token fails: a model would answer the padding beside it, or nothing at all.
+NO_TOKENS = Failure("empty_text", "The tokenizer finds no token in the text.")
+
+
+def text_of(value: Json, what: str = "the input") -> str:
+    """Return `value` if it is a text that a tokenizer takes and that says something.
+
+    Raises:
+        RecordError: `wrong_type`, `empty_text` or `bad_text`.
+    """
+    if not isinstance(value, str):
+        raise RecordError("wrong_type", f"Expected {what} to be text, found {type(value).__name__}.")
+    if not value or value.isspace():
+        raise RecordError("empty_text", f"Expected {what} to be text, found nothing but white space.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RecordError(
+            "bad_text", f"Expected {what} to be Unicode text, found half a character at {error.start}."
+        ) from error
+    return value
+
+
+def read_inputs(inputs: Sequence[Json], read: Callable[[Json], T]) -> tuple[dict[int, T], dict[int, Outcome]]:
+    """Return what `read` makes of the inputs, and the outcomes of those that it refuses, both by position."""
+    values: dict[int, T] = {}
+    refused: dict[int, Outcome] = {}
+    for position, value in enumerate(inputs):
+        try:
+            values[position] = read(value)
+        except RecordError as error:
+            refused[position] = Outcome(failure=Failure(error.code, error.message))
+    return values, refused
+
+
+def in_order(refused: Mapping[int, Outcome], items: Iterable[Item[Any]], results: Iterable[Any]) -> list[Outcome]:
+    """Return one outcome per input: those `refused`, and of the others what came of their item.
+
+    Args:
+        refused: by position.
+        items: one for each other input; the value says whether it was `truncated`.
+        results: of the items, in their order; a `Failure` or an output.
+    """
+    outcomes = dict(refused)
+    for item, result in zip(items, results, strict=True):
+        if isinstance(result, Failure):
+            outcomes[item.position] = Outcome(failure=result)
+        else:
+            outcomes[item.position] = Outcome(result, truncated=item.value.truncated)
+    return [outcomes[position] for position in range(len(outcomes))]
+
+
+def encode(tokenizer: Any, texts: Sequence[Text], limit: int | None, *, special: bool = True) -> list[Encoded]:
+    """Return the texts and pairs tokenised, in one call if they are of one kind, each cut to `limit` tokens.
+
+    Special tokens, added if `special`, are counted; of a pair, the longer text is cut.
+    """
+    kinds: dict[bool, list[int]] = {}
+    for place, text in enumerate(texts):
+        kinds.setdefault(isinstance(text, tuple) and text[1] is not None, []).append(place)
+    found: dict[int, Encoded] = {}
+    for are_pairs, places in kinds.items():
+        same = [texts[place] for place in places]
+        if not are_pairs:
+            same = [text if isinstance(text, str) else text[0] for text in same]
+        pairs = are_pairs and tokenizer.is_fast
+        rows = _encode_pairs(tokenizer, same, limit) if pairs else _encode_alike(tokenizer, same, limit, special)
+        found |= zip(places, rows, strict=True)
+    return [found[place] for place in range(len(texts))]
+
+
+def _encode_pairs(tokenizer: Any, texts: Sequence[Any], limit: int | None) -> list[Encoded]:
+    rows = _encode_alike(tokenizer, texts, None, special=True)
+    return [_cut_pair(row, limit, tokenizer.truncation_side) for row in rows]
+
+
+def _cut_pair(row: Encoded, limit: int | None, side: str) -> Encoded:
+    if limit is None or len(row) <= limit:
+        return row
+    kept = cut_pair(row.encoding.sequence_ids, limit, side)
+    return Encoded({name: [values[place] for place in kept] for name, values in row.features.items()}, truncated=True)
+
+
+def _encode_alike(tokenizer: Any, texts: Sequence[Any], limit: int | None, special: bool) -> list[Encoded]:
+    options: dict[str, Any] = {} if limit is None else {"truncation": True, "max_length": limit}
+    options["add_special_tokens"] = special
+    batch = tokenizer(list(texts), padding=False, return_attention_mask=True, **options)
+    names = list(batch)
+    encodings = batch.encodings or [None] * len(texts)
+    return [
+        Encoded({name: batch[name][row] for name in names}, cut, encodings[row])
+        for row, cut in enumerate(_cut_rows(tokenizer, texts, batch, limit, special))
+    ]
+
+
+def _cut_rows(tokenizer: Any, texts: Sequence[Any], batch: Any, limit: int | None, special: bool) -> list[bool]:
+    """Return for each text whether it was cut."""
+    if batch.encodings is not None:
+        return [bool(encoding.overflowing) for encoding in batch.encodings]
+    # A tokenizer written in Python does not say; only a text as long as the limit can have been cut.
+    full = [limit is not None and len(ids) >= limit for ids in batch["input_ids"]]
+    return [
+        is_full and len(tokenizer([text], add_special_tokens=special)["input_ids"][0]) > len(ids)
+        for text, ids, is_full in zip(texts, batch["input_ids"], full, strict=True)
+    ]
+
+
+def pad(rows: Sequence[Mapping[str, list[int]]], tokenizer: Any, device: str) -> dict[str, torch.Tensor]:
+    """Return a batch of equal-length rows, each feature of shape (rows, longest), padded on the right."""
+    fill = {"input_ids": tokenizer.pad_token_id or 0, "token_type_ids": tokenizer.pad_token_type_id}
+    longest = max(len(row["input_ids"]) for row in rows)
+    return {
+        name: on_device(
+            torch.tensor([row[name] + [fill.get(name, 0)] * (longest - len(row[name])) for row in rows]), device
+        )
+        for name in rows[0]
+    }
+
+
+def on_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """Return the tensor on its device; a GPU copies it out of pinned memory while the program goes on."""
+    if not device.startswith("cuda"):
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def accepted(features: Mapping[str, T], model: Any) -> dict[str, T]:
+    """Return those features that the model's forward pass names as its arguments.
+
+    Generic tokenizers give `token_type_ids` to models that have no use for them.
+    """
+    names = inspect.signature(model.forward).parameters
+    return {name: value for name, value in features.items() if name in names}

@@ -1,0 +1,237 @@
+"""Snapshots from the Hugging Face hub: out of the cache if it holds the model, else downloaded, its size said first.
+
+All faults of hub and network become one clear sentence each. Only the resolver calls this, after its checks.
+"""
+
+import io
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, is_offline_mode, snapshot_download
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import filter_repo_objects
+from tqdm.std import tqdm  # type: ignore[import-untyped]
+
+from common.errors import HugqueueError, ModelError, WorkerError, first_line
+from workers.disk_space import NO_ROOM
+from workers.inference.core.runner import Cancelled
+from workers.models.model_files import check_files, human_size
+
+logger = logging.getLogger(__name__)
+
+#: What a text model is made of: weights, configurations, vocabularies, chat templates.
+_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.vocab", "*.spm", "*.bpe", "*.tiktoken"]
+#: Of the files that tokenizers name (`vocab_files_names`), those of other endings; a test looks for more.
+_FILES += ["bpe.codes", "prophetnet.tokenizer"]
+#: Copies of the weights for other programs, which repositories keep beside them.
+_OTHERS = ["onnx/*", "openvino/*", "coreml/*", "flax/*", "original/*", "*.onnx*", "checkpoint-*/*", "consolidated*"]
+_PICKLES = ["*.bin", "*.pt", "*.pth"]
+_TRIES = 4
+#: HTTP answers that another try may change.
+_PASSING = (408, 425, 429, 500, 502, 503, 504)
+#: What a machine without network raises, by name: the HTTP library's own classes change with the hub's version.
+_NO_NETWORK = ("ConnectError", "ProxyError", "ConnectionError", "gaierror")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A directory with the files of one commit."""
+
+    path: Path
+    commit: str
+    source: str  #: `hub` if something was downloaded for it now, else `cache`
+
+
+def fetch(
+    repo: str, revision: str | None, allow_pickle: bool, allow_code: bool, on_stage: Callable[[str], None]
+) -> Snapshot:
+    """Return the snapshot of a repository, from the cache if it is whole there.
+
+    Raises:
+        ModelError: `model_not_found`, `model_gated`, `model_offline`, `unsafe_weights`, `adapter_only`.
+        WorkerError: `hub_unavailable`, after several tries; `disk_full`.
+        OSError: the cache cannot be read, or not be written.
+    """
+    patterns = _FILES + _PICKLES * allow_pickle + ["*.py"] * allow_code
+    cached = _cached(repo, revision, patterns)
+    if cached is not None and (is_offline_mode() or _is_whole(repo, cached)):
+        return Snapshot(cached, cached.name, "cache")
+    if is_offline_mode():
+        raise _offline(repo, revision, "this worker is offline (HF_HUB_OFFLINE is set)")
+    try:
+        return _with_tries(
+            repo, revision, on_stage, lambda: _download(repo, revision, patterns, allow_pickle, on_stage)
+        )
+    except HugqueueError as error:
+        if cached is None or not _unreachable(error):
+            raise
+        logger.warning("%s; going on with what the cache holds", error)
+        return Snapshot(cached, cached.name, "cache")
+
+
+def _cached(repo: str, revision: str | None, patterns: list[str]) -> Path | None:
+    revision = _full_hash(repo, revision)
+    try:
+        found = snapshot_download(
+            repo, revision=revision, local_files_only=True, allow_patterns=patterns, ignore_patterns=_OTHERS
+        )
+    except LocalEntryNotFoundError:
+        return None
+    return Path(found)
+
+
+def _full_hash(repo: str, revision: str | None) -> str | None:
+    """Return the whole hash of an abbreviated one if the cache has that commit, else `revision` as it is.
+
+    The library finds an abbreviated hash only in a cache that was filled by that very name.
+    """
+    if revision is None or not re.fullmatch(r"[0-9a-f]{7,39}", revision):
+        return revision
+    commits = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"), "snapshots")
+    found = [path.name for path in commits.glob(f"{revision}*")]
+    return found[0] if len(found) == 1 else revision
+
+
+def _is_whole(repo: str, cached: Path) -> bool:
+    """Whether the cache knows which files the commit has: another program may have fetched a few of them alone."""
+    try:
+        get_cached_repo_tree(repo, revision=cached.name)
+    except CachedRepoTreeNotFoundError:
+        return False
+    return True
+
+
+def _download(
+    repo: str, revision: str | None, patterns: list[str], allow_pickle: bool, on_stage: Callable[[str], None]
+) -> Snapshot:
+    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    siblings = info.siblings or []
+    check_files(repo, [file.rfilename for file in siblings], allow_pickle)
+    chosen = list(
+        filter_repo_objects(siblings, allow_patterns=patterns, ignore_patterns=_OTHERS, key=lambda file: file.rfilename)
+    )
+    size = sum(file.size or 0 for file in chosen)
+    on_stage(f"downloading {repo} ({human_size(size)})")
+    begun = time.monotonic()
+    path = Path(
+        snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=_OTHERS,
+            tqdm_class=_bar(repo, size, on_stage),
+        )
+    )
+    logger.info("downloaded %s (%s) in %.1f s", repo, human_size(size), time.monotonic() - begun)
+    return Snapshot(path, path.name, "hub")
+
+
+def _bar(repo: str, size: int, on_stage: Callable[[str], None]) -> type[Any]:
+    """Return a progress bar that shows nothing and says how far the download is, percent by percent.
+
+    Of the bars that `snapshot_download` makes with it, those that count bytes speak, and the furthest of them.
+    """
+    said = 0
+
+    class Bar(tqdm):  # type: ignore[misc]
+        monitor_interval = 0  # no thread of tqdm's own
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "file": io.StringIO(), "mininterval": float("inf")})
+
+        def update(self, n: float | None = 1) -> Any:
+            nonlocal said
+            shown = super().update(n)
+            percent = min(100, int(100 * self.n / size)) if self.unit == "B" and size else 0
+            if percent > said:
+                said = percent
+                on_stage(f"downloading {repo} ({human_size(size)}): {percent} %")
+            return shown
+
+    return Bar
+
+
+def _with_tries(
+    repo: str, revision: str | None, on_stage: Callable[[str], None], attempt: Callable[[], Snapshot]
+) -> Snapshot:
+    """Return what `attempt` gives, trying again with growing pauses while another try may help."""
+    for number in range(1, _TRIES + 1):
+        try:
+            return attempt()
+        except (HugqueueError, Cancelled):
+            raise
+        except Exception as error:  # a boundary: the HTTP library's errors have no base that stays
+            if isinstance(error, OSError) and error.filename is not None and error.errno not in NO_ROOM:
+                raise  # a file of the cache, which no other try mends; the network's errors name none
+            found = _explained(repo, revision, error)
+            logger.info("%s: try %d of %d: %s: %s", repo, number, _TRIES, type(error).__name__, error)
+            if number == _TRIES or not _unreachable(found):
+                raise found from error
+        on_stage(f"the hub cannot be reached for {repo}; trying again ({number + 1} of {_TRIES})")
+        time.sleep(2 ** (number - 2) * random.uniform(0.75, 1.25))  # noqa: S311  (jitter, no secret)
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _unreachable(error: HugqueueError) -> bool:
+    return getattr(error, "code", None) in ("hub_unavailable", "model_offline")
+
+
+def _explained(repo: str, revision: str | None, error: Exception) -> HugqueueError:
+    """Return the error in one sentence of ours, as the kind that says what to do with the job."""
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what kept the library from the hub, before it looked into the cache
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return WorkerError("disk_full", f"No room for {repo} in {constants.HF_HUB_CACHE}: {error.strerror}.")
+    if isinstance(error, OfflineModeIsEnabled) or type(error).__name__ in _NO_NETWORK:
+        return _offline(repo, revision, f"{constants.ENDPOINT} cannot be reached ({first_line(error)})")
+    if isinstance(error, HfHubHTTPError) and error.response.status_code not in _PASSING:
+        return _refused(repo, revision, error)
+    message = f"{repo} could not be downloaded from {constants.ENDPOINT}: {first_line(error)}"
+    # What the library refuses of a name it will refuse again. Half an answer, or one of a proxy, is no JSON.
+    refused = isinstance(error, ValueError | TypeError) and not isinstance(error, json.JSONDecodeError | OSError)
+    return ModelError("model_not_found", message) if refused else WorkerError("hub_unavailable", message)
+
+
+def _refused(repo: str, revision: str | None, error: HfHubHTTPError) -> ModelError:
+    """Return what the hub's own answer means: it will be the same tomorrow."""
+    hub = constants.ENDPOINT
+    if isinstance(error, GatedRepoError):
+        return ModelError(
+            "model_gated",
+            f"{repo} is gated: accept its terms on {hub}, then give the worker your token (HF_TOKEN).",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return ModelError("model_not_found", f"{repo} has no revision {revision!r} on {hub}.")
+    if isinstance(error, RepositoryNotFoundError):
+        return ModelError(
+            "model_not_found",
+            f"There is no model {repo} on {hub}, or it is private: check the spelling; for a private one, give the "
+            "worker a token that may read it (HF_TOKEN).",
+        )
+    return ModelError("model_not_found", f"{hub} refuses {repo}: {first_line(error)}")
+
+
+def _offline(repo: str, revision: str | None, why: str) -> ModelError:
+    name = f"{repo} (revision {revision})" if revision else repo
+    download = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
+    return ModelError(
+        "model_offline",
+        f"The model {name} is not available: {why}, and it is not in the cache {constants.HF_HUB_CACHE}. Fetch it "
+        f"once with network ({download}), copy that cache here, or name a directory that holds the model.",
+    )

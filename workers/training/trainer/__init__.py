@@ -1,0 +1,1 @@
+"""The trainer process: loads data and model, trains, evaluates, saves."""
