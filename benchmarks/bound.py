@@ -30,13 +30,13 @@ def packed_forward(work: Work, *, faster_layers: bool) -> Way:
     import torch
     import transformers
 
-    from workers.inference.models.cpu_layers import take_faster_layers
+    from workers.inference.models.cpu_layers import use_onednn_linear
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(work.model)
     model = getattr(transformers, _CLASSES[work.task]).from_pretrained(work.model, dtype=work.dtype).eval()
     model.to(work.device)
     if faster_layers:
-        take_faster_layers(model)
+        use_onednn_linear(model)
     remembered: dict[tuple[str, ...], list[Any]] = {}
 
     @keeping(faster_layers)

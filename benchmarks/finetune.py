@@ -32,11 +32,11 @@ from benchmarks.machine import described
 from benchmarks.models import minilm
 from benchmarks.workloads import MIXES, texts
 from common.records import JobSpec, new_job_id
-from common.training.labels import Example, survey
-from common.training.options import Training
-from workers.training.run_config import Order
-from workers.training.trainer.arguments import make_arguments
-from workers.training.trainer.data import encoded_dataset
+from common.training.labels import Example, infer_labels
+from common.training.options import TrainingOptions
+from workers.training.run_config import TrainingRunConfig
+from workers.training.trainer.arguments import build_training_arguments
+from workers.training.trainer.data import to_dataset
 from workers.training.trainer.tasks import RECIPES
 
 TASK = "text-classification"
@@ -66,20 +66,20 @@ def tutorial_seconds(model: Path, examples: Sequence[Example], steps: int) -> fl
 def finetune_seconds(model: Path, examples: Sequence[Example], steps: int) -> float:
     """Seconds of training as `producer finetune` does it."""
     set_seed(42)
-    labels, recipe = survey(TASK, examples), RECIPES[TASK]
+    labels, recipe = infer_labels(TASK, examples), RECIPES[TASK]
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2, dtype=torch.float32)
-    data = encoded_dataset(recipe.encode(tokenizer, examples, labels, 512).columns)
-    arguments = make_arguments(_order(model, steps), evaluates=False, metric=None)
+    data = to_dataset(recipe.encode(tokenizer, examples, labels, 512).columns)
+    arguments = build_training_arguments(_order(model, steps), evaluates=False, metric=None)
     collator = DataCollatorWithPadding(tokenizer)
     return _seconds(Trainer(network, arguments, train_dataset=data, processing_class=tokenizer, data_collator=collator))
 
 
-def _order(model: Path, steps: int) -> Order:
-    training = Training(batch_size=BATCH, arguments={"max_steps": steps, "save_strategy": "no"})
+def _order(model: Path, steps: int) -> TrainingRunConfig:
+    training = TrainingOptions(batch_size=BATCH, arguments={"max_steps": steps, "save_strategy": "no"})
     spec = JobSpec(new_job_id(), TASK, str(model), training=training.encode())
-    return Order(
-        spec=spec.encode(), model=str(model), model_facts={}, work=tempfile.mkdtemp(), socket="", examples={},
+    return TrainingRunConfig(
+        spec=spec.encode(), model=str(model), model_info={}, work=tempfile.mkdtemp(), socket="", examples={},
         checkpoint=None, checkpoint_seconds=1e9, cuda=torch.cuda.is_available(), processes=1, batch_size=BATCH,
         gradient_accumulation=1, allow_pickle=False, allow_remote_code=False,
     )  # fmt: skip

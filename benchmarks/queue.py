@@ -11,10 +11,10 @@ from pathlib import Path
 from celery import Celery
 
 from benchmarks.ways import Way, Work
-from common.queue.heartbeats import living
+from common.queue.heartbeats import live_workers
 from common.redis.client import connect
 from producer.embedded.server_binary import find_binary
-from producer.embedded.state_dir import Place
+from producer.embedded.state_dir import StateDir
 
 #: Seconds until a worker must be ready.
 _PATIENCE = 120.0
@@ -29,7 +29,7 @@ def running_queue(work: Work, directory: Path) -> Iterator[dict[str, str]]:
         worker += ["--preload", f"{work.task}={work.model}"]
         with _process(worker, environ, directory):
             client = connect(url)
-            _wait(lambda: any(beat.state == "ready" for beat in living(client)), "the worker is ready", directory)
+            _wait(lambda: any(beat.state == "ready" for beat in live_workers(client)), "the worker is ready", directory)
             yield environ
 
 
@@ -56,7 +56,7 @@ def naive_queue(work: Work, directory: Path) -> Iterator[Way]:
 def _redis(directory: Path) -> Iterator[str]:
     directory.mkdir(parents=True, exist_ok=True)
     socket = directory / "redis.sock"
-    server = [str(find_binary(Place(directory)).path), "--port", "0", "--unixsocket", str(socket), "--save", ""]
+    server = [str(find_binary(StateDir(directory)).path), "--port", "0", "--unixsocket", str(socket), "--save", ""]
     with _process([*server, "--dir", str(directory)], dict(os.environ), directory):
         _wait(socket.exists, "redis-server listens", directory)
         yield f"redis+socket://{socket}?virtual_host=0"

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.payloads.codec import decode_outcomes, iter_outcomes
 from common.records import Json, Record
-from workers.device.server.memory import keep_freed
+from workers.device.server.memory import retain_freed_memory
 from workers.device.server.run_chunk import run_chunk
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.inference.tasks.registry import find_runner
@@ -93,11 +93,11 @@ def runner(
 def keeping(keeps: bool) -> Iterator[None]:
     """While entered, keep freed memory as the device process does; else as any process does."""
     if keeps:
-        keep_freed()
+        retain_freed_memory()
     try:
         yield
     finally:
-        keep_freed(_USUALLY_KEPT)
+        retain_freed_memory(_USUALLY_KEPT)
 
 
 def pipeline(work: Work, batch: int) -> Way:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.errors import HugqueueError
-from common.records import visible
+from common.records import replace_control_chars
 
 #: Exit status after Ctrl-C.
 INTERRUPTED = 130
@@ -17,7 +17,7 @@ INTERRUPTED = 130
 _tracebacks = False
 
 
-class _OutputFails(HugqueueError):
+class _StdoutError(HugqueueError):
     """Raised when standard output takes no more, but for a reader that has enough (`BrokenPipeError`)."""
 
 
@@ -31,7 +31,7 @@ class _Output(io.FileIO):
             raise
         except OSError as error:
             _drop_output()  # Python would try once more at exit, and complain
-            raise _OutputFails(f"Cannot write to standard output: {error.strerror}.") from error
+            raise _StdoutError(f"Cannot write to standard output: {error.strerror}.") from error
 
 
 def prepare_streams() -> None:
@@ -53,7 +53,7 @@ def prepare_streams() -> None:
 
 
 @contextlib.contextmanager
-def errors_as_sentences() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """End the program with one sentence and an exit status where the block raises what a user can mend.
 
     That is every error of ours, a path that the system refuses, and a standard output that takes no more. Ctrl-C ends
@@ -79,10 +79,10 @@ def errors_as_sentences() -> Iterator[None]:
         _end(f"{os.fsdecode(error.filename)}: {error.strerror}.", 1)
 
 
-def complain(text: str) -> None:
+def print_stderr(text: str) -> None:
     """Write a line to stderr; where that takes nothing, the line is lost and the command goes on."""
     try:
-        sys.stderr.write(f"{visible(text)}\n")
+        sys.stderr.write(f"{replace_control_chars(text)}\n")
         sys.stderr.flush()
     except OSError:
         with contextlib.suppress(OSError):
@@ -97,8 +97,8 @@ def show_tracebacks() -> None:
 
 def _end(text: str, status: int) -> None:
     if _tracebacks:
-        complain(traceback.format_exc())
-    complain(f"Error: {text}")
+        print_stderr(traceback.format_exc())
+    print_stderr(f"Error: {text}")
     sys.exit(status)
 
 

@@ -16,18 +16,18 @@ WORKER_LIBRARIES = ("torch", "transformers", "huggingface_hub")
 _NAME = "hugqueue"
 
 
-def worker_needs() -> str | None:
+def missing_worker_libraries() -> str | None:
     """Return which libraries a worker lacks here and how to install them, None if it can run."""
-    lacking = missing(WORKER_LIBRARIES)
-    return f"{', '.join(lacking)}: {install('worker')}" if lacking else None
+    lacking = missing_libraries(WORKER_LIBRARIES)
+    return f"{', '.join(lacking)}: {install_command('worker')}" if lacking else None
 
 
-def missing(libraries: Iterable[str]) -> list[str]:
+def missing_libraries(libraries: Iterable[str]) -> list[str]:
     """Return those of the libraries that cannot be imported here, without importing any."""
     return [name for name in libraries if importlib.util.find_spec(name) is None]
 
 
-def install(extra: str) -> str:
+def install_command(extra: str) -> str:
     """Return the command that adds an extra: `embedded`, `monitor`, `worker`, ...
 
     It names this Python, and the place hugqueue was installed from: a clone or a wheel is on no index.
@@ -35,7 +35,7 @@ def install(extra: str) -> str:
     return f"{_pip_install()} {_requirement(extra)}"
 
 
-def upgrade(distribution: str) -> str:
+def upgrade_command(distribution: str) -> str:
     """Return the command that brings the latest release of a distribution."""
     return f"{_pip_install()} --upgrade {distribution}"
 
@@ -48,7 +48,7 @@ def _pip_install() -> str:
 
 
 def _requirement(extra: str) -> str:
-    origin = _origin()
+    origin = _direct_url()
     url = origin.get("url", "")
     path = Path(unquote(urlsplit(url).path)) if url.startswith("file:") else None
     if path and path.exists() and origin.get("dir_info", {}).get("editable"):
@@ -63,7 +63,7 @@ def _requirement(extra: str) -> str:
     return shlex.quote(f"{_NAME}[{extra}]")
 
 
-def _origin() -> dict[str, Any]:
+def _direct_url() -> dict[str, Any]:
     """Return what the installer noted of where hugqueue came from (PEP 610); nothing for a release of an index."""
     try:
         text = Distribution.from_name(_NAME).read_text("direct_url.json")

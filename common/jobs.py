@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from common.records import LATEST, Counts, Failure, JobSpec, JobStatus, Json, one_line
+from common.records import MAX_TIMESTAMP, Counts, Failure, JobSpec, JobStatus, Json, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Job:
     finished_at: float | None = None
     failure: Failure | None = None  #: why the job failed
     stage: str = ""  #: what a worker is busy with before records can run, as loading a model
-    facts: Mapping[str, Json] = field(default_factory=dict)  #: what ran: device, dtype, versions, model commit
+    run_info: Mapping[str, Json] = field(default_factory=dict)  #: what ran: device, dtype, versions, model commit
     progress: Mapping[str, Json] = field(default_factory=dict)  #: of a fine-tune job: step, loss, metrics, notes
 
     @property
@@ -81,7 +81,7 @@ class Job:
             "started_at": iso_time(self.started_at),
             "finished_at": iso_time(self.finished_at),
             "error": self.failure.as_dict() if self.failure else None,
-            "ran_on": dict(self.facts) or None,
+            "ran_on": dict(self.run_info) or None,
             "progress": dict(self.progress) or None,
         }
 
@@ -108,7 +108,7 @@ def decode_job(raw: Mapping[bytes, bytes]) -> Job:
     if missing or (text["status"] in _ACCEPTED and not text.get("chunks")):
         raise ValueError(f"a job's hash without {', '.join(missing) or 'chunks'}")
     int(text["ttl_ms"])  # the scripts count on it
-    facts: Any = json.loads(text.get("facts") or "{}")
+    run_info: Any = json.loads(text.get("facts") or "{}")
     progress: Any = json.loads(text.get("progress") or "{}")
     code = text.get("failure_code")
     return Job(
@@ -123,7 +123,7 @@ def decode_job(raw: Mapping[bytes, bytes]) -> Job:
         finished_at=_maybe_float(text.get("finished_at")),
         failure=Failure(one_line(code, 80), one_line(text.get("failure_message", ""))) if code else None,
         stage=one_line(text.get("stage", "")),
-        facts=facts if isinstance(facts, dict) else {},
+        run_info=run_info if isinstance(run_info, dict) else {},
         progress=progress if isinstance(progress, dict) else {},
     )
 
@@ -134,6 +134,6 @@ def _maybe_int(text: str | None) -> int | None:
 
 def _maybe_float(text: str | None) -> float | None:
     value = float(text) if text else None
-    if value is not None and not 0 <= value < LATEST:
+    if value is not None and not 0 <= value < MAX_TIMESTAMP:
         raise ValueError(f"a job's time cannot be {value}")
     return value

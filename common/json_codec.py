@@ -14,7 +14,7 @@ _AS_IT_IS = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _ESCAPED = json.JSONEncoder(ensure_ascii=True, allow_nan=False)
 
 
-def plain(value: Json) -> Json:
+def to_jsonable(value: Json) -> Json:
     """Return `value` made of None, bool, int, float, str, list and dict alone.
 
     NaN and infinities become None: JSON has no word for them, and other readers refuse `NaN`.
@@ -27,11 +27,11 @@ def plain(value: Json) -> Json:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [to_jsonable(item) for item in value]
     if hasattr(value, "tolist"):  # numpy arrays and scalars, torch tensors
-        return plain(value.tolist())
+        return to_jsonable(value.tolist())
     raise TypeError(f"a {type(value).__name__} has no JSON form")
 
 
@@ -42,11 +42,11 @@ def to_json(value: Json) -> str:
     """
     if type(value) is int:  # as most ids are
         return str(value)
-    text = _AS_IT_IS.encode(plain(value))
+    text = _AS_IT_IS.encode(to_jsonable(value))
     if text.isascii():
         return text
     try:
         text.encode()
     except UnicodeEncodeError:
-        return _ESCAPED.encode(plain(value))
+        return _ESCAPED.encode(to_jsonable(value))
     return text

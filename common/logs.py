@@ -5,7 +5,7 @@ import sys
 import traceback
 from typing import Any
 
-from common.records import one_line, visible
+from common.records import one_line, replace_control_chars
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -25,10 +25,10 @@ class _Record(logging.LogRecord):
 
 
 def _indented(text: str) -> str:
-    return "\n    ".join(map(visible, text.splitlines()))
+    return "\n    ".join(map(replace_control_chars, text.splitlines()))
 
 
-def set_up_logs(level: int | str = logging.INFO, form: str = FORMAT) -> None:
+def configure_logging(level: int | str = logging.INFO, form: str = FORMAT) -> None:
     """Log to stderr, whoever is at work: these records count for all handlers and formats of the process."""
     use_safe_records()
     logging.basicConfig(level=level, format=form, stream=sys.stderr)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 #: What Git LFS leaves in the place of a file that was not fetched begins with this.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
-#: Bytes that `format_of` wants to see.
-HEAD = 16
+#: Bytes that `detect_format` wants to see.
+HEAD_BYTES = 16
 
 #: Kind to format to what a file of it begins with; `?` stands for any byte.
 _MAGIC: Mapping[str, Mapping[str, tuple[bytes, ...]]] = {
@@ -41,15 +41,15 @@ def formats(kind: str) -> str:
     return ", ".join(_MAGIC[kind])
 
 
-def format_of(kind: str, head: bytes) -> str | None:
+def detect_format(kind: str, head: bytes) -> str | None:
     """Return the format of an image or a sound that begins with `head`, None if it is none that is known."""
     for name, beginnings in _MAGIC[kind].items():
-        if any(_begins(head, beginning) for beginning in beginnings):
+        if any(_matches(head, beginning) for beginning in beginnings):
             return name
     return None
 
 
-def _begins(head: bytes, beginning: bytes) -> bool:
+def _matches(head: bytes, beginning: bytes) -> bool:
     wild = ord("?")
     return len(head) >= len(beginning) and all(
         byte in (wild, found) for byte, found in zip(beginning, head, strict=False)

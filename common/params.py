@@ -16,15 +16,15 @@ from common.suggestions import did_you_mean
 #: Whole numbers that torch can hold.
 _INT64 = 2**63
 #: And numbers; whole ones of Python can be larger than any float.
-_LARGEST = sys.float_info.max
+_MAX_FLOAT = sys.float_info.max
 
-_TRUTHS: Mapping[str, Json] = {"true": True, "false": False}
+_BOOLEANS: Mapping[str, Json] = {"true": True, "false": False}
 
 
 def parse_untyped(text: str) -> Json:
     """Return the value of a parameter that is not declared: JSON where the text is JSON, else the text itself."""
-    if text.lower() in _TRUTHS:
-        return _TRUTHS[text.lower()]
+    if text.lower() in _BOOLEANS:
+        return _BOOLEANS[text.lower()]
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -41,17 +41,17 @@ def _same(value: Json) -> Json:
 class ParamType:
     """What a parameter may be."""
 
-    words: str  #: for people: "must be ..."
+    description: str  #: for people: "must be ..."
     accepts: Callable[[Json], bool]
     parse: Callable[[str], Json] = parse_untyped  #: from the text of `-p NAME=VALUE`; what it gives may be refused
     convert: Callable[[Json], Json] = _same  #: an accepted value as the libraries want it
 
 
 def _is_number(value: Json) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_MAX_FLOAT <= value <= _MAX_FLOAT
 
 
-def _is_whole(value: Json) -> bool:
+def _is_integer(value: Json) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -_INT64 <= value < _INT64
 
 
@@ -76,30 +76,30 @@ def _parse_texts(text: str) -> Json:
     return value if isinstance(value, list) else text
 
 
-def whole(least: int | None = None) -> ParamType:
+def integer(least: int | None = None) -> ParamType:
     """Return the type of a whole number, from `least` on."""
     if least is None:
-        return ParamType("a whole number", _is_whole)
-    return ParamType(f"a whole number of at least {least}", lambda value: _is_whole(value) and value >= least)
+        return ParamType("a whole number", _is_integer)
+    return ParamType(f"a whole number of at least {least}", lambda value: _is_integer(value) and value >= least)
 
 
 def number(least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf) -> ParamType:
     """Return the type of a number from `least` (or above `above`) to `most`."""
-    words = "a number"
+    description = "a number"
     if above > -math.inf:
-        words += f" above {above:g}" + (f", at most {most:g}" if most < math.inf else "")
+        description += f" above {above:g}" + (f", at most {most:g}" if most < math.inf else "")
     elif least > -math.inf:
-        words += f" from {least:g} to {most:g}" if most < math.inf else f" of at least {least:g}"
+        description += f" from {least:g} to {most:g}" if most < math.inf else f" of at least {least:g}"
 
     def accepts(value: Json) -> bool:
         return _is_number(value) and least <= value <= most and value > above
 
-    return ParamType(words, accepts, convert=float)  # the warpers of transformers refuse a whole number
+    return ParamType(description, accepts, convert=float)  # the warpers of transformers refuse a whole number
 
 
-def one_of(*words: str) -> ParamType:
+def one_of(*description: str) -> ParamType:
     """Return the type of a word out of these."""
-    return ParamType(f"one of {', '.join(words)}", lambda value: value in words, parse=str)
+    return ParamType(f"one of {', '.join(description)}", lambda value: value in description, parse=str)
 
 
 def either(kind: ParamType, *values: Json) -> ParamType:
@@ -116,25 +116,25 @@ def either(kind: ParamType, *values: Json) -> ParamType:
         return None if None in values and text.lower() in ("null", "none") else parse_untyped(text)
 
     return ParamType(
-        f"{kind.words}, or {named}",
+        f"{kind.description}, or {named}",
         lambda value: kind.accepts(value) or is_value(value),
         parse,
         lambda value: value if is_value(value) else kind.convert(value),
     )
 
 
-def list_of(words: str, accepts: Callable[[Json], bool]) -> ParamType:
+def list_of(description: str, accepts: Callable[[Json], bool]) -> ParamType:
     """Return the type of a list whose items `accepts` takes."""
-    return ParamType(f"a list of {words}", lambda value: isinstance(value, list) and all(map(accepts, value)))
+    return ParamType(f"a list of {description}", lambda value: isinstance(value, list) and all(map(accepts, value)))
 
 
-FLAG = ParamType("true or false", lambda value: isinstance(value, bool))
-WHOLE = whole()
-COUNT = whole(1)
-COUNT_OR_ZERO = whole(0)
+BOOLEAN = ParamType("true or false", lambda value: isinstance(value, bool))
+INTEGER = integer()
+POSITIVE_INTEGER = integer(1)
+NON_NEGATIVE_INTEGER = integer(0)
 NUMBER = number()
-SHARE = number(0, 1)
-POSITIVE = number(above=0)
+FRACTION = number(0, 1)
+POSITIVE_NUMBER = number(above=0)
 TEXT = ParamType("text", lambda value: isinstance(value, str), parse=str)
 TEXTS = ParamType("a text, or a list of texts", _one_or_more(_is_text), _parse_texts)
 STRINGS = ParamType("a text, or a list of texts, none of them empty", _one_or_more(_is_string), _parse_texts)
@@ -143,7 +143,7 @@ LIST_OF_TEXTS = ParamType(
     lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
     _parse_texts,
 )
-TOKEN_IDS = list_of("token ids", COUNT_OR_ZERO.accepts)
+TOKEN_IDS = list_of("token ids", NON_NEGATIVE_INTEGER.accepts)
 OBJECTS = list_of("objects", lambda value: isinstance(value, dict))
 OBJECT = ParamType("an object", lambda value: isinstance(value, dict))
 
@@ -186,6 +186,6 @@ def check_params(owner: str, declared: Mapping[str, ParamType], params: Mapping[
             near = did_you_mean(name.lower().replace("-", "_"), declared)
             raise ModelError("bad_param", f"{owner} has no parameter {name!r}. {near}")
         if not declared[name].accepts(value):
-            raise ModelError("bad_param", f"{name} must be {declared[name].words}, found {value!r:.200}.")
+            raise ModelError("bad_param", f"{name} must be {declared[name].description}, found {value!r:.200}.")
         checked[name] = declared[name].convert(value)
     return checked

@@ -40,7 +40,7 @@ MAX_INPUT_NAMES = 2000
 JOB_ID = re.compile(r"^[0-9a-f]{12}\Z")
 
 #: No time of a job is later, in seconds since the epoch (the year 5138): datetime goes to 9999.
-LATEST = 1e11
+MAX_TIMESTAMP = 1e11
 #: Control characters but for tab and line feed, and lone surrogates.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -85,7 +85,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Attached:
+class FileInput:
     """What a runner is given for a record that came with a file."""
 
     input: Json  #: as in the record: the file's name, or an object that holds it; never opened
@@ -156,7 +156,7 @@ class JobSpec:
         name = f" {self.name!r}" if self.name else ""
         return f"job {self.id}{name} · {short_model(self.model) or 'no model'}"
 
-    def most_failed(self, records: int) -> int | None:
+    def max_failed(self, records: int) -> int | None:
         """Return how many of so many records may fail before the job ends early; None: all of them."""
         if self.max_errors is None:
             return None
@@ -253,7 +253,7 @@ def _check_texts(values: Mapping[str, Json]) -> None:
         raise ValueError(f"a job cannot have {len(values['labels'])} labels; at most {MAX_LABELS}")
     for key, value in values.get("labels", {}).items():
         check_label(key, value)
-    if not 0 <= values.get("created_at", 0) < LATEST:
+    if not 0 <= values.get("created_at", 0) < MAX_TIMESTAMP:
         raise ValueError(f"a job cannot have been created at {values['created_at']}")
 
 
@@ -263,7 +263,7 @@ def _check_name(what: str, text: str, most: int) -> None:
 
 
 def _is_one_line(text: str) -> bool:
-    return visible(text) == text and not any(sign in text for sign in "\t\n\u2028\u2029")
+    return replace_control_chars(text) == text and not any(sign in text for sign in "\t\n\u2028\u2029")
 
 
 def check_label(key: Json, value: Json) -> None:
@@ -278,14 +278,14 @@ def check_label(key: Json, value: Json) -> None:
         raise ValueError(f"a label's value is a text of up to {MAX_LABEL_VALUE} characters, found {str(value)[:80]!r}")
 
 
-def visible(text: str) -> str:
+def replace_control_chars(text: str) -> str:
     """Return a text that others wrote, what a terminal would obey and what has no UTF-8 form replaced."""
     return _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def one_line(text: str, most: int | None = None) -> str:
     """Return a text that others wrote as one line that can be shown, of so many characters at most."""
-    line = visible(" ".join(text.split()))
+    line = replace_control_chars(" ".join(text.split()))
     return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
 
 

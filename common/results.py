@@ -16,7 +16,7 @@ LOST = Outcome(
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ResultRow:
     """One record with its outcome."""
 
     id: Json
@@ -39,7 +39,7 @@ class Row:
         return self.outcome is not None and self.outcome.failure is None and self.outcome.truncated
 
 
-def to_line(row: Row) -> str:
+def to_line(row: ResultRow) -> str:
     """Return the row as one line of JSON, without a line end: id, input, and output or error."""
     line: dict[str, Json] = {"id": row.id, "input": row.input}
     if row.error:
@@ -51,7 +51,7 @@ def to_line(row: Row) -> str:
     return to_json(line)
 
 
-def cells(row: Row, output: Json) -> tuple[Json, ...]:
+def cells(row: ResultRow, output: Json) -> tuple[Json, ...]:
     """Return the row as the cells of a table with the columns `COLUMNS`; `output` is its output as the table has it."""
     code, message = (row.error.code, row.error.message) if row.error else (None, None)
     return as_text(row.id), as_text(row.input), output, code, as_text(message), row.truncated

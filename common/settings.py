@@ -12,8 +12,8 @@ from typing import Any
 
 from common.errors import UsageError, path_errors
 from common.records import DTYPES, QUEUES
-from common.redis.url import check_address, mask_address
-from common.storage.locations import is_address, is_shared, local_path
+from common.redis.url import check_redis_url, mask_url
+from common.storage.locations import is_shared, is_url, local_path
 
 
 def _default_home(environ: Mapping[str, str]) -> Path:
@@ -95,7 +95,7 @@ class Settings:
     @property
     def broker(self) -> str:
         """The Redis address, its password masked: what messages may show."""
-        return mask_address(self.broker_url or "embedded Redis")
+        return mask_url(self.broker_url or "embedded Redis")
 
     @property
     def model_cache(self) -> Path:
@@ -127,7 +127,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         home = Path(env.get("HUGQUEUE_HOME") or _default_home(env)).expanduser()
     address = (env.get("CELERY_BROKER_URL") or env.get("REDIS_URL") or "").strip()
     values: dict[str, Any] = {
-        "broker_url": check_address(address) if address else None,
+        "broker_url": check_redis_url(address) if address else None,
         "home": home,
         "model_roots": tuple(Path(absolute(p)) for p in _split(env, "HUGQUEUE_MODEL_ROOTS", ":")),
         "shared": tuple(absolute(place) for place in _split(env, "HUGQUEUE_SHARED", ",")),
@@ -159,7 +159,7 @@ def to_environ(settings: Settings) -> dict[str, str]:
 
 def absolute(place: str) -> str:
     """Return a path as an absolute one, an address (or nothing) as it is."""
-    if not place or is_address(place):
+    if not place or is_url(place):
         return place
     with path_errors(place):
         return str(local_path(place).expanduser().absolute())

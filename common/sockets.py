@@ -15,7 +15,7 @@ _SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - `mkdtemp` makes a dire
 _REST = 24
 
 
-def fits(path: Path) -> bool:
+def fits_socket_path(path: Path) -> bool:
     """Whether a socket can be made under that path."""
     return len(os.fsencode(path)) <= MAX_PATH_BYTES
 
@@ -29,7 +29,7 @@ def socket_directory(prefix: str) -> Iterator[Path]:
     """
     refused: OSError | None = None
     for base in (tempfile.gettempdir(), *_SHORT):
-        if not fits(Path(base, prefix + "x" * _REST)):
+        if not fits_socket_path(Path(base, prefix + "x" * _REST)):
             continue
         try:
             directory = tempfile.TemporaryDirectory(prefix=prefix, dir=base, ignore_cleanup_errors=True)

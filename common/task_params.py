@@ -8,20 +8,20 @@ from collections.abc import Mapping
 from string import Formatter
 
 from common.params import (
-    COUNT,
-    COUNT_OR_ZERO,
-    FLAG,
+    BOOLEAN,
+    FRACTION,
+    INTEGER,
     LIST_OF_TEXTS,
+    NON_NEGATIVE_INTEGER,
     NUMBER,
     OBJECT,
     OBJECTS,
-    POSITIVE,
-    SHARE,
+    POSITIVE_INTEGER,
+    POSITIVE_NUMBER,
     STRINGS,
     TEXT,
     TEXTS,
     TOKEN_IDS,
-    WHOLE,
     ParamType,
     either,
     number,
@@ -32,7 +32,7 @@ from common.records import DTYPES, Json
 Params = Mapping[str, ParamType]
 
 #: How a model is loaded, for every task that has one; the rest says how it runs.
-LOAD_PARAMS: Params = {"dtype": one_of(*DTYPES), "ignore_auto_map": FLAG}
+LOAD_PARAMS: Params = {"dtype": one_of(*DTYPES), "ignore_auto_map": BOOLEAN}
 
 #: Poolings of an embedding, in the order in which sentence-transformers joins several.
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -61,11 +61,11 @@ def _is_template(value: Json) -> bool:
 
 
 def _is_decay(value: Json) -> bool:
-    return isinstance(value, list) and len(value) == 2 and WHOLE.accepts(value[0]) and NUMBER.accepts(value[1])
+    return isinstance(value, list) and len(value) == 2 and INTEGER.accepts(value[0]) and NUMBER.accepts(value[1])
 
 
 def _is_ids(value: Json) -> bool:
-    return COUNT_OR_ZERO.accepts(value) or (bool(value) and TOKEN_IDS.accepts(value))
+    return NON_NEGATIVE_INTEGER.accepts(value) or (bool(value) and TOKEN_IDS.accepts(value))
 
 
 _IDS = ParamType("a token id, or a list of them", _is_ids)
@@ -78,47 +78,52 @@ _TRUNCATION = either(one_of("longest_first", "only_first", "only_second"), True,
 GENERATE_PARAMS: Params = {
     "bad_words_ids": ParamType("a list of lists of token ids", _is_id_lists),
     "begin_suppress_tokens": TOKEN_IDS,
-    "decoder_start_token_id": COUNT_OR_ZERO,
-    "do_sample": FLAG,
-    "early_stopping": either(FLAG, "never"),
-    "encoder_no_repeat_ngram_size": COUNT_OR_ZERO,
-    "encoder_repetition_penalty": POSITIVE,
+    "decoder_start_token_id": NON_NEGATIVE_INTEGER,
+    "do_sample": BOOLEAN,
+    "early_stopping": either(BOOLEAN, "never"),
+    "encoder_no_repeat_ngram_size": NON_NEGATIVE_INTEGER,
+    "encoder_repetition_penalty": POSITIVE_NUMBER,
     "eos_token_id": _IDS,
-    "epsilon_cutoff": SHARE,
-    "eta_cutoff": SHARE,
+    "epsilon_cutoff": FRACTION,
+    "eta_cutoff": FRACTION,
     "exponential_decay_length_penalty": ParamType("a list of two numbers, [start, factor]", _is_decay),
-    "forced_bos_token_id": COUNT_OR_ZERO,
+    "forced_bos_token_id": NON_NEGATIVE_INTEGER,
     "forced_eos_token_id": _IDS,
     "length_penalty": NUMBER,
-    "max_length": COUNT,
-    "max_new_tokens": COUNT,
-    "min_length": COUNT_OR_ZERO,
-    "min_new_tokens": COUNT_OR_ZERO,
-    "min_p": SHARE,
-    "no_repeat_ngram_size": COUNT_OR_ZERO,
-    "num_beams": COUNT,
-    "num_return_sequences": COUNT,
-    "remove_invalid_values": FLAG,
-    "renormalize_logits": FLAG,
-    "repetition_penalty": POSITIVE,
+    "max_length": POSITIVE_INTEGER,
+    "max_new_tokens": POSITIVE_INTEGER,
+    "min_length": NON_NEGATIVE_INTEGER,
+    "min_new_tokens": NON_NEGATIVE_INTEGER,
+    "min_p": FRACTION,
+    "no_repeat_ngram_size": NON_NEGATIVE_INTEGER,
+    "num_beams": POSITIVE_INTEGER,
+    "num_return_sequences": POSITIVE_INTEGER,
+    "remove_invalid_values": BOOLEAN,
+    "renormalize_logits": BOOLEAN,
+    "repetition_penalty": POSITIVE_NUMBER,
     "stop_strings": STRINGS,
     "suppress_tokens": TOKEN_IDS,
-    "temperature": POSITIVE,
+    "temperature": POSITIVE_NUMBER,
     "top_h": number(above=0, most=1),
-    "top_k": COUNT_OR_ZERO,
-    "top_p": SHARE,
+    "top_k": NON_NEGATIVE_INTEGER,
+    "top_p": FRACTION,
     "typical_p": number(above=0, most=1),
 }
 
 #: Of encoder-decoders: what `generate` takes, and how texts become tokens and back.
-SEQ2SEQ_PARAMS: Params = {**GENERATE_PARAMS, "clean_up_tokenization_spaces": FLAG, "seed": WHOLE, "truncation": FLAG}
+SEQ2SEQ_PARAMS: Params = {
+    **GENERATE_PARAMS,
+    "clean_up_tokenization_spaces": BOOLEAN,
+    "seed": INTEGER,
+    "truncation": BOOLEAN,
+}
 
 #: Labels of the user's own, for a job or for one record.
 _LABELS: Params = {
     "candidate_labels": ParamType("at least one label: a list, or a text with commas", _is_labels, TEXTS.parse),
     "hypothesis_template": ParamType("a text with one {} for the label", _is_template, TEXT.parse),
 }
-_CLASSES: Params = {"top_k": either(COUNT, None), "function_to_apply": _FUNCTION}
+_CLASSES: Params = {"top_k": either(POSITIVE_INTEGER, None), "function_to_apply": _FUNCTION}
 
 #: What goes to `generate` in speech recognition; models that do not generate (CTC) have no use for it.
 SPEECH_GENERATE_PARAMS: Params = {
@@ -129,68 +134,68 @@ SPEECH_GENERATE_PARAMS: Params = {
 
 #: Task to its parameters, but for `LOAD_PARAMS`.
 TASK_PARAMS: Mapping[str, Params] = {
-    "fill-mask": {"top_k": COUNT, "targets": TEXTS},
-    "text-classification": {**_CLASSES, "truncation": _TRUNCATION, "max_length": COUNT},
+    "fill-mask": {"top_k": POSITIVE_INTEGER, "targets": TEXTS},
+    "text-classification": {**_CLASSES, "truncation": _TRUNCATION, "max_length": POSITIVE_INTEGER},
     "token-classification": {
         "aggregation_strategy": one_of("none", "simple", "first", "average", "max"),
         "ignore_labels": LIST_OF_TEXTS,
-        "stride": COUNT_OR_ZERO,
+        "stride": NON_NEGATIVE_INTEGER,
     },
-    "zero-shot-classification": {**_LABELS, "multi_label": FLAG},
+    "zero-shot-classification": {**_LABELS, "multi_label": BOOLEAN},
     "text-generation": {
         **{name: kind for name, kind in GENERATE_PARAMS.items() if name != "stop_strings"},
-        "add_special_tokens": FLAG,
-        "clean_up_tokenization_spaces": FLAG,
-        "continue_final_message": FLAG,
+        "add_special_tokens": BOOLEAN,
+        "clean_up_tokenization_spaces": BOOLEAN,
+        "continue_final_message": BOOLEAN,
         "documents": OBJECTS,
         "prefix": TEXT,
-        "return_full_text": FLAG,
-        "seed": WHOLE,
-        "skip_special_tokens": FLAG,
+        "return_full_text": BOOLEAN,
+        "seed": INTEGER,
+        "skip_special_tokens": BOOLEAN,
         "stop_sequence": STRINGS,  # the pipeline's name for stop strings
         "tokenizer_encode_kwargs": OBJECT,
         "tools": OBJECTS,
-        "usage": FLAG,
+        "usage": BOOLEAN,
     },
     "feature-extraction": {"truncation": _TRUNCATION},
     "embedding": {
-        "normalize": FLAG,
+        "normalize": BOOLEAN,
         "pooling": ParamType(f"one of {', '.join(POOLING_MODES)}, or several joined by +", _is_pooling, parse=str),
         "prompt": TEXT,
         "prompt_name": TEXT,
-        "truncate_dim": COUNT,
+        "truncate_dim": POSITIVE_INTEGER,
     },
-    "table-question-answering": {"truncation": FLAG},
+    "table-question-answering": {"truncation": BOOLEAN},
     "question-answering": {
-        "align_to_words": FLAG,
-        "doc_stride": COUNT_OR_ZERO,
-        "handle_impossible_answer": FLAG,
-        "max_answer_len": COUNT,
-        "max_question_len": COUNT,
-        "max_seq_len": COUNT,
-        "top_k": COUNT,
+        "align_to_words": BOOLEAN,
+        "doc_stride": NON_NEGATIVE_INTEGER,
+        "handle_impossible_answer": BOOLEAN,
+        "max_answer_len": POSITIVE_INTEGER,
+        "max_question_len": POSITIVE_INTEGER,
+        "max_seq_len": POSITIVE_INTEGER,
+        "top_k": POSITIVE_INTEGER,
     },
     "translation": {**SEQ2SEQ_PARAMS, "src_lang": TEXT, "tgt_lang": TEXT},
     "summarization": SEQ2SEQ_PARAMS,
     "text2text-generation": SEQ2SEQ_PARAMS,
-    "image-classification": {**_CLASSES, "top_k": COUNT},
+    "image-classification": {**_CLASSES, "top_k": POSITIVE_INTEGER},
     "zero-shot-image-classification": _LABELS,
-    "object-detection": {"threshold": SHARE},
+    "object-detection": {"threshold": FRACTION},
     "image-segmentation": {
         "subtask": one_of("panoptic", "instance", "semantic"),
-        "threshold": SHARE,
-        "mask_threshold": SHARE,
-        "overlap_mask_area_threshold": SHARE,
+        "threshold": FRACTION,
+        "mask_threshold": FRACTION,
+        "overlap_mask_area_threshold": FRACTION,
     },
-    "depth-estimation": {"predicted_depth": FLAG},
-    "image-feature-extraction": {"pool": FLAG},
+    "depth-estimation": {"predicted_depth": BOOLEAN},
+    "image-feature-extraction": {"pool": BOOLEAN},
     "audio-classification": _CLASSES,
     "zero-shot-audio-classification": _LABELS,
     "automatic-speech-recognition": {
-        "chunk_length_s": POSITIVE,
+        "chunk_length_s": POSITIVE_NUMBER,
         "stride_length_s": number(least=0),
         "return_timestamps": either(one_of("word", "char"), True, False),
-        "return_language": FLAG,
+        "return_language": BOOLEAN,
         **SPEECH_GENERATE_PARAMS,
     },
 }

@@ -16,7 +16,7 @@ from common.records import Json
 from common.task_params import LOAD_PARAMS, TASK_PARAMS, Params
 
 #: Other distributions bring runners of their own by entry points of this group, named as their task.
-RUNNER_GROUP = "hugqueue.runners"
+RUNNER_ENTRY_POINTS = "hugqueue.runners"
 
 _TRANSLATION = re.compile(r"^translation_([a-z]{2,3})_to_([a-z]{2,3})$")
 
@@ -36,7 +36,7 @@ class Task:
     media: str | None = None  #: what its files hold, a kind of `common.media_types`; its field names one
 
     @property
-    def bare(self) -> str | None:
+    def primary_field(self) -> str | None:
         """The field that a record is which is a text and no object; None where it must be an object."""
         name = self.media or "text"
         return name if (name,) in self.fields else None
@@ -47,7 +47,7 @@ class Task:
         return {**LOAD_PARAMS, **TASK_PARAMS[self.name]} if self.name in TASK_PARAMS else None
 
     @property
-    def needs(self) -> str:
+    def required_fields(self) -> str:
         """The required fields in words."""
         return " or ".join(" + ".join(names) for names in self.fields)
 
@@ -57,12 +57,12 @@ class Task:
             "summary": self.summary,
             "fields": [list(names) for names in self.fields],
             "optional": list(self.optional),
-            "params": None if self.params is None else {name: kind.words for name, kind in self.params.items()},
+            "params": None if self.params is None else {name: kind.description for name, kind in self.params.items()},
             "model": self.model,
             "revision": self.revision,
         }
 
-    def input_of(self, row: Mapping[str, Json]) -> Json:
+    def build_input(self, row: Mapping[str, Json]) -> Json:
         """Return the record's input: the text alone, or an object with the fields the task knows.
 
         Raises:
@@ -71,14 +71,14 @@ class Task:
         for names in self.fields:
             if all(row.get(name) is not None for name in names):
                 extra = tuple(name for name in self.optional if row.get(name) is not None)
-                if names == (self.bare,) and not extra:
+                if names == (self.primary_field,) and not extra:
                     return row[names[0]]
                 return {name: row[name] for name in (*names, *extra)}
         found = ", ".join(sorted(map(str, row))) or "none"
-        raise RecordError("missing_field", f"{self.name} needs {self.needs}; the record has: {found}")
+        raise RecordError("missing_field", f"{self.name} needs {self.required_fields}; the record has: {found}")
 
 
-def _over_files(kind: str, name: str, summary: str, default: tuple[str, str], optional: tuple[str, ...] = ()) -> Task:
+def _media_task(kind: str, name: str, summary: str, default: tuple[str, str], optional: tuple[str, ...] = ()) -> Task:
     model, revision = default
     return Task(name, summary, ((kind,),), optional, model, revision, chunk_records=64, media=kind)
 
@@ -87,31 +87,31 @@ _VIT = ("google/vit-base-patch16-224", "3f49326")
 _LABELS = ("candidate_labels", "hypothesis_template")
 
 MEDIA_TASKS = (
-    _over_files("image", "image-classification", "what an image shows", _VIT),
-    _over_files(
+    _media_task("image", "image-classification", "what an image shows", _VIT),
+    _media_task(
         "image",
         "zero-shot-image-classification",
         "scores for labels named with the image or by -p candidate_labels=",
         ("openai/clip-vit-base-patch32", "3d74acf"),
         _LABELS,
     ),
-    _over_files(
+    _media_task(
         "image", "object-detection", "the things in an image and where", ("facebook/detr-resnet-50", "1d5f47b")
     ),
-    _over_files(
+    _media_task(
         "image", "image-segmentation", "the parts of an image as masks", ("facebook/detr-resnet-50-panoptic", "d53b52a")
     ),
-    _over_files("image", "depth-estimation", "how far away each pixel is", ("Intel/dpt-large", "bc15f29")),
-    _over_files("image", "image-feature-extraction", "the hidden states of an image", _VIT),
-    _over_files("audio", "audio-classification", "what is heard", ("superb/wav2vec2-base-superb-ks", "372e048")),
-    _over_files(
+    _media_task("image", "depth-estimation", "how far away each pixel is", ("Intel/dpt-large", "bc15f29")),
+    _media_task("image", "image-feature-extraction", "the hidden states of an image", _VIT),
+    _media_task("audio", "audio-classification", "what is heard", ("superb/wav2vec2-base-superb-ks", "372e048")),
+    _media_task(
         "audio",
         "zero-shot-audio-classification",
         "scores for labels named with the sound or by -p candidate_labels=",
         ("laion/clap-htsat-fused", "cca9e28"),
         _LABELS,
     ),
-    _over_files("audio", "automatic-speech-recognition", "what is said", ("facebook/wav2vec2-base-960h", "22aad52")),
+    _media_task("audio", "automatic-speech-recognition", "what is said", ("facebook/wav2vec2-base-960h", "22aad52")),
 )
 
 _T5 = ("google-t5/t5-base", "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1")
@@ -206,12 +206,12 @@ TASKS: dict[str, Task] = {
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
 
 
-def listed_tasks() -> list[tuple[str, Task]]:
+def list_tasks() -> list[tuple[str, Task]]:
     """Return every name that `--task` takes, with its task."""
     rows = list(TASKS.items())
     rows += [(alias, TASKS[name]) for alias, name in ALIASES.items()]
     rows.append(("translation_xx_to_yy", TASKS["translation"]))
-    rows += [(point.name, find_task(point.name)) for point in entry_points(group=RUNNER_GROUP)]
+    rows += [(point.name, find_task(point.name)) for point in entry_points(group=RUNNER_ENTRY_POINTS)]
     return sorted(rows, key=lambda row: row[0])
 
 
@@ -225,7 +225,7 @@ def find_task(name: str) -> Task:
         return TASKS[ALIASES.get(name, name)]
     if _TRANSLATION.match(name):
         return TASKS["translation"]
-    plugins = [point.name for point in entry_points(group=RUNNER_GROUP)]
+    plugins = [point.name for point in entry_points(group=RUNNER_ENTRY_POINTS)]
     if name in plugins:
         return Task(name, "a runner of another distribution")
     known = sorted({*TASKS, *ALIASES, "translation_xx_to_yy", *plugins})

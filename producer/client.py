@@ -24,22 +24,22 @@ from common.errors import UsageError
 from common.jobs import Job
 from common.queue.heartbeats import serving
 from common.records import JobStatus, Json, Record
-from common.redis.url import check_address, mask_address
+from common.redis.url import check_redis_url, mask_url
 from common.settings import Settings, load_settings
-from producer.job_filter import Selection, check_labels
+from producer.job_filter import JobFilter, check_labels
 from producer.job_handle import JobHandle
 from producer.model_check import check_job_model
-from producer.queue_connection import Connection
-from producer.submit.duplicate_ids import watch_duplicates
+from producer.queue_connection import QueueConnection
+from producer.submit.duplicate_ids import warn_of_duplicate_ids
 from producer.submit.idempotent import submit_once
-from producer.submit.plan import Plan, make_plan
-from producer.submit.python_records import Given, given_records, split_given
+from producer.submit.plan import SubmitPlan, make_plan
+from producer.submit.python_records import RecordsArg, records_from_python, split_records_arg
 from producer.submit.upload import Totals, submit
 
 logger = logging.getLogger(__name__)
 
 
-class Client(Connection):
+class Client(QueueConnection):
     """A queue to submit to; a context manager, closed by `close`.
 
     Settings come from the environment, as for the commands. Where no Redis is configured, the embedded one is found
@@ -55,7 +55,7 @@ class Client(Connection):
         *,
         working: bool = False,
         keep_alive: float = 0.0,
-        say: Callable[[str], None] = logger.info,
+        notify: Callable[[str], None] = logger.info,
     ) -> None:
         """Connect.
 
@@ -70,29 +70,29 @@ class Client(Connection):
             UsageError: the address or a setting is wrong, or the embedded queue cannot be had here.
         """
         settings = load_settings()
-        self._configured = settings if url is None else replace(settings, broker_url=check_address(url))
+        self._configured = settings if url is None else replace(settings, broker_url=check_redis_url(url))
         self.embedded = self._configured.embedded
-        self._say = say
+        self._notify = notify
         self._keep_alive = keep_alive
-        self._held = ExitStack()
+        self._resources = ExitStack()
         self._has_worker = not self.embedded
         self._warned = False
         if self.embedded:
             # Redis alone, for a moment's look, is not worth a word.
-            settings = self._attach(working, say if working else lambda _: None)
+            settings = self._attach(working, notify if working else lambda _: None)
         super().__init__(settings if self.embedded else self._configured)
         try:
             self.check()
         except BaseException:
             self.close()
             raise
-        logger.info("using Redis at %s", mask_address(self._url))
+        logger.info("using Redis at %s", mask_url(self._url))
 
-    def _attach(self, working: bool, say: Callable[[str], None]) -> Settings:
+    def _attach(self, working: bool, notify: Callable[[str], None]) -> Settings:
         from producer.embedded.attach import attach
 
-        settings = self._held.enter_context(
-            attach(self._configured, working=working, say=say, keep_alive=self._keep_alive)
+        settings = self._resources.enter_context(
+            attach(self._configured, working=working, notify=notify, keep_alive=self._keep_alive)
         )
         self._has_worker = working
         return settings
@@ -100,19 +100,19 @@ class Client(Connection):
     def start_worker(self) -> None:
         """Have a worker run as long as this client is open: a queue that is configured has its own."""
         if not self._has_worker:
-            self._attach(True, self._say)
+            self._attach(True, self._notify)
 
     @property
     def keeps_worker(self) -> bool:
         """Whether an embedded queue's worker stays for a while once this client is closed."""
         return self.embedded and self._has_worker and self._keep_alive > 0
 
-    def tend(self, say: Callable[[str], None]) -> None:
+    def ensure_embedded(self, notify: Callable[[str], None]) -> None:
         """See that an embedded queue is there: one that was killed is started again."""
         if self.embedded:
-            from producer.embedded.attach import revive
+            from producer.embedded.attach import ensure_running
 
-            revive(self._configured, working=self._has_worker, say=say)
+            ensure_running(self._configured, working=self._has_worker, notify=notify)
 
     def __enter__(self) -> Self:
         return self
@@ -125,13 +125,13 @@ class Client(Connection):
     def close(self) -> None:
         """Let go of Redis; an embedded one stops when nobody else needs it, and its jobs stay as they are."""
         super().close()
-        self._held.close()
+        self._resources.close()
 
     def submit(  # noqa: PLR0913 - one argument for each option of the command
         self,
         *,
         task: str | None = None,
-        records: Given,
+        records: RecordsArg,
         model: str | None = None,
         revision: str | None = None,
         params: Mapping[str, Json] | None = None,
@@ -180,7 +180,7 @@ class Client(Connection):
             output: a directory (or an address) that workers reach and write, a part for each chunk.
             output_format: of these parts: `parquet` or `jsonl`; None: Parquet.
         """
-        paths, values = split_given(records)
+        paths, values = split_records_arg(records)
         if format == "openai" and not paths:
             raise UsageError('format="openai": batch files are given by their paths.')
         plan = make_plan(
@@ -211,26 +211,30 @@ class Client(Connection):
             raise UsageError(f"output={str(output)!r}: workers do not reach it. Name a place under HUGQUEUE_SHARED.")
         most = plan.settings.max_record_bytes
         if paths:
-            found = plan.begun_records()
+            found = plan.peek_records()
         else:
-            given = given_records(values, plan.task, column=column, id_column=id_column, max_record_bytes=most)
+            given = records_from_python(values, plan.task, column=column, id_column=id_column, max_record_bytes=most)
             found = islice(given, limit)
         if plan.warning:
             logger.warning("%s", plan.warning)
-        self._warn_of_weaknesses()
+        self._warn_of_data_loss_risks()
         self.start_worker()
-        job, _ = self.submit_plan(plan, watch_duplicates(found, logger.warning), lambda _: None, logger.info)
+        job, _ = self.submit_plan(plan, warn_of_duplicate_ids(found, logger.warning), lambda _: None, logger.info)
         return job
 
-    def _warn_of_weaknesses(self) -> None:
+    def _warn_of_data_loss_risks(self) -> None:
         """Log once why Redis may lose jobs."""
         if not self._warned:
             self._warned = True
-            for weakness in self.weaknesses():
+            for weakness in self.durability_warnings():
                 logger.warning("%s", weakness)
 
     def submit_plan(
-        self, plan: Plan, records: Iterable[Record], on_chunk: Callable[[Totals], None], say: Callable[[str], None]
+        self,
+        plan: SubmitPlan,
+        records: Iterable[Record],
+        on_chunk: Callable[[Totals], None],
+        notify: Callable[[str], None],
     ) -> tuple[JobHandle, Totals | None]:
         """Submit records as the job of a plan.
 
@@ -251,7 +255,7 @@ class Client(Connection):
         if key is None:
             totals: Totals | None = submit(self, plan.spec, supply, on_chunk)
             return self.job(plan.spec.id), totals
-        job_id, totals = submit_once(self, plan.spec, key, supply, on_chunk, say)
+        job_id, totals = submit_once(self, plan.spec, key, supply, on_chunk, notify)
         return self.job(job_id), totals
 
     def job(self, job_id: str) -> JobHandle:
@@ -276,9 +280,9 @@ class Client(Connection):
             raise UsageError(
                 f"The workers of a queue of your own log where they run ({names}); look for {job.id} there."
             )
-        from producer.embedded.job_log import entries_of
+        from producer.embedded.job_log import job_entries
 
-        return entries_of(job, self._configured)
+        return job_entries(job, self._configured)
 
     def jobs(
         self,
@@ -302,9 +306,9 @@ class Client(Connection):
             raise UsageError(f"limit: expected a number of jobs, found {limit}.")
         if status is not None and status not in list(JobStatus):
             raise UsageError(f"status: expected one of {', '.join(JobStatus)}, found {status!r}.")
-        wanted = Selection(JobStatus(status) if status else None, name, check_labels(labels or {}), older_than)
-        return [JobHandle(self, state) for state in islice(self._chosen(wanted), limit)]
+        job_filter = JobFilter(JobStatus(status) if status else None, name, check_labels(labels or {}), older_than)
+        return [JobHandle(self, state) for state in islice(self._matching(job_filter), limit)]
 
-    def _chosen(self, wanted: Selection) -> Iterator[Job]:
+    def _matching(self, job_filter: JobFilter) -> Iterator[Job]:
         with self.errors():
-            yield from filter(wanted.takes, self.store.each_job())
+            yield from filter(job_filter.matches, self.store.each_job())

@@ -11,7 +11,7 @@ from common.records import JobStatus, check_label
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class JobFilter:
     """Which jobs are meant; what is left out does not matter."""
 
     status: JobStatus | None = None
@@ -19,13 +19,13 @@ class Selection:
     labels: Mapping[str, str] = field(default_factory=dict)
     older_than: float | None = None  #: seconds since they were submitted
 
-    def takes(self, job: Job) -> bool:
+    def matches(self, job: Job) -> bool:
         """Whether the job is one of them."""
         if self.status not in (None, job.status) or not self.labels.items() <= job.spec.labels.items():
             return False
         if self.older_than is not None and time.time() - job.spec.created_at <= self.older_than:
             return False
-        return self.name is None or _matches(self.name, job.spec.name or "")
+        return self.name is None or _matches_wildcard(self.name, job.spec.name or "")
 
     def __bool__(self) -> bool:
         """Whether it leaves out any job."""
@@ -38,7 +38,7 @@ class Selection:
         return " and ".join(parts + [f"label {key}={value}" for key, value in self.labels.items()])
 
 
-def _matches(pattern: str, name: str) -> bool:
+def _matches_wildcard(pattern: str, name: str) -> bool:
     return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name, re.DOTALL) is not None
 
 

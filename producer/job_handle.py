@@ -8,11 +8,11 @@ from typing import Any
 from common.errors import JobFailed
 from common.jobs import Job
 from common.records import JobStatus
-from common.results import Row
+from common.results import ResultRow
 from common.tasks import find_task
 from producer.outputs import check_output
 from producer.outputs.targets import OutputFile
-from producer.queue_connection import Connection
+from producer.queue_connection import QueueConnection
 from producer.save_results import write_rows
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class JobHandle:
     and `UnknownJob` when the job is there no longer.
     """
 
-    def __init__(self, connection: Connection, state: Job) -> None:
+    def __init__(self, connection: QueueConnection, state: Job) -> None:
         self._connection = connection
         self._state = state
 
@@ -88,7 +88,7 @@ class JobHandle:
             self.raise_for_status()
         return self._state
 
-    def results(self, *, check: bool = True) -> Iterator[Row]:
+    def results(self, *, check: bool = True) -> Iterator[ResultRow]:
         """Yield every record with its outcome, in input order, one chunk in memory at a time.
 
         A record that failed has an `error` and no `output`. Of a job that runs, or that ended early, the error of
@@ -106,7 +106,7 @@ class JobHandle:
             self.raise_for_status()
         return self._connection.rows(self._state, logger.warning)
 
-    def failures(self) -> Iterator[Row]:
+    def failures(self) -> Iterator[ResultRow]:
         """Yield the records that failed, each with its `error`, in input order; those that were not run are none."""
         return self._connection.failed_rows(self.refresh(), logger.warning)
 

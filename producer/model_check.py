@@ -9,10 +9,10 @@ from pathlib import Path
 
 from common.errors import StorageError, UnknownJob, UsageError
 from common.models.references import resolve_model
-from common.models.registry_location import job_of, open_store, store_address
+from common.models.registry_location import job_of, open_registry, registry_url
 from common.records import JobStatus
 from common.settings import Settings
-from producer.queue_connection import Connection
+from producer.queue_connection import QueueConnection
 
 
 def check_model(model: str | None, settings: Settings, option: str = "--model") -> str | None:
@@ -22,11 +22,11 @@ def check_model(model: str | None, settings: Settings, option: str = "--model") 
         UsageError: no model is there, and this machine can tell.
     """
     resolved = resolve_model(model, option, local=settings.embedded)
-    job_id, address = job_of(resolved), store_address(settings)
+    job_id, address = job_of(resolved), registry_url(settings)
     if job_id is None or address is None:
         return resolved
     with contextlib.suppress(StorageError):  # a store that cannot be reached from here tells nothing
-        if open_store(address, settings.model_cache).find(job_id) is None:
+        if open_registry(address, settings.model_cache).find(job_id) is None:
             raise UsageError(
                 f"{option} {model}: the model store {address} has no model of that job. "
                 "`producer models` lists those it has."
@@ -34,7 +34,7 @@ def check_model(model: str | None, settings: Settings, option: str = "--model") 
     return resolved
 
 
-def check_job_model(connection: Connection, model: str | None) -> None:
+def check_job_model(connection: QueueConnection, model: str | None) -> None:
     """Check that `job:ID` is not a job of this queue that has no model (yet), where no model store is seen from here.
 
     Raises:
@@ -42,7 +42,7 @@ def check_job_model(connection: Connection, model: str | None) -> None:
         StoreUnavailable: Redis is away.
     """
     job_id = job_of(model)
-    if job_id is None or store_address(connection.settings) is not None:
+    if job_id is None or registry_url(connection.settings) is not None:
         return
     try:
         job = connection.look(job_id)

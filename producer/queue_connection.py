@@ -26,16 +26,16 @@ from common.errors import (
     WaitTimedOut,
 )
 from common.jobs import Job
-from common.queue.heartbeats import Heartbeat, living, serving, ticket_target
-from common.queue.idempotency import Claims
-from common.queue.jobs import Store
-from common.queue.ledger import MIN_TICKETS, MOST_TICKETS, Ledger
+from common.queue.heartbeats import Heartbeat, live_workers, serving, target_tickets
+from common.queue.idempotency import IdempotencyKeys
+from common.queue.jobs import JobStore
+from common.queue.ledger import MAX_TICKETS, MIN_TICKETS, Ledger
 from common.records import JOB_ID, JobSpec, one_line
-from common.redis.client import connect, is_passing, redis_errors
-from common.redis.durability import weaknesses
+from common.redis.client import connect, is_transient, redis_errors
+from common.redis.durability import durability_warnings
 from common.redis.keys import JobKeys
 from common.redis.schema import check_schema
-from common.results import LOST, Row
+from common.results import LOST, ResultRow
 from common.settings import Settings
 from producer.result_reader import ResultReader
 
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 #: Seconds between two looks at a job that is waited for; and at most, for a look takes its time from a worker on the
 #: same machine: the longer the job, the less a late one matters.
-POLL, _LONGEST_POLL = 0.2, 1.0
+POLL, _MAX_POLL = 0.2, 1.0
 
 
 #: What stands for the job that was submitted last; and what may begin an id.
@@ -51,7 +51,7 @@ LAST = "@last"
 _PREFIX = re.compile(r"[0-9a-f]{1,11}\Z")
 
 
-class Connection:
+class QueueConnection:
     """One connection to a queue.
 
     Every method raises `StoreUnavailable` when Redis is away, and `UnknownJob` for an id that is not there.
@@ -64,9 +64,9 @@ class Connection:
         self.settings = settings
         self._url = settings.broker_url or ""
         redis_client = connect(self._url)
-        self.store = Store(redis_client, settings.result_ttl, self._may_open)
+        self.store = JobStore(redis_client, settings.result_ttl, self._may_open)
         self.ledger = Ledger(redis_client, settings.lease)
-        self.claims = Claims(redis_client, settings.result_ttl)
+        self.claims = IdempotencyKeys(redis_client, settings.result_ttl)
 
     def _may_open(self, address: str) -> bool:
         """Whether this process opens an address that a job names: with an embedded queue, all jobs are its user's."""
@@ -91,7 +91,7 @@ class Connection:
     def start_worker(self) -> None:
         """Have a worker run as long as this connection is open: a queue that is configured has its own."""
 
-    def tend(self, say: Callable[[str], None]) -> None:
+    def ensure_embedded(self, notify: Callable[[str], None]) -> None:
         """See that an embedded queue is there for who waits for it; `say` gets a sentence if it had to be started."""
 
     def full_id(self, name: str) -> str:
@@ -110,7 +110,7 @@ class Connection:
             if name == LAST:
                 found = list(filter(None, [self.store.newest()]))
             else:
-                found = self.store.beginning_with(name) if _PREFIX.match(name) else []
+                found = self.store.ids_with_prefix(name) if _PREFIX.match(name) else []
         if len(found) > 1:
             raise UsageError(
                 f"{name!r} begins the ids of {len(found):,} jobs: {', '.join(found[:5])}. Write more of it."
@@ -136,7 +136,7 @@ class Connection:
     def workers(self) -> list[Heartbeat]:
         """Return the live workers."""
         with self.errors():
-            return living(self.store.client)
+            return live_workers(self.store.client)
 
     def serves(self, queue: str) -> bool:
         """Whether a live worker takes tickets from `queue`."""
@@ -154,12 +154,12 @@ class Connection:
         most = int(found.get("maxmemory", 0))
         return max(0, most - int(found.get("used_memory", 0))) if most else None
 
-    def weaknesses(self) -> list[str]:
+    def durability_warnings(self) -> list[str]:
         """Return why a configured Redis may lose jobs, a sentence each; the embedded one has the right settings."""
         if self.embedded:
             return []
         with self.errors():
-            return weaknesses(self.store.client, self._url)
+            return durability_warnings(self.store.client, self._url)
 
     def send_tickets(self, spec: JobSpec) -> None:
         """Send the tickets that an accepted job calls for.
@@ -171,8 +171,8 @@ class Connection:
         from common.broker.app import send_tickets
 
         with contextlib.suppress(OperationalError, redis.RedisError):
-            most = ticket_target(living(self.store.client), spec.queue, MIN_TICKETS, MOST_TICKETS)
-            send_tickets(self._app, spec, self.ledger.issue(spec.id, most))
+            most = target_tickets(live_workers(self.store.client), spec.queue, MIN_TICKETS, MAX_TICKETS)
+            send_tickets(self._app, spec, self.ledger.issue_tickets(spec.id, most))
 
     @cached_property
     def _app(self) -> Any:
@@ -239,7 +239,7 @@ class Connection:
         self,
         job_id: str,
         on_change: Callable[[Job], None],
-        on_trouble: Callable[[str], None],
+        notify: Callable[[str], None],
         timeout: float | None = None,
     ) -> Job:
         """Return the job once it is finished; go on waiting while Redis is away.
@@ -247,7 +247,7 @@ class Connection:
         Args:
             job_id: the job to wait for.
             on_change: gets the job at every look, and may itself look further.
-            on_trouble: gets a sentence once when Redis goes away.
+            notify: gets a sentence once when Redis goes away.
             timeout: seconds to wait at most; None: as long as it takes.
 
         Raises:
@@ -259,23 +259,23 @@ class Connection:
         def look() -> Job:
             on_change(job)
             waited = time.monotonic() - begun
-            time.sleep(max(POLL, min(_LONGEST_POLL, waited / 400, end - begun - waited)))
+            time.sleep(max(POLL, min(_MAX_POLL, waited / 400, end - begun - waited)))
             return self.look(job_id)
 
-        job = self.patiently(lambda: self.look(job_id), on_trouble, end)
+        job = self.retry_while_unavailable(lambda: self.look(job_id), notify, end)
         while not job.status.finished:
             if time.monotonic() > end:
                 raise WaitTimedOut(f"Job {job_id} is still {job.status} after {timeout:g} s.")
-            job = self.patiently(look, on_trouble, end)
+            job = self.retry_while_unavailable(look, notify, end)
         on_change(job)
         return job
 
-    def patiently(self, step: Callable[[], T], on_trouble: Callable[[str], None], end: float = math.inf) -> T:
+    def retry_while_unavailable(self, step: Callable[[], T], notify: Callable[[str], None], end: float = math.inf) -> T:
         """Return what `step` gives, which is tried again while Redis is away; that is told once.
 
         Args:
             step: what to do.
-            on_trouble: gets the sentence.
+            notify: gets the sentence.
             end: when to try no more, by `time.monotonic`.
 
         Raises:
@@ -283,31 +283,31 @@ class Connection:
         """
         troubled = False
         while True:
-            self.tend(on_trouble)
+            self.ensure_embedded(notify)
             try:
                 with self.errors():
                     return step()
             except StoreUnavailable as error:
-                passing = isinstance(error.__cause__, redis.RedisError) and is_passing(error.__cause__)
-                if not passing or time.monotonic() > end:
+                transient = isinstance(error.__cause__, redis.RedisError) and is_transient(error.__cause__)
+                if not transient or time.monotonic() > end:
                     raise
                 if not troubled:
-                    on_trouble(f"{error} Waiting for it.")
+                    notify(f"{error} Waiting for it.")
                 troubled = True
                 time.sleep(POLL)
 
-    def rows(self, job: Job, on_trouble: Callable[[str], None], *, arrays: bool = False) -> Iterator[Row]:
+    def rows(self, job: Job, notify: Callable[[str], None], *, arrays: bool = False) -> Iterator[ResultRow]:
         """Yield every record of the job with its outcome, in input order, one chunk in memory at a time.
 
-        Goes on while Redis is away, as `wait` does: `on_trouble` gets a sentence. With `arrays`, vectors are numpy's.
+        Goes on while Redis is away, as `wait` does: `notify` gets a sentence. With `arrays`, vectors are numpy's.
 
         Raises:
             ResultsLost: at the end, when some are missing.
         """
-        for rows in self.chunks(job, on_trouble, arrays=arrays):
+        for rows in self.chunks(job, notify, arrays=arrays):
             yield from rows
 
-    def rows_as_they_come(self, job_id: str, on_trouble: Callable[[str], None]) -> Iterator[Row]:
+    def stream_rows(self, job_id: str, notify: Callable[[str], None]) -> Iterator[ResultRow]:
         """Yield every record with its outcome, in input order, each chunk once it is done; end with the job.
 
         Of a job that ends early, the records of chunks that were not run have no outcome.
@@ -315,21 +315,21 @@ class Connection:
         Raises:
             ResultsLost: at the end, when some are missing.
         """
-        reader = self._reader(self.patiently(lambda: self.look(job_id), on_trouble), on_trouble)
+        reader = self._reader(self.retry_while_unavailable(lambda: self.look(job_id), notify), notify)
         for chunk in count():
-            job = self.patiently(lambda: self.look(job_id), on_trouble)
-            while not (job.status.finished or self.patiently(partial(self._is_done, job, chunk), on_trouble)):
+            job = self.retry_while_unavailable(lambda: self.look(job_id), notify)
+            while not (job.status.finished or self.retry_while_unavailable(partial(self._is_done, job, chunk), notify)):
                 time.sleep(POLL)
-                job = self.patiently(lambda: self.look(job_id), on_trouble)
+                job = self.retry_while_unavailable(lambda: self.look(job_id), notify)
             if chunk >= (job.chunks or 0):
                 reader.check(job)
                 return
             yield from reader.chunk(chunk)
 
-    def failed_rows(self, job: Job, on_trouble: Callable[[str], None]) -> Iterator[Row]:
+    def failed_rows(self, job: Job, notify: Callable[[str], None]) -> Iterator[ResultRow]:
         """Yield the records that failed, in input order; else as `rows`. Only chunks with failures are read."""
-        reader, found = self._reader(job, on_trouble), 0
-        for chunk in sorted(self.patiently(partial(self.ledger.failed_in, job.id), on_trouble)):
+        reader, found = self._reader(job, notify), 0
+        for chunk in sorted(self.retry_while_unavailable(partial(self.ledger.failures_by_chunk, job.id), notify)):
             rows = [row for row in reader.chunk(chunk) if row.outcome is not None and row.error is not None]
             found += len([1 for row in rows if row.outcome is not LOST])
             yield from rows
@@ -342,26 +342,26 @@ class Connection:
         with self.errors():
             return self.ledger.is_committed(job.id, chunk)
 
-    def chunks(self, job: Job, on_trouble: Callable[[str], None], *, arrays: bool = False) -> Iterator[list[Row]]:
+    def chunks(self, job: Job, notify: Callable[[str], None], *, arrays: bool = False) -> Iterator[list[ResultRow]]:
         """Yield the records of each chunk with their outcomes; else as `rows`."""
-        yield from self._reader(job, on_trouble, arrays=arrays).all()
+        yield from self._reader(job, notify, arrays=arrays).all()
 
-    def _reader(self, job: Job, on_trouble: Callable[[str], None], *, arrays: bool = False) -> ResultReader:
-        def patiently(step: Callable[[], T]) -> T:
-            return self.patiently(step, on_trouble)
+    def _reader(self, job: Job, notify: Callable[[str], None], *, arrays: bool = False) -> ResultReader:
+        def retry_while_unavailable(step: Callable[[], T]) -> T:
+            return self.retry_while_unavailable(step, notify)
 
-        return ResultReader(self.store, job, patiently, on_trouble, arrays=arrays)
+        return ResultReader(self.store, job, retry_while_unavailable, notify, arrays=arrays)
 
-    def output_type(self, job: Job, on_trouble: Callable[[str], None]) -> Any:
+    def output_type(self, job: Job, notify: Callable[[str], None]) -> Any:
         """Return the Arrow type of the job's outputs; None where they are JSON, or none is there yet.
 
-        Goes on while Redis is away, as `wait` does: `on_trouble` gets a sentence.
+        Goes on while Redis is away, as `wait` does: `notify` gets a sentence.
         """
         from common.payloads.codec import output_type
 
         payloads = self.store.payloads(job.spec)
         for chunk in range(job.chunks or 0):
-            for outcomes in self.patiently(partial(payloads.outcomes, chunk), on_trouble):
+            for outcomes in self.retry_while_unavailable(partial(payloads.outcomes, chunk), notify):
                 if outcomes is not None:
                     return output_type(outcomes)
         return None

@@ -6,17 +6,17 @@ from typing import Protocol, TypeVar
 
 from common.errors import ModelError, PayloadError, ResultsLost, StorageError
 from common.jobs import Job
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.records import Record
-from common.results import LOST, Row
+from common.results import LOST, ResultRow
 
 T = TypeVar("T")
 
 #: What says that an input which is read in place is not there, or not for this user; anything else may pass.
-_GONE = (FileNotFoundError, NotADirectoryError, PermissionError)
+_NOT_FOUND = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
-class Patiently(Protocol):
+class RetryWhileUnavailable(Protocol):
     """Returns what a step gives, which is tried again while Redis is away."""
 
     def __call__(self, step: Callable[[], T]) -> T:
@@ -27,7 +27,13 @@ class ResultReader:
     """Gives the rows of a job chunk by chunk, and says at the end whether they are all there."""
 
     def __init__(
-        self, store: Store, job: Job, patiently: Patiently, on_trouble: Callable[[str], None], *, arrays: bool = False
+        self,
+        store: JobStore,
+        job: Job,
+        retry_while_unavailable: RetryWhileUnavailable,
+        notify: Callable[[str], None],
+        *,
+        arrays: bool = False,
     ) -> None:
         """Open the results of a job.
 
@@ -35,19 +41,19 @@ class ResultReader:
             store: which has the job.
             job: as it stands now.
             patiently: takes every step that asks Redis.
-            on_trouble: gets a sentence when inputs cannot be read any more.
+            notify: gets a sentence when inputs cannot be read any more.
             arrays: give vectors as numpy arrays.
         """
         self._job = job
         self._store = store
-        self._patiently = patiently
-        self._on_trouble = on_trouble
+        self._patiently = retry_while_unavailable
+        self._on_trouble = notify
         self._arrays = arrays
         self._payloads = store.payloads(job.spec)
         self._rows = self._done = self._lost_inputs = 0
-        self._told = False
+        self._warned = False
 
-    def all(self) -> Iterator[list[Row]]:
+    def all(self) -> Iterator[list[ResultRow]]:
         """Yield the rows of each chunk.
 
         Raises:
@@ -57,7 +63,7 @@ class ResultReader:
             yield self.chunk(chunk)
         self.check(self._job)
 
-    def chunk(self, number: int) -> list[Row]:
+    def chunk(self, number: int) -> list[ResultRow]:
         """Return the rows of a chunk; without their inputs where those cannot be read any more."""
         from common.payloads.part_files import chunk_rows
 
@@ -73,19 +79,19 @@ class ResultReader:
         try:
             payload = self._patiently(partial(self._payloads.records, chunk))
         except (PayloadError, ModelError, StorageError) as error:
-            if isinstance(error, StorageError) and not isinstance(error.__cause__, _GONE):
+            if isinstance(error, StorageError) and not isinstance(error.__cause__, _NOT_FOUND):
                 raise
-            self._tell(f"{error} The results of job {self._job.id} are given without their inputs.")
+            self._warn_once(f"{error} The results of job {self._job.id} are given without their inputs.")
             return None
         if payload is None:
             self._lost_inputs += 1
             return None
         return decode_records(payload)
 
-    def _tell(self, sentence: str) -> None:
-        if not self._told:
+    def _warn_once(self, sentence: str) -> None:
+        if not self._warned:
             self._on_trouble(sentence)
-        self._told = True
+        self._warned = True
 
     def check(self, job: Job) -> None:
         """Compare what was read with what the job says that there is.
@@ -105,11 +111,15 @@ class ResultReader:
                 f"job {job.id} was deleted, or its time to live ran out, while its results were read: "
                 f"{self._done:,} of {job.counts.done:,} were read."
             )
-        raise ResultsLost(f"{self._in_words(job, missing)} `producer results {job.id} --json` prints what is there.")
+        raise ResultsLost(
+            f"{self._describe_missing(job, missing)} `producer results {job.id} --json` prints what is there."
+        )
 
-    def _in_words(self, job: Job, missing: int) -> str:
+    def _describe_missing(self, job: Job, missing: int) -> str:
         if missing <= 0:
-            return f"inputs of job {job.id} are no longer in {self._payloads.input_place}; the outputs are all there."
+            return (
+                f"inputs of job {job.id} are no longer in {self._payloads.input_location}; the outputs are all there."
+            )
         if self._done >= job.counts.done:
             return (
                 f"{missing:,} of {job.records:,} records of job {job.id} were not run, and their inputs cannot be read "

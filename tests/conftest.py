@@ -13,11 +13,11 @@ for name in list(os.environ):
     if name.startswith(("HUGQUEUE_", "CELERY_", "REDIS_")):
         del os.environ[name]
 
-from common.queue.heartbeats import living  # noqa: E402
-from common.queue.jobs import Store  # noqa: E402
+from common.queue.heartbeats import live_workers  # noqa: E402
+from common.queue.jobs import JobStore  # noqa: E402
 from common.queue.ledger import Ledger  # noqa: E402
 from common.settings import Settings  # noqa: E402 - the environment comes first
-from producer.queue_connection import Connection  # noqa: E402
+from producer.queue_connection import QueueConnection  # noqa: E402
 from tests.support.cli_processes import Queue, running_queue  # noqa: E402
 from tests.support.keyed_submits import LINES, TTL  # noqa: E402
 from tests.support.processes import RedisServer, Shell, Workers, environment, wait_until  # noqa: E402
@@ -40,9 +40,9 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def store(server: RedisServer) -> Store:
+def store(server: RedisServer) -> JobStore:
     """The store on `server`."""
-    return Store(server.client, result_ttl=100)
+    return JobStore(server.client, result_ttl=100)
 
 
 @pytest.fixture
@@ -71,11 +71,11 @@ def start_workers(environ: dict[str, str], server: RedisServer, tmp_path: Path) 
     def start(*arguments: str, ready: bool = True, **more: str) -> Workers:
         workers = Workers(environ | more, tmp_path / f"workers{len(started)}.log", *arguments)
         started.append(workers)
-        before = {beat.name for beat in living(server.client)} if ready else set()
+        before = {beat.name for beat in live_workers(server.client)} if ready else set()
         workers.start()
         if ready:
             wait_until(
-                lambda: any(b.state == "ready" and b.name not in before for b in living(server.client)),
+                lambda: any(b.state == "ready" and b.name not in before for b in live_workers(server.client)),
                 60,
                 f"a worker is ready: {workers.log}",
             )
@@ -100,10 +100,10 @@ def queue(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qu
 
 
 @pytest.fixture
-def connection(server: RedisServer, shell: Shell) -> Connection:
+def connection(server: RedisServer, shell: Shell) -> QueueConnection:
     """What commands hold of `server`; it and `shell` soon give up a submit that falls silent."""
     shell.environ["HUGQUEUE_PRODUCER_TTL"] = TTL
-    return Connection(Settings(broker_url=server.url, producer_ttl=float(TTL)))
+    return QueueConnection(Settings(broker_url=server.url, producer_ttl=float(TTL)))
 
 
 @pytest.fixture

@@ -5,6 +5,6 @@ from hugqueue.packages import require_own
 require_own("common")
 
 #: Exit status of a worker that cannot start and should not be started again (EX_CONFIG of sysexits.h).
-CANNOT_START = 78
+EXIT_CANNOT_START = 78
 #: Exit status of a worker whose device process cannot be kept alive (EX_UNAVAILABLE of sysexits.h).
-CANNOT_GO_ON = 69
+EXIT_DEVICE_BROKEN = 69

@@ -6,10 +6,10 @@ import sysconfig
 from pathlib import Path
 
 #: Secrets of the Celery process that what runs models has no use for.
-_KEPT_BACK = ("CELERY_BROKER_URL", "REDIS_URL")
+_SECRETS = ("CELERY_BROKER_URL", "REDIS_URL")
 
 
-def cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+def available_cpus(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Return how many cores this process may keep busy, as far as affinity and a container's limit go.
 
     Args:
@@ -18,22 +18,22 @@ def cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     try:
         quota, period = limit.read_text().split()
     except (OSError, ValueError):
-        return _every()
-    return min(_every(), max(1, math.ceil(int(quota) / int(period)))) if quota.isdigit() else _every()
+        return _all_cpus()
+    return min(_all_cpus(), max(1, math.ceil(int(quota) / int(period)))) if quota.isdigit() else _all_cpus()
 
 
-def _every() -> int:
+def _all_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def child_environment(device: str, processes: int = 1) -> dict[str, str]:
+def child_env(device: str, processes: int = 1) -> dict[str, str]:
     """Return the environment of so many processes that run models on `device` (`cpu`, `cuda`)."""
-    env = {name: value for name, value in os.environ.items() if name not in _KEPT_BACK}
+    env = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if device == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""  # a worker for the CPU takes no memory of a GPU
-    threads = max(1, cores() // processes)
-    if threads < _every():  # which torch takes by itself
+    threads = max(1, available_cpus() // processes)
+    if threads < _all_cpus():  # which torch takes by itself
         env.setdefault("OMP_NUM_THREADS", str(threads))
     root = Path(__file__).resolve().parents[1]
     if root != Path(sysconfig.get_path("purelib")).resolve():  # run from a checkout

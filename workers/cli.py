@@ -8,15 +8,15 @@ from typing import Any
 import click
 import redis
 
-from common.console import errors_as_sentences, prepare_streams
-from common.distribution import worker_needs
+from common.console import exit_on_error, prepare_streams
+from common.distribution import missing_worker_libraries
 from common.errors import HugqueueError, UsageError
-from common.logs import set_up_logs
-from common.models.references import resolve_preload
-from common.models.registry_location import open_store, store_address
+from common.logs import configure_logging
+from common.models.references import parse_preload
+from common.models.registry_location import open_registry, registry_url
 from common.records import DTYPES, QUEUES, TRAIN
-from common.redis.client import connect, explain, is_passing, speaks_plainly
-from common.redis.durability import weaknesses
+from common.redis.client import answers_without_tls, connect, explain, is_transient
+from common.redis.durability import durability_warnings
 from common.redis.schema import check_schema
 from common.settings import Settings, load_settings
 
@@ -29,12 +29,12 @@ class _Program(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
         prepare_streams()
-        with errors_as_sentences():
+        with exit_on_error():
             return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named; click would make exit status 1 of Ctrl-C."""
-        with errors_as_sentences():
+        with exit_on_error():
             return super().invoke(ctx)
 
 
@@ -96,12 +96,12 @@ def start(
       workers start --device cuda:0,cuda:1 --preload embedding
       workers start --train
     """
-    set_up_logs(log_level.upper())
+    configure_logging(log_level.upper())
     settings = load_settings()
     settings = dataclasses.replace(
         settings,
         device=device or settings.device,
-        preload=tuple(map(resolve_preload, preload or settings.preload)),
+        preload=tuple(map(parse_preload, preload or settings.preload)),
         queues=(TRAIN,) if flags["train"] else _queues(queues) or settings.queues,
         dtype=dtype or settings.dtype,
         train=flags["train"] or settings.train,
@@ -121,7 +121,7 @@ def _queues(text: str | None) -> tuple[str, ...]:
 
 def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
     from common.gpus import find_gpus
-    from workers.devices import choose
+    from workers.devices import select_devices
     from workers.supervisor import Supervisor
 
     if settings.broker_url is None:
@@ -129,20 +129,20 @@ def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
             "No Redis is configured: set CELERY_BROKER_URL or REDIS_URL. "
             "Without one, `producer submit` starts a Redis and a worker of its own."
         )
-    if needs := worker_needs():
+    if needs := missing_worker_libraries():
         raise UsageError(f"A worker needs {needs}.")
     if settings.train:
-        open_store(store_address(settings), settings.model_cache)
-    devices = choose(settings.device, find_gpus())
+        open_registry(registry_url(settings), settings.model_cache)
+    devices = select_devices(settings.device, find_gpus())
     if settings.dtype == "int8" and any(devices):
         raise UsageError("--dtype int8 is for CPUs: leave it out, or say --device cpu.")
     client = connect(settings.broker_url)
     try:
         check_schema(client, settings.broker_url)
-        for weakness in weaknesses(client, settings.broker_url):
+        for weakness in durability_warnings(client, settings.broker_url):
             logging.warning("%s", weakness)
     except redis.RedisError as error:
-        if not is_passing(error) or speaks_plainly(error, settings.broker_url):
+        if not is_transient(error) or answers_without_tls(error, settings.broker_url):
             raise HugqueueError(explain(error, settings.broker_url)) from error
         logging.warning("%s Waiting for it.", explain(error, settings.broker_url))
     return Supervisor(settings, devices, client, log_level=log_level, most=gpus).run()

@@ -11,14 +11,14 @@ from common.errors import UsageError
 from common.gpus import Gpu, find_gpus
 from common.records import TRAIN
 from common.redis import keys
-from common.redis.locks import hold, let_go
+from common.redis.locks import acquire_lock, release_lock
 from common.settings import Settings
 
 #: Milliseconds after which the claim of a dead supervisor ends.
 CLAIM_MS = 30_000
 
 
-def choose(device: str, gpus: list[Gpu]) -> list[Gpu | None]:
+def select_devices(device: str, gpus: list[Gpu]) -> list[Gpu | None]:
     """Return the devices that `--device` names: a GPU each, or None for the CPU.
 
     Raises:
@@ -50,7 +50,7 @@ def default_device(settings: Settings) -> Settings:
     if settings.device == "cpu":
         return settings
     gpus = find_gpus()
-    first, *more = choose(settings.device, gpus)
+    first, *more = select_devices(settings.device, gpus)
     if more and settings.device not in ("auto", "gpu"):
         raise UsageError(
             f"HUGQUEUE_DEVICE={settings.device}: one worker serves one device; `workers start` serves several."
@@ -69,7 +69,7 @@ def only_trains(settings: Settings) -> bool:
     return queues_of(settings) == (TRAIN,)
 
 
-def describe(device: str) -> str:
+def describe_device(device: str) -> str:
     """Return what the device is called."""
     if device.startswith("cuda"):
         gpus, number = find_gpus(), int(device.partition(":")[2] or 0)
@@ -84,9 +84,9 @@ def describe(device: str) -> str:
 
 def claim(client: "redis.Redis", gpu: Gpu, owner: str) -> bool:
     """Take the GPU, or keep it; return whether it is `owner`'s. Two containers on one machine share out GPUs so."""
-    return hold(client, keys.device_claim(gpu.uuid), owner, CLAIM_MS)
+    return acquire_lock(client, keys.device_claim(gpu.uuid), owner, CLAIM_MS)
 
 
 def release(client: "redis.Redis", gpu: Gpu, owner: str) -> None:
     """Give the GPU back, if it is `owner`'s."""
-    let_go(client, keys.device_claim(gpu.uuid), owner)
+    release_lock(client, keys.device_claim(gpu.uuid), owner)

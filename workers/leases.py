@@ -1,7 +1,7 @@
 """Leases in hand: one thread renews them all, and tells their holders when to stop.
 
 A turn that is told to stop (its job was cancelled or failed, its lease was taken over, the worker is stopping)
-finds `given_up` set, and why in `reason`.
+finds `cancelled` set, and why in `reason`.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import redis
 
 from common.errors import StorageError
 from common.queue.ledger import Lease, Ledger
-from common.redis.client import is_passing
+from common.redis.client import is_transient
 from workers.inference.core.runner import Cancelled
 
 logger = logging.getLogger(__name__)
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def patiently(step: Callable[[], T], given_up: threading.Event, *, files: float = 0.0) -> T:
+def retry_while_unavailable(step: Callable[[], T], cancelled: threading.Event, *, files: float = 0.0) -> T:
     """Return what `step` gives, trying again while Redis is away or full, until that is given up.
 
     Args:
         step: what to do.
-        given_up: ends the waiting.
+        cancelled: ends the waiting.
         files: seconds for which to try again where files cannot be had: nobody knows whether that passes.
 
     Raises:
@@ -41,14 +41,14 @@ def patiently(step: Callable[[], T], given_up: threading.Event, *, files: float 
         try:
             return step()
         except redis.RedisError as error:
-            if not is_passing(error):
+            if not is_transient(error):
                 raise
             logger.warning("waiting for Redis: %s", error)
         except StorageError as error:
             if time.monotonic() > end:
                 raise
             logger.warning("waiting for files: %s", error)
-        if given_up.wait(pause):
+        if cancelled.wait(pause):
             raise Cancelled
         pause = min(pause * 2, 5.0)
 
@@ -58,21 +58,21 @@ class HeldLease:
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
-        self.given_up = threading.Event()
+        self.cancelled = threading.Event()
         self.reason = ""
 
-    def give_up(self, reason: str) -> None:
+    def cancel(self, reason: str) -> None:
         """Tell the holder to stop; the first reason stays."""
-        if not self.given_up.is_set():
+        if not self.cancelled.is_set():
             self.reason = reason
-            self.given_up.set()
+            self.cancelled.set()
 
-    def patiently(self, step: Callable[[], T], *, files: float = 0.0) -> T:
+    def retry_while_unavailable(self, step: Callable[[], T], *, files: float = 0.0) -> T:
         """Return what `step` gives, as `patiently` does, until this turn is given up."""
-        return patiently(step, self.given_up, files=files)
+        return retry_while_unavailable(step, self.cancelled, files=files)
 
 
-class LeaseKeeper:
+class LeaseRenewer:
     """Renews the leases of this process every `interval` seconds until it is stopped."""
 
     def __init__(self, ledger: Ledger, interval: float) -> None:
@@ -83,7 +83,7 @@ class LeaseKeeper:
         self._idle = threading.Condition(self._lock)
         self._stopped = threading.Event()
         self._stopping = False
-        self._thread = threading.Thread(target=self._renew_for_ever, name="leases", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
     def start(self) -> None:
         """Begin to renew."""
@@ -101,7 +101,7 @@ class LeaseKeeper:
         with self._lock:
             self._held.add(held)
             if self._stopping:
-                held.give_up("stopping")
+                held.cancel("stopping")
         try:
             yield held
         finally:
@@ -114,14 +114,14 @@ class LeaseKeeper:
         with self._lock:
             return self._idle.wait_for(lambda: not self._held, seconds)
 
-    def give_up_all(self) -> None:
+    def cancel_all(self) -> None:
         """Tell all holders, and those to come, that the worker is stopping."""
         with self._lock:
             self._stopping = True
             for held in self._held:
-                held.give_up("stopping")
+                held.cancel("stopping")
 
-    def _renew_for_ever(self) -> None:
+    def _run(self) -> None:
         while not self._stopped.wait(self._interval):
             with self._lock:
                 held = list(self._held)
@@ -133,11 +133,11 @@ class LeaseKeeper:
             status = self._ledger.renew(held.lease)
         except redis.RedisError as error:
             # The work goes on: when Redis is back, the lease is taken up again if nobody else has.
-            level = logging.INFO if is_passing(error) else logging.ERROR
+            level = logging.INFO if is_transient(error) else logging.ERROR
             logger.log(level, "lease of chunk %d not renewed: %s", held.lease.chunk, error)
             return
         except Exception:  # the boundary: this thread keeps all leases of the worker
             logger.exception("lease of chunk %d not renewed", held.lease.chunk)
             return
         if status not in ("queued", "running"):
-            held.give_up(status)
+            held.cancel(status)

@@ -13,28 +13,28 @@ import redis
 
 from common.gpus import Gpu
 from common.settings import Settings, to_environ
-from workers import CANNOT_GO_ON, CANNOT_START
+from workers import EXIT_CANNOT_START, EXIT_DEVICE_BROKEN
 from workers.devices import CLAIM_MS, claim, only_trains, release
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between looks at the children.
-TICK = 0.2
+POLL_SECONDS = 0.2
 #: Seconds to the first restart; doubled each time, up to the last: less than a lease, so that a worker which is killed
 #: again and again is back by the time at which its chunks are open again.
-BACKOFF_FIRST, BACKOFF_LAST = 1.0, 20.0
+MIN_BACKOFF, MAX_BACKOFF = 1.0, 20.0
 #: A worker that lived so long starts afresh with the first.
-HEALTHY = 60.0
+HEALTHY_SECONDS = 60.0
 #: So many deaths in a row, each so soon after the start, and there is something that another start will not mend.
-QUICK_DEATHS, QUICK = 5, 20.0
+QUICK_DEATHS, QUICK_DEATH_SECONDS = 5, 20.0
 #: The same for workers whose device process cannot be kept alive: they try for a while before they say so.
-QUICK_FOR_DEVICE = 3600.0
+QUICK_DEVICE_DEATH_SECONDS = 3600.0
 #: Seconds between tries to claim GPUs.
-CLAIM_AGAIN = 1.0
+CLAIM_RETRY_SECONDS = 1.0
 
 
 @dataclass(slots=True, eq=False)
-class Child:
+class WorkerProcess:
     """One worker, its devices, and how often it has fallen."""
 
     gpus: Sequence[Gpu]  #: those it may use; none for the CPU
@@ -46,10 +46,10 @@ class Child:
     waits_for_gpus: bool = False
     given_up: bool = False
     started: float = 0.0
-    pause: float = BACKOFF_FIRST
+    pause: float = MIN_BACKOFF
     quick_deaths: int = 0
-    again_at: float = 0.0
-    claim_again_at: float = 0.0
+    restart_at: float = 0.0
+    renew_claims_at: float = 0.0
 
     def start(self, log_level: str) -> None:
         """Start the worker in a session of its own, so that Ctrl-C reaches it through the supervisor only."""
@@ -89,16 +89,16 @@ class Supervisor:
         self._owner = f"{os.uname().nodename}/{os.getpid()}"
         self._stopping = False
         trains = only_trains(settings)
-        self._children = [self._train_child(devices)] if trains else [self._child(gpu) for gpu in devices]
+        self._workers = [self._training_worker(devices)] if trains else [self._worker_for(gpu) for gpu in devices]
 
-    def _child(self, gpu: Gpu | None) -> Child:
+    def _worker_for(self, gpu: Gpu | None) -> WorkerProcess:
         gpus = [gpu] if gpu else []
-        return Child(gpus, len(gpus), self._name(f"gpu{gpu.index}" if gpu else "cpu"), self._environ())
+        return WorkerProcess(gpus, len(gpus), self._name(f"gpu{gpu.index}" if gpu else "cpu"), self._environ())
 
-    def _train_child(self, devices: Sequence[Gpu | None]) -> Child:
+    def _training_worker(self, devices: Sequence[Gpu | None]) -> WorkerProcess:
         """Return one worker for all devices, or for as many of them as it is to use."""
         gpus = [gpu for gpu in devices if gpu]
-        return Child(gpus, min(len(gpus), self._most), self._name("train"), self._environ())
+        return WorkerProcess(gpus, min(len(gpus), self._most), self._name("train"), self._environ())
 
     def _name(self, label: str) -> str:
         return f"{label}-{os.getpid()}@{os.uname().nodename}"
@@ -112,62 +112,62 @@ class Supervisor:
         That is 0 after a stop that was asked for, 1 when a worker could not start or none is left to start again.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask_to_stop)
+            signal.signal(number, self._request_stop)
         status = 0
         while not self._stopping and not status:
-            status = self._look_after_all()
+            status = self._check_all()
             if self._settings.supervised not in (0, os.getppid()):
                 self._stopping = True
-            time.sleep(TICK)
+            time.sleep(POLL_SECONDS)
         self._stop_all()
         return status
 
-    def _ask_to_stop(self, *_: object) -> None:
+    def _request_stop(self, *_: object) -> None:
         self._stopping = True
 
-    def _look_after_all(self) -> int:
-        for child in self._children:
-            if child.given_up:
+    def _check_all(self) -> int:
+        for worker in self._workers:
+            if worker.given_up:
                 continue
-            if child.process is None:
-                self._start(child)
-            elif (status := child.process.poll()) is not None:
-                if status == CANNOT_START:
+            if worker.process is None:
+                self._start(worker)
+            elif (status := worker.process.poll()) is not None:
+                if status == EXIT_CANNOT_START:
                     return 1
-                self._fallen(child, status)
+                self._schedule_restart(worker, status)
             else:
-                self._renew_claims(child)
-        return int(all(child.given_up for child in self._children))
+                self._renew_claims(worker)
+        return int(all(worker.given_up for worker in self._workers))
 
-    def _start(self, child: Child) -> None:
-        enough = sum(other.process is not None for other in self._children) >= self._most
-        if enough or time.monotonic() < child.again_at:
+    def _start(self, worker: WorkerProcess) -> None:
+        enough = sum(other.process is not None for other in self._workers) >= self._most
+        if enough or time.monotonic() < worker.restart_at:
             return
-        child.claimed = self._claim(child)
-        child.again_at = time.monotonic() + CLAIM_AGAIN
-        if len(child.claimed) < child.needs:
+        worker.claimed = self._claim(worker)
+        worker.restart_at = time.monotonic() + CLAIM_RETRY_SECONDS
+        if len(worker.claimed) < worker.needs:
             return
         try:
-            child.start(self._log_level)
+            worker.start(self._log_level)
         except OSError as error:  # too many processes, no memory to fork: there may be room in a moment
-            logger.error("worker %s cannot be started: %s", child.name, error)
+            logger.error("worker %s cannot be started: %s", worker.name, error)
 
-    def _claim(self, child: Child) -> Sequence[Gpu]:
+    def _claim(self, worker: WorkerProcess) -> Sequence[Gpu]:
         """Return the GPUs that a worker is to use, now claimed, or none of them: one with too few would keep them."""
         claimed: list[Gpu] = []
         try:
-            for gpu in child.gpus:
-                if len(claimed) < child.needs and claim(self._client, gpu, self._owner):
+            for gpu in worker.gpus:
+                if len(claimed) < worker.needs and claim(self._client, gpu, self._owner):
                     claimed.append(gpu)
         except redis.RedisError as error:
-            logger.warning("cannot claim GPUs for worker %s: %s", child.name, error)
-        if len(claimed) < child.needs:
-            if not child.waits_for_gpus:
-                logger.info("worker %s waits: other workers have claimed its GPUs", child.name)
-            child.waits_for_gpus = True
+            logger.warning("cannot claim GPUs for worker %s: %s", worker.name, error)
+        if len(claimed) < worker.needs:
+            if not worker.waits_for_gpus:
+                logger.info("worker %s waits: other workers have claimed its GPUs", worker.name)
+            worker.waits_for_gpus = True
             self._release(claimed)
             return ()
-        child.waits_for_gpus = False
+        worker.waits_for_gpus = False
         return claimed
 
     def _release(self, gpus: Sequence[Gpu]) -> None:
@@ -177,60 +177,62 @@ class Supervisor:
             except redis.RedisError as error:
                 logger.warning("the claim of GPU %d is not given back, it runs out: %s", gpu.index, error)
 
-    def _renew_claims(self, child: Child) -> None:
-        if time.monotonic() > child.claim_again_at:
-            for gpu in child.claimed:
-                self._renew_claim(child, gpu)
-            child.claim_again_at = time.monotonic() + CLAIM_MS / 3000
+    def _renew_claims(self, worker: WorkerProcess) -> None:
+        if time.monotonic() > worker.renew_claims_at:
+            for gpu in worker.claimed:
+                self._renew_claim(worker, gpu)
+            worker.renew_claims_at = time.monotonic() + CLAIM_MS / 3000
 
-    def _renew_claim(self, child: Child, gpu: Gpu) -> None:
+    def _renew_claim(self, worker: WorkerProcess, gpu: Gpu) -> None:
         try:
             ours = claim(self._client, gpu, self._owner)
         except redis.RedisError as error:
             logger.warning("the claim of GPU %d is not renewed: %s", gpu.index, error)
             return
-        if not ours and child.process:
+        if not ours and worker.process:
             logger.error("GPU %d was taken by another worker while Redis was away: stopping this one", gpu.index)
-            child.process.terminate()
+            worker.process.terminate()
 
-    def _fallen(self, child: Child, status: int) -> None:
+    def _schedule_restart(self, worker: WorkerProcess, status: int) -> None:
         """Plan the next start of a worker that ended, or give it up; the others go on."""
-        lived = time.monotonic() - child.started
+        lived = time.monotonic() - worker.started
         # A worker that was killed, or asked to stop, says nothing about the next one.
         by_itself = status not in (0, -signal.SIGKILL, -signal.SIGTERM)
-        quick = QUICK_FOR_DEVICE if status == CANNOT_GO_ON else QUICK
-        child.quick_deaths = child.quick_deaths + 1 if by_itself and lived < quick else 0
-        child.process = None
-        if child.quick_deaths >= QUICK_DEATHS:
+        quick = QUICK_DEVICE_DEATH_SECONDS if status == EXIT_DEVICE_BROKEN else QUICK_DEATH_SECONDS
+        worker.quick_deaths = worker.quick_deaths + 1 if by_itself and lived < quick else 0
+        worker.process = None
+        if worker.quick_deaths >= QUICK_DEATHS:
             logger.error(
                 "worker %s ended %d times within %.0f s of its start, with status %d at last: giving up. "
                 "What it said is above.",
-                child.name,
+                worker.name,
                 QUICK_DEATHS,
                 quick,
                 status,
             )
-            child.given_up = True
-            self._release(child.claimed)
+            worker.given_up = True
+            self._release(worker.claimed)
             return
-        if lived > HEALTHY and status != CANNOT_GO_ON:
-            child.pause = BACKOFF_FIRST
-        logger.error("worker %s ended with status %d; starting it again in %.0f s", child.name, status, child.pause)
-        child.again_at = time.monotonic() + child.pause
-        child.pause = min(child.pause * 2, BACKOFF_LAST)
+        if lived > HEALTHY_SECONDS and status != EXIT_DEVICE_BROKEN:
+            worker.pause = MIN_BACKOFF
+        logger.error("worker %s ended with status %d; starting it again in %.0f s", worker.name, status, worker.pause)
+        worker.restart_at = time.monotonic() + worker.pause
+        worker.pause = min(worker.pause * 2, MAX_BACKOFF)
 
     def _stop_all(self) -> None:
-        running = {child: child.process for child in self._children if child.process and child.process.poll() is None}
+        running = {
+            worker: worker.process for worker in self._workers if worker.process and worker.process.poll() is None
+        }
         for process in running.values():
             process.send_signal(signal.SIGTERM)
         end = time.monotonic() + self._settings.worker_stop
         while time.monotonic() < end and any(process.poll() is None for process in running.values()):
-            for child in running:  # a worker uses its GPUs until it has ended
-                self._renew_claims(child)
-            time.sleep(TICK)
+            for worker in running:  # a worker uses its GPUs until it has ended
+                self._renew_claims(worker)
+            time.sleep(POLL_SECONDS)
         for process in running.values():
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        for child in self._children:
-            self._release(child.claimed)
+        for worker in self._workers:
+            self._release(worker.claimed)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.scale.ground import Ground, lines
 from common.payloads.codec import encode_records
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
 from common.records import JobSpec, Record, new_job_id
 from common.redis.keys import JobKeys
@@ -49,10 +49,10 @@ def measure_cancel(chunks: int) -> str:
     with tempfile.TemporaryDirectory() as base, Ground(Path(base)) as ground:
         ground.start_workers(1)
         client = ground.server.client
-        ledger, store = Ledger(client, 30), Store(client, 3600)
+        ledger, store = Ledger(client, 30), JobStore(client, 3600)
         job = _written(store, chunks)
         client.config_set("slowlog-log-slower-than", 5000)
-        found = [f"seal of {chunks:,} chunks: {_milliseconds(lambda: ledger.seal(job, chunks, chunks)):.0f} ms"]
+        found = [f"seal of {chunks:,} chunks: {_milliseconds(lambda: ledger.accept(job, chunks, chunks)):.0f} ms"]
         while not store.job(job).counts.done:  # the reaper sends its tickets
             time.sleep(0.05)
         found.append(f"`producer cancel`: {_milliseconds(lambda: ground.shell.run('cancel', job)):.0f} ms, all of it")
@@ -68,7 +68,7 @@ def measure_cancel(chunks: int) -> str:
     return "\n".join(found)
 
 
-def _written(store: Store, chunks: int) -> str:
+def _written(store: JobStore, chunks: int) -> str:
     """Return a job whose chunks are there, written at once: its submitting is not what is measured."""
     spec = JobSpec(new_job_id(), "test-wait", params={"seconds": 0.5}, created_at=time.time())
     store.create(spec)

@@ -10,7 +10,7 @@ from typing import Self
 
 import psutil
 
-from common.queue.heartbeats import living
+from common.queue.heartbeats import live_workers
 from common.settings import Settings, load_settings
 from tests.support.processes import RedisServer, Shell, environment, wait_until
 
@@ -62,7 +62,7 @@ class Ground:
         self.workers.append(process)
 
     def _ready(self) -> int:
-        return sum(beat.state == "ready" for beat in living(self.server.client))
+        return sum(beat.state == "ready" for beat in live_workers(self.server.client))
 
     def seconds(self) -> dict[str, float]:
         """Return the CPU seconds that each kind of process has used so far."""
@@ -82,9 +82,9 @@ class Ground:
 
     def wait(self, job_id: str, seconds: float = 3600.0) -> dict[str, float]:
         """Wait until a job is finished, without a process of its own; return its times."""
-        from common.queue.jobs import Store
+        from common.queue.jobs import JobStore
 
-        store = Store(self.server.client, 100)
+        store = JobStore(self.server.client, 100)
         end = time.monotonic() + seconds
         while not (job := store.job(job_id)).status.finished:
             if time.monotonic() > end:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.scale.ground import Ground, lines
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 
 #: What a worker does with a line is no matter here: a runner that gives it back in capitals, a thousand at once.
 OPTIONS = ("--task", "test-echo", "-p", "batch=1000")
@@ -64,7 +64,7 @@ def _run(ground: Ground, source: Path, records: int, output: Path) -> Iterator[s
 def _watch(ground: Ground, job_id: str) -> tuple[int, tuple[float, float]]:
     """Wait for a job; return what Redis used most meanwhile, and when it was accepted and ended."""
     client, peak = ground.server.client, 0
-    store = Store(client, 100)
+    store = JobStore(client, 100)
     while not (job := store.job(job_id)).status.finished:
         peak = max(peak, client.info("memory")["used_memory"])
         time.sleep(0.1)
@@ -72,7 +72,7 @@ def _watch(ground: Ground, job_id: str) -> tuple[int, tuple[float, float]]:
 
 
 def _chunks(ground: Ground, job_id: str) -> int:
-    return Store(ground.server.client, 100).job(job_id).chunks or 0
+    return JobStore(ground.server.client, 100).job(job_id).chunks or 0
 
 
 def _ids(parts: Iterator[Path]) -> list[str]:

@@ -19,13 +19,13 @@ from celery.app import amqp
 from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 
-from common.redis.client import is_full
-from common.redis.keys import REFUSED
+from common.redis.client import is_redis_full
+from common.redis.keys import DEAD_LETTERS
 
 logger = logging.getLogger(__name__)
 
 #: So many refused messages are kept for whoever wants to know, so many bytes of each.
-REFUSED_MOST, REFUSED_BYTES = 100, 4096
+MAX_DEAD_LETTERS, MAX_DEAD_LETTER_BYTES = 100, 4096
 
 #: Headers that Celery takes for text without looking; another type stops it in a thread where nobody hears of it.
 _TEXTS = ("id", "task", "shadow", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin")
@@ -83,7 +83,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         try:
             super()._queue_bind(exchange, routing_key, pattern, queue)
         except redis.ResponseError as error:
-            if self.typeof(exchange).type != "fanout" or not is_full(error):
+            if self.typeof(exchange).type != "fanout" or not is_redis_full(error):
                 raise
             logger.warning("Redis is full: listening to %s without a note of it", exchange)  # which nobody reads
 
@@ -93,7 +93,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         client = redis.Redis(connection_pool=self.pool)
         try:
             with client.pipeline(transaction=False) as pipe:
-                pipe.lpush(REFUSED, raw[:REFUSED_BYTES]).ltrim(REFUSED, 0, REFUSED_MOST - 1).execute()
+                pipe.lpush(DEAD_LETTERS, raw[:MAX_DEAD_LETTER_BYTES]).ltrim(
+                    DEAD_LETTERS, 0, MAX_DEAD_LETTERS - 1
+                ).execute()
         except redis.RedisError as error:
             logger.warning("it could not be kept: %s", error)
 

@@ -90,12 +90,12 @@ def json_value(value: Any) -> Json:
     return str(value)
 
 
-def holds_undecodable(value: Json) -> bool:
+def contains_undecodable(value: Json) -> bool:
     """Return whether the value is, or has in it, a text that is not UTF-8."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
-        return any(holds_undecodable(item) for item in value)
+        return any(contains_undecodable(item) for item in value)
     return isinstance(value, Undecodable)
 
 

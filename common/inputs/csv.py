@@ -10,13 +10,13 @@ import io
 from collections.abc import Iterator, Sequence
 
 from common.errors import UsageError
-from common.inputs.record_builder import RecordMaker
+from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source
-from common.inputs.text import Line, bounded_lines, decode, excerpt, oversized
+from common.inputs.text import Line, bounded_lines, decode, excerpt, too_large_failure
 from common.records import Failure, Record
 
 
-def delimited_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: int, delimiter: str) -> Iterator[Record]:
+def csv_records(builder: RecordBuilder, stream: io.BufferedReader, max_bytes: int, delimiter: str) -> Iterator[Record]:
     """Yield a record for each row behind the header; a row that is broken or too large fails alone.
 
     Raises:
@@ -24,19 +24,19 @@ def delimited_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: i
     """
     # csv knows only one limit for the whole process; the bound that counts is that of `_Feed`.
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
-    feed = _Feed(make.source, stream, max_bytes)
+    feed = _Feed(builder.source, stream, max_bytes)
     rows = _rows(feed, delimiter)
-    names = _header(make.source, rows, feed)
-    make = make.with_columns(names)
+    names = _header(builder.source, rows, feed)
+    builder = builder.with_columns(names)
     for number, fields in enumerate(rows):
         if isinstance(fields, Failure):
-            yield make.failed(number, fields, feed.echo)
+            yield builder.failed(number, fields, feed.echo)
             continue
         value = dict(zip(names, [*fields, *[None] * (len(names) - len(fields))], strict=False))
-        if failure := feed.failure or _miscounted(feed, fields, names):
-            yield make.failed(number, failure, value)
+        if failure := feed.failure or _wrong_field_count(feed, fields, names):
+            yield builder.failed(number, failure, value)
         else:
-            yield make.record(number, feed.first + 1, value)
+            yield builder.record(number, feed.first + 1, value)
 
 
 class _TooLarge(Exception):
@@ -107,26 +107,26 @@ def _rows(feed: _Feed, delimiter: str) -> Iterator[list[str] | Failure]:
         except StopIteration:
             return
         except _TooLarge:
-            yield oversized(feed.source, feed.first, feed.max_bytes)
+            yield too_large_failure(feed.source, feed.first, feed.max_bytes)
         except csv.Error as error:
-            yield Failure("bad_csv", _complaint(feed, error))
+            yield Failure("bad_csv", _describe_csv_error(feed, error))
         else:
             if fields:
                 yield fields
 
 
-def _complaint(feed: _Feed, error: csv.Error) -> str:
-    place = feed.source.place(feed.first + 1)
+def _describe_csv_error(feed: _Feed, error: csv.Error) -> str:
+    location = feed.source.location(feed.first + 1)
     if "unexpected end" in str(error):
         what = "a quote opens in this row and is never closed"
     elif "new-line" in str(error):
         what = "a carriage return stands outside quotes; lines end with LF or CR LF"
     else:
         what = f"{error}; a quote inside quotes is written twice"
-    return f"{place}: {what}{_swallowed(feed)}"
+    return f"{location}: {what}{_consumed_lines(feed)}"
 
 
-def _swallowed(feed: _Feed) -> str:
+def _consumed_lines(feed: _Feed) -> str:
     return f" (the row took in all up to line {feed.last + 1})" if feed.last > feed.first else ""
 
 
@@ -141,7 +141,7 @@ def _header(source: Source, rows: Iterator[list[str] | Failure], feed: _Feed) ->
     return [name.strip() for name in header]
 
 
-def _miscounted(feed: _Feed, fields: Sequence[str], names: Sequence[str]) -> Failure | None:
+def _wrong_field_count(feed: _Feed, fields: Sequence[str], names: Sequence[str]) -> Failure | None:
     """Return what is wrong with the number of fields: a short row is one with empty cells, unless it spans lines."""
     if len(fields) == len(names) or (len(fields) < len(names) and feed.last == feed.first):
         return None
@@ -151,4 +151,4 @@ def _miscounted(feed: _Feed, fields: Sequence[str], names: Sequence[str]) -> Fai
     else:
         what += "put a field that holds the delimiter in quotes" * feed.source.has_quotes
         what += "a tab separates fields" * (not feed.source.has_quotes)
-    return Failure("bad_csv", f"{feed.source.place(feed.first + 1)}: {what}{_swallowed(feed)}")
+    return Failure("bad_csv", f"{feed.source.location(feed.first + 1)}: {what}{_consumed_lines(feed)}")

@@ -1,6 +1,6 @@
 """Chunks that are not copied: where their records stand in a file that all machines reach.
 
-Such a chunk's payload is a `RowRange`, a line of JSON, instead of the records. Lines of `.txt` and `.jsonl` are cut at
+Such a chunk's payload is a `FileSplit`, a line of JSON, instead of the records. Lines of `.txt` and `.jsonl` are cut at
 line ends, by bytes; rows of `.parquet` inside a row group, so that a reader opens one group alone.
 """
 
@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any
 
 from common.errors import PayloadError
-from common.storage.filesystem import version_of
+from common.storage.filesystem import file_version
 
 #: Formats whose rows can be found without reading all that stands before them.
 FORMATS = ("txt", "jsonl", "parquet")
@@ -19,7 +19,7 @@ MAX_BYTES = 1024**3
 
 
 @dataclass(frozen=True, slots=True)
-class RowRange:
+class FileSplit:
     """Some consecutive rows of one file, and how they become records."""
 
     source: str  #: an absolute path or an address
@@ -32,14 +32,14 @@ class RowRange:
     max_bytes: int  #: of one record; a longer one fails
     column: str | None = None
     id_column: str | None = None
-    several: bool = False  #: whether the job has other inputs, so that ids carry the file's name
+    multiple_inputs: bool = False  #: whether the job has other inputs, so that ids carry the file's name
 
     def encode(self) -> bytes:
         """Return the payload that `decode` takes."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
-    def decode(cls, data: bytes) -> "RowRange":
+    def decode(cls, data: bytes) -> "FileSplit":
         """Return the range of that payload, which is not trusted.
 
         Raises:
@@ -62,7 +62,7 @@ class RowRange:
             PayloadError: it was changed since.
             StorageError: it is gone, or cannot be looked at.
         """
-        size, version = version_of(self.source)
+        size, version = file_version(self.source)
         if (size, version) != (self.size, self.version):
             raise PayloadError(
                 f"{self.source} was changed after the job was submitted: it had {self.size:,} bytes then, and has "
@@ -80,13 +80,13 @@ _SHAPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def is_range(payload: bytes) -> bool:
+def is_split(payload: bytes) -> bool:
     """Whether a chunk's payload says where its records are, instead of holding them: Arrow never begins like that."""
     return payload.startswith(b"{")
 
 
-def _check(found: RowRange) -> None:
-    for field in fields(RowRange):
+def _check(found: FileSplit) -> None:
+    for field in fields(FileSplit):
         value: Any = getattr(found, field.name)
         expected = _SHAPES.get(field.name, (int,))
         if type(value) not in expected:
@@ -99,9 +99,9 @@ def _check(found: RowRange) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class SizedSplit:
     """A range, and what is in it."""
 
-    rows: RowRange
+    rows: FileSplit
     records: int
     bytes: int  #: of text, about

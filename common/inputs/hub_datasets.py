@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from common.errors import StorageError, UsageError
-from common.storage.filesystem import open_file_system, storage_errors
+from common.storage.filesystem import open_filesystem, storage_errors
 
 PREFIX = "hf:"
 #: Where the hub keeps what it made of a data set, as CONFIG/SPLIT/0000.parquet.
@@ -18,12 +18,12 @@ _SOURCE = re.compile(r"^hf:(?!.*\.\.)([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?$
 _SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv", ".txt", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".txt.gz")
 
 
-def is_data_set(name: str) -> bool:
+def is_hub_dataset(name: str) -> bool:
     """Whether an input is named as a data set of the hub; `hf://...` is an address."""
     return name.startswith(PREFIX) and not name.startswith(f"{PREFIX}//")
 
 
-def find_files(name: str) -> list[str]:
+def dataset_files(name: str) -> list[str]:
     """Return the addresses of the files of `hf:NAME[:SPLIT]`, in order; the split is `train` if none is named.
 
     Raises:
@@ -48,7 +48,7 @@ def _listed(base: str) -> list[str] | None:
     """Return the addresses of all files with records under `base`; None where there is nothing."""
     try:
         with storage_errors("read", base):
-            files, path = open_file_system(base)
+            files, path = open_filesystem(base)
             files.invalidate_cache()  # listings of single folders, kept since, would stand for the whole
             found = files.find(path)
     except StorageError as error:

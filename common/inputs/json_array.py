@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from common.errors import UsageError
-from common.inputs.record_builder import RecordMaker
+from common.inputs.record_builder import RecordBuilder
 from common.inputs.strict_json import parse_json
-from common.inputs.text import BOM, decode, excerpt, oversized
+from common.inputs.text import BOM, decode, excerpt, too_large_failure
 from common.inputs.text_records import json_records
 from common.records import Failure, Record
 
@@ -22,7 +22,7 @@ _OUTSIDE = re.compile(rb'["\[\]{},]')
 _IN_TEXT = re.compile(rb'["\\]')
 
 
-def json_file_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: int) -> Iterator[Record]:
+def json_file_records(builder: RecordBuilder, stream: io.BufferedReader, max_bytes: int) -> Iterator[Record]:
     """Yield a record for each element of the array, or for each line.
 
     Raises:
@@ -31,40 +31,43 @@ def json_file_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: i
     head = stream.peek(_BLOCK).removeprefix(BOM).lstrip()
     first, _, rest = head.partition(b"\n")
     several = bool(rest.strip())
-    if head.startswith(b"[") and not (several and _are_chats(make, first)):
-        yield from array_records(make, stream, max_bytes)
+    if head.startswith(b"[") and not (several and _are_chats(builder, first)):
+        yield from array_records(builder, stream, max_bytes)
         return
     if several and _depth(first) > 0:
         raise UsageError(
-            f"{make.source.label} holds one JSON object over several lines; expected an array of records, or a record "
-            f"in each line. If the records are a list in it: jq -c '.NAME[]' {make.source.label} > records.jsonl"
+            f"{builder.source.label} holds one JSON object over several lines; expected an array of records, or a "
+            f"record in each line. If the records are a list in it: "
+            f"jq -c '.NAME[]' {builder.source.label} > records.jsonl"
         )
-    yield from json_records(make, stream, max_bytes)
+    yield from json_records(builder, stream, max_bytes)
 
 
-def array_records(make: RecordMaker, stream: io.BufferedReader, max_bytes: int) -> Iterator[Record]:
+def array_records(builder: RecordBuilder, stream: io.BufferedReader, max_bytes: int) -> Iterator[Record]:
     """Yield a record for each element of an array; its number from 0 is the id of one that brings none."""
     for number, element in enumerate(_elements(stream, max_bytes)):
         if element.size > max_bytes and not element.fault:
-            yield make.failed(number, oversized(make.source, element.line, max_bytes), excerpt(bytes(element.data)))
+            yield builder.failed(
+                number, too_large_failure(builder.source, element.line, max_bytes), excerpt(bytes(element.data))
+            )
             continue
-        text, failure = decode(make.source, element.line, bytes(element.data).strip())
+        text, failure = decode(builder.source, element.line, bytes(element.data).strip())
         fault, value = element.fault, None
         try:
             value = parse_json(text)
         except ValueError as error:
             fault = fault or str(error)
         if fault and not failure:
-            failure = Failure("bad_json", f"{make.source.place(element.line + 1)}: {fault}")
+            failure = Failure("bad_json", f"{builder.source.location(element.line + 1)}: {fault}")
         if failure:
-            yield make.failed(number, failure, excerpt(text.encode()))
+            yield builder.failed(number, failure, excerpt(text.encode()))
         else:
-            yield make.record(number, element.line + 1, value)
+            yield builder.record(number, element.line + 1, value)
 
 
-def _are_chats(make: RecordMaker, first: bytes) -> bool:
+def _are_chats(builder: RecordBuilder, first: bytes) -> bool:
     """Whether lines that begin like this one are records by themselves: lists of chat messages."""
-    return ("messages",) in make.task.fields and _depth(first) == 0 and first.rstrip().endswith(b"]")
+    return ("messages",) in builder.task.fields and _depth(first) == 0 and first.rstrip().endswith(b"]")
 
 
 def _depth(line: bytes) -> int:

@@ -13,22 +13,22 @@ from pathlib import Path
 
 from common.errors import UsageError, path_errors
 from common.inputs.sources import FORMATS
-from common.media_types import HEAD, LFS_POINTER, SUFFIXES, format_of, formats
+from common.media_types import HEAD_BYTES, LFS_POINTER, SUFFIXES, detect_format, formats
 from common.records import Failure, Json, Record
-from common.storage.locations import is_address, is_shared, without_scheme
+from common.storage.locations import is_shared, is_url, strip_file_scheme
 from common.tasks import Task
 
 #: A pattern with `**` as a whole part: what stands before it, and what after.
 _ANY_DEPTH = re.compile(r"^((?:[^/]*/)*?)\*\*(?:/(.*))?$", re.DOTALL)
 
 
-def is_list(name: str, format: str | None) -> bool:
+def is_list_of_paths(name: str, format: str | None) -> bool:
     """Whether an input of a task over files holds paths, and is not itself a file to run."""
     endings = tuple(f".{known}{packed}" for known in (*FORMATS, "ndjson") for packed in ("", ".gz"))
     return format is not None or name == "-" or name.lower().endswith(endings)
 
 
-def file_records(name: str, kind: str) -> Iterator[Record]:
+def media_file_records(name: str, kind: str) -> Iterator[Record]:
     """Yield a record for each file that the name stands for; its id is its path.
 
     Raises:
@@ -42,7 +42,7 @@ def file_records(name: str, kind: str) -> Iterator[Record]:
         raise UsageError(f"{name}: there is no {kind} in it. Found by their endings are {_endings(kind)}.")
 
 
-def attached(records: Iterable[Record], task: Task, max_bytes: int, shared: Sequence[str] = ()) -> Iterator[Record]:
+def attach_files(records: Iterable[Record], task: Task, max_bytes: int, shared: Sequence[str] = ()) -> Iterator[Record]:
     """Yield the records, each with the bytes of the file that it names; what is `shared` workers read by themselves."""
     for record in records:
         yield record if record.failure else _attached(record, task, max_bytes, shared)
@@ -55,12 +55,12 @@ def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str])
         failure = _check(str(named), record.blob, kind, max_bytes)
         return replace(record, failure=failure, blob=None) if failure else record
     path = record.input[kind] if isinstance(record.input, dict) else record.input
-    path = without_scheme(path) if isinstance(path, str) else path
-    place = _absolute(path)
-    if place is not None and is_shared(place, shared):
-        named = {**record.input, kind: place} if isinstance(record.input, dict) else place
+    path = strip_file_scheme(path) if isinstance(path, str) else path
+    folder = _absolute(path)
+    if folder is not None and is_shared(folder, shared):
+        named = {**record.input, kind: folder} if isinstance(record.input, dict) else folder
         return replace(record, input=named)
-    if isinstance(path, str) and is_address(path):
+    if isinstance(path, str) and is_url(path):
         told = f"{path} lies under nothing that workers open by themselves (HUGQUEUE_SHARED)"
         return replace(record, failure=Failure("no_file", told))
     blob = _read(path, kind, max_bytes)
@@ -71,7 +71,7 @@ def _absolute(path: Json) -> str | None:
     """Return a path as every machine can read it; an address as it is."""
     if not isinstance(path, str) or "\0" in path:
         return None
-    return path if is_address(path) else str(Path(path).absolute())
+    return path if is_url(path) else str(Path(path).absolute())
 
 
 def _read(path: Json, kind: str, max_bytes: int) -> bytes | Failure:
@@ -90,7 +90,7 @@ def _read(path: Json, kind: str, max_bytes: int) -> bytes | Failure:
 def _check(path: str, blob: bytes, kind: str, max_bytes: int) -> Failure | None:
     if len(blob) > max_bytes:
         return Failure("too_large", f"{path}: the file is longer than {max_bytes:,} bytes (HUGQUEUE_MAX_RECORD_BYTES)")
-    if format_of(kind, blob[:HEAD]) is None:
+    if detect_format(kind, blob[:HEAD_BYTES]) is None:
         if blob.startswith(LFS_POINTER):
             return Failure("no_file", f"{path} is a Git LFS pointer, not the file itself; fetch it: git lfs pull")
         code = {"image": "bad_image", "audio": "bad_audio"}[kind]
@@ -105,7 +105,7 @@ def _paths(name: str, kind: str) -> Iterator[str]:
 
 def _found(name: str, kind: str) -> Iterator[str]:
     path = Path(name)
-    if is_address(name):
+    if is_url(name):
         if name.endswith("/"):
             raise UsageError(f"{name}: at an address, name the files, as {name}*{SUFFIXES[kind][0]}.")
         yield name
@@ -127,16 +127,16 @@ def _matching(pattern: str) -> Iterator[str]:
         return
     head, tail = found[1], found[2] or "*"
     for root in glob.iglob(head) if head else ["."]:  # noqa: PTH207
-        for place, below, _ in os.walk(root.rstrip("/") or root):
+        for folder, below, _ in os.walk(root.rstrip("/") or root):
             below[:] = [name for name in below if not name.startswith(".")]
-            inside = glob.escape(place if head else place.removeprefix(".").removeprefix("/"))
+            inside = glob.escape(folder if head else folder.removeprefix(".").removeprefix("/"))
             yield from _matching(f"{inside}/{tail}" if inside else tail)
 
 
 def _below(directory: str, kind: str) -> Iterator[str]:
-    for place, below, names in os.walk(directory):
+    for folder, below, names in os.walk(directory):
         below.sort()
-        yield from (str(Path(place, name)) for name in sorted(names) if name.lower().endswith(SUFFIXES[kind]))
+        yield from (str(Path(folder, name)) for name in sorted(names) if name.lower().endswith(SUFFIXES[kind]))
 
 
 def _endings(kind: str) -> str:

@@ -19,15 +19,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.errors import UsageError, first_line
-from common.inputs.arrow_values import holds_undecodable, json_values, row_sizes
-from common.inputs.record_builder import RecordMaker
-from common.inputs.sources import Source, faults
-from common.inputs.text import oversized
+from common.inputs.arrow_values import contains_undecodable, json_values, row_sizes
+from common.inputs.record_builder import RecordBuilder
+from common.inputs.sources import Source, read_errors
+from common.inputs.text import too_large_failure
 from common.json_codec import to_json
 from common.media_types import LFS_POINTER
 from common.records import Failure, Json, Record
 from common.storage.filesystem import open_stream
-from common.storage.locations import is_address
+from common.storage.locations import is_url
 
 _BATCH_ROWS = 1024
 #: Bytes of texts that are converted to Python values at once.
@@ -40,20 +40,20 @@ _BATCH_BYTES = 64 * 1024**2
 _ECHO_BYTES = 200
 
 
-def parquet_records(make: RecordMaker, max_bytes: int) -> Iterator[Record]:
+def parquet_records(builder: RecordBuilder, max_bytes: int) -> Iterator[Record]:
     """Yield a record for each row.
 
     Raises:
         UsageError: the file cannot be read, or lacks a column that is needed.
     """
-    with faults(make.source), _open(make.source) as (where, file):
-        make = make.with_columns(file.schema_arrow.names)
-        names = make.columns(file.schema_arrow.names)
-        yield from records_of_batches(make, _batches(make.source, where, file, names), max_bytes)
+    with read_errors(builder.source), _open(builder.source) as (where, file):
+        builder = builder.with_columns(file.schema_arrow.names)
+        names = builder.columns(file.schema_arrow.names)
+        yield from records_of_batches(builder, _batches(builder.source, where, file, names), max_bytes)
 
 
 def records_of_batches(
-    make: RecordMaker, batches: Iterable[Any], max_bytes: int, first: int = 0, most_bytes: int | None = None
+    builder: RecordBuilder, batches: Iterable[Any], max_bytes: int, first: int = 0, most_bytes: int | None = None
 ) -> Iterator[Record]:
     """Yield a record for each row of some Arrow batches.
 
@@ -71,13 +71,13 @@ def records_of_batches(
         for part, size in _slices(batch, slice_bytes, max_bytes):
             fits = size <= max_bytes or len(part) > 1
             if not fits or (left is not None and size > left):
-                for failed in _too_large(make, number, part, max_bytes, whole=not fits):
+                for failed in _too_large(builder, number, part, max_bytes, whole=not fits):
                     yield failed
                     number += 1
                 continue
             left = None if left is None else left - size
-            for row, blob in _rows(make, number, part, names):
-                yield _record(make, number, row, blob, max_bytes)
+            for row, blob in _rows(builder, number, part, names):
+                yield _record(builder, number, row, blob, max_bytes)
                 number += 1
 
 
@@ -96,18 +96,18 @@ def _slices(batch: Any, slice_bytes: int, max_bytes: int) -> Iterator[tuple[Any,
         start, done = end, int(ends[end - 1])
 
 
-def _too_large(make: RecordMaker, number: int, part: Any, max_bytes: int, *, whole: bool) -> Iterator[Record]:
+def _too_large(builder: RecordBuilder, number: int, part: Any, max_bytes: int, *, whole: bool) -> Iterator[Record]:
     """Yield the failures of rows that are not converted, with what of them is short, such as their ids."""
     short = [name for name, column in zip(part.schema.names, part.columns, strict=True) if _is_short(column)]
     columns = [json_values(part.column(name)) for name in short]
     for row in range(len(part)):
-        failure = oversized(make.source, number + row, max_bytes)
+        failure = too_large_failure(builder.source, number + row, max_bytes)
         if not whole:
             what = "the rows before it in its chunk leave no space for it; use a smaller --chunk-size"
-            failure = Failure("too_large", f"{make.source.place(number + row + 1)}: {what}")
+            failure = Failure("too_large", f"{builder.source.location(number + row + 1)}: {what}")
         cells = zip(short, (column[row] for column in columns), strict=True)
-        echo = {name: value for name, value in cells if not holds_undecodable(value)}
-        yield make.failed(number + row, failure, echo or None)
+        echo = {name: value for name, value in cells if not contains_undecodable(value)}
+        yield builder.failed(number + row, failure, echo or None)
 
 
 def _is_short(column: Any) -> bool:
@@ -115,16 +115,16 @@ def _is_short(column: Any) -> bool:
 
 
 def _rows(
-    make: RecordMaker, number: int, part: Any, class_names: Mapping[str, Sequence[str]]
+    builder: RecordBuilder, number: int, part: Any, class_names: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[dict[str, Json], bytes | None]]:
     """Yield the rows as JSON values, and beside each the image or sound that it holds itself."""
     blobs: Iterable[bytes | None] = [None] * len(part)
     columns: dict[str, list[Json]] = {}
     for name, column in zip(part.schema.names, part.columns, strict=True):
-        if make.task.media and (files := _files(column)) is not None:
+        if builder.task.media and (files := _files(column)) is not None:
             blobs, paths = files
             held = enumerate(zip(blobs, paths, strict=True), number)
-            columns[name] = [path or (make.source.place(row + 1) if blob else None) for row, (blob, path) in held]
+            columns[name] = [path or (builder.source.location(row + 1) if blob else None) for row, (blob, path) in held]
             continue
         values = json_values(column)
         known = class_names.get(name)
@@ -183,9 +183,9 @@ def _class_name(value: Json, names: Sequence[str]) -> Json:
 def _open(source: Source) -> Iterator[tuple[str | IO[bytes], Any]]:
     with ExitStack() as stack:
         where: str | IO[bytes] = source.name
-        if is_address(source.name):
+        if is_url(source.name):
             where = stack.enter_context(open_stream(source.name))
-        elif not source.rereadable:  # Parquet begins at its end, and a pipe cannot be wound back
+        elif not source.is_reopenable:  # Parquet begins at its end, and a pipe cannot be wound back
             where = stack.enter_context(tempfile.TemporaryFile())
             _spool(source, where)
         try:
@@ -206,7 +206,7 @@ def open_parquet(where: Any, **options: Any) -> Any:
 
 
 def _reason(where: str | IO[bytes], error: Exception) -> str:
-    if not isinstance(where, str) or is_address(where):
+    if not isinstance(where, str) or is_url(where):
         return first_line(error)
     with Path(where).open("rb") as file:
         is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
@@ -227,9 +227,9 @@ def _batches(source: Source, where: str | IO[bytes], file: Any, names: Sequence[
         kept = dictionary_columns(file, where, names)
         reader = open_parquet(where, metadata=file.metadata, read_dictionary=kept)
         for batch in reader.iter_batches(_batch_rows(file, names), columns=list(names), use_threads=False):
-            if source.reading and source.reading.size:
+            if source.progress and source.progress.size:
                 rows = file.metadata.num_rows
-                source.reading.read += Path(source.name).stat().st_size * len(batch) // rows
+                source.progress.read += Path(source.name).stat().st_size * len(batch) // rows
             yield batch
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{source.label} is damaged: {first_line(error)}") from error
@@ -246,7 +246,7 @@ def dictionary_columns(file: Any, where: str | IO[bytes] | None, names: Sequence
     """
     leaves = [file.schema.column(number) for number in range(len(file.schema))]
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and _top(leaf.path, names) in names]
-    if not isinstance(where, str) or is_address(where):
+    if not isinstance(where, str) or is_url(where):
         return texts
     return [path for path in texts if path not in names or _has_long_values(file, where, path)]
 
@@ -290,14 +290,14 @@ def repeats_beginnings(chunk: Any) -> bool:
     return "DELTA_BYTE_ARRAY" in chunk.encodings
 
 
-def _record(make: RecordMaker, number: int, row: dict[str, Json], blob: bytes | None, max_bytes: int) -> Record:
-    bad = [name for name, value in row.items() if holds_undecodable(value)]
+def _record(builder: RecordBuilder, number: int, row: dict[str, Json], blob: bytes | None, max_bytes: int) -> Record:
+    bad = [name for name, value in row.items() if contains_undecodable(value)]
     if bad:
-        failure = Failure("bad_encoding", f"{make.source.place(number + 1)}: the column {bad[0]!r} is not UTF-8")
-        return make.failed(number, failure, {k: v for k, v in row.items() if k not in bad})
+        failure = Failure("bad_encoding", f"{builder.source.location(number + 1)}: the column {bad[0]!r} is not UTF-8")
+        return builder.failed(number, failure, {k: v for k, v in row.items() if k not in bad})
     if sum(map(_size, row.values())) > max_bytes:
-        return make.failed(number, oversized(make.source, number, max_bytes), None)
-    record = make.record(number, number + 1, row)
+        return builder.failed(number, too_large_failure(builder.source, number, max_bytes), None)
+    record = builder.record(number, number + 1, row)
     return record if blob is None or record.failure else replace(record, blob=blob)
 
 

@@ -7,11 +7,11 @@ from functools import partial
 from itertools import chain
 
 from common.errors import UsageError
-from common.inputs.csv import delimited_records
+from common.inputs.csv import csv_records
 from common.inputs.json_array import json_file_records
-from common.inputs.media import attached, file_records, is_list
-from common.inputs.record_builder import RecordMaker
-from common.inputs.sources import Reading, Source, expand, find_sources, open_bytes
+from common.inputs.media import attach_files, is_list_of_paths, media_file_records
+from common.inputs.record_builder import RecordBuilder
+from common.inputs.sources import ReadProgress, Source, expand, find_sources, open_bytes
 from common.inputs.text_records import json_records, text_records
 from common.records import Record
 from common.tasks import Task
@@ -22,7 +22,7 @@ class Inputs:
     """The inputs of a job, found once: what patterns and data sets of the hub stand for stays the same."""
 
     task: Task
-    parts: tuple[RecordMaker | str, ...]  #: what makes the records of a file; its name where it is itself to be run
+    parts: tuple[RecordBuilder | str, ...]  #: what makes the records of a file; its name where it is itself to be run
 
     def check(self, max_record_bytes: int) -> None:
         """Read the first record of each input, so that what is wrong with one as a whole is said before any work.
@@ -34,15 +34,15 @@ class Inputs:
         """
         for part in self.parts:
             if isinstance(part, str):
-                next(file_records(part, str(self.task.media)))
+                next(media_file_records(part, str(self.task.media)))
                 continue
             _check_options(part)
-            if part.source.rereadable:
+            if part.source.is_reopenable:
                 with closing(_records(part, max_record_bytes)) as records:
                     next(records)
 
     def records(
-        self, max_record_bytes: int, *, shared: Sequence[str] = (), reading: Reading | None = None
+        self, max_record_bytes: int, *, shared: Sequence[str] = (), progress: ReadProgress | None = None
     ) -> Iterator[Record]:
         """Return the records of all inputs, in order, read while they are asked for.
 
@@ -58,12 +58,12 @@ class Inputs:
             UsageError: while reading, if an input cannot be read on.
         """
         records = chain.from_iterable(
-            file_records(part, str(self.task.media))
+            media_file_records(part, str(self.task.media))
             if isinstance(part, str)
-            else _records(replace(part, source=replace(part.source, reading=reading)), max_record_bytes)
+            else _records(replace(part, source=replace(part.source, progress=progress)), max_record_bytes)
             for part in self.parts
         )
-        return attached(records, self.task, max_record_bytes, shared) if self.task.media else records
+        return attach_files(records, self.task, max_record_bytes, shared) if self.task.media else records
 
 
 def find_inputs(
@@ -90,52 +90,52 @@ def find_inputs(
     """
 
     def has_records(name: str) -> bool:
-        return task.media is None or is_list(name, format)
+        return task.media is None or is_list_of_paths(name, format)
 
     names = expand(names)
     sources = iter(find_sources(list(filter(has_records, names)), format, quoting))
-    make = partial(RecordMaker, task=task, column=column, id_column=id_column, several=len(names) > 1)
-    return Inputs(task, tuple(make(next(sources)) if has_records(name) else name for name in names))
+    builder = partial(RecordBuilder, task=task, column=column, id_column=id_column, multiple_inputs=len(names) > 1)
+    return Inputs(task, tuple(builder(next(sources)) if has_records(name) else name for name in names))
 
 
-def _records(make: RecordMaker, max_bytes: int) -> Generator[Record, None, None]:
-    _check_options(make)
+def _records(builder: RecordBuilder, max_bytes: int) -> Generator[Record, None, None]:
+    _check_options(builder)
     found = False
-    for record in _records_of_format(make, max_bytes):
+    for record in _records_of_format(builder, max_bytes):
         found = True
         yield record
     if not found:
-        raise UsageError(f"Empty input: {make.source.label} holds no record.")
+        raise UsageError(f"Empty input: {builder.source.label} holds no record.")
 
 
-def _records_of_format(make: RecordMaker, max_bytes: int) -> Iterator[Record]:
-    if make.source.format == "parquet":
+def _records_of_format(builder: RecordBuilder, max_bytes: int) -> Iterator[Record]:
+    if builder.source.format == "parquet":
         from common.inputs.parquet import parquet_records
 
-        yield from parquet_records(make, max_bytes)
+        yield from parquet_records(builder, max_bytes)
         return
-    with open_bytes(make.source) as stream:
-        if make.source.format == "txt":
-            yield from text_records(make, stream, max_bytes)
-        elif make.source.format == "jsonl":
-            yield from json_records(make, stream, max_bytes)
-        elif make.source.format == "json":
-            yield from json_file_records(make, stream, max_bytes)
+    with open_bytes(builder.source) as stream:
+        if builder.source.format == "txt":
+            yield from text_records(builder, stream, max_bytes)
+        elif builder.source.format == "jsonl":
+            yield from json_records(builder, stream, max_bytes)
+        elif builder.source.format == "json":
+            yield from json_file_records(builder, stream, max_bytes)
         else:
-            delimiter = "\t" if make.source.format == "tsv" else ","
-            yield from delimited_records(make, stream, max_bytes, delimiter)
+            delimiter = "\t" if builder.source.format == "tsv" else ","
+            yield from csv_records(builder, stream, max_bytes, delimiter)
 
 
-def _check_options(make: RecordMaker) -> None:
+def _check_options(builder: RecordBuilder) -> None:
     """Refuse what a text file, which has no columns, cannot give."""
-    source: Source = make.source
+    source: Source = builder.source
     if source.format != "txt":
         return
-    if make.column or make.id_column:
-        option = "--column" if make.column else "--id-column"
+    if builder.column or builder.id_column:
+        option = "--column" if builder.column else "--id-column"
         raise UsageError(f"{source.label} is plain text, which has no columns; {option} is for jsonl, csv and parquet.")
-    if not make.task.bare:
+    if not builder.task.primary_field:
         raise UsageError(
-            f"{make.task.name} needs {make.task.needs}, but {source.label} is plain text, one text a line. "
-            "Give a jsonl, csv or parquet file (for standard input, say --format)."
+            f"{builder.task.name} needs {builder.task.required_fields}, but {source.label} is plain text, one text a "
+            "line. Give a jsonl, csv or parquet file (for standard input, say --format)."
         )

@@ -17,17 +17,17 @@ _JSON_FIELDS = ("table", "messages")  # a cell of CSV or Parquet may hold them a
 
 
 @dataclass(frozen=True, slots=True)
-class RecordMaker:
+class RecordBuilder:
     """Makes records from the rows of one source."""
 
     source: Source
     task: Task
     column: str | None  #: the column that holds the input
     id_column: str | None
-    several: bool  #: whether there are other sources, so that a line number alone is no id
+    multiple_inputs: bool  #: whether there are other sources, so that a line number alone is no id
     tabular: bool = False  #: rows come from a table with a header, cells may be empty
 
-    def with_columns(self, names: Sequence[str]) -> "RecordMaker":
+    def with_columns(self, names: Sequence[str]) -> "RecordBuilder":
         """Return the maker for rows of a table with these columns.
 
         Raises:
@@ -45,8 +45,8 @@ class RecordMaker:
         if not any(found.issuperset(fields) for fields in self.task.fields):
             hint = self.task.hint or f"Name the one that holds the {self.task.fields[0][0]} with --column."
             raise UsageError(
-                f"{self.source.label}: {self.task.name} needs {self.task.needs}; the columns are: {_listed(names)}. "
-                f"{hint}"
+                f"{self.source.label}: {self.task.name} needs {self.task.required_fields}; "
+                f"the columns are: {_listed(names)}. {hint}"
             )
         return maker
 
@@ -65,13 +65,13 @@ class RecordMaker:
         """
         row = self._row(value)
         if row is None:
-            wanted = "a string or an object" if self.task.bare else "an object"
-            what = f"expected {wanted} with {self.task.needs}, found {_KINDS[type(value)]}"
-            return self.failed(number, Failure("bad_json", f"{self.source.place(line)}: {what}"), value)
+            wanted = "a string or an object" if self.task.primary_field else "an object"
+            what = f"expected {wanted} with {self.task.required_fields}, found {_KINDS[type(value)]}"
+            return self.failed(number, Failure("bad_json", f"{self.source.location(line)}: {what}"), value)
         try:
-            return Record(self._id_of(row, number), self.task.input_of(self._fields(row)))
+            return Record(self._id_of(row, number), self.task.build_input(self._fields(row)))
         except RecordError as error:
-            failure = Failure(error.code, f"{self.source.place(line)}: {error.message}")
+            failure = Failure(error.code, f"{self.source.location(line)}: {error.message}")
             return Record(self._id_of(row, number), value, failure)
 
     def text_record(self, number: int, text: str) -> Record:
@@ -84,7 +84,7 @@ class RecordMaker:
 
     def _row(self, value: Json) -> Mapping[str, Json] | None:
         if isinstance(value, str):
-            return {self.task.bare or "text": value}
+            return {self.task.primary_field or "text": value}
         if isinstance(value, list):
             return {"messages": value} if ("messages",) in self.task.fields else None
         return value if isinstance(value, dict) else None
@@ -97,7 +97,7 @@ class RecordMaker:
         return self._line_id(number)
 
     def _line_id(self, number: int) -> Json:
-        return f"{self.source.name}:{number}" if self.several else number
+        return f"{self.source.name}:{number}" if self.multiple_inputs else number
 
     def _fields(self, row: Mapping[str, Json]) -> dict[str, Json]:
         fields = {name: value for name, value in row.items() if value is not None}
@@ -133,7 +133,7 @@ class RecordMaker:
 
     def _only_text_column(self, names: Sequence[str]) -> str | None:
         """The column to take for the bare field when there is but one that could be it."""
-        if not self.task.bare or any(set(names).issuperset(f) for f in self.task.fields):
+        if not self.task.primary_field or any(set(names).issuperset(f) for f in self.task.fields):
             return None
         others = [n for n in names if n not in {*_ID_COLUMNS, self.id_column, *self.task.optional}]
         if len(others) != 1:

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 
 from common.errors import PayloadError, UsageError
-from common.inputs.file_split import RowRange
+from common.inputs.file_split import FileSplit
 from common.inputs.parquet import open_parquet, repeats_beginnings
-from common.inputs.record_builder import RecordMaker
-from common.inputs.sources import Source, faults
+from common.inputs.record_builder import RecordBuilder
+from common.inputs.sources import Source, read_errors
 from common.storage.filesystem import open_stream
 
 #: Bytes of row groups that a process keeps, so that the chunks of one, which come one after the other, read it once.
@@ -34,7 +34,7 @@ class _Group:
 
 def _groups_of(source: Source) -> tuple[list[_Group], list[str]]:
     """Return the row groups of a file, and the names of its columns."""
-    with faults(source), open_stream(source.name) as stream:
+    with read_errors(source), open_stream(source.name) as stream:
         try:
             file = open_parquet(stream)
         except pa.ArrowException as error:
@@ -55,14 +55,14 @@ def _group(metadata: Any, names: Sequence[str]) -> _Group:
     return _Group(metadata.num_rows, sizes, small and max(sizes.values(), default=0) <= GROUP_BYTES)
 
 
-def weighed_groups(make: RecordMaker) -> list[tuple[int, int]]:
+def row_group_sizes(builder: RecordBuilder) -> list[tuple[int, int]]:
     """Return for each row group its rows, and how many bytes the columns that make records have."""
-    groups, names = _groups_of(make.source)
-    wanted = make.with_columns(names).columns(names)
+    groups, names = _groups_of(builder.source)
+    wanted = builder.with_columns(names).columns(names)
     return [(group.rows, sum(group.columns[name] for name in wanted)) for group in groups]
 
 
-def are_small(source: Source) -> bool:
+def has_small_row_groups(source: Source) -> bool:
     """Return whether no column of a row group is, or could become, too large to be read for the sake of some rows."""
     groups, _ = _groups_of(source)
     return all(group.is_small for group in groups)
@@ -81,7 +81,7 @@ class _RowGroups:
                 self._kept.move_to_end(key)
             return self._kept.get(key)
 
-    def make_room(self, size: int) -> None:
+    def evict(self, size: int) -> None:
         with self._lock:
             while self._kept and size + sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
                 self._kept.popitem(last=False)
@@ -94,7 +94,7 @@ class _RowGroups:
 _row_groups = _RowGroups()
 
 
-def read_group(file: Any, rows: RowRange, columns: list[str]) -> tuple[Any, int]:
+def read_group(file: Any, rows: FileSplit, columns: list[str]) -> tuple[Any, int]:
     """Return the row group that the range lies in, its texts as dictionaries, and the number of its first row."""
     first = 0
     for group in range(file.metadata.num_row_groups):
@@ -103,7 +103,7 @@ def read_group(file: Any, rows: RowRange, columns: list[str]) -> tuple[Any, int]
             key = (rows.source, rows.size, rows.version, group, *columns)
             table = _row_groups.find(key)
             if table is None:
-                _row_groups.make_room(file.metadata.row_group(group).total_byte_size)
+                _row_groups.evict(file.metadata.row_group(group).total_byte_size)
                 table = file.read_row_group(group, columns=columns, use_threads=False)
                 _row_groups.keep(key, table)
             return table, first

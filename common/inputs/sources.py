@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StorageError, UsageError
-from common.inputs.hub_datasets import find_files, is_data_set
+from common.inputs.hub_datasets import dataset_files, is_hub_dataset
 from common.media_types import LFS_POINTER
-from common.storage.filesystem import glob, open_stream, version_of
-from common.storage.locations import is_address, without_scheme
+from common.storage.filesystem import file_version, glob, open_stream
+from common.storage.locations import is_url, strip_file_scheme
 
 FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet")
 #: What quotes mean in .csv and .tsv: fields may be in double quotes; or a quote is a character like any other.
@@ -28,7 +28,7 @@ QUOTING = ("double", "none")
 _BLOCK = 64 * 1024
 _GZIP = b"\x1f\x8b"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")  # UTF-32 begins with one of them as well, or with NUL
-_FOREIGN = {
+_BINARY_FORMATS = {
     b"PAR1": "a Parquet file: say --format parquet",
     b"PK\x03\x04": "a zip archive or an Office document: unpack it, or save the sheet as CSV",
     b"%PDF-": "a PDF: extract its text first",
@@ -40,14 +40,14 @@ _FOREIGN = {
 
 
 @dataclass(slots=True)
-class Reading:
+class ReadProgress:
     """How much of all inputs was read; records may be made of it a little later."""
 
     size: int = 0  #: bytes in all; 0: nobody knows
     read: int = 0  #: bytes of these
 
     @classmethod
-    def of(cls, names: Sequence[str]) -> "Reading":
+    def of(cls, names: Sequence[str]) -> "ReadProgress":
         """Return a reading of these inputs that begins; their size is known if all are files of this machine."""
         if not all(map(os.path.isfile, names)):
             return cls()
@@ -66,7 +66,7 @@ class Source:
     name: str
     format: str
     quoting: str | None = None  #: one of `QUOTING`; None: as the format has it
-    reading: Reading | None = field(default=None, compare=False, repr=False)  #: where what is read is counted
+    progress: ReadProgress | None = field(default=None, compare=False, repr=False)  #: where what is read is counted
 
     @property
     def is_stdin(self) -> bool:
@@ -84,11 +84,11 @@ class Source:
         return "standard input" if self.is_stdin else self.name
 
     @property
-    def rereadable(self) -> bool:
+    def is_reopenable(self) -> bool:
         """Whether it can be opened twice: pipes and standard input give their bytes only once."""
-        return not self.is_stdin and (is_address(self.name) or Path(self.name).is_file())
+        return not self.is_stdin and (is_url(self.name) or Path(self.name).is_file())
 
-    def place(self, number: int) -> str:
+    def location(self, number: int) -> str:
         """Return the place of a line (a row of Parquet), counted from 1, in words."""
         return f"{self.label} {'row' if self.format == 'parquet' else 'line'} {number}"
 
@@ -132,10 +132,10 @@ def expand(inputs: Sequence[str]) -> list[str]:
 
 
 def _expanded(name: str) -> list[str]:
-    if is_data_set(name):
-        return find_files(name)
-    if not (is_address(name) and "*" in name):
-        return [without_scheme(name)]
+    if is_hub_dataset(name):
+        return dataset_files(name)
+    if not (is_url(name) and "*" in name):
+        return [strip_file_scheme(name)]
     try:
         found = glob(name)
     except StorageError as error:
@@ -152,7 +152,7 @@ def open_bytes(source: Source) -> Iterator[io.BufferedReader]:
     Raises:
         UsageError: it cannot be read, is a broken gzip file, or does not hold text.
     """
-    with faults(source), ExitStack() as stack:
+    with read_errors(source), ExitStack() as stack:
         stream = _open_raw(source, stack)
         head = stream.peek(_BLOCK)
         if head.startswith(_GZIP):
@@ -166,7 +166,7 @@ def open_bytes(source: Source) -> Iterator[io.BufferedReader]:
 
 
 @contextmanager
-def faults(source: Source) -> Iterator[None]:
+def read_errors(source: Source) -> Iterator[None]:
     """Turn what goes wrong while reading the source into a `UsageError` that names it."""
     try:
         yield
@@ -199,8 +199,8 @@ def _check_path(name: str) -> None:
         if sys.stdin is None:
             raise UsageError("Standard input is closed; name a file, or pipe the records in.")
         return
-    if is_address(name):
-        _check_address(name)
+    if is_url(name):
+        _check_url(name)
         return
     try:
         mode = Path(name).stat().st_mode
@@ -212,9 +212,9 @@ def _check_path(name: str) -> None:
         raise UsageError(f"{name} is a directory; name the files in it, as {name.rstrip('/')}/*.txt.")
 
 
-def _check_address(name: str) -> None:
+def _check_url(name: str) -> None:
     try:
-        version_of(name)
+        file_version(name)
     except StorageError as error:
         raise UsageError(error.message) from error
 
@@ -224,16 +224,16 @@ class _Counted(io.FileIO):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source.name)
-        self._reading = source.reading or Reading()
+        self._progress = source.progress or ReadProgress()
 
     def readinto(self, buffer: Any, /) -> int:
         count = super().readinto(buffer)
-        self._reading.read += count
+        self._progress.read += count
         return count
 
 
 def _open_raw(source: Source, stack: ExitStack) -> io.BufferedReader:
-    if is_address(source.name):
+    if is_url(source.name):
         found: Any = stack.enter_context(open_stream(source.name))
         return stack.enter_context(io.BufferedReader(found, _BLOCK))
     if not source.is_stdin:
@@ -246,7 +246,7 @@ def _open_raw(source: Source, stack: ExitStack) -> io.BufferedReader:
 
 
 def _refuse_binary(source: Source, head: bytes) -> None:
-    for magic, words in _FOREIGN.items():
+    for magic, words in _BINARY_FORMATS.items():
         if head.startswith(magic):
             raise UsageError(f"{source.label} is {words}.")
     if b"\0" in head or head.startswith(_UTF16_BOMS):

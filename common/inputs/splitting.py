@@ -6,23 +6,23 @@ from dataclasses import replace
 from typing import Any
 
 from common.errors import PayloadError, StorageError, UsageError
-from common.inputs.file_split import FORMATS, Cut, RowRange
+from common.inputs.file_split import FORMATS, FileSplit, SizedSplit
 from common.inputs.reader import Inputs
-from common.inputs.record_builder import RecordMaker
+from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source, open_bytes
-from common.inputs.text import BOM, body
+from common.inputs.text import BOM, strip_newline
 from common.inputs.text_records import json_records, text_records
 from common.records import Record
 from common.settings import absolute
-from common.storage.filesystem import open_file_system, open_stream, storage_errors, version_of
-from common.storage.locations import is_address, is_shared
+from common.storage.filesystem import file_version, open_filesystem, open_stream, storage_errors
+from common.storage.locations import is_shared, is_url
 from common.tasks import Task
 
 #: Bytes of text that the rows of one range may have: of Parquet nobody knows before they are read.
-_RANGE_BYTES = 128 * 1024**2
+_SPLIT_BYTES = 128 * 1024**2
 
 
-def can_be_cut(source: Source) -> bool:
+def is_splittable(source: Source) -> bool:
     """Whether rows in the middle of the source can be read by themselves.
 
     Not so in gzip, in CSV, whose quotes span lines, and in Parquet of very large row groups.
@@ -30,30 +30,36 @@ def can_be_cut(source: Source) -> bool:
     Raises:
         UsageError: it cannot be read.
     """
-    if source.format not in FORMATS or not source.rereadable:
+    if source.format not in FORMATS or not source.is_reopenable:
         return False
     if source.format == "parquet":
-        from common.inputs.row_groups import are_small
+        from common.inputs.row_groups import has_small_row_groups
 
-        return are_small(source)
+        return has_small_row_groups(source)
     with open_stream(source.name) as stream:
         return stream.read(2) != b"\x1f\x8b"
 
 
-def shared_makers(inputs: Inputs, shared: Sequence[str]) -> list[RecordMaker]:
+def splittable_builders(inputs: Inputs, shared: Sequence[str]) -> list[RecordBuilder]:
     """Return what makes the records of the inputs, as all machines can read them in place; none if some cannot be.
 
     Raises:
         UsageError: an input cannot be read.
     """
-    makers = [part for part in inputs.parts if isinstance(part, RecordMaker)]
-    if not shared or inputs.task.media or any(make.source.is_stdin for make in makers):
+    makers = [part for part in inputs.parts if isinstance(part, RecordBuilder)]
+    if not shared or inputs.task.media or any(builder.source.is_stdin for builder in makers):
         return []
-    found = [replace(make, source=Source(absolute(make.source.name), make.source.format)) for make in makers]
-    return found if all(is_shared(make.source.name, shared) and can_be_cut(make.source) for make in found) else []
+    found = [
+        replace(builder, source=Source(absolute(builder.source.name), builder.source.format)) for builder in makers
+    ]
+    return (
+        found
+        if all(is_shared(builder.source.name, shared) and is_splittable(builder.source) for builder in found)
+        else []
+    )
 
 
-def cut_source(make: RecordMaker, max_bytes: int, sizes: Iterator[int], most_bytes: int) -> Iterator[Cut]:
+def split_source(builder: RecordBuilder, max_bytes: int, sizes: Iterator[int], most_bytes: int) -> Iterator[SizedSplit]:
     """Yield the ranges of a source, in order, each at most so many records and bytes of text, one record at least.
 
     Args:
@@ -65,37 +71,37 @@ def cut_source(make: RecordMaker, max_bytes: int, sizes: Iterator[int], most_byt
     Raises:
         UsageError: it cannot be read, holds no text, lacks a column that is needed, or was changed meanwhile.
     """
-    size, version = version_of(make.source.name)
+    size, version = file_version(builder.source.name)
 
-    def range_of(start: int, end: int, first: int) -> RowRange:
-        reading = (max_bytes, make.column, make.id_column, make.several)
-        return RowRange(make.source.name, make.source.format, start, end, first, size, version, *reading)
+    def make_split(start: int, end: int, first: int) -> FileSplit:
+        reading = (max_bytes, builder.column, builder.id_column, builder.multiple_inputs)
+        return FileSplit(builder.source.name, builder.source.format, start, end, first, size, version, *reading)
 
-    if make.source.format == "parquet":
-        yield from _cut_parquet(make, range_of, sizes, most_bytes)
+    if builder.source.format == "parquet":
+        yield from _split_parquet(builder, make_split, sizes, most_bytes)
     else:
-        yield from _cut_lines(make, range_of, max_bytes, sizes, most_bytes)
-    if version_of(make.source.name) != (size, version):
+        yield from _split_lines(builder, make_split, max_bytes, sizes, most_bytes)
+    if file_version(builder.source.name) != (size, version):
         raise UsageError(
-            f"{make.source.name} was changed while it was submitted; it had {size:,} bytes when that began. Submit it "
-            "again once nobody writes to it."
+            f"{builder.source.name} was changed while it was submitted; it had {size:,} bytes when that began. "
+            "Submit it again once nobody writes to it."
         )
 
 
-def size_to_cut(make: RecordMaker) -> int:
+def splittable_bytes(builder: RecordBuilder) -> int:
     """Return the sum of `Cut.bytes` of all ranges of a source, about.
 
     Raises:
-        UsageError: as for `cut_source`.
+        UsageError: as for `split_source`.
     """
-    if make.source.format != "parquet":
-        return version_of(make.source.name)[0]
-    from common.inputs.row_groups import weighed_groups
+    if builder.source.format != "parquet":
+        return file_version(builder.source.name)[0]
+    from common.inputs.row_groups import row_group_sizes
 
-    return sum(size for _, size in weighed_groups(make))
+    return sum(size for _, size in row_group_sizes(builder))
 
 
-def read_rows(rows: RowRange, task: Task) -> list[Record]:
+def read_split(rows: FileSplit, task: Task) -> list[Record]:
     """Return the records of a range. Whether its file may be opened at all is for the caller to know.
 
     Raises:
@@ -103,25 +109,25 @@ def read_rows(rows: RowRange, task: Task) -> list[Record]:
         StorageError: it cannot be read now.
     """
     rows.check_version()
-    make = RecordMaker(Source(rows.source, rows.format), task, rows.column, rows.id_column, rows.several)
+    builder = RecordBuilder(Source(rows.source, rows.format), task, rows.column, rows.id_column, rows.multiple_inputs)
     try:
         if rows.format == "parquet":
-            return _read_parquet(make, rows)
+            return _read_parquet(builder, rows)
         held: Any = io.BytesIO(_read_bytes(rows))
         stream = io.BufferedReader(held)
         read = text_records if rows.format == "txt" else json_records
-        return list(read(make, stream, rows.max_bytes, rows.first))
+        return list(read(builder, stream, rows.max_bytes, rows.first))
     except UsageError as error:
         raise PayloadError(str(error)) from error
 
 
-def _read_bytes(rows: RowRange) -> bytes:
-    if not is_address(rows.source):
+def _read_bytes(rows: FileSplit) -> bytes:
+    if not is_url(rows.source):
         with open_stream(rows.source) as stream, storage_errors("read", rows.source):
             stream.seek(rows.start)
             return stream.read(rows.end - rows.start)
     with storage_errors("read", rows.source):
-        files, path = open_file_system(rows.source)
+        files, path = open_filesystem(rows.source)
         data: bytes = files.cat_file(path, start=rows.start, end=rows.end)
         return data
 
@@ -129,25 +135,25 @@ def _read_bytes(rows: RowRange) -> bytes:
 # Lines
 
 
-def _cut_lines(
-    make: RecordMaker, range_of: Any, max_bytes: int, sizes: Iterator[int], most_bytes: int
-) -> Iterator[Cut]:
+def _split_lines(
+    builder: RecordBuilder, make_split: Any, max_bytes: int, sizes: Iterator[int], most_bytes: int
+) -> Iterator[SizedSplit]:
     start = end = first = number = records = 0
     most_records = next(sizes)
-    with open_bytes(make.source) as stream:
+    with open_bytes(builder.source) as stream:
         for length, shown, blank in _line_lengths(stream, max_bytes):
             heavy = end - start + length > most_bytes
             if records and not blank and (records >= most_records or heavy):
-                yield Cut(range_of(start, end, first), records, end - start)
+                yield SizedSplit(make_split(start, end, first), records, end - start)
                 start, first, records, most_records = end, number, 0, next(sizes)
             end += length
             number += 1
             records += not blank
             if shown < length:  # its head is enough to say that it is too large: the rest is in no range
-                yield Cut(range_of(start, end - length + shown, first), records, shown)
+                yield SizedSplit(make_split(start, end - length + shown, first), records, shown)
                 start, first, records = end, number, 0
     if records:
-        yield Cut(range_of(start, end, first), records, end - start)
+        yield SizedSplit(make_split(start, end, first), records, end - start)
 
 
 def _line_lengths(stream: io.BufferedReader, max_bytes: int) -> Iterator[tuple[int, int, bool]]:
@@ -159,7 +165,7 @@ def _line_lengths(stream: io.BufferedReader, max_bytes: int) -> Iterator[tuple[i
         if beginning:
             data = data.removeprefix(BOM)
         beginning = False
-        if len(body(data)) > max_bytes:
+        if len(strip_newline(data)) > max_bytes:
             while not data.endswith(b"\n") and (data := stream.readline(limit)):
                 length += len(data)
             yield length, min(shown, length), False
@@ -182,21 +188,23 @@ def _is_blank(line: bytes) -> bool:
 # Parquet
 
 
-def _cut_parquet(make: RecordMaker, range_of: Any, sizes: Iterator[int], most_bytes: int) -> Iterator[Cut]:
-    from common.inputs.row_groups import weighed_groups
+def _split_parquet(
+    builder: RecordBuilder, make_split: Any, sizes: Iterator[int], most_bytes: int
+) -> Iterator[SizedSplit]:
+    from common.inputs.row_groups import row_group_sizes
 
     first = 0
-    for rows, weight in weighed_groups(make):
+    for rows, weight in row_group_sizes(builder):
         fitting = max(1, most_bytes * rows // max(1, weight))  # if all rows are alike
         start = first
         first += rows
         while start < first:
             end = min(first, start + min(next(sizes), fitting))
-            yield Cut(range_of(start, end, start), end - start, weight * (end - start) // rows)
+            yield SizedSplit(make_split(start, end, start), end - start, weight * (end - start) // rows)
             start = end
 
 
-def _read_parquet(make: RecordMaker, rows: RowRange) -> list[Record]:
+def _read_parquet(builder: RecordBuilder, rows: FileSplit) -> list[Record]:
     import pyarrow as pa
 
     from common.inputs.parquet import dictionary_columns, open_parquet, records_of_batches
@@ -206,8 +214,8 @@ def _read_parquet(make: RecordMaker, rows: RowRange) -> list[Record]:
         with open_stream(rows.source) as stream, storage_errors("read", rows.source):
             file = open_parquet(stream)
             names = file.schema_arrow.names
-            make = make.with_columns(names)
-            columns = make.columns(names)
+            builder = builder.with_columns(names)
+            columns = builder.columns(names)
             kept = dictionary_columns(file, None, columns)
             file = open_parquet(stream, metadata=file.metadata, read_dictionary=kept)
             table, first = read_group(file, rows, columns)
@@ -220,4 +228,4 @@ def _read_parquet(make: RecordMaker, rows: RowRange) -> list[Record]:
     wanted = table.slice(rows.start - first, rows.end - rows.start)
     if len(wanted) != rows.end - rows.start:
         raise PayloadError(f"{rows.source} has no rows {rows.start:,} to {rows.end:,} in one row group")
-    return list(records_of_batches(make, wanted.to_batches(), rows.max_bytes, rows.start, _RANGE_BYTES))
+    return list(records_of_batches(builder, wanted.to_batches(), rows.max_bytes, rows.start, _SPLIT_BYTES))

@@ -34,7 +34,7 @@ def bounded_lines(stream: io.BufferedReader, max_bytes: int, first: int = 0) -> 
     while data := stream.readline(limit):
         if number == 0:
             data = data.removeprefix(BOM)
-        if len(data) > max_bytes and len(body(data)) > max_bytes:
+        if len(data) > max_bytes and len(strip_newline(data)) > max_bytes:
             quotes = data.count(b'"') + (0 if data.endswith(b"\n") else _skip_line(stream))
             data = data[: _ECHO + 1]  # let go of the rest before anybody else allocates
             yield Line(number, data, too_large=True, quotes=quotes)
@@ -43,7 +43,7 @@ def bounded_lines(stream: io.BufferedReader, max_bytes: int, first: int = 0) -> 
         number += 1
 
 
-def body(data: bytes) -> bytes:
+def strip_newline(data: bytes) -> bytes:
     """Return the line without its line end."""
     return data.removesuffix(b"\n").removesuffix(b"\r")
 
@@ -53,22 +53,24 @@ def decode(source: Source, number: int, data: bytes) -> tuple[str, Failure | Non
     try:
         return data.decode(), None
     except UnicodeDecodeError as error:
-        place = f"{source.place(number + 1)}: byte 0x{data[error.start]:02x} at position {error.start + 1} of the line"
-        return data.decode(errors="replace"), Failure("bad_encoding", f"{place} is not UTF-8")
+        location = (
+            f"{source.location(number + 1)}: byte 0x{data[error.start]:02x} at position {error.start + 1} of the line"
+        )
+        return data.decode(errors="replace"), Failure("bad_encoding", f"{location} is not UTF-8")
 
 
-def oversized(source: Source, number: int, max_bytes: int) -> Failure:
+def too_large_failure(source: Source, number: int, max_bytes: int) -> Failure:
     """Return the failure of a record that begins at line `number` (from 0) and is longer than `max_bytes`."""
     return Failure(
         "too_large",
-        f"{source.place(number + 1)}: the record is longer than {max_bytes:,} bytes (HUGQUEUE_MAX_RECORD_BYTES)",
+        f"{source.location(number + 1)}: the record is longer than {max_bytes:,} bytes (HUGQUEUE_MAX_RECORD_BYTES)",
     )
 
 
 def excerpt(data: bytes) -> str:
     """Return the line's text, to show; only its beginning where it is long."""
     if len(data) <= _ECHO:
-        return body(data).decode(errors="replace")
+        return strip_newline(data).decode(errors="replace")
     return data[:_ECHO].decode(errors="replace").rstrip("\ufffd") + "…"
 
 

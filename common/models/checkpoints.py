@@ -12,69 +12,69 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 #: The list of a checkpoint's files and their sizes.
-WHOLE = "whole.json"
+COMPLETE_MARKER = "whole.json"
 #: What Trainer writes of itself into each checkpoint.
 _STATE = "trainer_state.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 
 
-def seal(checkpoint: Path) -> None:
+def mark_complete(checkpoint: Path) -> None:
     """Say that a checkpoint is whole: all that is in it now."""
     sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in _files(checkpoint)}
-    aside = checkpoint / f".{WHOLE}.{os.getpid()}"
-    aside.write_text(json.dumps(sizes))
-    aside.replace(checkpoint / WHOLE)
+    temporary = checkpoint / f".{COMPLETE_MARKER}.{os.getpid()}"
+    temporary.write_text(json.dumps(sizes))
+    temporary.replace(checkpoint / COMPLETE_MARKER)
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """Whether every file of the checkpoint's list is there, in its size."""
     try:
         found = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in _files(checkpoint)}
-        return has_all((checkpoint / WHOLE).read_bytes(), found)
+        return has_all_files((checkpoint / COMPLETE_MARKER).read_bytes(), found)
     except OSError:
         return False
 
 
-def has_all(whole: bytes, found: Mapping[str, int]) -> bool:
+def has_all_files(marker: bytes, found: Mapping[str, int]) -> bool:
     """Whether the files `found` (name to size in bytes) have all that a checkpoint's list, as it was read, names."""
     try:
-        sizes = json.loads(whole)
+        sizes = json.loads(marker)
     except ValueError:
         return False
     return isinstance(sizes, dict) and bool(sizes) and sizes.items() <= found.items()
 
 
-def drop_halves(directory: Path) -> None:
+def remove_incomplete(directory: Path) -> None:
     """Delete the checkpoints of an attempt that are not whole: nobody will go on from them, and they take room."""
     for checkpoint in directory.glob("checkpoint-*"):
-        if not is_whole(checkpoint):
+        if not is_complete(checkpoint):
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def latest_whole(directories: Iterable[Path]) -> Path | None:
+def latest_complete(directories: Iterable[Path]) -> Path | None:
     """Return the whole checkpoint with the most steps in any of the directories."""
     found = sorted(
         (checkpoint for directory in directories for checkpoint in directory.iterdir() if _NAME.match(checkpoint.name)),
-        key=steps_of,
+        key=step_of,
         reverse=True,
     )
-    return next((checkpoint for checkpoint in found if is_whole(checkpoint)), None)
+    return next((checkpoint for checkpoint in found if is_complete(checkpoint)), None)
 
 
-def sibling(checkpoint: Path, steps: int) -> Path | None:
+def checkpoint_at_step(checkpoint: Path, steps: int) -> Path | None:
     """Return the whole checkpoint at that step, of the same attempt or of another one of the job."""
     name = f"checkpoint-{steps}"
     others = sorted(checkpoint.parent.parent.glob(f"*/{name}"))
-    return next((path for path in (checkpoint.parent / name, *others) if is_whole(path)), None)
+    return next((path for path in (checkpoint.parent / name, *others) if is_complete(path)), None)
 
 
-def steps_of(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
     """Return how many steps lie behind a checkpoint."""
     match = _NAME.match(checkpoint.name)
     return int(match[1]) if match else -1
 
 
-def best_of(checkpoint: Path) -> int | None:
+def best_step(checkpoint: Path) -> int | None:
     """Return after how many steps the model was best, as the checkpoint has it; None if nothing was evaluated."""
     try:
         best = json.loads((checkpoint / _STATE).read_text()).get("best_global_step")

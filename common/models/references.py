@@ -68,7 +68,7 @@ def _resolve(model: str, option: str, *, local: bool) -> str:
     return model
 
 
-def resolve_preload(text: str) -> str:
+def parse_preload(text: str) -> str:
     """Return `TASK[=MODEL]`, checked, a directory made absolute.
 
     Raises:

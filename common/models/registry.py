@@ -19,15 +19,15 @@ from common.errors import ModelError, UsageError, path_errors
 from common.records import JOB_ID, Json
 
 #: The file that makes a model whole.
-CARD = "model.json"
+METADATA_FILE = "model.json"
 #: Where the attempts of a job keep what is not yet a model.
-WORK = "work"
+CHECKPOINTS_DIR = "work"
 _ATTEMPT = re.compile(r"^[\w-]+$", re.ASCII)
 _ORDER = re.compile(r"^(\d+)-(\d+)-", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class StoredModel:
+class RegisteredModel:
     """A model in the store."""
 
     job_id: str
@@ -35,76 +35,76 @@ class StoredModel:
     card: Mapping[str, Json]  #: what its model.json says
 
 
-def age(name: str) -> tuple[int, int]:
+def attempt_order(name: str) -> tuple[int, int]:
     """Return which came later of two attempts, or of paths that begin with one: `ROUND-ATTEMPT-HOLDER`."""
     match = _ORDER.match(name)
     return (int(match[1]), int(match[2])) if match else (-1, -1)
 
 
-class ModelsStore:
+class ModelRegistry:
     """A store in a directory."""
 
-    #: Whether others see what lies in `work_directory` only once `keep_checkpoint` and `add_model` have uploaded it.
+    #: Whether others see what lies in `attempt_dir` only once `upload_checkpoint` and `add_model` have uploaded it.
     uploads = False
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def work_directory(self, job_id: str, attempt: str) -> Path:
+    def attempt_dir(self, job_id: str, attempt: str) -> Path:
         """Return a directory for an attempt's checkpoints, made if need be."""
-        directory = self._place(job_id, WORK, attempt)
+        directory = self._path(job_id, CHECKPOINTS_DIR, attempt)
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
-    def earlier_work(self, job_id: str) -> list[Path]:
+    def checkpoint_dirs(self, job_id: str) -> list[Path]:
         """Return the directories in which attempts of the job may have left checkpoints."""
-        folder = self.root / job_id / WORK
+        folder = self.root / job_id / CHECKPOINTS_DIR
         return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
-    def tidy(self, job_id: str) -> None:
+    def evict_stale(self, job_id: str) -> None:
         """Forget what other jobs than this one left on this machine and nobody needs: here that is nothing."""
 
-    def keep_checkpoint(self, job_id: str, attempt: str, checkpoint: Path) -> None:
+    def upload_checkpoint(self, job_id: str, attempt: str, checkpoint: Path) -> None:
         """Have other machines see a checkpoint that was just written: here they do."""
 
     def add_model(self, job_id: str, attempt: str, directory: Path) -> None:
-        """Take a finished model, a directory below `work_directory`, into the store."""
-        mode = (directory / CARD).stat().st_mode
+        """Take a finished model, a directory below `attempt_dir`, into the store."""
+        mode = (directory / METADATA_FILE).stat().st_mode
         for path in directory.iterdir():  # safetensors writes files that only their owner can read
             path.chmod(mode)
-        directory.replace(self._place(job_id, attempt))
+        directory.replace(self._path(job_id, attempt))
 
     def choose(self, job_id: str, attempt: str) -> None:
         """Make this attempt's model the one that counts, and forget the work that led to it."""
-        card = (self._place(job_id, attempt) / CARD).read_text()
-        aside = self.root / job_id / f"{CARD}.{attempt}"
-        aside.write_text(json.dumps({**json.loads(card), "attempt": attempt}))
-        aside.replace(self.root / job_id / CARD)
-        shutil.rmtree(self.root / job_id / WORK, ignore_errors=True)
+        card = (self._path(job_id, attempt) / METADATA_FILE).read_text()
+        temporary = self.root / job_id / f"{METADATA_FILE}.{attempt}"
+        temporary.write_text(json.dumps({**json.loads(card), "attempt": attempt}))
+        temporary.replace(self.root / job_id / METADATA_FILE)
+        shutil.rmtree(self.root / job_id / CHECKPOINTS_DIR, ignore_errors=True)
 
-    def drop_model(self, job_id: str, attempt: str) -> None:
+    def delete_model(self, job_id: str, attempt: str) -> None:
         """Forget the model of an attempt that does not count."""
         shutil.rmtree(self.root / job_id / attempt, ignore_errors=True)
 
-    def models(self) -> list[StoredModel]:
+    def models(self) -> list[RegisteredModel]:
         """Return all models that count, by job."""
         if not self.root.is_dir():
             return []
         names = sorted(path.name for path in self.root.iterdir() if JOB_ID.match(path.name))
         return [model for model in map(self.find, names) if model is not None]
 
-    def find(self, job_id: str) -> StoredModel | None:
+    def find(self, job_id: str) -> RegisteredModel | None:
         """Return the model of a job; None if it has none.
 
         A worker that died after its commit chose none: then it is the whole one of the latest attempt.
         """
         folder = self.root / job_id
-        chosen = _read_card(folder / CARD)
+        chosen = _read_card(folder / METADATA_FILE)
         if chosen is not None and _ATTEMPT.match(str(chosen.get("attempt"))):
-            return StoredModel(job_id, str(chosen["attempt"]), chosen)
-        whole = sorted(folder.glob(f"*/{CARD}"), key=lambda path: age(path.parent.name))
+            return RegisteredModel(job_id, str(chosen["attempt"]), chosen)
+        whole = sorted(folder.glob(f"*/{METADATA_FILE}"), key=lambda path: attempt_order(path.parent.name))
         card = _read_card(whole[-1]) if whole else None
-        return StoredModel(job_id, whole[-1].parent.name, card) if card is not None else None
+        return RegisteredModel(job_id, whole[-1].parent.name, card) if card is not None else None
 
     def fetch(self, job_id: str) -> Path:
         """Return a directory on this machine that holds the job's model.
@@ -113,7 +113,7 @@ class ModelsStore:
             ModelError: `model_not_found`, the job has no model here.
             UsageError: it is a link.
         """
-        return self._place(job_id, self._found(job_id).attempt)
+        return self._path(job_id, self._require(job_id).attempt)
 
     def export(self, job_id: str, target: Path) -> None:
         """Copy the job's model into the directory `target`, whole or not at all.
@@ -127,16 +127,16 @@ class ModelsStore:
             there = target.exists()
         if there:
             raise UsageError(f"{target} exists; name a directory that does not.")
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            shutil.copytree(source, aside)
-            aside.replace(target)
+            shutil.copytree(source, temporary)
+            temporary.replace(target)
         except OSError as error:
             raise UsageError(f"{target} cannot be written: {error.strerror or error}.") from error
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
-    def _place(self, *parts: str) -> Path:
+    def _path(self, *parts: str) -> Path:
         """Return a directory of the store. Links below its root are not followed: they could lead anywhere.
 
         Raises:
@@ -149,7 +149,7 @@ class ModelsStore:
                 raise UsageError(f"{place} is a link; the directories of a model store must not be links.")
         return place
 
-    def _found(self, job_id: str) -> StoredModel:
+    def _require(self, job_id: str) -> RegisteredModel:
         model = self.find(job_id)
         if model is None:
             raise ModelError("model_not_found", f"job:{job_id}: the store {self} holds no model of that job.")

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from common.errors import UsageError, path_errors
-from common.models.registry import ModelsStore
-from common.models.remote_registry import RemoteStore
+from common.models.registry import ModelRegistry
+from common.models.remote_registry import RemoteModelRegistry
 from common.records import JOB_ID
 from common.settings import Settings
 
@@ -23,28 +23,28 @@ def job_of(model: str | None) -> str | None:
     return job_id
 
 
-def store_address(settings: Settings) -> str | None:
+def registry_url(settings: Settings) -> str | None:
     """Return where the model store is: as set, and in the state directory for the embedded queue."""
     if settings.models_url:
         return settings.models_url
     return str(settings.home.expanduser().absolute() / "models") if settings.embedded else None
 
 
-def open_store(address: str | None, cache: Path) -> ModelsStore:
+def open_registry(url: str | None, cache: Path) -> ModelRegistry:
     """Return the store at `address`; models of a remote one are brought into `cache`.
 
     Raises:
         UsageError: there is no address, or what it needs is not installed.
     """
-    if not address:
+    if not url:
         raise UsageError(
             "No model store is configured: set HUGQUEUE_MODELS_URL to a directory that all workers share, or to an "
             "address as s3://bucket/models."
         )
-    scheme, separator, path = address.partition("://")
+    scheme, separator, path = url.partition("://")
     if not separator or scheme == "file":
-        with path_errors(f"The model store {address} cannot be used"):
-            root = Path(path if separator else address).expanduser().absolute()
+        with path_errors(f"The model store {url} cannot be used"):
+            root = Path(path if separator else url).expanduser().absolute()
             root.is_dir()  # asked here, so that a path which the system refuses is told with its setting
-        return ModelsStore(root)
-    return RemoteStore(address, cache)
+        return ModelRegistry(root)
+    return RemoteModelRegistry(url, cache)

@@ -13,137 +13,148 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.errors import StorageError, UsageError
-from common.models.checkpoints import WHOLE, best_of, has_all, latest_whole, sibling, steps_of
-from common.models.registry import CARD, WORK, ModelsStore, StoredModel, age
+from common.models.checkpoints import (
+    COMPLETE_MARKER,
+    best_step,
+    checkpoint_at_step,
+    has_all_files,
+    latest_complete,
+    step_of,
+)
+from common.models.registry import CHECKPOINTS_DIR, METADATA_FILE, ModelRegistry, RegisteredModel, attempt_order
 from common.records import JOB_ID
 
 #: Seconds after which checkpoints on this machine that nobody goes on from are forgotten.
-_STILL = 7 * 86_400.0
+_STALE_SECONDS = 7 * 86_400.0
 
 
-class RemoteStore(ModelsStore):
+class RemoteModelRegistry(ModelRegistry):
     """A store at an address that fsspec knows; `root` is a directory of this machine that mirrors what is used."""
 
     uploads = True
 
-    def __init__(self, address: str, cache: Path) -> None:
+    def __init__(self, url: str, cache: Path) -> None:
         super().__init__(cache)
-        self._address = address.rstrip("/")
-        self._files, self._base = _file_system(self._address)
+        self._url = url.rstrip("/")
+        self._files, self._base = _file_system(self._url)
 
-    def tidy(self, job_id: str) -> None:
+    def evict_stale(self, job_id: str) -> None:
         """Forget this machine's copies of checkpoints of jobs that have a model by now, or that lie still for long.
 
         Another machine may have finished them; those that count lie at the address.
         """
-        for work in self.root.glob(f"*/{WORK}"):
+        for work in self.root.glob(f"*/{CHECKPOINTS_DIR}"):
             other = work.parent.name
-            if other != job_id and JOB_ID.match(other) and (_lies_still(work) or self.find(other) is not None):
+            if other != job_id and JOB_ID.match(other) and (_is_stale(work) or self.find(other) is not None):
                 shutil.rmtree(work, ignore_errors=True)
 
-    def keep_checkpoint(self, job_id: str, attempt: str, checkpoint: Path) -> None:
+    def upload_checkpoint(self, job_id: str, attempt: str, checkpoint: Path) -> None:
         """Upload a checkpoint, its list of files last; forget those before it, but for the best."""
-        self._put(checkpoint, f"{job_id}/{WORK}/{attempt}/{checkpoint.name}", WHOLE)
-        newest, best = steps_of(checkpoint), best_of(checkpoint)
+        self._put(checkpoint, f"{job_id}/{CHECKPOINTS_DIR}/{attempt}/{checkpoint.name}", COMPLETE_MARKER)
+        newest, best = step_of(checkpoint), best_step(checkpoint)
         with self._errors():
             for name in self._checkpoints(job_id):
                 # An attempt that lost its turn may still upload: it takes nothing from those after it.
-                if age(name) <= age(attempt) and steps_of(Path(name)) < newest and steps_of(Path(name)) != best:
-                    self._remove(f"{job_id}/{WORK}/{name}")
+                if (
+                    attempt_order(name) <= attempt_order(attempt)
+                    and step_of(Path(name)) < newest
+                    and step_of(Path(name)) != best
+                ):
+                    self._remove(f"{job_id}/{CHECKPOINTS_DIR}/{name}")
 
-    def earlier_work(self, job_id: str) -> list[Path]:
+    def checkpoint_dirs(self, job_id: str) -> list[Path]:
         """Bring the newest whole checkpoint here, and the best one; return the directories of all attempts."""
         with self._errors():
-            self._bring_checkpoints(job_id)
-        return super().earlier_work(job_id)
+            self._download_checkpoints(job_id)
+        return super().checkpoint_dirs(job_id)
 
     def add_model(self, job_id: str, attempt: str, directory: Path) -> None:
         """Upload a finished model; its card goes last and makes it whole."""
-        self._put(directory, f"{job_id}/{attempt}", CARD)
+        self._put(directory, f"{job_id}/{attempt}", METADATA_FILE)
         super().add_model(job_id, attempt, directory)
 
     def choose(self, job_id: str, attempt: str) -> None:
         """Make this attempt's model the one that counts, and forget the work that led to it."""
         super().choose(job_id, attempt)
         with self._errors():
-            self._files.put_file(str(self.root / job_id / CARD), f"{self._base}/{job_id}/{CARD}")
-            self._remove(f"{job_id}/{WORK}")
+            self._files.put_file(str(self.root / job_id / METADATA_FILE), f"{self._base}/{job_id}/{METADATA_FILE}")
+            self._remove(f"{job_id}/{CHECKPOINTS_DIR}")
 
-    def drop_model(self, job_id: str, attempt: str) -> None:
+    def delete_model(self, job_id: str, attempt: str) -> None:
         """Forget the model of an attempt that does not count."""
-        super().drop_model(job_id, attempt)
+        super().delete_model(job_id, attempt)
         with self._errors():
             self._remove(f"{job_id}/{attempt}")
 
-    def models(self) -> list[StoredModel]:
+    def models(self) -> list[RegisteredModel]:
         """Return all models that count, by job."""
         with self._errors():
             paths = self._files.ls(self._base, detail=False) if self._files.exists(self._base) else []
         names = sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
         return [model for name in names if JOB_ID.match(name) and (model := self.find(name)) is not None]
 
-    def find(self, job_id: str) -> StoredModel | None:
+    def find(self, job_id: str) -> RegisteredModel | None:
         """Return the model of a job; None if it has none."""
         with self._errors():
-            for name in (CARD, *self._cards(job_id)):
+            for name in (METADATA_FILE, *self._cards(job_id)):
                 with contextlib.suppress(FileNotFoundError, ValueError):
                     card = json.loads(self._files.cat_file(f"{self._base}/{job_id}/{name}"))
-                    return StoredModel(job_id, str(card.get("attempt") or name.partition("/")[0]), card)
+                    return RegisteredModel(job_id, str(card.get("attempt") or name.partition("/")[0]), card)
         return None
 
     def fetch(self, job_id: str) -> Path:
         """Bring the job's model here, unless it is here already."""
-        attempt = self._found(job_id).attempt
+        attempt = self._require(job_id).attempt
         target = self.root / job_id / attempt
-        if not (target / CARD).is_file():
+        if not (target / METADATA_FILE).is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix=f".{attempt}.", dir=target.parent))
+            temporary = Path(tempfile.mkdtemp(prefix=f".{attempt}.", dir=target.parent))
             try:
                 with self._errors():
-                    self._get(f"{job_id}/{attempt}", aside / attempt)
+                    self._get(f"{job_id}/{attempt}", temporary / attempt)
                 with contextlib.suppress(OSError):  # somebody else was first
-                    (aside / attempt).replace(target)
+                    (temporary / attempt).replace(target)
             finally:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
         return target
 
     def _cards(self, job_id: str) -> list[str]:
         """Return the cards of all attempts, the newest first."""
-        paths = self._files.glob(f"{self._base}/{job_id}/*/{CARD}")
-        return sorted((path.rpartition(f"{job_id}/")[2] for path in paths), key=age, reverse=True)
+        paths = self._files.glob(f"{self._base}/{job_id}/*/{METADATA_FILE}")
+        return sorted((path.rpartition(f"{job_id}/")[2] for path in paths), key=attempt_order, reverse=True)
 
     def _checkpoints(self, job_id: str) -> dict[str, dict[str, int]]:
         """Return what lies in each checkpoint `ATTEMPT/checkpoint-STEP`: the files with their sizes."""
         found: dict[str, dict[str, int]] = {}
-        for name, size in self._sizes(f"{job_id}/{WORK}").items():
+        for name, size in self._sizes(f"{job_id}/{CHECKPOINTS_DIR}").items():
             attempt, checkpoint, *rest = PurePosixPath(name).parts
             if rest:
                 found.setdefault(f"{attempt}/{checkpoint}", {})["/".join(rest)] = size
         return found
 
-    def _bring_checkpoints(self, job_id: str) -> None:
+    def _download_checkpoints(self, job_id: str) -> None:
         found = self._checkpoints(job_id)
-        newest_first = sorted(found, key=lambda name: (steps_of(Path(name)), age(name)), reverse=True)
-        here = latest_whole(super().earlier_work(job_id))
+        newest_first = sorted(found, key=lambda name: (step_of(Path(name)), attempt_order(name)), reverse=True)
+        here = latest_complete(super().checkpoint_dirs(job_id))
         for name in newest_first:
-            if here is not None and steps_of(here) >= steps_of(Path(name)):
+            if here is not None and step_of(here) >= step_of(Path(name)):
                 break
-            if self._is_whole(job_id, name, found[name]):
-                here = self._bring(job_id, name)
-        if here is None or (best := best_of(here)) is None or sibling(here, best) is not None:
+            if self._is_complete(job_id, name, found[name]):
+                here = self._download_checkpoint(job_id, name)
+        if here is None or (best := best_step(here)) is None or checkpoint_at_step(here, best) is not None:
             return
         for name in newest_first:
-            if steps_of(Path(name)) == best and self._is_whole(job_id, name, found[name]):
-                self._bring(job_id, name)
+            if step_of(Path(name)) == best and self._is_complete(job_id, name, found[name]):
+                self._download_checkpoint(job_id, name)
                 return
 
-    def _is_whole(self, job_id: str, name: str, found: Mapping[str, int]) -> bool:
-        listed = f"{self._base}/{job_id}/{WORK}/{name}/{WHOLE}"
-        return WHOLE in found and has_all(self._files.cat_file(listed), found)
+    def _is_complete(self, job_id: str, name: str, found: Mapping[str, int]) -> bool:
+        listed = f"{self._base}/{job_id}/{CHECKPOINTS_DIR}/{name}/{COMPLETE_MARKER}"
+        return COMPLETE_MARKER in found and has_all_files(self._files.cat_file(listed), found)
 
-    def _bring(self, job_id: str, name: str) -> Path:
-        target = self.root / job_id / WORK / name
-        self._get(f"{job_id}/{WORK}/{name}", target)
+    def _download_checkpoint(self, job_id: str, name: str) -> Path:
+        target = self.root / job_id / CHECKPOINTS_DIR / name
+        self._get(f"{job_id}/{CHECKPOINTS_DIR}/{name}", target)
         return target
 
     def _put(self, source: Path, name: str, last: str) -> None:
@@ -186,16 +197,16 @@ class RemoteStore(ModelsStore):
             raise kind(message) from error
 
     def __str__(self) -> str:
-        return self._address
+        return self._url
 
 
-def _lies_still(work: Path) -> bool:
+def _is_stale(work: Path) -> bool:
     """Whether nothing was written there for long."""
     newest = max((path.lstat().st_mtime for path in (work, *work.rglob("*"))), default=0.0)
-    return time.time() - newest > _STILL
+    return time.time() - newest > _STALE_SECONDS
 
 
-def _file_system(address: str) -> tuple[Any, str]:
+def _file_system(url: str) -> tuple[Any, str]:
     """Return the file system of an address, and the path in it.
 
     It keeps no listings: what another machine puts there is to be seen at once.
@@ -203,10 +214,10 @@ def _file_system(address: str) -> tuple[Any, str]:
     try:
         import fsspec
 
-        found: tuple[Any, str] = fsspec.core.url_to_fs(address, use_listings_cache=False)
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise UsageError(
-            f"HUGQUEUE_MODELS_URL={address}: {error}. For other places than a directory, install fsspec and what that "
+            f"HUGQUEUE_MODELS_URL={url}: {error}. For other places than a directory, install fsspec and what that "
             "address needs (as s3fs for s3://)."
         ) from error
     return found

@@ -20,7 +20,7 @@ from common.redis.scripts import Scripts
 from common.storage.storage import open_storage
 
 #: Begins what stands in Redis for a payload that lies in a file; neither Arrow nor JSON begins so.
-_IN_FILE = b"="
+_FILE_MARKER = b"="
 _OUT, _SUFFIX = "out", ".arrow"
 _TOKEN = re.compile(r"^[0-9a-f]{8}\Z")
 
@@ -60,7 +60,7 @@ class PayloadStore(ABC):
         """Return a payload of the input; None where there is none."""
 
     @abstractmethod
-    def put_outcomes(self, name: str, payload: bytes) -> None:
+    def write_outcomes(self, name: str, payload: bytes) -> None:
         """Write outcomes; of a job that has ended nothing is written."""
 
     @abstractmethod
@@ -68,19 +68,19 @@ class PayloadStore(ABC):
         """Return payloads of outcomes, None for those that are not there."""
 
     @abstractmethod
-    def drop_outcomes(self, name: str) -> None:
+    def delete_outcomes(self, name: str) -> None:
         """Take outcomes back."""
 
     @abstractmethod
     def outcome_names(self) -> set[str]:
         """Return the names of all outcomes that are there."""
 
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the job has ended, or is forgotten: nothing more is written of it."""
         status = cast("bytes | None", self._client.hget(self._keys.job, "status"))
         return status is None or JobStatus(status.decode()).finished
 
-    def _note_input(self, name: str, payload: bytes, producer: str, written: Written | None) -> None:
+    def _record_input(self, name: str, payload: bytes, producer: str, written: Written | None) -> None:
         progress = [part for pair in (written.fields().items() if written else ()) for part in pair]
         answer = self._scripts.run("append", self._job_id, producer, name, payload, *progress).decode()
         if answer == "taken":
@@ -88,7 +88,7 @@ class PayloadStore(ABC):
         if answer != "written":
             raise NotSubmitting(self._job_id, answer)
 
-    def _noted_input(self, name: str) -> bytes | None:
+    def _recorded_input(self, name: str) -> bytes | None:
         return cast("bytes | None", self._client.hget(self._keys.input, name))
 
 
@@ -97,13 +97,13 @@ class RedisPayloads(PayloadStore):
 
     def add_input(self, name: str, payload: bytes, producer: str = "", written: Written | None = None) -> None:
         """Write a payload of a job that is being submitted."""
-        self._note_input(name, payload, producer, written)
+        self._record_input(name, payload, producer, written)
 
     def input(self, name: str) -> bytes | None:
         """Return a payload of the input."""
-        return self._noted_input(name)
+        return self._recorded_input(name)
 
-    def put_outcomes(self, name: str, payload: bytes) -> None:
+    def write_outcomes(self, name: str, payload: bytes) -> None:
         """Write outcomes, unless the job has ended."""
         self._scripts.write(self._job_id, "output", name, payload)
 
@@ -111,7 +111,7 @@ class RedisPayloads(PayloadStore):
         """Return payloads of outcomes in one round trip."""
         return list(self._client.hmget(self._keys.output, list(names))) if names else []
 
-    def drop_outcomes(self, name: str) -> None:
+    def delete_outcomes(self, name: str) -> None:
         """Take outcomes back."""
         self._client.hdel(self._keys.output, name)
 
@@ -121,52 +121,52 @@ class RedisPayloads(PayloadStore):
 
 
 class FilePayloads(PayloadStore):
-    """Payloads as files; Redis knows which there are, and keeps what is as small as that itself (`RowRange`)."""
+    """Payloads as files; Redis knows which there are, and keeps what is as small as that itself (`FileSplit`)."""
 
     #: Payloads up to this many bytes stay in Redis: a file would take more.
     SMALL = 1024
 
-    def __init__(self, client: "redis.Redis", scripts: Scripts, job_id: str, address: str) -> None:
+    def __init__(self, client: "redis.Redis", scripts: Scripts, job_id: str, url: str) -> None:
         """Keep the payloads in `address`, a store that other jobs have too."""
         super().__init__(client, scripts, job_id)
-        self._address = address
-        self._storage = open_storage(address, job_id)
-        self._is_noted = False
+        self._url = url
+        self._storage = open_storage(url, job_id)
+        self._is_registered = False
         # A producer that was replaced while it slept must not write over the files of the one that took over.
         self._token = secrets.token_hex(4)
 
     def add_input(self, name: str, payload: bytes, producer: str = "", written: Written | None = None) -> None:
         """Write a file, then that it is there."""
         if len(payload) <= self.SMALL:
-            self._note_input(name, payload, producer, written)
+            self._record_input(name, payload, producer, written)
             return
         self._write(_input_file(name, self._token), payload)
         try:
-            self._note_input(name, _IN_FILE + self._token.encode(), producer, written)
+            self._record_input(name, _FILE_MARKER + self._token.encode(), producer, written)
         except (JobTaken, NotSubmitting):
             self._storage.remove(_input_file(name, self._token))
             raise
 
     def input(self, name: str) -> bytes | None:
         """Return what Redis or the file has."""
-        noted = self._noted_input(name)
-        if noted is None or not noted.startswith(_IN_FILE):
-            return noted
-        token = noted.removeprefix(_IN_FILE).decode(errors="replace")
+        recorded = self._recorded_input(name)
+        if recorded is None or not recorded.startswith(_FILE_MARKER):
+            return recorded
+        token = recorded.removeprefix(_FILE_MARKER).decode(errors="replace")
         if not _TOKEN.match(token):
             raise PayloadError(f"not the name of a file of records: {token!r:.100}")
         return self._storage.read(_input_file(name, token))
 
-    def put_outcomes(self, name: str, payload: bytes) -> None:
+    def write_outcomes(self, name: str, payload: bytes) -> None:
         """Write a file, unless the job has ended."""
-        if not self.is_over():
+        if not self.has_ended():
             self._write(_outcome_file(name), payload)
 
     def outcomes(self, names: Sequence[str]) -> list[bytes | None]:
         """Return the files' bytes."""
         return [self._storage.read(_outcome_file(name)) for name in names]
 
-    def drop_outcomes(self, name: str) -> None:
+    def delete_outcomes(self, name: str) -> None:
         """Remove the file."""
         self._storage.remove(_outcome_file(name))
 
@@ -176,9 +176,9 @@ class FilePayloads(PayloadStore):
         return {file.removesuffix(_SUFFIX).replace("-", ":") for file in files if file.endswith(_SUFFIX)}
 
     def _write(self, file: str, data: bytes) -> None:
-        if not self._is_noted:  # before there is any file: whoever clears up must find it
-            self._client.hset(keys.STORED, self._job_id, self._address)
-            self._is_noted = True
+        if not self._is_registered:  # before there is any file: whoever clears up must find it
+            self._client.hset(keys.STORED, self._job_id, self._url)
+            self._is_registered = True
         self._storage.write(file, data)
 
 

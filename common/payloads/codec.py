@@ -18,7 +18,7 @@ from common.errors import PayloadError
 from common.json_codec import to_json
 from common.payloads.arrays import column_array, flag_array, is_vector, number_array, text_array, vectors_of
 from common.payloads.safe_ipc import read_schema, read_stream, write_stream
-from common.records import Counts, Failure, Json, Outcome, Record, visible
+from common.records import Counts, Failure, Json, Outcome, Record, replace_control_chars
 
 #: Raised with every change to the columns; a payload of another version is refused.
 VERSION = b"2"
@@ -55,7 +55,7 @@ def encode_records(records: Sequence[Record]) -> bytes:
         "id": [to_json(record.id) for record in records],
         "input": inputs if as_text else list(map(to_json, inputs)),
         "error_code": [failure.code if failure else None for failure in failures],
-        "error_message": [visible(failure.message) if failure else None for failure in failures],
+        "error_message": [replace_control_chars(failure.message) if failure else None for failure in failures],
     }
     kinds = dict(_IN)
     if any(record.blob is not None for record in records):
@@ -100,7 +100,7 @@ def encode_outcomes(
         text_array([to_json(id_) for id_ in ids]),
         _output_array(outcomes, output_type),
         text_array([f.code if f else None for f in failures]),
-        text_array([visible(f.message) if f else None for f in failures]),
+        text_array([replace_control_chars(f.message) if f else None for f in failures]),
         flag_array([o.truncated for o in outcomes]),
     ]
     kind = "typed" if output_type is not None else "json"
@@ -253,6 +253,6 @@ def overlay(payloads: Sequence[bytes], *, arrays: bool = False) -> dict[int, tup
     return outcomes
 
 
-def failed_positions(payloads: Sequence[bytes]) -> list[int]:
+def positions_to_retry(payloads: Sequence[bytes]) -> list[int]:
     """Return the positions of a chunk whose latest outcome is a failure: what a retry runs again."""
     return sorted(position for position, (_, outcome) in overlay(payloads).items() if outcome.failure)

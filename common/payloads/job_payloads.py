@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import redis
 
 from common.errors import ModelError, PayloadError, ResultsLost, UsageError, WorkerError
-from common.inputs.file_split import RowRange, is_range
-from common.inputs.splitting import read_rows
+from common.inputs.file_split import FileSplit, is_split
+from common.inputs.splitting import read_split
 from common.jobs import Written
 from common.payloads.backends import (
     FilePayloads,
@@ -17,7 +17,7 @@ from common.payloads.backends import (
     outcome_name,
 )
 from common.payloads.codec import encode_records
-from common.payloads.output_committer import OutputParts
+from common.payloads.output_committer import OutputCommitter
 from common.records import JobSpec
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
@@ -42,18 +42,18 @@ class JobPayloads:
         self._may_open = may_open
         self._keys = JobKeys.of(spec.id)
         self._store = open_payloads(client, scripts, spec, may_open)
-        self._parts: OutputParts | None = None
+        self._parts: OutputCommitter | None = None
         self._read: tuple[int, bytes] | None = None  #: a chunk and its records, of which its part will be made
         if spec.output is not None:
             self._check(spec.output.address)
-            self._parts = OutputParts(spec.id, spec.output)
+            self._parts = OutputCommitter(spec.id, spec.output)
 
     def add_records(self, chunk: int, payload: bytes, producer: str = "", written: Written | None = None) -> None:
         """Write the payload of a chunk's records, or where they are, and that the producer lives.
 
         Args:
             chunk: its number, from 0.
-            payload: its records, or a `RowRange`.
+            payload: its records, or a `FileSplit`.
             producer: the token of who submits the job, where there is one (`common.queue.idempotency`).
             written: how far the job is with this chunk, which is noted with it.
 
@@ -73,20 +73,20 @@ class JobPayloads:
         if self._read is not None and self._read[0] == chunk:
             return self._read[1]
         payload = self._store.input(str(chunk))
-        if payload is not None and is_range(payload):
-            payload = self._read_in_place(payload)
+        if payload is not None and is_split(payload):
+            payload = self._read_split(payload)
         if payload is not None and self._parts is not None:
             self._read = chunk, payload
         return payload
 
-    def _read_in_place(self, payload: bytes) -> bytes:
-        rows = RowRange.decode(payload)
+    def _read_split(self, payload: bytes) -> bytes:
+        rows = FileSplit.decode(payload)
         self._check(rows.source)
         try:
             task = find_task(self._spec.task)
         except UsageError as error:
             raise ModelError("unknown_task", str(error)) from error
-        return encode_records(read_rows(rows, task))
+        return encode_records(read_split(rows, task))
 
     def add_examples(self, part: str, number: int, payload: bytes) -> None:
         """Write examples that a fine-tune job learns from (`train`) or is judged by (`eval`).
@@ -100,15 +100,15 @@ class JobPayloads:
         """Return a payload of examples, or None where there is none."""
         return self._store.input(f"{part}:{number}")
 
-    def put_outcomes(self, chunk: int, version: Version, payload: bytes) -> None:
+    def write_outcomes(self, chunk: int, version: Version, payload: bytes) -> None:
         """Write a chunk's outcomes under (round, serial); they count once the ledger has the commit.
 
         Of a job that has ended nothing is written.
         """
         if self._parts is None:
-            self._store.put_outcomes(outcome_name(chunk, version), payload)
+            self._store.write_outcomes(outcome_name(chunk, version), payload)
             return
-        if self._store.is_over():  # a late attempt of a retry would take `_SUCCESS` from an output that is whole
+        if self._store.has_ended():  # a late attempt of a retry would take `_SUCCESS` from an output that is whole
             return
         records = self.records(chunk)
         if records is None:
@@ -119,10 +119,10 @@ class JobPayloads:
             raise WorkerError(ResultsLost.code, f"The part of chunk {chunk + 1} was removed while it was run again.")
         self._parts.put(chunk, version, records, [*earlier, payload])
 
-    def drop_outcomes(self, chunk: int, version: Version) -> None:
+    def delete_outcomes(self, chunk: int, version: Version) -> None:
         """Take back outcomes whose commit was refused."""
         if self._parts is None:
-            self._store.drop_outcomes(outcome_name(chunk, version))
+            self._store.delete_outcomes(outcome_name(chunk, version))
         else:
             self._parts.drop(chunk, version)
 
@@ -160,7 +160,7 @@ class JobPayloads:
         return self._spec.output.address if self._spec.output else self._spec.store or "Redis"
 
     @property
-    def input_place(self) -> str:
+    def input_location(self) -> str:
         """Where the records are, for people."""
         return self._spec.store or "Redis"
 
@@ -170,12 +170,12 @@ class JobPayloads:
         return self._spec.output is not None or self._spec.store is not None
 
     @property
-    def parts(self) -> OutputParts | None:
+    def parts(self) -> OutputCommitter | None:
         """The parts that workers write; None for a job whose outcomes the producer fetches."""
         return self._parts
 
     def _check(self, address: str) -> None:
-        check_address(address, self._may_open)
+        check_location_allowed(address, self._may_open)
 
 
 def open_payloads(client: "redis.Redis", scripts: Scripts, spec: JobSpec, may_open: MayOpen) -> PayloadStore:
@@ -186,11 +186,11 @@ def open_payloads(client: "redis.Redis", scripts: Scripts, spec: JobSpec, may_op
     """
     if spec.store is None:
         return RedisPayloads(client, scripts, spec.id)
-    check_address(spec.store, may_open)
+    check_location_allowed(spec.store, may_open)
     return FilePayloads(client, scripts, spec.id, spec.store)
 
 
-def check_address(address: str, may_open: MayOpen) -> None:
+def check_location_allowed(address: str, may_open: MayOpen) -> None:
     """Check that this process may open an address that a job names.
 
     Raises:

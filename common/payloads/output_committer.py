@@ -16,19 +16,19 @@ from common.jobs import Job
 from common.payloads.codec import decode_records, output_type
 from common.payloads.part_files import chunk_rows, decode_part, encode_part, part_name, part_schema
 from common.records import Json, Output
-from common.results import Row
+from common.results import ResultRow
 from common.storage.storage import open_storage
 
 SUCCESS, MANIFEST = "_SUCCESS", "_manifest.json"
 
 
-class OutputParts:
+class OutputCommitter:
     """The parts of one job. Every method raises `StorageError` when they cannot be written or read now."""
 
     def __init__(self, job_id: str, output: Output) -> None:
         self._storage = open_storage(output.address)
         self._format = output.format
-        self._aside = f"_attempts/{job_id}"
+        self._attempts = f"_attempts/{job_id}"
 
     def put(self, chunk: int, version: tuple[int, int], records: bytes, outcomes: list[bytes]) -> None:
         """Write a part aside.
@@ -43,29 +43,29 @@ class OutputParts:
         kind = output_type(outcomes[-1])
         if version[0] > 0:  # a retry: what was finished is not, for now
             self._storage.remove(SUCCESS, MANIFEST)
-        self._storage.write(self._attempt(chunk, version), encode_part(rows, kind, self._format))
+        self._storage.write(self._attempt_name(chunk, version), encode_part(rows, kind, self._format))
 
-    def write(self, chunk: int, rows: Sequence[Row], kind: Any) -> None:
+    def write(self, chunk: int, rows: Sequence[ResultRow], kind: Any) -> None:
         """Write a part in its place, where nobody else writes; `kind` is the Arrow type of an output."""
         self._storage.write(part_name(chunk, self._format), encode_part(rows, kind, self._format))
 
     def drop(self, chunk: int, version: tuple[int, int]) -> None:
         """Take back a part whose commit was refused."""
-        self._storage.remove(self._attempt(chunk, version))
-        self._storage.prune(self._aside)
+        self._storage.remove(self._attempt_name(chunk, version))
+        self._storage.prune(self._attempts)
 
     def forget(self) -> None:
         """Remove what is still aside."""
-        self._storage.remove(*(f"{self._aside}/{name}" for name in self._storage.names(self._aside)))
-        self._storage.prune(self._aside)
+        self._storage.remove(*(f"{self._attempts}/{name}" for name in self._storage.names(self._attempts)))
+        self._storage.prune(self._attempts)
 
     def place(self, chunk: int, version: tuple[int, int]) -> None:
         """Put a part where its readers look; its commit counts."""
-        self._storage.move(self._attempt(chunk, version), part_name(chunk, self._format))
+        self._storage.move(self._attempt_name(chunk, version), part_name(chunk, self._format))
 
     def outcomes(self, chunk: int, version: tuple[int, int]) -> bytes | None:
         """Return the outcomes of a chunk as a payload, None if they are gone; `version` is that of its last commit."""
-        for name in (self._attempt(chunk, version), part_name(chunk, self._format)):
+        for name in (self._attempt_name(chunk, version), part_name(chunk, self._format)):
             data = self._storage.read(name)
             if data is not None:
                 return decode_part(data, self._format)
@@ -73,44 +73,44 @@ class OutputParts:
 
     def present(self, versions: Mapping[int, tuple[int, int]]) -> set[int]:
         """Return the chunks whose part is there, aside or in its place; `versions` are those of their last commits."""
-        listed = {f"{self._aside}/{name}" for name in self._storage.names(self._aside)}
+        listed = {f"{self._attempts}/{name}" for name in self._storage.names(self._attempts)}
         listed.update(self._storage.names())
 
         def is_there(chunk: int, version: tuple[int, int]) -> bool:
-            names = (self._attempt(chunk, version), part_name(chunk, self._format))
+            names = (self._attempt_name(chunk, version), part_name(chunk, self._format))
             # A network file system may show an old list.
             return not listed.isdisjoint(names) or any(self._storage.read(name) is not None for name in names)
 
         return {chunk for chunk, version in versions.items() if is_there(chunk, version)}
 
-    def place_rest(self, versions: Mapping[int, tuple[int, int]]) -> None:
+    def commit_pending(self, versions: Mapping[int, tuple[int, int]]) -> None:
         """Place what is still aside and counts; `versions` are those of each chunk's last commit."""
-        for name in self._storage.names(self._aside):
+        for name in self._storage.names(self._attempts):
             chunk, version = _parse_attempt(name)
             counts = versions.get(chunk)
             if version == counts:
                 self.place(chunk, version)
             elif counts is None or version[0] <= counts[0]:
                 # One of a later round may count by now: whoever does this may have slept since it was told `versions`.
-                self._storage.remove(f"{self._aside}/{name}")
+                self._storage.remove(f"{self._attempts}/{name}")
 
     def close(self, job: Job, failed: Mapping[int, int]) -> None:
         """Say that all parts are in their place; `failed` has for each chunk how many of its records failed."""
         parts = [{"name": part_name(chunk, self._format), "failed": count} for chunk, count in failed.items()]
-        manifest = {**_described(job), "schema": self._schema(), "parts": parts}
+        manifest = {**_describe_job(job), "schema": self._schema(), "parts": parts}
         self._storage.write(MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1).encode())
-        self._storage.prune(self._aside)
+        self._storage.prune(self._attempts)
         self._storage.write(SUCCESS, b"")
 
     def _schema(self) -> Json:
         data = self._storage.read(part_name(0, self._format))
         return part_schema(data, self._format) if data is not None else None
 
-    def _attempt(self, chunk: int, version: tuple[int, int]) -> str:
-        return f"{self._aside}/{chunk}.{version[0]}.{version[1]}.{self._format}"
+    def _attempt_name(self, chunk: int, version: tuple[int, int]) -> str:
+        return f"{self._attempts}/{chunk}.{version[0]}.{version[1]}.{self._format}"
 
 
-def check_output_place(address: str, *, begun: bool = False) -> None:
+def check_output_location(address: str, *, begun: bool = False) -> None:
     """Check that files can be written at an address, and (unless its job is `begun`) that no output is there.
 
     Raises:
@@ -134,7 +134,7 @@ def _parse_attempt(name: str) -> tuple[int, tuple[int, int]]:
         return -1, (-1, -1)  # not one of ours: no chunk has that number
 
 
-def _described(job: Job) -> dict[str, Json]:
+def _describe_job(job: Job) -> dict[str, Json]:
     shown = job.as_dict()
     wanted = ("id", "name", "task", "model", "revision", "params", "inputs", "created_at", "ran_on")
     counts = {name: shown["counts"][name] for name in ("records", "succeeded", "failed", "truncated")}

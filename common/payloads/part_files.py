@@ -18,12 +18,12 @@ from common.json_codec import to_json
 from common.payloads.arrays import column_array
 from common.payloads.codec import MAX_EXPANDED, MAX_ROWS, encode_outcomes, overlay
 from common.records import Failure, Json, Outcome, Record
-from common.results import COLUMNS, LOST, Row, as_text, cells, to_line
+from common.results import COLUMNS, LOST, ResultRow, as_text, cells, to_line
 
 FORMATS = ("parquet", "jsonl")
 
 #: What goes wrong in the reading of a file that others wrote, or wrote over.
-_NO_PART = (pa.ArrowException, OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError)
+_DECODE_ERRORS = (pa.ArrowException, OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError)
 #: What a Parquet part says of outputs without a type: JSON text, or where all of them are texts, these as they are.
 _FORM, _JSON, _TEXT = b"hugqueue.output", b"json", b"text"
 
@@ -35,7 +35,7 @@ def part_name(chunk: int, format: str) -> str:
 
 def chunk_rows(
     records: Sequence[Record] | None, outcomes: Sequence[bytes | None], *, arrays: bool = False
-) -> list[Row]:
+) -> list[ResultRow]:
     """Return the rows of a chunk from its records and the payloads of its commits, the oldest first.
 
     Args:
@@ -48,17 +48,17 @@ def chunk_rows(
     """
     found = overlay([payload for payload in outcomes if payload is not None], arrays=arrays)
     if records is None:
-        return [Row(id_, None, outcome) for _, (id_, outcome) in sorted(found.items())]
+        return [ResultRow(id_, None, outcome) for _, (id_, outcome) in sorted(found.items())]
     absent = LOST if outcomes else None
     return [
-        Row(record.id, record.input, found[position][1] if position in found else absent)
+        ResultRow(record.id, record.input, found[position][1] if position in found else absent)
         for position, record in enumerate(records)
     ]
 
 
 def row_schema(kind: Any) -> pa.Schema:
     """Return the schema of rows in Parquet; `kind` is the Arrow type of an output, or None for text and JSON text."""
-    output = _widely_read(kind) if kind is not None else pa.string()
+    output = _with_variable_lists(kind) if kind is not None else pa.string()
     kinds = (pa.string(), pa.string(), output, pa.string(), pa.string(), pa.bool_())
     return pa.schema(list(zip(COLUMNS, kinds, strict=True)))
 
@@ -74,7 +74,7 @@ def cells_to_table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Tab
     return pa.table(arrays, schema=schema)
 
 
-def encode_part(rows: Sequence[Row], kind: Any, format: str) -> bytes:
+def encode_part(rows: Sequence[ResultRow], kind: Any, format: str) -> bytes:
     """Return the bytes of a part; `kind` is the Arrow type of an output, or None for text and JSON text."""
     if format == "jsonl":
         return b"".join(to_line(row).encode() + b"\n" for row in rows)
@@ -86,7 +86,7 @@ def encode_part(rows: Sequence[Row], kind: Any, format: str) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _outputs(rows: Sequence[Row], kind: Any) -> tuple[bytes | None, list[Any]]:
+def _outputs(rows: Sequence[ResultRow], kind: Any) -> tuple[bytes | None, list[Any]]:
     """Return the form of untyped outputs, and the outputs in it."""
     if kind is not None:
         return None, [row.output for row in rows]
@@ -111,7 +111,7 @@ def decode_part(data: bytes, format: str) -> bytes:
     try:
         ids, outcomes, kind = _from_lines(data) if format == "jsonl" else _from_parquet(data)
         return encode_outcomes(range(len(ids)), ids, outcomes, kind)
-    except _NO_PART as error:
+    except _DECODE_ERRORS as error:
         raise PayloadError(f"not a part ({format}): {str(error) or type(error).__name__:.500}") from error
 
 
@@ -148,6 +148,6 @@ def _outcome(output: Json, error: Json, truncated: bool) -> Outcome:
     return Outcome(output, Failure(str(error["code"]), str(error["message"])) if error else None, truncated)
 
 
-def _widely_read(kind: Any) -> Any:
+def _with_variable_lists(kind: Any) -> Any:
     """Return the type with lists of free length in place of fixed ones, which few readers of Parquet know."""
     return pa.list_(kind.value_type) if pa.types.is_fixed_size_list(kind) else kind

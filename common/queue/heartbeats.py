@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import redis
 
-from common.records import Json, visible
+from common.records import Json, replace_control_chars
 from common.redis import keys
 
 #: Seconds after which a silent worker counts as gone.
@@ -42,7 +42,7 @@ class Heartbeat:
         return asdict(self)
 
 
-def beat(client: "redis.Redis", heartbeat: Heartbeat) -> None:
+def send_heartbeat(client: "redis.Redis", heartbeat: Heartbeat) -> None:
     """Say that this worker lives."""
     with client.pipeline(transaction=True) as pipe:
         pipe.set(keys.worker(heartbeat.name), json.dumps(heartbeat.as_dict()), px=int(TTL * 1000))
@@ -50,7 +50,7 @@ def beat(client: "redis.Redis", heartbeat: Heartbeat) -> None:
         pipe.execute()
 
 
-def leave(client: "redis.Redis", name: str) -> None:
+def remove_heartbeat(client: "redis.Redis", name: str) -> None:
     """Say that this worker has stopped. No transaction: a full Redis would refuse it."""
     with client.pipeline(transaction=False) as pipe:
         pipe.delete(keys.worker(name))
@@ -58,7 +58,7 @@ def leave(client: "redis.Redis", name: str) -> None:
         pipe.execute()
 
 
-def shorten(client: "redis.Redis") -> None:
+def cap_heartbeat_ttls(client: "redis.Redis") -> None:
     """See that no heartbeat lasts longer than `TTL`, as those of dead workers do when Redis's clock is set back."""
     names = [keys.worker(name.decode(errors="replace")) for name in client.smembers(keys.WORKERS)]
     with client.pipeline(transaction=False) as pipe:
@@ -70,7 +70,7 @@ def shorten(client: "redis.Redis") -> None:
             client.pexpire(name, int(TTL * 1000))
 
 
-def living(client: "redis.Redis") -> list[Heartbeat]:
+def live_workers(client: "redis.Redis") -> list[Heartbeat]:
     """Return all live workers by name; names of dead ones are cleared away."""
     names = sorted(name.decode(errors="replace") for name in client.smembers(keys.WORKERS))
     if not names:
@@ -79,7 +79,7 @@ def living(client: "redis.Redis") -> list[Heartbeat]:
     dead = [name for name, raw in found.items() if raw is None]
     if dead:
         client.srem(keys.WORKERS, *dead)
-    return [beat for beat in map(_decode, found.values()) if beat is not None]
+    return [send_heartbeat for send_heartbeat in map(_decode, found.values()) if send_heartbeat is not None]
 
 
 def _decode(raw: bytes | None) -> Heartbeat | None:
@@ -98,7 +98,7 @@ def _is_sound(heartbeat: Heartbeat) -> bool:
     texts = [getattr(heartbeat, name) for name in _TEXTS] + list(heartbeat.queues)
     numbers = [getattr(heartbeat, name) for name in _NUMBERS]
     return (
-        all(isinstance(text, str) and visible(text) == text for text in texts)
+        all(isinstance(text, str) and replace_control_chars(text) == text for text in texts)
         and all(isinstance(number, int | float) and abs(number) < _HUGE for number in numbers)
         and isinstance(heartbeat.slots, int)
         and 0 <= heartbeat.slots <= _MOST_SLOTS
@@ -111,6 +111,6 @@ def serving(workers: Iterable[Heartbeat], queue: str) -> list[Heartbeat]:
     return [worker for worker in workers if queue in worker.queues]
 
 
-def ticket_target(workers: Iterable[Heartbeat], queue: str, least: int, most: int) -> int:
+def target_tickets(workers: Iterable[Heartbeat], queue: str, least: int, most: int) -> int:
     """Return how many tickets a job on `queue` keeps: two for each live slot, so that no slot waits for one."""
     return min(most, max(least, 2 * sum(worker.slots for worker in serving(workers, queue))))

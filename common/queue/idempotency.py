@@ -13,7 +13,7 @@ import redis
 from common.jobs import Written
 from common.records import JobSpec
 from common.redis.keys import JobKeys, idempotency
-from common.redis.schema import note_schema
+from common.redis.schema import write_schema
 from common.redis.scripts import Scripts
 
 
@@ -26,7 +26,7 @@ class Claim:
     producer: str = field(default_factory=lambda: secrets.token_hex(8))  #: token
 
 
-class Claims:
+class IdempotencyKeys:
     """The steps of submitting under an idempotency key, each of them atomic."""
 
     def __init__(self, client: "redis.Redis", result_ttl: float) -> None:
@@ -36,7 +36,7 @@ class Claims:
 
     def begin(self, spec: JobSpec, claim: Claim) -> str:
         """Begin the job, unless the key stands for one already; return the id of the one it stands for."""
-        note_schema(self._client)
+        write_schema(self._client)
         arguments = (spec.encode(), self._ttl_ms, spec.created_at, claim.producer, claim.head)
         return str(self._scripts.run("claim", spec.id, idempotency(claim.key), *arguments).decode())
 

@@ -11,20 +11,20 @@ from common.jobs import Job, decode_job
 from common.records import JOB_ID, JobSpec, JobStatus
 from common.redis import keys
 from common.redis.keys import JobKeys
-from common.redis.schema import note_schema
+from common.redis.schema import write_schema
 from common.redis.scripts import Scripts
 from common.storage.locations import MayOpen
 from common.storage.storage import open_storage
 
 if TYPE_CHECKING:  # they bring pyarrow, which who looks at jobs does not need
     from common.payloads.job_payloads import JobPayloads
-    from common.payloads.output_committer import OutputParts
+    from common.payloads.output_committer import OutputCommitter
 
 #: Jobs looked up in one round trip.
 _PAGE = 100
 
 
-class Store:
+class JobStore:
     """Reads and writes jobs, and opens their payloads."""
 
     def __init__(self, client: "redis.Redis", result_ttl: float, may_open: MayOpen = lambda _: False) -> None:
@@ -54,7 +54,7 @@ class Store:
             pipe.sadd(keys.ACTIVE, spec.id)
             pipe.zadd(keys.DUE, {spec.id: spec.created_at})
             pipe.zadd(keys.JOBS, {spec.id: spec.created_at})
-            note_schema(pipe)
+            write_schema(pipe)
             pipe.execute()
 
     def job(self, job_id: str) -> Job:
@@ -82,7 +82,7 @@ class Store:
             return job.id
         return None
 
-    def beginning_with(self, prefix: str) -> list[str]:
+    def ids_with_prefix(self, prefix: str) -> list[str]:
         """Return the ids of the jobs there are that begin so, the newest first."""
         ids = [member.decode(errors="replace") for member in self.client.zrevrange(keys.JOBS, 0, -1)]
         return [job_id for job_id in ids if job_id.startswith(prefix) and self.exists(job_id)]
@@ -166,7 +166,7 @@ class Store:
 
         return JobPayloads(self.client, self._scripts, spec, self._may_open)
 
-    def left_behind(self, cursor: int, count: int) -> tuple[int, list[str]]:
+    def orphaned_files(self, cursor: int, count: int) -> tuple[int, list[str]]:
         """Return jobs that are there no longer, but their files are: of about `count` jobs, and where to go on.
 
         Begin with the cursor 0; with 0 all are through.
@@ -178,7 +178,7 @@ class Store:
                 pipe.exists(JobKeys.of(job_id).job)
             return cursor, [job_id for job_id, found in zip(ids, pipe.execute(), strict=True) if not found]
 
-    def _parts_of(self, job_id: str) -> "OutputParts | None":
+    def _parts_of(self, job_id: str) -> "OutputCommitter | None":
         """Return the parts of a job that workers write, where this process may open them."""
         try:
             return self.payloads(self.job(job_id).spec).parts

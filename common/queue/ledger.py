@@ -18,14 +18,14 @@ import redis
 
 from common.errors import JobTaken, NotSubmitting, UnknownJob, UsageError
 from common.payloads.backends import Version, decode_versions
-from common.records import Counts, Failure, Json, visible
+from common.records import Counts, Failure, Json, replace_control_chars
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
 
 #: Tickets a job has at least: enough for one worker to be at it with all its slots.
 MIN_TICKETS = 6
 #: And at most, whatever heartbeats say: these are written by whoever can write to Redis.
-MOST_TICKETS = 10_000
+MAX_TICKETS = 10_000
 #: Members that are no text, which somebody else must have written, go through unchanged.
 _ANY_BYTES = "surrogateescape"
 #: Chunks whose commits one script forgets.
@@ -54,7 +54,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ReapReport:
     """What a look after a job found."""
 
     status: str  #: `unknown`: there is none
@@ -66,7 +66,7 @@ class Look:
     tickets: set[str]  #: those that count
 
     @classmethod
-    def of(cls, answer: Sequence[Any]) -> "Look":
+    def of(cls, answer: Sequence[Any]) -> "ReapReport":
         """Return what the script answered."""
         status, opened, recovered, open_chunks, unpublished, seen, tickets = answer
         names = {ticket.decode(errors=_ANY_BYTES) for ticket in tickets}
@@ -81,7 +81,7 @@ class Ledger:
         self._lease_ms = int(lease * 1000)
         self._scripts = Scripts(client)
 
-    def seal(self, job_id: str, chunks: int, records: int, producer: str = "") -> None:
+    def accept(self, job_id: str, chunks: int, records: int, producer: str = "") -> None:
         """Accept a job: from here on it will be run.
 
         Raises:
@@ -94,20 +94,20 @@ class Ledger:
         if answer != "queued":
             raise NotSubmitting(job_id, answer)
 
-    def issue(self, job_id: str, most: int) -> list[str]:
+    def issue_tickets(self, job_id: str, most: int) -> list[str]:
         """Return ids of new tickets to send, so that the job has up to `most`, none if it has them."""
-        ids = [str(uuid.uuid4()) for _ in range(min(most, MOST_TICKETS))]
+        ids = [str(uuid.uuid4()) for _ in range(min(most, MAX_TICKETS))]
         return [ticket.decode() for ticket in self._run("issue", job_id, most, *ids)]
 
     def tickets(self, job_id: str) -> set[str]:
         """Return the ids of the tickets that count."""
         return {ticket.decode(errors=_ANY_BYTES) for ticket in self.client.smembers(JobKeys.of(job_id).tickets)}
 
-    def has(self, job_id: str, ticket: str) -> bool:
+    def has_ticket(self, job_id: str, ticket: str) -> bool:
         """Return whether a ticket counts."""
         return bool(self.client.sismember(JobKeys.of(job_id).tickets, ticket))
 
-    def void(self, job_id: str, tickets: Sequence[str]) -> None:
+    def void_tickets(self, job_id: str, tickets: Sequence[str]) -> None:
         """Strike lost tickets off the list."""
         if tickets:
             names = (ticket.encode(errors=_ANY_BYTES) for ticket in tickets)
@@ -137,21 +137,21 @@ class Ledger:
         """Keep a lease; return the status of its job, or `lost` if the chunk is someone else's now."""
         return str(self._run("renew", lease.job_id, lease.chunk, lease.holder, self._lease_ms, lease.round).decode())
 
-    def commit(self, lease: Lease, counts: Counts, facts: Mapping[str, Json], most_failed: int | None = None) -> str:
+    def commit(self, lease: Lease, counts: Counts, run_info: Mapping[str, Json], max_failed: int | None = None) -> str:
         """Mark a chunk as done, its outcomes being written; return `committed`, or why it was not.
 
         Args:
             lease: of the chunk.
             counts: its records by outcome.
             facts: what ran them.
-            most_failed: with more failed records than that in one round, the job ends early.
+            max_failed: with more failed records than that in one round, the job ends early.
         """
         numbers = (counts.succeeded, counts.failed, counts.truncated)
-        limit = () if most_failed is None else (most_failed,)
-        answer = self._run("commit", lease.job_id, lease.chunk, *lease.version, *numbers, json.dumps(facts), *limit)
+        limit = () if max_failed is None else (max_failed,)
+        answer = self._run("commit", lease.job_id, lease.chunk, *lease.version, *numbers, json.dumps(run_info), *limit)
         return str(answer.decode())
 
-    def note_alone(self, lease: Lease, *, done: int | None, now: int | None, kept: int) -> None:
+    def note_isolated(self, lease: Lease, *, done: int | None, now: int | None, kept: int) -> None:
         """Note which record of a chunk has got past running alone, and which is about to run so.
 
         Args:
@@ -163,7 +163,7 @@ class Ledger:
         positions = ("" if position is None else position for position in (done, now))
         self._run("alone", lease.job_id, lease.chunk, lease.holder, *positions, kept)
 
-    def died_alone(self, lease: Lease) -> list[int]:
+    def isolated_deaths(self, lease: Lease) -> list[int]:
         """Return the positions that ran alone when workers died over this chunk, one for each death of this round."""
         raw = self.client.hget(JobKeys.of(lease.job_id).attempts, f"{lease.chunk}:alone")
         return [int(position) for position in (raw or b"").split() if position.isdigit()]
@@ -177,7 +177,7 @@ class Ledger:
 
     def refuse(self, job_id: str, worker: str, reason: str) -> set[str]:
         """Note that a worker cannot serve the job; return the names of all that cannot."""
-        self._scripts.write(job_id, "refusals", worker, visible(reason))
+        self._scripts.write(job_id, "refusals", worker, replace_control_chars(reason))
         return {name.decode() for name in self.client.hkeys(JobKeys.of(job_id).refusals)}
 
     def serve(self, job_id: str, worker: str) -> None:
@@ -225,9 +225,11 @@ class Ledger:
         for first in range(0, len(chunks), _AT_ONCE):
             self._run("discard", job_id, round_, *chunks[first : first + _AT_ONCE])
 
-    def failed_in(self, job_id: str) -> dict[int, int]:
+    def failures_by_chunk(self, job_id: str) -> dict[int, int]:
         """Return how many records of a chunk failed, for the chunks where any did."""
-        return {int(chunk): int(failed) for chunk, failed in self.client.hgetall(JobKeys.of(job_id).flawed).items()}
+        return {
+            int(chunk): int(failed) for chunk, failed in self.client.hgetall(JobKeys.of(job_id).failed_counts).items()
+        }
 
     def publish(self, job_id: str, round_: int) -> bool:
         """Note that the files of a job are all there, which completes it; return whether it was not noted before."""
@@ -235,7 +237,7 @@ class Ledger:
 
     def fail(self, job_id: str, failure: Failure) -> bool:
         """End a job early and keep what is done; return whether it was not over before."""
-        return bool(self._run("fail", job_id, failure.code, visible(failure.message)))
+        return bool(self._run("fail", job_id, failure.code, replace_control_chars(failure.message)))
 
     def retry(self, job_id: str, lost: Callable[[], Sequence[int]] = tuple) -> int:
         """Open a new round over all that failed, never ended or is lost; return how many chunks are open.
@@ -271,7 +273,7 @@ class Ledger:
             if cursor == b"0":
                 return bytes(round_)
 
-    def look_after(self, job_ids: Sequence[str], *, judging: bool = True) -> "list[Look | redis.RedisError]":
+    def reap_jobs(self, job_ids: Sequence[str], *, judging: bool = True) -> "list[ReapReport | redis.RedisError]":
         """Do what is due for these jobs, and return what a reaper has to know of each; an error stands for its own job.
 
         Args:
@@ -279,7 +281,7 @@ class Ledger:
             judging: whether a lease that is not there was lost.
         """
         answers = self._scripts.run_each("reap", job_ids, self._lease_ms, int(judging))
-        return [answer if isinstance(answer, redis.RedisError) else Look.of(answer) for answer in answers]
+        return [answer if isinstance(answer, redis.RedisError) else ReapReport.of(answer) for answer in answers]
 
     def give_up(self, job_id: str, producer_seen: str) -> bool:
         """End a job whose producer was not seen since then, and has not accepted it; return whether that is so."""

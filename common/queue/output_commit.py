@@ -9,14 +9,14 @@ import redis
 
 from common.errors import PayloadError, ResultsLost, StorageError, UnknownJob
 from common.payloads.job_payloads import JobPayloads
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.queue.ledger import Lease, Ledger
 from common.records import Failure
 
 logger = logging.getLogger(__name__)
 
 
-def settle_commit(store: Store, ledger: Ledger, payloads: JobPayloads, lease: Lease) -> None:
+def finish_commit(store: JobStore, ledger: Ledger, payloads: JobPayloads, lease: Lease) -> None:
     """Put the part of a chunk that was just committed in its place, and end the job if it was the last one.
 
     What goes wrong here is no loss: the chunk is committed, and its part aside.
@@ -30,7 +30,7 @@ def settle_commit(store: Store, ledger: Ledger, payloads: JobPayloads, lease: Le
         logger.warning("chunk %d of job %s waits for a reaper: %s", lease.chunk, lease.job_id, error)
 
 
-def publish(store: Store, ledger: Ledger, job_id: str, payloads: JobPayloads) -> bool:
+def publish(store: JobStore, ledger: Ledger, job_id: str, payloads: JobPayloads) -> bool:
     """Say that the files of a job are all there, if that is all it lacks; return whether it was.
 
     Where some are gone, their chunks are opened again and the job fails: a retry runs them.
@@ -46,9 +46,9 @@ def publish(store: Store, ledger: Ledger, job_id: str, payloads: JobPayloads) ->
         return False
     parts = payloads.parts
     if parts is not None:
-        parts.place_rest({chunk: versions[-1] for chunk, versions in commits.items() if versions})
+        parts.commit_pending({chunk: versions[-1] for chunk, versions in commits.items() if versions})
     lost = payloads.lost(commits)
-    job, failed = store.job(job_id), ledger.failed_in(job_id)
+    job, failed = store.job(job_id), ledger.failures_by_chunk(job_id)
     if ledger.unpublished(job_id) != commits:  # another one has done it meanwhile
         return False
     if lost:

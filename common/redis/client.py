@@ -14,7 +14,7 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
 from common.errors import StoreUnavailable
-from common.redis.url import mask_address
+from common.redis.url import mask_url
 
 #: Seconds to wait for one answer, or for a connection.
 TIMEOUT = 2.5
@@ -104,7 +104,7 @@ def redis_errors(url: str) -> Iterator[None]:
 
 def explain(error: Exception, url: str) -> str:
     """Return one sentence about what Redis (or the way to it) has."""
-    return f"Redis at {mask_address(url)} {_ailment(error, str(error), url)}"
+    return f"Redis at {mask_url(url)} {_ailment(error, str(error), url)}"
 
 
 def _ailment(error: Exception, text: str, url: str) -> str:
@@ -118,17 +118,17 @@ def _ailment(error: Exception, text: str, url: str) -> str:
     ailments = (
         (denied, refused),
         (lacking, f"does not allow this user what hugqueue needs: {text}"),
-        (is_full(error), "is full (maxmemory). Finished jobs leave with their time to live."),
+        (is_redis_full(error), "is full (maxmemory). Finished jobs leave with their time to live."),
         (_refusal_of(error) == "MISCONF", f"cannot write to its disk: {text}"),
         (_refusal_of(error) in _REFUSALS, f"{_REFUSALS.get(_refusal_of(error))}."),
-        (speaks_plainly(error, url), "speaks no TLS: write redis:// in place of rediss://."),
+        (answers_without_tls(error, url), "speaks no TLS: write redis:// in place of rediss://."),
         (isinstance(error, redis.TimeoutError), "does not answer."),
         (isinstance(error, redis.ConnectionError), f"cannot be reached: {_certificate_fault(text) or text}"),
     )
     return next((words for holds, words in ailments if holds), f"answers with an error: {text}")
 
 
-def speaks_plainly(error: Exception, url: str) -> bool:
+def answers_without_tls(error: Exception, url: str) -> bool:
     """Whether TLS was asked of a Redis that has none: it takes the greeting for half a command, and says nothing."""
     parts = urlsplit(url)
     if parts.scheme != "rediss" or not isinstance(error, redis.TimeoutError | redis.ConnectionError):
@@ -151,10 +151,10 @@ def _certificate_fault(text: str) -> str | None:
     )
 
 
-def is_passing(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether waiting may mend it: Redis away, loading its data, busy, a replica, or full for now, it or its disk."""
     denied = isinstance(error, redis.AuthenticationError) or _certificate_fault(str(error)) is not None
-    return not denied and (isinstance(error, _PASSING) or is_full(error) or _refusal_of(error) in _REFUSALS)
+    return not denied and (isinstance(error, _PASSING) or is_redis_full(error) or _refusal_of(error) in _REFUSALS)
 
 
 def _refusal_of(error: Exception) -> str:
@@ -166,7 +166,7 @@ def _refusal_of(error: Exception) -> str:
     return next((code for kind, code in _CODES if isinstance(error, kind)), match[1] if match else "")
 
 
-def is_full(error: Exception) -> bool:
+def is_redis_full(error: Exception) -> bool:
     """Whether Redis had no room; where a script met that, Redis 6.2 puts it into a sentence of its own."""
     return isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command not allowed" in str(error)
 
@@ -183,6 +183,6 @@ def wait_for(client: "redis.Redis", seconds: float) -> None:
             client.ping()
             return
         except redis.RedisError as error:
-            if not is_passing(error) or time.monotonic() > end:
+            if not is_transient(error) or time.monotonic() > end:
                 raise
             time.sleep(0.05)

@@ -2,10 +2,10 @@
 
 import redis
 
-from common.redis.url import mask_address
+from common.redis.url import mask_url
 
 
-def weaknesses(client: "redis.Redis", url: str) -> list[str]:
+def durability_warnings(client: "redis.Redis", url: str) -> list[str]:
     """Return why Redis may lose jobs, a sentence each with what mends it; none where this user may not ask.
 
     Raises:
@@ -26,7 +26,7 @@ def weaknesses(client: "redis.Redis", url: str) -> list[str]:
 
 
 def _advice(url: str, fault: str, setting: str) -> str:
-    address = mask_address(url)
+    address = mask_url(url)
     return (
         f"Redis at {address} {fault}. To change that, run `redis-cli -u {address} config set {setting}` and put "
         f"`{setting}` into its redis.conf."

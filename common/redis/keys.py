@@ -26,7 +26,7 @@ STORED = f"{PREFIX}stored"
 #: Which worker reaps at present.
 REAPER = f"{PREFIX}reaper"
 #: List of messages that could not be decoded, the latest first.
-REFUSED = f"{CELERY_PREFIX}refused"
+DEAD_LETTERS = f"{CELERY_PREFIX}refused"
 
 
 def worker(name: str) -> str:
@@ -64,7 +64,7 @@ class JobKeys:
     #: (steps trained)
     commits: str  #: hash: chunk -> round:serial:succeeded:failed:truncated
     layers: str  #: hash: chunk -> round:serial:succeeded:failed:truncated of every commit, oldest first
-    flawed: str  #: hash: chunk -> how many of its records failed when they last had outcomes
+    failed_counts: str  #: hash: chunk -> how many of its records failed when they last had outcomes
     tickets: str  #: set: ids of the tickets that count
     refusals: str  #: hash: worker -> why it cannot serve this job
     resting: str  #: sorted set: chunks that are tried again later, by when; nobody works on them until then

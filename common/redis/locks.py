@@ -12,11 +12,11 @@ return 1
 _LET_GO = "if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('del', KEYS[1]) end"
 
 
-def hold(client: "redis.Redis", key: str, owner: str, ms: int) -> bool:
+def acquire_lock(client: "redis.Redis", key: str, owner: str, ms: int) -> bool:
     """Take the key for so many milliseconds from now, or keep it; return whether it is `owner`'s."""
     return bool(client.register_script(_HOLD)(keys=[key], args=[owner, ms]))
 
 
-def let_go(client: "redis.Redis", key: str, owner: str) -> None:
+def release_lock(client: "redis.Redis", key: str, owner: str) -> None:
     """Give the key back, if it is `owner`'s."""
     client.register_script(_LET_GO)(keys=[key], args=[owner])

@@ -25,12 +25,12 @@ _SECRET = re.compile(r"^(\w[\w+.-]*://(?:[^:@/]*:)?)?.*(?=@)", re.DOTALL)
 _EXPECTED = "Expected redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE], rediss:// (TLS) or redis+socket:///PATH"
 
 
-def mask_address(address: str) -> str:
+def mask_url(address: str) -> str:
     """Return the address with its password replaced by `***`, however badly it is written."""
     return _SECRET.sub(r"\1***", address)
 
 
-def check_address(address: str) -> str:
+def check_redis_url(address: str) -> str:
     """Return the address; one with TLS says that certificates are checked, unless it says that they are not.
 
     Raises:
@@ -47,13 +47,13 @@ def check_address(address: str) -> str:
     # `@` and `#` come from a password that is not written as it should be; kombu takes `;` for a second address.
     if not valid or parts.fragment or "@" in parts.path + parts.query or ";" in address:
         raise UsageError(
-            f"{mask_address(address)} is not an address of Redis. {_EXPECTED}; in a password, "
+            f"{mask_url(address)} is not an address of Redis. {_EXPECTED}; in a password, "
             "everything but letters and digits is written as %XX."
         )
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         fault = _fault_of_option(parts.scheme, name, value)
         if fault:
-            raise UsageError(f"{mask_address(address)}: {fault}.")
+            raise UsageError(f"{mask_url(address)}: {fault}.")
     if parts.scheme == "rediss" and "ssl_cert_reqs" not in parts.query:
         # redis-py checks without being told; kombu does not.
         return urlunsplit(parts._replace(query="&".join(filter(None, (parts.query, "ssl_cert_reqs=required")))))

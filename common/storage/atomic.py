@@ -15,7 +15,7 @@ from typing import BinaryIO
 from common.errors import HugqueueError, path_errors
 
 
-class Aside:
+class AtomicFile:
     """A file under way to `path`. `keep` puts it there; without it, `discard` leaves no trace."""
 
     def __init__(self, path: Path) -> None:
@@ -23,10 +23,10 @@ class Aside:
         with path_errors(f"Cannot write {path}"):
             self._target = path.resolve()  # a link goes on pointing to where it points
         # Opened anew, not by tempfile, so that the user's umask decides who may read it.
-        self._part = self._target.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
-        with write_faults(path):
-            self.stream: BinaryIO = self._part.open("xb")
-            _take_over(self._target, self.stream.fileno())
+        self._temporary = self._target.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
+        with write_errors(path):
+            self.stream: BinaryIO = self._temporary.open("xb")
+            _copy_owner_and_mode(self._target, self.stream.fileno())
 
     def keep(self) -> None:
         """Put the file in its place.
@@ -34,21 +34,21 @@ class Aside:
         Raises:
             HugqueueError: the disk does not take it.
         """
-        with write_faults(self.path):
+        with write_errors(self.path):
             self.stream.flush()
             os.fsync(self.stream.fileno())
             self.stream.close()
-            self._part.replace(self._target)
+            self._temporary.replace(self._target)
             _sync_directory(self._target.parent)
 
     def discard(self) -> None:
         """Remove what was written so far; after `keep` there is nothing to remove."""
         with suppress(OSError):  # closing flushes, and a full disk says so again: this file is unwanted anyhow
             self.stream.close()
-        self._part.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)
 
 
-def _take_over(old: Path, new: int) -> None:
+def _copy_owner_and_mode(old: Path, new: int) -> None:
     """Give the new file the owner and the mode of the one that it replaces, if there is one."""
     try:
         found = old.stat()
@@ -61,7 +61,7 @@ def _take_over(old: Path, new: int) -> None:
 
 
 @contextmanager
-def write_faults(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """Turn what goes wrong while writing into an error that names the file."""
     try:
         yield

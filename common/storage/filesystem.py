@@ -6,20 +6,20 @@ import stat
 from collections.abc import Iterator
 from typing import IO, Any
 
-from common.distribution import install
+from common.distribution import install_command
 from common.errors import NoSuchStorage, StorageError
-from common.storage.locations import is_address, local_path
+from common.storage.locations import is_url, local_path
 
 #: Kinds of addresses that begin with the name of a bucket.
-_BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+_BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 
 
-def is_in_bucket(address: str) -> bool:
+def is_object_store(url: str) -> bool:
     """Whether a place knows buckets and no folders: to make a missing one would make a bucket of a mistyped name."""
-    return address.partition("://")[0].lower() in _BUCKETS
+    return url.partition("://")[0].lower() in _BUCKET_SCHEMES
 
 
-def open_file_system(address: str) -> tuple[Any, str]:
+def open_filesystem(url: str) -> tuple[Any, str]:
     """Return fsspec's file system for an address, and the path in it.
 
     Raises:
@@ -29,12 +29,12 @@ def open_file_system(address: str) -> tuple[Any, str]:
         import fsspec
 
         # What was listed before does not count: others write there too.
-        options = {"use_listings_cache": False} if is_in_bucket(address) else {}
-        found: tuple[Any, str] = fsspec.core.url_to_fs(address, **options)
+        options = {"use_listings_cache": False} if is_object_store(url) else {}
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise NoSuchStorage(
-            f"{address}: {str(error).rstrip('.')}. For addresses, install fsspec and what that kind needs "
-            f"(for s3://: {install('s3')})."
+            f"{url}: {str(error).rstrip('.')}. For addresses, install fsspec and what that kind needs "
+            f"(for s3://: {install_command('s3')})."
         ) from error
     return found
 
@@ -46,7 +46,7 @@ def glob(pattern: str) -> list[str]:
         StorageError: its place cannot be looked at.
     """
     with storage_errors("list", pattern):
-        files, path = open_file_system(pattern)
+        files, path = open_filesystem(pattern)
         return sorted(str(files.unstrip_protocol(name)) for name in files.glob(path))
 
 
@@ -57,25 +57,25 @@ def open_stream(name: str) -> IO[bytes]:
         StorageError: it cannot be opened.
     """
     with storage_errors("read", name):
-        if not is_address(name):
+        if not is_url(name):
             _stat_file(name)
             return local_path(name).open("rb")
-        files, path = open_file_system(name)
+        files, path = open_filesystem(name)
         stream: IO[bytes] = files.open(path, "rb")
         return stream
 
 
-def version_of(name: str) -> tuple[int, str]:
+def file_version(name: str) -> tuple[int, str]:
     """Return the size of a file in bytes, and what changes when its contents do (a time, an entity tag).
 
     Raises:
         StorageError: it is not there, or cannot be looked at.
     """
     with storage_errors("read", name):
-        if not is_address(name):
+        if not is_url(name):
             found = _stat_file(name)
             return found.st_size, str(found.st_mtime_ns)
-        files, path = open_file_system(name)
+        files, path = open_filesystem(name)
         info = files.info(path)
     if info.get("type") == "directory":
         raise StorageError(f"{name} is a directory; name the files in it, as {name.rstrip('/')}/*.")

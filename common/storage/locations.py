@@ -16,13 +16,13 @@ _SEPARATORS = re.compile(r"[/\\?#]")
 MayOpen = Callable[[str], bool]
 
 
-def is_address(name: str) -> bool:
+def is_url(name: str) -> bool:
     """Whether `name` is an address with a scheme, as `s3://bucket/key`, and no path of this machine."""
     scheme, separator, _ = name.partition("://")
     return bool(separator) and scheme.lower() != "file"
 
 
-def without_scheme(name: str) -> str:
+def strip_file_scheme(name: str) -> str:
     """Return the path that a `file://` address means; any other name as it is."""
     scheme, separator, rest = name.partition("://")
     return rest if separator and scheme.lower() == "file" else name
@@ -30,7 +30,7 @@ def without_scheme(name: str) -> str:
 
 def local_path(name: str) -> Path:
     """Return the path that `name` means on this machine, be it a path or a `file://` address."""
-    return Path(without_scheme(name))
+    return Path(strip_file_scheme(name))
 
 
 def is_shared(name: str, shared: Sequence[str]) -> bool:
@@ -42,20 +42,20 @@ def is_shared(name: str, shared: Sequence[str]) -> bool:
     if "::" in name or "\0" in name:
         return False
     try:
-        if is_address(name):
-            return any(is_address(place) and _is_under_address(name, place) for place in shared)
-        return any(not is_address(place) and _is_under(local_path(name), local_path(place)) for place in shared)
+        if is_url(name):
+            return any(is_url(location) and _is_under_url(name, location) for location in shared)
+        return any(not is_url(location) and _is_under(local_path(name), local_path(location)) for location in shared)
     except ValueError:  # half a character in a path, half an address of IPv6
         return False
 
 
-def _is_under(path: Path, place: Path) -> bool:
-    real, root = os.path.realpath(path), os.path.realpath(place)
+def _is_under(path: Path, location: Path) -> bool:
+    real, root = os.path.realpath(path), os.path.realpath(location)
     return path.is_absolute() and (real == root or real.startswith(root.rstrip("/") + "/"))
 
 
-def _is_under_address(name: str, place: str) -> bool:
-    found, root = urlsplit(name), urlsplit(place)
+def _is_under_url(name: str, location: str) -> bool:
+    found, root = urlsplit(name), urlsplit(location)
     if (found.scheme.lower(), found.netloc) != (root.scheme.lower(), root.netloc):
         return False
     path = unquote(found.path)

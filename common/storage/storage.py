@@ -15,19 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from common.errors import StorageError
-from common.storage.filesystem import is_in_bucket, open_file_system, storage_errors
-from common.storage.locations import is_address, local_path
+from common.storage.filesystem import is_object_store, open_filesystem, storage_errors
+from common.storage.locations import is_url, local_path
 
 
-def open_storage(address: str, folder: str = "") -> "Storage":
+def open_storage(url: str, folder: str = "") -> "Storage":
     """Return the files under a path or an address, or in a folder below it, which is no link.
 
     Raises:
         StorageError: the address is of a kind that cannot be opened here.
     """
-    if is_address(address):
-        return RemoteStorage(f"{address.rstrip('/')}/{folder}")
-    return LocalStorage(local_path(address), folder)
+    if is_url(url):
+        return RemoteStorage(f"{url.rstrip('/')}/{folder}")
+    return LocalStorage(local_path(url), folder)
 
 
 class Storage(ABC):
@@ -80,17 +80,17 @@ class LocalStorage(Storage):
     def check(self) -> None:
         """Check that the directory, or the nearest one above it that is there, may be written."""
         with self._errors("write", ""):
-            there = next(place for place in (self._root, *self._root.absolute().parents) if place.exists())
-            if not there.is_dir():
-                raise NotADirectoryError(f"{there} is no directory")
-            if not os.access(there, os.W_OK | os.X_OK):
-                raise PermissionError(f"{there} may not be written by this user")
+            existing = next(place for place in (self._root, *self._root.absolute().parents) if place.exists())
+            if not existing.is_dir():
+                raise NotADirectoryError(f"{existing} is no directory")
+            if not os.access(existing, os.W_OK | os.X_OK):
+                raise PermissionError(f"{existing} may not be written by this user")
 
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes; None where there is none."""
         with self._errors("read", name):
             try:
-                with self._opened(name) as (folder, file):
+                with self._open_parent(name) as (folder, file):
                     found = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
             except FileNotFoundError:
                 return None
@@ -101,25 +101,25 @@ class LocalStorage(Storage):
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file aside, have the disk take it, and rename it."""
-        with self._errors("write", name), self._opened(name, make=True) as (folder, file):
-            aside = f".{file}.{secrets.token_hex(4)}.part"
+        with self._errors("write", name), self._open_parent(name, make=True) as (folder, file):
+            temporary = f".{file}.{secrets.token_hex(4)}.part"
             try:
-                made = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder)
+                made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder)
                 with os.fdopen(made, "wb") as stream:
                     stream.write(data)
                     stream.flush()
                     os.fsync(stream.fileno())
-                os.replace(aside, file, src_dir_fd=folder, dst_dir_fd=folder)
+                os.replace(temporary, file, src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(aside, dir_fd=folder)
+                    os.unlink(temporary, dir_fd=folder)
                 raise
 
     def move(self, source: str, target: str) -> bool:
         """Rename a file."""
-        with self._errors("write", target), self._opened(target, make=True) as (target_folder, target_file):
+        with self._errors("write", target), self._open_parent(target, make=True) as (target_folder, target_file):
             try:
-                with self._opened(source) as (folder, file):
+                with self._open_parent(source) as (folder, file):
                     os.replace(file, target_file, src_dir_fd=folder, dst_dir_fd=target_folder)
             except FileNotFoundError:
                 return False
@@ -129,7 +129,7 @@ class LocalStorage(Storage):
         """Remove files."""
         for name in names:
             missing = contextlib.suppress(FileNotFoundError)
-            with self._errors("remove", name), missing, self._opened(name) as (folder, file):
+            with self._errors("remove", name), missing, self._open_parent(name) as (folder, file):
                 os.unlink(file, dir_fd=folder)
 
     def prune(self, folder: str) -> None:
@@ -137,7 +137,7 @@ class LocalStorage(Storage):
         place = PurePosixPath(folder)
         with contextlib.suppress(OSError):
             while place.name:
-                with self._opened(str(place)) as (above, name):
+                with self._open_parent(str(place)) as (above, name):
                     os.rmdir(name, dir_fd=above)
                 place = place.parent
 
@@ -147,21 +147,21 @@ class LocalStorage(Storage):
             if not self._folder:
                 shutil.rmtree(self._root)
                 return
-            with self._opened("") as (above, name):
+            with self._open_parent("") as (above, name):
                 shutil.rmtree(name, dir_fd=above)
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names of the files directly in a folder."""
         with self._errors("list", folder):
             try:
-                with self._opened(f"{folder}/.") as (opened, _), os.scandir(opened) as entries:
+                with self._open_parent(f"{folder}/.") as (opened, _), os.scandir(opened) as entries:
                     found = sorted(entry.name for entry in entries if entry.is_file() or entry.is_symlink())
             except FileNotFoundError:
                 return []
         return [name for name in found if not name.startswith(".")]  # those aside belong to nobody yet
 
     @contextlib.contextmanager
-    def _opened(self, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+    def _open_parent(self, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
         """Open the folder of a name, made if need be; yield its descriptor and the last part of the name."""
         *folders, last = f"{self._folder}/{name}".strip("/").split("/")
         if ".." in folders or last == "..":
@@ -174,7 +174,7 @@ class LocalStorage(Storage):
                 if make:
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(folder, dir_fd=opened)
-                below = _open_folder(folder, opened)
+                below = _open_directory(folder, opened)
                 os.close(opened)
                 opened = below
             yield opened, last
@@ -190,7 +190,7 @@ class LocalStorage(Storage):
             raise StorageError(f"Cannot {verb} {place}: {error.strerror or error}.") from error
 
 
-def _open_folder(name: str, above: int) -> int:
+def _open_directory(name: str, above: int) -> int:
     try:
         return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
     except NotADirectoryError:
@@ -202,21 +202,21 @@ def _open_folder(name: str, above: int) -> int:
 class RemoteStorage(Storage):
     """Files at an address that fsspec knows. Credentials are those of its own library, as AWS_ACCESS_KEY_ID."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address.rstrip("/")
-        self._files, self._base = open_file_system(self._address)
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self._files, self._base = open_filesystem(self._url)
 
     def check(self) -> None:
         """Check that the bucket is there, and open to these credentials."""
         self.names()  # says what is wrong with the credentials
         bucket = self._base.partition("/")[0]
-        with storage_errors("write", self._address):
-            if is_in_bucket(self._address) and not self._files.exists(bucket):
-                raise StorageError(f"Cannot write {self._address}: there is no bucket {bucket}.")
+        with storage_errors("write", self._url):
+            if is_object_store(self._url) and not self._files.exists(bucket):
+                raise StorageError(f"Cannot write {self._url}: there is no bucket {bucket}.")
 
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes; None where there is none."""
-        with storage_errors("read", f"{self._address}/{name}"):
+        with storage_errors("read", f"{self._url}/{name}"):
             try:
                 data: bytes = self._files.cat_file(self._path(name))
             except FileNotFoundError:
@@ -225,14 +225,14 @@ class RemoteStorage(Storage):
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file by one request."""
-        with storage_errors("write", f"{self._address}/{name}"):
-            if not is_in_bucket(self._address):
+        with storage_errors("write", f"{self._url}/{name}"):
+            if not is_object_store(self._url):
                 self._files.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
             self._files.pipe_file(self._path(name), data)
 
     def move(self, source: str, target: str) -> bool:
         """Copy a file and remove it: object stores know no renaming."""
-        with storage_errors("write", f"{self._address}/{target}"):
+        with storage_errors("write", f"{self._url}/{target}"):
             try:
                 self._files.cp_file(self._path(source), self._path(target))
             except FileNotFoundError:
@@ -244,7 +244,7 @@ class RemoteStorage(Storage):
     def remove(self, *names: str) -> None:
         """Remove files, one request each."""
         for name in names:
-            with storage_errors("remove", f"{self._address}/{name}"), contextlib.suppress(FileNotFoundError):
+            with storage_errors("remove", f"{self._url}/{name}"), contextlib.suppress(FileNotFoundError):
                 self._files.rm_file(self._path(name))
 
     def prune(self, folder: str) -> None:
@@ -252,12 +252,12 @@ class RemoteStorage(Storage):
 
     def remove_all(self) -> None:
         """Remove everything whose name begins with the address."""
-        with storage_errors("remove", self._address), contextlib.suppress(FileNotFoundError):
+        with storage_errors("remove", self._url), contextlib.suppress(FileNotFoundError):
             self._files.rm(self._base, recursive=True)
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names of the files directly in a folder."""
-        with storage_errors("list", f"{self._address}/{folder}"):
+        with storage_errors("list", f"{self._url}/{folder}"):
             try:
                 entries = self._files.ls(self._path(folder).rstrip("/"), detail=True)
             except FileNotFoundError:

@@ -4,10 +4,10 @@ words or with a traceback. The producer checks files, the worker data sets of th
 
 from common.errors import UsageError
 from common.training.labels import Labels
-from common.training.options import Training
+from common.training.options import TrainingOptions
 
 #: Further arguments that do nothing, or fail, without an evaluation; and their values that ask for one.
-_ASK_FOR_EVALUATION = {
+_NEEDS_EVALUATION = {
     "eval_strategy": ("steps", "epoch"),
     "eval_on_start": (True,),
     "load_best_model_at_end": (True,),
@@ -15,7 +15,7 @@ _ASK_FOR_EVALUATION = {
 }
 
 
-def check_together(training: Training, labels: Labels | None, examples: int | None, *, evaluates: bool) -> None:
+def check_conflicts(training: TrainingOptions, labels: Labels | None, examples: int | None, *, evaluates: bool) -> None:
     """Check the options of a job against each other and against its examples.
 
     Args:
@@ -43,12 +43,12 @@ def check_together(training: Training, labels: Labels | None, examples: int | No
         )
 
 
-def _check_evaluation(training: Training, *, evaluates: bool) -> None:
+def _check_evaluation(training: TrainingOptions, *, evaluates: bool) -> None:
     given = training.arguments
     options = {"--early-stopping": training.early_stopping, "--metric-for-best": training.metric_for_best}
     wanted = [name for name, value in options.items() if value]
     if not evaluates:
-        asking = [name for name, asks in _ASK_FOR_EVALUATION.items() if given.get(name) in asks]
+        asking = [name for name, asks in _NEEDS_EVALUATION.items() if given.get(name) in asks]
         wanted += [f"-p {name}={_shown(given[name])}" for name in asking]
         if wanted:
             verb = "needs" if len(wanted) == 1 else "need"

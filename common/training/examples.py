@@ -15,7 +15,7 @@ from common.records import Json
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ExampleSchema:
     """Which columns an example of a task has: alternatives, the first ones preferred."""
 
     text: tuple[str, ...]
@@ -31,37 +31,37 @@ class Shape:
         return found_text, found_label
 
 
-_CLASSIFICATION = Shape(("text", "sentence", "review"), ("label", "labels"), "text_pair")
-_TEXT = Shape(("text", "sentence"))
-SHAPES: dict[str, Shape] = {
+_CLASSIFICATION = ExampleSchema(("text", "sentence", "review"), ("label", "labels"), "text_pair")
+_TEXT = ExampleSchema(("text", "sentence"))
+SCHEMAS: dict[str, ExampleSchema] = {
     "text-classification": _CLASSIFICATION,
-    "token-classification": Shape(("tokens", "words"), ("tags", "ner_tags", "labels")),
+    "token-classification": ExampleSchema(("tokens", "words"), ("tags", "ner_tags", "labels")),
     "fill-mask": _TEXT,
     "text-generation": _TEXT,
 }
 #: A cell that is a number; a word that merely looks like one, as 007 or 1_0, is a word.
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(?P<fraction>(\.[0-9]+)?([eE][+-]?[0-9]+)?)\Z")
 #: The other shape of text-generation: learn what follows a prompt.
-PROMPTED = Shape(("prompt",), ("completion", "response", "answer"))
+PROMPT_COMPLETION = ExampleSchema(("prompt",), ("completion", "response", "answer"))
 
 
-def shapes_of(task: str) -> tuple[Shape, ...]:
+def schemas_of(task: str) -> tuple[ExampleSchema, ...]:
     """Return the shapes that examples of a task may have, the preferred one first."""
-    return (PROMPTED, SHAPES[task]) if task == "text-generation" else (SHAPES[task],)
+    return (PROMPT_COMPLETION, SCHEMAS[task]) if task == "text-generation" else (SCHEMAS[task],)
 
 
-def choose_shape(task: str, names: Sequence[str], text: str | None, label: str | None) -> tuple[str, str | None]:
+def choose_columns(task: str, names: Sequence[str], text: str | None, label: str | None) -> tuple[str, str | None]:
     """Return the columns of text and label of a data set with the columns `names`.
 
     Raises:
         UsageError: they are not there.
     """
-    for shape in shapes_of(task):
-        if (found := shape.columns(names, text, label)) is not None:
+    for schema in schemas_of(task):
+        if (found := schema.columns(names, text, label)) is not None:
             return found
-    shape = SHAPES[task]
-    wanted = f"{text or shape.text[0]!r}" + (f" and {label or shape.label[0]!r}" if shape.label or label else "")
-    options = "--text-column and --label-column" if shape.label or label else "--text-column"
+    schema = SCHEMAS[task]
+    wanted = f"{text or schema.text[0]!r}" + (f" and {label or schema.label[0]!r}" if schema.label or label else "")
+    options = "--text-column and --label-column" if schema.label or label else "--text-column"
     raise UsageError(
         f"{task} needs the columns {wanted}; those there are: {', '.join(names) or 'none'}. Name them with {options}."
     )

@@ -14,9 +14,9 @@ from common.suggestions import did_you_mean
 from common.training.options import LABEL_KINDS, METRICS
 
 #: How many names a message lists.
-_LISTED = 5
+_MAX_LISTED = 5
 #: More classes than that are hardly classes: a column of texts or ids was named.
-_MOST_CLASSES = 10_000
+_MAX_CLASSES = 10_000
 
 _KINDS = ("classes", "several", "number", "tags", "")
 
@@ -63,10 +63,10 @@ class Labels:
     @property
     def metrics(self) -> tuple[str, ...]:
         """What an evaluation measures, that first by which the best checkpoint is chosen."""
-        return METRICS["entities" if self.kind == "tags" and marks_entities(self.names) else self.kind]
+        return METRICS["entities" if self.kind == "tags" and uses_bio_tags(self.names) else self.kind]
 
 
-def survey(task: str, examples: Sequence[Example]) -> Labels:
+def infer_labels(task: str, examples: Sequence[Example]) -> Labels:
     """Return what the labels of a training set are.
 
     Raises:
@@ -83,10 +83,10 @@ def survey(task: str, examples: Sequence[Example]) -> Labels:
         return Labels("")
     labels = [example["label"] for example in examples]
     if any(isinstance(label, list) for label in labels):
-        return _several(labels)
+        return _multi_label(labels)
     if all(isinstance(label, int | float) for label in labels) and not all(map(_is_whole, labels)):
-        return _numbers(labels)
-    return _classes(labels)
+        return _regression(labels)
+    return _single_label(labels)
 
 
 def _check_alike(examples: Sequence[Example]) -> None:
@@ -105,7 +105,7 @@ def _tags(examples: Sequence[Example]) -> Labels:
     return Labels("tags", tuple(sorted(names, key=lambda name: (name != "O", name))))
 
 
-def _several(labels: Sequence[Json]) -> Labels:
+def _multi_label(labels: Sequence[Json]) -> Labels:
     if not all(isinstance(label, list) for label in labels):
         raise UsageError("Some labels are lists and some are not: give every example a list, if need be an empty one.")
     if _are_multi_hot(labels):
@@ -136,17 +136,17 @@ def _multi_hot(labels: Sequence[list[Json]]) -> Labels:
     return Labels("several", names, tuple(warnings), multi_hot=True)
 
 
-def _numbers(labels: Sequence[float]) -> Labels:
+def _regression(labels: Sequence[float]) -> Labels:
     if len(set(labels)) == 1:
         raise UsageError(f"Every example has the label {labels[0]}: there is nothing to learn.")
     return Labels("number")
 
 
-def _classes(labels: Sequence[Json]) -> Labels:
+def _single_label(labels: Sequence[Json]) -> Labels:
     counts = Counter(map(_name, labels))
     if len(counts) == 1:
         raise UsageError(f"Every example has the label {labels[0]!r}: there is nothing to tell apart.")
-    if len(counts) > _MOST_CLASSES:
+    if len(counts) > _MAX_CLASSES:
         raise UsageError(f"There are {len(counts):,} different labels; is that the right --label-column?")
     names = _sorted(counts)
     once = [name for name in names if counts[name] == 1]
@@ -177,7 +177,7 @@ def _name(label: Json) -> str:
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
-def check_seen(labels: Labels, examples: Sequence[Example], source: str) -> None:
+def check_labels_known(labels: Labels, examples: Sequence[Example], source: str) -> None:
     """Check that an evaluation set has no label that the training set has not.
 
     Raises:
@@ -191,7 +191,7 @@ def check_seen(labels: Labels, examples: Sequence[Example], source: str) -> None
             raise UsageError(f"{source}: the training set has numbers for labels, here is {wrong[0]!r}.")
         return
     try:
-        seen = {name for example in examples for name in names_of(labels, example)}
+        seen = {name for example in examples for name in class_names_of(labels, example)}
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
     unseen = sorted(seen - set(labels.names))
@@ -201,7 +201,7 @@ def check_seen(labels: Labels, examples: Sequence[Example], source: str) -> None
         )
 
 
-def marks_entities(tags: Sequence[str]) -> bool:
+def uses_bio_tags(tags: Sequence[str]) -> bool:
     """Whether tags mark entities of several words, as B-LOC and I-LOC do."""
     return any(tag[:2] in ("B-", "I-") for tag in tags)
 
@@ -218,7 +218,7 @@ def check_metric(task: str, labels: Labels | None, metric: str) -> None:
         raise UsageError(f"--metric-for-best {metric}: not measured for {what}. {did_you_mean(metric, set(known))}")
 
 
-def names_of(labels: Labels, example: Example) -> list[str]:
+def class_names_of(labels: Labels, example: Example) -> list[str]:
     """Return the names of the classes of one example.
 
     Raises:
@@ -234,7 +234,7 @@ def names_of(labels: Labels, example: Example) -> list[str]:
     return [_name(item) for item in value] if isinstance(value, list) else [_name(value)]
 
 
-def in_order_of(labels: Labels, known: Sequence[str]) -> tuple[Labels, str]:
+def align_labels(labels: Labels, known: Sequence[str]) -> tuple[Labels, str]:
     """Return the labels as a model has them that tells `known` classes apart, and what is to be said of it.
 
     A head keeps what it has learnt only where its classes keep their places. A model that knows more classes than the
@@ -257,12 +257,14 @@ def in_order_of(labels: Labels, known: Sequence[str]) -> tuple[Labels, str]:
 
 
 def _listed(noun: str, names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:_LISTED])) + (f" and {len(names) - _LISTED} more" * (len(names) > _LISTED))
+    shown = ", ".join(map(repr, names[:_MAX_LISTED])) + (
+        f" and {len(names) - _MAX_LISTED} more" * (len(names) > _MAX_LISTED)
+    )
     return f"{noun} {shown}"
 
 
 def _names(names: Sequence[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
 
 
 def split(
@@ -278,7 +280,7 @@ def split(
     """
     groups: dict[str, list[int]] = {}
     for number, example in enumerate(examples):
-        groups.setdefault(names_of(labels, example)[0] if labels.kind == "classes" else "", []).append(number)
+        groups.setdefault(class_names_of(labels, example)[0] if labels.kind == "classes" else "", []).append(number)
     chosen: set[int] = set()
     shuffled = random.Random(seed)  # noqa: S311 - a fair draw, no secret
     for members in groups.values():

@@ -13,14 +13,14 @@ from types import NoneType
 from common.errors import UsageError
 from common.records import Json
 from common.suggestions import did_you_mean
-from common.training.trainer_arguments import BARRED, FIELDS
+from common.training.trainer_arguments import FIELDS, FORBIDDEN
 
 #: What `--dtype` takes.
 DTYPES = ("float32", "bfloat16", "float16")
 #: Prefix of a training set that the worker loads from the hub by itself.
 HUB_PREFIX = "hf:"
 #: A data set of the hub: `hf:NAME`, and a split or a slice of one, as `:train[:10%]`. No path can be written so.
-_HUB_SOURCE = re.compile(r"^hf:(?!.*\.\.)[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.+:%\[\]-]+)?$", re.ASCII)
+_HUB_DATASET = re.compile(r"^hf:(?!.*\.\.)[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.+:%\[\]-]+)?$", re.ASCII)
 
 #: The tasks that can be fine-tuned, and what kinds of label (`common.training.labels`) their examples may have.
 LABEL_KINDS: dict[str, tuple[str, ...]] = {
@@ -43,7 +43,7 @@ LESS_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class TrainingOptions:
     """The options of a fine-tune job."""
 
     epochs: float = 3.0
@@ -80,7 +80,7 @@ class Training:
         return asdict(self)
 
     @classmethod
-    def decode(cls, raw: Mapping[str, Json]) -> "Training":
+    def decode(cls, raw: Mapping[str, Json]) -> "TrainingOptions":
         """Return the value of that object.
 
         Raises:
@@ -123,7 +123,7 @@ _SHAPES: dict[str, tuple[type, ...]] = {
     "labels": (dict, NoneType),
 }
 
-_DEFAULTS = Training()
+_DEFAULTS = TrainingOptions()
 
 #: What each number must be: option, lowest, highest.
 _RANGES: dict[str, tuple[str, float, float]] = {
@@ -144,7 +144,7 @@ _RANGES: dict[str, tuple[str, float, float]] = {
 }
 
 
-def check(training: Training) -> None:
+def check(training: TrainingOptions) -> None:
     """Check every number against its range, and the names among the further arguments.
 
     Raises:
@@ -160,7 +160,7 @@ def check(training: Training) -> None:
     if training.dtype is not None and training.dtype not in DTYPES:
         raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, found {training.dtype!r}.")
     for source in (training.train_source, training.eval_source):
-        if source is not None and not _HUB_SOURCE.match(source):
+        if source is not None and not _HUB_DATASET.match(source):
             raise UsageError(f"{source!r} names no data set of the hub: expected hf:NAME or hf:NAME:SPLIT.")
     for name, value in training.arguments.items():
         check_argument(name, value)
@@ -172,10 +172,10 @@ def check_argument(name: str, value: Json) -> None:
     Raises:
         UsageError: there is no such field, or it has an option of its own, or it is the worker's business.
     """
-    if name in BARRED:
-        raise UsageError(f"-p {name}= cannot be set: {BARRED[name]}.")
+    if name in FORBIDDEN:
+        raise UsageError(f"-p {name}= cannot be set: {FORBIDDEN[name]}.")
     if name not in FIELDS:
-        known = FIELDS.keys() | BARRED.keys()  # of those that are barred, the next message says why
+        known = FIELDS.keys() | FORBIDDEN.keys()  # of those that are barred, the next message says why
         raise UsageError(f"-p {name}=: TrainingArguments has no field of that name. {did_you_mean(name, known)}")
     if not FIELDS[name].accepts(value):
-        raise UsageError(f"-p {name}= must be {FIELDS[name].words}, found {value!r:.200}.")
+        raise UsageError(f"-p {name}= must be {FIELDS[name].description}, found {value!r:.200}.")

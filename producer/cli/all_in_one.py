@@ -14,15 +14,15 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
-from common.distribution import install, worker_needs
+from common.distribution import install_command, missing_worker_libraries
 from common.errors import HugqueueError, UsageError
-from common.models.references import resolve_preload
+from common.models.references import parse_preload
 from common.processes import die_with_parent
 from common.settings import Settings, load_settings, to_environ
-from producer.cli.terminal import Say
-from producer.embedded.attach import attach, end_outdated_worker, revive
-from producer.embedded.state_dir import Place
-from producer.queue_connection import Connection
+from producer.cli.terminal import Notify
+from producer.embedded.attach import attach, ensure_running, stop_outdated_worker
+from producer.embedded.state_dir import StateDir
+from producer.queue_connection import QueueConnection
 
 HOST = "127.0.0.1"
 #: What Flower shows of each turn: which job, and what came of it.
@@ -32,14 +32,14 @@ TICK = 0.2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Part:
+class Service:
     """A running part, and what people call it."""
 
     name: str
     process: "subprocess.Popen[bytes]"
 
 
-def run_all(*, device: str | None, preload: Sequence[str], port: int | None, say: Say) -> int:
+def run_services(*, device: str | None, preload: Sequence[str], port: int | None, notify: Notify) -> int:
     """Run everything until Ctrl-C, SIGTERM, or the end of a part; return the exit status.
 
     Args:
@@ -58,25 +58,25 @@ def run_all(*, device: str | None, preload: Sequence[str], port: int | None, say
     settings = dataclasses.replace(
         settings,
         device=device or settings.device,
-        preload=tuple(map(resolve_preload, preload)) or settings.preload,
+        preload=tuple(map(parse_preload, preload)) or settings.preload,
     )
-    if not settings.embedded and (needs := worker_needs()):
+    if not settings.embedded and (needs := missing_worker_libraries()):
         raise UsageError(f"The workers need {needs}. Elsewhere, `workers start` serves this queue.")
     stopped = _stop_on_signals()
     with contextlib.ExitStack() as stack:
-        shared = stack.enter_context(_queue(settings, say))
-        say(f"Redis    {shared.broker}")
-        parts = []
+        shared = stack.enter_context(_queue(settings, notify))
+        notify(f"Redis    {shared.broker}")
+        services = []
         if not settings.embedded:
-            parts.append(stack.enter_context(_running("The workers", _workers_command(shared), shared)))
+            services.append(stack.enter_context(_running("The workers", _workers_command(shared), shared)))
         if port is not None:
-            parts.append(stack.enter_context(_running("Flower", _flower_command(port), shared)))
-        return _Watch(settings, Connection(shared), parts, port, stopped, say).run()
+            services.append(stack.enter_context(_running("Flower", _flower_command(port), shared)))
+        return _Monitor(settings, QueueConnection(shared), services, port, stopped, notify).run()
 
 
 def _check_flower(port: int) -> None:
     if importlib.util.find_spec("flower") is None:
-        raise UsageError(f"Flower is not installed: {install('monitor')}, or say --no-flower.")
+        raise UsageError(f"Flower is not installed: {install_command('monitor')}, or say --no-flower.")
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -95,15 +95,17 @@ def _stop_on_signals() -> threading.Event:
 
 
 @contextlib.contextmanager
-def _queue(settings: Settings, say: Say) -> Iterator[Settings]:
+def _queue(settings: Settings, notify: Notify) -> Iterator[Settings]:
     if settings.embedded:
         told: list[str] = []
-        end_outdated_worker(settings)
-        with attach(settings, working=True, say=told.append) as shared:
-            say("\n".join(told) or "An embedded Redis runs already; its worker keeps the device and the models it has.")
+        stop_outdated_worker(settings)
+        with attach(settings, working=True, notify=told.append) as shared:
+            notify(
+                "\n".join(told) or "An embedded Redis runs already; its worker keeps the device and the models it has."
+            )
             yield shared
         return
-    Connection(settings).check()
+    QueueConnection(settings).check()
     yield settings
 
 
@@ -125,7 +127,7 @@ def _environ(settings: Settings) -> Mapping[str, str]:
 
 
 @contextlib.contextmanager
-def _running(name: str, command: list[str], settings: Settings) -> Iterator[Part]:
+def _running(name: str, command: list[str], settings: Settings) -> Iterator[Service]:
     """Run a command as long as the block lasts, in a session of its own: Ctrl-C is for us to pass on."""
     process = subprocess.Popen(
         command,
@@ -137,7 +139,7 @@ def _running(name: str, command: list[str], settings: Settings) -> Iterator[Part
         preexec_fn=die_with_parent(),  # noqa: PLW1509
     )
     try:
-        yield Part(name, process)
+        yield Service(name, process)
     finally:
         process.terminate()
         try:
@@ -147,49 +149,49 @@ def _running(name: str, command: list[str], settings: Settings) -> Iterator[Part
             process.wait()
 
 
-class _Watch:
+class _Monitor:
     """Waits for the end, and says once when the workers and Flower are there."""
 
     def __init__(
         self,
         settings: Settings,
-        connection: Connection,
-        parts: Sequence[Part],
+        connection: QueueConnection,
+        services: Sequence[Service],
         port: int | None,
         stopped: threading.Event,
-        say: Say,
+        notify: Notify,
     ) -> None:
         self._settings = settings
         self._connection = connection
-        self._parts = parts
+        self._services = services
         self._port = port
         self._stopped = stopped
-        self._say = say
+        self._notify = notify
         self._known: set[str] = set()
 
     def run(self) -> int:
         """Return the exit status: 0 when it was asked to stop, 1 when a part ended by itself."""
-        self._say("Ctrl-C stops everything.")
+        self._notify("Ctrl-C stops everything.")
         while not self._stopped.wait(TICK):
-            ended = [part for part in self._parts if part.process.poll() is not None]
+            ended = [part for part in self._services if part.process.poll() is not None]
             if ended:
-                self._say(f"{ended[0].name} ended with status {ended[0].process.returncode}; stopping everything.")
+                self._notify(f"{ended[0].name} ended with status {ended[0].process.returncode}; stopping everything.")
                 return 1
-            if fault := self._tend_embedded():
-                self._say(f"{fault} Stopping everything.")
+            if fault := self._restart_embedded():
+                self._notify(f"{fault} Stopping everything.")
                 return 1
             self._say_workers()
             self._say_flower()
-        self._say("stopping ...")
+        self._notify("stopping ...")
         return 0
 
-    def _tend_embedded(self) -> str:
+    def _restart_embedded(self) -> str:
         """Have Redis and its worker started again where they were killed; return why they do not run, if so."""
         if not self._settings.embedded:
             return ""
         try:
-            revive(self._settings, working=True, say=self._say)
-            return Place.of(self._settings).worker_failure.read_text()
+            ensure_running(self._settings, working=True, notify=self._notify)
+            return StateDir.of(self._settings).worker_failure.read_text()
         except FileNotFoundError:
             return ""
         except HugqueueError as error:
@@ -200,12 +202,12 @@ class _Watch:
             for worker in self._connection.workers():
                 if worker.state == "ready" and worker.name not in self._known:
                     self._known.add(worker.name)
-                    self._say(f"worker   {worker.name} on {worker.device} ({worker.device_name})")
+                    self._notify(f"worker   {worker.name} on {worker.device} ({worker.device_name})")
 
     def _say_flower(self) -> None:
         if self._port is None:
             return
         with socket.socket() as sock:
             if sock.connect_ex((HOST, self._port)) == 0:
-                self._say(f"Flower   http://{HOST}:{self._port}")
+                self._notify(f"Flower   http://{HOST}:{self._port}")
                 self._port = None

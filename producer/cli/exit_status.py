@@ -6,7 +6,7 @@ from common.records import JobStatus
 
 if TYPE_CHECKING:
     from common.jobs import Job
-    from producer.submit.dry_run import Report
+    from producer.submit.dry_run import DryRunReport
 
 #: The job was completed, and some of its records failed.
 SOME_FAILED = 3
@@ -19,7 +19,7 @@ def exit_status(job: "Job") -> int:
     return SOME_FAILED if job.counts.failed else 0
 
 
-def dry_run_status(report: "Report") -> int:
+def dry_run_status(report: "DryRunReport") -> int:
     """Return how `submit --dry-run` ends: 1 if nothing serves the job, 3 if records are bad."""
     if not report.served:
         return 1

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 
 from common.errors import HugqueueError, UnknownJob, UsageError
-from producer.cli.terminal import Say
+from producer.cli.terminal import Notify
 from producer.client import Client
-from producer.job_filter import Selection
+from producer.job_filter import JobFilter
 from producer.job_handle import JobHandle
 
 
-def choose(client: Client, job_ids: Sequence[str], wanted: Selection) -> list[JobHandle]:
+def select_jobs(client: Client, job_ids: Sequence[str], wanted: JobFilter) -> list[JobHandle]:
     """Return the jobs of these ids, in their order; or all that are wanted, the newest first.
 
     Raises:
@@ -17,10 +17,10 @@ def choose(client: Client, job_ids: Sequence[str], wanted: Selection) -> list[Jo
         UnknownJob: there is none of one of the ids.
         HugqueueError: no job is wanted.
     """
-    return [client.job(job_id) for job_id in _ids(client, job_ids, wanted)]
+    return [client.job(job_id) for job_id in _selected_ids(client, job_ids, wanted)]
 
 
-def _ids(client: Client, job_ids: Sequence[str], wanted: Selection) -> list[str]:
+def _selected_ids(client: Client, job_ids: Sequence[str], wanted: JobFilter) -> list[str]:
     if bool(job_ids) == bool(wanted):
         raise UsageError("Name jobs by their ids, or choose them with options (--name, --label): one of the two.")
     if job_ids:
@@ -31,8 +31,8 @@ def _ids(client: Client, job_ids: Sequence[str], wanted: Selection) -> list[str]
     return [job.id for job in found]
 
 
-def do_for_each(
-    client: Client, job_ids: Sequence[str], wanted: Selection, step: Callable[[JobHandle], None]
+def for_each_job(
+    client: Client, job_ids: Sequence[str], wanted: JobFilter, step: Callable[[JobHandle], None]
 ) -> list[HugqueueError]:
     """Do a step for each of the jobs that `choose` gives; return what was wrong with some, the others being done.
 
@@ -41,7 +41,7 @@ def do_for_each(
         HugqueueError: no job is wanted.
     """
     faults: list[HugqueueError] = []
-    for job_id in _ids(client, job_ids, wanted):
+    for job_id in _selected_ids(client, job_ids, wanted):
         try:
             step(client.job(job_id))
         except (UnknownJob, UsageError) as error:
@@ -49,13 +49,13 @@ def do_for_each(
     return faults
 
 
-def raise_last(faults: Sequence[HugqueueError], say: Say) -> None:
+def raise_last(faults: Sequence[HugqueueError], notify: Notify) -> None:
     """Tell all that was wrong; raise the last, which is told by whoever catches it.
 
     Raises:
         HugqueueError: there was something.
     """
     for fault in faults[:-1]:
-        say(f"Error: {fault}")
+        notify(f"Error: {fault}")
     for fault in faults[-1:]:
         raise fault

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from common.console import errors_as_sentences, prepare_streams
+from common.console import exit_on_error, prepare_streams
 
 #: Command -> the module of `producer.cli.commands` and one line of help, so that `--help` imports none of them.
 COMMANDS = {
@@ -29,42 +29,42 @@ COMMANDS = {
 }
 
 
-def _be_quiet(_context: click.Context, _option: click.Parameter, asked: bool) -> None:
-    if asked:
-        from producer.cli.terminal import be_quiet
+def _set_quiet(_context: click.Context, _option: click.Parameter, enabled: bool) -> None:
+    if enabled:
+        from producer.cli.terminal import set_quiet
 
-        be_quiet()
+        set_quiet()
 
 
-def _be_verbose(_context: click.Context, _option: click.Parameter, asked: bool) -> None:
-    if asked:
+def _set_verbose(_context: click.Context, _option: click.Parameter, enabled: bool) -> None:
+    if enabled:
         from common.console import show_tracebacks
-        from common.logs import set_up_logs
+        from common.logs import configure_logging
 
         show_tracebacks()
-        set_up_logs()
+        configure_logging()
 
 
 #: Options of every command.
-COMMON = (
+COMMON_OPTIONS = (
     click.Option(
         ["-q", "--quiet"],
         is_flag=True,
         expose_value=False,
-        callback=_be_quiet,
+        callback=_set_quiet,
         help="Say nothing but the answer, and what went wrong.",
     ),
     click.Option(
         ["-v", "--verbose"],
         is_flag=True,
         expose_value=False,
-        callback=_be_verbose,
+        callback=_set_verbose,
         help="Log what is done, and show the traceback of an error.",
     ),
 )
 
 
-class LateGroup(click.Group):
+class LazyGroup(click.Group):
     """A group whose commands are imported when they are called: `--help` stays quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -78,19 +78,19 @@ class LateGroup(click.Group):
         module = import_module(f"producer.cli.commands.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name)
         for one in (command, *getattr(command, "commands", {}).values()):
-            if not any(option in COMMON for option in one.params):
-                one.params.extend(COMMON)
+            if not any(option in COMMON_OPTIONS for option in one.params):
+                one.params.extend(COMMON_OPTIONS)
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program; whatever its user can mend ends in a sentence."""
         prepare_streams()
-        with errors_as_sentences():
+        with exit_on_error():
             return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named; click would make exit status 1 of a broken pipe and of Ctrl-C."""
-        with errors_as_sentences():
+        with exit_on_error():
             return super().invoke(ctx)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -108,7 +108,7 @@ class LateGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=LateGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hugqueue")
 def main() -> None:
     """Send files of text, images and sound through Hugging Face models, by a queue.

@@ -12,7 +12,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
-lines_option = click.option(
+json_lines_option = click.option(
     "--json", "as_json", is_flag=True, help="JSON lines on a terminal too; the job in JSON where nothing is waited for."
 )
 
@@ -69,16 +69,16 @@ keep_alive_option = click.option(
 )
 
 
-def _complete_jobs(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+def _complete_jobs(_context: click.Context, _parameter: click.Parameter, prefix: str) -> list[CompletionItem]:
     from producer.cli.completion import complete_jobs
 
-    return complete_jobs(begun)
+    return complete_jobs(prefix)
 
 
-def _complete_tasks(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+def _complete_tasks(_context: click.Context, _parameter: click.Parameter, prefix: str) -> list[CompletionItem]:
     from producer.cli.completion import complete_tasks
 
-    return complete_tasks(begun)
+    return complete_tasks(prefix)
 
 
 job_argument = click.argument("job", shell_complete=_complete_jobs)
@@ -89,7 +89,7 @@ def task_option(**more: Any) -> Callable[[F], F]:
     return click.option("--task", metavar="TASK", shell_complete=_complete_tasks, **more)
 
 
-def selecting(command: F) -> F:
+def jobs_argument(command: F) -> F:
     """Let a command take jobs by their ids, by name or by labels."""
     command = label_option("Jobs that have this label; repeatable, all must fit.")(command)
     command = click.option("--name", metavar="TEXT", help="Jobs of that name; * stands for any text.")(command)

@@ -13,8 +13,8 @@ from rich.text import Text
 from common.durations import duration
 from common.jobs import Job
 from common.records import JobStatus, one_line
-from producer.cli.terminal import is_quiet, say
-from producer.cli.training_progress import evaluation_of, line_of, steps_of
+from producer.cli.terminal import is_quiet, notify
+from producer.cli.training_progress import format_evaluation, status_line, step_counts
 from producer.submit.upload import Totals
 
 #: Seconds between two lines where there is no terminal, unless a tenth of the job is done before.
@@ -24,20 +24,20 @@ _SECONDS = 10.0
 class _Rate(ProgressColumn):
     def render(self, task: Bar) -> Text:
         speed = task.finished_speed or task.speed
-        return _unless_steps(task, lambda _: Text(f"{speed:,.0f} records/s" if speed else "", style="cyan"))
+        return _hide_for_steps(task, lambda _: Text(f"{speed:,.0f} records/s" if speed else "", style="cyan"))
 
 
 class _Count(MofNCompleteColumn):
     def render(self, task: Bar) -> Text:
-        return _unless_steps(task, super().render)
+        return _hide_for_steps(task, super().render)
 
 
 class _Left(TimeRemainingColumn):
     def render(self, task: Bar) -> Text:
-        return _unless_steps(task, super().render)
+        return _hide_for_steps(task, super().render)
 
 
-def _unless_steps(task: Bar, render: Callable[[Bar], Text]) -> Text:
+def _hide_for_steps(task: Bar, render: Callable[[Bar], Text]) -> Text:
     """Leave out what the text of a fine-tune job has already: both do not fit into 80 columns."""
     return Text("") if task.fields.get("unit") == "steps" else render(task)
 
@@ -62,10 +62,10 @@ class JobProgress:
         trains = job.spec.training is not None
         if trains:
             self._say_evaluation(job)
-        done, total = _done_of(job)
+        done, total = _progress_counts(job)
         if self._bar is None:
             self._bar = self._progress.add_task("", total=total, unit="steps" if trains else "records")
-        text = _beside_bar(job) if trains else job.stage or str(job.status)
+        text = _bar_text(job) if trains else job.stage or str(job.status)
         if job.counts.failed:
             text += f", {job.counts.failed:,} failed"
         self._progress.update(self._bar, completed=done, total=total, description=text)
@@ -77,14 +77,14 @@ class JobProgress:
         self._notes = len(notes)
 
     def _say_evaluation(self, job: Job) -> None:
-        evaluated = evaluation_of(job)
+        evaluated = format_evaluation(job)
         if evaluated and evaluated != self._stage:
             self._stage = evaluated
             self._write(evaluated)
 
     def _say_stage(self, job: Job) -> None:
         # "downloading X (440 MB): 35 %": one line for each thing, not for each per cent.
-        told = job.stage if job.spec.training is None else line_of(job)
+        told = job.stage if job.spec.training is None else status_line(job)
         stage = told.rsplit(":", 1)[0] if told.endswith("%") else told
         if stage and stage != self._stage and job.status is JobStatus.RUNNING:
             self._stage = stage
@@ -92,14 +92,14 @@ class JobProgress:
 
     def _say_done(self, job: Job) -> None:
         """Say how far a job is after each tenth of it, and after some seconds in which something was done."""
-        (done, total), now = _done_of(job), time.monotonic()
+        (done, total), now = _progress_counts(job), time.monotonic()
         if job.progress.get("stage") or not total or not done or done == self._told or done >= total:
             return
         if done * 10 // total == self._told * 10 // total and now < self._told_at + _SECONDS:
             return
         self._told, self._told_at = done, now
         if job.spec.training is not None:
-            self._write(_beside_bar(job))
+            self._write(_bar_text(job))
             return
         failed = f", {job.counts.failed:,} failed" if job.counts.failed else ""
         self._write(f"{done:,} of {total:,} records done ({done * 100 // total} %){failed}")
@@ -108,7 +108,7 @@ class JobProgress:
         if self._progress is not None:
             self._progress.console.print(one_line(text), highlight=False, markup=False)
         else:
-            say(one_line(text))
+            notify(one_line(text))
 
 
 @contextlib.contextmanager
@@ -141,12 +141,12 @@ def job_progress() -> Iterator[JobProgress]:
         yield JobProgress(progress)
 
 
-def _done_of(job: Job) -> tuple[int, int | None]:
+def _progress_counts(job: Job) -> tuple[int, int | None]:
     """Return how many records (of a fine-tune job: steps) are done, and of how many."""
-    return steps_of(job) if job.spec.training is not None else (job.counts.done, job.records)
+    return step_counts(job) if job.spec.training is not None else (job.counts.done, job.records)
 
 
-def _beside_bar(job: Job) -> str:
+def _bar_text(job: Job) -> str:
     """Return what stands beside a bar: short enough for a terminal of 80 columns."""
     progress = job.progress
     if progress.get("stage") or not progress.get("steps"):

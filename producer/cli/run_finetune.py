@@ -6,35 +6,35 @@ from common.console import INTERRUPTED
 from common.jobs import Job
 from common.records import TRAIN, JobStatus
 from producer.cli.exit_status import exit_status
-from producer.cli.run_submit import warn_of_queue
-from producer.cli.terminal import Say
-from producer.cli.watch import follow_to_end
+from producer.cli.run_submit import warn_if_unserved
+from producer.cli.terminal import Notify
+from producer.cli.watch import watch_to_end
 from producer.client import Client
 from producer.finetune.plan import FinetunePlan, submit_finetune
 from producer.model_check import check_job_model, model_warning
 
 
-def run_finetune(client: Client, plan: FinetunePlan, say: Say) -> int:
+def run_finetune(client: Client, plan: FinetunePlan, say: Notify) -> int:
     """Submit the job, and see it through where its user waits; return the exit status."""
-    for text in plan.examples.said:
+    for text in plan.examples.notes:
         say(text)
     if warning := model_warning(plan.spec.model, plan.settings):
         say(f"Warning: {warning}")
     check_job_model(client, plan.spec.model)
     if not client.embedded:
-        warn_of_queue(client, TRAIN, say, "workers start --train")
+        warn_if_unserved(client, TRAIN, say, "workers start --train")
     submit_finetune(client, plan)
     job_id = plan.spec.id
     click.echo(job_id)
     if not plan.wait:
         return 0
-    job, interrupted = follow_to_end(client, job_id, say)
+    job, interrupted = watch_to_end(client, job_id, say)
     if job.status is JobStatus.COMPLETED:
         say(describe_model(client, job, say))
     return INTERRUPTED if interrupted else exit_status(job)
 
 
-def describe_model(client: Client, job: Job, say: Say) -> str:
+def describe_model(client: Client, job: Job, say: Notify) -> str:
     """Return what came of a completed fine-tune job, and how to use it; `say` is told when Redis is away."""
     [row] = client.rows(job, say)
     result = row.outcome.output if row.outcome else {}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from common.errors import UnknownJob
-from producer.cli.terminal import say
+from producer.cli.terminal import notify
 
 if TYPE_CHECKING:
     from producer.client import Client
@@ -21,7 +21,9 @@ def _default_keep_alive() -> float:
 
 
 @contextlib.contextmanager
-def open_client(*, working: bool = False, renewing: bool = False, keep_alive: str | None = None) -> "Iterator[Client]":
+def open_client(
+    *, working: bool = False, replace_outdated: bool = False, keep_alive: str | None = None
+) -> "Iterator[Client]":
     """Yield a client of the configured queue, or of an embedded one.
 
     Args:
@@ -33,25 +35,27 @@ def open_client(*, working: bool = False, renewing: bool = False, keep_alive: st
     from producer.client import Client
 
     seconds = _default_keep_alive() if keep_alive is None else parse_duration(keep_alive, "--keep-alive")
-    if renewing:
-        _end_outdated_worker()
-    with Client(working=working, keep_alive=seconds, say=say) as client:
+    if replace_outdated:
+        _stop_outdated_worker()
+    with Client(working=working, keep_alive=seconds, notify=notify) as client:
         try:
             try:
                 yield client
             finally:
                 if client.keeps_worker:
-                    say(f"The worker stays for {write_duration(seconds)}, its model loaded; `producer down` ends it.")
+                    notify(
+                        f"The worker stays for {write_duration(seconds)}, its model loaded; `producer down` ends it."
+                    )
         except UnknownJob:
             if client.embedded:
-                say("REDIS_URL is not set: looked in the embedded Redis alone.")
+                notify("REDIS_URL is not set: looked in the embedded Redis alone.")
             raise
 
 
-def _end_outdated_worker() -> None:
+def _stop_outdated_worker() -> None:
     from common.settings import load_settings
-    from producer.embedded.attach import end_outdated_worker
+    from producer.embedded.attach import stop_outdated_worker
 
     settings = load_settings()
-    if settings.embedded and end_outdated_worker(settings):
-        say("stopped the worker that was kept: it had other settings")
+    if settings.embedded and stop_outdated_worker(settings):
+        notify("stopped the worker that was kept: it had other settings")

@@ -10,19 +10,19 @@ from producer.cli.exit_status import exit_status
 from producer.cli.tables import RESULT_COLUMNS, show
 from producer.client import Client
 from producer.openai import response_line
-from producer.outputs import Row, preview, to_line
+from producer.outputs import ResultRow, preview, to_line
 from producer.outputs.targets import OutputFile, Target
-from producer.save_results import save, write_some
+from producer.save_results import save_results, write_selected_rows
 
 #: Rows of the table on a terminal; more would push the first ones out of sight.
-ROWS = 100
+MAX_TABLE_ROWS = 100
 
 
-def give_results(
+def show_results(
     client: Client,
     job: Job,
     output: Target | None,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
     *,
     as_json: bool = False,
     done_only: bool = False,
@@ -42,40 +42,40 @@ def give_results(
     """
     if not job.records:
         return
-    rows = client.rows(job, say)
+    rows = client.rows(job, notify)
     if output:
-        say(save(client, job, output, say))
+        notify(save_results(client, job, output, notify))
     elif sys.stdout.isatty() and not as_json and not job.spec.format:
-        _show_table(job, rows, say)
+        _show_table(job, rows, notify)
     else:
         _write_lines(_lines(job, rows, done_only=done_only))
 
 
-def give_failures(
-    client: Client, job: Job, output: Target | None, say: Callable[[str], None], *, as_json: bool = False
+def show_failures(
+    client: Client, job: Job, output: Target | None, notify: Callable[[str], None], *, as_json: bool = False
 ) -> None:
-    """Give the records that failed, as `give_results`.
+    """Give the records that failed, as `show_results`.
 
     Raises:
         UsageError: the file cannot be written, or is a directory; or the job is of a batch file.
     """
     if job.spec.format:
         raise UsageError("--failed is for records: the responses to a batch file hold its failures among the others.")
-    rows = client.failed_rows(job, say)
+    rows = client.failed_rows(job, notify)
     if isinstance(output, OutputFile):
-        say(f"wrote {write_some(output, job, rows):,} failed records to {output}")
+        notify(f"wrote {write_selected_rows(output, job, rows):,} failed records to {output}")
     elif output is not None:
         raise UsageError("--failed writes one file: name it with -o FILE.")
     elif sys.stdout.isatty() and not as_json:
-        found = [preview(row) for row in islice(rows, ROWS)]
+        found = [preview(row) for row in islice(rows, MAX_TABLE_ROWS)]
         show(RESULT_COLUMNS, found)
         if job.counts.failed > len(found):
-            say(f"... and {job.counts.failed - len(found):,} more: `producer results {job.id} --failed -o FILE`.")
+            notify(f"... and {job.counts.failed - len(found):,} more: `producer results {job.id} --failed -o FILE`.")
     else:
         _write_lines(_lines(job, rows))
 
 
-def _lines(job: Job, rows: Iterable[Row], *, done_only: bool = False) -> Iterator[str]:
+def _lines(job: Job, rows: Iterable[ResultRow], *, done_only: bool = False) -> Iterator[str]:
     for number, row in enumerate(rows):
         if row.outcome or not done_only:
             yield response_line(job.spec, number, row) if job.spec.format else to_line(row)
@@ -88,20 +88,20 @@ def _write_lines(lines: Iterable[str], *, at_once: bool = False) -> None:
             sys.stdout.flush()
 
 
-def _show_table(job: Job, rows: Iterator[Row], say: Callable[[str], None]) -> None:
+def _show_table(job: Job, rows: Iterator[ResultRow], notify: Callable[[str], None]) -> None:
     done: list[tuple[str, str, str]] = []
     try:
         # Of a job that was stopped, what was not run would be most of the table.
-        for row in islice((row for row in rows if row.outcome), ROWS):
+        for row in islice((row for row in rows if row.outcome), MAX_TABLE_ROWS):
             done.append(preview(row))
     finally:  # results that are lost are told at the end of those that are there
         if done:
             show(RESULT_COLUMNS, done)
     if job.counts.done > len(done):
-        say(f"... and {job.counts.done - len(done):,} more: `producer results {job.id} -o FILE` writes all.")
+        notify(f"... and {job.counts.done - len(done):,} more: `producer results {job.id} -o FILE` writes all.")
 
 
-def follow_results(client: Client, job: Job, say: Callable[[str], None]) -> int:
+def stream_results(client: Client, job: Job, notify: Callable[[str], None]) -> int:
     """Give the outcomes of a running job as its chunks are done, in input order; return its exit status at the end."""
-    _write_lines(_lines(job, client.rows_as_they_come(job.id, say)), at_once=True)
+    _write_lines(_lines(job, client.stream_rows(job.id, notify)), at_once=True)
     return exit_status(client.look(job.id))

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from common.durations import duration
 from common.jobs import Job
-from common.models.registry import StoredModel
+from common.models.registry import RegisteredModel
 from common.queue.heartbeats import Heartbeat
 from common.records import JobStatus, Json, one_line, short_model
 from common.tasks import Task
-from producer.cli.training_progress import metrics_in_words
+from producer.cli.training_progress import format_metrics
 
 _COLOURS = {
     JobStatus.COMPLETED: "green",
@@ -167,8 +167,8 @@ def show_job(job: Job, refusals: Mapping[str, str]) -> None:
             "chunks": f"{job.chunks or 0:,}" + (f", round {job.round + 1}" if job.round else ""),
             "submitted": f"{datetime.fromtimestamp(spec.created_at):%Y-%m-%d %H:%M:%S}",
             "time": _time(job),
-            "ran on": _facts(job.facts),
-            "metrics": ", ".join(metrics_in_words(job.progress)),
+            "ran on": _facts(job.run_info),
+            "metrics": ", ".join(format_metrics(job.progress)),
             "notes": list(map(str, job.progress.get("notes") or ())),
         }
     )
@@ -193,20 +193,20 @@ def _time(job: Job) -> str:
     return f"{duration(seconds)}, {job.counts.done / max(seconds, 0.001):,.0f} records/s"
 
 
-def _facts(facts: Mapping[str, Json]) -> str:
+def _facts(run_info: Mapping[str, Json]) -> str:
     """Return what ran besides task and model, which the job itself tells."""
-    versions = facts.get("versions")
+    versions = run_info.get("versions")
     known = {
-        "device": facts.get("device"),
-        "dtype": facts.get("dtype"),
-        "attention": facts.get("attention"),
-        "model commit": facts.get("commit"),
+        "device": run_info.get("device"),
+        "dtype": run_info.get("dtype"),
+        "attention": run_info.get("attention"),
+        "model commit": run_info.get("commit"),
         **(versions if isinstance(versions, dict) else {}),
     }
     return ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
 
 
-def show_models(models: Iterable[StoredModel]) -> None:
+def show_models(models: Iterable[RegisteredModel]) -> None:
     """Print the fine-tuned models of a store."""
     columns = {
         "MODEL": Kind.WHOLE,
@@ -242,7 +242,7 @@ def show_tasks(tasks: Iterable[tuple[str, Task]]) -> None:
 
 
 def _fields(task: Task) -> str:
-    return " ".join([task.needs, *(f"[{name}]" for name in task.optional)])
+    return " ".join([task.required_fields, *(f"[{name}]" for name in task.optional)])
 
 
 def show_workers(workers: Iterable[Heartbeat]) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import click
 
-from common.console import complain
-from common.records import Json, visible
+from common.console import print_stderr
+from common.records import Json, replace_control_chars
 
 #: Takes a sentence for the user.
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 class _Talk:
@@ -18,7 +18,7 @@ class _Talk:
     quiet = False
 
 
-def be_quiet() -> None:
+def set_quiet() -> None:
     """Say nothing from now on but the answer, and what went wrong."""
     _Talk.quiet = True
 
@@ -28,13 +28,13 @@ def is_quiet() -> bool:
     return _Talk.quiet
 
 
-def say(text: str) -> None:
+def notify(text: str) -> None:
     """Tell the user something that is not the answer."""
     if not _Talk.quiet:
-        complain(text)
+        print_stderr(text)
 
 
 def print_json(value: Json) -> None:
     """Print a JSON document as the answer."""
-    text = visible(json.dumps(value, ensure_ascii=False, indent=2))
+    text = replace_control_chars(json.dumps(value, ensure_ascii=False, indent=2))
     click.echo(text.encode())  # JSON is UTF-8, whatever the locale says

@@ -6,7 +6,7 @@ from common.jobs import Job
 from common.records import Json
 
 
-def metrics_in_words(progress: Mapping[str, Json]) -> list[str]:
+def format_metrics(progress: Mapping[str, Json]) -> list[str]:
     """Return the newest loss and metrics of a job, a few words each."""
     values = {"loss": progress.get("loss"), **(progress.get("metrics") or {})}
     return [
@@ -16,20 +16,20 @@ def metrics_in_words(progress: Mapping[str, Json]) -> list[str]:
     ]
 
 
-def line_of(job: Job) -> str:
+def status_line(job: Job) -> str:
     """Return the line for this state: its stage, or what an evaluation gave; the same text while neither changes."""
     progress = job.progress
     if progress.get("stage") or not progress.get("metrics"):
         return str(progress.get("stage") or ("training" if "step" in progress else ""))
-    return evaluation_of(job)
+    return format_evaluation(job)
 
 
-def evaluation_of(job: Job) -> str:
+def format_evaluation(job: Job) -> str:
     """Return what the newest evaluation gave; empty if there was none."""
     metrics = job.progress.get("metrics")
-    return f"evaluated: {', '.join(metrics_in_words({'metrics': metrics}))}" if metrics else ""
+    return f"evaluated: {', '.join(format_metrics({'metrics': metrics}))}" if metrics else ""
 
 
-def steps_of(job: Job) -> tuple[int, int | None]:
+def step_counts(job: Job) -> tuple[int, int | None]:
     """Return how many steps are done, and of how many."""
     return int(job.progress.get("step") or 0), job.progress.get("steps")

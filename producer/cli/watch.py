@@ -5,13 +5,13 @@ from common.errors import UsageError
 from common.jobs import Job
 from common.queue.heartbeats import serving
 from common.records import JobStatus
-from producer.cli.failures import count_failures, failures_in_words
+from producer.cli.failures import count_failures, describe_failures
 from producer.cli.progress import JobProgress, job_progress
-from producer.cli.terminal import Say
+from producer.cli.terminal import Notify
 from producer.client import Client
 
 
-def follow(client: Client, job_id: str, say: Say) -> Job:
+def follow(client: Client, job_id: str, notify: Notify) -> Job:
     """Return the job once it is finished; show its progress meanwhile. Ctrl-C ends that, not the job.
 
     Raises:
@@ -19,24 +19,24 @@ def follow(client: Client, job_id: str, say: Say) -> Job:
     """
     try:
         with job_progress() as progress:
-            job = client.wait(job_id, _Watcher(client, progress, say, own=False), say)
+            job = client.wait(job_id, _Watcher(client, progress, notify, own=False), notify)
     except KeyboardInterrupt:
-        say(f"Job {job_id} is not stopped. `producer watch {job_id}` comes back to it.")
+        notify(f"Job {job_id} is not stopped. `producer watch {job_id}` comes back to it.")
         raise
-    _say_end(client, job, say)
+    _say_end(client, job, notify)
     return job
 
 
-def follow_to_end(client: Client, job_id: str, say: Say) -> tuple[Job, bool]:
-    """Follow a job that this command has submitted, by `follow_own` where the worker is its own, else by `follow`.
+def watch_to_end(client: Client, job_id: str, notify: Notify) -> tuple[Job, bool]:
+    """Follow a job that this command has submitted, by `watch_own_job` where the worker is its own, else by `follow`.
 
     Returns:
         The finished job, and whether it was cancelled by Ctrl-C.
     """
-    return follow_own(client, job_id, say) if client.embedded else (follow(client, job_id, say), False)
+    return watch_own_job(client, job_id, notify) if client.embedded else (follow(client, job_id, notify), False)
 
 
-def follow_own(client: Client, job_id: str, say: Say) -> tuple[Job, bool]:
+def watch_own_job(client: Client, job_id: str, notify: Notify) -> tuple[Job, bool]:
     """Follow a job whose worker lives only as long as this command; Ctrl-C cancels it, then.
 
     Returns:
@@ -49,23 +49,23 @@ def follow_own(client: Client, job_id: str, say: Say) -> tuple[Job, bool]:
     interrupted = False
     try:
         with job_progress() as progress:
-            job = client.wait(job_id, _Watcher(client, progress, say, own=True), say)
+            job = client.wait(job_id, _Watcher(client, progress, notify, own=True), notify)
     except KeyboardInterrupt:
         interrupted = True
-        say(f"Cancelling job {job_id}; what is done is kept. Press Ctrl-C again to leave at once.")
+        notify(f"Cancelling job {job_id}; what is done is kept. Press Ctrl-C again to leave at once.")
         client.cancel(job_id)
-        job = client.wait(job_id, lambda _: None, say)
-    _say_end(client, job, say)
+        job = client.wait(job_id, lambda _: None, notify)
+    _say_end(client, job, notify)
     return job, interrupted
 
 
 class _Watcher:
     """Takes every state of a job that is seen: shows the progress, and says what keeps it from going on."""
 
-    def __init__(self, client: Client, progress: JobProgress, say: Say, *, own: bool) -> None:
+    def __init__(self, client: Client, progress: JobProgress, notify: Notify, *, own: bool) -> None:
         self._client = client
         self._progress = progress
-        self._say = say
+        self._notify = notify
         self._own = own
         self._refusals: set[str] = set()
 
@@ -81,7 +81,7 @@ class _Watcher:
         for worker, reason in self._client.refusals(job.id).items():
             if reason not in self._refusals:
                 self._refusals.add(reason)
-                self._say(f"Worker {worker} passes this job over for now: {reason}")
+                self._notify(f"Worker {worker} passes this job over for now: {reason}")
 
     def _check_device(self, job: Job) -> None:
         """End a job that waits for a device which the worker of this command has not."""
@@ -94,7 +94,7 @@ class _Watcher:
             )
 
 
-def in_words(job: Job) -> str:
+def describe_outcome(job: Job) -> str:
     """Return how a finished job went, in one line."""
     counts = job.counts
     text = f"job {job.id}: {job.status}, {counts.succeeded:,} succeeded, {counts.failed:,} failed"
@@ -105,16 +105,16 @@ def in_words(job: Job) -> str:
     return text
 
 
-def _say_end(client: Client, job: Job, say: Say) -> None:
+def _say_end(client: Client, job: Job, notify: Notify) -> None:
     counts = job.counts
     done = f"{counts.done:,} of {job.records or 0:,} records are done"
     if job.status is JobStatus.FAILED and job.failure:
-        say(f"Job {job.id} failed: {job.failure.code}: {job.failure.message}")
+        notify(f"Job {job.id} failed: {job.failure.code}: {job.failure.message}")
         if counts.done:
-            say(f"{done}: `producer results {job.id}` gives them.")
+            notify(f"{done}: `producer results {job.id}` gives them.")
     elif job.status is JobStatus.CANCELLED:
-        say(f"Job {job.id} was cancelled: {done}.")
+        notify(f"Job {job.id} was cancelled: {done}.")
     elif counts.failed:
-        say(failures_in_words(job, count_failures(client, job, say)))
+        notify(describe_failures(job, count_failures(client, job, notify)))
     if counts.truncated:
-        say(f'{counts.truncated:,} records were cut to what the model takes (marked "truncated").')
+        notify(f'{counts.truncated:,} records were cut to what the model takes (marked "truncated").')

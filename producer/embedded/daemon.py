@@ -15,31 +15,31 @@ import time
 from typing import NoReturn
 
 from common.errors import HugqueueError
-from common.logs import set_up_logs
+from common.logs import configure_logging
 from common.settings import Settings, load_settings
-from producer.embedded.file_lock import LockFile, is_held
-from producer.embedded.redis_server import Server
+from producer.embedded.file_lock import LockFile, is_locked
+from producer.embedded.redis_server import RedisServer
 from producer.embedded.server_binary import find_binary
-from producer.embedded.state_dir import Place
+from producer.embedded.state_dir import StateDir
 from producer.embedded.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 #: Exit status when another keeper is there (EX_TEMPFAIL of sysexits.h).
-TAKEN = 75
+ALREADY_RUNNING = 75
 #: Seconds to wait for the lock of a keeper that is just ending.
-_PATIENCE = 0.3
+_LOCK_TIMEOUT = 0.3
 #: Seconds between two looks at the locks.
 _TICK = 0.1
 
 
-class Keeper:
+class Daemon:
     """Keeps Redis while it is in use and a worker while there is work."""
 
-    def __init__(self, place: Place, settings: Settings, server: Server) -> None:
-        self._place = place
+    def __init__(self, state_dir: StateDir, settings: Settings, server: RedisServer) -> None:
+        self._state_dir = state_dir
         self._server = server
-        self._worker = Worker(place, settings, server.client)
+        self._worker = Worker(state_dir, settings, server.client)
         self._stopping = False
 
     def run(self, in_use: LockFile) -> bool:
@@ -51,43 +51,45 @@ class Keeper:
         signal.signal(signal.SIGTERM, self._ask_to_stop)
         try:
             while not self._stopping:
-                self._server.revive()
-                self._tend_worker()
-                if not self._worker.is_running and in_use.claim():
+                self._server.restart_if_ended()
+                self._reconcile_worker()
+                if not self._worker.is_running and in_use.lock_exclusive():
                     return True
                 time.sleep(_TICK)
             return False
         finally:
             self._worker.end()
 
-    def _tend_worker(self) -> None:
-        wanted = is_held(self._place.working) or (self._worker.is_running and time.time() < kept_until(self._place))
-        self._worker.tend(wanted=wanted, call=self._place.working.stat().st_mtime_ns)
+    def _reconcile_worker(self) -> None:
+        wanted = is_locked(self._state_dir.working) or (
+            self._worker.is_running and time.time() < kept_until(self._state_dir)
+        )
+        self._worker.reconcile(wanted=wanted, call=self._state_dir.working.stat().st_mtime_ns)
 
     def _ask_to_stop(self, *_: object) -> None:
         self._stopping = True
 
 
-def kept_until(place: Place) -> float:
+def kept_until(state_dir: StateDir) -> float:
     """Return until when a worker that runs is to stay, in seconds since the epoch; 0 where nobody has said so."""
     try:
-        return float(place.kept.read_text())
+        return float(state_dir.kept.read_text())
     except (OSError, ValueError):
         return 0.0
 
 
 def main() -> int:
     """Run a keeper; return the exit status."""
-    set_up_logs()
+    configure_logging()
     settings = load_settings()
-    place = Place.of(settings)
-    with LockFile(place.keeper) as lock:
-        if not lock.claim(_PATIENCE):
-            return TAKEN
+    state_dir = StateDir.of(settings)
+    with LockFile(state_dir.keeper) as lock:
+        if not lock.lock_exclusive(_LOCK_TIMEOUT):
+            return ALREADY_RUNNING
         ready = _go_into_background()
         lock.write(str(os.getpid()))
         try:
-            _keep(place, settings, ready)
+            _keep(state_dir, settings, ready)
         except HugqueueError as error:
             logger.error("%s", error)
             return 1
@@ -95,17 +97,17 @@ def main() -> int:
     return 0
 
 
-def _keep(place: Place, settings: Settings, ready: int) -> None:
+def _keep(state_dir: StateDir, settings: Settings, ready: int) -> None:
     # The order matters: Redis is gone and the data are whole before the lock that newcomers wait for is free.
     with contextlib.ExitStack() as stack:
-        in_use = stack.enter_context(LockFile(place.in_use))
-        binary = find_binary(place)
-        server = Server(place, binary)
+        in_use = stack.enter_context(LockFile(state_dir.in_use))
+        binary = find_binary(state_dir)
+        server = RedisServer(state_dir, binary)
         stack.callback(server.stop)
-        logger.info("started %s at %s", binary.release, place.socket)
+        logger.info("started %s at %s", binary.release, state_dir.socket)
         os.write(ready, b"1")
         os.close(ready)
-        if Keeper(place, settings, server).run(in_use):
+        if Daemon(state_dir, settings, server).run(in_use):
             logger.info("nobody needs Redis any more; stopping it")
             server.discard_if_empty()
 

@@ -26,16 +26,16 @@ class LockFile:
         """Return the file's number, for `pass_fds`."""
         return self._fd
 
-    def share(self, patience: float = 0.0) -> bool:
+    def lock_shared(self, timeout: float = 0.0) -> bool:
         """Take the lock together with others that share it; return whether it was had within `patience` seconds."""
-        return self._take(fcntl.LOCK_SH, patience)
+        return self._take(fcntl.LOCK_SH, timeout)
 
-    def claim(self, patience: float = 0.0) -> bool:
+    def lock_exclusive(self, timeout: float = 0.0) -> bool:
         """Take the lock alone; return whether it was had within `patience` seconds."""
-        return self._take(fcntl.LOCK_EX, patience)
+        return self._take(fcntl.LOCK_EX, timeout)
 
-    def _take(self, kind: int, patience: float) -> bool:
-        end = time.monotonic() + patience
+    def _take(self, kind: int, timeout: float) -> bool:
+        end = time.monotonic() + timeout
         while True:
             try:
                 fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
@@ -68,13 +68,13 @@ class LockFile:
         self.close()
 
 
-def is_claimed(path: Path) -> bool:
+def is_locked_exclusively(path: Path) -> bool:
     """Return whether somebody holds the lock alone."""
     with LockFile(path) as lock:
-        return not lock.share()
+        return not lock.lock_shared()
 
 
-def is_held(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Return whether somebody holds the lock, alone or with others."""
     with LockFile(path) as lock:
-        return not lock.claim()
+        return not lock.lock_exclusive()

@@ -21,18 +21,18 @@ def open_log(path: Path) -> int:
     """
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size > LIMIT:
-            path.replace(aside(path))
+            path.replace(rotated(path))
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
-def aside(path: Path) -> Path:
+def rotated(path: Path) -> Path:
     """Return where a log is put when a new one begins."""
     return path.with_name(f"{path.name}.1")
 
 
-def entries(path: Path) -> Iterator[str]:
+def read_entries(path: Path) -> Iterator[str]:
     """Yield the entries of a log, that put aside first: a line, and the indented ones that belong to it."""
-    for file in (aside(path), path):
+    for file in (rotated(path), path):
         entry = ""
         with contextlib.suppress(FileNotFoundError), file.open(errors="replace") as lines:
             for line in lines:
@@ -44,7 +44,7 @@ def entries(path: Path) -> Iterator[str]:
             yield entry
 
 
-def reason_in(path: Path, start: int = 0) -> str:
+def last_error(path: Path, start: int = 0) -> str:
     """Return the last line from byte `start` on that says what went wrong, else the last line of all."""
     lines = [line.strip() for line in _tail(path, start).splitlines() if line.strip()]
     for line in reversed(lines):

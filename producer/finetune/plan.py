@@ -14,16 +14,16 @@ from common.records import TRAIN, JobSpec, Json, Record, new_job_id, shortened
 from common.settings import Settings, load_settings
 from common.suggestions import did_you_mean
 from common.tasks import ALIASES
-from common.training.conflicts import check_together
+from common.training.conflicts import check_conflicts
 from common.training.labels import check_metric
-from common.training.options import HUB_PREFIX, LABEL_KINDS, Training, check
+from common.training.options import HUB_PREFIX, LABEL_KINDS, TrainingOptions, check
 from common.training.trainer_arguments import FIELDS
 from producer.client import Client
 from producer.finetune.training_data import CHUNK_RECORDS, ExampleSet, read_examples
 from producer.model_check import check_model
 from producer.submit.chunking import ChunkPlan, cut_chunks
 from producer.submit.plan import check_spec
-from producer.submit.upload import taken_back
+from producer.submit.upload import rollback_on_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
     settings, task = load_settings(), find_trainable(task)
     training = _training(inputs, evaluation, eval_split, parse_params(params, FIELDS), options)
     evaluates = evaluation is not None or eval_split is not None
-    check_together(training, None, None, evaluates=evaluates)
+    check_conflicts(training, None, None, evaluates=evaluates)
     spec = JobSpec(
         id=new_job_id(),
         task=task,
@@ -79,7 +79,7 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
     check_spec(spec)
     examples = read_examples(task, inputs, evaluation, training, eval_split, settings, format_, quoting)
     if examples.labels is not None:
-        check_together(training, examples.labels, len(examples.train), evaluates=evaluates)
+        check_conflicts(training, examples.labels, len(examples.train), evaluates=evaluates)
     if training.metric_for_best:
         check_metric(task, examples.labels, training.metric_for_best)
     if examples.labels is not None:
@@ -105,13 +105,13 @@ def _training(
     eval_split: float | None,
     params: Mapping[str, Json],
     options: Mapping[str, Any],
-) -> Training:
+) -> TrainingOptions:
     hubs = [name for name in inputs if name.startswith(HUB_PREFIX)]
     if hubs and len(inputs) > 1:
         raise UsageError(f"{hubs[0]} cannot be joined with other inputs; name one data set of the hub alone.")
     if evaluation is not None and eval_split is not None:
         raise UsageError("--eval and --eval-split: give one of them.")
-    training = Training(
+    training = TrainingOptions(
         **options,
         arguments=params,
         train_source=hubs[0] if hubs else None,
@@ -133,14 +133,14 @@ def submit_finetune(client: Client, plan: FinetunePlan) -> None:
     payloads = client.store.payloads(spec)
     with client.errors():
         client.store.create(spec)
-    with taken_back(client, spec.id):
+    with rollback_on_error(client, spec.id):
         parts = {
             "train": _write_part(client, payloads, "train", plan.examples.train),
             "eval": _write_part(client, payloads, "eval", plan.examples.evaluation),
         }
         with client.errors():
             payloads.add_records(0, encode_records([Record(spec.name or spec.id, parts)]))
-            client.ledger.seal(spec.id, 1, 1)
+            client.ledger.accept(spec.id, 1, 1)
     client.send_tickets(spec)
 
 

@@ -10,13 +10,13 @@ from common.durations import duration
 from common.errors import UsageError
 from common.jobs import Job
 from common.records import Json
-from common.storage.atomic import Aside, write_faults
+from common.storage.atomic import AtomicFile, write_errors
 from producer.client import Client
-from producer.finetune.svg_charts import Series, heat_table, line_chart
-from producer.outputs.formats import check_place
+from producer.finetune.svg_charts import Series, line_chart, shaded_table
+from producer.outputs.formats import check_writable
 
 #: How many labels are listed.
-_LISTED = 50
+_MAX_LABELS = 50
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -53,7 +53,7 @@ $sections
 """)
 
 
-def make_report(client: Client, job: Job, say: Callable[[str], None]) -> str:
+def make_finetune_report(client: Client, job: Job, notify: Callable[[str], None]) -> str:
     """Return the page of a completed fine-tune job; `say` is told when Redis is away.
 
     Raises:
@@ -61,7 +61,7 @@ def make_report(client: Client, job: Job, say: Callable[[str], None]) -> str:
     """
     if job.spec.training is None:
         raise UsageError(f"Job {job.id} is no fine-tune job: a report is made of `producer finetune` alone.")
-    rows = [row for row in client.rows(job, say) if row.outcome is not None and row.outcome.output]
+    rows = [row for row in client.rows(job, notify) if row.outcome is not None and row.outcome.output]
     if not rows or rows[0].outcome is None:
         raise UsageError(f"Job {job.id} is {job.status}: a report is made of a completed one.")
     return render(job, rows[0].outcome.output)
@@ -74,10 +74,10 @@ def write_page(path: Path, page: str) -> None:
         UsageError: it cannot be written there.
         HugqueueError: the disk does not take it.
     """
-    check_place(path)
-    aside = Aside(path)
+    check_writable(path)
+    aside = AtomicFile(path)
     try:
-        with write_faults(path):
+        with write_errors(path):
             aside.stream.write(page.encode())
         aside.keep()
     finally:
@@ -191,12 +191,13 @@ def _data(result: Mapping[str, Json]) -> dict[str, Json]:
         "from": ", ".join(result.get("inputs", ())),
         "to learn from": f"{counts['train']:,} examples",
         "to evaluate with": f"{counts['eval']:,} examples" if counts["eval"] else "",
-        "labels": ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""),
+        "labels": ", ".join(names[:_MAX_LABELS])
+        + (f" and {len(names) - _MAX_LABELS:,} more" if len(names) > _MAX_LABELS else ""),
     }
 
 
 def _confusion(result: Mapping[str, Json]) -> str:
-    return heat_table(result["labels"]["names"], result["confusion"]) if result["confusion"] else ""
+    return shaded_table(result["labels"]["names"], result["confusion"]) if result["confusion"] else ""
 
 
 def _table(values: Mapping[str, Json]) -> str:

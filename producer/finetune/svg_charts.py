@@ -104,7 +104,7 @@ def _names(series: Sequence[Series]) -> tuple[str, int]:
     return "".join(parts), y + _ROW - _TOP + _GAP // 2
 
 
-def heat_table(names: Sequence[str], rows: Sequence[Sequence[int]]) -> str:
+def shaded_table(names: Sequence[str], rows: Sequence[Sequence[int]]) -> str:
     """Return a table of counts, label (row) against prediction (column), each row shaded by its shares."""
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = "".join(

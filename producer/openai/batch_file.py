@@ -5,12 +5,12 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from common.errors import RecordError, UsageError
-from common.inputs.record_builder import RecordMaker
+from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import find_sources, open_bytes
 from common.inputs.text_records import json_records
 from common.records import Failure, Json, Record
 from common.tasks import ALIASES, TASKS, find_task
-from producer.openai.requests import URLS, check_envelope, input_of
+from producer.openai.requests import URLS, build_input, check_envelope
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,14 @@ def find_batch(inputs: Sequence[str], task: str | None, model: str | None, max_b
     if "-" in inputs:
         raise UsageError("A batch file is looked at before it is read, which standard input cannot be. Name a file.")
     with closing(_lines(inputs, max_bytes)) as records:
-        fault, first = None, None
+        failure, first = None, None
         for record in records:
             if not record.failure:
                 first = record.input
                 break
-            fault = fault or record.failure
+            failure = failure or record.failure
     if first is None:
-        raise UsageError(_no_request(inputs, fault))
+        raise UsageError(_no_request(inputs, failure))
     batch = BatchFile(first["url"], None if model else first["body"].get("model"), tuple(inputs))
     if task is not None and ALIASES.get(task, find_task(task).name) != batch.task:
         raise UsageError(f"--task {task}: the requests are for {batch.url}, which is {batch.task}. Leave --task out.")
@@ -52,9 +52,9 @@ def find_batch(inputs: Sequence[str], task: str | None, model: str | None, max_b
     return batch
 
 
-def _no_request(inputs: Sequence[str], fault: Failure | None) -> str:
-    told = f"{', '.join(inputs)}: no line is a request for one of {', '.join(URLS)}."
-    return f"{told} The first one: {fault.message}." if fault else told
+def _no_request(inputs: Sequence[str], failure: Failure | None) -> str:
+    message = f"{', '.join(inputs)}: no line is a request for one of {', '.join(URLS)}."
+    return f"{message} The first one: {failure.message}." if failure else message
 
 
 def read_batch(batch: BatchFile, max_bytes: int) -> Iterator[Record]:
@@ -83,11 +83,11 @@ def _input(line: dict[str, Json], batch: BatchFile) -> Json:
             f"model is {body.get('model')!r}; this batch is for {batch.model!r}, as its first request. "
             "--model runs all requests with one model, whatever they name.",
         )
-    return input_of(url, body)
+    return build_input(url, body)
 
 
 @dataclass(frozen=True, slots=True)
-class _LineMaker(RecordMaker):
+class _LineRecordBuilder(RecordBuilder):
     """Makes records of whole lines."""
 
     def record(self, number: int, line: int, value: Json) -> Record:
@@ -95,12 +95,14 @@ class _LineMaker(RecordMaker):
         try:
             check_envelope(value)
         except RecordError as error:
-            return self.failed(number, Failure(error.code, f"{self.source.place(line)}: {error.message}"), value)
+            return self.failed(number, Failure(error.code, f"{self.source.location(line)}: {error.message}"), value)
         return Record(value["custom_id"], value)
 
 
 def _lines(inputs: Sequence[str], max_bytes: int) -> Generator[Record, None, None]:
     for source in find_sources(inputs, "jsonl"):
-        make = _LineMaker(source, TASKS["text-generation"], None, "custom_id", several=len(inputs) > 1)
+        builder = _LineRecordBuilder(
+            source, TASKS["text-generation"], None, "custom_id", multiple_inputs=len(inputs) > 1
+        )
         with open_bytes(source) as stream:
-            yield from json_records(make, stream, max_bytes)
+            yield from json_records(builder, stream, max_bytes)

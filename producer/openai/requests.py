@@ -13,9 +13,9 @@ from producer.openai.sampling_params import (
     DEFAULTS,
     KNOWN,
     check_known,
-    copies_of,
+    integer,
     options_of,
-    whole,
+    set_answer_count,
 )
 
 #: What `url` may be, and the task that answers it.
@@ -50,7 +50,7 @@ def check_envelope(line: Json) -> None:
         raise RecordError("bad_request", "body must be an object, its model a text")
 
 
-def input_of(url: str, body: Mapping[str, Json]) -> dict[str, Json]:
+def build_input(url: str, body: Mapping[str, Json]) -> dict[str, Json]:
     """Return the input of the record for a request.
 
     Raises:
@@ -63,7 +63,7 @@ def _embedding(body: Mapping[str, Json]) -> dict[str, Json]:
     check_known(body, frozenset({"model", "input", "dimensions", "encoding_format"}))
     options: dict[str, Json] = {}
     if body.get("dimensions") is not None:  # what is left is scaled to length 1 again, as the API does
-        options = {"truncate_dim": whole(body, "dimensions", 1), "normalize": True}
+        options = {"truncate_dim": integer(body, "dimensions", 1), "normalize": True}
     form = body.get("encoding_format") or "float"
     if form not in ("float", "base64"):
         raise RecordError("bad_request", f"encoding_format must be float or base64, found {form!r}")
@@ -96,7 +96,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Json]], dict[str, Json]]] = {
 
 def _generation(body: Mapping[str, Json], defaults: Mapping[str, Json]) -> dict[str, Json]:
     options = options_of(body)
-    return {"n": copies_of(body, options), "defaults": {**DEFAULTS, **defaults}, "options": options}
+    return {"n": set_answer_count(body, options), "defaults": {**DEFAULTS, **defaults}, "options": options}
 
 
 def _texts(body: Mapping[str, Json], name: str) -> list[str]:

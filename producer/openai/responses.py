@@ -10,17 +10,17 @@ from pathlib import Path
 from common.errors import PayloadError, ResultsLost, UsageError
 from common.json_codec import to_json
 from common.records import Failure, JobSpec, Json
-from common.results import NOT_RUN, Row
+from common.results import NOT_RUN, ResultRow
 from producer.outputs.targets import OutputFile, check_responses
 from producer.outputs.text import JsonLinesWriter
 
 #: What is not the request's own fault.
-_OURS = frozenset(
+_SERVER_FAULTS = frozenset(
     {"no_memory", "out_of_memory", "output_too_large", "results_lost", "runner_error", "timeout", "worker_died"}
 )
 
 
-def response_line(spec: JobSpec, number: int, row: Row) -> str:
+def response_line(spec: JobSpec, number: int, row: ResultRow) -> str:
     """Return the line for record `number` of a job, without a line end; the same each time it is asked for."""
     name = hashlib.sha256(f"{spec.id}:{number}".encode()).hexdigest()[:24]
     line: dict[str, Json] = {"id": f"batch_req_{name}", "custom_id": row.id, "response": None, "error": None}
@@ -29,7 +29,7 @@ def response_line(spec: JobSpec, number: int, row: Row) -> str:
     else:
         line["error"] = row.error.as_dict()
         if row.error is not NOT_RUN:
-            status = 500 if row.error.code in _OURS else 400
+            status = 500 if row.error.code in _SERVER_FAULTS else 400
             line["response"] = _response(status, name, {"error": _error(row.error, status)})
     return to_json(line)
 
@@ -48,7 +48,7 @@ class BatchWriter(JsonLinesWriter):
         self._spec = spec
         self._written = 0
 
-    def _write(self, row: Row) -> None:
+    def _write(self, row: ResultRow) -> None:
         self._stream.write(response_line(self._spec, self._written, row).encode() + b"\n")
         self._written += 1
 
@@ -64,7 +64,7 @@ def check_batch_options(column: str | None, id_column: str | None, quoting: str 
             raise UsageError(f"{option} does not go with --format openai, whose requests say what is what.")
 
 
-def _body(row: Row, spec: JobSpec, name: str) -> Json:
+def _body(row: ResultRow, spec: JobSpec, name: str) -> Json:
     if row.input is None:
         raise ResultsLost(f"the request {to_json(row.id)} of job {spec.id} is gone, which its response answers.")
     try:
@@ -82,11 +82,11 @@ def _error(failure: Failure, status: int) -> dict[str, Json]:
     return {"message": failure.message, "type": kind, "param": None, "code": failure.code}
 
 
-def _model(row: Row, spec: JobSpec) -> str:
+def _model(row: ResultRow, spec: JobSpec) -> str:
     return row.input.get("model") or spec.model or ""
 
 
-def _embeddings(row: Row, spec: JobSpec, _: str) -> dict[str, Json]:
+def _embeddings(row: ResultRow, spec: JobSpec, _: str) -> dict[str, Json]:
     tokens = row.output["prompt_tokens"]
     form: Callable[[Json], Json] = _base64 if row.input["encoding_format"] == "base64" else list
     data = [
@@ -104,7 +104,7 @@ def _base64(vector: list[float]) -> str:
     return base64.b64encode(numbers.tobytes()).decode()
 
 
-def _completion(row: Row, spec: JobSpec, name: str) -> dict[str, Json]:
+def _completion(row: ResultRow, spec: JobSpec, name: str) -> dict[str, Json]:
     choices = [
         {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
         for index, (text, reason) in enumerate(row.output["choices"])
@@ -112,7 +112,7 @@ def _completion(row: Row, spec: JobSpec, name: str) -> dict[str, Json]:
     return {"id": f"cmpl-{name}", "object": "text_completion", **_written(row, spec, choices)}
 
 
-def _chat(row: Row, spec: JobSpec, name: str) -> dict[str, Json]:
+def _chat(row: ResultRow, spec: JobSpec, name: str) -> dict[str, Json]:
     choices = [
         {
             "index": index,
@@ -125,13 +125,17 @@ def _chat(row: Row, spec: JobSpec, name: str) -> dict[str, Json]:
     return {"id": f"chatcmpl-{name}", "object": "chat.completion", **_written(row, spec, choices)}
 
 
-def _written(row: Row, spec: JobSpec, choices: list[dict[str, Json]]) -> dict[str, Json]:
-    asked, written = row.output["prompt_tokens"], row.output["completion_tokens"]
-    usage = {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
+def _written(row: ResultRow, spec: JobSpec, choices: list[dict[str, Json]]) -> dict[str, Json]:
+    prompt_tokens, completion_tokens = row.output["prompt_tokens"], row.output["completion_tokens"]
+    usage = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
     return {"created": int(spec.created_at), "model": _model(row, spec), "choices": choices, "usage": usage}
 
 
-_BODIES: Mapping[str, Callable[[Row, JobSpec, str], dict[str, Json]]] = {
+_BODIES: Mapping[str, Callable[[ResultRow, JobSpec, str], dict[str, Json]]] = {
     "/v1/embeddings": _embeddings,
     "/v1/completions": _completion,
     "/v1/chat/completions": _chat,

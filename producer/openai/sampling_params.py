@@ -23,13 +23,13 @@ DEFAULTS: Mapping[str, Json] = {"do_sample": True, "temperature": 1.0, "top_p": 
 COMPLETION_TOKENS = 16
 
 #: Answers to one prompt, as the API bounds them.
-MOST_COPIES = 128
+MAX_ANSWERS = 128
 
 #: Names that the runner has too, and the bounds of their values.
 _NUMBERS = {"top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repetition_penalty": (0.01, 100.0)}
 _LENGTHS = {"max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
 #: Values at which what is not supported does nothing.
-_IDLE: Mapping[str, tuple[Json, ...]] = {
+_NOOP_VALUES: Mapping[str, tuple[Json, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
@@ -57,9 +57,9 @@ def check_known(body: Mapping[str, Json], known: frozenset[str]) -> None:
     for name, value in body.items():
         if name in known or name in IGNORED or value is None:
             continue
-        if name not in _IDLE:
+        if name not in _NOOP_VALUES:
             raise _bad(f"unknown parameter {name!r}; known are {', '.join(sorted(known))}")
-        if not any(value == idle and isinstance(value, bool) == isinstance(idle, bool) for idle in _IDLE[name]):
+        if not any(value == noop and isinstance(value, bool) == isinstance(noop, bool) for noop in _NOOP_VALUES[name]):
             raise _bad(f"{name} is not supported")
 
 
@@ -70,56 +70,56 @@ def options_of(body: Mapping[str, Json]) -> dict[str, Json]:
         RecordError: `bad_request`, a value is not what the API takes.
     """
     options: dict[str, Json] = {}
-    for name, (least, most) in _NUMBERS.items():
+    for name, (minimum, maximum) in _NUMBERS.items():
         if body.get(name) is not None:
-            options[name] = _number(body, name, least, most)
+            options[name] = _number(body, name, minimum, maximum)
     for name, option in _LENGTHS.items():
         if body.get(name) is not None and option not in options:
-            options[option] = whole(body, name, 1 if option == "max_new_tokens" else 0)
+            options[option] = integer(body, name, 1 if option == "max_new_tokens" else 0)
     if body.get("seed") is not None:
-        options["seed"] = whole(body, "seed", -(2**63))
+        options["seed"] = integer(body, "seed", -(2**63))
     if body.get("top_k") is not None:
-        options["top_k"] = max(0, whole(body, "top_k", -1))  # -1 is vLLM's word for all
-    return options | _heat(body) | _stops(body)
+        options["top_k"] = max(0, integer(body, "top_k", -1))  # -1 is vLLM's word for all
+    return options | _temperature(body) | _stop_sequences(body)
 
 
-def copies_of(body: Mapping[str, Json], options: dict[str, Json]) -> int:
+def set_answer_count(body: Mapping[str, Json], options: dict[str, Json]) -> int:
     """Return how many answers are wanted, and have `options` ask for them unless all would be alike."""
-    wanted = 1 if body.get("n") is None else whole(body, "n", 1)
-    if wanted > MOST_COPIES:
-        raise _bad(f"n must be at most {MOST_COPIES}, found {wanted}")
+    wanted = 1 if body.get("n") is None else integer(body, "n", 1)
+    if wanted > MAX_ANSWERS:
+        raise _bad(f"n must be at most {MAX_ANSWERS}, found {wanted}")
     if wanted > 1 and options.get("do_sample") is not False:
         options["num_return_sequences"] = wanted
     return wanted
 
 
-def whole(body: Mapping[str, Json], name: str, least: int) -> int:
+def integer(body: Mapping[str, Json], name: str, minimum: int) -> int:
     """Return a whole number of the body.
 
     Raises:
         RecordError: `bad_request`, it is none, or less than `least`.
     """
     value = body[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise _bad(f"{name} must be a whole number of at least {least}, found {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise _bad(f"{name} must be a whole number of at least {minimum}, found {value!r}")
     return value
 
 
-def _number(body: Mapping[str, Json], name: str, least: float, most: float) -> Any:
+def _number(body: Mapping[str, Json], name: str, minimum: float, maximum: float) -> Any:
     value = body[name]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
-        raise _bad(f"{name} must be a number from {least:g} to {most:g}, found {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not minimum <= value <= maximum:
+        raise _bad(f"{name} must be a number from {minimum:g} to {maximum:g}, found {value!r}")
     return value
 
 
-def _heat(body: Mapping[str, Json]) -> dict[str, Json]:
+def _temperature(body: Mapping[str, Json]) -> dict[str, Json]:
     if body.get("temperature") is None:
         return {}
     temperature = _number(body, "temperature", 0.0, 2.0)
     return {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
 
 
-def _stops(body: Mapping[str, Json]) -> dict[str, Json]:
+def _stop_sequences(body: Mapping[str, Json]) -> dict[str, Json]:
     stop = body.get("stop")
     stops = [stop] if isinstance(stop, str) else stop
     if not stops:

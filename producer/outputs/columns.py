@@ -7,13 +7,13 @@ from typing import Any
 import pyarrow as pa
 
 from common.payloads.part_files import cells_to_table, row_schema
-from common.results import Row, as_text, cells
+from common.results import ResultRow, as_text, cells
 
 #: Rows that are turned into columns at once.
 _GROUP_ROWS = 8192
 
 
-def to_table(rows: Iterable[Row], output_type: Any) -> Any:
+def to_table(rows: Iterable[ResultRow], output_type: Any) -> Any:
     """Return all rows as a table; `output_type` is the Arrow type of an output, or None for text and JSON text."""
     schema = row_schema(output_type)
     typed = output_type is not None

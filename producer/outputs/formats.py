@@ -61,13 +61,13 @@ def check_output(path: Path, task: Task, inputs: Sequence[str] = ()) -> None:
             written, something else is in its place, or it is one of the inputs.
     """
     _format_of(path, task)
-    check_place(path)
+    check_writable(path)
     for name in inputs:
         if name != "-" and local_path(name).resolve() == path.resolve():
             raise UsageError(f"{path} is an input; writing there would destroy it. Name another file.")
 
 
-def check_place(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Check that a file can be written there, touching nothing.
 
     Raises:

@@ -10,8 +10,8 @@ from pathlib import Path
 from common.errors import HugqueueError
 from common.json_codec import to_json
 from common.records import Json
-from common.results import Row
-from common.storage.atomic import Aside
+from common.results import ResultRow
+from common.storage.atomic import AtomicFile
 from producer.outputs.writer import Writer
 
 _HEADER_BYTES = 128  # room for any shape; numbers begin at a multiple of 64
@@ -25,15 +25,15 @@ def errors_path(path: Path) -> Path:
 class NpyWriter(Writer):
     """A failed record is a row of NaN; `FILE.errors.jsonl` beside it says why, and is there only if one failed."""
 
-    def _begin(self, aside: Aside) -> None:
+    def _begin(self, aside: AtomicFile) -> None:
         self._stream = aside.stream
         self._stream.write(bytes(_HEADER_BYTES))  # the shape is known at the end
-        self._errors: Aside | None = None
+        self._errors: AtomicFile | None = None
         self._rows = 0
         self._width: int | None = None  # unknown until the first record that succeeded
         self._nan_row = b""
 
-    def _write(self, row: Row) -> None:
+    def _write(self, row: ResultRow) -> None:
         if row.error:
             self._note(row)
             self._stream.write(self._nan_row)
@@ -62,14 +62,14 @@ class NpyWriter(Writer):
             self._errors.discard()
         super()._discard()
 
-    def _note(self, row: Row) -> None:
+    def _note(self, row: ResultRow) -> None:
         if self._errors is None:
-            self._errors = Aside(errors_path(self.path))
+            self._errors = AtomicFile(errors_path(self.path))
         error = row.error.as_dict() if row.error else None
         line = to_json({"row": self._rows, "id": row.id, "input": row.input, "error": error})
         self._errors.stream.write(line.encode() + b"\n")
 
-    def _numbers(self, row: Row) -> "array[float]":
+    def _numbers(self, row: ResultRow) -> "array[float]":
         try:
             return array("f", row.output)
         except (TypeError, ValueError, OverflowError) as error:

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from common.errors import HugqueueError
 from common.payloads.part_files import cells_to_table, row_schema
-from common.results import Row, as_text, cells
-from common.storage.atomic import Aside
+from common.results import ResultRow, as_text, cells
+from common.storage.atomic import AtomicFile
 from producer.outputs.writer import Writer
 
 _GROUP_ROWS = 8192
@@ -26,12 +26,12 @@ class ParquetWriter(Writer):
         self._typed = output_type is not None
         self._schema = row_schema(output_type)
 
-    def _begin(self, aside: Aside) -> None:
+    def _begin(self, aside: AtomicFile) -> None:
         self._writer = pq.ParquetWriter(aside.stream, self._schema, compression="zstd")
         self._rows: list[tuple[Any, ...]] = []
         self._bytes = 0
 
-    def _write(self, row: Row) -> None:
+    def _write(self, row: ResultRow) -> None:
         self._rows.append(cells(row, row.output if self._typed else as_text(row.output)))
         self._bytes += sum(len(cell) for cell in self._rows[-1] if isinstance(cell, str))
         if len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:

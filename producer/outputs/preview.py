@@ -6,7 +6,7 @@ from itertools import islice
 
 from common.json_codec import to_json
 from common.records import Json
-from common.results import Row
+from common.results import ResultRow
 
 #: Characters of a cell; the terminal wraps or cuts what is still too long for it.
 WIDTH = 120
@@ -17,7 +17,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _TEXT_KEYS = ("generated_text", "translation_text", "summary_text", "answer", "content", "text")
 
 
-def preview(row: Row) -> tuple[str, str, str]:
+def preview(row: ResultRow) -> tuple[str, str, str]:
     """Return id, input and output (or the error's code and message) as short lines of text."""
     output = f"{row.error.code}: {row.error.message}" if row.error else _output(row.output)
     return _short(row.id), _short(_input(row.input)), _short(output)

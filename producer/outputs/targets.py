@@ -7,7 +7,7 @@ from pathlib import Path
 from common.errors import StorageError, UsageError, path_errors
 from common.records import JobSpec, Output
 from common.settings import Settings, absolute
-from common.storage.locations import is_address, is_shared, without_scheme
+from common.storage.locations import is_shared, is_url, strip_file_scheme
 from common.tasks import Task, find_task
 from producer.outputs.formats import check_output, is_csv, is_file_name
 
@@ -27,7 +27,7 @@ class OutputFile:
 Target = OutputFile | Output
 
 
-def name_of(target: Target) -> str:
+def target_name(target: Target) -> str:
     """Return the target as messages name it."""
     return f"{target.address}/" if isinstance(target, Output) else str(target)
 
@@ -59,23 +59,23 @@ def parse_target(
         return None
     if not str(text):
         raise UsageError("-o: the name is empty; name a file, or a directory as DIR/.")
-    target = _target_of(without_scheme(str(text)), format)
+    target = _target_of(strip_file_scheme(str(text)), format)
     if responses:
         check_responses(target)
     if not csv_safe:
         return target
     if not isinstance(target, OutputFile) or not is_csv(target.path):
-        raise UsageError(f"--csv-safe is for CSV files; {name_of(target)} is not one.")
+        raise UsageError(f"--csv-safe is for CSV files; {target_name(target)} is not one.")
     return replace(target, csv_safe=True)
 
 
 def _target_of(name: str, format: str | None) -> Target:
-    if is_address(name) and is_file_name(name):
+    if is_url(name) and is_file_name(name):
         raise UsageError(
             f"{name}: at an address, a directory of parts is written; name one, as {name}/, or a file of this machine."
         )
     with path_errors(f"-o {name}"):
-        is_directory = name.endswith("/") or is_address(name) or Path(name).is_dir()
+        is_directory = name.endswith("/") or is_url(name) or Path(name).is_dir()
     if is_directory:
         return Output(absolute(name).rstrip("/"), format or PART_FORMAT)
     if format is not None:
@@ -106,7 +106,7 @@ def check_responses(target: Target) -> None:
     name = target.path.name if isinstance(target, OutputFile) else ""
     if not name.lower().endswith((".jsonl", ".jsonl.gz")):
         raise UsageError(
-            f"{name_of(target)}: responses to a batch file are JSON lines; name a .jsonl or .jsonl.gz file."
+            f"{target_name(target)}: responses to a batch file are JSON lines; name a .jsonl or .jsonl.gz file."
         )
 
 
@@ -119,15 +119,15 @@ def check_target(target: Target, task: Task, inputs: Sequence[str] = (), *, begu
     if isinstance(target, OutputFile):
         check_output(target.path, task, inputs)
         return
-    from common.payloads.output_committer import check_output_place
+    from common.payloads.output_committer import check_output_location
 
     try:
-        check_output_place(target.address, begun=begun)
+        check_output_location(target.address, begun=begun)
     except StorageError as error:
         raise UsageError(error.message) from error
 
 
-def by_workers(target: Target | None, settings: Settings) -> Output | None:
+def written_by_workers(target: Target | None, settings: Settings) -> Output | None:
     """Return the target if it is one that workers write themselves: a directory that they all reach."""
     if not isinstance(target, Output):
         return None

@@ -5,8 +5,8 @@ import gzip
 from pathlib import Path
 from typing import IO, Any
 
-from common.results import COLUMNS, Row, as_text, cells, to_line
-from common.storage.atomic import Aside
+from common.results import COLUMNS, ResultRow, as_text, cells, to_line
+from common.storage.atomic import AtomicFile
 from producer.outputs.writer import Writer
 
 #: What a spreadsheet takes for the beginning of a formula.
@@ -16,7 +16,7 @@ _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 class _LineWriter(Writer):
     """Writes text, gzipped where the name says so."""
 
-    def _begin(self, aside: Aside) -> None:
+    def _begin(self, aside: AtomicFile) -> None:
         self._stream: IO[bytes] | gzip.GzipFile = aside.stream
         if self.path.suffix.lower() == ".gz":
             # No name and no time inside: the same outcomes give the same file.
@@ -30,7 +30,7 @@ class _LineWriter(Writer):
 class JsonLinesWriter(_LineWriter):
     """One JSON object a line."""
 
-    def _write(self, row: Row) -> None:
+    def _write(self, row: ResultRow) -> None:
         self._stream.write(to_line(row).encode() + b"\n")
 
 
@@ -42,12 +42,12 @@ class CsvWriter(_LineWriter):
         super().__init__(path)
         self._safe = safe
 
-    def _begin(self, aside: Aside) -> None:
+    def _begin(self, aside: AtomicFile) -> None:
         super()._begin(aside)
         self._rows = csv.writer(_LineFeeds(self._stream))
         self._rows.writerow(COLUMNS)
 
-    def _write(self, row: Row) -> None:
+    def _write(self, row: ResultRow) -> None:
         *texts, truncated = cells(row, as_text(row.output))
         if self._safe:
             texts = [_escaped(text) for text in texts]

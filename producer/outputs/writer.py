@@ -6,8 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from common.results import Row
-from common.storage.atomic import Aside, write_faults
+from common.results import ResultRow
+from common.storage.atomic import AtomicFile, write_errors
 
 
 class Writer(ABC):
@@ -21,9 +21,9 @@ class Writer(ABC):
         self.path = path
 
     def __enter__(self) -> Self:
-        self._aside = Aside(self.path)
+        self._aside = AtomicFile(self.path)
         try:
-            with write_faults(self.path):
+            with write_errors(self.path):
                 self._begin(self._aside)
         except BaseException:
             self._aside.discard()
@@ -35,13 +35,13 @@ class Writer(ABC):
     ) -> None:
         try:
             if kind is None:
-                with write_faults(self.path):
+                with write_errors(self.path):
                     self._finish()
                 self._keep()
         finally:
             self._discard()
 
-    def write_all(self, rows: Iterable[Row]) -> int:
+    def write_all(self, rows: Iterable[ResultRow]) -> int:
         """Write rows one after the other, as they come; return how many there were."""
         written = 0
         for row in rows:
@@ -49,17 +49,17 @@ class Writer(ABC):
             written += 1
         return written
 
-    def write(self, row: Row) -> None:
+    def write(self, row: ResultRow) -> None:
         """Write one row."""
-        with write_faults(self.path):
+        with write_errors(self.path):
             self._write(row)
 
     @abstractmethod
-    def _begin(self, aside: Aside) -> None:
+    def _begin(self, aside: AtomicFile) -> None:
         """Write what stands before the rows."""
 
     @abstractmethod
-    def _write(self, row: Row) -> None:
+    def _write(self, row: ResultRow) -> None:
         """Write one row."""
 
     @abstractmethod

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, starmap
 
-from common.inputs.file_split import Cut, RowRange
-from common.inputs.sources import Reading
+from common.inputs.file_split import FileSplit, SizedSplit
+from common.inputs.sources import ReadProgress
 from common.json_codec import to_json
 from common.records import Record
-from producer.submit.chunking import ChunkPlan, cut_chunks, weight
+from producer.submit.chunking import ChunkPlan, cut_chunks, size_in_bytes
 
 #: So many records tell one input from another.
 _HEAD = 50
@@ -19,27 +19,27 @@ _SOME = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ChunkContent:
     """Some consecutive records on their way into the store: those of a chunk."""
 
-    content: Sequence[Record] | RowRange
+    content: Sequence[Record] | FileSplit
     records: int
     text_bytes: int  #: about
     bad: int = 0  #: records that could not be read; of a range nobody knows yet
 
     @classmethod
-    def of(cls, records: Sequence[Record], text_bytes: int) -> "Piece":
+    def of(cls, records: Sequence[Record], text_bytes: int) -> "ChunkContent":
         """Return the piece of these records, which weigh so much."""
         return cls(records, len(records), text_bytes, len([1 for record in records if record.failure is not None]))
 
     @property
-    def is_range(self) -> bool:
+    def is_split(self) -> bool:
         """Whether the records are not copied."""
-        return isinstance(self.content, RowRange)
+        return isinstance(self.content, FileSplit)
 
     def encode(self) -> bytes:
         """Return the payload of a chunk."""
-        if isinstance(self.content, RowRange):
+        if isinstance(self.content, FileSplit):
             return self.content.encode()
         from common.payloads.codec import encode_records  # pyarrow, which who looks at jobs does not need
 
@@ -52,18 +52,18 @@ class Digest:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add(self, piece: Piece) -> str:
+    def add(self, content: ChunkContent) -> str:
         """Add a piece; return the digest of all so far, in hexadecimal."""
-        if isinstance(piece.content, RowRange):
-            self._hash.update(piece.content.encode())
+        if isinstance(content.content, FileSplit):
+            self._hash.update(content.content.encode())
             return self._hash.hexdigest()
-        for record in piece.content:
+        for record in content.content:
             code = record.failure.code if record.failure else None
             self._hash.update(to_json([record.id, record.input, code]).encode() + b"\n" + (record.blob or b""))
         return self._hash.hexdigest()
 
 
-class Supply(ABC):
+class ChunkSource(ABC):
     """The records of one job, to be taken once, in order."""
 
     @abstractmethod
@@ -71,11 +71,11 @@ class Supply(ABC):
         """Return a digest of how the records begin; they are still there to be taken."""
 
     @abstractmethod
-    def take(self, most: int) -> Piece | None:
+    def take(self, most: int) -> ChunkContent | None:
         """Take up to so many records, of no chunk; None where there are no more."""
 
     @abstractmethod
-    def pieces(self) -> Iterator[Piece]:
+    def chunks(self) -> Iterator[ChunkContent]:
         """Take all that is left, cut into chunks."""
 
     @abstractmethod
@@ -83,66 +83,66 @@ class Supply(ABC):
         """Return about which share of all was taken; 1 where nobody knows how much there is."""
 
 
-class RecordSupply(Supply):
+class RecordChunkSource(ChunkSource):
     """Records that are copied into the store."""
 
-    def __init__(self, records: Iterable[Record], plan: ChunkPlan, reading: Reading) -> None:
+    def __init__(self, records: Iterable[Record], plan: ChunkPlan, progress: ReadProgress) -> None:
         """Take records from `records`, which are being made of what `reading` counts."""
         self._records = iter(records)
         self._plan = plan
-        self._reading = reading
+        self._progress = progress
 
     def head(self) -> str:
         """Return a digest of the first records."""
         first = list(islice(self._records, _HEAD))
         self._records = chain(first, self._records)
-        return Digest().add(_weighed(first))
+        return Digest().add(_content_of(first))
 
-    def take(self, most: int) -> Piece | None:
+    def take(self, most: int) -> ChunkContent | None:
         """Take up to so many records."""
         some = list(islice(self._records, min(_SOME, most)))
-        return _weighed(some) if some else None
+        return _content_of(some) if some else None
 
-    def pieces(self) -> Iterator[Piece]:
+    def chunks(self) -> Iterator[ChunkContent]:
         """Take all that is left, cut as planned."""
-        return starmap(Piece.of, cut_chunks(self._records, self._plan))
+        return starmap(ChunkContent.of, cut_chunks(self._records, self._plan))
 
     def share(self) -> float:
         """Return about which share was taken: what was read is a little more."""
-        return self._reading.share
+        return self._progress.share
 
 
-def _weighed(records: Sequence[Record]) -> Piece:
-    return Piece.of(records, sum(map(weight, records)))
+def _content_of(records: Sequence[Record]) -> ChunkContent:
+    return ChunkContent.of(records, sum(map(size_in_bytes, records)))
 
 
-class RangeSupply(Supply):
+class SplitChunkSource(ChunkSource):
     """Ranges of files, cut already: equal files give equal ranges."""
 
-    def __init__(self, cuts: Iterable[Cut], size: int) -> None:
+    def __init__(self, cuts: Iterable[SizedSplit], size: int) -> None:
         """Take ranges from `cuts`, of so many bytes in all."""
-        self._pieces: Iterator[Piece] = (self._piece(cut) for cut in cuts)
-        self._reading = Reading(size)
+        self._chunks: Iterator[ChunkContent] = (self._content(cut) for cut in cuts)
+        self._progress = ReadProgress(size)
 
-    def _piece(self, cut: Cut) -> Piece:
-        self._reading.read += cut.bytes
-        return Piece(cut.rows, cut.records, cut.bytes)
+    def _content(self, cut: SizedSplit) -> ChunkContent:
+        self._progress.read += cut.bytes
+        return ChunkContent(cut.rows, cut.records, cut.bytes)
 
     def head(self) -> str:
         """Return a digest of the first range."""
-        first = list(islice(self._pieces, 1))
+        first = list(islice(self._chunks, 1))
         digest = Digest().add(first[0]) if first else ""
-        self._pieces = chain(first, self._pieces)
+        self._chunks = chain(first, self._chunks)
         return digest
 
-    def take(self, most: int) -> Piece | None:
+    def take(self, most: int) -> ChunkContent | None:
         """Take a range, whole."""
-        return next(self._pieces, None)
+        return next(self._chunks, None)
 
-    def pieces(self) -> Iterator[Piece]:
+    def chunks(self) -> Iterator[ChunkContent]:
         """Take all ranges that are left."""
-        return self._pieces
+        return self._chunks
 
     def share(self) -> float:
         """Return which share was taken."""
-        return self._reading.share
+        return self._progress.share

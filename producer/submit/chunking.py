@@ -16,13 +16,13 @@ CHUNK_BYTES = 1024 * 1024
 #: The same for chunks of files: a batch of images takes more than a batch of texts.
 FILE_CHUNK_BYTES = 16 * CHUNK_BYTES
 #: Chunks of a size, after which the next ones are twice as large.
-_STEP = 64
+_CHUNKS_PER_SIZE = 64
 #: How many times as large as the task says chunks may grow; a GPU does the same records some sixteen times sooner.
-_GROWTH, _GROWTH_ON_GPU = 4, 16
+_GROWTH, _GPU_GROWTH = 4, 16
 #: A small job is spread over the workers in chunks of so many records at least.
-_LEAST = 16
+_MIN_SPREAD_RECORDS = 16
 #: Text that is read ahead at most to see whether a job is small.
-_AHEAD_BYTES = 8 * CHUNK_BYTES
+_LOOK_AHEAD_BYTES = 8 * CHUNK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class ChunkPlan:
         """Yield the most records of each chunk, one after the other, without end."""
         size = self.first
         while size < self.first * self.growth:
-            yield from repeat(size, _STEP)
+            yield from repeat(size, _CHUNKS_PER_SIZE)
             size = min(2 * size, self.first * self.growth)
         yield from repeat(size)
 
 
-def plan_chunks(asked: int | None, usual: int, workers: Sequence[Heartbeat]) -> ChunkPlan:
+def plan_chunks(requested: int | None, default: int, workers: Sequence[Heartbeat]) -> ChunkPlan:
     """Return how to cut a job.
 
     Args:
@@ -50,10 +50,10 @@ def plan_chunks(asked: int | None, usual: int, workers: Sequence[Heartbeat]) -> 
         usual: for the job's task.
         workers: the live ones that serve its queue.
     """
-    if asked is not None:
-        return ChunkPlan(asked)
+    if requested is not None:
+        return ChunkPlan(requested)
     on_gpu = bool(workers) and all(worker.device.startswith("cuda") for worker in workers)
-    return ChunkPlan(usual, _GROWTH_ON_GPU if on_gpu else _GROWTH, max(1, len(workers)))
+    return ChunkPlan(default, _GPU_GROWTH if on_gpu else _GROWTH, max(1, len(workers)))
 
 
 def cut_chunks(records: Iterable[Record], plan: ChunkPlan) -> Iterator[tuple[list[Record], int]]:
@@ -63,41 +63,41 @@ def cut_chunks(records: Iterable[Record], plan: ChunkPlan) -> Iterator[tuple[lis
 
     Looks as far ahead as one usual chunk for each worker, no further: of a job that ends there, all get a share.
     """
-    left = iter(records)
-    ahead, ended = _look_ahead(left, plan.first * plan.workers) if plan.workers > 1 else ([], False)
+    rest = iter(records)
+    ahead, ended = _look_ahead(rest, plan.first * plan.workers) if plan.workers > 1 else ([], False)
     sizes = plan.sizes()
     if ended:
-        sizes = repeat(min(plan.first, max(_LEAST, -(-len(ahead) // plan.workers))))
-    yield from _cut(chain(ahead, left), sizes)
+        sizes = repeat(min(plan.first, max(_MIN_SPREAD_RECORDS, -(-len(ahead) // plan.workers))))
+    yield from _split(chain(ahead, rest), sizes)
 
 
-def _look_ahead(records: Iterator[Record], most: int) -> tuple[list[Record], bool]:
+def _look_ahead(records: Iterator[Record], limit: int) -> tuple[list[Record], bool]:
     ahead: list[Record] = []
-    held = 0
+    size = 0
     for record in records:
         ahead.append(record)
-        held += weight(record)
-        if len(ahead) >= most or held > _AHEAD_BYTES:
+        size += size_in_bytes(record)
+        if len(ahead) >= limit or size > _LOOK_AHEAD_BYTES:
             return ahead, False
     return ahead, True
 
 
-def _cut(records: Iterator[Record], sizes: Iterator[int]) -> Iterator[tuple[list[Record], int]]:
+def _split(records: Iterator[Record], sizes: Iterator[int]) -> Iterator[tuple[list[Record], int]]:
     chunk: list[Record] = []
-    held, most = 0, next(sizes)
+    size, limit = 0, next(sizes)
     for record in records:
-        more = weight(record)
-        most_bytes = CHUNK_BYTES if record.blob is None else FILE_CHUNK_BYTES
-        if chunk and (len(chunk) >= most or held + more > most_bytes):
-            yield chunk, held
-            chunk, held, most = [], 0, next(sizes)
+        more = size_in_bytes(record)
+        limit_bytes = CHUNK_BYTES if record.blob is None else FILE_CHUNK_BYTES
+        if chunk and (len(chunk) >= limit or size + more > limit_bytes):
+            yield chunk, size
+            chunk, size, limit = [], 0, next(sizes)
         chunk.append(record)
-        held += more
+        size += more
     if chunk:
-        yield chunk, held
+        yield chunk, size
 
 
-def weight(record: Record) -> int:
+def size_in_bytes(record: Record) -> int:
     """Return about how many bytes the record holds, of text or of its file."""
     text = record.input
     if record.blob is not None:

@@ -5,19 +5,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 from common.errors import HugqueueError, StoreUnavailable
-from common.records import Failure, Json, visible
-from producer.submit.chunk_source import Piece
+from common.records import Failure, Json, replace_control_chars
+from producer.submit.chunk_source import ChunkContent
 from producer.submit.chunking import cut_chunks
-from producer.submit.duplicate_ids import watch_duplicates
-from producer.submit.plan import Plan
+from producer.submit.duplicate_ids import warn_of_duplicate_ids
+from producer.submit.plan import SubmitPlan
 from producer.submit.upload import Totals, check_size
 
 #: Bad records that are shown.
-_SHOWN = 5
+_MAX_EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DryRunReport:
     """What submitting would do."""
 
     task: str
@@ -50,14 +50,16 @@ class Report:
         }
         text = [f"{key:<8} {value}" for key, value in lines.items()]
         text += [f"         {failure.code}: {failure.message}" for failure in self.bad_examples]
-        return visible("\n".join([*text, f"{'queue':<8} {self.queue}: {self.who_serves}", "Nothing was submitted."]))
+        return replace_control_chars(
+            "\n".join([*text, f"{'queue':<8} {self.queue}: {self.who_serves}", "Nothing was submitted."])
+        )
 
     @property
     def _codes(self) -> str:
         return ", ".join(f"{code} {count:,}" for code, count in self.bad_by_code.items())
 
 
-def make_report(plan: Plan, say: Callable[[str], None]) -> Report:
+def make_dry_run_report(plan: SubmitPlan, notify: Callable[[str], None]) -> DryRunReport:
     """Return what submitting would do; nothing is written anywhere.
 
     Args:
@@ -72,17 +74,17 @@ def make_report(plan: Plan, say: Callable[[str], None]) -> Report:
     codes: Counter[str] = Counter()
     largest = 0
     if plan.warning:
-        say(f"Warning: {plan.warning}")
-    for chunk, held in cut_chunks(watch_duplicates(plan.records(), say), plan.chunks()):
-        totals.add(Piece.of(chunk, held))
+        notify(f"Warning: {plan.warning}")
+    for chunk, size in cut_chunks(warn_of_duplicate_ids(plan.records(), notify), plan.chunks()):
+        totals.add(ChunkContent.of(chunk, size))
         largest = max(largest, len(chunk))
         check_size(totals, plan.settings)
         failures = [record.failure for record in chunk if record.failure]
         codes.update(failure.code for failure in failures)
-        bad += failures[: _SHOWN - len(bad)]
-    served, who = _who_serves(plan, say)
+        bad += failures[: _MAX_EXAMPLES - len(bad)]
+    served, who = _find_workers(plan, notify)
     spec = plan.spec
-    return Report(
+    return DryRunReport(
         task=spec.task,
         model=spec.model,
         revision=spec.revision,
@@ -99,7 +101,7 @@ def make_report(plan: Plan, say: Callable[[str], None]) -> Report:
     )
 
 
-def _who_serves(plan: Plan, say: Callable[[str], None]) -> tuple[bool, str]:
+def _find_workers(plan: SubmitPlan, notify: Callable[[str], None]) -> tuple[bool, str]:
     """Return whether there is, or would be, a worker for the job, and the same in words.
 
     `say` is told why Redis may lose the job.
@@ -116,13 +118,13 @@ def _who_serves(plan: Plan, say: Callable[[str], None]) -> tuple[bool, str]:
             return False, str(error)
         return True, "an embedded Redis and worker would be started"
     from producer.model_check import check_job_model
-    from producer.queue_connection import Connection
+    from producer.queue_connection import QueueConnection
 
-    connection = Connection(plan.settings)
+    connection = QueueConnection(plan.settings)
     try:
         connection.check()
-        for weakness in connection.weaknesses():
-            say(f"Warning: {weakness}")
+        for weakness in connection.durability_warnings():
+            notify(f"Warning: {weakness}")
         served = connection.serves(plan.spec.queue)
         check_job_model(connection, plan.spec.model)
     except StoreUnavailable as error:

@@ -85,7 +85,7 @@ def _hash(id_: Json) -> int:
     return hash((text,)) & _WORD or 1
 
 
-def watch_duplicates(records: Iterable[Record], on_duplicate: Callable[[str], None]) -> Iterator[Record]:
+def warn_of_duplicate_ids(records: Iterable[Record], on_duplicate: Callable[[str], None]) -> Iterator[Record]:
     """Yield the records as they are; at the end tell `on_duplicate` of duplicate ids: how many, and the first."""
     ids = DuplicateIds()
     for record in records:

@@ -18,8 +18,8 @@ from common.queue.idempotency import Claim
 from common.records import JobSpec, JobStatus
 from common.tasks import find_task
 from producer.outputs.targets import check_target
-from producer.queue_connection import POLL, Connection
-from producer.submit.chunk_source import Digest, Supply
+from producer.queue_connection import POLL, QueueConnection
+from producer.submit.chunk_source import ChunkSource, Digest
 from producer.submit.upload import Totals, write_chunks
 
 #: What two submits of one job may differ in.
@@ -31,12 +31,12 @@ class _InputDiffers(UsageError):
 
 
 def submit_once(
-    connection: Connection,
+    connection: QueueConnection,
     spec: JobSpec,
     key: str,
-    supply: Supply,
+    supply: ChunkSource,
     on_chunk: Callable[[Totals], None],
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> tuple[str, Totals | None]:
     """Submit a job unless the key stands for one already, whose submitting goes on then where it stopped.
 
@@ -51,7 +51,7 @@ def submit_once(
         UsageError: the key stands for a job of other options or records; or as for `submit`.
     """
     claim = Claim(key, supply.head())
-    job_id, written = _claim(connection, spec, claim, say)
+    job_id, written = _claim(connection, spec, claim, notify)
     if written is None:
         return job_id, None
     totals, digest, ours = Totals(), Digest(), replace(spec, id=job_id)
@@ -62,15 +62,15 @@ def submit_once(
             _pass_over(supply, written, totals, digest, job_id)
             write_chunks(connection, ours, supply, totals, on_chunk, producer=claim.producer, digest=digest)
     except JobTaken as error:
-        say(f"{error} Waiting until it is accepted.")
-        _await_acceptance(connection, job_id, say)
+        notify(f"{error} Waiting until it is accepted.")
+        _await_acceptance(connection, job_id, notify)
         return job_id, None
     connection.send_tickets(connection.look(job_id).spec)
     return job_id, totals
 
 
 def _claim(
-    connection: Connection, spec: JobSpec, claim: Claim, say: Callable[[str], None]
+    connection: QueueConnection, spec: JobSpec, claim: Claim, notify: Callable[[str], None]
 ) -> tuple[str, Written | None]:
     """Return the job of the key, and what is written of it once it is ours to go on with; None if it is accepted."""
     while True:
@@ -78,30 +78,30 @@ def _claim(
             job_id = connection.claims.begin(spec, claim)
             if job_id != spec.id:
                 _check_same(connection, job_id, spec, claim)
-        answer = _take(connection, job_id, claim, say)
+        answer = _take(connection, job_id, claim, notify)
         if isinstance(answer, Written):
             if answer.records:
-                say(f"Job {job_id} was cut off after {answer.records:,} records; going on from there.")
+                notify(f"Job {job_id} was cut off after {answer.records:,} records; going on from there.")
             return job_id, answer
         if answer == "accepted":
-            say(f"The idempotency key {claim.key!r} stands for job {job_id}: {connection.look(job_id).status}.")
+            notify(f"The idempotency key {claim.key!r} stands for job {job_id}: {connection.look(job_id).status}.")
             return job_id, None
 
 
-def _take(connection: Connection, job_id: str, claim: Claim, say: Callable[[str], None]) -> Written | str:
+def _take(connection: QueueConnection, job_id: str, claim: Claim, notify: Callable[[str], None]) -> Written | str:
     """Return what is written once nobody else submits the job, or what else became of it: `accepted`, `unknown`."""
     silence, told = connection.settings.producer_ttl / 2, False
     while True:
-        answer = connection.patiently(lambda: connection.claims.take(job_id, claim, silence), say)
+        answer = connection.retry_while_unavailable(lambda: connection.claims.take(job_id, claim, silence), notify)
         if answer != "busy":
             return answer
         if not told:
-            say(f"Another producer submits job {job_id} under this key; waiting for it.")
+            notify(f"Another producer submits job {job_id} under this key; waiting for it.")
         told = True
         time.sleep(POLL)
 
 
-def _check_same(connection: Connection, job_id: str, spec: JobSpec, claim: Claim) -> None:
+def _check_same(connection: QueueConnection, job_id: str, spec: JobSpec, claim: Claim) -> None:
     theirs = connection.store.job(job_id).spec
     names = (field.name for field in fields(JobSpec) if field.name not in _FREE)
     differing = [name for name in names if getattr(theirs, name) != getattr(spec, name)]
@@ -118,15 +118,15 @@ def _check_same(connection: Connection, job_id: str, spec: JobSpec, claim: Claim
         )
 
 
-def _pass_over(supply: Supply, written: Written, totals: Totals, digest: Digest, job_id: str) -> None:
+def _pass_over(supply: ChunkSource, written: Written, totals: Totals, digest: Digest, job_id: str) -> None:
     """Read what is written already, and see that it is the same."""
     found = ""
     while totals.records < written.records:
-        piece = supply.take(written.records - totals.records)
-        if piece is None:
+        content = supply.take(written.records - totals.records)
+        if content is None:
             break
-        totals.add(piece)
-        found = digest.add(piece)
+        totals.add(content)
+        found = digest.add(content)
     totals.chunks = written.chunks
     if found != written.digest:
         raise _InputDiffers(
@@ -136,7 +136,7 @@ def _pass_over(supply: Supply, written: Written, totals: Totals, digest: Digest,
 
 
 @contextlib.contextmanager
-def _kept_for_the_next(connection: Connection, job_id: str, claim: Claim) -> Iterator[None]:
+def _kept_for_the_next(connection: QueueConnection, job_id: str, claim: Claim) -> Iterator[None]:
     """Let go of the job where the block fails; if its input is at fault, take it back."""
     try:
         yield
@@ -155,11 +155,11 @@ def _kept_for_the_next(connection: Connection, job_id: str, claim: Claim) -> Ite
         raise
 
 
-def _await_acceptance(connection: Connection, job_id: str, say: Callable[[str], None]) -> None:
+def _await_acceptance(connection: QueueConnection, job_id: str, notify: Callable[[str], None]) -> None:
     def look() -> Job:
         return connection.look(job_id)
 
-    while (job := connection.patiently(look, say)).status is JobStatus.SUBMITTING:
+    while (job := connection.retry_while_unavailable(look, notify)).status is JobStatus.SUBMITTING:
         time.sleep(POLL)
     if job.failure is not None and job.failure.code == "producer_died":
         raise HugqueueError(f"Job {job_id} was cut off again; the same command goes on with it.")

@@ -9,8 +9,8 @@ from pathlib import Path
 from common.errors import ModelError, StorageError, UsageError
 from common.gpus import find_gpus
 from common.inputs import Inputs, find_inputs
-from common.inputs.sources import Reading
-from common.inputs.splitting import cut_source, shared_makers, size_to_cut
+from common.inputs.sources import ReadProgress
+from common.inputs.splitting import split_source, splittable_builders, splittable_bytes
 from common.models.references import check_revision
 from common.params import check_params, parse_params
 from common.queue.heartbeats import Heartbeat
@@ -19,8 +19,8 @@ from common.settings import Settings, absolute, load_settings
 from common.tasks import ALIASES, Task, find_task
 from producer.model_check import check_model, model_warning
 from producer.openai import BatchFile, check_batch_options, find_batch, read_batch
-from producer.outputs.targets import Target, by_workers, check_target, name_of, parse_target
-from producer.submit.chunk_source import RangeSupply, RecordSupply, Supply
+from producer.outputs.targets import Target, check_target, parse_target, target_name, written_by_workers
+from producer.submit.chunk_source import ChunkSource, RecordChunkSource, SplitChunkSource
 from producer.submit.chunking import CHUNK_BYTES, ChunkPlan, plan_chunks
 
 #: Characters of an idempotency key at most.
@@ -30,7 +30,7 @@ MAX_CHUNK = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SubmitPlan:
     """What `submit` is about to do."""
 
     settings: Settings
@@ -41,7 +41,7 @@ class Plan:
     output: Target | None
     wait: bool
     idempotency_key: str | None = None
-    reading: Reading = field(default_factory=Reading)  #: how much of the inputs was read
+    progress: ReadProgress = field(default_factory=ReadProgress)  #: how much of the inputs was read
     warning: str | None = None  #: what its user is to be told beforehand
 
     def records(self) -> Iterator[Record]:
@@ -52,13 +52,13 @@ class Plan:
         most = self.settings.max_record_bytes
         if isinstance(self.inputs, BatchFile):
             return read_batch(self.inputs, most)
-        return self.inputs.records(most, shared=self.settings.shared, reading=self.reading)
+        return self.inputs.records(most, shared=self.settings.shared, progress=self.progress)
 
     def chunks(self, workers: Sequence[Heartbeat] = ()) -> ChunkPlan:
         """Return how the records are cut, for these live workers."""
         return plan_chunks(self.chunk_size, self.task.chunk_records, workers)
 
-    def supply(self, records: Iterable[Record], workers: Sequence[Heartbeat]) -> Supply:
+    def supply(self, records: Iterable[Record], workers: Sequence[Heartbeat]) -> ChunkSource:
         """Return what the chunks are made of: ranges of the inputs where workers read them in place, else the records.
 
         Args:
@@ -67,14 +67,14 @@ class Plan:
         """
         makers = []
         if isinstance(self.inputs, Inputs) and self.spec.limit is None:
-            makers = shared_makers(self.inputs, self.settings.shared)
+            makers = splittable_builders(self.inputs, self.settings.shared)
         if not makers:
-            return RecordSupply(records, self.chunks(workers), self.reading)
+            return RecordChunkSource(records, self.chunks(workers), self.progress)
         most, plan = self.settings.max_record_bytes, self.chunks()
-        cuts = (cut for make in makers for cut in cut_source(make, most, plan.sizes(), CHUNK_BYTES))
-        return RangeSupply(cuts, sum(map(size_to_cut, makers)))
+        cuts = (cut for make in makers for cut in split_source(make, most, plan.sizes(), CHUNK_BYTES))
+        return SplitChunkSource(cuts, sum(map(splittable_bytes, makers)))
 
-    def begun_records(self) -> Iterator[Record]:
+    def peek_records(self) -> Iterator[Record]:
         """Return the records, the first of them read: what is wrong with standard input is known before any work.
 
         Raises:
@@ -110,7 +110,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     limit: int | None = None,
     idempotency_key: str | None = None,
     settings: Settings | None = None,
-) -> Plan:
+) -> SubmitPlan:
     """Return the plan for these options of `submit`; `settings` are those of the environment unless they are given.
 
     Raises:
@@ -119,7 +119,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
     settings = settings or load_settings()
     most = settings.max_record_bytes
     batch = find_batch(inputs, task, model, most) if format_ == "openai" else None
-    task = batch.task if batch else _named(task)
+    task = batch.task if batch else _required_task(task)
     known = find_task(task)
     found: Inputs | BatchFile
     if batch:
@@ -129,7 +129,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         found = find_inputs(inputs, known, format=format_, column=column, id_column=id_column, quoting=quoting)
         found.check(most)
     target = parse_target(output, output_format, csv_safe=csv_safe, responses=batch is not None)
-    written = by_workers(target, settings)
+    written = written_by_workers(target, settings)
     if target is not None:  # under a key, its parts may be those of the job that the key stands for
         check_target(target, known, inputs, begun=idempotency_key is not None and written is not None)
     if model == "":
@@ -150,48 +150,48 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         labels=dict(labels or {}),
         max_errors=check_max_errors(max_errors),
         format="openai" if batch else None,
-        store=_checked_store(absolute(store or settings.store_url), settings),
+        store=_check_store(absolute(store or settings.store_url), settings),
         output=written,
     )
     check_spec(spec)
     _check_chunk_size(chunk_size)
-    return Plan(
+    return SubmitPlan(
         settings=settings,
         spec=spec,
         task=known,
         inputs=found,
         chunk_size=chunk_size,
         output=target,
-        wait=_waits(wait, target, spec, settings),
+        wait=_should_wait(wait, target, spec, settings),
         idempotency_key=_check_key(idempotency_key),
-        reading=Reading() if batch or known.media or limit else Reading.of(inputs),
+        progress=ReadProgress() if batch or known.media or limit else ReadProgress.of(inputs),
         warning=model_warning(spec.model, settings),
     )
 
 
-def _waits(asked: bool | None, target: Target | None, spec: JobSpec, settings: Settings) -> bool:
+def _should_wait(requested: bool | None, target: Target | None, spec: JobSpec, settings: Settings) -> bool:
     """Return whether the command waits: as asked, else where it has to write, or its worker lives no longer than it."""
-    if asked is False and settings.embedded:
+    if requested is False and settings.embedded:
         raise UsageError(
             "--no-wait: no queue is configured, and the embedded worker may end with this command. Leave it out."
         )
-    if asked is False and target is not None and spec.output is None:
+    if requested is False and target is not None and spec.output is None:
         raise UsageError(
-            f"--no-wait: {name_of(target)} is written by this command, at the "
+            f"--no-wait: {target_name(target)} is written by this command, at the "
             "end. Workers write directories that all of them reach: name one under HUGQUEUE_SHARED."
         )
-    return asked if asked is not None else target is not None or settings.embedded
+    return requested if requested is not None else target is not None or settings.embedded
 
 
-def _checked_store(address: str, settings: Settings) -> str | None:
+def _check_store(address: str, settings: Settings) -> str | None:
     """Return the store of a job if files can be written there; None for Redis."""
     if not address:
         return None
-    from common.payloads.job_payloads import check_address
+    from common.payloads.job_payloads import check_location_allowed
     from common.storage.storage import open_storage
 
     try:
-        check_address(address, lambda place: settings.embedded or settings.may_open(place))
+        check_location_allowed(address, lambda place: settings.embedded or settings.may_open(place))
         open_storage(address).check()
     except (ModelError, StorageError) as error:
         raise UsageError(f"--store: {error.message}") from error
@@ -229,10 +229,10 @@ def _with_dtype(params: Mapping[str, Json] | Sequence[str], dtype: str | None) -
     if dtype is None:
         return params
     if isinstance(params, Mapping):
-        given = "dtype" in params
+        present = "dtype" in params
     else:
-        given = any(param.partition("=")[0].strip() == "dtype" for param in params)
-    if given:
+        present = any(param.partition("=")[0].strip() == "dtype" for param in params)
+    if present:
         raise UsageError("--dtype and the parameter dtype: give one of them.")
     return {**params, "dtype": dtype} if isinstance(params, Mapping) else (*params, f"dtype={dtype}")
 
@@ -248,7 +248,7 @@ def _check_key(key: str | None) -> str | None:
     return key
 
 
-def _named(task: str | None) -> str:
+def _required_task(task: str | None) -> str:
     if task is None:
         raise UsageError("Missing option '--task'; `producer tasks` lists what it can be.")
     return task

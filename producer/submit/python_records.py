@@ -13,16 +13,16 @@ from typing import Any
 from uuid import UUID
 
 from common.errors import UsageError
-from common.inputs.media import attached
-from common.inputs.record_builder import RecordMaker
+from common.inputs.media import attach_files
+from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source
-from common.json_codec import plain, to_json
+from common.json_codec import to_json, to_jsonable
 from common.records import Failure, Json, Record
 from common.tasks import Task
 from producer.submit.python_tables import HasColumnNames, HasColumns, Table, table_of
 
 #: What a program may give: a path (a text by itself is one), several paths, a table, or records.
-Given = (
+RecordsArg = (
     str
     | PathLike[str]
     | Mapping[str, Sequence[Any]]
@@ -32,18 +32,18 @@ Given = (
 )
 
 #: What is written as its text, since JSON has no such thing: as cells of Parquet are.
-_AS_TEXT = (UUID, Decimal, date, time, timedelta)
-_NOTHING = object()
+_TEXT_TYPES = (UUID, Decimal, date, time, timedelta)
+_EMPTY = object()
 
 
-class _Program(Source):
+class _PythonSource(Source):
     """The program that gives the records; messages count them from 0, as their ids do."""
 
     def place(self, number: int) -> str:
         return f"record {number - 1}"
 
 
-def split_given(given: Any) -> tuple[tuple[str, ...], Iterable[Any]]:
+def split_records_arg(given: Any) -> tuple[tuple[str, ...], Iterable[Any]]:
     """Return the paths that are given, or the records (a `Table`, if they have columns); the other one is empty.
 
     A text by itself is a path, texts one after the other are records; several paths are `pathlib.Path`.
@@ -63,8 +63,8 @@ def split_given(given: Any) -> tuple[tuple[str, ...], Iterable[Any]]:
         rest: Iterator[Any] = iter(given)
     except TypeError as error:
         raise UsageError(f"records: expected a path, or records to go through, found {given!r:.100}.") from error
-    first = next(rest, _NOTHING)
-    if first is _NOTHING:
+    first = next(rest, _EMPTY)
+    if first is _EMPTY:
         raise UsageError("Empty input: records holds no record.")
     if isinstance(first, PathLike):
         return tuple(map(_path, chain([first], rest))), ()
@@ -81,7 +81,7 @@ def _names_files(text: str) -> bool:
         return False
 
 
-def given_records(
+def records_from_python(
     values: Iterable[Any] | Table, task: Task, *, column: str | None, id_column: str | None, max_record_bytes: int
 ) -> Iterator[Record]:
     """Return a record for each value; a value that cannot be one fails alone, as a line of a file does.
@@ -96,40 +96,40 @@ def given_records(
     Raises:
         UsageError: a table lacks a column that is asked for or that the task needs.
     """
-    make = RecordMaker(_Program("records", "jsonl"), task, column, id_column, several=False)
+    builder = RecordBuilder(_PythonSource("records", "jsonl"), task, column, id_column, multiple_inputs=False)
     if isinstance(values, Table):
-        records = _table_records(make.with_columns(values.columns), values, max_record_bytes)
+        records = _table_records(builder.with_columns(values.columns), values, max_record_bytes)
     else:
-        records = (_record(make, number, value, max_record_bytes) for number, value in enumerate(values))
-    return attached(records, task, max_record_bytes) if task.media else records
+        records = (_record(builder, number, value, max_record_bytes) for number, value in enumerate(values))
+    return attach_files(records, task, max_record_bytes) if task.media else records
 
 
-def _table_records(make: RecordMaker, table: Table, max_bytes: int) -> Iterator[Record]:
+def _table_records(builder: RecordBuilder, table: Table, max_bytes: int) -> Iterator[Record]:
     """Return the records of a table, read from the columns that they need: others may hold what JSON lacks."""
-    names = make.columns(table.columns)
+    names = builder.columns(table.columns)
     if table.batches is not None:
         from common.inputs.parquet import records_of_batches  # pyarrow takes a while to import
 
-        return records_of_batches(make, (batch.select(names) for batch in table.batches), max_bytes)
+        return records_of_batches(builder, (batch.select(names) for batch in table.batches), max_bytes)
     rows = ({name: row.get(name) for name in names} for row in table.rows)
-    return (_record(make, number, row, max_bytes) for number, row in enumerate(rows))
+    return (_record(builder, number, row, max_bytes) for number, row in enumerate(rows))
 
 
-def _record(make: RecordMaker, number: int, value: Any, max_bytes: int) -> Record:
+def _record(builder: RecordBuilder, number: int, value: Any, max_bytes: int) -> Record:
     try:
         if isinstance(value, tuple) and len(value) == 2:
-            return replace(_record(make, number, value[1], max_bytes), id=_json_of(value[0]))
+            return replace(_record(builder, number, value[1], max_bytes), id=_json_of(value[0]))
         row = _json_of(value)
         size = len((row if isinstance(row, str) else to_json(row)).encode(errors="surrogatepass"))
     except (TypeError, ValueError, OverflowError, KeyError) as error:  # the last three: times of Arrow
-        return make.failed(number, Failure("wrong_type", f"record {number}: {error}"), reprlib.repr(value))
+        return builder.failed(number, Failure("wrong_type", f"record {number}: {error}"), reprlib.repr(value))
     except RecursionError:
         what = f"record {number}: it holds itself, or is nested too deeply"
-        return make.failed(number, Failure("wrong_type", what), reprlib.repr(value))
+        return builder.failed(number, Failure("wrong_type", what), reprlib.repr(value))
     if size > max_bytes:
         text = f"record {number}: the record is longer than {max_bytes:,} bytes (HUGQUEUE_MAX_RECORD_BYTES)"
-        return make.failed(number, Failure("too_large", text), (row if isinstance(row, str) else to_json(row))[:200])
-    return make.record(number, number + 1, row)
+        return builder.failed(number, Failure("too_large", text), (row if isinstance(row, str) else to_json(row))[:200])
+    return builder.record(number, number + 1, row)
 
 
 def _json_of(value: Any) -> Json:
@@ -151,7 +151,7 @@ def _json_of(value: Any) -> Json:
             return [_json_of(item) for item in value]
     if hasattr(value, "as_py"):  # a cell of a pyarrow.Array
         return _json_of(value.as_py())
-    return str(value) if isinstance(value, _AS_TEXT) else plain(value)
+    return str(value) if isinstance(value, _TEXT_TYPES) else to_jsonable(value)
 
 
 def _path(value: Any) -> str:

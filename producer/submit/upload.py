@@ -11,8 +11,8 @@ from common.errors import StoreUnavailable, UsageError
 from common.jobs import Written
 from common.records import JobSpec
 from common.settings import Settings
-from producer.queue_connection import Connection
-from producer.submit.chunk_source import Digest, Piece, Supply
+from producer.queue_connection import QueueConnection
+from producer.submit.chunk_source import ChunkContent, ChunkSource, Digest
 from producer.submit.redis_capacity import MemoryEstimate
 
 
@@ -25,12 +25,12 @@ class Totals:
     bytes: int = 0  #: of text
     bad: int = 0  #: records that could not be read
 
-    def add(self, piece: Piece) -> None:
+    def add(self, content: ChunkContent) -> None:
         """Count one chunk."""
-        self.records += piece.records
+        self.records += content.records
         self.chunks += 1
-        self.bytes += piece.text_bytes
-        self.bad += piece.bad
+        self.bytes += content.text_bytes
+        self.bad += content.bad
 
 
 def check_size(totals: Totals, settings: Settings) -> None:
@@ -39,21 +39,21 @@ def check_size(totals: Totals, settings: Settings) -> None:
     Raises:
         UsageError: it has more records or more bytes than one job may have.
     """
-    for found, most, what, name in (
+    for found, limit, what, name in (
         (totals.records, settings.max_job_records, "records", "HUGQUEUE_MAX_JOB_RECORDS"),
         (totals.bytes, settings.max_job_bytes, "bytes of text", "HUGQUEUE_MAX_JOB_BYTES"),
     ):
-        if found > most:
+        if found > limit:
             raise UsageError(
-                f"The input is larger than one job may be: more than {most:,} {what} ({name}). "
+                f"The input is larger than one job may be: more than {limit:,} {what} ({name}). "
                 f"Split it into several jobs, or raise {name} if Redis has room for it. Nothing was submitted."
             )
 
 
 def submit(
-    connection: Connection,
+    connection: QueueConnection,
     spec: JobSpec,
-    supply: Supply,
+    supply: ChunkSource,
     on_chunk: Callable[[Totals], None],
 ) -> Totals:
     """Write all chunks of a job, accept it, and send its first tickets; return what was read.
@@ -69,16 +69,16 @@ def submit(
     totals = Totals()
     with connection.errors():
         connection.store.create(spec)
-    with taken_back(connection, spec.id):
+    with rollback_on_error(connection, spec.id):
         write_chunks(connection, spec, supply, totals, on_chunk)
     connection.send_tickets(spec)
     return totals
 
 
 def write_chunks(
-    connection: Connection,
+    connection: QueueConnection,
     spec: JobSpec,
-    supply: Supply,
+    supply: ChunkSource,
     totals: Totals,
     on_chunk: Callable[[Totals], None],
     *,
@@ -101,25 +101,25 @@ def write_chunks(
         UsageError: the input cannot be read to its end, or is larger than one job may be or than Redis has room for;
             another job writes to the same directory; or the job was cancelled.
     """
-    _check_alone(connection, spec)
+    _check_output_unclaimed(connection, spec)
     payloads = connection.store.payloads(spec)
     memory = MemoryEstimate(spec, supply, connection.free_memory(), begun=totals.chunks > 0)
-    with seen(connection, spec.id):
-        for piece in supply.pieces():
+    with producer_heartbeat(connection, spec.id):
+        for content in supply.chunks():
             number = totals.chunks
-            totals.add(piece)
+            totals.add(content)
             check_size(totals, connection.settings)
-            payload = piece.encode()
-            memory.add(piece, payload)
-            written = None if digest is None else Written(totals.records, totals.chunks, digest.add(piece))
+            payload = content.encode()
+            memory.add(content, payload)
+            written = None if digest is None else Written(totals.records, totals.chunks, digest.add(content))
             with connection.errors():
                 payloads.add_records(number, payload, producer, written)
             on_chunk(totals)
     with connection.errors():
-        connection.ledger.seal(spec.id, totals.chunks, totals.records, producer)
+        connection.ledger.accept(spec.id, totals.chunks, totals.records, producer)
 
 
-def _check_alone(connection: Connection, spec: JobSpec) -> None:
+def _check_output_unclaimed(connection: QueueConnection, spec: JobSpec) -> None:
     """Check that no other job writes its parts where this one will; it is begun, so that another one sees it."""
     if spec.output is None:
         return
@@ -129,7 +129,7 @@ def _check_alone(connection: Connection, spec: JobSpec) -> None:
 
 
 @contextlib.contextmanager
-def seen(connection: Connection, job_id: str) -> Iterator[None]:
+def producer_heartbeat(connection: QueueConnection, job_id: str) -> Iterator[None]:
     """Note that the producer lives as long as the block runs: records may come slowly, out of a pipe."""
     over = threading.Event()
 
@@ -147,7 +147,7 @@ def seen(connection: Connection, job_id: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def taken_back(connection: Connection, job_id: str) -> Iterator[None]:
+def rollback_on_error(connection: QueueConnection, job_id: str) -> Iterator[None]:
     """Take a job back if the block that submits it raises: nothing of it stays.
 
     Raises:
@@ -156,7 +156,7 @@ def taken_back(connection: Connection, job_id: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not _forget(connection, job_id) and isinstance(error, StoreUnavailable):
+        if not _try_delete(connection, job_id) and isinstance(error, StoreUnavailable):
             raise StoreUnavailable(
                 f"{error} What was sent of job {job_id} is cleared away when Redis is back, unless that was all of it "
                 f"and the job is accepted: `producer status {job_id}` says so."
@@ -164,7 +164,7 @@ def taken_back(connection: Connection, job_id: str) -> Iterator[None]:
         raise
 
 
-def _forget(connection: Connection, job_id: str) -> bool:
+def _try_delete(connection: QueueConnection, job_id: str) -> bool:
     """Delete a job that was not accepted; return whether that came about: the reaper gives it up otherwise."""
     try:
         connection.check()  # one quick try: this command is to end

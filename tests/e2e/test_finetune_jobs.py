@@ -10,7 +10,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from common.models.checkpoints import latest_whole, steps_of
+from common.models.checkpoints import latest_complete, step_of
 from tests.support.finetune_runs import (
     TUTORIAL,
     base_model,
@@ -63,8 +63,8 @@ def training_processes(workers: Workers) -> list[psutil.Process]:
 
 def steps_kept(store: Path, job: str) -> int:
     """Return how many steps lie behind the last whole checkpoint of a job, 0 if there is none."""
-    checkpoint = latest_whole((store / job / "work").glob("*"))
-    return steps_of(checkpoint) if checkpoint else 0
+    checkpoint = latest_complete((store / job / "work").glob("*"))
+    return step_of(checkpoint) if checkpoint else 0
 
 
 def test_the_tutorials_own_case_runs_and_its_model_serves(
@@ -100,7 +100,7 @@ def test_the_tutorials_own_case_runs_and_its_model_serves(
     assert (tmp_path / "mine" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
 
 
-def test_a_killed_worker_loses_no_step_and_changes_no_weight_of_the_best_model(
+def test_a_killed_worker_loses_no_step_and_changes_no_weight(
     store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, base: Path
 ) -> None:
     workers = start_workers("--train")
@@ -129,7 +129,7 @@ def test_a_killed_worker_loses_no_step_and_changes_no_weight_of_the_best_model(
 
 
 @pytest.mark.faults
-def test_a_worker_that_is_stopped_writes_a_checkpoint_and_another_goes_on_from_it(
+def test_a_stopped_worker_writes_a_checkpoint_and_another_resumes_from_it(
     store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, base: Path
 ) -> None:
     first = start_workers("--train", HUGQUEUE_CHECKPOINT="1000")
@@ -144,7 +144,7 @@ def test_a_worker_that_is_stopped_writes_a_checkpoint_and_another_goes_on_from_i
     shell.run("cancel", job)
 
 
-def test_cancelling_ends_the_processes_within_seconds_and_a_retry_goes_on_from_the_last_checkpoint(
+def test_cancel_ends_training_soon_and_retry_resumes_the_last_checkpoint(
     store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, base: Path
 ) -> None:
     workers = start_workers("--train")

@@ -11,14 +11,14 @@ import pytest
 from s3fs import S3FileSystem
 
 from common.errors import StorageError
-from common.models.checkpoints import seal
-from common.models.registry import ModelsStore
-from common.models.registry_location import open_store
+from common.models.checkpoints import mark_complete
+from common.models.registry import ModelRegistry
+from common.models.registry_location import open_registry
 from tests.support.finetune_runs import base_model, progress, result_of, wait_for_step, write_reviews
 from tests.support.processes import Shell, Workers, lines, wait_until
 from tests.support.s3_server import S3Server
 from workers.inference.core.runner import Cancelled
-from workers.training.controller.uploads import Uploads, beside
+from workers.training.controller.uploads import Uploads, run_in_thread
 
 JOB, ATTEMPT = "0123456789ab", "0-1-aaaaaaaa"
 StartWorkers = Callable[..., Workers]
@@ -34,8 +34,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def store(s3: S3Server, tmp_path: Path) -> ModelsStore:
-    return open_store(s3.url, tmp_path / "cache")
+def store(s3: S3Server, tmp_path: Path) -> ModelRegistry:
+    return open_registry(s3.url, tmp_path / "cache")
 
 
 @pytest.fixture
@@ -49,12 +49,12 @@ def finetune(s3: S3Server, environ: dict[str, str], shell: Shell, tmp_path: Path
     return lambda *more: shell.run("finetune", str(reviews), *options, *more).stdout.strip()
 
 
-def checkpoint(store: ModelsStore, step: int, best: int | None = None) -> Path:
-    directory = store.work_directory(JOB, ATTEMPT) / f"checkpoint-{step}"
+def checkpoint(store: ModelRegistry, step: int, best: int | None = None) -> Path:
+    directory = store.attempt_dir(JOB, ATTEMPT) / f"checkpoint-{step}"
     directory.mkdir()
     (directory / "model.safetensors").write_bytes(b"weights")
     (directory / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
-    seal(directory)
+    mark_complete(directory)
     return directory
 
 
@@ -62,33 +62,33 @@ def stored(s3: S3Server, job: str) -> set[str]:
     return {path.split("/")[-2] for path in s3.find(f"{job}/work/*/*/whole.json")}
 
 
-def test_what_could_not_be_uploaded_is_tried_again_with_the_next_checkpoint(store: ModelsStore, s3: S3Server) -> None:
+def test_a_failed_upload_is_tried_again_with_the_next_checkpoint(store: ModelRegistry, s3: S3Server) -> None:
     uploads = Uploads(store, JOB, ATTEMPT, [].append)
     s3.stop()
     for step in (10, 20, 30):
         uploads.add(checkpoint(store, step, 20 if step > 10 else None))
-    assert uploads.rest(30)
+    assert uploads.wait_until_idle(30)
     s3.start()
     uploads.add(checkpoint(store, 40, 20))
-    assert uploads.rest(30)
+    assert uploads.wait_until_idle(30)
     assert stored(s3, JOB) == {"checkpoint-20", "checkpoint-40"}
-    assert not list(store.work_directory(JOB, ATTEMPT).glob(".uploads/*"))
+    assert not list(store.attempt_dir(JOB, ATTEMPT).glob(".uploads/*"))
 
 
-def test_what_is_left_at_the_end_has_one_more_try(store: ModelsStore, s3: S3Server) -> None:
+def test_what_is_left_at_the_end_has_one_more_try(store: ModelRegistry, s3: S3Server) -> None:
     kept: list[int] = []
     uploads = Uploads(store, JOB, ATTEMPT, kept.append)
     s3.stop()
     uploads.add(checkpoint(store, 10))
-    assert uploads.rest(30)
+    assert uploads.wait_until_idle(30)
     assert kept == [], "nothing has outlived this worker yet"
     s3.start()
-    uploads.finish(30)
+    uploads.flush(30)
     assert kept == [10]
     assert stored(s3, JOB) == {"checkpoint-10"}
 
 
-def test_a_checkpoint_cleared_away_meanwhile_is_uploaded_all_the_same(store: ModelsStore, s3: S3Server) -> None:
+def test_a_checkpoint_cleared_away_meanwhile_is_uploaded_all_the_same(store: ModelRegistry, s3: S3Server) -> None:
     uploads = Uploads(store, JOB, ATTEMPT, [].append)
     s3.process.send_signal(signal.SIGSTOP)
     written = checkpoint(store, 10)
@@ -98,61 +98,61 @@ def test_a_checkpoint_cleared_away_meanwhile_is_uploaded_all_the_same(store: Mod
     written.rmdir()
     uploads.add(written.with_name("checkpoint-20"))  # gone before its turn came: passed over
     s3.process.send_signal(signal.SIGCONT)
-    assert uploads.rest(30)
+    assert uploads.wait_until_idle(30)
     assert stored(s3, JOB) == {"checkpoint-10"}
 
 
-def test_checkpoints_here_of_a_job_that_another_machine_finished_are_cleared_away(
-    store: ModelsStore, s3: S3Server, tmp_path: Path
+def test_local_checkpoints_of_a_job_finished_elsewhere_are_removed(
+    store: ModelRegistry, s3: S3Server, tmp_path: Path
 ) -> None:
     left = checkpoint(store, 10)
-    store.tidy("0123456789ac")
+    store.evict_stale("0123456789ac")
     assert left.is_dir(), "the job is not over"
-    elsewhere = open_store(s3.url, tmp_path / "elsewhere")
-    model = elsewhere.work_directory(JOB, "0-2-bbbbbbbb") / "model"
+    elsewhere = open_registry(s3.url, tmp_path / "elsewhere")
+    model = elsewhere.attempt_dir(JOB, "0-2-bbbbbbbb") / "model"
     model.mkdir()
     (model / "model.json").write_text("{}")
     elsewhere.add_model(JOB, "0-2-bbbbbbbb", model)
-    store.tidy(JOB)
+    store.evict_stale(JOB)
     assert left.is_dir(), "it is the job in hand"
-    store.tidy("0123456789ac")
+    store.evict_stale("0123456789ac")
     assert not left.exists()
 
 
-def test_checkpoints_here_that_nobody_went_on_from_in_a_week_are_cleared_away(store: ModelsStore) -> None:
+def test_local_checkpoints_unused_for_a_week_are_removed(store: ModelRegistry) -> None:
     left = checkpoint(store, 10)
     eight_days_ago = time.time() - 8 * 86_400
     for path in (left, left.parent, left.parent.parent):
         os.utime(path, (eight_days_ago, eight_days_ago))
-    store.tidy("0123456789ac")
+    store.evict_stale("0123456789ac")
     assert left.is_dir(), "a file in it is new"
     for path in left.iterdir():
         os.utime(path, (eight_days_ago, eight_days_ago))
-    store.tidy("0123456789ac")
+    store.evict_stale("0123456789ac")
     assert not left.exists()
 
 
-def test_a_store_that_is_away_is_a_fault_that_may_pass(store: ModelsStore, s3: S3Server) -> None:
+def test_a_store_that_is_away_is_a_fault_that_may_pass(store: ModelRegistry, s3: S3Server) -> None:
     assert store.find(JOB) is None
     s3.stop()
     with pytest.raises(StorageError):
         store.find(JOB)
 
 
-def test_who_gives_up_does_not_wait_for_a_store_that_hangs(store: ModelsStore, s3: S3Server) -> None:
+def test_who_gives_up_does_not_wait_for_a_store_that_hangs(store: ModelRegistry, s3: S3Server) -> None:
     s3.process.send_signal(signal.SIGSTOP)
     looks = iter([None, None])
 
-    def look() -> None:
+    def check_cancelled() -> None:
         if next(looks, "given up"):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        beside(lambda: store.earlier_work(JOB), look)
+        run_in_thread(lambda: store.checkpoint_dirs(JOB), check_cancelled)
 
 
 @pytest.mark.faults
-def test_another_machine_goes_on_from_the_checkpoints_and_a_third_one_serves_the_model(
+def test_another_machine_resumes_and_a_third_serves_the_model(
     finetune: Callable[..., str], s3: S3Server, shell: Shell, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
     one = start_workers("--train", HUGQUEUE_HOME=str(tmp_path / "one"))

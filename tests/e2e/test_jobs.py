@@ -56,7 +56,7 @@ def test_submit_prints_the_id_alone_and_the_other_commands_take_it(queue: Queue,
     assert queue.run("retry", job).stderr.strip().endswith("nothing to run again.")
 
 
-def test_a_job_submitted_while_no_worker_lives_is_warned_about_and_runs_later(
+def test_a_job_submitted_without_a_live_worker_warns_and_runs_later(
     shell: Shell, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
     source = write_lines(tmp_path / "in.txt", 10)

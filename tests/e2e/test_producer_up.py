@@ -173,7 +173,7 @@ def test_a_turn_that_fails_is_red_with_its_reason_and_its_time(flower: Flower) -
         assert row["result"].startswith(reason), row
         assert row["runtime"] >= 1.0
         page = flower.get(f"/task/{row['uuid']}")
-        assert reason in page and "File &quot;" not in page and "raise TurnFailed" not in page
+        assert reason in page and "File &quot;" not in page and "raise TicketFailed" not in page
         flower.shell.run("cancel", job, status=None)
     assert 'type="task-failed"' in flower.get("/metrics")
 

@@ -12,7 +12,7 @@ from fsspec import AbstractFileSystem
 from s3fs import S3FileSystem
 
 from common.errors import StorageError, UsageError
-from common.queue.heartbeats import living
+from common.queue.heartbeats import live_workers
 from common.redis import keys
 from common.redis.keys import JobKeys
 from common.storage.storage import open_storage
@@ -37,7 +37,9 @@ def queue(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qu
     settings = {"HUGQUEUE_SHARED": f"s3://{BUCKET}/", "HUGQUEUE_STORE_URL": STORE, "HUGQUEUE_MODEL_ROOTS": str(place)}
     with running_queue(place, **s3.environ, **settings) as queue:
         second = Workers(queue.environ, place / "second.log").start()
-        wait_until(lambda: sum(b.state == "ready" for b in living(queue.server.client)) == 2, 60, "both are ready")
+        wait_until(
+            lambda: sum(b.state == "ready" for b in live_workers(queue.server.client)) == 2, 60, "both are ready"
+        )
         yield queue
         second.kill()
 

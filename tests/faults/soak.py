@@ -18,11 +18,11 @@ from pathlib import Path
 
 import psutil
 
-from common.inputs.sources import Reading
+from common.inputs.sources import ReadProgress
 from common.records import JobSpec, Record, new_job_id
 from common.settings import Settings
-from producer.queue_connection import Connection
-from producer.submit.chunk_source import RecordSupply
+from producer.queue_connection import QueueConnection
+from producer.submit.chunk_source import RecordChunkSource
 from producer.submit.chunking import ChunkPlan
 from producer.submit.upload import submit
 from tests.support.processes import PLUGINS, RedisServer, Workers, environment, wait_until
@@ -56,7 +56,7 @@ class Soak:
         self._directory, self._log = directory, directory / "ran.log"
         self._dice = random.Random(seed)
         self._server = RedisServer(directory / "redis", "--appendfsync", "everysec").start()
-        self._client = Connection(Settings(broker_url=self._server.url))
+        self._client = QueueConnection(Settings(broker_url=self._server.url))
         self._jobs: list[tuple[JobSpec, int]] = []
         self._workers = [self._start(number) for number in range(2)]
 
@@ -97,7 +97,7 @@ class Soak:
         submit(
             self._client,
             spec,
-            RecordSupply(texts, ChunkPlan(self._dice.choice([5, 20, 50])), Reading()),
+            RecordChunkSource(texts, ChunkPlan(self._dice.choice([5, 20, 50])), ReadProgress()),
             lambda _: None,
         )
         self._jobs.append((spec, records))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from common.queue.heartbeats import living
+from common.queue.heartbeats import live_workers
 from tests.support.fault_jobs import LONG, Batch
 from tests.support.processes import RedisServer, Workers, wait_until
 
@@ -18,7 +18,7 @@ def kill_device_processes(workers: Workers, server: RedisServer) -> None:
     celery = workers.celery()
 
     def ready() -> bool:
-        return any(beat.pid == celery.pid and beat.state == "ready" for beat in living(server.client))
+        return any(beat.pid == celery.pid and beat.state == "ready" for beat in live_workers(server.client))
 
     wait_until(ready, LONG, "the worker is ready")
 
@@ -34,7 +34,7 @@ def kill_device_processes(workers: Workers, server: RedisServer) -> None:
 
 
 @pytest.mark.faults
-def test_a_worker_whose_device_process_keeps_dying_ends_with_the_reason_and_its_jobs_wait(
+def test_a_worker_whose_device_keeps_dying_exits_and_its_jobs_wait(
     start_workers: StartWorkers, new_batch: NewBatch, server: RedisServer
 ) -> None:
     workers = start_workers()

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from common.broker.transport import REFUSED_BYTES, REFUSED_MOST
-from common.redis.keys import CELERY_PREFIX, REFUSED
+from common.broker.transport import MAX_DEAD_LETTER_BYTES, MAX_DEAD_LETTERS
+from common.redis.keys import CELERY_PREFIX, DEAD_LETTERS
 from tests.support.fault_jobs import LONG, Batch
 from tests.support.forged_messages import FORGED, NOT_JSON, NOT_OBJECTS, QUEUE, all_broken
 from tests.support.processes import RedisServer, Workers, wait_until
@@ -33,9 +33,9 @@ def test_broken_messages_are_set_aside_and_every_worker_lives(
     # What Celery itself knows how to discard, it logs in its own words.
     assert texts.count("refused a message") >= len(NOT_JSON) + len(NOT_OBJECTS)
     assert texts.count("refused a message that is no ticket") >= len(FORGED) - 1
-    kept = server.client.lrange(REFUSED, 0, -1)
-    assert 0 < len(kept) <= REFUSED_MOST
-    assert all(len(raw) <= REFUSED_BYTES for raw in kept)
+    kept = server.client.lrange(DEAD_LETTERS, 0, -1)
+    assert 0 < len(kept) <= MAX_DEAD_LETTERS
+    assert all(len(raw) <= MAX_DEAD_LETTER_BYTES for raw in kept)
 
 
 @pytest.mark.faults

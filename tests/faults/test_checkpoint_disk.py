@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common.models.checkpoints import is_whole, steps_of
+from common.models.checkpoints import is_complete, step_of
 from common.redis.keys import JobKeys
 from tests.support.fault_jobs import LONG
 from tests.support.finetune_runs import base_model, model_directory, result_of, write_reviews
 from tests.support.full_disks import fill, small_disk
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
-from workers.celery_worker.process_chunk import MOST_TRIES
-from workers.disk_space import is_full
+from workers.celery_worker.process_chunk import MAX_TRIES
+from workers.disk_space import is_disk_full
 
 StartWorkers = Callable[..., Workers]
 
@@ -36,16 +36,16 @@ def store(disk: Path, environ: dict[str, str], tmp_path: Path) -> Path:
 
 def checkpoints(store: Path, job: str) -> list[Path]:
     """All checkpoints of a job, the earliest first, be they whole or not."""
-    return sorted((store / job / "work").glob("*/checkpoint-*"), key=steps_of)
+    return sorted((store / job / "work").glob("*/checkpoint-*"), key=step_of)
 
 
 def whole_checkpoints(store: Path, job: str) -> list[Path]:
-    return [checkpoint for checkpoint in checkpoints(store, job) if is_whole(checkpoint)]
+    return [checkpoint for checkpoint in checkpoints(store, job) if is_complete(checkpoint)]
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-def test_a_fine_tune_job_whose_disk_fills_says_so_and_goes_on_when_there_is_room(
+def test_a_fine_tune_job_on_a_full_disk_resumes_when_there_is_room(
     store: Path, shell: Shell, server: RedisServer, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
     workers = start_workers("--train")
@@ -56,7 +56,7 @@ def test_a_fine_tune_job_whose_disk_fills_says_so_and_goes_on_when_there_is_room
     filler = fill(store)
     wait_until(lambda: "to be tried again: No room for " in workers.text(), LONG, "the worker says so")
     assert checkpoints(store, job) == whole_checkpoints(store, job) != [], "no half one takes room"
-    server.client.hset(JobKeys.of(job).attempts, "0:tries", MOST_TRIES - 1)
+    server.client.hset(JobKeys.of(job).attempts, "0:tries", MAX_TRIES - 1)
     shell.run("wait", job, status=1, seconds=LONG)
     error = shell.status(job)["error"]
     assert error["code"] == "disk_full" and str(store) in error["message"]
@@ -67,7 +67,7 @@ def test_a_fine_tune_job_whose_disk_fills_says_so_and_goes_on_when_there_is_room
     shell.run("wait", job, seconds=LONG)
     result = result_of(shell, job)
     assert result["steps"] == 800
-    assert f"Going on from the checkpoint at step {steps_of(left[-1]):,}." in result["notes"]
+    assert f"Going on from the checkpoint at step {step_of(left[-1]):,}." in result["notes"]
     assert json.loads((model_directory(store, job) / "model.json").read_text())
 
 
@@ -81,10 +81,10 @@ def test_what_the_libraries_say_of_a_full_disk_is_understood(disk: Path) -> None
     ):
         with pytest.raises(Exception) as caught:
             write()
-        assert is_full(caught.value, disk), caught.value
+        assert is_disk_full(caught.value, disk), caught.value
 
 
 def test_another_fault_is_not_taken_for_a_full_disk(disk: Path) -> None:
-    assert not is_full(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), disk)
+    assert not is_disk_full(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), disk)
     fill(disk)
-    assert not is_full(ValueError("a value that no disk has to do with"), disk)
+    assert not is_disk_full(ValueError("a value that no disk has to do with"), disk)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.queue.heartbeats import living
+from common.queue.heartbeats import live_workers
 from tests.faults.test_producer_deaths import half_submitted
 from tests.support.fault_jobs import LONG, Batch
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
@@ -35,7 +35,7 @@ def test_a_clock_that_is_an_hour_off_ends_no_lease_that_is_kept(
     server: RedisServer, start_workers: StartWorkers, new_batch: NewBatch
 ) -> None:
     workers = [start_workers(ready=False, **clock(offset)) for offset in ("+1h", "-1h")]
-    beats = wait_until(lambda: len(found := living(server.client)) == 2 and found, LONG, "both are there")
+    beats = wait_until(lambda: len(found := live_workers(server.client)) == 2 and found, LONG, "both are there")
     assert sorted(round((beat.started_at - time.time()) / 3600) for beat in beats) == [-1, 1]
     batch = new_batch(20, seconds=5).submit()  # two chunks, each of them longer than a lease
     batch.finish()

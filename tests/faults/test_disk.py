@@ -19,7 +19,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-def test_results_that_the_disk_has_no_room_for_are_told_and_leave_no_half_file(
+def test_results_that_do_not_fit_on_the_disk_leave_no_partial_file(
     shell: Shell, start_workers: StartWorkers, new_batch: NewBatch, disk: Path
 ) -> None:
     start_workers()
@@ -54,7 +54,7 @@ def test_an_older_file_stays_when_the_disk_is_full(
     assert len(output.read_text().splitlines()) == 10
 
 
-def test_a_full_disk_under_the_store_is_told_at_submit_and_waited_for_by_workers(
+def test_a_full_payload_store_is_reported_at_submit_and_workers_wait(
     shell: Shell, start_workers: StartWorkers, new_batch: NewBatch, disk: Path, tmp_path: Path
 ) -> None:
     go, store = tmp_path / "go", {"HUGQUEUE_STORE_URL": str(disk)}

@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 
 from common.broker.app import make_app, send_tickets
-from common.queue.heartbeats import living
+from common.queue.heartbeats import live_workers
 from common.redis import keys
 from common.settings import Settings
 from tests.support.fault_jobs import LONG, Batch
@@ -52,7 +52,7 @@ def send_into_the_void(frozen: Workers, new_batch: NewBatch, server: RedisServer
         wait_until(lambda: any("b" in client["flags"] for client in server.client.client_list()), LONG, "it waits")
         frozen.celery().suspend()
         batch = new_batch(10).accept()
-        send_tickets(app, batch.job.spec, batch.ledger.issue(batch.id, 1))
+        send_tickets(app, batch.job.spec, batch.ledger.issue_tickets(batch.id, 1))
         if not server.client.llen(f"{keys.CELERY_PREFIX}any\x06\x163"):
             return batch
         frozen.celery().resume()  # Redis holds a pop for a second, and that was over
@@ -95,7 +95,7 @@ def test_the_same_message_delivered_three_times_at_once_gives_one_outcome(
     start_workers: StartWorkers, new_batch: NewBatch, server: RedisServer, app: Celery
 ) -> None:
     batch = new_batch(10, seconds=1).accept()
-    send_tickets(app, batch.job.spec, batch.ledger.issue(batch.id, 1))
+    send_tickets(app, batch.job.spec, batch.ledger.issue_tickets(batch.id, 1))
     [queue] = [key for key in server.client.keys(f"{keys.CELERY_PREFIX}any*") if server.client.type(key) == b"list"]
     [message] = server.client.lrange(queue, 0, -1)
     server.client.lpush(queue, message, message)
@@ -115,7 +115,7 @@ def test_a_worker_whose_clock_is_off_by_an_hour_runs_nothing_twice(
     offset: str,
 ) -> None:
     wrong = start_workers(**wrong_clock(environ, tmp_path, offset))
-    [beat] = living(server.client)
+    [beat] = live_workers(server.client)
     assert abs(beat.started_at - time.time()) > 3000
     start_workers(ready=False)
     batch = new_batch(200, seconds=0.2).submit()

@@ -6,7 +6,7 @@ from pathlib import Path
 from common.redis.keys import JobKeys
 from tests.support.fault_jobs import LONG, Batch
 from tests.support.processes import Workers, wait_until
-from workers.celery_worker.isolation_journal import CAUTIOUS_AFTER
+from workers.celery_worker.isolation_journal import SERIAL_AFTER
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]
@@ -15,7 +15,7 @@ NewBatch = Callable[..., Batch]
 NEVER = "600"
 
 
-def test_what_is_given_back_goes_on_elsewhere_without_waiting_for_the_reaper(
+def test_a_released_chunk_runs_elsewhere_without_waiting_for_the_reaper(
     start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path
 ) -> None:
     go = tmp_path / "go"
@@ -30,12 +30,12 @@ def test_what_is_given_back_goes_on_elsewhere_without_waiting_for_the_reaper(
     assert set(batch.runs().values()) == {1}
 
 
-def test_restarts_in_the_middle_of_a_record_that_runs_alone_do_not_condemn_it(
+def test_restarts_during_an_isolated_record_do_not_fail_it(
     start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path
 ) -> None:
     go = tmp_path / "go"
     batch = new_batch(2, until=go).submit()
-    batch.store.client.hset(JobKeys.of(batch.id).attempts, "0", CAUTIOUS_AFTER)
+    batch.store.client.hset(JobKeys.of(batch.id).attempts, "0", SERIAL_AFTER)
     for _ in range(2):
         workers = start_workers(ready=False, HUGQUEUE_GRACE="0.5")
         wait_until(lambda: batch.store.client.hexists(JobKeys.of(batch.id).attempts, "0:now"), LONG, "it runs alone")

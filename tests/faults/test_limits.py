@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.redis.keys import JobKeys
 from tests.support.fault_jobs import LONG
 from tests.support.processes import RedisServer, Shell, Workers, lines, wait_until
-from workers.celery_worker.process_chunk import MOST_ATTEMPTS, MOST_TRIES
+from workers.celery_worker.process_chunk import MAX_ATTEMPTS, MAX_TRIES
 
 StartWorkers = Callable[..., Workers]
 
 
 @pytest.fixture
-def store(server: RedisServer) -> Store:
-    return Store(server.client, result_ttl=100)
+def store(server: RedisServer) -> JobStore:
+    return JobStore(server.client, result_ttl=100)
 
 
 def test_a_job_with_too_many_errors_ends_early_and_keeps_what_is_done(
@@ -46,12 +46,12 @@ def test_a_limit_that_is_none_is_refused(shell: Shell, tmp_path: Path, limit: st
 
 
 def test_a_chunk_that_never_ends_fails_its_job(
-    shell: Shell, start_workers: StartWorkers, store: Store, tmp_path: Path
+    shell: Shell, start_workers: StartWorkers, store: JobStore, tmp_path: Path
 ) -> None:
     source = tmp_path / "in.txt"
     source.write_text("text\n")
     job = shell.submit("--task", "test-echo", str(source))
-    store.client.hset(JobKeys.of(job).attempts, "0", MOST_ATTEMPTS)
+    store.client.hset(JobKeys.of(job).attempts, "0", MAX_ATTEMPTS)
     start_workers()
     wait_until(lambda: store.job(job).status.finished, LONG, "the job ends")
     status = shell.status(job)
@@ -59,7 +59,7 @@ def test_a_chunk_that_never_ends_fails_its_job(
 
 
 def test_a_fault_that_passes_is_waited_for(
-    shell: Shell, start_workers: StartWorkers, store: Store, tmp_path: Path
+    shell: Shell, start_workers: StartWorkers, store: JobStore, tmp_path: Path
 ) -> None:
     trouble, source = tmp_path / "trouble", tmp_path / "in.txt"
     trouble.touch()
@@ -73,12 +73,12 @@ def test_a_fault_that_passes_is_waited_for(
 
 
 def test_a_fault_that_does_not_pass_fails_the_job_with_its_code(
-    shell: Shell, start_workers: StartWorkers, store: Store, tmp_path: Path
+    shell: Shell, start_workers: StartWorkers, store: JobStore, tmp_path: Path
 ) -> None:
     source = tmp_path / "in.txt"
     source.write_text("text\n")
     job = shell.submit("--task", "test-load", str(source), "-p", f"load_trouble={source}")
-    store.client.hset(JobKeys.of(job).attempts, "0:tries", MOST_TRIES - 1)
+    store.client.hset(JobKeys.of(job).attempts, "0:tries", MAX_TRIES - 1)
     start_workers()
     wait_until(lambda: store.job(job).status.finished, LONG, "the job ends")
     assert shell.status(job)["error"] == {

@@ -58,7 +58,7 @@ def test_a_worker_that_dies_while_it_loads_costs_its_load(
     assert workers.text().count("ended with status") == 1
 
 
-def test_a_model_that_is_killed_while_one_worker_loads_it_is_served_by_another(
+def test_a_model_whose_loading_worker_is_killed_is_served_by_another(
     shell: Shell, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
     fatal = tmp_path / "fatal"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
 from common.records import JobSpec, new_job_id
 from common.redis.client import connect
@@ -54,7 +54,7 @@ def test_a_worker_and_a_waiting_producer_that_are_cut_off_go_on_afterwards(
     assert (workers.celery().pid, workers.device().pid) == before
 
 
-def test_what_a_worker_that_is_cut_off_had_in_hand_runs_elsewhere_and_its_late_commits_change_nothing(
+def test_chunks_of_a_disconnected_worker_run_elsewhere_exactly_once(
     proxy: Proxy, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path
 ) -> None:
     go = tmp_path / "go"
@@ -107,18 +107,18 @@ def test_a_commit_that_was_done_but_never_answered_counts_once(
     assert set(batch.runs().values()) == {1}
 
 
-def test_a_job_is_accepted_although_the_answer_was_lost_and_it_runs_already(server: RedisServer, proxy: Proxy) -> None:
+def test_a_job_is_accepted_when_the_reply_was_lost_and_it_already_runs(server: RedisServer, proxy: Proxy) -> None:
     near, far = Ledger(server.client, 3), Ledger(connect(proxy.url), 3)
-    store = Store(server.client, result_ttl=100)
+    store = JobStore(server.client, result_ttl=100)
     first, second = (JobSpec(id=new_job_id(), task="test-echo") for _ in range(2))
     for spec in (first, second):
         store.create(spec)
-    near.seal(first.id, 1, 10)  # from here on Redis knows the script by its digest
+    near.accept(first.id, 1, 10)  # from here on Redis knows the script by its digest
     proxy.hold_answers_after(digest("seal"))
     with ThreadPoolExecutor() as pool:
-        sealing = pool.submit(far.seal, second.id, 1, 10)
+        sealing = pool.submit(far.accept, second.id, 1, 10)
         wait_until(lambda: store.job(second.id).status == "queued", LONG, "the seal has arrived")
-        [ticket] = near.issue(second.id, 1)
+        [ticket] = near.issue_tickets(second.id, 1)
         assert near.lease(second.id, ticket, "worker", 1)
         proxy.thaw()
         sealing.result(LONG)
@@ -127,7 +127,7 @@ def test_a_job_is_accepted_although_the_answer_was_lost_and_it_runs_already(serv
 
 @pytest.mark.faults
 @pytest.mark.parametrize("key", [(), ("--idempotency-key", "nightly")], ids=["without a key", "with a key"])
-def test_a_submit_whose_acceptance_was_never_answered_says_so_and_is_run_once(
+def test_a_submit_whose_acceptance_has_no_reply_is_run_once(
     server: RedisServer, shell: Shell, proxy: Proxy, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path,
     key: tuple[str, ...],
 ) -> None:  # fmt: skip

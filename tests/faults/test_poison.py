@@ -47,7 +47,7 @@ def test_each_poisoned_record_fails_with_its_code_and_all_others_succeed(
     assert workers.celery().pid == celery, "the Celery process outlives them all"
 
 
-def test_after_three_deaths_of_whole_workers_a_chunk_is_run_record_by_record(
+def test_after_three_worker_deaths_a_chunk_runs_record_by_record(
     shell: Shell, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
     texts = ["a", "b", "kill-worker", "c", "d"]

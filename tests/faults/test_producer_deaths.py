@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, Popen
 
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.records import JobStatus
 from common.redis.keys import JobKeys
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
@@ -27,7 +27,7 @@ def half_submitted(shell: Shell, server: RedisServer, log: Path) -> Iterator[tup
     try:
         process.stdin.write("".join(f"line {number}\n" for number in range(95)))
         process.stdin.flush()
-        store = Store(server.client, result_ttl=100)
+        store = JobStore(server.client, result_ttl=100)
         [job] = wait_until(store.active, 60, "the job is there")
         wait_until(lambda: server.client.hlen(JobKeys.of(job).input) == 9, 60, "its first chunks are there")
         assert store.job(job).status is JobStatus.SUBMITTING
@@ -37,13 +37,13 @@ def half_submitted(shell: Shell, server: RedisServer, log: Path) -> Iterator[tup
         process.communicate()
 
 
-def test_a_job_whose_producer_is_killed_in_the_middle_runs_nothing_and_is_cleared_away(
+def test_a_job_whose_producer_is_killed_midway_runs_nothing_and_is_removed(
     shell: Shell, start_workers: StartWorkers, server: RedisServer, tmp_path: Path
 ) -> None:
     workers = start_workers(HUGQUEUE_PRODUCER_TTL=str(TTL))
     with half_submitted(shell, server, tmp_path / "ran") as (process, job):
         process.kill()
-        store = Store(server.client, result_ttl=100)
+        store = JobStore(server.client, result_ttl=100)
         wait_until(lambda: store.job(job).status is JobStatus.FAILED, 60, "it is given up")
     assert shell.status(job)["error"]["code"] == "producer_died"
     assert not server.client.exists(JobKeys.of(job).input)
@@ -54,13 +54,13 @@ def test_a_job_whose_producer_is_killed_in_the_middle_runs_nothing_and_is_cleare
     assert shell.results(job) == []
 
 
-def test_a_producer_that_stands_still_until_its_job_is_given_up_says_so_and_leaves_nothing(
+def test_a_producer_frozen_until_its_job_is_abandoned_leaves_nothing(
     shell: Shell, start_workers: StartWorkers, server: RedisServer, tmp_path: Path
 ) -> None:
     start_workers(HUGQUEUE_PRODUCER_TTL=str(TTL))
     with half_submitted(shell, server, tmp_path / "ran") as (process, job):
         process.send_signal(signal.SIGSTOP)
-        store = Store(server.client, result_ttl=100)
+        store = JobStore(server.client, result_ttl=100)
         wait_until(lambda: store.job(job).status is JobStatus.FAILED, 60, "it is given up")
         process.send_signal(signal.SIGCONT)
         out, err = process.communicate("more\n" * 20)
@@ -70,7 +70,7 @@ def test_a_producer_that_stands_still_until_its_job_is_given_up_says_so_and_leav
     assert list(store.each_job()) == store.active() == []
 
 
-def test_a_submit_in_the_middle_of_which_redis_freezes_ends_within_ten_seconds(
+def test_a_submit_during_which_redis_freezes_ends_within_ten_seconds(
     shell: Shell, server: RedisServer, tmp_path: Path
 ) -> None:
     with half_submitted(shell, server, tmp_path / "ran") as (process, job):
@@ -89,7 +89,7 @@ def test_a_producer_whose_input_comes_slowly_is_not_given_up(
     start_workers(HUGQUEUE_PRODUCER_TTL=str(TTL))
     shell.environ["HUGQUEUE_PRODUCER_TTL"] = str(TTL)
     with half_submitted(shell, server, tmp_path / "ran") as (process, job):
-        start, store = time.monotonic(), Store(server.client, result_ttl=100)
+        start, store = time.monotonic(), JobStore(server.client, result_ttl=100)
         wait_until(lambda: time.monotonic() > start + 2 * TTL or store.job(job).status.finished, 60)
         out, err = process.communicate("the end\n")
         assert (process.returncode, out.strip()) == (0, job), err
@@ -106,4 +106,4 @@ def test_a_producer_that_is_interrupted_in_the_middle_takes_its_job_back(
         process.communicate()
         assert process.returncode == 130
     assert server.client.keys(f"{JobKeys.of(job).job}*") == []
-    assert list(Store(server.client, result_ttl=100).each_job()) == []
+    assert list(JobStore(server.client, result_ttl=100).each_job()) == []

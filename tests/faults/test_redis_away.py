@@ -13,7 +13,7 @@ import redis
 
 from common.queue.ledger import Ledger
 from common.settings import Settings
-from producer.queue_connection import Connection
+from producer.queue_connection import QueueConnection
 from tests.support.fault_jobs import LONG, Batch
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
 from tests.support.waiting_producers import expect_each_refused, expect_refused, waiting
@@ -109,7 +109,7 @@ def test_redis_is_killed_while_nothing_is_to_be_done(
     assert pids(workers) == before
 
 
-def test_a_job_whose_last_chunk_ends_while_redis_is_away_is_completed_later(
+def test_a_job_whose_last_chunk_ends_without_redis_is_completed_later(
     server: RedisServer, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path
 ) -> None:
     go = tmp_path / "go"
@@ -128,7 +128,7 @@ def test_a_job_whose_last_chunk_ends_while_redis_is_away_is_completed_later(
     ("policy", "times"),
     [("everysec", 2), *(pytest.param(policy, 10, marks=pytest.mark.faults) for policy in ("everysec", "always"))],
 )
-def test_a_job_that_ends_in_the_moment_in_which_redis_is_killed_is_completed(
+def test_a_job_that_ends_as_redis_is_killed_is_completed(
     server: RedisServer, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path, policy: str, times: int
 ) -> None:
     start_again(server, policy)
@@ -214,11 +214,11 @@ def test_results_that_are_being_read_while_redis_dies_are_read_to_the_end(
 ) -> None:
     batch, said = new_batch(30).submit(), []
 
-    def on_trouble(text: str) -> None:
+    def notify(text: str) -> None:
         said.append(text)
         server.start()
 
-    rows = Connection(Settings(broker_url=server.url)).rows(batch.job, on_trouble)
+    rows = QueueConnection(Settings(broker_url=server.url)).rows(batch.job, notify)
     ids = [next(rows).id]
     server.kill()
     ids += [row.id for row in rows]
@@ -230,7 +230,7 @@ def test_a_job_that_is_accepted_stays_so_if_its_tickets_cannot_be_sent(
     server: RedisServer, new_batch: NewBatch
 ) -> None:
     batch = new_batch(10).submit()
-    spec, client = batch.job.spec, Connection(Settings(broker_url=server.url))
+    spec, client = batch.job.spec, QueueConnection(Settings(broker_url=server.url))
     server.kill()
     client.send_tickets(spec)
     server.start()
@@ -250,9 +250,7 @@ class Forgetful(redis.Redis):
         return digest
 
 
-def test_redis_may_be_started_again_between_the_sending_of_a_script_and_its_call(
-    server: RedisServer, new_batch: NewBatch
-) -> None:
+def test_redis_may_restart_between_loading_a_script_and_its_call(server: RedisServer, new_batch: NewBatch) -> None:
     batch = new_batch(10).accept()
     server.client.script_flush()
     assert Ledger(Forgetful(port=server.port), 3).cancel(batch.id) == "cancelled"

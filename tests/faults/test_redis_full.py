@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
-from common.redis.client import explain, is_passing
+from common.redis.client import explain, is_transient
 from tests.support.fault_jobs import LONG, Batch
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
 
@@ -86,5 +86,5 @@ def test_a_worker_starts_while_redis_is_full(
 def test_a_full_redis_is_known_by_what_6_2_answers_from_a_script() -> None:
     said = "Error running script (call to f_766222): @user_script:114: @user_script: 114: -OOM command not allowed when"
     error = redis.ResponseError(f"{said} used memory > 'maxmemory'.")
-    assert is_passing(error)
+    assert is_transient(error)
     assert "is full (maxmemory)" in explain(error, "redis://127.0.0.1")

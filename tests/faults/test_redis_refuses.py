@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 import pytest
 import redis
 
-from common.redis.client import is_passing
+from common.redis.client import is_transient
 from tests.support.fault_jobs import Batch
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
 
@@ -67,9 +67,9 @@ REFUSALS = [readonly, noreplicas, busy]
 def test_what_redis_refuses_for_now_is_known_to_pass(server: RedisServer, refusing: Callable, in_script: bool) -> None:
     with refusing(server):
         error = refusal(server, in_script=in_script)
-        assert error and is_passing(error), error
+        assert error and is_transient(error), error
     assert refusal(server) is None
-    assert not is_passing(redis.ResponseError("ERR BUSYNESS is no code, nor is a word like READONLY: no"))
+    assert not is_transient(redis.ResponseError("ERR BUSYNESS is no code, nor is a word like READONLY: no"))
 
 
 @pytest.mark.parametrize("refusing", REFUSALS)

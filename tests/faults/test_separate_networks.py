@@ -40,7 +40,7 @@ def networks() -> Iterator[list[tuple[str, str]]]:
         yield made
 
 
-def test_workers_in_networks_of_their_own_share_work_and_results_through_the_store_alone(
+def test_workers_in_separate_networks_share_only_redis_and_the_store(
     networks: list[tuple[str, str]], tmp_path: Path
 ) -> None:
     server = RedisServer(tmp_path / "redis", "--bind", "0.0.0.0", "--protected-mode", "no").start()

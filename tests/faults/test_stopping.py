@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
 from tests.support.fault_jobs import LONG, Batch
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
@@ -82,10 +82,10 @@ def test_a_job_whose_tickets_are_all_lost_runs(start_workers: StartWorkers, new_
     batch.finish()
 
 
-def test_a_job_cancelled_in_the_middle_of_a_chunk_ends_within_two_seconds_of_a_batch_and_keeps_what_is_done(
+def test_a_job_cancelled_within_a_chunk_ends_soon_and_keeps_what_is_done(
     start_workers: StartWorkers, shell: Shell, server: RedisServer, tmp_path: Path
 ) -> None:
-    source, ends, store = tmp_path / "in.txt", tmp_path / "ends", Store(server.client, result_ttl=100)
+    source, ends, store = tmp_path / "in.txt", tmp_path / "ends", JobStore(server.client, result_ttl=100)
     source.write_text("".join(f"line {number}\n" for number in range(60)))
     start_workers(HUGQUEUE_RENEW="1")  # the default
     batches = ("-p", "batch=4", "-p", "batch_seconds=1.3", "-p", f"batch_log={ends}")

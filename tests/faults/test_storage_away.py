@@ -81,7 +81,7 @@ def test_an_output_is_whole_though_its_place_was_away(
     assert texts == [f"LINE {n}" for n in range(200)]
 
 
-def test_a_place_that_is_away_when_the_last_chunk_ends_gets_its_success_afterwards(
+def test_an_output_that_is_away_at_the_last_chunk_gets_success_later(
     far: dict[str, str], s3: S3Server, proxy: Proxy, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path
 ) -> None:
     go = tmp_path / "go"

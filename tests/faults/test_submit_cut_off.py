@@ -6,7 +6,7 @@ import pytest
 
 from common.records import JobStatus
 from common.redis.keys import JobKeys, idempotency
-from producer.queue_connection import Connection
+from producer.queue_connection import QueueConnection
 from tests.support.keyed_submits import HEAD, KEY, arguments, cut_off, inputs_of, the_job
 from tests.support.ledger_jobs import look
 from tests.support.processes import Shell, lines
@@ -14,7 +14,7 @@ from tests.support.processes import Shell, lines
 
 @pytest.mark.parametrize("give_up", [False, True], ids=["at once", "after it was given up"])
 def test_a_submit_that_was_killed_goes_on_where_it_stopped(
-    shell: Shell, source: Path, connection: Connection, start_workers, give_up: bool
+    shell: Shell, source: Path, connection: QueueConnection, start_workers, give_up: bool
 ) -> None:
     with cut_off(shell, connection, HEAD, 6):
         job, client = the_job(connection), connection.store.client
@@ -32,7 +32,7 @@ def test_a_submit_that_was_killed_goes_on_where_it_stopped(
 
 
 def test_what_a_killed_submit_wrote_is_neither_lost_nor_doubled(
-    shell: Shell, source: Path, connection: Connection, start_workers
+    shell: Shell, source: Path, connection: QueueConnection, start_workers
 ) -> None:
     with cut_off(shell, connection, HEAD, 6):
         pass
@@ -42,7 +42,9 @@ def test_what_a_killed_submit_wrote_is_neither_lost_nor_doubled(
 
 
 @pytest.mark.faults
-def test_chunks_that_were_cleared_away_are_written_anew(shell: Shell, source: Path, connection: Connection) -> None:
+def test_chunks_that_were_cleared_away_are_written_anew(
+    shell: Shell, source: Path, connection: QueueConnection
+) -> None:
     with cut_off(shell, connection, HEAD, 6):
         job = the_job(connection)
     connection.store.client.delete(JobKeys.of(job).input)
@@ -52,7 +54,9 @@ def test_chunks_that_were_cleared_away_are_written_anew(shell: Shell, source: Pa
 
 
 @pytest.mark.faults
-def test_the_second_waits_until_the_first_has_submitted(shell: Shell, source: Path, connection: Connection) -> None:
+def test_the_second_waits_until_the_first_has_submitted(
+    shell: Shell, source: Path, connection: QueueConnection
+) -> None:
     with cut_off(shell, connection, HEAD, 6) as first:
         second = shell.popen(*arguments(source))
         assert second.stderr
@@ -65,7 +69,7 @@ def test_the_second_waits_until_the_first_has_submitted(shell: Shell, source: Pa
 
 @pytest.mark.faults
 def test_a_producer_that_was_frozen_and_replaced_changes_nothing(
-    shell: Shell, source: Path, connection: Connection
+    shell: Shell, source: Path, connection: QueueConnection
 ) -> None:
     with cut_off(shell, connection, HEAD, 6) as frozen:
         frozen.send_signal(19)
@@ -77,7 +81,7 @@ def test_a_producer_that_was_frozen_and_replaced_changes_nothing(
     assert inputs_of(shell, job.strip()) == [f"line {number}" for number in range(95)]
 
 
-def test_ctrl_c_keeps_what_is_written_for_the_next(shell: Shell, source: Path, connection: Connection) -> None:
+def test_ctrl_c_keeps_what_is_written_for_the_next(shell: Shell, source: Path, connection: QueueConnection) -> None:
     with cut_off(shell, connection, HEAD, 6) as process:
         process.send_signal(2)
         assert process.wait(30) == 130
@@ -85,7 +89,9 @@ def test_ctrl_c_keeps_what_is_written_for_the_next(shell: Shell, source: Path, c
 
 
 @pytest.mark.faults
-def test_an_input_that_changed_behind_its_head_cannot_go_on(shell: Shell, source: Path, connection: Connection) -> None:
+def test_an_input_that_changed_behind_its_head_cannot_go_on(
+    shell: Shell, source: Path, connection: QueueConnection
+) -> None:
     with cut_off(shell, connection, HEAD, 6):
         job = the_job(connection)
     source.write_text(source.read_text().replace("line 57", "another"))

@@ -43,39 +43,39 @@ class Echo(Runner):
     def __init__(self, task, model, device, load_params):
         self.task, self.model, self.device = task, model, device
 
-    def run(self, inputs, params, watch):
+    def run(self, inputs, params, monitor):
         size = int(params.get("batch", 4))
         outcomes = []
         for start in range(0, len(inputs), size):
             batch = inputs[start : start + size]
-            watch.batch(range(start, start + len(batch)))
+            monitor.batch(range(start, start + len(batch)))
             time.sleep(float(params.get("batch_seconds", 0)))
-            outcomes += [self.one(text, params, watch) for text in batch]
+            outcomes += [self.one(text, params, monitor) for text in batch]
             if "batch_log" in params:
                 with Path(params["batch_log"]).open("a") as log:
                     log.write(f"{time.time()}\n")
         return outcomes
 
-    def one(self, text, params, watch):
+    def one(self, text, params, monitor):
         if text == params.get("fail", object()) and Path(params.get("fail_while", "/")).exists():
             return Outcome(failure=Failure("test_failure", f"asked to fail {text!r}"))
         return Outcome(text.upper())
 
 
 class Wait(Echo):
-    def run(self, inputs, params, watch):
-        watch.batch(range(len(inputs)))
+    def run(self, inputs, params, monitor):
+        monitor.batch(range(len(inputs)))
         end = time.monotonic() + float(params.get("seconds", 0))
         until = Path(params["until"]) if "until" in params else None
         if "started" in params:  # a file that says the chunk is at work
             Path(params["started"]).touch()
         while time.monotonic() < end or (until and not until.exists()):
             time.sleep(min(float(params.get("tick", 0.02)), max(end - time.monotonic(), 0.02)))
-            watch.tick()
+            monitor.tick()
         if "log" in params:
             with Path(params["log"]).open("a") as log:  # one write: lines of several workers do not mix
                 log.write("".join(f"{text}\n" for text in inputs))
-        return super().run(inputs, params, watch)
+        return super().run(inputs, params, monitor)
 
 
 class Crash(Echo):
@@ -84,16 +84,16 @@ class Crash(Echo):
     `kill-worker` kills the Celery process, and with it this one; `hang-early` hangs before the first batch.
     """
 
-    def run(self, inputs, params, watch):
+    def run(self, inputs, params, monitor):
         if "hang-early" in inputs:
             self.do_hang("")
-        return super().run(inputs, params, watch)
+        return super().run(inputs, params, monitor)
 
-    def one(self, text, params, watch):
+    def one(self, text, params, monitor):
         action = getattr(self, "do_" + text.partition(":")[0].replace("-", "_"), None)
         if action:
             action(text.partition(":")[2])
-        return super().one(text, params, watch)
+        return super().one(text, params, monitor)
 
     def do_crash(self, _):
         ctypes.string_at(0)
@@ -166,10 +166,10 @@ class Load(Echo):
         if "load_raise" in load_params:
             raise ValueError(load_params["load_raise"])
 
-    def one(self, text, params, watch):
+    def one(self, text, params, monitor):
         if text == "crash":
             ctypes.string_at(0)
-        return super().one(text, params, watch)
+        return super().one(text, params, monitor)
 
 
 class Suicide(Echo):
@@ -186,7 +186,7 @@ class Model(Echo):
         if load_params.get("memory_error"):
             raise MemoryError("no room")
 
-    def one(self, text, params, watch):
+    def one(self, text, params, monitor):
         return Outcome(f"{self.model.name}: {text}")
 
     def memory_bytes(self):
@@ -206,25 +206,25 @@ class Large(Model):
             with Path(load_params["load_log"]).open("a") as log:
                 log.write(f"{model.name}\n")
 
-    def one(self, text, params, watch):
+    def one(self, text, params, monitor):
         if "text_log" in params:
             with Path(params["text_log"]).open("a") as log:
                 log.write(f"{text}\n")
-        return super().one(text, params, watch)
+        return super().one(text, params, monitor)
 
 
 class Vector(Crash):
     def output_type(self, params):
         return pa.list_(pa.float32(), 3)
 
-    def one(self, text, params, watch):
-        super().one(text, params, watch)
+    def one(self, text, params, monitor):
+        super().one(text, params, monitor)
         return Outcome([1.0, 2.0, float(len(text))])
 
 
 class Short(Echo):
-    def run(self, inputs, params, watch):
-        return super().run(inputs, params, watch)[:-1]
+    def run(self, inputs, params, monitor):
+        return super().run(inputs, params, monitor)[:-1]
 
 
 class Killer:
@@ -233,9 +233,9 @@ class Killer:
 
 
 class Unwritable(Wait):
-    def one(self, text, params, watch):
+    def one(self, text, params, monitor):
         outputs = {"object": object, "crash": Killer}
-        return Outcome(outputs[text]()) if text in outputs else super().one(text, params, watch)
+        return Outcome(outputs[text]()) if text in outputs else super().one(text, params, monitor)
 
 
 class Ahead(PreparingRunner):
@@ -253,10 +253,10 @@ class Ahead(PreparingRunner):
             Path(params["prepared"]).touch()
         return inputs, params, threading.current_thread().name
 
-    def run_prepared(self, prepared, watch):
+    def run_prepared(self, prepared, monitor):
         inputs, params, thread = prepared
-        watch.batch(range(len(inputs)))
+        monitor.batch(range(len(inputs)))
         while "wait" in inputs and not Path(params["prepared"]).exists():
             time.sleep(0.01)
-            watch.tick()
+            monitor.tick()
         return [Outcome(thread) for _ in inputs]

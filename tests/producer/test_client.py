@@ -253,7 +253,7 @@ def test_a_redis_that_is_away_is_said_at_once() -> None:
         Client(f"redis://127.0.0.1:{free_port()}/0")
 
 
-def test_with_nothing_configured_redis_and_worker_come_and_go_with_the_client(
+def test_without_a_queue_redis_and_worker_live_as_long_as_the_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environ = environment(tmp_path, HUGQUEUE_RENEW="0.3")
@@ -263,7 +263,7 @@ def test_with_nothing_configured_redis_and_worker_come_and_go_with_the_client(
         monkeypatch.setenv(name, value)
     home, said = Home(environ), list[str]()
     try:
-        with Client(say=said.append) as client:
+        with Client(notify=said.append) as client:
             assert client.jobs() == []
             job = client.submit(task="test-echo", records=["x"])
             assert job.wait(60).status is JobStatus.COMPLETED and outputs(job) == ["X"]

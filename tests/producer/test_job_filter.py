@@ -11,7 +11,7 @@ from common.records import Counts, JobSpec, new_job_id
 from common.redis.keys import JobKeys
 from common.settings import Settings
 from producer.client import Client
-from producer.queue_connection import Connection
+from producer.queue_connection import QueueConnection
 from tests.support.ledger_jobs import payloads
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
 
@@ -86,13 +86,13 @@ def test_labels_that_nobody_checked_are_refused(labels: object) -> None:
 
 
 def test_a_deleted_job_leaves_nothing_behind_and_nor_does_a_late_commit(server: RedisServer) -> None:
-    connection = Connection(Settings(broker_url=server.url))
+    connection = QueueConnection(Settings(broker_url=server.url))
     store, ledger, job = connection.store, connection.ledger, new_job_id()
     store.create(JobSpec(job, "test-echo", created_at=1.0))
     for chunk in range(3):
         payloads(store, job).add_records(chunk, b"x")
-    ledger.seal(job, 3, 3)
-    tickets = ledger.issue(job, 3)
+    ledger.accept(job, 3, 3)
+    tickets = ledger.issue_tickets(job, 3)
     done, late = (ledger.lease(job, ticket, "w", 6) for ticket in tickets[:2])
     assert done and late
     ledger.commit(done, Counts(0, 1), {})
@@ -100,8 +100,8 @@ def test_a_deleted_job_leaves_nothing_behind_and_nor_does_a_late_commit(server: 
     connection.delete(job, force=True)
     assert server.client.keys("*") == []
     assert ledger.renew(late) == "lost"
-    payloads(store, job).put_outcomes(late.chunk, late.version, b"late")
-    ledger.note_alone(late, done=None, now=0, kept=0)
+    payloads(store, job).write_outcomes(late.chunk, late.version, b"late")
+    ledger.note_isolated(late, done=None, now=0, kept=0)
     assert ledger.commit(late, Counts(1), {}) == "closed"
     ledger.give_back(late)
     store.note(job, "stage", "late")
@@ -129,7 +129,7 @@ def test_a_producer_whose_job_is_deleted_ends_and_leaves_nothing(shell: Shell, s
     assert process.stdin
     process.stdin.write("x\ny\n")
     process.stdin.flush()
-    connection = Connection(Settings(broker_url=server.url))
+    connection = QueueConnection(Settings(broker_url=server.url))
     [job] = wait_until(connection.store.active, 60, "the job is there")
     wait_until(lambda: server.client.exists(JobKeys.of(job).input), 60, "a chunk is there")
     shell.run("delete", "--force", job)

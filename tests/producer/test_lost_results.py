@@ -8,12 +8,12 @@ import pytest
 
 from common.errors import ResultsLost
 from common.records import Counts, Json
-from common.results import Row
+from common.results import ResultRow
 from common.tasks import TASKS
 from producer import Client
 from producer.job_handle import JobHandle
 from producer.outputs import open_output
-from producer.save_results import save
+from producer.save_results import save_results
 from tests.support.cli_processes import Queue
 from tests.support.processes import PLUGINS, lines
 
@@ -37,7 +37,7 @@ def run(client: Client, **options: Json) -> JobHandle:
     return job
 
 
-def read(job: JobHandle) -> list[Row]:
+def read(job: JobHandle) -> list[ResultRow]:
     """Return the rows that are there; at their end it is told that some are lost."""
     rows = job.results()
     found = []
@@ -74,7 +74,7 @@ def test_a_job_that_is_deleted_while_it_is_read_gives_no_file(client: Client, tm
     job, path = run(client), tmp_path / name
     path.write_text("yesterday's")
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[ResultRow]:
         for number, row in enumerate(job.results()):
             if number == 5:
                 job.delete()
@@ -102,7 +102,7 @@ def test_parts_that_were_removed_are_told_and_run_again(client: Client, shared: 
     assert len([row for row in read(job) if row.error]) == 4
     assert job.state.spec.output
     with pytest.raises(ResultsLost, match="1 of 10 parts"):
-        save(client, job.state, job.state.spec.output, lambda _: None)
+        save_results(client, job.state, job.state.spec.output, lambda _: None)
     assert_whole_after_retry(job)
     assert (out / "_SUCCESS").exists() and len(list(out.glob("part-*"))) == 10
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import UsageError
-from common.inputs.sources import Reading
+from common.inputs.sources import ReadProgress
 from common.models.references import resolve_model
 from common.settings import load_settings
-from common.storage.atomic import Aside
+from common.storage.atomic import AtomicFile
 from common.tasks import TASKS
 from producer.outputs.targets import OutputFile, check_target, parse_target
 from tests.support.processes import Shell, environment
@@ -79,7 +79,7 @@ def test_programs_get_an_error_of_ours(step: Callable[[], object]) -> None:
 
 
 def test_the_size_of_what_cannot_be_looked_at_is_not_known() -> None:
-    assert Reading.of([LONG, "-", "s3://bucket/x"]).size == 0
+    assert ReadProgress.of([LONG, "-", "s3://bucket/x"]).size == 0
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o666, 0o440])
@@ -91,7 +91,7 @@ def test_a_replaced_file_keeps_its_mode_its_owner_and_its_link(tmp_path: Path, m
     real.chmod(mode)
     before = real.stat()
     link.symlink_to("real.jsonl")
-    aside = Aside(link)
+    aside = AtomicFile(link)
     aside.stream.write(b"new")
     aside.keep()
     after = real.stat()

@@ -10,7 +10,7 @@ from common.errors import UsageError
 from common.jobs import Job
 from common.records import Counts, Failure, JobSpec, JobStatus
 from producer import Client
-from producer.cli.failures import not_written_in_words
+from producer.cli.failures import describe_unwritten
 from tests.support.cli_processes import Queue
 from tests.support.processes import PLUGINS, lines, wait_until
 
@@ -38,7 +38,7 @@ def test_only_what_can_help_is_advised_of_an_output_that_is_not_written(
 ) -> None:
     spec = JobSpec("0123456789ab", "test-echo")
     job = Job(spec, JobStatus.FAILED, records=9, counts=Counts(succeeded=done), failure=Failure(code, "no"))
-    told = not_written_in_words(job, "out.csv")
+    told = describe_unwritten(job, "out.csv")
     assert told.startswith("out.csv is not written") and re.findall(r"`producer (\w+)", told) == advised
 
 

@@ -14,7 +14,7 @@ import pytest
 from common.settings import Settings
 from common.task_params import GENERATE_PARAMS, TASK_PARAMS
 from common.tasks import ALIASES, TASKS
-from producer.cli.main import COMMANDS, COMMON
+from producer.cli.main import COMMANDS, COMMON_OPTIONS
 from producer.cli.main import main as producer
 from tests.support.processes import ROOT
 from workers.cli import main as workers
@@ -63,7 +63,7 @@ def command(program: str, name: str) -> click.Command:
 
 
 def options_of(found: click.Command) -> list[click.Option]:
-    return [option for option in found.params if isinstance(option, click.Option) and option not in COMMON]
+    return [option for option in found.params if isinstance(option, click.Option) and option not in COMMON_OPTIONS]
 
 
 def spellings(option: click.Option) -> list[str]:
@@ -87,7 +87,7 @@ def test_every_option_of_a_command_stands_in_its_section(program: str, name: str
 
 def test_the_options_of_every_command_stand_before_all_sections() -> None:
     told = words(read("docs/cli.md").split("\n## ")[0])
-    assert {spelling for option in COMMON for spelling in spellings(option)} <= told
+    assert {spelling for option in COMMON_OPTIONS for spelling in spellings(option)} <= told
 
 
 @pytest.mark.parametrize(("program", "name"), CALLS)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from common.queue.heartbeats import living
+from common.queue.heartbeats import live_workers
 from tests.support import tiny_media
 from tests.support.processes import DEMO_MODEL, ROOT, RedisServer, Shell, environment, wait_until
 from tests.support.s3_server import S3Server
@@ -65,7 +65,9 @@ def serve(shell: Shell, server: RedisServer) -> Iterator[Callable[[Environment],
         command = [served.directory / "bin" / "workers", "start", "--device", "cpu"]
         with (shell.directory / "workers.log").open("ab") as log:
             started.append(subprocess.Popen(command, env=environ, cwd=shell.directory, stdout=log, stderr=log))
-        wait_until(lambda: [beat for beat in living(server.client) if beat.state == "ready"], 60, "a worker is ready")
+        wait_until(
+            lambda: [beat for beat in live_workers(server.client) if beat.state == "ready"], 60, "a worker is ready"
+        )
 
     yield start
     for process in started:

@@ -10,8 +10,8 @@ import pytest
 
 from common.errors import UnknownJob
 from common.payloads.backends import outcome_name
-from common.queue.heartbeats import living
-from common.queue.jobs import Store
+from common.queue.heartbeats import live_workers
+from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
 from common.records import JobSpec
 from common.redis import keys
@@ -37,7 +37,7 @@ def test_a_forged_payload_fails_its_job_and_no_worker(
     for what, payload in forged_redis_data.payloads().items():
         jobs[what] = forged_redis_data.write_job(server.client, {})
         server.client.hset(JobKeys.of(jobs[what]).input, "0", payload)
-    store = Store(server.client, 60)
+    store = JobStore(server.client, 60)
     wait_until(lambda: all(store.job(job).status.finished for job in jobs.values()), 60, "all are over")
     codes = {what: (store.job(job).failure or "none") for what, job in jobs.items()}
     assert {what: getattr(failure, "code", failure) for what, failure in codes.items()} == dict.fromkeys(
@@ -64,7 +64,7 @@ def test_forged_jobs_keys_and_heartbeats_stop_neither_workers_nor_commands(
 ):
     workers = start_workers()
     before = workers.celery().pid, workers.device().pid
-    [sound] = [beat.as_dict() for beat in living(server.client)]
+    [sound] = [beat.as_dict() for beat in live_workers(server.client)]
     forged_redis_data.write_heartbeats(server.client, sound)
     forged_redis_data.write_wrong_types(server.client)
     jobs = [forged_redis_data.write_job(server.client, fields) for fields in forged_redis_data.broken_hashes()]
@@ -76,7 +76,7 @@ def test_forged_jobs_keys_and_heartbeats_stop_neither_workers_nor_commands(
     assert does_a_job(shell, tmp_path)
     wait_until(lambda: server.client.llen(f"{CELERY_PREFIX}any") == 0, 30, "all forged tickets were taken")
     assert does_a_job(shell, tmp_path)
-    assert [beat.name for beat in living(server.client)] == [sound["name"]]
+    assert [beat.name for beat in live_workers(server.client)] == [sound["name"]]
     assert shell.run("workers").stdout.count("forged") == 0
     shell.run("jobs")
     shell.run("jobs", "--json")
@@ -95,7 +95,7 @@ def _lost_leases_are_still_found(server: RedisServer, shell: Shell) -> None:
 def test_a_forged_job_is_shown_as_it_is_or_not_at_all(server: RedisServer, shell: Shell):
     jobs = [forged_redis_data.write_job(server.client, fields) for fields in forged_redis_data.broken_hashes()]
     jobs += [forged_redis_data.write_job(server.client, {}, **spec) for spec in forged_redis_data.broken_specs()]
-    store = Store(server.client, 60)
+    store = JobStore(server.client, 60)
     readable = {job.id for job in store.each_job()}
     assert "0123456789ab" not in readable
     for job in jobs:
@@ -147,5 +147,5 @@ def test_a_job_under_the_id_of_another_is_none(server: RedisServer):
     spec = JobSpec("0123456789ab", "test-echo")
     forged_redis_data.write_job(server.client, {"spec": spec.encode()}, job_id="ba9876543210")
     with pytest.raises(UnknownJob):
-        Store(server.client, 60).job("ba9876543210")
+        JobStore(server.client, 60).job("ba9876543210")
     assert server.client.sismember(keys.ACTIVE, "ba9876543210")

@@ -13,15 +13,15 @@ from transformers import AutoConfig, GenerationConfig
 
 from common.errors import ModelError, PayloadError
 from common.payloads.codec import MAX_ROWS, decode_outcomes, decode_records, encode_outcomes, encode_records
-from common.records import Attached, Outcome, Record
+from common.records import FileInput, Outcome, Record
 from tests.support.forged_redis_data import GOOD, OUTCOMES, RECORDS, bomb, forged
 from tests.support.pipeline_reference import runner_of
 from tests.support.processes import RedisServer, Shell, Workers
 from tests.support.tiny_media import samples, sound_bytes, whisper
-from tests.support.tiny_models import RecordingWatch, causal_gpt2
+from tests.support.tiny_models import RecordingMonitor, causal_gpt2
 from tests.support.tiny_seq2seq import make_bart
-from workers.inference.generation.limits import check_generation
-from workers.inference.models.loader import Source, load_model
+from workers.inference.generation.limits import check_token_limit
+from workers.inference.models.loader import ModelSource, load_model
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_payload_of_too_many_rows_is_refused():
     [pa.null(), pa.dictionary(pa.int8(), pa.string()), pa.list_(pa.null()), pa.list_(pa.int8(), 0), pa.struct([])],
     ids=str,
 )
-def test_outputs_of_a_type_that_can_stand_for_more_than_its_bytes_are_refused(kind: pa.DataType):
+def test_outputs_of_a_type_that_expands_beyond_its_bytes_are_refused(kind: pa.DataType):
     kinds = OUTCOMES | {"output": kind}
     columns: dict[str, list[object]] = {name: [None] for name in kinds}
     with pytest.raises(PayloadError, match="column output must be of a plain type"):
@@ -107,18 +107,18 @@ GENERATION = [
 @pytest.mark.parametrize(("params", "allowed"), GENERATION)
 def test_a_job_that_asks_for_too_many_tokens_is_refused(params: dict[str, object], allowed: bool):
     if allowed:
-        check_generation("text-generation", params, 100)
+        check_token_limit("text-generation", params, 100)
         return
     with pytest.raises(ModelError) as raised:
-        check_generation("text-generation", params, 100)
+        check_token_limit("text-generation", params, 100)
     assert raised.value.code == "too_many_tokens"
     assert "HUGQUEUE_MAX_NEW_TOKENS" in raised.value.message
 
 
-def test_max_length_is_no_matter_of_generation_where_it_says_where_the_input_is_cut():
-    check_generation("text-classification", {"max_length": 512}, 100)
+def test_max_length_is_not_a_generation_limit_where_it_cuts_the_input():
+    check_token_limit("text-classification", {"max_length": 512}, 100)
     with pytest.raises(ModelError):
-        check_generation("translation_en_to_de", {"max_length": 512}, 100)
+        check_token_limit("translation_en_to_de", {"max_length": 512}, 100)
 
 
 def test_what_the_model_itself_would_generate_is_bounded_as_well(tmp_path: Path):
@@ -129,7 +129,7 @@ def test_what_the_model_itself_would_generate_is_bounded_as_well(tmp_path: Path)
     config.save_pretrained(model)
     from transformers import AutoModelForCausalLM
 
-    loaded = load_model(AutoModelForCausalLM, Source(model, most_new_tokens=7), "cpu")
+    loaded = load_model(AutoModelForCausalLM, ModelSource(model, most_new_tokens=7), "cpu")
     assert loaded.generation_config.max_new_tokens == 7
     assert loaded.config.task_specific_params == {"summarization": {"max_length": 7 // 2, "num_beams": 2}}
     ids = torch.tensor([[5, 6]])
@@ -140,7 +140,7 @@ def test_what_the_model_itself_would_generate_is_bounded_as_well(tmp_path: Path)
 GENERATING: dict[str, tuple[Callable[[Path], Path], Any]] = {
     "text-generation": (lambda path: causal_gpt2(path, positions=64), "the cat"),
     "summarization": (make_bart, "the cat sleeps"),
-    "automatic-speech-recognition": (whisper, Attached("a.wav", sound_bytes(samples(0.5, 1)))),
+    "automatic-speech-recognition": (whisper, FileInput("a.wav", sound_bytes(samples(0.5, 1)))),
 }
 
 
@@ -178,14 +178,14 @@ def test_beams_and_sequences_of_the_models_own_count(
     runner = runner_of(task, model, most_new_tokens=24)
     if not allowed:
         with pytest.raises(ModelError) as raised:
-            runner.run([record], params, RecordingWatch())
+            runner.run([record], params, RecordingMonitor())
         assert raised.value.code == "too_many_tokens"
         return
     count = CountTokens(runner._model)  # type: ignore[attr-defined]
-    [outcome] = runner.run([record], params, RecordingWatch())
+    [outcome] = runner.run([record], params, RecordingMonitor())
     assert outcome.failure is None
     # Whisper finds out the language first, and goes over this noise twice.
-    assert 0 < count.tokens <= (2 * 24 + 1 if isinstance(record, Attached) else 24)
+    assert 0 < count.tokens <= (2 * 24 + 1 if isinstance(record, FileInput) else 24)
 
 
 def test_a_worker_fails_the_job_at_once_before_it_loads_anything(
@@ -199,7 +199,7 @@ def test_a_worker_fails_the_job_at_once_before_it_loads_anything(
     assert "too_many_tokens: max_new_tokens=21: that is up to 21 tokens for one record" in said
 
 
-def test_a_payload_with_any_byte_changed_is_read_or_refused_and_nothing_else():
+def test_a_payload_with_any_byte_changed_is_either_read_or_refused():
     draw = random.Random(7)
     for _ in range(3000):
         data = bytearray(GOOD)

@@ -14,13 +14,13 @@ from transformers import AutoImageProcessor, AutoModelForMaskedLM, OneFormerImag
 from common.errors import ModelError
 from common.records import Json
 from common.training.labels import Labels
-from common.training.options import Training
+from common.training.options import TrainingOptions
 from tests.support import tiny_media, tiny_models
 from tests.support.pipeline_reference import run, runner_of
-from workers.inference.models.loader import Source, load_config, load_model, load_part, load_tokenizer
+from workers.inference.models.loader import ModelSource, load_config, load_model, load_processor, load_tokenizer
 from workers.models.model_references import code_repositories
 from workers.models.resolver import ModelPolicy, resolve
-from workers.training.trainer.base_model import load_base
+from workers.training.trainer.base_model import load_base_model
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def code_of(call: Callable[[], object]) -> str:
 
 
 def load_code(model: Path, **rules: bool) -> str:
-    return code_of(lambda: load_model(AutoModelForMaskedLM, Source(model, **rules), "cpu"))
+    return code_of(lambda: load_model(AutoModelForMaskedLM, ModelSource(model, **rules), "cpu"))
 
 
 def shard(model: Path, name: str) -> None:
@@ -69,14 +69,14 @@ def test_an_index_of_shards_does_not_lead_out(model: Path, tmp_path: Path, place
 
 def test_an_index_beside_it_is_followed(model: Path):
     shard(model, "dummy.safetensors")
-    load_model(AutoModelForMaskedLM, Source(model), "cpu")
+    load_model(AutoModelForMaskedLM, ModelSource(model), "cpu")
 
 
 def test_an_index_of_safetensors_names_no_pickle(model: Path):
     torch.save(load_file(model / "model.safetensors"), model / "x.bin")
     shard(model, "x.bin")
     assert load_code(model) == "unsafe_weights"
-    load_model(AutoModelForMaskedLM, Source(model, allow_pickle=True), "cpu")
+    load_model(AutoModelForMaskedLM, ModelSource(model, allow_pickle=True), "cpu")
 
 
 def test_weights_are_beside_their_configuration(model: Path):
@@ -100,7 +100,7 @@ def test_a_configuration_names_no_kernels(model: Path, name: str, value: Json):
 
 def test_an_implementation_of_transformers_own_is_taken(model: Path):
     change(model / "config.json", attn_implementation="eager")
-    assert load_model(AutoModelForMaskedLM, Source(model), "cpu").config._attn_implementation == "eager"
+    assert load_model(AutoModelForMaskedLM, ModelSource(model), "cpu").config._attn_implementation == "eager"
 
 
 def test_a_backbone_is_not_taken_from_another_repository(model: Path):
@@ -115,10 +115,10 @@ def test_a_tokenizer_opens_only_what_is_beside_it(model: Path, tmp_path: Path):
     elsewhere = {"vocab_file": str(secret), "tokenizer_file": str(tmp_path / "tokenizer.json")}
     for kind in ("BertTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", "XLNetTokenizer"):
         change(model / "tokenizer_config.json", tokenizer_class=kind, **elsewhere)
-        assert code_of(lambda: load_tokenizer(Source(model))) == "no_tokenizer"
+        assert code_of(lambda: load_tokenizer(ModelSource(model))) == "no_tokenizer"
     (tmp_path / "tokenizer.json").rename(model / "tokenizer.json")
     change(model / "tokenizer_config.json", tokenizer_class="BertTokenizer")
-    assert load_tokenizer(Source(model)).tokenize("the cat") == ["the", "cat"]
+    assert load_tokenizer(ModelSource(model)).tokenize("the cat") == ["the", "cat"]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_tokenizer_opens_only_what_is_beside_it(model: Path, tmp_path: Path):
 )
 def test_a_tokenizer_names_no_place_elsewhere(model: Path, settings: dict[str, Json]):
     change(model / "tokenizer_config.json", **settings)
-    assert code_of(lambda: load_tokenizer(Source(model))) == "model_not_allowed"
+    assert code_of(lambda: load_tokenizer(ModelSource(model))) == "model_not_allowed"
 
 
 def test_an_image_processor_reads_only_what_is_beside_it(model: Path, tmp_path: Path):
@@ -145,9 +145,12 @@ def test_an_image_processor_reads_only_what_is_beside_it(model: Path, tmp_path: 
         ("a/b", "x.json"),
     ):
         change(model / "preprocessor_config.json", repo_path=repository, class_info_file=name)
-        assert code_of(lambda: load_part(AutoImageProcessor, Source(model), "image processor")) == "model_not_allowed"
+        assert (
+            code_of(lambda: load_processor(AutoImageProcessor, ModelSource(model), "image processor"))
+            == "model_not_allowed"
+        )
     change(model / "preprocessor_config.json", repo_path="owner/other", class_info_file="names.json")
-    assert load_part(AutoImageProcessor, Source(model), "image processor").metadata["class_names"] == ["cat"]
+    assert load_processor(AutoImageProcessor, ModelSource(model), "image processor").metadata["class_names"] == ["cat"]
 
 
 def test_a_link_out_of_the_roots_is_found_at_any_depth(model: Path, tmp_path: Path):
@@ -172,7 +175,9 @@ def test_a_model_with_code_of_its_own_is_no_stock_architecture(model: Path):
     change(model / "config.json", auto_map=MINE)
     assert code_of(lambda: runner_of("fill-mask", model)) == "custom_code"
     assert code_of(lambda: runner_of("embedding", model)) == "custom_code"
-    (after,) = runner_of("fill-mask", model, ignore_auto_map=True).run(["the [MASK]"], {}, tiny_models.RecordingWatch())
+    (after,) = runner_of("fill-mask", model, ignore_auto_map=True).run(
+        ["the [MASK]"], {}, tiny_models.RecordingMonitor()
+    )
     assert after == before
     assert code_of(lambda: runner_of("fill-mask", model, ignore_auto_map="yes")) == "bad_param"
 
@@ -180,26 +185,26 @@ def test_a_model_with_code_of_its_own_is_no_stock_architecture(model: Path):
 @pytest.mark.parametrize("values", [{"id2label": 5}, {"dtype": "float99"}, {"auto_map": 5}])
 def test_a_configuration_of_another_shape_is_no_model(model: Path, values: dict[str, Json]):
     change(model / "config.json", **values)
-    assert code_of(lambda: load_config(Source(model))) == "not_a_model"
+    assert code_of(lambda: load_config(ModelSource(model))) == "not_a_model"
 
 
 def test_a_head_with_code_of_its_own_is_not_trained_as_the_stock_one(model: Path):
     change(model / "config.json", auto_map={"AutoModelForMaskedLM": "mine.Model"})
-    arguments = (Labels(""), Training("fill-mask"), print)
-    assert code_of(lambda: load_base("AutoModelForMaskedLM", Source(model), *arguments)) == "custom_code"
+    arguments = (Labels(""), TrainingOptions("fill-mask"), print)
+    assert code_of(lambda: load_base_model("AutoModelForMaskedLM", ModelSource(model), *arguments)) == "custom_code"
 
 
 def test_code_for_another_head_says_nothing_of_this_one(model: Path):
     change(model / "config.json", auto_map={"AutoModelForCausalLM": "mine.Model"})
-    load_model(AutoModelForMaskedLM, Source(model), "cpu")
+    load_model(AutoModelForMaskedLM, ModelSource(model), "cpu")
 
 
 @pytest.mark.parametrize("value", [["mine.Slow", None], {"AutoTokenizer": ["mine.Slow", "mine.Fast"]}])
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
 def test_a_tokenizer_with_code_of_its_own_is_refused(model: Path, file: str, value: Json):
     change(model / file, auto_map=value)
-    assert code_of(lambda: load_tokenizer(Source(model))) == "custom_code"
-    load_tokenizer(Source(model, ignore_auto_map=True))
+    assert code_of(lambda: load_tokenizer(ModelSource(model))) == "custom_code"
+    load_tokenizer(ModelSource(model, ignore_auto_map=True))
 
 
 @pytest.mark.parametrize("name", ["AutoImageProcessor", "AutoFeatureExtractor"])
@@ -214,7 +219,7 @@ def test_an_image_processor_with_code_of_its_own_is_refused(tmp_path: Path, file
 def test_ignored_code_is_not_run_where_code_is_allowed(model: Path, tmp_path: Path):
     change(model / "config.json", auto_map=MINE)
     (model / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
-    load_model(AutoModelForMaskedLM, Source(model, allow_remote_code=True, ignore_auto_map=True), "cpu")
+    load_model(AutoModelForMaskedLM, ModelSource(model, allow_remote_code=True, ignore_auto_map=True), "cpu")
     assert not (tmp_path / "ran").exists()
     load_code(model, allow_remote_code=True)
     assert (tmp_path / "ran").exists()

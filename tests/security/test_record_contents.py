@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from common.records import Attached, Json
+from common.records import FileInput, Json
 from common.tasks import TASKS as KNOWN
 from tests.support import tiny_media, tiny_models, tiny_seq2seq
 from tests.support.pipeline_reference import runner_of
-from tests.support.tiny_models import RecordingWatch
+from tests.support.tiny_models import RecordingMonitor
 from workers.inference.tasks.registry import RUNNERS
 
 _TABLE = {"name": ["map", "book"], "number": ["2", "7"]}
@@ -38,11 +38,11 @@ TASKS: dict[str, tuple[Callable[[Path], Path], Callable[[str], Json]]] = {
 
 
 def _image(text: str, **more: Json) -> Json:
-    return Attached({"image": text, **more}, tiny_media.image_bytes(32, 32, 1))
+    return FileInput({"image": text, **more}, tiny_media.image_bytes(32, 32, 1))
 
 
 def _sound(text: str) -> Json:
-    return Attached(text, tiny_media.sound_bytes(tiny_media.samples(0.3, 1)))
+    return FileInput(text, tiny_media.sound_bytes(tiny_media.samples(0.3, 1)))
 
 
 #: The same for tasks over files: the file is there, and its name is a text like any other.
@@ -115,7 +115,7 @@ def test_paths_and_addresses_without_their_files_are_refused(
     doors = Doors(picture)
     doors.watching = True
     try:
-        outcomes = runner.run([*names, *({kind: name} for name in names)], PARAMS.get(task, {}), RecordingWatch())
+        outcomes = runner.run([*names, *({kind: name} for name in names)], PARAMS.get(task, {}), RecordingMonitor())
     finally:
         doors.watching = False
     assert doors.opened == []
@@ -135,7 +135,7 @@ def test_texts_that_look_like_addresses_are_texts(task: str, tmp_path: Path, lis
     doors = Doors(secret)
     doors.watching = True
     try:
-        outcomes = runner.run([record(text) for text in texts], PARAMS.get(task, {}), RecordingWatch())
+        outcomes = runner.run([record(text) for text in texts], PARAMS.get(task, {}), RecordingMonitor())
     finally:
         doors.watching = False
     assert doors.opened == []
@@ -148,7 +148,7 @@ def test_texts_that_look_like_addresses_are_texts(task: str, tmp_path: Path, lis
 @pytest.mark.parametrize("table", ["/etc/passwd", "http://127.0.0.1:1/t.csv", ["/etc/passwd"], {"a": "/etc/passwd"}])
 def test_a_table_that_is_given_as_a_place_is_refused(table: Json, tmp_path: Path):
     runner = runner_of("table-question-answering", tiny_models.table_answers(tmp_path / "model"))
-    [outcome] = runner.run([{"table": table, "query": "how many"}], {}, RecordingWatch())
+    [outcome] = runner.run([{"table": table, "query": "how many"}], {}, RecordingMonitor())
     assert outcome.failure
     assert outcome.failure.code == "wrong_type"
 
@@ -165,7 +165,7 @@ def test_a_chat_message_that_brings_a_picture_opens_nothing(
     doors.watching = True
     try:
         [outcome] = runner.run(
-            [{"messages": [{"role": "user", "content": content}]}], {"max_new_tokens": 2}, RecordingWatch()
+            [{"messages": [{"role": "user", "content": content}]}], {"max_new_tokens": 2}, RecordingMonitor()
         )
     finally:
         doors.watching = False

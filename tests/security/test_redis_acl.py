@@ -7,8 +7,8 @@ from secrets import token_hex
 import pytest
 import redis
 
-from common.queue.heartbeats import living
-from common.redis.keys import CELERY_PREFIX, REFUSED, JobKeys, budgets
+from common.queue.heartbeats import live_workers
+from common.redis.keys import CELERY_PREFIX, DEAD_LETTERS, JobKeys, budgets
 from tests.support.flower_process import flower, get
 from tests.support.processes import DEMO_MODEL, RedisServer, Shell, Workers, environment, wait_until
 from tests.support.redis_acl import PASSWORD, add_users, denied, rules
@@ -31,7 +31,7 @@ def users(server: RedisServer, tmp_path: Path) -> Callable[[str], dict[str, str]
 @pytest.fixture
 def workers(server: RedisServer, users: Callable[[str], dict[str, str]], tmp_path: Path) -> Iterator[Workers]:
     started = Workers(users("worker"), tmp_path / "workers.log").start()
-    wait_until(lambda: any(beat.state == "ready" for beat in living(server.client)), 60, f"ready: {started.log}")
+    wait_until(lambda: any(beat.state == "ready" for beat in live_workers(server.client)), 60, f"ready: {started.log}")
     yield started
     started.kill()
 
@@ -88,7 +88,7 @@ def test_what_lies_in_files_and_what_is_learnt_is_kept_under_the_rules(
         started.kill()
 
 
-def test_what_dead_workers_and_producers_leave_is_cleared_away_under_the_rules(
+def test_leftovers_of_dead_workers_and_producers_are_removed_under_acl(
     server: RedisServer, users: Callable[[str], dict[str, str]], workers: Workers, tmp_path: Path
 ):
     shell = Shell(users("producer") | {"HUGQUEUE_RESULT_TTL": "60"}, tmp_path)
@@ -101,7 +101,7 @@ def test_what_dead_workers_and_producers_leave_is_cleared_away_under_the_rules(
     go.touch()
     shell.run("wait", job)
     server.client.lpush(f"{CELERY_PREFIX}any", b"not a message")
-    wait_until(lambda: server.client.llen(REFUSED) == 1, 30, "the broken message is set aside")
+    wait_until(lambda: server.client.llen(DEAD_LETTERS) == 1, 30, "the broken message is set aside")
     assert denied(server.client) == []
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from common.inputs.file_split import RowRange
-from common.queue.jobs import Store
+from common.inputs.file_split import FileSplit
+from common.queue.jobs import JobStore
 from common.records import new_job_id
 from common.redis import keys
 from common.redis.keys import JobKeys
-from common.storage.filesystem import version_of
+from common.storage.filesystem import file_version
 from tests.support import forged_redis_data
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
 
@@ -51,14 +51,14 @@ def places(shared: Path) -> list[str]:
 
 
 def rows_of(path: Path, **changed: object) -> bytes:
-    size, version = version_of(str(path))
-    sound = RowRange(str(path), "txt", 0, size, 0, size, version, 1000)
+    size, version = file_version(str(path))
+    sound = FileSplit(str(path), "txt", 0, size, 0, size, version, 1000)
     return json.dumps(asdict(sound) | changed).encode()
 
 
 def ends(server: RedisServer, jobs: list[str]) -> dict[str, str]:
     """Return by which code each job failed, once all are over."""
-    store = Store(server.client, 60)
+    store = JobStore(server.client, 60)
     wait_until(lambda: all(store.job(job).status.finished for job in jobs), 90, "all are over")
     return {job: failure.code for job in jobs if (failure := store.job(job).failure)}
 

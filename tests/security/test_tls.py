@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from common.errors import UsageError
-from common.redis.url import check_address, mask_address, tls_options
+from common.redis.url import check_redis_url, mask_url, tls_options
 from tests.support.flower_process import flower, get
 from tests.support.processes import RedisServer, Shell, Workers, environment, wait_until
 from tests.support.tls_certificates import Certificates, make_certificates, why_not
@@ -111,7 +111,7 @@ BAD = {
 @pytest.mark.parametrize(("address", "reason"), BAD.items())
 def test_an_address_that_cannot_be_used_is_refused_with_the_reason(address: str, reason: str):
     with pytest.raises(UsageError, match=reason):
-        check_address(address)
+        check_redis_url(address)
 
 
 @pytest.mark.parametrize(
@@ -128,23 +128,23 @@ def test_an_address_that_cannot_be_used_is_refused_with_the_reason(address: str,
     ],
 )
 def test_a_password_is_masked_however_the_address_is_written(address: str, shown: str):
-    assert mask_address(address) == shown
+    assert mask_url(address) == shown
 
 
 @pytest.mark.parametrize("password", ["sec/ret", "sec#ret", "1?secret", "[secret", "sec;ret"])
 def test_a_password_that_is_not_written_as_it_should_be_is_not_repeated(password: str):
     address = f"redis://me:{password}@h:1/0"
     with pytest.raises(UsageError) as raised:
-        check_address(address)
+        check_redis_url(address)
     assert password not in str(raised.value)
 
 
 def test_certificates_are_checked_unless_the_address_says_otherwise(tmp_path: Path):
     file = tmp_path / "a b.pem"
     file.touch()
-    address = check_address(f"rediss://:p@h:1/0?ssl_ca_certs={quote(str(file))}&ssl_check_hostname=false")
+    address = check_redis_url(f"rediss://:p@h:1/0?ssl_ca_certs={quote(str(file))}&ssl_check_hostname=false")
     wanted = {"ssl_cert_reqs": "required", "ssl_ca_certs": str(file), "ssl_check_hostname": False}
     assert tls_options(address) == wanted
-    assert tls_options(check_address("rediss://h")) == {"ssl_cert_reqs": "required"}
-    assert tls_options(check_address("rediss://h?ssl_cert_reqs=none")) == {"ssl_cert_reqs": "none"}
+    assert tls_options(check_redis_url("rediss://h")) == {"ssl_cert_reqs": "required"}
+    assert tls_options(check_redis_url("rediss://h?ssl_cert_reqs=none")) == {"ssl_cert_reqs": "none"}
     assert tls_options("redis://h/0") is None

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.queue.heartbeats import living
+from common.queue.heartbeats import live_workers
 from tests.support.processes import ROOT, RedisServer, Shell, Workers, environment, wait_until
 
 
@@ -38,7 +38,9 @@ def running_queue(directory: Path, *arguments: str, **more: str) -> Iterator[Que
     environ = environment(directory, server.url, HUGQUEUE_RENEW="0.3", HUGQUEUE_REAP="0.5", **more)
     workers = Workers(environ, directory / "workers.log", *arguments).start()
     try:
-        wait_until(lambda: [beat for beat in living(server.client) if beat.state == "ready"], 60, "a worker is ready")
+        wait_until(
+            lambda: [beat for beat in live_workers(server.client) if beat.state == "ready"], 60, "a worker is ready"
+        )
         yield Queue(directory, server, environ)
     finally:
         workers.kill()

@@ -14,14 +14,14 @@ from common.payloads.codec import decode_outcomes, encode_records, iter_outcomes
 from common.records import JobSpec, Json, Outcome, Record, new_job_id
 from common.settings import Settings
 from tests.support.processes import PLUGINS, wait_until
-from workers.device.client.client import Caution, ChunkResult, DeviceProcess
+from workers.device.client.client import ChunkResult, DeviceClient, IsolationPolicy
 
 
 @dataclass
 class Room:
     """A started device process."""
 
-    process: DeviceProcess
+    process: DeviceClient
     stages: list[str] = field(default_factory=list)
     _pool: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor)
 
@@ -37,7 +37,7 @@ class Room:
         model: str | None = None,
         positions: Sequence[int] | None = None,
         cancelled: threading.Event | None = None,
-        cautious: bool = False,
+        serial: bool = False,
         payload: bytes | None = None,
         spec: JobSpec | None = None,
     ) -> "Future[ChunkResult]":
@@ -51,7 +51,7 @@ class Room:
             positions,
             cancelled=cancelled or threading.Event(),
             on_stage=self.stages.append,
-            caution=Caution({}, lambda _: None) if cautious else None,
+            caution=IsolationPolicy({}, lambda _: None) if serial else None,
         )
 
     def pid(self) -> int:
@@ -60,11 +60,11 @@ class Room:
 
 
 @contextmanager
-def device_room(monkeypatch: pytest.MonkeyPatch, *, looks_ahead: bool | None = None, **settings: Any) -> Iterator[Room]:
+def device_room(monkeypatch: pytest.MonkeyPatch, *, prefetch: bool | None = None, **settings: Any) -> Iterator[Room]:
     """Start a device process with these settings; end it, and see that it is gone."""
     monkeypatch.setenv("PYTHONPATH", str(PLUGINS))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    process = DeviceProcess(Settings(**({"device": "cpu", "batch_timeout": 20.0} | settings)), looks_ahead=looks_ahead)
+    process = DeviceClient(Settings(**({"device": "cpu", "batch_timeout": 20.0} | settings)), prefetch=prefetch)
     try:
         process.start()
         yield Room(process)

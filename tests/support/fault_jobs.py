@@ -8,7 +8,7 @@ from typing import Any
 
 from common.jobs import Job
 from common.payloads.codec import encode_records
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
 from common.records import JobSpec, Record, new_job_id
 from common.redis.keys import JobKeys
@@ -25,7 +25,7 @@ class Batch:
         self, shell: Shell, server: RedisServer, directory: Path, records: int = 100, chunk: int = 10, **params: Any
     ) -> None:
         self.shell, self.records, self.chunk = shell, records, chunk
-        self.store = Store(server.client, 100, lambda _: True)
+        self.store = JobStore(server.client, 100, lambda _: True)
         self.ledger = Ledger(server.client, 3)
         number = len(list(directory.glob("batch-*.txt")))
         self.source, self.log = directory / f"batch-{number}.txt", directory / f"batch-{number}.log"
@@ -51,7 +51,7 @@ class Batch:
         for number, start in enumerate(starts):
             records = [Record(at, f"line {at}") for at in range(start, min(self.records, start + self.chunk))]
             self.store.payloads(spec).add_records(number, encode_records(records))
-        self.ledger.seal(spec.id, len(starts), self.records)
+        self.ledger.accept(spec.id, len(starts), self.records)
         self.id = spec.id
         return self
 

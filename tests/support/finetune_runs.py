@@ -13,11 +13,11 @@ from transformers import BertForMaskedLM
 
 from common.payloads.codec import encode_records
 from common.records import JobSpec, Json, Record, new_job_id
-from common.training.options import Training
+from common.training.options import TrainingOptions
 from tests.support.processes import Shell, wait_until
 from tests.support.tiny_models import bert_config, wordpiece
-from workers.training.run_config import Order
-from workers.training.trainer.control_socket import Link
+from workers.training.run_config import TrainingRunConfig
+from workers.training.trainer.control_socket import ControlSocket
 
 #: The tutorial's own examples.
 TUTORIAL = (
@@ -64,7 +64,7 @@ class Listener:
         self.socket.bind(address)
         self.socket.listen(1)
         threading.Thread(target=self._listen, daemon=True).start()
-        self.link = Link(address, 0)
+        self.link = ControlSocket(address, 0)
 
     def _listen(self) -> None:
         # Kept open until the test process ends: closing it would end that process.
@@ -76,10 +76,10 @@ class Listener:
         return [message for message in self.messages if message["kind"] == kind]
 
 
-def make_order(
+def make_run_config(
     work: Path, task: str, base: Path, train: Sequence[Mapping[str, Json]],
     evaluation: Sequence[Mapping[str, Json]] = (), **options: Any,
-) -> Order:  # fmt: skip
+) -> TrainingRunConfig:  # fmt: skip
     """The order for training in this process, checkpoints and model in `work`."""
     work.mkdir(parents=True, exist_ok=True)
     files = {}
@@ -87,21 +87,21 @@ def make_order(
         path = work / f"{part}.arrow"
         path.write_bytes(encode_records([Record(number, dict(example)) for number, example in enumerate(examples)]))
         files[part] = [str(path)] if examples else []
-    training = Training(**options)
+    training = TrainingOptions(**options)
     spec = JobSpec(new_job_id(), task, str(base), queue="train", training=training.encode())
-    return Order(
-        spec=spec.encode(), model=str(base), model_facts={"model": str(base), "commit": None}, work=str(work),
+    return TrainingRunConfig(
+        spec=spec.encode(), model=str(base), model_info={"model": str(base), "commit": None}, work=str(work),
         socket="", examples=files, checkpoint=None, checkpoint_seconds=1e9, cuda=False, processes=1,
         batch_size=training.batch_size, gradient_accumulation=training.gradient_accumulation,
         allow_pickle=False, allow_remote_code=False,
     )  # fmt: skip
 
 
-def train_here(order: Order, listener: Listener | None = None) -> dict[str, Json]:
+def train_here(run_config: TrainingRunConfig, listener: Listener | None = None) -> dict[str, Json]:
     """Do what an order says, in this process."""
     from workers.training.trainer.train import train
 
-    return train(order, (listener or Listener()).link)
+    return train(run_config, (listener or Listener()).link)
 
 
 def progress(shell: Shell, job: str) -> dict[str, Any]:

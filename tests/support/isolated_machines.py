@@ -7,7 +7,7 @@ from pathlib import Path
 
 import redis
 
-from common.queue.heartbeats import living
+from common.queue.heartbeats import live_workers
 from tests.support.processes import Shell, Workers, environment, wait_until
 
 
@@ -40,7 +40,9 @@ def working(machines: Sequence[Machine], client: "redis.Redis") -> Iterator[None
             started = machine.workers().start()
             running.callback(started.kill)
         ready = len(machines)
-        wait_until(lambda: sum(beat.state == "ready" for beat in living(client)) == ready, 90, "all workers are ready")
+        wait_until(
+            lambda: sum(beat.state == "ready" for beat in live_workers(client)) == ready, 90, "all workers are ready"
+        )
         yield
 
 
@@ -54,7 +56,7 @@ def share_work(producer: Machine, client: "redis.Redis", shared: Path) -> None:
     shell.run("submit", *options, "-o", "out.jsonl")
     rows = [json.loads(line) for line in (shell.directory / "out.jsonl").read_text().splitlines()]
     assert [row["output"] for row in rows] == wanted
-    wait_until(lambda: all(beat.records_done for beat in living(client)), 10, "all of them worked")
+    wait_until(lambda: all(beat.records_done for beat in live_workers(client)), 10, "all of them worked")
     shell.run("submit", *options, "-o", f"{shared}/out/", "--output-format", "jsonl")
     parts = sorted((shared / "out").glob("part-*.jsonl"))
     assert (len(parts), (shared / "out" / "_SUCCESS").exists()) == (20, True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 
 from common.redis.keys import JobKeys
-from producer.queue_connection import Connection
+from producer.queue_connection import QueueConnection
 from tests.support.processes import Shell, wait_until
 
 KEY = ("--idempotency-key", "nightly 7")
@@ -22,7 +22,7 @@ def arguments(name: Path | str, *more: str) -> list[str]:
 
 
 @contextmanager
-def cut_off(shell: Shell, connection: Connection, text: str, chunks: int) -> Iterator["Popen[str]"]:
+def cut_off(shell: Shell, connection: QueueConnection, text: str, chunks: int) -> Iterator["Popen[str]"]:
     """Submit from standard input, which gave `text` and is still open, so that `chunks` are written."""
     process = shell.popen(*arguments("-"), stdin=PIPE)
     assert process.stdin
@@ -37,7 +37,7 @@ def cut_off(shell: Shell, connection: Connection, text: str, chunks: int) -> Ite
         process.communicate()
 
 
-def the_job(connection: Connection) -> str:
+def the_job(connection: QueueConnection) -> str:
     [job] = connection.store.each_job()
     return job.id
 

@@ -5,28 +5,28 @@ import time
 from common.payloads.backends import outcome_name
 from common.payloads.codec import encode_records
 from common.payloads.job_payloads import JobPayloads
-from common.queue.jobs import Store
-from common.queue.ledger import Lease, Ledger, Look
+from common.queue.jobs import JobStore
+from common.queue.ledger import Lease, Ledger, ReapReport
 from common.records import Counts, JobSpec, Record, new_job_id
 from common.redis.keys import JobKeys
 
 
-def make_job(store: Store, ledger: Ledger, chunks: int = 3) -> str:
+def make_job(store: JobStore, ledger: Ledger, chunks: int = 3) -> str:
     spec = JobSpec(new_job_id(), "test-echo", created_at=time.time())
     store.create(spec)
     for number in range(chunks):
         store.payloads(spec).add_records(number, encode_records([Record(number, f"text {number}")]))
-    ledger.seal(spec.id, chunks, chunks)
+    ledger.accept(spec.id, chunks, chunks)
     return spec.id
 
 
-def payloads(store: Store, job_id: str) -> JobPayloads:
+def payloads(store: JobStore, job_id: str) -> JobPayloads:
     """Return the payloads of a job that are in Redis, be the job there or not."""
     return store.payloads(JobSpec(job_id, "test-echo"))
 
 
 def lease(ledger: Ledger, job_id: str, worker: str = "w") -> Lease | None:
-    tickets = ledger.tickets(job_id) or set(ledger.issue(job_id, 6))
+    tickets = ledger.tickets(job_id) or set(ledger.issue_tickets(job_id, 6))
     return ledger.lease(job_id, min(tickets, default="none"), worker, 6)
 
 
@@ -56,10 +56,10 @@ def run_all(ledger: Ledger, job_id: str, failed: tuple[int, ...] = ()) -> list[i
     return done
 
 
-def look(ledger: Ledger, job_id: str) -> Look:
+def look(ledger: Ledger, job_id: str) -> ReapReport:
     """Look after a job as a reaper does."""
-    [found] = ledger.look_after([job_id])
-    assert isinstance(found, Look), found
+    [found] = ledger.reap_jobs([job_id])
+    assert isinstance(found, ReapReport), found
     return found
 
 

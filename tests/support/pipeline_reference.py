@@ -6,9 +6,9 @@ from typing import Any
 
 import transformers
 
-from common.json_codec import plain
+from common.json_codec import to_jsonable
 from common.records import Json, Outcome
-from tests.support.tiny_models import RecordingWatch
+from tests.support.tiny_models import RecordingMonitor
 from workers.inference.core.runner import Runner
 from workers.inference.tasks.registry import find_runner
 
@@ -21,7 +21,7 @@ def runner_of(task: str, model: Path, **load_params: Json) -> Runner:
 
 
 def run(task: str, model: Path, records: Sequence[Json], **params: Json) -> list[Outcome]:
-    return runner_of(task, model).run(records, params, RecordingWatch())
+    return runner_of(task, model).run(records, params, RecordingMonitor())
 
 
 def one_by_one(task: str, model: Path, records: Sequence[Json], **params: Json) -> list[Json]:
@@ -52,11 +52,11 @@ def assert_same_as_pipeline(task: str, model: Path, records: Sequence[Json], **p
 
 def assert_neighbours_change_nothing(runner: Runner, records: Sequence[Json], **params: Json) -> list[Outcome]:
     """Compare what records get together with what each gets alone; return the outcomes."""
-    together = runner.run(records, params, RecordingWatch())
+    together = runner.run(records, params, RecordingMonitor())
     for record, outcome in zip(records, together, strict=True):
-        (alone,) = runner.run([record], params, RecordingWatch())
+        (alone,) = runner.run([record], params, RecordingMonitor())
         assert (outcome.failure, outcome.truncated) == (alone.failure, alone.truncated)
-        assert_same(plain(outcome.output), plain(alone.output))
+        assert_same(to_jsonable(outcome.output), to_jsonable(alone.output))
     return together
 
 

@@ -86,7 +86,7 @@ def mixed(count: int, mask: str | None = None, longest: int = 90) -> list[str]:
     return found
 
 
-class RecordingWatch:
+class RecordingMonitor:
     """A watch that keeps what it is told, and gives the chunk up after so many signs of life."""
 
     def __init__(self, cancel_after: int | None = None) -> None:

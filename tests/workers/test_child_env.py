@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.child_env import child_environment, cores
+from workers.child_env import available_cpus, child_env
 
 EVERY = len(os.sched_getaffinity(0))
 
@@ -16,15 +16,15 @@ EVERY = len(os.sched_getaffinity(0))
 )
 def test_cores_are_those_that_a_container_was_given(tmp_path: Path, limit: str, expected: int):
     (tmp_path / "cpu.max").write_text(f"{limit}\n")
-    assert cores(tmp_path / "cpu.max") == expected
+    assert available_cpus(tmp_path / "cpu.max") == expected
 
 
 def test_without_a_limit_all_cores_count(tmp_path: Path):
-    assert cores(tmp_path / "none") == EVERY
+    assert available_cpus(tmp_path / "none") == EVERY
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert child_environment("cpu", processes=2 * EVERY)["OMP_NUM_THREADS"] == "1"
+    assert child_env("cpu", processes=2 * EVERY)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert child_environment("cpu", processes=2 * EVERY)["OMP_NUM_THREADS"] == "3"
+    assert child_env("cpu", processes=2 * EVERY)["OMP_NUM_THREADS"] == "3"

@@ -18,31 +18,31 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from common.broker.app import FINETUNE, HANDLER_PREFIX, make_app
-from common.distribution import worker_needs
+from common.distribution import missing_worker_libraries
 from common.errors import HugqueueError, UsageError
 from common.logs import use_safe_records
 from common.records import JOB_ID
 from common.redis.client import connect
 from common.redis.schema import check_schema
 from common.settings import Settings, load_settings
-from common.tasks import RUNNER_GROUP, TASKS
-from workers import CANNOT_GO_ON, CANNOT_START
-from workers.celery_worker.context import Room, close_room, make_room, open_room
-from workers.celery_worker.process_chunk import TurnFailed, take_turn
+from common.tasks import RUNNER_ENTRY_POINTS, TASKS
+from workers import EXIT_CANNOT_START, EXIT_DEVICE_BROKEN
+from workers.celery_worker.context import WorkerContext, make_room, start_context, stop_context
+from workers.celery_worker.process_chunk import TicketFailed, run_ticket
 from workers.devices import default_device, only_trains, queues_of
 from workers.inference.core.runner import Cancelled
 
 logger = logging.getLogger(__name__)
 
 
-class RoomStep(bootsteps.StartStopStep):  # type: ignore[misc]
+class WorkerContextStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """Opens the room before Celery consumes, and closes it after Celery has stopped consuming.
 
     A boot step, not a signal handler: Celery swallows what signal handlers raise.
     """
 
     requires: ClassVar[set[str]] = {"celery.worker.components:Pool"}
-    room: ClassVar[Room | None] = None
+    room: ClassVar[WorkerContext | None] = None
 
     def start(self, worker: Any) -> None:
         """Open the room; a worker that cannot start ends with the reason."""
@@ -51,28 +51,28 @@ class RoomStep(bootsteps.StartStopStep):  # type: ignore[misc]
         try:
             if settings.broker_url is None:
                 raise UsageError("No Redis is configured: set CELERY_BROKER_URL or REDIS_URL.")
-            if needs := worker_needs():
+            if needs := missing_worker_libraries():
                 raise UsageError(f"A worker needs {needs}.")
             _check_schema(settings.broker_url)
-            RoomStep.room = make_room(worker.hostname, worker.app, settings, worker.concurrency)
-            open_room(RoomStep.room, _asked_to_stop)
+            WorkerContextStep.room = make_room(worker.hostname, worker.app, settings, worker.concurrency)
+            start_context(WorkerContextStep.room, _stop_requested)
         except Cancelled as stopped:
             raise SystemExit(0) from stopped
         except HugqueueError as error:
             logger.error("This worker cannot start: %s", error)
-            raise SystemExit(CANNOT_START) from error
+            raise SystemExit(EXIT_CANNOT_START) from error
 
     def stop(self, worker: Any) -> None:
         """Let the turns in hand finish, then close the room."""
-        if RoomStep.room is not None:
-            close_room(RoomStep.room, settings.grace)
-            if RoomStep.room.device.broken is not None:
-                worker.exitcode = CANNOT_GO_ON  # as Celery gives it to the process: the supervisor counts them
+        if WorkerContextStep.room is not None:
+            stop_context(WorkerContextStep.room, settings.grace)
+            if WorkerContextStep.room.device.broken is not None:
+                worker.exitcode = EXIT_DEVICE_BROKEN  # as Celery gives it to the process: the supervisor counts them
 
     def terminate(self, worker: Any) -> None:
         """Close the room at once."""
-        if RoomStep.room is not None:
-            close_room(RoomStep.room, 0.0)
+        if WorkerContextStep.room is not None:
+            stop_context(WorkerContextStep.room, 0.0)
 
 
 def _check_schema(url: str) -> None:
@@ -81,20 +81,20 @@ def _check_schema(url: str) -> None:
         check_schema(client, url)
 
 
-def _asked_to_stop() -> bool:
+def _stop_requested() -> bool:
     """Whether SIGTERM came: Celery only notes it while its boot steps run, and preloading may take minutes."""
     return state.should_stop is not None or state.should_terminate is not None
 
 
 def handle(request: Any, job_id: object = None, *_: object, **__: object) -> str:
     """Take the turn that a ticket is good for; refuse what is not a ticket of ours."""
-    if not isinstance(job_id, str) or not JOB_ID.match(job_id) or RoomStep.room is None:
+    if not isinstance(job_id, str) or not JOB_ID.match(job_id) or WorkerContextStep.room is None:
         logger.warning("refused a message that is no ticket: %.200r", job_id)
         return "refused: not a ticket"
-    return take_turn(RoomStep.room, job_id, str(request.id))
+    return run_ticket(WorkerContextStep.room, job_id, str(request.id))
 
 
-class TurnRequest(Request):  # type: ignore[misc]
+class TicketRequest(Request):  # type: ignore[misc]
     """Celery's request; of a turn that failed, Flower is told the reason and the time it took, and no traceback."""
 
     def send_event(self, type: str, **fields: Any) -> None:
@@ -108,16 +108,16 @@ class TurnRequest(Request):  # type: ignore[misc]
 def make_worker_app(settings: Settings) -> Celery:
     """Return the app with one handler for each task and the boot step that opens the room."""
     worker_app = make_app(settings)
-    plugins = (point.name for point in entry_points(group=RUNNER_GROUP))
+    plugins = (point.name for point in entry_points(group=RUNNER_ENTRY_POINTS))
     for name in (FINETUNE, *(HANDLER_PREFIX + task for task in (*TASKS, *plugins))):
         # What is thrown on purpose is logged where it happens, in a line.
-        @worker_app.task(name=name, bind=True, throws=(TurnFailed,), Request=TurnRequest)  # type: ignore[untyped-decorator]
+        @worker_app.task(name=name, bind=True, throws=(TicketFailed,), Request=TicketRequest)  # type: ignore[untyped-decorator]
         def handler(self: Any, *args: object, **kwargs: object) -> str:
             return handle(self.request, *args, **kwargs)
 
     if only_trains(settings):
         worker_app.conf.worker_concurrency = 1
-    worker_app.steps["worker"].add(RoomStep)
+    worker_app.steps["worker"].add(WorkerContextStep)
     worker_app.amqp.queues.select(queues_of(settings))
     return worker_app
 
@@ -128,7 +128,7 @@ def _settings() -> Settings:
         return default_device(load_settings())
     except HugqueueError as error:
         sys.stderr.write(f"Error: {error}\n")
-        raise SystemExit(CANNOT_START) from error
+        raise SystemExit(EXIT_CANNOT_START) from error
 
 
 use_safe_records()

@@ -15,19 +15,19 @@ from pathlib import Path
 
 import redis
 
-from common.queue.heartbeats import Heartbeat, beat, leave
+from common.queue.heartbeats import Heartbeat, remove_heartbeat, send_heartbeat
 from common.settings import Settings
 from common.versions import installed_version
 from workers.celery_worker.meter import Meter
-from workers.device.client.client import DeviceProcess
+from workers.device.client.client import DeviceClient
 from workers.devices import queues_of
 
 logger = logging.getLogger(__name__)
 
-INTERVAL = 3.0
+INTERVAL_SECONDS = 3.0
 
 
-class Pulse:
+class HeartbeatThread:
     """Writes the heartbeat every few seconds until it is stopped."""
 
     def __init__(
@@ -35,7 +35,7 @@ class Pulse:
         name: str,
         client: "redis.Redis",
         settings: Settings,
-        device: DeviceProcess,
+        device: DeviceClient,
         meter: Meter,
         *,
         device_name: str,
@@ -49,57 +49,57 @@ class Pulse:
         self._meter = meter
         self._slots = slots
         self._parent = settings.supervised
-        self._ending_since: float | None = None
+        self._exiting_since: float | None = None
         self._started = time.time()
         self._device_name = device_name
         self._stopping = False
-        self._at_once = threading.Event()
-        self._thread = threading.Thread(target=self._beat_for_ever, name="pulse", daemon=True)
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
 
     def start(self) -> None:
         """Begin at once."""
         self._thread.start()
 
-    def become(self, state: str) -> None:
+    def set_state(self, state: str) -> None:
         """Tell at once that the worker is `ready` or `stopping`."""
         self.state = state
-        self._at_once.set()
+        self._wake.set()
 
     def stop(self) -> None:
         """End, and take the worker off the list."""
         self._stopping = True
-        self._at_once.set()
+        self._wake.set()
         self._thread.join()
         try:
-            leave(self._client, self._name)
+            remove_heartbeat(self._client, self._name)
         except redis.RedisError as error:
             logger.info("heartbeat not taken back, it runs out: %s", error)
 
-    def _beat_for_ever(self) -> None:
+    def _run(self) -> None:
         while True:
             try:
-                beat(self._client, self.now())
+                send_heartbeat(self._client, self.now())
             except redis.RedisError as error:
                 logger.info("no heartbeat: %s", error)
             except Exception:  # the boundary: a worker without a pulse counts as dead
                 logger.exception("no heartbeat")
-            self._end_if_useless()
-            self._at_once.wait(INTERVAL)
-            self._at_once.clear()
+            self._exit_if_useless()
+            self._wake.wait(INTERVAL_SECONDS)
+            self._wake.clear()
             if self._stopping:
                 return
 
-    def _end_if_useless(self) -> None:
-        if self._ending_since is None:
-            if reason := self._uselessness():
+    def _exit_if_useless(self) -> None:
+        if self._exiting_since is None:
+            if reason := self._reason_to_exit():
                 logger.error("this worker ends: %s", reason)
-                self._ending_since = time.monotonic()
+                self._exiting_since = time.monotonic()
                 os.kill(os.getpid(), signal.SIGTERM)
-        elif time.monotonic() - self._ending_since > self._settings.worker_stop:
+        elif time.monotonic() - self._exiting_since > self._settings.worker_stop:
             # Celery that waits for a Redis which is gone hears no SIGTERM, and nobody else is left to end it.
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _uselessness(self) -> str:
+    def _reason_to_exit(self) -> str:
         if self._parent not in (0, os.getppid()):
             return "what started it is gone"
         # While it starts, the room tells why it cannot.

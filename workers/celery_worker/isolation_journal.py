@@ -4,17 +4,17 @@ from collections import Counter
 
 from common.queue.ledger import Ledger
 from common.records import Failure
-from workers.device.client.client import Caution
+from workers.device.client.client import IsolationPolicy
 from workers.leases import HeldLease
 
 #: Deaths of workers over one chunk after which its records are run one by one.
-CAUTIOUS_AFTER = 3
+SERIAL_AFTER = 3
 #: A record that ran alone at so many deaths of whole workers is not run again.
 _DEATHS = 2
 _FAILURE = Failure("worker_died", f"Whole workers died {_DEATHS} times while it ran alone.")
 
 
-class Alone:
+class IsolationJournal:
     """The notes of one turn at a chunk whose records are run one by one.
 
     The worker has survived a record once the next one begins: be it with an outcome, or with a death of the device
@@ -27,13 +27,13 @@ class Alone:
         self._held = held
         self._position: int | None = None
 
-    def caution(self) -> Caution:
+    def caution(self) -> IsolationPolicy:
         """Return what is known of the chunk; records that are not to be run again count as done."""
-        deaths = Counter(self._held.patiently(lambda: self._ledger.died_alone(self._held.lease)))
-        condemned = {position: _FAILURE for position, times in deaths.items() if times >= _DEATHS}
-        for position in condemned:
+        deaths = Counter(self._held.retry_while_unavailable(lambda: self._ledger.isolated_deaths(self._held.lease)))
+        excluded = {position: _FAILURE for position, times in deaths.items() if times >= _DEATHS}
+        for position in excluded:
             self._note(position, None)
-        return Caution(condemned, self.begin)
+        return IsolationPolicy(excluded, self.begin)
 
     def begin(self, position: int) -> None:
         """Note that this record is about to run, and that the one before it is over."""
@@ -46,4 +46,6 @@ class Alone:
 
     def _note(self, done: int | None, now: int | None) -> None:
         lease = self._held.lease
-        self._held.patiently(lambda: self._ledger.note_alone(lease, done=done, now=now, kept=CAUTIOUS_AFTER))
+        self._held.retry_while_unavailable(
+            lambda: self._ledger.note_isolated(lease, done=done, now=now, kept=SERIAL_AFTER)
+        )

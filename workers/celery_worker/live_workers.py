@@ -5,13 +5,13 @@ import time
 
 import redis
 
-from common.queue.heartbeats import Heartbeat, living
+from common.queue.heartbeats import Heartbeat, live_workers
 
 #: Seconds for which a look is good. Heartbeats come every three.
-_FRESH = 1.0
+_FRESH_SECONDS = 1.0
 
 
-class Peers:
+class LiveWorkers:
     """All live workers, this one included, as of a second ago at most; any thread may ask."""
 
     def __init__(self, client: "redis.Redis") -> None:
@@ -28,6 +28,6 @@ class Peers:
         """
         with self._lock:
             if time.monotonic() >= self._until:
-                self._seen = living(self._client)
-                self._until = time.monotonic() + _FRESH
+                self._seen = live_workers(self._client)
+                self._until = time.monotonic() + _FRESH_SECONDS
             return self._seen

@@ -20,24 +20,24 @@ from common.tasks import ALIASES
 #: How long a crowded device keeps its models while others are asked for: so many times a load, within these seconds.
 DWELL, LEAST_DWELL, MOST_DWELL = 10.0, 2.0, 120.0
 #: Seconds after a model had to go for which a device counts as crowded; later it is found out anew, by one load.
-CROWDED_FOR = 900.0
+CROWDED_SECONDS = 900.0
 #: Seconds for which an uncrowded worker leaves a model to another one that has it: what is over by then needs no load.
 PATIENCE = 2.0
 #: How many times its own dwell a crowded worker leaves a model to another one that has it.
 LOYALTY = 4
 #: Seconds for which any job may be left waiting, whatever else.
-_MOST_WAIT = LOYALTY * MOST_DWELL
+_MAX_WAIT = LOYALTY * MOST_DWELL
 #: Seconds without a turn after which the models here have nothing to do.
-_LULL = 0.8
+_IDLE_SECONDS = 0.8
 #: Seconds after which a job whose tickets come by no more is not waited for.
-_FORGET = 10.0
+_FORGET_SECONDS = 10.0
 
 #: Task and model, as heartbeats name them.
 Model = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class DeviceStatus:
     """What a device process holds."""
 
     models: Sequence[Mapping[str, Json]] = ()  #: task, model and bytes of each
@@ -67,7 +67,7 @@ class Affinity:
     def __init__(
         self,
         name: str,
-        look: Callable[[], Holding],
+        look: Callable[[], DeviceStatus],
         peers: Callable[[], Sequence[Heartbeat]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -76,13 +76,13 @@ class Affinity:
         self._peers = peers
         self._clock = clock
         self._lock = threading.Lock()
-        self._in_hand: Counter[Model] = Counter()
-        self._ended = float("-inf")  #: when a turn last ended
+        self._running: Counter[Model] = Counter()
+        self._last_finished = float("-inf")  #: when a turn last ended
         self._waits: dict[str, _Wait] = {}
         self._evicted = 0
         self._crowded_until = float("-inf")
 
-    def admits(self, spec: JobSpec) -> bool:
+    def should_run(self, spec: JobSpec) -> bool:
         """Return whether a turn at the job may be taken here now; if not, its ticket is to be passed on."""
         model = _model_of(spec)
         if model is None:
@@ -93,8 +93,8 @@ class Affinity:
             for peer in serving(self._peers(), spec.queue)
         )
         with self._lock:
-            self._note_evictions(holding, now)
-            admitted = self._admits(spec.id, model, holding, elsewhere, now)
+            self._update_crowded(holding, now)
+            admitted = self._should_run(spec.id, model, holding, elsewhere, now)
             if admitted:
                 self._waits.pop(spec.id, None)
         return admitted
@@ -107,42 +107,42 @@ class Affinity:
             yield
             return
         with self._lock:
-            self._in_hand[model] += 1
+            self._running[model] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._in_hand -= Counter([model])
-                self._ended = self._clock()
+                self._running -= Counter([model])
+                self._last_finished = self._clock()
 
-    def _note_evictions(self, holding: Holding, now: float) -> None:
+    def _update_crowded(self, holding: DeviceStatus, now: float) -> None:
         if holding.evicted > self._evicted:
-            self._crowded_until = now + CROWDED_FOR
+            self._crowded_until = now + CROWDED_SECONDS
         self._evicted = holding.evicted
 
-    def _admits(self, job_id: str, model: Model, holding: Holding, elsewhere: bool, now: float) -> bool:
+    def _should_run(self, job_id: str, model: Model, holding: DeviceStatus, elsewhere: bool, now: float) -> bool:
         crowded, held = now < self._crowded_until, _models(holding.models)
-        coming = self._in_hand.keys() - held  # taken on, not yet loaded: something here is about to go for it
+        coming = self._running.keys() - held  # taken on, not yet loaded: something here is about to go for it
         if model in coming or (model in held and not (crowded and coming)):
             return True
         wait = self._wait(job_id, now)
-        if now - wait.first >= _MOST_WAIT:
+        if now - wait.first >= _MAX_WAIT:
             return True
         if crowded and coming:
             return False
-        if crowded and (self._in_hand or now - self._ended < _LULL):
-            return self._dwelt(holding, elsewhere, now) and wait.first == min(w.first for w in self._waits.values())
+        if crowded and (self._running or now - self._last_finished < _IDLE_SECONDS):
+            return self._has_dwelt(holding, elsewhere, now) and wait.first == min(w.first for w in self._waits.values())
         return not elsewhere or now - wait.first >= PATIENCE
 
     @staticmethod
-    def _dwelt(holding: Holding, elsewhere: bool, now: float) -> bool:
+    def _has_dwelt(holding: DeviceStatus, elsewhere: bool, now: float) -> bool:
         """Whether the models of a crowded device have had their turn, before one that may be `elsewhere`."""
         dwell = min(max(DWELL * holding.load_seconds, LEAST_DWELL), MOST_DWELL)
         return now - holding.since >= dwell * (LOYALTY if elsewhere else 1)
 
     def _wait(self, job_id: str, now: float) -> _Wait:
         """Return since when the job waits, and note that it still does."""
-        self._waits = {name: wait for name, wait in self._waits.items() if now - wait.last < _FORGET}
+        self._waits = {name: wait for name, wait in self._waits.items() if now - wait.last < _FORGET_SECONDS}
         wait = self._waits.setdefault(job_id, _Wait(now, now))
         wait.last = now
         return wait

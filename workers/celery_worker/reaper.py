@@ -17,14 +17,14 @@ from kombu.exceptions import OperationalError
 
 from common.broker.app import send_tickets, waiting_tickets
 from common.errors import ModelError, StorageError, UnknownJob, UsageError
-from common.queue.heartbeats import living, shorten, ticket_target
-from common.queue.jobs import Store
-from common.queue.ledger import MIN_TICKETS, MOST_TICKETS, Ledger, Look
+from common.queue.heartbeats import cap_heartbeat_ttls, live_workers, target_tickets
+from common.queue.jobs import JobStore
+from common.queue.ledger import MAX_TICKETS, MIN_TICKETS, Ledger, ReapReport
 from common.queue.output_commit import publish
-from common.records import QUEUES, Failure, JobSpec, visible
+from common.records import QUEUES, Failure, JobSpec, replace_control_chars
 from common.redis import keys
-from common.redis.client import is_passing
-from common.redis.locks import hold, let_go
+from common.redis.client import is_transient
+from common.redis.locks import acquire_lock, release_lock
 from common.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -32,37 +32,37 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Jobs looked after in one round trip.
-PAGE = 500
+PAGE_SIZE = 500
 #: Jobs and tickets that one pass looks at, besides the jobs that are due; at the next it goes on from there.
-MOST_IN_A_PASS = 3000
+MAX_PER_PASS = 3000
 #: Jobs whose left files one pass looks for.
-_FILES_IN_A_PASS = 1000
+_MAX_FILE_SETS = 1000
 
 
-class _TurnOver(Exception):
+class _PassInterrupted(Exception):
     """Raised in the middle of a pass: another worker reaps, or this one stops."""
 
 
 class Reaper:
     """Looks after all unfinished jobs, every `settings.reap` seconds."""
 
-    def __init__(self, name: str, app: Celery, store: Store, ledger: Ledger, settings: Settings) -> None:
+    def __init__(self, name: str, app: Celery, store: JobStore, ledger: Ledger, settings: Settings) -> None:
         self._name = name
         self._app = app
         self._store = store
         self._ledger = ledger
         self._settings = settings
-        self._producers = _Producers(settings.producer_ttl)
+        self._producers = _SubmitWatchdog(settings.producer_ttl)
         self._targets: Mapping[str, int] = {}  #: tickets of a job, by its queue
-        self._round = self._go_round()
+        self._scan = self._scan_all()
         self._missing: set[str] = set()
         self._broken: set[str] = set()
         self._files_cursor = 0
-        self._judging = False  #: whether a lease that is not there was lost
+        self._can_judge_leases = False  #: whether a lease that is not there was lost
         self._redis_run = ""  #: which run of redis-server was seen last
-        self._judge_from = self._others_until = self._turn_until = 0.0
+        self._judge_leases_from = self._yield_until = self._leader_until = 0.0
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._reap_for_ever, name="reaper", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
 
     def start(self) -> None:
         """Begin at once: a worker that joins sends the tickets that its own slots call for."""
@@ -73,22 +73,22 @@ class Reaper:
         self._stopped.set()
         self._thread.join()
         try:
-            let_go(self._store.client, keys.REAPER, self._name)
+            release_lock(self._store.client, keys.REAPER, self._name)
         except redis.RedisError as error:
             logger.info("the turn to reap runs out by itself: %s", error)
 
-    def _reap_for_ever(self) -> None:
+    def _run(self) -> None:
         while True:
             try:
-                if self._my_turn():
+                if self._acquire_leadership():
                     self.reap()
-                if time.monotonic() < self._others_until:
-                    let_go(self._store.client, keys.REAPER, self._name)
-            except _TurnOver:
+                if time.monotonic() < self._yield_until:
+                    release_lock(self._store.client, keys.REAPER, self._name)
+            except _PassInterrupted:
                 logger.debug("this pass is not finished")
             except (redis.RedisError, OperationalError) as error:
                 # Others could not renew their leases either: they get a whole lease to come back.
-                self._judge_from = time.monotonic() + self._settings.lease
+                self._judge_leases_from = time.monotonic() + self._settings.lease
                 logger.info("reaper waits for Redis: %s", error)
             except Exception:
                 # What lies in Redis may have been written by anybody; without its reaper the worker serves no one.
@@ -96,16 +96,16 @@ class Reaper:
             if self._stopped.wait(self._settings.reap):
                 return
 
-    def _my_turn(self) -> bool:
-        if time.monotonic() < self._others_until:
+    def _acquire_leadership(self) -> bool:
+        if time.monotonic() < self._yield_until:
             return False
-        self._turn_until = time.monotonic() + self._settings.reap
-        return hold(self._store.client, keys.REAPER, self._name, int(self._settings.reap * 2000))
+        self._leader_until = time.monotonic() + self._settings.reap
+        return acquire_lock(self._store.client, keys.REAPER, self._name, int(self._settings.reap * 2000))
 
-    def _keep_turn(self) -> None:
-        """Keep the turn while there is much to do. Raises `_TurnOver`."""
-        if self._stopped.is_set() or (time.monotonic() > self._turn_until and not self._my_turn()):
-            raise _TurnOver
+    def _keep_leadership(self) -> None:
+        """Keep the turn while there is much to do. Raises `_PassInterrupted`."""
+        if self._stopped.is_set() or (time.monotonic() > self._leader_until and not self._acquire_leadership()):
+            raise _PassInterrupted
 
     def reap(self) -> None:
         """Look after every job to which something may have happened, and after some of the others.
@@ -115,26 +115,26 @@ class Reaper:
             kombu.exceptions.OperationalError: Redis is away, as kombu says it.
         """
         self._remove_files()
-        shorten(self._store.client)
-        workers = living(self._store.client)
-        self._targets = {queue: ticket_target(workers, queue, MIN_TICKETS, MOST_TICKETS) for queue in QUEUES}
-        self._judging = self._leases_may_be_judged()
+        cap_heartbeat_ttls(self._store.client)
+        workers = live_workers(self._store.client)
+        self._targets = {queue: target_tickets(workers, queue, MIN_TICKETS, MAX_TICKETS) for queue in QUEUES}
+        self._can_judge_leases = self._leases_may_be_judged()
         due = self._store.due()
-        for start in range(0, len(due), PAGE):
-            self._look_after(due[start : start + PAGE])
-            self._keep_turn()
+        for start in range(0, len(due), PAGE_SIZE):
+            self._inspect(due[start : start + PAGE_SIZE])
+            self._keep_leadership()
         looked_at = 0
-        while looked_at < MOST_IN_A_PASS:
-            step = next(self._round, None)
+        while looked_at < MAX_PER_PASS:
+            step = next(self._scan, None)
             if step is None:
-                self._round = self._go_round()
+                self._scan = self._scan_all()
                 return
             looked_at += step
-            self._keep_turn()
+            self._keep_leadership()
 
     def _remove_files(self) -> None:
         """Remove what jobs left in files whose time to live is over."""
-        step = partial(self._store.left_behind, self._files_cursor, _FILES_IN_A_PASS)
+        step = partial(self._store.orphaned_files, self._files_cursor, _MAX_FILE_SETS)
         self._files_cursor, gone = self._guarded("what is noted of files", step) or (0, [])
         for job_id in gone:
             if self._guarded(f"the files of job {job_id}", partial(self._store.remove_files, job_id)):
@@ -158,49 +158,49 @@ class Reaper:
         if server["run_id"] != self._redis_run:
             is_first, self._redis_run = not self._redis_run, str(server["run_id"])
             if not is_first or server["uptime_in_seconds"] <= self._settings.lease:
-                self._judge_from = time.monotonic() + self._settings.lease
-        return time.monotonic() > self._judge_from
+                self._judge_leases_from = time.monotonic() + self._settings.lease
+        return time.monotonic() > self._judge_leases_from
 
     # One job
 
-    def _look_after(self, job_ids: Sequence[str], waiting: set[str] | None = None) -> set[str]:
+    def _inspect(self, job_ids: Sequence[str], waiting: set[str] | None = None) -> set[str]:
         """Do what is due for these jobs; return their tickets that are not among those that wait, if these are known.
 
         Args:
             job_ids: the jobs.
             waiting: all tickets that wait in queues; None: nobody has looked.
         """
-        looks = self._ledger.look_after(job_ids, judging=self._judging)
+        looks = self._ledger.reap_jobs(job_ids, judging=self._can_judge_leases)
         missing: set[str] = set()
         for job_id, look in zip(job_ids, looks, strict=True):
-            missing |= self._guarded(_named(job_id), partial(self._settle, job_id, look, waiting)) or set()
+            missing |= self._guarded(_job_label(job_id), partial(self._act_on, job_id, look, waiting)) or set()
         return missing
 
-    def _settle(self, job_id: str, look: Look | redis.RedisError, waiting: set[str] | None) -> set[str]:
+    def _act_on(self, job_id: str, look: ReapReport | redis.RedisError, waiting: set[str] | None) -> set[str]:
         if isinstance(look, redis.RedisError):
             raise look
         if look.status == "unknown":
-            self._forget(job_id)
+            self._delete_leftovers(job_id)
         if look.status == "submitting":
             self._watch_producer(job_id, look.producer_seen)
         if look.opened:
-            logger.warning("job %s: chunks %s open again, their workers are gone", job_id, _shown(look.opened))
+            logger.warning("job %s: chunks %s open again, their workers are gone", job_id, _numbered(look.opened))
         if look.recovered:
             logger.error(
-                "job %s: chunks %s were on no list, a key of the job was deleted", job_id, _shown(look.recovered)
+                "job %s: chunks %s were on no list, a key of the job was deleted", job_id, _numbered(look.recovered)
             )
         if look.unpublished:
             self._publish(self._spec(job_id))
         missing = look.tickets - waiting if waiting is not None else set()
         # Missing twice in a row: a ticket that is noted but not yet sent, or in a worker's hand, is missing once.
         lost = missing & self._missing
-        self._ledger.void(job_id, sorted(lost))
+        self._ledger.void_tickets(job_id, sorted(lost))
         if len(look.tickets - lost) < min(look.open, max(self._targets.values())):
-            self._top_up(self._spec(job_id))
+            self._issue_tickets(self._spec(job_id))
         return missing
 
     def _watch_producer(self, job_id: str, seen: str) -> None:
-        if self._judging and self._producers.is_silent(job_id, seen) and self._ledger.give_up(job_id, seen):
+        if self._can_judge_leases and self._producers.is_silent(job_id, seen) and self._ledger.give_up(job_id, seen):
             logger.warning("job %s given up: its producer died in the middle of submitting", job_id)
 
     def _spec(self, job_id: str) -> JobSpec:
@@ -209,7 +209,7 @@ class Reaper:
         except UnknownJob as error:
             raise ValueError("it is not one that this version can read") from error
 
-    def _forget(self, job_id: str) -> None:
+    def _delete_leftovers(self, job_id: str) -> None:
         """Clear away what is left of a job that is no more."""
         if self._store.exists(job_id):
             raise ValueError("it is not one that this version can read")
@@ -222,12 +222,12 @@ class Reaper:
                 logger.info("job %s: its output is whole", spec.id)
         except (ModelError, StorageError) as error:
             logger.warning("the output of job %s cannot be finished here: %s", spec.id, error)
-            self._store.note(spec.id, "stage", f"finishing its output: {visible(error.message)}")
+            self._store.note(spec.id, "stage", f"finishing its output: {replace_control_chars(error.message)}")
             # Another worker may reach what this one does not; whoever reaps goes on reaping otherwise.
-            self._others_until = time.monotonic() + 2 * self._settings.reap
+            self._yield_until = time.monotonic() + 2 * self._settings.reap
 
-    def _top_up(self, spec: JobSpec) -> None:
-        tickets = self._ledger.issue(spec.id, self._targets[spec.queue])
+    def _issue_tickets(self, spec: JobSpec) -> None:
+        tickets = self._ledger.issue_tickets(spec.id, self._targets[spec.queue])
         try:
             send_tickets(self._app, spec, tickets)
         except UsageError as error:
@@ -235,44 +235,44 @@ class Reaper:
 
     # All jobs
 
-    def _go_round(self) -> Iterator[int]:
+    def _scan_all(self) -> Iterator[int]:
         """Look after all unfinished jobs, and find lost tickets; yield how much was looked at, some at a time."""
         waiting: set[str] = set()
         for tickets in waiting_tickets(self._store.client):
             waiting |= tickets
             yield len(tickets)
         missing: set[str] = set()
-        for job_ids in self._store.active_pages(PAGE):
-            missing |= self._look_after(job_ids, waiting)
+        for job_ids in self._store.active_pages(PAGE_SIZE):
+            missing |= self._inspect(job_ids, waiting)
             yield len(job_ids)
         self._missing = missing
 
 
-class _Producers:
+class _SubmitWatchdog:
     """Since when producers in the middle of a submit are silent, by this process's clock: Redis's may be set."""
 
-    def __init__(self, patience: float) -> None:
-        self._patience = patience
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
         self._seen: dict[str, tuple[str, float]] = {}  #: by job: when it was seen last by Redis's clock, and since when
 
     def is_silent(self, job_id: str, seen: str) -> bool:
         """Return whether a producer is to be given up that was last seen then."""
         now = time.monotonic()
         if self._seen.get(job_id, ("", 0.0))[0] != seen:
-            self._seen = {job: known for job, known in self._seen.items() if now - known[1] <= 2 * self._patience}
+            self._seen = {job: known for job, known in self._seen.items() if now - known[1] <= 2 * self._timeout}
             self._seen[job_id] = seen, now
-        return seen == "0" or now - self._seen[job_id][1] > self._patience  # 0: it has let go of the job
+        return seen == "0" or now - self._seen[job_id][1] > self._timeout  # 0: it has let go of the job
 
 
 def _is_refusal(error: Exception) -> bool:
     """Whether Redis is there and says no, be it to this user or for what lies in a key."""
-    return isinstance(error, redis.ResponseError) and not is_passing(error)
+    return isinstance(error, redis.ResponseError) and not is_transient(error)
 
 
-def _shown(chunks: Iterable[int]) -> list[int]:
+def _numbered(chunks: Iterable[int]) -> list[int]:
     """Return chunks as people count them."""
     return sorted(chunk + 1 for chunk in chunks)
 
 
-def _named(job_id: str) -> str:
+def _job_label(job_id: str) -> str:
     return f"job {job_id[:100]!r}"

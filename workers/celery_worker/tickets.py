@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds for which a ticket is kept that this worker leaves to others. Without them a lone worker would spin; spread,
 #: so that a worker that does serve the job need not wait for all of them at once.
-_KEPT = (0.25, 0.75)
+_DELAY_SECONDS = (0.25, 0.75)
 #: With more tickets kept than that, each is kept for longer, up to so many times as long: tickets that go round and
 #: round must not be what workers and Redis are busy with.
-_MANY, _LONGEST = 20, 6.0
+_MANY_DELAYED, _MAX_STRETCH = 20, 6.0
 
 
 class TicketSender:
@@ -30,11 +30,11 @@ class TicketSender:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._kept: list[tuple[float, str, JobSpec]] = []  #: a heap, by when to send; guarded by `_changed`
+        self._delayed: list[tuple[float, str, JobSpec]] = []  #: a heap, by when to send; guarded by `_changed`
         self._names: set[str] = set()  #: of the tickets kept
         self._stopping = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._send_for_ever, name="tickets", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="tickets", daemon=True)
 
     def start(self) -> None:
         """Begin to send what is kept."""
@@ -54,22 +54,22 @@ class TicketSender:
         except (OperationalError, redis.RedisError, UsageError) as error:
             logger.warning("tickets of job %s not sent, the reaper will: %s", spec.id, error)
 
-    def pass_on(self, spec: JobSpec, ticket: str) -> None:
+    def requeue(self, spec: JobSpec, ticket: str) -> None:
         """Leave a turn to another worker: the ticket goes to the tail of its queue in a moment."""
         with self._changed:
             if not self._stopping:
                 if ticket not in self._names:
                     self._names.add(ticket)
-                    heapq.heappush(self._kept, (time.monotonic() + self._pause(), ticket, spec))
+                    heapq.heappush(self._delayed, (time.monotonic() + self._pause(), ticket, spec))
                     self._changed.notify_all()
                 return
         self.send(spec, [ticket])
 
     def _pause(self) -> float:
-        stretched = min(max(1.0, len(self._kept) / _MANY), _LONGEST)
-        return random.uniform(*_KEPT) * stretched  # noqa: S311 - jitter
+        stretched = min(max(1.0, len(self._delayed) / _MANY_DELAYED), _MAX_STRETCH)
+        return random.uniform(*_DELAY_SECONDS) * stretched  # noqa: S311 - jitter
 
-    def _send_for_ever(self) -> None:
+    def _run(self) -> None:
         while (due := self._next()) is not None:
             ticket, spec = due
             self.send(spec, [ticket])
@@ -77,10 +77,10 @@ class TicketSender:
     def _next(self) -> tuple[str, JobSpec] | None:
         """Return the next ticket when its time has come; None when all are sent and there will be no more."""
         with self._changed:
-            while not (self._stopping or (self._kept and self._kept[0][0] <= time.monotonic())):
-                self._changed.wait(self._kept[0][0] - time.monotonic() if self._kept else None)
-            if not self._kept:
+            while not (self._stopping or (self._delayed and self._delayed[0][0] <= time.monotonic())):
+                self._changed.wait(self._delayed[0][0] - time.monotonic() if self._delayed else None)
+            if not self._delayed:
                 return None
-            _, ticket, spec = heapq.heappop(self._kept)
+            _, ticket, spec = heapq.heappop(self._delayed)
             self._names.discard(ticket)
             return ticket, spec

@@ -28,7 +28,7 @@ DEVICE_LOST = 74
 #: Kind of message to the fields of its body and their types.
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     # to the device process
-    "open": {"policy": str, "preload": list, "budgets": dict, "looks_ahead": bool},
+    "open": {"policy": str, "preload": list, "budgets": dict, "prefetch": bool},
     "run": {"spec": str, "positions": (list, type(None)), "failures": dict},  # payload: records
     "cancel": {},
     # from it; request 0 stands for its own start

@@ -29,7 +29,7 @@ from huggingface_hub.utils import filter_repo_objects
 from tqdm.std import tqdm  # type: ignore[import-untyped]
 
 from common.errors import HugqueueError, ModelError, WorkerError, first_line
-from workers.disk_space import NO_ROOM
+from workers.disk_space import DISK_FULL_ERRNOS
 from workers.inference.core.runner import Cancelled
 from workers.models.model_files import check_files, human_size
 
@@ -40,11 +40,11 @@ _FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.vocab", "
 #: Of the files that tokenizers name (`vocab_files_names`), those of other endings; a test looks for more.
 _FILES += ["bpe.codes", "prophetnet.tokenizer"]
 #: Copies of the weights for other programs, which repositories keep beside them.
-_OTHERS = ["onnx/*", "openvino/*", "coreml/*", "flax/*", "original/*", "*.onnx*", "checkpoint-*/*", "consolidated*"]
+_IGNORED = ["onnx/*", "openvino/*", "coreml/*", "flax/*", "original/*", "*.onnx*", "checkpoint-*/*", "consolidated*"]
 _PICKLES = ["*.bin", "*.pt", "*.pth"]
-_TRIES = 4
+_MAX_ATTEMPTS = 4
 #: HTTP answers that another try may change.
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
+_TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 #: What a machine without network raises, by name: the HTTP library's own classes change with the hub's version.
 _NO_NETWORK = ("ConnectError", "ProxyError", "ConnectionError", "gaierror")
 
@@ -70,33 +70,33 @@ def fetch(
     """
     patterns = _FILES + _PICKLES * allow_pickle + ["*.py"] * allow_code
     cached = _cached(repo, revision, patterns)
-    if cached is not None and (is_offline_mode() or _is_whole(repo, cached)):
+    if cached is not None and (is_offline_mode() or _is_complete(repo, cached)):
         return Snapshot(cached, cached.name, "cache")
     if is_offline_mode():
-        raise _offline(repo, revision, "this worker is offline (HF_HUB_OFFLINE is set)")
+        raise _offline_error(repo, revision, "this worker is offline (HF_HUB_OFFLINE is set)")
     try:
-        return _with_tries(
+        return _with_retries(
             repo, revision, on_stage, lambda: _download(repo, revision, patterns, allow_pickle, on_stage)
         )
     except HugqueueError as error:
-        if cached is None or not _unreachable(error):
+        if cached is None or not _is_unreachable(error):
             raise
         logger.warning("%s; going on with what the cache holds", error)
         return Snapshot(cached, cached.name, "cache")
 
 
 def _cached(repo: str, revision: str | None, patterns: list[str]) -> Path | None:
-    revision = _full_hash(repo, revision)
+    revision = _expand_hash(repo, revision)
     try:
         found = snapshot_download(
-            repo, revision=revision, local_files_only=True, allow_patterns=patterns, ignore_patterns=_OTHERS
+            repo, revision=revision, local_files_only=True, allow_patterns=patterns, ignore_patterns=_IGNORED
         )
     except LocalEntryNotFoundError:
         return None
     return Path(found)
 
 
-def _full_hash(repo: str, revision: str | None) -> str | None:
+def _expand_hash(repo: str, revision: str | None) -> str | None:
     """Return the whole hash of an abbreviated one if the cache has that commit, else `revision` as it is.
 
     The library finds an abbreviated hash only in a cache that was filled by that very name.
@@ -108,7 +108,7 @@ def _full_hash(repo: str, revision: str | None) -> str | None:
     return found[0] if len(found) == 1 else revision
 
 
-def _is_whole(repo: str, cached: Path) -> bool:
+def _is_complete(repo: str, cached: Path) -> bool:
     """Whether the cache knows which files the commit has: another program may have fetched a few of them alone."""
     try:
         get_cached_repo_tree(repo, revision=cached.name)
@@ -124,7 +124,9 @@ def _download(
     siblings = info.siblings or []
     check_files(repo, [file.rfilename for file in siblings], allow_pickle)
     chosen = list(
-        filter_repo_objects(siblings, allow_patterns=patterns, ignore_patterns=_OTHERS, key=lambda file: file.rfilename)
+        filter_repo_objects(
+            siblings, allow_patterns=patterns, ignore_patterns=_IGNORED, key=lambda file: file.rfilename
+        )
     )
     size = sum(file.size or 0 for file in chosen)
     on_stage(f"downloading {repo} ({human_size(size)})")
@@ -134,15 +136,15 @@ def _download(
             repo,
             revision=revision,
             allow_patterns=patterns,
-            ignore_patterns=_OTHERS,
-            tqdm_class=_bar(repo, size, on_stage),
+            ignore_patterns=_IGNORED,
+            tqdm_class=_progress_bar(repo, size, on_stage),
         )
     )
     logger.info("downloaded %s (%s) in %.1f s", repo, human_size(size), time.monotonic() - begun)
     return Snapshot(path, path.name, "hub")
 
 
-def _bar(repo: str, size: int, on_stage: Callable[[str], None]) -> type[Any]:
+def _progress_bar(repo: str, size: int, on_stage: Callable[[str], None]) -> type[Any]:
     """Return a progress bar that shows nothing and says how far the download is, percent by percent.
 
     Of the bars that `snapshot_download` makes with it, those that count bytes speak, and the furthest of them.
@@ -167,48 +169,48 @@ def _bar(repo: str, size: int, on_stage: Callable[[str], None]) -> type[Any]:
     return Bar
 
 
-def _with_tries(
+def _with_retries(
     repo: str, revision: str | None, on_stage: Callable[[str], None], attempt: Callable[[], Snapshot]
 ) -> Snapshot:
     """Return what `attempt` gives, trying again with growing pauses while another try may help."""
-    for number in range(1, _TRIES + 1):
+    for number in range(1, _MAX_ATTEMPTS + 1):
         try:
             return attempt()
         except (HugqueueError, Cancelled):
             raise
         except Exception as error:  # a boundary: the HTTP library's errors have no base that stays
-            if isinstance(error, OSError) and error.filename is not None and error.errno not in NO_ROOM:
+            if isinstance(error, OSError) and error.filename is not None and error.errno not in DISK_FULL_ERRNOS:
                 raise  # a file of the cache, which no other try mends; the network's errors name none
-            found = _explained(repo, revision, error)
-            logger.info("%s: try %d of %d: %s: %s", repo, number, _TRIES, type(error).__name__, error)
-            if number == _TRIES or not _unreachable(found):
+            found = _translate_error(repo, revision, error)
+            logger.info("%s: try %d of %d: %s: %s", repo, number, _MAX_ATTEMPTS, type(error).__name__, error)
+            if number == _MAX_ATTEMPTS or not _is_unreachable(found):
                 raise found from error
-        on_stage(f"the hub cannot be reached for {repo}; trying again ({number + 1} of {_TRIES})")
+        on_stage(f"the hub cannot be reached for {repo}; trying again ({number + 1} of {_MAX_ATTEMPTS})")
         time.sleep(2 ** (number - 2) * random.uniform(0.75, 1.25))  # noqa: S311  (jitter, no secret)
     raise AssertionError("unreachable: the last try returns or raises")
 
 
-def _unreachable(error: HugqueueError) -> bool:
+def _is_unreachable(error: HugqueueError) -> bool:
     return getattr(error, "code", None) in ("hub_unavailable", "model_offline")
 
 
-def _explained(repo: str, revision: str | None, error: Exception) -> HugqueueError:
+def _translate_error(repo: str, revision: str | None, error: Exception) -> HugqueueError:
     """Return the error in one sentence of ours, as the kind that says what to do with the job."""
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what kept the library from the hub, before it looked into the cache
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
+    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
         return WorkerError("disk_full", f"No room for {repo} in {constants.HF_HUB_CACHE}: {error.strerror}.")
     if isinstance(error, OfflineModeIsEnabled) or type(error).__name__ in _NO_NETWORK:
-        return _offline(repo, revision, f"{constants.ENDPOINT} cannot be reached ({first_line(error)})")
-    if isinstance(error, HfHubHTTPError) and error.response.status_code not in _PASSING:
-        return _refused(repo, revision, error)
+        return _offline_error(repo, revision, f"{constants.ENDPOINT} cannot be reached ({first_line(error)})")
+    if isinstance(error, HfHubHTTPError) and error.response.status_code not in _TRANSIENT_STATUSES:
+        return _from_response(repo, revision, error)
     message = f"{repo} could not be downloaded from {constants.ENDPOINT}: {first_line(error)}"
     # What the library refuses of a name it will refuse again. Half an answer, or one of a proxy, is no JSON.
     refused = isinstance(error, ValueError | TypeError) and not isinstance(error, json.JSONDecodeError | OSError)
     return ModelError("model_not_found", message) if refused else WorkerError("hub_unavailable", message)
 
 
-def _refused(repo: str, revision: str | None, error: HfHubHTTPError) -> ModelError:
+def _from_response(repo: str, revision: str | None, error: HfHubHTTPError) -> ModelError:
     """Return what the hub's own answer means: it will be the same tomorrow."""
     hub = constants.ENDPOINT
     if isinstance(error, GatedRepoError):
@@ -227,7 +229,7 @@ def _refused(repo: str, revision: str | None, error: HfHubHTTPError) -> ModelErr
     return ModelError("model_not_found", f"{hub} refuses {repo}: {first_line(error)}")
 
 
-def _offline(repo: str, revision: str | None, why: str) -> ModelError:
+def _offline_error(repo: str, revision: str | None, why: str) -> ModelError:
     name = f"{repo} (revision {revision})" if revision else repo
     download = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
     return ModelError(

@@ -16,10 +16,10 @@ from typing import Any
 
 from common.errors import ModelError, UsageError, WorkerError, first_line
 from common.models.references import is_hub_id, is_revision
-from common.models.registry_location import job_of, open_store, store_address
+from common.models.registry_location import job_of, open_registry, registry_url
 from common.settings import Settings
 from common.tasks import find_task
-from workers.disk_space import STAYS
+from workers.disk_space import PERMANENT_ERRNOS
 from workers.models.model_files import check_files
 from workers.models.model_references import code_repositories
 
@@ -53,7 +53,7 @@ class ModelPolicy:
             allow_remote_code=settings.allow_remote_code,
             max_new_tokens=settings.max_new_tokens,
             dtype=settings.dtype,
-            models=store_address(settings),
+            models=registry_url(settings),
             shared=settings.shared,
             most_file_bytes=settings.max_record_bytes,
             cache=str(settings.model_cache),
@@ -72,7 +72,7 @@ class ModelPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ResolvedModel:
     """A model's directory and where it came from."""
 
     model: str  #: as the job names it, or the task's default
@@ -92,7 +92,7 @@ def resolve(
     task: str,
     policy: ModelPolicy,
     on_stage: Callable[[str], None] = lambda _: None,
-) -> Resolved:
+) -> ResolvedModel:
     """Return the directory of a model, downloaded if need be.
 
     Args:
@@ -119,33 +119,33 @@ def resolve(
             for repository in sorted(code_repositories(found.path)):
                 _check_allowed(repository, policy)
     except OSError as error:
-        told = (
+        message = (
             f"{model:.200} cannot be used on the worker's machine: {error.filename or model!s:.300}: "
             f"{error.strerror or first_line(error)}. The worker runs as user {os.getuid()}, which has to read the "
             "model, and to write its cache (HF_HOME, and of job:ID HUGQUEUE_HOME)."
         )
-        if error.errno is None or error.errno in STAYS:
-            raise ModelError("model_unreadable", told) from error
-        raise WorkerError("model_unreadable", told) from error  # too many open files, a network drive that is away
+        if error.errno is None or error.errno in PERMANENT_ERRNOS:
+            raise ModelError("model_unreadable", message) from error
+        raise WorkerError("model_unreadable", message) from error  # too many open files, a network drive that is away
     return found
 
 
-def _found(model: str, revision: str | None, policy: ModelPolicy, on_stage: Callable[[str], None]) -> Resolved:
+def _found(model: str, revision: str | None, policy: ModelPolicy, on_stage: Callable[[str], None]) -> ResolvedModel:
     if is_path(model):
-        return Resolved(model, _allowed_path(model, policy), None, "path")
+        return ResolvedModel(model, _allowed_path(model, policy), None, "path")
     if model.startswith("job:"):
-        return Resolved(model, _fine_tuned(model, policy), None, "store")
-    return _fetched(model, revision, policy, on_stage)
+        return ResolvedModel(model, _from_registry(model, policy), None, "store")
+    return _from_hub(model, revision, policy, on_stage)
 
 
-def _fetched(model: str, revision: str | None, policy: ModelPolicy, on_stage: Callable[[str], None]) -> Resolved:
+def _from_hub(model: str, revision: str | None, policy: ModelPolicy, on_stage: Callable[[str], None]) -> ResolvedModel:
     """Return what the cache or the hub has under that name."""
     _check_names(model, revision)
     _check_allowed(model, policy)
     from workers.models.hub_download import fetch  # huggingface_hub takes a third of a second to import
 
     snapshot = fetch(model, revision, policy.allow_pickle, policy.allow_remote_code, on_stage)
-    return Resolved(model, snapshot.path, snapshot.commit, snapshot.source)
+    return ResolvedModel(model, snapshot.path, snapshot.commit, snapshot.source)
 
 
 def _check_names(model: str, revision: str | None) -> None:
@@ -157,10 +157,10 @@ def _check_names(model: str, revision: str | None) -> None:
         raise ModelError("model_not_found", f"{revision!r} is not a revision: expected a branch, a tag or a commit.")
 
 
-def _fine_tuned(model: str, policy: ModelPolicy) -> Path:
+def _from_registry(model: str, policy: ModelPolicy) -> Path:
     """Return the directory of a model that a job of this queue made."""
     try:
-        return open_store(policy.models, Path(policy.cache)).fetch(job_of(model) or "")
+        return open_registry(policy.models, Path(policy.cache)).fetch(job_of(model) or "")
     except UsageError as error:
         raise ModelError("model_not_found", f"{model}: {error}") from error
 

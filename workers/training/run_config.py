@@ -6,16 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.records import JobSpec, Json
-from common.training.options import Training
+from common.training.options import TrainingOptions
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class TrainingRunConfig:
     """What to train, from what, on what, and where to leave it."""
 
     spec: str  #: the job, encoded
     model: str  #: directory of the base model
-    model_facts: Mapping[str, Json]  #: what is known of it: name, commit
+    model_info: Mapping[str, Json]  #: what is known of it: name, commit
     work: str  #: directory of this attempt: checkpoints, and `model` in the end
     socket: str  #: where the Celery process listens
     examples: Mapping[str, list[str]]  #: `train` and `eval`: files with payloads
@@ -34,9 +34,9 @@ class Order:
         return JobSpec.decode(self.spec)
 
     @property
-    def training(self) -> Training:
+    def training(self) -> TrainingOptions:
         """The job's options."""
-        return Training.decode(self.job.training or {})
+        return TrainingOptions.decode(self.job.training or {})
 
     @property
     def model_directory(self) -> Path:
@@ -48,6 +48,6 @@ class Order:
         path.write_text(json.dumps(asdict(self)))
 
     @classmethod
-    def read(cls, path: Path) -> "Order":
+    def read(cls, path: Path) -> "TrainingRunConfig":
         """Return the order in that file, which this worker's own Celery process wrote."""
         return cls(**json.loads(path.read_text()))

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from common.training.options import DTYPES, Training
+from common.training.options import DTYPES, TrainingOptions
 from producer.cli.grouped_command import GroupedCommand
 from producer.cli.options import (
     keep_alive_option,
@@ -18,11 +18,11 @@ from producer.cli.options import (
     task_option,
 )
 from producer.cli.session import open_client
-from producer.cli.terminal import say
+from producer.cli.terminal import notify
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_DEFAULTS = Training()
+_DEFAULTS = TrainingOptions()
 
 
 def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
@@ -35,7 +35,7 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
 _GROUPS = {
     "Input": ("--task", "--eval", "--eval-split", "--text-column", "--label-column", "--format", "--quoting"),
     "Model": ("-m", "--revision"),
-    "Training": (
+    "TrainingOptions": (
         "--epochs",
         "--batch-size",
         "--gradient-accumulation",
@@ -128,5 +128,5 @@ def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str |
     from producer.job_filter import parse_labels
 
     plan = make_finetune_plan(inputs, labels=parse_labels(labels), **options)
-    with open_client(working=True, renewing=True, keep_alive=keep_alive) as client:
-        sys.exit(run_finetune(client, plan, say))
+    with open_client(working=True, replace_outdated=True, keep_alive=keep_alive) as client:
+        sys.exit(run_finetune(client, plan, notify))

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import click
 
 from common.errors import UsageError
-from common.records import JobStatus, visible
-from producer.cli.options import job_argument, json_option, label_option, selecting, status_option
+from common.records import JobStatus, replace_control_chars
+from producer.cli.options import job_argument, jobs_argument, json_option, label_option, status_option
 from producer.cli.session import open_client
-from producer.cli.terminal import print_json, say
+from producer.cli.terminal import notify, print_json
 
 if TYPE_CHECKING:
     from common.jobs import Job
@@ -46,7 +46,7 @@ def jobs(status: str | None, name: str | None, labels: tuple[str, ...], limit: i
 
     show_jobs(found)
     if none_at_all:
-        say("There are no jobs yet. `producer submit --task TASK FILE` makes one.")
+        notify("There are no jobs yet. `producer submit --task TASK FILE` makes one.")
 
 
 @click.command()
@@ -74,21 +74,21 @@ def logs(job: str) -> None:
     """
     with open_client() as client:
         for entry in client.logs(job):
-            click.echo(visible(entry))
+            click.echo(replace_control_chars(entry))
 
 
 @click.command()
-@selecting
+@jobs_argument
 @json_option
 def cancel(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_json: bool) -> None:
     """Stop jobs and keep what is done; `producer results JOB` gives it.
 
     Name them, or choose by --name and --label among those that are not finished.
     """
-    from producer.cli.job_arguments import do_for_each, raise_last
-    from producer.job_filter import Selection, parse_labels
+    from producer.cli.job_arguments import for_each_job, raise_last
+    from producer.job_filter import JobFilter, parse_labels
 
-    wanted = Selection(name=name, labels=parse_labels(labels))
+    wanted = JobFilter(name=name, labels=parse_labels(labels))
     stopped: list[Job] = []
 
     def stop(job: "JobHandle") -> None:
@@ -98,17 +98,17 @@ def cancel(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_
         job.cancel()
         stopped.append(job.refresh())
         if not as_json:
-            say(f"job {job.id}: {'had already ended: ' if over else ''}{job.state.status}")
+            notify(f"job {job.id}: {'had already ended: ' if over else ''}{job.state.status}")
 
     with open_client() as client:
-        faults = do_for_each(client, jobs, wanted, stop)
+        faults = for_each_job(client, jobs, wanted, stop)
         if as_json:
             print_json([job.as_dict() for job in stopped])
-        raise_last(faults, say)
+        raise_last(faults, notify)
 
 
 @click.command()
-@selecting
+@jobs_argument
 @status_option
 @click.option("--older-than", metavar="SPAN", help="Jobs submitted longer ago than that, as 12h or 7d.")
 @click.option("--force", is_flag=True, help="Unfinished ones too: they are stopped, and what is done is lost.")
@@ -126,18 +126,18 @@ def delete(
     --status, are left alone. A model that a job trained stays.
     """
     from common.durations import parse_duration
-    from producer.cli.job_arguments import do_for_each, raise_last
-    from producer.job_filter import Selection, parse_labels
+    from producer.cli.job_arguments import for_each_job, raise_last
+    from producer.job_filter import JobFilter, parse_labels
 
     age = None if older_than is None else parse_duration(older_than, "--older-than")
-    wanted = Selection(JobStatus(status) if status else None, name, parse_labels(labels), age)
+    wanted = JobFilter(JobStatus(status) if status else None, name, parse_labels(labels), age)
 
     def forget(job: "JobHandle") -> None:
         if age is not None and not (status or force or job.state.status.finished):
             return
         job.delete(force=force)
-        say(f"job {job.id}: deleted")
+        notify(f"job {job.id}: deleted")
 
     with open_client() as client:
-        faults = do_for_each(client, jobs, wanted, forget)
-        raise_last(faults, say)
+        faults = for_each_job(client, jobs, wanted, forget)
+        raise_last(faults, notify)

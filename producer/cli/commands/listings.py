@@ -5,16 +5,16 @@ import click
 from common.jobs import iso_time
 from producer.cli.options import json_option
 from producer.cli.session import open_client
-from producer.cli.terminal import print_json, say
+from producer.cli.terminal import notify, print_json
 
 
 @click.command()
 @json_option
 def tasks(as_json: bool) -> None:
     """List the tasks: what each needs, what it gives, and its default model."""
-    from common.tasks import listed_tasks
+    from common.tasks import list_tasks
 
-    listed = listed_tasks()
+    listed = list_tasks()
     if as_json:
         print_json([{"name": name, **task.as_dict()} for name, task in listed])
         return
@@ -36,4 +36,4 @@ def workers(as_json: bool) -> None:
 
     show_workers(found)
     if not found:
-        say("No live worker. `workers start` starts one.")
+        notify("No live worker. `workers start` starts one.")

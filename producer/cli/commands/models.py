@@ -8,14 +8,14 @@ import click
 
 from common.errors import UsageError, path_errors
 from common.jobs import iso_time
-from common.models.registry_location import job_of, open_store, store_address
+from common.models.registry_location import job_of, open_registry, registry_url
 from common.records import Json
 from common.settings import load_settings
 from producer.cli.options import json_option
-from producer.cli.terminal import print_json, say
+from producer.cli.terminal import notify, print_json
 
 if TYPE_CHECKING:
-    from common.models.registry import ModelsStore
+    from common.models.registry import ModelRegistry
 
 
 @click.group(invoke_without_command=True)
@@ -38,7 +38,7 @@ def models(context: click.Context, as_json: bool) -> None:
 
     show_models(found)
     if not found:
-        say("There are no models yet. `producer finetune FILE --model ID` makes one.")
+        notify("There are no models yet. `producer finetune FILE --model ID` makes one.")
 
 
 @models.command()
@@ -60,6 +60,6 @@ def _with_iso_times(card: Mapping[str, Json]) -> dict[str, Json]:
     return {**card, **{name: iso_time(value) for name, value in times.items()}}
 
 
-def _store() -> "ModelsStore":
+def _store() -> "ModelRegistry":
     settings: Any = load_settings()
-    return open_store(store_address(settings), settings.model_cache)
+    return open_registry(registry_url(settings), settings.model_cache)

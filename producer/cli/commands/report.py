@@ -6,7 +6,7 @@ import click
 
 from producer.cli.options import job_argument
 from producer.cli.session import open_client
-from producer.cli.terminal import say
+from producer.cli.terminal import notify
 
 
 @click.command()
@@ -19,9 +19,9 @@ def report(job: str, output: Path) -> None:
     which were taken for which, the examples that the model got most wrong with their texts, and the data, arguments,
     versions and device.
     """
-    from producer.finetune.report import make_report, write_page
+    from producer.finetune.report import make_finetune_report, write_page
 
     with open_client() as client:
-        page = make_report(client, client.job(job.removeprefix("job:")).state, say)
+        page = make_finetune_report(client, client.job(job.removeprefix("job:")).state, notify)
     write_page(output, page)
-    say(f"wrote {output}")
+    notify(f"wrote {output}")

@@ -9,13 +9,13 @@ from common.records import JobStatus
 from producer.cli.options import (
     csv_safe_option,
     job_argument,
+    json_lines_option,
     keep_alive_option,
-    lines_option,
     output_option,
     part_format_option,
 )
 from producer.cli.session import open_client
-from producer.cli.terminal import say
+from producer.cli.terminal import notify
 
 
 @click.command()
@@ -25,7 +25,7 @@ from producer.cli.terminal import say
 @csv_safe_option
 @click.option("--follow", is_flag=True, help="Give the results of a running job as they come, until it ends.")
 @click.option("--failed", is_flag=True, help="Give only the records that failed.")
-@lines_option
+@json_lines_option
 def results(
     job: str,
     output: str | None,
@@ -40,7 +40,7 @@ def results(
     On a terminal they are a table, in a pipe JSON lines. Records that were not run (yet) have the error code
     `not_run`.
     """
-    from producer.cli.show_results import follow_results, give_failures, give_results
+    from producer.cli.show_results import show_failures, show_results, stream_results
     from producer.outputs.targets import open_target
 
     if follow and output is not None:
@@ -51,13 +51,15 @@ def results(
         found = client.job(job).state
         target = open_target(output, output_format, found.spec, csv_safe=csv_safe)
         if follow and not found.status.finished:
-            sys.exit(follow_results(client, found, say))
+            sys.exit(stream_results(client, found, notify))
         if not found.status.finished:
-            say(f"Job {found.id} is {found.status}: {found.counts.done:,} of {found.records or 0:,} records are done.")
+            notify(
+                f"Job {found.id} is {found.status}: {found.counts.done:,} of {found.records or 0:,} records are done."
+            )
         if failed:
-            give_failures(client, found, target, say, as_json=as_json)
+            show_failures(client, found, target, notify, as_json=as_json)
             return
-        give_results(client, found, target, say, as_json=as_json)
+        show_results(client, found, target, notify, as_json=as_json)
 
 
 @click.command()
@@ -67,7 +69,7 @@ def results(
 @csv_safe_option
 @click.option("--wait", is_flag=True, help="Wait for the end and print the results.")
 @keep_alive_option
-@lines_option
+@json_lines_option
 def retry(
     job: str,
     output: str | None,
@@ -82,15 +84,15 @@ def retry(
     The results of the others stay; that of a record run again is replaced. Prints the job's id, or waits and gives
     the results with --wait, with -o, or where no queue is configured.
     """
-    from producer.cli.run_submit import say_accepted, see_through
+    from producer.cli.run_submit import print_accepted, wait_and_show
     from producer.outputs.targets import open_target
 
-    with open_client(renewing=True, keep_alive=keep_alive) as client:
+    with open_client(replace_outdated=True, keep_alive=keep_alive) as client:
         handle = client.job(job)
         job, spec = handle.id, handle.state.spec
         target = open_target(output, output_format, spec, csv_safe=csv_safe)
         if not handle.retry() and handle.state.status is JobStatus.COMPLETED:
-            say(f"Job {job}: every record has succeeded; there is nothing to run again.")
+            notify(f"Job {job}: every record has succeeded; there is nothing to run again.")
         if wait or target or client.embedded:
-            sys.exit(see_through(client, job, target or spec.output, say, as_json=as_json))
-        say_accepted(handle, as_json=as_json)
+            sys.exit(wait_and_show(client, job, target or spec.output, notify, as_json=as_json))
+        print_accepted(handle, as_json=as_json)

@@ -20,7 +20,7 @@ from producer.cli.options import (
     task_option,
 )
 from producer.cli.session import open_client
-from producer.cli.terminal import print_json, say
+from producer.cli.terminal import notify, print_json
 
 _GROUPS = {
     "Input": ("--task", "--column", "--id-column", "--format", "--quoting", "--limit"),
@@ -134,18 +134,18 @@ def submit(
     plan = make_plan(inputs, params=params, labels=parse_labels(labels), **options)
     if dry_run:
         from producer.cli.exit_status import dry_run_status
-        from producer.submit.dry_run import make_report
+        from producer.submit.dry_run import make_dry_run_report
 
-        report = make_report(plan, say)
+        report = make_dry_run_report(plan, notify)
         if as_json:
             print_json(report.as_dict())
         else:
             click.echo(report.as_text())
         sys.exit(dry_run_status(report))
     if "-" in inputs and sys.stdin.isatty():
-        say("Reading records from the terminal, one a line; Ctrl-D ends them.")
-    records = plan.begun_records()
-    with open_client(working=True, renewing=True, keep_alive=keep_alive) as client:
+        notify("Reading records from the terminal, one a line; Ctrl-D ends them.")
+    records = plan.peek_records()
+    with open_client(working=True, replace_outdated=True, keep_alive=keep_alive) as client:
         from producer.cli.run_submit import run
 
-        sys.exit(run(client, plan, records, say, as_json=as_json))
+        sys.exit(run(client, plan, records, notify, as_json=as_json))

@@ -5,19 +5,19 @@ import sys
 import click
 
 from common.errors import UsageError
-from producer.cli.terminal import say
+from producer.cli.terminal import notify
 
 
 @click.command()
 def down() -> None:
     """Stop the embedded worker and Redis that are kept for the next command (`--keep-alive`); their jobs stay."""
     from common.settings import load_settings
-    from producer.embedded.attach import end_kept_worker
+    from producer.embedded.attach import stop_kept_worker
 
     settings = load_settings()
     if not settings.embedded:
         raise UsageError("A Redis is configured (REDIS_URL): stop its workers where they run.")
-    say("stopped" if end_kept_worker(settings) else "Nothing is running.")
+    notify("stopped" if stop_kept_worker(settings) else "Nothing is running.")
 
 
 @click.command()
@@ -34,6 +34,6 @@ def up(device: str | None, preload: tuple[str, ...], port: int, no_flower: bool)
       producer up --preload fill-mask
       producer up --device cuda:0,cuda:1 --port 8555
     """
-    from producer.cli.all_in_one import run_all
+    from producer.cli.all_in_one import run_services
 
-    sys.exit(run_all(device=device, preload=preload, port=None if no_flower else port, say=say))
+    sys.exit(run_services(device=device, preload=preload, port=None if no_flower else port, notify=notify))

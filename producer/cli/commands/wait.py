@@ -5,13 +5,13 @@ import sys
 import click
 
 from producer.cli.exit_status import exit_status
-from producer.cli.options import job_argument, json_option, selecting
+from producer.cli.options import job_argument, jobs_argument, json_option
 from producer.cli.session import open_client
-from producer.cli.terminal import print_json, say
+from producer.cli.terminal import notify, print_json
 
 
 @click.command()
-@selecting
+@jobs_argument
 @json_option
 def wait(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_json: bool) -> None:
     """Wait until jobs are finished; the exit status is that of the worst.
@@ -26,20 +26,20 @@ def wait(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_js
       2    wrong usage
       130  after Ctrl-C
     """
-    from producer.cli.job_arguments import choose
-    from producer.cli.watch import in_words
-    from producer.job_filter import Selection, parse_labels
+    from producer.cli.job_arguments import select_jobs
+    from producer.cli.watch import describe_outcome
+    from producer.job_filter import JobFilter, parse_labels
 
     with open_client() as client:
-        chosen = choose(client, jobs, Selection(name=name, labels=parse_labels(labels)))
+        chosen = select_jobs(client, jobs, JobFilter(name=name, labels=parse_labels(labels)))
         if not all(job.state.status.finished for job in chosen):
             client.start_worker()
-        finished = [client.wait(job.id, lambda _: None, say) for job in chosen]
+        finished = [client.wait(job.id, lambda _: None, notify) for job in chosen]
     if as_json:
         print_json([job.as_dict() for job in finished])
     else:
         for job in finished:
-            say(in_words(job))
+            notify(describe_outcome(job))
     # From best to worst: 0, 3, 1.
     sys.exit(max(map(exit_status, finished), key=(0, 3, 1).index))
 
@@ -60,15 +60,15 @@ def watch(job: str, as_json: bool) -> None:
       2    wrong usage
       130  after Ctrl-C
     """
-    from producer.cli.watch import follow, in_words
+    from producer.cli.watch import describe_outcome, follow
 
     with open_client() as client:
         job = client.full_id(job)
         if not client.look(job).status.finished:
             client.start_worker()
-        finished = follow(client, job, say)
+        finished = follow(client, job, notify)
     if as_json:
         print_json(finished.as_dict())
     else:
-        say(in_words(finished))
+        notify(describe_outcome(finished))
     sys.exit(exit_status(finished))

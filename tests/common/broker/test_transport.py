@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from kombu import Consumer, Queue
 
 from common.broker.app import make_app
-from common.broker.transport import REFUSED_BYTES, REFUSED_MOST, Transport, fault_of
-from common.redis.keys import CELERY_PREFIX, REFUSED
+from common.broker.transport import MAX_DEAD_LETTER_BYTES, MAX_DEAD_LETTERS, Transport, fault_of
+from common.redis.keys import CELERY_PREFIX, DEAD_LETTERS
 from common.settings import Settings
 from tests.support.forged_messages import NOT_JSON, NOT_OBJECTS, QUEUE, ticket
 from tests.support.processes import RedisServer
@@ -68,8 +68,8 @@ def test_what_is_no_message_is_set_aside_and_the_others_come_through(server: Red
     good = [ticket() for _ in range(3)]
     put(server, as_bytes(good[0]), *NOT_JSON, as_bytes(good[1]), *NOT_OBJECTS, as_bytes(good[2]))
     assert take_all(server) == [message["headers"]["id"] for message in good]
-    refused = server.client.lrange(REFUSED, 0, -1)
-    assert sorted(refused) == sorted(message[:REFUSED_BYTES] for message in [*NOT_JSON, *NOT_OBJECTS])
+    refused = server.client.lrange(DEAD_LETTERS, 0, -1)
+    assert sorted(refused) == sorted(message[:MAX_DEAD_LETTER_BYTES] for message in [*NOT_JSON, *NOT_OBJECTS])
 
 
 def test_what_its_consumer_fails_on_is_set_aside(server: RedisServer):
@@ -80,16 +80,16 @@ def test_what_its_consumer_fails_on_is_set_aside(server: RedisServer):
     bad, good = ticket(), ticket()
     put(server, as_bytes(bad), as_bytes(good))
     assert take_all(server, fail) == [bad["headers"]["id"], good["headers"]["id"]]
-    assert [json.loads(message)["headers"]["id"] for message in server.client.lrange(REFUSED, 0, -1)] == [
+    assert [json.loads(message)["headers"]["id"] for message in server.client.lrange(DEAD_LETTERS, 0, -1)] == [
         bad["headers"]["id"]
     ]
 
 
 def test_the_list_of_refused_messages_does_not_grow_without_limit(server: RedisServer):
-    put(server, *(b"%d" % number for number in range(REFUSED_MOST + 20)))
+    put(server, *(b"%d" % number for number in range(MAX_DEAD_LETTERS + 20)))
     take_all(server)
-    assert server.client.llen(REFUSED) == REFUSED_MOST
-    assert server.client.lindex(REFUSED, 0) == b"%d" % (REFUSED_MOST + 19), "the latest comes first"
+    assert server.client.llen(DEAD_LETTERS) == MAX_DEAD_LETTERS
+    assert server.client.lindex(DEAD_LETTERS, 0) == b"%d" % (MAX_DEAD_LETTERS + 19), "the latest comes first"
 
 
 def test_messages_are_taken_by_priority(server: RedisServer):
@@ -119,7 +119,7 @@ def test_a_socket_leads_to_this_transport_too(tmp_path: Path):
             while not taken:
                 connection.drain_events(timeout=5)
         assert taken == [message["headers"]["id"]]
-        assert server.client.lrange(REFUSED, 0, -1) == [b"not a message"]
+        assert server.client.lrange(DEAD_LETTERS, 0, -1) == [b"not a message"]
         assert all(key.startswith(CELERY_PREFIX.encode()) for key in server.client.scan_iter())
     finally:
         server.kill()

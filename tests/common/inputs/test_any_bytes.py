@@ -14,7 +14,7 @@ from common.inputs import find_inputs
 from common.json_codec import to_json
 from common.records import Record
 from common.tasks import TASKS
-from producer.submit.duplicate_ids import DuplicateIds, watch_duplicates
+from producer.submit.duplicate_ids import DuplicateIds, warn_of_duplicate_ids
 
 ROOT = Path(__file__).parents[3]
 FRAGMENTS = st.sampled_from(
@@ -77,9 +77,9 @@ def test_duplicates_are_those_that_a_set_of_json_texts_finds(ids):
 def test_a_duplicate_is_told_once_with_count_and_example():
     told: list[str] = []
     records = [Record(id_, "x") for id_ in ("a", "b", "a", "b", "a")]
-    assert list(watch_duplicates(records, told.append)) == records
+    assert list(warn_of_duplicate_ids(records, told.append)) == records
     assert told == ['3 records have an id that came before; the first is "a".']
-    assert list(watch_duplicates(records[:2], told.append)) == records[:2]
+    assert list(warn_of_duplicate_ids(records[:2], told.append)) == records[:2]
     assert len(told) == 1
 
 
@@ -90,7 +90,7 @@ def test_the_watch_for_duplicates_stops_at_its_limit_and_says_so():
     assert watch.add("id 4999")
 
 
-def test_the_watch_for_duplicates_takes_line_numbers_in_order_without_a_limit():
+def test_the_duplicate_check_takes_ordered_line_numbers_without_limit():
     watch = DuplicateIds(max_ids=10)
     assert not any(watch.add(n) for n in range(6000))
     assert (watch.add(5999), watch.add("5999"), watch.add(6000), watch.add(6000)) == (True, False, False, True)
@@ -101,10 +101,10 @@ MEASURE = """
 import sys, tracemalloc
 from common.tasks import TASKS
 from common.inputs import find_inputs
-from producer.submit.duplicate_ids import watch_duplicates
+from producer.submit.duplicate_ids import warn_of_duplicate_ids
 tracemalloc.start()
 records = find_inputs([sys.argv[1]], TASKS["fill-mask"]).records(100_000)
-codes = [r.failure.code for r in watch_duplicates(records, print) if r.failure]
+codes = [r.failure.code for r in warn_of_duplicate_ids(records, print) if r.failure]
 print(sorted(set(codes)), len(codes), tracemalloc.get_traced_memory()[1], "pyarrow" in sys.modules)
 """
 

@@ -14,9 +14,9 @@ import pytest
 
 from common.errors import PayloadError
 from common.inputs import find_inputs
-from common.inputs.record_builder import RecordMaker
+from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source
-from common.inputs.splitting import can_be_cut, cut_source, read_rows
+from common.inputs.splitting import is_splittable, read_split, split_source
 from common.payloads.part_files import decode_part
 from common.records import Json, Record
 from common.tasks import TASKS
@@ -165,7 +165,7 @@ def test_texts_that_share_their_beginnings_do_not_fill_the_memory(tmp_path: Path
     pq.write_table(table, path, use_dictionary=False, column_encoding={"text": "DELTA_BYTE_ARRAY"})
     assert path.stat().st_size < 100_000
     assert child(BOUNDED, str(path), "1000").strip() == "[('too_large', 1500)] True False"
-    assert not can_be_cut(Source(str(path), "parquet"))
+    assert not is_splittable(Source(str(path), "parquet"))
 
 
 def test_a_row_that_is_too_large_keeps_its_id(tmp_path: Path) -> None:
@@ -186,11 +186,11 @@ def test_a_row_that_is_too_large_is_shown_without_what_is_not_utf8(tmp_path: Pat
 
 
 def test_rows_in_place_are_bounded_by_their_bytes_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.inputs.splitting._RANGE_BYTES", 100_000)
+    monkeypatch.setattr("common.inputs.splitting._SPLIT_BYTES", 100_000)
     path = bomb(tmp_path / "bomb.parquet", rows=10, size=40_000)
-    make = RecordMaker(Source(path, "parquet"), FILL, None, None, several=False)
-    cuts = list(cut_source(make, 50_000, repeat(10), 10**9))
-    records: list[Record] = [record for cut in cuts for record in read_rows(cut.rows, FILL)]
+    builder = RecordBuilder(Source(path, "parquet"), FILL, None, None, multiple_inputs=False)
+    cuts = list(split_source(builder, 50_000, repeat(10), 10**9))
+    records: list[Record] = [record for cut in cuts for record in read_split(cut.rows, FILL)]
     codes = [record.failure and record.failure.code for record in records]
     assert codes == [None, None, *["too_large"] * 7, None]
     assert [record.id for record in records] == list(range(10))

@@ -85,7 +85,7 @@ def test_a_record_without_the_named_column_fails_alone(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
-def test_a_record_that_is_too_large_fails_alone_and_one_at_the_limit_does_not(tmp_path, name, ending):
+def test_a_record_over_the_size_limit_fails_alone_and_one_at_it_does_not(tmp_path, name, ending):
     path = tmp_path / name
     data = ending.join([b"\xef\xbb\xbf" + b"a" * 1000, b"b" * 1001, b"c" * 300_000, b"d" * 1000])
     path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from common.errors import PayloadError, StorageError, UsageError
 from common.inputs import find_inputs
-from common.inputs.file_split import Cut, RowRange, is_range
-from common.inputs.record_builder import RecordMaker
+from common.inputs.file_split import FileSplit, SizedSplit, is_split
+from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source
-from common.inputs.splitting import can_be_cut, cut_source, read_rows, size_to_cut
+from common.inputs.splitting import is_splittable, read_split, split_source, splittable_bytes
 from common.payloads.codec import encode_records
 from common.records import Record
 from common.storage.storage import open_storage
@@ -26,14 +26,16 @@ TASK = TASKS["fill-mask"]
 MOST = 200  # bytes of a record
 
 
-def cuts(name: str, format: str, *, records: int = 3, most_bytes: int = 50, column: str | None = None) -> list[Cut]:
-    make = RecordMaker(Source(name, format), TASK, column, None, several=False)
-    return list(cut_source(make, MOST, repeat(records), most_bytes))
+def cuts(
+    name: str, format: str, *, records: int = 3, most_bytes: int = 50, column: str | None = None
+) -> list[SizedSplit]:
+    builder = RecordBuilder(Source(name, format), TASK, column, None, multiple_inputs=False)
+    return list(split_source(builder, MOST, repeat(records), most_bytes))
 
 
-def in_place(found: list[Cut]) -> Iterator[Record]:
+def in_place(found: list[SizedSplit]) -> Iterator[Record]:
     for cut in found:
-        records = read_rows(RowRange.decode(cut.rows.encode()), TASK)
+        records = read_split(FileSplit.decode(cut.rows.encode()), TASK)
         assert len(records) == cut.records
         yield from records
 
@@ -75,14 +77,14 @@ def test_ranges_of_parquet_hold_the_records_of_the_file(tmp_path: Path, group: i
     assert list(in_place(found)) == from_the_beginning(str(path), "parquet", "words")
 
 
-def test_ranges_of_parquet_are_cut_by_the_bytes_of_the_columns_that_are_read(tmp_path: Path) -> None:
+def test_parquet_splits_are_sized_by_the_bytes_of_the_columns_read(tmp_path: Path) -> None:
     path = tmp_path / "input.parquet"
     texts, others = ([f"{n:03d}" + letter * 997 for n in range(100)] for letter in "ab")
     pq.write_table(pa.table({"words": texts, "other": others}), path, use_dictionary=False)
     found = cuts(str(path), "parquet", records=50, most_bytes=10_000, column="words")
     assert max(cut.records for cut in found) in (9, 10)
-    make = RecordMaker(Source(str(path), "parquet"), TASK, "words", None, several=False)
-    assert sum(cut.bytes for cut in found) == pytest.approx(size_to_cut(make), rel=0.01)
+    builder = RecordBuilder(Source(str(path), "parquet"), TASK, "words", None, multiple_inputs=False)
+    assert sum(cut.bytes for cut in found) == pytest.approx(splittable_bytes(builder), rel=0.01)
 
 
 def test_parquet_of_very_large_row_groups_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +92,9 @@ def test_parquet_of_very_large_row_groups_is_copied(tmp_path: Path, monkeypatch:
     table = pa.table({"words": [f"{n:03d}" * 300 for n in range(100)]})
     pq.write_table(table, path, use_dictionary=False)
     monkeypatch.setattr("common.inputs.row_groups.GROUP_BYTES", 50_000)
-    assert not can_be_cut(Source(str(path), "parquet"))
+    assert not is_splittable(Source(str(path), "parquet"))
     pq.write_table(table, path, use_dictionary=False, row_group_size=50)
-    assert can_be_cut(Source(str(path), "parquet"))
+    assert is_splittable(Source(str(path), "parquet"))
 
 
 def test_no_range_is_larger_than_asked(tmp_path: Path) -> None:
@@ -127,17 +129,17 @@ def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
     rows = cuts(str(path), "txt")[0].rows
     path.write_text("one\nthree\n")
     with pytest.raises(PayloadError, match="was changed after the job was submitted: it had 8 bytes then, and has 10"):
-        read_rows(rows, TASK)
+        read_split(rows, TASK)
     path.unlink()
     with pytest.raises(StorageError, match="there is no such file"):
-        read_rows(rows, TASK)
+        read_split(rows, TASK)
 
 
 def test_a_file_that_changes_while_it_is_cut_is_told(tmp_path: Path) -> None:
     path = tmp_path / "input.txt"
     path.write_text("one\ntwo\n")
-    make = RecordMaker(Source(str(path), "txt"), TASK, None, None, several=False)
-    found = cut_source(make, MOST, repeat(1), 1000)
+    builder = RecordBuilder(Source(str(path), "txt"), TASK, None, None, multiple_inputs=False)
+    found = split_source(builder, MOST, repeat(1), 1000)
     assert next(found).records == 1
     with path.open("a") as file:
         file.write("three\n")
@@ -148,10 +150,10 @@ def test_a_file_that_changes_while_it_is_cut_is_told(tmp_path: Path) -> None:
 def test_gzip_and_csv_cannot_be_cut(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\x1f\x8b\x08")
     (tmp_path / "b.txt").write_bytes(b"text")
-    assert not can_be_cut(Source(str(tmp_path / "a.txt"), "txt"))
-    assert can_be_cut(Source(str(tmp_path / "b.txt"), "txt"))
-    assert not can_be_cut(Source(str(tmp_path / "b.txt"), "csv"))
-    assert not can_be_cut(Source("-", "txt"))
+    assert not is_splittable(Source(str(tmp_path / "a.txt"), "txt"))
+    assert is_splittable(Source(str(tmp_path / "b.txt"), "txt"))
+    assert not is_splittable(Source(str(tmp_path / "b.txt"), "csv"))
+    assert not is_splittable(Source("-", "txt"))
 
 
 SOUND = {
@@ -185,17 +187,17 @@ SOUND = {
     ],
 )
 def test_a_forged_range_is_refused(wrong: dict[str, object]) -> None:
-    assert RowRange.decode(json.dumps(SOUND).encode())
+    assert FileSplit.decode(json.dumps(SOUND).encode())
     with pytest.raises(PayloadError, match="not a range of rows"):
-        RowRange.decode(json.dumps(SOUND | wrong).encode())
+        FileSplit.decode(json.dumps(SOUND | wrong).encode())
 
 
 @pytest.mark.parametrize("text", [b"{}", b"[]", b"{", b"{" * 100_000, b'{"source": "/x"}'])
 def test_what_is_no_range_is_refused(text: bytes) -> None:
     with pytest.raises(PayloadError, match="not a range of rows"):
-        RowRange.decode(text)
+        FileSplit.decode(text)
 
 
 def test_a_payload_of_records_is_no_range() -> None:
-    assert not is_range(encode_records([Record(0, "{")]))
-    assert is_range(RowRange(**SOUND).encode())
+    assert not is_split(encode_records([Record(0, "{")]))
+    assert is_split(FileSplit(**SOUND).encode())

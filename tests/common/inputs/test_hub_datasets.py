@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UsageError
-from common.inputs.hub_datasets import find_files
+from common.inputs.hub_datasets import dataset_files
 from common.inputs.sources import expand
 from common.redis import keys
 from common.redis.keys import JobKeys
@@ -111,7 +111,7 @@ def test_what_a_data_set_does_not_have_is_said(hub: DatasetServer) -> None:
 @pytest.mark.parametrize("name", ["hf:", "hf:imdb", "hf:org/name:", "hf:org/name:train[:10%]", "hf:org/../x:train"])
 def test_what_names_no_data_set_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="expected hf:ORG/NAME or hf:ORG/NAME:SPLIT"):
-        find_files(name)
+        dataset_files(name)
 
 
 def test_an_address_with_a_star_is_the_files_it_stands_for() -> None:

@@ -13,7 +13,7 @@ from common.errors import UsageError
 from common.inputs import find_inputs
 from common.inputs import json_array as module
 from common.inputs.json_array import array_records
-from common.inputs.record_builder import RecordMaker
+from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source
 from common.records import Record
 from common.tasks import TASKS
@@ -39,15 +39,15 @@ VALUES = st.recursive(
 @given(values=st.lists(VALUES, max_size=6), indent=st.sampled_from([None, 1]), block=st.integers(1, 9))
 def test_the_elements_of_an_array_are_what_json_reads(values: list[Any], indent: int | None, block: int) -> None:
     data = "\n " + json.dumps(values, indent=indent, ensure_ascii=False).replace("\ud800", "") + "\n"
-    make = RecordMaker(Source("a.json", "json"), FILL, None, None, several=False)
+    builder = RecordBuilder(Source("a.json", "json"), FILL, None, None, multiple_inputs=False)
     stream = io.BufferedReader(io.BytesIO(data.encode(errors="replace")))
     previous, module._BLOCK = module._BLOCK, block
     try:
         stream.peek(1)
-        records = list(array_records(make, stream, 10**6))
+        records = list(array_records(builder, stream, 10**6))
     finally:
         module._BLOCK = previous
-    made = [make.record(number, 1, json.loads(json.dumps(value))) for number, value in enumerate(values)]
+    made = [builder.record(number, 1, json.loads(json.dumps(value))) for number, value in enumerate(values)]
     assert [(record.id, record.input) for record in records] == [(record.id, record.input) for record in made]
 
 

@@ -125,7 +125,7 @@ def test_a_name_that_stands_for_nothing_is_refused(place: Path, name: str, words
         read(name)
 
 
-def test_a_file_address_is_the_path_it_means_and_a_directory_elsewhere_is_refused(place: Path):
+def test_a_file_url_is_its_path_and_a_remote_directory_is_refused(place: Path):
     task = TASKS["image-classification"]
     found = next(place.rglob("*.png"))
     [record] = find_inputs([f"file://{found.absolute()}"], task).records(10**6)

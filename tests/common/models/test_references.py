@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common.errors import ModelError, UsageError, WorkerError
 from common.models.references import check_revision, is_hub_id, resolve_model
-from workers.models.hub_download import _explained
+from workers.models.hub_download import _translate_error
 
 NAMES = [
     "gpt2", "org/model", "Foo-BAR_foo.bar123", "_a/_b_", "a" * 96, "a" * 97, "o/" + "a" * 96, "a" * 96 + "/" + "b" * 96,
@@ -62,5 +62,5 @@ def test_a_revision_that_the_hub_cannot_have_is_refused_at_submit(name: str) -> 
     ],
 )
 def test_only_a_fault_that_may_pass_is_tried_again(error: Exception, kind: type, code: str) -> None:
-    found = _explained("org/model", None, error)
+    found = _translate_error("org/model", None, error)
     assert (type(found), getattr(found, "code", None)) == (kind, code)

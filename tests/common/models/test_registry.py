@@ -9,14 +9,14 @@ import pytest
 from s3fs import S3FileSystem
 
 from common.errors import ModelError, StorageError, UsageError
-from common.models.checkpoints import is_whole, latest_whole, seal, steps_of
-from common.models.registry import ModelsStore
-from common.models.registry_location import job_of, open_store, store_address
+from common.models.checkpoints import is_complete, latest_complete, mark_complete, step_of
+from common.models.registry import ModelRegistry
+from common.models.registry_location import job_of, open_registry, registry_url
 from common.settings import load_settings
 from tests.support.s3_server import S3Server
 
 JOB = "0123456789ab"
-Open = Callable[[str], ModelsStore]
+Open = Callable[[str], ModelRegistry]
 
 
 @pytest.fixture(scope="module")
@@ -38,30 +38,30 @@ def remote(s3: S3Server) -> str:
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Opens the same store as one machine or another would: each has a cache of its own."""
     address = str(tmp_path / "models") if request.param == "directory" else request.getfixturevalue("remote")
-    return lambda machine: open_store(address, tmp_path / machine)
+    return lambda machine: open_registry(address, tmp_path / machine)
 
 
-def add_model(store: ModelsStore, attempt: str, text: str) -> None:
-    directory = store.work_directory(JOB, attempt) / "model"
+def add_model(store: ModelRegistry, attempt: str, text: str) -> None:
+    directory = store.attempt_dir(JOB, attempt) / "model"
     directory.mkdir()
     (directory / "config.json").write_text(text)
     (directory / "model.json").write_text(json.dumps({"model": f"job:{JOB}", "text": text}))
     store.add_model(JOB, attempt, directory)
 
 
-def add_checkpoint(store: ModelsStore, attempt: str, step: int, best: int | None = None) -> Path:
-    checkpoint = store.work_directory(JOB, attempt) / f"checkpoint-{step}"
+def add_checkpoint(store: ModelRegistry, attempt: str, step: int, best: int | None = None) -> Path:
+    checkpoint = store.attempt_dir(JOB, attempt) / f"checkpoint-{step}"
     checkpoint.mkdir()
     (checkpoint / "model.safetensors").write_bytes(b"weights" * 100)
     (checkpoint / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
     return checkpoint
 
 
-def keep_checkpoint(store: ModelsStore, attempt: str, step: int, best: int | None = None) -> None:
+def upload_checkpoint(store: ModelRegistry, attempt: str, step: int, best: int | None = None) -> None:
     """A checkpoint as training leaves it: whole, and known to other machines."""
     checkpoint = add_checkpoint(store, attempt, step, best)
-    seal(checkpoint)
-    store.keep_checkpoint(JOB, attempt, checkpoint)
+    mark_complete(checkpoint)
+    store.upload_checkpoint(JOB, attempt, checkpoint)
 
 
 def names_in(s3: S3Server, remote: str) -> set[str]:
@@ -70,7 +70,7 @@ def names_in(s3: S3Server, remote: str) -> set[str]:
 
 
 def steps_in(directories: list[Path]) -> set[int]:
-    return {steps_of(path) for directory in directories for path in directory.iterdir() if is_whole(path)}
+    return {step_of(path) for directory in directories for path in directory.iterdir() if is_complete(path)}
 
 
 def test_a_model_is_found_by_its_job_on_another_machine(opened: Open) -> None:
@@ -89,7 +89,7 @@ def test_the_chosen_attempt_counts_and_the_other_cannot_overwrite_it(opened: Ope
     late = opened("two")
     add_model(late, "0-1-aaaaaaaa", "first")
     assert (opened("three").fetch(JOB) / "config.json").read_text() == "second"
-    late.drop_model(JOB, "0-1-aaaaaaaa")
+    late.delete_model(JOB, "0-1-aaaaaaaa")
     assert (opened("four").fetch(JOB) / "config.json").read_text() == "second"
 
 
@@ -118,59 +118,57 @@ def test_an_export_is_a_copy_and_overwrites_nothing(opened: Open, tmp_path: Path
 def test_another_machine_goes_on_from_the_last_whole_checkpoint(opened: Open) -> None:
     store = opened("one")
     for step in (10, 20):
-        keep_checkpoint(store, "0-1-aaaaaaaa", step)
+        upload_checkpoint(store, "0-1-aaaaaaaa", step)
     add_checkpoint(store, "0-1-aaaaaaaa", 30)  # its worker died while writing
-    found = latest_whole(opened("two").earlier_work(JOB))
-    assert found is not None and steps_of(found) == 20
+    found = latest_complete(opened("two").checkpoint_dirs(JOB))
+    assert found is not None and step_of(found) == 20
 
 
 def test_choosing_a_model_clears_the_checkpoints_away(opened: Open) -> None:
     store = opened("one")
-    keep_checkpoint(store, "0-1-aaaaaaaa", 10)
+    upload_checkpoint(store, "0-1-aaaaaaaa", 10)
     add_model(store, "0-1-aaaaaaaa", "done")
     store.choose(JOB, "0-1-aaaaaaaa")
-    assert latest_whole(opened("two").earlier_work(JOB)) is None
+    assert latest_complete(opened("two").checkpoint_dirs(JOB)) is None
 
 
 def test_elsewhere_only_the_newest_checkpoint_and_the_best_are_kept(remote: str, tmp_path: Path) -> None:
-    store = open_store(remote, tmp_path / "one")
+    store = open_registry(remote, tmp_path / "one")
     for step, best in ((10, None), (20, 20), (30, 20), (40, 20)):
-        keep_checkpoint(store, "0-1-aaaaaaaa", step, best)
-    assert steps_in(open_store(remote, tmp_path / "two").earlier_work(JOB)) == {20, 40}
-    later = open_store(remote, tmp_path / "two")
-    keep_checkpoint(later, "0-2-bbbbbbbb", 50, 50)
-    assert steps_in(open_store(remote, tmp_path / "three").earlier_work(JOB)) == {50}
+        upload_checkpoint(store, "0-1-aaaaaaaa", step, best)
+    assert steps_in(open_registry(remote, tmp_path / "two").checkpoint_dirs(JOB)) == {20, 40}
+    later = open_registry(remote, tmp_path / "two")
+    upload_checkpoint(later, "0-2-bbbbbbbb", 50, 50)
+    assert steps_in(open_registry(remote, tmp_path / "three").checkpoint_dirs(JOB)) == {50}
 
 
 def test_an_attempt_that_lost_its_turn_clears_nothing_of_the_next_one(
     s3: S3Server, remote: str, tmp_path: Path
 ) -> None:
-    keep_checkpoint(open_store(remote, tmp_path / "one"), "0-2-bbbbbbbb", 30)
-    keep_checkpoint(open_store(remote, tmp_path / "two"), "0-1-aaaaaaaa", 40)
+    upload_checkpoint(open_registry(remote, tmp_path / "one"), "0-2-bbbbbbbb", 30)
+    upload_checkpoint(open_registry(remote, tmp_path / "two"), "0-1-aaaaaaaa", 40)
     assert names_in(s3, remote) == {"checkpoint-30", "checkpoint-40"}
-    keep_checkpoint(open_store(remote, tmp_path / "one"), "0-2-bbbbbbbb", 50)
+    upload_checkpoint(open_registry(remote, tmp_path / "one"), "0-2-bbbbbbbb", 50)
     assert names_in(s3, remote) == {"checkpoint-50"}
 
 
-def test_of_the_checkpoints_elsewhere_only_those_that_are_needed_are_brought(
-    s3: S3Server, remote: str, tmp_path: Path
-) -> None:
-    store = open_store(remote, tmp_path / "one")
+def test_only_the_remote_checkpoints_that_are_needed_are_downloaded(s3: S3Server, remote: str, tmp_path: Path) -> None:
+    store = open_registry(remote, tmp_path / "one")
     for attempt, step in (("0-1-aaaaaaaa", 20), ("0-3-cccccccc", 60), ("0-2-bbbbbbbb", 40)):
-        keep_checkpoint(store, attempt, step, 20)
+        upload_checkpoint(store, attempt, step, 20)
     half = f"{remote}/{JOB}/work/0-3-cccccccc/checkpoint-70"  # its worker died while it was uploaded
     s3.files().pipe({f"{half}/model.safetensors": b"weights", f"{half}/whole.json": b'{"model.safetensors": 700}'})
-    directories = open_store(remote, tmp_path / "two").earlier_work(JOB)
+    directories = open_registry(remote, tmp_path / "two").checkpoint_dirs(JOB)
     assert steps_in(directories) == {20, 60}
     assert {path.name for directory in directories for path in directory.iterdir()} == {
         "checkpoint-20",
         "checkpoint-60",
     }
-    assert latest_whole(directories) == tmp_path / "two" / JOB / "work" / "0-3-cccccccc" / "checkpoint-60"
+    assert latest_complete(directories) == tmp_path / "two" / JOB / "work" / "0-3-cccccccc" / "checkpoint-60"
 
 
 def test_what_another_machine_adds_is_seen_at_once(s3: S3Server, remote: str, tmp_path: Path) -> None:
-    store = open_store(remote, tmp_path / "one")
+    store = open_registry(remote, tmp_path / "one")
     add_model(store, "0-1-aaaaaaaa", "first")
     assert [model.job_id for model in store.models()] == [JOB]
     other = "ba9876543210"
@@ -188,11 +186,11 @@ def test_of_several_whole_models_the_latest_attempt_counts(opened: Open) -> None
 
 
 def test_a_store_that_is_away_is_an_error_that_says_so(s3: S3Server, remote: str, tmp_path: Path) -> None:
-    store = open_store("s3://no-such-bucket/models", tmp_path / "one")
+    store = open_registry("s3://no-such-bucket/models", tmp_path / "one")
     checkpoint = add_checkpoint(store, "0-1-aaaaaaaa", 10)
     s3.stop()
     try:
-        for use in (store.models, lambda: store.find(JOB), lambda: store.keep_checkpoint(JOB, "0-1-a", checkpoint)):
+        for use in (store.models, lambda: store.find(JOB), lambda: store.upload_checkpoint(JOB, "0-1-a", checkpoint)):
             with pytest.raises(StorageError, match="The model store s3://no-such-bucket/models cannot be used"):
                 use()
     finally:
@@ -200,15 +198,15 @@ def test_a_store_that_is_away_is_an_error_that_says_so(s3: S3Server, remote: str
 
 
 def test_a_truncated_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    store = ModelsStore(tmp_path)
+    store = ModelRegistry(tmp_path)
     checkpoint = add_checkpoint(store, "a", 10)
-    assert not is_whole(checkpoint)
-    seal(checkpoint)
-    assert is_whole(checkpoint)
+    assert not is_complete(checkpoint)
+    mark_complete(checkpoint)
+    assert is_complete(checkpoint)
     (checkpoint / "model.safetensors").write_bytes(b"wei")
-    assert not is_whole(checkpoint)
+    assert not is_complete(checkpoint)
     (checkpoint / "model.safetensors").unlink()
-    assert not is_whole(checkpoint)
+    assert not is_complete(checkpoint)
 
 
 @pytest.mark.parametrize("name", ["job:", "job:xyz", "job:0123456789AB", "job:../../etc", "job:0123456789ab/.."])
@@ -219,13 +217,13 @@ def test_only_a_jobs_id_names_a_model(name: str) -> None:
 
 def test_where_the_store_is(tmp_path: Path) -> None:
     home = {"HUGQUEUE_HOME": str(tmp_path)}
-    assert store_address(load_settings(home)) == str(tmp_path / "models")
-    assert store_address(load_settings(home | {"REDIS_URL": "redis://x"})) is None
-    assert store_address(load_settings(home | {"HUGQUEUE_MODELS_URL": "s3://a/b"})) == "s3://a/b"
+    assert registry_url(load_settings(home)) == str(tmp_path / "models")
+    assert registry_url(load_settings(home | {"REDIS_URL": "redis://x"})) is None
+    assert registry_url(load_settings(home | {"HUGQUEUE_MODELS_URL": "s3://a/b"})) == "s3://a/b"
     with pytest.raises(UsageError, match="HUGQUEUE_MODELS_URL"):
-        open_store(None, tmp_path)
+        open_registry(None, tmp_path)
 
 
 def test_an_address_that_nothing_knows_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):
-        open_store("nowhere://bucket/models", tmp_path)
+        open_registry("nowhere://bucket/models", tmp_path)

@@ -11,13 +11,13 @@ from common.jobs import Written
 from common.queue.idempotency import Claim
 from common.records import JobSpec, new_job_id
 from common.redis.keys import JobKeys, idempotency
-from producer.queue_connection import Connection
+from producer.queue_connection import QueueConnection
 from tests.support.keyed_submits import KEY, arguments, the_job
 from tests.support.ledger_jobs import payloads
 from tests.support.processes import RedisServer, Shell, lines
 
 
-def test_the_same_key_gives_the_same_job(shell: Shell, source: Path, connection: Connection) -> None:
+def test_the_same_key_gives_the_same_job(shell: Shell, source: Path, connection: QueueConnection) -> None:
     first = shell.run(*arguments(source)).stdout
     again = shell.run(*arguments(source))
     assert again.stdout == first
@@ -33,7 +33,7 @@ def test_with_wait_the_results_come_again(shell: Shell, source: Path, start_work
     assert len(lines(first.stdout)) == 95
 
 
-def test_two_at_once_make_one_job(shell: Shell, source: Path, connection: Connection) -> None:
+def test_two_at_once_make_one_job(shell: Shell, source: Path, connection: QueueConnection) -> None:
     processes = [shell.popen(*arguments(source)) for _ in range(3)]
     told = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], told
@@ -41,7 +41,7 @@ def test_two_at_once_make_one_job(shell: Shell, source: Path, connection: Connec
     assert connection.look(the_job(connection)).records == 95
 
 
-def test_other_options_or_another_input_are_refused(shell: Shell, source: Path, connection: Connection) -> None:
+def test_other_options_or_another_input_are_refused(shell: Shell, source: Path, connection: QueueConnection) -> None:
     shell.run(*arguments(source))
     other = shell.run(*arguments(source, "-p", "top_k=3"), status=2).stderr
     assert "whose params is {}, not {'top_k': 3}" in other and f"producer delete {the_job(connection)}" in other
@@ -76,7 +76,7 @@ def test_the_key_lives_as_long_as_its_job(shell: Shell, source: Path, server: Re
     assert server.client.pttl(mapping) == -1
 
 
-def test_of_many_claims_at_the_same_moment_one_begins_the_job(connection: Connection) -> None:
+def test_of_many_claims_at_the_same_moment_one_begins_the_job(connection: QueueConnection) -> None:
     claims = [Claim("k", "head") for _ in range(8)]
     ids: list[str] = []
 
@@ -98,5 +98,5 @@ def test_of_many_claims_at_the_same_moment_one_begins_the_job(connection: Connec
     with pytest.raises(JobTaken):
         job_payloads.add_records(1, b"x", loser.producer, Written(2, 2, "e"))
     with pytest.raises(JobTaken):
-        connection.ledger.seal(ids[0], 2, 2, loser.producer)
+        connection.ledger.accept(ids[0], 2, 2, loser.producer)
     assert connection.claims.take(ids[0], loser, 0) == Written(1, 1, "d")

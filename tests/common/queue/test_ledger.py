@@ -2,19 +2,19 @@
 
 import threading
 
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
 from common.records import Counts, Failure, JobSpec, JobStatus, new_job_id
 from tests.support.ledger_jobs import commit, lease, leased, make_job, payloads, reap, run_all
 from tests.support.processes import wait_until
 
 
-def test_a_job_goes_from_submitting_to_completed(store: Store, ledger: Ledger) -> None:
+def test_a_job_goes_from_submitting_to_completed(store: JobStore, ledger: Ledger) -> None:
     job_id = new_job_id()
     store.create(JobSpec(job_id, "echo"))
     assert store.job(job_id).status is JobStatus.SUBMITTING
     payloads(store, job_id).add_records(0, b"x")
-    ledger.seal(job_id, 1, 1)
+    ledger.accept(job_id, 1, 1)
     assert store.job(job_id).status is JobStatus.QUEUED
     held = leased(ledger, job_id)
     assert store.job(job_id).status is JobStatus.RUNNING
@@ -25,15 +25,15 @@ def test_a_job_goes_from_submitting_to_completed(store: Store, ledger: Ledger) -
     assert job_id not in store.active()
 
 
-def test_nothing_of_a_job_is_leased_before_it_is_sealed(store: Store, ledger: Ledger) -> None:
+def test_nothing_of_a_job_is_leased_before_it_is_sealed(store: JobStore, ledger: Ledger) -> None:
     job_id = new_job_id()
     store.create(JobSpec(job_id, "echo"))
     payloads(store, job_id).add_records(0, b"x")
-    assert ledger.issue(job_id, 6) == []
+    assert ledger.issue_tickets(job_id, 6) == []
     assert ledger.lease(job_id, "any ticket", "w", 6) is None
 
 
-def test_chunks_are_leased_in_order_and_once(store: Store, ledger: Ledger) -> None:
+def test_chunks_are_leased_in_order_and_once(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 20)
     found: list[int] = []
 
@@ -53,21 +53,21 @@ def test_chunks_are_leased_in_order_and_once(store: Store, ledger: Ledger) -> No
     assert store.job(job_id).status is JobStatus.COMPLETED
 
 
-def test_a_ticket_is_good_for_one_turn(store: Store, ledger: Ledger) -> None:
+def test_a_ticket_is_good_for_one_turn(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
-    ticket = ledger.issue(job_id, 1)[0]
+    ticket = ledger.issue_tickets(job_id, 1)[0]
     assert ledger.lease(job_id, ticket, "w", 1)
     assert ledger.lease(job_id, ticket, "w", 1) is None
 
 
-def test_a_ticket_that_is_not_on_the_list_is_void(store: Store, ledger: Ledger) -> None:
+def test_a_ticket_that_is_not_on_the_list_is_void(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     assert ledger.lease(job_id, "forged", "w", 6) is None
 
 
-def test_a_lease_brings_the_next_ticket_while_chunks_are_open(store: Store, ledger: Ledger) -> None:
+def test_a_lease_brings_the_next_ticket_while_chunks_are_open(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 2)
-    first = ledger.issue(job_id, 1)
+    first = ledger.issue_tickets(job_id, 1)
     assert len(first) == 1
     held = ledger.lease(job_id, first[0], "w", 1)
     assert held and held.next_ticket
@@ -75,7 +75,7 @@ def test_a_lease_brings_the_next_ticket_while_chunks_are_open(store: Store, ledg
     assert last and last.next_ticket is None
 
 
-def test_a_second_commit_of_a_chunk_changes_nothing(store: Store, ledger: Ledger) -> None:
+def test_a_second_commit_of_a_chunk_changes_nothing(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     held = leased(ledger, job_id)
     assert commit(ledger, held) == "committed"
@@ -83,13 +83,13 @@ def test_a_second_commit_of_a_chunk_changes_nothing(store: Store, ledger: Ledger
     assert store.job(job_id).counts.done == 1
 
 
-def test_cancel_takes_effect_at_once_while_nothing_is_leased(store: Store, ledger: Ledger) -> None:
+def test_cancel_takes_effect_at_once_while_nothing_is_leased(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     assert ledger.cancel(job_id) == "cancelled"
     assert lease(ledger, job_id) is None
 
 
-def test_cancel_waits_for_the_chunks_in_hand(store: Store, ledger: Ledger) -> None:
+def test_cancel_waits_for_the_chunks_in_hand(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     held = leased(ledger, job_id)
     assert ledger.cancel(job_id) == "cancelling"
@@ -98,7 +98,7 @@ def test_cancel_waits_for_the_chunks_in_hand(store: Store, ledger: Ledger) -> No
     assert store.job(job_id).status is JobStatus.CANCELLED
 
 
-def test_a_cancelled_job_whose_holder_died_ends_too(store: Store, ledger: Ledger) -> None:
+def test_a_cancelled_job_whose_holder_died_ends_too(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     assert lease(ledger, job_id)
     ledger.cancel(job_id)
@@ -106,7 +106,7 @@ def test_a_cancelled_job_whose_holder_died_ends_too(store: Store, ledger: Ledger
     assert store.job(job_id).status is JobStatus.CANCELLED
 
 
-def test_a_failed_job_keeps_its_reason_and_what_is_done(store: Store, ledger: Ledger) -> None:
+def test_a_failed_job_keeps_its_reason_and_what_is_done(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     held = leased(ledger, job_id)
     commit(ledger, held)

@@ -3,7 +3,7 @@
 import time
 import uuid
 
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
 from common.records import JobStatus
 from common.redis.keys import JobKeys
@@ -12,7 +12,7 @@ from tests.support.ledger_jobs import commit, die, lease, leased, make_job, reap
 from tests.support.processes import RedisServer, wait_until
 
 
-def test_after_a_fault_that_may_pass_a_chunk_rests_and_the_try_is_counted_apart(store: Store, ledger: Ledger) -> None:
+def test_after_a_transient_fault_a_chunk_waits_and_is_counted_apart(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     held = leased(ledger, job_id)
     assert held.tries == 0
@@ -26,7 +26,7 @@ def test_after_a_fault_that_may_pass_a_chunk_rests_and_the_try_is_counted_apart(
     assert run_all(ledger, job_id) == [0]
 
 
-def test_a_chunk_given_back_is_not_taken_up_again_by_a_late_renewal(store: Store, ledger: Ledger) -> None:
+def test_a_chunk_given_back_is_not_taken_up_again_by_a_late_renewal(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     held = leased(ledger, job_id)
     ledger.give_back(held)
@@ -34,7 +34,7 @@ def test_a_chunk_given_back_is_not_taken_up_again_by_a_late_renewal(store: Store
     assert lease(ledger, job_id), "it is open"
 
 
-def test_a_chunk_given_back_after_its_lease_ran_out_is_open_once_and_unharmed(store: Store, ledger: Ledger) -> None:
+def test_a_chunk_released_after_its_lease_expired_is_open_once(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     held = leased(ledger, job_id)
     die(ledger, job_id)
@@ -46,7 +46,7 @@ def test_a_chunk_given_back_after_its_lease_ran_out_is_open_once_and_unharmed(st
     assert ledger.renew(again) == "running", "the late one has no say any more"
 
 
-def test_only_leases_that_led_nowhere_are_held_against_a_chunk(store: Store, ledger: Ledger) -> None:
+def test_only_leases_that_led_nowhere_are_held_against_a_chunk(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     for attempt in (1, 2):
         held = leased(ledger, job_id)
@@ -65,34 +65,32 @@ def test_only_leases_that_led_nowhere_are_held_against_a_chunk(store: Store, led
     assert not ledger.advance(held, 300), "it is somebody else's now"
 
 
-def test_a_worker_that_dies_over_a_record_alone_leaves_its_position(store: Store, ledger: Ledger) -> None:
+def test_a_worker_that_dies_over_a_record_alone_leaves_its_position(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     for attempt in (1, 2):
         held = leased(ledger, job_id)
         assert held.attempt == attempt
-        ledger.note_alone(held, done=None, now=7, kept=3)
+        ledger.note_isolated(held, done=None, now=7, kept=3)
         die(ledger, job_id)
     held = leased(ledger, job_id)
-    assert ledger.died_alone(held) == [7, 7]
+    assert ledger.isolated_deaths(held) == [7, 7]
     commit(ledger, held, failed=1)
     ledger.retry(job_id)
     again = leased(ledger, job_id)
-    assert ledger.died_alone(again) == [], "that was another round"
+    assert ledger.isolated_deaths(again) == [], "that was another round"
 
 
-def test_a_chunk_given_back_in_the_middle_of_a_record_blames_nobody(store: Store, ledger: Ledger) -> None:
+def test_a_chunk_given_back_in_the_middle_of_a_record_blames_nobody(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     for _ in range(2):
         held = leased(ledger, job_id)
-        ledger.note_alone(held, done=None, now=7, kept=3)
+        ledger.note_isolated(held, done=None, now=7, kept=3)
         ledger.give_back(held)
     held = leased(ledger, job_id)
-    assert (held.attempt, ledger.died_alone(held)) == (1, [])
+    assert (held.attempt, ledger.isolated_deaths(held)) == (1, [])
 
 
-def test_a_record_survived_alone_is_a_step_forward_once_and_leaves_the_chunk_cautious(
-    store: Store, ledger: Ledger
-) -> None:
+def test_a_record_that_survives_in_isolation_is_progress_once(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     for _ in range(5):
         assert lease(ledger, job_id)
@@ -100,13 +98,13 @@ def test_a_record_survived_alone_is_a_step_forward_once_and_leaves_the_chunk_cau
     for expected in (6, 4, 5):
         held = leased(ledger, job_id)
         assert held.attempt == expected
-        ledger.note_alone(held, done=0, now=1, kept=3)
+        ledger.note_isolated(held, done=0, now=1, kept=3)
         die(ledger, job_id)
 
 
-def test_a_lease_whose_answer_was_lost_is_given_again_to_the_same_call_alone(store: Store, ledger: Ledger) -> None:
+def test_a_lease_whose_reply_was_lost_is_returned_to_the_same_call_only(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 3)
-    [ticket], call = ledger.issue(job_id, 1), uuid.uuid4()
+    [ticket], call = ledger.issue_tickets(job_id, 1), uuid.uuid4()
     first = ledger.lease(job_id, ticket, "w", 1, call=call)
     assert first and first.next_ticket
     assert ledger.lease(job_id, ticket, "w", 1, call=call) == first
@@ -115,7 +113,7 @@ def test_a_lease_whose_answer_was_lost_is_given_again_to_the_same_call_alone(sto
     assert ledger.lease(job_id, ticket, "w", 1, call=call) is None
 
 
-def test_a_chunk_committed_late_is_open_no_more(store: Store, ledger: Ledger, server: RedisServer) -> None:
+def test_a_chunk_committed_late_is_open_no_more(store: JobStore, ledger: Ledger, server: RedisServer) -> None:
     job_id = make_job(store, ledger, 2)
     late = leased(ledger, job_id)
     die(ledger, job_id)
@@ -126,7 +124,7 @@ def test_a_chunk_committed_late_is_open_no_more(store: Store, ledger: Ledger, se
     assert store.job(job_id).status is JobStatus.COMPLETED
 
 
-def test_a_lost_lease_is_opened_again_and_the_late_commit_is_a_double(store: Store, ledger: Ledger) -> None:
+def test_a_lost_lease_is_opened_again_and_the_late_commit_is_a_double(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     late = leased(ledger, job_id, "frozen")
     opened = wait_until(lambda: reap(ledger, job_id), 5)
@@ -141,7 +139,7 @@ def test_a_lost_lease_is_opened_again_and_the_late_commit_is_a_double(store: Sto
     assert store.job(job_id).counts.done == 1
 
 
-def test_a_renewed_lease_stays(store: Store, ledger: Ledger) -> None:
+def test_a_renewed_lease_stays(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     held = leased(ledger, job_id)
     end = time.monotonic() + 3 * LEASE
@@ -150,7 +148,7 @@ def test_a_renewed_lease_stays(store: Store, ledger: Ledger) -> None:
         assert reap(ledger, job_id) == []
 
 
-def test_a_chunk_given_back_comes_first_and_does_not_count_as_an_attempt(store: Store, ledger: Ledger) -> None:
+def test_a_chunk_given_back_comes_first_and_does_not_count_as_an_attempt(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     held = leased(ledger, job_id)
     ledger.give_back(held)

@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 
 from common.errors import UsageError
-from common.payloads.codec import decode_records, encode_outcomes, encode_records, failed_positions
+from common.payloads.codec import decode_records, encode_outcomes, encode_records, positions_to_retry
 from common.payloads.part_files import chunk_rows
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.queue.ledger import Lease, Ledger
 from common.records import Counts, Failure, JobSpec, JobStatus, Outcome, Record, new_job_id
 from common.redis.keys import JobKeys
@@ -25,7 +25,7 @@ KEYS = {"lists": ("open", "commits", "leased", "resting", "tickets"), "layers": 
 class Played:
     """A job, and workers that do what chance says."""
 
-    def __init__(self, store: Store, ledger: Ledger, chance: random.Random) -> None:
+    def __init__(self, store: JobStore, ledger: Ledger, chance: random.Random) -> None:
         self.store, self.ledger, self.chance = store, ledger, chance
         self.chunks = chance.randint(1, 6)
         self.spec = JobSpec(new_job_id(), "test-echo")
@@ -34,7 +34,7 @@ class Played:
         store.create(self.spec)
         for chunk in range(self.chunks):
             self.payloads.add_records(chunk, encode_records([Record(n, f"text {n}") for n in range(IN_CHUNK)]))
-        ledger.seal(self.id, self.chunks, self.chunks * IN_CHUNK)
+        ledger.accept(self.id, self.chunks, self.chunks * IN_CHUNK)
         self.in_hand: list[tuple[Lease, list[int]]] = []
 
     @property
@@ -51,7 +51,7 @@ class Played:
         if len(earlier) < len(found):
             self.ledger.discard(self.id, held.round, [held.chunk])
             earlier = []
-        self.in_hand.append((held, failed_positions(earlier) if earlier else list(range(IN_CHUNK))))
+        self.in_hand.append((held, positions_to_retry(earlier) if earlier else list(range(IN_CHUNK))))
         return True
 
     def commit(self, share: float = 0.3) -> None:
@@ -59,10 +59,10 @@ class Played:
         held, positions = self._put_down()
         outcomes = [BAD if self.chance.random() < share else Outcome("done") for _ in positions]
         failed = outcomes.count(BAD)
-        self.payloads.put_outcomes(held.chunk, held.version, encode_outcomes(positions, positions, outcomes, None))
+        self.payloads.write_outcomes(held.chunk, held.version, encode_outcomes(positions, positions, outcomes, None))
         answer = self.ledger.commit(held, Counts(len(positions) - failed, failed), {})
         if answer != "committed" and held.version not in self.payloads.versions(held.chunk):
-            self.payloads.drop_outcomes(held.chunk, held.version)
+            self.payloads.delete_outcomes(held.chunk, held.version)
 
     def give_back(self) -> None:
         self.ledger.give_back(self._put_down()[0], rest=self.chance.choice([None, 0.0]))
@@ -112,7 +112,7 @@ class Played:
 
 @pytest.mark.parametrize("losing", ["nothing", *KEYS, "outcomes"])
 def test_every_record_has_one_outcome_in_the_end(
-    losing: str, store: Store, ledger: Ledger, server: RedisServer
+    losing: str, store: JobStore, ledger: Ledger, server: RedisServer
 ) -> None:
     for seed in range(20):
         played = Played(store, ledger, random.Random(seed))

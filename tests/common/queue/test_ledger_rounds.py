@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import NotSubmitting, UnknownJob, UsageError
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.queue.ledger import Lease, Ledger
 from common.records import Counts, Failure, JobSpec, JobStatus, new_job_id
 from common.redis import keys
@@ -13,18 +13,18 @@ from tests.support.ledger_jobs import commit, die, lease, leased, look, make_job
 from tests.support.processes import RedisServer
 
 
-def test_a_job_with_more_failures_than_it_may_have_ends_early(store: Store, ledger: Ledger) -> None:
+def test_a_job_with_more_failures_than_it_may_have_ends_early(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     for failed in (1, 1):
         held = leased(ledger, job_id)
-        assert ledger.commit(held, Counts(0, failed), {}, most_failed=1) == "committed"
+        assert ledger.commit(held, Counts(0, failed), {}, max_failed=1) == "committed"
     job = store.job(job_id)
     assert (job.status, job.counts.done) == (JobStatus.FAILED, 2)
     assert job.failure and job.failure.code == "too_many_errors"
     assert ledger.retry(job_id) == 3, "the two that failed and the one that never ran"
 
 
-def test_a_job_whose_last_chunk_is_done_in_spite_of_a_cancel_is_completed(store: Store, ledger: Ledger) -> None:
+def test_a_job_whose_last_chunk_is_done_in_spite_of_a_cancel_is_completed(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     held = leased(ledger, job_id)
     assert ledger.cancel(job_id) == "cancelling"
@@ -32,20 +32,20 @@ def test_a_job_whose_last_chunk_is_done_in_spite_of_a_cancel_is_completed(store:
     assert store.job(job_id).status is JobStatus.COMPLETED
 
 
-def test_a_limit_holds_for_the_last_chunk_too(store: Store, ledger: Ledger) -> None:
+def test_a_limit_holds_for_the_last_chunk_too(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     held = leased(ledger, job_id)
-    ledger.commit(held, Counts(0, 1), {}, most_failed=0)
+    ledger.commit(held, Counts(0, 1), {}, max_failed=0)
     assert store.job(job_id).status is JobStatus.FAILED
 
 
 @pytest.mark.parametrize(("limit", "allowed"), [("0", 0), ("7", 7), ("5%", 10), ("0.5%", 1), (None, None)])
 def test_errors_are_limited_by_number_or_by_share(limit: str | None, allowed: int | None) -> None:
     spec = JobSpec(new_job_id(), "echo", max_errors=limit)
-    assert JobSpec.decode(spec.encode()).most_failed(200) == allowed
+    assert JobSpec.decode(spec.encode()).max_failed(200) == allowed
 
 
-def test_retry_opens_only_chunks_with_failures_in_a_new_round(store: Store, ledger: Ledger) -> None:
+def test_retry_opens_only_chunks_with_failures_in_a_new_round(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 5)
     run_all(ledger, job_id, failed=(1, 3))
     assert store.job(job_id).counts == Counts(3, 2)
@@ -59,7 +59,7 @@ def test_retry_opens_only_chunks_with_failures_in_a_new_round(store: Store, ledg
     assert ledger.retry(job_id) == 0
 
 
-def test_a_record_that_failed_counts_as_failed_until_it_has_another_outcome(store: Store, ledger: Ledger) -> None:
+def test_a_failed_record_counts_as_failed_until_it_has_another_outcome(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 4)
     run_all(ledger, job_id, failed=(0, 1, 2))
     ledger.retry(job_id)
@@ -75,21 +75,21 @@ def test_a_record_that_failed_counts_as_failed_until_it_has_another_outcome(stor
     assert (job.status, job.counts) == (JobStatus.COMPLETED, Counts(4, 0))
 
 
-def test_a_limit_of_failures_begins_anew_with_each_round(store: Store, ledger: Ledger) -> None:
+def test_a_limit_of_failures_begins_anew_with_each_round(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 3)
     run_all(ledger, job_id, failed=(0, 1, 2))
     ledger.retry(job_id)
     held = leased(ledger, job_id)
-    assert ledger.commit(held, Counts(0, 1), {}, most_failed=1) == "committed"
+    assert ledger.commit(held, Counts(0, 1), {}, max_failed=1) == "committed"
     assert store.job(job_id).status is JobStatus.RUNNING
     held = leased(ledger, job_id)
-    assert ledger.commit(held, Counts(0, 1), {}, most_failed=1) == "committed"
+    assert ledger.commit(held, Counts(0, 1), {}, max_failed=1) == "committed"
     failure = store.job(job_id).failure
     assert failure and failure.message.startswith("2 records failed")
 
 
 def test_a_retry_that_is_sent_again_since_its_answer_was_lost_is_done_once(
-    store: Store, ledger: Ledger, server: RedisServer
+    store: JobStore, ledger: Ledger, server: RedisServer
 ) -> None:
     job_id = make_job(store, ledger, 3)
     run_all(ledger, job_id, failed=(0, 2))
@@ -100,7 +100,7 @@ def test_a_retry_that_is_sent_again_since_its_answer_was_lost_is_done_once(
     assert store.job(job_id).round == 1
 
 
-def test_a_retry_that_met_another_one_halfway_begins_anew(store: Store, ledger: Ledger, server: RedisServer) -> None:
+def test_a_retry_that_met_another_one_halfway_begins_anew(store: JobStore, ledger: Ledger, server: RedisServer) -> None:
     job_id = make_job(store, ledger, 3)
     run_all(ledger, job_id, failed=(0, 2))
     assert ledger.retry(job_id) == 2
@@ -110,7 +110,7 @@ def test_a_retry_that_met_another_one_halfway_begins_anew(store: Store, ledger: 
 
 
 def test_a_retry_that_was_cut_off_before_its_round_changes_nothing(
-    store: Store, ledger: Ledger, server: RedisServer
+    store: JobStore, ledger: Ledger, server: RedisServer
 ) -> None:
     job_id = make_job(store, ledger, 3)
     run_all(ledger, job_id, failed=(0, 2))
@@ -125,22 +125,22 @@ def test_a_retry_that_was_cut_off_before_its_round_changes_nothing(
 
 
 def test_thousands_of_chunks_are_sealed_and_retried_in_order_and_each_once(
-    store: Store, ledger: Ledger, server: RedisServer
+    store: JobStore, ledger: Ledger, server: RedisServer
 ) -> None:
     job_id, chunks, of = new_job_id(), 5000, JobKeys.of
     store.create(JobSpec(job_id, "test-echo", created_at=1.0))
-    ledger.seal(job_id, chunks, chunks)
+    ledger.accept(job_id, chunks, chunks)
     every = [str(chunk).encode() for chunk in range(chunks)]
     assert server.client.lrange(of(job_id).open, 0, -1) == every
     server.client.hset(of(job_id).commits, mapping=dict.fromkeys(every, "0:1:0:1:0"))
-    server.client.hset(of(job_id).flawed, mapping=dict.fromkeys(every, 1))
+    server.client.hset(of(job_id).failed_counts, mapping=dict.fromkeys(every, 1))
     server.client.delete(of(job_id).open)
     assert ledger.fail(job_id, Failure("test", "ended"))
     assert ledger.retry(job_id) == chunks
     assert sorted(server.client.lrange(of(job_id).open, 0, -1), key=int) == every
 
 
-def test_retry_of_a_cancelled_job_runs_what_never_ended(store: Store, ledger: Ledger) -> None:
+def test_retry_of_a_cancelled_job_runs_what_never_ended(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 4)
     held = leased(ledger, job_id)
     commit(ledger, held)
@@ -149,7 +149,7 @@ def test_retry_of_a_cancelled_job_runs_what_never_ended(store: Store, ledger: Le
     assert sorted(run_all(ledger, job_id)) == [1, 2, 3]
 
 
-def test_a_chunk_given_back_after_its_job_ended_is_not_lost_to_a_retry(store: Store, ledger: Ledger) -> None:
+def test_a_chunk_given_back_after_its_job_ended_is_not_lost_to_a_retry(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     held = leased(ledger, job_id)
     ledger.fail(job_id, Failure("x", "y"))
@@ -159,7 +159,7 @@ def test_a_chunk_given_back_after_its_job_ended_is_not_lost_to_a_retry(store: St
     assert store.job(job_id).status is JobStatus.COMPLETED
 
 
-def test_a_commit_of_an_earlier_round_is_stale(store: Store, ledger: Ledger) -> None:
+def test_a_commit_of_an_earlier_round_is_stale(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 2)
     late = leased(ledger, job_id)
     ledger.fail(job_id, Failure("x", "y"))
@@ -167,7 +167,7 @@ def test_a_commit_of_an_earlier_round_is_stale(store: Store, ledger: Ledger) -> 
     assert commit(ledger, late) == "stale"
 
 
-def test_retry_refuses_a_job_that_runs_or_was_never_accepted(store: Store, ledger: Ledger) -> None:
+def test_retry_refuses_a_job_that_runs_or_was_never_accepted(store: JobStore, ledger: Ledger) -> None:
     with pytest.raises(UnknownJob):
         ledger.retry("000000000000")
     job_id = make_job(store, ledger)
@@ -175,7 +175,7 @@ def test_retry_refuses_a_job_that_runs_or_was_never_accepted(store: Store, ledge
         ledger.retry(job_id)
 
 
-def test_a_retry_of_a_running_job_forgets_nothing_of_it(store: Store, ledger: Ledger) -> None:
+def test_a_retry_of_a_running_job_forgets_nothing_of_it(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     first = leased(ledger, job_id)
     assert commit(ledger, first) == "committed"
@@ -185,7 +185,7 @@ def test_a_retry_of_a_running_job_forgets_nothing_of_it(store: Store, ledger: Le
     assert store.job(job_id).counts == Counts(1, 0)
 
 
-def test_a_job_whose_producer_fell_silent_is_given_up(store: Store, ledger: Ledger) -> None:
+def test_a_job_whose_producer_fell_silent_is_given_up(store: JobStore, ledger: Ledger) -> None:
     job_id = new_job_id()
     store.create(JobSpec(job_id, "echo"))
     payloads(store, job_id).add_records(0, b"payload")
@@ -201,7 +201,7 @@ def test_a_job_whose_producer_fell_silent_is_given_up(store: Store, ledger: Ledg
         ledger.retry(job_id)
 
 
-def test_every_key_of_a_finished_job_has_a_time_to_live(store: Store, ledger: Ledger, server: RedisServer) -> None:
+def test_every_key_of_a_finished_job_has_a_time_to_live(store: JobStore, ledger: Ledger, server: RedisServer) -> None:
     ends = [make_job(store, ledger) for _ in range(3)]
     run_all(ledger, ends[0], failed=(1,))
     ledger.cancel(ends[1])
@@ -213,7 +213,7 @@ def test_every_key_of_a_finished_job_has_a_time_to_live(store: Store, ledger: Le
     assert server.client.scard(keys.ACTIVE) == 0
 
 
-def write_late(store: Store, ledger: Ledger, held: Lease) -> None:
+def write_late(store: JobStore, ledger: Ledger, held: Lease) -> None:
     """Do all that a producer and a worker may still do who do not know yet that their job is over."""
     late = payloads(store, held.job_id)
     for write in (
@@ -223,21 +223,21 @@ def write_late(store: Store, ledger: Ledger, held: Lease) -> None:
         with pytest.raises(NotSubmitting):
             write()
     store.note(held.job_id, "producer_seen", "5")
-    late.put_outcomes(held.chunk, held.version, b"late")
+    late.write_outcomes(held.chunk, held.version, b"late")
     assert commit(ledger, held) == "closed"
-    late.drop_outcomes(held.chunk, held.version)
+    late.delete_outcomes(held.chunk, held.version)
     assert ledger.renew(held) not in ("queued", "running")
-    ledger.note_alone(held, done=0, now=1, kept=3)
+    ledger.note_isolated(held, done=0, now=1, kept=3)
     ledger.advance(held, 100)
     ledger.refuse(held.job_id, "w", "late")
     ledger.serve(held.job_id, "w")
     ledger.give_back(held, rest=1)
-    assert ledger.issue(held.job_id, 6) == []
+    assert ledger.issue_tickets(held.job_id, 6) == []
     assert reap(ledger, held.job_id) == []
 
 
 @pytest.mark.parametrize("end", ["failed", "given up", "cancelled", "completed", "deleted", "expired"])
-def test_late_writers_leave_nothing_behind(end: str, store: Store, ledger: Ledger, server: RedisServer) -> None:
+def test_late_writers_leave_nothing_behind(end: str, store: JobStore, ledger: Ledger, server: RedisServer) -> None:
     job_id = make_job(store, ledger, 1)
     held = leased(ledger, job_id)
     if end == "failed":
@@ -261,7 +261,7 @@ def test_late_writers_leave_nothing_behind(end: str, store: Store, ledger: Ledge
         assert server.client.pttl(key) > 0, key
 
 
-def test_a_retried_job_lives_as_long_as_it_runs(store: Store, ledger: Ledger, server: RedisServer) -> None:
+def test_a_retried_job_lives_as_long_as_it_runs(store: JobStore, ledger: Ledger, server: RedisServer) -> None:
     job_id = make_job(store, ledger)
     run_all(ledger, job_id, failed=(0,))
     ledger.retry(job_id)
@@ -269,7 +269,7 @@ def test_a_retried_job_lives_as_long_as_it_runs(store: Store, ledger: Ledger, se
         assert server.client.pttl(key) == -1, key
 
 
-def test_forgotten_jobs_leave_the_list(store: Store, ledger: Ledger, server: RedisServer) -> None:
+def test_forgotten_jobs_leave_the_list(store: JobStore, ledger: Ledger, server: RedisServer) -> None:
     job_id = make_job(store, ledger)
     server.client.delete(JobKeys.of(job_id).job)
     assert list(store.each_job()) == []

@@ -11,10 +11,10 @@ import pytest
 from common.payloads.backends import Version
 from common.payloads.codec import encode_outcomes, encode_records
 from common.payloads.job_payloads import JobPayloads
-from common.payloads.output_committer import OutputParts
-from common.queue.jobs import Store
+from common.payloads.output_committer import OutputCommitter
+from common.queue.jobs import JobStore
 from common.queue.ledger import Lease, Ledger
-from common.queue.output_commit import publish, settle_commit
+from common.queue.output_commit import finish_commit, publish
 from common.records import Counts, Failure, JobSpec, JobStatus, Outcome, Output, Record, new_job_id
 from common.redis.keys import JobKeys
 from tests.support.ledger_jobs import leased
@@ -27,7 +27,7 @@ class Written:
     """A job of chunks of one record whose output is written without a worker."""
 
     def __init__(self, server: RedisServer, directory: Path, chunks: int = 2, kind: str = "parts") -> None:
-        self.store, self.ledger = Store(server.client, 100, lambda _: True), Ledger(server.client, 30)
+        self.store, self.ledger = JobStore(server.client, 100, lambda _: True), Ledger(server.client, 30)
         self.directory = directory
         output = Output(str(directory), "parquet") if kind == "parts" else None
         store = str(directory) if kind == "store" else None
@@ -35,14 +35,14 @@ class Written:
         self.store.create(self.spec)
         for number in range(chunks):
             self.payloads.add_records(number, encode_records([Record(number, f"text {number}")]))
-        self.ledger.seal(self.spec.id, chunks, chunks)
+        self.ledger.accept(self.spec.id, chunks, chunks)
 
     @property
     def payloads(self) -> JobPayloads:
         return self.store.payloads(self.spec)
 
     @property
-    def parts(self) -> OutputParts:
+    def parts(self) -> OutputCommitter:
         parts = self.payloads.parts
         assert parts
         return parts
@@ -52,7 +52,7 @@ class Written:
 
     def put(self, held: Lease, outcome: Outcome) -> None:
         """Write outcomes aside."""
-        self.payloads.put_outcomes(held.chunk, held.version, encode_outcomes([0], [held.chunk], [outcome], None))
+        self.payloads.write_outcomes(held.chunk, held.version, encode_outcomes([0], [held.chunk], [outcome], None))
 
     def commit(self, held: Lease, outcome: Outcome) -> None:
         """Write outcomes aside and commit them, no more: here a worker may die."""
@@ -97,7 +97,7 @@ def test_outcomes_are_read_wherever_their_part_is(written: Written) -> None:
     assert len(written.payloads.outcomes(first.chunk)) == 1
 
 
-def test_one_that_slept_through_a_retry_takes_nothing_away_and_says_nothing(
+def test_a_worker_that_slept_through_a_retry_removes_and_reports_nothing(
     written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(2):
@@ -141,7 +141,7 @@ def test_a_job_that_is_deleted_while_its_part_is_placed_is_no_fault(written: Wri
     held = written.lease()
     written.commit(held, Outcome("output"))
     written.store.delete(written.spec.id)
-    settle_commit(written.store, written.ledger, written.payloads, held)
+    finish_commit(written.store, written.ledger, written.payloads, held)
 
 
 def test_a_worker_that_may_not_open_the_output_leaves_its_end_to_another(

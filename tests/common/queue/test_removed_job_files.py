@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ModelError
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
 from common.records import JobSpec, Output, new_job_id
 from common.redis import keys
@@ -21,29 +21,29 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def files(server: RedisServer, place: Path) -> Store:
+def files(server: RedisServer, place: Path) -> JobStore:
     """A store that may open `place`, and all else below it."""
-    return Store(server.client, 100, lambda address: address.startswith(str(place)))
+    return JobStore(server.client, 100, lambda address: address.startswith(str(place)))
 
 
-def begin(store: Store, place: Path, **more: object) -> JobSpec:
+def begin(store: JobStore, place: Path, **more: object) -> JobSpec:
     spec = JobSpec(new_job_id(), "test-echo", store=str(place), **more)  # type: ignore[arg-type]
     store.create(spec)
     store.payloads(spec).add_records(0, PAYLOAD)
     return spec
 
 
-def clear_away(store: Store) -> list[str]:
+def clear_away(store: JobStore) -> list[str]:
     """What a reaper does; the jobs whose files were removed."""
     found, cursor = [], None
     while cursor != 0:
-        cursor, gone = store.left_behind(cursor or 0, 100)
+        cursor, gone = store.orphaned_files(cursor or 0, 100)
         found += gone
     return [job_id for job_id in found if store.remove_files(job_id)]
 
 
 def test_of_many_stored_jobs_only_those_that_are_gone_lose_their_files(
-    server: RedisServer, files: Store, place: Path
+    server: RedisServer, files: JobStore, place: Path
 ) -> None:
     specs = [begin(files, place) for _ in range(230)]
     gone = {spec.id for spec in specs[::100]}
@@ -56,10 +56,10 @@ def test_of_many_stored_jobs_only_those_that_are_gone_lose_their_files(
 
 
 def test_files_that_this_process_may_not_open_are_left_to_others(
-    server: RedisServer, files: Store, place: Path
+    server: RedisServer, files: JobStore, place: Path
 ) -> None:
     spec = begin(files, place)
-    stranger = Store(server.client, 100)
+    stranger = JobStore(server.client, 100)
     assert stranger.delete(spec.id) == "deleted"
     assert clear_away(stranger) == []
     assert (place / spec.id).exists()
@@ -68,20 +68,20 @@ def test_files_that_this_process_may_not_open_are_left_to_others(
 
 
 def test_a_late_worker_of_a_deleted_job_leaves_nothing(
-    server: RedisServer, files: Store, ledger: Ledger, place: Path
+    server: RedisServer, files: JobStore, ledger: Ledger, place: Path
 ) -> None:
     spec = begin(files, place)
-    ledger.seal(spec.id, 1, 1)
+    ledger.accept(spec.id, 1, 1)
     payloads = files.payloads(spec)
-    payloads.put_outcomes(0, (0, 1), PAYLOAD)
+    payloads.write_outcomes(0, (0, 1), PAYLOAD)
     assert files.delete(spec.id) == "deleted"
-    payloads.put_outcomes(0, (0, 2), PAYLOAD)
+    payloads.write_outcomes(0, (0, 2), PAYLOAD)
     assert list(place.iterdir()) == []
     assert server.client.keys("*") == []
 
 
 def test_what_a_worker_writes_in_the_moment_of_a_delete_is_found_later(
-    server: RedisServer, files: Store, place: Path
+    server: RedisServer, files: JobStore, place: Path
 ) -> None:
     spec = begin(files, place)
     files.delete(spec.id)
@@ -92,7 +92,7 @@ def test_what_a_worker_writes_in_the_moment_of_a_delete_is_found_later(
     assert list(place.iterdir()) == [] and server.client.hlen(keys.STORED) == 0
 
 
-def test_a_forged_place_is_not_removed(server: RedisServer, files: Store, place: Path, tmp_path: Path) -> None:
+def test_a_forged_place_is_not_removed(server: RedisServer, files: JobStore, place: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine" / "0123456789ab"
     mine.mkdir(parents=True)
     server.client.hset(keys.STORED, mapping={"0123456789ab": str(tmp_path / "mine"), "../mine": str(place)})
@@ -100,7 +100,7 @@ def test_a_forged_place_is_not_removed(server: RedisServer, files: Store, place:
     assert mine.exists()
 
 
-def test_the_parts_under_way_of_a_deleted_job_go_and_the_others_stay(files: Store, place: Path) -> None:
+def test_the_parts_under_way_of_a_deleted_job_go_and_the_others_stay(files: JobStore, place: Path) -> None:
     spec = begin(files, place, output=Output(str(place / "out"), "jsonl"))
     for name in (f"_attempts/{spec.id}/0.0.1.jsonl", "part-00001.jsonl"):
         (place / "out" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +109,6 @@ def test_the_parts_under_way_of_a_deleted_job_go_and_the_others_stay(files: Stor
     assert [path.name for path in (place / "out").iterdir()] == ["part-00001.jsonl"]
 
 
-def test_a_store_that_may_not_be_opened_is_refused(server: RedisServer, files: Store, tmp_path: Path) -> None:
+def test_a_store_that_may_not_be_opened_is_refused(server: RedisServer, files: JobStore, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="lies under nothing that may be opened here"):
         begin(files, tmp_path / "elsewhere")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from common.redis.durability import weaknesses
+from common.redis.durability import durability_warnings
 from hugqueue import Client
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
 from tests.support.redis_acl import PASSWORD
@@ -21,26 +21,26 @@ def weaken(server: RedisServer) -> None:
 
 
 def test_what_is_advised_mends_it(server: RedisServer) -> None:
-    assert weaknesses(server.client, server.url) == []
+    assert durability_warnings(server.client, server.url) == []
     weaken(server)
-    told = weaknesses(server.client, f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0")
+    told = durability_warnings(server.client, f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0")
     assert [mend for mend, sentence in zip(MENDS, told, strict=True) if f"config set {mend}`" in sentence] == [*MENDS]
     assert not any(PASSWORD in sentence for sentence in told)
     for mend in MENDS:
         server.client.execute_command("CONFIG", "SET", *mend.split())
-    assert weaknesses(server.client, server.url) == []
+    assert durability_warnings(server.client, server.url) == []
 
 
 def test_a_policy_that_never_applies_is_no_weakness(server: RedisServer) -> None:
     server.client.config_set("maxmemory-policy", "allkeys-lru")
-    assert weaknesses(server.client, server.url) == []
+    assert durability_warnings(server.client, server.url) == []
 
 
 def test_nothing_is_told_where_this_user_may_not_ask(server: RedisServer) -> None:
     weaken(server)
     server.client.execute_command("ACL", "SETUSER", "small", "on", f">{PASSWORD}", "+ping")
     with redis.Redis(port=server.port, username="small", password=PASSWORD) as client:
-        assert weaknesses(client, server.url) == []
+        assert durability_warnings(client, server.url) == []
 
 
 @pytest.mark.parametrize("weak", [True, False])

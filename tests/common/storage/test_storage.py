@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import NoSuchStorage, StorageError
-from common.storage.filesystem import open_stream, version_of
+from common.storage.filesystem import file_version, open_stream
 from common.storage.storage import Storage, open_storage
 
 
@@ -63,7 +63,7 @@ def test_a_file_can_be_read_from_its_middle(storage: Storage, address: str) -> N
     with open_stream(f"{address}/a") as stream:
         stream.seek(4)
         assert stream.read(3) == b"456"
-    size, version = version_of(f"{address}/a")
+    size, version = file_version(f"{address}/a")
     assert size == 10
     assert version
 
@@ -72,14 +72,14 @@ def test_a_missing_file_is_named(address: str) -> None:
     with pytest.raises(StorageError, match=f"Cannot read {address}/nothing: there is no such file"):
         open_stream(f"{address}/nothing")
     with pytest.raises(StorageError, match="there is no such file"):
-        version_of(f"{address}/nothing")
+        file_version(f"{address}/nothing")
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(StorageError, match="is no file but something else"):
-            version_of(str(name))
+            file_version(str(name))
         with pytest.raises(StorageError, match="is no file but something else"):
             open_stream(str(name))
 

@@ -9,15 +9,15 @@ from transformers import TrainingArguments
 from common.errors import UsageError
 from common.params import parse_params
 from common.records import Json
-from common.training.options import Training
+from common.training.options import TrainingOptions
 from common.training.trainer_arguments import FIELDS
 
 #: Fields that are read as text: options of an optimizer, and a pattern of the names of layers.
 TEXTS = {"optim_args", "optim_target_modules"}
 
 
-def decode(**arguments: Json) -> Training:
-    return Training.decode({"arguments": arguments})
+def decode(**arguments: Json) -> TrainingOptions:
+    return TrainingOptions.decode({"arguments": arguments})
 
 
 @pytest.mark.parametrize("name", sorted(FIELDS))

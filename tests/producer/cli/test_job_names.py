@@ -13,7 +13,7 @@ from common.durations import parse_duration, write_duration
 from common.errors import UnknownJob, UsageError
 from common.records import JobSpec
 from producer.client import Client
-from producer.embedded.log_files import LIMIT, aside, entries, open_log
+from producer.embedded.log_files import LIMIT, open_log, read_entries, rotated
 from tests.support.cli_processes import Terminal
 from tests.support.processes import ROOT, RedisServer, Shell, lines, wait_until
 
@@ -130,8 +130,8 @@ def test_a_full_log_is_put_aside_and_not_overwritten(tmp_path: Path) -> None:
         fd = open_log(log)
         os.write(fd, text.encode())
         os.close(fd)
-    assert log.read_text() == "second\n" and aside(log).read_text().startswith("first\n")
-    found = list(entries(log))
+    assert log.read_text() == "second\n" and rotated(log).read_text().startswith("first\n")
+    found = list(read_entries(log))
     assert (found[0], found[-1]) == ("first\n  more\n", "second\n")
 
 

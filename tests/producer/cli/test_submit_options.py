@@ -11,7 +11,7 @@ from transformers import pipeline
 
 from common.errors import UsageError
 from producer.cli.grouped_command import HINTS, GroupedCommand
-from producer.cli.main import COMMON, main
+from producer.cli.main import COMMON_OPTIONS, main
 from producer.client import Client
 from tests.support.cli_processes import Queue, running_queue
 from tests.support.processes import DEMO_MODEL, lines
@@ -95,7 +95,9 @@ def test_help_has_every_option_in_one_group_and_marks_the_required(queue: Queue,
     command = main.get_command(click.Context(main), name)
     assert isinstance(command, GroupedCommand)
     text = queue.run(name, "--help").stdout
-    options = [option.opts[0] for option in command.params if isinstance(option, click.Option) and option not in COMMON]
+    options = [
+        option.opts[0] for option in command.params if isinstance(option, click.Option) and option not in COMMON_OPTIONS
+    ]
     grouped = [option for group in command.groups.values() for option in group]
     assert sorted(grouped) == sorted(options)
     assert all(re.search(rf"^{heading}:$", text, re.MULTILINE) for heading in command.groups)

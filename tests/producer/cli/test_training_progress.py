@@ -8,7 +8,7 @@ from rich.console import Console
 from common.jobs import Job
 from common.records import JobSpec, JobStatus, Json
 from producer.cli.progress import JobProgress, job_bar
-from workers.training.controller.progress import describe
+from workers.training.controller.progress import format_progress
 
 PROGRESS: dict[str, Json] = {
     "stage": "", "step": 12_345, "steps": 54_000, "epoch": 34.0, "epochs": 3000, "loss": 0.69336,
@@ -22,7 +22,7 @@ def training(**progress: Json) -> Job:
     return Job(spec, JobStatus.RUNNING, progress=PROGRESS | progress)
 
 
-def test_a_terminal_of_80_columns_shows_steps_loss_speed_and_time_left_in_one_line() -> None:
+def test_80_columns_show_steps_loss_speed_and_time_left_in_one_line() -> None:
     shown = io.StringIO()
     with job_bar(Console(file=shown, width=80, force_terminal=True, color_system=None)) as bar:
         progress = JobProgress(bar)
@@ -49,8 +49,8 @@ def test_without_a_terminal_a_line_says_how_far_the_training_is(capfd: pytest.Ca
 
 
 def test_what_flower_and_status_show_has_every_number_of_a_step() -> None:
-    assert describe(PROGRESS) == (
+    assert format_progress(PROGRESS) == (
         "step 12,345 of 54,000, loss 0.6934, learning rate 4.99e-06, 1,092.8 examples/s, 123:00 left; "
         "eval_loss 0.3146, accuracy 0.75"
     )
-    assert describe({"step": 40, "notes": []}) == ""
+    assert format_progress({"step": 40, "notes": []}) == ""

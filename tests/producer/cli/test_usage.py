@@ -192,7 +192,7 @@ def test_a_wrong_password_is_said_and_not_shown(alone: Shell, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("address", ["http://:secret@127.0.0.1", "redis://:secret@127.0.0.1:x", "redis://:sec/ret@h"])
-def test_an_address_that_is_none_of_a_redis_is_refused_and_its_password_not_shown(alone: Shell, address: str) -> None:
+def test_a_url_that_is_not_redis_is_refused_without_its_password(alone: Shell, address: str) -> None:
     alone.environ["CELERY_BROKER_URL"] = address
     said = refusal(alone, "jobs")
     assert "Expected redis://" in said

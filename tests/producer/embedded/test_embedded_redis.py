@@ -14,11 +14,11 @@ from common.errors import StoreUnavailable, UsageError
 from common.redis.client import connect
 from common.settings import load_settings
 from producer.embedded.attach import attach
-from producer.embedded.daemon import TAKEN
+from producer.embedded.daemon import ALREADY_RUNNING
 from producer.embedded.file_lock import LockFile
-from producer.embedded.probe import Answer, probe
+from producer.embedded.probe import ServerState, probe
 from producer.embedded.server_binary import find_binary, recorded_release
-from producer.embedded.state_dir import Place
+from producer.embedded.state_dir import StateDir
 from tests.support.embedded_processes import Holder, Home
 from tests.support.processes import Shell, environment, redis_binary, wait_until
 
@@ -48,11 +48,11 @@ def hold(home: Home) -> Iterator[Hold]:
 
 def count_up(home: Home, **changes: str) -> int:
     """Attach, count in Redis, and leave."""
-    with attach(load_settings(home.environ | changes), working=False, say=lambda _: None) as settings:
+    with attach(load_settings(home.environ | changes), working=False, notify=lambda _: None) as settings:
         return int(connect(settings.broker_url or "").incr("counter"))
 
 
-def test_the_first_command_starts_redis_says_so_and_the_end_leaves_no_process(home: Home, hold: Hold) -> None:
+def test_the_first_command_starts_redis_and_the_end_leaves_no_process(home: Home, hold: Hold) -> None:
     holder = hold()
     [said] = holder.facts["said"]
     version = holder.client.info("server")["valkey_version"]
@@ -137,12 +137,12 @@ def test_a_redis_without_its_keeper_is_ended_before_the_next_one_starts(home: Ho
     """As a killed keeper leaves it on systems that do not end children with their parent."""
     assert count_up(home) == 1
     home.wait_until_empty()
-    place = Place.of(load_settings(home.environ))
-    with LockFile(place.server) as lock:
-        assert lock.claim()
-        command = [redis_binary(), "--port", "0", "--unixsocket", str(place.socket), "--dir", str(place.data)]
+    state_dir = StateDir.of(load_settings(home.environ))
+    with LockFile(state_dir.server) as lock:
+        assert lock.lock_exclusive()
+        command = [redis_binary(), "--port", "0", "--unixsocket", str(state_dir.socket), "--dir", str(state_dir.data)]
         orphan = subprocess.Popen([*command, "--appendonly", "yes", "--save", ""], pass_fds=(lock.fileno(),))
-    wait_until(lambda: probe(place.url) is Answer.READY, 10, "the orphan answers")
+    wait_until(lambda: probe(state_dir.url) is ServerState.READY, 10, "the orphan answers")
     holder = hold()
     assert int(holder.client.incr("counter")) == 2
     assert holder.client.info("server")["process_id"] != orphan.pid
@@ -175,7 +175,7 @@ def test_a_second_keeper_goes_away(home: Home, hold: Hold) -> None:
     assert hold().client.ping()
     keeper = home.keeper().pid
     done = subprocess.run([sys.executable, "-P", "-m", "producer.embedded.daemon"], env=home.environ, check=False)
-    assert done.returncode == TAKEN
+    assert done.returncode == ALREADY_RUNNING
     assert home.keeper().pid == keeper
 
 
@@ -196,7 +196,7 @@ def test_a_state_directory_that_others_can_write_to_is_refused(home: Home) -> No
 
 def test_a_link_planted_where_the_socket_goes_is_refused(home: Home, tmp_path: Path) -> None:
     elsewhere = Home(home.environ | {"HUGQUEUE_HOME": str(tmp_path / ("d" * 120))})
-    directory = Place.of(load_settings(elsewhere.environ)).socket.parent
+    directory = StateDir.of(load_settings(elsewhere.environ)).socket.parent
     directory.symlink_to(tmp_path)
     try:
         with pytest.raises(UsageError, match="is not private"):
@@ -228,8 +228,8 @@ def test_a_look_at_an_empty_state_leaves_it_to_any_server(home: Home) -> None:
 
 
 def test_the_server_that_wrote_a_job_is_recorded(home: Home) -> None:
-    place = Place.of(load_settings(home.environ))
+    state_dir = StateDir.of(load_settings(home.environ))
     assert count_up(home) == 1
     home.wait_until_empty()
-    written = recorded_release(place)
-    assert written and written == find_binary(place).release
+    written = recorded_release(state_dir)
+    assert written and written == find_binary(state_dir).release

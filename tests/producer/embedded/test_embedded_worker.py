@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import NotSubmitting
 from common.jobs import Job
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
 from common.records import JobSpec, JobStatus, new_job_id
 from tests.support.embedded_processes import Holder, Home
@@ -46,16 +46,16 @@ def hold(home: Home) -> Iterator[Hold]:
 def accept_job(holder: Holder) -> str:
     """Submit a job of one chunk, without tickets: nobody will run it."""
     spec = JobSpec(new_job_id(), "fill-mask", created_at=time.time())
-    store = Store(holder.client, 60)
+    store = JobStore(holder.client, 60)
     store.create(spec)
     with suppress(NotSubmitting):  # it may have failed already: its keeper looks all the time
         store.payloads(spec).add_records(0, b"")
-        Ledger(holder.client, 30).seal(spec.id, 1, 1)
+        Ledger(holder.client, 30).accept(spec.id, 1, 1)
     return spec.id
 
 
 def failed(holder: Holder, job_id: str) -> Job | None:
-    job = Store(holder.client, 60).job(job_id)
+    job = JobStore(holder.client, 60).job(job_id)
     return job if job.status is JobStatus.FAILED else None
 
 
@@ -63,7 +63,7 @@ def wait_for_worker(home: Home) -> None:
     wait_until(lambda: home.processes(SUPERVISOR), 20, "a supervisor")
 
 
-def test_a_worker_is_started_for_a_command_that_needs_one_and_leaves_with_it(home: Home, hold: Hold) -> None:
+def test_a_worker_starts_for_a_command_that_needs_one_and_ends_with_it(home: Home, hold: Hold) -> None:
     holder = hold()
     assert [line for line in holder.facts["said"] if str(home.path / "worker.log") in line]
     wait_for_worker(home)

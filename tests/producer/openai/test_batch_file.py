@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import UsageError
 from common.records import Failure, JobSpec, Json, Outcome, Record
-from common.results import Row
+from common.results import ResultRow
 from producer.openai import find_batch, read_batch, response_line
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -146,11 +146,11 @@ def test_a_file_that_is_no_batch_of_the_task_is_refused(tmp_path: Path, text: st
 )
 def test_an_error_stands_in_the_place_of_its_response(outcome: Outcome | None, status: int | None, code: str):
     spec = JobSpec("0" * 12, "text-generation", "m", format="openai")
-    found = json.loads(response_line(spec, 0, Row("r1", {}, outcome)))
+    found = json.loads(response_line(spec, 0, ResultRow("r1", {}, outcome)))
     assert found["custom_id"] == "r1"
     assert found["error"]["code"] == code
     response = found["response"]
     assert (response and response["status_code"]) == status
     if response:
         assert response["body"]["error"]["code"] == code
-    assert response_line(spec, 0, Row("r1", {}, outcome)) != response_line(spec, 1, Row("r1", {}, outcome))
+    assert response_line(spec, 0, ResultRow("r1", {}, outcome)) != response_line(spec, 1, ResultRow("r1", {}, outcome))

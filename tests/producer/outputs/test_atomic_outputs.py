@@ -11,11 +11,11 @@ import pytest
 from common.errors import HugqueueError, UsageError
 from common.records import Failure, Outcome
 from common.tasks import TASKS, Task
-from producer.outputs import Row, check_output, open_output
+from producer.outputs import ResultRow, check_output, open_output
 
 ROOT = Path(__file__).parents[3]
 EMBEDDING = TASKS["embedding"]
-ROWS = [Row(0, "a", Outcome([1.0, 2.0])), Row(1, "b", Outcome(failure=Failure("no_text", "empty")))]
+ROWS = [ResultRow(0, "a", Outcome([1.0, 2.0])), ResultRow(1, "b", Outcome(failure=Failure("no_text", "empty")))]
 NAMES = ["a.jsonl", "a.csv", "a.parquet", "a.npy", "a.jsonl.gz", "a.csv.gz"]
 
 

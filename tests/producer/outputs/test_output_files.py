@@ -15,7 +15,7 @@ import pytest
 from common.errors import HugqueueError, UsageError
 from common.records import Failure, Outcome
 from common.tasks import TASKS
-from producer.outputs import Row, open_output, to_line
+from producer.outputs import ResultRow, open_output, to_line
 from producer.outputs.targets import parse_target
 
 FILL = TASKS["fill-mask"]
@@ -24,15 +24,15 @@ NO_MASK = Failure("no_mask", "the text has no [MASK]")
 ODD = 'comma, "quote"\r, \n newline, 한국어 😀 \ud800'
 
 ROWS = [
-    Row("a", "서울은 [MASK]", Outcome([{"token_str": "도시", "score": 0.5}])),
-    Row(7, ODD, Outcome(failure=NO_MASK)),
-    Row("7", {"text": "x", "targets": ["y"]}, Outcome("a text", truncated=True)),
-    Row(None, "never run", None),
-    Row(["odd", 1], "nan", Outcome(float("nan"))),
+    ResultRow("a", "서울은 [MASK]", Outcome([{"token_str": "도시", "score": 0.5}])),
+    ResultRow(7, ODD, Outcome(failure=NO_MASK)),
+    ResultRow("7", {"text": "x", "targets": ["y"]}, Outcome("a text", truncated=True)),
+    ResultRow(None, "never run", None),
+    ResultRow(["odd", 1], "nan", Outcome(float("nan"))),
 ]
 
 
-def write(path: Path, rows: list[Row], task=FILL, **options) -> None:
+def write(path: Path, rows: list[ResultRow], task=FILL, **options) -> None:
     with open_output(path, task, **options) as writer:
         writer.write_all(iter(rows))
 
@@ -62,7 +62,7 @@ def lines_message(line: str) -> str:
 def test_csv_safe_escapes_what_a_spreadsheet_would_run(tmp_path):
     cells = ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\r=1"]
     plain = ["text", "-0.5", "+3e2", "'=quoted", "a=b"]
-    rows = [Row(text, text, Outcome(text)) for text in (*cells, *plain)]
+    rows = [ResultRow(text, text, Outcome(text)) for text in (*cells, *plain)]
     write(tmp_path / "a.csv", rows, csv_safe=True)
     read = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_bytes().decode(), newline="")))
     expected = [f"'{cell}" for cell in cells] + plain
@@ -103,7 +103,7 @@ def test_parquet_of_a_task_without_a_type_holds_json_text(tmp_path):
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32(), 3), pa.list_(pa.float32())])
 def test_parquet_of_a_typed_output_keeps_the_type(tmp_path, kind):
-    rows = [Row(0, "a", Outcome([0.5, 1.0, -2.0])), Row(1, "b", Outcome(failure=NO_MASK))]
+    rows = [ResultRow(0, "a", Outcome([0.5, 1.0, -2.0])), ResultRow(1, "b", Outcome(failure=NO_MASK))]
     write(tmp_path / "a.parquet", rows, EMBEDDING, output_type=kind)
     table = pq.read_table(tmp_path / "a.parquet")
     assert table.schema.field("output").type == pa.list_(pa.float32())
@@ -111,7 +111,7 @@ def test_parquet_of_a_typed_output_keeps_the_type(tmp_path, kind):
 
 
 def test_parquet_groups_of_rows_are_bounded(tmp_path):
-    write(tmp_path / "a.parquet", [Row(n, "text", Outcome(n)) for n in range(20_000)])
+    write(tmp_path / "a.parquet", [ResultRow(n, "text", Outcome(n)) for n in range(20_000)])
     file = pq.ParquetFile(tmp_path / "a.parquet")
     assert (file.metadata.num_rows, file.metadata.num_row_groups) == (20_000, 3)
     assert file.read()["output"].to_pylist() == [str(n) for n in range(20_000)]
@@ -119,16 +119,18 @@ def test_parquet_groups_of_rows_are_bounded(tmp_path):
 
 def test_an_output_of_another_type_than_declared_is_told(tmp_path):
     with pytest.raises(HugqueueError, match="not of the declared type"):
-        write(tmp_path / "a.parquet", [Row(0, "a", Outcome("text"))], EMBEDDING, output_type=pa.list_(pa.float32()))
+        write(
+            tmp_path / "a.parquet", [ResultRow(0, "a", Outcome("text"))], EMBEDDING, output_type=pa.list_(pa.float32())
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_npy_is_a_matrix_with_a_row_of_nan_for_each_failure(tmp_path):
     vectors = [[0.25 * n, 1.0, -1e-3] for n in range(3)]
     rows = [
-        Row("lost", "a", None),
-        *(Row(n, "b", Outcome(v)) for n, v in enumerate(vectors)),
-        Row("bad", "c", Outcome(failure=NO_MASK)),
+        ResultRow("lost", "a", None),
+        *(ResultRow(n, "b", Outcome(v)) for n, v in enumerate(vectors)),
+        ResultRow("bad", "c", Outcome(failure=NO_MASK)),
     ]
     write(tmp_path / "a.npy", rows, EMBEDDING)
     matrix = np.load(tmp_path / "a.npy", allow_pickle=False)
@@ -140,16 +142,16 @@ def test_npy_is_a_matrix_with_a_row_of_nan_for_each_failure(tmp_path):
 
 
 def test_npy_without_failures_leaves_no_errors_file_of_an_earlier_run(tmp_path):
-    write(tmp_path / "a.npy", [Row(0, "a", None)], EMBEDDING)
+    write(tmp_path / "a.npy", [ResultRow(0, "a", None)], EMBEDDING)
     assert np.load(tmp_path / "a.npy").shape == (1, 0)
     assert (tmp_path / "a.npy.errors.jsonl").exists()
-    write(tmp_path / "a.npy", [Row(0, "a", Outcome([1.0]))], EMBEDDING)
+    write(tmp_path / "a.npy", [ResultRow(0, "a", Outcome([1.0]))], EMBEDDING)
     assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
 
 
 def test_npy_equals_what_numpy_saves(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(100, 384)).astype("float32")
-    write(tmp_path / "a.npy", [Row(n, "", Outcome(v.tolist())) for n, v in enumerate(vectors)], EMBEDDING)
+    write(tmp_path / "a.npy", [ResultRow(n, "", Outcome(v.tolist())) for n, v in enumerate(vectors)], EMBEDDING)
     np.save(tmp_path / "b.npy", vectors)
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 
@@ -166,7 +168,7 @@ def test_npy_equals_what_numpy_saves(tmp_path):
 )
 def test_npy_of_anything_but_vectors_of_one_length_is_told(tmp_path, outputs, words):
     with pytest.raises(HugqueueError, match=words):
-        write(tmp_path / "a.npy", [Row(n, "", Outcome(o)) for n, o in enumerate(outputs)], EMBEDDING)
+        write(tmp_path / "a.npy", [ResultRow(n, "", Outcome(o)) for n, o in enumerate(outputs)], EMBEDDING)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,5 +192,5 @@ def test_the_same_outcomes_give_the_same_gzip(tmp_path):
 
 
 def test_not_a_number_is_null_in_json():
-    line = to_line(Row(0, "a", Outcome([math.inf, math.nan, 1.0])))
+    line = to_line(ResultRow(0, "a", Outcome([math.inf, math.nan, 1.0])))
     assert json.loads(line)["output"] == [None, None, 1.0]

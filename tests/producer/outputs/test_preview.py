@@ -3,11 +3,11 @@
 import pytest
 
 from common.records import Failure, Outcome
-from producer.outputs import Row, preview
+from producer.outputs import ResultRow, preview
 
 
 def shown(output) -> str:
-    return preview(Row(0, "in", Outcome(output)))[2]
+    return preview(ResultRow(0, "in", Outcome(output)))[2]
 
 
 def word(text: str, score: float) -> dict:
@@ -46,12 +46,12 @@ def test_an_output_is_shown_by_its_shape(output, text):
 
 
 def test_a_failure_is_shown_with_its_code():
-    assert preview(Row(3, "in", Outcome(failure=Failure("no_mask", "no mask here")))) == (
+    assert preview(ResultRow(3, "in", Outcome(failure=Failure("no_mask", "no mask here")))) == (
         "3",
         "in",
         "no_mask: no mask here",
     )
-    assert preview(Row("x", None, None))[2].startswith("not_run: ")
+    assert preview(ResultRow("x", None, None))[2].startswith("not_run: ")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_failure_is_shown_with_its_code():
     ],
 )
 def test_an_input_is_shown_in_one_line_without_control_characters(value, text):
-    shown_input = preview(Row(0, value, Outcome("out")))[1]
+    shown_input = preview(ResultRow(0, value, Outcome("out")))[1]
     assert "\x1b" not in shown_input
     if not isinstance(value, dict) or "table" not in value:
         assert shown_input == text

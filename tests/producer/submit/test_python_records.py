@@ -16,16 +16,16 @@ import pytest
 from common.errors import UsageError
 from common.records import Json, Record
 from common.tasks import TASKS
-from producer.submit.python_records import given_records, split_given
+from producer.submit.python_records import records_from_python, split_records_arg
 
 COLUMNS: dict[str, list[Any]] = {"id": ["a", "b", "c"], "body": ["one", "two", "three"], "stars": [5, 3, 1]}
 EXPECTED = [("a", "one"), ("b", "two"), ("c", "three")]
 
 
 def made(given: Any, task: str = "fill-mask", column: str | None = None, id_column: str | None = None) -> list[Record]:
-    paths, values = split_given(given)
+    paths, values = split_records_arg(given)
     assert paths == ()
-    found = given_records(values, TASKS[task], column=column, id_column=id_column, max_record_bytes=10_000)
+    found = records_from_python(values, TASKS[task], column=column, id_column=id_column, max_record_bytes=10_000)
     return list(found)
 
 
@@ -139,14 +139,14 @@ def test_a_column_by_itself_gives_its_cells(given: Any) -> None:
 )
 def test_what_is_no_list_of_records_is_refused(given: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        split_given(given)
+        split_records_arg(given)
 
 
 def test_a_text_by_itself_is_a_path_an_address_or_a_pattern(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     named = (str(tmp_path / "a.txt"), str(tmp_path / "*.txt"), "s3://bucket/a.txt", "file:///a.txt", "hf:org/name", "-")
     for name in named:
-        assert split_given(name) == ((name,), ())
+        assert split_records_arg(name) == ((name,), ())
 
 
 def nested(depth: int) -> Json:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.inputs.sources import Reading
+from common.inputs.sources import ReadProgress
 from tests.support.processes import RedisServer, Shell, environment
 
 MB = 1024 * 1024
@@ -87,5 +87,5 @@ def test_of_standard_input_what_came_so_far_is_counted(shell: Shell) -> None:
 
 def test_the_size_of_inputs_is_known_where_they_are_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("1234")
-    assert Reading.of([str(tmp_path / "a.txt")] * 2).size == 8
-    assert Reading.of([str(tmp_path / "a.txt"), "-"]).share == 1.0
+    assert ReadProgress.of([str(tmp_path / "a.txt")] * 2).size == 8
+    assert ReadProgress.of([str(tmp_path / "a.txt"), "-"]).share == 1.0

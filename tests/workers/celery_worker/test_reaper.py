@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from common.broker.app import make_app, send_tickets, waiting_tickets
-from common.queue.heartbeats import TTL, Heartbeat, beat, living
-from common.queue.jobs import Store
+from common.queue.heartbeats import TTL, Heartbeat, live_workers, send_heartbeat
+from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
 from common.records import Counts, JobSpec, JobStatus, new_job_id
 from common.redis import keys
 from common.redis.keys import JobKeys
-from common.redis.locks import hold
+from common.redis.locks import acquire_lock
 from common.settings import Settings
 from tests.conftest import LEASE
 from tests.support.ledger_jobs import commit, leased, look, make_job, payloads, put, reap, run_all
@@ -26,7 +26,7 @@ NewReaper = Callable[..., Reaper]
 
 @pytest.fixture
 def new_reaper(
-    server: RedisServer, store: Store, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    server: RedisServer, store: JobStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[NewReaper]:
     """Make reapers on `server` whose passes a test calls for one by one."""
     monkeypatch.syspath_prepend(PLUGINS)
@@ -58,7 +58,7 @@ def looks(server: RedisServer) -> int:
 # A key of a running job is lost
 
 
-def begun(store: Store, ledger: Ledger) -> str:
+def begun(store: JobStore, ledger: Ledger) -> str:
     """Return a job of six chunks: two done (one with failures), one in hand, one that rests, and two that are open."""
     job_id = make_job(store, ledger, 6)
     for failed in (0, 1):
@@ -68,7 +68,7 @@ def begun(store: Store, ledger: Ledger) -> str:
 
 
 @pytest.mark.parametrize("name", [name for name in JobKeys.__slots__ if name not in ("job", "input", "output")])
-def test_a_job_that_loses_a_key_is_still_done(name: str, store: Store, ledger: Ledger, server: RedisServer) -> None:
+def test_a_job_that_loses_a_key_is_still_done(name: str, store: JobStore, ledger: Ledger, server: RedisServer) -> None:
     job_id = begun(store, ledger)
     held = leased(ledger, job_id)
     server.client.delete(getattr(JobKeys.of(job_id), name))
@@ -86,7 +86,7 @@ def test_a_job_that_loses_a_key_is_still_done(name: str, store: Store, ledger: L
 
 @pytest.mark.parametrize("name", ["open", "commits"])
 def test_a_retried_job_that_loses_a_key_is_still_done(
-    name: str, store: Store, ledger: Ledger, server: RedisServer
+    name: str, store: JobStore, ledger: Ledger, server: RedisServer
 ) -> None:
     job_id = make_job(store, ledger, 5)
     run_all(ledger, job_id, failed=(1, 3))
@@ -101,7 +101,7 @@ def test_a_retried_job_that_loses_a_key_is_still_done(
 
 
 def test_a_job_that_lost_its_open_chunks_after_its_end_is_run_by_a_retry(
-    store: Store, ledger: Ledger, server: RedisServer
+    store: JobStore, ledger: Ledger, server: RedisServer
 ) -> None:
     job_id = make_job(store, ledger, 3)
     assert commit(ledger, leased(ledger, job_id)) == "committed"
@@ -115,7 +115,7 @@ def test_a_job_that_lost_its_open_chunks_after_its_end_is_run_by_a_retry(
 
 @pytest.mark.parametrize("name", ["commits", "layers"])
 def test_failures_of_a_finished_job_that_lost_a_key_are_run_again(
-    name: str, store: Store, ledger: Ledger, server: RedisServer
+    name: str, store: JobStore, ledger: Ledger, server: RedisServer
 ) -> None:
     job_id = make_job(store, ledger, 3)
     run_all(ledger, job_id, failed=(1,))
@@ -128,12 +128,12 @@ def test_failures_of_a_finished_job_that_lost_a_key_are_run_again(
 
 
 def test_records_that_are_run_again_for_lost_commits_are_counted_once(
-    store: Store, ledger: Ledger, server: RedisServer
+    store: JobStore, ledger: Ledger, server: RedisServer
 ) -> None:
     job_id = new_job_id()
     store.create(JobSpec(job_id, "test-echo"))
     payloads(store, job_id).add_records(0, b"three records")
-    ledger.seal(job_id, 1, 3)
+    ledger.accept(job_id, 1, 3)
     first = leased(ledger, job_id)
     put(ledger, first)
     ledger.commit(first, Counts(2, 1), {})
@@ -145,7 +145,7 @@ def test_records_that_are_run_again_for_lost_commits_are_counted_once(
     assert store.job(job_id).counts == Counts(3, 0)
 
 
-def test_a_forged_number_of_chunks_does_not_hold_redis_up(store: Store, ledger: Ledger, server: RedisServer) -> None:
+def test_a_forged_number_of_chunks_does_not_hold_redis_up(store: JobStore, ledger: Ledger, server: RedisServer) -> None:
     job_id = make_job(store, ledger)
     server.client.hset(JobKeys.of(job_id).job, "chunks", 10**15)
     assert look(ledger, job_id).recovered == []
@@ -155,10 +155,10 @@ def test_a_forged_number_of_chunks_does_not_hold_redis_up(store: Store, ledger: 
 
 
 def test_a_pass_costs_what_has_happened_however_many_jobs_wait(
-    store: Store, ledger: Ledger, server: RedisServer, new_reaper: NewReaper, monkeypatch: pytest.MonkeyPatch
+    store: JobStore, ledger: Ledger, server: RedisServer, new_reaper: NewReaper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_IN_A_PASS", 20)
-    monkeypatch.setattr(module, "PAGE", 10)
+    monkeypatch.setattr(module, "MAX_PER_PASS", 20)
+    monkeypatch.setattr(module, "PAGE_SIZE", 10)
     jobs = [make_job(store, ledger, 1) for _ in range(150)]
     reaper = new_reaper()
     reaper.reap()
@@ -176,10 +176,10 @@ def test_a_pass_costs_what_has_happened_however_many_jobs_wait(
 
 
 def test_lost_tickets_are_found_by_rounds_of_several_passes(
-    store: Store, ledger: Ledger, server: RedisServer, new_reaper: NewReaper, monkeypatch: pytest.MonkeyPatch
+    store: JobStore, ledger: Ledger, server: RedisServer, new_reaper: NewReaper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_IN_A_PASS", 20)
-    monkeypatch.setattr(module, "PAGE", 10)
+    monkeypatch.setattr(module, "MAX_PER_PASS", 20)
+    monkeypatch.setattr(module, "PAGE_SIZE", 10)
     reaper = new_reaper()
     jobs = [make_job(store, ledger, 1) for _ in range(50)]
     reaper.reap()
@@ -197,11 +197,11 @@ def test_lost_tickets_are_found_by_rounds_of_several_passes(
 
 
 def test_tickets_that_wait_are_left_alone(
-    store: Store, ledger: Ledger, server: RedisServer, new_reaper: NewReaper
+    store: JobStore, ledger: Ledger, server: RedisServer, new_reaper: NewReaper
 ) -> None:
     reaper, job_id = new_reaper(), make_job(store, ledger, 3)
     app = make_app(Settings(broker_url=server.url))
-    send_tickets(app, store.job(job_id).spec, ledger.issue(job_id, 2))
+    send_tickets(app, store.job(job_id).spec, ledger.issue_tickets(job_id, 2))
     app.close()
     for _ in range(4):
         reaper.reap()
@@ -210,24 +210,24 @@ def test_tickets_that_wait_are_left_alone(
 
 
 def test_a_pass_that_takes_long_keeps_its_turn_and_ends_when_it_is_lost(
-    store: Store, ledger: Ledger, server: RedisServer, new_reaper: NewReaper
+    store: JobStore, ledger: Ledger, server: RedisServer, new_reaper: NewReaper
 ) -> None:
     reaper = new_reaper("first", reap=0.02)
     for _ in range(5):
         make_job(store, ledger, 1)
         reaper.reap()
         time.sleep(0.03)  # longer than a turn lasts that is not renewed
-    wait_until(lambda: hold(server.client, keys.REAPER, "second", 400), 5)
-    with pytest.raises(module._TurnOver):
+    wait_until(lambda: acquire_lock(server.client, keys.REAPER, "second", 400), 5)
+    with pytest.raises(module._PassInterrupted):
         reaper.reap()
 
 
-def test_forged_heartbeats_do_not_multiply_tickets(store: Store, ledger: Ledger, server: RedisServer) -> None:
+def test_forged_heartbeats_do_not_multiply_tickets(store: JobStore, ledger: Ledger, server: RedisServer) -> None:
     for number in range(40):
-        beat(server.client, heartbeat(f"w{number}", slots=1000))
+        send_heartbeat(server.client, heartbeat(f"w{number}", slots=1000))
     job_id = make_job(store, ledger, 3)
-    assert module.ticket_target(living(server.client), "any", 6, 500) == 500
-    assert len(ledger.issue(job_id, 10**9)) == 3
+    assert module.target_tickets(live_workers(server.client), "any", 6, 500) == 500
+    assert len(ledger.issue_tickets(job_id, 10**9)) == 3
 
 
 def heartbeat(name: str, slots: int = 3) -> Heartbeat:
@@ -238,7 +238,7 @@ def heartbeat(name: str, slots: int = 3) -> Heartbeat:
 # what is to be gone in a moment is there for an hour, and what was seen will be seen in an hour.
 
 
-def test_a_producer_is_silent_by_the_reapers_clock(store: Store, ledger: Ledger, new_reaper: NewReaper) -> None:
+def test_a_producer_is_silent_by_the_reapers_clock(store: JobStore, ledger: Ledger, new_reaper: NewReaper) -> None:
     reaper, job_id = new_reaper(), new_job_id()
     store.create(JobSpec(job_id, "echo"))
     for clock in (HOUR, -HOUR):
@@ -256,13 +256,13 @@ def test_a_producer_is_silent_by_the_reapers_clock(store: Store, ledger: Ledger,
 
 
 def test_a_turn_to_reap_that_seems_to_last_an_hour_is_taken(server: RedisServer) -> None:
-    assert hold(server.client, keys.REAPER, "dead", 10_000)
-    assert not hold(server.client, keys.REAPER, "next", 10_000)
+    assert acquire_lock(server.client, keys.REAPER, "dead", 10_000)
+    assert not acquire_lock(server.client, keys.REAPER, "next", 10_000)
     server.client.pexpire(keys.REAPER, int(HOUR * 1000))
-    assert hold(server.client, keys.REAPER, "next", 10_000)
+    assert acquire_lock(server.client, keys.REAPER, "next", 10_000)
 
 
-def test_a_lease_that_seems_to_last_an_hour_ends_in_time(store: Store, ledger: Ledger, server: RedisServer) -> None:
+def test_a_lease_that_seems_to_last_an_hour_ends_in_time(store: JobStore, ledger: Ledger, server: RedisServer) -> None:
     job_id = make_job(store, ledger, 2)
     dead, alive = leased(ledger, job_id), leased(ledger, job_id)
     for held in (dead, alive):
@@ -272,7 +272,7 @@ def test_a_lease_that_seems_to_last_an_hour_ends_in_time(store: Store, ledger: L
     wait_until(lambda: ledger.renew(alive) == "running" and reap(ledger, job_id) == [dead.chunk], 5)
 
 
-def test_a_rest_that_seems_to_last_an_hour_is_over(store: Store, ledger: Ledger, server: RedisServer) -> None:
+def test_a_rest_that_seems_to_last_an_hour_is_over(store: JobStore, ledger: Ledger, server: RedisServer) -> None:
     job_id = make_job(store, ledger, 1)
     ledger.give_back(leased(ledger, job_id), rest=50)
     assert look(ledger, job_id).open == 0
@@ -281,7 +281,7 @@ def test_a_rest_that_seems_to_last_an_hour_is_over(store: Store, ledger: Ledger,
 
 
 def test_a_dead_worker_does_not_seem_to_live_for_an_hour(server: RedisServer, new_reaper: NewReaper) -> None:
-    beat(server.client, heartbeat("dead"))
+    send_heartbeat(server.client, heartbeat("dead"))
     server.client.pexpire(keys.worker("dead"), int(HOUR * 1000))
     new_reaper().reap()
     assert server.client.pttl(keys.worker("dead")) <= TTL * 1000

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
-from common.queue.heartbeats import living
+from common.queue.heartbeats import live_workers
 from common.redis.keys import CELERY_PREFIX
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
 
@@ -26,7 +26,7 @@ def _texts(directory: Path, name: str, count: int) -> str:
     return str(path)
 
 
-def test_two_models_that_do_not_fit_together_take_turns_without_a_load_for_every_chunk(
+def test_two_models_that_do_not_fit_together_are_not_loaded_per_chunk(
     shell: Shell, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
     chunks, loads, ran = 120, tmp_path / "loads", tmp_path / "ran"
@@ -58,7 +58,7 @@ def test_a_small_job_does_not_wait_behind_a_large_one(
     assert ran.count("large") < 2000
 
 
-def test_a_ticket_in_the_wrong_queue_goes_to_its_own_and_blocks_no_training(
+def test_a_ticket_in_the_wrong_queue_is_moved_and_blocks_no_training(
     shell: Shell, start_workers: StartWorkers, server: RedisServer, tmp_path: Path
 ) -> None:
     job = shell.submit("--task", "test-echo", _texts(tmp_path, "texts", 4))
@@ -80,5 +80,5 @@ def test_work_goes_first_to_the_worker_that_has_the_model(
         start_workers(HUGQUEUE_MODEL_ROOTS=str(tmp_path / "models"))
         for _ in range(3):
             shell.run("submit", *options)
-        wait_until(lambda: any(worker.models for worker in living(server.client)), 30, "the others know of it")
+        wait_until(lambda: any(worker.models for worker in live_workers(server.client)), 30, "the others know of it")
     assert loads.read_text().splitlines() == ["one"], "the other worker never loaded it"

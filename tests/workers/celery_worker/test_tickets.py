@@ -28,14 +28,12 @@ def sender(server: RedisServer) -> Iterator[TicketSender]:
     sender.stop()
 
 
-def test_tickets_passed_on_are_in_their_queue_a_moment_later_and_hold_nobody_up(
-    sender: TicketSender, server: RedisServer
-) -> None:
+def test_tickets_passed_on_reach_their_queue_soon_and_block_nobody(sender: TicketSender, server: RedisServer) -> None:
     names = {f"ticket-{number}" for number in range(20)}
     start = time.monotonic()
     for name in names:
-        sender.pass_on(SPEC, name)
-        sender.pass_on(SPEC, name)
+        sender.requeue(SPEC, name)
+        sender.requeue(SPEC, name)
     assert time.monotonic() - start < 0.25, "none of them is waited for"
     assert waiting_tickets(server.client) == set()
     wait_until(lambda: waiting_tickets(server.client) == names, 30)
@@ -43,10 +41,10 @@ def test_tickets_passed_on_are_in_their_queue_a_moment_later_and_hold_nobody_up(
 
 
 def test_tickets_that_are_kept_go_out_when_the_worker_stops(sender: TicketSender, server: RedisServer) -> None:
-    sender.pass_on(SPEC, "kept")
+    sender.requeue(SPEC, "kept")
     sender.stop()
     assert waiting_tickets(server.client) == {"kept"}
-    sender.pass_on(SPEC, "late")
+    sender.requeue(SPEC, "late")
     assert waiting_tickets(server.client) == {"kept", "late"}
 
 

@@ -15,13 +15,13 @@ from common.settings import Settings
 from tests.support import tiny_models
 from tests.support.device_process import Room
 from tests.support.processes import RedisServer, free_port
-from tests.support.tiny_models import RecordingWatch
-from workers.device.client.batch_size_cache import Budgets
-from workers.device.client.client import DeviceProcess
-from workers.device.server.calibration import fit
-from workers.device.server.model_cache import Loaded, Models
+from tests.support.tiny_models import RecordingMonitor
+from workers.device.client.batch_size_cache import BatchSizeCache
+from workers.device.client.client import DeviceClient
+from workers.device.server.calibration import calibrate
+from workers.device.server.model_cache import LoadedModel, ModelCache
 from workers.inference.core.batches import Item, run_batches
-from workers.inference.core.runner import Cancelled, Runner, Watch
+from workers.inference.core.runner import Cancelled, RunMonitor, Runner
 from workers.inference.core.token_budget import TokenBudget
 from workers.models.resolver import ModelPolicy
 
@@ -40,10 +40,10 @@ class Timed(Runner):
         self._times = each_batch, each_thousand
         self._memory = memory
 
-    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], monitor: RunMonitor) -> list[Outcome]:
         items = [Item(position, TOKENS, value) for position, value in enumerate(inputs)]
         assert self.budget is not None
-        return [Outcome(str(value)) for value in run_batches(items, self._forward, self.budget, watch)]
+        return [Outcome(str(value)) for value in run_batches(items, self._forward, self.budget, monitor)]
 
     def _forward(self, values: Sequence[Json]) -> Sequence[Json]:
         tokens = TOKENS * len(values)
@@ -54,57 +54,57 @@ class Timed(Runner):
         return values
 
 
-def fitted(runner: Runner, known: int | None = None) -> TokenBudget:
-    fit(Loaded(runner, "embedding", None, None, "cpu"), known, RecordingWatch())
+def calibrated(runner: Runner, known: int | None = None) -> TokenBudget:
+    calibrate(LoadedModel(runner, "embedding", None, None, "cpu"), known, RecordingMonitor())
     assert runner.budget is not None
     return runner.budget
 
 
 def test_batches_grow_while_that_makes_them_faster():
-    assert fitted(Timed(each_batch=8, each_thousand=0)).tokens == 8192
+    assert calibrated(Timed(each_batch=8, each_thousand=0)).tokens == 8192
 
 
 def test_batches_stay_small_where_larger_ones_bring_nothing():
-    assert fitted(Timed(each_batch=0, each_thousand=40)).tokens == 512
+    assert calibrated(Timed(each_batch=0, each_thousand=40)).tokens == 512
 
 
 def test_a_slow_device_is_not_kept_waiting():
     runner = Timed(each_batch=150, each_thousand=300)
     begun = time.monotonic()
-    assert fitted(runner).tokens == 2048  # what is usual: the race was over before it was decided
+    assert calibrated(runner).tokens == 2048  # what is usual: the race was over before it was decided
     assert time.monotonic() - begun < 5
     assert max(runner.sizes) <= 2048
 
 
 def test_memory_that_runs_out_in_the_trial_ends_it():
-    budget = fitted(Timed(each_batch=8, each_thousand=0, memory=1024))
+    budget = calibrated(Timed(each_batch=8, each_thousand=0, memory=1024))
     assert budget.tokens <= 1024
     assert budget.items == 64
 
 
 def test_what_is_known_is_not_measured_again():
     runner = Timed(1, 1)
-    assert fitted(runner, known=777).tokens == 777
-    assert fitted(runner, known=999).tokens == 777
+    assert calibrated(runner, known=777).tokens == 777
+    assert calibrated(runner, known=999).tokens == 777
     assert runner.sizes == []
 
 
 def test_a_trial_that_was_given_up_is_made_up_for_later():
     runner = Timed(1, 1)
     with pytest.raises(Cancelled):
-        fit(Loaded(runner, "embedding", None, None, "cpu"), None, RecordingWatch(cancel_after=2))
+        calibrate(LoadedModel(runner, "embedding", None, None, "cpu"), None, RecordingMonitor(cancel_after=2))
     assert runner.budget is not None and runner.budget.tokens == 2048
-    assert fitted(runner).fitted
+    assert calibrated(runner).calibrated
 
 
 def test_runners_without_a_budget_and_those_that_generate_are_left_alone(tmp_path: Path):
-    models = Models("cpu", ModelPolicy(any_path=True))
+    models = ModelCache("cpu", ModelPolicy(any_path=True))
     path = str(tiny_models.causal_gpt2(tmp_path))
     loaded, _ = models.get(JobSpec(new_job_id(), "text-generation", path), lambda _: None)
     before = loaded.runner.budget
     assert before is not None
-    fit(loaded, None, RecordingWatch())
-    assert before.ran == 0
+    calibrate(loaded, None, RecordingMonitor())
+    assert before.tokens_run == 0
 
 
 @pytest.fixture
@@ -112,11 +112,11 @@ def client(server: RedisServer) -> "redis.Redis":
     return server.client
 
 
-def test_a_process_takes_what_an_earlier_one_learnt_and_keeps_what_it_learns(client: "redis.Redis", tmp_path: Path):
+def test_a_process_uses_and_stores_measured_batch_sizes(client: "redis.Redis", tmp_path: Path):
     model = str(tiny_models.classifier(tmp_path))
-    loaded, _ = Models("cpu", ModelPolicy(any_path=True)).get(_spec("sentiment-analysis", model), lambda _: None)
+    loaded, _ = ModelCache("cpu", ModelPolicy(any_path=True)).get(_spec("sentiment-analysis", model), lambda _: None)
     client.hset(budgets("my CPU"), loaded.digest, 777)
-    process = DeviceProcess(Settings(device="cpu", any_path=True), Budgets(client, "my CPU"))
+    process = DeviceClient(Settings(device="cpu", any_path=True), BatchSizeCache(client, "my CPU"))
     room = Room(process)
     try:
         process.start()
@@ -135,7 +135,7 @@ def test_what_is_no_budget_is_passed_over(client: "redis.Redis"):
     good, small = "0123456789abcdef", "0" * 16
     forged = {good: "512", small: "1", "f" * 16: "9" * 40, "a" * 16: "-5", "b" * 16: "many", "../x": "512"}
     client.hset(budgets("my CPU"), mapping=forged)
-    known = Budgets(client, "my CPU")
+    known = BatchSizeCache(client, "my CPU")
     assert known.known() == {good: 512}
     known.learn({small: 3, "nonsense": 512, "c" * 16: "512; DEL", good: 300})
     assert client.hget(budgets("my CPU"), small) == b"1"
@@ -144,7 +144,7 @@ def test_what_is_no_budget_is_passed_over(client: "redis.Redis"):
 
 
 def test_without_redis_nothing_is_known_and_work_goes_on():
-    known = Budgets(redis.Redis(port=free_port(), retry=Retry(NoBackoff(), 0)), "my CPU")
+    known = BatchSizeCache(redis.Redis(port=free_port(), retry=Retry(NoBackoff(), 0)), "my CPU")
     assert known.known() == {}
     known.learn({"0" * 16: 512})
 

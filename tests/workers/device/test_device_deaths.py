@@ -65,7 +65,7 @@ def test_only_wanted_positions_are_run_again_after_a_death(room: Room):
 
 
 def test_run_with_caution_each_record_is_a_batch_of_its_own(room: Room):
-    result = room.run("test-crash", ["a", "crash", "c"], cautious=True)
+    result = room.run("test-crash", ["a", "crash", "c"], serial=True)
     assert codes(result) == {1: "worker_died"}
     assert [o.output for o in outcomes(result).values()] == ["A", None, "C"]
 
@@ -148,7 +148,7 @@ def test_a_loader_that_is_frozen_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_a_load_that_nobody_waits_for_any_longer_is_ended(
     room: Room, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frozen: bool
 ):
-    monkeypatch.setattr("workers.device.client.process._UNWANTED_LIMIT", 1.0)
+    monkeypatch.setattr("workers.device.client.process._UNWANTED_SECONDS", 1.0)
     stuck, cancelled = tmp_path / "stuck", threading.Event()
     stuck.touch()
     loading = room.submit("test-load", ["a"], params={"load_stuck": str(stuck)}, cancelled=cancelled)
@@ -175,7 +175,7 @@ def test_a_death_right_after_a_slow_load_recovers_without_a_spiral(room: Room):
         ("load_kill", "SIGKILL", WorkerError, "no_memory"),  # as the kernel does it: a larger worker may load it
     ],
 )
-def test_a_model_whose_loading_kills_twice_is_not_loaded_again_and_no_other_job_suffers(
+def test_a_model_whose_loading_kills_twice_is_not_loaded_again(
     room: Room, tmp_path: Path, how: str, words: str, error: type[CodedError], code: str
 ):
     fatal = tmp_path / "fatal"
@@ -224,7 +224,7 @@ def test_a_process_that_is_frozen_while_idle_is_replaced_when_it_is_needed(monke
         assert room.pid() != pid
 
 
-def test_a_chunk_that_waits_for_a_load_which_was_given_up_is_not_taken_for_stuck(monkeypatch: pytest.MonkeyPatch):
+def test_a_chunk_that_waits_for_an_abandoned_load_is_not_taken_for_stuck(monkeypatch: pytest.MonkeyPatch):
     cancelled = threading.Event()
     with device_room(monkeypatch, batch_timeout=1.5) as room:
         pid = room.pid()
@@ -237,9 +237,7 @@ def test_a_chunk_that_waits_for_a_load_which_was_given_up_is_not_taken_for_stuck
         assert room.pid() == pid
 
 
-def test_a_process_that_cannot_be_started_for_want_of_files_is_started_later(
-    room: Room, caplog: pytest.LogCaptureFixture
-):
+def test_a_process_that_lacks_file_descriptors_is_started_later(room: Room, caplog: pytest.LogCaptureFixture):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     pid = room.pid()
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))

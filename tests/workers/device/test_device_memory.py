@@ -36,7 +36,7 @@ def again(way: str) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's thresholds")
-def test_memory_that_a_batch_freed_is_there_for_the_next_one_and_goes_back_when_a_model_does():
+def test_freed_batch_memory_is_reused_and_released_with_the_model():
     assert again("by itself")[0] > 50  # huge pages may make them few
     faulted, released = again("kept")
     assert faulted < 50

@@ -38,7 +38,7 @@ def test_outcomes_come_back_in_order_with_ids_counts_and_facts(room: Room):
     ]
     assert codes(result) == {2: "test_failure"}
     assert result.counts == Counts(succeeded=4, failed=1)
-    assert (result.facts["task"], result.facts["device"]) == ("test-echo", "cpu")
+    assert (result.run_info["task"], result.run_info["device"]) == ("test-echo", "cpu")
 
 
 def test_only_the_wanted_positions_run(room: Room):
@@ -60,7 +60,7 @@ def test_outputs_keep_the_type_that_the_runner_declares(room: Room):
 
 def test_an_empty_chunk_has_an_empty_answer(room: Room):
     assert room.run("test-echo", []).counts == Counts()
-    assert room.run("test-echo", [], cautious=True).counts == Counts()
+    assert room.run("test-echo", [], serial=True).counts == Counts()
 
 
 def test_loading_is_said_and_its_end_too(room: Room):
@@ -208,8 +208,8 @@ def test_a_model_that_is_refused_costs_no_import_of_torch(room: Room):
 def test_it_ends_with_its_parent_even_when_it_never_lets_go(tmp_path: Path):
     code = (
         "import sys, threading; sys.path.insert(0, sys.argv[1]);"
-        "from common.settings import Settings; from workers.device.client.client import DeviceProcess;"
-        "process = DeviceProcess(Settings(device='cpu')); process.start(); print(process.pid, flush=True);"
+        "from common.settings import Settings; from workers.device.client.client import DeviceClient;"
+        "process = DeviceClient(Settings(device='cpu')); process.start(); print(process.pid, flush=True);"
         "threading.Event().wait()"
     )
     parent = subprocess.Popen(

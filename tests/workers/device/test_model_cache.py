@@ -12,7 +12,7 @@ from common.records import JobSpec, new_job_id
 from common.tasks import TASKS
 from tests.support.processes import PLUGINS
 from workers.device.server.memory import memory_of, weight_bytes
-from workers.device.server.model_cache import Models
+from workers.device.server.model_cache import ModelCache
 from workers.device.server.warmup import warm_up
 from workers.inference.core.samples import samples
 from workers.models.resolver import ModelPolicy
@@ -32,8 +32,8 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def models() -> Models:
-    return Models("cpu", ModelPolicy(any_path=True))
+def models() -> ModelCache:
+    return ModelCache("cpu", ModelPolicy(any_path=True))
 
 
 def _directory(parent: Path, name: str, size: int = 10) -> str:
@@ -48,22 +48,22 @@ def _spec(task: str, model: str | None = None, **params: Any) -> JobSpec:
     return JobSpec(new_job_id(), task, model, params=params)
 
 
-def _names(models: Models) -> list[str]:
+def _names(models: ModelCache) -> list[str]:
     return [Path(summary["model"]).name for summary in models.summaries()]
 
 
-def test_another_thread_finds_what_is_loaded_and_nothing_else(models: Models, tmp_path: Path):
+def test_another_thread_finds_what_is_loaded_and_nothing_else(models: ModelCache, tmp_path: Path):
     path = _directory(tmp_path, "one")
-    with models.keeping(_spec("test-model", path)) as found:
+    with models.pin(_spec("test-model", path)) as found:
         assert found is None
     loaded, _ = models.get(_spec("test-model", path, n=1), lambda _: None)
-    with models.keeping(_spec("test-model", path, n=2)) as found:
+    with models.pin(_spec("test-model", path, n=2)) as found:
         assert found == (loaded, {"n": 2})
-    with models.keeping(_spec("test-echo")) as found:
+    with models.pin(_spec("test-echo")) as found:
         assert found is None
 
 
-def test_a_model_is_loaded_once_for_all_jobs(models: Models, tmp_path: Path):
+def test_a_model_is_loaded_once_for_all_jobs(models: ModelCache, tmp_path: Path):
     stages: list[str] = []
     path = _directory(tmp_path, "one")
     first, _ = models.get(_spec("test-model", path), stages.append)
@@ -72,21 +72,21 @@ def test_a_model_is_loaded_once_for_all_jobs(models: Models, tmp_path: Path):
     assert stages == [f"loading {path} (10 bytes)", ""]
 
 
-def test_other_load_parameters_are_another_model_but_run_parameters_are_not(models: Models):
+def test_load_parameters_make_another_model_but_run_parameters_do_not(models: ModelCache):
     first, params = models.get(_spec("test-load", load_seconds=0, fail="x"), lambda _: None)
     assert params == {"fail": "x"}
     assert models.get(_spec("test-load", load_seconds=0, fail="y"), lambda _: None)[0] is first
     assert models.get(_spec("test-load", load_seconds=0.01), lambda _: None)[0] is not first
 
 
-def test_the_least_recently_used_stands_first(models: Models, tmp_path: Path):
+def test_the_least_recently_used_stands_first(models: ModelCache, tmp_path: Path):
     one, two = _directory(tmp_path, "one"), _directory(tmp_path, "two")
     for path in (one, two, one):
         models.get(_spec("test-model", path), lambda _: None)
     assert _names(models) == ["two", "one"]
 
 
-def test_a_large_model_pushes_out_what_is_not_in_use(models: Models, tmp_path: Path):
+def test_a_large_model_pushes_out_what_is_not_in_use(models: ModelCache, tmp_path: Path):
     models.get(_spec("test-model", _directory(tmp_path, "one")), lambda _: None)
     free = memory_of("cpu")[0]
     assert free
@@ -94,14 +94,14 @@ def test_a_large_model_pushes_out_what_is_not_in_use(models: Models, tmp_path: P
     assert _names(models) == ["large"]
 
 
-def test_a_model_larger_than_the_memory_is_refused_before_it_is_loaded(models: Models, tmp_path: Path):
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_loaded(models: ModelCache, tmp_path: Path):
     stages: list[str] = []
     with pytest.raises(WorkerError, match="does not fit") as caught:
         models.get(_spec("test-model", _directory(tmp_path, "huge", 1 << 43)), stages.append)
     assert (caught.value.code, stages) == ("no_memory", [])
 
 
-def test_out_of_memory_while_loading_is_tried_again_alone_then_refused(models: Models, tmp_path: Path):
+def test_out_of_memory_while_loading_is_tried_again_alone_then_refused(models: ModelCache, tmp_path: Path):
     models.get(_spec("test-model", _directory(tmp_path, "one")), lambda _: None)
     stages: list[str] = []
     with pytest.raises(WorkerError) as caught:
@@ -112,19 +112,19 @@ def test_out_of_memory_while_loading_is_tried_again_alone_then_refused(models: M
 
 
 def test_a_job_cannot_name_what_the_worker_alone_decides(tmp_path: Path):
-    trusting = Models("cpu", ModelPolicy(any_path=True))
+    trusting = ModelCache("cpu", ModelPolicy(any_path=True))
     path = _directory(tmp_path, "one")
     _, params = trusting.get(_spec("test-model", path, allow_pickle=True), lambda _: None)
     assert params == {"allow_pickle": True}  # left to `run`, where no runner knows it
 
 
-def test_facts_name_the_model_and_the_device(models: Models, tmp_path: Path):
+def test_facts_name_the_model_and_the_device(models: ModelCache, tmp_path: Path):
     path = _directory(tmp_path, "one")
-    facts = models.get(_spec("test-model", path), lambda _: None)[0].facts()
-    assert (facts["model"], facts["device"], facts["source"]) == (path, "cpu", "path")
+    run_info = models.get(_spec("test-model", path), lambda _: None)[0].run_info()
+    assert (run_info["model"], run_info["device"], run_info["source"]) == (path, "cpu", "path")
 
 
-def test_a_task_without_a_default_model_wants_one(models: Models):
+def test_a_task_without_a_default_model_wants_one(models: ModelCache):
     with pytest.raises(ModelError, match="--model"):
         models.get(_spec("test-model"), lambda _: None)
 
@@ -135,7 +135,7 @@ def test_weights_are_counted_once_when_there_are_copies_in_other_formats(tmp_pat
     assert weight_bytes(path) == 1000
 
 
-def test_warming_up_tells_the_speed(models: Models):
+def test_warming_up_tells_the_speed(models: ModelCache):
     loaded, _ = models.get(_spec("test-echo"), lambda _: None)
     assert (warm_up(loaded, Ignoring()) or 0) > 0
 
@@ -148,5 +148,5 @@ def test_samples_fit_the_task_that_an_alias_means():
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_there_are_samples_that_have_the_fields_of_every_task(task: str):
     for sample in samples(task):
-        row = sample if isinstance(sample, dict) else {TASKS[task].bare: sample}
-        assert TASKS[task].input_of(row)
+        row = sample if isinstance(sample, dict) else {TASKS[task].primary_field: sample}
+        assert TASKS[task].build_input(row)

@@ -9,22 +9,22 @@ import pytest
 
 from tests.support.device_process import Room, codes, device_room, outcomes
 from tests.support.processes import wait_until
-from tests.support.tiny_models import RecordingWatch, masked_bert
-from workers.device.server.server import _CAREFUL
-from workers.inference.tasks.encoder_runner import FastRunner
+from tests.support.tiny_models import RecordingMonitor, masked_bert
+from workers.device.server.server import _SERIAL_REQUESTS
+from workers.inference.tasks.encoder_runner import EncoderRunner
 
-AHEAD, MAIN = "_look_ahead", "MainThread"
+AHEAD, MAIN = "_prefetch_requests", "MainThread"
 
 
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
-    with device_room(monkeypatch, looks_ahead=True) as started:
+    with device_room(monkeypatch, prefetch=True) as started:
         yield started
 
 
 def _trusting(room: Room) -> Room:
     """Return the room once its process has done so much that it looks ahead."""
-    for _ in range(_CAREFUL):
+    for _ in range(_SERIAL_REQUESTS):
         room.run("test-ahead", ["a"])
     return room
 
@@ -48,10 +48,10 @@ def test_on_a_cpu_nothing_is_taken_from_what_computes(monkeypatch: pytest.Monkey
 
 
 def test_a_fresh_process_does_one_chunk_after_the_other(room: Room):
-    assert [_threads(room.run("test-ahead", ["a"])) for _ in range(_CAREFUL)] == [{MAIN}] * _CAREFUL
+    assert [_threads(room.run("test-ahead", ["a"])) for _ in range(_SERIAL_REQUESTS)] == [{MAIN}] * _SERIAL_REQUESTS
 
 
-def test_a_chunk_whose_preparation_kills_the_process_costs_no_other_chunk_a_record(room: Room, tmp_path: Path):
+def test_a_chunk_whose_preparation_kills_costs_no_other_chunk_a_record(room: Room, tmp_path: Path):
     go = tmp_path / "prepared"
     pid = _trusting(room).pid()
     first = room.submit("test-ahead", ["wait", "b"], params={"prepared": str(go)})
@@ -62,7 +62,7 @@ def test_a_chunk_whose_preparation_kills_the_process_costs_no_other_chunk_a_reco
     assert codes(second.result(timeout=30)) == {1: "worker_died"}
 
 
-def test_an_output_that_kills_the_process_when_it_is_encoded_costs_no_other_chunk_a_record(room: Room, tmp_path: Path):
+def test_an_output_whose_encoding_kills_costs_no_other_chunk_a_record(room: Room, tmp_path: Path):
     go = tmp_path / "go"
     pid = _trusting(room).pid()
     first = room.submit("test-unwritable", ["a", "crash", "c"])
@@ -78,10 +78,10 @@ def test_a_record_that_cannot_be_prepared_fails_alone(room: Room):
     assert codes(room.run("test-ahead", ["a", "raise", "c"])) == {1: "runner_error"}
 
 
-def test_a_chunk_is_prepared_beside_the_fast_way_and_not_beside_the_plain_one(tmp_path: Path):
-    runner = FastRunner("fill-mask", masked_bert(tmp_path), "cpu", {})
+def test_a_chunk_is_prefetched_for_forward_batch_and_not_for_the_pipeline(tmp_path: Path):
+    runner = EncoderRunner("fill-mask", masked_bert(tmp_path), "cpu", {})
 
-    class Trying(RecordingWatch):
+    class Trying(RecordingMonitor):
         """Tries to prepare a chunk in another thread before each batch; it must not where a tokenizer is set anew."""
 
         tried: ClassVar[list[bool]] = []

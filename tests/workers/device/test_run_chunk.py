@@ -10,7 +10,7 @@ from common.payloads.codec import decode_outcomes, iter_outcomes
 from common.records import Json, Outcome, Record
 from tests.support.processes import PLUGINS
 from workers.device.server.run_chunk import Answer, DeviceLost, run_chunk
-from workers.inference.core.runner import Cancelled, Runner, Watch
+from workers.inference.core.runner import Cancelled, RunMonitor, Runner
 from workers.inference.tasks.registry import find_runner
 
 
@@ -41,9 +41,9 @@ def _runner(task: str) -> Runner:
     return find_runner(task)(task, None, "cpu", {})
 
 
-def _run(runner: Runner, inputs: Sequence[object], watch: Watched | None = None, first: int = 0) -> Answer:
+def _run(runner: Runner, inputs: Sequence[object], monitor: Watched | None = None, first: int = 0) -> Answer:
     records = {first + at: Record(at, value) for at, value in enumerate(inputs)}
-    return run_chunk(runner, records, {}, "cpu", watch or Watched()).encode()
+    return run_chunk(runner, records, {}, "cpu", monitor or Watched()).encode()
 
 
 def _codes(answer: Answer) -> list[str | None]:
@@ -67,7 +67,7 @@ def test_an_output_that_cannot_be_written_fails_its_record():
 
 def test_an_output_of_another_type_than_declared_fails_its_record():
     runner = _runner("test-vector")
-    runner.one = lambda text, params, watch: Outcome([1.0] if text == "short" else [1.0, 2.0, 3.0])
+    runner.one = lambda text, params, monitor: Outcome([1.0] if text == "short" else [1.0, 2.0, 3.0])
     assert _codes(_run(runner, ["a", "short", "c"])) == [None, "runner_error", None]
 
 
@@ -101,9 +101,9 @@ def test_a_chunk_given_up_between_batches_raises():
 
 
 def test_batches_are_announced_by_the_positions_of_the_chunk():
-    watch = Watched()
-    _run(_runner("test-echo"), ["a"] * 6, watch, first=100)
-    assert watch.batches == [list(range(100, 106)), [100, 101, 102, 103], [104, 105]]
+    monitor = Watched()
+    _run(_runner("test-echo"), ["a"] * 6, monitor, first=100)
+    assert monitor.batches == [list(range(100, 106)), [100, 101, 102, 103], [104, 105]]
 
 
 def test_an_error_that_ruins_the_device_is_no_records_fault():
@@ -119,22 +119,22 @@ class Steady(Runner):
     def __init__(self, task: str, model: object, device: str, load_params: Mapping[str, Json]) -> None:
         self.ran: list[Json] = []
 
-    def repeats_itself(self, params: Mapping[str, Json]) -> bool:
+    def is_deterministic(self, params: Mapping[str, Json]) -> bool:
         return bool(params["steady"])
 
-    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
-        watch.batch(range(len(inputs)))
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], monitor: RunMonitor) -> list[Outcome]:
+        monitor.batch(range(len(inputs)))
         self.ran += inputs
         return [Outcome({"was": value}) for value in inputs]
 
 
 @pytest.mark.parametrize("steady", [True, False])
 def test_equal_records_run_once_where_their_outcomes_are_equal(steady: bool):
-    runner, watch = Steady("any", None, "cpu", {}), Watched()
+    runner, monitor = Steady("any", None, "cpu", {}), Watched()
     inputs = ["a", "b", "a", {"text": "a", "top": 1}, {"text": "a", "top": 2}, {"text": "a", "top": 1}, "b"]
     records = {10 + at: Record(at, value) for at, value in enumerate(inputs)}
-    answer = run_chunk(runner, records, {"steady": steady}, "cpu", watch).encode()
+    answer = run_chunk(runner, records, {"steady": steady}, "cpu", monitor).encode()
     rows = list(iter_outcomes(decode_outcomes(answer.payload)))
     assert [outcome.output for _, _, outcome in rows] == [{"was": value} for value in inputs]
     assert runner.ran == ([inputs[at] for at in (0, 1, 3, 4)] if steady else inputs)
-    assert watch.batches[-1] == list(range(10, 17))  # should it die now, each copy is a suspect
+    assert monitor.batches[-1] == list(range(10, 17))  # should it die now, each copy is a suspect

@@ -12,11 +12,11 @@ import transformers
 from scipy.signal import resample_poly
 
 from common.errors import ModelError, RecordError
-from common.records import Attached, Json, Outcome
+from common.records import FileInput, Json, Outcome
 from tests.support import tiny_media
 from tests.support.pipeline_reference import assert_same, runner_of
-from tests.support.tiny_models import RecordingWatch
-from workers.inference.tasks.audio_decoding import sound_of
+from tests.support.tiny_models import RecordingMonitor
+from workers.inference.tasks.audio_decoding import decode_audio
 
 SOUNDS = [tiny_media.samples(seconds, seed) for seed, seconds in enumerate((0.5, 0.3, 0.5, 1.0))]
 
@@ -32,11 +32,11 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def attached(sounds: Sequence[np.ndarray]) -> list[Json]:
-    return [Attached("x.wav", tiny_media.sound_bytes(sound)) for sound in sounds]
+    return [FileInput("x.wav", tiny_media.sound_bytes(sound)) for sound in sounds]
 
 
 def run(task: str, model: Path, inputs: Sequence[Json], **params: Json) -> list[Outcome]:
-    return runner_of(task, model).run(inputs, params, RecordingWatch())
+    return runner_of(task, model).run(inputs, params, RecordingMonitor())
 
 
 @pytest.mark.parametrize("params", [{}, {"top_k": 2}, {"function_to_apply": "sigmoid"}])
@@ -78,14 +78,14 @@ def test_a_sound_of_another_rate_and_two_channels_is_brought_to_the_models(heard
     sound = tiny_media.samples(0.5, 9, 44_100)
     both = np.stack([sound, sound * 0.5], axis=1)
     blob = tiny_media.sound_bytes(both, 44_100)
-    [outcome] = run("audio-classification", heard, [Attached("x.wav", blob)])
+    [outcome] = run("audio-classification", heard, [FileInput("x.wav", blob)])
     pipe = transformers.pipeline("audio-classification", model=str(heard), device="cpu")
     assert_same(outcome.output, pipe(resample_poly(both.mean(axis=1), 160, 441).astype(np.float32)))
 
 
 @pytest.mark.parametrize("format", ["FLAC", "OGG", "MP3", "AIFF"])
 def test_other_formats_are_decoded(heard: Path, format: str):
-    [outcome] = run("audio-classification", heard, [Attached("x", tiny_media.sound_bytes(SOUNDS[3], format=format))])
+    [outcome] = run("audio-classification", heard, [FileInput("x", tiny_media.sound_bytes(SOUNDS[3], format=format))])
     assert outcome.failure is None
 
 
@@ -93,13 +93,13 @@ def test_other_formats_are_decoded(heard: Path, format: str):
     "blob", [b"", b"no sound", b"RIFF\0\0\0\0WAVE", b"fLaC" + bytes(50), tiny_media.sound_bytes(SOUNDS[0][:0])]
 )
 def test_a_broken_sound_fails_alone(heard: Path, blob: bytes):
-    first, second = run("audio-classification", heard, [*attached(SOUNDS[:1]), Attached("x.wav", blob)])
+    first, second = run("audio-classification", heard, [*attached(SOUNDS[:1]), FileInput("x.wav", blob)])
     assert first.failure is None
     assert second.failure and second.failure.code == "bad_audio"
 
 
 def test_a_sound_that_would_fill_the_memory_fails_alone(heard: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("workers.inference.tasks.audio_decoding.MOST_SAMPLES", 8_000)
+    monkeypatch.setattr("workers.inference.tasks.audio_decoding.MAX_SAMPLES", 8_000)
     found = run("audio-classification", heard, attached(SOUNDS))
     assert [outcome.failure and outcome.failure.code for outcome in found] == [None, None, None, "bad_audio"]
 
@@ -107,20 +107,20 @@ def test_a_sound_that_would_fill_the_memory_fails_alone(heard: Path, monkeypatch
 @pytest.mark.parametrize("rate", [1, 99, 1_000_001, 2**31 - 1])
 def test_a_sound_of_a_rate_that_nothing_records_fails(rate: int):
     with pytest.raises(RecordError, match="sample rate") as caught:
-        sound_of(silence(1500, rate), 16_000)
+        decode_audio(silence(1500, rate), 16_000)
     assert caught.value.code == "bad_audio"
 
 
 def test_a_sound_is_bounded_after_its_rate_is_changed_as_well(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("workers.inference.tasks.audio_decoding.MOST_SAMPLES", 100_000)
+    monkeypatch.setattr("workers.inference.tasks.audio_decoding.MAX_SAMPLES", 100_000)
     with pytest.raises(RecordError, match="too long"):
-        sound_of(silence(1500, 100), 16_000)
+        decode_audio(silence(1500, 100), 16_000)
 
 
 @pytest.mark.parametrize("rate", [999_983, 44_101])
 def test_a_sound_of_an_odd_rate_needs_no_huge_filter(rate: int):
     tracemalloc.start()
-    assert len(sound_of(silence(1500, rate), 16_000)) == -(-1500 * 16_000 // rate)
+    assert len(decode_audio(silence(1500, rate), 16_000)) == -(-1500 * 16_000 // rate)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 100_000_000
@@ -132,7 +132,7 @@ def silence(samples: int, rate: int) -> bytes:
     return file.getvalue()
 
 
-def test_a_parameter_of_models_that_generate_is_refused_by_one_that_does_not(spoken: Path):
+def test_a_generation_parameter_is_refused_by_a_model_that_does_not(spoken: Path):
     with pytest.raises(ModelError, match="language is for models that generate"):
         run("automatic-speech-recognition", spoken, attached(SOUNDS[:1]), language="en")
 
@@ -147,7 +147,7 @@ def test_whisper_writes_what_it_writes_in_the_pipeline(tmp_path: Path, params: d
     pipe = transformers.pipeline(task, model=str(model), device="cpu")
     named = {name: params[name] for name in ("language", "task") if name in params}
     others = {name: value for name, value in params.items() if name not in named}
-    outcomes = runner_of(task, model).run(attached(sounds), params, RecordingWatch())
+    outcomes = runner_of(task, model).run(attached(sounds), params, RecordingMonitor())
     for outcome, sound in zip(outcomes, sounds, strict=True):
         assert outcome.failure is None
         assert_same(outcome.output, pipe(sound.copy(), **others, generate_kwargs=named))

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from common.records import Failure
-from tests.support.tiny_models import RecordingWatch
-from workers.inference.core.async_copy import Later
-from workers.inference.core.batches import Item, cut, is_device_lost, run_batches
+from tests.support.tiny_models import RecordingMonitor
+from workers.inference.core.async_copy import PendingResult
+from workers.inference.core.batches import Item, is_device_lost, make_batches, run_batches
 from workers.inference.core.token_budget import TokenBudget
 
 
@@ -27,41 +27,47 @@ def fits(limit: int, error: Exception) -> Callable[[list[int]], Sequence[str]]:
 
 
 def test_batches_hold_neighbours_in_length_within_the_budget():
-    watch = RecordingWatch()
-    found = run_batches(items(3, 10, 4, 9, 1), fits(99, MemoryError()), TokenBudget(20, 64), watch)
+    monitor = RecordingMonitor()
+    found = run_batches(items(3, 10, 4, 9, 1), fits(99, MemoryError()), TokenBudget(20, 64), monitor)
     assert found == ["3", "10", "4", "9", "1"]
-    assert watch.batches == [[1, 3], [0, 2], [4]]
+    assert monitor.batches == [[1, 3], [0, 2], [4]]
 
 
-def test_a_batch_takes_much_shorter_items_only_while_it_is_nearly_empty_or_where_nothing_is_padded():
-    found = [list(map(len, cut(items(*[9] * 4, 2, 2), TokenBudget(40, 64, pads=pads)))) for pads in (True, False)]
+def test_a_batch_takes_much_shorter_items_only_while_padding_is_cheap():
+    found = [
+        list(map(len, make_batches(items(*[9] * 4, 2, 2), TokenBudget(40, 64, pads_to_longest=pads_to_longest))))
+        for pads_to_longest in (True, False)
+    ]
     assert found == [[4, 2], [6]]
-    found = [list(map(len, cut(items(*[9] * 2, 2, 2), TokenBudget(40, 64, pads=pads)))) for pads in (True, False)]
+    found = [
+        list(map(len, make_batches(items(*[9] * 2, 2, 2), TokenBudget(40, 64, pads_to_longest=pads_to_longest))))
+        for pads_to_longest in (True, False)
+    ]
     assert found == [[2, 2], [4]]
-    assert [len(batch) for batch in cut(items(9, 2, 2), TokenBudget(40, 64))] == [2, 1]
+    assert [len(batch) for batch in make_batches(items(9, 2, 2), TokenBudget(40, 64))] == [2, 1]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")])
-def test_memory_that_runs_out_halves_the_batch_and_lowers_the_budget_for_good(error: Exception):
-    budget, watch = TokenBudget(64, 64), RecordingWatch()
-    assert run_batches(items(*[4] * 16), fits(16, error), budget, watch) == ["4"] * 16
+def test_out_of_memory_halves_the_batch_and_lowers_the_budget_for_good(error: Exception):
+    budget, monitor = TokenBudget(64, 64), RecordingMonitor()
+    assert run_batches(items(*[4] * 16), fits(16, error), budget, monitor) == ["4"] * 16
     assert budget.tokens <= 32
-    again = RecordingWatch()
+    again = RecordingMonitor()
     run_batches(items(*[4] * 16), fits(16, error), budget, again)
-    assert len(again.batches) < len(watch.batches)
+    assert len(again.batches) < len(monitor.batches)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 GB")])
 def test_a_record_too_large_for_memory_fails_alone(error: Exception):
-    found = run_batches(items(2, 50, 3), fits(10, error), TokenBudget(2048, 64), RecordingWatch())
+    found = run_batches(items(2, 50, 3), fits(10, error), TokenBudget(2048, 64), RecordingMonitor())
     assert [one.code if isinstance(one, Failure) else one for one in found] == ["2", "out_of_memory", "3"]
 
 
 def test_a_lost_device_is_not_tried_again_with_smaller_batches():
-    watch = RecordingWatch()
+    monitor = RecordingMonitor()
     with pytest.raises(RuntimeError, match="device-side assert"):
-        run_batches(items(2, 2), fits(1, RuntimeError("CUDA error: device-side assert")), TokenBudget(99, 9), watch)
-    assert len(watch.batches) == 1
+        run_batches(items(2, 2), fits(1, RuntimeError("CUDA error: device-side assert")), TokenBudget(99, 9), monitor)
+    assert len(monitor.batches) == 1
 
 
 @pytest.mark.parametrize(
@@ -85,7 +91,7 @@ class Device:
         self.said: list[str] = []
         self._broken = broken
 
-    def forward(self, values: list[int]) -> Later[str]:
+    def forward(self, values: list[int]) -> PendingResult[str]:
         self.said.append(f"start {values}")
 
         def read() -> list[str]:
@@ -94,19 +100,19 @@ class Device:
                 raise ValueError(f"cannot do {self._broken}")
             return [str(value) for value in values]
 
-        return Later(read)
+        return PendingResult(read)
 
 
 def test_a_batch_is_started_before_the_results_of_the_last_are_read():
-    device, watch = Device(), RecordingWatch()
-    found = run_batches(items(3, 10, 4, 9, 1), device.forward, TokenBudget(20, 64), watch)
+    device, monitor = Device(), RecordingMonitor()
+    found = run_batches(items(3, 10, 4, 9, 1), device.forward, TokenBudget(20, 64), monitor)
     assert found == ["3", "10", "4", "9", "1"]
     assert device.said == [
         "start [10, 9]", "start [4, 3]", "read [10, 9]", "start [1]", "read [4, 3]", "read [1]",
     ]  # fmt: skip
-    assert watch.batches == [[1, 3], [0, 1, 2, 3], [0, 2, 4]]  # those that run, too: any of them may be the fatal one
+    assert monitor.batches == [[1, 3], [0, 1, 2, 3], [0, 2, 4]]  # those that run, too: any of them may be the fatal one
 
 
 def test_an_item_that_fails_as_it_is_read_fails_alone():
-    found = run_batches(items(3, 10, 4, 9, 1), Device(broken=9).forward, TokenBudget(20, 64), RecordingWatch())
+    found = run_batches(items(3, 10, 4, 9, 1), Device(broken=9).forward, TokenBudget(20, 64), RecordingMonitor())
     assert [one if isinstance(one, str) else one.code for one in found] == ["3", "10", "4", "runner_error", "1"]

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 from common.records import JobSpec
 from tests.support import tiny_models
 from tests.support.pipeline_reference import runner_of
-from tests.support.tiny_models import TEXTS, RecordingWatch, mixed
+from tests.support.tiny_models import TEXTS, RecordingMonitor, mixed
 from workers.inference.core.runner import Cancelled
-from workers.inference.generation.continuous_batching import ContinuousBatches, find_continuous
-from workers.inference.tasks.openai_requests import over_requests
+from workers.inference.generation.continuous_batching import ContinuousBatcher, try_continuous_batching
+from workers.inference.tasks.openai_requests import wrap_openai_runner
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 
 #: A cache for a CPU: by itself it takes most of the memory.
@@ -29,13 +29,13 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(gpt2: Path) -> PipelineRunner:
     runner = runner_of("text-generation", gpt2)
     assert runner.task.continuous is None  # it is for GPUs
-    assert find_continuous(runner.task.pipe.model, **SMALL_CACHE) is not None
+    assert try_continuous_batching(runner.task.pipe.model, **SMALL_CACHE) is not None
     return runner
 
 
 @pytest.fixture
 def runner(loaded: PipelineRunner) -> PipelineRunner:
-    loaded.task.continuous = ContinuousBatches(loaded.task.pipe.model, **SMALL_CACHE)
+    loaded.task.continuous = ContinuousBatcher(loaded.task.pipe.model, **SMALL_CACHE)
     return loaded
 
 
@@ -51,10 +51,10 @@ def with_ends(model: Path, runner: PipelineRunner) -> None:
 def test_texts_and_their_counts_are_those_of_static_batches(gpt2, runner):
     with_ends(gpt2, runner)
     records = [*TEXTS, *mixed(20, longest=40)]
-    found = runner.run(records, GREEDY, RecordingWatch())
+    found = runner.run(records, GREEDY, RecordingMonitor())
     assert runner.task.continuous is not None
     runner.task.continuous = None
-    expected = runner.run(records, GREEDY, RecordingWatch())
+    expected = runner.run(records, GREEDY, RecordingMonitor())
     assert [one.output for one in found] == [one.output for one in expected]
     reasons = {text["finish_reason"] for one in found if one.output for text in one.output}
     assert reasons == {"stop", "length"}
@@ -63,9 +63,9 @@ def test_texts_and_their_counts_are_those_of_static_batches(gpt2, runner):
 def test_requests_are_answered_the_same(runner):
     spec = JobSpec("0" * 12, "text-generation", "m", format="openai")
     records = [{"prompts": ["the old cat", "a dog"], "options": {"do_sample": False, "max_new_tokens": 5}}]
-    found = over_requests(spec, runner, 100).run(records, {}, RecordingWatch())
+    found = wrap_openai_runner(spec, runner, 100).run(records, {}, RecordingMonitor())
     runner.task.continuous = None
-    expected = over_requests(spec, runner, 100).run(records, {}, RecordingWatch())
+    expected = wrap_openai_runner(spec, runner, 100).run(records, {}, RecordingMonitor())
     assert found[0].failure is None
     assert found[0].output == expected[0].output
 
@@ -75,24 +75,26 @@ def test_requests_are_answered_the_same(runner):
     [{"num_beams": 2}, {"repetition_penalty": 1.5}, {"stop_sequence": ["cat"]}, {"do_sample": True, "seed": 5}],
 )
 def test_what_only_generate_can_do_is_left_to_it(runner, params):
-    settings = runner.task.settings({**GREEDY, **params})
-    assert runner.task.budget(runner.budget, settings) is runner.budget
-    assert runner.task.budget(runner.budget, runner.task.settings(GREEDY)) is not runner.budget
+    parsed_params = runner.task.parsed_params({**GREEDY, **params})
+    assert runner.task.budget(runner.budget, parsed_params) is runner.budget
+    assert runner.task.budget(runner.budget, runner.task.parsed_params(GREEDY)) is not runner.budget
 
 
 def test_a_cancel_ends_the_loop_within_a_batch(runner):
-    watch = RecordingWatch()
-    watch.tick = lambda: (_ for _ in ()).throw(Cancelled)
+    monitor = RecordingMonitor()
+    monitor.tick = lambda: (_ for _ in ()).throw(Cancelled)
     with pytest.raises(Cancelled):
         runner.task.forward(
-            [runner.task.prepare("a", runner.task.settings(GREEDY)).inputs[0]], runner.task.settings(GREEDY), watch
+            [runner.task.prepare("a", runner.task.parsed_params(GREEDY)).inputs[0]],
+            runner.task.parsed_params(GREEDY),
+            monitor,
         )
-    assert runner.run(["the old cat"], GREEDY, RecordingWatch())[0].failure is None
+    assert runner.run(["the old cat"], GREEDY, RecordingMonitor())[0].failure is None
 
 
 def test_a_loop_that_fails_leaves_its_texts_to_static_batches(runner):
     runner.task.continuous._options["page_size"] = 0
-    found = runner.run(["the old cat", "a dog"], GREEDY, RecordingWatch())
+    found = runner.run(["the old cat", "a dog"], GREEDY, RecordingMonitor())
     assert runner.task.continuous is None
     assert [one.failure for one in found] == [None, None]
 
@@ -100,4 +102,4 @@ def test_a_loop_that_fails_leaves_its_texts_to_static_batches(runner):
 def test_a_model_that_cannot_go_along_is_found_out_at_load(gpt2):
     network = AutoModelForCausalLM.from_pretrained(gpt2, attn_implementation="eager")
     network._get_logits_processor = None
-    assert find_continuous(network, **SMALL_CACHE) is None
+    assert try_continuous_batching(network, **SMALL_CACHE) is None

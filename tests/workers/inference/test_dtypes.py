@@ -14,11 +14,11 @@ from common.records import JobSpec, new_job_id
 from common.settings import load_settings
 from tests.support import tiny_models
 from tests.support.pipeline_reference import runner_of
-from tests.support.tiny_models import TEXTS, RecordingWatch, mixed
-from workers.device.server.model_cache import Models
+from tests.support.tiny_models import TEXTS, RecordingMonitor, mixed
+from workers.device.server.model_cache import ModelCache
 from workers.inference.models.cpu_layers import Int8Linear
 from workers.inference.models.dtypes import resolve_dtype
-from workers.inference.models.loader import Source, load_model
+from workers.inference.models.loader import ModelSource, load_model
 from workers.models.resolver import ModelPolicy
 
 
@@ -28,7 +28,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def vectors(model: Path, texts: Sequence[str], **load_params: str) -> np.ndarray:
-    outcomes = runner_of("embedding", model, **load_params).run(texts, {}, RecordingWatch())
+    outcomes = runner_of("embedding", model, **load_params).run(texts, {}, RecordingMonitor())
     return np.stack([outcome.output for outcome in outcomes])
 
 
@@ -52,23 +52,23 @@ def test_vectors_of_lower_precision_point_the_same_way(bert, dtype, cosine):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_a_runner_says_what_it_runs_with(bert, dtype):
-    assert runner_of("embedding", bert, dtype=dtype).facts() == {"dtype": dtype, "attention": "sdpa"}
-    assert runner_of("text-classification", bert, dtype=dtype).facts()["dtype"] == dtype
+    assert runner_of("embedding", bert, dtype=dtype).run_info() == {"dtype": dtype, "attention": "sdpa"}
+    assert runner_of("text-classification", bert, dtype=dtype).run_info()["dtype"] == dtype
 
 
 @pytest.mark.parametrize(
     ("asked", "computes_in"), [({}, "int8"), ({"dtype": "auto"}, "int8"), ({"dtype": "float32"}, "float32")]
 )
 def test_the_workers_dtype_is_that_of_jobs_that_name_none(bert, asked, computes_in):
-    models = Models("cpu", ModelPolicy(any_path=True, dtype="int8"))
+    models = ModelCache("cpu", ModelPolicy(any_path=True, dtype="int8"))
     loaded, _ = models.get(JobSpec(new_job_id(), "embedding", str(bert), params=asked), lambda _: None)
-    assert loaded.facts()["dtype"] == computes_in
+    assert loaded.run_info()["dtype"] == computes_in
 
 
-def test_a_model_that_cannot_do_the_workers_dtype_computes_in_float32_unless_the_job_insists(bert, monkeypatch):
+def test_a_model_without_the_workers_dtype_computes_in_float32(bert, monkeypatch):
     monkeypatch.setattr("workers.inference.models.cpu_layers._linear_layers", lambda model: iter(()))
     runner = runner_of("text-classification", bert, preferred_dtype="int8")
-    assert runner.facts()["dtype"] == "float32"
+    assert runner.run_info()["dtype"] == "float32"
     with pytest.raises(ModelError, match="no linear layers"):
         runner_of("text-classification", bert, dtype="int8")
 
@@ -90,7 +90,7 @@ def test_int8_is_for_cpus():
 
 
 def test_the_models_rules_of_loading_hold_for_int8_too(bert):
-    model = load_model(AutoModelForSequenceClassification, Source(bert, dtype="int8"), "cpu")
+    model = load_model(AutoModelForSequenceClassification, ModelSource(bert, dtype="int8"), "cpu")
     assert not model.training
 
 

@@ -18,7 +18,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from common.errors import ModelError
 from common.payloads.codec import decode_outcomes, encode_outcomes, iter_outcomes
-from tests.support.tiny_models import RecordingWatch, causal_gpt2
+from tests.support.tiny_models import RecordingMonitor, causal_gpt2
 from tests.support.tiny_seq2seq import make_t5
 from workers.inference.embedding.sentence_transformers_config import (
     DENSE_KEYS,
@@ -82,7 +82,7 @@ def runner_of(directory: Path) -> EmbeddingRunner:
 
 
 def embedded(directory: Path, texts=TEXTS, **params) -> np.ndarray:
-    return np.stack([outcome.output for outcome in runner_of(directory).run(texts, params, RecordingWatch())])
+    return np.stack([outcome.output for outcome in runner_of(directory).run(texts, params, RecordingMonitor())])
 
 
 def reference(directory: Path, texts=TEXTS, **options) -> np.ndarray:
@@ -171,7 +171,7 @@ def test_lower_casing_and_length_are_those_of_the_configuration(tmp_path, bert):
     np.testing.assert_allclose(embedded(directory), reference(directory), atol=1e-5)
     upper, lower = embedded(directory, ["THE", "the"])
     np.testing.assert_array_equal(upper, lower)
-    outcomes = runner_of(directory).run(TEXTS, {}, RecordingWatch())
+    outcomes = runner_of(directory).run(TEXTS, {}, RecordingMonitor())
     assert [outcome.truncated for outcome in outcomes] == [len(text.split()) > 4 for text in TEXTS]
 
 
@@ -218,7 +218,7 @@ def test_pooling_can_be_chosen_for_a_model_without_configuration(bert, tmp_path)
 
 
 def test_bad_records_fail_alone_and_in_their_place(bert):
-    outcomes = runner_of(bert).run(["dog", " \n", 7, "half \ud83d", None, "dog"], {}, RecordingWatch())
+    outcomes = runner_of(bert).run(["dog", " \n", 7, "half \ud83d", None, "dog"], {}, RecordingMonitor())
     codes = [outcome.failure and outcome.failure.code for outcome in outcomes]
     assert codes == [None, "empty_text", "wrong_type", "bad_text", "wrong_type", None]
     np.testing.assert_array_equal(outcomes[0].output, outcomes[5].output)
@@ -226,7 +226,7 @@ def test_bad_records_fail_alone_and_in_their_place(bert):
 
 def test_vectors_pass_through_a_payload_as_fixed_size_lists(bert):
     runner = runner_of(bert)
-    outcomes = runner.run(["dog", ""], {"truncate_dim": 5}, RecordingWatch())
+    outcomes = runner.run(["dog", ""], {"truncate_dim": 5}, RecordingMonitor())
     kind = runner.output_type({"truncate_dim": 5})
     table = decode_outcomes(encode_outcomes([0, 1], [0, 1], outcomes, kind))
     assert table.schema.field("output").type == pa.list_(pa.float32(), 5)
@@ -248,7 +248,7 @@ def test_vectors_pass_through_a_payload_as_fixed_size_lists(bert):
     ],
 )
 def test_a_wrong_parameter_is_refused_before_any_record(bert, params, said):
-    watcher = RecordingWatch()
+    watcher = RecordingMonitor()
     with pytest.raises(ModelError, match=said) as caught:
         runner_of(bert).run(TEXTS, params, watcher)
     assert caught.value.code == "bad_param"

@@ -14,17 +14,17 @@ from transformers import BertForTokenClassification
 from common.records import Json, Outcome
 from tests.support import tiny_models
 from tests.support.pipeline_reference import assert_same, assert_same_as_pipeline, runner_of
-from tests.support.tiny_models import SMALL, TEXTS, VOCABULARY, RecordingWatch, mixed
-from workers.inference.tasks.encoder_runner import FastRunner
+from tests.support.tiny_models import SMALL, TEXTS, VOCABULARY, RecordingMonitor, mixed
+from workers.inference.tasks.encoder_runner import EncoderRunner
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 
-Models = Callable[[str], Path]
+ModelCache = Callable[[str], Path]
 
 BAD: list[Json] = ["", " ", None, 7, {"sentence": "a"}, {"text": ["a"]}, "half \ud83d"]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+def models(tmp_path_factory: pytest.TempPathFactory) -> ModelCache:
     """Return a tiny model by the name of its function in `tiny_models`, made when first asked for."""
     base = tmp_path_factory.mktemp("models")
 
@@ -35,9 +35,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 def both(task: str, model: Path, records: list[Json], **params: Json) -> tuple[list[Outcome], list[Outcome]]:
-    fast, plain = FastRunner(task, model, "cpu", {}), PipelineRunner(task, model, "cpu", {})
+    fast, plain = EncoderRunner(task, model, "cpu", {}), PipelineRunner(task, model, "cpu", {})
     assert fast.fast
-    return fast.run(records, params, RecordingWatch()), plain.run(records, params, RecordingWatch())
+    return fast.run(records, params, RecordingMonitor()), plain.run(records, params, RecordingMonitor())
 
 
 def assert_equal(found: list[Outcome], expected: list[Outcome]) -> None:
@@ -91,7 +91,7 @@ def test_mixed_records_come_out_as_the_plain_way_gives_them(models, task, model,
         ),
     ],
 )
-def test_records_with_fields_of_their_own_come_out_as_the_plain_way_gives_them(models, task, model, records):
+def test_records_with_fields_of_their_own_give_what_the_pipeline_gives(models, task, model, records):
     assert_equal(*both(task, models(model), records))
 
 
@@ -108,10 +108,10 @@ def test_parameters_that_the_fast_way_does_not_know_go_the_plain_way(models, tas
 
 
 def test_positions_of_records_that_go_the_plain_way_are_those_of_the_chunk(models):
-    watch = RecordingWatch()
+    monitor = RecordingMonitor()
     records = ["the [MASK]", "the cat " * 60 + "[MASK]", "a [MASK] or a dog", "the dog " * 60 + "[MASK]"]
-    FastRunner("fill-mask", models("masked_bert"), "cpu", {}).run(records, {}, watch)
-    assert sorted(place for batch in watch.batches for place in batch) == [0, 1, 2, 3]
+    EncoderRunner("fill-mask", models("masked_bert"), "cpu", {}).run(records, {}, monitor)
+    assert sorted(place for batch in monitor.batches for place in batch) == [0, 1, 2, 3]
 
 
 class TwoFaced(BertForTokenClassification):
@@ -125,10 +125,10 @@ class TwoFaced(BertForTokenClassification):
 
 def test_a_model_that_gives_something_else_goes_the_plain_way(models, monkeypatch):
     monkeypatch.setattr("transformers.AutoModelForTokenClassification.from_pretrained", TwoFaced.from_pretrained)
-    runner = FastRunner("ner", models("tagger"), "cpu", {})
+    runner = EncoderRunner("ner", models("tagger"), "cpu", {})
     assert not runner.fast
     plain = PipelineRunner("ner", models("tagger"), "cpu", {})
-    assert_equal(*(one.run(list(TEXTS), {}, RecordingWatch()) for one in (runner, plain)))
+    assert_equal(*(one.run(list(TEXTS), {}, RecordingMonitor()) for one in (runner, plain)))
 
 
 ARCHITECTURES = {
@@ -156,8 +156,8 @@ def test_many_architectures_give_for_a_record_what_they_give_for_it_alone(tmp_pa
     getattr(transformers, f"{name}ForMaskedLM")(config).save_pretrained(tmp_path)
     records = [f"[MASK] {text}"[:60] for text in TEXTS]
     runner = runner_of("fill-mask", tmp_path)
-    found = runner.run(records, {}, RecordingWatch())
-    alone = [runner.run([record], {}, RecordingWatch())[0] for record in records]
+    found = runner.run(records, {}, RecordingMonitor())
+    alone = [runner.run([record], {}, RecordingMonitor())[0] for record in records]
     assert_equal(found, alone)
     assert_same_as_pipeline("fill-mask", tmp_path, records)
 

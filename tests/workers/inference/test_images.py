@@ -12,10 +12,10 @@ import transformers
 from PIL import Image
 
 from common.errors import ModelError
-from common.records import Attached, Json, Outcome
+from common.records import FileInput, Json, Outcome
 from tests.support import tiny_media
 from tests.support.pipeline_reference import assert_same, runner_of
-from tests.support.tiny_models import ForwardCount, RecordingWatch
+from tests.support.tiny_models import ForwardCount, RecordingMonitor
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +29,11 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def attached(paths: Sequence[Path]) -> list[Json]:
-    return [Attached(str(path), path.read_bytes()) for path in paths]
+    return [FileInput(str(path), path.read_bytes()) for path in paths]
 
 
 def run(task: str, model: Path, inputs: Sequence[Json], **params: Json) -> list[Outcome]:
-    return runner_of(task, model).run(inputs, params, RecordingWatch())
+    return runner_of(task, model).run(inputs, params, RecordingMonitor())
 
 
 def assert_same_as_pipeline(task: str, model: Path, paths: Sequence[Path], **params: Any) -> None:
@@ -78,7 +78,7 @@ def test_other_tasks_give_what_the_pipeline_gives(
 def test_labels_of_a_record_win_and_a_text_of_labels_is_split(photos: list[Path], tmp_path: Path):
     model = tiny_media.clip(tmp_path / "model")
     blob = photos[0].read_bytes()
-    own, commas = (Attached({"image": "x", "candidate_labels": labels}, blob) for labels in ("cat, dog", ","))
+    own, commas = (FileInput({"image": "x", "candidate_labels": labels}, blob) for labels in ("cat, dog", ","))
     none, empty = run("zero-shot-image-classification", model, [*attached(photos[:1]), commas])
     first, second = run("zero-shot-image-classification", model, [own, *attached(photos[:1])], **ZERO_SHOT)
     assert {row["label"] for row in first.output} == {"cat", "dog"}
@@ -120,7 +120,7 @@ def test_a_pooler_that_nobody_trained_is_refused_where_it_is_used(vit: Path, pho
 def test_images_share_forward_passes(vit: Path, photos: list[Path]):
     runner = runner_of("image-classification", vit)
     with ForwardCount() as count:
-        runner.run(attached(photos), {}, RecordingWatch())
+        runner.run(attached(photos), {}, RecordingMonitor())
     assert (count.passes, count.rows) == (1, len(photos))
 
 
@@ -144,7 +144,7 @@ def test_a_turned_photo_is_looked_at_upright(vit: Path, tmp_path: Path):
 )
 def test_a_broken_image_fails_alone(vit: Path, photos: list[Path], blob: bytes, words: str):
     first, second, third = run(
-        "image-classification", vit, [*attached(photos[:1]), Attached("x.png", blob), *attached(photos[1:2])]
+        "image-classification", vit, [*attached(photos[:1]), FileInput("x.png", blob), *attached(photos[1:2])]
     )
     assert first.output and third.output
     assert second.failure and second.failure.code == "bad_image"
@@ -197,7 +197,7 @@ def test_a_file_under_what_is_shared_is_read_in_place_and_no_other(vit: Path, ph
     runner = runner_of("image-classification", vit, **rules)
     names = ["own.png", "none.png", "large.png", "link.png", "../shared/own.png"]
     inputs: list[Json] = [str(shared / name) for name in names]
-    outcomes = runner.run([*inputs, str(photos[0]), "own.png"], {}, RecordingWatch())
+    outcomes = runner.run([*inputs, str(photos[0]), "own.png"], {}, RecordingMonitor())
     assert [outcome.failure and outcome.failure.code for outcome in outcomes] == [
         None, "no_file", "too_large", "missing_file", None, "missing_file", "missing_file"
     ]  # fmt: skip

@@ -21,10 +21,10 @@ from common.json_codec import to_json
 from common.tasks import ALIASES, TASKS
 from tests.support import tiny_models, tiny_seq2seq
 from tests.support.pipeline_reference import assert_same, run, runner_of
-from tests.support.tiny_models import RecordingWatch
+from tests.support.tiny_models import RecordingMonitor
 from workers.inference.core.runner import Runner
 from workers.inference.models.dtypes import resolve_dtype
-from workers.inference.models.loader import Source, load_model, load_tokenizer, memory_bytes
+from workers.inference.models.loader import ModelSource, load_model, load_tokenizer, memory_bytes
 from workers.inference.tasks.registry import RUNNERS, find_runner
 
 
@@ -75,7 +75,7 @@ def test_an_entry_point_that_is_no_runner_is_refused(tmp_path, monkeypatch):
 
 def code_of(directory: Path, auto_class: type = AutoModelForMaskedLM) -> str:
     with pytest.raises(ModelError) as caught:
-        load_model(auto_class, Source(directory), "cpu")
+        load_model(auto_class, ModelSource(directory), "cpu")
     return caught.value.code
 
 
@@ -97,7 +97,7 @@ def test_damaged_files_are_no_model(copy, name):
 def test_pointers_of_git_lfs_are_told_as_such(copy):
     (copy / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 440\n")
     with pytest.raises(ModelError, match="git lfs pull") as caught:
-        load_model(AutoModelForMaskedLM, Source(copy), "cpu")
+        load_model(AutoModelForMaskedLM, ModelSource(copy), "cpu")
     assert caught.value.code == "not_a_model"
 
 
@@ -109,7 +109,7 @@ def test_a_configuration_without_weights_is_no_model(copy):
 def test_pickled_weights_are_refused_with_the_way_out(copy):
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(ModelError, match="safetensors") as caught:
-        load_model(AutoModelForMaskedLM, Source(copy), "cpu")
+        load_model(AutoModelForMaskedLM, ModelSource(copy), "cpu")
     assert caught.value.code == "unsafe_weights"
 
 
@@ -129,7 +129,7 @@ def test_pickled_weights_are_opened_only_where_the_worker_allows_it(tmp_path, ta
     (model / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"pytorch_model\.bin"):
         runner_of(task, model)
-    (found,) = runner_of(task, model, allow_pickle=True).run([record], {}, RecordingWatch())
+    (found,) = runner_of(task, model, allow_pickle=True).run([record], {}, RecordingMonitor())
     assert found.failure is None
     assert_same(*(json.loads(to_json(outcome.output)) for outcome in (found, expected)))
 
@@ -168,13 +168,13 @@ def test_an_architecture_without_the_head_fails(tmp_path):
 
 
 def test_tied_weights_are_not_missing(bert):
-    model = load_model(AutoModelForMaskedLM, Source(bert), "cpu")
+    model = load_model(AutoModelForMaskedLM, ModelSource(bert), "cpu")
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def test_a_missing_pooler_can_be_done_without_where_the_task_says_so(bert):
     assert code_of(bert, AutoModel) == "missing_weights"
-    load_model(AutoModel, Source(bert), "cpu", ignore_missing=[r"(^|\.)pooler\."])
+    load_model(AutoModel, ModelSource(bert), "cpu", ignore_missing=[r"(^|\.)pooler\."])
 
 
 def test_missing_statistics_of_a_normalisation_are_missing_weights(tmp_path):
@@ -192,7 +192,7 @@ def test_a_model_without_its_tokenizer_is_refused(copy):
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         (copy / name).unlink(missing_ok=True)
     with pytest.raises(ModelError) as caught:
-        load_tokenizer(Source(copy))
+        load_tokenizer(ModelSource(copy))
     assert caught.value.code == "no_tokenizer"
 
 
@@ -206,8 +206,8 @@ def test_a_tokenizer_without_a_mask_cannot_fill_masks(copy):
 
 
 def test_half_precision_halves_the_memory(bert):
-    full = load_model(AutoModelForMaskedLM, Source(bert), "cpu")
-    half = load_model(AutoModelForMaskedLM, Source(bert, dtype="bfloat16"), "cpu")
+    full = load_model(AutoModelForMaskedLM, ModelSource(bert), "cpu")
+    half = load_model(AutoModelForMaskedLM, ModelSource(bert, dtype="bfloat16"), "cpu")
     assert {parameter.dtype for parameter in full.parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     assert memory_bytes(half) < 0.6 * memory_bytes(full)

@@ -12,10 +12,10 @@ import transformers
 from common.records import Json
 from tests.support import tiny_models
 from tests.support.pipeline_reference import assert_same
-from tests.support.tiny_models import SMALL, VOCABULARY, RecordingWatch, mixed
-from workers.inference.core.async_copy import Later
+from tests.support.tiny_models import SMALL, VOCABULARY, RecordingMonitor, mixed
+from workers.inference.core.async_copy import PendingResult
 from workers.inference.tasks.embedding import EmbeddingRunner
-from workers.inference.tasks.encoder_runner import FastRunner
+from workers.inference.tasks.encoder_runner import EncoderRunner
 from workers.inference.tasks.question_answering import QuestionAnsweringRunner
 from workers.inference.text.packing import ATTENTION
 
@@ -73,16 +73,16 @@ def _config(architecture: str, labels: int) -> transformers.PreTrainedConfig:
     [*itertools.product(PACKABLE, HEADS), ("ModernBert", "fill-mask"), ("ModernBert", "token-classification")],
 )
 def test_packed_rows_give_what_padded_ones_give(tmp_path, architecture, task):
-    runner = FastRunner(task, made(tmp_path, architecture, task), "cpu", {})
+    runner = EncoderRunner(task, made(tmp_path, architecture, task), "cpu", {})
     assert runner.fast
     mask = "[MASK]" if task == "fill-mask" else None
     records: list[Json] = [*mixed(2000 if architecture == "Bert" else 120, mask), f"the {mask} of {mask} and a", ""]
     params: dict[str, Json] = {"candidate_labels": ["news", "서울"]} if task.startswith("zero") else {}
-    assert runner.facts()["attention"] == "sdpa"
-    expected = runner.run(records, params, RecordingWatch())
+    assert runner.run_info()["attention"] == "sdpa"
+    expected = runner.run(records, params, RecordingMonitor())
     assert runner.pack()
-    assert runner.facts()["attention"] == ATTENTION
-    found = runner.run(records, params, RecordingWatch())
+    assert runner.run_info()["attention"] == ATTENTION
+    found = runner.run(records, params, RecordingMonitor())
     for one, other in zip(found, expected, strict=True):
         assert (one.failure, one.truncated) == (other.failure, other.truncated)
         assert_same(one.output, other.output)
@@ -93,18 +93,18 @@ def test_packed_rows_give_what_padded_ones_give(tmp_path, architecture, task):
 def test_vectors_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture, pooling):
     runner = EmbeddingRunner("embedding", made(tmp_path, architecture, "feature-extraction"), "cpu", {})
     records: list[Json] = list(mixed(2000 if architecture == "Bert" else 120))
-    expected = runner.run(records, {"pooling": pooling}, RecordingWatch())
+    expected = runner.run(records, {"pooling": pooling}, RecordingMonitor())
     assert runner.pack()
-    assert runner.facts()["attention"] == ATTENTION
-    found = runner.run(records, {"pooling": pooling}, RecordingWatch())
+    assert runner.run_info()["attention"] == ATTENTION
+    found = runner.run(records, {"pooling": pooling}, RecordingMonitor())
     np.testing.assert_allclose([one.output for one in found], [one.output for one in expected], atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["FNet", "DebertaV2"])
 def test_a_model_that_does_not_go_along_runs_padded(tmp_path, architecture):
-    runner = FastRunner("ner", made(tmp_path, architecture, "token-classification"), "cpu", {})
+    runner = EncoderRunner("ner", made(tmp_path, architecture, "token-classification"), "cpu", {})
     assert not runner.pack()
-    assert runner.facts()["attention"] != ATTENTION
+    assert runner.run_info()["attention"] != ATTENTION
 
 
 @pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert"])
@@ -113,38 +113,38 @@ def test_answers_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture)
         "question-answering", made(tmp_path, architecture, "question-answering"), "cpu", {}
     )
     records: list[Json] = [{"question": "where is the cat", "context": text} for text in mixed(40)]
-    expected = runner.run(records, {"top_k": 3}, RecordingWatch())
+    expected = runner.run(records, {"top_k": 3}, RecordingMonitor())
     assert runner.pack()
-    assert runner.facts()["attention"] == ATTENTION
-    found = runner.run(records, {"top_k": 3}, RecordingWatch())
+    assert runner.run_info()["attention"] == ATTENTION
+    found = runner.run(records, {"top_k": 3}, RecordingMonitor())
     for one, other in zip(found, expected, strict=True):
         assert_same(one.output, other.output)
 
 
 @pytest.mark.parametrize("task", HEADS)
 def test_results_that_are_read_a_batch_later_are_the_same(tmp_path, monkeypatch, task):
-    runner = FastRunner(task, made(tmp_path, "Bert", task), "cpu", {})
+    runner = EncoderRunner(task, made(tmp_path, "Bert", task), "cpu", {})
     records: list[Json] = list(mixed(60, "[MASK]" if task == "fill-mask" else None))
     if task == "fill-mask":
         records[1::7] = [{"text": text, "targets": ["cat", "dog"]} for text in records[1::7]]
     params: dict[str, Json] = {"candidate_labels": ["news", "서울"]} if task.startswith("zero") else {}
     runner.budget.tokens = 128
-    expected = runner.run(records, params, RecordingWatch())
+    expected = runner.run(records, params, RecordingMonitor())
     late: list[int] = []
 
-    def as_a_gpu(tensors: Sequence[torch.Tensor], finish: Callable[..., Sequence[object]]) -> Later[object]:
+    def as_a_gpu(tensors: Sequence[torch.Tensor], finish: Callable[..., Sequence[object]]) -> PendingResult[object]:
         late.append(len(tensors))
-        return Later(lambda: finish(tensors))
+        return PendingResult(lambda: finish(tensors))
 
     monkeypatch.setattr("workers.inference.tasks.encoder_tasks.later", as_a_gpu)
-    found = runner.run(records, params, RecordingWatch())
+    found = runner.run(records, params, RecordingMonitor())
     assert len(late) > 1
     for one, other in zip(found, expected, strict=True):
         assert_same(one.output, other.output)
 
 
 def test_padded_batches_attend_as_before_after_a_packed_one(tmp_path):
-    runner = FastRunner("ner", made(tmp_path, "Bert", "token-classification"), "cpu", {})
+    runner = EncoderRunner("ner", made(tmp_path, "Bert", "token-classification"), "cpu", {})
     runner.pack()
-    runner.run(["the cat", "a dog and a cat"], {}, RecordingWatch())
+    runner.run(["the cat", "a dog and a cat"], {}, RecordingMonitor())
     assert runner._model.config._attn_implementation == "sdpa"

@@ -17,8 +17,8 @@ from tests.support.tiny_models import WORDS, answering, causal_gpt2, masked_bert
 from tests.support.tiny_seq2seq import make_bart
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.models import cpu_layers as layers
-from workers.inference.models.batch_invariance import limit_sharing
-from workers.inference.text.truncation import input_limit
+from workers.inference.models.batch_invariance import ensure_batch_invariance
+from workers.inference.text.truncation import input_token_limit
 
 _CHANCE = random.Random(5)
 TEXTS = [" ".join(_CHANCE.choices(WORDS, k=words)) for words in (4, 5, 6, 9, 17, 30, 4, 40)]
@@ -82,7 +82,7 @@ def test_the_rounding_of_lower_precision_is_not_taken_for_padding(tmp_path, task
 def budget_after(run: Any, lengths: tuple[int, ...] = (4, 9)) -> TokenBudget:
     budget = TokenBudget.of("cpu")
     rows = [{"input_ids": list(range(1, length + 1))} for length in lengths]
-    limit_sharing(budget, torch.nn.Linear(1, 1), lambda: rows, run)
+    ensure_batch_invariance(budget, torch.nn.Linear(1, 1), lambda: rows, run)
     return budget
 
 
@@ -120,7 +120,7 @@ def test_what_looks_like_padding_in_low_precision_is_tried_in_float32(sees: bool
         rounded = model.weight.dtype != torch.float32
         return sums(rows, lambda rows: 100 * max(len(row["input_ids"]) for row in rows) * (rounded or sees))
 
-    limit_sharing(budget, model, lambda: [{"input_ids": list(range(length))} for length in (4, 9)], run)
+    ensure_batch_invariance(budget, model, lambda: [{"input_ids": list(range(length))} for length in (4, 9)], run)
     assert (budget.equal_lengths, budget.items > 1) == (sees, True)
     assert model.weight.data.data_ptr() == weight.data_ptr() and model.weight.dtype == torch.bfloat16
 
@@ -171,10 +171,10 @@ def test_a_trial_of_other_layers_that_raises_leaves_all_as_they_were(tmp_path, o
 
     model = transformers.AutoModelForMaskedLM.from_pretrained(masked_bert(tmp_path))
     hook = model.register_forward_pre_hook(refuse)
-    layers.take_faster_layers(model)
+    layers.use_onednn_linear(model)
     assert not swapped()
     hook.remove()
-    layers.take_faster_layers(model)
+    layers.use_onednn_linear(model)
     assert swapped()
 
 
@@ -190,7 +190,7 @@ def test_a_model_that_wants_more_than_a_text_says_so(tmp_path):
 def test_a_models_positions_are_found_whatever_they_are_called(name, positions):
     model = getattr(transformers, name)
     with torch.device("meta"):
-        assert input_limit(model(tiny_config(model.config_class)), tokenizer=None) == positions
+        assert input_token_limit(model(tiny_config(model.config_class)), tokenizer=None) == positions
 
 
 def test_canine_makes_vectors(tmp_path):

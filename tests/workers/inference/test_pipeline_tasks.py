@@ -9,16 +9,16 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from tests.support import tiny_models
 from tests.support.pipeline_reference import assert_same, assert_same_as_pipeline, one_by_one, run, runner_of
-from tests.support.tiny_models import TEXTS, RecordingWatch
+from tests.support.tiny_models import TEXTS, RecordingMonitor
 
 LABELS = ["news", "sports", "politics of the old city"]
 TABLE = {"city": ["paris", "seoul", "old town"], "people": ["2", "9", "7"]}
 
-Models = Callable[[str], Path]
+ModelCache = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+def models(tmp_path_factory: pytest.TempPathFactory) -> ModelCache:
     """Return a tiny model by the name of its function in `tiny_models`, made when first asked for."""
     base = tmp_path_factory.mktemp("models")
 
@@ -44,7 +44,7 @@ def test_fill_mask_takes_targets_with_the_record(models):
     assert {row["token_str"] for row in outcomes[1].output} == {"paris", "cat"}
 
 
-def test_fill_mask_with_a_byte_level_tokenizer_gives_what_the_pipeline_gives(models):
+def test_fill_mask_with_a_byte_level_tokenizer_matches_the_pipeline(models):
     records = [f"{text[:60]} <mask>" for text in TEXTS] + ["<mask> and <mask>"]
     assert_same_as_pipeline("fill-mask", models("masked_roberta"), records)
 
@@ -183,8 +183,8 @@ def test_text_generation_gives_what_the_pipeline_gives(models, tmp_path, params,
     assert_same_as_pipeline("text-generation", model, records, **params)
 
 
-def test_short_and_long_prompts_share_a_batch_where_nothing_counts_the_padding(models):
-    records, shared, apart = ["a", "the cat sleeps in the old city"], RecordingWatch(), RecordingWatch()
+def test_short_and_long_prompts_share_a_batch_where_padding_is_ignored(models):
+    records, shared, apart = ["a", "the cat sleeps in the old city"], RecordingMonitor(), RecordingMonitor()
     runner = runner_of("text-generation", models("causal_gpt2"))
     runner.run(records, GREEDY, shared)
     runner.run(records, {**GREEDY, "repetition_penalty": 1.4}, apart)
@@ -206,6 +206,6 @@ def test_short_and_long_prompts_share_a_batch_where_nothing_counts_the_padding(m
 )
 def test_every_task_runs_in_half_precision(models, task, model, record, params):
     full, half = runner_of(task, models(model)), runner_of(task, models(model), dtype="bfloat16")
-    (outcome,) = half.run([record], params, RecordingWatch())
+    (outcome,) = half.run([record], params, RecordingMonitor())
     assert outcome.failure is None
     assert half.memory_bytes() < 0.6 * full.memory_bytes()

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.pipelines.document_question_answering import select_starts_ends
 
 from common.errors import ModelError
-from tests.support.tiny_models import RecordingWatch
+from tests.support.tiny_models import RecordingMonitor
 from workers.inference.tasks.question_answering import QuestionAnsweringRunner
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -80,7 +80,7 @@ def roberta(tmp_path_factory) -> Path:
 
 def answered(directory: Path, records=RECORDS, **params) -> list:
     runner = QuestionAnsweringRunner("question-answering", directory, "cpu", {})
-    outcomes = runner.run(records, params, RecordingWatch())
+    outcomes = runner.run(records, params, RecordingMonitor())
     assert [outcome.failure for outcome in outcomes] == [None] * len(records)
     return [outcome.output for outcome in outcomes]
 
@@ -197,10 +197,10 @@ def test_no_answer_is_an_answer_where_it_is_asked_for(bert):
 def test_a_question_too_long_is_cut_and_its_outcome_says_so(bert):
     runner = QuestionAnsweringRunner("question-answering", bert, "cpu", {})
     long = {"question": "where is the old man " * 40, "context": LONG}
-    (cut,) = runner.run([long], {}, RecordingWatch())
+    (cut,) = runner.run([long], {}, RecordingMonitor())
     same([cut.output], expected(bert, {**long, "question": " ".join(long["question"].split()[:30])}, stride=15))
     assert cut.truncated
-    (shorter,) = runner.run([long], {"max_question_len": 2}, RecordingWatch())
+    (shorter,) = runner.run([long], {"max_question_len": 2}, RecordingMonitor())
     same([shorter.output], expected(bert, {**long, "question": "where is"}))
 
 
@@ -217,7 +217,7 @@ def test_bad_records_fail_alone_and_in_their_place(bert):
         good,
     ]
     runner = QuestionAnsweringRunner("question-answering", bert, "cpu", {})
-    outcomes = runner.run(inputs, {}, RecordingWatch())
+    outcomes = runner.run(inputs, {}, RecordingMonitor())
     codes = [outcome.failure and outcome.failure.code for outcome in outcomes]
     assert codes == [
         None,
@@ -233,10 +233,10 @@ def test_bad_records_fail_alone_and_in_their_place(bert):
 
 
 def test_windows_of_all_records_share_batches(bert):
-    watch = RecordingWatch()
-    QuestionAnsweringRunner("question-answering", bert, "cpu", {}).run(RECORDS, {}, watch)
-    assert len(watch.batches) < len(RECORDS)
-    assert sorted(position for batch in watch.batches for position in batch) == [0, 1, 2, 3, 4]
+    monitor = RecordingMonitor()
+    QuestionAnsweringRunner("question-answering", bert, "cpu", {}).run(RECORDS, {}, monitor)
+    assert len(monitor.batches) < len(RECORDS)
+    assert sorted(position for batch in monitor.batches for position in batch) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -251,8 +251,8 @@ def test_windows_of_all_records_share_batches(bert):
     ],
 )
 def test_a_wrong_parameter_is_refused_before_any_record(bert, params, message):
-    watch = RecordingWatch()
+    monitor = RecordingMonitor()
     with pytest.raises(ModelError, match=message) as caught:
-        QuestionAnsweringRunner("question-answering", bert, "cpu", {}).run(RECORDS, params, watch)
+        QuestionAnsweringRunner("question-answering", bert, "cpu", {}).run(RECORDS, params, monitor)
     assert caught.value.code == "bad_param"
-    assert watch.batches == []
+    assert monitor.batches == []

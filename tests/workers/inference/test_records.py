@@ -11,16 +11,16 @@ from transformers import AutoTokenizer, pipeline
 from common.errors import ModelError
 from tests.support import tiny_models
 from tests.support.pipeline_reference import assert_same, assert_same_as_pipeline, one_by_one, run, runner_of
-from tests.support.tiny_models import TEXTS, ForwardCount, RecordingWatch
+from tests.support.tiny_models import TEXTS, ForwardCount, RecordingMonitor
 
 LONG = "the old cat likes the small bird " * 60
 TABLE = {"city": ["paris", "seoul"], "people": ["2", "9"]}
 
-Models = Callable[[str], Path]
+ModelCache = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+def models(tmp_path_factory: pytest.TempPathFactory) -> ModelCache:
     """Return a tiny model by the name of its function in `tiny_models`, made when first asked for."""
     base = tmp_path_factory.mktemp("models")
 
@@ -46,16 +46,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 )
 def test_one_bad_record_among_64_costs_one_failure_and_no_forward_pass(models, task, model, good, bad):
     records = [good] * 40 + [bad] + [good] * 23
-    runner, watch = runner_of(task, models(model)), RecordingWatch()
+    runner, monitor = runner_of(task, models(model)), RecordingMonitor()
     with ForwardCount() as alone:
-        expected = runner.run([good], {}, RecordingWatch())[0].output
+        expected = runner.run([good], {}, RecordingMonitor())[0].output
     with ForwardCount() as together:
-        outcomes = runner.run(records, {}, watch)
+        outcomes = runner.run(records, {}, monitor)
     assert [place for place, outcome in enumerate(outcomes) if outcome.failure] == [40]
     for place in (0, 39, 41, 63):
         assert_same(outcomes[place].output, expected)
-    assert (alone.passes, together.passes) == (1, len(watch.batches))
-    ran = [place for batch in watch.batches for place in batch]
+    assert (alone.passes, together.passes) == (1, len(monitor.batches))
+    ran = [place for batch in monitor.batches for place in batch]
     assert sorted(ran) == [place for place in range(64) if place != 40]
 
 
@@ -66,7 +66,7 @@ def test_records_that_cannot_be_finished_do_not_make_their_batch_run_again(tmp_p
     (model / "config.json").write_text(json.dumps(config))
     runner = runner_of("table-question-answering", model)
     with ForwardCount() as count:
-        outcomes = runner.run([{"table": TABLE, "query": "which city"}] * 8, {}, RecordingWatch())
+        outcomes = runner.run([{"table": TABLE, "query": "which city"}] * 8, {}, RecordingMonitor())
     assert [outcome.failure and outcome.failure.code for outcome in outcomes] == ["runner_error"] * 8
     assert (count.passes, count.rows) == (1, 8)
 
@@ -75,7 +75,7 @@ def test_a_label_too_long_for_the_model_fails_its_record_alone(models):
     records = ["the cat", {"text": "a dog", "candidate_labels": ["cat", "cat " * 100]}, "the bird"]
     runner = runner_of("zero-shot-classification", models("natural_language_inference"))
     with ForwardCount() as count:
-        outcomes = runner.run(records, {"candidate_labels": "a,b"}, RecordingWatch())
+        outcomes = runner.run(records, {"candidate_labels": "a,b"}, RecordingMonitor())
     assert [outcome.failure and outcome.failure.code for outcome in outcomes] == [None, "too_long", None]
     assert count.rows == 4
 
@@ -234,8 +234,8 @@ def test_without_truncation_a_long_text_fails_instead(models):
     ],
 )
 def test_a_wrong_parameter_is_refused_before_any_record_runs(models, task, model, params, said):
-    watch = RecordingWatch()
+    monitor = RecordingMonitor()
     with pytest.raises(ModelError, match=said) as caught:
-        runner_of(task, models(model)).run(["the [MASK]"], params, watch)
+        runner_of(task, models(model)).run(["the [MASK]"], params, monitor)
     assert caught.value.code == "bad_param"
-    assert watch.batches == []
+    assert monitor.batches == []

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from common.errors import ModelError
-from tests.support.tiny_models import RecordingWatch
+from tests.support.tiny_models import RecordingMonitor
 from tests.support.tiny_seq2seq import TEXTS, by_hand, make_bart, make_marian, make_mbart, make_t5
 from workers.inference.core.runner import Cancelled
 from workers.inference.tasks.registry import find_runner
@@ -33,7 +33,7 @@ def runner_of(task: str, directory: Path) -> Seq2SeqRunner:
 
 
 def said(task: str, directory: Path, texts=TEXTS, **params) -> list:
-    outcomes = runner_of(task, directory).run(texts, params, RecordingWatch())
+    outcomes = runner_of(task, directory).run(texts, params, RecordingMonitor())
     assert [outcome.failure for outcome in outcomes] == [None] * len(texts)
     return [outcome.output for outcome in outcomes]
 
@@ -102,16 +102,16 @@ def test_a_tokenizer_written_in_python_is_served_too(tmp_path):
     assert said("translation", directory, tgt_lang="kor") == objects("translation_text", expected)
     assert said("translation_en_to_kor", directory) == objects("translation_text", expected)
     assert expected != by_hand(directory, TEXTS)
-    outcomes = runner_of("translation", directory).run(["A house", "The house is big. " * 40], {}, RecordingWatch())
+    outcomes = runner_of("translation", directory).run(["A house", "The house is big. " * 40], {}, RecordingMonitor())
     assert [outcome.truncated for outcome in outcomes] == [False, True]
     with pytest.raises(ModelError, match="fra"):
-        runner_of("translation", directory).run(TEXTS, {"tgt_lang": "fre"}, RecordingWatch())
+        runner_of("translation", directory).run(TEXTS, {"tgt_lang": "fre"}, RecordingMonitor())
 
 
 def test_a_runner_that_changed_languages_can_change_back(mbart):
     runner = runner_of("translation", mbart)
     jobs = [{"src_lang": "fr_XX", "tgt_lang": "ko_KR"}, {"src_lang": "de_DE", "tgt_lang": "en_XX"}]
-    first, second, third = (runner.run(TEXTS, jobs[number], RecordingWatch()) for number in (0, 1, 0))
+    first, second, third = (runner.run(TEXTS, jobs[number], RecordingMonitor()) for number in (0, 1, 0))
     assert first == third
     assert first != second
 
@@ -126,7 +126,7 @@ def test_a_runner_that_changed_languages_can_change_back(mbart):
 )
 def test_a_language_that_the_model_lacks_is_refused(mbart, task, params, message):
     with pytest.raises(ModelError, match=message) as caught:
-        runner_of(task, mbart).run(TEXTS, params, RecordingWatch())
+        runner_of(task, mbart).run(TEXTS, params, RecordingMonitor())
     assert caught.value.code == "bad_param"
 
 
@@ -143,34 +143,34 @@ def test_a_language_that_the_model_lacks_is_refused(mbart, task, params, message
     ],
 )
 def test_a_wrong_parameter_is_refused_before_any_record(t5, task, params, message):
-    watch = RecordingWatch()
+    monitor = RecordingMonitor()
     with pytest.raises(ModelError, match=message) as caught:
-        runner_of(task, t5).run(TEXTS, params, watch)
+        runner_of(task, t5).run(TEXTS, params, monitor)
     assert caught.value.code == "bad_param"
-    assert watch.batches == []
+    assert monitor.batches == []
 
 
 def test_languages_are_refused_where_the_model_has_one_pair(bart):
     assert said("translation_en_to_ko", bart, TEXTS[:1], max_new_tokens=3)
     with pytest.raises(ModelError, match="one pair of languages"):
-        runner_of("translation", bart).run(TEXTS, {"tgt_lang": "ko"}, RecordingWatch())
+        runner_of("translation", bart).run(TEXTS, {"tgt_lang": "ko"}, RecordingMonitor())
 
 
-def test_the_new_tokens_that_nobody_asked_for_end_with_the_models_positions(bart):
+def test_the_default_number_of_new_tokens_ends_with_the_positions(bart):
     expected = by_hand(bart, TEXTS[:3], max_new_tokens=48, num_beams=4)
     assert said("summarization", bart, TEXTS[:3]) == objects("summary_text", expected)
 
 
 def test_more_new_tokens_than_positions_are_refused(bart):
     with pytest.raises(ModelError, match="positions for 48"):
-        runner_of("summarization", bart).run(TEXTS, {"max_new_tokens": 100}, RecordingWatch())
+        runner_of("summarization", bart).run(TEXTS, {"max_new_tokens": 100}, RecordingMonitor())
 
 
 def test_a_long_text_is_cut_and_its_outcome_says_so(t5, bart):
     for directory, length in ((t5, 60), (bart, 48)):
         runner = runner_of("text2text-generation", directory)
         texts = ["A house", "The house is big. " * 40]
-        short, long = runner.run(texts, {"max_new_tokens": 8, "num_beams": 1}, RecordingWatch())
+        short, long = runner.run(texts, {"max_new_tokens": 8, "num_beams": 1}, RecordingMonitor())
         assert (short.truncated, long.truncated) == (False, True), length
         expected = by_hand(directory, texts, max_new_tokens=8, num_beams=1)
         assert [short.output, long.output] == objects("generated_text", expected)
@@ -179,17 +179,17 @@ def test_a_long_text_is_cut_and_its_outcome_says_so(t5, bart):
 def test_without_truncation_a_text_runs_whole_or_fails_alone(t5, bart):
     texts = ["A house", "The house is big. " * 40, "ok"]
     params = {"max_new_tokens": 8, "truncation": False}
-    outcomes = runner_of("text2text-generation", bart).run(texts, params, RecordingWatch())
+    outcomes = runner_of("text2text-generation", bart).run(texts, params, RecordingMonitor())
     assert [outcome.failure and outcome.failure.code for outcome in outcomes] == [None, "too_long", None]
-    whole = runner_of("text2text-generation", t5).run(texts, params, RecordingWatch())
-    cut = runner_of("text2text-generation", t5).run(texts, {"max_new_tokens": 8}, RecordingWatch())
+    whole = runner_of("text2text-generation", t5).run(texts, params, RecordingMonitor())
+    cut = runner_of("text2text-generation", t5).run(texts, {"max_new_tokens": 8}, RecordingMonitor())
     assert [outcome.truncated for outcome in whole] == [False] * 3
     assert whole[1].output != cut[1].output
 
 
 def test_bad_records_fail_alone_and_in_their_place(t5):
     inputs = ["A house", "", ["a list"], "half \ud83d", "ok"]
-    outcomes = runner_of("summarization", t5).run(inputs, {}, RecordingWatch())
+    outcomes = runner_of("summarization", t5).run(inputs, {}, RecordingMonitor())
     codes = [outcome.failure and outcome.failure.code for outcome in outcomes]
     assert codes == [None, "empty_text", "wrong_type", "bad_text", None]
     assert [outcomes[0].output, outcomes[4].output] == said("summarization", t5, ["A house", "ok"])
@@ -217,11 +217,11 @@ def test_penalties_on_the_encoders_words_do_not_see_padding(t5):
 
 
 def test_a_stop_is_obeyed_within_the_generation(t5):
-    watch = RecordingWatch(cancel_after=3)
+    monitor = RecordingMonitor(cancel_after=3)
     with pytest.raises(Cancelled):
-        runner_of("text2text-generation", t5).run(TEXTS, {"max_new_tokens": 50, "min_new_tokens": 50}, watch)
-    assert watch.ticks == 4
-    assert len(watch.batches) == 1
+        runner_of("text2text-generation", t5).run(TEXTS, {"max_new_tokens": 50, "min_new_tokens": 50}, monitor)
+    assert monitor.ticks == 4
+    assert len(monitor.batches) == 1
 
 
 @pytest.mark.parametrize("task", ["translation", "translation_en_to_fr", "summarization", "text2text-generation"])

@@ -20,19 +20,19 @@ from common.tasks import TASKS, Task
 from producer.openai import sampling_params as sampling
 from tests.support import tiny_models
 from tests.support.pipeline_reference import assert_same
-from tests.support.tiny_models import RecordingWatch
+from tests.support.tiny_models import RecordingMonitor
 from workers.inference.embedding.pooling import _POOLINGS
 from workers.inference.models import dtypes as precision
 from workers.inference.tasks import embedding, question_answering, seq2seq
-from workers.inference.tasks.audio import SOUND_TASKS
-from workers.inference.tasks.encoder_runner import FastRunner
-from workers.inference.tasks.encoder_tasks import FAST_WAYS
+from workers.inference.tasks.audio import AUDIO_TASKS
+from workers.inference.tasks.encoder_runner import EncoderRunner
+from workers.inference.tasks.encoder_tasks import ENCODER_TASKS
 from workers.inference.tasks.images import IMAGE_TASKS
 from workers.inference.tasks.pipeline_runner import _TASKS, PipelineRunner
 from workers.inference.tasks.pipeline_task import PipelineTask
 from workers.inference.tasks.registry import RUNNERS
 
-PIPELINE_TASKS: dict[str, type[PipelineTask[Any]]] = {**_TASKS, **IMAGE_TASKS, **SOUND_TASKS}
+PIPELINE_TASKS: dict[str, type[PipelineTask[Any]]] = {**_TASKS, **IMAGE_TASKS, **AUDIO_TASKS}
 #: What the pipeline hands on as it is: to the tokenizer, or to `generate`; and what it never sees.
 ELSEWHERE = {
     "text-classification": {"truncation", "max_length"},
@@ -74,8 +74,8 @@ def test_every_parameter_of_generate_is_a_field_of_generation_config() -> None:
 def test_poolings_dtypes_and_fast_ways_are_those_declared() -> None:
     assert set(POOLING_MODES) == _POOLINGS.keys()
     assert set(DTYPES) == {precision.AUTO, precision.INT8, *precision.DTYPES}
-    for task, way in FAST_WAYS.items():
-        assert way.plain_only <= TASK_PARAMS[task].keys()
+    for task, way in ENCODER_TASKS.items():
+        assert way.pipeline_only_params <= TASK_PARAMS[task].keys()
 
 
 def test_options_of_openai_requests_are_declared() -> None:
@@ -83,7 +83,7 @@ def test_options_of_openai_requests_are_declared() -> None:
     lengths = {"max_completion_tokens": 3, "min_tokens": 1}
     assert {*body, *lengths, "n", "max_tokens"} == sampling.KNOWN
     options = sampling.options_of(body | lengths)
-    sampling.copies_of({"n": 2}, options)
+    sampling.set_answer_count({"n": 2}, options)
     checked = check_params("text-generation", TASK_PARAMS["text-generation"], {**sampling.DEFAULTS, **options})
     assert type(checked["temperature"]) is float  # transformers takes no whole number
     check_params("embedding", TASK_PARAMS["embedding"], {"truncate_dim": 3, "normalize": True})
@@ -119,12 +119,12 @@ def test_the_fast_way_heeds_every_parameter_as_the_plain_one(
     tmp_path: Path, task: str, make: str, needs: dict[str, Json]
 ) -> None:
     model = getattr(tiny_models, make)(tmp_path / "model")
-    fast, plain = FastRunner(task, model, "cpu", {}), PipelineRunner(task, model, "cpu", {})
+    fast, plain = EncoderRunner(task, model, "cpu", {}), PipelineRunner(task, model, "cpu", {})
     assert fast.fast
     for name in TASK_PARAMS[task].keys() - {"stride"}:
         params = needs | {name: SAMPLES[name]}
         records: list[Json] = ["the old [MASK] of the city", "a cat [MASK] likes news"]
-        outcomes = [runner.run(records, params, RecordingWatch()) for runner in (fast, plain)]
+        outcomes = [runner.run(records, params, RecordingMonitor()) for runner in (fast, plain)]
         for one, other in zip(*outcomes, strict=True):
             assert (one.failure, other.failure) == (None, None), name
             assert_same(one.output, other.output)

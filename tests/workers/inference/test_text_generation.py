@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from common.errors import ModelError
 from tests.support import tiny_models
 from tests.support.pipeline_reference import run, runner_of
-from tests.support.tiny_models import TEXTS, ForwardCount, RecordingWatch
+from tests.support.tiny_models import TEXTS, ForwardCount, RecordingMonitor
 from workers.inference.core.runner import Cancelled
-from workers.inference.generation.seeded_sampling import SeededChoice, record_seed
+from workers.inference.generation.seeded_sampling import SeededSampler, record_seed
 
 LONG = "the old cat likes the small bird " * 60
 GREEDY = {"do_sample": False, "max_new_tokens": 10}
@@ -96,9 +96,9 @@ def test_a_seeded_text_depends_on_seed_and_record_alone(gpt2, extra):
     runner = runner_of("text-generation", gpt2)
     params = {**SAMPLED, **extra, "seed": 7}
     records = [text[:40] for text in TEXTS]
-    together = texts_of(runner.run(records, params, RecordingWatch()))
-    backwards = texts_of(runner.run(records[::-1], params, RecordingWatch()))[::-1]
-    alone = [texts_of(runner.run([record], params, RecordingWatch()))[0] for record in records]
+    together = texts_of(runner.run(records, params, RecordingMonitor()))
+    backwards = texts_of(runner.run(records[::-1], params, RecordingMonitor()))[::-1]
+    alone = [texts_of(runner.run([record], params, RecordingMonitor()))[0] for record in records]
     assert together == backwards == alone
 
 
@@ -119,7 +119,7 @@ def test_several_seeded_texts_of_one_record_differ_and_come_again(gpt2):
 def test_the_seeded_choice_has_the_odds_of_the_scores():
     odds = torch.tensor([0.5, 0.3, 0.15, 0.05])
     rows = 4000
-    choice = SeededChoice([], [record_seed(1, number) for number in range(rows)])
+    choice = SeededSampler([], [record_seed(1, number) for number in range(rows)])
     scores = choice(torch.zeros(rows, 1, dtype=torch.long), odds.log().repeat(rows, 1))
     found = Counter(scores.argmax(dim=-1).tolist())
     assert torch.isneginf(scores).sum() == rows * 3
@@ -136,14 +136,14 @@ def test_top_k_of_one_leaves_the_seed_no_choice(gpt2):
 def test_cancelling_takes_effect_inside_a_generation(gpt2):
     runner = runner_of("text-generation", gpt2)
     with ForwardCount() as count, pytest.raises(Cancelled):
-        runner.run(["the cat"], {"max_new_tokens": 60, "do_sample": False}, RecordingWatch(cancel_after=6))
+        runner.run(["the cat"], {"max_new_tokens": 60, "do_sample": False}, RecordingMonitor(cancel_after=6))
     assert count.passes < 10
 
 
 def test_every_token_is_a_sign_of_life(gpt2):
-    watch = RecordingWatch()
-    runner_of("text-generation", gpt2).run(["the cat"], {"max_new_tokens": 30, "min_new_tokens": 30}, watch)
-    assert watch.ticks >= 30
+    monitor = RecordingMonitor()
+    runner_of("text-generation", gpt2).run(["the cat"], {"max_new_tokens": 30, "min_new_tokens": 30}, monitor)
+    assert monitor.ticks >= 30
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ def test_every_token_is_a_sign_of_life(gpt2):
     ],
 )
 def test_a_wrong_parameter_is_refused_before_any_record_runs(gpt2, params, said):
-    watch = RecordingWatch()
+    monitor = RecordingMonitor()
     with pytest.raises(ModelError, match=said) as caught:
-        runner_of("text-generation", gpt2).run(["the cat"], params, watch)
+        runner_of("text-generation", gpt2).run(["the cat"], params, monitor)
     assert caught.value.code == "bad_param"
-    assert watch.batches == []
+    assert monitor.batches == []

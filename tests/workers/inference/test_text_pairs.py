@@ -10,7 +10,7 @@ import pytest
 from transformers import GPT2Tokenizer, RobertaTokenizer
 
 from tests.support.pipeline_reference import assert_same_as_pipeline, run
-from tests.support.tiny_models import RecordingWatch, byte_level_files, classifier, wordpiece
+from tests.support.tiny_models import RecordingMonitor, byte_level_files, classifier, wordpiece
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.inference.text.tokenization import encode
 
@@ -65,7 +65,7 @@ def test_two_long_texts_take_neither_minutes_nor_gigabytes(runner: str, tmp_path
         [outcome] = run("text-classification", model, [record])
     else:
         plain = PipelineRunner("text-classification", model, "cpu", {})
-        [outcome] = plain.run([record], {}, RecordingWatch())
+        [outcome] = plain.run([record], {}, RecordingMonitor())
     assert outcome.truncated
     assert outcome.failure is None
     assert time.monotonic() - begun < 30

@@ -17,12 +17,12 @@ from transformers import (
 )
 
 from common.training.labels import Labels
-from tests.support.finetune_runs import make_order, train_here
+from tests.support.finetune_runs import make_run_config, train_here
 from tests.support.tiny_models import SMALL
 from tests.support.tiny_tokenizers import TOKENIZERS, byte_level, unigram
-from workers.training.trainer.metrics import IGNORED
+from workers.training.trainer.metrics import IGNORE_INDEX
 from workers.training.trainer.tasks import RECIPES
-from workers.training.trainer.words import first_pieces, join_words
+from workers.training.trainer.words import first_token_words, join_words
 
 TEXTS = ("Berlin is old", "the river of Seoul", "a dog, and  a cat!", "Dora sleeps 😀", "x")
 PLACES, PEOPLE = ("Seoul", "Berlin", "Paris"), ("Emil", "Dora")
@@ -53,18 +53,18 @@ def base_of(tokenizer: Any, directory: Path) -> Path:
 
 def test_a_tagger_is_as_good_at_inference_as_its_training_says(tokenizer: Any, tmp_path: Path) -> None:
     rows = [{"tokens": words, "tags": [tag(word) for word in words]} for words in SENTENCES]
-    order = make_order(
+    run_config = make_run_config(
         tmp_path / "work", "token-classification", base_of(tokenizer, tmp_path / "base"), rows, rows,
         epochs=15, learning_rate=5e-3, batch_size=10,
         arguments={"save_strategy": "no", "load_best_model_at_end": False},
     )  # fmt: skip
-    told = train_here(order)["metrics"]["accuracy"]
-    tagger = pipeline("token-classification", model=str(order.model_directory), device="cpu", ignore_labels=[])
+    told = train_here(run_config)["metrics"]["accuracy"]
+    tagger = pipeline("token-classification", model=str(run_config.model_directory), device="cpu", ignore_labels=[])
     right = total = 0
     for words in SENTENCES:
         text, starts = join_words(words)
         tokens = tagger(text)
-        firsts = first_pieces(text, starts, [(token["start"], token["end"]) for token in tokens])
+        firsts = first_token_words(text, starts, [(token["start"], token["end"]) for token in tokens])
         found = [
             (token["entity"], tag(words[word])) for word, token in zip(firsts, tokens, strict=True) if word is not None
         ]
@@ -102,7 +102,7 @@ def test_what_follows_a_prompt_begins_where_inference_begins(tokenizer: Any) -> 
     columns = RECIPES["text-generation"].encode(tokenizer, examples, Labels(""), 64).columns
     for (prompt, completion), ids, targets in zip(pairs, columns["input_ids"], columns["labels"], strict=True):
         given = tokenizer(prompt)["input_ids"]
-        assert ids[: len(given)] == given and targets[: len(given)] == [IGNORED] * len(given)
+        assert ids[: len(given)] == given and targets[: len(given)] == [IGNORE_INDEX] * len(given)
         assert targets[len(given) :] == ids[len(given) :]
         whole = tokenizer(prompt + completion)["input_ids"]
         if whole[: len(given)] == given:
@@ -120,13 +120,13 @@ def test_a_causal_model_has_the_loss_that_it_will_have(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     rows = [{"text": "Berlin is old"}]
-    order = make_order(
+    run_config = make_run_config(
         tmp_path / "work", "text-generation", tmp_path / "base", rows, rows, epochs=1, learning_rate=1e-12
     )
     ids = torch.tensor([[*tokenizer("Berlin is old")["input_ids"], tokenizer.eos_token_id]])
     assert ids[0, 0] == tokenizer.bos_token_id
     expected = model(input_ids=ids, labels=ids).loss.item()
-    assert train_here(order)["metrics"]["loss"] == pytest.approx(expected, rel=1e-4)
+    assert train_here(run_config)["metrics"]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_long_text_begins_with_the_same_token_in_each_piece() -> None:
@@ -170,8 +170,8 @@ def test_words_are_joined_as_their_script_is_written(words: list[str], text: str
 
 
 def test_a_token_over_two_words_has_the_tag_of_the_first() -> None:
-    assert first_pieces("北京是", [0, 1, 2], [(0, 0), (0, 2), (2, 3), (2, 3), (0, 0)]) == [None, 0, 2, None, None]
-    assert first_pieces("a  b", [0, 3], [(0, 1), (1, 2), (1, 4)]) == [0, None, 1]
+    assert first_token_words("北京是", [0, 1, 2], [(0, 0), (0, 2), (2, 3), (2, 3), (0, 0)]) == [None, 0, 2, None, None]
+    assert first_token_words("a  b", [0, 3], [(0, 1), (1, 2), (1, 4)]) == [0, None, 1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -185,10 +185,10 @@ def test_a_text_of_no_token_is_neither_learnt_nor_judged(batch_size: int, tmp_pa
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     rows = [{"text": text, "label": label} for text, label in (("a dog", "b"), ("\u200b", "a"), ("a cat", "a"))]
-    order = make_order(
+    run_config = make_run_config(
         tmp_path / "work", "text-classification", tmp_path / "base", rows, rows, epochs=1, batch_size=batch_size
     )
-    result = train_here(order)
+    result = train_here(run_config)
     assert result["examples"] == {"train": 2, "eval": 2}
     assert "2 texts without any token: left out." in result["notes"]
     assert {row["text"] for row in result["worst"]} <= {"a dog", "a cat"}
@@ -199,6 +199,6 @@ def test_text_of_no_token_at_all_is_refused(tmp_path: Path) -> None:
     from tests.support.finetune_runs import base_model
 
     rows = [{"tokens": ["\u200b"], "tags": ["O"]}, {"tokens": ["\u200b"], "tags": ["X"]}]
-    order = make_order(tmp_path / "work", "token-classification", base_model(tmp_path / "base"), rows)
+    run_config = make_run_config(tmp_path / "work", "token-classification", base_model(tmp_path / "base"), rows)
     with pytest.raises(UsageError, match="No text has any token"):
-        train_here(order)
+        train_here(run_config)

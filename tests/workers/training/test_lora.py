@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 from transformers.models.auto import modeling_auto
 
 from common.errors import ModelError
-from common.training.options import Training
-from tests.support.finetune_runs import TUTORIAL, make_order, train_here
+from common.training.options import TrainingOptions
+from tests.support.finetune_runs import TUTORIAL, make_run_config, train_here
 from tests.support.tiny_models import VOCABULARY, wordpiece
-from workers.training.trainer.base_model import with_adapter
+from workers.training.trainer.base_model import add_lora
 
 REVIEWS = [{"text": text, "label": label} for text, label in TUTORIAL * 4]
 LAYERS = (
@@ -50,12 +50,12 @@ def test_every_new_weight_is_trained_and_saved(family: str, tmp_path: Path) -> N
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "base")
     trained = []
     for rate in (1e-9, 1e-2):
-        order = make_order(
+        run_config = make_run_config(
             tmp_path / str(rate), "text-classification", tmp_path / "base", REVIEWS, epochs=3, batch_size=8, lora=True,
             learning_rate=rate,
         )  # fmt: skip
-        train_here(order)
-        trained.append(load_file(order.model_directory / "model.safetensors"))
+        train_here(run_config)
+        trained.append(load_file(run_config.model_directory / "model.safetensors"))
     before, after = trained
     assert before.keys() == after.keys() and new <= after.keys()
     changed = {name for name, value in after.items() if np.abs(value - before[name]).max() > 1e-5}
@@ -67,12 +67,14 @@ def test_a_run_that_goes_on_from_a_checkpoint_has_the_same_head(tmp_path: Path) 
     wordpiece(tmp_path / "base")
     transformers.AutoModel.from_config(DEBERTA).save_pretrained(tmp_path / "base")
     options = {"epochs": 3, "batch_size": 8, "lora": True, "learning_rate": 1e-2}
-    order = make_order(tmp_path / "1-1-a", "text-classification", tmp_path / "base", REVIEWS, REVIEWS, **options)
-    train_here(order)
-    again = make_order(tmp_path / "1-2-b", "text-classification", tmp_path / "base", REVIEWS, REVIEWS, **options)
-    result = train_here(replace(again, checkpoint=f"{order.work}/checkpoint-2"))
+    run_config = make_run_config(
+        tmp_path / "1-1-a", "text-classification", tmp_path / "base", REVIEWS, REVIEWS, **options
+    )
+    train_here(run_config)
+    again = make_run_config(tmp_path / "1-2-b", "text-classification", tmp_path / "base", REVIEWS, REVIEWS, **options)
+    result = train_here(replace(again, checkpoint=f"{run_config.work}/checkpoint-2"))
     assert result["steps"] == 6
-    expected, found = (load_file(one.model_directory / "model.safetensors") for one in (order, again))
+    expected, found = (load_file(one.model_directory / "model.safetensors") for one in (run_config, again))
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-6), name
 
@@ -108,7 +110,7 @@ def test_every_head_of_transformers_is_trained_beside_lora() -> None:
         new = {name for name, _ in model.named_parameters() if not name.startswith(body) or "pooler" in name}
         kept = {name: (p.shape, p.requires_grad) for name, p in model.named_parameters()}
         try:
-            adapted = with_adapter(model, Training(lora=True, lora_dropout=0.0), new)
+            adapted = add_lora(model, TrainingOptions(lora=True, lora_dropout=0.0), new)
         except ModelError as error:
             refused[model_class.__name__] = str(error)
             continue

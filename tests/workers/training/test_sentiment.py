@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from producer.cli.commands.finetune import finetune
 from producer.finetune.plan import make_finetune_plan
-from tests.support.finetune_runs import make_order, train_here
+from tests.support.finetune_runs import make_run_config, train_here
 
 ROOT = Path(__file__).parents[3]
 GOOD = ("good", "great", "lovely", "funny", "clever", "warm", "moving", "charming", "brilliant", "strong")
@@ -50,11 +50,11 @@ def test_minilm_learns_negations_that_a_bag_of_words_cannot_see(tmp_path: Path) 
     rows = sentences(500, 1)  # each text once
     train, held_out = rows[:400], rows[400:]
     assert bag_of_words_accuracy(train, held_out) < 0.7
-    order = make_order(
+    run_config = make_run_config(
         tmp_path / "work", "text-classification", Path(spec.origin).parent / "model", train, held_out,
         epochs=2, learning_rate=3e-4, batch_size=16,
     )  # fmt: skip
-    result = train_here(order)
+    result = train_here(run_config)
     assert result["metrics"]["accuracy"] > 0.9
     assert result["labels"]["names"] == [NEGATIVE, POSITIVE]
 
@@ -67,9 +67,9 @@ def test_the_example_of_the_readme_learns_something(tmp_path: Path, monkeypatch:
     given.pop("keep_alive")  # it is the command's own
     examples = make_finetune_plan(**given | {"labels": None}).examples
     options = {name: given[name] for name in ("epochs", "learning_rate", "batch_size")}
-    order = make_order(
+    run_config = make_run_config(
         tmp_path / "work", "text-classification", ROOT / given["model"], examples.train, examples.evaluation, **options
     )
-    result = train_here(order)
+    result = train_here(run_config)
     assert result["metrics"]["accuracy"] > 0.9
     assert len(result["worst"]) < 8

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.training.trainer.entities import Found, find_entities, score_entities
+from workers.training.trainer.entities import EntityMetrics, find_entities, score_entities
 
 
 @pytest.mark.parametrize(
@@ -30,15 +30,15 @@ def test_an_entity_counts_as_a_whole() -> None:
     expected = [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
     predicted = [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
     found = score_entities(expected, predicted)  # the example of seqeval's own documentation
-    assert found[""] == Found(0.5, 0.5, 0.5, 2)
-    assert found["MISC"] == Found(0.0, 0.0, 0.0, 1)
-    assert found["PER"] == Found(1.0, 1.0, 1.0, 1)
+    assert found[""] == EntityMetrics(0.5, 0.5, 0.5, 2)
+    assert found["MISC"] == EntityMetrics(0.0, 0.0, 0.0, 1)
+    assert found["PER"] == EntityMetrics(1.0, 1.0, 1.0, 1)
 
 
 def test_scores_of_more_and_fewer_entities_than_there_are() -> None:
     expected = [["B-A", "I-A", "B-B", "O", "S-A"], ["O", "O"]]
     predicted = [["B-A", "I-A", "O", "O", "O"], ["B-B", "O"]]
     found = score_entities(expected, predicted)
-    assert found[""] == Found(0.5, pytest.approx(1 / 3), pytest.approx(0.4), 3)
-    assert found["A"] == Found(1.0, 0.5, pytest.approx(2 / 3), 2)
-    assert score_entities([["O"]], [["O"]]) == {"": Found(0.0, 0.0, 0.0, 0)}
+    assert found[""] == EntityMetrics(0.5, pytest.approx(1 / 3), pytest.approx(0.4), 3)
+    assert found["A"] == EntityMetrics(1.0, 0.5, pytest.approx(2 / 3), 2)
+    assert score_entities([["O"]], [["O"]]) == {"": EntityMetrics(0.0, 0.0, 0.0, 0)}

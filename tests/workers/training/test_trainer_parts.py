@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from common.errors import CodedError, ModelError, UsageError, WorkerError
 from common.training.labels import Labels
-from tests.support.finetune_runs import TUTORIAL, Listener, base_model, make_order, train_here
+from tests.support.finetune_runs import TUTORIAL, Listener, base_model, make_run_config, train_here
 from tests.support.processes import wait_until
 from workers.training.controller.launch import Launch
 from workers.training.trainer.data import Examples
@@ -38,30 +38,30 @@ def test_a_tag_that_is_held_out_altogether_has_its_place_in_the_head(tmp_path: P
     train = [{"tokens": ["the", "cat"], "tags": ["O", "O"]}] * 4
     held_out = [{"tokens": ["in", "paris"], "tags": ["O", "B-LOC"]}]
     base = base_model(tmp_path / "base")
-    order = make_order(
+    run_config = make_run_config(
         tmp_path / "work", "token-classification", base, train, held_out, epochs=1, labels=labels.encode()
     )
-    assert train_here(order)["labels"] == {"kind": "tags", "names": ["O", "B-LOC"]}
+    assert train_here(run_config)["labels"] == {"kind": "tags", "names": ["O", "B-LOC"]}
 
 
 def test_labels_sent_along_must_be_those_of_the_examples(tmp_path: Path) -> None:
     labels = Labels("classes", ("0", "2")).encode()
-    order = make_order(tmp_path / "work", "text-classification", tmp_path, REVIEWS, labels=labels)
+    run_config = make_run_config(tmp_path / "work", "text-classification", tmp_path, REVIEWS, labels=labels)
     with pytest.raises(UsageError, match="label '1' does not occur"):
-        Examples(order)
+        Examples(run_config)
 
 
 def test_the_best_checkpoint_is_found_again_on_another_machine(tmp_path: Path) -> None:
     base = base_model(tmp_path / "base")
     rates = {"epochs": 3, "learning_rate": 5.0, "metric_for_best": "loss"}  # each epoch makes it worse
-    first = make_order(tmp_path / "one" / "1-1-a", "text-classification", base, REVIEWS, REVIEWS, **rates)
+    first = make_run_config(tmp_path / "one" / "1-1-a", "text-classification", base, REVIEWS, REVIEWS, **rates)
     best = train_here(first)
     here = tmp_path / "two"
     shutil.move(tmp_path / "one", here)
     [last] = [path for path in here.glob("*/checkpoint-*") if path.name == f"checkpoint-{best['steps']}"]
     assert best["best_step"] != best["steps"]
-    order = make_order(here / "1-2-b", "text-classification", base, REVIEWS, REVIEWS, **rates)
-    again = train_here(replace(order, checkpoint=str(last)))
+    run_config = make_run_config(here / "1-2-b", "text-classification", base, REVIEWS, REVIEWS, **rates)
+    again = train_here(replace(run_config, checkpoint=str(last)))
     assert again["best_step"] == best["best_step"]
     assert again["metrics"]["loss"] == pytest.approx(best["metrics"]["loss"], rel=1e-5)
 
@@ -82,9 +82,9 @@ def test_a_row_of_the_hub_without_a_label_is_named(
 ) -> None:
     rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, missing]}, features=FEATURES)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
-    order = make_order(tmp_path / "work", "text-classification", tmp_path, [], train_source="hf:org/reviews")
+    run_config = make_run_config(tmp_path / "work", "text-classification", tmp_path, [], train_source="hf:org/reviews")
     with pytest.raises(UsageError, match="hf:org/reviews row 2: a label must be a number from 0 to 1"):
-        Examples(order)
+        Examples(run_config)
 
 
 def test_a_missing_column_of_the_hub_is_named_with_those_there_are(
@@ -93,9 +93,9 @@ def test_a_missing_column_of_the_hub_is_named_with_those_there_are(
     rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=FEATURES)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     more = {"train_source": "hf:org/reviews", "label_column": "stars"}
-    order = make_order(tmp_path / "work", "text-classification", tmp_path, [], **more)
+    run_config = make_run_config(tmp_path / "work", "text-classification", tmp_path, [], **more)
     with pytest.raises(UsageError, match="'stars'; those there are: text, label"):
-        Examples(order)
+        Examples(run_config)
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def test_only_what_another_worker_would_not_find_either_fails_the_job(
         raise fault
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    order = make_order(tmp_path / "work", "text-classification", tmp_path, [], train_source="hf:org/reviews")
+    run_config = make_run_config(tmp_path / "work", "text-classification", tmp_path, [], train_source="hf:org/reviews")
     with pytest.raises(found[0], match="hf:org/reviews:train cannot be loaded") as caught:
-        Examples(order)
+        Examples(run_config)
     assert caught.value.code == found[1]
 
 
@@ -131,7 +131,7 @@ def test_a_base_model_that_lacks_more_than_its_head_is_refused(tmp_path: Path) -
     assert len(halved) < len(weights)
     save_file(halved, base / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"lacks weights of the model itself: bert\.encoder\.layer\.1") as caught:
-        train_here(make_order(tmp_path / "work", "text-classification", base, REVIEWS))
+        train_here(make_run_config(tmp_path / "work", "text-classification", base, REVIEWS))
     assert caught.value.code == "missing_weights"
 
 
@@ -144,7 +144,7 @@ def test_a_launch_leaves_no_thread_behind(tmp_path: Path) -> None:
 
 def test_a_metric_that_is_no_number_goes_as_null() -> None:
     listener = Listener()
-    listener.link.tell("progress", metrics={"loss": math.nan})
+    listener.link.send("progress", metrics={"loss": math.nan})
     wait_until(lambda: bool(listener.said("progress")), 10, "the message")
     assert listener.said("progress") == [{"kind": "progress", "metrics": {"loss": None}}]
 

@@ -15,11 +15,17 @@ from common.errors import HugqueueError, PayloadError, WorkerError
 from common.payloads.codec import count, decode_records, encode_outcomes, output_type, overlay
 from common.records import Counts, Failure, JobSpec, Json
 from common.settings import Settings
-from workers.celery_worker.model_affinity import Holding
-from workers.device.client.batch_size_cache import Budgets
+from workers.celery_worker.model_affinity import DeviceStatus
+from workers.device.client.batch_size_cache import BatchSizeCache
 from workers.device.client.isolation import Isolation
-from workers.device.client.process import Death, DeviceChild, Exchange, error_of
-from workers.device.client.respawner import LOADING_DEATHS, LOOK, UNEXPLAINED_DEATHS, DeviceLives, kills_worker
+from workers.device.client.process import DeviceProcess, PendingRequest, ProcessExit, error_of
+from workers.device.client.respawner import (
+    MAX_LOADING_DEATHS,
+    MAX_UNEXPLAINED_DEATHS,
+    POLL_SECONDS,
+    DeviceRespawner,
+    fatal_load_error,
+)
 from workers.device.protocol import Message
 from workers.inference.core.runner import Cancelled
 
@@ -33,15 +39,15 @@ class ChunkResult:
     payload: bytes  #: of outcomes (`common.payloads.codec`)
     counts: Counts
     seconds: float  #: of computing, in the device process
-    facts: Mapping[str, Json]  #: what ran: model, commit, device, dtype, versions
+    run_info: Mapping[str, Json]  #: what ran: model, commit, device, dtype, versions
     settle: Callable[[bool], None] | None = None  #: to be told whether the commit counted
 
 
 @dataclass(frozen=True, slots=True)
-class Caution:
+class IsolationPolicy:
     """What is known of a chunk over which whole workers died."""
 
-    condemned: Mapping[int, Failure]  #: records that are not to be run again, and why
+    excluded: Mapping[int, Failure]  #: records that are not to be run again, and why
     on_alone: Callable[[int], None]  #: told the position of a record that is about to run alone
 
 
@@ -56,19 +62,21 @@ class _Request:
     on_alone: Callable[[int], None]
 
 
-class DeviceProcess:
+class DeviceClient:
     """The device process of a worker, whichever it is at the moment.
 
     Args:
         settings: its device (`cpu` or `cuda:0`; which GPU that is, `CUDA_VISIBLE_DEVICES` says), its preloads, its
             limits, and which models jobs may name.
         budgets: how much batches hold, as earlier processes learnt it; None keeps nothing.
-        looks_ahead: as `DeviceLives` takes it.
+        prefetch: as `DeviceRespawner` takes it.
     """
 
-    def __init__(self, settings: Settings, budgets: Budgets | None = None, *, looks_ahead: bool | None = None) -> None:
-        self._lives = DeviceLives(settings, budgets, looks_ahead=looks_ahead)
-        self._budgets = budgets
+    def __init__(
+        self, settings: Settings, budgets: BatchSizeCache | None = None, *, prefetch: bool | None = None
+    ) -> None:
+        self._respawner = DeviceRespawner(settings, budgets, prefetch=prefetch)
+        self._batch_sizes = budgets
         self._ids = itertools.count(1)
 
     def start(self, given_up: Callable[[], bool] = lambda: False) -> None:
@@ -79,42 +87,42 @@ class DeviceProcess:
             ModelError: a preload cannot be had, or cannot be loaded.
             WorkerError: the process cannot be started, or a preload does not fit.
         """
-        self._lives.start()
-        self._lives.ready(given_up)
+        self._respawner.start()
+        self._respawner.ready(given_up)
 
     def stop(self) -> None:
         """End the process at once; calls of `run` raise `Cancelled`."""
-        self._lives.stop()
+        self._respawner.stop()
 
     @property
     def broken(self) -> HugqueueError | None:
         """Why no process can be kept alive any longer: the worker is of no use then."""
-        return self._lives.broken
+        return self._respawner.broken
 
     @property
     def pid(self) -> int | None:
         """The id of the process now alive, None between two."""
-        child = self._lives.now()
+        child = self._respawner.now()
         return child.pid if child else None
 
     @property
     def loaded(self) -> list[dict[str, Json]]:
         """The loaded models: task, model and bytes of memory each."""
-        child = self._lives.now()
+        child = self._respawner.now()
         return list(child.status["models"]) if child else []
 
     @property
-    def holding(self) -> Holding:
+    def holding(self) -> DeviceStatus:
         """What the process holds, and how its models came and went."""
-        child = self._lives.now()
+        child = self._respawner.now()
         if child is None or "since" not in child.status:  # it has loaded nothing yet
-            return Holding()
-        return Holding(*(child.status[name] for name in ("models", "evicted", "load_seconds", "since")))
+            return DeviceStatus()
+        return DeviceStatus(*(child.status[name] for name in ("models", "evicted", "load_seconds", "since")))
 
     @property
     def memory(self) -> dict[str, int | None]:
         """Free and total memory of the device in bytes, when the models last changed; None if nobody can tell."""
-        child = self._lives.now()
+        child = self._respawner.now()
         return {name: child.status[name] if child else None for name in ("free", "total")}
 
     def run(
@@ -125,7 +133,7 @@ class DeviceProcess:
         *,
         cancelled: threading.Event,
         on_stage: Callable[[str], None],
-        caution: Caution | None = None,
+        caution: IsolationPolicy | None = None,
     ) -> ChunkResult:
         """Return the outcomes of a chunk's records; any thread may call this.
 
@@ -145,16 +153,16 @@ class DeviceProcess:
         """
         on_alone = caution.on_alone if caution else lambda _: None
         request = _Request(spec, payload, cancelled, on_stage, on_alone)
-        death: Death | None = None
+        process_exit: ProcessExit | None = None
         if not caution:
             answer = self._attempt(request, positions)
             if isinstance(answer, ChunkResult):
                 return answer
-            death = answer
+            process_exit = answer
         every = list(positions) if positions is not None else list(range(len(decode_records(payload))))
-        plan = Isolation(every, cautious=bool(caution), condemned=caution.condemned if caution else {})
-        if death is not None:
-            self._note_death(request, plan, death)
+        plan = Isolation(every, serial=bool(caution), excluded=caution.excluded if caution else {})
+        if process_exit is not None:
+            self._record_exit(request, plan, process_exit)
         return self._isolate(request, plan)
 
     def _isolate(self, request: _Request, plan: Isolation) -> ChunkResult:
@@ -167,27 +175,30 @@ class DeviceProcess:
                 results.append(answer)
                 plan.done(wanted)
             else:
-                self._note_death(request, plan, answer)
+                self._record_exit(request, plan, answer)
         if plan.failures or not results:
             results.append(self._write_failures(request, plan.failures))
         return _merged(results)
 
-    def _note_death(self, request: _Request, plan: Isolation, death: Death) -> None:
+    def _record_exit(self, request: _Request, plan: Isolation, process_exit: ProcessExit) -> None:
         logger.warning(
-            "job %s, suspects %s: %s", request.spec.id, list(death.suspects) or "unknown", death.failure.message
+            "job %s, suspects %s: %s",
+            request.spec.id,
+            list(process_exit.suspects) or "unknown",
+            process_exit.failure.message,
         )
-        plan.died(death.suspects, death.failure)
+        plan.died(process_exit.suspects, process_exit.failure)
 
     def _write_failures(self, request: _Request, failures: Mapping[int, Failure]) -> ChunkResult:
         """Have the process write the failures: its runner knows the type of the outputs that are not there."""
         answer = self._attempt(request, [], failures)
-        if isinstance(answer, Death):
+        if isinstance(answer, ProcessExit):
             raise WorkerError("device_fault", f"The failures could not be written: {answer.failure.message}")
         return answer
 
     def _attempt(
         self, request: _Request, positions: Sequence[int] | None, failures: Mapping[int, Failure] | None = None
-    ) -> ChunkResult | Death:
+    ) -> ChunkResult | ProcessExit:
         """Have some records run by whatever process there is; a death that was not theirs is nothing to them."""
         body: dict[str, Json] = {
             "spec": request.spec.encode(),
@@ -196,37 +207,39 @@ class DeviceProcess:
         }
         unexplained = loading = 0
         while True:
-            child = self._lives.ready(request.cancelled.is_set)
+            child = self._respawner.ready(request.cancelled.is_set)
             message = Message("run", next(self._ids), body, request.payload)
-            answer = self._await(child, child.ask(message, request.spec.id), request)
+            answer = self._await(child, child.send_request(message, request.spec.id), request)
             if isinstance(answer, Message):
-                if self._budgets and answer.kind == "result":
-                    self._budgets.learn(answer.body["budgets"])
+                if self._batch_sizes and answer.kind == "result":
+                    self._batch_sizes.learn(answer.body["budgets"])
                 return _result(answer)
             if answer.blamed and not answer.loading:
                 return answer
             loading += answer.loading
             unexplained += answer.idle
-            if loading >= LOADING_DEATHS or (answer.loading and answer.stuck):  # another such wait would help nobody
-                raise kills_worker(request.spec.model or request.spec.task, answer)
-            if unexplained >= UNEXPLAINED_DEATHS:
+            if loading >= MAX_LOADING_DEATHS or (
+                answer.loading and answer.stuck
+            ):  # another such wait would help nobody
+                raise fatal_load_error(request.spec.model or request.spec.task, answer)
+            if unexplained >= MAX_UNEXPLAINED_DEATHS:
                 raise WorkerError("device_process_dies", f"The device process keeps dying: {answer.failure.message}")
 
-    def _await(self, child: DeviceChild, exchange: Exchange, request: _Request) -> Message | Death:
+    def _await(self, child: DeviceProcess, pending: PendingRequest, request: _Request) -> Message | ProcessExit:
         """Return the answer or the process's death; stages are passed on, from this thread."""
-        told = False
+        cancel_sent = False
         while True:
-            if not told and (request.cancelled.is_set() or self._lives.stopping):
-                child.cancel(exchange.id)
-                told = True
+            if not cancel_sent and (request.cancelled.is_set() or self._respawner.stopping):
+                child.cancel(pending.id)
+                cancel_sent = True
             try:
-                event = exchange.events.get(timeout=LOOK)
+                event = pending.events.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 continue
             if isinstance(event, Message) and event.kind == "stage":
                 request.on_stage(event.body["text"])
                 continue
-            if told and isinstance(event, Death):
+            if cancel_sent and isinstance(event, ProcessExit):
                 raise Cancelled
             return event
 
@@ -251,4 +264,4 @@ def _merged(results: Sequence[ChunkResult]) -> ChunkResult:
     positions = sorted(found)
     ids, outcomes = zip(*(found[position] for position in positions), strict=True)
     payload = encode_outcomes(positions, ids, outcomes, output_type(payloads[0]))
-    return ChunkResult(payload, count(outcomes), sum(result.seconds for result in results), results[-1].facts)
+    return ChunkResult(payload, count(outcomes), sum(result.seconds for result in results), results[-1].run_info)

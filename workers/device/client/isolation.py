@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from common.records import Failure
 
 #: A record is given up after so many deaths: once in company, once alone.
-_DEATHS = 2
+_MAX_DEATHS = 2
 #: After so many deaths of a group each record is suspect: the process dies later than it was harmed.
-_GROUP_DEATHS = 2
+_MAX_GROUP_DEATHS = 2
 
 
 class Isolation:
@@ -25,20 +25,20 @@ class Isolation:
     """
 
     def __init__(
-        self, positions: Sequence[int], *, cautious: bool = False, condemned: Mapping[int, Failure] | None = None
+        self, positions: Sequence[int], *, serial: bool = False, excluded: Mapping[int, Failure] | None = None
     ) -> None:
-        self.failures = {position: why for position, why in (condemned or {}).items() if position in positions}
+        self.failures = {position: why for position, why in (excluded or {}).items() if position in positions}
         positions = [position for position in positions if position not in self.failures]
-        self._together = [] if cautious else positions
-        self._alone = deque(positions if cautious else ())
+        self._group = [] if serial else positions
+        self._singles = deque(positions if serial else ())
         self._deaths: Counter[int] = Counter()
         self._group_deaths = 0
 
     def next(self) -> list[int]:
         """Return the positions to run now; empty when there are none left."""
-        if self._together:
-            return list(self._together)
-        return [self._alone[0]] if self._alone else []
+        if self._group:
+            return list(self._group)
+        return [self._singles[0]] if self._singles else []
 
     def done(self, positions: Collection[int]) -> None:
         """Note that these, which `next` gave, have their outcomes."""
@@ -56,20 +56,20 @@ class Isolation:
         self._deaths.update(blamed)
         self._drop(blamed)
         for position in blamed:
-            if self._deaths[position] >= _DEATHS:
+            if self._deaths[position] >= _MAX_DEATHS:
                 self.failures[position] = failure
             else:
-                self._alone.append(position)
+                self._singles.append(position)
         if len(running) > 1:
-            self._suspect_all_at_last()
+            self._suspect_all()
 
-    def _suspect_all_at_last(self) -> None:
+    def _suspect_all(self) -> None:
         self._group_deaths += 1
-        if self._group_deaths >= _GROUP_DEATHS:
-            self._alone.extend(self._together)
-            self._together = []
+        if self._group_deaths >= _MAX_GROUP_DEATHS:
+            self._singles.extend(self._group)
+            self._group = []
 
     def _drop(self, positions: Collection[int]) -> None:
         gone = set(positions)
-        self._together = [position for position in self._together if position not in gone]
-        self._alone = deque(position for position in self._alone if position not in gone)
+        self._group = [position for position in self._group if position not in gone]
+        self._singles = deque(position for position in self._singles if position not in gone)

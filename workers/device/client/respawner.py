@@ -13,8 +13,8 @@ from pathlib import Path
 from common.errors import CodedError, HugqueueError, ModelError, WorkerError
 from common.records import Json
 from common.settings import Settings
-from workers.device.client.batch_size_cache import Budgets
-from workers.device.client.process import Death, DeviceChild, Limits
+from workers.device.client.batch_size_cache import BatchSizeCache
+from workers.device.client.process import DeviceProcess, Limits, ProcessExit
 from workers.device.protocol import Message
 from workers.inference.core.runner import Cancelled
 from workers.models.resolver import ModelPolicy, is_path
@@ -22,37 +22,39 @@ from workers.models.resolver import ModelPolicy, is_path
 logger = logging.getLogger(__name__)
 
 #: How often a waiting thread looks whether its chunk was given up, in seconds.
-LOOK = 0.2
+POLL_SECONDS = 0.2
 #: A model whose loading kills the process so often is not loaded again for that chunk, or at that start.
-LOADING_DEATHS = 2
+MAX_LOADING_DEATHS = 2
 #: Deaths in a row that nobody is to blame for, after which the device counts as broken.
-UNEXPLAINED_DEATHS = 5
+MAX_UNEXPLAINED_DEATHS = 5
 #: A process that lived so many seconds did not die of what is wrong with the device at all times.
-_HEALTHY = 60.0
+_HEALTHY_SECONDS = 60.0
 #: Longest pause before a process is started again, in seconds.
-_LONGEST_PAUSE = 30.0
+_MAX_BACKOFF = 30.0
 
 
-class DeviceLives:
+class DeviceRespawner:
     """Keeps a device process alive, in a thread of its own.
 
     Args:
         settings: device, preloads and limits of the worker.
         budgets: what is told to each new process about the size of batches.
-        looks_ahead: whether it begins with the next chunk while it computes one; None: where it does not compute with
+        prefetch: whether it begins with the next chunk while it computes one; None: where it does not compute with
             the very cores that this takes.
     """
 
-    def __init__(self, settings: Settings, budgets: Budgets | None = None, *, looks_ahead: bool | None = None) -> None:
-        self._budgets = budgets
+    def __init__(
+        self, settings: Settings, budgets: BatchSizeCache | None = None, *, prefetch: bool | None = None
+    ) -> None:
+        self._batch_sizes = budgets
         self._device = settings.device if settings.device.startswith("cuda") else "cpu"
-        self._looks_ahead = self._device != "cpu" if looks_ahead is None else looks_ahead
+        self._prefetch = self._device != "cpu" if prefetch is None else prefetch
         self._limits = Limits(settings.batch_timeout, settings.load_timeout)
         self._preload = [_preload(text) for text in settings.preload]
         self._policy = ModelPolicy.of(settings)
         self._changed = threading.Condition()
-        self._ready: DeviceChild | None = None  #: guarded by `_changed`, as are the next two
-        self._newest: DeviceChild | None = None
+        self._ready: DeviceProcess | None = None  #: guarded by `_changed`, as are the next two
+        self._newest: DeviceProcess | None = None
         self._broken: HugqueueError | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, name=f"device {self._device}", daemon=True)
@@ -67,7 +69,7 @@ class DeviceLives:
         """Why there will be no other process, though nobody called `stop`."""
         return self._broken
 
-    def now(self) -> DeviceChild | None:
+    def now(self) -> DeviceProcess | None:
         """Return the process that takes requests, if there is one at the moment."""
         return self._ready
 
@@ -75,11 +77,11 @@ class DeviceLives:
         """Start the first process; `ready` waits for it."""
         self._thread.start()
 
-    def ready(self, given_up: Callable[[], bool]) -> DeviceChild:
+    def ready(self, cancelled: Callable[[], bool]) -> DeviceProcess:
         """Return a process that takes requests, waiting for it.
 
         Raises:
-            Cancelled: `given_up` became true meanwhile, or `stop` was called.
+            Cancelled: `cancelled` became true meanwhile, or `stop` was called.
             ModelError: a preload cannot be had, or kills the process.
             WorkerError: a preload does not fit; no process can be kept alive.
         """
@@ -87,13 +89,13 @@ class DeviceLives:
             raise WorkerError("worker_fault", "This worker has no device process: it was never started.")
         with self._changed:
             while True:
-                if given_up() or self.stopping:
+                if cancelled() or self.stopping:
                     raise Cancelled
                 if self._ready is not None:
                     return self._ready
                 if self._broken is not None:
                     raise self._broken
-                self._changed.wait(LOOK)
+                self._changed.wait(POLL_SECONDS)
 
     def stop(self) -> None:
         """End the process at once, for good."""
@@ -108,43 +110,46 @@ class DeviceLives:
     def _keep_alive(self) -> None:
         """Live one life after the other. The kernel ends each process with this very thread (`workers.device`)."""
         try:
-            self._live_on()
+            self._respawn_loop()
         except Exception as fault:  # the boundary: without this thread nobody would start another process
             logger.exception("the device process cannot be kept alive")
-            self._break(WorkerError("device_process_dies", f"{type(fault).__name__}: {fault}"))
+            self._mark_broken(WorkerError("device_process_dies", f"{type(fault).__name__}: {fault}"))
 
-    def _live_on(self) -> None:
+    def _respawn_loop(self) -> None:
         preload, fruitless = self._preload, 0
         error: HugqueueError | None
-        while not self._stopping.wait(_pause(fruitless)):
+        while not self._stopping.wait(_backoff(fruitless)):
             started = time.monotonic()
             try:
-                child = self._live(preload)
+                child = self._run_process(preload)
             except WorkerError as fault:  # it did not even start: the system may have room for it in a moment
                 fruitless += 1
-                error, ended = fault if fruitless >= UNEXPLAINED_DEATHS else None, fault.message
+                error, ended = fault if fruitless >= MAX_UNEXPLAINED_DEATHS else None, fault.message
             else:
-                fruitless = _fruitless(child, fruitless, time.monotonic() - started)
-                error, ended = _final(child, fruitless, preload), child.death.failure.message if child.death else ""
+                fruitless = _count_fruitless(child, fruitless, time.monotonic() - started)
+                error, ended = (
+                    _final_error(child, fruitless, preload),
+                    child.process_exit.failure.message if child.process_exit else "",
+                )
                 preload = preload if not child.ready else []  # models come back as they are asked for
             if self.stopping:
                 return
             logger.warning("the device process ended: %s", ended)
             if error is not None:
-                self._break(error)
+                self._mark_broken(error)
                 return
 
-    def _live(self, preload: Sequence[tuple[str, str | None]]) -> DeviceChild:
-        known = dict(self._budgets.known()) if self._budgets else {}
+    def _run_process(self, preload: Sequence[tuple[str, str | None]]) -> DeviceProcess:
+        known = dict(self._batch_sizes.known()) if self._batch_sizes else {}
         body: dict[str, Json] = {"policy": self._policy.encode(), "preload": [list(pair) for pair in preload]}
-        body |= {"budgets": known, "looks_ahead": self._looks_ahead}
+        body |= {"budgets": known, "prefetch": self._prefetch}
         opening = Message("open", 0, body)
-        child = DeviceChild(self._device, opening, self._limits, self._note_ready)
+        child = DeviceProcess(self._device, opening, self._limits, self._note_ready)
         with self._changed:
             self._newest = child
         if self.stopping:
             child.kill()
-        child.converse()
+        child.read_messages()
         with self._changed:
             self._ready = None
         return child
@@ -154,51 +159,53 @@ class DeviceLives:
             self._ready = self._newest
             self._changed.notify_all()
 
-    def _break(self, error: HugqueueError) -> None:
+    def _mark_broken(self, error: HugqueueError) -> None:
         with self._changed:
             self._broken = error
             self._changed.notify_all()
 
 
-def kills_worker(model: str, death: Death) -> CodedError:
+def fatal_load_error(model: str, process_exit: ProcessExit) -> CodedError:
     """Return the error of a model that is not to be loaded once more.
 
     SIGKILL is what the kernel sends when memory runs out: a larger machine may do what this one cannot. So may one
     whose disk or network is not stuck. A crash (a segmentation fault, an abort) would be the same there.
     """
-    if death.stuck:
-        return WorkerError("load_timeout", f"Loading {model} is stuck. {death.failure.message}")
-    message = f"Loading {model} killed the device process {LOADING_DEATHS} times. {death.failure.message}"
-    return WorkerError("no_memory", message) if death.killed else ModelError("model_kills_worker", message)
+    if process_exit.stuck:
+        return WorkerError("load_timeout", f"Loading {model} is stuck. {process_exit.failure.message}")
+    message = f"Loading {model} killed the device process {MAX_LOADING_DEATHS} times. {process_exit.failure.message}"
+    return WorkerError("no_memory", message) if process_exit.killed else ModelError("model_kills_worker", message)
 
 
-def _final(child: DeviceChild, fruitless: int, preload: Sequence[tuple[str, str | None]]) -> HugqueueError | None:
+def _final_error(
+    child: DeviceProcess, fruitless: int, preload: Sequence[tuple[str, str | None]]
+) -> HugqueueError | None:
     """Return why no other process is to be started after this one, after so many in a row that did nothing."""
-    death = child.death
-    if child.refusal is not None or death is None:
+    process_exit = child.process_exit
+    if child.refusal is not None or process_exit is None:
         return child.refusal
-    if not child.ready and not death.idle and fruitless >= LOADING_DEATHS:
-        return kills_worker(" or ".join(model or task for task, model in preload), death)
-    if fruitless >= UNEXPLAINED_DEATHS:
+    if not child.ready and not process_exit.idle and fruitless >= MAX_LOADING_DEATHS:
+        return fatal_load_error(" or ".join(model or task for task, model in preload), process_exit)
+    if fruitless >= MAX_UNEXPLAINED_DEATHS:
         what = f"ended {fruitless} times in a row without having done anything"
-        return WorkerError("device_process_dies", f"The device process {what}. {death.failure.message}")
+        return WorkerError("device_process_dies", f"The device process {what}. {process_exit.failure.message}")
     return None
 
 
-def _fruitless(child: DeviceChild, before: int, lived: float) -> int:
+def _count_fruitless(child: DeviceProcess, before: int, lifetime: float) -> int:
     """Return how many processes in a row, this one the last, did nothing.
 
     One that died over records or over a job's model is replaced at once: a chunk of nothing but poison would take
     hours otherwise, and such deaths are counted with the requests.
     """
-    if child.served or (child.ready and lived >= _HEALTHY):
+    if child.served or (child.ready and lifetime >= _HEALTHY_SECONDS):
         return 0
-    return 1 if child.ready and child.death and not child.death.idle else before + 1
+    return 1 if child.ready and child.process_exit and not child.process_exit.idle else before + 1
 
 
-def _pause(fruitless: int) -> float:
+def _backoff(fruitless: int) -> float:
     """Return how long to wait before the next start, after so many processes in a row that answered nothing."""
-    return min(_LONGEST_PAUSE, 2.0 ** (fruitless - 2)) if fruitless > 1 else 0.0
+    return min(_MAX_BACKOFF, 2.0 ** (fruitless - 2)) if fruitless > 1 else 0.0
 
 
 def _preload(text: str) -> tuple[str, str | None]:

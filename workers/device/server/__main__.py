@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 
-from common.logs import set_up_logs
+from common.logs import configure_logging
 from workers.device.protocol import Channel
-from workers.device.server.memory import keep_freed
+from workers.device.server.memory import retain_freed_memory
 from workers.device.server.server import serve
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -19,16 +19,16 @@ def main() -> None:
     """Serve the socket whose descriptor is the first argument, with the device that is the second."""
     fd, device = int(sys.argv[1]), sys.argv[2]
     os.set_inheritable(fd, False)
-    set_up_logs(form="%(asctime)s %(levelname)s device %(name)s: %(message)s")
+    configure_logging(form="%(asctime)s %(levelname)s device %(name)s: %(message)s")
     for noisy in ("httpx", "httpx2", "httpcore", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     faulthandler.enable()
-    _outlive_nobody()
-    keep_freed()
+    _die_with_parent()
+    retain_freed_memory()
     serve(Channel(fd), device)
 
 
-def _outlive_nobody() -> None:
+def _die_with_parent() -> None:
     """End with the Celery process, and not before.
 
     A service manager signals every process of a group when it stops a worker; the chunk in hand may still be finished,

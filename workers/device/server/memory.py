@@ -46,7 +46,7 @@ def weight_bytes(directory: Path) -> int:
     return sizes[".safetensors"] or sum(sizes.values())
 
 
-def keep_freed(most: int = 512 << 20) -> None:
+def retain_freed_memory(most: int = 512 << 20) -> None:
     """Have the C library keep `most` bytes of freed memory for the next batch.
 
     By itself glibc gives the large tensors of every batch back to the system, which hands each page out anew and

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import sha256
 
-from common.distribution import install
+from common.distribution import install_command
 from common.errors import CodedError, ModelError, WorkerError
 from common.records import JobSpec, Json
 from common.tasks import ALIASES, find_task
@@ -25,10 +25,10 @@ from workers.device.server.memory import memory_of, release, weight_bytes
 from workers.device.server.run_chunk import DeviceLost
 from workers.inference.core.batches import is_device_lost, is_out_of_memory
 from workers.inference.core.runner import Cancelled, Runner
-from workers.inference.generation.limits import check_generation
+from workers.inference.generation.limits import check_token_limit
 from workers.inference.tasks.registry import find_runner, needs_model
 from workers.models.model_files import human_size
-from workers.models.resolver import ModelPolicy, Resolved, resolve
+from workers.models.resolver import ModelPolicy, ResolvedModel, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +39,13 @@ _DIGESTED = ("task", "model", "commit", "dtype")
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A loaded runner and what is to be said of it."""
 
     runner: Runner
     task: str
     model: str | None
-    resolved: Resolved | None  #: None for a runner without a model
+    resolved: ResolvedModel | None  #: None for a runner without a model
     device: str
 
     @property
@@ -53,7 +53,7 @@ class Loaded:
         """What it is, for logs."""
         return f"{self.task} with {self.model or 'no model'}"
 
-    def facts(self) -> dict[str, Json]:
+    def run_info(self) -> dict[str, Json]:
         """Return what ran, for the record: model, commit, device, the runner's own facts, versions of the libraries."""
         return {
             "task": self.task,
@@ -61,22 +61,22 @@ class Loaded:
             "commit": self.resolved.commit if self.resolved else None,
             "source": self.resolved.source if self.resolved else None,
             "device": self.device,
-            **self.runner.facts(),
+            **self.runner.run_info(),
             "versions": {name: installed_version(name) for name in _LIBRARIES if name in sys.modules},
         }
 
     @cached_property  # every chunk asks for it
     def digest(self) -> str:
         """A short name of task, model, commit and dtype: what the size of a batch depends on, besides the device."""
-        facts = self.facts()
-        return sha256(json.dumps([facts.get(name) for name in _DIGESTED]).encode()).hexdigest()[:16]
+        run_info = self.run_info()
+        return sha256(json.dumps([run_info.get(name) for name in _DIGESTED]).encode()).hexdigest()[:16]
 
     def summary(self) -> dict[str, Json]:
         """Return task, model and bytes of memory, for the heartbeat."""
         return {"task": self.task, "model": self.model, "bytes": self.runner.memory_bytes()}
 
 
-class Models:
+class ModelCache:
     """Runners by what they were loaded from, in the order of their last use."""
 
     def __init__(self, device: str, policy: ModelPolicy) -> None:
@@ -91,9 +91,9 @@ class Models:
             "most_file_bytes": policy.most_file_bytes,
             "preferred_dtype": policy.dtype,
         }
-        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
-        self._resolved: dict[tuple[str | None, ...], Resolved] = {}
-        self._kept = threading.Lock()  # held by whoever uses a model in another thread than that which lets it go
+        self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
+        self._resolved: dict[tuple[str | None, ...], ResolvedModel] = {}
+        self._pinned = threading.Lock()  # held by whoever uses a model in another thread than that which lets it go
         self.changes = 0  #: how often a model was loaded or let go
         self.evicted = 0  #: how many were let go for others
         self.load_seconds = 0.0  #: what the last load took
@@ -102,7 +102,7 @@ class Models:
         """Return the `summary` of each, the least recently used first."""
         return [loaded.summary() for loaded in self._loaded.values()]
 
-    def get(self, spec: JobSpec, on_stage: Callable[[str], None]) -> tuple[Loaded, dict[str, Json]]:
+    def get(self, spec: JobSpec, on_stage: Callable[[str], None]) -> tuple[LoadedModel, dict[str, Json]]:
         """Return the runner that a job needs, loaded, and the parameters that are left for its `run`.
 
         Args:
@@ -115,14 +115,14 @@ class Models:
             DeviceLost: the device broke while loading.
         """
         task = ALIASES.get(spec.task, spec.task)
-        check_generation(task, spec.params, self._policy.max_new_tokens)
+        check_token_limit(task, spec.params, self._policy.max_new_tokens)
         # A model that cannot be had is refused at once: to import the runner means torch, and some ten seconds.
         resolved = self._resolve(task, spec, on_stage) if needs_model(task) else None
         kind = _find_runner(task)
-        load_params, params = self._split(kind, spec)
+        load_params, params = self._split_params(kind, spec)
         if resolved is None and kind.needs_model:
             resolved = self._resolve(task, spec, on_stage)
-        key = _key(task, resolved, load_params)
+        key = _cache_key(task, resolved, load_params)
         if key not in self._loaded:
             model = resolved.model if resolved else None
             self._loaded[key] = self._load(kind, task, model, resolved, load_params, on_stage)
@@ -130,27 +130,27 @@ class Models:
         return self._loaded[key], params
 
     @contextmanager
-    def keeping(self, spec: JobSpec) -> Iterator[tuple[Loaded, dict[str, Json]] | None]:
+    def pin(self, spec: JobSpec) -> Iterator[tuple[LoadedModel, dict[str, Json]] | None]:
         """Yield what `get` would return, if it is loaded by now: it is not let go meanwhile. Any thread may ask."""
-        with self._kept:
+        with self._pinned:
             task = ALIASES.get(spec.task, spec.task)
-            resolved = self._resolved.get(_source(task, spec))
+            resolved = self._resolved.get(_source_key(task, spec))
             if resolved is None and needs_model(task):
                 yield None
                 return
-            load_params, params = self._split(_find_runner(task), spec)
-            loaded = self._loaded.get(_key(task, resolved, load_params))
+            load_params, params = self._split_params(_find_runner(task), spec)
+            loaded = self._loaded.get(_cache_key(task, resolved, load_params))
             yield (loaded, params) if loaded else None
 
-    def _split(self, kind: type[Runner], spec: JobSpec) -> tuple[dict[str, Json], dict[str, Json]]:
+    def _split_params(self, kind: type[Runner], spec: JobSpec) -> tuple[dict[str, Json], dict[str, Json]]:
         """Return with what a runner is loaded, and with what it runs."""
         params = dict(spec.params)
         load_params = {name: params.pop(name) for name in spec.params if name in kind.load_params}
         return load_params | self._rules, params
 
-    def _resolve(self, task: str, spec: JobSpec, on_stage: Callable[[str], None]) -> Resolved:
+    def _resolve(self, task: str, spec: JobSpec, on_stage: Callable[[str], None]) -> ResolvedModel:
         """Resolve once: all chunks of a job then see the same commit, and none asks the disk again."""
-        key = _source(task, spec)
+        key = _source_key(task, spec)
         if key not in self._resolved or not self._resolved[key].path.is_dir():
             self._resolved[key] = resolve(spec.model, spec.revision, task, self._policy, on_stage)
         return self._resolved[key]
@@ -160,29 +160,29 @@ class Models:
         kind: type[Runner],
         task: str,
         model: str | None,
-        resolved: Resolved | None,
+        resolved: ResolvedModel | None,
         load_params: Mapping[str, Json],
         on_stage: Callable[[str], None],
-    ) -> Loaded:
+    ) -> LoadedModel:
         needed = weight_bytes(resolved.path) if resolved else 0
         title = f"{model or task} ({human_size(needed)})" if needed else model or task
-        self._make_room(needed, title)
+        self._free_memory(needed, title)
         on_stage(f"loading {title}")
         begun = time.monotonic()
-        runner = _construct(kind, task, resolved, self._device, load_params)
+        runner = _construct_runner(kind, task, resolved, self._device, load_params)
         if runner is None and self._loaded:
             while self._loaded:
                 self._evict()
             on_stage(f"loading {title}, now alone")
-            runner = _construct(kind, task, resolved, self._device, load_params)
+            runner = _construct_runner(kind, task, resolved, self._device, load_params)
         if runner is None:
             raise WorkerError("no_memory", f"{title} does not fit into the memory of {self._device}.")
         on_stage("")
         self.changes += 1
         self.load_seconds = time.monotonic() - begun
-        return Loaded(runner, task, model, resolved, self._device)
+        return LoadedModel(runner, task, model, resolved, self._device)
 
-    def _make_room(self, needed: int, title: str) -> None:
+    def _free_memory(self, needed: int, title: str) -> None:
         free = memory_of(self._device)[0]
         while free is not None and free < needed * _HEADROOM and self._loaded:
             self._evict()
@@ -193,7 +193,7 @@ class Models:
             )
 
     def _evict(self) -> None:
-        with self._kept:
+        with self._pinned:
             _, loaded = self._loaded.popitem(last=False)
         self.changes += 1
         self.evicted += 1
@@ -202,11 +202,11 @@ class Models:
         release()
 
 
-def _source(task: str, spec: JobSpec) -> tuple[str | None, ...]:
+def _source_key(task: str, spec: JobSpec) -> tuple[str | None, ...]:
     return (spec.model, spec.revision, task if spec.model is None else None)
 
 
-def _key(task: str, resolved: Resolved | None, load_params: Mapping[str, Json]) -> str:
+def _cache_key(task: str, resolved: ResolvedModel | None, load_params: Mapping[str, Json]) -> str:
     return json.dumps([task, str(resolved.path) if resolved else None, load_params], sort_keys=True)
 
 
@@ -217,12 +217,12 @@ def _find_runner(task: str) -> type[Runner]:
     except ImportError as error:
         extra = {"image": "worker,images", "audio": "worker,audio"}.get(find_task(task).media or "", "worker")
         raise WorkerError(
-            "missing_library", f"This worker cannot run {task}: {error}. Install it: {install(extra)}."
+            "missing_library", f"This worker cannot run {task}: {error}. Install it: {install_command(extra)}."
         ) from error
 
 
-def _construct(
-    kind: type[Runner], task: str, resolved: Resolved | None, device: str, load_params: Mapping[str, Json]
+def _construct_runner(
+    kind: type[Runner], task: str, resolved: ResolvedModel | None, device: str, load_params: Mapping[str, Json]
 ) -> Runner | None:
     """Return the loaded runner, or None if memory ran out: then all that the attempt held is free again."""
     try:

@@ -10,20 +10,20 @@ from weakref import ref
 from common.payloads.codec import decode_records
 from common.records import Failure, JobSpec, Record
 from workers.device.protocol import Channel, Message, ProtocolError, integers
-from workers.device.server.run_chunk import Inputs
+from workers.device.server.run_chunk import ChunkInputs
 from workers.inference.core.runner import Cancelled, Runner
 
 #: Signs of life within a batch are sent at most this often, in seconds.
-_TICK = 1.0
+_TICK_SECONDS = 1.0
 
 
-class Ahead(NamedTuple):
+class Prefetched(NamedTuple):
     """What a runner did of a request beforehand; a model that is let go meanwhile is not held by it."""
 
     runner: "ref[Runner]"
-    inputs: Inputs
+    inputs: ChunkInputs
 
-    def by(self, runner: Runner) -> Inputs | None:
+    def by(self, runner: Runner) -> ChunkInputs | None:
         """Return the inputs, if this is the runner that prepared them."""
         return self.inputs if self.runner() is runner else None
 
@@ -36,17 +36,17 @@ class Request:
     spec: JobSpec
     channel: Channel
     records: dict[int, Record] = field(default_factory=dict)  #: by position in the chunk, in the order to answer
-    ahead: Ahead | None = None  #: what was done of it while another one was computed
+    ahead: Prefetched | None = None  #: what was done of it while another one was computed
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _running: bool = False
-    _given_up: bool = False
+    _cancelled: bool = False
     _answered: bool = False
     _ticked: float = 0.0
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """Answer `cancelled`, now if nothing runs, else as soon as the runner asks its watch."""
         with self._lock:
-            self._given_up = True
+            self._cancelled = True
             if self._running or self._answered:
                 return
             self._answered = True
@@ -60,7 +60,7 @@ class Request:
             self._answered = True
         self.channel.send(message)
 
-    def take_up(self) -> None:
+    def start_loading(self) -> None:
         """Say that the process is at this request now. Raises `Cancelled`."""
         self._check()
         self.channel.send(Message("begun", self.id))
@@ -70,10 +70,10 @@ class Request:
         self._check()
         self.channel.send(Message("stage", self.id, {"text": text}))
 
-    def begin(self) -> None:
+    def start_running(self) -> None:
         """From here on, giving up waits for the runner, and silence counts. Raises `Cancelled`."""
         with self._lock:
-            self._running = not self._given_up
+            self._running = not self._cancelled
         self._check()
         self.channel.send(Message("tick", self.id))
 
@@ -86,16 +86,16 @@ class Request:
     def tick(self) -> None:
         """Give a sign of life, now and then. Raises `Cancelled`."""
         self._check()
-        if time.monotonic() - self._ticked >= _TICK:
+        if time.monotonic() - self._ticked >= _TICK_SECONDS:
             self._ticked = time.monotonic()
             self.channel.send(Message("tick", self.id))
 
     def _check(self) -> None:
-        if self._given_up:
+        if self._cancelled:
             raise Cancelled
 
 
-def open_request(message: Message, channel: Channel) -> Request:
+def decode_request(message: Message, channel: Channel) -> Request:
     """Return the request that a `run` message asks for.
 
     Raises:

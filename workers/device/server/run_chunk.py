@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from common.errors import ModelError, PayloadError, RecordError, WorkerError
 from common.payloads.codec import count, encode_outcomes
-from common.records import Attached, Counts, Failure, Json, Outcome, Record
+from common.records import Counts, Failure, FileInput, Json, Outcome, Record
 from workers.inference.core.batches import is_device_lost, is_out_of_memory
-from workers.inference.core.runner import Cancelled, PlacedWatch, PreparingRunner, Runner, Watch
+from workers.inference.core.runner import Cancelled, PreparingRunner, RemappedMonitor, RunMonitor, Runner
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class ChunkInputs:
     """What a runner is given of a chunk: equal records once."""
 
     values: Sequence[Json]
@@ -65,7 +65,7 @@ class Computed:
         return Answer(payload, count(outcomes), self.seconds)
 
 
-def prepare_chunk(runner: Runner, records: Mapping[int, Record], params: Mapping[str, Json]) -> Inputs:
+def prepare_chunk(runner: Runner, records: Mapping[int, Record], params: Mapping[str, Json]) -> ChunkInputs:
     """Return the inputs of a chunk, and what its runner can do beforehand; any thread may call this."""
     inputs = _gather(runner, records, params)
     if not inputs.values or not isinstance(runner, PreparingRunner):
@@ -78,8 +78,8 @@ def run_chunk(
     records: Mapping[int, Record],
     params: Mapping[str, Json],
     device: str,
-    watch: Watch,
-    inputs: Inputs | None = None,
+    monitor: RunMonitor,
+    inputs: ChunkInputs | None = None,
 ) -> Computed:
     """Return the outcomes of `records` (by their position in the chunk), in the order given.
 
@@ -100,7 +100,7 @@ def run_chunk(
     outcomes = {p: Outcome(failure=r.failure) for p, r in records.items() if r.failure is not None}
     inputs = inputs or _gather(runner, records, params)
     if inputs.values:
-        found = _run(runner, inputs, params, PlacedWatch(watch, inputs.places), device)
+        found = _run(runner, inputs, params, RemappedMonitor(monitor, inputs.places), device)
         for places, outcome in zip(inputs.places, found, strict=True):
             outcomes |= dict.fromkeys(places, outcome)
     seconds = time.perf_counter() - begun
@@ -108,36 +108,38 @@ def run_chunk(
     return Computed(list(records), ids, [outcomes[p] for p in records], runner.output_type(params), seconds)
 
 
-def _gather(runner: Runner, records: Mapping[int, Record], params: Mapping[str, Json]) -> Inputs:
+def _gather(runner: Runner, records: Mapping[int, Record], params: Mapping[str, Json]) -> ChunkInputs:
     """Return equal inputs once, where the runner gives them equal outcomes."""
-    values = {p: _input(record) for p, record in records.items() if record.failure is None}
-    groups = _equal(values) if len(values) > 1 and runner.repeats_itself(params) else [[p] for p in values]
-    return Inputs([values[group[0]] for group in groups], groups)
+    values = {p: _runner_input(record) for p, record in records.items() if record.failure is None}
+    groups = _group_equal(values) if len(values) > 1 and runner.is_deterministic(params) else [[p] for p in values]
+    return ChunkInputs([values[group[0]] for group in groups], groups)
 
 
-def _equal(values: Mapping[int, Json]) -> list[list[int]]:
+def _group_equal(values: Mapping[int, Json]) -> list[list[int]]:
     groups: dict[Json, list[int]] = {}
     for position, value in values.items():
-        groups.setdefault(_key(value), []).append(position)
+        groups.setdefault(_hashable(value), []).append(position)
     return list(groups.values())
 
 
-def _input(record: Record) -> Json:
-    return record.input if record.blob is None else Attached(record.input, record.blob)
+def _runner_input(record: Record) -> Json:
+    return record.input if record.blob is None else FileInput(record.input, record.blob)
 
 
-def _key(value: Json) -> Json:
+def _hashable(value: Json) -> Json:
     """Return what is equal for equal inputs, and can be looked up."""
-    if isinstance(value, Attached):
+    if isinstance(value, FileInput):
         return (json.dumps(value.input), value.blob)
     return value if isinstance(value, str) else (json.dumps(value),)
 
 
-def _run(runner: Runner, inputs: Inputs, params: Mapping[str, Json], watch: Watch, device: str) -> list[Outcome]:
+def _run(
+    runner: Runner, inputs: ChunkInputs, params: Mapping[str, Json], monitor: RunMonitor, device: str
+) -> list[Outcome]:
     values = inputs.values
-    watch.batch(range(len(values)))  # until the runner says which ones: it may die while it prepares them
+    monitor.batch(range(len(values)))  # until the runner says which ones: it may die while it prepares them
     try:
-        outcomes = _checked(_call(runner, inputs, params, watch), len(values))
+        outcomes = _validated(_call(runner, inputs, params, monitor), len(values))
     except (Cancelled, ModelError, WorkerError):
         raise
     except Exception as error:  # a boundary: whatever a runner raises, the other records go on
@@ -146,24 +148,24 @@ def _run(runner: Runner, inputs: Inputs, params: Mapping[str, Json], watch: Watc
         logger.exception("the runner %s raised; its records are run one by one", type(runner).__name__)
         outcomes = None
     if outcomes is None:
-        outcomes = [_run_alone(runner, values, number, params, watch) for number in range(len(values))]
+        outcomes = [_run_single(runner, values, number, params, monitor) for number in range(len(values))]
     _check_device(device, outcomes)
     return outcomes
 
 
-def _call(runner: Runner, inputs: Inputs, params: Mapping[str, Json], watch: Watch) -> object:
+def _call(runner: Runner, inputs: ChunkInputs, params: Mapping[str, Json], monitor: RunMonitor) -> object:
     if inputs.prepared is not None and isinstance(runner, PreparingRunner):
-        return runner.run_prepared(inputs.prepared, watch)
-    return runner.run(inputs.values, params, watch)
+        return runner.run_prepared(inputs.prepared, monitor)
+    return runner.run(inputs.values, params, monitor)
 
 
-def _run_alone(
-    runner: Runner, inputs: Sequence[Json], number: int, params: Mapping[str, Json], watch: Watch
+def _run_single(
+    runner: Runner, inputs: Sequence[Json], number: int, params: Mapping[str, Json], monitor: RunMonitor
 ) -> Outcome:
-    watch.batch([number])
-    alone = PlacedWatch(watch, [[number]])
+    monitor.batch([number])
+    alone = RemappedMonitor(monitor, [[number]])
     try:
-        return _checked(runner.run([inputs[number]], params, alone), 1)[0]
+        return _validated(runner.run([inputs[number]], params, alone), 1)[0]
     except (Cancelled, ModelError, WorkerError):
         raise
     except Exception as error:  # the same boundary, for one record
@@ -177,15 +179,15 @@ def _run_alone(
         return Outcome(failure=Failure("runner_error", f"{type(error).__name__}: {error}"[:2000]))
 
 
-def _checked(outcomes: object, expected: int) -> list[Outcome]:
+def _validated(outcomes: object, expected: int) -> list[Outcome]:
     if not isinstance(outcomes, list) or not all(isinstance(outcome, Outcome) for outcome in outcomes):
-        return [_fault(f"it gave {type(outcomes).__name__}, expected a list of Outcome")] * expected
+        return [_runner_fault(f"it gave {type(outcomes).__name__}, expected a list of Outcome")] * expected
     if len(outcomes) != expected:
-        return [_fault(f"it gave {len(outcomes)} outcomes for {expected} records")] * expected
+        return [_runner_fault(f"it gave {len(outcomes)} outcomes for {expected} records")] * expected
     return outcomes
 
 
-def _fault(what: str) -> Outcome:
+def _runner_fault(what: str) -> Outcome:
     return Outcome(failure=Failure("runner_error", f"The runner is at fault: {what}."))
 
 
@@ -207,7 +209,7 @@ def _encode(
     payload = _try_encode(positions, ids, outcomes, output_type)
     if isinstance(payload, Exception) and not isinstance(payload, PayloadError):
         logger.warning("outputs that cannot be written: %s", payload)
-        outcomes = [_writable(outcome, output_type) for outcome in outcomes]
+        outcomes = [_replace_unwritable(outcome, output_type) for outcome in outcomes]
         payload = _try_encode(positions, ids, outcomes, output_type)
     if isinstance(payload, Exception):
         failure = Failure("output_too_large", str(payload))
@@ -216,11 +218,11 @@ def _encode(
     return payload, outcomes
 
 
-def _writable(outcome: Outcome, output_type: pa.DataType | None) -> Outcome:
+def _replace_unwritable(outcome: Outcome, output_type: pa.DataType | None) -> Outcome:
     error = _try_encode([0], [0], [outcome], output_type)
     if not isinstance(error, Exception):
         return outcome
-    return _fault(f"an output that cannot be written ({type(error).__name__}: {str(error)[:500]})")
+    return _runner_fault(f"an output that cannot be written ({type(error).__name__}: {str(error)[:500]})")
 
 
 def _try_encode(

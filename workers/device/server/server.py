@@ -20,13 +20,13 @@ from weakref import ref
 from common.errors import CodedError, ModelError, PayloadError, WorkerError
 from common.records import JobSpec, Json
 from workers.device.protocol import DEVICE_LOST, Channel, ChannelClosed, Message, ProtocolError
-from workers.device.server.calibration import fit
+from workers.device.server.calibration import calibrate
 from workers.device.server.memory import memory_of
-from workers.device.server.model_cache import Models
-from workers.device.server.request import Ahead, Request, open_request
+from workers.device.server.model_cache import ModelCache
+from workers.device.server.request import Prefetched, Request, decode_request
 from workers.device.server.run_chunk import Computed, DeviceLost, prepare_chunk, run_chunk
 from workers.device.server.warmup import warm_up
-from workers.disk_space import NO_ROOM
+from workers.disk_space import DISK_FULL_ERRNOS
 from workers.inference.core.batches import is_device_lost
 from workers.inference.core.runner import Cancelled, Runner
 from workers.models.resolver import ModelPolicy
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 #: So many requests a fresh process takes wholly one after the other. Should the last process have died of what it did
 #: beside a request, for the next one or for the last, then the one at fault is among them, and is found out.
-_CAREFUL = 8
+_SERIAL_REQUESTS = 8
 
 
 def serve(channel: Channel, device: str) -> None:
@@ -48,37 +48,37 @@ def serve(channel: Channel, device: str) -> None:
         opening = channel.receive()
         if opening is None or opening.kind != "open":
             raise ProtocolError("the first message must open the room")
-        Room(channel, device, opening.body).serve()
+        DeviceServer(channel, device, opening.body).serve()
 
 
-class Room:
+class DeviceServer:
     """The loop of the device process; `opening` is the body of the message of that kind."""
 
     def __init__(self, channel: Channel, device: str, opening: Mapping[str, Any]) -> None:
         policy = ModelPolicy.decode(opening["policy"])
         self._channel = channel
         self._device = device
-        self._models = Models(device, policy)
+        self._models = ModelCache(device, policy)
         self._most_new_tokens = policy.max_new_tokens
         self._budgets: Mapping[str, int] = opening["budgets"]  #: tokens in a batch, learnt by earlier processes
-        self._looks_ahead: bool = opening["looks_ahead"]
+        self._prefetch: bool = opening["prefetch"]
         self._preloads: Sequence[Sequence[str | None]] = opening["preload"]
-        self._arrived: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        self._waiting: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        self._computed: queue.SimpleQueue[tuple[Request, dict[str, Json], Computed]] = queue.SimpleQueue()
+        self._to_prefetch: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._to_run: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._to_send: queue.SimpleQueue[tuple[Request, dict[str, Json], Computed]] = queue.SimpleQueue()
         self._requests: dict[int, Request] = {}  #: those that may be given up
         self._requests_done = 0
 
     def serve(self) -> None:
         """Preload, say that the room is open, and answer requests."""
-        for work in (self._listen, self._look_ahead, self._answer):
-            threading.Thread(target=_for_good, args=[work], name=work.__name__, daemon=True).start()
+        for work in (self._receive_requests, self._prefetch_requests, self._send_results):
+            threading.Thread(target=_run_or_exit, args=[work], name=work.__name__, daemon=True).start()
         if not self._preload():
             return
         self._channel.send(Message("ready"))
         while True:
-            request = self._waiting.get()
-            self._work(request)
+            request = self._to_run.get()
+            self._run_request(request)
             self._requests_done += 1
             self._requests.pop(request.id, None)
             self._channel.send(Message("over", request.id))
@@ -88,22 +88,22 @@ class Room:
             request = Request(0, JobSpec("0" * 12, str(task), model), self._channel)
             try:
                 begun = time.perf_counter()
-                request.take_up()
+                request.start_loading()
                 loaded, _ = self._models.get(request.spec, request.stage)
                 request.batch([])
                 speed = warm_up(loaded, request)
-                fit(loaded, self._budgets.get(loaded.digest), request)
+                calibrate(loaded, self._budgets.get(loaded.digest), request)
                 request.stage("")
             except (ModelError, WorkerError) as error:
-                self._channel.send(Message("refused", 0, _described(error)))
+                self._channel.send(Message("refused", 0, _error_body(error)))
                 return False
             except ChannelClosed:
                 raise
             except DeviceLost as error:
-                _end(error)
+                _exit_device_lost(error)
             except Exception as error:  # the last boundary: whatever it is, the worker is told
                 logger.exception("%s with %s cannot be preloaded", task, model or "its default model")
-                self._channel.send(Message("refused", 0, _described(_fault_of(error))))
+                self._channel.send(Message("refused", 0, _error_body(_to_worker_error(error))))
                 return False
             self._send_status()
             seconds = time.perf_counter() - begun
@@ -111,96 +111,96 @@ class Room:
             logger.info("%s: loaded and warm in %.1f s%s", loaded.title, seconds, rate)
         return True
 
-    def _look_ahead(self) -> None:
+    def _prefetch_requests(self) -> None:
         """Begin with requests while the main thread computes others, and pass them on to it in their order."""
         while True:
-            self._pass_on(self._arrived.get())
+            self._prefetch_one(self._to_prefetch.get())
 
-    def _pass_on(self, request: Request) -> None:
-        if self._looks_ahead and not self._careful and request.spec.format is None:
-            request.ahead = self._prepared(request)
-        self._waiting.put(request)
+    def _prefetch_one(self, request: Request) -> None:
+        if self._prefetch and not self._is_serial and request.spec.format is None:
+            request.ahead = self._prefetch_request(request)
+        self._to_run.put(request)
 
-    def _prepared(self, request: Request) -> Ahead | None:
+    def _prefetch_request(self, request: Request) -> Prefetched | None:
         try:
-            with self._models.keeping(request.spec) as found:
+            with self._models.pin(request.spec) as found:
                 if found is None:
                     return None
                 loaded, params = found
-                return Ahead(ref(loaded.runner), prepare_chunk(loaded.runner, request.records, params))
+                return Prefetched(ref(loaded.runner), prepare_chunk(loaded.runner, request.records, params))
         except Exception:  # whatever it is, the main thread meets it again, and answers
             logger.debug("job %s: nothing is done ahead", request.spec.id, exc_info=True)
             return None
 
-    def _work(self, request: Request) -> None:
+    def _run_request(self, request: Request) -> None:
         """Compute one request and have it answered, whatever happens."""
-        with self._faults(request):
+        with self._reply_errors(request):
             body, computed = self._compute(request)
-            if self._careful:
+            if self._is_serial:
                 self._send_result(request, body, computed)
             else:
-                self._computed.put((request, body, computed))
+                self._to_send.put((request, body, computed))
 
     @property
-    def _careful(self) -> bool:
-        return self._requests_done < _CAREFUL
+    def _is_serial(self) -> bool:
+        return self._requests_done < _SERIAL_REQUESTS
 
-    def _answer(self) -> None:
+    def _send_results(self) -> None:
         """Encode and send what was computed."""
         while True:
-            self._send_result(*self._computed.get())
+            self._send_result(*self._to_send.get())
 
     def _send_result(self, request: Request, body: dict[str, Json], computed: Computed) -> None:
-        with self._faults(request):
+        with self._reply_errors(request):
             answer = computed.encode()
             body |= {"counts": list(asdict(answer.counts).values()), "seconds": answer.seconds}
             request.answer(Message("result", request.id, body, answer.payload))
 
     @contextlib.contextmanager
-    def _faults(self, request: Request) -> Iterator[None]:
+    def _reply_errors(self, request: Request) -> Iterator[None]:
         """Answer with what goes wrong."""
         try:
             yield
         except Cancelled:
             request.answer(Message("cancelled", request.id))
         except DeviceLost as error:
-            _end(error)
+            _exit_device_lost(error)
         except CodedError as error:
-            request.answer(Message("failed", request.id, _described(error)))
+            request.answer(Message("failed", request.id, _error_body(error)))
         except ChannelClosed:  # nobody is left to answer
             raise
         except Exception as error:  # the last boundary: the process and the other requests go on
             if is_device_lost(error):
-                _end(error)
+                _exit_device_lost(error)
             logger.exception("job %s: a fault of the device process", request.spec.id)
-            request.answer(Message("failed", request.id, _described(_fault_of(error))))
+            request.answer(Message("failed", request.id, _error_body(_to_worker_error(error))))
 
     def _compute(self, request: Request) -> tuple[dict[str, Json], Computed]:
         """Return what came of a request, and what is said of it besides."""
-        request.take_up()
+        request.start_loading()
         changes = self._models.changes
         try:
             loaded, params = self._models.get(request.spec, request.stage)
         finally:
             if self._models.changes != changes:
                 self._send_status()
-        fit(loaded, self._budgets.get(loaded.digest), request)
-        request.begin()
+        calibrate(loaded, self._budgets.get(loaded.digest), request)
+        request.start_running()
         runner = self._runner(loaded.runner, request.spec)
         inputs = request.ahead.by(runner) if request.ahead else None
         computed = run_chunk(runner, request.records, params, self._device, request, inputs)
         budget = loaded.runner.budget
-        return {"facts": loaded.facts(), "budgets": {loaded.digest: budget.tokens} if budget else {}}, computed
+        return {"facts": loaded.run_info(), "budgets": {loaded.digest: budget.tokens} if budget else {}}, computed
 
     def _runner(self, runner: Runner, spec: JobSpec) -> Runner:
         """Return what runs the job's records: a runner, or what answers requests by it."""
         if spec.format is None:
             return runner
         from workers.inference.tasks.openai_requests import (
-            over_requests,  # with torch, which a runner has loaded by now
+            wrap_openai_runner,  # with torch, which a runner has loaded by now
         )
 
-        return over_requests(spec, runner, self._most_new_tokens)
+        return wrap_openai_runner(spec, runner, self._most_new_tokens)
 
     def _send_status(self) -> None:
         free, total = memory_of(self._device)
@@ -209,30 +209,30 @@ class Room:
         body |= {"evicted": models.evicted, "load_seconds": models.load_seconds, "since": time.monotonic()}
         self._channel.send(Message("status", 0, body))
 
-    def _listen(self) -> None:
+    def _receive_requests(self) -> None:
         """Take requests until the other end closes: then end the process, whatever the main thread computes."""
         try:
             while message := self._channel.receive():
-                self._take(message)
+                self._dispatch(message)
         except ChannelClosed:
             os._exit(0)
         except ProtocolError:
             logger.exception("the other end does not speak this protocol")
             os._exit(1)
 
-    def _take(self, message: Message) -> None:
+    def _dispatch(self, message: Message) -> None:
         if message.kind == "run":
-            self._take_run(message)
+            self._accept_run(message)
         elif message.kind == "cancel":
             request = self._requests.get(message.id)
             if request is not None:
-                request.give_up()
+                request.cancel()
         else:
             raise ProtocolError(f"unexpected message {message.kind}")
 
-    def _take_run(self, message: Message) -> None:
+    def _accept_run(self, message: Message) -> None:
         try:
-            request = open_request(message, self._channel)
+            request = decode_request(message, self._channel)
         except ProtocolError:
             raise
         except (ValueError, PayloadError, MemoryError) as error:
@@ -240,21 +240,21 @@ class Room:
             self._channel.send(Message("failed", message.id, body))
             return
         self._requests[request.id] = request
-        self._arrived.put(request)
+        self._to_prefetch.put(request)
 
 
-def _described(error: CodedError) -> dict[str, str]:
+def _error_body(error: CodedError) -> dict[str, str]:
     kind = "model" if isinstance(error, ModelError) else "worker"
     return {"error": kind, "code": error.code, "message": error.message}
 
 
-def _fault_of(error: Exception) -> WorkerError:
+def _to_worker_error(error: Exception) -> WorkerError:
     """Return what nobody foresaw as an error with a code. A full disk can meet any work."""
-    full = isinstance(error, OSError) and error.errno in NO_ROOM
+    full = isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
     return WorkerError("disk_full" if full else "device_fault", f"{type(error).__name__}: {error}"[:2000])
 
 
-def _for_good(work: Callable[[], None]) -> None:
+def _run_or_exit(work: Callable[[], None]) -> None:
     """Do what is never over: without it nobody would be answered, and the process had better end."""
     try:
         work()
@@ -266,7 +266,7 @@ def _for_good(work: Callable[[], None]) -> None:
         os._exit(1)
 
 
-def _end(error: Exception) -> None:
+def _exit_device_lost(error: Exception) -> None:
     """End the process: its hold on the device is ruined, and only a fresh one can get it back."""
     logger.error("the device is lost: %s", error)
     logging.shutdown()

@@ -10,19 +10,19 @@ from collections.abc import Sequence
 
 from common.errors import ModelError
 from common.records import Json, Outcome
-from workers.device.server.model_cache import Loaded
-from workers.inference.core.runner import Watch
+from workers.device.server.model_cache import LoadedModel
+from workers.inference.core.runner import RunMonitor
 from workers.inference.core.samples import samples
 
 logger = logging.getLogger(__name__)
 
 #: Records in the measured run: enough for batches, few enough for a second or so on a CPU.
-_MEASURED = 24
+_MEASURED_RECORDS = 24
 #: A first run that took longer, in seconds, is measure enough: text generation on a CPU takes its time.
-_PATIENCE = 2.0
+_LONG_SECONDS = 2.0
 
 
-def warm_up(loaded: Loaded, watch: Watch) -> float | None:
+def warm_up(loaded: LoadedModel, monitor: RunMonitor) -> float | None:
     """Run the samples of the runner's task; return its speed in records per second, or None if unknown.
 
     Raises:
@@ -30,10 +30,10 @@ def warm_up(loaded: Loaded, watch: Watch) -> float | None:
     """
     inputs = samples(loaded.task)
     try:
-        seconds, outcomes = _timed(loaded, inputs, watch)
-        if seconds < _PATIENCE:  # the first run pays for what it warms: measure another
-            inputs = [inputs[number % len(inputs)] for number in range(_MEASURED)]
-            seconds, outcomes = _timed(loaded, inputs, watch)
+        seconds, outcomes = _timed(loaded, inputs, monitor)
+        if seconds < _LONG_SECONDS:  # the first run pays for what it warms: measure another
+            inputs = [inputs[number % len(inputs)] for number in range(_MEASURED_RECORDS)]
+            seconds, outcomes = _timed(loaded, inputs, monitor)
     except ModelError as error:
         if error.code != "bad_param":  # a runner that wants parameters gets them with its job
             raise
@@ -45,7 +45,7 @@ def warm_up(loaded: Loaded, watch: Watch) -> float | None:
     return len(inputs) / max(seconds, 1e-9)
 
 
-def _timed(loaded: Loaded, inputs: Sequence[Json], watch: Watch) -> tuple[float, list[Outcome]]:
+def _timed(loaded: LoadedModel, inputs: Sequence[Json], monitor: RunMonitor) -> tuple[float, list[Outcome]]:
     begun = time.perf_counter()
-    outcomes = loaded.runner.run(inputs, {}, watch)
+    outcomes = loaded.runner.run(inputs, {}, monitor)
     return time.perf_counter() - begun, outcomes

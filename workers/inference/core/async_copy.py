@@ -17,13 +17,15 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class Later(Generic[R]):
+class PendingResult(Generic[R]):
     """Results of a batch that was started; `read` waits for them, and raises what the batch failed of."""
 
     read: Callable[[], Sequence[R]]
 
 
-def later(tensors: Sequence["Tensor"], finish: Callable[[Sequence["Tensor"]], Sequence[R]]) -> Sequence[R] | Later[R]:
+def copy_to_host_async(
+    tensors: Sequence["Tensor"], finish: Callable[[Sequence["Tensor"]], Sequence[R]]
+) -> Sequence[R] | PendingResult[R]:
     """Return what `finish` makes of the tensors on the host: at once from a CPU, to be read later from a GPU."""
     if not any(tensor.is_cuda for tensor in tensors):
         return finish(tensors)
@@ -39,4 +41,4 @@ def later(tensors: Sequence["Tensor"], finish: Callable[[Sequence["Tensor"]], Se
         copied.synchronize()
         return finish(host)
 
-    return Later(read)
+    return PendingResult(read)

@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 
 from common.errors import CodedError
 from common.records import Failure
-from workers.inference.core.async_copy import Later
-from workers.inference.core.runner import Cancelled, Watch
+from workers.inference.core.async_copy import PendingResult
+from workers.inference.core.runner import Cancelled, RunMonitor
 from workers.inference.core.token_budget import TokenBudget
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ V = TypeVar("V")
 
 
 #: A batch that is this full takes no item shorter than this part of its longest: it would be padding for the most part.
-_ENOUGH, _NEAR = 0.25, 0.9
+_MIN_FILL, _MIN_LENGTH_RATIO = 0.25, 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Item(Generic[T]):
     value: T
 
 
-def cut(items: Sequence[Item[T]], budget: TokenBudget) -> Iterator[list[Item[T]]]:
+def make_batches(items: Sequence[Item[T]], budget: TokenBudget) -> Iterator[list[Item[T]]]:
     """Yield batches of `items`, longest first, so that memory runs out in the first batch or never."""
     batch: list[Item[T]] = []
     tokens = 0
     for item in sorted(items, key=lambda i: -i.tokens):
-        if batch and not _takes(batch, tokens, item, budget):
+        if batch and not _fits(batch, tokens, item, budget):
             yield batch
             batch, tokens = [], 0
         batch.append(item)
@@ -51,14 +51,14 @@ def cut(items: Sequence[Item[T]], budget: TokenBudget) -> Iterator[list[Item[T]]
         yield batch
 
 
-def _takes(batch: Sequence[Item[T]], tokens: int, item: Item[T], budget: TokenBudget) -> bool:
+def _fits(batch: Sequence[Item[T]], tokens: int, item: Item[T], budget: TokenBudget) -> bool:
     """Whether a batch that holds so many tokens has room for an item that is no longer than any of its own."""
     if len(batch) == budget.items:
         return False
-    if not budget.pads:
+    if not budget.pads_to_longest:
         return tokens + item.tokens <= budget.tokens
     longest = batch[0].tokens
-    if item.tokens < longest * _NEAR and longest * len(batch) >= budget.tokens * _ENOUGH:
+    if item.tokens < longest * _MIN_LENGTH_RATIO and longest * len(batch) >= budget.tokens * _MIN_FILL:
         return False
     if budget.equal_lengths and item.tokens != longest:
         return False
@@ -67,9 +67,9 @@ def _takes(batch: Sequence[Item[T]], tokens: int, item: Item[T], budget: TokenBu
 
 def run_batches(
     items: Sequence[Item[T]],
-    forward: Callable[[list[T]], Sequence[R] | Later[R]],
+    forward: Callable[[list[T]], Sequence[R] | PendingResult[R]],
     budget: TokenBudget,
-    watch: Watch,
+    monitor: RunMonitor,
 ) -> list[R | Failure]:
     """Return what `forward` gives for each item, or why it gave nothing, in the order of `items`.
 
@@ -87,30 +87,30 @@ def run_batches(
     """
     results: dict[int, R | Failure] = {}
     index = {id(item): number for number, item in enumerate(items)}
-    waiting = list(cut(items, budget))[::-1]
-    last: tuple[list[Item[T]], Later[R]] | None = None
+    pending = list(make_batches(items, budget))[::-1]
+    last: tuple[list[Item[T]], PendingResult[R]] | None = None
 
     def keep(batch: list[Item[T]], values: Sequence[R | Failure]) -> None:
-        budget.ran += _padded(batch) if values else 0
+        budget.tokens_run += _padded_tokens(batch) if values else 0
         results.update({index[id(item)]: value for item, value in zip(batch, values, strict=bool(values))})
 
-    while waiting or last:
-        batch = waiting.pop() if waiting else []
-        started: Sequence[R | Failure] | Later[R] = []
+    while pending or last:
+        batch = pending.pop() if pending else []
+        started: Sequence[R | Failure] | PendingResult[R] = []
         if batch:
             running = [*batch, *(last[0] if last else ())]
-            watch.batch(sorted({item.position for item in running}))
-            started = _attempt(partial(forward, [item.value for item in batch]), batch, waiting, budget)
+            monitor.batch(sorted({item.position for item in running}))
+            started = _run_or_split(partial(forward, [item.value for item in batch]), batch, pending, budget)
         if last:
-            keep(last[0], _attempt(last[1].read, last[0], waiting, budget))
-        last = (batch, started) if isinstance(started, Later) else None
-        if not isinstance(started, Later):
+            keep(last[0], _run_or_split(last[1].read, last[0], pending, budget))
+        last = (batch, started) if isinstance(started, PendingResult) else None
+        if not isinstance(started, PendingResult):
             keep(batch, started)
     return [results[number] for number in range(len(items))]
 
 
-def _attempt(
-    call: Callable[[], V], batch: list[Item[T]], waiting: list[list[Item[T]]], budget: TokenBudget
+def _run_or_split(
+    call: Callable[[], V], batch: list[Item[T]], pending: list[list[Item[T]]], budget: TokenBudget
 ) -> V | list[Failure]:
     """Return what `call` gives for a batch; where it raises, nothing, the halves added to what is `waiting`."""
     try:
@@ -122,19 +122,19 @@ def _attempt(
             raise
         if len(batch) == 1:
             return [_failure(error)]
-        waiting.extend(_halves(batch, error, budget))
+        pending.extend(_halves(batch, error, budget))
         return []
 
 
 def _halves(batch: list[Item[T]], error: Exception, budget: TokenBudget) -> list[list[Item[T]]]:
     if is_out_of_memory(error):
-        budget.lower(_padded(batch))
+        budget.lower(_padded_tokens(batch))
         _free_memory()
     middle = len(batch) // 2
     return [batch[middle:], batch[:middle]]
 
 
-def _padded(batch: Sequence[Item[T]]) -> int:
+def _padded_tokens(batch: Sequence[Item[T]]) -> int:
     return max(item.tokens for item in batch) * len(batch)
 
 

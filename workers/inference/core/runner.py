@@ -14,7 +14,7 @@ from common.task_params import LOAD_PARAMS
 from workers.inference.core.token_budget import TokenBudget
 
 
-class Watch(Protocol):
+class RunMonitor(Protocol):
     """Where a runner says what it is doing; both methods raise `Cancelled` once the chunk was given up."""
 
     def batch(self, positions: Sequence[int]) -> None:
@@ -24,24 +24,24 @@ class Watch(Protocol):
         """Give a sign of life within a long batch (each token of a generation)."""
 
 
-class PlacedWatch:
+class RemappedMonitor:
     """A watch that says the positions of a smaller run in those of a larger one."""
 
-    def __init__(self, watch: Watch, places: Sequence[Sequence[int]]) -> None:
+    def __init__(self, monitor: RunMonitor, places: Sequence[Sequence[int]]) -> None:
         """Report to `watch`, each position as those that `places` has for it."""
-        self._watch = watch
+        self._monitor = monitor
         self._places = places
 
     def batch(self, positions: Sequence[int]) -> None:
         """Say which inputs of the larger run are about to run."""
-        self._watch.batch(sorted(place for position in positions for place in self._places[position]))
+        self._monitor.batch(sorted(place for position in positions for place in self._places[position]))
 
     def tick(self) -> None:
         """Give a sign of life."""
-        self._watch.tick()
+        self._monitor.tick()
 
 
-class Silent:
+class NullMonitor:
     """A watch for trial runs, which belong to no chunk."""
 
     def batch(self, positions: Sequence[int]) -> None:
@@ -78,7 +78,7 @@ class Runner(ABC):
         return None
 
     @abstractmethod
-    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], monitor: RunMonitor) -> list[Outcome]:
         """Return one outcome for each input, in order.
 
         Args:
@@ -90,7 +90,7 @@ class Runner(ABC):
             ModelError: `bad_param`, a parameter that the task does not have or of a wrong value.
         """
 
-    def repeats_itself(self, params: Mapping[str, Json]) -> bool:
+    def is_deterministic(self, params: Mapping[str, Json]) -> bool:
         """Return whether equal inputs get equal outcomes, so that a chunk need run them once.
 
         Raises:
@@ -102,7 +102,7 @@ class Runner(ABC):
         """Return about how much device memory the model holds, in bytes."""
         return 0
 
-    def facts(self) -> dict[str, Json]:
+    def run_info(self) -> dict[str, Json]:
         """Return what is to be recorded of how it runs: dtype, attention implementation."""
         return {}
 
@@ -119,9 +119,9 @@ class PreparingRunner(Runner):
         """
 
     @abstractmethod
-    def run_prepared(self, prepared: Any, watch: Watch) -> list[Outcome]:
+    def run_prepared(self, prepared: Any, monitor: RunMonitor) -> list[Outcome]:
         """Return what `run` does, of what `prepare` gave."""
 
-    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], monitor: RunMonitor) -> list[Outcome]:
         """Return one outcome for each input, in order."""
-        return self.run_prepared(self.prepare(inputs, params), watch)
+        return self.run_prepared(self.prepare(inputs, params), monitor)

@@ -5,7 +5,7 @@ import math
 import wave
 from collections.abc import Sequence
 
-from common.records import Attached, Json
+from common.records import FileInput, Json
 from common.tasks import find_task
 
 _TEXTS = (
@@ -57,6 +57,6 @@ def samples(task: str, mask: str | None = None) -> Sequence[Json]:
     if known.media:
         blobs = [_gradient(side) for side in (64, 224)] if known.media == "image" else [_tone(1), _tone(3)]
         labels = {"candidate_labels": ["light", "dark"]} if "candidate_labels" in known.optional else {}
-        return tuple(Attached({known.media: "a sample", **labels}, blob) for blob in blobs)
+        return tuple(FileInput({known.media: "a sample", **labels}, blob) for blob in blobs)
     found = _SAMPLES.get(known.name, _TEXTS)
     return tuple(text.replace("[MASK]", mask) for text in found) if mask and known.name == "fill-mask" else found

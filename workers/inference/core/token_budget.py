@@ -9,11 +9,11 @@ logger = logging.getLogger(__name__)
 DEFAULT_TOKENS = {"cpu": 2048, "cuda": 32768}
 #: The same for generation, where each step reads all weights for one token of each item, and tokens that are cached
 #: cost little: on a CPU 64 prompts of 128 new tokens took a fifth less time so than with what suits a forward pass.
-GENERATED_TOKENS = {"cpu": 8192, "cuda": 32768}
+GENERATION_TOKENS = {"cpu": 8192, "cuda": 32768}
 #: Items in one batch at most: beyond it, batches of short texts gain nothing and hold much memory.
 MAX_ITEMS = {"cpu": 64, "cuda": 1024}
 #: Bounds of what is kept for the next process: one huge record must not make all batches tiny for good.
-LEAST_KEPT, MOST = 256, 1 << 20
+MIN_CACHED_TOKENS, MAX_TOKENS = 256, 1 << 20
 
 
 @dataclass(slots=True)
@@ -23,16 +23,16 @@ class TokenBudget:
     tokens: int
     items: int
     equal_lengths: bool = False  #: whether nothing may be padded: the model lets padding be seen
-    pads: bool = True  #: whether a batch is as long as its longest item, for each of them
-    fitted: bool = False  #: whether it was measured, here or earlier, or is not to be
-    ran: int = 0  #: padded tokens that ran so far
+    pads_to_longest: bool = True  #: whether a batch is as long as its longest item, for each of them
+    calibrated: bool = False  #: whether it was measured, here or earlier, or is not to be
+    tokens_run: int = 0  #: padded tokens that ran so far
 
     @classmethod
     def of(cls, device: str, *, generates: bool = False) -> "TokenBudget":
         """Return the budget to begin with on `device` (`cpu`, `cuda:0`); to generate takes too long for trials."""
         kind = device.partition(":")[0]
-        tokens = (GENERATED_TOKENS if generates else DEFAULT_TOKENS).get(kind, 2048)
-        return cls(tokens, MAX_ITEMS.get(kind, 64), fitted=generates)
+        tokens = (GENERATION_TOKENS if generates else DEFAULT_TOKENS).get(kind, 2048)
+        return cls(tokens, MAX_ITEMS.get(kind, 64), calibrated=generates)
 
     def lower(self, tokens: int) -> None:
         """Take note that a batch of so many padded tokens did not fit into memory."""

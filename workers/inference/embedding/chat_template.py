@@ -8,22 +8,22 @@ import jinja2
 
 from common.errors import ModelError
 from common.records import Json
-from workers.inference.embedding.sentence_transformers_config import MessageConfig
-from workers.inference.text.tokenization import Encoded, encode
+from workers.inference.embedding.sentence_transformers_config import ChatTemplateConfig
+from workers.inference.text.tokenization import TokenizedText, encode
 
 #: Two texts without a common last token: what their rendered messages end with is the template's.
 _FILLERS = ("0", "1 2 3 4")
 
 
-class ChatTexts:
+class ChatTemplateEncoder:
     """The chat template of a tokenizer, filled in as a model's configuration says."""
 
-    def __init__(self, tokenizer: Any, config: MessageConfig) -> None:
+    def __init__(self, tokenizer: Any, config: ChatTemplateConfig) -> None:
         self._tokenizer = tokenizer
         self._config = config
         self._endings: dict[str, list[int]] = {}  #: by prompt
 
-    def encode(self, texts: Sequence[str], prompt: str, limit: int | None) -> list[Encoded]:
+    def encode(self, texts: Sequence[str], prompt: str, limit: int | None) -> list[TokenizedText]:
         """Return the texts tokenised, each as what a user says, after the prompt as what the system says.
 
         The end of the template stays, whatever is cut: a model that pools the last token depends on it.
@@ -49,7 +49,7 @@ class ChatTexts:
     def _message(self, role: str, text: str) -> Mapping[str, Json]:
         return {"role": role, "content": [{"type": "text", "text": text}] if self._config.structured else text}
 
-    def _ended(self, row: Encoded, prompt: str) -> Encoded:
+    def _ended(self, row: TokenizedText, prompt: str) -> TokenizedText:
         if prompt not in self._endings:
             self._endings[prompt] = self._ending(prompt)
         ids, ending = row.features["input_ids"], self._endings[prompt][-len(row) :]

@@ -51,11 +51,11 @@ _PROCESSOR_KWARGS = _LOADING | {"model_max_length", "padding_side", "use_fast", 
 _CALL_KWARGS = frozenset({"max_length", "truncation", "padding", "pad_to_multiple_of", "return_tensors"})
 _CALLS = frozenset({"text", "common", "chat_template", "image", "audio", "video"})
 _RENAMED = {"model_args": "model_kwargs", "tokenizer_args": "processor_kwargs", "config_args": "config_kwargs"}
-_CUTS = (True, "longest_first", "only_first", None)
+_TRUNCATING = (True, "longest_first", "only_first", None)
 
 
 @dataclass(frozen=True, slots=True)
-class MessageConfig:
+class ChatTemplateConfig:
     """How a text becomes a message of a chat."""
 
     structured: bool  #: whether its content is a list of parts
@@ -81,7 +81,7 @@ class NormalizeConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class SentenceConfig:
+class SentenceTransformersConfig:
     """What happens to a text, from prompt to vector."""
 
     transformer: Path  #: directory of the model and its tokenizer
@@ -89,14 +89,14 @@ class SentenceConfig:
     include_prompt: bool = True  #: whether the prompt's tokens are pooled too
     stages: tuple[DenseConfig | NormalizeConfig, ...] = ()  #: after pooling, in this order
     max_tokens: int | None = None
-    message: MessageConfig | None = None  #: for a model that reads each text as a message of a chat
+    message: ChatTemplateConfig | None = None  #: for a model that reads each text as a message of a chat
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None  #: a key of `prompts`
     truncate_dim: int | None = None
 
 
-def read_sentence_config(directory: Path) -> SentenceConfig | None:
+def read_sentence_transformers_config(directory: Path) -> SentenceTransformersConfig | None:
     """Return the configuration that the model brings, or None if it has no `modules.json`.
 
     Raises:
@@ -110,16 +110,16 @@ def read_sentence_config(directory: Path) -> SentenceConfig | None:
         raise ModelError("not_a_model", f"A configuration file in {directory} has another shape: {error}") from error
 
 
-def _read(directory: Path) -> SentenceConfig:
+def _read(directory: Path) -> SentenceTransformersConfig:
     modules = read_json(directory / "modules.json", list)
-    kinds = [_kind(module) for module in modules]
+    kinds = [_module_type(module) for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"]:
-        raise _unknown(f"modules.json begins with {kinds[:2]}; expected Transformer, then Pooling.")
-    places = [_inside(directory, module) for module in modules]
+        raise _unsupported(f"modules.json begins with {kinds[:2]}; expected Transformer, then Pooling.")
+    places = [_module_path(directory, module) for module in modules]
     pooling = _read_config(places[1], POOLING_KEYS)
     texts = _read_transformer(places[0])
-    general = _read_general(directory / "config_sentence_transformers.json")
-    found = SentenceConfig(
+    general = _read_model_config(directory / "config_sentence_transformers.json")
+    found = SentenceTransformersConfig(
         transformer=places[0],
         pooling=_modes(pooling),
         include_prompt=pooling.get("include_prompt", True),
@@ -135,7 +135,7 @@ def _read(directory: Path) -> SentenceConfig:
     return found
 
 
-def _check_values(config: SentenceConfig) -> None:
+def _check_values(config: SentenceTransformersConfig) -> None:
     for count in (config.max_tokens, config.truncate_dim):
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
             raise TypeError(f"expected a length of at least 1, found {count!r}")
@@ -144,18 +144,18 @@ def _check_values(config: SentenceConfig) -> None:
             raise TypeError(f"expected the text of a prompt, or its name, found {text!r}")
 
 
-def _kind(module: Mapping[str, Json]) -> str:
+def _module_type(module: Mapping[str, Json]) -> str:
     """Return the class name of a module of theirs; a module with code of its own has another package."""
     package, _, name = str(module.get("type")).rpartition(".")
     if package.partition(".")[0] != "sentence_transformers":
-        raise _unknown(f"modules.json names {module.get('type')!r}, which is not part of sentence-transformers.")
+        raise _unsupported(f"modules.json names {module.get('type')!r}, which is not part of sentence-transformers.")
     return name
 
 
-def _inside(directory: Path, module: Mapping[str, Json]) -> Path:
+def _module_path(directory: Path, module: Mapping[str, Json]) -> Path:
     path = PurePosixPath(str(module.get("path", "")))
     if path.is_absolute() or ".." in path.parts:
-        raise _unknown(f"modules.json leads out of the model's directory: {str(path)!r}.")
+        raise _unsupported(f"modules.json leads out of the model's directory: {str(path)!r}.")
     return directory / path
 
 
@@ -175,11 +175,11 @@ def _read_transformer(directory: Path) -> Mapping[str, Json]:
     _check_call(config)
     task = config.get("transformer_task", "feature-extraction")
     output = config.get("module_output_name", "token_embeddings")
-    way = (config.get("modality_config") or {}).get(_way(config)) or {}
+    way = (config.get("modality_config") or {}).get(_modality(config)) or {}
     method, state = way.get("method", "forward"), way.get("method_output_name", "last_hidden_state")
     _check_keys("Transformer: modality_config", way, frozenset({"method", "method_output_name", "format"}))
     if (task, output, method, state) != ("feature-extraction", "token_embeddings", "forward", "last_hidden_state"):
-        raise _unknown(
+        raise _unsupported(
             f"its Transformer does {task} by {method}() and takes {state} for {output}; expected token embeddings."
         )
     return config
@@ -192,50 +192,50 @@ def _check_call(config: Mapping[str, Json]) -> None:
     for name in ("text", "common"):
         _check_keys(f"Transformer: processing_kwargs: {name}", call.get(name) or {}, _CALL_KWARGS)
     for name in ("text", "common", "chat_template"):
-        if (call.get(name) or {}).get("truncation", True) not in _CUTS:
-            raise _unknown(f"its Transformer does not cut texts that are too long ({name}: truncation).")
+        if (call.get(name) or {}).get("truncation", True) not in _TRUNCATING:
+            raise _unsupported(f"its Transformer does not cut texts that are too long ({name}: truncation).")
 
 
 def _max_tokens(config: Mapping[str, Json]) -> int | None:
     """Return where texts are cut: as said for each call, else as said when the tokenizer was loaded."""
     call = config.get("processing_kwargs") or {}
-    parts = ("chat_template", "text", "common") if _way(config) == "message" else ("text", "common")
+    parts = ("chat_template", "text", "common") if _modality(config) == "message" else ("text", "common")
     lengths = [(call.get(name) or {}).get("max_length") for name in parts]
     lengths += [config["processor_kwargs"].get("model_max_length"), config.get("max_seq_length")]
     found: int | None = next((length for length in lengths if length is not None), None)
     return found
 
 
-def _way(config: Mapping[str, Json]) -> str:
+def _modality(config: Mapping[str, Json]) -> str:
     """Return what a text is given as: where the model takes messages, each text becomes one."""
     return "message" if "message" in (config.get("modality_config") or {}) else "text"
 
 
-def _message(config: Mapping[str, Json]) -> MessageConfig | None:
-    if _way(config) != "message":
+def _message(config: Mapping[str, Json]) -> ChatTemplateConfig | None:
+    if _modality(config) != "message":
         return None
     way = config["modality_config"]["message"]
     if way.get("format") not in ("flat", "structured"):
-        raise _unknown(f"its messages are of the format {way.get('format')!r}; expected flat or structured.")
+        raise _unsupported(f"its messages are of the format {way.get('format')!r}; expected flat or structured.")
     template = dict((config.get("processing_kwargs") or {}).get("chat_template") or {})
     restores = template.pop("restore_suffix", True)
     variables = {name: value for name, value in template.items() if name not in _CALL_KWARGS}
-    return MessageConfig(way["format"] == "structured", variables, bool(restores))
+    return ChatTemplateConfig(way["format"] == "structured", variables, bool(restores))
 
 
-def _read_general(path: Path) -> Mapping[str, Json]:
+def _read_model_config(path: Path) -> Mapping[str, Json]:
     general: Mapping[str, Json] = read_json(path)
     _check_keys("config_sentence_transformers.json", general, GENERAL_KEYS)
     kind = general.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
-        raise _unknown(f"it is a {kind}; expected a SentenceTransformer.")
+        raise _unsupported(f"it is a {kind}; expected a SentenceTransformer.")
     return general
 
 
 def _check_keys(place: str, config: Mapping[str, Json], known: frozenset[str]) -> None:
     for name, value in config.items():
         if name not in known and value not in (None, {}, [], ""):
-            raise _unknown(f"{place} sets {name}, which is not supported.")
+            raise _unsupported(f"{place} sets {name}, which is not supported.")
 
 
 def _modes(config: Mapping[str, Json]) -> tuple[str, ...]:
@@ -245,10 +245,10 @@ def _modes(config: Mapping[str, Json]) -> tuple[str, ...]:
     else:
         modes = (named,) if isinstance(named, str) else tuple(named)
     if not modes:
-        raise _unknown("its list of pooling modes is empty.")
+        raise _unsupported("its list of pooling modes is empty.")
     for mode in modes:
         if mode not in POOLING_MODES:
-            raise _unknown(f"its pooling mode is {mode!r}; known: {', '.join(POOLING_MODES)}.")
+            raise _unsupported(f"its pooling mode is {mode!r}; known: {', '.join(POOLING_MODES)}.")
     return modes
 
 
@@ -258,12 +258,12 @@ def _stage(kind: str, directory: Path) -> DenseConfig | NormalizeConfig:
     source = config.get("module_input_name") or "sentence_embedding"
     target = config.get("module_output_name") or source
     if (source, target) != ("sentence_embedding", "sentence_embedding"):
-        raise _unknown(f"its {kind} goes from {source} to {target}; expected the sentence embedding.")
+        raise _unsupported(f"its {kind} goes from {source} to {target}; expected the sentence embedding.")
     if kind == "Normalize":
         return NormalizeConfig()
     if kind == "Dense":
         return _dense(config, directory)
-    raise _unknown(f"it has a module {kind}; known: Transformer, Pooling, Dense, Normalize.")
+    raise _unsupported(f"it has a module {kind}; known: Transformer, Pooling, Dense, Normalize.")
 
 
 def _dense(config: Mapping[str, Json], directory: Path) -> DenseConfig:
@@ -286,5 +286,5 @@ def _read_config(directory: Path, known: frozenset[str]) -> Mapping[str, Json]:
     return found
 
 
-def _unknown(what: str) -> ModelError:
+def _unsupported(what: str) -> ModelError:
     return ModelError("unknown_module", f"This sentence-transformers model cannot be run as configured: {what}")

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig
 
-from workers.inference.core.runner import Silent, Watch
+from workers.inference.core.runner import NullMonitor, RunMonitor
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks whether steps were made, while no text ends.
 _POLL = 0.1
 #: What the trial generates from: prompts of two lengths, of tokens that every vocabulary has.
-_TRIAL, _TRIAL_TOKENS = ([5, 6, 7], [8, 9, 5, 6, 7]), 4
+_TRIAL_PROMPTS, _TRIAL_TOKENS = ([5, 6, 7], [8, 9, 5, 6, 7]), 4
 #: Settings that ask for more than one row, or for an end that only `generate` knows, and their values that do not.
-_IDLE = {
+_NOOP_VALUES = {
     "num_beams": (None, 1),
     "num_return_sequences": (None, 1),
     "min_new_tokens": (None, 0),
@@ -33,7 +33,7 @@ _IDLE = {
 }
 
 
-class ContinuousBatches:
+class ContinuousBatcher:
     """Generates with one model.
 
     Args:
@@ -46,17 +46,17 @@ class ContinuousBatches:
         # By itself it would look for kernels on the hub; and a part of the memory is for what else is loaded.
         self._options = {"auto_switch_to_flash": False, "max_memory_percent": 0.8, **options}
 
-    def takes(self, config: Any) -> bool:
+    def supports(self, config: Any) -> bool:
         """Whether texts under this generation configuration come out as `generate` would have them."""
         if config.max_new_tokens is None:
             return False
-        if any(getattr(config, name, idle[0]) not in idle for name, idle in _IDLE.items()):
+        if any(getattr(config, name, idle[0]) not in idle for name, idle in _NOOP_VALUES.items()):
             return False
         # Those that it does not know it would leave out, and say so in its log alone.
         processors = self._model._get_logits_processor(config)
         return all(getattr(processor, "supports_continuous_batching", False) for processor in processors)
 
-    def generate(self, prompts: Sequence[list[int]], config: Any, watch: Watch) -> list[list[int]]:
+    def generate(self, prompts: Sequence[list[int]], config: Any, monitor: RunMonitor) -> list[list[int]]:
         """Return the new tokens of each prompt, the one that ends the text included.
 
         Args:
@@ -76,7 +76,7 @@ class ContinuousBatches:
                 result = loop.get_result(timeout=_POLL)
                 made = getattr(loop, "current_batch", 0)
                 if made != steps:
-                    watch.tick()
+                    monitor.tick()
                 steps = made
                 if result is None and not loop.is_running():
                     raise RuntimeError("continuous batching ended before its texts did")
@@ -100,18 +100,20 @@ class ContinuousBatches:
             loop.stop(block=True, hard_stop=True)
 
 
-def find_continuous(model: Any, **options: Any) -> ContinuousBatches | None:
+def try_continuous_batching(model: Any, **options: Any) -> ContinuousBatcher | None:
     """Return what generates with `model` in continuous batches; None where a trial fails or gives something else.
 
     Args:
         model: with a head for generation.
-        options: as `ContinuousBatches` takes them.
+        options: as `ContinuousBatcher` takes them.
     """
     config = copy.deepcopy(model.generation_config)
     config.update(do_sample=False, max_new_tokens=_TRIAL_TOKENS, max_length=None, num_beams=1, num_return_sequences=1)
-    found = ContinuousBatches(model, **options)
+    found = ContinuousBatcher(model, **options)
     try:
-        if found.takes(config) and found.generate(_TRIAL, config, Silent()) == _one_by_one(model, config):
+        if found.supports(config) and found.generate(_TRIAL_PROMPTS, config, NullMonitor()) == _generate_each(
+            model, config
+        ):
             return found
     except Exception:  # any architecture may be loaded, and this is tried on none but those at hand: static batches do
         logger.debug("%s does not go in continuous batches", type(model).__name__, exc_info=True)
@@ -119,8 +121,8 @@ def find_continuous(model: Any, **options: Any) -> ContinuousBatches | None:
     return None
 
 
-def _one_by_one(model: Any, config: Any) -> list[list[int]]:
-    prompts = [torch.tensor([prompt], device=model.device) for prompt in _TRIAL]
+def _generate_each(model: Any, config: Any) -> list[list[int]]:
+    prompts = [torch.tensor([prompt], device=model.device) for prompt in _TRIAL_PROMPTS]
     return [
         model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)[
             0, prompt.shape[1] :

@@ -15,10 +15,10 @@ _TASKS = frozenset({"text-generation", "text2text-generation", "summarization", 
 _LENGTHS = ("max_new_tokens", "min_new_tokens", "max_length", "min_length")
 _COPIES = ("num_beams", "num_return_sequences")
 #: What counts where a job names no length: the runners' own default.
-_UNNAMED = 256
+_DEFAULT_LENGTH = 256
 
 
-def check_generation(task: str, params: Mapping[str, Json], most: int) -> None:
+def check_token_limit(task: str, params: Mapping[str, Json], most: int) -> None:
     """Check what a job asks for: its longest length, times the larger of its numbers of beams and of sequences.
 
     Values of the wrong type are left to the runner, which knows its parameters.
@@ -31,7 +31,7 @@ def check_generation(task: str, params: Mapping[str, Json], most: int) -> None:
     copies = max(_number(params, name) for name in _COPIES)
     if not length and not copies:
         return
-    asked = (length or _UNNAMED) * max(copies, 1)
+    asked = (length or _DEFAULT_LENGTH) * max(copies, 1)
     if asked > most:
         named = ", ".join(f"{name}={params[name]}" for name in (*lengths, *_COPIES) if name in params)
         raise ModelError(
@@ -42,7 +42,7 @@ def check_generation(task: str, params: Mapping[str, Json], most: int) -> None:
         )
 
 
-def keep_within(task: str, params: Mapping[str, Json], config: Any, most: int) -> None:
+def apply_token_limit(task: str, params: Mapping[str, Json], config: Any, most: int) -> None:
     """Check a job's parameters together with the configuration that its model brings; bound that where it asks alone.
 
     Args:
@@ -55,20 +55,20 @@ def keep_within(task: str, params: Mapping[str, Json], config: Any, most: int) -
         ModelError: `too_many_tokens`.
     """
     if not any(name in params for name in (*_LENGTHS, *_COPIES)):
-        bound(config, most)
+        cap_generation_config(config, most)
         return
     names = _COPIES if any(name in params for name in _LENGTHS) else (*_LENGTHS, *_COPIES)
     own = {name: value for name in names if (value := getattr(config, name, None)) is not None}
-    check_generation(task, {**own, **params}, most)
+    check_token_limit(task, {**own, **params}, most)
 
 
-def bound(config: Any, most: int) -> None:
+def cap_generation_config(config: Any, most: int) -> None:
     """Bound what a `GenerationConfig` asks for: the number of beams and sequences, and with it the length."""
     for name in _COPIES:
         if (getattr(config, name, None) or 1) > most:
             setattr(config, name, most)
     copies = max(getattr(config, name, None) or 1 for name in _COPIES)
-    longest = max(getattr(config, name, None) or 0 for name in _LENGTHS) or _UNNAMED
+    longest = max(getattr(config, name, None) or 0 for name in _LENGTHS) or _DEFAULT_LENGTH
     if longest * copies > most:
         config.max_new_tokens = most // copies  # wins over max_length, which counts the prompt where there is one
         for name in ("min_length", "min_new_tokens"):
@@ -76,12 +76,12 @@ def bound(config: Any, most: int) -> None:
                 setattr(config, name, config.max_new_tokens)
 
 
-def bound_model(model: Any, most: int) -> None:
+def cap_model_config(model: Any, most: int) -> None:
     """Bound what a model's own configuration says about how much it generates, for each of its tasks too."""
     config = getattr(model, "generation_config", None)
     if config is None:
         return
-    bound(config, most)
+    cap_generation_config(config, most)
     of_tasks = getattr(model.config, "task_specific_params", None)
     for params in of_tasks.values() if isinstance(of_tasks, dict) else ():
         params.update({name: most for name in _COPIES if _number(params, name) > most})

@@ -8,7 +8,7 @@ from common.errors import ModelError
 from common.records import Json
 
 
-def settle(model: Any, *layers: Mapping[str, Json]) -> Any:
+def build_generation_config(model: Any, *layers: Mapping[str, Json]) -> Any:
     """Return the model's generation configuration with `layers` laid over it, the later over the earlier.
 
     The first layer holds defaults: what the model sets itself stays. A layer that sets one of `max_length` and

@@ -37,10 +37,10 @@ _WARPERS: tuple[tuple[str, Any, tuple[float, ...]], ...] = (
     ("eta_cutoff", EtaLogitsWarper, (0.0, 1.0)),
 )
 #: Settings under which `generate` adds no warper of its own to ours.
-NO_WARPERS = {name: idle[0] if idle else None for name, _, idle in _WARPERS}
+DISABLED_WARPERS = {name: idle[0] if idle else None for name, _, idle in _WARPERS}
 
 
-def warpers(settings: Any) -> list[Any]:
+def logits_warpers(settings: Any) -> list[Any]:
     """Return the warpers that a generation configuration asks for.
 
     Raises:
@@ -56,7 +56,7 @@ def record_seed(seed: int, record: Json) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-class SeededChoice(LogitsProcessor):  # type: ignore[misc]
+class SeededSampler(LogitsProcessor):  # type: ignore[misc]
     """Makes the choice of the next token itself: every other token gets a score of minus infinity.
 
     Args:

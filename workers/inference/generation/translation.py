@@ -20,7 +20,7 @@ _PAIR_TASK = re.compile(r"^translation_[a-z]+_to_[a-z]+$")
 
 
 @dataclass(frozen=True, slots=True)
-class Direction:
+class TranslationDirection:
     """What makes the model translate the right way."""
 
     task: str  #: the key for `task_specific_params`
@@ -29,7 +29,9 @@ class Direction:
     first_token: int | None = None  #: of the translation: the code of its language
 
 
-def direction(task: str, params: Mapping[str, Json], tokenizer: Any, task_params: Collection[str]) -> Direction:
+def translation_direction(
+    task: str, params: Mapping[str, Json], tokenizer: Any, task_params: Collection[str]
+) -> TranslationDirection:
     """Return how to tell this model the languages that the task's name, or `src_lang` and `tgt_lang`, say.
 
     Args:
@@ -48,16 +50,16 @@ def direction(task: str, params: Mapping[str, Json], tokenizer: Any, task_params
         return _by_codes(task, tokenizer, source, target)
     pairs = [name for name in task_params if _PAIR_TASK.match(name)]
     if pairs:
-        return Direction(_pair(pairs, source, target))
+        return TranslationDirection(_pair(pairs, source, target))
     codes = getattr(tokenizer, "supported_language_codes", [])
     if codes and target is not None:
-        return Direction(task, prefix=_marian(codes, target))
+        return TranslationDirection(task, prefix=_marian(codes, target))
     if given:
         raise ModelError("bad_param", f"This model has one pair of languages; leave out {' and '.join(sorted(given))}.")
-    return Direction(task)
+    return TranslationDirection(task)
 
 
-def _by_codes(task: str, tokenizer: Any, source: str | None, target: str | None) -> Direction:
+def _by_codes(task: str, tokenizer: Any, source: str | None, target: str | None) -> TranslationDirection:
     ids = _language_ids(tokenizer)
     if source is None or target is None:
         some = ", ".join(sorted(ids)[:8])
@@ -66,7 +68,7 @@ def _by_codes(task: str, tokenizer: Any, source: str | None, target: str | None)
             f"This model translates between {len(ids)} languages: name two of them with -p src_lang= and "
             f"-p tgt_lang= (its codes look like {some}).",
         )
-    return Direction(task, source=_code(source, ids), first_token=ids[_code(target, ids)])
+    return TranslationDirection(task, source=_code(source, ids), first_token=ids[_code(target, ids)])
 
 
 def _language_ids(tokenizer: Any) -> dict[str, int]:

@@ -17,8 +17,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from workers.inference.core.batches import is_device_lost, is_out_of_memory
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.models.dtypes import computes_in_less, in_full_precision
-from workers.inference.models.outputs_match import close
+from workers.inference.models.dtypes import in_full_precision, is_reduced_precision
+from workers.inference.models.outputs_match import outputs_match
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _TOKENS = range(5, 64)
 _MOST_WEIGHTS = 1_000_000_000
 
 
-def limit_sharing(budget: TokenBudget, model: Any, rows: Callable[[], Sequence[Features]], run: Run) -> None:
+def ensure_batch_invariance(budget: TokenBudget, model: Any, rows: Callable[[], Sequence[Features]], run: Run) -> None:
     """Have batches hold only what gives the same there as alone; a trial that raises counts as one that does not.
 
     Args:
@@ -46,7 +46,7 @@ def limit_sharing(budget: TokenBudget, model: Any, rows: Callable[[], Sequence[F
     """
     if budget.items == 1:
         return
-    loose = computes_in_less(model)
+    loose = is_reduced_precision(model)
     equal = False
     try:
         found = [row for row in rows() if _length(row)]
@@ -72,7 +72,7 @@ def limit_sharing(budget: TokenBudget, model: Any, rows: Callable[[], Sequence[F
     logger.info("batches of %s hold %s: others would change what it gives", type(model).__name__, what)
 
 
-def next_logits(model: Any, inputs: Mapping[str, Any], rows: int) -> list[list[Tensor]]:
+def next_token_logits(model: Any, inputs: Mapping[str, Any], rows: int) -> list[list[Tensor]]:
     """Return for each row of a batch the logits of the next tokens, as `generate` finds them.
 
     The tokens are given, not chosen: where two are about equally likely, a batch could choose another than a text
@@ -118,7 +118,7 @@ def _gives(run: Run, *rows: Features, loose: bool) -> bool:
             raise
         return False
     return all(
-        close(one, other.cpu().float(), loose=loose)
+        outputs_match(one, other.cpu().float(), loose=loose)
         for found, expected in zip(together, alone, strict=True)
         for one, other in zip(found, expected, strict=True)
     )

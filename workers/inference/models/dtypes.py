@@ -12,7 +12,7 @@ from torch import nn
 
 from common.errors import ModelError
 from common.records import Json
-from workers.inference.models.cpu_layers import PROBE, Int8Linear, race, round_layers, take_faster_layers
+from workers.inference.models.cpu_layers import PROBE_SHAPE, Int8Linear, best_seconds, quantize_int8, use_onednn_linear
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def resolve_dtype(value: Json, device: str) -> torch.dtype:
     raise ModelError("bad_param", f"dtype must be one of {names} on {device}, found {value!r}.")
 
 
-def placed(model: Any, value: Json, device: str, *, insists: bool = True) -> Any:
+def to_device(model: Any, value: Json, device: str, *, insists: bool = True) -> Any:
     """Return the model on its device, on a CPU with the layers that are fastest there.
 
     Args:
@@ -60,7 +60,7 @@ def placed(model: Any, value: Json, device: str, *, insists: bool = True) -> Any
     Raises:
         ModelError: `bad_param`, int8 for a model that has no layers for it.
     """
-    rounded = value == INT8 and round_layers(model)
+    rounded = value == INT8 and quantize_int8(model)
     if rounded:
         _warn_if_slow(INT8)
     elif value == INT8:
@@ -69,7 +69,7 @@ def placed(model: Any, value: Json, device: str, *, insists: bool = True) -> Any
             raise ModelError("bad_param", f"{said}.")
         logger.warning("%s: it computes in float32", said)
     if not rounded and device == "cpu" and model.dtype == torch.float32:
-        take_faster_layers(model)
+        use_onednn_linear(model)
     return model.to(device)
 
 
@@ -78,7 +78,7 @@ def dtype_name(model: Any) -> str:
     return INT8 if _computes_in_int8(model) else str(model.dtype).removeprefix("torch.")
 
 
-def computes_in_less(model: nn.Module) -> bool:
+def is_reduced_precision(model: nn.Module) -> bool:
     """Whether `model` computes in less than float32, whatever the dtype of its outputs."""
     low = any(tensor.is_floating_point() and tensor.itemsize < _FULL for tensor in model.parameters())
     return low or _computes_in_int8(model)
@@ -105,12 +105,12 @@ def _computes_in_int8(model: nn.Module) -> bool:
 @cache
 def _warn_if_slow(name: str) -> None:
     """Say so where a dtype does not pay: CPUs without instructions for it can be a hundred times slower."""
-    rows, inputs, outputs = PROBE
+    rows, inputs, outputs = PROBE_SHAPE
     dtype = DTYPES.get(name, torch.float32)
     values, layer = torch.ones(rows, inputs), nn.Linear(inputs, outputs)
     fewer = Int8Linear(layer.weight.detach(), layer.bias.detach()) if name == INT8 else deepcopy(layer).to(dtype)
     cast = values.to(dtype)
     with torch.inference_mode():
-        full, low = race(lambda: layer(values), lambda: fewer(cast), rounds=3)
+        full, low = best_seconds(lambda: layer(values), lambda: fewer(cast), rounds=3)
     if low > full:
         logger.warning("%s is slower than float32 on this CPU (%.1f times in a probe)", name, low / full)

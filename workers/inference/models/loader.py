@@ -22,8 +22,8 @@ from common.task_params import LOAD_PARAMS
 from workers.inference.core.batches import is_out_of_memory
 from workers.inference.core.runner import Runner
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.generation.limits import bound_model
-from workers.inference.models.dtypes import AUTO, dtype_name, placed, resolve_dtype
+from workers.inference.generation.limits import cap_model_config
+from workers.inference.models.dtypes import AUTO, dtype_name, resolve_dtype, to_device
 from workers.models.model_files import check_downloaded, check_files, has_weights
 from workers.models.model_references import (
     CONFIG,
@@ -53,7 +53,7 @@ LOAD_ERRORS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelSource:
     """Where a model is loaded from, and by which rules."""
 
     directory: Path  #: a snapshot: config.json and weights
@@ -65,7 +65,7 @@ class Source:
     most_new_tokens: int | None = None  #: to what the lengths of the model's own configuration are bounded
 
     @classmethod
-    def of(cls, task: str, model: Path | None, load_params: Mapping[str, Json]) -> "Source":
+    def of(cls, task: str, model: Path | None, load_params: Mapping[str, Json]) -> "ModelSource":
         """Return what a runner's arguments say.
 
         Raises:
@@ -83,12 +83,12 @@ class Source:
         """Whether code that the model brings may run."""
         return self.allow_remote_code and not self.ignore_auto_map
 
-    def inside(self, directory: Path) -> "Source":
+    def inside(self, directory: Path) -> "ModelSource":
         """Return the same rules for another directory, one within this."""
         return replace(self, directory=directory)
 
 
-def load_model(auto_class: Any, source: Source, device: str, *, ignore_missing: Sequence[str] = ()) -> Any:
+def load_model(auto_class: Any, source: ModelSource, device: str, *, ignore_missing: Sequence[str] = ()) -> Any:
     """Return the model of `source`, in evaluation mode, on `device`.
 
     Args:
@@ -102,7 +102,7 @@ def load_model(auto_class: Any, source: Source, device: str, *, ignore_missing: 
         ModelError: `model_not_found`, `not_a_model`, `adapter_only`, `unsafe_weights`, `missing_weights`,
             `bad_param`.
     """
-    quieten()
+    silence_transformers()
     insists = source.dtype != AUTO
     chosen = source.dtype if insists else source.preferred_dtype
     wanted = resolve_dtype(chosen, device)
@@ -126,8 +126,8 @@ def load_model(auto_class: Any, source: Source, device: str, *, ignore_missing: 
     _check_complete(model, [name for name in lacking if name not in invented], source.directory)
     model.invented_weights = invented
     if source.most_new_tokens is not None:
-        bound_model(model, source.most_new_tokens)
-    return placed(model, chosen, device, insists=insists)
+        cap_model_config(model, source.most_new_tokens)
+    return to_device(model, chosen, device, insists=insists)
 
 
 def invented_weights(model: Any) -> list[str]:
@@ -136,7 +136,7 @@ def invented_weights(model: Any) -> list[str]:
     return found
 
 
-def load_config(source: Source, **values: Any) -> Any:
+def load_config(source: ModelSource, **values: Any) -> Any:
     """Return the configuration of the model of `source`, with these values in the place of its own.
 
     Raises:
@@ -154,13 +154,13 @@ def load_config(source: Source, **values: Any) -> Any:
         ) from error
 
 
-def load_tokenizer(source: Source) -> Any:
+def load_tokenizer(source: ModelSource) -> Any:
     """Return the tokenizer of `source`.
 
     Raises:
         ModelError: `model_not_found`, `not_a_model`, `no_tokenizer`.
     """
-    quieten()
+    silence_transformers()
     directory = source.directory
     check_directory(source)
     check_own_code(source, [TOKENIZER_CONFIG, CONFIG], "AutoTokenizer")
@@ -181,7 +181,7 @@ def load_tokenizer(source: Source) -> Any:
     return tokenizer
 
 
-def load_part(auto_class: Any, source: Source, what: str) -> Any:
+def load_processor(auto_class: Any, source: ModelSource, what: str) -> Any:
     """Return what prepares the files for the model of `source`: its `what` ("image processor").
 
     Args:
@@ -192,7 +192,7 @@ def load_part(auto_class: Any, source: Source, what: str) -> Any:
     Raises:
         ModelError: `model_not_found`, `not_a_model`, `no_processor`.
     """
-    quieten()
+    silence_transformers()
     check_directory(source)
     name = auto_class.__name__
     check_own_code(source, [*PROCESSOR_CONFIGS, CONFIG], name, *_OLDER_NAMES.get(name, ()))
@@ -211,7 +211,7 @@ def load_part(auto_class: Any, source: Source, what: str) -> Any:
         ) from error
 
 
-def check_directory(source: Source) -> None:
+def check_directory(source: ModelSource) -> None:
     """Check that the directory holds a model that may be loaded, before any library opens it.
 
     Raises:
@@ -232,7 +232,7 @@ def check_directory(source: Source) -> None:
     check_references(directory, allow_pickle=source.allow_pickle, allow_code=source.runs_code)
 
 
-def check_own_code(source: Source, names: Sequence[str], *classes: str) -> None:
+def check_own_code(source: ModelSource, names: Sequence[str], *classes: str) -> None:
     """Refuse a model that brings code for one of these automatic classes, where none may run and the job minds.
 
     Args:
@@ -253,7 +253,7 @@ class ModelRunner(Runner):
     budget: TokenBudget
     _model: Any
 
-    def repeats_itself(self, params: Mapping[str, Json]) -> bool:
+    def is_deterministic(self, params: Mapping[str, Json]) -> bool:
         """Return True: a forward pass is no game of chance."""
         return True
 
@@ -261,7 +261,7 @@ class ModelRunner(Runner):
         """Return the bytes of the model's parameters and buffers."""
         return memory_bytes(self._model)
 
-    def facts(self) -> dict[str, Json]:
+    def run_info(self) -> dict[str, Json]:
         """Return the dtype and the implementation of attention that the model runs with."""
         return {"dtype": dtype_name(self._model), "attention": self._model.config._attn_implementation}
 
@@ -272,7 +272,7 @@ def memory_bytes(model: Any) -> int:
     return sum(tensor.nelement() * tensor.element_size() for tensor in tensors.values())
 
 
-def quieten() -> None:
+def silence_transformers() -> None:
     """Keep transformers from talking: its warnings and bars are for notebooks, and ours say what matters."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

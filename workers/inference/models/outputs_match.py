@@ -8,7 +8,7 @@ _TOLERANCE = {torch.float32: 1e-4}
 _LOOSE = 5e-2
 
 
-def close(found: Tensor, expected: Tensor, *, loose: bool = False) -> bool:
+def outputs_match(found: Tensor, expected: Tensor, *, loose: bool = False) -> bool:
     """Whether `found`, on whatever device, is `expected` (float32, on the CPU) within the tolerance of its dtype.
 
     Args:

@@ -10,13 +10,13 @@ from transformers import pipelines as hf
 from common.errors import ModelError, RecordError
 from common.records import Json
 from common.task_params import SPEECH_GENERATE_PARAMS
-from workers.inference.generation.limits import keep_within
-from workers.inference.tasks.audio_decoding import sound_of
+from workers.inference.generation.limits import apply_token_limit
+from workers.inference.tasks.audio_decoding import decode_audio
 from workers.inference.tasks.media_task import MediaTask
-from workers.inference.tasks.pipeline_task import Prepared, Row, Settings
-from workers.inference.tasks.zero_shot_media import LabelledTask
-from workers.inference.text.collate import row_of
-from workers.inference.text.truncation import Inputs
+from workers.inference.tasks.pipeline_task import PipelineParams, PreparedRecord, RowOutput
+from workers.inference.tasks.zero_shot_media import ZeroShotMediaTask
+from workers.inference.text.collate import take_row
+from workers.inference.text.truncation import ModelInputs
 
 logger = logging.getLogger(__name__)
 
@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 _FRAME = 0.025
 
 
-class SoundTask(MediaTask):
+class AudioTask(MediaTask):
     """A task over sound."""
 
-    per_token_numbers = 320  # samples: 20 ms at 16 kHz
+    values_per_token = 320  # samples: 20 ms at 16 kHz
 
-    def decoded(self, blob: bytes) -> Any:
+    def decode(self, blob: bytes) -> Any:
         """Return the samples at the model's rate.
 
         Raises:
             RecordError: `bad_audio`, also where the sound is too short for the model to make a frame of it.
         """
         rate = int(self.pipe.feature_extractor.sampling_rate)
-        samples = sound_of(blob, rate)
+        samples = decode_audio(blob, rate)
         seconds = len(samples) / rate
         if seconds < _FRAME and not self._makes_a_frame(samples, rate):
             raise RecordError(
@@ -54,7 +54,7 @@ class SoundTask(MediaTask):
         return frames is None or int(frames(torch.tensor(len(samples)))) > 0
 
 
-class AudioClassification(SoundTask):
+class AudioClassification(AudioTask):
     """Labels and their scores for a sound."""
 
     name = "audio-classification"
@@ -62,7 +62,7 @@ class AudioClassification(SoundTask):
     auto_classes = ("AutoModelForAudioClassification",)
 
 
-class ZeroShotAudioClassification(LabelledTask, SoundTask):
+class ZeroShotAudioClassification(ZeroShotMediaTask, AudioTask):
     """Scores for labels of the user's own."""
 
     name = "zero-shot-audio-classification"
@@ -70,7 +70,7 @@ class ZeroShotAudioClassification(LabelledTask, SoundTask):
     auto_classes = ("AutoModel",)
 
 
-class SpeechRecognition(SoundTask):
+class SpeechRecognition(AudioTask):
     """What is said, with `return_timestamps` also when."""
 
     name = "automatic-speech-recognition"
@@ -84,54 +84,54 @@ class SpeechRecognition(SoundTask):
         if pipe.type != "ctc":
             pipe.model.generation_config.num_return_sequences = 1
 
-    def settings(self, params: Mapping[str, Json]) -> Settings:
+    def parsed_params(self, params: Mapping[str, Json]) -> PipelineParams:
         """Return the job's parameters; those of `generate` only for a model that generates."""
-        settings = super().settings(params)
+        parsed_params = super().parsed_params(params)
         idle = sorted(SPEECH_GENERATE_PARAMS.keys() & params.keys()) if self.pipe.type == "ctc" else []
         if idle:
             raise ModelError("bad_param", f"{idle[0]} is for models that generate text, such as Whisper; this is CTC.")
         if self.most_new_tokens is not None and self.pipe.type != "ctc":
-            keep_within(self.name, params, self.pipe.model.generation_config, self.most_new_tokens)
-        return settings
+            apply_token_limit(self.name, params, self.pipe.model.generation_config, self.most_new_tokens)
+        return parsed_params
 
-    def prepared(self, media: Any, fields: Mapping[str, Json], settings: Settings) -> Prepared:
+    def prepared(self, media: Any, fields: Mapping[str, Json], parsed_params: PipelineParams) -> PreparedRecord:
         """Return the sound, or its windows where `chunk_length_s` asks for them."""
-        return Prepared([dict(part) for part in self.pipe.preprocess(media, **settings.preprocess)])
+        return PreparedRecord([dict(part) for part in self.pipe.preprocess(media, **parsed_params.preprocess)])
 
-    def group(self, inputs: Inputs, settings: Settings) -> int:
+    def group(self, inputs: ModelInputs, parsed_params: PipelineParams) -> int:
         """Return a number that only inputs share which give the same in one batch as alone."""
         alone = self.pipe.type != "ctc" and any(
-            settings.forward.get(name) for name in ("return_timestamps", "return_language")
+            parsed_params.forward.get(name) for name in ("return_timestamps", "return_language")
         )
-        return id(inputs) if alone or self._is_long(inputs) else super().group(inputs, settings)
+        return id(inputs) if alone or self._is_long(inputs) else super().group(inputs, parsed_params)
 
-    def joined(self, batch: Sequence[Inputs]) -> Inputs:
+    def collate(self, batch: Sequence[ModelInputs]) -> ModelInputs:
         """Return one batch; of windows, each with where it overlaps its neighbours."""
-        joined = super().joined(batch)
-        if "stride" in joined and len(batch) > 1:
-            joined["stride"] = [inputs["stride"] for inputs in batch]
-        return joined
+        collate = super().collate(batch)
+        if "stride" in collate and len(batch) > 1:
+            collate["stride"] = [inputs["stride"] for inputs in batch]
+        return collate
 
-    def row(self, outputs: Mapping[str, Any], number: int, inputs: Inputs) -> Row:
+    def row(self, outputs: Mapping[str, Any], number: int, inputs: ModelInputs) -> RowOutput:
         """Take one window out of the batch, as a dictionary: `postprocess` takes its parts out."""
-        row = {name: value if name == "lang_id" else row_of(value, number) for name, value in outputs.items()}
+        row = {name: value if name == "lang_id" else take_row(value, number) for name, value in outputs.items()}
         row["is_last"] = inputs["is_last"]
         if "stride" in row:
             own = outputs["stride"]
             row["stride"] = own[number] if isinstance(own, list) else own
         return row
 
-    def finish(self, rows: Sequence[Row], prepared: Prepared, settings: Settings) -> Json:
+    def finish(self, rows: Sequence[RowOutput], prepared: PreparedRecord, parsed_params: PipelineParams) -> Json:
         """Return the text of all windows."""
-        return self.pipe.postprocess(list(rows), **settings.postprocess)
+        return self.pipe.postprocess(list(rows), **parsed_params.postprocess)
 
-    def _is_long(self, inputs: Inputs) -> bool:
+    def _is_long(self, inputs: ModelInputs) -> bool:
         """Whether Whisper works through the sound in several steps of its own."""
         if self.pipe.type != "seq2seq_whisper":
             return False
         return bool(inputs["input_features"].shape[-1] > self.pipe.feature_extractor.nb_max_frames)
 
 
-SOUND_TASKS: Mapping[str, type[MediaTask]] = {
+AUDIO_TASKS: Mapping[str, type[MediaTask]] = {
     task.name: task for task in (AudioClassification, ZeroShotAudioClassification, SpeechRecognition)
 }

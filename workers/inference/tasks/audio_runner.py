@@ -2,13 +2,13 @@
 
 from transformers import AutoFeatureExtractor
 
-from workers.inference.tasks.audio import SOUND_TASKS
+from workers.inference.tasks.audio import AUDIO_TASKS
 from workers.inference.tasks.media_runner import MediaRunner
 
 
-class SoundRunner(MediaRunner):
+class AudioRunner(MediaRunner):
     """A `transformers` pipeline over sound."""
 
-    tasks = SOUND_TASKS
+    tasks = AUDIO_TASKS
     part_class = AutoFeatureExtractor
     part = ("feature_extractor", "feature extractor")

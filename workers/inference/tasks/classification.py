@@ -8,11 +8,11 @@ from transformers import pipelines as hf
 
 from common.records import Json
 from common.tasks import TASKS
-from workers.inference.tasks.pipeline_task import PlainTask, Prepared, Row, Settings, own_params
+from workers.inference.tasks.pipeline_task import PipelineParams, PlainTask, PreparedRecord, RowOutput, record_params
 from workers.inference.text.candidate_labels import labelling
-from workers.inference.text.fields import fields_of
-from workers.inference.text.tokenization import text_of
-from workers.inference.text.truncation import Inputs, length_of
+from workers.inference.text.fields import parse_fields
+from workers.inference.text.tokenization import check_text
+from workers.inference.text.truncation import ModelInputs, token_count
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 class ChunkTask(PlainTask):
     """A task whose `postprocess` takes all rows of a record."""
 
-    def finish(self, rows: Sequence[Row], prepared: Prepared, settings: Settings) -> Json:
+    def finish(self, rows: Sequence[RowOutput], prepared: PreparedRecord, parsed_params: PipelineParams) -> Json:
         """Return a record's output, from the rows of its inputs."""
-        return self.pipe.postprocess(list(rows), **{**settings.postprocess, **prepared.postprocess})
+        return self.pipe.postprocess(list(rows), **{**parsed_params.postprocess, **prepared.postprocess})
 
-    def _was_cut(self, inputs: Inputs, *texts: str) -> bool:
+    def _was_cut(self, inputs: ModelInputs, *texts: str) -> bool:
         """Whether the pipeline cut these texts: it does not say, and only an input at the limit can have been."""
-        if self.limit is None or length_of(inputs) < self.limit:
+        if self.limit is None or token_count(inputs) < self.limit:
             return False
         return len(self.tokenizer(*texts)["input_ids"]) > self.limit
 
@@ -40,13 +40,13 @@ class TokenClassification(ChunkTask):
     per_token = ("logits", "input_ids", "offset_mapping", "special_tokens_mask")
     kept = (*per_token, "sentence", "is_last")
 
-    def prepare(self, value: Json, settings: Settings) -> Prepared:
+    def prepare(self, value: Json, parsed_params: PipelineParams) -> PreparedRecord:
         """Return the text, cut from the end unless there is a stride."""
-        text = text_of(fields_of(TASKS[self.name], value)["text"])
-        inputs = list(self.pipe.preprocess(text, **_fresh(settings.preprocess)))
-        return Prepared(inputs, "stride" not in settings.params and self._was_cut(inputs[0], text))
+        text = check_text(parse_fields(TASKS[self.name], value)["text"])
+        inputs = list(self.pipe.preprocess(text, **_fresh(parsed_params.preprocess)))
+        return PreparedRecord(inputs, "stride" not in parsed_params.params and self._was_cut(inputs[0], text))
 
-    def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[Row]:
+    def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[RowOutput]:
         # A tokenizer written in Python gives no offsets.
         return super()._rows({**outputs, "offset_mapping": outputs.get("offset_mapping")}, lengths)
 
@@ -69,24 +69,24 @@ class ZeroShotClassification(ChunkTask):
         """As in text-classification: decoders need to know the padding."""
         return self.model_pad_id() is not None
 
-    def prepare(self, value: Json, settings: Settings) -> Prepared:
+    def prepare(self, value: Json, parsed_params: PipelineParams) -> PreparedRecord:
         """Return the text with each label; the text is cut, the label never."""
-        text, before, after = self.labelling(value, settings)
+        text, before, after = self.labelling(value, parsed_params)
         inputs = [dict(part) for part in self.pipe.preprocess(text, **before)]
         template = before.get("hypothesis_template", "This example is {}.")
         cut = any(self._was_cut(part, text, template.format(part["candidate_label"])) for part in inputs)
-        return Prepared(inputs, cut, after)
+        return PreparedRecord(inputs, cut, after)
 
-    def labelling(self, value: Json, settings: Settings) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    def labelling(self, value: Json, parsed_params: PipelineParams) -> tuple[str, dict[str, Any], dict[str, Any]]:
         """Return the text, and for it the parameters of the pipeline's `preprocess` and `postprocess`.
 
         Raises:
             RecordError: `missing_field`, no labels; `wrong_type`, labels or a template that are none.
         """
-        fields = fields_of(TASKS[self.name], value)
-        text = text_of(fields["text"])
-        before, _, after = own_params(self, fields)
-        return text, labelling(self.name, {**settings.preprocess, **before}), after
+        fields = parse_fields(TASKS[self.name], value)
+        text = check_text(fields["text"])
+        before, _, after = record_params(self, fields)
+        return text, labelling(self.name, {**parsed_params.preprocess, **before}), after
 
 
 def _fresh(params: Mapping[str, Any]) -> dict[str, Any]:

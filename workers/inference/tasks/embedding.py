@@ -21,34 +21,38 @@ from common.errors import ModelError, first_line
 from common.params import check_params
 from common.records import Json, Outcome
 from common.task_params import TASK_PARAMS
-from workers.inference.core.async_copy import Later, later
+from workers.inference.core.async_copy import PendingResult, copy_to_host_async
 from workers.inference.core.batches import Item, is_device_lost, is_out_of_memory, run_batches
-from workers.inference.core.runner import PreparingRunner, Watch
+from workers.inference.core.runner import PreparingRunner, RunMonitor
 from workers.inference.core.samples import samples
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.embedding.chat_template import ChatTexts
+from workers.inference.embedding.chat_template import ChatTemplateEncoder
 from workers.inference.embedding.pooling import load_dense, normalize, pool
-from workers.inference.embedding.sentence_transformers_config import DenseConfig, SentenceConfig, read_sentence_config
-from workers.inference.models.batch_invariance import limit_sharing
-from workers.inference.models.loader import Source, load_config, load_model, load_tokenizer
-from workers.inference.models.outputs_match import close
-from workers.inference.text.packing import PROBE, Packer, PackingRunner, pays, unpacked
+from workers.inference.embedding.sentence_transformers_config import (
+    DenseConfig,
+    SentenceTransformersConfig,
+    read_sentence_transformers_config,
+)
+from workers.inference.models.batch_invariance import ensure_batch_invariance
+from workers.inference.models.loader import ModelSource, load_config, load_model, load_tokenizer
+from workers.inference.models.outputs_match import outputs_match
+from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, supports_varlen_kernel, unpack
 from workers.inference.text.tokenization import (
     NO_TOKENS,
-    Encoded,
-    accepted,
+    TokenizedText,
+    accepted_features,
+    check_text,
     encode,
-    in_order,
+    merge_outcomes,
     on_device,
     pad,
-    read_inputs,
-    text_of,
+    parse_inputs,
 )
-from workers.inference.text.truncation import input_limit
+from workers.inference.text.truncation import input_token_limit
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
+class _EmbeddingParams:
     """What a job asked for, the model's own configuration filled in."""
 
     pooling: tuple[str, ...]
@@ -61,9 +65,9 @@ class _Options:
 class _Prepared:
     """A chunk up to the forward pass."""
 
-    chosen: _Options
+    chosen: _EmbeddingParams
     skip: int  #: tokens at the beginning of every text that are not pooled
-    items: Sequence[Item[Encoded]]
+    items: Sequence[Item[TokenizedText]]
     refused: Mapping[int, Outcome]  #: those that are no texts, by position
 
 
@@ -81,21 +85,21 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
             ModelError: as `load_model`; `unknown_module`, its configuration asks for what we do not have;
                 `model_load_failed`, it gives no hidden states for a text.
         """
-        source = Source.of(task, model, load_params)
+        source = ModelSource.of(task, model, load_params)
         directory = source.directory
-        found = read_sentence_config(directory)
+        found = read_sentence_transformers_config(directory)
         self._task = task
         self._device = device
         self._configured = found is not None
-        self._config = found or SentenceConfig(directory, ("mean",))
+        self._config = found or SentenceTransformersConfig(directory, ("mean",))
         source = source.inside(self._config.transformer)
         self._model = _load_encoder(source, device)
-        if found is None and _made_for_generation(self._model.config):
-            self._config = SentenceConfig(directory, ("lasttoken",))
+        if found is None and _is_causal(self._model.config):
+            self._config = SentenceTransformersConfig(directory, ("lasttoken",))
         self._tokenizer = load_tokenizer(source)
         if self._config.lower_case:
             _lower_case(self._tokenizer)
-        self._messages = ChatTexts(self._tokenizer, self._config.message) if self._config.message else None
+        self._messages = ChatTemplateEncoder(self._tokenizer, self._config.message) if self._config.message else None
         self._limit = _limit(self._config, self._tokenizer, self._model)
         self._stages = [
             load_dense(stage, device, allow_pickle=source.allow_pickle) if isinstance(stage, DenseConfig) else normalize
@@ -103,8 +107,8 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         ]
         self.budget = TokenBudget.of(device)
         self._host = threading.Lock()  # a tokenizer cannot be set anew while another thread uses it
-        limit_sharing(self.budget, self._model, self._trial_rows, self._trial)
-        if pays(self._model):
+        ensure_batch_invariance(self.budget, self._model, self._trial_rows, self._trial)
+        if supports_varlen_kernel(self._model):
             self.pack()
         self._width = self._state_width()
 
@@ -115,35 +119,37 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
     def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> _Prepared:
         """Return the texts tokenised."""
         chosen = self._options(params)
-        texts, refused = read_inputs(inputs, text_of)
+        texts, refused = parse_inputs(inputs, check_text)
         encoded = self._encoded(list(texts.values()), chosen.prompt)
         items = [Item(position, len(row), row) for position, row in zip(texts, encoded, strict=True)]
         refused |= {item.position: Outcome(failure=NO_TOKENS) for item in items if not item.tokens}
         items = [item for item in items if item.tokens]
         return _Prepared(chosen, self._prompt_tokens(chosen.prompt), items, refused)
 
-    def run_prepared(self, prepared: _Prepared, watch: Watch) -> list[Outcome]:
+    def run_prepared(self, prepared: _Prepared, monitor: RunMonitor) -> list[Outcome]:
         """Return a float32 array of shape (dimension,) for each text."""
 
-        def forward(rows: Sequence[Encoded]) -> Sequence[Any] | Later[Any]:
+        def forward(rows: Sequence[TokenizedText]) -> Sequence[Any] | PendingResult[Any]:
             return self._vectors(rows, prepared.chosen, prepared.skip)
 
-        results = run_batches(prepared.items, forward, self.budget, watch)
-        return in_order(prepared.refused, prepared.items, results)
+        results = run_batches(prepared.items, forward, self.budget, monitor)
+        return merge_outcomes(prepared.refused, prepared.items, results)
 
     def token_counts(self, texts: Sequence[str], params: Mapping[str, Json]) -> list[int]:
         """Return how many tokens each text is, special ones and the prompt included, as far as the model reads it."""
         prompt = self._options(params).prompt
         return [len(row) for row in self._encoded(texts, prompt)]
 
-    def _encoded(self, texts: Sequence[str], prompt: str = "") -> list[Encoded]:
+    def _encoded(self, texts: Sequence[str], prompt: str = "") -> list[TokenizedText]:
         with self._host:
             if self._messages:
                 return self._messages.encode(texts, prompt, self._limit)
             return encode(self._tokenizer, [prompt + text for text in texts], self._limit)
 
-    def _vectors(self, rows: Sequence[Encoded], chosen: _Options, skip: int) -> Sequence[Any] | Later[Any]:
-        hidden, mask = self._states(rows)
+    def _vectors(
+        self, rows: Sequence[TokenizedText], chosen: _EmbeddingParams, skip: int
+    ) -> Sequence[Any] | PendingResult[Any]:
+        hidden, mask = self._hidden_states(rows)
         vectors = pool(hidden, mask, chosen.pooling, skip)
         for stage in self._stages:
             if chosen.normalize is not False or stage is not normalize:
@@ -151,9 +157,9 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         vectors = vectors[:, : chosen.dimension]
         if chosen.normalize:
             vectors = normalize(vectors)
-        return later([vectors], lambda host: list(host[0].numpy()))
+        return copy_to_host_async([vectors], lambda host: list(host[0].numpy()))
 
-    def _states(self, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _hidden_states(self, rows: Sequence[TokenizedText]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the last hidden states, of shape (texts, tokens, width), and which of the tokens are the texts'."""
         if self._packer is None:
             features = self._padded(rows)
@@ -162,7 +168,7 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         hidden = self._hidden_packed(rows, self._packer)
         return hidden, (torch.arange(hidden.shape[1], device=hidden.device) < lengths).long()
 
-    def _padded(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    def _padded(self, rows: Sequence[TokenizedText]) -> dict[str, torch.Tensor]:
         return pad([row.features for row in rows], self._tokenizer, self._device)
 
     def _state_width(self) -> int:
@@ -188,26 +194,28 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
     def _hidden(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the last hidden states, of shape (texts, tokens, width)."""
         with torch.inference_mode():
-            output: torch.Tensor = self._model(**accepted(features, self._model)).last_hidden_state
+            output: torch.Tensor = self._model(**accepted_features(features, self._model)).last_hidden_state
             return output.float()
 
     def pack(self) -> bool:
         """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
-        rows = encode(self._tokenizer, PROBE, self._limit)
+        rows = encode(self._tokenizer, PROBE_TEXTS, self._limit)
         expected = [self._trial([row.features])[0][0].cpu() for row in rows]
 
-        def agrees(packer: Packer) -> bool:
+        def agrees(packer: VarlenPacker) -> bool:
             found = self._hidden_packed(rows, packer).to(self._model.dtype)
-            return all(close(state[: len(row)], one) for state, row, one in zip(found, rows, expected, strict=True))
+            return all(
+                outputs_match(state[: len(row)], one) for state, row, one in zip(found, rows, expected, strict=True)
+            )
 
         return self._pack(agrees)
 
-    def _hidden_packed(self, rows: Sequence[Encoded], packer: Packer) -> torch.Tensor:
+    def _hidden_packed(self, rows: Sequence[TokenizedText], packer: VarlenPacker) -> torch.Tensor:
         """Return what `_hidden` does, of rows that lay one behind the other."""
-        names = accepted(rows[0].features, self._model)
+        names = accepted_features(rows[0].features, self._model)
         features = [{name: row.features[name] for name in names} for row in rows]
         with torch.inference_mode(), packer.packed(features) as inputs:
-            return unpacked(self._model(**inputs).last_hidden_state.float(), [len(row) for row in rows])
+            return unpack(self._model(**inputs).last_hidden_state.float(), [len(row) for row in rows])
 
     def _prompt_tokens(self, prompt: str) -> int:
         """Return how many tokens at the beginning of every text are the prompt's and are not to be pooled."""
@@ -216,7 +224,7 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         ids = self._encoded([prompt])[0].features["input_ids"]
         return len(ids) - int(bool(ids) and ids[-1] in self._tokenizer.all_special_ids)
 
-    def _options(self, params: Mapping[str, Json]) -> _Options:
+    def _options(self, params: Mapping[str, Json]) -> _EmbeddingParams:
         check_params(self._task, TASK_PARAMS["embedding"], params)
         pooling = tuple(params["pooling"].split("+")) if "pooling" in params else self._config.pooling
         scaled = params.get("normalize", None if self._configured else True)
@@ -224,7 +232,7 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         if "truncate_dim" in params and params["truncate_dim"] > dimension:
             raise _bad_param(f"truncate_dim must be at most {dimension}, the length of this model's vectors.")
         cut = params.get("truncate_dim", self._config.truncate_dim)
-        return _Options(pooling, self._prompt(params), scaled, min(dimension, cut or dimension))
+        return _EmbeddingParams(pooling, self._prompt(params), scaled, min(dimension, cut or dimension))
 
     def _dimension(self, pooling: tuple[str, ...]) -> int:
         """Return the length of a vector before it is cut."""
@@ -249,7 +257,7 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         return self._config.prompts[name]
 
 
-def _load_encoder(source: Source, device: str) -> Any:
+def _load_encoder(source: ModelSource, device: str) -> Any:
     """Return the model without a head; of an encoder and decoder such as T5, the encoder."""
     kind = _encoder_class(load_config(source)) or AutoModel
     model = load_model(kind, source, device, ignore_missing=(r"(^|\.)pooler\.",))
@@ -266,15 +274,15 @@ def _encoder_class(config: Any) -> Any:
     return None
 
 
-def _made_for_generation(config: Any) -> bool:
+def _is_causal(config: Any) -> bool:
     """Whether only the last token has seen the whole text."""
     return any(name.endswith("ForCausalLM") for name in config.architectures or ())
 
 
-def _limit(config: SentenceConfig, tokenizer: Any, model: Any) -> int | None:
+def _limit(config: SentenceTransformersConfig, tokenizer: Any, model: Any) -> int | None:
     if config.max_tokens is None:
-        return input_limit(model, tokenizer)
-    positions = input_limit(model, tokenizer=None)
+        return input_token_limit(model, tokenizer)
+    positions = input_token_limit(model, tokenizer=None)
     return config.max_tokens if positions is None else min(config.max_tokens, positions)
 
 

@@ -19,19 +19,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from common.json_codec import plain
+from common.json_codec import to_jsonable
 from common.records import Failure, Json, Outcome
 from common.tasks import find_task
 from workers.inference.core.batches import Item, run_batches
-from workers.inference.core.runner import PlacedWatch, PreparingRunner, Silent, Watch
+from workers.inference.core.runner import NullMonitor, PreparingRunner, RemappedMonitor, RunMonitor
 from workers.inference.core.samples import samples
-from workers.inference.models.batch_invariance import limit_sharing
-from workers.inference.models.outputs_match import close
-from workers.inference.tasks.encoder_tasks import FAST_WAYS, Asked, Reduced
+from workers.inference.models.batch_invariance import ensure_batch_invariance
+from workers.inference.models.outputs_match import outputs_match
+from workers.inference.tasks.encoder_tasks import ENCODER_TASKS, Reduced, TaskInput
 from workers.inference.tasks.pipeline_runner import PipelineRunner
-from workers.inference.tasks.pipeline_task import Settings
-from workers.inference.text.packing import PROBE, Packer, PackingRunner, pays
-from workers.inference.text.tokenization import NO_TOKENS, Encoded, encode, pad, read_inputs
+from workers.inference.tasks.pipeline_task import PipelineParams
+from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, supports_varlen_kernel
+from workers.inference.text.tokenization import NO_TOKENS, TokenizedText, encode, pad, parse_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 class _Part:
     """One tokenised text of one record."""
 
-    asked: Asked
-    row: Encoded
+    asked: TaskInput
+    row: TokenizedText
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ class _Prepared:
 
     inputs: Sequence[Json]
     params: Mapping[str, Json]
-    settings: Settings | None = None  #: None where all goes the plain way
+    parsed_params: PipelineParams | None = None  #: None where all goes the plain way
     items: Sequence[Item[_Part]] = ()
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)  #: of records that are not possible
     too_long: Sequence[int] = ()  #: positions of records that the plain way is to take
 
 
-class FastRunner(PackingRunner, PreparingRunner):
+class EncoderRunner(PackingRunner, PreparingRunner):
     """A task of `transformers.pipeline` with the same outputs, sooner."""
 
     def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
@@ -71,7 +71,7 @@ class FastRunner(PackingRunner, PreparingRunner):
         self._model = self._task.pipe.model
         self._tokenizer = self._task.tokenizer
         self.budget = self._plain.budget  # what one way learns of the device and the model holds for both
-        self._way = FAST_WAYS[find_task(task).name](self._task)
+        self._way = ENCODER_TASKS[find_task(task).name](self._task)
         self._host = threading.Lock()  # a tokenizer cannot be set anew while another thread uses it
         self._arguments = inspect.signature(self._model.forward).parameters
         rows = (
@@ -81,23 +81,23 @@ class FastRunner(PackingRunner, PreparingRunner):
         )
         self.fast = bool(rows)
         if self.fast:
-            limit_sharing(self.budget, self._model, lambda: [row.features for row in rows], self._trial)
+            ensure_batch_invariance(self.budget, self._model, lambda: [row.features for row in rows], self._trial)
         if not self.fast:
             logger.info("%s goes the plain way: the fast one does not give the same", type(self._model).__name__)
-        elif pays(self._model):
+        elif supports_varlen_kernel(self._model):
             self.pack()
 
     def pack(self) -> bool:
         """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
-        rows = encode(self._tokenizer, PROBE, self._task.limit)
+        rows = encode(self._tokenizer, PROBE_TEXTS, self._task.limit)
         rows = [row for row in rows if self._way.refusal(row) is None] or encode(
-            self._tokenizer, [f"{self._tokenizer.mask_token} {text}" for text in PROBE], self._task.limit
+            self._tokenizer, [f"{self._tokenizer.mask_token} {text}" for text in PROBE_TEXTS], self._task.limit
         )
         with torch.inference_mode():
             expected = [self._logits([row])[0] for row in rows]
 
-            def agrees(packer: Packer) -> bool:
-                return all(map(close, self._logits(rows, packer), (one.cpu().float() for one in expected)))
+            def agrees(packer: VarlenPacker) -> bool:
+                return all(map(outputs_match, self._logits(rows, packer), (one.cpu().float() for one in expected)))
 
             return self._pack(agrees, first_tokens=self._way.first_tokens)
 
@@ -108,33 +108,33 @@ class FastRunner(PackingRunner, PreparingRunner):
     def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> _Prepared:
         """Return the texts of the records, tokenised, and what is not to be run so."""
         with self._host:
-            settings = self._task.settings(params)
-            if not self.fast or params.keys() & self._way.plain_only:
+            parsed_params = self._task.parsed_params(params)
+            if not self.fast or params.keys() & self._way.pipeline_only_params:
                 return _Prepared(inputs, params)
-            asked, outcomes = read_inputs(inputs, lambda value: self._way.read(value, settings))
+            asked, outcomes = parse_inputs(inputs, lambda value: self._way.read(value, parsed_params))
             items, too_long = self._tokenised(asked, outcomes)
-            return _Prepared(inputs, params, settings, items, outcomes, too_long)
+            return _Prepared(inputs, params, parsed_params, items, outcomes, too_long)
 
-    def run_prepared(self, prepared: _Prepared, watch: Watch) -> list[Outcome]:
+    def run_prepared(self, prepared: _Prepared, monitor: RunMonitor) -> list[Outcome]:
         """Return for each record what `pipeline(task)(record, **params)` gives, in order."""
-        settings = prepared.settings
-        if settings is None:
-            return self._plainly(range(len(prepared.inputs)), prepared, watch)
-        results = run_batches(prepared.items, lambda parts: self._forward(parts, settings), self.budget, watch)
-        outcomes = {**prepared.outcomes, **self._finished(prepared.items, results, settings)}
-        outcomes |= zip(prepared.too_long, self._plainly(prepared.too_long, prepared, watch), strict=True)
+        parsed_params = prepared.parsed_params
+        if parsed_params is None:
+            return self._plainly(range(len(prepared.inputs)), prepared, monitor)
+        results = run_batches(prepared.items, lambda parts: self._forward(parts, parsed_params), self.budget, monitor)
+        outcomes = {**prepared.outcomes, **self._finished(prepared.items, results, parsed_params)}
+        outcomes |= zip(prepared.too_long, self._plainly(prepared.too_long, prepared, monitor), strict=True)
         return [outcomes[position] for position in range(len(prepared.inputs))]
 
-    def _plainly(self, positions: Sequence[int], prepared: _Prepared, watch: Watch) -> list[Outcome]:
+    def _plainly(self, positions: Sequence[int], prepared: _Prepared, monitor: RunMonitor) -> list[Outcome]:
         """Return the outcomes of some records, run the plain way."""
         if not positions:
             return []
-        placed = PlacedWatch(watch, [[position] for position in positions])
+        placed = RemappedMonitor(monitor, [[position] for position in positions])
         with self._host:
             return self._plain.run([prepared.inputs[position] for position in positions], prepared.params, placed)
 
     def _tokenised(
-        self, asked: Mapping[int, Asked], outcomes: dict[int, Outcome]
+        self, asked: Mapping[int, TaskInput], outcomes: dict[int, Outcome]
     ) -> tuple[list[Item[_Part]], list[int]]:
         """Return the texts of the records, tokenised, and the positions of those that the plain way is to take.
 
@@ -144,7 +144,7 @@ class FastRunner(PackingRunner, PreparingRunner):
         """
         texts = [text for one in asked.values() for text in one.texts]
         limit = self._task.limit
-        rows = iter(encode(self._tokenizer, texts, limit if self._way.cuts else None))
+        rows = iter(encode(self._tokenizer, texts, limit if self._way.truncates else None))
         items: list[Item[_Part]] = []
         too_long = []
         for position, one in asked.items():
@@ -158,15 +158,15 @@ class FastRunner(PackingRunner, PreparingRunner):
                 items += [Item(position, len(row), _Part(one, row)) for row in own]
         return items, too_long
 
-    def _refusal(self, row: Encoded) -> Failure | None:
+    def _refusal(self, row: TokenizedText) -> Failure | None:
         return self._way.refusal(row) if len(row) else NO_TOKENS
 
-    def _forward(self, parts: Sequence[_Part], settings: Settings) -> Reduced:
+    def _forward(self, parts: Sequence[_Part], parsed_params: PipelineParams) -> Reduced:
         with torch.inference_mode():
             logits = self._logits([part.row for part in parts], self._packer)
-            return self._way.reduce(logits, [part.asked for part in parts], settings)
+            return self._way.reduce(logits, [part.asked for part in parts], parsed_params)
 
-    def _logits(self, rows: Sequence[Encoded], packer: Packer | None = None) -> list[Tensor]:
+    def _logits(self, rows: Sequence[TokenizedText], packer: VarlenPacker | None = None) -> list[Tensor]:
         names = [name for name in rows[0].features if name in self._arguments]
         features = [{name: row.features[name] for name in names} for row in rows]
         if packer is not None:
@@ -179,34 +179,36 @@ class FastRunner(PackingRunner, PreparingRunner):
             inputs["use_cache"] = False  # keys and values would be kept for a next token that never comes
         return self._way.forward(inputs, rows)
 
-    def _finished(self, items: Sequence[Item[_Part]], results: Sequence[Any], settings: Settings) -> dict[int, Outcome]:
+    def _finished(
+        self, items: Sequence[Item[_Part]], results: Sequence[Any], parsed_params: PipelineParams
+    ) -> dict[int, Outcome]:
         found = defaultdict(list)
         for item, result in zip(items, results, strict=True):
             found[item.position].append((item.value, result))
-        return {position: self._outcome(parts, settings) for position, parts in found.items()}
+        return {position: self._outcome(parts, parsed_params) for position, parts in found.items()}
 
-    def _outcome(self, parts: Sequence[tuple[_Part, Any]], settings: Settings) -> Outcome:
+    def _outcome(self, parts: Sequence[tuple[_Part, Any]], parsed_params: PipelineParams) -> Outcome:
         failure = next((result for _, result in parts if isinstance(result, Failure)), None)
         if failure:
             return Outcome(failure=failure)
         rows = [(part.row, result) for part, result in parts]
         try:
-            output = self._way.finish(parts[0][0].asked, rows, settings)
+            output = self._way.finish(parts[0][0].asked, rows, parsed_params)
         except Exception as error:  # the pipeline's own postprocess may raise what it likes: one record fails
             logger.debug("a record cannot be finished", exc_info=True)
             return Outcome(failure=Failure("runner_error", f"{type(error).__name__}: {error}"[:2000]))
-        output = output if self.output_type({}) else plain(output)
+        output = output if self.output_type({}) else to_jsonable(output)
         return Outcome(output, truncated=any(row.truncated for row, _ in rows))
 
     def _trial(self, rows: Sequence[Mapping[str, Any]]) -> list[list[Tensor]]:
         with torch.inference_mode():
-            return [[logits] for logits in self._logits([Encoded(dict(row), truncated=False) for row in rows])]
+            return [[logits] for logits in self._logits([TokenizedText(dict(row), truncated=False) for row in rows])]
 
-    def _agreeing(self, records: Sequence[Json]) -> list[Encoded]:
+    def _agreeing(self, records: Sequence[Json]) -> list[TokenizedText]:
         """Return the texts of these records, tokenised, if both ways give the same for each of them, else none."""
         try:
             with torch.inference_mode():
-                asked = [self._way.read(value, self._task.settings({})) for value in records]
+                asked = [self._way.read(value, self._task.parsed_params({})) for value in records]
                 rows = encode(self._tokenizer, [text for one in asked for text in one.texts], None)
                 if self._task.limit is not None and max(map(len, rows)) > self._task.limit:
                     return self._agreeing(records[:-1]) if records[:-1] else []
@@ -215,10 +217,10 @@ class FastRunner(PackingRunner, PreparingRunner):
         except Exception:  # any architecture may be loaded: the plain way takes what this one cannot
             logger.debug("the fast way cannot be taken", exc_info=True)
             return []
-        return rows if all(map(close, alone, expected)) else []
+        return rows if all(map(outputs_match, alone, expected)) else []
 
     def _plain_logits(self, records: Sequence[Json]) -> list[Tensor]:
-        settings = self._task.settings({})
-        inputs = [part for value in records for part in self._task.prepare(value, settings).inputs]
-        rows = [self._task.forward([part], settings, Silent())[0] for part in inputs]
+        parsed_params = self._task.parsed_params({})
+        inputs = [part for value in records for part in self._task.prepare(value, parsed_params).inputs]
+        rows = [self._task.forward([part], parsed_params, NullMonitor())[0] for part in inputs]
         return [self._way.part_of(row) for row in rows]

@@ -16,19 +16,19 @@ from torch import Tensor
 
 from common.records import Failure, Json
 from common.tasks import TASKS
-from workers.inference.core.async_copy import Later, later
+from workers.inference.core.async_copy import PendingResult, copy_to_host_async
 from workers.inference.tasks.fill_mask import NO_MASK
-from workers.inference.tasks.pipeline_task import PipelineTask, Prepared, Settings, own_params
-from workers.inference.text.fields import fields_of
-from workers.inference.text.packing import by_row
-from workers.inference.text.tokenization import Encoded, on_device, text_of
+from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, record_params
+from workers.inference.text.fields import parse_fields
+from workers.inference.text.packing import split_rows
+from workers.inference.text.tokenization import TokenizedText, check_text, on_device
 
 #: What a row's output needs, row by row: at once or later.
-Reduced = Sequence[Any] | Later[Any]
+Reduced = Sequence[Any] | PendingResult[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TaskInput:
     """What one record asks for."""
 
     texts: Sequence[tuple[str, str | None]]  #: a text, or a pair of them, for each forward pass
@@ -36,13 +36,13 @@ class Asked:
     postprocess: Mapping[str, Any] = field(default_factory=dict)  #: the record's own parameters
 
 
-class FastWay(ABC):
+class EncoderTask(ABC):
     """One task, run fast; `model` and `tokenizer` are those of the pipeline."""
 
     #: Parameters of the task that it does not support: a job with one of them goes the plain way.
-    plain_only: ClassVar[frozenset[str]] = frozenset()
+    pipeline_only_params: ClassVar[frozenset[str]] = frozenset()
     #: Whether texts are cut to what the model takes; where not, the plain way takes records with longer ones.
-    cuts: ClassVar[bool] = True
+    truncates: ClassVar[bool] = True
     #: Whether the model's head reads the first token of each sequence alone.
     first_tokens: ClassVar[bool] = False
 
@@ -51,62 +51,64 @@ class FastWay(ABC):
         self.model = task.pipe.model
         self.tokenizer = task.tokenizer
 
-    def read(self, value: Json, settings: Settings) -> Asked:
+    def read(self, value: Json, parsed_params: PipelineParams) -> TaskInput:
         """Return what a record asks for.
 
         Raises:
             RecordError: it cannot be done, for a reason that the user can mend.
         """
-        return Asked([(text_of(fields_of(TASKS[self.task.name], value)["text"]), None)])
+        return TaskInput([(check_text(parse_fields(TASKS[self.task.name], value)["text"]), None)])
 
-    def refusal(self, row: Encoded) -> Failure | None:
+    def refusal(self, row: TokenizedText) -> Failure | None:
         """Return why a tokenised text cannot be done, None if it can."""
         return None
 
-    def forward(self, inputs: dict[str, Tensor], rows: Sequence[Encoded]) -> list[Tensor]:
+    def forward(self, inputs: dict[str, Tensor], rows: Sequence[TokenizedText]) -> list[Tensor]:
         """Return the logits of each row of a batch: one vector, or one for each of its tokens (or masks)."""
         logits = self.model(**inputs).logits
-        return list(logits) if logits.dim() == 2 else by_row(logits, [len(row) for row in rows])
+        return list(logits) if logits.dim() == 2 else split_rows(logits, [len(row) for row in rows])
 
-    def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> Reduced:
+    def reduce(self, logits: Sequence[Tensor], asked: Sequence[TaskInput], parsed_params: PipelineParams) -> Reduced:
         """Return of each row's logits what its output needs: of a batch, while it is on its device."""
-        return later([torch.stack(list(logits))], lambda host: list(host[0].float()))
+        return copy_to_host_async([torch.stack(list(logits))], lambda host: list(host[0].float()))
 
     def part_of(self, row: Mapping[str, Tensor]) -> Tensor:
         """Return what `forward` should give, of a row that the plain way gave."""
         return row["logits"][0]
 
     @abstractmethod
-    def finish(self, asked: Asked, rows: Sequence[tuple[Encoded, Any]], settings: Settings) -> Json:
+    def finish(
+        self, asked: TaskInput, rows: Sequence[tuple[TokenizedText, Any]], parsed_params: PipelineParams
+    ) -> Json:
         """Return a record's output, from its rows and what `reduce` left of them."""
 
-    def _postprocess(self, rows: Any, asked: Asked, settings: Settings) -> Json:
-        return self.task.finish(rows, Prepared([], postprocess=asked.postprocess), settings)
+    def _postprocess(self, rows: Any, asked: TaskInput, parsed_params: PipelineParams) -> Json:
+        return self.task.finish(rows, PreparedRecord([], postprocess=asked.postprocess), parsed_params)
 
 
-class FastFillMask(FastWay):
+class EncoderFillMask(EncoderTask):
     """The vocabulary head, larger than a small encoder, runs on the masks alone."""
 
-    cuts = False
+    truncates = False
 
     def __init__(self, task: PipelineTask[Any]) -> None:
         super().__init__(task)
         self._mask, self._pad = self.tokenizer.mask_token_id, self.tokenizer.pad_token_id
         self._word = lru_cache(8192)(lambda token: self.tokenizer.decode([token]))
 
-    def read(self, value: Json, settings: Settings) -> Asked:
+    def read(self, value: Json, parsed_params: PipelineParams) -> TaskInput:
         """Return the text with its masks made the tokenizer's own, and the targets that it brings."""
-        fields = fields_of(TASKS[self.task.name], value)
-        text = self.task.own_mask(text_of(fields["text"]))  # type: ignore[attr-defined]
-        return Asked([(text, None)], postprocess=own_params(self.task, fields)[2])
+        fields = parse_fields(TASKS[self.task.name], value)
+        text = self.task.own_mask(check_text(fields["text"]))  # type: ignore[attr-defined]
+        return TaskInput([(text, None)], postprocess=record_params(self.task, fields)[2])
 
-    def refusal(self, row: Encoded) -> Failure | None:
+    def refusal(self, row: TokenizedText) -> Failure | None:
         """Return `no_mask` where there is none."""
         if self._mask in row.features["input_ids"]:
             return None
         return Failure("no_mask", NO_MASK.format(self.tokenizer.mask_token))
 
-    def forward(self, inputs: dict[str, Tensor], rows: Sequence[Encoded]) -> list[Tensor]:
+    def forward(self, inputs: dict[str, Tensor], rows: Sequence[TokenizedText]) -> list[Tensor]:
         """Return for each row logits of shape (masks, words)."""
         masks = self._places(inputs["input_ids"], rows)
 
@@ -121,7 +123,7 @@ class FastFillMask(FastWay):
             hook.remove()
         return list(logits.split([row.features["input_ids"].count(self._mask) for row in rows]))
 
-    def _places(self, ids: Tensor, rows: Sequence[Encoded]) -> Tensor:
+    def _places(self, ids: Tensor, rows: Sequence[TokenizedText]) -> Tensor:
         """Return where masks stand among all tokens of a batch, padded or packed; a GPU would have to be waited for."""
         packed, longest = len(ids) == 1, ids.shape[1]
         places, begin = [], 0
@@ -131,7 +133,7 @@ class FastFillMask(FastWay):
             begin += len(tokens) if packed else longest
         return on_device(torch.tensor(places), str(ids.device))
 
-    def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> Reduced:
+    def reduce(self, logits: Sequence[Tensor], asked: Sequence[TaskInput], parsed_params: PipelineParams) -> Reduced:
         """Return for each row its masks' best tokens with their probabilities."""
         sizes = [len(part) for part in logits]
         chances = torch.cat(list(logits)).float().softmax(-1).split(sizes)
@@ -141,12 +143,12 @@ class FastFillMask(FastWay):
         best = [
             _best(
                 torch.cat([chances[number] for number in group]),
-                {**settings.postprocess, **asked[group[0]].postprocess},
+                {**parsed_params.postprocess, **asked[group[0]].postprocess},
             )
             for group in groups
         ]
 
-        def by_row(host: Sequence[Tensor]) -> list[Any]:
+        def split_rows(host: Sequence[Tensor]) -> list[Any]:
             found: dict[int, Any] = {}
             for group, scores, tokens in zip(groups, host[::2], host[1::2], strict=True):
                 of_group = [sizes[number] for number in group]
@@ -154,13 +156,15 @@ class FastFillMask(FastWay):
                 found |= {number: (one.tolist(), two.tolist()) for number, (one, two) in zip(group, pairs, strict=True)}
             return [found[number] for number in range(len(asked))]
 
-        return later([part for pair in best for part in pair], by_row)
+        return copy_to_host_async([part for pair in best for part in pair], split_rows)
 
     def part_of(self, row: Mapping[str, Tensor]) -> Tensor:
         """Return the logits of the masks."""
         return row["logits"][0][row["input_ids"][0] == self._mask]
 
-    def finish(self, asked: Asked, rows: Sequence[tuple[Encoded, Any]], settings: Settings) -> Json:
+    def finish(
+        self, asked: TaskInput, rows: Sequence[tuple[TokenizedText, Any]], parsed_params: PipelineParams
+    ) -> Json:
         """Return the words for the mask, or a list of such lists where there are several."""
         ((row, (scores, tokens)),) = rows
         ids = row.features["input_ids"]
@@ -186,35 +190,39 @@ class FastFillMask(FastWay):
         return text
 
 
-class FastTextClassification(FastWay):
+class EncoderTextClassification(EncoderTask):
     """Texts and pairs, tokenised together."""
 
-    plain_only = frozenset({"truncation", "max_length"})
+    pipeline_only_params = frozenset({"truncation", "max_length"})
     first_tokens = True
 
-    def read(self, value: Json, settings: Settings) -> Asked:
+    def read(self, value: Json, parsed_params: PipelineParams) -> TaskInput:
         """Return the text or the pair."""
-        fields = fields_of(TASKS[self.task.name], value)
-        text = text_of(fields["text"])
-        pair = text_of(fields["text_pair"], "text_pair") if "text_pair" in fields else None
-        return Asked([(text, pair)])
+        fields = parse_fields(TASKS[self.task.name], value)
+        text = check_text(fields["text"])
+        pair = check_text(fields["text_pair"], "text_pair") if "text_pair" in fields else None
+        return TaskInput([(text, pair)])
 
-    def finish(self, asked: Asked, rows: Sequence[tuple[Encoded, Any]], settings: Settings) -> Json:
+    def finish(
+        self, asked: TaskInput, rows: Sequence[tuple[TokenizedText, Any]], parsed_params: PipelineParams
+    ) -> Json:
         """Return a list of labels with their scores."""
-        return self._postprocess([{"logits": logits[None]} for _, logits in rows], asked, settings)
+        return self._postprocess([{"logits": logits[None]} for _, logits in rows], asked, parsed_params)
 
 
-class FastTokenClassification(FastWay):
+class EncoderTokenClassification(EncoderTask):
     """Entities are grouped by the pipeline itself."""
 
-    plain_only = frozenset({"stride"})
+    pipeline_only_params = frozenset({"stride"})
 
-    def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> Reduced:
+    def reduce(self, logits: Sequence[Tensor], asked: Sequence[TaskInput], parsed_params: PipelineParams) -> Reduced:
         """Return each row's logits, of shape (tokens, labels)."""
         sizes = [len(part) for part in logits]
-        return later([torch.cat(list(logits))], lambda host: list(host[0].float().split(sizes)))
+        return copy_to_host_async([torch.cat(list(logits))], lambda host: list(host[0].float().split(sizes)))
 
-    def finish(self, asked: Asked, rows: Sequence[tuple[Encoded, Any]], settings: Settings) -> Json:
+    def finish(
+        self, asked: TaskInput, rows: Sequence[tuple[TokenizedText, Any]], parsed_params: PipelineParams
+    ) -> Json:
         """Return the entities."""
         ((row, logits),) = rows
         taken = {
@@ -225,61 +233,65 @@ class FastTokenClassification(FastWay):
             "sentence": asked.texts[0][0],
             "is_last": True,
         }
-        return self._postprocess([taken], asked, settings)
+        return self._postprocess([taken], asked, parsed_params)
 
 
-class FastZeroShotClassification(FastWay):
+class EncoderZeroShotClassification(EncoderTask):
     """The pairs of all records share batches."""
 
-    cuts = False
+    truncates = False
     first_tokens = True
 
-    def read(self, value: Json, settings: Settings) -> Asked:
+    def read(self, value: Json, parsed_params: PipelineParams) -> TaskInput:
         """Return the text with each label."""
-        text, before, after = self.task.labelling(value, settings)  # type: ignore[attr-defined]
+        text, before, after = self.task.labelling(value, parsed_params)  # type: ignore[attr-defined]
         template = before.get("hypothesis_template", "This example is {}.")
         labels = before["candidate_labels"]
-        return Asked([(text, template.format(label)) for label in labels], labels, after)
+        return TaskInput([(text, template.format(label)) for label in labels], labels, after)
 
-    def finish(self, asked: Asked, rows: Sequence[tuple[Encoded, Any]], settings: Settings) -> Json:
+    def finish(
+        self, asked: TaskInput, rows: Sequence[tuple[TokenizedText, Any]], parsed_params: PipelineParams
+    ) -> Json:
         """Return the labels with their scores, the likeliest first."""
         taken = [
             {"logits": logits[None], "candidate_label": label, "sequence": asked.texts[0][0]}
             for label, (_, logits) in zip(asked.labels, rows, strict=True)
         ]
-        return self._postprocess(taken, asked, settings)
+        return self._postprocess(taken, asked, parsed_params)
 
 
-class FastFeatureExtraction(FastWay):
+class EncoderFeatureExtraction(EncoderTask):
     """Hidden states leave as the float32 numbers that they are."""
 
-    plain_only = frozenset({"truncation"})
+    pipeline_only_params = frozenset({"truncation"})
 
-    def forward(self, inputs: dict[str, Tensor], rows: Sequence[Encoded]) -> list[Tensor]:
+    def forward(self, inputs: dict[str, Tensor], rows: Sequence[TokenizedText]) -> list[Tensor]:
         """Return for each row hidden states of shape (tokens, width)."""
-        return by_row(self.model(**inputs)[0], [len(row) for row in rows])
+        return split_rows(self.model(**inputs)[0], [len(row) for row in rows])
 
-    def reduce(self, logits: Sequence[Tensor], asked: Sequence[Asked], settings: Settings) -> Reduced:
+    def reduce(self, logits: Sequence[Tensor], asked: Sequence[TaskInput], parsed_params: PipelineParams) -> Reduced:
         """Return each row's hidden states."""
         sizes = [len(part) for part in logits]
-        return later([torch.cat(list(logits))], lambda host: list(host[0].float().split(sizes)))
+        return copy_to_host_async([torch.cat(list(logits))], lambda host: list(host[0].float().split(sizes)))
 
     def part_of(self, row: Any) -> Tensor:
         """Return the hidden states."""
         states: Tensor = row[0][0]
         return states
 
-    def finish(self, asked: Asked, rows: Sequence[tuple[Encoded, Any]], settings: Settings) -> Json:
+    def finish(
+        self, asked: TaskInput, rows: Sequence[tuple[TokenizedText, Any]], parsed_params: PipelineParams
+    ) -> Json:
         """Return lists of shape (1, tokens, width), as the pipeline does."""
         return [rows[0][1].tolist()]
 
 
-FAST_WAYS: Mapping[str, type[FastWay]] = {
-    "fill-mask": FastFillMask,
-    "text-classification": FastTextClassification,
-    "token-classification": FastTokenClassification,
-    "zero-shot-classification": FastZeroShotClassification,
-    "feature-extraction": FastFeatureExtraction,
+ENCODER_TASKS: Mapping[str, type[EncoderTask]] = {
+    "fill-mask": EncoderFillMask,
+    "text-classification": EncoderTextClassification,
+    "token-classification": EncoderTokenClassification,
+    "zero-shot-classification": EncoderZeroShotClassification,
+    "feature-extraction": EncoderFeatureExtraction,
 }
 
 

@@ -9,10 +9,10 @@ from transformers import pipelines as hf
 from common.errors import ModelError, RecordError
 from common.records import Json
 from common.tasks import TASKS
-from workers.inference.tasks.pipeline_task import PlainTask, Prepared, Settings, own_params
-from workers.inference.text.fields import fields_of
-from workers.inference.text.tokenization import text_of
-from workers.inference.text.truncation import length_of, mask_window
+from workers.inference.tasks.pipeline_task import PipelineParams, PlainTask, PreparedRecord, record_params
+from workers.inference.text.fields import parse_fields
+from workers.inference.text.tokenization import check_text
+from workers.inference.text.truncation import token_count, truncate_around_masks
 
 logger = logging.getLogger(__name__)
 
@@ -33,28 +33,28 @@ class FillMask(PlainTask):
         super().__init__(pipe)
         self._said = False
 
-    def settings(self, params: Mapping[str, Json]) -> Settings:
+    def parsed_params(self, params: Mapping[str, Json]) -> PipelineParams:
         """Return the job's parameters; `top_k` is at most the size of the vocabulary."""
         words = self.pipe.model.config.get_text_config().vocab_size
-        settings = super().settings(params)
-        if settings.postprocess.get("top_k", 0) > words:
+        parsed_params = super().parsed_params(params)
+        if parsed_params.postprocess.get("top_k", 0) > words:
             raise ModelError("bad_param", f"top_k must be at most {words}, the model's vocabulary.")
-        return settings
+        return parsed_params
 
-    def prepare(self, value: Json, settings: Settings) -> Prepared:
+    def prepare(self, value: Json, parsed_params: PipelineParams) -> PreparedRecord:
         """Return the record with its masks made the tokenizer's own, cut to a window around them."""
-        fields = fields_of(TASKS[self.name], value)
-        text = self.own_mask(text_of(fields["text"]))
+        fields = parse_fields(TASKS[self.name], value)
+        text = self.own_mask(check_text(fields["text"]))
         try:
-            inputs = dict(self.pipe.preprocess(text, **settings.preprocess))
+            inputs = dict(self.pipe.preprocess(text, **parsed_params.preprocess))
         except hf.PipelineException as error:
             raise RecordError("no_mask", NO_MASK.format(self.tokenizer.mask_token)) from error
-        own = own_params(self, fields)
-        if self.limit is None or length_of(inputs) <= self.limit:
-            return Prepared([inputs], postprocess=own[2])
+        own = record_params(self, fields)
+        if self.limit is None or token_count(inputs) <= self.limit:
+            return PreparedRecord([inputs], postprocess=own[2])
         body = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        window = mask_window(inputs, self.limit, body, self.tokenizer.mask_token_id)
-        return Prepared([window], truncated=True, postprocess=own[2])
+        window = truncate_around_masks(inputs, self.limit, body, self.tokenizer.mask_token_id)
+        return PreparedRecord([window], truncated=True, postprocess=own[2])
 
     def own_mask(self, text: str) -> str:
         """Return the text with another model's masks, if it has no other, made this tokenizer's own."""

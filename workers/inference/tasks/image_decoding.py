@@ -9,17 +9,17 @@ import warnings
 from PIL import Image
 
 from common.errors import RecordError
-from common.media_types import HEAD, format_of, formats
+from common.media_types import HEAD_BYTES, detect_format, formats
 
 
-def image_of(blob: bytes) -> Image.Image:
+def decode_image(blob: bytes) -> Image.Image:
     """Return the image, all of it decoded.
 
     Raises:
         RecordError: `bad_image`, it is none, is damaged, or has more pixels than Pillow holds for safe
             (`PIL.Image.MAX_IMAGE_PIXELS`).
     """
-    found = format_of("image", blob[:HEAD])
+    found = detect_format("image", blob[:HEAD_BYTES])
     if found is None:
         raise RecordError("bad_image", f"The file is no image by its first bytes; expected one of {formats('image')}.")
     try:

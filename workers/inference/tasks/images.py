@@ -11,18 +11,18 @@ from transformers import pipelines as hf
 from common.errors import ModelError
 from common.records import Json
 from workers.inference.models.loader import invented_weights
-from workers.inference.tasks.image_decoding import image_of
+from workers.inference.tasks.image_decoding import decode_image
 from workers.inference.tasks.media_task import MediaTask
-from workers.inference.tasks.pipeline_task import Prepared, Row, Settings
-from workers.inference.tasks.zero_shot_media import LabelledTask
+from workers.inference.tasks.pipeline_task import PipelineParams, PreparedRecord, RowOutput
+from workers.inference.tasks.zero_shot_media import ZeroShotMediaTask
 
 
 class ImageTask(MediaTask):
     """A task over images."""
 
-    def decoded(self, blob: bytes) -> Any:
+    def decode(self, blob: bytes) -> Any:
         """Return the image."""
-        return image_of(blob)
+        return decode_image(blob)
 
 
 class ImageClassification(ImageTask):
@@ -33,7 +33,7 @@ class ImageClassification(ImageTask):
     auto_classes = ("AutoModelForImageClassification",)
 
 
-class ZeroShotImageClassification(LabelledTask, ImageTask):
+class ZeroShotImageClassification(ZeroShotMediaTask, ImageTask):
     """Scores for labels of the user's own."""
 
     name = "zero-shot-image-classification"
@@ -61,9 +61,9 @@ class ImageSegmentation(ImageTask):
         "AutoModelForUniversalSegmentation",
     )
 
-    def finish(self, rows: Sequence[Row], prepared: Prepared, settings: Settings) -> Json:
+    def finish(self, rows: Sequence[RowOutput], prepared: PreparedRecord, parsed_params: PipelineParams) -> Json:
         """Return the parts, their masks as PNG."""
-        return [part | {"mask": _png(part["mask"])} for part in super().finish(rows, prepared, settings)]
+        return [part | {"mask": _png(part["mask"])} for part in super().finish(rows, prepared, parsed_params)]
 
 
 class DepthEstimation(ImageTask):
@@ -73,11 +73,13 @@ class DepthEstimation(ImageTask):
     pipeline_class = hf.DepthEstimationPipeline
     auto_classes = ("AutoModelForDepthEstimation",)
 
-    def finish(self, rows: Sequence[Row], prepared: Prepared, settings: Settings) -> Json:
+    def finish(self, rows: Sequence[RowOutput], prepared: PreparedRecord, parsed_params: PipelineParams) -> Json:
         """Return the picture as PNG."""
-        found = super().finish(rows, prepared, settings)
+        found = super().finish(rows, prepared, parsed_params)
         numbers = (
-            {"predicted_depth": found["predicted_depth"].tolist()} if settings.params.get("predicted_depth") else {}
+            {"predicted_depth": found["predicted_depth"].tolist()}
+            if parsed_params.params.get("predicted_depth")
+            else {}
         )
         return numbers | {"depth": _png(found["depth"])}
 
@@ -91,13 +93,13 @@ class ImageFeatureExtraction(ImageTask):
     ignore_missing = (r"(^|\.)pooler\.",)
     output_type = pa.list_(pa.list_(pa.list_(pa.float32())))
 
-    def settings(self, params: Mapping[str, Json]) -> Settings:
+    def parsed_params(self, params: Mapping[str, Json]) -> PipelineParams:
         """Return the job's parameters.
 
         Raises:
             ModelError: `bad_param`; `missing_weights`, it is to be pooled by an untrained pooler.
         """
-        settings = super().settings(params)
+        parsed_params = super().parsed_params(params)
         invented = invented_weights(self.pipe.model) if params.get("pool") else []
         if invented:
             raise ModelError(
@@ -105,9 +107,9 @@ class ImageFeatureExtraction(ImageTask):
                 f"The model was saved without its pooler ({invented[0]}), which pool=true needs. "
                 "Leave pool out, or take a model with a trained pooler.",
             )
-        return settings
+        return parsed_params
 
-    def type_of(self, params: Mapping[str, Json]) -> Any:
+    def output_type_for(self, params: Mapping[str, Json]) -> Any:
         """Return lists of float32, as deep as the pipeline's."""
         return self.output_type.value_type if params.get("pool") else self.output_type
 

@@ -10,7 +10,7 @@ from common.errors import ModelError
 from common.records import Json
 from common.tasks import find_task
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.models.loader import Source, load_config, load_model, load_part, load_tokenizer
+from workers.inference.models.loader import ModelSource, load_config, load_model, load_processor, load_tokenizer
 from workers.inference.tasks.media_task import MediaTask
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.inference.tasks.shared_files import SharedFiles
@@ -30,15 +30,16 @@ class MediaRunner(PipelineRunner):
         """Load the model with the head of `task`, and what prepares its inputs.
 
         Raises:
-            ModelError: as `load_model`, `load_part` and `load_tokenizer`; `missing_weights`, the architecture cannot
+            ModelError: as `load_model`, `load_processor` and `load_tokenizer`; `missing_weights`, the architecture
+            cannot
                 do the task.
         """
         chosen = self.tasks[find_task(task).name]
-        source = Source.of(task, model, load_params)
+        source = ModelSource.of(task, model, load_params)
         auto_class = _head(chosen, source)
         self._model = load_model(auto_class, source, device, ignore_missing=chosen.ignore_missing)
         argument, words = self.part
-        parts = {argument: load_part(self.part_class, source, words)}
+        parts = {argument: load_processor(self.part_class, source, words)}
         if chosen.needs_tokenizer:
             parts["tokenizer"] = load_tokenizer(source)
         try:
@@ -52,10 +53,10 @@ class MediaRunner(PipelineRunner):
 
     def output_type(self, params: Mapping[str, Json]) -> Any:
         """Return the Arrow type of the task's outputs, None where they travel as JSON."""
-        return self.task.type_of(params)
+        return self.task.output_type_for(params)
 
 
-def _head(chosen: type[MediaTask], source: Source) -> Any:
+def _head(chosen: type[MediaTask], source: ModelSource) -> Any:
     """Return the first of the task's `AutoModel` classes that knows the model's architecture."""
     classes = [getattr(transformers, name) for name in chosen.auto_classes]
     if len(classes) == 1:

@@ -15,33 +15,33 @@ import pyarrow as pa
 
 from common.errors import ModelError, RecordError
 from common.records import Failure, JobSpec, Json, Outcome
-from workers.inference.core.runner import PlacedWatch, Runner, Watch
-from workers.inference.generation.limits import check_generation
+from workers.inference.core.runner import RemappedMonitor, RunMonitor, Runner
+from workers.inference.generation.limits import check_token_limit
 from workers.inference.tasks.embedding import EmbeddingRunner
-from workers.inference.text.tokenization import read_inputs
+from workers.inference.text.tokenization import parse_inputs
 
 Request = dict[str, Json]
 
 #: Answers to one prompt, as the API bounds them.
-MOST_COPIES = 128
+MAX_CHOICES = 128
 #: What a request may be refused for by the runner, which knows only jobs.
-_REFUSED = ("bad_param", "too_many_tokens")
+_REQUEST_ERRORS = ("bad_param", "too_many_tokens")
 
 
-def over_requests(spec: JobSpec, runner: Runner, most_new_tokens: int) -> Runner:
+def wrap_openai_runner(spec: JobSpec, runner: Runner, most_new_tokens: int) -> Runner:
     """Return what answers requests of the job's format by `runner`.
 
     Raises:
         ModelError: `bad_param`, the task answers no requests.
     """
     if isinstance(runner, EmbeddingRunner):
-        return EmbeddingRequests(runner, spec.task, most_new_tokens)
+        return OpenAIEmbeddings(runner, spec.task, most_new_tokens)
     if spec.task == "text-generation":
-        return GenerationRequests(runner, spec.task, most_new_tokens)
+        return OpenAICompletions(runner, spec.task, most_new_tokens)
     raise ModelError("bad_param", f"{spec.task} answers no requests of format {spec.format}.")
 
 
-class RequestRunner(Runner):
+class OpenAIRunner(Runner):
     """Answers requests by another runner."""
 
     def __init__(self, inner: Runner, task: str, most_new_tokens: int) -> None:
@@ -66,10 +66,10 @@ class RequestRunner(Runner):
         """Return the inner runner's parameters for requests with these options."""
         return options
 
-    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], monitor: RunMonitor) -> list[Outcome]:
         """Return one answer for each request, in order."""
-        self.inner.repeats_itself(params)  # what is wrong with the job's own parameters fails the job
-        requests, refused = read_inputs(inputs, self._read)
+        self.inner.is_deterministic(params)  # what is wrong with the job's own parameters fails the job
+        requests, refused = parse_inputs(inputs, self._read)
         outcomes = dict(refused)
         groups: dict[str, list[int]] = defaultdict(list)
         for position, (request, _) in requests.items():
@@ -77,7 +77,7 @@ class RequestRunner(Runner):
             groups[json.dumps(options, sort_keys=True)].append(position)
         for options_text, positions in groups.items():
             group = {position: requests[position] for position in positions}
-            outcomes |= self._run_group(group, json.loads(options_text), watch)
+            outcomes |= self._run_group(group, json.loads(options_text), monitor)
         return [outcomes[position] for position in range(len(inputs))]
 
     def _read(self, value: Json) -> tuple[Request, list[Json]]:
@@ -87,20 +87,20 @@ class RequestRunner(Runner):
         for name, kind in shapes.items():
             if not isinstance(value.get(name, kind()), kind):
                 raise RecordError("wrong_type", f"The request's {name} must be of type {kind.__name__}.")
-        if value.get("n", 1) > MOST_COPIES:
-            raise RecordError("wrong_type", f"The request's n must be at most {MOST_COPIES}.")
+        if value.get("n", 1) > MAX_CHOICES:
+            raise RecordError("wrong_type", f"The request's n must be at most {MAX_CHOICES}.")
         return value, self.inputs_of(value)
 
     def _run_group(
-        self, group: Mapping[int, tuple[Request, list[Json]]], options: Request, watch: Watch
+        self, group: Mapping[int, tuple[Request, list[Json]]], options: Request, monitor: RunMonitor
     ) -> dict[int, Outcome]:
         places = [position for position, (_, parts) in group.items() for _ in parts]
         parts = [part for _, parts in group.values() for part in parts]
         try:
-            check_generation(self._task, options, self._most)
-            found = self.inner.run(parts, self.options_for(options), PlacedWatch(watch, [[at] for at in places]))
+            check_token_limit(self._task, options, self._most)
+            found = self.inner.run(parts, self.options_for(options), RemappedMonitor(monitor, [[at] for at in places]))
         except ModelError as error:
-            if error.code not in _REFUSED:
+            if error.code not in _REQUEST_ERRORS:
                 raise
             return dict.fromkeys(group, Outcome(failure=Failure(error.code, error.message)))
         ready = iter(found)
@@ -123,7 +123,7 @@ class RequestRunner(Runner):
         return Outcome(self.answer(request, inputs, [outcome.output for outcome in found], options))
 
 
-class GenerationRequests(RequestRunner):
+class OpenAICompletions(OpenAIRunner):
     """Completions and chats: `choices` (text, finish reason), and counts of tokens."""
 
     def inputs_of(self, request: Request) -> list[Json]:
@@ -144,13 +144,15 @@ class GenerationRequests(RequestRunner):
             # Without sampling all answers are alike, and one was run.
             copies = found * request.get("n", 1) if len(found) == 1 else found
             before = prompt if request.get("echo") else ""
-            choices += [[before + _until(copy["generated_text"], stops), copy["finish_reason"]] for copy in copies]
+            choices += [
+                [before + _before_stop(copy["generated_text"], stops), copy["finish_reason"]] for copy in copies
+            ]
             written += sum(copy["completion_tokens"] for copy in copies)
         asked = sum(copies[0]["prompt_tokens"] for copies in outputs)
         return {"choices": choices, "prompt_tokens": asked, "completion_tokens": written}
 
 
-class EmbeddingRequests(RequestRunner):
+class OpenAIEmbeddings(OpenAIRunner):
     """Vectors for all texts of a request, and how many tokens they are."""
 
     def output_type(self, params: Mapping[str, Json]) -> pa.DataType:
@@ -174,6 +176,6 @@ def _texts(request: Request, name: str) -> list[Json]:
     return texts
 
 
-def _until(text: str, stops: Sequence[str]) -> str:
+def _before_stop(text: str, stops: Sequence[str]) -> str:
     """Return what stands before the first of the texts that end an answer."""
     return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]

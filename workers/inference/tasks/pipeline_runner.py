@@ -17,29 +17,29 @@ import transformers
 from torch import Tensor
 
 from common.errors import RecordError
-from common.json_codec import plain
+from common.json_codec import to_jsonable
 from common.records import Failure, Json, Outcome
 from common.tasks import find_task
 from workers.inference.core.batches import Item, run_batches
-from workers.inference.core.runner import Watch
+from workers.inference.core.runner import RunMonitor
 from workers.inference.core.samples import samples
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.models.batch_invariance import limit_sharing
-from workers.inference.models.loader import ModelRunner, Source, load_model, load_tokenizer
+from workers.inference.models.batch_invariance import ensure_batch_invariance
+from workers.inference.models.loader import ModelRunner, ModelSource, load_model, load_tokenizer
 from workers.inference.tasks.classification import TokenClassification, ZeroShotClassification
 from workers.inference.tasks.fill_mask import FillMask
 from workers.inference.tasks.pipeline_task import (
     FeatureExtraction,
+    PipelineParams,
     PipelineTask,
-    Prepared,
-    Row,
-    Settings,
+    PreparedRecord,
+    RowOutput,
     TextClassification,
 )
 from workers.inference.tasks.table_question_answering import TableQuestionAnswering
 from workers.inference.tasks.text_generation import TextGeneration
 from workers.inference.text.tokenization import NO_TOKENS
-from workers.inference.text.truncation import Inputs, length_of
+from workers.inference.text.truncation import ModelInputs, token_count
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ _TASKS: Mapping[str, type[PipelineTask[Any]]] = {
 class _Work:
     """One record on its way: what it needs to run, and the rows that it has so far."""
 
-    prepared: Prepared
-    rows: dict[int, Row] = field(default_factory=dict)
+    prepared: PreparedRecord
+    rows: dict[int, RowOutput] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class _Part:
     number: int
 
     @property
-    def inputs(self) -> Inputs:
+    def inputs(self) -> ModelInputs:
         return self.work.prepared.inputs[self.number]
 
 
@@ -87,7 +87,7 @@ class PipelineRunner(ModelRunner):
             ModelError: as `load_model` and `load_tokenizer`; `no_mask_token`, for fill-mask.
         """
         chosen = _TASKS[find_task(task).name]
-        source = Source.of(task, model, load_params)
+        source = ModelSource.of(task, model, load_params)
         self._model = load_model(
             getattr(transformers, chosen.auto_class), source, device, ignore_missing=chosen.ignore_missing
         )
@@ -97,86 +97,90 @@ class PipelineRunner(ModelRunner):
         self.budget = TokenBudget.of(device, generates=self.task.generates)
         if not self.task.batches:
             self.budget.items = 1
-        limit_sharing(self.budget, self._model, self._trial_rows, self._trial)
+        ensure_batch_invariance(self.budget, self._model, self._trial_rows, self._trial)
 
     def output_type(self, params: Mapping[str, Json]) -> pa.DataType | None:
         """Return the Arrow type of the task's outputs, None where they travel as JSON."""
         return self.task.output_type
 
-    def repeats_itself(self, params: Mapping[str, Json]) -> bool:
+    def is_deterministic(self, params: Mapping[str, Json]) -> bool:
         """Return whether the task gives equal records equal outputs under these parameters.
 
         Raises:
             ModelError: `bad_param`.
         """
-        return self.task.repeats_itself(self.task.settings(params))
+        return self.task.is_deterministic(self.task.parsed_params(params))
 
-    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], monitor: RunMonitor) -> list[Outcome]:
         """Return for each record what `pipeline(task)(record, **params)` gives, in order."""
-        settings = self.task.settings(params)
+        parsed_params = self.task.parsed_params(params)
         works: dict[int, _Work] = {}
         outcomes: dict[int, Outcome] = {}
         for position, value in enumerate(inputs):
-            watch.tick()
-            prepared = self._prepared(value, settings)
+            monitor.tick()
+            prepared = self._prepared(value, parsed_params)
             if isinstance(prepared, Failure):
                 outcomes[position] = Outcome(failure=prepared)
             else:
                 works[position] = _Work(prepared)
-        for items in self._groups(works, settings):
-            outcomes |= self._finished(items, settings, watch)
+        for items in self._groups(works, parsed_params):
+            outcomes |= self._finished(items, parsed_params, monitor)
         return [outcomes[position] for position in range(len(inputs))]
 
-    def _trial_rows(self) -> list[Inputs]:
-        settings = self.task.settings({})
-        found = [self._prepared(value, settings) for value in samples(self.task.name, self.task.tokenizer.mask_token)]
-        return [inputs for prepared in found if isinstance(prepared, Prepared) for inputs in prepared.inputs]
+    def _trial_rows(self) -> list[ModelInputs]:
+        parsed_params = self.task.parsed_params({})
+        found = [
+            self._prepared(value, parsed_params) for value in samples(self.task.name, self.task.tokenizer.mask_token)
+        ]
+        return [inputs for prepared in found if isinstance(prepared, PreparedRecord) for inputs in prepared.inputs]
 
-    def _trial(self, batch: Sequence[Inputs]) -> list[list[Tensor]]:
-        return self.task.trial(batch, self.task.settings({}))
+    def _trial(self, batch: Sequence[ModelInputs]) -> list[list[Tensor]]:
+        return self.task.trial(batch, self.task.parsed_params({}))
 
-    def _prepared(self, value: Json, settings: Settings) -> Prepared | Failure:
+    def _prepared(self, value: Json, parsed_params: PipelineParams) -> PreparedRecord | Failure:
         try:
-            prepared = self.task.prepare(value, settings)
+            prepared = self.task.prepare(value, parsed_params)
         except RecordError as error:
             return Failure(error.code, error.message)
         except Exception as error:  # the boundary of untrusted input: tokenizers raise what they like, one record fails
             logger.debug("a record cannot be prepared", exc_info=True)
             return Failure("runner_error", f"{type(error).__name__}: {error}"[:2000])
-        if any("input_ids" in inputs and not length_of(inputs) for inputs in prepared.inputs):
+        if any("input_ids" in inputs and not token_count(inputs) for inputs in prepared.inputs):
             return NO_TOKENS
         if self.task.limit is None:
             return prepared
-        longest = max((length_of(inputs) for inputs in prepared.inputs), default=0)
+        longest = max((token_count(inputs) for inputs in prepared.inputs), default=0)
         if longest > self.task.limit:
             return Failure("too_long", f"The input has {longest} tokens; the model takes {self.task.limit}.")
         return prepared
 
-    def _groups(self, works: Mapping[int, _Work], settings: Settings) -> list[list[Item[_Part]]]:
+    def _groups(self, works: Mapping[int, _Work], parsed_params: PipelineParams) -> list[list[Item[_Part]]]:
         groups: dict[int, list[Item[_Part]]] = defaultdict(list)
         for position, work in works.items():
             for number, inputs in enumerate(work.prepared.inputs):
-                item = Item(position, self.task.tokens(inputs, settings), _Part(work, number))
-                groups[self.task.group(inputs, settings)].append(item)
+                item = Item(position, self.task.tokens(inputs, parsed_params), _Part(work, number))
+                groups[self.task.group(inputs, parsed_params)].append(item)
         return [groups[key] for key in sorted(groups, reverse=True)]
 
-    def _finished(self, items: Sequence[Item[_Part]], settings: Settings, watch: Watch) -> dict[int, Outcome]:
+    def _finished(
+        self, items: Sequence[Item[_Part]], parsed_params: PipelineParams, monitor: RunMonitor
+    ) -> dict[int, Outcome]:
         """Run these inputs; return the outcomes of the records that are done with them, by position."""
 
         def forward(parts: list[_Part]) -> list[Outcome | None]:
-            rows = self.task.forward([part.inputs for part in parts], settings, watch)
-            return [self._taken(part, row, settings) for part, row in zip(parts, rows, strict=True)]
+            rows = self.task.forward([part.inputs for part in parts], parsed_params, monitor)
+            return [self._taken(part, row, parsed_params) for part, row in zip(parts, rows, strict=True)]
 
         outcomes: dict[int, Outcome] = {}
-        budget = self.task.budget(self.budget, settings)
-        for item, result in zip(items, run_batches(items, forward, budget, watch), strict=True):
+        budget = self.task.budget(self.budget, parsed_params)
+        for item, result in zip(items, run_batches(items, forward, budget, monitor), strict=True):
             if isinstance(result, Failure):
                 outcomes[item.position] = Outcome(failure=result)
             elif result is not None:
                 outcomes[item.position] = result
         return outcomes
 
-    def _taken(self, part: _Part, row: Row, settings: Settings) -> Outcome | None:
+    def _taken(self, part: _Part, row: RowOutput, parsed_params: PipelineParams) -> Outcome | None:
         """Keep a row; return the outcome of its record if it was the last."""
         work, wanted = part.work, len(part.work.prepared.inputs)
         work.rows[part.number] = row
@@ -184,8 +188,8 @@ class PipelineRunner(ModelRunner):
             return None
         rows = [work.rows.pop(number) for number in range(wanted)]
         try:
-            output = self.task.finish(rows, work.prepared, settings)
-            output = output if self.task.output_type else plain(output)
+            output = self.task.finish(rows, work.prepared, parsed_params)
+            output = output if self.task.output_type else to_jsonable(output)
         except Exception as error:  # an error here must not make the batch run again: one record fails
             logger.debug("a record cannot be finished", exc_info=True)
             return Outcome(failure=Failure("runner_error", f"{type(error).__name__}: {error}"[:2000]))

@@ -18,19 +18,19 @@ from common.params import check_params
 from common.records import Json
 from common.task_params import TASK_PARAMS
 from common.tasks import TASKS
-from workers.inference.core.runner import Silent, Watch
+from workers.inference.core.runner import NullMonitor, RunMonitor
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.text.collate import join, row_of
-from workers.inference.text.fields import fields_of
-from workers.inference.text.tokenization import text_of
-from workers.inference.text.truncation import Inputs, cut_pair, input_limit, length_of
+from workers.inference.text.collate import join, take_row
+from workers.inference.text.fields import parse_fields
+from workers.inference.text.tokenization import check_text
+from workers.inference.text.truncation import ModelInputs, input_token_limit, token_count, truncate_pair
 
 #: What one row of a batch gave, in the shape that the pipeline's `postprocess` takes.
-Row = Any
+RowOutput = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class PipelineParams:
     """A job's parameters, as the pipeline sorts them."""
 
     params: Mapping[str, Json]
@@ -40,15 +40,15 @@ class Settings:
 
 
 @dataclass(slots=True)
-class Prepared:
+class PreparedRecord:
     """One record, ready to run: one input, or several for a pipeline that works in chunks."""
 
-    inputs: list[Inputs]
+    inputs: list[ModelInputs]
     truncated: bool = False
     postprocess: Mapping[str, Any] = field(default_factory=dict)
 
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=PipelineParams)
 
 
 class PipelineTask(ABC, Generic[S]):
@@ -85,7 +85,7 @@ class PipelineTask(ABC, Generic[S]):
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self.tokenizer = pipe.tokenizer
-        self.limit = input_limit(pipe.model, pipe.tokenizer)
+        self.limit = input_token_limit(pipe.model, pipe.tokenizer)
         if self.limit is not None:  # what the pipeline itself cuts to, where it cuts
             self.tokenizer.model_max_length = self.limit
         self.pad_id = self._pad_id()
@@ -96,88 +96,88 @@ class PipelineTask(ABC, Generic[S]):
         return True
 
     @abstractmethod
-    def settings(self, params: Mapping[str, Json]) -> S:
+    def parsed_params(self, params: Mapping[str, Json]) -> S:
         """Return the job's parameters, checked and sorted.
 
         Raises:
             ModelError: `bad_param`.
         """
 
-    def prepare(self, value: Json, settings: S) -> Prepared:
+    def prepare(self, value: Json, parsed_params: S) -> PreparedRecord:
         """Return the record ready to run.
 
         Raises:
             RecordError: it cannot be done, for a reason that the user can mend.
         """
-        text = text_of(fields_of(TASKS[self.name], value)["text"])
-        return self._fitted(text, settings)
+        text = check_text(parse_fields(TASKS[self.name], value)["text"])
+        return self._fitted(text, parsed_params)
 
-    def repeats_itself(self, settings: S) -> bool:
+    def is_deterministic(self, parsed_params: S) -> bool:
         """Return whether equal records get equal outputs."""
         return True
 
-    def group(self, inputs: Inputs, settings: S) -> int:
+    def group(self, inputs: ModelInputs, parsed_params: S) -> int:
         """Return a number: only inputs with the same one may share a batch.
 
         Where the model is not told which tokens are padding, that is the length.
         """
-        return 0 if "attention_mask" in inputs else length_of(inputs)
+        return 0 if "attention_mask" in inputs else token_count(inputs)
 
-    def tokens(self, inputs: Inputs, settings: S) -> int:
+    def tokens(self, inputs: ModelInputs, parsed_params: S) -> int:
         """Return how many tokens the input will take at most."""
-        return length_of(inputs)
+        return token_count(inputs)
 
-    def budget(self, usual: TokenBudget, settings: S) -> TokenBudget:
+    def budget(self, usual: TokenBudget, parsed_params: S) -> TokenBudget:
         """Return how much a batch may hold under these parameters."""
         return usual
 
-    def forward(self, batch: Sequence[Inputs], settings: S, watch: Watch) -> list[Row]:
+    def forward(self, batch: Sequence[ModelInputs], parsed_params: S, monitor: RunMonitor) -> list[RowOutput]:
         """Run one batch; return one row for each input, in order."""
-        outputs = self.pipe.forward(join(batch, self.pad_id), **settings.forward)
-        return self._rows(outputs, [length_of(inputs) for inputs in batch])
+        outputs = self.pipe.forward(join(batch, self.pad_id), **parsed_params.forward)
+        return self._rows(outputs, [token_count(inputs) for inputs in batch])
 
-    def trial(self, batch: Sequence[Inputs], settings: S) -> list[list[Tensor]]:
+    def trial(self, batch: Sequence[ModelInputs], parsed_params: S) -> list[list[Tensor]]:
         """Return for each input of a batch all numbers that the model gives for it."""
-        return [_numbers(row) for row in self.forward(batch, settings, Silent())]
+        return [_numbers(row) for row in self.forward(batch, parsed_params, NullMonitor())]
 
-    def finish(self, rows: Sequence[Row], prepared: Prepared, settings: S) -> Json:
+    def finish(self, rows: Sequence[RowOutput], prepared: PreparedRecord, parsed_params: S) -> Json:
         """Return a record's output, from the rows of its inputs."""
-        return self.pipe.postprocess(rows[0], **{**settings.postprocess, **prepared.postprocess})
+        return self.pipe.postprocess(rows[0], **{**parsed_params.postprocess, **prepared.postprocess})
 
-    def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[Row]:
+    def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[RowOutput]:
         return [
-            {key: row_of(outputs[key], number, length if key in self.per_token else None) for key in self.kept}
+            {key: take_row(outputs[key], number, length if key in self.per_token else None) for key in self.kept}
             for number, length in enumerate(lengths)
         ]
 
-    def _sorted(self, params: Mapping[str, Json]) -> Settings:
+    def _sorted(self, params: Mapping[str, Json]) -> PipelineParams:
         """Have the pipeline sort checked parameters for its steps."""
         try:
             before, forward, after = self.pipe._sanitize_parameters(**params)
         except (ValueError, TypeError, KeyError) as error:
             raise ModelError("bad_param", f"{self.name} does not take these parameters: {error}") from error
         pipe = self.pipe
-        return Settings(
+        return PipelineParams(
             params,
             {**pipe._preprocess_params, **before},
             {**pipe._forward_params, **forward},
             {**pipe._postprocess_params, **after},
         )
 
-    def _fitted(self, value: Json, settings: S) -> Prepared:
+    def _fitted(self, value: Json, parsed_params: S) -> PreparedRecord:
         """Prepare `value`, from the end cut to what the model takes, or to the job's own `max_length`."""
-        params = dict(settings.preprocess)
+        params = dict(parsed_params.preprocess)
         truncation, own = params.pop("truncation", True), params.pop("max_length", None)
         found = self.pipe.preprocess(value, **params)
         inputs = dict(found)
         limit = min(filter(None, (self.limit, own if truncation else None)), default=None)
-        if limit is None or length_of(inputs) <= limit or not truncation:
-            return Prepared([inputs])
+        if limit is None or token_count(inputs) <= limit or not truncation:
+            return PreparedRecord([inputs])
         if isinstance(value, dict) and self.tokenizer.is_fast and truncation in (True, "longest_first"):
-            kept = cut_pair(found.sequence_ids(0), limit, self.tokenizer.truncation_side)
-            return Prepared([{name: values[:, kept] for name, values in inputs.items()}], truncated=True)
+            kept = truncate_pair(found.sequence_ids(0), limit, self.tokenizer.truncation_side)
+            return PreparedRecord([{name: values[:, kept] for name, values in inputs.items()}], truncated=True)
         cut = self.pipe.preprocess(value, **params, truncation=truncation, max_length=limit)
-        return Prepared([dict(cut)], truncated=True)
+        return PreparedRecord([dict(cut)], truncated=True)
 
     def model_pad_id(self) -> int | None:
         """Return the token that the model takes for padding, None where it knows none."""
@@ -189,10 +189,10 @@ class PipelineTask(ABC, Generic[S]):
         return next((number for number in ids if number is not None and number >= 0), 0)
 
 
-class PlainTask(PipelineTask[Settings]):
+class PlainTask(PipelineTask[PipelineParams]):
     """A task whose parameters are the pipeline's, and no more."""
 
-    def settings(self, params: Mapping[str, Json]) -> Settings:
+    def parsed_params(self, params: Mapping[str, Json]) -> PipelineParams:
         """Return the job's parameters, checked and sorted.
 
         Raises:
@@ -213,18 +213,18 @@ class TextClassification(PlainTask):
         """Decoders find a text's last token by the padding, and refuse batches where they know no padding."""
         return self.model_pad_id() is not None
 
-    def prepare(self, value: Json, settings: Settings) -> Prepared:
+    def prepare(self, value: Json, parsed_params: PipelineParams) -> PreparedRecord:
         """Return the text, or the pair, cut from the end."""
-        fields = fields_of(TASKS[self.name], value)
+        fields = parse_fields(TASKS[self.name], value)
         if "text_pair" not in fields:
-            return self._fitted(text_of(fields["text"]), settings)
-        pair = {"text": text_of(fields["text"]), "text_pair": text_of(fields["text_pair"], "text_pair")}
-        return self._fitted(pair, settings)
+            return self._fitted(check_text(fields["text"]), parsed_params)
+        pair = {"text": check_text(fields["text"]), "text_pair": check_text(fields["text_pair"], "text_pair")}
+        return self._fitted(pair, parsed_params)
 
-    def finish(self, rows: Sequence[Row], prepared: Prepared, settings: Settings) -> Json:
+    def finish(self, rows: Sequence[RowOutput], prepared: PreparedRecord, parsed_params: PipelineParams) -> Json:
         """Return a list of labels with their scores."""
-        output = super().finish(rows, prepared, settings)
-        return output if "top_k" in settings.params else [output]
+        output = super().finish(rows, prepared, parsed_params)
+        return output if "top_k" in parsed_params.params else [output]
 
 
 class FeatureExtraction(PlainTask):
@@ -236,12 +236,12 @@ class FeatureExtraction(PlainTask):
     ignore_missing = (r"(^|\.)pooler\.",)
     output_type = pa.list_(pa.list_(pa.list_(pa.float32())))
 
-    def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[Row]:
+    def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[RowOutput]:
         states = outputs[0]
-        return [(row_of(states, number, length),) for number, length in enumerate(lengths)]
+        return [(take_row(states, number, length),) for number, length in enumerate(lengths)]
 
 
-def _numbers(row: Row) -> list[Tensor]:
+def _numbers(row: RowOutput) -> list[Tensor]:
     """Return the tensors of floats in a row, whatever its shape."""
     if isinstance(row, Tensor):
         return [row] if row.is_floating_point() else []
@@ -249,7 +249,7 @@ def _numbers(row: Row) -> list[Tensor]:
     return [number for part in parts for number in _numbers(part)]
 
 
-def own_params(
+def record_params(
     task: PipelineTask[Any], fields: Mapping[str, Json]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the parameters that a record brings itself, sorted for the steps of the pipeline.

@@ -20,19 +20,19 @@ from common.params import check_params
 from common.records import Failure, Json, Outcome
 from common.task_params import TASK_PARAMS
 from common.tasks import TASKS
-from workers.inference.core.async_copy import Later, later
+from workers.inference.core.async_copy import PendingResult, copy_to_host_async
 from workers.inference.core.batches import Item, run_batches
-from workers.inference.core.runner import Watch
+from workers.inference.core.runner import RunMonitor
 from workers.inference.core.samples import samples
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.models.batch_invariance import limit_sharing
-from workers.inference.models.loader import Source, load_model, load_tokenizer
-from workers.inference.models.outputs_match import close
+from workers.inference.models.batch_invariance import ensure_batch_invariance
+from workers.inference.models.loader import ModelSource, load_model, load_tokenizer
+from workers.inference.models.outputs_match import outputs_match
 from workers.inference.tasks.answer_spans import Flags, Floats, best_answers, best_spans, merged
-from workers.inference.text.fields import fields_of
-from workers.inference.text.packing import PROBE, Packer, PackingRunner, by_row, pays
-from workers.inference.text.tokenization import accepted, encode, pad, read_inputs, text_of
-from workers.inference.text.truncation import input_limit
+from workers.inference.text.fields import parse_fields
+from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, split_rows, supports_varlen_kernel
+from workers.inference.text.tokenization import accepted_features, check_text, encode, pad, parse_inputs
+from workers.inference.text.truncation import input_token_limit
 
 #: Tokens in a window, and of overlap: what the pipeline took where nothing else was asked for.
 _WINDOW = 384
@@ -53,7 +53,7 @@ class _Options:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Question:
     """A record's input."""
 
     question: str
@@ -85,7 +85,7 @@ class QuestionAnsweringRunner(PackingRunner):
         Raises:
             ModelError: as `load_model` and `load_tokenizer`; `no_tokenizer`, it cannot tell where its tokens stand.
         """
-        source = Source.of(task, model, load_params)
+        source = ModelSource.of(task, model, load_params)
         self._task = task
         self._device = device
         self._model = load_model(AutoModelForQuestionAnswering, source, device)
@@ -94,40 +94,43 @@ class QuestionAnsweringRunner(PackingRunner):
             raise ModelError(
                 "no_tokenizer", f"{task} needs a tokenizer that knows where its tokens stand: a tokenizer.json."
             )
-        self._limit = input_limit(self._model, self._tokenizer)
+        self._limit = input_token_limit(self._model, self._tokenizer)
         self._specials = self._tokenizer.num_special_tokens_to_add(pair=True)
         self._question_first = self._tokenizer.padding_side == "right"
         self.budget = TokenBudget.of(device)
-        limit_sharing(self.budget, self._model, self._trial_rows, self._trial)
-        if pays(self._model):
+        ensure_batch_invariance(self.budget, self._model, self._trial_rows, self._trial)
+        if supports_varlen_kernel(self._model):
             self.pack()
 
     def pack(self) -> bool:
         """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
-        rows = [row.features for row in encode(self._tokenizer, [(PROBE[0], text) for text in PROBE], self._limit)]
+        rows = [
+            row.features
+            for row in encode(self._tokenizer, [(PROBE_TEXTS[0], text) for text in PROBE_TEXTS], self._limit)
+        ]
         expected = [part.cpu().float() for row in rows for part in self._trial([row])[0]]
 
-        def agrees(packer: Packer) -> bool:
+        def agrees(packer: VarlenPacker) -> bool:
             found = [part for row in self._trial(rows, packer) for part in row]
-            return all(map(close, found, expected))
+            return all(map(outputs_match, found, expected))
 
         return self._pack(agrees)
 
     def _trial_rows(self) -> list[dict[str, list[int]]]:
-        pairs = [(asked.question, asked.context) for asked in map(_asked, samples(self._task))]
+        pairs = [(asked.question, asked.context) for asked in map(_parse_question, samples(self._task))]
         return [row.features for row in encode(self._tokenizer, pairs, self._limit)]
 
-    def _trial(self, rows: Sequence[Mapping[str, Any]], packer: Packer | None = None) -> list[tuple[Tensor, ...]]:
+    def _trial(self, rows: Sequence[Mapping[str, Any]], packer: VarlenPacker | None = None) -> list[tuple[Tensor, ...]]:
         lengths = [len(row["input_ids"]) for row in rows]
-        return list(zip(*(by_row(part, lengths) for part in self._scores(rows, packer)), strict=True))
+        return list(zip(*(split_rows(part, lengths) for part in self._scores(rows, packer)), strict=True))
 
-    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], monitor: RunMonitor) -> list[Outcome]:
         """Return for each `{question, context}` an object with score, start, end and answer, or a list of them."""
         chosen = self._options(params)
-        read, outcomes = read_inputs(inputs, _asked)
+        read, outcomes = parse_inputs(inputs, _parse_question)
         asked, lengths = self._cut_questions(read, chosen.question)
         items = self._windows(asked, lengths, chosen)
-        results = run_batches(items, self._logits, self.budget, watch)
+        results = run_batches(items, self._logits, self.budget, monitor)
         found = defaultdict(list)
         for item, result in zip(items, results, strict=True):
             found[item.position].append((item.value, result))
@@ -156,17 +159,17 @@ class QuestionAnsweringRunner(PackingRunner):
             whole_words=params.get("align_to_words", True),
         )
 
-    def _cut_questions(self, read: Mapping[int, _Asked], limit: int) -> tuple[dict[int, _Asked], dict[int, int]]:
+    def _cut_questions(self, read: Mapping[int, _Question], limit: int) -> tuple[dict[int, _Question], dict[int, int]]:
         """Return the records with no question longer than `limit` tokens, and the tokens that each question has."""
         asked, lengths = {}, {}
         for (position, one), offsets in zip(read.items(), self._offsets(list(read.values())), strict=True):
             asked[position], lengths[position] = one, len(offsets)
             if len(offsets) > limit:
-                asked[position] = _Asked(one.question[: offsets[limit - 1][1]], one.context, cut=True)
+                asked[position] = _Question(one.question[: offsets[limit - 1][1]], one.context, cut=True)
                 lengths[position] = len(self._offsets([asked[position]])[0])  # a word cut in two is other tokens
         return asked, lengths
 
-    def _offsets(self, asked: Sequence[_Asked]) -> list[list[tuple[int, int]]]:
+    def _offsets(self, asked: Sequence[_Question]) -> list[list[tuple[int, int]]]:
         """Return the place of each token in each question."""
         if not asked:
             return []
@@ -175,7 +178,7 @@ class QuestionAnsweringRunner(PackingRunner):
         return list(found["offset_mapping"])
 
     def _windows(
-        self, asked: Mapping[int, _Asked], lengths: Mapping[int, int], chosen: _Options
+        self, asked: Mapping[int, _Question], lengths: Mapping[int, int], chosen: _Options
     ) -> list[Item[_Window]]:
         """Return the windows of all records, those of one record in order."""
         by_stride = defaultdict(list)
@@ -190,7 +193,7 @@ class QuestionAnsweringRunner(PackingRunner):
         ]
 
     def _tokenized(
-        self, asked: Mapping[int, _Asked], positions: Sequence[int], tokens: int, stride: int
+        self, asked: Mapping[int, _Question], positions: Sequence[int], tokens: int, stride: int
     ) -> list[tuple[int, _Window]]:
         questions = [asked[position].question for position in positions]
         contexts = [asked[position].context for position in positions]
@@ -215,28 +218,30 @@ class QuestionAnsweringRunner(PackingRunner):
         context = np.array([sequence == int(self._question_first) for sequence in encoding.sequence_ids])
         return _Window(features, encoding, context, ids.index(cls) if cls in ids else None)
 
-    def _logits(self, rows: Sequence[_Window]) -> Sequence[tuple[Floats, Floats]] | Later[tuple[Floats, Floats]]:
+    def _logits(
+        self, rows: Sequence[_Window]
+    ) -> Sequence[tuple[Floats, Floats]] | PendingResult[tuple[Floats, Floats]]:
         """Return for each window the logits of start and end, of shape (tokens,)."""
         lengths = [len(row.context) for row in rows]
 
         def by_window(host: Sequence[Tensor]) -> list[tuple[Floats, Floats]]:
-            starts, ends = ([row.double().numpy() for row in by_row(part, lengths)] for part in host)
+            starts, ends = ([row.double().numpy() for row in split_rows(part, lengths)] for part in host)
             return list(zip(starts, ends, strict=True))
 
-        return later(self._scores([row.features for row in rows], self._packer), by_window)
+        return copy_to_host_async(self._scores([row.features for row in rows], self._packer), by_window)
 
-    def _scores(self, rows: Sequence[Mapping[str, list[int]]], packer: Packer | None) -> list[Tensor]:
+    def _scores(self, rows: Sequence[Mapping[str, list[int]]], packer: VarlenPacker | None) -> list[Tensor]:
         """Return the logits of starts and those of ends, of shape (windows, longest), or (1, tokens) packed."""
         with torch.inference_mode():
             if packer is None:
-                output = self._model(**accepted(pad(rows, self._tokenizer, self._device), self._model))
+                output = self._model(**accepted_features(pad(rows, self._tokenizer, self._device), self._model))
             else:
-                names = accepted(rows[0], self._model)
+                names = accepted_features(rows[0], self._model)
                 with packer.packed([{name: row[name] for name in names} for row in rows]) as inputs:
                     output = self._model(**inputs)
         return [output.start_logits, output.end_logits]
 
-    def _outcome(self, asked: _Asked, windows: Sequence[tuple[_Window, Any]], chosen: _Options) -> Outcome:
+    def _outcome(self, asked: _Question, windows: Sequence[tuple[_Window, Any]], chosen: _Options) -> Outcome:
         # As many spans as the pipeline looked at: several tokens' spans can be the same words.
         count = chosen.top_k * 2 + 10 if chosen.whole_words else chosen.top_k
         found, nulls = [], []
@@ -268,6 +273,6 @@ class QuestionAnsweringRunner(PackingRunner):
         return encoding.offsets[start][0], encoding.offsets[end][1]
 
 
-def _asked(value: Json) -> _Asked:
-    fields = fields_of(TASKS["question-answering"], value)
-    return _Asked(text_of(fields["question"], "question"), text_of(fields["context"], "context"))
+def _parse_question(value: Json) -> _Question:
+    fields = parse_fields(TASKS["question-answering"], value)
+    return _Question(check_text(fields["question"], "question"), check_text(fields["context"], "context"))

@@ -1,6 +1,6 @@
 """The table from task to runner; a runner's module is imported when its task is first asked for.
 
-Other distributions add rows by entry points of the group `common.tasks.RUNNER_GROUP`: the entry point's name is
+Other distributions add rows by entry points of the group `common.tasks.RUNNER_ENTRY_POINTS`: the entry point's name is
 the task, its value `module:Class`. A row of ours wins over an entry point of the same name.
 """
 
@@ -8,13 +8,13 @@ from importlib import import_module
 from importlib.metadata import entry_points
 
 from common.errors import ModelError
-from common.tasks import ALIASES, RUNNER_GROUP, translation_languages
+from common.tasks import ALIASES, RUNNER_ENTRY_POINTS, translation_languages
 from workers.inference.core.runner import Runner
 
 _PIPELINE = "workers.inference.tasks.pipeline_runner:PipelineRunner"
-_FAST = "workers.inference.tasks.encoder_runner:FastRunner"
+_FAST = "workers.inference.tasks.encoder_runner:EncoderRunner"
 _IMAGES = "workers.inference.tasks.image_runner:ImageRunner"
-_SOUNDS = "workers.inference.tasks.audio_runner:SoundRunner"
+_SOUNDS = "workers.inference.tasks.audio_runner:AudioRunner"
 _SEQ2SEQ = "workers.inference.tasks.seq2seq:Seq2SeqRunner"
 
 #: Task to `module:Class`.
@@ -53,12 +53,12 @@ def find_runner(task: str) -> type[Runner]:
     name = _row(task)
     if name in RUNNERS:
         return _load(RUNNERS[name])
-    for point in entry_points(group=RUNNER_GROUP, name=task):
+    for point in entry_points(group=RUNNER_ENTRY_POINTS, name=task):
         return _load(point.value)
     raise ModelError(
         "unknown_task",
         f"This worker has no runner for the task {task!r}. If another distribution brings it, "
-        f"install it here too (an entry point of the group {RUNNER_GROUP}).",
+        f"install it here too (an entry point of the group {RUNNER_ENTRY_POINTS}).",
     )
 
 

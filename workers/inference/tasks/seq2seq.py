@@ -19,18 +19,18 @@ from common.records import Failure, Json, Outcome
 from common.task_params import GENERATE_PARAMS, TASK_PARAMS
 from common.tasks import find_task
 from workers.inference.core.batches import Item, run_batches
-from workers.inference.core.runner import Watch
+from workers.inference.core.runner import RunMonitor
 from workers.inference.core.samples import samples
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.generation.limits import keep_within
-from workers.inference.generation.params import settle
-from workers.inference.generation.seeded_sampling import NO_WARPERS, SeededChoice, record_seed, warpers
-from workers.inference.generation.token_callback import Pulse
-from workers.inference.generation.translation import Direction, direction
-from workers.inference.models.batch_invariance import limit_sharing, next_logits
-from workers.inference.models.loader import ModelRunner, Source, load_model, load_tokenizer
-from workers.inference.text.tokenization import NO_TOKENS, encode, in_order, pad, read_inputs, text_of
-from workers.inference.text.truncation import input_limit
+from workers.inference.generation.limits import apply_token_limit
+from workers.inference.generation.params import build_generation_config
+from workers.inference.generation.seeded_sampling import DISABLED_WARPERS, SeededSampler, logits_warpers, record_seed
+from workers.inference.generation.token_callback import CancelCriteria
+from workers.inference.generation.translation import TranslationDirection, translation_direction
+from workers.inference.models.batch_invariance import ensure_batch_invariance, next_token_logits
+from workers.inference.models.loader import ModelRunner, ModelSource, load_model, load_tokenizer
+from workers.inference.text.tokenization import NO_TOKENS, check_text, encode, merge_outcomes, pad, parse_inputs
+from workers.inference.text.truncation import input_token_limit
 
 #: What the text is called in the output, by the first word of the task's name.
 _NAMES = {"translation": "translation_text", "summarization": "summary_text"}
@@ -40,7 +40,7 @@ _BEAMS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
+class _Seq2SeqParams:
     """What a job asked for, the model's and the task's settings filled in."""
 
     config: Any  #: a GenerationConfig
@@ -74,22 +74,22 @@ class Seq2SeqRunner(ModelRunner):
         Raises:
             ModelError: as `load_model` and `load_tokenizer`.
         """
-        source = Source.of(task, model, load_params)
+        source = ModelSource.of(task, model, load_params)
         self._task = task
         self._device = device
         self._model = load_model(AutoModelForSeq2SeqLM, source, device)
         self._tokenizer = load_tokenizer(source)
         self._most_new_tokens = source.most_new_tokens
-        self._positions = input_limit(self._model, tokenizer=None)
-        self._limit = input_limit(self._model, self._tokenizer)
+        self._positions = input_token_limit(self._model, tokenizer=None)
+        self._limit = input_token_limit(self._model, self._tokenizer)
         self.budget = TokenBudget.of(device, generates=True)
-        limit_sharing(self.budget, self._model, self._trial_rows, self._trial)
+        ensure_batch_invariance(self.budget, self._model, self._trial_rows, self._trial)
         self._name = _NAMES.get(task.partition("_")[0], "generated_text")
 
-    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], watch: Watch) -> list[Outcome]:
+    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], monitor: RunMonitor) -> list[Outcome]:
         """Return for each text a list with one object, or `num_return_sequences` of them, that holds the text."""
         chosen = self._options(params)
-        texts, refused = read_inputs(inputs, text_of)
+        texts, refused = parse_inputs(inputs, check_text)
         beams = max(chosen.config.num_beams or 1, chosen.config.num_return_sequences or 1)
         items = []
         for position, row in zip(texts, self._rows(list(texts.values()), chosen), strict=True):
@@ -104,10 +104,10 @@ class Seq2SeqRunner(ModelRunner):
         if chosen.config.encoder_no_repeat_ngram_size or chosen.config.encoder_repetition_penalty not in (None, 1.0):
             # These look at the encoder's input without its mask, and would see the padding.
             budget = TokenBudget(budget.tokens, items=1)
-        results = run_batches(items, lambda rows: self._generate(rows, chosen, watch), budget, watch)
-        return in_order(refused, items, results)
+        results = run_batches(items, lambda rows: self._generate(rows, chosen, monitor), budget, monitor)
+        return merge_outcomes(refused, items, results)
 
-    def repeats_itself(self, params: Mapping[str, Json]) -> bool:
+    def is_deterministic(self, params: Mapping[str, Json]) -> bool:
         """Return whether nothing is sampled, or by a seed.
 
         Raises:
@@ -122,13 +122,13 @@ class Seq2SeqRunner(ModelRunner):
         ]
 
     def _trial(self, rows: Sequence[Mapping[str, Any]]) -> list[list[torch.Tensor]]:
-        return next_logits(self._model, self._inputs(rows), len(rows))
+        return next_token_logits(self._model, self._inputs(rows), len(rows))
 
     def _inputs(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         features = pad(rows, self._tokenizer, self._device)
         return {name: features[name] for name in ("input_ids", "attention_mask")}
 
-    def _rows(self, texts: list[str], chosen: _Options) -> list[_Row]:
+    def _rows(self, texts: list[str], chosen: _Seq2SeqParams) -> list[_Row]:
         if chosen.source is not None:
             self._tokenizer.src_lang = chosen.source
         limit = self._limit if chosen.truncation else None
@@ -136,35 +136,41 @@ class Seq2SeqRunner(ModelRunner):
         seeds = [0 if chosen.seed is None else record_seed(chosen.seed, text) for text in texts]
         return [_Row(row.features, row.truncated, seed) for row, seed in zip(encoded, seeds, strict=True)]
 
-    def _generate(self, rows: Sequence[_Row], chosen: _Options, watch: Watch) -> list[list[dict[str, str]]]:
+    def _generate(
+        self, rows: Sequence[_Row], chosen: _Seq2SeqParams, monitor: RunMonitor
+    ) -> list[list[dict[str, str]]]:
         more: dict[str, Any] = {"tokenizer": self._tokenizer} if chosen.config.stop_strings else {}
         if chosen.seed is not None:
             copies = chosen.config.num_return_sequences or 1
-            choice = SeededChoice(warpers(chosen.config), [row.seed for row in rows], copies)
-            more |= {**NO_WARPERS, "logits_processor": LogitsProcessorList([choice])}
+            choice = SeededSampler(logits_warpers(chosen.config), [row.seed for row in rows], copies)
+            more |= {**DISABLED_WARPERS, "logits_processor": LogitsProcessorList([choice])}
         ids = self._model.generate(
             **self._inputs([row.features for row in rows]),
             generation_config=chosen.config,
-            stopping_criteria=StoppingCriteriaList([Pulse(watch)]),
+            stopping_criteria=StoppingCriteriaList([CancelCriteria(monitor)]),
             **more,
         )
         texts = [{self._name: self._decode(row, chosen)} for row in ids]
         each = len(texts) // len(rows)
         return [texts[first : first + each] for first in range(0, len(texts), each)]
 
-    def _decode(self, ids: torch.Tensor, chosen: _Options) -> str:
+    def _decode(self, ids: torch.Tensor, chosen: _Seq2SeqParams) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=chosen.clean_up)
         return text
 
-    def _options(self, params: Mapping[str, Json]) -> _Options:
+    def _options(self, params: Mapping[str, Json]) -> _Seq2SeqParams:
         translates = self._name == _NAMES["translation"]
         params = check_params(self._task, TASK_PARAMS[find_task(self._task).name], params)
         task_params = getattr(self._model.config, "task_specific_params", None) or {}
-        way = direction(self._task, params, self._tokenizer, task_params) if translates else Direction(self._task)
+        way = (
+            translation_direction(self._task, params, self._tokenizer, task_params)
+            if translates
+            else TranslationDirection(self._task)
+        )
         of_task = dict(task_params.get(way.task, {}))
         prefix = of_task.pop("prefix", None) or getattr(self._model.config, "prefix", None) or ""
         config = self._settings(params, way, of_task)
-        return _Options(
+        return _Seq2SeqParams(
             config=config,
             prefix=way.prefix + prefix,
             source=way.source,
@@ -173,7 +179,7 @@ class Seq2SeqRunner(ModelRunner):
             seed=params.get("seed") if config.do_sample else None,
         )
 
-    def _settings(self, params: Mapping[str, Json], way: Direction, of_task: Mapping[str, Json]) -> Any:
+    def _settings(self, params: Mapping[str, Json], way: TranslationDirection, of_task: Mapping[str, Json]) -> Any:
         defaults: dict[str, Json] = {
             "pad_token_id": self._tokenizer.pad_token_id,
             "max_new_tokens": min(_NEW_TOKENS, self._positions or _NEW_TOKENS),
@@ -181,9 +187,9 @@ class Seq2SeqRunner(ModelRunner):
         }
         language = {} if way.first_token is None else {"forced_bos_token_id": way.first_token}
         asked = {name: params[name] for name in GENERATE_PARAMS if name in params}
-        config = settle(self._model, defaults, of_task, language, asked)
+        config = build_generation_config(self._model, defaults, of_task, language, asked)
         if self._most_new_tokens is not None:
-            keep_within(self._task, asked, config, self._most_new_tokens)
+            apply_token_limit(self._task, asked, config, self._most_new_tokens)
         if "seed" in params and config.do_sample and (config.num_beams or 1) > 1:
             raise ModelError("bad_param", "seed does not go with beams: leave it out, or say num_beams=1.")
         if self._positions is not None and (config.max_new_tokens or 0) > self._positions:

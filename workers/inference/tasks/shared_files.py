@@ -41,4 +41,4 @@ class SharedFiles:
         return blob
 
 
-NONE_SHARED = SharedFiles((), 0)
+NO_SHARED_FILES = SharedFiles((), 0)

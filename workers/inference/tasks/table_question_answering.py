@@ -9,10 +9,10 @@ from transformers import pipelines as hf
 from common.errors import RecordError
 from common.records import Json
 from common.tasks import TASKS
-from workers.inference.tasks.pipeline_task import PlainTask, Prepared, Row, Settings
-from workers.inference.text.collate import row_of
-from workers.inference.text.fields import fields_of
-from workers.inference.text.tokenization import text_of
+from workers.inference.tasks.pipeline_task import PipelineParams, PlainTask, PreparedRecord, RowOutput
+from workers.inference.text.collate import take_row
+from workers.inference.text.fields import parse_fields
+from workers.inference.text.tokenization import check_text
 
 
 class TableQuestionAnswering(PlainTask):
@@ -22,31 +22,31 @@ class TableQuestionAnswering(PlainTask):
     pipeline_class = hf.TableQuestionAnsweringPipeline
     auto_class = "AutoModelForTableQuestionAnswering"
 
-    def prepare(self, value: Json, settings: Settings) -> Prepared:
+    def prepare(self, value: Json, parsed_params: PipelineParams) -> PreparedRecord:
         """Return the table and the question; rows that the model has no room for are dropped from the end."""
-        fields = fields_of(TASKS[self.name], value)
-        table = table_of(fields["table"])
-        pair = {"table": table, "query": text_of(fields["query"], "query")}
+        fields = parse_fields(TASKS[self.name], value)
+        table = parse_table(fields["table"])
+        pair = {"table": table, "query": check_text(fields["query"], "query")}
         try:
-            inputs = dict(self.pipe.preprocess(pair, **settings.preprocess))
+            inputs = dict(self.pipe.preprocess(pair, **parsed_params.preprocess))
         except ValueError as error:  # more columns than it counts, or a question that leaves no room for one row
             raise RecordError("too_long", f"The table does not fit the model: {error}.") from error
         rows_seen = int(inputs["token_type_ids"][0, :, 2].max())  # numbered from 1
-        return Prepared([inputs], truncated=rows_seen < len(table))
+        return PreparedRecord([inputs], truncated=rows_seen < len(table))
 
-    def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[Row]:
+    def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[RowOutput]:
         inputs, scores = outputs["model_inputs"], outputs["outputs"]
         rows = []
         for number, length in enumerate(lengths):
-            parts = [row_of(scores["logits"], number, length)]
+            parts = [take_row(scores["logits"], number, length)]
             if scores.get("logits_aggregation") is not None:
-                parts.append(row_of(scores["logits_aggregation"], number))
-            taken = {key: row_of(value, number, length) for key, value in inputs.items()}
+                parts.append(take_row(scores["logits_aggregation"], number))
+            taken = {key: take_row(value, number, length) for key, value in inputs.items()}
             rows.append({"model_inputs": taken, "table": outputs["table"][number], "outputs": tuple(parts)})
         return rows
 
 
-def table_of(value: Json) -> pd.DataFrame:
+def parse_table(value: Json) -> pd.DataFrame:
     """Return a data frame of texts from an object of columns, or a list of rows that are objects.
 
     Raises:

@@ -22,23 +22,23 @@ from common.records import Json
 from common.task_params import TASK_PARAMS
 from common.tasks import TASKS
 from workers.inference.core.batches import is_device_lost
-from workers.inference.core.runner import Cancelled, Watch
-from workers.inference.core.token_budget import MOST, TokenBudget
-from workers.inference.generation.continuous_batching import ContinuousBatches, find_continuous
-from workers.inference.generation.limits import keep_within
-from workers.inference.generation.seeded_sampling import NO_WARPERS, SeededChoice, record_seed, warpers
-from workers.inference.generation.token_callback import Pulse
-from workers.inference.models.batch_invariance import next_logits
-from workers.inference.tasks.pipeline_task import PipelineTask, Prepared, Row, Settings
+from workers.inference.core.runner import Cancelled, RunMonitor
+from workers.inference.core.token_budget import MAX_TOKENS, TokenBudget
+from workers.inference.generation.continuous_batching import ContinuousBatcher, try_continuous_batching
+from workers.inference.generation.limits import apply_token_limit
+from workers.inference.generation.seeded_sampling import DISABLED_WARPERS, SeededSampler, logits_warpers, record_seed
+from workers.inference.generation.token_callback import CancelCriteria
+from workers.inference.models.batch_invariance import next_token_logits
+from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, RowOutput
 from workers.inference.text.collate import join
-from workers.inference.text.fields import fields_of, messages_of
-from workers.inference.text.tokenization import text_of
-from workers.inference.text.truncation import Inputs, keep_end, length_of
+from workers.inference.text.fields import parse_fields, parse_messages
+from workers.inference.text.tokenization import check_text
+from workers.inference.text.truncation import ModelInputs, token_count, truncate_left
 
 logger = logging.getLogger(__name__)
 
 #: Settings that count or look back at tokens in front of the new ones, and their values that do nothing.
-_LOOK_BACK = {
+_PROMPT_DEPENDENT = {
     "min_length": 0,
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
@@ -50,7 +50,7 @@ _LOOK_BACK = {
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationSettings(Settings):
+class GenerationSettings(PipelineParams):
     """A job's parameters, and what they come to together with the model's own configuration."""
 
     config: Any = None  #: the generation configuration that `generate` will use
@@ -71,19 +71,19 @@ class TextGeneration(PipelineTask[GenerationSettings]):
     def __init__(self, pipe: Any) -> None:
         """Take the pipeline; on a GPU, try whether its model generates in continuous batches."""
         super().__init__(pipe)
-        self.continuous: ContinuousBatches | None = None
+        self.continuous: ContinuousBatcher | None = None
         if pipe.model.device.type == "cuda":
-            self.continuous = find_continuous(pipe.model)
+            self.continuous = try_continuous_batching(pipe.model)
 
-    def settings(self, params: Mapping[str, Json]) -> GenerationSettings:
+    def parsed_params(self, params: Mapping[str, Json]) -> GenerationSettings:
         """Return the job's parameters; nothing is left to `generate` to refuse."""
         params = check_params(self.name, TASK_PARAMS[self.name], params)
         seed, usage = params.pop("seed", None), params.pop("usage", False)
         plain = self._sorted(params)
-        forward = self._with_room(plain.forward)
+        forward = self._with_default_length(plain.forward)
         config = self._config(forward)
         if self.most_new_tokens is not None:
-            keep_within(self.name, params, self.pipe.model.generation_config, self.most_new_tokens)
+            apply_token_limit(self.name, params, self.pipe.model.generation_config, self.most_new_tokens)
         if seed is not None and config.do_sample and (config.num_beams or 1) > 1:
             raise ModelError("bad_param", "seed does not go with beams: leave out seed or num_beams.")
         return GenerationSettings(
@@ -94,69 +94,82 @@ class TextGeneration(PipelineTask[GenerationSettings]):
             postprocess=plain.postprocess,
             config=config,
             prompt_limit=self._prompt_limit(config),
-            equal_lengths=config.max_new_tokens is None or _looks_back(config),
+            equal_lengths=config.max_new_tokens is None or _depends_on_prompt(config),
             seed=seed if config.do_sample else None,
             usage=usage,
         )
 
-    def repeats_itself(self, settings: GenerationSettings) -> bool:
+    def is_deterministic(self, parsed_params: GenerationSettings) -> bool:
         """Return whether nothing is sampled, or by a seed."""
-        return not settings.config.do_sample or settings.seed is not None
+        return not parsed_params.config.do_sample or parsed_params.seed is not None
 
-    def prepare(self, value: Json, settings: GenerationSettings) -> Prepared:
+    def prepare(self, value: Json, parsed_params: GenerationSettings) -> PreparedRecord:
         """Return the prompt, or the chat as its template writes it, cut from the front where it is too long."""
-        fields = fields_of(TASKS[self.name], value)
-        prompt = text_of(fields["text"]) if "text" in fields else self._chat(fields)
+        fields = parse_fields(TASKS[self.name], value)
+        prompt = check_text(fields["text"]) if "text" in fields else self._chat(fields)
         try:
-            inputs = dict(self.pipe.preprocess(prompt, **settings.preprocess))
+            inputs = dict(self.pipe.preprocess(prompt, **parsed_params.preprocess))
         except jinja2.TemplateError as error:
             raise RecordError("wrong_type", f"The model's chat template refuses these messages: {error}") from error
         inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
-        if settings.seed is not None:
-            inputs["record_seed"] = record_seed(settings.seed, fields)
-        return self._cut(inputs, settings)
+        if parsed_params.seed is not None:
+            inputs["record_seed"] = record_seed(parsed_params.seed, fields)
+        return self._truncate(inputs, parsed_params)
 
-    def group(self, inputs: Inputs, settings: GenerationSettings) -> int:
+    def group(self, inputs: ModelInputs, parsed_params: GenerationSettings) -> int:
         """Return the length where only equal lengths go together, else 0."""
-        return length_of(inputs) if settings.equal_lengths else 0
+        return token_count(inputs) if parsed_params.equal_lengths else 0
 
-    def tokens(self, inputs: Inputs, settings: GenerationSettings) -> int:
+    def tokens(self, inputs: ModelInputs, parsed_params: GenerationSettings) -> int:
         """Return prompt and new tokens together: what the cache will hold."""
-        config = settings.config
-        return length_of(inputs) + int(config.max_new_tokens or config.max_length)
+        config = parsed_params.config
+        return token_count(inputs) + int(config.max_new_tokens or config.max_length)
 
-    def budget(self, usual: TokenBudget, settings: GenerationSettings) -> TokenBudget:
+    def budget(self, usual: TokenBudget, parsed_params: GenerationSettings) -> TokenBudget:
         """Return what a batch may hold: everything, where it is for the continuous loop to say what runs together."""
-        return TokenBudget(MOST, MOST, fitted=True) if self._continues(settings) else usual
+        return TokenBudget(MAX_TOKENS, MAX_TOKENS, calibrated=True) if self._find_batcher(parsed_params) else usual
 
-    def forward(self, batch: Sequence[Inputs], settings: GenerationSettings, watch: Watch) -> list[Row]:
+    def forward(
+        self, batch: Sequence[ModelInputs], parsed_params: GenerationSettings, monitor: RunMonitor
+    ) -> list[RowOutput]:
         """Generate for one batch; the watch is told about every token."""
-        continuous = self._continues(settings)
+        continuous = self._find_batcher(parsed_params)
         if continuous:
-            return self._continued(continuous, batch, settings, watch)
-        kwargs: dict[str, Any] = {**settings.forward, "stopping_criteria": StoppingCriteriaList([Pulse(watch)])}
-        if settings.seed is not None:
+            return self._generate_continuously(continuous, batch, parsed_params, monitor)
+        kwargs: dict[str, Any] = {
+            **parsed_params.forward,
+            "stopping_criteria": StoppingCriteriaList([CancelCriteria(monitor)]),
+        }
+        if parsed_params.seed is not None:
             seeds = [inputs["record_seed"] for inputs in batch]
-            choice = SeededChoice(warpers(settings.config), seeds, settings.config.num_return_sequences or 1)
-            kwargs |= {**NO_WARPERS, "logits_processor": LogitsProcessorList([choice])}
+            choice = SeededSampler(
+                logits_warpers(parsed_params.config), seeds, parsed_params.config.num_return_sequences or 1
+            )
+            kwargs |= {**DISABLED_WARPERS, "logits_processor": LogitsProcessorList([choice])}
         outputs = self.pipe.forward(join(batch, self.pad_id, "left"), **kwargs)
-        return [self._row(outputs, number, length_of(inputs), settings.config) for number, inputs in enumerate(batch)]
+        return [
+            self._row(outputs, number, token_count(inputs), parsed_params.config) for number, inputs in enumerate(batch)
+        ]
 
-    def trial(self, batch: Sequence[Inputs], settings: GenerationSettings) -> list[list[torch.Tensor]]:
+    def trial(self, batch: Sequence[ModelInputs], parsed_params: GenerationSettings) -> list[list[torch.Tensor]]:
         """Return for each prompt the logits of its next tokens."""
         names = ("input_ids", "attention_mask")
         joined = join([{name: inputs[name] for name in names} for inputs in batch], self.pad_id, "left")
         on_device = {name: tensor.to(self.pipe.model.device) for name, tensor in joined.items()}
-        return next_logits(self.pipe.model, on_device, len(batch))
+        return next_token_logits(self.pipe.model, on_device, len(batch))
 
-    def _continues(self, settings: GenerationSettings) -> ContinuousBatches | None:
-        if self.continuous is None or settings.seed is not None:
+    def _find_batcher(self, parsed_params: GenerationSettings) -> ContinuousBatcher | None:
+        if self.continuous is None or parsed_params.seed is not None:
             return None
-        return self.continuous if self.continuous.takes(settings.config) else None
+        return self.continuous if self.continuous.supports(parsed_params.config) else None
 
-    def _continued(
-        self, continuous: ContinuousBatches, batch: Sequence[Inputs], settings: GenerationSettings, watch: Watch
-    ) -> list[Row]:
+    def _generate_continuously(
+        self,
+        continuous: ContinuousBatcher,
+        batch: Sequence[ModelInputs],
+        parsed_params: GenerationSettings,
+        monitor: RunMonitor,
+    ) -> list[RowOutput]:
         """Generate in continuous batches; if they fail, there are none from then on.
 
         Raises:
@@ -164,7 +177,7 @@ class TextGeneration(PipelineTask[GenerationSettings]):
         """
         prompts = [inputs["input_ids"][0].tolist() for inputs in batch]
         try:
-            found = continuous.generate(prompts, settings.config, watch)
+            found = continuous.generate(prompts, parsed_params.config, monitor)
         except Cancelled:
             raise
         except Exception as error:  # whatever the loop fails of, static batches may do
@@ -177,22 +190,22 @@ class TextGeneration(PipelineTask[GenerationSettings]):
                 "generated_sequence": torch.tensor([[prompt + new]]),
                 "input_ids": torch.tensor([prompt]),
                 "prompt_text": inputs["prompt_text"],
-                "written": [self._written(new, settings.config)],
+                "written": [self._count_new_tokens(new, parsed_params.config)],
             }
             for inputs, prompt, new in zip(batch, prompts, found, strict=True)
         ]
 
-    def finish(self, rows: Sequence[Row], prepared: Prepared, settings: GenerationSettings) -> Json:
+    def finish(self, rows: Sequence[RowOutput], prepared: PreparedRecord, parsed_params: GenerationSettings) -> Json:
         """Return the texts, with their counts of tokens where they are asked for."""
-        texts = super().finish(rows, prepared, settings)
-        if settings.usage:
+        texts = super().finish(rows, prepared, parsed_params)
+        if parsed_params.usage:
             asked = int(rows[0]["input_ids"].shape[1])
             for text, (written, ended) in zip(texts, rows[0]["written"], strict=True):
                 reason = "stop" if ended else "length"
                 text |= {"prompt_tokens": asked, "completion_tokens": written, "finish_reason": reason}
         return texts
 
-    def _with_room(self, forward: Mapping[str, Any]) -> dict[str, Any]:
+    def _with_default_length(self, forward: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings with a default length that leaves half the model's positions to the prompt.
 
         Raises:
@@ -211,7 +224,7 @@ class TextGeneration(PipelineTask[GenerationSettings]):
             config, _ = self.pipe.model._prepare_generation_config(None, **kwargs)
             config.validate()
             if config.do_sample:
-                warpers(config)
+                logits_warpers(config)
         except (ValueError, TypeError) as error:
             raise ModelError("bad_param", f"text-generation does not take these parameters: {error}") from error
         return config
@@ -224,7 +237,7 @@ class TextGeneration(PipelineTask[GenerationSettings]):
         return int(config.max_length) - 1
 
     def _chat(self, fields: Mapping[str, Json]) -> Chat:
-        messages = messages_of(fields)
+        messages = parse_messages(fields)
         if not self.tokenizer.chat_template:
             raise RecordError(
                 "no_chat_template",
@@ -232,23 +245,23 @@ class TextGeneration(PipelineTask[GenerationSettings]):
             )
         return Chat(messages)
 
-    def _cut(self, inputs: Inputs, settings: GenerationSettings) -> Prepared:
-        limit = settings.prompt_limit
-        if limit is None or length_of(inputs) <= limit:
-            return Prepared([inputs])
-        if settings.config.max_new_tokens is None:
+    def _truncate(self, inputs: ModelInputs, parsed_params: GenerationSettings) -> PreparedRecord:
+        limit = parsed_params.prompt_limit
+        if limit is None or token_count(inputs) <= limit:
+            return PreparedRecord([inputs])
+        if parsed_params.config.max_new_tokens is None:
             raise RecordError(
                 "too_long",
-                f"The prompt has {length_of(inputs)} tokens, and max_length={limit + 1} counts them: "
+                f"The prompt has {token_count(inputs)} tokens, and max_length={limit + 1} counts them: "
                 "no room is left for new ones. Say max_new_tokens instead.",
             )
-        return Prepared([keep_end(inputs, limit, self.tokenizer.bos_token_id)], truncated=True)
+        return PreparedRecord([truncate_left(inputs, limit, self.tokenizer.bos_token_id)], truncated=True)
 
-    def _row(self, outputs: Mapping[str, Any], number: int, length: int, config: Any) -> Row:
+    def _row(self, outputs: Mapping[str, Any], number: int, length: int, config: Any) -> RowOutput:
         """Take one record out of the batch: without the padding before it, nor that behind its last text."""
         padded = outputs["input_ids"].shape[1]
         copies = outputs["generated_sequence"][number, :, padded - length :]
-        written = [self._written(copy[length:].tolist(), config) for copy in copies]
+        written = [self._count_new_tokens(copy[length:].tolist(), config) for copy in copies]
         longest = max(count for count, _ in written)
         return {
             "generated_sequence": copies[None, :, : length + longest],
@@ -257,7 +270,7 @@ class TextGeneration(PipelineTask[GenerationSettings]):
             "written": written,
         }
 
-    def _written(self, tokens: list[int], config: Any) -> tuple[int, bool]:
+    def _count_new_tokens(self, tokens: list[int], config: Any) -> tuple[int, bool]:
         """Return how many new tokens are the record's own, and whether it ended: then it is filled up for the batch."""
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
@@ -271,5 +284,5 @@ class TextGeneration(PipelineTask[GenerationSettings]):
         return bool(config.stop_strings) and any(stop in self.tokenizer.decode(tokens) for stop in config.stop_strings)
 
 
-def _looks_back(config: Any) -> bool:
-    return any(getattr(config, name, idle) not in (None, idle) for name, idle in _LOOK_BACK.items())
+def _depends_on_prompt(config: Any) -> bool:
+    return any(getattr(config, name, idle) not in (None, idle) for name, idle in _PROMPT_DEPENDENT.items())

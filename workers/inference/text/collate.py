@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import torch
 
-from workers.inference.text.truncation import Inputs
+from workers.inference.text.truncation import ModelInputs
 
 Side = Literal["left", "right"]
 
 
-def join(values: Sequence[Inputs], pad_id: int, side: Side = "right") -> Inputs:
+def join(values: Sequence[ModelInputs], pad_id: int, side: Side = "right") -> ModelInputs:
     """Return one batch: tensors of shape (1, tokens, ...) padded and stacked, anything else listed.
 
     Padding is `pad_id` in `input_ids`, 1 in `special_tokens_mask`, 0 elsewhere (so `attention_mask` hides it).
@@ -22,7 +22,7 @@ def join(values: Sequence[Inputs], pad_id: int, side: Side = "right") -> Inputs:
     return {key: _stacked([value[key] for value in values], fill.get(key, 0), side) for key in values[0]}
 
 
-def row_of(value: Any, number: int, tokens: int | None = None) -> Any:
+def take_row(value: Any, number: int, tokens: int | None = None) -> Any:
     """Return what belongs to row `number`, batch dimension kept; cut to `tokens` where the padding is on the right.
 
     Half-precision numbers become float32: numpy has no bfloat16, and scores are computed from them.

@@ -1,7 +1,7 @@
 """Records as they come in, untrusted: their fields, or the reason why there are none.
 
 Knows the fields of `common.tasks` and the shapes of values; no model and no tokenizer. What a text must be is said
-by `workers.inference.text.tokenization.text_of`.
+by `workers.inference.text.tokenization.check_text`.
 """
 
 from collections.abc import Mapping
@@ -11,24 +11,24 @@ from common.records import Json
 from common.tasks import Task
 
 
-def fields_of(task: Task, value: Json) -> dict[str, Json]:
+def parse_fields(task: Task, value: Json) -> dict[str, Json]:
     """Return the fields of a record's input that `task` knows; a bare text is the field `task.bare`.
 
     Raises:
         RecordError: `wrong_type`, neither text nor object; `missing_field`.
     """
     if isinstance(value, str):
-        value = {task.bare or "text": value}
+        value = {task.primary_field or "text": value}
     if not isinstance(value, Mapping):
         raise RecordError(
-            "wrong_type", f"{task.name} needs text or an object with {task.needs}; found {_named(value)}."
+            "wrong_type", f"{task.name} needs text or an object with {task.required_fields}; found {_named(value)}."
         )
-    task.input_of(value)
+    task.build_input(value)
     names = [name for group in task.fields for name in group]
     return {name: value[name] for name in (*names, *task.optional) if value.get(name) is not None}
 
 
-def messages_of(fields: Mapping[str, Json]) -> list[dict[str, Json]]:
+def parse_messages(fields: Mapping[str, Json]) -> list[dict[str, Json]]:
     """Return the messages of a chat.
 
     Raises:

@@ -27,14 +27,19 @@ logger = logging.getLogger(__name__)
 ATTENTION = "hugqueue_varlen"
 #: Texts of several lengths: what rows are packed of to see whether a model goes along.
 #: One is longer than any layer looks that sees its neighbours alone.
-PROBE = ("A short text.", "The old library stands beside the river, and opens at nine.", "Water", "It boils. " * 150)
+PROBE_TEXTS = (
+    "A short text.",
+    "The old library stands beside the river, and opens at nine.",
+    "Water",
+    "It boils. " * 150,
+)
 #: Where the layers of an encoder stand in its base model.
 _LAYERS = ("encoder", "transformer")
 
-Row = Mapping[str, Sequence[int]]
+TokenizedRow = Mapping[str, Sequence[int]]
 
 
-def attend(
+def varlen_attention(
     _module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -61,23 +66,25 @@ def attend(
     """
     side = None if sliding_window is None else sliding_window - 1
     if query.is_cuda:
-        return _by_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, side), None
+        return _varlen_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, side), None
     bounds = itertools.pairwise(cu_seq_lens_q.tolist())
     parts = [
         nn.functional.scaled_dot_product_attention(
-            *(part[:, :, begin:end] for part in (query, key, value)), _band(end - begin, side), scale=scaling
+            *(part[:, :, begin:end] for part in (query, key, value)),
+            _sliding_window_mask(end - begin, side),
+            scale=scaling,
         )
         for begin, end in bounds
     ]
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
-def _band(tokens: int, side: int | None) -> Tensor | None:
+def _sliding_window_mask(tokens: int, side: int | None) -> Tensor | None:
     """Return who sees whom where a token sees so many on each side."""
     return None if side is None else torch.ones(tokens, tokens, dtype=torch.bool).tril(side).triu(-side)
 
 
-def _by_kernel(
+def _varlen_kernel(
     query: Tensor, key: Tensor, value: Tensor, begins: Tensor, longest: int, scaling: float | None, side: int | None
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # only a torch for CUDA has what it calls
@@ -87,10 +94,10 @@ def _by_kernel(
     return varlen_attn(*rows, begins, begins, longest, longest, scale=scaling, window_size=window)[None]
 
 
-AttentionInterface.register(ATTENTION, attend)
+AttentionInterface.register(ATTENTION, varlen_attention)
 
 
-class Packer:
+class VarlenPacker:
     """Runs batches of one model as packed rows.
 
     Args:
@@ -107,7 +114,7 @@ class Packer:
         self._first_tokens = first_tokens
 
     @contextmanager
-    def packed(self, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    def packed(self, rows: Sequence[TokenizedRow]) -> Iterator[dict[str, Any]]:
         """Give the model's arguments for these tokenised texts; while entered, the model attends by sequences."""
         lengths = [len(row["input_ids"]) for row in rows]
         begins = [0, *itertools.accumulate(lengths)]
@@ -146,8 +153,8 @@ class Packer:
 
 
 def find_packer(
-    model: Any, device: str, agrees: Callable[[Packer], bool], *, first_tokens: bool = False
-) -> Packer | None:
+    model: Any, device: str, agrees: Callable[[VarlenPacker], bool], *, first_tokens: bool = False
+) -> VarlenPacker | None:
     """Return what packs the batches of `model`, None where it gives something else or cannot be packed.
 
     Args:
@@ -158,7 +165,7 @@ def find_packer(
     """
     padding = getattr(model.config, "pad_token_id", None)
     for position in dict.fromkeys((0, 0 if padding is None else padding + 1)):
-        packer = Packer(model, device, position=position, first_tokens=first_tokens)
+        packer = VarlenPacker(model, device, position=position, first_tokens=first_tokens)
         try:
             if agrees(packer):
                 return packer
@@ -172,20 +179,20 @@ class PackingRunner(ModelRunner):
     """A runner that runs its batches as packed rows where its model goes along."""
 
     _device: str
-    _packer: Packer | None = None
+    _packer: VarlenPacker | None = None
 
-    def facts(self) -> dict[str, Json]:
+    def run_info(self) -> dict[str, Json]:
         """Return what the model runs with; its attention is ours where rows are packed."""
-        return super().facts() | ({"attention": ATTENTION} if self._packer else {})
+        return super().run_info() | ({"attention": ATTENTION} if self._packer else {})
 
-    def _pack(self, agrees: Callable[[Packer], bool], *, first_tokens: bool = False) -> bool:
+    def _pack(self, agrees: Callable[[VarlenPacker], bool], *, first_tokens: bool = False) -> bool:
         """Pack from now on if `find_packer` finds a way; return whether it does."""
         self._packer = find_packer(self._model, self._device, agrees, first_tokens=first_tokens)
-        self.budget.pads = self._packer is None
+        self.budget.pads_to_longest = self._packer is None
         return self._packer is not None
 
 
-def by_row(states: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+def split_rows(states: Tensor, lengths: Sequence[int]) -> list[Tensor]:
     """Return what there is for each row's tokens, of shape (tokens, ...), from a padded batch or a packed one.
 
     Args:
@@ -197,7 +204,7 @@ def by_row(states: Tensor, lengths: Sequence[int]) -> list[Tensor]:
     return [state[:length] for state, length in zip(states, lengths, strict=True)]
 
 
-def unpacked(states: Tensor, lengths: Sequence[int]) -> Tensor:
+def unpack(states: Tensor, lengths: Sequence[int]) -> Tensor:
     """Return the states of a packed row, (1, tokens, width), as a padded batch, (texts, longest, width).
 
     Args:
@@ -212,7 +219,7 @@ def unpacked(states: Tensor, lengths: Sequence[int]) -> Tensor:
     return spread.view(len(lengths), longest, -1)
 
 
-def pays(model: Any) -> bool:
+def supports_varlen_kernel(model: Any) -> bool:
     """Whether there is a kernel for packed rows where this model is: on a GPU, in half precision."""
     cuda: bool = model.device.type == "cuda" and model.dtype in (torch.float16, torch.bfloat16)
     return cuda and torch.cuda.get_device_capability(model.device) >= (8, 0)

@@ -14,15 +14,15 @@ import torch
 from common.errors import RecordError
 from common.records import Failure, Json, Outcome
 from workers.inference.core.batches import Item
-from workers.inference.text.truncation import cut_pair
+from workers.inference.text.truncation import truncate_pair
 
 T = TypeVar("T")
 #: A text, or one with its pair.
-Text = str | tuple[str, str | None]
+TextOrPair = str | tuple[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class TokenizedText:
     """One tokenised text."""
 
     features: dict[str, list[int]]  #: by the names of the model's arguments, each as long as the text
@@ -37,7 +37,7 @@ class Encoded:
 NO_TOKENS = Failure("empty_text", "The tokenizer finds no token in the text.")
 
 
-def text_of(value: Json, what: str = "the input") -> str:
+def check_text(value: Json, what: str = "the input") -> str:
     """Return `value` if it is a text that a tokenizer takes and that says something.
 
     Raises:
@@ -56,7 +56,7 @@ def text_of(value: Json, what: str = "the input") -> str:
     return value
 
 
-def read_inputs(inputs: Sequence[Json], read: Callable[[Json], T]) -> tuple[dict[int, T], dict[int, Outcome]]:
+def parse_inputs(inputs: Sequence[Json], read: Callable[[Json], T]) -> tuple[dict[int, T], dict[int, Outcome]]:
     """Return what `read` makes of the inputs, and the outcomes of those that it refuses, both by position."""
     values: dict[int, T] = {}
     refused: dict[int, Outcome] = {}
@@ -68,7 +68,7 @@ def read_inputs(inputs: Sequence[Json], read: Callable[[Json], T]) -> tuple[dict
     return values, refused
 
 
-def in_order(refused: Mapping[int, Outcome], items: Iterable[Item[Any]], results: Iterable[Any]) -> list[Outcome]:
+def merge_outcomes(refused: Mapping[int, Outcome], items: Iterable[Item[Any]], results: Iterable[Any]) -> list[Outcome]:
     """Return one outcome per input: those `refused`, and of the others what came of their item.
 
     Args:
@@ -85,7 +85,9 @@ def in_order(refused: Mapping[int, Outcome], items: Iterable[Item[Any]], results
     return [outcomes[position] for position in range(len(outcomes))]
 
 
-def encode(tokenizer: Any, texts: Sequence[Text], limit: int | None, *, special: bool = True) -> list[Encoded]:
+def encode(
+    tokenizer: Any, texts: Sequence[TextOrPair], limit: int | None, *, special: bool = True
+) -> list[TokenizedText]:
     """Return the texts and pairs tokenised, in one call if they are of one kind, each cut to `limit` tokens.
 
     Special tokens, added if `special`, are counted; of a pair, the longer text is cut.
@@ -93,7 +95,7 @@ def encode(tokenizer: Any, texts: Sequence[Text], limit: int | None, *, special:
     kinds: dict[bool, list[int]] = {}
     for place, text in enumerate(texts):
         kinds.setdefault(isinstance(text, tuple) and text[1] is not None, []).append(place)
-    found: dict[int, Encoded] = {}
+    found: dict[int, TokenizedText] = {}
     for are_pairs, places in kinds.items():
         same = [texts[place] for place in places]
         if not are_pairs:
@@ -104,26 +106,28 @@ def encode(tokenizer: Any, texts: Sequence[Text], limit: int | None, *, special:
     return [found[place] for place in range(len(texts))]
 
 
-def _encode_pairs(tokenizer: Any, texts: Sequence[Any], limit: int | None) -> list[Encoded]:
+def _encode_pairs(tokenizer: Any, texts: Sequence[Any], limit: int | None) -> list[TokenizedText]:
     rows = _encode_alike(tokenizer, texts, None, special=True)
     return [_cut_pair(row, limit, tokenizer.truncation_side) for row in rows]
 
 
-def _cut_pair(row: Encoded, limit: int | None, side: str) -> Encoded:
+def _cut_pair(row: TokenizedText, limit: int | None, side: str) -> TokenizedText:
     if limit is None or len(row) <= limit:
         return row
-    kept = cut_pair(row.encoding.sequence_ids, limit, side)
-    return Encoded({name: [values[place] for place in kept] for name, values in row.features.items()}, truncated=True)
+    kept = truncate_pair(row.encoding.sequence_ids, limit, side)
+    return TokenizedText(
+        {name: [values[place] for place in kept] for name, values in row.features.items()}, truncated=True
+    )
 
 
-def _encode_alike(tokenizer: Any, texts: Sequence[Any], limit: int | None, special: bool) -> list[Encoded]:
+def _encode_alike(tokenizer: Any, texts: Sequence[Any], limit: int | None, special: bool) -> list[TokenizedText]:
     options: dict[str, Any] = {} if limit is None else {"truncation": True, "max_length": limit}
     options["add_special_tokens"] = special
     batch = tokenizer(list(texts), padding=False, return_attention_mask=True, **options)
     names = list(batch)
     encodings = batch.encodings or [None] * len(texts)
     return [
-        Encoded({name: batch[name][row] for name in names}, cut, encodings[row])
+        TokenizedText({name: batch[name][row] for name in names}, cut, encodings[row])
         for row, cut in enumerate(_cut_rows(tokenizer, texts, batch, limit, special))
     ]
 
@@ -159,7 +163,7 @@ def on_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def accepted(features: Mapping[str, T], model: Any) -> dict[str, T]:
+def accepted_features(features: Mapping[str, T], model: Any) -> dict[str, T]:
     """Return those features that the model's forward pass names as its arguments.
 
     Generic tokenizers give `token_type_ids` to models that have no use for them.

@@ -14,10 +14,10 @@ from common.errors import RecordError
 _UNLIMITED = 10**9
 #: What configurations call the number of positions, the second for decoders of speech.
 _POSITIONS = ("max_position_embeddings", "max_target_positions")
-Inputs = dict[str, Any]
+ModelInputs = dict[str, Any]
 
 
-def input_limit(model: Any, tokenizer: Any) -> int | None:
+def input_token_limit(model: Any, tokenizer: Any) -> int | None:
     """Return how many tokens the model takes, special ones included; None where nothing limits it.
 
     The smallest of the tokenizer's `model_max_length`, the configuration's number of positions, and the
@@ -34,12 +34,12 @@ def input_limit(model: Any, tokenizer: Any) -> int | None:
     return min(known, default=None)
 
 
-def length_of(inputs: Inputs) -> int:
+def token_count(inputs: ModelInputs) -> int:
     """Return the number of tokens of one prepared input."""
     return int(inputs["input_ids"].shape[1])
 
 
-def cut_pair(sequences: Sequence[int | None], limit: int, side: str) -> list[int]:
+def truncate_pair(sequences: Sequence[int | None], limit: int, side: str) -> list[int]:
     """Return the places that are kept of a tokenized pair, which is longer than `limit`.
 
     What the tokenizers library keeps by "longest_first". Its own way there also pairs all pieces that it cuts off with
@@ -65,7 +65,7 @@ def _beyond(places: list[int], length: int, side: str) -> list[int]:
     return places[length:] if side == "right" else places[: max(0, len(places) - length)]
 
 
-def mask_window(inputs: Inputs, limit: int, body: list[int], mask_id: int) -> Inputs:
+def truncate_around_masks(inputs: ModelInputs, limit: int, body: list[int], mask_id: int) -> ModelInputs:
     """Return `inputs` cut to `limit` tokens around the masks, with the special tokens at both ends.
 
     Args:
@@ -93,15 +93,15 @@ def mask_window(inputs: Inputs, limit: int, body: list[int], mask_id: int) -> In
     return _pieces(inputs, (0, before), (start, start + room), (len(ids) - after, len(ids)))
 
 
-def keep_end(inputs: Inputs, limit: int, first_id: int | None) -> Inputs:
+def truncate_left(inputs: ModelInputs, limit: int, first_id: int | None) -> ModelInputs:
     """Return `inputs` cut to its last `limit` tokens; a leading `first_id` (beginning of text) stays in front."""
-    total = length_of(inputs)
+    total = token_count(inputs)
     first = int(limit > 1 and first_id is not None and inputs["input_ids"][0, 0].item() == first_id)
     return _pieces(inputs, (0, first), (total - limit + first, total))
 
 
-def _pieces(inputs: Inputs, *spans: tuple[int, int]) -> Inputs:
-    total = length_of(inputs)
+def _pieces(inputs: ModelInputs, *spans: tuple[int, int]) -> ModelInputs:
+    total = token_count(inputs)
     return {
         key: torch.cat([value[:, start:end] for start, end in spans], dim=1)
         if isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[1] == total

@@ -9,29 +9,29 @@ from celery import Celery
 
 from common.errors import UsageError, WorkerError
 from common.jobs import Job
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.settings import Settings
 from workers.device.client.client import ChunkResult
 from workers.devices import only_trains
-from workers.disk_space import NO_ROOM
+from workers.disk_space import DISK_FULL_ERRNOS
 from workers.inference.core.runner import Cancelled
 from workers.leases import HeldLease
-from workers.training.controller.attempt import Attempt, Turn
-from workers.training.controller.progress import Telling
-from workers.training.controller.uploads import LOOK
+from workers.training.controller.attempt import Attempt, TrainChunk
+from workers.training.controller.progress import ProgressReporter
+from workers.training.controller.uploads import POLL_SECONDS
 
 
 class FineTuner:
     """Runs train chunks, one at a time."""
 
-    def __init__(self, settings: Settings, store: Store, app: Celery) -> None:
+    def __init__(self, settings: Settings, store: JobStore, app: Celery) -> None:
         self._settings = settings
         self._store = store
         self._app = app
         self._one_at_a_time = threading.Lock()
 
     @property
-    def shares_room(self) -> bool:
+    def runs_other_tasks(self) -> bool:
         """Whether the worker does other work as well, for which it needs its device process."""
         return not only_trains(self._settings)
 
@@ -47,17 +47,17 @@ class FineTuner:
             ModelError: the job cannot be done.
             WorkerError: this worker cannot do it.
         """
-        while not self._one_at_a_time.acquire(timeout=LOOK):
-            if held.given_up.is_set() or stopping.is_set():
+        while not self._one_at_a_time.acquire(timeout=POLL_SECONDS):
+            if held.cancelled.is_set() or stopping.is_set():
                 raise Cancelled
-        turn = Turn(job, held, stopping, Telling(job.id, self._store, self._app), on_checkpoint)
+        train_chunk = TrainChunk(job, held, stopping, ProgressReporter(job.id, self._store, self._app), on_checkpoint)
         try:
             with tempfile.TemporaryDirectory(prefix="hugqueue-train-", ignore_cleanup_errors=True) as scratch:
-                return Attempt(turn, self._settings, self._store, Path(scratch)).go()
+                return Attempt(train_chunk, self._settings, self._store, Path(scratch)).run()
         except UsageError as error:  # the store is not where it should be, or refuses us
             raise WorkerError("models_store", str(error)) from error
         except OSError as error:
-            if error.errno not in NO_ROOM:
+            if error.errno not in DISK_FULL_ERRNOS:
                 raise
             raise WorkerError("disk_full", f"No room for the work of a fine-tune job: {error}") from error
         finally:

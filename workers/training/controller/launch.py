@@ -20,13 +20,13 @@ from pathlib import Path
 from types import TracebackType
 
 from common.records import Json
-from common.sockets import fits
-from workers.child_env import child_environment, cores
+from common.sockets import fits_socket_path
+from workers.child_env import available_cpus, child_env
 
 logger = logging.getLogger(__name__)
 
 #: Seconds for processes to end by themselves after the socket closed.
-_ENDING = 5.0
+_EXIT_SECONDS = 5.0
 #: Bytes at the end of the log in which the reason of a death is looked for.
 _TAIL = 8192
 #: Sockets that `multiprocessing` makes in the temporary directory, for processes that load examples.
@@ -44,24 +44,24 @@ class Launch:
         processes: how many there are.
     """
 
-    def __init__(self, order: Path, address: Path, log: Path, *, cuda: bool, processes: int) -> None:
+    def __init__(self, config_path: Path, address: Path, log: Path, *, cuda: bool, processes: int) -> None:
         self.messages: queue.SimpleQueue[Mapping[str, Json]] = queue.SimpleQueue()
         self._log = log
         self._pids: set[int] = set()
         self._connections: list[socket.socket] = []
-        self._hearing: list[threading.Thread] = []
-        self._stop_asked = False
+        self._readers: list[threading.Thread] = []
+        self._stop_requested = False
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(address))
         self._listener.listen(processes)
         environ = _environ(cuda=cuda, processes=processes)
-        if not fits(Path(tempfile.gettempdir(), _LOADERS)):
+        if not fits_socket_path(Path(tempfile.gettempdir(), _LOADERS)):
             environ["TMPDIR"] = str(address.parent)  # which is short
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                _command(order, environ, cuda=cuda, processes=processes),
+                _command(config_path, environ, cuda=cuda, processes=processes),
                 env=environ,
-                cwd=order.parent,  # empty but for our own files: no name of a data set is a directory here
+                cwd=config_path.parent,  # empty but for our own files: no name of a data set is a directory here
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -72,7 +72,7 @@ class Launch:
 
     def stop(self) -> None:
         """Ask the processes to write a checkpoint and end."""
-        self._stop_asked = True
+        self._stop_requested = True
         for connection in self._connections:
             with suppress(OSError):
                 connection.sendall(b"stop\n")
@@ -91,7 +91,7 @@ class Launch:
             log.seek(max(0, self._log.stat().st_size - _TAIL))
             return log.read().decode(errors="replace")
 
-    def last_words(self) -> str:
+    def last_log_line(self) -> str:
         """Return the last line of the log that says something, for the message of a death."""
         lines = [line.strip() for line in self.tail().splitlines() if line.strip()]
         telling = [line for line in lines if "Error" in line and "CalledProcessError" not in line]
@@ -111,7 +111,7 @@ class Launch:
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
         try:
-            self._process.wait(_ENDING)
+            self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
             self._process.wait()
@@ -123,10 +123,10 @@ class Launch:
             except OSError:
                 return
             self._connections.append(connection)
-            if self._stop_asked:
+            if self._stop_requested:
                 self.stop()
             hearing = threading.Thread(target=self._hear, args=(connection,), name="training", daemon=True)
-            self._hearing.append(hearing)
+            self._readers.append(hearing)
             hearing.start()
 
     def _hear(self, connection: socket.socket) -> None:
@@ -140,19 +140,19 @@ class Launch:
 
     def _await_end(self) -> None:
         self._process.wait()
-        for hearing in self._hearing:  # their last words come first
-            hearing.join(_ENDING)
+        for hearing in self._readers:  # their last words come first
+            hearing.join(_EXIT_SECONDS)
         self.messages.put({"kind": "ended"})
 
 
-def _command(order: Path, environ: Mapping[str, str], *, cuda: bool, processes: int) -> list[str]:
+def _command(config_path: Path, environ: Mapping[str, str], *, cuda: bool, processes: int) -> list[str]:
     """Return the command line; of `accelerate`, everything it would ask for or warn about is named."""
     command = [sys.executable, "-P", "-m", "accelerate.commands.launch"]
-    command += ["--config_file", str(_write_config(order.with_name("accelerate.json"), cuda, processes))]
+    command += ["--config_file", str(_write_config(config_path.with_name("accelerate.json"), cuda, processes))]
     command += ["--num_cpu_threads_per_process", environ["OMP_NUM_THREADS"]]
     if processes > 1:
         command += ["--main_process_port", "0"]
-    return [*command, "-m", "workers.training.trainer", str(order)]
+    return [*command, "-m", "workers.training.trainer", str(config_path)]
 
 
 def _write_config(path: Path, cuda: bool, processes: int) -> Path:
@@ -178,9 +178,9 @@ def _write_config(path: Path, cuda: bool, processes: int) -> Path:
 
 
 def _environ(*, cuda: bool, processes: int) -> dict[str, str]:
-    environ = child_environment("cuda" if cuda else "cpu", processes)
+    environ = child_env("cuda" if cuda else "cpu", processes)
     environ["TOKENIZERS_PARALLELISM"] = "false"  # loaders may fork
-    environ.setdefault("OMP_NUM_THREADS", str(cores()))
+    environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
     if not cuda:
         environ["ACCELERATE_USE_CPU"] = "true"
     return environ

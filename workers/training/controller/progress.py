@@ -9,7 +9,7 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from common.queue.jobs import Store
+from common.queue.jobs import JobStore
 from common.records import Json
 
 logger = logging.getLogger(__name__)
@@ -20,13 +20,13 @@ _EVENTS = 2.0
 _NUMBERS = {"loss": "loss {:.4g}", "learning_rate": "learning rate {:.3g}", "examples_per_second": "{:,.1f} examples/s"}
 
 
-class Telling:
+class ProgressReporter:
     """Writes a fine-tune job's progress; being unable to is no reason to stop the work.
 
     Made in the thread of the handler: Celery knows there which ticket is in hand.
     """
 
-    def __init__(self, job_id: str, store: Store, app: Celery) -> None:
+    def __init__(self, job_id: str, store: JobStore, app: Celery) -> None:
         self._job_id = job_id
         self._store = store
         task = app.current_worker_task
@@ -36,7 +36,7 @@ class Telling:
 
     def __call__(self, progress: Mapping[str, Json]) -> None:
         """Write the progress, and in a few words the stage."""
-        words = describe(progress)
+        words = format_progress(progress)
         try:
             self._store.note(self._job_id, "progress", json.dumps(progress))
             self._store.note(self._job_id, "stage", words)
@@ -48,7 +48,7 @@ class Telling:
             logger.info("progress of job %s not told: %s", self._job_id, error)
 
 
-def describe(progress: Mapping[str, Json]) -> str:
+def format_progress(progress: Mapping[str, Json]) -> str:
     """Return the progress in a few words."""
     if progress.get("stage") or "steps" not in progress:
         return str(progress.get("stage") or "")

@@ -5,45 +5,45 @@ import traceback
 from pathlib import Path
 
 from common.errors import CodedError, ModelError, UsageError
-from workers.training.run_config import Order
-from workers.training.trainer.control_socket import Link
+from workers.training.run_config import TrainingRunConfig
+from workers.training.trainer.control_socket import ControlSocket
 
 
 def main(path: str) -> int:
     """Do what the order says; tell the Celery process how it ended. Return the exit status."""
-    order = Order.read(Path(path))
+    run_config = TrainingRunConfig.read(Path(path))
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not order.cuda)
-    link = Link(order.socket, state.process_index)
-    from workers.disk_space import is_full
+    state = PartialState(cpu=not run_config.cuda)
+    link = ControlSocket(run_config.socket, state.process_index)
+    from workers.disk_space import is_disk_full
     from workers.inference.core.batches import is_out_of_memory
-    from workers.training.trainer.callbacks import Stopped
+    from workers.training.trainer.callbacks import TrainingStopped
     from workers.training.trainer.train import train
 
     try:
-        result = train(order, link)
-        link.tell_once("done", result=result)
+        result = train(run_config, link)
+        link.send_from_main_process("done", result=result)
         return 0
-    except Stopped:
-        link.tell_once("stopped")
+    except TrainingStopped:
+        link.send_from_main_process("stopped")
         return 0
     except CodedError as error:
         kind = "model" if isinstance(error, ModelError) else "worker"
-        link.tell("failed", error=kind, code=error.code, message=error.message)
+        link.send("failed", error=kind, code=error.code, message=error.message)
     except UsageError as error:
-        link.tell("failed", error="model", code="bad_examples", message=str(error))
+        link.send("failed", error="model", code="bad_examples", message=str(error))
     except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, the Celery process is told
         traceback.print_exc()
         if is_out_of_memory(error):
-            link.tell("out_of_memory")
-        elif is_full(error, Path(order.work)):
-            message = f"No room for a checkpoint or the model in {order.work}: {type(error).__name__}: {error}"
-            link.tell("failed", error="worker", code="disk_full", message=message[:1000])
+            link.send("out_of_memory")
+        elif is_disk_full(error, Path(run_config.work)):
+            message = f"No room for a checkpoint or the model in {run_config.work}: {type(error).__name__}: {error}"
+            link.send("failed", error="worker", code="disk_full", message=message[:1000])
         elif not isinstance(error, torch.AcceleratorError):  # that is the device's fault: another try may do
             message = f"{type(error).__name__}: {error}"[:1000]
-            link.tell("failed", error="model", code="training_error", message=message)
+            link.send("failed", error="model", code="training_error", message=message)
     return 1
 
 

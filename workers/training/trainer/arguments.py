@@ -7,14 +7,16 @@ from transformers import TrainingArguments
 
 from common.errors import ModelError, UsageError
 from common.training.labels import Labels, check_metric
-from common.training.options import LESS_IS_BETTER, Training
-from workers.training.run_config import Order
+from common.training.options import LESS_IS_BETTER, TrainingOptions
+from workers.training.run_config import TrainingRunConfig
 
 #: Share of all steps between two points of the loss curve.
 _LOGGED = 0.01
 
 
-def make_arguments(order: Order, *, evaluates: bool, metric: str | None) -> TrainingArguments:
+def build_training_arguments(
+    run_config: TrainingRunConfig, *, evaluates: bool, metric: str | None
+) -> TrainingArguments:
     """Return the arguments of this run.
 
     Args:
@@ -25,8 +27,8 @@ def make_arguments(order: Order, *, evaluates: bool, metric: str | None) -> Trai
     Raises:
         ModelError: `bad_param`, transformers refuses a value.
     """
-    training = order.training
-    values = _chosen(order, training, evaluates=evaluates, metric=metric)
+    training = run_config.training
+    values = _chosen(run_config, training, evaluates=evaluates, metric=metric)
     values |= training.arguments
     if values["load_best_model_at_end"]:  # transformers wants a checkpoint for each evaluation then
         values["save_strategy"] = training.arguments.get("save_strategy", values["eval_strategy"])
@@ -38,7 +40,7 @@ def make_arguments(order: Order, *, evaluates: bool, metric: str | None) -> Trai
         raise ModelError("bad_param", f"transformers refuses these arguments: {error}"[:1000]) from error
 
 
-def best_metric(task: str, labels: Labels, training: Training) -> str:
+def best_metric(task: str, labels: Labels, training: TrainingOptions) -> str:
     """Return the metric that decides which checkpoint is best.
 
     Raises:
@@ -53,19 +55,21 @@ def best_metric(task: str, labels: Labels, training: Training) -> str:
     return training.metric_for_best.removeprefix("eval_")
 
 
-def _chosen(order: Order, training: Training, *, evaluates: bool, metric: str | None) -> dict[str, Any]:
+def _chosen(
+    run_config: TrainingRunConfig, training: TrainingOptions, *, evaluates: bool, metric: str | None
+) -> dict[str, Any]:
     return {
-        "output_dir": order.work,
+        "output_dir": run_config.work,
         "num_train_epochs": training.epochs,
-        "per_device_train_batch_size": order.batch_size,
-        "per_device_eval_batch_size": max(order.batch_size, 16),
-        "gradient_accumulation_steps": order.gradient_accumulation,
+        "per_device_train_batch_size": run_config.batch_size,
+        "per_device_eval_batch_size": max(run_config.batch_size, 16),
+        "gradient_accumulation_steps": run_config.gradient_accumulation,
         "learning_rate": training.rate,
         "warmup_steps": training.warmup,
         "weight_decay": training.weight_decay,
         "seed": training.seed,
-        "use_cpu": not order.cuda,
-        **_precision(training.dtype, cuda=order.cuda),
+        "use_cpu": not run_config.cuda,
+        **_precision(training.dtype, cuda=run_config.cuda),
         "train_sampling_strategy": "group_by_length",
         "logging_steps": _LOGGED,
         "logging_nan_inf_filter": False,
@@ -77,7 +81,7 @@ def _chosen(order: Order, training: Training, *, evaluates: bool, metric: str | 
         "metric_for_best_model": metric,
         "greater_is_better": None if metric is None else metric not in LESS_IS_BETTER,
         "restore_callback_states_from_checkpoint": training.early_stopping is not None,
-        "dataloader_pin_memory": order.cuda,
+        "dataloader_pin_memory": run_config.cuda,
         "disable_tqdm": True,
         "report_to": "none",
     }

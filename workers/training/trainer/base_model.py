@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ModelError
-from common.training.labels import Labels, in_order_of
-from common.training.options import Training
+from common.training.labels import Labels, align_labels
+from common.training.options import TrainingOptions
 from workers.inference.core.batches import is_out_of_memory
-from workers.inference.models.loader import LOAD_ERRORS, Source, check_own_code, load_config, load_tokenizer
-from workers.inference.text.truncation import input_limit
+from workers.inference.models.loader import LOAD_ERRORS, ModelSource, check_own_code, load_config, load_tokenizer
+from workers.inference.text.truncation import input_token_limit
 from workers.models.model_references import CONFIG
 
 #: Weights that a head can do without or that are computed: no word about them.
@@ -20,8 +20,8 @@ _POOLER = "pooler"
 _UNLIMITED = 2048
 
 
-def load_base(
-    auto_class: str, source: Source, labels: Labels, training: Training, note: Callable[[str], None]
+def load_base_model(
+    auto_class: str, source: ModelSource, labels: Labels, training: TrainingOptions, note: Callable[[str], None]
 ) -> tuple[Any, Any]:
     """Return model (float32, with a head for `labels`) and tokenizer of `source`.
 
@@ -61,11 +61,11 @@ def load_base(
     _give_padding(model, tokenizer)
     if training.lora:
         # A head that is there already is small as well: it is trained as a whole, as without LoRA.
-        model = with_adapter(model, training, new | (_head_of(model) if labels.kind else set()))
+        model = add_lora(model, training, new | (_head_of(model) if labels.kind else set()))
     return model, tokenizer
 
 
-def as_base_has_them(auto_class: str, source: Source, labels: Labels, note: Callable[[str], None]) -> Labels:
+def match_base_labels(auto_class: str, source: ModelSource, labels: Labels, note: Callable[[str], None]) -> Labels:
     """Return the labels in the order in which the base model's own head has them, where it tells the same apart.
 
     Raises:
@@ -74,7 +74,7 @@ def as_base_has_them(auto_class: str, source: Source, labels: Labels, note: Call
     known = _classes_of(load_config(source), auto_class.removeprefix("AutoModel"))
     if known == _placeholders(len(known)) and not set(labels.names) <= set(known):
         return labels  # its classes have no names, which could be told from those of the examples
-    found, said = in_order_of(labels, known)
+    found, said = align_labels(labels, known)
     if said:
         note(said)
     return found
@@ -91,13 +91,13 @@ def _placeholders(classes: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{number}" for number in range(classes))
 
 
-def most_tokens(model: Any, tokenizer: Any, training: Training) -> int:
+def max_example_tokens(model: Any, tokenizer: Any, training: TrainingOptions) -> int:
     """Return how many tokens an example may have: what the model takes, or less where the job says so."""
-    takes = input_limit(model, tokenizer) or _UNLIMITED
+    takes = input_token_limit(model, tokenizer) or _UNLIMITED
     return min(takes, training.max_length or takes)
 
 
-def _config(source: Source, labels: Labels) -> Any:
+def _config(source: ModelSource, labels: Labels) -> Any:
     names = {"id2label": dict(enumerate(labels.names)), "label2id": {n: i for i, n in enumerate(labels.names)}}
     kinds: dict[str, dict[str, Any]] = {
         "classes": {**names, "problem_type": "single_label_classification"},
@@ -148,7 +148,7 @@ def _give_padding(model: Any, tokenizer: Any) -> None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def with_adapter(model: Any, training: Training, whole: Set[str]) -> Any:
+def add_lora(model: Any, training: TrainingOptions, whole: Set[str]) -> Any:
     """Return the model with LoRA's additions to its linear layers, and with modules that are trained as a whole.
 
     Not by peft's `modules_to_save`: that takes every module whose name ends alike, and of a head of two layers called

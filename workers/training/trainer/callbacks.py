@@ -9,40 +9,40 @@ import torch
 from transformers import TrainerCallback
 
 from common.errors import ModelError
-from common.models.checkpoints import seal, sibling
-from workers.training.trainer.control_socket import Link
-from workers.training.trainer.metrics import metrics_of
+from common.models.checkpoints import checkpoint_at_step, mark_complete
+from workers.training.trainer.control_socket import ControlSocket
+from workers.training.trainer.metrics import eval_metrics
 
 #: Seconds between two messages about steps.
-_TELL = 0.5
+_PROGRESS_SECONDS = 0.5
 #: State of the random numbers at the beginning of the epoch, beside that of transformers at the checkpoint itself.
 _EPOCH_RNG = "epoch_rng.pt"
 
 
-class Stopped(Exception):
+class TrainingStopped(Exception):
     """Raised out of Trainer once a checkpoint is written for a worker that is stopping."""
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     """Tells of steps, losses and evaluations; ends a run whose loss is no number."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._begun = 0.0
+    def __init__(self, link: ControlSocket) -> None:
+        self._control_socket = link
+        self._started = 0.0
         self._first_step = 0
-        self._told = 0.0
+        self._sent = 0.0
         self._latest: dict[str, float] = {}
         self._metrics: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Begin to count."""
-        self._begun, self._first_step = time.monotonic(), state.global_step
-        self._tell(args, state)
+        self._started, self._first_step = time.monotonic(), state.global_step
+        self._send_progress(args, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Tell of the step, not of every one."""
-        if time.monotonic() - self._told > _TELL:
-            self._tell(args, state)
+        if time.monotonic() - self._sent > _PROGRESS_SECONDS:
+            self._send_progress(args, state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Keep the newest loss and metrics.
@@ -59,16 +59,16 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                     "it cannot recover. Try a lower --learning-rate, more --warmup, or --dtype float32.",
                 )
         self._latest |= {name: logs[name] for name in ("loss", "learning_rate") if name in logs}
-        self._metrics |= metrics_of(logs)
+        self._metrics |= eval_metrics(logs)
         if "loss" in logs or "eval_loss" in logs:
-            self._tell(args, state)
+            self._send_progress(args, state)
 
-    def _tell(self, args: Any, state: Any) -> None:
-        self._told = time.monotonic()
-        seconds, done = self._told - self._begun, state.global_step - self._first_step
+    def _send_progress(self, args: Any, state: Any) -> None:
+        self._sent = time.monotonic()
+        seconds, done = self._sent - self._started, state.global_step - self._first_step
         rate = done / seconds if seconds > 0 else 0.0
         examples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        self._link.tell_once(
+        self._control_socket.send_from_main_process(
             "progress",
             step=state.global_step,
             steps=state.max_steps,
@@ -82,14 +82,14 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         )
 
 
-class Checkpoints(TrainerCallback):  # type: ignore[misc]
+class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
     """Writes a checkpoint every so often and when the worker stops, and makes each one whole.
 
     All processes must do so at the same step: the first one decides, the others hear of it.
     """
 
-    def __init__(self, link: Link, seconds: float, resumed: Path | None) -> None:
-        self._link = link
+    def __init__(self, link: ControlSocket, seconds: float, resumed: Path | None) -> None:
+        self._control_socket = link
         self._seconds = seconds
         self._resumed = resumed
         self._written = time.monotonic()
@@ -99,13 +99,13 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Find the best checkpoint again: Trainer knows its path on the machine that wrote it, and forgets it here."""
         if self._resumed is not None and state.best_model_checkpoint is None and state.best_global_step:
-            best = sibling(self._resumed, state.best_global_step)
+            best = checkpoint_at_step(self._resumed, state.best_global_step)
             state.best_model_checkpoint = str(best) if best else None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Have the examples come in the same order in all processes, and in a run that goes on from a checkpoint."""
         if self._resumed is not None:
-            _restore_order(self._resumed, within_epoch=bool((state.epoch or 0) % 1))
+            _restore_epoch_rng(self._resumed, within_epoch=bool((state.epoch or 0) % 1))
             self._resumed = None
         if args.world_size > 1:
             from accelerate.utils import synchronize_rng_states
@@ -116,9 +116,9 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask Trainer for a checkpoint when one is due."""
         due = time.monotonic() - self._written > self._seconds
-        self._stopping = self._link.stop_asked.is_set()
+        self._stopping = self._control_socket.stop_requested.is_set()
         if args.world_size > 1:
-            self._stopping, due = _as_the_first(self._stopping, due, device=args.device)
+            self._stopping, due = _broadcast_flags(self._stopping, due, device=args.device)
         if self._stopping or due:
             control.should_save = True
 
@@ -134,20 +134,20 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
             torch.distributed.barrier()  # the others write their random states after the first one is done
         if args.process_index == 0:
             torch.save({"begin": self._epoch_rng, "now": torch.get_rng_state()}, checkpoint / _EPOCH_RNG)
-            seal(checkpoint)
-            self._link.tell("checkpoint", path=str(checkpoint), step=state.global_step)
+            mark_complete(checkpoint)
+            self._control_socket.send("checkpoint", path=str(checkpoint), step=state.global_step)
         if self._stopping:
-            raise Stopped
+            raise TrainingStopped
 
 
-def _as_the_first(*flags: bool, device: torch.device) -> list[bool]:
+def _broadcast_flags(*flags: bool, device: torch.device) -> list[bool]:
     """Return the flags as the first process has them."""
     told = torch.tensor(flags, dtype=torch.int32, device=device)
     torch.distributed.broadcast(told, src=0)
     return [bool(flag) for flag in told.tolist()]
 
 
-def _restore_order(checkpoint: Path, *, within_epoch: bool) -> None:
+def _restore_epoch_rng(checkpoint: Path, *, within_epoch: bool) -> None:
     """Set the random numbers that draw the epoch's order: those of its beginning.
 
     Trainer restores those of the checkpoint after it has skipped the examples already seen, so that within an epoch

@@ -11,7 +11,7 @@ from common.json_codec import to_json
 ORPHANED = 70
 
 
-class Link:
+class ControlSocket:
     """A connection on which messages go out and one word, `stop`, may come in.
 
     The process ends at once when the other side closes: nobody is left who could renew the lease, and another worker
@@ -20,14 +20,14 @@ class Link:
 
     def __init__(self, path: str, rank: int) -> None:
         self.rank = rank
-        self.stop_asked = threading.Event()
+        self.stop_requested = threading.Event()
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(path)
         self._lock = threading.Lock()
-        self.tell("hello", rank=rank, pid=os.getpid())
+        self.send("hello", rank=rank, pid=os.getpid())
         threading.Thread(target=self._listen, name="link", daemon=True).start()
 
-    def tell(self, kind: str, **body: Any) -> None:
+    def send(self, kind: str, **body: Any) -> None:
         """Send a message; what is not a finite number goes as null."""
         line = to_json({"kind": kind, **body}).encode() + b"\n"
         with self._lock:
@@ -36,15 +36,15 @@ class Link:
             except OSError:  # not to be taken for an error of the training, which has some of the same kind
                 os._exit(ORPHANED)
 
-    def tell_once(self, kind: str, **body: Any) -> None:
+    def send_from_main_process(self, kind: str, **body: Any) -> None:
         """Send a message from the first process alone: the others would say the same."""
         if self.rank == 0:
-            self.tell(kind, **body)
+            self.send(kind, **body)
 
     def _listen(self) -> None:
         try:
             while self._socket.recv(64):
-                self.stop_asked.set()
+                self.stop_requested.set()
         except OSError:
             pass
         os._exit(ORPHANED)

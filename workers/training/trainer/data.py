@@ -7,11 +7,11 @@ from typing import Any
 from common.errors import ModelError, UsageError, WorkerError, first_line
 from common.payloads.codec import decode_records
 from common.records import Json
-from common.training.examples import choose_shape, is_empty, make_example
-from common.training.labels import Example, Labels, check_seen, split, survey
-from common.training.options import HUB_PREFIX, Training
-from workers.disk_space import NO_ROOM
-from workers.training.run_config import Order
+from common.training.examples import choose_columns, is_empty, make_example
+from common.training.labels import Example, Labels, check_labels_known, infer_labels, split
+from common.training.options import HUB_PREFIX, TrainingOptions
+from workers.disk_space import DISK_FULL_ERRNOS
+from workers.training.run_config import TrainingRunConfig
 
 #: What the hub's HTTP library raises without network, by name: the library itself changes with the hub's version.
 _NO_NETWORK = "TransportError"
@@ -22,36 +22,36 @@ _LATER = (408, 429)
 class Examples:
     """What is learnt from and judged by, with what its labels are."""
 
-    def __init__(self, order: Order) -> None:
-        training, task = order.training, order.job.task
+    def __init__(self, run_config: TrainingRunConfig) -> None:
+        training, task = run_config.training, run_config.job.task
         self.notes: list[str] = []
-        self.train = self._load(task, training, training.train_source, order.examples.get("train", ()))
-        self.evaluation = self._load(task, training, training.eval_source, order.examples.get("eval", ()))
+        self.train = self._load(task, training, training.train_source, run_config.examples.get("train", ()))
+        self.evaluation = self._load(task, training, training.eval_source, run_config.examples.get("eval", ()))
         self.labels = self._labels(task, training)
         self.notes += self.labels.warnings
         if self.evaluation:
-            check_seen(self.labels, self.evaluation, training.eval_source or "the evaluation set")
+            check_labels_known(self.labels, self.evaluation, training.eval_source or "the evaluation set")
         elif training.eval_split:
             self.train, self.evaluation, said = split(self.labels, self.train, training.eval_split, training.seed)
             self.notes += said
 
-    def leave_out(self, part: str, numbers: Iterable[int]) -> None:
+    def remove(self, part: str, numbers: Iterable[int]) -> None:
         """Leave out the examples of these numbers of a part, "train" or "eval"."""
         name, unwanted = {"train": "train", "eval": "evaluation"}[part], frozenset(numbers)
         setattr(self, name, [example for n, example in enumerate(getattr(self, name)) if n not in unwanted])
 
-    def _labels(self, task: str, training: Training) -> Labels:
+    def _labels(self, task: str, training: TrainingOptions) -> Labels:
         """Return what the producer found; a part that is left to learn from may not show all of it any more."""
         if training.labels is not None:
             labels = Labels.decode(training.labels)
-            check_seen(labels, self.train, "the training set")
+            check_labels_known(labels, self.train, "the training set")
             return labels
-        labels = survey(task, self.train)
+        labels = infer_labels(task, self.train)
         if training.train_source and labels.words:  # of files, the producer has said it
             self.notes.append(labels.words)
         return labels
 
-    def _load(self, task: str, training: Training, source: str | None, files: Sequence[str]) -> list[Example]:
+    def _load(self, task: str, training: TrainingOptions, source: str | None, files: Sequence[str]) -> list[Example]:
         if source is None:
             return [record.input for file in files for record in decode_records(Path(file).read_bytes())]
         examples = list(_from_hub(task, training, source))
@@ -61,7 +61,7 @@ class Examples:
         return list(whole)
 
 
-def encoded_dataset(columns: Mapping[str, list[Any]]) -> Any:
+def to_dataset(columns: Mapping[str, list[Any]]) -> Any:
     """Return the examples as Trainer takes them, with their lengths for grouping."""
     import datasets
 
@@ -69,11 +69,11 @@ def encoded_dataset(columns: Mapping[str, list[Any]]) -> Any:
     return datasets.Dataset.from_dict({**columns, "length": lengths})
 
 
-def _from_hub(task: str, training: Training, source: str) -> Iterable[dict[str, Json]]:
+def _from_hub(task: str, training: TrainingOptions, source: str) -> Iterable[dict[str, Json]]:
     """Load a data set of the hub, whose columns and classes it describes itself."""
     name, _, part = source.removeprefix(HUB_PREFIX).partition(":")
     dataset = _download(name, part or "train")
-    text, label = choose_shape(task, dataset.column_names, training.text_column, training.label_column)
+    text, label = choose_columns(task, dataset.column_names, training.text_column, training.label_column)
     names = _class_names(dataset.features.get(label)) if label else None
     for number, row in enumerate(dataset):
         try:
@@ -92,7 +92,7 @@ def _download(name: str, part: str) -> Any:
     except Exception as error:  # a boundary: the errors of hub, file system and formats have no common base
         message = f"hf:{name}:{part} cannot be loaded: {first_line(error)}"
         if _is_of_this_place(error):
-            full = isinstance(error, OSError) and error.errno in NO_ROOM
+            full = isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
             raise WorkerError("disk_full" if full else "hub_unavailable", message) from error
         raise ModelError("dataset_not_found", message) from error
 

@@ -17,7 +17,7 @@ class Entity(NamedTuple):
     end: int
 
 
-class Found(NamedTuple):
+class EntityMetrics(NamedTuple):
     """How well the entities of a kind were found; `support` is how many there are."""
 
     precision: float
@@ -42,7 +42,7 @@ def find_entities(tags: Sequence[str]) -> list[Entity]:
     return found
 
 
-def score_entities(expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, Found]:
+def score_entities(expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, EntityMetrics]:
     """Return for each kind of entity, and for all of them under "", how well those of the sentences were found."""
     right, guessed, wanted = (Counter[str]() for _ in range(3))
     for one, other in zip(expected, predicted, strict=True):
@@ -53,10 +53,10 @@ def score_entities(expected: Sequence[Sequence[str]], predicted: Sequence[Sequen
     return {kind: _found(right[kind], guessed[kind], wanted[kind]) for kind in sorted({"", *guessed, *wanted})}
 
 
-def _found(right: int, guessed: int, wanted: int) -> Found:
+def _found(right: int, guessed: int, wanted: int) -> EntityMetrics:
     precision, recall = (right / total if total else 0.0 for total in (guessed, wanted))
     both = precision + recall
-    return Found(precision, recall, 2 * precision * recall / both if both else 0.0, wanted)
+    return EntityMetrics(precision, recall, 2 * precision * recall / both if both else 0.0, wanted)
 
 
 def _split(tag: str) -> tuple[str, str]:

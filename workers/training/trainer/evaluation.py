@@ -9,46 +9,48 @@ import torch
 from torch.nn import functional
 
 from common.records import Json
-from common.training.labels import Example, Labels, names_of
+from common.training.labels import Example, Labels, class_names_of
 from workers.training.trainer.data import Examples
-from workers.training.trainer.metrics import class_table, confusion, logits_of
+from workers.training.trainer.metrics import confusion_matrix, logits_of, per_class_metrics
 
 #: More classes than that make a table that nobody reads.
-_MOST_CLASSES = 30
+_MAX_CLASSES = 30
 #: The examples that the model got most wrong: how many are kept, and of each so many characters.
-_WORST, _SHOWN = 10, 300
+_MAX_EXAMPLES, _MAX_CHARACTERS = 10, 300
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Evaluation:
     """What an evaluation gave."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     classes: list[dict[str, Json]] = field(default_factory=list)  #: precision, recall, F1 and support of each
-    confusion: list[list[int]] | None = None  #: how often a class (row) was taken for another (column)
+    confusion_matrix: list[list[int]] | None = None  #: how often a class (row) was taken for another (column)
     worst: list[dict[str, Json]] = field(default_factory=list)  #: the examples of the highest loss, with their texts
 
 
-def judge(trainer: Any, examples: Examples, *, evaluates: bool) -> Judgement:
+def evaluate(trainer: Any, examples: Examples, *, evaluates: bool) -> Evaluation:
     """Evaluate the model that is kept."""
     labels = examples.labels
     if not evaluates:
-        return Judgement()
+        return Evaluation()
     if not labels.kind:  # the loss is all there is; the logits of a vocabulary would fill the memory
         before = len(trainer.state.log_history)
         measured: dict[str, float] = trainer.evaluate()
         del trainer.state.log_history[before:]  # the history is that of the training alone
-        return Judgement(measured)
+        return Evaluation(measured)
     found = _predict(trainer)
     logits, expected = logits_of(found.predictions), found.label_ids
     if labels.kind == "tags":
-        return Judgement(found.metrics, class_table(labels, logits, expected)[:_MOST_CLASSES])
-    few = len(labels.names) <= _MOST_CLASSES
-    return Judgement(
+        return Evaluation(found.metrics, per_class_metrics(labels, logits, expected)[:_MAX_CLASSES])
+    few = len(labels.names) <= _MAX_CLASSES
+    return Evaluation(
         metrics=found.metrics,
-        classes=class_table(labels, logits, expected)[:_MOST_CLASSES],
-        confusion=confusion(logits, expected, len(labels.names)) if few and labels.kind == "classes" else None,
-        worst=_worst(labels, examples.evaluation, logits, expected),
+        classes=per_class_metrics(labels, logits, expected)[:_MAX_CLASSES],
+        confusion_matrix=confusion_matrix(logits, expected, len(labels.names))
+        if few and labels.kind == "classes"
+        else None,
+        worst=_worst_examples(labels, examples.evaluation, logits, expected),
     )
 
 
@@ -62,7 +64,7 @@ def _predict(trainer: Any) -> Any:
         trainer.args.train_sampling_strategy = strategy  # the run's arguments are written down
 
 
-def _worst(labels: Labels, examples: Sequence[Example], logits: Any, expected: Any) -> list[dict[str, Json]]:
+def _worst_examples(labels: Labels, examples: Sequence[Example], logits: Any, expected: Any) -> list[dict[str, Json]]:
     """Return the examples with the highest loss of those that the model got wrong."""
     guessed, right = torch.from_numpy(np.asarray(logits, np.float32)), torch.from_numpy(np.asarray(expected))
     if labels.kind == "number":
@@ -82,16 +84,16 @@ def _worst(labels: Labels, examples: Sequence[Example], logits: Any, expected: A
         for place in losses.argsort(descending=True).tolist()
         if (label := _label(labels, examples[place])) != predicted[place]
     ]
-    return rows[:_WORST]
+    return rows[:_MAX_EXAMPLES]
 
 
 def _text(example: Example) -> str:
     text = " | ".join(filter(None, (example["text"], example.get("text_pair"))))
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]} ..."
 
 
 def _label(labels: Labels, example: Example) -> Json:
     if labels.kind == "number":
         return example["label"]
-    chosen = names_of(labels, example)
+    chosen = class_names_of(labels, example)
     return ", ".join(name for name in labels.names if name in chosen)

@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 from sklearn import metrics
 
-from common.training.labels import Labels, marks_entities
+from common.training.labels import Labels, uses_bio_tags
 from workers.training.trainer.entities import score_entities
 
 #: A label that the loss and the scores leave out.
-IGNORED = -100
+IGNORE_INDEX = -100
 
 #: Takes predictions and labels, gives each metric by name.
-Scores = Callable[[Any, Any], dict[str, float]]
+MetricsFunction = Callable[[Any, Any], dict[str, float]]
 
 
-def class_scores(predicted: Any, expected: Any) -> dict[str, float]:
+def single_label_metrics(predicted: Any, expected: Any) -> dict[str, float]:
     """Return accuracy and F1 of logits (examples, classes) against class numbers (examples,)."""
     found = np.argmax(predicted, axis=-1)
     return {
@@ -26,7 +26,7 @@ def class_scores(predicted: Any, expected: Any) -> dict[str, float]:
     }
 
 
-def several_scores(predicted: Any, expected: Any) -> dict[str, float]:
+def multi_label_metrics(predicted: Any, expected: Any) -> dict[str, float]:
     """Return the scores of logits (examples, classes), of which those above 0 count, against 0 and 1."""
     found, right = np.asarray(predicted) > 0, np.asarray(expected) > 0.5
     return {
@@ -36,7 +36,7 @@ def several_scores(predicted: Any, expected: Any) -> dict[str, float]:
     }
 
 
-def number_scores(predicted: Any, expected: Any) -> dict[str, float]:
+def regression_metrics(predicted: Any, expected: Any) -> dict[str, float]:
     """Return the errors of numbers (examples, 1) against numbers (examples,)."""
     found = np.asarray(predicted).reshape(-1)
     scores = {
@@ -48,13 +48,13 @@ def number_scores(predicted: Any, expected: Any) -> dict[str, float]:
     return scores
 
 
-def tag_scores(names: Sequence[str]) -> Scores:
+def token_metrics(names: Sequence[str]) -> MetricsFunction:
     """Return the scores of logits (examples, tokens, tags) against tag numbers; of entities where tags mark such."""
 
     def scores(predicted: Any, expected: Any) -> dict[str, float]:
-        found, kept = np.argmax(predicted, axis=-1), np.asarray(expected) != IGNORED
+        found, kept = np.argmax(predicted, axis=-1), np.asarray(expected) != IGNORE_INDEX
         flat = _word_scores(found[kept], np.asarray(expected)[kept])
-        if not marks_entities(names):
+        if not uses_bio_tags(names):
             return flat
         every = score_entities(*_tagged(names, predicted, expected))[""]
         return flat | {"f1": every.f1, "precision": every.precision, "recall": every.recall}
@@ -62,17 +62,17 @@ def tag_scores(names: Sequence[str]) -> Scores:
     return scores
 
 
-def class_table(labels: Labels, predicted: Any, expected: Any) -> list[dict[str, Any]]:
+def per_class_metrics(labels: Labels, predicted: Any, expected: Any) -> list[dict[str, Any]]:
     """Return name, precision, recall, F1 and support of each class, tag, or kind of entity."""
     if labels.kind == "number":
         return []
-    if labels.kind == "tags" and marks_entities(labels.names):
+    if labels.kind == "tags" and uses_bio_tags(labels.names):
         found = score_entities(*_tagged(labels.names, predicted, expected))
         return [{"name": kind, **one._asdict()} for kind, one in found.items() if kind]
     if labels.kind == "several":
         guessed, right = np.asarray(predicted) > 0, np.asarray(expected) > 0.5
     else:
-        kept = np.asarray(expected) != IGNORED
+        kept = np.asarray(expected) != IGNORE_INDEX
         guessed, right = np.argmax(predicted, axis=-1)[kept], np.asarray(expected)[kept]
     columns = metrics.precision_recall_fscore_support(
         right, guessed, labels=range(len(labels.names)), zero_division=0
@@ -92,7 +92,7 @@ def _tagged(names: Sequence[str], predicted: Any, expected: Any) -> tuple[list[l
     """Return the tags of each sentence's words in their names: the right ones, and those found."""
     right, found = np.asarray(expected), np.argmax(predicted, axis=-1)
     rows = [
-        [[names[tag] for tag in row[kept]] for row, kept in zip(tags, right != IGNORED, strict=True)]
+        [[names[tag] for tag in row[kept]] for row, kept in zip(tags, right != IGNORE_INDEX, strict=True)]
         for tags in (right, found)
     ]
     return rows[0], rows[1]
@@ -106,13 +106,13 @@ def _word_scores(found: Any, expected: Any) -> dict[str, float]:
     }
 
 
-def metrics_of(logs: Mapping[str, Any]) -> dict[str, Any]:
+def eval_metrics(logs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metrics among what Trainer tells of an evaluation; it also tells how long that took."""
     took = ("_runtime", "_per_second", "_preparation_time")
     return {name: value for name, value in logs.items() if name.startswith("eval_") and not name.endswith(took)}
 
 
-def confusion(predicted: Any, expected: Any, classes: int) -> list[list[int]]:
+def confusion_matrix(predicted: Any, expected: Any, classes: int) -> list[list[int]]:
     """Return how often class (row) was taken for class (column)."""
     found = np.argmax(predicted, axis=-1)
     matrix: list[list[int]] = metrics.confusion_matrix(expected, found, labels=range(classes)).tolist()

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from common.json_codec import plain
-from common.models.registry import CARD
+from common.json_codec import to_jsonable
+from common.models.registry import METADATA_FILE
 from common.records import Json
-from common.training.options import Training
+from common.training.options import TrainingOptions
 from common.versions import installed_version
-from workers.training.run_config import Order
+from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.data import Examples
-from workers.training.trainer.evaluation import Judgement
-from workers.training.trainer.metrics import metrics_of
+from workers.training.trainer.evaluation import Evaluation
+from workers.training.trainer.metrics import eval_metrics
 
 #: Points of the loss curve that are kept.
 _POINTS = 500
@@ -27,22 +27,22 @@ _TEXTS = "worst"
 _LIBRARIES = ("transformers", "torch", "accelerate", "datasets", "peft", "scikit-learn", "hugqueue")
 
 
-def describe_run(
-    order: Order,
+def summarize_run(
+    run_config: TrainingRunConfig,
     trainer: Any,
     examples: Examples,
-    judgement: Judgement,
+    evaluation: Evaluation,
     notes: Sequence[str],
 ) -> dict[str, Json]:
     """Return what came of a run, in terms of JSON."""
-    job, state = order.job, trainer.state
+    job, state = run_config.job, trainer.state
     losses = [entry for entry in state.log_history if "loss" in entry]
     found = {
         "model": f"job:{job.id}",
         "task": job.task,
-        "base_model": order.model_facts["model"],
-        "base_commit": order.model_facts["commit"],
-        "metrics": {name.removeprefix("eval_"): value for name, value in metrics_of(judgement.metrics).items()},
+        "base_model": run_config.model_info["model"],
+        "base_commit": run_config.model_info["commit"],
+        "metrics": {name.removeprefix("eval_"): value for name, value in eval_metrics(evaluation.metrics).items()},
         "best_metric": state.best_metric,
         "best_step": state.best_global_step,
         "train_loss": _mean_loss(losses),
@@ -54,31 +54,31 @@ def describe_run(
         "notes": list(notes),
         "curve": _thinned([[e["step"], e["loss"], e.get("learning_rate")] for e in losses]),
         "evaluations": [_evaluation(entry) for entry in state.log_history if "eval_loss" in entry],
-        "confusion": judgement.confusion,
-        "classes": judgement.classes,
-        _TEXTS: judgement.worst,
-        "options": _options(order.training),
+        "confusion": evaluation.confusion_matrix,
+        "classes": evaluation.classes,
+        _TEXTS: evaluation.worst,
+        "options": _options(run_config.training),
         "arguments": _arguments(trainer.args),
-        "batch": [order.batch_size, order.gradient_accumulation, order.processes],
-        "device": _device(order),
+        "batch": [run_config.batch_size, run_config.gradient_accumulation, run_config.processes],
+        "device": _device(run_config),
         "versions": _versions(),
         "finished_at": time.time(),
     }
-    result: dict[str, Json] = plain(found)
+    result: dict[str, Json] = to_jsonable(found)
     return result
 
 
-def write_cards(order: Order, result: Mapping[str, Json]) -> None:
+def write_model_card(run_config: TrainingRunConfig, result: Mapping[str, Json]) -> None:
     """Write the three files, without texts of examples; `model.json`, which makes the model whole, last."""
-    directory = order.model_directory
+    directory = run_config.model_directory
     (directory / "metrics.json").write_text(json.dumps(result["metrics"], indent=2) + "\n")
     (directory / "README.md").write_text(_card(result))
     result = {name: value for name, value in result.items() if name != _TEXTS}
-    (directory / CARD).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    (directory / METADATA_FILE).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def _evaluation(entry: Mapping[str, float]) -> dict[str, Json]:
-    named = {name.removeprefix("eval_"): value for name, value in metrics_of(entry).items()}
+    named = {name.removeprefix("eval_"): value for name, value in eval_metrics(entry).items()}
     return {"step": entry["step"], "epoch": entry["epoch"], **named}
 
 
@@ -91,7 +91,7 @@ def _thinned(points: list[list[Json]]) -> list[list[Json]]:
     return points[::step] + (points[-1:] if (len(points) - 1) % step else [])
 
 
-def _options(training: Training) -> dict[str, Json]:
+def _options(training: TrainingOptions) -> dict[str, Json]:
     """Return the options in force; those of LoRA where it is used."""
     shown = {name: value for name, value in training.encode().items() if name not in ("labels", "arguments")}
     if not training.lora:
@@ -111,9 +111,9 @@ def _arguments(arguments: Any) -> dict[str, Json]:
     }
 
 
-def _device(order: Order) -> str:
-    name = torch.cuda.get_device_name(0) if order.cuda else platform.processor() or platform.machine()
-    return f"{name} × {order.processes}" if order.processes > 1 else name
+def _device(run_config: TrainingRunConfig) -> str:
+    name = torch.cuda.get_device_name(0) if run_config.cuda else platform.processor() or platform.machine()
+    return f"{name} × {run_config.processes}" if run_config.processes > 1 else name
 
 
 def _versions() -> dict[str, str]:

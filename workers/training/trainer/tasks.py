@@ -7,11 +7,17 @@ from typing import Any
 
 from common.errors import ModelError
 from common.records import Json
-from common.training.labels import Example, Labels, names_of
-from workers.inference.text.tokenization import Encoded as EncodedText
-from workers.inference.text.tokenization import encode
-from workers.training.trainer.metrics import IGNORED, Scores, class_scores, number_scores, several_scores, tag_scores
-from workers.training.trainer.words import first_pieces, join_words
+from common.training.labels import Example, Labels, class_names_of
+from workers.inference.text.tokenization import TokenizedText, encode
+from workers.training.trainer.metrics import (
+    IGNORE_INDEX,
+    MetricsFunction,
+    multi_label_metrics,
+    regression_metrics,
+    single_label_metrics,
+    token_metrics,
+)
+from workers.training.trainer.words import first_token_words, join_words
 
 Columns = dict[str, list[Any]]
 
@@ -37,7 +43,9 @@ class TaskRecipe:
     auto_class: str  #: of transformers: with the head that the task needs
     encode: Callable[[Any, Sequence[Example], Labels, int], Encoded]
     collator: Callable[[Any], Any]
-    scores: Callable[[Labels], Scores | None]  #: None: the loss is all there is, and its exponential, the perplexity
+    scores: Callable[
+        [Labels], MetricsFunction | None
+    ]  #: None: the loss is all there is, and its exponential, the perplexity
 
 
 def _classify(tokenizer: Any, examples: Sequence[Example], labels: Labels, most: int) -> Encoded:
@@ -50,7 +58,7 @@ def _classify(tokenizer: Any, examples: Sequence[Example], labels: Labels, most:
 def _target(labels: Labels, example: Example) -> Json:
     if labels.kind == "number":
         return float(example["label"])
-    ids = [labels.names.index(name) for name in names_of(labels, example)]
+    ids = [labels.names.index(name) for name in class_names_of(labels, example)]
     if labels.kind == "classes":
         return ids[0]
     return [float(number in ids) for number in range(len(labels.names))]
@@ -69,9 +77,9 @@ def _tag(tokenizer: Any, examples: Sequence[Example], labels: Labels, most: int)
     without_tokens: list[int] = []
     for number, (row, (text, starts), example) in enumerate(zip(found, placed, examples, strict=True)):
         tags = [labels.names.index(tag) for tag in example["tags"]]
-        words = first_pieces(text, starts, row.encoding.offsets)
-        targets = [IGNORED if word is None else tags[word] for word in words]
-        if any(target != IGNORED for target in targets):
+        words = first_token_words(text, starts, row.encoding.offsets)
+        targets = [IGNORE_INDEX if word is None else tags[word] for word in words]
+        if any(target != IGNORE_INDEX for target in targets):
             rows.append((row, targets))
         else:
             without_tokens.append(number)
@@ -103,7 +111,7 @@ def _continue(tokenizer: Any, examples: Sequence[Example], _: Labels, most: int)
     for given, learnt in cut_up(tokenizer, examples, most, cut):
         columns["input_ids"].append([*given, *learnt])
         columns["attention_mask"].append([1] * (len(given) + len(learnt)))
-        columns["labels"].append([*[IGNORED] * len(given), *learnt])
+        columns["labels"].append([*[IGNORE_INDEX] * len(given), *learnt])
     return Encoded(columns, cut)
 
 
@@ -172,11 +180,11 @@ def _pieces(ids: list[int], most: int) -> list[list[int]]:
     return [ids[start : start + most] for start in range(0, len(ids), most)]
 
 
-def _columns(rows: Sequence[EncodedText]) -> Columns:
+def _columns(rows: Sequence[TokenizedText]) -> Columns:
     return {name: [row.features[name] for row in rows] for name in (rows[0].features if rows else ())}
 
 
-def _count_cut(rows: Sequence[EncodedText]) -> dict[str, int]:
+def _count_cut(rows: Sequence[TokenizedText]) -> dict[str, int]:
     return {AT_END: sum(row.truncated for row in rows)}
 
 
@@ -193,26 +201,26 @@ def _tag_padding(tokenizer: Any) -> Any:
 
 
 def _masking(tokenizer: Any) -> Any:
-    from workers.training.trainer.masking import Masking
+    from workers.training.trainer.masking import MaskingCollator
 
-    return Masking(tokenizer, mlm=True)
+    return MaskingCollator(tokenizer, mlm=True)
 
 
 def _label_padding(tokenizer: Any) -> Any:
     # Not the collator for language models: it leaves out the end token where that also pads.
     from transformers import DataCollatorForSeq2Seq
 
-    return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+    return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORE_INDEX)
 
 
-def _text_scores(labels: Labels) -> Scores:
-    return {"classes": class_scores, "several": several_scores, "number": number_scores}[labels.kind]
+def _text_scores(labels: Labels) -> MetricsFunction:
+    return {"classes": single_label_metrics, "several": multi_label_metrics, "number": regression_metrics}[labels.kind]
 
 
 RECIPES: dict[str, TaskRecipe] = {
     "text-classification": TaskRecipe("AutoModelForSequenceClassification", _classify, _padding, _text_scores),
     "token-classification": TaskRecipe(
-        "AutoModelForTokenClassification", _tag, _tag_padding, lambda labels: tag_scores(labels.names)
+        "AutoModelForTokenClassification", _tag, _tag_padding, lambda labels: token_metrics(labels.names)
     ),
     "fill-mask": TaskRecipe("AutoModelForMaskedLM", _fill, _masking, lambda _: None),
     "text-generation": TaskRecipe("AutoModelForCausalLM", _continue, _label_padding, lambda _: None),

@@ -10,17 +10,17 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_se
 
 from common.errors import ModelError, UsageError
 from common.records import Json
-from common.training.conflicts import check_together
-from workers.inference.models.loader import Source
-from workers.training.run_config import Order
-from workers.training.trainer.arguments import best_metric, make_arguments
-from workers.training.trainer.base_model import as_base_has_them, load_base, most_tokens
-from workers.training.trainer.callbacks import Checkpoints, Watch
-from workers.training.trainer.control_socket import Link
-from workers.training.trainer.data import Examples, encoded_dataset
-from workers.training.trainer.evaluation import judge
+from common.training.conflicts import check_conflicts
+from workers.inference.models.loader import ModelSource
+from workers.training.run_config import TrainingRunConfig
+from workers.training.trainer.arguments import best_metric, build_training_arguments
+from workers.training.trainer.base_model import load_base_model, match_base_labels, max_example_tokens
+from workers.training.trainer.callbacks import CheckpointCallback, ProgressCallback
+from workers.training.trainer.control_socket import ControlSocket
+from workers.training.trainer.data import Examples, to_dataset
+from workers.training.trainer.evaluation import evaluate
 from workers.training.trainer.metrics import logits_of
-from workers.training.trainer.model_card import describe_run, write_cards
+from workers.training.trainer.model_card import summarize_run, write_model_card
 from workers.training.trainer.tasks import RECIPES, Encoded
 
 
@@ -56,7 +56,7 @@ class PerplexityTrainer(JobTrainer):
         super().log(logs, start_time)
 
 
-def train(order: Order, link: Link) -> dict[str, Json]:
+def train(run_config: TrainingRunConfig, link: ControlSocket) -> dict[str, Json]:
     """Train, leave the finished model in `order.model_directory`, and return what is to be known of it.
 
     Raises:
@@ -64,27 +64,29 @@ def train(order: Order, link: Link) -> dict[str, Json]:
         UsageError: its examples cannot be learnt from.
         Stopped: the worker is stopping; a checkpoint is written.
     """
-    training, recipe = order.training, RECIPES[order.job.task]
+    training, recipe = run_config.training, RECIPES[run_config.job.task]
     notes: list[str] = []
 
     def note(text: str) -> None:
         notes.append(text)
-        link.tell_once("note", text=text)
+        link.send_from_main_process("note", text=text)
 
-    link.tell_once("stage", text="reading the examples")
-    examples = Examples(order)
+    link.send_from_main_process("stage", text="reading the examples")
+    examples = Examples(run_config)
     for text in examples.notes:
         note(text)
     try:
-        check_together(training, examples.labels, len(examples.train), evaluates=bool(examples.evaluation))
+        check_conflicts(training, examples.labels, len(examples.train), evaluates=bool(examples.evaluation))
     except UsageError as error:
         raise ModelError("bad_param", str(error)) from error
-    link.tell_once("stage", text=f"loading {order.model_facts['model']}")
+    link.send_from_main_process("stage", text=f"loading {run_config.model_info['model']}")
     set_seed(training.seed)
-    source = Source(Path(order.model), allow_pickle=order.allow_pickle, allow_remote_code=order.allow_remote_code)
-    examples.labels = as_base_has_them(recipe.auto_class, source, examples.labels, note)
-    model, tokenizer = load_base(recipe.auto_class, source, examples.labels, training, note)
-    most = most_tokens(model, tokenizer, training)
+    source = ModelSource(
+        Path(run_config.model), allow_pickle=run_config.allow_pickle, allow_remote_code=run_config.allow_remote_code
+    )
+    examples.labels = match_base_labels(recipe.auto_class, source, examples.labels, note)
+    model, tokenizer = load_base_model(recipe.auto_class, source, examples.labels, training, note)
+    most = max_example_tokens(model, tokenizer, training)
     encoded = {
         part: recipe.encode(tokenizer, chosen, examples.labels, most)
         for part, chosen in (("train", examples.train), ("eval", examples.evaluation))
@@ -94,28 +96,28 @@ def train(order: Order, link: Link) -> dict[str, Json]:
         if not part.columns.get("input_ids"):
             raise UsageError("No text has any token that the model knows: there is nothing to learn from.")
     for name, part in encoded.items():
-        examples.leave_out(name, part.without_tokens)
+        examples.remove(name, part.without_tokens)
     without = sum(len(part.without_tokens) for part in encoded.values())
     if without:
         note(f"{without:,} {'text' if without == 1 else 'texts'} without any token: left out.")
-    _say_cut(encoded, most, note)
+    _note_truncation(encoded, most, note)
     cached = getattr(model.config, "use_cache", None)
-    trainer = _trainer(order, link, model, tokenizer, examples, encoded, note)
-    link.tell_once("stage", text="training")
-    trainer.train(resume_from_checkpoint=order.checkpoint)
+    trainer = _trainer(run_config, link, model, tokenizer, examples, encoded, note)
+    link.send_from_main_process("stage", text="training")
+    trainer.train(resume_from_checkpoint=run_config.checkpoint)
     if "eval" in encoded:
-        link.tell_once("stage", text="evaluating")
-    judgement = judge(trainer, examples, evaluates="eval" in encoded)
-    result = describe_run(order, trainer, examples, judgement, notes)
-    link.tell_once("stage", text="saving the model")
+        link.send_from_main_process("stage", text="evaluating")
+    evaluation = evaluate(trainer, examples, evaluates="eval" in encoded)
+    result = summarize_run(run_config, trainer, examples, evaluation, notes)
+    link.send_from_main_process("stage", text="saving the model")
     if trainer.is_world_process_zero():
-        _save(trainer, tokenizer, order.model_directory, cached)
-        write_cards(order, result)
+        _save(trainer, tokenizer, run_config.model_directory, cached)
+        write_model_card(run_config, result)
     trainer.accelerator.wait_for_everyone()
     return result
 
 
-def _say_cut(encoded: Mapping[str, Encoded], most: int, note: Callable[[str], None]) -> None:
+def _note_truncation(encoded: Mapping[str, Encoded], most: int, note: Callable[[str], None]) -> None:
     cut: Counter[str] = Counter()
     for part in encoded.values():
         cut.update(part.cut)
@@ -125,20 +127,21 @@ def _say_cut(encoded: Mapping[str, Encoded], most: int, note: Callable[[str], No
 
 
 def _trainer(
-    order: Order,
-    link: Link,
+    run_config: TrainingRunConfig,
+    link: ControlSocket,
     model: Any,
     tokenizer: Any,
     examples: Examples,
     encoded: Mapping[str, Encoded],
     note: Callable[[str], None],
 ) -> Trainer:
-    job, training, recipe = order.job, order.training, RECIPES[order.job.task]
+    job, training, recipe = run_config.job, run_config.training, RECIPES[run_config.job.task]
     evaluates = "eval" in encoded
     scores = recipe.scores(examples.labels)
     metric = best_metric(job.task, examples.labels, training) if evaluates else None
     callbacks: list[Any] = [
-        Watch(link), Checkpoints(link, order.checkpoint_seconds, Path(order.checkpoint) if order.checkpoint else None),
+        ProgressCallback(link), CheckpointCallback(link, run_config.checkpoint_seconds, Path(run_config.checkpoint)
+        if run_config.checkpoint else None),
     ]  # fmt: skip
     if training.early_stopping:
         callbacks.append(EarlyStoppingCallback(training.early_stopping))
@@ -146,9 +149,9 @@ def _trainer(
     trainer = kind(
         note=note,
         model=model,
-        args=make_arguments(order, evaluates=evaluates, metric=metric),
-        train_dataset=encoded_dataset(encoded["train"].columns),
-        eval_dataset=encoded_dataset(encoded["eval"].columns) if evaluates else None,
+        args=build_training_arguments(run_config, evaluates=evaluates, metric=metric),
+        train_dataset=to_dataset(encoded["train"].columns),
+        eval_dataset=to_dataset(encoded["eval"].columns) if evaluates else None,
         data_collator=recipe.collator(tokenizer),
         processing_class=tokenizer,
         compute_metrics=(lambda found: scores(logits_of(found.predictions), found.label_ids)) if scores else None,

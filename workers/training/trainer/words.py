@@ -24,7 +24,7 @@ def join_words(words: Sequence[str]) -> tuple[str, list[int]]:
     return text, starts
 
 
-def first_pieces(text: str, starts: Sequence[int], offsets: Iterable[tuple[int, int]]) -> list[int | None]:
+def first_token_words(text: str, starts: Sequence[int], offsets: Iterable[tuple[int, int]]) -> list[int | None]:
     """Return for each token the number of the word whose first token it is, None for all others.
 
     Args:
