@@ -32,6 +32,10 @@ class HugqueueError(Exception):
     exit_status = 1
 
 
+class Cancelled(Exception):
+    """Raised out of work that was cancelled. Not a `HugqueueError`: nothing is wrong."""
+
+
 class UsageError(HugqueueError):
     """Raised when an option or an input is wrong; names what was found and what was expected."""
 

@@ -13,10 +13,9 @@ from typing import TypeVar
 
 import redis
 
-from common.errors import StorageError
+from common.errors import Cancelled, StorageError
 from common.queue.ledger import Lease, Ledger
 from common.redis.client import is_transient
-from workers.inference.core.runner import Cancelled
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 from s3fs import S3FileSystem
 
-from common.errors import StorageError
+from common.errors import Cancelled, StorageError
 from common.models.checkpoints import mark_complete
 from common.models.registry import ModelRegistry
 from common.models.registry_location import open_registry
 from tests.support.finetune_runs import base_model, progress, result_of, wait_for_step, write_reviews
 from tests.support.processes import Shell, Workers, lines, wait_until
 from tests.support.s3_server import S3Server
-from workers.inference.core.runner import Cancelled
 from workers.training.controller.uploads import Uploads, run_in_thread
 
 JOB, ATTEMPT = "0123456789ab", "0-1-aaaaaaaa"

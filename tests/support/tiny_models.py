@@ -24,7 +24,7 @@ from transformers import (
     TapasTokenizer,
 )
 
-from workers.inference.core.runner import Cancelled
+from common.errors import Cancelled
 
 _WORDS = (
     "the a capital of france germany korea japan is paris berlin seoul tokyo and in i you we they go to school "

@@ -19,7 +19,7 @@ from celery.worker.request import Request
 
 from common.broker.app import FINETUNE, HANDLER_PREFIX, make_app
 from common.distribution import missing_worker_libraries
-from common.errors import HugqueueError, UsageError
+from common.errors import Cancelled, HugqueueError, UsageError
 from common.logs import use_safe_records
 from common.records import JOB_ID
 from common.redis.client import connect
@@ -30,7 +30,6 @@ from workers import EXIT_CANNOT_START, EXIT_DEVICE_BROKEN
 from workers.celery_worker.context import WorkerContext, make_room, start_context, stop_context
 from workers.celery_worker.process_chunk import TicketFailed, run_ticket
 from workers.devices import default_device, only_trains, queues_of
-from workers.inference.core.runner import Cancelled
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import redis
 
-from common.errors import ModelError, PayloadError, StorageError, UnknownJob, WorkerError
+from common.errors import Cancelled, ModelError, PayloadError, StorageError, UnknownJob, WorkerError
 from common.jobs import Job
 from common.payloads.codec import positions_to_retry
 from common.payloads.job_payloads import JobPayloads
@@ -22,7 +22,6 @@ from workers.celery_worker.context import WorkerContext
 from workers.celery_worker.isolation_journal import SERIAL_AFTER, IsolationJournal
 from workers.device.client.client import ChunkResult
 from workers.disk_space import PERMANENT_ERRNOS
-from workers.inference.core.runner import Cancelled
 from workers.leases import HeldLease, retry_while_unavailable
 
 logger = logging.getLogger(__name__)

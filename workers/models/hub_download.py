@@ -28,9 +28,8 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import filter_repo_objects
 from tqdm.std import tqdm  # type: ignore[import-untyped]
 
-from common.errors import HugqueueError, ModelError, WorkerError, first_line
+from common.errors import Cancelled, HugqueueError, ModelError, WorkerError, first_line
 from workers.disk_space import DISK_FULL_ERRNOS
-from workers.inference.core.runner import Cancelled
 from workers.models.model_files import check_files, human_size
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from common.errors import Cancelled
 from common.records import JobSpec, Json, Outcome, new_job_id
 from common.redis.keys import budgets
 from common.settings import Settings
@@ -21,7 +22,7 @@ from workers.device.client.client import DeviceClient
 from workers.device.server.calibration import calibrate
 from workers.device.server.model_cache import LoadedModel, ModelCache
 from workers.inference.core.batches import Item, run_batches
-from workers.inference.core.runner import Cancelled, RunMonitor, Runner
+from workers.inference.core.runner import RunMonitor, Runner
 from workers.inference.core.token_budget import TokenBudget
 from workers.models.resolver import ModelPolicy
 

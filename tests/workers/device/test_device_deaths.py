@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import CodedError, ModelError, WorkerError
+from common.errors import Cancelled, CodedError, ModelError, WorkerError
 from common.payloads.codec import decode_outcomes
 from common.records import Counts, JobSpec, Json, new_job_id
 from tests.support.device_process import Room, codes, device_room, outcomes
 from tests.support.processes import wait_until
-from workers.inference.core.runner import Cancelled
 
 TEXTS = ["a", "b", "c", "d", "e", "f"]
 

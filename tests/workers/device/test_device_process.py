@@ -12,12 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from common.errors import ModelError, PayloadError, WorkerError
+from common.errors import Cancelled, ModelError, PayloadError, WorkerError
 from common.payloads.codec import decode_outcomes, encode_records, iter_outcomes
 from common.records import Counts, Failure, Outcome, Record
 from tests.support.device_process import Room, codes, device_room, gone, outcomes
 from tests.support.processes import PLUGINS, ROOT, wait_until
-from workers.inference.core.runner import Cancelled
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
-from common.errors import ModelError, RecordError, WorkerError
+from common.errors import Cancelled, ModelError, RecordError, WorkerError
 from common.payloads.codec import decode_outcomes, iter_outcomes
 from common.records import Json, Outcome, Record
 from tests.support.processes import PLUGINS
 from workers.device.server.run_chunk import Answer, DeviceLost, run_chunk
-from workers.inference.core.runner import Cancelled, RunMonitor, Runner
+from workers.inference.core.runner import RunMonitor, Runner
 from workers.inference.tasks.registry import find_runner
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from common.errors import Cancelled
 from common.records import JobSpec
 from tests.support import tiny_models
 from tests.support.pipeline_reference import runner_of
 from tests.support.tiny_models import TEXTS, RecordingMonitor, mixed
-from workers.inference.core.runner import Cancelled
 from workers.inference.generation.continuous_batching import ContinuousBatcher, try_continuous_batching
 from workers.inference.tasks.openai_requests import wrap_openai_runner
 from workers.inference.tasks.pipeline_runner import PipelineRunner

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from common.errors import ModelError
+from common.errors import Cancelled, ModelError
 from tests.support.tiny_models import RecordingMonitor
 from tests.support.tiny_seq2seq import TEXTS, by_hand, make_bart, make_marian, make_mbart, make_t5
-from workers.inference.core.runner import Cancelled
 from workers.inference.tasks.registry import find_runner
 from workers.inference.tasks.seq2seq import Seq2SeqRunner
 

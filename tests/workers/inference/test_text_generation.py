@@ -7,11 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.errors import ModelError
+from common.errors import Cancelled, ModelError
 from tests.support import tiny_models
 from tests.support.pipeline_reference import run, runner_of
 from tests.support.tiny_models import TEXTS, ForwardCount, RecordingMonitor
-from workers.inference.core.runner import Cancelled
 from workers.inference.generation.seeded_sampling import SeededSampler, record_seed
 
 LONG = "the old cat likes the small bird " * 60

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from common.errors import HugqueueError, PayloadError, WorkerError
+from common.errors import Cancelled, HugqueueError, PayloadError, WorkerError
 from common.payloads.codec import count, decode_records, encode_outcomes, output_type, overlay
 from common.records import Counts, Failure, JobSpec, Json
 from common.settings import Settings
@@ -27,7 +27,6 @@ from workers.device.client.respawner import (
     fatal_load_error,
 )
 from workers.device.protocol import Message
-from workers.inference.core.runner import Cancelled
 
 logger = logging.getLogger(__name__)
 

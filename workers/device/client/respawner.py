@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common.errors import CodedError, HugqueueError, ModelError, WorkerError
+from common.errors import Cancelled, CodedError, HugqueueError, ModelError, WorkerError
 from common.records import Json
 from common.settings import Settings
 from workers.device.client.batch_size_cache import BatchSizeCache
 from workers.device.client.process import DeviceProcess, Limits, ProcessExit
 from workers.device.protocol import Message
-from workers.inference.core.runner import Cancelled
 from workers.models.resolver import ModelPolicy, is_path
 
 logger = logging.getLogger(__name__)

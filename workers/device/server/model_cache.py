@@ -17,14 +17,14 @@ from functools import cache, cached_property
 from hashlib import sha256
 
 from common.distribution import install_command
-from common.errors import CodedError, ModelError, WorkerError
+from common.errors import Cancelled, CodedError, ModelError, WorkerError
 from common.records import JobSpec, Json
 from common.tasks import ALIASES, find_task
 from common.versions import installed_version
 from workers.device.server.memory import memory_of, release, weight_bytes
 from workers.device.server.run_chunk import DeviceLost
 from workers.inference.core.batches import is_device_lost, is_out_of_memory
-from workers.inference.core.runner import Cancelled, Runner
+from workers.inference.core.runner import Runner
 from workers.inference.generation.limits import check_token_limit
 from workers.inference.tasks.registry import find_runner, needs_model
 from workers.models.model_files import human_size

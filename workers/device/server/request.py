@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import ref
 
+from common.errors import Cancelled
 from common.payloads.codec import decode_records
 from common.records import Failure, JobSpec, Record
 from workers.device.protocol import Channel, Message, ProtocolError, integers
 from workers.device.server.run_chunk import ChunkInputs
-from workers.inference.core.runner import Cancelled, Runner
+from workers.inference.core.runner import Runner
 
 #: Signs of life within a batch are sent at most this often, in seconds.
 _TICK_SECONDS = 1.0

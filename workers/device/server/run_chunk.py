@@ -15,11 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.errors import ModelError, PayloadError, RecordError, WorkerError
+from common.errors import Cancelled, ModelError, PayloadError, RecordError, WorkerError
 from common.payloads.codec import count, encode_outcomes
 from common.records import Counts, Failure, FileInput, Json, Outcome, Record
 from workers.inference.core.batches import is_device_lost, is_out_of_memory
-from workers.inference.core.runner import Cancelled, PreparingRunner, RemappedMonitor, RunMonitor, Runner
+from workers.inference.core.runner import PreparingRunner, RemappedMonitor, RunMonitor, Runner
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Any
 from weakref import ref
 
-from common.errors import CodedError, ModelError, PayloadError, WorkerError
+from common.errors import Cancelled, CodedError, ModelError, PayloadError, WorkerError
 from common.records import JobSpec, Json
 from workers.device.protocol import DEVICE_LOST, Channel, ChannelClosed, Message, ProtocolError
 from workers.device.server.calibration import calibrate
@@ -28,7 +28,7 @@ from workers.device.server.run_chunk import Computed, DeviceLost, prepare_chunk,
 from workers.device.server.warmup import warm_up
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.inference.core.batches import is_device_lost
-from workers.inference.core.runner import Cancelled, Runner
+from workers.inference.core.runner import Runner
 from workers.models.resolver import ModelPolicy
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
-from common.errors import CodedError
+from common.errors import Cancelled, CodedError
 from common.records import Failure
 from workers.inference.core.async_copy import PendingResult
-from workers.inference.core.runner import Cancelled, RunMonitor
+from workers.inference.core.runner import RunMonitor
 from workers.inference.core.token_budget import TokenBudget
 
 logger = logging.getLogger(__name__)

@@ -51,10 +51,6 @@ class NullMonitor:
         """Tell nobody."""
 
 
-class Cancelled(Exception):
-    """Raised out of a runner by its watch when the chunk was given up."""
-
-
 class Runner(ABC):
     """A loaded model and what turns inputs into outcomes with it."""
 

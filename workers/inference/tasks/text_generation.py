@@ -16,13 +16,13 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers import pipelines as hf
 from transformers.utils.chat_template_utils import Chat
 
-from common.errors import ModelError, RecordError
+from common.errors import Cancelled, ModelError, RecordError
 from common.params import check_params
 from common.records import Json
 from common.task_params import TASK_PARAMS
 from common.tasks import TASKS
 from workers.inference.core.batches import is_device_lost
-from workers.inference.core.runner import Cancelled, RunMonitor
+from workers.inference.core.runner import RunMonitor
 from workers.inference.core.token_budget import MAX_TOKENS, TokenBudget
 from workers.inference.generation.continuous_batching import ContinuousBatcher, try_continuous_batching
 from workers.inference.generation.limits import apply_token_limit

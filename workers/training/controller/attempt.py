@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.errors import ModelError, PayloadError, StorageError, UsageError, WorkerError
+from common.errors import Cancelled, ModelError, PayloadError, StorageError, UsageError, WorkerError
 from common.gpus import find_gpus
 from common.jobs import Job
 from common.models.checkpoints import latest_complete, remove_incomplete, step_of
@@ -26,7 +26,6 @@ from common.settings import Settings
 from common.sockets import socket_directory
 from common.training.options import LABEL_KINDS, TrainingOptions
 from workers.device.client.client import ChunkResult
-from workers.inference.core.runner import Cancelled
 from workers.leases import HeldLease
 from workers.models.resolver import ModelPolicy, resolve
 from workers.training.controller.launch import Launch

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from celery import Celery
 
-from common.errors import UsageError, WorkerError
+from common.errors import Cancelled, UsageError, WorkerError
 from common.jobs import Job
 from common.queue.jobs import JobStore
 from common.settings import Settings
 from workers.device.client.client import ChunkResult
 from workers.devices import only_trains
 from workers.disk_space import DISK_FULL_ERRNOS
-from workers.inference.core.runner import Cancelled
 from workers.leases import HeldLease
 from workers.training.controller.attempt import Attempt, TrainChunk
 from workers.training.controller.progress import ProgressReporter
