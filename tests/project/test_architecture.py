@@ -44,10 +44,32 @@ def test_imports_go_one_way(path: Path) -> None:
     assert not tops & FORBIDDEN[package]
 
 
-def test_what_runs_in_the_device_process_knows_neither_celery_nor_redis() -> None:
-    inside = [*(ROOT / "workers" / "inference").rglob("*.py"), *(ROOT / "workers" / "device" / "server").rglob("*.py")]
-    for path in inside:
-        assert not {name.partition(".")[0] for name in imports(path)} & {"celery", "redis", "kombu"}, path
+#: All of inference but its core, which loads no torch when it is imported.
+INFERENCE = {f"workers.inference.{name}" for name in ("embedding", "generation", "models", "tasks", "text")}
+#: folder -> what its modules must not import, beside what their package must not
+FOLDERS = {
+    "common/redis": {"celery", "kombu"},
+    "producer/submit": {"click", "rich", "producer.cli"},
+    "producer/finetune": {"click", "rich", "producer.cli"},
+    "producer/outputs": {"click", "rich", "producer.cli", "producer.submit"},
+    "producer/openai": {"click", "rich", "producer.cli"},
+    "producer/embedded": {"click", "rich", "producer.cli", "producer.submit"},
+    "workers/celery_worker": {"torch", "transformers", "workers.device.server", *INFERENCE},
+    "workers/device/client": {"celery", "torch", "transformers", "workers.device.server", *INFERENCE},
+    "workers/device/server": {"celery", "kombu", "redis", "workers.celery_worker", "workers.device.client"},
+    "workers/inference": {"celery", "kombu", "redis", "workers.celery_worker", "workers.device", "workers.training"},
+    "workers/models": {"celery", "kombu", "torch", "workers.celery_worker", "workers.device", *INFERENCE},
+    "workers/training/controller": {"torch", "transformers", "datasets", "accelerate", *INFERENCE},
+    "workers/training/trainer": {"celery", "kombu", "redis", "workers.celery_worker", "workers.device"},
+}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_folder_is_the_import_rule(folder: str) -> None:
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for name in imports(path):
+            parents = {".".join(name.split(".")[:depth]) for depth in range(1, name.count(".") + 2)}
+            assert not parents & FOLDERS[folder], f"{path.relative_to(ROOT)} imports {name}"
 
 
 def test_there_are_no_import_cycles() -> None:

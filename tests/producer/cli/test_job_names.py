@@ -136,7 +136,7 @@ def test_a_full_log_is_put_aside_and_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_git_ignores_what_the_examples_of_the_readme_write() -> None:
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "formats.md").read_text()
     written = set(re.findall(r"(?:-o|(?<=\s)>) ([\w./-]+\.\w+)", text)) | {"my-classifier/config.json"}
     assert {"vectors.npy", "words.jsonl", "report.html"} <= written
     for name in written:
