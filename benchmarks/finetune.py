@@ -31,7 +31,7 @@ from transformers.utils import logging
 from benchmarks.machine import described
 from benchmarks.models import minilm
 from benchmarks.workloads import MIXES, texts
-from common.records import JobSpec, new_job_id
+from common.jobs import JobSpec, new_job_id
 from common.training.labels import Example, infer_labels
 from common.training.options import TrainingOptions
 from workers.training.run_config import TrainingRunConfig

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.errors import HugqueueError
-from common.records import replace_control_chars
+from common.text import replace_control_chars
 
 #: Exit status after Ctrl-C.
 INTERRUPTED = 130

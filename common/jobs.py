@@ -1,12 +1,132 @@
-"""A job as the store knows it: what was submitted, where it stands, how far it is."""
+"""Jobs: what was submitted (`JobSpec`) and how far it is (`Job`).
+
+What comes out of Redis is untrusted: `JobSpec.decode` and `decode_job` check every field and raise `ValueError`.
+"""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from enum import StrEnum
+from typing import Annotated, Any
 
-from common.records import MAX_TIMESTAMP, Counts, Failure, JobSpec, JobStatus, Json, one_line
+import msgspec
+from msgspec import Meta
+
+from common.records import Counts, Failure, Json
+from common.text import one_line
+from common.validation import checked, one_line_of, one_of, pattern
+
+JOB_ID = re.compile(r"^[0-9a-f]{12}\Z")
+#: How many failed records end a job early: a number, or per cent of its records.
+MAX_ERRORS = re.compile(r"^(\d{1,12}|\d{1,2}(\.\d+)?%)\Z")
+#: What a model may compute in; `auto` leaves it to the device.
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+QUEUES = ("any", "cpu", "gpu", "train")
+#: The queue of fine-tune jobs.
+TRAIN = "train"
+#: Priority names and what Celery's Redis transport makes of them: 0 is the highest there.
+PRIORITIES = {"high": 0, "normal": 3, "low": 6}
+
+#: Characters of the names of inputs that a job keeps.
+MAX_INPUT_NAMES = 2000
+#: Upper bound of a job's times, in seconds since the epoch (the year 5138): datetime goes to 9999.
+MAX_TIMESTAMP = 1e11
+
+_Id = Annotated[str, pattern(JOB_ID.pattern, "twelve hexadecimal digits")]
+_Name = Annotated[str, one_line_of(256)]
+_Path = Annotated[str, one_line_of(4096)]
+_Time = Annotated[float, Meta(ge=0, lt=MAX_TIMESTAMP)]
+LabelKey = Annotated[str, pattern(r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}\Z", "up to 63 letters, digits and _ . / -")]
+LabelValue = Annotated[str, one_line_of(256)]
+
+
+class JobStatus(StrEnum):
+    """The state of a job."""
+
+    SUBMITTING = "submitting"  # its producer is still writing chunks
+    QUEUED = "queued"  # accepted, no chunk leased yet
+    RUNNING = "running"  # at least one chunk was leased
+    COMPLETED = "completed"  # every record has an outcome (which may be a failure)
+    FAILED = "failed"  # ended early, for the reason in its `failure`
+    CANCELLING = "cancelling"  # the user asked to stop; chunks in progress are being dropped
+    CANCELLED = "cancelled"  # stopped; what was done is kept
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will happen to the job, unless it is retried."""
+        return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where workers write the outcomes of a job, one part for each chunk."""
+
+    address: _Path  #: an absolute path, or a URL
+    format: Annotated[str, one_of("parquet", "jsonl")]
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What was submitted; it never changes."""
+
+    id: _Id
+    task: _Name
+    model: _Path | None = None  #: hub id, path, or `job:ID`; None for a runner that needs none
+    revision: _Name | None = None
+    params: Mapping[str, Json] = field(default_factory=dict)  #: runner options, such as `top_k`
+    queue: Annotated[str, one_of(*QUEUES)] = "any"
+    priority: Annotated[str, one_of(*PRIORITIES)] = "normal"
+    name: _Name | None = None  #: the user's own word for it
+    #: Where the records came from, for people (`truncate_names`).
+    inputs: tuple[Annotated[str, Meta(max_length=8192)], ...] = ()
+    created_at: _Time = 0.0  #: seconds since the epoch
+    #: With more failed records the job ends early: `10`, or `5%` of all.
+    max_errors: Annotated[str, pattern(MAX_ERRORS.pattern, "a number of records, or a share such as 5%")] | None = None
+    store: _Path | None = None  #: where its payloads are kept, if not in Redis
+    output: Output | None = None  #: where workers write its outcomes, if they do
+    training: Mapping[str, Json] | None = None  #: of a fine-tune job: its options (`common.training.options`)
+    #: The user's own words to find it by.
+    labels: Annotated[Mapping[LabelKey, LabelValue], Meta(max_length=64)] = field(default_factory=dict)
+    limit: int | None = None  #: so many records of its inputs at most
+    #: `openai`: the records are requests of a batch file, and the results are its responses.
+    format: Annotated[str, one_of("openai")] | None = None
+
+    @property
+    def kind(self) -> str:
+        """What is done with the records: `inference`, or `finetune`."""
+        return "inference" if self.training is None else "finetune"
+
+    @property
+    def title(self) -> str:
+        """The job in a few words, for Flower and logs: no secrets, no payload."""
+        name = f" {self.name!r}" if self.name else ""
+        return f"job {self.id}{name} · {short_model(self.model) or 'no model'}"
+
+    def max_failed(self, records: int) -> int | None:
+        """Return how many of `records` records may fail before the job ends early; None: all of them."""
+        if self.max_errors is None:
+            return None
+        share, percent, _ = self.max_errors.partition("%")
+        return int(records * float(share) / 100) if percent else int(share)
+
+    def encode(self) -> str:
+        """Return the JSON text that `decode` takes, in ASCII: a file's name may have no UTF-8 form."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: str | bytes) -> "JobSpec":
+        """Return the job of that JSON text.
+
+        Raises:
+            ValueError: the text is not JSON, or a field is missing or of the wrong type.
+        """
+        spec: JobSpec = checked(json.loads(text), cls, "a job")  # not msgspec's decoder: it refuses lone surrogates
+        if (spec.training is not None) != (spec.queue == TRAIN):
+            raise ValueError(f"the queue {TRAIN!r} serves fine-tune jobs and no others; found {spec.queue!r}")
+        return spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +160,7 @@ class Job:
     started_at: float | None = None
     finished_at: float | None = None
     failure: Failure | None = None  #: why the job failed
-    stage: str = ""  #: what a worker is busy with before records can run, as loading a model
+    stage: str = ""  #: what a worker does before records can run, such as loading a model
     run_info: Mapping[str, Json] = field(default_factory=dict)  #: what ran: device, dtype, versions, model commit
     progress: Mapping[str, Json] = field(default_factory=dict)  #: of a fine-tune job: step, loss, metrics, notes
 
@@ -86,54 +206,95 @@ class Job:
         }
 
 
+class _JobHash(msgspec.Struct, frozen=True):
+    """The fields of a job's hash in Redis; all of them are texts there."""
+
+    spec: str
+    status: JobStatus
+    round: int
+    ttl_ms: int
+    chunks: int | None = None
+    records: int | None = None
+    succeeded: int = 0
+    failed: int = 0
+    truncated: int = 0
+    sealed_at: _Time | None = None
+    started_at: _Time | None = None
+    finished_at: _Time | None = None
+    failure_code: str = ""
+    failure_message: str = ""
+    stage: str = ""
+    facts: str = "{}"
+    progress: str = "{}"
+
+
+def decode_job(raw: Mapping[bytes, bytes]) -> Job:
+    """Return the job of its hash in Redis.
+
+    Raises:
+        ValueError: the hash does not hold a job.
+    """
+    texts = {key.decode(): value.decode() for key, value in raw.items()}
+    found: _JobHash = checked(texts, _JobHash, "a job's hash", strict=False)
+    if found.chunks is None and found.status in (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.COMPLETED):
+        raise ValueError(f"a job's hash: it is {found.status} and has no chunks")
+    code = found.failure_code
+    return Job(
+        spec=JobSpec.decode(found.spec),
+        status=found.status,
+        chunks=found.chunks,
+        records=found.records,
+        round=found.round,
+        counts=Counts(found.succeeded, found.failed, found.truncated),
+        sealed_at=found.sealed_at,
+        started_at=found.started_at,
+        finished_at=found.finished_at,
+        failure=Failure(one_line(code, 80), one_line(found.failure_message)) if code else None,
+        stage=one_line(found.stage),
+        run_info=_json_object(found.facts),
+        progress=_json_object(found.progress),
+    )
+
+
+def _json_object(text: str) -> Mapping[str, Json]:
+    value: Any = json.loads(text)
+    return value if isinstance(value, dict) else {}
+
+
+def check_label(key: Json, value: Json) -> None:
+    """Check one label of a job.
+
+    Raises:
+        ValueError: the key or the value cannot be one.
+    """
+    checked(key, LabelKey, "a label's key")
+    checked(value, LabelValue, "a label's value")
+
+
 def iso_time(seconds: float | None) -> str | None:
-    """Return a time since the epoch as people and programs read it: ISO 8601, in UTC."""
+    """Return a time since the epoch in ISO 8601, in UTC."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-#: Statuses that only an accepted job has.
-_ACCEPTED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.COMPLETED)
+def truncate_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the first of many names, and how many more there are: workers read a job for each of its chunks."""
+    size = 0
+    for kept, name in enumerate(names):
+        size += len(name)
+        if kept and size > MAX_INPUT_NAMES:
+            return (*names[:kept], f"and {len(names) - kept:,} more")
+    return tuple(names)
 
 
-def decode_job(raw: Mapping[bytes, bytes]) -> Job:
-    """Return the job of its hash in the store.
-
-    Raises:
-        ValueError: the hash does not hold a job.
-    """
-    text = {key.decode(): value.decode() for key, value in raw.items()}
-    missing = [name for name in ("spec", "status", "round", "ttl_ms") if not text.get(name)]
-    if missing or (text["status"] in _ACCEPTED and not text.get("chunks")):
-        raise ValueError(f"a job's hash without {', '.join(missing) or 'chunks'}")
-    int(text["ttl_ms"])  # the scripts count on it
-    run_info: Any = json.loads(text.get("facts") or "{}")
-    progress: Any = json.loads(text.get("progress") or "{}")
-    code = text.get("failure_code")
-    return Job(
-        spec=JobSpec.decode(text["spec"]),
-        status=JobStatus(text["status"]),
-        chunks=_maybe_int(text.get("chunks")),
-        records=_maybe_int(text.get("records")),
-        round=int(text.get("round", 0)),
-        counts=Counts(*(int(text.get(name, 0)) for name in ("succeeded", "failed", "truncated"))),
-        sealed_at=_maybe_float(text.get("sealed_at")),
-        started_at=_maybe_float(text.get("started_at")),
-        finished_at=_maybe_float(text.get("finished_at")),
-        failure=Failure(one_line(code, 80), one_line(text.get("failure_message", ""))) if code else None,
-        stage=one_line(text.get("stage", "")),
-        run_info=run_info if isinstance(run_info, dict) else {},
-        progress=progress if isinstance(progress, dict) else {},
-    )
+def short_model(model: str | None) -> str:
+    """Return a model's name; of a path, its last two parts."""
+    if model is None:
+        return ""
+    return "/".join(model.rstrip("/").split("/")[-2:]) if model.startswith("/") else model
 
 
-def _maybe_int(text: str | None) -> int | None:
-    return int(text) if text else None
-
-
-def _maybe_float(text: str | None) -> float | None:
-    value = float(text) if text else None
-    if value is not None and not 0 <= value < MAX_TIMESTAMP:
-        raise ValueError(f"a job's time cannot be {value}")
-    return value
+def new_job_id() -> str:
+    """Return a job id: twelve hexadecimal digits, random."""
+    return secrets.token_hex(6)

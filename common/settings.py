@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError, path_errors
-from common.records import DTYPES, QUEUES
+from common.jobs import DTYPES, QUEUES
 from common.redis.url import check_redis_url, mask_url
 from common.storage.locations import is_shared, is_url, local_path
 

@@ -7,6 +7,7 @@ given, and `docs/tasks.md` says what each parameter means. Tasks of other distri
 from collections.abc import Mapping
 from string import Formatter
 
+from common.jobs import DTYPES
 from common.params import (
     BOOLEAN,
     FRACTION,
@@ -27,7 +28,7 @@ from common.params import (
     number,
     one_of,
 )
-from common.records import DTYPES, Json
+from common.records import Json
 
 Params = Mapping[str, ParamType]
 

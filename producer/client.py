@@ -21,9 +21,9 @@ from types import TracebackType
 from typing import Self
 
 from common.errors import UsageError
-from common.jobs import Job
+from common.jobs import Job, JobStatus
 from common.queue.heartbeats import serving
-from common.records import JobStatus, Json, Record
+from common.records import Json, Record
 from common.redis.url import check_redis_url, mask_url
 from common.settings import Settings, load_settings
 from producer.job_filter import JobFilter, check_labels

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.errors import UsageError
-from common.jobs import Job
-from common.records import JobStatus, check_label
+from common.jobs import Job, JobStatus, check_label
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import JobFailed
-from common.jobs import Job
-from common.records import JobStatus
+from common.jobs import Job, JobStatus
 from common.results import ResultRow
 from common.tasks import find_task
 from producer.outputs import check_output

@@ -8,9 +8,9 @@ import contextlib
 from pathlib import Path
 
 from common.errors import StorageError, UnknownJob, UsageError
+from common.jobs import JobStatus
 from common.models.references import resolve_model
 from common.models.registry_location import job_of, open_registry, registry_url
-from common.records import JobStatus
 from common.settings import Settings
 from producer.queue_connection import QueueConnection
 

@@ -25,18 +25,18 @@ from common.errors import (
     UsageError,
     WaitTimedOut,
 )
-from common.jobs import Job
+from common.jobs import JOB_ID, Job, JobSpec
 from common.queue.heartbeats import Heartbeat, live_workers, serving, target_tickets
 from common.queue.idempotency import IdempotencyKeys
 from common.queue.jobs import JobStore
 from common.queue.ledger import MAX_TICKETS, MIN_TICKETS, Ledger
-from common.records import JOB_ID, JobSpec, one_line
 from common.redis.client import connect, is_transient, redis_errors
 from common.redis.durability import durability_warnings
 from common.redis.keys import JobKeys
 from common.redis.schema import check_schema
 from common.results import LOST, ResultRow
 from common.settings import Settings
+from common.text import one_line
 from producer.result_reader import ResultReader
 
 T = TypeVar("T")

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from common.errors import ResultsLost, UsageError
-from common.jobs import Job
-from common.records import JobStatus, Output
+from common.jobs import Job, JobStatus, Output
 from common.results import ResultRow
 from common.tasks import find_task
 from producer.openai import BatchWriter

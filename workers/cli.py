@@ -11,10 +11,10 @@ import redis
 from common.console import exit_on_error, prepare_streams
 from common.distribution import missing_worker_libraries
 from common.errors import HugqueueError, UsageError
+from common.jobs import DTYPES, QUEUES, TRAIN
 from common.logs import configure_logging
 from common.models.references import parse_preload
 from common.models.registry_location import open_registry, registry_url
-from common.records import DTYPES, QUEUES, TRAIN
 from common.redis.client import answers_without_tls, connect, explain, is_transient
 from common.redis.durability import durability_warnings
 from common.redis.schema import check_schema

@@ -9,7 +9,7 @@ import redis
 
 from common.errors import UsageError
 from common.gpus import Gpu, find_gpus
-from common.records import TRAIN
+from common.jobs import TRAIN
 from common.redis import keys
 from common.redis.locks import acquire_lock, release_lock
 from common.settings import Settings

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.scale.ground import Ground, lines
+from common.jobs import JobSpec, new_job_id
 from common.payloads.codec import encode_records
 from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
-from common.records import JobSpec, Record, new_job_id
+from common.records import Record
 from common.redis.keys import JobKeys
 
 #: What a chunk takes, and how many records it has.

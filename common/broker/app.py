@@ -12,7 +12,7 @@ from celery import Celery
 from kombu import Queue
 
 from common.broker.transport import Amqp
-from common.records import PRIORITIES, QUEUES, JobSpec
+from common.jobs import PRIORITIES, QUEUES, JobSpec
 from common.redis.keys import CELERY_PREFIX
 from common.redis.url import tls_options
 from common.settings import Settings, load_settings

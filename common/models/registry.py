@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ModelError, UsageError, path_errors
-from common.records import JOB_ID, Json
+from common.jobs import JOB_ID
+from common.records import Json
 
 #: The file that makes a model whole.
 METADATA_FILE = "model.json"

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from common.errors import UsageError, path_errors
+from common.jobs import JOB_ID
 from common.models.registry import ModelRegistry
 from common.models.remote_registry import RemoteModelRegistry
-from common.records import JOB_ID
 from common.settings import Settings
 
 

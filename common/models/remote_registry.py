@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.errors import StorageError, UsageError
+from common.jobs import JOB_ID
 from common.models.checkpoints import (
     COMPLETE_MARKER,
     best_step,
@@ -22,7 +23,6 @@ from common.models.checkpoints import (
     step_of,
 )
 from common.models.registry import CHECKPOINTS_DIR, METADATA_FILE, ModelRegistry, RegisteredModel, attempt_order
-from common.records import JOB_ID
 
 #: Seconds after which checkpoints on this machine that nobody goes on from are forgotten.
 _STALE_SECONDS = 7 * 86_400.0

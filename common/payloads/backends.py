@@ -12,8 +12,7 @@ from typing import cast
 import redis
 
 from common.errors import JobTaken, NotSubmitting, PayloadError
-from common.jobs import Written
-from common.records import JobStatus
+from common.jobs import JobStatus, Written
 from common.redis import keys
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts

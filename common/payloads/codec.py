@@ -18,7 +18,8 @@ from common.errors import PayloadError
 from common.json_codec import to_json
 from common.payloads.arrays import column_array, flag_array, is_vector, number_array, text_array, vectors_of
 from common.payloads.safe_ipc import read_schema, read_stream, write_stream
-from common.records import Counts, Failure, Json, Outcome, Record, replace_control_chars
+from common.records import Counts, Failure, Json, Outcome, Record
+from common.text import replace_control_chars
 
 #: Raised with every change to the columns; a payload of another version is refused.
 VERSION = b"2"

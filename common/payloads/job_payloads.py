@@ -7,7 +7,7 @@ import redis
 from common.errors import ModelError, PayloadError, ResultsLost, UsageError, WorkerError
 from common.inputs.file_split import FileSplit, is_split
 from common.inputs.splitting import read_split
-from common.jobs import Written
+from common.jobs import JobSpec, Written
 from common.payloads.backends import (
     FilePayloads,
     PayloadStore,
@@ -18,7 +18,6 @@ from common.payloads.backends import (
 )
 from common.payloads.codec import encode_records
 from common.payloads.output_committer import OutputCommitter
-from common.records import JobSpec
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
 from common.storage.locations import MayOpen

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import UsageError
-from common.jobs import Job
+from common.jobs import Job, Output
 from common.payloads.codec import decode_records, output_type
 from common.payloads.part_files import chunk_rows, decode_part, encode_part, part_name, part_schema
-from common.records import Json, Output
+from common.records import Json
 from common.results import ResultRow
 from common.storage.storage import open_storage
 

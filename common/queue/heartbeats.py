@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 
 import redis
 
-from common.records import Json, replace_control_chars
+from common.records import Json
 from common.redis import keys
+from common.text import replace_control_chars
 
 #: Seconds after which a silent worker counts as gone.
 TTL = 15.0

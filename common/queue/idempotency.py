@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 
 import redis
 
-from common.jobs import Written
-from common.records import JobSpec
+from common.jobs import JobSpec, Written
 from common.redis.keys import JobKeys, idempotency
 from common.redis.schema import write_schema
 from common.redis.scripts import Scripts

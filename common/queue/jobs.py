@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, cast
 import redis
 
 from common.errors import ModelError, StorageError, UnknownJob
-from common.jobs import Job, decode_job
-from common.records import JOB_ID, JobSpec, JobStatus
+from common.jobs import JOB_ID, Job, JobSpec, JobStatus, decode_job
 from common.redis import keys
 from common.redis.keys import JobKeys
 from common.redis.schema import write_schema

@@ -18,9 +18,10 @@ import redis
 
 from common.errors import JobTaken, NotSubmitting, UnknownJob, UsageError
 from common.payloads.backends import Version, decode_versions
-from common.records import Counts, Failure, Json, replace_control_chars
+from common.records import Counts, Failure, Json
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
+from common.text import replace_control_chars
 
 #: Tickets a job has at least: enough for one worker to be at it with all its slots.
 MIN_TICKETS = 6

@@ -3,9 +3,9 @@
 import redis
 
 from common.errors import UsageError
-from common.records import replace_control_chars
 from common.redis import keys
 from common.redis.url import mask_url
+from common.text import replace_control_chars
 
 #: Raised by whoever changes what keys hold so that an earlier release would misread it, or the other way round.
 SCHEMA = 1

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from common.records import JobStatus
+from common.jobs import JobStatus
 
 if TYPE_CHECKING:
     from common.jobs import Job

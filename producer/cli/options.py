@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from common.records import PRIORITIES, JobStatus
+from common.jobs import PRIORITIES, JobStatus
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -11,8 +11,8 @@ from rich.progress import TaskID as BarId
 from rich.text import Text
 
 from common.durations import duration
-from common.jobs import Job
-from common.records import JobStatus, one_line
+from common.jobs import Job, JobStatus
+from common.text import one_line
 from producer.cli.terminal import is_quiet, notify
 from producer.cli.training_progress import format_evaluation, status_line, step_counts
 from producer.submit.upload import Totals

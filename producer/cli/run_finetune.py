@@ -3,8 +3,7 @@
 import click
 
 from common.console import INTERRUPTED
-from common.jobs import Job
-from common.records import TRAIN, JobStatus
+from common.jobs import TRAIN, Job, JobStatus
 from producer.cli.exit_status import exit_status
 from producer.cli.run_submit import warn_if_unserved
 from producer.cli.terminal import Notify

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 import click
 
 from common.console import INTERRUPTED
-from common.records import JobStatus, Record
+from common.jobs import JobStatus
+from common.records import Record
 from producer.cli.exit_status import exit_status
 from producer.cli.failures import describe_unwritten
 from producer.cli.progress import submit_progress

@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from common.durations import duration
-from common.jobs import Job
+from common.jobs import Job, JobStatus, short_model
 from common.models.registry import RegisteredModel
 from common.queue.heartbeats import Heartbeat
-from common.records import JobStatus, Json, one_line, short_model
+from common.records import Json
 from common.tasks import Task
+from common.text import one_line
 from producer.cli.training_progress import format_metrics
 
 _COLOURS = {

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import click
 
 from common.console import print_stderr
-from common.records import Json, replace_control_chars
+from common.records import Json
+from common.text import replace_control_chars
 
 #: Takes a sentence for the user.
 Notify = Callable[[str], None]

@@ -2,9 +2,8 @@
 
 from common.durations import duration
 from common.errors import UsageError
-from common.jobs import Job
+from common.jobs import Job, JobStatus
 from common.queue.heartbeats import serving
-from common.records import JobStatus
 from producer.cli.failures import count_failures, describe_failures
 from producer.cli.progress import JobProgress, job_progress
 from producer.cli.terminal import Notify

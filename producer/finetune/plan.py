@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.errors import UsageError
+from common.jobs import TRAIN, JobSpec, new_job_id, truncate_names
 from common.models.references import check_revision
 from common.params import parse_params
 from common.payloads.codec import encode_records
 from common.payloads.job_payloads import JobPayloads
-from common.records import TRAIN, JobSpec, Json, Record, new_job_id, shortened
+from common.records import Json, Record
 from common.settings import Settings, load_settings
 from common.suggestions import did_you_mean
 from common.tasks import ALIASES
@@ -71,7 +72,7 @@ def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as i
         priority=priority,
         name=name,
         labels=dict(labels or {}),
-        inputs=shortened((*inputs, *([evaluation] if evaluation else []))),
+        inputs=truncate_names((*inputs, *([evaluation] if evaluation else []))),
         created_at=time.time(),
         store=settings.store_url or None,
         training=training.encode(),

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from common.errors import PayloadError, ResultsLost, UsageError
+from common.jobs import JobSpec
 from common.json_codec import to_json
-from common.records import Failure, JobSpec, Json
+from common.records import Failure, Json
 from common.results import NOT_RUN, ResultRow
 from producer.outputs.targets import OutputFile, check_responses
 from producer.outputs.text import JsonLinesWriter

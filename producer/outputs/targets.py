@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import StorageError, UsageError, path_errors
-from common.records import JobSpec, Output
+from common.jobs import JobSpec, Output
 from common.settings import Settings, absolute
 from common.storage.locations import is_shared, is_url, strip_file_scheme
 from common.tasks import Task, find_task

@@ -13,9 +13,8 @@ from dataclasses import fields, replace
 import redis
 
 from common.errors import HugqueueError, JobTaken, StoreUnavailable, UsageError
-from common.jobs import Job, Written
+from common.jobs import Job, JobSpec, JobStatus, Written
 from common.queue.idempotency import Claim
-from common.records import JobSpec, JobStatus
 from common.tasks import find_task
 from producer.outputs.targets import check_target
 from producer.queue_connection import POLL, QueueConnection

@@ -11,10 +11,11 @@ from common.gpus import find_gpus
 from common.inputs import Inputs, find_inputs
 from common.inputs.sources import ReadProgress
 from common.inputs.splitting import split_source, splittable_builders, splittable_bytes
+from common.jobs import MAX_ERRORS, JobSpec, new_job_id, truncate_names
 from common.models.references import check_revision
 from common.params import check_params, parse_params
 from common.queue.heartbeats import Heartbeat
-from common.records import MAX_ERRORS, JobSpec, Json, Record, new_job_id, shortened
+from common.records import Json, Record
 from common.settings import Settings, absolute, load_settings
 from common.tasks import ALIASES, Task, find_task
 from producer.model_check import check_model, model_warning
@@ -145,7 +146,7 @@ def make_plan(  # noqa: PLR0913 - one argument for each option of the command
         queue=_queue_of(device, settings),
         priority=priority,
         name=name,
-        inputs=shortened(inputs),
+        inputs=truncate_names(inputs),
         created_at=time.time(),
         labels=dict(labels or {}),
         max_errors=check_max_errors(max_errors),

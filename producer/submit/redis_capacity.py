@@ -1,7 +1,7 @@
 """Whether a job fits into Redis: estimated while it is submitted, and refused before Redis is full."""
 
 from common.errors import UsageError
-from common.records import JobSpec
+from common.jobs import JobSpec
 from producer.submit.chunk_source import ChunkContent, ChunkSource
 
 #: Bytes of payloads after which there is something to estimate from.

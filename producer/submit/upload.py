@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import redis
 
 from common.errors import StoreUnavailable, UsageError
-from common.jobs import Written
-from common.records import JobSpec
+from common.jobs import JobSpec, Written
 from common.settings import Settings
 from producer.queue_connection import QueueConnection
 from producer.submit.chunk_source import ChunkContent, ChunkSource, Digest

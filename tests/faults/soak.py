@@ -19,7 +19,8 @@ from pathlib import Path
 import psutil
 
 from common.inputs.sources import ReadProgress
-from common.records import JobSpec, Record, new_job_id
+from common.jobs import JobSpec, new_job_id
+from common.records import Record
 from common.settings import Settings
 from producer.queue_connection import QueueConnection
 from producer.submit.chunk_source import RecordChunkSource

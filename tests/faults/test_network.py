@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from common.jobs import JobSpec, new_job_id
 from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
-from common.records import JobSpec, new_job_id
 from common.redis.client import connect
 from common.redis.scripts import script_text
 from tests.support.fault_jobs import LONG, Batch

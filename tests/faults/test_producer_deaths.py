@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, Popen
 
+from common.jobs import JobStatus
 from common.queue.jobs import JobStore
-from common.records import JobStatus
 from common.redis.keys import JobKeys
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
 from tests.support.waiting_producers import AT_ONCE

@@ -26,7 +26,7 @@ MINUTE = 60.0
 
 @pytest.fixture
 def environ(server: RedisServer, tmp_path: Path) -> dict[str, str]:
-    """The defaults: no time is shortened here."""
+    """The defaults: no time is truncate_names here."""
     return environment(tmp_path, server.url)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.records import JobStatus
+from common.jobs import JobStatus
 from common.redis.keys import JobKeys, idempotency
 from producer.queue_connection import QueueConnection
 from tests.support.keyed_submits import HEAD, KEY, arguments, cut_off, inputs_of, the_job

@@ -17,7 +17,7 @@ import pytest
 import hugqueue
 from common import errors
 from common.errors import JobFailed, StoreUnavailable, UnknownJob, UsageError, WaitTimedOut
-from common.records import JobStatus
+from common.jobs import JobStatus
 from hugqueue import Client, JobHandle
 from tests.support.cli_processes import Queue, python_without
 from tests.support.embedded_processes import Home

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.records import Counts, JobSpec, new_job_id
+from common.jobs import JobSpec, new_job_id
+from common.records import Counts
 from common.redis.keys import JobKeys
 from common.settings import Settings
 from producer.client import Client

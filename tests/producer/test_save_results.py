@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UsageError
-from common.jobs import Job
-from common.records import Counts, Failure, JobSpec, JobStatus
+from common.jobs import Job, JobSpec, JobStatus
+from common.records import Counts, Failure
 from producer import Client
 from producer.cli.failures import describe_unwritten
 from tests.support.cli_processes import Queue

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from common.records import JobSpec, new_job_id, one_line
+from common.jobs import JobSpec, new_job_id
 from common.redis.keys import JobKeys
+from common.text import one_line
 from tests.support import forged_redis_data
 from tests.support.processes import ROOT, RedisServer, Shell, Workers, wait_until
 
@@ -48,7 +49,7 @@ def test_a_job_whose_names_are_too_long_or_no_line_is_refused(values: dict[str, 
 def test_a_name_that_is_too_long_is_refused_at_submit(shell: Shell, server: RedisServer) -> None:
     (shell.directory / "in.txt").write_text("x\n")
     said = shell.run("submit", "--task", "test-echo", "in.txt", "--name", "n" * 257, status=2).stderr
-    assert "a job's name is one line of up to 256 characters" in said
+    assert "one line of up to 256 characters" in said
     assert server.client.keys("hugqueue:job*") == []
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import UnknownJob
+from common.jobs import JobSpec
 from common.payloads.backends import outcome_name
 from common.queue.heartbeats import live_workers
 from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
-from common.records import JobSpec
 from common.redis import keys
 from common.redis.keys import CELERY_PREFIX, JobKeys
 from tests.support import forged_redis_data

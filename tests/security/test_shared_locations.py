@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.inputs.file_split import FileSplit
+from common.jobs import new_job_id
 from common.queue.jobs import JobStore
-from common.records import new_job_id
 from common.redis import keys
 from common.redis.keys import JobKeys
 from common.storage.filesystem import file_version

@@ -10,8 +10,9 @@ from typing import Any
 import psutil
 import pytest
 
+from common.jobs import JobSpec, new_job_id
 from common.payloads.codec import decode_outcomes, encode_records, iter_outcomes
-from common.records import JobSpec, Json, Outcome, Record, new_job_id
+from common.records import Json, Outcome, Record
 from common.settings import Settings
 from tests.support.processes import PLUGINS, wait_until
 from workers.device.client.client import ChunkResult, DeviceClient, IsolationPolicy

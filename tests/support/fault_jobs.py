@@ -6,11 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from common.jobs import Job
+from common.jobs import Job, JobSpec, new_job_id
 from common.payloads.codec import encode_records
 from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
-from common.records import JobSpec, Record, new_job_id
+from common.records import Record
 from common.redis.keys import JobKeys
 from tests.support.processes import RedisServer, Shell, wait_until
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from transformers import BertForMaskedLM
 
+from common.jobs import JobSpec, new_job_id
 from common.payloads.codec import encode_records
-from common.records import JobSpec, Json, Record, new_job_id
+from common.records import Json, Record
 from common.training.options import TrainingOptions
 from tests.support.processes import Shell, wait_until
 from tests.support.tiny_models import bert_config, wordpiece

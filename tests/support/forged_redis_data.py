@@ -8,9 +8,10 @@ from typing import Any
 import pyarrow as pa
 import redis
 
+from common.jobs import JobSpec, new_job_id
 from common.payloads.codec import VERSION, encode_outcomes, encode_records
 from common.payloads.safe_ipc import write_stream
-from common.records import JobSpec, Outcome, Record, new_job_id
+from common.records import Outcome, Record
 from common.redis import keys
 from common.redis.keys import JobKeys
 

@@ -2,12 +2,13 @@
 
 import time
 
+from common.jobs import JobSpec, new_job_id
 from common.payloads.backends import outcome_name
 from common.payloads.codec import encode_records
 from common.payloads.job_payloads import JobPayloads
 from common.queue.jobs import JobStore
 from common.queue.ledger import Lease, Ledger, ReapReport
-from common.records import Counts, JobSpec, Record, new_job_id
+from common.records import Counts, Record
 from common.redis.keys import JobKeys
 
 

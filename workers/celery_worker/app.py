@@ -20,8 +20,8 @@ from celery.worker.request import Request
 from common.broker.app import FINETUNE, HANDLER_PREFIX, make_app
 from common.distribution import missing_worker_libraries
 from common.errors import Cancelled, HugqueueError, UsageError
+from common.jobs import JOB_ID
 from common.logs import use_safe_records
-from common.records import JOB_ID
 from common.redis.client import connect
 from common.redis.schema import check_schema
 from common.settings import Settings, load_settings

@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from common.jobs import JobSpec
 from common.queue.heartbeats import Heartbeat, serving
-from common.records import JobSpec, Json
+from common.records import Json
 from common.tasks import ALIASES
 
 #: How long a crowded device keeps its models while others are asked for: so many times a load, within these seconds.

@@ -11,13 +11,13 @@ from typing import NoReturn
 import redis
 
 from common.errors import Cancelled, ModelError, PayloadError, StorageError, UnknownJob, WorkerError
-from common.jobs import Job
+from common.jobs import Job, JobSpec, JobStatus
 from common.payloads.codec import positions_to_retry
 from common.payloads.job_payloads import JobPayloads
 from common.queue.heartbeats import live_workers, serving, target_tickets
 from common.queue.ledger import MAX_TICKETS, MIN_TICKETS, Lease
 from common.queue.output_commit import finish_commit
-from common.records import Failure, JobSpec, JobStatus
+from common.records import Failure
 from workers.celery_worker.context import WorkerContext
 from workers.celery_worker.isolation_journal import SERIAL_AFTER, IsolationJournal
 from workers.device.client.client import ChunkResult

@@ -17,15 +17,17 @@ from kombu.exceptions import OperationalError
 
 from common.broker.app import send_tickets, waiting_tickets
 from common.errors import ModelError, StorageError, UnknownJob, UsageError
+from common.jobs import QUEUES, JobSpec
 from common.queue.heartbeats import cap_heartbeat_ttls, live_workers, target_tickets
 from common.queue.jobs import JobStore
 from common.queue.ledger import MAX_TICKETS, MIN_TICKETS, Ledger, ReapReport
 from common.queue.output_commit import publish
-from common.records import QUEUES, Failure, JobSpec, replace_control_chars
+from common.records import Failure
 from common.redis import keys
 from common.redis.client import is_transient
 from common.redis.locks import acquire_lock, release_lock
 from common.settings import Settings
+from common.text import replace_control_chars
 
 logger = logging.getLogger(__name__)
 

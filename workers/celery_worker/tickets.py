@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 
 from common.broker.app import send_tickets
 from common.errors import UsageError
-from common.records import JobSpec
+from common.jobs import JobSpec
 
 logger = logging.getLogger(__name__)
 

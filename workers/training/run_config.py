@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.records import JobSpec, Json
+from common.jobs import JobSpec
+from common.records import Json
 from common.training.options import TrainingOptions
 
 

@@ -5,7 +5,7 @@ import sys
 import click
 
 from common.errors import UsageError
-from common.records import JobStatus
+from common.jobs import JobStatus
 from producer.cli.options import (
     csv_safe_option,
     job_argument,

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from common.records import DTYPES
+from common.jobs import DTYPES
 from producer.cli.grouped_command import GroupedCommand
 from producer.cli.options import (
     csv_safe_option,

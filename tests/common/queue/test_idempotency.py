@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import JobTaken
-from common.jobs import Written
+from common.jobs import JobSpec, Written, new_job_id
 from common.queue.idempotency import Claim
-from common.records import JobSpec, new_job_id
 from common.redis.keys import JobKeys, idempotency
 from producer.queue_connection import QueueConnection
 from tests.support.keyed_submits import KEY, arguments, the_job

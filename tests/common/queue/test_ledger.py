@@ -2,9 +2,10 @@
 
 import threading
 
+from common.jobs import JobSpec, JobStatus, new_job_id
 from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
-from common.records import Counts, Failure, JobSpec, JobStatus, new_job_id
+from common.records import Counts, Failure
 from tests.support.ledger_jobs import commit, lease, leased, make_job, payloads, reap, run_all
 from tests.support.processes import wait_until
 

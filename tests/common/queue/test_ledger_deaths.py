@@ -3,9 +3,9 @@
 import time
 import uuid
 
+from common.jobs import JobStatus
 from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
-from common.records import JobStatus
 from common.redis.keys import JobKeys
 from tests.conftest import LEASE
 from tests.support.ledger_jobs import commit, die, lease, leased, make_job, reap, run_all

@@ -7,11 +7,12 @@ from functools import partial
 import pytest
 
 from common.errors import UsageError
+from common.jobs import JobSpec, JobStatus, new_job_id
 from common.payloads.codec import decode_records, encode_outcomes, encode_records, positions_to_retry
 from common.payloads.part_files import chunk_rows
 from common.queue.jobs import JobStore
 from common.queue.ledger import Lease, Ledger
-from common.records import Counts, Failure, JobSpec, JobStatus, Outcome, Record, new_job_id
+from common.records import Counts, Failure, Outcome, Record
 from common.redis.keys import JobKeys
 from tests.support.ledger_jobs import lease, look
 from tests.support.processes import RedisServer

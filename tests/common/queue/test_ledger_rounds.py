@@ -3,9 +3,10 @@
 import pytest
 
 from common.errors import NotSubmitting, UnknownJob, UsageError
+from common.jobs import JobSpec, JobStatus, new_job_id
 from common.queue.jobs import JobStore
 from common.queue.ledger import Lease, Ledger
-from common.records import Counts, Failure, JobSpec, JobStatus, new_job_id
+from common.records import Counts, Failure
 from common.redis import keys
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts

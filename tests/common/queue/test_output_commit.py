@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from common.jobs import JobSpec, JobStatus, Output, new_job_id
 from common.payloads.backends import Version
 from common.payloads.codec import encode_outcomes, encode_records
 from common.payloads.job_payloads import JobPayloads
@@ -15,7 +16,7 @@ from common.payloads.output_committer import OutputCommitter
 from common.queue.jobs import JobStore
 from common.queue.ledger import Lease, Ledger
 from common.queue.output_commit import finish_commit, publish
-from common.records import Counts, Failure, JobSpec, JobStatus, Outcome, Output, Record, new_job_id
+from common.records import Counts, Failure, Outcome, Record
 from common.redis.keys import JobKeys
 from tests.support.ledger_jobs import leased
 from tests.support.processes import RedisServer, Shell, Workers, wait_until

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import ModelError
+from common.jobs import JobSpec, Output, new_job_id
 from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
-from common.records import JobSpec, Output, new_job_id
 from common.redis import keys
 from common.redis.keys import JobKeys
 from tests.support.processes import RedisServer

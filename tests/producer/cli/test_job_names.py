@@ -11,7 +11,7 @@ import pytest
 
 from common.durations import parse_duration, write_duration
 from common.errors import UnknownJob, UsageError
-from common.records import JobSpec
+from common.jobs import JobSpec
 from producer.client import Client
 from producer.embedded.log_files import LIMIT, open_log, read_entries, rotated
 from tests.support.cli_processes import Terminal

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from common.jobs import Job
-from common.records import JobSpec, JobStatus, Json
+from common.jobs import Job, JobSpec, JobStatus
+from common.records import Json
 from producer.cli.progress import JobProgress, job_bar
 from workers.training.controller.progress import format_progress
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import NotSubmitting
-from common.jobs import Job
+from common.jobs import Job, JobSpec, JobStatus, new_job_id
 from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
-from common.records import JobSpec, JobStatus, new_job_id
 from tests.support.embedded_processes import Holder, Home
 from tests.support.processes import environment, wait_until
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from common.errors import UsageError
-from common.jobs import Job
-from common.records import JobSpec, JobStatus
+from common.jobs import Job, JobSpec, JobStatus
 from producer.finetune.report import render, write_page
 from producer.finetune.svg_charts import Series, line_chart, shaded_table
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UsageError
-from common.records import Failure, JobSpec, Json, Outcome, Record
+from common.jobs import JobSpec
+from common.records import Failure, Json, Outcome, Record
 from common.results import ResultRow
 from producer.openai import find_batch, read_batch, response_line
 

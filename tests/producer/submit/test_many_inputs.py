@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.records import MAX_INPUT_NAMES, JobSpec, shortened
+from common.jobs import MAX_INPUT_NAMES, JobSpec, truncate_names
 from producer.submit.plan import make_plan
 
 
@@ -25,5 +25,5 @@ def test_a_job_of_thousands_of_files_is_small_and_reads_them_all(tmp_path: Path,
 
 def test_a_few_inputs_are_all_named() -> None:
     names = ("a" * 5000, "b" * 5000, "c")
-    assert shortened(names[2:]) == ("c",)
-    assert shortened(names) == (names[0], "and 2 more")
+    assert truncate_names(names[2:]) == ("c",)
+    assert truncate_names(names) == (names[0], "and 2 more")

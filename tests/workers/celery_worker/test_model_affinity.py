@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from common.jobs import JobSpec, new_job_id
 from common.queue.heartbeats import Heartbeat
-from common.records import JobSpec, new_job_id
 from workers.celery_worker.model_affinity import DWELL, LEAST_DWELL, LOYALTY, PATIENCE, Affinity, DeviceStatus
 
 

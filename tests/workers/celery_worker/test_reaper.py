@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from common.broker.app import make_app, send_tickets, waiting_tickets
+from common.jobs import JobSpec, JobStatus, new_job_id
 from common.queue.heartbeats import TTL, Heartbeat, live_workers, send_heartbeat
 from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
-from common.records import Counts, JobSpec, JobStatus, new_job_id
+from common.records import Counts
 from common.redis import keys
 from common.redis.keys import JobKeys
 from common.redis.locks import acquire_lock

@@ -8,7 +8,7 @@ import redis
 
 from common.broker.app import make_app
 from common.broker.app import waiting_tickets as pages_of_tickets
-from common.records import JobSpec, new_job_id
+from common.jobs import JobSpec, new_job_id
 from common.settings import Settings
 from tests.support.processes import RedisServer, wait_until
 from workers.celery_worker.tickets import TicketSender

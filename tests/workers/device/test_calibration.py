@@ -10,7 +10,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from common.errors import Cancelled
-from common.records import JobSpec, Json, Outcome, new_job_id
+from common.jobs import JobSpec, new_job_id
+from common.records import Json, Outcome
 from common.redis.keys import budgets
 from common.settings import Settings
 from tests.support import tiny_models

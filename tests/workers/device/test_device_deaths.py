@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import Cancelled, CodedError, ModelError, WorkerError
+from common.jobs import JobSpec, new_job_id
 from common.payloads.codec import decode_outcomes
-from common.records import Counts, JobSpec, Json, new_job_id
+from common.records import Counts, Json
 from tests.support.device_process import Room, codes, device_room, outcomes
 from tests.support.processes import wait_until
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from common.errors import ModelError, WorkerError
-from common.records import JobSpec, new_job_id
+from common.jobs import JobSpec, new_job_id
 from common.tasks import TASKS
 from tests.support.processes import PLUGINS
 from workers.device.server.memory import memory_of, weight_bytes

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from common.errors import Cancelled
-from common.records import JobSpec
+from common.jobs import JobSpec
 from tests.support import tiny_models
 from tests.support.pipeline_reference import runner_of
 from tests.support.tiny_models import TEXTS, RecordingMonitor, mixed

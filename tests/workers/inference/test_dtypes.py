@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from common.errors import ModelError, UsageError
-from common.records import JobSpec, new_job_id
+from common.jobs import JobSpec, new_job_id
 from common.settings import load_settings
 from tests.support import tiny_models
 from tests.support.pipeline_reference import runner_of

@@ -13,8 +13,9 @@ import pytest
 from transformers import GenerationConfig
 
 from common.errors import ModelError, UsageError
+from common.jobs import DTYPES
 from common.params import check_params, parse_params
-from common.records import DTYPES, Json
+from common.records import Json
 from common.task_params import GENERATE_PARAMS, LOAD_PARAMS, POOLING_MODES, SPEECH_GENERATE_PARAMS, TASK_PARAMS
 from common.tasks import TASKS, Task
 from producer.openai import sampling_params as sampling

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.errors import Cancelled, HugqueueError, PayloadError, WorkerError
+from common.jobs import JobSpec
 from common.payloads.codec import count, decode_records, encode_outcomes, output_type, overlay
-from common.records import Counts, Failure, JobSpec, Json
+from common.records import Counts, Failure, Json
 from common.settings import Settings
 from workers.celery_worker.model_affinity import DeviceStatus
 from workers.device.client.batch_size_cache import BatchSizeCache

@@ -18,7 +18,8 @@ from hashlib import sha256
 
 from common.distribution import install_command
 from common.errors import Cancelled, CodedError, ModelError, WorkerError
-from common.records import JobSpec, Json
+from common.jobs import JobSpec
+from common.records import Json
 from common.tasks import ALIASES, find_task
 from common.versions import installed_version
 from workers.device.server.memory import memory_of, release, weight_bytes

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from weakref import ref
 
 from common.errors import Cancelled
+from common.jobs import JobSpec
 from common.payloads.codec import decode_records
-from common.records import Failure, JobSpec, Record
+from common.records import Failure, Record
 from workers.device.protocol import Channel, Message, ProtocolError, integers
 from workers.device.server.run_chunk import ChunkInputs
 from workers.inference.core.runner import Runner

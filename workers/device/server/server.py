@@ -18,7 +18,8 @@ from typing import Any
 from weakref import ref
 
 from common.errors import Cancelled, CodedError, ModelError, PayloadError, WorkerError
-from common.records import JobSpec, Json
+from common.jobs import JobSpec
+from common.records import Json
 from workers.device.protocol import DEVICE_LOST, Channel, ChannelClosed, Message, ProtocolError
 from workers.device.server.calibration import calibrate
 from workers.device.server.memory import memory_of

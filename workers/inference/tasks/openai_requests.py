@@ -14,7 +14,8 @@ from typing import Any, cast
 import pyarrow as pa
 
 from common.errors import ModelError, RecordError
-from common.records import Failure, JobSpec, Json, Outcome
+from common.jobs import JobSpec
+from common.records import Failure, Json, Outcome
 from workers.inference.core.runner import RemappedMonitor, RunMonitor, Runner
 from workers.inference.generation.limits import check_token_limit
 from workers.inference.tasks.embedding import EmbeddingRunner

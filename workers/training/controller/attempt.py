@@ -15,13 +15,13 @@ from pathlib import Path
 
 from common.errors import Cancelled, ModelError, PayloadError, StorageError, UsageError, WorkerError
 from common.gpus import find_gpus
-from common.jobs import Job
+from common.jobs import Job, JobSpec
 from common.models.checkpoints import latest_complete, remove_incomplete, step_of
 from common.models.registry import ModelRegistry
 from common.models.registry_location import open_registry, registry_url
 from common.payloads.codec import count, decode_records, encode_outcomes
 from common.queue.jobs import JobStore
-from common.records import JobSpec, Json, Outcome
+from common.records import Json, Outcome
 from common.settings import Settings
 from common.sockets import socket_directory
 from common.training.options import LABEL_KINDS, TrainingOptions
