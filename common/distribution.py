@@ -5,7 +5,8 @@ import json
 import shlex
 import sys
 from collections.abc import Iterable
-from importlib.metadata import Distribution, PackageNotFoundError
+from functools import cache
+from importlib.metadata import Distribution, PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -71,3 +72,12 @@ def _direct_url() -> dict[str, Any]:
         return {}
     found: dict[str, Any] = json.loads(text) if text else {}
     return found
+
+
+@cache  # the metadata file is read and parsed anew each time
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, None if it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

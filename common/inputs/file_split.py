@@ -76,7 +76,7 @@ _SHAPES: dict[str, tuple[type, ...]] = {
     "version": (str,),
     "column": (str, NoneType),
     "id_column": (str, NoneType),
-    "several": (bool,),
+    "multiple_inputs": (bool,),
 }
 
 

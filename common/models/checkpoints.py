@@ -5,11 +5,12 @@ passed over.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+from common.storage.atomic import write_atomic
 
 #: The list of a checkpoint's files and their sizes.
 COMPLETE_MARKER = "whole.json"
@@ -21,9 +22,7 @@ _NAME = re.compile(r"^checkpoint-(\d+)$")
 def mark_complete(checkpoint: Path) -> None:
     """Say that a checkpoint is whole: all that is in it now."""
     sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in _files(checkpoint)}
-    temporary = checkpoint / f".{COMPLETE_MARKER}.{os.getpid()}"
-    temporary.write_text(json.dumps(sizes))
-    temporary.replace(checkpoint / COMPLETE_MARKER)
+    write_atomic(checkpoint / COMPLETE_MARKER, json.dumps(sizes).encode())
 
 
 def is_complete(checkpoint: Path) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from common.errors import ModelError, UsageError, path_errors
 from common.jobs import JOB_ID
 from common.records import Json
+from common.storage.atomic import write_atomic
 
 #: The file that makes a model whole.
 METADATA_FILE = "model.json"
@@ -78,9 +79,8 @@ class ModelRegistry:
     def choose(self, job_id: str, attempt: str) -> None:
         """Make this attempt's model the one that counts, and forget the work that led to it."""
         card = (self._path(job_id, attempt) / METADATA_FILE).read_text()
-        temporary = self.root / job_id / f"{METADATA_FILE}.{attempt}"
-        temporary.write_text(json.dumps({**json.loads(card), "attempt": attempt}))
-        temporary.replace(self.root / job_id / METADATA_FILE)
+        card = json.dumps({**json.loads(card), "attempt": attempt})
+        write_atomic(self.root / job_id / METADATA_FILE, card.encode())
         shutil.rmtree(self.root / job_id / CHECKPOINTS_DIR, ignore_errors=True)
 
     def delete_model(self, job_id: str, attempt: str) -> None:

@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all: written aside in the same directory, then renamed.
+"""Atomic file writes: a file appears complete or not at all.
 
-An existing file stays as it was until the new one is complete and on the disk, and the new one gets its mode; a link
-stays a link.
+The bytes go to a temporary file in the same directory, are flushed to the disk, and the file is renamed. An existing
+file stays as it is until then, and the new one takes over its owner and its mode.
 """
 
 import os
@@ -10,67 +10,102 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from types import TracebackType
+from typing import BinaryIO, Self
 
 from common.errors import HugqueueError, path_errors
 
 
 class AtomicFile:
-    """A file under way to `path`. `keep` puts it there; without it, `discard` leaves no trace."""
+    """A file that is being written. `commit` puts it in its place; without it, `discard` leaves no trace.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    As a context manager it commits if the block ends without an exception.
+
+    Args:
+        path: the file's path. If it is a link, its target is replaced.
+        dir_fd: descriptor of an open directory, in which `path` is a plain name; a link of that name is replaced.
+
+    Raises:
+        OSError: from any method, if the system refuses.
+        UsageError: the path's links form a loop.
+    """
+
+    def __init__(self, path: Path, dir_fd: int | None = None) -> None:
+        self._dir_fd = dir_fd
         with path_errors(f"Cannot write {path}"):
-            self._target = path.resolve()  # a link goes on pointing to where it points
-        # Opened anew, not by tempfile, so that the user's umask decides who may read it.
+            self._target = path.resolve() if dir_fd is None else path
+        # Not by tempfile, whose files only their owner may read: the user's umask decides.
         self._temporary = self._target.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
-        with write_errors(path):
-            self.stream: BinaryIO = self._temporary.open("xb")
-            _copy_owner_and_mode(self._target, self.stream.fileno())
+        descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=dir_fd)
+        self.stream: BinaryIO = os.fdopen(descriptor, "wb")
+        if dir_fd is None:
+            _copy_owner_and_mode(self._target, descriptor)
 
-    def keep(self) -> None:
-        """Put the file in its place.
+    def __enter__(self) -> Self:
+        return self
 
-        Raises:
-            HugqueueError: the disk does not take it.
-        """
-        with write_errors(self.path):
-            self.stream.flush()
-            os.fsync(self.stream.fileno())
-            self.stream.close()
-            self._temporary.replace(self._target)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
+            self.discard()
+
+    def commit(self) -> None:
+        """Put the file in its place."""
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        self.stream.close()
+        os.replace(self._temporary, self._target, src_dir_fd=self._dir_fd, dst_dir_fd=self._dir_fd)
+        if self._dir_fd is None:
             _sync_directory(self._target.parent)
 
     def discard(self) -> None:
-        """Remove what was written so far; after `keep` there is nothing to remove."""
-        with suppress(OSError):  # closing flushes, and a full disk says so again: this file is unwanted anyhow
+        """Remove what was written so far; does nothing after `commit`."""
+        with suppress(OSError):  # closing flushes, which fails again on a full disk
             self.stream.close()
-        self._temporary.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(self._temporary, dir_fd=self._dir_fd)
 
 
-def _copy_owner_and_mode(old: Path, new: int) -> None:
-    """Give the new file the owner and the mode of the one that it replaces, if there is one."""
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file of our own, complete or not at all. A link of that name is replaced, not followed.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        found = old.stat()
-    except FileNotFoundError:
-        return
-    with suppress(OSError):  # only root gives files away; a group of one's own can be given
-        os.fchown(new, found.st_uid if os.geteuid() == 0 else -1, found.st_gid)
-    with suppress(OSError):  # some file systems (FAT, network shares) have no modes
-        os.fchmod(new, stat.S_IMODE(found.st_mode))
+        with AtomicFile(Path(path.name), directory) as file:
+            file.stream.write(data)
+    finally:
+        os.close(directory)
 
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while writing into an error that names the file."""
+    """Turn an `OSError` into a `HugqueueError` that names the file."""
     try:
         yield
     except OSError as error:
         raise HugqueueError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
+def _copy_owner_and_mode(old: Path, new: int) -> None:
+    try:
+        found = old.stat()
+    except FileNotFoundError:
+        return
+    with suppress(OSError):  # only root may give files away; a group of one's own can be given
+        os.fchown(new, found.st_uid if os.geteuid() == 0 else -1, found.st_gid)
+    with suppress(OSError):  # some file systems (FAT, network shares) have no modes
+        os.fchmod(new, stat.S_IMODE(found.st_mode))
+
+
 def _sync_directory(directory: Path) -> None:
-    """Make the rename last through a loss of power."""
+    """Make a rename survive a loss of power."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -7,7 +7,6 @@ addresses a process may open is not decided here (`common.storage.locations`).
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import stat
 from abc import ABC, abstractmethod
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from common.errors import StorageError
+from common.storage.atomic import AtomicFile
 from common.storage.filesystem import is_object_store, open_filesystem, storage_errors
 from common.storage.locations import is_url, local_path
 
@@ -100,20 +100,10 @@ class LocalStorage(Storage):
                 return stream.read()
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file aside, have the disk take it, and rename it."""
-        with self._errors("write", name), self._open_parent(name, make=True) as (folder, file):
-            temporary = f".{file}.{secrets.token_hex(4)}.part"
-            try:
-                made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder)
-                with os.fdopen(made, "wb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(temporary, file, src_dir_fd=folder, dst_dir_fd=folder)
-            except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary, dir_fd=folder)
-                raise
+        """Write a file, complete or not at all."""
+        opened = self._open_parent(name, make=True)
+        with self._errors("write", name), opened as (folder, file), AtomicFile(Path(file), folder) as atomic:
+            atomic.stream.write(data)
 
     def move(self, source: str, target: str) -> bool:
         """Rename a file."""

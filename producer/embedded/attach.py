@@ -14,6 +14,7 @@ from pathlib import Path
 from common.distribution import missing_worker_libraries
 from common.errors import StoreUnavailable, UsageError
 from common.settings import Settings, to_environ
+from common.storage.atomic import write_atomic
 from producer.embedded.daemon import ALREADY_RUNNING, kept_until
 from producer.embedded.file_lock import LockFile, is_locked, is_locked_exclusively
 from producer.embedded.log_files import last_error, open_log
@@ -65,10 +66,8 @@ def attach(
 def _keep_worker(state_dir: StateDir, until: float) -> None:
     """Note how long the worker stays: before the lock is let go, or it would be stopped."""
     if until > kept_until(state_dir):
-        aside = state_dir.kept.with_name(f"{state_dir.kept.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):  # without room for the note, it ends with this command
-            aside.write_text(str(until))
-            aside.replace(state_dir.kept)
+        with contextlib.suppress(OSError):  # on a full disk the worker ends with this command
+            write_atomic(state_dir.kept, str(until).encode())
 
 
 def stop_kept_worker(settings: Settings) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common.distribution import install_command, missing_libraries, upgrade_command
 from common.errors import UsageError
+from common.storage.atomic import write_atomic
 from producer.embedded.state_dir import StateDir
 
 #: The commands of Redis that hugqueue uses are all in this version.
@@ -144,7 +145,5 @@ def recorded_release(state_dir: StateDir) -> Release | None:
 
 def record_release(state_dir: StateDir, release: Release) -> None:
     """Note that the data are about to be in the hands of that release."""
-    aside = state_dir.version.with_suffix(".tmp")
     version = ".".join(map(str, release.version))
-    aside.write_text(json.dumps({"server": release.product, "version": version}))
-    aside.replace(state_dir.version)
+    write_atomic(state_dir.version, json.dumps({"server": release.product, "version": version}).encode())

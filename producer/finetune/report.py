@@ -75,13 +75,8 @@ def write_page(path: Path, page: str) -> None:
         HugqueueError: the disk does not take it.
     """
     check_writable(path)
-    aside = AtomicFile(path)
-    try:
-        with write_errors(path):
-            aside.stream.write(page.encode())
-        aside.keep()
-    finally:
-        aside.discard()
+    with write_errors(path), AtomicFile(path) as file:
+        file.stream.write(page.encode())
 
 
 def render(job: Job, result: Mapping[str, Json]) -> str:

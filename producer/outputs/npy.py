@@ -11,7 +11,7 @@ from common.errors import HugqueueError
 from common.json_codec import to_json
 from common.records import Json
 from common.results import ResultRow
-from common.storage.atomic import AtomicFile
+from common.storage.atomic import AtomicFile, write_errors
 from producer.outputs.writer import Writer
 
 _HEADER_BYTES = 128  # room for any shape; numbers begin at a multiple of 64
@@ -50,10 +50,11 @@ class NpyWriter(Writer):
         self._stream.seek(0)
         self._stream.write(_header(self._rows, self._width or 0))
 
-    def _keep(self) -> None:
+    def _commit(self) -> None:
         if self._errors:
-            self._errors.keep()
-        super()._keep()
+            with write_errors(errors_path(self.path)):
+                self._errors.commit()
+        super()._commit()
         if not self._errors:
             errors_path(self.path).unlink(missing_ok=True)  # it would tell of the file that was here before
 
@@ -64,7 +65,8 @@ class NpyWriter(Writer):
 
     def _note(self, row: ResultRow) -> None:
         if self._errors is None:
-            self._errors = AtomicFile(errors_path(self.path))
+            with write_errors(errors_path(self.path)):
+                self._errors = AtomicFile(errors_path(self.path))
         error = row.error.as_dict() if row.error else None
         line = to_json({"row": self._rows, "id": row.id, "input": row.input, "error": error})
         self._errors.stream.write(line.encode() + b"\n")

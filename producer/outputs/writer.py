@@ -21,7 +21,8 @@ class Writer(ABC):
         self.path = path
 
     def __enter__(self) -> Self:
-        self._aside = AtomicFile(self.path)
+        with write_errors(self.path):
+            self._aside = AtomicFile(self.path)
         try:
             with write_errors(self.path):
                 self._begin(self._aside)
@@ -37,7 +38,7 @@ class Writer(ABC):
             if kind is None:
                 with write_errors(self.path):
                     self._finish()
-                self._keep()
+                    self._commit()
         finally:
             self._discard()
 
@@ -66,8 +67,8 @@ class Writer(ABC):
     def _finish(self) -> None:
         """Write what stands behind the rows."""
 
-    def _keep(self) -> None:
-        self._aside.keep()
+    def _commit(self) -> None:
+        self._aside.commit()
 
     def _discard(self) -> None:
         self._aside.discard()

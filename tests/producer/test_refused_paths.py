@@ -93,7 +93,7 @@ def test_a_replaced_file_keeps_its_mode_its_owner_and_its_link(tmp_path: Path, m
     link.symlink_to("real.jsonl")
     aside = AtomicFile(link)
     aside.stream.write(b"new")
-    aside.keep()
+    aside.commit()
     after = real.stat()
     assert link.is_symlink() and real.read_text() == "new"
     assert stat.S_IMODE(after.st_mode) == mode

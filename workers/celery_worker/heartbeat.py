@@ -15,9 +15,9 @@ from pathlib import Path
 
 import redis
 
+from common.distribution import installed_version
 from common.queue.heartbeats import Heartbeat, remove_heartbeat, send_heartbeat
 from common.settings import Settings
-from common.versions import installed_version
 from workers.celery_worker.meter import Meter
 from workers.device.client.client import DeviceClient
 from workers.devices import queues_of

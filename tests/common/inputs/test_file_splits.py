@@ -167,7 +167,7 @@ SOUND = {
     "max_bytes": 9,
     "column": None,
     "id_column": None,
-    "several": False,
+    "multiple_inputs": False,
 }
 
 
@@ -181,7 +181,7 @@ SOUND = {
         {"start": 0.5},
         {"first": True},
         {"column": 3},
-        {"several": 1},
+        {"multiple_inputs": 1},
         {"more": 1},
         {"max_bytes": 0},
     ],

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import sha256
 
-from common.distribution import install_command
+from common.distribution import install_command, installed_version
 from common.errors import Cancelled, CodedError, ModelError, WorkerError
 from common.jobs import JobSpec
 from common.records import Json
 from common.tasks import ALIASES, find_task
-from common.versions import installed_version
 from workers.device.server.memory import memory_of, release, weight_bytes
 from workers.device.server.run_chunk import DeviceLost
 from workers.inference.core.batches import is_device_lost, is_out_of_memory

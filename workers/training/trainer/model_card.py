@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from common.distribution import installed_version
 from common.json_codec import to_jsonable
 from common.models.registry import METADATA_FILE
 from common.records import Json
 from common.training.options import TrainingOptions
-from common.versions import installed_version
 from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.data import Examples
 from workers.training.trainer.evaluation import Evaluation
