@@ -1,5 +1,6 @@
 """Real processes for tests: a redis-server, workers, the command line; and waiting for conditions."""
 
+import functools
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import psutil
 import redis
 
 from producer.embedded.server_binary import bundled
+from tests.support.command_server import CommandServer
 
 T = TypeVar("T")
 
@@ -186,6 +188,12 @@ class Workers:
         return self.log.read_text(errors="replace")
 
 
+@functools.cache
+def command_server() -> CommandServer:
+    """The server that the tests of this process share."""
+    return CommandServer(environment(Path("/nonexistent")))
+
+
 class Shell:
     """Runs `producer` as a user's shell would."""
 
@@ -202,16 +210,27 @@ class Shell:
         self, *arguments: str, status: int | None = 0, input: str | bytes | None = None, seconds: float = 120
     ) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-P", "-m", "producer.cli.main", *arguments]
-        data = input.encode() if isinstance(input, str) else input
-        done = subprocess.run(
-            command,
-            env=self.environ,
-            cwd=self.directory,
-            input=data or b"",
-            capture_output=True,
-            timeout=seconds,
-            check=False,
-        )
+        data = (input.encode() if isinstance(input, str) else input) or b""
+        server = command_server()
+        if server.serves(self.environ, data):
+            done = server.run(
+                "producer.cli.main",
+                arguments,
+                environ=self.environ,
+                directory=self.directory,
+                data=data,
+                seconds=seconds,
+            )
+        else:
+            done = subprocess.run(
+                command,
+                env=self.environ,
+                cwd=self.directory,
+                input=data,
+                capture_output=True,
+                timeout=seconds,
+                check=False,
+            )
         out, err = done.stdout.decode(), done.stderr.decode()
         if status is not None:
             found = f"exit status {done.returncode}, expected {status}"
