@@ -70,18 +70,17 @@ def finetune_seconds(model: Path, examples: Sequence[Example], steps: int) -> fl
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2, dtype=torch.float32)
     data = to_dataset(recipe.encode(tokenizer, examples, labels, 512).columns)
-    arguments = build_training_arguments(_order(model, steps), evaluates=False, metric=None)
+    arguments = build_training_arguments(_run_config(model, steps), evaluates=False, metric=None)
     collator = DataCollatorWithPadding(tokenizer)
     return _seconds(Trainer(network, arguments, train_dataset=data, processing_class=tokenizer, data_collator=collator))
 
 
-def _order(model: Path, steps: int) -> TrainingRunConfig:
+def _run_config(model: Path, steps: int) -> TrainingRunConfig:
     training = TrainingOptions(batch_size=BATCH, arguments={"max_steps": steps, "save_strategy": "no"})
     spec = JobSpec(new_job_id(), TASK, str(model), training=training.encode())
     return TrainingRunConfig(
-        spec=spec.encode(), model=str(model), model_info={}, work=tempfile.mkdtemp(), socket="", examples={},
-        checkpoint=None, checkpoint_seconds=1e9, cuda=torch.cuda.is_available(), processes=1, batch_size=BATCH,
-        gradient_accumulation=1, allow_pickle=False, allow_remote_code=False,
+        job=spec, options=training, base_model=str(model), model_info={}, work_dir=tempfile.mkdtemp(), example_files={},
+        checkpoint_seconds=1e9, cuda=torch.cuda.is_available(), processes=1, batch_size=BATCH, gradient_accumulation=1,
     )  # fmt: skip
 
 

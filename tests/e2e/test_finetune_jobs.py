@@ -54,7 +54,7 @@ def training_processes(workers: Workers) -> list[psutil.Process]:
     found = []
     for process in workers.processes():
         try:
-            if "workers.training" in process.cmdline() and "accelerate.commands.launch" not in process.cmdline():
+            if "workers.training.trainer" in process.cmdline() and "accelerate.commands.launch" not in process.cmdline():
                 found.append(process)
         except psutil.Error:
             continue
@@ -117,7 +117,7 @@ def test_a_killed_worker_loses_no_step_and_changes_no_weight(
     wait_until(lambda: not any(child.is_running() for child in children), 10, "training ends with its worker")
     shell.run("wait", job, seconds=200)
     result = result_of(shell, job)
-    [since] = [note for note in result["notes"] if note.startswith("Going on from the checkpoint at step")]
+    [since] = [note for note in result["notes"] if note.startswith("Resuming from the checkpoint at step")]
     assert result["best_step"] == expected["best_step"] < int(since.split()[-1].rstrip("."))
     assert result["steps"] == expected["steps"] == 40
     assert [e["loss"] for e in result["evaluations"]] == pytest.approx([e["loss"] for e in expected["evaluations"]])
@@ -140,7 +140,7 @@ def test_a_stopped_worker_writes_a_checkpoint_and_another_resumes_from_it(
     assert len(checkpoints) == 1
     assert shell.status(job)["status"] == "running"
     start_workers("--train")
-    wait_until(lambda: any("Going on" in note for note in progress(shell, job).get("notes", ())), 60, "going on")
+    wait_until(lambda: any("Resuming" in note for note in progress(shell, job).get("notes", ())), 60, "a resumed job")
     shell.run("cancel", job)
 
 
@@ -159,7 +159,7 @@ def test_cancel_ends_training_soon_and_retry_resumes_the_last_checkpoint(
     last = max(int(path.name.partition("-")[2]) for path in (store / job / "work").glob("*/checkpoint-*"))
     shell.run("retry", job)
     wait_for_step(shell, job, last + 1)
-    assert any("Going on from the checkpoint at step" in note for note in progress(shell, job)["notes"])
+    assert any("Resuming from the checkpoint at step" in note for note in progress(shell, job)["notes"])
     shell.run("cancel", job)
 
 
@@ -175,7 +175,7 @@ def test_a_training_process_that_dies_is_started_again_from_its_checkpoint(
     shell.run("wait", job, seconds=200)
     result = result_of(shell, job)
     assert result["steps"] == 400
-    assert any("Going on from the checkpoint" in note for note in result["notes"])
+    assert any("Resuming from the checkpoint" in note for note in result["notes"])
 
 
 def test_two_processes_share_the_examples_which_may_lie_in_files(

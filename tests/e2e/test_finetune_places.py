@@ -49,8 +49,8 @@ def test_with_nothing_configured_it_trains_and_serves_here(embedded: Shell, base
     done = embedded.run("finetune", str(reviews), "-m", str(base), "--epochs", "3", "--batch-size", "2", *LOADERS)
     job = done.stdout.strip()
     assert f"Model job:{job}: 6 steps" in done.stderr
-    assert "A new head was made (classifier)" in done.stderr
-    assert done.stderr.count("A new head") == 1
+    assert "The head (classifier) is newly initialized" in done.stderr
+    assert done.stderr.count("newly initialized") == 1
     done = embedded.run("submit", "--task", "text-classification", "-m", f"job:{job}", "-", input="I enjoyed it.")
     assert lines(done.stdout)[0]["output"][0]["label"] in ("0", "1")
     assert job in embedded.run("models").stdout
@@ -110,7 +110,7 @@ def test_where_memory_runs_out_the_batch_is_halved_and_the_steps_stay(
     ).stdout.strip()  # fmt: skip
     shell.run("wait", job, seconds=250)
     result = result_of(shell, job)
-    halvings = [note for note in result["notes"] if note.startswith("Memory ran out: going on with batches of")]
+    halvings = [note for note in result["notes"] if note.startswith("Out of memory: continuing with batches of")]
     assert halvings
     batch, accumulation, _ = result["batch"]
     assert batch * accumulation == 64 and batch == 64 >> len(halvings)

@@ -162,7 +162,7 @@ def test_another_machine_resumes_and_a_third_serves_the_model(
     shell.run("wait", job, seconds=200)
     result = result_of(shell, job)
     assert result["steps"] == 200
-    assert any("Going on from the checkpoint" in note for note in result["notes"])
+    assert any("Resuming from the checkpoint" in note for note in result["notes"])
     wait_until(lambda: not stored(s3, job), 10, "the work is cleared away")
     start_workers(HUGQUEUE_HOME=str(tmp_path / "three"))
     done = shell.run("submit", "--task", "text-classification", "-m", f"job:{job}", "-", "--wait", input="good film")

@@ -67,7 +67,7 @@ def test_a_fine_tune_job_on_a_full_disk_resumes_when_there_is_room(
     shell.run("wait", job, seconds=LONG)
     result = result_of(shell, job)
     assert result["steps"] == 800
-    assert f"Going on from the checkpoint at step {step_of(left[-1]):,}." in result["notes"]
+    assert f"Resuming from the checkpoint at step {step_of(left[-1]):,}." in result["notes"]
     assert json.loads((model_directory(store, job) / "model.json").read_text())
 
 

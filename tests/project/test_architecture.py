@@ -72,6 +72,14 @@ def test_the_folder_is_the_import_rule(folder: str) -> None:
             assert not parents & FOLDERS[folder], f"{path.relative_to(ROOT)} imports {name}"
 
 
+def test_the_training_controller_imports_nothing_of_the_trainer() -> None:
+    heavy = {"torch", "transformers", "datasets", "accelerate"}
+    for path in (ROOT / "workers" / "training" / "controller").rglob("*.py"):
+        names = imports(path)
+        assert not {name.partition(".")[0] for name in names} & heavy, path
+        assert not any(name.startswith("workers.training.trainer") for name in names), path
+
+
 def test_there_are_no_import_cycles() -> None:
     names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in SOURCES}
     graph = {name: imports(path) & names.keys() - {name} for name, path in names.items()}

@@ -65,7 +65,7 @@ class Listener:
         self.socket.bind(address)
         self.socket.listen(1)
         threading.Thread(target=self._listen, daemon=True).start()
-        self.link = ControlSocket(address, 0)
+        self.control = ControlSocket(address, 0)
 
     def _listen(self) -> None:
         # Kept open until the test process ends: closing it would end that process.
@@ -81,7 +81,7 @@ def make_run_config(
     work: Path, task: str, base: Path, train: Sequence[Mapping[str, Json]],
     evaluation: Sequence[Mapping[str, Json]] = (), **options: Any,
 ) -> TrainingRunConfig:  # fmt: skip
-    """The order for training in this process, checkpoints and model in `work`."""
+    """A run configuration for training in this process, with checkpoints and model in `work`."""
     work.mkdir(parents=True, exist_ok=True)
     files = {}
     for part, examples in (("train", train), ("eval", evaluation)):
@@ -91,18 +91,17 @@ def make_run_config(
     training = TrainingOptions(**options)
     spec = JobSpec(new_job_id(), task, str(base), queue="train", training=training.encode())
     return TrainingRunConfig(
-        spec=spec.encode(), model=str(base), model_info={"model": str(base), "commit": None}, work=str(work),
-        socket="", examples=files, checkpoint=None, checkpoint_seconds=1e9, cuda=False, processes=1,
+        job=spec, options=training, base_model=str(base), model_info={"model": str(base), "commit": None},
+        work_dir=str(work), example_files=files, checkpoint_seconds=1e9, cuda=False, processes=1,
         batch_size=training.batch_size, gradient_accumulation=training.gradient_accumulation,
-        allow_pickle=False, allow_remote_code=False,
     )  # fmt: skip
 
 
 def train_here(run_config: TrainingRunConfig, listener: Listener | None = None) -> dict[str, Json]:
-    """Do what an order says, in this process."""
+    """Train as configured, in this process."""
     from workers.training.trainer.train import train
 
-    return train(run_config, (listener or Listener()).link)
+    return train(run_config, (listener or Listener()).control)
 
 
 def progress(shell: Shell, job: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""The order: everything that the training processes are told, as one JSON file beside their work."""
+"""Training run configuration: what the Celery process hands to the training processes, in one JSON file."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from common.jobs import JobSpec
 from common.records import Json
@@ -12,43 +13,34 @@ from common.training.options import TrainingOptions
 
 @dataclass(frozen=True, slots=True)
 class TrainingRunConfig:
-    """What to train, from what, on what, and where to leave it."""
+    """What to train, from which model, on which examples, and where the results go."""
 
-    spec: str  #: the job, encoded
-    model: str  #: directory of the base model
-    model_info: Mapping[str, Json]  #: what is known of it: name, commit
-    work: str  #: directory of this attempt: checkpoints, and `model` in the end
-    socket: str  #: where the Celery process listens
-    examples: Mapping[str, list[str]]  #: `train` and `eval`: files with payloads
-    checkpoint: str | None  #: to go on from
+    job: JobSpec
+    options: TrainingOptions
+    base_model: str  #: directory of the base model
+    model_info: Mapping[str, Json]  #: its name and commit
+    work_dir: str  #: of this attempt: checkpoints, and in the end `model`
+    example_files: Mapping[str, list[str]]  #: `train` and `eval`: files with encoded records
     checkpoint_seconds: float
     cuda: bool
     processes: int
-    batch_size: int  #: may be smaller than the job's, once memory ran out
+    batch_size: int  #: below the job's own after memory ran out
     gradient_accumulation: int
-    allow_pickle: bool
-    allow_remote_code: bool
+    allow_pickle: bool = False
+    allow_remote_code: bool = False
+    socket: str = ""  #: path of the controller's socket
+    checkpoint: str | None = None  #: to resume from
 
     @property
-    def job(self) -> JobSpec:
-        """The job."""
-        return JobSpec.decode(self.spec)
-
-    @property
-    def training(self) -> TrainingOptions:
-        """The job's options."""
-        return TrainingOptions.decode(self.job.training or {})
-
-    @property
-    def model_directory(self) -> Path:
-        """Where the finished model goes."""
-        return Path(self.work) / "model"
+    def model_dir(self) -> Path:
+        """Directory of the finished model."""
+        return Path(self.work_dir) / "model"
 
     def write(self, path: Path) -> None:
-        """Write the file that `read` takes."""
-        path.write_text(json.dumps(asdict(self)))
+        """Write the file that `read` reads."""
+        path.write_bytes(msgspec.json.encode(self))
 
     @classmethod
     def read(cls, path: Path) -> "TrainingRunConfig":
-        """Return the order in that file, which this worker's own Celery process wrote."""
-        return cls(**json.loads(path.read_text()))
+        """Return the configuration in that file."""
+        return msgspec.json.decode(path.read_bytes(), type=cls)

@@ -65,8 +65,9 @@ def test_a_preload_that_the_system_refuses_ends_with_the_reason(monkeypatch: pyt
 def test_a_training_process_whose_worker_is_gone_ends_by_that_status(tmp_path: Path):
     address = str(tmp_path / "s")
     script = (
-        "import sys, time; from workers.training.trainer.control_socket import Link; link = Link(sys.argv[1], 0)\n"
-        "while True: link.tell('step', step=1)"
+        "import sys, time; from workers.training.trainer.control_socket import ControlSocket\n"
+        "control = ControlSocket(sys.argv[1], 0)\n"
+        "while True: control.send('step', step=1)"
     )
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)

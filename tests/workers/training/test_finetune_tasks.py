@@ -85,7 +85,7 @@ def test_defaults_give_the_metrics_and_weights_of_a_hand_written_script(tmp_path
         assert result["metrics"][name] == pytest.approx(expected[f"eval_{name}"], abs=1e-7), name
     assert len({entry["loss"] for entry in result["evaluations"]}) == 3  # it learns
     assert result["steps"] == trainer.state.global_step == 9
-    ours = load_file(run_config.model_directory / "model.safetensors")
+    ours = load_file(run_config.model_dir / "model.safetensors")
     for name, value in trainer.model.state_dict().items():
         if name in ours:
             assert ours[name] == pytest.approx(value.numpy(), abs=1e-7), name
@@ -96,7 +96,7 @@ def test_labels_in_words_come_back_in_words(base: Path, tmp_path: Path) -> None:
     run_config = make_run_config(tmp_path / "work", "text-classification", base, words, epochs=1)
     result = train_here(run_config)
     assert result["labels"] == {"kind": "classes", "names": ["bad", "good"]}
-    found = pipeline("text-classification", model=str(run_config.model_directory), device="cpu")("good news")
+    found = pipeline("text-classification", model=str(run_config.model_dir), device="cpu")("good news")
     assert found[0]["label"] in ("bad", "good")
 
 
@@ -105,7 +105,7 @@ def test_class_scores_and_worst_examples_are_reported_but_not_published(tmp_path
     rows = [{"text": text, "label": ("bad", "good")[n % 2]} for n, text in enumerate(TEXTS)]
     run_config = make_run_config(tmp_path / "work", "text-classification", base, rows, rows, batch_size=4, **FROZEN)
     result = train_here(run_config)
-    model = pipeline("text-classification", model=str(run_config.model_directory), device="cpu", top_k=None)
+    model = pipeline("text-classification", model=str(run_config.model_dir), device="cpu", top_k=None)
     scores = [{one["label"]: one["score"] for one in found} for found in model(TEXTS)]
     guessed = [max(found, key=found.__getitem__) for found in scores]
     wrong = [n for n, row in enumerate(rows) if guessed[n] != row["label"]]
@@ -118,7 +118,7 @@ def test_class_scores_and_worst_examples_are_reported_but_not_published(tmp_path
         assert one["support"] == 5
         assert one["recall"] == pytest.approx(right / 5)
         assert one["precision"] == pytest.approx(right / max(guessed.count(one["name"]), 1))
-    assert "worst" not in json.loads((run_config.model_directory / "model.json").read_text())
+    assert "worst" not in json.loads((run_config.model_dir / "model.json").read_text())
     assert result["arguments"]["train_sampling_strategy"] == "group_by_length"
 
 
@@ -127,7 +127,7 @@ def test_a_new_head_is_said_once(base: Path, tmp_path: Path) -> None:
     run_config = make_run_config(tmp_path / "work", "text-classification", base, REVIEWS, epochs=1, batch_size=8)
     result = train_here(run_config, listener)
     assert [note for note in result["notes"] if "head" in note] == result["notes"]
-    assert result["notes"] == ["A new head was made (classifier): the base model brings none for this task."]
+    assert result["notes"] == ["The head (classifier) is newly initialized: the base model has none for this task."]
 
 
 def test_numbers_with_a_fraction_are_learnt_as_numbers(base: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_numbers_with_a_fraction_are_learnt_as_numbers(base: Path, tmp_path: Pat
     result = train_here(run_config)
     assert result["labels"] == {"kind": "number", "names": []}
     assert result["metrics"]["mse"] < 0.2 < result["evaluations"][0]["mse"]
-    assert json.loads((run_config.model_directory / "config.json").read_text())["problem_type"] == "regression"
+    assert json.loads((run_config.model_dir / "config.json").read_text())["problem_type"] == "regression"
 
 
 def test_lists_of_labels_are_learnt_each_for_itself(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_multi_hot_labels_are_learnt_by_their_places(tmp_path: Path) -> None:
     result = train_here(run_config)
     assert result["labels"] == {"kind": "several", "names": ["LABEL_0", "LABEL_1", "LABEL_2"]}
     assert result["metrics"]["accuracy"] > 0.8
-    found = pipeline("text-classification", model=str(run_config.model_directory), device="cpu")("bad news")
+    found = pipeline("text-classification", model=str(run_config.model_dir), device="cpu")("bad news")
     assert found[0]["label"] == "LABEL_1"
 
 
@@ -180,7 +180,7 @@ def test_a_classifier_trained_further_keeps_its_classes(shown: tuple[str, ...], 
     assert result["labels"]["names"] == ["so-so", "good", "bad"]
     before, after = (
         pipeline("text-classification", model=str(path), device="cpu", top_k=None)(TEXTS)
-        for path in (base, run_config.model_directory)
+        for path in (base, run_config.model_dir)
     )
     for one, other in zip(before, after, strict=True):
         assert {e["label"]: e["score"] for e in one} == pytest.approx({e["label"]: e["score"] for e in other})
@@ -203,8 +203,7 @@ def test_a_tagger_trained_further_keeps_its_tags(tmp_path: Path) -> None:
     assert result["labels"]["names"] == ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
     assert not any("head" in note for note in result["notes"])
     before, after = (
-        pipeline("token-classification", model=str(path), device="cpu")(TEXTS)
-        for path in (base, run_config.model_directory)
+        pipeline("token-classification", model=str(path), device="cpu")(TEXTS) for path in (base, run_config.model_dir)
     )
     assert [[e["entity"] for e in one] for one in after] == [[e["entity"] for e in one] for one in before]
 
@@ -224,7 +223,7 @@ def test_tags_are_learnt_for_words_of_several_pieces(base: Path, tmp_path: Path)
     result = train_here(run_config)
     assert result["labels"] == {"kind": "tags", "names": ["O", "B-LOC"]}
     assert result["metrics"]["f1"] == 1.0
-    tagger = pipeline("token-classification", model=str(run_config.model_directory), device="cpu")
+    tagger = pipeline("token-classification", model=str(run_config.model_dir), device="cpu")
     assert {entity["entity"] for entity in tagger("i go to Parisian")} == {"B-LOC"}
 
 
@@ -249,7 +248,7 @@ def test_text_is_learnt_to_its_end(tmp_path: Path) -> None:
     )
     result = train_here(run_config)
     assert result["metrics"]["perplexity"] < result["evaluations"][0]["perplexity"] / 3
-    assert json.loads((run_config.model_directory / "config.json").read_text())["use_cache"] is True  # as in the base
+    assert json.loads((run_config.model_dir / "config.json").read_text())["use_cache"] is True  # as in the base
 
 
 def test_of_a_prompt_nothing_is_learnt_but_what_follows_it(tmp_path: Path) -> None:
@@ -262,8 +261,8 @@ def test_of_a_prompt_nothing_is_learnt_but_what_follows_it(tmp_path: Path) -> No
         tmp_path / "work", "text-generation", base, rows, epochs=80, learning_rate=5e-3, batch_size=3
     )
     train_here(run_config)
-    model = AutoModelForCausalLM.from_pretrained(run_config.model_directory)
-    tokenizer = AutoTokenizer.from_pretrained(run_config.model_directory)
+    model = AutoModelForCausalLM.from_pretrained(run_config.model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(run_config.model_dir)
     for prompt, answer in answers.items():
         ids = tokenizer(prompt, return_tensors="pt")
         found = model.generate(**ids, max_new_tokens=8, do_sample=False)[0][ids["input_ids"].shape[1] :]
@@ -275,9 +274,9 @@ def test_lora_leaves_one_whole_model(base: Path, tmp_path: Path) -> None:
         tmp_path / "work", "text-classification", base, REVIEWS, REVIEWS[:4], epochs=30, lora=True, learning_rate=2e-2
     )
     result = train_here(run_config)
-    names = {path.name for path in run_config.model_directory.iterdir()}
+    names = {path.name for path in run_config.model_dir.iterdir()}
     assert "adapter_config.json" not in names and "model.safetensors" in names
-    weights = load_file(run_config.model_directory / "model.safetensors")
+    weights = load_file(run_config.model_dir / "model.safetensors")
     assert not any("lora" in name for name in weights)
     before = load_file(base / "model.safetensors")
     changed = [n for n, v in weights.items() if n in before and "query.weight" in n and (v != before[n]).any()]
@@ -301,7 +300,7 @@ def test_lora_trains_a_head_of_any_name(make: Any, task: str, tmp_path: Path) ->
     )
     for run_config in (one, other):
         train_here(run_config)
-    before, after = (load_file(run_config.model_directory / "model.safetensors") for run_config in (one, other))
+    before, after = (load_file(run_config.model_dir / "model.safetensors") for run_config in (one, other))
     assert before.keys() == after.keys()
     changed = {name for name, value in after.items() if np.abs(value - before[name]).max() > 1e-4}
     heads = {name for name in after if name.startswith(("classifier", "score"))}
@@ -320,14 +319,16 @@ def test_a_training_of_one_step_learns_without_a_warm_up(base: Path, tmp_path: P
     result = train_here(run_config)
     assert (result["steps"], result["curve"][0][2]) == (1, 1e-2)
     assert any("too short for a warm-up" in note for note in result["notes"])
-    before, after = load_file(base / "model.safetensors"), load_file(run_config.model_directory / "model.safetensors")
+    before, after = load_file(base / "model.safetensors"), load_file(run_config.model_dir / "model.safetensors")
     assert any((after[name] != value).any() for name, value in before.items() if "query.weight" in name)
 
 
 def test_a_warm_up_longer_than_the_training_is_said(base: Path, tmp_path: Path) -> None:
     run_config = make_run_config(tmp_path / "work", "text-classification", base, REVIEWS, epochs=2, warmup=100)
     notes = train_here(run_config)["notes"]
-    assert any("warm-up of 100 steps" in note and "(2)" in note and "never gets to 5e-05" in note for note in notes)
+    assert any(
+        "warm-up of 100 steps" in note and "(2 steps)" in note and "never reaches 5e-05" in note for note in notes
+    )
 
 
 def test_training_ends_early_when_nothing_gets_better(base: Path, tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from tests.support.finetune_runs import make_run_config, train_here
 from tests.support.tiny_models import SMALL
 from tests.support.tiny_tokenizers import TOKENIZERS, byte_level, unigram
 from workers.training.trainer.metrics import IGNORE_INDEX
-from workers.training.trainer.tasks import RECIPES
-from workers.training.trainer.words import first_token_words, join_words
+from workers.training.trainer.tasks import RECIPES, first_token_words, join_words
 
 TEXTS = ("Berlin is old", "the river of Seoul", "a dog, and  a cat!", "Dora sleeps 😀", "x")
 PLACES, PEOPLE = ("Seoul", "Berlin", "Paris"), ("Emil", "Dora")
@@ -59,7 +58,7 @@ def test_a_tagger_is_as_good_at_inference_as_its_training_says(tokenizer: Any, t
         arguments={"save_strategy": "no", "load_best_model_at_end": False},
     )  # fmt: skip
     told = train_here(run_config)["metrics"]["accuracy"]
-    tagger = pipeline("token-classification", model=str(run_config.model_directory), device="cpu", ignore_labels=[])
+    tagger = pipeline("token-classification", model=str(run_config.model_dir), device="cpu", ignore_labels=[])
     right = total = 0
     for words in SENTENCES:
         text, starts = join_words(words)
@@ -148,7 +147,7 @@ def test_of_a_long_pair_the_beginning_of_the_prompt_goes_first() -> None:
     assert len(first) == len(second) == 20
     assert first[0] == tokenizer.bos_token_id and first[-len(learnt) - 1 :] == [*learnt, tokenizer.eos_token_id]
     assert found.columns["labels"][1] == second  # no room for its prompt
-    assert dict(found.cut) == {
+    assert dict(found.truncated) == {
         "cut at the beginning of their prompts": 1, "cut at the end of their completions": 1,
     }  # fmt: skip
 
@@ -200,5 +199,5 @@ def test_text_of_no_token_at_all_is_refused(tmp_path: Path) -> None:
 
     rows = [{"tokens": ["\u200b"], "tags": ["O"]}, {"tokens": ["\u200b"], "tags": ["X"]}]
     run_config = make_run_config(tmp_path / "work", "token-classification", base_model(tmp_path / "base"), rows)
-    with pytest.raises(UsageError, match="No text has any token"):
+    with pytest.raises(UsageError, match="finds no token in any text"):
         train_here(run_config)

@@ -55,7 +55,7 @@ def test_every_new_weight_is_trained_and_saved(family: str, tmp_path: Path) -> N
             learning_rate=rate,
         )  # fmt: skip
         train_here(run_config)
-        trained.append(load_file(run_config.model_directory / "model.safetensors"))
+        trained.append(load_file(run_config.model_dir / "model.safetensors"))
     before, after = trained
     assert before.keys() == after.keys() and new <= after.keys()
     changed = {name for name, value in after.items() if np.abs(value - before[name]).max() > 1e-5}
@@ -72,9 +72,9 @@ def test_a_run_that_goes_on_from_a_checkpoint_has_the_same_head(tmp_path: Path) 
     )
     train_here(run_config)
     again = make_run_config(tmp_path / "1-2-b", "text-classification", tmp_path / "base", REVIEWS, REVIEWS, **options)
-    result = train_here(replace(again, checkpoint=f"{run_config.work}/checkpoint-2"))
+    result = train_here(replace(again, checkpoint=f"{run_config.work_dir}/checkpoint-2"))
     assert result["steps"] == 6
-    expected, found = (load_file(one.model_directory / "model.safetensors") for one in (run_config, again))
+    expected, found = (load_file(one.model_dir / "model.safetensors") for one in (run_config, again))
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-6), name
 

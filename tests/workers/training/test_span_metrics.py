@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.training.trainer.entities import EntityMetrics, find_entities, score_entities
+from workers.training.trainer.metrics import SpanMetrics, find_spans, score_spans
 
 
 @pytest.mark.parametrize(
@@ -18,27 +18,27 @@ from workers.training.trainer.entities import EntityMetrics, find_entities, scor
     ],
 )
 def test_tags_mark_entities(tags: str, entities: list[tuple[str, int, int]]) -> None:
-    assert find_entities(tags.split()) == entities
+    assert find_spans(tags.split()) == entities
 
 
 def test_other_spellings_of_the_same_tags_mark_the_same() -> None:
     spelt = ["B-PER", "I-PER", "E-PER", "S-LOC", "O"]
-    assert find_entities(spelt) == find_entities([tag.replace("E-", "L-").replace("S-", "U-") for tag in spelt])
+    assert find_spans(spelt) == find_spans([tag.replace("E-", "L-").replace("S-", "U-") for tag in spelt])
 
 
 def test_an_entity_counts_as_a_whole() -> None:
     expected = [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
     predicted = [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
-    found = score_entities(expected, predicted)  # the example of seqeval's own documentation
-    assert found[""] == EntityMetrics(0.5, 0.5, 0.5, 2)
-    assert found["MISC"] == EntityMetrics(0.0, 0.0, 0.0, 1)
-    assert found["PER"] == EntityMetrics(1.0, 1.0, 1.0, 1)
+    found = score_spans(expected, predicted)  # the example of seqeval's own documentation
+    assert found[""] == SpanMetrics(0.5, 0.5, 0.5, 2)
+    assert found["MISC"] == SpanMetrics(0.0, 0.0, 0.0, 1)
+    assert found["PER"] == SpanMetrics(1.0, 1.0, 1.0, 1)
 
 
 def test_scores_of_more_and_fewer_entities_than_there_are() -> None:
     expected = [["B-A", "I-A", "B-B", "O", "S-A"], ["O", "O"]]
     predicted = [["B-A", "I-A", "O", "O", "O"], ["B-B", "O"]]
-    found = score_entities(expected, predicted)
-    assert found[""] == EntityMetrics(0.5, pytest.approx(1 / 3), pytest.approx(0.4), 3)
-    assert found["A"] == EntityMetrics(1.0, 0.5, pytest.approx(2 / 3), 2)
-    assert score_entities([["O"]], [["O"]]) == {"": EntityMetrics(0.0, 0.0, 0.0, 0)}
+    found = score_spans(expected, predicted)
+    assert found[""] == SpanMetrics(0.5, pytest.approx(1 / 3), pytest.approx(0.4), 3)
+    assert found["A"] == SpanMetrics(1.0, 0.5, pytest.approx(2 / 3), 2)
+    assert score_spans([["O"]], [["O"]]) == {"": SpanMetrics(0.0, 0.0, 0.0, 0)}

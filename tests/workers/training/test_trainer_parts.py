@@ -20,6 +20,7 @@ from tests.support.finetune_runs import TUTORIAL, Listener, base_model, make_run
 from tests.support.processes import wait_until
 from workers.training.controller.launch import Launch
 from workers.training.trainer.data import Examples
+from workers.training.trainer.metrics import metrics_for
 from workers.training.trainer.tasks import RECIPES
 
 REVIEWS = [{"text": text, "label": label} for text, label in TUTORIAL * 4]
@@ -137,14 +138,14 @@ def test_a_base_model_that_lacks_more_than_its_head_is_refused(tmp_path: Path) -
 
 def test_a_launch_leaves_no_thread_behind(tmp_path: Path) -> None:
     before = set(threading.enumerate())
-    with Launch(tmp_path / "order.json", tmp_path / "s", tmp_path / "log", cuda=False, processes=1) as launch:
+    with Launch(tmp_path / "run_config.json", tmp_path / "s", tmp_path / "log", cuda=False, processes=1) as launch:
         launch.kill()
     wait_until(lambda: set(threading.enumerate()) <= before, 10, "the end of the threads")
 
 
 def test_a_metric_that_is_no_number_goes_as_null() -> None:
     listener = Listener()
-    listener.link.send("progress", metrics={"loss": math.nan})
+    listener.control.send("progress", metrics={"loss": math.nan})
     wait_until(lambda: bool(listener.said("progress")), 10, "the message")
     assert listener.said("progress") == [{"kind": "progress", "metrics": {"loss": None}}]
 
@@ -162,7 +163,7 @@ def test_a_metric_that_is_no_number_goes_as_null() -> None:
 def test_the_metrics_that_are_promised_are_those_that_are_measured(
     task: str, labels: Labels, width: tuple[int, ...]
 ) -> None:
-    scores = RECIPES[task].scores(labels)
+    measure = metrics_for(labels)
     right = np.eye(2) if labels.kind == "several" else np.arange(2).reshape(width[:-1])
-    assert scores is not None
-    assert {*scores(np.ones(width), right), "loss"} == set(labels.metrics)
+    assert measure is not None
+    assert {*measure(np.ones(width), right), "loss"} == set(labels.metrics)

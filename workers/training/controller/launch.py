@@ -1,11 +1,10 @@
-"""Starting `accelerate launch`, hearing its processes out, and ending them. Never imports torch.
+"""Launch of the training processes: starts `accelerate launch`, reads the processes' messages, and ends them.
 
-The processes connect to a socket of ours and end when it closes, so that nothing trains on behind a dead worker;
-those that do not are killed by their ids.
+The processes connect to a Unix socket of this process and exit when it closes, so that no training outlives its
+worker; those that do not exit are killed.
 """
 
 import json
-import logging
 import os
 import queue
 import signal
@@ -17,94 +16,102 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from common.records import Json
 from common.sockets import fits_socket_path
 from workers.child_env import available_cpus, child_env
 
-logger = logging.getLogger(__name__)
-
-#: Seconds for processes to end by themselves after the socket closed.
+#: Seconds for processes to exit after the socket closed.
 _EXIT_SECONDS = 5.0
-#: Bytes at the end of the log in which the reason of a death is looked for.
+#: Bytes at the end of the log in which the cause of a crash is looked for.
 _TAIL = 8192
-#: Sockets that `multiprocessing` makes in the temporary directory, for processes that load examples.
-_LOADERS = "pymp-12345678/listener-12345678"
+#: The sockets that `multiprocessing` creates in the temporary directory, for processes that load examples.
+_LOADER_SOCKET = "pymp-12345678/listener-12345678"
 
 
 class Launch:
-    """One run of the training processes; a context manager, which ends them.
+    """One run of the training processes; a context manager that ends them.
 
     Args:
-        order: the file with the order.
-        address: path of the socket to listen at.
-        log: file for what the processes say.
+        config_path: file with the run configuration.
+        socket_path: where to listen.
+        log: file for the output of the processes.
         cuda: whether they run on GPUs.
         processes: how many there are.
     """
 
-    def __init__(self, config_path: Path, address: Path, log: Path, *, cuda: bool, processes: int) -> None:
-        self.messages: queue.SimpleQueue[Mapping[str, Json]] = queue.SimpleQueue()
+    def __init__(self, config_path: Path, socket_path: Path, log: Path, *, cuda: bool, processes: int) -> None:
         self._log = log
+        self._messages: queue.SimpleQueue[Mapping[str, Json]] = queue.SimpleQueue()
         self._pids: set[int] = set()
         self._connections: list[socket.socket] = []
         self._readers: list[threading.Thread] = []
         self._stop_requested = False
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(address))
+        self._listener.bind(str(socket_path))
         self._listener.listen(processes)
-        environ = _environ(cuda=cuda, processes=processes)
-        if not fits_socket_path(Path(tempfile.gettempdir(), _LOADERS)):
-            environ["TMPDIR"] = str(address.parent)  # which is short
+        env = _environ(cuda=cuda, processes=processes)
+        if not fits_socket_path(Path(tempfile.gettempdir(), _LOADER_SOCKET)):
+            env["TMPDIR"] = str(socket_path.parent)  # a short path
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                _command(config_path, environ, cuda=cuda, processes=processes),
-                env=environ,
-                cwd=config_path.parent,  # empty but for our own files: no name of a data set is a directory here
+                _command(config_path, env, cuda=cuda, processes=processes),
+                env=env,
+                cwd=config_path.parent,  # holds only our own files: no data set's name is a directory here
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
-        for target in (self._accept, self._await_end):
-            threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True).start()
+        threading.Thread(target=self._accept, name="accept", daemon=True).start()
+
+    def next_message(self, seconds: float) -> Mapping[str, Json] | None:
+        """Return the next message of the processes, None where there is none in time."""
+        with suppress(queue.Empty):
+            return self._messages.get(timeout=seconds)
+        return None
+
+    def has_ended(self) -> bool:
+        """Whether the processes have exited and all of their messages are read."""
+        if self._process.poll() is None:
+            return False
+        for reader in self._readers:
+            reader.join(_EXIT_SECONDS)
+        return self._messages.empty()
 
     def stop(self) -> None:
-        """Ask the processes to write a checkpoint and end."""
+        """Ask the processes to write a checkpoint and exit."""
         self._stop_requested = True
         for connection in self._connections:
             with suppress(OSError):
                 connection.sendall(b"stop\n")
 
     def kill(self) -> None:
-        """End the processes at once."""
+        """Kill the processes."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        for pid in self._pids:  # of several processes, each has a session of its own
+        for pid in self._pids:  # several processes have a session each
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def tail(self) -> str:
-        """Return the end of what the processes said."""
+    def log_tail(self) -> str:
+        """Return the end of the processes' output."""
         with self._log.open("rb") as log:
             log.seek(max(0, self._log.stat().st_size - _TAIL))
             return log.read().decode(errors="replace")
 
     def last_log_line(self) -> str:
-        """Return the last line of the log that says something, for the message of a death."""
-        lines = [line.strip() for line in self.tail().splitlines() if line.strip()]
-        telling = [line for line in lines if "Error" in line and "CalledProcessError" not in line]
-        return (telling or lines or ["it said nothing"])[-1][:500]
+        """Return the line of the log that best explains a crash."""
+        lines = [line.strip() for line in self.log_tail().splitlines() if line.strip()]
+        errors = [line for line in lines if "Error" in line and "CalledProcessError" not in line]
+        return (errors or lines or ["no output"])[-1][:500]
 
     def __enter__(self) -> "Launch":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # closing alone does not wake the thread that accepts
+            self._listener.shutdown(socket.SHUT_RDWR)  # closing alone does not wake the thread in `accept`
         self._listener.close()
         for connection in self._connections:
             with suppress(OSError):
@@ -117,49 +124,41 @@ class Launch:
             self._process.wait()
 
     def _accept(self) -> None:
-        while True:
-            try:
+        with suppress(OSError):  # the listener was closed
+            while True:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self._connections.append(connection)
-            if self._stop_requested:
-                self.stop()
-            hearing = threading.Thread(target=self._hear, args=(connection,), name="training", daemon=True)
-            self._readers.append(hearing)
-            hearing.start()
+                self._connections.append(connection)
+                if self._stop_requested:
+                    self.stop()
+                reader = threading.Thread(target=self._read, args=(connection,), name="training", daemon=True)
+                self._readers.append(reader)
+                reader.start()
 
-    def _hear(self, connection: socket.socket) -> None:
+    def _read(self, connection: socket.socket) -> None:
         with suppress(OSError, ValueError), connection.makefile("rb") as lines:
             for line in lines:
                 message = json.loads(line)
                 if message["kind"] == "hello":
                     self._pids.add(message["pid"])
                 else:
-                    self.messages.put(message)
-
-    def _await_end(self) -> None:
-        self._process.wait()
-        for hearing in self._readers:  # their last words come first
-            hearing.join(_EXIT_SECONDS)
-        self.messages.put({"kind": "ended"})
+                    self._messages.put(message)
 
 
-def _command(config_path: Path, environ: Mapping[str, str], *, cuda: bool, processes: int) -> list[str]:
-    """Return the command line; of `accelerate`, everything it would ask for or warn about is named."""
+def _command(config_path: Path, env: Mapping[str, str], *, cuda: bool, processes: int) -> list[str]:
+    """Return the command line; every setting that `accelerate` would ask for or warn about is given."""
     command = [sys.executable, "-P", "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(_write_config(config_path.with_name("accelerate.json"), cuda, processes))]
-    command += ["--num_cpu_threads_per_process", environ["OMP_NUM_THREADS"]]
+    command += ["--num_cpu_threads_per_process", env["OMP_NUM_THREADS"]]
     if processes > 1:
         command += ["--main_process_port", "0"]
     return [*command, "-m", "workers.training.trainer", str(config_path)]
 
 
 def _write_config(path: Path, cuda: bool, processes: int) -> Path:
-    """Write a configuration for accelerate: one that lies in the user's home would decide otherwise.
+    """Write a configuration for accelerate, so that one in the user's home has no effect.
 
-    Several processes on the CPU are started as several GPUs are (with gloo, see `ACCELERATE_USE_CPU`): for more than
-    one process on the CPU, accelerate itself knows MPI alone.
+    Several processes on the CPU are started like several GPUs (with gloo, see `ACCELERATE_USE_CPU`): for more than
+    one process on the CPU, accelerate itself only supports MPI.
     """
     config = {
         "compute_environment": "LOCAL_MACHINE",
@@ -178,9 +177,9 @@ def _write_config(path: Path, cuda: bool, processes: int) -> Path:
 
 
 def _environ(*, cuda: bool, processes: int) -> dict[str, str]:
-    environ = child_env("cuda" if cuda else "cpu", processes)
-    environ["TOKENIZERS_PARALLELISM"] = "false"  # loaders may fork
-    environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
+    env = child_env("cuda" if cuda else "cpu", processes)
+    env["TOKENIZERS_PARALLELISM"] = "false"  # data loaders may fork
+    env.setdefault("OMP_NUM_THREADS", str(available_cpus()))
     if not cuda:
-        environ["ACCELERATE_USE_CPU"] = "true"
-    return environ
+        env["ACCELERATE_USE_CPU"] = "true"
+    return env

@@ -1,4 +1,4 @@
-"""Where progress goes: the job's hash, which `watch` and `status` read, and an event, which Flower shows."""
+"""Progress of fine-tune jobs: written to the job's hash (`watch`, `status`) and sent as Celery events (Flower)."""
 
 import json
 import logging
@@ -14,54 +14,66 @@ from common.records import Json
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two events; each is a message that every watcher gets.
-_EVENTS = 2.0
-#: The numbers that are told of a step, and how.
+#: Seconds between two events; every watcher receives each of them.
+_EVENT_SECONDS = 2.0
+#: The numbers that describe a step, and their format.
 _NUMBERS = {"loss": "loss {:.4g}", "learning_rate": "learning rate {:.3g}", "examples_per_second": "{:,.1f} examples/s"}
 
 
 class ProgressReporter:
-    """Writes a fine-tune job's progress; being unable to is no reason to stop the work.
+    """Collects and publishes the progress of one fine-tune job; a failure to publish it does not stop the job.
 
-    Made in the thread of the handler: Celery knows there which ticket is in hand.
+    Create it in the thread of the task handler, where Celery knows the current task.
     """
 
     def __init__(self, job_id: str, store: JobStore, app: Celery) -> None:
         self._job_id = job_id
         self._store = store
-        task = app.current_worker_task
-        self._ticket = task.request.id if task else None
         self._app = app
-        self._sent = 0.0
+        task = app.current_worker_task
+        self._task_id = task.request.id if task else None
+        self._event_sent = 0.0
+        self._progress: dict[str, Json] = {}
+        self.notes: list[str] = []
 
-    def __call__(self, progress: Mapping[str, Json]) -> None:
-        """Write the progress, and in a few words the stage."""
-        words = format_progress(progress)
+    def stage(self, text: str) -> None:
+        """Publish what the job is doing."""
+        self.update(stage=text)
+
+    def note(self, text: str) -> None:
+        """Publish a remark that stays with the job."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.update()
+
+    def update(self, **values: Json) -> None:
+        """Publish the progress with these values changed."""
+        self._progress |= values
+        progress = {**self._progress, "notes": self.notes}
+        text = format_progress(progress)
         try:
             self._store.note(self._job_id, "progress", json.dumps(progress))
-            self._store.note(self._job_id, "stage", words)
-            if self._ticket and time.monotonic() - self._sent > _EVENTS:
-                self._sent = time.monotonic()
+            self._store.note(self._job_id, "stage", text)
+            if self._task_id and time.monotonic() - self._event_sent > _EVENT_SECONDS:
+                self._event_sent = time.monotonic()
                 with self._app.events.default_dispatcher() as dispatcher:
-                    dispatcher.send("task-progress", uuid=self._ticket, result=words)
+                    dispatcher.send("task-progress", uuid=self._task_id, result=text)
         except (redis.RedisError, OperationalError) as error:
-            logger.info("progress of job %s not told: %s", self._job_id, error)
+            logger.info("progress of job %s not published: %s", self._job_id, error)
 
 
 def format_progress(progress: Mapping[str, Json]) -> str:
     """Return the progress in a few words."""
     if progress.get("stage") or "steps" not in progress:
         return str(progress.get("stage") or "")
-    words = [f"step {progress['step']:,} of {progress['steps']:,}"]
-    for name, text in _NUMBERS.items():
-        if progress.get(name) is not None:
-            words.append(text.format(progress[name]))
+    parts = [f"step {progress['step']:,} of {progress['steps']:,}"]
+    parts += [text.format(progress[name]) for name, text in _NUMBERS.items() if progress.get(name) is not None]
     if progress.get("seconds_left") is not None:
         minutes, seconds = divmod(round(progress["seconds_left"]), 60)
-        words.append(f"{minutes}:{seconds:02} left")
-    evaluated = [
+        parts.append(f"{minutes}:{seconds:02} left")
+    metrics = [
         f"{name if name == 'eval_loss' else name.removeprefix('eval_')} {value:.4g}"
         for name, value in (progress.get("metrics") or {}).items()
         if isinstance(value, int | float)
     ]
-    return ", ".join(words) + (f"; {', '.join(evaluated)}" if evaluated else "")
+    return "; ".join(filter(None, (", ".join(parts), ", ".join(metrics))))

@@ -1,6 +1,7 @@
-"""Bringing checkpoints and models to a store elsewhere, beside the work: it takes minutes, and places fail for a while.
+"""Uploads of checkpoints and models to a remote model store, in the background while training continues.
 
-Whoever waits here looks up meanwhile whether the turn is still wanted, so that a cancel never waits for a network.
+An upload may take minutes, and a store may be unavailable for a while. Whoever waits here keeps checking for
+cancellation, so that a cancel never waits for the network.
 """
 
 import logging
@@ -22,28 +23,29 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds between two looks at whether the turn was given up.
+#: Seconds between two checks for cancellation.
 POLL_SECONDS = 0.1
-#: Seconds before each further try to store a finished model.
+#: Seconds before each further attempt to store a finished model.
 RETRY_DELAYS = (1.0, 5.0, 20.0, 60.0)
-#: Checkpoints on their way: Trainer clears its own away as it goes on.
+#: Directory of hard links to checkpoints that wait for upload: Trainer deletes its own as it continues.
 _STAGED = ".uploads"
 
 
 def run_in_thread(work: Callable[[], T], check_cancelled: Callable[[], None]) -> T:
-    """Return what `work` gives, done in a thread of its own, while `look` is called again and again.
+    """Return the result of `work`, run in a thread, while `check_cancelled` is called again and again.
 
     Raises:
-        Exception: what `work` raises; or what `look` does, and then the work is left to itself.
+        Exception: what `work` raises; or what `check_cancelled` raises, which abandons the work.
     """
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it is waited for
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             future.set_exception(error)
 
+    # No executor: its threads would keep the worker from exiting while a store hangs.
     threading.Thread(target=run, name="store", daemon=True).start()
     while not future.done():
         check_cancelled()
@@ -52,108 +54,103 @@ def run_in_thread(work: Callable[[], T], check_cancelled: Callable[[], None]) ->
 
 
 def add_model(
-    store: ModelRegistry, job_id: str, attempt: str, directory: Path, check_cancelled: Callable[[], None]
+    registry: ModelRegistry, job_id: str, attempt: str, directory: Path, check_cancelled: Callable[[], None]
 ) -> None:
-    """Take a finished model into the store, in several tries; `look` raises when it is not wanted any more.
+    """Add a finished model to the registry, with retries; `check_cancelled` raises to abandon it.
 
     Raises:
-        StorageError: the store could not be reached in any of them.
-        UsageError: it refused us in all of them.
+        StorageError: the store was unavailable at the last attempt.
+        UsageError: it denied access at the last attempt.
     """
-    for pause in RETRY_DELAYS:
+    for delay in (*RETRY_DELAYS, None):
         try:
-            return run_in_thread(lambda: store.add_model(job_id, attempt, directory), check_cancelled)
+            run_in_thread(lambda: registry.add_model(job_id, attempt, directory), check_cancelled)
+            return
         except (StorageError, UsageError) as error:
-            logger.warning("job %s: the model is not stored yet, next try in %.0f s: %s", job_id, pause, error)
-        end = time.monotonic() + pause
+            if delay is None:
+                raise
+            logger.warning("job %s: the model is not stored yet, retrying in %.0f s: %s", job_id, delay, error)
+        end = time.monotonic() + delay
         while time.monotonic() < end:
             check_cancelled()
             time.sleep(POLL_SECONDS)
-    return run_in_thread(lambda: store.add_model(job_id, attempt, directory), check_cancelled)
 
 
 class Uploads:
-    """The checkpoints of an attempt on their way to the store, one after the other, in a thread.
+    """A background thread that uploads the checkpoints of an attempt, one after the other.
 
-    Of those that wait only the newest and the best are uploaded. A fault is logged, and the next checkpoint is the next
-    try. Where the store is a directory, there is nothing to bring.
+    Of the waiting checkpoints, only the newest and the best are uploaded. A failed upload is logged and retried with
+    the next checkpoint. Where the store is a local directory, there is nothing to upload.
 
     Args:
-        store: where they go.
+        registry: where the checkpoints go.
         job_id: the job.
         attempt: the name of the attempt.
-        on_uploaded: gets the steps of each checkpoint that lies in the store; called in any thread.
+        on_uploaded: called with the step of each stored checkpoint, from any thread.
     """
 
-    def __init__(self, store: ModelRegistry, job_id: str, attempt: str, on_uploaded: Callable[[int], None]) -> None:
-        self._on_uploaded = on_uploaded
-        self._store = store
+    def __init__(self, registry: ModelRegistry, job_id: str, attempt: str, on_uploaded: Callable[[int], None]) -> None:
+        self._registry = registry
         self._job_id = job_id
         self._attempt = attempt
-        self._waiting: list[Path] = []
+        self._on_uploaded = on_uploaded
+        self._pending: list[Path] = []
         self._changed = threading.Condition()
         self._running = False
 
     def add(self, checkpoint: Path) -> None:
-        """Take a checkpoint that was just written; returns at once."""
-        if not self._store.uploads:
+        """Queue a checkpoint that was just written; returns at once."""
+        if not self._registry.uploads:
             self._on_uploaded(step_of(checkpoint))
             return
         staged = checkpoint.parent / _STAGED / checkpoint.name
         _link_files(checkpoint, staged)
-        if not is_complete(staged):  # cleared away meanwhile: there are newer ones
+        if not is_complete(staged):  # Trainer deleted it meanwhile: there are newer ones
             return
         best = best_step(staged)
         with self._changed:
-            passed = [one for one in self._waiting if step_of(one) != best]
-            self._waiting = [*(one for one in self._waiting if one not in passed), staged]
+            superseded = [path for path in self._pending if step_of(path) != best]
+            self._pending = [*(path for path in self._pending if path not in superseded), staged]
             self._start()
-        for one in passed:
-            shutil.rmtree(one, ignore_errors=True)
+        for path in superseded:
+            shutil.rmtree(path, ignore_errors=True)
 
     def discard_pending(self) -> None:
-        """Forget those that wait: the model is finished."""
+        """Drop the waiting checkpoints: the model is finished."""
         with self._changed:
-            self._waiting = []
+            self._pending = []
 
     def wait_until_idle(self, seconds: float) -> bool:
-        """Wait until nothing is on its way; return whether that came about in time."""
+        """Wait for the running upload; return whether it ended in time."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._running, seconds)
 
     def flush(self, seconds: float) -> None:
-        """Give those that are left so long, and one more try: there will be no further checkpoint."""
+        """Try the waiting checkpoints once more, for at most this long: no further checkpoint follows."""
         with self._changed:
             self._start()
         self.wait_until_idle(seconds)
 
     def _start(self) -> None:
-        if self._waiting and not self._running:
+        if self._pending and not self._running:
             self._running = True
             threading.Thread(target=self._run, name="uploads", daemon=True).start()
 
     def _run(self) -> None:
-        while (checkpoint := self._next_checkpoint()) is not None:
+        while True:
+            with self._changed:
+                if not self._pending:
+                    return self._set_idle()
+                checkpoint = self._pending.pop(0)
             try:
-                self._store.upload_checkpoint(self._job_id, self._attempt, checkpoint)
+                self._registry.upload_checkpoint(self._job_id, self._attempt, checkpoint)
             except (StorageError, UsageError, OSError) as error:
                 logger.warning("job %s: %s is not stored yet: %s", self._job_id, checkpoint.name, error)
-                self._put_back(checkpoint)
-                return
+                with self._changed:
+                    self._pending.insert(0, checkpoint)
+                    return self._set_idle()
             self._on_uploaded(step_of(checkpoint))
             shutil.rmtree(checkpoint, ignore_errors=True)
-
-    def _next_checkpoint(self) -> Path | None:
-        with self._changed:
-            if self._waiting:
-                return self._waiting.pop(0)
-            self._set_idle()
-            return None
-
-    def _put_back(self, checkpoint: Path) -> None:
-        with self._changed:
-            self._waiting.insert(0, checkpoint)
-            self._set_idle()
 
     def _set_idle(self) -> None:
         self._running = False
@@ -164,11 +161,11 @@ def _link_files(checkpoint: Path, staged: Path) -> None:
     """Keep the files under a second name."""
     shutil.rmtree(staged, ignore_errors=True)
     with suppress(FileNotFoundError, shutil.Error):
-        shutil.copytree(checkpoint, staged, copy_function=_link)
+        shutil.copytree(checkpoint, staged, copy_function=_link_or_copy)
 
 
-def _link(source: str, target: str) -> None:
+def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # not every file system has links
+    except OSError:  # the file system has no hard links
         shutil.copyfile(source, target)

@@ -1,4 +1,4 @@
-"""From a job's options to `TrainingArguments`: the defaults that make fine-tuning quick and safe."""
+"""`TrainingArguments` of a run: the job's options, over defaults that make fine-tuning fast and safe."""
 
 from typing import Any
 
@@ -11,86 +11,82 @@ from common.training.options import LESS_IS_BETTER, TrainingOptions
 from workers.training.run_config import TrainingRunConfig
 
 #: Share of all steps between two points of the loss curve.
-_LOGGED = 0.01
+_LOGGING_SHARE = 0.01
 
 
-def build_training_arguments(
-    run_config: TrainingRunConfig, *, evaluates: bool, metric: str | None
-) -> TrainingArguments:
+def build_training_arguments(config: TrainingRunConfig, *, evaluates: bool, metric: str | None) -> TrainingArguments:
     """Return the arguments of this run.
 
     Args:
-        order: the job and where it runs.
+        config: the job and where it runs.
         evaluates: whether there is an evaluation set.
-        metric: what the best checkpoint is chosen by.
+        metric: chooses the best checkpoint.
 
     Raises:
-        ModelError: `bad_param`, transformers refuses a value.
+        ModelError: `bad_param`, transformers rejects a value.
     """
-    training = run_config.training
-    values = _chosen(run_config, training, evaluates=evaluates, metric=metric)
-    values |= training.arguments
-    if values["load_best_model_at_end"]:  # transformers wants a checkpoint for each evaluation then
-        values["save_strategy"] = training.arguments.get("save_strategy", values["eval_strategy"])
+    own = config.options.arguments
+    values = {**_defaults(config, evaluates=evaluates, metric=metric), **own}
+    if values["load_best_model_at_end"]:  # then transformers requires a checkpoint for each evaluation
+        values["save_strategy"] = own.get("save_strategy", values["eval_strategy"])
         if "eval_steps" in values:
             values.setdefault("save_steps", values["eval_steps"])
     try:
         return TrainingArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
-        raise ModelError("bad_param", f"transformers refuses these arguments: {error}"[:1000]) from error
+        raise ModelError("bad_param", f"transformers rejects these arguments: {error}"[:1000]) from error
 
 
-def best_metric(task: str, labels: Labels, training: TrainingOptions) -> str:
-    """Return the metric that decides which checkpoint is best.
+def best_metric(task: str, labels: Labels, options: TrainingOptions) -> str:
+    """Return the metric that chooses the best checkpoint.
 
     Raises:
-        ModelError: `bad_param`, an evaluation of these labels does not have the metric that the job names.
+        ModelError: `bad_param`, an evaluation with these labels does not measure the job's `metric_for_best`.
     """
-    if training.metric_for_best is None:
+    if options.metric_for_best is None:
         return labels.metrics[0]
     try:
-        check_metric(task, labels, training.metric_for_best)
+        check_metric(task, labels, options.metric_for_best)
     except UsageError as error:
         raise ModelError("bad_param", str(error)) from error
-    return training.metric_for_best.removeprefix("eval_")
+    return options.metric_for_best.removeprefix("eval_")
 
 
-def _chosen(
-    run_config: TrainingRunConfig, training: TrainingOptions, *, evaluates: bool, metric: str | None
-) -> dict[str, Any]:
+def _defaults(config: TrainingRunConfig, *, evaluates: bool, metric: str | None) -> dict[str, Any]:
+    options = config.options
     return {
-        "output_dir": run_config.work,
-        "num_train_epochs": training.epochs,
-        "per_device_train_batch_size": run_config.batch_size,
-        "per_device_eval_batch_size": max(run_config.batch_size, 16),
-        "gradient_accumulation_steps": run_config.gradient_accumulation,
-        "learning_rate": training.rate,
-        "warmup_steps": training.warmup,
-        "weight_decay": training.weight_decay,
-        "seed": training.seed,
-        "use_cpu": not run_config.cuda,
-        **_precision(training.dtype, cuda=run_config.cuda),
+        "output_dir": config.work_dir,
+        "num_train_epochs": options.epochs,
+        "per_device_train_batch_size": config.batch_size,
+        "per_device_eval_batch_size": max(config.batch_size, 16),
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "learning_rate": options.rate,
+        "warmup_steps": options.warmup,
+        "weight_decay": options.weight_decay,
+        "seed": options.seed,
+        "use_cpu": not config.cuda,
+        **_precision(options.dtype, cuda=config.cuda),
         "train_sampling_strategy": "group_by_length",
-        "logging_steps": _LOGGED,
+        "logging_steps": _LOGGING_SHARE,
         "logging_nan_inf_filter": False,
         "eval_strategy": "epoch" if evaluates else "no",
         "save_strategy": "epoch",
-        # The best, the last whole one, and one that may be half written when the process is killed.
+        # The best, the last complete one, and one that may be half written when the process is killed.
         "save_total_limit": 3,
         "load_best_model_at_end": evaluates,
         "metric_for_best_model": metric,
         "greater_is_better": None if metric is None else metric not in LESS_IS_BETTER,
-        "restore_callback_states_from_checkpoint": training.early_stopping is not None,
-        "dataloader_pin_memory": run_config.cuda,
+        "restore_callback_states_from_checkpoint": options.early_stopping is not None,
+        "dataloader_pin_memory": config.cuda,
         "disable_tqdm": True,
         "report_to": "none",
     }
 
 
 def _precision(dtype: str | None, *, cuda: bool) -> dict[str, bool]:
-    """Return which half precision to compute in; the weights themselves stay in float32."""
+    """Return which half precision to compute in; the weights stay in float32."""
     if dtype == "float16" and not cuda:
-        raise ModelError("bad_param", "--dtype float16 needs a GPU; on the CPU there are float32 and bfloat16.")
+        raise ModelError("bad_param", "--dtype float16 needs a GPU; the CPU supports float32 and bfloat16.")
     if dtype is None and cuda and torch.cuda.is_bf16_supported(including_emulation=False):
         dtype = "bfloat16"
     return {"bf16": dtype == "bfloat16", "fp16": dtype == "float16"}

@@ -1,4 +1,4 @@
-"""The model to train: its weights from a directory, its head made to measure, what had to be made up said once."""
+"""Base model: loads the weights to train, with a head sized for the labels, and adds LoRA adapters."""
 
 import re
 from collections import Counter
@@ -14,23 +14,23 @@ from workers.inference.models.loader import LOAD_ERRORS, ModelSource, check_own_
 from workers.inference.text.truncation import input_token_limit
 from workers.models.model_references import CONFIG
 
-#: Weights that a head can do without or that are computed: no word about them.
+#: Weights that a head does not need or that are computed: not worth a note.
 _POOLER = "pooler"
-#: How many tokens texts may have where nothing else limits them.
+#: Tokens of a text where nothing else limits them.
 _UNLIMITED = 2048
 
 
 def load_base_model(
-    auto_class: str, source: ModelSource, labels: Labels, training: TrainingOptions, note: Callable[[str], None]
+    auto_class: str, source: ModelSource, labels: Labels, options: TrainingOptions, note: Callable[[str], None]
 ) -> tuple[Any, Any]:
-    """Return model (float32, with a head for `labels`) and tokenizer of `source`.
+    """Return the model of `source`, in float32 and with a head for `labels`, and its tokenizer.
 
     Args:
-        auto_class: name of the class of transformers with the task's head.
-        source: the base model's directory, and the rules for opening it.
-        labels: what the head is to tell apart.
-        training: says whether LoRA is wanted.
-        note: told of weights that are new.
+        auto_class: name of transformers' class with the task's head.
+        source: the base model's directory, and how it may be loaded.
+        labels: the classes of the head.
+        options: whether and how to add LoRA adapters.
+        note: called with remarks on newly initialized weights.
 
     Raises:
         ModelError: the model cannot be loaded, or lacks weights beyond its head.
@@ -57,44 +57,44 @@ def load_base_model(
             "not_a_model", f"The model in {source.directory} cannot be loaded as {auto_class}: {error}"[:1000]
         ) from error
     new = _new_weights(model, info)
-    _say_new_weights(model, new, info, source.directory, note)
-    _give_padding(model, tokenizer)
-    if training.lora:
-        # A head that is there already is small as well: it is trained as a whole, as without LoRA.
-        model = add_lora(model, training, new | (_head_of(model) if labels.kind else set()))
+    _check_new_weights(model, new, info, source.directory, note)
+    _set_padding(model, tokenizer)
+    if options.lora:
+        # An existing head is small too: it is trained in full, like without LoRA.
+        model = add_lora(model, options, new | (_head_of(model) if labels.kind else set()))
     return model, tokenizer
 
 
 def match_base_labels(auto_class: str, source: ModelSource, labels: Labels, note: Callable[[str], None]) -> Labels:
-    """Return the labels in the order in which the base model's own head has them, where it tells the same apart.
+    """Return the labels in the order of the base model's own head, where it has the same classes.
 
     Raises:
         ModelError: as `load_config`.
     """
     known = _classes_of(load_config(source), auto_class.removeprefix("AutoModel"))
     if known == _placeholders(len(known)) and not set(labels.names) <= set(known):
-        return labels  # its classes have no names, which could be told from those of the examples
-    found, said = align_labels(labels, known)
-    if said:
-        note(said)
-    return found
+        return labels  # the classes of its head have only placeholder names
+    aligned, remark = align_labels(labels, known)
+    if remark:
+        note(remark)
+    return aligned
 
 
 def _classes_of(config: Any, head: str) -> tuple[str, ...]:
-    """Return the classes of a model with that head (`ForTokenClassification`), in their order; else none."""
+    """Return the classes of a model with this head (`ForTokenClassification`), in order; none for another model."""
     has_head = any(name.endswith(head) for name in config.architectures or ())
     return tuple(str(name) for _, name in sorted(config.id2label.items())) if has_head else ()
 
 
 def _placeholders(classes: int) -> tuple[str, ...]:
-    """Return the names that transformers gives to classes without any."""
+    """Return the names that transformers gives to unnamed classes."""
     return tuple(f"LABEL_{number}" for number in range(classes))
 
 
-def max_example_tokens(model: Any, tokenizer: Any, training: TrainingOptions) -> int:
-    """Return how many tokens an example may have: what the model takes, or less where the job says so."""
-    takes = input_token_limit(model, tokenizer) or _UNLIMITED
-    return min(takes, training.max_length or takes)
+def max_example_tokens(model: Any, tokenizer: Any, options: TrainingOptions) -> int:
+    """Return how many tokens an example may have: what the model takes, or the job's lower `max_length`."""
+    limit = input_token_limit(model, tokenizer) or _UNLIMITED
+    return min(limit, options.max_length or limit)
 
 
 def _config(source: ModelSource, labels: Labels) -> Any:
@@ -121,46 +121,44 @@ def _head_of(model: Any) -> set[str]:
     return {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
 
 
-def _say_new_weights(model: Any, weights: Set[str], info: Any, directory: Path, note: Callable[[str], None]) -> None:
+def _check_new_weights(model: Any, weights: Set[str], info: Any, directory: Path, note: Callable[[str], None]) -> None:
     new = sorted(name for name in weights if _POOLER not in name)
     body = f"{model.base_model_prefix}."
-    lacking = [name for name in new if name.startswith(body)]
-    if lacking:
+    missing = [name for name in new if name.startswith(body)]
+    if missing:
         raise ModelError(
             "missing_weights",
-            f"{directory} lacks weights of the model itself: {', '.join(lacking[:4])}. It is another architecture, or "
-            "damaged.",
+            f"{directory} lacks weights of the model itself: {', '.join(missing[:4])}. Its architecture differs, or it "
+            "is damaged.",
         )
     if new:
         why = (
-            "the base model's is of another size"
-            if info["mismatched_keys"]
-            else "the base model brings none for this task"
+            "the base model's has another size" if info["mismatched_keys"] else "the base model has none for this task"
         )
-        note(f"A new head was made ({', '.join(name.rpartition('.')[0] for name in new[:1])}): {why}.")
+        note(f"The head ({new[0].rpartition('.')[0]}) is newly initialized: {why}.")
 
 
-def _give_padding(model: Any, tokenizer: Any) -> None:
-    """Have models without a padding token pad with the end of text: the attention mask hides it."""
+def _set_padding(model: Any, tokenizer: Any) -> None:
+    """Pad with the end-of-text token where there is no padding token: the attention mask hides it."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def add_lora(model: Any, training: TrainingOptions, whole: Set[str]) -> Any:
-    """Return the model with LoRA's additions to its linear layers, and with modules that are trained as a whole.
+def add_lora(model: Any, options: TrainingOptions, whole: Set[str]) -> Any:
+    """Return the model with LoRA adapters in its linear layers, except for modules that are trained in full.
 
-    Not by peft's `modules_to_save`: that takes every module whose name ends alike, and of a head of two layers called
-    `dense` and `classifier` it takes all that a model has of that name.
+    Not by peft's `modules_to_save`, which matches every module whose name has the same ending: for a head of the
+    layers `dense` and `classifier`, all layers of these names in the model.
 
     Args:
-        model: is changed.
-        training: rank, alpha and dropout.
-        whole: names of parameters, as of a new head; the modules that hold them get no addition.
+        model: is modified.
+        options: rank, alpha and dropout.
+        whole: names of parameters, such as a new head's, whose modules are trained in full.
 
     Raises:
-        ModelError: `bad_param`, peft finds nothing to add to, or one of them cannot be trained beside the additions.
+        ModelError: `bad_param`, peft finds no layer to adapt, or a module cannot be trained in full.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -168,39 +166,39 @@ def add_lora(model: Any, training: TrainingOptions, whole: Set[str]) -> Any:
     _check_separate(model, modules)
     config = LoraConfig(
         exclude_modules=rf"({'|'.join(map(re.escape, modules))})(\..*)?" if modules else None,
-        r=training.lora_r,
-        lora_alpha=training.lora_alpha,
-        lora_dropout=training.lora_dropout,
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
         target_modules="all-linear",
     )
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
         advice = " Try --lora-dropout 0." if "dropout" in str(error) else ""
-        raise ModelError("bad_param", f"--lora does not go with this model: {error}"[:900] + advice) from error
+        raise ModelError("bad_param", f"--lora does not work with this model: {error}"[:900] + advice) from error
     for name in modules:
-        _train_as_a_whole(model, name, adapted.active_adapter)
+        _train_in_full(model, name, adapted.active_adapter)
     return adapted
 
 
 def _outermost(modules: Set[str]) -> list[str]:
-    """Return the modules that are in no other of them."""
+    """Return the modules that are not inside another of them."""
     return sorted(name for name in modules if not any(name.startswith(f"{other}.") for other in modules))
 
 
 def _check_separate(model: Any, modules: Iterable[str]) -> None:
-    """Check that each module can have weights of its own."""
+    """Check that no module shares its weights with another."""
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for name in modules:
         if not name or any(owners[id(parameter)] > 1 for parameter in model.get_submodule(name).parameters()):
             raise ModelError(
                 "bad_param",
                 f"--lora cannot train the new weights of {name or type(model).__name__}, which are tied to others. "
-                "Leave it out, or begin with a model that has them.",
+                "Leave it out, or start from a model that has these weights.",
             )
 
 
-def _train_as_a_whole(model: Any, name: str, adapter: str) -> None:
+def _train_in_full(model: Any, name: str, adapter: str) -> None:
     from peft.utils import ModulesToSaveWrapper
 
     parent, _, own = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""What watches a run from inside Trainer: progress out, stops and checkpoints in, and an end to losses gone wrong."""
+"""Trainer callbacks: progress messages, the end of a run with a non-finite loss, checkpoints and stop requests."""
 
 import math
 import time
@@ -15,19 +15,19 @@ from workers.training.trainer.metrics import eval_metrics
 
 #: Seconds between two messages about steps.
 _PROGRESS_SECONDS = 0.5
-#: State of the random numbers at the beginning of the epoch, beside that of transformers at the checkpoint itself.
+#: File in a checkpoint with the random state at the beginning of the epoch; transformers stores only the latest.
 _EPOCH_RNG = "epoch_rng.pt"
 
 
 class TrainingStopped(Exception):
-    """Raised out of Trainer once a checkpoint is written for a worker that is stopping."""
+    """Raised through Trainer once a checkpoint is written for a stopping worker."""
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
-    """Tells of steps, losses and evaluations; ends a run whose loss is no number."""
+    """Sends steps, losses and evaluations; ends a run whose loss is not finite."""
 
-    def __init__(self, link: ControlSocket) -> None:
-        self._control_socket = link
+    def __init__(self, control_socket: ControlSocket) -> None:
+        self._control_socket = control_socket
         self._started = 0.0
         self._first_step = 0
         self._sent = 0.0
@@ -35,17 +35,17 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         self._metrics: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Begin to count."""
+        """Start counting."""
         self._started, self._first_step = time.monotonic(), state.global_step
         self._send_progress(args, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Tell of the step, not of every one."""
+        """Send the step, at most every `_PROGRESS_SECONDS`."""
         if time.monotonic() - self._sent > _PROGRESS_SECONDS:
             self._send_progress(args, state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Keep the newest loss and metrics.
+        """Keep the latest loss and metrics.
 
         Raises:
             ModelError: `loss_nan`.
@@ -83,13 +83,13 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
-    """Writes a checkpoint every so often and when the worker stops, and makes each one whole.
+    """Writes a checkpoint at an interval and when the worker stops, and marks each one complete.
 
-    All processes must do so at the same step: the first one decides, the others hear of it.
+    All processes must do so at the same step: process 0 decides, and broadcasts it to the others.
     """
 
-    def __init__(self, link: ControlSocket, seconds: float, resumed: Path | None) -> None:
-        self._control_socket = link
+    def __init__(self, control_socket: ControlSocket, seconds: float, resumed: Path | None) -> None:
+        self._control_socket = control_socket
         self._seconds = seconds
         self._resumed = resumed
         self._written = time.monotonic()
@@ -97,13 +97,13 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self._epoch_rng: torch.Tensor | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Find the best checkpoint again: Trainer knows its path on the machine that wrote it, and forgets it here."""
+        """Find the best checkpoint again: Trainer stored its path, which may be one on another machine."""
         if self._resumed is not None and state.best_model_checkpoint is None and state.best_global_step:
             best = checkpoint_at_step(self._resumed, state.best_global_step)
             state.best_model_checkpoint = str(best) if best else None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Have the examples come in the same order in all processes, and in a run that goes on from a checkpoint."""
+        """Make the order of the examples the same in all processes, and in a run resumed from a checkpoint."""
         if self._resumed is not None:
             _restore_epoch_rng(self._resumed, within_epoch=bool((state.epoch or 0) % 1))
             self._resumed = None
@@ -114,7 +114,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self._epoch_rng = torch.get_rng_state()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask Trainer for a checkpoint when one is due."""
+        """Request a checkpoint when one is due."""
         due = time.monotonic() - self._written > self._seconds
         self._stopping = self._control_socket.stop_requested.is_set()
         if args.world_size > 1:
@@ -123,15 +123,15 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Make the checkpoint whole.
+        """Mark the checkpoint complete.
 
         Raises:
-            Stopped: it was the last one.
+            TrainingStopped: the worker is stopping.
         """
         self._written = time.monotonic()
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if args.world_size > 1:
-            torch.distributed.barrier()  # the others write their random states after the first one is done
+            torch.distributed.barrier()  # the others write their random states after process 0 is done
         if args.process_index == 0:
             torch.save({"begin": self._epoch_rng, "now": torch.get_rng_state()}, checkpoint / _EPOCH_RNG)
             mark_complete(checkpoint)
@@ -141,17 +141,17 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _broadcast_flags(*flags: bool, device: torch.device) -> list[bool]:
-    """Return the flags as the first process has them."""
-    told = torch.tensor(flags, dtype=torch.int32, device=device)
-    torch.distributed.broadcast(told, src=0)
-    return [bool(flag) for flag in told.tolist()]
+    """Return the flags of process 0."""
+    values = torch.tensor(flags, dtype=torch.int32, device=device)
+    torch.distributed.broadcast(values, src=0)
+    return [bool(flag) for flag in values.tolist()]
 
 
 def _restore_epoch_rng(checkpoint: Path, *, within_epoch: bool) -> None:
-    """Set the random numbers that draw the epoch's order: those of its beginning.
+    """Restore the random state that draws the order of the epoch: that of its beginning.
 
-    Trainer restores those of the checkpoint after it has skipped the examples already seen, so that within an epoch
-    others would be skipped than were seen.
+    Trainer restores the checkpoint's own state only after it skipped the examples already seen, and would otherwise
+    skip others than were seen.
     """
     states = torch.load(checkpoint / _EPOCH_RNG, weights_only=True)
     torch.set_rng_state(states["begin" if within_epoch else "now"])

@@ -1,8 +1,10 @@
-"""The examples of a run: from payload files, or from a data set of the hub; and their encoded form for Trainer."""
+"""Training data: the examples of a run, from payload files or from a data set of the hub, and their labels."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import datasets
 
 from common.errors import ModelError, UsageError, WorkerError, first_line
 from common.payloads.codec import decode_records
@@ -13,117 +15,106 @@ from common.training.options import HUB_PREFIX, TrainingOptions
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.training.run_config import TrainingRunConfig
 
-#: What the hub's HTTP library raises without network, by name: the library itself changes with the hub's version.
-_NO_NETWORK = "TransportError"
-#: HTTP statuses below 500 that mean "not now": too slow, and too many requests.
-_LATER = (408, 429)
+#: What the hub's HTTP client raises without a network, by name: the client differs between versions of the hub.
+_TRANSPORT_ERROR = "TransportError"
+#: HTTP statuses below 500 that are transient: request timeout, too many requests.
+_TRANSIENT_STATUSES = (408, 429)
 
 
 class Examples:
-    """What is learnt from and judged by, with what its labels are."""
+    """The examples to train on (`train`) and to evaluate on (`eval`), and their labels."""
 
-    def __init__(self, run_config: TrainingRunConfig) -> None:
-        training, task = run_config.training, run_config.job.task
+    def __init__(self, config: TrainingRunConfig) -> None:
+        options, task = config.options, config.job.task
         self.notes: list[str] = []
-        self.train = self._load(task, training, training.train_source, run_config.examples.get("train", ()))
-        self.evaluation = self._load(task, training, training.eval_source, run_config.examples.get("eval", ()))
-        self.labels = self._labels(task, training)
+        self.train = self._load(task, options, options.train_source, config.example_files.get("train", ()))
+        self.eval = self._load(task, options, options.eval_source, config.example_files.get("eval", ()))
+        self.labels = self._find_labels(task, options)
         self.notes += self.labels.warnings
-        if self.evaluation:
-            check_labels_known(self.labels, self.evaluation, training.eval_source or "the evaluation set")
-        elif training.eval_split:
-            self.train, self.evaluation, said = split(self.labels, self.train, training.eval_split, training.seed)
-            self.notes += said
+        if self.eval:
+            check_labels_known(self.labels, self.eval, options.eval_source or "the evaluation set")
+        elif options.eval_split:
+            self.train, self.eval, notes = split(self.labels, self.train, options.eval_split, options.seed)
+            self.notes += notes
 
-    def remove(self, part: str, numbers: Iterable[int]) -> None:
-        """Leave out the examples of these numbers of a part, "train" or "eval"."""
-        name, unwanted = {"train": "train", "eval": "evaluation"}[part], frozenset(numbers)
-        setattr(self, name, [example for n, example in enumerate(getattr(self, name)) if n not in unwanted])
+    def remove(self, name: str, numbers: Iterable[int]) -> None:
+        """Remove the examples with these numbers from a set, "train" or "eval"."""
+        unwanted = frozenset(numbers)
+        setattr(self, name, [example for number, example in enumerate(getattr(self, name)) if number not in unwanted])
 
-    def _labels(self, task: str, training: TrainingOptions) -> Labels:
-        """Return what the producer found; a part that is left to learn from may not show all of it any more."""
-        if training.labels is not None:
-            labels = Labels.decode(training.labels)
+    def _find_labels(self, task: str, options: TrainingOptions) -> Labels:
+        """Return the labels that the producer found, for a training set without its held-out part may lack some."""
+        if options.labels is not None:
+            labels = Labels.decode(options.labels)
             check_labels_known(labels, self.train, "the training set")
             return labels
         labels = infer_labels(task, self.train)
-        if training.train_source and labels.words:  # of files, the producer has said it
+        if options.train_source and labels.words:  # for files, the producer has printed it
             self.notes.append(labels.words)
         return labels
 
-    def _load(self, task: str, training: TrainingOptions, source: str | None, files: Sequence[str]) -> list[Example]:
+    def _load(self, task: str, options: TrainingOptions, source: str | None, files: Sequence[str]) -> list[Example]:
         if source is None:
             return [record.input for file in files for record in decode_records(Path(file).read_bytes())]
-        examples = list(_from_hub(task, training, source))
-        whole = [example for example in examples if not is_empty(example)]
-        if len(whole) < len(examples):
-            self.notes.append(f"{source}: {len(examples) - len(whole):,} empty texts are left out.")
-        return list(whole)
+        examples = list(_load_from_hub(task, options, source))
+        kept: list[Example] = [example for example in examples if not is_empty(example)]
+        if len(kept) < len(examples):
+            self.notes.append(f"{source}: {len(examples) - len(kept):,} empty texts are left out.")
+        return kept
 
 
 def to_dataset(columns: Mapping[str, list[Any]]) -> Any:
-    """Return the examples as Trainer takes them, with their lengths for grouping."""
-    import datasets
-
+    """Return tokenized examples as Trainer takes them, with their lengths for grouping."""
     lengths = [len(ids) for ids in columns["input_ids"]]
     return datasets.Dataset.from_dict({**columns, "length": lengths})
 
 
-def _from_hub(task: str, training: TrainingOptions, source: str) -> Iterable[dict[str, Json]]:
-    """Load a data set of the hub, whose columns and classes it describes itself."""
+def _load_from_hub(task: str, options: TrainingOptions, source: str) -> Iterator[dict[str, Json]]:
+    """Yield the examples of a data set of the hub, which describes its own columns and classes."""
     name, _, part = source.removeprefix(HUB_PREFIX).partition(":")
     dataset = _download(name, part or "train")
-    text, label = choose_columns(task, dataset.column_names, training.text_column, training.label_column)
-    names = _class_names(dataset.features.get(label)) if label else None
+    text, label = choose_columns(task, dataset.column_names, options.text_column, options.label_column)
+    feature = dataset.features.get(label) if label else None
+    names = getattr(getattr(feature, "feature", feature), "names", None)
     for number, row in enumerate(dataset):
         try:
-            if names and label:
-                row = {**row, label: _named(row[label], names)}  # noqa: PLW2901
-            yield make_example(task, row, text, label)
+            named = {**row, label: _class_name(row[label], names)} if names and label else row
+            yield make_example(task, named, text, label)
         except UsageError as error:
             raise UsageError(f"{source} row {number + 1}: {error}") from error
 
 
 def _download(name: str, part: str) -> Any:
-    import datasets
-
     try:
         return datasets.load_dataset(name, split=part)
-    except Exception as error:  # a boundary: the errors of hub, file system and formats have no common base
+    except Exception as error:  # errors of the hub, the file system and the formats have no common base class
         message = f"hf:{name}:{part} cannot be loaded: {first_line(error)}"
-        if _is_of_this_place(error):
+        if _is_local(error):
             full = isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
             raise WorkerError("disk_full" if full else "hub_unavailable", message) from error
         raise ModelError("dataset_not_found", message) from error
 
 
-def _is_of_this_place(error: BaseException) -> bool:
-    """Whether the network or the disk is to blame, so that another worker, or a later try, may have the data set."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, FileNotFoundError) or _refuses(seen):  # the hub's word that there is no such data set
+def _is_local(error: BaseException | None) -> bool:
+    """Whether the network or the disk caused it, so that another worker or a retry may succeed."""
+    while error is not None:
+        if isinstance(error, FileNotFoundError) or _is_permanent_response(error):  # there is no such data set
             return False
-        if isinstance(seen, OSError) or _NO_NETWORK in (kind.__name__ for kind in type(seen).__mro__):
+        if isinstance(error, OSError) or _TRANSPORT_ERROR in (kind.__name__ for kind in type(error).__mro__):
             return True
-        seen = seen.__cause__
+        error = error.__cause__
     return False
 
 
-def _refuses(error: BaseException) -> bool:
-    """Whether a server answered, and what it said will stay true: its errors are `OSError` too."""
+def _is_permanent_response(error: BaseException) -> bool:
+    """Whether a server answered with a status that will not change; the hub's HTTP errors are `OSError` too."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return isinstance(status, int) and 400 <= status < 500 and status not in _LATER
+    return isinstance(status, int) and 400 <= status < 500 and status not in _TRANSIENT_STATUSES
 
 
-def _class_names(feature: Any) -> list[str] | None:
-    inner = getattr(feature, "feature", feature)
-    names: list[str] | None = getattr(inner, "names", None)
-    return names
-
-
-def _named(value: Json, names: Sequence[str]) -> Json:
+def _class_name(value: Json, names: Sequence[str]) -> Json:
     if isinstance(value, list):
-        return [_named(item, names) for item in value]
+        return [_class_name(item, names) for item in value]
     if not isinstance(value, int) or not 0 <= value < len(names):
-        raise UsageError(f"a label must be a number from 0 to {len(names) - 1}, found {value}: this row has none")
+        raise UsageError(f"a label must be a number from 0 to {len(names) - 1}, found {value}: the row has no label")
     return names[value]

@@ -1,81 +1,109 @@
-"""What an evaluation measures, mostly by scikit-learn: arrays in, numbers out. Knows no model."""
+"""Evaluation metrics, mostly by scikit-learn: arrays in, numbers out; spans are scored here, as seqeval counts them."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn import metrics
 
 from common.training.labels import Labels, uses_bio_tags
-from workers.training.trainer.entities import score_entities
 
-#: A label that the loss and the scores leave out.
+#: The label that the loss and the metrics ignore, as in transformers.
 IGNORE_INDEX = -100
 
-#: Takes predictions and labels, gives each metric by name.
+#: Takes logits and labels, returns each metric by name.
 MetricsFunction = Callable[[Any, Any], dict[str, float]]
 
+#: Prefixes of a tag that begin a span, and that end one (IOBES writes E- and S-, BILOU L- and U-).
+_BEGINS, _ENDS = ("B", "S", "U"), ("E", "L", "S", "U")
+_PREFIXES = ("B", "I", *_ENDS)
 
-def single_label_metrics(predicted: Any, expected: Any) -> dict[str, float]:
+
+class Span(NamedTuple):
+    """A span of tokens, `end` excluded."""
+
+    kind: str
+    begin: int
+    end: int
+
+
+class SpanMetrics(NamedTuple):
+    """How well the spans of a kind were found; `support` is how many there are."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+def metrics_for(labels: Labels) -> MetricsFunction | None:
+    """Return what measures an evaluation with these labels; None for tasks whose only metric is the loss."""
+    by_kind: dict[str, MetricsFunction] = {
+        "classes": single_label_metrics,
+        "several": multi_label_metrics,
+        "number": regression_metrics,
+        "tags": partial(token_metrics, labels.names),
+    }
+    return by_kind.get(labels.kind)
+
+
+def single_label_metrics(logits: Any, expected: Any) -> dict[str, float]:
     """Return accuracy and F1 of logits (examples, classes) against class numbers (examples,)."""
-    found = np.argmax(predicted, axis=-1)
-    return {
-        "accuracy": float(metrics.accuracy_score(expected, found)),
-        "f1_macro": float(metrics.f1_score(expected, found, average="macro", zero_division=0)),
-        "f1_micro": float(metrics.f1_score(expected, found, average="micro", zero_division=0)),
+    return _class_metrics(np.argmax(logits, axis=-1), expected)
+
+
+def multi_label_metrics(logits: Any, expected: Any) -> dict[str, float]:
+    """Return accuracy (of whole rows) and F1 of logits (examples, classes), positive above 0, against 0 and 1."""
+    return _class_metrics(np.asarray(logits) > 0, np.asarray(expected) > 0.5)
+
+
+def _class_metrics(predicted: Any, expected: Any) -> dict[str, float]:
+    averages = {
+        f"f1_{average}": float(metrics.f1_score(expected, predicted, average=average, zero_division=0))
+        for average in ("macro", "micro")
     }
+    return {"accuracy": float(metrics.accuracy_score(expected, predicted)), **averages}
 
 
-def multi_label_metrics(predicted: Any, expected: Any) -> dict[str, float]:
-    """Return the scores of logits (examples, classes), of which those above 0 count, against 0 and 1."""
-    found, right = np.asarray(predicted) > 0, np.asarray(expected) > 0.5
-    return {
-        "accuracy": float(metrics.accuracy_score(right, found)),  # of whole lists
-        "f1_macro": float(metrics.f1_score(right, found, average="macro", zero_division=0)),
-        "f1_micro": float(metrics.f1_score(right, found, average="micro", zero_division=0)),
-    }
-
-
-def regression_metrics(predicted: Any, expected: Any) -> dict[str, float]:
+def regression_metrics(logits: Any, expected: Any) -> dict[str, float]:
     """Return the errors of numbers (examples, 1) against numbers (examples,)."""
-    found = np.asarray(predicted).reshape(-1)
-    scores = {
-        "mse": float(metrics.mean_squared_error(expected, found)),
-        "mae": float(metrics.mean_absolute_error(expected, found)),
+    predicted = np.asarray(logits).reshape(-1)
+    found = {
+        "mse": float(metrics.mean_squared_error(expected, predicted)),
+        "mae": float(metrics.mean_absolute_error(expected, predicted)),
     }
-    if len(found) > 1:  # of one number there is no spread to explain
-        scores["r2"] = float(metrics.r2_score(expected, found))
-    return scores
+    if len(predicted) > 1:  # a single number has no variance to explain
+        found["r2"] = float(metrics.r2_score(expected, predicted))
+    return found
 
 
-def token_metrics(names: Sequence[str]) -> MetricsFunction:
-    """Return the scores of logits (examples, tokens, tags) against tag numbers; of entities where tags mark such."""
-
-    def scores(predicted: Any, expected: Any) -> dict[str, float]:
-        found, kept = np.argmax(predicted, axis=-1), np.asarray(expected) != IGNORE_INDEX
-        flat = _word_scores(found[kept], np.asarray(expected)[kept])
-        if not uses_bio_tags(names):
-            return flat
-        every = score_entities(*_tagged(names, predicted, expected))[""]
-        return flat | {"f1": every.f1, "precision": every.precision, "recall": every.recall}
-
-    return scores
+def token_metrics(names: Sequence[str], logits: Any, expected: Any) -> dict[str, float]:
+    """Return metrics of logits (examples, tokens, tags) against tag numbers: of words, and of spans with BIO tags."""
+    kept = np.asarray(expected) != IGNORE_INDEX
+    found = _class_metrics(np.argmax(logits, axis=-1)[kept], np.asarray(expected)[kept])
+    del found["f1_micro"]  # of words it equals the accuracy
+    if not uses_bio_tags(names):
+        return found
+    overall = score_spans(*_tag_names(names, logits, expected))[""]
+    return found | {"f1": overall.f1, "precision": overall.precision, "recall": overall.recall}
 
 
-def per_class_metrics(labels: Labels, predicted: Any, expected: Any) -> list[dict[str, Any]]:
-    """Return name, precision, recall, F1 and support of each class, tag, or kind of entity."""
+def per_class_metrics(labels: Labels, logits: Any, expected: Any) -> list[dict[str, Any]]:
+    """Return name, precision, recall, F1 and support of each class, tag, or kind of span."""
     if labels.kind == "number":
         return []
     if labels.kind == "tags" and uses_bio_tags(labels.names):
-        found = score_entities(*_tagged(labels.names, predicted, expected))
-        return [{"name": kind, **one._asdict()} for kind, one in found.items() if kind]
+        spans = score_spans(*_tag_names(labels.names, logits, expected))
+        return [{"name": kind, **found._asdict()} for kind, found in spans.items() if kind]
     if labels.kind == "several":
-        guessed, right = np.asarray(predicted) > 0, np.asarray(expected) > 0.5
+        predicted, right = np.asarray(logits) > 0, np.asarray(expected) > 0.5
     else:
         kept = np.asarray(expected) != IGNORE_INDEX
-        guessed, right = np.argmax(predicted, axis=-1)[kept], np.asarray(expected)[kept]
+        predicted, right = np.argmax(logits, axis=-1)[kept], np.asarray(expected)[kept]
     columns = metrics.precision_recall_fscore_support(
-        right, guessed, labels=range(len(labels.names)), zero_division=0
+        right, predicted, labels=range(len(labels.names)), zero_division=0
     )  # fmt: skip
     return [
         {"name": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
@@ -83,37 +111,67 @@ def per_class_metrics(labels: Labels, predicted: Any, expected: Any) -> list[dic
     ]
 
 
+def confusion_matrix(logits: Any, expected: Any, classes: int) -> list[list[int]]:
+    """Return how often each class (row) was predicted as each class (column)."""
+    predicted = np.argmax(logits, axis=-1)
+    matrix: list[list[int]] = metrics.confusion_matrix(expected, predicted, labels=range(classes)).tolist()
+    return matrix
+
+
 def logits_of(predictions: Any) -> Any:
-    """Return the logits; some models give hidden states beside them."""
+    """Return the logits of `Trainer.predict`; some models return hidden states as well."""
     return predictions[0] if isinstance(predictions, tuple) else predictions
 
 
-def _tagged(names: Sequence[str], predicted: Any, expected: Any) -> tuple[list[list[str]], list[list[str]]]:
-    """Return the tags of each sentence's words in their names: the right ones, and those found."""
-    right, found = np.asarray(expected), np.argmax(predicted, axis=-1)
-    rows = [
-        [[names[tag] for tag in row[kept]] for row, kept in zip(tags, right != IGNORE_INDEX, strict=True)]
-        for tags in (right, found)
-    ]
-    return rows[0], rows[1]
-
-
-def _word_scores(found: Any, expected: Any) -> dict[str, float]:
-    """Return accuracy and macro F1 over single words."""
-    return {
-        "accuracy": float(metrics.accuracy_score(expected, found)),
-        "f1_macro": float(metrics.f1_score(expected, found, average="macro", zero_division=0)),
-    }
-
-
 def eval_metrics(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics among what Trainer tells of an evaluation; it also tells how long that took."""
-    took = ("_runtime", "_per_second", "_preparation_time")
-    return {name: value for name, value in logs.items() if name.startswith("eval_") and not name.endswith(took)}
+    """Return the metrics in Trainer's logs of an evaluation, without its timings."""
+    timings = ("_runtime", "_per_second", "_preparation_time")
+    return {name: value for name, value in logs.items() if name.startswith("eval_") and not name.endswith(timings)}
 
 
-def confusion_matrix(predicted: Any, expected: Any, classes: int) -> list[list[int]]:
-    """Return how often class (row) was taken for class (column)."""
-    found = np.argmax(predicted, axis=-1)
-    matrix: list[list[int]] = metrics.confusion_matrix(expected, found, labels=range(classes)).tolist()
-    return matrix
+def _tag_names(names: Sequence[str], logits: Any, expected: Any) -> list[list[list[str]]]:
+    """Return the tags of each sentence's words by name: the expected and the predicted ones."""
+    right, predicted = np.asarray(expected), np.argmax(logits, axis=-1)
+    return [
+        [[names[tag] for tag in row[kept]] for row, kept in zip(tags, right != IGNORE_INDEX, strict=True)]
+        for tags in (right, predicted)
+    ]
+
+
+def find_spans(tags: Sequence[str]) -> list[Span]:
+    """Return the spans that BIO, IOBES or BILOU tags mark; one that begins without B- counts too."""
+    found: list[Span] = []
+    previous, kind, begin = "O", "", 0
+    for place, tag in enumerate((*tags, "O")):
+        prefix, own = _split_tag(tag)
+        inside = prefix != "O" and previous != "O" and prefix not in _BEGINS and previous not in _ENDS
+        if not (inside and own == kind):
+            if previous != "O":
+                found.append(Span(kind, begin, place))
+            kind, begin = own, place
+        previous = prefix
+    return found
+
+
+def score_spans(expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, SpanMetrics]:
+    """Return for each kind of span, and under "" for all, how well those of the sentences were found."""
+    correct, found, wanted = (Counter[str]() for _ in range(3))
+    for right_tags, predicted_tags in zip(expected, predicted, strict=True):
+        right, guessed = set(find_spans(right_tags)), set(find_spans(predicted_tags))
+        for counter, spans in ((correct, right & guessed), (found, guessed), (wanted, right)):
+            counter.update(span.kind for span in spans)
+            counter[""] += len(spans)
+    return {kind: _span_metrics(correct[kind], found[kind], wanted[kind]) for kind in sorted({"", *found, *wanted})}
+
+
+def _span_metrics(correct: int, found: int, wanted: int) -> SpanMetrics:
+    precision, recall = (correct / total if total else 0.0 for total in (found, wanted))
+    total = precision + recall
+    return SpanMetrics(precision, recall, 2 * precision * recall / total if total else 0.0, wanted)
+
+
+def _split_tag(tag: str) -> tuple[str, str]:
+    if tag == "O":
+        return "O", ""
+    prefix, dash, kind = tag.partition("-")
+    return (prefix, kind) if dash and prefix in _PREFIXES else ("I", tag)

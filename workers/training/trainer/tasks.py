@@ -1,227 +1,247 @@
-"""How each task is learnt: its head, what an example is to the model, and how batches are made. One row per task."""
+"""Training tasks: for each, the head it needs, how examples are tokenized, and how batches are made."""
 
+import unicodedata
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+)
 
 from common.errors import ModelError
 from common.records import Json
 from common.training.labels import Example, Labels, class_names_of
 from workers.inference.text.tokenization import TokenizedText, encode
-from workers.training.trainer.metrics import (
-    IGNORE_INDEX,
-    MetricsFunction,
-    multi_label_metrics,
-    regression_metrics,
-    single_label_metrics,
-    token_metrics,
-)
-from workers.training.trainer.words import first_token_words, join_words
-
-Columns = dict[str, list[Any]]
-
+from workers.training.trainer.metrics import IGNORE_INDEX
 
 #: What was done to texts that are longer than the model takes.
 AT_END, INTO_PIECES, PROMPTS = "cut", "cut into several pieces", "cut at the beginning of their prompts"
 COMPLETIONS = "cut at the end of their completions"
+#: Beginnings of the Unicode names of characters in scripts that are written without spaces.
+_UNSPACED_SCRIPTS = (
+    "CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "FULLWIDTH", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN",
+)  # fmt: skip
+#: Attempts to mask at least one token of a batch; one that holds only special tokens is left as it is.
+_MASK_ATTEMPTS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """Examples as the model takes them, tokenised as inference does it."""
+class EncodedExamples:
+    """Examples as the model takes them, tokenized like at inference."""
 
-    columns: Columns
-    cut: Mapping[str, int]  #: how many were longer than the model takes, by what was done to them
-    without_tokens: Sequence[int] = ()  #: the numbers of examples that have no row, since the tokenizer finds nothing
+    columns: dict[str, list[Any]]
+    truncated: Mapping[str, int]  #: how many were longer than the model takes, by what was done to them
+    without_tokens: Sequence[int] = ()  #: numbers of the examples without a row: the tokenizer finds no token
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRecipe:
-    """What learning a task takes."""
+    """What fine-tuning for a task takes."""
 
-    auto_class: str  #: of transformers: with the head that the task needs
-    encode: Callable[[Any, Sequence[Example], Labels, int], Encoded]
+    auto_class: str  #: transformers' class of models with the head that the task needs
+    encode: Callable[[Any, Sequence[Example], Labels, int], EncodedExamples]
     collator: Callable[[Any], Any]
-    scores: Callable[
-        [Labels], MetricsFunction | None
-    ]  #: None: the loss is all there is, and its exponential, the perplexity
 
 
-def _classify(tokenizer: Any, examples: Sequence[Example], labels: Labels, most: int) -> Encoded:
-    found = encode(tokenizer, [(example["text"], example.get("text_pair") or None) for example in examples], most)
-    columns = _columns([row for row in found if len(row)])
-    columns["labels"] = [_target(labels, example) for row, example in zip(found, examples, strict=True) if len(row)]
-    return Encoded(columns, _count_cut(found), [number for number, row in enumerate(found) if not len(row)])
+class MaskingCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]
+    """Masks tokens at random, at least one in each batch: the mean loss over no token is not a number."""
+
+    def torch_call(self, examples: Sequence[Any]) -> dict[str, Any]:
+        """Return a batch with at least one masked token."""
+        for _ in range(_MASK_ATTEMPTS):
+            batch: dict[str, Any] = super().torch_call(examples)
+            if (batch["labels"] != IGNORE_INDEX).any():
+                break
+        return batch
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Rows of token ids under construction; labels only where some tokens are not learned."""
+
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    truncated: Counter[str] = field(default_factory=Counter)
+
+    def add(self, ids: list[int], **more: list[int]) -> None:
+        for name, values in {"input_ids": ids, "attention_mask": [1] * len(ids), **more}.items():
+            self.columns.setdefault(name, []).append(values)
+
+
+def _encode_classification(
+    tokenizer: Any, examples: Sequence[Example], labels: Labels, max_tokens: int
+) -> EncodedExamples:
+    texts = [(example["text"], example.get("text_pair") or None) for example in examples]
+    rows = encode(tokenizer, texts, max_tokens)
+    return _collect(
+        rows, [_target(labels, example) if len(row) else None for row, example in zip(rows, examples, strict=True)]
+    )
 
 
 def _target(labels: Labels, example: Example) -> Json:
     if labels.kind == "number":
         return float(example["label"])
     ids = [labels.names.index(name) for name in class_names_of(labels, example)]
-    if labels.kind == "classes":
-        return ids[0]
-    return [float(number in ids) for number in range(len(labels.names))]
+    return ids[0] if labels.kind == "classes" else [float(number in ids) for number in range(len(labels.names))]
 
 
-def _tag(tokenizer: Any, examples: Sequence[Example], labels: Labels, most: int) -> Encoded:
-    """Give each word's tag to its first token in running text; the others are left out of the loss."""
+def _encode_tags(tokenizer: Any, examples: Sequence[Example], labels: Labels, max_tokens: int) -> EncodedExamples:
+    """Label the first token of each word with its tag; the loss ignores the other tokens."""
     if not tokenizer.is_fast:
         raise ModelError(
-            "no_tokenizer", "token-classification needs a tokenizer with tokenizer.json (a fast one): only such can "
-            "tell which pieces belong to which word."
-        )  # fmt: skip
-    placed = [join_words(example["tokens"]) for example in examples]
-    found = encode(tokenizer, [text for text, _ in placed], most)
-    rows: list[tuple[Any, list[int]]] = []
-    without_tokens: list[int] = []
-    for number, (row, (text, starts), example) in enumerate(zip(found, placed, examples, strict=True)):
-        tags = [labels.names.index(tag) for tag in example["tags"]]
+            "no_tokenizer",
+            "token-classification needs a fast tokenizer (one with tokenizer.json): it knows the word of a token.",
+        )
+    texts = [join_words(example["tokens"]) for example in examples]
+    rows = encode(tokenizer, [text for text, _ in texts], max_tokens)
+    targets: list[list[int] | None] = []
+    for row, (text, starts), example in zip(rows, texts, examples, strict=True):
         words = first_token_words(text, starts, row.encoding.offsets)
-        targets = [IGNORE_INDEX if word is None else tags[word] for word in words]
-        if any(target != IGNORE_INDEX for target in targets):
-            rows.append((row, targets))
-        else:
-            without_tokens.append(number)
-    columns = _columns([row for row, _ in rows])
-    columns["labels"] = [targets for _, targets in rows]
-    return Encoded(columns, _count_cut(found), without_tokens)
+        tags = [labels.names.index(tag) for tag in example["tags"]]
+        found = [IGNORE_INDEX if word is None else tags[word] for word in words]
+        targets.append(found if set(found) - {IGNORE_INDEX} else None)
+    return _collect(rows, targets)
 
 
-def _fill(tokenizer: Any, examples: Sequence[Example], _: Labels, most: int) -> Encoded:
-    """Cut long texts into several pieces: nothing of them is lost."""
+def _collect(rows: Sequence[TokenizedText], targets: Sequence[Json]) -> EncodedExamples:
+    """Return the rows with their targets, leaving out those whose target is None."""
+    kept = [(row.features, target) for row, target in zip(rows, targets, strict=True) if target is not None]
+    names = kept[0][0] if kept else ()
+    columns = {name: [features[name] for features, _ in kept] for name in names}
+    columns["labels"] = [target for _, target in kept]
+    empty = [number for number, target in enumerate(targets) if target is None]
+    return EncodedExamples(columns, {AT_END: sum(row.truncated for row in rows)}, empty)
+
+
+def _encode_masked(tokenizer: Any, examples: Sequence[Example], _: Labels, max_tokens: int) -> EncodedExamples:
+    """Cut long texts into several pieces, so that nothing of them is lost."""
     if tokenizer.mask_token_id is None:
-        raise ModelError("missing_weights", "fill-mask needs a tokenizer with a mask token; this model's has none.")
-    columns: Columns = {"input_ids": [], "attention_mask": []}
-    cut: Counter[str] = Counter()
-    for before, body, after in _framed(tokenizer, [example["text"] for example in examples]):
-        pieces = _pieces(body, most - len(before) - len(after))
-        cut[INTO_PIECES] += len(pieces) > 1
+        raise ModelError("missing_weights", "fill-mask needs a tokenizer with a mask token; this one has none.")
+    rows = _Rows()
+    for before, body, after in _tokenize(tokenizer, [example["text"] for example in examples]):
+        pieces = _split(body, max_tokens - len(before) - len(after))
+        rows.truncated[INTO_PIECES] += len(pieces) > 1
         for piece in pieces:
-            columns["input_ids"].append([*before, *piece, *after])
-            columns["attention_mask"].append([1] * len(columns["input_ids"][-1]))
-    return Encoded(columns, cut)
+            rows.add([*before, *piece, *after])
+    return EncodedExamples(rows.columns, rows.truncated)
 
 
-def _continue(tokenizer: Any, examples: Sequence[Example], _: Labels, most: int) -> Encoded:
-    """Learn every token of a text, or those that follow a prompt; the end of the text is learnt too."""
-    cut: Counter[str] = Counter()
-    cut_up = _prompted if "prompt" in examples[0] else _running
-    columns: Columns = {"input_ids": [], "attention_mask": [], "labels": []}
-    for given, learnt in cut_up(tokenizer, examples, most, cut):
-        columns["input_ids"].append([*given, *learnt])
-        columns["attention_mask"].append([1] * (len(given) + len(learnt)))
-        columns["labels"].append([*[IGNORE_INDEX] * len(given), *learnt])
-    return Encoded(columns, cut)
+def _encode_causal(tokenizer: Any, examples: Sequence[Example], _: Labels, max_tokens: int) -> EncodedExamples:
+    """Learn every token of a text, or the completion of a prompt, and the token that ends the text."""
+    rows = _Rows()
+    pairs = _prompt_pairs if "prompt" in examples[0] else _text_pairs
+    for context, learned in pairs(tokenizer, examples, max_tokens, rows.truncated):
+        rows.add([*context, *learned], labels=[*[IGNORE_INDEX] * len(context), *learned])
+    return EncodedExamples(rows.columns, rows.truncated)
 
 
-def _running(
-    tokenizer: Any, examples: Sequence[Example], most: int, cut: Counter[str]
+def _text_pairs(
+    tokenizer: Any, examples: Sequence[Example], max_tokens: int, truncated: Counter[str]
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Give what is given and what is to be learnt of plain texts; each piece of a long one begins as a text does."""
-    for before, body, after in _framed(tokenizer, [example["text"] for example in examples]):
+    """Yield context and learned tokens of plain texts; each piece of a long text begins like a text."""
+    for before, body, after in _tokenize(tokenizer, [example["text"] for example in examples]):
         if not body:
             continue
-        pieces = _pieces(_ended(tokenizer, [*body, *after]), most - len(before))
-        cut[INTO_PIECES] += len(pieces) > 1
+        pieces = _split(_with_end(tokenizer, [*body, *after]), max_tokens - len(before))
+        truncated[INTO_PIECES] += len(pieces) > 1
         yield from ((before, piece) for piece in pieces)
 
 
-def _prompted(
-    tokenizer: Any, examples: Sequence[Example], most: int, cut: Counter[str]
+def _prompt_pairs(
+    tokenizer: Any, examples: Sequence[Example], max_tokens: int, truncated: Counter[str]
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Give prompts and completions; of pairs that are too long, the prompts' beginnings go first."""
+    """Yield prompts and completions; a pair that is too long loses the beginning of its prompt first."""
     prompts = [example["prompt"] for example in examples]
     completions = [example["completion"] for example in examples]
-    texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    parts = zip(_framed(tokenizer, prompts), _ids(tokenizer, texts), _plain_ids(tokenizer, completions), strict=True)
-    for (before, body, after), text, alone in parts:
+    texts = _ids(tokenizer, [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
+    plain = _ids(tokenizer, completions, add_special_tokens=False)
+    for (before, body, after), text, completion in zip(_tokenize(tokenizer, prompts), texts, plain, strict=True):
         prompt = [*before, *body, *after]
-        goes_on = text[: len(prompt)] == prompt  # a word across the border is cut there, as in inference
-        learnt = _ended(tokenizer, text[len(prompt) :] if goes_on else alone)
-        room = most - len(learnt) - len(before) - len(after)
-        if len(body) > room:
-            cut[COMPLETIONS if len(learnt) > most else PROMPTS] += 1
-            prompt = [*before, *body[len(body) - room :], *after] if room >= 0 else []
-        yield prompt, learnt[:most]
+        continues = text[: len(prompt)] == prompt  # a token across the boundary is split there, like at inference
+        learned = _with_end(tokenizer, text[len(prompt) :] if continues else completion)
+        available = max_tokens - len(learned) - len(before) - len(after)
+        if len(body) > available:
+            truncated[COMPLETIONS if len(learned) > max_tokens else PROMPTS] += 1
+            prompt = [*before, *body[len(body) - available :], *after] if available >= 0 else []
+        yield prompt, learned[:max_tokens]
 
 
-def _ended(tokenizer: Any, ids: list[int]) -> list[int]:
-    """Return the tokens with that of the end of text, if the tokenizer knows one."""
+def _with_end(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Return the ids with the end-of-text token, if the tokenizer has one."""
     end = tokenizer.eos_token_id
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
-def _framed(tokenizer: Any, texts: Sequence[str]) -> list[tuple[list[int], list[int], list[int]]]:
-    """Return of each text the tokens as inference takes them: special ones before it, its own, special ones after."""
-    return [
-        _parted(whole, body) for whole, body in zip(_ids(tokenizer, texts), _plain_ids(tokenizer, texts), strict=True)
-    ]
+def _tokenize(tokenizer: Any, texts: Sequence[str]) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """Yield each text's ids, tokenized like at inference: special tokens before it, its own, special ones after."""
+    for whole, body in zip(_ids(tokenizer, texts), _ids(tokenizer, texts, add_special_tokens=False), strict=True):
+        starts = range(len(whole) - len(body) + 1)
+        begin = next((place for place in starts if whole[place : place + len(body)] == body), None)
+        yield ([], whole, []) if begin is None else (whole[:begin], body, whole[begin + len(body) :])
 
 
-def _parted(whole: list[int], body: list[int]) -> tuple[list[int], list[int], list[int]]:
-    for begin in range(len(whole) - len(body) + 1):
-        if whole[begin : begin + len(body)] == body:
-            return whole[:begin], body, whole[begin + len(body) :]
-    return [], whole, []
-
-
-def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    found: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"]
+def _ids(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(list(texts), verbose=False, **options)["input_ids"]
     return found
 
 
-def _plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+def _split(ids: list[int], size: int) -> list[list[int]]:
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
+
+
+def join_words(words: Sequence[str]) -> tuple[str, list[int]]:
+    """Return the words as running text, which is tokenized like at inference, and where each word begins.
+
+    Words are joined by a space, except in scripts that are written without spaces.
+    """
+    text, starts = "", []
+    for word in words:
+        if text and not (_is_unspaced(text[-1:]) and _is_unspaced(word[:1])):
+            text += " "
+        starts.append(len(text))
+        text += word
+    return text, starts
+
+
+def first_token_words(text: str, starts: Sequence[int], offsets: Iterable[tuple[int, int]]) -> list[int | None]:
+    """Return for each token the number of the word whose first token it is, None for all others.
+
+    Args:
+        text: the words, joined.
+        starts: where each of them begins.
+        offsets: begin and end of each token in the text; empty for special tokens.
+    """
+    found: list[int | None] = []
+    latest = -1
+    for begin, end in offsets:
+        token = text[begin:end]
+        visible = begin + len(token) - len(token.lstrip())  # some tokens include the space before their word
+        word = bisect_right(starts, visible) - 1 if visible < end else -1
+        found.append(word if word > latest else None)
+        latest = max(latest, word)
     return found
 
 
-def _pieces(ids: list[int], most: int) -> list[list[int]]:
-    return [ids[start : start + most] for start in range(0, len(ids), most)]
-
-
-def _columns(rows: Sequence[TokenizedText]) -> Columns:
-    return {name: [row.features[name] for row in rows] for name in (rows[0].features if rows else ())}
-
-
-def _count_cut(rows: Sequence[TokenizedText]) -> dict[str, int]:
-    return {AT_END: sum(row.truncated for row in rows)}
-
-
-def _padding(tokenizer: Any) -> Any:
-    from transformers import DataCollatorWithPadding
-
-    return DataCollatorWithPadding(tokenizer)
-
-
-def _tag_padding(tokenizer: Any) -> Any:
-    from transformers import DataCollatorForTokenClassification
-
-    return DataCollatorForTokenClassification(tokenizer)
-
-
-def _masking(tokenizer: Any) -> Any:
-    from workers.training.trainer.masking import MaskingCollator
-
-    return MaskingCollator(tokenizer, mlm=True)
-
-
-def _label_padding(tokenizer: Any) -> Any:
-    # Not the collator for language models: it leaves out the end token where that also pads.
-    from transformers import DataCollatorForSeq2Seq
-
-    return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORE_INDEX)
-
-
-def _text_scores(labels: Labels) -> MetricsFunction:
-    return {"classes": single_label_metrics, "several": multi_label_metrics, "number": regression_metrics}[labels.kind]
+def _is_unspaced(character: str) -> bool:
+    return bool(character) and unicodedata.name(character, "").startswith(_UNSPACED_SCRIPTS)
 
 
 RECIPES: dict[str, TaskRecipe] = {
-    "text-classification": TaskRecipe("AutoModelForSequenceClassification", _classify, _padding, _text_scores),
-    "token-classification": TaskRecipe(
-        "AutoModelForTokenClassification", _tag, _tag_padding, lambda labels: token_metrics(labels.names)
+    "text-classification": TaskRecipe(
+        "AutoModelForSequenceClassification", _encode_classification, DataCollatorWithPadding
     ),
-    "fill-mask": TaskRecipe("AutoModelForMaskedLM", _fill, _masking, lambda _: None),
-    "text-generation": TaskRecipe("AutoModelForCausalLM", _continue, _label_padding, lambda _: None),
+    "token-classification": TaskRecipe(
+        "AutoModelForTokenClassification", _encode_tags, DataCollatorForTokenClassification
+    ),
+    "fill-mask": TaskRecipe("AutoModelForMaskedLM", _encode_masked, MaskingCollator),
+    # Not the collator for language models: it ignores the end token where that is also the padding.
+    "text-generation": TaskRecipe(
+        "AutoModelForCausalLM", _encode_causal, partial(DataCollatorForSeq2Seq, label_pad_token_id=IGNORE_INDEX)
+    ),
 }

@@ -1,4 +1,4 @@
-"""One training run, from an order to a finished model directory: what a tutorial does in sixty lines."""
+"""Training run: from a run configuration to a finished model directory, with transformers' `Trainer`."""
 
 import math
 from collections import Counter
@@ -19,161 +19,151 @@ from workers.training.trainer.callbacks import CheckpointCallback, ProgressCallb
 from workers.training.trainer.control_socket import ControlSocket
 from workers.training.trainer.data import Examples, to_dataset
 from workers.training.trainer.evaluation import evaluate
-from workers.training.trainer.metrics import logits_of
+from workers.training.trainer.metrics import logits_of, metrics_for
 from workers.training.trainer.model_card import summarize_run, write_model_card
-from workers.training.trainer.tasks import RECIPES, Encoded
+from workers.training.trainer.tasks import RECIPES, EncodedExamples
 
 
 class JobTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that says so where the warm-up leaves nothing to train with."""
+    """A Trainer that notes a warm-up as long as the training."""
 
     def __init__(self, *, note: Callable[[str], None], **options: Any) -> None:
         super().__init__(**options)
         self._note = note
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Make the schedule of the learning rate; a share of one step, rounded up, would be all of the training."""
+        """Create the learning rate schedule, without a warm-up where it would round up to the whole training."""
         arguments = self.args
         if arguments.get_warmup_steps(num_training_steps) >= num_training_steps:
             if arguments.warmup_steps < 1:
                 arguments.warmup_steps = 0
-                self._note("The training is too short for a warm-up: the learning rate begins at its highest.")
+                self._note("The training is too short for a warm-up: the learning rate starts at its peak.")
             else:
                 self._note(
-                    f"The warm-up of {arguments.warmup_steps:g} steps is as long as the training or longer "
-                    f"({num_training_steps:,}): the learning rate never gets to {arguments.learning_rate:g}."
+                    f"The warm-up of {arguments.warmup_steps:g} steps is at least as long as the training "
+                    f"({num_training_steps:,} steps): the learning rate never reaches {arguments.learning_rate:g}."
                 )
         return super().create_scheduler(num_training_steps, optimizer)
 
 
 class PerplexityTrainer(JobTrainer):
-    """A trainer that gives the exponential of the loss beside it, for tasks that predict words."""
+    """A Trainer that adds the perplexity, the exponential of the loss, for tasks that predict tokens."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Write the metrics of an evaluation, with one more: what is written is also what is judged by."""
+        """Log with the perplexity of an evaluation, so that it can choose the best checkpoint."""
         if "eval_loss" in logs:
             logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700.0))
         super().log(logs, start_time)
 
 
-def train(run_config: TrainingRunConfig, link: ControlSocket) -> dict[str, Json]:
-    """Train, leave the finished model in `order.model_directory`, and return what is to be known of it.
+def train(config: TrainingRunConfig, control: ControlSocket) -> dict[str, Json]:
+    """Train, leave the finished model in `config.model_dir`, and return the summary of the run.
 
     Raises:
         ModelError: the job cannot be done.
-        UsageError: its examples cannot be learnt from.
-        Stopped: the worker is stopping; a checkpoint is written.
+        UsageError: its examples cannot be learned from.
+        TrainingStopped: the worker is stopping; a checkpoint is written.
     """
-    training, recipe = run_config.training, RECIPES[run_config.job.task]
-    notes: list[str] = []
-
-    def note(text: str) -> None:
-        notes.append(text)
-        link.send_from_main_process("note", text=text)
-
-    link.send_from_main_process("stage", text="reading the examples")
-    examples = Examples(run_config)
+    options, recipe = config.options, RECIPES[config.job.task]
+    control.stage("reading the examples")
+    examples = Examples(config)
     for text in examples.notes:
-        note(text)
+        control.note(text)
     try:
-        check_conflicts(training, examples.labels, len(examples.train), evaluates=bool(examples.evaluation))
+        check_conflicts(options, examples.labels, len(examples.train), evaluates=bool(examples.eval))
     except UsageError as error:
         raise ModelError("bad_param", str(error)) from error
-    link.send_from_main_process("stage", text=f"loading {run_config.model_info['model']}")
-    set_seed(training.seed)
-    source = ModelSource(
-        Path(run_config.model), allow_pickle=run_config.allow_pickle, allow_remote_code=run_config.allow_remote_code
-    )
-    examples.labels = match_base_labels(recipe.auto_class, source, examples.labels, note)
-    model, tokenizer = load_base_model(recipe.auto_class, source, examples.labels, training, note)
-    most = max_example_tokens(model, tokenizer, training)
-    encoded = {
-        part: recipe.encode(tokenizer, chosen, examples.labels, most)
-        for part, chosen in (("train", examples.train), ("eval", examples.evaluation))
-        if chosen
-    }
-    for part in encoded.values():
-        if not part.columns.get("input_ids"):
-            raise UsageError("No text has any token that the model knows: there is nothing to learn from.")
-    for name, part in encoded.items():
-        examples.remove(name, part.without_tokens)
-    without = sum(len(part.without_tokens) for part in encoded.values())
-    if without:
-        note(f"{without:,} {'text' if without == 1 else 'texts'} without any token: left out.")
-    _note_truncation(encoded, most, note)
-    cached = getattr(model.config, "use_cache", None)
-    trainer = _trainer(run_config, link, model, tokenizer, examples, encoded, note)
-    link.send_from_main_process("stage", text="training")
-    trainer.train(resume_from_checkpoint=run_config.checkpoint)
+    control.stage(f"loading {config.model_info['model']}")
+    set_seed(options.seed)
+    rules = {"allow_pickle": config.allow_pickle, "allow_remote_code": config.allow_remote_code}
+    source = ModelSource(Path(config.base_model), **rules)
+    examples.labels = match_base_labels(recipe.auto_class, source, examples.labels, control.note)
+    model, tokenizer = load_base_model(recipe.auto_class, source, examples.labels, options, control.note)
+    encoded = _encode(config, tokenizer, examples, max_example_tokens(model, tokenizer, options), control.note)
+    use_cache = getattr(model.config, "use_cache", None)
+    trainer = _build_trainer(config, control, model, tokenizer, examples.labels, encoded)
+    control.stage("training")
+    trainer.train(resume_from_checkpoint=config.checkpoint)
     if "eval" in encoded:
-        link.send_from_main_process("stage", text="evaluating")
+        control.stage("evaluating")
     evaluation = evaluate(trainer, examples, evaluates="eval" in encoded)
-    result = summarize_run(run_config, trainer, examples, evaluation, notes)
-    link.send_from_main_process("stage", text="saving the model")
+    result = summarize_run(config, trainer, examples, evaluation, control.notes)
+    control.stage("saving the model")
     if trainer.is_world_process_zero():
-        _save(trainer, tokenizer, run_config.model_directory, cached)
-        write_model_card(run_config, result)
+        _save(trainer, tokenizer, config.model_dir, use_cache)
+        write_model_card(config.model_dir, result)
     trainer.accelerator.wait_for_everyone()
     return result
 
 
-def _note_truncation(encoded: Mapping[str, Encoded], most: int, note: Callable[[str], None]) -> None:
-    cut: Counter[str] = Counter()
-    for part in encoded.values():
-        cut.update(part.cut)
-    for how, number in cut.items():
-        if number:
-            note(f"{number:,} {'text is' if number == 1 else 'texts are'} longer than {most:,} tokens, and {how}.")
+def _encode(
+    config: TrainingRunConfig, tokenizer: Any, examples: Examples, max_tokens: int, note: Callable[[str], None]
+) -> dict[str, EncodedExamples]:
+    """Return the tokenized example sets; examples without a token are removed, and noted like truncated ones."""
+    encode, truncated, empty = RECIPES[config.job.task].encode, Counter[str](), 0
+    sets = {"train": examples.train, "eval": examples.eval}
+    encoded = {name: encode(tokenizer, chosen, examples.labels, max_tokens) for name, chosen in sets.items() if chosen}
+    for name, found in encoded.items():
+        if not found.columns.get("input_ids"):
+            raise UsageError("The tokenizer finds no token in any text: there is nothing to learn from.")
+        examples.remove(name, found.without_tokens)
+        empty += len(found.without_tokens)
+        truncated.update(found.truncated)
+    if empty:
+        note(f"{empty:,} {'text' if empty == 1 else 'texts'} without any token: left out.")
+    for how, count in truncated.items():
+        if count:
+            note(f"{count:,} {'text is' if count == 1 else 'texts are'} longer than {max_tokens:,} tokens, and {how}.")
+    return encoded
 
 
-def _trainer(
-    run_config: TrainingRunConfig,
-    link: ControlSocket,
+def _build_trainer(
+    config: TrainingRunConfig,
+    control: ControlSocket,
     model: Any,
     tokenizer: Any,
-    examples: Examples,
-    encoded: Mapping[str, Encoded],
-    note: Callable[[str], None],
+    labels: Any,
+    encoded: Mapping[str, EncodedExamples],
 ) -> Trainer:
-    job, training, recipe = run_config.job, run_config.training, RECIPES[run_config.job.task]
+    job, options = config.job, config.options
     evaluates = "eval" in encoded
-    scores = recipe.scores(examples.labels)
-    metric = best_metric(job.task, examples.labels, training) if evaluates else None
+    metrics = metrics_for(labels)
+    metric = best_metric(job.task, labels, options) if evaluates else None
+    checkpoint = Path(config.checkpoint) if config.checkpoint else None
     callbacks: list[Any] = [
-        ProgressCallback(link), CheckpointCallback(link, run_config.checkpoint_seconds, Path(run_config.checkpoint)
-        if run_config.checkpoint else None),
-    ]  # fmt: skip
-    if training.early_stopping:
-        callbacks.append(EarlyStoppingCallback(training.early_stopping))
-    kind = JobTrainer if scores else PerplexityTrainer
-    trainer = kind(
-        note=note,
+        ProgressCallback(control),
+        CheckpointCallback(control, config.checkpoint_seconds, checkpoint),
+    ]
+    if options.early_stopping:
+        callbacks.append(EarlyStoppingCallback(options.early_stopping))
+    trainer = (JobTrainer if metrics else PerplexityTrainer)(
+        note=control.note,
         model=model,
-        args=build_training_arguments(run_config, evaluates=evaluates, metric=metric),
+        args=build_training_arguments(config, evaluates=evaluates, metric=metric),
         train_dataset=to_dataset(encoded["train"].columns),
         eval_dataset=to_dataset(encoded["eval"].columns) if evaluates else None,
-        data_collator=recipe.collator(tokenizer),
+        data_collator=RECIPES[job.task].collator(tokenizer),
         processing_class=tokenizer,
-        compute_metrics=(lambda found: scores(logits_of(found.predictions), found.label_ids)) if scores else None,
+        compute_metrics=(lambda found: metrics(logits_of(found.predictions), found.label_ids)) if metrics else None,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _save(trainer: Trainer, tokenizer: Any, directory: Path, cached: bool | None) -> None:
-    """Write the model whole: adapters merged into their base, no pickle.
+def _save(trainer: Trainer, tokenizer: Any, directory: Path, use_cache: bool | None) -> None:
+    """Write the model as safetensors, LoRA adapters merged in.
 
     Args:
         trainer: has the model.
         tokenizer: the model's.
         directory: where they go.
-        cached: the base model's own word on the cache of generation, which Trainer takes back for the training.
+        use_cache: the base model's own setting, which Trainer changes for the training.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    if cached is not None:
-        model.config.use_cache = cached
+    if use_cache is not None:
+        model.config.use_cache = use_cache
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
