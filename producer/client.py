@@ -1,4 +1,4 @@
-"""The client: from a Python program to a queue. The command line is written on it.
+"""The Python API: submit records to a queue, wait for jobs, read results. The command line is built on it.
 
 ```python
 from hugqueue import Client
@@ -13,40 +13,42 @@ with Client() as client:
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 from common.errors import UsageError
 from common.jobs import Job, JobStatus
 from common.queue.heartbeats import serving
-from common.records import Json, Record
+from common.records import Record
 from common.redis.url import check_redis_url, mask_url
-from common.settings import Settings, load_settings
+from common.settings import load_settings
 from producer.job_filter import JobFilter, check_labels
 from producer.job_handle import JobHandle
 from producer.model_check import check_job_model
 from producer.queue_connection import QueueConnection
+from producer.submit.chunk_source import open_source
 from producer.submit.duplicate_ids import warn_of_duplicate_ids
 from producer.submit.idempotent import submit_once
+from producer.submit.options import SubmitKeywords, SubmitOptions
 from producer.submit.plan import SubmitPlan, make_plan
 from producer.submit.python_records import RecordsArg, records_from_python, split_records_arg
 from producer.submit.upload import Totals, submit
 
+if TYPE_CHECKING:
+    from producer.embedded.session import EmbeddedSession
+
 logger = logging.getLogger(__name__)
 
 
-class Client(QueueConnection):
-    """A queue to submit to; a context manager, closed by `close`.
+class Client:
+    """A client of a queue; a context manager that `close` ends. Threads may share it.
 
-    Settings come from the environment, as for the commands. Where no Redis is configured, the embedded one is found
-    or started, with a worker once there is work; both live as long as a client (or a command) is open. May be shared
-    by threads.
+    Settings come from the environment, as for the commands. If no Redis is configured, the embedded one is found or
+    started, with a worker once there is work; both stay as long as a client (or a command) is open.
 
-    Every method raises `StoreUnavailable` when Redis is away, and `UsageError` for arguments that are wrong.
+    Every method raises `StoreUnavailable` when Redis cannot be reached, and `UsageError` for wrong arguments.
     """
 
     def __init__(
@@ -55,64 +57,49 @@ class Client(QueueConnection):
         *,
         working: bool = False,
         keep_alive: float = 0.0,
-        notify: Callable[[str], None] = logger.info,
+        notify: Callable[[str], None] | None = None,
     ) -> None:
         """Connect.
 
         Args:
-            url: address of Redis; None: what the environment says, else the embedded one.
-            working: whether an embedded queue's worker is wanted at once.
-            keep_alive: for how many seconds that worker stays after `close`, its models loaded, for who comes next.
-            say: gets a sentence about what was started.
+            url: URL of Redis; None: from the environment, otherwise the embedded one.
+            working: Start the embedded queue's worker at once.
+            keep_alive: Seconds for which that worker stays after `close`, with its models loaded.
+            notify: Called with a sentence about what was started or went wrong; None: these are logged.
 
         Raises:
-            StoreUnavailable: Redis does not answer now, or the embedded one does not start.
-            UsageError: the address or a setting is wrong, or the embedded queue cannot be had here.
+            StoreUnavailable: Redis does not answer, or the embedded one does not start.
+            UsageError: The URL or a setting is wrong, or an embedded queue cannot run here.
         """
         settings = load_settings()
         self._configured = settings if url is None else replace(settings, broker_url=check_redis_url(url))
-        self.embedded = self._configured.embedded
-        self._notify = notify
-        self._keep_alive = keep_alive
-        self._resources = ExitStack()
-        self._has_worker = not self.embedded
-        self._warned = False
-        if self.embedded:
-            # Redis alone, for a moment's look, is not worth a word.
-            settings = self._attach(working, notify if working else lambda _: None)
-        super().__init__(settings if self.embedded else self._configured)
+        self._session: EmbeddedSession | None = None
+        warn = notify or logger.warning
+        if self._configured.embedded:
+            from producer.embedded import session
+
+            self._session = session.EmbeddedSession(self._configured, notify or logger.info, warn, keep_alive)
+            settings = self._session.open(worker=working)
+        else:
+            settings = self._configured
+        self.connection = QueueConnection(settings, self._session, warn)
+        self._checked_durability = False
         try:
-            self.check()
+            self.connection.check()
         except BaseException:
             self.close()
             raise
-        logger.info("using Redis at %s", mask_url(self._url))
+        logger.info("using Redis at %s", mask_url(settings.broker_url or ""))
 
-    def _attach(self, working: bool, notify: Callable[[str], None]) -> Settings:
-        from producer.embedded.attach import attach
-
-        settings = self._resources.enter_context(
-            attach(self._configured, working=working, notify=notify, keep_alive=self._keep_alive)
-        )
-        self._has_worker = working
-        return settings
-
-    def start_worker(self) -> None:
-        """Have a worker run as long as this client is open: a queue that is configured has its own."""
-        if not self._has_worker:
-            self._attach(True, self._notify)
+    @property
+    def embedded(self) -> bool:
+        """Whether the queue is embedded."""
+        return self.connection.embedded
 
     @property
     def keeps_worker(self) -> bool:
-        """Whether an embedded queue's worker stays for a while once this client is closed."""
-        return self.embedded and self._has_worker and self._keep_alive > 0
-
-    def ensure_embedded(self, notify: Callable[[str], None]) -> None:
-        """See that an embedded queue is there: one that was killed is started again."""
-        if self.embedded:
-            from producer.embedded.attach import ensure_running
-
-            ensure_running(self._configured, working=self._has_worker, notify=notify)
+        """Whether an embedded queue's worker stays for a while after `close`."""
+        return self._session is not None and self._session.keeps_worker
 
     def __enter__(self) -> Self:
         return self
@@ -123,160 +110,104 @@ class Client(QueueConnection):
         self.close()
 
     def close(self) -> None:
-        """Let go of Redis; an embedded one stops when nobody else needs it, and its jobs stay as they are."""
-        super().close()
-        self._resources.close()
+        """Disconnect. An embedded Redis stops when nobody else needs it; its jobs stay as they are."""
+        self.connection.close()
+        if self._session is not None:
+            self._session.close()
 
-    def submit(  # noqa: PLR0913 - one argument for each option of the command
-        self,
-        *,
-        task: str | None = None,
-        records: RecordsArg,
-        model: str | None = None,
-        revision: str | None = None,
-        params: Mapping[str, Json] | None = None,
-        name: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        priority: str = "normal",
-        column: str | None = None,
-        id_column: str | None = None,
-        format: str | None = None,
-        quoting: str | None = None,
-        device: str = "auto",
-        chunk_size: int | None = None,
-        max_errors: str | int | None = None,
-        dtype: str | None = None,
-        limit: int | None = None,
-        idempotency_key: str | None = None,
-        store: str | None = None,
-        output: str | Path | None = None,
-        output_format: str | None = None,
-    ) -> JobHandle:
+    def submit(self, *, records: RecordsArg, **options: Unpack[SubmitKeywords]) -> JobHandle:
         """Submit records as one job, and return it as soon as it is accepted.
 
         Args:
-            task: what to do with each record, as `producer tasks` lists them; None with `format="openai"`, whose
-                requests say it.
-            records: a path; several `pathlib.Path`; or the records themselves, read one after the other and never
-                all held: texts, objects with the fields of the task, lists of chat messages, or pairs of an id and
-                one of these; or a table: of pandas, polars, pyarrow or `datasets`, or an object of columns.
-            model: a hub id, a directory as the worker sees it, or `job:ID`; None: the task's own.
-            revision: branch, tag or commit of a hub model.
-            params: options of the task, as `{"top_k": 3}`.
-            name: your own word for the job.
-            labels: words to find it by, as `{"run": "7"}`.
-            priority: `low`, `normal` or `high`.
-            column: the column (or key) that holds the input.
-            id_column: the one that holds the id; None: `id` or `custom_id`, else the number from 0.
-            format: of files, against their extension; `openai`: they are batch files.
-            quoting: `double` or `none`: whether fields of CSV and TSV may be in double quotes; None: those of CSV.
-            device: `auto`, `cpu` or `gpu`: which workers may do it.
-            chunk_size: records in one chunk at most; None: the task's own.
-            max_errors: `10` or `"5%"`: with more failed records than that the job ends early.
-            dtype: what the model computes in: `float32`, `bfloat16`, `float16`, on CPUs `int8`; None: the worker's own.
-            limit: only so many records, the first ones.
-            idempotency_key: makes one job of all submits with this key; one that was cut off goes on where it stopped.
-            store: where records and outcomes are kept; None: `HUGQUEUE_STORE_URL`, else Redis.
-            output: a directory (or an address) that workers reach and write, a part for each chunk.
-            output_format: of these parts: `parquet` or `jsonl`; None: Parquet.
+            records: A path; several `pathlib.Path`; or the records themselves, read one by one and never all held:
+                texts, objects with the fields of the task, lists of chat messages, or pairs of an id and one of these;
+                or a table: of pandas, polars, pyarrow or `datasets`, or an object of columns.
+            options: Keywords as in `SubmitOptions`: task, model, revision, params, dtype, column, id_column, format,
+                quoting, limit, name, labels, priority, device, chunk_size, max_errors, idempotency_key, store, output
+                (a directory or URL that workers reach) and output_format.
         """
+        chosen = SubmitOptions(**options)
         paths, values = split_records_arg(records)
-        if format == "openai" and not paths:
+        if chosen.format == "openai" and not paths:
             raise UsageError('format="openai": batch files are given by their paths.')
-        plan = make_plan(
-            paths,
-            task=task,
-            model=model,
-            revision=revision,
-            params=params or (),
-            name=name,
-            labels=labels or {},
-            priority=priority,
-            column=column,
-            id_column=id_column,
-            format_=format,
-            quoting=quoting,
-            device=device,
-            chunk_size=chunk_size,
-            max_errors=None if max_errors is None else str(max_errors),
-            dtype=dtype,
-            limit=limit,
-            idempotency_key=idempotency_key,
-            store=store,
-            output=None if output is None else f"{output}/",
-            output_format=output_format,
-            settings=replace(load_settings(), broker_url=self._configured.broker_url),
-        )
-        if output is not None and plan.spec.output is None:
-            raise UsageError(f"output={str(output)!r}: workers do not reach it. Name a place under HUGQUEUE_SHARED.")
-        most = plan.settings.max_record_bytes
+        if chosen.output is not None:
+            chosen = replace(chosen, output=f"{chosen.output}/")
+        plan = make_plan(paths, chosen, replace(load_settings(), broker_url=self._configured.broker_url))
+        if chosen.output is not None and plan.spec.output is None:
+            raise UsageError(f"output={chosen.output!r}: workers do not reach it. Name a directory in HUGQUEUE_SHARED.")
         if paths:
             found = plan.peek_records()
         else:
-            given = records_from_python(values, plan.task, column=column, id_column=id_column, max_record_bytes=most)
-            found = islice(given, limit)
+            made = records_from_python(
+                values,
+                plan.task,
+                column=chosen.column,
+                id_column=chosen.id_column,
+                max_record_bytes=plan.settings.max_record_bytes,
+            )
+            found = islice(made, chosen.limit)
         if plan.warning:
             logger.warning("%s", plan.warning)
-        self._warn_of_data_loss_risks()
-        self.start_worker()
-        job, _ = self.submit_plan(plan, warn_of_duplicate_ids(found, logger.warning), lambda _: None, logger.info)
+        self._warn_once_of_durability()
+        self.connection.start_worker()
+        job, _ = self.submit_plan(plan, warn_of_duplicate_ids(found, logger.warning))
         return job
 
-    def _warn_of_data_loss_risks(self) -> None:
-        """Log once why Redis may lose jobs."""
-        if not self._warned:
-            self._warned = True
-            for weakness in self.durability_warnings():
-                logger.warning("%s", weakness)
+    def _warn_once_of_durability(self) -> None:
+        if not self._checked_durability:
+            self._checked_durability = True
+            for warning in self.connection.durability_warnings():
+                logger.warning("%s", warning)
 
     def submit_plan(
         self,
         plan: SubmitPlan,
         records: Iterable[Record],
-        on_chunk: Callable[[Totals], None],
-        notify: Callable[[str], None],
+        on_chunk: Callable[[Totals], None] = lambda _: None,
+        notify: Callable[[str], None] = logger.info,
     ) -> tuple[JobHandle, Totals | None]:
         """Submit records as the job of a plan.
 
         Args:
-            plan: what to submit.
-            records: those of its inputs.
-            on_chunk: gets what was read, after each chunk.
-            say: gets a sentence where another producer submits the same, or did.
+            plan: What to submit.
+            records: Those of its inputs.
+            on_chunk: Called after each chunk with what was read so far.
+            notify: Called with a sentence if another producer submits the same job, or did.
 
         Returns:
-            The job, and what was read; None where another producer has submitted it.
+            The job, and what was read; None if another producer has submitted it.
 
         Raises:
-            UsageError: the model is that of a job which has none.
+            UsageError: The model is that of a job without one.
         """
-        check_job_model(self, plan.spec.model)
-        key, supply = plan.idempotency_key, plan.supply(records, serving(self.workers(), plan.spec.queue))
+        check_job_model(self.connection, plan.spec.model)
+        workers = serving(self.connection.workers(), plan.spec.queue)
+        key, source = plan.idempotency_key, open_source(plan, records, workers)
         if key is None:
-            totals: Totals | None = submit(self, plan.spec, supply, on_chunk)
+            totals: Totals | None = submit(self.connection, plan.spec, source, on_chunk)
             return self.job(plan.spec.id), totals
-        job_id, totals = submit_once(self, plan.spec, key, supply, on_chunk, notify)
+        job_id, totals = submit_once(self.connection, plan.spec, key, source, on_chunk, notify)
         return self.job(job_id), totals
 
     def job(self, job_id: str) -> JobHandle:
-        """Return the job of that id, which may be cut short, or `@last`: see `full_id`.
+        """Return the job with this id, prefix of an id, or `@last` (see `QueueConnection.full_id`).
 
         Raises:
-            UnknownJob: there is none, or no longer.
-            UsageError: several ids begin so.
+            UnknownJob: There is no such job.
+            UsageError: Several ids have the prefix.
         """
-        return JobHandle(self, self.look(self.full_id(job_id)))
+        return JobHandle(self.connection, self.connection.load_job(self.connection.full_id(job_id)))
 
     def logs(self, job_id: str) -> Iterator[str]:
-        """Yield what the embedded queue's worker logged about a job, and about nothing else while the job ran.
+        """Yield what the embedded queue's worker logged about a job, or about no job while it ran.
 
         Raises:
-            UsageError: the queue is configured: its workers log where they run.
-            UnknownJob: there is no such job, or no longer.
+            UsageError: The queue is not embedded: its workers log where they run.
+            UnknownJob: There is no such job.
         """
         job = self.job(job_id).state
         if not self.embedded:
-            names = ", ".join(worker.name for worker in self.workers()) or "none is alive"
+            names = ", ".join(worker.name for worker in self.connection.workers()) or "none is alive"
             raise UsageError(
                 f"The workers of a queue of your own log where they run ({names}); look for {job.id} there."
             )
@@ -296,19 +227,19 @@ class Client(QueueConnection):
         """Return jobs, the newest first.
 
         Args:
-            status: only those that stand so.
-            name: only those of that name; `*` stands for any text.
-            labels: only those that have all these labels.
-            older_than: only those submitted more than so many seconds ago.
-            limit: so many at most; None: all.
+            status: Only jobs with this status.
+            name: Only jobs with this name; `*` matches any text.
+            labels: Only jobs with all of these labels.
+            older_than: Only jobs submitted more than this many seconds ago.
+            limit: At most this many; None: all.
         """
         if limit is not None and limit < 0:
             raise UsageError(f"limit: expected a number of jobs, found {limit}.")
         if status is not None and status not in list(JobStatus):
             raise UsageError(f"status: expected one of {', '.join(JobStatus)}, found {status!r}.")
         job_filter = JobFilter(JobStatus(status) if status else None, name, check_labels(labels or {}), older_than)
-        return [JobHandle(self, state) for state in islice(self._matching(job_filter), limit)]
+        return [JobHandle(self.connection, state) for state in islice(self._matching(job_filter), limit)]
 
     def _matching(self, job_filter: JobFilter) -> Iterator[Job]:
-        with self.errors():
-            yield from filter(job_filter.matches, self.store.each_job())
+        with self.connection.errors():
+            yield from filter(job_filter.matches, self.connection.store.each_job())

@@ -1,27 +1,35 @@
-"""A job in the hands of a program: where it stands, waiting for it, its results, stopping it."""
+"""One job of a queue: its state, waiting for its end, its results, and what can be done with it."""
 
-import logging
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from common.errors import JobFailed
-from common.jobs import Job, JobStatus
-from common.results import ResultRow
+from common.errors import JobFailed, ModelError, ResultsLost, StorageError, UnknownJob, UsageError, WaitTimedOut
+from common.jobs import Job, JobStatus, Output
+from common.redis.keys import JobKeys
+from common.results import LOST, ResultRow
 from common.tasks import find_task
+from common.text import one_line
 from producer.outputs import check_output
 from producer.outputs.targets import OutputFile
-from producer.queue_connection import QueueConnection
-from producer.save_results import write_rows
+from producer.queue_connection import POLL_SECONDS, QueueConnection
+from producer.result_reader import ResultReader
+from producer.save_results import write_file, write_parts
 
-logger = logging.getLogger(__name__)
+#: Seconds between two polls at most. A poll costs a worker on the same machine time, and the longer a job runs, the
+#: less a late one matters.
+_MAX_POLL_SECONDS = 1.0
 
 
 class JobHandle:
-    """One job of a queue; `producer.Client` gives it.
+    """A job of a queue, as `Client.submit` and `Client.job` return it.
 
-    Every method raises `StoreUnavailable` when Redis is away (but for those that wait, which go on waiting for it),
-    and `UnknownJob` when the job is there no longer.
+    Every method raises `StoreUnavailable` when Redis cannot be reached (those that wait or read results wait for it
+    instead), and `UnknownJob` once the job is deleted.
     """
 
     def __init__(self, connection: QueueConnection, state: Job) -> None:
@@ -33,27 +41,27 @@ class JobHandle:
 
     @property
     def id(self) -> str:
-        """The job's id, as `producer status` takes it."""
+        """The job's id, as the commands take it."""
         return self._state.id
 
     @property
     def state(self) -> Job:
-        """The job as it was last seen: status, counts, what was submitted. Asks nobody; `refresh` does."""
+        """The job as it was last seen: status, counts, and what was submitted. `refresh` updates it."""
         return self._state
 
     def refresh(self) -> Job:
-        """Return the job as it stands now."""
-        self._state = self._connection.look(self.id)
+        """Return the job's current state."""
+        self._state = self._connection.load_job(self.id)
         return self._state
 
     def status(self) -> JobStatus:
-        """Return the status that the job has now."""
+        """Return the job's current status."""
         return self.refresh().status
 
     def raise_for_status(self) -> None:
         """Raise `JobFailed` if the job, as it was last seen, failed as a whole or was cancelled.
 
-        Records that failed alone are no reason: `state.counts.failed` counts them.
+        Failed records do not count; see `state.counts.failed`.
         """
         state = self._state
         if state.status is JobStatus.FAILED:
@@ -63,22 +71,22 @@ class JobHandle:
             raise JobFailed(self.id, "was cancelled.")
 
     def wait(self, timeout: float | None = None, *, check: bool = False) -> Job:
-        """Return the job once it is finished, be it completed, failed or cancelled; go on while Redis is away.
+        """Wait until the job is completed, failed or cancelled, and return its final state.
 
-        With an embedded queue, Ctrl-C cancels the job, as it does on the command line; else it goes on.
+        With an embedded queue, Ctrl-C cancels the job, as it does on the command line; otherwise the job continues.
 
         Args:
-            timeout: seconds to wait at most; None: as long as it takes.
-            check: whether a job that did not complete raises, as `raise_for_status`.
+            timeout: Seconds to wait at most; None for no limit.
+            check: Raise `JobFailed` if the job did not complete, like `raise_for_status`.
 
         Raises:
-            WaitTimedOut: the job is not finished by then.
-            JobFailed: it did not complete, and `check` is set.
+            WaitTimedOut: The job did not finish in time.
+            JobFailed: The job did not complete, and `check` is set.
         """
         if not self.refresh().status.finished:
             self._connection.start_worker()
         try:
-            self._state = self._connection.wait(self.id, lambda _: None, logger.warning, timeout)
+            self.poll(lambda _: None, timeout)
         except KeyboardInterrupt:
             if self._connection.embedded:
                 self.cancel()
@@ -87,90 +95,212 @@ class JobHandle:
             self.raise_for_status()
         return self._state
 
+    def poll(self, on_change: Callable[[Job], None], timeout: float | None = None) -> Job:
+        """Pass the job's state to `on_change` until the job is finished; wait for Redis when it cannot be reached.
+
+        Args:
+            on_change: Called with every state that is read, and with the final one.
+            timeout: Seconds to wait at most; None for no limit.
+
+        Raises:
+            WaitTimedOut: The job did not finish in time.
+        """
+        start = time.monotonic()
+        end = math.inf if timeout is None else start + timeout
+
+        def next_state() -> Job:
+            on_change(self._state)
+            waited = time.monotonic() - start
+            time.sleep(max(POLL_SECONDS, min(_MAX_POLL_SECONDS, waited / 400, end - start - waited)))
+            return self.refresh()
+
+        self._connection.retry_while_unavailable(self.refresh, end)
+        while not self._state.status.finished:
+            if time.monotonic() > end:
+                raise WaitTimedOut(f"Job {self.id} is still {self._state.status} after {timeout:g} s.")
+            self._connection.retry_while_unavailable(next_state, end)
+        on_change(self._state)
+        return self._state
+
     def results(self, *, check: bool = True) -> Iterator[ResultRow]:
         """Yield every record with its outcome, in input order, one chunk in memory at a time.
 
-        A record that failed has an `error` and no `output`. Of a job that runs, or that ended early, the error of
-        records without an outcome has the code `not_run`.
+        A failed record has an `error` and no `output`. A record that was not run (yet) has the error code `not_run`.
 
         Args:
-            check: whether a job that failed as a whole or was cancelled raises; else what is done of it is given.
+            check: Raise if the job failed as a whole or was cancelled, instead of yielding what was done.
 
         Raises:
-            JobFailed: it did, and `check` is set.
-            ResultsLost: at the end, when some that the job had are missing.
+            JobFailed: The job did not complete, and `check` is set.
+            ResultsLost: At the end, if outcomes that the job had are missing.
         """
         self.refresh()
         if check:
             self.raise_for_status()
-        return self._connection.rows(self._state, logger.warning)
+        return self.rows()
 
     def failures(self) -> Iterator[ResultRow]:
-        """Yield the records that failed, each with its `error`, in input order; those that were not run are none."""
-        return self._connection.failed_rows(self.refresh(), logger.warning)
+        """Yield the failed records with their `error`, in input order; records that were not run are left out.
+
+        Raises:
+            ResultsLost: At the end, if failures that the job had are missing.
+        """
+        return self._failed_rows(self.refresh())
+
+    def _failed_rows(self, job: Job) -> Iterator[ResultRow]:
+        reader, found = ResultReader(self._connection, job), 0
+        for chunk in sorted(self._connection.retry_while_unavailable(self._failures_by_chunk)):
+            rows = [row for row in reader.chunk(chunk) if row.outcome is not None and row.error is not None]
+            found += sum(row.outcome is not LOST for row in rows)
+            yield from rows
+        if found < job.counts.failed:
+            raise ResultsLost(
+                f"{job.counts.failed - found:,} of {job.counts.failed:,} failures of job {job.id} are missing."
+            )
+
+    def _failures_by_chunk(self) -> dict[int, int]:
+        return self._connection.ledger.failures_by_chunk(self.id)
+
+    def rows(self, *, arrays: bool = False) -> Iterator[ResultRow]:
+        """Yield every record of the last seen state with its outcome; vectors as numpy arrays if `arrays` is set.
+
+        Raises:
+            ResultsLost: At the end, if outcomes that the job had are missing.
+        """
+        for rows in self.chunks(arrays=arrays):
+            yield from rows
+
+    def chunks(self, *, arrays: bool = False) -> Iterator[list[ResultRow]]:
+        """Yield the rows of each chunk; otherwise like `rows`."""
+        yield from ResultReader(self._connection, self._state, arrays=arrays).all()
+
+    def stream(self) -> Iterator[ResultRow]:
+        """Yield the rows of each chunk, in input order, as soon as the chunk is done, until the job ends.
+
+        If the job ends early, the records of chunks that were not run have no outcome.
+
+        Raises:
+            ResultsLost: At the end, if outcomes that the job had are missing.
+        """
+        retry = self._connection.retry_while_unavailable
+        reader = ResultReader(self._connection, retry(self.refresh))
+        for chunk in count():
+            while not (retry(self.refresh).status.finished or retry(partial(self._is_committed, chunk))):
+                time.sleep(POLL_SECONDS)
+            if chunk >= (self._state.chunks or 0):
+                reader.check(self._state)
+                return
+            yield from reader.chunk(chunk)
+
+    def _is_committed(self, chunk: int) -> bool:
+        return self._connection.ledger.is_committed(self.id, chunk)
+
+    def output_type(self) -> Any:
+        """Return the Arrow type of the outputs; None if they are JSON, or if there are none yet."""
+        from common.payloads.codec import output_type
+
+        payloads = self._connection.store.payloads(self._state.spec)
+        for chunk in range(self._state.chunks or 0):
+            for outcomes in self._connection.retry_while_unavailable(partial(payloads.outcomes, chunk)):
+                if outcomes is not None:
+                    return output_type(outcomes)
+        return None
 
     def to_arrow(self, *, check: bool = True) -> Any:
         """Return all results as a `pyarrow.Table`, in input order.
 
         Columns: id, input, output, error_code, error_message, truncated. `output` has the type that the task
-        declares, as a list of float32 for vectors; else it is JSON text, and a text is itself.
+        declares, such as a list of float32 for vectors; otherwise strings stay strings and the rest is JSON text.
 
         Args:
-            check: as for `results`.
+            check: As for `results`.
 
         Raises:
-            JobFailed: as for `results`.
+            JobFailed: As for `results`.
         """
         from producer.outputs.columns import to_table
 
-        return to_table(self.results(check=check), self._connection.output_type(self._state, logger.warning))
+        return to_table(self.results(check=check), self.output_type())
 
     def write(self, path: str | Path, *, check: bool = True, csv_safe: bool = False) -> None:
-        """Write all results to a file, whole or not at all: `.jsonl`, `.csv`, `.parquet` or `.npy` by its name.
+        """Write all results to a `.jsonl`, `.csv`, `.parquet` or `.npy` file, whole or not at all.
 
         Args:
-            path: the file; one that is there is replaced, if the job is completed.
-            check: as for `results`.
-            csv_safe: whether cells of CSV that a spreadsheet would run as a formula get a `'` in front.
+            path: The file. An existing one is replaced if the job is completed.
+            check: As for `results`.
+            csv_safe: Put a `'` before CSV cells that a spreadsheet would run as a formula.
 
         Raises:
-            JobFailed: as for `results`.
-            UsageError: the file cannot be written, its kind does not go with the task, or it is there already and the
-                job is not completed.
-            ResultsLost: some that the job had are missing; the file is as it was.
+            JobFailed: As for `results`.
+            UsageError: The file cannot be written, its format does not fit the task, or it exists and the job is not
+                completed.
+            ResultsLost: Outcomes that the job had are missing; the file is unchanged.
         """
         job, target = self.refresh(), Path(path)
         if check:
             self.raise_for_status()
         check_output(target, find_task(job.spec.task))
-        write_rows(self._connection, job, OutputFile(target, csv_safe), logger.warning)
+        self.write_file(OutputFile(target, csv_safe))
+
+    def write_file(self, file: OutputFile) -> int:
+        """Write the results of the last seen state; return the number of records. Raises as `write`."""
+        output_type = self.output_type() if file.path.suffix.lower() == ".parquet" else None
+        return write_file(self._state, self.rows(arrays=True), file, output_type)
+
+    def write_parts(self, output: Output) -> int:
+        """Write a part for each chunk of the last seen state; return the number of records. Raises as `write`."""
+        return write_parts(self._state, self.chunks(arrays=True), output, self.output_type())
 
     def refusals(self) -> dict[str, str]:
-        """Return which workers pass the job over for now, and why."""
-        return self._connection.refusals(self.id)
+        """Return the reason of each worker that skips this job at present."""
+        with self._connection.errors():
+            raw = self._connection.store.client.hgetall(JobKeys.of(self.id).refusals)
+        return {
+            one_line(worker.decode(errors="replace"), 200): one_line(reason.decode(errors="replace"))
+            for worker, reason in raw.items()
+        }
 
     def cancel(self) -> JobStatus:
-        """Stop the job and keep what is done; return its status, `cancelling` while chunks are in hand."""
-        return JobStatus(self._connection.cancel(self.id))
+        """Stop the job and keep what is done; return its status: `cancelling` while workers still hold chunks."""
+        with self._connection.errors():
+            return JobStatus(self._connection.ledger.cancel(self.id))
 
     def retry(self) -> int:
-        """Run again what failed, never ended or is lost; return how many chunks that opens.
+        """Run again what failed, never ended or was lost; return the number of chunks that are run.
 
         Raises:
-            UsageError: the job is not finished, or was never accepted.
+            UsageError: The job is not finished, or was never accepted.
         """
-        opened = self._connection.retry(self.id)
+        job = self.refresh()
+        with self._connection.errors():
+            opened = self._connection.ledger.retry(self.id, self.lost_chunks if job.status.finished else tuple)
+        if opened:
+            self._connection.send_tickets(self.refresh().spec)
         if not self.refresh().status.finished:
             self._connection.start_worker()
         return opened
 
+    def lost_chunks(self) -> list[int]:
+        """Return the chunks whose outcomes are missing, as far as this machine can see."""
+        try:
+            with self._connection.errors():
+                commits = self._connection.ledger.committed(self.id)
+                return self._connection.store.payloads(self._state.spec).lost(commits) if commits else []
+        except (ModelError, StorageError):  # the workers, which reach the files, find out
+            return []
+
     def delete(self, *, force: bool = False) -> None:
-        """Forget the job and all that belongs to it, but for a model that it trained.
+        """Delete the job with its records and results; a model that it trained stays.
 
         Args:
-            force: whether to stop it first if it is not finished.
+            force: Stop the job first if it is not finished.
 
         Raises:
-            UsageError: it is not finished, and `force` is not set.
+            UsageError: The job is not finished, and `force` is not set.
         """
-        self._connection.delete(self.id, force=force)
+        with self._connection.errors():
+            status = self._connection.store.delete(self.id, unfinished=force)
+        if status == "unknown":
+            raise UnknownJob(self.id)
+        if status != "deleted":
+            raise UsageError(f"Job {self.id} is {status}: cancel it first, or stop and delete it with --force.")

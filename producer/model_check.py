@@ -45,7 +45,7 @@ def check_job_model(connection: QueueConnection, model: str | None) -> None:
     if job_id is None or registry_url(connection.settings) is not None:
         return
     try:
-        job = connection.look(job_id)
+        job = connection.load_job(job_id)
     except UnknownJob:
         return  # forgotten since, perhaps: its model outlives it
     if job.spec.training is None:

@@ -1,10 +1,9 @@
 """What is said of a job that did not go well: why, summed by code, and whether running it again can help."""
 
 from collections import Counter
-from collections.abc import Callable
 
 from common.jobs import Job
-from producer.queue_connection import QueueConnection
+from producer.job_handle import JobHandle
 
 #: Codes of records that are themselves at fault, or of parameters that stay as they are: they fail again.
 PERMANENT = frozenset(
@@ -33,10 +32,10 @@ PERMANENT = frozenset(
 _MAX_COUNTED = 10_000
 
 
-def count_failures(connection: QueueConnection, job: Job, notify: Callable[[str], None]) -> "Counter[str]":
+def count_failures(job: JobHandle) -> "Counter[str]":
     """Return how many of the first failed records have which code."""
     codes: Counter[str] = Counter()
-    for row in connection.failed_rows(job, notify):
+    for row in job.failures():
         if row.error is not None:
             codes[row.error.code] += 1
         if codes.total() >= _MAX_COUNTED:

@@ -3,13 +3,14 @@
 import click
 
 from common.console import INTERRUPTED
-from common.jobs import TRAIN, Job, JobStatus
+from common.jobs import TRAIN, JobStatus
 from producer.cli.exit_status import exit_status
 from producer.cli.run_submit import warn_if_unserved
 from producer.cli.terminal import Notify
 from producer.cli.watch import watch_to_end
 from producer.client import Client
 from producer.finetune.plan import FinetunePlan, submit_finetune
+from producer.job_handle import JobHandle
 from producer.model_check import check_job_model, model_warning
 
 
@@ -19,23 +20,24 @@ def run_finetune(client: Client, plan: FinetunePlan, say: Notify) -> int:
         say(text)
     if warning := model_warning(plan.spec.model, plan.settings):
         say(f"Warning: {warning}")
-    check_job_model(client, plan.spec.model)
+    check_job_model(client.connection, plan.spec.model)
     if not client.embedded:
         warn_if_unserved(client, TRAIN, say, "workers start --train")
-    submit_finetune(client, plan)
-    job_id = plan.spec.id
-    click.echo(job_id)
+    submit_finetune(client.connection, plan)
+    handle = client.job(plan.spec.id)
+    click.echo(handle.id)
     if not plan.wait:
         return 0
-    job, interrupted = watch_to_end(client, job_id, say)
+    job, interrupted = watch_to_end(client, handle, say)
     if job.status is JobStatus.COMPLETED:
-        say(describe_model(client, job, say))
+        say(describe_model(handle))
     return INTERRUPTED if interrupted else exit_status(job)
 
 
-def describe_model(client: Client, job: Job, say: Notify) -> str:
-    """Return what came of a completed fine-tune job, and how to use it; `say` is told when Redis is away."""
-    [row] = client.rows(job, say)
+def describe_model(handle: JobHandle) -> str:
+    """Return what a completed fine-tune job produced, and how to use it."""
+    job = handle.state
+    [row] = handle.rows()
     result = row.outcome.output if row.outcome else {}
     measured = sorted(result["metrics"].items(), key=lambda pair: pair[0] == "loss")  # what people look for comes first
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in measured if isinstance(value, int | float))

@@ -43,7 +43,7 @@ def run(client: Client, plan: SubmitPlan, records: Iterable[Record], notify: Not
         return 0
     records_in_all = totals.records if totals else job.state.records or 0
     notify(f"job {job.id}: {records_in_all:,} records for {spec.task}, model {spec.model or 'none'}")
-    return wait_and_show(client, job.id, plan.output, notify, as_json=as_json)
+    return wait_and_show(client, job, plan.output, notify, as_json=as_json)
 
 
 def print_accepted(job: JobHandle, *, as_json: bool) -> None:
@@ -54,24 +54,24 @@ def print_accepted(job: JobHandle, *, as_json: bool) -> None:
         click.echo(job.id)
 
 
-def wait_and_show(client: Client, job_id: str, output: Target | None, notify: Notify, *, as_json: bool) -> int:
+def wait_and_show(client: Client, handle: JobHandle, output: Target | None, notify: Notify, *, as_json: bool) -> int:
     """Wait for the end of a job and give its results; return the exit status.
 
     Args:
         client: of the job's queue.
-        job_id: the job.
+        handle: the job.
         output: a file or a directory for the results.
         say: told what is not the answer.
         as_json: whether results on a terminal are JSON lines too.
     """
     try:
-        job, interrupted = watch_to_end(client, job_id, notify)
+        job, interrupted = watch_to_end(client, handle, notify)
     except KeyboardInterrupt:
         if isinstance(output, OutputFile):
-            notify(f"{output} is not written; once the job is finished: `producer results {job_id} -o {output}`.")
+            notify(f"{output} is not written; once the job is finished: `producer results {handle.id} -o {output}`.")
         raise
     if output is None or output == job.spec.output or job.status is JobStatus.COMPLETED:
-        show_results(client, job, output, notify, as_json=as_json, done_only=job.status is not JobStatus.COMPLETED)
+        show_results(handle, output, notify, as_json=as_json, done_only=job.status is not JobStatus.COMPLETED)
     else:
         notify(describe_unwritten(job, target_name(output)))
     return INTERRUPTED if interrupted else exit_status(job)
@@ -79,9 +79,9 @@ def wait_and_show(client: Client, job_id: str, output: Target | None, notify: No
 
 def warn_if_unserved(client: Client, queue: str, notify: Notify, start: str = "workers start") -> None:
     """Say so if no worker takes jobs of a queue at present, or if Redis may lose them; `start` starts a worker."""
-    for weakness in client.durability_warnings():
+    for weakness in client.connection.durability_warnings():
         notify(f"Warning: {weakness}")
-    if not client.serves(queue):
+    if not client.connection.serves(queue):
         notify(
             f"Warning: no live worker serves the queue {queue!r}; the job will wait for one (`{start}` on any machine)."
         )
@@ -89,7 +89,7 @@ def warn_if_unserved(client: Client, queue: str, notify: Notify, start: str = "w
 
 def _say_others(client: Client, notify: Notify) -> None:
     """Name the jobs that the embedded worker runs besides: of other commands, or of one that was killed."""
-    for job in client.unfinished():
+    for job in client.connection.unfinished():
         if job.status is not JobStatus.SUBMITTING:
             notify(
                 f"Job {job.id} ({job.counts.done:,} of {job.records:,} records done) is unfinished and shares the "

@@ -8,34 +8,35 @@ from producer.cli.failures import count_failures, describe_failures
 from producer.cli.progress import JobProgress, job_progress
 from producer.cli.terminal import Notify
 from producer.client import Client
+from producer.job_handle import JobHandle
 
 
-def follow(client: Client, job_id: str, notify: Notify) -> Job:
+def follow(client: Client, handle: JobHandle, notify: Notify) -> Job:
     """Return the job once it is finished; show its progress meanwhile. Ctrl-C ends that, not the job.
 
     Raises:
-        UnknownJob: there is none of that id.
+        UnknownJob: It was deleted.
     """
     try:
         with job_progress() as progress:
-            job = client.wait(job_id, _Watcher(client, progress, notify, own=False), notify)
+            job = handle.poll(_Watcher(client, handle, progress, notify, own=False))
     except KeyboardInterrupt:
-        notify(f"Job {job_id} is not stopped. `producer watch {job_id}` comes back to it.")
+        notify(f"Job {handle.id} is not stopped. `producer watch {handle.id}` comes back to it.")
         raise
-    _say_end(client, job, notify)
+    _say_end(handle, notify)
     return job
 
 
-def watch_to_end(client: Client, job_id: str, notify: Notify) -> tuple[Job, bool]:
+def watch_to_end(client: Client, handle: JobHandle, notify: Notify) -> tuple[Job, bool]:
     """Follow a job that this command has submitted, by `watch_own_job` where the worker is its own, else by `follow`.
 
     Returns:
         The finished job, and whether it was cancelled by Ctrl-C.
     """
-    return watch_own_job(client, job_id, notify) if client.embedded else (follow(client, job_id, notify), False)
+    return watch_own_job(client, handle, notify) if client.embedded else (follow(client, handle, notify), False)
 
 
-def watch_own_job(client: Client, job_id: str, notify: Notify) -> tuple[Job, bool]:
+def watch_own_job(client: Client, handle: JobHandle, notify: Notify) -> tuple[Job, bool]:
     """Follow a job whose worker lives only as long as this command; Ctrl-C cancels it, then.
 
     Returns:
@@ -48,21 +49,22 @@ def watch_own_job(client: Client, job_id: str, notify: Notify) -> tuple[Job, boo
     interrupted = False
     try:
         with job_progress() as progress:
-            job = client.wait(job_id, _Watcher(client, progress, notify, own=True), notify)
+            job = handle.poll(_Watcher(client, handle, progress, notify, own=True))
     except KeyboardInterrupt:
         interrupted = True
-        notify(f"Cancelling job {job_id}; what is done is kept. Press Ctrl-C again to leave at once.")
-        client.cancel(job_id)
-        job = client.wait(job_id, lambda _: None, notify)
-    _say_end(client, job, notify)
+        notify(f"Cancelling job {handle.id}; what is done is kept. Press Ctrl-C again to leave at once.")
+        handle.cancel()
+        job = handle.poll(lambda _: None)
+    _say_end(handle, notify)
     return job, interrupted
 
 
 class _Watcher:
     """Takes every state of a job that is seen: shows the progress, and says what keeps it from going on."""
 
-    def __init__(self, client: Client, progress: JobProgress, notify: Notify, *, own: bool) -> None:
+    def __init__(self, client: Client, handle: JobHandle, progress: JobProgress, notify: Notify, *, own: bool) -> None:
         self._client = client
+        self._handle = handle
         self._progress = progress
         self._notify = notify
         self._own = own
@@ -72,21 +74,21 @@ class _Watcher:
         self._progress.update(job)
         if job.status.finished:
             return
-        self._say_refusals(job)
+        self._say_refusals()
         if self._own and job.status is JobStatus.QUEUED and job.spec.queue != "any":
             self._check_device(job)
 
-    def _say_refusals(self, job: Job) -> None:
-        for worker, reason in self._client.refusals(job.id).items():
+    def _say_refusals(self) -> None:
+        for worker, reason in self._handle.refusals().items():
             if reason not in self._refusals:
                 self._refusals.add(reason)
                 self._notify(f"Worker {worker} passes this job over for now: {reason}")
 
     def _check_device(self, job: Job) -> None:
         """End a job that waits for a device which the worker of this command has not."""
-        ready = [worker for worker in self._client.workers() if worker.state == "ready"]
+        ready = [worker for worker in self._client.connection.workers() if worker.state == "ready"]
         if ready and not serving(ready, job.spec.queue):
-            self._client.cancel(job.id)
+            self._handle.cancel()
             raise UsageError(
                 f"--device {job.spec.queue}: the embedded worker runs on {ready[0].device} ({ready[0].device_name}). "
                 "Leave --device out, or set REDIS_URL to a Redis with such a worker."
@@ -104,7 +106,8 @@ def describe_outcome(job: Job) -> str:
     return text
 
 
-def _say_end(client: Client, job: Job, notify: Notify) -> None:
+def _say_end(handle: JobHandle, notify: Notify) -> None:
+    job = handle.state
     counts = job.counts
     done = f"{counts.done:,} of {job.records or 0:,} records are done"
     if job.status is JobStatus.FAILED and job.failure:
@@ -114,6 +117,6 @@ def _say_end(client: Client, job: Job, notify: Notify) -> None:
     elif job.status is JobStatus.CANCELLED:
         notify(f"Job {job.id} was cancelled: {done}.")
     elif counts.failed:
-        notify(describe_failures(job, count_failures(client, job, notify)))
+        notify(describe_failures(job, count_failures(handle)))
     if counts.truncated:
         notify(f'{counts.truncated:,} records were cut to what the model takes (marked "truncated").')

@@ -19,9 +19,9 @@ from common.training.conflicts import check_conflicts
 from common.training.labels import check_metric
 from common.training.options import HUB_PREFIX, LABEL_KINDS, TrainingOptions, check
 from common.training.trainer_arguments import FIELDS
-from producer.client import Client
 from producer.finetune.training_data import CHUNK_RECORDS, ExampleSet, read_examples
 from producer.model_check import check_model
+from producer.queue_connection import QueueConnection
 from producer.submit.chunking import ChunkPlan, cut_chunks
 from producer.submit.plan import check_spec
 from producer.submit.upload import rollback_on_error
@@ -123,7 +123,7 @@ def _training(
     return training
 
 
-def submit_finetune(client: Client, plan: FinetunePlan) -> None:
+def submit_finetune(connection: QueueConnection, plan: FinetunePlan) -> None:
     """Write the examples and the one chunk that refers to them, accept the job, and send its ticket.
 
     Raises:
@@ -131,25 +131,27 @@ def submit_finetune(client: Client, plan: FinetunePlan) -> None:
         NotSubmitting: the job was given up or cancelled meanwhile.
     """
     spec = plan.spec
-    payloads = client.store.payloads(spec)
-    with client.errors():
-        client.store.create(spec)
-    with rollback_on_error(client, spec.id):
+    payloads = connection.store.payloads(spec)
+    with connection.errors():
+        connection.store.create(spec)
+    with rollback_on_error(connection, spec.id):
         parts = {
-            "train": _write_part(client, payloads, "train", plan.examples.train),
-            "eval": _write_part(client, payloads, "eval", plan.examples.evaluation),
+            "train": _write_part(connection, payloads, "train", plan.examples.train),
+            "eval": _write_part(connection, payloads, "eval", plan.examples.evaluation),
         }
-        with client.errors():
+        with connection.errors():
             payloads.add_records(0, encode_records([Record(spec.name or spec.id, parts)]))
-            client.ledger.accept(spec.id, 1, 1)
-    client.send_tickets(spec)
+            connection.ledger.accept(spec.id, 1, 1)
+    connection.send_tickets(spec)
 
 
-def _write_part(client: Client, payloads: JobPayloads, part: str, examples: Sequence[dict[str, Json]]) -> int:
+def _write_part(
+    connection: QueueConnection, payloads: JobPayloads, part: str, examples: Sequence[dict[str, Json]]
+) -> int:
     records = (Record(number, example) for number, example in enumerate(examples))
     count = 0
     for number, (chunk, _) in enumerate(cut_chunks(records, ChunkPlan(CHUNK_RECORDS))):
-        with client.errors():
+        with connection.errors():
             payloads.add_examples(part, number, encode_records(chunk))
         count = number + 1
     return count

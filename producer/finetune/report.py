@@ -1,6 +1,6 @@
 """A page about a fine-tune job: one HTML file that needs nothing else, the curves drawn as SVG."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -11,8 +11,8 @@ from common.errors import UsageError
 from common.jobs import Job
 from common.records import Json
 from common.storage.atomic import AtomicFile, write_errors
-from producer.client import Client
 from producer.finetune.svg_charts import Series, line_chart, shaded_table
+from producer.job_handle import JobHandle
 from producer.outputs.formats import check_writable
 
 #: How many labels are listed.
@@ -53,15 +53,16 @@ $sections
 """)
 
 
-def make_finetune_report(client: Client, job: Job, notify: Callable[[str], None]) -> str:
-    """Return the page of a completed fine-tune job; `say` is told when Redis is away.
+def make_finetune_report(handle: JobHandle) -> str:
+    """Return the page about a completed fine-tune job.
 
     Raises:
-        UsageError: the job is of another kind, or not completed.
+        UsageError: The job is not a fine-tune job, or not completed.
     """
+    job = handle.state
     if job.spec.training is None:
         raise UsageError(f"Job {job.id} is no fine-tune job: a report is made of `producer finetune` alone.")
-    rows = [row for row in client.rows(job, notify) if row.outcome is not None and row.outcome.output]
+    rows = [row for row in handle.rows() if row.outcome is not None and row.outcome.output]
     if not rows or rows[0].outcome is None:
         raise UsageError(f"Job {job.id} is {job.status}: a report is made of a completed one.")
     return render(job, rows[0].outcome.output)

@@ -6,11 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, starmap
 
+from common.inputs import Inputs
 from common.inputs.file_split import FileSplit, SizedSplit
 from common.inputs.sources import ReadProgress
+from common.inputs.splitting import split_source, splittable_builders, splittable_bytes
 from common.json_codec import to_json
+from common.queue.heartbeats import Heartbeat
 from common.records import Record
-from producer.submit.chunking import ChunkPlan, cut_chunks, size_in_bytes
+from producer.submit.chunking import CHUNK_BYTES, ChunkPlan, cut_chunks, size_in_bytes
+from producer.submit.plan import SubmitPlan
 
 #: So many records tell one input from another.
 _HEAD = 50
@@ -146,3 +150,21 @@ class SplitChunkSource(ChunkSource):
     def share(self) -> float:
         """Return which share was taken."""
         return self._progress.share
+
+
+def open_source(plan: SubmitPlan, records: Iterable[Record], workers: Sequence[Heartbeat]) -> ChunkSource:
+    """Return the chunks of a submit: splits of the inputs if workers can read those themselves, else the records.
+
+    Args:
+        plan: Of the submit.
+        records: Those of its inputs.
+        workers: The live workers that serve the job's queue.
+    """
+    builders = []
+    if isinstance(plan.inputs, Inputs) and plan.spec.limit is None:
+        builders = splittable_builders(plan.inputs, plan.settings.shared)
+    if not builders:
+        return RecordChunkSource(records, plan.chunk_plan(workers), plan.progress)
+    most, sizes = plan.settings.max_record_bytes, plan.chunk_plan().sizes
+    splits = (split for builder in builders for split in split_source(builder, most, sizes(), CHUNK_BYTES))
+    return SplitChunkSource(splits, sum(map(splittable_bytes, builders)))

@@ -76,7 +76,7 @@ def make_dry_run_report(plan: SubmitPlan, notify: Callable[[str], None]) -> DryR
     largest = 0
     if plan.warning:
         notify(f"Warning: {plan.warning}")
-    for chunk, size in cut_chunks(warn_of_duplicate_ids(plan.records(), notify), plan.chunks()):
+    for chunk, size in cut_chunks(warn_of_duplicate_ids(plan.records(), notify), plan.chunk_plan()):
         totals.add(ChunkContent.of(chunk, size))
         largest = max(largest, len(chunk))
         check_size(totals, plan.settings)

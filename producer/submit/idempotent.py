@@ -17,7 +17,7 @@ from common.jobs import Job, JobSpec, JobStatus, Written
 from common.queue.idempotency import Claim
 from common.tasks import find_task
 from producer.outputs.targets import check_target
-from producer.queue_connection import POLL, QueueConnection
+from producer.queue_connection import POLL_SECONDS, QueueConnection
 from producer.submit.chunk_source import ChunkSource, Digest
 from producer.submit.upload import Totals, write_chunks
 
@@ -62,9 +62,9 @@ def submit_once(
             write_chunks(connection, ours, supply, totals, on_chunk, producer=claim.producer, digest=digest)
     except JobTaken as error:
         notify(f"{error} Waiting until it is accepted.")
-        _await_acceptance(connection, job_id, notify)
+        _await_acceptance(connection, job_id)
         return job_id, None
-    connection.send_tickets(connection.look(job_id).spec)
+    connection.send_tickets(connection.load_job(job_id).spec)
     return job_id, totals
 
 
@@ -83,7 +83,7 @@ def _claim(
                 notify(f"Job {job_id} was cut off after {answer.records:,} records; going on from there.")
             return job_id, answer
         if answer == "accepted":
-            notify(f"The idempotency key {claim.key!r} stands for job {job_id}: {connection.look(job_id).status}.")
+            notify(f"The idempotency key {claim.key!r} stands for job {job_id}: {connection.load_job(job_id).status}.")
             return job_id, None
 
 
@@ -91,13 +91,13 @@ def _take(connection: QueueConnection, job_id: str, claim: Claim, notify: Callab
     """Return what is written once nobody else submits the job, or what else became of it: `accepted`, `unknown`."""
     silence, told = connection.settings.producer_ttl / 2, False
     while True:
-        answer = connection.retry_while_unavailable(lambda: connection.claims.take(job_id, claim, silence), notify)
+        answer = connection.retry_while_unavailable(lambda: connection.claims.take(job_id, claim, silence))
         if answer != "busy":
             return answer
         if not told:
             notify(f"Another producer submits job {job_id} under this key; waiting for it.")
         told = True
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
 
 
 def _check_same(connection: QueueConnection, job_id: str, spec: JobSpec, claim: Claim) -> None:
@@ -154,11 +154,11 @@ def _kept_for_the_next(connection: QueueConnection, job_id: str, claim: Claim) -
         raise
 
 
-def _await_acceptance(connection: QueueConnection, job_id: str, notify: Callable[[str], None]) -> None:
+def _await_acceptance(connection: QueueConnection, job_id: str) -> None:
     def look() -> Job:
-        return connection.look(job_id)
+        return connection.load_job(job_id)
 
-    while (job := connection.retry_while_unavailable(look, notify)).status is JobStatus.SUBMITTING:
-        time.sleep(POLL)
+    while (job := connection.retry_while_unavailable(look)).status is JobStatus.SUBMITTING:
+        time.sleep(POLL_SECONDS)
     if job.failure is not None and job.failure.code == "producer_died":
         raise HugqueueError(f"Job {job_id} was cut off again; the same command goes on with it.")

@@ -39,7 +39,7 @@ _EMPTY = object()
 class _PythonSource(Source):
     """The program that gives the records; messages count them from 0, as their ids do."""
 
-    def place(self, number: int) -> str:
+    def location(self, number: int) -> str:
         return f"record {number - 1}"
 
 

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UsageError
+from producer.submit.options import SubmitOptions
 from producer.submit.plan import make_plan
 from tests.support.cli_processes import Queue
 from tests.support.embedded_processes import Home
@@ -124,7 +125,7 @@ def test_a_batch_file_has_its_responses_in_one_file(tmp_path: Path, monkeypatch:
     (tmp_path / "there.jsonl").mkdir()
     for out in (f"{tmp_path}/out/", "s3://bucket/out/", str(tmp_path), f"{tmp_path}/there.jsonl"):
         with pytest.raises(UsageError, match=r"name a \.jsonl or \.jsonl\.gz file"):
-            make_plan([str(path)], format_="openai", output=out)
+            make_plan([str(path)], SubmitOptions(format="openai", output=out))
 
 
 def test_a_directory_that_cannot_be_made_is_refused_before_any_work(
@@ -133,4 +134,4 @@ def test_a_directory_that_cannot_be_made_is_refused_before_any_work(
     monkeypatch.syspath_prepend(str(PLUGINS))
     (tmp_path / "in.txt").write_text("x\n")
     with pytest.raises(UsageError, match=r"in\.txt is no directory"):
-        make_plan([str(tmp_path / "in.txt")], task="test-echo", output=f"{tmp_path}/in.txt/out/")
+        make_plan([str(tmp_path / "in.txt")], SubmitOptions(task="test-echo", output=f"{tmp_path}/in.txt/out/"))

@@ -16,6 +16,7 @@ from common.queue.heartbeats import live_workers
 from common.redis import keys
 from common.redis.keys import JobKeys
 from common.storage.storage import open_storage
+from producer.submit.options import SubmitOptions
 from producer.submit.plan import make_plan
 from tests.support import tiny_media
 from tests.support.cli_processes import Queue, running_queue
@@ -143,7 +144,7 @@ def test_a_bucket_that_is_not_there_is_said_and_not_made(
     options = {"store": "s3://nowhere/x"} if option == "store" else {"output": "s3://nowhere/x/"}
     inputs = ["s3://nowhere/x.txt"] if option == "input" else [str(text)]
     with pytest.raises(UsageError, match=r"s3://nowhere/x(\.txt)?: there is no (bucket nowhere|such file)\.$"):
-        make_plan(inputs, task="test-echo", **({} if option == "input" else options))
+        make_plan(inputs, SubmitOptions(task="test-echo", **({} if option == "input" else options)))
     assert not s3.files().exists("nowhere")
 
 
@@ -159,7 +160,7 @@ def test_a_server_that_cannot_be_used_is_said(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(UsageError, match=f"--store: Cannot list s3://{BUCKET}/x.*: {words}"):
-        make_plan([__file__], task="test-echo", format_="txt", store=f"s3://{BUCKET}/x")
+        make_plan([__file__], SubmitOptions(task="test-echo", format="txt", store=f"s3://{BUCKET}/x"))
 
 
 def test_what_others_write_is_seen_though_it_was_listed_before(here: None, s3: S3Server) -> None:

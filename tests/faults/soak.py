@@ -22,6 +22,7 @@ from common.inputs.sources import ReadProgress
 from common.jobs import JobSpec, new_job_id
 from common.records import Record
 from common.settings import Settings
+from producer.job_handle import JobHandle
 from producer.queue_connection import QueueConnection
 from producer.submit.chunk_source import RecordChunkSource
 from producer.submit.chunking import ChunkPlan
@@ -123,8 +124,8 @@ class Soak:
         self.figures.jobs = len(self._jobs)
         for number, (spec, records) in enumerate(self._jobs):
             self.figures.records += records
-            job = self._client.look(spec.id)
-            rows = list(self._client.rows(job, sys.stderr.write))
+            job = self._client.load_job(spec.id)
+            rows = list(JobHandle(self._client, job).rows())
             right = [row.outcome is not None and row.outcome.output == f"JOB {number} LINE {row.id}" for row in rows]
             self.figures.losses += records - sum(right)
             layers = [len(self._client.store.payloads(spec).versions(chunk)) for chunk in range(job.chunks or 0)]

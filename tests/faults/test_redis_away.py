@@ -13,6 +13,7 @@ import redis
 
 from common.queue.ledger import Ledger
 from common.settings import Settings
+from producer.job_handle import JobHandle
 from producer.queue_connection import QueueConnection
 from tests.support.fault_jobs import LONG, Batch
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
@@ -218,7 +219,8 @@ def test_results_that_are_being_read_while_redis_dies_are_read_to_the_end(
         said.append(text)
         server.start()
 
-    rows = QueueConnection(Settings(broker_url=server.url)).rows(batch.job, notify)
+    connection = QueueConnection(Settings(broker_url=server.url), notify=notify)
+    rows = JobHandle(connection, batch.job).rows()
     ids = [next(rows).id]
     server.kill()
     ids += [row.id for row in rows]

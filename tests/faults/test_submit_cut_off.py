@@ -26,7 +26,7 @@ def test_a_submit_that_was_killed_goes_on_where_it_stopped(
     assert done.stdout.strip() == job
     assert f"Job {job} was cut off after 60 records; going on from there." in done.stderr
     assert client.hget(JobKeys.of(job).input, "2") == b"a payload that would be written anew"
-    state = connection.look(job)
+    state = connection.load_job(job)
     assert (state.status, state.records, state.chunks, state.failure) == (JobStatus.QUEUED, 95, 10, None)
     assert client.pttl(idempotency(KEY[1])) == client.pttl(JobKeys.of(job).input) == -1
 
@@ -96,6 +96,6 @@ def test_an_input_that_changed_behind_its_head_cannot_go_on(
         job = the_job(connection)
     source.write_text(source.read_text().replace("line 57", "another"))
     assert "some are not those of this input" in shell.run(*arguments(source), status=2).stderr
-    assert connection.look(job).status is JobStatus.SUBMITTING
+    assert connection.load_job(job).status is JobStatus.SUBMITTING
     source.write_text(source.read_text().replace("another", "line 57"))
     assert shell.run(*arguments(source)).stdout.strip() == job

@@ -12,6 +12,7 @@ from common.records import Counts
 from common.redis.keys import JobKeys
 from common.settings import Settings
 from producer.client import Client
+from producer.job_handle import JobHandle
 from producer.queue_connection import QueueConnection
 from tests.support.ledger_jobs import payloads
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
@@ -98,7 +99,7 @@ def test_a_deleted_job_leaves_nothing_behind_and_nor_does_a_late_commit(server: 
     assert done and late
     ledger.commit(done, Counts(0, 1), {})
     ledger.refuse(job, "w", "no room")
-    connection.delete(job, force=True)
+    JobHandle(connection, connection.load_job(job)).delete(force=True)
     assert server.client.keys("*") == []
     assert ledger.renew(late) == "lost"
     payloads(store, job).write_outcomes(late.chunk, late.version, b"late")

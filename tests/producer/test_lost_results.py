@@ -11,9 +11,9 @@ from common.records import Counts, Json
 from common.results import ResultRow
 from common.tasks import TASKS
 from producer import Client
+from producer.cli.show_results import save_results
 from producer.job_handle import JobHandle
 from producer.outputs import open_output
-from producer.save_results import save_results
 from tests.support.cli_processes import Queue
 from tests.support.processes import PLUGINS, lines
 
@@ -56,7 +56,7 @@ def assert_whole_after_retry(job: JobHandle) -> None:
 @pytest.mark.parametrize("key", ["input", "output", "layers"])
 def test_a_key_that_redis_has_lost_is_told(queue: Queue, client: Client, key: str) -> None:
     job = run(client)
-    assert client.store.client.delete(f"hugqueue:job:{job.id}:{key}") == 1
+    assert client.connection.store.client.delete(f"hugqueue:job:{job.id}:{key}") == 1
     path = Path(queue.write("out.jsonl", "yesterday's"))
     told = queue.run("results", job.id, "-o", str(path), status=1).stderr
     assert "results_lost" in told and job.id in told
@@ -102,7 +102,7 @@ def test_parts_that_were_removed_are_told_and_run_again(client: Client, shared: 
     assert len([row for row in read(job) if row.error]) == 4
     assert job.state.spec.output
     with pytest.raises(ResultsLost, match="1 of 10 parts"):
-        save_results(client, job.state, job.state.spec.output, lambda _: None)
+        save_results(job, job.state.spec.output)
     assert_whole_after_retry(job)
     assert (out / "_SUCCESS").exists() and len(list(out.glob("part-*"))) == 10
 

@@ -22,6 +22,6 @@ def report(job: str, output: Path) -> None:
     from producer.finetune.report import make_finetune_report, write_page
 
     with open_client() as client:
-        page = make_finetune_report(client, client.job(job.removeprefix("job:")).state, notify)
+        page = make_finetune_report(client.job(job.removeprefix("job:")))
     write_page(output, page)
     notify(f"wrote {output}")

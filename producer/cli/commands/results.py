@@ -48,18 +48,19 @@ def results(
     if follow and failed:
         raise UsageError("--follow gives all results as they come, --failed those of failed records: leave out one.")
     with open_client(working=follow) as client:
-        found = client.job(job).state
+        handle = client.job(job)
+        found = handle.state
         target = open_target(output, output_format, found.spec, csv_safe=csv_safe)
         if follow and not found.status.finished:
-            sys.exit(stream_results(client, found, notify))
+            sys.exit(stream_results(handle))
         if not found.status.finished:
             notify(
                 f"Job {found.id} is {found.status}: {found.counts.done:,} of {found.records or 0:,} records are done."
             )
         if failed:
-            show_failures(client, found, target, notify, as_json=as_json)
+            show_failures(handle, target, notify, as_json=as_json)
             return
-        show_results(client, found, target, notify, as_json=as_json)
+        show_results(handle, target, notify, as_json=as_json)
 
 
 @click.command()
@@ -94,5 +95,5 @@ def retry(
         if not handle.retry() and handle.state.status is JobStatus.COMPLETED:
             notify(f"Job {job}: every record has succeeded; there is nothing to run again.")
         if wait or target or client.embedded:
-            sys.exit(wait_and_show(client, job, target or spec.output, notify, as_json=as_json))
+            sys.exit(wait_and_show(client, handle, target or spec.output, notify, as_json=as_json))
         print_accepted(handle, as_json=as_json)

@@ -73,7 +73,7 @@ _GROUPS = {
 @click.option("--limit", type=int, metavar="N", help="Take only the first N records.")
 @click.option(
     "--format",
-    "format_",
+    "format",
     type=click.Choice(["txt", "jsonl", "json", "csv", "tsv", "parquet", "openai"]),
     help="What the inputs hold; for standard input, against the extension, or as OpenAI's batch files.",
 )
@@ -97,7 +97,6 @@ _GROUPS = {
 @click.option("--json", "as_json", is_flag=True, help="JSON on a terminal too: result lines, the job, or the report.")
 def submit(
     inputs: tuple[str, ...],
-    params: tuple[str, ...],
     labels: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
@@ -129,9 +128,10 @@ def submit(
       130  after Ctrl-C
     """
     from producer.job_filter import parse_labels
+    from producer.submit.options import SubmitOptions
     from producer.submit.plan import make_plan
 
-    plan = make_plan(inputs, params=params, labels=parse_labels(labels), **options)
+    plan = make_plan(inputs, SubmitOptions(labels=parse_labels(labels), **options))
     if dry_run:
         from producer.cli.exit_status import dry_run_status
         from producer.submit.dry_run import make_dry_run_report

@@ -33,8 +33,8 @@ def wait(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_js
     with open_client() as client:
         chosen = select_jobs(client, jobs, JobFilter(name=name, labels=parse_labels(labels)))
         if not all(job.state.status.finished for job in chosen):
-            client.start_worker()
-        finished = [client.wait(job.id, lambda _: None, notify) for job in chosen]
+            client.connection.start_worker()
+        finished = [job.poll(lambda _: None) for job in chosen]
     if as_json:
         print_json([job.as_dict() for job in finished])
     else:
@@ -63,10 +63,10 @@ def watch(job: str, as_json: bool) -> None:
     from producer.cli.watch import describe_outcome, follow
 
     with open_client() as client:
-        job = client.full_id(job)
-        if not client.look(job).status.finished:
-            client.start_worker()
-        finished = follow(client, job, notify)
+        handle = client.job(job)
+        if not handle.state.status.finished:
+            client.connection.start_worker()
+        finished = follow(client, handle, notify)
     if as_json:
         print_json(finished.as_dict())
     else:

@@ -37,7 +37,7 @@ def test_two_at_once_make_one_job(shell: Shell, source: Path, connection: QueueC
     told = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], told
     assert {out.strip() for out, _ in told} == {the_job(connection)}
-    assert connection.look(the_job(connection)).records == 95
+    assert connection.load_job(the_job(connection)).records == 95
 
 
 def test_other_options_or_another_input_are_refused(shell: Shell, source: Path, connection: QueueConnection) -> None:
@@ -46,7 +46,7 @@ def test_other_options_or_another_input_are_refused(shell: Shell, source: Path, 
     assert "whose params is {}, not {'top_k': 3}" in other and f"producer delete {the_job(connection)}" in other
     source.write_text("something else\n")
     assert "the first records differ" in shell.run(*arguments(source), status=2).stderr
-    assert connection.look(the_job(connection)).records == 95
+    assert connection.load_job(the_job(connection)).records == 95
 
 
 def test_an_unusable_input_leaves_the_key_free(shell: Shell, source: Path, server: RedisServer) -> None:

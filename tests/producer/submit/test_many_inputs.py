@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.jobs import MAX_INPUT_NAMES, JobSpec, truncate_names
+from producer.submit.options import SubmitOptions
 from producer.submit.plan import make_plan
 
 
@@ -16,7 +17,7 @@ def test_a_job_of_thousands_of_files_is_small_and_reads_them_all(tmp_path: Path,
     for path in files:
         path.write_text(json.dumps(request))
     task = None if format_ == "openai" else "fill-mask"
-    plan = make_plan([str(path) for path in files], task=task, format_=format_)
+    plan = make_plan([str(path) for path in files], SubmitOptions(task=task, format=format_))
     encoded = plan.spec.encode()
     assert len(encoded) < 2 * MAX_INPUT_NAMES
     assert JobSpec.decode(encoded).inputs[-1].startswith("and 1,9")

@@ -1,0 +1,61 @@
+"""Submit options: one frozen object that the command line, the client and the plan share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from common.records import Json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubmitOptions:
+    """What `producer submit` and `Client.submit` take beside the records; all defaults are here."""
+
+    task: str | None = None  #: as `producer tasks` lists them; None: the requests of an OpenAI batch file name it
+    model: str | None = None  #: hub id, directory on the worker's machine, or `job:ID`; None: the task's default
+    revision: str | None = None  #: branch, tag or commit of a hub model
+    params: Mapping[str, Json] | Sequence[str] = ()  #: of the task, such as `{"top_k": 3}` or `["top_k=3"]`
+    dtype: str | None = None  #: float32, bfloat16, float16 or, on CPUs, int8; None: the worker's default
+    column: str | None = None  #: column (or key) of the input
+    id_column: str | None = None  #: column of the id; None: `id` or `custom_id`, otherwise the number from 0
+    format: str | None = None  #: of the files, None: by their extension; `openai`: they are batch files
+    quoting: str | None = None  #: `double` or `none`, for fields of CSV and TSV; None: as usual for the format
+    limit: int | None = None  #: only the first so many records
+    name: str | None = None
+    labels: Mapping[str, str] | None = None  #: such as `{"run": "7"}`
+    priority: str = "normal"  #: low, normal or high
+    device: str = "auto"  #: auto, cpu or gpu: which workers may run it
+    chunk_size: int | None = None  #: records in a chunk at most; None: the task's default
+    max_errors: str | int | None = None  #: end the job after more failed records than this, such as 10 or "5%"
+    idempotency_key: str | None = None  #: all submits with the same key are one job
+    store: str | None = None  #: where records and outcomes are kept; None: HUGQUEUE_STORE_URL, otherwise Redis
+    output: str | Path | None = None
+    output_format: str | None = None  #: of the parts in a directory: parquet (default) or jsonl
+    csv_safe: bool = False  #: escape CSV cells that a spreadsheet would run
+    wait: bool | None = None  #: None: if the command has results to write, or its worker ends with it
+
+
+class SubmitKeywords(TypedDict, total=False):
+    """The keywords of `Client.submit`, for type checkers: fields of `SubmitOptions`."""
+
+    task: str | None
+    model: str | None
+    revision: str | None
+    params: Mapping[str, Json] | Sequence[str]
+    dtype: str | None
+    column: str | None
+    id_column: str | None
+    format: str | None
+    quoting: str | None
+    limit: int | None
+    name: str | None
+    labels: Mapping[str, str] | None
+    priority: str
+    device: str
+    chunk_size: int | None
+    max_errors: str | int | None
+    idempotency_key: str | None
+    store: str | None
+    output: str | Path | None
+    output_format: str | None
