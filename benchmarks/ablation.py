@@ -9,7 +9,7 @@ from unittest.mock import patch
 from benchmarks.measure import Contestant, measure, table
 from benchmarks.parity import notes
 from benchmarks.ways import Way, Work, pipeline, runner
-from workers.inference.tasks.encoder_tasks import EncoderFillMask, EncoderTask
+from workers.inference.tasks.encoder_tasks import EncoderTask, FillMask
 from workers.inference.text.tokenization import TokenizedText
 
 _ALL = "+ equal records once"
@@ -63,7 +63,7 @@ def _without(
                 _patched(
                     once, "workers.device.server.run_chunk._equal", lambda values: [[position] for position in values]
                 ),
-                _patched(masks, "workers.inference.tasks.encoder_tasks.EncoderFillMask.forward", _all_scores),
+                _patched(masks, "workers.inference.tasks.encoder_tasks.FillMask.forward_batch", _all_scores),
             ):
                 return way(texts)
 
@@ -76,9 +76,9 @@ def _patched(wanted: bool, name: str, replacement: Any) -> AbstractContextManage
     return patch(name, replacement) if wanted else nullcontext()
 
 
-def _all_scores(self: EncoderFillMask, inputs: dict[str, Any], rows: Sequence[TokenizedText]) -> list[Any]:
-    """Return what `EncoderFillMask.forward` does, taken from the scores of all tokens."""
-    scores = EncoderTask.forward(self, inputs, rows)
+def _all_scores(self: FillMask, inputs: dict[str, Any], rows: Sequence[TokenizedText]) -> list[Any]:
+    """Return what `FillMask.forward_batch` does, taken from the scores of all tokens."""
+    scores = EncoderTask.forward_batch(self, inputs, rows)
     mask = self.tokenizer.mask_token_id
     return [
         part[[token == mask for token in row.features["input_ids"]]] for part, row in zip(scores, rows, strict=True)

@@ -70,12 +70,13 @@ def runner(
     Args:
         work: what to do.
         chunk: records in one; None for as many as the producer takes.
-        plain: take the pipeline's own steps, batched, instead of the fast runner.
+        plain: take the pipeline's own steps, batched, instead of `forward_batch`.
         keeps: keep the memory of a batch for the next one, as the device process does.
         load_params: as `dtype`.
     """
-    kind = PipelineRunner if plain else find_runner(work.task)
-    loaded = kind(work.task, work.model, work.device, load_params)
+    loaded = find_runner(work.task)(work.task, work.model, work.device, load_params)
+    if plain and isinstance(loaded, PipelineRunner):
+        loaded.use_pipeline()
     size = chunk or CHUNK.get(work.task, 256)
 
     @keeping(keeps)

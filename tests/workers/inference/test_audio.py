@@ -16,7 +16,7 @@ from common.records import FileInput, Json, Outcome
 from tests.support import tiny_media
 from tests.support.pipeline_reference import assert_same, runner_of
 from tests.support.tiny_models import RecordingMonitor
-from workers.inference.tasks.audio_decoding import decode_audio
+from workers.inference.tasks.audio import decode_audio
 
 SOUNDS = [tiny_media.samples(seconds, seed) for seed, seconds in enumerate((0.5, 0.3, 0.5, 1.0))]
 
@@ -99,7 +99,7 @@ def test_a_broken_sound_fails_alone(heard: Path, blob: bytes):
 
 
 def test_a_sound_that_would_fill_the_memory_fails_alone(heard: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("workers.inference.tasks.audio_decoding.MAX_SAMPLES", 8_000)
+    monkeypatch.setattr("workers.inference.tasks.audio.MAX_SAMPLES", 8_000)
     found = run("audio-classification", heard, attached(SOUNDS))
     assert [outcome.failure and outcome.failure.code for outcome in found] == [None, None, None, "bad_audio"]
 
@@ -112,7 +112,7 @@ def test_a_sound_of_a_rate_that_nothing_records_fails(rate: int):
 
 
 def test_a_sound_is_bounded_after_its_rate_is_changed_as_well(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("workers.inference.tasks.audio_decoding.MAX_SAMPLES", 100_000)
+    monkeypatch.setattr("workers.inference.tasks.audio.MAX_SAMPLES", 100_000)
     with pytest.raises(RecordError, match="too long"):
         decode_audio(silence(1500, 100), 16_000)
 

@@ -7,7 +7,8 @@ import pytest
 from common.records import Failure
 from tests.support.tiny_models import RecordingMonitor
 from workers.inference.core.async_copy import PendingResult
-from workers.inference.core.batches import Item, is_device_lost, make_batches, run_batches
+from workers.inference.core.batches import Item, make_batches, run_batches
+from workers.inference.core.device_errors import is_device_lost
 from workers.inference.core.token_budget import TokenBudget
 
 

@@ -75,9 +75,9 @@ def test_requests_are_answered_the_same(runner):
     [{"num_beams": 2}, {"repetition_penalty": 1.5}, {"stop_sequence": ["cat"]}, {"do_sample": True, "seed": 5}],
 )
 def test_what_only_generate_can_do_is_left_to_it(runner, params):
-    parsed_params = runner.task.parsed_params({**GREEDY, **params})
+    parsed_params = runner.task.parse_params({**GREEDY, **params})
     assert runner.task.budget(runner.budget, parsed_params) is runner.budget
-    assert runner.task.budget(runner.budget, runner.task.parsed_params(GREEDY)) is not runner.budget
+    assert runner.task.budget(runner.budget, runner.task.parse_params(GREEDY)) is not runner.budget
 
 
 def test_a_cancel_ends_the_loop_within_a_batch(runner):
@@ -85,8 +85,8 @@ def test_a_cancel_ends_the_loop_within_a_batch(runner):
     monitor.tick = lambda: (_ for _ in ()).throw(Cancelled)
     with pytest.raises(Cancelled):
         runner.task.forward(
-            [runner.task.prepare("a", runner.task.parsed_params(GREEDY)).inputs[0]],
-            runner.task.parsed_params(GREEDY),
+            [runner.task.prepare("a", runner.task.parse_params(GREEDY)).inputs[0]],
+            runner.task.parse_params(GREEDY),
             monitor,
         )
     assert runner.run(["the old cat"], GREEDY, RecordingMonitor())[0].failure is None

@@ -15,7 +15,7 @@ from tests.support.pipeline_reference import assert_same
 from tests.support.tiny_models import SMALL, VOCABULARY, RecordingMonitor, mixed
 from workers.inference.core.async_copy import PendingResult
 from workers.inference.tasks.embedding import EmbeddingRunner
-from workers.inference.tasks.encoder_runner import EncoderRunner
+from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.inference.tasks.question_answering import QuestionAnsweringRunner
 from workers.inference.text.packing import ATTENTION
 
@@ -73,8 +73,8 @@ def _config(architecture: str, labels: int) -> transformers.PreTrainedConfig:
     [*itertools.product(PACKABLE, HEADS), ("ModernBert", "fill-mask"), ("ModernBert", "token-classification")],
 )
 def test_packed_rows_give_what_padded_ones_give(tmp_path, architecture, task):
-    runner = EncoderRunner(task, made(tmp_path, architecture, task), "cpu", {})
-    assert runner.fast
+    runner = PipelineRunner(task, made(tmp_path, architecture, task), "cpu", {})
+    assert runner.uses_forward_batch
     mask = "[MASK]" if task == "fill-mask" else None
     records: list[Json] = [*mixed(2000 if architecture == "Bert" else 120, mask), f"the {mask} of {mask} and a", ""]
     params: dict[str, Json] = {"candidate_labels": ["news", "서울"]} if task.startswith("zero") else {}
@@ -102,7 +102,7 @@ def test_vectors_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture,
 
 @pytest.mark.parametrize("architecture", ["FNet", "DebertaV2"])
 def test_a_model_that_does_not_go_along_runs_padded(tmp_path, architecture):
-    runner = EncoderRunner("ner", made(tmp_path, architecture, "token-classification"), "cpu", {})
+    runner = PipelineRunner("ner", made(tmp_path, architecture, "token-classification"), "cpu", {})
     assert not runner.pack()
     assert runner.run_info()["attention"] != ATTENTION
 
@@ -123,7 +123,7 @@ def test_answers_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture)
 
 @pytest.mark.parametrize("task", HEADS)
 def test_results_that_are_read_a_batch_later_are_the_same(tmp_path, monkeypatch, task):
-    runner = EncoderRunner(task, made(tmp_path, "Bert", task), "cpu", {})
+    runner = PipelineRunner(task, made(tmp_path, "Bert", task), "cpu", {})
     records: list[Json] = list(mixed(60, "[MASK]" if task == "fill-mask" else None))
     if task == "fill-mask":
         records[1::7] = [{"text": text, "targets": ["cat", "dog"]} for text in records[1::7]]
@@ -136,7 +136,7 @@ def test_results_that_are_read_a_batch_later_are_the_same(tmp_path, monkeypatch,
         late.append(len(tensors))
         return PendingResult(lambda: finish(tensors))
 
-    monkeypatch.setattr("workers.inference.tasks.encoder_tasks.later", as_a_gpu)
+    monkeypatch.setattr("workers.inference.tasks.encoder_tasks.copy_to_host_async", as_a_gpu)
     found = runner.run(records, params, RecordingMonitor())
     assert len(late) > 1
     for one, other in zip(found, expected, strict=True):
@@ -144,7 +144,7 @@ def test_results_that_are_read_a_batch_later_are_the_same(tmp_path, monkeypatch,
 
 
 def test_padded_batches_attend_as_before_after_a_packed_one(tmp_path):
-    runner = EncoderRunner("ner", made(tmp_path, "Bert", "token-classification"), "cpu", {})
+    runner = PipelineRunner("ner", made(tmp_path, "Bert", "token-classification"), "cpu", {})
     runner.pack()
     runner.run(["the cat", "a dog and a cat"], {}, RecordingMonitor())
     assert runner._model.config._attn_implementation == "sdpa"

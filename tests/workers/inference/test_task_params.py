@@ -6,7 +6,6 @@ One that a runner heeds and that is not declared could not be given; one declare
 import ast
 import inspect
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,21 +18,19 @@ from common.records import Json
 from common.task_params import GENERATE_PARAMS, LOAD_PARAMS, POOLING_MODES, SPEECH_GENERATE_PARAMS, TASK_PARAMS
 from common.tasks import TASKS, Task
 from producer.openai import sampling_params as sampling
-from tests.support import tiny_models
-from tests.support.pipeline_reference import assert_same
-from tests.support.tiny_models import RecordingMonitor
 from workers.inference.embedding.pooling import _POOLINGS
 from workers.inference.models import dtypes as precision
 from workers.inference.tasks import embedding, question_answering, seq2seq
-from workers.inference.tasks.audio import AUDIO_TASKS
-from workers.inference.tasks.encoder_runner import EncoderRunner
-from workers.inference.tasks.encoder_tasks import ENCODER_TASKS
-from workers.inference.tasks.images import IMAGE_TASKS
-from workers.inference.tasks.pipeline_runner import _TASKS, PipelineRunner
+from workers.inference.tasks.audio import AudioRunner
+from workers.inference.tasks.images import ImageRunner
+from workers.inference.tasks.pipeline_runner import PIPELINE_TASKS
 from workers.inference.tasks.pipeline_task import PipelineTask
 from workers.inference.tasks.registry import RUNNERS
 
-PIPELINE_TASKS: dict[str, type[PipelineTask[Any]]] = {**_TASKS, **IMAGE_TASKS, **AUDIO_TASKS}
+PIPELINES: dict[str, type[PipelineTask[Any]]] = {
+    **PIPELINE_TASKS,
+    **{task.name: task for task in (*ImageRunner.tasks, *AudioRunner.tasks)},
+}
 #: What the pipeline hands on as it is: to the tokenizer, or to `generate`; and what it never sees.
 ELSEWHERE = {
     "text-classification": {"truncation", "max_length"},
@@ -46,10 +43,10 @@ def test_every_task_with_a_runner_declares_its_parameters_and_no_other() -> None
     assert TASK_PARAMS.keys() == RUNNERS.keys() == TASKS.keys()
 
 
-@pytest.mark.parametrize("task", sorted(PIPELINE_TASKS))
+@pytest.mark.parametrize("task", sorted(PIPELINES))
 def test_every_declared_parameter_is_one_of_the_pipeline(task: str) -> None:
-    taken = set(inspect.signature(PIPELINE_TASKS[task].pipeline_class._sanitize_parameters).parameters)
-    source = inspect.getsource(PIPELINE_TASKS[task].pipeline_class)  # some are taken out of `**kwargs` by name
+    taken = set(inspect.signature(PIPELINES[task].pipeline_class._sanitize_parameters).parameters)
+    source = inspect.getsource(PIPELINES[task].pipeline_class)  # some are taken out of `**kwargs` by name
     taken |= {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)} - {None}
     assert TASK_PARAMS[task].keys() - ELSEWHERE.get(task, set()) <= taken
 
@@ -72,11 +69,9 @@ def test_every_parameter_of_generate_is_a_field_of_generation_config() -> None:
     assert GENERATE_PARAMS.keys() <= vars(GenerationConfig()).keys()
 
 
-def test_poolings_dtypes_and_fast_ways_are_those_declared() -> None:
+def test_poolings_and_dtypes_are_those_declared() -> None:
     assert set(POOLING_MODES) == _POOLINGS.keys()
     assert set(DTYPES) == {precision.AUTO, precision.INT8, *precision.DTYPES}
-    for task, way in ENCODER_TASKS.items():
-        assert way.pipeline_only_params <= TASK_PARAMS[task].keys()
 
 
 def test_options_of_openai_requests_are_declared() -> None:
@@ -88,47 +83,6 @@ def test_options_of_openai_requests_are_declared() -> None:
     checked = check_params("text-generation", TASK_PARAMS["text-generation"], {**sampling.DEFAULTS, **options})
     assert type(checked["temperature"]) is float  # transformers takes no whole number
     check_params("embedding", TASK_PARAMS["embedding"], {"truncate_dim": 3, "normalize": True})
-
-
-#: A value for each parameter of the fast tasks, and another than its default.
-SAMPLES: dict[str, Json] = {
-    "top_k": 2,
-    "targets": ["paris", "seoul"],
-    "function_to_apply": "sigmoid",
-    "aggregation_strategy": "simple",
-    "ignore_labels": ["O", "B-LOC"],
-    "candidate_labels": ["old news", "서울"],
-    "hypothesis_template": "the {} city",
-    "multi_label": True,
-    "truncation": True,
-    "max_length": 5,
-    "stride": 2,
-}
-
-
-@pytest.mark.parametrize(
-    ("task", "make", "needs"),
-    [
-        ("fill-mask", "masked_bert", {}),
-        ("text-classification", "classifier", {}),
-        ("token-classification", "tagger", {}),
-        ("zero-shot-classification", "natural_language_inference", {"candidate_labels": ["a cat", "서울"]}),
-        ("feature-extraction", "masked_bert", {}),
-    ],
-)
-def test_the_fast_way_heeds_every_parameter_as_the_plain_one(
-    tmp_path: Path, task: str, make: str, needs: dict[str, Json]
-) -> None:
-    model = getattr(tiny_models, make)(tmp_path / "model")
-    fast, plain = EncoderRunner(task, model, "cpu", {}), PipelineRunner(task, model, "cpu", {})
-    assert fast.fast
-    for name in TASK_PARAMS[task].keys() - {"stride"}:
-        params = needs | {name: SAMPLES[name]}
-        records: list[Json] = ["the old [MASK] of the city", "a cat [MASK] likes news"]
-        outcomes = [runner.run(records, params, RecordingMonitor()) for runner in (fast, plain)]
-        for one, other in zip(*outcomes, strict=True):
-            assert (one.failure, other.failure) == (None, None), name
-            assert_same(one.output, other.output)
 
 
 # How text becomes a value

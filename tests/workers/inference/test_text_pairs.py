@@ -55,17 +55,18 @@ def test_long_pairs_give_what_the_pipeline_gives(truncation: object, tmp_path: P
     assert_same_as_pipeline("text-classification", model, records, truncation=truncation)
 
 
-@pytest.mark.parametrize("runner", ["fast", "pipeline"])
+@pytest.mark.parametrize("runner", ["forward_batch", "pipeline"])
 def test_two_long_texts_take_neither_minutes_nor_gigabytes(runner: str, tmp_path: Path):
     model = classifier(tmp_path / "model")
     long = "the old cat likes the small bird " * 3000
     record = {"text": long, "text_pair": long + "dog"}
     before, begun = psutil.Process().memory_info().rss, time.monotonic()
-    if runner == "fast":
+    if runner == "forward_batch":
         [outcome] = run("text-classification", model, [record])
     else:
-        plain = PipelineRunner("text-classification", model, "cpu", {})
-        [outcome] = plain.run([record], {}, RecordingMonitor())
+        pipeline = PipelineRunner("text-classification", model, "cpu", {})
+        pipeline.use_pipeline()
+        [outcome] = pipeline.run([record], {}, RecordingMonitor())
     assert outcome.truncated
     assert outcome.failure is None
     assert time.monotonic() - begun < 30

@@ -23,7 +23,7 @@ from common.records import Json
 from common.tasks import ALIASES, find_task
 from workers.device.server.memory import memory_of, release, weight_bytes
 from workers.device.server.run_chunk import DeviceLost
-from workers.inference.core.batches import is_device_lost, is_out_of_memory
+from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.runner import Runner
 from workers.inference.generation.limits import check_token_limit
 from workers.inference.tasks.registry import find_runner, needs_model

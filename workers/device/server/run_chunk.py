@@ -18,7 +18,7 @@ import pyarrow as pa
 from common.errors import Cancelled, ModelError, PayloadError, RecordError, WorkerError
 from common.payloads.codec import count, encode_outcomes
 from common.records import Counts, Failure, FileInput, Json, Outcome, Record
-from workers.inference.core.batches import is_device_lost, is_out_of_memory
+from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.runner import PreparingRunner, RemappedMonitor, RunMonitor, Runner
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from workers.device.server.request import Prefetched, Request, decode_request
 from workers.device.server.run_chunk import Computed, DeviceLost, prepare_chunk, run_chunk
 from workers.device.server.warmup import warm_up
 from workers.disk_space import DISK_FULL_ERRNOS
-from workers.inference.core.batches import is_device_lost
+from workers.inference.core.device_errors import is_device_lost
 from workers.inference.core.runner import Runner
 from workers.models.resolver import ModelPolicy
 

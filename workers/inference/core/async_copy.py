@@ -1,9 +1,8 @@
-"""Results on their way from a GPU: the next batch is started before those of the last are waited for.
+"""Asynchronous device-to-host copies: the next batch starts before the results of the last one are read.
 
-A GPU computes while the program goes on, until the program asks for a result. What is asked for here is only noted: a
-copy into pinned memory that blocks nobody, and an event behind it. `workers.inference.core.batches` reads it one
-batch later,
-so that the device has the next batch to compute meanwhile. On a CPU there is nothing to wait for.
+A GPU computes while the program runs on, until the program reads a result. Here a result is copied into pinned memory
+without blocking, followed by an event. `workers.inference.core.batches` reads it one batch later, so that the device
+always has a batch to compute. On a CPU there is nothing to wait for.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,19 +13,25 @@ if TYPE_CHECKING:  # a device process whose runner needs no torch does not impor
     from torch import Tensor
 
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
-class PendingResult(Generic[R]):
-    """Results of a batch that was started; `read` waits for them, and raises what the batch failed of."""
+class PendingResult(Generic[R_co]):
+    """Results of a batch that has started; `read` waits for them, and raises the batch's error."""
 
-    read: Callable[[], Sequence[R]]
+    read: Callable[[], Sequence[R_co]]
+
+    def then(self, finish: Callable[[Sequence[R_co]], Sequence[V]]) -> "PendingResult[V]":
+        """Return what `finish` makes of the results, once they are read."""
+        return PendingResult(lambda: finish(self.read()))
 
 
 def copy_to_host_async(
     tensors: Sequence["Tensor"], finish: Callable[[Sequence["Tensor"]], Sequence[R]]
 ) -> Sequence[R] | PendingResult[R]:
-    """Return what `finish` makes of the tensors on the host: at once from a CPU, to be read later from a GPU."""
+    """Return what `finish` makes of the tensors on the host: at once from a CPU, as a `PendingResult` from a GPU."""
     if not any(tensor.is_cuda for tensor in tensors):
         return finish(tensors)
     import torch

@@ -1,7 +1,8 @@
-"""What a runner is: it takes inputs and gives one outcome each, same length, same order.
+"""The `Runner` interface: a loaded model that turns inputs into one outcome each, in the same order.
 
-The device process checks that. A runner fails a record by giving an `Outcome` with a failure, and the whole job by
-raising `common.errors.ModelError`; anything else it raises is a fault of its own.
+Other distributions implement it too (the entry points of `common.tasks.RUNNER_ENTRY_POINTS`). The device process
+checks what a runner returns. A runner fails one record by returning an `Outcome` with a failure, and the whole job by
+raising `common.errors.ModelError`; anything else that it raises counts as a bug of its own.
 """
 
 from abc import ABC, abstractmethod
@@ -15,40 +16,40 @@ from workers.inference.core.token_budget import TokenBudget
 
 
 class RunMonitor(Protocol):
-    """Where a runner says what it is doing; both methods raise `Cancelled` once the chunk was given up."""
+    """Progress of a run; both methods raise `Cancelled` once the chunk is cancelled."""
 
     def batch(self, positions: Sequence[int]) -> None:
-        """Say which of the inputs are about to run: if the process dies now, these are the suspects."""
+        """Note which inputs are about to run: if the process dies now, these are the suspects."""
 
     def tick(self) -> None:
-        """Give a sign of life within a long batch (each token of a generation)."""
+        """Note progress within a long batch (each token of a generation)."""
 
 
 class RemappedMonitor:
-    """A watch that says the positions of a smaller run in those of a larger one."""
+    """A monitor that translates the positions of a smaller run into those of a larger one."""
 
     def __init__(self, monitor: RunMonitor, places: Sequence[Sequence[int]]) -> None:
-        """Report to `watch`, each position as those that `places` has for it."""
+        """Report to `monitor`, each position as those that `places` has for it."""
         self._monitor = monitor
         self._places = places
 
     def batch(self, positions: Sequence[int]) -> None:
-        """Say which inputs of the larger run are about to run."""
+        """Note which inputs of the larger run are about to run."""
         self._monitor.batch(sorted(place for position in positions for place in self._places[position]))
 
     def tick(self) -> None:
-        """Give a sign of life."""
+        """Note progress."""
         self._monitor.tick()
 
 
 class NullMonitor:
-    """A watch for trial runs, which belong to no chunk."""
+    """A monitor for trial runs, which belong to no chunk."""
 
     def batch(self, positions: Sequence[int]) -> None:
-        """Tell nobody."""
+        """Do nothing."""
 
     def tick(self) -> None:
-        """Tell nobody."""
+        """Do nothing."""
 
 
 class Runner(ABC):
@@ -56,7 +57,7 @@ class Runner(ABC):
 
     #: False for a runner that works without a model; then `model` is None.
     needs_model: ClassVar[bool] = True
-    #: How much its batches hold, for a runner that learns that.
+    #: How much its batches hold, for a runner that measures that.
     budget: TokenBudget | None = None
     #: Parameters (of `-p`) that decide how the model is loaded, not how it runs.
     load_params: ClassVar[frozenset[str]] = frozenset(LOAD_PARAMS)
@@ -80,14 +81,14 @@ class Runner(ABC):
         Args:
             inputs: texts, or objects with the task's fields (`common.tasks`); untrusted.
             params: the job's `-p` options without those in `load_params`; untrusted.
-            watch: told before every batch.
+            monitor: notified before every batch.
 
         Raises:
             ModelError: `bad_param`, a parameter that the task does not have or of a wrong value.
         """
 
     def is_deterministic(self, params: Mapping[str, Json]) -> bool:
-        """Return whether equal inputs get equal outcomes, so that a chunk need run them once.
+        """Return whether equal inputs get equal outcomes, so that a chunk need run them only once.
 
         Raises:
             ModelError: `bad_param`, as `run`.
@@ -99,16 +100,16 @@ class Runner(ABC):
         return 0
 
     def run_info(self) -> dict[str, Json]:
-        """Return what is to be recorded of how it runs: dtype, attention implementation."""
+        """Return what is recorded about how it runs: dtype, attention implementation."""
         return {}
 
 
 class PreparingRunner(Runner):
-    """A runner that can begin with a chunk while the device computes another: it tokenises, say."""
+    """A runner that can prepare a chunk, such as by tokenising it, while the device computes another."""
 
     @abstractmethod
     def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> Any:
-        """Return what `run_prepared` goes on from; any thread may call this, while another one is in `run_prepared`.
+        """Return what `run_prepared` takes; may be called by any thread, while another one is in `run_prepared`.
 
         Raises:
             ModelError: as `run`.
@@ -116,7 +117,7 @@ class PreparingRunner(Runner):
 
     @abstractmethod
     def run_prepared(self, prepared: Any, monitor: RunMonitor) -> list[Outcome]:
-        """Return what `run` does, of what `prepare` gave."""
+        """Return what `run` does, from what `prepare` returned."""
 
     def run(self, inputs: Sequence[Json], params: Mapping[str, Json], monitor: RunMonitor) -> list[Outcome]:
         """Return one outcome for each input, in order."""

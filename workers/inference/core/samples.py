@@ -1,4 +1,4 @@
-"""A few records for each task: what a freshly loaded model is warmed up and tried with."""
+"""Sample records for each task, for the warm-up and the tests of a freshly loaded model."""
 
 import io
 import math
@@ -13,7 +13,7 @@ _TEXTS = (
     "Water boils at a hundred degrees, unless it is heated high up on a mountain.",
     "The old library stands beside the river. It opens at nine, closes at six, and keeps two thousand maps.",
 )
-_RATE = 16_000  # samples of sound a second
+_RATE = 16_000  # samples a second
 _SAMPLES: dict[str, tuple[Json, ...]] = {
     "fill-mask": tuple(f"{text} It is [MASK]." for text in _TEXTS),
     "zero-shot-classification": tuple({"text": text, "candidate_labels": ["science", "travel"]} for text in _TEXTS),
@@ -37,21 +37,21 @@ def _gradient(side: int) -> bytes:
 def _tone(seconds: int) -> bytes:
     """Return a falling tone as WAV."""
     file = io.BytesIO()
-    with wave.open(file, "wb") as sound:
-        sound.setnchannels(1)
-        sound.setsampwidth(2)
-        sound.setframerate(_RATE)
+    with wave.open(file, "wb") as tone:
+        tone.setnchannels(1)
+        tone.setsampwidth(2)
+        tone.setframerate(_RATE)
         waves = (int(9000 * math.sin(900 * math.sqrt(at / _RATE))) for at in range(seconds * _RATE))
-        sound.writeframes(b"".join(value.to_bytes(2, "little", signed=True) for value in waves))
+        tone.writeframes(b"".join(value.to_bytes(2, "little", signed=True) for value in waves))
     return file.getvalue()
 
 
 def samples(task: str, mask: str | None = None) -> Sequence[Json]:
-    """Return inputs that a runner of `task` can take.
+    """Return sample inputs of a task.
 
     Args:
         task: its name, or an alias.
-        mask: the model's own mask; without it, masks are `[MASK]`.
+        mask: the model's own mask token; None keeps `[MASK]`.
     """
     known = find_task(task)
     if known.media:

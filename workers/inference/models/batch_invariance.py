@@ -1,9 +1,9 @@
-"""Whether a text's output depends on what shares its batch, tried once when a model is loaded.
+"""Batch invariance: whether a text's output depends on what shares its batch, tested once when a model is loaded.
 
-An attention mask hides padding from attention alone. Convolutions, Fourier transforms, recurrent states and positions
+An attention mask hides padding from attention only. Convolutions, Fourier transforms, recurrent states and positions
 counted from the left may see it; experts of limited capacity and random hashing even see neighbours of equal length.
-An architecture does not say so, so each model is asked: what it gives for a short and a long text in one batch is
-compared with what it gives for each alone. The answer is kept in the budget, which `batching.cut` obeys.
+Architectures do not declare this, so each model is tested: its outputs for a short and a long text in one batch are
+compared with those for each alone. The result is kept in the budget, which `make_batches` obeys.
 """
 
 import copy
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from workers.inference.core.batches import is_device_lost, is_out_of_memory
+from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.models.dtypes import in_full_precision, is_reduced_precision
 from workers.inference.models.outputs_match import outputs_match
@@ -24,25 +24,25 @@ logger = logging.getLogger(__name__)
 
 #: A tokenised text: a mapping from the model's arguments to lists, or to tensors of shape (1, tokens, ...).
 Features = Any
-#: Runs one batch; returns for each row what the model gives for it, without what it gives for padding.
+#: Runs one batch; returns the outputs of each row, without those of padding.
 Run = Callable[[Sequence[Features]], Sequence[Sequence[Tensor]]]
 
-#: Tokens that a trial of generation takes: one after the prompt, one after the cache.
+#: New tokens in a trial of generation: one after the prompt, one after the cache.
 _STEPS = 2
-#: Tokens that it may choose: every vocabulary has them.
+#: Tokens that it may generate: every vocabulary has them.
 _TOKENS = range(5, 64)
-#: A larger model is not tried in float32, which takes four bytes for each weight, beside those that it has.
+#: Larger models are not tested in float32, which takes four more bytes for each weight.
 _MOST_WEIGHTS = 1_000_000_000
 
 
 def ensure_batch_invariance(budget: TokenBudget, model: Any, rows: Callable[[], Sequence[Features]], run: Run) -> None:
-    """Have batches hold only what gives the same there as alone; a trial that raises counts as one that does not.
+    """Restrict batches to what gives the same in them as alone; a trial that raises counts as a difference.
 
     Args:
-        budget: gets `equal_lengths` where padding is seen, one item for each batch where any neighbour is.
-        model: what is tried.
-        rows: returns tokenised texts, of several lengths where the model takes them.
-        run: runs a batch of such rows as the runner will.
+        budget: gets `equal_lengths` if padding changes outputs, and one item for each batch if any neighbour does.
+        model: the model to test.
+        rows: returns tokenised texts, of several lengths if the model takes them.
+        run: runs a batch of such rows like the runner does.
     """
     if budget.items == 1:
         return
@@ -52,31 +52,31 @@ def ensure_batch_invariance(budget: TokenBudget, model: Any, rows: Callable[[], 
         found = [row for row in rows() if _length(row)]
         long, short = max(found, key=_length), min(found, key=_length)
         if _length(short) == _length(long):
-            short = _picked(long, range(_length(long) // 2, _length(long)))
+            short = _pick(long, range(_length(long) // 2, _length(long)))
         places = range(_length(short))
-        odd = _picked(short, [place for place in places if place != 1])  # for models that pool neighbouring tokens
-        if _gives(run, short, odd, long, loose=loose):
+        odd = _pick(short, [place for place in places if place != 1])  # for models that pool neighbouring tokens
+        if _same_in_batch(run, short, odd, long, loose=loose):
             return
-        if loose and _gives_in_full(model, run, short, odd, long):
+        if loose and _same_in_float32(model, run, short, odd, long):
             return
-        backwards = _picked(short, places[::-1])  # another text of that length, with as many of each special token
-        equal = _gives(run, short, backwards, loose=loose)
+        backwards = _pick(short, places[::-1])  # another text of that length, with as many of each special token
+        equal = _same_in_batch(run, short, backwards, loose=loose)
     except Exception as error:  # any architecture may be loaded, and may raise anything
-        if is_out_of_memory(error) or is_device_lost(error):  # says nothing of the model
+        if is_out_of_memory(error) or is_device_lost(error):  # not a property of the model
             raise
-        logger.debug("%s cannot be tried", type(model).__name__, exc_info=True)
+        logger.debug("the batches of %s cannot be tested", type(model).__name__, exc_info=True)
     budget.equal_lengths = True
     if not equal:
         budget.items = 1
     what = "texts of equal length" if equal else "one text"
-    logger.info("batches of %s hold %s: others would change what it gives", type(model).__name__, what)
+    logger.info("batches of %s hold %s: others would change its outputs", type(model).__name__, what)
 
 
 def next_token_logits(model: Any, inputs: Mapping[str, Any], rows: int) -> list[list[Tensor]]:
-    """Return for each row of a batch the logits of the next tokens, as `generate` finds them.
+    """Return the logits of the next tokens for each row of a batch, as `generate` computes them.
 
-    The tokens are given, not chosen: where two are about equally likely, a batch could choose another than a text
-    alone, and all that follows would differ.
+    The tokens are forced: where two are about equally likely, a batch could choose another one than a text alone, and
+    all that follows would differ.
     """
     config = copy.deepcopy(model.generation_config)
     config.update(
@@ -90,13 +90,13 @@ def next_token_logits(model: Any, inputs: Mapping[str, Any], rows: int) -> list[
     )
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     token = next(token for token in _TOKENS if token not in ends)
-    given = LogitsProcessorList([_Given(token)])
-    found = model.generate(**inputs, generation_config=config, logits_processor=given)
+    forced = LogitsProcessorList([_ForcedToken(token)])
+    found = model.generate(**inputs, generation_config=config, logits_processor=forced)
     return [[step[row] for step in found.logits] for row in range(rows)]
 
 
-class _Given(LogitsProcessor):  # type: ignore[misc]
-    """Chooses one token whatever its score."""
+class _ForcedToken(LogitsProcessor):  # type: ignore[misc]
+    """Forces one token, whatever its score."""
 
     def __init__(self, token: int) -> None:
         self._token = token
@@ -108,8 +108,8 @@ class _Given(LogitsProcessor):  # type: ignore[misc]
         return only
 
 
-def _gives(run: Run, *rows: Features, loose: bool) -> bool:
-    """Whether these rows give together what each gives alone."""
+def _same_in_batch(run: Run, *rows: Features, loose: bool) -> bool:
+    """Whether these rows give the same together as each of them alone."""
     alone = [run([row])[0] for row in rows]
     try:
         together = run(rows)
@@ -124,17 +124,17 @@ def _gives(run: Run, *rows: Features, loose: bool) -> bool:
     )
 
 
-def _gives_in_full(model: Any, run: Run, *rows: Features) -> bool:
-    """Whether these rows agree in float32: the rounding of a deep model in less can look as if it saw padding."""
+def _same_in_float32(model: Any, run: Run, *rows: Features) -> bool:
+    """Whether these rows agree in float32: a deep model's rounding in lower precision can look like padding."""
     if sum(tensor.nelement() for tensor in model.parameters()) > _MOST_WEIGHTS:
         return False
     try:
         with in_full_precision(model):
-            return _gives(run, *rows, loose=False)
-    except Exception as error:  # its attention may know no float32, and the memory may not suffice
+            return _same_in_batch(run, *rows, loose=False)
+    except Exception as error:  # its attention may not support float32, and memory may run out
         if is_device_lost(error):
             raise
-        logger.debug("%s cannot be tried in float32", type(model).__name__, exc_info=True)
+        logger.debug("%s cannot be tested in float32", type(model).__name__, exc_info=True)
         return False
 
 
@@ -143,8 +143,8 @@ def _length(row: Features) -> int:
     return int(ids.shape[1]) if isinstance(ids, Tensor) else len(ids)
 
 
-def _picked(row: Features, places: Sequence[int]) -> Features:
-    """Return a row with the tokens at these places."""
+def _pick(row: Features, places: Sequence[int]) -> Features:
+    """Return a row with the tokens at these positions."""
     tokens = _length(row)
     return {
         name: value[:, list(places)]

@@ -1,8 +1,10 @@
-"""Linear layers for CPUs that give the same sooner, put in the place of a model's own.
+"""Faster linear layers for CPUs: drop-in replacements by oneDNN, and int8 quantization.
 
-A model says nothing of its layers but that they are called, so what stands in their place is tried on the model's
-own dummy inputs and taken back where it does not work or gives something else: an architecture that reads its
-layers' weights by itself, for instance. Knows no task and no file.
+Replaced layers are tried on the model's dummy inputs, and restored if the model fails or gives something else, such
+as an architecture that reads its layers' weights itself.
+
+`OneDnnLinear` is needless once torch's own float32 `nn.Linear` is as fast on AMD processors (`onednn_is_faster` is then
+False), `Int8Linear` once torch quantizes inputs by token (`quantize_dynamic` of 2.x has one scale for a batch).
 """
 
 import logging
@@ -15,20 +17,21 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from workers.inference.core.fallbacks import count_fallback
 from workers.inference.models.outputs_match import outputs_match
 
 logger = logging.getLogger(__name__)
 
-#: Shape of the product that ways to compute are tried with, a layer of a small model: rows, inputs, outputs.
+#: Shape of the product that is timed, a layer of a small model: rows, inputs, outputs.
 PROBE_SHAPE = (256, 384, 1536)
-#: How much faster the other way must be to be worth its while.
+#: How much faster a replacement must be to be used.
 _MIN_SPEEDUP = 1.15
 
-ReplacedLayers = list[tuple[nn.Module, str, nn.Module]]  #: where, under which name, and what was there
+ReplacedLayers = list[tuple[nn.Module, str, nn.Module]]  #: parent module, attribute name, original layer
 
 
 class OneDnnLinear(nn.Module):  # type: ignore[misc]
-    """A linear layer by oneDNN, in float32. Torch itself takes MKL, which is half as fast on AMD's processors."""
+    """A linear layer by oneDNN, in float32. Torch takes MKL, which is half as fast on AMD processors."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -38,17 +41,16 @@ class OneDnnLinear(nn.Module):  # type: ignore[misc]
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (..., outputs) for (..., inputs)."""
-        # What torch's own compiler makes of a linear layer (torch/_inductor/mkldnn_lowerings.py).
+        # What torch's own compiler emits for a linear layer (torch/_inductor/mkldnn_lowerings.py).
         result: Tensor = torch.ops.mkldnn._linear_pointwise(values, self.weight, self.bias, "none", [], "")
         return result
 
 
 class Int8Linear(nn.Module):  # type: ignore[misc]
-    """A linear layer that multiplies integers; float32 goes in and comes out.
+    """A linear layer that multiplies int8 matrices; inputs and outputs are float32.
 
-    Weights are rounded once, by output; what comes in is rounded token by token (ZeroQuant, Yao and others 2022).
-    One scale for a whole batch, as torch's own `quantize_dynamic` has it, left MiniLM a cosine of 0.93 where this
-    leaves 0.99.
+    Weights are quantized once, per output; inputs per token (ZeroQuant, Yao et al. 2022). One scale for a whole batch,
+    as in torch's `quantize_dynamic`, gave MiniLM's embeddings a cosine of 0.93 to the original; this gives 0.99.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -68,7 +70,7 @@ class Int8Linear(nn.Module):  # type: ignore[misc]
 
 
 def use_onednn_linear(model: Any) -> None:
-    """Have the float32 layers of `model`, on a CPU, computed by oneDNN where that is faster here and gives the same."""
+    """Compute the float32 linear layers of `model`, on a CPU, by oneDNN if that is faster here and gives the same."""
     if not onednn_is_faster():
         return
     replaced: ReplacedLayers = []
@@ -78,28 +80,30 @@ def use_onednn_linear(model: Any) -> None:
             replaced = replace_linear_layers(model, OneDnnLinear)
             if outputs_match(_dummy_output(model), expected):
                 return
-    except Exception:  # any architecture may be loaded, and may raise anything
-        logger.debug("%s cannot be tried with other layers", type(model).__name__, exc_info=True)
+    except Exception as error:  # any architecture may be loaded, and may raise anything
+        logger.debug("%s fails with oneDNN", type(model).__name__, exc_info=True)
+        count_fallback("onednn", error)
     restore_layers(replaced)
-    logger.info("%s keeps its own layers: others do not give the same", type(model).__name__)
+    logger.info("%s keeps its own linear layers: with oneDNN it gives something else", type(model).__name__)
 
 
 def quantize_int8(model: Any) -> bool:
-    """Have the layers of `model` computed in int8; return False, and leave it alone, where that cannot be done."""
+    """Compute the linear layers of `model` in int8; return False, and leave it unchanged, if that fails."""
     replaced: ReplacedLayers = []
     try:
         with torch.inference_mode():
             replaced = replace_linear_layers(model, Int8Linear)
             _dummy_output(model)
-    except Exception:  # as above
-        logger.debug("%s cannot compute in int8", type(model).__name__, exc_info=True)
+    except Exception as error:  # as above
+        logger.debug("%s fails in int8", type(model).__name__, exc_info=True)
+        count_fallback("int8", error)
         restore_layers(replaced)
         return False
     return bool(replaced)
 
 
 def replace_linear_layers(model: Any, kind: Callable[[Tensor, Tensor | None], nn.Module]) -> ReplacedLayers:
-    """Put a layer of another kind in the place of each linear one but the last, which can share its weights."""
+    """Replace each linear layer by one of another kind, except the output layer, which can share its weights."""
     head = model.get_output_embeddings()
     found = [place for place in _linear_layers(model) if place[2] is not head]
     try:
@@ -121,26 +125,26 @@ def restore_layers(replaced: ReplacedLayers) -> None:
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 faster than what torch takes by itself, on this machine."""
+    """Whether oneDNN multiplies float32 matrices faster than torch's default, on this machine."""
     rows, inputs, outputs = PROBE_SHAPE
     values, layer = torch.ones(rows, inputs), nn.Linear(inputs, outputs)
     try:
-        other = OneDnnLinear(layer.weight.detach(), layer.bias.detach())
+        onednn = OneDnnLinear(layer.weight.detach(), layer.bias.detach())
         with torch.inference_mode():
-            by_torch, by_onednn = best_seconds(lambda: layer(values), lambda: other(values))
+            by_torch, by_onednn = best_seconds(lambda: layer(values), lambda: onednn(values))
         return by_torch > _MIN_SPEEDUP * by_onednn
-    except (RuntimeError, AttributeError, NotImplementedError):  # a torch without oneDNN, or without this function
+    except (RuntimeError, AttributeError, NotImplementedError):  # a torch without oneDNN, or without this operator
         return False
 
 
 def best_seconds(*calls: Callable[[], object], rounds: int = 20) -> list[float]:
-    """Return the seconds of each call at its best; they take turns, so that a busy machine is fair to all."""
+    """Return the best time of each call in seconds; they are interleaved, so that a busy machine slows all alike."""
     found: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, seconds in zip(calls, found, strict=True):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             call()
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - started)
     return [min(seconds) for seconds in found]
 
 
@@ -153,13 +157,13 @@ def _linear_layers(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Modul
 
 
 def _dummy_output(model: Any) -> Tensor:
-    """Return what the model gives for its dummy inputs."""
+    """Return the model's first output for its dummy inputs."""
     output = model(**model.dummy_inputs)
     return next(value for value in output.values() if isinstance(value, Tensor))
 
 
 def _quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `values` as int8, and for each row what one step is worth."""
-    # Twenty times as fast here as `vector_norm` for infinity.
+    """Return `values` as int8, and the scale of each row."""
+    # Twenty times as fast as `vector_norm` for infinity.
     scale = values.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12).div_(127)
     return (values / scale).round_().to(torch.int8), scale

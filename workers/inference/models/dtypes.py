@@ -1,4 +1,4 @@
-"""What numbers a model computes in: the dtype of a device, and what a name of one means. Knows no task and no file."""
+"""Data types: which dtype a name stands for on a device, and moving a model there in it."""
 
 import logging
 from collections.abc import Iterator
@@ -49,13 +49,13 @@ def resolve_dtype(value: Json, device: str) -> torch.dtype:
 
 
 def to_device(model: Any, value: Json, device: str, *, insists: bool = True) -> Any:
-    """Return the model on its device, on a CPU with the layers that are fastest there.
+    """Return the model on its device; on a CPU, with the fastest linear layers.
 
     Args:
         model: as it was loaded, in the dtype that `resolve_dtype` gave.
         value: as `resolve_dtype` takes it.
         device: `cpu`, `cuda:0`.
-        insists: whether a model that has no layers for int8 is refused; else it computes in float32.
+        insists: whether to refuse a model that has no layers for int8; else it computes in float32.
 
     Raises:
         ModelError: `bad_param`, int8 for a model that has no layers for it.
@@ -64,17 +64,17 @@ def to_device(model: Any, value: Json, device: str, *, insists: bool = True) -> 
     if rounded:
         _warn_if_slow(INT8)
     elif value == INT8:
-        said = f"{type(model).__name__} has no linear layers that int8 would make faster"
+        reason = f"{type(model).__name__} has no linear layers that int8 would make faster"
         if insists:
-            raise ModelError("bad_param", f"{said}.")
-        logger.warning("%s: it computes in float32", said)
+            raise ModelError("bad_param", f"{reason}.")
+        logger.warning("%s: it computes in float32", reason)
     if not rounded and device == "cpu" and model.dtype == torch.float32:
         use_onednn_linear(model)
     return model.to(device)
 
 
 def dtype_name(model: Any) -> str:
-    """Return what `model` computes in: `float32`, `int8`."""
+    """Return the name of the dtype that `model` computes in: `float32`, `int8`."""
     return INT8 if _computes_in_int8(model) else str(model.dtype).removeprefix("torch.")
 
 
@@ -86,7 +86,7 @@ def is_reduced_precision(model: nn.Module) -> bool:
 
 @contextmanager
 def in_full_precision(model: nn.Module) -> Iterator[None]:
-    """Have the floating weights of `model` in float32 for a while, beside those that they are again afterwards."""
+    """While entered, hold the floating-point weights of `model` in float32; the original ones are restored."""
     low = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
     kept = [(tensor, tensor.data) for tensor in low if tensor.itemsize < _FULL]
     try:
@@ -104,7 +104,7 @@ def _computes_in_int8(model: nn.Module) -> bool:
 
 @cache
 def _warn_if_slow(name: str) -> None:
-    """Say so where a dtype does not pay: CPUs without instructions for it can be a hundred times slower."""
+    """Warn if a dtype is slower than float32: CPUs without instructions for it can be a hundred times slower."""
     rows, inputs, outputs = PROBE_SHAPE
     dtype = DTYPES.get(name, torch.float32)
     values, layer = torch.ones(rows, inputs), nn.Linear(inputs, outputs)

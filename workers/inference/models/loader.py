@@ -1,8 +1,8 @@
-"""Models and tokenizers out of a directory, and from nowhere else.
+"""Model loading: models, tokenizers and processors from a local directory, and from nowhere else.
 
-Whatever runner loads a model loads it here, so that the rules hold for all: local files only; safetensors only and
-no code from the model's repository, unless the worker was started with other rules; no base model that an adapter
-names; and no weights made up on the spot (transformers only warns when it invents a missing head). Knows no task.
+Every runner loads its model here, so that the rules hold for all: local files only; safetensors only and no code from
+the model's repository, unless the worker was started with other options; no base model that an adapter names; and no
+randomly initialised weights (transformers only warns when it initialises a missing head).
 """
 
 import re
@@ -19,7 +19,7 @@ from common.errors import ModelError, first_line
 from common.params import check_params
 from common.records import Json
 from common.task_params import LOAD_PARAMS
-from workers.inference.core.batches import is_out_of_memory
+from workers.inference.core.device_errors import is_out_of_memory
 from workers.inference.core.runner import Runner
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.generation.limits import cap_model_config
@@ -35,9 +35,9 @@ from workers.models.model_references import (
     tokenizer_settings,
 )
 
-#: How many missing weights an error names.
+#: Missing weights that an error names.
 _NAMED = 4
-#: What older files call an automatic class: transformers still reads it there.
+#: Older names of an auto class, which transformers still reads.
 _OLDER_NAMES = {"AutoImageProcessor": ("AutoFeatureExtractor",)}
 #: What the libraries raise over files that are missing, damaged or of another kind.
 LOAD_ERRORS = (
@@ -66,13 +66,13 @@ class ModelSource:
 
     @classmethod
     def of(cls, task: str, model: Path | None, load_params: Mapping[str, Json]) -> "ModelSource":
-        """Return what a runner's arguments say.
+        """Return the source from a runner's arguments.
 
         Raises:
             ModelError: `model_not_found`, the job names no model; `bad_param`.
         """
         if model is None:
-            raise ModelError("model_not_found", f"{task} needs a model: name one with --model.")
+            raise ModelError("model_not_found", f"{task} needs a model: pass one with --model.")
         names = {item.name for item in fields(cls)} - {"directory"}
         known = {name: value for name, value in load_params.items() if name in names}
         check_params(task, LOAD_PARAMS, {name: known[name] for name in LOAD_PARAMS.keys() & known.keys()})
@@ -80,7 +80,7 @@ class ModelSource:
 
     @property
     def runs_code(self) -> bool:
-        """Whether code that the model brings may run."""
+        """Whether the model's own code may run."""
         return self.allow_remote_code and not self.ignore_auto_map
 
     def inside(self, directory: Path) -> "ModelSource":
@@ -95,8 +95,8 @@ def load_model(auto_class: Any, source: ModelSource, device: str, *, ignore_miss
         auto_class: an `AutoModelFor...` class: the head that the task needs.
         source: its directory, and the rules.
         device: `cpu`, `cuda:0`.
-        ignore_missing: patterns (`re.search`) of weights that the task can do without, such as a pooler's; an option
-            that uses them asks `invented_weights` first.
+        ignore_missing: regular expressions (`re.search`) of weights that the task can do without, such as a
+            pooler's; an option that uses them checks `invented_weights` first.
 
     Raises:
         ModelError: `model_not_found`, `not_a_model`, `adapter_only`, `unsafe_weights`, `missing_weights`,
@@ -131,13 +131,13 @@ def load_model(auto_class: Any, source: ModelSource, device: str, *, ignore_miss
 
 
 def invented_weights(model: Any) -> list[str]:
-    """Return the names of the weights that `load_model` let pass though no file gave them."""
+    """Return the names of the weights that no file has and `load_model` allowed to be missing."""
     found: list[str] = model.invented_weights
     return found
 
 
 def load_config(source: ModelSource, **values: Any) -> Any:
-    """Return the configuration of the model of `source`, with these values in the place of its own.
+    """Return the configuration of the model of `source`, with these values replacing its own.
 
     Raises:
         ModelError: as `load_model`.
@@ -150,7 +150,7 @@ def load_config(source: ModelSource, **values: Any) -> Any:
         )
     except LOAD_ERRORS as error:
         raise ModelError(
-            "not_a_model", f"{source.directory}/config.json describes no model we know: {error}"[:1000]
+            "not_a_model", f"{source.directory}/config.json does not describe a known model: {error}"[:1000]
         ) from error
 
 
@@ -175,19 +175,19 @@ def load_tokenizer(source: ModelSource) -> Any:
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(
             "no_tokenizer",
-            f"{directory} has no tokenizer: expected tokenizer.json or the vocabulary of its class. "
+            f"{directory} has no tokenizer: expected tokenizer.json, or the vocabulary files of its class. "
             "Save it beside the model with tokenizer.save_pretrained().",
         )
     return tokenizer
 
 
 def load_processor(auto_class: Any, source: ModelSource, what: str) -> Any:
-    """Return what prepares the files for the model of `source`: its `what` ("image processor").
+    """Return the processor that prepares files for the model of `source`.
 
     Args:
         auto_class: `AutoImageProcessor`, `AutoFeatureExtractor`.
         source: the model's directory, and the rules.
-        what: its name for people.
+        what: its name in errors ("image processor").
 
     Raises:
         ModelError: `model_not_found`, `not_a_model`, `no_processor`.
@@ -225,7 +225,7 @@ def check_directory(source: ModelSource) -> None:
     check_files(str(directory), names, source.allow_pickle)
     if "config.json" not in names:
         found = ", ".join(names[:5]) or "nothing"
-        raise ModelError("not_a_model", f"{directory} is no model: expected config.json, found {found}.")
+        raise ModelError("not_a_model", f"{directory} is not a model: expected config.json, found {found}.")
     if not has_weights(names):
         raise ModelError("not_a_model", f"{directory} has no weights: expected model.safetensors.")
     check_downloaded(directory)
@@ -233,12 +233,12 @@ def check_directory(source: ModelSource) -> None:
 
 
 def check_own_code(source: ModelSource, names: Sequence[str], *classes: str) -> None:
-    """Refuse a model that brings code for one of these automatic classes, where none may run and the job minds.
+    """Refuse a model that brings code for one of these auto classes, unless code may run or the job ignores it.
 
     Args:
         source: its directory, and the rules.
         names: the configuration files that may name the code.
-        classes: the automatic classes that are about to be used.
+        classes: the auto classes about to be used.
 
     Raises:
         ModelError: `custom_code`.
@@ -254,7 +254,7 @@ class ModelRunner(Runner):
     _model: Any
 
     def is_deterministic(self, params: Mapping[str, Json]) -> bool:
-        """Return True: a forward pass is no game of chance."""
+        """Return True: forward passes are deterministic."""
         return True
 
     def memory_bytes(self) -> int:
@@ -262,7 +262,7 @@ class ModelRunner(Runner):
         return memory_bytes(self._model)
 
     def run_info(self) -> dict[str, Json]:
-        """Return the dtype and the implementation of attention that the model runs with."""
+        """Return the model's dtype and attention implementation."""
         return {"dtype": dtype_name(self._model), "attention": self._model.config._attn_implementation}
 
 
@@ -273,13 +273,13 @@ def memory_bytes(model: Any) -> int:
 
 
 def silence_transformers() -> None:
-    """Keep transformers from talking: its warnings and bars are for notebooks, and ours say what matters."""
+    """Silence transformers' warnings and progress bars: our own errors and logs report what matters."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
 def _lacking(model: Any, missing: set[str]) -> list[str]:
-    """Return the weights that no file gave (tied ones are off the list; buffers are computed but for statistics)."""
+    """Return the weights that no file has: parameters, and buffers of statistics; others are computed or tied."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     statistics = {name for name, _ in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
     return sorted(missing & (parameters | statistics))
@@ -294,7 +294,7 @@ def _check_complete(model: Any, lacking: Sequence[str], directory: Path) -> None
         "missing_weights",
         f"{directory} lacks weights that the task needs: {', '.join(lacking[:_NAMED])}{more}. "
         f"It was saved as {_architecture(model.config)}; this task loads it as {type(model).__name__}. "
-        "Take a model fine-tuned for this task.",
+        "Use a model fine-tuned for this task.",
     )
 
 

@@ -1,20 +1,20 @@
-"""Whether two ways of running a model give the same, but for the order in which numbers were added."""
+"""Output comparison: whether two ways of running a model give the same, up to rounding."""
 
 import torch
 from torch import Tensor
 
-#: Largest difference from what is expected, by the largest number of it: float32, and lower precision.
+#: Largest difference, relative to the largest expected number: in float32, and in lower precision.
 _TOLERANCE = {torch.float32: 1e-4}
 _LOOSE = 5e-2
 
 
 def outputs_match(found: Tensor, expected: Tensor, *, loose: bool = False) -> bool:
-    """Whether `found`, on whatever device, is `expected` (float32, on the CPU) within the tolerance of its dtype.
+    """Whether `found`, on any device, equals `expected` (float32, on the CPU) within the tolerance of its dtype.
 
     Args:
-        found: what one way gave.
-        expected: what the other way gave; infinite numbers must be the same, and NaN equals nothing.
-        loose: whether `found` was computed in less than its own dtype.
+        found: the output to check.
+        expected: the output it should equal; infinite numbers must be equal, and NaN equals nothing.
+        loose: whether `found` was computed in lower precision than its dtype.
     """
     if found.shape != expected.shape:
         return False

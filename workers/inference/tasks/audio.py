@@ -1,31 +1,79 @@
-"""The tasks of `transformers.pipeline` over sound."""
+"""Audio tasks. Files are decoded by libsndfile in this process, without ffmpeg."""
 
+import io
 import logging
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import soundfile
 import torch
+from scipy.signal import resample_poly
+from transformers import AutoFeatureExtractor
 from transformers import pipelines as hf
 
 from common.errors import ModelError, RecordError
+from common.media_types import HEAD_BYTES, detect_format, formats
 from common.records import Json
 from common.task_params import SPEECH_GENERATE_PARAMS
 from workers.inference.generation.limits import apply_token_limit
-from workers.inference.tasks.audio_decoding import decode_audio
-from workers.inference.tasks.media_task import MediaTask
-from workers.inference.tasks.pipeline_task import PipelineParams, PreparedRecord, RowOutput
+from workers.inference.tasks.media_runner import MediaRunner, MediaTask
+from workers.inference.tasks.pipeline_task import PipelineParams, RowOutput
 from workers.inference.tasks.zero_shot_media import ZeroShotMediaTask
 from workers.inference.text.collate import take_row
 from workers.inference.text.truncation import ModelInputs
 
 logger = logging.getLogger(__name__)
 
-#: Seconds of sound of which most models make a frame.
-_FRAME = 0.025
+#: Samples of all channels in one file at most, 512 MiB once decoded: more than two hours at 16 kHz.
+MAX_SAMPLES = 2**27
+#: Sample rates that are resampled, in Hz; no recorder uses others.
+_RATES = (100, 1_000_000)
+#: The filter of a resampling is about twenty times as long as its factors. With this bound the rate is off by less than
+#: one in 40,000, and the filter of an odd rate does not fill the memory.
+_MAX_FACTOR = 20_000
+#: Seconds of audio in one frame of most models.
+_FRAME_SECONDS = 0.025
+
+Samples = npt.NDArray[np.float32]
+
+
+def decode_audio(blob: bytes, rate: int) -> Samples:
+    """Return untrusted bytes as samples of shape (samples,), the channels averaged, at `rate` per second.
+
+    Raises:
+        RecordError: `bad_audio`, it is not audio, is damaged, empty, or too long.
+    """
+    if detect_format("audio", blob[:HEAD_BYTES]) is None:
+        raise RecordError("bad_audio", f"The file does not begin like audio; expected one of {formats('audio')}.")
+    try:
+        with soundfile.SoundFile(io.BytesIO(blob)) as file:
+            own = int(file.samplerate)
+            if file.frames * file.channels > MAX_SAMPLES:
+                raise RecordError("bad_audio", f"The audio is too long: more than {MAX_SAMPLES:,} samples; cut it.")
+            samples = file.read(frames=MAX_SAMPLES // file.channels, dtype="float32", always_2d=True).mean(axis=1)
+    except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
+        raise RecordError("bad_audio", f"The audio cannot be decoded: {error}"[:1000]) from error
+    if not len(samples):
+        raise RecordError("bad_audio", "The audio is empty.")
+    return samples if own == rate else _resample(samples, own, rate)
+
+
+def _resample(samples: Samples, own: int, rate: int) -> Samples:
+    if not _RATES[0] <= own <= _RATES[1]:
+        found = f"The audio has a sample rate of {own:,} Hz; expected {_RATES[0]:,} to {_RATES[1]:,} Hz."
+        raise RecordError("bad_audio", found)
+    if len(samples) * rate // own > MAX_SAMPLES:
+        raise RecordError("bad_audio", f"The audio is too long: more than {MAX_SAMPLES:,} samples at {rate:,} Hz.")
+    ratio = Fraction(rate, own).limit_denominator(_MAX_FACTOR)
+    resampled: Samples = resample_poly(samples, ratio.numerator, ratio.denominator).astype(np.float32)
+    return resampled
 
 
 class AudioTask(MediaTask):
-    """A task over sound."""
+    """A task over audio."""
 
     values_per_token = 320  # samples: 20 ms at 16 kHz
 
@@ -33,21 +81,22 @@ class AudioTask(MediaTask):
         """Return the samples at the model's rate.
 
         Raises:
-            RecordError: `bad_audio`, also where the sound is too short for the model to make a frame of it.
+            RecordError: `bad_audio`, also where the audio is too short for one frame of the model.
         """
         rate = int(self.pipe.feature_extractor.sampling_rate)
         samples = decode_audio(blob, rate)
         seconds = len(samples) / rate
-        if seconds < _FRAME and not self._makes_a_frame(samples, rate):
+        if seconds < _FRAME_SECONDS and not self._fills_a_frame(samples, rate):
             raise RecordError(
-                "bad_audio", f"The sound lasts {1000 * seconds:.3g} ms; this model takes {1000 * _FRAME:g} ms or more."
+                "bad_audio",
+                f"The audio lasts {1000 * seconds:.3g} ms; this model takes {1000 * _FRAME_SECONDS:g} ms or more.",
             )
         return samples
 
-    def _makes_a_frame(self, samples: Any, rate: int) -> bool:
+    def _fills_a_frame(self, samples: Samples, rate: int) -> bool:
         try:
             self.pipe.feature_extractor(samples, sampling_rate=rate)
-        except Exception:  # extractors raise what they like over a sound shorter than their window
+        except Exception:  # extractors may raise anything over audio shorter than their window
             logger.debug("%d samples are too few", len(samples), exc_info=True)
             return False
         frames = getattr(self.pipe.model, "_get_feat_extract_output_lengths", None)
@@ -55,7 +104,7 @@ class AudioTask(MediaTask):
 
 
 class AudioClassification(AudioTask):
-    """Labels and their scores for a sound."""
+    """Labels and their scores for audio."""
 
     name = "audio-classification"
     pipeline_class = hf.AudioClassificationPipeline
@@ -63,7 +112,7 @@ class AudioClassification(AudioTask):
 
 
 class ZeroShotAudioClassification(ZeroShotMediaTask, AudioTask):
-    """Scores for labels of the user's own."""
+    """Scores for the user's own labels."""
 
     name = "zero-shot-audio-classification"
     pipeline_class = hf.ZeroShotAudioClassificationPipeline
@@ -71,7 +120,7 @@ class ZeroShotAudioClassification(ZeroShotMediaTask, AudioTask):
 
 
 class SpeechRecognition(AudioTask):
-    """What is said, with `return_timestamps` also when."""
+    """The spoken text, with `return_timestamps` also its times."""
 
     name = "automatic-speech-recognition"
     pipeline_class = hf.AutomaticSpeechRecognitionPipeline
@@ -79,41 +128,37 @@ class SpeechRecognition(AudioTask):
     needs_tokenizer = True
 
     def __init__(self, pipe: Any) -> None:
-        """Take the pipeline, which gives one text for each sound."""
+        """Take the pipeline, which returns one text for each file."""
         super().__init__(pipe)
         if pipe.type != "ctc":
             pipe.model.generation_config.num_return_sequences = 1
 
-    def parsed_params(self, params: Mapping[str, Json]) -> PipelineParams:
+    def parse_params(self, params: Mapping[str, Json]) -> PipelineParams:
         """Return the job's parameters; those of `generate` only for a model that generates."""
-        parsed_params = super().parsed_params(params)
+        parsed = super().parse_params(params)
         idle = sorted(SPEECH_GENERATE_PARAMS.keys() & params.keys()) if self.pipe.type == "ctc" else []
         if idle:
             raise ModelError("bad_param", f"{idle[0]} is for models that generate text, such as Whisper; this is CTC.")
         if self.most_new_tokens is not None and self.pipe.type != "ctc":
             apply_token_limit(self.name, params, self.pipe.model.generation_config, self.most_new_tokens)
-        return parsed_params
+        return parsed
 
-    def prepared(self, media: Any, fields: Mapping[str, Json], parsed_params: PipelineParams) -> PreparedRecord:
-        """Return the sound, or its windows where `chunk_length_s` asks for them."""
-        return PreparedRecord([dict(part) for part in self.pipe.preprocess(media, **parsed_params.preprocess)])
-
-    def group(self, inputs: ModelInputs, parsed_params: PipelineParams) -> int:
-        """Return a number that only inputs share which give the same in one batch as alone."""
-        alone = self.pipe.type != "ctc" and any(
-            parsed_params.forward.get(name) for name in ("return_timestamps", "return_language")
+    def group(self, inputs: ModelInputs, params: PipelineParams) -> int:
+        """Return a number that inputs share only if they give the same in one batch as alone."""
+        single = self.pipe.type != "ctc" and any(
+            params.forward.get(name) for name in ("return_timestamps", "return_language")
         )
-        return id(inputs) if alone or self._is_long(inputs) else super().group(inputs, parsed_params)
+        return id(inputs) if single or self._is_long(inputs) else super().group(inputs, params)
 
     def collate(self, batch: Sequence[ModelInputs]) -> ModelInputs:
-        """Return one batch; of windows, each with where it overlaps its neighbours."""
-        collate = super().collate(batch)
-        if "stride" in collate and len(batch) > 1:
-            collate["stride"] = [inputs["stride"] for inputs in batch]
-        return collate
+        """Return one batch; of windows, each with its overlap with its neighbours."""
+        joined = super().collate(batch)
+        if "stride" in joined and len(batch) > 1:
+            joined["stride"] = [inputs["stride"] for inputs in batch]
+        return joined
 
     def row(self, outputs: Mapping[str, Any], number: int, inputs: ModelInputs) -> RowOutput:
-        """Take one window out of the batch, as a dictionary: `postprocess` takes its parts out."""
+        """Take one window out of the batch, as a dictionary: `postprocess` pops its parts."""
         row = {name: value if name == "lang_id" else take_row(value, number) for name, value in outputs.items()}
         row["is_last"] = inputs["is_last"]
         if "stride" in row:
@@ -121,17 +166,17 @@ class SpeechRecognition(AudioTask):
             row["stride"] = own[number] if isinstance(own, list) else own
         return row
 
-    def finish(self, rows: Sequence[RowOutput], prepared: PreparedRecord, parsed_params: PipelineParams) -> Json:
-        """Return the text of all windows."""
-        return self.pipe.postprocess(list(rows), **parsed_params.postprocess)
-
     def _is_long(self, inputs: ModelInputs) -> bool:
-        """Whether Whisper works through the sound in several steps of its own."""
+        """Whether Whisper takes the audio in several steps of its own."""
         if self.pipe.type != "seq2seq_whisper":
             return False
         return bool(inputs["input_features"].shape[-1] > self.pipe.feature_extractor.nb_max_frames)
 
 
-AUDIO_TASKS: Mapping[str, type[MediaTask]] = {
-    task.name: task for task in (AudioClassification, ZeroShotAudioClassification, SpeechRecognition)
-}
+class AudioRunner(MediaRunner):
+    """A `transformers` pipeline over audio."""
+
+    tasks = (AudioClassification, ZeroShotAudioClassification, SpeechRecognition)
+    processor_class = AutoFeatureExtractor
+    processor_argument = "feature_extractor"
+    processor_name = "feature extractor"

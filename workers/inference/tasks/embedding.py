@@ -22,7 +22,8 @@ from common.params import check_params
 from common.records import Json, Outcome
 from common.task_params import TASK_PARAMS
 from workers.inference.core.async_copy import PendingResult, copy_to_host_async
-from workers.inference.core.batches import Item, is_device_lost, is_out_of_memory, run_batches
+from workers.inference.core.batches import Item, run_batches
+from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.runner import PreparingRunner, RunMonitor
 from workers.inference.core.samples import samples
 from workers.inference.core.token_budget import TokenBudget

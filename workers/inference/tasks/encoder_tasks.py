@@ -1,306 +1,402 @@
-"""What each fast task does otherwise than its pipeline: reads for a whole chunk, computes no more than is asked for.
+"""Encoder tasks: one class each, for the pipeline and for batches that are tokenised together.
 
-Parameters are checked and outputs are finished by the task over the pipeline
-(`workers.inference.tasks.pipeline_task`), so
-that both ways speak with one voice. Which records share a batch is for `workers.inference.tasks.encoder_runner`.
+`read` parses a record once for both. `preprocess` and `finish` are the pipeline's steps for one record;
+`forward_batch`, `reduce` and `finish_batch` do the same for a batch, and compute no more than the outputs need.
+Where both give the same, `workers.inference.tasks.pipeline_runner` takes the batch.
 """
 
-from abc import ABC, abstractmethod
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
 
+import pyarrow as pa
 import torch
 from torch import Tensor
+from transformers import pipelines as hf
 
+from common.errors import ModelError, RecordError
 from common.records import Failure, Json
 from common.tasks import TASKS
 from workers.inference.core.async_copy import PendingResult, copy_to_host_async
-from workers.inference.tasks.fill_mask import NO_MASK
-from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, record_params
+from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, RowOutput
+from workers.inference.text.collate import take_row
 from workers.inference.text.fields import parse_fields
 from workers.inference.text.packing import split_rows
 from workers.inference.text.tokenization import TokenizedText, check_text, on_device
+from workers.inference.text.truncation import ModelInputs, token_count, truncate_around_masks, truncate_pair
 
-#: What a row's output needs, row by row: at once or later.
-Reduced = Sequence[Any] | PendingResult[Any]
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class TaskInput:
-    """What one record asks for."""
-
-    texts: Sequence[tuple[str, str | None]]  #: a text, or a pair of them, for each forward pass
-    labels: Sequence[str] = ()  #: of zero-shot classification, one for each pair
-    postprocess: Mapping[str, Any] = field(default_factory=dict)  #: the record's own parameters
+_MASKS = ("[MASK]", "<mask>")
+_NO_MASK = "The text has no mask: expected {} in place of a word."
+_HYPOTHESIS = "This example is {}."
 
 
-class EncoderTask(ABC):
-    """One task, run fast; `model` and `tokenizer` are those of the pipeline."""
+class EncoderTask(PipelineTask[PipelineParams]):
+    """A task that takes one forward pass of an encoder for each text."""
 
-    #: Parameters of the task that it does not support: a job with one of them goes the plain way.
+    #: Parameters that `forward_batch` does not support: a job that has one runs through the pipeline.
     pipeline_only_params: ClassVar[frozenset[str]] = frozenset()
-    #: Whether texts are cut to what the model takes; where not, the plain way takes records with longer ones.
+    #: Whether `forward_batch` takes truncated texts; if not, records with longer ones run through the pipeline.
     truncates: ClassVar[bool] = True
     #: Whether the model's head reads the first token of each sequence alone.
     first_tokens: ClassVar[bool] = False
 
-    def __init__(self, task: PipelineTask[Any]) -> None:
-        self.task = task
-        self.model = task.pipe.model
-        self.tokenizer = task.tokenizer
-
-    def read(self, value: Json, parsed_params: PipelineParams) -> TaskInput:
-        """Return what a record asks for.
+    def read(self, value: Json, params: PipelineParams) -> PreparedRecord:
+        """Return the record with its texts, not yet tokenised.
 
         Raises:
-            RecordError: it cannot be done, for a reason that the user can mend.
+            RecordError: the record cannot run, for a reason that the user can fix.
         """
-        return TaskInput([(check_text(parse_fields(TASKS[self.task.name], value)["text"]), None)])
+        fields = parse_fields(TASKS[self.name], value)
+        pair = check_text(fields["text_pair"], "text_pair") if "text_pair" in fields else None
+        return PreparedRecord(texts=[(check_text(fields["text"]), pair)])
 
-    def refusal(self, row: TokenizedText) -> Failure | None:
-        """Return why a tokenised text cannot be done, None if it can."""
+    def prepare(self, value: Json, params: PipelineParams) -> PreparedRecord:
+        """Return the record, tokenised by the pipeline."""
+        record = self.read(value, params)
+        record.inputs, record.truncated = self.preprocess(record, params)
+        return record
+
+    def preprocess(self, record: PreparedRecord, params: PipelineParams) -> tuple[list[ModelInputs], bool]:
+        """Return the inputs of one record, and whether they were truncated to the model's or the job's length."""
+        [(text, pair)] = record.texts
+        value = text if pair is None else {"text": text, "text_pair": pair}
+        options = dict(params.preprocess)
+        truncation, max_length = options.pop("truncation", True), options.pop("max_length", None)
+        found = self.pipe.preprocess(value, **options)
+        inputs = dict(found)
+        limit = min(filter(None, (self.limit, max_length if truncation else None)), default=None)
+        if limit is None or token_count(inputs) <= limit or not truncation:
+            return [inputs], False
+        if pair is not None and self.tokenizer.is_fast and truncation in (True, "longest_first"):
+            kept = truncate_pair(found.sequence_ids(0), limit, self.tokenizer.truncation_side)
+            return [{name: values[:, kept] for name, values in inputs.items()}], True
+        return [dict(self.pipe.preprocess(value, **options, truncation=truncation, max_length=limit))], True
+
+    def pipeline_logits(self, row: RowOutput) -> Tensor:
+        """Return what `forward_batch` should give for a row that the pipeline gave."""
+        logits: Tensor = row["logits"][0]
+        return logits
+
+    def refusal(self, text: TokenizedText) -> Failure | None:
+        """Return why a tokenised text cannot run, None if it can."""
         return None
 
-    def forward(self, inputs: dict[str, Tensor], rows: Sequence[TokenizedText]) -> list[Tensor]:
-        """Return the logits of each row of a batch: one vector, or one for each of its tokens (or masks)."""
-        logits = self.model(**inputs).logits
-        return list(logits) if logits.dim() == 2 else split_rows(logits, [len(row) for row in rows])
+    def forward_batch(self, inputs: dict[str, Tensor], texts: Sequence[TokenizedText]) -> list[Tensor]:
+        """Return the logits of each text of a batch: one vector, or one for each token (or mask).
 
-    def reduce(self, logits: Sequence[Tensor], asked: Sequence[TaskInput], parsed_params: PipelineParams) -> Reduced:
-        """Return of each row's logits what its output needs: of a batch, while it is on its device."""
-        return copy_to_host_async([torch.stack(list(logits))], lambda host: list(host[0].float()))
+        Args:
+            inputs: the model's arguments, padded or packed.
+            texts: what the batch was made of.
+        """
+        outputs = self.pipe.model(**inputs)
+        logits = outputs.logits if hasattr(outputs, "logits") else outputs[0]
+        return list(logits) if logits.dim() == 2 else split_rows(logits, [len(text) for text in texts])
 
-    def part_of(self, row: Mapping[str, Tensor]) -> Tensor:
-        """Return what `forward` should give, of a row that the plain way gave."""
-        return row["logits"][0]
+    def reduce(
+        self, logits: Sequence[Tensor], records: Sequence[PreparedRecord], params: PipelineParams
+    ) -> Sequence[Any] | PendingResult[Any]:
+        """Return what each text's output needs of its logits, on the host; called while they are on the device."""
+        if logits[0].dim() == 1:
+            return copy_to_host_async([torch.stack(list(logits))], lambda host: list(host[0].float()))
+        sizes = [len(row) for row in logits]
+        return copy_to_host_async([torch.cat(list(logits))], lambda host: list(host[0].float().split(sizes)))
 
-    @abstractmethod
-    def finish(
-        self, asked: TaskInput, rows: Sequence[tuple[TokenizedText, Any]], parsed_params: PipelineParams
-    ) -> Json:
-        """Return a record's output, from its rows and what `reduce` left of them."""
+    def finish_batch(self, rows: Sequence[Any], record: PreparedRecord, params: PipelineParams) -> Json:
+        """Return a record's output from what `reduce` gave for its texts."""
+        return self.finish([self.pipeline_row(record, number, row) for number, row in enumerate(rows)], record, params)
 
-    def _postprocess(self, rows: Any, asked: TaskInput, parsed_params: PipelineParams) -> Json:
-        return self.task.finish(rows, PreparedRecord([], postprocess=asked.postprocess), parsed_params)
+    def pipeline_row(self, record: PreparedRecord, number: int, logits: Tensor) -> RowOutput:
+        """Return one text's logits in the form that the pipeline's `postprocess` takes."""
+        return {"logits": logits[None]}
+
+    def _was_truncated(self, inputs: ModelInputs, *texts: str | None) -> bool:
+        """Whether the pipeline truncated these texts; it does not tell, and only an input at the limit can be."""
+        if self.limit is None or token_count(inputs) < self.limit:
+            return False
+        return len(self.tokenizer(*texts)["input_ids"]) > self.limit
 
 
-class EncoderFillMask(EncoderTask):
-    """The vocabulary head, larger than a small encoder, runs on the masks alone."""
+class TextClassification(EncoderTask):
+    """A label and its score for a text or a pair of texts: always a list, as `pipeline` returns for one text."""
 
+    name = "text-classification"
+    pipeline_class = hf.TextClassificationPipeline
+    auto_class = "AutoModelForSequenceClassification"
+    pipeline_only_params = frozenset({"truncation", "max_length"})
+    first_tokens = True
+
+    @property
+    def can_batch(self) -> bool:
+        """Decoders find a text's last token by the padding, and refuse batches if they have no padding token."""
+        return self.model_pad_id is not None
+
+    def finish(self, rows: Sequence[RowOutput], record: PreparedRecord, params: PipelineParams) -> Json:
+        """Return a list of labels with their scores."""
+        output = super().finish(rows, record, params)
+        return output if "top_k" in params.params else [output]
+
+
+class FeatureExtraction(EncoderTask):
+    """The hidden states of every token, of shape (1, tokens, width) as `pipeline` returns them."""
+
+    name = "feature-extraction"
+    pipeline_class = hf.FeatureExtractionPipeline
+    auto_class = "AutoModel"
+    ignore_missing = (r"(^|\.)pooler\.",)
+    output_type = pa.list_(pa.list_(pa.list_(pa.float32())))
+    pipeline_only_params = frozenset({"truncation"})
+
+    def pipeline_logits(self, row: RowOutput) -> Tensor:
+        """Return the hidden states."""
+        states: Tensor = row[0][0]
+        return states
+
+    def pipeline_row(self, record: PreparedRecord, number: int, logits: Tensor) -> RowOutput:
+        """Return the hidden states as a tuple."""
+        return (logits[None],)
+
+    def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[RowOutput]:
+        return [(take_row(outputs[0], number, length),) for number, length in enumerate(lengths)]
+
+
+class TokenClassification(EncoderTask):
+    """Names, places and other entities; with `stride`, long texts are read in overlapping windows."""
+
+    name = "token-classification"
+    pipeline_class = hf.TokenClassificationPipeline
+    auto_class = "AutoModelForTokenClassification"
+    per_token = ("logits", "input_ids", "offset_mapping", "special_tokens_mask")
+    kept = (*per_token, "sentence", "is_last")
+    pipeline_only_params = frozenset({"stride"})
+
+    def preprocess(self, record: PreparedRecord, params: PipelineParams) -> tuple[list[ModelInputs], bool]:
+        """Return the text, truncated unless there is a stride."""
+        [(text, _)] = record.texts
+        options = {  # copied, since the pipeline writes into `tokenizer_params`
+            key: dict(value) if isinstance(value, dict) else value for key, value in params.preprocess.items()
+        }
+        inputs = list(self.pipe.preprocess(text, **options))
+        return inputs, "stride" not in params.params and self._was_truncated(inputs[0], text)
+
+    def pipeline_row(self, record: PreparedRecord, number: int, logits: Tensor) -> RowOutput:
+        """Return the logits with the place of each token in the text."""
+        text: TokenizedText = record.inputs[number]
+        return {
+            "logits": logits[None],
+            "input_ids": torch.tensor([text.features["input_ids"]]),
+            "offset_mapping": torch.tensor([text.encoding.offsets]),
+            "special_tokens_mask": torch.tensor([text.encoding.special_tokens_mask]),
+            "sentence": record.texts[number][0],
+            "is_last": True,
+        }
+
+    def _rows(self, outputs: Any, lengths: Sequence[int]) -> list[RowOutput]:
+        # A tokenizer written in Python gives no offsets.
+        return super()._rows({**outputs, "offset_mapping": outputs.get("offset_mapping")}, lengths)
+
+
+class ZeroShotClassification(EncoderTask):
+    """Scores for labels that come with the record or the job: one input for each label."""
+
+    name = "zero-shot-classification"
+    pipeline_class = hf.ZeroShotClassificationPipeline
+    auto_class = "AutoModelForSequenceClassification"
+    kept = ("logits", "candidate_label", "sequence", "is_last")
+    truncates = False
+    first_tokens = True
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe)
+        if pipe.entailment_id == -1:
+            logger.warning("the model has no label named entailment: its last label is used as such")
+
+    @property
+    def can_batch(self) -> bool:
+        """As in text-classification, decoders need a padding token."""
+        return self.model_pad_id is not None
+
+    def read(self, value: Json, params: PipelineParams) -> PreparedRecord:
+        """Return the text paired with a hypothesis for each label.
+
+        Raises:
+            RecordError: `missing_field`, no labels; `wrong_type`, wrong labels or template.
+        """
+        fields = parse_fields(TASKS[self.name], value)
+        text = check_text(fields["text"])
+        before, after = self.zero_shot_params(fields, params)
+        template = before.get("hypothesis_template", _HYPOTHESIS)
+        texts = [(text, template.format(label)) for label in before["candidate_labels"]]
+        return PreparedRecord(texts=texts, preprocess=before, postprocess=after)
+
+    def preprocess(self, record: PreparedRecord, params: PipelineParams) -> tuple[list[ModelInputs], bool]:
+        """Return the text with each hypothesis; the text is truncated, the hypothesis never."""
+        inputs = [dict(part) for part in self.pipe.preprocess(record.texts[0][0], **record.preprocess)]
+        return inputs, any(map(self._was_truncated, inputs, *zip(*record.texts, strict=True)))
+
+    def pipeline_row(self, record: PreparedRecord, number: int, logits: Tensor) -> RowOutput:
+        """Return the logits with their label."""
+        label = record.preprocess["candidate_labels"][number]
+        return {"logits": logits[None], "candidate_label": label, "sequence": record.texts[number][0]}
+
+
+class FillMask(EncoderTask):
+    """The likeliest words for each mask; `[MASK]` and `<mask>` both mean the tokenizer's own.
+
+    In a batch, the vocabulary head, larger than a small encoder, runs on the masks alone.
+    """
+
+    name = "fill-mask"
+    pipeline_class = hf.FillMaskPipeline
+    auto_class = "AutoModelForMaskedLM"
+    kept = ("logits", "input_ids")
+    per_token = ("logits", "input_ids")
     truncates = False
 
-    def __init__(self, task: PipelineTask[Any]) -> None:
-        super().__init__(task)
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe)
         self._mask, self._pad = self.tokenizer.mask_token_id, self.tokenizer.pad_token_id
         self._word = lru_cache(8192)(lambda token: self.tokenizer.decode([token]))
+        self._warned = False
 
-    def read(self, value: Json, parsed_params: PipelineParams) -> TaskInput:
-        """Return the text with its masks made the tokenizer's own, and the targets that it brings."""
-        fields = parse_fields(TASKS[self.task.name], value)
-        text = self.task.own_mask(check_text(fields["text"]))  # type: ignore[attr-defined]
-        return TaskInput([(text, None)], postprocess=record_params(self.task, fields)[2])
+    def parse_params(self, params: Mapping[str, Json]) -> PipelineParams:
+        """Return the job's parameters; `top_k` is at most the size of the vocabulary."""
+        words = self.pipe.model.config.get_text_config().vocab_size
+        parsed = super().parse_params(params)
+        if parsed.postprocess.get("top_k", 0) > words:
+            raise ModelError("bad_param", f"top_k must be at most {words}, the size of the model's vocabulary.")
+        return parsed
 
-    def refusal(self, row: TokenizedText) -> Failure | None:
-        """Return `no_mask` where there is none."""
-        if self._mask in row.features["input_ids"]:
+    def read(self, value: Json, params: PipelineParams) -> PreparedRecord:
+        """Return the text with the tokenizer's own masks, and the targets that the record brings."""
+        fields = parse_fields(TASKS[self.name], value)
+        text = self._with_own_mask(check_text(fields["text"]))
+        return PreparedRecord(texts=[(text, None)], postprocess=self.record_params(fields)[1])
+
+    def preprocess(self, record: PreparedRecord, params: PipelineParams) -> tuple[list[ModelInputs], bool]:
+        """Return the text, truncated to a window around its masks."""
+        [(text, _)] = record.texts
+        try:
+            inputs = dict(self.pipe.preprocess(text, **params.preprocess))
+        except hf.PipelineException as error:
+            raise RecordError("no_mask", _NO_MASK.format(self.tokenizer.mask_token)) from error
+        if self.limit is None or token_count(inputs) <= self.limit:
+            return [inputs], False
+        body = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [truncate_around_masks(inputs, self.limit, body, self._mask)], True
+
+    def pipeline_logits(self, row: RowOutput) -> Tensor:
+        """Return the logits of the masks."""
+        logits: Tensor = row["logits"][0][row["input_ids"][0] == self._mask]
+        return logits
+
+    def refusal(self, text: TokenizedText) -> Failure | None:
+        """Return `no_mask` where the text has none."""
+        if self._mask in text.features["input_ids"]:
             return None
-        return Failure("no_mask", NO_MASK.format(self.tokenizer.mask_token))
+        return Failure("no_mask", _NO_MASK.format(self.tokenizer.mask_token))
 
-    def forward(self, inputs: dict[str, Tensor], rows: Sequence[TokenizedText]) -> list[Tensor]:
-        """Return for each row logits of shape (masks, words)."""
-        masks = self._places(inputs["input_ids"], rows)
+    def forward_batch(self, inputs: dict[str, Tensor], texts: Sequence[TokenizedText]) -> list[Tensor]:
+        """Return for each text logits of shape (masks, vocabulary)."""
+        masks = self._mask_positions(inputs["input_ids"], texts)
 
         def keep_masks(_module: Any, _args: Any, output: Any) -> Any:
             output["last_hidden_state"] = output["last_hidden_state"].flatten(0, 1)[masks][None]
             return output
 
-        hook = self.model.base_model.register_forward_hook(keep_masks)
+        hook = self.pipe.model.base_model.register_forward_hook(keep_masks)
         try:
-            logits = self.model(**inputs).logits[0]
+            logits = self.pipe.model(**inputs).logits[0]
         finally:
             hook.remove()
-        return list(logits.split([row.features["input_ids"].count(self._mask) for row in rows]))
+        return list(logits.split([text.features["input_ids"].count(self._mask) for text in texts]))
 
-    def _places(self, ids: Tensor, rows: Sequence[TokenizedText]) -> Tensor:
-        """Return where masks stand among all tokens of a batch, padded or packed; a GPU would have to be waited for."""
-        packed, longest = len(ids) == 1, ids.shape[1]
-        places, begin = [], 0
-        for row in rows:
-            tokens = row.features["input_ids"]
-            places += [begin + place for place, token in enumerate(tokens) if token == self._mask]
-            begin += len(tokens) if packed else longest
-        return on_device(torch.tensor(places), str(ids.device))
-
-    def reduce(self, logits: Sequence[Tensor], asked: Sequence[TaskInput], parsed_params: PipelineParams) -> Reduced:
-        """Return for each row its masks' best tokens with their probabilities."""
+    def reduce(
+        self, logits: Sequence[Tensor], records: Sequence[PreparedRecord], params: PipelineParams
+    ) -> Sequence[Any] | PendingResult[Any]:
+        """Return for each text the probabilities and ids of the best tokens, both of shape (masks, top_k)."""
         sizes = [len(part) for part in logits]
-        chances = torch.cat(list(logits)).float().softmax(-1).split(sizes)
-        shared = [number for number, one in enumerate(asked) if not one.postprocess]
+        probabilities = torch.cat(list(logits)).float().softmax(-1).split(sizes)
+        # Texts without parameters of their own share one top-k.
+        shared = [number for number, record in enumerate(records) if not record.postprocess]
         groups = [shared] if shared else []
-        groups += [[number] for number, one in enumerate(asked) if one.postprocess]
+        groups += [[number] for number, record in enumerate(records) if record.postprocess]
         best = [
-            _best(
-                torch.cat([chances[number] for number in group]),
-                {**parsed_params.postprocess, **asked[group[0]].postprocess},
-            )
+            part
             for group in groups
+            for part in _top_k(
+                torch.cat([probabilities[number] for number in group]),
+                {**params.postprocess, **records[group[0]].postprocess},
+            )
         ]
 
-        def split_rows(host: Sequence[Tensor]) -> list[Any]:
+        def by_text(host: Sequence[Tensor]) -> list[Any]:
             found: dict[int, Any] = {}
             for group, scores, tokens in zip(groups, host[::2], host[1::2], strict=True):
-                of_group = [sizes[number] for number in group]
-                pairs = zip(scores.split(of_group), tokens.split(of_group), strict=True)
-                found |= {number: (one.tolist(), two.tolist()) for number, (one, two) in zip(group, pairs, strict=True)}
-            return [found[number] for number in range(len(asked))]
+                masks = [sizes[number] for number in group]
+                found |= zip(group, zip(scores.split(masks), tokens.split(masks), strict=True), strict=True)
+            return [found[number] for number in range(len(records))]
 
-        return copy_to_host_async([part for pair in best for part in pair], split_rows)
+        return copy_to_host_async(best, by_text)
 
-    def part_of(self, row: Mapping[str, Tensor]) -> Tensor:
-        """Return the logits of the masks."""
-        return row["logits"][0][row["input_ids"][0] == self._mask]
-
-    def finish(
-        self, asked: TaskInput, rows: Sequence[tuple[TokenizedText, Any]], parsed_params: PipelineParams
-    ) -> Json:
-        """Return the words for the mask, or a list of such lists where there are several."""
-        ((row, (scores, tokens)),) = rows
-        ids = row.features["input_ids"]
-        places = [place for place, token in enumerate(ids) if token == self._mask]
-        found = [
+    def finish_batch(self, rows: Sequence[Any], record: PreparedRecord, params: PipelineParams) -> Json:
+        """Return the words for the mask, or a list of such lists if there are several."""
+        [(scores, tokens)] = rows
+        ids = record.inputs[0].features["input_ids"]
+        positions = [position for position, token in enumerate(ids) if token == self._mask]
+        found: list[Json] = [
             [
                 {
                     "score": score,
                     "token": token,
                     "token_str": self._word(token),
-                    "sequence": self._filled(ids, place, token, alone=len(places) == 1),
+                    "sequence": self._filled(ids, position, token, skip_special=len(positions) == 1),
                 }
-                for score, token in zip(of_mask, words, strict=True)
+                for score, token in zip(mask_scores, mask_tokens, strict=True)
             ]
-            for place, of_mask, words in zip(places, scores, tokens, strict=True)
+            for position, mask_scores, mask_tokens in zip(positions, scores.tolist(), tokens.tolist(), strict=True)
         ]
         return found[0] if len(found) == 1 else found
 
-    def _filled(self, ids: Sequence[int], place: int, token: int, *, alone: bool) -> str:
-        filled = [*ids[:place], token, *ids[place + 1 :]]
+    def _mask_positions(self, ids: Tensor, texts: Sequence[TokenizedText]) -> Tensor:
+        """Return the positions of the masks among all tokens of a batch, padded or packed; found without the GPU."""
+        packed, longest = len(ids) == 1, ids.shape[1]
+        positions, begin = [], 0
+        for text in texts:
+            tokens = text.features["input_ids"]
+            positions += [begin + position for position, token in enumerate(tokens) if token == self._mask]
+            begin += len(tokens) if packed else longest
+        return on_device(torch.tensor(positions), str(ids.device))
+
+    def _filled(self, ids: Sequence[int], position: int, token: int, *, skip_special: bool) -> str:
+        filled = [*ids[:position], token, *ids[position + 1 :]]
         words = [number for number in filled if number != self._pad] if self._pad in filled else filled
-        text: str = self.tokenizer.decode(words, skip_special_tokens=alone)
+        text: str = self.tokenizer.decode(words, skip_special_tokens=skip_special)
         return text
 
-
-class EncoderTextClassification(EncoderTask):
-    """Texts and pairs, tokenised together."""
-
-    pipeline_only_params = frozenset({"truncation", "max_length"})
-    first_tokens = True
-
-    def read(self, value: Json, parsed_params: PipelineParams) -> TaskInput:
-        """Return the text or the pair."""
-        fields = parse_fields(TASKS[self.task.name], value)
-        text = check_text(fields["text"])
-        pair = check_text(fields["text_pair"], "text_pair") if "text_pair" in fields else None
-        return TaskInput([(text, pair)])
-
-    def finish(
-        self, asked: TaskInput, rows: Sequence[tuple[TokenizedText, Any]], parsed_params: PipelineParams
-    ) -> Json:
-        """Return a list of labels with their scores."""
-        return self._postprocess([{"logits": logits[None]} for _, logits in rows], asked, parsed_params)
+    def _with_own_mask(self, text: str) -> str:
+        """Return the text with another model's masks, if it has no other, replaced by the tokenizer's own."""
+        mask = self.tokenizer.mask_token
+        foreign = [word for word in _MASKS if word != mask and word in text]
+        if mask in text or not foreign:
+            return text
+        if not self._warned:
+            logger.info("%s in the input is taken for this model's %s", foreign[0], mask)
+            self._warned = True
+        return text.replace(foreign[0], mask)
 
 
-class EncoderTokenClassification(EncoderTask):
-    """Entities are grouped by the pipeline itself."""
-
-    pipeline_only_params = frozenset({"stride"})
-
-    def reduce(self, logits: Sequence[Tensor], asked: Sequence[TaskInput], parsed_params: PipelineParams) -> Reduced:
-        """Return each row's logits, of shape (tokens, labels)."""
-        sizes = [len(part) for part in logits]
-        return copy_to_host_async([torch.cat(list(logits))], lambda host: list(host[0].float().split(sizes)))
-
-    def finish(
-        self, asked: TaskInput, rows: Sequence[tuple[TokenizedText, Any]], parsed_params: PipelineParams
-    ) -> Json:
-        """Return the entities."""
-        ((row, logits),) = rows
-        taken = {
-            "logits": logits[None],
-            "input_ids": torch.tensor([row.features["input_ids"]]),
-            "offset_mapping": torch.tensor([row.encoding.offsets]),
-            "special_tokens_mask": torch.tensor([row.encoding.special_tokens_mask]),
-            "sentence": asked.texts[0][0],
-            "is_last": True,
-        }
-        return self._postprocess([taken], asked, parsed_params)
-
-
-class EncoderZeroShotClassification(EncoderTask):
-    """The pairs of all records share batches."""
-
-    truncates = False
-    first_tokens = True
-
-    def read(self, value: Json, parsed_params: PipelineParams) -> TaskInput:
-        """Return the text with each label."""
-        text, before, after = self.task.labelling(value, parsed_params)  # type: ignore[attr-defined]
-        template = before.get("hypothesis_template", "This example is {}.")
-        labels = before["candidate_labels"]
-        return TaskInput([(text, template.format(label)) for label in labels], labels, after)
-
-    def finish(
-        self, asked: TaskInput, rows: Sequence[tuple[TokenizedText, Any]], parsed_params: PipelineParams
-    ) -> Json:
-        """Return the labels with their scores, the likeliest first."""
-        taken = [
-            {"logits": logits[None], "candidate_label": label, "sequence": asked.texts[0][0]}
-            for label, (_, logits) in zip(asked.labels, rows, strict=True)
-        ]
-        return self._postprocess(taken, asked, parsed_params)
-
-
-class EncoderFeatureExtraction(EncoderTask):
-    """Hidden states leave as the float32 numbers that they are."""
-
-    pipeline_only_params = frozenset({"truncation"})
-
-    def forward(self, inputs: dict[str, Tensor], rows: Sequence[TokenizedText]) -> list[Tensor]:
-        """Return for each row hidden states of shape (tokens, width)."""
-        return split_rows(self.model(**inputs)[0], [len(row) for row in rows])
-
-    def reduce(self, logits: Sequence[Tensor], asked: Sequence[TaskInput], parsed_params: PipelineParams) -> Reduced:
-        """Return each row's hidden states."""
-        sizes = [len(part) for part in logits]
-        return copy_to_host_async([torch.cat(list(logits))], lambda host: list(host[0].float().split(sizes)))
-
-    def part_of(self, row: Any) -> Tensor:
-        """Return the hidden states."""
-        states: Tensor = row[0][0]
-        return states
-
-    def finish(
-        self, asked: TaskInput, rows: Sequence[tuple[TokenizedText, Any]], parsed_params: PipelineParams
-    ) -> Json:
-        """Return lists of shape (1, tokens, width), as the pipeline does."""
-        return [rows[0][1].tolist()]
-
-
-ENCODER_TASKS: Mapping[str, type[EncoderTask]] = {
-    "fill-mask": EncoderFillMask,
-    "text-classification": EncoderTextClassification,
-    "token-classification": EncoderTokenClassification,
-    "zero-shot-classification": EncoderZeroShotClassification,
-    "feature-extraction": EncoderFeatureExtraction,
-}
-
-
-def _best(chances: Tensor, chosen: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return the best chances and their tokens, each of shape (masks, top_k), as the pipeline chooses them."""
-    targets, count = chosen.get("target_ids"), chosen.get("top_k", 5)
+def _top_k(probabilities: Tensor, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the best probabilities and their tokens, each of shape (masks, top_k), as the pipeline chooses them."""
+    targets, count = params.get("target_ids"), params.get("top_k", 5)
     if targets is None:
-        scores, tokens = chances.topk(count)
+        scores, tokens = probabilities.topk(count)
         return scores, tokens
-    tokens = torch.as_tensor(targets, device=chances.device)
-    scores, places = chances[:, tokens].topk(min(count, len(tokens)))
+    tokens = torch.as_tensor(targets, device=probabilities.device)
+    scores, places = probabilities[:, tokens].topk(min(count, len(tokens)))
     return scores, tokens[places]
+
+
+ENCODER_TASKS = (FillMask, TextClassification, TokenClassification, ZeroShotClassification, FeatureExtraction)

@@ -1,20 +1,47 @@
-"""The tasks of `transformers.pipeline` over images. Masks and maps are PNG files as base64, for JSON has no images."""
+"""Image tasks. Masks and maps are PNG files in base64, since JSON has no images."""
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+from PIL import Image
+from transformers import AutoImageProcessor
 from transformers import pipelines as hf
 
-from common.errors import ModelError
+from common.errors import ModelError, RecordError
+from common.media_types import HEAD_BYTES, detect_format, formats
 from common.records import Json
 from workers.inference.models.loader import invented_weights
-from workers.inference.tasks.image_decoding import decode_image
-from workers.inference.tasks.media_task import MediaTask
+from workers.inference.tasks.media_runner import MediaRunner, MediaTask
 from workers.inference.tasks.pipeline_task import PipelineParams, PreparedRecord, RowOutput
 from workers.inference.tasks.zero_shot_media import ZeroShotMediaTask
+
+
+def decode_image(blob: bytes) -> Image.Image:
+    """Return the image, fully decoded, from untrusted bytes.
+
+    Raises:
+        RecordError: `bad_image`, it is not an image, is damaged, or has more pixels than Pillow considers safe
+            (`PIL.Image.MAX_IMAGE_PIXELS`).
+    """
+    found = detect_format("image", blob[:HEAD_BYTES])
+    if found is None:
+        raise RecordError("bad_image", f"The file does not begin like an image; expected one of {formats('image')}.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(blob), formats=(found,))
+            image.load()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise RecordError("bad_image", f"The image is too large: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # untrusted bytes: decoders may raise anything
+        raise RecordError("bad_image", f"The {found} image cannot be decoded: {error}"[:1000]) from error
+    return image
 
 
 class ImageTask(MediaTask):
@@ -34,7 +61,7 @@ class ImageClassification(ImageTask):
 
 
 class ZeroShotImageClassification(ZeroShotMediaTask, ImageTask):
-    """Scores for labels of the user's own."""
+    """Scores for the user's own labels."""
 
     name = "zero-shot-image-classification"
     pipeline_class = hf.ZeroShotImageClassificationPipeline
@@ -42,7 +69,7 @@ class ZeroShotImageClassification(ZeroShotMediaTask, ImageTask):
 
 
 class ObjectDetection(ImageTask):
-    """The things in an image, each with a label, a score and a box in pixels of the original."""
+    """The objects in an image, each with a label, a score and a box in pixels of the original."""
 
     name = "object-detection"
     pipeline_class = hf.ObjectDetectionPipeline
@@ -50,7 +77,7 @@ class ObjectDetection(ImageTask):
 
 
 class ImageSegmentation(ImageTask):
-    """The parts of an image, each with a label, a score and a mask of the size of the original."""
+    """The segments of an image, each with a label, a score and a mask of the size of the original."""
 
     name = "image-segmentation"
     pipeline_class = hf.ImageSegmentationPipeline
@@ -61,26 +88,22 @@ class ImageSegmentation(ImageTask):
         "AutoModelForUniversalSegmentation",
     )
 
-    def finish(self, rows: Sequence[RowOutput], prepared: PreparedRecord, parsed_params: PipelineParams) -> Json:
-        """Return the parts, their masks as PNG."""
-        return [part | {"mask": _png(part["mask"])} for part in super().finish(rows, prepared, parsed_params)]
+    def finish(self, rows: Sequence[RowOutput], record: PreparedRecord, params: PipelineParams) -> Json:
+        """Return the segments, their masks as PNG."""
+        return [part | {"mask": _png(part["mask"])} for part in super().finish(rows, record, params)]
 
 
 class DepthEstimation(ImageTask):
-    """How far away each pixel is: a grey picture, the nearest white; on demand the model's own numbers."""
+    """The distance of each pixel: a grey image, the nearest white; on demand the model's own numbers."""
 
     name = "depth-estimation"
     pipeline_class = hf.DepthEstimationPipeline
     auto_classes = ("AutoModelForDepthEstimation",)
 
-    def finish(self, rows: Sequence[RowOutput], prepared: PreparedRecord, parsed_params: PipelineParams) -> Json:
-        """Return the picture as PNG."""
-        found = super().finish(rows, prepared, parsed_params)
-        numbers = (
-            {"predicted_depth": found["predicted_depth"].tolist()}
-            if parsed_params.params.get("predicted_depth")
-            else {}
-        )
+    def finish(self, rows: Sequence[RowOutput], record: PreparedRecord, params: PipelineParams) -> Json:
+        """Return the image as PNG."""
+        found = super().finish(rows, record, params)
+        numbers = {"predicted_depth": found["predicted_depth"].tolist()} if params.params.get("predicted_depth") else {}
         return numbers | {"depth": _png(found["depth"])}
 
 
@@ -93,30 +116,31 @@ class ImageFeatureExtraction(ImageTask):
     ignore_missing = (r"(^|\.)pooler\.",)
     output_type = pa.list_(pa.list_(pa.list_(pa.float32())))
 
-    def parsed_params(self, params: Mapping[str, Json]) -> PipelineParams:
+    def parse_params(self, params: Mapping[str, Json]) -> PipelineParams:
         """Return the job's parameters.
 
         Raises:
-            ModelError: `bad_param`; `missing_weights`, it is to be pooled by an untrained pooler.
+            ModelError: `bad_param`; `missing_weights`, pooling is requested and the pooler is untrained.
         """
-        parsed_params = super().parsed_params(params)
+        parsed = super().parse_params(params)
         invented = invented_weights(self.pipe.model) if params.get("pool") else []
         if invented:
             raise ModelError(
                 "missing_weights",
                 f"The model was saved without its pooler ({invented[0]}), which pool=true needs. "
-                "Leave pool out, or take a model with a trained pooler.",
+                "Leave out pool, or use a model with a trained pooler.",
             )
-        return parsed_params
+        return parsed
 
     def output_type_for(self, params: Mapping[str, Json]) -> Any:
-        """Return lists of float32, as deep as the pipeline's."""
+        """Return nested lists of float32, as deep as the pipeline's."""
         return self.output_type.value_type if params.get("pool") else self.output_type
 
 
-IMAGE_TASKS: Mapping[str, type[MediaTask]] = {
-    task.name: task
-    for task in (
+class ImageRunner(MediaRunner):
+    """A `transformers` pipeline over images."""
+
+    tasks = (
         ImageClassification,
         ZeroShotImageClassification,
         ObjectDetection,
@@ -124,7 +148,9 @@ IMAGE_TASKS: Mapping[str, type[MediaTask]] = {
         DepthEstimation,
         ImageFeatureExtraction,
     )
-}
+    processor_class = AutoImageProcessor
+    processor_argument = "image_processor"
+    processor_name = "image processor"
 
 
 def _png(image: Any) -> str:

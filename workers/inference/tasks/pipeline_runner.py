@@ -1,18 +1,26 @@
-"""The runner of the tasks that `transformers.pipeline` knows: its own steps, with the batching ours.
+"""The runner of `transformers` pipelines over text, with our own batching.
 
-`pipe(list, batch_size=...)` is never called: there one bad record loses its batch, and batches come as the records
-do. Here every record is prepared by itself, the prepared inputs are sorted by length and cut by a token budget, and
-each record is finished as soon as its last input has run, so that no batch's scores outlive it.
+`pipe(list, batch_size=...)` is never called: there one bad record loses its batch, and batches follow the order of
+the records. Here each record is prepared by itself, the inputs are sorted by length and cut by a token budget, and a
+record is finished as soon as its last input has run, so that no batch's scores outlive it.
+
+An encoder task (`workers.inference.tasks.encoder_tasks`) also has `forward_batch`, which takes a whole chunk tokenised
+in one call. It is compared with the pipeline once, when the model is loaded, and used only if both agree. The pipeline
+still runs jobs with parameters that `forward_batch` does not support, and records that it would have to truncate.
 """
 
+import inspect
 import logging
+import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 import transformers
 from torch import Tensor
 
@@ -20,84 +28,116 @@ from common.errors import RecordError
 from common.json_codec import to_jsonable
 from common.records import Failure, Json, Outcome
 from common.tasks import find_task
+from workers.inference.core.async_copy import PendingResult
 from workers.inference.core.batches import Item, run_batches
-from workers.inference.core.runner import RunMonitor
+from workers.inference.core.fallbacks import count_fallback
+from workers.inference.core.runner import NullMonitor, PreparingRunner, RunMonitor
 from workers.inference.core.samples import samples
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.models.batch_invariance import ensure_batch_invariance
-from workers.inference.models.loader import ModelRunner, ModelSource, load_model, load_tokenizer
-from workers.inference.tasks.classification import TokenClassification, ZeroShotClassification
-from workers.inference.tasks.fill_mask import FillMask
-from workers.inference.tasks.pipeline_task import (
-    FeatureExtraction,
-    PipelineParams,
-    PipelineTask,
-    PreparedRecord,
-    RowOutput,
-    TextClassification,
-)
+from workers.inference.models.loader import ModelSource, load_model, load_tokenizer
+from workers.inference.models.outputs_match import outputs_match
+from workers.inference.tasks.encoder_tasks import ENCODER_TASKS, EncoderTask
+from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, RowOutput
 from workers.inference.tasks.table_question_answering import TableQuestionAnswering
 from workers.inference.tasks.text_generation import TextGeneration
-from workers.inference.text.tokenization import NO_TOKENS
+from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, supports_varlen_kernel
+from workers.inference.text.tokenization import NO_TOKENS, TokenizedText, encode, pad, parse_inputs
 from workers.inference.text.truncation import ModelInputs, token_count
 
 logger = logging.getLogger(__name__)
 
-_TASKS: Mapping[str, type[PipelineTask[Any]]] = {
-    task.name: task
-    for task in (
-        FillMask,
-        TextClassification,
-        TokenClassification,
-        ZeroShotClassification,
-        TextGeneration,
-        FeatureExtraction,
-        TableQuestionAnswering,
-    )
+#: Task classes by the name of the task.
+PIPELINE_TASKS: Mapping[str, type[PipelineTask[Any]]] = {
+    task.name: task for task in (*ENCODER_TASKS, TextGeneration, TableQuestionAnswering)
 }
 
 
-@dataclass(slots=True)
-class _Work:
-    """One record on its way: what it needs to run, and the rows that it has so far."""
-
-    prepared: PreparedRecord
-    rows: dict[int, RowOutput] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _Input:
     """One input of one record."""
 
-    work: _Work
+    record: PreparedRecord
     number: int
 
     @property
-    def inputs(self) -> ModelInputs:
-        return self.work.prepared.inputs[self.number]
+    def value(self) -> Any:
+        return self.record.inputs[self.number]
 
 
-class PipelineRunner(ModelRunner):
-    """A `transformers` pipeline, its steps called one by one."""
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A chunk before its forward passes."""
+
+    inputs: Sequence[Json]
+    params: Mapping[str, Json]
+    parsed: PipelineParams | None = None  #: None if all records run through the pipeline
+    records: Mapping[int, PreparedRecord] = field(default_factory=dict)  #: tokenised for `forward_batch`, by position
+    outcomes: Mapping[int, Outcome] = field(default_factory=dict)  #: of records that cannot run
+
+
+#: Runs a batch; returns one row for each input, now or once the device is done.
+Forward = Callable[[list[_Input]], Sequence[RowOutput] | PendingResult[RowOutput]]
+#: Makes a record's output of its rows.
+Finish = Callable[[Sequence[RowOutput], PreparedRecord], Json]
+
+
+class PipelineRunner(PackingRunner, PreparingRunner):
+    """A task of `transformers.pipeline` with the same outputs, in batches of our own."""
+
+    task: PipelineTask[Any]
+    _encoder: EncoderTask | None = None  #: the task, if its `forward_batch` agrees with the pipeline
 
     def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
-        """Load the model with the head of `task`, and its tokenizer.
+        """Load the model with the head of `task`, and its tokenizer; compare `forward_batch` with the pipeline.
 
         Raises:
             ModelError: as `load_model` and `load_tokenizer`; `no_mask_token`, for fill-mask.
         """
-        chosen = _TASKS[find_task(task).name]
+        chosen = PIPELINE_TASKS[find_task(task).name]
         source = ModelSource.of(task, model, load_params)
+        self._device = device
         self._model = load_model(
             getattr(transformers, chosen.auto_class), source, device, ignore_missing=chosen.ignore_missing
         )
-        tokenizer = load_tokenizer(source)
-        self.task = chosen.over(self._model, tokenizer, device)
+        self._arguments = inspect.signature(self._model.forward).parameters
+        self._tokenizer = load_tokenizer(source)
+        self._tokenizer_lock = threading.Lock()  # its settings cannot change while another thread uses it
+        self.task = chosen.from_model(self._model, self._tokenizer, device)
         self.task.most_new_tokens = source.most_new_tokens
         self.budget = TokenBudget.of(device, generates=self.task.generates)
-        if not self.task.batches:
+        if not self.task.can_batch:
             self.budget.items = 1
-        ensure_batch_invariance(self.budget, self._model, self._trial_rows, self._trial)
+        ensure_batch_invariance(self.budget, self._model, self._sample_inputs, self._pipeline_trial)
+        if isinstance(self.task, EncoderTask):
+            self._use_forward_batch(self.task)
+
+    @property
+    def uses_forward_batch(self) -> bool:
+        """Whether the task's `forward_batch` runs, where it supports the job and the record."""
+        return self._encoder is not None
+
+    def use_pipeline(self) -> None:
+        """Run everything through the pipeline from now on."""
+        self._encoder = None
+
+    def pack(self) -> bool:
+        """Run batches as packed rows from now on, if the model gives the same for them; return whether it does."""
+        encoder = self._encoder
+        if encoder is None:
+            return False
+        rows = encode(self._tokenizer, PROBE_TEXTS, encoder.limit)
+        rows = [row for row in rows if encoder.refusal(row) is None] or encode(
+            self._tokenizer, [f"{self._tokenizer.mask_token} {text}" for text in PROBE_TEXTS], encoder.limit
+        )
+        with torch.inference_mode():
+            expected = [self._logits(encoder, [row])[0] for row in rows]
+
+            def agrees(packer: VarlenPacker) -> bool:
+                found = self._logits(encoder, rows, packer)
+                return all(map(outputs_match, found, (one.cpu().float() for one in expected)))
+
+            return self._pack(agrees, first_tokens=encoder.first_tokens)
 
     def output_type(self, params: Mapping[str, Json]) -> pa.DataType | None:
         """Return the Arrow type of the task's outputs, None where they travel as JSON."""
@@ -109,88 +149,191 @@ class PipelineRunner(ModelRunner):
         Raises:
             ModelError: `bad_param`.
         """
-        return self.task.is_deterministic(self.task.parsed_params(params))
+        return self.task.is_deterministic(self.task.parse_params(params))
 
-    def run(self, inputs: Sequence[Json], params: Mapping[str, Json], monitor: RunMonitor) -> list[Outcome]:
+    def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> _Chunk:
+        """Return the texts of the records, tokenised for `forward_batch`, where it is used."""
+        encoder = self._encoder
+        if encoder is None or params.keys() & encoder.pipeline_only_params:
+            return _Chunk(inputs, params)
+        with self._tokenizer_lock:
+            parsed = encoder.parse_params(params)
+            records, outcomes = parse_inputs(inputs, lambda value: encoder.read(value, parsed))
+            texts = [text for record in records.values() for text in record.texts]
+            rows = iter(encode(self._tokenizer, texts, encoder.limit if encoder.truncates else None))
+        fitting: dict[int, PreparedRecord] = {}
+        for position, record in records.items():
+            record.inputs = [next(rows) for _ in record.texts]
+            refusal = next(filter(None, map(partial(_refusal, encoder), record.inputs)), None)
+            if refusal:
+                outcomes[position] = Outcome(failure=refusal)
+            elif encoder.limit is None or all(len(row) <= encoder.limit for row in record.inputs):
+                record.truncated = any(row.truncated for row in record.inputs)
+                fitting[position] = record
+        return _Chunk(inputs, params, parsed, fitting, outcomes)
+
+    def run_prepared(self, prepared: _Chunk, monitor: RunMonitor) -> list[Outcome]:
         """Return for each record what `pipeline(task)(record, **params)` gives, in order."""
-        parsed_params = self.task.parsed_params(params)
-        works: dict[int, _Work] = {}
-        outcomes: dict[int, Outcome] = {}
-        for position, value in enumerate(inputs):
-            monitor.tick()
-            prepared = self._prepared(value, parsed_params)
-            if isinstance(prepared, Failure):
-                outcomes[position] = Outcome(failure=prepared)
-            else:
-                works[position] = _Work(prepared)
-        for items in self._groups(works, parsed_params):
-            outcomes |= self._finished(items, parsed_params, monitor)
-        return [outcomes[position] for position in range(len(inputs))]
+        outcomes = dict(prepared.outcomes)
+        encoder, parsed = self._encoder, prepared.parsed
+        if encoder is not None and parsed is not None:
+            items = [
+                Item(position, len(row), _Input(record, number))
+                for position, record in prepared.records.items()
+                for number, row in enumerate(record.inputs)
+            ]
+            forward: Forward = partial(self._forward_batch, encoder, parsed)
+            outcomes |= self._run_items(
+                items, forward, lambda rows, record: encoder.finish_batch(rows, record, parsed), self.budget, monitor
+            )
+        rest = {position: value for position, value in enumerate(prepared.inputs) if position not in outcomes}
+        if rest:
+            with self._tokenizer_lock:
+                outcomes |= self._run_pipeline(rest, prepared.params, monitor)
+        return [outcomes[position] for position in range(len(prepared.inputs))]
 
-    def _trial_rows(self) -> list[ModelInputs]:
-        parsed_params = self.task.parsed_params({})
-        found = [
-            self._prepared(value, parsed_params) for value in samples(self.task.name, self.task.tokenizer.mask_token)
-        ]
-        return [inputs for prepared in found if isinstance(prepared, PreparedRecord) for inputs in prepared.inputs]
-
-    def _trial(self, batch: Sequence[ModelInputs]) -> list[list[Tensor]]:
-        return self.task.trial(batch, self.task.parsed_params({}))
-
-    def _prepared(self, value: Json, parsed_params: PipelineParams) -> PreparedRecord | Failure:
-        try:
-            prepared = self.task.prepare(value, parsed_params)
-        except RecordError as error:
-            return Failure(error.code, error.message)
-        except Exception as error:  # the boundary of untrusted input: tokenizers raise what they like, one record fails
-            logger.debug("a record cannot be prepared", exc_info=True)
-            return Failure("runner_error", f"{type(error).__name__}: {error}"[:2000])
-        if any("input_ids" in inputs and not token_count(inputs) for inputs in prepared.inputs):
-            return NO_TOKENS
-        if self.task.limit is None:
-            return prepared
-        longest = max((token_count(inputs) for inputs in prepared.inputs), default=0)
-        if longest > self.task.limit:
-            return Failure("too_long", f"The input has {longest} tokens; the model takes {self.task.limit}.")
-        return prepared
-
-    def _groups(self, works: Mapping[int, _Work], parsed_params: PipelineParams) -> list[list[Item[_Part]]]:
-        groups: dict[int, list[Item[_Part]]] = defaultdict(list)
-        for position, work in works.items():
-            for number, inputs in enumerate(work.prepared.inputs):
-                item = Item(position, self.task.tokens(inputs, parsed_params), _Part(work, number))
-                groups[self.task.group(inputs, parsed_params)].append(item)
-        return [groups[key] for key in sorted(groups, reverse=True)]
-
-    def _finished(
-        self, items: Sequence[Item[_Part]], parsed_params: PipelineParams, monitor: RunMonitor
+    def _run_pipeline(
+        self, inputs: Mapping[int, Json], params: Mapping[str, Json], monitor: RunMonitor
     ) -> dict[int, Outcome]:
-        """Run these inputs; return the outcomes of the records that are done with them, by position."""
-
-        def forward(parts: list[_Part]) -> list[Outcome | None]:
-            rows = self.task.forward([part.inputs for part in parts], parsed_params, monitor)
-            return [self._taken(part, row, parsed_params) for part, row in zip(parts, rows, strict=True)]
-
+        """Return the outcomes of records, by position, that run through the steps of the pipeline."""
+        task, parsed = self.task, self.task.parse_params(params)
         outcomes: dict[int, Outcome] = {}
-        budget = self.task.budget(self.budget, parsed_params)
-        for item, result in zip(items, run_batches(items, forward, budget, monitor), strict=True):
-            if isinstance(result, Failure):
-                outcomes[item.position] = Outcome(failure=result)
-            elif result is not None:
-                outcomes[item.position] = result
+        groups: dict[int, list[Item[_Input]]] = defaultdict(list)
+        for position, value in inputs.items():
+            monitor.tick()
+            record = self._prepare_for_pipeline(value, parsed)
+            if isinstance(record, Failure):
+                outcomes[position] = Outcome(failure=record)
+                continue
+            for number, one in enumerate(record.inputs):
+                groups[task.group(one, parsed)].append(Item(position, task.tokens(one, parsed), _Input(record, number)))
+        budget = task.budget(self.budget, parsed)
+
+        def forward(parts: list[_Input]) -> Sequence[RowOutput]:
+            return task.forward([part.value for part in parts], parsed, monitor)
+
+        for key in sorted(groups, reverse=True):
+            outcomes |= self._run_items(
+                groups.pop(key), forward, lambda rows, record: task.finish(rows, record, parsed), budget, monitor
+            )
         return outcomes
 
-    def _taken(self, part: _Part, row: RowOutput, parsed_params: PipelineParams) -> Outcome | None:
-        """Keep a row; return the outcome of its record if it was the last."""
-        work, wanted = part.work, len(part.work.prepared.inputs)
-        work.rows[part.number] = row
-        if len(work.rows) < wanted:
-            return None
-        rows = [work.rows.pop(number) for number in range(wanted)]
+    def _prepare_for_pipeline(self, value: Json, params: PipelineParams) -> PreparedRecord | Failure:
         try:
-            output = self.task.finish(rows, work.prepared, parsed_params)
+            record = self.task.prepare(value, params)
+        except RecordError as error:
+            return Failure(error.code, error.message)
+        except Exception as error:  # untrusted input: tokenizers may raise anything, and one record fails
+            logger.debug("a record cannot be prepared", exc_info=True)
+            return Failure.from_exception("runner_error", error)
+        lengths = [token_count(inputs) for inputs in record.inputs if "input_ids" in inputs]
+        if not all(lengths):
+            return NO_TOKENS
+        if self.task.limit is not None and max(lengths, default=0) > self.task.limit:
+            return Failure("too_long", f"The input has {max(lengths)} tokens; the model takes {self.task.limit}.")
+        return record
+
+    def _run_items(
+        self, items: Sequence[Item[_Input]], forward: Forward, finish: Finish, budget: TokenBudget, monitor: RunMonitor
+    ) -> dict[int, Outcome]:
+        """Run inputs in batches; return the outcomes of the records that are complete with them, by position."""
+
+        def run(parts: list[_Input]) -> Sequence[Outcome | None] | PendingResult[Outcome | None]:
+            rows = forward(parts)
+            return rows.then(partial(collect, parts)) if isinstance(rows, PendingResult) else collect(parts, rows)
+
+        def collect(parts: list[_Input], rows: Sequence[RowOutput]) -> list[Outcome | None]:
+            return [self._collect(part, row, finish) for part, row in zip(parts, rows, strict=True)]
+
+        outcomes: dict[int, Outcome] = {}
+        for item, result in zip(items, run_batches(items, run, budget, monitor), strict=True):
+            if result is not None:
+                outcomes[item.position] = Outcome(failure=result) if isinstance(result, Failure) else result
+        return outcomes
+
+    def _collect(self, part: _Input, row: RowOutput, finish: Finish) -> Outcome | None:
+        """Keep a row; return the outcome of its record if it was the last."""
+        record = part.record
+        record.rows[part.number] = row
+        if len(record.rows) < len(record.inputs):
+            return None
+        rows = [record.rows.pop(number) for number in range(len(record.inputs))]
+        try:
+            output = finish(rows, record)
             output = output if self.task.output_type else to_jsonable(output)
         except Exception as error:  # an error here must not make the batch run again: one record fails
             logger.debug("a record cannot be finished", exc_info=True)
-            return Outcome(failure=Failure("runner_error", f"{type(error).__name__}: {error}"[:2000]))
-        return Outcome(output, truncated=work.prepared.truncated)
+            return Outcome(failure=Failure.from_exception("runner_error", error))
+        return Outcome(output, truncated=record.truncated)
+
+    def _forward_batch(
+        self, encoder: EncoderTask, params: PipelineParams, parts: Sequence[_Input]
+    ) -> Sequence[Any] | PendingResult[Any]:
+        with torch.inference_mode():
+            logits = self._logits(encoder, [part.value for part in parts], self._packer)
+            return encoder.reduce(logits, [part.record for part in parts], params)
+
+    def _logits(
+        self, encoder: EncoderTask, rows: Sequence[TokenizedText], packer: VarlenPacker | None = None
+    ) -> list[Tensor]:
+        features = [{name: value for name, value in row.features.items() if name in self._arguments} for row in rows]
+        if packer is not None:
+            with packer.packed(features) as packed:
+                return encoder.forward_batch(packed, rows)
+        inputs = pad(features, self._tokenizer, self._device)
+        if len({len(row) for row in rows}) == 1:
+            inputs.pop("attention_mask", None)
+        if "use_cache" in self._arguments:
+            inputs["use_cache"] = False  # keys and values would be kept for a next token that never comes
+        return encoder.forward_batch(inputs, rows)
+
+    def _sample_inputs(self) -> list[ModelInputs]:
+        params = self.task.parse_params({})
+        records = [
+            self._prepare_for_pipeline(value, params) for value in samples(self.task.name, self._tokenizer.mask_token)
+        ]
+        return [inputs for record in records if isinstance(record, PreparedRecord) for inputs in record.inputs]
+
+    def _pipeline_trial(self, batch: Sequence[ModelInputs]) -> list[list[Tensor]]:
+        return self.task.trial(batch, self.task.parse_params({}))
+
+    def _use_forward_batch(self, encoder: EncoderTask) -> None:
+        """Use `forward_batch` from now on, if it gives what the pipeline gives; in packed rows, if they pay."""
+        rows: list[TokenizedText] = []
+        if self._tokenizer.is_fast and encoder.can_batch:
+            rows = self._matching_samples(encoder, samples(encoder.name, self._tokenizer.mask_token))
+        if not rows:
+            logger.info("%s runs through the pipeline: forward_batch differs from it", type(self._model).__name__)
+            return
+        self._encoder = encoder
+
+        def trial(texts: Sequence[Mapping[str, Any]]) -> list[list[Tensor]]:
+            with torch.inference_mode():
+                found = self._logits(encoder, [TokenizedText(dict(text), truncated=False) for text in texts])
+            return [[logits] for logits in found]
+
+        ensure_batch_invariance(self.budget, self._model, lambda: [row.features for row in rows], trial)
+        if supports_varlen_kernel(self._model):
+            self.pack()
+
+    def _matching_samples(self, encoder: EncoderTask, values: Sequence[Json]) -> list[TokenizedText]:
+        """Return the samples tokenised, if `forward_batch` gives for each what the pipeline gives, else none."""
+        params = encoder.parse_params({})
+        try:
+            with torch.inference_mode():
+                texts = [text for value in values for text in encoder.read(value, params).texts]
+                rows = encode(self._tokenizer, texts, None)
+                if encoder.limit is not None and max(map(len, rows)) > encoder.limit:
+                    return self._matching_samples(encoder, values[:-1]) if values[:-1] else []
+                inputs = [one for value in values for one in encoder.prepare(value, params).inputs]
+                expected = [encoder.pipeline_logits(encoder.forward([one], params, NullMonitor())[0]) for one in inputs]
+                found = [self._logits(encoder, [row])[0] for row in rows]
+        except Exception as error:  # any architecture may be loaded; the pipeline runs those that fail here
+            logger.debug("forward_batch fails for %s", type(self._model).__name__, exc_info=True)
+            count_fallback("forward_batch", error)
+            return []
+        return rows if all(map(outputs_match, found, expected)) else []
+
+
+def _refusal(encoder: EncoderTask, row: TokenizedText) -> Failure | None:
+    return encoder.refusal(row) if len(row) else NO_TOKENS

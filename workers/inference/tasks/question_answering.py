@@ -1,16 +1,18 @@
-"""The part of a context that answers a question, in the shape that transformers 4 gave it.
+"""Extractive question answering: the part of a context that answers a question, in the form of transformers 4.
 
-Transformers 5 took this pipeline out; the models still load. A context too long for the model is read in windows
-that overlap, and the windows of all records share batches.
+Transformers 5 removed this pipeline; the models still load. A context too long for the model is read in overlapping
+windows, and the windows of all records share batches. Scores are those of the pipeline of transformers 4.57: softmax
+over the tokens that can be in an answer, window by window; start times end; spans of the same words added up.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import AutoModelForQuestionAnswering
@@ -28,23 +30,25 @@ from workers.inference.core.token_budget import TokenBudget
 from workers.inference.models.batch_invariance import ensure_batch_invariance
 from workers.inference.models.loader import ModelSource, load_model, load_tokenizer
 from workers.inference.models.outputs_match import outputs_match
-from workers.inference.tasks.answer_spans import Flags, Floats, best_answers, best_spans, merged
 from workers.inference.text.fields import parse_fields
 from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, split_rows, supports_varlen_kernel
 from workers.inference.text.tokenization import accepted_features, check_text, encode, pad, parse_inputs
 from workers.inference.text.truncation import input_token_limit
 
-#: Tokens in a window, and of overlap: what the pipeline took where nothing else was asked for.
+#: The pipeline's defaults: tokens in a window, and of overlap.
 _WINDOW = 384
 _STRIDE = 128
 
+Floats = npt.NDArray[np.floating[Any]]
+Flags = npt.NDArray[np.bool_]
+
 
 @dataclass(frozen=True, slots=True)
-class _Options:
-    """What a job asked for, defaults filled in."""
+class _AnswerParams:
+    """A job's parameters, with defaults."""
 
     window: int  #: tokens, question and special ones included
-    stride: int  #: tokens that neighbours have in common
+    stride: int  #: tokens that neighbouring windows share
     question: int  #: tokens of the question at most
     longest: int  #: tokens of the answer at most
     top_k: int
@@ -58,17 +62,17 @@ class _Question:
 
     question: str
     context: str
-    cut: bool = False  #: whether the question was cut
+    truncated: bool = False  #: whether the question was truncated
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """What the model sees at once."""
+    """What the model takes at once."""
 
     features: dict[str, list[int]]
     encoding: Any  #: a tokenizers.Encoding: from tokens to words and characters
     context: Flags  #: which tokens belong to the context
-    null: int | None  #: where the token stands that means "no answer"
+    null: int | None  #: position of the token that means "no answer"
 
 
 class QuestionAnsweringRunner(PackingRunner):
@@ -83,7 +87,7 @@ class QuestionAnsweringRunner(PackingRunner):
         """Load the model and its tokenizer.
 
         Raises:
-            ModelError: as `load_model` and `load_tokenizer`; `no_tokenizer`, it cannot tell where its tokens stand.
+            ModelError: as `load_model` and `load_tokenizer`; `no_tokenizer`, it has no offsets.
         """
         source = ModelSource.of(task, model, load_params)
         self._task = task
@@ -91,9 +95,7 @@ class QuestionAnsweringRunner(PackingRunner):
         self._model = load_model(AutoModelForQuestionAnswering, source, device)
         self._tokenizer = load_tokenizer(source)
         if not self._tokenizer.is_fast:
-            raise ModelError(
-                "no_tokenizer", f"{task} needs a tokenizer that knows where its tokens stand: a tokenizer.json."
-            )
+            raise ModelError("no_tokenizer", f"{task} needs a tokenizer with offsets: a tokenizer.json.")
         self._limit = input_token_limit(self._model, self._tokenizer)
         self._specials = self._tokenizer.num_special_tokens_to_add(pair=True)
         self._question_first = self._tokenizer.padding_side == "right"
@@ -103,7 +105,7 @@ class QuestionAnsweringRunner(PackingRunner):
             self.pack()
 
     def pack(self) -> bool:
-        """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
+        """Pack batches from now on, if the model gives the same for packed rows; return whether it does."""
         rows = [
             row.features
             for row in encode(self._tokenizer, [(PROBE_TEXTS[0], text) for text in PROBE_TEXTS], self._limit)
@@ -117,7 +119,7 @@ class QuestionAnsweringRunner(PackingRunner):
         return self._pack(agrees)
 
     def _trial_rows(self) -> list[dict[str, list[int]]]:
-        pairs = [(asked.question, asked.context) for asked in map(_parse_question, samples(self._task))]
+        pairs = [(record.question, record.context) for record in map(_parse_question, samples(self._task))]
         return [row.features for row in encode(self._tokenizer, pairs, self._limit)]
 
     def _trial(self, rows: Sequence[Mapping[str, Any]], packer: VarlenPacker | None = None) -> list[tuple[Tensor, ...]]:
@@ -126,19 +128,19 @@ class QuestionAnsweringRunner(PackingRunner):
 
     def run(self, inputs: Sequence[Json], params: Mapping[str, Json], monitor: RunMonitor) -> list[Outcome]:
         """Return for each `{question, context}` an object with score, start, end and answer, or a list of them."""
-        chosen = self._options(params)
-        read, outcomes = parse_inputs(inputs, _parse_question)
-        asked, lengths = self._cut_questions(read, chosen.question)
-        items = self._windows(asked, lengths, chosen)
+        parsed = self._parse_params(params)
+        records, outcomes = parse_inputs(inputs, _parse_question)
+        records, lengths = self._truncate_questions(records, parsed.question)
+        items = self._windows(records, lengths, parsed)
         results = run_batches(items, self._logits, self.budget, monitor)
         found = defaultdict(list)
         for item, result in zip(items, results, strict=True):
             found[item.position].append((item.value, result))
         for position, windows in found.items():
-            outcomes[position] = self._outcome(asked[position], windows, chosen)
+            outcomes[position] = self._outcome(records[position], windows, parsed)
         return [outcomes[position] for position in range(len(inputs))]
 
-    def _options(self, params: Mapping[str, Json]) -> _Options:
+    def _parse_params(self, params: Mapping[str, Json]) -> _AnswerParams:
         check_params(self._task, TASK_PARAMS["question-answering"], params)
         limit = self._limit or _WINDOW
         window = params.get("max_seq_len", min(limit, _WINDOW))
@@ -149,7 +151,7 @@ class QuestionAnsweringRunner(PackingRunner):
         if stride >= window:
             raise ModelError("bad_param", f"doc_stride must be below max_seq_len, {window}; found {stride}.")
         half = (window - self._specials) // 2
-        return _Options(
+        return _AnswerParams(
             window=window,
             stride=stride,
             question=min(params.get("max_question_len", half), half),
@@ -159,44 +161,47 @@ class QuestionAnsweringRunner(PackingRunner):
             whole_words=params.get("align_to_words", True),
         )
 
-    def _cut_questions(self, read: Mapping[int, _Question], limit: int) -> tuple[dict[int, _Question], dict[int, int]]:
-        """Return the records with no question longer than `limit` tokens, and the tokens that each question has."""
-        asked, lengths = {}, {}
-        for (position, one), offsets in zip(read.items(), self._offsets(list(read.values())), strict=True):
-            asked[position], lengths[position] = one, len(offsets)
+    def _truncate_questions(
+        self, records: Mapping[int, _Question], limit: int
+    ) -> tuple[dict[int, _Question], dict[int, int]]:
+        """Return the records with questions of at most `limit` tokens, and the tokens of each question."""
+        truncated, lengths = {}, {}
+        for (position, record), offsets in zip(records.items(), self._offsets(list(records.values())), strict=True):
+            truncated[position], lengths[position] = record, len(offsets)
             if len(offsets) > limit:
-                asked[position] = _Question(one.question[: offsets[limit - 1][1]], one.context, cut=True)
-                lengths[position] = len(self._offsets([asked[position]])[0])  # a word cut in two is other tokens
-        return asked, lengths
+                question = record.question[: offsets[limit - 1][1]]
+                truncated[position] = _Question(question, record.context, truncated=True)
+                lengths[position] = len(self._offsets([truncated[position]])[0])  # a word cut in two is other tokens
+        return truncated, lengths
 
-    def _offsets(self, asked: Sequence[_Question]) -> list[list[tuple[int, int]]]:
-        """Return the place of each token in each question."""
-        if not asked:
+    def _offsets(self, records: Sequence[_Question]) -> list[list[tuple[int, int]]]:
+        """Return the start and end of each token in each question."""
+        if not records:
             return []
-        questions = [one.question for one in asked]
+        questions = [record.question for record in records]
         found = self._tokenizer(questions, add_special_tokens=False, truncation=False, return_offsets_mapping=True)
         return list(found["offset_mapping"])
 
     def _windows(
-        self, asked: Mapping[int, _Question], lengths: Mapping[int, int], chosen: _Options
+        self, records: Mapping[int, _Question], lengths: Mapping[int, int], parsed: _AnswerParams
     ) -> list[Item[_Window]]:
         """Return the windows of all records, those of one record in order."""
         by_stride = defaultdict(list)
         for position, length in lengths.items():
-            room = chosen.window - self._specials - length
+            available = parsed.window - self._specials - length
             # The tokenizer panics over windows that would not advance.
-            by_stride[chosen.stride if chosen.stride < room else room // 2].append(position)
+            by_stride[parsed.stride if parsed.stride < available else available // 2].append(position)
         return [
             Item(position, len(window.encoding), window)
             for stride, positions in by_stride.items()
-            for position, window in self._tokenized(asked, positions, chosen.window, stride)
+            for position, window in self._tokenize(records, positions, parsed.window, stride)
         ]
 
-    def _tokenized(
-        self, asked: Mapping[int, _Question], positions: Sequence[int], tokens: int, stride: int
+    def _tokenize(
+        self, records: Mapping[int, _Question], positions: Sequence[int], tokens: int, stride: int
     ) -> list[tuple[int, _Window]]:
-        questions = [asked[position].question for position in positions]
-        contexts = [asked[position].context for position in positions]
+        questions = [records[position].question for position in positions]
+        contexts = [records[position].context for position in positions]
         texts = (questions, contexts) if self._question_first else (contexts, questions)
         batch = self._tokenizer(
             *texts,
@@ -241,29 +246,29 @@ class QuestionAnsweringRunner(PackingRunner):
                     output = self._model(**inputs)
         return [output.start_logits, output.end_logits]
 
-    def _outcome(self, asked: _Question, windows: Sequence[tuple[_Window, Any]], chosen: _Options) -> Outcome:
-        # As many spans as the pipeline looked at: several tokens' spans can be the same words.
-        count = chosen.top_k * 2 + 10 if chosen.whole_words else chosen.top_k
+    def _outcome(self, record: _Question, windows: Sequence[tuple[_Window, Any]], parsed: _AnswerParams) -> Outcome:
+        # As many spans as the pipeline compares: several can be the same words.
+        count = parsed.top_k * 2 + 10 if parsed.whole_words else parsed.top_k
         found, nulls = [], []
         for window, result in windows:
             if isinstance(result, Failure):
                 return Outcome(failure=result)
             start_logits, end_logits = result
-            spans, null = best_spans(start_logits, end_logits, window.context, window.null, count, chosen.longest)
+            spans, null = best_spans(start_logits, end_logits, window.context, window.null, count, parsed.longest)
             nulls.append(null)
             for span in spans:
-                start, end = self._characters(window.encoding, span.start, span.end, chosen.whole_words)
-                found.append((asked.context[start:end], start, end, span.score))
-        answers = merged(found)
-        if chosen.impossible:
+                start, end = self._characters(window.encoding, span.start, span.end, parsed.whole_words)
+                found.append((record.context[start:end], start, end, span.score))
+        answers = merge_answers(found)
+        if parsed.impossible:
             answers.append({"score": min(nulls), "start": 0, "end": 0, "answer": ""})
         if not answers:
             return Outcome(failure=Failure("empty_text", "The tokenizer finds no token in the context."))
-        best = best_answers(answers, chosen.top_k)
-        return Outcome(best[0] if chosen.top_k == 1 else best, truncated=asked.cut)
+        best = sorted(answers, key=lambda answer: -answer["score"])[: parsed.top_k]
+        return Outcome(best[0] if parsed.top_k == 1 else best, truncated=record.truncated)
 
     def _characters(self, encoding: Any, start: int, end: int, whole_words: bool) -> tuple[int, int]:
-        """Return where in the context the tokens from `start` to `end` begin and end; words are not cut in two."""
+        """Return the start and end in the context of the tokens from `start` to `end`, in whole words or not."""
         sequence = int(self._question_first)
         words = (encoding.token_to_word(start), encoding.token_to_word(end)) if whole_words else (None, None)
         if words[0] is not None and words[1] is not None:
@@ -276,3 +281,66 @@ class QuestionAnsweringRunner(PackingRunner):
 def _parse_question(value: Json) -> _Question:
     fields = parse_fields(TASKS["question-answering"], value)
     return _Question(check_text(fields["question"], "question"), check_text(fields["context"], "context"))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens `start` to `end`, both included, with the probability that they are the answer."""
+
+    start: int
+    end: int
+    score: float
+
+
+def best_spans(
+    start: Floats, end: Floats, context: Flags, null: int | None, count: int, longest: int
+) -> tuple[list[Span], float]:
+    """Return the likeliest spans of one window, at most `count`, and the probability that it has no answer.
+
+    Args:
+        start: logits of shape (tokens,), of the first token of a span.
+        end: the same of its last token.
+        context: which tokens can be in an answer.
+        null: the token (`[CLS]`) that means "no answer"; it takes part in the softmax only.
+        count: the number of spans to return.
+        longest: tokens in a span at most.
+    """
+    candidates = context.copy()
+    if null is not None:
+        candidates[null] = True
+    starts, ends = _softmax(start, candidates), _softmax(end, candidates)
+    no_answer = 0.0 if null is None else float(starts[null] * ends[null])
+    places = np.flatnonzero(context)
+    if null is not None:
+        places = places[places != null]
+    # One row for each start of a span, one column for each end, counted from the start.
+    reach = places[:, None] + np.arange(min(longest, len(start)))
+    inside = np.isin(reach, places)
+    scores = np.where(inside, starts[places][:, None] * ends[np.minimum(reach, len(end) - 1)], -1.0)
+    count = min(count, int(inside.sum()))
+    order = np.argsort(-scores, axis=None, kind="stable")[:count]
+    spans = [
+        Span(int(places[row]), int(reach[row, column]), float(scores[row, column]))
+        for row, column in zip(*np.unravel_index(order, scores.shape), strict=True)
+    ]
+    return spans, no_answer
+
+
+def merge_answers(found: Iterable[tuple[str, int, int, float]]) -> list[dict[str, Any]]:
+    """Return one answer for each text, ignoring case: its first position, and the sum of all scores.
+
+    Args:
+        found: text, start, end (exclusive), score.
+    """
+    answers: dict[str, dict[str, Any]] = {}
+    for text, start, end, score in found:
+        known = answers.setdefault(text.lower(), {"score": 0.0, "start": start, "end": end, "answer": text})
+        known["score"] += score
+    return list(answers.values())
+
+
+def _softmax(logits: Floats, candidates: Flags) -> Floats:
+    masked = np.where(candidates, logits, -np.inf)
+    powers = np.exp(masked - masked.max())
+    result: Floats = powers / powers.sum()
+    return result

@@ -1,7 +1,7 @@
-"""The table from task to runner; a runner's module is imported when its task is first asked for.
+"""The registry of runners: from a task's name to the class that runs it, imported when first needed.
 
 Other distributions add rows by entry points of the group `common.tasks.RUNNER_ENTRY_POINTS`: the entry point's name is
-the task, its value `module:Class`. A row of ours wins over an entry point of the same name.
+the task, its value `module:Class`. Our own rows win over entry points of the same name.
 """
 
 from importlib import import_module
@@ -12,18 +12,17 @@ from common.tasks import ALIASES, RUNNER_ENTRY_POINTS, translation_languages
 from workers.inference.core.runner import Runner
 
 _PIPELINE = "workers.inference.tasks.pipeline_runner:PipelineRunner"
-_FAST = "workers.inference.tasks.encoder_runner:EncoderRunner"
-_IMAGES = "workers.inference.tasks.image_runner:ImageRunner"
-_SOUNDS = "workers.inference.tasks.audio_runner:AudioRunner"
+_IMAGES = "workers.inference.tasks.images:ImageRunner"
+_AUDIO = "workers.inference.tasks.audio:AudioRunner"
 _SEQ2SEQ = "workers.inference.tasks.seq2seq:Seq2SeqRunner"
 
 #: Task to `module:Class`.
 RUNNERS = {
-    "fill-mask": _FAST,
-    "text-classification": _FAST,
-    "token-classification": _FAST,
-    "zero-shot-classification": _FAST,
-    "feature-extraction": _FAST,
+    "fill-mask": _PIPELINE,
+    "text-classification": _PIPELINE,
+    "token-classification": _PIPELINE,
+    "zero-shot-classification": _PIPELINE,
+    "feature-extraction": _PIPELINE,
     "table-question-answering": _PIPELINE,
     "text-generation": _PIPELINE,
     "embedding": "workers.inference.tasks.embedding:EmbeddingRunner",
@@ -36,9 +35,9 @@ RUNNERS = {
     "image-segmentation": _IMAGES,
     "depth-estimation": _IMAGES,
     "image-feature-extraction": _IMAGES,
-    "audio-classification": _SOUNDS,
-    "zero-shot-audio-classification": _SOUNDS,
-    "automatic-speech-recognition": _SOUNDS,
+    "audio-classification": _AUDIO,
+    "zero-shot-audio-classification": _AUDIO,
+    "automatic-speech-recognition": _AUDIO,
     "question-answering": "workers.inference.tasks.question_answering:QuestionAnsweringRunner",
 }
 

@@ -1,4 +1,4 @@
-"""Table question answering: a table and a question in, the cells that answer it out."""
+"""Table question answering: the cells of a table that answer a question."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,27 +9,27 @@ from transformers import pipelines as hf
 from common.errors import RecordError
 from common.records import Json
 from common.tasks import TASKS
-from workers.inference.tasks.pipeline_task import PipelineParams, PlainTask, PreparedRecord, RowOutput
+from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, RowOutput
 from workers.inference.text.collate import take_row
 from workers.inference.text.fields import parse_fields
 from workers.inference.text.tokenization import check_text
 
 
-class TableQuestionAnswering(PlainTask):
+class TableQuestionAnswering(PipelineTask[PipelineParams]):
     """The cells that answer a question about a table; cells of any type are read as text."""
 
     name = "table-question-answering"
     pipeline_class = hf.TableQuestionAnsweringPipeline
     auto_class = "AutoModelForTableQuestionAnswering"
 
-    def prepare(self, value: Json, parsed_params: PipelineParams) -> PreparedRecord:
-        """Return the table and the question; rows that the model has no room for are dropped from the end."""
+    def prepare(self, value: Json, params: PipelineParams) -> PreparedRecord:
+        """Return the table and the question; rows that do not fit the model are dropped from the end."""
         fields = parse_fields(TASKS[self.name], value)
         table = parse_table(fields["table"])
         pair = {"table": table, "query": check_text(fields["query"], "query")}
         try:
-            inputs = dict(self.pipe.preprocess(pair, **parsed_params.preprocess))
-        except ValueError as error:  # more columns than it counts, or a question that leaves no room for one row
+            inputs = dict(self.pipe.preprocess(pair, **params.preprocess))
+        except ValueError as error:  # too many columns, or a question that leaves no space for one row
             raise RecordError("too_long", f"The table does not fit the model: {error}.") from error
         rows_seen = int(inputs["token_type_ids"][0, :, 2].max())  # numbered from 1
         return PreparedRecord([inputs], truncated=rows_seen < len(table))

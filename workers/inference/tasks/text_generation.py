@@ -21,7 +21,7 @@ from common.params import check_params
 from common.records import Json
 from common.task_params import TASK_PARAMS
 from common.tasks import TASKS
-from workers.inference.core.batches import is_device_lost
+from workers.inference.core.device_errors import is_device_lost
 from workers.inference.core.runner import RunMonitor
 from workers.inference.core.token_budget import MAX_TOKENS, TokenBudget
 from workers.inference.generation.continuous_batching import ContinuousBatcher, try_continuous_batching
@@ -30,7 +30,7 @@ from workers.inference.generation.seeded_sampling import DISABLED_WARPERS, Seede
 from workers.inference.generation.token_callback import CancelCriteria
 from workers.inference.models.batch_invariance import next_token_logits
 from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, RowOutput
-from workers.inference.text.collate import join
+from workers.inference.text.collate import collate
 from workers.inference.text.fields import parse_fields, parse_messages
 from workers.inference.text.tokenization import check_text
 from workers.inference.text.truncation import ModelInputs, token_count, truncate_left
@@ -75,11 +75,11 @@ class TextGeneration(PipelineTask[GenerationSettings]):
         if pipe.model.device.type == "cuda":
             self.continuous = try_continuous_batching(pipe.model)
 
-    def parsed_params(self, params: Mapping[str, Json]) -> GenerationSettings:
+    def parse_params(self, params: Mapping[str, Json]) -> GenerationSettings:
         """Return the job's parameters; nothing is left to `generate` to refuse."""
         params = check_params(self.name, TASK_PARAMS[self.name], params)
         seed, usage = params.pop("seed", None), params.pop("usage", False)
-        plain = self._sorted(params)
+        plain = self._split_params(params)
         forward = self._with_default_length(plain.forward)
         config = self._config(forward)
         if self.most_new_tokens is not None:
@@ -146,7 +146,7 @@ class TextGeneration(PipelineTask[GenerationSettings]):
                 logits_warpers(parsed_params.config), seeds, parsed_params.config.num_return_sequences or 1
             )
             kwargs |= {**DISABLED_WARPERS, "logits_processor": LogitsProcessorList([choice])}
-        outputs = self.pipe.forward(join(batch, self.pad_id, "left"), **kwargs)
+        outputs = self.pipe.forward(collate(batch, self.pad_id, "left"), **kwargs)
         return [
             self._row(outputs, number, token_count(inputs), parsed_params.config) for number, inputs in enumerate(batch)
         ]
@@ -154,7 +154,7 @@ class TextGeneration(PipelineTask[GenerationSettings]):
     def trial(self, batch: Sequence[ModelInputs], parsed_params: GenerationSettings) -> list[list[torch.Tensor]]:
         """Return for each prompt the logits of its next tokens."""
         names = ("input_ids", "attention_mask")
-        joined = join([{name: inputs[name] for name in names} for inputs in batch], self.pad_id, "left")
+        joined = collate([{name: inputs[name] for name in names} for inputs in batch], self.pad_id, "left")
         on_device = {name: tensor.to(self.pipe.model.device) for name, tensor in joined.items()}
         return next_token_logits(self.pipe.model, on_device, len(batch))
 

@@ -1,6 +1,6 @@
-"""Several prepared inputs made into one batch, and one row taken out of a batch again.
+"""Collation: several prepared inputs to one batch, and one row of a batch back.
 
-The padding is ours, not `DataLoader`'s: the side is given, and rows come back at their own length.
+Unlike `DataLoader`'s, the padding has a given side, and rows come back at their own length.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from workers.inference.text.truncation import ModelInputs
 Side = Literal["left", "right"]
 
 
-def join(values: Sequence[ModelInputs], pad_id: int, side: Side = "right") -> ModelInputs:
+def collate(values: Sequence[ModelInputs], pad_id: int, side: Side = "right") -> ModelInputs:
     """Return one batch: tensors of shape (1, tokens, ...) padded and stacked, anything else listed.
 
     Padding is `pad_id` in `input_ids`, 1 in `special_tokens_mask`, 0 elsewhere (so `attention_mask` hides it).
     """
     fill = {"input_ids": pad_id, "special_tokens_mask": 1}
-    return {key: _stacked([value[key] for value in values], fill.get(key, 0), side) for key in values[0]}
+    return {key: _stack([value[key] for value in values], fill.get(key, 0), side) for key in values[0]}
 
 
 def take_row(value: Any, number: int, tokens: int | None = None) -> Any:
-    """Return what belongs to row `number`, batch dimension kept; cut to `tokens` where the padding is on the right.
+    """Return row `number` of a value, batch dimension kept; cut to `tokens` if the padding is on the right.
 
     Half-precision numbers become float32: numpy has no bfloat16, and scores are computed from them.
     """
@@ -35,15 +35,15 @@ def take_row(value: Any, number: int, tokens: int | None = None) -> Any:
     return row.float() if row.dtype in (torch.float16, torch.bfloat16) else row
 
 
-def _stacked(parts: list[Any], fill: int, side: Side) -> Any:
+def _stack(parts: list[Any], fill: int, side: Side) -> Any:
     if not isinstance(parts[0], torch.Tensor):
         return parts
     if parts[0].dim() < 2:
         return torch.cat(parts)
     width = max(part.shape[1] for part in parts)
-    return torch.cat([_widened(part, width, fill, side) for part in parts])
+    return torch.cat([_pad(part, width, fill, side) for part in parts])
 
 
-def _widened(part: torch.Tensor, width: int, fill: int, side: Side) -> torch.Tensor:
+def _pad(part: torch.Tensor, width: int, fill: int, side: Side) -> torch.Tensor:
     filler = part.new_full((part.shape[0], width - part.shape[1], *part.shape[2:]), fill)
     return torch.cat((filler, part) if side == "left" else (part, filler), dim=1)

@@ -1,7 +1,6 @@
-"""Records as they come in, untrusted: their fields, or the reason why there are none.
+"""Fields of untrusted records, by the tables of `common.tasks`.
 
-Knows the fields of `common.tasks` and the shapes of values; no model and no tokenizer. What a text must be is said
-by `workers.inference.text.tokenization.check_text`.
+`workers.inference.text.tokenization.check_text` checks the texts among them.
 """
 
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ def parse_fields(task: Task, value: Json) -> dict[str, Json]:
         value = {task.primary_field or "text": value}
     if not isinstance(value, Mapping):
         raise RecordError(
-            "wrong_type", f"{task.name} needs text or an object with {task.required_fields}; found {_named(value)}."
+            "wrong_type", f"{task.name} needs text or an object with {task.required_fields}; found {_describe(value)}."
         )
     task.build_input(value)
     names = [name for group in task.fields for name in group]
@@ -36,12 +35,12 @@ def parse_messages(fields: Mapping[str, Json]) -> list[dict[str, Json]]:
     """
     messages = fields["messages"]
     if not isinstance(messages, list) or not messages:
-        raise RecordError("wrong_type", f"messages must be a list of messages, found {_named(messages)}.")
+        raise RecordError("wrong_type", f"messages must be a list of messages, found {_describe(messages)}.")
     for number, message in enumerate(messages):
         if not _is_message(message):
             raise RecordError(
                 "wrong_type",
-                f'message {number} must be an object {{"role": "user", "content": "..."}}, found {_named(message)}.',
+                f'message {number} must be an object {{"role": "user", "content": "..."}}, found {_describe(message)}.',
             )
     return messages
 
@@ -55,7 +54,7 @@ def _is_message(message: Json) -> bool:
     )
 
 
-def _named(value: Json) -> str:
+def _describe(value: Json) -> str:
     if isinstance(value, Mapping):
         return f"an object with {', '.join(map(repr, list(value)[:5])) or 'nothing'}"
     if isinstance(value, list):

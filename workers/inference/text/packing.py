@@ -1,10 +1,13 @@
-"""Sequences of a batch one behind the other in a single row, so that nothing is padded: for encoder models on a GPU.
+"""Sequence packing (varlen attention): the texts of a batch in one row without padding, for encoders on a GPU.
 
-An encoder sees its tokens all alike but for their positions and for attention. So the row brings its own positions,
-and attention is ours, registered with transformers (`AttentionInterface`): each token sees its own sequence and no
-other. Plain `sdpa` would let a token see the whole row, and say nothing. A head that reads the first token of each
-row gets the first token of each sequence. Whether a model's code goes along is not guessed: a packed probe is compared
-with the padded one (`find_packer`), which also finds where its positions begin (RoBERTa's at 2).
+An encoder treats all tokens alike except for positions and attention. So the packed row brings its own positions, and
+our attention, registered with transformers (`AttentionInterface`), lets each token see only its own sequence; plain
+`sdpa` would silently let it see the whole row. A head that reads the first token of each row gets the first token of
+each sequence. Whether a model's code works with this is tested: a packed probe is compared with the padded one
+(`find_packer`), which also finds the first position (2 for RoBERTa).
+
+Needless once transformers itself runs any encoder on packed rows, `token_type_ids` included
+(`DataCollatorWithFlattening` of 5.x drops them), and gives its head the first token of each sequence.
 """
 
 import itertools
@@ -18,22 +21,23 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from common.records import Json
+from workers.inference.core.fallbacks import count_fallback
 from workers.inference.models.loader import ModelRunner
 from workers.inference.text.tokenization import on_device
 
 logger = logging.getLogger(__name__)
 
-#: The name that our attention is registered under.
+#: Name of our attention in transformers.
 ATTENTION = "hugqueue_varlen"
-#: Texts of several lengths: what rows are packed of to see whether a model goes along.
-#: One is longer than any layer looks that sees its neighbours alone.
+#: Texts of several lengths that test whether a model can be packed.
+#: One is longer than any sliding window.
 PROBE_TEXTS = (
     "A short text.",
     "The old library stands beside the river, and opens at nine.",
     "Water",
     "It boils. " * 150,
 )
-#: Where the layers of an encoder stand in its base model.
+#: The attribute of a base model that holds the encoder's layers.
 _LAYERS = ("encoder", "transformer")
 
 TokenizedRow = Mapping[str, Sequence[int]]
@@ -52,16 +56,16 @@ def varlen_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Return what each token of a packed row attends to, of shape (1, tokens, heads, width).
+    """Return the attention output of a packed row, of shape (1, tokens, heads, width).
 
     Args:
-        query: (1, heads, tokens, width), as are `key` and `value`.
-        key: what each token is found by.
-        value: what is found.
+        query: (1, heads, tokens, width).
+        key: the same.
+        value: the same.
         cu_seq_lens_q: (sequences + 1,) int32, where each sequence begins, and the end.
         max_length_q: tokens of the longest one.
-        scaling: of the scores; None means one by the root of the width.
-        sliding_window: 1 more than the neighbours that a token sees on each side (as flash attention has it in
+        scaling: of the scores; None means 1 / sqrt(width).
+        sliding_window: 1 more than the neighbours that a token sees on each side (like flash attention in
             transformers); None means all.
     """
     side = None if sliding_window is None else sliding_window - 1
@@ -80,14 +84,14 @@ def varlen_attention(
 
 
 def _sliding_window_mask(tokens: int, side: int | None) -> Tensor | None:
-    """Return who sees whom where a token sees so many on each side."""
+    """Return the mask in which a token sees `side` neighbours on each side."""
     return None if side is None else torch.ones(tokens, tokens, dtype=torch.bool).tril(side).triu(-side)
 
 
 def _varlen_kernel(
     query: Tensor, key: Tensor, value: Tensor, begins: Tensor, longest: int, scaling: float | None, side: int | None
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # only a torch for CUDA has what it calls
+    from torch.nn.attention.varlen import varlen_attn  # works only in a torch built for CUDA
 
     window = (-1, -1) if side is None else (side, side)
     rows = (part[0].transpose(0, 1) for part in (query, key, value))
@@ -98,13 +102,13 @@ AttentionInterface.register(ATTENTION, varlen_attention)
 
 
 class VarlenPacker:
-    """Runs batches of one model as packed rows.
+    """Packs the batches of one model.
 
     Args:
-        model: an encoder, with whatever head.
+        model: an encoder with any head.
         device: where it is.
-        position: that of the first token of a sequence.
-        first_tokens: whether the head reads the first token of each sequence alone.
+        position: the position of the first token of a sequence.
+        first_tokens: whether the head reads only the first token of each sequence.
     """
 
     def __init__(self, model: Any, device: str, *, position: int, first_tokens: bool) -> None:
@@ -115,7 +119,7 @@ class VarlenPacker:
 
     @contextmanager
     def packed(self, rows: Sequence[TokenizedRow]) -> Iterator[dict[str, Any]]:
-        """Give the model's arguments for these tokenised texts; while entered, the model attends by sequences."""
+        """Yield the model's arguments for these tokenised texts; while entered, the model attends by sequence."""
         lengths = [len(row["input_ids"]) for row in rows]
         begins = [0, *itertools.accumulate(lengths)]
         positions = [number for length in lengths for number in range(self._position, self._position + length)]
@@ -126,15 +130,15 @@ class VarlenPacker:
         bounds = on_device(torch.tensor(begins, dtype=torch.int32), self._device)
         inputs |= {"position_ids": self._row(positions), "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
         inputs |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
-        with _attention(self._model), self._shortened(bounds[:-1]):
+        with _attention(self._model), self._first_tokens_only(bounds[:-1]):
             yield inputs
 
     def _row(self, column: Sequence[int]) -> Tensor:
         return on_device(torch.tensor([column]), self._device)
 
     @contextmanager
-    def _shortened(self, begins: Tensor) -> Iterator[None]:
-        """While entered, hand a head that reads first tokens a row for each sequence, with that token alone."""
+    def _first_tokens_only(self, begins: Tensor) -> Iterator[None]:
+        """While entered, give a head that reads first tokens one row for each sequence, with that token alone."""
         if not self._first_tokens:
             yield
             return
@@ -155,13 +159,13 @@ class VarlenPacker:
 def find_packer(
     model: Any, device: str, agrees: Callable[[VarlenPacker], bool], *, first_tokens: bool = False
 ) -> VarlenPacker | None:
-    """Return what packs the batches of `model`, None where it gives something else or cannot be packed.
+    """Return a packer for `model`, None if packed rows give something else or fail.
 
     Args:
-        model: an encoder, with whatever head.
+        model: an encoder with any head.
         device: where it is.
-        agrees: runs a probe of several lengths by a packer, and says whether it gives what padded rows give.
-        first_tokens: whether the head reads the first token of each sequence alone.
+        agrees: runs a probe of several lengths by a packer; returns whether it gives what padded rows give.
+        first_tokens: whether the head reads only the first token of each sequence.
     """
     padding = getattr(model.config, "pad_token_id", None)
     for position in dict.fromkeys((0, 0 if padding is None else padding + 1)):
@@ -169,31 +173,32 @@ def find_packer(
         try:
             if agrees(packer):
                 return packer
-        except Exception:  # any architecture may be loaded, and may raise anything
+        except Exception as error:  # any architecture may be loaded, and may raise anything
             logger.debug("%s cannot be packed from position %d", type(model).__name__, position, exc_info=True)
-    logger.info("%s runs padded: packed, it does not give the same", type(model).__name__)
+            count_fallback("packing", error)
+    logger.info("%s runs padded: packed, it gives something else", type(model).__name__)
     return None
 
 
 class PackingRunner(ModelRunner):
-    """A runner that runs its batches as packed rows where its model goes along."""
+    """A runner that packs its batches if its model supports that."""
 
     _device: str
     _packer: VarlenPacker | None = None
 
     def run_info(self) -> dict[str, Json]:
-        """Return what the model runs with; its attention is ours where rows are packed."""
+        """Return what the model runs with; if rows are packed, the attention is ours."""
         return super().run_info() | ({"attention": ATTENTION} if self._packer else {})
 
     def _pack(self, agrees: Callable[[VarlenPacker], bool], *, first_tokens: bool = False) -> bool:
-        """Pack from now on if `find_packer` finds a way; return whether it does."""
+        """Pack from now on if the model supports that; return whether it does."""
         self._packer = find_packer(self._model, self._device, agrees, first_tokens=first_tokens)
         self.budget.pads_to_longest = self._packer is None
         return self._packer is not None
 
 
 def split_rows(states: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-    """Return what there is for each row's tokens, of shape (tokens, ...), from a padded batch or a packed one.
+    """Return the states of each row's tokens, of shape (tokens, ...), from a padded batch or a packed one.
 
     Args:
         states: (rows, longest, ...), or (1, tokens, ...).
@@ -208,11 +213,11 @@ def unpack(states: Tensor, lengths: Sequence[int]) -> Tensor:
     """Return the states of a packed row, (1, tokens, width), as a padded batch, (texts, longest, width).
 
     Args:
-        states: of all tokens, one text behind the other.
+        states: of all tokens, text after text.
         lengths: tokens of each text.
     """
     longest = max(lengths)
-    # Reckoned here: to ask a GPU where its mask is set is to wait for all that it computes.
+    # Computed on the host: reading a mask from the GPU would wait for all it computes.
     places = [number * longest + place for number, length in enumerate(lengths) for place in range(length)]
     spread = states.new_zeros(len(lengths) * longest, states.shape[-1])
     spread[on_device(torch.tensor(places), str(states.device))] = states[0]
@@ -220,7 +225,7 @@ def unpack(states: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def supports_varlen_kernel(model: Any) -> bool:
-    """Whether there is a kernel for packed rows where this model is: on a GPU, in half precision."""
+    """Whether there is a varlen kernel for this model: on a recent GPU, in half precision."""
     cuda: bool = model.device.type == "cuda" and model.dtype in (torch.float16, torch.bfloat16)
     return cuda and torch.cuda.get_device_capability(model.device) >= (8, 0)
 

@@ -1,7 +1,7 @@
-"""Texts to padded tensors: reads untrusted inputs, tokenises a whole chunk at once, and pads a batch.
+"""Tokenisation: checks untrusted texts, tokenises a whole chunk at once, and pads batches.
 
-Padding is always to the right, whatever the tokenizer says: a batch then gives what its texts give one by one, for
-models that count positions from the first token too.
+Padding is always on the right, whatever the tokenizer's setting: a batch then gives what its texts give one by one,
+also for models that count positions from the first token.
 """
 
 import inspect
@@ -33,12 +33,12 @@ class TokenizedText:
         return len(self.features["input_ids"])
 
 
-#: Why a text without a single token fails: a model would answer the padding beside it, or nothing at all.
+#: The failure of a text without tokens: a model would answer the padding beside it, or nothing at all.
 NO_TOKENS = Failure("empty_text", "The tokenizer finds no token in the text.")
 
 
 def check_text(value: Json, what: str = "the input") -> str:
-    """Return `value` if it is a text that a tokenizer takes and that says something.
+    """Return `value` if it is a text that a tokenizer takes, and not blank.
 
     Raises:
         RecordError: `wrong_type`, `empty_text` or `bad_text`.
@@ -51,13 +51,13 @@ def check_text(value: Json, what: str = "the input") -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise RecordError(
-            "bad_text", f"Expected {what} to be Unicode text, found half a character at {error.start}."
+            "bad_text", f"Expected {what} to be Unicode text, found half a surrogate pair at {error.start}."
         ) from error
     return value
 
 
 def parse_inputs(inputs: Sequence[Json], read: Callable[[Json], T]) -> tuple[dict[int, T], dict[int, Outcome]]:
-    """Return what `read` makes of the inputs, and the outcomes of those that it refuses, both by position."""
+    """Return what `read` returns for the inputs, and the outcomes of those that it refuses, both by position."""
     values: dict[int, T] = {}
     refused: dict[int, Outcome] = {}
     for position, value in enumerate(inputs):
@@ -69,11 +69,11 @@ def parse_inputs(inputs: Sequence[Json], read: Callable[[Json], T]) -> tuple[dic
 
 
 def merge_outcomes(refused: Mapping[int, Outcome], items: Iterable[Item[Any]], results: Iterable[Any]) -> list[Outcome]:
-    """Return one outcome per input: those `refused`, and of the others what came of their item.
+    """Return one outcome per input: those `refused`, and the results of the others' items.
 
     Args:
         refused: by position.
-        items: one for each other input; the value says whether it was `truncated`.
+        items: one for each other input; their values have a `truncated`.
         results: of the items, in their order; a `Failure` or an output.
     """
     outcomes = dict(refused)
@@ -88,7 +88,7 @@ def merge_outcomes(refused: Mapping[int, Outcome], items: Iterable[Item[Any]], r
 def encode(
     tokenizer: Any, texts: Sequence[TextOrPair], limit: int | None, *, special: bool = True
 ) -> list[TokenizedText]:
-    """Return the texts and pairs tokenised, in one call if they are of one kind, each cut to `limit` tokens.
+    """Return the texts and pairs tokenised, in one call for each of the two kinds, each truncated to `limit` tokens.
 
     Special tokens, added if `special`, are counted; of a pair, the longer text is cut.
     """
@@ -136,7 +136,7 @@ def _cut_rows(tokenizer: Any, texts: Sequence[Any], batch: Any, limit: int | Non
     """Return for each text whether it was cut."""
     if batch.encodings is not None:
         return [bool(encoding.overflowing) for encoding in batch.encodings]
-    # A tokenizer written in Python does not say; only a text as long as the limit can have been cut.
+    # A tokenizer written in Python does not tell; only a text as long as the limit can have been cut.
     full = [limit is not None and len(ids) >= limit for ids in batch["input_ids"]]
     return [
         is_full and len(tokenizer([text], add_special_tokens=special)["input_ids"][0]) > len(ids)
@@ -157,16 +157,16 @@ def pad(rows: Sequence[Mapping[str, list[int]]], tokenizer: Any, device: str) ->
 
 
 def on_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    """Return the tensor on its device; a GPU copies it out of pinned memory while the program goes on."""
+    """Return the tensor on its device; a GPU copies it from pinned memory while the program runs on."""
     if not device.startswith("cuda"):
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def accepted_features(features: Mapping[str, T], model: Any) -> dict[str, T]:
-    """Return those features that the model's forward pass names as its arguments.
+    """Return the features that are arguments of the model's forward pass.
 
-    Generic tokenizers give `token_type_ids` to models that have no use for them.
+    Generic tokenizers give `token_type_ids` to models that do not take them.
     """
     names = inspect.signature(model.forward).parameters
     return {name: value for name, value in features.items() if name in names}

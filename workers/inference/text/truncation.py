@@ -1,6 +1,6 @@
-"""How long an input may be, and what is kept of one that is longer.
+"""Truncation: how long an input may be, and what is kept of a longer one.
 
-Works on prepared inputs: mappings of tensors whose second dimension is the tokens.
+Prepared inputs are mappings of tensors whose second dimension is the tokens.
 """
 
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ import torch
 
 from common.errors import RecordError
 
-#: Tokenizers without a limit say so with a number like 1e30.
+#: Tokenizers without a limit have one like 1e30.
 _UNLIMITED = 10**9
-#: What configurations call the number of positions, the second for decoders of speech.
+#: Names of the number of positions in configurations; the second is for speech decoders.
 _POSITIONS = ("max_position_embeddings", "max_target_positions")
 ModelInputs = dict[str, Any]
 
 
 def input_token_limit(model: Any, tokenizer: Any) -> int | None:
-    """Return how many tokens the model takes, special ones included; None where nothing limits it.
+    """Return how many tokens the model takes, special ones included; None for no limit.
 
     The smallest of the tokenizer's `model_max_length`, the configuration's number of positions, and the
     rows of the table of positions. In the RoBERTa family the rows up to the padding index are not positions:
@@ -40,23 +40,23 @@ def token_count(inputs: ModelInputs) -> int:
 
 
 def truncate_pair(sequences: Sequence[int | None], limit: int, side: str) -> list[int]:
-    """Return the places that are kept of a tokenized pair, which is longer than `limit`.
+    """Return the positions kept of a tokenised pair that is longer than `limit`.
 
-    What the tokenizers library keeps by "longest_first". Its own way there also pairs all pieces that it cuts off with
+    The same as the tokenizers library keeps by "longest_first". The library also pairs all pieces that it cuts off with
     each other: gigabytes for two long texts (tokenizers#2035).
 
     Args:
-        sequences: of each token, whether it is of the first text (0), the second (1), or a special one (None).
+        sequences: for each token, 0 for the first text, 1 for the second, None for a special token.
         limit: tokens to keep.
-        side: where each text is cut, "right" or "left".
+        side: the side that is cut off, "right" or "left".
     """
-    texts = [[place for place, of in enumerate(sequences) if of == number] for number in (0, 1)]
-    room = max(0, limit - (len(sequences) - len(texts[0]) - len(texts[1])))
-    short, long = sorted(texts, key=len)  # stable: of two of one length, the first counts as the shorter
-    if len(short) + max(len(short), room - len(short)) > room:
-        lengths = room // 2, room - room // 2
+    texts = [[place for place, text in enumerate(sequences) if text == number] for number in (0, 1)]
+    available = max(0, limit - (len(sequences) - len(texts[0]) - len(texts[1])))
+    short, long = sorted(texts, key=len)  # stable: of two equal lengths, the first counts as the shorter
+    if len(short) + max(len(short), available - len(short)) > available:
+        lengths = available // 2, available - available // 2
     else:
-        lengths = len(short), room - len(short)
+        lengths = len(short), available - len(short)
     cut = {place for text, length in zip((short, long), lengths, strict=True) for place in _beyond(text, length, side)}
     return [place for place in range(len(sequences)) if place not in cut]
 
@@ -66,35 +66,35 @@ def _beyond(places: list[int], length: int, side: str) -> list[int]:
 
 
 def truncate_around_masks(inputs: ModelInputs, limit: int, body: list[int], mask_id: int) -> ModelInputs:
-    """Return `inputs` cut to `limit` tokens around the masks, with the special tokens at both ends.
+    """Return `limit` tokens of `inputs` around the masks, with the special tokens at both ends.
 
     Args:
         inputs: one prepared input (tensors of shape (1, tokens)).
         limit: tokens to keep.
-        body: the token ids without the special ones that the tokenizer adds.
+        body: the token ids without the special tokens.
         mask_id: the id of the mask token.
 
     Raises:
-        RecordError: `too_long`, the masks are further apart than the model sees.
+        RecordError: `too_long`, the masks are further apart than the model's length.
     """
     ids = inputs["input_ids"][0].tolist()
     before = next((n for n in range(len(ids) - len(body) + 1) if ids[n : n + len(body)] == body), 0)
     after = len(ids) - before - len(body)
-    room = limit - before - after
+    available = limit - before - after
     masks = [place for place, token in enumerate(body) if token == mask_id]
     span = masks[-1] - masks[0] + 1
-    if span > room:
+    if span > available:
         raise RecordError(
             "too_long",
-            f"The masks are {span} tokens apart, and the model sees {room} at a time: split the text between them.",
+            f"The masks are {span} tokens apart; the model takes {available} at a time. Split the text between them.",
         )
     middle = (masks[0] + masks[-1]) // 2
-    start = before + min(max(0, middle - room // 2), len(body) - room)
-    return _pieces(inputs, (0, before), (start, start + room), (len(ids) - after, len(ids)))
+    start = before + min(max(0, middle - available // 2), len(body) - available)
+    return _pieces(inputs, (0, before), (start, start + available), (len(ids) - after, len(ids)))
 
 
 def truncate_left(inputs: ModelInputs, limit: int, first_id: int | None) -> ModelInputs:
-    """Return `inputs` cut to its last `limit` tokens; a leading `first_id` (beginning of text) stays in front."""
+    """Return the last `limit` tokens of `inputs`; a leading `first_id` (beginning of text) is kept in front."""
     total = token_count(inputs)
     first = int(limit > 1 and first_id is not None and inputs["input_ids"][0, 0].item() == first_id)
     return _pieces(inputs, (0, first), (total - limit + first, total))

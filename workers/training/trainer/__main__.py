@@ -18,7 +18,7 @@ def main(path: str) -> int:
     state = PartialState(cpu=not config.cuda)
     control = ControlSocket(config.socket, state.process_index)
     from workers.disk_space import is_disk_full
-    from workers.inference.core.batches import is_out_of_memory
+    from workers.inference.core.device_errors import is_out_of_memory
     from workers.training.trainer.callbacks import TrainingStopped
     from workers.training.trainer.train import train
 
