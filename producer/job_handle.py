@@ -218,7 +218,7 @@ class JobHandle:
         Raises:
             JobFailed: As for `results`.
         """
-        from producer.outputs.columns import to_table
+        from producer.outputs.parquet import to_table
 
         return to_table(self.results(check=check), self.output_type())
 

@@ -1,11 +1,9 @@
-"""Vectors as a `.npy` matrix of float32, a row for every record.
+"""Vectors as a `.npy` matrix of float32, one row per record."""
 
-Written without numpy: the format is a header of fixed length and the numbers (numpy/lib/format.py, version 1.0).
-"""
-
-import sys
-from array import array
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common.errors import HugqueueError
 from common.json_codec import to_json
@@ -14,41 +12,47 @@ from common.results import ResultRow
 from common.storage.atomic import AtomicFile, write_errors
 from producer.outputs.writer import Writer
 
-_HEADER_BYTES = 128  # room for any shape; numbers begin at a multiple of 64
-
 
 def errors_path(path: Path) -> Path:
-    """Return where the failures of `path` are told: beside it."""
+    """Return the file next to `path` that explains its failed records."""
     return path.with_name(f"{path.name}.errors.jsonl")
 
 
 class NpyWriter(Writer):
-    """A failed record is a row of NaN; `FILE.errors.jsonl` beside it says why, and is there only if one failed."""
+    """A failed record is a row of NaN, explained in `FILE.errors.jsonl`, which exists only if a record failed."""
 
-    def _begin(self, aside: AtomicFile) -> None:
-        self._stream = aside.stream
-        self._stream.write(bytes(_HEADER_BYTES))  # the shape is known at the end
+    def _begin(self, file: AtomicFile) -> None:
+        self._stream = file.stream
         self._errors: AtomicFile | None = None
         self._rows = 0
-        self._width: int | None = None  # unknown until the first record that succeeded
-        self._nan_row = b""
+        self._width = 0  # until the first record that succeeds
+        self._write_header()
+
+    def _write_header(self) -> None:
+        # numpy pads the header so that its length depends neither on the rows nor, up to 10 ** 20, on the width.
+        shape = (self._rows, self._width)
+        np.lib.format.write_array_header_1_0(self._stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
 
     def _write(self, row: ResultRow) -> None:
         if row.error:
-            self._note(row)
-            self._stream.write(self._nan_row)
+            self._write_error(row)
+            self._write_nans(1)
         else:
-            numbers = self._numbers(row)
-            if self._width is None:
-                self._set_width(len(numbers))
-            if len(numbers) != self._width:
-                raise HugqueueError(f"{self.path}: a vector of {len(numbers)} numbers among those of {self._width}.")
-            self._stream.write(_little_endian(numbers))
+            vector = self._vector(row)
+            if not self._width:
+                self._width = len(vector)
+                self._write_nans(self._rows)  # the records before were all failures
+            if len(vector) != self._width:
+                raise HugqueueError(f"{self.path}: found a vector of {len(vector)} numbers, expected {self._width}.")
+            self._stream.write(vector.tobytes())
         self._rows += 1
+
+    def _write_nans(self, rows: int) -> None:
+        self._stream.write(np.full(rows * self._width, np.nan, "<f4").tobytes())
 
     def _finish(self) -> None:
         self._stream.seek(0)
-        self._stream.write(_header(self._rows, self._width or 0))
+        self._write_header()
 
     def _commit(self) -> None:
         if self._errors:
@@ -56,14 +60,14 @@ class NpyWriter(Writer):
                 self._errors.commit()
         super()._commit()
         if not self._errors:
-            errors_path(self.path).unlink(missing_ok=True)  # it would tell of the file that was here before
+            errors_path(self.path).unlink(missing_ok=True)  # left by an earlier file of this name
 
     def _discard(self) -> None:
         if self._errors:
             self._errors.discard()
         super()._discard()
 
-    def _note(self, row: ResultRow) -> None:
+    def _write_error(self, row: ResultRow) -> None:
         if self._errors is None:
             with write_errors(errors_path(self.path)):
                 self._errors = AtomicFile(errors_path(self.path))
@@ -71,36 +75,20 @@ class NpyWriter(Writer):
         line = to_json({"row": self._rows, "id": row.id, "input": row.input, "error": error})
         self._errors.stream.write(line.encode() + b"\n")
 
-    def _numbers(self, row: ResultRow) -> "array[float]":
+    def _vector(self, row: ResultRow) -> NDArray[np.float32]:
         try:
-            return array("f", row.output)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise HugqueueError(
-                f"{self.path}: .npy holds one vector of numbers for each record; the output of record "
-                f"{to_json(row.id)} is {_kind(row.output)}. Write .jsonl, .csv or .parquet."
-            ) from error
-
-    def _set_width(self, width: int) -> None:
-        self._width = width
-        self._nan_row = _little_endian(array("f", [float("nan")]) * width)
-        for _ in range(self._rows):  # those before were all failures
-            self._stream.write(self._nan_row)
+            vector = np.asarray(row.output)
+            if vector.ndim == 1 and vector.dtype.kind in "fiu":
+                return vector.astype("<f4")
+        except ValueError:  # lists of unequal lengths
+            pass
+        raise HugqueueError(
+            f"{self.path}: .npy holds one vector of numbers per record; the output of record {to_json(row.id)} is "
+            f"{_describe(row.output)}. Write .jsonl, .csv or .parquet instead."
+        )
 
 
-def _kind(value: Json) -> str:
+def _describe(value: Json) -> str:
     if isinstance(value, list):
         return f"a list of {type(value[0]).__name__}" if value else "an empty list"
     return f"a {type(value).__name__}"
-
-
-def _little_endian(numbers: "array[float]") -> bytes:
-    if sys.byteorder == "big":
-        numbers = numbers[:]
-        numbers.byteswap()
-    return numbers.tobytes()
-
-
-def _header(rows: int, width: int) -> bytes:
-    words = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {width}), }}"
-    start = b"\x93NUMPY\x01\x00" + (_HEADER_BYTES - 10).to_bytes(2, "little")
-    return start + words.ljust(_HEADER_BYTES - len(start) - 1).encode() + b"\n"

@@ -1,6 +1,8 @@
-"""Outcomes as Parquet: the output typed where the runner declared a type, else JSON text."""
+"""Results as Parquet, and as an Arrow table: outputs are typed if the runner declares a type, else JSON text."""
 
+from collections.abc import Iterable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +15,27 @@ from common.results import ResultRow, as_text, cells
 from common.storage.atomic import AtomicFile
 from producer.outputs.writer import Writer
 
+#: Rows and bytes of text that are converted to columns at once.
 _GROUP_ROWS = 8192
 _GROUP_BYTES = 64 * 1024 * 1024
 
 
 class ParquetWriter(Writer):
-    """Columns id, input, output, error_code, error_message, truncated; texts as they are, other values as JSON text."""
+    """Columns id, input, output, error_code, error_message, truncated; values that are not text are JSON text."""
 
     def __init__(self, path: Path, output_type: Any = None) -> None:
-        """Take the Arrow type of an output, or None for JSON text."""
+        """Create a writer; `output_type` is the Arrow type of an output, or None for JSON text."""
         super().__init__(path)
         self._typed = output_type is not None
         self._schema = row_schema(output_type)
 
-    def _begin(self, aside: AtomicFile) -> None:
-        self._writer = pq.ParquetWriter(aside.stream, self._schema, compression="zstd")
+    def _begin(self, file: AtomicFile) -> None:
+        self._writer = pq.ParquetWriter(file.stream, self._schema, compression="zstd")
         self._rows: list[tuple[Any, ...]] = []
         self._bytes = 0
 
     def _write(self, row: ResultRow) -> None:
-        self._rows.append(cells(row, row.output if self._typed else as_text(row.output)))
+        self._rows.append(_cells(row, typed=self._typed))
         self._bytes += sum(len(cell) for cell in self._rows[-1] if isinstance(cell, str))
         if len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
             self._write_group()
@@ -42,7 +45,7 @@ class ParquetWriter(Writer):
         self._writer.close()
 
     def _discard(self) -> None:
-        with suppress(OSError, ValueError, pa.ArrowException):  # it ends its file here, or would try after it is gone
+        with suppress(OSError, ValueError, pa.ArrowException):  # closing writes the footer, to a file no longer wanted
             self._writer.close()
         super()._discard()
 
@@ -53,3 +56,17 @@ class ParquetWriter(Writer):
             raise HugqueueError(f"Cannot write {self.path}: an output is not of the declared type: {error}") from error
         self._writer.write_table(table)
         self._rows, self._bytes = [], 0
+
+
+def to_table(rows: Iterable[ResultRow], output_type: Any) -> Any:
+    """Return all rows as an Arrow table; `output_type` is the Arrow type of an output, or None for JSON text."""
+    schema = row_schema(output_type)
+    found = (_cells(row, typed=output_type is not None) for row in rows)
+    groups = [schema.empty_table()]
+    while group := list(islice(found, _GROUP_ROWS)):
+        groups.append(cells_to_table(group, schema))
+    return pa.concat_tables(groups)
+
+
+def _cells(row: ResultRow, *, typed: bool) -> tuple[Any, ...]:
+    return cells(row, row.output if typed else as_text(row.output))

@@ -1,4 +1,4 @@
-"""Rows in short, for a table on a terminal: what the output says, by its shape. Knows no task and no terminal."""
+"""Short previews of results for the table on a terminal, derived from the shape of an output."""
 
 import re
 from collections.abc import Mapping
@@ -8,13 +8,16 @@ from common.json_codec import to_json
 from common.records import Json
 from common.results import ResultRow
 
-#: Characters of a cell; the terminal wraps or cuts what is still too long for it.
+#: Characters of a cell; the table wraps or cuts what is still too long for the terminal.
 WIDTH = 120
 
-_BEST = 3  # of ranked answers
-# Escape sequences of a text must not reach the terminal; lone surrogates cannot.
+_MAX_ITEMS = 3  # of ranked answers
+# Escape sequences must not reach the terminal; lone surrogates cannot be encoded.
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
-_TEXT_KEYS = ("generated_text", "translation_text", "summary_text", "answer", "content", "text")
+#: Keys with the word, label or text that an object is about, in order of preference.
+_NAME_KEYS = (
+    "token_str", "word", "label", "generated_text", "translation_text", "summary_text", "answer", "content", "text",
+)  # fmt: skip
 
 
 def preview(row: ResultRow) -> tuple[str, str, str]:
@@ -33,7 +36,7 @@ def _input(value: Json) -> Json:
     if isinstance(value, Mapping):
         return " · ".join(_short(_input(part)) for part in value.values())
     if isinstance(value, list) and value and isinstance(value[-1], Mapping) and "content" in value[-1]:
-        return value[-1]["content"]  # a chat: what was said last
+        return value[-1]["content"]  # a chat: its last message
     return value
 
 
@@ -48,36 +51,27 @@ def _output(value: Json) -> str:
 def _list(value: list[Json]) -> str:
     first = value[0]
     if isinstance(first, Mapping):
-        best = " · ".join(_object(item) for item in islice(value, _BEST))
-        return best + (" · …" if len(value) > _BEST else "")
+        items = " · ".join(_object(item) for item in islice(value, _MAX_ITEMS))
+        return items + (" · …" if len(value) > _MAX_ITEMS else "")
     if isinstance(first, list):
-        if isinstance(_innermost(first), int | float):
-            return f"{_shape(value)} numbers"
+        shape, innermost = _shape(value)
+        if isinstance(innermost, int | float):
+            return f"{shape} numbers"
         return " | ".join(_output(item) for item in value)  # several masks in one text
     if isinstance(first, int | float):
         return _vector(value)
-    return ", ".join(_short(item) for item in islice(value, _BEST))
+    return ", ".join(_short(item) for item in islice(value, _MAX_ITEMS))
 
 
 def _object(value: Mapping[str, Json]) -> str:
     if isinstance(value.get("labels"), list) and isinstance(value.get("scores"), list):
-        pairs = islice(zip(value["labels"], value["scores"], strict=False), _BEST)
+        pairs = islice(zip(value["labels"], value["scores"], strict=False), _MAX_ITEMS)
         return " · ".join(f"{label}{_score(score)}" for label, score in pairs)
-    name = _name(value)
-    if name is None and isinstance(value.get("depth"), str):
-        return "a map of distances"
+    name = next((_short(_input(value[key])) for key in _NAME_KEYS if value.get(key) is not None), None)
     if name is None:
-        return _short(value)
+        return "a depth map" if isinstance(value.get("depth"), str) else _short(value)
     label = value.get("entity_group", value.get("entity")) or ""
     return f"{name}{' ' if label else ''}{label}{_score(value.get('score'))}"
-
-
-def _name(value: Mapping[str, Json]) -> str | None:
-    """The word, label or text that the object is about."""
-    for key in ("token_str", "word", "label", *_TEXT_KEYS):
-        if value.get(key) is not None:
-            return _short(_input(value[key]))
-    return None
 
 
 def _score(score: Json) -> str:
@@ -85,21 +79,16 @@ def _score(score: Json) -> str:
 
 
 def _vector(numbers: list[Json]) -> str:
-    if len(numbers) <= _BEST:
+    if len(numbers) <= _MAX_ITEMS:
         return to_json(numbers)
     start = ", ".join(f"{number:.2f}" for number in islice(numbers, 2) if isinstance(number, int | float))
     return f"[{start}, … {len(numbers):,} numbers]"
 
 
-def _innermost(value: Json) -> Json:
-    while isinstance(value, list) and value:
-        value = value[0]
-    return value
-
-
-def _shape(value: Json) -> str:
+def _shape(value: Json) -> tuple[str, Json]:
+    """Return the lengths of nested lists, such as `2 × 768`, and the first of the innermost values."""
     sizes = []
     while isinstance(value, list) and value:
         sizes.append(str(len(value)))
         value = value[0]
-    return " × ".join(sizes)
+    return " × ".join(sizes), value

@@ -1,4 +1,4 @@
-"""Where `-o` leads: to one file, or to a directory (an address) of parts."""
+"""Output targets: what `-o` names, one file on this machine or a directory with one file per chunk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ class OutputFile:
     """One file on this machine for all results."""
 
     path: Path
-    csv_safe: bool = False  #: whether cells of CSV that a spreadsheet would run are escaped
+    csv_safe: bool = False  #: whether CSV cells that a spreadsheet would run as formulas are escaped
 
     def __str__(self) -> str:
         """Return its path."""
@@ -26,36 +26,35 @@ class OutputFile:
 
 Target = OutputFile | Output
 
+#: Default format of the files in a directory.
+PART_FORMAT = "parquet"
+
 
 def target_name(target: Target) -> str:
     """Return the target as messages name it."""
     return f"{target.address}/" if isinstance(target, Output) else str(target)
 
 
-#: Of the parts in a directory, where none is asked for.
-PART_FORMAT = "parquet"
-
-
 def parse_target(
     text: str | Path | None, format: str | None, *, csv_safe: bool = False, responses: bool = False
 ) -> Target | None:
-    """Return the directory of parts that `-o` names by a slash at its end, by being there, or by an address; or a file.
+    """Return the target for `-o`: a directory if the text is a URL, an existing directory or ends in `/`, else a file.
 
     Args:
-        text: what `-o` says; None: nothing.
-        format: how parts are written.
-        csv_safe: whether cells of CSV that a spreadsheet would run are escaped.
-        responses: whether the outcomes are responses to a batch file.
+        text: the value of `-o`, or None.
+        format: the value of `--output-format`, for directories.
+        csv_safe: escape CSV cells that a spreadsheet would run as formulas.
+        responses: the results are responses to a batch file.
 
     Raises:
-        UsageError: the format of parts is named, and it is no directory; `csv_safe` is set, and it is not CSV; or it is
-            a file at an address, or one that cannot hold responses.
+        UsageError: the format is given for a file, `csv_safe` for something other than CSV, a URL names a file, or the
+            target cannot hold responses.
     """
     if text is None:
         if format is not None:
-            raise UsageError("--output-format says how the parts in a directory are written; name it with -o DIR/.")
+            raise UsageError("--output-format is for directories; add -o DIR/.")
         if csv_safe:
-            raise UsageError("--csv-safe says how a CSV file is written; name it with -o FILE.csv.")
+            raise UsageError("--csv-safe is for CSV files; add -o FILE.csv.")
         return None
     if not str(text):
         raise UsageError("-o: the name is empty; name a file, or a directory as DIR/.")
@@ -71,25 +70,21 @@ def parse_target(
 
 def _target_of(name: str, format: str | None) -> Target:
     if is_url(name) and is_file_name(name):
-        raise UsageError(
-            f"{name}: at an address, a directory of parts is written; name one, as {name}/, or a file of this machine."
-        )
+        raise UsageError(f"{name}: only a directory can be written at a URL, such as {name}/; or name a local file.")
     with path_errors(f"-o {name}"):
         is_directory = name.endswith("/") or is_url(name) or Path(name).is_dir()
     if is_directory:
         return Output(absolute(name).rstrip("/"), format or PART_FORMAT)
     if format is not None:
-        raise UsageError(
-            f"--output-format is for directories (-o {name}/); the extension of a file says how it is written."
-        )
+        raise UsageError(f"--output-format is for directories (-o {name}/); the format of a file is its extension.")
     return OutputFile(Path(name))
 
 
 def open_target(text: str | Path | None, format: str | None, spec: JobSpec, *, csv_safe: bool = False) -> Target | None:
-    """Return where the outcomes of a job go, as `parse_target`, once it is known that they can be written there.
+    """Return the target for the results of a job, as `parse_target`, after checking that it can be written.
 
     Raises:
-        UsageError: as `parse_target` and `check_target`.
+        UsageError: as for `parse_target` and `check_target`.
     """
     target = parse_target(text, format, csv_safe=csv_safe, responses=spec.format is not None)
     if target is not None:
@@ -98,10 +93,10 @@ def open_target(text: str | Path | None, format: str | None, spec: JobSpec, *, c
 
 
 def check_responses(target: Target) -> None:
-    """Check that responses to a batch file can be written so.
+    """Check that responses to a batch file can be written to the target.
 
     Raises:
-        UsageError: it is a directory, or no file of JSON lines.
+        UsageError: it is not a file of JSON lines.
     """
     name = target.path.name if isinstance(target, OutputFile) else ""
     if not name.lower().endswith((".jsonl", ".jsonl.gz")):
@@ -111,10 +106,16 @@ def check_responses(target: Target) -> None:
 
 
 def check_target(target: Target, task: Task, inputs: Sequence[str] = (), *, begun: bool = False) -> None:
-    """Check that the outcomes can be written there, touching nothing; `begun`: parts that are there may be the job's.
+    """Check that the target can be written, without changing anything.
+
+    Args:
+        target: a file or directory.
+        task: the task of the job.
+        inputs: the job's inputs, which must not be overwritten.
+        begun: whether files in the directory may be the job's own.
 
     Raises:
-        UsageError: they cannot; of a directory: it holds an output already, or files cannot be written there.
+        UsageError: it cannot be written; or the directory already holds an output.
     """
     if isinstance(target, OutputFile):
         check_output(target.path, task, inputs)
@@ -128,7 +129,7 @@ def check_target(target: Target, task: Task, inputs: Sequence[str] = (), *, begu
 
 
 def written_by_workers(target: Target | None, settings: Settings) -> Output | None:
-    """Return the target if it is one that workers write themselves: a directory that they all reach."""
+    """Return the target if workers write it themselves: a directory that all of them can access."""
     if not isinstance(target, Output):
         return None
     return target if settings.embedded or is_shared(target.address, settings.shared) else None

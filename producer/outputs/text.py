@@ -1,4 +1,4 @@
-"""Outcomes as lines of text: `.jsonl` and `.csv`, each also gzipped."""
+"""Results as lines of text: `.jsonl` and `.csv`, optionally gzipped."""
 
 import csv
 import gzip
@@ -9,26 +9,26 @@ from common.results import COLUMNS, ResultRow, as_text, cells, to_line
 from common.storage.atomic import AtomicFile
 from producer.outputs.writer import Writer
 
-#: What a spreadsheet takes for the beginning of a formula.
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+#: Characters that start a formula in a spreadsheet.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 class _LineWriter(Writer):
-    """Writes text, gzipped where the name says so."""
+    """Writes text, gzipped if the extension says so."""
 
-    def _begin(self, aside: AtomicFile) -> None:
-        self._stream: IO[bytes] | gzip.GzipFile = aside.stream
+    def _begin(self, file: AtomicFile) -> None:
+        self._stream: IO[bytes] | gzip.GzipFile = file.stream
         if self.path.suffix.lower() == ".gz":
-            # No name and no time inside: the same outcomes give the same file.
-            self._stream = gzip.GzipFile(filename="", mode="wb", fileobj=aside.stream, compresslevel=6, mtime=0)
+            # Without name and time inside, the same results give the same file.
+            self._stream = gzip.GzipFile(filename="", mode="wb", fileobj=file.stream, compresslevel=6, mtime=0)
 
     def _finish(self) -> None:
         if isinstance(self._stream, gzip.GzipFile):
-            self._stream.close()  # its last block; the file beneath stays open
+            self._stream.close()  # writes its last block; the underlying file stays open
 
 
 class JsonLinesWriter(_LineWriter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def _write(self, row: ResultRow) -> None:
         self._stream.write(to_line(row).encode() + b"\n")
@@ -38,35 +38,35 @@ class CsvWriter(_LineWriter):
     """The columns `COLUMNS`; an output that is not a scalar is JSON text."""
 
     def __init__(self, path: Path, *, safe: bool = False) -> None:
-        """Take whether cells that a spreadsheet would run as a formula are escaped."""
+        """Create a writer; `safe` escapes cells that a spreadsheet would run as formulas."""
         super().__init__(path)
         self._safe = safe
 
-    def _begin(self, aside: AtomicFile) -> None:
-        super()._begin(aside)
+    def _begin(self, file: AtomicFile) -> None:
+        super()._begin(file)
         self._rows = csv.writer(_LineFeeds(self._stream))
         self._rows.writerow(COLUMNS)
 
     def _write(self, row: ResultRow) -> None:
         *texts, truncated = cells(row, as_text(row.output))
         if self._safe:
-            texts = [_escaped(text) for text in texts]
+            texts = [_escape_formula(text) for text in texts]
         self._rows.writerow((*texts, "true" if truncated else "false"))
 
 
-def _escaped(text: str | None) -> str | None:
+def _escape_formula(text: str | None) -> str | None:
     """Return a cell that no spreadsheet runs: https://owasp.org/www-community/attacks/CSV_Injection."""
-    if not text or not text.startswith(_FORMULAS):
+    if not text or not text.startswith(_FORMULA_STARTS):
         return text
     try:
-        float(text)  # a number begins with a sign too
+        float(text)  # a number may start with a sign too
     except ValueError:
         return f"'{text}"
     return text
 
 
 class _LineFeeds:
-    """Ends lines with LF alone. (The csv module quotes a carriage return only when its own line end holds one.)"""
+    """Ends lines with LF. (The csv module quotes a carriage return only if its own line terminator contains one.)"""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

@@ -1,9 +1,8 @@
-"""What all writers share: rows in, a whole file or none at the end."""
+"""Base class of the writers: rows go in, and a complete file or none comes out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from common.results import ResultRow
@@ -11,7 +10,7 @@ from common.storage.atomic import AtomicFile, write_errors
 
 
 class Writer(ABC):
-    """Writes rows in the order they come. The file is there when the `with` block ends well, and else not at all.
+    """Writes rows in order. The file appears when the `with` block ends without an exception, and otherwise never.
 
     Raises:
         HugqueueError: from any method, if the file cannot be written.
@@ -22,18 +21,16 @@ class Writer(ABC):
 
     def __enter__(self) -> Self:
         with write_errors(self.path):
-            self._aside = AtomicFile(self.path)
+            self._file = AtomicFile(self.path)
         try:
             with write_errors(self.path):
-                self._begin(self._aside)
+                self._begin(self._file)
         except BaseException:
-            self._aside.discard()
+            self._file.discard()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 with write_errors(self.path):
@@ -43,7 +40,7 @@ class Writer(ABC):
             self._discard()
 
     def write_all(self, rows: Iterable[ResultRow]) -> int:
-        """Write rows one after the other, as they come; return how many there were."""
+        """Write all rows; return how many there were."""
         written = 0
         for row in rows:
             self.write(row)
@@ -56,8 +53,8 @@ class Writer(ABC):
             self._write(row)
 
     @abstractmethod
-    def _begin(self, aside: AtomicFile) -> None:
-        """Write what stands before the rows."""
+    def _begin(self, file: AtomicFile) -> None:
+        """Write what precedes the rows."""
 
     @abstractmethod
     def _write(self, row: ResultRow) -> None:
@@ -65,10 +62,10 @@ class Writer(ABC):
 
     @abstractmethod
     def _finish(self) -> None:
-        """Write what stands behind the rows."""
+        """Write what follows the rows."""
 
     def _commit(self) -> None:
-        self._aside.commit()
+        self._file.commit()
 
     def _discard(self) -> None:
-        self._aside.discard()
+        self._file.discard()

@@ -49,12 +49,12 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, name):
     script = (
         "import resource, signal, sys\nfrom pathlib import Path\n"
         "from common.errors import HugqueueError\nfrom common.tasks import TASKS\nfrom common.records import Outcome\n"
-        "from producer.outputs import Row, open_output\n"
+        "from producer.outputs import ResultRow, open_output\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "import random, pyarrow.parquet\nresource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "try:\n"
         "    with open_output(Path(sys.argv[1]), TASKS['embedding']) as writer:\n"
-        "        writer.write_all(Row(n, 'x', Outcome([random.random()] * 8)) for n in range(20_000))\n"
+        "        writer.write_all(ResultRow(n, 'x', Outcome([random.random()] * 8)) for n in range(20_000))\n"
         "except HugqueueError as error: print(error)\n"
     )
     path = tmp_path / name
@@ -106,7 +106,7 @@ def refused(path: Path, task: Task = EMBEDDING, inputs: tuple[str, ...] = ()) ->
 
 @pytest.mark.parametrize("name", ["a", "a.txt", "a.json", "a.parquet.gz", "a.npy.gz", "a.gz", ".jsonl"])
 def test_an_unknown_extension_is_refused(tmp_path, name):
-    assert "known are .jsonl, .csv, .parquet, .npy, .jsonl.gz, .csv.gz" in refused(tmp_path / name)
+    assert "expected one of .jsonl, .csv, .parquet, .npy, .jsonl.gz, .csv.gz" in refused(tmp_path / name)
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
@@ -116,7 +116,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     assert "There is no directory" in refused(tmp_path / "file" / "a.csv")
     os.mkfifo(tmp_path / "pipe.jsonl")
-    assert "no regular file" in refused(tmp_path / "pipe.jsonl")
+    assert "not a regular file" in refused(tmp_path / "pipe.jsonl")
 
 
 def test_a_directory_that_may_not_be_written_is_refused(tmp_path):
@@ -130,7 +130,7 @@ def test_a_directory_that_may_not_be_written_is_refused(tmp_path):
 def test_an_input_is_not_overwritten(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("{}")
-    assert "is an input" in refused(path, inputs=("-", str(tmp_path / "." / "a.jsonl")))
+    assert "is also an input" in refused(path, inputs=("-", str(tmp_path / "." / "a.jsonl")))
 
 
 def test_vectors_go_with_the_tasks_that_give_them(tmp_path):
@@ -145,12 +145,12 @@ import resource, sys
 from pathlib import Path
 from common.tasks import TASKS
 from common.records import Outcome
-from producer.outputs import Row, open_output
+from producer.outputs import ResultRow, open_output
 before = "pyarrow" in sys.modules or "numpy" in sys.modules
 with open_output(Path(sys.argv[1]), TASKS["embedding"]) as writer:
-    writer.write(Row(0, "warm up", Outcome([0.5] * 100)))
+    writer.write(ResultRow(0, "warm up", Outcome([0.5] * 100)))
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    writer.write_all(Row(n, "a text of some length", Outcome([0.5] * 100)) for n in range(60_000))
+    writer.write_all(ResultRow(n, "a text of some length", Outcome([0.5] * 100)) for n in range(60_000))
     print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
 """
 

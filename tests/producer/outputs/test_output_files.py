@@ -159,7 +159,7 @@ def test_npy_equals_what_numpy_saves(tmp_path):
 @pytest.mark.parametrize(
     ("outputs", "words"),
     [
-        ([[1.0, 2.0], [1.0]], "a vector of 1 numbers among those of 2"),
+        ([[1.0, 2.0], [1.0]], "a vector of 1 numbers, expected 2"),
         ([[[1.0, 2.0]]], "is a list of list"),
         (["text"], "is a str"),
         ([{"a": 1}], "is a dict"),
