@@ -136,7 +136,7 @@ def whole_job(work: Work, directory: Path, environ: dict[str, str]) -> Way:
 
     def run(texts: Sequence[str]) -> list[Any]:
         source.write_text("".join(f"{text}\n" for text in texts))
-        command = [sys.executable, "-P", "-m", "producer.cli.main", "submit", "--task", work.task, str(source)]
+        command = [sys.executable, "-P", "-m", "producer.cli", "submit", "--task", work.task, str(source)]
         command += ["-m", str(work.model), "-o", str(target)]
         for key, value in work.params.items():
             command += ["-p", f"{key}={json.dumps(value)}"]

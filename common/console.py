@@ -1,4 +1,4 @@
-"""A command's standard streams, and how it ends: with one sentence and an exit status, whatever went wrong."""
+"""Standard streams and exit of our commands: errors end them with one sentence and an exit status."""
 
 import contextlib
 import io
@@ -18,11 +18,11 @@ _tracebacks = False
 
 
 class _StdoutError(HugqueueError):
-    """Raised when standard output takes no more, but for a reader that has enough (`BrokenPipeError`)."""
+    """Raised when standard output cannot be written, except when its reader has closed it (`BrokenPipeError`)."""
 
 
-class _Output(io.FileIO):
-    """Standard output, whose errors are told from those of files."""
+class _Stdout(io.FileIO):
+    """Standard output, whose errors can be told apart from those of files."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -30,57 +30,72 @@ class _Output(io.FileIO):
         except BrokenPipeError:
             raise
         except OSError as error:
-            _drop_output()  # Python would try once more at exit, and complain
+            _discard_stdout()  # Python would try again at exit, and complain
             raise _StdoutError(f"Cannot write to standard output: {error.strerror}.") from error
 
 
-def prepare_streams() -> None:
-    """Have all three standard streams, and write what a locale cannot encode as escapes.
+class ExitOnError:
+    """Mixin for a `click.Group` whose commands end with one sentence, not a traceback, if the user can fix an error."""
 
-    A stream that its parent closed would leave its number to the next file or socket, which would then get our words.
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        prepare_streams()
+        with exit_on_error():
+            return super().main(*args, **kwargs)  # type: ignore[misc]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; Click would turn a broken pipe and Ctrl-C into exit status 1."""
+        with exit_on_error():
+            return super().invoke(ctx)  # type: ignore[misc]
+
+
+def prepare_streams() -> None:
+    """Open any closed standard stream, and write characters that the locale cannot encode as escapes.
+
+    A file or socket would otherwise get the number of a closed stream, and receive what is printed.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
-        except OSError:  # opened so that writing to stdout fails and is told; stderr has nobody to tell
+        except OSError:  # stdout is opened for reading: writing fails and is reported; a missing stderr is ignored
             os.set_inheritable(os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY), True)
     if sys.stderr is None:
-        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115 - for good
-    if sys.stdout is sys.__stdout__:  # else a program has its own
+        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115 - stays open
+    if sys.stdout is sys.__stdout__:  # otherwise the program has replaced it
         encoding = getattr(sys.stdout, "encoding", None)
-        raw = _Output(1, "w", closefd=False)
+        raw = _Stdout(1, "w", closefd=False)
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=raw.isatty())
 
 
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
-    """End the program with one sentence and an exit status where the block raises what a user can mend.
+    """Exit with one sentence and a status if the block raises an error that the user can fix.
 
-    That is every error of ours, a path that the system refuses, and a standard output that takes no more. Ctrl-C ends
-    it without a word.
+    These are our own errors, paths that the system refuses, and a standard output that cannot be written. Ctrl-C exits
+    without a message.
     """
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()  # here, where a failure can still be told
+            sys.stdout.flush()  # here, where a failure can still be reported
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except HugqueueError as error:
-        _end(str(error), error.exit_status)
+        _exit(str(error), error.exit_status)
     except BrokenPipeError as error:
         # `producer results JOB | head`: the reader has enough.
-        _drop_output()
+        _discard_stdout()
         before = error.__context__
         sys.exit(before.code if isinstance(before, SystemExit) else 0)
     except OSError as error:
         if error.filename is None:
             raise
-        _end(f"{os.fsdecode(error.filename)}: {error.strerror}.", 1)
+        _exit(f"{os.fsdecode(error.filename)}: {error.strerror}.", 1)
 
 
 def print_stderr(text: str) -> None:
-    """Write a line to stderr; where that takes nothing, the line is lost and the command goes on."""
+    """Write a line to stderr; if that fails, the line is lost and the command continues."""
     try:
         sys.stderr.write(f"{replace_control_chars(text)}\n")
         sys.stderr.flush()
@@ -90,17 +105,17 @@ def print_stderr(text: str) -> None:
 
 
 def show_tracebacks() -> None:
-    """Show, from now on, the traceback of an error before its sentence: for who looks for its cause."""
-    global _tracebacks  # noqa: PLW0603 - a program has one way of ending
+    """Show the traceback of an error before its sentence from now on."""
+    global _tracebacks  # noqa: PLW0603 - one setting per process
     _tracebacks = True
 
 
-def _end(text: str, status: int) -> None:
+def _exit(text: str, status: int) -> None:
     if _tracebacks:
         print_stderr(traceback.format_exc())
     print_stderr(f"Error: {text}")
     sys.exit(status)
 
 
-def _drop_output() -> None:
+def _discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

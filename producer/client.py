@@ -55,7 +55,7 @@ class Client:
         self,
         url: str | None = None,
         *,
-        working: bool = False,
+        with_worker: bool = False,
         keep_alive: float = 0.0,
         notify: Callable[[str], None] | None = None,
     ) -> None:
@@ -63,7 +63,7 @@ class Client:
 
         Args:
             url: URL of Redis; None: from the environment, otherwise the embedded one.
-            working: Start the embedded queue's worker at once.
+            with_worker: Start the embedded queue's worker at once.
             keep_alive: Seconds for which that worker stays after `close`, with its models loaded.
             notify: Called with a sentence about what was started or went wrong; None: these are logged.
 
@@ -79,7 +79,7 @@ class Client:
             from producer.embedded import session
 
             self._session = session.EmbeddedSession(self._configured, notify or logger.info, warn, keep_alive)
-            settings = self._session.open(worker=working)
+            settings = self._session.open(worker=with_worker)
         else:
             settings = self._configured
         self.connection = QueueConnection(settings, self._session, warn)
@@ -211,9 +211,10 @@ class Client:
             raise UsageError(
                 f"The workers of a queue of your own log where they run ({names}); look for {job.id} there."
             )
-        from producer.embedded.job_log import job_entries
+        from producer.embedded.log_files import job_entries
+        from producer.embedded.state_dir import StateDir
 
-        return job_entries(job, self._configured)
+        return job_entries(job, StateDir.of(self._configured).worker_log)
 
     def jobs(
         self,

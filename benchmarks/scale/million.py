@@ -84,7 +84,7 @@ def _ids(parts: Iterator[Path]) -> list[str]:
 def _command(ground: Ground, *arguments: str) -> Command:
     """Run `producer` and watch its peak."""
     begun = time.perf_counter()
-    command = [sys.executable, "-P", "-m", "producer.cli.main", *arguments]
+    command = [sys.executable, "-P", "-m", "producer.cli", *arguments]
     process = subprocess.Popen(
         command, env=ground.environ, cwd=ground.directory, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
     )

@@ -1,6 +1,6 @@
-"""`producer up`: Redis, workers and Flower in the foreground, until Ctrl-C.
+"""`producer up`: runs Redis, workers and Flower in the foreground until Ctrl-C.
 
-Without a configured Redis the keeper of the embedded one runs Redis and the worker; this adds Flower and waits.
+If no Redis is configured, the daemon of the embedded one runs Redis and the worker; this module adds Flower.
 """
 
 import contextlib
@@ -25,32 +25,31 @@ from producer.embedded.state_dir import StateDir
 from producer.queue_connection import QueueConnection
 
 HOST = "127.0.0.1"
-#: What Flower shows of each turn: which job, and what came of it.
-COLUMNS = "name,args,result,state,runtime,worker,received"
-#: Seconds between two looks at the children.
-TICK = 0.2
+#: Columns of Flower's table of tickets.
+FLOWER_COLUMNS = "name,args,result,state,runtime,worker,received"
+_POLL_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Service:
-    """A running part, and what people call it."""
+    """A running child process and its name."""
 
     name: str
     process: "subprocess.Popen[bytes]"
 
 
 def run_services(*, device: str | None, preload: Sequence[str], port: int | None, notify: Notify) -> int:
-    """Run everything until Ctrl-C, SIGTERM, or the end of a part; return the exit status.
+    """Run everything until Ctrl-C, SIGTERM, or the exit of a service; return the exit status.
 
     Args:
-        device: what the workers run on; None for what the environment says.
-        preload: models to load at once, as `TASK[=MODEL]`.
-        port: Flower's; None for no Flower.
-        say: told what runs where.
+        device: device of the workers; None for the setting.
+        preload: models to load at start, as `TASK[=MODEL]`.
+        port: Flower's port; None to run without Flower.
+        notify: called with messages about what runs where.
 
     Raises:
-        UsageError: Flower is wanted and not installed, its port is taken, or the worker's libraries are not there.
-        StoreUnavailable: Redis is away.
+        UsageError: Flower is not installed, its port is in use, or the worker's libraries are missing.
+        StoreUnavailable: Redis is unavailable.
     """
     if port is not None:
         _check_flower(port)
@@ -62,51 +61,47 @@ def run_services(*, device: str | None, preload: Sequence[str], port: int | None
     )
     if not settings.embedded and (needs := missing_worker_libraries()):
         raise UsageError(f"The workers need {needs}. Elsewhere, `workers start` serves this queue.")
-    stopped = _stop_on_signals()
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
     with contextlib.ExitStack() as stack:
-        shared = stack.enter_context(_queue(settings, notify))
-        notify(f"Redis    {shared.broker}")
+        connected = stack.enter_context(_connect(settings, notify))
+        notify(f"Redis    {connected.broker}")
         services = []
         if not settings.embedded:
-            services.append(stack.enter_context(_running("The workers", _workers_command(shared), shared)))
+            services.append(stack.enter_context(_running("The workers", _workers_command(connected), connected)))
         if port is not None:
-            services.append(stack.enter_context(_running("Flower", _flower_command(port), shared)))
-        return _Monitor(settings, QueueConnection(shared), services, port, stopped, notify).run()
+            services.append(stack.enter_context(_running("Flower", _flower_command(port), connected)))
+        return _Monitor(settings, QueueConnection(connected), services, port, notify).run(stopped)
 
 
 def _check_flower(port: int) -> None:
     if importlib.util.find_spec("flower") is None:
-        raise UsageError(f"Flower is not installed: {install_command('monitor')}, or say --no-flower.")
+        raise UsageError(f"Flower is not installed: {install_command('monitor')}, or use --no-flower.")
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((HOST, port))
         except OSError as error:
             raise UsageError(
-                f"Flower cannot listen on {HOST}:{port}: {error.strerror}. Name another port with --port."
+                f"Flower cannot listen on {HOST}:{port}: {error.strerror}. Choose another port with --port."
             ) from error
 
 
-def _stop_on_signals() -> threading.Event:
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    return stopped
-
-
 @contextlib.contextmanager
-def _queue(settings: Settings, notify: Notify) -> Iterator[Settings]:
-    if settings.embedded:
-        told: list[str] = []
-        stop_outdated_worker(settings)
-        with attach(settings, working=True, notify=told.append) as shared:
-            notify(
-                "\n".join(told) or "An embedded Redis runs already; its worker keeps the device and the models it has."
-            )
-            yield shared
+def _connect(settings: Settings, notify: Notify) -> Iterator[Settings]:
+    if not settings.embedded:
+        QueueConnection(settings).check()
+        yield settings
         return
-    QueueConnection(settings).check()
-    yield settings
+    messages: list[str] = []
+    stop_outdated_worker(settings)
+    with attach(settings, with_worker=True, notify=messages.append) as connected:
+        notify(
+            "\n".join(messages)
+            or "An embedded Redis is already running; its worker keeps its device and its loaded models."
+        )
+        yield connected
 
 
 def _workers_command(settings: Settings) -> list[str]:
@@ -116,19 +111,19 @@ def _workers_command(settings: Settings) -> list[str]:
 def _flower_command(port: int) -> list[str]:
     command = [sys.executable, "-P", "-m", "hugqueue.celery", "flower"]
     command += [f"--address={HOST}", f"--port={port}", "--read-only", "--logging=error"]
-    return [*command, f"--tasks_columns={COLUMNS}"]
+    return [*command, f"--tasks_columns={FLOWER_COLUMNS}"]
 
 
 def _environ(settings: Settings) -> Mapping[str, str]:
     environ = {**os.environ, **to_environ(dataclasses.replace(settings, supervised=os.getpid()))}
-    # It opens what --read-only leaves open: /api/task/send-task and the like.
+    # It would open what --read-only leaves open, such as /api/task/send-task.
     environ.pop("FLOWER_UNAUTHENTICATED_API", None)
     return environ
 
 
 @contextlib.contextmanager
 def _running(name: str, command: list[str], settings: Settings) -> Iterator[Service]:
-    """Run a command as long as the block lasts, in a session of its own: Ctrl-C is for us to pass on."""
+    """Run a command for the duration of the block, in its own session: Ctrl-C reaches only this process."""
     process = subprocess.Popen(
         command,
         env=_environ(settings),
@@ -150,7 +145,7 @@ def _running(name: str, command: list[str], settings: Settings) -> Iterator[Serv
 
 
 class _Monitor:
-    """Waits for the end, and says once when the workers and Flower are there."""
+    """Waits for the end, restarts an embedded Redis, and announces workers and Flower once they are ready."""
 
     def __init__(
         self,
@@ -158,56 +153,53 @@ class _Monitor:
         connection: QueueConnection,
         services: Sequence[Service],
         port: int | None,
-        stopped: threading.Event,
         notify: Notify,
     ) -> None:
         self._settings = settings
         self._connection = connection
         self._services = services
-        self._port = port
-        self._stopped = stopped
+        self._unannounced_port = port
         self._notify = notify
-        self._known: set[str] = set()
+        self._announced: set[str] = set()
 
-    def run(self) -> int:
-        """Return the exit status: 0 when it was asked to stop, 1 when a part ended by itself."""
+    def run(self, stopped: threading.Event) -> int:
+        """Return the exit status: 0 when `stopped` is set, 1 when a service ends by itself."""
         self._notify("Ctrl-C stops everything.")
-        while not self._stopped.wait(TICK):
-            ended = [part for part in self._services if part.process.poll() is not None]
-            if ended:
-                self._notify(f"{ended[0].name} ended with status {ended[0].process.returncode}; stopping everything.")
-                return 1
-            if fault := self._restart_embedded():
+        while not stopped.wait(_POLL_SECONDS):
+            if fault := self._fault():
                 self._notify(f"{fault} Stopping everything.")
                 return 1
-            self._say_workers()
-            self._say_flower()
+            self._announce_workers()
+            self._announce_flower()
         self._notify("stopping ...")
         return 0
 
-    def _restart_embedded(self) -> str:
-        """Have Redis and its worker started again where they were killed; return why they do not run, if so."""
+    def _fault(self) -> str:
+        """Return why a service no longer runs, or an empty string; restart an embedded Redis that was killed."""
+        for service in self._services:
+            if service.process.poll() is not None:
+                return f"{service.name} exited with status {service.process.returncode}."
         if not self._settings.embedded:
             return ""
         try:
-            ensure_running(self._settings, working=True, notify=self._notify)
+            ensure_running(self._settings, with_worker=True, notify=self._notify)
             return StateDir.of(self._settings).worker_failure.read_text()
         except FileNotFoundError:
             return ""
         except HugqueueError as error:
             return str(error)
 
-    def _say_workers(self) -> None:
-        with contextlib.suppress(HugqueueError):  # the workers themselves tell that Redis is away
+    def _announce_workers(self) -> None:
+        with contextlib.suppress(HugqueueError):  # the workers themselves report that Redis is unavailable
             for worker in self._connection.workers():
-                if worker.state == "ready" and worker.name not in self._known:
-                    self._known.add(worker.name)
+                if worker.state == "ready" and worker.name not in self._announced:
+                    self._announced.add(worker.name)
                     self._notify(f"worker   {worker.name} on {worker.device} ({worker.device_name})")
 
-    def _say_flower(self) -> None:
-        if self._port is None:
+    def _announce_flower(self) -> None:
+        if self._unannounced_port is None:
             return
         with socket.socket() as sock:
-            if sock.connect_ex((HOST, self._port)) == 0:
-                self._notify(f"Flower   http://{HOST}:{self._port}")
-                self._port = None
+            if sock.connect_ex((HOST, self._unannounced_port)) == 0:
+                self._notify(f"Flower   http://{HOST}:{self._unannounced_port}")
+                self._unannounced_port = None

@@ -1,4 +1,4 @@
-"""From what a command names to jobs: ids, or a name, labels and more that several have."""
+"""Selection of jobs on the command line: by ids, or by name, labels, status and age."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,53 +9,46 @@ from producer.job_filter import JobFilter
 from producer.job_handle import JobHandle
 
 
-def select_jobs(client: Client, job_ids: Sequence[str], wanted: JobFilter) -> list[JobHandle]:
-    """Return the jobs of these ids, in their order; or all that are wanted, the newest first.
+def select_job_ids(client: Client, job_ids: Sequence[str], job_filter: JobFilter) -> list[str]:
+    """Return the given ids, or those of all jobs that match the filter, newest first.
 
     Raises:
-        UsageError: neither was given, or both; or one of the ids is begun by several.
-        UnknownJob: there is none of one of the ids.
-        HugqueueError: no job is wanted.
+        UsageError: neither or both of them are given.
+        HugqueueError: no job matches the filter.
     """
-    return [client.job(job_id) for job_id in _selected_ids(client, job_ids, wanted)]
-
-
-def _selected_ids(client: Client, job_ids: Sequence[str], wanted: JobFilter) -> list[str]:
-    if bool(job_ids) == bool(wanted):
-        raise UsageError("Name jobs by their ids, or choose them with options (--name, --label): one of the two.")
+    if bool(job_ids) == bool(job_filter):
+        raise UsageError("Give either job ids, or options that select jobs (--name, --label).")
     if job_ids:
         return list(job_ids)
-    found = client.jobs(status=wanted.status, name=wanted.name, labels=wanted.labels, older_than=wanted.older_than)
+    found = client.jobs(
+        status=job_filter.status, name=job_filter.name, labels=job_filter.labels, older_than=job_filter.older_than
+    )
     if not found:
-        raise HugqueueError(f"There is no job with {wanted}. `producer jobs` lists those there are.")
+        raise HugqueueError(f"There is no job with {job_filter}. `producer jobs` lists all jobs.")
     return [job.id for job in found]
 
 
 def for_each_job(
-    client: Client, job_ids: Sequence[str], wanted: JobFilter, step: Callable[[JobHandle], None]
-) -> list[HugqueueError]:
-    """Do a step for each of the jobs that `choose` gives; return what was wrong with some, the others being done.
+    client: Client,
+    job_ids: Sequence[str],
+    job_filter: JobFilter,
+    action: Callable[[JobHandle], None],
+    notify: Notify,
+) -> None:
+    """Call `action` for each selected job; report errors of single jobs once the others are done.
 
     Raises:
-        UsageError: neither ids nor what chooses were given, or both.
-        HugqueueError: no job is wanted.
+        UsageError: neither or both of `job_ids` and `job_filter` are given, or the last error of a job.
+        UnknownJob: the last error of a job.
+        HugqueueError: no job matches the filter.
     """
-    faults: list[HugqueueError] = []
-    for job_id in _selected_ids(client, job_ids, wanted):
+    errors: list[HugqueueError] = []
+    for job_id in select_job_ids(client, job_ids, job_filter):
         try:
-            step(client.job(job_id))
+            action(client.job(job_id))
         except (UnknownJob, UsageError) as error:
-            faults.append(error)
-    return faults
-
-
-def raise_last(faults: Sequence[HugqueueError], notify: Notify) -> None:
-    """Tell all that was wrong; raise the last, which is told by whoever catches it.
-
-    Raises:
-        HugqueueError: there was something.
-    """
-    for fault in faults[:-1]:
-        notify(f"Error: {fault}")
-    for fault in faults[-1:]:
-        raise fault
+            errors.append(error)
+    for earlier in errors[:-1]:
+        notify(f"Error: {earlier}")
+    if errors:
+        raise errors[-1]

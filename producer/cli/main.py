@@ -1,31 +1,32 @@
-"""The command `producer`. Each command lives in its own module and is imported when it is called."""
+"""Entry point of the command `producer`. Each command's module is imported when the command is called."""
 
 from importlib import import_module
 from typing import Any
 
 import click
 
-from common.console import exit_on_error, prepare_streams
+from common.console import ExitOnError
+from common.suggestions import did_you_mean
 
-#: Command -> the module of `producer.cli.commands` and one line of help, so that `--help` imports none of them.
+#: Command -> its module in `producer.cli.commands` and one line of help, so that `--help` imports none of them.
 COMMANDS = {
-    "submit": ("submit", "Send a file through a model."),
-    "finetune": ("finetune", "Fine-tune a model on examples."),
-    "jobs": ("jobs", "List jobs, the newest first."),
-    "status": ("jobs", "Show where a job stands."),
+    "submit": ("submit", "Run records through a model."),
+    "finetune": ("finetune", "Fine-tune a model on labeled examples."),
+    "jobs": ("jobs", "List jobs, newest first."),
+    "status": ("jobs", "Show a job's status, counts and error."),
     "wait": ("wait", "Wait until jobs are finished."),
     "watch": ("wait", "Watch a job's progress until it is finished."),
     "results": ("results", "Print or save a job's results."),
-    "logs": ("jobs", "Show what the embedded worker logged about a job."),
-    "retry": ("results", "Run again what failed or never ended."),
-    "cancel": ("jobs", "Stop jobs and keep what is done."),
-    "delete": ("jobs", "Forget finished jobs and all that belongs to them."),
-    "models": ("models", "List the fine-tuned models, or bring one out."),
-    "report": ("report", "Write a page about a fine-tune job."),
-    "tasks": ("listings", "List the tasks and their default models."),
-    "workers": ("listings", "List the live workers."),
-    "up": ("up", "Start Redis, workers and Flower here."),
-    "down": ("up", "Stop the embedded worker that is kept for the next command."),
+    "logs": ("jobs", "Show the embedded worker's log of a job."),
+    "retry": ("results", "Retry failed and unfinished records."),
+    "cancel": ("jobs", "Cancel jobs, keeping finished results."),
+    "delete": ("jobs", "Delete jobs with their records and results."),
+    "models": ("models", "List or export fine-tuned models."),
+    "report": ("report", "Write an HTML report on a fine-tune job."),
+    "tasks": ("listings", "List tasks and their default models."),
+    "workers": ("listings", "List live workers."),
+    "up": ("up", "Start Redis, workers and Flower on this machine."),
+    "down": ("up", "Stop the embedded worker and Redis."),
 }
 
 
@@ -52,27 +53,27 @@ COMMON_OPTIONS = (
         is_flag=True,
         expose_value=False,
         callback=_set_quiet,
-        help="Say nothing but the answer, and what went wrong.",
+        help="Print only answers and errors.",
     ),
     click.Option(
         ["-v", "--verbose"],
         is_flag=True,
         expose_value=False,
         callback=_set_verbose,
-        help="Log what is done, and show the traceback of an error.",
+        help="Log each step, and show tracebacks of errors.",
     ),
 )
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called: `--help` stays quick."""
+class LazyGroup(ExitOnError, click.Group):
+    """A group whose commands are imported when they are called, so that `--help` stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the commands in the order in which people meet them."""
+        """Return the commands in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of that name, or None."""
+        """Import and return the command, or None if there is no such command."""
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"producer.cli.commands.{COMMANDS[cmd_name][0]}")
@@ -82,28 +83,14 @@ class LazyGroup(click.Group):
                 one.params.extend(COMMON_OPTIONS)
         return command
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program; whatever its user can mend ends in a sentence."""
-        prepare_streams()
-        with exit_on_error():
-            return super().main(*args, **kwargs)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was named; click would make exit status 1 of a broken pipe and of Ctrl-C."""
-        with exit_on_error():
-            return super().invoke(ctx)
-
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Return the command, or say which names are near."""
-        import difflib
-
-        near = difflib.get_close_matches(args[0], COMMANDS, n=2)
-        if args[0] not in COMMANDS and near:
-            ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(near)}?")
+        """Return the command, or suggest similar names."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}. {did_you_mean(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands from the table above."""
+        """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
@@ -111,17 +98,13 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hugqueue")
 def main() -> None:
-    """Send files of text, images and sound through Hugging Face models, by a queue.
+    """Batch-process text, images and audio with Hugging Face models through a task queue.
 
     \b
       producer submit --task fill-mask sentences.txt
       producer submit --task embedding articles.jsonl -o vectors.npy
       producer submit --task ner reviews.csv --column review -o names.csv
 
-    With nothing configured, a Redis and a worker are started for as long as they are needed. To use a queue of
-    your own, set CELERY_BROKER_URL or REDIS_URL, and run `workers start` wherever the work should be done.
+    If no Redis is configured, an embedded Redis and worker run for as long as they are needed. To use your own
+    Redis, set CELERY_BROKER_URL or REDIS_URL, and run `workers start` on every machine that should do the work.
     """
-
-
-if __name__ == "__main__":
-    main(prog_name="producer")

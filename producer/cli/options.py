@@ -1,96 +1,120 @@
-"""Options that several commands have, each written once."""
+"""Options and arguments shared by several commands."""
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
+from common.errors import HugqueueError
 from common.jobs import PRIORITIES, JobStatus
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: Jobs that completion offers, the newest first, and jobs that it examines for that.
+_MAX_OFFERED, _MAX_EXAMINED = 20, 1000
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 json_lines_option = click.option(
-    "--json", "as_json", is_flag=True, help="JSON lines on a terminal too; the job in JSON where nothing is waited for."
+    "--json", "as_json", is_flag=True, help="Print JSON lines, also on a terminal; the job if it is not waited for."
 )
 
 output_option = click.option(
     "-o",
     "--output",
     metavar="FILE|DIR/",
-    help="Write .jsonl, .csv, .parquet or .npy, or a part for each chunk into a directory.",
+    help="Write results to a .jsonl, .csv, .parquet or .npy file, or one file per chunk to a directory.",
 )
 
 part_format_option = click.option(
     "--output-format",
     type=click.Choice(["parquet", "jsonl"]),
-    help="How the parts in DIR/ are written.  [default: parquet]",
+    help="Format of the files in DIR/.  [default: parquet]",
 )
 
 csv_safe_option = click.option(
-    "--csv-safe", is_flag=True, help="Put a ' before cells of a .csv that a spreadsheet would run as formulas."
+    "--csv-safe", is_flag=True, help="Prefix CSV cells that a spreadsheet would run as formulas with '."
 )
 
 quoting_option = click.option(
     "--quoting",
     type=click.Choice(["double", "none"]),
-    help="Whether fields of csv and tsv may be in double quotes.  [default: double for csv, none for tsv]",
+    help="Quoting of CSV and TSV fields.  [default: double for csv, none for tsv]",
 )
 
-revision_option = click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
+revision_option = click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
 
 priority_option = click.option(
     "--priority",
     type=click.Choice(list(reversed(PRIORITIES))),
     default="normal",
     show_default=True,
-    help="Whose turns come first.",
+    help="Scheduling priority.",
 )
 
-name_option = click.option("--name", metavar="TEXT", help="Your own word for the job.")
+name_option = click.option("--name", metavar="TEXT", help="A name for the job.")
 
 
-def label_option(text: str = "A word of your own to find the job by; repeatable.") -> Callable[[F], F]:
-    """Return the option `-l`, with that help."""
+def label_option(text: str = "A label for the job; repeatable.") -> Callable[[F], F]:
+    """Return the option `-l` with this help text."""
     return click.option("-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", help=text)
 
 
 status_option = click.option(
-    "--status", type=click.Choice([str(status) for status in JobStatus]), help="Only those that stand so."
+    "--status", type=click.Choice([str(status) for status in JobStatus]), help="Only jobs with this status."
 )
-
 
 keep_alive_option = click.option(
     "--keep-alive",
     metavar="SPAN",
-    help="How long the embedded worker stays afterwards, as 5m.  [default: 5m on a terminal, else 0]",
+    help="How long to keep the embedded worker afterwards, such as 5m.  [default: 5m on a terminal, else 0]",
 )
 
 
-def _complete_jobs(_context: click.Context, _parameter: click.Parameter, prefix: str) -> list[CompletionItem]:
-    from producer.cli.completion import complete_jobs
+def complete_tasks(_context: click.Context, _parameter: click.Parameter, prefix: str) -> list[CompletionItem]:
+    """Return the tasks that start with `prefix`."""
+    from common.tasks import list_tasks
 
-    return complete_jobs(prefix)
-
-
-def _complete_tasks(_context: click.Context, _parameter: click.Parameter, prefix: str) -> list[CompletionItem]:
-    from producer.cli.completion import complete_tasks
-
-    return complete_tasks(prefix)
+    return [CompletionItem(name, help=task.summary) for name, task in list_tasks() if name.startswith(prefix)]
 
 
-job_argument = click.argument("job", shell_complete=_complete_jobs)
+def complete_jobs(_context: click.Context, _parameter: click.Parameter, prefix: str) -> list[CompletionItem]:
+    """Return the newest jobs whose id starts with `prefix`; none if Redis does not answer at once."""
+    from common.settings import load_settings
+    from producer.embedded.redis_server import ServerState, probe
+    from producer.embedded.state_dir import StateDir
+    from producer.queue_connection import LAST, QueueConnection
+
+    try:
+        settings = load_settings()
+        if settings.embedded:
+            settings = StateDir.of(settings).apply_to(settings)
+        if probe(settings.broker_url or "") is not ServerState.READY:
+            return []
+        connection = QueueConnection(settings)
+        with connection.errors():
+            jobs = islice(connection.store.each_job(), _MAX_EXAMINED)
+            found = [job for job in jobs if job.id.startswith(prefix)]
+    except HugqueueError:
+        return []
+    items = [CompletionItem(LAST, help="the newest")] if LAST.startswith(prefix) else []
+    return items + [
+        CompletionItem(job.id, help=f"{job.status} {job.spec.name or job.spec.task}") for job in found[:_MAX_OFFERED]
+    ]
+
+
+job_argument = click.argument("job", shell_complete=complete_jobs)
 
 
 def task_option(**more: Any) -> Callable[[F], F]:
-    """Return the option `--task`, whose words shells complete."""
-    return click.option("--task", metavar="TASK", shell_complete=_complete_tasks, **more)
+    """Return the option `--task`."""
+    return click.option("--task", metavar="TASK", shell_complete=complete_tasks, **more)
 
 
 def jobs_argument(command: F) -> F:
-    """Let a command take jobs by their ids, by name or by labels."""
-    command = label_option("Jobs that have this label; repeatable, all must fit.")(command)
-    command = click.option("--name", metavar="TEXT", help="Jobs of that name; * stands for any text.")(command)
-    return click.argument("jobs", nargs=-1, metavar="JOB...", shell_complete=_complete_jobs)(command)
+    """Add the argument and options that select jobs: ids, or name and labels."""
+    command = label_option("Select jobs with this label; if repeated, all must match.")(command)
+    command = click.option("--name", metavar="TEXT", help="Select jobs with this name; * matches any text.")(command)
+    return click.argument("jobs", nargs=-1, metavar="JOB...", shell_complete=complete_jobs)(command)

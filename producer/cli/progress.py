@@ -1,8 +1,8 @@
-"""Progress on stderr: a bar on a terminal, a line where something changes elsewhere."""
+"""Progress on stderr: a bar on a terminal, otherwise a line whenever something changes."""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -12,13 +12,13 @@ from rich.text import Text
 
 from common.durations import duration
 from common.jobs import Job, JobStatus
+from common.records import Json
 from common.text import one_line
 from producer.cli.terminal import is_quiet, notify
-from producer.cli.training_progress import format_evaluation, status_line, step_counts
 from producer.submit.upload import Totals
 
-#: Seconds between two lines where there is no terminal, unless a tenth of the job is done before.
-_SECONDS = 10.0
+#: Seconds between two lines without a terminal, unless a tenth of the job is done earlier.
+_LINE_SECONDS = 10.0
 
 
 class _Rate(ProgressColumn):
@@ -32,79 +32,76 @@ class _Count(MofNCompleteColumn):
         return _hide_for_steps(task, super().render)
 
 
-class _Left(TimeRemainingColumn):
+class _TimeLeft(TimeRemainingColumn):
     def render(self, task: Bar) -> Text:
         return _hide_for_steps(task, super().render)
 
 
 def _hide_for_steps(task: Bar, render: Callable[[Bar], Text]) -> Text:
-    """Leave out what the text of a fine-tune job has already: both do not fit into 80 columns."""
+    """Hide what the description of a fine-tune job contains already: both do not fit into 80 columns."""
     return Text("") if task.fields.get("unit") == "steps" else render(task)
 
 
 class JobProgress:
-    """Shows a job's progress; `update` takes every state that is seen."""
+    """Shows a job's progress; `update` takes every observed state."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
         self._bar: BarId | None = None
         self._stage = ""
-        self._notes = 0  #: how many were said
-        self._told, self._told_at = 0, time.monotonic()  #: how many records were said to be done, and when
+        self._notes = 0  #: how many were printed
+        self._printed, self._printed_at = 0, time.monotonic()  #: the count printed last, and when
 
     def update(self, job: Job) -> None:
         """Show the state of the job."""
-        self._say_notes(job)
+        notes = job.progress.get("notes") or []
+        for note in notes[self._notes :]:
+            self._print(str(note))
+        self._notes = len(notes)
         if self._progress is None:
-            self._say_stage(job)
-            self._say_done(job)
-            return
+            self._print_stage(job)
+            self._print_count(job)
+        else:
+            self._update_bar(self._progress, job)
+
+    def _update_bar(self, progress: Progress, job: Job) -> None:
         trains = job.spec.training is not None
         if trains:
-            self._say_evaluation(job)
+            self._print_once(format_evaluation(job))
         done, total = _progress_counts(job)
         if self._bar is None:
-            self._bar = self._progress.add_task("", total=total, unit="steps" if trains else "records")
+            self._bar = progress.add_task("", total=total, unit="steps" if trains else "records")
         text = _bar_text(job) if trains else job.stage or str(job.status)
         if job.counts.failed:
             text += f", {job.counts.failed:,} failed"
-        self._progress.update(self._bar, completed=done, total=total, description=text)
+        progress.update(self._bar, completed=done, total=total, description=text)
 
-    def _say_notes(self, job: Job) -> None:
-        notes = job.progress.get("notes") or []
-        for note in notes[self._notes :]:
-            self._write(str(note))
-        self._notes = len(notes)
+    def _print_stage(self, job: Job) -> None:
+        # "downloading X (440 MB): 35 %": one line per download, not per percent.
+        stage = job.stage if job.spec.training is None else status_line(job)
+        if job.status is JobStatus.RUNNING:
+            self._print_once(stage.rsplit(":", 1)[0] if stage.endswith("%") else stage)
 
-    def _say_evaluation(self, job: Job) -> None:
-        evaluated = format_evaluation(job)
-        if evaluated and evaluated != self._stage:
-            self._stage = evaluated
-            self._write(evaluated)
-
-    def _say_stage(self, job: Job) -> None:
-        # "downloading X (440 MB): 35 %": one line for each thing, not for each per cent.
-        told = job.stage if job.spec.training is None else status_line(job)
-        stage = told.rsplit(":", 1)[0] if told.endswith("%") else told
-        if stage and stage != self._stage and job.status is JobStatus.RUNNING:
+    def _print_once(self, stage: str) -> None:
+        if stage and stage != self._stage:
             self._stage = stage
-            self._write(stage)
+            self._print(stage)
 
-    def _say_done(self, job: Job) -> None:
-        """Say how far a job is after each tenth of it, and after some seconds in which something was done."""
+    def _print_count(self, job: Job) -> None:
+        """Print how much of a job is done, after each tenth and every few seconds."""
         (done, total), now = _progress_counts(job), time.monotonic()
-        if job.progress.get("stage") or not total or not done or done == self._told or done >= total:
+        if job.progress.get("stage") or not total or done in (0, self._printed) or done >= total:
             return
-        if done * 10 // total == self._told * 10 // total and now < self._told_at + _SECONDS:
+        if done * 10 // total == self._printed * 10 // total and now < self._printed_at + _LINE_SECONDS:
             return
-        self._told, self._told_at = done, now
+        self._printed, self._printed_at = done, now
         if job.spec.training is not None:
-            self._write(_bar_text(job))
+            self._print(_bar_text(job))
             return
         failed = f", {job.counts.failed:,} failed" if job.counts.failed else ""
-        self._write(f"{done:,} of {total:,} records done ({done * 100 // total} %){failed}")
+        self._print(f"{done:,} of {total:,} records done ({done * 100 // total} %){failed}")
 
-    def _write(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self._progress is not None:
             self._progress.console.print(one_line(text), highlight=False, markup=False)
         else:
@@ -113,7 +110,7 @@ class JobProgress:
 
 @contextlib.contextmanager
 def submit_progress() -> Iterator[Callable[[Totals], None]]:
-    """Yield what shows how far the reading of the input is, while it lasts and only on a terminal."""
+    """Yield a callback that shows on a terminal how much of the input was read."""
     console = Console(stderr=True)
     if not console.is_terminal or is_quiet():
         yield lambda _: None
@@ -124,15 +121,9 @@ def submit_progress() -> Iterator[Callable[[Totals], None]]:
         yield lambda totals: progress.update(bar, completed=totals.records)
 
 
-def job_bar(console: Console) -> Progress:
-    """Return the bar of a job."""
-    columns = (BarColumn(bar_width=24), _Count(), _Rate(), _Left(compact=True), TextColumn("{task.description}"))
-    return Progress(*columns, console=console)
-
-
 @contextlib.contextmanager
 def job_progress() -> Iterator[JobProgress]:
-    """Yield a progress that is shown as long as the block runs, as a bar if stderr is a terminal."""
+    """Yield a progress display, with a bar if stderr is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal or is_quiet():
         yield JobProgress(None)
@@ -141,13 +132,21 @@ def job_progress() -> Iterator[JobProgress]:
         yield JobProgress(progress)
 
 
+def job_bar(console: Console) -> Progress:
+    """Return the progress bar of a job."""
+    columns = (BarColumn(bar_width=24), _Count(), _Rate(), _TimeLeft(compact=True), TextColumn("{task.description}"))
+    return Progress(*columns, console=console)
+
+
 def _progress_counts(job: Job) -> tuple[int, int | None]:
-    """Return how many records (of a fine-tune job: steps) are done, and of how many."""
-    return step_counts(job) if job.spec.training is not None else (job.counts.done, job.records)
+    """Return how many records (or steps of a fine-tune job) are done, and their total."""
+    if job.spec.training is None:
+        return job.counts.done, job.records
+    return int(job.progress.get("step") or 0), job.progress.get("steps")
 
 
 def _bar_text(job: Job) -> str:
-    """Return what stands beside a bar: short enough for a terminal of 80 columns."""
+    """Return the text next to the bar of a fine-tune job, short enough for 80 columns."""
     progress = job.progress
     if progress.get("stage") or not progress.get("steps"):
         return str(progress.get("stage") or job.status)
@@ -159,3 +158,27 @@ def _bar_text(job: Job) -> str:
     if isinstance(left := progress.get("seconds_left"), int | float):
         words.append(f"{duration(left)} left")
     return ", ".join(words)
+
+
+def format_metrics(progress: Mapping[str, Json]) -> list[str]:
+    """Return the latest loss and metrics of a fine-tune job, such as `accuracy 0.93`."""
+    values = {"loss": progress.get("loss"), **(progress.get("metrics") or {})}
+    return [
+        f"{name.removeprefix('eval_') if name != 'eval_loss' else name} {value:.4g}"
+        for name, value in values.items()
+        if isinstance(value, int | float)
+    ]
+
+
+def format_evaluation(job: Job) -> str:
+    """Return the latest evaluation of a fine-tune job, empty if there was none."""
+    metrics = job.progress.get("metrics")
+    return f"evaluated: {', '.join(format_metrics({'metrics': metrics}))}" if metrics else ""
+
+
+def status_line(job: Job) -> str:
+    """Return the stage of a fine-tune job, or its latest evaluation; the same text while neither changes."""
+    progress = job.progress
+    if progress.get("stage") or not progress.get("metrics"):
+        return str(progress.get("stage") or ("training" if "step" in progress else ""))
+    return format_evaluation(job)

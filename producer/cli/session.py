@@ -1,4 +1,4 @@
-"""How commands reach the queue."""
+"""Client session of a command: opens the queue, and keeps the embedded worker for the next command."""
 
 import contextlib
 import sys
@@ -11,45 +11,40 @@ from producer.cli.terminal import notify
 if TYPE_CHECKING:
     from producer.client import Client
 
-
-#: Seconds for which the embedded worker waits for the next command of a person.
-_KEEP_ALIVE = 300.0
-
-
-def _default_keep_alive() -> float:
-    return _KEEP_ALIVE if sys.stdin and sys.stdin.isatty() and sys.stderr.isatty() else 0.0
+#: Seconds for which the embedded worker is kept for the next command on a terminal.
+_KEEP_ALIVE_SECONDS = 300.0
 
 
 @contextlib.contextmanager
 def open_client(
-    *, working: bool = False, replace_outdated: bool = False, keep_alive: str | None = None
+    *, with_worker: bool = False, replace_outdated: bool = False, keep_alive: str | None = None
 ) -> "Iterator[Client]":
-    """Yield a client of the configured queue, or of an embedded one.
+    """Yield a client of the configured Redis, or of an embedded one.
 
     Args:
-        working: whether an embedded queue needs its worker; a configured one has its own.
-        renewing: whether a worker that was kept is replaced where it was started with other settings.
-        keep_alive: for how long that worker stays afterwards; None: for some minutes if somebody sits at a terminal.
+        with_worker: start a worker if Redis is embedded; a configured Redis has its own.
+        replace_outdated: replace a kept worker that was started with other settings.
+        keep_alive: how long the embedded worker is kept afterwards; None for a few minutes on a terminal.
     """
     from common.durations import parse_duration, write_duration
     from producer.client import Client
 
-    seconds = _default_keep_alive() if keep_alive is None else parse_duration(keep_alive, "--keep-alive")
+    if keep_alive is not None:
+        seconds = parse_duration(keep_alive, "--keep-alive")
+    else:
+        seconds = _KEEP_ALIVE_SECONDS if sys.stdin and sys.stdin.isatty() and sys.stderr.isatty() else 0.0
     if replace_outdated:
         _stop_outdated_worker()
-    with Client(working=working, keep_alive=seconds, notify=notify) as client:
+    with Client(with_worker=with_worker, keep_alive=seconds, notify=notify) as client:
         try:
-            try:
-                yield client
-            finally:
-                if client.keeps_worker:
-                    notify(
-                        f"The worker stays for {write_duration(seconds)}, its model loaded; `producer down` ends it."
-                    )
+            yield client
         except UnknownJob:
             if client.embedded:
-                notify("REDIS_URL is not set: looked in the embedded Redis alone.")
+                notify("REDIS_URL is not set: searched only the embedded Redis.")
             raise
+        finally:
+            if client.keeps_worker:
+                notify(f"The worker keeps running for {write_duration(seconds)}; `producer down` stops it.")
 
 
 def _stop_outdated_worker() -> None:
@@ -58,4 +53,4 @@ def _stop_outdated_worker() -> None:
 
     settings = load_settings()
     if settings.embedded and stop_outdated_worker(settings):
-        notify("stopped the worker that was kept: it had other settings")
+        notify("stopped the kept worker, which had other settings")

@@ -1,4 +1,4 @@
-"""Tables for people, made with rich. Scripts use `--json`."""
+"""Tables on stdout, made with rich. Scripts use `--json`."""
 
 import sys
 import time
@@ -20,9 +20,9 @@ from common.queue.heartbeats import Heartbeat
 from common.records import Json
 from common.tasks import Task
 from common.text import one_line
-from producer.cli.training_progress import format_metrics
+from producer.cli.progress import format_metrics
 
-_COLOURS = {
+_COLORS = {
     JobStatus.COMPLETED: "green",
     JobStatus.FAILED: "red",
     JobStatus.CANCELLED: "yellow",
@@ -31,20 +31,20 @@ _COLOURS = {
 }
 
 
-class Kind(Enum):
-    """What becomes of a column where the terminal is too narrow."""
+class Column(Enum):
+    """How a column behaves if the terminal is too narrow."""
 
-    WHOLE = "whole"  # it stays: ids, statuses
-    NUMBER = "number"  # it stays, and stands at the right
-    CUT = "cut"  # it is cut
-    WRAPPED = "wrapped"  # it goes on in further lines, between words
+    FIXED = "fixed"  # keeps its width: ids, statuses
+    NUMBER = "number"  # keeps its width, and is aligned to the right
+    ELLIPSIS = "ellipsis"  # is cut
+    WRAPPED = "wrapped"  # continues on further lines
 
 
-Columns = Mapping[str, Kind]
-RESULT_COLUMNS = {"ID": Kind.WHOLE, "INPUT": Kind.CUT, "OUTPUT": Kind.WRAPPED}
-#: Characters between two columns, and of a column that gives way at least.
-_GAP, _LEAST = 2, 6
-#: Seconds between two looks at jobs that are watched.
+Columns = Mapping[str, Column]
+RESULT_COLUMNS = {"ID": Column.FIXED, "INPUT": Column.ELLIPSIS, "OUTPUT": Column.WRAPPED}
+#: Characters between two columns, and the minimum width of a column that shrinks.
+_GAP, _MIN_WIDTH = 2, 6
+#: Seconds between two updates of `producer jobs --watch`.
 _WATCH_SECONDS = 2.0
 
 
@@ -57,34 +57,34 @@ def _table(columns: Columns, rows: Iterable[Sequence[str | Text]], width: int | 
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max([len(header), *(row[at].cell_len for row in cells)]) for at, header in enumerate(columns)]
     if width is not None:
-        _narrow(widths, list(columns.values()), width)
+        _shrink(widths, list(columns.values()), width)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-    for (header, kind), taken in zip(columns.items(), widths, strict=True):
-        wrapped = kind is Kind.WRAPPED
+    for (header, column), column_width in zip(columns.items(), widths, strict=True):
+        wrapped = column is Column.WRAPPED
         table.add_column(
             header,
-            width=taken,
+            width=column_width,
             no_wrap=not wrapped,
             overflow="fold" if wrapped else "ellipsis",
-            justify="right" if kind is Kind.NUMBER else "left",
+            justify="right" if column is Column.NUMBER else "left",
         )
     for row in cells:
         table.add_row(*row)
     return table
 
 
-def _narrow(widths: list[int], kinds: Sequence[Kind], total: int) -> None:
-    """Take from the widest columns that give way until all fit, or give way no further."""
-    giving = [at for at, kind in enumerate(kinds) if kind in (Kind.CUT, Kind.WRAPPED)]
+def _shrink(widths: list[int], columns: Sequence[Column], total: int) -> None:
+    """Narrow the widest columns that may shrink, until all fit or have their minimum width."""
+    flexible = [at for at, column in enumerate(columns) if column in (Column.ELLIPSIS, Column.WRAPPED)]
     for _ in range(sum(widths) + _GAP * (len(widths) - 1) - total):
-        widest = max(giving, key=lambda at: widths[at], default=None)
-        if widest is None or widths[widest] <= _LEAST:
+        widest = max(flexible, key=lambda at: widths[at], default=None)
+        if widest is None or widths[widest] <= _MIN_WIDTH:
             return
         widths[widest] -= 1
 
 
 def _show_fields(fields: Mapping[str, str | Text | list[str]]) -> None:
-    """Print names and values, line by line; what is empty is left out, a list has a line for each of its texts."""
+    """Print names and values line by line; empty values are left out, a list has one line per text."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
@@ -100,7 +100,7 @@ def _cell(value: str | Text) -> Text:
 
 
 def _print(table: Table) -> None:
-    """Print a table; in a pipe as wide as it needs, so that nothing is cut, and without blanks at the ends."""
+    """Print a table; in a pipe as wide as necessary, and without trailing blanks."""
     if sys.stdout.isatty():
         Console().print(table)
         return
@@ -111,28 +111,27 @@ def _print(table: Table) -> None:
 
 
 _JOB_COLUMNS = {
-    "JOB": Kind.WHOLE,
-    "STATUS": Kind.WHOLE,
-    "TASK": Kind.CUT,
-    "MODEL": Kind.CUT,
-    "DONE": Kind.NUMBER,
-    "FAILED": Kind.NUMBER,
-    "AGE": Kind.NUMBER,
-    "NAME": Kind.CUT,
+    "JOB": Column.FIXED,
+    "STATUS": Column.FIXED,
+    "TASK": Column.ELLIPSIS,
+    "MODEL": Column.ELLIPSIS,
+    "DONE": Column.NUMBER,
+    "FAILED": Column.NUMBER,
+    "AGE": Column.NUMBER,
+    "NAME": Column.ELLIPSIS,
 }
 
 
 def show_jobs(jobs: Iterable[Job]) -> None:
-    """Print one line for each job."""
+    """Print one line per job."""
     show(_JOB_COLUMNS, map(_job_row, jobs))
 
 
-def watch_jobs(look: Callable[[], Sequence[Job]]) -> NoReturn:
-    """Show on a terminal what `look` gives, again and again; Ctrl-C ends it."""
+def watch_jobs(find: Callable[[], Sequence[Job]]) -> NoReturn:
+    """Show the jobs that `find` returns, and refresh them until Ctrl-C."""
     with Live(auto_refresh=False) as live:
         while True:
-            console = live.console
-            live.update(_table(_JOB_COLUMNS, map(_job_row, look()), console.width), refresh=True)
+            live.update(_table(_JOB_COLUMNS, map(_job_row, find()), live.console.width), refresh=True)
             time.sleep(_WATCH_SECONDS)
 
 
@@ -150,33 +149,41 @@ def _job_row(job: Job) -> tuple[str | Text, ...]:
 
 
 def show_job(job: Job, refusals: Mapping[str, str]) -> None:
-    """Print all about one job; `refusals` tells which workers pass it over, and why."""
+    """Print all details of a job; `refusals` maps workers that skip it to their reasons."""
     spec = job.spec
     _show_fields(
         {
-            "job": job.id + (f" ({spec.name})" if spec.name else ""),
-            "status": _status(job).append(f" ({job.stage})" if job.stage else ""),
+            "job": job.id + _in_brackets(spec.name),
+            "status": _status(job).append(_in_brackets(job.stage)),
             "error": f"{job.failure.code}: {job.failure.message}" if job.failure else "",
-            "refused": [f"by {worker}: {reason}" for worker, reason in refusals.items()],
+            "skipped": [f"by {worker}: {reason}" for worker, reason in refusals.items()],
             "task": spec.task,
             "model": (spec.model or "none") + (f" @ {spec.revision}" if spec.revision else ""),
-            "params": ", ".join(f"{key}={value}" for key, value in spec.params.items()),
-            "labels": ", ".join(f"{key}={value}" for key, value in spec.labels.items()),
-            "inputs": ", ".join(spec.inputs) + (f" (the first {spec.limit:,})" if spec.limit else ""),
+            "params": _pairs(spec.params),
+            "labels": _pairs(spec.labels),
+            "inputs": ", ".join(spec.inputs) + _in_brackets(f"the first {spec.limit:,}" if spec.limit else ""),
             "queue": f"{spec.queue}, priority {spec.priority}",
             "records": _counts(job),
-            "chunks": f"{job.chunks or 0:,}" + (f", round {job.round + 1}" if job.round else ""),
+            "chunks": f"{job.chunks or 0:,}" + (f", retry {job.round}" if job.round else ""),
             "submitted": f"{datetime.fromtimestamp(spec.created_at):%Y-%m-%d %H:%M:%S}",
             "time": _time(job),
-            "ran on": _facts(job.run_info),
+            "ran on": _run_info(job.run_info),
             "metrics": ", ".join(format_metrics(job.progress)),
             "notes": list(map(str, job.progress.get("notes") or ())),
         }
     )
 
 
+def _in_brackets(text: str | None) -> str:
+    return f" ({text})" if text else ""
+
+
+def _pairs(values: Mapping[str, Json]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items())
+
+
 def _status(job: Job) -> Text:
-    return Text(str(job.status), style=_COLOURS.get(job.status, ""))
+    return Text(str(job.status), style=_COLORS.get(job.status, ""))
 
 
 def _counts(job: Job) -> str:
@@ -194,28 +201,28 @@ def _time(job: Job) -> str:
     return f"{duration(seconds)}, {job.counts.done / max(seconds, 0.001):,.0f} records/s"
 
 
-def _facts(run_info: Mapping[str, Json]) -> str:
-    """Return what ran besides task and model, which the job itself tells."""
+def _run_info(run_info: Mapping[str, Json]) -> str:
+    """Return what the job ran on: device, dtype, attention, model commit and versions."""
     versions = run_info.get("versions")
-    known = {
+    values = {
         "device": run_info.get("device"),
         "dtype": run_info.get("dtype"),
         "attention": run_info.get("attention"),
         "model commit": run_info.get("commit"),
         **(versions if isinstance(versions, dict) else {}),
     }
-    return ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
 def show_models(models: Iterable[RegisteredModel]) -> None:
-    """Print the fine-tuned models of a store."""
+    """Print fine-tuned models."""
     columns = {
-        "MODEL": Kind.WHOLE,
-        "TASK": Kind.CUT,
-        "FROM": Kind.CUT,
-        "METRICS": Kind.WRAPPED,
-        "EXAMPLES": Kind.NUMBER,
-        "AGE": Kind.NUMBER,
+        "MODEL": Column.FIXED,
+        "TASK": Column.ELLIPSIS,
+        "BASE MODEL": Column.ELLIPSIS,
+        "METRICS": Column.WRAPPED,
+        "EXAMPLES": Column.NUMBER,
+        "AGE": Column.NUMBER,
     }
     rows = (
         (
@@ -232,31 +239,36 @@ def show_models(models: Iterable[RegisteredModel]) -> None:
 
 
 def show_tasks(tasks: Iterable[tuple[str, Task]]) -> None:
-    """Print the tasks."""
+    """Print the tasks, with optional fields in brackets."""
     columns = {
-        "TASK": Kind.WHOLE,
-        "FIELDS OF A RECORD": Kind.WRAPPED,
-        "GIVES": Kind.WRAPPED,
-        "DEFAULT MODEL": Kind.CUT,
+        "TASK": Column.FIXED,
+        "INPUT FIELDS": Column.WRAPPED,
+        "OUTPUT": Column.WRAPPED,
+        "DEFAULT MODEL": Column.ELLIPSIS,
     }
-    show(columns, ((name, _fields(task), task.summary, task.model or "") for name, task in tasks))
-
-
-def _fields(task: Task) -> str:
-    return " ".join([task.required_fields, *(f"[{name}]" for name in task.optional)])
+    rows = (
+        (
+            name,
+            " ".join([task.required_fields, *(f"[{field}]" for field in task.optional)]),
+            task.summary,
+            task.model or "",
+        )
+        for name, task in tasks
+    )
+    show(columns, rows)
 
 
 def show_workers(workers: Iterable[Heartbeat]) -> None:
     """Print the live workers."""
     columns = {
-        "WORKER": Kind.CUT,
-        "STATE": Kind.WHOLE,
-        "DEVICE": Kind.CUT,
-        "QUEUES": Kind.CUT,
-        "RECORDS/S": Kind.NUMBER,
-        "DONE": Kind.NUMBER,
-        "MEMORY": Kind.NUMBER,
-        "MODELS": Kind.CUT,
+        "WORKER": Column.ELLIPSIS,
+        "STATE": Column.FIXED,
+        "DEVICE": Column.ELLIPSIS,
+        "QUEUES": Column.ELLIPSIS,
+        "RECORDS/S": Column.NUMBER,
+        "DONE": Column.NUMBER,
+        "MEMORY": Column.NUMBER,
+        "MODELS": Column.ELLIPSIS,
     }
     rows = (
         (

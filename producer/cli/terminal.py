@@ -1,41 +1,61 @@
-"""Where words go: the answer to stdout, everything else to stderr."""
+"""Terminal output: answers on stdout, messages on stderr, and exit statuses."""
 
 import json
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from common.console import print_stderr
+from common.jobs import JobStatus
 from common.records import Json
 from common.text import replace_control_chars
 
-#: Takes a sentence for the user.
+if TYPE_CHECKING:
+    from common.jobs import Job
+    from producer.submit.dry_run import DryRunReport
+
+#: Called with a message for the user.
 Notify = Callable[[str], None]
 
+#: Exit status if the job completed, but some records failed. `common.errors` has those of errors (1) and usage (2).
+SOME_FAILED = 3
 
-class _Talk:
-    """How much is said besides the answer."""
-
-    quiet = False
+_quiet = False
 
 
 def set_quiet() -> None:
-    """Say nothing from now on but the answer, and what went wrong."""
-    _Talk.quiet = True
+    """Print only answers and errors from now on."""
+    global _quiet  # noqa: PLW0603 - one setting per process
+    _quiet = True
 
 
 def is_quiet() -> bool:
-    """Whether nothing is said but the answer, and what went wrong."""
-    return _Talk.quiet
+    """Return whether only answers and errors are printed."""
+    return _quiet
 
 
 def notify(text: str) -> None:
-    """Tell the user something that is not the answer."""
-    if not _Talk.quiet:
+    """Print a message to stderr, unless `--quiet` is set."""
+    if not _quiet:
         print_stderr(text)
 
 
 def print_json(value: Json) -> None:
-    """Print a JSON document as the answer."""
+    """Print a JSON document to stdout."""
     text = replace_control_chars(json.dumps(value, ensure_ascii=False, indent=2))
-    click.echo(text.encode())  # JSON is UTF-8, whatever the locale says
+    click.echo(text.encode())  # JSON is UTF-8, regardless of the locale
+
+
+def exit_status(job: "Job") -> int:
+    """Return the exit status for a finished job."""
+    if job.status is not JobStatus.COMPLETED:
+        return 1
+    return SOME_FAILED if job.counts.failed else 0
+
+
+def dry_run_status(report: "DryRunReport") -> int:
+    """Return the exit status of `submit --dry-run`."""
+    if not report.served:
+        return 1
+    return SOME_FAILED if report.bad else 0

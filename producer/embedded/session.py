@@ -42,7 +42,7 @@ class EmbeddedSession:
         """
         # Redis alone, for a quick look, is not worth a message.
         on_start = self._on_start if worker else lambda _: None
-        context = attach(self._settings, working=worker, notify=on_start, keep_alive=self._keep_alive)
+        context = attach(self._settings, with_worker=worker, notify=on_start, keep_alive=self._keep_alive)
         settings = self._attachments.enter_context(context)
         self._has_worker = worker
         return settings
@@ -54,7 +54,7 @@ class EmbeddedSession:
 
     def ensure_running(self) -> None:
         """Start Redis and the worker again if they were killed."""
-        ensure_running(self._settings, working=self._has_worker, notify=self._notify)
+        ensure_running(self._settings, with_worker=self._has_worker, notify=self._notify)
 
     def close(self) -> None:
         """Stop what nobody else needs; jobs stay as they are."""

@@ -1,8 +1,8 @@
-"""The worker of the embedded Redis: a supervisor process, there while somebody waits for work. Knows no locks.
+"""Worker of the embedded Redis: the supervisor process that the daemon runs while a command waits for work.
 
-A supervisor that ends by itself could not start (a model that cannot be had, a library that is not there). Then every
-unfinished job is failed with the reason, so that whoever waits for it is told; another try comes with the next call.
-One that was killed is started again.
+A supervisor that exits by itself could not start, because of an unknown model or a missing library. All unfinished
+jobs then fail with the reason, so that the commands waiting for them report it; the next command makes another
+attempt. A supervisor that was killed is restarted.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ from producer.embedded.state_dir import StateDir
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that chunks in hand get when nobody waits for them any more: then they are given back, and kept for later.
-GRACE = 5.0
-#: So many supervisors killed in a row, each within so many seconds of its start, and no other is started.
-MAX_KILLS, QUICK = 5, 20.0
+#: Seconds that running chunks get once no command waits for them; then they are released for a later worker.
+GRACE_SECONDS = 5.0
+#: Kills in a row, each within this many seconds of a start, after which the worker is not restarted.
+MAX_KILLS, QUICK_SECONDS = 5, 20.0
 
 
 class Worker:
-    """Starts the supervisor when it is wanted and stops it when it is not. Nothing here blocks but `end`."""
+    """Starts the supervisor when it is wanted and stops it when it is not. Only `stop` blocks."""
 
     def __init__(self, state_dir: StateDir, settings: Settings, client: "redis.Redis") -> None:
         self._state_dir = state_dir
@@ -43,16 +43,16 @@ class Worker:
             train=True,
             models_url=registry_url(settings) or "",
             supervised=os.getpid(),
-            grace=min(settings.grace, GRACE),
+            grace=min(settings.grace, GRACE_SECONDS),
         )
         self._store = JobStore(client, settings.result_ttl)
         self._ledger = Ledger(client, settings.lease)
         self._process: subprocess.Popen[bytes] | None = None
         self._stop_by: float | None = None
         self._failure: Failure | None = None
-        self._call = 0
+        self._request = 0
         self._log_start = 0
-        self._started = 0.0
+        self._started_at = 0.0
         self._kills = 0  #: in a row
 
     @property
@@ -60,24 +60,24 @@ class Worker:
         """Whether there is a process."""
         return self._process is not None
 
-    def reconcile(self, *, wanted: bool, call: int) -> None:
-        """Do what is due; `call` changes whenever somebody new wants the worker."""
+    def reconcile(self, *, wanted: bool, request: int) -> None:
+        """Start, restart or stop the supervisor as needed; `request` changes whenever a new command wants it."""
         if self._process is not None:
             self._check_exit(self._process)
         if self._process is not None:
             if not wanted or self._stop_by is not None:
-                self._stop(self._process)
+                self._terminate(self._process)
         elif not wanted:
             self._failure = None
-        elif self._failure is None or call != self._call:
-            self._start(call)
+        elif self._failure is None or request != self._request:
+            self._start(request)
         else:
             self._fail_jobs(self._failure)
 
-    def _start(self, call: int) -> None:
-        self._failure, self._stop_by, self._call = None, None, call
+    def _start(self, request: int) -> None:
+        self._failure, self._stop_by, self._request = None, None, request
         self._state_dir.worker_failure.unlink(missing_ok=True)
-        self._started = time.monotonic()
+        self._started_at = time.monotonic()
         log = open_log(self._state_dir.worker_log)
         try:
             self._log_start = os.fstat(log).st_size
@@ -87,7 +87,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Besides HUGQUEUE_SUPERVISED, which counts once the supervisor runs. Safe: the keeper has one thread.
+                # HUGQUEUE_SUPERVISED takes effect only once the supervisor runs. Safe: the daemon has one thread.
                 preexec_fn=die_with_parent(),  # noqa: PLW1509
                 start_new_session=True,
             )
@@ -101,22 +101,22 @@ class Worker:
             return
         self._process = None
         if self._stop_by is not None:
-            logger.info("the worker has ended")
-            return
-        if status > 0:
-            reason = last_error(self._state_dir.worker_log, self._log_start)
-            self._give_up(f"could not start: {reason.rstrip('.')}")
-            return
-        self._kills = self._kills + 1 if time.monotonic() - self._started < QUICK else 1
-        what = f"was ended from outside (status {status})"
+            logger.info("the worker has stopped")
+        elif status > 0:
+            self._give_up(f"could not start: {last_error(self._state_dir.worker_log, self._log_start).rstrip('.')}")
+        else:
+            self._count_kill(f"was killed (status {status})")
+
+    def _count_kill(self, event: str) -> None:
+        self._kills = self._kills + 1 if time.monotonic() - self._started_at < QUICK_SECONDS else 1
         if self._kills < MAX_KILLS:
-            logger.error("the worker %s; starting it again", what)
+            logger.error("the worker %s; starting it again", event)
         else:
             self._kills = 0
-            self._give_up(f"{what}, {MAX_KILLS} times in a row")
+            self._give_up(f"{event}, {MAX_KILLS} times in a row")
 
-    def _give_up(self, what: str) -> None:
-        message = f"The embedded worker {what}. Its log: {self._state_dir.worker_log}"
+    def _give_up(self, reason: str) -> None:
+        message = f"The embedded worker {reason}. Its log: {self._state_dir.worker_log}"
         logger.error("%s", message)
         self._state_dir.worker_failure.write_text(message)
         self._failure = Failure("no_worker", message)
@@ -130,15 +130,15 @@ class Worker:
         except redis.RedisError as error:
             logger.warning("cannot fail the jobs now: %s", error)
 
-    def _stop(self, process: "subprocess.Popen[bytes]") -> None:
+    def _terminate(self, process: "subprocess.Popen[bytes]") -> None:
         if self._stop_by is None:
             self._stop_by = time.monotonic() + self._settings.workers_stop
             process.terminate()
         elif time.monotonic() > self._stop_by:
             process.kill()
 
-    def end(self) -> None:
-        """Stop it and wait for that."""
+    def stop(self) -> None:
+        """Stop the supervisor and wait until it has exited."""
         while self._process is not None:
-            self.reconcile(wanted=False, call=self._call)
+            self.reconcile(wanted=False, request=self._request)
             time.sleep(0.05)

@@ -54,7 +54,10 @@ def training_processes(workers: Workers) -> list[psutil.Process]:
     found = []
     for process in workers.processes():
         try:
-            if "workers.training.trainer" in process.cmdline() and "accelerate.commands.launch" not in process.cmdline():
+            if (
+                "workers.training.trainer" in process.cmdline()
+                and "accelerate.commands.launch" not in process.cmdline()
+            ):
                 found.append(process)
         except psutil.Error:
             continue

@@ -249,7 +249,7 @@ def test_flower_listens_on_this_machine_alone(flower: Flower) -> None:
 def test_up_starts_an_embedded_queue_again_that_is_killed(start_up: Callable[..., Up], tmp_path: Path) -> None:
     up = start_up(Shell(environment(tmp_path), tmp_path), "--no-flower")
     up.wait_for("worker   ")
-    up.home.keeper().kill()
+    up.home.daemon().kill()
     up.wait_for("The embedded Redis was killed; starting it again.")
     wait_until(lambda: up.said().count("worker   ") == 2, 60, "another worker is ready")
     assert up.stop(signal.SIGINT) == 0

@@ -63,8 +63,8 @@ def test_chosen_jobs_are_cancelled_waited_for_and_deleted(shell: Shell, jobs: li
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["wait"], "one of the two"),
-        (["delete", "0" * 12, "-l", "a=b"], "one of the two"),
+        (["wait"], "either job ids"),
+        (["delete", "0" * 12, "-l", "a=b"], "either job ids"),
         (["jobs", "-l", "run"], "expected KEY=VALUE"),
         (["jobs", "-l", "a b=1"], "a label's key"),
         (["jobs", "-l", "a=1", "-l", "a=2"], "given twice"),

@@ -10,7 +10,7 @@ from common.errors import UsageError
 from common.jobs import Job, JobSpec, JobStatus
 from common.records import Counts, Failure
 from producer import Client
-from producer.cli.failures import describe_unwritten
+from producer.cli.watch import describe_unwritten
 from tests.support.cli_processes import Queue
 from tests.support.processes import PLUGINS, lines, wait_until
 
@@ -23,7 +23,7 @@ def test_a_job_that_fails_writes_nothing(queue: Queue, name: str) -> None:
         queue.write(name, "yesterday's")
     options = ["--chunk-size", "1", "--max-errors", "0", "-p", "fail=line 5", "-p", "fail_while=/", "-o", name]
     told = queue.run("submit", "--task", "test-echo", source, *options, status=1).stderr
-    assert f"{name} is not written" in told
+    assert f"{name} was not written" in told
     [job] = json.loads(queue.run("jobs", "--json", "--limit", "1").stdout)
     assert f"`producer results {job['id']} -o" in told
     if name.endswith("/"):
@@ -39,7 +39,7 @@ def test_only_what_can_help_is_advised_of_an_output_that_is_not_written(
     spec = JobSpec("0123456789ab", "test-echo")
     job = Job(spec, JobStatus.FAILED, records=9, counts=Counts(succeeded=done), failure=Failure(code, "no"))
     told = describe_unwritten(job, "out.csv")
-    assert told.startswith("out.csv is not written") and re.findall(r"`producer (\w+)", told) == advised
+    assert told.startswith("out.csv was not written") and re.findall(r"`producer (\w+)", told) == advised
 
 
 def test_results_of_a_stopped_job_go_to_a_new_file_alone(
@@ -54,7 +54,7 @@ def test_results_of_a_stopped_job_go_to_a_new_file_alone(
     queue.run("cancel", job["id"])
     _, told = submitting.communicate(timeout=60)
     assert (submitting.returncode, old.read_text()) == (1, "yesterday's\n")
-    assert "old.jsonl is not written: the job is cancelled" in told
+    assert "old.jsonl was not written: the job is cancelled" in told
     refused = queue.run("results", job["id"], "-o", "old.jsonl", status=2).stderr
     assert "exists, and only" in refused and old.read_text() == "yesterday's\n"
     queue.run("results", job["id"], "--failed", "-o", "old.jsonl", status=2)

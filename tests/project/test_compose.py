@@ -94,7 +94,7 @@ class Stack:
     def producer(self, *arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run the producer of this checkout on the host, against the Redis in its container."""
         environ = self.clean | {"REDIS_URL": url or self.redis_url, "PYTHONPATH": str(ROOT)}
-        return run(sys.executable, "-m", "producer.cli.main", *arguments, cwd=ROOT, env=environ)
+        return run(sys.executable, "-m", "producer.cli", *arguments, cwd=ROOT, env=environ)
 
     def workers(self) -> list[dict[str, Any]]:
         """Return the heartbeats of the workers that are ready."""

@@ -11,7 +11,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from common.settings import Settings
-from producer.cli.all_in_one import COLUMNS
+from producer.cli.all_in_one import FLOWER_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = (ROOT / "docker-compose.yml").read_text("utf-8")
@@ -104,4 +104,4 @@ def test_the_home_of_the_user_is_a_volume_of_what_reads_addresses() -> None:
 
 @pytest.mark.parametrize("file", ["README.md", "Dockerfile"])
 def test_flower_shows_the_same_columns_however_it_is_started(file: str) -> None:
-    assert f"--tasks_columns={COLUMNS}" in (ROOT / file).read_text()
+    assert f"--tasks_columns={FLOWER_COLUMNS}" in (ROOT / file).read_text()

@@ -54,7 +54,7 @@ class Terminal:
         self._screen, terminal = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "producer.cli.main", *arguments],
+            [sys.executable, "-P", "-m", "producer.cli", *arguments],
             env=shell.environ | {"TERM": "xterm"},
             cwd=shell.directory,
             stdin=terminal,
@@ -108,7 +108,7 @@ def run_without(
     """Run `producer` in a Python that has not these packages, which must end with `status`; return what it says."""
     python, environ = python_without(packages, directory, environ)
     done = subprocess.run(
-        [*python, "-m", "producer.cli.main", *arguments],
+        [*python, "-m", "producer.cli", *arguments],
         env=environ,
         cwd=directory,
         capture_output=True,

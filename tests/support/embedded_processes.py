@@ -18,12 +18,12 @@ from tests.support.processes import ROOT, wait_until
 class Holder:
     """A process of its own that holds the embedded Redis."""
 
-    def __init__(self, environ: Mapping[str, str], *, working: bool = False) -> None:
+    def __init__(self, environ: Mapping[str, str], *, with_worker: bool = False) -> None:
         arguments = [
             sys.executable,
             "-P",
             str(ROOT / "tests" / "support" / "embedded_holder.py"),
-            *(["working"] if working else []),
+            *(["with_worker"] if with_worker else []),
         ]
         self.process = subprocess.Popen(
             arguments,
@@ -78,9 +78,9 @@ class Home:
         except psutil.Error:
             return False
 
-    def keeper(self) -> psutil.Process:
-        """The keeper that holds the lock; another may be there for a moment, and goes away."""
-        return psutil.Process(int((self.path / "keeper.lock").read_text()))
+    def daemon(self) -> psutil.Process:
+        """The daemon that holds the lock; another may be there for a moment, and goes away."""
+        return psutil.Process(int((self.path / "daemon.lock").read_text()))
 
     def server(self) -> psutil.Process:
         """The one server there is."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import psutil
 import redis
 
-from producer.embedded.server_binary import bundled
+from producer.embedded.server_binary import bundled_servers
 from tests.support.command_server import CommandServer
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ def free_port() -> int:
 
 def redis_binary() -> str:
     """The server that the embedded Redis runs on."""
-    [path] = bundled()
+    [path] = bundled_servers()
     return str(path)
 
 
@@ -202,19 +202,19 @@ class Shell:
         self.directory = directory
 
     def popen(self, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-P", "-m", "producer.cli.main", *arguments]
+        command = [sys.executable, "-P", "-m", "producer.cli", *arguments]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | options
         return subprocess.Popen(command, env=self.environ, cwd=self.directory, text=True, **options)
 
     def run(
         self, *arguments: str, status: int | None = 0, input: str | bytes | None = None, seconds: float = 120
     ) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-P", "-m", "producer.cli.main", *arguments]
+        command = [sys.executable, "-P", "-m", "producer.cli", *arguments]
         data = (input.encode() if isinstance(input, str) else input) or b""
         server = command_server()
         if server.serves(self.environ, data):
             done = server.run(
-                "producer.cli.main",
+                "producer.cli",
                 arguments,
                 environ=self.environ,
                 directory=self.directory,

@@ -35,7 +35,7 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
 _GROUPS = {
     "Input": ("--task", "--eval", "--eval-split", "--text-column", "--label-column", "--format", "--quoting"),
     "Model": ("-m", "--revision"),
-    "TrainingOptions": (
+    "Training": (
         "--epochs",
         "--batch-size",
         "--gradient-accumulation",
@@ -62,53 +62,62 @@ _GROUPS = {
     show_default=True,
     help="text-classification, token-classification, fill-mask or text-generation.",
 )
-@click.option("-m", "--model", "--model-id", required=True, metavar="ID|PATH|job:ID", help="The model to begin with.")
+@click.option("-m", "--model", "--model-id", required=True, metavar="ID|PATH|job:ID", help="The base model.")
 @revision_option
-@click.option("--eval", "evaluation", metavar="FILE", help="Examples to evaluate with, after each epoch.")
-@click.option("--eval-split", type=float, metavar="SHARE", help="Hold out that share of TRAIN for evaluation, as 0.1.")
-@click.option("--text-column", metavar="NAME", help="The column of the text (words, prompt).  [default: text]")
-@click.option("--label-column", metavar="NAME", help="The column of the label (tags, completion).  [default: label]")
-@_number("--epochs", float, "How often to go over all examples.")
-@_number("--batch-size", int, "Examples at once on one device.")
-@_number("--gradient-accumulation", int, "Batches of one step.")
-@_number("--learning-rate", float, "The highest one.  [default: 5e-5, with --lora 2e-4]")
-@_number("--warmup", float, "Share of the steps (from 1 on: steps) up to the highest learning rate.")
-@_number("--weight-decay", float, "Pull of the weights towards zero.")
-@_number("--max-length", int, "Tokens of one example at most.  [default: what the model takes]")
+@click.option("--eval", "evaluation", metavar="FILE", help="Evaluate on these examples after each epoch.")
+@click.option(
+    "--eval-split", type=float, metavar="SHARE", help="Hold out this share of TRAIN for evaluation, such as 0.1."
+)
+@click.option("--text-column", metavar="NAME", help="Column of the text (words, prompt).  [default: text]")
+@click.option("--label-column", metavar="NAME", help="Column of the label (tags, completion).  [default: label]")
+@_number("--epochs", float, "Number of passes over the training data.")
+@_number("--batch-size", int, "Examples per device and batch.")
+@_number("--gradient-accumulation", int, "Batches per optimizer step.")
+@_number("--learning-rate", float, "Peak learning rate.  [default: 5e-5, with --lora 2e-4]")
+@_number("--warmup", float, "Share of steps (1 or more: number of steps) for learning-rate warmup.")
+@_number("--weight-decay", float, "Weight decay.")
+@_number("--max-length", int, "Maximum tokens per example.  [default: the model's limit]")
 @_number("--seed", int, "Random seed.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="To compute in.  [default: bfloat16 where the GPU has it]")
-@click.option("--lora", is_flag=True, help="Train a small addition to each layer instead of all weights.")
-@_number("--lora-r", int, "Rank of the additions.")
-@_number("--lora-alpha", int, "LoRA's alpha: the additions are scaled by alpha / rank.")
-@_number("--lora-dropout", float, "Share of their inputs left out.")
-@_number("--early-stopping", int, "End after so many evaluations without a better metric.")
-@click.option("--metric-for-best", metavar="NAME", help="Keep the model that is best by this.  [default: the task's]")
-@_number("--gpus", int, "Processes to train with, one for each GPU (or on the CPU).  [default: all GPUs of the worker]")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), help="Data type for training.  [default: bfloat16 if the GPU supports it]"
+)
+@click.option("--lora", is_flag=True, help="Train LoRA adapters instead of all weights.")
+@_number("--lora-r", int, "LoRA rank.")
+@_number("--lora-alpha", int, "LoRA alpha; adapters are scaled by alpha / rank.")
+@_number("--lora-dropout", float, "LoRA dropout.")
+@_number("--early-stopping", int, "Stop after this many evaluations without improvement.")
+@click.option(
+    "--metric-for-best", metavar="NAME", help="Metric that selects the best checkpoint.  [default: the task's]"
+)
+@_number("--gpus", int, "Training processes, one per GPU (or on the CPU).  [default: all GPUs of the worker]")
 @click.option(
     "-p",
     "--param",
     "params",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Any further field of transformers' TrainingArguments, as lr_scheduler_type=cosine.",
+    help="Any other field of TrainingArguments, such as lr_scheduler_type=cosine.",
 )
 @click.option(
-    "--format", "format_", type=click.Choice(["txt", "jsonl", "json", "csv", "tsv", "parquet"]), help="Of the files."
+    "--format",
+    "format_",
+    type=click.Choice(["txt", "jsonl", "json", "csv", "tsv", "parquet"]),
+    help="Input format, if the extension does not tell.",
 )
 @quoting_option
 @priority_option
 @name_option
 @label_option()
-@click.option("--wait", is_flag=True, help="Wait for the end.")
+@click.option("--wait", is_flag=True, help="Wait for the job to finish.")
 @keep_alive_option
 def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str | None, **options: Any) -> None:
-    """Fine-tune a model on examples, as a job.
+    """Fine-tune a model on labeled examples.
 
-    TRAIN is a .csv, .tsv, .jsonl, .json, .parquet or .txt file with a text and a label in each row, or a data set of
-    the hub as hf:NAME or hf:NAME:SPLIT, which the worker loads. Labels are words or whole numbers (classes), numbers
-    with a fraction (regression), or lists (several classes each).
+    TRAIN is a .csv, .tsv, .jsonl, .json, .parquet or .txt file with a text and a label in each row, or a dataset on
+    the Hub such as hf:NAME or hf:NAME:SPLIT, which the worker loads. Labels are words or integers (classes), decimal
+    numbers (regression), or lists (several classes per example).
 
-    Prints the job's id. The model is then job:ID: for `submit`, for a further `finetune`, for `models export`.
+    Prints the job id. The trained model is job:ID for `submit`, for another `finetune`, and for `models export`.
 
     \b
       producer finetune reviews.csv --model bert-base-uncased --eval-split 0.1
@@ -118,15 +127,15 @@ def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str |
 
     \b
     Exit status:
-      0    done (or, without waiting, the job was accepted)
+      0    the job completed (or, without waiting, was accepted)
       1    the job failed or was cancelled
-      2    wrong usage or input
-      130  after Ctrl-C
+      2    invalid usage or input
+      130  Ctrl-C
     """
     from producer.cli.run_finetune import run_finetune
     from producer.finetune.plan import make_finetune_plan
     from producer.job_filter import parse_labels
 
     plan = make_finetune_plan(inputs, labels=parse_labels(labels), **options)
-    with open_client(working=True, replace_outdated=True, keep_alive=keep_alive) as client:
+    with open_client(with_worker=True, replace_outdated=True, keep_alive=keep_alive) as client:
         sys.exit(run_finetune(client, plan, notify))

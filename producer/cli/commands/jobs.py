@@ -1,7 +1,7 @@
-"""`producer jobs`, `status`, `cancel` and `delete`."""
+"""`producer jobs`, `status`, `logs`, `cancel` and `delete`."""
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,47 +14,46 @@ from producer.cli.terminal import notify, print_json
 
 if TYPE_CHECKING:
     from common.jobs import Job
+    from producer.client import Client
     from producer.job_handle import JobHandle
 
 
 @click.command()
 @status_option
-@click.option("--name", metavar="TEXT", help="Only those of that name; * stands for any text.")
-@label_option("Only those that have this label; repeatable, all must fit.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most.")
-@click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C; on a terminal.")
+@click.option("--name", metavar="TEXT", help="Only jobs with this name; * matches any text.")
+@label_option("Only jobs with this label; if repeated, all must match.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Maximum number of jobs.")
+@click.option("--watch", is_flag=True, help="Refresh the list until Ctrl-C; needs a terminal.")
 @json_option
 def jobs(status: str | None, name: str | None, labels: tuple[str, ...], limit: int, watch: bool, as_json: bool) -> None:
-    """List jobs, the newest first."""
+    """List jobs, newest first."""
+    from producer.cli.tables import show_jobs, watch_jobs
     from producer.job_filter import parse_labels
 
-    wanted = parse_labels(labels)
+    filters = {"status": status, "name": name, "labels": parse_labels(labels), "limit": limit}
     if watch and (as_json or not sys.stdout.isatty()):
-        raise UsageError(
-            "--watch is for a terminal; a program looks at `producer jobs --json` as often as it needs to."
-        )
+        raise UsageError("--watch needs a terminal; scripts can call `producer jobs --json` repeatedly.")
     with open_client() as client:
         if watch:
-            from producer.cli.tables import watch_jobs
+            watch_jobs(lambda: _find(client, **filters))
+        found = _find(client, **filters)
+        if as_json:
+            print_json([job.as_dict() for job in found])
+            return
+        show_jobs(found)
+        if not found and not client.jobs(limit=1):
+            notify("There are no jobs yet. `producer submit --task TASK FILE` creates one.")
 
-            watch_jobs(lambda: [j.state for j in client.jobs(status=status, name=name, labels=wanted, limit=limit)])
-        found = [job.state for job in client.jobs(status=status, name=name, labels=wanted, limit=limit)]
-        none_at_all = not found and not client.jobs(limit=1)
-    if as_json:
-        print_json([job.as_dict() for job in found])
-        return
-    from producer.cli.tables import show_jobs
 
-    show_jobs(found)
-    if none_at_all:
-        notify("There are no jobs yet. `producer submit --task TASK FILE` makes one.")
+def _find(client: "Client", **filters: Any) -> "list[Job]":
+    return [job.state for job in client.jobs(**filters)]
 
 
 @click.command()
 @job_argument
 @json_option
 def status(job: str, as_json: bool) -> None:
-    """Show where a job stands: status, counts, what it runs on, why it failed."""
+    """Show a job's status, counts, device and error."""
     with open_client() as client:
         found = client.job(job)
         refusals = found.refusals()
@@ -69,9 +68,9 @@ def status(job: str, as_json: bool) -> None:
 @click.command()
 @job_argument
 def logs(job: str) -> None:
-    """Show what the embedded worker logged about a job, for as long as its log is kept.
+    """Show what the embedded worker logged about a job, while its log is kept.
 
-    Workers of a queue of your own log where they run.
+    Workers on a Redis of your own log where they run.
     """
     with open_client() as client:
         for entry in client.logs(job):
@@ -82,37 +81,38 @@ def logs(job: str) -> None:
 @jobs_argument
 @json_option
 def cancel(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_json: bool) -> None:
-    """Stop jobs and keep what is done; `producer results JOB` gives it.
+    """Cancel jobs. Finished results are kept; `producer results JOB` shows them.
 
-    Name them, or choose by --name and --label among those that are not finished.
+    Give job ids, or select unfinished jobs with --name and --label.
     """
-    from producer.cli.job_arguments import for_each_job, raise_last
+    from producer.cli.job_arguments import for_each_job
     from producer.job_filter import JobFilter, parse_labels
 
-    wanted = JobFilter(name=name, labels=parse_labels(labels))
-    stopped: list[Job] = []
+    job_filter = JobFilter(name=name, labels=parse_labels(labels))
+    cancelled: list[Job] = []
 
-    def stop(job: "JobHandle") -> None:
-        over = job.state.status.finished
-        if over and not jobs:
+    def cancel_one(job: "JobHandle") -> None:
+        finished = job.state.status.finished
+        if finished and not jobs:
             return
         job.cancel()
-        stopped.append(job.refresh())
+        cancelled.append(job.refresh())
         if not as_json:
-            notify(f"job {job.id}: {'had already ended: ' if over else ''}{job.state.status}")
+            notify(f"job {job.id}: {'was already ' if finished else ''}{job.state.status}")
 
     with open_client() as client:
-        faults = for_each_job(client, jobs, wanted, stop)
-        if as_json:
-            print_json([job.as_dict() for job in stopped])
-        raise_last(faults, notify)
+        try:
+            for_each_job(client, jobs, job_filter, cancel_one, notify)
+        finally:
+            if as_json:
+                print_json([job.as_dict() for job in cancelled])
 
 
 @click.command()
 @jobs_argument
 @status_option
-@click.option("--older-than", metavar="SPAN", help="Jobs submitted longer ago than that, as 12h or 7d.")
-@click.option("--force", is_flag=True, help="Unfinished ones too: they are stopped, and what is done is lost.")
+@click.option("--older-than", metavar="SPAN", help="Select jobs submitted longer ago than this, such as 12h or 7d.")
+@click.option("--force", is_flag=True, help="Also delete unfinished jobs; they are stopped and their results are lost.")
 def delete(
     jobs: tuple[str, ...],
     name: str | None,
@@ -121,24 +121,23 @@ def delete(
     older_than: str | None,
     force: bool,
 ) -> None:
-    """Forget finished jobs: records, results and all. Nothing is asked, and nothing brings them back.
+    """Delete finished jobs with their records and results. There is no confirmation; this cannot be undone.
 
-    Name them, or choose by --name, --label, --status and --older-than; unfinished ones that are chosen so, and not by
-    --status, are left alone. A model that a job trained stays.
+    Give job ids, or select jobs with --name, --label, --status and --older-than. Unfinished jobs are skipped by
+    --older-than, unless --status or --force is given. Models that a job trained are kept.
     """
     from common.durations import parse_duration
-    from producer.cli.job_arguments import for_each_job, raise_last
+    from producer.cli.job_arguments import for_each_job
     from producer.job_filter import JobFilter, parse_labels
 
     age = None if older_than is None else parse_duration(older_than, "--older-than")
-    wanted = JobFilter(JobStatus(status) if status else None, name, parse_labels(labels), age)
+    job_filter = JobFilter(JobStatus(status) if status else None, name, parse_labels(labels), age)
 
-    def forget(job: "JobHandle") -> None:
+    def delete_one(job: "JobHandle") -> None:
         if age is not None and not (status or force or job.state.status.finished):
             return
         job.delete(force=force)
         notify(f"job {job.id}: deleted")
 
     with open_client() as client:
-        faults = for_each_job(client, jobs, wanted, forget)
-        raise_last(faults, notify)
+        for_each_job(client, jobs, job_filter, delete_one, notify)

@@ -1,4 +1,4 @@
-"""`producer tasks` and `workers`."""
+"""`producer tasks` and `producer workers`."""
 
 import click
 
@@ -11,7 +11,7 @@ from producer.cli.terminal import notify, print_json
 @click.command()
 @json_option
 def tasks(as_json: bool) -> None:
-    """List the tasks: what each needs, what it gives, and its default model."""
+    """List tasks with their input fields, output and default model."""
     from common.tasks import list_tasks
 
     listed = list_tasks()
@@ -26,7 +26,7 @@ def tasks(as_json: bool) -> None:
 @click.command()
 @json_option
 def workers(as_json: bool) -> None:
-    """List the live workers: device, queues, speed, loaded models."""
+    """List live workers: device, queues, throughput, loaded models."""
     with open_client() as client:
         found = client.connection.workers()
     if as_json:
@@ -36,4 +36,4 @@ def workers(as_json: bool) -> None:
 
     show_workers(found)
     if not found:
-        notify("No live worker. `workers start` starts one.")
+        notify("There are no live workers. `workers start` starts one.")

@@ -1,8 +1,8 @@
-"""`producer models`: the fine-tuned models, and bringing one out of the store."""
+"""`producer models`: lists and exports fine-tuned models."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
-    """List the fine-tuned models of the store (HUGQUEUE_MODELS_URL; embedded: the state directory).
+    """List or export fine-tuned models (from HUGQUEUE_MODELS_URL, or the state directory of the embedded queue).
 
     \b
       producer models
@@ -30,7 +30,7 @@ def models(context: click.Context, as_json: bool) -> None:
     """
     if context.invoked_subcommand:
         return
-    found = _store().models()
+    found = _registry().models()
     if as_json:
         print_json([_with_iso_times(model.card) for model in found])
         return
@@ -38,20 +38,20 @@ def models(context: click.Context, as_json: bool) -> None:
 
     show_models(found)
     if not found:
-        notify("There are no models yet. `producer finetune FILE --model ID` makes one.")
+        notify("There are no models yet. `producer finetune FILE --model ID` trains one.")
 
 
 @models.command()
 @click.argument("model", metavar="job:ID")
 @click.argument("directory", type=click.Path(path_type=Path))
 def export(model: str, directory: Path) -> None:
-    """Copy the model of a job into DIRECTORY, which must not exist: weights, tokenizer, configuration, cards."""
-    job_id = job_of(model if model.startswith("job:") else f"job:{model}")
+    """Copy a model into DIRECTORY, which must not exist: weights, tokenizer, configuration, model card."""
+    target = directory.absolute()
     with path_errors(f"{directory} cannot be written"):
-        there = directory.absolute().parent.is_dir()
-    if not there:
-        raise UsageError(f"{directory} cannot be written: there is no directory {directory.absolute().parent}.")
-    _store().export(str(job_id), directory.absolute())
+        parent_exists = target.parent.is_dir()
+    if not parent_exists:
+        raise UsageError(f"{directory} cannot be written: there is no directory {target.parent}.")
+    _registry().export(str(job_of(model if model.startswith("job:") else f"job:{model}")), target)
     click.echo(directory)
 
 
@@ -60,6 +60,6 @@ def _with_iso_times(card: Mapping[str, Json]) -> dict[str, Json]:
     return {**card, **{name: iso_time(value) for name, value in times.items()}}
 
 
-def _store() -> "ModelRegistry":
-    settings: Any = load_settings()
+def _registry() -> "ModelRegistry":
+    settings = load_settings()
     return open_registry(registry_url(settings), settings.model_cache)

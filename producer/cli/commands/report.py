@@ -11,13 +11,18 @@ from producer.cli.terminal import notify
 
 @click.command()
 @job_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The .html file.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The HTML file to write.",
+)
 def report(job: str, output: Path) -> None:
-    """Write one self-contained page about a completed fine-tune job, to be looked at in a browser.
+    """Write an HTML report on a completed fine-tune job, in one self-contained file.
 
-    It has the curves of loss and learning rate, the metrics of each evaluation, precision and recall of each class,
-    which were taken for which, the examples that the model got most wrong with their texts, and the data, arguments,
-    versions and device.
+    It shows the curves of loss and learning rate, the metrics of each evaluation, precision and recall per class, the
+    confusion matrix, the texts of the examples with the highest loss, and the data, arguments, versions and device.
     """
     from producer.finetune.report import make_finetune_report, write_page
 

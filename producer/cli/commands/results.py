@@ -1,4 +1,4 @@
-"""`producer results` and `retry`."""
+"""`producer results` and `producer retry`."""
 
 import sys
 
@@ -23,9 +23,9 @@ from producer.cli.terminal import notify
 @output_option
 @part_format_option
 @csv_safe_option
-@click.option("--follow", is_flag=True, help="Give the results of a running job as they come, until it ends.")
-@click.option("--failed", is_flag=True, help="Give only the records that failed.")
-@json_lines_option
+@click.option("--follow", is_flag=True, help="Print the results of a running job as they become available.")
+@click.option("--failed", is_flag=True, help="Show only failed records.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
 def results(
     job: str,
     output: str | None,
@@ -35,32 +35,26 @@ def results(
     failed: bool,
     as_json: bool,
 ) -> None:
-    """Print or save a job's results, in input order, one for every record.
+    """Print or save a job's results in input order, one per record.
 
-    On a terminal they are a table, in a pipe JSON lines. Records that were not run (yet) have the error code
+    Results are a table on a terminal, and JSON lines in a pipe. Records that have not run (yet) have the error code
     `not_run`.
     """
     from producer.cli.show_results import show_failures, show_results, stream_results
     from producer.outputs.targets import open_target
 
-    if follow and output is not None:
-        raise UsageError("--follow prints results as they come; a file is written whole, at the end: leave out one.")
-    if follow and failed:
-        raise UsageError("--follow gives all results as they come, --failed those of failed records: leave out one.")
-    with open_client(working=follow) as client:
+    if follow and (failed or output is not None):
+        raise UsageError(f"--follow prints all results; it does not go with {'--failed' if failed else '-o'}.")
+    with open_client(with_worker=follow) as client:
         handle = client.job(job)
         found = handle.state
         target = open_target(output, output_format, found.spec, csv_safe=csv_safe)
-        if follow and not found.status.finished:
-            sys.exit(stream_results(handle))
         if not found.status.finished:
-            notify(
-                f"Job {found.id} is {found.status}: {found.counts.done:,} of {found.records or 0:,} records are done."
-            )
-        if failed:
-            show_failures(handle, target, notify, as_json=as_json)
-            return
-        show_results(handle, target, notify, as_json=as_json)
+            if follow:
+                sys.exit(stream_results(handle))
+            notify(f"Job {found.id} is {found.status}: {found.counts.done:,} of {found.records or 0:,} records done.")
+        show = show_failures if failed else show_results
+        show(handle, target, notify, as_json=as_json)
 
 
 @click.command()
@@ -68,7 +62,7 @@ def results(
 @output_option
 @part_format_option
 @csv_safe_option
-@click.option("--wait", is_flag=True, help="Wait for the end and print the results.")
+@click.option("--wait", is_flag=True, help="Wait for the job and print the results.")
 @keep_alive_option
 @json_lines_option
 def retry(
@@ -80,10 +74,10 @@ def retry(
     keep_alive: str | None,
     as_json: bool,
 ) -> None:
-    """Run again only the records that failed, and chunks that never ended or whose results are lost.
+    """Retry failed records, and chunks that never finished or whose results are lost.
 
-    The results of the others stay; that of a record run again is replaced. Prints the job's id, or waits and gives
-    the results with --wait, with -o, or where no queue is configured.
+    Other results are kept; the result of a record that runs again is replaced. Prints the job id; with --wait or -o,
+    or if no Redis is configured, waits and prints the results.
     """
     from producer.cli.run_submit import print_accepted, wait_and_show
     from producer.outputs.targets import open_target
@@ -93,7 +87,7 @@ def retry(
         job, spec = handle.id, handle.state.spec
         target = open_target(output, output_format, spec, csv_safe=csv_safe)
         if not handle.retry() and handle.state.status is JobStatus.COMPLETED:
-            notify(f"Job {job}: every record has succeeded; there is nothing to run again.")
+            notify(f"Job {job}: all records succeeded; there is nothing to retry.")
         if wait or target or client.embedded:
             sys.exit(wait_and_show(client, handle, target or spec.output, notify, as_json=as_json))
         print_accepted(handle, as_json=as_json)

@@ -20,7 +20,7 @@ from producer.cli.options import (
     task_option,
 )
 from producer.cli.session import open_client
-from producer.cli.terminal import notify, print_json
+from producer.cli.terminal import dry_run_status, notify, print_json
 
 _GROUPS = {
     "Input": ("--task", "--column", "--id-column", "--format", "--quoting", "--limit"),
@@ -43,39 +43,41 @@ _GROUPS = {
 
 @click.command(cls=GroupedCommand, groups=_GROUPS, no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@task_option(help="What to do with each record; `producer tasks` lists them.  [required, but for --format openai]")
+@task_option(help="The task to run; `producer tasks` lists them.  [required, except with --format openai]")
 @click.option(
     "-m",
     "--model",
     "--model-id",
     metavar="ID|PATH|job:ID",
-    help="A hub id, a directory, or what a job trained.  [default: the task's]",
+    help="A model on the Hub, a directory, or the model of a job.  [default: the task's]",
 )
 @revision_option
 @output_option
 @part_format_option
 @csv_safe_option
-@click.option("--wait/--no-wait", default=None, help="Wait for the end and print the results, or do not.")
 @click.option(
-    "--store", metavar="URL", help="Where the records and outcomes are kept.  [default: HUGQUEUE_STORE_URL, else Redis]"
+    "--wait/--no-wait", default=None, help="Wait for the job and print the results, or return once it is accepted."
+)
+@click.option(
+    "--store", metavar="URL", help="Where records and results are stored.  [default: HUGQUEUE_STORE_URL, else Redis]"
 )
 @name_option
 @label_option()
 @priority_option
-@click.option("--column", metavar="NAME", help="The column that holds the input.")
+@click.option("--column", metavar="NAME", help="Column that holds the input.")
 @click.option(
-    "--id-column", metavar="NAME", help="The column that holds the id.  [default: id, custom_id, or the line]"
+    "--id-column", metavar="NAME", help="Column that holds the record id.  [default: id, custom_id, or the line number]"
 )
-@click.option("-p", "--param", "params", multiple=True, metavar="KEY=VALUE", help="Parameter of the task, as top_k=3.")
 @click.option(
-    "--dtype", type=click.Choice(DTYPES), help="What the model computes in.  [default: the worker's, as `auto` is]"
+    "-p", "--param", "params", multiple=True, metavar="KEY=VALUE", help="A parameter of the task, such as top_k=3."
 )
-@click.option("--limit", type=int, metavar="N", help="Take only the first N records.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Data type for inference.  [default: the worker's setting]")
+@click.option("--limit", type=int, metavar="N", help="Read only the first N records.")
 @click.option(
     "--format",
     "format",
     type=click.Choice(["txt", "jsonl", "json", "csv", "tsv", "parquet", "openai"]),
-    help="What the inputs hold; for standard input, against the extension, or as OpenAI's batch files.",
+    help="Input format, if the extension does not tell; openai: OpenAI's batch files.",
 )
 @quoting_option
 @click.option(
@@ -83,18 +85,22 @@ _GROUPS = {
     type=click.Choice(["auto", "cpu", "gpu"]),
     default="auto",
     show_default=True,
-    help="Which workers may do it.",
+    help="Kind of worker that may run the job.",
 )
-@click.option("--chunk-size", type=int, metavar="N", help="Records in one chunk at most.")
-@click.option("--max-errors", metavar="N|P%", help="End the job early once more records than that have failed.")
+@click.option("--chunk-size", type=int, metavar="N", help="Maximum number of records per chunk.")
+@click.option(
+    "--max-errors", metavar="N|P%", help="Fail the job once more than this number or share of records has failed."
+)
 @click.option(
     "--idempotency-key",
     metavar="KEY",
-    help="Make one job of all submits with this key; one that was cut off goes on where it stopped.",
+    help="Create at most one job with this key, however often this command runs.",
 )
 @keep_alive_option
-@click.option("--dry-run", is_flag=True, help="Read everything, report what would be done, and touch nothing.")
-@click.option("--json", "as_json", is_flag=True, help="JSON on a terminal too: result lines, the job, or the report.")
+@click.option("--dry-run", is_flag=True, help="Read and check everything without creating a job.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, also on a terminal: result lines, the job, or the report."
+)
 def submit(
     inputs: tuple[str, ...],
     labels: tuple[str, ...],
@@ -103,14 +109,14 @@ def submit(
     keep_alive: str | None,
     **options: Any,
 ) -> None:
-    """Send records through a model.
+    """Run records through a model.
 
-    INPUT is a .txt (one record a line), .jsonl, .json, .csv, .tsv or .parquet file, also gzipped, or - for standard
-    input; an address, as s3://bucket/texts/*.parquet; a data set of the hub, as hf:ORG/NAME:train; for tasks over
-    images or sound, the files themselves, directories of them, or lists of their paths.
+    INPUT is a .txt (one record per line), .jsonl, .json, .csv, .tsv or .parquet file, optionally gzipped, or - for
+    standard input; a URL such as s3://bucket/texts/*.parquet; or a dataset on the Hub such as hf:ORG/NAME:train. For
+    tasks over images or audio, INPUT is the files themselves, directories of them, or lists of their paths.
 
-    On a queue of your own this prints the job's id and returns. With --wait or -o, or with no queue configured,
-    it waits and gives the results: a table on a terminal, JSON lines in a pipe.
+    If a Redis is configured, this prints the job id and returns. With --wait or -o, or without a configured Redis, it
+    waits and shows the results: a table on a terminal, JSON lines in a pipe.
 
     \b
       producer submit --task fill-mask sentences.txt
@@ -121,11 +127,11 @@ def submit(
 
     \b
     Exit status:
-      0    every record succeeded (or, without waiting, the job was accepted)
-      3    some records failed (--dry-run: cannot be read)
-      1    the job failed or was cancelled (--dry-run: nothing could serve it)
-      2    wrong usage or input
-      130  after Ctrl-C
+      0    all records succeeded (or, without waiting, the job was accepted)
+      3    some records failed (--dry-run: are invalid)
+      1    the job failed or was cancelled (--dry-run: no worker could run it)
+      2    invalid usage or input
+      130  Ctrl-C
     """
     from producer.job_filter import parse_labels
     from producer.submit.options import SubmitOptions
@@ -133,7 +139,6 @@ def submit(
 
     plan = make_plan(inputs, SubmitOptions(labels=parse_labels(labels), **options))
     if dry_run:
-        from producer.cli.exit_status import dry_run_status
         from producer.submit.dry_run import make_dry_run_report
 
         report = make_dry_run_report(plan, notify)
@@ -143,9 +148,9 @@ def submit(
             click.echo(report.as_text())
         sys.exit(dry_run_status(report))
     if "-" in inputs and sys.stdin.isatty():
-        notify("Reading records from the terminal, one a line; Ctrl-D ends them.")
+        notify("Reading records from the terminal, one per line; finish with Ctrl-D.")
     records = plan.peek_records()
-    with open_client(working=True, replace_outdated=True, keep_alive=keep_alive) as client:
-        from producer.cli.run_submit import run
+    with open_client(with_worker=True, replace_outdated=True, keep_alive=keep_alive) as client:
+        from producer.cli.run_submit import run_submit
 
-        sys.exit(run(client, plan, records, notify, as_json=as_json))
+        sys.exit(run_submit(client, plan, records, notify, as_json=as_json))

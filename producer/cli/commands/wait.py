@@ -1,40 +1,40 @@
-"""`producer wait` and `watch`."""
+"""`producer wait` and `producer watch`."""
 
 import sys
 
 import click
 
-from producer.cli.exit_status import exit_status
 from producer.cli.options import job_argument, jobs_argument, json_option
 from producer.cli.session import open_client
-from producer.cli.terminal import notify, print_json
+from producer.cli.terminal import exit_status, notify, print_json
 
 
 @click.command()
 @jobs_argument
 @json_option
 def wait(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_json: bool) -> None:
-    """Wait until jobs are finished; the exit status is that of the worst.
+    """Wait until jobs are finished; the exit status is the worst of theirs.
 
-    Name them, or choose them by --name and --label among those there are now. Ctrl-C stops the waiting, not the jobs.
+    Give job ids, or select existing jobs with --name and --label. Ctrl-C stops waiting, not the jobs.
 
     \b
     Exit status:
-      0    every record succeeded
+      0    all records succeeded
       3    some records failed
       1    a job failed or was cancelled
-      2    wrong usage
-      130  after Ctrl-C
+      2    invalid usage
+      130  Ctrl-C
     """
-    from producer.cli.job_arguments import select_jobs
+    from producer.cli.job_arguments import select_job_ids
     from producer.cli.watch import describe_outcome
     from producer.job_filter import JobFilter, parse_labels
 
     with open_client() as client:
-        chosen = select_jobs(client, jobs, JobFilter(name=name, labels=parse_labels(labels)))
-        if not all(job.state.status.finished for job in chosen):
+        ids = select_job_ids(client, jobs, JobFilter(name=name, labels=parse_labels(labels)))
+        selected = [client.job(job_id) for job_id in ids]
+        if not all(job.state.status.finished for job in selected):
             client.connection.start_worker()
-        finished = [job.poll(lambda _: None) for job in chosen]
+        finished = [job.poll(lambda _: None) for job in selected]
     if as_json:
         print_json([job.as_dict() for job in finished])
     else:
@@ -50,23 +50,23 @@ def wait(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_js
 def watch(job: str, as_json: bool) -> None:
     """Watch a job's progress until it is finished.
 
-    Ctrl-C stops the watching, not the job.
+    Ctrl-C stops watching, not the job.
 
     \b
     Exit status:
-      0    every record succeeded
+      0    all records succeeded
       3    some records failed
       1    the job failed or was cancelled
-      2    wrong usage
-      130  after Ctrl-C
+      2    invalid usage
+      130  Ctrl-C
     """
-    from producer.cli.watch import describe_outcome, follow
+    from producer.cli.watch import describe_outcome, watch_job
 
     with open_client() as client:
         handle = client.job(job)
         if not handle.state.status.finished:
             client.connection.start_worker()
-        finished = follow(client, handle, notify)
+        finished = watch_job(client, handle, notify)
     if as_json:
         print_json(finished.as_dict())
     else:

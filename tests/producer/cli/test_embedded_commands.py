@@ -48,7 +48,7 @@ def jobs(shell: Shell) -> list[dict[str, object]]:
 
 
 def workers_started(home: Home) -> int:
-    return (home.path / "keeper.log").read_text().count("started a worker")
+    return (home.path / "daemon.log").read_text().count("started a worker")
 
 
 def test_the_main_job_runs_and_its_state_stays(shell: Shell, home: Home) -> None:
@@ -73,7 +73,7 @@ def test_a_finished_job_is_waited_for_without_a_worker(shell: Shell, home: Home)
     assert workers_started(home) == 1
 
 
-def test_two_at_the_same_time_share_one_keeper(shell: Shell, home: Home) -> None:
+def test_two_at_the_same_time_share_one_daemon(shell: Shell, home: Home) -> None:
     first = submit_slowly(shell)
     second = shell.run("submit", "--task", "test-echo", "-", input="x\n")
     assert [row["output"] for row in lines(second.stdout)] == ["X"]
@@ -85,12 +85,12 @@ def test_two_at_the_same_time_share_one_keeper(shell: Shell, home: Home) -> None
     assert workers_started(home) == 1
 
 
-@pytest.mark.parametrize("part", ["keeper", "supervisor"])
-def test_a_submit_whose_keeper_or_worker_is_killed_goes_on(shell: Shell, home: Home, part: str) -> None:
+@pytest.mark.parametrize("part", ["daemon", "supervisor"])
+def test_a_submit_whose_daemon_or_worker_is_killed_goes_on(shell: Shell, home: Home, part: str) -> None:
     shell.environ |= {"HUGQUEUE_LEASE": "3", "HUGQUEUE_REAP": "0.5"}
     process = submit_slowly(shell, chunks=12)
-    if part == "keeper":
-        home.keeper().kill()
+    if part == "daemon":
+        home.daemon().kill()
     else:
         [killed] = home.processes("workers.cli")
         killed.kill()
@@ -98,12 +98,12 @@ def test_a_submit_whose_keeper_or_worker_is_killed_goes_on(shell: Shell, home: H
     assert process.returncode == 0, err
     assert [row["output"] for row in lines(out)] == [str(number) for number in range(48)]
     assert workers_started(home) == 2
-    assert ("The embedded Redis was killed; starting it again." in err) == (part == "keeper")
+    assert ("The embedded Redis was killed; starting it again." in err) == (part == "daemon")
 
 
-def test_a_submit_whose_keeper_is_asked_to_stop_says_so(shell: Shell, home: Home) -> None:
+def test_a_submit_whose_daemon_is_asked_to_stop_says_so(shell: Shell, home: Home) -> None:
     process = submit_slowly(shell)
-    home.keeper().terminate()
+    home.daemon().terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "was stopped" in err and "Traceback" not in err
@@ -130,12 +130,12 @@ def test_a_second_ctrl_c_leaves_at_once(shell: Shell, home: Home) -> None:
     wait_until(lambda: home.processes("workers.device"), 30, "the device process is there")
     process.send_signal(signal.SIGINT)
     assert process.stderr
-    while "Press Ctrl-C again to leave at once" not in (line := process.stderr.readline()):
+    while "Press Ctrl-C again to exit immediately" not in (line := process.stderr.readline()):
         assert line
     process.send_signal(signal.SIGINT)
     stdout, _ = process.communicate(timeout=5)
     assert (process.returncode, stdout) == (130, "")
-    home.end()  # the keeper would give the batch some seconds more
+    home.end()  # the daemon would give the batch some seconds more
 
 
 def test_a_killed_submit_leaves_no_process_and_its_job_can_be_gone_on_with(shell: Shell, home: Home) -> None:
@@ -189,7 +189,7 @@ def test_a_kept_worker_serves_the_next_command_until_it_is_ended(shell: Shell, h
     source = write(shell, "The capital of France is [MASK].")
     fill = ("submit", "--task", "fill-mask", source, "--model", str(DEMO_MODEL), "-p", "top_k=1")
     first = shell.run(*fill, "--keep-alive", "5m")
-    assert "The worker stays for 5m" in first.stderr
+    assert "The worker keeps running for 5m" in first.stderr
     device = home.processes("workers.device")
     [job] = [str(job["id"]) for job in jobs(shell)]
     assert "chunk 1 of 1: 1 done" in shell.run("logs", job).stdout
@@ -231,6 +231,6 @@ def test_down_leaves_a_queue_that_is_in_use(shell: Shell, home: Home) -> None:
 
 def test_on_a_terminal_the_worker_is_kept_by_itself(shell: Shell, home: Home) -> None:
     shown = Terminal(shell, "submit", "--task", "test-echo", write(shell, "x")).text()
-    assert "The worker stays for 5m" in shown
+    assert "The worker keeps running for 5m" in shown
     assert home.processes("workers.cli start")
     shell.run("down")

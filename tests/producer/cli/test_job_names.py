@@ -13,7 +13,7 @@ from common.durations import parse_duration, write_duration
 from common.errors import UnknownJob, UsageError
 from common.jobs import JobSpec
 from producer.client import Client
-from producer.embedded.log_files import LIMIT, open_log, read_entries, rotated
+from producer.embedded.log_files import MAX_BYTES, open_log, read_entries, rotated
 from tests.support.cli_processes import Terminal
 from tests.support.processes import ROOT, RedisServer, Shell, lines, wait_until
 
@@ -62,7 +62,7 @@ def test_old_jobs_are_deleted_and_unfinished_ones_left_alone(server: RedisServer
     assert [job["id"] for job in json.loads(shell.run("jobs", "--json").stdout)] == ["aab222222222"]
     assert "is running: cancel it first" in shell.run("delete", "--status", "running", status=2).stderr
     assert "such as 30s" in shell.run("delete", "--older-than", "soon", status=2).stderr
-    assert "one of the two" in shell.run("delete", "aab", "--older-than", "1s", status=2).stderr
+    assert "either job ids" in shell.run("delete", "aab", "--older-than", "1s", status=2).stderr
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("30s", 30), ("1.5h", 5400), ("5M", 300), ("2w", 1209600)])
@@ -126,7 +126,7 @@ def test_jobs_are_watched_on_a_terminal_until_ctrl_c(server: RedisServer, shell:
 
 def test_a_full_log_is_put_aside_and_not_overwritten(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
-    for text in ("first\n  more\n" + "x" * LIMIT + "\n", "second\n"):
+    for text in ("first\n  more\n" + "x" * MAX_BYTES + "\n", "second\n"):
         fd = open_log(log)
         os.write(fd, text.encode())
         os.close(fd)

@@ -116,7 +116,7 @@ def test_a_job_of_records_that_cannot_be_read_is_completed_without_results(queue
     source.write_text("not json\n[1]\n")
     done = queue.run("submit", "--task", "test-echo", str(source), "--wait", status=3)
     assert [row["error"]["code"] for row in lines(done.stdout)] == ["bad_json", "bad_json"]
-    assert "2 of 2 records cannot be read" in done.stderr
+    assert "2 of 2 records are invalid" in done.stderr
 
 
 def test_ctrl_c_ends_the_waiting_and_not_the_job(queue: Queue, slow: str) -> None:
@@ -194,7 +194,7 @@ def test_tasks_are_listed_with_their_default_models(queue: Queue) -> None:
 def test_cancel_stops_those_it_knows_and_names_the_others(queue: Queue, slow: str, good: str) -> None:
     done = queue.run("cancel", slow, "0" * 12, good, status=1)
     assert f"job {slow}: cancel" in done.stderr
-    assert f"job {good}: had already ended: completed" in done.stderr
+    assert f"job {good}: was already completed" in done.stderr
     assert "There is no job '000000000000'" in done.stderr
     told = json.loads(queue.run("cancel", slow, good, "--json").stdout)
     assert [job["id"] for job in told] == [slow, good]
@@ -205,7 +205,7 @@ def test_retry_prints_the_id_and_runs_only_what_failed(queue: Queue, flawed: str
     queue.run("wait", flawed, status=3)
     assert queue.status(flawed)["round"] == 1
     again = queue.run("retry", good, "--wait")
-    assert "there is nothing to run again" in again.stderr
+    assert "there is nothing to retry" in again.stderr
     assert [row["output"] for row in lines(again.stdout)] == ["ONE", "TWO", "THREE"]
 
 
@@ -251,7 +251,7 @@ def test_a_worker_that_passes_a_job_over_is_told_with_its_reason(queue: Queue) -
     assert "by gpu0-1@there: the disk is full" in queue.run("status", job).stdout
     watching = queue.popen("watch", job)
     assert watching.stderr
-    assert watching.stderr.readline() == "Worker gpu0-1@there passes this job over for now: the disk is full\n"
+    assert watching.stderr.readline() == "Worker gpu0-1@there skips this job for now: the disk is full\n"
     queue.run("cancel", job)
     assert watching.wait(30) == 1
 
@@ -314,7 +314,7 @@ def test_failed_records_are_summed_by_code_and_given_alone(queue: Queue, flawed:
     assert (row["input"], row["error"]["code"]) == ("bad", "test_failure")
     queue.run("results", flawed, "--failed", "-o", str(tmp_path / "failed.jsonl"))
     assert lines((tmp_path / "failed.jsonl").read_text()) == [row]
-    assert "leave out one" in queue.run("results", flawed, "--failed", "--follow", status=2).stderr
+    assert "does not go with --failed" in queue.run("results", flawed, "--failed", "--follow", status=2).stderr
 
 
 def test_a_retry_is_proposed_only_where_it_can_help(queue: Queue) -> None:

@@ -58,7 +58,7 @@ def test_help_imports_nothing_heavy(alone: Shell) -> None:
 
 
 def test_following_and_writing_a_file_are_not_asked_for_at_once(alone: Shell, home: Path) -> None:
-    assert "leave out one" in refusal(alone, "results", "5e34e75a6437", "--follow", "-o", "out.jsonl")
+    assert "does not go with -o" in refusal(alone, "results", "5e34e75a6437", "--follow", "-o", "out.jsonl")
     assert not home.exists()
 
 
@@ -136,7 +136,7 @@ def test_standard_input_is_looked_at_before_anything_starts(alone: Shell, home: 
         (["--task", "fill-mask", "-o", ""], ["-o: the name is empty"]),
         (["--task", "fill-mask", "-m", ""], ["--model: the name is empty"]),
         (["--task", "fill-mask", "-o", "out.xyz"], ["out.xyz", ".jsonl"]),
-        (["--task", "fill-mask", "-o", "s3://bucket/out.jsonl"], ["s3://bucket/out.jsonl/", "directory of parts"]),
+        (["--task", "fill-mask", "-o", "s3://bucket/out.jsonl"], ["s3://bucket/out.jsonl/", "only a directory"]),
         (["--task", "fill-mask", "-o", "out.npy"], ["out.npy", "embedding"]),
         (["--task", "fill-mask", "-o", "good.txt.jsonl/x.csv"], ["no directory"]),
         (["--task", "fill-mask", "--format", "xml"], ["xml", "parquet"]),

@@ -16,7 +16,7 @@ from common.settings import load_settings
 from producer.embedded.attach import attach
 from producer.embedded.daemon import ALREADY_RUNNING
 from producer.embedded.file_lock import LockFile
-from producer.embedded.probe import ServerState, probe
+from producer.embedded.redis_server import ServerState, probe
 from producer.embedded.server_binary import find_binary, recorded_release
 from producer.embedded.state_dir import StateDir
 from tests.support.embedded_processes import Holder, Home
@@ -48,7 +48,7 @@ def hold(home: Home) -> Iterator[Hold]:
 
 def count_up(home: Home, **changes: str) -> int:
     """Attach, count in Redis, and leave."""
-    with attach(load_settings(home.environ | changes), working=False, notify=lambda _: None) as settings:
+    with attach(load_settings(home.environ | changes), with_worker=False, notify=lambda _: None) as settings:
         return int(connect(settings.broker_url or "").incr("counter"))
 
 
@@ -56,7 +56,7 @@ def test_the_first_command_starts_redis_and_the_end_leaves_no_process(home: Home
     holder = hold()
     [said] = holder.facts["said"]
     version = holder.client.info("server")["valkey_version"]
-    assert said == f"started an embedded Redis (Valkey {version}) in {home.path}; log: {home.path / 'keeper.log'}"
+    assert said == f"started an embedded Redis (Valkey {version}) in {home.path}; log: {home.path / 'daemon.log'}"
     assert holder.client.ping()
     holder.leave()
     home.wait_until_empty()
@@ -80,29 +80,29 @@ def test_what_is_stored_is_there_the_next_time(home: Home) -> None:
     assert count_up(home) == 2
 
 
-def test_commands_that_start_at_the_same_moment_share_one_keeper(home: Home, hold: Hold) -> None:
+def test_commands_that_start_at_the_same_moment_share_one_daemon(home: Home, hold: Hold) -> None:
     holders = [hold() for _ in range(4)]
     addresses = {holder.facts["url"] for holder in holders}
     assert len(addresses) == 1
     assert len([holder for holder in holders if holder.facts["said"]]) == 1
-    wait_until(lambda: len(home.processes("producer.embedded.daemon")) == 1, 10, "one keeper")
+    wait_until(lambda: len(home.processes("producer.embedded.daemon")) == 1, 10, "one daemon")
     assert {holder.client.info("server")["process_id"] for holder in holders} == {home.server().pid}
 
 
 def test_redis_stays_until_the_last_command_has_left(home: Home, hold: Hold) -> None:
     first, second = hold(), hold()
     assert first.client.ping()
-    keeper = home.keeper().pid
+    daemon = home.daemon().pid
     assert second.client.ping()
     first.leave()
     assert second.client.ping()
-    assert home.keeper().pid == keeper
+    assert home.daemon().pid == daemon
     second.leave()
     home.wait_until_empty()
 
 
 def test_commands_in_quick_succession_never_miss_each_other(home: Home) -> None:
-    """Each comes at another moment of the keeper's end."""
+    """Each comes at another moment of the daemon's end."""
     assert [count_up(home) for _ in range(12)] == list(range(1, 13))
 
 
@@ -121,20 +121,20 @@ def test_ctrl_c_in_one_terminal_does_not_take_redis_from_another(home: Home, hol
     os.killpg(first.process.pid, signal.SIGINT)
     first.process.communicate(timeout=20)
     assert second.client.ping()
-    assert os.getsid(home.keeper().pid) not in (first.process.pid, second.process.pid)
+    assert os.getsid(home.daemon().pid) not in (first.process.pid, second.process.pid)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
-def test_a_killed_keeper_leaves_no_redis_and_loses_no_data(home: Home, hold: Hold) -> None:
+def test_a_killed_daemon_leaves_no_redis_and_loses_no_data(home: Home, hold: Hold) -> None:
     holder = hold()
     holder.client.set("counter", 41)
-    home.keeper().kill()
+    home.daemon().kill()
     home.wait_until_empty()
     assert count_up(home) == 42
 
 
-def test_a_redis_without_its_keeper_is_ended_before_the_next_one_starts(home: Home, hold: Hold) -> None:
-    """As a killed keeper leaves it on systems that do not end children with their parent."""
+def test_a_redis_without_its_daemon_is_ended_before_the_next_one_starts(home: Home, hold: Hold) -> None:
+    """As a killed daemon leaves it on systems that do not end children with their parent."""
     assert count_up(home) == 1
     home.wait_until_empty()
     state_dir = StateDir.of(load_settings(home.environ))
@@ -165,18 +165,18 @@ def test_redis_that_is_killed_is_started_again(home: Home, hold: Hold) -> None:
     assert client.get("kept") == b"yes"
 
 
-def test_a_keeper_that_is_asked_to_stop_stops_redis_too(home: Home, hold: Hold) -> None:
+def test_a_daemon_that_is_asked_to_stop_stops_redis_too(home: Home, hold: Hold) -> None:
     assert hold().client.ping()
-    home.keeper().terminate()
+    home.daemon().terminate()
     home.wait_until_empty()
 
 
-def test_a_second_keeper_goes_away(home: Home, hold: Hold) -> None:
+def test_a_second_daemon_goes_away(home: Home, hold: Hold) -> None:
     assert hold().client.ping()
-    keeper = home.keeper().pid
+    daemon = home.daemon().pid
     done = subprocess.run([sys.executable, "-P", "-m", "producer.embedded.daemon"], env=home.environ, check=False)
     assert done.returncode == ALREADY_RUNNING
-    assert home.keeper().pid == keeper
+    assert home.daemon().pid == daemon
 
 
 @pytest.mark.parametrize("name", ["d" * 120, "with a space", "상태 폴더", "50%?#"])
@@ -216,7 +216,7 @@ def test_a_redis_that_cannot_start_is_told_with_its_reason_and_its_log(home: Hom
     home.wait_until_empty()
     for file in (home.path / "redis").rglob("*.aof"):
         file.write_bytes(b"no append-only file at all\r\n")
-    with pytest.raises(StoreUnavailable, match=r"(?s)could not start: .*append only file.*redis\.log.*keeper\.log"):
+    with pytest.raises(StoreUnavailable, match=r"(?s)could not start: .*append only file.*redis\.log.*daemon\.log"):
         count_up(home)
     home.wait_until_empty()
 

