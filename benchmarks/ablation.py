@@ -61,7 +61,9 @@ def _without(
         def run(texts: Sequence[str]) -> list[Any]:
             with (
                 _patched(
-                    once, "workers.device.server.run_chunk._equal", lambda values: [[position] for position in values]
+                    once,
+                    "workers.device.server.run_chunk._group_equal",
+                    lambda values: [[position] for position in values],
                 ),
                 _patched(masks, "workers.inference.tasks.encoder_tasks.FillMask.forward_batch", _all_scores),
             ):

@@ -12,7 +12,7 @@ from typing import Any
 from common.payloads.codec import decode_outcomes, iter_outcomes
 from common.records import Json, Record
 from workers.device.server.memory import retain_freed_memory
-from workers.device.server.run_chunk import run_chunk
+from workers.device.server.run_chunk import encode_chunk, run_chunk
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.inference.tasks.registry import find_runner
 
@@ -84,7 +84,8 @@ def runner(
         payloads = []
         for start in range(0, len(texts), size):
             records = {at: Record(at, text) for at, text in enumerate(texts[start : start + size])}
-            payloads.append(run_chunk(loaded, records, work.params, work.device, Quiet()).encode().payload)
+            outcomes = run_chunk(loaded, records, work.params, work.device, Quiet())
+            payloads.append(encode_chunk(records, outcomes, loaded.output_type(work.params))[0])
         return [row.output for payload in payloads for _, _, row in iter_outcomes(decode_outcomes(payload))]
 
     return run

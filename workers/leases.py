@@ -1,8 +1,4 @@
-"""Leases in hand: one thread renews them all, and tells their holders when to stop.
-
-A turn that is told to stop (its job was cancelled or failed, its lease was taken over, the worker is stopping)
-finds `cancelled` set, and why in `reason`.
-"""
+"""Leases in hand: one thread renews them all, and cancels the work of those that are lost."""
 
 import contextlib
 import logging
@@ -16,24 +12,25 @@ import redis
 from common.errors import Cancelled, StorageError
 from common.queue.ledger import Lease, Ledger
 from common.redis.client import is_transient
+from common.reporting import CancelToken
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-def retry_while_unavailable(step: Callable[[], T], cancelled: threading.Event, *, files: float = 0.0) -> T:
-    """Return what `step` gives, trying again while Redis is away or full, until that is given up.
+def retry_while_unavailable(step: Callable[[], T], cancel_token: CancelToken, *, files: float = 0.0) -> T:
+    """Return what `step` returns, trying again while Redis is away or full.
 
     Args:
         step: what to do.
-        cancelled: ends the waiting.
-        files: seconds for which to try again where files cannot be had: nobody knows whether that passes.
+        cancel_token: ends the waiting.
+        files: seconds for which to try again if files are not available, since nobody knows whether that passes.
 
     Raises:
-        Cancelled: it was given up meanwhile.
-        redis.RedisError: waiting does not mend it.
-        StorageError: waiting for so many seconds did not mend it.
+        Cancelled: it was cancelled meanwhile.
+        redis.RedisError: an error that waiting does not fix.
+        StorageError: waiting for so many seconds did not fix it.
     """
     pause, end = 0.1, time.monotonic() + files
     while True:
@@ -47,28 +44,25 @@ def retry_while_unavailable(step: Callable[[], T], cancelled: threading.Event, *
             if time.monotonic() > end:
                 raise
             logger.warning("waiting for files: %s", error)
-        if cancelled.wait(pause):
+        if cancel_token.wait(pause):
             raise Cancelled
         pause = min(pause * 2, 5.0)
 
 
 class HeldLease:
-    """A lease somebody in this process works under."""
+    """A lease that somebody in this process works under.
+
+    `cancel_token` tells them to stop. Its reason is the job's status, `lost` if the lease is someone else's by now, or
+    `stopping`.
+    """
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
-        self.cancelled = threading.Event()
-        self.reason = ""
+        self.cancel_token = CancelToken()
 
-    def cancel(self, reason: str) -> None:
-        """Tell the holder to stop; the first reason stays."""
-        if not self.cancelled.is_set():
-            self.reason = reason
-            self.cancelled.set()
-
-    def retry_while_unavailable(self, step: Callable[[], T], *, files: float = 0.0) -> T:
-        """Return what `step` gives, as `patiently` does, until this turn is given up."""
-        return retry_while_unavailable(step, self.cancelled, files=files)
+    def retry(self, step: Callable[[], T], *, files: float = 0.0) -> T:
+        """Return what `step` returns; see `retry_while_unavailable`."""
+        return retry_while_unavailable(step, self.cancel_token, files=files)
 
 
 class LeaseRenewer:
@@ -89,7 +83,7 @@ class LeaseRenewer:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; leases still held run out by themselves."""
+        """End; leases still held expire by themselves."""
         self._stopped.set()
         self._thread.join()
 
@@ -100,7 +94,7 @@ class LeaseRenewer:
         with self._lock:
             self._held.add(held)
             if self._stopping:
-                held.cancel("stopping")
+                held.cancel_token.cancel("stopping")
         try:
             yield held
         finally:
@@ -109,29 +103,29 @@ class LeaseRenewer:
                 self._idle.notify_all()
 
     def wait_until_idle(self, seconds: float) -> bool:
-        """Wait until no lease is held; return whether that came about in time."""
+        """Wait until no lease is held; return whether that happened in time."""
         with self._lock:
             return self._idle.wait_for(lambda: not self._held, seconds)
 
     def cancel_all(self) -> None:
-        """Tell all holders, and those to come, that the worker is stopping."""
+        """Cancel the work under all leases, and under those to come: the worker is stopping."""
         with self._lock:
             self._stopping = True
             for held in self._held:
-                held.cancel("stopping")
+                held.cancel_token.cancel("stopping")
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval):
             with self._lock:
-                held = list(self._held)
-            for one in held:
-                self._renew(one)
+                all_held = list(self._held)
+            for held in all_held:
+                self._renew(held)
 
     def _renew(self, held: HeldLease) -> None:
         try:
             status = self._ledger.renew(held.lease)
         except redis.RedisError as error:
-            # The work goes on: when Redis is back, the lease is taken up again if nobody else has.
+            # The work continues: when Redis is back, the lease is renewed if nobody else has taken it.
             level = logging.INFO if is_transient(error) else logging.ERROR
             logger.log(level, "lease of chunk %d not renewed: %s", held.lease.chunk, error)
             return
@@ -139,4 +133,4 @@ class LeaseRenewer:
             logger.exception("lease of chunk %d not renewed", held.lease.chunk)
             return
         if status not in ("queued", "running"):
-            held.cancel(status)
+            held.cancel_token.cancel(status)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import redis
 
@@ -37,6 +37,7 @@ class Heartbeat:
     records_done: int = 0  #: since it started
     memory_bytes: int = 0  #: resident memory of both its processes
     version: str = ""
+    fallbacks: Mapping[str, int] = field(default_factory=dict)  #: how often each fast path fell back to a slower one
 
     def as_dict(self) -> dict[str, Json]:
         """Return what `--json` shows."""
@@ -104,6 +105,8 @@ def _is_sound(heartbeat: Heartbeat) -> bool:
         and isinstance(heartbeat.slots, int)
         and 0 <= heartbeat.slots <= _MOST_SLOTS
         and all(isinstance(model, dict) for model in heartbeat.models)
+        and isinstance(heartbeat.fallbacks, dict)
+        and all(isinstance(times, int) for times in heartbeat.fallbacks.values())
     )
 
 

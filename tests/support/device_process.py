@@ -1,6 +1,5 @@
 """A device process for tests, with the runners of `tests/plugins`, and a thread that asks it."""
 
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,9 +12,21 @@ import pytest
 from common.jobs import JobSpec, new_job_id
 from common.payloads.codec import decode_outcomes, encode_records, iter_outcomes
 from common.records import Json, Outcome, Record
+from common.reporting import CancelToken, Reporter
 from common.settings import Settings
 from tests.support.processes import PLUGINS, wait_until
-from workers.device.client.client import ChunkResult, DeviceClient, IsolationPolicy
+from workers.device.client.client import DeviceClient, IsolationPolicy
+from workers.device.protocol import ChunkResult
+
+
+class StageList(Reporter):
+    """Keeps the stages it is told."""
+
+    def __init__(self, stages: list[str]) -> None:
+        self._stages = stages
+
+    def stage(self, text: str) -> None:
+        self._stages.append(text)
 
 
 @dataclass
@@ -37,7 +48,7 @@ class Room:
         params: dict[str, Json] | None = None,
         model: str | None = None,
         positions: Sequence[int] | None = None,
-        cancelled: threading.Event | None = None,
+        cancelled: CancelToken | None = None,
         serial: bool = False,
         payload: bytes | None = None,
         spec: JobSpec | None = None,
@@ -50,9 +61,9 @@ class Room:
             spec,
             encode_records(records) if payload is None else payload,
             positions,
-            cancelled=cancelled or threading.Event(),
-            on_stage=self.stages.append,
-            caution=IsolationPolicy({}, lambda _: None) if serial else None,
+            cancel_token=cancelled or CancelToken(),
+            reporter=StageList(self.stages),
+            isolation=IsolationPolicy({}, lambda _: None) if serial else None,
         )
 
     def pid(self) -> int:

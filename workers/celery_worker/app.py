@@ -27,7 +27,7 @@ from common.redis.schema import check_schema
 from common.settings import Settings, load_settings
 from common.tasks import RUNNER_ENTRY_POINTS, TASKS
 from workers import EXIT_CANNOT_START, EXIT_DEVICE_BROKEN
-from workers.celery_worker.context import WorkerContext, make_room, start_context, stop_context
+from workers.celery_worker.context import WorkerContext
 from workers.celery_worker.process_chunk import TicketFailed, run_ticket
 from workers.devices import default_device, only_trains, queues_of
 
@@ -35,17 +35,17 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerContextStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Opens the room before Celery consumes, and closes it after Celery has stopped consuming.
+    """Starts the worker's context before Celery consumes, and stops it after Celery has stopped consuming.
 
     A boot step, not a signal handler: Celery swallows what signal handlers raise.
     """
 
     requires: ClassVar[set[str]] = {"celery.worker.components:Pool"}
-    room: ClassVar[WorkerContext | None] = None
+    context: ClassVar[WorkerContext | None] = None
 
     def start(self, worker: Any) -> None:
-        """Open the room; a worker that cannot start ends with the reason."""
-        # At every lost connection it asks for a setting that deletes running work (`common.broker.app`).
+        """Start the context; a worker that cannot start exits with the reason."""
+        # At every lost connection Celery asks for a setting that deletes running work (`common.broker.app`).
         warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
         try:
             if settings.broker_url is None:
@@ -53,8 +53,8 @@ class WorkerContextStep(bootsteps.StartStopStep):  # type: ignore[misc]
             if needs := missing_worker_libraries():
                 raise UsageError(f"A worker needs {needs}.")
             _check_schema(settings.broker_url)
-            WorkerContextStep.room = make_room(worker.hostname, worker.app, settings, worker.concurrency)
-            start_context(WorkerContextStep.room, _stop_requested)
+            WorkerContextStep.context = WorkerContext(worker.hostname, worker.app, settings, worker.concurrency)
+            WorkerContextStep.context.start(_stop_requested)
         except Cancelled as stopped:
             raise SystemExit(0) from stopped
         except HugqueueError as error:
@@ -62,42 +62,42 @@ class WorkerContextStep(bootsteps.StartStopStep):  # type: ignore[misc]
             raise SystemExit(EXIT_CANNOT_START) from error
 
     def stop(self, worker: Any) -> None:
-        """Let the turns in hand finish, then close the room."""
-        if WorkerContextStep.room is not None:
-            stop_context(WorkerContextStep.room, settings.grace)
-            if WorkerContextStep.room.device.broken is not None:
-                worker.exitcode = EXIT_DEVICE_BROKEN  # as Celery gives it to the process: the supervisor counts them
+        """Let the chunks in hand finish, then stop the context."""
+        if WorkerContextStep.context is not None:
+            WorkerContextStep.context.stop(settings.grace)
+            if WorkerContextStep.context.device.broken is not None:
+                worker.exitcode = EXIT_DEVICE_BROKEN  # the supervisor counts these
 
     def terminate(self, worker: Any) -> None:
-        """Close the room at once."""
-        if WorkerContextStep.room is not None:
-            stop_context(WorkerContextStep.room, 0.0)
+        """Stop the context at once."""
+        if WorkerContextStep.context is not None:
+            WorkerContextStep.context.stop(0.0)
 
 
 def _check_schema(url: str) -> None:
-    """Raise `UsageError` where the jobs in Redis are of another release; while Redis is away nobody can tell."""
+    """Raise `UsageError` if the jobs in Redis are of another release. While Redis is away, that is unknown."""
     with contextlib.closing(connect(url)) as client, contextlib.suppress(redis.RedisError):
         check_schema(client, url)
 
 
 def _stop_requested() -> bool:
-    """Whether SIGTERM came: Celery only notes it while its boot steps run, and preloading may take minutes."""
+    """Whether SIGTERM arrived: Celery only notes it while its boot steps run, and preloading may take minutes."""
     return state.should_stop is not None or state.should_terminate is not None
 
 
 def handle(request: Any, job_id: object = None, *_: object, **__: object) -> str:
-    """Take the turn that a ticket is good for; refuse what is not a ticket of ours."""
-    if not isinstance(job_id, str) or not JOB_ID.match(job_id) or WorkerContextStep.room is None:
-        logger.warning("refused a message that is no ticket: %.200r", job_id)
+    """Process a ticket; refuse a message that is not one."""
+    if not isinstance(job_id, str) or not JOB_ID.match(job_id) or WorkerContextStep.context is None:
+        logger.warning("refused a message that is not a ticket: %.200r", job_id)
         return "refused: not a ticket"
-    return run_ticket(WorkerContextStep.room, job_id, str(request.id))
+    return run_ticket(WorkerContextStep.context, job_id, str(request.id))
 
 
 class TicketRequest(Request):  # type: ignore[misc]
-    """Celery's request; of a turn that failed, Flower is told the reason and the time it took, and no traceback."""
+    """Celery's request; of a failed ticket, Flower shows the reason and the time it took, without a traceback."""
 
     def send_event(self, type: str, **fields: Any) -> None:
-        """Send an event of this turn."""
+        """Send an event of this ticket."""
         if type == "task-failed":
             fields |= {"result": fields.get("exception"), "runtime": time.time() - (self.time_start or time.time())}
             fields["traceback"] = ""
@@ -105,11 +105,11 @@ class TicketRequest(Request):  # type: ignore[misc]
 
 
 def make_worker_app(settings: Settings) -> Celery:
-    """Return the app with one handler for each task and the boot step that opens the room."""
+    """Return the app with one handler for each task and the boot step that starts the context."""
     worker_app = make_app(settings)
     plugins = (point.name for point in entry_points(group=RUNNER_ENTRY_POINTS))
     for name in (FINETUNE, *(HANDLER_PREFIX + task for task in (*TASKS, *plugins))):
-        # What is thrown on purpose is logged where it happens, in a line.
+        # A ticket that fails on purpose is logged where it happens, in one line.
         @worker_app.task(name=name, bind=True, throws=(TicketFailed,), Request=TicketRequest)  # type: ignore[untyped-decorator]
         def handler(self: Any, *args: object, **kwargs: object) -> str:
             return handle(self.request, *args, **kwargs)
@@ -122,7 +122,7 @@ def make_worker_app(settings: Settings) -> Celery:
 
 
 def _settings() -> Settings:
-    """Return the worker's settings; wrong ones end it with a sentence instead of a traceback of an import."""
+    """Return the worker's settings; wrong ones end it with a sentence instead of the traceback of an import."""
     try:
         return default_device(load_settings())
     except HugqueueError as error:

@@ -1,6 +1,6 @@
-"""The worker's heartbeat: one thread that writes it, and ends the worker when it is of no use any longer.
+"""The worker's heartbeat: a thread that writes it, and ends the worker when it has become useless.
 
-That is when what started it is gone, or when its device process cannot be kept alive.
+That is when the process that started it is gone, or when its device process cannot be kept alive.
 """
 
 import logging
@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
 from pathlib import Path
 
 import redis
@@ -18,70 +18,86 @@ import redis
 from common.distribution import installed_version
 from common.queue.heartbeats import Heartbeat, remove_heartbeat, send_heartbeat
 from common.settings import Settings
-from workers.celery_worker.meter import Meter
 from workers.device.client.client import DeviceClient
 from workers.devices import queues_of
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 3.0
+#: Seconds over which the rate of records is averaged.
+_WINDOW_SECONDS = 60.0
+
+
+class Meter:
+    """Counts records, in all and over the last minute. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._recent: deque[tuple[float, int]] = deque()
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+
+    def add(self, records: int) -> None:
+        """Count records that were just done."""
+        with self._lock:
+            self.total += records
+            self._recent.append((time.monotonic(), records))
+
+    def rate(self) -> float:
+        """Return records per second over the last minute, or since the start if that is shorter."""
+        now = time.monotonic()
+        with self._lock:
+            while self._recent and self._recent[0][0] < now - _WINDOW_SECONDS:
+                self._recent.popleft()
+            return sum(records for _, records in self._recent) / max(min(_WINDOW_SECONDS, now - self._started), 1.0)
 
 
 class HeartbeatThread:
     """Writes the heartbeat every few seconds until it is stopped."""
 
     def __init__(
-        self,
-        name: str,
-        client: "redis.Redis",
-        settings: Settings,
-        device: DeviceClient,
-        meter: Meter,
-        *,
-        device_name: str,
-        slots: int,
+        self, name: str, client: "redis.Redis", settings: Settings, device: DeviceClient, device_name: str, slots: int
     ) -> None:
         self.state = "starting"
+        self.meter = Meter()
         self._name = name
         self._client = client
         self._settings = settings
         self._device = device
-        self._meter = meter
-        self._slots = slots
-        self._parent = settings.supervised
-        self._exiting_since: float | None = None
-        self._started = time.time()
         self._device_name = device_name
+        self._slots = slots
+        self._started = time.time()
+        self._exiting_since: float | None = None
         self._stopping = False
         self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin at once."""
+        """Send the first heartbeat at once."""
         self._thread.start()
 
     def set_state(self, state: str) -> None:
-        """Tell at once that the worker is `ready` or `stopping`."""
+        """Report at once that the worker is `ready` or `stopping`."""
         self.state = state
         self._wake.set()
 
     def stop(self) -> None:
-        """End, and take the worker off the list."""
+        """End, and remove the worker from the list of live ones."""
         self._stopping = True
         self._wake.set()
         self._thread.join()
         try:
             remove_heartbeat(self._client, self._name)
         except redis.RedisError as error:
-            logger.info("heartbeat not taken back, it runs out: %s", error)
+            logger.info("heartbeat not removed, it expires: %s", error)
 
     def _run(self) -> None:
         while True:
             try:
-                send_heartbeat(self._client, self.now())
+                send_heartbeat(self._client, self.snapshot())
             except redis.RedisError as error:
                 logger.info("no heartbeat: %s", error)
-            except Exception:  # the boundary: a worker without a pulse counts as dead
+            except Exception:  # the boundary: a worker without a heartbeat counts as dead
                 logger.exception("no heartbeat")
             self._exit_if_useless()
             self._wake.wait(INTERVAL_SECONDS)
@@ -96,16 +112,16 @@ class HeartbeatThread:
                 self._exiting_since = time.monotonic()
                 os.kill(os.getpid(), signal.SIGTERM)
         elif time.monotonic() - self._exiting_since > self._settings.worker_stop:
-            # Celery that waits for a Redis which is gone hears no SIGTERM, and nobody else is left to end it.
+            # Celery does not hear SIGTERM while it waits for a Redis that is gone, and nobody else is left to end it.
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _reason_to_exit(self) -> str:
-        if self._parent not in (0, os.getppid()):
+        if self._settings.supervised not in (0, os.getppid()):
             return "what started it is gone"
-        # While it starts, the room tells why it cannot.
+        # A worker that is still starting reports by itself why it cannot.
         return str(self._device.broken or "") if self.state == "ready" else ""
 
-    def now(self) -> Heartbeat:
+    def snapshot(self) -> Heartbeat:
         """Return the worker as it is now."""
         return Heartbeat(
             name=self._name,
@@ -117,21 +133,17 @@ class HeartbeatThread:
             host=socket.gethostname(),
             started_at=self._started,
             state=self.state,
-            models=tuple(self._device.loaded),
-            records_per_second=round(self._meter.rate(), 1),
-            records_done=self._meter.total,
-            memory_bytes=sum(_resident(pid) for pid in self._pids()),
+            models=self._device.status.models,
+            records_per_second=round(self.meter.rate(), 1),
+            records_done=self.meter.total,
+            memory_bytes=sum(_resident_bytes(pid) for pid in (os.getpid(), self._device.pid) if pid is not None),
             version=f"{installed_version('hugqueue') or 'uninstalled'} (Python {platform.python_version()})",
+            fallbacks=self._device.fallbacks,
         )
 
-    def _pids(self) -> Iterator[int]:
-        yield os.getpid()
-        if self._device.pid is not None:
-            yield self._device.pid
 
-
-def _resident(pid: int) -> int:
-    """Return the resident memory of a process in bytes, 0 where /proc does not tell."""
+def _resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process, 0 if /proc does not tell."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

@@ -1,4 +1,9 @@
-"""Which record of a chunk runs alone, noted in the ledger: when whole workers die, it says which record it was."""
+"""A write-ahead journal of isolated records: when whole workers die over a chunk, it tells which record it was.
+
+The journal is kept in the ledger. A worker has survived a record once the next one begins, be it with an outcome or
+with a crash of the device process, which `workers.device.client.isolation` handles. Each record survived for the first
+time counts as progress of the chunk.
+"""
 
 from collections import Counter
 
@@ -7,30 +12,25 @@ from common.records import Failure
 from workers.device.client.client import IsolationPolicy
 from workers.leases import HeldLease
 
-#: Deaths of workers over one chunk after which its records are run one by one.
+#: Deaths of workers over one chunk after which its records run one by one.
 SERIAL_AFTER = 3
-#: A record that ran alone at so many deaths of whole workers is not run again.
-_DEATHS = 2
-_FAILURE = Failure("worker_died", f"Whole workers died {_DEATHS} times while it ran alone.")
+#: A record that ran alone at so many deaths of whole workers does not run again.
+_MAX_DEATHS = 2
+_FAILURE = Failure("worker_died", f"Whole workers died {_MAX_DEATHS} times while it ran alone.")
 
 
 class IsolationJournal:
-    """The notes of one turn at a chunk whose records are run one by one.
-
-    The worker has survived a record once the next one begins: be it with an outcome, or with a death of the device
-    process, which is `workers.device.client.isolation`'s matter. Each record survived for the first time is a step
-    forward.
-    """
+    """The journal of one leased chunk."""
 
     def __init__(self, ledger: Ledger, held: HeldLease) -> None:
         self._ledger = ledger
         self._held = held
         self._position: int | None = None
 
-    def caution(self) -> IsolationPolicy:
-        """Return what is known of the chunk; records that are not to be run again count as done."""
-        deaths = Counter(self._held.retry_while_unavailable(lambda: self._ledger.isolated_deaths(self._held.lease)))
-        excluded = {position: _FAILURE for position, times in deaths.items() if times >= _DEATHS}
+    def policy(self) -> IsolationPolicy:
+        """Return how to run the chunk; records that must not run again count as done."""
+        deaths = Counter(self._held.retry(lambda: self._ledger.isolated_deaths(self._held.lease)))
+        excluded = {position: _FAILURE for position, times in deaths.items() if times >= _MAX_DEATHS}
         for position in excluded:
             self._note(position, None)
         return IsolationPolicy(excluded, self.begin)
@@ -41,11 +41,9 @@ class IsolationJournal:
         self._position = position
 
     def end(self) -> None:
-        """Note that the last record is over: what happens from now on is nothing to it."""
+        """Note that the last record is over: nothing that happens from now on is blamed on it."""
         self._note(self._position, None)
 
     def _note(self, done: int | None, now: int | None) -> None:
         lease = self._held.lease
-        self._held.retry_while_unavailable(
-            lambda: self._ledger.note_isolated(lease, done=done, now=now, kept=SERIAL_AFTER)
-        )
+        self._held.retry(lambda: self._ledger.note_isolated(lease, done=done, now=now, kept=SERIAL_AFTER))

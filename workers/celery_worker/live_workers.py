@@ -1,4 +1,4 @@
-"""The live workers, as the turns of one of them see them: looked up now and then, not for every chunk."""
+"""A cached list of the live workers, which every ticket asks for."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ import redis
 
 from common.queue.heartbeats import Heartbeat, live_workers
 
-#: Seconds for which a look is good. Heartbeats come every three.
+#: Seconds for which the list is good; heartbeats come every three.
 _FRESH_SECONDS = 1.0
 
 
@@ -17,17 +17,17 @@ class LiveWorkers:
     def __init__(self, client: "redis.Redis") -> None:
         self._client = client
         self._lock = threading.Lock()
-        self._seen: list[Heartbeat] = []
+        self._cached: list[Heartbeat] = []
         self._until = 0.0
 
     def now(self) -> list[Heartbeat]:
-        """Return them.
+        """Return all live workers.
 
         Raises:
             redis.RedisError: Redis is away.
         """
         with self._lock:
             if time.monotonic() >= self._until:
-                self._seen = live_workers(self._client)
+                self._cached = live_workers(self._client)
                 self._until = time.monotonic() + _FRESH_SECONDS
-            return self._seen
+            return self._cached

@@ -1,56 +1,140 @@
-"""What the Celery process and the device process say to each other, over one socket pair.
+"""Messages between the Celery process and its device process, over a socket pair.
 
-A message is the length of its header (four bytes, big-endian), the header as JSON, then the payload: the Arrow bytes
-as they are. Both ends decode it defensively: a message that does not fit the table below ends the conversation.
+A message is a struct, encoded as MessagePack and tagged with its class. Each belongs to a request by its id; id 0 is
+the start of the device process itself. A request is answered by exactly one `Result`, `Failed` or `Aborted`:
+
+    Celery process                    device process
+    Open, then Run, Cancel     ->
+                               <-     Started, Stage, Running, Batch and Alive while it works, Finished, the answer
+                               <-     Ready once the preloads are warm, DeviceStatus whenever models come or go
 """
 
 import contextlib
-import json
-import struct
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import msgspec
 
 from common.payloads.codec import MAX_BYTES
-from common.records import Json
+from common.records import Counts, Json
 
-#: Longest message taken: a payload and room for its header.
+#: The longest message accepted: a payload and room for the rest.
 _MAX_MESSAGE = MAX_BYTES + 16 * 1024 * 1024
-#: Succeeded, failed, truncated.
-_COUNTS = 3
-_LENGTH = struct.Struct(">I")
-
 #: Exit status of a device process whose device is lost (EX_IOERR of sysexits.h).
 DEVICE_LOST = 74
 
-#: Kind of message to the fields of its body and their types.
-_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
-    # to the device process
-    "open": {"policy": str, "preload": list, "budgets": dict, "prefetch": bool},
-    "run": {"spec": str, "positions": (list, type(None)), "failures": dict},  # payload: records
-    "cancel": {},
-    # from it; request 0 stands for its own start
-    "ready": {},
-    "refused": {"error": str, "code": str, "message": str},
-    "status": {
-        "models": list,
-        "free": (int, type(None)),
-        "total": (int, type(None)),
-        "evicted": int,
-        "load_seconds": float,
-        "since": float,  # by the monotonic clock, which all processes of a machine share
-    },
-    "begun": {},  # it is at this request now
-    "over": {},  # and now no longer; its answer may have come before, if it was given up
-    "stage": {"text": str},  # what it does before it runs: downloads, loads; empty once that is over
-    "batch": {"positions": list},  # these are about to run, and all before them are done
-    "tick": {},
-    "result": {"counts": list, "seconds": float, "facts": dict, "budgets": dict},  # payload: outcomes
-    "failed": {"error": str, "code": str, "message": str},
-    "cancelled": {},
-}
+T = TypeVar("T")
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResult:
+    """The outcomes of a chunk, encoded."""
+
+    payload: bytes  #: of outcomes (`common.payloads.codec`)
+    counts: Counts
+    seconds: float  #: of computing
+    run_info: Mapping[str, Json]  #: what ran: model, commit, device, dtype, versions
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True, tag=True):
+    """A message; `id` is that of its request."""
+
+    id: Natural = 0
+
+
+class Open(Message, kw_only=True):
+    """The first message: how to serve."""
+
+    policy: str  #: `ModelPolicy.encode`
+    preload: list[tuple[str, str | None]]  #: task and model of each
+    batch_sizes: dict[str, int]  #: tokens in a batch, learnt by earlier processes
+    prefetch: bool  #: whether to prepare the next chunk while one is computed
+
+
+class Run(Message, kw_only=True):
+    """A chunk to run."""
+
+    spec: str  #: `JobSpec.encode`
+    positions: list[Natural] | None  #: of the records to run; None runs all
+    payload: bytes  #: of records
+
+
+class Cancel(Message):
+    """The chunk is no longer wanted."""
+
+
+class Ready(Message):
+    """The preloads are warm; requests are served."""
+
+
+class DeviceStatus(Message):
+    """What the device holds."""
+
+    models: tuple[dict[str, Any], ...] = ()  #: task, model and bytes of each loaded one
+    free: int | None = None  #: memory in bytes, None where unknown
+    total: int | None = None
+    evicted: int = 0  #: models unloaded to make room for others, so far
+    load_seconds: float = 0.0  #: duration of the last load
+    changed_at: float = 0.0  #: when a model was last loaded or evicted, by the monotonic clock all processes share
+    fallbacks: dict[str, int] = {}  #: how often each fast path fell back to a slower one
+
+
+class Started(Message):
+    """The process works on this request now: it loads the model, if need be."""
+
+
+class Stage(Message, kw_only=True):
+    """What takes time before records run: downloads, loads; empty once that is over."""
+
+    text: str
+
+
+class Running(Message, kw_only=True):
+    """The model is loaded, records run next."""
+
+    empty: bytes  #: a payload of no outcomes, with the type of this job's outputs
+
+
+class Batch(Message, kw_only=True):
+    """These records are about to run; all batches before are done."""
+
+    positions: list[Natural]
+
+
+class Alive(Message):
+    """The current batch makes progress."""
+
+
+class Finished(Message):
+    """The process is done with the request, but for encoding its answer."""
+
+
+class Result(Message, kw_only=True):
+    """The answer: outcomes."""
+
+    result: ChunkResult
+    batch_sizes: dict[str, int]  #: learnt meanwhile
+
+
+class Failed(Message, kw_only=True):
+    """The answer: an error. With id 0: a preload failed, and the process ends."""
+
+    error: Literal["model", "worker", "payload"]
+    code: str
+    message: str
+
+
+class Aborted(Message):
+    """The answer: it was cancelled."""
+
+
+ToDevice = Open | Run | Cancel
+FromDevice = Ready | DeviceStatus | Started | Stage | Running | Batch | Alive | Finished | Result | Failed | Aborted
+Answer = Result | Failed | Aborted
 
 
 class ProtocolError(ValueError):
@@ -58,110 +142,57 @@ class ProtocolError(ValueError):
 
 
 class ChannelClosed(Exception):
-    """Raised when the other end is gone. No `OSError`: an error of the work (a file, a disk) must not pass for one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message; `id` is that of the request it belongs to, 0 for none."""
-
-    kind: str
-    id: int = 0
-    body: Mapping[str, Json] = field(default_factory=dict)
-    payload: bytes = b""
-
-    def encode(self) -> bytes:
-        """Return the bytes that `decode` takes."""
-        header = json.dumps({**self.body, "kind": self.kind, "id": self.id}).encode()
-        return b"".join((_LENGTH.pack(len(header)), header, self.payload))
-
-    @classmethod
-    def decode(cls, data: bytes) -> "Message":
-        """Return the message of these bytes.
-
-        Raises:
-            ProtocolError: they are none.
-        """
-        if len(data) < _LENGTH.size:
-            raise ProtocolError(f"a message of {len(data)} bytes")
-        end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
-        try:
-            header = json.loads(data[_LENGTH.size : end])
-        except (ValueError, RecursionError) as error:
-            raise ProtocolError(f"a header that is not JSON: {error}") from error
-        if end > len(data) or not isinstance(header, dict):
-            raise ProtocolError("a header that is cut short or no object")
-        kind, id_ = header.pop("kind", None), header.pop("id", None)
-        _check(kind, id_, header)
-        return cls(kind, id_, header, data[end:])
-
-
-def _check(kind: Json, id_: Json, body: Mapping[str, Json]) -> None:
-    if not isinstance(kind, str) or kind not in _FIELDS:
-        raise ProtocolError(f"unknown kind of message: {kind!r}")
-    if not isinstance(id_, int) or isinstance(id_, bool) or id_ < 0:
-        raise ProtocolError(f"{kind}: not the id of a request: {id_!r}")
-    wanted = _FIELDS[kind]
-    if body.keys() != wanted.keys():
-        raise ProtocolError(f"{kind}: expected the fields {sorted(wanted)}, found {sorted(body)}")
-    for name, types in wanted.items():
-        if not isinstance(body[name], types):
-            raise ProtocolError(f"{kind}: {name} is {type(body[name]).__name__}")
-    if kind == "result" and len(integers(body["counts"])) != _COUNTS:
-        raise ProtocolError(f"result: expected {_COUNTS} counts, found {body['counts']}")
-
-
-def integers(value: Json) -> list[int]:
-    """Return `value` if it is a list of whole numbers from 0.
-
-    Raises:
-        ProtocolError: it is not.
-    """
-    if not isinstance(value, list) or not all(type(number) is int and number >= 0 for number in value):
-        raise ProtocolError(f"not a list of positions: {str(value)[:100]}")
-    return value
+    """Raised when the other end is gone. Not an `OSError`, which the work itself may raise over files and disks."""
 
 
 @contextlib.contextmanager
 def _closing() -> Iterator[None]:
-    """Say what a broken connection raises in our words."""
     try:
         yield
     except (EOFError, OSError) as error:
         raise ChannelClosed(str(error) or type(error).__name__) from error
 
 
-class Channel:
-    """One end of the socket pair; any thread may send, one thread receives."""
+class Channel(Generic[T]):
+    """One end of the socket pair. Any thread may send, one thread receives.
 
-    def __init__(self, fd: int) -> None:
+    Args:
+        fd: descriptor of this end.
+        received: the messages that this end accepts: `ToDevice` or `FromDevice`.
+    """
+
+    def __init__(self, fd: int, received: Any) -> None:
         self._connection: Connection[Any, Any] = Connection(fd)
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(received)
         self._lock = threading.Lock()
 
     def send(self, message: Message) -> None:
-        """Send a message whole.
+        """Send a message.
 
         Raises:
             ChannelClosed: the other end is gone.
         """
-        data = message.encode()
+        data = msgspec.msgpack.encode(message)
         with self._lock, _closing():
             self._connection.send_bytes(data)
 
-    def receive(self, timeout: float | None = None) -> Message | None:
-        """Return the next message, or None when `timeout` seconds passed without one.
+    def receive(self, timeout: float | None = None) -> T | None:
+        """Return the next message, or None after `timeout` seconds without one.
 
         Raises:
             ChannelClosed: the other end closed, or the connection broke.
-            ProtocolError: what came is no message.
+            ProtocolError: the bytes are not a message that this end accepts.
         """
         with _closing():
             if not self._connection.poll(timeout):
                 return None
             data = self._connection.recv_bytes(_MAX_MESSAGE)
-        return Message.decode(data)
+        try:
+            return self._decoder.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise ProtocolError(f"{len(data)} bytes that are not a message: {error}") from error
 
     def close(self) -> None:
-        """Close this end; the other one reads an end of file."""
+        """Close this end; the other end reads an end of file."""
         with self._lock:
             self._connection.close()

@@ -8,7 +8,8 @@ import pytest
 
 from common.jobs import JobSpec, new_job_id
 from common.queue.heartbeats import Heartbeat
-from workers.celery_worker.model_affinity import DWELL, LEAST_DWELL, LOYALTY, PATIENCE, Affinity, DeviceStatus
+from workers.celery_worker.model_affinity import DWELL, LOYALTY, MIN_DWELL, PATIENCE, ModelAffinity
+from workers.device.protocol import DeviceStatus
 
 
 def _spec(model: str | None, task: str = "fill-mask") -> JobSpec:
@@ -25,22 +26,27 @@ def _peer(name: str, *models: str, state: str = "ready") -> Heartbeat:
 
 
 class Worker:
-    """An `Affinity` with what it looks at."""
+    """A `ModelAffinity` with what it looks at."""
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.holding = DeviceStatus()
+        self.status = DeviceStatus()
         self.peers: list[Heartbeat] = []
         self.jobs: dict[str | None, JobSpec] = {}
-        self.turns = ExitStack()  #: those in hand
-        self.affinity = Affinity("me", lambda: self.holding, lambda: self.peers, lambda: self.now)
+        self.in_hand = ExitStack()  #: those in hand
+        self.affinity = ModelAffinity("me", lambda: self.status, lambda: self.peers, lambda: self.now)
 
     def should_run(self, model: str | None) -> bool:
         """Whether a ticket of the one job with that model is taken."""
         return self.affinity.should_run(self.jobs.setdefault(model, _spec(model)))
 
     def load(self, *models: str, evicted: int = 0, seconds: float = 1.0) -> None:
-        self.holding = DeviceStatus([_summary(model) for model in models], evicted, seconds, self.now)
+        self.status = DeviceStatus(
+            models=tuple(_summary(model) for model in models),
+            evicted=evicted,
+            load_seconds=seconds,
+            changed_at=self.now,
+        )
 
 
 @pytest.fixture
@@ -52,14 +58,14 @@ def worker() -> Worker:
 def crowded(worker: Worker) -> Iterator[Worker]:
     """A worker that let a model go for `a` just now, and is at work with it."""
     worker.load("a", evicted=1)
-    worker.turns.enter_context(worker.affinity.at(_spec("a")))
-    with worker.turns:
+    worker.in_hand.enter_context(worker.affinity.running(_spec("a")))
+    with worker.in_hand:
         yield worker
 
 
 def test_a_worker_alone_whose_models_fit_together_takes_whatever_comes(worker: Worker) -> None:
     worker.load("a", "b")
-    with worker.affinity.at(_spec("a")):
+    with worker.affinity.running(_spec("a")):
         assert all(worker.should_run(model) for model in ("a", "b", "c", None))
 
 
@@ -100,7 +106,7 @@ def test_a_full_worker_keeps_its_model_for_a_while_then_switches(crowded: Worker
 def test_quick_loads_shorten_the_dwell_but_not_below_some_seconds(crowded: Worker) -> None:
     crowded.load("a", evicted=1, seconds=0.01)
     assert not crowded.should_run("b")
-    crowded.now += LEAST_DWELL
+    crowded.now += MIN_DWELL
     assert crowded.should_run("b")
 
 
@@ -108,30 +114,16 @@ def test_a_crowded_worker_on_its_way_to_a_model_takes_no_other(crowded: Worker) 
     crowded.should_run("b")
     crowded.now += DWELL
     assert crowded.should_run("b")
-    with crowded.affinity.at(_spec("b")):
+    with crowded.affinity.running(_spec("b")):
         assert (crowded.should_run("a"), crowded.should_run("b"), crowded.should_run("c")) == (False, True, False)
-        crowded.turns.close()
+        crowded.in_hand.close()
         crowded.load("b", evicted=2)
         assert (crowded.should_run("a"), crowded.should_run("b")) == (False, True)
 
 
-def test_the_model_that_waits_longest_comes_next(crowded: Worker) -> None:
-    while crowded.now < crowded.holding.since + DWELL:
-        assert not crowded.should_run("b")
-        crowded.now += 1.0
-        assert crowded.now >= crowded.holding.since + DWELL or not crowded.should_run("c")
-    assert (crowded.should_run("c"), crowded.should_run("b")) == (False, True)
-
-
-def test_a_model_that_nobody_asks_for_any_more_holds_nobody_up(crowded: Worker) -> None:
-    crowded.should_run("b")
-    crowded.now += DWELL + 1.0
-    assert crowded.should_run("c")
-
-
 def test_a_crowded_worker_without_work_for_its_model_takes_another_at_once(worker: Worker) -> None:
     worker.load("a", evicted=1)
-    with worker.affinity.at(_spec("a")):
+    with worker.affinity.running(_spec("a")):
         assert not worker.should_run("b")
     assert not worker.should_run("b"), "its next ticket may be on its way"
     worker.now += 1.0

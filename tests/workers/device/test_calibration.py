@@ -13,6 +13,7 @@ from common.errors import Cancelled
 from common.jobs import JobSpec, new_job_id
 from common.records import Json, Outcome
 from common.redis.keys import budgets
+from common.reporting import Reporter
 from common.settings import Settings
 from tests.support import tiny_models
 from tests.support.device_process import Room
@@ -102,7 +103,7 @@ def test_a_trial_that_was_given_up_is_made_up_for_later():
 def test_runners_without_a_budget_and_those_that_generate_are_left_alone(tmp_path: Path):
     models = ModelCache("cpu", ModelPolicy(any_path=True))
     path = str(tiny_models.causal_gpt2(tmp_path))
-    loaded, _ = models.get(JobSpec(new_job_id(), "text-generation", path), lambda _: None)
+    loaded, *_ = models.get(JobSpec(new_job_id(), "text-generation", path), Reporter())
     before = loaded.runner.budget
     assert before is not None
     calibrate(loaded, None, RecordingMonitor())
@@ -116,7 +117,7 @@ def client(server: RedisServer) -> "redis.Redis":
 
 def test_a_process_uses_and_stores_measured_batch_sizes(client: "redis.Redis", tmp_path: Path):
     model = str(tiny_models.classifier(tmp_path))
-    loaded, _ = ModelCache("cpu", ModelPolicy(any_path=True)).get(_spec("sentiment-analysis", model), lambda _: None)
+    loaded, *_ = ModelCache("cpu", ModelPolicy(any_path=True)).get(_spec("sentiment-analysis", model), Reporter())
     client.hset(budgets("my CPU"), loaded.digest, 777)
     process = DeviceClient(Settings(device="cpu", any_path=True), BatchSizeCache(client, "my CPU"))
     room = Room(process)
@@ -139,7 +140,7 @@ def test_what_is_no_budget_is_passed_over(client: "redis.Redis"):
     client.hset(budgets("my CPU"), mapping=forged)
     known = BatchSizeCache(client, "my CPU")
     assert known.known() == {good: 512}
-    known.learn({small: 3, "nonsense": 512, "c" * 16: "512; DEL", good: 300})
+    known.update({small: 3, "nonsense": 512, "c" * 16: "512; DEL", good: 300})
     assert client.hget(budgets("my CPU"), small) == b"1"
     assert client.hget(budgets("my CPU"), good) == b"300"
     assert client.hlen(budgets("my CPU")) == len(forged)
@@ -148,7 +149,7 @@ def test_what_is_no_budget_is_passed_over(client: "redis.Redis"):
 def test_without_redis_nothing_is_known_and_work_goes_on():
     known = BatchSizeCache(redis.Redis(port=free_port(), retry=Retry(NoBackoff(), 0)), "my CPU")
     assert known.known() == {}
-    known.learn({"0" * 16: 512})
+    known.update({"0" * 16: 512})
 
 
 def _spec(task: str, model: str) -> JobSpec:

@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from common.errors import Cancelled, CodedError, ModelError, WorkerError
 from common.jobs import JobSpec, new_job_id
 from common.payloads.codec import decode_outcomes
 from common.records import Counts, Json
+from common.reporting import CancelToken
 from tests.support.device_process import Room, codes, device_room, outcomes
 from tests.support.processes import wait_until
 
@@ -149,14 +149,14 @@ def test_a_load_that_nobody_waits_for_any_longer_is_ended(
     room: Room, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frozen: bool
 ):
     monkeypatch.setattr("workers.device.client.process._UNWANTED_SECONDS", 1.0)
-    stuck, cancelled = tmp_path / "stuck", threading.Event()
+    stuck, cancelled = tmp_path / "stuck", CancelToken()
     stuck.touch()
     loading = room.submit("test-load", ["a"], params={"load_stuck": str(stuck)}, cancelled=cancelled)
     wait_until(lambda: "loading test-load" in room.stages)
     if frozen:
         os.kill(room.pid(), signal.SIGSTOP)
     waiting = room.submit("test-echo", ["b"])
-    cancelled.set()
+    cancelled.cancel()
     with pytest.raises(Cancelled):
         loading.result(10)
     assert waiting.result(30).counts.succeeded == 1
@@ -225,12 +225,12 @@ def test_a_process_that_is_frozen_while_idle_is_replaced_when_it_is_needed(monke
 
 
 def test_a_chunk_that_waits_for_an_abandoned_load_is_not_taken_for_stuck(monkeypatch: pytest.MonkeyPatch):
-    cancelled = threading.Event()
+    cancelled = CancelToken()
     with device_room(monkeypatch, batch_timeout=1.5) as room:
         pid = room.pid()
         loading = room.submit("test-load", ["a"], params={"load_seconds": 4}, cancelled=cancelled)
         wait_until(lambda: "loading test-load" in room.stages)
-        cancelled.set()
+        cancelled.cancel()
         with pytest.raises(Cancelled):
             loading.result(10)
         assert room.run("test-echo", ["a"]).counts.succeeded == 1
@@ -250,11 +250,11 @@ def test_a_process_that_lacks_file_descriptors_is_started_later(room: Room, capl
 
 
 def test_a_chunk_given_up_while_its_process_dies_is_not_run_again(room: Room, tmp_path: Path):
-    started, cancelled = tmp_path / "started", threading.Event()
+    started, cancelled = tmp_path / "started", CancelToken()
     running = room.submit("test-wait", ["a"], params={"seconds": 600, "started": str(started)}, cancelled=cancelled)
     wait_until(started.exists)
     os.kill(room.pid(), signal.SIGSTOP)
-    cancelled.set()
+    cancelled.cancel()
     os.kill(room.pid(), signal.SIGKILL)
     with pytest.raises(Cancelled):
         running.result(10)

@@ -9,14 +9,14 @@ import pytest
 #: In a process of its own, for the C library's thresholds are the whole process's.
 _SCRIPT = """
 import json, psutil, resource, sys
-from workers.device.server.memory import keep_freed, release
+from workers.device.server.memory import retain_freed_memory, release
 size = 100 << 20
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def held():
     return psutil.Process().memory_info().rss
 if sys.argv[1] == "kept":
-    keep_freed()
+    retain_freed_memory()
 piece = b"x" * size
 del piece
 before, kept = faults(), held()

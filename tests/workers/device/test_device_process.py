@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from common.errors import Cancelled, ModelError, PayloadError, WorkerError
 from common.payloads.codec import decode_outcomes, encode_records, iter_outcomes
 from common.records import Counts, Failure, Outcome, Record
+from common.reporting import CancelToken
 from tests.support.device_process import Room, codes, device_room, gone, outcomes
 from tests.support.processes import PLUGINS, ROOT, wait_until
 
@@ -97,11 +97,11 @@ def test_bytes_that_are_no_payload_are_refused(room: Room, payload: bytes):
 
 
 def test_a_running_chunk_is_given_up_between_two_signs_of_life(room: Room, tmp_path: Path):
-    cancelled, started = threading.Event(), tmp_path / "started"
+    cancelled, started = CancelToken(), tmp_path / "started"
     running = room.submit("test-wait", ["a"], params={"seconds": 600, "started": str(started)}, cancelled=cancelled)
     wait_until(started.exists)
     pid = room.pid()
-    cancelled.set()
+    cancelled.cancel()
     with pytest.raises(Cancelled):
         running.result(5)
     assert room.run("test-echo", ["a"]).counts.succeeded == 1
@@ -109,11 +109,11 @@ def test_a_running_chunk_is_given_up_between_two_signs_of_life(room: Room, tmp_p
 
 
 def test_a_waiting_chunk_is_given_up_at_once(room: Room, tmp_path: Path):
-    cancelled, started, until = threading.Event(), tmp_path / "started", tmp_path / "until"
+    cancelled, started, until = CancelToken(), tmp_path / "started", tmp_path / "until"
     running = room.submit("test-wait", ["a"], params={"until": str(until), "started": str(started)})
     wait_until(started.exists)
     waiting = room.submit("test-echo", ["b"], cancelled=cancelled)
-    cancelled.set()
+    cancelled.cancel()
     with pytest.raises(Cancelled):
         waiting.result(5)
     assert not running.done()
@@ -122,10 +122,10 @@ def test_a_waiting_chunk_is_given_up_at_once(room: Room, tmp_path: Path):
 
 
 def test_loading_can_be_given_up_without_waiting_for_its_end(room: Room):
-    cancelled = threading.Event()
+    cancelled = CancelToken()
     loading = room.submit("test-load", ["a"], params={"load_seconds": 3}, cancelled=cancelled)
     wait_until(lambda: "loading test-load" in room.stages)
-    cancelled.set()
+    cancelled.cancel()
     begun = time.monotonic()
     with pytest.raises(Cancelled):
         loading.result(5)

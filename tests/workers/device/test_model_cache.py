@@ -9,11 +9,13 @@ import pytest
 
 from common.errors import ModelError, WorkerError
 from common.jobs import JobSpec, new_job_id
+from common.reporting import Reporter
 from common.tasks import TASKS
+from tests.support.device_process import StageList
 from tests.support.processes import PLUGINS
+from workers.device.server.calibration import warm_up
 from workers.device.server.memory import memory_of, weight_bytes
 from workers.device.server.model_cache import ModelCache
-from workers.device.server.warmup import warm_up
 from workers.inference.core.samples import samples
 from workers.models.resolver import ModelPolicy
 
@@ -56,9 +58,9 @@ def test_another_thread_finds_what_is_loaded_and_nothing_else(models: ModelCache
     path = _directory(tmp_path, "one")
     with models.pin(_spec("test-model", path)) as found:
         assert found is None
-    loaded, _ = models.get(_spec("test-model", path, n=1), lambda _: None)
+    loaded, *_ = models.get(_spec("test-model", path, n=1), Reporter())
     with models.pin(_spec("test-model", path, n=2)) as found:
-        assert found == (loaded, {"n": 2})
+        assert found == (loaded.runner, {"n": 2})
     with models.pin(_spec("test-echo")) as found:
         assert found is None
 
@@ -66,46 +68,46 @@ def test_another_thread_finds_what_is_loaded_and_nothing_else(models: ModelCache
 def test_a_model_is_loaded_once_for_all_jobs(models: ModelCache, tmp_path: Path):
     stages: list[str] = []
     path = _directory(tmp_path, "one")
-    first, _ = models.get(_spec("test-model", path), stages.append)
-    again, _ = models.get(_spec("test-model", path), stages.append)
+    first, *_ = models.get(_spec("test-model", path), StageList(stages))
+    again, *_ = models.get(_spec("test-model", path), StageList(stages))
     assert again is first
     assert stages == [f"loading {path} (10 bytes)", ""]
 
 
 def test_load_parameters_make_another_model_but_run_parameters_do_not(models: ModelCache):
-    first, params = models.get(_spec("test-load", load_seconds=0, fail="x"), lambda _: None)
+    first, _, params = models.get(_spec("test-load", load_seconds=0, fail="x"), Reporter())
     assert params == {"fail": "x"}
-    assert models.get(_spec("test-load", load_seconds=0, fail="y"), lambda _: None)[0] is first
-    assert models.get(_spec("test-load", load_seconds=0.01), lambda _: None)[0] is not first
+    assert models.get(_spec("test-load", load_seconds=0, fail="y"), Reporter())[0] is first
+    assert models.get(_spec("test-load", load_seconds=0.01), Reporter())[0] is not first
 
 
 def test_the_least_recently_used_stands_first(models: ModelCache, tmp_path: Path):
     one, two = _directory(tmp_path, "one"), _directory(tmp_path, "two")
     for path in (one, two, one):
-        models.get(_spec("test-model", path), lambda _: None)
+        models.get(_spec("test-model", path), Reporter())
     assert _names(models) == ["two", "one"]
 
 
 def test_a_large_model_pushes_out_what_is_not_in_use(models: ModelCache, tmp_path: Path):
-    models.get(_spec("test-model", _directory(tmp_path, "one")), lambda _: None)
+    models.get(_spec("test-model", _directory(tmp_path, "one")), Reporter())
     free = memory_of("cpu")[0]
     assert free
-    models.get(_spec("test-model", _directory(tmp_path, "large", int(free * 0.9))), lambda _: None)
+    models.get(_spec("test-model", _directory(tmp_path, "large", int(free * 0.9))), Reporter())
     assert _names(models) == ["large"]
 
 
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_loaded(models: ModelCache, tmp_path: Path):
     stages: list[str] = []
     with pytest.raises(WorkerError, match="does not fit") as caught:
-        models.get(_spec("test-model", _directory(tmp_path, "huge", 1 << 43)), stages.append)
+        models.get(_spec("test-model", _directory(tmp_path, "huge", 1 << 43)), StageList(stages))
     assert (caught.value.code, stages) == ("no_memory", [])
 
 
 def test_out_of_memory_while_loading_is_tried_again_alone_then_refused(models: ModelCache, tmp_path: Path):
-    models.get(_spec("test-model", _directory(tmp_path, "one")), lambda _: None)
+    models.get(_spec("test-model", _directory(tmp_path, "one")), Reporter())
     stages: list[str] = []
     with pytest.raises(WorkerError) as caught:
-        models.get(_spec("test-model", _directory(tmp_path, "two"), memory_error=True), stages.append)
+        models.get(_spec("test-model", _directory(tmp_path, "two"), memory_error=True), StageList(stages))
     assert caught.value.code == "no_memory"
     assert stages[-1].endswith("now alone")
     assert models.summaries() == []
@@ -114,19 +116,19 @@ def test_out_of_memory_while_loading_is_tried_again_alone_then_refused(models: M
 def test_a_job_cannot_name_what_the_worker_alone_decides(tmp_path: Path):
     trusting = ModelCache("cpu", ModelPolicy(any_path=True))
     path = _directory(tmp_path, "one")
-    _, params = trusting.get(_spec("test-model", path, allow_pickle=True), lambda _: None)
+    *_, params = trusting.get(_spec("test-model", path, allow_pickle=True), Reporter())
     assert params == {"allow_pickle": True}  # left to `run`, where no runner knows it
 
 
 def test_facts_name_the_model_and_the_device(models: ModelCache, tmp_path: Path):
     path = _directory(tmp_path, "one")
-    run_info = models.get(_spec("test-model", path), lambda _: None)[0].run_info()
+    run_info = models.get(_spec("test-model", path), Reporter())[0].run_info()
     assert (run_info["model"], run_info["device"], run_info["source"]) == (path, "cpu", "path")
 
 
 def test_a_task_without_a_default_model_wants_one(models: ModelCache):
     with pytest.raises(ModelError, match="--model"):
-        models.get(_spec("test-model"), lambda _: None)
+        models.get(_spec("test-model"), Reporter())
 
 
 def test_weights_are_counted_once_when_there_are_copies_in_other_formats(tmp_path: Path):
@@ -136,7 +138,7 @@ def test_weights_are_counted_once_when_there_are_copies_in_other_formats(tmp_pat
 
 
 def test_warming_up_tells_the_speed(models: ModelCache):
-    loaded, _ = models.get(_spec("test-echo"), lambda _: None)
+    loaded, *_ = models.get(_spec("test-echo"), Reporter())
     assert (warm_up(loaded, Ignoring()) or 0) > 0
 
 

@@ -13,7 +13,7 @@ from tests.support.tiny_models import RecordingMonitor, masked_bert
 from workers.device.server.server import _SERIAL_REQUESTS
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 
-AHEAD, MAIN = "_prefetch_requests", "MainThread"
+AHEAD, MAIN = "_prefetch", "MainThread"
 
 
 @pytest.fixture

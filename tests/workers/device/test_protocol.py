@@ -1,80 +1,116 @@
-"""Messages between the two rooms: what is said arrives, and what is no message is refused."""
+"""Messages between the Celery process and its device process: they arrive, and other bytes are refused."""
 
-import json
 import socket
-import struct
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from typing import Any
 
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common.records import Counts
 from tests.support.processes import wait_until
-from workers.device.protocol import Channel, ChannelClosed, Message, ProtocolError, integers
+from workers.device.protocol import (
+    Alive,
+    Cancel,
+    Channel,
+    ChannelClosed,
+    ChunkResult,
+    FromDevice,
+    Message,
+    ProtocolError,
+    Result,
+    Run,
+    ToDevice,
+)
 
 
-def _framed(header: object, payload: bytes = b"") -> bytes:
-    text = json.dumps(header).encode()
-    return struct.pack(">I", len(text)) + text + payload
+@pytest.fixture
+def ends() -> Iterator[tuple[Channel[ToDevice], Channel[FromDevice]]]:
+    """The two ends of a channel: that of the device process, and that of the Celery process."""
+    device, celery = socket.socketpair()
+    channels: tuple[Channel[ToDevice], Channel[FromDevice]] = (
+        Channel(device.detach(), ToDevice),
+        Channel(celery.detach(), FromDevice),
+    )
+    yield channels
+    for channel in channels:
+        channel.close()
 
 
-@given(st.binary(max_size=1000), st.text(), st.integers(0, 2**40))
-def test_a_message_arrives_as_it_was_sent(payload: bytes, text: str, id_: int):
-    message = Message("stage", id_, {"text": text}, payload)
-    assert Message.decode(message.encode()) == message
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(payload=st.binary(max_size=1000), text=st.text(), id_=st.integers(0, 2**40))
+def test_messages_arrive_as_they_were_sent(
+    ends: tuple[Channel[ToDevice], Channel[FromDevice]], payload: bytes, text: str, id_: int
+):
+    device, celery = ends
+    run = Run(id_, spec=text, positions=[0, 7], payload=payload)
+    celery.send(run)
+    assert device.receive(1) == run
+    result = Result(id_, result=ChunkResult(payload, Counts(1), 0.5, {"model": text}), batch_sizes={"a": 512})
+    device.send(result)
+    assert celery.receive(1) == result
+
+
+def refused(data: bytes, received: Any) -> bool:
+    """Whether one end refuses what the other sends."""
+    device, celery = socket.socketpair()
+    channel: Channel[Any] = Channel(device.detach(), received)
+    sender = Connection(celery.detach())
+    try:
+        sender.send_bytes(data)
+        with pytest.raises(ProtocolError):
+            channel.receive(1)
+    finally:
+        channel.close()
+        sender.close()
+    return True
 
 
 @given(st.binary(max_size=200))
-def test_random_bytes_are_no_message(data: bytes):
-    with pytest.raises(ProtocolError):
-        Message.decode(data)
+def test_random_bytes_are_refused(data: bytes):
+    assert refused(data, FromDevice)
 
 
 @pytest.mark.parametrize(
-    "header",
+    "message",
     [
         [],
-        {"kind": "nothing", "id": 1},
-        {"kind": ["run"], "id": 1},
-        {"kind": "tick"},
-        {"kind": "tick", "id": -1},
-        {"kind": "tick", "id": True},
-        {"kind": "tick", "id": 1, "more": 1},
-        {"kind": "batch", "id": 1},
-        {"kind": "batch", "id": 1, "positions": "all"},
-        {"kind": "result", "id": 1, "counts": [1, 2], "seconds": 0.5, "facts": {}},
-        {"kind": "result", "id": 1, "counts": [1, 2, -3], "seconds": 0.5, "facts": {}},
+        {"type": "Nothing", "id": 1},
+        {"type": ["Run"], "id": 1},
+        {"type": "Alive", "id": -1},
+        {"type": "Alive", "id": True},
+        {"type": "Alive", "id": 1, "more": 1},
+        {"type": "Batch", "id": 1},
+        {"type": "Batch", "id": 1, "positions": "all"},
+        {"type": "Batch", "id": 1, "positions": [1.5]},
+        {"type": "Batch", "id": 1, "positions": [-1]},
+        {"type": "Result", "id": 1, "result": {"payload": b"", "counts": [1, 2], "seconds": 0.5, "run_info": {}}},
     ],
 )
-def test_a_header_that_does_not_fit_is_refused(header: object):
-    with pytest.raises(ProtocolError):
-        Message.decode(_framed(header))
+def test_a_message_of_another_shape_is_refused(message: object):
+    assert refused(msgspec.msgpack.encode(message), FromDevice)
 
 
-def test_a_header_longer_than_its_message_is_refused():
-    with pytest.raises(ProtocolError):
-        Message.decode(struct.pack(">I", 1000) + b"{}")
+def test_deep_nesting_is_refused():
+    head = msgspec.msgpack.encode({"type": "DeviceStatus"})[1:]
+    assert refused(b"\x82" + head + b"\xa6models" + b"\x91" * 200_000, FromDevice)
 
 
-def test_a_header_of_deep_nesting_is_refused():
-    text = b"[" * 200_000
-    with pytest.raises(ProtocolError):
-        Message.decode(struct.pack(">I", len(text)) + text)
+@pytest.mark.parametrize(("message", "received"), [(Cancel(1), FromDevice), (Alive(1), ToDevice)])
+def test_each_end_takes_only_what_is_for_it(message: Message, received: object):
+    assert refused(msgspec.msgpack.encode(message), received)
 
 
-@pytest.mark.parametrize("value", [None, "1", [1.5], [True], [-1], [[1]]])
-def test_positions_are_whole_numbers_from_zero(value: object):
-    with pytest.raises(ProtocolError):
-        integers(value)
-
-
-def test_channels_pass_messages_time_out_and_see_the_end():
-    ours, theirs = (Channel(end.detach()) for end in socket.socketpair())
-    assert ours.receive(0.01) is None
-    theirs.send(Message("tick", 7))
-    assert wait_until(lambda: ours.receive(0.1)) == Message("tick", 7)
-    theirs.close()
+def test_channels_time_out_and_see_the_end(ends: tuple[Channel[ToDevice], Channel[FromDevice]]):
+    device, celery = ends
+    assert celery.receive(0.01) is None
+    device.send(Alive(7))
+    assert wait_until(lambda: celery.receive(0.1)) == Alive(7)
+    device.close()
     with pytest.raises(ChannelClosed):
-        ours.receive(1)
+        celery.receive(1)
     with pytest.raises(ChannelClosed):
-        ours.send(Message("tick", 7))
-    ours.close()
+        celery.send(Cancel(7))

@@ -7,9 +7,9 @@ import pytest
 
 from common.errors import Cancelled, ModelError, RecordError, WorkerError
 from common.payloads.codec import decode_outcomes, iter_outcomes
-from common.records import Json, Outcome, Record
+from common.records import Counts, Json, Outcome, Record
 from tests.support.processes import PLUGINS
-from workers.device.server.run_chunk import Answer, DeviceLost, run_chunk
+from workers.device.server.run_chunk import DeviceLost, encode_chunk, run_chunk
 from workers.inference.core.runner import RunMonitor, Runner
 from workers.inference.tasks.registry import find_runner
 
@@ -41,20 +41,23 @@ def _runner(task: str) -> Runner:
     return find_runner(task)(task, None, "cpu", {})
 
 
-def _run(runner: Runner, inputs: Sequence[object], monitor: Watched | None = None, first: int = 0) -> Answer:
+def _run(
+    runner: Runner, inputs: Sequence[object], monitor: Watched | None = None, first: int = 0
+) -> tuple[bytes, Counts]:
     records = {first + at: Record(at, value) for at, value in enumerate(inputs)}
-    return run_chunk(runner, records, {}, "cpu", monitor or Watched()).encode()
+    outcomes = run_chunk(runner, records, {}, "cpu", monitor or Watched())
+    return encode_chunk(records, outcomes, runner.output_type({}))
 
 
-def _codes(answer: Answer) -> list[str | None]:
-    rows = iter_outcomes(decode_outcomes(answer.payload))
+def _codes(answer: tuple[bytes, Counts]) -> list[str | None]:
+    rows = iter_outcomes(decode_outcomes(answer[0]))
     return [outcome.failure.code if outcome.failure else None for _, _, outcome in rows]
 
 
 def test_a_runner_that_raises_costs_the_records_it_raises_for():
     answer = _run(_runner("test-crash"), ["a", "raise", "c", "memory", "e"])
     assert _codes(answer) == [None, "runner_error", None, "out_of_memory", None]
-    assert (answer.counts.succeeded, answer.counts.failed) == (3, 2)
+    assert (answer[1].succeeded, answer[1].failed) == (3, 2)
 
 
 def test_too_few_outcomes_fail_the_records_rather_than_shift_them():
@@ -133,8 +136,7 @@ def test_equal_records_run_once_where_their_outcomes_are_equal(steady: bool):
     runner, monitor = Steady("any", None, "cpu", {}), Watched()
     inputs = ["a", "b", "a", {"text": "a", "top": 1}, {"text": "a", "top": 2}, {"text": "a", "top": 1}, "b"]
     records = {10 + at: Record(at, value) for at, value in enumerate(inputs)}
-    answer = run_chunk(runner, records, {"steady": steady}, "cpu", monitor).encode()
-    rows = list(iter_outcomes(decode_outcomes(answer.payload)))
-    assert [outcome.output for _, _, outcome in rows] == [{"was": value} for value in inputs]
+    outcomes = run_chunk(runner, records, {"steady": steady}, "cpu", monitor)
+    assert [outcome.output for outcome in outcomes] == [{"was": value} for value in inputs]
     assert runner.ran == ([inputs[at] for at in (0, 1, 3, 4)] if steady else inputs)
     assert monitor.batches[-1] == list(range(10, 17))  # should it die now, each copy is a suspect

@@ -50,7 +50,7 @@ class BatchSizeCache:
             logger.info("sizes of batches not read, they are measured again: %s", error)
         return self._known
 
-    def learn(self, learnt: Mapping[str, Json]) -> None:
+    def update(self, learnt: Mapping[str, Json]) -> None:
         """Keep what a device process says, where it is new."""
         for name, tokens in learnt.items():
             if self._known.get(name) == tokens or not _is_budget(str(name).encode(), str(tokens).encode()):

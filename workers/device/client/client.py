@@ -1,22 +1,22 @@
-"""The device process as the turns of a worker use it: several threads ask it for the outcomes of their chunks.
+"""The client of the device process: threads of the Celery process run their chunks on it.
 
-Never imports torch or transformers. A death costs as little as can be: the requests that were merely waiting go to
-the next process unchanged, the one that was running goes through `workers.device.client.isolation`.
+Never imports torch. A crash costs as little as possible: requests that were merely waiting go to the next process
+unchanged; the one that was running goes through `workers.device.client.isolation`.
 """
 
 import itertools
 import logging
 import queue
-import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.errors import Cancelled, HugqueueError, PayloadError, WorkerError
 from common.jobs import JobSpec
 from common.payloads.codec import count, decode_records, encode_outcomes, output_type, overlay
-from common.records import Counts, Failure, Json
+from common.records import Failure, Json, Outcome
+from common.reporting import CancelToken, Reporter
 from common.settings import Settings
-from workers.celery_worker.model_affinity import DeviceStatus
 from workers.device.client.batch_size_cache import BatchSizeCache
 from workers.device.client.isolation import Isolation
 from workers.device.client.process import DeviceProcess, PendingRequest, ProcessExit, error_of
@@ -27,71 +27,62 @@ from workers.device.client.respawner import (
     DeviceRespawner,
     fatal_load_error,
 )
-from workers.device.protocol import Message
+from workers.device.protocol import Aborted, Answer, ChunkResult, DeviceStatus, Failed, Run, Running, Stage
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ChunkResult:
-    """What came of a chunk."""
-
-    payload: bytes  #: of outcomes (`common.payloads.codec`)
-    counts: Counts
-    seconds: float  #: of computing, in the device process
-    run_info: Mapping[str, Json]  #: what ran: model, commit, device, dtype, versions
-    settle: Callable[[bool], None] | None = None  #: to be told whether the commit counted
-
-
 @dataclass(frozen=True, slots=True)
 class IsolationPolicy:
-    """What is known of a chunk over which whole workers died."""
+    """How to run a chunk over which whole workers died: each record by itself."""
 
-    excluded: Mapping[int, Failure]  #: records that are not to be run again, and why
-    on_alone: Callable[[int], None]  #: told the position of a record that is about to run alone
+    excluded: Mapping[int, Failure]  #: records that must not run again, and why
+    before_record: Callable[[int], None]  #: called with the position of a record that is about to run
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+@dataclass(slots=True)
+class _Chunk:
     """One call of `run`."""
 
     spec: JobSpec
     payload: bytes
-    cancelled: threading.Event
-    on_stage: Callable[[str], None]
-    on_alone: Callable[[int], None]
+    cancel_token: CancelToken
+    reporter: Reporter
+    before_record: Callable[[int], None]
+    empty: bytes | None = None  #: a payload of no outcomes, with their type, as soon as the model has been loaded
+    results: list[ChunkResult] = field(default_factory=list)
 
 
 class DeviceClient:
-    """The device process of a worker, whichever it is at the moment.
+    """Runs chunks on the worker's device process, whichever is alive.
 
     Args:
-        settings: its device (`cpu` or `cuda:0`; which GPU that is, `CUDA_VISIBLE_DEVICES` says), its preloads, its
-            limits, and which models jobs may name.
-        budgets: how much batches hold, as earlier processes learnt it; None keeps nothing.
-        prefetch: as `DeviceRespawner` takes it.
+        settings: device (`cpu` or `cuda:0`; `CUDA_VISIBLE_DEVICES` says which GPU that is), preloads, limits, and
+            which models jobs may name.
+        batch_sizes: what earlier processes learnt about the size of batches; None keeps nothing.
+        prefetch: see `DeviceRespawner`.
     """
 
     def __init__(
-        self, settings: Settings, budgets: BatchSizeCache | None = None, *, prefetch: bool | None = None
+        self, settings: Settings, batch_sizes: BatchSizeCache | None = None, *, prefetch: bool | None = None
     ) -> None:
-        self._respawner = DeviceRespawner(settings, budgets, prefetch=prefetch)
-        self._batch_sizes = budgets
+        self._respawner = DeviceRespawner(settings, batch_sizes, prefetch=prefetch)
+        self._batch_sizes = batch_sizes
         self._ids = itertools.count(1)
 
-    def start(self, given_up: Callable[[], bool] = lambda: False) -> None:
-        """Start the process and wait until the preloads are loaded and warm, or until `given_up` is true.
+    def start(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Start the process and wait until the preloads are loaded and warm, or until `stopped` returns True.
 
         Raises:
-            Cancelled: it was given up.
-            ModelError: a preload cannot be had, or cannot be loaded.
+            Cancelled: it was stopped.
+            ModelError: a preload is not available, or cannot be loaded.
             WorkerError: the process cannot be started, or a preload does not fit.
         """
         self._respawner.start()
-        self._respawner.ready(given_up)
+        self._respawner.wait_ready(stopped)
 
     def stop(self) -> None:
-        """End the process at once; calls of `run` raise `Cancelled`."""
+        """Kill the process; calls of `run` raise `Cancelled`."""
         self._respawner.stop()
 
     @property
@@ -101,29 +92,20 @@ class DeviceClient:
 
     @property
     def pid(self) -> int | None:
-        """The id of the process now alive, None between two."""
-        child = self._respawner.now()
-        return child.pid if child else None
+        """The id of the process that takes requests, None while there is none."""
+        process = self._respawner.current
+        return process.pid if process else None
 
     @property
-    def loaded(self) -> list[dict[str, Json]]:
-        """The loaded models: task, model and bytes of memory each."""
-        child = self._respawner.now()
-        return list(child.status["models"]) if child else []
+    def status(self) -> DeviceStatus:
+        """What the device holds, as the process last reported."""
+        process = self._respawner.current
+        return process.status if process else DeviceStatus()
 
     @property
-    def holding(self) -> DeviceStatus:
-        """What the process holds, and how its models came and went."""
-        child = self._respawner.now()
-        if child is None or "since" not in child.status:  # it has loaded nothing yet
-            return DeviceStatus()
-        return DeviceStatus(*(child.status[name] for name in ("models", "evicted", "load_seconds", "since")))
-
-    @property
-    def memory(self) -> dict[str, int | None]:
-        """Free and total memory of the device in bytes, when the models last changed; None if nobody can tell."""
-        child = self._respawner.now()
-        return {name: child.status[name] if child else None for name in ("free", "total")}
+    def fallbacks(self) -> dict[str, int]:
+        """How often each fast path fell back to a slower one, in all device processes so far."""
+        return dict(self._respawner.past_fallbacks + Counter(self.status.fallbacks))
 
     def run(
         self,
@@ -131,137 +113,116 @@ class DeviceClient:
         payload: bytes,
         positions: Sequence[int] | None,
         *,
-        cancelled: threading.Event,
-        on_stage: Callable[[str], None],
-        caution: IsolationPolicy | None = None,
+        cancel_token: CancelToken,
+        reporter: Reporter,
+        isolation: IsolationPolicy | None = None,
     ) -> ChunkResult:
-        """Return the outcomes of a chunk's records; any thread may call this.
+        """Return the outcomes of a chunk's records. Any thread may call this.
 
         Args:
-            spec: the job.
+            spec: of the job.
             payload: the chunk's records.
             positions: of the records to run; None runs all.
-            cancelled: set it to give the chunk up, between two batches.
-            on_stage: told what takes time before anything runs ("loading ..."), and "" when that is over.
-            caution: run each record by itself: whole workers died over this chunk.
+            cancel_token: ends the work between two batches.
+            reporter: told what takes time before records run ("loading ..."), and "" when that is over.
+            isolation: runs each record by itself.
 
         Raises:
-            Cancelled: it was given up, or the process was stopped.
+            Cancelled: it was cancelled, or the client was stopped.
             ModelError: the job cannot be done.
             WorkerError: this worker cannot do it now.
-            PayloadError: the payload is none.
+            PayloadError: the payload is broken.
         """
-        on_alone = caution.on_alone if caution else lambda _: None
-        request = _Request(spec, payload, cancelled, on_stage, on_alone)
-        process_exit: ProcessExit | None = None
-        if not caution:
-            answer = self._attempt(request, positions)
+        chunk = _Chunk(spec, payload, cancel_token, reporter, isolation.before_record if isolation else lambda _: None)
+        process_exit = None
+        if not isolation:
+            answer = self._attempt(chunk, positions)
             if isinstance(answer, ChunkResult):
                 return answer
             process_exit = answer
-        every = list(positions) if positions is not None else list(range(len(decode_records(payload))))
-        plan = Isolation(every, serial=bool(caution), excluded=caution.excluded if caution else {})
+        records = decode_records(payload)
+        chosen = list(positions) if positions is not None else list(range(len(records)))
+        plan = Isolation(chosen, serial=bool(isolation), excluded=isolation.excluded if isolation else {})
         if process_exit is not None:
-            self._record_exit(request, plan, process_exit)
-        return self._isolate(request, plan)
+            _record_exit(chunk, plan, process_exit)
+        self._isolate(chunk, plan)
+        failures = {at: (records[at].id, Outcome(failure=failure)) for at, failure in plan.failures.items()}
+        return _merged(chunk, failures)
 
-    def _isolate(self, request: _Request, plan: Isolation) -> ChunkResult:
-        results: list[ChunkResult] = []
+    def _isolate(self, chunk: _Chunk, plan: Isolation) -> None:
         while wanted := plan.next():
             if len(wanted) == 1:
-                request.on_alone(wanted[0])
-            answer = self._attempt(request, wanted)
+                chunk.before_record(wanted[0])
+            answer = self._attempt(chunk, wanted)
             if isinstance(answer, ChunkResult):
-                results.append(answer)
+                chunk.results.append(answer)
                 plan.done(wanted)
             else:
-                self._record_exit(request, plan, answer)
-        if plan.failures or not results:
-            results.append(self._write_failures(request, plan.failures))
-        return _merged(results)
+                _record_exit(chunk, plan, answer)
 
-    def _record_exit(self, request: _Request, plan: Isolation, process_exit: ProcessExit) -> None:
-        logger.warning(
-            "job %s, suspects %s: %s",
-            request.spec.id,
-            list(process_exit.suspects) or "unknown",
-            process_exit.failure.message,
-        )
-        plan.died(process_exit.suspects, process_exit.failure)
-
-    def _write_failures(self, request: _Request, failures: Mapping[int, Failure]) -> ChunkResult:
-        """Have the process write the failures: its runner knows the type of the outputs that are not there."""
-        answer = self._attempt(request, [], failures)
-        if isinstance(answer, ProcessExit):
-            raise WorkerError("device_fault", f"The failures could not be written: {answer.failure.message}")
-        return answer
-
-    def _attempt(
-        self, request: _Request, positions: Sequence[int] | None, failures: Mapping[int, Failure] | None = None
-    ) -> ChunkResult | ProcessExit:
-        """Have some records run by whatever process there is; a death that was not theirs is nothing to them."""
-        body: dict[str, Json] = {
-            "spec": request.spec.encode(),
-            "positions": list(positions) if positions is not None else None,
-            "failures": {str(at): [why.code, why.message] for at, why in (failures or {}).items()},
-        }
+    def _attempt(self, chunk: _Chunk, positions: Sequence[int] | None) -> ChunkResult | ProcessExit:
+        """Run some records on whatever process is alive; an exit that they did not cause does not count."""
+        wanted = list(positions) if positions is not None else None
         unexplained = loading = 0
         while True:
-            child = self._respawner.ready(request.cancelled.is_set)
-            message = Message("run", next(self._ids), body, request.payload)
-            answer = self._await(child, child.send_request(message, request.spec.id), request)
-            if isinstance(answer, Message):
-                if self._batch_sizes and answer.kind == "result":
-                    self._batch_sizes.learn(answer.body["budgets"])
-                return _result(answer)
+            process = self._respawner.wait_ready(lambda: chunk.cancel_token.is_cancelled)
+            request = Run(next(self._ids), spec=chunk.spec.encode(), positions=wanted, payload=chunk.payload)
+            answer = self._await(process, process.send_request(request, chunk.spec.id), chunk)
+            if not isinstance(answer, ProcessExit):
+                return self._result(answer)
             if answer.blamed and not answer.loading:
                 return answer
             loading += answer.loading
             unexplained += answer.idle
-            if loading >= MAX_LOADING_DEATHS or (
-                answer.loading and answer.stuck
-            ):  # another such wait would help nobody
-                raise fatal_load_error(request.spec.model or request.spec.task, answer)
+            if loading >= MAX_LOADING_DEATHS or (answer.loading and answer.stuck):  # a second such wait helps nobody
+                raise fatal_load_error(chunk.spec.model or chunk.spec.task, answer)
             if unexplained >= MAX_UNEXPLAINED_DEATHS:
                 raise WorkerError("device_process_dies", f"The device process keeps dying: {answer.failure.message}")
 
-    def _await(self, child: DeviceProcess, pending: PendingRequest, request: _Request) -> Message | ProcessExit:
-        """Return the answer or the process's death; stages are passed on, from this thread."""
+    def _await(self, process: DeviceProcess, pending: PendingRequest, chunk: _Chunk) -> Answer | ProcessExit:
+        """Return the answer or the process's exit; stages are reported from this thread."""
         cancel_sent = False
         while True:
-            if not cancel_sent and (request.cancelled.is_set() or self._respawner.stopping):
-                child.cancel(pending.id)
+            if not cancel_sent and (chunk.cancel_token.is_cancelled or self._respawner.stopping):
+                process.cancel(pending.id)
                 cancel_sent = True
             try:
                 event = pending.events.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 continue
-            if isinstance(event, Message) and event.kind == "stage":
-                request.on_stage(event.body["text"])
-                continue
-            if cancel_sent and isinstance(event, ProcessExit):
-                raise Cancelled
-            return event
+            match event:
+                case Stage():
+                    chunk.reporter.stage(event.text)
+                case Running():
+                    chunk.empty = event.empty
+                case ProcessExit() if cancel_sent:
+                    raise Cancelled
+                case _:
+                    return event
+
+    def _result(self, answer: Answer) -> ChunkResult:
+        if isinstance(answer, Aborted):
+            raise Cancelled
+        if isinstance(answer, Failed):
+            raise PayloadError(answer.message) if answer.error == "payload" else error_of(answer)
+        if self._batch_sizes:
+            self._batch_sizes.update(answer.batch_sizes)
+        return answer.result
 
 
-def _result(message: Message) -> ChunkResult:
-    if message.kind == "cancelled":
-        raise Cancelled
-    if message.kind == "failed":
-        if message.body["error"] == "payload":
-            raise PayloadError(message.body["message"])
-        raise error_of(message)
-    body = message.body
-    return ChunkResult(message.payload, Counts(*body["counts"]), body["seconds"], body["facts"])
+def _record_exit(chunk: _Chunk, plan: Isolation, process_exit: ProcessExit) -> None:
+    suspects = list(process_exit.suspects) or "unknown"
+    logger.warning("job %s, suspects %s: %s", chunk.spec.id, suspects, process_exit.failure.message)
+    plan.died(process_exit.suspects, process_exit.failure)
 
 
-def _merged(results: Sequence[ChunkResult]) -> ChunkResult:
-    """Return results of parts of a chunk as one, in the order of the records."""
-    if len(results) == 1:
-        return results[0]
-    payloads = [result.payload for result in results]
-    found = overlay(payloads)
-    positions = sorted(found)
-    ids, outcomes = zip(*(found[position] for position in positions), strict=True)
-    payload = encode_outcomes(positions, ids, outcomes, output_type(payloads[0]))
-    return ChunkResult(payload, count(outcomes), sum(result.seconds for result in results), results[-1].run_info)
+def _merged(chunk: _Chunk, failures: dict[int, tuple[Json, Outcome]]) -> ChunkResult:
+    """Return what came of the parts of a chunk as one result, in the order of the records."""
+    payloads = [result.payload for result in chunk.results]
+    kind = output_type(chunk.empty or payloads[0]) if chunk.empty or payloads else None
+    found = sorted((overlay(payloads) | failures).items())
+    positions = [position for position, _ in found]
+    ids, outcomes = [id_ for _, (id_, _) in found], [outcome for _, (_, outcome) in found]
+    run_info = chunk.results[-1].run_info if chunk.results else {}
+    seconds = sum(result.seconds for result in chunk.results)
+    return ChunkResult(encode_outcomes(positions, ids, outcomes, kind), count(outcomes), seconds, run_info)

@@ -1,9 +1,10 @@
-"""One life of a device process, seen from the Celery process: its start, its messages, its end.
+"""One device process as the Celery process sees it: its start, its messages, its end.
 
-Knows which request it is at and which records are about to run, so that its death can be laid at the right door.
-Knows no chunks beyond that, and starts no second life: that is `workers.device.client.respawner`.
+It keeps track of the request the process works on and of the records about to run, so that a crash can be traced to
+them. It starts no second process; `workers.device.client.respawner` does.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -15,67 +16,91 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from common.errors import CodedError, ModelError, WorkerError
-from common.records import Failure, Json
+from common.records import Failure
 from workers.child_env import child_env
-from workers.device.client.process_activity import ProcessActivity
-from workers.device.protocol import DEVICE_LOST, Channel, ChannelClosed, Message, ProtocolError, integers
+from workers.device.protocol import (
+    DEVICE_LOST,
+    Aborted,
+    Alive,
+    Answer,
+    Batch,
+    Cancel,
+    Channel,
+    ChannelClosed,
+    DeviceStatus,
+    Failed,
+    Finished,
+    FromDevice,
+    Message,
+    Open,
+    ProtocolError,
+    Ready,
+    Result,
+    Run,
+    Running,
+    Stage,
+    Started,
+)
 
 logger = logging.getLogger(__name__)
 
-#: How often a silent process is looked at, in seconds.
+#: How often a silent process is checked, in seconds.
 _POLL_SECONDS = 1.0
-#: How long a process that is at nothing may take to start, or to take up a request, in seconds: it is frozen then.
+#: How long a process without work may take to start, or to take up a request, in seconds: it is frozen then.
 _IDLE_SECONDS = 60.0
-#: How long a load may go on that nobody waits for any longer, in seconds: it is in the way of other requests.
+#: How long a load may continue that nobody waits for any longer, in seconds: it blocks other requests.
 _UNWANTED_SECONDS = 10.0
+#: Bytes read, written or allocated that count as progress of a load; a log line or a message is less.
+_PROGRESS_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """For how many seconds a device process may give no sign of life before it is killed."""
+    """How many seconds a device process may be silent before it is killed."""
 
     batch: float  #: while it runs a batch
-    load: float  #: while it fetches or loads a model
+    load: float  #: while it downloads or loads a model
 
     @property
     def poll_seconds(self) -> float:
-        """How often to look at a silent process."""
+        """How often to check a silent process."""
         return min(_POLL_SECONDS, self.batch / 4, self.load / 4)
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessExit:
-    """Why a request has no answer: the process died before it gave one."""
+    """Why a request has no answer: the process ended before it gave one."""
 
-    failure: Failure  #: what a record gets that is to blame
+    failure: Failure  #: for a record that is to blame
     suspects: tuple[int, ...] = ()  #: the positions that were about to run
-    loading: bool = False  #: it died while it loaded the request's model
-    blamed: bool = True  #: False if it was at another request, or at none
-    idle: bool = False  #: it was at no request at all
-    killed: bool = False  #: by a SIGKILL that was not ours: so the kernel ends what takes too much memory
-    stuck: bool = False  #: we ended it, as it gave no sign of life
+    loading: bool = False  #: it ended while it loaded the request's model
+    blamed: bool = True  #: False if it worked on another request, or on none
+    idle: bool = False  #: it worked on no request at all
+    killed: bool = False  #: by a SIGKILL that was not ours, such as the kernel sends when memory runs out
+    stuck: bool = False  #: we killed it because it gave no sign of life
 
 
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    """One request in hand: what the process says about it, then its answer or the process's death."""
+    """A request in hand: its stages, then its answer or the process's end."""
 
     id: int
-    job: str  #: whose request it is: those of one job wait for the same model
-    events: "queue.SimpleQueue[Message | ProcessExit]" = field(default_factory=queue.SimpleQueue)
+    job: str  #: requests of one job wait for the same model
+    events: "queue.SimpleQueue[Stage | Running | Answer | ProcessExit]" = field(default_factory=queue.SimpleQueue)
 
 
 @dataclass(slots=True)
 class _CurrentRequest:
-    """The request that the process is at; 0 is its own start."""
+    """The request that the process works on; 0 is its own start."""
 
     id: int
     job: str = ""
     loading: bool = True
     suspects: tuple[int, ...] = ()
-    silent: float = 0.0  #: seconds without a sign of life, as far as this process was awake to hear one
+    silent: float = 0.0  #: seconds without a sign of life, counted only while this process was awake
     unwanted: float = 0.0  #: seconds for which nobody has waited for it
 
 
@@ -85,40 +110,40 @@ class DeviceProcess:
     Args:
         device: `cpu` or `cuda:0`.
         opening: the first message.
-        limits: for how long it may be silent.
+        limits: how long it may be silent.
         on_ready: called once it takes requests.
 
     Raises:
         WorkerError: `device_process_dies`, it cannot be started.
     """
 
-    def __init__(self, device: str, opening: Message, limits: Limits, on_ready: Callable[[], None]) -> None:
+    def __init__(self, device: str, opening: Open, limits: Limits, on_ready: Callable[[], None]) -> None:
         self._limits = limits
         self._on_ready = on_ready
         self._lock = threading.Lock()
         self._pending: dict[int, PendingRequest] = {}
         self._ended = False
         self._current: _CurrentRequest | None = None
-        self._idle_for = 0.0  #: seconds at nothing, though it was to start, or to take up or answer a request
-        self._computed: set[int] = set()  #: requests that are computed, but not yet answered
-        self._cancelled: set[int] = set()  #: requests that were given up and not yet answered
-        self._kill_reason: Failure | None = None  #: why we end it ourselves
+        self._idle_for = 0.0  #: seconds without work, though it was to start, or to take up or answer a request
+        self._finished: set[int] = set()  #: requests that are computed, but not yet answered
+        self._cancelled: set[int] = set()  #: requests that were cancelled and not yet answered
+        self._kill_reason: Failure | None = None  #: why we kill it
         self.ready = False
         self.served = False  #: it answered at least one request
         self.refusal: CodedError | None = None
-        self.process_exit: ProcessExit | None = None  #: once it is over
-        self.status: dict[str, Json] = {"models": [], "free": None, "total": None}
+        self.process_exit: ProcessExit | None = None
+        self.status = DeviceStatus()
         self._channel, self._process = _spawn(device)
-        self._activity = ProcessActivity(self._process.pid)
+        self._activity = _ProcessActivity(self._process.pid)
         self._send(opening)
 
     @property
     def pid(self) -> int:
-        """The process's id, for logs and for tests that kill it."""
+        """The process's id."""
         return self._process.pid
 
-    def send_request(self, request: Message, job: str) -> PendingRequest:
-        """Send a job's request; what comes of it arrives at the exchange, the process's death included."""
+    def send_request(self, request: Run, job: str) -> PendingRequest:
+        """Send a request of a job; all that comes of it arrives at the pending request, the process's end included."""
         pending = PendingRequest(request.id, job)
         with self._lock:
             if self._ended:
@@ -129,13 +154,13 @@ class DeviceProcess:
         return pending
 
     def cancel(self, id_: int) -> None:
-        """Ask the process to give a request up; it answers `cancelled`, or is killed if it only loads for that one."""
+        """Cancel a request; it is answered `Aborted`, or the process is killed if it only loads for that one."""
         with self._lock:
             self._cancelled.add(id_)
-        self._send(Message("cancel", id_))
+        self._send(Cancel(id_))
 
     def kill(self) -> None:
-        """End the process and all that it started, at once."""
+        """Kill the process and all that it started, at once."""
         if self._process.returncode is not None:  # its id may belong to another by now
             return
         try:
@@ -144,7 +169,7 @@ class DeviceProcess:
             logger.debug("device process %d is gone already", self._process.pid)
 
     def read_messages(self) -> None:
-        """Hear the process out until it ends, then tell everyone who waits. One thread calls this, once."""
+        """Handle the process's messages until it ends, then tell everyone who waits. One thread calls this, once."""
         try:
             while True:
                 message = self._channel.receive(self._limits.poll_seconds)
@@ -156,51 +181,45 @@ class DeviceProcess:
             logger.debug("device process %d closed its socket", self.pid)
         except ProtocolError as error:
             logger.error("device process %d does not speak the protocol: %s", self.pid, error)
-            self._kill_reason = Failure("worker_died", "The device process sent what is no message.")
-        finally:  # whatever it was: those who wait must hear of the end
+            self._kill_reason = Failure("worker_died", "The device process sent bytes that are not a message.")
+        finally:  # whatever happened: those who wait must hear of the end
             self.kill()
             self._close(self._process.wait())
 
     def _send(self, message: Message) -> None:
         try:
             self._channel.send(message)
-        except ChannelClosed:  # it died, or is about to: `converse` sees that and tells everyone
+        except ChannelClosed:  # it died, or is about to: `read_messages` sees that and tells everyone
             self.kill()
 
+    # Liveness: silence is counted by polls, not by the clock, so that a suspend of the machine does not count.
+
     def _check_liveness(self, seconds: float) -> None:
-        """Count silence by looks, not by the clock: a process that was suspended itself has missed nothing."""
-        current = self._current
+        current, limits = self._current, self._limits
         if current is None:
             self._check_idle(seconds)
-        elif current.loading:
-            self._check_load(current, seconds)
-        else:
+        elif not current.loading:
             current.silent += seconds
-            if current.silent >= self._limits.batch:
-                self._kill_stuck(f"It gave no sign of life for {self._limits.batch:g} s (HUGQUEUE_BATCH_TIMEOUT).")
-
-    def _check_load(self, current: _CurrentRequest, seconds: float) -> None:
-        """Find a load that is stuck, or that nobody waits for. One says nothing for minutes while it gets on well."""
-        current.silent = 0.0 if self._activity.has_moved() else current.silent + seconds
-        current.unwanted = 0.0 if self._is_wanted(current) else current.unwanted + seconds
-        if current.silent >= self._limits.load:
-            self._kill_stuck(f"It got no further for {self._limits.load:g} s (HUGQUEUE_LOAD_TIMEOUT).")
-        elif current.unwanted >= _UNWANTED_SECONDS:
-            self._kill_stuck(f"It was still loading {_UNWANTED_SECONDS:g} s after that was given up.")
+            if current.silent >= limits.batch:
+                self._kill_stuck(f"It gave no sign of life for {limits.batch:g} s (HUGQUEUE_BATCH_TIMEOUT).")
+        else:  # a load reports nothing for minutes; the kernel tells whether it makes progress
+            current.silent = 0.0 if self._activity.has_progressed() else current.silent + seconds
+            current.unwanted = 0.0 if self._is_wanted(current) else current.unwanted + seconds
+            if current.silent >= limits.load:
+                self._kill_stuck(f"It made no progress for {limits.load:g} s (HUGQUEUE_LOAD_TIMEOUT).")
+            elif current.unwanted >= _UNWANTED_SECONDS:
+                self._kill_stuck(f"It was still loading {_UNWANTED_SECONDS:g} s after that was cancelled.")
 
     def _is_wanted(self, current: _CurrentRequest) -> bool:
-        """Whether any request waits for what is loaded; its own start waits for preloads."""
+        """Whether any request waits for what is loaded; the start waits for preloads."""
         with self._lock:
-            waiting = {id_: pending.job for id_, pending in self._pending.items() if id_ not in self._cancelled}
-        return current.id == 0 or current.job in waiting.values()
+            jobs = {pending.job for id_, pending in self._pending.items() if id_ not in self._cancelled}
+        return current.id == 0 or current.job in jobs
 
     def _check_idle(self, seconds: float) -> None:
         """Find a process that was frozen while it had nothing to do: it takes up no request, or answers none."""
         with self._lock:
-            waiting, answering = (
-                bool(self._pending.keys() - self._computed),
-                bool(self._pending.keys() & self._computed),
-            )
+            waiting, answering = self._pending.keys() - self._finished, self._pending.keys() & self._finished
         self._idle_for = self._idle_for + seconds if waiting or answering or not self.ready else 0.0
         limit = min(_IDLE_SECONDS, self._limits.batch) if self.ready else _IDLE_SECONDS
         if answering and not waiting:  # to encode what was computed may take its time
@@ -208,68 +227,62 @@ class DeviceProcess:
         if self._idle_for >= limit:
             self._kill_stuck(f"It {'took up no request' if self.ready else 'did not start'} for {limit:g} s.")
 
-    def _kill_stuck(self, silence: str) -> None:
+    def _kill_stuck(self, reason: str) -> None:
         if self._kill_reason is None:
-            logger.error("killing device process %d: %s", self.pid, silence)
-            self._kill_reason = Failure("timeout", silence)
+            logger.error("killing device process %d: %s", self.pid, reason)
+            self._kill_reason = Failure("timeout", reason)
             self.kill()
 
-    def _handle(self, message: Message) -> None:
+    # Messages
+
+    def _handle(self, message: FromDevice) -> None:
         self._idle_for = 0.0
-        if message.kind == "begun":
-            self._start_request(message.id)
-        elif message.kind == "over":
-            self._current = None
-            if message.id in self._pending:
-                self._computed.add(message.id)
-        elif message.kind in ("stage", "batch", "tick"):
-            self._note_progress(message)
-        elif message.kind == "status":
-            self.status = dict(message.body)
-        elif message.kind == "ready":
-            self._current = None
-            self.ready = True
-            self._on_ready()
-        elif message.kind == "refused":
-            self.refusal = error_of(message)
-        elif message.kind in ("result", "failed", "cancelled"):
-            self._deliver(message)
-        else:
-            raise ProtocolError(f"unexpected message {message.kind}")
+        match message:
+            case Started():
+                pending = self._pending.get(message.id)
+                self._current = _CurrentRequest(message.id, pending.job if pending else "")
+            case Finished():
+                self._current = None
+                if message.id in self._pending:
+                    self._finished.add(message.id)
+            case DeviceStatus():
+                self.status = message
+            case Ready():
+                self._current = None
+                self.ready = True
+                self._on_ready()
+            case Failed(id=0):
+                self.refusal = error_of(message)
+            case Result() | Failed() | Aborted():
+                self._deliver(message)
+            case Stage() | Running() | Batch() | Alive():
+                self._note_progress(message)
 
-    def _start_request(self, id_: int) -> None:
-        pending = self._pending.get(id_)
-        self._current = _CurrentRequest(id_, pending.job if pending else "")
-
-    def _note_progress(self, message: Message) -> None:
+    def _note_progress(self, message: Stage | Running | Batch | Alive) -> None:
         current = self._current
-        if current is None or current.id != message.id:  # a thread of a download has a last word
+        if current is None or current.id != message.id:  # the last message of a thread that downloads
             return
         current.silent = 0.0
-        if message.kind == "stage":
-            current.loading = bool(message.body["text"])
-            self._report_stage(message)
-            return
-        current.loading = False
-        if message.kind == "batch":
-            current.suspects = tuple(integers(message.body["positions"]))
+        current.loading = isinstance(message, Stage) and bool(message.text)
+        if isinstance(message, Batch):
+            current.suspects = tuple(message.positions)
+        elif isinstance(message, Stage | Running):
+            if pending := self._pending.get(message.id):
+                pending.events.put(message)
+            elif isinstance(message, Stage) and message.text:
+                logger.info("%s", message.text)
 
-    def _report_stage(self, message: Message) -> None:
-        pending = self._pending.get(message.id)
-        if pending is not None:
-            pending.events.put(message)
-        elif message.id == 0 and message.body["text"]:
-            logger.info("%s", message.body["text"])
-
-    def _deliver(self, message: Message) -> None:
-        """Pass an answer on. The process may still be at it: one that was given up while it loads is answered first."""
+    def _deliver(self, answer: Answer) -> None:
+        """Pass an answer on. The process may still work on it: a cancelled load is answered before it ends."""
         self.served = True
         with self._lock:
-            pending = self._pending.pop(message.id, None)
-            self._cancelled.discard(message.id)
-        self._computed.discard(message.id)
+            pending = self._pending.pop(answer.id, None)
+            self._cancelled.discard(answer.id)
+        self._finished.discard(answer.id)
         if pending is not None:
-            pending.events.put(message)
+            pending.events.put(answer)
+
+    # The end
 
     def _close(self, status: int) -> None:
         self.process_exit = process_exit = self._make_exit(status)
@@ -280,29 +293,52 @@ class DeviceProcess:
         for pending in left.values():
             pending.events.put(self._exit_for(pending, process_exit))
 
-    def _exit_for(self, pending: PendingRequest, process_exit: ProcessExit) -> ProcessExit:
-        """Return the death as it is for one request: to load a job's model is the doing of all its requests."""
-        current = self._current
-        if current is None or current.id == pending.id:
-            return dataclasses.replace(process_exit, blamed=current is not None)
-        shared = current.loading and current.job == pending.job
-        return ProcessExit(
-            process_exit.failure, loading=shared, blamed=shared, killed=process_exit.killed, stuck=process_exit.stuck
-        )
-
     def _make_exit(self, status: int) -> ProcessExit:
         current = self._current
         failure = self._kill_reason or Failure("worker_died", f"The device process died: {describe_exit(status)}.")
         killed = status == -signal.SIGKILL and self._kill_reason is None
         if current is None:
             return ProcessExit(failure, idle=True, killed=killed)
-        return ProcessExit(
-            failure, current.suspects, current.loading, killed=killed, stuck=self._kill_reason is not None
-        )
+        stuck = self._kill_reason is not None
+        return ProcessExit(failure, current.suspects, current.loading, killed=killed, stuck=stuck)
+
+    def _exit_for(self, pending: PendingRequest, process_exit: ProcessExit) -> ProcessExit:
+        """Return the exit as one request sees it: all requests of a job are to blame for loading its model."""
+        current = self._current
+        if current is None or current.id == pending.id:
+            return dataclasses.replace(process_exit, blamed=current is not None)
+        shared = current.loading and current.job == pending.job
+        return dataclasses.replace(process_exit, suspects=(), loading=shared, blamed=shared)
+
+
+class _ProcessActivity:
+    """Whether another process reads, writes or allocates, as far as /proc tells; without /proc it never does."""
+
+    def __init__(self, pid: int) -> None:
+        self._directory = Path("/proc", str(pid))
+        self._seen: dict[str, int] = {}
+
+    def has_progressed(self) -> bool:
+        """Return whether the process did a noticeable amount since this was last true."""
+        now = self._measure()
+        moved = any(abs(now[name] - self._seen.get(name, 0)) >= _PROGRESS_BYTES for name in now)
+        if moved or not self._seen:
+            self._seen = now
+        return moved
+
+    def _measure(self) -> dict[str, int]:
+        found = {}
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            found["resident"] = int((self._directory / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            for line in (self._directory / "io").read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name in ("rchar", "wchar", "read_bytes"):
+                    found[name] = int(value)
+        return found
 
 
 def describe_exit(status: int) -> str:
-    """Return how a process ended, in words; `status` is as `subprocess` gives it."""
+    """Return how a process ended, in words; `status` is the return code of `subprocess`."""
     if status == DEVICE_LOST:
         return "the GPU reported an error that ruined its context (see the worker's log)"
     if status >= 0:
@@ -311,17 +347,16 @@ def describe_exit(status: int) -> str:
         name = signal.Signals(-status).name
     except ValueError:
         return f"signal {-status}"
-    more = {"SIGKILL": ", as the kernel sends when memory runs out", "SIGSEGV": ", a segmentation fault"}
+    more = {"SIGKILL": ", which the kernel sends when memory runs out", "SIGSEGV": ", a segmentation fault"}
     return f"{name}{more.get(name, '')}"
 
 
-def error_of(message: Message) -> CodedError:
-    """Return the error that a `failed` or `refused` message stands for."""
-    kind = ModelError if message.body["error"] == "model" else WorkerError
-    return kind(message.body["code"], message.body["message"])
+def error_of(failed: Failed) -> CodedError:
+    """Return the error that a message stands for."""
+    return (ModelError if failed.error == "model" else WorkerError)(failed.code, failed.message)
 
 
-def _spawn(device: str) -> tuple[Channel, "subprocess.Popen[bytes]"]:
+def _spawn(device: str) -> tuple[Channel[FromDevice], "subprocess.Popen[bytes]"]:
     """Start the process: fresh, never forked, in a session of its own, with one end of a socket pair."""
     try:
         ours, theirs = socket.socketpair()
@@ -333,6 +368,6 @@ def _spawn(device: str) -> tuple[Channel, "subprocess.Popen[bytes]"]:
                 start_new_session=True,
                 env=child_env(device),
             )
-            return Channel(ours.detach()), process
+            return Channel(ours.detach(), FromDevice), process
     except OSError as error:  # too many open files or processes, no memory to fork
         raise WorkerError("device_process_dies", f"The device process cannot be started: {error}") from error

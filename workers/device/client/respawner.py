@@ -1,32 +1,32 @@
-"""The device process and its successors: one is alive as long as the worker is.
+"""Keeping a device process alive as long as the worker lives.
 
-Starts a fresh one when the last has died: at once after one that did its work, with growing pauses after one that
-did nothing, and no more when that will not change: the worker is to end then. Knows no requests.
+A process that dies after doing its work is replaced at once; one that did nothing, after growing pauses; none after
+several of those in a row: the worker ends then.
 """
 
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.errors import Cancelled, CodedError, HugqueueError, ModelError, WorkerError
-from common.records import Json
 from common.settings import Settings
 from workers.device.client.batch_size_cache import BatchSizeCache
 from workers.device.client.process import DeviceProcess, Limits, ProcessExit
-from workers.device.protocol import Message
+from workers.device.protocol import Open
 from workers.models.resolver import ModelPolicy, is_path
 
 logger = logging.getLogger(__name__)
 
-#: How often a waiting thread looks whether its chunk was given up, in seconds.
+#: How often a waiting thread checks whether its chunk was cancelled, in seconds.
 POLL_SECONDS = 0.2
 #: A model whose loading kills the process so often is not loaded again for that chunk, or at that start.
 MAX_LOADING_DEATHS = 2
-#: Deaths in a row that nobody is to blame for, after which the device counts as broken.
+#: Deaths in a row without a cause, after which the device counts as broken.
 MAX_UNEXPLAINED_DEATHS = 5
-#: A process that lived so many seconds did not die of what is wrong with the device at all times.
+#: A process that lived so many seconds did not die of a permanent fault of the device.
 _HEALTHY_SECONDS = 60.0
 #: Longest pause before a process is started again, in seconds.
 _MAX_BACKOFF = 30.0
@@ -37,24 +37,25 @@ class DeviceRespawner:
 
     Args:
         settings: device, preloads and limits of the worker.
-        budgets: what is told to each new process about the size of batches.
-        prefetch: whether it begins with the next chunk while it computes one; None: where it does not compute with
-            the very cores that this takes.
+        batch_sizes: given to each new process.
+        prefetch: whether a process prepares the next chunk while it computes one; None: unless it computes on the
+            very cores that this takes.
     """
 
     def __init__(
-        self, settings: Settings, budgets: BatchSizeCache | None = None, *, prefetch: bool | None = None
+        self, settings: Settings, batch_sizes: BatchSizeCache | None = None, *, prefetch: bool | None = None
     ) -> None:
-        self._batch_sizes = budgets
         self._device = settings.device if settings.device.startswith("cuda") else "cpu"
+        self._batch_sizes = batch_sizes
         self._prefetch = self._device != "cpu" if prefetch is None else prefetch
         self._limits = Limits(settings.batch_timeout, settings.load_timeout)
         self._preload = [_preload(text) for text in settings.preload]
         self._policy = ModelPolicy.of(settings)
         self._changed = threading.Condition()
-        self._ready: DeviceProcess | None = None  #: guarded by `_changed`, as are the next two
+        self.current: DeviceProcess | None = None  #: the process that takes requests, if there is one at the moment
+        self.broken: HugqueueError | None = None  #: why there will be no further process, though nobody called `stop`
+        self.past_fallbacks: Counter[str] = Counter()  #: of the processes that have ended
         self._newest: DeviceProcess | None = None
-        self._broken: HugqueueError | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, name=f"device {self._device}", daemon=True)
 
@@ -63,25 +64,16 @@ class DeviceRespawner:
         """Whether `stop` was called."""
         return self._stopping.is_set()
 
-    @property
-    def broken(self) -> HugqueueError | None:
-        """Why there will be no other process, though nobody called `stop`."""
-        return self._broken
-
-    def now(self) -> DeviceProcess | None:
-        """Return the process that takes requests, if there is one at the moment."""
-        return self._ready
-
     def start(self) -> None:
-        """Start the first process; `ready` waits for it."""
+        """Start the first process; `wait_ready` waits for it."""
         self._thread.start()
 
-    def ready(self, cancelled: Callable[[], bool]) -> DeviceProcess:
-        """Return a process that takes requests, waiting for it.
+    def wait_ready(self, cancelled: Callable[[], bool]) -> DeviceProcess:
+        """Wait for a process that takes requests, and return it.
 
         Raises:
-            Cancelled: `cancelled` became true meanwhile, or `stop` was called.
-            ModelError: a preload cannot be had, or kills the process.
+            Cancelled: `cancelled` returned True meanwhile, or `stop` was called.
+            ModelError: a preload is not available, or kills the process.
             WorkerError: a preload does not fit; no process can be kept alive.
         """
         if self._thread.ident is None:
@@ -90,14 +82,14 @@ class DeviceRespawner:
             while True:
                 if cancelled() or self.stopping:
                     raise Cancelled
-                if self._ready is not None:
-                    return self._ready
-                if self._broken is not None:
-                    raise self._broken
+                if self.current is not None:
+                    return self.current
+                if self.broken is not None:
+                    raise self.broken
                 self._changed.wait(POLL_SECONDS)
 
     def stop(self) -> None:
-        """End the process at once, for good."""
+        """Kill the process, and start no other."""
         self._stopping.set()
         with self._changed:
             newest = self._newest
@@ -107,67 +99,68 @@ class DeviceRespawner:
             self._thread.join()
 
     def _keep_alive(self) -> None:
-        """Live one life after the other. The kernel ends each process with this very thread (`workers.device`)."""
+        """Run one process after the other. The kernel kills each process with this very thread (PR_SET_PDEATHSIG)."""
         try:
             self._respawn_loop()
-        except Exception as fault:  # the boundary: without this thread nobody would start another process
+        except Exception as error:  # the boundary: without this thread nobody would start another process
             logger.exception("the device process cannot be kept alive")
-            self._mark_broken(WorkerError("device_process_dies", f"{type(fault).__name__}: {fault}"))
+            self._mark_broken(WorkerError("device_process_dies", f"{type(error).__name__}: {error}"))
 
     def _respawn_loop(self) -> None:
         preload, fruitless = self._preload, 0
-        error: HugqueueError | None
+        final: HugqueueError | None
         while not self._stopping.wait(_backoff(fruitless)):
             started = time.monotonic()
             try:
-                child = self._run_process(preload)
-            except WorkerError as fault:  # it did not even start: the system may have room for it in a moment
+                process = self._run_process(preload)
+            except WorkerError as error:  # it did not even start: the system may have room for it in a moment
                 fruitless += 1
-                error, ended = fault if fruitless >= MAX_UNEXPLAINED_DEATHS else None, fault.message
+                final, ended = error if fruitless >= MAX_UNEXPLAINED_DEATHS else None, error.message
             else:
-                fruitless = _count_fruitless(child, fruitless, time.monotonic() - started)
-                error, ended = (
-                    _final_error(child, fruitless, preload),
-                    child.process_exit.failure.message if child.process_exit else "",
-                )
-                preload = preload if not child.ready else []  # models come back as they are asked for
+                fruitless = _count_fruitless(process, fruitless, time.monotonic() - started)
+                final = _final_error(process, fruitless, preload)
+                ended = process.process_exit.failure.message if process.process_exit else ""
+                preload = preload if not process.ready else []  # models come back as jobs ask for them
             if self.stopping:
                 return
             logger.warning("the device process ended: %s", ended)
-            if error is not None:
-                self._mark_broken(error)
+            if final is not None:
+                self._mark_broken(final)
                 return
 
     def _run_process(self, preload: Sequence[tuple[str, str | None]]) -> DeviceProcess:
-        known = dict(self._batch_sizes.known()) if self._batch_sizes else {}
-        body: dict[str, Json] = {"policy": self._policy.encode(), "preload": [list(pair) for pair in preload]}
-        body |= {"budgets": known, "prefetch": self._prefetch}
-        opening = Message("open", 0, body)
-        child = DeviceProcess(self._device, opening, self._limits, self._note_ready)
+        opening = Open(
+            policy=self._policy.encode(),
+            preload=list(preload),
+            batch_sizes=dict(self._batch_sizes.known()) if self._batch_sizes else {},
+            prefetch=self._prefetch,
+        )
+        process = DeviceProcess(self._device, opening, self._limits, self._note_ready)
         with self._changed:
-            self._newest = child
+            self._newest = process
         if self.stopping:
-            child.kill()
-        child.read_messages()
+            process.kill()
+        process.read_messages()
         with self._changed:
-            self._ready = None
-        return child
+            self.current = None
+            self.past_fallbacks = self.past_fallbacks + Counter(process.status.fallbacks)
+        return process
 
     def _note_ready(self) -> None:
         with self._changed:
-            self._ready = self._newest
+            self.current = self._newest
             self._changed.notify_all()
 
     def _mark_broken(self, error: HugqueueError) -> None:
         with self._changed:
-            self._broken = error
+            self.broken = error
             self._changed.notify_all()
 
 
 def fatal_load_error(model: str, process_exit: ProcessExit) -> CodedError:
-    """Return the error of a model that is not to be loaded once more.
+    """Return the error of a model that must not be loaded once more.
 
-    SIGKILL is what the kernel sends when memory runs out: a larger machine may do what this one cannot. So may one
+    SIGKILL is what the kernel sends when memory runs out: a larger machine may do what this one cannot, and so may one
     whose disk or network is not stuck. A crash (a segmentation fault, an abort) would be the same there.
     """
     if process_exit.stuck:
@@ -177,29 +170,29 @@ def fatal_load_error(model: str, process_exit: ProcessExit) -> CodedError:
 
 
 def _final_error(
-    child: DeviceProcess, fruitless: int, preload: Sequence[tuple[str, str | None]]
+    process: DeviceProcess, fruitless: int, preload: Sequence[tuple[str, str | None]]
 ) -> HugqueueError | None:
-    """Return why no other process is to be started after this one, after so many in a row that did nothing."""
-    process_exit = child.process_exit
-    if child.refusal is not None or process_exit is None:
-        return child.refusal
-    if not child.ready and not process_exit.idle and fruitless >= MAX_LOADING_DEATHS:
+    """Return why no further process is to be started, after so many in a row that did nothing; None to go on."""
+    process_exit = process.process_exit
+    if process.refusal is not None or process_exit is None:
+        return process.refusal
+    if not process.ready and not process_exit.idle and fruitless >= MAX_LOADING_DEATHS:
         return fatal_load_error(" or ".join(model or task for task, model in preload), process_exit)
     if fruitless >= MAX_UNEXPLAINED_DEATHS:
-        what = f"ended {fruitless} times in a row without having done anything"
+        what = f"ended {fruitless} times in a row without doing anything"
         return WorkerError("device_process_dies", f"The device process {what}. {process_exit.failure.message}")
     return None
 
 
-def _count_fruitless(child: DeviceProcess, before: int, lifetime: float) -> int:
+def _count_fruitless(process: DeviceProcess, before: int, lifetime: float) -> int:
     """Return how many processes in a row, this one the last, did nothing.
 
     One that died over records or over a job's model is replaced at once: a chunk of nothing but poison would take
     hours otherwise, and such deaths are counted with the requests.
     """
-    if child.served or (child.ready and lifetime >= _HEALTHY_SECONDS):
+    if process.served or (process.ready and lifetime >= _HEALTHY_SECONDS):
         return 0
-    return 1 if child.ready and child.process_exit and not child.process_exit.idle else before + 1
+    return 1 if process.ready and process.process_exit and not process.process_exit.idle else before + 1
 
 
 def _backoff(fruitless: int) -> float:
@@ -208,6 +201,6 @@ def _backoff(fruitless: int) -> float:
 
 
 def _preload(text: str) -> tuple[str, str | None]:
-    """Return task and model of `TASK` or `TASK=MODEL`; a path becomes whole, as the resolver wants it."""
+    """Return task and model of `TASK` or `TASK=MODEL`; a path becomes absolute."""
     task, _, model = text.partition("=")
     return task, str(Path(model).expanduser().absolute()) if is_path(model) else model or None

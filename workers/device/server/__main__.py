@@ -8,7 +8,6 @@ import signal
 import sys
 
 from common.logs import configure_logging
-from workers.device.protocol import Channel
 from workers.device.server.memory import retain_freed_memory
 from workers.device.server.server import serve
 
@@ -25,7 +24,7 @@ def main() -> None:
     faulthandler.enable()
     _die_with_parent()
     retain_freed_memory()
-    serve(Channel(fd), device)
+    serve(fd, device)
 
 
 def _die_with_parent() -> None:

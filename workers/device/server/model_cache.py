@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -20,6 +20,7 @@ from common.distribution import install_command, installed_version
 from common.errors import Cancelled, CodedError, ModelError, WorkerError
 from common.jobs import JobSpec
 from common.records import Json
+from common.reporting import Reporter
 from common.tasks import ALIASES, find_task
 from workers.device.server.memory import memory_of, release, weight_bytes
 from workers.device.server.run_chunk import DeviceLost
@@ -96,18 +97,19 @@ class ModelCache:
         self._pinned = threading.Lock()  # held by whoever uses a model in another thread than that which lets it go
         self.changes = 0  #: how often a model was loaded or let go
         self.evicted = 0  #: how many were let go for others
-        self.load_seconds = 0.0  #: what the last load took
+        self.load_seconds = 0.0  #: duration of the last load
+        self.changed_at = 0.0  #: when a model was last loaded or evicted, by the monotonic clock
 
     def summaries(self) -> list[dict[str, Json]]:
         """Return the `summary` of each, the least recently used first."""
         return [loaded.summary() for loaded in self._loaded.values()]
 
-    def get(self, spec: JobSpec, on_stage: Callable[[str], None]) -> tuple[LoadedModel, dict[str, Json]]:
-        """Return the runner that a job needs, loaded, and the parameters that are left for its `run`.
+    def get(self, spec: JobSpec, reporter: Reporter) -> tuple[LoadedModel, Runner, dict[str, Json]]:
+        """Return the loaded model that a job needs, its runner for the job, and the parameters left for that.
 
         Args:
             spec: the job: its task, model, revision and params count.
-            on_stage: told what takes time: downloads, loading. May raise `Cancelled`.
+            reporter: told what takes time: downloads, loading.
 
         Raises:
             ModelError: it cannot be had, is not allowed, cannot be loaded, or is to write too much.
@@ -117,21 +119,25 @@ class ModelCache:
         task = ALIASES.get(spec.task, spec.task)
         check_token_limit(task, spec.params, self._policy.max_new_tokens)
         # A model that cannot be had is refused at once: to import the runner means torch, and some ten seconds.
-        resolved = self._resolve(task, spec, on_stage) if needs_model(task) else None
+        resolved = self._resolve(task, spec, reporter) if needs_model(task) else None
         kind = _find_runner(task)
         load_params, params = self._split_params(kind, spec)
         if resolved is None and kind.needs_model:
-            resolved = self._resolve(task, spec, on_stage)
+            resolved = self._resolve(task, spec, reporter)
         key = _cache_key(task, resolved, load_params)
         if key not in self._loaded:
             model = resolved.model if resolved else None
-            self._loaded[key] = self._load(kind, task, model, resolved, load_params, on_stage)
+            self._loaded[key] = self._load(kind, task, model, resolved, load_params, reporter)
         self._loaded.move_to_end(key)
-        return self._loaded[key], params
+        loaded = self._loaded[key]
+        return loaded, self._runner_for(loaded.runner, spec), params
 
     @contextmanager
-    def pin(self, spec: JobSpec) -> Iterator[tuple[LoadedModel, dict[str, Json]] | None]:
-        """Yield what `get` would return, if it is loaded by now: it is not let go meanwhile. Any thread may ask."""
+    def pin(self, spec: JobSpec) -> Iterator[tuple[Runner, dict[str, Json]] | None]:
+        """Yield the runner and the parameters that `get` would return, if it is loaded: it is not evicted meanwhile.
+
+        Any thread may call this.
+        """
         with self._pinned:
             task = ALIASES.get(spec.task, spec.task)
             resolved = self._resolved.get(_source_key(task, spec))
@@ -140,7 +146,7 @@ class ModelCache:
                 return
             load_params, params = self._split_params(_find_runner(task), spec)
             loaded = self._loaded.get(_cache_key(task, resolved, load_params))
-            yield (loaded, params) if loaded else None
+            yield (self._runner_for(loaded.runner, spec), params) if loaded else None
 
     def _split_params(self, kind: type[Runner], spec: JobSpec) -> tuple[dict[str, Json], dict[str, Json]]:
         """Return with what a runner is loaded, and with what it runs."""
@@ -148,11 +154,11 @@ class ModelCache:
         load_params = {name: params.pop(name) for name in spec.params if name in kind.load_params}
         return load_params | self._rules, params
 
-    def _resolve(self, task: str, spec: JobSpec, on_stage: Callable[[str], None]) -> ResolvedModel:
+    def _resolve(self, task: str, spec: JobSpec, reporter: Reporter) -> ResolvedModel:
         """Resolve once: all chunks of a job then see the same commit, and none asks the disk again."""
         key = _source_key(task, spec)
         if key not in self._resolved or not self._resolved[key].path.is_dir():
-            self._resolved[key] = resolve(spec.model, spec.revision, task, self._policy, on_stage)
+            self._resolved[key] = resolve(spec.model, spec.revision, task, self._policy, reporter.stage)
         return self._resolved[key]
 
     def _load(
@@ -162,24 +168,24 @@ class ModelCache:
         model: str | None,
         resolved: ResolvedModel | None,
         load_params: Mapping[str, Json],
-        on_stage: Callable[[str], None],
+        reporter: Reporter,
     ) -> LoadedModel:
         needed = weight_bytes(resolved.path) if resolved else 0
         title = f"{model or task} ({human_size(needed)})" if needed else model or task
         self._free_memory(needed, title)
-        on_stage(f"loading {title}")
+        reporter.stage(f"loading {title}")
         begun = time.monotonic()
         runner = _construct_runner(kind, task, resolved, self._device, load_params)
         if runner is None and self._loaded:
             while self._loaded:
                 self._evict()
-            on_stage(f"loading {title}, now alone")
+            reporter.stage(f"loading {title}, now alone")
             runner = _construct_runner(kind, task, resolved, self._device, load_params)
         if runner is None:
             raise WorkerError("no_memory", f"{title} does not fit into the memory of {self._device}.")
-        on_stage("")
-        self.changes += 1
+        reporter.stage("")
         self.load_seconds = time.monotonic() - begun
+        self._note_change()
         return LoadedModel(runner, task, model, resolved, self._device)
 
     def _free_memory(self, needed: int, title: str) -> None:
@@ -192,12 +198,24 @@ class ModelCache:
                 "no_memory", f"{title} does not fit: {self._device} has {human_size(free)} of memory left."
             )
 
+    def _runner_for(self, runner: Runner, spec: JobSpec) -> Runner:
+        """Return the runner of the job's records: that of the model, or one that answers OpenAI requests with it."""
+        if spec.format is None:
+            return runner
+        from workers.inference.tasks.openai_requests import wrap_openai_runner  # imports torch, as the model did
+
+        return wrap_openai_runner(spec, runner, self._policy.max_new_tokens)
+
+    def _note_change(self) -> None:
+        self.changes += 1
+        self.changed_at = time.monotonic()
+
     def _evict(self) -> None:
         with self._pinned:
             _, loaded = self._loaded.popitem(last=False)
-        self.changes += 1
         self.evicted += 1
-        logger.info("out of memory's way: %s", loaded.title)
+        self._note_change()
+        logger.info("evicted %s", loaded.title)
         del loaded
         release()
 

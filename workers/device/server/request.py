@@ -1,4 +1,4 @@
-"""One request to the device process on its way through the room."""
+"""A request to the device process: its records, and the connection to whoever waits for its answer."""
 
 import threading
 import time
@@ -9,110 +9,126 @@ from weakref import ref
 
 from common.errors import Cancelled
 from common.jobs import JobSpec
-from common.payloads.codec import decode_records
-from common.records import Failure, Record
-from workers.device.protocol import Channel, Message, ProtocolError, integers
+from common.payloads.codec import decode_records, encode_outcomes
+from common.records import Json, Record
+from common.reporting import Reporter
+from common.text import replace_control_chars
+from workers.device.protocol import (
+    Aborted,
+    Alive,
+    Answer,
+    Batch,
+    Channel,
+    ProtocolError,
+    Run,
+    Running,
+    Stage,
+    Started,
+    ToDevice,
+)
 from workers.device.server.run_chunk import ChunkInputs
 from workers.inference.core.runner import Runner
 
 #: Signs of life within a batch are sent at most this often, in seconds.
-_TICK_SECONDS = 1.0
+_ALIVE_SECONDS = 1.0
 
 
 class Prefetched(NamedTuple):
-    """What a runner did of a request beforehand; a model that is let go meanwhile is not held by it."""
+    """What a runner prepared of a request in advance. It holds no model that is evicted meanwhile."""
 
     runner: "ref[Runner]"
     inputs: ChunkInputs
 
-    def by(self, runner: Runner) -> ChunkInputs | None:
+    def inputs_for(self, runner: Runner) -> ChunkInputs | None:
         """Return the inputs, if this is the runner that prepared them."""
         return self.inputs if self.runner() is runner else None
 
 
-@dataclass(slots=True, eq=False)
-class Request:
-    """One request on its way through the room; its watch as well."""
+@dataclass(eq=False)
+class Request(Reporter):
+    """A chunk to run. It is the runner's monitor and the loader's reporter as well."""
 
     id: int
     spec: JobSpec
-    channel: Channel
-    records: dict[int, Record] = field(default_factory=dict)  #: by position in the chunk, in the order to answer
-    ahead: Prefetched | None = None  #: what was done of it while another one was computed
+    channel: Channel[ToDevice]
+    records: dict[int, Record] = field(default_factory=dict)  #: by position in the chunk, in the order of the answer
+    prefetched: Prefetched | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _running: bool = False
     _cancelled: bool = False
     _answered: bool = False
-    _ticked: float = 0.0
+    _alive_at: float = 0.0
+
+    @classmethod
+    def decode(cls, message: Run, channel: Channel[ToDevice]) -> "Request":
+        """Return the request of a message.
+
+        Raises:
+            ProtocolError: it names a position that the chunk does not have.
+            PayloadError: its payload is broken.
+            ValueError: its job is broken.
+        """
+        records = decode_records(message.payload)
+        positions = range(len(records)) if message.positions is None else message.positions
+        if any(position >= len(records) for position in positions):
+            raise ProtocolError(f"a position beyond the {len(records)} records of the chunk")
+        chosen = {position: records[position] for position in positions}
+        return cls(message.id, JobSpec.decode(message.spec), channel, chosen)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the answer was sent."""
+        return self._answered
 
     def cancel(self) -> None:
-        """Answer `cancelled`, now if nothing runs, else as soon as the runner asks its watch."""
+        """Answer `Aborted`: now if nothing runs, else as soon as the runner reports to its monitor."""
         with self._lock:
             self._cancelled = True
-            if self._running or self._answered:
+            if self._running:
                 return
-            self._answered = True
-        self.channel.send(Message("cancelled", self.id))
+        self.answer(Aborted(self.id))
 
-    def answer(self, message: Message) -> None:
-        """Send the answer, unless there was one."""
+    def answer(self, message: Answer) -> None:
+        """Send the answer, unless there was one already."""
         with self._lock:
             if self._answered:
                 return
             self._answered = True
         self.channel.send(message)
 
-    def start_loading(self) -> None:
-        """Say that the process is at this request now. Raises `Cancelled`."""
+    def start(self) -> None:
+        """Report that the process works on this request now. Raises `Cancelled`."""
         self._check()
-        self.channel.send(Message("begun", self.id))
+        self.channel.send(Started(self.id))
 
     def stage(self, text: str) -> None:
-        """Say what takes time before anything runs; empty once it is over. Raises `Cancelled`."""
+        """Report what takes time before records run; empty once that is over. Raises `Cancelled`."""
         self._check()
-        self.channel.send(Message("stage", self.id, {"text": text}))
+        self.channel.send(Stage(id=self.id, text=replace_control_chars(text)))
 
-    def start_running(self) -> None:
-        """From here on, giving up waits for the runner, and silence counts. Raises `Cancelled`."""
+    def start_running(self, output_type: Json) -> None:
+        """Report that records run next, and the Arrow type of their outputs. Raises `Cancelled`.
+
+        From here on a cancel waits for the runner, and silence counts as a hang.
+        """
         with self._lock:
             self._running = not self._cancelled
         self._check()
-        self.channel.send(Message("tick", self.id))
+        self.channel.send(Running(id=self.id, empty=encode_outcomes([], [], [], output_type)))
 
     def batch(self, positions: Sequence[int]) -> None:
-        """Say which records are about to run. Raises `Cancelled`."""
+        """Report which records are about to run. Raises `Cancelled`."""
         self._check()
-        self._ticked = time.monotonic()
-        self.channel.send(Message("batch", self.id, {"positions": list(positions)}))
+        self._alive_at = time.monotonic()
+        self.channel.send(Batch(id=self.id, positions=list(positions)))
 
     def tick(self) -> None:
         """Give a sign of life, now and then. Raises `Cancelled`."""
         self._check()
-        if time.monotonic() - self._ticked >= _TICK_SECONDS:
-            self._ticked = time.monotonic()
-            self.channel.send(Message("tick", self.id))
+        if time.monotonic() - self._alive_at >= _ALIVE_SECONDS:
+            self._alive_at = time.monotonic()
+            self.channel.send(Alive(self.id))
 
     def _check(self) -> None:
         if self._cancelled:
             raise Cancelled
-
-
-def decode_request(message: Message, channel: Channel) -> Request:
-    """Return the request that a `run` message asks for.
-
-    Raises:
-        ProtocolError: it asks for what is not there.
-        PayloadError: its payload is none.
-        ValueError: its job is none.
-    """
-    body = message.body
-    spec = JobSpec.decode(body["spec"])
-    records = decode_records(message.payload)
-    wanted = range(len(records)) if body["positions"] is None else integers(body["positions"])
-    if any(position >= len(records) for position in wanted):
-        raise ProtocolError(f"a position beyond the {len(records)} records of the chunk")
-    chosen = {position: records[position] for position in wanted}
-    for position, (code, text) in body["failures"].items():
-        record = records[int(position)]
-        chosen[int(position)] = Record(record.id, record.input, Failure(str(code), str(text)))
-    return Request(message.id, spec, channel, chosen)

@@ -1,14 +1,12 @@
-"""One chunk through one runner: what must not be run is not, and what comes back is checked.
+"""Running one chunk: failed records are skipped, records over which the runner raises are isolated, outcomes checked.
 
-A runner is trusted to compute, not to be free of faults: one that raises is run record by record, so that the
-record at fault fails alone; one that gives too few outcomes, or outcomes that cannot be written, is found out here.
-Knows neither models nor the other process.
+A runner is trusted to compute, not to be free of bugs. One that raises is run again record by record, so that only the
+record at fault fails; one that returns too few outcomes, or outcomes that cannot be encoded, is found out here.
 """
 
 import json
 import logging
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,8 +21,8 @@ from workers.inference.core.runner import PreparingRunner, RemappedMonitor, RunM
 
 logger = logging.getLogger(__name__)
 
-#: What Arrow and the encoder raise over an output that is not what its runner declared.
-_WRITE_ERRORS = (TypeError, ValueError, OverflowError, RecursionError, MemoryError, pa.ArrowException)
+#: What Arrow and the codec raise over an output that is not of the type its runner declares.
+_ENCODE_ERRORS = (TypeError, ValueError, OverflowError, RecursionError, MemoryError, pa.ArrowException)
 
 
 class DeviceLost(Exception):
@@ -32,41 +30,16 @@ class DeviceLost(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came of a chunk: the payload of outcomes, their counts, and the seconds it took to compute them."""
-
-    payload: bytes
-    counts: Counts
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class ChunkInputs:
-    """What a runner is given of a chunk: equal records once."""
+    """The inputs of a chunk for its runner, equal ones once."""
 
     values: Sequence[Json]
-    places: Sequence[Sequence[int]]  #: for each value, the positions of its records in the chunk
-    prepared: Any = None  #: what the runner made of them beforehand
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """What came of a chunk, not yet encoded."""
-
-    positions: Sequence[int]
-    ids: Sequence[Json]
-    outcomes: list[Outcome]
-    output_type: pa.DataType | None
-    seconds: float  #: of computing
-
-    def encode(self) -> Answer:
-        """Return it as it travels. Outputs that are not what the runner declared fail their records."""
-        payload, outcomes = _encode(self.positions, self.ids, self.outcomes, self.output_type)
-        return Answer(payload, count(outcomes), self.seconds)
+    positions: Sequence[Sequence[int]]  #: of the records in the chunk, for each value
+    prepared: Any = None  #: what `PreparingRunner.prepare` returned
 
 
 def prepare_chunk(runner: Runner, records: Mapping[int, Record], params: Mapping[str, Json]) -> ChunkInputs:
-    """Return the inputs of a chunk, and what its runner can do beforehand; any thread may call this."""
+    """Return the inputs of a chunk, prepared as far as its runner can without the device. Any thread may call this."""
     inputs = _gather(runner, records, params)
     if not inputs.values or not isinstance(runner, PreparingRunner):
         return inputs
@@ -80,36 +53,66 @@ def run_chunk(
     device: str,
     monitor: RunMonitor,
     inputs: ChunkInputs | None = None,
-) -> Computed:
-    """Return the outcomes of `records` (by their position in the chunk), in the order given.
+) -> list[Outcome]:
+    """Return the outcomes of `records` (by position in the chunk), in their order.
 
     Args:
-        runner: what computes them.
-        records: of which those that failed already are not run.
-        params: the job's, without those that the runner was loaded with.
-        device: where it computes, to be asked after a failure.
-        watch: told before each batch.
-        inputs: what `prepare_chunk` gave for the same runner, records and parameters.
+        runner: computes them.
+        records: those that failed already are not run.
+        params: of the job, without those the runner was loaded with.
+        device: where it computes; checked after a failure.
+        monitor: told of each batch before it runs.
+        inputs: what `prepare_chunk` returned for the same runner, records and parameters.
 
     Raises:
-        Cancelled: the chunk was given up.
+        Cancelled: the chunk was cancelled.
         ModelError: the runner cannot do the job at all.
         DeviceLost: the device reported an error that ruins its context.
     """
-    begun = time.perf_counter()
     outcomes = {p: Outcome(failure=r.failure) for p, r in records.items() if r.failure is not None}
     inputs = inputs or _gather(runner, records, params)
     if inputs.values:
-        found = _run(runner, inputs, params, RemappedMonitor(monitor, inputs.places), device)
-        for places, outcome in zip(inputs.places, found, strict=True):
-            outcomes |= dict.fromkeys(places, outcome)
-    seconds = time.perf_counter() - begun
-    ids = [record.id for record in records.values()]
-    return Computed(list(records), ids, [outcomes[p] for p in records], runner.output_type(params), seconds)
+        found = _run(runner, inputs, params, RemappedMonitor(monitor, inputs.positions), device)
+        for positions, outcome in zip(inputs.positions, found, strict=True):
+            outcomes |= dict.fromkeys(positions, outcome)
+    return [outcomes[position] for position in records]
+
+
+def encode_chunk(
+    records: Mapping[int, Record], outcomes: Sequence[Outcome], output_type: pa.DataType | None
+) -> tuple[bytes, Counts]:
+    """Return the payload of the outcomes of `records`, and their counts.
+
+    Outputs that are not of the declared type fail their records.
+    """
+    positions, ids = list(records), [record.id for record in records.values()]
+    try:
+        return encode_outcomes(positions, ids, outcomes, output_type), count(outcomes)
+    except PayloadError as error:
+        failure = Failure("output_too_large", str(error))
+    except _ENCODE_ERRORS as error:
+        logger.warning("outputs that cannot be encoded: %s", error)
+        outcomes = [_encodable(outcome, output_type) for outcome in outcomes]
+        try:
+            return encode_outcomes(positions, ids, outcomes, output_type), count(outcomes)
+        except (PayloadError, *_ENCODE_ERRORS) as again:
+            failure = Failure("output_too_large", str(again))
+    outcomes = [Outcome(failure=outcome.failure or failure) for outcome in outcomes]
+    return encode_outcomes(positions, ids, outcomes, output_type), count(outcomes)
+
+
+def _encodable(outcome: Outcome, output_type: pa.DataType | None) -> Outcome:
+    try:
+        encode_outcomes([0], [0], [outcome], output_type)
+    except PayloadError:
+        return outcome  # too large, but of the right type
+    except _ENCODE_ERRORS as error:
+        return _runner_fault(f"an output that cannot be encoded ({type(error).__name__}: {str(error)[:500]})")
+    return outcome
 
 
 def _gather(runner: Runner, records: Mapping[int, Record], params: Mapping[str, Json]) -> ChunkInputs:
-    """Return equal inputs once, where the runner gives them equal outcomes."""
+    """Return equal inputs once, if the runner gives them equal outcomes."""
     values = {p: _runner_input(record) for p, record in records.items() if record.failure is None}
     groups = _group_equal(values) if len(values) > 1 and runner.is_deterministic(params) else [[p] for p in values]
     return ChunkInputs([values[group[0]] for group in groups], groups)
@@ -127,7 +130,6 @@ def _runner_input(record: Record) -> Json:
 
 
 def _hashable(value: Json) -> Json:
-    """Return what is equal for equal inputs, and can be looked up."""
     if isinstance(value, FileInput):
         return (json.dumps(value.input), value.blob)
     return value if isinstance(value, str) else (json.dumps(value),)
@@ -137,62 +139,55 @@ def _run(
     runner: Runner, inputs: ChunkInputs, params: Mapping[str, Json], monitor: RunMonitor, device: str
 ) -> list[Outcome]:
     values = inputs.values
-    monitor.batch(range(len(values)))  # until the runner says which ones: it may die while it prepares them
+    monitor.batch(range(len(values)))  # until the runner reports batches of its own: it may crash while it prepares
     try:
-        outcomes = _validated(_call(runner, inputs, params, monitor), len(values))
+        if inputs.prepared is not None and isinstance(runner, PreparingRunner):
+            outcomes = runner.run_prepared(inputs.prepared, monitor)
+        else:
+            outcomes = runner.run(values, params, monitor)
+        outcomes = _validated(outcomes, len(values))
     except (Cancelled, ModelError, WorkerError):
         raise
-    except Exception as error:  # a boundary: whatever a runner raises, the other records go on
+    except Exception as error:  # a boundary: whatever a runner raises, the other records still run
         if is_device_lost(error):
             raise DeviceLost(str(error)) from error
-        logger.exception("the runner %s raised; its records are run one by one", type(runner).__name__)
-        outcomes = None
-    if outcomes is None:
-        outcomes = [_run_single(runner, values, number, params, monitor) for number in range(len(values))]
+        logger.exception("%s raised; its records run one by one", type(runner).__name__)
+        outcomes = [_run_single(runner, value, number, params, monitor) for number, value in enumerate(values)]
     _check_device(device, outcomes)
     return outcomes
 
 
-def _call(runner: Runner, inputs: ChunkInputs, params: Mapping[str, Json], monitor: RunMonitor) -> object:
-    if inputs.prepared is not None and isinstance(runner, PreparingRunner):
-        return runner.run_prepared(inputs.prepared, monitor)
-    return runner.run(inputs.values, params, monitor)
-
-
-def _run_single(
-    runner: Runner, inputs: Sequence[Json], number: int, params: Mapping[str, Json], monitor: RunMonitor
-) -> Outcome:
+def _run_single(runner: Runner, value: Json, number: int, params: Mapping[str, Json], monitor: RunMonitor) -> Outcome:
     monitor.batch([number])
-    alone = RemappedMonitor(monitor, [[number]])
     try:
-        return _validated(runner.run([inputs[number]], params, alone), 1)[0]
+        return _validated(runner.run([value], params, RemappedMonitor(monitor, [[number]])), 1)[0]
     except (Cancelled, ModelError, WorkerError):
         raise
     except Exception as error:  # the same boundary, for one record
         if is_device_lost(error):
             raise DeviceLost(str(error)) from error
         if is_out_of_memory(error):
-            return Outcome(failure=Failure("out_of_memory", "This record alone does not fit into memory."))
+            return Outcome(failure=Failure("out_of_memory", "This record does not fit into memory, even alone."))
         if isinstance(error, RecordError):
             return Outcome(failure=Failure(error.code, error.message))
-        logger.warning("the runner %s raised over one record: %s", type(runner).__name__, type(error).__name__)
+        logger.warning("%s raised %s over one record", type(runner).__name__, type(error).__name__)
         return Outcome(failure=Failure("runner_error", f"{type(error).__name__}: {error}"[:2000]))
 
 
 def _validated(outcomes: object, expected: int) -> list[Outcome]:
     if not isinstance(outcomes, list) or not all(isinstance(outcome, Outcome) for outcome in outcomes):
-        return [_runner_fault(f"it gave {type(outcomes).__name__}, expected a list of Outcome")] * expected
+        return [_runner_fault(f"{type(outcomes).__name__}, expected a list of Outcome")] * expected
     if len(outcomes) != expected:
-        return [_runner_fault(f"it gave {len(outcomes)} outcomes for {expected} records")] * expected
+        return [_runner_fault(f"{len(outcomes)} outcomes for {expected} records")] * expected
     return outcomes
 
 
 def _runner_fault(what: str) -> Outcome:
-    return Outcome(failure=Failure("runner_error", f"The runner is at fault: {what}."))
+    return Outcome(failure=Failure("runner_error", f"The runner has a bug: it returned {what}."))
 
 
 def _check_device(device: str, outcomes: Sequence[Outcome]) -> None:
-    """Ask the device after a failure whether it still works: a runner may have taken its last word for a record's."""
+    """Check after a failure that the device still works: a runner may have blamed a record for the device's error."""
     torch = sys.modules.get("torch")
     if torch is None or not device.startswith("cuda"):
         return
@@ -201,34 +196,3 @@ def _check_device(device: str, outcomes: Sequence[Outcome]) -> None:
             torch.cuda.synchronize()
         except RuntimeError as error:
             raise DeviceLost(str(error)) from error
-
-
-def _encode(
-    positions: Sequence[int], ids: Sequence[Json], outcomes: list[Outcome], output_type: pa.DataType | None
-) -> tuple[bytes, list[Outcome]]:
-    payload = _try_encode(positions, ids, outcomes, output_type)
-    if isinstance(payload, Exception) and not isinstance(payload, PayloadError):
-        logger.warning("outputs that cannot be written: %s", payload)
-        outcomes = [_replace_unwritable(outcome, output_type) for outcome in outcomes]
-        payload = _try_encode(positions, ids, outcomes, output_type)
-    if isinstance(payload, Exception):
-        failure = Failure("output_too_large", str(payload))
-        outcomes = [Outcome(failure=outcome.failure or failure) for outcome in outcomes]
-        payload = encode_outcomes(positions, ids, outcomes, output_type)
-    return payload, outcomes
-
-
-def _replace_unwritable(outcome: Outcome, output_type: pa.DataType | None) -> Outcome:
-    error = _try_encode([0], [0], [outcome], output_type)
-    if not isinstance(error, Exception):
-        return outcome
-    return _runner_fault(f"an output that cannot be written ({type(error).__name__}: {str(error)[:500]})")
-
-
-def _try_encode(
-    positions: Sequence[int], ids: Sequence[Json], outcomes: Sequence[Outcome], output_type: pa.DataType | None
-) -> bytes | Exception:
-    try:
-        return encode_outcomes(positions, ids, outcomes, output_type)
-    except (PayloadError, *_WRITE_ERRORS) as error:
-        return error

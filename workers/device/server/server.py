@@ -1,9 +1,14 @@
-"""The room itself: takes requests from the Celery process, computes one at a time, answers each.
+"""The server of the device process: takes chunks from the Celery process, runs one at a time, answers each.
 
-A request goes from thread to thread, so that the device waits for none of them: one listens, opens payloads and takes
-back what was given up; one does of the next chunk what needs no device; the main one computes; the last encodes the
-outcomes. The main one says before each batch which records it is about to run, so that the death of the process can be
-laid at the right door.
+Four threads work in a row, so that the device waits for none of them:
+
+    socket -> receive -> _to_prefetch -> prefetch -> _to_run -> main: load, run -> _to_send -> send -> socket
+
+* `_receive` decodes messages and cancels requests;
+* `_prefetch` tokenises the next chunk, where its model is loaded and the device is not this very CPU;
+* `serve`, the main thread, loads models and runs records, and reports each batch before it runs: if the process dies,
+  the Celery process knows which records to suspect;
+* `_send` encodes the outcomes.
 """
 
 import contextlib
@@ -12,263 +17,257 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Literal
 from weakref import ref
 
 from common.errors import Cancelled, CodedError, ModelError, PayloadError, WorkerError
 from common.jobs import JobSpec
-from common.records import Json
-from workers.device.protocol import DEVICE_LOST, Channel, ChannelClosed, Message, ProtocolError
-from workers.device.server.calibration import calibrate
+from common.text import replace_control_chars
+from workers.device.protocol import (
+    DEVICE_LOST,
+    Aborted,
+    Cancel,
+    Channel,
+    ChannelClosed,
+    ChunkResult,
+    DeviceStatus,
+    Failed,
+    Finished,
+    Open,
+    ProtocolError,
+    Ready,
+    Result,
+    Run,
+    ToDevice,
+)
+from workers.device.server.calibration import calibrate, warm_up
 from workers.device.server.memory import memory_of
-from workers.device.server.model_cache import ModelCache
-from workers.device.server.request import Prefetched, Request, decode_request
-from workers.device.server.run_chunk import Computed, DeviceLost, prepare_chunk, run_chunk
-from workers.device.server.warmup import warm_up
+from workers.device.server.model_cache import LoadedModel, ModelCache
+from workers.device.server.request import Prefetched, Request
+from workers.device.server.run_chunk import DeviceLost, encode_chunk, prepare_chunk, run_chunk
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.inference.core.device_errors import is_device_lost
-from workers.inference.core.runner import Runner
+from workers.inference.core.fallbacks import count_fallback, fallback_counts
 from workers.models.resolver import ModelPolicy
 
 logger = logging.getLogger(__name__)
 
-#: So many requests a fresh process takes wholly one after the other. Should the last process have died of what it did
-#: beside a request, for the next one or for the last, then the one at fault is among them, and is found out.
+#: How many requests a fresh process takes strictly one after the other. If the last process died of what it did
+#: beside a request, the culprit is among them, and is found out.
 _SERIAL_REQUESTS = 8
 
 
-def serve(channel: Channel, device: str) -> None:
-    """Answer requests until the other end closes; then the process ends.
-
-    Raises:
-        ProtocolError: the other end does not begin by opening the room.
-    """
-    with contextlib.suppress(ChannelClosed):
-        opening = channel.receive()
-        if opening is None or opening.kind != "open":
-            raise ProtocolError("the first message must open the room")
-        DeviceServer(channel, device, opening.body).serve()
-
-
 class DeviceServer:
-    """The loop of the device process; `opening` is the body of the message of that kind."""
+    """The loop of the device process."""
 
-    def __init__(self, channel: Channel, device: str, opening: Mapping[str, Any]) -> None:
-        policy = ModelPolicy.decode(opening["policy"])
+    def __init__(self, channel: Channel[ToDevice], device: str, opening: Open) -> None:
+        policy = ModelPolicy.decode(opening.policy)
         self._channel = channel
         self._device = device
+        self._opening = opening
         self._models = ModelCache(device, policy)
-        self._most_new_tokens = policy.max_new_tokens
-        self._budgets: Mapping[str, int] = opening["budgets"]  #: tokens in a batch, learnt by earlier processes
-        self._prefetch: bool = opening["prefetch"]
-        self._preloads: Sequence[Sequence[str | None]] = opening["preload"]
         self._to_prefetch: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._to_run: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        self._to_send: queue.SimpleQueue[tuple[Request, dict[str, Json], Computed]] = queue.SimpleQueue()
-        self._requests: dict[int, Request] = {}  #: those that may be given up
-        self._requests_done = 0
+        self._to_send: queue.SimpleQueue[tuple[Request, Callable[[], Result]]] = queue.SimpleQueue()
+        self._cancellable: dict[int, Request] = {}
+        self._served = 0
+        self._reported: tuple[int, dict[str, int]] = (0, {})
 
     def serve(self) -> None:
-        """Preload, say that the room is open, and answer requests."""
-        for work in (self._receive_requests, self._prefetch_requests, self._send_results):
+        """Load the preloads, then answer requests until the other end closes."""
+        for work in (self._receive, self._prefetch, self._send):
             threading.Thread(target=_run_or_exit, args=[work], name=work.__name__, daemon=True).start()
-        if not self._preload():
-            return
-        self._channel.send(Message("ready"))
+        for task, model in self._opening.preload:
+            request = Request(0, JobSpec("0" * 12, task, model), self._channel)
+            with self._answer_errors(request):
+                self._preload(request)
+            if request.is_answered:  # it failed
+                return
+        self._channel.send(Ready())
         while True:
             request = self._to_run.get()
-            self._run_request(request)
-            self._requests_done += 1
-            self._requests.pop(request.id, None)
-            self._channel.send(Message("over", request.id))
-
-    def _preload(self) -> bool:
-        for task, model in self._preloads:
-            request = Request(0, JobSpec("0" * 12, str(task), model), self._channel)
-            try:
-                begun = time.perf_counter()
-                request.start_loading()
-                loaded, _ = self._models.get(request.spec, request.stage)
-                request.batch([])
-                speed = warm_up(loaded, request)
-                calibrate(loaded, self._budgets.get(loaded.digest), request)
-                request.stage("")
-            except (ModelError, WorkerError) as error:
-                self._channel.send(Message("refused", 0, _error_body(error)))
-                return False
-            except ChannelClosed:
-                raise
-            except DeviceLost as error:
-                _exit_device_lost(error)
-            except Exception as error:  # the last boundary: whatever it is, the worker is told
-                logger.exception("%s with %s cannot be preloaded", task, model or "its default model")
-                self._channel.send(Message("refused", 0, _error_body(_to_worker_error(error))))
-                return False
+            with self._answer_errors(request):
+                self._run(request)
+            self._served += 1
+            self._cancellable.pop(request.id, None)
             self._send_status()
-            seconds = time.perf_counter() - begun
-            rate = f", {speed:,.0f} records/s" if speed else ""
-            logger.info("%s: loaded and warm in %.1f s%s", loaded.title, seconds, rate)
-        return True
-
-    def _prefetch_requests(self) -> None:
-        """Begin with requests while the main thread computes others, and pass them on to it in their order."""
-        while True:
-            self._prefetch_one(self._to_prefetch.get())
-
-    def _prefetch_one(self, request: Request) -> None:
-        if self._prefetch and not self._is_serial and request.spec.format is None:
-            request.ahead = self._prefetch_request(request)
-        self._to_run.put(request)
-
-    def _prefetch_request(self, request: Request) -> Prefetched | None:
-        try:
-            with self._models.pin(request.spec) as found:
-                if found is None:
-                    return None
-                loaded, params = found
-                return Prefetched(ref(loaded.runner), prepare_chunk(loaded.runner, request.records, params))
-        except Exception:  # whatever it is, the main thread meets it again, and answers
-            logger.debug("job %s: nothing is done ahead", request.spec.id, exc_info=True)
-            return None
-
-    def _run_request(self, request: Request) -> None:
-        """Compute one request and have it answered, whatever happens."""
-        with self._reply_errors(request):
-            body, computed = self._compute(request)
-            if self._is_serial:
-                self._send_result(request, body, computed)
-            else:
-                self._to_send.put((request, body, computed))
+            self._channel.send(Finished(request.id))
 
     @property
     def _is_serial(self) -> bool:
-        return self._requests_done < _SERIAL_REQUESTS
+        return self._served < _SERIAL_REQUESTS
 
-    def _send_results(self) -> None:
-        """Encode and send what was computed."""
-        while True:
-            self._send_result(*self._to_send.get())
+    def _preload(self, request: Request) -> None:
+        """Load and warm the model of a request without records."""
+        begun = time.perf_counter()
+        request.start()
+        loaded, *_ = self._models.get(request.spec, request)
+        request.batch([])
+        speed = warm_up(loaded, request)
+        self._calibrate(loaded, request)
+        request.stage("")
+        self._send_status()
+        rate = f", {speed:,.0f} records/s" if speed else ""
+        logger.info("%s: loaded and warm in %.1f s%s", loaded.title, time.perf_counter() - begun, rate)
 
-    def _send_result(self, request: Request, body: dict[str, Json], computed: Computed) -> None:
-        with self._reply_errors(request):
-            answer = computed.encode()
-            body |= {"counts": list(asdict(answer.counts).values()), "seconds": answer.seconds}
-            request.answer(Message("result", request.id, body, answer.payload))
-
-    @contextlib.contextmanager
-    def _reply_errors(self, request: Request) -> Iterator[None]:
-        """Answer with what goes wrong."""
+    def _run(self, request: Request) -> None:
+        request.start()
         try:
-            yield
-        except Cancelled:
-            request.answer(Message("cancelled", request.id))
-        except DeviceLost as error:
-            _exit_device_lost(error)
-        except CodedError as error:
-            request.answer(Message("failed", request.id, _error_body(error)))
-        except ChannelClosed:  # nobody is left to answer
-            raise
-        except Exception as error:  # the last boundary: the process and the other requests go on
-            if is_device_lost(error):
-                _exit_device_lost(error)
-            logger.exception("job %s: a fault of the device process", request.spec.id)
-            request.answer(Message("failed", request.id, _error_body(_to_worker_error(error))))
-
-    def _compute(self, request: Request) -> tuple[dict[str, Json], Computed]:
-        """Return what came of a request, and what is said of it besides."""
-        request.start_loading()
-        changes = self._models.changes
-        try:
-            loaded, params = self._models.get(request.spec, request.stage)
+            loaded, runner, params = self._models.get(request.spec, request)
         finally:
-            if self._models.changes != changes:
-                self._send_status()
-        calibrate(loaded, self._budgets.get(loaded.digest), request)
-        request.start_running()
-        runner = self._runner(loaded.runner, request.spec)
-        inputs = request.ahead.by(runner) if request.ahead else None
-        computed = run_chunk(runner, request.records, params, self._device, request, inputs)
-        budget = loaded.runner.budget
-        return {"facts": loaded.run_info(), "budgets": {loaded.digest: budget.tokens} if budget else {}}, computed
+            self._send_status()
+        self._calibrate(loaded, request)
+        output_type = runner.output_type(params)
+        request.start_running(output_type)
+        inputs = request.prefetched.inputs_for(runner) if request.prefetched else None
+        begun = time.perf_counter()
+        outcomes = run_chunk(runner, request.records, params, self._device, request, inputs)
+        seconds = time.perf_counter() - begun
 
-    def _runner(self, runner: Runner, spec: JobSpec) -> Runner:
-        """Return what runs the job's records: a runner, or what answers requests by it."""
-        if spec.format is None:
-            return runner
-        from workers.inference.tasks.openai_requests import (
-            wrap_openai_runner,  # with torch, which a runner has loaded by now
-        )
+        def encode() -> Result:
+            payload, counts = encode_chunk(request.records, outcomes, output_type)
+            result = ChunkResult(payload, counts, seconds, loaded.run_info())
+            budget = loaded.runner.budget
+            return Result(id=request.id, result=result, batch_sizes={loaded.digest: budget.tokens} if budget else {})
 
-        return wrap_openai_runner(spec, runner, self._most_new_tokens)
+        if self._is_serial:
+            request.answer(encode())
+        else:
+            self._to_send.put((request, encode))
+
+    def _calibrate(self, loaded: LoadedModel, request: Request) -> None:
+        calibrate(loaded, self._opening.batch_sizes.get(loaded.digest), request)
 
     def _send_status(self) -> None:
+        """Report what the device holds, if that has changed."""
+        models, fallbacks = self._models, fallback_counts()
+        if (models.changes, fallbacks) == self._reported:
+            return
+        self._reported = models.changes, fallbacks
         free, total = memory_of(self._device)
-        models = self._models
-        body: dict[str, Json] = {"models": models.summaries(), "free": free, "total": total}
-        body |= {"evicted": models.evicted, "load_seconds": models.load_seconds, "since": time.monotonic()}
-        self._channel.send(Message("status", 0, body))
+        self._channel.send(
+            DeviceStatus(
+                models=tuple(models.summaries()),
+                free=free,
+                total=total,
+                evicted=models.evicted,
+                load_seconds=models.load_seconds,
+                changed_at=models.changed_at,
+                fallbacks=fallbacks,
+            )
+        )
 
-    def _receive_requests(self) -> None:
-        """Take requests until the other end closes: then end the process, whatever the main thread computes."""
+    # The other threads
+
+    def _receive(self) -> None:
         try:
             while message := self._channel.receive():
-                self._dispatch(message)
-        except ChannelClosed:
-            os._exit(0)
+                match message:
+                    case Run():
+                        self._accept(message)
+                    case Cancel():
+                        if request := self._cancellable.get(message.id):
+                            request.cancel()
+                    case Open():
+                        raise ProtocolError("a second opening")
         except ProtocolError:
             logger.exception("the other end does not speak this protocol")
             os._exit(1)
 
-    def _dispatch(self, message: Message) -> None:
-        if message.kind == "run":
-            self._accept_run(message)
-        elif message.kind == "cancel":
-            request = self._requests.get(message.id)
-            if request is not None:
-                request.cancel()
-        else:
-            raise ProtocolError(f"unexpected message {message.kind}")
-
-    def _accept_run(self, message: Message) -> None:
+    def _accept(self, message: Run) -> None:
         try:
-            request = decode_request(message, self._channel)
+            request = Request.decode(message, self._channel)
         except ProtocolError:
             raise
         except (ValueError, PayloadError, MemoryError) as error:
-            body = {"error": "payload", "code": "bad_payload", "message": f"{type(error).__name__}: {error}"}
-            self._channel.send(Message("failed", message.id, body))
+            text = f"{type(error).__name__}: {error}"
+            self._channel.send(
+                Failed(id=message.id, error="payload", code="bad_payload", message=replace_control_chars(text))
+            )
             return
-        self._requests[request.id] = request
+        self._cancellable[request.id] = request
         self._to_prefetch.put(request)
 
+    def _prefetch(self) -> None:
+        while True:
+            request = self._to_prefetch.get()
+            if self._opening.prefetch and not self._is_serial:
+                request.prefetched = self._prepare(request)
+            self._to_run.put(request)
 
-def _error_body(error: CodedError) -> dict[str, str]:
-    kind = "model" if isinstance(error, ModelError) else "worker"
-    return {"error": kind, "code": error.code, "message": error.message}
+    def _prepare(self, request: Request) -> Prefetched | None:
+        try:
+            with self._models.pin(request.spec) as found:
+                if found is None:
+                    return None
+                runner, params = found
+                return Prefetched(ref(runner), prepare_chunk(runner, request.records, params))
+        except CodedError:  # the main thread meets it again, and answers
+            return None
+        except Exception as error:  # noqa: BLE001 - so is this, but it may be a bug: counted and logged
+            count_fallback("prefetch", error)
+            return None
+
+    def _send(self) -> None:
+        while True:
+            request, encode = self._to_send.get()
+            with self._answer_errors(request):
+                request.answer(encode())
+
+    @contextlib.contextmanager
+    def _answer_errors(self, request: Request) -> Iterator[None]:
+        """Answer the request with what goes wrong."""
+        try:
+            yield
+        except Cancelled:
+            request.answer(Aborted(request.id))
+        except CodedError as error:
+            request.answer(_failed(request.id, error))
+        except ChannelClosed:  # nobody is left to answer
+            raise
+        except Exception as error:  # the last boundary: the process and the other requests go on
+            if isinstance(error, DeviceLost) or is_device_lost(error):
+                _exit_device_lost(error)
+            logger.exception("job %s: an unexpected error of the device process", request.spec.id)
+            full = isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
+            code = "disk_full" if full else "device_fault"
+            request.answer(_failed(request.id, WorkerError(code, f"{type(error).__name__}: {error}"[:2000])))
 
 
-def _to_worker_error(error: Exception) -> WorkerError:
-    """Return what nobody foresaw as an error with a code. A full disk can meet any work."""
-    full = isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
-    return WorkerError("disk_full" if full else "device_fault", f"{type(error).__name__}: {error}"[:2000])
+def serve(fd: int, device: str) -> None:
+    """Answer requests at the socket `fd` until the other end closes.
+
+    Raises:
+        ProtocolError: the first message is not `Open`.
+    """
+    channel: Channel[ToDevice] = Channel(fd, ToDevice)
+    with contextlib.suppress(ChannelClosed):
+        opening = channel.receive()
+        if not isinstance(opening, Open):
+            raise ProtocolError("the first message must be Open")
+        DeviceServer(channel, device, opening).serve()
+
+
+def _failed(id_: int, error: CodedError) -> Failed:
+    kind: Literal["model", "worker"] = "model" if isinstance(error, ModelError) else "worker"
+    return Failed(id=id_, error=kind, code=error.code, message=replace_control_chars(error.message))
 
 
 def _run_or_exit(work: Callable[[], None]) -> None:
-    """Do what is never over: without it nobody would be answered, and the process had better end."""
+    """Run a thread that never ends by itself; without it nobody is answered, so the process ends with it."""
     try:
         work()
     except ChannelClosed:
         os._exit(0)
     except BaseException:  # a panic of the tokenizers library is no Exception
-        logger.exception("the device process cannot go on")
+        logger.exception("the device process cannot continue")
         logging.shutdown()
         os._exit(1)
 
 
 def _exit_device_lost(error: Exception) -> None:
-    """End the process: its hold on the device is ruined, and only a fresh one can get it back."""
+    """End the process: its context on the device is ruined, and only a fresh process gets a new one."""
     logger.error("the device is lost: %s", error)
     logging.shutdown()
     os._exit(DEVICE_LOST)

@@ -23,11 +23,13 @@ from common.models.checkpoints import latest_complete, remove_incomplete, step_o
 from common.models.registry_location import open_registry, registry_url
 from common.payloads.codec import count, decode_records, encode_outcomes
 from common.queue.jobs import JobStore
+from common.queue.ledger import Lease
 from common.records import Json, Outcome
+from common.reporting import CancelToken
 from common.settings import Settings
 from common.sockets import socket_directory
 from common.training.options import LABEL_KINDS, TrainingOptions
-from workers.device.client.client import ChunkResult
+from workers.device.protocol import ChunkResult
 from workers.devices import only_trains
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.leases import HeldLease
@@ -51,14 +53,13 @@ class _TrainChunk:
 
     job: Job
     held: HeldLease
-    stopping: threading.Event  #: the worker is stopping
+    stopping: CancelToken  #: the worker is stopping
     on_checkpoint: Callable[[int], None]  #: called with the step of each checkpoint that outlives this worker
 
     @property
     def attempt(self) -> str:
         """The unique name of this attempt: that of its directories."""
-        lease = self.held.lease
-        return f"{lease.round}-{lease.serial}-{lease.holder[-8:]}"
+        return _attempt_name(self.held.lease)
 
 
 class FineTuner:
@@ -76,14 +77,14 @@ class FineTuner:
         return not only_trains(self._settings)
 
     def run(
-        self, job: Job, held: HeldLease, stopping: threading.Event, on_checkpoint: Callable[[int], None]
+        self, job: Job, held: HeldLease, stopping: CancelToken, on_checkpoint: Callable[[int], None]
     ) -> ChunkResult:
         """Return the result of a train chunk: one outcome, with the metrics and the name of the model.
 
         Args:
             job: a fine-tune job.
             held: the lease of its one chunk.
-            stopping: set when the worker is stopping.
+            stopping: cancelled when the worker is stopping.
             on_checkpoint: called with the step of each checkpoint that outlives this worker, from any thread.
 
         Raises:
@@ -92,7 +93,7 @@ class FineTuner:
             WorkerError: this worker cannot do it.
         """
         while not self._lock.acquire(timeout=POLL_SECONDS):
-            if held.cancelled.is_set() or stopping.is_set():
+            if held.cancel_token.is_cancelled or stopping.is_cancelled:
                 raise Cancelled
         try:
             chunk = _TrainChunk(job, held, stopping, on_checkpoint)
@@ -107,6 +108,17 @@ class FineTuner:
             raise WorkerError("disk_full", f"No disk space for the files of a fine-tune job: {error}") from error
         finally:
             self._lock.release()
+
+    def settle(self, lease: Lease, committed: bool) -> None:
+        """Make the model of a train chunk the job's, or delete it if the chunk's commit did not count."""
+        registry = open_registry(registry_url(self._settings), self._settings.model_cache)
+        with suppress(OSError, StorageError, UsageError):  # `ModelRegistry.find` copes with what is left undone
+            (registry.choose if committed else registry.delete_model)(lease.job_id, _attempt_name(lease))
+
+
+def _attempt_name(lease: Lease) -> str:
+    """Return the unique name of an attempt: that of its directories."""
+    return f"{lease.round}-{lease.serial}-{lease.holder[-8:]}"
 
 
 class _Attempt:
@@ -238,14 +250,14 @@ class _Attempt:
         if stop_by is not None and self._result is None:
             self._uploads.flush(stop_by - time.monotonic())
             self._stage("waiting for a worker to resume it")
-            self._chunk.held.cancel("stopping")
+            self._chunk.held.cancel_token.cancel("stopping")
             raise Cancelled
 
     def _check_stop(self, launch: Launch, stop_by: float | None) -> float | None:
         """End the processes: at once after a cancel, with a last checkpoint where the worker is stopping."""
         held = self._chunk.held
-        stopping = self._chunk.stopping.is_set() or held.reason == "stopping"
-        if held.cancelled.is_set() and not stopping:
+        stopping = self._chunk.stopping.is_cancelled or held.cancel_token.reason == "stopping"
+        if held.cancel_token.is_cancelled and not stopping:
             launch.kill()
             raise Cancelled
         if stopping and stop_by is None:
@@ -294,19 +306,14 @@ class _Attempt:
         while not self._uploads.wait_until_idle(POLL_SECONDS):
             self._check_cancelled()
         add_model(self._registry, job_id, attempt, self._work_dir / "model", self._check_cancelled)
-
-        def settle(counts: bool) -> None:
-            with suppress(OSError, StorageError, UsageError):  # `ModelRegistry.find` copes with what is left undone
-                (self._registry.choose if counts else self._registry.delete_model)(job_id, attempt)
-
         outcomes = [Outcome({**result, "seconds": round(seconds, 1), "notes": self._reporter.notes})]
         payload = encode_outcomes([0], [record_id], outcomes, None)
         run_info = {"device": result["device"], "commit": result["base_commit"], "versions": result["versions"]}
-        return ChunkResult(payload, count(outcomes), seconds, run_info, settle)
+        return ChunkResult(payload, count(outcomes), seconds, run_info)
 
     def _check_cancelled(self) -> None:
         """Raise `Cancelled` where the lease was cancelled; a stopping worker cancels it only after its grace."""
-        if self._chunk.held.cancelled.is_set():
+        if self._chunk.held.cancel_token.is_cancelled:
             raise Cancelled
 
     def _stage(self, text: str) -> None:
