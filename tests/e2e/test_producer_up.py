@@ -150,7 +150,7 @@ def test_a_turn_that_fails_is_red_with_its_reason_and_its_time(flower: Flower) -
     slow = ["-p", "load_seconds=1", "--chunk-size", "8"]
     cases = {
         "job failed: test_load: asked for": ["--task", "test-load", "bad.txt", "-p", "load_error=asked for", *slow],
-        "to be tried again: asked to have trouble": [
+        "to be retried: asked to have trouble": [
             "--task",
             "test-load",
             "bad.txt",

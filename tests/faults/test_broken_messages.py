@@ -32,7 +32,7 @@ def test_broken_messages_are_set_aside_and_every_worker_lives(
     texts = "".join(one.text() for one in workers)
     # What Celery itself knows how to discard, it logs in its own words.
     assert texts.count("refused a message") >= len(NOT_JSON) + len(NOT_OBJECTS)
-    assert texts.count("refused a message that is no ticket") >= len(FORGED) - 1
+    assert texts.count("refused a message that is not a ticket") >= len(FORGED) - 1
     kept = server.client.lrange(DEAD_LETTERS, 0, -1)
     assert 0 < len(kept) <= MAX_DEAD_LETTERS
     assert all(len(raw) <= MAX_DEAD_LETTER_BYTES for raw in kept)

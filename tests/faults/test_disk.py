@@ -67,7 +67,7 @@ def test_a_full_payload_store_is_reported_at_submit_and_workers_wait(
     assert said.splitlines()[-1].endswith("No space left on device.") and said.count("\n") <= 2, said
     assert [job.id for job in batch.store.each_job()] == [batch.id], "nothing stays of the other"
     go.touch()
-    wait_until(lambda: "to be tried again: Cannot write" in workers.text(), LONG, "it has no room for outcomes")
+    wait_until(lambda: "to be retried: Cannot write" in workers.text(), LONG, "it has no room for outcomes")
     assert batch.job.counts.done == 0
     filler.unlink()
     wait_until(lambda: batch.job.status.finished, LONG, "there is room")

@@ -76,7 +76,7 @@ def test_a_worker_frozen_past_its_lease_changes_nothing_when_it_wakes(
         process.resume()
     after = new_batch(200, seconds=0.05).submit()
     after.finish()
-    wait_until(lambda: "given back: " in frozen.text() or "dropped" in frozen.text(), LONG, "it notices")
+    wait_until(lambda: "released: " in frozen.text() or "dropped" in frozen.text(), LONG, "it notices")
     assert (batch.commits(), batch.job.counts) == before[:2]
     assert batch.store.client.hkeys(f"hugqueue:job:{batch.id}:output") == before[2]
 

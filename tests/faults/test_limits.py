@@ -66,7 +66,7 @@ def test_a_fault_that_passes_is_waited_for(
     source.write_text("text\n")
     workers = start_workers()
     job = shell.submit("--task", "test-load", str(source), "-p", f"load_trouble={trouble}")
-    wait_until(lambda: workers.text().count("to be tried again") >= 2, LONG, "two tries")
+    wait_until(lambda: workers.text().count("to be retried") >= 2, LONG, "two tries")
     trouble.unlink()
     wait_until(lambda: store.job(job).status.finished, LONG, "the job ends")
     assert [row["output"] for row in shell.results(job)] == ["TEXT"]

@@ -70,7 +70,7 @@ def test_chunks_of_a_disconnected_worker_run_elsewhere_exactly_once(
     near.kill()
     proxy.thaw()
     new_batch(60).submit().finish()
-    wait_until(lambda: "given back: lost" in far.text() or "dropped" in far.text() or "double" in far.text(), LONG)
+    wait_until(lambda: "released: lost" in far.text() or "dropped" in far.text() or "double" in far.text(), LONG)
     batch.check()
 
 

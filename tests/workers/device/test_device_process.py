@@ -136,8 +136,8 @@ def test_preloads_are_loaded_and_warm_before_start_returns(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     with device_room(monkeypatch, preload=("test-echo",)) as room:
-        assert [(m["task"], m["model"]) for m in room.process.loaded] == [("test-echo", None)]
-        assert (room.process.memory["free"] or 0) > 0
+        assert [(m["task"], m["model"]) for m in room.process.status.models] == [("test-echo", None)]
+        assert (room.process.status.free or 0) > 0
         room.run("test-echo", ["a"])
         assert room.stages == []
     assert "test-echo with no model: loaded and warm in" in capfd.readouterr().err
