@@ -87,7 +87,7 @@ def test_a_chunk_is_prefetched_for_forward_batch_and_not_for_the_pipeline(tmp_pa
         tried: ClassVar[list[bool]] = []
 
         def batch(self, positions: Sequence[int]) -> None:
-            free = not runner._host.locked()
+            free = not runner._tokenizer_lock.locked()
             if free:
                 pool.submit(runner.prepare, ["the [MASK]"], {}).result(timeout=30)
             self.tried.append(free)
