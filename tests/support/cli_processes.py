@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.queue.heartbeats import live_workers
-from tests.support.processes import ROOT, RedisServer, Shell, Workers, environment, wait_until
+from tests.support.processes import ROOT, RedisServer, Shell, Workers, command_server, environment, wait_until
 
 
 class Queue(Shell):
@@ -53,8 +53,9 @@ class Terminal:
     def __init__(self, shell: Shell, *arguments: str, columns: int = 120) -> None:
         self._screen, terminal = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "producer.cli", *arguments],
+        self._process = command_server().popen(
+            "producer.cli",
+            *arguments,
             env=shell.environ | {"TERM": "xterm"},
             cwd=shell.directory,
             stdin=terminal,

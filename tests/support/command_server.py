@@ -1,13 +1,15 @@
-"""A fork server for `producer` commands: it imports once what commands import, and forks for each of them.
+"""A fork server for `producer` commands and workers: it imports once what they import, and forks for each of them.
 
-A command is a process of its own as ever, with its own environment, directory and standard streams, whose interpreter
-ends as usual; only the second of imports is saved. `CommandServer` is the client, `python -P command_server.py FD` the
-server, which ends with the test process.
+Each is a process of its own as ever, with its own environment, directory, standard streams, and command line as `ps`
+shows it; only the seconds of imports are saved. `CommandServer` is the client, `python -P command_server.py FD` the
+server, which ends with the test process. What is forked here forks supervisors and Celery processes in turn; device
+processes are started as usual, as are servers and trainers.
 """
 
 import array
 import atexit
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -18,22 +20,34 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-#: More than this does not fit into a pipe at once: such a command is started as usual.
-LARGEST_INPUT = 60_000
 #: What Python and libraries read of the environment when they are imported: with other values of these a command is
 #: started as usual.
 READ_AT_IMPORT = ("PYTHON", "LC_", "LANG", "OMP_", "HF_")
-#: What is imported once.
-PACKAGES = ("producer", "producer.cli.commands", "producer.submit", "producer.outputs", "common.inputs")
-MODULES = ("common.broker.app", "encodings.idna", "rich.live", "rich.pager", "rich.progress", "rich.table")
+#: What is imported once: never `huggingface_hub`, which reads HF_HOME, nor torch, which Celery processes are to lack.
+PACKAGES = (
+    "producer",
+    "producer.cli.commands",
+    "producer.submit",
+    "producer.outputs",
+    "common.inputs",
+)
+MODULES = (
+    *("celery.bin.celery", "celery.concurrency.thread", "celery.worker.worker", "celery.worker.consumer"),
+    *("common.broker.app", "encodings.idna", "rich.live", "rich.pager", "rich.progress", "rich.table"),
+    *("producer.embedded.attach", "producer.embedded.worker", "workers.supervisor"),
+    *("workers.celery_worker.context", "workers.celery_worker.process_chunk"),
+)
+#: What is forked in turn when a forked process starts it.
+FORKED = ("producer.embedded.daemon", "workers.cli", "workers.app")
+#: Room for the command lines and environments that `ps` and psutil show.
+_PADDING = 16_000
 _LARGEST_REQUEST = 1 << 20
 
 
@@ -48,47 +62,60 @@ class CommandServer:
         self._read_at_import = _read_at_import(environ)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-P", __file__, str(theirs.fileno())]
-            subprocess.Popen(command, env=dict(environ), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            command = [sys.executable, "-P", __file__, str(theirs.fileno()), "-" * _PADDING]
+            padded = {**environ, "PADDING": "-" * _PADDING}
+            subprocess.Popen(command, env=padded, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
 
-    def serves(self, environ: Mapping[str, str], data: bytes) -> bool:
-        """Whether a command with this environment and input does here what it does in a new interpreter."""
-        return _read_at_import(environ) == self._read_at_import and len(data) <= LARGEST_INPUT
+    def popen(self, *command: str, env: Mapping[str, str], **options: Any) -> "subprocess.Popen[Any]":
+        """Start `python -P -m COMMAND`, here where it does here what it does in a new interpreter."""
+        words = [sys.executable, "-P", "-m", *command]
+        if _read_at_import(env) == self._read_at_import:
+            return _ServedPopen(self, words, env=env, **options)
+        return subprocess.Popen(words, env=env, **options)
 
-    def run(
-        self,
-        module: str,
-        arguments: Sequence[str],
-        *,
-        environ: Mapping[str, str],
-        directory: Path,
-        data: bytes,
-        seconds: float,
-    ) -> "subprocess.CompletedProcess[bytes]":
-        """Do what `subprocess.run` does with `python -P -m module arguments`.
-
-        Raises:
-            subprocess.TimeoutExpired: it took longer, and was killed.
-        """
-        request = {"module": module, "arguments": arguments, "environ": dict(environ), "directory": str(directory)}
-        read, write = os.pipe()
-        with os.fdopen(write, "wb") as pipe:
-            pipe.write(data)
+    def request(self, streams: Sequence[int], **request: Any) -> socket.socket:
+        """Ask for a process with these standard streams; return a socket with its id, and later its wait status."""
         ours, theirs = socket.socketpair()
-        with os.fdopen(read, "rb") as stdin, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, ours:
-            with theirs:
-                files = array.array("i", [stdin.fileno(), out.fileno(), err.fileno(), theirs.fileno()])
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)]
-                self._socket.sendmsg([json.dumps(request).encode()], rights)
-            answers = ours.makefile("r")
-            pid = int(answers.readline())
-            if not select.select([ours], [], [], seconds)[0]:
-                os.kill(pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired([module, *arguments], seconds)
-            status = int(answers.readline())
-            out.seek(0)
-            err.seek(0)
-            return subprocess.CompletedProcess([module, *arguments], status, out.read(), err.read())
+        with theirs:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [*streams, theirs.fileno()]))]
+            self._socket.sendmsg([json.dumps(request, default=str).encode()], rights)
+        return ours
+
+
+class _ServedPopen(subprocess.Popen):  # type: ignore[type-arg]
+    """A `Popen` of a process that a server starts, and waits for."""
+
+    def __init__(self, server: CommandServer, command: Sequence[str], **options: Any) -> None:
+        self._server = server
+        super().__init__(command, **options)
+
+    def _execute_child(self, args: Any, *rest: Any) -> None:
+        directory, environ, new_session = rest[4] or Path.cwd(), dict(rest[5]), rest[20]
+        streams = [at if stream == -1 else stream for at, stream in enumerate((rest[9], rest[12], rest[14]))]
+        request = {"arguments": args[3:], "environ": environ, "directory": directory, "new_session": new_session}
+        self._socket = self._server.request(streams, **request)
+        self._answers = self._socket.makefile("r")
+        self.pid = int(self._answers.readline())
+        self._child_created = True
+        self._close_pipe_fds(*rest[9:15])
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        if not select.select([self._socket], [], [], 0 if wait_flags & os.WNOHANG else None)[0]:
+            return 0, 0
+        status = int(self._answers.readline())
+        self._answers.close()
+        self._socket.close()
+        return self.pid, status
+
+    def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
+        if self.returncode is None and self._waitpid_lock.acquire(False):
+            try:
+                pid, status = self._try_wait(os.WNOHANG)
+                if pid:
+                    self._handle_exitstatus(status)
+            finally:
+                self._waitpid_lock.release()
+        return self.returncode
 
 
 class _Server:
@@ -98,7 +125,7 @@ class _Server:
         self._requests = requests
         self._running: dict[int, tuple[int, socket.socket]] = {}  #: pidfd -> process, and who waits for it
 
-    def serve(self) -> dict[str, object] | None:
+    def serve(self) -> dict[str, Any] | None:
         """Return the request in each process forked for one, and None when the client has gone."""
         while True:
             ready, _, _ = select.select([self._requests, *self._running], [], [])
@@ -110,19 +137,20 @@ class _Server:
 
     def _tell_end(self, descriptor: int) -> None:
         pid, waiting = self._running.pop(descriptor)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        _, status = os.waitpid(pid, 0)
         with waiting, contextlib.suppress(OSError):
             waiting.sendall(f"{status}\n".encode())
         os.close(descriptor)
 
-    def _accept(self) -> dict[str, object] | None:
+    def _accept(self) -> dict[str, Any] | None:
         """Fork for the next request: return it in the new process, an empty one in this, None at the end."""
         data, files, _, _ = socket.recv_fds(self._requests, _LARGEST_REQUEST, 4)
         if not data:
             return None
         if pid := os.fork():
             waiting = socket.socket(fileno=files.pop())
-            waiting.sendall(f"{pid}\n".encode())
+            with contextlib.suppress(OSError):
+                waiting.sendall(f"{pid}\n".encode())
             self._running[os.pidfd_open(pid)] = (pid, waiting)
             for descriptor in files:
                 os.close(descriptor)
@@ -134,25 +162,70 @@ class _Server:
         for _, waiting in self._running.values():
             waiting.close()
         self._requests.close()
-        return json.loads(data)
+        request: dict[str, Any] = json.loads(data)
+        return request
 
 
-def _become(request: dict[str, object]) -> None:
-    """Make of this process what `python -P -m module` starts with."""
+class _ForkingPopen(subprocess.Popen):  # type: ignore[type-arg]
+    """Forks for the programs that processes of one thread start; all others are started as usual."""
+
+    def _execute_child(self, args: Any, *rest: Any) -> None:
+        forked = list(args[:3]) == [sys.executable, "-P", "-m"] and args[3] in FORKED
+        if not forked or threading.active_count() > 1:
+            super()._execute_child(args, *rest)
+            return
+        self.pid = os.fork()
+        if self.pid:
+            self._child_created = True
+            self._close_pipe_fds(*rest[9:15])
+            return
+        _, prepare, _, _, directory, environ, *_ = rest
+        streams, new_session = (rest[9], rest[12], rest[14]), rest[20]
+        for number, stream in enumerate(streams):
+            if stream not in (-1, number):
+                os.dup2(stream, number)
+        gc.freeze()  # nothing of the parent's is ever freed, nor are descriptors with the numbers of its own closed
+        os.closerange(3, 1 << 16)
+        atexit._clear()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if prepare is not None:
+            prepare()
+        directory, environ = directory or Path.cwd(), os.environ if environ is None else environ
+        _become({"arguments": args[3:], "environ": dict(environ), "directory": directory, "new_session": new_session})
+
+
+def _become(request: Mapping[str, Any]) -> NoReturn:
+    """Do in this process what `python -P -m MODULE` does."""
+    if request["new_session"]:
+        os.setsid()
     os.environ.clear()
     os.environ.update(request["environ"])
     os.chdir(request["directory"])
-    sys.argv = [request["module"], *request["arguments"]]
+    sys.argv = list(request["arguments"])
+    _show([sys.executable, "-P", "-m", *sys.argv], [f"{name}={value}" for name, value in os.environ.items()])
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         old = getattr(sys, name)
         stream = os.fdopen(old.fileno(), mode, encoding=old.encoding, errors=old.errors, closefd=False)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     sys.stderr.reconfigure(line_buffering=True)
+    subprocess.Popen = _ForkingPopen  # type: ignore[misc]
+    _exit(_run(sys.argv[0]))
+
+
+def _show(arguments: Sequence[str], environ: Sequence[str]) -> None:
+    """Write a command line and an environment where `ps` and psutil read them."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    for begin, words in ((45, arguments), (47, environ)):  # fields 48 to 51 of the file
+        start, end = int(fields[begin]), int(fields[begin + 1])
+        text = "".join(f"{word}\0" for word in words).encode()[: end - start - 1]
+        ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
 
 
 def _run(module: str) -> int:
     """Run a module as a program; return its exit status."""
+    sys.modules.pop(module, None)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
@@ -176,20 +249,20 @@ def _exit(status: int) -> NoReturn:
 
 
 def _main() -> None:
+    requests = socket.socket(fileno=int(sys.argv[1]))
     for package in PACKAGES:
         for module in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
             import_module(module.name)
     for name in MODULES:
         import_module(name)
+    assert not {"huggingface_hub", "torch", "workers.app"} & sys.modules.keys()
     threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
     assert len(set(threads) - {"jemalloc_bg_thd"}) == 1, f"a fork would lose some of {threads}"
     gc.collect()
     gc.freeze()  # else the first collection in each process copies all the pages
-    requests = socket.socket(fileno=int(sys.argv[1]))
     request = _Server(requests).serve()
     if request:
         _become(request)
-        _exit(_run(request["module"]))
 
 
 if __name__ == "__main__":

@@ -118,6 +118,12 @@ def environment(home: Path, url: str | None = None, **more: str) -> dict[str, st
     return kept | more
 
 
+@functools.cache
+def command_server() -> CommandServer:
+    """The server that the tests of this process share."""
+    return CommandServer(environment(Path("/nonexistent")))
+
+
 class Workers:
     """`workers start` with its children."""
 
@@ -129,11 +135,14 @@ class Workers:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Workers":
-        command = [*self.before, sys.executable, "-P", "-m", "workers.cli", "start", "--device", "cpu", *self.arguments]
+        command = ["workers.cli", "start", "--device", "cpu", *self.arguments]
+        options = {"env": self.environ, "stdin": subprocess.DEVNULL, "start_new_session": True}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, env=self.environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+            options |= {"stdout": log, "stderr": log}
+            if self.before:
+                self.process = subprocess.Popen([*self.before, sys.executable, "-P", "-m", *command], **options)
+            else:
+                self.process = command_server().popen(*command, **options)
         return self
 
     def processes(self) -> list[psutil.Process]:
@@ -188,12 +197,6 @@ class Workers:
         return self.log.read_text(errors="replace")
 
 
-@functools.cache
-def command_server() -> CommandServer:
-    """The server that the tests of this process share."""
-    return CommandServer(environment(Path("/nonexistent")))
-
-
 class Shell:
     """Runs `producer` as a user's shell would."""
 
@@ -202,41 +205,25 @@ class Shell:
         self.directory = directory
 
     def popen(self, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-P", "-m", "producer.cli", *arguments]
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | options
-        return subprocess.Popen(command, env=self.environ, cwd=self.directory, text=True, **options)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+        options = streams | {"env": self.environ, "cwd": self.directory, "text": True} | options
+        return command_server().popen("producer.cli", *arguments, **options)
 
     def run(
         self, *arguments: str, status: int | None = 0, input: str | bytes | None = None, seconds: float = 120
     ) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-P", "-m", "producer.cli", *arguments]
-        data = (input.encode() if isinstance(input, str) else input) or b""
-        server = command_server()
-        if server.serves(self.environ, data):
-            done = server.run(
-                "producer.cli",
-                arguments,
-                environ=self.environ,
-                directory=self.directory,
-                data=data,
-                seconds=seconds,
-            )
-        else:
-            done = subprocess.run(
-                command,
-                env=self.environ,
-                cwd=self.directory,
-                input=data,
-                capture_output=True,
-                timeout=seconds,
-                check=False,
-            )
-        out, err = done.stdout.decode(), done.stderr.decode()
+        data = input.encode() if isinstance(input, str) else input
+        with self.popen(*arguments, stdin=subprocess.PIPE, text=False) as done:
+            try:
+                out, err = (found.decode() for found in done.communicate(data, seconds))
+            except BaseException:
+                done.kill()
+                raise
         if status is not None:
             found = f"exit status {done.returncode}, expected {status}"
             assert done.returncode == status, f"{found}\n{out[-3000:]}\n{err[-3000:]}"
         assert "Traceback" not in err, err[-3000:]
-        return subprocess.CompletedProcess(command, done.returncode, out, err)
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
     def submit(self, *arguments: str) -> str:
         """Submit without waiting; return the job's id."""
