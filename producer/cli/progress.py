@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -24,33 +25,27 @@ _LINE_SECONDS = 10.0
 class _Rate(ProgressColumn):
     def render(self, task: Bar) -> Text:
         speed = task.finished_speed or task.speed
-        return _hide_for_steps(task, lambda _: Text(f"{speed:,.0f} records/s" if speed else "", style="cyan"))
-
-
-class _Count(MofNCompleteColumn):
-    def render(self, task: Bar) -> Text:
-        return _hide_for_steps(task, super().render)
-
-
-class _TimeLeft(TimeRemainingColumn):
-    def render(self, task: Bar) -> Text:
-        return _hide_for_steps(task, super().render)
-
-
-def _hide_for_steps(task: Bar, render: Callable[[Bar], Text]) -> Text:
-    """Hide what the description of a fine-tune job contains already: both do not fit into 80 columns."""
-    return Text("") if task.fields.get("unit") == "steps" else render(task)
+        return Text(f"{speed:,.0f} records/s" if speed else "", style="cyan")
 
 
 class JobProgress:
-    """Shows a job's progress; `update` takes every observed state."""
+    """Shows a job's progress until its block ends; `update` takes every observed state."""
 
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self._bar: BarId | None = None
+    def __init__(self, console: Console | None) -> None:
+        """Show a bar on a terminal; without a console, print lines."""
+        self._console = console
+        self._progress: Progress | None = None
+        self._bar = BarId(0)
         self._stage = ""
         self._notes = 0  #: how many were printed
         self._printed, self._printed_at = 0, time.monotonic()  #: the count printed last, and when
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
 
     def update(self, job: Job) -> None:
         """Show the state of the job."""
@@ -58,23 +53,28 @@ class JobProgress:
         for note in notes[self._notes :]:
             self._print(str(note))
         self._notes = len(notes)
-        if self._progress is None:
+        if self._console is None:
             self._print_stage(job)
             self._print_count(job)
         else:
-            self._update_bar(self._progress, job)
+            self._update_bar(self._console, job)
 
-    def _update_bar(self, progress: Progress, job: Job) -> None:
+    def _update_bar(self, console: Console, job: Job) -> None:
         trains = job.spec.training is not None
         if trains:
             self._print_once(format_evaluation(job))
         done, total = _progress_counts(job)
-        if self._bar is None:
-            self._bar = progress.add_task("", total=total, unit="steps" if trains else "records")
+        if self._progress is None:
+            # The text of a fine-tune job contains its counts: both do not fit into 80 columns.
+            counts = () if trains else (MofNCompleteColumn(), _Rate(), TimeRemainingColumn(compact=True))
+            columns = (BarColumn(bar_width=24), *counts, TextColumn("{task.description}"))
+            self._progress = Progress(*columns, console=console)
+            self._progress.start()
+            self._bar = self._progress.add_task("", total=total)
         text = _bar_text(job) if trains else job.stage or str(job.status)
         if job.counts.failed:
             text += f", {job.counts.failed:,} failed"
-        progress.update(self._bar, completed=done, total=total, description=text)
+        self._progress.update(self._bar, completed=done, total=total, description=text)
 
     def _print_stage(self, job: Job) -> None:
         # "downloading X (440 MB): 35 %": one line per download, not per percent.
@@ -102,8 +102,8 @@ class JobProgress:
         self._print(f"{done:,} of {total:,} records done ({done * 100 // total} %){failed}")
 
     def _print(self, text: str) -> None:
-        if self._progress is not None:
-            self._progress.console.print(one_line(text), highlight=False, markup=False)
+        if self._console is not None:
+            self._console.print(one_line(text), highlight=False, markup=False)
         else:
             notify(one_line(text))
 
@@ -111,8 +111,8 @@ class JobProgress:
 @contextlib.contextmanager
 def submit_progress() -> Iterator[Callable[[Totals], None]]:
     """Yield a callback that shows on a terminal how much of the input was read."""
-    console = Console(stderr=True)
-    if not console.is_terminal or is_quiet():
+    console = terminal()
+    if console is None:
         yield lambda _: None
         return
     columns = (TextColumn("submitting {task.completed:,.0f} records"), _Rate())
@@ -121,21 +121,10 @@ def submit_progress() -> Iterator[Callable[[Totals], None]]:
         yield lambda totals: progress.update(bar, completed=totals.records)
 
 
-@contextlib.contextmanager
-def job_progress() -> Iterator[JobProgress]:
-    """Yield a progress display, with a bar if stderr is a terminal."""
+def terminal() -> Console | None:
+    """Return stderr if it is a terminal, and messages are wanted."""
     console = Console(stderr=True)
-    if not console.is_terminal or is_quiet():
-        yield JobProgress(None)
-        return
-    with job_bar(console) as progress:
-        yield JobProgress(progress)
-
-
-def job_bar(console: Console) -> Progress:
-    """Return the progress bar of a job."""
-    columns = (BarColumn(bar_width=24), _Count(), _Rate(), _TimeLeft(compact=True), TextColumn("{task.description}"))
-    return Progress(*columns, console=console)
+    return console if console.is_terminal and not is_quiet() else None
 
 
 def _progress_counts(job: Job) -> tuple[int, int | None]:

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from typing import NoReturn
+from operator import itemgetter
+from typing import Any, NamedTuple, NoReturn
 
 import click
 from rich.console import Console
@@ -31,7 +32,7 @@ _COLORS = {
 }
 
 
-class Column(Enum):
+class Fit(Enum):
     """How a column behaves if the terminal is too narrow."""
 
     FIXED = "fixed"  # keeps its width: ids, statuses
@@ -40,42 +41,53 @@ class Column(Enum):
     WRAPPED = "wrapped"  # continues on further lines
 
 
-Columns = Mapping[str, Column]
-RESULT_COLUMNS = {"ID": Column.FIXED, "INPUT": Column.ELLIPSIS, "OUTPUT": Column.WRAPPED}
+class Column(NamedTuple):
+    """A column of a table."""
+
+    header: str
+    fit: Fit
+    value: Callable[[Any], str | Text]  #: the cell of a row
+
+
+RESULT_COLUMNS = (
+    Column("ID", Fit.FIXED, itemgetter(0)),
+    Column("INPUT", Fit.ELLIPSIS, itemgetter(1)),
+    Column("OUTPUT", Fit.WRAPPED, itemgetter(2)),
+)
 #: Characters between two columns, and the minimum width of a column that shrinks.
 _GAP, _MIN_WIDTH = 2, 6
 #: Seconds between two updates of `producer jobs --watch`.
 _WATCH_SECONDS = 2.0
 
 
-def show(columns: Columns, rows: Iterable[Sequence[str | Text]]) -> None:
+def show(columns: Sequence[Column], rows: Iterable[Any]) -> None:
     """Print a table that fits into the terminal; in a pipe nothing is cut."""
     _print(_table(columns, rows, Console().width if sys.stdout.isatty() else None))
 
 
-def _table(columns: Columns, rows: Iterable[Sequence[str | Text]], width: int | None) -> Table:
-    cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max([len(header), *(row[at].cell_len for row in cells)]) for at, header in enumerate(columns)]
+def _table(columns: Sequence[Column], rows: Iterable[Any], width: int | None) -> Table:
+    cells = [[_cell(column.value(row)) for column in columns] for row in rows]
+    widths = [max([len(column.header), *(row[at].cell_len for row in cells)]) for at, column in enumerate(columns)]
     if width is not None:
-        _shrink(widths, list(columns.values()), width)
+        _shrink(widths, [column.fit for column in columns], width)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-    for (header, column), column_width in zip(columns.items(), widths, strict=True):
-        wrapped = column is Column.WRAPPED
+    for column, column_width in zip(columns, widths, strict=True):
+        wrapped = column.fit is Fit.WRAPPED
         table.add_column(
-            header,
+            column.header,
             width=column_width,
             no_wrap=not wrapped,
             overflow="fold" if wrapped else "ellipsis",
-            justify="right" if column is Column.NUMBER else "left",
+            justify="right" if column.fit is Fit.NUMBER else "left",
         )
     for row in cells:
         table.add_row(*row)
     return table
 
 
-def _shrink(widths: list[int], columns: Sequence[Column], total: int) -> None:
+def _shrink(widths: list[int], fits: Sequence[Fit], total: int) -> None:
     """Narrow the widest columns that may shrink, until all fit or have their minimum width."""
-    flexible = [at for at, column in enumerate(columns) if column in (Column.ELLIPSIS, Column.WRAPPED)]
+    flexible = [at for at, fit in enumerate(fits) if fit in (Fit.ELLIPSIS, Fit.WRAPPED)]
     for _ in range(sum(widths) + _GAP * (len(widths) - 1) - total):
         widest = max(flexible, key=lambda at: widths[at], default=None)
         if widest is None or widths[widest] <= _MIN_WIDTH:
@@ -110,42 +122,37 @@ def _print(table: Table) -> None:
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-_JOB_COLUMNS = {
-    "JOB": Column.FIXED,
-    "STATUS": Column.FIXED,
-    "TASK": Column.ELLIPSIS,
-    "MODEL": Column.ELLIPSIS,
-    "DONE": Column.NUMBER,
-    "FAILED": Column.NUMBER,
-    "AGE": Column.NUMBER,
-    "NAME": Column.ELLIPSIS,
-}
+def _status(job: Job) -> Text:
+    return Text(str(job.status), style=_COLORS.get(job.status, ""))
+
+
+_JOB_COLUMNS = (
+    Column("JOB", Fit.FIXED, lambda job: job.id),
+    Column("STATUS", Fit.FIXED, _status),
+    Column("TASK", Fit.ELLIPSIS, lambda job: job.spec.task),
+    Column("MODEL", Fit.ELLIPSIS, lambda job: short_model(job.spec.model)),
+    Column(
+        "DONE",
+        Fit.NUMBER,
+        lambda job: f"{job.counts.done:,}/{'?' if job.records is None else f'{job.records:,}'}",
+    ),
+    Column("FAILED", Fit.NUMBER, lambda job: f"{job.counts.failed:,}"),
+    Column("AGE", Fit.NUMBER, lambda job: duration(time.time() - job.spec.created_at)),
+    Column("NAME", Fit.ELLIPSIS, lambda job: job.spec.name or ""),
+)
 
 
 def show_jobs(jobs: Iterable[Job]) -> None:
     """Print one line per job."""
-    show(_JOB_COLUMNS, map(_job_row, jobs))
+    show(_JOB_COLUMNS, jobs)
 
 
 def watch_jobs(find: Callable[[], Sequence[Job]]) -> NoReturn:
     """Show the jobs that `find` returns, and refresh them until Ctrl-C."""
     with Live(auto_refresh=False) as live:
         while True:
-            live.update(_table(_JOB_COLUMNS, map(_job_row, find()), live.console.width), refresh=True)
+            live.update(_table(_JOB_COLUMNS, find(), live.console.width), refresh=True)
             time.sleep(_WATCH_SECONDS)
-
-
-def _job_row(job: Job) -> tuple[str | Text, ...]:
-    return (
-        job.id,
-        _status(job),
-        job.spec.task,
-        short_model(job.spec.model),
-        f"{job.counts.done:,}/{f'{job.records:,}' if job.records is not None else '?'}",
-        f"{job.counts.failed:,}",
-        duration(time.time() - job.spec.created_at),
-        job.spec.name or "",
-    )
 
 
 def show_job(job: Job, refusals: Mapping[str, str]) -> None:
@@ -182,10 +189,6 @@ def _pairs(values: Mapping[str, Json]) -> str:
     return ", ".join(f"{key}={value}" for key, value in values.items())
 
 
-def _status(job: Job) -> Text:
-    return Text(str(job.status), style=_COLORS.get(job.status, ""))
-
-
 def _counts(job: Job) -> str:
     counts = job.counts
     text = f"{counts.done:,} of {job.records or 0:,} done, {counts.failed:,} failed"
@@ -216,71 +219,50 @@ def _run_info(run_info: Mapping[str, Json]) -> str:
 
 def show_models(models: Iterable[RegisteredModel]) -> None:
     """Print fine-tuned models."""
-    columns = {
-        "MODEL": Column.FIXED,
-        "TASK": Column.ELLIPSIS,
-        "BASE MODEL": Column.ELLIPSIS,
-        "METRICS": Column.WRAPPED,
-        "EXAMPLES": Column.NUMBER,
-        "AGE": Column.NUMBER,
-    }
-    rows = (
-        (
-            f"job:{model.job_id}",
-            str(model.card.get("task")),
-            short_model(str(model.card.get("base_model"))),
-            ", ".join(f"{name} {value:.4g}" for name, value in (model.card.get("metrics") or {}).items()),
-            str((model.card.get("examples") or {}).get("train", "")),
-            duration(time.time() - float(model.card.get("finished_at") or 0)),
-        )
-        for model in models
+    columns = (
+        Column("MODEL", Fit.FIXED, lambda model: f"job:{model.job_id}"),
+        Column("TASK", Fit.ELLIPSIS, lambda model: str(model.card.get("task"))),
+        Column("BASE MODEL", Fit.ELLIPSIS, lambda model: short_model(str(model.card.get("base_model")))),
+        Column("METRICS", Fit.WRAPPED, lambda model: _metrics(model.card.get("metrics") or {})),
+        Column("EXAMPLES", Fit.NUMBER, lambda model: str((model.card.get("examples") or {}).get("train", ""))),
+        Column("AGE", Fit.NUMBER, lambda model: duration(time.time() - float(model.card.get("finished_at") or 0))),
     )
-    show(columns, rows)
+    show(columns, models)
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 def show_tasks(tasks: Iterable[tuple[str, Task]]) -> None:
-    """Print the tasks, with optional fields in brackets."""
-    columns = {
-        "TASK": Column.FIXED,
-        "INPUT FIELDS": Column.WRAPPED,
-        "OUTPUT": Column.WRAPPED,
-        "DEFAULT MODEL": Column.ELLIPSIS,
-    }
-    rows = (
-        (
-            name,
-            " ".join([task.required_fields, *(f"[{field}]" for field in task.optional)]),
-            task.summary,
-            task.model or "",
-        )
-        for name, task in tasks
+    """Print the names of tasks with their properties; optional fields are in brackets."""
+    columns = (
+        Column("TASK", Fit.FIXED, itemgetter(0)),
+        Column("INPUT FIELDS", Fit.WRAPPED, lambda row: _fields(row[1])),
+        Column("OUTPUT", Fit.WRAPPED, lambda row: row[1].summary),
+        Column("DEFAULT MODEL", Fit.ELLIPSIS, lambda row: row[1].model or ""),
     )
-    show(columns, rows)
+    show(columns, tasks)
+
+
+def _fields(task: Task) -> str:
+    return " ".join([task.required_fields, *(f"[{name}]" for name in task.optional)])
 
 
 def show_workers(workers: Iterable[Heartbeat]) -> None:
     """Print the live workers."""
-    columns = {
-        "WORKER": Column.ELLIPSIS,
-        "STATE": Column.FIXED,
-        "DEVICE": Column.ELLIPSIS,
-        "QUEUES": Column.ELLIPSIS,
-        "RECORDS/S": Column.NUMBER,
-        "DONE": Column.NUMBER,
-        "MEMORY": Column.NUMBER,
-        "MODELS": Column.ELLIPSIS,
-    }
-    rows = (
-        (
-            worker.name,
-            worker.state,
-            f"{worker.device} ({worker.device_name})",
-            ", ".join(worker.queues),
-            f"{worker.records_per_second:,.0f}",
-            f"{worker.records_done:,}",
-            f"{worker.memory_bytes / 2**20:,.0f} MiB",
-            ", ".join(short_model(str(model.get("model"))) for model in worker.models),
-        )
-        for worker in workers
+    columns = (
+        Column("WORKER", Fit.ELLIPSIS, lambda worker: worker.name),
+        Column("STATE", Fit.FIXED, lambda worker: worker.state),
+        Column("DEVICE", Fit.ELLIPSIS, lambda worker: f"{worker.device} ({worker.device_name})"),
+        Column("QUEUES", Fit.ELLIPSIS, lambda worker: ", ".join(worker.queues)),
+        Column("RECORDS/S", Fit.NUMBER, lambda worker: f"{worker.records_per_second:,.0f}"),
+        Column("DONE", Fit.NUMBER, lambda worker: f"{worker.records_done:,}"),
+        Column("MEMORY", Fit.NUMBER, lambda worker: f"{worker.memory_bytes / 2**20:,.0f} MiB"),
+        Column(
+            "MODELS",
+            Fit.ELLIPSIS,
+            lambda worker: ", ".join(short_model(str(model.get("model"))) for model in worker.models),
+        ),
     )
-    show(columns, rows)
+    show(columns, workers)

@@ -6,7 +6,7 @@ from common.durations import duration
 from common.errors import UsageError
 from common.jobs import Job, JobStatus
 from common.queue.heartbeats import serving
-from producer.cli.progress import JobProgress, job_progress
+from producer.cli.progress import JobProgress, terminal
 from producer.cli.terminal import Notify
 from producer.client import Client
 from producer.job_handle import JobHandle
@@ -28,7 +28,7 @@ def watch_job(client: Client, handle: JobHandle, notify: Notify) -> Job:
         UnknownJob: it was deleted.
     """
     try:
-        with job_progress() as progress:
+        with JobProgress(terminal()) as progress:
             job = handle.poll(_Watcher(client, handle, progress, notify, own_worker=False))
     except KeyboardInterrupt:
         notify(f"Job {handle.id} continues. `producer watch {handle.id}` shows its progress again.")
@@ -53,7 +53,7 @@ def watch_submitted_job(client: Client, handle: JobHandle, notify: Notify) -> tu
         return watch_job(client, handle, notify), False
     interrupted = False
     try:
-        with job_progress() as progress:
+        with JobProgress(terminal()) as progress:
             job = handle.poll(_Watcher(client, handle, progress, notify, own_worker=True))
     except KeyboardInterrupt:
         interrupted = True

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from common.jobs import Job, JobSpec, JobStatus
 from common.records import Json
-from producer.cli.progress import JobProgress, job_bar
+from producer.cli.progress import JobProgress
 from workers.training.controller.progress import format_progress
 
 PROGRESS: dict[str, Json] = {
@@ -24,8 +24,7 @@ def training(**progress: Json) -> Job:
 
 def test_80_columns_show_steps_loss_speed_and_time_left_in_one_line() -> None:
     shown = io.StringIO()
-    with job_bar(Console(file=shown, width=80, force_terminal=True, color_system=None)) as bar:
-        progress = JobProgress(bar)
+    with JobProgress(Console(file=shown, width=80, force_terminal=True, color_system=None)) as progress:
         for step in (12_345, 12_346):
             progress.update(training(step=step))
     *_, last = [line for line in shown.getvalue().replace("\r", "\n").splitlines() if "step" in line]
@@ -35,8 +34,8 @@ def test_80_columns_show_steps_loss_speed_and_time_left_in_one_line() -> None:
 
 def test_a_terminal_shows_the_stage_before_there_are_steps() -> None:
     shown = io.StringIO()
-    with job_bar(Console(file=shown, width=80, force_terminal=True, color_system=None)) as bar:
-        JobProgress(bar).update(training(stage="starting the training processes", step=40, steps=None))
+    with JobProgress(Console(file=shown, width=80, force_terminal=True, color_system=None)) as progress:
+        progress.update(training(stage="starting the training processes", step=40, steps=None))
     assert "starting the training processes" in shown.getvalue()
 
 
