@@ -1,14 +1,16 @@
-"""A command whose help stands in groups, and which knows what people call its options elsewhere."""
+"""Grouped help: a command whose options have headings, and hints for the options of other tools."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import click
 
-#: What is said of options that other tools have, by command.
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Command -> option of another tool -> what to use instead.
 HINTS: Mapping[str, Mapping[str, str]] = {
     "submit": {
-        "--batch-size": "Workers size their batches by themselves; --chunk-size says how many records one takes.",
+        "--batch-size": "Workers choose batch sizes automatically; --chunk-size sets the records per chunk.",
         "--fp16": "Did you mean --dtype float16?",
         "--bf16": "Did you mean --dtype bfloat16?",
         "--precision": "Did you mean --dtype?",
@@ -16,12 +18,12 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "--cpu": "Did you mean --device cpu?",
         "--max-samples": "Did you mean --limit?",
         "--text-column": "Did you mean --column?",
-        "--top-k": "Parameters of the task are given by -p: -p top_k=3.",
-        "--max-new-tokens": "Parameters of the task are given by -p: -p max_new_tokens=50.",
+        "--top-k": "Set parameters of the task with -p: -p top_k=3.",
+        "--max-new-tokens": "Set parameters of the task with -p: -p max_new_tokens=50.",
         "--out": "Did you mean --output?",
         "--output-dir": "Did you mean --output DIR/?",
         "--output-file": "Did you mean --output?",
-        "--lr": "That is for training: `producer finetune --learning-rate`.",
+        "--lr": "It is an option of training: `producer finetune --learning-rate`.",
     },
     "finetune": {
         "--lr": "Did you mean --learning-rate?",
@@ -30,40 +32,30 @@ HINTS: Mapping[str, Mapping[str, str]] = {
         "--gradient-accumulation-steps": "Did you mean --gradient-accumulation?",
         "--fp16": "Did you mean --dtype float16?",
         "--bf16": "Did you mean --dtype bfloat16?",
-        "--device": "The worker trains with all GPUs it has, or on its CPU; --gpus takes fewer.",
-        "--limit": "All examples are read; cut the file beforehand.",
-        "--output": "The model is kept by its job: `producer models export job:ID DIRECTORY` copies it.",
-        "--output-dir": "The model is kept by its job: `producer models export job:ID DIRECTORY` copies it.",
+        "--device": "The worker trains on all of its GPUs, or its CPU; --gpus limits them.",
+        "--limit": "All examples are used; shorten the file instead.",
+        "--output": "The job stores the model: `producer models export job:ID DIRECTORY` copies it.",
+        "--output-dir": "The job stores the model: `producer models export job:ID DIRECTORY` copies it.",
         "--column": "Did you mean --text-column?",
     },
 }
 
 
 class GroupedCommand(click.Command):
-    """A command with `groups`: heading -> the names of its options, as they are written first."""
-
-    def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.groups = groups
+    """A command whose help lists options under headings, and which knows the names of options in other tools."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options group by group, those that are in none at the end."""
-        known = {option.opts[0]: option for option in self.get_params(ctx) if isinstance(option, click.Option)}
-        for heading, names in self.groups.items():
-            self._write(ctx, formatter, heading, [known.pop(name) for name in names])
-        self._write(ctx, formatter, "Other", list(known.values()))
-
-    @staticmethod
-    def _write(
-        ctx: click.Context, formatter: click.HelpFormatter, heading: str, options: Sequence[click.Option]
-    ) -> None:
-        lines = [line for option in options if (line := option.get_help_record(ctx)) is not None]
-        if lines:
+        """Write the options under the headings of their groups."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
+                sections.setdefault(getattr(param, "heading", "Other"), []).append(record)
+        for heading, records in sections.items():
             with formatter.section(heading):
-                formatter.write_dl(lines)
+                formatter.write_dl(records)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; an option of another tool gets the hint that is true here, in place of one that sounds alike."""
+        """Parse the arguments; for an option of another tool, the error explains what to use instead."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -71,3 +63,15 @@ class GroupedCommand(click.Command):
             if hint is None:
                 raise
             raise click.UsageError(f"No such option: {error.option_name}. {hint}", ctx) from error
+
+
+def option_group(heading: str, *options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return a decorator that adds these options to a command, under a heading of its help."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+            getattr(command, "__click_params__")[-1].heading = heading  # noqa: B009 - set by Click
+        return command
+
+    return decorate

@@ -54,6 +54,12 @@ priority_option = click.option(
     help="Scheduling priority.",
 )
 
+
+def param_option(text: str) -> Callable[[F], F]:
+    """Return the option `-p` with this help text."""
+    return click.option("-p", "--param", "params", multiple=True, metavar="KEY=VALUE", help=text)
+
+
 name_option = click.option("--name", metavar="TEXT", help="A name for the job.")
 
 

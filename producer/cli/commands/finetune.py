@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 import click
 
 from common.training.options import DTYPES, TrainingOptions
-from producer.cli.grouped_command import GroupedCommand
+from producer.cli.grouped_command import GroupedCommand, option_group
 from producer.cli.options import (
     keep_alive_option,
     label_option,
     name_option,
+    param_option,
     priority_option,
     quoting_option,
     revision_option,
@@ -26,90 +27,77 @@ _DEFAULTS = TrainingOptions()
 
 
 def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
-    """Return the option of that field of `Training`, with its default."""
+    """Return the option for this field of `TrainingOptions`, with its default."""
     field = name.removeprefix("--").replace("-", "_")
     default = getattr(_DEFAULTS, field)
     return click.option(name, type=kind, default=default, show_default=default is not None, help=text)
 
 
-_GROUPS = {
-    "Input": ("--task", "--eval", "--eval-split", "--text-column", "--label-column", "--format", "--quoting"),
-    "Model": ("-m", "--revision"),
-    "Training": (
-        "--epochs",
-        "--batch-size",
-        "--gradient-accumulation",
-        "--learning-rate",
-        "--warmup",
-        "--weight-decay",
-        "--max-length",
-        "--early-stopping",
-        "--metric-for-best",
-        "--seed",
-        "--dtype",
-        "--gpus",
-        "-p",
-    ),
-    "LoRA": ("--lora", "--lora-r", "--lora-alpha", "--lora-dropout"),
-    "Job": ("--priority", "--name", "-l", "--wait", "--keep-alive"),
-}
-
-
-@click.command(cls=GroupedCommand, groups=_GROUPS, no_args_is_help=True)
+@click.command(cls=GroupedCommand, no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="TRAIN...")
-@task_option(
-    default="text-classification",
-    show_default=True,
-    help="text-classification, token-classification, fill-mask or text-generation.",
+@option_group(
+    "Input",
+    task_option(
+        default="text-classification",
+        show_default=True,
+        help="text-classification, token-classification, fill-mask or text-generation.",
+    ),
+    click.option("--eval", "evaluation", metavar="FILE", help="Evaluate on these examples after each epoch."),
+    click.option(
+        "--eval-split", type=float, metavar="SHARE", help="Hold out this share of TRAIN for evaluation, such as 0.1."
+    ),
+    click.option("--text-column", metavar="NAME", help="Column of the text (words, prompt).  [default: text]"),
+    click.option("--label-column", metavar="NAME", help="Column of the label (tags, completion).  [default: label]"),
+    click.option(
+        "--format",
+        "format_",
+        type=click.Choice(["txt", "jsonl", "json", "csv", "tsv", "parquet"]),
+        help="Input format, if the extension does not tell.",
+    ),
+    quoting_option,
 )
-@click.option("-m", "--model", "--model-id", required=True, metavar="ID|PATH|job:ID", help="The base model.")
-@revision_option
-@click.option("--eval", "evaluation", metavar="FILE", help="Evaluate on these examples after each epoch.")
-@click.option(
-    "--eval-split", type=float, metavar="SHARE", help="Hold out this share of TRAIN for evaluation, such as 0.1."
+@option_group(
+    "Model",
+    click.option("-m", "--model", "--model-id", required=True, metavar="ID|PATH|job:ID", help="The base model."),
+    revision_option,
 )
-@click.option("--text-column", metavar="NAME", help="Column of the text (words, prompt).  [default: text]")
-@click.option("--label-column", metavar="NAME", help="Column of the label (tags, completion).  [default: label]")
-@_number("--epochs", float, "Number of passes over the training data.")
-@_number("--batch-size", int, "Examples per device and batch.")
-@_number("--gradient-accumulation", int, "Batches per optimizer step.")
-@_number("--learning-rate", float, "Peak learning rate.  [default: 5e-5, with --lora 2e-4]")
-@_number("--warmup", float, "Share of steps (1 or more: number of steps) for learning-rate warmup.")
-@_number("--weight-decay", float, "Weight decay.")
-@_number("--max-length", int, "Maximum tokens per example.  [default: the model's limit]")
-@_number("--seed", int, "Random seed.")
-@click.option(
-    "--dtype", type=click.Choice(DTYPES), help="Data type for training.  [default: bfloat16 if the GPU supports it]"
+@option_group(
+    "Training",
+    _number("--epochs", float, "Number of passes over the training data."),
+    _number("--batch-size", int, "Examples per device and batch."),
+    _number("--gradient-accumulation", int, "Batches per optimizer step."),
+    _number("--learning-rate", float, "Peak learning rate.  [default: 5e-5, with --lora 2e-4]"),
+    _number("--warmup", float, "Share of steps (1 or more: number of steps) for learning-rate warmup."),
+    _number("--weight-decay", float, "Weight decay."),
+    _number("--max-length", int, "Maximum tokens per example.  [default: the model's limit]"),
+    _number("--early-stopping", int, "Stop after this many evaluations without improvement."),
+    click.option(
+        "--metric-for-best", metavar="NAME", help="Metric that selects the best checkpoint.  [default: the task's]"
+    ),
+    _number("--seed", int, "Random seed."),
+    click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        help="Data type for training.  [default: bfloat16 if the GPU supports it]",
+    ),
+    _number("--gpus", int, "Training processes, one per GPU (or on the CPU).  [default: all GPUs of the worker]"),
+    param_option("Any other field of TrainingArguments, such as lr_scheduler_type=cosine."),
 )
-@click.option("--lora", is_flag=True, help="Train LoRA adapters instead of all weights.")
-@_number("--lora-r", int, "LoRA rank.")
-@_number("--lora-alpha", int, "LoRA alpha; adapters are scaled by alpha / rank.")
-@_number("--lora-dropout", float, "LoRA dropout.")
-@_number("--early-stopping", int, "Stop after this many evaluations without improvement.")
-@click.option(
-    "--metric-for-best", metavar="NAME", help="Metric that selects the best checkpoint.  [default: the task's]"
+@option_group(
+    "LoRA",
+    click.option("--lora", is_flag=True, help="Train LoRA adapters instead of all weights."),
+    _number("--lora-r", int, "LoRA rank."),
+    _number("--lora-alpha", int, "LoRA alpha; adapters are scaled by alpha / rank."),
+    _number("--lora-dropout", float, "LoRA dropout."),
 )
-@_number("--gpus", int, "Training processes, one per GPU (or on the CPU).  [default: all GPUs of the worker]")
-@click.option(
-    "-p",
-    "--param",
-    "params",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Any other field of TrainingArguments, such as lr_scheduler_type=cosine.",
+@option_group(
+    "Job",
+    priority_option,
+    name_option,
+    label_option(),
+    click.option("--wait", is_flag=True, help="Wait for the job to finish."),
+    keep_alive_option,
 )
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["txt", "jsonl", "json", "csv", "tsv", "parquet"]),
-    help="Input format, if the extension does not tell.",
-)
-@quoting_option
-@priority_option
-@name_option
-@label_option()
-@click.option("--wait", is_flag=True, help="Wait for the job to finish.")
-@keep_alive_option
 def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str | None, **options: Any) -> None:
     """Fine-tune a model on labeled examples.
 

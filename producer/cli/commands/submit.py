@@ -6,13 +6,14 @@ from typing import Any
 import click
 
 from common.jobs import DTYPES
-from producer.cli.grouped_command import GroupedCommand
+from producer.cli.grouped_command import GroupedCommand, option_group
 from producer.cli.options import (
     csv_safe_option,
     keep_alive_option,
     label_option,
     name_option,
     output_option,
+    param_option,
     part_format_option,
     priority_option,
     quoting_option,
@@ -22,84 +23,81 @@ from producer.cli.options import (
 from producer.cli.session import open_client
 from producer.cli.terminal import dry_run_status, notify, print_json
 
-_GROUPS = {
-    "Input": ("--task", "--column", "--id-column", "--format", "--quoting", "--limit"),
-    "Model": ("-m", "--revision", "--dtype", "-p"),
-    "Output": ("-o", "--output-format", "--csv-safe", "--wait", "--json"),
-    "Job": (
-        "--name",
-        "-l",
-        "--priority",
-        "--device",
-        "--chunk-size",
-        "--max-errors",
-        "--idempotency-key",
-        "--store",
-        "--keep-alive",
-        "--dry-run",
-    ),
-}
 
-
-@click.command(cls=GroupedCommand, groups=_GROUPS, no_args_is_help=True)
+@click.command(cls=GroupedCommand, no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@task_option(help="The task to run; `producer tasks` lists them.  [required, except with --format openai]")
-@click.option(
-    "-m",
-    "--model",
-    "--model-id",
-    metavar="ID|PATH|job:ID",
-    help="A model on the Hub, a directory, or the model of a job.  [default: the task's]",
+@option_group(
+    "Input",
+    task_option(help="The task to run; `producer tasks` lists them.  [required, except with --format openai]"),
+    click.option("--column", metavar="NAME", help="Column that holds the input."),
+    click.option(
+        "--id-column",
+        metavar="NAME",
+        help="Column that holds the record id.  [default: id, custom_id, or the line number]",
+    ),
+    click.option(
+        "--format",
+        type=click.Choice(["txt", "jsonl", "json", "csv", "tsv", "parquet", "openai"]),
+        help="Input format, if the extension does not tell; openai: OpenAI's batch files.",
+    ),
+    quoting_option,
+    click.option("--limit", type=int, metavar="N", help="Read only the first N records."),
 )
-@revision_option
-@output_option
-@part_format_option
-@csv_safe_option
-@click.option(
-    "--wait/--no-wait", default=None, help="Wait for the job and print the results, or return once it is accepted."
+@option_group(
+    "Model",
+    click.option(
+        "-m",
+        "--model",
+        "--model-id",
+        metavar="ID|PATH|job:ID",
+        help="A model on the Hub, a directory, or the model of a job.  [default: the task's]",
+    ),
+    revision_option,
+    click.option(
+        "--dtype", type=click.Choice(DTYPES), help="Data type for inference.  [default: the worker's setting]"
+    ),
+    param_option("A parameter of the task, such as top_k=3."),
 )
-@click.option(
-    "--store", metavar="URL", help="Where records and results are stored.  [default: HUGQUEUE_STORE_URL, else Redis]"
+@option_group(
+    "Output",
+    output_option,
+    part_format_option,
+    csv_safe_option,
+    click.option(
+        "--wait/--no-wait", default=None, help="Wait for the job and print the results, or return once it is accepted."
+    ),
+    click.option(
+        "--json", "as_json", is_flag=True, help="Print JSON, also on a terminal: result lines, the job, or the report."
+    ),
 )
-@name_option
-@label_option()
-@priority_option
-@click.option("--column", metavar="NAME", help="Column that holds the input.")
-@click.option(
-    "--id-column", metavar="NAME", help="Column that holds the record id.  [default: id, custom_id, or the line number]"
-)
-@click.option(
-    "-p", "--param", "params", multiple=True, metavar="KEY=VALUE", help="A parameter of the task, such as top_k=3."
-)
-@click.option("--dtype", type=click.Choice(DTYPES), help="Data type for inference.  [default: the worker's setting]")
-@click.option("--limit", type=int, metavar="N", help="Read only the first N records.")
-@click.option(
-    "--format",
-    "format",
-    type=click.Choice(["txt", "jsonl", "json", "csv", "tsv", "parquet", "openai"]),
-    help="Input format, if the extension does not tell; openai: OpenAI's batch files.",
-)
-@quoting_option
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "gpu"]),
-    default="auto",
-    show_default=True,
-    help="Kind of worker that may run the job.",
-)
-@click.option("--chunk-size", type=int, metavar="N", help="Maximum number of records per chunk.")
-@click.option(
-    "--max-errors", metavar="N|P%", help="Fail the job once more than this number or share of records has failed."
-)
-@click.option(
-    "--idempotency-key",
-    metavar="KEY",
-    help="Create at most one job with this key, however often this command runs.",
-)
-@keep_alive_option
-@click.option("--dry-run", is_flag=True, help="Read and check everything without creating a job.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON, also on a terminal: result lines, the job, or the report."
+@option_group(
+    "Job",
+    name_option,
+    label_option(),
+    priority_option,
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "gpu"]),
+        default="auto",
+        show_default=True,
+        help="Kind of worker that may run the job.",
+    ),
+    click.option("--chunk-size", type=int, metavar="N", help="Maximum number of records per chunk."),
+    click.option(
+        "--max-errors", metavar="N|P%", help="Fail the job once more than this number or share of records has failed."
+    ),
+    click.option(
+        "--idempotency-key",
+        metavar="KEY",
+        help="Create at most one job with this key, however often this command runs.",
+    ),
+    click.option(
+        "--store",
+        metavar="URL",
+        help="Where records and results are stored.  [default: HUGQUEUE_STORE_URL, else Redis]",
+    ),
+    keep_alive_option,
+    click.option("--dry-run", is_flag=True, help="Read and check everything without creating a job."),
 )
 def submit(
     inputs: tuple[str, ...],

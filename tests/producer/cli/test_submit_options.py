@@ -95,12 +95,8 @@ def test_help_has_every_option_in_one_group_and_marks_the_required(queue: Queue,
     command = main.get_command(click.Context(main), name)
     assert isinstance(command, GroupedCommand)
     text = queue.run(name, "--help").stdout
-    options = [
-        option.opts[0] for option in command.params if isinstance(option, click.Option) and option not in COMMON_OPTIONS
-    ]
-    grouped = [option for group in command.groups.values() for option in group]
-    assert sorted(grouped) == sorted(options)
-    assert all(re.search(rf"^{heading}:$", text, re.MULTILINE) for heading in command.groups)
+    options = [option for option in command.params if isinstance(option, click.Option) and option not in COMMON_OPTIONS]
+    assert all(re.search(rf"^{getattr(option, 'heading', 'None')}:$", text, re.MULTILINE) for option in options)
     assert "[required" in text
 
 
