@@ -1,4 +1,4 @@
-"""Child processes that end with their parent, even one that is killed."""
+"""Child processes that end with their parent, even if it is killed (Linux)."""
 
 import ctypes
 import os
@@ -6,23 +6,28 @@ import signal
 import sys
 from collections.abc import Callable
 
-#: `prctl`: the signal to get when the parent dies (Linux).
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# Loaded here: between fork and exec nothing may be imported.
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+
+def set_parent_death_signal(number: int) -> None:
+    """Have the kernel send this process a signal when the thread that started it ends; only on Linux."""
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, number)
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """Return a `preexec_fn` that has the new process asked to end (SIGTERM) when this one dies.
+    """Return a `preexec_fn` that has a child terminated (SIGTERM) when this process dies; None if not on Linux.
 
-    Linux alone offers that, elsewhere it is None. Only for processes of one thread: the function runs between fork and
-    exec, and what counts as the parent is the thread that started the child.
+    Only for processes of one thread: the function runs between fork and exec, and the kernel watches the thread that
+    started the child.
     """
-    if sys.platform != "linux":
-        return None
-    parent, prctl = os.getpid(), ctypes.CDLL(None).prctl
+    parent = os.getpid()
 
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    def set_signal() -> None:
+        set_parent_death_signal(signal.SIGTERM)
         if os.getppid() != parent:  # it died before that
             os._exit(1)
 
-    return ask
+    return set_signal if _prctl is not None else None

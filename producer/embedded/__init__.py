@@ -1,1 +1,1 @@
-"""A Redis and a worker of one's own, for when none is configured: `attach` is what commands use."""
+"""An embedded Redis and worker, used if no Redis is configured; the entry point is `attach`."""

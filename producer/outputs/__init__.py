@@ -1,6 +1,6 @@
-"""Writing outcomes: to files, to a pipe, and in short to a terminal.
+"""Output formats of results: files, lines for a pipe, and short previews for a terminal.
 
-Knows the formats; nothing of jobs or Redis. pyarrow is imported for Parquet alone.
+Independent of jobs and Redis. pyarrow and numpy are imported only by the formats that need them.
 """
 
 from common.results import ResultRow, to_line

@@ -1,1 +1,1 @@
-"""The commands of `producer`: each parses, calls, prints, and no more."""
+"""The commands of `producer`: each one parses its arguments, calls the Python API and prints the result."""

@@ -1,6 +1,5 @@
 """The device process: `python -P -m workers.device.server FD DEVICE`, started by `workers.device.client.process`."""
 
-import ctypes
 import faulthandler
 import logging
 import os
@@ -8,10 +7,9 @@ import signal
 import sys
 
 from common.logs import configure_logging
+from common.processes import set_parent_death_signal
 from workers.device.server.memory import retain_freed_memory
 from workers.device.server.server import serve
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
@@ -36,8 +34,7 @@ def _die_with_parent() -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    set_parent_death_signal(signal.SIGKILL)
 
 
 if __name__ == "__main__":
