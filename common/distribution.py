@@ -1,4 +1,4 @@
-"""The optional parts of the distribution (`pyproject.toml`), and the command that adds one to this installation."""
+"""Installed distributions: versions, missing libraries, and the command that installs an extra of hugqueue."""
 
 import importlib.util
 import json
@@ -11,39 +11,48 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-#: The libraries without which no worker runs.
+#: The libraries that a worker needs.
 WORKER_LIBRARIES = ("torch", "transformers", "huggingface_hub")
 
 _NAME = "hugqueue"
 
 
+@cache  # reading the metadata parses a whole file each time
+def installed_version(distribution: str) -> str | None:
+    """Return the version of a distribution, None if it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
 def missing_worker_libraries() -> str | None:
-    """Return which libraries a worker lacks here and how to install them, None if it can run."""
+    """Return the missing worker libraries and how to install them, None if there are none."""
     lacking = missing_libraries(WORKER_LIBRARIES)
     return f"{', '.join(lacking)}: {install_command('worker')}" if lacking else None
 
 
 def missing_libraries(libraries: Iterable[str]) -> list[str]:
-    """Return those of the libraries that cannot be imported here, without importing any."""
+    """Return the libraries that are not installed, without importing any."""
     return [name for name in libraries if importlib.util.find_spec(name) is None]
 
 
 def install_command(extra: str) -> str:
-    """Return the command that adds an extra: `embedded`, `monitor`, `worker`, ...
+    """Return the command that installs an extra: `embedded`, `monitor`, `worker`, ...
 
-    It names this Python, and the place hugqueue was installed from: a clone or a wheel is on no index.
+    It names this Python and the origin of the installation, because a clone or a local wheel is on no index.
     """
     return f"{_pip_install()} {_requirement(extra)}"
 
 
 def upgrade_command(distribution: str) -> str:
-    """Return the command that brings the latest release of a distribution."""
+    """Return the command that upgrades a distribution."""
     return f"{_pip_install()} --upgrade {distribution}"
 
 
 def _pip_install() -> str:
     python = shlex.quote(sys.executable)
-    if importlib.util.find_spec("pip") is None:  # uv makes environments without it
+    if importlib.util.find_spec("pip") is None:  # environments made by uv have no pip
         return f"uv pip install --python {python}"
     return f"{python} -m pip install"
 
@@ -65,19 +74,10 @@ def _requirement(extra: str) -> str:
 
 
 def _direct_url() -> dict[str, Any]:
-    """Return what the installer noted of where hugqueue came from (PEP 610); nothing for a release of an index."""
+    """Return where hugqueue was installed from (PEP 610); empty for a release from an index."""
     try:
         text = Distribution.from_name(_NAME).read_text("direct_url.json")
     except PackageNotFoundError:
         return {}
     found: dict[str, Any] = json.loads(text) if text else {}
     return found
-
-
-@cache  # the metadata file is read and parsed anew each time
-def installed_version(distribution: str) -> str | None:
-    """Return the version of an installed distribution, None if it is not installed."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None

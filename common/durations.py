@@ -1,4 +1,4 @@
-"""Spans of time as people write them: `30s`, `5m`, `12h`, `7d`."""
+"""Durations: parsed (`30s`, `5m`, `12h`, `7d`) and formatted."""
 
 import re
 
@@ -9,25 +9,25 @@ _SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhdw])")
 
 
 def parse_duration(text: str, option: str) -> float:
-    """Return the seconds of a span; `0` needs no unit.
+    """Return a duration in seconds; `0` needs no unit.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not a duration.
     """
     match = _SPAN.fullmatch(text.strip().lower())
     if match is None and text.strip() != "0":
-        raise UsageError(f"{option} {text!r}: expected a span of time such as 30s, 5m, 12h or 7d.")
+        raise UsageError(f"{option} {text!r}: expected a duration such as 30s, 5m, 12h or 7d.")
     return float(match[1]) * _UNITS[match[2]] if match else 0.0
 
 
 def write_duration(seconds: float) -> str:
-    """Return a span as `parse_duration` reads it, in the largest unit of which it is a whole number."""
+    """Return a duration as `parse_duration` reads it, in the largest unit that divides it."""
     unit = next((unit for unit in reversed(_UNITS) if seconds >= _UNITS[unit] and seconds % _UNITS[unit] == 0), "s")
     return f"{seconds / _UNITS[unit]:g}{unit}"
 
 
 def duration(seconds: float) -> str:
-    """Return a time span in words: 12s, 3m 20s, 2h 05m, 4d 03h."""
+    """Return a duration for people: 12s, 3m 20s, 2h 05m, 4d 03h."""
     whole = max(0, round(seconds))
     minutes, secs = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,6 +1,6 @@
-"""Types of task parameters: what a value may be, and how the text of `-p NAME=VALUE` becomes one.
+"""Parameter types: which values are valid, and how the text of `-p NAME=VALUE` is parsed.
 
-Knows no task: `common.task_params` says which parameters each task has.
+`common.task_params` declares the parameters of each task.
 """
 
 import json
@@ -13,23 +13,23 @@ from common.errors import ModelError, UsageError
 from common.records import Json
 from common.suggestions import did_you_mean
 
-#: Whole numbers that torch can hold.
+#: The range of integers in torch.
 _INT64 = 2**63
-#: And numbers; whole ones of Python can be larger than any float.
+#: The range of numbers; integers of Python can be larger than any float.
 _MAX_FLOAT = sys.float_info.max
 
 _BOOLEANS: Mapping[str, Json] = {"true": True, "false": False}
 
 
 def parse_untyped(text: str) -> Json:
-    """Return the value of a parameter that is not declared: JSON where the text is JSON, else the text itself."""
+    """Parse the value of an undeclared parameter: JSON if the text is JSON, else the text itself."""
     if text.lower() in _BOOLEANS:
         return _BOOLEANS[text.lower()]
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    # json.loads also takes NaN and Infinity, which no parameter means.
+    # json.loads also accepts NaN and Infinity, which no parameter does.
     return text if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -39,12 +39,12 @@ def _same(value: Json) -> Json:
 
 @dataclass(frozen=True, slots=True)
 class ParamType:
-    """What a parameter may be."""
+    """The valid values of a parameter."""
 
     description: str  #: for people: "must be ..."
     accepts: Callable[[Json], bool]
-    parse: Callable[[str], Json] = parse_untyped  #: from the text of `-p NAME=VALUE`; what it gives may be refused
-    convert: Callable[[Json], Json] = _same  #: an accepted value as the libraries want it
+    parse: Callable[[str], Json] = parse_untyped  #: the text of `-p NAME=VALUE`; the result may be invalid
+    convert: Callable[[Json], Json] = _same  #: an accepted value to the form that the libraries take
 
 
 def _is_number(value: Json) -> bool:
@@ -68,7 +68,7 @@ def _one_or_more(accepts: Callable[[Json], bool]) -> Callable[[Json], bool]:
 
 
 def _parse_texts(text: str) -> Json:
-    """Return the JSON list that the text is, its numbers as texts; any other text as it is."""
+    """Parse a JSON list, with its numbers as strings; return any other text unchanged."""
     try:
         value = json.loads(text, parse_int=str, parse_float=str)
     except (ValueError, RecursionError):
@@ -77,7 +77,7 @@ def _parse_texts(text: str) -> Json:
 
 
 def integer(least: int | None = None) -> ParamType:
-    """Return the type of a whole number, from `least` on."""
+    """Return the type of an integer of at least `least`."""
     if least is None:
         return ParamType("a whole number", _is_integer)
     return ParamType(f"a whole number of at least {least}", lambda value: _is_integer(value) and value >= least)
@@ -94,16 +94,16 @@ def number(least: float = -math.inf, most: float = math.inf, *, above: float = -
     def accepts(value: Json) -> bool:
         return _is_number(value) and least <= value <= most and value > above
 
-    return ParamType(description, accepts, convert=float)  # the warpers of transformers refuse a whole number
+    return ParamType(description, accepts, convert=float)  # the logits warpers of transformers refuse integers
 
 
 def one_of(*description: str) -> ParamType:
-    """Return the type of a word out of these."""
+    """Return the type of one of these words."""
     return ParamType(f"one of {', '.join(description)}", lambda value: value in description, parse=str)
 
 
 def either(kind: ParamType, *values: Json) -> ParamType:
-    """Return a type that also takes one of `values` (None, True, "never")."""
+    """Return a type that also accepts one of `values` (None, True, "never")."""
     named = ", ".join("null" if value is None else str(value).lower() for value in values)
 
     def is_value(value: Json) -> bool:
@@ -124,7 +124,7 @@ def either(kind: ParamType, *values: Json) -> ParamType:
 
 
 def list_of(description: str, accepts: Callable[[Json], bool]) -> ParamType:
-    """Return the type of a list whose items `accepts` takes."""
+    """Return the type of a list of accepted items."""
     return ParamType(f"a list of {description}", lambda value: isinstance(value, list) and all(map(accepts, value)))
 
 
@@ -149,14 +149,14 @@ OBJECT = ParamType("an object", lambda value: isinstance(value, dict))
 
 
 def parse_params(options: Iterable[str], declared: Mapping[str, ParamType] | None = None) -> dict[str, Json]:
-    """Return the parameters of `-p NAME=VALUE` options, each value read as its declared type says.
+    """Parse the parameters of `-p NAME=VALUE` options by their declared types.
 
     Args:
-        options: the texts behind `-p`.
-        declared: the types by name; None where they are not known: then JSON is JSON, and all else is text.
+        options: the texts after `-p`.
+        declared: the types by name; None if unknown: JSON is parsed, anything else is text.
 
     Raises:
-        UsageError: an option has no `=`, or no name before it.
+        UsageError: an option has no `=` or no name.
     """
     parsed: dict[str, Json] = {}
     for option in options:
@@ -170,15 +170,15 @@ def parse_params(options: Iterable[str], declared: Mapping[str, ParamType] | Non
 
 
 def check_params(owner: str, declared: Mapping[str, ParamType], params: Mapping[str, Json]) -> dict[str, Json]:
-    """Return `params`, each checked and in the form that the libraries want.
+    """Check `params` and return them in the form that the libraries take.
 
     Args:
-        owner: whose parameters they are: the name of a task.
+        owner: the task they belong to, for messages.
         declared: the types by name.
-        params: what a job, or a record, brings; untrusted.
+        params: of a job or a record; untrusted.
 
     Raises:
-        ModelError: `bad_param`, naming the nearest declared parameters, or what was expected.
+        ModelError: `bad_param`, with similar parameter names or what was expected.
     """
     checked: dict[str, Json] = {}
     for name, value in params.items():

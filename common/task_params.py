@@ -1,7 +1,7 @@
-"""The parameters of every task: name, type, range, and whether null is taken.
+"""The parameters of every task: name, type, range, and whether null is allowed.
 
-The one list of them. The producer checks a job by it before anything is sent, the runners check again what they are
-given, and `docs/tasks.md` says what each parameter means. Tasks of other distributions declare nothing here.
+The producer checks jobs against it before anything is sent, runners check again, and `docs/tasks.md` describes each
+parameter. Tasks of other distributions declare nothing here.
 """
 
 from collections.abc import Mapping
@@ -32,10 +32,10 @@ from common.records import Json
 
 Params = Mapping[str, ParamType]
 
-#: How a model is loaded, for every task that has one; the rest says how it runs.
+#: How a model is loaded, for every task; the other parameters control how it runs.
 LOAD_PARAMS: Params = {"dtype": one_of(*DTYPES), "ignore_auto_map": BOOLEAN}
 
-#: Poolings of an embedding, in the order in which sentence-transformers joins several.
+#: Pooling modes of embeddings, in the order in which sentence-transformers concatenates several.
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
@@ -52,7 +52,7 @@ def _is_labels(value: Json) -> bool:
 
 
 def _is_template(value: Json) -> bool:
-    """Whether `str.format` puts the label in, and nothing else: a width, as in `{:>1000000000}`, takes memory."""
+    """Whether `str.format` inserts the label and nothing else: a width such as `{:>1000000000}` would take memory."""
     try:
         parts = list(Formatter().parse(value)) if isinstance(value, str) else []
     except ValueError:
@@ -70,12 +70,12 @@ def _is_ids(value: Json) -> bool:
 
 
 _IDS = ParamType("a token id, or a list of them", _is_ids)
-#: What makes scores of a classifier's logits.
+#: The function from a classifier's logits to scores.
 _FUNCTION = one_of("sigmoid", "softmax", "none")
 _TRUNCATION = either(one_of("longest_first", "only_first", "only_second"), True, False)
 
-#: Those of `generate` that a job may set. Left out are those that choose caches, compilers or assistant models, that
-#: change what comes back, or that make a record's text depend on the others of its batch (`max_time`).
+#: Parameters of `generate` that a job may set. Excluded are those that select caches, compilers or assistant models,
+#: change what is returned, or make a record's output depend on its batch (`max_time`).
 GENERATE_PARAMS: Params = {
     "bad_words_ids": ParamType("a list of lists of token ids", _is_id_lists),
     "begin_suppress_tokens": TOKEN_IDS,
@@ -111,7 +111,7 @@ GENERATE_PARAMS: Params = {
     "typical_p": number(above=0, most=1),
 }
 
-#: Of encoder-decoders: what `generate` takes, and how texts become tokens and back.
+#: Parameters of encoder-decoder models: generation, and tokenization in both directions.
 SEQ2SEQ_PARAMS: Params = {
     **GENERATE_PARAMS,
     "clean_up_tokenization_spaces": BOOLEAN,
@@ -119,21 +119,21 @@ SEQ2SEQ_PARAMS: Params = {
     "truncation": BOOLEAN,
 }
 
-#: Labels of the user's own, for a job or for one record.
+#: Candidate labels, for a job or for one record.
 _LABELS: Params = {
     "candidate_labels": ParamType("at least one label: a list, or a text with commas", _is_labels, TEXTS.parse),
     "hypothesis_template": ParamType("a text with one {} for the label", _is_template, TEXT.parse),
 }
 _CLASSES: Params = {"top_k": either(POSITIVE_INTEGER, None), "function_to_apply": _FUNCTION}
 
-#: What goes to `generate` in speech recognition; models that do not generate (CTC) have no use for it.
+#: Parameters of `generate` in speech recognition; CTC models, which do not generate, ignore them.
 SPEECH_GENERATE_PARAMS: Params = {
     "language": TEXT,
     "task": one_of("transcribe", "translate"),
     **{name: GENERATE_PARAMS[name] for name in ("max_new_tokens", "num_beams", "do_sample", "temperature")},
 }
 
-#: Task to its parameters, but for `LOAD_PARAMS`.
+#: Parameters by task, except `LOAD_PARAMS`.
 TASK_PARAMS: Mapping[str, Params] = {
     "fill-mask": {"top_k": POSITIVE_INTEGER, "targets": TEXTS},
     "text-classification": {**_CLASSES, "truncation": _TRUNCATION, "max_length": POSITIVE_INTEGER},

@@ -1,11 +1,10 @@
-"""The tasks that `--task` can name: their fields, default models and chunk sizes.
+"""The table of tasks that `--task` accepts: fields, default models and chunk sizes.
 
-One row per task. What runs a task is in `workers.inference`; this table is what the producer knows.
-Default models are those that transformers pins itself (`transformers/pipelines/__init__.py`, 5.23);
-for `embedding` and the tasks that transformers 5 took out, ours.
+`workers.inference` runs them; this table is what the producer knows. Default models and revisions are those that
+transformers pins (`transformers/pipelines/__init__.py`, 5.23); `embedding` and the tasks that transformers 5 removed
+have their own.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from importlib.metadata import entry_points
 
 from common.errors import RecordError, UsageError
 from common.records import Json
+from common.suggestions import did_you_mean
 from common.task_params import LOAD_PARAMS, TASK_PARAMS, Params
 
-#: Other distributions bring runners of their own by entry points of this group, named as their task.
+#: Other distributions add runners by entry points of this group, named after their task.
 RUNNER_ENTRY_POINTS = "hugqueue.runners"
 
 _TRANSLATION = re.compile(r"^translation_([a-z]{2,3})_to_([a-z]{2,3})$")
@@ -31,19 +31,19 @@ class Task:
     optional: tuple[str, ...] = ()
     model: str | None = None  #: default model
     revision: str | None = None  #: its pinned revision
-    hint: str = ""  #: how to name columns that are not found
+    hint: str = ""  #: how to select columns that are not found
     chunk_records: int = 256  #: about a second or more of compute on a CPU
-    media: str | None = None  #: what its files hold, a kind of `common.media_types`; its field names one
+    media: str | None = None  #: the media type of its files (`common.media_types`), and the name of its field
 
     @property
     def primary_field(self) -> str | None:
-        """The field that a record is which is a text and no object; None where it must be an object."""
+        """The field of a record that is a plain string; None if records must be objects."""
         name = self.media or "text"
         return name if (name,) in self.fields else None
 
     @property
     def params(self) -> Params | None:
-        """What `-p` takes, by name; None for the runner of another distribution, which alone knows its own."""
+        """The types of `-p` parameters by name; None for runners of other distributions."""
         return {**LOAD_PARAMS, **TASK_PARAMS[self.name]} if self.name in TASK_PARAMS else None
 
     @property
@@ -52,7 +52,7 @@ class Task:
         return " or ".join(" + ".join(names) for names in self.fields)
 
     def as_dict(self) -> dict[str, Json]:
-        """Return what `--json` shows."""
+        """Return the task for `--json`."""
         return {
             "summary": self.summary,
             "fields": [list(names) for names in self.fields],
@@ -63,10 +63,10 @@ class Task:
         }
 
     def build_input(self, row: Mapping[str, Json]) -> Json:
-        """Return the record's input: the text alone, or an object with the fields the task knows.
+        """Return the record's input: the text alone, or an object with the task's fields.
 
         Raises:
-            RecordError: `missing_field`, if no alternative of required fields is there.
+            RecordError: `missing_field`, if no alternative of required fields is complete.
         """
         for names in self.fields:
             if all(row.get(name) is not None for name in names):
@@ -87,31 +87,41 @@ _VIT = ("google/vit-base-patch16-224", "3f49326")
 _LABELS = ("candidate_labels", "hypothesis_template")
 
 MEDIA_TASKS = (
-    _media_task("image", "image-classification", "what an image shows", _VIT),
+    _media_task("image", "image-classification", "labels and scores for an image", _VIT),
     _media_task(
         "image",
         "zero-shot-image-classification",
-        "scores for labels named with the image or by -p candidate_labels=",
+        "scores for labels given with the image or by -p candidate_labels=",
         ("openai/clip-vit-base-patch32", "3d74acf"),
         _LABELS,
     ),
     _media_task(
-        "image", "object-detection", "the things in an image and where", ("facebook/detr-resnet-50", "1d5f47b")
+        "image", "object-detection", "objects in an image and their boxes", ("facebook/detr-resnet-50", "1d5f47b")
     ),
     _media_task(
-        "image", "image-segmentation", "the parts of an image as masks", ("facebook/detr-resnet-50-panoptic", "d53b52a")
+        "image", "image-segmentation", "segments of an image as masks", ("facebook/detr-resnet-50-panoptic", "d53b52a")
     ),
-    _media_task("image", "depth-estimation", "how far away each pixel is", ("Intel/dpt-large", "bc15f29")),
+    _media_task("image", "depth-estimation", "the distance of each pixel", ("Intel/dpt-large", "bc15f29")),
     _media_task("image", "image-feature-extraction", "the hidden states of an image", _VIT),
-    _media_task("audio", "audio-classification", "what is heard", ("superb/wav2vec2-base-superb-ks", "372e048")),
+    _media_task(
+        "audio",
+        "audio-classification",
+        "labels and scores for a recording",
+        ("superb/wav2vec2-base-superb-ks", "372e048"),
+    ),
     _media_task(
         "audio",
         "zero-shot-audio-classification",
-        "scores for labels named with the sound or by -p candidate_labels=",
+        "scores for labels given with the audio or by -p candidate_labels=",
         ("laion/clap-htsat-fused", "cca9e28"),
         _LABELS,
     ),
-    _media_task("audio", "automatic-speech-recognition", "what is said", ("facebook/wav2vec2-base-960h", "22aad52")),
+    _media_task(
+        "audio",
+        "automatic-speech-recognition",
+        "the transcript of a recording",
+        ("facebook/wav2vec2-base-960h", "22aad52"),
+    ),
 )
 
 _T5 = ("google-t5/t5-base", "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1")
@@ -121,7 +131,7 @@ TASKS: dict[str, Task] = {
     for task in (
         Task(
             "fill-mask",
-            "the likeliest words for [MASK]",
+            "the most likely words for [MASK]",
             optional=("targets",),
             model="distilbert/distilroberta-base",
             revision="fb53ab8",
@@ -141,7 +151,7 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             "zero-shot-classification",
-            "scores for labels named with the record or by -p candidate_labels=",
+            "scores for labels given with the record or by -p candidate_labels=",
             optional=("candidate_labels", "hypothesis_template", "multi_label"),
             model="facebook/bart-large-mnli",
             revision="d7645e1",
@@ -149,7 +159,7 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             "text-generation",
-            "text that goes on from a prompt or a chat",
+            "text that continues a prompt or a chat",
             fields=(("text",), ("messages",)),
             model="HuggingFaceTB/SmolLM3-3B",
             revision="a07cc9a",
@@ -178,7 +188,7 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             "question-answering",
-            "the part of a text that answers a question",
+            "the span of a context that answers a question",
             fields=(("question", "context"),),
             model="distilbert/distilbert-base-cased-distilled-squad",
             revision="564e9b5",
@@ -187,14 +197,14 @@ TASKS: dict[str, Task] = {
         Task("translation", "the text in another language", chunk_records=32, model=_T5[0], revision=_T5[1]),
         Task(
             "summarization",
-            "a shorter text that says the same",
+            "a shorter version of the text",
             model="facebook/bart-large-cnn",
             revision="37f520fa929c961707657b28798b30c003dd100b",
             chunk_records=16,
         ),
         Task(
             "text2text-generation",
-            "what a sequence-to-sequence model answers",
+            "the output of a sequence-to-sequence model",
             chunk_records=32,
             model=_T5[0],
             revision=_T5[1],
@@ -207,7 +217,7 @@ ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classifica
 
 
 def list_tasks() -> list[tuple[str, Task]]:
-    """Return every name that `--task` takes, with its task."""
+    """Return every name that `--task` accepts, with its task."""
     rows = list(TASKS.items())
     rows += [(alias, TASKS[name]) for alias, name in ALIASES.items()]
     rows.append(("translation_xx_to_yy", TASKS["translation"]))
@@ -219,7 +229,7 @@ def find_task(name: str) -> Task:
     """Return the task of that name, alias, `translation_xx_to_yy`, or runner entry point.
 
     Raises:
-        UsageError: there is none; the nearest names are offered.
+        UsageError: it is unknown; the message suggests similar names.
     """
     if name in TASKS or name in ALIASES:
         return TASKS[ALIASES.get(name, name)]
@@ -227,11 +237,10 @@ def find_task(name: str) -> Task:
         return TASKS["translation"]
     plugins = [point.name for point in entry_points(group=RUNNER_ENTRY_POINTS)]
     if name in plugins:
-        return Task(name, "a runner of another distribution")
+        return Task(name, "from another distribution")
     known = sorted({*TASKS, *ALIASES, "translation_xx_to_yy", *plugins})
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known tasks: {', '.join(known)}."
-    raise UsageError(f"Unknown task {name!r}. {hint} `producer tasks` describes them all.")
+    hint = did_you_mean(name.lower().replace("_", "-"), known)
+    raise UsageError(f"Unknown task {name!r}. {hint} See `producer tasks`.")
 
 
 def translation_languages(name: str) -> tuple[str, str] | None:

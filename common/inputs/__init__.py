@@ -1,7 +1,7 @@
-"""Reading inputs: files, addresses and standard input become records, lazily and in bounded memory.
+"""Inputs: records from files, URLs and standard input, read lazily and in bounded memory.
 
-Knows the formats and the fields of tasks; nothing of jobs or Redis. The producer reads whole inputs with it, and a
-worker the rows of a chunk that it was told to read in place. pyarrow is imported for Parquet alone.
+Knows formats and the fields of tasks, but neither jobs nor Redis. The producer reads whole inputs with it, and workers
+read the splits of files that are read in place. pyarrow is imported only for Parquet.
 """
 
 from common.inputs.reader import Inputs, find_inputs

@@ -1,7 +1,7 @@
-"""Arrow columns as JSON values: how large their rows are before they are converted, and the conversion.
+"""Arrow columns as JSON values: the sizes of rows before conversion, and the conversion.
 
-Sizes come first because a column may be far larger in Python than in its file: a dictionary of one long text and a
-million rows that refer to it takes a megabyte there, and a terabyte here.
+Sizes come first because a column may be far larger in Python than in its file: a dictionary of one long text that a
+million rows refer to takes a megabyte on disk and a terabyte in memory.
 """
 
 import math
@@ -13,15 +13,15 @@ import pyarrow.compute as pc
 
 from common.records import Json
 
-_NUMBER_BYTES = 8  # of a value that is neither text nor bytes, about
+_NUMBER_BYTES = 8  # approximate size of a value that is neither text nor bytes
 
 
 class Undecodable:
-    """Stands for a cell whose text is not UTF-8."""
+    """Marks a cell whose text is not UTF-8."""
 
 
 def row_sizes(column: Any) -> Any:
-    """Return for each row how many bytes its texts and numbers have, as an int64 array of shape (rows,)."""
+    """Return the size of each row in bytes, as an int64 array of shape (rows,)."""
     if isinstance(column, pa.ChunkedArray):
         return np.concatenate([np.empty(0, np.int64), *map(row_sizes, column.chunks)])
     return _array_sizes(column.storage if isinstance(column, pa.ExtensionArray) else column)
@@ -50,7 +50,7 @@ def _list_sizes(column: Any) -> Any:
 
 
 def _numbers(column: Any, null: int = 0) -> Any:
-    """Return whole numbers as int64, without `to_numpy`, which imports pandas wherever that is installed."""
+    """Return integers as int64 without `to_numpy`, which imports pandas if it is installed."""
     if not len(column):
         return np.empty(0, np.int64)
     column = column.cast(pa.int64())
@@ -61,10 +61,10 @@ def _numbers(column: Any, null: int = 0) -> Any:
 
 
 def json_values(column: Any) -> list[Json]:
-    """Return the cells as JSON values; those whose text is not UTF-8 are `Undecodable`, one by one.
+    """Return the cells as JSON values; cells whose text is not UTF-8 are `Undecodable`.
 
-    Times, durations and decimals become text, wherever they are nested: Python has no nanoseconds and no years beyond
-    9999, and JSON has neither dates nor decimals. A time with a time zone that is unknown here is given in UTC.
+    Times, durations and decimals become text at any depth: Python has no nanoseconds and no years beyond 9999, and JSON
+    has neither dates nor decimals. A timestamp with an unknown time zone is converted to UTC.
     """
     column = _with_text(column)
     try:
@@ -75,7 +75,7 @@ def json_values(column: Any) -> list[Json]:
 
 
 def json_value(value: Any) -> Json:
-    """Return the value in terms of JSON: bytes are text, NaN is null, what JSON lacks is its text."""
+    """Return the value as JSON: bytes as text, NaN as null, other types as their text."""
     match value:
         case None | str() | bool() | int() | Undecodable():
             return value
@@ -91,7 +91,7 @@ def json_value(value: Any) -> Json:
 
 
 def contains_undecodable(value: Json) -> bool:
-    """Return whether the value is, or has in it, a text that is not UTF-8."""
+    """Return whether the value is or contains a text that is not UTF-8."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
@@ -108,7 +108,7 @@ def _with_text(column: Any) -> Any:
 
 
 def _json_type(kind: Any, leaf: Any) -> Any:
-    """Return the type with `leaf` applied to what is not nested."""
+    """Return the type with `leaf` applied to its leaves."""
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_json_type(field.type, leaf)) for field in kind])
     if pa.types.is_map(kind):

@@ -1,8 +1,8 @@
-"""Records of `.csv` and `.tsv`: a header, then rows; where fields may be quoted, a row may span lines.
+"""CSV and TSV records: a header, then rows; with quoting, a row may span lines.
 
-Python's csv module parses, strictly: a quote out of place fails its row instead of joining rows in silence. What
-a broken row has swallowed belongs to it; reading continues after it. Without quoting, as TSV is defined
-(https://www.iana.org/assignments/media-types/text/tab-separated-values), a quote is a character like any other.
+Python's csv module parses in strict mode: a misplaced quote fails its row instead of silently joining rows. The text
+consumed by a malformed row is skipped; parsing resumes after it. Without quoting, the definition of TSV
+(https://www.iana.org/assignments/media-types/text/tab-separated-values), a quote is an ordinary character.
 """
 
 import csv
@@ -17,12 +17,12 @@ from common.records import Failure, Record
 
 
 def csv_records(builder: RecordBuilder, stream: io.BufferedReader, max_bytes: int, delimiter: str) -> Iterator[Record]:
-    """Yield a record for each row behind the header; a row that is broken or too large fails alone.
+    """Yield a record for each row after the header; a malformed or too long row fails alone.
 
     Raises:
-        UsageError: the header cannot be read, or lacks a column that is needed.
+        UsageError: the header cannot be read, or lacks a required column.
     """
-    # csv knows only one limit for the whole process; the bound that counts is that of `_Feed`.
+    # csv has one limit for the whole process; `_Feed` enforces the one that counts.
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
     feed = _Feed(builder.source, stream, max_bytes)
     rows = _rows(feed, delimiter)
@@ -40,11 +40,11 @@ def csv_records(builder: RecordBuilder, stream: io.BufferedReader, max_bytes: in
 
 
 class _TooLarge(Exception):
-    """Raised through the csv reader out of a row that is longer than allowed."""
+    """Raised through the csv reader for a row that is too long."""
 
 
 class _Feed:
-    """Gives the csv reader its lines, and remembers of the row at hand where it began and how it went."""
+    """Feeds lines to the csv reader, and tracks where the current row began and what went wrong in it."""
 
     def __init__(self, source: Source, stream: io.BufferedReader, max_bytes: int) -> None:
         self.source = source
@@ -53,7 +53,7 @@ class _Feed:
         self.begin()
 
     def begin(self) -> None:
-        """Forget the last row."""
+        """Start a new row."""
         self.first = self.last = -1  # lines from 0; -1 before the row's first line
         self.size = 0
         self.failure: Failure | None = None
@@ -61,7 +61,7 @@ class _Feed:
 
     @property
     def echo(self) -> str:
-        """The beginning of the row, to show."""
+        """The beginning of the row, for messages."""
         return excerpt(self._head)
 
     def __iter__(self) -> "_Feed":
@@ -69,7 +69,7 @@ class _Feed:
 
     def __next__(self) -> str:
         line = next(self._lines)
-        quoted = self.first >= 0  # csv asks for another line of the same row only inside quotes
+        quoted = self.first >= 0  # csv reads another line of the same row only inside quotes
         if not quoted:
             self.first = line.number
             self._head = line.data
@@ -83,7 +83,7 @@ class _Feed:
         return text
 
     def _skip_row(self, line: Line, quoted: bool) -> None:
-        """Read on to the line on which the quotes are closed, holding nothing."""
+        """Skip to the line that closes the quotes."""
         quoted = self.source.has_quotes and quoted ^ bool(_quotes(line) % 2)
         while quoted and (following := next(self._lines, None)) is not None:
             quoted ^= bool(_quotes(following) % 2)
@@ -95,7 +95,7 @@ def _quotes(line: Line) -> int:
 
 
 def _rows(feed: _Feed, delimiter: str) -> Iterator[list[str] | Failure]:
-    """Yield the fields of each row, or why it has none; blank lines are left out."""
+    """Yield the fields of each row, or its failure; blank lines are skipped."""
     if feed.source.has_quotes:
         reader = csv.reader(feed, delimiter=delimiter, strict=True)
     else:
@@ -118,37 +118,37 @@ def _rows(feed: _Feed, delimiter: str) -> Iterator[list[str] | Failure]:
 def _describe_csv_error(feed: _Feed, error: csv.Error) -> str:
     location = feed.source.location(feed.first + 1)
     if "unexpected end" in str(error):
-        what = "a quote opens in this row and is never closed"
+        what = "a quote in this row is never closed"
     elif "new-line" in str(error):
-        what = "a carriage return stands outside quotes; lines end with LF or CR LF"
+        what = "a carriage return outside quotes; lines end with LF or CR LF"
     else:
-        what = f"{error}; a quote inside quotes is written twice"
+        what = f"{error}; double a quote inside quotes"
     return f"{location}: {what}{_consumed_lines(feed)}"
 
 
 def _consumed_lines(feed: _Feed) -> str:
-    return f" (the row took in all up to line {feed.last + 1})" if feed.last > feed.first else ""
+    return f" (the row extends to line {feed.last + 1})" if feed.last > feed.first else ""
 
 
 def _header(source: Source, rows: Iterator[list[str] | Failure], feed: _Feed) -> list[str]:
     header = next(rows, None)
     if header is None:
-        raise UsageError(f"Empty input: {source.label} holds no record.")
+        raise UsageError(f"Empty input: {source.label} contains no records.")
     if isinstance(header, Failure):
         raise UsageError(f"The header cannot be read. {header.message}.")
     if feed.failure:
-        raise UsageError(f"The header cannot be read. {feed.failure.message}; expected UTF-8 (iconv converts).")
+        raise UsageError(f"The header cannot be read. {feed.failure.message}; expected UTF-8; convert it with iconv.")
     return [name.strip() for name in header]
 
 
 def _wrong_field_count(feed: _Feed, fields: Sequence[str], names: Sequence[str]) -> Failure | None:
-    """Return what is wrong with the number of fields: a short row is one with empty cells, unless it spans lines."""
+    """Return what is wrong with the number of fields. A short row has empty cells, unless it spans lines."""
     if len(fields) == len(names) or (len(fields) < len(names) and feed.last == feed.first):
         return None
     what = f"{len(fields)} fields, but the header has {len(names)}; "
     if feed.last > feed.first:
-        what += "a quote may be opened and never closed; --quoting none takes quotes as they are"
+        what += "a quote may not be closed; --quoting none reads quotes as ordinary characters"
     else:
-        what += "put a field that holds the delimiter in quotes" * feed.source.has_quotes
+        what += "quote fields that contain the delimiter" * feed.source.has_quotes
         what += "a tab separates fields" * (not feed.source.has_quotes)
     return Failure("bad_csv", f"{feed.source.location(feed.first + 1)}: {what}{_consumed_lines(feed)}")

@@ -1,107 +1,83 @@
-"""Chunks that are not copied: where their records stand in a file that all machines reach.
+"""File splits: chunks whose records stay in a file that every machine can reach.
 
-Such a chunk's payload is a `FileSplit`, a line of JSON, instead of the records. Lines of `.txt` and `.jsonl` are cut at
-line ends, by bytes; rows of `.parquet` inside a row group, so that a reader opens one group alone.
+The payload of such a chunk is a `FileSplit`, a line of JSON, instead of the records. `.txt` and `.jsonl` are split at
+line ends, by bytes; `.parquet` inside a row group, so that a reader opens one group only.
 """
 
-import json
-from dataclasses import asdict, dataclass, fields
-from types import NoneType
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
 
 from common.errors import PayloadError
 from common.storage.filesystem import file_version
 
-#: Formats whose rows can be found without reading all that stands before them.
+#: Formats whose rows can be found without reading everything before them.
 FORMATS = ("txt", "jsonl", "parquet")
-#: No range of ours is longer: a chunk's text, and one record of the greatest size after it.
+#: No split of ours is longer: the text of a chunk, and one record of the largest size after it.
 MAX_BYTES = 1024**3
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
 
-@dataclass(frozen=True, slots=True)
-class FileSplit:
-    """Some consecutive rows of one file, and how they become records."""
 
-    source: str  #: an absolute path or an address
-    format: str  #: one of `FORMATS`
-    start: int  #: first byte; of Parquet, first row
-    end: int  #: byte (row) after the last one
-    first: int  #: number of the first line or row in the file, from 0: a record's id where it brings none
-    size: int  #: of the file in bytes, when the job was submitted
-    version: str  #: changes when the file does: its time, or its entity tag
-    max_bytes: int  #: of one record; a longer one fails
+class FileSplit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Consecutive rows of one file, and how they become records."""
+
+    source: str  #: an absolute path or a URL
+    format: Literal["txt", "jsonl", "parquet"]
+    start: _Count  #: first byte; for Parquet, first row
+    end: _Count  #: byte (row) after the last one
+    first: _Count  #: number of the first line or row in the file, from 0: the id of a record without one
+    size: _Count  #: of the file in bytes, when the job was submitted
+    version: str  #: changes when the file does: its modification time, or its entity tag
+    max_bytes: Annotated[int, msgspec.Meta(gt=0)]  #: of one record; a longer one fails
     column: str | None = None
     id_column: str | None = None
-    multiple_inputs: bool = False  #: whether the job has other inputs, so that ids carry the file's name
+    multiple_inputs: bool = False  #: whether the job has other inputs, so that ids include the file's name
 
     def encode(self) -> bytes:
-        """Return the payload that `decode` takes."""
-        return json.dumps(asdict(self)).encode()
+        """Return the payload that `decode` reads."""
+        return msgspec.json.encode(self)
 
     @classmethod
     def decode(cls, data: bytes) -> "FileSplit":
-        """Return the range of that payload, which is not trusted.
+        """Return the split in that payload, which is untrusted.
 
         Raises:
-            PayloadError: it is none.
+            PayloadError: it is not a valid split.
         """
         try:
-            values = json.loads(data)
-            if not isinstance(values, dict) or values.keys() - {field.name for field in fields(cls)}:
-                raise ValueError("not an object with the fields of a range")
-            found = cls(**values)
-            _check(found)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise PayloadError(f"not a range of rows: {error}") from error
+            found = msgspec.json.decode(data, type=cls)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise PayloadError(f"not a file split: {error}") from error
+        if found.start > found.end or (found.format != "parquet" and found.end - found.start > MAX_BYTES):
+            raise PayloadError(f"not a file split: bytes {found.start} to {found.end}")
         return found
 
     def check_version(self) -> None:
         """Check that the file is the one that was submitted.
 
         Raises:
-            PayloadError: it was changed since.
-            StorageError: it is gone, or cannot be looked at.
+            PayloadError: it has changed since.
+            StorageError: it is missing or cannot be read.
         """
         size, version = file_version(self.source)
         if (size, version) != (self.size, self.version):
             raise PayloadError(
-                f"{self.source} was changed after the job was submitted: it had {self.size:,} bytes then, and has "
-                f"{size:,} now. A file that is read in place must stay as it is until its job has ended."
+                f"{self.source} changed after the job was submitted: it had {self.size:,} bytes then and has "
+                f"{size:,} now. A file that workers read in place must not change until the job has ended."
             )
 
 
-_SHAPES: dict[str, tuple[type, ...]] = {
-    "source": (str,),
-    "format": (str,),
-    "version": (str,),
-    "column": (str, NoneType),
-    "id_column": (str, NoneType),
-    "multiple_inputs": (bool,),
-}
-
-
 def is_split(payload: bytes) -> bool:
-    """Whether a chunk's payload says where its records are, instead of holding them: Arrow never begins like that."""
+    """Whether a payload is a file split rather than records: an Arrow stream never begins with a brace."""
     return payload.startswith(b"{")
-
-
-def _check(found: FileSplit) -> None:
-    for field in fields(FileSplit):
-        value: Any = getattr(found, field.name)
-        expected = _SHAPES.get(field.name, (int,))
-        if type(value) not in expected:
-            raise ValueError(f"its {field.name} cannot be {value!r:.100}")
-    if found.format not in FORMATS:
-        raise ValueError(f"unknown format {found.format!r:.100}")
-    sound = 0 <= found.start <= found.end and found.first >= 0 and found.size >= 0 and found.max_bytes > 0
-    if not sound or (found.format != "parquet" and found.end - found.start > MAX_BYTES):
-        raise ValueError(f"rows {found.first}, bytes {found.start} to {found.end}")
 
 
 @dataclass(frozen=True, slots=True)
 class SizedSplit:
-    """A range, and what is in it."""
+    """A split and what it contains."""
 
     rows: FileSplit
     records: int
-    bytes: int  #: of text, about
+    bytes: int  #: of text, approximately

@@ -1,7 +1,7 @@
-"""Records of `.json`: the elements of one array, read one after the other, or JSON lines.
+"""JSON records: the elements of one array, streamed, or JSON lines.
 
-An array is cut into its elements by its brackets and quotes, so that it never has to be held whole, and an element
-that is not JSON fails alone.
+An array is split into its elements at brackets and quotes, so that it is never held in memory and an element that is
+not JSON fails alone.
 """
 
 import io
@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from common.errors import UsageError
 from common.inputs.record_builder import RecordBuilder
 from common.inputs.strict_json import parse_json
-from common.inputs.text import BOM, decode, excerpt, too_large_failure
-from common.inputs.text_records import json_records
+from common.inputs.text import BOM, decode, excerpt, json_records, too_large_failure
 from common.records import Failure, Record
 
 _BLOCK = 64 * 1024
-_SHOWN = 201  # bytes of an element that is too large
+_SHOWN = 201  # bytes kept of an element that is too large
 _OUTSIDE = re.compile(rb'["\[\]{},]')
 _IN_TEXT = re.compile(rb'["\\]')
 
@@ -26,7 +25,7 @@ def json_file_records(builder: RecordBuilder, stream: io.BufferedReader, max_byt
     """Yield a record for each element of the array, or for each line.
 
     Raises:
-        UsageError: the file is one object, which spans lines.
+        UsageError: the file is a single object over several lines.
     """
     head = stream.peek(_BLOCK).removeprefix(BOM).lstrip()
     first, _, rest = head.partition(b"\n")
@@ -36,15 +35,15 @@ def json_file_records(builder: RecordBuilder, stream: io.BufferedReader, max_byt
         return
     if several and _depth(first) > 0:
         raise UsageError(
-            f"{builder.source.label} holds one JSON object over several lines; expected an array of records, or a "
-            f"record in each line. If the records are a list in it: "
+            f"{builder.source.label} is a single JSON object over several lines; expected an array, or one record "
+            f"per line. If the object contains a list of records, extract it: "
             f"jq -c '.NAME[]' {builder.source.label} > records.jsonl"
         )
     yield from json_records(builder, stream, max_bytes)
 
 
 def array_records(builder: RecordBuilder, stream: io.BufferedReader, max_bytes: int) -> Iterator[Record]:
-    """Yield a record for each element of an array; its number from 0 is the id of one that brings none."""
+    """Yield a record for each element of an array; the default id is its number, from 0."""
     for number, element in enumerate(_elements(stream, max_bytes)):
         if element.size > max_bytes and not element.fault:
             yield builder.failed(
@@ -66,12 +65,12 @@ def array_records(builder: RecordBuilder, stream: io.BufferedReader, max_bytes: 
 
 
 def _are_chats(builder: RecordBuilder, first: bytes) -> bool:
-    """Whether lines that begin like this one are records by themselves: lists of chat messages."""
+    """Whether each line is a record of its own: a list of chat messages."""
     return ("messages",) in builder.task.fields and _depth(first) == 0 and first.rstrip().endswith(b"]")
 
 
 def _depth(line: bytes) -> int:
-    """Return how many brackets a line opens and does not close."""
+    """Return the number of brackets that a line opens and does not close."""
     depth = position = 0
     in_text = False
     while match := (_IN_TEXT if in_text else _OUTSIDE).search(line, position):
@@ -83,13 +82,13 @@ def _depth(line: bytes) -> int:
 
 @dataclass(slots=True)
 class _Element:
-    line: int  #: where it begins, from 0
+    line: int  #: its first line, from 0
     data: bytearray = field(default_factory=bytearray)  #: only the first bytes of one that is too large
     size: int = 0
-    fault: str = ""  #: what is wrong with the array, of its last element
+    fault: str = ""  #: for the last element: what is wrong with the array
 
     def add(self, data: bytes, max_bytes: int) -> int:
-        """Take more of its bytes; return how many line ends they have."""
+        """Append bytes; return the number of line ends in them."""
         lines = data.count(b"\n")
         if not self.size:
             rest = data.lstrip()
@@ -112,7 +111,7 @@ def _elements(stream: io.BufferedReader, max_bytes: int) -> Iterator[_Element]:
     while block := stream.read(_BLOCK):
         start, position = 0, skipped
         while match := (_IN_TEXT if in_text else _OUTSIDE).search(block, position):
-            token, position = match[0], match.end() + (match[0] == b"\\")  # what is escaped is never looked at
+            token, position = match[0], match.end() + (match[0] == b"\\")  # skip an escaped character
             in_text ^= token == b'"'
             depth += (token in b"[{") - (token in b"]}")
             if depth > 1 or (depth == 1 and token != b","):
@@ -127,12 +126,12 @@ def _elements(stream: io.BufferedReader, max_bytes: int) -> Iterator[_Element]:
             element, start = _Element(line), position
         line += element.add(block[start:], max_bytes)
         skipped = max(0, position - len(block))
-    element.fault = "the array ends without its ]"
+    element.fault = "the array has no closing ]"
     yield element
 
 
 def _after(stream: io.BufferedReader, block: bytes, line: int, max_bytes: int) -> Iterator[_Element]:
-    """Yield what follows the array, if anything does: a bracket too many may have ended it early."""
+    """Yield what follows the array, if anything: an extra bracket may have closed it early."""
     element = _Element(line, fault="the array is closed before this")
     while block:
         element.add(block, max_bytes)

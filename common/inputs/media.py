@@ -1,6 +1,6 @@
-"""Images and sounds as inputs: files, directories, patterns, and lists of paths; their bytes go with the record.
+"""Image and audio inputs: files, directories, patterns and lists of paths; the record carries the bytes.
 
-A file that is missing, too large, or no image or sound by its first bytes fails alone. Paths in lists are those of
+A file that is missing, too large, or of another type by its first bytes fails alone. Paths in lists are relative to
 the working directory, as on the command line.
 """
 
@@ -18,39 +18,39 @@ from common.records import Failure, Json, Record
 from common.storage.locations import is_shared, is_url, strip_file_scheme
 from common.tasks import Task
 
-#: A pattern with `**` as a whole part: what stands before it, and what after.
+#: A pattern with `**` as a whole component: the part before it, and the part after.
 _ANY_DEPTH = re.compile(r"^((?:[^/]*/)*?)\*\*(?:/(.*))?$", re.DOTALL)
 
 
 def is_list_of_paths(name: str, format: str | None) -> bool:
-    """Whether an input of a task over files holds paths, and is not itself a file to run."""
+    """Whether an input of a media task is a list of paths rather than a media file."""
     endings = tuple(f".{known}{packed}" for known in (*FORMATS, "ndjson") for packed in ("", ".gz"))
     return format is not None or name == "-" or name.lower().endswith(endings)
 
 
 def media_file_records(name: str, kind: str) -> Iterator[Record]:
-    """Yield a record for each file that the name stands for; its id is its path.
+    """Yield a record for each file that matches the name; its id is the path.
 
     Raises:
-        UsageError: it stands for no file.
+        UsageError: no file matches.
     """
     found = False
     for path in _paths(name, kind):
         found = True
         yield Record(path, path)
     if not found:
-        raise UsageError(f"{name}: there is no {kind} in it. Found by their endings are {_endings(kind)}.")
+        raise UsageError(f"{name}: contains no {kind} files ({_endings(kind)}).")
 
 
 def attach_files(records: Iterable[Record], task: Task, max_bytes: int, shared: Sequence[str] = ()) -> Iterator[Record]:
-    """Yield the records, each with the bytes of the file that it names; what is `shared` workers read by themselves."""
+    """Yield the records with the bytes of their files; workers read files under `shared` themselves."""
     for record in records:
         yield record if record.failure else _attached(record, task, max_bytes, shared)
 
 
 def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str]) -> Record:
     kind = str(task.media)
-    if record.blob is not None:  # out of a Parquet file that holds the files themselves
+    if record.blob is not None:  # from a Parquet file that contains the files
         named = record.input[kind] if isinstance(record.input, dict) else record.input
         failure = _check(str(named), record.blob, kind, max_bytes)
         return replace(record, failure=failure, blob=None) if failure else record
@@ -61,14 +61,14 @@ def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str])
         named = {**record.input, kind: folder} if isinstance(record.input, dict) else folder
         return replace(record, input=named)
     if isinstance(path, str) and is_url(path):
-        told = f"{path} lies under nothing that workers open by themselves (HUGQUEUE_SHARED)"
-        return replace(record, failure=Failure("no_file", told))
+        message = f"{path} is not under a location that workers may open (HUGQUEUE_SHARED)"
+        return replace(record, failure=Failure("no_file", message))
     blob = _read(path, kind, max_bytes)
     return replace(record, failure=blob) if isinstance(blob, Failure) else replace(record, blob=blob)
 
 
 def _absolute(path: Json) -> str | None:
-    """Return a path as every machine can read it; an address as it is."""
+    """Return an absolute path; URLs are returned unchanged."""
     if not isinstance(path, str) or "\0" in path:
         return None
     return path if is_url(path) else str(Path(path).absolute())
@@ -79,7 +79,7 @@ def _read(path: Json, kind: str, max_bytes: int) -> bytes | Failure:
         return Failure("wrong_type", f"{kind} must be the path of a file, found {type(path).__name__}")
     try:
         if not Path(path).is_file():
-            return Failure("no_file", f"there is no file {path}")
+            return Failure("no_file", f"no such file: {path}")
         with Path(path).open("rb") as file:
             blob = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -92,9 +92,9 @@ def _check(path: str, blob: bytes, kind: str, max_bytes: int) -> Failure | None:
         return Failure("too_large", f"{path}: the file is longer than {max_bytes:,} bytes (HUGQUEUE_MAX_RECORD_BYTES)")
     if detect_format(kind, blob[:HEAD_BYTES]) is None:
         if blob.startswith(LFS_POINTER):
-            return Failure("no_file", f"{path} is a Git LFS pointer, not the file itself; fetch it: git lfs pull")
+            return Failure("no_file", f"{path} is a Git LFS pointer, not the file itself; run git lfs pull")
         code = {"image": "bad_image", "audio": "bad_audio"}[kind]
-        return Failure(code, f"{path} is no {kind} by its first bytes; expected one of {formats(kind)}")
+        return Failure(code, f"{path} is not an {kind} file by its first bytes; expected one of {formats(kind)}")
     return None
 
 
@@ -107,7 +107,7 @@ def _found(name: str, kind: str) -> Iterator[str]:
     path = Path(name)
     if is_url(name):
         if name.endswith("/"):
-            raise UsageError(f"{name}: at an address, name the files, as {name}*{SUFFIXES[kind][0]}.")
+            raise UsageError(f"{name}: pass the files at a URL, for example {name}*{SUFFIXES[kind][0]}.")
         yield name
     elif path.is_dir():
         yield from _below(name, kind)
@@ -116,11 +116,11 @@ def _found(name: str, kind: str) -> Iterator[str]:
     elif glob.has_magic(name):
         yield from (found for found in sorted(set(_matching(name))) if not Path(found).is_dir())
     else:
-        raise UsageError(f"There is no file {name}.")
+        raise UsageError(f"No such file: {name}.")
 
 
 def _matching(pattern: str) -> Iterator[str]:
-    """Yield what matches, `**` for any directories; unlike `glob`'s these are never links, which may form a loop."""
+    """Yield matching paths; `**` matches any directories but, unlike in `glob`, no links, which may form a loop."""
     found = _ANY_DEPTH.match(pattern)
     if found is None:
         yield from glob.iglob(pattern)  # noqa: PTH207 - keeps a leading ./, as a shell does

@@ -1,6 +1,6 @@
-"""Records of `.parquet`, some rows at a time; only the columns that records are made of are read.
+"""Parquet records, read in slices; only the columns that records are built from are read.
 
-Rows are taken by their bytes, not by their count: a page of some bytes can stand for gigabytes of text.
+Slices are cut by bytes, not by rows: a page of a few bytes can stand for gigabytes of text.
 """
 
 import json
@@ -30,13 +30,13 @@ from common.storage.filesystem import open_stream
 from common.storage.locations import is_url
 
 _BATCH_ROWS = 1024
-#: Bytes of texts that are converted to Python values at once.
+#: Bytes of text that are converted to Python values at once.
 _SLICE_BYTES = 8 * 1024**2
-#: A dictionary with a longer value is kept as one, since a batch of references to it could be larger than this a row.
+#: Columns with a longer value are read as dictionaries: a batch of references to it could otherwise fill the memory.
 _LONG_VALUE = 64 * 1024
-#: Bytes that a batch may take where the file does not say how long its texts are.
+#: Bytes of a batch if the file does not tell how long its texts are.
 _BATCH_BYTES = 64 * 1024**2
-#: Bytes of a column that are shown of a row that is too large as a whole.
+#: Longest column that is shown of a row that is too large, in bytes.
 _ECHO_BYTES = 200
 
 
@@ -44,7 +44,7 @@ def parquet_records(builder: RecordBuilder, max_bytes: int) -> Iterator[Record]:
     """Yield a record for each row.
 
     Raises:
-        UsageError: the file cannot be read, or lacks a column that is needed.
+        UsageError: the file cannot be read, or lacks a required column.
     """
     with read_errors(builder.source), _open(builder.source) as (where, file):
         builder = builder.with_columns(file.schema_arrow.names)
@@ -55,14 +55,14 @@ def parquet_records(builder: RecordBuilder, max_bytes: int) -> Iterator[Record]:
 def records_of_batches(
     builder: RecordBuilder, batches: Iterable[Any], max_bytes: int, first: int = 0, most_bytes: int | None = None
 ) -> Iterator[Record]:
-    """Yield a record for each row of some Arrow batches.
+    """Yield a record for each row of Arrow batches.
 
     Args:
-        make: makes records of rows.
-        batches: with the columns that records are made of.
-        max_bytes: of a record; a longer one fails, and is not converted.
+        builder: builds records from rows.
+        batches: with the columns that records are built from.
+        max_bytes: of a record; a longer one fails and is not converted.
         first: the number of the first row in its file.
-        most_bytes: of all rows together; what comes after that fails as too large as well.
+        most_bytes: of all rows together; rows beyond that fail as too large.
     """
     number, left = first, most_bytes
     slice_bytes = min(_SLICE_BYTES, most_bytes // 8) if most_bytes else _SLICE_BYTES
@@ -82,7 +82,7 @@ def records_of_batches(
 
 
 def _slices(batch: Any, slice_bytes: int, max_bytes: int) -> Iterator[tuple[Any, int]]:
-    """Yield slices of the batch with their bytes: some rows that are small together, or one row that is not."""
+    """Yield slices of the batch with their bytes: several small rows, or a single large one."""
     sizes = sum((row_sizes(column) for column in batch.columns), np.zeros(len(batch), np.int64))
     ends = np.cumsum(sizes)
     start = done = 0
@@ -97,13 +97,13 @@ def _slices(batch: Any, slice_bytes: int, max_bytes: int) -> Iterator[tuple[Any,
 
 
 def _too_large(builder: RecordBuilder, number: int, part: Any, max_bytes: int, *, whole: bool) -> Iterator[Record]:
-    """Yield the failures of rows that are not converted, with what of them is short, such as their ids."""
+    """Yield the failures of rows that are not converted, with their short columns, such as the id."""
     short = [name for name, column in zip(part.schema.names, part.columns, strict=True) if _is_short(column)]
     columns = [json_values(part.column(name)) for name in short]
     for row in range(len(part)):
         failure = too_large_failure(builder.source, number + row, max_bytes)
         if not whole:
-            what = "the rows before it in its chunk leave no space for it; use a smaller --chunk-size"
+            what = "the chunk is full before this row; use a smaller --chunk-size"
             failure = Failure("too_large", f"{builder.source.location(number + row + 1)}: {what}")
         cells = zip(short, (column[row] for column in columns), strict=True)
         echo = {name: value for name, value in cells if not contains_undecodable(value)}
@@ -117,7 +117,7 @@ def _is_short(column: Any) -> bool:
 def _rows(
     builder: RecordBuilder, number: int, part: Any, class_names: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[dict[str, Json], bytes | None]]:
-    """Yield the rows as JSON values, and beside each the image or sound that it holds itself."""
+    """Yield the rows as JSON values, each with the image or audio file that it contains."""
     blobs: Iterable[bytes | None] = [None] * len(part)
     columns: dict[str, list[Json]] = {}
     for name, column in zip(part.schema.names, part.columns, strict=True):
@@ -134,9 +134,9 @@ def _rows(
 
 
 def _files(column: Any) -> tuple[list[bytes | None], list[str | None]] | None:
-    """Return the files and their paths in a column that holds files, None if it does not.
+    """Return the files and paths in a column of files, None for other columns.
 
-    `datasets` writes its features Image and Audio as `struct<bytes: binary, path: string>`:
+    `datasets` writes its Image and Audio features as `struct<bytes: binary, path: string>`:
     https://huggingface.co/docs/datasets/about_dataset_features
     """
     kind = column.type
@@ -148,7 +148,7 @@ def _files(column: Any) -> tuple[list[bytes | None], list[str | None]] | None:
 
 
 def _class_names(schema: Any) -> dict[str, Sequence[str]]:
-    """Return the names of classes that `datasets` notes in the file for its features ClassLabel, by column."""
+    """Return the class names that `datasets` stores in the file for ClassLabel features, by column."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         found = {name: _names_of(feature) for name, feature in features.items()}
@@ -174,7 +174,7 @@ def _class_name(value: Json, names: Sequence[str]) -> Json:
         return [_class_name(item, names) for item in value]
     if not isinstance(value, int) or isinstance(value, bool):
         return value
-    if value == -1:  # what `datasets` writes for no label
+    if value == -1:  # written by `datasets` for a missing label
         return None
     return names[value] if 0 <= value < len(names) else value
 
@@ -185,7 +185,7 @@ def _open(source: Source) -> Iterator[tuple[str | IO[bytes], Any]]:
         where: str | IO[bytes] = source.name
         if is_url(source.name):
             where = stack.enter_context(open_stream(source.name))
-        elif not source.is_reopenable:  # Parquet begins at its end, and a pipe cannot be wound back
+        elif not source.is_reopenable:  # Parquet is read from its end, and a pipe cannot seek
             where = stack.enter_context(tempfile.TemporaryFile())
             _spool(source, where)
         try:
@@ -197,10 +197,10 @@ def _open(source: Source) -> Iterator[tuple[str | IO[bytes], Any]]:
 
 
 def open_parquet(where: Any, **options: Any) -> Any:
-    """Open a Parquet file so that all of it is read by the thread that asks for it.
+    """Open a Parquet file without background threads.
 
-    The threads that would read ahead (`pre_buffer`) may still let go of a Python file when the interpreter is gone,
-    which aborts the process; and they hold whole row groups.
+    Threads that read ahead (`pre_buffer`) may release a Python file after the interpreter has exited, which aborts the
+    process; and they hold whole row groups in memory.
     """
     return pq.ParquetFile(where, pre_buffer=False, **options)
 
@@ -210,7 +210,7 @@ def _reason(where: str | IO[bytes], error: Exception) -> str:
         return first_line(error)
     with Path(where).open("rb") as file:
         is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
-    return "it is a Git LFS pointer; fetch the file: git lfs pull." if is_pointer else first_line(error)
+    return "it is a Git LFS pointer; run git lfs pull." if is_pointer else first_line(error)
 
 
 def _spool(source: Source, target: IO[bytes]) -> None:
@@ -232,17 +232,16 @@ def _batches(source: Source, where: str | IO[bytes], file: Any, names: Sequence[
                 source.progress.read += Path(source.name).stat().st_size * len(batch) // rows
             yield batch
     except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{source.label} is damaged: {first_line(error)}") from error
+        raise UsageError(f"{source.label} is corrupt: {first_line(error)}") from error
 
 
 def dictionary_columns(file: Any, where: str | IO[bytes] | None, names: Sequence[str]) -> list[str]:
-    """Return the columns of text that must be read as dictionaries, since their plain texts could fill the memory.
+    """Return the text columns to read as dictionaries, because their plain texts could fill the memory.
 
     Args:
         file: an open Parquet file.
-        where: what it was opened from, if reading twice is cheap there; else all are read as dictionaries, which is
-            slower.
-        names: of the columns that are read.
+        where: its path, if reading twice is cheap; otherwise all text columns are read as dictionaries (slower).
+        names: of the columns to read.
     """
     leaves = [file.schema.column(number) for number in range(len(file.schema))]
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and _top(leaf.path, names) in names]
@@ -256,7 +255,7 @@ def _top(path: str, names: Sequence[str]) -> str:
 
 
 def _has_long_values(file: Any, where: str, name: str) -> bool:
-    """Return whether a dictionary of the column holds a long text: a batch of one row brings the whole dictionary."""
+    """Return whether a dictionary of the column has a long value. A batch of one row reads the whole dictionary."""
     reader = open_parquet(where, metadata=file.metadata, read_dictionary=[name])
     for group in range(file.num_row_groups):
         chunk = _chunk(file, group, name)
@@ -275,7 +274,7 @@ def _chunk(file: Any, group: int, name: str) -> Any:
 
 
 def _batch_rows(file: Any, names: Sequence[str]) -> int:
-    """Return how many rows a batch may have: fewer where texts share their beginnings (DELTA_BYTE_ARRAY)."""
+    """Return the number of rows in a batch: fewer if texts share prefixes (DELTA_BYTE_ARRAY)."""
     longest = 1
     for group in range(file.num_row_groups):
         metadata = file.metadata.row_group(group)
@@ -286,7 +285,7 @@ def _batch_rows(file: Any, names: Sequence[str]) -> int:
 
 
 def repeats_beginnings(chunk: Any) -> bool:
-    """Return whether a column chunk stores texts by what they share with the one before, so that they can grow."""
+    """Return whether a column chunk stores shared prefixes, so that its texts are larger than the chunk."""
     return "DELTA_BYTE_ARRAY" in chunk.encodings
 
 
@@ -302,6 +301,6 @@ def _record(builder: RecordBuilder, number: int, row: dict[str, Json], blob: byt
 
 
 def _size(value: Json) -> int:
-    """Return about how many bytes the value takes as text."""
+    """Return the approximate size of the value as text, in bytes."""
     text = value if isinstance(value, str) else to_json(value)
     return len(text) if text.isascii() else len(text.encode())

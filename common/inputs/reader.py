@@ -1,4 +1,4 @@
-"""Reads inputs of every format as one stream of records, and checks all of them before any work."""
+"""The input reader: files of every format as one stream of records, checked before any work."""
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -12,25 +12,26 @@ from common.inputs.json_array import json_file_records
 from common.inputs.media import attach_files, is_list_of_paths, media_file_records
 from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import ReadProgress, Source, expand, find_sources, open_bytes
-from common.inputs.text_records import json_records, text_records
+from common.inputs.text import json_records, text_records
 from common.records import Record
 from common.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs of a job, found once: what patterns and data sets of the hub stand for stays the same."""
+    """The inputs of a job. Patterns and Hub datasets are expanded once, so that the files stay the same."""
 
     task: Task
-    parts: tuple[RecordBuilder | str, ...]  #: what makes the records of a file; its name where it is itself to be run
+    #: what builds the records of a file, or the name of a file that is itself a record
+    parts: tuple[RecordBuilder | str, ...]
 
     def check(self, max_record_bytes: int) -> None:
-        """Read the first record of each input, so that what is wrong with one as a whole is said before any work.
+        """Read the first record of each input to find errors of whole files before any work.
 
-        Standard input and pipes can be read only once: theirs is said when they are read.
+        Standard input and pipes can be read only once, so they are checked when they are read.
 
         Raises:
-            UsageError: an input is unreadable, empty, binary, a broken gzip file, or lacks a column that is needed.
+            UsageError: an input is unreadable, empty, binary, a corrupt gzip file, or lacks a required column.
         """
         for part in self.parts:
             if isinstance(part, str):
@@ -44,18 +45,18 @@ class Inputs:
     def records(
         self, max_record_bytes: int, *, shared: Sequence[str] = (), progress: ReadProgress | None = None
     ) -> Iterator[Record]:
-        """Return the records of all inputs, in order, read while they are asked for.
+        """Return the records of all inputs, in order, read lazily.
 
         A record that cannot be read carries its failure: `bad_encoding`, `bad_json`, `bad_csv`, `missing_field`,
         `too_large`.
 
         Args:
-            max_record_bytes: what is longer fails, and is never held whole.
-            shared: directories and addresses whose files workers read by themselves.
-            reading: gets how much was read.
+            max_record_bytes: longer records fail, and are never held in memory.
+            shared: directories and URLs whose files workers read themselves.
+            progress: counts the bytes read.
 
         Raises:
-            UsageError: while reading, if an input cannot be read on.
+            UsageError: while reading, if the rest of an input cannot be read.
         """
         records = chain.from_iterable(
             media_file_records(part, str(self.task.media))
@@ -75,14 +76,14 @@ def find_inputs(
     id_column: str | None = None,
     quoting: str | None = None,
 ) -> Inputs:
-    """Return the inputs of those names.
+    """Find the inputs with these names.
 
     Args:
-        names: paths, addresses, data sets of the hub, or `-` for standard input.
-        task: says which fields make an input.
-        format: one of `FORMATS`, against the extension.
-        column: the column that holds the input.
-        id_column: the column that holds the id; else `id` or `custom_id`, else the line from 0.
+        names: paths, URLs, Hub datasets, or `-` for standard input.
+        task: defines the fields of a record.
+        format: one of `FORMATS`; overrides the extension.
+        column: the column with the input.
+        id_column: the column with the id; by default `id` or `custom_id`, else the line number from 0.
         quoting: one of `QUOTING`; None: double quotes in CSV, none in TSV.
 
     Raises:
@@ -105,7 +106,7 @@ def _records(builder: RecordBuilder, max_bytes: int) -> Generator[Record, None, 
         found = True
         yield record
     if not found:
-        raise UsageError(f"Empty input: {builder.source.label} holds no record.")
+        raise UsageError(f"Empty input: {builder.source.label} contains no records.")
 
 
 def _records_of_format(builder: RecordBuilder, max_bytes: int) -> Iterator[Record]:
@@ -127,15 +128,15 @@ def _records_of_format(builder: RecordBuilder, max_bytes: int) -> Iterator[Recor
 
 
 def _check_options(builder: RecordBuilder) -> None:
-    """Refuse what a text file, which has no columns, cannot give."""
+    """Refuse options and tasks that need columns for plain text."""
     source: Source = builder.source
     if source.format != "txt":
         return
     if builder.column or builder.id_column:
         option = "--column" if builder.column else "--id-column"
-        raise UsageError(f"{source.label} is plain text, which has no columns; {option} is for jsonl, csv and parquet.")
+        raise UsageError(f"{source.label} is plain text without columns; {option} is for jsonl, csv and parquet.")
     if not builder.task.primary_field:
         raise UsageError(
-            f"{builder.task.name} needs {builder.task.required_fields}, but {source.label} is plain text, one text a "
-            "line. Give a jsonl, csv or parquet file (for standard input, say --format)."
+            f"{builder.task.name} needs {builder.task.required_fields}, but {source.label} is plain text, with one "
+            "text per line. Use a jsonl, csv or parquet file (for standard input, set --format)."
         )

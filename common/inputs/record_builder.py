@@ -1,6 +1,6 @@
-"""From a row of any format to a record: which column is the input, which is the id, what is missing.
+"""The record builder: turns a row of any format into a record with an id, or into its failure.
 
-Knows the task's fields; nothing of files, but for their names in messages.
+Knows the task's fields. Of files it knows only the names, for messages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,20 +18,20 @@ _JSON_FIELDS = ("table", "messages")  # a cell of CSV or Parquet may hold them a
 
 @dataclass(frozen=True, slots=True)
 class RecordBuilder:
-    """Makes records from the rows of one source."""
+    """Builds records from the rows of one source."""
 
     source: Source
     task: Task
-    column: str | None  #: the column that holds the input
+    column: str | None  #: the column with the input
     id_column: str | None
-    multiple_inputs: bool  #: whether there are other sources, so that a line number alone is no id
-    tabular: bool = False  #: rows come from a table with a header, cells may be empty
+    multiple_inputs: bool  #: whether there are other sources, so that a line number is not unique
+    tabular: bool = False  #: rows come from a table with a header; cells may be empty
 
     def with_columns(self, names: Sequence[str]) -> "RecordBuilder":
-        """Return the maker for rows of a table with these columns.
+        """Return the builder for rows of a table with these columns.
 
         Raises:
-            UsageError: a column that is asked for or that the task needs is not there, or a needed name is doubled.
+            UsageError: a requested or required column is missing, or occurs twice.
         """
         for option, name in (("--column", self.column), ("--id-column", self.id_column)):
             if name is not None and name not in names:
@@ -43,7 +43,7 @@ class RecordBuilder:
             raise UsageError(f"{self.source.label} has more than one column {doubled[0]!r}; rename one of them.")
         found = {*names, maker._target(None)} if column else set(names)
         if not any(found.issuperset(fields) for fields in self.task.fields):
-            hint = self.task.hint or f"Name the one that holds the {self.task.fields[0][0]} with --column."
+            hint = self.task.hint or f"Select the column with the {self.task.fields[0][0]} with --column."
             raise UsageError(
                 f"{self.source.label}: {self.task.name} needs {self.task.required_fields}; "
                 f"the columns are: {_listed(names)}. {hint}"
@@ -51,17 +51,17 @@ class RecordBuilder:
         return maker
 
     def columns(self, names: Sequence[str]) -> list[str]:
-        """Return those columns, each once, that records are made of."""
+        """Return the columns that records are built from, each once."""
         wanted = {field for fields in self.task.fields for field in fields} | {*self.task.optional, *_ID_COLUMNS}
         return [name for name in dict.fromkeys(names) if name in wanted | {self.column, self.id_column}]
 
     def record(self, number: int, line: int, value: Json) -> Record:
-        """Return the record of one row.
+        """Build the record of one row.
 
         Args:
-            number: the id of a record that brings none: lines or rows of data, from 0.
-            line: its place for people, from 1.
-            value: a text, an object, or for chats a list.
+            number: the id of a record without one: the line or row of data, from 0.
+            line: its location for messages, from 1.
+            value: a string, an object, or for chats a list.
         """
         row = self._row(value)
         if row is None:
@@ -75,11 +75,11 @@ class RecordBuilder:
             return Record(self._id_of(row, number), value, failure)
 
     def text_record(self, number: int, text: str) -> Record:
-        """Return the record of a line of plain text, for a task that takes text."""
+        """Build the record of a line of plain text."""
         return Record(self._line_id(number), text)
 
     def failed(self, number: int, failure: Failure, echo: Json) -> Record:
-        """Return the record of a row that could not be read; `echo` is what of it can be shown."""
+        """Build the record of a row that could not be read; `echo` is the part that can be shown."""
         return Record(self._id_of(echo if isinstance(echo, dict) else {}, number), echo, failure)
 
     def _row(self, value: Json) -> Mapping[str, Json] | None:
@@ -109,7 +109,7 @@ class RecordBuilder:
         return fields
 
     def _choose(self, fields: dict[str, Json], column: str) -> dict[str, Json]:
-        """Put the column's value where the task looks for it, and its alternatives out of sight."""
+        """Move the column's value to the task's field, and drop alternative fields."""
         if column not in fields:
             found = ", ".join(sorted(fields)) or "none"
             raise RecordError("missing_field", f"there is no {column!r} (--column); the record has: {found}")
@@ -132,16 +132,16 @@ class RecordBuilder:
             raise RecordError("bad_json", f"the column {name!r}, {error}") from error
 
     def _only_text_column(self, names: Sequence[str]) -> str | None:
-        """The column to take for the bare field when there is but one that could be it."""
+        """Return the only column that could hold the primary field, if there is just one."""
         if not self.task.primary_field or any(set(names).issuperset(f) for f in self.task.fields):
             return None
         others = [n for n in names if n not in {*_ID_COLUMNS, self.id_column, *self.task.optional}]
         if len(others) != 1:
             return None
-        if set(others[0]) & set(";\t|"):  # the whole header in one piece: a table with another delimiter
+        if set(others[0]) & set(";\t|"):  # the whole header in one cell: a table with another delimiter
             raise UsageError(
-                f"{self.source.label} has one column, named {others[0]!r}: it seems to be delimited by something "
-                "else. Save it with commas, or with tabs and --format tsv; or name the column with --column."
+                f"{self.source.label} has a single column, {others[0]!r}, and seems to use another "
+                "delimiter. Save it with commas, or with tabs and --format tsv; or select the column with --column."
             )
         return others[0]
 

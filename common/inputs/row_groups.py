@@ -1,4 +1,4 @@
-"""Row groups of Parquet: how large they are, and those that were read last. Whoever reads one row reads its group."""
+"""Row groups of Parquet files: their sizes, and a cache of those read last. Reading one row reads its whole group."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -15,25 +15,25 @@ from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source, read_errors
 from common.storage.filesystem import open_stream
 
-#: Bytes of row groups that a process keeps, so that the chunks of one, which come one after the other, read it once.
+#: Bytes of row groups that a process keeps, so that consecutive chunks of one group read it once.
 _KEPT_BYTES = 64 * 1024**2
-#: Bytes of one column of a row group at most, for its rows to be read in place; reading it takes three times as many.
+#: Largest column of a row group that can be read in place, in bytes; reading it takes three times as many.
 GROUP_BYTES = 64 * 1024**2
-#: Bytes that a value of a column takes at least when it is read, however few it has in the file.
+#: Bytes of a value in memory at least, however few it takes in the file.
 _VALUE_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A row group: how many rows it has, and of each column at the top how many bytes, unpacked."""
+    """A row group: its rows, and the uncompressed bytes of each top-level column."""
 
     rows: int
     columns: Mapping[str, int]
-    is_small: bool  #: whether it can be read whole for the sake of some rows
+    is_small: bool  #: whether it can be read whole for a few rows
 
 
 def _groups_of(source: Source) -> tuple[list[_Group], list[str]]:
-    """Return the row groups of a file, and the names of its columns."""
+    """Return the row groups of a file and its column names."""
     with read_errors(source), open_stream(source.name) as stream:
         try:
             file = open_parquet(stream)
@@ -48,7 +48,7 @@ def _group(metadata: Any, names: Sequence[str]) -> _Group:
     small = True
     for number in range(metadata.num_columns):
         column = metadata.column(number)
-        path = column.path_in_schema  # of what is nested: the name of the column, a dot, and more
+        path = column.path_in_schema  # nested: COLUMN.FIELD...
         name = path if path in sizes else path.partition(".")[0]
         sizes[name] = sizes.get(name, 0) + column.total_uncompressed_size
         small &= column.num_values * _VALUE_BYTES <= GROUP_BYTES and not repeats_beginnings(column)
@@ -56,20 +56,20 @@ def _group(metadata: Any, names: Sequence[str]) -> _Group:
 
 
 def row_group_sizes(builder: RecordBuilder) -> list[tuple[int, int]]:
-    """Return for each row group its rows, and how many bytes the columns that make records have."""
+    """Return for each row group its rows and the bytes of the columns that records are built from."""
     groups, names = _groups_of(builder.source)
     wanted = builder.with_columns(names).columns(names)
     return [(group.rows, sum(group.columns[name] for name in wanted)) for group in groups]
 
 
 def has_small_row_groups(source: Source) -> bool:
-    """Return whether no column of a row group is, or could become, too large to be read for the sake of some rows."""
+    """Return whether every row group is small enough to be read for a few of its rows."""
     groups, _ = _groups_of(source)
     return all(group.is_small for group in groups)
 
 
 class _RowGroups:
-    """The row groups that were read last, by file, version, group and columns."""
+    """A cache of the row groups read last, by file, version, group and columns."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
@@ -95,7 +95,7 @@ _row_groups = _RowGroups()
 
 
 def read_group(file: Any, rows: FileSplit, columns: list[str]) -> tuple[Any, int]:
-    """Return the row group that the range lies in, its texts as dictionaries, and the number of its first row."""
+    """Return the row group that contains the split, with texts as dictionaries, and its first row number."""
     first = 0
     for group in range(file.metadata.num_row_groups):
         count = file.metadata.row_group(group).num_rows

@@ -1,4 +1,4 @@
-"""Reading in place: cutting a file into ranges of rows, and reading the records of one range."""
+"""Splitting files that workers read in place, and reading the records of one split."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -10,22 +10,21 @@ from common.inputs.file_split import FORMATS, FileSplit, SizedSplit
 from common.inputs.reader import Inputs
 from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source, open_bytes
-from common.inputs.text import BOM, strip_newline
-from common.inputs.text_records import json_records, text_records
+from common.inputs.text import BOM, json_records, strip_newline, text_records
 from common.records import Record
 from common.settings import absolute
 from common.storage.filesystem import file_version, open_filesystem, open_stream, storage_errors
 from common.storage.locations import is_shared, is_url
 from common.tasks import Task
 
-#: Bytes of text that the rows of one range may have: of Parquet nobody knows before they are read.
+#: Largest text of one split, in bytes: for Parquet it is unknown before it is read.
 _SPLIT_BYTES = 128 * 1024**2
 
 
 def is_splittable(source: Source) -> bool:
-    """Whether rows in the middle of the source can be read by themselves.
+    """Whether rows in the middle of the source can be read on their own.
 
-    Not so in gzip, in CSV, whose quotes span lines, and in Parquet of very large row groups.
+    They cannot in gzip, in CSV (quotes may span lines), and in Parquet files with very large row groups.
 
     Raises:
         UsageError: it cannot be read.
@@ -41,7 +40,7 @@ def is_splittable(source: Source) -> bool:
 
 
 def splittable_builders(inputs: Inputs, shared: Sequence[str]) -> list[RecordBuilder]:
-    """Return what makes the records of the inputs, as all machines can read them in place; none if some cannot be.
+    """Return the builders of the inputs if workers can read all of them in place, else an empty list.
 
     Raises:
         UsageError: an input cannot be read.
@@ -60,22 +59,23 @@ def splittable_builders(inputs: Inputs, shared: Sequence[str]) -> list[RecordBui
 
 
 def split_source(builder: RecordBuilder, max_bytes: int, sizes: Iterator[int], most_bytes: int) -> Iterator[SizedSplit]:
-    """Yield the ranges of a source, in order, each at most so many records and bytes of text, one record at least.
+    """Yield the splits of a source, in order, each with at least one record.
 
     Args:
-        make: makes records of the source.
+        builder: builds the records of the source.
         max_bytes: of one record; a longer one fails.
-        sizes: most records of each range, one after the other, without end.
-        most_bytes: of a range; of Parquet on the average.
+        sizes: the largest number of records of each split; endless.
+        most_bytes: of a split; for Parquet on average.
 
     Raises:
-        UsageError: it cannot be read, holds no text, lacks a column that is needed, or was changed meanwhile.
+        UsageError: it cannot be read, is not text, lacks a required column, or changed meanwhile.
     """
     size, version = file_version(builder.source.name)
+    format_: Any = builder.source.format  # one of `FORMATS`
 
     def make_split(start: int, end: int, first: int) -> FileSplit:
         reading = (max_bytes, builder.column, builder.id_column, builder.multiple_inputs)
-        return FileSplit(builder.source.name, builder.source.format, start, end, first, size, version, *reading)
+        return FileSplit(builder.source.name, format_, start, end, first, size, version, *reading)
 
     if builder.source.format == "parquet":
         yield from _split_parquet(builder, make_split, sizes, most_bytes)
@@ -83,13 +83,13 @@ def split_source(builder: RecordBuilder, max_bytes: int, sizes: Iterator[int], m
         yield from _split_lines(builder, make_split, max_bytes, sizes, most_bytes)
     if file_version(builder.source.name) != (size, version):
         raise UsageError(
-            f"{builder.source.name} was changed while it was submitted; it had {size:,} bytes when that began. "
-            "Submit it again once nobody writes to it."
+            f"{builder.source.name} changed while it was submitted; it had {size:,} bytes at the start. "
+            "Submit it again when it is complete."
         )
 
 
 def splittable_bytes(builder: RecordBuilder) -> int:
-    """Return the sum of `Cut.bytes` of all ranges of a source, about.
+    """Return the approximate sum of `SizedSplit.bytes` over a source.
 
     Raises:
         UsageError: as for `split_source`.
@@ -102,10 +102,10 @@ def splittable_bytes(builder: RecordBuilder) -> int:
 
 
 def read_split(rows: FileSplit, task: Task) -> list[Record]:
-    """Return the records of a range. Whether its file may be opened at all is for the caller to know.
+    """Return the records of a split. The caller checks whether its file may be opened.
 
     Raises:
-        PayloadError: the file was changed since it was submitted, or does not hold what it should.
+        PayloadError: the file changed after it was submitted, or does not contain the split.
         StorageError: it cannot be read now.
     """
     rows.check_version()
@@ -220,10 +220,10 @@ def _read_parquet(builder: RecordBuilder, rows: FileSplit) -> list[Record]:
             file = open_parquet(stream, metadata=file.metadata, read_dictionary=kept)
             table, first = read_group(file, rows, columns)
     except pa.ArrowException as error:
-        raise PayloadError(f"{rows.source} is damaged: {error}") from error
+        raise PayloadError(f"{rows.source} is corrupt: {error}") from error
     except StorageError as error:
         if isinstance(error.__cause__, pa.ArrowInvalid):
-            raise PayloadError(f"{rows.source} is damaged: {error.__cause__}") from error
+            raise PayloadError(f"{rows.source} is corrupt: {error.__cause__}") from error
         raise
     wanted = table.slice(rows.start - first, rows.end - rows.start)
     if len(wanted) != rows.end - rows.start:

@@ -1,6 +1,6 @@
-"""JSON as the standard has it: what Python's parser lets through besides (NaN, 1e999, bottomless nesting) is refused.
+"""Strict JSON: refuses what Python's parser accepts beyond the standard (NaN, 1e999, unbounded nesting).
 
-Lone surrogates stay: the encoders of payloads and outputs escape them.
+Lone surrogates are kept: the encoders of payloads and outputs escape them.
 """
 
 import json
@@ -9,15 +9,15 @@ from typing import NoReturn
 
 from common.records import Json
 
-#: Far more than any chat or table has, and far less than what the encoders, which recurse, can walk.
+#: Far deeper than any chat or table, and far less than the recursion limit of the encoders.
 MAX_DEPTH = 64
 
 
 def parse_json(text: str) -> Json:
-    """Return the value of that JSON text.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: it is not JSON; the text says what is wrong, and in which column (from 1) where that is known.
+        ValueError: it is not JSON; the message gives the reason and, where known, the column (from 1).
     """
     try:
         value = _DECODER.decode(text)
@@ -26,7 +26,7 @@ def parse_json(text: str) -> Json:
     except RecursionError as error:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
-        raise ValueError(f"not JSON that other programs read: {error}") from error
+        raise ValueError(f"not standard JSON: {error}") from error
     if isinstance(value, dict | list) and _deeper_than(value, MAX_DEPTH):
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     return value
@@ -41,7 +41,7 @@ def _deeper_than(value: Json, levels: int) -> bool:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _finite(text: str) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from common.errors import RecordError, UsageError
 from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import find_sources, open_bytes
-from common.inputs.text_records import json_records
+from common.inputs.text import json_records
 from common.records import Failure, Json, Record
 from common.tasks import ALIASES, TASKS, find_task
 from producer.openai.requests import URLS, build_input, check_envelope

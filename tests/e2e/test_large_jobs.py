@@ -105,7 +105,7 @@ def test_an_input_that_was_changed_meanwhile_fails_its_job(
     lines(source, 21)
     start_workers(HUGQUEUE_SHARED=str(shared))
     shell.run("wait", job, status=1)
-    assert "was changed after the job was submitted" in shell.status(job)["error"]["message"]
+    assert "changed after the job was submitted" in shell.status(job)["error"]["message"]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

@@ -118,7 +118,7 @@ def test_a_quote_that_is_never_closed_fails_the_row_in_which_it_opens(tmp_path):
     path = tmp_path / "a.csv"
     good, bad = read(path, b'text\n"two\nlines"\n"open\nb\nc\n')
     assert good.input == "two\nlines"
-    what = "a quote opens in this row and is never closed (the row took in all up to line 6)"
+    what = "a quote in this row is never closed (the row extends to line 6)"
     assert told(bad, path) == ("bad_csv", f"FILE line 4: {what}")
     assert (bad.id, bad.input) == (1, '"open')
 
@@ -129,8 +129,8 @@ def test_a_row_that_swallowed_others_fails_with_its_lines(tmp_path):
     assert [record.input for record in others] == ["d"]
     code, message = told(bad, path)
     assert code == "bad_csv"
-    assert message.startswith("FILE line 2: 2 fields, but the header has 3; a quote may be opened")
-    assert message.endswith("(the row took in all up to line 4)")
+    assert message.startswith("FILE line 2: 2 fields, but the header has 3; a quote may not be closed")
+    assert message.endswith("(the row extends to line 4)")
 
 
 def test_a_short_row_on_one_line_has_empty_cells(tmp_path):
@@ -167,7 +167,7 @@ def test_a_quote_out_of_place_fails_its_row_and_reading_goes_on_behind_it(tmp_pa
     code, message = told(swallowing, path)
     assert code == "bad_csv"
     assert message.startswith("FILE line 4: ")
-    assert message.endswith("(the row took in all up to line 6)")
+    assert message.endswith("(the row extends to line 6)")
 
 
 @pytest.mark.parametrize(

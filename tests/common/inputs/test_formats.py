@@ -181,5 +181,5 @@ def test_parquet_comes_through_standard_input(monkeypatch):
 def test_the_format_can_be_said_against_the_extension(tmp_path):
     path = write(tmp_path / "a.log", '"one"\n')
     assert pairs(read(path, format="jsonl")) == [(0, "one")]
-    with pytest.raises(UsageError, match=r"a\.log has no extension .* --format"):
+    with pytest.raises(UsageError, match=r"a\.log has no known extension .* --format"):
         read(path)

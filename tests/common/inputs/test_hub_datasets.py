@@ -103,8 +103,8 @@ def test_a_file_of_a_data_set_can_be_named(hub: DatasetServer) -> None:
 
 
 def test_what_a_data_set_does_not_have_is_said(hub: DatasetServer) -> None:
-    assert "there is no data set org/nothing on the hub" in str(read(hub, "hf:org/nothing"))
-    assert "no file of org/split seems to be its split 'validation'" in str(read(hub, "hf:org/split:validation"))
+    assert "the Hub has no dataset org/nothing" in str(read(hub, "hf:org/nothing"))
+    assert "found no file for split 'validation' in org/split" in str(read(hub, "hf:org/split:validation"))
     assert "has several configurations (cola, sst2)" in str(read(hub, "hf:org/several"))
 
 

@@ -92,7 +92,11 @@ def test_bytes_that_are_not_utf8_fail_their_element(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("[]", "holds no record"), (" ", "holds no record"), ('{\n "data": [\n "a"]\n}', "one JSON object over several")],
+    [
+        ("[]", "contains no records"),
+        (" ", "contains no records"),
+        ('{\n "data": [\n "a"]\n}', "a single JSON object over several"),
+    ],
 )
 def test_a_file_without_records_is_refused(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):

@@ -117,7 +117,7 @@ def test_what_is_wrong_with_a_file_fails_it_alone(place: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("none.png", "no file none.png"), ("none/*.png", "no image"), ("empty", "no image")]
+    ("name", "words"), [("none.png", "No such file: none.png"), ("none/*.png", "no image"), ("empty", "no image")]
 )
 def test_a_name_that_stands_for_nothing_is_refused(place: Path, name: str, words: str):
     (place / "empty").mkdir()
@@ -130,7 +130,7 @@ def test_a_file_url_is_its_path_and_a_remote_directory_is_refused(place: Path):
     found = next(place.rglob("*.png"))
     [record] = find_inputs([f"file://{found.absolute()}"], task).records(10**6)
     assert (record.id, record.failure, record.blob) == (str(found.absolute()), None, found.read_bytes())
-    with pytest.raises(UsageError, match=r"name the files, as s3://bucket/photos/\*\.jpg"):
+    with pytest.raises(UsageError, match=r"pass the files at a URL, for example s3://bucket/photos/\*\.jpg"):
         find_inputs(["s3://bucket/photos/"], task).check(10**6)
 
 

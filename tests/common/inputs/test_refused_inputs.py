@@ -33,11 +33,11 @@ def file(path: Path, data: bytes) -> Path:
 
 
 def test_a_missing_file(tmp_path):
-    assert refused(tmp_path / "no.txt") == f"There is no file {tmp_path}/no.txt."
+    assert refused(tmp_path / "no.txt") == f"No such file: {tmp_path}/no.txt."
 
 
 def test_a_directory(tmp_path):
-    assert "is a directory; name the files in it" in refused(tmp_path, format="txt")
+    assert "is a directory; pass the files in it" in refused(tmp_path, format="txt")
 
 
 def test_an_unreadable_file(tmp_path):
@@ -59,11 +59,11 @@ def test_an_unreadable_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.docx", "a", "a.jsn", "a.gz"])
 def test_an_unknown_extension(tmp_path, name):
-    assert "Say it with --format" in refused(file(tmp_path / name, b"text"))
+    assert "Set its format with --format" in refused(file(tmp_path / name, b"text"))
 
 
 def test_an_unknown_format():
-    assert refused("-", format="xml").startswith("Unknown format 'xml'; known are txt,")
+    assert refused("-", format="xml").startswith("Unknown format 'xml'; expected one of txt,")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_an_unknown_format():
 )
 def test_an_input_without_a_record_is_empty(tmp_path, name, data):
     path = file(tmp_path / name, data)
-    assert refused(path) == f"Empty input: {path} holds no record."
+    assert refused(path) == f"Empty input: {path} contains no records."
 
 
 def test_a_parquet_without_a_row_is_empty(tmp_path):
@@ -97,7 +97,7 @@ def test_a_parquet_without_a_row_is_empty(tmp_path):
         ("텍스트".encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
         ("text\n".encode("utf-16-le"), "iconv -f UTF-16 -t UTF-8"),
         (gzip.compress(b"\x00\x01"), "is binary"),
-        (b"PAR1\x00", "a Parquet file: say --format parquet"),
+        (b"PAR1\x00", "a Parquet file: use --format parquet"),
         (b"PK\x03\x04rest", "an Office document"),
         (b"%PDF-1.7\n", "a PDF"),
         (b"\x28\xb5\x2f\xfdrest", "zstd"),
@@ -118,14 +118,14 @@ def test_a_gz_that_is_not_gzip(tmp_path):
 
 def test_a_broken_gzip(tmp_path):
     whole = gzip.compress(os.urandom(100_000).replace(b"\0", b"a").replace(b"\n", b"b"))
-    assert "broken gzip" in refused(file(tmp_path / "a.txt.gz", whole[:5000]))
-    assert "broken gzip" in refused(file(tmp_path / "a.txt.gz", b"\x1f\x8b nothing of the kind"))
+    assert "corrupt gzip" in refused(file(tmp_path / "a.txt.gz", whole[:5000]))
+    assert "corrupt gzip" in refused(file(tmp_path / "a.txt.gz", b"\x1f\x8b nothing of the kind"))
 
 
 def test_a_gzip_that_ends_early_is_said_when_it_is_read(tmp_path):
     whole = gzip.compress(b"".join(b"%d\n" % (n * 7919) for n in range(100_000)))
     path = file(tmp_path / "a.txt.gz", whole[: len(whole) // 2])
-    with pytest.raises(UsageError, match="broken gzip"):
+    with pytest.raises(UsageError, match="corrupt gzip"):
         list(find_inputs([str(path)], FILL).records(1000))
 
 
@@ -153,7 +153,7 @@ def test_a_table_without_all_fields_of_the_task(tmp_path):
 
 
 def test_a_table_with_another_delimiter(tmp_path):
-    assert "seems to be delimited by something else" in refused(file(tmp_path / "a.csv", b"id;text\n1;a\n"))
+    assert "seems to use another delimiter" in refused(file(tmp_path / "a.csv", b"id;text\n1;a\n"))
 
 
 def test_a_doubled_column(tmp_path):
