@@ -15,6 +15,7 @@ from workers.device.server.memory import retain_freed_memory
 from workers.device.server.run_chunk import encode_chunk, run_chunk
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.inference.tasks.registry import find_runner
+from workers.models.load_options import LoadOptions
 
 #: Bytes of freed memory that glibc comes to keep by itself (twice the largest piece that it does not map alone).
 _USUALLY_KEPT = 64 << 20
@@ -62,9 +63,7 @@ class Quiet:
         """Take note of nothing."""
 
 
-def runner(
-    work: Work, *, chunk: int | None = None, plain: bool = False, keeps: bool = True, **load_params: Json
-) -> Way:
+def runner(work: Work, *, chunk: int | None = None, plain: bool = False, keeps: bool = True, **params: Json) -> Way:
     """The device process's share: the runner in this process, chunk by chunk, its outcomes encoded.
 
     Args:
@@ -72,9 +71,9 @@ def runner(
         chunk: records in one; None for as many as the producer takes.
         plain: take the pipeline's own steps, batched, instead of `forward_batch`.
         keeps: keep the memory of a batch for the next one, as the device process does.
-        load_params: as `dtype`.
+        params: of the job, such as `dtype`.
     """
-    loaded = find_runner(work.task)(work.task, work.model, work.device, load_params)
+    loaded = find_runner(work.task)(work.task, work.model, work.device, LoadOptions().with_params(work.task, params))
     if plain and isinstance(loaded, PipelineRunner):
         loaded.use_pipeline()
     size = chunk or CHUNK.get(work.task, 256)

@@ -40,7 +40,7 @@ from workers.inference.core.runner import PreparingRunner, Runner
 class Echo(Runner):
     needs_model = False
 
-    def __init__(self, task, model, device, load_params):
+    def __init__(self, task, model, device, options):
         self.task, self.model, self.device = task, model, device
 
     def run(self, inputs, params, monitor):
@@ -143,28 +143,28 @@ class Load(Echo):
         }
     )
 
-    def __init__(self, task, model, device, load_params):
-        super().__init__(task, model, device, load_params)
-        if "load_log" in load_params:
-            with Path(load_params["load_log"]).open("a") as log:
+    def __init__(self, task, model, device, options):
+        super().__init__(task, model, device, options)
+        if "load_log" in options.params:
+            with Path(options.params["load_log"]).open("a") as log:
                 log.write("loaded\n")
-        end = time.monotonic() + float(load_params.get("load_seconds", os.environ.get("LOAD_SECONDS", "0")))
-        while "load_write" in load_params and time.monotonic() < end:
-            Path(load_params["load_write"]).write_bytes(bytes(2**21))
+        end = time.monotonic() + float(options.params.get("load_seconds", os.environ.get("LOAD_SECONDS", "0")))
+        while "load_write" in options.params and time.monotonic() < end:
+            Path(options.params["load_write"]).write_bytes(bytes(2**21))
             time.sleep(0.05)
         time.sleep(max(0.0, end - time.monotonic()))
-        while Path(os.path.expandvars(load_params.get("load_stuck", "/nonexistent"))).exists():
+        while Path(os.path.expandvars(options.params.get("load_stuck", "/nonexistent"))).exists():
             time.sleep(0.1)
-        if Path(os.path.expandvars(load_params.get("load_kill", "/nonexistent"))).exists():
+        if Path(os.path.expandvars(options.params.get("load_kill", "/nonexistent"))).exists():
             os.kill(os.getpid(), signal.SIGKILL)
-        if Path(load_params.get("load_crash", "/nonexistent")).exists():
+        if Path(options.params.get("load_crash", "/nonexistent")).exists():
             ctypes.string_at(0)
-        if Path(load_params.get("load_trouble", "/nonexistent")).exists():
+        if Path(options.params.get("load_trouble", "/nonexistent")).exists():
             raise WorkerError("hub_unavailable", "asked to have trouble")
-        if "load_error" in load_params:
-            raise ModelError("test_load", load_params["load_error"])
-        if "load_raise" in load_params:
-            raise ValueError(load_params["load_raise"])
+        if "load_error" in options.params:
+            raise ModelError("test_load", options.params["load_error"])
+        if "load_raise" in options.params:
+            raise ValueError(options.params["load_raise"])
 
     def one(self, text, params, monitor):
         if text == "crash":
@@ -173,7 +173,7 @@ class Load(Echo):
 
 
 class Suicide(Echo):
-    def __init__(self, task, model, device, load_params):
+    def __init__(self, task, model, device, options):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -181,9 +181,9 @@ class Model(Echo):
     needs_model = True
     load_params = frozenset({"memory_error"})
 
-    def __init__(self, task, model, device, load_params):
-        super().__init__(task, model, device, load_params)
-        if load_params.get("memory_error"):
+    def __init__(self, task, model, device, options):
+        super().__init__(task, model, device, options)
+        if options.params.get("memory_error"):
             raise MemoryError("no room")
 
     def one(self, text, params, monitor):
@@ -197,13 +197,13 @@ class Large(Model):
     load_params = frozenset({"load_log"})
     loaded: ClassVar = weakref.WeakSet()
 
-    def __init__(self, task, model, device, load_params):
-        super().__init__(task, model, device, load_params)
+    def __init__(self, task, model, device, options):
+        super().__init__(task, model, device, options)
         if self.loaded:
             raise MemoryError("no room for two")
         self.loaded.add(self)
-        if "load_log" in load_params:
-            with Path(load_params["load_log"]).open("a") as log:
+        if "load_log" in options.params:
+            with Path(options.params["load_log"]).open("a") as log:
                 log.write(f"{model.name}\n")
 
     def one(self, text, params, monitor):
@@ -241,7 +241,7 @@ class Unwritable(Wait):
 class Ahead(PreparingRunner):
     needs_model = False
 
-    def __init__(self, task, model, device, load_params):
+    def __init__(self, task, model, device, options):
         pass
 
     def prepare(self, inputs, params):

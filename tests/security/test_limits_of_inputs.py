@@ -22,6 +22,7 @@ from tests.support.tiny_models import RecordingMonitor, causal_gpt2
 from tests.support.tiny_seq2seq import make_bart
 from workers.inference.generation.limits import check_token_limit
 from workers.inference.models.loader import ModelSource, load_model
+from workers.models.load_options import LoadOptions
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_what_the_model_itself_would_generate_is_bounded_as_well(tmp_path: Path)
     config.save_pretrained(model)
     from transformers import AutoModelForCausalLM
 
-    loaded = load_model(AutoModelForCausalLM, ModelSource(model, most_new_tokens=7), "cpu")
+    loaded = load_model(AutoModelForCausalLM, ModelSource(model, LoadOptions(max_new_tokens=7)), "cpu")
     assert loaded.generation_config.max_new_tokens == 7
     assert loaded.config.task_specific_params == {"summarization": {"max_length": 7 // 2, "num_beams": 2}}
     ids = torch.tensor([[5, 6]])
@@ -175,7 +176,7 @@ def test_beams_and_sequences_of_the_models_own_count(
     saved = GenerationConfig.from_pretrained(model)
     saved.update(**own)
     saved.save_pretrained(model)
-    runner = runner_of(task, model, most_new_tokens=24)
+    runner = runner_of(task, model, max_new_tokens=24)
     if not allowed:
         with pytest.raises(ModelError) as raised:
             runner.run([record], params, RecordingMonitor())

@@ -18,6 +18,7 @@ from common.training.options import TrainingOptions
 from tests.support import tiny_media, tiny_models
 from tests.support.pipeline_reference import run, runner_of
 from workers.inference.models.loader import ModelSource, load_config, load_model, load_processor, load_tokenizer
+from workers.models.load_options import LoadOptions
 from workers.models.model_references import code_repositories
 from workers.models.resolver import ModelPolicy, resolve
 from workers.training.trainer.base_model import load_base_model
@@ -45,7 +46,7 @@ def code_of(call: Callable[[], object]) -> str:
 
 
 def load_code(model: Path, **rules: bool) -> str:
-    return code_of(lambda: load_model(AutoModelForMaskedLM, ModelSource(model, **rules), "cpu"))
+    return code_of(lambda: load_model(AutoModelForMaskedLM, ModelSource(model, LoadOptions(**rules)), "cpu"))
 
 
 def shard(model: Path, name: str) -> None:
@@ -76,7 +77,7 @@ def test_an_index_of_safetensors_names_no_pickle(model: Path):
     torch.save(load_file(model / "model.safetensors"), model / "x.bin")
     shard(model, "x.bin")
     assert load_code(model) == "unsafe_weights"
-    load_model(AutoModelForMaskedLM, ModelSource(model, allow_pickle=True), "cpu")
+    load_model(AutoModelForMaskedLM, ModelSource(model, LoadOptions(allow_pickle=True)), "cpu")
 
 
 def test_weights_are_beside_their_configuration(model: Path):
@@ -204,7 +205,7 @@ def test_code_for_another_head_says_nothing_of_this_one(model: Path):
 def test_a_tokenizer_with_code_of_its_own_is_refused(model: Path, file: str, value: Json):
     change(model / file, auto_map=value)
     assert code_of(lambda: load_tokenizer(ModelSource(model))) == "custom_code"
-    load_tokenizer(ModelSource(model, ignore_auto_map=True))
+    load_tokenizer(ModelSource(model, LoadOptions(ignore_auto_map=True)))
 
 
 @pytest.mark.parametrize("name", ["AutoImageProcessor", "AutoFeatureExtractor"])
@@ -219,7 +220,9 @@ def test_an_image_processor_with_code_of_its_own_is_refused(tmp_path: Path, file
 def test_ignored_code_is_not_run_where_code_is_allowed(model: Path, tmp_path: Path):
     change(model / "config.json", auto_map=MINE)
     (model / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
-    load_model(AutoModelForMaskedLM, ModelSource(model, allow_remote_code=True, ignore_auto_map=True), "cpu")
+    load_model(
+        AutoModelForMaskedLM, ModelSource(model, LoadOptions(allow_remote_code=True, ignore_auto_map=True)), "cpu"
+    )
     assert not (tmp_path / "ran").exists()
     load_code(model, allow_remote_code=True)
     assert (tmp_path / "ran").exists()
@@ -227,8 +230,8 @@ def test_ignored_code_is_not_run_where_code_is_allowed(model: Path, tmp_path: Pa
 
 def test_code_of_another_repository_obeys_the_list_of_models(model: Path):
     change(model / "config.json", auto_map={"AutoConfig": "other/code--mine.Config"})
-    policy = ModelPolicy(roots=(str(model.parent),), patterns=("good/*",), allow_remote_code=True)
+    policy = ModelPolicy(roots=(str(model.parent),), patterns=("good/*",), load=LoadOptions(allow_remote_code=True))
     assert code_repositories(model) == {"other/code"}
     assert code_of(lambda: resolve(str(model), None, "fill-mask", policy)) == "model_not_allowed"
-    for more in ({"patterns": ("good/*", "other/*")}, {"patterns": ()}, {"allow_remote_code": False}):
+    for more in ({"patterns": ("good/*", "other/*")}, {"patterns": ()}, {"load": LoadOptions()}):
         resolve(str(model), None, "fill-mask", replace(policy, **more))

@@ -8,16 +8,19 @@ import transformers
 
 from common.json_codec import to_jsonable
 from common.records import Json, Outcome
+from common.task_params import LOAD_PARAMS
 from tests.support.tiny_models import RecordingMonitor
 from workers.inference.core.runner import Runner
 from workers.inference.tasks.registry import find_runner
+from workers.models.load_options import LoadOptions
 
 #: Padding changes the order of additions and so the last digits.
 TOLERANCE = 1e-4
 
 
-def runner_of(task: str, model: Path, **load_params: Json) -> Runner:
-    return find_runner(task)(task, model, "cpu", load_params)
+def runner_of(task: str, model: Path, **options: Json) -> Runner:
+    params = {name: options.pop(name) for name in LOAD_PARAMS if name in options}
+    return find_runner(task)(task, model, "cpu", LoadOptions(**options).with_params(task, params))
 
 
 def run(task: str, model: Path, records: Sequence[Json], **params: Json) -> list[Outcome]:

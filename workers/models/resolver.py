@@ -6,13 +6,13 @@ where the worker
 allows it. Knows no task but for its default model.
 """
 
-import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from common.errors import ModelError, UsageError, WorkerError, first_line
 from common.models.references import is_hub_id, is_revision
@@ -20,6 +20,7 @@ from common.models.registry_location import job_of, open_registry, registry_url
 from common.settings import Settings
 from common.tasks import find_task
 from workers.disk_space import PERMANENT_ERRNOS
+from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 from workers.models.model_files import check_files
 from workers.models.model_references import code_repositories
 
@@ -32,13 +33,8 @@ class ModelPolicy:
     patterns: tuple[str, ...] = ()  #: of hub ids that jobs may name; empty allows all
     preloaded: tuple[str, ...] = ()  #: ids and paths that the worker itself was started with
     any_path: bool = False  #: every path is allowed: the embedded worker, which serves its own user
-    allow_pickle: bool = False  #: weights that are pickles: opening them runs code
-    allow_remote_code: bool = False  #: code from the model's repository
-    max_new_tokens: int = 4096  #: that may be generated for one record
-    dtype: str = "auto"  #: what models compute in where the job names none
     models: str | None = None  #: address of the store of fine-tuned models
-    shared: tuple[str, ...] = ()  #: directories and addresses whose files records may name
-    most_file_bytes: int = 16 * 1024 * 1024  #: of such a file
+    load: LoadOptions = DEFAULT_OPTIONS
     cache: str = ""  #: directory for what comes from a store that is no directory
 
     @classmethod
@@ -49,26 +45,19 @@ class ModelPolicy:
             patterns=settings.allowed_models,
             preloaded=tuple(filter(None, (text.partition("=")[2] for text in settings.preload))),
             any_path=settings.any_path,
-            allow_pickle=settings.allow_pickle,
-            allow_remote_code=settings.allow_remote_code,
-            max_new_tokens=settings.max_new_tokens,
-            dtype=settings.dtype,
             models=registry_url(settings),
-            shared=settings.shared,
-            most_file_bytes=settings.max_record_bytes,
+            load=LoadOptions.of(settings),
             cache=str(settings.model_cache),
         )
 
     def encode(self) -> str:
         """Return the JSON text that `decode` takes."""
-        return json.dumps(asdict(self))
+        return msgspec.json.encode(self).decode()
 
     @classmethod
     def decode(cls, text: str) -> "ModelPolicy":
         """Return the policy of that JSON text, which comes from this worker's own parent process."""
-        values: dict[str, Any] = json.loads(text)
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return cls(**values)
+        return msgspec.json.decode(text, type=cls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +103,8 @@ def resolve(
         model, revision = known.model, revision or known.revision
     try:
         found = _found(model, revision, policy, on_stage)
-        check_files(model, [entry.name for entry in found.path.iterdir()], policy.allow_pickle)
-        if policy.allow_remote_code:  # else no code is run, whoever it is by
+        check_files(model, [entry.name for entry in found.path.iterdir()], policy.load.allow_pickle)
+        if policy.load.allow_remote_code:  # else no code is run, whoever it is by
             for repository in sorted(code_repositories(found.path)):
                 _check_allowed(repository, policy)
     except OSError as error:
@@ -144,7 +133,7 @@ def _from_hub(model: str, revision: str | None, policy: ModelPolicy, on_stage: C
     _check_allowed(model, policy)
     from workers.models.hub_download import fetch  # huggingface_hub takes a third of a second to import
 
-    snapshot = fetch(model, revision, policy.allow_pickle, policy.allow_remote_code, on_stage)
+    snapshot = fetch(model, revision, policy.load.allow_pickle, policy.load.allow_remote_code, on_stage)
     return ResolvedModel(model, snapshot.path, snapshot.commit, snapshot.source)
 
 

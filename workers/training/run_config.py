@@ -9,6 +9,7 @@ import msgspec
 from common.jobs import JobSpec
 from common.records import Json
 from common.training.options import TrainingOptions
+from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,7 @@ class TrainingRunConfig:
     processes: int
     batch_size: int  #: below the job's own after memory ran out
     gradient_accumulation: int
-    allow_pickle: bool = False
-    allow_remote_code: bool = False
+    load: LoadOptions = DEFAULT_OPTIONS
     socket: str = ""  #: path of the controller's socket
     checkpoint: str | None = None  #: to resume from
 

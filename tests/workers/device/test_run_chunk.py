@@ -12,6 +12,7 @@ from tests.support.processes import PLUGINS
 from workers.device.server.run_chunk import DeviceLost, encode_chunk, run_chunk
 from workers.inference.core.runner import RunMonitor, Runner
 from workers.inference.tasks.registry import find_runner
+from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
 
 class Watched:
@@ -38,7 +39,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _runner(task: str) -> Runner:
-    return find_runner(task)(task, None, "cpu", {})
+    return find_runner(task)(task, None, "cpu", DEFAULT_OPTIONS)
 
 
 def _run(
@@ -119,7 +120,7 @@ class Steady(Runner):
 
     needs_model = False
 
-    def __init__(self, task: str, model: object, device: str, load_params: Mapping[str, Json]) -> None:
+    def __init__(self, task: str, model: object, device: str, options: LoadOptions = DEFAULT_OPTIONS) -> None:
         self.ran: list[Json] = []
 
     def is_deterministic(self, params: Mapping[str, Json]) -> bool:
@@ -133,7 +134,7 @@ class Steady(Runner):
 
 @pytest.mark.parametrize("steady", [True, False])
 def test_equal_records_run_once_where_their_outcomes_are_equal(steady: bool):
-    runner, monitor = Steady("any", None, "cpu", {}), Watched()
+    runner, monitor = Steady("any", None, "cpu"), Watched()
     inputs = ["a", "b", "a", {"text": "a", "top": 1}, {"text": "a", "top": 2}, {"text": "a", "top": 1}, "b"]
     records = {10 + at: Record(at, value) for at, value in enumerate(inputs)}
     outcomes = run_chunk(runner, records, {"steady": steady}, "cpu", monitor)

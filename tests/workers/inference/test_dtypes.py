@@ -19,6 +19,7 @@ from workers.device.server.model_cache import ModelCache
 from workers.inference.models.cpu_layers import Int8Linear
 from workers.inference.models.dtypes import resolve_dtype
 from workers.inference.models.loader import ModelSource, load_model
+from workers.models.load_options import LoadOptions
 from workers.models.resolver import ModelPolicy
 
 
@@ -60,14 +61,14 @@ def test_a_runner_says_what_it_runs_with(bert, dtype):
     ("asked", "computes_in"), [({}, "int8"), ({"dtype": "auto"}, "int8"), ({"dtype": "float32"}, "float32")]
 )
 def test_the_workers_dtype_is_that_of_jobs_that_name_none(bert, asked, computes_in):
-    models = ModelCache("cpu", ModelPolicy(any_path=True, dtype="int8"))
+    models = ModelCache("cpu", ModelPolicy(any_path=True, load=LoadOptions(default_dtype="int8")))
     loaded, _ = models.get(JobSpec(new_job_id(), "embedding", str(bert), params=asked), lambda _: None)
     assert loaded.run_info()["dtype"] == computes_in
 
 
 def test_a_model_without_the_workers_dtype_computes_in_float32(bert, monkeypatch):
     monkeypatch.setattr("workers.inference.models.cpu_layers._linear_layers", lambda model: iter(()))
-    runner = runner_of("text-classification", bert, preferred_dtype="int8")
+    runner = runner_of("text-classification", bert, default_dtype="int8")
     assert runner.run_info()["dtype"] == "float32"
     with pytest.raises(ModelError, match="no linear layers"):
         runner_of("text-classification", bert, dtype="int8")
@@ -90,7 +91,7 @@ def test_int8_is_for_cpus():
 
 
 def test_the_models_rules_of_loading_hold_for_int8_too(bert):
-    model = load_model(AutoModelForSequenceClassification, ModelSource(bert, dtype="int8"), "cpu")
+    model = load_model(AutoModelForSequenceClassification, ModelSource(bert, LoadOptions(dtype="int8")), "cpu")
     assert not model.training
 
 

@@ -78,7 +78,7 @@ def saved(directory: Path, bert: Path, *more, transformer=None, pooling=None, **
 
 
 def runner_of(directory: Path) -> EmbeddingRunner:
-    return EmbeddingRunner("embedding", directory, "cpu", {})
+    return EmbeddingRunner("embedding", directory, "cpu")
 
 
 def embedded(directory: Path, texts=TEXTS, **params) -> np.ndarray:

@@ -63,7 +63,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> ModelCache:
 
 
 def through_pipeline(task: str, model: Path) -> PipelineRunner:
-    runner = PipelineRunner(task, model, "cpu", {})
+    runner = PipelineRunner(task, model, "cpu")
     runner.use_pipeline()
     return runner
 
@@ -75,7 +75,7 @@ def pairs(models: ModelCache) -> Callable[[str, str], tuple[PipelineRunner, Pipe
 
     def pair(task: str, model: str) -> tuple[PipelineRunner, PipelineRunner]:
         if (task, model) not in loaded:
-            batched = PipelineRunner(task, models(model), "cpu", {})
+            batched = PipelineRunner(task, models(model), "cpu")
             assert batched.uses_forward_batch
             loaded[task, model] = batched, through_pipeline(task, models(model))
         return loaded[task, model]
@@ -192,7 +192,7 @@ def test_jobs_with_pipeline_only_parameters_run_through_the_pipeline(pairs, task
 def test_records_that_run_through_the_pipeline_keep_their_positions(models):
     monitor = RecordingMonitor()
     records = ["the [MASK]", "the cat " * 60 + "[MASK]", "a [MASK] or a dog", "the dog " * 60 + "[MASK]"]
-    PipelineRunner("fill-mask", models("masked_bert"), "cpu", {}).run(records, {}, monitor)
+    PipelineRunner("fill-mask", models("masked_bert"), "cpu").run(records, {}, monitor)
     assert sorted(place for batch in monitor.batches for place in batch) == [0, 1, 2, 3]
 
 
@@ -207,7 +207,7 @@ class Inconsistent(BertForTokenClassification):
 
 def test_a_model_that_gives_something_else_runs_through_the_pipeline(models, monkeypatch):
     monkeypatch.setattr("transformers.AutoModelForTokenClassification.from_pretrained", Inconsistent.from_pretrained)
-    runner = PipelineRunner("ner", models("tagger"), "cpu", {})
+    runner = PipelineRunner("ner", models("tagger"), "cpu")
     assert not runner.uses_forward_batch
     assert_both_equal((runner, through_pipeline("ner", models("tagger"))), list(TEXTS))
 

@@ -193,7 +193,7 @@ def test_a_file_under_what_is_shared_is_read_in_place_and_no_other(vit: Path, ph
     with (shared / "large.png").open("ab") as file:
         file.write(bytes(100_000))
     (shared / "link.png").symlink_to(photos[0])
-    rules = {"shared": (str(shared),), "most_file_bytes": 100_000}
+    rules = {"shared": (str(shared),), "max_file_bytes": 100_000}
     runner = runner_of("image-classification", vit, **rules)
     names = ["own.png", "none.png", "large.png", "link.png", "../shared/own.png"]
     inputs: list[Json] = [str(shared / name) for name in names]

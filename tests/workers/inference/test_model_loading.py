@@ -26,6 +26,7 @@ from workers.inference.core.runner import Runner
 from workers.inference.models.dtypes import resolve_dtype
 from workers.inference.models.loader import ModelSource, load_model, load_tokenizer, memory_bytes
 from workers.inference.tasks.registry import RUNNERS, find_runner
+from workers.models.load_options import LoadOptions
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +208,7 @@ def test_a_tokenizer_without_a_mask_cannot_fill_masks(copy):
 
 def test_half_precision_halves_the_memory(bert):
     full = load_model(AutoModelForMaskedLM, ModelSource(bert), "cpu")
-    half = load_model(AutoModelForMaskedLM, ModelSource(bert, dtype="bfloat16"), "cpu")
+    half = load_model(AutoModelForMaskedLM, ModelSource(bert, LoadOptions(dtype="bfloat16")), "cpu")
     assert {parameter.dtype for parameter in full.parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     assert memory_bytes(half) < 0.6 * memory_bytes(full)

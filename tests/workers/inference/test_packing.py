@@ -73,7 +73,7 @@ def _config(architecture: str, labels: int) -> transformers.PreTrainedConfig:
     [*itertools.product(PACKABLE, HEADS), ("ModernBert", "fill-mask"), ("ModernBert", "token-classification")],
 )
 def test_packed_rows_give_what_padded_ones_give(tmp_path, architecture, task):
-    runner = PipelineRunner(task, made(tmp_path, architecture, task), "cpu", {})
+    runner = PipelineRunner(task, made(tmp_path, architecture, task), "cpu")
     assert runner.uses_forward_batch
     mask = "[MASK]" if task == "fill-mask" else None
     records: list[Json] = [*mixed(2000 if architecture == "Bert" else 120, mask), f"the {mask} of {mask} and a", ""]
@@ -91,7 +91,7 @@ def test_packed_rows_give_what_padded_ones_give(tmp_path, architecture, task):
 @pytest.mark.parametrize("pooling", ["mean", "cls+lasttoken"])
 @pytest.mark.parametrize("architecture", [*PACKABLE, "ModernBert"])
 def test_vectors_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture, pooling):
-    runner = EmbeddingRunner("embedding", made(tmp_path, architecture, "feature-extraction"), "cpu", {})
+    runner = EmbeddingRunner("embedding", made(tmp_path, architecture, "feature-extraction"), "cpu")
     records: list[Json] = list(mixed(2000 if architecture == "Bert" else 120))
     expected = runner.run(records, {"pooling": pooling}, RecordingMonitor())
     assert runner.pack()
@@ -102,16 +102,14 @@ def test_vectors_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture,
 
 @pytest.mark.parametrize("architecture", ["FNet", "DebertaV2"])
 def test_a_model_that_does_not_go_along_runs_padded(tmp_path, architecture):
-    runner = PipelineRunner("ner", made(tmp_path, architecture, "token-classification"), "cpu", {})
+    runner = PipelineRunner("ner", made(tmp_path, architecture, "token-classification"), "cpu")
     assert not runner.pack()
     assert runner.run_info()["attention"] != ATTENTION
 
 
 @pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert"])
 def test_answers_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture):
-    runner = QuestionAnsweringRunner(
-        "question-answering", made(tmp_path, architecture, "question-answering"), "cpu", {}
-    )
+    runner = QuestionAnsweringRunner("question-answering", made(tmp_path, architecture, "question-answering"), "cpu")
     records: list[Json] = [{"question": "where is the cat", "context": text} for text in mixed(40)]
     expected = runner.run(records, {"top_k": 3}, RecordingMonitor())
     assert runner.pack()
@@ -123,7 +121,7 @@ def test_answers_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture)
 
 @pytest.mark.parametrize("task", HEADS)
 def test_results_that_are_read_a_batch_later_are_the_same(tmp_path, monkeypatch, task):
-    runner = PipelineRunner(task, made(tmp_path, "Bert", task), "cpu", {})
+    runner = PipelineRunner(task, made(tmp_path, "Bert", task), "cpu")
     records: list[Json] = list(mixed(60, "[MASK]" if task == "fill-mask" else None))
     if task == "fill-mask":
         records[1::7] = [{"text": text, "targets": ["cat", "dog"]} for text in records[1::7]]
@@ -144,7 +142,7 @@ def test_results_that_are_read_a_batch_later_are_the_same(tmp_path, monkeypatch,
 
 
 def test_padded_batches_attend_as_before_after_a_packed_one(tmp_path):
-    runner = PipelineRunner("ner", made(tmp_path, "Bert", "token-classification"), "cpu", {})
+    runner = PipelineRunner("ner", made(tmp_path, "Bert", "token-classification"), "cpu")
     runner.pack()
     runner.run(["the cat", "a dog and a cat"], {}, RecordingMonitor())
     assert runner._model.config._attn_implementation == "sdpa"

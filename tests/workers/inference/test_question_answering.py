@@ -79,7 +79,7 @@ def roberta(tmp_path_factory) -> Path:
 
 
 def answered(directory: Path, records=RECORDS, **params) -> list:
-    runner = QuestionAnsweringRunner("question-answering", directory, "cpu", {})
+    runner = QuestionAnsweringRunner("question-answering", directory, "cpu")
     outcomes = runner.run(records, params, RecordingMonitor())
     assert [outcome.failure for outcome in outcomes] == [None] * len(records)
     return [outcome.output for outcome in outcomes]
@@ -195,7 +195,7 @@ def test_no_answer_is_an_answer_where_it_is_asked_for(bert):
 
 
 def test_a_question_too_long_is_cut_and_its_outcome_says_so(bert):
-    runner = QuestionAnsweringRunner("question-answering", bert, "cpu", {})
+    runner = QuestionAnsweringRunner("question-answering", bert, "cpu")
     long = {"question": "where is the old man " * 40, "context": LONG}
     (cut,) = runner.run([long], {}, RecordingMonitor())
     same([cut.output], expected(bert, {**long, "question": " ".join(long["question"].split()[:30])}, stride=15))
@@ -216,7 +216,7 @@ def test_bad_records_fail_alone_and_in_their_place(bert):
         {"question": "where ?", "context": "\u200b"},
         good,
     ]
-    runner = QuestionAnsweringRunner("question-answering", bert, "cpu", {})
+    runner = QuestionAnsweringRunner("question-answering", bert, "cpu")
     outcomes = runner.run(inputs, {}, RecordingMonitor())
     codes = [outcome.failure and outcome.failure.code for outcome in outcomes]
     assert codes == [
@@ -234,7 +234,7 @@ def test_bad_records_fail_alone_and_in_their_place(bert):
 
 def test_windows_of_all_records_share_batches(bert):
     monitor = RecordingMonitor()
-    QuestionAnsweringRunner("question-answering", bert, "cpu", {}).run(RECORDS, {}, monitor)
+    QuestionAnsweringRunner("question-answering", bert, "cpu").run(RECORDS, {}, monitor)
     assert len(monitor.batches) < len(RECORDS)
     assert sorted(position for batch in monitor.batches for position in batch) == [0, 1, 2, 3, 4]
 
@@ -253,6 +253,6 @@ def test_windows_of_all_records_share_batches(bert):
 def test_a_wrong_parameter_is_refused_before_any_record(bert, params, message):
     monitor = RecordingMonitor()
     with pytest.raises(ModelError, match=message) as caught:
-        QuestionAnsweringRunner("question-answering", bert, "cpu", {}).run(RECORDS, params, monitor)
+        QuestionAnsweringRunner("question-answering", bert, "cpu").run(RECORDS, params, monitor)
     assert caught.value.code == "bad_param"
     assert monitor.batches == []

@@ -28,7 +28,7 @@ def bart(tmp_path_factory) -> Path:
 
 
 def runner_of(task: str, directory: Path) -> Seq2SeqRunner:
-    return Seq2SeqRunner(task, directory, "cpu", {})
+    return Seq2SeqRunner(task, directory, "cpu")
 
 
 def said(task: str, directory: Path, texts=TEXTS, **params) -> list:

@@ -64,7 +64,7 @@ def test_two_long_texts_take_neither_minutes_nor_gigabytes(runner: str, tmp_path
     if runner == "forward_batch":
         [outcome] = run("text-classification", model, [record])
     else:
-        pipeline = PipelineRunner("text-classification", model, "cpu", {})
+        pipeline = PipelineRunner("text-classification", model, "cpu")
         pipeline.use_pipeline()
         [outcome] = pipeline.run([record], {}, RecordingMonitor())
     assert outcome.truncated

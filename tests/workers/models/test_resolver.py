@@ -9,6 +9,7 @@ import pytest
 
 from common.errors import ModelError, WorkerError
 from common.settings import load_settings
+from workers.models.load_options import LoadOptions
 from workers.models.model_files import human_size
 from workers.models.resolver import ModelPolicy, is_path, resolve
 
@@ -151,7 +152,7 @@ def test_the_model_of_a_job_that_nobody_trained_is_not_found():
 def test_pickle_weights_are_refused_unless_the_worker_allows_them(roots: Path, policy: ModelPolicy):
     model = str(_model(roots / "old", "pytorch_model.bin"))
     assert _refused(model, policy) == "unsafe_weights"
-    assert resolve(model, None, "fill-mask", replace(policy, allow_pickle=True)).path == Path(model)
+    assert resolve(model, None, "fill-mask", replace(policy, load=LoadOptions(allow_pickle=True))).path == Path(model)
 
 
 def test_an_adapter_is_refused_since_it_names_another_model(roots: Path, policy: ModelPolicy):
@@ -171,7 +172,7 @@ def test_a_policy_comes_from_the_settings_and_passes_as_text():
     policy = ModelPolicy.of(settings)
     assert (policy.roots, policy.patterns) == (("/models", "/more"), ("google-bert/*",))
     assert policy.preloaded == ("owner/model",)
-    assert not (policy.any_path or policy.allow_pickle or policy.allow_remote_code)
+    assert not (policy.any_path or policy.load.allow_pickle or policy.load.allow_remote_code)
     assert ModelPolicy.decode(policy.encode()) == policy
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -28,6 +28,7 @@ from workers.inference.core.device_errors import is_device_lost, is_out_of_memor
 from workers.inference.core.runner import Runner
 from workers.inference.generation.limits import check_token_limit
 from workers.inference.tasks.registry import find_runner, needs_model
+from workers.models.load_options import LoadOptions
 from workers.models.model_files import human_size
 from workers.models.resolver import ModelPolicy, ResolvedModel, resolve
 
@@ -83,15 +84,6 @@ class ModelCache:
     def __init__(self, device: str, policy: ModelPolicy) -> None:
         self._device = device
         self._policy = policy
-        #: What the worker was started with goes to the runner as load parameters; a job cannot name them.
-        self._rules = {
-            "allow_pickle": policy.allow_pickle,
-            "allow_remote_code": policy.allow_remote_code,
-            "most_new_tokens": policy.max_new_tokens,
-            "shared": policy.shared,
-            "most_file_bytes": policy.most_file_bytes,
-            "preferred_dtype": policy.dtype,
-        }
         self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
         self._resolved: dict[tuple[str | None, ...], ResolvedModel] = {}
         self._pinned = threading.Lock()  # held by whoever uses a model in another thread than that which lets it go
@@ -117,17 +109,17 @@ class ModelCache:
             DeviceLost: the device broke while loading.
         """
         task = ALIASES.get(spec.task, spec.task)
-        check_token_limit(task, spec.params, self._policy.max_new_tokens)
+        check_token_limit(task, spec.params, self._policy.load.max_new_tokens)
         # A model that cannot be had is refused at once: to import the runner means torch, and some ten seconds.
         resolved = self._resolve(task, spec, reporter) if needs_model(task) else None
         kind = _find_runner(task)
-        load_params, params = self._split_params(kind, spec)
+        options, params = self._split_params(task, kind, spec)
         if resolved is None and kind.needs_model:
             resolved = self._resolve(task, spec, reporter)
-        key = _cache_key(task, resolved, load_params)
+        key = _cache_key(task, resolved, options)
         if key not in self._loaded:
             model = resolved.model if resolved else None
-            self._loaded[key] = self._load(kind, task, model, resolved, load_params, reporter)
+            self._loaded[key] = self._load(kind, task, model, resolved, options, reporter)
         self._loaded.move_to_end(key)
         loaded = self._loaded[key]
         return loaded, self._runner_for(loaded.runner, spec), params
@@ -144,15 +136,15 @@ class ModelCache:
             if resolved is None and needs_model(task):
                 yield None
                 return
-            load_params, params = self._split_params(_find_runner(task), spec)
-            loaded = self._loaded.get(_cache_key(task, resolved, load_params))
+            options, params = self._split_params(task, _find_runner(task), spec)
+            loaded = self._loaded.get(_cache_key(task, resolved, options))
             yield (self._runner_for(loaded.runner, spec), params) if loaded else None
 
-    def _split_params(self, kind: type[Runner], spec: JobSpec) -> tuple[dict[str, Json], dict[str, Json]]:
-        """Return with what a runner is loaded, and with what it runs."""
-        params = dict(spec.params)
-        load_params = {name: params.pop(name) for name in spec.params if name in kind.load_params}
-        return load_params | self._rules, params
+    def _split_params(self, task: str, kind: type[Runner], spec: JobSpec) -> tuple[LoadOptions, dict[str, Json]]:
+        """Return how a runner is loaded, and the parameters that it runs with."""
+        load = {name: value for name, value in spec.params.items() if name in kind.load_params}
+        run = {name: value for name, value in spec.params.items() if name not in kind.load_params}
+        return self._policy.load.with_params(task, load), run
 
     def _resolve(self, task: str, spec: JobSpec, reporter: Reporter) -> ResolvedModel:
         """Resolve once: all chunks of a job then see the same commit, and none asks the disk again."""
@@ -167,7 +159,7 @@ class ModelCache:
         task: str,
         model: str | None,
         resolved: ResolvedModel | None,
-        load_params: Mapping[str, Json],
+        options: LoadOptions,
         reporter: Reporter,
     ) -> LoadedModel:
         needed = weight_bytes(resolved.path) if resolved else 0
@@ -175,12 +167,12 @@ class ModelCache:
         self._free_memory(needed, title)
         reporter.stage(f"loading {title}")
         begun = time.monotonic()
-        runner = _construct_runner(kind, task, resolved, self._device, load_params)
+        runner = _construct_runner(kind, task, resolved, self._device, options)
         if runner is None and self._loaded:
             while self._loaded:
                 self._evict()
             reporter.stage(f"loading {title}, now alone")
-            runner = _construct_runner(kind, task, resolved, self._device, load_params)
+            runner = _construct_runner(kind, task, resolved, self._device, options)
         if runner is None:
             raise WorkerError("no_memory", f"{title} does not fit into the memory of {self._device}.")
         reporter.stage("")
@@ -204,7 +196,7 @@ class ModelCache:
             return runner
         from workers.inference.tasks.openai_requests import wrap_openai_runner  # imports torch, as the model did
 
-        return wrap_openai_runner(spec, runner, self._policy.max_new_tokens)
+        return wrap_openai_runner(spec, runner, self._policy.load.max_new_tokens)
 
     def _note_change(self) -> None:
         self.changes += 1
@@ -224,8 +216,8 @@ def _source_key(task: str, spec: JobSpec) -> tuple[str | None, ...]:
     return (spec.model, spec.revision, task if spec.model is None else None)
 
 
-def _cache_key(task: str, resolved: ResolvedModel | None, load_params: Mapping[str, Json]) -> str:
-    return json.dumps([task, str(resolved.path) if resolved else None, load_params], sort_keys=True)
+def _cache_key(task: str, resolved: ResolvedModel | None, options: LoadOptions) -> str:
+    return f"{task} {resolved.path if resolved else None} {options}"
 
 
 @cache  # the entry points of all distributions are read each time; errors are not kept
@@ -240,11 +232,11 @@ def _find_runner(task: str) -> type[Runner]:
 
 
 def _construct_runner(
-    kind: type[Runner], task: str, resolved: ResolvedModel | None, device: str, load_params: Mapping[str, Json]
+    kind: type[Runner], task: str, resolved: ResolvedModel | None, device: str, options: LoadOptions
 ) -> Runner | None:
     """Return the loaded runner, or None if memory ran out: then all that the attempt held is free again."""
     try:
-        return kind(task, resolved.path if resolved else None, device, load_params)
+        return kind(task, resolved.path if resolved else None, device, options)
     except (CodedError, Cancelled):
         raise
     except Exception as error:  # a boundary: a runner loads whatever files it was given

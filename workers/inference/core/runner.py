@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 from common.records import Json, Outcome
 from common.task_params import LOAD_PARAMS
 from workers.inference.core.token_budget import TokenBudget
+from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
 
 class RunMonitor(Protocol):
@@ -63,7 +64,7 @@ class Runner(ABC):
     load_params: ClassVar[frozenset[str]] = frozenset(LOAD_PARAMS)
 
     @abstractmethod
-    def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
+    def __init__(self, task: str, model: Path | None, device: str, options: LoadOptions = DEFAULT_OPTIONS) -> None:
         """Load `model`, a directory, for `task` onto `device` (`cpu`, `cuda:0`).
 
         Raises:

@@ -7,7 +7,7 @@ randomly initialised weights (transformers only warns when it initialises a miss
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,13 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from common.errors import ModelError, first_line
-from common.params import check_params
 from common.records import Json
-from common.task_params import LOAD_PARAMS
 from workers.inference.core.device_errors import is_out_of_memory
 from workers.inference.core.runner import Runner
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.generation.limits import cap_model_config
 from workers.inference.models.dtypes import AUTO, dtype_name, resolve_dtype, to_device
+from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 from workers.models.model_files import check_downloaded, check_files, has_weights
 from workers.models.model_references import (
     CONFIG,
@@ -54,37 +53,24 @@ LOAD_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a model is loaded from, and by which rules."""
+    """The directory that a model is loaded from, a snapshot, and how."""
 
-    directory: Path  #: a snapshot: config.json and weights
-    dtype: Json = AUTO  #: what the job asked for: a name that `precision.resolve_dtype` knows
-    preferred_dtype: Json = AUTO  #: the worker's own choice, where the job leaves it open
-    allow_pickle: bool = False  #: whether weights may be opened that can run code; the worker's own choice
-    allow_remote_code: bool = False  #: whether the model's own code may run; the worker's own choice
-    ignore_auto_map: bool = False  #: run transformers' own architecture where the model brings code; the job's choice
-    most_new_tokens: int | None = None  #: to what the lengths of the model's own configuration are bounded
+    directory: Path
+    options: LoadOptions = DEFAULT_OPTIONS
 
     @classmethod
-    def of(cls, task: str, model: Path | None, load_params: Mapping[str, Json]) -> "ModelSource":
-        """Return the source from a runner's arguments.
+    def of(cls, task: str, model: Path | None, options: LoadOptions) -> "ModelSource":
+        """Return the source of a runner's model.
 
         Raises:
-            ModelError: `model_not_found`, the job names no model; `bad_param`.
+            ModelError: `model_not_found`, the job names no model.
         """
         if model is None:
             raise ModelError("model_not_found", f"{task} needs a model: pass one with --model.")
-        names = {item.name for item in fields(cls)} - {"directory"}
-        known = {name: value for name, value in load_params.items() if name in names}
-        check_params(task, LOAD_PARAMS, {name: known[name] for name in LOAD_PARAMS.keys() & known.keys()})
-        return cls(model, **known)
-
-    @property
-    def runs_code(self) -> bool:
-        """Whether the model's own code may run."""
-        return self.allow_remote_code and not self.ignore_auto_map
+        return cls(model, options)
 
     def inside(self, directory: Path) -> "ModelSource":
-        """Return the same rules for another directory, one within this."""
+        """Return the same options for another directory, one within this."""
         return replace(self, directory=directory)
 
 
@@ -103,8 +89,9 @@ def load_model(auto_class: Any, source: ModelSource, device: str, *, ignore_miss
             `bad_param`.
     """
     silence_transformers()
-    insists = source.dtype != AUTO
-    chosen = source.dtype if insists else source.preferred_dtype
+    options = source.options
+    insists = options.dtype != AUTO
+    chosen = options.dtype if insists else options.default_dtype
     wanted = resolve_dtype(chosen, device)
     check_directory(source)
     check_own_code(source, [CONFIG], "AutoConfig", auto_class.__name__)
@@ -113,8 +100,8 @@ def load_model(auto_class: Any, source: ModelSource, device: str, *, ignore_miss
             source.directory,
             dtype=wanted,
             local_files_only=True,
-            use_safetensors=None if source.allow_pickle else True,  # None: safetensors where there are any
-            trust_remote_code=source.runs_code,
+            use_safetensors=None if options.allow_pickle else True,  # None: safetensors where there are any
+            trust_remote_code=source.options.runs_code,
             output_loading_info=True,
         )
     except LOAD_ERRORS as error:
@@ -125,8 +112,7 @@ def load_model(auto_class: Any, source: ModelSource, device: str, *, ignore_miss
     invented = [name for name in lacking if any(re.search(pattern, name) for pattern in ignore_missing)]
     _check_complete(model, [name for name in lacking if name not in invented], source.directory)
     model.invented_weights = invented
-    if source.most_new_tokens is not None:
-        cap_model_config(model, source.most_new_tokens)
+    cap_model_config(model, options.max_new_tokens)
     return to_device(model, chosen, device, insists=insists)
 
 
@@ -146,7 +132,7 @@ def load_config(source: ModelSource, **values: Any) -> Any:
     check_own_code(source, [CONFIG], "AutoConfig")
     try:
         return AutoConfig.from_pretrained(
-            source.directory, local_files_only=True, trust_remote_code=source.runs_code, **values
+            source.directory, local_files_only=True, trust_remote_code=source.options.runs_code, **values
         )
     except LOAD_ERRORS as error:
         raise ModelError(
@@ -166,7 +152,10 @@ def load_tokenizer(source: ModelSource) -> Any:
     check_own_code(source, [TOKENIZER_CONFIG, CONFIG], "AutoTokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=source.runs_code, **tokenizer_settings(directory)
+            directory,
+            local_files_only=True,
+            trust_remote_code=source.options.runs_code,
+            **tokenizer_settings(directory),
         )
     except LOAD_ERRORS as error:
         raise ModelError(
@@ -200,7 +189,7 @@ def load_processor(auto_class: Any, source: ModelSource, what: str) -> Any:
         return auto_class.from_pretrained(
             source.directory,
             local_files_only=True,
-            trust_remote_code=source.runs_code,
+            trust_remote_code=source.options.runs_code,
             **processor_settings(source.directory),
         )
     except LOAD_ERRORS as error:
@@ -222,14 +211,14 @@ def check_directory(source: ModelSource) -> None:
     if not directory.is_dir():
         raise ModelError("model_not_found", f"There is no model directory {directory}.")
     names = sorted(path.name for path in directory.iterdir())
-    check_files(str(directory), names, source.allow_pickle)
+    check_files(str(directory), names, source.options.allow_pickle)
     if "config.json" not in names:
         found = ", ".join(names[:5]) or "nothing"
         raise ModelError("not_a_model", f"{directory} is not a model: expected config.json, found {found}.")
     if not has_weights(names):
         raise ModelError("not_a_model", f"{directory} has no weights: expected model.safetensors.")
     check_downloaded(directory)
-    check_references(directory, allow_pickle=source.allow_pickle, allow_code=source.runs_code)
+    check_references(directory, allow_pickle=source.options.allow_pickle, allow_code=source.options.runs_code)
 
 
 def check_own_code(source: ModelSource, names: Sequence[str], *classes: str) -> None:
@@ -243,7 +232,7 @@ def check_own_code(source: ModelSource, names: Sequence[str], *classes: str) -> 
     Raises:
         ModelError: `custom_code`.
     """
-    if not source.allow_remote_code and not source.ignore_auto_map:
+    if not source.options.allow_remote_code and not source.options.ignore_auto_map:
         check_code(source.directory, names, classes)
 
 

@@ -139,8 +139,8 @@ class SpeechRecognition(AudioTask):
         idle = sorted(SPEECH_GENERATE_PARAMS.keys() & params.keys()) if self.pipe.type == "ctc" else []
         if idle:
             raise ModelError("bad_param", f"{idle[0]} is for models that generate text, such as Whisper; this is CTC.")
-        if self.most_new_tokens is not None and self.pipe.type != "ctc":
-            apply_token_limit(self.name, params, self.pipe.model.generation_config, self.most_new_tokens)
+        if self.pipe.type != "ctc":
+            apply_token_limit(self.name, params, self.pipe.model.generation_config, self.max_new_tokens)
         return parsed
 
     def group(self, inputs: ModelInputs, params: PipelineParams) -> int:

@@ -50,6 +50,7 @@ from workers.inference.text.tokenization import (
     parse_inputs,
 )
 from workers.inference.text.truncation import input_token_limit
+from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +80,14 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
     (the first so many numbers, cut before `normalize=true` scales them, as sentence-transformers does).
     """
 
-    def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
+    def __init__(self, task: str, model: Path | None, device: str, options: LoadOptions = DEFAULT_OPTIONS) -> None:
         """Load the model, its tokenizer and the layers behind it.
 
         Raises:
             ModelError: as `load_model`; `unknown_module`, its configuration asks for what we do not have;
                 `model_load_failed`, it gives no hidden states for a text.
         """
-        source = ModelSource.of(task, model, load_params)
+        source = ModelSource.of(task, model, options)
         directory = source.directory
         found = read_sentence_transformers_config(directory)
         self._task = task
@@ -103,7 +104,9 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         self._messages = ChatTemplateEncoder(self._tokenizer, self._config.message) if self._config.message else None
         self._limit = _limit(self._config, self._tokenizer, self._model)
         self._stages = [
-            load_dense(stage, device, allow_pickle=source.allow_pickle) if isinstance(stage, DenseConfig) else normalize
+            load_dense(stage, device, allow_pickle=options.allow_pickle)
+            if isinstance(stage, DenseConfig)
+            else normalize
             for stage in self._config.stages
         ]
         self.budget = TokenBudget.of(device)

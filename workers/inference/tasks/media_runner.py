@@ -29,6 +29,7 @@ from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, 
 from workers.inference.text.collate import take_row
 from workers.inference.text.fields import parse_fields
 from workers.inference.text.truncation import ModelInputs
+from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class MediaRunner(PipelineRunner):
 
     task: MediaTask
 
-    def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
+    def __init__(self, task: str, model: Path | None, device: str, options: LoadOptions = DEFAULT_OPTIONS) -> None:
         """Load the model with the head of `task`, and the processor of its inputs.
 
         Raises:
@@ -155,7 +156,7 @@ class MediaRunner(PipelineRunner):
         """
         name = find_task(task).name
         chosen = next(known for known in self.tasks if known.name == name)
-        source = ModelSource.of(task, model, load_params)
+        source = ModelSource.of(task, model, options)
         self._device = device
         self._tokenizer_lock = threading.Lock()
         self._model = load_model(_find_head(chosen, source), source, device, ignore_missing=chosen.ignore_missing)
@@ -167,8 +168,8 @@ class MediaRunner(PipelineRunner):
         except ValueError as error:
             raise ModelError("missing_weights", f"This model cannot do {chosen.name}: {error}"[:1000]) from error
         self.task = chosen(pipe)
-        self.task.most_new_tokens = source.most_new_tokens
-        self.task.files = SharedFiles(tuple(load_params.get("shared", ())), int(load_params.get("most_file_bytes", 0)))
+        self.task.max_new_tokens = options.max_new_tokens
+        self.task.files = SharedFiles(options.shared, options.max_file_bytes)
         self.budget = TokenBudget.of(device, generates=True)  # a calibration with texts does not hold for files
 
     def output_type(self, params: Mapping[str, Json]) -> Any:

@@ -29,27 +29,27 @@ MAX_CHOICES = 128
 _REQUEST_ERRORS = ("bad_param", "too_many_tokens")
 
 
-def wrap_openai_runner(spec: JobSpec, runner: Runner, most_new_tokens: int) -> Runner:
+def wrap_openai_runner(spec: JobSpec, runner: Runner, max_new_tokens: int) -> Runner:
     """Return what answers requests of the job's format by `runner`.
 
     Raises:
         ModelError: `bad_param`, the task answers no requests.
     """
     if isinstance(runner, EmbeddingRunner):
-        return OpenAIEmbeddings(runner, spec.task, most_new_tokens)
+        return OpenAIEmbeddings(runner, spec.task, max_new_tokens)
     if spec.task == "text-generation":
-        return OpenAICompletions(runner, spec.task, most_new_tokens)
+        return OpenAICompletions(runner, spec.task, max_new_tokens)
     raise ModelError("bad_param", f"{spec.task} answers no requests of format {spec.format}.")
 
 
 class OpenAIRunner(Runner):
     """Answers requests by another runner."""
 
-    def __init__(self, inner: Runner, task: str, most_new_tokens: int) -> None:
+    def __init__(self, inner: Runner, task: str, max_new_tokens: int) -> None:
         """Take the runner that computes, and how many tokens may be generated for one text."""
         self.inner = inner
         self._task = task
-        self._most = most_new_tokens
+        self._most = max_new_tokens
 
     @abstractmethod
     def inputs_of(self, request: Request) -> list[Json]:

@@ -44,6 +44,7 @@ from workers.inference.tasks.text_generation import TextGeneration
 from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, supports_varlen_kernel
 from workers.inference.text.tokenization import NO_TOKENS, TokenizedText, encode, pad, parse_inputs
 from workers.inference.text.truncation import ModelInputs, token_count
+from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
 logger = logging.getLogger(__name__)
 
@@ -88,14 +89,14 @@ class PipelineRunner(PackingRunner, PreparingRunner):
     task: PipelineTask[Any]
     _encoder: EncoderTask | None = None  #: the task, if its `forward_batch` agrees with the pipeline
 
-    def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
+    def __init__(self, task: str, model: Path | None, device: str, options: LoadOptions = DEFAULT_OPTIONS) -> None:
         """Load the model with the head of `task`, and its tokenizer; compare `forward_batch` with the pipeline.
 
         Raises:
             ModelError: as `load_model` and `load_tokenizer`; `no_mask_token`, for fill-mask.
         """
         chosen = PIPELINE_TASKS[find_task(task).name]
-        source = ModelSource.of(task, model, load_params)
+        source = ModelSource.of(task, model, options)
         self._device = device
         self._model = load_model(
             getattr(transformers, chosen.auto_class), source, device, ignore_missing=chosen.ignore_missing
@@ -104,7 +105,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         self._tokenizer = load_tokenizer(source)
         self._tokenizer_lock = threading.Lock()  # its settings cannot change while another thread uses it
         self.task = chosen.from_model(self._model, self._tokenizer, device)
-        self.task.most_new_tokens = source.most_new_tokens
+        self.task.max_new_tokens = options.max_new_tokens
         self.budget = TokenBudget.of(device, generates=self.task.generates)
         if not self.task.can_batch:
             self.budget.items = 1

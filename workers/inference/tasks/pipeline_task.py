@@ -21,6 +21,7 @@ from workers.inference.core.runner import NullMonitor, RunMonitor
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.text.collate import collate, take_row
 from workers.inference.text.truncation import ModelInputs, input_token_limit, token_count
+from workers.models.load_options import DEFAULT_OPTIONS
 
 #: What one row of a batch gave, in the form that the pipeline's `postprocess` takes.
 RowOutput = Any
@@ -64,8 +65,8 @@ class PipelineTask(ABC, Generic[P]):
     #: The outputs that `postprocess` needs, and those of them that have a row for each token.
     kept: ClassVar[tuple[str, ...]] = ("logits",)
     per_token: ClassVar[tuple[str, ...]] = ()
-    #: Limit on the tokens generated for one record; None for no limit.
-    most_new_tokens: int | None = None
+    #: Limit on the tokens generated for one record.
+    max_new_tokens: int = DEFAULT_OPTIONS.max_new_tokens
     #: Arrow type of an output, None where it travels as JSON.
     output_type: ClassVar[Any] = None
 

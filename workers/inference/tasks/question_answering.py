@@ -34,6 +34,7 @@ from workers.inference.text.fields import parse_fields
 from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, split_rows, supports_varlen_kernel
 from workers.inference.text.tokenization import accepted_features, check_text, encode, pad, parse_inputs
 from workers.inference.text.truncation import input_token_limit
+from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
 #: The pipeline's defaults: tokens in a window, and of overlap.
 _WINDOW = 384
@@ -83,13 +84,13 @@ class QuestionAnsweringRunner(PackingRunner):
     `align_to_words` (true; false for languages that do not put spaces between words).
     """
 
-    def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
+    def __init__(self, task: str, model: Path | None, device: str, options: LoadOptions = DEFAULT_OPTIONS) -> None:
         """Load the model and its tokenizer.
 
         Raises:
             ModelError: as `load_model` and `load_tokenizer`; `no_tokenizer`, it has no offsets.
         """
-        source = ModelSource.of(task, model, load_params)
+        source = ModelSource.of(task, model, options)
         self._task = task
         self._device = device
         self._model = load_model(AutoModelForQuestionAnswering, source, device)

@@ -31,6 +31,7 @@ from workers.inference.models.batch_invariance import ensure_batch_invariance, n
 from workers.inference.models.loader import ModelRunner, ModelSource, load_model, load_tokenizer
 from workers.inference.text.tokenization import NO_TOKENS, check_text, encode, merge_outcomes, pad, parse_inputs
 from workers.inference.text.truncation import input_token_limit
+from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
 #: What the text is called in the output, by the first word of the task's name.
 _NAMES = {"translation": "translation_text", "summarization": "summary_text"}
@@ -68,18 +69,18 @@ class Seq2SeqRunner(ModelRunner):
     `tgt_lang`. With a seed, a sampled text depends on seed and record alone.
     """
 
-    def __init__(self, task: str, model: Path | None, device: str, load_params: Mapping[str, Json]) -> None:
+    def __init__(self, task: str, model: Path | None, device: str, options: LoadOptions = DEFAULT_OPTIONS) -> None:
         """Load the model and its tokenizer.
 
         Raises:
             ModelError: as `load_model` and `load_tokenizer`.
         """
-        source = ModelSource.of(task, model, load_params)
+        source = ModelSource.of(task, model, options)
         self._task = task
         self._device = device
         self._model = load_model(AutoModelForSeq2SeqLM, source, device)
         self._tokenizer = load_tokenizer(source)
-        self._most_new_tokens = source.most_new_tokens
+        self._max_new_tokens = options.max_new_tokens
         self._positions = input_token_limit(self._model, tokenizer=None)
         self._limit = input_token_limit(self._model, self._tokenizer)
         self.budget = TokenBudget.of(device, generates=True)
@@ -188,8 +189,7 @@ class Seq2SeqRunner(ModelRunner):
         language = {} if way.first_token is None else {"forced_bos_token_id": way.first_token}
         asked = {name: params[name] for name in GENERATE_PARAMS if name in params}
         config = build_generation_config(self._model, defaults, of_task, language, asked)
-        if self._most_new_tokens is not None:
-            apply_token_limit(self._task, asked, config, self._most_new_tokens)
+        apply_token_limit(self._task, asked, config, self._max_new_tokens)
         if "seed" in params and config.do_sample and (config.num_beams or 1) > 1:
             raise ModelError("bad_param", "seed does not go with beams: leave it out, or say num_beams=1.")
         if self._positions is not None and (config.max_new_tokens or 0) > self._positions:

@@ -82,8 +82,7 @@ class TextGeneration(PipelineTask[GenerationSettings]):
         plain = self._split_params(params)
         forward = self._with_default_length(plain.forward)
         config = self._config(forward)
-        if self.most_new_tokens is not None:
-            apply_token_limit(self.name, params, self.pipe.model.generation_config, self.most_new_tokens)
+        apply_token_limit(self.name, params, self.pipe.model.generation_config, self.max_new_tokens)
         if seed is not None and config.do_sample and (config.num_beams or 1) > 1:
             raise ModelError("bad_param", "seed does not go with beams: leave out seed or num_beams.")
         return GenerationSettings(

@@ -189,8 +189,7 @@ class _Attempt:
             processes=_process_count(options, len(gpus)),
             batch_size=options.batch_size,
             gradient_accumulation=options.gradient_accumulation,
-            allow_pickle=policy.allow_pickle,
-            allow_remote_code=policy.allow_remote_code,
+            load=policy.load,
         )
 
     def _train_record(self) -> tuple[Json, dict[str, int]]:

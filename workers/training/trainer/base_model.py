@@ -45,8 +45,8 @@ def load_base_model(
             config=_config(source, labels),
             dtype="float32",
             local_files_only=True,
-            use_safetensors=None if source.allow_pickle else True,
-            trust_remote_code=source.allow_remote_code,
+            use_safetensors=None if source.options.allow_pickle else True,
+            trust_remote_code=source.options.allow_remote_code,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )

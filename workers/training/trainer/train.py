@@ -75,8 +75,7 @@ def train(config: TrainingRunConfig, control: ControlSocket) -> dict[str, Json]:
         raise ModelError("bad_param", str(error)) from error
     control.stage(f"loading {config.model_info['model']}")
     set_seed(options.seed)
-    rules = {"allow_pickle": config.allow_pickle, "allow_remote_code": config.allow_remote_code}
-    source = ModelSource(Path(config.base_model), **rules)
+    source = ModelSource(Path(config.base_model), config.load)
     examples.labels = match_base_labels(recipe.auto_class, source, examples.labels, control.note)
     model, tokenizer = load_base_model(recipe.auto_class, source, examples.labels, options, control.note)
     encoded = _encode(config, tokenizer, examples, max_example_tokens(model, tokenizer, options), control.note)
