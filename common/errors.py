@@ -6,7 +6,6 @@ HugqueueError                 exit status 1
 ├── StoreUnavailable          Redis away, full, or refusing us
 ├── UnknownJob                no such job (or its time to live is over)
 ├── NotSubmitting             a job that cannot be written to any more: given up, cancelled, or forgotten
-├── JobTaken                  another producer goes on submitting the job
 ├── JobFailed                 a job that did not complete, where a program counts on its results
 ├── WaitTimedOut              a job that is not finished within the time given; a `TimeoutError` too
 ├── PayloadError              bytes from the store that are not a payload of ours
@@ -54,13 +53,6 @@ class UnknownJob(HugqueueError):
             f"There is no job {job_id!r}. `producer jobs` lists those there are; "
             "finished jobs are forgotten when their time to live is over."
         )
-
-
-class JobTaken(HugqueueError):
-    """Raised when another producer has taken over submitting a job, because this one was silent for too long."""
-
-    def __init__(self, job_id: str) -> None:
-        super().__init__(f"Another producer has taken over submitting job {job_id}, because this one was silent.")
 
 
 class WaitTimedOut(HugqueueError, TimeoutError):

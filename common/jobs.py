@@ -130,23 +130,6 @@ class JobSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """How far a job is submitted."""
-
-    records: int = 0
-    chunks: int = 0
-    digest: str = ""  #: of these records
-
-    def fields(self) -> Mapping[str, str | int]:
-        """Return it as fields of the job's hash."""
-        return {
-            "written_records": self.records,
-            "written_chunks": self.chunks,
-            "written_digest": self.digest,
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
     """The state of one job at one moment. Times are seconds since the epoch, by Redis's clock."""
 
@@ -156,13 +139,14 @@ class Job:
     records: int | None = None
     round: int = 0  #: raised by each retry
     counts: Counts = field(default_factory=Counts)
-    sealed_at: float | None = None
+    accepted_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
     failure: Failure | None = None  #: why the job failed
     stage: str = ""  #: what a worker does before records can run, such as loading a model
     run_info: Mapping[str, Json] = field(default_factory=dict)  #: what ran: device, dtype, versions, model commit
     progress: Mapping[str, Json] = field(default_factory=dict)  #: of a fine-tune job: step, loss, metrics, notes
+    producer_seen: float = 0.0  #: while it is being submitted: when its producer was last seen
 
     @property
     def id(self) -> str:
@@ -218,13 +202,14 @@ class _JobHash(msgspec.Struct, frozen=True):
     succeeded: int = 0
     failed: int = 0
     truncated: int = 0
-    sealed_at: _Time | None = None
+    accepted_at: _Time | None = None
     started_at: _Time | None = None
     finished_at: _Time | None = None
+    producer_seen: _Time = 0.0
     failure_code: str = ""
     failure_message: str = ""
     stage: str = ""
-    facts: str = "{}"
+    run_info: str = "{}"
     progress: str = "{}"
 
 
@@ -246,13 +231,14 @@ def decode_job(raw: Mapping[bytes, bytes]) -> Job:
         records=found.records,
         round=found.round,
         counts=Counts(found.succeeded, found.failed, found.truncated),
-        sealed_at=found.sealed_at,
+        accepted_at=found.accepted_at,
         started_at=found.started_at,
         finished_at=found.finished_at,
         failure=Failure(one_line(code, 80), one_line(found.failure_message)) if code else None,
         stage=one_line(found.stage),
-        run_info=_json_object(found.facts),
+        run_info=_json_object(found.run_info),
         progress=_json_object(found.progress),
+        producer_seen=found.producer_seen,
     )
 
 

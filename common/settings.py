@@ -30,13 +30,13 @@ class Settings:
     #: Where the embedded Redis keeps its state and its logs.
     home: Path = field(default=Path(), metadata={"env": "HUGQUEUE_HOME"})
     #: How long a lease lasts that its worker no longer renews.
-    lease: float = field(default=30.0, metadata={"env": "HUGQUEUE_LEASE"})
+    lease_seconds: float = field(default=30.0, metadata={"env": "HUGQUEUE_LEASE"})
     #: How often a worker renews its leases and looks whether a job was cancelled.
-    renew: float = field(default=1.0, metadata={"env": "HUGQUEUE_RENEW"})
+    renew_seconds: float = field(default=1.0, metadata={"env": "HUGQUEUE_RENEW"})
     #: How often one of the workers looks for lost leases and lost tickets.
-    reap: float = field(default=5.0, metadata={"env": "HUGQUEUE_REAP"})
+    reap_seconds: float = field(default=5.0, metadata={"env": "HUGQUEUE_REAP"})
     #: How long a stopping worker may take to finish the chunks in hand before it gives them back.
-    grace: float = field(default=30.0, metadata={"env": "HUGQUEUE_GRACE"})
+    grace_seconds: float = field(default=30.0, metadata={"env": "HUGQUEUE_GRACE"})
     #: How long a batch may give no sign of life before its device process is killed.
     batch_timeout: float = field(default=600.0, metadata={"env": "HUGQUEUE_BATCH_TIMEOUT"})
     #: How long the loading of a model may get no further before its device process is killed.
@@ -79,7 +79,7 @@ class Settings:
     #: Whether a worker serves the queue `train` as well.
     train: bool = field(default=False, metadata={"env": "HUGQUEUE_TRAIN"})
     #: How often a fine-tune job writes a checkpoint, besides the end of each epoch.
-    checkpoint: float = field(default=300.0, metadata={"env": "HUGQUEUE_CHECKPOINT"})
+    checkpoint_seconds: float = field(default=300.0, metadata={"env": "HUGQUEUE_CHECKPOINT"})
     #: Patterns of hub ids that jobs may name, split by `,`; empty allows all.
     allowed_models: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_ALLOWED_MODELS"})
 
@@ -103,14 +103,14 @@ class Settings:
         return self.home / "model-cache"
 
     @property
-    def worker_stop(self) -> float:
+    def worker_stop_seconds(self) -> float:
         """How long a worker may take to stop before it is killed: its grace period, and the end of its parts."""
-        return self.grace + 20.0
+        return self.grace_seconds + 20.0
 
     @property
-    def workers_stop(self) -> float:
+    def supervisor_stop_seconds(self) -> float:
         """How long `workers start` may take to stop: longer than its workers, which it may have to kill."""
-        return self.worker_stop + 10.0
+        return self.worker_stop_seconds + 10.0
 
     def __repr__(self) -> str:
         return f"Settings(broker_url={self.broker!r}, home={str(self.home)!r}, ...)"

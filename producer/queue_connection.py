@@ -13,13 +13,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from common.errors import StoreUnavailable, UnknownJob, UsageError
+from common.errors import StorageError, StoreUnavailable, UnknownJob, UsageError
 from common.jobs import JOB_ID, Job, JobSpec
 from common.queue.heartbeats import Heartbeat, live_workers, serving, target_tickets
-from common.queue.idempotency import IdempotencyKeys
 from common.queue.jobs import JobStore
 from common.queue.ledger import MAX_TICKETS, MIN_TICKETS, Ledger
-from common.redis.client import connect, is_transient, redis_errors
+from common.redis.client import connect, redis_errors, retry_while_unavailable
 from common.redis.durability import durability_warnings
 from common.redis.schema import check_schema
 from common.settings import Settings
@@ -69,8 +68,7 @@ class QueueConnection:
         self._url = settings.broker_url or ""
         redis_client = connect(self._url)
         self.store = JobStore(redis_client, settings.result_ttl, self._may_open)
-        self.ledger = Ledger(redis_client, settings.lease)
-        self.claims = IdempotencyKeys(redis_client, settings.result_ttl)
+        self.ledger = Ledger(redis_client, settings.lease_seconds)
 
     @property
     def embedded(self) -> bool:
@@ -200,17 +198,20 @@ class QueueConnection:
             StoreUnavailable: The fault will not pass by itself, or `end` is over.
         """
         notified = False
-        while True:
+
+        def attempt() -> T:
             if self._embedded is not None:
                 self._embedded.ensure_running()
-            try:
-                with self.errors():
-                    return step()
-            except StoreUnavailable as error:
-                transient = isinstance(error.__cause__, redis.RedisError) and is_transient(error.__cause__)
-                if not transient or time.monotonic() > end:
-                    raise
-                if not notified:
-                    self.notify(f"{error} Waiting for it.")
-                notified = True
-                time.sleep(POLL_SECONDS)
+            with self.errors():
+                return step()
+
+        def wait(error: Exception) -> None:
+            nonlocal notified
+            if isinstance(error, StorageError) or time.monotonic() > end:
+                raise error
+            if not notified:
+                self.notify(f"{error} Waiting for it.")
+            notified = True
+            time.sleep(POLL_SECONDS)
+
+        return retry_while_unavailable(attempt, wait)

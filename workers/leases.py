@@ -11,7 +11,7 @@ import redis
 
 from common.errors import Cancelled, StorageError
 from common.queue.ledger import Lease, Ledger
-from common.redis.client import is_transient
+from common.redis.client import is_transient, retry_while_unavailable
 from common.reporting import CancelToken
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def retry_while_unavailable(step: Callable[[], T], cancel_token: CancelToken, *, files: float = 0.0) -> T:
+def retry_until_cancelled(step: Callable[[], T], cancel_token: CancelToken, *, files: float = 0.0) -> T:
     """Return what `step` returns, trying again while Redis is away or full.
 
     Args:
@@ -33,20 +33,17 @@ def retry_while_unavailable(step: Callable[[], T], cancel_token: CancelToken, *,
         StorageError: waiting for so many seconds did not fix it.
     """
     pause, end = 0.1, time.monotonic() + files
-    while True:
-        try:
-            return step()
-        except redis.RedisError as error:
-            if not is_transient(error):
-                raise
-            logger.warning("waiting for Redis: %s", error)
-        except StorageError as error:
-            if time.monotonic() > end:
-                raise
-            logger.warning("waiting for files: %s", error)
+
+    def wait(error: Exception) -> None:
+        nonlocal pause
+        if isinstance(error, StorageError) and time.monotonic() > end:
+            raise error
+        logger.warning("waiting for %s: %s", "files" if isinstance(error, StorageError) else "Redis", error)
         if cancel_token.wait(pause):
             raise Cancelled
         pause = min(pause * 2, 5.0)
+
+    return retry_while_unavailable(step, wait)
 
 
 class HeldLease:
@@ -61,8 +58,8 @@ class HeldLease:
         self.cancel_token = CancelToken()
 
     def retry(self, step: Callable[[], T], *, files: float = 0.0) -> T:
-        """Return what `step` returns; see `retry_while_unavailable`."""
-        return retry_while_unavailable(step, self.cancel_token, files=files)
+        """Return what `step` returns; see `retry_until_cancelled`."""
+        return retry_until_cancelled(step, self.cancel_token, files=files)
 
 
 class LeaseRenewer:

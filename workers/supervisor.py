@@ -225,7 +225,7 @@ class Supervisor:
         }
         for process in running.values():
             process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + self._settings.worker_stop
+        end = time.monotonic() + self._settings.worker_stop_seconds
         while time.monotonic() < end and any(process.poll() is None for process in running.values()):
             for worker in running:  # a worker uses its GPUs until it has ended
                 self._renew_claims(worker)

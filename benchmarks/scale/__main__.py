@@ -14,7 +14,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="what", required=True)
     fair = commands.add_parser("fairness", help="a small job behind a large one")
     fair.add_argument("--records", type=int, default=1_000_000, help="of the large one")
-    cancel = commands.add_parser("cancel", help="a job of many chunks, sealed, cancelled, retried, deleted")
+    cancel = commands.add_parser("cancel", help="a job of many chunks, accepted, cancelled, retried, deleted")
     cancel.add_argument("--chunks", type=int, default=100_000)
     many = commands.add_parser("workers", help="workers that compute nothing but wait")
     many.add_argument("--workers", type=int, default=32)

@@ -46,14 +46,14 @@ def measure(records: int) -> str:
 
 
 def measure_cancel(chunks: int) -> str:
-    """Return what it takes to seal, cancel, retry and delete a job of so many chunks, and what holds Redis up."""
+    """Return what it takes to accept, cancel, retry and delete a job of so many chunks, and what holds Redis up."""
     with tempfile.TemporaryDirectory() as base, Ground(Path(base)) as ground:
         ground.start_workers(1)
         client = ground.server.client
         ledger, store = Ledger(client, 30), JobStore(client, 3600)
         job = _written(store, chunks)
         client.config_set("slowlog-log-slower-than", 5000)
-        found = [f"seal of {chunks:,} chunks: {_milliseconds(lambda: ledger.accept(job, chunks, chunks)):.0f} ms"]
+        found = [f"accept of {chunks:,} chunks: {_milliseconds(lambda: ledger.accept(job, chunks, chunks)):.0f} ms"]
         while not store.job(job).counts.done:  # the reaper sends its tickets
             time.sleep(0.05)
         found.append(f"`producer cancel`: {_milliseconds(lambda: ground.shell.run('cancel', job)):.0f} ms, all of it")

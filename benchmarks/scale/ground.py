@@ -90,7 +90,7 @@ class Ground:
             if time.monotonic() > end:
                 raise SystemExit(f"job {job_id} took longer than {seconds:.0f} s")
             time.sleep(0.1)
-        return {"accepted": job.sealed_at or 0, "started": job.started_at or 0, "ended": job.finished_at or 0}
+        return {"accepted": job.accepted_at or 0, "started": job.started_at or 0, "ended": job.finished_at or 0}
 
 
 def _used(processes: Iterable[psutil.Process]) -> float:

@@ -68,7 +68,7 @@ def _watch(ground: Ground, job_id: str) -> tuple[int, tuple[float, float]]:
     while not (job := store.job(job_id)).status.finished:
         peak = max(peak, client.info("memory")["used_memory"])
         time.sleep(0.1)
-    return peak, (job.sealed_at or 0, job.finished_at or 0)
+    return peak, (job.accepted_at or 0, job.finished_at or 0)
 
 
 def _chunks(ground: Ground, job_id: str) -> int:

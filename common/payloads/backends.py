@@ -3,25 +3,22 @@
 What a chunk's payload holds is `common.payloads.codec`' matter, who may write it the ledger's.
 """
 
-import re
-import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import cast
 
 import redis
 
-from common.errors import JobTaken, NotSubmitting, PayloadError
-from common.jobs import JobStatus, Written
+from common.errors import NotSubmitting, PayloadError
+from common.jobs import JobStatus
 from common.redis import keys
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
 from common.storage.storage import open_storage
 
-#: Begins what stands in Redis for a payload that lies in a file; neither Arrow nor JSON begins so.
+#: What Redis holds in place of a payload that is in a file; neither Arrow nor JSON begins so.
 _FILE_MARKER = b"="
 _OUT, _SUFFIX = "out", ".arrow"
-_TOKEN = re.compile(r"^[0-9a-f]{8}\Z")
 
 
 #: Of a commit: (round, serial number of its lease).
@@ -38,18 +35,15 @@ class PayloadStore(ABC):
         self._keys = JobKeys.of(job_id)
 
     @abstractmethod
-    def add_input(self, name: str, payload: bytes, producer: str = "", written: Written | None = None) -> None:
+    def add_input(self, name: str, payload: bytes) -> None:
         """Write a payload of a job that is being submitted, and that its producer lives.
 
         Args:
             name: of the payload.
             payload: its bytes.
-            producer: the token of who submits the job, where there is one (`common.queue.idempotency`).
-            written: how far the job is with this payload, which is noted with it.
 
         Raises:
             redis.RedisError: Redis is away or full.
-            JobTaken: another producer has taken over since.
             NotSubmitting: the job was given up, cancelled or deleted meanwhile.
             StorageError: the file cannot be written.
         """
@@ -79,11 +73,8 @@ class PayloadStore(ABC):
         status = cast("bytes | None", self._client.hget(self._keys.job, "status"))
         return status is None or JobStatus(status.decode()).finished
 
-    def _record_input(self, name: str, payload: bytes, producer: str, written: Written | None) -> None:
-        progress = [part for pair in (written.fields().items() if written else ()) for part in pair]
-        answer = self._scripts.run("append", self._job_id, producer, name, payload, *progress).decode()
-        if answer == "taken":
-            raise JobTaken(self._job_id)
+    def _record_input(self, name: str, payload: bytes) -> None:
+        answer = self._scripts.run("add_chunk", self._job_id, name, payload).decode()
         if answer != "written":
             raise NotSubmitting(self._job_id, answer)
 
@@ -94,9 +85,9 @@ class PayloadStore(ABC):
 class RedisPayloads(PayloadStore):
     """Payloads as fields of the job's hashes: one time to live ends them all."""
 
-    def add_input(self, name: str, payload: bytes, producer: str = "", written: Written | None = None) -> None:
+    def add_input(self, name: str, payload: bytes) -> None:
         """Write a payload of a job that is being submitted."""
-        self._record_input(name, payload, producer, written)
+        self._record_input(name, payload)
 
     def input(self, name: str) -> bytes | None:
         """Return a payload of the input."""
@@ -131,30 +122,23 @@ class FilePayloads(PayloadStore):
         self._url = url
         self._storage = open_storage(url, job_id)
         self._is_registered = False
-        # A producer that was replaced while it slept must not write over the files of the one that took over.
-        self._token = secrets.token_hex(4)
 
-    def add_input(self, name: str, payload: bytes, producer: str = "", written: Written | None = None) -> None:
+    def add_input(self, name: str, payload: bytes) -> None:
         """Write a file, then that it is there."""
         if len(payload) <= self.SMALL:
-            self._record_input(name, payload, producer, written)
+            self._record_input(name, payload)
             return
-        self._write(_input_file(name, self._token), payload)
+        self._write(_input_file(name), payload)
         try:
-            self._record_input(name, _FILE_MARKER + self._token.encode(), producer, written)
-        except (JobTaken, NotSubmitting):
-            self._storage.remove(_input_file(name, self._token))
+            self._record_input(name, _FILE_MARKER)
+        except NotSubmitting:
+            self._storage.remove(_input_file(name))
             raise
 
     def input(self, name: str) -> bytes | None:
         """Return what Redis or the file has."""
         recorded = self._recorded_input(name)
-        if recorded is None or not recorded.startswith(_FILE_MARKER):
-            return recorded
-        token = recorded.removeprefix(_FILE_MARKER).decode(errors="replace")
-        if not _TOKEN.match(token):
-            raise PayloadError(f"not the name of a file of records: {token!r:.100}")
-        return self._storage.read(_input_file(name, token))
+        return self._storage.read(_input_file(name)) if recorded == _FILE_MARKER else recorded
 
     def write_outcomes(self, name: str, payload: bytes) -> None:
         """Write a file, unless the job has ended."""
@@ -181,8 +165,8 @@ class FilePayloads(PayloadStore):
         self._storage.write(file, data)
 
 
-def _input_file(name: str, token: str) -> str:
-    return f"in/{name.replace(':', '-')}.{token}{_SUFFIX}"
+def _input_file(name: str) -> str:
+    return f"in/{name.replace(':', '-')}{_SUFFIX}"
 
 
 def _outcome_file(name: str) -> str:

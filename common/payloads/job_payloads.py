@@ -7,7 +7,7 @@ import redis
 from common.errors import ModelError, PayloadError, ResultsLost, UsageError, WorkerError
 from common.inputs.file_split import FileSplit, is_split
 from common.inputs.splitting import read_split
-from common.jobs import JobSpec, Written
+from common.jobs import JobSpec
 from common.payloads.backends import (
     FilePayloads,
     PayloadStore,
@@ -47,20 +47,17 @@ class JobPayloads:
             self._check(spec.output.address)
             self._parts = OutputCommitter(spec.id, spec.output)
 
-    def add_records(self, chunk: int, payload: bytes, producer: str = "", written: Written | None = None) -> None:
+    def add_records(self, chunk: int, payload: bytes) -> None:
         """Write the payload of a chunk's records, or where they are, and that the producer lives.
 
         Args:
             chunk: its number, from 0.
             payload: its records, or a `FileSplit`.
-            producer: the token of who submits the job, where there is one (`common.queue.idempotency`).
-            written: how far the job is with this chunk, which is noted with it.
 
         Raises:
-            JobTaken: another producer has taken over since.
             NotSubmitting: the job was given up, cancelled or deleted meanwhile.
         """
-        self._store.add_input(str(chunk), payload, producer, written)
+        self._store.add_input(str(chunk), payload)
 
     def records(self, chunk: int) -> bytes | None:
         """Return the payload of a chunk's records, or None where there is none.
@@ -127,7 +124,7 @@ class JobPayloads:
 
     def versions(self, chunk: int) -> list[Version]:
         """Return the version of every commit of a chunk, the oldest first."""
-        return decode_versions(self._client.hget(self._keys.layers, str(chunk)))
+        return decode_versions(self._client.hget(self._keys.commit_history, str(chunk)))
 
     def outcomes(self, chunk: int) -> list[bytes | None]:
         """Return the payloads of every commit of a chunk, the oldest first: later ones lie over earlier ones.

@@ -1,59 +1,61 @@
-"""Heartbeats: what each worker says of itself every few seconds, and who is alive by it."""
+"""Heartbeats: what each worker reports of itself every few seconds, and which workers are alive by it."""
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from typing import Annotated
 
+import msgspec
 import redis
+from msgspec import Meta
 
 from common.records import Json
 from common.redis import keys
-from common.text import replace_control_chars
+from common.validation import one_line_of
 
 #: Seconds after which a silent worker counts as gone.
 TTL = 15.0
 
-_TEXTS = ("name", "device", "device_name", "host", "state", "version")
-_NUMBERS = ("pid", "started_at", "records_per_second", "records_done", "memory_bytes")
-#: Beyond these a heartbeat is no true one; a job gets tickets by the number of slots.
-_HUGE, _MOST_SLOTS = 1e18, 1000
+_Text = Annotated[str, one_line_of(4096)]
+_Number = Annotated[float, Meta(gt=-1e18, lt=1e18)]
 
 
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """One worker as it last described itself."""
+class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One worker as it last described itself. Anybody who can write to Redis can write heartbeats."""
 
-    name: str
-    device: str  #: `cpu`, `cuda:0`
-    device_name: str  #: as the maker calls it
-    queues: tuple[str, ...]
-    slots: int  #: chunks it keeps in hand at once
+    name: _Text
+    device: _Text  #: `cpu`, `cuda:0`
+    device_name: _Text  #: as its maker names it
+    queues: tuple[_Text, ...]
+    slots: Annotated[int, Meta(ge=0, le=1000)]  #: chunks it processes at once; a job gets tickets by this number
     pid: int
-    host: str
-    started_at: float
-    state: str = "ready"  #: `starting`, `ready`, `stopping`
+    host: _Text
+    started_at: _Number
+    state: _Text = "ready"  #: `starting`, `ready`, `stopping`
     models: tuple[Mapping[str, Json], ...] = ()  #: those loaded: task, model, bytes
-    records_per_second: float = 0.0  #: over the last minute
+    records_per_second: _Number = 0.0  #: over the last minute
     records_done: int = 0  #: since it started
     memory_bytes: int = 0  #: resident memory of both its processes
-    version: str = ""
-    fallbacks: Mapping[str, int] = field(default_factory=dict)  #: how often each fast path fell back to a slower one
+    version: _Text = ""
+    #: How often each fast path fell back to a slower one.
+    fallbacks: Mapping[str, int] = msgspec.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Json]:
         """Return what `--json` shows."""
-        return asdict(self)
+        return msgspec.structs.asdict(self)
+
+
+_DECODER = msgspec.json.Decoder(Heartbeat)
 
 
 def send_heartbeat(client: "redis.Redis", heartbeat: Heartbeat) -> None:
-    """Say that this worker lives."""
+    """Note that this worker is alive."""
     with client.pipeline(transaction=True) as pipe:
-        pipe.set(keys.worker(heartbeat.name), json.dumps(heartbeat.as_dict()), px=int(TTL * 1000))
+        pipe.set(keys.worker(heartbeat.name), msgspec.json.encode(heartbeat), px=int(TTL * 1000))
         pipe.sadd(keys.WORKERS, heartbeat.name)
         pipe.execute()
 
 
 def remove_heartbeat(client: "redis.Redis", name: str) -> None:
-    """Say that this worker has stopped. No transaction: a full Redis would refuse it."""
+    """Note that this worker has stopped. No transaction: a full Redis would refuse it."""
     with client.pipeline(transaction=False) as pipe:
         pipe.delete(keys.worker(name))
         pipe.srem(keys.WORKERS, name)
@@ -81,33 +83,14 @@ def live_workers(client: "redis.Redis") -> list[Heartbeat]:
     dead = [name for name, raw in found.items() if raw is None]
     if dead:
         client.srem(keys.WORKERS, *dead)
-    return [send_heartbeat for send_heartbeat in map(_decode, found.values()) if send_heartbeat is not None]
+    return [heartbeat for heartbeat in map(_decode, found.values()) if heartbeat is not None]
 
 
 def _decode(raw: bytes | None) -> Heartbeat | None:
     try:
-        values = json.loads(raw or b"")
-        values["queues"] = tuple(values["queues"])
-        values["models"] = tuple(values["models"])
-        heartbeat = Heartbeat(**values)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None  # of another version: it cannot be counted on
-    return heartbeat if _is_sound(heartbeat) else None
-
-
-def _is_sound(heartbeat: Heartbeat) -> bool:
-    """Whether every field is what it should be: whoever can write to Redis can write heartbeats."""
-    texts = [getattr(heartbeat, name) for name in _TEXTS] + list(heartbeat.queues)
-    numbers = [getattr(heartbeat, name) for name in _NUMBERS]
-    return (
-        all(isinstance(text, str) and replace_control_chars(text) == text for text in texts)
-        and all(isinstance(number, int | float) and abs(number) < _HUGE for number in numbers)
-        and isinstance(heartbeat.slots, int)
-        and 0 <= heartbeat.slots <= _MOST_SLOTS
-        and all(isinstance(model, dict) for model in heartbeat.models)
-        and isinstance(heartbeat.fallbacks, dict)
-        and all(isinstance(times, int) for times in heartbeat.fallbacks.values())
-    )
+        return _DECODER.decode(raw or b"")
+    except (ValueError, RecursionError):
+        return None  # forged, or of another version: it cannot be relied on
 
 
 def serving(workers: Iterable[Heartbeat], queue: str) -> list[Heartbeat]:

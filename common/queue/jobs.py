@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import redis
 
 from common.errors import ModelError, StorageError, UnknownJob
-from common.jobs import JOB_ID, Job, JobSpec, JobStatus, decode_job
+from common.jobs import JOB_ID, Job, JobSpec, decode_job
 from common.redis import keys
 from common.redis.keys import JobKeys
 from common.redis.schema import write_schema
@@ -35,26 +35,21 @@ class JobStore:
 
     # Jobs
 
-    def create(self, spec: JobSpec) -> None:
-        """Begin a job: status `submitting`, no chunk yet.
+    def create(self, spec: JobSpec, key: str | None = None) -> str:
+        """Begin a job: status `submitting`, no chunk yet; return its id.
+
+        Args:
+            spec: the job.
+            key: its idempotency key: of all jobs with that key only one is begun, and its id returned. A job that was
+                cut off before it was accepted, and that a reaper has failed since, gives the key up.
 
         Raises:
             redis.RedisError: Redis is away or full.
         """
-        job = {
-            "spec": spec.encode(),
-            "status": str(JobStatus.SUBMITTING),
-            "ttl_ms": self._ttl_ms,
-            "round": 0,
-            "producer_seen": self.now(),
-        }
-        with self.client.pipeline(transaction=True) as pipe:
-            pipe.hset(JobKeys.of(spec.id).job, mapping=job)
-            pipe.sadd(keys.ACTIVE, spec.id)
-            pipe.zadd(keys.DUE, {spec.id: spec.created_at})
-            pipe.zadd(keys.JOBS, {spec.id: spec.created_at})
-            write_schema(pipe)
-            pipe.execute()
+        write_schema(self.client)
+        key_in_redis = "" if key is None else keys.idempotency(key)
+        answer = self._scripts.run("create", spec.id, spec.encode(), self._ttl_ms, spec.created_at, key_in_redis)
+        return str(answer.decode())
 
     def job(self, job_id: str) -> Job:
         """Return the job.
@@ -124,19 +119,18 @@ class JobStore:
         found = self.client.zrangebyscore(keys.DUE, "-inf", self.now())
         return [member.decode(errors="replace") for member in found]
 
-    def delete(self, job_id: str, *, unfinished: bool = True, producer: str = "") -> str:
-        """Forget a job and all that belongs to it; Redis does that even when it is full.
+    def delete(self, job_id: str, *, unfinished: bool = True) -> str:
+        """Delete a job and all that belongs to it; Redis does that even when it is full.
 
         Args:
             job_id: the job.
             unfinished: whether it may be unfinished; whoever works on it finds that it is gone.
-            producer: who submits it at present, if it must be this one (`common.queue.idempotency`).
 
         Returns:
-            `deleted`; `unknown`; or why not: the status it has, or `taken`.
+            `deleted`; `unknown`; or the status that prevents it.
         """
         parts = self._parts_of(job_id)
-        answer = str(self._scripts.run("delete", job_id, int(unfinished), producer).decode())
+        answer = str(self._scripts.run("delete", job_id, int(unfinished)).decode())
         if answer == "deleted":
             with contextlib.suppress(StorageError):  # the reaper removes what this process cannot, or may not
                 self.remove_files(job_id)

@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from common.errors import JobTaken, NotSubmitting, UnknownJob, UsageError
+from common.errors import NotSubmitting, UnknownJob, UsageError
 from common.payloads.backends import Version, decode_versions
 from common.records import Counts, Failure, Json
 from common.redis.keys import JobKeys
@@ -62,16 +62,16 @@ class ReapReport:
     opened: list[int]  #: chunks whose lease had run out
     recovered: list[int]  #: chunks that had got lost: a key of the job was deleted
     open: int  #: how many chunks nobody works on
-    unpublished: bool  #: all is done but to say that the output is whole
+    output_uncommitted: bool  #: all is done but to note that the output is complete
     producer_seen: str  #: when, by Redis's clock
     tickets: set[str]  #: those that count
 
     @classmethod
     def of(cls, answer: Sequence[Any]) -> "ReapReport":
         """Return what the script answered."""
-        status, opened, recovered, open_chunks, unpublished, seen, tickets = answer
+        status, opened, recovered, open_chunks, uncommitted, seen, tickets = answer
         names = {ticket.decode(errors=_ANY_BYTES) for ticket in tickets}
-        return cls(status.decode(), opened, recovered, open_chunks, bool(unpublished), seen.decode(), names)
+        return cls(status.decode(), opened, recovered, open_chunks, bool(uncommitted), seen.decode(), names)
 
 
 class Ledger:
@@ -82,23 +82,20 @@ class Ledger:
         self._lease_ms = int(lease * 1000)
         self._scripts = Scripts(client)
 
-    def accept(self, job_id: str, chunks: int, records: int, producer: str = "") -> None:
-        """Accept a job: from here on it will be run.
+    def accept(self, job_id: str, chunks: int, records: int) -> None:
+        """Accept a job: from here on it is run.
 
         Raises:
-            JobTaken: another producer has taken over since (`common.queue.idempotency`).
-            NotSubmitting: it is no longer being submitted (it was cancelled, or given up).
+            NotSubmitting: it is no longer being submitted (it was cancelled, or abandoned).
         """
-        answer = self._run("seal", job_id, chunks, records, producer).decode()
-        if answer == "taken":
-            raise JobTaken(job_id)
+        answer = self._run("accept", job_id, chunks, records).decode()
         if answer != "queued":
             raise NotSubmitting(job_id, answer)
 
     def issue_tickets(self, job_id: str, most: int) -> list[str]:
         """Return ids of new tickets to send, so that the job has up to `most`, none if it has them."""
         ids = [str(uuid.uuid4()) for _ in range(min(most, MAX_TICKETS))]
-        return [ticket.decode() for ticket in self._run("issue", job_id, most, *ids)]
+        return [ticket.decode() for ticket in self._run("issue_tickets", job_id, most, *ids)]
 
     def tickets(self, job_id: str) -> set[str]:
         """Return the ids of the tickets that count."""
@@ -162,11 +159,11 @@ class Ledger:
             kept: how many earlier deaths a step forward leaves counted: so many keep the chunk cautious.
         """
         positions = ("" if position is None else position for position in (done, now))
-        self._run("alone", lease.job_id, lease.chunk, lease.holder, *positions, kept)
+        self._run("note_isolated", lease.job_id, lease.chunk, lease.holder, *positions, kept)
 
     def isolated_deaths(self, lease: Lease) -> list[int]:
         """Return the positions that ran alone when workers died over this chunk, one for each death of this round."""
-        raw = self.client.hget(JobKeys.of(lease.job_id).attempts, f"{lease.chunk}:alone")
+        raw = self.client.hget(JobKeys.of(lease.job_id).attempts, f"{lease.chunk}:isolated_deaths")
         return [int(position) for position in (raw or b"").split() if position.isdigit()]
 
     def advance(self, lease: Lease, steps: int) -> bool:
@@ -185,9 +182,9 @@ class Ledger:
         """Take a refusal back."""
         self.client.hdel(JobKeys.of(job_id).refusals, worker)
 
-    def give_back(self, lease: Lease, *, rest: float | None = None) -> None:
-        """Open a chunk again; after a fault that may pass it rests so many seconds first, and the try is counted."""
-        self._run("give_back", lease.job_id, lease.chunk, lease.holder, *(() if rest is None else (rest,)))
+    def release_chunk(self, lease: Lease, *, delay: float | None = None) -> None:
+        """Open a chunk again; after a transient fault only in `delay` seconds, and the retry is counted."""
+        self._run("release_chunk", lease.job_id, lease.chunk, lease.holder, *(() if delay is None else (delay,)))
 
     def cancel(self, job_id: str) -> str:
         """Stop a job; return its status.
@@ -204,7 +201,7 @@ class Ledger:
         """Return whether a chunk is done in the job's present round."""
         return bool(self.client.hexists(JobKeys.of(job_id).commits, str(chunk)))
 
-    def unpublished(self, job_id: str) -> dict[int, list[Version]]:
+    def uncommitted_output(self, job_id: str) -> dict[int, list[Version]]:
         """Return the versions of each chunk's commits, of a job that lacks nothing but to say that its files are there.
 
         Of any other job nothing is returned; of a chunk whose list of them is lost, none.
@@ -212,19 +209,19 @@ class Ledger:
         Raises:
             PayloadError: a list of commits is broken.
         """
-        found = self._run("unpublished", job_id)
+        found = self._run("uncommitted_output", job_id)
         return {int(chunk): decode_versions(raw) for chunk, raw in zip(found[::2], found[1::2], strict=True)}
 
     def committed(self, job_id: str) -> dict[int, list[Version]]:
         """Return the versions of each chunk's commits, of all rounds; of one whose list of them is lost, none."""
-        layers = self.client.hgetall(JobKeys.of(job_id).layers)
+        commit_history = self.client.hgetall(JobKeys.of(job_id).commit_history)
         commits: dict[int, list[Version]] = {int(chunk): [] for chunk in self.client.hkeys(JobKeys.of(job_id).commits)}
-        return commits | {int(chunk): decode_versions(raw) for chunk, raw in layers.items()}
+        return commits | {int(chunk): decode_versions(raw) for chunk, raw in commit_history.items()}
 
-    def discard(self, job_id: str, round_: int | bytes, chunks: Sequence[int]) -> None:
+    def forget_commits(self, job_id: str, round_: int | bytes, chunks: Sequence[int]) -> None:
         """Forget what was committed of chunks whose outcomes are lost, and open them; in another round, do nothing."""
         for first in range(0, len(chunks), _AT_ONCE):
-            self._run("discard", job_id, round_, *chunks[first : first + _AT_ONCE])
+            self._run("forget_commits", job_id, round_, *chunks[first : first + _AT_ONCE])
 
     def failures_by_chunk(self, job_id: str) -> dict[int, int]:
         """Return how many records of a chunk failed, for the chunks where any did."""
@@ -232,9 +229,9 @@ class Ledger:
             int(chunk): int(failed) for chunk, failed in self.client.hgetall(JobKeys.of(job_id).failed_counts).items()
         }
 
-    def publish(self, job_id: str, round_: int) -> bool:
+    def note_output_committed(self, job_id: str, round_: int) -> bool:
         """Note that the files of a job are all there, which completes it; return whether it was not noted before."""
-        return bool(self._run("publish", job_id, round_))
+        return bool(self._run("note_output_committed", job_id, round_))
 
     def fail(self, job_id: str, failure: Failure) -> bool:
         """End a job early and keep what is done; return whether it was not over before."""
@@ -256,7 +253,7 @@ class Ledger:
         open_chunks = _ANOTHER_ROUND
         while open_chunks == _ANOTHER_ROUND:
             round_ = self._reopen(job_id)
-            self.discard(job_id, round_, lost())
+            self.forget_commits(job_id, round_, lost())
             before, open_chunks = self._run("retry", job_id, uuid.uuid4().hex, round_)
         status = before.decode()
         if status == "unknown":
@@ -270,7 +267,7 @@ class Ledger:
         """Open all chunks with failed records, some at a time, for a retry; return the round in which they failed."""
         cursor: bytes | int = 0
         while True:
-            cursor, round_ = self._run("reopen", job_id, cursor)
+            cursor, round_ = self._run("reopen_failed", job_id, cursor)
             if cursor == b"0":
                 return bytes(round_)
 
@@ -284,9 +281,9 @@ class Ledger:
         answers = self._scripts.run_each("reap", job_ids, self._lease_ms, int(judging))
         return [answer if isinstance(answer, redis.RedisError) else ReapReport.of(answer) for answer in answers]
 
-    def give_up(self, job_id: str, producer_seen: str) -> bool:
-        """End a job whose producer was not seen since then, and has not accepted it; return whether that is so."""
-        return bool(self._run("give_up", job_id, producer_seen))
+    def abandon(self, job_id: str, producer_seen: str | float) -> bool:
+        """Fail a job that was not accepted and whose producer was last seen then; return whether that is so."""
+        return bool(self._run("abandon", job_id, producer_seen))
 
     def _run(self, script: str, job_id: str, *args: Any) -> Any:
         return self._scripts.run(script, job_id, *args)

@@ -25,12 +25,12 @@ def finish_commit(store: JobStore, ledger: Ledger, payloads: JobPayloads, lease:
         if payloads.parts is not None:
             payloads.parts.place(lease.chunk, lease.version)
         if payloads.in_files:
-            publish(store, ledger, lease.job_id, payloads)
+            commit_output(store, ledger, lease.job_id, payloads)
     except (StorageError, PayloadError, UnknownJob, redis.RedisError) as error:
         logger.warning("chunk %d of job %s waits for a reaper: %s", lease.chunk, lease.job_id, error)
 
 
-def publish(store: JobStore, ledger: Ledger, job_id: str, payloads: JobPayloads) -> bool:
+def commit_output(store: JobStore, ledger: Ledger, job_id: str, payloads: JobPayloads) -> bool:
     """Say that the files of a job are all there, if that is all it lacks; return whether it was.
 
     Where some are gone, their chunks are opened again and the job fails: a retry runs them.
@@ -41,7 +41,7 @@ def publish(store: JobStore, ledger: Ledger, job_id: str, payloads: JobPayloads)
         UnknownJob: it was deleted meanwhile.
         redis.RedisError: Redis is away.
     """
-    commits = ledger.unpublished(job_id)
+    commits = ledger.uncommitted_output(job_id)
     if not commits:
         return False
     parts = payloads.parts
@@ -49,13 +49,13 @@ def publish(store: JobStore, ledger: Ledger, job_id: str, payloads: JobPayloads)
         parts.commit_pending({chunk: versions[-1] for chunk, versions in commits.items() if versions})
     lost = payloads.lost(commits)
     job, failed = store.job(job_id), ledger.failures_by_chunk(job_id)
-    if ledger.unpublished(job_id) != commits:  # another one has done it meanwhile
+    if ledger.uncommitted_output(job_id) != commits:  # another one has done it meanwhile
         return False
     if lost:
-        ledger.discard(job_id, job.round, lost)
+        ledger.forget_commits(job_id, job.round, lost)
         gone = f"The outcomes of {len(lost):,} of {len(commits):,} chunks are no longer in {payloads.place}"
         ledger.fail(job_id, Failure(ResultsLost.code, f"{gone}: `producer retry {job_id}` runs these chunks again."))
         return False
     if parts is not None:
         parts.close(job, {chunk: failed.get(chunk, 0) for chunk in sorted(commits)})
-    return ledger.publish(job_id, job.round)
+    return ledger.note_output_committed(job_id, job.round)

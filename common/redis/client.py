@@ -6,15 +6,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
-from common.errors import StoreUnavailable
+from common.errors import StorageError, StoreUnavailable
 from common.redis.url import mask_url
+
+T = TypeVar("T")
 
 #: Seconds to wait for one answer, or for a connection.
 TIMEOUT = 2.5
@@ -39,7 +41,7 @@ _CODES: Sequence[tuple[type[Exception], str]] = (
     (redis.exceptions.MasterDownError, "MASTERDOWN"),
     (redis.exceptions.TryAgainError, "TRYAGAIN"),
 )
-_PASSING = (redis.ConnectionError, redis.TimeoutError)
+_TRANSIENT = (redis.ConnectionError, redis.TimeoutError)
 
 
 class BoundedRetry(Retry):  # type: ignore[misc]
@@ -151,10 +153,37 @@ def _certificate_fault(text: str) -> str | None:
     )
 
 
-def is_transient(error: Exception) -> bool:
-    """Whether waiting may mend it: Redis away, loading its data, busy, a replica, or full for now, it or its disk."""
-    denied = isinstance(error, redis.AuthenticationError) or _certificate_fault(str(error)) is not None
-    return not denied and (isinstance(error, _PASSING) or is_redis_full(error) or _refusal_of(error) in _REFUSALS)
+def is_transient(error: BaseException | None) -> bool:
+    """Whether waiting may help: Redis is away, loading its data, busy, a replica, or full for now, it or its disk."""
+    if isinstance(error, StoreUnavailable):
+        return is_transient(error.__cause__)
+    if isinstance(error, redis.AuthenticationError) or _certificate_fault(str(error)) is not None:
+        return False
+    return isinstance(error, _TRANSIENT) or (
+        isinstance(error, redis.RedisError) and (is_redis_full(error) or _refusal_of(error) in _REFUSALS)
+    )
+
+
+def retry_while_unavailable(step: Callable[[], T], wait: Callable[[Exception], None]) -> T:
+    """Return what `step` returns, calling it again while Redis, or a storage, is unavailable.
+
+    Args:
+        step: what to do.
+        wait: gets the error and waits before the next attempt; raises to give up.
+
+    Raises:
+        redis.RedisError: waiting does not help.
+        StoreUnavailable: the same, of a step that raises that.
+    """
+    while True:
+        try:
+            return step()
+        except (redis.RedisError, StoreUnavailable) as error:
+            if not is_transient(error):
+                raise
+            wait(error)
+        except StorageError as error:
+            wait(error)
 
 
 def _refusal_of(error: Exception) -> str:

@@ -59,15 +59,15 @@ class JobKeys:
     open: str  #: list: chunks that nobody works on
     leased: str  #: set: chunks that somebody works on
     attempts: str  #: hash: chunk -> leases of this round that led nowhere; chunk:FIELD -> what else is known of them:
-    #: serial (leases), holder (the last one), begun (one is held against the chunk), tries (faults that may pass),
-    #: now (position that runs alone), alone (positions over which workers died), done:POSITION (got past), furthest
-    #: (steps trained)
+    #: serial (leases), holder (the last one), counted (its lease counts as an attempt), retries (after transient
+    #: faults), isolated (position that runs alone), isolated_deaths (positions over which workers died), done:POSITION
+    #: (passed), progress (steps trained)
     commits: str  #: hash: chunk -> round:serial:succeeded:failed:truncated
-    layers: str  #: hash: chunk -> round:serial:succeeded:failed:truncated of every commit, oldest first
+    commit_history: str  #: hash: chunk -> round:serial:succeeded:failed:truncated of every commit, oldest first
     failed_counts: str  #: hash: chunk -> how many of its records failed when they last had outcomes
     tickets: str  #: set: ids of the tickets that count
     refusals: str  #: hash: worker -> why it cannot serve this job
-    resting: str  #: sorted set: chunks that are tried again later, by when; nobody works on them until then
+    delayed: str  #: sorted set: chunks that are tried again later, by when; nobody works on them until then
 
     @classmethod
     def of(cls, job_id: str) -> "JobKeys":

@@ -57,7 +57,7 @@ class Scripts:
 
     def write(self, job_id: str, hash_name: str, field: str, value: str | bytes) -> bool:
         """Write a field of one of the job's hashes, unless the job has ended; return whether it was written."""
-        return bool(self.run("write", job_id, JobKeys.position(hash_name), field, value))
+        return bool(self.run("write_field", job_id, JobKeys.position(hash_name), field, value))
 
 
 def _keys_for(job_id: str) -> list[str]:

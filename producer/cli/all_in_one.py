@@ -138,7 +138,7 @@ def _running(name: str, command: list[str], settings: Settings) -> Iterator[Serv
     finally:
         process.terminate()
         try:
-            process.wait(settings.workers_stop)
+            process.wait(settings.supervisor_stop_seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -86,7 +86,7 @@ def stop_kept_worker(settings: Settings) -> bool:
     if is_locked(state_dir.in_use):
         raise UsageError(f"The embedded queue in {state_dir} is in use by another command; it stops when that ends.")
     state_dir.kept_until.unlink(missing_ok=True)
-    end = time.monotonic() + settings.workers_stop
+    end = time.monotonic() + settings.supervisor_stop_seconds
     while is_locked_exclusively(state_dir.daemon):
         if time.monotonic() > end:
             raise StoreUnavailable(f"The embedded queue in {state_dir} does not stop; see {state_dir.daemon_log}")

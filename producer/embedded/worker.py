@@ -43,10 +43,10 @@ class Worker:
             train=True,
             models_url=registry_url(settings) or "",
             supervised=os.getpid(),
-            grace=min(settings.grace, GRACE_SECONDS),
+            grace_seconds=min(settings.grace_seconds, GRACE_SECONDS),
         )
         self._store = JobStore(client, settings.result_ttl)
-        self._ledger = Ledger(client, settings.lease)
+        self._ledger = Ledger(client, settings.lease_seconds)
         self._process: subprocess.Popen[bytes] | None = None
         self._stop_by: float | None = None
         self._failure: Failure | None = None
@@ -132,7 +132,7 @@ class Worker:
 
     def _terminate(self, process: "subprocess.Popen[bytes]") -> None:
         if self._stop_by is None:
-            self._stop_by = time.monotonic() + self._settings.workers_stop
+            self._stop_by = time.monotonic() + self._settings.supervisor_stop_seconds
             process.terminate()
         elif time.monotonic() > self._stop_by:
             process.kill()

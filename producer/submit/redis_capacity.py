@@ -1,8 +1,9 @@
 """Whether a job fits into Redis: estimated while it is submitted, and refused before Redis is full."""
 
 from common.errors import UsageError
+from common.inputs.sources import ReadProgress
 from common.jobs import JobSpec
-from producer.submit.chunk_source import ChunkContent, ChunkSource
+from producer.submit.chunk_source import ChunkContent
 
 #: Bytes of payloads after which there is something to estimate from.
 _MIN_SAMPLE_BYTES = 512 * 1024
@@ -15,20 +16,18 @@ _OUTCOME_BYTES = {"embedding": 1600}
 class MemoryEstimate:
     """What a job whose payloads lie in Redis will take there, records and outcomes."""
 
-    def __init__(self, spec: JobSpec, supply: ChunkSource, free: int | None, *, begun: bool) -> None:
+    def __init__(self, spec: JobSpec, progress: ReadProgress, free: int | None) -> None:
         """Begin before the first chunk.
 
         Args:
             spec: the job.
-            supply: its records.
+            progress: how much of the inputs was read.
             free: bytes that Redis may still take; None: as many as there are.
-            begun: whether what was taken so far is in Redis already: the job is gone on with.
         """
-        self._supply = supply
+        self._progress = progress
         self._free_bytes = free if spec.store is None else None
         self._has_outcomes = spec.output is None
         self._outcome_bytes = _OUTCOME_BYTES.get(spec.task)
-        self._begun = supply.share() if begun else 0.0
         self._written = self._outcomes = 0
 
     def add(self, content: ChunkContent, payload: bytes) -> None:
@@ -50,9 +49,8 @@ class MemoryEstimate:
             self._check()
 
     def _check(self) -> None:
-        taken = self._supply.share() - self._begun
-        rest = (1 - self._begun) / taken if taken > 0 else 1.0  # where nobody knows the end, what is here is counted
-        records, outcomes = (int(_REDIS_OVERHEAD * size * max(1.0, rest)) for size in (self._written, self._outcomes))
+        share = self._progress.share  # 1 where nobody knows how much there is: what was read so far is counted
+        records, outcomes = (int(_REDIS_OVERHEAD * size / (share or 1.0)) for size in (self._written, self._outcomes))
         if self._free_bytes is None or records + outcomes <= self._free_bytes:
             return
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Submitting: records become chunks, chunks become payloads in the store, one seal accepts the job."""
+"""Uploading a job: records become chunks, chunks become payloads, and then the job is accepted."""
 
 import contextlib
 import threading
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import redis
 
 from common.errors import StoreUnavailable, UsageError
-from common.jobs import JobSpec, Written
+from common.jobs import JobSpec
 from common.settings import Settings
+from common.tasks import find_task
+from producer.outputs.targets import check_target
 from producer.queue_connection import QueueConnection
-from producer.submit.chunk_source import ChunkContent, ChunkSource, Digest
+from producer.submit.chunk_source import ChunkContent, ChunkSource
 from producer.submit.redis_capacity import MemoryEstimate
 
 
@@ -50,10 +52,7 @@ def check_size(totals: Totals, settings: Settings) -> None:
 
 
 def submit(
-    connection: QueueConnection,
-    spec: JobSpec,
-    supply: ChunkSource,
-    on_chunk: Callable[[Totals], None],
+    connection: QueueConnection, spec: JobSpec, source: ChunkSource, on_chunk: Callable[[Totals], None]
 ) -> Totals:
     """Write all chunks of a job, accept it, and send its first tickets; return what was read.
 
@@ -62,66 +61,46 @@ def submit(
 
     Raises:
         StoreUnavailable: Redis is away or full.
-        UsageError: the input cannot be read to its end, or is larger than one job may be.
-        NotSubmitting: the job was given up or cancelled meanwhile.
+        UsageError: the input cannot be read to its end, or is larger than one job may be or than Redis has room for;
+            or another job writes to the same directory.
+        NotSubmitting: the job was abandoned or cancelled meanwhile.
     """
-    totals = Totals()
     with connection.errors():
         connection.store.create(spec)
-    with rollback_on_error(connection, spec.id):
-        write_chunks(connection, spec, supply, totals, on_chunk)
-    connection.send_tickets(spec)
-    return totals
+    return upload(connection, spec, source, on_chunk)
 
 
-def write_chunks(
-    connection: QueueConnection,
-    spec: JobSpec,
-    supply: ChunkSource,
-    totals: Totals,
-    on_chunk: Callable[[Totals], None],
-    *,
-    producer: str = "",
-    digest: Digest | None = None,
-) -> None:
-    """Write the chunks that are missing of a job that was begun, and accept it.
-
-    Args:
-        connection: to its queue.
-        spec: the job.
-        supply: has what comes after what `totals` has.
-        totals: what is written so far; goes on with each chunk.
-        on_chunk: gets it.
-        producer: the token of who submits it, where there is one.
-        digest: of all records so far, where it is to be noted with each chunk.
-
-    Raises:
-        JobTaken: another producer has taken over since.
-        UsageError: the input cannot be read to its end, or is larger than one job may be or than Redis has room for;
-            another job writes to the same directory; or the job was cancelled.
-    """
-    _check_output_unclaimed(connection, spec)
-    payloads = connection.store.payloads(spec)
-    memory = MemoryEstimate(spec, supply, connection.free_memory(), begun=totals.chunks > 0)
-    with producer_heartbeat(connection, spec.id):
-        for content in supply.chunks():
-            number = totals.chunks
+def upload(
+    connection: QueueConnection, spec: JobSpec, source: ChunkSource, on_chunk: Callable[[Totals], None]
+) -> Totals:
+    """Do what `submit` does, for a job that was begun."""
+    totals = Totals()
+    with rollback_on_error(connection, spec.id), producer_heartbeat(connection, spec.id):
+        _check_output(connection, spec)
+        payloads = connection.store.payloads(spec)
+        memory = MemoryEstimate(spec, source.progress, connection.free_memory())
+        for number, content in enumerate(source.chunks):
             totals.add(content)
             check_size(totals, connection.settings)
             payload = content.encode()
             memory.add(content, payload)
-            written = None if digest is None else Written(totals.records, totals.chunks, digest.add(content))
             with connection.errors():
-                payloads.add_records(number, payload, producer, written)
+                payloads.add_records(number, payload)
             on_chunk(totals)
-    with connection.errors():
-        connection.ledger.accept(spec.id, totals.chunks, totals.records, producer)
+        with connection.errors():
+            connection.ledger.accept(spec.id, totals.chunks, totals.records)
+    connection.send_tickets(spec)
+    return totals
 
 
-def _check_output_unclaimed(connection: QueueConnection, spec: JobSpec) -> None:
-    """Check that no other job writes its parts where this one will; it is begun, so that another one sees it."""
+def _check_output(connection: QueueConnection, spec: JobSpec) -> None:
+    """Check that nothing is where workers will write, and that no other job writes there.
+
+    The job is begun already, so that another one sees it.
+    """
     if spec.output is None:
         return
+    check_target(spec.output, find_task(spec.task))
     for job in connection.unfinished():
         if job.id != spec.id and job.spec.output and job.spec.output.address == spec.output.address:
             raise UsageError(f"{spec.output.address} is being written by job {job.id}. Name another place.")

@@ -24,7 +24,7 @@ from common.records import Record
 from common.settings import Settings
 from producer.job_handle import JobHandle
 from producer.queue_connection import QueueConnection
-from producer.submit.chunk_source import RecordChunkSource
+from producer.submit.chunk_source import ChunkSource
 from producer.submit.chunking import ChunkPlan
 from producer.submit.upload import submit
 from tests.support.processes import PLUGINS, RedisServer, Workers, environment, wait_until
@@ -99,7 +99,7 @@ class Soak:
         submit(
             self._client,
             spec,
-            RecordChunkSource(texts, ChunkPlan(self._dice.choice([5, 20, 50])), ReadProgress()),
+            ChunkSource.of_records(texts, ChunkPlan(self._dice.choice([5, 20, 50])), ReadProgress()),
             lambda _: None,
         )
         self._jobs.append((spec, records))

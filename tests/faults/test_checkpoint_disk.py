@@ -56,7 +56,7 @@ def test_a_fine_tune_job_on_a_full_disk_resumes_when_there_is_room(
     filler = fill(store)
     wait_until(lambda: "to be retried: No room for " in workers.text(), LONG, "the worker says so")
     assert checkpoints(store, job) == whole_checkpoints(store, job) != [], "no half one takes room"
-    server.client.hset(JobKeys.of(job).attempts, "0:tries", MAX_TRIES - 1)
+    server.client.hset(JobKeys.of(job).attempts, "0:retries", MAX_TRIES - 1)
     shell.run("wait", job, status=1, seconds=LONG)
     error = shell.status(job)["error"]
     assert error["code"] == "disk_full" and str(store) in error["message"]

@@ -38,7 +38,9 @@ def test_restarts_during_an_isolated_record_do_not_fail_it(
     batch.store.client.hset(JobKeys.of(batch.id).attempts, "0", SERIAL_AFTER)
     for _ in range(2):
         workers = start_workers(ready=False, HUGQUEUE_GRACE="0.5")
-        wait_until(lambda: batch.store.client.hexists(JobKeys.of(batch.id).attempts, "0:now"), LONG, "it runs alone")
+        wait_until(
+            lambda: batch.store.client.hexists(JobKeys.of(batch.id).attempts, "0:isolated"), LONG, "it runs alone"
+        )
         assert workers.stop(LONG) == 0
     go.touch()
     start_workers(ready=False)

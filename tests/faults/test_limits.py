@@ -78,7 +78,7 @@ def test_a_fault_that_does_not_pass_fails_the_job_with_its_code(
     source = tmp_path / "in.txt"
     source.write_text("text\n")
     job = shell.submit("--task", "test-load", str(source), "-p", f"load_trouble={source}")
-    store.client.hset(JobKeys.of(job).attempts, "0:tries", MAX_TRIES - 1)
+    store.client.hset(JobKeys.of(job).attempts, "0:retries", MAX_TRIES - 1)
     start_workers()
     wait_until(lambda: store.job(job).status.finished, LONG, "the job ends")
     assert shell.status(job)["error"] == {

@@ -105,7 +105,7 @@ def test_a_deleted_job_leaves_nothing_behind_and_nor_does_a_late_commit(server: 
     payloads(store, job).write_outcomes(late.chunk, late.version, b"late")
     ledger.note_isolated(late, done=None, now=0, kept=0)
     assert ledger.commit(late, Counts(1), {}) == "closed"
-    ledger.give_back(late)
+    ledger.release_chunk(late)
     store.note(job, "stage", "late")
     assert ledger.lease(job, tickets[2], "w", 6) is None
     assert server.client.keys("*") == []

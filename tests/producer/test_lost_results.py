@@ -53,7 +53,7 @@ def assert_whole_after_retry(job: JobHandle) -> None:
     assert job.refresh().counts == Counts(COUNT, 0)
 
 
-@pytest.mark.parametrize("key", ["input", "output", "layers"])
+@pytest.mark.parametrize("key", ["input", "output", "commit_history"])
 def test_a_key_that_redis_has_lost_is_told(queue: Queue, client: Client, key: str) -> None:
     job = run(client)
     assert client.connection.store.client.delete(f"hugqueue:job:{job.id}:{key}") == 1

@@ -52,7 +52,7 @@ def test_forged_outcomes_are_told_in_one_sentence(server: RedisServer, shell: Sh
     payloads = forged_redis_data.payloads()
     for payload in (payloads["truncated"], payloads["bomb"], payloads["random"], forged_redis_data.GOOD):
         job = forged_redis_data.write_job(server.client, {"status": "completed", "finished_at": "5"})
-        server.client.hset(JobKeys.of(job).layers, "0", "0:1")
+        server.client.hset(JobKeys.of(job).commit_history, "0", "0:1")
         server.client.hset(JobKeys.of(job).output, outcome_name(0, (0, 1)), payload)
         said = shell.run("results", job, status=1).stderr
         assert len(said.strip().splitlines()) == 1, said

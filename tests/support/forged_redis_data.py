@@ -72,7 +72,7 @@ def write_job(client: "redis.Redis", fields: Mapping[str, Any], *, job_id: str =
         "round": 0,
         "chunks": 1,
         "records": 2,
-        "sealed_at": client.time()[0],  # type: ignore[index]
+        "accepted_at": client.time()[0],  # type: ignore[index]
         "ttl_ms": 60_000,
         **fields,
     }
@@ -101,8 +101,8 @@ def broken_hashes() -> list[dict[str, Any]]:
         {"ttl_ms": "soon"},
         {"chunks": None},
         {"chunks": "many"},
-        {"facts": "[" * 100_000},
-        {"facts": "5"},
+        {"run_info": "[" * 100_000},
+        {"run_info": "5"},
         {"started_at": "nan"},
         {"started_at": "1e300"},
         {"succeeded": "9" * 10_000},
@@ -135,7 +135,7 @@ def broken_specs() -> list[dict[str, Any]]:
 
 def write_wrong_types(client: "redis.Redis") -> None:
     """Write keys of ours as another kind of value, and members that are no names."""
-    for name in ("job", "input", "open", "leased", "attempts", "commits", "layers", "tickets"):
+    for name in ("job", "input", "open", "leased", "attempts", "commits", "commit_history", "tickets"):
         job_id = write_job(client, {})
         key = getattr(JobKeys.of(job_id), name)
         client.delete(key)
@@ -148,7 +148,7 @@ def write_wrong_types(client: "redis.Redis") -> None:
     client.zadd(keys.JOBS, {"x": 5, b"\xff": float("inf"), "": 1})
     client.rpush(JobKeys.of(write_job(client, {})).open, "x", b"\xff", "-1", "99999999999999999999")
     layered = write_job(client, {"round": 1})
-    client.hset(JobKeys.of(layered).layers, "0", "a:b c")
+    client.hset(JobKeys.of(layered).commit_history, "0", "a:b c")
 
 
 def write_heartbeats(client: "redis.Redis", sound: Mapping[str, Any]) -> None:

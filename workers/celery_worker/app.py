@@ -64,7 +64,7 @@ class WorkerContextStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def stop(self, worker: Any) -> None:
         """Let the chunks in hand finish, then stop the context."""
         if WorkerContextStep.context is not None:
-            WorkerContextStep.context.stop(settings.grace)
+            WorkerContextStep.context.stop(settings.grace_seconds)
             if WorkerContextStep.context.device.broken is not None:
                 worker.exitcode = EXIT_DEVICE_BROKEN  # the supervisor counts these
 

@@ -41,9 +41,9 @@ class WorkerContext:
         self.name = name
         self.queues = frozenset(queues_of(settings))
         self.store = JobStore(client, settings.result_ttl, settings.may_open)
-        self.ledger = Ledger(client, settings.lease)
+        self.ledger = Ledger(client, settings.lease_seconds)
         self.device = DeviceClient(settings, BatchSizeCache(client, device_name))
-        self.leases = LeaseRenewer(self.ledger, settings.renew)
+        self.leases = LeaseRenewer(self.ledger, settings.renew_seconds)
         self.refusals = Refusals(self.ledger, name)
         self.tickets = TicketSender(app)
         self.live_workers = LiveWorkers(client)

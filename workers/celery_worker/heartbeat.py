@@ -111,7 +111,7 @@ class HeartbeatThread:
                 logger.error("this worker ends: %s", reason)
                 self._exiting_since = time.monotonic()
                 os.kill(os.getpid(), signal.SIGTERM)
-        elif time.monotonic() - self._exiting_since > self._settings.worker_stop:
+        elif time.monotonic() - self._exiting_since > self._settings.worker_stop_seconds:
             # Celery does not hear SIGTERM while it waits for a Redis that is gone, and nobody else is left to end it.
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -23,7 +23,7 @@ from workers.celery_worker.context import WorkerContext
 from workers.celery_worker.isolation_journal import SERIAL_AFTER, IsolationJournal
 from workers.device.protocol import ChunkResult
 from workers.disk_space import PERMANENT_ERRNOS
-from workers.leases import HeldLease, retry_while_unavailable
+from workers.leases import HeldLease, retry_until_cancelled
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _run_ticket(context: WorkerContext, job_id: str, ticket: str) -> str:
             return _requeue(context, spec, ticket)
         # Repeated until there is an answer: a lease whose answer was lost would look like a worker's death.
         call, target = uuid.uuid4(), _target_tickets(context, spec)
-        lease = retry_while_unavailable(
+        lease = retry_until_cancelled(
             lambda: context.ledger.lease(job_id, ticket, context.name, target, call=call), context.stopping
         )
     except UnknownJob:
@@ -168,7 +168,7 @@ class _ChunkRun:
             return self._handle_worker_error(error)
         except (MemoryError, OSError) as error:
             logger.exception("%s of job %s: an error of this worker itself", self._title, self._job.id)
-            failure = Failure("worker_fault", f"{type(error).__name__}: {error}")
+            failure = Failure.from_exception("worker_fault", error)
             if isinstance(error, OSError) and error.errno in PERMANENT_ERRNOS:
                 return self._refuse_here(failure)
             self._retry_later(failure)
@@ -200,7 +200,7 @@ class _ChunkRun:
         if len(earlier) == len(found):
             return earlier
         logger.warning("%s of job %s has lost its outcomes: it runs anew", self._title, self._job.id)
-        self._held.retry(lambda: self._context.ledger.discard(lease.job_id, lease.round, [lease.chunk]))
+        self._held.retry(lambda: self._context.ledger.forget_commits(lease.job_id, lease.round, [lease.chunk]))
         return []
 
     def _train(self) -> ChunkResult:
@@ -281,7 +281,7 @@ class _ChunkRun:
         """Open the chunk again, and send a ticket that lets another worker take it at once, unless it rests first."""
         context, spec = self._context, self._job.spec
         try:
-            context.ledger.give_back(self._lease, rest=rest)
+            context.ledger.release_chunk(self._lease, delay=rest)
             if rest is None:
                 tickets = context.ledger.issue_tickets(spec.id, _target_tickets(context, spec))
                 context.tickets.send(spec, tickets)

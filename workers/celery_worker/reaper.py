@@ -21,7 +21,7 @@ from common.jobs import QUEUES, JobSpec
 from common.queue.heartbeats import cap_heartbeat_ttls, live_workers, target_tickets
 from common.queue.jobs import JobStore
 from common.queue.ledger import MAX_TICKETS, MIN_TICKETS, Ledger, ReapReport
-from common.queue.output_commit import publish
+from common.queue.output_commit import commit_output
 from common.records import Failure
 from common.redis import keys
 from common.redis.client import is_transient
@@ -46,7 +46,7 @@ class _PassInterrupted(Exception):
 
 
 class Reaper:
-    """Looks after all unfinished jobs, every `settings.reap` seconds."""
+    """Looks after all unfinished jobs, every `settings.reap_seconds` seconds."""
 
     def __init__(self, name: str, app: Celery, store: JobStore, ledger: Ledger, settings: Settings) -> None:
         self._name = name
@@ -90,19 +90,19 @@ class Reaper:
                 logger.debug("this pass is not finished")
             except (redis.RedisError, OperationalError) as error:
                 # Others could not renew their leases either: they get a whole lease to come back.
-                self._judge_leases_from = time.monotonic() + self._settings.lease
+                self._judge_leases_from = time.monotonic() + self._settings.lease_seconds
                 logger.info("reaper waits for Redis: %s", error)
             except Exception:
                 # What lies in Redis may have been written by anybody; without its reaper the worker serves no one.
                 logger.exception("the reaper met what it did not expect")
-            if self._stopped.wait(self._settings.reap):
+            if self._stopped.wait(self._settings.reap_seconds):
                 return
 
     def _acquire_leadership(self) -> bool:
         if time.monotonic() < self._yield_until:
             return False
-        self._leader_until = time.monotonic() + self._settings.reap
-        return acquire_lock(self._store.client, keys.REAPER, self._name, int(self._settings.reap * 2000))
+        self._leader_until = time.monotonic() + self._settings.reap_seconds
+        return acquire_lock(self._store.client, keys.REAPER, self._name, int(self._settings.reap_seconds * 2000))
 
     def _keep_leadership(self) -> None:
         """Keep the turn while there is much to do. Raises `_PassInterrupted`."""
@@ -159,8 +159,8 @@ class Reaper:
         server = self._store.client.info("server")
         if server["run_id"] != self._redis_run:
             is_first, self._redis_run = not self._redis_run, str(server["run_id"])
-            if not is_first or server["uptime_in_seconds"] <= self._settings.lease:
-                self._judge_leases_from = time.monotonic() + self._settings.lease
+            if not is_first or server["uptime_in_seconds"] <= self._settings.lease_seconds:
+                self._judge_leases_from = time.monotonic() + self._settings.lease_seconds
         return time.monotonic() > self._judge_leases_from
 
     # One job
@@ -191,7 +191,7 @@ class Reaper:
             logger.error(
                 "job %s: chunks %s were on no list, a key of the job was deleted", job_id, _numbered(look.recovered)
             )
-        if look.unpublished:
+        if look.output_uncommitted:
             self._publish(self._spec(job_id))
         missing = look.tickets - waiting if waiting is not None else set()
         # Missing twice in a row: a ticket that is noted but not yet sent, or in a worker's hand, is missing once.
@@ -202,7 +202,7 @@ class Reaper:
         return missing
 
     def _watch_producer(self, job_id: str, seen: str) -> None:
-        if self._can_judge_leases and self._producers.is_silent(job_id, seen) and self._ledger.give_up(job_id, seen):
+        if self._can_judge_leases and self._producers.is_silent(job_id, seen) and self._ledger.abandon(job_id, seen):
             logger.warning("job %s given up: its producer died in the middle of submitting", job_id)
 
     def _spec(self, job_id: str) -> JobSpec:
@@ -220,13 +220,13 @@ class Reaper:
     def _publish(self, spec: JobSpec) -> None:
         """End a job whose outcomes are in files where its last worker could not."""
         try:
-            if publish(self._store, self._ledger, spec.id, self._store.payloads(spec)):
+            if commit_output(self._store, self._ledger, spec.id, self._store.payloads(spec)):
                 logger.info("job %s: its output is whole", spec.id)
         except (ModelError, StorageError) as error:
             logger.warning("the output of job %s cannot be finished here: %s", spec.id, error)
             self._store.note(spec.id, "stage", f"finishing its output: {replace_control_chars(error.message)}")
             # Another worker may reach what this one does not; whoever reaps goes on reaping otherwise.
-            self._yield_until = time.monotonic() + 2 * self._settings.reap
+            self._yield_until = time.monotonic() + 2 * self._settings.reap_seconds
 
     def _issue_tickets(self, spec: JobSpec) -> None:
         tickets = self._ledger.issue_tickets(spec.id, self._targets[spec.queue])

@@ -1,7 +1,7 @@
--- Stops a job; chunks in hand are dropped by their holders. Gives the status it has now.
+-- Stops a job; chunks in hand are dropped by their holders. Returns the status it has now.
 local word = status()
 if not unfinished(word) then return word or 'unknown' end
 redis.call('DEL', TICKETS)
 redis.call('HSET', JOB, 'status', 'cancelling')
-finish_if_over()
+finish_if_done()
 return status()

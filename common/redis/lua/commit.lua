@@ -1,11 +1,10 @@
--- Marks a chunk as done, once. ARGV: chunk, round, serial, succeeded, failed, truncated, facts (JSON), and how many
+-- Marks a chunk as done, once. ARGV: chunk, round, serial, succeeded, failed, truncated, run_info (JSON), and how many
 -- records may fail in one round; with more the job fails, be it over or not (none: any number).
--- Gives 'committed', or why not: 'double', 'stale' (another round, or one whose earlier outcomes are lost), 'closed' (the
--- job has ended).
--- Whose commit it is does not matter, only that it is the first of this round.
+-- Returns 'committed', or why not: 'double', 'stale' (another round, or one whose earlier outcomes are lost), 'closed'
+-- (the job has ended). It does not matter who commits, only that it is the first commit of this round.
 local function take_off_lists(chunk)
-  -- A late commit: the chunk was opened again meanwhile, or its rest.
-  if redis.call('SREM', LEASED, chunk) == 0 and redis.call('ZREM', RESTING, chunk) == 0 then
+  -- A late commit: the chunk was opened again meanwhile, or delayed.
+  if redis.call('SREM', LEASED, chunk) == 0 and redis.call('ZREM', DELAYED, chunk) == 0 then
     redis.call('LREM', OPEN, 1, chunk)
   end
   redis.call('DEL', lease_key(chunk))
@@ -15,32 +14,32 @@ local word = status()
 if not unfinished(word) then return 'closed' end
 if redis.call('HGET', JOB, 'round') ~= ARGV[2] then return 'stale' end
 if redis.call('HEXISTS', COMMITS, ARGV[1]) == 1 then return 'double' end
-local before = tonumber(redis.call('HGET', FLAWED, ARGV[1])) or 0
-if before > 0 and ARGV[4] + ARGV[5] == before and redis.call('HEXISTS', LAYERS, ARGV[1]) == 0 then
-  -- These are only the records that had failed, and LAYERS, which leads to the outcomes of the others, was deleted: the
-  -- whole chunk is run again.
-  redis.call('HDEL', FLAWED, ARGV[1])
+local before = tonumber(redis.call('HGET', FAILED_COUNTS, ARGV[1])) or 0
+if before > 0 and ARGV[4] + ARGV[5] == before and redis.call('HEXISTS', COMMIT_HISTORY, ARGV[1]) == 0 then
+  -- These are only the records that had failed, and COMMIT_HISTORY, which leads to the outcomes of the others, was
+  -- deleted: the whole chunk runs again.
+  redis.call('HDEL', FAILED_COUNTS, ARGV[1])
   redis.call('HINCRBY', JOB, 'failed', 0 - before)
   take_off_lists(ARGV[1])
   redis.call('RPUSH', OPEN, ARGV[1])
-  look_in(0)
-  finish_if_over()
+  schedule_check(0)
+  finish_if_done()
   return 'stale'
 end
 local commit = table.concat({ ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] }, ':')
 redis.call('HSET', COMMITS, ARGV[1], commit)
-local layers = redis.call('HGET', LAYERS, ARGV[1])
-redis.call('HSET', LAYERS, ARGV[1], (layers and layers .. ' ' or '') .. commit)
+local history = redis.call('HGET', COMMIT_HISTORY, ARGV[1])
+redis.call('HSET', COMMIT_HISTORY, ARGV[1], (history and history .. ' ' or '') .. commit)
 redis.call('HINCRBY', JOB, 'succeeded', ARGV[4])
 -- What failed in an earlier round counts as failed until now: these outcomes are of the same records.
 redis.call('HINCRBY', JOB, 'failed', tonumber(ARGV[5]) - before)
 local failed = redis.call('HINCRBY', JOB, 'failed_in_round', ARGV[5])
 redis.call('HINCRBY', JOB, 'truncated', ARGV[6])
-redis.call('HSET', JOB, 'facts', ARGV[7], 'stage', '')
+redis.call('HSET', JOB, 'run_info', ARGV[7], 'stage', '')
 if tonumber(ARGV[5]) > 0 then
-  redis.call('HSET', FLAWED, ARGV[1], ARGV[5])
+  redis.call('HSET', FAILED_COUNTS, ARGV[1], ARGV[5])
 else
-  redis.call('HDEL', FLAWED, ARGV[1])
+  redis.call('HDEL', FAILED_COUNTS, ARGV[1])
 end
 take_off_lists(ARGV[1])
 if ARGV[8] and failed > tonumber(ARGV[8]) and word ~= 'cancelling' then
@@ -49,7 +48,7 @@ if ARGV[8] and failed > tonumber(ARGV[8]) and word ~= 'cancelling' then
   finish('failed')
 else
   -- Cancelled while its last chunk was in hand: nothing is left to cancel but the end of its output.
-  if word == 'cancelling' and all_committed() and is_unpublished() then redis.call('HSET', JOB, 'status', 'running') end
-  finish_if_over()
+  if word == 'cancelling' and all_committed() and is_output_uncommitted() then redis.call('HSET', JOB, 'status', 'running') end
+  finish_if_done()
 end
 return 'committed'

@@ -1,13 +1,12 @@
--- Forgets a job and all that belongs to it. ARGV: 1 if it may be unfinished, and the token of the producer that may
--- ask for it ('' for whoever). Gives 'deleted', 'unknown', or why not: the status it has, or 'taken'.
+-- Deletes a job and all that belongs to it. ARGV: 1 if it may be unfinished. Returns 'deleted', 'unknown', or the status
+-- that prevents it.
 local word = status()
 if ARGV[1] ~= '1' and unfinished(word) then return word end
-if ARGV[2] ~= '' and redis.call('HGET', JOB, 'producer') ~= ARGV[2] then return 'taken' end
 for _, chunk in ipairs(redis.call('SMEMBERS', LEASED)) do
   redis.call('DEL', lease_key(chunk))
 end
-local mapping = own_mapping()
-if mapping then redis.call('DEL', mapping) end
+local key = own_key()
+if key then redis.call('DEL', key) end
 for i = 1, OWN do
   redis.call('UNLINK', KEYS[i])
 end

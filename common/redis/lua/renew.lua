@@ -1,4 +1,4 @@
--- Keeps a lease. ARGV: chunk, holder, lease in ms, round. Gives the job's status, or 'lost'.
+-- Keeps a lease. ARGV: chunk, holder, lease in ms, round. Returns the job's status, or 'lost'.
 -- A lease that ran out is taken up again while nobody else has: PEXPIRE alone works even when Redis is full.
 if redis.call('HGET', JOB, 'round') ~= ARGV[4] then return 'lost' end
 local key = lease_key(ARGV[1])
@@ -7,9 +7,9 @@ if holder == ARGV[2] then
   redis.call('PEXPIRE', key, ARGV[3])
   return status() or 'lost'
 end
-if holder or not in_hand(ARGV[1], ARGV[2]) then return 'lost' end
+if holder or not is_held_by(ARGV[1], ARGV[2]) then return 'lost' end
 if redis.call('SISMEMBER', LEASED, ARGV[1]) == 0 and redis.call('LREM', OPEN, 1, ARGV[1]) == 0 then return 'lost' end
 redis.call('SET', key, ARGV[2], 'PX', ARGV[3])
 redis.call('SADD', LEASED, ARGV[1])
-look_in(ARGV[3] / 1000)
+schedule_check(ARGV[3] / 1000)
 return status()

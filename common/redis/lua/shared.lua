@@ -1,11 +1,11 @@
--- Stands before every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then four more.
+-- The prelude of every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then four more.
 local OWN = #KEYS - 4
 local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local ATTEMPTS, COMMITS, LAYERS, FLAWED, TICKETS, REFUSALS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local RESTING, ACTIVE, JOBS, DUE = KEYS[12], KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
+local ATTEMPTS, COMMITS, COMMIT_HISTORY, FAILED_COUNTS, TICKETS, REFUSALS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local DELAYED, ACTIVE, JOBS, DUE = KEYS[12], KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
 local SCHEMA = KEYS[OWN + 4]
--- No rest of a chunk is longer, in seconds: where one seems to be, the clock was set back.
-local LONGEST_REST = 120
+-- No delay of a chunk is longer, in seconds: where one seems to be, the clock was set back.
+local MAX_DELAY = 120
 
 local function now()
   local time = redis.call('TIME')
@@ -20,15 +20,15 @@ local function job_id()
   return string.match(JOB, '([^:]+)$')
 end
 
--- Has a reaper look at the job so many seconds from now, if it was not to look earlier.
-local function look_in(seconds)
+-- Has a reaper check the job in `seconds` seconds, unless it is to check it earlier.
+local function schedule_check(seconds)
   redis.call('ZADD', DUE, 'LT', tonumber(now()) + seconds, job_id())
 end
 
--- The key by which an idempotency key leads to this job, if it does.
-local function own_mapping()
-  local mapping = redis.call('HGET', JOB, 'mapping')
-  return mapping and redis.call('GET', mapping) == job_id() and mapping
+-- The key in Redis of this job's idempotency key, if it still names this job.
+local function own_key()
+  local key = redis.call('HGET', JOB, 'idempotency_key')
+  return key and redis.call('GET', key) == job_id() and key
 end
 
 local function status()
@@ -39,7 +39,7 @@ local function unfinished(word)
   return word == 'submitting' or word == 'queued' or word == 'running' or word == 'cancelling'
 end
 
--- From here on the job's keys have a time to live; `live_on` takes it away again.
+-- From here on the job's keys have a time to live; `persist_keys` removes it.
 local function finish(word)
   local ttl = redis.call('HGET', JOB, 'ttl_ms')
   redis.call('HSET', JOB, 'status', word, 'finished_at', now(), 'stage', '')
@@ -49,18 +49,18 @@ local function finish(word)
   for i = 1, OWN do
     redis.call('PEXPIRE', KEYS[i], ttl)
   end
-  local mapping = own_mapping()
-  if mapping then redis.call('PEXPIRE', mapping, ttl) end
+  local key = own_key()
+  if key then redis.call('PEXPIRE', key, ttl) end
 end
 
-local function live_on()
+local function persist_keys()
   for i = 1, OWN do
     redis.call('PERSIST', KEYS[i])
   end
-  local mapping = own_mapping()
-  if mapping then redis.call('PERSIST', mapping) end
+  local key = own_key()
+  if key then redis.call('PERSIST', key) end
   redis.call('SADD', ACTIVE, job_id())
-  look_in(0)
+  schedule_check(0)
 end
 
 local function all_committed()
@@ -73,27 +73,27 @@ local function is_in_files()
   return sound and type(spec) == 'table' and (type(spec.output) == 'table' or type(spec.store) == 'string')
 end
 
--- Whether outcomes are in files, and no worker has said yet that all of them are there.
-local function is_unpublished()
-  return is_in_files() and redis.call('HGET', JOB, 'published') ~= redis.call('HGET', JOB, 'round')
+-- Whether outcomes are in files, and no worker has noted yet that all of them are there.
+local function is_output_uncommitted()
+  return is_in_files() and redis.call('HGET', JOB, 'output_committed') ~= redis.call('HGET', JOB, 'round')
 end
 
--- Whether LAYERS lacks chunks that are committed: it was deleted.
-local function lacks_layers()
-  return redis.call('HLEN', LAYERS) < redis.call('HLEN', COMMITS)
+-- Whether COMMIT_HISTORY lacks chunks that are committed: it was deleted.
+local function lacks_history()
+  return redis.call('HLEN', COMMIT_HISTORY) < redis.call('HLEN', COMMITS)
 end
 
--- Writes again what a deleted LAYERS had of chunks that were committed in the first round. Of those that were run again,
+-- Restores what a deleted COMMIT_HISTORY had of chunks that were committed in the first round. Of those that ran again,
 -- the commits of earlier rounds are known nowhere else: they count as lost.
-local function restore_layers()
-  if not lacks_layers() then return end
+local function restore_history()
+  if not lacks_history() then return end
   local commits = redis.call('HGETALL', COMMITS)
   for i = 1, #commits, 2 do
-    if string.match(commits[i + 1], '^0:') and redis.call('HEXISTS', LAYERS, commits[i]) == 0 then
-      redis.call('HSET', LAYERS, commits[i], commits[i + 1])
+    if string.match(commits[i + 1], '^0:') and redis.call('HEXISTS', COMMIT_HISTORY, commits[i]) == 0 then
+      redis.call('HSET', COMMIT_HISTORY, commits[i], commits[i + 1])
     end
   end
-  if not unfinished(status()) then redis.call('PEXPIRE', LAYERS, redis.call('PTTL', JOB)) end
+  if not unfinished(status()) then redis.call('PEXPIRE', COMMIT_HISTORY, redis.call('PTTL', JOB)) end
 end
 
 -- How many records of a chunk succeeded, failed and were truncated, by the list of its commits. A later round ran what
@@ -106,15 +106,15 @@ local function sums_of(commits)
   return succeeded, failed, truncated
 end
 
--- Counts the records of a job anew where their sum is wrong: LAYERS was deleted, so that more was run again than was
--- taken off the counts.
-local function count_again()
+-- Recounts the records of a job where their sum is wrong: COMMIT_HISTORY was deleted, so that more ran again than was
+-- subtracted.
+local function recount()
   local known = redis.call('HMGET', JOB, 'succeeded', 'failed', 'records')
-  if (tonumber(known[1]) or 0) + (tonumber(known[2]) or 0) == tonumber(known[3]) or lacks_layers() then return end
+  if (tonumber(known[1]) or 0) + (tonumber(known[2]) or 0) == tonumber(known[3]) or lacks_history() then return end
   local succeeded, failed, truncated = 0, 0, 0
-  local layers = redis.call('HGETALL', LAYERS)
-  for i = 2, #layers, 2 do
-    local s, f, t = sums_of(layers[i])
+  local histories = redis.call('HGETALL', COMMIT_HISTORY)
+  for i = 2, #histories, 2 do
+    local s, f, t = sums_of(histories[i])
     succeeded, failed, truncated = succeeded + s, failed + f, truncated + t
   end
   redis.call('HSET', JOB, 'succeeded', succeeded, 'failed', failed, 'truncated', truncated)
@@ -122,7 +122,7 @@ end
 
 -- Ends a job all of whose chunks are committed.
 local function complete()
-  if not is_in_files() and (lacks_layers() or redis.call('HLEN', OUTPUT) < redis.call('HLEN', LAYERS)) then
+  if not is_in_files() and (lacks_history() or redis.call('HLEN', OUTPUT) < redis.call('HLEN', COMMIT_HISTORY)) then
     redis.call('HSET', JOB, 'failure_code', 'results_lost', 'failure_message',
       'Outcomes that were written to Redis are gone from it: a key was deleted or evicted. A retry runs those chunks again.')
     finish('failed')
@@ -131,45 +131,45 @@ local function complete()
   end
 end
 
-local function finish_if_over()
+local function finish_if_done()
   if all_committed() then
-    restore_layers()
-    count_again()
+    restore_history()
+    recount()
   end
   if status() == 'cancelling' then
     if redis.call('SCARD', LEASED) > 0 then return end
-    if all_committed() and not is_unpublished() then complete() else finish('cancelled') end
+    if all_committed() and not is_output_uncommitted() then complete() else finish('cancelled') end
   elseif all_committed() then
-    if is_unpublished() then look_in(0) else complete() end
+    if is_output_uncommitted() then schedule_check(0) else complete() end
   end
 end
 
--- Whether a chunk is in the hand of that holder, or was when its lease ran out and nobody has taken it since.
--- Holders are unique, and forgotten when they give back and when a new round begins.
-local function in_hand(chunk, holder)
+-- Whether that holder has the chunk, or had it when its lease ran out and nobody has leased it since.
+-- Holders are unique, and forgotten when they release the chunk and when a new round begins.
+local function is_held_by(chunk, holder)
   return redis.call('HGET', ATTEMPTS, chunk .. ':holder') == holder and redis.call('HEXISTS', COMMITS, chunk) == 0
     and unfinished(status())
 end
 
--- The lease in hand is not held against its chunk, however it ends, nor are earlier ones beyond so many.
-local function step_forward(chunk, kept)
-  redis.call('HDEL', ATTEMPTS, chunk .. ':begun')
+-- The present lease does not count as a failed attempt, however it ends, nor do earlier ones beyond `kept`.
+local function count_as_progress(chunk, kept)
+  redis.call('HDEL', ATTEMPTS, chunk .. ':counted')
   if (tonumber(redis.call('HGET', ATTEMPTS, chunk)) or 0) > tonumber(kept) then
     redis.call('HSET', ATTEMPTS, chunk, kept)
   end
 end
 
--- Opens the chunks whose rest is over; they come first.
-local function wake()
-  for _, over in ipairs({ { '-inf', now() }, { tonumber(now()) + LONGEST_REST, '+inf' } }) do
-    for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', RESTING, over[1], over[2])) do
-      redis.call('ZREM', RESTING, chunk)
+-- Opens the chunks whose delay is over; they come first.
+local function open_delayed()
+  for _, over in ipairs({ { '-inf', now() }, { tonumber(now()) + MAX_DELAY, '+inf' } }) do
+    for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, over[1], over[2])) do
+      redis.call('ZREM', DELAYED, chunk)
       redis.call('LPUSH', OPEN, chunk)
     end
   end
 end
 
--- Gives a long list in parts that fit into one call: a call for each member costs Redis several times as much.
+-- Passes a long list to `each` in parts that fit into one call: a call for each member costs Redis several times as much.
 local function in_parts(list, each)
   for first = 1, #list, 1000 do
     each({ unpack(list, first, math.min(first + 999, #list)) })

@@ -4,15 +4,10 @@ import json
 import threading
 from pathlib import Path
 
-import pytest
-
-from common.errors import JobTaken
-from common.jobs import JobSpec, Written, new_job_id
-from common.queue.idempotency import Claim
+from common.jobs import JobSpec, new_job_id
 from common.redis.keys import JobKeys, idempotency
 from producer.queue_connection import QueueConnection
 from tests.support.keyed_submits import KEY, arguments, the_job
-from tests.support.ledger_jobs import payloads
 from tests.support.processes import RedisServer, Shell, lines
 
 
@@ -40,12 +35,10 @@ def test_two_at_once_make_one_job(shell: Shell, source: Path, connection: QueueC
     assert connection.load_job(the_job(connection)).records == 95
 
 
-def test_other_options_or_another_input_are_refused(shell: Shell, source: Path, connection: QueueConnection) -> None:
+def test_other_options_are_refused(shell: Shell, source: Path, connection: QueueConnection) -> None:
     shell.run(*arguments(source))
     other = shell.run(*arguments(source, "-p", "top_k=3"), status=2).stderr
     assert "whose params is {}, not {'top_k': 3}" in other and f"producer delete {the_job(connection)}" in other
-    source.write_text("something else\n")
-    assert "the first records differ" in shell.run(*arguments(source), status=2).stderr
     assert connection.load_job(the_job(connection)).records == 95
 
 
@@ -75,27 +68,26 @@ def test_the_key_lives_as_long_as_its_job(shell: Shell, source: Path, server: Re
     assert server.client.pttl(mapping) == -1
 
 
-def test_of_many_claims_at_the_same_moment_one_begins_the_job(connection: QueueConnection) -> None:
-    claims = [Claim("k", "head") for _ in range(8)]
+def test_of_many_submits_at_the_same_moment_one_begins_the_job(connection: QueueConnection) -> None:
     ids: list[str] = []
 
-    def begin(claim: Claim) -> None:
-        ids.append(connection.claims.begin(JobSpec(new_job_id(), "test-echo", created_at=1.0), claim))
+    def begin() -> None:
+        ids.append(connection.store.create(JobSpec(new_job_id(), "test-echo", created_at=1.0), "k"))
 
-    threads = [threading.Thread(target=begin, args=(claim,)) for claim in claims]
+    threads = [threading.Thread(target=begin) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(ids)) == 1 and connection.store.active() == [ids[0]]
-    taken = [connection.claims.take(ids[0], claim, 60) for claim in claims]
-    assert sorted(map(str, taken)) == sorted([*["busy"] * 7, str(Written())])
-    [winner] = [claim for claim, answer in zip(claims, taken, strict=True) if answer == Written()]
-    loser = next(claim for claim in claims if claim is not winner)
-    job_payloads = payloads(connection.store, ids[0])
-    job_payloads.add_records(0, b"x", winner.producer, Written(1, 1, "d"))
-    with pytest.raises(JobTaken):
-        job_payloads.add_records(1, b"x", loser.producer, Written(2, 2, "e"))
-    with pytest.raises(JobTaken):
-        connection.ledger.accept(ids[0], 2, 2, loser.producer)
-    assert connection.claims.take(ids[0], loser, 0) == Written(1, 1, "d")
+    assert len(ids) == 8 and len(set(ids)) == 1 and connection.store.active() == [ids[0]]
+
+
+def test_a_job_that_was_abandoned_frees_its_key(connection: QueueConnection) -> None:
+    store, old, new = connection.store, JobSpec(new_job_id(), "test-echo"), JobSpec(new_job_id(), "test-echo")
+    assert store.create(old, "k") == old.id
+    assert store.create(new, "k") == old.id
+    assert not connection.ledger.abandon(old.id, store.job(old.id).producer_seen - 1), "it was seen since"
+    assert connection.ledger.abandon(old.id, store.job(old.id).producer_seen)
+    assert store.create(new, "k") == new.id
+    store.delete(old.id)
+    assert store.create(JobSpec(new_job_id(), "test-echo"), "k") == new.id

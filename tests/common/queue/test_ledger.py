@@ -26,7 +26,7 @@ def test_a_job_goes_from_submitting_to_completed(store: JobStore, ledger: Ledger
     assert job_id not in store.active()
 
 
-def test_nothing_of_a_job_is_leased_before_it_is_sealed(store: JobStore, ledger: Ledger) -> None:
+def test_nothing_of_a_job_is_leased_before_it_is_accepted(store: JobStore, ledger: Ledger) -> None:
     job_id = new_job_id()
     store.create(JobSpec(job_id, "echo"))
     payloads(store, job_id).add_records(0, b"x")
@@ -95,7 +95,7 @@ def test_cancel_waits_for_the_chunks_in_hand(store: JobStore, ledger: Ledger) ->
     held = leased(ledger, job_id)
     assert ledger.cancel(job_id) == "cancelling"
     assert ledger.renew(held) == "cancelling"
-    ledger.give_back(held)
+    ledger.release_chunk(held)
     assert store.job(job_id).status is JobStatus.CANCELLED
 
 

@@ -16,11 +16,11 @@ def test_after_a_transient_fault_a_chunk_waits_and_is_counted_apart(store: JobSt
     job_id = make_job(store, ledger, 1)
     held = leased(ledger, job_id)
     assert held.tries == 0
-    ledger.give_back(held, rest=LEASE)
+    ledger.release_chunk(held, delay=LEASE)
     assert lease(ledger, job_id) is None, "nobody is to try again at once"
     again = wait_until(lambda: reap(ledger, job_id) == [] and lease(ledger, job_id), 5)
     assert again and (again.chunk, again.attempt, again.tries) == (0, 1, 1)
-    ledger.give_back(again, rest=100)
+    ledger.release_chunk(again, delay=100)
     assert ledger.cancel(job_id) == "cancelled", "nobody waits for a chunk that rests"
     assert ledger.retry(job_id) == 1
     assert run_all(ledger, job_id) == [0]
@@ -29,7 +29,7 @@ def test_after_a_transient_fault_a_chunk_waits_and_is_counted_apart(store: JobSt
 def test_a_chunk_given_back_is_not_taken_up_again_by_a_late_renewal(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     held = leased(ledger, job_id)
-    ledger.give_back(held)
+    ledger.release_chunk(held)
     assert ledger.renew(held) == "lost"
     assert lease(ledger, job_id), "it is open"
 
@@ -38,11 +38,11 @@ def test_a_chunk_released_after_its_lease_expired_is_open_once(store: JobStore, 
     job_id = make_job(store, ledger, 1)
     held = leased(ledger, job_id)
     die(ledger, job_id)
-    ledger.give_back(held)
+    ledger.release_chunk(held)
     again = leased(ledger, job_id)
     assert again.attempt == 1
     assert lease(ledger, job_id) is None
-    ledger.give_back(held)
+    ledger.release_chunk(held)
     assert ledger.renew(again) == "running", "the late one has no say any more"
 
 
@@ -85,7 +85,7 @@ def test_a_chunk_given_back_in_the_middle_of_a_record_blames_nobody(store: JobSt
     for _ in range(2):
         held = leased(ledger, job_id)
         ledger.note_isolated(held, done=None, now=7, kept=3)
-        ledger.give_back(held)
+        ledger.release_chunk(held)
     held = leased(ledger, job_id)
     assert (held.attempt, ledger.isolated_deaths(held)) == (1, [])
 
@@ -151,6 +151,6 @@ def test_a_renewed_lease_stays(store: JobStore, ledger: Ledger) -> None:
 def test_a_chunk_given_back_comes_first_and_does_not_count_as_an_attempt(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     held = leased(ledger, job_id)
-    ledger.give_back(held)
+    ledger.release_chunk(held)
     again = leased(ledger, job_id)
     assert (again.chunk, again.attempt) == (held.chunk, 1)

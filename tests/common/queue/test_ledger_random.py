@@ -20,7 +20,7 @@ from tests.support.processes import RedisServer
 IN_CHUNK = 3
 BAD = Outcome(failure=Failure("test_failure", "not yet"))
 #: Keys that may be deleted of a running job or a finished one, each of a group in any order.
-KEYS = {"lists": ("open", "commits", "leased", "resting", "tickets"), "layers": ("layers",)}
+KEYS = {"lists": ("open", "commits", "leased", "delayed", "tickets"), "commit_history": ("commit_history",)}
 
 
 class Played:
@@ -50,7 +50,7 @@ class Played:
         found = self.payloads.outcomes(held.chunk) if held.round else []
         earlier = [payload for payload in found if payload is not None]
         if len(earlier) < len(found):
-            self.ledger.discard(self.id, held.round, [held.chunk])
+            self.ledger.forget_commits(self.id, held.round, [held.chunk])
             earlier = []
         self.in_hand.append((held, positions_to_retry(earlier) if earlier else list(range(IN_CHUNK))))
         return True
@@ -65,8 +65,8 @@ class Played:
         if answer != "committed" and held.version not in self.payloads.versions(held.chunk):
             self.payloads.delete_outcomes(held.chunk, held.version)
 
-    def give_back(self) -> None:
-        self.ledger.give_back(self._put_down()[0], rest=self.chance.choice([None, 0.0]))
+    def release_chunk(self) -> None:
+        self.ledger.release_chunk(self._put_down()[0], delay=self.chance.choice([None, 0.0]))
 
     def renew(self) -> None:
         self.ledger.renew(self.chance.choice(self.in_hand)[0])
@@ -122,7 +122,7 @@ def test_every_record_has_one_outcome_in_the_end(
             always.append(partial(played.lose_key, KEYS[losing]))
         elif losing == "outcomes":
             always.append(played.lose_outcome)
-        holding: list[Callable[[], object]] = [*[played.commit] * 4, played.give_back, played.renew, played.expire]
+        holding: list[Callable[[], object]] = [*[played.commit] * 4, played.release_chunk, played.renew, played.expire]
         for _ in range(played.chance.randint(5, 40)):
             played.chance.choice(always + holding if played.in_hand else always)()
             if played.chance.random() < 0.02:

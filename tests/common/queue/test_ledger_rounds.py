@@ -95,7 +95,7 @@ def test_a_retry_that_is_sent_again_since_its_answer_was_lost_is_done_once(
     job_id = make_job(store, ledger, 3)
     run_all(ledger, job_id, failed=(0, 2))
     scripts = Scripts(server.client)
-    assert scripts.run("reopen", job_id, 0) == [b"0", b"0"]
+    assert scripts.run("reopen_failed", job_id, 0) == [b"0", b"0"]
     assert scripts.run("retry", job_id, "one", 0) == scripts.run("retry", job_id, "one", 0) == [b"completed", 2]
     assert scripts.run("retry", job_id, "another", 0) == [b"queued", -1]
     assert store.job(job_id).round == 1
@@ -115,17 +115,17 @@ def test_a_retry_that_was_cut_off_before_its_round_changes_nothing(
 ) -> None:
     job_id = make_job(store, ledger, 3)
     run_all(ledger, job_id, failed=(0, 2))
-    layers = JobKeys.of(job_id).layers
-    before = store.job(job_id), server.client.hgetall(layers)
-    Scripts(server.client).run("reopen", job_id, 0)
-    assert (store.job(job_id), server.client.hgetall(layers)) == before
+    commit_history = JobKeys.of(job_id).commit_history
+    before = store.job(job_id), server.client.hgetall(commit_history)
+    Scripts(server.client).run("reopen_failed", job_id, 0)
+    assert (store.job(job_id), server.client.hgetall(commit_history)) == before
     assert all(server.client.ttl(key) > 0 for key in server.client.keys(f"*{job_id}*")), "it ends with its job"
     assert ledger.retry(job_id) == 2
     assert sorted(run_all(ledger, job_id)) == [0, 2]
     assert store.job(job_id).status is JobStatus.COMPLETED
 
 
-def test_thousands_of_chunks_are_sealed_and_retried_in_order_and_each_once(
+def test_thousands_of_chunks_are_accepted_and_retried_in_order_and_each_once(
     store: JobStore, ledger: Ledger, server: RedisServer
 ) -> None:
     job_id, chunks, of = new_job_id(), 5000, JobKeys.of
@@ -154,7 +154,7 @@ def test_a_chunk_given_back_after_its_job_ended_is_not_lost_to_a_retry(store: Jo
     job_id = make_job(store, ledger)
     held = leased(ledger, job_id)
     ledger.fail(job_id, Failure("x", "y"))
-    ledger.give_back(held)
+    ledger.release_chunk(held)
     assert ledger.retry(job_id) == 3
     assert sorted(run_all(ledger, job_id)) == [0, 1, 2]
     assert store.job(job_id).status is JobStatus.COMPLETED
@@ -192,8 +192,8 @@ def test_a_job_whose_producer_fell_silent_is_given_up(store: JobStore, ledger: L
     payloads(store, job_id).add_records(0, b"payload")
     seen = look(ledger, job_id).producer_seen
     payloads(store, job_id).add_records(1, b"payload")
-    assert not ledger.give_up(job_id, seen), "it was seen since"
-    assert ledger.give_up(job_id, look(ledger, job_id).producer_seen)
+    assert not ledger.abandon(job_id, seen), "it was seen since"
+    assert ledger.abandon(job_id, look(ledger, job_id).producer_seen)
     job = store.job(job_id)
     assert job.status is JobStatus.FAILED
     assert job.failure and job.failure.code == "producer_died"
@@ -232,7 +232,7 @@ def write_late(store: JobStore, ledger: Ledger, held: Lease) -> None:
     ledger.advance(held, 100)
     ledger.refuse(held.job_id, "w", "late")
     ledger.serve(held.job_id, "w")
-    ledger.give_back(held, rest=1)
+    ledger.release_chunk(held, delay=1)
     assert ledger.issue_tickets(held.job_id, 6) == []
     assert reap(ledger, held.job_id) == []
 
@@ -245,7 +245,7 @@ def test_late_writers_leave_nothing_behind(end: str, store: JobStore, ledger: Le
         ledger.fail(job_id, Failure("x", "y"))
     elif end == "given up":
         server.client.hset(JobKeys.of(job_id).job, mapping={"status": "submitting", "producer_seen": 0})
-        assert ledger.give_up(job_id, "0")
+        assert ledger.abandon(job_id, "0")
     elif end == "cancelled":
         ledger.cancel(job_id)
         server.client.delete(JobKeys.of(job_id).lease(held.chunk))

@@ -15,7 +15,7 @@ from common.payloads.job_payloads import JobPayloads
 from common.payloads.output_committer import OutputCommitter
 from common.queue.jobs import JobStore
 from common.queue.ledger import Lease, Ledger
-from common.queue.output_commit import finish_commit, publish
+from common.queue.output_commit import commit_output, finish_commit
 from common.records import Counts, Failure, Outcome, Record
 from common.redis.keys import JobKeys
 from tests.support.ledger_jobs import leased
@@ -61,8 +61,8 @@ class Written:
         failed = int(outcome.failure is not None)
         assert self.ledger.commit(held, Counts(1 - failed, failed), {}) == "committed"
 
-    def publish(self) -> bool:
-        return publish(self.store, self.ledger, self.spec.id, self.payloads)
+    def commit_output(self) -> bool:
+        return commit_output(self.store, self.ledger, self.spec.id, self.payloads)
 
     def found(self) -> list[str | None]:
         names = sorted(self.directory.glob("part-*.parquet"))
@@ -82,10 +82,10 @@ def test_what_was_committed_and_not_placed_is_placed_by_another(written: Written
     for number in range(2):
         written.commit(written.lease(), Outcome(f"output {number}"))
     assert (written.status, written.found()) == (JobStatus.RUNNING, [])
-    assert written.publish()
+    assert written.commit_output()
     assert (written.status, written.found()) == (JobStatus.COMPLETED, ["output 0", "output 1"])
     assert not (written.directory / "_attempts").exists()
-    assert not written.publish()
+    assert not written.commit_output()
 
 
 def test_outcomes_are_read_wherever_their_part_is(written: Written) -> None:
@@ -103,33 +103,33 @@ def test_a_worker_that_slept_through_a_retry_removes_and_reports_nothing(
 ) -> None:
     for _ in range(2):
         written.commit(written.lease(), BAD)
-    asked = written.ledger.unpublished
+    asked = written.ledger.uncommitted_output
 
     def sleep(job_id: str) -> dict[int, list[Version]]:
         """What the one that slept knows, and what happens meanwhile."""
         known = asked(job_id)
         monkeypatch.undo()
-        assert written.publish()
+        assert written.commit_output()
         written.ledger.retry(job_id)
         written.commit(written.lease(), Outcome("at last"))
         return known
 
-    monkeypatch.setattr(written.ledger, "unpublished", sleep)
-    assert not written.publish()
+    monkeypatch.setattr(written.ledger, "uncommitted_output", sleep)
+    assert not written.commit_output()
     assert not (written.directory / "_SUCCESS").exists(), "it is being written again"
     written.commit(written.lease(), Outcome("at last"))
-    assert written.publish()
+    assert written.commit_output()
     assert written.found() == ["at last", "at last"]
 
 
 def test_a_late_attempt_of_a_retry_leaves_a_whole_output_as_it_is(server: RedisServer, tmp_path: Path) -> None:
     written = Written(server, tmp_path / "out", chunks=1)
     written.commit(written.lease(), BAD)
-    assert written.publish()
+    assert written.commit_output()
     written.ledger.retry(written.spec.id)
     held = written.lease()
     written.commit(held, Outcome("done"))
-    assert written.publish() and written.status is JobStatus.COMPLETED
+    assert written.commit_output() and written.status is JobStatus.COMPLETED
     written.put(replace(held, serial=held.serial + 1), Outcome("late"))
     assert sorted(path.name for path in written.directory.iterdir()) == [
         "_SUCCESS",
@@ -166,7 +166,7 @@ def test_a_job_cancelled_in_its_last_commit_is_completed_with_its_output(written
     held = written.lease()
     assert written.ledger.cancel(written.spec.id) == "cancelling"
     written.commit(held, Outcome("output 1"))
-    assert written.publish()
+    assert written.commit_output()
     assert (written.status, written.found()) == (JobStatus.COMPLETED, ["output 0", "output 1"])
 
 
@@ -174,10 +174,10 @@ def test_a_job_cancelled_while_its_output_was_blocked_is_ended_by_a_retry(writte
     for number in range(2):
         written.commit(written.lease(), Outcome(f"output {number}"))
     assert written.ledger.cancel(written.spec.id) == "cancelled", "it can be stopped"
-    assert not written.publish()
+    assert not written.commit_output()
     assert written.ledger.retry(written.spec.id) == 0
     assert (written.status, written.store.job(written.spec.id).round) == (JobStatus.RUNNING, 0)
-    assert written.publish()
+    assert written.commit_output()
     assert (written.status, (written.directory / "_SUCCESS").exists()) == (JobStatus.COMPLETED, True)
 
 
@@ -195,7 +195,7 @@ def test_outcomes_that_are_lost_in_mid_job_fail_it_at_its_end(server: RedisServe
     written.commit(written.lease(), BAD)
     lose_first(written, kind)
     written.commit(written.lease(), Outcome("there"))
-    assert not written.publish()
+    assert not written.commit_output()
     job = written.store.job(written.spec.id)
     assert job.status is JobStatus.FAILED
     assert job.failure and job.failure.code == "results_lost"
@@ -204,7 +204,7 @@ def test_outcomes_that_are_lost_in_mid_job_fail_it_at_its_end(server: RedisServe
     held = written.lease()
     assert held.chunk == 0
     written.commit(held, Outcome("again"))
-    assert written.publish() is (kind != "redis")
+    assert written.commit_output() is (kind != "redis")
     job = written.store.job(written.spec.id)
     assert (job.status, job.counts) == (JobStatus.COMPLETED, Counts(2, 0))
 
@@ -214,12 +214,12 @@ def test_a_job_that_loses_its_list_of_commits_is_completed(server: RedisServer, 
     written = Written(server, tmp_path / "out", chunks=3, kind=kind)
     for number in range(2):
         written.commit(written.lease(), Outcome(f"output {number}"))
-    server.client.delete(JobKeys.of(written.spec.id).layers)
+    server.client.delete(JobKeys.of(written.spec.id).commit_history)
     written.commit(written.lease(), Outcome("output 2"))
-    assert written.publish() is (kind != "redis")
+    assert written.commit_output() is (kind != "redis")
     assert written.status is JobStatus.COMPLETED
     assert all(written.payloads.outcomes(number) for number in range(3))
-    assert server.client.pttl(JobKeys.of(written.spec.id).layers) > 0
+    assert server.client.pttl(JobKeys.of(written.spec.id).commit_history) > 0
 
 
 @pytest.mark.parametrize("kind", ["parts", "store", "redis"])
@@ -227,15 +227,15 @@ def test_commits_of_several_rounds_that_are_lost_fail_the_job(server: RedisServe
     written = Written(server, tmp_path / "out", chunks=3, kind=kind)
     for outcome in (BAD, BAD, Outcome("output 2")):
         written.commit(written.lease(), outcome)
-    written.publish()
+    written.commit_output()
     written.ledger.retry(written.spec.id)
     written.commit(written.lease(), Outcome("output 0"))
     held = written.lease()
-    server.client.delete(JobKeys.of(written.spec.id).layers)
+    server.client.delete(JobKeys.of(written.spec.id).commit_history)
     written.put(held, Outcome("output 1"))
     assert written.ledger.commit(held, Counts(1, 0), {}) == "stale", "there may have been other records in the chunk"
     written.commit(written.lease(), Outcome("output 1"))
-    assert not written.publish()
+    assert not written.commit_output()
     job = written.store.job(written.spec.id)
     assert job.failure and job.failure.code == "results_lost"
 
@@ -244,12 +244,12 @@ def test_a_retry_of_failures_whose_commits_are_lost_counts_them_once(server: Red
     written = Written(server, tmp_path / "out", kind="store")
     for outcome in (BAD, Outcome("output 1")):
         written.commit(written.lease(), outcome)
-    assert written.publish()
-    server.client.delete(JobKeys.of(written.spec.id).layers)
+    assert written.commit_output()
+    server.client.delete(JobKeys.of(written.spec.id).commit_history)
     payloads, ledger = written.payloads, written.ledger
     assert ledger.retry(written.spec.id, lambda: payloads.lost(ledger.committed(written.spec.id))) == 1
     written.commit(written.lease(), Outcome("output 0"))
-    assert written.publish()
+    assert written.commit_output()
     assert written.store.job(written.spec.id).counts == Counts(2, 0)
 
 
@@ -260,7 +260,7 @@ def test_a_broken_list_of_commits_stops_no_reaper(
     written = Written(server, tmp_path / "out")
     for _ in range(2):
         written.commit(written.lease(), Outcome("output"))
-    server.client.hset(JobKeys.of(written.spec.id).layers, "0", forged)
+    server.client.hset(JobKeys.of(written.spec.id).commit_history, "0", forged)
     workers = start_workers(HUGQUEUE_SHARED=str(tmp_path))
     wait_until(lambda: "cannot be looked after" in workers.text(), 30, "it is logged")
     assert "Traceback" not in workers.text()

@@ -34,7 +34,7 @@ def new_reaper(
     apps = []
 
     def make(name: str = "r", **more: float) -> Reaper:
-        settings = Settings(broker_url=server.url, **({"lease": LEASE, "producer_ttl": 0.3} | more))
+        settings = Settings(broker_url=server.url, **({"lease_seconds": LEASE, "producer_ttl": 0.3} | more))
         app = make_app(settings)
         apps.append(app)
         made = Reaper(name, app, store, ledger, settings)
@@ -64,7 +64,7 @@ def begun(store: JobStore, ledger: Ledger) -> str:
     job_id = make_job(store, ledger, 6)
     for failed in (0, 1):
         assert commit(ledger, leased(ledger, job_id), failed) == "committed"
-    ledger.give_back(leased(ledger, job_id), rest=100)
+    ledger.release_chunk(leased(ledger, job_id), delay=100)
     return job_id
 
 
@@ -74,11 +74,11 @@ def test_a_job_that_loses_a_key_is_still_done(name: str, store: JobStore, ledger
     held = leased(ledger, job_id)
     server.client.delete(getattr(JobKeys.of(job_id), name))
     found = look(ledger, job_id)
-    assert len(found.recovered) == {"open": 2, "commits": 2, "leased": 1, "resting": 1}.get(name, 0)
+    assert len(found.recovered) == {"open": 2, "commits": 2, "leased": 1, "delayed": 1}.get(name, 0)
     assert look(ledger, job_id).recovered == []
     assert ledger.renew(held) == "running"
     assert commit(ledger, held) == "committed"
-    server.client.zadd(JobKeys.of(job_id).resting, dict.fromkeys(("2",), 0), xx=True)  # its rest is over
+    server.client.zadd(JobKeys.of(job_id).delayed, dict.fromkeys(("2",), 0), xx=True)  # its rest is over
     look(ledger, job_id)
     run_all(ledger, job_id)
     job = store.job(job_id)
@@ -114,7 +114,7 @@ def test_a_job_that_lost_its_open_chunks_after_its_end_is_run_by_a_retry(
     assert store.job(job_id).status is JobStatus.COMPLETED
 
 
-@pytest.mark.parametrize("name", ["commits", "layers"])
+@pytest.mark.parametrize("name", ["commits", "commit_history"])
 def test_failures_of_a_finished_job_that_lost_a_key_are_run_again(
     name: str, store: JobStore, ledger: Ledger, server: RedisServer
 ) -> None:
@@ -139,7 +139,7 @@ def test_records_that_are_run_again_for_lost_commits_are_counted_once(
     put(ledger, first)
     ledger.commit(first, Counts(2, 1), {})
     assert ledger.retry(job_id) == 1
-    server.client.delete(JobKeys.of(job_id).layers)
+    server.client.delete(JobKeys.of(job_id).commit_history)
     second = leased(ledger, job_id)
     put(ledger, second)
     ledger.commit(second, Counts(3, 0), {})  # of earlier outcomes nothing was found
@@ -213,7 +213,7 @@ def test_tickets_that_wait_are_left_alone(
 def test_a_pass_that_takes_long_keeps_its_turn_and_ends_when_it_is_lost(
     store: JobStore, ledger: Ledger, server: RedisServer, new_reaper: NewReaper
 ) -> None:
-    reaper = new_reaper("first", reap=0.02)
+    reaper = new_reaper("first", reap_seconds=0.02)
     for _ in range(5):
         make_job(store, ledger, 1)
         reaper.reap()
@@ -275,9 +275,9 @@ def test_a_lease_that_seems_to_last_an_hour_ends_in_time(store: JobStore, ledger
 
 def test_a_rest_that_seems_to_last_an_hour_is_over(store: JobStore, ledger: Ledger, server: RedisServer) -> None:
     job_id = make_job(store, ledger, 1)
-    ledger.give_back(leased(ledger, job_id), rest=50)
+    ledger.release_chunk(leased(ledger, job_id), delay=50)
     assert look(ledger, job_id).open == 0
-    server.client.zincrby(JobKeys.of(job_id).resting, HOUR, "0")
+    server.client.zincrby(JobKeys.of(job_id).delayed, HOUR, "0")
     assert look(ledger, job_id).open == 1
 
 

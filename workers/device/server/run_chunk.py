@@ -171,7 +171,7 @@ def _run_single(runner: Runner, value: Json, number: int, params: Mapping[str, J
         if isinstance(error, RecordError):
             return Outcome(failure=Failure(error.code, error.message))
         logger.warning("%s raised %s over one record", type(runner).__name__, type(error).__name__)
-        return Outcome(failure=Failure("runner_error", f"{type(error).__name__}: {error}"[:2000]))
+        return Outcome(failure=Failure.from_exception("runner_error", error))
 
 
 def _validated(outcomes: object, expected: int) -> list[Outcome]:

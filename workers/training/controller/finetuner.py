@@ -184,7 +184,7 @@ class _Attempt:
             model_info={"model": resolved.model, "commit": resolved.commit},
             work_dir=str(self._work_dir),
             example_files={name: self._write_examples(name, chunks) for name, chunks in sets.items()},
-            checkpoint_seconds=settings.checkpoint,
+            checkpoint_seconds=settings.checkpoint_seconds,
             cuda=bool(gpus),
             processes=_process_count(options, len(gpus)),
             batch_size=options.batch_size,
@@ -262,7 +262,7 @@ class _Attempt:
         if stopping and stop_by is None:
             self._stage("writing a checkpoint: the worker is stopping")
             launch.stop()
-            return time.monotonic() + self._settings.grace
+            return time.monotonic() + self._settings.grace_seconds
         if stop_by is not None and time.monotonic() > stop_by:
             launch.kill()
         return stop_by

@@ -1,5 +1,5 @@
 -- Notes tickets that are about to be sent, as many as the job may still have. ARGV: most tickets, ids...
--- Gives the ids that count.
+-- Returns the ids that count.
 local word = status()
 local issued = {}
 if word ~= 'queued' and word ~= 'running' then return issued end

@@ -3,17 +3,17 @@
 -- Of a job that has ended it stays among the leased ones: a retry opens those.
 local chunk = ARGV[1]
 if redis.call('GET', lease_key(chunk)) == ARGV[2] then redis.call('DEL', lease_key(chunk)) end
-if not in_hand(chunk, ARGV[2]) then return 0 end
-redis.call('HDEL', ATTEMPTS, chunk .. ':begun', chunk .. ':now', chunk .. ':holder')
+if not is_held_by(chunk, ARGV[2]) then return 0 end
+redis.call('HDEL', ATTEMPTS, chunk .. ':counted', chunk .. ':isolated', chunk .. ':holder')
 redis.call('SREM', LEASED, chunk)
 redis.call('LREM', OPEN, 1, chunk)  -- the lease had run out
 if ARGV[3] then
-  redis.call('HINCRBY', ATTEMPTS, chunk .. ':tries', 1)
-  redis.call('ZADD', RESTING, tonumber(now()) + tonumber(ARGV[3]), chunk)
-  look_in(tonumber(ARGV[3]))
+  redis.call('HINCRBY', ATTEMPTS, chunk .. ':retries', 1)
+  redis.call('ZADD', DELAYED, tonumber(now()) + tonumber(ARGV[3]), chunk)
+  schedule_check(tonumber(ARGV[3]))
 else
   redis.call('LPUSH', OPEN, chunk)
-  look_in(0)
+  schedule_check(0)
 end
-finish_if_over()
+finish_if_done()
 return 1

@@ -1,12 +1,12 @@
 -- Notes which record of a chunk has got past running alone, and which is about to. ARGV: chunk, holder, position done
 -- ('' for none), position about to run ('' for none), deaths that stay counted after a step forward.
-if not in_hand(ARGV[1], ARGV[2]) then return 0 end
+if not is_held_by(ARGV[1], ARGV[2]) then return 0 end
 if ARGV[3] ~= '' and redis.call('HSETNX', ATTEMPTS, ARGV[1] .. ':done:' .. ARGV[3], 1) == 1 then
-  step_forward(ARGV[1], ARGV[5])
+  count_as_progress(ARGV[1], ARGV[5])
 end
 if ARGV[4] == '' then
-  redis.call('HDEL', ATTEMPTS, ARGV[1] .. ':now')
+  redis.call('HDEL', ATTEMPTS, ARGV[1] .. ':isolated')
 else
-  redis.call('HSET', ATTEMPTS, ARGV[1] .. ':now', ARGV[4])
+  redis.call('HSET', ATTEMPTS, ARGV[1] .. ':isolated', ARGV[4])
 end
 return 1

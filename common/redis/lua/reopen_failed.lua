@@ -1,11 +1,11 @@
 -- Opens some of the chunks with failed records, ahead of `retry`: a hundred thousand at once would hold up everybody.
--- ARGV: cursor ('0' to begin with). Gives {the next cursor, round}; with '0' all are through. Of a job that has not ended
--- it gives no round, so that nothing of it is discarded.
--- Until the retry nobody sees it: the job has ended, and what was committed in its last round lies in LAYERS.
+-- ARGV: cursor ('0' to begin with). Returns {the next cursor, round}; with '0' all are through. Of a job that has not ended
+-- it returns no round, so that nothing of it is discarded.
+-- Until the retry nobody sees it: the job has ended, and what was committed in its last round lies in COMMIT_HISTORY.
 local round = redis.call('HGET', JOB, 'round')
 if not round or unfinished(status()) then return { '0', '' } end
-if ARGV[1] == '0' then restore_layers() end
-local answer = redis.call('HSCAN', FLAWED, ARGV[1], 'COUNT', 2000)
+if ARGV[1] == '0' then restore_history() end
+local answer = redis.call('HSCAN', FAILED_COUNTS, ARGV[1], 'COUNT', 2000)
 local flawed, committed = {}, {}
 for i = 1, #answer[2], 2 do
   flawed[#flawed + 1] = answer[2][i]
