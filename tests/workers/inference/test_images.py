@@ -136,8 +136,8 @@ def test_a_turned_photo_is_looked_at_upright(vit: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("blob", "words"),
     [
-        (b"", "no image by its first bytes"),
-        (b"<svg></svg>", "no image by its first bytes"),
+        (b"", "does not begin like an image"),
+        (b"<svg></svg>", "does not begin like an image"),
         (tiny_media.image_bytes(40, 30, 0)[:200], "cannot be decoded"),
         (tiny_media.image_bytes(40, 30, 0, "JPEG")[:20], "cannot be decoded"),
     ],

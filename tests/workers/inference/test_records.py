@@ -145,7 +145,7 @@ def test_both_words_for_the_mask_work_for_every_model(models, model, mask, caplo
     expected = one_by_one("fill-mask", models(model), [text.format(own) for text in texts])
     for outcome, answer in zip(outcomes, expected, strict=True):
         assert_same(outcome.output, answer)
-    said = [record for record in caplog.records if "stands for" in record.message]
+    said = [record for record in caplog.records if "is taken for" in record.message]
     assert len(said) == (0 if mask == own else 1)
 
 

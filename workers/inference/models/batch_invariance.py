@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
+from workers.inference.core.fallbacks import count_fallback
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.models.dtypes import in_full_precision, is_reduced_precision
 from workers.inference.models.outputs_match import outputs_match
@@ -46,30 +47,36 @@ def ensure_batch_invariance(budget: TokenBudget, model: Any, rows: Callable[[], 
     """
     if budget.items == 1:
         return
-    loose = is_reduced_precision(model)
     equal = False
     try:
-        found = [row for row in rows() if _length(row)]
-        long, short = max(found, key=_length), min(found, key=_length)
-        if _length(short) == _length(long):
-            short = _pick(long, range(_length(long) // 2, _length(long)))
-        places = range(_length(short))
-        odd = _pick(short, [place for place in places if place != 1])  # for models that pool neighbouring tokens
+        short, odd, long, backwards = _trial_texts(rows())
+        loose = is_reduced_precision(model)
         if _same_in_batch(run, short, odd, long, loose=loose):
             return
         if loose and _same_in_float32(model, run, short, odd, long):
             return
-        backwards = _pick(short, places[::-1])  # another text of that length, with as many of each special token
         equal = _same_in_batch(run, short, backwards, loose=loose)
     except Exception as error:  # any architecture may be loaded, and may raise anything
         if is_out_of_memory(error) or is_device_lost(error):  # not a property of the model
             raise
         logger.debug("the batches of %s cannot be tested", type(model).__name__, exc_info=True)
+        count_fallback("batch_invariance", error)
     budget.equal_lengths = True
     if not equal:
         budget.items = 1
     what = "texts of equal length" if equal else "one text"
     logger.info("batches of %s hold %s: others would change its outputs", type(model).__name__, what)
+
+
+def _trial_texts(rows: Sequence[Features]) -> tuple[Features, Features, Features, Features]:
+    """Return a short text, it without its second token, a long text, and the short one backwards."""
+    found = [row for row in rows if _length(row)]
+    long, short = max(found, key=_length), min(found, key=_length)
+    if _length(short) == _length(long):
+        short = _pick(long, range(_length(long) // 2, _length(long)))
+    places = range(_length(short))
+    odd = _pick(short, [place for place in places if place != 1])  # for models that pool neighbouring tokens
+    return short, odd, long, _pick(short, places[::-1])  # backwards: as long, with as many of each special token
 
 
 def next_token_logits(model: Any, inputs: Mapping[str, Any], rows: int) -> list[list[Tensor]]:

@@ -34,16 +34,15 @@ def resolve_dtype(value: Json, device: str) -> torch.dtype:
         ModelError: `bad_param`, there is no such dtype on this device.
     """
     cuda = device.startswith("cuda")
-    if value == AUTO:
+    if value == AUTO and cuda:
+        value = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    elif value in (AUTO, INT8) and not cuda:
+        value = "float32"
+    found = DTYPES.get(value) if isinstance(value, str) else None
+    if found is not None:
         if not cuda:
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if value == INT8 and not cuda:
-        return torch.float32
-    if isinstance(value, str) and value in DTYPES:
-        if not cuda and value != "float32":
-            _warn_if_slow(value)
-        return DTYPES[value]
+            _warn_if_slow(str(value))
+        return found
     names = ", ".join((AUTO, *DTYPES) if cuda else (AUTO, *DTYPES, INT8))
     raise ModelError("bad_param", f"dtype must be one of {names} on {device}, found {value!r}.")
 
@@ -105,6 +104,8 @@ def _computes_in_int8(model: nn.Module) -> bool:
 @cache
 def _warn_if_slow(name: str) -> None:
     """Warn if a dtype is slower than float32: CPUs without instructions for it can be a hundred times slower."""
+    if name == "float32":
+        return
     rows, inputs, outputs = PROBE_SHAPE
     dtype = DTYPES.get(name, torch.float32)
     values, layer = torch.ones(rows, inputs), nn.Linear(inputs, outputs)

@@ -23,7 +23,7 @@ from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, 
 from workers.inference.text.collate import take_row
 from workers.inference.text.fields import parse_fields
 from workers.inference.text.packing import split_rows
-from workers.inference.text.tokenization import TokenizedText, check_text, on_device
+from workers.inference.text.tokenization import NO_TOKENS, TokenizedText, check_text, on_device
 from workers.inference.text.truncation import ModelInputs, token_count, truncate_around_masks, truncate_pair
 
 logger = logging.getLogger(__name__)
@@ -80,9 +80,13 @@ class EncoderTask(PipelineTask[PipelineParams]):
         logits: Tensor = row["logits"][0]
         return logits
 
-    def refusal(self, text: TokenizedText) -> Failure | None:
-        """Return why a tokenised text cannot run, None if it can."""
-        return None
+    def refusal(self, record: PreparedRecord) -> Failure | None:
+        """Return why a tokenised record cannot run, None if it can."""
+        return None if all(map(len, record.inputs)) else NO_TOKENS
+
+    def fits(self, record: PreparedRecord) -> bool:
+        """Whether no text of a tokenised record is longer than the model takes."""
+        return self.limit is None or all(len(text) <= self.limit for text in record.inputs)
 
     def forward_batch(self, inputs: dict[str, Tensor], texts: Sequence[TokenizedText]) -> list[Tensor]:
         """Return the logits of each text of a batch: one vector, or one for each token (or mask).
@@ -292,10 +296,11 @@ class FillMask(EncoderTask):
         logits: Tensor = row["logits"][0][row["input_ids"][0] == self._mask]
         return logits
 
-    def refusal(self, text: TokenizedText) -> Failure | None:
-        """Return `no_mask` where the text has none."""
-        if self._mask in text.features["input_ids"]:
-            return None
+    def refusal(self, record: PreparedRecord) -> Failure | None:
+        """Return `no_mask` if the text has none."""
+        failure = super().refusal(record)
+        if failure or self._mask in record.inputs[0].features["input_ids"]:
+            return failure
         return Failure("no_mask", _NO_MASK.format(self.tokenizer.mask_token))
 
     def forward_batch(self, inputs: dict[str, Tensor], texts: Sequence[TokenizedText]) -> list[Tensor]:
@@ -319,18 +324,11 @@ class FillMask(EncoderTask):
         """Return for each text the probabilities and ids of the best tokens, both of shape (masks, top_k)."""
         sizes = [len(part) for part in logits]
         probabilities = torch.cat(list(logits)).float().softmax(-1).split(sizes)
-        # Texts without parameters of their own share one top-k.
-        shared = [number for number, record in enumerate(records) if not record.postprocess]
-        groups = [shared] if shared else []
-        groups += [[number] for number, record in enumerate(records) if record.postprocess]
-        best = [
-            part
-            for group in groups
-            for part in _top_k(
-                torch.cat([probabilities[number] for number in group]),
-                {**params.postprocess, **records[group[0]].postprocess},
-            )
-        ]
+        groups = _by_params(records)
+        best: list[Tensor] = []
+        for group in groups:
+            chosen = torch.cat([probabilities[number] for number in group])
+            best += _top_k(chosen, {**params.postprocess, **records[group[0]].postprocess})
 
         def by_text(host: Sequence[Tensor]) -> list[Any]:
             found: dict[int, Any] = {}
@@ -386,6 +384,13 @@ class FillMask(EncoderTask):
             logger.info("%s in the input is taken for this model's %s", foreign[0], mask)
             self._warned = True
         return text.replace(foreign[0], mask)
+
+
+def _by_params(records: Sequence[PreparedRecord]) -> list[list[int]]:
+    """Return the numbers of records that share one top-k: all without parameters of their own, and each other one."""
+    shared = [number for number, record in enumerate(records) if not record.postprocess]
+    single = [[number] for number, record in enumerate(records) if record.postprocess]
+    return [shared, *single] if shared else single
 
 
 def _top_k(probabilities: Tensor, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import inspect
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -128,7 +128,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         if encoder is None:
             return False
         rows = encode(self._tokenizer, PROBE_TEXTS, encoder.limit)
-        rows = [row for row in rows if encoder.refusal(row) is None] or encode(
+        rows = [row for row in rows if encoder.refusal(PreparedRecord([row])) is None] or encode(
             self._tokenizer, [f"{self._tokenizer.mask_token} {text}" for text in PROBE_TEXTS], encoder.limit
         )
         with torch.inference_mode():
@@ -160,18 +160,14 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         with self._tokenizer_lock:
             parsed = encoder.parse_params(params)
             records, outcomes = parse_inputs(inputs, lambda value: encoder.read(value, parsed))
-            texts = [text for record in records.values() for text in record.texts]
-            rows = iter(encode(self._tokenizer, texts, encoder.limit if encoder.truncates else None))
-        fitting: dict[int, PreparedRecord] = {}
-        for position, record in records.items():
-            record.inputs = [next(rows) for _ in record.texts]
-            refusal = next(filter(None, map(partial(_refusal, encoder), record.inputs)), None)
+            self._tokenize(encoder, records.values())
+        for position, record in list(records.items()):
+            refusal = encoder.refusal(record)
             if refusal:
                 outcomes[position] = Outcome(failure=refusal)
-            elif encoder.limit is None or all(len(row) <= encoder.limit for row in record.inputs):
-                record.truncated = any(row.truncated for row in record.inputs)
-                fitting[position] = record
-        return _Chunk(inputs, params, parsed, fitting, outcomes)
+            if refusal or not encoder.fits(record):
+                del records[position]
+        return _Chunk(inputs, params, parsed, records, outcomes)
 
     def run_prepared(self, prepared: _Chunk, monitor: RunMonitor) -> list[Outcome]:
         """Return for each record what `pipeline(task)(record, **params)` gives, in order."""
@@ -302,7 +298,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         """Use `forward_batch` from now on, if it gives what the pipeline gives; in packed rows, if they pay."""
         rows: list[TokenizedText] = []
         if self._tokenizer.is_fast and encoder.can_batch:
-            rows = self._matching_samples(encoder, samples(encoder.name, self._tokenizer.mask_token))
+            rows = self._matching_samples(encoder)
         if not rows:
             logger.info("%s runs through the pipeline: forward_batch differs from it", type(self._model).__name__)
             return
@@ -317,17 +313,17 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         if supports_varlen_kernel(self._model):
             self.pack()
 
-    def _matching_samples(self, encoder: EncoderTask, values: Sequence[Json]) -> list[TokenizedText]:
-        """Return the samples tokenised, if `forward_batch` gives for each what the pipeline gives, else none."""
+    def _matching_samples(self, encoder: EncoderTask) -> list[TokenizedText]:
+        """Return samples, tokenised, if `forward_batch` gives for each what the pipeline gives, else none."""
         params = encoder.parse_params({})
         try:
+            values = samples(encoder.name, self._tokenizer.mask_token)
+            records = [encoder.read(value, params) for value in values]
+            self._tokenize(encoder, records)
+            fitting = [n for n, record in enumerate(records) if encoder.fits(record)]
+            rows = [row for n in fitting for row in records[n].inputs]
             with torch.inference_mode():
-                texts = [text for value in values for text in encoder.read(value, params).texts]
-                rows = encode(self._tokenizer, texts, None)
-                if encoder.limit is not None and max(map(len, rows)) > encoder.limit:
-                    return self._matching_samples(encoder, values[:-1]) if values[:-1] else []
-                inputs = [one for value in values for one in encoder.prepare(value, params).inputs]
-                expected = [encoder.pipeline_logits(encoder.forward([one], params, NullMonitor())[0]) for one in inputs]
+                expected = self._pipeline_logits(encoder, [values[n] for n in fitting], params)
                 found = [self._logits(encoder, [row])[0] for row in rows]
         except Exception as error:  # any architecture may be loaded; the pipeline runs those that fail here
             logger.debug("forward_batch fails for %s", type(self._model).__name__, exc_info=True)
@@ -335,6 +331,15 @@ class PipelineRunner(PackingRunner, PreparingRunner):
             return []
         return rows if all(map(outputs_match, found, expected)) else []
 
+    def _pipeline_logits(self, encoder: EncoderTask, values: Sequence[Json], params: PipelineParams) -> list[Tensor]:
+        inputs = [one for value in values for one in encoder.prepare(value, params).inputs]
+        rows = [encoder.forward([one], params, NullMonitor())[0] for one in inputs]
+        return [encoder.pipeline_logits(row) for row in rows]
 
-def _refusal(encoder: EncoderTask, row: TokenizedText) -> Failure | None:
-    return encoder.refusal(row) if len(row) else NO_TOKENS
+    def _tokenize(self, encoder: EncoderTask, records: Collection[PreparedRecord]) -> None:
+        """Tokenise the texts of all records in one call."""
+        texts = [text for record in records for text in record.texts]
+        rows = iter(encode(self._tokenizer, texts, encoder.limit if encoder.truncates else None))
+        for record in records:
+            record.inputs = [next(rows) for _ in record.texts]
+            record.truncated = any(row.truncated for row in record.inputs)

@@ -1,5 +1,6 @@
 """Table question answering: the cells of a table that answer a question."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,10 +65,10 @@ def parse_table(value: Json) -> pd.DataFrame:
 def _columns(value: Json) -> dict[str, list[Json]]:
     if isinstance(value, dict) and all(isinstance(column, list) for column in value.values()):
         return value
-    if isinstance(value, list) and all(isinstance(row, dict) for row in value):
-        names = dict.fromkeys(name for row in value for name in row)
-        return {name: [row.get(name) for row in value] for name in names}
-    raise RecordError(
-        "wrong_type",
-        'table must be an object of columns {"city": ["Seoul"]} or a list of rows [{"city": "Seoul"}].',
-    )
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise RecordError(
+            "wrong_type",
+            'table must be an object of columns {"city": ["Seoul"]} or a list of rows [{"city": "Seoul"}].',
+        )
+    names = dict.fromkeys(itertools.chain.from_iterable(value))
+    return {name: [row.get(name) for row in value] for name in names}

@@ -52,9 +52,7 @@ def varlen_attention(
     *,
     cu_seq_lens_q: Tensor,
     max_length_q: int,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Return the attention output of a packed row, of shape (1, tokens, heads, width).
 
@@ -64,11 +62,11 @@ def varlen_attention(
         value: the same.
         cu_seq_lens_q: (sequences + 1,) int32, where each sequence begins, and the end.
         max_length_q: tokens of the longest one.
-        scaling: of the scores; None means 1 / sqrt(width).
-        sliding_window: 1 more than the neighbours that a token sees on each side (like flash attention in
-            transformers); None means all.
+        options: `scaling` of the scores, 1 / sqrt(width) by default; `sliding_window`, 1 more than the neighbours that
+            a token sees on each side (like flash attention in transformers), all by default; others are ignored.
     """
-    side = None if sliding_window is None else sliding_window - 1
+    scaling, window = options.get("scaling"), options.get("sliding_window")
+    side = None if window is None else window - 1
     if query.is_cuda:
         return _varlen_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, side), None
     bounds = itertools.pairwise(cu_seq_lens_q.tolist())

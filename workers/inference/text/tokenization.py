@@ -92,56 +92,47 @@ def encode(
 
     Special tokens, added if `special`, are counted; of a pair, the longer text is cut.
     """
-    kinds: dict[bool, list[int]] = {}
-    for place, text in enumerate(texts):
-        kinds.setdefault(isinstance(text, tuple) and text[1] is not None, []).append(place)
+    texts = [text if isinstance(text, str) or text[1] is not None else text[0] for text in texts]
     found: dict[int, TokenizedText] = {}
-    for are_pairs, places in kinds.items():
-        same = [texts[place] for place in places]
-        if not are_pairs:
-            same = [text if isinstance(text, str) else text[0] for text in same]
-        pairs = are_pairs and tokenizer.is_fast
-        rows = _encode_pairs(tokenizer, same, limit) if pairs else _encode_alike(tokenizer, same, limit, special)
-        found |= zip(places, rows, strict=True)
+    for kind in (str, tuple):
+        places = [place for place, text in enumerate(texts) if isinstance(text, kind)]
+        if places:
+            found |= zip(
+                places, _encode_kind(tokenizer, [texts[place] for place in places], limit, special), strict=True
+            )
     return [found[place] for place in range(len(texts))]
 
 
-def _encode_pairs(tokenizer: Any, texts: Sequence[Any], limit: int | None) -> list[TokenizedText]:
-    rows = _encode_alike(tokenizer, texts, None, special=True)
-    return [_cut_pair(row, limit, tokenizer.truncation_side) for row in rows]
+def _encode_kind(tokenizer: Any, texts: Sequence[TextOrPair], limit: int | None, special: bool) -> list[TokenizedText]:
+    """Return texts, or pairs, tokenised in one call."""
+    own_truncation = isinstance(texts[0], tuple) and tokenizer.is_fast
+    truncation = {} if limit is None or own_truncation else {"truncation": True, "max_length": limit}
+    batch = tokenizer(texts, padding=False, return_attention_mask=True, add_special_tokens=special, **truncation)
+    rows = [
+        TokenizedText(
+            {name: batch[name][row] for name in batch},
+            _was_truncated(tokenizer, texts[row], len(batch["input_ids"][row]), limit, special)
+            if encoding is None
+            else bool(encoding.overflowing),
+            encoding,
+        )
+        for row, encoding in enumerate(batch.encodings or [None] * len(texts))
+    ]
+    return [_truncate_pair(row, limit, tokenizer.truncation_side) for row in rows] if own_truncation else rows
 
 
-def _cut_pair(row: TokenizedText, limit: int | None, side: str) -> TokenizedText:
+def _truncate_pair(row: TokenizedText, limit: int | None, side: str) -> TokenizedText:
     if limit is None or len(row) <= limit:
         return row
     kept = truncate_pair(row.encoding.sequence_ids, limit, side)
-    return TokenizedText(
-        {name: [values[place] for place in kept] for name, values in row.features.items()}, truncated=True
-    )
+    return TokenizedText({name: [values[place] for place in kept] for name, values in row.features.items()}, True)
 
 
-def _encode_alike(tokenizer: Any, texts: Sequence[Any], limit: int | None, special: bool) -> list[TokenizedText]:
-    options: dict[str, Any] = {} if limit is None else {"truncation": True, "max_length": limit}
-    options["add_special_tokens"] = special
-    batch = tokenizer(list(texts), padding=False, return_attention_mask=True, **options)
-    names = list(batch)
-    encodings = batch.encodings or [None] * len(texts)
-    return [
-        TokenizedText({name: batch[name][row] for name in names}, cut, encodings[row])
-        for row, cut in enumerate(_cut_rows(tokenizer, texts, batch, limit, special))
-    ]
-
-
-def _cut_rows(tokenizer: Any, texts: Sequence[Any], batch: Any, limit: int | None, special: bool) -> list[bool]:
-    """Return for each text whether it was cut."""
-    if batch.encodings is not None:
-        return [bool(encoding.overflowing) for encoding in batch.encodings]
-    # A tokenizer written in Python does not tell; only a text as long as the limit can have been cut.
-    full = [limit is not None and len(ids) >= limit for ids in batch["input_ids"]]
-    return [
-        is_full and len(tokenizer([text], add_special_tokens=special)["input_ids"][0]) > len(ids)
-        for text, ids, is_full in zip(texts, batch["input_ids"], full, strict=True)
-    ]
+def _was_truncated(tokenizer: Any, text: TextOrPair, tokens: int, limit: int | None, special: bool) -> bool:
+    """Whether a tokenizer written in Python truncated a text; it does not tell, and only one at the limit can be."""
+    if limit is None or tokens < limit:
+        return False
+    return len(tokenizer([text], add_special_tokens=special)["input_ids"][0]) > tokens
 
 
 def pad(rows: Sequence[Mapping[str, list[int]]], tokenizer: Any, device: str) -> dict[str, torch.Tensor]:
