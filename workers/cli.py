@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import sys
+from typing import Any
 
 import click
 import redis
@@ -71,13 +72,7 @@ def main() -> None:
     help="Minimum level of log messages.",
 )
 def start(
-    device: str | None,
-    gpus: int | None,
-    preload: tuple[str, ...],
-    queues: str | None,
-    dtype: str | None,
-    log_level: str,
-    **flags: bool,
+    gpus: int | None, preload: tuple[str, ...], queues: str | None, log_level: str, **options: str | bool | None
 ) -> None:
     """Start one worker per GPU, or one for the CPU, and restart workers that exit, until Ctrl-C or SIGTERM.
 
@@ -90,15 +85,12 @@ def start(
     """
     configure_logging(log_level.upper())
     settings = load_settings()
+    given: dict[str, Any] = {name: value for name, value in options.items() if value}
     settings = dataclasses.replace(
         settings,
-        device=device or settings.device,
         preload=tuple(map(parse_preload, preload or settings.preload)),
-        queues=(TRAIN,) if flags["train"] else _queues(queues) or settings.queues,
-        dtype=dtype or settings.dtype,
-        train=flags["train"] or settings.train,
-        allow_pickle=flags["allow_pickle"] or settings.allow_pickle,
-        allow_remote_code=flags["allow_remote_code"] or settings.allow_remote_code,
+        queues=(TRAIN,) if options["train"] else _queues(queues) or settings.queues,
+        **given,
     )
     sys.exit(_supervise(settings, log_level, gpus))
 

@@ -30,14 +30,6 @@ FLOWER_COLUMNS = "name,args,result,state,runtime,worker,received"
 _POLL_SECONDS = 0.2
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Service:
-    """A running child process and its name."""
-
-    name: str
-    process: "subprocess.Popen[bytes]"
-
-
 def run_services(*, device: str | None, preload: Sequence[str], port: int | None, notify: Notify) -> int:
     """Run everything until Ctrl-C, SIGTERM, or the exit of a service; return the exit status.
 
@@ -67,11 +59,11 @@ def run_services(*, device: str | None, preload: Sequence[str], port: int | None
     with contextlib.ExitStack() as stack:
         connected = stack.enter_context(_connect(settings, notify))
         notify(f"Redis    {connected.broker}")
-        services = []
+        services = {}
         if not settings.embedded:
-            services.append(stack.enter_context(_running("The workers", _workers_command(connected), connected)))
+            services["The workers"] = stack.enter_context(_running(_workers_command(connected), connected))
         if port is not None:
-            services.append(stack.enter_context(_running("Flower", _flower_command(port), connected)))
+            services["Flower"] = stack.enter_context(_running(_flower_command(port), connected))
         return _Monitor(settings, QueueConnection(connected), services, port, notify).run(stopped)
 
 
@@ -122,7 +114,7 @@ def _environ(settings: Settings) -> Mapping[str, str]:
 
 
 @contextlib.contextmanager
-def _running(name: str, command: list[str], settings: Settings) -> Iterator[Service]:
+def _running(command: list[str], settings: Settings) -> "Iterator[subprocess.Popen[bytes]]":
     """Run a command for the duration of the block, in its own session: Ctrl-C reaches only this process."""
     process = subprocess.Popen(
         command,
@@ -134,7 +126,7 @@ def _running(name: str, command: list[str], settings: Settings) -> Iterator[Serv
         preexec_fn=die_with_parent(),  # noqa: PLW1509
     )
     try:
-        yield Service(name, process)
+        yield process
     finally:
         process.terminate()
         try:
@@ -151,7 +143,7 @@ class _Monitor:
         self,
         settings: Settings,
         connection: QueueConnection,
-        services: Sequence[Service],
+        services: "Mapping[str, subprocess.Popen[bytes]]",
         port: int | None,
         notify: Notify,
     ) -> None:
@@ -176,9 +168,9 @@ class _Monitor:
 
     def _fault(self) -> str:
         """Return why a service no longer runs, or an empty string; restart an embedded Redis that was killed."""
-        for service in self._services:
-            if service.process.poll() is not None:
-                return f"{service.name} exited with status {service.process.returncode}."
+        for name, process in self._services.items():
+            if process.poll() is not None:
+                return f"{name} exited with status {process.returncode}."
         if not self._settings.embedded:
             return ""
         try:

@@ -38,6 +38,12 @@ csv_safe_option = click.option(
     "--csv-safe", is_flag=True, help="Prefix CSV cells that a spreadsheet would run as formulas with '."
 )
 
+
+def output_options(command: F) -> F:
+    """Add the options that name an output; a command passes them to `open_target`."""
+    return output_option(part_format_option(csv_safe_option(command)))
+
+
 quoting_option = click.option(
     "--quoting",
     type=click.Choice(["double", "none"]),

@@ -80,13 +80,15 @@ def _target_of(name: str, format: str | None) -> Target:
     return OutputFile(Path(name))
 
 
-def open_target(text: str | Path | None, format: str | None, spec: JobSpec, *, csv_safe: bool = False) -> Target | None:
+def open_target(
+    spec: JobSpec, output: str | Path | None, output_format: str | None = None, *, csv_safe: bool = False
+) -> Target | None:
     """Return the target for the results of a job, as `parse_target`, after checking that it can be written.
 
     Raises:
         UsageError: as for `parse_target` and `check_target`.
     """
-    target = parse_target(text, format, csv_safe=csv_safe, responses=spec.format is not None)
+    target = parse_target(output, output_format, csv_safe=csv_safe, responses=spec.format is not None)
     if target is not None:
         check_target(target, find_task(spec.task))
     return target

@@ -266,7 +266,7 @@ def test_up_replaces_a_kept_worker_that_has_other_settings(start_up: Callable[..
     (tmp_path / "in.txt").write_text("x\n")
     shell.run("submit", "--task", "test-echo", "in.txt", "--keep-alive", "5m")
     up = start_up(shell, "--no-flower", "--preload", f"fill-mask={DEMO_MODEL}")
-    assert "runs already" not in up.wait_for("worker   cpu-")
+    assert "already running" not in up.wait_for("worker   cpu-")
     [worker] = json.loads(shell.run("workers", "--json").stdout)
     assert [model["model"] for model in worker["models"]] == [str(DEMO_MODEL)]
     assert up.stop(signal.SIGINT) == 0
@@ -297,7 +297,7 @@ def test_ctrl_c_stops_the_workers_and_not_a_configured_redis(
 def test_a_part_that_ends_stops_everything(start_up: Callable[..., Up], shell: Shell) -> None:
     up = start_up(shell, "--no-flower", "--preload", "test-model=no/such-model")
     assert up.process.wait(60) == 1
-    assert "The workers ended with status 1; stopping everything." in up.said()
+    assert "The workers exited with status 1. Stopping everything." in up.said()
     up.home.wait_until_empty()
 
 
@@ -305,5 +305,5 @@ def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
     shell = Shell(environment(tmp_path), tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done: subprocess.CompletedProcess[str] = shell.run("up", "--port", str(taken.getsockname()[1]), status=2)
-    assert "Address already in use. Name another port with --port." in done.stderr
+    assert "Address already in use. Choose another port with --port." in done.stderr
     assert not (tmp_path / "hugqueue").exists()

@@ -1,18 +1,17 @@
 """`producer results` and `producer retry`."""
 
 import sys
+from typing import Any
 
 import click
 
 from common.errors import UsageError
 from common.jobs import JobStatus
 from producer.cli.options import (
-    csv_safe_option,
     job_argument,
     json_lines_option,
     keep_alive_option,
-    output_option,
-    part_format_option,
+    output_options,
 )
 from producer.cli.session import open_client
 from producer.cli.terminal import notify
@@ -20,21 +19,11 @@ from producer.cli.terminal import notify
 
 @click.command()
 @job_argument
-@output_option
-@part_format_option
-@csv_safe_option
+@output_options
 @click.option("--follow", is_flag=True, help="Print the results of a running job as they become available.")
 @click.option("--failed", is_flag=True, help="Show only failed records.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
-def results(
-    job: str,
-    output: str | None,
-    output_format: str | None,
-    csv_safe: bool,
-    follow: bool,
-    failed: bool,
-    as_json: bool,
-) -> None:
+def results(job: str, follow: bool, failed: bool, as_json: bool, **output: Any) -> None:
     """Print or save a job's results in input order, one per record.
 
     Results are a table on a terminal, and JSON lines in a pipe. Records that have not run (yet) have the error code
@@ -43,12 +32,12 @@ def results(
     from producer.cli.show_results import show_failures, show_results, stream_results
     from producer.outputs.targets import open_target
 
-    if follow and (failed or output is not None):
+    if follow and (failed or output["output"] is not None):
         raise UsageError(f"--follow prints all results; it does not go with {'--failed' if failed else '-o'}.")
     with open_client(with_worker=follow) as client:
         handle = client.job(job)
         found = handle.state
-        target = open_target(output, output_format, found.spec, csv_safe=csv_safe)
+        target = open_target(found.spec, **output)
         if not found.status.finished:
             if follow:
                 sys.exit(stream_results(handle))
@@ -59,21 +48,11 @@ def results(
 
 @click.command()
 @job_argument
-@output_option
-@part_format_option
-@csv_safe_option
+@output_options
 @click.option("--wait", is_flag=True, help="Wait for the job and print the results.")
 @keep_alive_option
 @json_lines_option
-def retry(
-    job: str,
-    output: str | None,
-    output_format: str | None,
-    csv_safe: bool,
-    wait: bool,
-    keep_alive: str | None,
-    as_json: bool,
-) -> None:
+def retry(job: str, wait: bool, keep_alive: str | None, as_json: bool, **output: Any) -> None:
     """Retry failed records, and chunks that never finished or whose results are lost.
 
     Other results are kept; the result of a record that runs again is replaced. Prints the job id; with --wait or -o,
@@ -85,7 +64,7 @@ def retry(
     with open_client(replace_outdated=True, keep_alive=keep_alive) as client:
         handle = client.job(job)
         job, spec = handle.id, handle.state.spec
-        target = open_target(output, output_format, spec, csv_safe=csv_safe)
+        target = open_target(spec, **output)
         if not handle.retry() and handle.state.status is JobStatus.COMPLETED:
             notify(f"Job {job}: all records succeeded; there is nothing to retry.")
         if wait or target or client.embedded:
