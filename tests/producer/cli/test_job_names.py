@@ -33,7 +33,7 @@ def test_a_job_is_named_by_the_beginning_of_its_id_or_as_the_last(server: RedisS
     assert json.loads(shell.run("status", "b", "--json").stdout)["id"] == "b00333333333"
     assert json.loads(shell.run("status", "@last", "--json").stdout)["id"] == "b00333333333"
     assert json.loads(shell.run("wait", "aab", "--json").stdout)[0]["id"] == "aab222222222"
-    assert "begins the ids of 2 jobs: aab222222222, aaa111111111" in shell.run("status", "aa", status=2).stderr
+    assert "is a prefix of 2 ids: aab222222222, aaa111111111" in shell.run("status", "aa", status=2).stderr
     assert "There is no job 'c'" in shell.run("watch", "c", status=1).stderr
     shell.run("delete", "aaa", "@last")
     assert json.loads(shell.run("status", "@last", "--json").stdout)["id"] == "aab222222222"
@@ -116,7 +116,7 @@ def test_verbose_shows_the_traceback_of_an_error(shell: Shell) -> None:
 
 def test_jobs_are_watched_on_a_terminal_until_ctrl_c(server: RedisServer, shell: Shell) -> None:
     write_jobs(server, "aaa111111111")
-    assert "--watch is for a terminal" in shell.run("jobs", "--watch", status=2).stderr
+    assert "--watch needs a terminal" in shell.run("jobs", "--watch", status=2).stderr
     watching = Terminal(shell, "jobs", "--watch")
     watching.read_until("aaa111111111")
     write_jobs(server, "b00333333333")
