@@ -85,12 +85,12 @@ def start(
     """
     configure_logging(log_level.upper())
     settings = load_settings()
-    given: dict[str, Any] = {name: value for name, value in options.items() if value}
+    overrides: dict[str, Any] = {name: value for name, value in options.items() if value}
     settings = dataclasses.replace(
         settings,
         preload=tuple(map(parse_preload, preload or settings.preload)),
         queues=(TRAIN,) if options["train"] else _queues(queues) or settings.queues,
-        **given,
+        **overrides,
     )
     sys.exit(_supervise(settings, log_level, gpus))
 

@@ -103,7 +103,7 @@ class Worker:
         if self._stop_by is not None:
             logger.info("the worker has stopped")
         elif status > 0:
-            self._give_up(f"could not start: {last_error(self._state_dir.worker_log, self._log_start).rstrip('.')}")
+            self._fail(f"could not start: {last_error(self._state_dir.worker_log, self._log_start).rstrip('.')}")
         else:
             self._count_kill(f"was killed (status {status})")
 
@@ -113,9 +113,9 @@ class Worker:
             logger.error("the worker %s; starting it again", event)
         else:
             self._kills = 0
-            self._give_up(f"{event}, {MAX_KILLS} times in a row")
+            self._fail(f"{event}, {MAX_KILLS} times in a row")
 
-    def _give_up(self, reason: str) -> None:
+    def _fail(self, reason: str) -> None:
         message = f"The embedded worker {reason}. Its log: {self._state_dir.worker_log}"
         logger.error("%s", message)
         self._state_dir.worker_failure.write_text(message)

@@ -131,7 +131,7 @@ def finished(flower: Flower, job: str, count: int) -> list[dict[str, Any]]:
     return wait_until(look, 30, f"Flower shows {count} turns")
 
 
-def test_tasks_have_telling_names_arguments_and_results(flower: Flower) -> None:
+def test_tasks_have_readable_names_arguments_and_results(flower: Flower) -> None:
     rows = finished(flower, flower.job, 2)
     assert {row["name"] for row in rows} == {"hugqueue.fill-mask"}
     for row in rows:
@@ -143,7 +143,7 @@ def test_tasks_have_telling_names_arguments_and_results(flower: Flower) -> None:
     assert page.index(">args<") < page.index(">Result<") < page.index(">State<")
 
 
-def test_a_turn_that_fails_is_red_with_its_reason_and_its_time(flower: Flower) -> None:
+def test_a_failed_ticket_is_red_with_its_reason_and_its_time(flower: Flower) -> None:
     (flower.shell.directory / "bad.txt").write_text("x\n" * 8)
     fatal = flower.shell.directory / "fatal"
     fatal.touch()
@@ -178,7 +178,7 @@ def test_a_turn_that_fails_is_red_with_its_reason_and_its_time(flower: Flower) -
     assert 'type="task-failed"' in flower.get("/metrics")
 
 
-def test_the_run_time_shown_is_that_of_the_turn(flower: Flower) -> None:
+def test_the_run_time_shown_is_that_of_the_ticket(flower: Flower) -> None:
     (flower.shell.directory / "slow.txt").write_text("x\n")
     job = flower.shell.submit("--task", "test-wait", "slow.txt", "-p", "seconds=1.5")
     [row] = finished(flower, job, 1)
@@ -233,7 +233,7 @@ def test_flower_can_look_and_not_act(flower: Flower, action: str) -> None:
     assert flower.worker()
 
 
-def test_flower_listens_on_this_machine_alone(flower: Flower) -> None:
+def test_flower_listens_on_localhost_only(flower: Flower) -> None:
     port = int(flower._base.rpartition(":")[2])
     addresses = {
         connection.laddr.ip

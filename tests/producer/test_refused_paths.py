@@ -20,7 +20,7 @@ LONG = "x" * 300
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Shell:
+def shell(tmp_path: Path) -> Shell:
     """`producer` with no Redis configured."""
     (tmp_path / "in.txt").write_text("a [MASK]\n")
     (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
@@ -56,10 +56,10 @@ REFUSED = [
 
 @pytest.mark.parametrize(("arguments", "more"), REFUSED, ids=map(str, range(len(REFUSED))))
 def test_what_the_system_refuses_is_told_in_a_sentence(
-    alone: Shell, arguments: tuple[str, ...], more: dict[str, str]
+    shell: Shell, arguments: tuple[str, ...], more: dict[str, str]
 ) -> None:
-    alone.environ |= more
-    done = alone.run(*arguments, status=None)
+    shell.environ |= more
+    done = shell.run(*arguments, status=None)
     assert done.returncode in (1, 2)
     assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1, done.stderr[-500:]
 

@@ -42,7 +42,7 @@ def test_only_what_can_help_is_advised_of_an_output_that_is_not_written(
     assert told.startswith("out.csv was not written") and re.findall(r"`producer (\w+)", told) == advised
 
 
-def test_results_of_a_stopped_job_go_to_a_new_file_alone(
+def test_results_of_a_stopped_job_replace_no_file(
     queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(PLUGINS))

@@ -61,13 +61,13 @@ def test_a_program_beside_the_clone_finds_the_package(tmp_path: Path) -> None:
     assert done.stdout == "Client\n", done.stderr
 
 
-def test_the_demo_installs_the_worker_and_the_embedded_redis_alone(checkout: Path) -> None:
+def test_the_demo_installs_only_the_worker_and_the_embedded_redis(checkout: Path) -> None:
     plan = make(checkout, "-n", "demo").stdout
     assert f"python -m pip install {DEMO}" in plan
     assert "[dev]" not in plan and "--quiet" not in plan
 
 
-def test_uv_is_asked_for_the_torch_that_fits_the_machine(checkout: Path, tmp_path: Path) -> None:
+def test_uv_selects_the_torch_that_fits_the_machine(checkout: Path, tmp_path: Path) -> None:
     program(tmp_path / "tools", "uv", "exit 0")
     plan = make(checkout, "-n", "demo", tools=str(tmp_path / "tools")).stdout
     assert f"uv pip install --python .venv/bin/python --torch-backend auto {DEMO}" in plan

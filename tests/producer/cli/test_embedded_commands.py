@@ -101,7 +101,7 @@ def test_a_submit_whose_daemon_or_worker_is_killed_goes_on(shell: Shell, home: H
     assert ("The embedded Redis was killed; starting it again." in err) == (part == "daemon")
 
 
-def test_a_submit_whose_daemon_is_asked_to_stop_says_so(shell: Shell, home: Home) -> None:
+def test_a_submit_whose_daemon_is_stopped_reports_it(shell: Shell, home: Home) -> None:
     process = submit_slowly(shell)
     home.daemon().terminate()
     _, err = process.communicate(timeout=60)
@@ -138,7 +138,7 @@ def test_a_second_ctrl_c_leaves_at_once(shell: Shell, home: Home) -> None:
     home.end()  # the daemon would give the batch some seconds more
 
 
-def test_a_killed_submit_leaves_no_process_and_its_job_can_be_gone_on_with(shell: Shell, home: Home) -> None:
+def test_a_killed_submit_leaves_no_process_and_its_job_continues_later(shell: Shell, home: Home) -> None:
     shell.environ["HUGQUEUE_GRACE"] = "0.5"
     go, started = shell.directory / "go", shell.directory / "started"
     source = write(shell, *map(str, range(24)))

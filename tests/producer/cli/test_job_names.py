@@ -52,7 +52,7 @@ def test_times_in_json_are_iso_8601(server: RedisServer, shell: Shell) -> None:
     assert told["started_at"] is None
 
 
-def test_old_jobs_are_deleted_and_unfinished_ones_left_alone(server: RedisServer, shell: Shell) -> None:
+def test_old_jobs_are_deleted_and_unfinished_ones_kept(server: RedisServer, shell: Shell) -> None:
     write_jobs(server, "aaa111111111", at=NOW)
     write_jobs(server, "aab222222222", at=NOW, status="running")
     write_jobs(server, "b00333333333", at=4e9)
@@ -149,7 +149,7 @@ def test_a_queue_of_one_s_own_says_where_its_logs_are(server: RedisServer, shell
     assert "log where they run" in shell.run("logs", "aaa", status=2).stderr
 
 
-def test_results_of_the_last_job_are_given(queue: Shell) -> None:
+def test_results_of_the_last_job(queue: Shell) -> None:
     (queue.directory / "in.txt").write_text("x\n")
     job = queue.submit("--task", "test-echo", "in.txt")
     queue.run("wait", "@last")

@@ -53,7 +53,7 @@ def slow(queue: Queue, tmp_path: Path) -> Iterator[str]:
 # The answer and the talk
 
 
-def test_submit_prints_the_id_alone_and_with_json_the_job(queue: Queue) -> None:
+def test_submit_prints_the_id_or_with_json_the_job(queue: Queue) -> None:
     source = queue.write("in.txt", "x")
     job = queue.submit("--task", "test-echo", source)
     assert len(job) == 12
@@ -62,7 +62,7 @@ def test_submit_prints_the_id_alone_and_with_json_the_job(queue: Queue) -> None:
     queue.run("wait", job, told["id"])
 
 
-def test_wait_gives_the_results_on_stdout_and_the_talk_on_stderr(queue: Queue) -> None:
+def test_wait_prints_results_on_stdout_and_messages_on_stderr(queue: Queue) -> None:
     done = queue.run("submit", "--task", "test-echo", queue.write("in.txt", "x", "y"), "--wait")
     assert [row["output"] for row in lines(done.stdout)] == ["X", "Y"]
     assert "2 records for test-echo" in done.stderr
@@ -166,7 +166,7 @@ def test_jobs_lists_the_newest_first_and_narrows(queue: Queue, good: str, failed
     assert row.split()[:4] == [good, "completed", "test-echo", "3/3"] and row.endswith("the good one")
 
 
-def test_wait_and_watch_give_the_finished_jobs_in_json(queue: Queue, good: str, flawed: str) -> None:
+def test_wait_and_watch_print_the_finished_jobs_as_json(queue: Queue, good: str, flawed: str) -> None:
     told = json.loads(queue.run("wait", flawed, good, "--json", status=3).stdout)
     assert [(job["id"], job["counts"]["failed"]) for job in told] == [(flawed, 1), (good, 0)]
     assert json.loads(queue.run("watch", good, "--json").stdout)["id"] == good
@@ -244,7 +244,7 @@ def test_a_job_that_trained_no_model_is_refused_as_a_model(queue: Queue, good: s
     queue.run("submit", "--task", "test-echo", source, "-m", "job:0123456789ab")  # forgotten, for all that is known
 
 
-def test_a_worker_that_passes_a_job_over_is_told_with_its_reason(queue: Queue) -> None:
+def test_a_worker_that_skips_a_job_is_shown_with_its_reason(queue: Queue) -> None:
     job = queue.submit("--task", "test-echo", queue.write("in.txt", "x"), "--device", "gpu")
     queue.server.client.hset(JobKeys.of(job).refusals, "gpu0-1@there", "the disk is full")
     assert queue.status(job)["refusals"] == {"gpu0-1@there": "the disk is full"}
@@ -307,7 +307,7 @@ def test_a_failed_job_gives_a_pipe_no_line_for_what_was_not_run(queue: Queue) ->
     assert "failed: test_load: no" in done.stderr
 
 
-def test_failed_records_are_summed_by_code_and_given_alone(queue: Queue, flawed: str, tmp_path: Path) -> None:
+def test_failed_records_are_counted_by_code_and_shown(queue: Queue, flawed: str, tmp_path: Path) -> None:
     said = queue.run("watch", flawed, status=3).stderr
     assert f"(test_failure 1); `producer results {flawed} --failed` shows them, `producer retry" in said
     [row] = lines(queue.run("results", flawed, "--failed").stdout)

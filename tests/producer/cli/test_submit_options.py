@@ -44,7 +44,7 @@ def test_each_job_computes_in_its_own_dtype_as_transformers_does(queue: Queue) -
     assert seen["bfloat16"] != seen["float32"]
 
 
-def test_a_dtype_is_given_once_and_is_a_known_one(queue: Queue) -> None:
+def test_a_dtype_is_set_once_and_is_a_known_one(queue: Queue) -> None:
     source = queue.write("in.txt", *TEXTS)
     assert (
         "give one of them" in queue.run("submit", *FILL, source, "--dtype", "int8", "-p", "dtype=int8", status=2).stderr

