@@ -183,7 +183,7 @@ class DeviceServer:
         except (ValueError, PayloadError, MemoryError) as error:
             text = f"{type(error).__name__}: {error}"
             self._channel.send(
-                Failed(id=message.id, error="payload", code="bad_payload", message=replace_control_chars(text))
+                Failed(id=message.id, error="payload", code="broken_payload", message=replace_control_chars(text))
             )
             return
         self._cancellable[request.id] = request
