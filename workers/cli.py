@@ -129,7 +129,7 @@ def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
         if not is_transient(error) or answers_without_tls(error, settings.broker_url):
             raise HugqueueError(explain(error, settings.broker_url)) from error
         logging.warning("%s Waiting for it.", explain(error, settings.broker_url))
-    return Supervisor(settings, devices, client, log_level=log_level, most=gpus).run()
+    return Supervisor(settings, devices, client, log_level=log_level, max_workers=gpus).run()
 
 
 if __name__ == "__main__":

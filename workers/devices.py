@@ -1,28 +1,21 @@
-"""The devices that workers of this machine serve, and who uses which GPU."""
+"""The devices of this machine: which of them a worker uses, and which queues it serves."""
 
 import dataclasses
 import os
 import platform
 from pathlib import Path
 
-import redis
-
 from common.errors import UsageError
 from common.gpus import Gpu, find_gpus
 from common.jobs import TRAIN
-from common.redis import keys
-from common.redis.locks import acquire_lock, release_lock
 from common.settings import Settings
-
-#: Milliseconds after which the claim of a dead supervisor ends.
-CLAIM_MS = 30_000
 
 
 def select_devices(device: str, gpus: list[Gpu]) -> list[Gpu | None]:
     """Return the devices that `--device` names: a GPU each, or None for the CPU.
 
     Raises:
-        UsageError: it names a GPU that is not there, or nothing at all.
+        UsageError: it names a GPU that does not exist, or no device.
     """
     if device == "cpu" or (device == "auto" and not gpus):
         return [None]
@@ -32,20 +25,22 @@ def select_devices(device: str, gpus: list[Gpu]) -> list[Gpu | None]:
         return list(gpus)
     words = [word.strip() for word in device.split(",")]
     if len(set(words)) < len(words):
-        raise UsageError(f"--device {device}: a GPU is named twice.")
+        raise UsageError(f"--device {device}: the same GPU is named twice.")
     known = {f"cuda:{number}": gpu for number, gpu in enumerate(gpus)}
     for word in words:
         if word not in known:
             found = ", ".join(known) or "no GPU"
-            raise UsageError(f"--device {word!r} is not here: expected auto, cpu, gpu or cuda:N; found {found}.")
+            raise UsageError(
+                f"--device: there is no {word!r} on this machine; expected auto, cpu, gpu or cuda:N, found {found}."
+            )
     return [known[word] for word in words]
 
 
 def default_device(settings: Settings) -> Settings:
-    """Return the settings with one device: of `auto` and `gpu` the first GPU, or else the CPU.
+    """Return the settings with one device: for `auto` and `gpu` the first GPU, else the CPU.
 
     Raises:
-        UsageError: the device is not here, or is more than one: one worker serves one.
+        UsageError: the device does not exist, or is more than one: a worker serves one.
     """
     if settings.device == "cpu":
         return settings
@@ -59,18 +54,18 @@ def default_device(settings: Settings) -> Settings:
 
 
 def queues_of(settings: Settings) -> tuple[str, ...]:
-    """Return the queues that a worker serves: those it was told, else that of its device and `any`."""
+    """Return the queues that a worker serves: those configured, else that of its device and `any`."""
     own = settings.queues or (("gpu", "any") if settings.device.startswith("cuda") else ("cpu", "any"))
     return (*own, TRAIN) if settings.train and TRAIN not in own else own
 
 
 def only_trains(settings: Settings) -> bool:
-    """Whether a worker serves the queue `train` alone: it needs no device process."""
+    """Whether a worker serves only the queue `train`: it needs no device process."""
     return queues_of(settings) == (TRAIN,)
 
 
 def describe_device(device: str) -> str:
-    """Return what the device is called."""
+    """Return the device's product name."""
     if device.startswith("cuda"):
         gpus, number = find_gpus(), int(device.partition(":")[2] or 0)
         return gpus[number].name if number < len(gpus) else "GPU"
@@ -80,13 +75,3 @@ def describe_device(device: str) -> str:
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
     return f"{name} × {os.cpu_count()}"
-
-
-def claim(client: "redis.Redis", gpu: Gpu, owner: str) -> bool:
-    """Take the GPU, or keep it; return whether it is `owner`'s. Two containers on one machine share out GPUs so."""
-    return acquire_lock(client, keys.device_claim(gpu.uuid), owner, CLAIM_MS)
-
-
-def release(client: "redis.Redis", gpu: Gpu, owner: str) -> None:
-    """Give the GPU back, if it is `owner`'s."""
-    release_lock(client, keys.device_claim(gpu.uuid), owner)

@@ -1,4 +1,4 @@
-"""The supervisor: one worker per device, kept alive; knows processes and signals, nothing of chunks or models."""
+"""The supervisor: starts one worker per device and keeps it alive. It knows processes, not chunks or models."""
 
 import logging
 import os
@@ -12,39 +12,43 @@ from dataclasses import dataclass
 import redis
 
 from common.gpus import Gpu
+from common.redis import keys
+from common.redis.locks import acquire_lock, release_lock
 from common.settings import Settings, to_environ
 from workers import EXIT_CANNOT_START, EXIT_DEVICE_BROKEN
-from workers.devices import CLAIM_MS, claim, only_trains, release
+from workers.devices import only_trains
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between looks at the children.
+#: Seconds between checks of the workers.
 POLL_SECONDS = 0.2
-#: Seconds to the first restart; doubled each time, up to the last: less than a lease, so that a worker which is killed
-#: again and again is back by the time at which its chunks are open again.
+#: Seconds before the first restart; doubled each time, up to the maximum: less than a lease, so that a worker that is
+#: killed again and again is back by the time its chunks are open again.
 MIN_BACKOFF, MAX_BACKOFF = 1.0, 20.0
-#: A worker that lived so long starts afresh with the first.
+#: After a worker has lived so many seconds, the backoff starts anew.
 HEALTHY_SECONDS = 60.0
-#: So many deaths in a row, each so soon after the start, and there is something that another start will not mend.
+#: After so many deaths in a row, each within so many seconds of the start, a worker is not restarted any more.
 QUICK_DEATHS, QUICK_DEATH_SECONDS = 5, 20.0
-#: The same for workers whose device process cannot be kept alive: they try for a while before they say so.
+#: The same for workers whose device process cannot be kept alive, which try for a while before they exit.
 QUICK_DEVICE_DEATH_SECONDS = 3600.0
+#: Milliseconds after which the claims of a dead supervisor expire.
+CLAIM_MS = 30_000
 #: Seconds between tries to claim GPUs.
 CLAIM_RETRY_SECONDS = 1.0
 
 
 @dataclass(slots=True, eq=False)
 class WorkerProcess:
-    """One worker, its devices, and how often it has fallen."""
+    """A worker process, its GPUs, and its restarts."""
 
-    gpus: Sequence[Gpu]  #: those it may use; none for the CPU
-    needs: int  #: how many of them it uses
+    gpus: Sequence[Gpu]  #: it may use; none for the CPU
+    gpu_count: int  #: how many of them it uses
     name: str
     environ: Mapping[str, str]
     process: subprocess.Popen[bytes] | None = None
     claimed: Sequence[Gpu] = ()
     waits_for_gpus: bool = False
-    given_up: bool = False
+    abandoned: bool = False
     started: float = 0.0
     pause: float = MIN_BACKOFF
     quick_deaths: int = 0
@@ -63,14 +67,14 @@ class WorkerProcess:
 
 
 class Supervisor:
-    """Starts the workers, starts them again when they fall, and stops them.
+    """Starts the workers, restarts them when they die, and stops them.
 
     Args:
         settings: of all workers.
         devices: a GPU each, or None for the CPU.
         client: of the Redis where GPUs are claimed.
         log_level: of the workers.
-        most: how many of the devices to use; the others are left to other supervisors of this machine.
+        max_workers: how many of the devices to use; the others are left to other supervisors of this machine.
     """
 
     def __init__(
@@ -80,9 +84,9 @@ class Supervisor:
         client: "redis.Redis",
         *,
         log_level: str,
-        most: int | None = None,
+        max_workers: int | None = None,
     ) -> None:
-        self._most = most or len(devices)
+        self._max_workers = max_workers or len(devices)
         self._settings = settings
         self._client = client
         self._log_level = log_level
@@ -96,9 +100,9 @@ class Supervisor:
         return WorkerProcess(gpus, len(gpus), self._name(f"gpu{gpu.index}" if gpu else "cpu"), self._environ())
 
     def _training_worker(self, devices: Sequence[Gpu | None]) -> WorkerProcess:
-        """Return one worker for all devices, or for as many of them as it is to use."""
+        """Return one worker for all devices, or for `max_workers` of them."""
         gpus = [gpu for gpu in devices if gpu]
-        return WorkerProcess(gpus, min(len(gpus), self._most), self._name("train"), self._environ())
+        return WorkerProcess(gpus, min(len(gpus), self._max_workers), self._name("train"), self._environ())
 
     def _name(self, label: str) -> str:
         return f"{label}-{os.getpid()}@{os.uname().nodename}"
@@ -109,7 +113,7 @@ class Supervisor:
     def run(self) -> int:
         """Keep the workers alive until SIGTERM or SIGINT; return the exit status.
 
-        That is 0 after a stop that was asked for, 1 when a worker could not start or none is left to start again.
+        That is 0 after a requested stop, 1 if a worker could not start, or if all of them died too often.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request_stop)
@@ -127,7 +131,7 @@ class Supervisor:
 
     def _check_all(self) -> int:
         for worker in self._workers:
-            if worker.given_up:
+            if worker.abandoned:
                 continue
             if worker.process is None:
                 self._start(worker)
@@ -137,31 +141,31 @@ class Supervisor:
                 self._schedule_restart(worker, status)
             else:
                 self._renew_claims(worker)
-        return int(all(worker.given_up for worker in self._workers))
+        return int(all(worker.abandoned for worker in self._workers))
 
     def _start(self, worker: WorkerProcess) -> None:
-        enough = sum(other.process is not None for other in self._workers) >= self._most
+        enough = sum(other.process is not None for other in self._workers) >= self._max_workers
         if enough or time.monotonic() < worker.restart_at:
             return
         worker.claimed = self._claim(worker)
         worker.restart_at = time.monotonic() + CLAIM_RETRY_SECONDS
-        if len(worker.claimed) < worker.needs:
+        if len(worker.claimed) < worker.gpu_count:
             return
         try:
             worker.start(self._log_level)
-        except OSError as error:  # too many processes, no memory to fork: there may be room in a moment
+        except OSError as error:  # too many processes, no memory to fork: that may pass
             logger.error("worker %s cannot be started: %s", worker.name, error)
 
     def _claim(self, worker: WorkerProcess) -> Sequence[Gpu]:
-        """Return the GPUs that a worker is to use, now claimed, or none of them: one with too few would keep them."""
+        """Claim the GPUs that a worker uses and return them, or claim none: one with too few would block them."""
         claimed: list[Gpu] = []
         try:
             for gpu in worker.gpus:
-                if len(claimed) < worker.needs and claim(self._client, gpu, self._owner):
+                if len(claimed) < worker.gpu_count and self._claim_gpu(gpu):
                     claimed.append(gpu)
         except redis.RedisError as error:
             logger.warning("cannot claim GPUs for worker %s: %s", worker.name, error)
-        if len(claimed) < worker.needs:
+        if len(claimed) < worker.gpu_count:
             if not worker.waits_for_gpus:
                 logger.info("worker %s waits: other workers have claimed its GPUs", worker.name)
             worker.waits_for_gpus = True
@@ -170,12 +174,16 @@ class Supervisor:
         worker.waits_for_gpus = False
         return claimed
 
+    def _claim_gpu(self, gpu: Gpu) -> bool:
+        """Claim a GPU or renew the claim; return whether it is ours. Containers on one machine share out GPUs so."""
+        return acquire_lock(self._client, keys.device_claim(gpu.uuid), self._owner, CLAIM_MS)
+
     def _release(self, gpus: Sequence[Gpu]) -> None:
         for gpu in gpus:
             try:
-                release(self._client, gpu, self._owner)
+                release_lock(self._client, keys.device_claim(gpu.uuid), self._owner)
             except redis.RedisError as error:
-                logger.warning("the claim of GPU %d is not given back, it runs out: %s", gpu.index, error)
+                logger.warning("the claim of GPU %d is not released, it expires: %s", gpu.index, error)
 
     def _renew_claims(self, worker: WorkerProcess) -> None:
         if time.monotonic() > worker.renew_claims_at:
@@ -185,7 +193,7 @@ class Supervisor:
 
     def _renew_claim(self, worker: WorkerProcess, gpu: Gpu) -> None:
         try:
-            ours = claim(self._client, gpu, self._owner)
+            ours = self._claim_gpu(gpu)
         except redis.RedisError as error:
             logger.warning("the claim of GPU %d is not renewed: %s", gpu.index, error)
             return
@@ -194,23 +202,23 @@ class Supervisor:
             worker.process.terminate()
 
     def _schedule_restart(self, worker: WorkerProcess, status: int) -> None:
-        """Plan the next start of a worker that ended, or give it up; the others go on."""
+        """Schedule the next start of a worker that ended, or abandon it; the others continue."""
         lived = time.monotonic() - worker.started
-        # A worker that was killed, or asked to stop, says nothing about the next one.
+        # After a kill or a requested stop the next start may well succeed.
         by_itself = status not in (0, -signal.SIGKILL, -signal.SIGTERM)
         quick = QUICK_DEVICE_DEATH_SECONDS if status == EXIT_DEVICE_BROKEN else QUICK_DEATH_SECONDS
         worker.quick_deaths = worker.quick_deaths + 1 if by_itself and lived < quick else 0
         worker.process = None
         if worker.quick_deaths >= QUICK_DEATHS:
             logger.error(
-                "worker %s ended %d times within %.0f s of its start, with status %d at last: giving up. "
-                "What it said is above.",
+                "worker %s ended %d times within %.0f s of its start, last with status %d: giving up. "
+                "Its output is above.",
                 worker.name,
                 QUICK_DEATHS,
                 quick,
                 status,
             )
-            worker.given_up = True
+            worker.abandoned = True
             self._release(worker.claimed)
             return
         if lived > HEALTHY_SECONDS and status != EXIT_DEVICE_BROKEN:

@@ -92,4 +92,4 @@ def test_a_clock_of_redis_that_is_set_ends_nothing_and_stops_nothing(
         assert (process.returncode, out.strip()) == (0, job), err
     shell.run("wait", job)
     assert len(shell.results(job)) == 96
-    assert "given up" not in living_on.text()
+    assert "its producer died" not in living_on.text()

@@ -133,7 +133,7 @@ def test_forged_notes_of_files_remove_nothing_and_stop_nothing(
     server.client.delete(keys.STORED)
     server.client.set(keys.STORED, "no hash")
     again = start_workers(HUGQUEUE_SHARED=str(shared))
-    wait_until(lambda: "what is noted of files cannot be looked after" in again.text(), 30, "it is logged")
+    wait_until(lambda: "the list of files cannot be inspected" in again.text(), 30, "it is logged")
     still_works(shell, tmp_path)
     assert "Traceback" not in workers.text() + again.text()
 

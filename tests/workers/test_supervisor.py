@@ -11,7 +11,7 @@ import pytest
 
 from common.redis.keys import device_claim
 from tests.support.processes import ROOT, RedisServer, Shell, Workers, wait_until
-from workers.devices import CLAIM_MS
+from workers.supervisor import CLAIM_MS
 
 StartWorkers = Callable[..., Workers]
 

@@ -1,7 +1,7 @@
-"""The reaper: finds chunks whose worker is gone, tickets that were lost, and jobs whose producer died.
+"""The reaper: finds chunks whose worker is gone, lost tickets, and jobs whose producer died.
 
-Every worker has one on a timer; a key in Redis lets one of them work at a time. A pass costs what has happened: it
-looks at the jobs that are due, and goes a bounded way on its round through all others.
+Every worker runs one on a timer; a lock in Redis lets one of them work at a time. A pass costs what has happened, not
+how many jobs wait: it inspects the jobs that are due, and continues a scan of all others for a bounded number of steps.
 """
 
 import logging
@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Jobs looked after in one round trip.
+#: Jobs inspected in one round trip.
 PAGE_SIZE = 500
-#: Jobs and tickets that one pass looks at, besides the jobs that are due; at the next it goes on from there.
+#: Jobs and tickets that one pass scans, besides the jobs that are due; the next pass continues from there.
 MAX_PER_PASS = 3000
-#: Jobs whose left files one pass looks for.
+#: Jobs whose orphaned files one pass removes.
 _MAX_FILE_SETS = 1000
 
 
@@ -46,7 +46,7 @@ class _PassInterrupted(Exception):
 
 
 class Reaper:
-    """Looks after all unfinished jobs, every `settings.reap_seconds` seconds."""
+    """Inspects unfinished jobs every `settings.reap_seconds` seconds."""
 
     def __init__(self, name: str, app: Celery, store: JobStore, ledger: Ledger, settings: Settings) -> None:
         self._name = name
@@ -55,19 +55,19 @@ class Reaper:
         self._ledger = ledger
         self._settings = settings
         self._producers = _SubmitWatchdog(settings.producer_ttl)
-        self._targets: Mapping[str, int] = {}  #: tickets of a job, by its queue
+        self._targets: Mapping[str, int] = {}  #: queue -> how many tickets a job keeps
         self._scan = self._scan_all()
         self._missing: set[str] = set()
         self._broken: set[str] = set()
         self._files_cursor = 0
-        self._can_judge_leases = False  #: whether a lease that is not there was lost
-        self._redis_run = ""  #: which run of redis-server was seen last
+        self._can_judge_leases = False  #: whether a missing lease counts as lost
+        self._redis_run = ""  #: the `run_id` of redis-server, as last seen
         self._judge_leases_from = self._yield_until = self._leader_until = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
 
     def start(self) -> None:
-        """Begin at once: a worker that joins sends the tickets that its own slots call for."""
+        """Begin at once: a worker that joins issues tickets for its own slots."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -77,7 +77,7 @@ class Reaper:
         try:
             release_lock(self._store.client, keys.REAPER, self._name)
         except redis.RedisError as error:
-            logger.info("the turn to reap runs out by itself: %s", error)
+            logger.info("the lock of the reaper expires by itself: %s", error)
 
     def _run(self) -> None:
         while True:
@@ -92,9 +92,8 @@ class Reaper:
                 # Others could not renew their leases either: they get a whole lease to come back.
                 self._judge_leases_from = time.monotonic() + self._settings.lease_seconds
                 logger.info("reaper waits for Redis: %s", error)
-            except Exception:
-                # What lies in Redis may have been written by anybody; without its reaper the worker serves no one.
-                logger.exception("the reaper met what it did not expect")
+            except Exception:  # the boundary: anybody may have written what is in Redis
+                logger.exception("unexpected error of the reaper")
             if self._stopped.wait(self._settings.reap_seconds):
                 return
 
@@ -105,16 +104,16 @@ class Reaper:
         return acquire_lock(self._store.client, keys.REAPER, self._name, int(self._settings.reap_seconds * 2000))
 
     def _keep_leadership(self) -> None:
-        """Keep the turn while there is much to do. Raises `_PassInterrupted`."""
+        """Keep the lock while there is much to do. Raises `_PassInterrupted`."""
         if self._stopped.is_set() or (time.monotonic() > self._leader_until and not self._acquire_leadership()):
             raise _PassInterrupted
 
     def reap(self) -> None:
-        """Look after every job to which something may have happened, and after some of the others.
+        """Inspect every job that is due, and some of the others.
 
         Raises:
             redis.RedisError: Redis is away.
-            kombu.exceptions.OperationalError: Redis is away, as kombu says it.
+            kombu.exceptions.OperationalError: the same, from kombu.
         """
         self._remove_files()
         cap_heartbeat_ttls(self._store.client)
@@ -125,37 +124,37 @@ class Reaper:
         for start in range(0, len(due), PAGE_SIZE):
             self._inspect(due[start : start + PAGE_SIZE])
             self._keep_leadership()
-        looked_at = 0
-        while looked_at < MAX_PER_PASS:
+        scanned = 0
+        while scanned < MAX_PER_PASS:
             step = next(self._scan, None)
             if step is None:
                 self._scan = self._scan_all()
                 return
-            looked_at += step
+            scanned += step
             self._keep_leadership()
 
     def _remove_files(self) -> None:
-        """Remove what jobs left in files whose time to live is over."""
+        """Remove the files of jobs that have expired."""
         step = partial(self._store.orphaned_files, self._files_cursor, _MAX_FILE_SETS)
-        self._files_cursor, gone = self._guarded("what is noted of files", step) or (0, [])
+        self._files_cursor, gone = self._guarded("the list of files", step) or (0, [])
         for job_id in gone:
             if self._guarded(f"the files of job {job_id}", partial(self._store.remove_files, job_id)):
-                logger.info("job %s is no more: its files are removed", job_id)
+                logger.info("job %s has expired: its files are removed", job_id)
 
     def _guarded(self, what: str, step: Callable[[], T]) -> T | None:
-        """Do a step for one job; a job whose keys somebody has broken does not stand in the way of the others."""
+        """Run a step for one job, such that a job with broken keys does not hold up the others."""
         try:
             return step()
-        except Exception as error:  # the boundary: each job is looked after, whatever lies beside it
+        except Exception as error:  # the boundary between jobs
             if isinstance(error, (redis.RedisError, OperationalError)) and not _is_refusal(error):
                 raise
-            if what not in self._broken:  # once is enough: it is met again each time
-                logger.error("%s cannot be looked after: %s: %s", what, type(error).__name__, error)
+            if what not in self._broken:  # it is met again in each pass: log it once
+                logger.error("%s cannot be inspected: %s: %s", what, type(error).__name__, error)
             self._broken.add(what)
             return None
 
     def _leases_may_be_judged(self) -> bool:
-        """After a restart of Redis all leases look lost: their holders get a whole lease to renew them."""
+        """Whether missing leases are lost: not right after a restart of Redis, when their holders get time to renew."""
         server = self._store.client.info("server")
         if server["run_id"] != self._redis_run:
             is_first, self._redis_run = not self._redis_run, str(server["run_id"])
@@ -166,66 +165,64 @@ class Reaper:
     # One job
 
     def _inspect(self, job_ids: Sequence[str], waiting: set[str] | None = None) -> set[str]:
-        """Do what is due for these jobs; return their tickets that are not among those that wait, if these are known.
+        """Do what is due for these jobs; return their tickets that are missing from `waiting`.
 
         Args:
             job_ids: the jobs.
-            waiting: all tickets that wait in queues; None: nobody has looked.
+            waiting: all tickets that wait in queues; None if unknown, and then none counts as missing.
         """
-        looks = self._ledger.reap_jobs(job_ids, judging=self._can_judge_leases)
+        reports = self._ledger.reap_jobs(job_ids, judging=self._can_judge_leases)
         missing: set[str] = set()
-        for job_id, look in zip(job_ids, looks, strict=True):
-            missing |= self._guarded(_job_label(job_id), partial(self._act_on, job_id, look, waiting)) or set()
+        for job_id, report in zip(job_ids, reports, strict=True):
+            missing |= self._guarded(_job_label(job_id), partial(self._act_on, job_id, report, waiting)) or set()
         return missing
 
-    def _act_on(self, job_id: str, look: ReapReport | redis.RedisError, waiting: set[str] | None) -> set[str]:
-        if isinstance(look, redis.RedisError):
-            raise look
-        if look.status == "unknown":
+    def _act_on(self, job_id: str, report: ReapReport | redis.RedisError, waiting: set[str] | None) -> set[str]:
+        if isinstance(report, redis.RedisError):
+            raise report
+        if report.status == "unknown":
             self._delete_leftovers(job_id)
-        if look.status == "submitting":
-            self._watch_producer(job_id, look.producer_seen)
-        if look.opened:
-            logger.warning("job %s: chunks %s open again, their workers are gone", job_id, _numbered(look.opened))
-        if look.recovered:
-            logger.error(
-                "job %s: chunks %s were on no list, a key of the job was deleted", job_id, _numbered(look.recovered)
-            )
-        if look.output_uncommitted:
+        if report.status == "submitting":
+            self._watch_producer(job_id, report.producer_seen)
+        if report.opened:
+            logger.warning("job %s: chunks %s open again, their workers are gone", job_id, _numbered(report.opened))
+        if report.recovered:
+            logger.error("job %s: a key was deleted; chunks %s are open again", job_id, _numbered(report.recovered))
+        if report.output_uncommitted:
             self._publish(self._spec(job_id))
-        missing = look.tickets - waiting if waiting is not None else set()
-        # Missing twice in a row: a ticket that is noted but not yet sent, or in a worker's hand, is missing once.
+        missing = report.tickets - waiting if waiting is not None else set()
+        # Lost if missing twice in a row: a ticket not yet sent, or in a worker's hand, is missing once.
         lost = missing & self._missing
         self._ledger.void_tickets(job_id, sorted(lost))
-        if len(look.tickets - lost) < min(look.open, max(self._targets.values())):
+        if len(report.tickets - lost) < min(report.open, max(self._targets.values())):
             self._issue_tickets(self._spec(job_id))
         return missing
 
     def _watch_producer(self, job_id: str, seen: str) -> None:
         if self._can_judge_leases and self._producers.is_silent(job_id, seen) and self._ledger.abandon(job_id, seen):
-            logger.warning("job %s given up: its producer died in the middle of submitting", job_id)
+            logger.warning("job %s failed: its producer died while submitting", job_id)
 
     def _spec(self, job_id: str) -> JobSpec:
         try:
             return self._store.job(job_id).spec
         except UnknownJob as error:
-            raise ValueError("it is not one that this version can read") from error
+            raise ValueError("this version cannot read it") from error
 
     def _delete_leftovers(self, job_id: str) -> None:
-        """Clear away what is left of a job that is no more."""
+        """Delete the remaining keys of a job that has expired."""
         if self._store.exists(job_id):
-            raise ValueError("it is not one that this version can read")
+            raise ValueError("this version cannot read it")
         self._store.delete(job_id)
 
     def _publish(self, spec: JobSpec) -> None:
-        """End a job whose outcomes are in files where its last worker could not."""
+        """Complete a job whose outcomes are in files, if its last worker could not."""
         try:
             if commit_output(self._store, self._ledger, spec.id, self._store.payloads(spec)):
-                logger.info("job %s: its output is whole", spec.id)
+                logger.info("job %s: its output is complete", spec.id)
         except (ModelError, StorageError) as error:
             logger.warning("the output of job %s cannot be finished here: %s", spec.id, error)
             self._store.note(spec.id, "stage", f"finishing its output: {replace_control_chars(error.message)}")
-            # Another worker may reach what this one does not; whoever reaps goes on reaping otherwise.
+            # Let another worker reap for a while, which may reach what this one does not.
             self._yield_until = time.monotonic() + 2 * self._settings.reap_seconds
 
     def _issue_tickets(self, spec: JobSpec) -> None:
@@ -238,7 +235,7 @@ class Reaper:
     # All jobs
 
     def _scan_all(self) -> Iterator[int]:
-        """Look after all unfinished jobs, and find lost tickets; yield how much was looked at, some at a time."""
+        """Inspect all unfinished jobs and find lost tickets; yield after each page how much it was."""
         waiting: set[str] = set()
         for tickets in waiting_tickets(self._store.client):
             waiting |= tickets
@@ -251,28 +248,28 @@ class Reaper:
 
 
 class _SubmitWatchdog:
-    """Since when producers in the middle of a submit are silent, by this process's clock: Redis's may be set."""
+    """Finds producers that went silent while submitting, by this process's clock: that of Redis may be changed."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._seen: dict[str, tuple[str, float]] = {}  #: by job: when it was seen last by Redis's clock, and since when
+        self._seen: dict[str, tuple[str, float]] = {}  #: job -> `seen`, and since when
 
     def is_silent(self, job_id: str, seen: str) -> bool:
-        """Return whether a producer is to be given up that was last seen then."""
+        """Return whether a producer that was last seen at `seen`, by Redis's clock, counts as dead."""
         now = time.monotonic()
         if self._seen.get(job_id, ("", 0.0))[0] != seen:
             self._seen = {job: known for job, known in self._seen.items() if now - known[1] <= 2 * self._timeout}
             self._seen[job_id] = seen, now
-        return seen == "0" or now - self._seen[job_id][1] > self._timeout  # 0: it has let go of the job
+        return seen == "0" or now - self._seen[job_id][1] > self._timeout  # 0: it has left the job
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether Redis is there and says no, be it to this user or for what lies in a key."""
+    """Whether Redis is there and refuses, because of this user's rights or of what a key holds."""
     return isinstance(error, redis.ResponseError) and not is_transient(error)
 
 
 def _numbered(chunks: Iterable[int]) -> list[int]:
-    """Return chunks as people count them."""
+    """Return chunk numbers as people count them, from 1."""
     return sorted(chunk + 1 for chunk in chunks)
 
 

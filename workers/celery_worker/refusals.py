@@ -1,16 +1,16 @@
-"""Jobs that this worker cannot serve for now; it passes them over for a while."""
+"""Jobs that this worker cannot serve for now, and skips for a while."""
 
 import random
 import time
 
 from common.queue.ledger import Lease, Ledger
 
-#: Seconds to pass over a job before trying it again: another model may have left the memory by then.
+#: Seconds for which a refused job is skipped: another model may have been evicted by then.
 REFUSAL_SECONDS = 60.0
 
 
 class Refusals:
-    """What one worker has refused; also noted with the job, so that all can see when nobody is left."""
+    """The jobs one worker has refused. Also noted with each job, so that all workers see when none is left."""
 
     def __init__(self, ledger: Ledger, worker: str) -> None:
         self._ledger = ledger
@@ -19,22 +19,22 @@ class Refusals:
         self._refused: set[str] = set()
 
     def pause(self, lease: Lease) -> float:
-        """Pass over the job of a lease for a moment after a fault that may pass; return for how many seconds.
+        """Skip the job of a lease for a while after a transient fault; return for how many seconds.
 
-        Longer after each try, and not in step with others.
+        The pause grows with each try, with jitter.
         """
         seconds = min(REFUSAL_SECONDS, 2.0 ** (lease.tries + 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
         self._skip_for(lease, seconds)
         return seconds
 
     def add(self, lease: Lease, reason: str) -> set[str]:
-        """Pass over the job of a lease from now on; return the names of all workers that have refused it."""
+        """Refuse the job of a lease; return the names of all workers that have refused it."""
         self._skip_for(lease, REFUSAL_SECONDS)
         self._refused.add(lease.job_id)
         return self._ledger.refuse(lease.job_id, self._worker, reason)
 
     def withdraw(self, job_id: str) -> None:
-        """Take a refusal back: the worker is at the job again."""
+        """Withdraw a refusal: the worker runs the job again."""
         if job_id in self._refused:
             self._ledger.serve(job_id, self._worker)
             self._refused.discard(job_id)
@@ -45,5 +45,5 @@ class Refusals:
         self._until = kept | {(lease.job_id, lease.round): now + seconds}
 
     def is_skipped(self, job_id: str, round_: int) -> bool:
-        """Whether the job is passed over at present."""
+        """Whether the job is skipped at present."""
         return self._until.get((job_id, round_), 0.0) > time.monotonic()

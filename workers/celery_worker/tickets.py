@@ -1,6 +1,5 @@
-"""Tickets that a worker sends: those that its turns call for, and those that it leaves to other workers."""
+"""Sending tickets: those that this worker's chunks call for, and those it leaves to other workers."""
 
-import heapq
 import logging
 import random
 import threading
@@ -17,70 +16,61 @@ from common.jobs import JobSpec
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for which a ticket is kept that this worker leaves to others. Without them a lone worker would spin; spread,
-#: so that a worker that does serve the job need not wait for all of them at once.
+#: Seconds before a requeued ticket is sent. Without them a lone worker would spin; they vary, so that a worker that
+#: serves the job need not wait for all tickets at once.
 _DELAY_SECONDS = (0.25, 0.75)
-#: With more tickets kept than that, each is kept for longer, up to so many times as long: tickets that go round and
-#: round must not be what workers and Redis are busy with.
+#: With more delayed tickets than that, each waits longer, up to so many times as long: workers and Redis must not be
+#: busy with tickets that nobody takes.
 _MANY_DELAYED, _MAX_STRETCH = 20, 6.0
+#: How often delayed tickets are checked, in seconds.
+_POLL_SECONDS = 0.05
 
 
 class TicketSender:
-    """Sends tickets, at once or a little later; no slot waits for the latter."""
+    """Sends tickets, at once or after a short delay, for which no slot waits."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._delayed: list[tuple[float, str, JobSpec]] = []  #: a heap, by when to send; guarded by `_changed`
-        self._names: set[str] = set()  #: of the tickets kept
-        self._stopping = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._delayed: dict[str, tuple[float, JobSpec]] = {}  #: ticket -> when to send it, its job
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tickets", daemon=True)
 
     def start(self) -> None:
-        """Begin to send what is kept."""
+        """Begin to send delayed tickets."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Send at once what is kept, and from now on."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
+        """Send all delayed tickets now, and further ones at once."""
+        with self._lock:
+            self._stopping.set()
         self._thread.join()
 
     def send(self, spec: JobSpec, tickets: Iterable[str]) -> None:
-        """Put tickets at the tail of their queue; those that cannot be sent are the reaper's."""
+        """Put tickets at the tail of their queue. The reaper replaces those that cannot be sent."""
         try:
             send_tickets(self._app, spec, tickets)
         except (OperationalError, redis.RedisError, UsageError) as error:
             logger.warning("tickets of job %s not sent, the reaper will: %s", spec.id, error)
 
     def requeue(self, spec: JobSpec, ticket: str) -> None:
-        """Leave a turn to another worker: the ticket goes to the tail of its queue in a moment."""
-        with self._changed:
-            if not self._stopping:
-                if ticket not in self._names:
-                    self._names.add(ticket)
-                    heapq.heappush(self._delayed, (time.monotonic() + self._pause(), ticket, spec))
-                    self._changed.notify_all()
+        """Put a ticket at the tail of its queue after a short delay, for another worker or for later."""
+        with self._lock:
+            if not self._stopping.is_set():
+                stretch = min(max(1.0, len(self._delayed) / _MANY_DELAYED), _MAX_STRETCH)
+                delay = random.uniform(*_DELAY_SECONDS) * stretch  # noqa: S311 - jitter
+                self._delayed.setdefault(ticket, (time.monotonic() + delay, spec))
                 return
         self.send(spec, [ticket])
 
-    def _pause(self) -> float:
-        stretched = min(max(1.0, len(self._delayed) / _MANY_DELAYED), _MAX_STRETCH)
-        return random.uniform(*_DELAY_SECONDS) * stretched  # noqa: S311 - jitter
-
     def _run(self) -> None:
-        while (due := self._next()) is not None:
-            ticket, spec = due
-            self.send(spec, [ticket])
+        while not self._stopping.wait(_POLL_SECONDS):
+            self._send_due(time.monotonic())
+        self._send_due(float("inf"))
 
-    def _next(self) -> tuple[str, JobSpec] | None:
-        """Return the next ticket when its time has come; None when all are sent and there will be no more."""
-        with self._changed:
-            while not (self._stopping or (self._delayed and self._delayed[0][0] <= time.monotonic())):
-                self._changed.wait(self._delayed[0][0] - time.monotonic() if self._delayed else None)
-            if not self._delayed:
-                return None
-            _, ticket, spec = heapq.heappop(self._delayed)
-            self._names.discard(ticket)
-            return ticket, spec
+    def _send_due(self, now: float) -> None:
+        with self._lock:
+            due = {ticket: spec for ticket, (at, spec) in self._delayed.items() if at <= now}
+            self._delayed = {ticket: entry for ticket, entry in self._delayed.items() if ticket not in due}
+        for ticket, spec in due.items():
+            self.send(spec, [ticket])

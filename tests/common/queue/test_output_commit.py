@@ -262,7 +262,7 @@ def test_a_broken_list_of_commits_stops_no_reaper(
         written.commit(written.lease(), Outcome("output"))
     server.client.hset(JobKeys.of(written.spec.id).commit_history, "0", forged)
     workers = start_workers(HUGQUEUE_SHARED=str(tmp_path))
-    wait_until(lambda: "cannot be looked after" in workers.text(), 30, "it is logged")
+    wait_until(lambda: "cannot be inspected" in workers.text(), 30, "it is logged")
     assert "Traceback" not in workers.text()
     (tmp_path / "in.txt").write_text("a\n")
     shell.run("submit", "--task", "test-echo", "in.txt", "--wait")
