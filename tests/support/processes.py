@@ -160,7 +160,7 @@ class Workers:
 
     def device(self) -> psutil.Process:
         """The device process."""
-        return wait_until(lambda: self._find("workers.device"), 30, "a device process")
+        return wait_until(lambda: self._find("workers.device.server"), 30, "a device process")
 
     def _find(self, word: str) -> psutil.Process | None:
         for process in self.processes():
