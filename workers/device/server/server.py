@@ -125,11 +125,12 @@ class DeviceServer:
         outcomes = run_chunk(runner, request.records, params, self._device, request, inputs)
         seconds = time.perf_counter() - begun
 
-        def encode() -> Result:
+        run_info, budget = loaded.run_info(), loaded.runner.budget
+        batch_sizes = {loaded.digest: budget.tokens} if budget else {}
+
+        def encode() -> Result:  # without the model: what still waits to be sent must not keep it from being evicted
             payload, counts = encode_chunk(request.records, outcomes, output_type)
-            result = ChunkResult(payload, counts, seconds, loaded.run_info())
-            budget = loaded.runner.budget
-            return Result(id=request.id, result=result, batch_sizes={loaded.digest: budget.tokens} if budget else {})
+            return Result(request.id, result=ChunkResult(payload, counts, seconds, run_info), batch_sizes=batch_sizes)
 
         if self._is_serial:
             request.answer(encode())
