@@ -48,5 +48,6 @@ def checked(value: object, kind: Any, what: str, *, strict: bool = True) -> Any:
             where = f"{what}'s {'key in ' if match['key'] else ''}{match['path']}"
         for regex, meaning in _MEANINGS.items():
             words = words.replace(regex, meaning)
+        words = re.sub(r"`str` of length <= (\d+)", r"a text of up to \1 characters", words)
         tail = "" if "missing required" in words else f", found {found!r:.80}"
         raise ValueError(f"{where}: {words[:1].lower()}{words[1:]}{tail}") from error

@@ -63,7 +63,7 @@ def remove_heartbeat(client: "redis.Redis", name: str) -> None:
 
 
 def cap_heartbeat_ttls(client: "redis.Redis") -> None:
-    """See that no heartbeat lasts longer than `TTL`, as those of dead workers do when Redis's clock is set back."""
+    """Shorten heartbeats that would last longer than `TTL`: those of dead workers do when Redis's clock is set back."""
     names = [keys.worker(name.decode(errors="replace")) for name in client.smembers(keys.WORKERS)]
     with client.pipeline(transaction=False) as pipe:
         for name in names:
@@ -75,7 +75,7 @@ def cap_heartbeat_ttls(client: "redis.Redis") -> None:
 
 
 def live_workers(client: "redis.Redis") -> list[Heartbeat]:
-    """Return all live workers by name; names of dead ones are cleared away."""
+    """Return all live workers by name; names of dead ones are removed."""
     names = sorted(name.decode(errors="replace") for name in client.smembers(keys.WORKERS))
     if not names:
         return []

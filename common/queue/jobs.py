@@ -1,7 +1,7 @@
-"""The store: jobs in Redis, and the way to their payloads. Who may work on what is the ledger's."""
+"""Jobs in Redis: creating, finding and deleting them, and opening their payloads."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 import redis
@@ -15,7 +15,7 @@ from common.redis.scripts import Scripts
 from common.storage.locations import MayOpen
 from common.storage.storage import open_storage
 
-if TYPE_CHECKING:  # they bring pyarrow, which who looks at jobs does not need
+if TYPE_CHECKING:  # they import pyarrow, which commands that only look at jobs do not need
     from common.payloads.job_payloads import JobPayloads
     from common.payloads.output_committer import OutputCommitter
 
@@ -23,11 +23,30 @@ if TYPE_CHECKING:  # they bring pyarrow, which who looks at jobs does not need
 _PAGE = 100
 
 
+def _texts(members: Iterable[bytes]) -> list[str]:
+    return [member.decode(errors="replace") for member in members]
+
+
+def _decode(job_id: str, raw: Mapping[bytes, bytes]) -> Job | None:
+    """Return the job of a hash; None if it is not one of ours, or of another id, whose work it would be."""
+    try:
+        job = decode_job(raw)
+    except (ValueError, RecursionError):
+        return None
+    return job if job.id == job_id else None
+
+
 class JobStore:
     """Reads and writes jobs, and opens their payloads."""
 
     def __init__(self, client: "redis.Redis", result_ttl: float, may_open: MayOpen = lambda _: False) -> None:
-        """Take a connection, how long finished jobs are kept in seconds, and which addresses may be opened."""
+        """Use the Redis of `client`.
+
+        Args:
+            client: a connection.
+            result_ttl: seconds for which finished jobs are kept.
+            may_open: whether this process may open a path or URL that a job names.
+        """
         self.client = client
         self._may_open = may_open
         self._scripts = Scripts(client)
@@ -40,8 +59,8 @@ class JobStore:
 
         Args:
             spec: the job.
-            key: its idempotency key: of all jobs with that key only one is begun, and its id returned. A job that was
-                cut off before it was accepted, and that a reaper has failed since, gives the key up.
+            key: its idempotency key. If a job has it already, that job's id is returned and no job begun; a job that
+                was abandoned before it was accepted loses its key.
 
         Raises:
             redis.RedisError: Redis is away or full.
@@ -55,35 +74,29 @@ class JobStore:
         """Return the job.
 
         Raises:
-            UnknownJob: there is none of that id, or no longer.
+            UnknownJob: there is no such job, or it is not one that this release can read.
         """
-        raw = self.client.hgetall(JobKeys.of(job_id).job)
-        try:
-            job = decode_job(raw)
-        except (ValueError, RecursionError) as error:
-            raise UnknownJob(job_id) from error
-        if job.id != job_id:  # written by hand: its work would be another job's
+        job = _decode(job_id, self.client.hgetall(JobKeys.of(job_id).job))
+        if job is None:
             raise UnknownJob(job_id)
         return job
 
     def exists(self, job_id: str) -> bool:
-        """Return whether anything is kept under that id, be it readable or not."""
+        """Whether Redis holds a job of that id, readable or not."""
         return bool(self.client.exists(JobKeys.of(job_id).job))
 
     def newest(self) -> str | None:
         """Return the id of the job that was submitted last."""
-        for job in self.each_job():
-            return job.id
-        return None
+        return next((job.id for job in self.each_job()), None)
 
     def ids_with_prefix(self, prefix: str) -> list[str]:
-        """Return the ids of the jobs there are that begin so, the newest first."""
-        ids = [member.decode(errors="replace") for member in self.client.zrevrange(keys.JOBS, 0, -1)]
+        """Return the ids of the jobs that begin with `prefix`, the newest first."""
+        ids = _texts(self.client.zrevrange(keys.JOBS, 0, -1))
         return [job_id for job_id in ids if job_id.startswith(prefix) and self.exists(job_id)]
 
     def each_job(self) -> Iterator[Job]:
-        """Yield all jobs, the newest first, looked up as they are asked for; forget those whose time is over."""
-        ids = [member.decode(errors="replace") for member in self.client.zrevrange(keys.JOBS, 0, -1)]
+        """Yield all jobs, the newest first, a page of them per round trip; ids of expired jobs are removed."""
+        ids = _texts(self.client.zrevrange(keys.JOBS, 0, -1))
         for start in range(0, len(ids), _PAGE):
             yield from self._page(ids[start : start + _PAGE])
 
@@ -96,35 +109,30 @@ class JobStore:
         if gone:
             self.client.zrem(keys.JOBS, *gone)
         for job_id, raw in zip(ids, answers, strict=True):
-            try:
-                job = decode_job(raw) if raw and isinstance(raw, dict) else None
-            except (ValueError, RecursionError):
-                continue  # written by hand or by another version: not ours to show
-            if job is not None and job.id == job_id:
+            if isinstance(raw, dict) and (job := _decode(job_id, raw)) is not None:
                 yield job
 
     def active(self) -> list[str]:
         """Return the ids of unfinished jobs."""
-        return sorted(member.decode(errors="replace") for member in self.client.smembers(keys.ACTIVE))
+        return sorted(_texts(self.client.smembers(keys.ACTIVE)))
 
     def active_pages(self, size: int) -> Iterator[list[str]]:
-        """Yield the ids of unfinished jobs, about so many at a time; one that comes meanwhile may be left out."""
+        """Yield the ids of unfinished jobs, about `size` at a time; one that is added meanwhile may be missed."""
         cursor = None
         while cursor != 0:
             cursor, members = self.client.sscan(keys.ACTIVE, cursor or 0, count=size)
-            yield [member.decode(errors="replace") for member in members]
+            yield _texts(members)
 
     def due(self) -> list[str]:
-        """Return the ids of unfinished jobs to which something may have happened, by Redis's clock."""
-        found = self.client.zrangebyscore(keys.DUE, "-inf", self.now())
-        return [member.decode(errors="replace") for member in found]
+        """Return the ids of unfinished jobs that a reaper is to check by now, by Redis's clock."""
+        return _texts(self.client.zrangebyscore(keys.DUE, "-inf", self.now()))
 
     def delete(self, job_id: str, *, unfinished: bool = True) -> str:
-        """Delete a job and all that belongs to it; Redis does that even when it is full.
+        """Delete a job and all that belongs to it, even when Redis is full.
 
         Args:
             job_id: the job.
-            unfinished: whether it may be unfinished; whoever works on it finds that it is gone.
+            unfinished: whether it may be unfinished; workers on it find that it is gone.
 
         Returns:
             `deleted`; `unknown`; or the status that prevents it.
@@ -132,18 +140,18 @@ class JobStore:
         parts = self._parts_of(job_id)
         answer = str(self._scripts.run("delete", job_id, int(unfinished)).decode())
         if answer == "deleted":
-            with contextlib.suppress(StorageError):  # the reaper removes what this process cannot, or may not
+            with contextlib.suppress(StorageError):  # the reaper removes what this process cannot
                 self.remove_files(job_id)
                 if parts is not None:
                     parts.forget()
         return answer
 
     def note(self, job_id: str, field: str, value: str) -> None:
-        """Write one word about a job: its `stage`, or when its producer was last seen."""
+        """Write a field of a job that has not ended: its `stage`, or when its producer was last seen."""
         self._scripts.write(job_id, "job", field, value)
 
     def now(self) -> float:
-        """Return Redis's clock, in seconds: the only clock that all sides share."""
+        """Return the time of Redis's clock, in seconds: the only clock that all sides share."""
         seconds, micros = cast("tuple[int, int]", self.client.time())
         return seconds + micros / 1e6
 
@@ -153,16 +161,16 @@ class JobStore:
         """Return the payloads of a job.
 
         Raises:
-            ModelError: `address_not_allowed`, the job names a place that this process may not open.
+            ModelError: `address_not_allowed`, the job names a location that this process may not open.
         """
         from common.payloads.job_payloads import JobPayloads
 
         return JobPayloads(self.client, self._scripts, spec, self._may_open)
 
     def orphaned_files(self, cursor: int, count: int) -> tuple[int, list[str]]:
-        """Return jobs that are there no longer, but their files are: of about `count` jobs, and where to go on.
+        """Check the files of about `count` jobs; return the next cursor, and the jobs that no longer exist.
 
-        Begin with the cursor 0; with 0 all are through.
+        The first cursor is 0, and so is the one after the last jobs.
         """
         cursor, stored = self.client.hscan(keys.STORED, cursor, count=count)
         ids = [job_id for raw_id in stored if JOB_ID.match(job_id := raw_id.decode(errors="replace"))]
@@ -172,14 +180,14 @@ class JobStore:
             return cursor, [job_id for job_id, found in zip(ids, pipe.execute(), strict=True) if not found]
 
     def _parts_of(self, job_id: str) -> "OutputCommitter | None":
-        """Return the parts of a job that workers write, where this process may open them."""
+        """Return the output that workers write for a job, if there is one that this process may open."""
         try:
             return self.payloads(self.job(job_id).spec).parts
         except (UnknownJob, ModelError, StorageError):
             return None
 
     def remove_files(self, job_id: str) -> bool:
-        """Remove the files of a job, if this process may open their place; return whether there were any.
+        """Remove the files of a job, if this process may open their location; return whether there were any.
 
         Raises:
             StorageError: they cannot be removed now.

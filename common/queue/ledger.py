@@ -1,11 +1,11 @@
-"""The ledger: who works on which chunk, and which chunks are done. Celery carries turns; this keeps the work.
+"""The ledger: which worker has leased which chunk, and which chunks are done.
 
-A *ticket* names a job. Whoever takes it leases the job's next open chunk. A chunk is open, leased or committed. A lease
-is a key with a time to live, by Redis's own clock, so that wrong clocks of workers do no harm. A commit counts if it is
-the first of its chunk in its round; everything else changes nothing. Each step is one script: Redis runs it whole
-or not at all.
+Celery only carries *tickets*. A ticket names a job, and the worker that receives it leases the job's next open chunk. A
+chunk is open, delayed, leased or committed. A lease is a key with a time to live by Redis's own clock, so that wrong
+clocks of workers do no harm. The first commit of a chunk in a round counts; any other changes nothing. Each step is one
+Lua script, which Redis runs whole or not at all.
 
-The same cut as Temporal's activity leases, Faktory's reservations and Oban's producers: see docs/reliability.md.
+This is the design of Temporal's activity leases, Faktory's reservations and Oban's producers: see docs/reliability.md.
 """
 
 import json
@@ -23,15 +23,15 @@ from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
 from common.text import replace_control_chars
 
-#: Tickets a job has at least: enough for one worker to be at it with all its slots.
+#: Tickets that a job has at least: enough for all slots of one worker.
 MIN_TICKETS = 6
-#: And at most, whatever heartbeats say: these are written by whoever can write to Redis.
+#: And at most, whatever the heartbeats say: anybody who can write to Redis can write heartbeats.
 MAX_TICKETS = 10_000
-#: Members that are no text, which somebody else must have written, go through unchanged.
+#: Members that are not UTF-8, which somebody else must have written, pass through unchanged.
 _ANY_BYTES = "surrogateescape"
-#: Chunks whose commits one script forgets.
+#: Chunks whose commits one call of a script forgets.
 _AT_ONCE = 1000
-#: What the retry script says when another retry came in between.
+#: The retry script's answer when another retry came in between.
 _ANOTHER_ROUND = -2
 
 
@@ -42,71 +42,71 @@ class Lease:
     job_id: str
     chunk: int
     round: int
-    attempt: int  #: one more than the leases of this round whose workers died before they brought the chunk forward
-    serial: int  #: from 1; how often it was leased in this round: no two leases have the same
+    attempt: int  #: one more than the leases of this round whose workers died without progress
+    serial: int  #: number of this lease in this round, from 1
     holder: str  #: unique for each lease
-    next_ticket: str | None  #: a ticket that the holder has to send on
-    tries: int = 0  #: how often the chunk was given back in this round for a fault that may pass
+    next_ticket: str | None  #: a ticket that the holder is to send
+    tries: int = 0  #: how often the chunk was released in this round after a transient fault
 
     @property
     def version(self) -> tuple[int, int]:
-        """(round, serial): under what the outcomes are written."""
+        """(round, serial): the key under which the outcomes are written."""
         return self.round, self.serial
 
 
 @dataclass(frozen=True, slots=True)
 class ReapReport:
-    """What a look after a job found."""
+    """The state of a job that a reaper has checked."""
 
-    status: str  #: `unknown`: there is none
-    opened: list[int]  #: chunks whose lease had run out
-    recovered: list[int]  #: chunks that had got lost: a key of the job was deleted
-    open: int  #: how many chunks nobody works on
-    output_uncommitted: bool  #: all is done but to note that the output is complete
-    producer_seen: str  #: when, by Redis's clock
-    tickets: set[str]  #: those that count
+    status: str  #: `unknown` if there is no such job
+    opened: list[int]  #: chunks whose lease had expired
+    recovered: list[int]  #: chunks that were on no list: a key of the job was deleted
+    open: int  #: number of open chunks
+    output_uncommitted: bool  #: whether only the commit of its output is missing
+    producer_seen: str  #: when its producer was last seen, by Redis's clock
+    tickets: set[str]  #: the valid ones
 
     @classmethod
     def of(cls, answer: Sequence[Any]) -> "ReapReport":
-        """Return what the script answered."""
+        """Return the report in the script's answer."""
         status, opened, recovered, open_chunks, uncommitted, seen, tickets = answer
         names = {ticket.decode(errors=_ANY_BYTES) for ticket in tickets}
         return cls(status.decode(), opened, recovered, open_chunks, bool(uncommitted), seen.decode(), names)
 
 
 class Ledger:
-    """The steps of a job's work, each of them atomic."""
+    """The steps of a job's life, each of them atomic."""
 
-    def __init__(self, client: "redis.Redis", lease: float) -> None:
+    def __init__(self, client: "redis.Redis", lease_seconds: float) -> None:
         self.client = client
-        self._lease_ms = int(lease * 1000)
+        self._lease_ms = int(lease_seconds * 1000)
         self._scripts = Scripts(client)
 
     def accept(self, job_id: str, chunks: int, records: int) -> None:
-        """Accept a job: from here on it is run.
+        """Accept a job: workers run it from here on.
 
         Raises:
-            NotSubmitting: it is no longer being submitted (it was cancelled, or abandoned).
+            NotSubmitting: it is no longer being submitted, because it was cancelled or abandoned.
         """
         answer = self._run("accept", job_id, chunks, records).decode()
         if answer != "queued":
             raise NotSubmitting(job_id, answer)
 
     def issue_tickets(self, job_id: str, most: int) -> list[str]:
-        """Return ids of new tickets to send, so that the job has up to `most`, none if it has them."""
+        """Return the ids of new tickets to send, so that the job has up to `most`."""
         ids = [str(uuid.uuid4()) for _ in range(min(most, MAX_TICKETS))]
         return [ticket.decode() for ticket in self._run("issue_tickets", job_id, most, *ids)]
 
     def tickets(self, job_id: str) -> set[str]:
-        """Return the ids of the tickets that count."""
+        """Return the ids of a job's valid tickets."""
         return {ticket.decode(errors=_ANY_BYTES) for ticket in self.client.smembers(JobKeys.of(job_id).tickets)}
 
     def has_ticket(self, job_id: str, ticket: str) -> bool:
-        """Return whether a ticket counts."""
+        """Whether a ticket is valid."""
         return bool(self.client.sismember(JobKeys.of(job_id).tickets, ticket))
 
     def void_tickets(self, job_id: str, tickets: Sequence[str]) -> None:
-        """Strike lost tickets off the list."""
+        """Make tickets invalid that were lost."""
         if tickets:
             names = (ticket.encode(errors=_ANY_BYTES) for ticket in tickets)
             self.client.srem(JobKeys.of(job_id).tickets, *names)
@@ -118,10 +118,10 @@ class Ledger:
 
         Args:
             job_id: the job.
-            ticket: what gives the right to a turn.
-            worker: who takes it.
-            most_tickets: how many tickets the job keeps.
-            call: a name for this call; made again under it, the call gives the lease whose answer was lost.
+            ticket: the id of the ticket that was received.
+            worker: the name of the worker.
+            most_tickets: how many tickets the job has at most.
+            call: a name for this call; repeated under the same name, it returns the lease whose answer was lost.
         """
         call = call or uuid.uuid4()
         holder, following = f"{worker}/{call.hex}", str(uuid.uuid5(call, "next ticket"))
@@ -132,17 +132,17 @@ class Ledger:
         return Lease(job_id, chunk, round_, attempt, serial, holder, following if more else None, tries)
 
     def renew(self, lease: Lease) -> str:
-        """Keep a lease; return the status of its job, or `lost` if the chunk is someone else's now."""
+        """Renew a lease; return the status of its job, or `lost` if another worker has leased the chunk."""
         return str(self._run("renew", lease.job_id, lease.chunk, lease.holder, self._lease_ms, lease.round).decode())
 
     def commit(self, lease: Lease, counts: Counts, run_info: Mapping[str, Json], max_failed: int | None = None) -> str:
-        """Mark a chunk as done, its outcomes being written; return `committed`, or why it was not.
+        """Commit a chunk whose outcomes are written; return `committed`, or why not: `double`, `stale` or `closed`.
 
         Args:
             lease: of the chunk.
             counts: its records by outcome.
-            facts: what ran them.
-            max_failed: with more failed records than that in one round, the job ends early.
+            run_info: what ran them: device, dtype, versions, model commit.
+            max_failed: with more failed records than that in one round, the job fails.
         """
         numbers = (counts.succeeded, counts.failed, counts.truncated)
         limit = () if max_failed is None else (max_failed,)
@@ -150,36 +150,36 @@ class Ledger:
         return str(answer.decode())
 
     def note_isolated(self, lease: Lease, *, done: int | None, now: int | None, kept: int) -> None:
-        """Note which record of a chunk has got past running alone, and which is about to run so.
+        """Note which record of a chunk the worker survived running alone, and which it runs alone next.
 
         Args:
             lease: of the chunk.
-            done: the position that the worker has survived; the first time it is a step forward.
-            now: the position that is blamed if the worker dies, until it is given back or another one is noted.
-            kept: how many earlier deaths a step forward leaves counted: so many keep the chunk cautious.
+            done: the position that the worker has survived; the first time it counts as progress.
+            now: the position to blame if the worker dies before the chunk is released or another one is noted.
+            kept: how many earlier deaths stay counted after progress: so many keep the chunk running serially.
         """
         positions = ("" if position is None else position for position in (done, now))
         self._run("note_isolated", lease.job_id, lease.chunk, lease.holder, *positions, kept)
 
     def isolated_deaths(self, lease: Lease) -> list[int]:
-        """Return the positions that ran alone when workers died over this chunk, one for each death of this round."""
+        """Return the positions that ran alone when workers died in this round, one for each death."""
         raw = self.client.hget(JobKeys.of(lease.job_id).attempts, f"{lease.chunk}:isolated_deaths")
         return [int(position) for position in (raw or b"").split() if position.isdigit()]
 
     def advance(self, lease: Lease, steps: int) -> bool:
-        """Note that a train chunk can go on from `steps` whatever happens; return whether that is further than before.
+        """Note that training can resume from step `steps`; return whether that is further than before.
 
-        The lease is not held against the chunk then: a job that trains for days may outlive many workers.
+        The lease does not count as a failed attempt then: a job that trains for days may outlive many workers.
         """
         return bool(self._run("advance", lease.job_id, lease.chunk, lease.holder, steps))
 
     def refuse(self, job_id: str, worker: str, reason: str) -> set[str]:
-        """Note that a worker cannot serve the job; return the names of all that cannot."""
+        """Note that a worker cannot run the job; return the names of all workers that cannot."""
         self._scripts.write(job_id, "refusals", worker, replace_control_chars(reason))
         return {name.decode() for name in self.client.hkeys(JobKeys.of(job_id).refusals)}
 
     def serve(self, job_id: str, worker: str) -> None:
-        """Take a refusal back."""
+        """Withdraw a worker's refusal."""
         self.client.hdel(JobKeys.of(job_id).refusals, worker)
 
     def release_chunk(self, lease: Lease, *, delay: float | None = None) -> None:
@@ -190,7 +190,7 @@ class Ledger:
         """Stop a job; return its status.
 
         Raises:
-            UnknownJob: there is none of that id.
+            UnknownJob: there is no such job.
         """
         status = str(self._run("cancel", job_id).decode())
         if status == "unknown":
@@ -198,13 +198,13 @@ class Ledger:
         return status
 
     def is_committed(self, job_id: str, chunk: int) -> bool:
-        """Return whether a chunk is done in the job's present round."""
+        """Whether a chunk is committed in the job's present round."""
         return bool(self.client.hexists(JobKeys.of(job_id).commits, str(chunk)))
 
     def uncommitted_output(self, job_id: str) -> dict[int, list[Version]]:
-        """Return the versions of each chunk's commits, of a job that lacks nothing but to say that its files are there.
+        """Return the versions of each chunk's commits, of a job that only lacks the commit of its output.
 
-        Of any other job nothing is returned; of a chunk whose list of them is lost, none.
+        Returns nothing for any other job, and no version for a chunk whose commit history is lost.
 
         Raises:
             PayloadError: a list of commits is broken.
@@ -213,41 +213,41 @@ class Ledger:
         return {int(chunk): decode_versions(raw) for chunk, raw in zip(found[::2], found[1::2], strict=True)}
 
     def committed(self, job_id: str) -> dict[int, list[Version]]:
-        """Return the versions of each chunk's commits, of all rounds; of one whose list of them is lost, none."""
+        """Return the versions of each chunk's commits, of all rounds; none for a chunk whose commit history is lost."""
         commit_history = self.client.hgetall(JobKeys.of(job_id).commit_history)
         commits: dict[int, list[Version]] = {int(chunk): [] for chunk in self.client.hkeys(JobKeys.of(job_id).commits)}
         return commits | {int(chunk): decode_versions(raw) for chunk, raw in commit_history.items()}
 
     def forget_commits(self, job_id: str, round_: int | bytes, chunks: Sequence[int]) -> None:
-        """Forget what was committed of chunks whose outcomes are lost, and open them; in another round, do nothing."""
+        """Open chunks again whose outcomes are lost; do nothing if the job is in another round by now."""
         for first in range(0, len(chunks), _AT_ONCE):
             self._run("forget_commits", job_id, round_, *chunks[first : first + _AT_ONCE])
 
     def failures_by_chunk(self, job_id: str) -> dict[int, int]:
-        """Return how many records of a chunk failed, for the chunks where any did."""
-        return {
-            int(chunk): int(failed) for chunk, failed in self.client.hgetall(JobKeys.of(job_id).failed_counts).items()
-        }
+        """Return the number of failed records of each chunk that has any."""
+        counts = self.client.hgetall(JobKeys.of(job_id).failed_counts)
+        return {int(chunk): int(failed) for chunk, failed in counts.items()}
 
     def note_output_committed(self, job_id: str, round_: int) -> bool:
-        """Note that the files of a job are all there, which completes it; return whether it was not noted before."""
+        """Note that the output of a job is complete, which completes the job; return whether this call did it."""
         return bool(self._run("note_output_committed", job_id, round_))
 
     def fail(self, job_id: str, failure: Failure) -> bool:
-        """End a job early and keep what is done; return whether it was not over before."""
+        """Fail a job and keep what is done; return whether this call did it."""
         return bool(self._run("fail", job_id, failure.code, replace_control_chars(failure.message)))
 
     def retry(self, job_id: str, lost: Callable[[], Sequence[int]] = tuple) -> int:
-        """Open a new round over all that failed, never ended or is lost; return how many chunks are open.
+        """Begin a new round over all chunks that failed, never finished or are lost; return how many are open.
 
-        A job that was ended when all its chunks were committed is completed instead, or running until its output is.
+        A job that had failed or was cancelled with all its chunks committed is completed instead, or running until
+        its output is committed.
 
         Args:
             job_id: the job.
-            lost: gives the chunks whose outcomes are gone.
+            lost: returns the chunks whose outcomes are lost.
 
         Raises:
-            UnknownJob: there is none of that id.
+            UnknownJob: there is no such job.
             UsageError: the job is not finished, or was never accepted.
         """
         open_chunks = _ANOTHER_ROUND
@@ -264,7 +264,7 @@ class Ledger:
         return int(open_chunks)
 
     def _reopen(self, job_id: str) -> bytes:
-        """Open all chunks with failed records, some at a time, for a retry; return the round in which they failed."""
+        """Open all chunks with failed records, a page at a time, for a retry; return the round in which they failed."""
         cursor: bytes | int = 0
         while True:
             cursor, round_ = self._run("reopen_failed", job_id, cursor)
@@ -272,17 +272,17 @@ class Ledger:
                 return bytes(round_)
 
     def reap_jobs(self, job_ids: Sequence[str], *, judging: bool = True) -> "list[ReapReport | redis.RedisError]":
-        """Do what is due for these jobs, and return what a reaper has to know of each; an error stands for its own job.
+        """Open chunks with expired leases and finish what is over; return a report for each job, or its error.
 
         Args:
             job_ids: the jobs.
-            judging: whether a lease that is not there was lost.
+            judging: whether a missing lease has expired; False soon after a restart of Redis.
         """
         answers = self._scripts.run_each("reap", job_ids, self._lease_ms, int(judging))
         return [answer if isinstance(answer, redis.RedisError) else ReapReport.of(answer) for answer in answers]
 
     def abandon(self, job_id: str, producer_seen: str | float) -> bool:
-        """Fail a job that was not accepted and whose producer was last seen then; return whether that is so."""
+        """Fail a job that is not accepted and whose producer was last seen then; return whether this call did it."""
         return bool(self._run("abandon", job_id, producer_seen))
 
     def _run(self, script: str, job_id: str, *args: Any) -> Any:

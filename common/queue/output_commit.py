@@ -1,6 +1,6 @@
-"""The end of a job whose outcomes are in files: all of them are there, its output is whole, the job is completed.
+"""Output commit: completing a job whose outcomes are in files, once all of them are there.
 
-Whoever commits the last chunk does it. If that worker dies over it, a reaper does: each step may be done twice.
+The worker that commits the last chunk does it. If that worker dies, a reaper does: each step may happen twice.
 """
 
 import logging
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 def finish_commit(store: JobStore, ledger: Ledger, payloads: JobPayloads, lease: Lease) -> None:
-    """Put the part of a chunk that was just committed in its place, and end the job if it was the last one.
+    """Move the part of a chunk that was just committed to its final place; after the last one, complete the job.
 
-    What goes wrong here is no loss: the chunk is committed, and its part aside.
+    Nothing is lost if this fails: the chunk is committed and its part written, and a reaper tries again.
     """
     try:
         if payloads.parts is not None:
@@ -31,14 +31,14 @@ def finish_commit(store: JobStore, ledger: Ledger, payloads: JobPayloads, lease:
 
 
 def commit_output(store: JobStore, ledger: Ledger, job_id: str, payloads: JobPayloads) -> bool:
-    """Say that the files of a job are all there, if that is all it lacks; return whether it was.
+    """Complete a job that only lacks the commit of its output; return whether this call did it.
 
-    Where some are gone, their chunks are opened again and the job fails: a retry runs them.
+    If files are missing, their chunks are opened and the job fails: a retry runs them again.
 
     Raises:
-        StorageError: their place cannot be read or written now.
-        PayloadError: the list of commits is broken.
-        UnknownJob: it was deleted meanwhile.
+        StorageError: the files cannot be read or written now.
+        PayloadError: a commit history is broken.
+        UnknownJob: the job was deleted meanwhile.
         redis.RedisError: Redis is away.
     """
     commits = ledger.uncommitted_output(job_id)
@@ -49,7 +49,7 @@ def commit_output(store: JobStore, ledger: Ledger, job_id: str, payloads: JobPay
         parts.commit_pending({chunk: versions[-1] for chunk, versions in commits.items() if versions})
     lost = payloads.lost(commits)
     job, failed = store.job(job_id), ledger.failures_by_chunk(job_id)
-    if ledger.uncommitted_output(job_id) != commits:  # another one has done it meanwhile
+    if ledger.uncommitted_output(job_id) != commits:  # another process has done it meanwhile
         return False
     if lost:
         ledger.forget_commits(job_id, job.round, lost)

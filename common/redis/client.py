@@ -1,4 +1,4 @@
-"""Connections to Redis with bounded waits, and its errors put into words."""
+"""Redis client: connections with bounded waits, retries, and error messages."""
 
 import contextlib
 import re
@@ -18,25 +18,25 @@ from common.redis.url import mask_url
 
 T = TypeVar("T")
 
-#: Seconds to wait for one answer, or for a connection.
+#: Seconds to wait for one answer or for a connection.
 TIMEOUT = 2.5
-#: Tries after the first, and seconds after which no further one is begun. A connection is made, then it is used: both
-#: together stay under the ten seconds after which a command must have ended.
+#: Retries, and seconds after which no further one begins. Connecting and then using the connection both take these:
+#: together they stay below the ten seconds after which a command must have ended.
 RETRIES, LAST_TRY = 2, 2.6
 
 
-#: Codes of refusals that pass by themselves, or once an operator has seen to it, and what Redis is at then.
-_REFUSALS = {
-    "BUSY": "is busy with a script that takes long",
+#: Error codes that are transient, or that an operator can resolve, and what they mean.
+_TRANSIENT_CODES = {
+    "BUSY": "is busy with a slow script",
     "LOADING": "is loading its data",
-    "MASTERDOWN": "is a replica that has lost its master",
+    "MASTERDOWN": "is a replica without its master",
     "MISCONF": "cannot write to its disk",
-    "NOREPLICAS": "has too few replicas to take writes (min-replicas-to-write)",
-    "READONLY": "is a replica at present, and takes no writes",
-    "TRYAGAIN": "moves its data at present",
+    "NOREPLICAS": "has too few replicas to accept writes (min-replicas-to-write)",
+    "READONLY": "is a replica at present and accepts no writes",
+    "TRYAGAIN": "is moving its data at present",
 }
-_CODE = re.compile(rf"(?:^|[\s-])({'|'.join(_REFUSALS)}) ")
-_CODES: Sequence[tuple[type[Exception], str]] = (
+_CODE = re.compile(rf"(?:^|[\s-])({'|'.join(_TRANSIENT_CODES)}) ")
+_CODE_OF_CLASS: Sequence[tuple[type[Exception], str]] = (
     (redis.exceptions.ReadOnlyError, "READONLY"),
     (redis.exceptions.MasterDownError, "MASTERDOWN"),
     (redis.exceptions.TryAgainError, "TRYAGAIN"),
@@ -45,13 +45,13 @@ _TRANSIENT = (redis.ConnectionError, redis.TimeoutError)
 
 
 class BoundedRetry(Retry):  # type: ignore[misc]
-    """redis-py's retries, which by themselves multiply: each try of a command tries its connection as often again."""
+    """redis-py's retries without their multiplication: each attempt of a command retries its connection as well."""
 
-    _within = threading.local()
+    _nested = threading.local()
 
     def call_with_retry(self, do: Callable[[], Any], fail: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return what `do` gives, tried again within bounds; within another such call it is tried once."""
-        if getattr(self._within, "active", False):
+        """Return what `do` returns, with bounded retries; inside another such call, without retries."""
+        if getattr(self._nested, "active", False):
             return Retry(NoBackoff(), 0).call_with_retry(do, fail, *args, **kwargs)
         end = time.monotonic() + LAST_TRY
 
@@ -60,11 +60,11 @@ class BoundedRetry(Retry):  # type: ignore[misc]
             if time.monotonic() > end:
                 raise error
 
-        self._within.active = True
+        self._nested.active = True
         try:
             return super().call_with_retry(do, failed, *args, **kwargs)
         finally:
-            self._within.active = False
+            self._nested.active = False
 
 
 def connect(url: str) -> "redis.Redis":
@@ -82,7 +82,7 @@ def connect(url: str) -> "redis.Redis":
 
 
 def client_url(url: str) -> str:
-    """Return the address as redis-py writes it: Celery writes a socket as `redis+socket:///path?virtual_host=0`."""
+    """Return the URL in redis-py's form: Celery writes a socket as `redis+socket:///path?virtual_host=0`."""
     parts = urlsplit(url)
     if parts.scheme != "redis+socket":
         return url
@@ -93,10 +93,10 @@ def client_url(url: str) -> str:
 
 @contextlib.contextmanager
 def redis_errors(url: str) -> Iterator[None]:
-    """Turn what redis-py raises into `StoreUnavailable`, in words.
+    """Turn errors of redis-py into `StoreUnavailable`.
 
     Raises:
-        StoreUnavailable: Redis is away, refuses the password, lacks a right, or is full.
+        StoreUnavailable: Redis cannot be reached, refuses the password or the command, or is full.
     """
     try:
         yield
@@ -105,33 +105,33 @@ def redis_errors(url: str) -> Iterator[None]:
 
 
 def explain(error: Exception, url: str) -> str:
-    """Return one sentence about what Redis (or the way to it) has."""
-    return f"Redis at {mask_url(url)} {_ailment(error, str(error), url)}"
+    """Return one sentence about what is wrong with Redis or the way to it."""
+    return f"Redis at {mask_url(url)} {_describe(error, str(error), url)}"
 
 
-def _ailment(error: Exception, text: str, url: str) -> str:
+def _describe(error: Exception, text: str, url: str) -> str:
     refused = (
         "refuses the user or the password."
         if urlsplit(url).password is not None
-        else "asks for a password, and the address has none. Write it as redis://:PASSWORD@HOST:PORT/0."
+        else "requires a password, and the URL has none. Write it as redis://:PASSWORD@HOST:PORT/0."
     )
     denied = isinstance(error, redis.AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text
     lacking = isinstance(error, redis.exceptions.NoPermissionError) or "NOPERM" in text
-    ailments = (
+    causes = (
         (denied, refused),
-        (lacking, f"does not allow this user what hugqueue needs: {text}"),
-        (is_redis_full(error), "is full (maxmemory). Finished jobs leave with their time to live."),
-        (_refusal_of(error) == "MISCONF", f"cannot write to its disk: {text}"),
-        (_refusal_of(error) in _REFUSALS, f"{_REFUSALS.get(_refusal_of(error))}."),
-        (answers_without_tls(error, url), "speaks no TLS: write redis:// in place of rediss://."),
+        (lacking, f"denies this user a command that hugqueue needs: {text}"),
+        (is_redis_full(error), "is full (maxmemory). Finished jobs are removed when their time to live is over."),
+        (_error_code(error) == "MISCONF", f"cannot write to its disk: {text}"),
+        (_error_code(error) in _TRANSIENT_CODES, f"{_TRANSIENT_CODES.get(_error_code(error))}."),
+        (answers_without_tls(error, url), "does not use TLS: write redis:// instead of rediss://."),
         (isinstance(error, redis.TimeoutError), "does not answer."),
         (isinstance(error, redis.ConnectionError), f"cannot be reached: {_certificate_fault(text) or text}"),
     )
-    return next((words for holds, words in ailments if holds), f"answers with an error: {text}")
+    return next((words for applies, words in causes if applies), f"answers with an error: {text}")
 
 
 def answers_without_tls(error: Exception, url: str) -> bool:
-    """Whether TLS was asked of a Redis that has none: it takes the greeting for half a command, and says nothing."""
+    """Whether the URL asks for TLS and Redis has none: it takes the handshake for half a command and sends nothing."""
     parts = urlsplit(url)
     if parts.scheme != "rediss" or not isinstance(error, redis.TimeoutError | redis.ConnectionError):
         return False
@@ -143,37 +143,37 @@ def answers_without_tls(error: Exception, url: str) -> bool:
 
 
 def _certificate_fault(text: str) -> str | None:
-    """Return what is wrong with the server's certificate, where that is what the error is about."""
+    """Return what is wrong with the server's certificate; None if the error is about something else."""
     match = re.search(r"certificate verify failed: (.*?)\.? \(_ssl", text)
     if match is None:
         return None
     return (
         f"its certificate is not trusted ({match[1]}). If a CA of your own signed it, name the CA's file in the "
-        "address: rediss://...?ssl_ca_certs=/PATH/ca.pem"
+        "URL: rediss://...?ssl_ca_certs=/PATH/ca.pem"
     )
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether waiting may help: Redis is away, loading its data, busy, a replica, or full for now, it or its disk."""
+    """Whether waiting may help: Redis is unreachable, loading, busy, a replica, or it or its disk is full for now."""
     if isinstance(error, StoreUnavailable):
         return is_transient(error.__cause__)
     if isinstance(error, redis.AuthenticationError) or _certificate_fault(str(error)) is not None:
         return False
     return isinstance(error, _TRANSIENT) or (
-        isinstance(error, redis.RedisError) and (is_redis_full(error) or _refusal_of(error) in _REFUSALS)
+        isinstance(error, redis.RedisError) and (is_redis_full(error) or _error_code(error) in _TRANSIENT_CODES)
     )
 
 
 def retry_while_unavailable(step: Callable[[], T], wait: Callable[[Exception], None]) -> T:
-    """Return what `step` returns, calling it again while Redis, or a storage, is unavailable.
+    """Return what `step` returns, calling it again while Redis or a storage is unavailable.
 
     Args:
-        step: what to do.
-        wait: gets the error and waits before the next attempt; raises to give up.
+        step: the call to retry.
+        wait: called with the error before the next attempt; waits, or raises to end the retries.
 
     Raises:
-        redis.RedisError: waiting does not help.
-        StoreUnavailable: the same, of a step that raises that.
+        redis.RedisError: the error is not transient.
+        StoreUnavailable: the same, if `step` raises that.
     """
     while True:
         try:
@@ -186,17 +186,18 @@ def retry_while_unavailable(step: Callable[[], T], wait: Callable[[Exception], N
             wait(error)
 
 
-def _refusal_of(error: Exception) -> str:
-    """Return the code with which Redis refuses a command for now; empty where it gave none.
+def _error_code(error: Exception) -> str:
+    """Return the transient error code in an error of Redis; empty if there is none.
 
-    redis-py takes some codes off the text and raises a class of its own; where a script met one, it is in a sentence.
+    redis-py removes some codes from the text and raises a class of its own; if a script failed, the code is in the
+    middle of the text.
     """
     match = _CODE.search(str(error)) if isinstance(error, redis.ResponseError) else None
-    return next((code for kind, code in _CODES if isinstance(error, kind)), match[1] if match else "")
+    return next((code for kind, code in _CODE_OF_CLASS if isinstance(error, kind)), match[1] if match else "")
 
 
 def is_redis_full(error: Exception) -> bool:
-    """Whether Redis had no room; where a script met that, Redis 6.2 puts it into a sentence of its own."""
+    """Whether Redis was out of memory; if a script failed, Redis 6.2 embeds the error in a text of its own."""
     return isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command not allowed" in str(error)
 
 
@@ -204,7 +205,7 @@ def wait_for(client: "redis.Redis", seconds: float) -> None:
     """Wait until Redis answers.
 
     Raises:
-        redis.RedisError: it does not within `seconds`.
+        redis.RedisError: it does not answer within `seconds`.
     """
     end = time.monotonic() + seconds
     while True:

@@ -1,4 +1,4 @@
-"""Whether Redis keeps what it is told: what hugqueue promises depends on settings of a server that is not its own."""
+"""Durability of Redis: whether its settings, which are not hugqueue's own, let it lose jobs."""
 
 import redis
 
@@ -6,28 +6,26 @@ from common.redis.url import mask_url
 
 
 def durability_warnings(client: "redis.Redis", url: str) -> list[str]:
-    """Return why Redis may lose jobs, a sentence each with what mends it; none where this user may not ask.
+    """Return why Redis may lose jobs, each with the setting that prevents it; nothing if this user may not ask.
 
     Raises:
-        redis.RedisError: Redis is away.
+        redis.RedisError: Redis is unavailable.
     """
     try:
-        facts = client.info("persistence") | client.info("memory")
+        info = client.info("persistence") | client.info("memory")
     except redis.exceptions.NoPermissionError:
         return []
     found = []
-    if not int(facts.get("aof_enabled", 1)):
-        found.append(_advice(url, "keeps no append-only file: a restart of it forgets all jobs", "appendonly yes"))
-    policy = facts.get("maxmemory_policy", "noeviction")
-    if int(facts.get("maxmemory", 0)) and policy != "noeviction":
-        fault = f"throws data away when its memory is full (maxmemory-policy {policy})"
-        found.append(_advice(url, fault, "maxmemory-policy noeviction"))
-    return found
-
-
-def _advice(url: str, fault: str, setting: str) -> str:
-    address = mask_url(url)
-    return (
-        f"Redis at {address} {fault}. To change that, run `redis-cli -u {address} config set {setting}` and put "
+    if not int(info.get("aof_enabled", 1)):
+        found.append(("keeps no append-only file, so a restart loses all jobs", "appendonly yes"))
+    policy = info.get("maxmemory_policy", "noeviction")
+    if int(info.get("maxmemory", 0)) and policy != "noeviction":
+        found.append(
+            (f"evicts data when its memory is full (maxmemory-policy {policy})", "maxmemory-policy noeviction")
+        )
+    masked = mask_url(url)
+    return [
+        f"Redis at {masked} {fault}. To change that, run `redis-cli -u {masked} config set {setting}` and put "
         f"`{setting}` into its redis.conf."
-    )
+        for fault, setting in found
+    ]

@@ -1,4 +1,4 @@
-"""The scripts of `lua/`, each a step on one job that Redis runs whole or not at all."""
+"""Lua scripts (`lua/`): each is a step on one job, which Redis runs whole or not at all."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,49 +11,49 @@ import redis
 from common.redis import keys
 from common.redis.keys import JobKeys
 
-#: How often Redis may be started again just between the sending of a script and its call.
+#: How often Redis may restart between the loading of a script and its call.
 _RESTARTS = 5
 
 
 class Scripts:
-    """Runs scripts by their names; sends each to Redis once."""
+    """Runs scripts by name; loads each into Redis once."""
 
     def __init__(self, client: "redis.Redis") -> None:
         self._client = client
-        self._known: dict[str, Any] = {}
+        self._registered: dict[str, Any] = {}
 
     def run(self, script: str, job_id: str, *args: Any) -> Any:
-        """Return what the script answers for that job.
+        """Return the script's answer for that job.
 
         Raises:
-            redis.RedisError: Redis is away or full, or the job's keys hold what they should not.
+            redis.RedisError: Redis is unavailable or full, or the job's keys hold values of a wrong type.
         """
-        self._know(script)
+        self._register(script)
         for _ in range(_RESTARTS):
-            # redis-py sends a script that Redis does not know and calls it again, once.
+            # redis-py loads a script that Redis does not know and calls it again, once.
             with suppress(redis.exceptions.NoScriptError):
-                return self._known[script](keys=_keys_for(job_id), args=args)
-        raise redis.ConnectionError(f"Redis forgets its scripts again and again: {script} was sent {_RESTARTS} times.")
+                return self._registered[script](keys=_keys_for(job_id), args=args)
+        raise redis.ConnectionError(f"Redis keeps forgetting its scripts: {script} was loaded {_RESTARTS} times.")
 
     def run_each(self, script: str, job_ids: Sequence[str], *args: Any) -> "list[Any | redis.RedisError]":
-        """Return what the script answers for each of these jobs, in one round trip; errors stand for their own job.
+        """Return the script's answer, or the error, for each of these jobs, in one round trip.
 
         Raises:
-            redis.RedisError: Redis is away.
+            redis.RedisError: Redis is unavailable.
         """
-        self._know(script)
+        self._register(script)
         with self._client.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                self._known[script](keys=_keys_for(job_id), args=args, client=pipe)
+                self._registered[script](keys=_keys_for(job_id), args=args, client=pipe)
             answers = pipe.execute(raise_on_error=False)
         return [
             self.run(script, job_id, *args) if isinstance(answer, redis.exceptions.NoScriptError) else answer
             for job_id, answer in zip(job_ids, answers, strict=True)
         ]
 
-    def _know(self, script: str) -> None:
-        if script not in self._known:
-            self._known[script] = self._client.register_script(script_text(script))
+    def _register(self, script: str) -> None:
+        if script not in self._registered:
+            self._registered[script] = self._client.register_script(script_text(script))
 
     def write(self, job_id: str, hash_name: str, field: str, value: str | bytes) -> bool:
         """Write a field of one of the job's hashes, unless the job has ended; return whether it was written."""
@@ -66,6 +66,6 @@ def _keys_for(job_id: str) -> list[str]:
 
 @cache
 def script_text(name: str) -> str:
-    """Return the text of a script as it is sent to Redis, what all of them share before it."""
+    """Return the text of a script as it is loaded into Redis, with the prelude that all scripts share."""
     folder = files("common.redis") / "lua"
     return (folder / "shared.lua").read_text() + (folder / f"{name}.lua").read_text()

@@ -67,7 +67,7 @@ def test_a_failure_s_message_is_one_line_of_the_worker_s_log(
 
 def test_a_traceback_in_a_log_is_indented() -> None:
     code = (
-        "import logging\nfrom common.logs import configure_logging\nset_up_logs()\n"
+        "import logging\nfrom common.logs import configure_logging\nconfigure_logging()\n"
         f"try: raise ValueError({EVIL!r})\nexcept ValueError: logging.exception('a fault of %s', {EVIL!r})"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -145,6 +145,6 @@ def test_a_user_without_the_rights_is_told_so_in_one_sentence(server: RedisServe
     server.client.execute_command("ACL", "SETUSER", "poor", "on", f">{PASSWORD}", "~other:*", "+@all")
     shell = Shell(environment(tmp_path, url_of(server, "poor")), tmp_path)
     done = shell.run("jobs", status=1)
-    assert "does not allow this user" in done.stderr
+    assert "denies this user" in done.stderr
     assert PASSWORD not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -36,11 +36,11 @@ def test_a_state_of_another_schema_is_refused_in_a_sentence(
         ["up", "--no-flower"],
     ):
         told = shell.run(*command, status=2).stderr
-        assert "of another release of hugqueue" in told and f"knows {SCHEMA}" in told, told
+        assert "by another release of hugqueue" in told and f"uses {SCHEMA}" in told, told
         assert "\x1b" not in told and "Traceback" not in told
     with pytest.raises(UsageError, match="another release"):
         Client(server.url)
     workers = start_workers(ready=False)
     assert wait_until(lambda: workers.process and workers.process.poll(), 60) == 2
-    assert "of another release of hugqueue" in workers.text() and "Traceback" not in workers.text()
+    assert "by another release of hugqueue" in workers.text() and "Traceback" not in workers.text()
     assert sorted(server.client.keys()) == before
