@@ -28,14 +28,14 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def loaded(gpt2: Path) -> PipelineRunner:
     runner = runner_of("text-generation", gpt2)
-    assert runner.task.continuous is None  # it is for GPUs
+    assert runner.task.batcher is None  # it is for GPUs
     assert try_continuous_batching(runner.task.pipe.model, **SMALL_CACHE) is not None
     return runner
 
 
 @pytest.fixture
 def runner(loaded: PipelineRunner) -> PipelineRunner:
-    loaded.task.continuous = ContinuousBatcher(loaded.task.pipe.model, **SMALL_CACHE)
+    loaded.task.batcher = ContinuousBatcher(loaded.task.pipe.model, **SMALL_CACHE)
     return loaded
 
 
@@ -52,8 +52,8 @@ def test_texts_and_their_counts_are_those_of_static_batches(gpt2, runner):
     with_ends(gpt2, runner)
     records = [*TEXTS, *mixed(20, longest=40)]
     found = runner.run(records, GREEDY, RecordingMonitor())
-    assert runner.task.continuous is not None
-    runner.task.continuous = None
+    assert runner.task.batcher is not None
+    runner.task.batcher = None
     expected = runner.run(records, GREEDY, RecordingMonitor())
     assert [one.output for one in found] == [one.output for one in expected]
     reasons = {text["finish_reason"] for one in found if one.output for text in one.output}
@@ -64,7 +64,7 @@ def test_requests_are_answered_the_same(runner):
     spec = JobSpec("0" * 12, "text-generation", "m", format="openai")
     records = [{"prompts": ["the old cat", "a dog"], "options": {"do_sample": False, "max_new_tokens": 5}}]
     found = wrap_openai_runner(spec, runner, 100).run(records, {}, RecordingMonitor())
-    runner.task.continuous = None
+    runner.task.batcher = None
     expected = wrap_openai_runner(spec, runner, 100).run(records, {}, RecordingMonitor())
     assert found[0].failure is None
     assert found[0].output == expected[0].output
@@ -93,9 +93,9 @@ def test_a_cancel_ends_the_loop_within_a_batch(runner):
 
 
 def test_a_loop_that_fails_leaves_its_texts_to_static_batches(runner):
-    runner.task.continuous._options["page_size"] = 0
+    runner.task.batcher._options["page_size"] = 0
     found = runner.run(["the old cat", "a dog"], GREEDY, RecordingMonitor())
-    assert runner.task.continuous is None
+    assert runner.task.batcher is None
     assert [one.failure for one in found] == [None, None]
 
 

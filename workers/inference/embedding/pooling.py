@@ -1,11 +1,9 @@
-"""From the hidden states of a text's tokens to its one vector: pooling, linear layers, normalisation.
+"""Pooling, dense layers and normalization: from the hidden states of a text's tokens to its vector.
 
-The arithmetic is that of sentence-transformers (`Pooling`, `Dense`, `Normalize`),
-in float32 whatever the model runs in.
+Computes what sentence-transformers does (`Pooling`, `Dense`, `Normalize`), in float32 whatever the model's dtype.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from pickle import UnpicklingError
 
 import torch
@@ -18,13 +16,13 @@ from workers.inference.embedding.sentence_transformers_config import DenseConfig
 
 
 def pool(hidden: Tensor, mask: Tensor, modes: tuple[str, ...], skip: int = 0) -> Tensor:
-    """Return one vector for each text, the results of `modes` joined.
+    """Return one vector for each text, the results of `modes` concatenated.
 
     Args:
         hidden: (texts, tokens, width), float32, padded on the right.
         mask: (texts, tokens), 1 for a token and 0 for padding.
         modes: from `common.task_params.POOLING_MODES`.
-        skip: how many tokens at the beginning, those of a prompt, are left out.
+        skip: how many tokens at the beginning, those of a prompt, are excluded.
     """
     chosen = mask.clone()
     chosen[:, :skip] = 0
@@ -76,43 +74,40 @@ _POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def normalize(vectors: Tensor) -> Tensor:
-    """Return (texts, width) as it came, each row scaled to length 1."""
+    """Return vectors (texts, width) scaled to length 1."""
     scaled: Tensor = nn.functional.normalize(vectors, dim=-1)
     return scaled
 
 
-class Dense:
-    """A linear layer over the vectors, and its activation."""
+class Dense(nn.Module):  # type: ignore[misc]
+    """A linear layer over the vectors, with an activation; its weights have the names of sentence-transformers."""
 
-    def __init__(self, config: DenseConfig, weights: Mapping[str, Tensor]) -> None:
-        """Take the layer's weights, by the names that `Linear` modules `linear` and `residual` give them.
+    def __init__(self, config: DenseConfig) -> None:
+        """Create the layer without its weights.
 
         Raises:
-            KeyError: a weight is missing, or has another shape.
-            ModelError: `unknown_module`, an activation that we do not have.
+            ModelError: `unknown_module`, an activation that is not supported.
         """
-        shape = (config.outputs, config.inputs)
-        self._weight = _shaped(weights, "linear.weight", shape)
-        self._bias = _shaped(weights, "linear.bias", shape[:1]) if config.bias else None
-        self._activation = _activation(config.activation, weights)
-        self._add_input = config.residual
-        projected = config.residual and config.inputs != config.outputs
-        self._residual = _shaped(weights, "residual.weight", shape) if projected else None
+        super().__init__()
+        inputs, outputs = config.in_features, config.out_features
+        projects = config.use_residual and inputs != outputs
+        self.linear = nn.Linear(inputs, outputs, bias=config.bias)
+        self.activation_function = _activation(config.activation_function)
+        self.residual = nn.Linear(inputs, outputs, bias=False) if projects else nn.Identity()
+        self._adds_input = config.use_residual
 
-    def __call__(self, vectors: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor) -> Tensor:
         """Return (texts, outputs) for (texts, inputs)."""
-        result: Tensor = self._activation(nn.functional.linear(vectors, self._weight, self._bias))
-        if not self._add_input:
-            return result
-        return result + (vectors if self._residual is None else nn.functional.linear(vectors, self._residual))
+        result: Tensor = self.activation_function(self.linear(vectors))
+        return result + self.residual(vectors) if self._adds_input else result
 
 
 def load_dense(config: DenseConfig, device: str, *, allow_pickle: bool = False) -> Dense:
     """Return the layer with the weights in its directory.
 
     Raises:
-        ModelError: `unsafe_weights`, only a pickle where none is allowed; `missing_weights`, it holds other weights;
-            `unknown_module`, an activation that torch does not have.
+        ModelError: `unsafe_weights`, there is only a pickle, which is not allowed; `missing_weights`, the file has
+            other weights; `unknown_module`, an activation that is not supported.
     """
     path = config.directory / "model.safetensors"
     if not path.exists() and allow_pickle:
@@ -120,43 +115,28 @@ def load_dense(config: DenseConfig, device: str, *, allow_pickle: bool = False) 
     if not path.exists():
         raise ModelError(
             "unsafe_weights",
-            f"{config.directory} has no model.safetensors; other formats can run code when opened. Convert it once, "
+            f"{config.directory} has no model.safetensors; other formats can run code when loaded. Convert it once "
             "where you trust it: SentenceTransformer(...).save(DIRECTORY) writes safetensors.",
         )
+    layer = Dense(config)
     try:
-        return Dense(config, {name: value.float() for name, value in _weights(path, device).items()})
-    except (SafetensorError, UnpicklingError, KeyError) as error:
-        raise ModelError("missing_weights", f"{path} does not hold the layer's weights: {error}") from error
+        is_safe = path.suffix == ".safetensors"
+        layer.load_state_dict(load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True))
+    except (SafetensorError, UnpicklingError, RuntimeError) as error:
+        raise ModelError("missing_weights", f"{path} does not have the layer's weights: {error}") from error
+    ready: Dense = layer.to(device).eval().requires_grad_(False)  # in training, some activations add noise
+    return ready
 
 
-def _weights(path: Path, device: str) -> Mapping[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return dict(load_file(path, device))
-    return dict(torch.load(path, map_location=device, weights_only=True))
-
-
-def _shaped(weights: Mapping[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
-    found = weights.get(name)
-    if found is None or found.shape != torch.Size(shape):
-        shapes = {key: tuple(value.shape) for key, value in weights.items()}
-        raise KeyError(f"expected {name} of shape {tuple(shape)}, found {shapes}")
-    return found
-
-
-def _activation(name: str, weights: Mapping[str, Tensor]) -> nn.Module:
-    """Return an activation of torch's own, with its weights (PReLU's slope) if it has any.
-
-    A name in a file of the model's must not choose what is imported.
-    """
+def _activation(name: str) -> nn.Module:
+    """Return an activation of torch; a name in a model's file must not import anything else."""
     package, _, kind = name.rpartition(".")
     found = getattr(nn, kind, None)
-    if package.startswith("torch.nn") and isinstance(found, type) and issubclass(found, nn.Module):
-        try:
-            activation = found().eval().requires_grad_(False)  # noise is for training
-        except TypeError as error:
-            raise ModelError("unknown_module", f"Its Dense layer has the activation {name!r}: {error}") from error
-        usual = activation.state_dict()
-        own = {key: _shaped(weights, f"activation_function.{key}", value.shape) for key, value in usual.items()}
-        activation.load_state_dict(own, assign=True)
-        return activation
-    raise ModelError("unknown_module", f"Its Dense layer has the activation {name!r}; expected a class of torch.nn.")
+    if not (package.startswith("torch.nn") and isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ModelError(
+            "unknown_module", f"Its Dense layer has the activation {name!r}; expected a class of torch.nn."
+        )
+    try:
+        return found()
+    except TypeError as error:
+        raise ModelError("unknown_module", f"Its Dense layer has the activation {name!r}: {error}") from error

@@ -1,8 +1,8 @@
-"""Continuous batching for text generation: where a text ends, the next one takes its place at once.
+"""Continuous batching for text generation: when a text ends, the next one takes its place at once.
 
-A static batch computes until its longest text ends. Here transformers' own loop over a paged cache does the work
-(`transformers.generation.continuous_batching`), for as long as a chunk takes: what it holds of the device's memory is
-free again afterwards, for models that are loaded later. Knows token ids and generation configurations, no records.
+A static batch computes until its longest text ends. This uses transformers' own loop over a paged cache
+(`transformers.generation.continuous_batching`) for the duration of a chunk; its device memory is then free for other
+models. Works on token ids and generation configurations, not on records.
 """
 
 import copy
@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig
 
+from workers.inference.core.fallbacks import count_fallback
 from workers.inference.core.runner import NullMonitor, RunMonitor
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks whether steps were made, while no text ends.
+#: Seconds between two checks for progress while no text ends.
 _POLL = 0.1
-#: What the trial generates from: prompts of two lengths, of tokens that every vocabulary has.
+#: Prompts of a trial: two lengths, of tokens that every vocabulary has; and how many tokens it generates.
 _TRIAL_PROMPTS, _TRIAL_TOKENS = ([5, 6, 7], [8, 9, 5, 6, 7]), 4
-#: Settings that ask for more than one row, or for an end that only `generate` knows, and their values that do not.
+#: Parameters that continuous batching does not support, and their values without effect.
 _NOOP_VALUES = {
     "num_beams": (None, 1),
     "num_return_sequences": (None, 1),
@@ -34,38 +35,38 @@ _NOOP_VALUES = {
 
 
 class ContinuousBatcher:
-    """Generates with one model.
+    """Generates text with one model in continuous batches.
 
     Args:
         model: with a head for generation.
-        options: for transformers' `ContinuousBatchingConfig`; left out, what suits the device.
+        options: for transformers' `ContinuousBatchingConfig`, which adapts the others to the device.
     """
 
     def __init__(self, model: Any, **options: Any) -> None:
         self._model = model
-        # By itself it would look for kernels on the hub; and a part of the memory is for what else is loaded.
+        # The defaults look for kernels on the hub, and leave no memory to other models.
         self._options = {"auto_switch_to_flash": False, "max_memory_percent": 0.8, **options}
 
     def supports(self, config: Any) -> bool:
-        """Whether texts under this generation configuration come out as `generate` would have them."""
+        """Whether this configuration gives the same texts as `generate`."""
         if config.max_new_tokens is None:
             return False
-        if any(getattr(config, name, idle[0]) not in idle for name, idle in _NOOP_VALUES.items()):
+        if any(getattr(config, name, noop[0]) not in noop for name, noop in _NOOP_VALUES.items()):
             return False
-        # Those that it does not know it would leave out, and say so in its log alone.
+        # It skips unsupported processors, with no more than a line in the log.
         processors = self._model._get_logits_processor(config)
         return all(getattr(processor, "supports_continuous_batching", False) for processor in processors)
 
     def generate(self, prompts: Sequence[list[int]], config: Any, monitor: RunMonitor) -> list[list[int]]:
-        """Return the new tokens of each prompt, the one that ends the text included.
+        """Return the new tokens of each prompt, including the one that ends the text.
 
         Args:
             prompts: token ids, without padding.
-            config: a generation configuration that it `takes`.
-            watch: told as steps are made; a loop that stands still says nothing.
+            config: a generation configuration that it `supports`.
+            monitor: called as steps are made; a loop without progress does not call it.
 
         Raises:
-            RuntimeError: the loop ended before its texts did, memory that ran out included.
+            RuntimeError: the loop ended before its texts did, for example out of memory.
         """
         found: dict[int, list[int]] = {}
         with self._running(config) as loop:
@@ -74,22 +75,22 @@ class ContinuousBatcher:
             steps = 0
             while len(found) < len(prompts):
                 result = loop.get_result(timeout=_POLL)
-                made = getattr(loop, "current_batch", 0)
-                if made != steps:
+                if (current := getattr(loop, "current_batch", 0)) != steps:
                     monitor.tick()
-                steps = made
-                if result is None and not loop.is_running():
-                    raise RuntimeError("continuous batching ended before its texts did")
-                if result is not None and result.error:
+                    steps = current
+                if result is None:
+                    if not loop.is_running():
+                        raise RuntimeError("continuous batching ended before its texts did")
+                    continue
+                if result.error:
                     raise RuntimeError(result.error)
-                if result is not None:
-                    found[int(result.request_id)] = result.generated_tokens
+                found[int(result.request_id)] = result.generated_tokens
         return [found[number] for number in range(len(prompts))]
 
     @contextmanager
     def _running(self, config: Any) -> Iterator[Any]:
         with torch.inference_mode(False), torch.no_grad():
-            # It writes into the configuration it is given.
+            # It modifies the configuration that it is given.
             loop = self._model.init_continuous_batching(
                 copy.deepcopy(config), ContinuousBatchingConfig(**self._options)
             )
@@ -101,11 +102,11 @@ class ContinuousBatcher:
 
 
 def try_continuous_batching(model: Any, **options: Any) -> ContinuousBatcher | None:
-    """Return what generates with `model` in continuous batches; None where a trial fails or gives something else.
+    """Return a batcher for `model`; None where a trial fails, or differs from `generate`.
 
     Args:
         model: with a head for generation.
-        options: as `ContinuousBatcher` takes them.
+        options: those of `ContinuousBatcher`.
     """
     config = copy.deepcopy(model.generation_config)
     config.update(do_sample=False, max_new_tokens=_TRIAL_TOKENS, max_length=None, num_beams=1, num_return_sequences=1)
@@ -115,9 +116,9 @@ def try_continuous_batching(model: Any, **options: Any) -> ContinuousBatcher | N
             model, config
         ):
             return found
-    except Exception:  # any architecture may be loaded, and this is tried on none but those at hand: static batches do
-        logger.debug("%s does not go in continuous batches", type(model).__name__, exc_info=True)
-    logger.info("%s generates in static batches: continuous ones do not give the same", type(model).__name__)
+    except Exception as error:  # noqa: BLE001 - any architecture may be loaded; static batches work with all
+        count_fallback("continuous_batching", error)
+    logger.info("%s uses static batches: continuous batching gives other texts, or fails", type(model).__name__)
     return None
 
 

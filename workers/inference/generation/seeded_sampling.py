@@ -1,13 +1,13 @@
-"""Sampling that depends on the seed and the record alone: not on the batch a record is in, nor on its place there.
+"""Seeded sampling: a sampled text depends on the seed and the record alone, not on its batch or its place in it.
 
 The Gumbel-max trick: the largest of `log p + G`, each G drawn from the Gumbel distribution, is a sample of p
-(Gumbel 1954; Maddison, Tarlow and Minka, "A* Sampling", 2014). Each row draws its noise from a generator of its own,
-which the seed and the record start; torch's own sampling draws for the whole batch from one.
+(Gumbel 1954; Maddison, Tarlow and Minka, "A* Sampling", 2014). Each row draws its noise from its own generator, seeded
+by the job's seed and the record; torch's own sampling draws for the whole batch from one generator.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,10 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from common.errors import ModelError
 from common.records import Json
 
-#: In transformers' order (`GenerationMixin._get_logits_processor`): setting, its warper, the values that do nothing.
+#: In transformers' order (`GenerationMixin._get_logits_processor`): parameter, warper, the values without effect.
 _WARPERS: tuple[tuple[str, Any, tuple[float, ...]], ...] = (
     ("temperature", TemperatureLogitsWarper, (1.0,)),
     ("top_h", TopHLogitsWarper, ()),
@@ -36,48 +37,60 @@ _WARPERS: tuple[tuple[str, Any, tuple[float, ...]], ...] = (
     ("epsilon_cutoff", EpsilonLogitsWarper, (0.0, 1.0)),
     ("eta_cutoff", EtaLogitsWarper, (0.0, 1.0)),
 )
-#: Settings under which `generate` adds no warper of its own to ours.
-DISABLED_WARPERS = {name: idle[0] if idle else None for name, _, idle in _WARPERS}
+#: Parameters with which `generate` adds no warpers of its own.
+DISABLED_WARPERS = {name: noop[0] if noop else None for name, _, noop in _WARPERS}
 
 
-def logits_warpers(settings: Any) -> list[Any]:
+def logits_warpers(config: Any) -> list[Any]:
     """Return the warpers that a generation configuration asks for.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a parameter is out of its range.
     """
-    wanted = ((getattr(settings, name, None), warper, idle) for name, warper, idle in _WARPERS)
-    return [warper(value) for value, warper, idle in wanted if value is not None and value not in idle]
+    chosen = ((getattr(config, name, None), warper, noop) for name, warper, noop in _WARPERS)
+    return [warper(value) for value, warper, noop in chosen if value is not None and value not in noop]
+
+
+def sampling_seed(params: Mapping[str, Json], config: Any) -> int | None:
+    """Return the job's seed; None without one, or where nothing is sampled.
+
+    Raises:
+        ModelError: `bad_param`, a seed together with beam search.
+    """
+    seed: int | None = params.get("seed") if config.do_sample else None
+    if seed is not None and (config.num_beams or 1) > 1:
+        raise ModelError("bad_param", "seed cannot be combined with beam search: leave it out, or set num_beams=1.")
+    return seed
 
 
 def record_seed(seed: int, record: Json) -> int:
-    """Return the seed of one record: a stable hash of both, 0 up to 2**63 - 1."""
+    """Return the seed of one record: a stable hash of both, from 0 to 2**63 - 1."""
     text = json.dumps([seed, record], sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 class SeededSampler(LogitsProcessor):  # type: ignore[misc]
-    """Makes the choice of the next token itself: every other token gets a score of minus infinity.
+    """Samples the next token itself: every other token gets a score of minus infinity.
 
     Args:
-        chosen_by: the warpers before the choice.
+        warpers: applied to the scores first.
         seeds: one for each record of the batch.
-        copies: `num_return_sequences`: rows of one record follow each other.
+        copies: `num_return_sequences`: the rows of one record are adjacent.
     """
 
-    def __init__(self, chosen_by: Sequence[Any], seeds: Sequence[int], copies: int = 1) -> None:
-        self._warpers = chosen_by
+    def __init__(self, warpers: Sequence[Any], seeds: Sequence[int], copies: int = 1) -> None:
+        self._warpers = warpers
         self._seeds = [(seed + copy) % 2**63 for seed in seeds for copy in range(copies)]
         self._generators: list[torch.Generator] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return scores of shape (rows, vocabulary): 0 for the token chosen in each row."""
+        """Return scores of shape (rows, vocabulary): 0 for the token sampled in each row."""
         for warper in self._warpers:
             scores = warper(input_ids, scores)
-        chosen = (scores + self._noise(scores)).argmax(dim=-1, keepdim=True)
+        chosen = (scores + self._gumbel_noise(scores)).argmax(dim=-1, keepdim=True)
         return torch.full_like(scores, float("-inf")).scatter_(1, chosen, 0.0)
 
-    def _noise(self, scores: torch.Tensor) -> torch.Tensor:
+    def _gumbel_noise(self, scores: torch.Tensor) -> torch.Tensor:
         if not self._generators:
             self._generators = [torch.Generator(scores.device).manual_seed(seed) for seed in self._seeds]
         exponential = torch.empty_like(scores)

@@ -1,8 +1,8 @@
-"""One vector for each text.
+"""Embedding: one vector for each text.
 
 A model saved by sentence-transformers is run as its configuration says: prompts, lower-casing, length, pooling,
-further layers, normalisation. Any other gets what sentence-transformers gives it, mean pooling over its tokens (the
-last token's state of a model made for generation), and normalisation to length 1 besides.
+further layers, normalization. Any other is run with the defaults of sentence-transformers, mean pooling (for a causal
+model, the last token's state), and its vectors are scaled to length 1.
 """
 
 import threading
@@ -55,37 +55,37 @@ from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
 @dataclass(frozen=True, slots=True)
 class _EmbeddingParams:
-    """What a job asked for, the model's own configuration filled in."""
+    """A job's parameters, completed by the model's configuration."""
 
     pooling: tuple[str, ...]
     prompt: str
-    normalize: bool | None  #: None: as the model does
-    dimension: int  #: of the vectors that come out; what is longer is cut
+    normalize: bool | None  #: None: as the model is configured
+    dimension: int  #: of the vectors, after truncation
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A chunk up to the forward pass."""
+    """A tokenized chunk."""
 
-    chosen: _EmbeddingParams
+    params: _EmbeddingParams
     skip: int  #: tokens at the beginning of every text that are not pooled
     items: Sequence[Item[TokenizedText]]
-    refused: Mapping[int, Outcome]  #: those that are no texts, by position
+    failed: Mapping[int, Outcome]  #: inputs that are not texts, by position
 
 
 class EmbeddingRunner(PackingRunner, PreparingRunner):
-    """Texts to float32 vectors.
+    """Turns texts into float32 vectors.
 
     Parameters: `pooling` (a mode, or several joined by `+`), `normalize`, `prompt` or `prompt_name`, `truncate_dim`
-    (the first so many numbers, cut before `normalize=true` scales them, as sentence-transformers does).
+    (keeps the first numbers of a vector, before `normalize=true` scales it, like sentence-transformers).
     """
 
     def __init__(self, task: str, model: Path | None, device: str, options: LoadOptions = DEFAULT_OPTIONS) -> None:
-        """Load the model, its tokenizer and the layers behind it.
+        """Load the model, its tokenizer and the layers after it.
 
         Raises:
-            ModelError: as `load_model`; `unknown_module`, its configuration asks for what we do not have;
-                `model_load_failed`, it gives no hidden states for a text.
+            ModelError: as `load_model`; `unknown_module`, its configuration is not supported; `model_load_failed`, it
+                returns no hidden states for a text.
         """
         source = ModelSource.of(task, model, options)
         directory = source.directory
@@ -110,7 +110,7 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
             for stage in self._config.stages
         ]
         self.budget = TokenBudget.of(device)
-        self._host = threading.Lock()  # a tokenizer cannot be set anew while another thread uses it
+        self._tokenizer_lock = threading.Lock()  # a tokenizer cannot be reconfigured while another thread uses it
         ensure_batch_invariance(self.budget, self._model, self._trial_rows, self._trial)
         if supports_varlen_kernel(self._model):
             self.pack()
@@ -118,53 +118,52 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
 
     def output_type(self, params: Mapping[str, Json]) -> pa.DataType:
         """Return a fixed-size list of float32."""
-        return pa.list_(pa.float32(), self._options(params).dimension)
+        return pa.list_(pa.float32(), self._parse(params).dimension)
 
     def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> _Prepared:
-        """Return the texts tokenised."""
-        chosen = self._options(params)
-        texts, refused = parse_inputs(inputs, check_text)
-        encoded = self._encoded(list(texts.values()), chosen.prompt)
+        """Return the tokenized texts."""
+        parsed = self._parse(params)
+        texts, failed = parse_inputs(inputs, check_text)
+        encoded = self._encode(list(texts.values()), parsed.prompt)
         items = [Item(position, len(row), row) for position, row in zip(texts, encoded, strict=True)]
-        refused |= {item.position: Outcome(failure=NO_TOKENS) for item in items if not item.tokens}
+        failed |= {item.position: Outcome(failure=NO_TOKENS) for item in items if not item.tokens}
         items = [item for item in items if item.tokens]
-        return _Prepared(chosen, self._prompt_tokens(chosen.prompt), items, refused)
+        return _Prepared(parsed, self._prompt_tokens(parsed.prompt), items, failed)
 
     def run_prepared(self, prepared: _Prepared, monitor: RunMonitor) -> list[Outcome]:
         """Return a float32 array of shape (dimension,) for each text."""
 
         def forward(rows: Sequence[TokenizedText]) -> Sequence[Any] | PendingResult[Any]:
-            return self._vectors(rows, prepared.chosen, prepared.skip)
+            return self._vectors(rows, prepared.params, prepared.skip)
 
         results = run_batches(prepared.items, forward, self.budget, monitor)
-        return merge_outcomes(prepared.refused, prepared.items, results)
+        return merge_outcomes(prepared.failed, prepared.items, results)
 
     def token_counts(self, texts: Sequence[str], params: Mapping[str, Json]) -> list[int]:
-        """Return how many tokens each text is, special ones and the prompt included, as far as the model reads it."""
-        prompt = self._options(params).prompt
-        return [len(row) for row in self._encoded(texts, prompt)]
+        """Return the number of tokens of each text after truncation, including special ones and the prompt."""
+        return [len(row) for row in self._encode(texts, self._parse(params).prompt)]
 
-    def _encoded(self, texts: Sequence[str], prompt: str = "") -> list[TokenizedText]:
-        with self._host:
+    def _encode(self, texts: Sequence[str], prompt: str = "") -> list[TokenizedText]:
+        with self._tokenizer_lock:
             if self._messages:
                 return self._messages.encode(texts, prompt, self._limit)
             return encode(self._tokenizer, [prompt + text for text in texts], self._limit)
 
     def _vectors(
-        self, rows: Sequence[TokenizedText], chosen: _EmbeddingParams, skip: int
+        self, rows: Sequence[TokenizedText], params: _EmbeddingParams, skip: int
     ) -> Sequence[Any] | PendingResult[Any]:
         hidden, mask = self._hidden_states(rows)
-        vectors = pool(hidden, mask, chosen.pooling, skip)
+        vectors = pool(hidden, mask, params.pooling, skip)
         for stage in self._stages:
-            if chosen.normalize is not False or stage is not normalize:
+            if params.normalize is not False or stage is not normalize:
                 vectors = stage(vectors)
-        vectors = vectors[:, : chosen.dimension]
-        if chosen.normalize:
+        vectors = vectors[:, : params.dimension]
+        if params.normalize:
             vectors = normalize(vectors)
         return copy_to_host_async([vectors], lambda host: list(host[0].numpy()))
 
     def _hidden_states(self, rows: Sequence[TokenizedText]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the last hidden states, of shape (texts, tokens, width), and which of the tokens are the texts'."""
+        """Return the last hidden states, of shape (texts, tokens, width), and their mask, of shape (texts, tokens)."""
         if self._packer is None:
             features = self._padded(rows)
             return self._hidden(features), features["attention_mask"]
@@ -178,18 +177,18 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
     def _state_width(self) -> int:
         try:
             return int(self._trial(self._trial_rows()[:1])[0][0].shape[-1])
-        except Exception as error:  # any architecture may be loaded, and may want more than a text
+        except Exception as error:  # any architecture may be loaded, and may require more than a text
             if is_out_of_memory(error) or is_device_lost(error):
                 raise
             why = first_line(error).rstrip(".")
             raise ModelError(
                 "model_load_failed",
-                f"{type(self._model).__name__} gives no hidden states for a text alone: {why}. "
-                "Take an encoder, or a model of a decoder alone.",
+                f"{type(self._model).__name__} returns no hidden states for a text alone: {why}. "
+                "Use an encoder, or a decoder-only model.",
             ) from error
 
     def _trial_rows(self) -> list[dict[str, list[int]]]:
-        return [row.features for row in self._encoded(cast("Sequence[str]", samples(self._task)))]
+        return [row.features for row in self._encode(cast("Sequence[str]", samples(self._task)))]
 
     def _trial(self, rows: Sequence[Mapping[str, Any]]) -> list[list[torch.Tensor]]:
         hidden = self._hidden(pad(rows, self._tokenizer, self._device)).to(self._model.dtype)
@@ -202,7 +201,7 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
             return output.float()
 
     def pack(self) -> bool:
-        """Run batches as packed rows from now on, if the model gives the same so; return whether it does."""
+        """Pack batches into one row from now on, if the model's output stays the same; return whether it does."""
         rows = encode(self._tokenizer, PROBE_TEXTS, self._limit)
         expected = [self._trial([row.features])[0][0].cpu() for row in rows]
 
@@ -215,20 +214,20 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         return self._pack(agrees)
 
     def _hidden_packed(self, rows: Sequence[TokenizedText], packer: VarlenPacker) -> torch.Tensor:
-        """Return what `_hidden` does, of rows that lay one behind the other."""
+        """Return what `_hidden` does, with the rows packed into one."""
         names = accepted_features(rows[0].features, self._model)
         features = [{name: row.features[name] for name in names} for row in rows]
         with torch.inference_mode(), packer.packed(features) as inputs:
             return unpack(self._model(**inputs).last_hidden_state.float(), [len(row) for row in rows])
 
     def _prompt_tokens(self, prompt: str) -> int:
-        """Return how many tokens at the beginning of every text are the prompt's and are not to be pooled."""
-        if self._config.include_prompt or not prompt or self._messages:  # of a chat, all is pooled
+        """Return how many tokens at the beginning of every text belong to the prompt and are not pooled."""
+        if self._config.include_prompt or not prompt or self._messages:  # all tokens of a chat are pooled
             return 0
-        ids = self._encoded([prompt])[0].features["input_ids"]
+        ids = self._encode([prompt])[0].features["input_ids"]
         return len(ids) - int(bool(ids) and ids[-1] in self._tokenizer.all_special_ids)
 
-    def _options(self, params: Mapping[str, Json]) -> _EmbeddingParams:
+    def _parse(self, params: Mapping[str, Json]) -> _EmbeddingParams:
         check_params(self._task, TASK_PARAMS["embedding"], params)
         pooling = tuple(params["pooling"].split("+")) if "pooling" in params else self._config.pooling
         scaled = params.get("normalize", None if self._configured else True)
@@ -239,38 +238,40 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         return _EmbeddingParams(pooling, self._prompt(params), scaled, min(dimension, cut or dimension))
 
     def _dimension(self, pooling: tuple[str, ...]) -> int:
-        """Return the length of a vector before it is cut."""
+        """Return the length of a vector before truncation."""
         width = self._width * len(pooling)
         for stage in self._config.stages:
             if isinstance(stage, DenseConfig):
-                if stage.inputs != width:
-                    way = "+".join(pooling)
-                    raise _bad_param(f"pooling={way} gives {width} numbers; the next layer takes {stage.inputs}.")
-                width = stage.outputs
+                if stage.in_features != width:
+                    modes = "+".join(pooling)
+                    raise _bad_param(
+                        f"pooling={modes} gives {width} numbers; the next layer takes {stage.in_features}."
+                    )
+                width = stage.out_features
         return int(width)
 
     def _prompt(self, params: Mapping[str, Json]) -> str:
         if "prompt" in params and "prompt_name" in params:
-            raise _bad_param("Give prompt or prompt_name, not both.")
+            raise _bad_param("Set prompt or prompt_name, not both.")
         name = params.get("prompt_name", self._config.default_prompt)
         if "prompt" in params or name is None:
             return str(params.get("prompt", ""))
         if name not in self._config.prompts:
             known = ", ".join(self._config.prompts) or "none"
-            raise _bad_param(f"This model has no prompt {name!r}; it has {known}.")
+            raise _bad_param(f"This model has no prompt {name!r}; it has: {known}.")
         return self._config.prompts[name]
 
 
 def _load_encoder(source: ModelSource, device: str) -> Any:
-    """Return the model without a head; of an encoder and decoder such as T5, the encoder."""
+    """Return the model without a head; for an encoder-decoder such as T5, the encoder."""
     kind = _encoder_class(load_config(source)) or AutoModel
     model = load_model(kind, source, device, ignore_missing=(r"(^|\.)pooler\.",))
-    model.config.use_cache = False  # keys and values would be kept for a next token that never comes
+    model.config.use_cache = False  # no next token will use the keys and values
     return model
 
 
 def _encoder_class(config: Any) -> Any:
-    """Return the class of the encoder of an encoder-decoder, also of one that was saved alone; None for any other."""
+    """Return the encoder class of an encoder-decoder, even if only its encoder was saved; None for other models."""
     whole = MODEL_MAPPING.get(type(config), None)
     name = whole.__name__.removesuffix("Model") + "EncoderModel" if isinstance(whole, type) else ""
     if config.is_encoder_decoder or name in (config.architectures or ()):
@@ -279,7 +280,7 @@ def _encoder_class(config: Any) -> Any:
 
 
 def _is_causal(config: Any) -> bool:
-    """Whether only the last token has seen the whole text."""
+    """Whether each token only sees those before it, so that only the last one sees the whole text."""
     return any(name.endswith("ForCausalLM") for name in config.architectures or ())
 
 
@@ -291,7 +292,7 @@ def _limit(config: SentenceTransformersConfig, tokenizer: Any, model: Any) -> in
 
 
 def _lower_case(tokenizer: Any) -> None:
-    """Have the tokenizer lower-case its texts, if it does not yet; special tokens stay as they are."""
+    """Make the tokenizer lower-case its texts, but not special tokens."""
     if not tokenizer.is_fast:
         tokenizer.do_lower_case = True
         return
