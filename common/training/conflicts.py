@@ -30,7 +30,7 @@ def check_conflicts(training: TrainingOptions, labels: Labels | None, examples: 
     _check_evaluation(training, evaluates=evaluates)
     given = training.arguments
     smoothed = given.get("label_smoothing_factor")
-    if smoothed and labels is not None and labels.kind in ("number", "several"):
+    if smoothed and labels is not None and labels.kind in ("regression", "multi_label"):
         raise UsageError(
             f"-p label_smoothing_factor={smoothed} is for one label out of several classes; here is {labels.words}. "
             "Leave it out."

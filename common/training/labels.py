@@ -7,6 +7,9 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
+
+import msgspec
 
 from common.errors import UsageError
 from common.records import Json
@@ -18,46 +21,43 @@ _MAX_LISTED = 5
 #: More classes than that are hardly classes: a column of texts or ids was named.
 _MAX_CLASSES = 10_000
 
-_KINDS = ("classes", "several", "number", "tags", "")
-
 Example = Mapping[str, Json]
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What there is to tell apart."""
+    """The classes or tags of a training set."""
 
-    kind: str  #: `classes`, `several` (a list of classes each), `number`, `tags`, or `` where nothing is
+    #: transformers' problem type; `tags`; or `` for tasks without labels
+    kind: Literal["single_label", "multi_label", "regression", "tags", ""]
     names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    multi_hot: bool = False  #: of `several`: each list holds a 0 or 1 for every class, instead of their names
+    multi_hot: bool = False  #: of `multi_label`: each list has a 0 or 1 for every class, instead of names
 
     def encode(self) -> dict[str, Json]:
         """Return the JSON object that `decode` takes."""
-        lists = {"names": list(self.names), "warnings": list(self.warnings)}
-        return {"kind": self.kind, **lists, "multi_hot": self.multi_hot}
+        encoded: dict[str, Json] = msgspec.to_builtins(self)
+        return encoded
 
     @classmethod
     def decode(cls, raw: Mapping[str, Json]) -> "Labels":
         """Return the value of that object.
 
         Raises:
-            UsageError: it is no such object.
+            UsageError: it is invalid.
         """
-        lists = [raw.get("names"), raw.get("warnings")]
-        whole = all(isinstance(found, list) and all(isinstance(item, str) for item in found) for found in lists)
-        multi_hot = raw.get("multi_hot", False)
-        if raw.get("kind") not in _KINDS or not whole or not isinstance(multi_hot, bool):
-            raise UsageError(f"expected kind, names and warnings of the labels, found {str(raw)[:80]}")
-        return cls(raw["kind"], tuple(raw["names"]), tuple(raw["warnings"]), multi_hot)
+        try:
+            return msgspec.convert(raw, cls)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"the labels of the job are invalid: {error}") from error
 
     @property
     def words(self) -> str:
         """The labels in a few words."""
-        if self.kind == "number":
+        if self.kind == "regression":
             return "regression: the labels are numbers with a fraction"
         several = "labels, each 0 or 1 for each text" if self.multi_hot else "labels, several for each text"
-        kinds = {"classes": "labels", "several": several, "tags": "tags"}
+        kinds = {"single_label": "labels", "multi_label": several, "tags": "tags"}
         return f"{len(self.names)} {kinds[self.kind]}: {_names(self.names)}" if self.kind else ""
 
     @property
@@ -116,7 +116,7 @@ def _multi_label(labels: Sequence[Json]) -> Labels:
     names = _sorted({_name(item) for label in labels for item in label})
     if len(names) < 2:
         raise UsageError(f"The labels hold {len(names)} class: there is nothing to tell apart.")
-    return Labels("several", names)
+    return Labels("multi_label", names)
 
 
 def _are_multi_hot(labels: Sequence[list[Json]]) -> bool:
@@ -133,13 +133,13 @@ def _multi_hot(labels: Sequence[list[Json]]) -> Labels:
     used = {name for label in labels for name, bit in zip(names, label, strict=True) if bit}
     unused = [name for name in names if name not in used]
     warnings = [f"{_listed('label', unused)} is 0 in every example."] if unused else []
-    return Labels("several", names, tuple(warnings), multi_hot=True)
+    return Labels("multi_label", names, tuple(warnings), multi_hot=True)
 
 
 def _regression(labels: Sequence[float]) -> Labels:
     if len(set(labels)) == 1:
         raise UsageError(f"Every example has the label {labels[0]}: there is nothing to learn.")
-    return Labels("number")
+    return Labels("regression")
 
 
 def _single_label(labels: Sequence[Json]) -> Labels:
@@ -151,7 +151,7 @@ def _single_label(labels: Sequence[Json]) -> Labels:
     names = _sorted(counts)
     once = [name for name in names if counts[name] == 1]
     warnings = [f"{_listed('label', once)} occurs once: hardly enough to learn from."] if once else []
-    return Labels("classes", names, tuple(warnings))
+    return Labels("single_label", names, tuple(warnings))
 
 
 def _sorted(names: Iterable[str]) -> tuple[str, ...]:
@@ -185,7 +185,7 @@ def check_labels_known(labels: Labels, examples: Sequence[Example], source: str)
     """
     if not examples:
         raise UsageError(f"{source} holds no example: every text is empty.")
-    if labels.kind in ("", "number"):
+    if labels.kind in ("", "regression"):
         wrong = [e["label"] for e in examples if labels.kind and not isinstance(e["label"], int | float)]
         if wrong:
             raise UsageError(f"{source}: the training set has numbers for labels, here is {wrong[0]!r}.")
@@ -229,7 +229,7 @@ def class_names_of(labels: Labels, example: Example) -> list[str]:
         if not isinstance(value, list) or len(value) != len(labels.names) or not all(map(_is_bit, value)):
             raise UsageError(f"expected {len(labels.names)} numbers, each 0 or 1, as a label, found {str(value)[:80]}")
         return [name for name, bit in zip(labels.names, value, strict=True) if bit]
-    if labels.kind == "classes" and isinstance(value, list):
+    if labels.kind == "single_label" and isinstance(value, list):
         raise UsageError(f"expected one label, found {str(value)[:80]}")
     return [_name(item) for item in value] if isinstance(value, list) else [_name(value)]
 
@@ -240,7 +240,7 @@ def align_labels(labels: Labels, known: Sequence[str]) -> tuple[Labels, str]:
     A head keeps what it has learnt only where its classes keep their places. A model that knows more classes than the
     examples show keeps them; names that differ in case alone are the same.
     """
-    if labels.kind not in ("classes", "several", "tags") or not known or labels.names == tuple(known):
+    if labels.kind not in ("single_label", "multi_label", "tags") or not known or labels.names == tuple(known):
         return labels, ""
     if labels.multi_hot and len(labels.names) == len(known):
         return replace(labels, names=tuple(known)), ""
@@ -280,7 +280,9 @@ def split(
     """
     groups: dict[str, list[int]] = {}
     for number, example in enumerate(examples):
-        groups.setdefault(class_names_of(labels, example)[0] if labels.kind == "classes" else "", []).append(number)
+        groups.setdefault(class_names_of(labels, example)[0] if labels.kind == "single_label" else "", []).append(
+            number
+        )
     chosen: set[int] = set()
     shuffled = random.Random(seed)  # noqa: S311 - a fair draw, no secret
     for members in groups.values():

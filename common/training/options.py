@@ -24,16 +24,16 @@ _HUB_DATASET = re.compile(r"^hf:(?!.*\.\.)[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.+:%\
 
 #: The tasks that can be fine-tuned, and what kinds of label (`common.training.labels`) their examples may have.
 LABEL_KINDS: dict[str, tuple[str, ...]] = {
-    "text-classification": ("classes", "several", "number"),
+    "text-classification": ("single_label", "multi_label", "regression"),
     "token-classification": ("tags", "entities"),
     "fill-mask": ("",),
     "text-generation": ("",),
 }
 #: Metrics of an evaluation, by kind of label; the first is what the best checkpoint is chosen by.
 METRICS: dict[str, tuple[str, ...]] = {
-    "classes": ("f1_macro", "accuracy", "f1_micro", "loss"),
-    "several": ("f1_macro", "accuracy", "f1_micro", "loss"),
-    "number": ("mse", "mae", "r2", "loss"),
+    "single_label": ("f1_macro", "accuracy", "f1_micro", "loss"),
+    "multi_label": ("f1_macro", "accuracy", "f1_micro", "loss"),
+    "regression": ("mse", "mae", "r2", "loss"),
     "tags": ("f1_macro", "accuracy", "loss"),
     "entities": ("f1", "precision", "recall", "accuracy", "f1_macro", "loss"),
     "": ("perplexity", "loss"),

@@ -114,17 +114,17 @@ def test_a_split_beyond_reason_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "kind", "names"),
     [
-        (["good", "bad", "good"], "classes", ("bad", "good")),
-        ([10, 9, 2], "classes", ("2", "9", "10")),
-        ([0.5, 1, 2], "number", ()),
-        ([["a"], ["a", "b"], []], "several", ("a", "b")),
-        ([True, False, True], "classes", ("false", "true")),
-        ([0.0, 1.0, 0.0], "classes", ("0", "1")),  # pandas writes whole numbers so beside an empty cell
-        ([10.0, 9, 2], "classes", ("2", "9", "10")),
-        ([[10], [9, 2], [2]], "several", ("2", "9", "10")),
-        ([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0, 1, 0]], "several", ("LABEL_0", "LABEL_1", "LABEL_2")),
-        ([[True, False], [False, True], [True, True]], "several", ("LABEL_0", "LABEL_1")),
-        (["[1.0, 0.0]", "[0.0, 1.0]", "[1, 1]"], "several", ("LABEL_0", "LABEL_1")),
+        (["good", "bad", "good"], "single_label", ("bad", "good")),
+        ([10, 9, 2], "single_label", ("2", "9", "10")),
+        ([0.5, 1, 2], "regression", ()),
+        ([["a"], ["a", "b"], []], "multi_label", ("a", "b")),
+        ([True, False, True], "single_label", ("false", "true")),
+        ([0.0, 1.0, 0.0], "single_label", ("0", "1")),  # pandas writes whole numbers so beside an empty cell
+        ([10.0, 9, 2], "single_label", ("2", "9", "10")),
+        ([[10], [9, 2], [2]], "multi_label", ("2", "9", "10")),
+        ([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0, 1, 0]], "multi_label", ("LABEL_0", "LABEL_1", "LABEL_2")),
+        ([[True, False], [False, True], [True, True]], "multi_label", ("LABEL_0", "LABEL_1")),
+        (["[1.0, 0.0]", "[0.0, 1.0]", "[1, 1]"], "multi_label", ("LABEL_0", "LABEL_1")),
     ],
 )
 def test_labels_are_what_they_look_like(tmp_path: Path, labels: list[Any], kind: str, names: tuple[str, ...]) -> None:
@@ -172,14 +172,14 @@ def test_an_evaluation_label_of_another_kind_is_refused(tmp_path: Path, label: A
 
 
 def test_classes_keep_the_places_that_a_model_gives_them() -> None:
-    labels = Labels("classes", ("bad", "good"))
-    assert align_labels(labels, ("good", "bad")) == (Labels("classes", ("good", "bad")), "")
+    labels = Labels("single_label", ("bad", "good"))
+    assert align_labels(labels, ("good", "bad")) == (Labels("single_label", ("good", "bad")), "")
     assert align_labels(labels, ("GOOD", "BAD"))[0].names == ("good", "bad")
     kept, notes = align_labels(labels, ("good", "so-so", "bad"))
     assert kept.names == ("good", "so-so", "bad") and "'so-so'" in notes
     other, notes = align_labels(labels, ("spam", "ham"))
     assert other == labels and "spam, ham" in notes
-    bits = Labels("several", ("LABEL_0", "LABEL_1"), multi_hot=True)
+    bits = Labels("multi_label", ("LABEL_0", "LABEL_1"), multi_hot=True)
     assert align_labels(bits, ("news", "ads"))[0].names == ("news", "ads")
 
 

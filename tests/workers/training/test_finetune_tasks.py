@@ -95,7 +95,7 @@ def test_labels_in_words_come_back_in_words(base: Path, tmp_path: Path) -> None:
     words = [{"text": e["text"], "label": "good" if e["label"] else "bad"} for e in REVIEWS]
     run_config = make_run_config(tmp_path / "work", "text-classification", base, words, epochs=1)
     result = train_here(run_config)
-    assert result["labels"] == {"kind": "classes", "names": ["bad", "good"]}
+    assert result["labels"] == {"kind": "single_label", "names": ["bad", "good"]}
     found = pipeline("text-classification", model=str(run_config.model_dir), device="cpu")("good news")
     assert found[0]["label"] in ("bad", "good")
 
@@ -137,7 +137,7 @@ def test_numbers_with_a_fraction_are_learnt_as_numbers(base: Path, tmp_path: Pat
         arguments=SELDOM | {"eval_on_start": True},
     )  # fmt: skip
     result = train_here(run_config)
-    assert result["labels"] == {"kind": "number", "names": []}
+    assert result["labels"] == {"kind": "regression", "names": []}
     assert result["metrics"]["mse"] < 0.2 < result["evaluations"][0]["mse"]
     assert json.loads((run_config.model_dir / "config.json").read_text())["problem_type"] == "regression"
 
@@ -152,7 +152,7 @@ def test_lists_of_labels_are_learnt_each_for_itself(tmp_path: Path) -> None:
         arguments=SELDOM,
     )  # fmt: skip
     result = train_here(run_config)
-    assert result["labels"] == {"kind": "several", "names": ["city", "news", "the"]}
+    assert result["labels"] == {"kind": "multi_label", "names": ["city", "news", "the"]}
     assert result["metrics"]["accuracy"] > 0.8
 
 
@@ -165,7 +165,7 @@ def test_multi_hot_labels_are_learnt_by_their_places(tmp_path: Path) -> None:
         arguments=SELDOM,
     )  # fmt: skip
     result = train_here(run_config)
-    assert result["labels"] == {"kind": "several", "names": ["LABEL_0", "LABEL_1", "LABEL_2"]}
+    assert result["labels"] == {"kind": "multi_label", "names": ["LABEL_0", "LABEL_1", "LABEL_2"]}
     assert result["metrics"]["accuracy"] > 0.8
     found = pipeline("text-classification", model=str(run_config.model_dir), device="cpu")("bad news")
     assert found[0]["label"] == "LABEL_1"

@@ -74,7 +74,10 @@ def test_a_tagger_is_as_good_at_inference_as_its_training_says(tokenizer: Any, t
 
 
 def test_each_recipe_has_the_tokens_of_inference(tokenizer: Any) -> None:
-    labels = {"text-classification": Labels("classes", ("a", "b")), "token-classification": Labels("tags", ("O", "X"))}
+    labels = {
+        "text-classification": Labels("single_label", ("a", "b")),
+        "token-classification": Labels("tags", ("O", "X")),
+    }
     for task, recipe in RECIPES.items():
         examples = [
             {"tokens": text.split(" "), "tags": ["O"] * len(text.split(" "))}
@@ -91,7 +94,7 @@ def test_each_recipe_has_the_tokens_of_inference(tokenizer: Any) -> None:
 
 def test_texts_and_pairs_in_one_set_are_cut_as_one_by_one(tokenizer: Any) -> None:
     examples = [{"text": "a dog", "label": "a"}, {"text": "a dog", "text_pair": "a cat", "label": "b"}]
-    columns = RECIPES["text-classification"].encode(tokenizer, examples, Labels("classes", ("a", "b")), 64).columns
+    columns = RECIPES["text-classification"].encode(tokenizer, examples, Labels("single_label", ("a", "b")), 64).columns
     assert columns["input_ids"] == [tokenizer("a dog")["input_ids"], tokenizer("a dog", "a cat")["input_ids"]]
 
 

@@ -46,7 +46,7 @@ def test_a_tag_that_is_held_out_altogether_has_its_place_in_the_head(tmp_path: P
 
 
 def test_labels_sent_along_must_be_those_of_the_examples(tmp_path: Path) -> None:
-    labels = Labels("classes", ("0", "2")).encode()
+    labels = Labels("single_label", ("0", "2")).encode()
     run_config = make_run_config(tmp_path / "work", "text-classification", tmp_path, REVIEWS, labels=labels)
     with pytest.raises(UsageError, match="label '1' does not occur"):
         Examples(run_config)
@@ -153,9 +153,9 @@ def test_a_metric_that_is_no_number_goes_as_null() -> None:
 @pytest.mark.parametrize(
     ("task", "labels", "width"),
     [
-        ("text-classification", Labels("classes", ("a", "b")), (2, 2)),
-        ("text-classification", Labels("several", ("a", "b")), (2, 2)),
-        ("text-classification", Labels("number"), (2, 1)),
+        ("text-classification", Labels("single_label", ("a", "b")), (2, 2)),
+        ("text-classification", Labels("multi_label", ("a", "b")), (2, 2)),
+        ("text-classification", Labels("regression"), (2, 1)),
         ("token-classification", Labels("tags", ("NOUN", "VERB")), (1, 2, 2)),
         ("token-classification", Labels("tags", ("O", "B-LOC")), (1, 2, 2)),
     ],
@@ -164,6 +164,6 @@ def test_the_metrics_that_are_promised_are_those_that_are_measured(
     task: str, labels: Labels, width: tuple[int, ...]
 ) -> None:
     measure = metrics_for(labels)
-    right = np.eye(2) if labels.kind == "several" else np.arange(2).reshape(width[:-1])
+    right = np.eye(2) if labels.kind == "multi_label" else np.arange(2).reshape(width[:-1])
     assert measure is not None
     assert {*measure(np.ones(width), right), "loss"} == set(labels.metrics)

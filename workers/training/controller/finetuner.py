@@ -219,7 +219,7 @@ class _Attempt:
         if checkpoint is None:
             return replace(config, checkpoint=None), 0
         steps = step_of(checkpoint)
-        self._reporter.update(step=steps)
+        self._reporter.progress({"step": steps})
         self._reporter.note(f"Resuming from the checkpoint at step {steps:,}.")
         return replace(config, checkpoint=str(checkpoint)), steps
 
@@ -270,7 +270,7 @@ class _Attempt:
     def _handle_message(self, message: Mapping[str, Json], launch: Launch) -> None:
         match message:
             case {"kind": "progress", **values}:
-                self._reporter.update(**values, stage="")
+                self._reporter.progress({**values, "stage": ""})
             case {"kind": "stage", "text": text}:
                 self._stage(text)
             case {"kind": "note", "text": text}:

@@ -11,6 +11,7 @@ from kombu.exceptions import OperationalError
 
 from common.queue.jobs import JobStore
 from common.records import Json
+from common.reporting import Reporter
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ _EVENT_SECONDS = 2.0
 _NUMBERS = {"loss": "loss {:.4g}", "learning_rate": "learning rate {:.3g}", "examples_per_second": "{:,.1f} examples/s"}
 
 
-class ProgressReporter:
+class ProgressReporter(Reporter):
     """Collects and publishes the progress of one fine-tune job; a failure to publish it does not stop the job.
 
     Create it in the thread of the task handler, where Celery knows the current task.
@@ -38,15 +39,15 @@ class ProgressReporter:
 
     def stage(self, text: str) -> None:
         """Publish what the job is doing."""
-        self.update(stage=text)
+        self.progress({"stage": text})
 
     def note(self, text: str) -> None:
         """Publish a remark that stays with the job."""
         if text not in self.notes:
             self.notes.append(text)
-            self.update()
+            self.progress({})
 
-    def update(self, **values: Json) -> None:
+    def progress(self, values: Mapping[str, Json]) -> None:
         """Publish the progress with these values changed."""
         self._progress |= values
         progress = {**self._progress, "notes": self.notes}

@@ -100,9 +100,9 @@ def max_example_tokens(model: Any, tokenizer: Any, options: TrainingOptions) -> 
 def _config(source: ModelSource, labels: Labels) -> Any:
     names = {"id2label": dict(enumerate(labels.names)), "label2id": {n: i for i, n in enumerate(labels.names)}}
     kinds: dict[str, dict[str, Any]] = {
-        "classes": {**names, "problem_type": "single_label_classification"},
-        "several": {**names, "problem_type": "multi_label_classification"},
-        "number": {"num_labels": 1, "problem_type": "regression"},
+        "single_label": {**names, "problem_type": "single_label_classification"},
+        "multi_label": {**names, "problem_type": "multi_label_classification"},
+        "regression": {"num_labels": 1, "problem_type": "regression"},
         "tags": names,
         "": {},
     }

@@ -44,7 +44,7 @@ def evaluate(trainer: Any, examples: Examples, *, evaluates: bool) -> Evaluation
     classes = per_class_metrics(labels, logits, expected)[:_MAX_CLASSES]
     if labels.kind == "tags":
         return Evaluation(found.metrics, classes)
-    has_matrix = labels.kind == "classes" and len(labels.names) <= _MAX_CLASSES
+    has_matrix = labels.kind == "single_label" and len(labels.names) <= _MAX_CLASSES
     return Evaluation(
         metrics=found.metrics,
         classes=classes,
@@ -66,10 +66,10 @@ def _predict(trainer: Any) -> Any:
 def _worst_examples(labels: Labels, examples: Sequence[Example], logits: Any, expected: Any) -> list[dict[str, Json]]:
     """Return the wrongly predicted examples with the highest loss."""
     scores, right = torch.from_numpy(np.asarray(logits, np.float32)), torch.from_numpy(np.asarray(expected))
-    if labels.kind == "number":
+    if labels.kind == "regression":
         predicted: list[Json] = scores.reshape(-1).tolist()
         losses = (scores.reshape(-1) - right.reshape(-1)).abs()
-    elif labels.kind == "classes":
+    elif labels.kind == "single_label":
         predicted = [labels.names[number] for number in scores.argmax(-1).tolist()]
         losses = functional.cross_entropy(scores, right.long(), reduction="none")
     else:
@@ -90,7 +90,7 @@ def _text(example: Example) -> str:
 
 
 def _label(labels: Labels, example: Example) -> Json:
-    if labels.kind == "number":
+    if labels.kind == "regression":
         return example["label"]
     chosen = class_names_of(labels, example)
     return ", ".join(name for name in labels.names if name in chosen)

@@ -41,9 +41,9 @@ class SpanMetrics(NamedTuple):
 def metrics_for(labels: Labels) -> MetricsFunction | None:
     """Return what measures an evaluation with these labels; None for tasks whose only metric is the loss."""
     by_kind: dict[str, MetricsFunction] = {
-        "classes": single_label_metrics,
-        "several": multi_label_metrics,
-        "number": regression_metrics,
+        "single_label": single_label_metrics,
+        "multi_label": multi_label_metrics,
+        "regression": regression_metrics,
         "tags": partial(token_metrics, labels.names),
     }
     return by_kind.get(labels.kind)
@@ -92,12 +92,12 @@ def token_metrics(names: Sequence[str], logits: Any, expected: Any) -> dict[str,
 
 def per_class_metrics(labels: Labels, logits: Any, expected: Any) -> list[dict[str, Any]]:
     """Return name, precision, recall, F1 and support of each class, tag, or kind of span."""
-    if labels.kind == "number":
+    if labels.kind == "regression":
         return []
     if labels.kind == "tags" and uses_bio_tags(labels.names):
         spans = score_spans(*_tag_names(labels.names, logits, expected))
         return [{"name": kind, **found._asdict()} for kind, found in spans.items() if kind]
-    if labels.kind == "several":
+    if labels.kind == "multi_label":
         predicted, right = np.asarray(logits) > 0, np.asarray(expected) > 0.5
     else:
         kept = np.asarray(expected) != IGNORE_INDEX

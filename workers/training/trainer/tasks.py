@@ -85,10 +85,10 @@ def _encode_classification(
 
 
 def _target(labels: Labels, example: Example) -> Json:
-    if labels.kind == "number":
+    if labels.kind == "regression":
         return float(example["label"])
     ids = [labels.names.index(name) for name in class_names_of(labels, example)]
-    return ids[0] if labels.kind == "classes" else [float(number in ids) for number in range(len(labels.names))]
+    return ids[0] if labels.kind == "single_label" else [float(number in ids) for number in range(len(labels.names))]
 
 
 def _encode_tags(tokenizer: Any, examples: Sequence[Example], labels: Labels, max_tokens: int) -> EncodedExamples:
