@@ -313,7 +313,7 @@ def test_what_the_labels_are_is_decided_before_the_split_and_sent_along(tmp_path
 
 def test_labels_on_the_wire_are_checked() -> None:
     for wrong in ({}, {"kind": "colour", "names": [], "warnings": []}, {"kind": "tags", "names": [1], "warnings": []}):
-        with pytest.raises(UsageError, match="of the labels"):
+        with pytest.raises(UsageError, match="labels of the job"):
             Labels.decode(wrong)
 
 

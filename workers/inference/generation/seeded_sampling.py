@@ -7,7 +7,7 @@ by the job's seed and the record; torch's own sampling draws for the whole batch
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,13 +51,14 @@ def logits_warpers(config: Any) -> list[Any]:
     return [warper(value) for value, warper, noop in chosen if value is not None and value not in noop]
 
 
-def sampling_seed(params: Mapping[str, Json], config: Any) -> int | None:
-    """Return the job's seed; None without one, or where nothing is sampled.
+def sampling_seed(seed: int | None, config: Any) -> int | None:
+    """Return the job's seed, or None where nothing is sampled.
 
     Raises:
         ModelError: `bad_param`, a seed together with beam search.
     """
-    seed: int | None = params.get("seed") if config.do_sample else None
+    if not config.do_sample:
+        return None
     if seed is not None and (config.num_beams or 1) > 1:
         raise ModelError("bad_param", "seed cannot be combined with beam search: leave it out, or set num_beams=1.")
     return seed

@@ -169,7 +169,7 @@ class Seq2SeqRunner(ModelRunner):
             source=direction.source,
             truncation=params.get("truncation", True),
             clean_up=params.get("clean_up_tokenization_spaces", False),
-            seed=sampling_seed(params, config),
+            seed=sampling_seed(params.get("seed"), config),
         )
 
     def _generation_config(

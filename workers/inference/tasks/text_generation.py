@@ -88,7 +88,7 @@ class TextGeneration(PipelineTask[GenerationParams]):
             config=config,
             prompt_limit=self._prompt_limit(config),
             equal_lengths=config.max_new_tokens is None or _depends_on_prompt(config),
-            seed=sampling_seed(params, config),
+            seed=sampling_seed(params.get("seed"), config),
             usage=params.get("usage", False),
         )
 
