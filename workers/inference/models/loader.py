@@ -79,7 +79,7 @@ def load_model(auto_class: Any, source: ModelSource, device: str, *, ignore_miss
 
     Args:
         auto_class: an `AutoModelFor...` class: the head that the task needs.
-        source: its directory, and the rules.
+        source: its directory, and the options.
         device: `cpu`, `cuda:0`.
         ignore_missing: regular expressions (`re.search`) of weights that the task can do without, such as a
             pooler's; an option that uses them checks `invented_weights` first.
@@ -175,7 +175,7 @@ def load_processor(auto_class: Any, source: ModelSource, what: str) -> Any:
 
     Args:
         auto_class: `AutoImageProcessor`, `AutoFeatureExtractor`.
-        source: the model's directory, and the rules.
+        source: the model's directory, and the options.
         what: its name in errors ("image processor").
 
     Raises:
@@ -225,7 +225,7 @@ def check_own_code(source: ModelSource, names: Sequence[str], *classes: str) -> 
     """Refuse a model that brings code for one of these auto classes, unless code may run or the job ignores it.
 
     Args:
-        source: its directory, and the rules.
+        source: its directory, and the options.
         names: the configuration files that may name the code.
         classes: the auto classes about to be used.
 
