@@ -9,8 +9,8 @@ from pathlib import Path
 
 from common.errors import StorageError, UnknownJob, UsageError
 from common.jobs import JobStatus
-from common.models.references import resolve_model
-from common.models.registry_location import job_of, open_registry, registry_url
+from common.models.references import ModelRef, find_model
+from common.models.registry import open_registry, registry_url
 from common.settings import Settings
 from producer.queue_connection import QueueConnection
 
@@ -21,17 +21,18 @@ def check_model(model: str | None, settings: Settings, option: str = "--model") 
     Raises:
         UsageError: no model is there, and this machine can tell.
     """
-    resolved = resolve_model(model, option, local=settings.embedded)
-    job_id, address = job_of(resolved), registry_url(settings)
-    if job_id is None or address is None:
-        return resolved
+    if model is None:
+        return None
+    ref, url = find_model(model, option, local=settings.embedded), registry_url(settings)
+    if ref.kind != "job" or url is None:
+        return str(ref)
     with contextlib.suppress(StorageError):  # a store that cannot be reached from here tells nothing
-        if open_registry(address, settings.model_cache).find(job_id) is None:
+        if open_registry(url, settings.model_cache).find(ref.name) is None:
             raise UsageError(
-                f"{option} {model}: the model store {address} has no model of that job. "
+                f"{option} {model}: the model store {url} has no model of that job. "
                 "`producer models` lists those it has."
             )
-    return resolved
+    return str(ref)
 
 
 def check_job_model(connection: QueueConnection, model: str | None) -> None:
@@ -41,11 +42,11 @@ def check_job_model(connection: QueueConnection, model: str | None) -> None:
         UsageError: it is no fine-tune job, or it is not completed.
         StoreUnavailable: Redis is away.
     """
-    job_id = job_of(model)
-    if job_id is None or registry_url(connection.settings) is not None:
+    ref = ModelRef.parse(model) if model else None
+    if ref is None or ref.kind != "job" or registry_url(connection.settings) is not None:
         return
     try:
-        job = connection.load_job(job_id)
+        job = connection.load_job(ref.name)
     except UnknownJob:
         return  # forgotten since, perhaps: its model outlives it
     if job.spec.training is None:

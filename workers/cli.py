@@ -14,7 +14,7 @@ from common.errors import HugqueueError, UsageError
 from common.jobs import DTYPES, QUEUES, TRAIN
 from common.logs import configure_logging
 from common.models.references import parse_preload
-from common.models.registry_location import open_registry, registry_url
+from common.models.registry import open_registry, registry_url
 from common.redis.client import answers_without_tls, connect, explain, is_transient
 from common.redis.durability import durability_warnings
 from common.redis.schema import check_schema

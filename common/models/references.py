@@ -1,16 +1,54 @@
-"""What users call a model, made into what any process understands: its working directory may be another."""
+"""Model references: a hub id, a directory, or `job:ID` for a model that was fine-tuned here."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from common.errors import UsageError, path_errors
-from common.models.registry_location import job_of
+from common.jobs import JOB_ID
 from common.tasks import find_task
 
-#: Namespace and name, as `huggingface_hub` takes them: each begins and ends with a letter, a digit or `_`.
+#: Namespace and name as `huggingface_hub` takes them: each begins and ends with a letter, a digit or `_`.
 _HUB_ID = re.compile(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
-#: Of what git allows, all but what could be read as something else in a path or in an address.
+#: What git allows, without what a path or a URL could read as something else.
 _REVISION = re.compile(r"[\w.+=,@-]+(/[\w.+=,@-]+)*", re.ASCII)
+_JOB = "job:"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """What a job calls its model, parsed."""
+
+    kind: Literal["hub", "path", "job"]
+    name: str  #: a hub id, a path, or the id of the job that trained the model
+    revision: str | None = None  #: branch, tag or commit on the hub; None for the default branch
+
+    @classmethod
+    def parse(cls, text: str, revision: str | None = None) -> "ModelRef":
+        """Return what a text refers to, judged by the text alone.
+
+        Raises:
+            UsageError: it is neither a hub id, a path nor `job:ID`, or the hub cannot have that revision.
+        """
+        if text.startswith(_JOB):
+            job_id = text.removeprefix(_JOB)
+            if not JOB_ID.match(job_id):
+                raise UsageError(f"{text!r:.200} names no job: expected job: and twelve hexadecimal digits.")
+            return cls("job", job_id)
+        if text in (".", "..") or text.startswith(("/", "./", "../", "~")) or text.endswith("/") or text.count("/") > 1:
+            return cls("path", text)
+        if not is_hub_id(text):
+            raise UsageError(f"{text!r:.200} is neither a hub id (org/name), a directory, nor job:ID.")
+        return cls("hub", text, check_revision(revision))
+
+    @property
+    def path(self) -> Path:
+        """The absolute path of a reference of that kind."""
+        return Path(self.name).expanduser().absolute()
+
+    def __str__(self) -> str:
+        return f"{_JOB}{self.name}" if self.kind == "job" else self.name
 
 
 def is_hub_id(name: str) -> bool:
@@ -18,54 +56,46 @@ def is_hub_id(name: str) -> bool:
     return bool(_HUB_ID.fullmatch(name)) and "--" not in name and ".." not in name and not name.endswith(".git")
 
 
-def is_revision(name: str) -> bool:
-    """Whether a branch, a tag or a commit can have that name."""
-    return bool(_REVISION.fullmatch(name)) and ".." not in name
-
-
 def check_revision(name: str | None, option: str = "--revision") -> str | None:
     """Return the revision as it is.
 
     Raises:
-        UsageError: nothing on the hub can be called so.
+        UsageError: nothing on the hub can have that name.
     """
-    if name is not None and not is_revision(name):
+    if name is not None and (not _REVISION.fullmatch(name) or ".." in name):
         raise UsageError(f"{option} {name!r:.200}: expected a branch, a tag or a commit of the hub.")
     return name
 
 
-def resolve_model(model: str | None, option: str = "--model", *, local: bool = False) -> str | None:
-    """Return a hub id as it is, and a local directory as an absolute path, which a worker can tell from an id.
+def find_model(text: str, option: str = "--model", *, local: bool = False) -> ModelRef:
+    """Return the reference that a user means, a local directory as an absolute path.
 
     Args:
-        model: as the user named it.
-        option: where, for the message.
-        local: whether the worker runs on this machine, so that a path that is not here is wrong.
+        text: as the user wrote it. A directory with a config.json wins over a hub id of that name.
+        option: where it was given, for messages.
+        local: whether the worker runs on this machine, so that a path that does not exist here is an error.
 
     Raises:
-        UsageError: it is a path, and no model is there or the system refuses it; or it begins with `job:`, and no id
-            follows.
+        UsageError: it is not a reference, or a path at which no model is, or which the system refuses.
     """
-    if model is None or job_of(model):
-        return model
-    with path_errors(f"{option} {model}"):
-        return _resolve(model, option, local=local)
-
-
-def _resolve(model: str, option: str, *, local: bool) -> str:
-    path = Path(model).expanduser()
-    looks_like_path = model.startswith(("/", "./", "../", "~")) or model.endswith("/") or model.count("/") > 1
-    if path.is_dir() and (looks_like_path or (path / "config.json").is_file()):
-        if not (path / "config.json").is_file():
-            raise UsageError(f"{option} {model}: the directory holds no model: there is no config.json in it.")
-        return str(path.resolve())
-    if path.is_file():
-        raise UsageError(f"{option} {model} is a file; name the directory that holds config.json and the weights.")
-    if looks_like_path and (local or not model.startswith("/")):
-        raise UsageError(f"{option} {model}: there is no such directory (and a hub id looks like org/name).")
-    if not (model.startswith("/") or is_hub_id(model)):
-        raise UsageError(f"{option} {model!r:.200} is neither a hub id (org/name) nor a directory.")
-    return model
+    if text.startswith(_JOB):
+        return ModelRef.parse(text)
+    with path_errors(f"{option} {text}"):
+        path = Path(text).expanduser()
+        if (path / "config.json").is_file():
+            return ModelRef("path", str(path.resolve()))
+        is_directory, is_file = path.is_dir(), path.is_file()
+    if is_file:
+        raise UsageError(f"{option} {text} is a file; name the directory that holds config.json and the weights.")
+    try:
+        ref = ModelRef.parse(text)
+    except UsageError as error:
+        raise UsageError(f"{option} {error}") from error
+    if ref.kind == "path" and is_directory:
+        raise UsageError(f"{option} {text}: the directory has no config.json, so it holds no model.")
+    if ref.kind == "path" and (local or not text.startswith("/")):
+        raise UsageError(f"{option} {text}: there is no such directory (and a hub id looks like org/name).")
+    return ref
 
 
 def parse_preload(text: str) -> str:
@@ -76,4 +106,17 @@ def parse_preload(text: str) -> str:
     """
     task, equals, model = text.partition("=")
     find_task(task)
-    return f"{task}={resolve_model(model, '--preload', local=True)}" if equals else task
+    return f"{task}={find_model(model, '--preload', local=True)}" if equals else task
+
+
+def split_preload(text: str) -> tuple[str, str | None]:
+    """Return task and model of `TASK[=MODEL]`, a path made absolute.
+
+    Raises:
+        UsageError: the model is not a reference.
+    """
+    task, _, model = text.partition("=")
+    if not model:
+        return task, None
+    ref = ModelRef.parse(model)
+    return task, str(ref.path if ref.kind == "path" else ref)

@@ -216,8 +216,7 @@ class RemoteStorage(Storage):
     def write(self, name: str, data: bytes) -> None:
         """Write a file by one request."""
         with storage_errors("write", f"{self._url}/{name}"):
-            if not is_object_store(self._url):
-                self._files.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+            self._make_parent(name)
             self._files.pipe_file(self._path(name), data)
 
     def move(self, source: str, target: str) -> bool:
@@ -241,18 +240,51 @@ class RemoteStorage(Storage):
         """Nothing is to be done: object stores have no folders."""
 
     def remove_all(self) -> None:
-        """Remove everything whose name begins with the address."""
-        with storage_errors("remove", self._url), contextlib.suppress(FileNotFoundError):
-            self._files.rm(self._base, recursive=True)
+        """Remove everything under the URL."""
+        self.remove_tree("")
+
+    def remove_tree(self, folder: str) -> None:
+        """Remove everything in a folder."""
+        with storage_errors("remove", f"{self._url}/{folder}"), contextlib.suppress(FileNotFoundError):
+            self._files.rm(self._path(folder).rstrip("/"), recursive=True)
+
+    def upload(self, source: Path, name: str) -> None:
+        """Copy a file of this machine to `name`."""
+        with storage_errors("write", f"{self._url}/{name}"):
+            self._make_parent(name)
+            self._files.put_file(str(source), self._path(name))
+
+    def download(self, name: str, target: Path) -> None:
+        """Copy a file to this machine."""
+        with storage_errors("read", f"{self._url}/{name}"):
+            self._files.get_file(self._path(name), str(target))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the files in a folder, at any depth: their names in it, and their sizes in bytes."""
+        with storage_errors("list", f"{self._url}/{folder}"):
+            path = self._files._strip_protocol(self._path(folder))
+            found = self._files.find(path, detail=True)
+        return {name.removeprefix(path).lstrip("/"): entry["size"] for name, entry in found.items()}
+
+    def folders(self) -> list[str]:
+        """Return the names of the folders directly under the URL, sorted."""
+        return self._list("", "directory")
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names of the files directly in a folder."""
+        return self._list(folder, "file")
+
+    def _list(self, folder: str, kind: str) -> list[str]:
         with storage_errors("list", f"{self._url}/{folder}"):
             try:
                 entries = self._files.ls(self._path(folder).rstrip("/"), detail=True)
             except FileNotFoundError:
                 return []
-        return sorted(entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file")
+        return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == kind)
+
+    def _make_parent(self, name: str) -> None:
+        if not is_object_store(self._url):
+            self._files.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
 
     def _path(self, name: str) -> str:
         return f"{self._base}/{name}"

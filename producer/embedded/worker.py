@@ -14,7 +14,7 @@ import time
 
 import redis
 
-from common.models.registry_location import registry_url
+from common.models.registry import registry_url
 from common.processes import die_with_parent
 from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger

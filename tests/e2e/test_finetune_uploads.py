@@ -12,8 +12,7 @@ from s3fs import S3FileSystem
 
 from common.errors import Cancelled, StorageError
 from common.models.checkpoints import mark_complete
-from common.models.registry import ModelRegistry
-from common.models.registry_location import open_registry
+from common.models.registry import ModelRegistry, open_registry
 from tests.support.finetune_runs import base_model, progress, result_of, wait_for_step, write_reviews
 from tests.support.processes import Shell, Workers, lines, wait_until
 from tests.support.s3_server import S3Server

@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import UsageError
 from common.inputs.sources import ReadProgress
-from common.models.references import resolve_model
+from common.models.references import find_model
 from common.settings import load_settings
 from common.storage.atomic import AtomicFile
 from common.tasks import TASKS
@@ -67,7 +67,7 @@ def test_what_the_system_refuses_is_told_in_a_sentence(
 @pytest.mark.parametrize(
     "step",
     [
-        lambda: resolve_model(f"./{LONG}"),
+        lambda: find_model(f"./{LONG}"),
         lambda: parse_target(f"{LONG}", None),
         lambda: check_target(OutputFile(Path(f"{LONG}.csv")), TASKS["fill-mask"]),
         lambda: load_settings({"HUGQUEUE_HOME": UNKNOWN_USER, "HOME": "/"}),

@@ -57,7 +57,7 @@ class Snapshot:
     source: str  #: `hub` if something was downloaded for it now, else `cache`
 
 
-def fetch(
+def fetch_snapshot(
     repo: str, revision: str | None, allow_pickle: bool, allow_code: bool, on_stage: Callable[[str], None]
 ) -> Snapshot:
     """Return the snapshot of a repository, from the cache if it is whole there.

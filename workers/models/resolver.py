@@ -1,9 +1,8 @@
-"""The one resolver: from what a job calls its model to a directory, from which alone libraries load.
+"""Model resolution: from what a job calls its model to the directory that libraries load it from.
 
 `from_pretrained("a/b")` by itself takes a directory `a/b` of the working directory, and fetches whatever a name says;
-so no name reaches a library. A hub id becomes a cached snapshot (`workers.models.hub_download`); a path must lie
-where the worker
-allows it. Knows no task but for its default model.
+so no name reaches a library. A hub id becomes a cached snapshot (`workers.models.hub_download`); a path must be one
+that the worker allows.
 """
 
 import os
@@ -15,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from common.errors import ModelError, UsageError, WorkerError, first_line
-from common.models.references import is_hub_id, is_revision
-from common.models.registry_location import job_of, open_registry, registry_url
+from common.models.references import ModelRef, split_preload
+from common.models.registry import open_registry, registry_url
 from common.settings import Settings
 from common.tasks import find_task
 from workers.disk_space import PERMANENT_ERRNOS
@@ -43,7 +42,7 @@ class ModelPolicy:
         return cls(
             roots=tuple(str(root) for root in settings.model_roots),
             patterns=settings.allowed_models,
-            preloaded=tuple(filter(None, (text.partition("=")[2] for text in settings.preload))),
+            preloaded=tuple(model for _, model in map(split_preload, settings.preload) if model),
             any_path=settings.any_path,
             models=registry_url(settings),
             load=LoadOptions.of(settings),
@@ -70,11 +69,6 @@ class ResolvedModel:
     source: str  #: `hub`, `cache`, `path` or `store`
 
 
-def is_path(model: str) -> bool:
-    """Whether a model's name is a path: it begins like one, or has more slashes than a hub id."""
-    return model.startswith(("/", "./", "../", "~")) or model in (".", "..") or model.count("/") > 1
-
-
 def resolve(
     model: str | None,
     revision: str | None,
@@ -82,19 +76,19 @@ def resolve(
     policy: ModelPolicy,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> ResolvedModel:
-    """Return the directory of a model, downloaded if need be.
+    """Return the directory of a model, downloaded if necessary.
 
     Args:
-        model: hub id or absolute path; None for the default of `task`.
+        model: a hub id, an absolute path or `job:ID`; None for the default of `task`.
         revision: branch, tag or commit on the hub; None for the default branch.
         task: a task's name.
         policy: what this worker allows.
-        on_stage: told what is downloaded, how large it is, and how far it is. May raise `Cancelled`.
+        on_stage: called with what is downloaded, its size and the progress. May raise `Cancelled`.
 
     Raises:
         ModelError: `no_model`, `model_not_found`, `model_not_allowed`, `model_gated`, `model_offline`,
             `model_unreadable`, `unsafe_weights`, `adapter_only`.
-        WorkerError: `hub_unavailable`, after several tries; `disk_full`; `model_unreadable`, if that may pass.
+        WorkerError: `hub_unavailable`, after several attempts; `disk_full`; `model_unreadable`, if that may pass.
     """
     if model is None:
         known = find_task(task)
@@ -102,16 +96,20 @@ def resolve(
             raise ModelError("no_model", f"{task} has no default model; name one with --model.")
         model, revision = known.model, revision or known.revision
     try:
-        found = _found(model, revision, policy, on_stage)
+        ref = ModelRef.parse(model, revision)
+    except UsageError as error:
+        raise ModelError("model_not_found", str(error)) from error
+    try:
+        found = _locate(ref, policy, on_stage)
         check_files(model, [entry.name for entry in found.path.iterdir()], policy.load.allow_pickle)
-        if policy.load.allow_remote_code:  # else no code is run, whoever it is by
+        if policy.load.allow_remote_code:  # else no code runs, whoever wrote it
             for repository in sorted(code_repositories(found.path)):
                 _check_allowed(repository, policy)
     except OSError as error:
         message = (
-            f"{model:.200} cannot be used on the worker's machine: {error.filename or model!s:.300}: "
-            f"{error.strerror or first_line(error)}. The worker runs as user {os.getuid()}, which has to read the "
-            "model, and to write its cache (HF_HOME, and of job:ID HUGQUEUE_HOME)."
+            f"{model:.200} cannot be read on the worker's machine: {error.filename or model!s:.300}: "
+            f"{error.strerror or first_line(error)}. The worker runs as user {os.getuid()}, which must be able to read "
+            "the model and to write its cache (HF_HOME, and HUGQUEUE_HOME for job:ID)."
         )
         if error.errno is None or error.errno in PERMANENT_ERRNOS:
             raise ModelError("model_unreadable", message) from error
@@ -119,39 +117,20 @@ def resolve(
     return found
 
 
-def _found(model: str, revision: str | None, policy: ModelPolicy, on_stage: Callable[[str], None]) -> ResolvedModel:
-    if is_path(model):
-        return ResolvedModel(model, _allowed_path(model, policy), None, "path")
-    if model.startswith("job:"):
-        return ResolvedModel(model, _from_registry(model, policy), None, "store")
-    return _from_hub(model, revision, policy, on_stage)
+def _locate(ref: ModelRef, policy: ModelPolicy, on_stage: Callable[[str], None]) -> ResolvedModel:
+    if ref.kind == "path":
+        return ResolvedModel(ref.name, _allowed_path(ref.name, policy), None, "path")
+    if ref.kind == "job":
+        try:
+            path = open_registry(policy.models, Path(policy.cache)).fetch(ref.name)
+        except UsageError as error:
+            raise ModelError("model_not_found", f"{ref}: {error}") from error
+        return ResolvedModel(str(ref), path, None, "store")
+    _check_allowed(ref.name, policy)
+    from workers.models.hub_download import fetch_snapshot  # importing huggingface_hub takes a third of a second
 
-
-def _from_hub(model: str, revision: str | None, policy: ModelPolicy, on_stage: Callable[[str], None]) -> ResolvedModel:
-    """Return what the cache or the hub has under that name."""
-    _check_names(model, revision)
-    _check_allowed(model, policy)
-    from workers.models.hub_download import fetch  # huggingface_hub takes a third of a second to import
-
-    snapshot = fetch(model, revision, policy.load.allow_pickle, policy.load.allow_remote_code, on_stage)
-    return ResolvedModel(model, snapshot.path, snapshot.commit, snapshot.source)
-
-
-def _check_names(model: str, revision: str | None) -> None:
-    if not is_hub_id(model):
-        raise ModelError(
-            "model_not_found", f"{model!r} is not a model: expected a hub id as owner/name, or an absolute path."
-        )
-    if revision is not None and not is_revision(revision):
-        raise ModelError("model_not_found", f"{revision!r} is not a revision: expected a branch, a tag or a commit.")
-
-
-def _from_registry(model: str, policy: ModelPolicy) -> Path:
-    """Return the directory of a model that a job of this queue made."""
-    try:
-        return open_registry(policy.models, Path(policy.cache)).fetch(job_of(model) or "")
-    except UsageError as error:
-        raise ModelError("model_not_found", f"{model}: {error}") from error
+    snapshot = fetch_snapshot(ref.name, ref.revision, policy.load.allow_pickle, policy.load.allow_remote_code, on_stage)
+    return ResolvedModel(ref.name, snapshot.path, snapshot.commit, snapshot.source)
 
 
 def _check_allowed(model: str, policy: ModelPolicy) -> None:
@@ -167,16 +146,18 @@ def _check_allowed(model: str, policy: ModelPolicy) -> None:
 def _allowed_path(model: str, policy: ModelPolicy) -> Path:
     """Return the real directory of a path, if a job may name it.
 
-    A path outside is refused in the same words whether it exists or not: jobs are no way to look around.
+    The error for a path outside does not depend on whether it exists: a job cannot explore the disk.
     """
     if "\0" in model:
         raise ModelError("model_not_found", f"{model!r:.200} is not a path: it has a zero byte.")
     path = Path(model).expanduser()
     if not path.is_absolute():
-        raise ModelError("model_not_found", f"{model}: a worker has no working directory of yours; name a whole path.")
-    real = Path(os.path.realpath(path))  # unlike `resolve`, it raises nothing for links in a circle
+        raise ModelError("model_not_found", f"{model}: a worker does not run in your directory; give an absolute path.")
+    real = Path(os.path.realpath(path))  # unlike `resolve`, it does not raise for a loop of links
     roots = [Path(root).resolve() for root in policy.roots]
-    own = policy.any_path or any(real == Path(name).resolve() for name in policy.preloaded if is_path(name))
+    own = policy.any_path or any(
+        str(real) == os.path.realpath(name) for name in policy.preloaded if name.startswith("/")
+    )
     if not own and (".." in path.parts or not any(real.is_relative_to(root) for root in roots)):
         allowed = ", ".join(policy.roots) or "none are set"
         raise ModelError(
@@ -192,7 +173,7 @@ def _allowed_path(model: str, policy: ModelPolicy) -> Path:
 
 
 def _check_links(model: str, real: Path, roots: Sequence[Path]) -> None:
-    """Refuse files that are links out of the roots: whoever may write a model there could read anything so."""
+    """Refuse links that lead out of the roots: whoever may write a model there could read any file through one."""
     seen, waiting = {real}, [real]
     while waiting:
         for entry in os.scandir(waiting.pop()):

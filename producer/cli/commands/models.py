@@ -8,7 +8,8 @@ import click
 
 from common.errors import UsageError, path_errors
 from common.jobs import iso_time
-from common.models.registry_location import job_of, open_registry, registry_url
+from common.models.references import ModelRef
+from common.models.registry import open_registry, registry_url
 from common.records import Json
 from common.settings import load_settings
 from producer.cli.options import json_option
@@ -51,7 +52,7 @@ def export(model: str, directory: Path) -> None:
         parent_exists = target.parent.is_dir()
     if not parent_exists:
         raise UsageError(f"{directory} cannot be written: there is no directory {target.parent}.")
-    _registry().export(str(job_of(model if model.startswith("job:") else f"job:{model}")), target)
+    _registry().export(ModelRef.parse(f"job:{model.removeprefix('job:')}").name, target)
     click.echo(directory)
 
 

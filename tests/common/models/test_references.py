@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ModelError, UsageError, WorkerError
-from common.models.references import check_revision, is_hub_id, resolve_model
+from common.models.references import check_revision, find_model, is_hub_id
 from workers.models.hub_download import _translate_error
 
 NAMES = [
@@ -38,7 +38,7 @@ def test_any_short_name_is_a_hub_id_where_the_library_takes_it(name: str) -> Non
 @pytest.mark.parametrize("name", ["a--b", "org/model.git", "-m", "a" * 97, "org/m\u00f6del"])
 def test_a_name_that_the_hub_cannot_have_is_refused_at_submit(name: str) -> None:
     with pytest.raises(UsageError, match="neither a hub id"):
-        resolve_model(name)
+        find_model(name)
 
 
 @pytest.mark.parametrize("name", ["main", "refs/pr/1", "v1.0+cu128", "step=1000,seed=7", "f" * 40])

@@ -10,8 +10,8 @@ from s3fs import S3FileSystem
 
 from common.errors import ModelError, StorageError, UsageError
 from common.models.checkpoints import is_complete, latest_complete, mark_complete, step_of
-from common.models.registry import ModelRegistry
-from common.models.registry_location import job_of, open_registry, registry_url
+from common.models.references import ModelRef
+from common.models.registry import ModelRegistry, open_registry, registry_url
 from common.settings import load_settings
 from tests.support.s3_server import S3Server
 
@@ -212,7 +212,7 @@ def test_a_truncated_checkpoint_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["job:", "job:xyz", "job:0123456789AB", "job:../../etc", "job:0123456789ab/.."])
 def test_only_a_jobs_id_names_a_model(name: str) -> None:
     with pytest.raises(UsageError, match="names no job"):
-        job_of(name)
+        ModelRef.parse(name)
 
 
 def test_where_the_store_is(tmp_path: Path) -> None:

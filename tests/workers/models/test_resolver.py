@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import ModelError, WorkerError
+from common.models.references import ModelRef
 from common.settings import load_settings
 from workers.models.load_options import LoadOptions
 from workers.models.model_files import human_size
-from workers.models.resolver import ModelPolicy, is_path, resolve
+from workers.models.resolver import ModelPolicy, resolve
 
 
 @pytest.fixture
@@ -178,12 +179,12 @@ def test_a_policy_comes_from_the_settings_and_passes_as_text():
 
 @pytest.mark.parametrize("name", ["/models/x", "./x", "../x", "~/x", "a/b/c", "."])
 def test_paths_are_told_from_ids(name: str):
-    assert is_path(name)
+    assert ModelRef.parse(name).kind == "path"
 
 
-@pytest.mark.parametrize("name", ["bert-base-uncased", "google-bert/bert-base-uncased", ".hidden/x"])
+@pytest.mark.parametrize("name", ["bert-base-uncased", "google-bert/bert-base-uncased"])
 def test_ids_are_told_from_paths(name: str):
-    assert not is_path(name)
+    assert ModelRef.parse(name).kind == "hub"
 
 
 @pytest.mark.parametrize(

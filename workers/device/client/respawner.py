@@ -9,14 +9,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from common.errors import Cancelled, CodedError, HugqueueError, ModelError, WorkerError
+from common.models.references import split_preload
 from common.settings import Settings
 from workers.device.client.batch_size_cache import BatchSizeCache
 from workers.device.client.process import DeviceProcess, Limits, ProcessExit
 from workers.device.protocol import Open
-from workers.models.resolver import ModelPolicy, is_path
+from workers.models.resolver import ModelPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class DeviceRespawner:
         self._batch_sizes = batch_sizes
         self._prefetch = self._device != "cpu" if prefetch is None else prefetch
         self._limits = Limits(settings.batch_timeout, settings.load_timeout)
-        self._preload = [_preload(text) for text in settings.preload]
+        self._preload = list(map(split_preload, settings.preload))
         self._policy = ModelPolicy.of(settings)
         self._changed = threading.Condition()
         self.current: DeviceProcess | None = None  #: the process that takes requests, if there is one at the moment
@@ -198,9 +198,3 @@ def _count_fruitless(process: DeviceProcess, before: int, lifetime: float) -> in
 def _backoff(fruitless: int) -> float:
     """Return how long to wait before the next start, after so many processes in a row that answered nothing."""
     return min(_MAX_BACKOFF, 2.0 ** (fruitless - 2)) if fruitless > 1 else 0.0
-
-
-def _preload(text: str) -> tuple[str, str | None]:
-    """Return task and model of `TASK` or `TASK=MODEL`; a path becomes absolute."""
-    task, _, model = text.partition("=")
-    return task, str(Path(model).expanduser().absolute()) if is_path(model) else model or None

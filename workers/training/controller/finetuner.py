@@ -20,7 +20,7 @@ from common.errors import Cancelled, ModelError, PayloadError, StorageError, Usa
 from common.gpus import find_gpus
 from common.jobs import Job, JobSpec
 from common.models.checkpoints import latest_complete, remove_incomplete, step_of
-from common.models.registry_location import open_registry, registry_url
+from common.models.registry import open_registry, registry_url
 from common.payloads.codec import count, decode_records, encode_outcomes
 from common.queue.jobs import JobStore
 from common.queue.ledger import Lease
