@@ -3,8 +3,7 @@
 It has no handlers: a worker is `workers start`.
 """
 
-from common.broker.app import make_app
-from common.broker.command import run_celery
+from common.broker.app import make_app, run_celery
 from common.settings import load_settings
 
 app = make_app(load_settings())

@@ -1,11 +1,11 @@
-"""The Celery side of the contract: the app, its settings, and the sending of tickets.
+"""Celery app: its settings, sending tickets, and finding those that wait.
 
-`celery -A hugqueue flower` watches it (`hugqueue.celery`). The worker's app is this one with handlers (`workers.app`).
+`celery -A hugqueue flower` monitors it (`hugqueue.celery`); workers add handlers to it (`workers.app`).
 """
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
 import redis
 from celery import Celery
@@ -15,13 +15,13 @@ from common.broker.transport import Amqp
 from common.jobs import PRIORITIES, QUEUES, JobSpec
 from common.redis.keys import CELERY_PREFIX
 from common.redis.url import tls_options
-from common.settings import Settings, load_settings
+from common.settings import Settings
 from common.tasks import find_task
 
-#: Seconds for one try at the broker. A command must have ended, with an answer or an error, after ten.
+#: Seconds for one attempt to reach the broker. A command must end within ten, with an answer or an error.
 _TIMEOUT = 2.5
 
-#: Celery's own name for the way from a ticket to its handler begins so: it is what Flower shows.
+#: Prefix of the names of handlers (tasks, to Celery): Flower shows them.
 HANDLER_PREFIX = "hugqueue."
 #: The handler of fine-tune jobs, whatever their task.
 FINETUNE = f"{HANDLER_PREFIX}finetune"
@@ -29,27 +29,27 @@ FINETUNE = f"{HANDLER_PREFIX}finetune"
 
 def make_app(settings: Settings) -> Celery:
     """Return a Celery app on the Redis of `settings`; nothing is connected yet."""
-    address = settings.broker_url or "redis://"
-    app = Celery("hugqueue", broker=address, amqp=Amqp, set_as_current=False)
+    url = settings.broker_url or "redis://"
+    app = Celery("hugqueue", broker=url, amqp=Amqp, set_as_current=False)
     app.conf.update(
-        # Late acks: a ticket counts as in hand until its turn is over, so that a worker takes no more than its slots.
+        # Acknowledge late: a ticket occupies its slot until it is processed, so that a worker takes no more.
         task_acks_late=True,
-        # One ticket a slot and no more: a ticket in a worker's pocket is a turn that nobody else can take.
+        # One ticket for each slot: no other worker can take one that was prefetched.
         worker_prefetch_multiplier=1,
-        # Outcomes go to the store; Celery's results would pass through Redis twice and say PENDING for "unknown".
+        # Outcomes have their own keys; Celery's results would pass through Redis twice and say PENDING for "unknown".
         task_ignore_result=True,
-        # JSON alone: pickle in a message is code run by whoever can write to Redis.
+        # Only JSON: pickle would let anybody who can write to Redis run code.
         task_serializer="json",
         accept_content=["json"],
-        # Slots of a light process that waits for the device process; prefork would fork what must not be forked.
+        # Threads that wait for the device process; prefork would fork what must not be forked.
         worker_pool="threads",
         worker_concurrency=3,
-        # True deletes running work when Redis restarts (celery 5.7, tried out).
+        # True deletes running work when Redis restarts (tried with celery 5.7).
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        # For ever: a worker waits for Redis as long as it takes.
+        # Without limit: a worker waits for Redis as long as it takes.
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
-        # Also when Redis answers with an error (it is full, say): without this the worker ends.
+        # Also when Redis answers with an error, for example because it is full; otherwise the worker ends.
         broker_channel_error_retry=True,
         broker_connection_timeout=_TIMEOUT,
         broker_transport_options={
@@ -59,32 +59,32 @@ def make_app(settings: Settings) -> Celery:
             "health_check_interval": 15,
             "retry_on_timeout": False,
             "max_retries": 1,
-            # kombu's own notes of what is in whose hands go by the workers' clocks, cannot be written while Redis is
-            # full, and bring a slow worker's tickets back after an hour. The ledger and the reaper do that work.
+            # kombu's record of unacknowledged messages goes by the workers' clocks, cannot be written while Redis is
+            # full, and redelivers a slow worker's tickets after an hour. The ledger and the reaper do that work.
             "ack_emulation": False,
-            # Between queues: take turns, so that `any` does not starve behind `gpu`.
+            # Alternate between queues, so that `any` does not starve behind `gpu`.
             "queue_order_strategy": "round_robin",
         },
         task_publish_retry=True,
         task_publish_retry_policy={"max_retries": 1, "interval_start": 0.1, "interval_max": 0.5},
         task_queues=[Queue(name, routing_key=name) for name in QUEUES],
-        # No exchange: a queue is its list in Redis. A binding is one more key that can be lost, and messages with it.
+        # No exchange: a queue is just its list in Redis. A lost binding would lose messages.
         task_default_exchange="",
         task_default_queue="any",
         task_create_missing_queues=False,
-        # What Flower lives on.
+        # Flower needs these events.
         worker_send_task_events=True,
         task_send_sent_event=True,
-        # Logging is ours: the root logger is set up by `workers`.
+        # `workers` configures the root logger.
         worker_hijack_root_logger=False,
     )
-    if (tls := tls_options(address)) is not None:
-        app.conf.broker_use_ssl = tls  # Flower reads it here; kombu would find it in the address too
+    if (tls := tls_options(url)) is not None:
+        app.conf.broker_use_ssl = tls  # Flower reads it here; kombu would find it in the URL too
     return app
 
 
 def handler_name(task: str) -> str:
-    """Return the Celery name of the handler of a task: one per task, so that Flower tells them apart."""
+    """Return the name of a task's handler in Celery: one per task, so that Flower shows which is which."""
     return HANDLER_PREFIX + find_task(task).name
 
 
@@ -92,7 +92,7 @@ def send_tickets(app: Celery, spec: JobSpec, tickets: Iterable[str]) -> None:
     """Put tickets of a job at the tail of its queue.
 
     Raises:
-        kombu.exceptions.OperationalError: Redis is away or full.
+        kombu.exceptions.OperationalError: Redis is unavailable or full.
     """
     for ticket in tickets:
         app.send_task(
@@ -108,10 +108,10 @@ def send_tickets(app: Celery, spec: JobSpec, tickets: Iterable[str]) -> None:
 
 
 def waiting_tickets(client: "redis.Redis", page: int = 1000) -> Iterator[set[str]]:
-    """Yield the ids of the tickets that lie in the queues, so many at a time at most.
+    """Yield the ids of the tickets that wait in the queues, up to `page` at a time.
 
-    Those that leave a queue and come back meanwhile may be left out. Reads kombu's own keys
-    (`kombu/transport/redis.py`): a list for each queue and priority, which grows at its left and is eaten at its right.
+    Those that leave a queue and return meanwhile may be missed. Reads kombu's own keys (`kombu/transport/redis.py`): a
+    list for each queue and priority, which is filled from the left and consumed from the right.
     """
     lists = [f"{CELERY_PREFIX}{queue}" for queue in QUEUES]
     lists += [f"{name}\x06\x16{step}" for name in lists for step in (3, 6, 9)]
@@ -121,7 +121,7 @@ def waiting_tickets(client: "redis.Redis", page: int = 1000) -> Iterator[set[str
         lengths = pipe.execute()
     for name, length in zip(lists, lengths, strict=True):
         for start in range(0, length, page):
-            end = start + page - 1 if start + page < length else -1  # what came meanwhile has pushed the last ones on
+            end = start + page - 1 if start + page < length else -1  # new tickets have pushed the last ones further
             yield {ticket for raw in client.lrange(name, start, end) for ticket in _ticket_ids(raw)}
 
 
@@ -130,13 +130,19 @@ def _ticket_ids(raw: bytes) -> Iterator[str]:
         message: Any = json.loads(raw)
         yield str(message["headers"]["id"])
     except (ValueError, TypeError, KeyError, RecursionError):
-        return  # not a message of ours
+        return  # not one of our messages
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for one of this module
+def run_celery(app: Celery) -> NoReturn:
+    """Run the `celery` command with this app and the arguments of this process: `python -P -m workers.app worker`.
 
-    def __getattr__(name: str) -> Any:
-        """Make `app` when `celery -A common.broker.app` asks for it: importers have settings of their own."""
-        if name != "app":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return make_app(load_settings())
+    `celery -A` imports the app by name with the working directory first on the path, which may hold a `common/` or
+    `workers/` of somebody else.
+    """
+    from celery.bin.celery import celery as command
+
+    [option] = [option for option in command.params if option.name == "app"]
+    option.default = app  # it accepts apps as well as names
+    option.envvar, option.allow_from_autoenv = None, False  # $APP and $CELERY_APP are somebody else's
+    command(auto_envvar_prefix="CELERY")  # as `python -m celery` calls it
+    raise SystemExit(0)

@@ -16,6 +16,7 @@ TTL = 15.0
 
 _Text = Annotated[str, one_line_of(4096)]
 _Number = Annotated[float, Meta(gt=-1e18, lt=1e18)]
+_Count = Annotated[int, Meta(ge=0, lt=10**18)]
 
 
 class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,17 +27,17 @@ class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device_name: _Text  #: as its maker names it
     queues: tuple[_Text, ...]
     slots: Annotated[int, Meta(ge=0, le=1000)]  #: chunks it processes at once; a job gets tickets by this number
-    pid: int
+    pid: _Count
     host: _Text
     started_at: _Number
     state: _Text = "ready"  #: `starting`, `ready`, `stopping`
     models: tuple[Mapping[str, Json], ...] = ()  #: those loaded: task, model, bytes
     records_per_second: _Number = 0.0  #: over the last minute
-    records_done: int = 0  #: since it started
-    memory_bytes: int = 0  #: resident memory of both its processes
+    records_done: _Count = 0  #: since it started
+    memory_bytes: _Count = 0  #: resident memory of both its processes
     version: _Text = ""
     #: How often each fast path fell back to a slower one.
-    fallbacks: Mapping[str, int] = msgspec.field(default_factory=dict)
+    fallbacks: Mapping[str, _Count] = msgspec.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Json]:
         """Return what `--json` shows."""
