@@ -84,7 +84,7 @@ def exit_on_error() -> Iterator[None]:
     except HugqueueError as error:
         _exit(str(error), error.exit_status)
     except BrokenPipeError as error:
-        # `producer results JOB | head`: the reader has enough.
+        # `producer results JOB | head`: the reader has closed the pipe.
         _discard_stdout()
         before = error.__context__
         sys.exit(before.code if isinstance(before, SystemExit) else 0)

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, found without torch."""
+"""GPUs of this machine, listed by nvidia-smi, without torch."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU as nvidia-smi knows it."""
+    """One GPU, as nvidia-smi lists it."""
 
     index: int
     uuid: str
@@ -15,7 +15,7 @@ class Gpu:
 
 
 def find_gpus() -> list[Gpu]:
-    """Return the GPUs that this process may use: none without nvidia-smi; CUDA_VISIBLE_DEVICES is honoured."""
+    """Return the GPUs in CUDA_VISIBLE_DEVICES, or all; none without nvidia-smi."""
     query = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout

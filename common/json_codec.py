@@ -1,6 +1,6 @@
-"""The one JSON encoder for outputs: numpy and torch values become Python's, NaN becomes null.
+"""JSON encoder for outputs: numpy and torch values become Python's, and NaN becomes null.
 
-Knows numpy and torch by their methods (`item`, `tolist`), so that it imports neither.
+It recognizes numpy and torch by their method `tolist`, so that it imports neither.
 """
 
 import json
@@ -15,9 +15,9 @@ _ESCAPED = json.JSONEncoder(ensure_ascii=True, allow_nan=False)
 
 
 def to_jsonable(value: Json) -> Json:
-    """Return `value` made of None, bool, int, float, str, list and dict alone.
+    """Return `value` as None, bool, int, float, str, list and dict only.
 
-    NaN and infinities become None: JSON has no word for them, and other readers refuse `NaN`.
+    NaN and infinities become None, since JSON has no form for them.
 
     Raises:
         TypeError: a value has no JSON form.
@@ -36,9 +36,9 @@ def to_jsonable(value: Json) -> Json:
 
 
 def to_json(value: Json) -> str:
-    """Return `value` as one line of JSON text; non-ASCII letters stay as they are.
+    """Return `value` as one line of JSON with non-ASCII letters unescaped.
 
-    A lone surrogate has no UTF-8 form: a text that holds one is escaped instead.
+    If it holds a lone surrogate, which has no UTF-8 form, all non-ASCII letters are escaped.
     """
     if type(value) is int:  # as most ids are
         return str(value)

@@ -1,4 +1,4 @@
-"""Logs of our own processes, in which no text that others wrote can pose as a line of ours or move the cursor."""
+"""Logging: untrusted texts in a message cannot forge a line of the log or control a terminal."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class _Record(logging.LogRecord):
-    """A record whose message is one line, and whose traceback is indented: it holds what an exception says."""
+    """A log record whose message is one line, and whose traceback is indented, since it quotes an exception."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -19,7 +19,7 @@ class _Record(logging.LogRecord):
             self.exc_text = "    " + _indented("".join(traceback.format_exception(*self.exc_info)))
 
     def getMessage(self) -> str:  # noqa: N802 - logging's name
-        """Return the message; it has several lines only where our own words do."""
+        """Return the message; it has several lines only if the format string has."""
         text = super().getMessage()
         return _indented(text) if "\n" in str(self.msg) else one_line(text)
 
@@ -29,11 +29,11 @@ def _indented(text: str) -> str:
 
 
 def configure_logging(level: int | str = logging.INFO, form: str = FORMAT) -> None:
-    """Log to stderr, whoever is at work: these records count for all handlers and formats of the process."""
+    """Log to stderr, with safe records for all handlers of the process."""
     use_safe_records()
     logging.basicConfig(level=level, format=form, stream=sys.stderr)
 
 
 def use_safe_records() -> None:
-    """Make all records of this process safe to show; handlers are somebody else's."""
+    """Make all log records of this process safe to print; the handlers stay as they are."""
     logging.setLogRecordFactory(_Record)

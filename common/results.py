@@ -1,4 +1,4 @@
-"""A record and what became of it, and how that is written for the user."""
+"""Result rows: records with their outcomes, and their forms as a JSON line and as table cells."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from common.records import Failure, Json, Outcome
 COLUMNS = ("id", "input", "output", "error_code", "error_message", "truncated")
 
 NOT_RUN = Failure("not_run", "the job ended before this record was run; `producer retry` runs it")
-#: Stands in place of an outcome that was committed and cannot be found.
+#: Replaces an outcome that was committed and cannot be found.
 LOST = Outcome(
     failure=Failure(ResultsLost.code, "this record was run, but its outcome is gone; `producer retry` runs it again")
 )
@@ -21,11 +21,11 @@ class ResultRow:
 
     id: Json
     input: Json
-    outcome: Outcome | None  #: None: the job ended, or has not yet come, before this record
+    outcome: Outcome | None  #: None if this record was not run, or not yet
 
     @property
     def error(self) -> Failure | None:
-        """Why there is no output."""
+        """Why there is no output; None if there is one."""
         return NOT_RUN if self.outcome is None else self.outcome.failure
 
     @property
@@ -35,12 +35,12 @@ class ResultRow:
 
     @property
     def truncated(self) -> bool:
-        """Whether there is an output, made from a text that was cut to what the model takes."""
+        """Whether there is an output, of an input that was truncated to what the model takes."""
         return self.outcome is not None and self.outcome.failure is None and self.outcome.truncated
 
 
 def to_line(row: ResultRow) -> str:
-    """Return the row as one line of JSON, without a line end: id, input, and output or error."""
+    """Return the row as one line of JSON, without a line break: id, input, and output or error."""
     line: dict[str, Json] = {"id": row.id, "input": row.input}
     if row.error:
         line["error"] = row.error.as_dict()
@@ -52,15 +52,15 @@ def to_line(row: ResultRow) -> str:
 
 
 def cells(row: ResultRow, output: Json) -> tuple[Json, ...]:
-    """Return the row as the cells of a table with the columns `COLUMNS`; `output` is its output as the table has it."""
+    """Return the row as cells of the columns `COLUMNS`; `output` is its output in the table's form."""
     code, message = (row.error.code, row.error.message) if row.error else (None, None)
     return as_text(row.id), as_text(row.input), output, code, as_text(message), row.truncated
 
 
 def as_text(value: Json) -> str | None:
-    """Return a value for a cell of text: a text as it is, nothing for None, else its JSON text.
+    """Return a value for a text cell: a text unchanged, None for None, otherwise its JSON.
 
-    Lone surrogates, which no file of text can hold, are escaped.
+    Lone surrogates, which a text file cannot hold, are escaped.
     """
     if value is None:
         return None

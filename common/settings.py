@@ -1,11 +1,11 @@
-"""Settings, read from the environment in this one place.
+"""Settings from environment variables, all read here.
 
-Precedence: command line, then environment, then the defaults below. The Hugging Face variables (HF_HOME,
-HF_TOKEN, HF_HUB_OFFLINE, ...) are left to its libraries.
+The command line takes precedence over the environment, and that over the defaults below. The libraries of Hugging Face
+read their own variables (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, ...).
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,60 +27,60 @@ class Settings:
 
     #: Redis, as `redis://`, `rediss://` or `redis+socket://`; None means embedded.
     broker_url: str | None = field(default=None, metadata={"env": "CELERY_BROKER_URL, else REDIS_URL"})
-    #: Where the embedded Redis keeps its state and its logs.
+    #: Directory of the embedded Redis, its data and its logs.
     home: Path = field(default=Path(), metadata={"env": "HUGQUEUE_HOME"})
-    #: How long a lease lasts that its worker no longer renews.
+    #: How long a lease lasts after its last renewal.
     lease_seconds: float = field(default=30.0, metadata={"env": "HUGQUEUE_LEASE"})
-    #: How often a worker renews its leases and looks whether a job was cancelled.
+    #: How often a worker renews its leases and checks whether a job was cancelled.
     renew_seconds: float = field(default=1.0, metadata={"env": "HUGQUEUE_RENEW"})
-    #: How often one of the workers looks for lost leases and lost tickets.
+    #: How often one of the workers looks for expired leases and lost tickets.
     reap_seconds: float = field(default=5.0, metadata={"env": "HUGQUEUE_REAP"})
-    #: How long a stopping worker may take to finish the chunks in hand before it gives them back.
+    #: How long a stopping worker may take to finish its chunks before it releases them.
     grace_seconds: float = field(default=30.0, metadata={"env": "HUGQUEUE_GRACE"})
-    #: How long a batch may give no sign of life before its device process is killed.
+    #: How long a batch may make no progress before its device process is killed.
     batch_timeout: float = field(default=600.0, metadata={"env": "HUGQUEUE_BATCH_TIMEOUT"})
-    #: How long the loading of a model may get no further before its device process is killed.
+    #: How long loading a model may make no progress before its device process is killed.
     load_timeout: float = field(default=600.0, metadata={"env": "HUGQUEUE_LOAD_TIMEOUT"})
-    #: How long a finished job's outcomes are kept.
+    #: How long a finished job is kept.
     result_ttl: float = field(default=7 * 86400.0, metadata={"env": "HUGQUEUE_RESULT_TTL"})
-    #: How long a producer may be silent in the middle of a submit before its job is given up.
+    #: How long a producer may be silent in the middle of a submit before its job is abandoned.
     producer_ttl: float = field(default=60.0, metadata={"env": "HUGQUEUE_PRODUCER_TTL"})
-    #: How long one record may be, or the file that it names, in bytes.
+    #: Size limit of one record, or of the file that it names, in bytes.
     max_record_bytes: int = field(default=16 * 1024 * 1024, metadata={"env": "HUGQUEUE_MAX_RECORD_BYTES"})
-    #: How many records one job may have, and how many bytes of text and of files.
+    #: Limits of one job: records, and bytes of text and of files.
     max_job_records: int = field(default=100_000_000, metadata={"env": "HUGQUEUE_MAX_JOB_RECORDS"})
     max_job_bytes: int = field(default=64 * 1024**3, metadata={"env": "HUGQUEUE_MAX_JOB_BYTES"})
-    #: How many tokens a worker generates for one record, those of all beams and sequences together.
+    #: How many tokens a worker generates for one record, over all beams and sequences.
     max_new_tokens: int = field(default=4096, metadata={"env": "HUGQUEUE_MAX_NEW_TOKENS"})
-    #: Directories under which a job may name a model by path, split by `:`.
+    #: Directories under which a job may name a model by path, separated by `:`.
     model_roots: tuple[Path, ...] = field(default=(), metadata={"env": "HUGQUEUE_MODEL_ROOTS"})
-    #: What a worker runs on: `auto`, `cpu`, `gpu`, or one GPU as `cuda:0`.
+    #: The device of a worker: `auto`, `cpu`, `gpu`, or one GPU such as `cuda:0`.
     device: str = field(default="auto", metadata={"env": "HUGQUEUE_DEVICE"})
-    #: What models compute in where the job names no dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8`.
+    #: What models compute in if the job names no dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8`.
     dtype: str = field(default="auto", metadata={"env": "HUGQUEUE_DTYPE"})
-    #: Models that a worker loads before it takes work, as `TASK` or `TASK=MODEL`, split by `,`.
+    #: Models that a worker loads when it starts: `TASK` or `TASK=MODEL`, separated by `,`.
     preload: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_PRELOAD"})
-    #: Queues that a worker serves, split by `,`; empty means `any` and that of its device.
+    #: Queues that a worker serves, separated by `,`; empty means `any` and that of its device.
     queues: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_QUEUES"})
-    #: The id of the process that started this one, if this one is to end with it. Asked for later, it may be dead.
+    #: The id of the process that started this one, if this one is to end with it.
     supervised: int = field(default=0, metadata={"env": "HUGQUEUE_SUPERVISED"})
-    #: Whether jobs may name any path or address, as models, inputs and outputs: for a worker of its own user alone.
+    #: Whether jobs may name any path or URL as model, input or output: for a worker that serves only its own user.
     any_path: bool = field(default=False, metadata={"env": "HUGQUEUE_ANY_PATH"})
     #: Whether a worker may load weights from pickles, which can run code.
     allow_pickle: bool = field(default=False, metadata={"env": "HUGQUEUE_ALLOW_PICKLE"})
-    #: Whether a worker may run code that a model brings (`trust_remote_code`).
+    #: Whether a worker may run code from a model's repository (`trust_remote_code`).
     allow_remote_code: bool = field(default=False, metadata={"env": "HUGQUEUE_ALLOW_REMOTE_CODE"})
-    #: Where the records and outcomes of jobs are kept, if not in Redis: a directory that all share, or an address.
+    #: Where the records and outcomes of jobs are kept, if not in Redis: a shared directory, or a URL.
     store_url: str = field(default="", metadata={"env": "HUGQUEUE_STORE_URL"})
-    #: Directories and addresses that all workers reach, split by `,`: inputs there are read in place.
+    #: Directories and URLs that all workers can read, separated by `,`: inputs there are read in place.
     shared: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_SHARED"})
-    #: Where fine-tuned models are kept: a directory that all workers share, or an address that fsspec knows.
+    #: Where fine-tuned models are kept: a shared directory, or a URL that fsspec can open.
     models_url: str = field(default="", metadata={"env": "HUGQUEUE_MODELS_URL"})
-    #: Whether a worker serves the queue `train` as well.
+    #: Whether a worker also serves the queue `train`.
     train: bool = field(default=False, metadata={"env": "HUGQUEUE_TRAIN"})
-    #: How often a fine-tune job writes a checkpoint, besides the end of each epoch.
+    #: How often a fine-tune job writes a checkpoint, in addition to the end of each epoch.
     checkpoint_seconds: float = field(default=300.0, metadata={"env": "HUGQUEUE_CHECKPOINT"})
-    #: Patterns of hub ids that jobs may name, split by `,`; empty allows all.
+    #: Patterns of hub ids that jobs may name, separated by `,`; empty allows all.
     allowed_models: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_ALLOWED_MODELS"})
 
     @property
@@ -88,28 +88,28 @@ class Settings:
         """Whether no Redis is configured, so that commands start one of their own."""
         return self.broker_url is None
 
-    def may_open(self, address: str) -> bool:
-        """Whether this process may open a path or an address that a job names: as its store, input or output."""
-        return self.any_path or is_shared(address, tuple(filter(None, (self.store_url, *self.shared))))
+    def may_open(self, location: str) -> bool:
+        """Whether this process may open a path or URL that a job names as its store, input or output."""
+        return self.any_path or is_shared(location, tuple(filter(None, (self.store_url, *self.shared))))
 
     @property
     def broker(self) -> str:
-        """The Redis address, its password masked: what messages may show."""
+        """The URL of Redis for messages: its password is masked."""
         return mask_url(self.broker_url or "embedded Redis")
 
     @property
     def model_cache(self) -> Path:
-        """Where fine-tuned models are kept that come from a store which is no directory."""
+        """Where fine-tuned models from a registry at a URL are cached."""
         return self.home / "model-cache"
 
     @property
     def worker_stop_seconds(self) -> float:
-        """How long a worker may take to stop before it is killed: its grace period, and the end of its parts."""
+        """How long a worker may take to stop before it is killed: its grace period, and time to end its threads."""
         return self.grace_seconds + 20.0
 
     @property
     def supervisor_stop_seconds(self) -> float:
-        """How long `workers start` may take to stop: longer than its workers, which it may have to kill."""
+        """How long `workers start` may take to stop: longer than its workers, which it kills after their time."""
         return self.worker_stop_seconds + 10.0
 
     def __repr__(self) -> str:
@@ -120,33 +120,36 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Return the settings of the environment.
 
     Raises:
-        UsageError: a variable does not hold what it should.
+        UsageError: a variable has an invalid value.
     """
     env = os.environ if environ is None else environ
     with path_errors("HUGQUEUE_HOME"):
         home = Path(env.get("HUGQUEUE_HOME") or _default_home(env)).expanduser()
-    address = (env.get("CELERY_BROKER_URL") or env.get("REDIS_URL") or "").strip()
+    url = (env.get("CELERY_BROKER_URL") or env.get("REDIS_URL") or "").strip()
     values: dict[str, Any] = {
-        "broker_url": check_redis_url(address) if address else None,
+        "broker_url": check_redis_url(url) if url else None,
         "home": home,
         "model_roots": tuple(Path(absolute(p)) for p in _split(env, "HUGQUEUE_MODEL_ROOTS", ":")),
-        "shared": tuple(absolute(place) for place in _split(env, "HUGQUEUE_SHARED", ",")),
+        "shared": tuple(absolute(location) for location in _split(env, "HUGQUEUE_SHARED", ",")),
         "store_url": absolute(env.get("HUGQUEUE_STORE_URL", "").strip()),
     }
     for setting in fields(Settings):
         name = setting.metadata["env"]
         if setting.name not in values and env.get(name):
             values[setting.name] = _parse(name, env, setting.default)
-    unknown = [name for name in values.get("queues", ()) if name not in QUEUES]
-    if unknown:
-        raise UsageError(f"HUGQUEUE_QUEUES: there is no queue {unknown[0]!r}; expected some of {', '.join(QUEUES)}.")
-    if values.get("dtype", "auto") not in DTYPES:
-        raise UsageError(f"HUGQUEUE_DTYPE: expected one of {', '.join(DTYPES)}, found {values['dtype']!r}.")
+    for queue in values.get("queues", ()):
+        _check_choice("HUGQUEUE_QUEUES", queue, QUEUES)
+    _check_choice("HUGQUEUE_DTYPE", values.get("dtype", "auto"), DTYPES)
     return Settings(**values)
 
 
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name}: expected one of {', '.join(choices)}, found {value!r}.")
+
+
 def to_environ(settings: Settings) -> dict[str, str]:
-    """Return the variables that give `settings` again: how a process hands them to its children."""
+    """Return the environment variables that mean `settings`, for child processes."""
     environ = {}
     for setting in fields(Settings):
         value = getattr(settings, setting.name)
@@ -157,12 +160,12 @@ def to_environ(settings: Settings) -> dict[str, str]:
     return environ
 
 
-def absolute(place: str) -> str:
-    """Return a path as an absolute one, an address (or nothing) as it is."""
-    if not place or is_url(place):
-        return place
-    with path_errors(place):
-        return str(local_path(place).expanduser().absolute())
+def absolute(location: str) -> str:
+    """Return a path made absolute; a URL, or an empty text, unchanged."""
+    if not location or is_url(location):
+        return location
+    with path_errors(location):
+        return str(local_path(location).expanduser().absolute())
 
 
 def _split(env: Mapping[str, str], name: str, separator: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Places for Unix sockets, whose paths may only be about a hundred bytes long."""
+"""Directories for Unix sockets, whose paths may have only about a hundred bytes."""
 
 import contextlib
 import errno
@@ -7,25 +7,25 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-#: Bytes of a socket's path that every system takes (macOS 103, Linux 107).
+#: Bytes of a socket's path that every system accepts (macOS 103, Linux 107).
 MAX_PATH_BYTES = 103
-#: Where to look for room if the temporary directory of the environment (TMPDIR) is too deep.
-_SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - `mkdtemp` makes a directory that is ours alone
+#: Directories to try if the path of the temporary directory (TMPDIR) is too long.
+_SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - `mkdtemp` makes a private directory
 #: Bytes that `mkdtemp` adds to a prefix, and those of a short name in the directory, with a margin.
 _REST = 24
 
 
 def fits_socket_path(path: Path) -> bool:
-    """Whether a socket can be made under that path."""
+    """Whether the path is short enough for a socket."""
     return len(os.fsencode(path)) <= MAX_PATH_BYTES
 
 
 @contextlib.contextmanager
 def socket_directory(prefix: str) -> Iterator[Path]:
-    """Yield a new directory, ours alone and removed at the end, in which a socket of a short name can be made.
+    """Yield a new private directory for a socket with a short name; it is removed at the end.
 
     Raises:
-        OSError: there is no such place, or nothing can be written there.
+        OSError: no directory has a short enough path, or none can be written.
     """
     refused: OSError | None = None
     for base in (tempfile.gettempdir(), *_SHORT):

@@ -1,6 +1,6 @@
-"""That the packages of hugqueue are its own: `common`, `producer` and `workers` are names that programs use too.
+"""Import check: `common`, `producer` and `workers` are hugqueue's packages, not those of the user's program.
 
-A directory `common/` beside a program, in the working directory of Celery or on PYTHONPATH is found before ours.
+Python finds a `common/` beside a program, in Celery's working directory or on PYTHONPATH before hugqueue's.
 """
 
 import sys
@@ -12,10 +12,10 @@ _OURS = Path(__file__).resolve().parents[1]
 
 
 def require_own(*names: str) -> None:
-    """Make sure that the packages of these names are ours.
+    """Check that the packages of these names are hugqueue's.
 
     Raises:
-        ImportError: another package stands in for one of them.
+        ImportError: Python finds another package instead.
     """
     for name in names:
         found = _place_of(name)
@@ -25,7 +25,7 @@ def require_own(*names: str) -> None:
         if found not in (None, _OURS / name):
             raise ImportError(
                 f"hugqueue needs its own package {name!r}, and Python finds another one first: {found}. "
-                f"Rename that one, or keep its directory off the path of this program."
+                f"Rename that one, or remove its directory from this program's path."
             )
 
 
@@ -39,7 +39,7 @@ def _place_of(name: str) -> Path | None:
 
 
 def _celery_put_first(found: Path | None) -> bool:
-    """Return whether the package was found in the working directory, which `celery -A` puts before all others."""
+    """Whether the package was found in the working directory, which `celery -A` puts first on the path."""
     if found is None or "celery.bin.celery" not in sys.modules:
         return False
     return found.parent == Path(sys.path[0]).resolve() == Path.cwd()

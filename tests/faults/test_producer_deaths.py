@@ -65,7 +65,7 @@ def test_a_producer_frozen_until_its_job_is_abandoned_leaves_nothing(
         process.send_signal(signal.SIGCONT)
         out, err = process.communicate("more\n" * 20)
     assert (process.returncode, out) == (1, ""), err
-    assert f"Job {job} cannot be submitted to its end: workers gave it up" in err
+    assert f"Job {job} cannot be submitted completely: workers abandoned it" in err
     assert server.client.keys(f"{JobKeys.of(job).job}*") == []
     assert list(store.each_job()) == store.active() == []
 
