@@ -86,7 +86,7 @@ $(PEERS)/.installed: benchmarks/ray_data/requirements.txt
 	@touch $@
 
 bench-peers: $(STAMP) $(PEERS)/.installed ## Measure against Ray Data, in an environment of its own
-	@$(BIN)/python -m benchmarks.peers --python $(PEERS)/bin/python
+	@$(BIN)/python -m benchmarks.ray_data --python $(PEERS)/bin/python
 
 up: $(STAMP) ## Start Redis, workers and Flower here
 	@$(BIN)/producer up

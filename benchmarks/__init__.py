@@ -1,1 +1,1 @@
-"""Measurements against other ways to do the same, printed as ratios from one run; no tests, no promises."""
+"""Measurements against other ways to do it, printed as ratios from one run; no tests, no promises."""

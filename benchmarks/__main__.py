@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure hugqueue against other ways to do the same, and print tables of ratios."""
+"""`python -m benchmarks`: measure hugqueue against other ways to do it, and print tables of ratios."""
 
 import argparse
 import contextlib
@@ -17,13 +17,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from benchmarks import models
 from benchmarks.ablation import ablation
-from benchmarks.bound import packed_forward
 from benchmarks.machine import described
 from benchmarks.measure import Contestant, measure, reason, table
 from benchmarks.overhead import overhead
 from benchmarks.parity import notes
-from benchmarks.queue import naive_queue, running_queue
-from benchmarks.ways import Work, pipeline, runner, sentence_transformers, whole_job
+from benchmarks.queue import running_queue, task_per_record_queue
+from benchmarks.roofline import packed_forward
+from benchmarks.strategies import Work, pipeline, runner, sentence_transformers, whole_job
 from benchmarks.workloads import MIXES, masked, texts
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ TASKS: dict[str, tuple[Callable[[], Path], dict[str, object], int]] = {
 }
 #: What part of that a mix gets. A job of few seconds says more of its start than of its speed: one mix is a longer job.
 _SCALE = {"mixed": 1.0, "short": 0.5, "paragraph": 0.0625, "repeated": 0.125}
-#: So many texts are enough for the slow ways, or this part if it is more.
+#: So many texts are enough for the slow strategies, or this part if it is more.
 _FEW, _PART = 128, 0.0625
 #: How many times as many texts a GPU gets.
 _GPU = 16
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--mix", action="append", choices=[*MIXES, "repeated"], help="only this mix; repeatable")
     parser.add_argument("--records", type=int, help="texts of mixed lengths, instead of what suits the task")
     parser.add_argument("--rounds", type=int, help="rounds that count (3; quick: 2)")
-    parser.add_argument("--device", default="cpu", help="where all ways compute: cpu, or cuda:0 for the table of a GPU")
+    parser.add_argument("--device", default="cpu", help="where all strategies run: cpu, or cuda:0 for the GPU table")
     parser.add_argument("--no-ablation", action="store_true", help="leave the tables of techniques out")
     chosen = parser.parse_args()
     logging.disable(logging.ERROR)
@@ -97,26 +97,26 @@ def inputs(task: str, mix: str, count: int) -> list[str]:
     return masked(found, "[MASK]") if task == "fill-mask" else found
 
 
-def compare(work: Work, mix: str, given: Sequence[str], rounds: int) -> str:
-    """Return the table of one task and mix: all ways in turn over the same texts."""
+def compare(work: Work, mix: str, inputs: Sequence[str], rounds: int) -> str:
+    """Return the table of one task and mix: all strategies in turn over the same texts."""
     with tempfile.TemporaryDirectory() as base, contextlib.ExitStack() as queues:
-        queue, naive = Path(base) / "queue", Path(base) / "naive"
-        part = min(1.0, max(_PART, _FEW / len(given)))
+        queue, per_record = Path(base) / "queue", Path(base) / "naive"
+        part = min(1.0, max(_PART, _FEW / len(inputs)))
         contestants = {
             JOB: Contestant(lambda: whole_job(work, queue, queues.enter_context(running_queue(work, queue)))),
             "hugqueue, in the process": Contestant(lambda: runner(work)),
-            **_peers(work, part),
+            **_baselines(work, part),
             "a Celery task for each record": Contestant(
-                lambda: queues.enter_context(naive_queue(work, naive)), 0.5 * part
+                lambda: queues.enter_context(task_per_record_queue(work, per_record)), 0.5 * part
             ),
             **_bounds(work, part),
         }
-        figures = measure(contestants, given, rounds)
-    title = f"{work.task}, {mix}: {len(given)} records, {rounds} rounds"
+        figures = measure(contestants, inputs, rounds)
+    title = f"{work.task}, {mix}: {len(inputs)} records, {rounds} rounds"
     return table(title, figures, JOB, notes(work.task, figures, JOB))
 
 
-def _peers(work: Work, part: float) -> dict[str, Contestant]:
+def _baselines(work: Work, part: float) -> dict[str, Contestant]:
     found = {"pipeline, one by one": Contestant(partial(pipeline, work, 1), 0.5 * part)}
     for size in _BATCHES:
         found[f"pipeline, batches of {size}"] = Contestant(partial(pipeline, work, size), part)

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 from benchmarks.measure import Contestant, measure, table
 from benchmarks.parity import notes
-from benchmarks.ways import Way, Work, pipeline, runner
+from benchmarks.strategies import Strategy, Work, pipeline, runner
 from workers.inference.tasks.encoder_tasks import EncoderTask, FillMask
 from workers.inference.text.tokenization import TokenizedText
 
@@ -21,7 +21,7 @@ def ablation(work: Work, texts: Sequence[str], rounds: int) -> str:
         "pipeline, one by one": Contestant(lambda: pipeline(work, 1), 0.25),
         "pipeline, batches of 32 as they come": Contestant(lambda: pipeline(work, 32), 0.5),
     }
-    if work.task != "embedding":  # which has no plain way
+    if work.task != "embedding":  # which has only one implementation
         contestants["+ sorted by length, cut by tokens"] = Contestant(
             _without(lambda: runner(work, plain=True, keeps=False), layers=True, once=True)
         )
@@ -43,8 +43,8 @@ def ablation(work: Work, texts: Sequence[str], rounds: int) -> str:
 
 
 def _without(
-    make: Callable[[], Way], *, layers: bool = False, once: bool = False, masks: bool = False
-) -> Callable[[], Way]:
+    make: Callable[[], Strategy], *, layers: bool = False, once: bool = False, masks: bool = False
+) -> Callable[[], Strategy]:
     """Return what makes a way that lacks techniques.
 
     Args:
@@ -54,9 +54,9 @@ def _without(
         masks: compute the scores of all tokens, and take those of the masks.
     """
 
-    def made() -> Way:
+    def made() -> Strategy:
         with _patched(layers, "workers.inference.models.dtypes.use_onednn_linear", lambda _: None):
-            way = make()
+            strategy = make()
 
         def run(texts: Sequence[str]) -> list[Any]:
             with (
@@ -67,7 +67,7 @@ def _without(
                 ),
                 _patched(masks, "workers.inference.tasks.encoder_tasks.FillMask.forward_batch", _all_scores),
             ):
-                return way(texts)
+                return strategy(texts)
 
         return run
 

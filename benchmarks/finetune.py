@@ -95,17 +95,17 @@ def _seconds(trainer: Trainer) -> float:
 
 def compare(model: Path, examples: Sequence[Example], rounds: int) -> dict[str, list[float]]:
     """Seconds of an epoch by each way, round by round; a few steps before do not count."""
-    ways: dict[str, Callable[[Path, Sequence[Example], int], float]] = {
+    strategies: dict[str, Callable[[Path, Sequence[Example], int], float]] = {
         "tutorial": tutorial_seconds,
         "finetune": finetune_seconds,
     }
     steps = -(-len(examples) // BATCH)
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():
-        way(model, examples, 1)
+    taken: dict[str, list[float]] = {name: [] for name in strategies}
+    for strategy in strategies.values():
+        strategy(model, examples, 1)
     for _ in range(rounds):
-        for name, way in ways.items():
-            taken[name].append(way(model, examples, steps))
+        for name, strategy in strategies.items():
+            taken[name].append(strategy(model, examples, steps))
     return taken
 
 

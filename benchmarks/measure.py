@@ -1,6 +1,6 @@
-"""Timing: every way in turn, several rounds, so that all meet the same machine; medians and ratios.
+"""Timing: every strategy in turn, several rounds, so that all meet the same machine; medians and ratios.
 
-A way that fails says why in its row, and the others go on.
+A strategy that fails says why in its row, and the others continue.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.ways import Way
+from benchmarks.strategies import Strategy
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class Figure:
     """What one way took, round by round, and what it gave; or why it failed."""
 
-    positions: Sequence[int]  #: of the texts that it got; the slow ways get a part
+    positions: Sequence[int]  #: of the texts that it got; the slow strategies get a part
     seconds: list[float] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     failure: str = ""
@@ -45,7 +45,7 @@ class Figure:
 class Contestant:
     """What makes a way ready, and the share of the texts that it gets: 0.1 for one that takes ten times as long."""
 
-    make: Callable[[], Way]
+    make: Callable[[], Strategy]
     share: float = 1.0
 
     def positions(self, texts: Sequence[str]) -> Sequence[int]:
@@ -56,21 +56,21 @@ class Contestant:
 
 
 def measure(contestants: Mapping[str, Contestant], texts: Sequence[str], rounds: int) -> dict[str, Figure]:
-    """Return the figures of all ways over the same texts; a short round before does not count."""
+    """Return the figures of all strategies over the same texts; a short round before does not count."""
     figures = {name: Figure(one.positions(texts)) for name, one in contestants.items()}
-    ways: dict[str, Way] = {}
+    strategies: dict[str, Strategy] = {}
     for name, one in contestants.items():
         with _noted(name, figures[name]):
-            ways[name] = one.make()
-            ways[name](texts[:: max(1, len(texts) // 8)])
+            strategies[name] = one.make()
+            strategies[name](texts[:: max(1, len(texts) // 8)])
     for _ in range(rounds):
-        for name, way in ways.items():
+        for name, strategy in strategies.items():
             if figures[name].failure:
                 continue
             with _noted(name, figures[name]):
                 part = [texts[at] for at in figures[name].positions]
                 begun = time.perf_counter()
-                outputs = way(part)
+                outputs = strategy(part)
                 figures[name].seconds.append(time.perf_counter() - begun)
                 figures[name].outputs = outputs
     return figures
@@ -80,7 +80,7 @@ def table(title: str, figures: Mapping[str, Figure], base: str, notes: Mapping[s
     """Return a Markdown table: records per second, how many times as fast `base` is, and a note on each way."""
     lines = [
         f"\n### {title}\n",
-        f"| way | records/s | {base} is | slowest-fastest | outputs |",
+        f"| strategy | records/s | {base} is | slowest-fastest | outputs |",
         "|---|--:|--:|--:|---|",
     ]
     for name, figure in figures.items():

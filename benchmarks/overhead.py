@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.queue import running_queue
-from benchmarks.ways import Work, whole_job
+from benchmarks.strategies import Work, whole_job
 
 #: What a worker says in its log of each chunk (`workers.celery_worker.process_chunk`).
 _CHUNK = re.compile(r"chunk \d+ of \S+: ([\d,]+) done.*?, ([\d,]+) records/s")

@@ -1,4 +1,4 @@
-"""A queue to measure: a redis-server and one worker on the CPU, its model loaded; the same for the naive way."""
+"""A queue to measure: a redis-server and one worker on the CPU, its model loaded; and one for a task per record."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from celery import Celery
 
-from benchmarks.ways import Way, Work
+from benchmarks.strategies import Strategy, Work
 from common.queue.heartbeats import live_workers
 from common.redis.client import connect
 from producer.embedded.server_binary import find_binary
@@ -34,18 +34,19 @@ def running_queue(work: Work, directory: Path) -> Iterator[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def naive_queue(work: Work, directory: Path) -> Iterator[Way]:
-    """Yield the naive way: one Celery task for each record."""
+def task_per_record_queue(work: Work, directory: Path) -> Iterator[Strategy]:
+    """Yield the strategy of one Celery task for each record."""
     with _redis(directory) as url:
         environ = os.environ | {"NAIVE_URL": url}
         app = Celery("naive", broker=url, backend=url)  # one for each queue: an app keeps to its first backend
-        worker = [sys.executable, "-m", "celery", "-A", "benchmarks.naive", "worker", "-l", "error"]
+        worker = [sys.executable, "-m", "celery", "-A", "benchmarks.task_per_record", "worker", "-l", "error"]
         with _process(worker, environ, directory):
             yield lambda texts: [
                 answer.get(timeout=600)
                 for answer in [
                     app.send_task(
-                        "benchmarks.naive.predict", (work.task, str(work.model), text, work.params, work.device)
+                        "benchmarks.task_per_record.predict",
+                        (work.task, str(work.model), text, work.params, work.device),
                     )
                     for text in texts
                 ]

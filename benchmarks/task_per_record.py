@@ -6,11 +6,11 @@ from typing import Any
 
 from celery import Celery
 
-from benchmarks.ways import Way, Work, pipeline
+from benchmarks.strategies import Strategy, Work, pipeline
 
 app = Celery("naive", broker=os.environ.get("NAIVE_URL"), backend=os.environ.get("NAIVE_URL"))
 app.conf.update(worker_prefetch_multiplier=4, worker_pool="solo")
-_run: Way | None = None
+_run: Strategy | None = None
 
 
 @app.task  # type: ignore[untyped-decorator]

@@ -20,7 +20,7 @@ from workers.models.load_options import LoadOptions
 #: Bytes of freed memory that glibc comes to keep by itself (twice the largest piece that it does not map alone).
 _USUALLY_KEPT = 64 << 20
 
-Way = Callable[[Sequence[str]], list[Any]]
+Strategy = Callable[[Sequence[str]], list[Any]]
 
 #: Records in a chunk, as the producer cuts them (`common.tasks`).
 CHUNK = {"text-generation": 32}
@@ -39,7 +39,7 @@ class Work:
 
     @property
     def dtype(self) -> str:
-        """What all ways compute in: what hugqueue does if nothing is said."""
+        """What all strategies compute in: what hugqueue does if nothing is said."""
         return "bfloat16" if self.on_gpu else "float32"
 
     @property
@@ -63,7 +63,9 @@ class Quiet:
         """Take note of nothing."""
 
 
-def runner(work: Work, *, chunk: int | None = None, plain: bool = False, keeps: bool = True, **params: Json) -> Way:
+def runner(
+    work: Work, *, chunk: int | None = None, plain: bool = False, keeps: bool = True, **params: Json
+) -> Strategy:
     """The device process's share: the runner in this process, chunk by chunk, its outcomes encoded.
 
     Args:
@@ -101,7 +103,7 @@ def keeping(keeps: bool) -> Iterator[None]:
         retain_freed_memory(_USUALLY_KEPT)
 
 
-def pipeline(work: Work, batch: int) -> Way:
+def pipeline(work: Work, batch: int) -> Strategy:
     """`transformers.pipeline` on a list, as its documentation shows; an embedding is the mean of hidden states."""
     from transformers import pipeline as make
 
@@ -122,7 +124,7 @@ def pipeline(work: Work, batch: int) -> Way:
     return run
 
 
-def sentence_transformers(work: Work, batch: int) -> Way:
+def sentence_transformers(work: Work, batch: int) -> Strategy:
     """sentence-transformers' `encode`."""
     from sentence_transformers import SentenceTransformer
 
@@ -130,7 +132,7 @@ def sentence_transformers(work: Work, batch: int) -> Way:
     return lambda texts: list(model.encode(list(texts), batch_size=batch, show_progress_bar=False))
 
 
-def whole_job(work: Work, directory: Path, environ: dict[str, str]) -> Way:
+def whole_job(work: Work, directory: Path, environ: dict[str, str]) -> Strategy:
     """A job from file to file, through Redis, Celery and a worker that is running, its model loaded."""
     source, target = directory / "in.txt", directory / "out.parquet"
 

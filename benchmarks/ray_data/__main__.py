@@ -1,4 +1,4 @@
-"""`python -m benchmarks.peers --python PATH`: hugqueue against Ray Data with sentence-transformers inside.
+"""`python -m benchmarks.ray_data --python PATH`: hugqueue against Ray Data with sentence-transformers inside.
 
 Both take the same file of texts and leave a Parquet file of vectors; each time counts from the start of its command.
 Ray needs an environment of its own (`make bench-peers` makes it), for it asks for other versions than hugqueue.
@@ -23,23 +23,23 @@ from benchmarks.measure import Contestant, measure, table
 from benchmarks.models import minilm
 from benchmarks.parity import notes
 from benchmarks.queue import running_queue
-from benchmarks.ways import Way, Work, whole_job
+from benchmarks.strategies import Strategy, Work, whole_job
 from benchmarks.workloads import texts
 
 _JOB = "hugqueue, file to file"
-_SCRIPT = Path(__file__).parent / "ray_data" / "embed.py"
+_SCRIPT = Path(__file__).parent / "embed.py"
 
 
 def main() -> None:
     """Parse the command line, run both in turn, and print a table."""
-    parser = argparse.ArgumentParser(prog="benchmarks.peers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="benchmarks.ray_data", description=__doc__)
     parser.add_argument("--python", type=Path, required=True, help="the interpreter of the environment with Ray")
     parser.add_argument("--records", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the queue ends too
     work = Work("embedding", minilm())
-    given = texts("mixed", chosen.records)
+    inputs = texts("mixed", chosen.records)
     print(described(), flush=True)
     with tempfile.TemporaryDirectory() as base, running_queue(work, Path(base)) as environ:
         contestants = {
@@ -51,20 +51,20 @@ def main() -> None:
                 for size in (32, 64)
             },
         }
-        figures = measure(contestants, given, chosen.rounds)
-    title = f"embedding, mixed: {len(given)} records, file to file, {chosen.rounds} rounds"
+        figures = measure(contestants, inputs, chosen.rounds)
+    title = f"embedding, mixed: {len(inputs)} records, file to file, {chosen.rounds} rounds"
     print(table(title, figures, _JOB, notes(work.task, figures, _JOB)))
     taken = statistics.median(figures[_JOB].seconds)
     print(f"\nhugqueue took {taken:.1f} s; Ray's time holds the start of Ray, of its one actor and of the model.")
 
 
-def ray_data(work: Work, batch: int, python: Path) -> Way:
+def ray_data(work: Work, batch: int, python: Path) -> Strategy:
     """Return Ray Data's `map_batches` as a command of its own environment."""
 
-    def run(given: list[str]) -> list[object]:
+    def run(inputs: list[str]) -> list[object]:
         with tempfile.TemporaryDirectory() as base:
             source, target = Path(base) / "in.txt", Path(base) / "out"
-            source.write_text("".join(f"{text}\n" for text in given))
+            source.write_text("".join(f"{text}\n" for text in inputs))
             command = [python, "-P", _SCRIPT, work.model, source, target, str(batch)]
             done = subprocess.run(command, check=False, capture_output=True, text=True, env=_environ(), timeout=600)
             if done.returncode:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.ways import LIMIT, Way, Work, keeping
+from benchmarks.strategies import LIMIT, Strategy, Work, keeping
 
 #: Tokens in one batch; 1,024 to 4,096 make no difference on two cores. A GPU wants more.
 TOKENS = {False: 2048, True: 65536}
@@ -19,7 +19,7 @@ _CLASSES = {
 }
 
 
-def packed_forward(work: Work, *, faster_layers: bool) -> Way:
+def packed_forward(work: Work, *, faster_layers: bool) -> Strategy:
     """Return the forward pass alone over texts that it tokenises on the first call and remembers.
 
     Args:

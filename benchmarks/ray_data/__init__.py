@@ -1,0 +1,1 @@
+"""Ray Data with sentence-transformers, in an environment of its own."""
