@@ -1,6 +1,6 @@
-"""The labels of a training set: of what kind they are, whether they can be learnt, and a fair part to hold out.
+"""Labels of a training set: their kind, whether they can be learned, and a stratified split.
 
-The producer applies it to files before anything is submitted, the worker to data sets of the hub.
+The producer applies it to files before it submits anything, the worker to datasets of the hub.
 """
 
 import random
@@ -9,68 +9,67 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import msgspec
-
 from common.errors import UsageError
 from common.records import Json
 from common.suggestions import did_you_mean
-from common.training.options import LABEL_KINDS, METRICS
 
 #: How many names a message lists.
 _MAX_LISTED = 5
 #: More classes than that are hardly classes: a column of texts or ids was named.
 _MAX_CLASSES = 10_000
 
+#: The tasks that can be fine-tuned, and the kinds of labels that their metrics may be for.
+LABEL_KINDS: dict[str, tuple[str, ...]] = {
+    "text-classification": ("single_label", "multi_label", "regression"),
+    "token-classification": ("tags", "entities"),
+    "fill-mask": ("",),
+    "text-generation": ("",),
+}
+#: Metrics of an evaluation, by kind of labels; the best checkpoint is chosen by the first.
+METRICS: dict[str, tuple[str, ...]] = {
+    "single_label": ("f1_macro", "accuracy", "f1_micro", "loss"),
+    "multi_label": ("f1_macro", "accuracy", "f1_micro", "loss"),
+    "regression": ("mse", "mae", "r2", "loss"),
+    "tags": ("f1_macro", "accuracy", "loss"),
+    "entities": ("f1", "precision", "recall", "accuracy", "f1_macro", "loss"),
+    "": ("perplexity", "loss"),
+}
+#: Metrics for which less is better.
+LESS_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
+
 Example = Mapping[str, Json]
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The classes or tags of a training set."""
+    """The classes, or what else the labels are."""
 
-    #: transformers' problem type; `tags`; or `` for tasks without labels
+    #: transformers' problem type, `tags`, or empty for tasks without labels
     kind: Literal["single_label", "multi_label", "regression", "tags", ""]
     names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    multi_hot: bool = False  #: of `multi_label`: each list has a 0 or 1 for every class, instead of names
-
-    def encode(self) -> dict[str, Json]:
-        """Return the JSON object that `decode` takes."""
-        encoded: dict[str, Json] = msgspec.to_builtins(self)
-        return encoded
-
-    @classmethod
-    def decode(cls, raw: Mapping[str, Json]) -> "Labels":
-        """Return the value of that object.
-
-        Raises:
-            UsageError: it is invalid.
-        """
-        try:
-            return msgspec.convert(raw, cls)
-        except msgspec.ValidationError as error:
-            raise UsageError(f"the labels of the job are invalid: {error}") from error
+    multi_hot: bool = False  #: of `multi_label`: each list holds a 0 or 1 for every class, instead of names
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """The labels in a few words."""
         if self.kind == "regression":
             return "regression: the labels are numbers with a fraction"
         several = "labels, each 0 or 1 for each text" if self.multi_hot else "labels, several for each text"
-        kinds = {"single_label": "labels", "multi_label": several, "tags": "tags"}
-        return f"{len(self.names)} {kinds[self.kind]}: {_names(self.names)}" if self.kind else ""
+        nouns = {"single_label": "labels", "multi_label": several, "tags": "tags"}
+        return f"{len(self.names)} {nouns[self.kind]}: {_names(self.names)}" if self.kind else ""
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What an evaluation measures, that first by which the best checkpoint is chosen."""
+        """What an evaluation measures; the best checkpoint is chosen by the first."""
         return METRICS["entities" if self.kind == "tags" and uses_bio_tags(self.names) else self.kind]
 
 
 def infer_labels(task: str, examples: Sequence[Example]) -> Labels:
-    """Return what the labels of a training set are.
+    """Return the labels of a training set.
 
     Raises:
-        UsageError: there is nothing to learn from them: no example, or one class alone.
+        UsageError: There is nothing to learn: no example, or only one class.
     """
     if task not in LABEL_KINDS:
         raise UsageError(f"{task} cannot be fine-tuned; those that can: {', '.join(LABEL_KINDS)}.")
@@ -197,7 +196,7 @@ def check_labels_known(labels: Labels, examples: Sequence[Example], source: str)
     unseen = sorted(seen - set(labels.names))
     if unseen:
         raise UsageError(
-            f"{source}: {_listed('label', unseen)} does not occur in the training set, which has {labels.words}."
+            f"{source}: {_listed('label', unseen)} does not occur in the training set, which has {labels.description}."
         )
 
 
@@ -214,7 +213,7 @@ def check_metric(task: str, labels: Labels | None, metric: str) -> None:
     """
     known = labels.metrics if labels else tuple(name for kind in LABEL_KINDS[task] for name in METRICS[kind])
     if metric.removeprefix("eval_") not in known:
-        what = f"{task} with {labels.words}" if labels and labels.words else task
+        what = f"{task} with {labels.description}" if labels and labels.description else task
         raise UsageError(f"--metric-for-best {metric}: not measured for {what}. {did_you_mean(metric, set(known))}")
 
 
@@ -267,7 +266,7 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
 
 
-def split(
+def split_train_eval(
     labels: Labels, examples: Sequence[Example], share: float, seed: int
 ) -> tuple[list[Example], list[Example], list[str]]:
     """Return the examples to learn from, those held out, and what is to be said of it.

@@ -1,74 +1,55 @@
-"""What a fine-tune job asks for: one frozen value on the wire, checked the same way on both sides.
+"""Fine-tuning options: one frozen value on the wire, checked the same way by the producer and the worker."""
 
-The producer makes it from options, the worker reads it out of `JobSpec.training`. Knows no files and no libraries;
-further fields of transformers' `TrainingArguments` are checked by name (`common.training.trainer_arguments`).
-"""
-
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from types import NoneType
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from common.errors import UsageError
 from common.records import Json
-from common.suggestions import did_you_mean
-from common.training.trainer_arguments import FIELDS, FORBIDDEN
+from common.training.labels import Labels
+from common.training.trainer_arguments import check_argument
+from common.validation import checked
 
-#: What `--dtype` takes.
-DTYPES = ("float32", "bfloat16", "float16")
-#: Prefix of a training set that the worker loads from the hub by itself.
+#: Prefix of a dataset that the worker loads from the hub itself.
 HUB_PREFIX = "hf:"
-#: A data set of the hub: `hf:NAME`, and a split or a slice of one, as `:train[:10%]`. No path can be written so.
-_HUB_DATASET = re.compile(r"^hf:(?!.*\.\.)[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.+:%\[\]-]+)?$", re.ASCII)
+#: Such a dataset, with an optional split or slice: `hf:NAME:train[:10%]`. No path can be written like this.
+_HUB_DATASET = re.compile(r"^hf:(?!.*\.\.)[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.+:%\[\]-]+)?\Z", re.ASCII)
+_FIELD = re.compile(r"^finetune's (\w+)")
 
-#: The tasks that can be fine-tuned, and what kinds of label (`common.training.labels`) their examples may have.
-LABEL_KINDS: dict[str, tuple[str, ...]] = {
-    "text-classification": ("single_label", "multi_label", "regression"),
-    "token-classification": ("tags", "entities"),
-    "fill-mask": ("",),
-    "text-generation": ("",),
-}
-#: Metrics of an evaluation, by kind of label; the first is what the best checkpoint is chosen by.
-METRICS: dict[str, tuple[str, ...]] = {
-    "single_label": ("f1_macro", "accuracy", "f1_micro", "loss"),
-    "multi_label": ("f1_macro", "accuracy", "f1_micro", "loss"),
-    "regression": ("mse", "mae", "r2", "loss"),
-    "tags": ("f1_macro", "accuracy", "loss"),
-    "entities": ("f1", "precision", "recall", "accuracy", "f1_macro", "loss"),
-    "": ("perplexity", "loss"),
-}
-#: Metrics of which less is better.
-LESS_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
+DTYPES = ("float32", "bfloat16", "float16")
+_Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingOptions:
-    """The options of a fine-tune job."""
+    """The options of a fine-tune job. `decode` checks them."""
 
-    epochs: float = 3.0
-    batch_size: int = 16  #: examples of one forward pass on one device
-    gradient_accumulation: int = 1  #: forward passes of one step
-    learning_rate: float | None = None  #: None: 5e-5, with LoRA 2e-4
-    warmup: float = 0.1  #: below 1 a share of all steps, else steps
-    weight_decay: float = 0.01
-    max_length: int | None = None  #: tokens; None: what the model takes
-    seed: int = 42
-    dtype: str | None = None  #: None: bfloat16 where the device has it
+    epochs: Annotated[float, Meta(ge=1e-6, le=100_000)] = 3.0
+    batch_size: _Count = 16  #: examples in one forward pass on one device
+    gradient_accumulation: _Count = 1  #: forward passes in one step
+    learning_rate: Annotated[float, Meta(ge=0, le=1e9)] | None = None  #: None: 5e-5, with LoRA 2e-4
+    warmup: Annotated[float, Meta(ge=0, le=1e9)] = 0.1  #: below 1 a fraction of all steps, otherwise steps
+    weight_decay: Annotated[float, Meta(ge=0, le=1e9)] = 0.01
+    max_length: Annotated[int, Meta(ge=4, le=1_000_000)] | None = None  #: tokens; None: the model's limit
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 42
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  #: None: bfloat16 where the device has it
     lora: bool = False
-    lora_r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.05
-    early_stopping: int | None = None  #: evaluations without a better metric
+    lora_r: Annotated[int, Meta(ge=1, le=4096)] = 16
+    lora_alpha: _Count = 32
+    lora_dropout: Annotated[float, Meta(ge=0, le=0.99)] = 0.05
+    early_stopping: _Count | None = None  #: evaluations without a better metric
     metric_for_best: str | None = None
-    gpus: int | None = None  #: processes, one for each GPU; None: all GPUs of the worker
+    gpus: Annotated[int, Meta(ge=1, le=1024)] | None = None  #: processes, one for each GPU; None: all GPUs
     arguments: Mapping[str, Json] = field(default_factory=dict)  #: further fields of `TrainingArguments`
     text_column: str | None = None
     label_column: str | None = None
     train_source: str | None = None  #: `hf:NAME[:SPLIT]`; None: the job's payloads
     eval_source: str | None = None
-    eval_split: float | None = None  #: share of a hub training set that is held out
-    labels: Mapping[str, Json] | None = None  #: `common.training.labels.Labels`, encoded; None: the worker finds out
+    eval_split: Annotated[float, Meta(ge=1e-6, le=0.9)] | None = None  #: fraction held out for evaluation
+    labels: Labels | None = None  #: None: the worker infers them
 
     @property
     def rate(self) -> float:
@@ -81,101 +62,89 @@ class TrainingOptions:
 
     @classmethod
     def decode(cls, raw: Mapping[str, Json]) -> "TrainingOptions":
-        """Return the value of that object.
+        """Return the options of a JSON object, or of what the command line gave.
 
         Raises:
-            ValueError: a field is of the wrong type or out of range.
+            UsageError: A value has the wrong type or is out of range; names the option, what is expected and what was
+                found.
         """
-        known = {item.name for item in fields(cls)}
-        values = {name: value for name, value in raw.items() if name in known}
-        for name, value in values.items():
-            if (isinstance(value, bool) and bool not in _SHAPES[name]) or not isinstance(value, _SHAPES[name]):
-                raise ValueError(f"{name} of a fine-tune job cannot be {value!r}")
-        training = cls(**values)
-        check(training)
-        return training
+        try:
+            options: TrainingOptions = checked(dict(raw), cls, "finetune")
+        except ValueError as error:
+            text = _FIELD.sub(lambda found: f"--{found[1].replace('_', '-')}", str(error))
+            text = text.replace("`float`", "a number").replace("`int`", "a whole number").replace("`str`", "text")
+            raise UsageError(f"{text}.") from error
+        for name in ("lora_r", "lora_alpha", "lora_dropout"):
+            if not options.lora and getattr(options, name) != getattr(_DEFAULTS, name):
+                raise UsageError(f"--{name.replace('_', '-')} is for --lora alone, which is not given.")
+        for source in filter(None, (options.train_source, options.eval_source)):
+            if not _HUB_DATASET.match(source):
+                raise UsageError(f"{source!r} is not a dataset of the hub: expected hf:NAME or hf:NAME:SPLIT.")
+        for name, value in options.arguments.items():
+            check_argument(name, value)
+        return options
 
-
-_OPTIONAL_TEXT = (str, NoneType)
-_SHAPES: dict[str, tuple[type, ...]] = {
-    "epochs": (int, float),
-    "batch_size": (int,),
-    "gradient_accumulation": (int,),
-    "learning_rate": (int, float, NoneType),
-    "warmup": (int, float),
-    "weight_decay": (int, float),
-    "max_length": (int, NoneType),
-    "seed": (int,),
-    "dtype": _OPTIONAL_TEXT,
-    "lora": (bool,),
-    "lora_r": (int,),
-    "lora_alpha": (int,),
-    "lora_dropout": (int, float),
-    "early_stopping": (int, NoneType),
-    "metric_for_best": _OPTIONAL_TEXT,
-    "gpus": (int, NoneType),
-    "arguments": (dict,),
-    "text_column": _OPTIONAL_TEXT,
-    "label_column": _OPTIONAL_TEXT,
-    "train_source": _OPTIONAL_TEXT,
-    "eval_source": _OPTIONAL_TEXT,
-    "eval_split": (float, NoneType),
-    "labels": (dict, NoneType),
-}
 
 _DEFAULTS = TrainingOptions()
 
-#: What each number must be: option, lowest, highest.
-_RANGES: dict[str, tuple[str, float, float]] = {
-    "epochs": ("--epochs", 1e-6, 100_000),
-    "batch_size": ("--batch-size", 1, 1_000_000),
-    "gradient_accumulation": ("--gradient-accumulation", 1, 1_000_000),
-    "learning_rate": ("--learning-rate", 0, math.inf),
-    "warmup": ("--warmup", 0, 1e9),
-    "weight_decay": ("--weight-decay", 0, 1e9),
-    "max_length": ("--max-length", 4, 1_000_000),
-    "seed": ("--seed", 0, 2**32 - 1),
-    "lora_r": ("--lora-r", 1, 4096),
-    "lora_alpha": ("--lora-alpha", 1, 1_000_000),
-    "lora_dropout": ("--lora-dropout", 0, 0.99),
-    "early_stopping": ("--early-stopping", 1, 1_000_000),
-    "gpus": ("--gpus", 1, 1024),
-    "eval_split": ("--eval-split", 1e-6, 0.9),
+#: Further arguments that do nothing, or fail, without an evaluation, and the values that ask for one.
+_NEEDS_EVALUATION = {
+    "eval_strategy": ("steps", "epoch"),
+    "eval_on_start": (True,),
+    "load_best_model_at_end": (True,),
+    "save_strategy": ("best",),
 }
 
 
-def check(training: TrainingOptions) -> None:
-    """Check every number against its range, and the names among the further arguments.
+def check_conflicts(training: TrainingOptions, labels: Labels | None, examples: int | None, *, evaluates: bool) -> None:
+    """Check the options against each other and against the examples; Trainer would find a conflict late.
+
+    Args:
+        training: The options.
+        labels: Those of the training set; None if only the worker will know.
+        examples: The number of training examples; None likewise.
+        evaluates: Whether there is an evaluation set.
 
     Raises:
-        UsageError: one is out of range or unknown; names the option.
+        UsageError: Options conflict; says which, and what to do.
     """
-    for name, (option, low, high) in _RANGES.items():
-        value = getattr(training, name)
-        if value is not None and not (low <= value <= high and math.isfinite(value)):
-            raise UsageError(f"{option} must be from {low:g} to {high:g}, found {value:g}.")
-    for name in ("lora_r", "lora_alpha", "lora_dropout"):
-        if not training.lora and getattr(training, name) != getattr(_DEFAULTS, name):
-            raise UsageError(f"{_RANGES[name][0]} is for --lora alone, which is not given.")
-    if training.dtype is not None and training.dtype not in DTYPES:
-        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, found {training.dtype!r}.")
-    for source in (training.train_source, training.eval_source):
-        if source is not None and not _HUB_DATASET.match(source):
-            raise UsageError(f"{source!r} names no data set of the hub: expected hf:NAME or hf:NAME:SPLIT.")
-    for name, value in training.arguments.items():
-        check_argument(name, value)
+    _check_evaluation(training, evaluates=evaluates)
+    given = training.arguments
+    smoothed = given.get("label_smoothing_factor")
+    if smoothed and labels is not None and labels.kind in ("regression", "multi_label"):
+        raise UsageError(
+            f"-p label_smoothing_factor={smoothed} is for one label out of several classes; here is "
+            f"{labels.description}. Leave it out."
+        )
+    batch = training.batch_size * (training.gpus or 1)
+    if given.get("dataloader_drop_last") and examples is not None and examples < batch:
+        raise UsageError(
+            f"-p dataloader_drop_last=true leaves nothing to learn from: {examples:,} examples do not fill a batch of "
+            f"{batch:,}. Lower --batch-size, or leave it out."
+        )
 
 
-def check_argument(name: str, value: Json) -> None:
-    """Check that `-p NAME=VALUE` is a field of `TrainingArguments` that a job may set, and its value one of its type.
+def _check_evaluation(training: TrainingOptions, *, evaluates: bool) -> None:
+    given = training.arguments
+    options = {"--early-stopping": training.early_stopping, "--metric-for-best": training.metric_for_best}
+    wanted = [name for name, value in options.items() if value]
+    if not evaluates:
+        asking = [name for name, asks in _NEEDS_EVALUATION.items() if given.get(name) in asks]
+        wanted += [f"-p {name}={_shown(given[name])}" for name in asking]
+        if wanted:
+            verb = "needs" if len(wanted) == 1 else "need"
+            raise UsageError(f"{' and '.join(wanted)} {verb} something to evaluate: --eval or --eval-split.")
+        return
+    strategy = given.get("eval_strategy", "epoch")
+    if wanted and strategy == "no":
+        raise UsageError(f"{' and '.join(wanted)}: -p eval_strategy=no leaves no evaluation to go by. Leave it out.")
+    saves = given.get("save_strategy", strategy)
+    if given.get("load_best_model_at_end", True) and saves not in ("best", strategy):
+        raise UsageError(
+            f"-p save_strategy={saves}: to keep the best model, a checkpoint is written at each evaluation "
+            f"({strategy}). Leave it out, or keep the last model with -p load_best_model_at_end=false."
+        )
 
-    Raises:
-        UsageError: there is no such field, or it has an option of its own, or it is the worker's business.
-    """
-    if name in FORBIDDEN:
-        raise UsageError(f"-p {name}= cannot be set: {FORBIDDEN[name]}.")
-    if name not in FIELDS:
-        known = FIELDS.keys() | FORBIDDEN.keys()  # of those that are barred, the next message says why
-        raise UsageError(f"-p {name}=: TrainingArguments has no field of that name. {did_you_mean(name, known)}")
-    if not FIELDS[name].accepts(value):
-        raise UsageError(f"-p {name}= must be {FIELDS[name].description}, found {value!r:.200}.")
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,113 +1,29 @@
-"""The fields of transformers' `TrainingArguments` (5.23) that `-p KEY=VALUE` of a fine-tune job may name, or may not.
+"""Further fields of transformers' `TrainingArguments`, as `-p NAME=VALUE`: what is refused without transformers.
 
-Kept as a table, so that the producer checks names and values without transformers; a test compares it with the class.
-No value names a file of the worker's machine, and none that makes processes or memory is unbounded.
+No value names a file of the worker's machine, and none that makes processes or memory is unbounded. Whether a field
+exists and takes a value, the worker checks against the installed class.
 """
 
+import re
 from collections.abc import Mapping
 
-from common.params import (
-    BOOLEAN,
-    FRACTION,
-    INTEGER,
-    NON_NEGATIVE_INTEGER,
-    NUMBER,
-    OBJECT,
-    POSITIVE_INTEGER,
-    POSITIVE_NUMBER,
-    TEXT,
-    TEXTS,
-    ParamType,
-    either,
-    number,
-    one_of,
-)
+from common.errors import UsageError
+from common.records import Json
 
-
-def _up_to(least: int, most: int) -> ParamType:
-    return ParamType(
-        f"a whole number from {least} to {most}", lambda value: INTEGER.accepts(value) and least <= value <= most
-    )
-
-
-_OBJECT = either(OBJECT, None)
-_FLAG = either(BOOLEAN, None)
-_STEPS = number(above=0)
-_STRATEGY = one_of("no", "steps", "epoch")
-_LEVEL = one_of("passive", "detail", "debug", "info", "warning", "error", "critical")
-_NAME = ParamType("a name", lambda value: isinstance(value, str) and value.replace("-", "_").isidentifier(), parse=str)
-
-#: Those that may be set, with their types.
-FIELDS: Mapping[str, ParamType] = {
-    "accelerator_config": _OBJECT,
-    "activation_checkpointing": _FLAG,
-    "activation_checkpointing_kwargs": _OBJECT,
-    "adam_beta1": FRACTION,
-    "adam_beta2": FRACTION,
-    "adam_epsilon": POSITIVE_NUMBER,
-    "average_tokens_across_devices": BOOLEAN,
-    "bf16_full_eval": BOOLEAN,
-    "data_seed": either(NON_NEGATIVE_INTEGER, None),
-    "dataloader_drop_last": BOOLEAN,
-    "dataloader_in_order": BOOLEAN,
-    "dataloader_multiprocessing_context": either(one_of("fork", "spawn", "forkserver"), None),
-    "dataloader_num_workers": _up_to(0, 32),
-    "dataloader_persistent_workers": BOOLEAN,
-    "dataloader_pin_memory": BOOLEAN,
-    "dataloader_prefetch_factor": either(_up_to(1, 64), None),
-    "ddp_backend": either(_NAME, None),
-    "ddp_broadcast_buffers": _FLAG,
-    "ddp_bucket_cap_mb": either(_up_to(1, 4096), None),
-    "ddp_find_unused_parameters": _FLAG,
-    "ddp_static_graph": _FLAG,
-    "ddp_timeout": _up_to(1, 86_400),
-    "eval_accumulation_steps": either(POSITIVE_INTEGER, None),
-    "eval_delay": number(0),
-    "eval_on_start": BOOLEAN,
-    "eval_steps": either(_STEPS, None),
-    "eval_strategy": _STRATEGY,
-    "eval_use_gather_object": BOOLEAN,
-    "fp16_full_eval": BOOLEAN,
-    "full_determinism": BOOLEAN,
-    "gradient_checkpointing": _FLAG,
-    "gradient_checkpointing_kwargs": _OBJECT,
-    "include_num_input_tokens_seen": either(one_of("all", "non_padding", "no"), True, False),
-    "label_smoothing_factor": FRACTION,
-    "length_column_name": _NAME,
-    "liger_kernel_config": _OBJECT,
-    "load_best_model_at_end": BOOLEAN,
-    "log_level": _LEVEL,
-    "log_level_replica": _LEVEL,
-    "log_on_each_node": BOOLEAN,
-    "logging_first_step": BOOLEAN,
-    "logging_steps": _STEPS,
-    "logging_strategy": _STRATEGY,
-    "lr_scheduler_kwargs": _OBJECT,
-    "lr_scheduler_type": _NAME,
-    "max_grad_norm": number(0),
-    "max_steps": INTEGER,
-    "neftune_noise_alpha": either(NUMBER, None),
-    "optim": _NAME,
-    "optim_args": either(TEXT, None),
-    "optim_target_modules": either(TEXTS, None),
-    "per_device_eval_batch_size": _up_to(1, 1_000_000),
-    "restore_callback_states_from_checkpoint": BOOLEAN,
-    "save_steps": _STEPS,
-    "save_strategy": one_of("no", "steps", "epoch", "best"),
-    "save_total_limit": either(_up_to(1, 1000), None),
-    "skip_memory_metrics": BOOLEAN,
-    "tf32": _FLAG,
-    "torch_compile": BOOLEAN,
-    "torch_compile_backend": either(_NAME, None),
-    "torch_compile_mode": either(_NAME, None),
-    "torch_empty_cache_steps": either(POSITIVE_INTEGER, None),
-    "train_sampling_strategy": _NAME,
-    "use_cache": BOOLEAN,
-    "use_liger_kernel": BOOLEAN,
+#: Fields that hold free text, which transformers never opens as a file.
+_FREE_TEXT = ("optim_args", "optim_target_modules")
+_NAME = re.compile(r"[\w-]+\Z", re.ASCII)
+#: Fields that must be bounded: lowest and highest value.
+_RANGES: Mapping[str, tuple[int, int]] = {
+    "dataloader_num_workers": (0, 32),
+    "dataloader_prefetch_factor": (1, 64),
+    "ddp_bucket_cap_mb": (1, 4096),
+    "ddp_timeout": (1, 86_400),
+    "per_device_eval_batch_size": (1, 1_000_000),
+    "save_total_limit": (1, 1000),
 }
-
-#: Those that may not, and why.
-FORBIDDEN = {
+#: Fields that a job may not set, and why.
+FORBIDDEN: Mapping[str, str] = {
     "output_dir": "the model store decides where checkpoints go",
     "per_device_train_batch_size": "use --batch-size",
     "num_train_epochs": "use --epochs",
@@ -120,18 +36,18 @@ FORBIDDEN = {
     "fp16": "use --dtype float16",
     "metric_for_best_model": "use --metric-for-best",
     "greater_is_better": "it follows from --metric-for-best",
-    "resume_from_checkpoint": "a job goes on from its own checkpoints by itself",
-    "auto_find_batch_size": "the batch is halved by itself where memory runs out",
-    "enable_jit_checkpoint": "a stopped worker writes a checkpoint by itself",
+    "resume_from_checkpoint": "a job resumes from its own checkpoints automatically",
+    "auto_find_batch_size": "the batch is halved automatically when memory runs out",
+    "enable_jit_checkpoint": "a stopped worker writes a checkpoint automatically",
     "use_cpu": "the worker decides what it runs on",
     "local_rank": "the worker decides what it runs on",
     "deepspeed": "it names files of the worker's machine",
-    "fsdp": "it is not tried",
+    "fsdp": "it is not supported",
     "fsdp_config": "it names files of the worker's machine",
-    "parallelism_config": "it is not tried",
-    "push_to_hub": "a worker has no business on the hub; `producer models export` brings the model out",
-    "hub_token": "secrets do not travel in jobs",
-    "logging_nan_inf_filter": "a loss that is not a number ends the job",
+    "parallelism_config": "it is not supported",
+    "push_to_hub": "workers do not upload; use `producer models export`",
+    "hub_token": "jobs must not hold secrets",
+    "logging_nan_inf_filter": "a non-finite loss ends the job",
     "disable_tqdm": "progress is shown by `producer watch`",
     "remove_unused_columns": "columns are prepared by the task",
     "label_names": "columns are prepared by the task",
@@ -140,21 +56,37 @@ FORBIDDEN = {
     "batch_eval_metrics": "metrics need it",
     "include_for_metrics": "metrics need it",
     "debug": "it is for the terminal",
-    "save_only_model": "a job could not go on from such a checkpoint",
+    "save_only_model": "a job could not resume from such a checkpoint",
     "save_on_each_node": "a job runs on one machine",
-    "ignore_data_skip": "a job that goes on would see other examples",
-    "hub_private_repo": "a worker reports to the queue alone",
-    "hub_model_id": "a worker reports to the queue alone",
-    "hub_strategy": "a worker reports to the queue alone",
-    "hub_always_push": "a worker reports to the queue alone",
-    "hub_revision": "a worker reports to the queue alone",
-    "trackio_space_id": "a worker reports to the queue alone",
-    "trackio_bucket_id": "a worker reports to the queue alone",
-    "trackio_static_space_id": "a worker reports to the queue alone",
-    "report_to": "a worker reports to the queue alone",
-    "run_name": "a worker reports to the queue alone",
-    "project": "a worker reports to the queue alone",
-    "do_train": "Trainer itself does not look at it",
-    "do_eval": "Trainer itself does not look at it",
-    "do_predict": "Trainer itself does not look at it",
+    "ignore_data_skip": "a resumed job would see other examples",
+    "hub_private_repo": "a worker reports to the queue only",
+    "hub_model_id": "a worker reports to the queue only",
+    "hub_strategy": "a worker reports to the queue only",
+    "hub_always_push": "a worker reports to the queue only",
+    "hub_revision": "a worker reports to the queue only",
+    "trackio_space_id": "a worker reports to the queue only",
+    "trackio_bucket_id": "a worker reports to the queue only",
+    "trackio_static_space_id": "a worker reports to the queue only",
+    "report_to": "a worker reports to the queue only",
+    "run_name": "a worker reports to the queue only",
+    "project": "a worker reports to the queue only",
+    "do_train": "Trainer ignores it",
+    "do_eval": "Trainer ignores it",
+    "do_predict": "Trainer ignores it",
 }
+
+
+def check_argument(name: str, value: Json) -> None:
+    """Check that a job may set a field of `TrainingArguments` to a value.
+
+    Raises:
+        UsageError: It has an option of its own, is up to the worker, could name a file, or is out of bounds.
+    """
+    if name in FORBIDDEN:
+        raise UsageError(f"-p {name}= cannot be set: {FORBIDDEN[name]}.")
+    if name in _RANGES:
+        low, high = _RANGES[name]
+        if type(value) is not int or not low <= value <= high:
+            raise UsageError(f"-p {name}= must be a whole number from {low:,} to {high:,}, found {value!r:.200}.")
+    elif name not in _FREE_TEXT and (isinstance(value, list) or (isinstance(value, str) and not _NAME.match(value))):
+        raise UsageError(f"-p {name}= must be a name, a number, true, false, null or an object, found {value!r:.200}.")

@@ -1,9 +1,8 @@
-"""From the options of `finetune` to a job: everything checked that can be checked before any work, then submitted."""
+"""Fine-tune plan: options and examples become a checked job, which is then submitted."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from common.errors import UsageError
 from common.jobs import TRAIN, JobSpec, new_job_id, truncate_names
@@ -15,10 +14,9 @@ from common.records import Json, Record
 from common.settings import Settings, load_settings
 from common.suggestions import did_you_mean
 from common.tasks import ALIASES
-from common.training.conflicts import check_conflicts
-from common.training.labels import check_metric
-from common.training.options import HUB_PREFIX, LABEL_KINDS, TrainingOptions, check
-from common.training.trainer_arguments import FIELDS
+from common.training.labels import LABEL_KINDS, check_metric
+from common.training.options import HUB_PREFIX, TrainingOptions, check_conflicts
+from producer.finetune.options import FinetuneOptions
 from producer.finetune.training_data import CHUNK_RECORDS, ExampleSet, read_examples
 from producer.model_check import check_model
 from producer.queue_connection import QueueConnection
@@ -29,7 +27,7 @@ from producer.submit.upload import rollback_on_error
 
 @dataclass(frozen=True, slots=True)
 class FinetunePlan:
-    """What `finetune` is about to do."""
+    """What a fine-tune submit is about to do."""
 
     settings: Settings
     spec: JobSpec
@@ -37,98 +35,70 @@ class FinetunePlan:
     wait: bool
 
 
-def make_finetune_plan(  # noqa: PLR0913 - what does not go into `Training` as it is
-    inputs: Sequence[str],
-    *,
-    task: str,
-    model: str,
-    revision: str | None = None,
-    evaluation: str | None = None,
-    eval_split: float | None = None,
-    params: Sequence[str] = (),
-    wait: bool = False,
-    name: str | None = None,
-    labels: Mapping[str, str] | None = None,
-    priority: str = "normal",
-    format_: str | None = None,
-    quoting: str | None = None,
-    **options: Any,
-) -> FinetunePlan:
-    """Return the plan for these options of `finetune`.
+def make_finetune_plan(inputs: Sequence[str], options: FinetuneOptions) -> FinetunePlan:
+    """Return the plan of a fine-tune job.
+
+    Args:
+        inputs: Files with the training data, or one dataset of the hub.
+        options: What the user chose.
 
     Raises:
-        UsageError: something is wrong with them, or with the examples.
+        UsageError: An option or an example is wrong.
     """
-    settings, task = load_settings(), find_trainable(task)
-    training = _training(inputs, evaluation, eval_split, parse_params(params, FIELDS), options)
-    evaluates = evaluation is not None or eval_split is not None
-    check_conflicts(training, None, None, evaluates=evaluates)
+    settings, task = load_settings(), _find_trainable(options.task)
+    training = _training_options(inputs, options)
+    check_conflicts(training, None, None, evaluates=options.evaluates)
     spec = JobSpec(
         id=new_job_id(),
         task=task,
-        model=check_model(model, settings),
-        revision=check_revision(revision),
+        model=check_model(options.model, settings),
+        revision=check_revision(options.revision),
         queue=TRAIN,
-        priority=priority,
-        name=name,
-        labels=dict(labels or {}),
-        inputs=truncate_names((*inputs, *([evaluation] if evaluation else []))),
+        priority=options.priority,
+        name=options.name,
+        labels=dict(options.labels),
+        inputs=truncate_names((*inputs, *filter(None, [options.evaluation]))),
         created_at=time.time(),
         store=settings.store_url or None,
         training=training.encode(),
     )
     check_spec(spec)
-    examples = read_examples(task, inputs, evaluation, training, eval_split, settings, format_, quoting)
-    if examples.labels is not None:
-        check_conflicts(training, examples.labels, len(examples.train), evaluates=evaluates)
+    examples = read_examples(task, inputs, options, training, settings.max_record_bytes)
     if training.metric_for_best:
         check_metric(task, examples.labels, training.metric_for_best)
     if examples.labels is not None:
-        spec = replace(spec, training=replace(training, labels=examples.labels.encode()).encode())
-    return FinetunePlan(settings, spec, examples, wait or settings.embedded)
+        check_conflicts(training, examples.labels, len(examples.train), evaluates=options.evaluates)
+        spec = replace(spec, training=replace(training, labels=examples.labels).encode())
+    return FinetunePlan(settings, spec, examples, options.wait or settings.embedded)
 
 
-def find_trainable(name: str) -> str:
-    """Return the task of that name or alias, if it can be fine-tuned.
-
-    Raises:
-        UsageError: it cannot.
-    """
+def _find_trainable(name: str) -> str:
     task = ALIASES.get(name, name)
     if task not in LABEL_KINDS:
         raise UsageError(f"--task {name}: it cannot be fine-tuned. {did_you_mean(name, LABEL_KINDS)}")
     return task
 
 
-def _training(
-    inputs: Sequence[str],
-    evaluation: str | None,
-    eval_split: float | None,
-    params: Mapping[str, Json],
-    options: Mapping[str, Any],
-) -> TrainingOptions:
-    hubs = [name for name in inputs if name.startswith(HUB_PREFIX)]
-    if hubs and len(inputs) > 1:
-        raise UsageError(f"{hubs[0]} cannot be joined with other inputs; name one data set of the hub alone.")
-    if evaluation is not None and eval_split is not None:
+def _training_options(inputs: Sequence[str], options: FinetuneOptions) -> TrainingOptions:
+    hub_datasets = [name for name in inputs if name.startswith(HUB_PREFIX)]
+    if hub_datasets and len(inputs) > 1:
+        raise UsageError(f"{hub_datasets[0]} cannot be combined with other inputs; name one hub dataset alone.")
+    evaluation = options.evaluation
+    if evaluation is not None and options.training.get("eval_split") is not None:
         raise UsageError("--eval and --eval-split: give one of them.")
-    training = TrainingOptions(
-        **options,
-        arguments=params,
-        train_source=hubs[0] if hubs else None,
-        eval_source=evaluation if evaluation and evaluation.startswith(HUB_PREFIX) else None,
-        eval_split=eval_split,
-    )
-    check(training)
-    return training
+    sources = {
+        "train_source": hub_datasets[0] if hub_datasets else None,
+        "eval_source": evaluation if evaluation and evaluation.startswith(HUB_PREFIX) else None,
+    }
+    return TrainingOptions.decode({**options.training, **sources, "arguments": parse_params(options.params)})
 
 
 def submit_finetune(connection: QueueConnection, plan: FinetunePlan) -> None:
     """Write the examples and the one chunk that refers to them, accept the job, and send its ticket.
 
     Raises:
-        StoreUnavailable: Redis is away or full.
-        NotSubmitting: the job was given up or cancelled meanwhile.
+        StoreUnavailable: Redis cannot be reached or is full.
+        NotSubmitting: The job was cancelled or deleted meanwhile.
     """
     spec = plan.spec
     payloads = connection.store.payloads(spec)

@@ -50,7 +50,6 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     click.option("--label-column", metavar="NAME", help="Column of the label (tags, completion).  [default: label]"),
     click.option(
         "--format",
-        "format_",
         type=click.Choice(["txt", "jsonl", "json", "csv", "tsv", "parquet"]),
         help="Input format, if the extension does not tell.",
     ),
@@ -121,9 +120,10 @@ def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str |
       130  Ctrl-C
     """
     from producer.cli.run_finetune import run_finetune
+    from producer.finetune.options import FinetuneOptions
     from producer.finetune.plan import make_finetune_plan
     from producer.job_filter import parse_labels
 
-    plan = make_finetune_plan(inputs, labels=parse_labels(labels), **options)
+    plan = make_finetune_plan(inputs, FinetuneOptions.of(labels=parse_labels(labels), **options))
     with open_client(with_worker=True, replace_outdated=True, keep_alive=keep_alive) as client:
         sys.exit(run_finetune(client, plan, notify))

@@ -1,26 +1,32 @@
 """What a fine-tune job sets of transformers' `TrainingArguments`: nothing names a file, nothing is without bound."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
 
-from common.errors import UsageError
+from common.errors import ModelError, UsageError
 from common.params import parse_params
 from common.records import Json
 from common.training.options import TrainingOptions
-from common.training.trainer_arguments import FIELDS
+from common.training.trainer_arguments import FORBIDDEN
+from workers.training.trainer.arguments import _check_fields
 
-#: Fields that are read as text: options of an optimizer, and a pattern of the names of layers.
+#: Free text: options of an optimizer, and a pattern of the names of layers.
 TEXTS = {"optim_args", "optim_target_modules"}
+FIELDS = sorted({field.name for field in dataclasses.fields(TrainingArguments)} - FORBIDDEN.keys())
 
 
 def decode(**arguments: Json) -> TrainingOptions:
-    return TrainingOptions.decode({"arguments": arguments})
+    """Check arguments as the producer does, then as the worker does."""
+    options = TrainingOptions.decode({"arguments": arguments})
+    _check_fields(options.arguments)
+    return options
 
 
-@pytest.mark.parametrize("name", sorted(FIELDS))
+@pytest.mark.parametrize("name", FIELDS)
 def test_no_field_takes_a_path(name: str, tmp_path: Path):
     pipe = tmp_path / "pipe.json"
     os.mkfifo(pipe)
@@ -32,6 +38,11 @@ def test_no_field_takes_a_path(name: str, tmp_path: Path):
             decode(**{name: value})
 
 
+def test_a_field_for_an_object_takes_no_text():
+    with pytest.raises(ModelError, match="accelerator_config"):
+        decode(accelerator_config="name")
+
+
 @pytest.mark.parametrize("value", [-1, 33, 10**6, 2**70, True, "8", 1.5, None])
 def test_the_processes_that_load_data_are_bounded(value: Json):
     with pytest.raises(UsageError, match="from 0 to 32"):
@@ -39,13 +50,39 @@ def test_the_processes_that_load_data_are_bounded(value: Json):
 
 
 def test_a_configuration_in_place_is_taken_as_transformers_reads_it(tmp_path: Path):
-    options = ['accelerator_config={"split_batches": true}', "eval_strategy=no", "optim_args=rank=8"]
-    training = decode(**parse_params(options, FIELDS))
-    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **training.arguments)
+    options = decode(
+        **parse_params(['accelerator_config={"split_batches": true}', "eval_strategy=no", "optim_args=rank=8"])
+    )
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options.arguments)
     assert arguments.accelerator_config.split_batches
     assert arguments.optim_args == "rank=8"
 
 
 def test_every_default_of_transformers_is_taken(tmp_path: Path):
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True).to_dict()
-    decode(**{name: arguments[name] for name in FIELDS})
+    for name in FIELDS:
+        if arguments[name] is not None or name not in (
+            "dataloader_prefetch_factor",
+            "ddp_bucket_cap_mb",
+            "save_total_limit",
+        ):
+            decode(**{name: arguments[name]})
+
+
+def test_every_refused_field_exists():
+    assert FORBIDDEN.keys() <= {field.name for field in dataclasses.fields(TrainingArguments)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"lr_sheduler_type": "cosine"}, "Did you mean lr_scheduler_type"),
+        ({"lerning_rate": 1}, "Did you mean learning_rate"),
+        ({"logging_steps": "many"}, "expected"),
+        ({"adam_beta1": True}, "expected"),
+    ],
+)
+def test_the_worker_names_a_wrong_field_or_value(arguments: dict[str, Json], words: str):
+    with pytest.raises(ModelError, match=words) as caught:
+        decode(**arguments)
+    assert caught.value.code == "bad_param"

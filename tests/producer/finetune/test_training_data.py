@@ -1,6 +1,5 @@
 """Examples that cannot be learnt from, and options that make no sense: refused before anything is submitted."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 from common.errors import UsageError
 from common.training.labels import Labels, align_labels, class_names_of
 from common.training.options import TrainingOptions
-from common.training.trainer_arguments import FIELDS, FORBIDDEN
+from producer.finetune.options import FinetuneOptions
 from producer.finetune.plan import FinetunePlan, make_finetune_plan
 from tests.support.finetune_runs import TUTORIAL, write_reviews
 from tests.support.processes import Shell, environment
@@ -22,7 +21,7 @@ def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(path: Path, task: str = "text-classification", **options: Any) -> FinetunePlan:
-    return make_finetune_plan([str(path)], task=task, model="org/model", **options)
+    return make_finetune_plan([str(path)], FinetuneOptions.of(task=task, model="org/model", **options))
 
 
 def refused(path: Path, **options: Any) -> str:
@@ -108,7 +107,9 @@ def test_a_split_that_leaves_no_example_of_any_class_is_refused(tmp_path: Path) 
 
 
 def test_a_split_beyond_reason_is_refused(tmp_path: Path) -> None:
-    assert "--eval-split must be" in refused(write_reviews(tmp_path / "reviews.csv"), eval_split=1.5)
+    assert "--eval-split: expected a number <= 0.9, found 1.5" in refused(
+        write_reviews(tmp_path / "reviews.csv"), eval_split=1.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,8 @@ def test_multi_hot_labels_are_read_by_their_places(tmp_path: Path) -> None:
     rows = [{"text": f"t{n}", "labels": label} for n, label in enumerate(([1.0, 1.0, 0.0], [0.0, 0.0, 0.0]))]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = plan(path)
-    labels = Labels.decode(json.loads(json.dumps(found.spec.training["labels"])))
+    labels = TrainingOptions.decode(json.loads(json.dumps(found.spec.training))).labels
+    assert labels
     assert [class_names_of(labels, example) for example in found.examples.train] == [["LABEL_0", "LABEL_1"], []]
     assert found.examples.notes == [
         "3 labels, each 0 or 1 for each text: LABEL_0, LABEL_1, LABEL_2",
@@ -204,18 +206,8 @@ def test_plain_text_is_enough_for_masked_words(tmp_path: Path) -> None:
 
 def test_an_unknown_training_argument_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     path = write_reviews(tmp_path / "reviews.csv")
-    assert "Did you mean lr_scheduler_type" in refused(path, params=["lr_sheduler_type=cosine"])
     assert "use --learning-rate" in refused(path, params=["learning_rate=1"])
-    assert "Did you mean learning_rate" in refused(path, params=["lerning_rate=1"])
     assert plan(path, params=["lr_scheduler_type=cosine"]).spec.training["arguments"] == {"lr_scheduler_type": "cosine"}
-
-
-def test_the_known_fields_are_those_of_transformers() -> None:
-    from transformers import TrainingArguments
-
-    names = {field.name for field in dataclasses.fields(TrainingArguments)}
-    assert FIELDS.keys() | FORBIDDEN.keys() == names
-    assert not FIELDS.keys() & FORBIDDEN.keys()
 
 
 @pytest.mark.parametrize(
@@ -268,14 +260,14 @@ def test_options_that_go_together_are_taken(tmp_path: Path) -> None:
 def test_a_model_of_no_job_is_refused(tmp_path: Path) -> None:
     path = write_reviews(tmp_path / "reviews.csv")
     with pytest.raises(UsageError, match="names no job"):
-        make_finetune_plan([str(path)], task="text-classification", model="job:17")
+        make_finetune_plan([str(path)], FinetuneOptions(model="job:17"))
 
 
 def test_what_crosses_the_wire_is_checked() -> None:
     training = TrainingOptions(lora=True, arguments={"max_steps": 5})
     assert TrainingOptions.decode(json.loads(json.dumps(training.encode()))) == training
     for wrong in ({"epochs": "3"}, {"batch_size": True}, {"seed": 1.5}, {"arguments": []}):
-        with pytest.raises(ValueError, match="cannot be"):
+        with pytest.raises(UsageError, match=f"--{next(iter(wrong)).replace('_', '-')}: expected"):
             TrainingOptions.decode({**training.encode(), **wrong})
     with pytest.raises(UsageError):
         TrainingOptions.decode({**training.encode(), "arguments": {"output_dir": "/etc"}})
@@ -307,14 +299,14 @@ def test_what_the_labels_are_is_decided_before_the_split_and_sent_along(tmp_path
     path.write_text("".join(json.dumps({"tokens": ["a"], "tags": [tag]}) + "\n" for tag in tags))
     found = plan(path, task="token-classification", eval_split=0.5)
     assert {tag for e in found.examples.train for tag in e["tags"]} != set(tags)  # some are held out altogether
-    labels = Labels.decode(TrainingOptions.decode(json.loads(json.dumps(found.spec.training))).labels or {})
-    assert labels.kind == "tags" and set(labels.names) == set(tags)
+    labels = TrainingOptions.decode(json.loads(json.dumps(found.spec.training))).labels
+    assert labels and labels.kind == "tags" and set(labels.names) == set(tags)
 
 
 def test_labels_on_the_wire_are_checked() -> None:
     for wrong in ({}, {"kind": "colour", "names": [], "warnings": []}, {"kind": "tags", "names": [1], "warnings": []}):
-        with pytest.raises(UsageError, match="labels of the job"):
-            Labels.decode(wrong)
+        with pytest.raises(UsageError, match="--labels"):
+            TrainingOptions.decode({"labels": wrong})
 
 
 def test_a_row_with_other_columns_than_the_first_is_named(tmp_path: Path) -> None:
@@ -329,4 +321,4 @@ def test_prompts_and_plain_texts_of_two_files_are_refused(tmp_path: Path) -> Non
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     inputs = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
     with pytest.raises(UsageError, match="1 of 2 examples are prompts"):
-        make_finetune_plan(inputs, task="text-generation", model="org/model")
+        make_finetune_plan(inputs, FinetuneOptions(task="text-generation", model="org/model"))

@@ -11,6 +11,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from producer.cli.commands.finetune import finetune
+from producer.finetune.options import FinetuneOptions
 from producer.finetune.plan import make_finetune_plan
 from tests.support.finetune_runs import make_run_config, train_here
 
@@ -65,7 +66,8 @@ def test_the_example_of_the_readme_learns_something(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("HUGQUEUE_HOME", str(tmp_path))
     given = finetune.make_context("finetune", shlex.split(line)[2:]).params
     given.pop("keep_alive")  # it is the command's own
-    examples = make_finetune_plan(**given | {"labels": None}).examples
+    inputs = given.pop("inputs")
+    examples = make_finetune_plan(inputs, FinetuneOptions.of(**given | {"labels": {}})).examples
     options = {name: given[name] for name in ("epochs", "learning_rate", "batch_size")}
     run_config = make_run_config(
         tmp_path / "work", "text-classification", ROOT / given["model"], examples.train, examples.evaluation, **options

@@ -40,13 +40,13 @@ def test_a_tag_that_is_held_out_altogether_has_its_place_in_the_head(tmp_path: P
     held_out = [{"tokens": ["in", "paris"], "tags": ["O", "B-LOC"]}]
     base = base_model(tmp_path / "base")
     run_config = make_run_config(
-        tmp_path / "work", "token-classification", base, train, held_out, epochs=1, labels=labels.encode()
+        tmp_path / "work", "token-classification", base, train, held_out, epochs=1, labels=labels
     )
     assert train_here(run_config)["labels"] == {"kind": "tags", "names": ["O", "B-LOC"]}
 
 
 def test_labels_sent_along_must_be_those_of_the_examples(tmp_path: Path) -> None:
-    labels = Labels("single_label", ("0", "2")).encode()
+    labels = Labels("single_label", ("0", "2"))
     run_config = make_run_config(tmp_path / "work", "text-classification", tmp_path, REVIEWS, labels=labels)
     with pytest.raises(UsageError, match="label '1' does not occur"):
         Examples(run_config)

@@ -28,7 +28,8 @@ from common.records import Json, Outcome
 from common.reporting import CancelToken
 from common.settings import Settings
 from common.sockets import socket_directory
-from common.training.options import LABEL_KINDS, TrainingOptions
+from common.training.labels import LABEL_KINDS
+from common.training.options import TrainingOptions
 from workers.device.protocol import ChunkResult
 from workers.devices import only_trains
 from workers.disk_space import DISK_FULL_ERRNOS

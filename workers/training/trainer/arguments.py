@@ -1,13 +1,16 @@
 """`TrainingArguments` of a run: the job's options, over defaults that make fine-tuning fast and safe."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import TrainingArguments
 
 from common.errors import ModelError, UsageError
-from common.training.labels import Labels, check_metric
-from common.training.options import LESS_IS_BETTER, TrainingOptions
+from common.records import Json
+from common.suggestions import did_you_mean
+from common.training.labels import LESS_IS_BETTER, Labels, check_metric
+from common.training.options import TrainingOptions
 from workers.training.run_config import TrainingRunConfig
 
 #: Share of all steps between two points of the loss curve.
@@ -23,9 +26,10 @@ def build_training_arguments(config: TrainingRunConfig, *, evaluates: bool, metr
         metric: chooses the best checkpoint.
 
     Raises:
-        ModelError: `bad_param`, transformers rejects a value.
+        ModelError: `bad_param`, transformers has no such field or rejects a value.
     """
     own = config.options.arguments
+    _check_fields(own)
     values = {**_defaults(config, evaluates=evaluates, metric=metric), **own}
     if values["load_best_model_at_end"]:  # then transformers requires a checkpoint for each evaluation
         values["save_strategy"] = own.get("save_strategy", values["eval_strategy"])
@@ -35,6 +39,29 @@ def build_training_arguments(config: TrainingRunConfig, *, evaluates: bool, metr
         return TrainingArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise ModelError("bad_param", f"transformers rejects these arguments: {error}"[:1000]) from error
+
+
+def _check_fields(arguments: Mapping[str, Json]) -> None:
+    """Check names and types of further arguments against the installed transformers.
+
+    Values that could name a file were refused by `common.training.trainer_arguments`; a field that also takes the path
+    of a JSON file (`dict | str`) takes an object only.
+    """
+    types = get_type_hints(TrainingArguments)
+    for name, value in arguments.items():
+        if name not in types:
+            near = did_you_mean(name, types)
+            raise ModelError("bad_param", f"-p {name}=: TrainingArguments has no field of that name. {near}")
+        kinds = get_args(types[name]) or (types[name],)
+        is_object = any((get_origin(kind) or kind) is dict for kind in kinds)
+        if not any(_is_of(value, kind) for kind in kinds if not (is_object and kind is str)):
+            raise ModelError("bad_param", f"-p {name}=: expected {types[name]}, found {value!r:.200}.")
+
+
+def _is_of(value: Json, kind: Any) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is (get_origin(kind) or kind)
 
 
 def best_metric(task: str, labels: Labels, options: TrainingOptions) -> str:

@@ -10,7 +10,7 @@ from common.errors import ModelError, UsageError, WorkerError, first_line
 from common.payloads.codec import decode_records
 from common.records import Json
 from common.training.examples import choose_columns, is_empty, make_example
-from common.training.labels import Example, Labels, check_labels_known, infer_labels, split
+from common.training.labels import Example, Labels, check_labels_known, infer_labels, split_train_eval
 from common.training.options import HUB_PREFIX, TrainingOptions
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.training.run_config import TrainingRunConfig
@@ -34,7 +34,8 @@ class Examples:
         if self.eval:
             check_labels_known(self.labels, self.eval, options.eval_source or "the evaluation set")
         elif options.eval_split:
-            self.train, self.eval, notes = split(self.labels, self.train, options.eval_split, options.seed)
+            parts = split_train_eval(self.labels, self.train, options.eval_split, options.seed)
+            self.train, self.eval, notes = parts
             self.notes += notes
 
     def remove(self, name: str, numbers: Iterable[int]) -> None:
@@ -45,12 +46,11 @@ class Examples:
     def _find_labels(self, task: str, options: TrainingOptions) -> Labels:
         """Return the labels that the producer found, for a training set without its held-out part may lack some."""
         if options.labels is not None:
-            labels = Labels.decode(options.labels)
-            check_labels_known(labels, self.train, "the training set")
-            return labels
+            check_labels_known(options.labels, self.train, "the training set")
+            return options.labels
         labels = infer_labels(task, self.train)
-        if options.train_source and labels.words:  # for files, the producer has printed it
-            self.notes.append(labels.words)
+        if options.train_source and labels.description:  # for files, the producer has printed it
+            self.notes.append(labels.description)
         return labels
 
     def _load(self, task: str, options: TrainingOptions, source: str | None, files: Sequence[str]) -> list[Example]:

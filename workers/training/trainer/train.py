@@ -10,7 +10,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_se
 
 from common.errors import ModelError, UsageError
 from common.records import Json
-from common.training.conflicts import check_conflicts
+from common.training.options import check_conflicts
 from workers.inference.models.loader import ModelSource
 from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.arguments import best_metric, build_training_arguments

@@ -1,0 +1,37 @@
+"""Fine-tune options: one frozen object that the command line and the plan share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from common.records import Json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneOptions:
+    """What `producer finetune` takes beside the training data."""
+
+    task: str = "text-classification"
+    model: str  #: hub id, directory on the worker's machine, or `job:ID`
+    revision: str | None = None
+    evaluation: str | None = None  #: file, or hub dataset, to evaluate with
+    format: str | None = None  #: of the files, None: by their extension
+    quoting: str | None = None
+    params: Sequence[str] = ()  #: further fields of `TrainingArguments` as NAME=VALUE
+    name: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    priority: str = "normal"
+    wait: bool = False
+    training: Mapping[str, Json] = field(default_factory=dict)  #: fields of `TrainingOptions`; those have the defaults
+
+    @classmethod
+    def of(cls, **values: Any) -> "FinetuneOptions":
+        """Return the options of these fields, and of fields of `TrainingOptions`."""
+        own = {item.name for item in fields(cls)}
+        training = {name: value for name, value in values.items() if name not in own}
+        return cls(**{name: value for name, value in values.items() if name in own}, training=training)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is something to evaluate with."""
+        return self.evaluation is not None or self.training.get("eval_split") is not None
