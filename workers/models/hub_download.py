@@ -29,6 +29,7 @@ from huggingface_hub.utils import filter_repo_objects
 from tqdm.std import tqdm  # type: ignore[import-untyped]
 
 from common.errors import Cancelled, HugqueueError, ModelError, WorkerError, first_line
+from common.reporting import Reporter
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.models.model_files import check_files, human_size
 
@@ -58,7 +59,7 @@ class Snapshot:
 
 
 def fetch_snapshot(
-    repo: str, revision: str | None, allow_pickle: bool, allow_code: bool, on_stage: Callable[[str], None]
+    repo: str, revision: str | None, allow_pickle: bool, allow_code: bool, reporter: Reporter
 ) -> Snapshot:
     """Return the snapshot of a repository, from the cache if it is whole there.
 
@@ -75,7 +76,7 @@ def fetch_snapshot(
         raise _offline_error(repo, revision, "this worker is offline (HF_HUB_OFFLINE is set)")
     try:
         return _with_retries(
-            repo, revision, on_stage, lambda: _download(repo, revision, patterns, allow_pickle, on_stage)
+            repo, revision, reporter, lambda: _download(repo, revision, patterns, allow_pickle, reporter)
         )
     except HugqueueError as error:
         if cached is None or not _is_unreachable(error):
@@ -116,9 +117,7 @@ def _is_complete(repo: str, cached: Path) -> bool:
     return True
 
 
-def _download(
-    repo: str, revision: str | None, patterns: list[str], allow_pickle: bool, on_stage: Callable[[str], None]
-) -> Snapshot:
+def _download(repo: str, revision: str | None, patterns: list[str], allow_pickle: bool, reporter: Reporter) -> Snapshot:
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     siblings = info.siblings or []
     check_files(repo, [file.rfilename for file in siblings], allow_pickle)
@@ -128,7 +127,7 @@ def _download(
         )
     )
     size = sum(file.size or 0 for file in chosen)
-    on_stage(f"downloading {repo} ({human_size(size)})")
+    reporter.stage(f"downloading {repo} ({human_size(size)})")
     begun = time.monotonic()
     path = Path(
         snapshot_download(
@@ -136,14 +135,14 @@ def _download(
             revision=revision,
             allow_patterns=patterns,
             ignore_patterns=_IGNORED,
-            tqdm_class=_progress_bar(repo, size, on_stage),
+            tqdm_class=_progress_bar(repo, size, reporter),
         )
     )
     logger.info("downloaded %s (%s) in %.1f s", repo, human_size(size), time.monotonic() - begun)
     return Snapshot(path, path.name, "hub")
 
 
-def _progress_bar(repo: str, size: int, on_stage: Callable[[str], None]) -> type[Any]:
+def _progress_bar(repo: str, size: int, reporter: Reporter) -> type[Any]:
     """Return a progress bar that shows nothing and says how far the download is, percent by percent.
 
     Of the bars that `snapshot_download` makes with it, those that count bytes speak, and the furthest of them.
@@ -162,15 +161,13 @@ def _progress_bar(repo: str, size: int, on_stage: Callable[[str], None]) -> type
             percent = min(100, int(100 * self.n / size)) if self.unit == "B" and size else 0
             if percent > said:
                 said = percent
-                on_stage(f"downloading {repo} ({human_size(size)}): {percent} %")
+                reporter.stage(f"downloading {repo} ({human_size(size)}): {percent} %")
             return shown
 
     return Bar
 
 
-def _with_retries(
-    repo: str, revision: str | None, on_stage: Callable[[str], None], attempt: Callable[[], Snapshot]
-) -> Snapshot:
+def _with_retries(repo: str, revision: str | None, reporter: Reporter, attempt: Callable[[], Snapshot]) -> Snapshot:
     """Return what `attempt` gives, trying again with growing pauses while another try may help."""
     for number in range(1, _MAX_ATTEMPTS + 1):
         try:
@@ -184,7 +181,7 @@ def _with_retries(
             logger.info("%s: try %d of %d: %s: %s", repo, number, _MAX_ATTEMPTS, type(error).__name__, error)
             if number == _MAX_ATTEMPTS or not _is_unreachable(found):
                 raise found from error
-        on_stage(f"the hub cannot be reached for {repo}; trying again ({number + 1} of {_MAX_ATTEMPTS})")
+        reporter.stage(f"the hub cannot be reached for {repo}; trying again ({number + 1} of {_MAX_ATTEMPTS})")
         time.sleep(2 ** (number - 2) * random.uniform(0.75, 1.25))  # noqa: S311  (jitter, no secret)
     raise AssertionError("unreachable: the last try returns or raises")
 

@@ -6,7 +6,7 @@ that the worker allows.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +16,7 @@ import msgspec
 from common.errors import ModelError, UsageError, WorkerError, first_line
 from common.models.references import ModelRef, split_preload
 from common.models.registry import open_registry, registry_url
+from common.reporting import Reporter
 from common.settings import Settings
 from common.tasks import find_task
 from workers.disk_space import PERMANENT_ERRNOS
@@ -74,7 +75,7 @@ def resolve(
     revision: str | None,
     task: str,
     policy: ModelPolicy,
-    on_stage: Callable[[str], None] = lambda _: None,
+    reporter: Reporter | None = None,
 ) -> ResolvedModel:
     """Return the directory of a model, downloaded if necessary.
 
@@ -83,7 +84,7 @@ def resolve(
         revision: branch, tag or commit on the hub; None for the default branch.
         task: a task's name.
         policy: what this worker allows.
-        on_stage: called with what is downloaded, its size and the progress. May raise `Cancelled`.
+        reporter: told what is downloaded, its size and the progress.
 
     Raises:
         ModelError: `no_model`, `model_not_found`, `model_not_allowed`, `model_gated`, `model_offline`,
@@ -100,7 +101,7 @@ def resolve(
     except UsageError as error:
         raise ModelError("model_not_found", str(error)) from error
     try:
-        found = _locate(ref, policy, on_stage)
+        found = _locate(ref, policy, reporter or Reporter())
         check_files(model, [entry.name for entry in found.path.iterdir()], policy.load.allow_pickle)
         if policy.load.allow_remote_code:  # else no code runs, whoever wrote it
             for repository in sorted(code_repositories(found.path)):
@@ -117,7 +118,7 @@ def resolve(
     return found
 
 
-def _locate(ref: ModelRef, policy: ModelPolicy, on_stage: Callable[[str], None]) -> ResolvedModel:
+def _locate(ref: ModelRef, policy: ModelPolicy, reporter: Reporter) -> ResolvedModel:
     if ref.kind == "path":
         return ResolvedModel(ref.name, _allowed_path(ref.name, policy), None, "path")
     if ref.kind == "job":
@@ -129,7 +130,7 @@ def _locate(ref: ModelRef, policy: ModelPolicy, on_stage: Callable[[str], None])
     _check_allowed(ref.name, policy)
     from workers.models.hub_download import fetch_snapshot  # importing huggingface_hub takes a third of a second
 
-    snapshot = fetch_snapshot(ref.name, ref.revision, policy.load.allow_pickle, policy.load.allow_remote_code, on_stage)
+    snapshot = fetch_snapshot(ref.name, ref.revision, policy.load.allow_pickle, policy.load.allow_remote_code, reporter)
     return ResolvedModel(ref.name, snapshot.path, snapshot.commit, snapshot.source)
 
 

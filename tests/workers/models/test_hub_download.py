@@ -42,10 +42,14 @@ WANTED |= {"bpe.codes", "prophetnet.tokenizer"}
 _SCRIPT = """
 import json, sys
 from common.errors import CodedError
+from common.reporting import Reporter
 from workers.models.resolver import ModelPolicy, resolve
 stages = []
+class Stages(Reporter):
+    def stage(self, text):
+        stages.append(text)
 try:
-    found = resolve(sys.argv[1], sys.argv[2] or None, "fill-mask", ModelPolicy(), stages.append)
+    found = resolve(sys.argv[1], sys.argv[2] or None, "fill-mask", ModelPolicy(), Stages())
     answer = {"path": str(found.path), "commit": found.commit, "source": found.source}
 except CodedError as error:
     answer = {"error": type(error).__name__, "code": error.code, "message": error.message}

@@ -150,7 +150,7 @@ class ModelCache:
         """Resolve once: all chunks of a job then see the same commit, and none asks the disk again."""
         key = _source_key(task, spec)
         if key not in self._resolved or not self._resolved[key].path.is_dir():
-            self._resolved[key] = resolve(spec.model, spec.revision, task, self._policy, reporter.stage)
+            self._resolved[key] = resolve(spec.model, spec.revision, task, self._policy, reporter)
         return self._resolved[key]
 
     def _load(

@@ -98,7 +98,7 @@ class FineTuner:
                 raise Cancelled
         try:
             chunk = _TrainChunk(job, held, stopping, on_checkpoint)
-            reporter = ProgressReporter(job.id, self._store, self._app)
+            reporter = ProgressReporter(job.id, self._store, self._app, held.cancel_token)
             with tempfile.TemporaryDirectory(prefix="hugqueue-train-", ignore_cleanup_errors=True) as scratch:
                 return _Attempt(chunk, self._settings, self._store, reporter, Path(scratch)).run()
         except UsageError as error:  # the model store is misconfigured or denies access
@@ -151,16 +151,16 @@ class _Attempt:
             UsageError: the model store is misconfigured or denies access.
         """
         started = time.monotonic()
-        self._stage("preparing")
+        self._reporter.stage("preparing")
         with suppress(OSError, StorageError, UsageError):  # failing to free space is no reason to fail the job
-            run_in_thread(partial(self._registry.evict_stale, self._job.id), self._check_cancelled)
+            run_in_thread(partial(self._registry.evict_stale, self._job.id), self._chunk.held.cancel_token)
         record_id, config = self._build_run_config()
         crashes, furthest = 0, -1
         while self._result is None:
             config, steps = self._from_latest_checkpoint(config)
             if steps > furthest:
                 crashes, furthest = 0, steps
-            self._stage("starting the training processes")
+            self._reporter.stage("starting the training processes")
             last_log_line = self._launch(config)
             if self._out_of_memory:
                 config = self._with_smaller_batch(config)
@@ -176,7 +176,7 @@ class _Attempt:
         """Return the id of the chunk's one record, and the configuration of a first launch."""
         job, settings, policy = self._job, self._settings, ModelPolicy.of(self._settings)
         options, (record_id, sets) = _training_options(job.spec), self._train_record()
-        resolved = resolve(job.spec.model, job.spec.revision, job.spec.task, policy, self._stage)
+        resolved = resolve(job.spec.model, job.spec.revision, job.spec.task, policy, self._reporter)
         gpus = [] if settings.device == "cpu" else find_gpus()
         return record_id, TrainingRunConfig(
             job=job.spec,
@@ -216,12 +216,12 @@ class _Attempt:
     def _from_latest_checkpoint(self, config: TrainingRunConfig) -> tuple[TrainingRunConfig, int]:
         """Return the configuration to resume from the latest complete checkpoint, and the steps done by then."""
         find = partial(self._registry.checkpoint_dirs, self._job.id)
-        checkpoint = latest_complete(run_in_thread(find, self._check_cancelled))
+        checkpoint = latest_complete(run_in_thread(find, self._chunk.held.cancel_token))
         if checkpoint is None:
             return replace(config, checkpoint=None), 0
         steps = step_of(checkpoint)
         self._reporter.progress({"step": steps})
-        self._reporter.note(f"Resuming from the checkpoint at step {steps:,}.")
+        self._reporter.warning(f"Resuming from the checkpoint at step {steps:,}.")
         return replace(config, checkpoint=str(checkpoint)), steps
 
     def _launch(self, config: TrainingRunConfig) -> str:
@@ -249,7 +249,7 @@ class _Attempt:
                 self._handle_message(message, launch)
         if stop_by is not None and self._result is None:
             self._uploads.flush(stop_by - time.monotonic())
-            self._stage("waiting for a worker to resume it")
+            self._reporter.stage("waiting for a worker to resume it")
             self._chunk.held.cancel_token.cancel("stopping")
             raise Cancelled
 
@@ -261,7 +261,7 @@ class _Attempt:
             launch.kill()
             raise Cancelled
         if stopping and stop_by is None:
-            self._stage("writing a checkpoint: the worker is stopping")
+            self._reporter.stage("writing a checkpoint: the worker is stopping")
             launch.stop()
             return time.monotonic() + self._settings.grace_seconds
         if stop_by is not None and time.monotonic() > stop_by:
@@ -273,9 +273,9 @@ class _Attempt:
             case {"kind": "progress", **values}:
                 self._reporter.progress({**values, "stage": ""})
             case {"kind": "stage", "text": text}:
-                self._stage(text)
+                self._reporter.stage(text)
             case {"kind": "note", "text": text}:
-                self._reporter.note(text)
+                self._reporter.warning(text)
             case {"kind": "checkpoint", "path": path}:
                 self._uploads.add(Path(path))
             case {"kind": "out_of_memory"}:
@@ -296,29 +296,20 @@ class _Attempt:
             )
         smaller = next(number for number in range(size // 2, 0, -1) if size % number == 0)
         accumulation = config.gradient_accumulation * (size // smaller)
-        self._reporter.note(f"Out of memory: continuing with batches of {smaller}, {accumulation} of them per step.")
+        self._reporter.warning(f"Out of memory: continuing with batches of {smaller}, {accumulation} of them per step.")
         return replace(config, batch_size=smaller, gradient_accumulation=accumulation)
 
     def _finish(self, record_id: Json, result: dict[str, Json], seconds: float) -> ChunkResult:
         job_id, attempt = self._job.id, self._chunk.attempt
-        self._stage("storing the model")
+        self._reporter.stage("storing the model")
         self._uploads.discard_pending()
         while not self._uploads.wait_until_idle(POLL_SECONDS):
-            self._check_cancelled()
-        add_model(self._registry, job_id, attempt, self._work_dir / "model", self._check_cancelled)
+            self._chunk.held.cancel_token.check()
+        add_model(self._registry, job_id, attempt, self._work_dir / "model", self._chunk.held.cancel_token)
         outcomes = [Outcome({**result, "seconds": round(seconds, 1), "notes": self._reporter.notes})]
         payload = encode_outcomes([0], [record_id], outcomes, None)
         run_info = {"device": result["device"], "commit": result["base_commit"], "versions": result["versions"]}
         return ChunkResult(payload, count(outcomes), seconds, run_info)
-
-    def _check_cancelled(self) -> None:
-        """Raise `Cancelled` where the lease was cancelled; a stopping worker cancels it only after its grace."""
-        if self._chunk.held.cancel_token.is_cancelled:
-            raise Cancelled
-
-    def _stage(self, text: str) -> None:
-        self._check_cancelled()
-        self._reporter.stage(text)
 
 
 def _training_options(spec: JobSpec) -> TrainingOptions:

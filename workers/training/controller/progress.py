@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 
 from common.queue.jobs import JobStore
 from common.records import Json
-from common.reporting import Reporter
+from common.reporting import CancelToken, Reporter
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +27,11 @@ class ProgressReporter(Reporter):
     Create it in the thread of the task handler, where Celery knows the current task.
     """
 
-    def __init__(self, job_id: str, store: JobStore, app: Celery) -> None:
+    def __init__(self, job_id: str, store: JobStore, app: Celery, cancel_token: CancelToken) -> None:
         self._job_id = job_id
         self._store = store
         self._app = app
+        self._cancel_token = cancel_token
         task = app.current_worker_task
         self._task_id = task.request.id if task else None
         self._event_sent = 0.0
@@ -38,10 +39,11 @@ class ProgressReporter(Reporter):
         self.notes: list[str] = []
 
     def stage(self, text: str) -> None:
-        """Publish what the job is doing."""
+        """Publish what the job is doing. Raises `Cancelled`."""
+        self._cancel_token.check()
         self.progress({"stage": text})
 
-    def note(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         """Publish a remark that stays with the job."""
         if text not in self.notes:
             self.notes.append(text)

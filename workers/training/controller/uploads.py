@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import TypeVar
 from common.errors import StorageError, UsageError
 from common.models.checkpoints import best_step, is_complete, step_of
 from common.models.registry import ModelRegistry
+from common.reporting import CancelToken
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +31,12 @@ RETRY_DELAYS = (1.0, 5.0, 20.0, 60.0)
 _STAGED = ".uploads"
 
 
-def run_in_thread(work: Callable[[], T], check_cancelled: Callable[[], None]) -> T:
-    """Return the result of `work`, run in a thread, while `check_cancelled` is called again and again.
+def run_in_thread(work: Callable[[], T], cancel_token: CancelToken) -> T:
+    """Return the result of `work`, run in a thread of its own.
 
     Raises:
-        Exception: what `work` raises; or what `check_cancelled` raises, which abandons the work.
+        Cancelled: it was cancelled, and the work is abandoned.
+        Exception: what `work` raises.
     """
     future: Future[T] = Future()
 
@@ -48,32 +49,29 @@ def run_in_thread(work: Callable[[], T], check_cancelled: Callable[[], None]) ->
     # No executor: its threads would keep the worker from exiting while a store hangs.
     threading.Thread(target=run, name="store", daemon=True).start()
     while not future.done():
-        check_cancelled()
+        cancel_token.check()
         wait([future], POLL_SECONDS)
     return future.result()
 
 
-def add_model(
-    registry: ModelRegistry, job_id: str, attempt: str, directory: Path, check_cancelled: Callable[[], None]
-) -> None:
-    """Add a finished model to the registry, with retries; `check_cancelled` raises to abandon it.
+def add_model(registry: ModelRegistry, job_id: str, attempt: str, directory: Path, cancel_token: CancelToken) -> None:
+    """Add a finished model to the registry, with retries.
 
     Raises:
+        Cancelled: it was cancelled, and the model is abandoned.
         StorageError: the store was unavailable at the last attempt.
         UsageError: it denied access at the last attempt.
     """
     for delay in (*RETRY_DELAYS, None):
         try:
-            run_in_thread(lambda: registry.add_model(job_id, attempt, directory), check_cancelled)
+            run_in_thread(lambda: registry.add_model(job_id, attempt, directory), cancel_token)
             return
         except (StorageError, UsageError) as error:
             if delay is None:
                 raise
             logger.warning("job %s: the model is not stored yet, retrying in %.0f s: %s", job_id, delay, error)
-        end = time.monotonic() + delay
-        while time.monotonic() < end:
-            check_cancelled()
-            time.sleep(POLL_SECONDS)
+        cancel_token.wait(delay)
+        cancel_token.check()
 
 
 class Uploads:
