@@ -232,8 +232,9 @@ class DeviceServer:
                 _exit_device_lost(error)
             logger.exception("job %s: an unexpected error of the device process", request.spec.id)
             full = isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
-            code = "disk_full" if full else "device_fault"
-            request.answer(_failed(request.id, WorkerError(code, f"{type(error).__name__}: {error}"[:2000])))
+            text = f"{type(error).__name__}: {error}"[:2000]
+            coded = WorkerError("disk_full", text) if full else WorkerError("device_fault", text)
+            request.answer(_failed(request.id, coded))
 
 
 def serve(fd: int, device: str) -> None:
