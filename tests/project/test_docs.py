@@ -178,11 +178,13 @@ def raised_codes() -> dict[str, str]:
 
 def _codes(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if not isinstance(node, ast.Call):
-            continue
-        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-        values = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
-        values += node.args[:1] if CODED.search(name) else []
+        values: list[ast.AST] = []
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            values += [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+            values += node.args[:1] if CODED.search(name) else []
+        elif isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["code"]:
+            values += [node.value.body, node.value.orelse] if isinstance(node.value, ast.IfExp) else []
         for value in values:
             if isinstance(value, ast.Constant) and isinstance(value.value, str) and CODE.fullmatch(value.value):
                 yield value.value
