@@ -114,7 +114,7 @@ def test_ctrl_c_cancels_and_gives_what_is_done(shell: Shell, home: Home) -> None
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "what is done is kept" in stderr and "was cancelled" in stderr
+    assert "finished results are kept" in stderr and "was cancelled" in stderr
     rows = lines(stdout)
     done = [row["output"] for row in rows if "output" in row]
     assert len(rows) == len(done), "what was not run has no line"
