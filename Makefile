@@ -15,7 +15,7 @@ INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python --torch-backend au
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format test-faults test-slow test-soak test-compose bench bench-peers up clean
+.PHONY: help demo test test-unit test-processes check format test-faults test-slow test-soak test-compose bench bench-peers up clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -53,9 +53,18 @@ check: $(STAMP) ## ruff, mypy and deptry
 	@$(BIN)/mypy
 	@$(BIN)/deptry --no-ansi .
 
-# Files in the order of their names: xdist would start those with few but long tests last, all on one process.
-test: check ## All checks and tests that CI runs
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults and not slow and not compose"
+# Each file on one process: its tests share models and queues. Files in the order of tests/conftest.py: xdist would start
+# those with few but long tests last.
+PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
+
+test: check test-unit test-processes ## All checks and tests that CI runs
+
+test-unit: $(STAMP) ## The tests that start no process and no server
+	@$(PYTEST) -n 2 -m "unit and not slow"
+
+# More test processes than cores: most of them wait for processes of their own.
+test-processes: $(STAMP) ## The others, but for those of the targets below
+	@$(PYTEST) -n 4 -m "not unit and not faults and not slow and not compose"
 
 test-faults: $(STAMP) ## All faults, those that take minutes too; run nothing else meanwhile
 	@$(BIN)/pytest -n 2 --durations=15 tests/faults tests/e2e/test_finetune_jobs.py tests/e2e/test_finetune_places.py \

@@ -1,6 +1,9 @@
 """Fixtures: real servers and processes, each test with its own; a queue that the tests of a file share."""
 
+import functools
 import os
+import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +27,46 @@ from tests.support.processes import RedisServer, Shell, Workers, environment, wa
 
 #: Seconds for which a lease lasts that no worker holds.
 LEASE = 0.4
+#: What a file of tests names that starts processes or servers. The others are unit tests: see `forbid_processes`.
+_PROCESSES = re.compile(
+    r"\b(subprocess|Ledger|Home|Queue|RedisServer|Shell|Workers|device_process|running_queue|(hub|hub_dataset|s3)_server)\b"
+)
+
+TESTS = Path(__file__).parent
+
+
+@functools.cache
+def is_unit(path: Path) -> bool:
+    """Whether the tests of a file start no process and no server."""
+    return not _PROCESSES.search(path.read_text("utf-8"))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave files unread that `-m unit` or `-m "not unit ..."` leaves out anyway: torch takes long to import."""
+    chosen = re.match(r"(not )?unit\b", config.option.markexpr)
+    if chosen and collection_path.match("test_*.py") and is_unit(collection_path) is bool(chosen[1]):
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark unit tests, and put the folders with the longest files first."""
+    folders = ("e2e", "workers", "producer", "faults", "security", "project", "common")
+    items.sort(key=lambda item: [item.path.is_relative_to(TESTS / folder) for folder in folders], reverse=True)
+    for item in items:
+        if is_unit(item.path):
+            item.add_marker("unit")
+
+
+@pytest.fixture(autouse=True)
+def forbid_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a unit test start no process, so that `make test-unit` stays what it says."""
+    if "unit" in request.keywords:
+        monkeypatch.setattr(subprocess.Popen, "__init__", _no_process)
+
+
+def _no_process(*_: object, **__: object) -> None:
+    pytest.fail("A unit test starts a process. Name what starts it in `_PROCESSES` of tests/conftest.py.")
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -31,12 +74,24 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) else None
 
 
+@pytest.fixture(scope="session")
+def idle_servers() -> Iterator[list[RedisServer]]:
+    """Servers that tests of this process have left as they were started, and empty."""
+    servers: list[RedisServer] = []
+    yield servers
+    for server in servers:
+        server.kill()
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A redis-server of the test's own."""
-    started = RedisServer(tmp_path / "redis").start()
-    yield started
-    started.kill()
+def server(idle_servers: list[RedisServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A redis-server that the test has to itself; the next one gets it, emptied, if this one has not changed it."""
+    found = idle_servers.pop() if idle_servers else RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield found
+    if found.reset():
+        idle_servers.append(found)
+    else:
+        found.kill()
 
 
 @pytest.fixture

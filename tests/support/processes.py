@@ -62,6 +62,7 @@ class RedisServer:
         self.port = free_port()
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
+        self._as_started: object = None
 
     @property
     def url(self) -> str:
@@ -77,7 +78,23 @@ class RedisServer:
         with (self.directory / "redis.log").open("ab") as log:
             self.process = subprocess.Popen(command, env=self.environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         wait_until(self.answers, 20, "redis-server answers")
+        if not self.options:
+            self._as_started = self._configuration()
         return self
+
+    def _configuration(self) -> object:
+        assert self.process
+        return self.process.pid, self.client.config_get(), self.client.acl_list()
+
+    def reset(self) -> bool:
+        """Empty the server and return True; return False where it was signalled, or configured otherwise."""
+        try:
+            if self._as_started is None or self._configuration() != self._as_started:
+                return False
+            self.client.flushall()
+            return bool(self.client.config_resetstat())
+        except redis.RedisError:
+            return False
 
     def answers(self) -> bool:
         try:
@@ -89,10 +106,12 @@ class RedisServer:
 
     def signal(self, number: int) -> None:
         assert self.process
+        self._as_started = None
         self.process.send_signal(number)
 
     def kill(self) -> None:
         if self.process:
+            self._as_started = None
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()
             self.process.wait()
