@@ -1,5 +1,5 @@
 -- Accepts a job: from here on it is queued, and all its chunks are open. ARGV: chunks, records.
--- The answer may have been lost on its way: a job that is accepted already was accepted by this very call.
+-- The answer may have been lost: a job that is accepted already was accepted by this call.
 if not status() then return 'unknown' end
 if redis.call('HGET', JOB, 'accepted_at') then return 'queued' end
 if status() ~= 'submitting' then return status() end

@@ -1,4 +1,4 @@
--- Stops a job; chunks in hand are dropped by their holders. Returns the status it has now.
+-- Cancels a job; the holders of leased chunks drop them. Returns the status it has now.
 local word = status()
 if not unfinished(word) then return word or 'unknown' end
 redis.call('DEL', TICKETS)

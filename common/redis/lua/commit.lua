@@ -1,7 +1,7 @@
--- Marks a chunk as done, once. ARGV: chunk, round, serial, succeeded, failed, truncated, run_info (JSON), and how many
--- records may fail in one round; with more the job fails, be it over or not (none: any number).
--- Returns 'committed', or why not: 'double', 'stale' (another round, or one whose earlier outcomes are lost), 'closed'
--- (the job has ended). It does not matter who commits, only that it is the first commit of this round.
+-- Commits a chunk, once. ARGV: chunk, round, serial, succeeded, failed, truncated, run_info (JSON), and optionally how
+-- many records may fail in one round before the job fails. Returns 'committed', or why not: 'double', 'stale' (another
+-- round, or one whose earlier outcomes are lost), 'closed' (the job has ended). It does not matter who commits, only
+-- that it is the first commit of this round.
 local function take_off_lists(chunk)
   -- A late commit: the chunk was opened again meanwhile, or delayed.
   if redis.call('SREM', LEASED, chunk) == 0 and redis.call('ZREM', DELAYED, chunk) == 0 then
@@ -31,7 +31,7 @@ redis.call('HSET', COMMITS, ARGV[1], commit)
 local history = redis.call('HGET', COMMIT_HISTORY, ARGV[1])
 redis.call('HSET', COMMIT_HISTORY, ARGV[1], (history and history .. ' ' or '') .. commit)
 redis.call('HINCRBY', JOB, 'succeeded', ARGV[4])
--- What failed in an earlier round counts as failed until now: these outcomes are of the same records.
+-- What failed in an earlier round counted as failed until now: these outcomes are of the same records.
 redis.call('HINCRBY', JOB, 'failed', tonumber(ARGV[5]) - before)
 local failed = redis.call('HINCRBY', JOB, 'failed_in_round', ARGV[5])
 redis.call('HINCRBY', JOB, 'truncated', ARGV[6])
@@ -44,11 +44,13 @@ end
 take_off_lists(ARGV[1])
 if ARGV[8] and failed > tonumber(ARGV[8]) and word ~= 'cancelling' then
   redis.call('HSET', JOB, 'failure_code', 'too_many_errors',
-    'failure_message', failed .. ' records failed, and no more than ' .. ARGV[8] .. ' were to (--max-errors).')
+    'failure_message', failed .. ' records failed, and only ' .. ARGV[8] .. ' may (--max-errors).')
   finish('failed')
 else
-  -- Cancelled while its last chunk was in hand: nothing is left to cancel but the end of its output.
-  if word == 'cancelling' and all_committed() and is_output_uncommitted() then redis.call('HSET', JOB, 'status', 'running') end
+  -- Cancelled while its last chunk was leased: nothing is left to cancel, and its output is to be committed.
+  if word == 'cancelling' and all_committed() and is_output_uncommitted() then
+    redis.call('HSET', JOB, 'status', 'running')
+  end
   finish_if_done()
 end
 return 'committed'

@@ -1,6 +1,6 @@
--- Begins a job, status `submitting`, without chunks. ARGV: spec, time to live in ms, time of creation, and the key in Redis
--- of its idempotency key ('' for none). Returns the id of the job: with an idempotency key, that of the job which has the
--- key, unless that one was cut off before it was accepted.
+-- Begins a job, status `submitting`, without chunks. ARGV: spec, time to live in ms, time of creation, and the key in
+-- Redis of its idempotency key ('' for none). Returns the id of the job: with an idempotency key, that of the job which
+-- has the key, unless that one was cut off before it was accepted.
 local key = ARGV[4]
 if key ~= '' then
   local known = redis.call('GET', key)

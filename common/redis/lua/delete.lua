@@ -1,5 +1,5 @@
--- Deletes a job and all that belongs to it. ARGV: 1 if it may be unfinished. Returns 'deleted', 'unknown', or the status
--- that prevents it.
+-- Deletes a job and all its keys. ARGV: 1 if it may be unfinished. Returns 'deleted', 'unknown', or the status that
+-- prevents it.
 local word = status()
 if ARGV[1] ~= '1' and unfinished(word) then return word end
 for _, chunk in ipairs(redis.call('SMEMBERS', LEASED)) do

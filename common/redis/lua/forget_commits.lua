@@ -1,5 +1,5 @@
--- Forgets the commits of chunks whose outcomes are lost: they count as never run, and are open again unless somebody works
--- on them. ARGV: round, chunks... Returns 1, or 0 where the round is another by now.
+-- Deletes the commits of chunks whose outcomes are lost: they count as never run, and are open again unless leased.
+-- ARGV: round, chunks... Returns 1, or 0 if the job is in another round by now.
 if redis.call('HGET', JOB, 'round') ~= ARGV[1] then return 0 end
 for i = 2, #ARGV do
   local chunk = ARGV[i]

@@ -1,5 +1,5 @@
--- Takes a job's next open chunk. ARGV: ticket, holder, lease in ms, id for the next ticket, tickets to keep.
--- Returns {chunk, attempt, round, whether the next ticket counts, serial, tries}, or {} where there is nothing to do.
+-- Leases a job's next open chunk. ARGV: ticket, holder, lease in ms, id for the next ticket, maximum of tickets.
+-- Returns {chunk, attempt, round, whether the next ticket is valid, serial, retries}, or {} if there is nothing to do.
 local word = status()
 if word ~= 'queued' and word ~= 'running' then return {} end
 
@@ -10,19 +10,19 @@ local function granted(chunk, more)
   return { tonumber(chunk), attempt, tonumber(redis.call('HGET', JOB, 'round')), more, serial, tries }
 end
 
--- What a lease that was not given back has left: its worker died. Unless it had brought the chunk forward, that is held
--- against the chunk; against the record that ran alone it is in any case.
+-- Notes the death of a worker: its lease was not released. It counts as a failed attempt of the chunk unless there was
+-- progress, and in any case of the record that ran alone.
 local function note_death(chunk)
   if redis.call('HSETNX', ATTEMPTS, chunk .. ':counted', 1) == 0 then redis.call('HINCRBY', ATTEMPTS, chunk, 1) end
-  local alone = redis.call('HGET', ATTEMPTS, chunk .. ':isolated')
-  if not alone then return end
+  local isolated = redis.call('HGET', ATTEMPTS, chunk .. ':isolated')
+  if not isolated then return end
   local earlier = redis.call('HGET', ATTEMPTS, chunk .. ':isolated_deaths')
-  redis.call('HSET', ATTEMPTS, chunk .. ':isolated_deaths', (earlier and earlier .. ' ' or '') .. alone)
+  redis.call('HSET', ATTEMPTS, chunk .. ':isolated_deaths', (earlier and earlier .. ' ' or '') .. isolated)
   redis.call('HDEL', ATTEMPTS, chunk .. ':isolated')
 end
 
 if redis.call('SREM', TICKETS, ARGV[1]) == 0 then
-  -- The answer may have been lost on its way: this very call has a chunk then.
+  -- The answer may have been lost: this call has a chunk then.
   for _, chunk in ipairs(redis.call('SMEMBERS', LEASED)) do
     if redis.call('GET', lease_key(chunk)) == ARGV[2] then
       return granted(chunk, redis.call('SISMEMBER', TICKETS, ARGV[4]))

@@ -1,5 +1,5 @@
--- Notes which record of a chunk has got past running alone, and which is about to. ARGV: chunk, holder, position done
--- ('' for none), position about to run ('' for none), deaths that stay counted after a step forward.
+-- Notes which record of a chunk the worker survived running alone, and which runs alone next. ARGV: chunk, holder,
+-- position done ('' for none), position that runs next ('' for none), deaths that stay counted after progress.
 if not is_held_by(ARGV[1], ARGV[2]) then return 0 end
 if ARGV[3] ~= '' and redis.call('HSETNX', ATTEMPTS, ARGV[1] .. ':done:' .. ARGV[3], 1) == 1 then
   count_as_progress(ARGV[1], ARGV[5])

@@ -1,7 +1,7 @@
--- Looks after a job. ARGV: lease in ms; '1' if leases may be judged.
--- Returns {status or 'unknown', chunks opened because their lease ran out, chunks that had got lost and are on their list
--- again, how many are open, 1 if all is done but that its output is whole, when its producer was last seen, tickets}.
-local MOST_CHUNKS = 10000000  -- to look for lost ones: more is not a number that we have written
+-- Checks a job. ARGV: lease in ms; '1' if a missing lease has expired. Returns {status or 'unknown', chunks opened
+-- because their lease expired, chunks that were on no list and were recovered, number of open chunks, 1 if only its
+-- output is uncommitted, when its producer was last seen, tickets}.
+local MOST_CHUNKS = 10000000  -- to look for lost ones; a larger number is forged
 local LEASE, JUDGING = tonumber(ARGV[1]), ARGV[2] == '1'
 local word = status()
 local opened, recovered = {}, {}
@@ -12,8 +12,8 @@ local function answer(output_uncommitted)
   return { status() or 'unknown', opened, recovered, redis.call('LLEN', OPEN), output_uncommitted, seen, tickets }
 end
 
--- Opens chunks whose lease ran out. No lease is longer than LEASE: where one seems to be, the clock was set back, and
--- its holder, if it lives, will renew it long before it ends.
+-- Opens chunks whose lease expired. No lease is longer than LEASE: if one seems to be, the clock was set back, and its
+-- holder, if alive, will renew it long before it ends.
 local function open_expired()
   for _, chunk in ipairs(redis.call('SMEMBERS', LEASED)) do
     local left = redis.call('PTTL', lease_key(chunk))
@@ -32,8 +32,8 @@ local function on_a_list()
     + redis.call('HLEN', COMMITS)
 end
 
--- Puts a chunk that is on no list where it belongs. Whether it is done, COMMIT_HISTORY says: a chunk that was committed in this
--- round is, and one of an earlier round if nothing of it failed, for all others were opened when this round began.
+-- Puts a chunk that is on no list where it belongs. By COMMIT_HISTORY it is done if it was committed in this round, or
+-- in an earlier one without failures: all others were opened when this round began.
 local function recover(chunk)
   local commit = string.match(redis.call('HGET', COMMIT_HISTORY, chunk) or '', '%S+$')
   local round = string.match(commit or '', '^%d+')
@@ -47,7 +47,7 @@ local function recover(chunk)
   recovered[#recovered + 1] = tonumber(chunk)
 end
 
--- Every chunk is open, in hand, delayed or done. One that is none of these would be waited for for ever.
+-- Every chunk is open, leased, delayed or done. A job would wait forever for one that is none of these.
 local function recover_lost()
   local chunks = tonumber(redis.call('HGET', JOB, 'chunks'))
   if on_a_list() >= chunks or chunks > MOST_CHUNKS then return end
@@ -65,7 +65,7 @@ local function recover_lost()
   end
 end
 
--- Seconds until something may have to be done; nil if nothing will be before somebody calls.
+-- Seconds until the next check; nil if only a call can change something.
 local function until_next(output_uncommitted)
   local seconds = (status() == 'submitting' or output_uncommitted) and 1 or nil
   local function within(other)
@@ -90,7 +90,7 @@ if word ~= 'submitting' then
   end
   finish_if_done()
 end
-local output_uncommitted = status() == 'running' and all_committed()  -- or it were completed now
+local output_uncommitted = status() == 'running' and all_committed()  -- otherwise it is completed now
 local seconds = unfinished(status()) and until_next(output_uncommitted)
 if seconds then redis.call('ZADD', DUE, now() + seconds, job_id()) end
 return answer(output_uncommitted and 1 or 0)

@@ -1,12 +1,12 @@
--- Opens a chunk again that its holder cannot finish; it comes first. ARGV: chunk, holder, and after a fault that may
--- pass, how many seconds the chunk rests before it is tried again (none: it was given back unharmed).
--- Of a job that has ended it stays among the leased ones: a retry opens those.
+-- Opens a chunk again that its holder cannot finish; it comes first. ARGV: chunk, holder, and after a transient fault
+-- the seconds before it is retried (none: it was released without a fault). A chunk of a job that has ended stays
+-- leased: a retry opens it.
 local chunk = ARGV[1]
 if redis.call('GET', lease_key(chunk)) == ARGV[2] then redis.call('DEL', lease_key(chunk)) end
 if not is_held_by(chunk, ARGV[2]) then return 0 end
 redis.call('HDEL', ATTEMPTS, chunk .. ':counted', chunk .. ':isolated', chunk .. ':holder')
 redis.call('SREM', LEASED, chunk)
-redis.call('LREM', OPEN, 1, chunk)  -- the lease had run out
+redis.call('LREM', OPEN, 1, chunk)  -- the lease had expired
 if ARGV[3] then
   redis.call('HINCRBY', ATTEMPTS, chunk .. ':retries', 1)
   redis.call('ZADD', DELAYED, tonumber(now()) + tonumber(ARGV[3]), chunk)

@@ -1,5 +1,5 @@
--- Keeps a lease. ARGV: chunk, holder, lease in ms, round. Returns the job's status, or 'lost'.
--- A lease that ran out is taken up again while nobody else has: PEXPIRE alone works even when Redis is full.
+-- Renews a lease. ARGV: chunk, holder, lease in ms, round. Returns the job's status, or 'lost'.
+-- An expired lease is restored while nobody else has the chunk: PEXPIRE alone works even when Redis is full.
 if redis.call('HGET', JOB, 'round') ~= ARGV[4] then return 'lost' end
 local key = lease_key(ARGV[1])
 local holder = redis.call('GET', key)

@@ -1,12 +1,12 @@
--- Opens a new round over chunks with failed records (which `reopen` has opened), chunks that never ended, and those whose
--- outcomes are lost (which `discard` has opened); a job that lacks nothing but its end is ended. Where OPEN or COMMITS
--- was deleted the round begins all the same: the reaper finds the chunks that are on no list.
--- ARGV: the name of this call, and the round that `reopen` saw. Returns {status before, open chunks}; {status, -1} where
--- there is nothing to retry, {'unknown', -1} without a job, {status, -2} where the round is another by now.
-local asked = redis.call('HGET', JOB, 'retry')
-if asked and string.match(asked, '^(%S+)') == ARGV[1] then
-  -- The answer was lost on its way: it is given once more.
-  local before, open = string.match(asked, '^%S+ (%S+) (%d+)$')
+-- Begins a new round over chunks with failed records (opened by `reopen_failed`), chunks that never finished, and those
+-- whose outcomes are lost (opened by `forget_commits`); a job that only lacks its end is ended. If OPEN or COMMITS was
+-- deleted, the round begins all the same: the reaper recovers the chunks that are on no list. ARGV: a name for this
+-- call, and the round that `reopen_failed` saw. Returns {status before, open chunks}; {status, -1} if there is nothing
+-- to retry, {'unknown', -1} without a job, {status, -2} if the job is in another round by now.
+local answered = redis.call('HGET', JOB, 'retry')
+if answered and string.match(answered, '^(%S+)') == ARGV[1] then
+  -- The answer was lost: repeat it.
+  local before, open = string.match(answered, '^%S+ (%S+) (%d+)$')
   return { before, tonumber(open) }
 end
 local word = status()
@@ -25,7 +25,7 @@ redis.call('HSET', JOB, 'retry', ARGV[1] .. ' ' .. word .. ' ' .. open)
 redis.call('HDEL', JOB, 'finished_at', 'failure_code', 'failure_message')
 persist_keys()
 if done then
-  -- It was ended when nothing was left but to say that its output is whole: the round goes on to its end.
+  -- It ended when only the commit of its output was left: the same round continues.
   redis.call('HSET', JOB, 'status', 'running')
   finish_if_done()
 else

@@ -1,7 +1,8 @@
--- The prelude of every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then four more.
+-- Prelude of every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then four more.
 local OWN = #KEYS - 4
 local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local ATTEMPTS, COMMITS, COMMIT_HISTORY, FAILED_COUNTS, TICKETS, REFUSALS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local ATTEMPTS, COMMITS, COMMIT_HISTORY, FAILED_COUNTS = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local TICKETS, REFUSALS = KEYS[10], KEYS[11]
 local DELAYED, ACTIVE, JOBS, DUE = KEYS[12], KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
 local SCHEMA = KEYS[OWN + 4]
 -- No delay of a chunk is longer, in seconds: where one seems to be, the clock was set back.
@@ -67,7 +68,7 @@ local function all_committed()
   return redis.call('HLEN', COMMITS) == tonumber(redis.call('HGET', JOB, 'chunks'))
 end
 
--- Whether outcomes are in files, where a script cannot look for them, and not in OUTPUT.
+-- Whether outcomes are in files, which a script cannot see, and not in OUTPUT.
 local function is_in_files()
   local sound, spec = pcall(cjson.decode, redis.call('HGET', JOB, 'spec'))
   return sound and type(spec) == 'table' and (type(spec.output) == 'table' or type(spec.store) == 'string')
@@ -96,8 +97,8 @@ local function restore_history()
   if not unfinished(status()) then redis.call('PEXPIRE', COMMIT_HISTORY, redis.call('PTTL', JOB)) end
 end
 
--- How many records of a chunk succeeded, failed and were truncated, by the list of its commits. A later round ran what
--- had failed in the one before.
+-- Sums of the succeeded, failed and truncated records of a chunk over its commits. A later round runs what failed in
+-- the one before.
 local function sums_of(commits)
   local succeeded, failed, truncated = 0, 0, 0
   for s, f, t in string.gmatch(commits, '%d+:%d+:(%d+):(%d+):(%d+)') do
@@ -124,7 +125,7 @@ end
 local function complete()
   if not is_in_files() and (lacks_history() or redis.call('HLEN', OUTPUT) < redis.call('HLEN', COMMIT_HISTORY)) then
     redis.call('HSET', JOB, 'failure_code', 'results_lost', 'failure_message',
-      'Outcomes that were written to Redis are gone from it: a key was deleted or evicted. A retry runs those chunks again.')
+      'Outcomes are missing from Redis: a key was deleted or evicted. A retry runs those chunks again.')
     finish('failed')
   else
     finish('completed')
@@ -169,7 +170,7 @@ local function open_delayed()
   end
 end
 
--- Passes a long list to `each` in parts that fit into one call: a call for each member costs Redis several times as much.
+-- Passes a long list to `each` in parts that fit into one call, which is much cheaper than a call for each member.
 local function in_parts(list, each)
   for first = 1, #list, 1000 do
     each({ unpack(list, first, math.min(first + 999, #list)) })

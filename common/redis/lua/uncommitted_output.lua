@@ -1,5 +1,5 @@
--- Returns {chunk, commits, chunk, commits, ...} of a job all of whose chunks are committed, whose outcomes are in files, and
--- not yet said to be all there; {} of any other. A chunk whose commits are lost has ''.
+-- Returns {chunk, commits, chunk, commits, ...} of a job all of whose chunks are committed, but not its output in
+-- files; {} of any other job. The commits of a chunk are '' if its history is lost.
 if status() ~= 'running' or not all_committed() or not is_output_uncommitted() then return {} end
 local found = redis.call('HGETALL', COMMIT_HISTORY)
 if lacks_history() then
