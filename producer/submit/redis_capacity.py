@@ -1,20 +1,20 @@
-"""Whether a job fits into Redis: estimated while it is submitted, and refused before Redis is full."""
+"""Memory estimate: whether a job fits into Redis, checked while it is submitted, before Redis is full."""
 
 from common.errors import UsageError
 from common.inputs.sources import ReadProgress
 from common.jobs import JobSpec
 from producer.submit.chunk_source import ChunkContent
 
-#: Bytes of payloads after which there is something to estimate from.
+#: Bytes of payloads that the first estimate needs.
 _MIN_SAMPLE_BYTES = 512 * 1024
-#: Redis takes about so many bytes for each byte of a payload.
+#: Bytes that Redis takes for each byte of a payload.
 _REDIS_OVERHEAD = 1.15
-#: Bytes of one record's outcome, of tasks whose outcomes are all alike; others are about as large as their inputs.
+#: Bytes of one record's outcome for tasks whose outcomes have one size; others are about as large as their inputs.
 _OUTCOME_BYTES = {"embedding": 1600}
 
 
 class MemoryEstimate:
-    """What a job whose payloads lie in Redis will take there, records and outcomes."""
+    """Estimate of the memory that a job's records and outcomes will take in Redis."""
 
     def __init__(self, spec: JobSpec, progress: ReadProgress, free: int | None) -> None:
         """Begin before the first chunk.
@@ -22,7 +22,7 @@ class MemoryEstimate:
         Args:
             spec: the job.
             progress: how much of the inputs was read.
-            free: bytes that Redis may still take; None: as many as there are.
+            free: bytes that Redis may still take; None if there is no limit.
         """
         self._progress = progress
         self._free_bytes = free if spec.store is None else None
@@ -31,10 +31,10 @@ class MemoryEstimate:
         self._written = self._outcomes = 0
 
     def add(self, content: ChunkContent, payload: bytes) -> None:
-        """Count a chunk, and check that all will fit if the rest is as this far.
+        """Count a chunk, and check that the whole job fits if the rest is like the chunks so far.
 
         Raises:
-            UsageError: it will not.
+            UsageError: it does not fit.
         """
         if self._free_bytes is None:
             return
@@ -49,13 +49,13 @@ class MemoryEstimate:
             self._check()
 
     def _check(self) -> None:
-        share = self._progress.share  # 1 where nobody knows how much there is: what was read so far is counted
+        share = self._progress.share  # 1 if the total is unknown: then only what was read counts
         records, outcomes = (int(_REDIS_OVERHEAD * size / (share or 1.0)) for size in (self._written, self._outcomes))
         if self._free_bytes is None or records + outcomes <= self._free_bytes:
             return
         raise UsageError(
             f"The job would take about {_size(records + outcomes)} of Redis's memory, {_size(records)} for its records "
-            f"and {_size(outcomes)} for their outcomes, and Redis has room for {_size(self._free_bytes)} (maxmemory). "
+            f"and {_size(outcomes)} for their outcomes, and Redis has {_size(self._free_bytes)} left (maxmemory). "
             "Keep the data elsewhere with --store, raise maxmemory, or split the input into several jobs. Nothing was "
             "submitted."
         )

@@ -19,7 +19,7 @@ from producer.submit.redis_capacity import MemoryEstimate
 
 @dataclass(slots=True)
 class Totals:
-    """What was read so far."""
+    """Totals of the records that were read so far."""
 
     records: int = 0
     chunks: int = 0
@@ -103,49 +103,49 @@ def _check_output(connection: QueueConnection, spec: JobSpec) -> None:
     check_target(spec.output, find_task(spec.task))
     for job in connection.unfinished():
         if job.id != spec.id and job.spec.output and job.spec.output.address == spec.output.address:
-            raise UsageError(f"{spec.output.address} is being written by job {job.id}. Name another place.")
+            raise UsageError(f"{spec.output.address} is being written by job {job.id}. Name another location.")
 
 
 @contextlib.contextmanager
 def producer_heartbeat(connection: QueueConnection, job_id: str) -> Iterator[None]:
-    """Note that the producer lives as long as the block runs: records may come slowly, out of a pipe."""
-    over = threading.Event()
+    """Keep noting that the producer is alive while the block runs: records may arrive slowly, from a pipe."""
+    stopped = threading.Event()
 
-    def note() -> None:
-        while not over.wait(connection.settings.producer_ttl / 4):
-            with contextlib.suppress(redis.RedisError):  # the next chunk says what is wrong
+    def beat() -> None:
+        while not stopped.wait(connection.settings.producer_ttl / 4):
+            with contextlib.suppress(redis.RedisError):  # the next chunk reports it
                 connection.store.note(job_id, "producer_seen", str(connection.store.now()))
 
-    thread = threading.Thread(target=note, name="seen", daemon=True)
+    thread = threading.Thread(target=beat, name="producer heartbeat", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()  # a note under way changes nothing any more; with Redis away it would be waited for
+        stopped.set()  # not joined: if Redis is unavailable, its last note takes long
 
 
 @contextlib.contextmanager
 def rollback_on_error(connection: QueueConnection, job_id: str) -> Iterator[None]:
-    """Take a job back if the block that submits it raises: nothing of it stays.
+    """Delete a job if the block that submits it raises.
 
     Raises:
-        StoreUnavailable: Redis went away; the message says what becomes of the job.
+        StoreUnavailable: Redis became unavailable; the message says what happens to the job.
     """
     try:
         yield
     except BaseException as error:
         if not _try_delete(connection, job_id) and isinstance(error, StoreUnavailable):
             raise StoreUnavailable(
-                f"{error} What was sent of job {job_id} is cleared away when Redis is back, unless that was all of it "
-                f"and the job is accepted: `producer status {job_id}` says so."
+                f"{error} If job {job_id} is incomplete, a worker abandons it; if it is complete, it is accepted: "
+                f"`producer status {job_id}` shows that."
             ) from error
         raise
 
 
 def _try_delete(connection: QueueConnection, job_id: str) -> bool:
-    """Delete a job that was not accepted; return whether that came about: the reaper gives it up otherwise."""
+    """Delete a job that was not accepted; return whether that succeeded: otherwise a reaper abandons it."""
     try:
-        connection.check()  # one quick try: this command is to end
+        connection.check()  # one quick attempt: this command is to end
         connection.store.delete(job_id)
     except (StoreUnavailable, redis.RedisError):
         return False
