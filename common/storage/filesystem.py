@@ -1,4 +1,4 @@
-"""Opening what an address names, for everything that reads or writes files: fsspec, and its errors in our words."""
+"""Filesystems: opening paths and URLs through fsspec, and turning its errors into `StorageError`."""
 
 import contextlib
 import os
@@ -10,40 +10,40 @@ from common.distribution import install_command
 from common.errors import NoSuchStorage, StorageError
 from common.storage.locations import is_url, local_path
 
-#: Kinds of addresses that begin with the name of a bucket.
+#: Schemes of URLs that begin with the name of a bucket.
 _BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 
 
 def is_object_store(url: str) -> bool:
-    """Whether a place knows buckets and no folders: to make a missing one would make a bucket of a mistyped name."""
+    """Whether a URL names a bucket, which must exist: creating it would turn a typo into a bucket."""
     return url.partition("://")[0].lower() in _BUCKET_SCHEMES
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """Return fsspec's file system for an address, and the path in it.
+    """Return fsspec's filesystem for a URL, and the path in it.
 
     Raises:
-        NoSuchStorage: fsspec, or what it needs for this kind of address, is not installed.
+        NoSuchStorage: fsspec, or the library that it needs for this scheme, is not installed.
     """
     try:
         import fsspec
 
-        # What was listed before does not count: others write there too.
+        # No cached listings: other machines write there too.
         options = {"use_listings_cache": False} if is_object_store(url) else {}
         found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise NoSuchStorage(
-            f"{url}: {str(error).rstrip('.')}. For addresses, install fsspec and what that kind needs "
+            f"{url}: {str(error).rstrip('.')}. URLs need fsspec and a library for their scheme "
             f"(for s3://: {install_command('s3')})."
         ) from error
     return found
 
 
 def glob(pattern: str) -> list[str]:
-    """Return the addresses of the files that an address with `*` in it stands for, sorted.
+    """Return the URLs of the files that match a URL with `*` in it, sorted.
 
     Raises:
-        StorageError: its place cannot be looked at.
+        StorageError: it cannot be listed.
     """
     with storage_errors("list", pattern):
         files, path = open_filesystem(pattern)
@@ -51,7 +51,7 @@ def glob(pattern: str) -> list[str]:
 
 
 def open_stream(name: str) -> IO[bytes]:
-    """Open a path or an address to be read from any place in it.
+    """Open a path or a URL for reading and seeking.
 
     Raises:
         StorageError: it cannot be opened.
@@ -66,10 +66,10 @@ def open_stream(name: str) -> IO[bytes]:
 
 
 def file_version(name: str) -> tuple[int, str]:
-    """Return the size of a file in bytes, and what changes when its contents do (a time, an entity tag).
+    """Return the size of a file in bytes, and a value that changes with its contents (a time, an entity tag).
 
     Raises:
-        StorageError: it is not there, or cannot be looked at.
+        StorageError: it does not exist, or its metadata cannot be read.
     """
     with storage_errors("read", name):
         if not is_url(name):
@@ -78,26 +78,26 @@ def file_version(name: str) -> tuple[int, str]:
         files, path = open_filesystem(name)
         info = files.info(path)
     if info.get("type") == "directory":
-        raise StorageError(f"{name} is a directory; name the files in it, as {name.rstrip('/')}/*.")
+        raise StorageError(f"{name} is a directory; name the files in it, such as {name.rstrip('/')}/*.")
     tags = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created", "blob_id"))
     return int(info["size"]), str(next((tag for tag in tags if tag), ""))
 
 
 def _stat_file(name: str) -> os.stat_result:
     found = local_path(name).stat()
-    if not stat.S_ISREG(found.st_mode):  # to read from a pipe is to wait for whoever writes into it
-        raise StorageError(f"{name} is no file but something else; name the files in it.")
+    if not stat.S_ISREG(found.st_mode):  # reading from a pipe would wait for its writer
+        raise StorageError(f"{name} is not a regular file.")
     return found
 
 
 @contextlib.contextmanager
 def storage_errors(verb: str, name: str) -> Iterator[None]:
-    """Turn whatever a file system raises into `StorageError`."""
+    """Turn whatever a filesystem raises into `StorageError`."""
     try:
         yield
     except StorageError:
         raise
     except FileNotFoundError as error:
         raise StorageError(f"Cannot {verb} {name}: there is no such file.") from error
-    except Exception as error:  # the boundary: each of fsspec's file systems has errors of its own library
+    except Exception as error:  # a boundary: each fsspec filesystem raises the errors of its own library
         raise StorageError(f"Cannot {verb} {name}: {str(error).rstrip('.') or type(error).__name__}.") from error

@@ -1,7 +1,7 @@
-"""Files under an address: a directory of this machine, or whatever fsspec opens, as `s3://bucket/jobs`.
+"""Storage: files in a directory of this machine, or at a URL that fsspec opens (`s3://bucket/jobs`).
 
-A file is written whole or not at all: aside and renamed in a directory, by one request to an object store. Which
-addresses a process may open is not decided here (`common.storage.locations`).
+A file is written completely or not at all: by `AtomicFile` in a directory, by one request to an object store. Which
+locations a process may open is decided elsewhere (`common.storage.locations`).
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import errno
 import os
 import shutil
 import stat
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -19,58 +18,11 @@ from common.storage.filesystem import is_object_store, open_filesystem, storage_
 from common.storage.locations import is_url, local_path
 
 
-def open_storage(url: str, folder: str = "") -> "Storage":
-    """Return the files under a path or an address, or in a folder below it, which is no link.
+class LocalStorage:
+    """Files in a directory, which is created with the first one. Every method raises `StorageError`.
 
-    Raises:
-        StorageError: the address is of a kind that cannot be opened here.
-    """
-    if is_url(url):
-        return RemoteStorage(f"{url.rstrip('/')}/{folder}")
-    return LocalStorage(local_path(url), folder)
-
-
-class Storage(ABC):
-    """Files under one address, by their names below it. Every method raises `StorageError` when it cannot be used."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Check that files could be written here, as far as that is seen without writing any."""
-
-    @abstractmethod
-    def read(self, name: str) -> bytes | None:
-        """Return a file's bytes; None where there is none."""
-
-    @abstractmethod
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all; one of that name is replaced."""
-
-    @abstractmethod
-    def move(self, source: str, target: str) -> bool:
-        """Put a file in the place of another; return False if it is not there (any more)."""
-
-    @abstractmethod
-    def remove(self, *names: str) -> None:
-        """Remove files; those that are not there are left out."""
-
-    @abstractmethod
-    def prune(self, folder: str) -> None:
-        """Remove a folder, and those it lies in, unless something is in them."""
-
-    @abstractmethod
-    def remove_all(self) -> None:
-        """Remove everything under the address."""
-
-    @abstractmethod
-    def names(self, folder: str = "") -> list[str]:
-        """Return the names of the files directly in a folder, sorted; none where there is no such folder."""
-
-
-class LocalStorage(Storage):
-    """Files in a directory, which is made when the first one is written.
-
-    Below the root no link is followed: whoever else may write there could lead us anywhere by one. The folders of a
-    name are opened one after the other, so that none can be exchanged for a link between a check and its use.
+    Links below the root are not followed, since whoever else may write there could lead to any file. The folders of a
+    name are opened one by one, so that none can be replaced by a link between the check and its use.
     """
 
     def __init__(self, root: Path, folder: str = "") -> None:
@@ -78,16 +30,16 @@ class LocalStorage(Storage):
         self._folder = folder
 
     def check(self) -> None:
-        """Check that the directory, or the nearest one above it that is there, may be written."""
+        """Check that the directory, or the nearest existing one above it, can be written."""
         with self._errors("write", ""):
             existing = next(place for place in (self._root, *self._root.absolute().parents) if place.exists())
             if not existing.is_dir():
-                raise NotADirectoryError(f"{existing} is no directory")
+                raise NotADirectoryError(f"{existing} is not a directory")
             if not os.access(existing, os.W_OK | os.X_OK):
-                raise PermissionError(f"{existing} may not be written by this user")
+                raise PermissionError(f"this user cannot write to {existing}")
 
     def read(self, name: str) -> bytes | None:
-        """Return a file's bytes; None where there is none."""
+        """Return a file's bytes, None if it does not exist."""
         with self._errors("read", name):
             try:
                 with self._open_parent(name) as (folder, file):
@@ -106,7 +58,7 @@ class LocalStorage(Storage):
             atomic.stream.write(data)
 
     def move(self, source: str, target: str) -> bool:
-        """Rename a file."""
+        """Rename a file; return False if it does not exist."""
         with self._errors("write", target), self._open_parent(target, make=True) as (target_folder, target_file):
             try:
                 with self._open_parent(source) as (folder, file):
@@ -116,14 +68,14 @@ class LocalStorage(Storage):
         return True
 
     def remove(self, *names: str) -> None:
-        """Remove files."""
+        """Remove files; missing ones are ignored."""
         for name in names:
             missing = contextlib.suppress(FileNotFoundError)
             with self._errors("remove", name), missing, self._open_parent(name) as (folder, file):
                 os.unlink(file, dir_fd=folder)
 
     def prune(self, folder: str) -> None:
-        """Remove a folder, and those it lies in, unless something is in them."""
+        """Remove a folder and those above it, as far as they are empty."""
         place = PurePosixPath(folder)
         with contextlib.suppress(OSError):
             while place.name:
@@ -141,21 +93,21 @@ class LocalStorage(Storage):
                 shutil.rmtree(name, dir_fd=above)
 
     def names(self, folder: str = "") -> list[str]:
-        """Return the names of the files directly in a folder."""
+        """Return the names of the files directly in a folder, sorted; none if it does not exist."""
         with self._errors("list", folder):
             try:
                 with self._open_parent(f"{folder}/.") as (opened, _), os.scandir(opened) as entries:
                     found = sorted(entry.name for entry in entries if entry.is_file() or entry.is_symlink())
             except FileNotFoundError:
                 return []
-        return [name for name in found if not name.startswith(".")]  # those aside belong to nobody yet
+        return [name for name in found if not name.startswith(".")]  # temporary files
 
     @contextlib.contextmanager
     def _open_parent(self, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
-        """Open the folder of a name, made if need be; yield its descriptor and the last part of the name."""
+        """Open the folder of a name, created if `make`; yield its descriptor and the last part of the name."""
         *folders, last = f"{self._folder}/{name}".strip("/").split("/")
         if ".." in folders or last == "..":
-            raise OSError(errno.EINVAL, "it leads out of its place")
+            raise OSError(errno.EINVAL, "the name leads out of the directory")
         if make:
             self._root.mkdir(parents=True, exist_ok=True)
         opened = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
@@ -189,23 +141,26 @@ def _open_directory(name: str, above: int) -> int:
         raise
 
 
-class RemoteStorage(Storage):
-    """Files at an address that fsspec knows. Credentials are those of its own library, as AWS_ACCESS_KEY_ID."""
+class RemoteStorage:
+    """Files at a URL that fsspec opens. Every method raises `StorageError`.
+
+    Credentials are those of the URL's own library, such as AWS_ACCESS_KEY_ID.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
         self._files, self._base = open_filesystem(self._url)
 
     def check(self) -> None:
-        """Check that the bucket is there, and open to these credentials."""
-        self.names()  # says what is wrong with the credentials
+        """Check that the bucket exists and that the credentials open it."""
+        self.names()  # fails with what is wrong with the credentials
         bucket = self._base.partition("/")[0]
         with storage_errors("write", self._url):
             if is_object_store(self._url) and not self._files.exists(bucket):
                 raise StorageError(f"Cannot write {self._url}: there is no bucket {bucket}.")
 
     def read(self, name: str) -> bytes | None:
-        """Return a file's bytes; None where there is none."""
+        """Return a file's bytes, None if it does not exist."""
         with storage_errors("read", f"{self._url}/{name}"):
             try:
                 data: bytes = self._files.cat_file(self._path(name))
@@ -220,7 +175,7 @@ class RemoteStorage(Storage):
             self._files.pipe_file(self._path(name), data)
 
     def move(self, source: str, target: str) -> bool:
-        """Copy a file and remove it: object stores know no renaming."""
+        """Copy a file and remove the original, since object stores cannot rename; return False if it does not exist."""
         with storage_errors("write", f"{self._url}/{target}"):
             try:
                 self._files.cp_file(self._path(source), self._path(target))
@@ -231,13 +186,13 @@ class RemoteStorage(Storage):
         return True
 
     def remove(self, *names: str) -> None:
-        """Remove files, one request each."""
+        """Remove files, one request each; missing ones are ignored."""
         for name in names:
             with storage_errors("remove", f"{self._url}/{name}"), contextlib.suppress(FileNotFoundError):
                 self._files.rm_file(self._path(name))
 
     def prune(self, folder: str) -> None:
-        """Nothing is to be done: object stores have no folders."""
+        """Do nothing: object stores have no folders."""
 
     def remove_all(self) -> None:
         """Remove everything under the URL."""
@@ -288,3 +243,16 @@ class RemoteStorage(Storage):
 
     def _path(self, name: str) -> str:
         return f"{self._base}/{name}"
+
+
+#: Files under one path or URL, by their names below it.
+Storage = LocalStorage | RemoteStorage
+
+
+def open_storage(url: str, folder: str = "") -> Storage:
+    """Return the files under a path or a URL, or in a folder below it.
+
+    Raises:
+        StorageError: a library for this kind of URL is not installed.
+    """
+    return RemoteStorage(f"{url.rstrip('/')}/{folder}") if is_url(url) else LocalStorage(local_path(url), folder)
