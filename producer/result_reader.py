@@ -98,5 +98,5 @@ class ResultReader:
             )
         return (
             f"the outcomes of {missing:,} of {job.records:,} records of job {job.id} are no longer in "
-            f"{self._payloads.place}; `producer retry {job.id}` runs them again."
+            f"{self._payloads.location}; `producer retry {job.id}` runs them again."
         )

@@ -56,9 +56,9 @@ def write_parts(job: Job, chunks: Iterable[list[ResultRow]], output: Output, out
     committer = OutputCommitter(job.id, output)
     failed, written = {}, 0
     for chunk, rows in enumerate(chunks):
-        committer.write(chunk, rows, output_type)
+        committer.write_part(chunk, rows, output_type)
         failed[chunk] = sum(row.error is not None for row in rows)
         written += len(rows)
     if job.status is JobStatus.COMPLETED:
-        committer.close(job, failed)
+        committer.commit_job(job, failed)
     return written

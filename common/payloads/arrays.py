@@ -1,8 +1,7 @@
-"""Arrow arrays of texts, numbers, flags and vectors, made without `pa.array`.
+"""Arrow arrays of texts, numbers, flags and vectors, built without `pa.array`.
 
-That one imports pandas wherever it is installed (`pandas-shim.pxi` of pyarrow), to see whether it was given some of it:
-0.4 s and 42 MB in each process, half the time that a small submit takes. And it takes 40 us for a list of 384 numbers,
-of which numpy makes a vector in 8.
+`pa.array` imports pandas if it is installed (`pandas-shim.pxi` of pyarrow), to check its arguments for it: 0.4 s and
+42 MB in each process, half the time of a small submit. It also takes 40 us for a list of 384 numbers; numpy takes 8.
 """
 
 from array import array
@@ -26,8 +25,8 @@ def text_array(texts: Sequence[str | None]) -> pa.Array:
     builder = pa.lib.StringBuilder()
     builder.append_values(texts)
     built = builder.finish()
-    if len(built) != len(texts):  # what does not fit is left out without a word
-        raise PayloadError("A chunk's texts take more than 2 GB, which is too much. Submit in smaller chunks.")
+    if len(built) != len(texts):  # what does not fit is dropped silently
+        raise PayloadError("A chunk's texts take more than 2 GB, which is too large. Submit in smaller chunks.")
     return built
 
 
@@ -39,22 +38,22 @@ def number_array(numbers: Sequence[int]) -> pa.Array:
 def flag_array(flags: Sequence[bool]) -> pa.Array:
     """Return an array of bool: a bit for each, the lowest of a byte first."""
     bits = bytearray(-(-len(flags) // 8))
-    for place, flag in enumerate(flags):
-        bits[place >> 3] |= flag << (place & 7)
+    for number, flag in enumerate(flags):
+        bits[number >> 3] |= flag << (number & 7)
     return pa.Array.from_buffers(pa.bool_(), len(flags), [None, pa.py_buffer(bits)])
 
 
 def is_vector(kind: pa.DataType, *, fixed: bool = False) -> bool:
-    """Whether it is that of lists of float32, of one length (`fixed`) or of any."""
+    """Whether a type is a list of float32, of fixed length (`fixed`) or of any length."""
     is_list = pa.types.is_fixed_size_list(kind) or (pa.types.is_list(kind) and not fixed)
     return bool(is_list and kind.value_type == pa.float32())
 
 
 def vector_array(vectors: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Return an array of lists of numbers, each a sequence, None where there is none.
+    """Return an array of lists of numbers from sequences, None for a missing one.
 
     Raises:
-        ValueError: one is not as long as `kind` has it, or holds no numbers; so does `TypeError`.
+        ValueError, TypeError: one does not have the length of `kind`, or holds other values than numbers.
     """
     size = kind.list_size if pa.types.is_fixed_size_list(kind) else None
     nothing = [0.0] * (size or 0)
@@ -71,10 +70,10 @@ def vector_array(vectors: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 
 def vectors_of(column: pa.ChunkedArray) -> list[Any]:
-    """Return the vectors of a column of one length, each a numpy array of float32, None where there is none."""
+    """Return the vectors of a column of fixed length, each a numpy array of float32, None for a missing one."""
     found: list[Any] = []
     for part in column.chunks:
-        values = part.flatten()  # those of the vectors that are there
+        values = part.flatten()  # without those of missing vectors
         numbers = np.frombuffer(values.buffers()[1] or b"", np.float32, len(values), 4 * values.offset)
         rows = iter(numbers.reshape(-1, column.type.list_size))
         found += [next(rows) if there else None for there in part.is_valid().to_pylist()]
@@ -85,7 +84,7 @@ def column_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """Return an array of any type.
 
     Raises:
-        pyarrow.ArrowException: a value is not of that type; so do `TypeError` and `ValueError`.
+        pyarrow.ArrowException, TypeError, ValueError: a value is not of that type.
         PayloadError: texts are too large for one array.
     """
     if kind == pa.string():

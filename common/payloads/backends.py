@@ -1,9 +1,8 @@
-"""Where the payloads of a job lie: in Redis, or in files under an address; and its parts, where it has an output.
+"""Payload backends: the payloads of a job in Redis, or in files under a path or URL.
 
-What a chunk's payload holds is `common.payloads.codec`' matter, who may write it the ledger's.
+`common.payloads.codec` says what a payload holds, and the ledger who may write it.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import cast
 
@@ -25,8 +24,8 @@ _OUT, _SUFFIX = "out", ".arrow"
 Version = tuple[int, int]
 
 
-class PayloadStore(ABC):
-    """The payloads of one job, by name, inputs apart from outcomes."""
+class RedisPayloads:
+    """The payloads of one job in its hashes, inputs apart from outcomes: one time to live ends them all."""
 
     def __init__(self, client: "redis.Redis", scripts: Scripts, job_id: str) -> None:
         self._client = client
@@ -34,110 +33,72 @@ class PayloadStore(ABC):
         self._job_id = job_id
         self._keys = JobKeys.of(job_id)
 
-    @abstractmethod
     def add_input(self, name: str, payload: bytes) -> None:
-        """Write a payload of a job that is being submitted, and that its producer lives.
-
-        Args:
-            name: of the payload.
-            payload: its bytes.
+        """Write a payload of a job that is being submitted, and note that its producer is alive.
 
         Raises:
             redis.RedisError: Redis is away or full.
             NotSubmitting: the job was given up, cancelled or deleted meanwhile.
             StorageError: the file cannot be written.
         """
-
-    @abstractmethod
-    def input(self, name: str) -> bytes | None:
-        """Return a payload of the input; None where there is none."""
-
-    @abstractmethod
-    def write_outcomes(self, name: str, payload: bytes) -> None:
-        """Write outcomes; of a job that has ended nothing is written."""
-
-    @abstractmethod
-    def outcomes(self, names: Sequence[str]) -> list[bytes | None]:
-        """Return payloads of outcomes, None for those that are not there."""
-
-    @abstractmethod
-    def delete_outcomes(self, name: str) -> None:
-        """Take outcomes back."""
-
-    @abstractmethod
-    def outcome_names(self) -> set[str]:
-        """Return the names of all outcomes that are there."""
-
-    def has_ended(self) -> bool:
-        """Whether the job has ended, or is forgotten: nothing more is written of it."""
-        status = cast("bytes | None", self._client.hget(self._keys.job, "status"))
-        return status is None or JobStatus(status.decode()).finished
-
-    def _record_input(self, name: str, payload: bytes) -> None:
         answer = self._scripts.run("add_chunk", self._job_id, name, payload).decode()
         if answer != "written":
             raise NotSubmitting(self._job_id, answer)
 
-    def _recorded_input(self, name: str) -> bytes | None:
-        return cast("bytes | None", self._client.hget(self._keys.input, name))
-
-
-class RedisPayloads(PayloadStore):
-    """Payloads as fields of the job's hashes: one time to live ends them all."""
-
-    def add_input(self, name: str, payload: bytes) -> None:
-        """Write a payload of a job that is being submitted."""
-        self._record_input(name, payload)
-
     def input(self, name: str) -> bytes | None:
-        """Return a payload of the input."""
-        return self._recorded_input(name)
+        """Return a payload of the input, None if there is none."""
+        return cast("bytes | None", self._client.hget(self._keys.input, name))
 
     def write_outcomes(self, name: str, payload: bytes) -> None:
         """Write outcomes, unless the job has ended."""
         self._scripts.write(self._job_id, "output", name, payload)
 
     def outcomes(self, names: Sequence[str]) -> list[bytes | None]:
-        """Return payloads of outcomes in one round trip."""
+        """Return payloads of outcomes, None for missing ones."""
         return list(self._client.hmget(self._keys.output, list(names))) if names else []
 
     def delete_outcomes(self, name: str) -> None:
-        """Take outcomes back."""
+        """Delete outcomes whose commit was refused."""
         self._client.hdel(self._keys.output, name)
 
     def outcome_names(self) -> set[str]:
-        """Return the fields of the hash."""
+        """Return the names of all outcomes."""
         return {name.decode(errors="replace") for name in self._client.hkeys(self._keys.output)}
 
+    def has_ended(self) -> bool:
+        """Whether the job has ended or was deleted, so that nothing more is written of it."""
+        status = cast("bytes | None", self._client.hget(self._keys.job, "status"))
+        return status is None or JobStatus(status.decode()).finished
 
-class FilePayloads(PayloadStore):
-    """Payloads as files; Redis knows which there are, and keeps what is as small as that itself (`FileSplit`)."""
 
-    #: Payloads up to this many bytes stay in Redis: a file would take more.
+class FilePayloads(RedisPayloads):
+    """Payloads in files. Redis holds a marker for each, and small payloads themselves (`FileSplit`)."""
+
+    #: Payloads up to this many bytes stay in Redis, where they take less than a file.
     SMALL = 1024
 
     def __init__(self, client: "redis.Redis", scripts: Scripts, job_id: str, url: str) -> None:
-        """Keep the payloads in `address`, a store that other jobs have too."""
+        """Keep the payloads under `url`, in a folder named like the job."""
         super().__init__(client, scripts, job_id)
         self._url = url
         self._storage = open_storage(url, job_id)
         self._is_registered = False
 
     def add_input(self, name: str, payload: bytes) -> None:
-        """Write a file, then that it is there."""
+        """Write a file, then its marker."""
         if len(payload) <= self.SMALL:
-            self._record_input(name, payload)
+            super().add_input(name, payload)
             return
         self._write(_input_file(name), payload)
         try:
-            self._record_input(name, _FILE_MARKER)
+            super().add_input(name, _FILE_MARKER)
         except NotSubmitting:
             self._storage.remove(_input_file(name))
             raise
 
     def input(self, name: str) -> bytes | None:
-        """Return what Redis or the file has."""
-        recorded = self._recorded_input(name)
+        """Return the payload from Redis or from its file."""
+        recorded = super().input(name)
         return self._storage.read(_input_file(name)) if recorded == _FILE_MARKER else recorded
 
     def write_outcomes(self, name: str, payload: bytes) -> None:
@@ -154,12 +115,12 @@ class FilePayloads(PayloadStore):
         self._storage.remove(_outcome_file(name))
 
     def outcome_names(self) -> set[str]:
-        """Return what the files are of."""
+        """Return the names that the files have without their suffix."""
         files = self._storage.names(_OUT)
         return {file.removesuffix(_SUFFIX).replace("-", ":") for file in files if file.endswith(_SUFFIX)}
 
     def _write(self, file: str, data: bytes) -> None:
-        if not self._is_registered:  # before there is any file: whoever clears up must find it
+        if not self._is_registered:  # before the first file, so that the reaper finds it
             self._client.hset(keys.STORED, self._job_id, self._url)
             self._is_registered = True
         self._storage.write(file, data)
@@ -179,10 +140,10 @@ def outcome_name(chunk: int, version: Version) -> str:
 
 
 def decode_versions(raw: bytes | None) -> list[Version]:
-    """Return (round, serial) of each commit of a chunk as the commit script noted them, the oldest first.
+    """Return (round, serial) of each commit of a chunk as the commit script noted them, oldest first.
 
     Raises:
-        PayloadError: it did not write this.
+        PayloadError: it is not what that script writes.
     """
     try:
         commits = (item.split(":") for item in (raw or b"").decode().split())

@@ -1,11 +1,11 @@
-"""Payloads: what a chunk carries in and out, as Arrow IPC streams compressed with zstd.
+"""Payload codec: the records and outcomes of a chunk, as Arrow IPC streams compressed with zstd.
 
 In: columns `id` and `input`, and `blob` where records come with files. Out: `position` (of the record in its chunk),
 `id`, `output`, `error_code`, `error_message`, `truncated`. Ids are JSON text, so that 7 and "7" stay apart. `input` is
 plain text when every record of the chunk is a text, else JSON text; `output` has the Arrow type that the runner
 declares, else it is JSON text; the schema's metadata says which.
 
-One `_open` reads all streams, with `common.payloads.safe_ipc`: corrupted ones, opened plainly, crash the process.
+All streams are read by `common.payloads.safe_ipc`, since corrupted ones can crash Arrow's reader.
 """
 
 import json
@@ -21,18 +21,18 @@ from common.payloads.safe_ipc import read_schema, read_stream, write_stream
 from common.records import Counts, Failure, Json, Outcome, Record
 from common.text import replace_control_chars
 
-#: Raised with every change to the columns; a payload of another version is refused.
+#: Increased with every change of the columns; payloads of other versions are refused.
 VERSION = b"2"
-#: No payload of ours comes near it; Redis itself takes values up to 512 MB.
+#: Far more than any payload of ours; Redis takes values up to 512 MB.
 MAX_BYTES = 256 * 1024 * 1024
-#: To what a payload may expand, and how many rows it may have.
+#: How many bytes a payload may expand to, and how many rows it may have.
 MAX_EXPANDED = 2 * MAX_BYTES
 MAX_ROWS = 1_000_000
-#: Types that hold no more than their bytes say; a null, a dictionary or a view can stand for any number of values.
+#: Types whose values take no more than their bytes; a null, a dictionary or a view can represent any number of values.
 _PLAIN = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 
 _IN = {"id": pa.string(), "input": pa.string(), "error_code": pa.string(), "error_message": pa.string()}
-_BLOB = {"blob": pa.binary()}  # a column that is there only if a record of the chunk has one
+_BLOB = {"blob": pa.binary()}  # only if a record of the chunk has one
 _OUT = {
     "position": pa.int32(),
     "id": pa.string(),
@@ -87,7 +87,7 @@ def encode_outcomes(
     outcomes: Sequence[Outcome],
     output_type: pa.DataType | None,
 ) -> bytes:
-    """Return the payload of outcomes; `positions` are those of the records in their chunk.
+    """Return the payload of outcomes; `positions` are the records' places in their chunk.
 
     Raises:
         ValueError: the three differ in length.
@@ -134,7 +134,7 @@ def iter_outcomes(table: pa.Table, *, arrays: bool = False) -> Iterator[tuple[in
 
 
 def output_type(data: bytes) -> pa.DataType | None:
-    """Return the declared type of the outputs in a payload; None if they are JSON text. Looks at its schema alone.
+    """Return the declared type of the outputs in a payload, None if they are JSON text. Reads the schema only.
 
     Raises:
         PayloadError: the bytes are not a payload of outcomes.
@@ -161,7 +161,7 @@ def _output_array(outcomes: Sequence[Outcome], output_type: pa.DataType | None) 
 
 
 def _is_text(value: Json) -> bool:
-    """Whether Arrow text can hold an input: not where a JSON escape left a lone surrogate in it; JSON text can."""
+    """Whether Arrow text can hold an input: it cannot hold a lone surrogate from a JSON escape, JSON text can."""
     if not isinstance(value, str):
         return value is None
     if value.isascii():
@@ -192,7 +192,7 @@ def _write(table: pa.Table, content: str, kind: str) -> bytes:
     payload = write_stream(table.replace_schema_metadata(metadata)) if fits else b""
     if not fits or len(payload) > MAX_BYTES:
         raise PayloadError(
-            f"A chunk's {content} take {table.nbytes:,} bytes in {len(table):,} rows, which is too much: at most "
+            f"A chunk's {content} take {table.nbytes:,} bytes in {len(table):,} rows, which is too large: at most "
             f"{MAX_EXPANDED:,} bytes ({MAX_BYTES:,} compressed) and {MAX_ROWS:,} rows. Submit in smaller chunks "
             "(--chunk-size), or split the records."
         )
@@ -214,7 +214,7 @@ def _open(
 
 def _check_size(data: bytes) -> None:
     if len(data) > MAX_BYTES:
-        raise PayloadError(f"a payload of {len(data):,} bytes; at most {MAX_BYTES:,} are taken")
+        raise PayloadError(f"a payload of {len(data):,} bytes; at most {MAX_BYTES:,} are accepted")
 
 
 def _check_schema(schema: pa.Schema, content: str, columns: dict[str, Any]) -> None:
@@ -238,7 +238,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def overlay(payloads: Sequence[bytes], *, arrays: bool = False) -> dict[int, tuple[Json, Outcome]]:
-    """Return position -> (id, outcome) of a chunk's commits, the oldest first: later rounds replace earlier ones.
+    """Return position -> (id, outcome) of a chunk's commits, oldest first: later rounds replace earlier ones.
 
     Args:
         payloads: of outcomes.
@@ -255,5 +255,5 @@ def overlay(payloads: Sequence[bytes], *, arrays: bool = False) -> dict[int, tup
 
 
 def positions_to_retry(payloads: Sequence[bytes]) -> list[int]:
-    """Return the positions of a chunk whose latest outcome is a failure: what a retry runs again."""
+    """Return the positions whose latest outcome is a failure: those that a retry runs again."""
     return sorted(position for position, (_, outcome) in overlay(payloads).items() if outcome.failure)

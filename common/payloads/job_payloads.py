@@ -1,4 +1,4 @@
-"""The payloads of one job as both sides use them: the records of a chunk, and its outcomes."""
+"""Job payloads: the records and outcomes of a job's chunks, as producers and workers read and write them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,6 @@ from common.inputs.splitting import read_split
 from common.jobs import JobSpec
 from common.payloads.backends import (
     FilePayloads,
-    PayloadStore,
     RedisPayloads,
     Version,
     decode_versions,
@@ -25,16 +24,17 @@ from common.tasks import find_task
 
 
 class JobPayloads:
-    """Records and outcomes of one job, wherever they lie.
+    """Records and outcomes of one job, in Redis or in files.
 
-    Every method raises `redis.RedisError` when Redis is away or full, and `StorageError` when files cannot be had now.
+    Every method raises `redis.RedisError` if Redis is away or full, and `StorageError` if files cannot be read or
+    written now.
     """
 
     def __init__(self, client: "redis.Redis", scripts: Scripts, spec: JobSpec, may_open: MayOpen) -> None:
         """Open the job's payloads.
 
         Raises:
-            ModelError: `address_not_allowed`, the job names a place that this process may not open.
+            ModelError: `address_not_allowed`, the job names a location that this process may not open.
         """
         self._client = client
         self._spec = spec
@@ -42,13 +42,13 @@ class JobPayloads:
         self._keys = JobKeys.of(spec.id)
         self._store = open_payloads(client, scripts, spec, may_open)
         self._parts: OutputCommitter | None = None
-        self._read: tuple[int, bytes] | None = None  #: a chunk and its records, of which its part will be made
+        self._read: tuple[int, bytes] | None = None  #: a chunk and its records, kept for its part
         if spec.output is not None:
             self._check(spec.output.address)
             self._parts = OutputCommitter(spec.id, spec.output)
 
     def add_records(self, chunk: int, payload: bytes) -> None:
-        """Write the payload of a chunk's records, or where they are, and that the producer lives.
+        """Write the payload of a chunk's records, and note that the producer is alive.
 
         Args:
             chunk: its number, from 0.
@@ -60,10 +60,10 @@ class JobPayloads:
         self._store.add_input(str(chunk), payload)
 
     def records(self, chunk: int) -> bytes | None:
-        """Return the payload of a chunk's records, or None where there is none.
+        """Return the payload of a chunk's records, None if there is none.
 
         Raises:
-            PayloadError: the file that is to be read in place was changed, or is broken.
+            PayloadError: the file of the chunk's split was changed, or is damaged.
             ModelError: `address_not_allowed`, it may not be opened here; `unknown_task`.
         """
         if self._read is not None and self._read[0] == chunk:
@@ -85,7 +85,7 @@ class JobPayloads:
         return encode_records(read_split(rows, task))
 
     def add_examples(self, part: str, number: int, payload: bytes) -> None:
-        """Write examples that a fine-tune job learns from (`train`) or is judged by (`eval`).
+        """Write training (`train`) or evaluation (`eval`) examples of a fine-tune job.
 
         Raises:
             NotSubmitting: the job was given up, cancelled or deleted meanwhile.
@@ -93,43 +93,40 @@ class JobPayloads:
         self._store.add_input(f"{part}:{number}", payload)
 
     def examples(self, part: str, number: int) -> bytes | None:
-        """Return a payload of examples, or None where there is none."""
+        """Return a payload of examples, None if there is none."""
         return self._store.input(f"{part}:{number}")
 
     def write_outcomes(self, chunk: int, version: Version, payload: bytes) -> None:
-        """Write a chunk's outcomes under (round, serial); they count once the ledger has the commit.
-
-        Of a job that has ended nothing is written.
-        """
+        """Write a chunk's outcomes under (round, serial), unless the job has ended; they count once committed."""
         if self._parts is None:
             self._store.write_outcomes(outcome_name(chunk, version), payload)
             return
-        if self._store.has_ended():  # a late attempt of a retry would take `_SUCCESS` from an output that is whole
+        if self._store.has_ended():  # a late attempt of a retry would remove `_SUCCESS` from a complete output
             return
         records = self.records(chunk)
         if records is None:
-            raise PayloadError("its records are not in the store")
+            raise PayloadError("its records are missing")
         found = self.outcomes(chunk)
         earlier = [outcomes for outcomes in found if outcomes is not None]
         if len(earlier) < len(found):
             raise WorkerError(ResultsLost.code, f"The part of chunk {chunk + 1} was removed while it was run again.")
-        self._parts.put(chunk, version, records, [*earlier, payload])
+        self._parts.write_attempt(chunk, version, records, [*earlier, payload])
 
     def delete_outcomes(self, chunk: int, version: Version) -> None:
-        """Take back outcomes whose commit was refused."""
+        """Delete outcomes whose commit was refused."""
         if self._parts is None:
             self._store.delete_outcomes(outcome_name(chunk, version))
         else:
-            self._parts.drop(chunk, version)
+            self._parts.abort_attempt(chunk, version)
 
     def versions(self, chunk: int) -> list[Version]:
-        """Return the version of every commit of a chunk, the oldest first."""
+        """Return the version of every commit of a chunk, oldest first."""
         return decode_versions(self._client.hget(self._keys.commit_history, str(chunk)))
 
     def outcomes(self, chunk: int) -> list[bytes | None]:
-        """Return the payloads of every commit of a chunk, the oldest first: later ones lie over earlier ones.
+        """Return the payloads of every commit of a chunk, oldest first, None for a lost one.
 
-        One that is lost is None. A part holds those of all commits of its chunk, so of parts there is one at most.
+        Later ones replace the outcomes of earlier ones. A part holds those of all commits, so there is at most one.
         """
         versions = self.versions(chunk)
         if self._parts is not None:
@@ -137,7 +134,7 @@ class JobPayloads:
         return self._store.outcomes([outcome_name(chunk, version) for version in versions])
 
     def lost(self, commits: Mapping[int, Sequence[Version]]) -> list[int]:
-        """Return the chunks some of whose outcomes are gone; `commits` has the versions of each one's commits."""
+        """Return the chunks that lost outcomes; `commits` has the versions of each chunk's commits."""
         if self._parts is not None:
             last = {chunk: versions[-1] for chunk, versions in commits.items() if versions}
             return sorted(commits.keys() - self._parts.present(last))
@@ -145,37 +142,37 @@ class JobPayloads:
 
         def is_lost(chunk: int, versions: Sequence[Version]) -> bool:
             unseen = {outcome_name(chunk, version) for version in versions} - listed
-            # A network file system may show an old list.
+            # A network filesystem may list old contents.
             return not versions or None in self._store.outcomes(sorted(unseen))
 
         return [chunk for chunk, versions in sorted(commits.items()) if is_lost(chunk, versions)]
 
     @property
-    def place(self) -> str:
-        """Where the outcomes are, for people."""
+    def location(self) -> str:
+        """Where the outcomes are, for messages."""
         return self._spec.output.address if self._spec.output else self._spec.store or "Redis"
 
     @property
     def input_location(self) -> str:
-        """Where the records are, for people."""
+        """Where the records are, for messages."""
         return self._spec.store or "Redis"
 
     @property
     def in_files(self) -> bool:
-        """Whether the outcomes are in files, be it those of a store or parts."""
+        """Whether the outcomes are in files: payloads or parts."""
         return self._spec.output is not None or self._spec.store is not None
 
     @property
     def parts(self) -> OutputCommitter | None:
-        """The parts that workers write; None for a job whose outcomes the producer fetches."""
+        """The parts that workers write, None if the producer fetches the outcomes."""
         return self._parts
 
     def _check(self, address: str) -> None:
         check_location_allowed(address, self._may_open)
 
 
-def open_payloads(client: "redis.Redis", scripts: Scripts, spec: JobSpec, may_open: MayOpen) -> PayloadStore:
-    """Return the job's payloads by name.
+def open_payloads(client: "redis.Redis", scripts: Scripts, spec: JobSpec, may_open: MayOpen) -> RedisPayloads:
+    """Return the backend of the job's payloads.
 
     Raises:
         ModelError: `address_not_allowed`, the job names a store that this process may not open.
@@ -187,7 +184,7 @@ def open_payloads(client: "redis.Redis", scripts: Scripts, spec: JobSpec, may_op
 
 
 def check_location_allowed(address: str, may_open: MayOpen) -> None:
-    """Check that this process may open an address that a job names.
+    """Check that this process may open a location that a job names.
 
     Raises:
         ModelError: `address_not_allowed`, it may not.
@@ -195,6 +192,6 @@ def check_location_allowed(address: str, may_open: MayOpen) -> None:
     if not may_open(address):
         raise ModelError(
             "address_not_allowed",
-            f"{address} lies under nothing that may be opened here. Set HUGQUEUE_SHARED (or HUGQUEUE_STORE_URL) for "
-            "this command and for the workers to a directory or an address above it.",
+            f"{address} is not under a shared location, so it may not be opened here. Set HUGQUEUE_SHARED (or "
+            "HUGQUEUE_STORE_URL) for this command and for the workers to a directory or a URL above it.",
         )

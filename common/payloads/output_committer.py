@@ -1,10 +1,10 @@
-"""The directory of `-o DIR/`: parts that appear one by one and whole, then `_manifest.json` and `_SUCCESS`, once.
+"""Output committer: the part files of `-o DIR/`, then `_manifest.json` and `_SUCCESS`, each complete and once.
 
-Outcomes are first written aside, under the name of their attempt; only after the ledger has taken the commit does the
-file move to the part's own name. So a chunk that ran twice leaves one part, though no object store joins a transaction
-of Redis, and whoever finishes the job can finish for those that died between the two.
+An attempt writes its part to `_attempts/`. After the ledger has accepted its commit, the file moves to the part's own
+name. So a chunk that ran twice leaves one part, although no object store joins a transaction of Redis, and another
+process can move the parts of one that died in between.
 
-The names are those of Hadoop's and Spark's committers, whose readers pass over what begins with `_`.
+The file names are those of Hadoop's and Spark's committers, whose readers ignore names that begin with `_`.
 """
 
 import json
@@ -23,48 +23,48 @@ SUCCESS, MANIFEST = "_SUCCESS", "_manifest.json"
 
 
 class OutputCommitter:
-    """The parts of one job. Every method raises `StorageError` when they cannot be written or read now."""
+    """The parts of one job. Every method raises `StorageError` if they cannot be written or read now."""
 
     def __init__(self, job_id: str, output: Output) -> None:
         self._storage = open_storage(output.address)
         self._format = output.format
         self._attempts = f"_attempts/{job_id}"
 
-    def put(self, chunk: int, version: tuple[int, int], records: bytes, outcomes: list[bytes]) -> None:
-        """Write a part aside.
+    def write_attempt(self, chunk: int, version: tuple[int, int], records: bytes, outcomes: list[bytes]) -> None:
+        """Write the part of an attempt.
 
         Args:
             chunk: the chunk.
             version: (round, serial) of the attempt.
             records: payload of the chunk's records.
-            outcomes: payloads of its commits so far, the oldest first, and of this attempt.
+            outcomes: payloads of its commits so far, oldest first, and of this attempt.
         """
         rows = chunk_rows(decode_records(records), outcomes, arrays=True)
         kind = output_type(outcomes[-1])
-        if version[0] > 0:  # a retry: what was finished is not, for now
+        if version[0] > 0:  # a retry: the output is no longer complete
             self._storage.remove(SUCCESS, MANIFEST)
         self._storage.write(self._attempt_name(chunk, version), encode_part(rows, kind, self._format))
 
-    def write(self, chunk: int, rows: Sequence[ResultRow], kind: Any) -> None:
-        """Write a part in its place, where nobody else writes; `kind` is the Arrow type of an output."""
+    def write_part(self, chunk: int, rows: Sequence[ResultRow], kind: Any) -> None:
+        """Write a part under its own name, if no other process does; `kind` is the Arrow type of an output."""
         self._storage.write(part_name(chunk, self._format), encode_part(rows, kind, self._format))
 
-    def drop(self, chunk: int, version: tuple[int, int]) -> None:
-        """Take back a part whose commit was refused."""
+    def abort_attempt(self, chunk: int, version: tuple[int, int]) -> None:
+        """Delete the part of an attempt whose commit was refused."""
         self._storage.remove(self._attempt_name(chunk, version))
         self._storage.prune(self._attempts)
 
-    def forget(self) -> None:
-        """Remove what is still aside."""
+    def abort_job(self) -> None:
+        """Delete the parts of all attempts."""
         self._storage.remove(*(f"{self._attempts}/{name}" for name in self._storage.names(self._attempts)))
         self._storage.prune(self._attempts)
 
-    def place(self, chunk: int, version: tuple[int, int]) -> None:
-        """Put a part where its readers look; its commit counts."""
+    def commit_part(self, chunk: int, version: tuple[int, int]) -> None:
+        """Move the part of a committed attempt to its own name."""
         self._storage.move(self._attempt_name(chunk, version), part_name(chunk, self._format))
 
     def outcomes(self, chunk: int, version: tuple[int, int]) -> bytes | None:
-        """Return the outcomes of a chunk as a payload, None if they are gone; `version` is that of its last commit."""
+        """Return the outcomes of a chunk as a payload, None if they are lost; `version` is that of its last commit."""
         for name in (self._attempt_name(chunk, version), part_name(chunk, self._format)):
             data = self._storage.read(name)
             if data is not None:
@@ -72,30 +72,30 @@ class OutputCommitter:
         return None
 
     def present(self, versions: Mapping[int, tuple[int, int]]) -> set[int]:
-        """Return the chunks whose part is there, aside or in its place; `versions` are those of their last commits."""
+        """Return the chunks whose part exists, moved or not; `versions` are those of their last commits."""
         listed = {f"{self._attempts}/{name}" for name in self._storage.names(self._attempts)}
         listed.update(self._storage.names())
 
         def is_there(chunk: int, version: tuple[int, int]) -> bool:
             names = (self._attempt_name(chunk, version), part_name(chunk, self._format))
-            # A network file system may show an old list.
+            # A network filesystem may list old contents.
             return not listed.isdisjoint(names) or any(self._storage.read(name) is not None for name in names)
 
         return {chunk for chunk, version in versions.items() if is_there(chunk, version)}
 
     def commit_pending(self, versions: Mapping[int, tuple[int, int]]) -> None:
-        """Place what is still aside and counts; `versions` are those of each chunk's last commit."""
+        """Move what is still in `_attempts/` and counts; `versions` are those of each chunk's last commit."""
         for name in self._storage.names(self._attempts):
             chunk, version = _parse_attempt(name)
             counts = versions.get(chunk)
             if version == counts:
-                self.place(chunk, version)
+                self.commit_part(chunk, version)
             elif counts is None or version[0] <= counts[0]:
-                # One of a later round may count by now: whoever does this may have slept since it was told `versions`.
+                # Not one of a later round: it may count by now, if this process slept since it read `versions`.
                 self._storage.remove(f"{self._attempts}/{name}")
 
-    def close(self, job: Job, failed: Mapping[int, int]) -> None:
-        """Say that all parts are in their place; `failed` has for each chunk how many of its records failed."""
+    def commit_job(self, job: Job, failed: Mapping[int, int]) -> None:
+        """Mark the output as complete; `failed` has the number of failed records of each chunk."""
         parts = [{"name": part_name(chunk, self._format), "failed": count} for chunk, count in failed.items()]
         manifest = {**_describe_job(job), "schema": self._schema(), "parts": parts}
         self._storage.write(MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1).encode())
@@ -111,11 +111,11 @@ class OutputCommitter:
 
 
 def check_output_location(address: str, *, begun: bool = False) -> None:
-    """Check that files can be written at an address, and (unless its job is `begun`) that no output is there.
+    """Check that files can be written to a location, and (unless its job has `begun`) that it holds no output.
 
     Raises:
-        UsageError: there is one.
-        StorageError: they cannot, or it cannot be looked at.
+        UsageError: it holds one.
+        StorageError: it cannot be written or read.
     """
     storage = open_storage(address)
     storage.check()
@@ -123,7 +123,7 @@ def check_output_location(address: str, *, begun: bool = False) -> None:
         return
     found = [name for name in storage.names() if name.startswith("part-") or name in (SUCCESS, MANIFEST)]
     if found:
-        raise UsageError(f"{address} holds an output already ({found[0]}). Name another place, or remove it first.")
+        raise UsageError(f"{address} already holds an output ({found[0]}). Name another location, or remove it.")
 
 
 def _parse_attempt(name: str) -> tuple[int, tuple[int, int]]:
@@ -131,7 +131,7 @@ def _parse_attempt(name: str) -> tuple[int, tuple[int, int]]:
         chunk, round_, serial, _ = name.split(".")
         return int(chunk), (int(round_), int(serial))
     except ValueError:
-        return -1, (-1, -1)  # not one of ours: no chunk has that number
+        return -1, (-1, -1)  # not an attempt: no chunk has that number
 
 
 def _describe_job(job: Job) -> dict[str, Json]:

@@ -1,7 +1,7 @@
-"""The parts that workers write for `-o DIR/`: one file for each chunk, `part-00000.parquet` or `.jsonl`.
+"""Part files of `-o DIR/`: one for each chunk, `part-00000.parquet` or `.jsonl`.
 
-A part holds what the user wants to have: id, input, output or error. It is also where the outcomes of its chunk are
-kept, so it can be read back into a payload of outcomes.
+A part holds what the user asked for: id, input, output or error. It also stores the outcomes of its chunk, so it can
+be read back into a payload of outcomes.
 """
 
 import json
@@ -22,9 +22,9 @@ from common.results import COLUMNS, LOST, ResultRow, as_text, cells, to_line
 
 FORMATS = ("parquet", "jsonl")
 
-#: What goes wrong in the reading of a file that others wrote, or wrote over.
+#: What reading a damaged or foreign file raises.
 _DECODE_ERRORS = (pa.ArrowException, OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError)
-#: What a Parquet part says of outputs without a type: JSON text, or where all of them are texts, these as they are.
+#: Parquet metadata of outputs without a type: JSON text, or plain text if all of them are texts.
 _FORM, _JSON, _TEXT = b"hugqueue.output", b"json", b"text"
 
 
@@ -36,12 +36,12 @@ def part_name(chunk: int, format: str) -> str:
 def chunk_rows(
     records: Sequence[Record] | None, outcomes: Sequence[bytes | None], *, arrays: bool = False
 ) -> list[ResultRow]:
-    """Return the rows of a chunk from its records and the payloads of its commits, the oldest first.
+    """Return the rows of a chunk from its records and the payloads of its commits, oldest first.
 
     Args:
-        records: of the chunk; None if they cannot be read: rows then have the ids that outcomes carry, and no input.
-        outcomes: payloads; None for one that is lost.
-        arrays: give vectors as numpy arrays, for those who write them.
+        records: of the chunk; None if they cannot be read: rows then have the ids of the outcomes, and no input.
+        outcomes: payloads; None for a lost one.
+        arrays: return vectors as numpy arrays, for writers.
 
     Raises:
         PayloadError: one of them is not a payload of outcomes.
@@ -67,7 +67,7 @@ def cells_to_table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Tab
     """Return the table of some rows, each the cells of `common.results.cells`.
 
     Raises:
-        pyarrow.ArrowException: an output is not of the schema's type; so do `TypeError` and `ValueError`.
+        pyarrow.ArrowException, TypeError, ValueError: an output is not of the schema's type.
     """
     columns = zip(*rows, strict=True) if rows else [()] * len(schema)
     arrays = [column_array(column, field.type) for column, field in zip(columns, schema, strict=True)]
@@ -96,14 +96,14 @@ def _outputs(rows: Sequence[ResultRow], kind: Any) -> tuple[bytes | None, list[A
 
 
 def part_schema(data: bytes, format: str) -> Json:
-    """Return the columns of a part with their types, as a manifest shows them."""
+    """Return the columns of a part and their types, for the manifest."""
     if format == "jsonl":
         return {"id": "any", "input": "any", "output": "any", "error": "code, message", "truncated": "bool"}
     return {field.name: str(field.type) for field in pq.read_schema(pa.py_buffer(data))}
 
 
 def decode_part(data: bytes, format: str) -> bytes:
-    """Return the outcomes of a part as a payload, which `common.payloads.codec.decode_outcomes` opens.
+    """Return the outcomes of a part as a payload that `common.payloads.codec.decode_outcomes` decodes.
 
     Raises:
         PayloadError: the bytes are not a part.
@@ -126,13 +126,13 @@ def _from_parquet(data: bytes) -> tuple[list[Json], list[Outcome], Any]:
     file = open_parquet(pa.py_buffer(data))
     held = sum(file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups))
     if held > MAX_EXPANDED or file.metadata.num_rows > MAX_ROWS:
-        raise ValueError(f"{held:,} bytes in {file.metadata.num_rows:,} rows, which is more than any part of ours has")
+        raise ValueError(f"{held:,} bytes in {file.metadata.num_rows:,} rows, more than any part of ours has")
     texts = [name for name in wanted if pa.types.is_string(file.schema_arrow.field(name).type)]
-    file = open_parquet(pa.py_buffer(data), read_dictionary=texts)  # one long text may stand in all rows
+    file = open_parquet(pa.py_buffer(data), read_dictionary=texts)  # one long text may be the value of all rows
     table = file.read(columns=wanted, use_threads=False)
     table.validate(full=True)
     if (held := sum(int(row_sizes(column).sum()) for column in table.columns)) > MAX_EXPANDED:
-        raise ValueError(f"its rows have {held:,} bytes, which is more than any part of ours has")
+        raise ValueError(f"its rows have {held:,} bytes, more than any part of ours has")
     form = (table.schema.metadata or {}).get(_FORM)
     columns = [table[name].to_pylist() for name in wanted]
     kind = file.schema_arrow.field("output").type if form is None else None
@@ -149,5 +149,5 @@ def _outcome(output: Json, error: Json, truncated: bool) -> Outcome:
 
 
 def _with_variable_lists(kind: Any) -> Any:
-    """Return the type with lists of free length in place of fixed ones, which few readers of Parquet know."""
+    """Return the type with lists of variable length instead of fixed, which few readers of Parquet support."""
     return pa.list_(kind.value_type) if pa.types.is_fixed_size_list(kind) else kind

@@ -1,8 +1,8 @@
-"""Arrow IPC streams from hands that may be hostile: opened only where they fit.
+"""Safe Arrow IPC: streams from untrusted peers, validated before they are decoded.
 
-Opened plainly, a corrupted stream crashes the process, and one of a few kilobytes can expand to any size: zstd makes a
-gigabyte of zeros some thirty kilobytes. So the schema is looked at before any data, and what a compressed batch says it
-will expand to before it is expanded (Arrow's readers expand to exactly that, or fail). Knows nothing of columns.
+A corrupted stream can crash Arrow's reader, and a stream of a few kilobytes can expand to any size: zstd compresses a
+gigabyte of zeros to thirty kilobytes. So the schema is checked before any data, and the length that each compressed
+buffer declares before it is expanded (Arrow's readers expand to exactly that length, or fail).
 
 The format: https://arrow.apache.org/docs/format/Columnar.html (sections "Compression" and "IPC Streaming Format"),
 and the flatbuffers of `Message.fbs`.
@@ -16,16 +16,16 @@ import pyarrow as pa
 
 from common.errors import PayloadError
 
-#: Fields of the table `Message` and of the table `RecordBatch`, by their place in `Message.fbs`.
+#: Fields of the table `Message` and of the table `RecordBatch`, by their position in `Message.fbs`.
 _MESSAGE_HEADER, _BATCH_ROWS, _BATCH_BUFFERS, _BATCH_COMPRESSION = 2, 0, 2, 3
-#: What a compressed buffer begins with: the length it expands to, or -1 where it was left as it is.
+#: What a compressed buffer begins with: the length it expands to, or -1 if it is not compressed.
 _PREFIX = struct.Struct("<q")
 _PAIR = struct.Struct("<qq")
 _OFFSET = struct.Struct("<I")
 
 
-# Without threads: a payload has few columns, and a process that ends just after pyarrow has started some is aborted by
-# them now and then ("terminate called without an active exception").
+# No threads: a payload has few columns, and a process that exits just after pyarrow has started its threads is
+# sometimes aborted by them ("terminate called without an active exception").
 
 
 def write_stream(table: pa.Table) -> bytes:
@@ -38,16 +38,16 @@ def write_stream(table: pa.Table) -> bytes:
 
 
 def read_stream(data: bytes, check_schema: Callable[[pa.Schema], None], most_bytes: int, most_rows: int) -> pa.Table:
-    """Return the table of a stream, checked through and through.
+    """Return the table of a stream, fully validated.
 
     Args:
         data: the stream.
-        check_schema: raises `PayloadError` for a schema that is not wanted; called before any data is looked at.
-        most_bytes: to which the data may expand.
+        check_schema: raises `PayloadError` for a wrong schema; called before any data is read.
+        most_bytes: that the data may expand to.
         most_rows: that the table may have.
 
     Raises:
-        PayloadError: it is no such stream, or too large.
+        PayloadError: it is not such a stream, or too large.
     """
     options = pa.ipc.IpcReadOptions(use_threads=False)
     with _faults(), pa.ipc.open_stream(data, options=options) as reader:
@@ -59,10 +59,10 @@ def read_stream(data: bytes, check_schema: Callable[[pa.Schema], None], most_byt
 
 
 def read_schema(data: bytes, check_schema: Callable[[pa.Schema], None]) -> pa.Schema:
-    """Return the schema of a stream, checked by `check_schema`; no data is looked at.
+    """Return the schema of a stream, checked by `check_schema`, without reading any data.
 
     Raises:
-        PayloadError: it is no such stream.
+        PayloadError: it is not such a stream.
     """
     with _faults(), pa.ipc.open_stream(data) as reader:
         check_schema(reader.schema)
@@ -83,17 +83,17 @@ def _check_extent(data: bytes, most_bytes: int, most_rows: int) -> None:
     held = rows = 0
     for message in messages:
         if message.type != "record batch":
-            raise PayloadError(f"a stream with a {message.type}; only record batches are taken")
+            raise PayloadError(f"a stream with a {message.type}; only record batches are accepted")
         more_bytes, more_rows = _extent(message)
         held, rows = held + more_bytes, rows + more_rows
         if held > most_bytes:
-            raise PayloadError(f"the data expand to {held:,} bytes; at most {most_bytes:,} are taken")
+            raise PayloadError(f"the data expand to {held:,} bytes; at most {most_bytes:,} are accepted")
         if rows > most_rows:
-            raise PayloadError(f"a table of {rows:,} rows; at most {most_rows:,} are taken")
+            raise PayloadError(f"a table of {rows:,} rows; at most {most_rows:,} are accepted")
 
 
 def _extent(message: pa.Message) -> tuple[int, int]:
-    """Return how many bytes a batch takes once it is expanded, and how many rows it has."""
+    """Return the bytes that a batch expands to, and its number of rows."""
     metadata, body = memoryview(message.metadata), memoryview(message.body or b"")
     batch = _follow(metadata, _field(metadata, _follow(metadata, 0), _MESSAGE_HEADER))
     vector = _follow(metadata, _field(metadata, batch, _BATCH_BUFFERS))
@@ -102,8 +102,8 @@ def _extent(message: pa.Message) -> tuple[int, int]:
     for number in range(_OFFSET.unpack_from(metadata, vector)[0]):
         offset, length = _PAIR.unpack_from(metadata, vector + _OFFSET.size + number * _PAIR.size)
         sizes.append(_expanded(body, offset, length) if compressed else length)
-    place = _field(metadata, batch, _BATCH_ROWS)
-    rows = 0 if place is None else _PREFIX.unpack_from(metadata, place)[0]
+    position = _field(metadata, batch, _BATCH_ROWS)
+    rows = 0 if position is None else _PREFIX.unpack_from(metadata, position)[0]
     if min((rows, *sizes)) < 0:
         raise PayloadError("a batch with a negative length")
     return sum(sizes), rows
@@ -114,12 +114,12 @@ def _expanded(body: memoryview, offset: int, length: int) -> int:
         return 0
     if offset < 0:
         raise PayloadError("a buffer with a negative offset")
-    said: int = _PREFIX.unpack_from(body, offset)[0]
-    return length - _PREFIX.size if said == -1 else said
+    declared: int = _PREFIX.unpack_from(body, offset)[0]
+    return length - _PREFIX.size if declared == -1 else declared
 
 
 def _field(data: memoryview, table: int, number: int) -> int | None:
-    """Return where field `number` of the flatbuffers table at `table` lies; None if it has its default value."""
+    """Return the position of field `number` of the flatbuffers table at `table`, None if it has its default value."""
     vtable = table - struct.unpack_from("<i", data, table)[0]
     entry = 4 + 2 * number
     if vtable < 0 or entry >= struct.unpack_from("<H", data, vtable)[0]:
@@ -128,9 +128,9 @@ def _field(data: memoryview, table: int, number: int) -> int | None:
     return table + offset if offset else None
 
 
-def _follow(data: memoryview, place: int | None) -> int:
-    """Return where the offset at `place` points to."""
-    if place is None:
+def _follow(data: memoryview, position: int | None) -> int:
+    """Return the position that the offset at `position` points to."""
+    if position is None:
         raise PayloadError("a batch without its description")
-    offset: int = _OFFSET.unpack_from(data, place)[0]
-    return place + offset
+    offset: int = _OFFSET.unpack_from(data, position)[0]
+    return position + offset

@@ -143,7 +143,7 @@ class JobStore:
             with contextlib.suppress(StorageError):  # the reaper removes what this process cannot
                 self.remove_files(job_id)
                 if parts is not None:
-                    parts.forget()
+                    parts.abort_job()
         return answer
 
     def note(self, job_id: str, field: str, value: str) -> None:

@@ -23,7 +23,7 @@ def finish_commit(store: JobStore, ledger: Ledger, payloads: JobPayloads, lease:
     """
     try:
         if payloads.parts is not None:
-            payloads.parts.place(lease.chunk, lease.version)
+            payloads.parts.commit_part(lease.chunk, lease.version)
         if payloads.in_files:
             commit_output(store, ledger, lease.job_id, payloads)
     except (StorageError, PayloadError, UnknownJob, redis.RedisError) as error:
@@ -53,9 +53,9 @@ def commit_output(store: JobStore, ledger: Ledger, job_id: str, payloads: JobPay
         return False
     if lost:
         ledger.forget_commits(job_id, job.round, lost)
-        gone = f"The outcomes of {len(lost):,} of {len(commits):,} chunks are no longer in {payloads.place}"
+        gone = f"The outcomes of {len(lost):,} of {len(commits):,} chunks are no longer in {payloads.location}"
         ledger.fail(job_id, Failure(ResultsLost.code, f"{gone}: `producer retry {job_id}` runs these chunks again."))
         return False
     if parts is not None:
-        parts.close(job, {chunk: failed.get(chunk, 0) for chunk in sorted(commits)})
+        parts.commit_job(job, {chunk: failed.get(chunk, 0) for chunk in sorted(commits)})
     return ledger.note_output_committed(job_id, job.round)

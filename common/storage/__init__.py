@@ -1,1 +1,1 @@
-"""Files under a path or an address, through fsspec."""
+"""Storage: files at a path or a URL, through fsspec."""

@@ -92,7 +92,7 @@ def test_outcomes_are_read_wherever_their_part_is(written: Written) -> None:
     first, second = written.lease(), written.lease()
     written.commit(first, Outcome("aside"))
     written.commit(second, Outcome("placed"))
-    written.parts.place(second.chunk, second.version)
+    written.parts.commit_part(second.chunk, second.version)
     assert len(written.payloads.outcomes(first.chunk)) == len(written.payloads.outcomes(second.chunk)) == 1
     written.ledger.fail(written.spec.id, Failure("test", "ended before it was whole"))
     assert len(written.payloads.outcomes(first.chunk)) == 1

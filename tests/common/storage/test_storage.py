@@ -78,9 +78,9 @@ def test_a_missing_file_is_named(address: str) -> None:
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(StorageError, match="is no file but something else"):
+        with pytest.raises(StorageError, match="is not a regular file"):
             file_version(str(name))
-        with pytest.raises(StorageError, match="is no file but something else"):
+        with pytest.raises(StorageError, match="is not a regular file"):
             open_stream(str(name))
 
 
