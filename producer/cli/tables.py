@@ -54,45 +54,29 @@ RESULT_COLUMNS = (
     Column("INPUT", Fit.ELLIPSIS, itemgetter(1)),
     Column("OUTPUT", Fit.WRAPPED, itemgetter(2)),
 )
-#: Characters between two columns, and the minimum width of a column that shrinks.
-_GAP, _MIN_WIDTH = 2, 6
 #: Seconds between two updates of `producer jobs --watch`.
 _WATCH_SECONDS = 2.0
 
 
 def show(columns: Sequence[Column], rows: Iterable[Any]) -> None:
     """Print a table that fits into the terminal; in a pipe nothing is cut."""
-    _print(_table(columns, rows, Console().width if sys.stdout.isatty() else None))
+    _print(_table(columns, rows))
 
 
-def _table(columns: Sequence[Column], rows: Iterable[Any], width: int | None) -> Table:
-    cells = [[_cell(column.value(row)) for column in columns] for row in rows]
-    widths = [max([len(column.header), *(row[at].cell_len for row in cells)]) for at, column in enumerate(columns)]
-    if width is not None:
-        _shrink(widths, [column.fit for column in columns], width)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-    for column, column_width in zip(columns, widths, strict=True):
-        wrapped = column.fit is Fit.WRAPPED
+def _table(columns: Sequence[Column], rows: Iterable[Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for header, fit, _ in columns:
+        # If the table is too wide, Rich narrows the columns that may wrap, the widest first.
         table.add_column(
-            column.header,
-            width=column_width,
-            no_wrap=not wrapped,
-            overflow="fold" if wrapped else "ellipsis",
-            justify="right" if column.fit is Fit.NUMBER else "left",
+            header,
+            no_wrap=fit in (Fit.FIXED, Fit.NUMBER),
+            overflow="fold",
+            justify="right" if fit is Fit.NUMBER else "left",
+            min_width=min(len(header), 6),
         )
-    for row in cells:
-        table.add_row(*row)
+    for row in rows:
+        table.add_row(*(_cell(value(row), cut=fit is Fit.ELLIPSIS) for _, fit, value in columns))
     return table
-
-
-def _shrink(widths: list[int], fits: Sequence[Fit], total: int) -> None:
-    """Narrow the widest columns that may shrink, until all fit or have their minimum width."""
-    flexible = [at for at, fit in enumerate(fits) if fit in (Fit.ELLIPSIS, Fit.WRAPPED)]
-    for _ in range(sum(widths) + _GAP * (len(widths) - 1) - total):
-        widest = max(flexible, key=lambda at: widths[at], default=None)
-        if widest is None or widths[widest] <= _MIN_WIDTH:
-            return
-        widths[widest] -= 1
 
 
 def _show_fields(fields: Mapping[str, str | Text | list[str]]) -> None:
@@ -107,8 +91,11 @@ def _show_fields(fields: Mapping[str, str | Text | list[str]]) -> None:
     _print(table)
 
 
-def _cell(value: str | Text) -> Text:
-    return value if isinstance(value, Text) else Text(one_line(value))
+def _cell(value: str | Text, *, cut: bool = False) -> Text:
+    text = value if isinstance(value, Text) else Text(one_line(value))
+    if cut:
+        text.no_wrap, text.overflow = True, "ellipsis"
+    return text
 
 
 def _print(table: Table) -> None:
@@ -151,7 +138,7 @@ def watch_jobs(find: Callable[[], Sequence[Job]]) -> NoReturn:
     """Show the jobs that `find` returns, and refresh them until Ctrl-C."""
     with Live(auto_refresh=False) as live:
         while True:
-            live.update(_table(_JOB_COLUMNS, find(), live.console.width), refresh=True)
+            live.update(_table(_JOB_COLUMNS, find()), refresh=True)
             time.sleep(_WATCH_SECONDS)
 
 
