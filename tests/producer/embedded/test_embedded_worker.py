@@ -151,7 +151,7 @@ def test_a_worker_that_is_killed_again_and_again_fails_the_jobs(home: Home, hold
     job_id = accept_job(holder)
     told = wait_until(lambda: failed(holder, job_id), 30, "the job has failed").failure
     assert told
-    assert "was ended from outside (status -9), 5 times in a row. Its log: " in told.message
+    assert "was killed (status -9), 5 times in a row. Its log: " in told.message
     assert told.message == failure.read_text()
 
 
