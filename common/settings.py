@@ -125,9 +125,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     env = os.environ if environ is None else environ
     with path_errors("HUGQUEUE_HOME"):
         home = Path(env.get("HUGQUEUE_HOME") or _default_home(env)).expanduser()
-    url = (env.get("CELERY_BROKER_URL") or env.get("REDIS_URL") or "").strip()
     values: dict[str, Any] = {
-        "broker_url": check_redis_url(url) if url else None,
+        "broker_url": _redis_url(env),
         "home": home,
         "model_roots": tuple(Path(absolute(p)) for p in _split(env, "HUGQUEUE_MODEL_ROOTS", ":")),
         "shared": tuple(absolute(location) for location in _split(env, "HUGQUEUE_SHARED", ",")),
@@ -141,6 +140,11 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         _check_choice("HUGQUEUE_QUEUES", queue, QUEUES)
     _check_choice("HUGQUEUE_DTYPE", values.get("dtype", "auto"), DTYPES)
     return Settings(**values)
+
+
+def _redis_url(env: Mapping[str, str]) -> str | None:
+    url = (env.get("CELERY_BROKER_URL") or env.get("REDIS_URL") or "").strip()
+    return check_redis_url(url) if url else None
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import redis
 from celery import Celery
@@ -122,15 +122,14 @@ def waiting_tickets(client: "redis.Redis", page: int = 1000) -> Iterator[set[str
     for name, length in zip(lists, lengths, strict=True):
         for start in range(0, length, page):
             end = start + page - 1 if start + page < length else -1  # new tickets have pushed the last ones further
-            yield {ticket for raw in client.lrange(name, start, end) for ticket in _ticket_ids(raw)}
+            yield set(filter(None, map(_ticket_id, client.lrange(name, start, end))))
 
 
-def _ticket_ids(raw: bytes) -> Iterator[str]:
+def _ticket_id(raw: bytes) -> str | None:
     try:
-        message: Any = json.loads(raw)
-        yield str(message["headers"]["id"])
+        return str(json.loads(raw)["headers"]["id"])
     except (ValueError, TypeError, KeyError, RecursionError):
-        return  # not one of our messages
+        return None  # not one of our messages
 
 
 def run_celery(app: Celery) -> NoReturn:
