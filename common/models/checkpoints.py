@@ -20,7 +20,7 @@ _NAME = re.compile(r"^checkpoint-(\d+)$")
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Say that a checkpoint is whole: all that is in it now."""
+    """Mark a checkpoint complete with the files it has now; one that is saved again is marked again."""
     sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in _files(checkpoint)}
     write_atomic(checkpoint / COMPLETE_MARKER, json.dumps(sizes).encode())
 
@@ -83,4 +83,6 @@ def best_step(checkpoint: Path) -> int | None:
 
 
 def _files(checkpoint: Path) -> Iterator[Path]:
-    return (path for path in checkpoint.rglob("*") if path.is_file() and not path.name.startswith("."))
+    """Yield the files that the marker lists: not itself, nor hidden ones."""
+    files = (path for path in checkpoint.rglob("*") if path.is_file())
+    return (path for path in files if path.name != COMPLETE_MARKER and not path.name.startswith("."))

@@ -209,6 +209,14 @@ def test_a_truncated_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert not is_complete(checkpoint)
 
 
+def test_a_checkpoint_that_is_saved_again_stays_complete(tmp_path: Path) -> None:
+    checkpoint = add_checkpoint(ModelRegistry(tmp_path), "a", 10)
+    for state in ("{}", '{"best_global_step": 10}'):
+        (checkpoint / "trainer_state.json").write_text(state)
+        mark_complete(checkpoint)
+    assert is_complete(checkpoint)
+
+
 @pytest.mark.parametrize("name", ["job:", "job:xyz", "job:0123456789AB", "job:../../etc", "job:0123456789ab/.."])
 def test_only_a_jobs_id_names_a_model(name: str) -> None:
     with pytest.raises(UsageError, match="names no job"):
