@@ -1,1 +1,1 @@
-"""Fine-tuning: the controller in the Celery process, and the trainer that `accelerate launch` starts."""
+"""Fine-tuning: the controller in the Celery process, and the trainer processes that it starts."""

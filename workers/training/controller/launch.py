@@ -1,4 +1,4 @@
-"""Launch of the training processes: starts `accelerate launch`, reads the processes' messages, and ends them.
+"""Launch of the training processes: starts them (several by `accelerate launch`), reads their messages, ends them.
 
 The processes connect to a Unix socket of this process and exit when it closes, so that no training outlives its
 worker; those that do not exit are killed.
@@ -145,24 +145,24 @@ class Launch:
 
 
 def _command(config_path: Path, env: Mapping[str, str], *, cuda: bool, processes: int) -> list[str]:
-    """Return the command line; every setting that `accelerate` would ask for or warn about is given."""
-    command = [sys.executable, "-P", "-m", "accelerate.commands.launch"]
-    command += ["--config_file", str(_write_config(config_path.with_name("accelerate.json"), cuda, processes))]
-    command += ["--num_cpu_threads_per_process", env["OMP_NUM_THREADS"]]
-    if processes > 1:
-        command += ["--main_process_port", "0"]
-    return [*command, "-m", "workers.training.trainer", str(config_path)]
+    trainer = ["-m", "workers.training.trainer", str(config_path)]
+    if processes == 1:
+        return [sys.executable, "-P", *trainer]
+    accelerate_config = _write_config(config_path.with_name("accelerate.json"), cuda, processes)
+    threads = env["OMP_NUM_THREADS"]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", accelerate_config, "--main_process_port", "0"]
+    return [sys.executable, "-P", *launch, "--num_cpu_threads_per_process", threads, *trainer]
 
 
-def _write_config(path: Path, cuda: bool, processes: int) -> Path:
-    """Write a configuration for accelerate, so that one in the user's home has no effect.
+def _write_config(path: Path, cuda: bool, processes: int) -> str:
+    """Write a configuration for accelerate, instead of one in the user's home; it has all that would be asked for.
 
     Several processes on the CPU are started like several GPUs (with gloo, see `ACCELERATE_USE_CPU`): for more than
     one process on the CPU, accelerate itself only supports MPI.
     """
     config = {
         "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": "MULTI_GPU" if processes > 1 else "NO",
+        "distributed_type": "MULTI_GPU",
         "num_processes": processes,
         "num_machines": 1,
         "machine_rank": 0,
@@ -173,7 +173,7 @@ def _write_config(path: Path, cuda: bool, processes: int) -> Path:
         "debug": False,
     }
     path.write_text(json.dumps(config))
-    return path
+    return str(path)
 
 
 def _environ(*, cuda: bool, processes: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Entry point of a training process: `accelerate launch` runs `python -m workers.training.trainer RUN_CONFIG`."""
+"""Entry point of a training process: `python -m workers.training.trainer RUN_CONFIG`."""
 
 import sys
 import traceback
