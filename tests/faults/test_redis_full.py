@@ -15,7 +15,7 @@ NewBatch = Callable[..., Batch]
 
 
 @pytest.fixture
-def room(server: RedisServer) -> Iterator[Callable[[bool], None]]:
+def set_space(server: RedisServer) -> Iterator[Callable[[bool], None]]:
     """Call it with False to leave Redis no room, with True to give it some again."""
 
     def give(some: bool) -> None:
@@ -26,25 +26,25 @@ def room(server: RedisServer) -> Iterator[Callable[[bool], None]]:
 
 
 def test_submit_says_that_redis_is_full_and_leaves_nothing(
-    shell: Shell, server: RedisServer, room: Callable[[bool], None], new_batch: NewBatch
+    shell: Shell, server: RedisServer, set_space: Callable[[bool], None], new_batch: NewBatch
 ) -> None:
     batch = new_batch()
-    room(False)
+    set_space(False)
     start = time.monotonic()
     done = shell.run("submit", *batch.arguments(), status=1)
     assert "is full (maxmemory)" in done.stderr and done.stdout == ""
     assert time.monotonic() - start < 10
-    room(True)
+    set_space(True)
     assert server.client.keys("hugqueue:job:*") == []
 
 
 def test_a_submit_that_redis_has_no_room_for_in_the_middle_leaves_nothing(
-    shell: Shell, server: RedisServer, room: Callable[[bool], None], new_batch: NewBatch
+    shell: Shell, server: RedisServer, set_space: Callable[[bool], None], new_batch: NewBatch
 ) -> None:
     batch = new_batch(20_000, 1)
     process = shell.popen("submit", *batch.arguments())
     wait_until(lambda: server.client.keys("hugqueue:job:*:input"), LONG, "its first chunks are there")
-    room(False)
+    set_space(False)
     stdout, stderr = process.communicate(timeout=LONG)
     assert process.returncode == 1 and stdout == ""
     assert "is full (maxmemory)" in stderr
@@ -52,33 +52,33 @@ def test_a_submit_that_redis_has_no_room_for_in_the_middle_leaves_nothing(
 
 
 def test_workers_outlive_a_full_redis_and_commit_when_there_is_room(
-    start_workers: StartWorkers, room: Callable[[bool], None], new_batch: NewBatch
+    start_workers: StartWorkers, set_space: Callable[[bool], None], new_batch: NewBatch
 ) -> None:
     workers = start_workers()
     pids = (workers.celery().pid, workers.device().pid)
     batch = new_batch(seconds=0.3).submit()
     batch.wait_for_records(20)
-    room(False)
+    set_space(False)
     wait_until(lambda: workers.text().count("waiting for Redis: ") >= 3, LONG, "three turns wait with their outcomes")
     before = batch.done()
     wait_until(lambda: "not renewed" not in workers.text() and batch.leased() == 3, LONG, "leases are kept")
     assert batch.done() == before
-    room(True)
+    set_space(True)
     batch.finish()
     assert batch.runs_twice() == 0
     assert (workers.celery().pid, workers.device().pid) == pids
 
 
 def test_a_worker_starts_while_redis_is_full(
-    start_workers: StartWorkers, room: Callable[[bool], None], new_batch: NewBatch
+    start_workers: StartWorkers, set_space: Callable[[bool], None], new_batch: NewBatch
 ) -> None:
     batch = new_batch(30).submit()
-    room(False)
+    set_space(False)
     workers = start_workers(ready=False)
     wait_until(lambda: " ready." in workers.text(), LONG, "Celery is ready")
     assert "Unrecoverable error" not in workers.text()
     pid = workers.celery().pid
-    room(True)
+    set_space(True)
     batch.finish()
     assert workers.celery().pid == pid
 

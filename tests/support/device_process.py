@@ -30,7 +30,7 @@ class StageList(Reporter):
 
 
 @dataclass
-class Room:
+class RunningDevice:
     """A started device process."""
 
     process: DeviceClient
@@ -72,14 +72,16 @@ class Room:
 
 
 @contextmanager
-def device_room(monkeypatch: pytest.MonkeyPatch, *, prefetch: bool | None = None, **settings: Any) -> Iterator[Room]:
+def running_device(
+    monkeypatch: pytest.MonkeyPatch, *, prefetch: bool | None = None, **settings: Any
+) -> Iterator[RunningDevice]:
     """Start a device process with these settings; end it, and see that it is gone."""
     monkeypatch.setenv("PYTHONPATH", str(PLUGINS))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     process = DeviceClient(Settings(**({"device": "cpu", "batch_timeout": 20.0} | settings)), prefetch=prefetch)
     try:
         process.start()
-        yield Room(process)
+        yield RunningDevice(process)
     finally:
         process.stop()
         assert process.pid is None

@@ -16,7 +16,7 @@ from common.redis.keys import budgets
 from common.reporting import Reporter
 from common.settings import Settings
 from tests.support import tiny_models
-from tests.support.device_process import Room
+from tests.support.device_process import RunningDevice
 from tests.support.processes import RedisServer, free_port
 from tests.support.tiny_models import RecordingMonitor
 from workers.device.client.batch_size_cache import BatchSizeCache
@@ -120,11 +120,11 @@ def test_a_process_uses_and_stores_measured_batch_sizes(client: "redis.Redis", t
     loaded, *_ = ModelCache("cpu", ModelPolicy(any_path=True)).get(_spec("sentiment-analysis", model), Reporter())
     client.hset(budgets("my CPU"), loaded.digest, 777)
     process = DeviceClient(Settings(device="cpu", any_path=True), BatchSizeCache(client, "my CPU"))
-    room = Room(process)
+    device = RunningDevice(process)
     try:
         process.start()
-        room.run("sentiment-analysis", ["a cat"], model=model)
-        room.run("embedding", ["a cat"], model=model)
+        device.run("sentiment-analysis", ["a cat"], model=model)
+        device.run("embedding", ["a cat"], model=model)
     finally:
         process.stop()
     kept = client.hgetall(budgets("my CPU"))

@@ -15,18 +15,18 @@ from common.errors import Cancelled, ModelError, PayloadError, WorkerError
 from common.payloads.codec import decode_outcomes, encode_records, iter_outcomes
 from common.records import Counts, Failure, Outcome, Record
 from common.reporting import CancelToken
-from tests.support.device_process import Room, codes, device_room, gone, outcomes
+from tests.support.device_process import RunningDevice, codes, gone, outcomes, running_device
 from tests.support.processes import PLUGINS, ROOT, wait_until
 
 
 @pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
-    with device_room(monkeypatch) as started:
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningDevice]:
+    with running_device(monkeypatch) as started:
         yield started
 
 
-def test_outcomes_come_back_in_order_with_ids_counts_and_facts(room: Room):
-    result = room.run("test-echo", ["a", "b", "c", "d", "e"], params={"fail": "c"})
+def test_outcomes_come_back_in_order_with_ids_counts_and_facts(device: RunningDevice):
+    result = device.run("test-echo", ["a", "b", "c", "d", "e"], params={"fail": "c"})
     rows = list(iter_outcomes(decode_outcomes(result.payload)))
     assert [(position, id_, outcome.output) for position, id_, outcome in rows] == [
         (0, "r0", "A"),
@@ -40,79 +40,79 @@ def test_outcomes_come_back_in_order_with_ids_counts_and_facts(room: Room):
     assert (result.run_info["task"], result.run_info["device"]) == ("test-echo", "cpu")
 
 
-def test_only_the_wanted_positions_run(room: Room):
-    result = room.run("test-echo", ["a", "b", "c"], positions=[2, 0])
+def test_only_the_wanted_positions_run(device: RunningDevice):
+    result = device.run("test-echo", ["a", "b", "c"], positions=[2, 0])
     assert [(at, o.output) for at, o in outcomes(result).items()] == [(2, "C"), (0, "A")]
 
 
-def test_a_record_that_could_not_be_read_is_not_run(room: Room):
+def test_a_record_that_could_not_be_read_is_not_run(device: RunningDevice):
     broken = Record("r1", None, Failure("bad_json", "why"))
-    result = room.run("test-echo", ["a", broken])
+    result = device.run("test-echo", ["a", broken])
     assert outcomes(result) == {0: Outcome("A"), 1: Outcome(failure=Failure("bad_json", "why"))}
 
 
-def test_outputs_keep_the_type_that_the_runner_declares(room: Room):
-    table = decode_outcomes(room.run("test-vector", ["ab", "abc"]).payload)
+def test_outputs_keep_the_type_that_the_runner_declares(device: RunningDevice):
+    table = decode_outcomes(device.run("test-vector", ["ab", "abc"]).payload)
     assert str(table.schema.field("output").type).startswith("fixed_size_list<")
     assert table["output"].to_pylist() == [[1.0, 2.0, 2.0], [1.0, 2.0, 3.0]]
 
 
-def test_an_empty_chunk_has_an_empty_answer(room: Room):
-    assert room.run("test-echo", []).counts == Counts()
-    assert room.run("test-echo", [], serial=True).counts == Counts()
+def test_an_empty_chunk_has_an_empty_answer(device: RunningDevice):
+    assert device.run("test-echo", []).counts == Counts()
+    assert device.run("test-echo", [], serial=True).counts == Counts()
 
 
-def test_loading_is_said_and_its_end_too(room: Room):
-    room.run("test-load", ["a"])
-    room.run("test-load", ["a"])
-    assert room.stages == ["loading test-load", ""]
+def test_loading_is_said_and_its_end_too(device: RunningDevice):
+    device.run("test-load", ["a"])
+    device.run("test-load", ["a"])
+    assert device.stages == ["loading test-load", ""]
 
 
-def test_three_chunks_at_once_are_all_answered(room: Room):
-    futures = [room.submit("test-wait", [f"text {n}"], params={"seconds": 0.1}) for n in range(6)]
+def test_three_chunks_at_once_are_all_answered(device: RunningDevice):
+    futures = [device.submit("test-wait", [f"text {n}"], params={"seconds": 0.1}) for n in range(6)]
     assert [outcomes(f.result(30))[0].output for f in futures] == [f"TEXT {n}" for n in range(6)]
 
 
-def test_an_unknown_task_fails_the_job(room: Room):
+def test_an_unknown_task_fails_the_job(device: RunningDevice):
     with pytest.raises(ModelError, match="test-nothing") as caught:
-        room.run("test-nothing", ["a"])
+        device.run("test-nothing", ["a"])
     assert caught.value.code == "unknown_task"
 
 
-def test_a_model_that_cannot_be_loaded_fails_the_job_with_its_reason(room: Room):
+def test_a_model_that_cannot_be_loaded_fails_the_job_with_its_reason(device: RunningDevice):
     with pytest.raises(ModelError, match="no head"):
-        room.run("test-load", ["a"], params={"load_error": "no head"})
+        device.run("test-load", ["a"], params={"load_error": "no head"})
     with pytest.raises(ModelError, match="ValueError: odd") as caught:
-        room.run("test-load", ["a"], params={"load_raise": "odd"})
+        device.run("test-load", ["a"], params={"load_raise": "odd"})
     assert caught.value.code == "model_load_failed"
-    assert room.run("test-echo", ["a"]).counts.succeeded == 1
+    assert device.run("test-echo", ["a"]).counts.succeeded == 1
 
 
 @pytest.mark.parametrize("payload", [b"", b"garbage", encode_records([Record(0, "a")])[:-40]])
-def test_bytes_that_are_no_payload_are_refused(room: Room, payload: bytes):
-    pid = room.pid()
+def test_bytes_that_are_no_payload_are_refused(device: RunningDevice, payload: bytes):
+    pid = device.pid()
     with pytest.raises(PayloadError):
-        room.run("test-echo", [], payload=payload)
-    assert room.pid() == pid
+        device.run("test-echo", [], payload=payload)
+    assert device.pid() == pid
 
 
-def test_a_running_chunk_is_given_up_between_two_signs_of_life(room: Room, tmp_path: Path):
+def test_a_running_chunk_is_given_up_between_two_signs_of_life(device: RunningDevice, tmp_path: Path):
     cancelled, started = CancelToken(), tmp_path / "started"
-    running = room.submit("test-wait", ["a"], params={"seconds": 600, "started": str(started)}, cancelled=cancelled)
+    running = device.submit("test-wait", ["a"], params={"seconds": 600, "started": str(started)}, cancelled=cancelled)
     wait_until(started.exists)
-    pid = room.pid()
+    pid = device.pid()
     cancelled.cancel()
     with pytest.raises(Cancelled):
         running.result(5)
-    assert room.run("test-echo", ["a"]).counts.succeeded == 1
-    assert room.pid() == pid
+    assert device.run("test-echo", ["a"]).counts.succeeded == 1
+    assert device.pid() == pid
 
 
-def test_a_waiting_chunk_is_given_up_at_once(room: Room, tmp_path: Path):
+def test_a_waiting_chunk_is_given_up_at_once(device: RunningDevice, tmp_path: Path):
     cancelled, started, until = CancelToken(), tmp_path / "started", tmp_path / "until"
-    running = room.submit("test-wait", ["a"], params={"until": str(until), "started": str(started)})
+    running = device.submit("test-wait", ["a"], params={"until": str(until), "started": str(started)})
     wait_until(started.exists)
-    waiting = room.submit("test-echo", ["b"], cancelled=cancelled)
+    waiting = device.submit("test-echo", ["b"], cancelled=cancelled)
     cancelled.cancel()
     with pytest.raises(Cancelled):
         waiting.result(5)
@@ -121,10 +121,10 @@ def test_a_waiting_chunk_is_given_up_at_once(room: Room, tmp_path: Path):
     assert running.result(10).counts.succeeded == 1
 
 
-def test_loading_can_be_given_up_without_waiting_for_its_end(room: Room):
+def test_loading_can_be_given_up_without_waiting_for_its_end(device: RunningDevice):
     cancelled = CancelToken()
-    loading = room.submit("test-load", ["a"], params={"load_seconds": 3}, cancelled=cancelled)
-    wait_until(lambda: "loading test-load" in room.stages)
+    loading = device.submit("test-load", ["a"], params={"load_seconds": 3}, cancelled=cancelled)
+    wait_until(lambda: "loading test-load" in device.stages)
     cancelled.cancel()
     begun = time.monotonic()
     with pytest.raises(Cancelled):
@@ -135,16 +135,16 @@ def test_loading_can_be_given_up_without_waiting_for_its_end(room: Room):
 def test_preloads_are_loaded_and_warm_before_start_returns(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    with device_room(monkeypatch, preload=("test-echo",)) as room:
-        assert [(m["task"], m["model"]) for m in room.process.status.models] == [("test-echo", None)]
-        assert (room.process.status.free or 0) > 0
-        room.run("test-echo", ["a"])
-        assert room.stages == []
+    with running_device(monkeypatch, preload=("test-echo",)) as device:
+        assert [(m["task"], m["model"]) for m in device.process.status.models] == [("test-echo", None)]
+        assert (device.process.status.free or 0) > 0
+        device.run("test-echo", ["a"])
+        assert device.stages == []
     assert "test-echo with no model: loaded and warm in" in capfd.readouterr().err
 
 
 def test_a_preload_that_cannot_be_had_is_an_error_of_start(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ModelError, match="no default model"), device_room(monkeypatch, preload=("test-model",)):
+    with pytest.raises(ModelError, match="no default model"), running_device(monkeypatch, preload=("test-model",)):
         pass
 
 
@@ -154,39 +154,39 @@ def test_a_preload_that_does_not_fit_is_an_error_of_the_worker(monkeypatch: pyte
         file.truncate(1 << 43)  # a sparse file: eight terabytes that take no room
     with (
         pytest.raises(WorkerError, match="does not fit") as caught,
-        device_room(monkeypatch, preload=(f"test-model={tmp_path}",)),
+        running_device(monkeypatch, preload=(f"test-model={tmp_path}",)),
     ):
         pass
     assert caught.value.code == "no_memory"
 
 
-def test_stop_ends_the_process_and_gives_up_what_runs(room: Room, tmp_path: Path):
+def test_stop_ends_the_process_and_gives_up_what_runs(device: RunningDevice, tmp_path: Path):
     started = tmp_path / "started"
-    running = room.submit("test-wait", ["a"], params={"seconds": 600, "started": str(started)})
+    running = device.submit("test-wait", ["a"], params={"seconds": 600, "started": str(started)})
     wait_until(started.exists)
-    pid = room.pid()
-    room.process.stop()
+    pid = device.pid()
+    device.process.stop()
     with pytest.raises(Cancelled):
         running.result(5)
     assert gone(pid)
 
 
-def test_signals_for_the_whole_group_do_not_end_it(room: Room):
-    pid = room.pid()
+def test_signals_for_the_whole_group_do_not_end_it(device: RunningDevice):
+    pid = device.pid()
     assert os.getsid(pid) == pid
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(pid, number)
-    assert room.run("test-echo", ["a"]).counts.succeeded == 1
-    assert room.pid() == pid
+    assert device.run("test-echo", ["a"]).counts.succeeded == 1
+    assert device.pid() == pid
 
 
 def test_it_has_neither_celery_nor_redis_nor_torch_nor_the_password(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setenv("REDIS_URL", "redis://:secret@localhost/0")
-    with device_room(monkeypatch) as room:
-        room.run("test-echo", ["a"])
-        process = psutil.Process(room.pid())
+    with running_device(monkeypatch) as device:
+        device.run("test-echo", ["a"])
+        process = psutil.Process(device.pid())
         assert "secret" not in str(process.environ())
         mapped = " ".join(entry.path for entry in process.memory_maps())
         assert "libtorch" not in mapped
@@ -198,10 +198,10 @@ def test_it_has_neither_celery_nor_redis_nor_torch_nor_the_password(
     assert done.stdout.strip() == "[]"
 
 
-def test_a_model_that_is_refused_costs_no_import_of_torch(room: Room):
+def test_a_model_that_is_refused_costs_no_import_of_torch(device: RunningDevice):
     with pytest.raises(ModelError, match="does not open"):
-        room.run("embedding", ["a"], model="/somewhere/else")
-    assert "libtorch" not in " ".join(entry.path for entry in psutil.Process(room.pid()).memory_maps())
+        device.run("embedding", ["a"], model="/somewhere/else")
+    assert "libtorch" not in " ".join(entry.path for entry in psutil.Process(device.pid()).memory_maps())
 
 
 def test_it_ends_with_its_parent_even_when_it_never_lets_go(tmp_path: Path):

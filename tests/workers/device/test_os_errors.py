@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import CodedError
-from tests.support.device_process import Room, device_room, outcomes
+from tests.support.device_process import RunningDevice, outcomes, running_device
 from tests.support.processes import ROOT
 from tests.support.tiny_models import masked_bert
 from workers.training.trainer.control_socket import ORPHANED
@@ -19,44 +19,44 @@ TOO_LONG = "/" + "a" * 300
 
 
 @pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
-    with device_room(monkeypatch, any_path=True, batch_timeout=5.0) as started:
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningDevice]:
+    with running_device(monkeypatch, any_path=True, batch_timeout=5.0) as started:
         yield started
 
 
-def refused(room: Room, model: str) -> str:
+def refused(device: RunningDevice, model: str) -> str:
     with pytest.raises(CodedError) as caught:
-        room.run("fill-mask", ["the [MASK]"], model=model)
+        device.run("fill-mask", ["the [MASK]"], model=model)
     return caught.value.code
 
 
-def test_a_path_that_the_system_refuses_fails_its_job_alone(room: Room):
-    before = room.pid()
-    assert refused(room, TOO_LONG) == "model_unreadable"
-    assert refused(room, f"{TOO_LONG}/b") == "model_unreadable"
-    assert outcomes(room.run("test-echo", ["a"]))[0].output == "A"
-    assert room.pid() == before
+def test_a_path_that_the_system_refuses_fails_its_job_alone(device: RunningDevice):
+    before = device.pid()
+    assert refused(device, TOO_LONG) == "model_unreadable"
+    assert refused(device, f"{TOO_LONG}/b") == "model_unreadable"
+    assert outcomes(device.run("test-echo", ["a"]))[0].output == "A"
+    assert device.pid() == before
 
 
-def test_files_that_cannot_be_read_fail_their_job_alone(room: Room, tmp_path: Path):
-    before, model = room.pid(), masked_bert(tmp_path / "model")
+def test_files_that_cannot_be_read_fail_their_job_alone(device: RunningDevice, tmp_path: Path):
+    before, model = device.pid(), masked_bert(tmp_path / "model")
     for number, name in enumerate(("config.json", "model.safetensors", "tokenizer.json")):
         broken = Path(shutil.copytree(model, tmp_path / f"directory-{number}"))
         (broken / name).unlink()
         (broken / name).mkdir()
-        assert refused(room, str(broken)) in ("not_a_model", "no_tokenizer", "model_load_failed")
+        assert refused(device, str(broken)) in ("not_a_model", "no_tokenizer", "model_load_failed")
         looping = Path(shutil.copytree(model, tmp_path / f"loop-{number}"))
         (looping / name).unlink()
         (looping / name).symlink_to(name)
-        assert refused(room, str(looping)) in ("not_a_model", "no_tokenizer", "model_load_failed", "device_fault")
-    assert outcomes(room.run("test-echo", ["a"]))[0].output == "A"
-    assert room.pid() == before
+        assert refused(device, str(looping)) in ("not_a_model", "no_tokenizer", "model_load_failed", "device_fault")
+    assert outcomes(device.run("test-echo", ["a"]))[0].output == "A"
+    assert device.pid() == before
 
 
 def test_a_preload_that_the_system_refuses_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch):
     with (
         pytest.raises(CodedError) as caught,
-        device_room(monkeypatch, any_path=True, preload=(f"fill-mask={TOO_LONG}",)),
+        running_device(monkeypatch, any_path=True, preload=(f"fill-mask={TOO_LONG}",)),
     ):
         pass
     assert caught.value.code == "model_unreadable"

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from tests.support.device_process import Room, codes, device_room, outcomes
+from tests.support.device_process import RunningDevice, codes, outcomes, running_device
 from tests.support.processes import wait_until
 from tests.support.tiny_models import RecordingMonitor, masked_bert
 from workers.device.server.server import _SERIAL_REQUESTS
@@ -17,65 +17,65 @@ AHEAD, MAIN = "_prefetch", "MainThread"
 
 
 @pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
-    with device_room(monkeypatch, prefetch=True) as started:
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningDevice]:
+    with running_device(monkeypatch, prefetch=True) as started:
         yield started
 
 
-def _trusting(room: Room) -> Room:
+def _trusting(device: RunningDevice) -> RunningDevice:
     """Return the room once its process has done so much that it looks ahead."""
     for _ in range(_SERIAL_REQUESTS):
-        room.run("test-ahead", ["a"])
-    return room
+        device.run("test-ahead", ["a"])
+    return device
 
 
 def _threads(result: object) -> set[object]:
     return {outcome.output for outcome in outcomes(result).values()}
 
 
-def test_the_next_chunk_is_prepared_while_one_is_computed(room: Room, tmp_path: Path):
+def test_the_next_chunk_is_prepared_while_one_is_computed(device: RunningDevice, tmp_path: Path):
     params = {"prepared": str(tmp_path / "prepared")}
-    _trusting(room)
-    first = room.submit("test-ahead", ["wait"], params=params)  # which ends when the second one is prepared
-    second = room.submit("test-ahead", ["there"], params=params)
+    _trusting(device)
+    first = device.submit("test-ahead", ["wait"], params=params)  # which ends when the second one is prepared
+    second = device.submit("test-ahead", ["there"], params=params)
     assert codes(first.result(timeout=30)) == {}
     assert _threads(second.result(timeout=30)) == {AHEAD}
 
 
 def test_on_a_cpu_nothing_is_taken_from_what_computes(monkeypatch: pytest.MonkeyPatch):
-    with device_room(monkeypatch) as room:
-        assert _threads(_trusting(room).run("test-ahead", ["a"])) == {MAIN}
+    with running_device(monkeypatch) as device:
+        assert _threads(_trusting(device).run("test-ahead", ["a"])) == {MAIN}
 
 
-def test_a_fresh_process_does_one_chunk_after_the_other(room: Room):
-    assert [_threads(room.run("test-ahead", ["a"])) for _ in range(_SERIAL_REQUESTS)] == [{MAIN}] * _SERIAL_REQUESTS
+def test_a_fresh_process_does_one_chunk_after_the_other(device: RunningDevice):
+    assert [_threads(device.run("test-ahead", ["a"])) for _ in range(_SERIAL_REQUESTS)] == [{MAIN}] * _SERIAL_REQUESTS
 
 
-def test_a_chunk_whose_preparation_kills_costs_no_other_chunk_a_record(room: Room, tmp_path: Path):
+def test_a_chunk_whose_preparation_kills_costs_no_other_chunk_a_record(device: RunningDevice, tmp_path: Path):
     go = tmp_path / "prepared"
-    pid = _trusting(room).pid()
-    first = room.submit("test-ahead", ["wait", "b"], params={"prepared": str(go)})
-    second = room.submit("test-ahead", ["a", "crash", "c"])
-    wait_until(lambda: room.pid() != pid, 20, "the process has died of the second chunk")
+    pid = _trusting(device).pid()
+    first = device.submit("test-ahead", ["wait", "b"], params={"prepared": str(go)})
+    second = device.submit("test-ahead", ["a", "crash", "c"])
+    wait_until(lambda: device.pid() != pid, 20, "the process has died of the second chunk")
     go.touch()
     assert codes(first.result(timeout=30)) == {}
     assert codes(second.result(timeout=30)) == {1: "worker_died"}
 
 
-def test_an_output_whose_encoding_kills_costs_no_other_chunk_a_record(room: Room, tmp_path: Path):
+def test_an_output_whose_encoding_kills_costs_no_other_chunk_a_record(device: RunningDevice, tmp_path: Path):
     go = tmp_path / "go"
-    pid = _trusting(room).pid()
-    first = room.submit("test-unwritable", ["a", "crash", "c"])
-    second = room.submit("test-unwritable", ["b", "d"], params={"until": str(go)})  # computed while that is encoded
-    wait_until(lambda: room.pid() != pid, 20, "the process has died of the first chunk")
+    pid = _trusting(device).pid()
+    first = device.submit("test-unwritable", ["a", "crash", "c"])
+    second = device.submit("test-unwritable", ["b", "d"], params={"until": str(go)})  # computed while that is encoded
+    wait_until(lambda: device.pid() != pid, 20, "the process has died of the first chunk")
     go.touch()
     assert codes(first.result(timeout=30)) == {1: "worker_died"}
     assert codes(second.result(timeout=30)) == {}
 
 
-def test_a_record_that_cannot_be_prepared_fails_alone(room: Room):
-    _trusting(room)
-    assert codes(room.run("test-ahead", ["a", "raise", "c"])) == {1: "runner_error"}
+def test_a_record_that_cannot_be_prepared_fails_alone(device: RunningDevice):
+    _trusting(device)
+    assert codes(device.run("test-ahead", ["a", "raise", "c"])) == {1: "runner_error"}
 
 
 def test_a_chunk_is_prefetched_for_forward_batch_and_not_for_the_pipeline(tmp_path: Path):
