@@ -17,9 +17,11 @@ def select_devices(device: str, gpus: list[Gpu]) -> list[Gpu | None]:
     Raises:
         UsageError: it names a GPU that does not exist, or no device.
     """
-    if device == "cpu" or (device == "auto" and not gpus):
+    if device == "cpu":
         return [None]
-    if device in ("auto", "gpu"):
+    if device == "auto":
+        return list(gpus) or [None]
+    if device == "gpu":
         if not gpus:
             raise UsageError("--device gpu: no GPU was found (`nvidia-smi` lists none).")
         return list(gpus)
@@ -27,12 +29,11 @@ def select_devices(device: str, gpus: list[Gpu]) -> list[Gpu | None]:
     if len(set(words)) < len(words):
         raise UsageError(f"--device {device}: the same GPU is named twice.")
     known = {f"cuda:{number}": gpu for number, gpu in enumerate(gpus)}
-    for word in words:
-        if word not in known:
-            found = ", ".join(known) or "no GPU"
-            raise UsageError(
-                f"--device: there is no {word!r} on this machine; expected auto, cpu, gpu or cuda:N, found {found}."
-            )
+    if unknown := sorted(set(words) - known.keys()):
+        found = ", ".join(known) or "no GPU"
+        raise UsageError(
+            f"--device: there is no {unknown[0]!r} on this machine; expected auto, cpu, gpu or cuda:N, found {found}."
+        )
     return [known[word] for word in words]
 
 

@@ -228,19 +228,16 @@ class Supervisor:
         worker.pause = min(worker.pause * 2, MAX_BACKOFF)
 
     def _stop_all(self) -> None:
-        running = {
-            worker: worker.process for worker in self._workers if worker.process and worker.process.poll() is None
-        }
+        running = {worker: worker.process for worker in self._workers if worker.process}
         for process in running.values():
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
         end = time.monotonic() + self._settings.worker_stop_seconds
         while time.monotonic() < end and any(process.poll() is None for process in running.values()):
             for worker in running:  # a worker uses its GPUs until it has ended
                 self._renew_claims(worker)
             time.sleep(POLL_SECONDS)
         for process in running.values():
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            process.kill()
+            process.wait()
         for worker in self._workers:
             self._release(worker.claimed)

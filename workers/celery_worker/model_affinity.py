@@ -102,16 +102,16 @@ class ModelAffinity:
         return model in loading or (model in loaded and not (loading and now < self._crowded_until))
 
     def _may_load(self, job_id: str, status: DeviceStatus, elsewhere: bool, now: float) -> bool:
-        """Whether a model may be loaded that is not, though others may have to go for it."""
+        """Whether a further model may be loaded, for which others may be evicted."""
         self._waiting_since = {job: t for job, t in self._waiting_since.items() if now - t < 2 * LOYALTY * MAX_DWELL}
         waited = now - self._waiting_since.setdefault(job_id, now)
-        crowded = now < self._crowded_until
         if waited >= LOYALTY * MAX_DWELL:
             return True
-        if crowded and self._running.keys() - _models(status.models):
-            return False
-        if not crowded or not (self._running or now - self._last_finished < _IDLE_SECONDS):
+        busy = bool(self._running) or now - self._last_finished < _IDLE_SECONDS
+        if not busy or now >= self._crowded_until:
             return not elsewhere or waited >= PATIENCE
+        if self._running.keys() - _models(status.models):  # another model is being loaded
+            return False
         dwell = min(max(DWELL * status.load_seconds, MIN_DWELL), MAX_DWELL)
         return now - status.changed_at >= dwell and not (elsewhere and waited < LOYALTY * dwell)
 

@@ -58,7 +58,7 @@ class Timed(Runner):
 
 
 def calibrated(runner: Runner, known: int | None = None) -> TokenBudget:
-    calibrate(LoadedModel(runner, "embedding", None, None, "cpu"), known, RecordingMonitor())
+    calibrate(LoadedModel(runner, "embedding", None, "cpu"), known, RecordingMonitor())
     assert runner.budget is not None
     return runner.budget
 
@@ -95,7 +95,7 @@ def test_what_is_known_is_not_measured_again():
 def test_a_trial_that_was_given_up_is_made_up_for_later():
     runner = Timed(1, 1)
     with pytest.raises(Cancelled):
-        calibrate(LoadedModel(runner, "embedding", None, None, "cpu"), None, RecordingMonitor(cancel_after=2))
+        calibrate(LoadedModel(runner, "embedding", None, "cpu"), None, RecordingMonitor(cancel_after=2))
     assert runner.budget is not None and runner.budget.tokens == 2048
     assert calibrated(runner).calibrated
 

@@ -1,6 +1,6 @@
-"""What devices of this kind have taught about the size of batches: kept in Redis, for the next worker.
+"""The cache of calibrated batch sizes, kept in Redis for the next worker with the same kind of device.
 
-What is read back is untrusted, and only a hint: a field or a number of another kind is passed over.
+What is read back is untrusted, and only a hint: invalid fields and numbers are skipped.
 """
 
 import logging
@@ -15,20 +15,20 @@ from workers.inference.core.token_budget import MAX_TOKENS, MIN_CACHED_TOKENS
 
 logger = logging.getLogger(__name__)
 
-#: How long it is kept after the last change, in ms: libraries and drivers change, and are then measured anew.
+#: How long it is kept after the last change, in ms: new libraries and drivers are to be calibrated anew.
 _TTL_MS = 30 * 86400 * 1000
-#: Models in one hash at most; one with more was not written by us.
+#: Most models in one hash; one with more was not written by us.
 _MAX_MODELS = 10_000
 _NAME = re.compile(rb"^[0-9a-f]{16}$")
 _NUMBER = re.compile(rb"^[0-9]{1,7}$")
 
 
 class BatchSizeCache:
-    """Tokens in a batch, by the digest that `workers.device.server.model_cache.Loaded` has for what it loaded.
+    """Tokens in a batch, by `LoadedModel.digest`.
 
     Args:
         client: of the Redis where they are kept.
-        kind: what the device is called; the same name, the same budgets.
+        kind: the device's product name.
     """
 
     def __init__(self, client: "redis.Redis", kind: str) -> None:
@@ -38,7 +38,7 @@ class BatchSizeCache:
         self._loaded = False
 
     def known(self) -> Mapping[str, int]:
-        """Return all that is known, read once: a process that died is replaced at once, Redis or not."""
+        """Return all known sizes. They are read once: replacing a crashed process must not wait for Redis."""
         if self._loaded:
             return self._known
         self._loaded = True
@@ -47,11 +47,11 @@ class BatchSizeCache:
                 found = self._client.hgetall(self._key)
                 self._known = {name.decode(): int(value) for name, value in found.items() if _is_budget(name, value)}
         except redis.RedisError as error:
-            logger.info("sizes of batches not read, they are measured again: %s", error)
+            logger.info("batch sizes not read, they are calibrated again: %s", error)
         return self._known
 
     def update(self, learnt: Mapping[str, Json]) -> None:
-        """Keep what a device process says, where it is new."""
+        """Keep what a device process learnt, where it is new."""
         for name, tokens in learnt.items():
             if self._known.get(name) == tokens or not _is_budget(str(name).encode(), str(tokens).encode()):
                 continue
@@ -60,7 +60,7 @@ class BatchSizeCache:
                 self._client.hset(self._key, name, int(tokens))
                 self._client.pexpire(self._key, _TTL_MS)
             except redis.RedisError as error:
-                logger.info("the size of batches is not kept: %s", error)
+                logger.info("batch size not kept: %s", error)
 
 
 def _is_budget(name: bytes, value: bytes) -> bool:

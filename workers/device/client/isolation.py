@@ -1,7 +1,7 @@
-"""Which records of a chunk to run next after the device process died over it, and which are lost.
+"""Isolation of the records that crash the device process: which ones to run next, and which have failed.
 
-The records that nobody suspects run first, together; then the suspects, one by one; a record over which the process
-died twice is not run again. Knows no process: it is told what died and which records were about to run.
+Records that are not suspected run first, together; then the suspects, one by one. A record that crashes the process
+twice does not run again.
 """
 
 from collections import Counter, deque
@@ -9,19 +9,19 @@ from collections.abc import Collection, Mapping, Sequence
 
 from common.records import Failure
 
-#: A record is given up after so many deaths: once in company, once alone.
+#: A record fails after so many deaths: one in a group, one by itself.
 _MAX_DEATHS = 2
-#: After so many deaths of a group each record is suspect: the process dies later than it was harmed.
+#: After so many deaths of a group all its records are suspects: the process crashes later than the cause.
 _MAX_GROUP_DEATHS = 2
 
 
 class Isolation:
-    """The plan for one chunk; `failures` holds the records given up, and why.
+    """The plan for one chunk; `failures` holds the records that have failed, and why.
 
     Args:
         positions: of the records to run.
-        cautious: run each by itself from the start.
-        condemned: positions that are not to be run, and what they get.
+        serial: run each by itself from the start.
+        excluded: positions that must not run, and their failures.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class Isolation:
         return [self._singles[0]] if self._singles else []
 
     def done(self, positions: Collection[int]) -> None:
-        """Note that these, which `next` gave, have their outcomes."""
+        """Note that these, which `next` returned, have their outcomes."""
         self._drop(positions)
 
     def died(self, suspects: Collection[int], failure: Failure) -> None:
-        """Note that the process died over what `next` gave.
+        """Note that the process died over what `next` returned.
 
         Args:
-            suspects: the positions that were about to run; none known means all.
-            failure: what a record gets if this was its last death.
+            suspects: the positions that were about to run; none means all.
+            failure: of a record for which this was one death too many.
         """
         running = self.next()
         blamed = [position for position in running if position in suspects] or running

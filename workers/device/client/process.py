@@ -21,29 +21,7 @@ from pathlib import Path
 from common.errors import CodedError, ModelError, WorkerError
 from common.records import Failure
 from workers.child_env import child_env
-from workers.device.protocol import (
-    DEVICE_LOST,
-    Aborted,
-    Alive,
-    Answer,
-    Batch,
-    Cancel,
-    Channel,
-    ChannelClosed,
-    DeviceStatus,
-    Failed,
-    Finished,
-    FromDevice,
-    Message,
-    Open,
-    ProtocolError,
-    Ready,
-    Result,
-    Run,
-    Running,
-    Stage,
-    Started,
-)
+from workers.device import protocol
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +60,11 @@ class ProcessExit:
     killed: bool = False  #: by a SIGKILL that was not ours, such as the kernel sends when memory runs out
     stuck: bool = False  #: we killed it because it gave no sign of life
 
+    @property
+    def stuck_loading(self) -> bool:
+        """Whether loading the request's model made no progress."""
+        return self.loading and self.stuck
+
 
 @dataclass(slots=True, eq=False)
 class PendingRequest:
@@ -89,7 +72,7 @@ class PendingRequest:
 
     id: int
     job: str  #: requests of one job wait for the same model
-    events: "queue.SimpleQueue[Stage | Running | Answer | ProcessExit]" = field(default_factory=queue.SimpleQueue)
+    events: "queue.SimpleQueue[protocol.Event | ProcessExit]" = field(default_factory=queue.SimpleQueue)
 
 
 @dataclass(slots=True)
@@ -117,7 +100,7 @@ class DeviceProcess:
         WorkerError: `device_process_dies`, it cannot be started.
     """
 
-    def __init__(self, device: str, opening: Open, limits: Limits, on_ready: Callable[[], None]) -> None:
+    def __init__(self, device: str, opening: protocol.Open, limits: Limits, on_ready: Callable[[], None]) -> None:
         self._limits = limits
         self._on_ready = on_ready
         self._lock = threading.Lock()
@@ -132,7 +115,7 @@ class DeviceProcess:
         self.served = False  #: it answered at least one request
         self.refusal: CodedError | None = None
         self.process_exit: ProcessExit | None = None
-        self.status = DeviceStatus()
+        self.status = protocol.DeviceStatus()
         self._channel, self._process = _spawn(device)
         self._activity = _ProcessActivity(self._process.pid)
         self._send(opening)
@@ -142,7 +125,7 @@ class DeviceProcess:
         """The process's id."""
         return self._process.pid
 
-    def send_request(self, request: Run, job: str) -> PendingRequest:
+    def send_request(self, request: protocol.Run, job: str) -> PendingRequest:
         """Send a request of a job; all that comes of it arrives at the pending request, the process's end included."""
         pending = PendingRequest(request.id, job)
         with self._lock:
@@ -157,7 +140,7 @@ class DeviceProcess:
         """Cancel a request; it is answered `Aborted`, or the process is killed if it only loads for that one."""
         with self._lock:
             self._cancelled.add(id_)
-        self._send(Cancel(id_))
+        self._send(protocol.Cancel(id_))
 
     def kill(self) -> None:
         """Kill the process and all that it started, at once."""
@@ -177,19 +160,19 @@ class DeviceProcess:
                     self._check_liveness(self._limits.poll_seconds)
                 else:
                     self._handle(message)
-        except ChannelClosed:
+        except protocol.ChannelClosed:
             logger.debug("device process %d closed its socket", self.pid)
-        except ProtocolError as error:
+        except protocol.ProtocolError as error:
             logger.error("device process %d does not speak the protocol: %s", self.pid, error)
             self._kill_reason = Failure("worker_died", "The device process sent bytes that are not a message.")
         finally:  # whatever happened: those who wait must hear of the end
             self.kill()
             self._close(self._process.wait())
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: protocol.Message) -> None:
         try:
             self._channel.send(message)
-        except ChannelClosed:  # it died, or is about to: `read_messages` sees that and tells everyone
+        except protocol.ChannelClosed:  # it died, or is about to: `read_messages` sees that and tells everyone
             self.kill()
 
     # Liveness: silence is counted by polls, not by the clock, so that a suspend of the machine does not count.
@@ -235,44 +218,44 @@ class DeviceProcess:
 
     # Messages
 
-    def _handle(self, message: FromDevice) -> None:
+    def _handle(self, message: protocol.FromDevice) -> None:
         self._idle_for = 0.0
         match message:
-            case Started():
+            case protocol.Started():
                 pending = self._pending.get(message.id)
                 self._current = _CurrentRequest(message.id, pending.job if pending else "")
-            case Finished():
+            case protocol.Finished():
                 self._current = None
                 if message.id in self._pending:
                     self._finished.add(message.id)
-            case DeviceStatus():
+            case protocol.DeviceStatus():
                 self.status = message
-            case Ready():
+            case protocol.Ready():
                 self._current = None
                 self.ready = True
                 self._on_ready()
-            case Failed(id=0):
+            case protocol.Failed(id=0):
                 self.refusal = error_of(message)
-            case Result() | Failed() | Aborted():
+            case protocol.Result() | protocol.Failed() | protocol.Aborted():
                 self._deliver(message)
-            case Stage() | Running() | Batch() | Alive():
+            case protocol.Stage() | protocol.Running() | protocol.Batch() | protocol.Alive():
                 self._note_progress(message)
 
-    def _note_progress(self, message: Stage | Running | Batch | Alive) -> None:
+    def _note_progress(self, message: protocol.Stage | protocol.Running | protocol.Batch | protocol.Alive) -> None:
         current = self._current
         if current is None or current.id != message.id:  # the last message of a thread that downloads
             return
         current.silent = 0.0
-        current.loading = isinstance(message, Stage) and bool(message.text)
-        if isinstance(message, Batch):
+        current.loading = isinstance(message, protocol.Stage) and bool(message.text)
+        if isinstance(message, protocol.Batch):
             current.suspects = tuple(message.positions)
-        elif isinstance(message, Stage | Running):
+        elif isinstance(message, protocol.Stage | protocol.Running):
             if pending := self._pending.get(message.id):
                 pending.events.put(message)
-            elif isinstance(message, Stage) and message.text:
+            elif isinstance(message, protocol.Stage) and message.text:
                 logger.info("%s", message.text)
 
-    def _deliver(self, answer: Answer) -> None:
+    def _deliver(self, answer: protocol.Answer) -> None:
         """Pass an answer on. The process may still work on it: a cancelled load is answered before it ends."""
         self.served = True
         with self._lock:
@@ -339,7 +322,7 @@ class _ProcessActivity:
 
 def describe_exit(status: int) -> str:
     """Return how a process ended, in words; `status` is the return code of `subprocess`."""
-    if status == DEVICE_LOST:
+    if status == protocol.DEVICE_LOST:
         return "the GPU reported an error that ruined its context (see the worker's log)"
     if status >= 0:
         return f"it exited with status {status}"
@@ -351,12 +334,12 @@ def describe_exit(status: int) -> str:
     return f"{name}{more.get(name, '')}"
 
 
-def error_of(failed: Failed) -> CodedError:
+def error_of(failed: protocol.Failed) -> CodedError:
     """Return the error that a message stands for."""
     return (ModelError if failed.error == "model" else WorkerError)(failed.code, failed.message)
 
 
-def _spawn(device: str) -> tuple[Channel[FromDevice], "subprocess.Popen[bytes]"]:
+def _spawn(device: str) -> tuple[protocol.Channel[protocol.FromDevice], "subprocess.Popen[bytes]"]:
     """Start the process: fresh, never forked, in a session of its own, with one end of a socket pair."""
     try:
         ours, theirs = socket.socketpair()
@@ -368,6 +351,6 @@ def _spawn(device: str) -> tuple[Channel[FromDevice], "subprocess.Popen[bytes]"]
                 start_new_session=True,
                 env=child_env(device),
             )
-            return Channel(ours.detach(), FromDevice), process
+            return protocol.Channel(ours.detach(), protocol.FromDevice), process
     except OSError as error:  # too many open files or processes, no memory to fork
         raise WorkerError("device_process_dies", f"The device process cannot be started: {error}") from error

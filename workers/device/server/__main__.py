@@ -13,7 +13,7 @@ from workers.device.server.server import serve
 
 
 def main() -> None:
-    """Serve the socket whose descriptor is the first argument, with the device that is the second."""
+    """Serve the socket whose descriptor is the first argument, on the device named by the second."""
     fd, device = int(sys.argv[1]), sys.argv[2]
     os.set_inheritable(fd, False)
     configure_logging(form="%(asctime)s %(levelname)s device %(name)s: %(message)s")
@@ -28,9 +28,9 @@ def main() -> None:
 def _die_with_parent() -> None:
     """End with the Celery process, and not before.
 
-    A service manager signals every process of a group when it stops a worker; the chunk in hand may still be finished,
-    so this one waits for its socket to close. A computation that never lets go of the interpreter's lock would not see
-    that, so the kernel is asked to end this process with the thread that started it.
+    A service manager that stops a worker signals its whole process group; the chunk in hand may still be finished, so
+    this process ignores the signal and waits for its socket to close. A computation that holds the GIL would not see
+    that, so the kernel kills this process together with the thread that started it.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

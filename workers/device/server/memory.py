@@ -1,6 +1,6 @@
-"""How much memory a device has left, and how much a model directory will want.
+"""Memory of the device: how much is free, how much a model needs, and what happens to freed memory.
 
-Looks at torch only where a runner has imported it already: until then nothing of ours is on a GPU.
+torch is used only if a runner has imported it: until then nothing of ours is on a GPU.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _MEMINFO = Path("/proc/meminfo")
-#: Where a container finds its memory limit and its use: cgroup v2, then v1.
+#: Files with a container's memory limit and usage: cgroup v2, then v1.
 _CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory.stat")),
     (
@@ -19,15 +19,16 @@ _CGROUPS = (
         Path("/sys/fs/cgroup/memory/memory.stat"),
     ),
 )
-#: mallopt's names (malloc.h): freed memory above this much goes back to the system; larger pieces are mapped alone.
+#: Options of mallopt (malloc.h): freed memory beyond the first goes back to the system; blocks larger than the second
+#: are mapped on their own.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-#: The largest piece that is kept, in bytes; and the most that older versions of the C library take for it.
+#: The largest block that is retained, in bytes; and the most that older versions of glibc accept for it.
 _LARGEST_PIECE, _OLD_LARGEST_PIECE = 256 << 20, 32 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def memory_of(device: str) -> tuple[int | None, int | None]:
-    """Return the free and the total memory of `device` (`cpu`, `cuda:0`) in bytes; None where nobody can tell."""
+    """Return the free and the total memory of `device` (`cpu`, `cuda:0`) in bytes, None if unknown."""
     if not device.startswith("cuda"):
         return _host_memory()
     torch = sys.modules.get("torch")
@@ -38,7 +39,7 @@ def memory_of(device: str) -> tuple[int | None, int | None]:
 
 
 def weight_bytes(directory: Path) -> int:
-    """Return the size of the weights in a model directory, in bytes: safetensors if there are any, else the rest."""
+    """Return the bytes of weights in a model directory: of safetensors files if there are any, else of the others."""
     sizes = {suffix: 0 for suffix in _WEIGHTS}
     for path in directory.rglob("*"):
         if path.suffix in sizes and path.is_file():
@@ -47,11 +48,10 @@ def weight_bytes(directory: Path) -> int:
 
 
 def retain_freed_memory(most: int = 512 << 20) -> None:
-    """Have the C library keep `most` bytes of freed memory for the next batch.
+    """Have the C library retain `most` bytes of freed memory for the next batch.
 
-    By itself glibc gives the large tensors of every batch back to the system, which hands each page out anew and
-    zeroed: a tenth of MiniLM's time in float32, a quarter in int8 (`benchmarks/README.md`). Does nothing where
-    there is no glibc.
+    By default glibc returns the large tensors of every batch to the system, which hands each page out anew and
+    zeroed: a tenth of MiniLM's time in float32, a quarter in int8 (`benchmarks/README.md`). Does nothing without glibc.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):
@@ -62,7 +62,7 @@ def retain_freed_memory(most: int = 512 << 20) -> None:
 
 
 def release() -> None:
-    """Give memory back that no object holds any longer: to the system, what is kept for batches as well."""
+    """Return unused memory to the system, including what is retained for batches."""
     gc.collect()
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
@@ -73,7 +73,7 @@ def release() -> None:
 
 
 def _cached_by_torch(torch: Any, device: str) -> int:
-    """Return what torch's allocator holds for the next tensors: free to us, though not to the driver."""
+    """Return what torch's allocator holds for the next tensors: free for us, though not for the driver."""
     return int(torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
@@ -84,7 +84,7 @@ def _host_memory() -> tuple[int | None, int | None]:
         limit, use = _number(limit_file), _number(use_file)
         if limit is None or use is None or (total is not None and limit >= total):
             continue
-        # Pages of files that were not touched of late count as used, but are given up on demand.
+        # Pages of files that were not used recently count as used, but are freed on demand.
         left = max(0, limit - use + _numbers(stat_file).get("inactive_file", 0))
         free, total = min(left, free if free is not None else left), limit
     return free, total

@@ -1,7 +1,7 @@
-"""The models that a device process has loaded: each once, the least recently used out first when memory asks for it.
+"""The cache of loaded models: each is loaded once, and the least recently used are evicted when memory runs short.
 
-Decides whether a model fits before it is loaded, by the size of its weights; knows nothing of how it is loaded
-(that is the runner's) or where it comes from (the resolver's).
+Whether a model fits is decided before it is loaded, by the size of its weights. How it is loaded is the runner's
+business, where it comes from the resolver's.
 """
 
 import json
@@ -34,7 +34,7 @@ from workers.models.resolver import ModelPolicy, ResolvedModel, resolve
 
 logger = logging.getLogger(__name__)
 
-#: Beside its weights a model wants room for what it computes.
+#: A model needs this many times the size of its weights: they, and what it computes.
 _HEADROOM = 1.2
 _LIBRARIES = ("torch", "transformers")
 _DIGESTED = ("task", "model", "commit", "dtype")
@@ -42,21 +42,25 @@ _DIGESTED = ("task", "model", "commit", "dtype")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A loaded runner and what is to be said of it."""
+    """A loaded runner, and what it was loaded from."""
 
     runner: Runner
     task: str
-    model: str | None
     resolved: ResolvedModel | None  #: None for a runner without a model
     device: str
 
     @property
+    def model(self) -> str | None:
+        """The model's name."""
+        return self.resolved.model if self.resolved else None
+
+    @property
     def title(self) -> str:
-        """What it is, for logs."""
+        """Task and model, for logs."""
         return f"{self.task} with {self.model or 'no model'}"
 
     def run_info(self) -> dict[str, Json]:
-        """Return what ran, for the record: model, commit, device, the runner's own facts, versions of the libraries."""
+        """Return what ran: model, commit, device, what the runner adds, versions of the libraries."""
         return {
             "task": self.task,
             "model": self.model,
@@ -69,7 +73,7 @@ class LoadedModel:
 
     @cached_property  # every chunk asks for it
     def digest(self) -> str:
-        """A short name of task, model, commit and dtype: what the size of a batch depends on, besides the device."""
+        """A digest of task, model, commit and dtype, on which the size of a batch depends besides the device."""
         run_info = self.run_info()
         return sha256(json.dumps([run_info.get(name) for name in _DIGESTED]).encode()).hexdigest()[:16]
 
@@ -79,16 +83,16 @@ class LoadedModel:
 
 
 class ModelCache:
-    """Runners by what they were loaded from, in the order of their last use."""
+    """Loaded models, by what they were loaded from, in the order of their last use."""
 
     def __init__(self, device: str, policy: ModelPolicy) -> None:
         self._device = device
         self._policy = policy
         self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
         self._resolved: dict[tuple[str | None, ...], ResolvedModel] = {}
-        self._pinned = threading.Lock()  # held by whoever uses a model in another thread than that which lets it go
-        self.changes = 0  #: how often a model was loaded or let go
-        self.evicted = 0  #: how many were let go for others
+        self._pinned = threading.Lock()  # held by other threads while they use a model
+        self.changes = 0  #: how often a model was loaded or evicted
+        self.evicted = 0  #: how many were evicted to make room for others
         self.load_seconds = 0.0  #: duration of the last load
         self.changed_at = 0.0  #: when a model was last loaded or evicted, by the monotonic clock
 
@@ -104,13 +108,13 @@ class ModelCache:
             reporter: told what takes time: downloads, loading.
 
         Raises:
-            ModelError: it cannot be had, is not allowed, cannot be loaded, or is to write too much.
+            ModelError: it does not exist, is not allowed, cannot be loaded, or may not generate so many tokens.
             WorkerError: `no_memory`, it does not fit here; `missing_library`; `hub_unavailable`; `disk_full`.
-            DeviceLost: the device broke while loading.
+            DeviceLost: the device failed while loading.
         """
         task = ALIASES.get(spec.task, spec.task)
         check_token_limit(task, spec.params, self._policy.load.max_new_tokens)
-        # A model that cannot be had is refused at once: to import the runner means torch, and some ten seconds.
+        # Resolved first: importing the runner imports torch, which takes seconds, and the model may not exist.
         resolved = self._resolve(task, spec, reporter) if needs_model(task) else None
         kind = _find_runner(task)
         options, params = self._split_params(task, kind, spec)
@@ -118,8 +122,7 @@ class ModelCache:
             resolved = self._resolve(task, spec, reporter)
         key = _cache_key(task, resolved, options)
         if key not in self._loaded:
-            model = resolved.model if resolved else None
-            self._loaded[key] = self._load(kind, task, model, resolved, options, reporter)
+            self._loaded[key] = self._load(kind, task, resolved, options, reporter)
         self._loaded.move_to_end(key)
         loaded = self._loaded[key]
         return loaded, self._runner_for(loaded.runner, spec), params
@@ -141,13 +144,13 @@ class ModelCache:
             yield (self._runner_for(loaded.runner, spec), params) if loaded else None
 
     def _split_params(self, task: str, kind: type[Runner], spec: JobSpec) -> tuple[LoadOptions, dict[str, Json]]:
-        """Return how a runner is loaded, and the parameters that it runs with."""
+        """Return how a runner is loaded, and the parameters for its `run`."""
         load = {name: value for name, value in spec.params.items() if name in kind.load_params}
         run = {name: value for name, value in spec.params.items() if name not in kind.load_params}
         return self._policy.load.with_params(task, load), run
 
     def _resolve(self, task: str, spec: JobSpec, reporter: Reporter) -> ResolvedModel:
-        """Resolve once: all chunks of a job then see the same commit, and none asks the disk again."""
+        """Resolve once: all chunks of a job then use the same commit, without a look at the disk."""
         key = _source_key(task, spec)
         if key not in self._resolved or not self._resolved[key].path.is_dir():
             self._resolved[key] = resolve(spec.model, spec.revision, task, self._policy, reporter)
@@ -157,13 +160,14 @@ class ModelCache:
         self,
         kind: type[Runner],
         task: str,
-        model: str | None,
         resolved: ResolvedModel | None,
         options: LoadOptions,
         reporter: Reporter,
     ) -> LoadedModel:
         needed = weight_bytes(resolved.path) if resolved else 0
-        title = f"{model or task} ({human_size(needed)})" if needed else model or task
+        title = resolved.model if resolved else task
+        if needed:
+            title += f" ({human_size(needed)})"
         self._free_memory(needed, title)
         reporter.stage(f"loading {title}")
         begun = time.monotonic()
@@ -178,13 +182,11 @@ class ModelCache:
         reporter.stage("")
         self.load_seconds = time.monotonic() - begun
         self._note_change()
-        return LoadedModel(runner, task, model, resolved, self._device)
+        return LoadedModel(runner, task, resolved, self._device)
 
     def _free_memory(self, needed: int, title: str) -> None:
-        free = memory_of(self._device)[0]
-        while free is not None and free < needed * _HEADROOM and self._loaded:
+        while (free := memory_of(self._device)[0]) is not None and free < needed * _HEADROOM and self._loaded:
             self._evict()
-            free = memory_of(self._device)[0]
         if free is not None and free < needed:
             raise WorkerError(
                 "no_memory", f"{title} does not fit: {self._device} has {human_size(free)} of memory left."
@@ -234,7 +236,7 @@ def _find_runner(task: str) -> type[Runner]:
 def _construct_runner(
     kind: type[Runner], task: str, resolved: ResolvedModel | None, device: str, options: LoadOptions
 ) -> Runner | None:
-    """Return the loaded runner, or None if memory ran out: then all that the attempt held is free again."""
+    """Return the loaded runner; None if memory ran out, and then all that the attempt held is free again."""
     try:
         return kind(task, resolved.path if resolved else None, device, options)
     except (CodedError, Cancelled):

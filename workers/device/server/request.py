@@ -13,19 +13,7 @@ from common.payloads.codec import decode_records, encode_outcomes
 from common.records import Json, Record
 from common.reporting import Reporter
 from common.text import replace_control_chars
-from workers.device.protocol import (
-    Aborted,
-    Alive,
-    Answer,
-    Batch,
-    Channel,
-    ProtocolError,
-    Run,
-    Running,
-    Stage,
-    Started,
-    ToDevice,
-)
+from workers.device import protocol
 from workers.device.server.run_chunk import ChunkInputs
 from workers.inference.core.runner import Runner
 
@@ -50,7 +38,7 @@ class Request(Reporter):
 
     id: int
     spec: JobSpec
-    channel: Channel[ToDevice]
+    channel: protocol.Channel[protocol.ToDevice]
     records: dict[int, Record] = field(default_factory=dict)  #: by position in the chunk, in the order of the answer
     prefetched: Prefetched | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -60,7 +48,7 @@ class Request(Reporter):
     _alive_at: float = 0.0
 
     @classmethod
-    def decode(cls, message: Run, channel: Channel[ToDevice]) -> "Request":
+    def decode(cls, message: protocol.Run, channel: protocol.Channel[protocol.ToDevice]) -> "Request":
         """Return the request of a message.
 
         Raises:
@@ -71,7 +59,7 @@ class Request(Reporter):
         records = decode_records(message.payload)
         positions = range(len(records)) if message.positions is None else message.positions
         if any(position >= len(records) for position in positions):
-            raise ProtocolError(f"a position beyond the {len(records)} records of the chunk")
+            raise protocol.ProtocolError(f"a position beyond the {len(records)} records of the chunk")
         chosen = {position: records[position] for position in positions}
         return cls(message.id, JobSpec.decode(message.spec), channel, chosen)
 
@@ -86,9 +74,9 @@ class Request(Reporter):
             self._cancelled = True
             if self._running:
                 return
-        self.answer(Aborted(self.id))
+        self.answer(protocol.Aborted(self.id))
 
-    def answer(self, message: Answer) -> None:
+    def answer(self, message: protocol.Answer) -> None:
         """Send the answer, unless there was one already."""
         with self._lock:
             if self._answered:
@@ -99,12 +87,12 @@ class Request(Reporter):
     def start(self) -> None:
         """Report that the process works on this request now. Raises `Cancelled`."""
         self._check()
-        self.channel.send(Started(self.id))
+        self.channel.send(protocol.Started(self.id))
 
     def stage(self, text: str) -> None:
         """Report what takes time before records run; empty once that is over. Raises `Cancelled`."""
         self._check()
-        self.channel.send(Stage(id=self.id, text=replace_control_chars(text)))
+        self.channel.send(protocol.Stage(id=self.id, text=replace_control_chars(text)))
 
     def start_running(self, output_type: Json) -> None:
         """Report that records run next, and the Arrow type of their outputs. Raises `Cancelled`.
@@ -114,20 +102,20 @@ class Request(Reporter):
         with self._lock:
             self._running = not self._cancelled
         self._check()
-        self.channel.send(Running(id=self.id, empty=encode_outcomes([], [], [], output_type)))
+        self.channel.send(protocol.Running(id=self.id, empty=encode_outcomes([], [], [], output_type)))
 
     def batch(self, positions: Sequence[int]) -> None:
         """Report which records are about to run. Raises `Cancelled`."""
         self._check()
         self._alive_at = time.monotonic()
-        self.channel.send(Batch(id=self.id, positions=list(positions)))
+        self.channel.send(protocol.Batch(id=self.id, positions=list(positions)))
 
     def tick(self) -> None:
         """Give a sign of life, now and then. Raises `Cancelled`."""
         self._check()
         if time.monotonic() - self._alive_at >= _ALIVE_SECONDS:
             self._alive_at = time.monotonic()
-            self.channel.send(Alive(self.id))
+            self.channel.send(protocol.Alive(self.id))
 
     def _check(self) -> None:
         if self._cancelled:

@@ -24,23 +24,7 @@ from weakref import ref
 from common.errors import Cancelled, CodedError, ModelError, PayloadError, WorkerError
 from common.jobs import JobSpec
 from common.text import replace_control_chars
-from workers.device.protocol import (
-    DEVICE_LOST,
-    Aborted,
-    Cancel,
-    Channel,
-    ChannelClosed,
-    ChunkResult,
-    DeviceStatus,
-    Failed,
-    Finished,
-    Open,
-    ProtocolError,
-    Ready,
-    Result,
-    Run,
-    ToDevice,
-)
+from workers.device import protocol
 from workers.device.server.calibration import calibrate, warm_up
 from workers.device.server.memory import memory_of
 from workers.device.server.model_cache import LoadedModel, ModelCache
@@ -61,7 +45,7 @@ _SERIAL_REQUESTS = 8
 class DeviceServer:
     """The loop of the device process."""
 
-    def __init__(self, channel: Channel[ToDevice], device: str, opening: Open) -> None:
+    def __init__(self, channel: protocol.Channel[protocol.ToDevice], device: str, opening: protocol.Open) -> None:
         policy = ModelPolicy.decode(opening.policy)
         self._channel = channel
         self._device = device
@@ -69,7 +53,7 @@ class DeviceServer:
         self._models = ModelCache(device, policy)
         self._to_prefetch: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._to_run: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        self._to_send: queue.SimpleQueue[tuple[Request, Callable[[], Result]]] = queue.SimpleQueue()
+        self._to_send: queue.SimpleQueue[tuple[Request, Callable[[], protocol.Result]]] = queue.SimpleQueue()
         self._cancellable: dict[int, Request] = {}
         self._served = 0
         self._reported: tuple[int, dict[str, int]] = (0, {})
@@ -84,7 +68,7 @@ class DeviceServer:
                 self._preload(request)
             if request.is_answered:  # it failed
                 return
-        self._channel.send(Ready())
+        self._channel.send(protocol.Ready())
         while True:
             request = self._to_run.get()
             with self._answer_errors(request):
@@ -92,7 +76,7 @@ class DeviceServer:
             self._served += 1
             self._cancellable.pop(request.id, None)
             self._send_status()
-            self._channel.send(Finished(request.id))
+            self._channel.send(protocol.Finished(request.id))
 
     @property
     def _is_serial(self) -> bool:
@@ -128,9 +112,11 @@ class DeviceServer:
         run_info, budget = loaded.run_info(), loaded.runner.budget
         batch_sizes = {loaded.digest: budget.tokens} if budget else {}
 
-        def encode() -> Result:  # without the model: what still waits to be sent must not keep it from being evicted
+        # It must not refer to the model: what waits to be sent would keep it in memory when it is evicted.
+        def encode() -> protocol.Result:
             payload, counts = encode_chunk(request.records, outcomes, output_type)
-            return Result(request.id, result=ChunkResult(payload, counts, seconds, run_info), batch_sizes=batch_sizes)
+            result = protocol.ChunkResult(payload, counts, seconds, run_info)
+            return protocol.Result(request.id, result=result, batch_sizes=batch_sizes)
 
         if self._is_serial:
             request.answer(encode())
@@ -148,7 +134,7 @@ class DeviceServer:
         self._reported = models.changes, fallbacks
         free, total = memory_of(self._device)
         self._channel.send(
-            DeviceStatus(
+            protocol.DeviceStatus(
                 models=tuple(models.summaries()),
                 free=free,
                 total=total,
@@ -165,26 +151,28 @@ class DeviceServer:
         try:
             while message := self._channel.receive():
                 match message:
-                    case Run():
+                    case protocol.Run():
                         self._accept(message)
-                    case Cancel():
+                    case protocol.Cancel():
                         if request := self._cancellable.get(message.id):
                             request.cancel()
-                    case Open():
-                        raise ProtocolError("a second opening")
-        except ProtocolError:
+                    case protocol.Open():
+                        raise protocol.ProtocolError("a second opening")
+        except protocol.ProtocolError:
             logger.exception("the other end does not speak this protocol")
             os._exit(1)
 
-    def _accept(self, message: Run) -> None:
+    def _accept(self, message: protocol.Run) -> None:
         try:
             request = Request.decode(message, self._channel)
-        except ProtocolError:
+        except protocol.ProtocolError:
             raise
         except (ValueError, PayloadError, MemoryError) as error:
             text = f"{type(error).__name__}: {error}"
             self._channel.send(
-                Failed(id=message.id, error="payload", code="broken_payload", message=replace_control_chars(text))
+                protocol.Failed(
+                    id=message.id, error="payload", code="broken_payload", message=replace_control_chars(text)
+                )
             )
             return
         self._cancellable[request.id] = request
@@ -222,10 +210,10 @@ class DeviceServer:
         try:
             yield
         except Cancelled:
-            request.answer(Aborted(request.id))
+            request.answer(protocol.Aborted(request.id))
         except CodedError as error:
             request.answer(_failed(request.id, error))
-        except ChannelClosed:  # nobody is left to answer
+        except protocol.ChannelClosed:  # nobody is left to answer
             raise
         except Exception as error:  # the last boundary: the process and the other requests go on
             if isinstance(error, DeviceLost) or is_device_lost(error):
@@ -243,24 +231,24 @@ def serve(fd: int, device: str) -> None:
     Raises:
         ProtocolError: the first message is not `Open`.
     """
-    channel: Channel[ToDevice] = Channel(fd, ToDevice)
-    with contextlib.suppress(ChannelClosed):
+    channel: protocol.Channel[protocol.ToDevice] = protocol.Channel(fd, protocol.ToDevice)
+    with contextlib.suppress(protocol.ChannelClosed):
         opening = channel.receive()
-        if not isinstance(opening, Open):
-            raise ProtocolError("the first message must be Open")
+        if not isinstance(opening, protocol.Open):
+            raise protocol.ProtocolError("the first message must be Open")
         DeviceServer(channel, device, opening).serve()
 
 
-def _failed(id_: int, error: CodedError) -> Failed:
+def _failed(id_: int, error: CodedError) -> protocol.Failed:
     kind: Literal["model", "worker"] = "model" if isinstance(error, ModelError) else "worker"
-    return Failed(id=id_, error=kind, code=error.code, message=replace_control_chars(error.message))
+    return protocol.Failed(id=id_, error=kind, code=error.code, message=replace_control_chars(error.message))
 
 
 def _run_or_exit(work: Callable[[], None]) -> None:
     """Run a thread that never ends by itself; without it nobody is answered, so the process ends with it."""
     try:
         work()
-    except ChannelClosed:
+    except protocol.ChannelClosed:
         os._exit(0)
     except BaseException:  # a panic of the tokenizers library is no Exception
         logger.exception("the device process cannot continue")
@@ -272,4 +260,4 @@ def _exit_device_lost(error: Exception) -> None:
     """End the process: its context on the device is ruined, and only a fresh process gets a new one."""
     logger.error("the device is lost: %s", error)
     logging.shutdown()
-    os._exit(DEVICE_LOST)
+    os._exit(protocol.DEVICE_LOST)
