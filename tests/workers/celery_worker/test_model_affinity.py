@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from common.jobs import JobSpec, new_job_id
 from common.queue.heartbeats import Heartbeat
