@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: Jobs that completion offers, the newest first, and jobs that it examines for that.
 _MAX_OFFERED, _MAX_EXAMINED = 20, 1000
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 json_lines_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON lines, also on a terminal; the job if it is not waited for."

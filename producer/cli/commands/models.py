@@ -46,7 +46,10 @@ def models(context: click.Context, as_json: bool) -> None:
 @click.argument("model", metavar="job:ID")
 @click.argument("directory", type=click.Path(path_type=Path))
 def export(model: str, directory: Path) -> None:
-    """Copy a model into DIRECTORY, which must not exist: weights, tokenizer, configuration, model card."""
+    """Copy a model into a new DIRECTORY.
+
+    It gets the weights, the tokenizer, the configuration and the model card.
+    """
     target = directory.absolute()
     with path_errors(f"{directory} cannot be written"):
         parent_exists = target.parent.is_dir()
