@@ -37,7 +37,7 @@ from producer.submit.python_records import RecordsArg, records_from_python, spli
 from producer.submit.upload import Totals, submit
 
 if TYPE_CHECKING:
-    from producer.embedded.session import EmbeddedSession
+    from producer.embedded.attach import EmbeddedSession
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,9 @@ class Client:
         self._session: EmbeddedSession | None = None
         warn = notify or logger.warning
         if self._configured.embedded:
-            from producer.embedded import session
+            from producer.embedded import attach
 
-            self._session = session.EmbeddedSession(self._configured, notify or logger.info, warn, keep_alive)
+            self._session = attach.EmbeddedSession(self._configured, notify or logger.info, warn, keep_alive)
             settings = self._session.open(worker=with_worker)
         else:
             settings = self._configured

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
@@ -23,6 +23,9 @@ from common.redis.durability import durability_warnings
 from common.redis.schema import check_schema
 from common.settings import Settings
 
+if TYPE_CHECKING:
+    from producer.embedded.attach import EmbeddedSession
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -31,16 +34,6 @@ POLL_SECONDS = 0.2
 #: The name of the job that was submitted last.
 LAST = "@last"
 _ID_PREFIX = re.compile(r"[0-9a-f]{1,11}\Z")
-
-
-class EmbeddedQueue(Protocol):
-    """The embedded queue as a connection needs it (`producer.embedded.session`)."""
-
-    def start_worker(self) -> None:
-        """Start a worker unless this process has one."""
-
-    def ensure_running(self) -> None:
-        """Start Redis and the worker again if they were killed."""
 
 
 class QueueConnection:
@@ -52,7 +45,7 @@ class QueueConnection:
     def __init__(
         self,
         settings: Settings,
-        embedded: EmbeddedQueue | None = None,
+        embedded: "EmbeddedSession | None" = None,
         notify: Callable[[str], None] = logger.warning,
     ) -> None:
         """Connect when first used.
