@@ -15,7 +15,7 @@ INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python --torch-backend au
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-processes check format test-faults test-slow test-soak test-compose bench bench-peers up clean
+.PHONY: help demo test test-unit test-models test-processes check format test-faults test-slow test-soak test-compose bench bench-peers up clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -57,14 +57,17 @@ check: $(STAMP) ## ruff, mypy and deptry
 # those with few but long tests last.
 PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 
-test: check test-unit test-processes ## All checks and tests that CI runs
+test: check test-unit test-models test-processes ## All checks and tests that CI runs
 
-test-unit: $(STAMP) ## The tests that start no process and no server
+test-unit: $(STAMP) ## The tests that start no process and load no model
 	@$(PYTEST) -n 2 -m "unit and not slow"
 
+test-models: $(STAMP) ## The tests that load models, most of them tiny
+	@$(PYTEST) -n 2 -m "models and not faults and not slow"
+
 # More test processes than cores: most of them wait for processes of their own.
-test-processes: $(STAMP) ## The others, but for those of the targets below
-	@$(PYTEST) -n 4 -m "not unit and not faults and not slow and not compose"
+test-processes: $(STAMP) ## The tests with servers, workers and commands
+	@$(PYTEST) -n 4 -m "processes and not faults and not slow and not compose"
 
 test-faults: $(STAMP) ## All faults, those that take minutes too; run nothing else meanwhile
 	@$(BIN)/pytest -n 2 --durations=15 tests/faults tests/e2e/test_finetune_jobs.py tests/e2e/test_finetune_places.py \

@@ -27,35 +27,37 @@ from tests.support.processes import RedisServer, Shell, Workers, environment, wa
 
 #: Seconds for which a lease lasts that no worker holds.
 LEASE = 0.4
-#: What a file of tests names that starts processes or servers. The others are unit tests: see `forbid_processes`.
-_PROCESSES = re.compile(
-    r"\b(subprocess|Ledger|Home|Queue|RedisServer|Shell|Workers|device_process|running_queue|(hub|hub_dataset|s3)_server)\b"
-)
-
 TESTS = Path(__file__).parent
+#: Kinds of test files by what they name: the first that fits. `unit` is the rest.
+KINDS = {
+    "models": r"^\s*(import|from) (torch|transformers|workers\.(inference|device\.server|training\.trainer))\b"
+    r"|\b(tiny_\w+|finetune_runs|pipeline_reference)\b",
+    "processes": r"\b(subprocess|Ledger|Home|Queue|RedisServer|Shell|Workers|device_process|running_queue"
+    r"|(hub|hub_dataset|s3)_server|server_binary|soak)\b",
+}
 
 
 @functools.cache
-def is_unit(path: Path) -> bool:
-    """Whether the tests of a file start no process and no server."""
-    return not _PROCESSES.search(path.read_text("utf-8"))
+def kind_of(path: Path) -> str:
+    """Return the marker of the tests in a file."""
+    text = path.read_text("utf-8")
+    return next((kind for kind, names in KINDS.items() if re.search(names, text, re.MULTILINE)), "unit")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave files unread that `-m unit` or `-m "not unit ..."` leaves out anyway: torch takes long to import."""
-    chosen = re.match(r"(not )?unit\b", config.option.markexpr)
-    if chosen and collection_path.match("test_*.py") and is_unit(collection_path) is bool(chosen[1]):
+    """With `-m KIND ...` leave the files of other kinds unread: what loads torch takes ten seconds to import."""
+    wanted = config.option.markexpr.partition(" ")[0]
+    if wanted in ("unit", *KINDS) and collection_path.match("test_*.py") and kind_of(collection_path) != wanted:
         return True
     return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark unit tests, and put the folders with the longest files first."""
+    """Mark the tests with their kind, and put the folders with the longest files first."""
     folders = ("e2e", "workers", "producer", "faults", "security", "project", "common")
     items.sort(key=lambda item: [item.path.is_relative_to(TESTS / folder) for folder in folders], reverse=True)
     for item in items:
-        if is_unit(item.path):
-            item.add_marker("unit")
+        item.add_marker(kind_of(item.path))
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +68,7 @@ def forbid_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 
 def _no_process(*_: object, **__: object) -> None:
-    pytest.fail("A unit test starts a process. Name what starts it in `_PROCESSES` of tests/conftest.py.")
+    pytest.fail("A unit test starts a process. Name what starts it in `KINDS` of tests/conftest.py.")
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
