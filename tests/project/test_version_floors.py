@@ -32,7 +32,7 @@ def test_what_is_pinned_is_not_below_the_floors():
 def test_redis_in_the_compose_file_is_one_of_the_patched():
     [found] = re.findall(r"image: redis:(\d+)\.(\d+)\.(\d+)", (ROOT / "docker-compose.yml").read_text("utf-8"))
     major, minor, patch = map(int, found)
-    patched = re.findall(r"\b(\d+)\.(\d+)\.(\d+)(?=[, ]| and)", SECURITY[SECURITY.index("before the patch releases") :])
+    patched = re.findall(r"\b(\d+)\.(\d+)\.(\d+)(?=[,\s]| and| or)", SECURITY[SECURITY.index("patch releases") :])
     floors = {(int(a), int(b)): int(c) for a, b, c in patched[:5]}
     assert len(floors) == 5
     assert patch >= floors[major, minor]
