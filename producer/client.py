@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from common.errors import UsageError
 from common.jobs import Job, JobStatus
-from common.queue.heartbeats import serving
+from common.queue.heartbeats import Heartbeat, serving
 from common.records import Record
 from common.redis.url import check_redis_url, mask_url
 from common.settings import load_settings
@@ -181,7 +181,7 @@ class Client:
             UsageError: The model is that of a job without one.
         """
         check_job_model(self.connection, plan.spec.model)
-        workers = serving(self.connection.workers(), plan.spec.queue)
+        workers = serving(self.workers(), plan.spec.queue)
         key, source = plan.idempotency_key, open_source(plan, records, workers)
         if key is None:
             totals: Totals | None = submit(self.connection, plan.spec, source, on_chunk)
@@ -198,6 +198,10 @@ class Client:
         """
         return JobHandle(self.connection, self.connection.load_job(self.connection.full_id(job_id)))
 
+    def workers(self) -> list[Heartbeat]:
+        """Return the live workers."""
+        return self.connection.workers()
+
     def logs(self, job_id: str) -> Iterator[str]:
         """Yield what the embedded queue's worker logged about a job, or about no job while it ran.
 
@@ -207,7 +211,7 @@ class Client:
         """
         job = self.job(job_id).state
         if not self.embedded:
-            names = ", ".join(worker.name for worker in self.connection.workers()) or "none is alive"
+            names = ", ".join(worker.name for worker in self.workers()) or "none is alive"
             raise UsageError(
                 f"The workers of a queue of your own log where they run ({names}); look for {job.id} there."
             )

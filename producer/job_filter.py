@@ -1,4 +1,4 @@
-"""Choosing jobs: by status, name and labels."""
+"""Job filters: by status, name, labels and age."""
 
 import re
 import time
@@ -11,15 +11,15 @@ from common.jobs import Job, JobStatus, check_label
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs are meant; what is left out does not matter."""
+    """Conditions that a job must meet; those left out always hold."""
 
     status: JobStatus | None = None
-    name: str | None = None  #: `*` stands for any text
+    name: str | None = None  #: `*` matches any text
     labels: Mapping[str, str] = field(default_factory=dict)
     older_than: float | None = None  #: seconds since they were submitted
 
     def matches(self, job: Job) -> bool:
-        """Whether the job is one of them."""
+        """Whether a job meets all conditions."""
         if self.status not in (None, job.status) or not self.labels.items() <= job.spec.labels.items():
             return False
         if self.older_than is not None and time.time() - job.spec.created_at <= self.older_than:
@@ -27,7 +27,7 @@ class JobFilter:
         return self.name is None or _matches_wildcard(self.name, job.spec.name or "")
 
     def __bool__(self) -> bool:
-        """Whether it leaves out any job."""
+        """Whether there is any condition."""
         return bool(self.status or self.name is not None or self.labels or self.older_than is not None)
 
     def __str__(self) -> str:
@@ -42,16 +42,16 @@ def _matches_wildcard(pattern: str, name: str) -> bool:
 
 
 def parse_labels(labels: Sequence[str]) -> dict[str, str]:
-    """Return the `-l` options: KEY=VALUE.
+    """Return labels from texts KEY=VALUE.
 
     Raises:
-        UsageError: one has no `=`, a key is given twice, or one is too long or cannot be shown.
+        UsageError: A text has no `=`, a key occurs twice, or a label is too long or has control characters.
     """
     parsed: dict[str, str] = {}
     for label in labels:
         key, equals, value = label.partition("=")
         if not equals:
-            raise UsageError(f"-l {label!r}: expected KEY=VALUE, as run=7.")
+            raise UsageError(f"-l {label!r}: expected KEY=VALUE, such as run=7.")
         if parsed.get(key, value) != value:
             raise UsageError(f"-l {label!r}: the label {key!r} is given twice, as {parsed[key]!r} before.")
         parsed[key] = value
@@ -62,7 +62,7 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """Return the labels.
 
     Raises:
-        UsageError: one is too long, cannot be shown, or is no text.
+        UsageError: A label is too long, has control characters, or is not text.
     """
     for key, value in labels.items():
         try:

@@ -1,7 +1,7 @@
-"""Examples to learn from: which columns hold text and label, and what a cell of them means.
+"""Training examples: which columns hold text and label, and how their cells are read.
 
-The producer applies it to files before anything is submitted, the worker to data sets of the hub. Both have all
-examples in memory: learning goes over them again and again.
+The producer applies it to files before it submits anything, the worker to datasets of the hub. Both hold all examples
+in memory, since training passes over them several times.
 """
 
 import json
@@ -16,14 +16,14 @@ from common.records import Json
 
 @dataclass(frozen=True, slots=True)
 class ExampleSchema:
-    """Which columns an example of a task has: alternatives, the first ones preferred."""
+    """The columns of an example: alternatives for each, in order of preference."""
 
     text: tuple[str, ...]
     label: tuple[str, ...] = ()
     pair: str | None = None
 
     def columns(self, names: Sequence[str], text: str | None, label: str | None) -> tuple[str, str | None] | None:
-        """Return the columns of text and label among `names`, None if they are not there; the options come first."""
+        """Return the columns of text and label among `names`, chosen or by default; None if one is missing."""
         found_text = _first((text,) if text else self.text, names)
         found_label = _first((label,) if label else self.label, names)
         if found_text is None or (self.label and found_label is None):
@@ -39,22 +39,22 @@ SCHEMAS: dict[str, ExampleSchema] = {
     "fill-mask": _TEXT,
     "text-generation": _TEXT,
 }
-#: A cell that is a number; a word that merely looks like one, as 007 or 1_0, is a word.
+#: A cell that is a number; 007 and 1_0 are words.
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(?P<fraction>(\.[0-9]+)?([eE][+-]?[0-9]+)?)\Z")
-#: The other shape of text-generation: learn what follows a prompt.
+#: The other schema of text-generation: learn the completion of a prompt.
 PROMPT_COMPLETION = ExampleSchema(("prompt",), ("completion", "response", "answer"))
 
 
 def schemas_of(task: str) -> tuple[ExampleSchema, ...]:
-    """Return the shapes that examples of a task may have, the preferred one first."""
+    """Return the schemas that examples of a task may have, the preferred one first."""
     return (PROMPT_COMPLETION, SCHEMAS[task]) if task == "text-generation" else (SCHEMAS[task],)
 
 
 def choose_columns(task: str, names: Sequence[str], text: str | None, label: str | None) -> tuple[str, str | None]:
-    """Return the columns of text and label of a data set with the columns `names`.
+    """Return the columns of text and label of a dataset with the columns `names`.
 
     Raises:
-        UsageError: they are not there.
+        UsageError: They are missing.
     """
     for schema in schemas_of(task):
         if (found := schema.columns(names, text, label)) is not None:
@@ -68,10 +68,10 @@ def choose_columns(task: str, names: Sequence[str], text: str | None, label: str
 
 
 def make_example(task: str, row: Mapping[str, Json], text: str, label: str | None) -> dict[str, Json]:
-    """Return a row as an example, its fields named as the task names them.
+    """Return a row as an example with the task's field names.
 
     Raises:
-        UsageError: a field is of the wrong type.
+        UsageError: A field has the wrong type.
     """
     if task == "token-classification":
         return _tagged(row[text], row[label or "tags"])
@@ -86,7 +86,7 @@ def make_example(task: str, row: Mapping[str, Json], text: str, label: str | Non
 
 
 def is_empty(example: Mapping[str, Json]) -> bool:
-    """Whether there is nothing in an example to learn from."""
+    """Whether an example has no text."""
     text = example.get("text", example.get("tokens", example.get("completion")))
     return not text or (isinstance(text, str) and not text.strip())
 
@@ -124,7 +124,7 @@ def _class(item: Json) -> Json:
 
 
 def _parsed(text: str) -> Json:
-    """Return what a cell of a table means: 1 and 0.5 are numbers, ["a", "b"] is a list."""
+    """Return the value of a table's cell: 1 and 0.5 are numbers, ["a", "b"] is a list."""
     if text.startswith("["):
         return _label(_json_list(text))
     match = _NUMBER.match(text)
@@ -144,7 +144,7 @@ def _json_list(text: str) -> list[Json]:
 
 
 def _tagged(words: Json, tags: Json) -> dict[str, Json]:
-    """Return words and tags; in a table both are JSON lists or split by blanks."""
+    """Return words and tags; in a table, both are JSON lists or separated by spaces."""
     found = [_words(value) for value in (words, tags)]
     if len(found[0]) != len(found[1]):
         raise UsageError(f"{len(found[0])} words, but {len(found[1])} tags: each word needs one")

@@ -13,9 +13,9 @@ from common.errors import UsageError
 from common.records import Json
 from common.suggestions import did_you_mean
 
-#: How many names a message lists.
+#: Names that a message lists.
 _MAX_LISTED = 5
-#: More classes than that are hardly classes: a column of texts or ids was named.
+#: More classes than this are unlikely: the column probably holds texts or ids.
 _MAX_CLASSES = 10_000
 
 #: The tasks that can be fine-tuned, and the kinds of labels that their metrics may be for.
@@ -74,7 +74,7 @@ def infer_labels(task: str, examples: Sequence[Example]) -> Labels:
     if task not in LABEL_KINDS:
         raise UsageError(f"{task} cannot be fine-tuned; those that can: {', '.join(LABEL_KINDS)}.")
     if not examples:
-        raise UsageError("There is no example to learn from: every text is empty.")
+        raise UsageError("There are no examples to learn from: every text is empty.")
     if task == "token-classification":
         return _tags(examples)
     if task != "text-classification":
@@ -93,7 +93,7 @@ def _check_alike(examples: Sequence[Example]) -> None:
     if 0 < prompted < len(examples):
         raise UsageError(
             f"{prompted:,} of {len(examples):,} examples are prompts with what follows them, the others plain texts: "
-            "learn from one kind."
+            "use one kind."
         )
 
 
@@ -106,7 +106,7 @@ def _tags(examples: Sequence[Example]) -> Labels:
 
 def _multi_label(labels: Sequence[Json]) -> Labels:
     if not all(isinstance(label, list) for label in labels):
-        raise UsageError("Some labels are lists and some are not: give every example a list, if need be an empty one.")
+        raise UsageError("Some labels are lists and some are not: give every example a list, even if it is empty.")
     if _are_multi_hot(labels):
         return _multi_hot(labels)
     for label in labels:
@@ -119,13 +119,13 @@ def _multi_label(labels: Sequence[Json]) -> Labels:
 
 
 def _are_multi_hot(labels: Sequence[list[Json]]) -> bool:
-    """Whether lists hold a 0 or 1 for each class: as names, lists of one length with no more values say nothing."""
+    """Whether each list holds a 0 or 1 for every class, rather than names of classes."""
     longest = len(labels[0])
     return longest > 1 and all(len(label) == longest and all(map(_is_bit, label)) for label in labels)
 
 
 def _multi_hot(labels: Sequence[list[Json]]) -> Labels:
-    """Return the classes under the names that transformers gives to those without any."""
+    """Return the classes with transformers' default names."""
     if all(label == labels[0] for label in labels):
         raise UsageError(f"Every example has the label {labels[0]}: there is nothing to learn.")
     names = tuple(f"LABEL_{number}" for number in range(len(labels[0])))
@@ -154,7 +154,7 @@ def _single_label(labels: Sequence[Json]) -> Labels:
 
 
 def _sorted(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names in order, whole numbers by their value."""
+    """Return the names in order, integers by value."""
     try:
         return tuple(sorted(names, key=int))
     except ValueError:
@@ -170,17 +170,17 @@ def _is_bit(item: Json) -> bool:
 
 
 def _name(label: Json) -> str:
-    """Return the name of a class: of 1 and of 1.0, which pandas makes of 1 beside an empty cell, it is 1."""
+    """Return the name of a class: `1` for 1 and for 1.0, which pandas makes of 1 in a column with empty cells."""
     if isinstance(label, bool):
         return str(label).lower()
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
 def check_labels_known(labels: Labels, examples: Sequence[Example], source: str) -> None:
-    """Check that an evaluation set has no label that the training set has not.
+    """Check that an evaluation set has only labels of the training set.
 
     Raises:
-        UsageError: it has; or its labels are of another kind.
+        UsageError: It has others, or its labels are of another kind.
     """
     if not examples:
         raise UsageError(f"{source} holds no example: every text is empty.")
@@ -201,15 +201,15 @@ def check_labels_known(labels: Labels, examples: Sequence[Example], source: str)
 
 
 def uses_bio_tags(tags: Sequence[str]) -> bool:
-    """Whether tags mark entities of several words, as B-LOC and I-LOC do."""
+    """Whether tags mark entities of several words, such as B-LOC and I-LOC."""
     return any(tag[:2] in ("B-", "I-") for tag in tags)
 
 
 def check_metric(task: str, labels: Labels | None, metric: str) -> None:
-    """Check that evaluations have that metric; of labels not known yet (None), that those of the task may.
+    """Check that an evaluation measures a metric; for labels not known yet (None), that one of the task may.
 
     Raises:
-        UsageError: they have not; names the nearest.
+        UsageError: It does not; suggests the nearest.
     """
     known = labels.metrics if labels else tuple(name for kind in LABEL_KINDS[task] for name in METRICS[kind])
     if metric.removeprefix("eval_") not in known:
@@ -218,10 +218,10 @@ def check_metric(task: str, labels: Labels | None, metric: str) -> None:
 
 
 def class_names_of(labels: Labels, example: Example) -> list[str]:
-    """Return the names of the classes of one example.
+    """Return the class names of one example.
 
     Raises:
-        UsageError: its label is not of the kind that the training set has.
+        UsageError: Its label is of another kind than the training set's.
     """
     value = example["tags"] if labels.kind == "tags" else example["label"]
     if labels.multi_hot:
@@ -234,25 +234,30 @@ def class_names_of(labels: Labels, example: Example) -> list[str]:
 
 
 def align_labels(labels: Labels, known: Sequence[str]) -> tuple[Labels, str]:
-    """Return the labels as a model has them that tells `known` classes apart, and what is to be said of it.
+    """Return the labels in the order of a base model's `known` classes, and a note for the user.
 
-    A head keeps what it has learnt only where its classes keep their places. A model that knows more classes than the
-    examples show keeps them; names that differ in case alone are the same.
+    A head keeps what it has learned only if its classes keep their positions. Classes that occur in no example are
+    kept; names that differ only in case are the same.
     """
-    if labels.kind not in ("single_label", "multi_label", "tags") or not known or labels.names == tuple(known):
+    if labels.kind in ("regression", "") or not known or labels.names == tuple(known):
         return labels, ""
     if labels.multi_hot and len(labels.names) == len(known):
         return replace(labels, names=tuple(known)), ""
-    own = {name.casefold(): name for name in labels.names}
-    folded = [name.casefold() for name in known]
-    same = len(own) == len(labels.names) and len(set(folded)) == len(folded) and own.keys() <= set(folded)
-    if labels.multi_hot or not same:
-        return labels, f"The base model has other classes ({_names(known)}): those of the examples take their place."
-    names = tuple(own.get(fold, name) for fold, name in zip(folded, known, strict=True))
+    names = None if labels.multi_hot else _match_ignoring_case(labels.names, known)
+    if names is None:
+        return labels, f"The base model has other classes ({_names(known)}): those of the examples replace them."
     missing = [name for name in names if name not in labels.names]
-    return replace(labels, names=names), f"The base model's {_listed('label', missing)} is in no example." * bool(
-        missing
-    )
+    note = f"The base model's {_listed('label', missing)} does not occur in the examples." if missing else ""
+    return replace(labels, names=names), note
+
+
+def _match_ignoring_case(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...] | None:
+    """Return `known` with the names as they are written in `names`; None if they are other classes."""
+    own = {name.casefold(): name for name in names}
+    folded = [name.casefold() for name in known]
+    if len(own) < len(names) or len(set(folded)) < len(folded) or not own.keys() <= set(folded):
+        return None
+    return tuple(own.get(fold, name) for fold, name in zip(folded, known, strict=True))
 
 
 def _listed(noun: str, names: Sequence[str]) -> str:
@@ -269,13 +274,13 @@ def _names(names: Sequence[str]) -> str:
 def split_train_eval(
     labels: Labels, examples: Sequence[Example], share: float, seed: int
 ) -> tuple[list[Example], list[Example], list[str]]:
-    """Return the examples to learn from, those held out, and what is to be said of it.
+    """Return training examples, examples held out for evaluation, and notes for the user.
 
-    Classes keep their shares: of each, at least one example is held out and at least one stays; of a class with one
-    example, that one stays.
+    The split is stratified: at least one example of each class is held out and at least one is kept; the only example
+    of a class is kept.
 
     Raises:
-        UsageError: nothing would be left on one side.
+        UsageError: Nothing could be held out.
     """
     groups: dict[str, list[int]] = {}
     for number, example in enumerate(examples):
@@ -283,7 +288,7 @@ def split_train_eval(
             number
         )
     chosen: set[int] = set()
-    shuffled = random.Random(seed)  # noqa: S311 - a fair draw, no secret
+    shuffled = random.Random(seed)  # noqa: S311 - not a secret
     for members in groups.values():
         most = len(members) - 1
         chosen.update(shuffled.sample(members, min(most, max(1, round(share * len(members))))))
@@ -292,7 +297,7 @@ def split_train_eval(
             f"--eval-split {share:g} leaves no example of any class to evaluate with: of {len(examples)} examples, no "
             "class has two. Give more examples, or an evaluation set with --eval FILE."
         )
-    alone = sorted(name for name, members in groups.items() if len(members) == 1)
-    said = [f"{_listed('label', alone)} is in no example held out by --eval-split."] if alone else []
+    single = sorted(name for name, members in groups.items() if len(members) == 1)
+    notes = [f"{_listed('label', single)} is in no example held out by --eval-split."] if single else []
     kept = [example for number, example in enumerate(examples) if number not in chosen]
-    return kept, [examples[number] for number in sorted(chosen)], said
+    return kept, [examples[number] for number in sorted(chosen)], notes

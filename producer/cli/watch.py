@@ -90,7 +90,7 @@ class _Watcher:
 
     def _check_device(self, job: Job) -> None:
         """Cancel a job that waits for a device that the embedded worker does not have."""
-        ready = [worker for worker in self._client.connection.workers() if worker.state == "ready"]
+        ready = [worker for worker in self._client.workers() if worker.state == "ready"]
         if ready and not serving(ready, job.spec.queue):
             self._handle.cancel()
             raise UsageError(

@@ -10,11 +10,11 @@ from common.models.references import check_revision
 from common.params import parse_params
 from common.payloads.codec import encode_records
 from common.payloads.job_payloads import JobPayloads
-from common.records import Json, Record
+from common.records import Record
 from common.settings import Settings, load_settings
 from common.suggestions import did_you_mean
 from common.tasks import ALIASES
-from common.training.labels import LABEL_KINDS, check_metric
+from common.training.labels import LABEL_KINDS, Example, check_metric
 from common.training.options import HUB_PREFIX, TrainingOptions, check_conflicts
 from producer.finetune.options import FinetuneOptions
 from producer.finetune.training_data import CHUNK_RECORDS, ExampleSet, read_examples
@@ -115,10 +115,8 @@ def submit_finetune(connection: QueueConnection, plan: FinetunePlan) -> None:
     connection.send_tickets(spec)
 
 
-def _write_part(
-    connection: QueueConnection, payloads: JobPayloads, part: str, examples: Sequence[dict[str, Json]]
-) -> int:
-    records = (Record(number, example) for number, example in enumerate(examples))
+def _write_part(connection: QueueConnection, payloads: JobPayloads, part: str, examples: Sequence[Example]) -> int:
+    records = (Record(number, dict(example)) for number, example in enumerate(examples))
     count = 0
     for number, (chunk, _) in enumerate(cut_chunks(records, ChunkPlan(CHUNK_RECORDS))):
         with connection.errors():

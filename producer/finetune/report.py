@@ -1,4 +1,4 @@
-"""A page about a fine-tune job: one HTML file that needs nothing else, the curves drawn as SVG."""
+"""Report of a fine-tune job: one self-contained HTML file with the curves as SVG."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -15,7 +15,7 @@ from producer.finetune.svg_charts import Series, line_chart, shaded_table
 from producer.job_handle import JobHandle
 from producer.outputs.formats import check_writable
 
-#: How many labels are listed.
+#: Labels that are listed.
 _MAX_LABELS = 50
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -61,19 +61,19 @@ def make_finetune_report(handle: JobHandle) -> str:
     """
     job = handle.state
     if job.spec.training is None:
-        raise UsageError(f"Job {job.id} is no fine-tune job: a report is made of `producer finetune` alone.")
+        raise UsageError(f"Job {job.id} is not a fine-tune job: only those have a report.")
     rows = [row for row in handle.rows() if row.outcome is not None and row.outcome.output]
     if not rows or rows[0].outcome is None:
-        raise UsageError(f"Job {job.id} is {job.status}: a report is made of a completed one.")
+        raise UsageError(f"Job {job.id} is {job.status}: only completed jobs have a report.")
     return render(job, rows[0].outcome.output)
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write the file, whole or not at all.
+    """Write the file atomically.
 
     Raises:
-        UsageError: it cannot be written there.
-        HugqueueError: the disk does not take it.
+        UsageError: It cannot be written there.
+        HugqueueError: The disk is full or fails.
     """
     check_writable(path)
     with write_errors(path), AtomicFile(path) as file:
@@ -81,7 +81,7 @@ def write_page(path: Path, page: str) -> None:
 
 
 def render(job: Job, result: Mapping[str, Json]) -> str:
-    """Return the page for what came of a job."""
+    """Return the page for the result of a job."""
     counts = result["examples"]
     summary = (
         f"{escape(result['base_model'])}, fine-tuned for {escape(result['task'])} on {counts['train']:,} examples"

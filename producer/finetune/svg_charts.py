@@ -1,4 +1,4 @@
-"""Charts as SVG and tables as HTML, by hand: curves with axes, and a table whose cells are shaded by their numbers."""
+"""SVG line charts and shaded HTML tables for reports, without a library."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Series(NamedTuple):
 
 
 class _Scale(NamedTuple):
-    """From values to places in the picture."""
+    """A linear scale from values to coordinates."""
 
     low: float
     high: float
@@ -33,7 +33,7 @@ class _Scale(NamedTuple):
 
 
 def line_chart(series: Sequence[Series]) -> str:
-    """Return an SVG with the curves, their axes and names; an empty text where there is no point."""
+    """Return an SVG with the curves, axes and a legend; an empty text without points."""
     kept = [Series(s.name, [(x, y) for x, y in s.points if y is not None and math.isfinite(y)]) for s in series]
     kept = [one for one in kept if one.points]
     if not kept:
@@ -72,7 +72,7 @@ _FONT = 'font-size="11" fill="currentColor" fill-opacity=".7" font-family="syste
 
 
 def _ticks(low: float, high: float, finest: float = 0.0) -> list[float]:
-    """Return about five round numbers between low and high, at least `finest` apart: there is no half a step."""
+    """Return about five round numbers between low and high, at least `finest` apart."""
     if high <= low:
         return [low]
     raw = (high - low) / 5
@@ -92,7 +92,7 @@ def _curve(one: Series, across: _Scale, up: _Scale, number: int) -> str:
 
 
 def _names(series: Sequence[Series]) -> tuple[str, int]:
-    """Return the names with their colours, in as many rows as they take, and the height of these rows."""
+    """Return the legend, in as many rows as it needs, and its height."""
     parts, x, y = [], _LEFT, 2
     for number, one in enumerate(series):
         width = 15 + _LETTER * len(one.name)
@@ -105,7 +105,7 @@ def _names(series: Sequence[Series]) -> tuple[str, int]:
 
 
 def shaded_table(names: Sequence[str], rows: Sequence[Sequence[int]]) -> str:
-    """Return a table of counts, label (row) against prediction (column), each row shaded by its shares."""
+    """Return a confusion matrix, label (row) against prediction (column), each row shaded by its shares."""
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = "".join(
         f"<tr><th>{escape(name)}</th>{''.join(_cell(count, sum(row)) for count in row)}</tr>"

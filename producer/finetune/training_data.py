@@ -8,7 +8,7 @@ from common.inputs import find_inputs
 from common.records import Json, Record
 from common.tasks import Task
 from common.training.examples import SCHEMAS, ExampleSchema, choose_columns, is_empty, make_example, schemas_of
-from common.training.labels import Labels, check_labels_known, infer_labels, split_train_eval
+from common.training.labels import Example, Labels, check_labels_known, infer_labels, split_train_eval
 from common.training.options import TrainingOptions
 from producer.finetune.options import FinetuneOptions
 
@@ -20,8 +20,8 @@ CHUNK_RECORDS = 2000
 class ExampleSet:
     """The examples of a job, and notes about them for the user."""
 
-    train: list[dict[str, Json]]
-    evaluation: list[dict[str, Json]]
+    train: list[Example]
+    evaluation: list[Example]
     labels: Labels | None  #: None for a dataset that the worker loads
     notes: list[str]
 
@@ -42,27 +42,31 @@ def read_examples(
         UsageError: A file cannot be read, a row is invalid, or there is nothing to learn.
     """
     notes: list[str] = []
-
-    def read(names: Sequence[str]) -> list[dict[str, Json]]:
-        examples = [e for name in names for e in _read_input(task, name, options, training, max_record_bytes)]
-        kept = [example for example in examples if not is_empty(example)]
-        if left_out := len(examples) - len(kept):
-            notes.append(f"{left_out:,} {'example' if left_out == 1 else 'examples'} without text: left out.")
-        return kept
-
-    train = [] if training.train_source else read(inputs)
-    evaluation = read([options.evaluation]) if options.evaluation and not training.eval_source else []
+    evaluation: list[Example] = []
+    if options.evaluation and not training.eval_source:
+        evaluation = _read_inputs(task, [options.evaluation], options, training, max_record_bytes, notes)
     if training.train_source:
         return ExampleSet([], evaluation, None, notes)
+    train = _read_inputs(task, inputs, options, training, max_record_bytes, notes)
     labels = infer_labels(task, train)
-    notes += [labels.description] * bool(labels.description) + list(labels.warnings)
+    notes += [text for text in (labels.description, *labels.warnings) if text]
     if evaluation and options.evaluation:
         check_labels_known(labels, evaluation, options.evaluation)
     elif training.eval_split is not None:
-        kept, held_out, more = split_train_eval(labels, train, training.eval_split, training.seed)
-        notes += [f"{len(held_out):,} of {len(train):,} examples are held out for evaluation.", *more]
-        train, evaluation = [dict(example) for example in kept], [dict(example) for example in held_out]
+        count = len(train)
+        train, evaluation, more = split_train_eval(labels, train, training.eval_split, training.seed)
+        notes += [f"{len(evaluation):,} of {count:,} examples are held out for evaluation.", *more]
     return ExampleSet(train, evaluation, labels, notes)
+
+
+def _read_inputs(
+    task: str, inputs: Sequence[str], options: FinetuneOptions, training: TrainingOptions, most: int, notes: list[str]
+) -> list[Example]:
+    examples = [e for source in inputs for e in _read_input(task, source, options, training, most)]
+    kept: list[Example] = [example for example in examples if not is_empty(example)]
+    if left_out := len(examples) - len(kept):
+        notes.append(f"{left_out:,} {'example' if left_out == 1 else 'examples'} without text: left out.")
+    return kept
 
 
 def _read_input(

@@ -1,4 +1,4 @@
-"""OpenAI's batch files: their lines of requests become records, and outcomes their lines of responses.
+"""OpenAI batch files: requests become records, and outcomes become responses.
 
 The format: https://platform.openai.com/docs/api-reference/batch (request input, request output), and vLLM's
 `run-batch`, which writes results and errors into one file, as is done here.

@@ -1,4 +1,4 @@
-"""Batch files as records: which task and model they are for, and one record for each line."""
+"""OpenAI batch files as inputs: their task and model, and one record for each request."""
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -18,7 +18,7 @@ class BatchFile:
     """What all requests of a batch have in common."""
 
     url: str
-    model: str | None  #: that of every request; None: whatever they say, the job has its own
+    model: str | None  #: that of every request; None: the job names its own
     paths: tuple[str, ...]  #: of the files
 
     @property
@@ -28,22 +28,14 @@ class BatchFile:
 
 
 def find_batch(inputs: Sequence[str], task: str | None, model: str | None, max_bytes: int) -> BatchFile:
-    """Return what the first request that can be read says; where the job names a model, that is for all of them.
+    """Return the batch of the first valid request; a model that the job names applies to all requests.
 
     Raises:
-        UsageError: there is none, or it is for another task than the job.
+        UsageError: There is no valid request, or it is for another task than the job.
     """
     if "-" in inputs:
-        raise UsageError("A batch file is looked at before it is read, which standard input cannot be. Name a file.")
-    with closing(_lines(inputs, max_bytes)) as records:
-        failure, first = None, None
-        for record in records:
-            if not record.failure:
-                first = record.input
-                break
-            failure = failure or record.failure
-    if first is None:
-        raise UsageError(_no_request(inputs, failure))
+        raise UsageError("A batch file is opened twice, which standard input cannot be. Name a file.")
+    first = _first_request(inputs, max_bytes)
     batch = BatchFile(first["url"], None if model else first["body"].get("model"), tuple(inputs))
     if task is not None and ALIASES.get(task, find_task(task).name) != batch.task:
         raise UsageError(f"--task {task}: the requests are for {batch.url}, which is {batch.task}. Leave --task out.")
@@ -52,16 +44,23 @@ def find_batch(inputs: Sequence[str], task: str | None, model: str | None, max_b
     return batch
 
 
-def _no_request(inputs: Sequence[str], failure: Failure | None) -> str:
+def _first_request(inputs: Sequence[str], max_bytes: int) -> dict[str, Json]:
+    failure = None
+    with closing(_lines(inputs, max_bytes)) as records:
+        for record in records:
+            if not record.failure:
+                request: dict[str, Json] = record.input
+                return request
+            failure = failure or record.failure
     message = f"{', '.join(inputs)}: no line is a request for one of {', '.join(URLS)}."
-    return f"{message} The first one: {failure.message}." if failure else message
+    raise UsageError(f"{message} The first one: {failure.message}." if failure else message)
 
 
 def read_batch(batch: BatchFile, max_bytes: int) -> Iterator[Record]:
-    """Yield a record for each line; a request that is not of this batch, or cannot be followed, fails alone.
+    """Yield a record for each line; only the record fails if its request is not of this batch or not supported.
 
     Raises:
-        UsageError: an input cannot be read.
+        UsageError: An input cannot be read.
     """
     for record in _lines(batch.paths, max_bytes):
         if record.failure:

@@ -7,13 +7,14 @@ is made of (`url`, `model`, `n`, `encoding_format`).
 from collections.abc import Callable, Mapping
 
 from common.errors import RecordError
+from common.params import integer
 from common.records import Json
 from producer.openai.sampling_params import (
     COMPLETION_TOKENS,
     DEFAULTS,
     KNOWN,
     check_known,
-    integer,
+    checked_param,
     options_of,
     set_answer_count,
 )
@@ -30,7 +31,7 @@ _ENVELOPE = 'an object {"custom_id": "1", "method": "POST", "url": "/v1/chat/com
 
 
 def check_envelope(line: Json) -> None:
-    """Check what is around a request's body.
+    """Check a request except for its body's parameters.
 
     Raises:
         RecordError: `bad_request`.
@@ -38,7 +39,7 @@ def check_envelope(line: Json) -> None:
     if not isinstance(line, dict):
         raise RecordError("bad_request", f"expected {_ENVELOPE}")
     if not isinstance(line.get("custom_id"), str):
-        raise RecordError("bad_request", "custom_id is missing, or no text")
+        raise RecordError("bad_request", "custom_id is missing, or not text")
     if missing := [name for name in ("method", "url", "body") if line.get(name) is None]:
         raise RecordError("bad_request", f"{' and '.join(missing)} missing; expected {_ENVELOPE}")
     if line.get("method") != "POST":
@@ -54,7 +55,7 @@ def build_input(url: str, body: Mapping[str, Json]) -> dict[str, Json]:
     """Return the input of the record for a request.
 
     Raises:
-        RecordError: `bad_request`, it asks for what is not known, or lacks what is needed.
+        RecordError: `bad_request`, a parameter is unknown, unsupported or missing.
     """
     return {"url": url, "model": body.get("model"), **_READERS[url](body)}
 
@@ -62,8 +63,8 @@ def build_input(url: str, body: Mapping[str, Json]) -> dict[str, Json]:
 def _embedding(body: Mapping[str, Json]) -> dict[str, Json]:
     check_known(body, frozenset({"model", "input", "dimensions", "encoding_format"}))
     options: dict[str, Json] = {}
-    if body.get("dimensions") is not None:  # what is left is scaled to length 1 again, as the API does
-        options = {"truncate_dim": integer(body, "dimensions", 1), "normalize": True}
+    if body.get("dimensions") is not None:  # normalized again, as the API does
+        options = {"truncate_dim": checked_param(body, "dimensions", integer(1)), "normalize": True}
     form = body.get("encoding_format") or "float"
     if form not in ("float", "base64"):
         raise RecordError("bad_request", f"encoding_format must be float or base64, found {form!r}")
@@ -83,7 +84,7 @@ def _chat(body: Mapping[str, Json]) -> dict[str, Json]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RecordError("bad_request", "messages must be a list of messages")
-    # The API always begins a new message; the pipeline would go on with an assistant's last one.
+    # The API always begins a new message; the pipeline would continue an assistant's last one.
     return {"messages": [_message(m) for m in messages], **_generation(body, {"continue_final_message": False})}
 
 
@@ -117,13 +118,13 @@ def _message(message: Json) -> dict[str, Json]:
     if unsupported:
         raise RecordError("bad_request", f"{unsupported} in messages is not supported")
     role = {"developer": "system"}.get(message["role"], message["role"])
-    # What else a message says (`name`, `tool_call_id`, `reasoning_content`) is for the model's chat template to use.
+    # Other fields (`name`, `tool_call_id`, `reasoning_content`) are for the model's chat template.
     others = {name: value for name, value in message.items() if value is not None and name not in _NOT_PASSED}
     return {**others, "role": role, "content": _content(message.get("content"))}
 
 
 def _content(content: Json) -> str:
-    """Return what a message says; parts of text are joined."""
+    """Return the text of a message; parts are joined."""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in parts):
         raise RecordError("bad_request", "the content of a message must be text, or parts of text")

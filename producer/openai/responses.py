@@ -1,4 +1,4 @@
-"""Outcomes as the lines of OpenAI's batch output: a response for each request, or the error in its place."""
+"""OpenAI batch output: a line with the response or the error of each request."""
 
 import base64
 import hashlib
@@ -15,14 +15,14 @@ from common.results import NOT_RUN, ResultRow
 from producer.outputs.targets import OutputFile, check_responses
 from producer.outputs.text import JsonLinesWriter
 
-#: What is not the request's own fault.
+#: Error codes that are not the request's fault.
 _SERVER_FAULTS = frozenset(
     {"no_memory", "out_of_memory", "output_too_large", "results_lost", "runner_error", "timeout", "worker_died"}
 )
 
 
 def response_line(spec: JobSpec, number: int, row: ResultRow) -> str:
-    """Return the line for record `number` of a job, without a line end; the same each time it is asked for."""
+    """Return the line of record `number` of a job, without a line end; it is the same every time."""
     name = hashlib.sha256(f"{spec.id}:{number}".encode()).hexdigest()[:24]
     line: dict[str, Json] = {"id": f"batch_req_{name}", "custom_id": row.id, "response": None, "error": None}
     if row.error is None:
@@ -39,7 +39,7 @@ class BatchWriter(JsonLinesWriter):
     """One response a line."""
 
     def __init__(self, path: Path, spec: JobSpec) -> None:
-        """Take the job whose outcomes they are.
+        """Open the file for the outcomes of a job.
 
         Raises:
             UsageError: the name does not end in .jsonl or .jsonl.gz.
@@ -55,23 +55,23 @@ class BatchWriter(JsonLinesWriter):
 
 
 def check_batch_options(column: str | None, id_column: str | None, quoting: str | None) -> None:
-    """Check that nothing is asked for which a batch file settles itself.
+    """Check that no option is given that a batch file makes meaningless.
 
     Raises:
-        UsageError: a column is named, or quoting.
+        UsageError: A column is named, or quoting.
     """
     for option, value in (("--column", column), ("--id-column", id_column), ("--quoting", quoting)):
         if value:
-            raise UsageError(f"{option} does not go with --format openai, whose requests say what is what.")
+            raise UsageError(f"{option} does not go with --format openai: requests have fixed fields.")
 
 
 def _body(row: ResultRow, spec: JobSpec, name: str) -> Json:
     if row.input is None:
-        raise ResultsLost(f"the request {to_json(row.id)} of job {spec.id} is gone, which its response answers.")
+        raise ResultsLost(f"the request {to_json(row.id)} of job {spec.id} is gone, so its response cannot be written.")
     try:
         return _BODIES[row.input["url"]](row, spec, name)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:  # it came out of Redis, where anybody may write
-        raise PayloadError(f"the outcome of {to_json(row.id)} is no answer to its request") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # untrusted, as everything from Redis
+        raise PayloadError(f"the outcome of {to_json(row.id)} is not an answer to its request") from error
 
 
 def _response(status: int, name: str, body: Json) -> dict[str, Json]:

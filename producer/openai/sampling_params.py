@@ -1,34 +1,43 @@
-"""Parameters of a request as options of the runner that writes text; what cannot be followed is refused.
+"""Sampling parameters of OpenAI requests as options of the text-generation runner.
 
-A parameter that would change the answer and is not known here fails its line: an answer that leaves it out would be
-taken for one that heeds it.
+A parameter that would change the answer and is not supported fails its request: an answer that ignores it would look
+like one that follows it.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from common.errors import RecordError
+from common.params import ParamType, integer, number
 from common.records import Json
 
-#: Of no consequence for the text.
+#: Without effect on the text.
 IGNORED = frozenset(
     {
         "metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
         "service_tier", "store", "stream_options", "user",
     }
 )  # fmt: skip
-#: What the API does where a request says nothing; the job's own `-p` wins over it.
+#: The API's defaults; the job's own `-p` overrides them.
 DEFAULTS: Mapping[str, Json] = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-#: How long a completion is where neither request nor job says; of a chat, as long as the runner has it.
+#: Default length of a completion; that of a chat is the runner's.
 COMPLETION_TOKENS = 16
 
-#: Answers to one prompt, as the API bounds them.
+#: The API's limit of answers to one prompt.
 MAX_ANSWERS = 128
 
-#: Names that the runner has too, and the bounds of their values.
-_NUMBERS = {"top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repetition_penalty": (0.01, 100.0)}
-_LENGTHS = {"max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
-#: Values at which what is not supported does nothing.
+#: By name: the runner's option and its type. Of two names for one option, the first wins.
+_PARAMS: Mapping[str, tuple[str, ParamType]] = {
+    "temperature": ("temperature", number(0, 2)),
+    "top_p": ("top_p", number(0, 1)),
+    "min_p": ("min_p", number(0, 1)),
+    "repetition_penalty": ("repetition_penalty", number(0.01, 100)),
+    "max_completion_tokens": ("max_new_tokens", integer(1)),
+    "max_tokens": ("max_new_tokens", integer(1)),
+    "min_tokens": ("min_new_tokens", integer(0)),
+    "seed": ("seed", integer(-(2**63))),
+    "top_k": ("top_k", integer(-1)),
+}
+#: Unsupported parameters, and the values with which they have no effect.
 _NOOP_VALUES: Mapping[str, tuple[Json, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -45,11 +54,11 @@ _NOOP_VALUES: Mapping[str, tuple[Json, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
-KNOWN = frozenset({"temperature", "top_k", "seed", "stop", "n", *_NUMBERS, *_LENGTHS})
+KNOWN = frozenset({"stop", "n", *_PARAMS})
 
 
 def check_known(body: Mapping[str, Json], known: frozenset[str]) -> None:
-    """Check that the body asks for nothing that would be left out.
+    """Check that a request has no parameter that would be ignored.
 
     Raises:
         RecordError: `bad_request`.
@@ -64,59 +73,43 @@ def check_known(body: Mapping[str, Json], known: frozenset[str]) -> None:
 
 
 def options_of(body: Mapping[str, Json]) -> dict[str, Json]:
-    """Return the runner's options that the body asks for.
+    """Return the runner's options for a request.
 
     Raises:
-        RecordError: `bad_request`, a value is not what the API takes.
+        RecordError: `bad_request`, the API does not allow a value.
     """
     options: dict[str, Json] = {}
-    for name, (minimum, maximum) in _NUMBERS.items():
-        if body.get(name) is not None:
-            options[name] = _number(body, name, minimum, maximum)
-    for name, option in _LENGTHS.items():
+    for name, (option, kind) in _PARAMS.items():
         if body.get(name) is not None and option not in options:
-            options[option] = integer(body, name, 1 if option == "max_new_tokens" else 0)
-    if body.get("seed") is not None:
-        options["seed"] = integer(body, "seed", -(2**63))
-    if body.get("top_k") is not None:
-        options["top_k"] = max(0, integer(body, "top_k", -1))  # -1 is vLLM's word for all
-    return options | _temperature(body) | _stop_sequences(body)
+            options[option] = checked_param(body, name, kind)
+    if "top_k" in options:
+        options["top_k"] = max(0, options["top_k"])  # -1 is vLLM's value for all
+    if "temperature" in options:
+        options["do_sample"] = options["temperature"] > 0
+        if not options["do_sample"]:
+            del options["temperature"]
+    return options | _stop_sequences(body)
 
 
 def set_answer_count(body: Mapping[str, Json], options: dict[str, Json]) -> int:
-    """Return how many answers are wanted, and have `options` ask for them unless all would be alike."""
-    wanted = 1 if body.get("n") is None else integer(body, "n", 1)
-    if wanted > MAX_ANSWERS:
-        raise _bad(f"n must be at most {MAX_ANSWERS}, found {wanted}")
-    if wanted > 1 and options.get("do_sample") is not False:
-        options["num_return_sequences"] = wanted
-    return wanted
+    """Return the number of answers, and add it to `options` unless all answers would be the same."""
+    count: int = 1 if body.get("n") is None else checked_param(body, "n", integer(1))
+    if count > MAX_ANSWERS:
+        raise _bad(f"n must be at most {MAX_ANSWERS}, found {count}")
+    if count > 1 and options.get("do_sample") is not False:
+        options["num_return_sequences"] = count
+    return count
 
 
-def integer(body: Mapping[str, Json], name: str, minimum: int) -> int:
-    """Return a whole number of the body.
+def checked_param(body: Mapping[str, Json], name: str, kind: ParamType) -> Json:
+    """Return a parameter of a request.
 
     Raises:
-        RecordError: `bad_request`, it is none, or less than `least`.
+        RecordError: `bad_request`, it has another type.
     """
-    value = body[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise _bad(f"{name} must be a whole number of at least {minimum}, found {value!r}")
-    return value
-
-
-def _number(body: Mapping[str, Json], name: str, minimum: float, maximum: float) -> Any:
-    value = body[name]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not minimum <= value <= maximum:
-        raise _bad(f"{name} must be a number from {minimum:g} to {maximum:g}, found {value!r}")
-    return value
-
-
-def _temperature(body: Mapping[str, Json]) -> dict[str, Json]:
-    if body.get("temperature") is None:
-        return {}
-    temperature = _number(body, "temperature", 0.0, 2.0)
-    return {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    if not kind.accepts(body[name]):
+        raise _bad(f"{name} must be {kind.description}, found {body[name]!r:.200}")
+    return body[name]
 
 
 def _stop_sequences(body: Mapping[str, Json]) -> dict[str, Json]:

@@ -1,6 +1,6 @@
-"""How records are cut into chunks: few enough that the queue costs little, enough that all workers have one.
+"""Chunking: records are cut into chunks, few enough that the queue costs little, enough that every worker gets one.
 
-A chunk passes through Redis and two processes whole, costs the queue about two milliseconds, and is what is run again
+A chunk passes through Redis and two processes as a whole, costs the queue about two milliseconds, and is run again
 when a worker dies.
 """
 
@@ -13,28 +13,28 @@ from common.records import Record
 
 #: Bytes of text in one chunk at most.
 CHUNK_BYTES = 1024 * 1024
-#: The same for chunks of files: a batch of images takes more than a batch of texts.
+#: The same for records with files: a batch of images is larger than a batch of texts.
 FILE_CHUNK_BYTES = 16 * CHUNK_BYTES
-#: Chunks of a size, after which the next ones are twice as large.
+#: Chunks of one size, after which the size doubles.
 _CHUNKS_PER_SIZE = 64
-#: How many times as large as the task says chunks may grow; a GPU does the same records some sixteen times sooner.
+#: How far chunks may grow beyond the task's default; a GPU is about sixteen times as fast.
 _GROWTH, _GPU_GROWTH = 4, 16
-#: A small job is spread over the workers in chunks of so many records at least.
+#: A small job is spread over the workers in chunks of at least this many records.
 _MIN_SPREAD_RECORDS = 16
-#: Text that is read ahead at most to see whether a job is small.
+#: Bytes of text read ahead at most to find out whether a job is small.
 _LOOK_AHEAD_BYTES = 8 * CHUNK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkPlan:
-    """How many records the chunks of a job get."""
+    """The sizes of a job's chunks."""
 
     first: int  #: records of the first chunks at most
     growth: int = 1  #: how many times as large later ones may be
     workers: int = 1  #: over which a small job is spread
 
     def sizes(self) -> Iterator[int]:
-        """Yield the most records of each chunk, one after the other, without end."""
+        """Yield the maximum number of records of each chunk, without end."""
         size = self.first
         while size < self.first * self.growth:
             yield from repeat(size, _CHUNKS_PER_SIZE)
@@ -43,12 +43,12 @@ class ChunkPlan:
 
 
 def plan_chunks(requested: int | None, default: int, workers: Sequence[Heartbeat]) -> ChunkPlan:
-    """Return how to cut a job.
+    """Return the chunk sizes of a job.
 
     Args:
-        asked: records of a chunk, if the user said so: then nothing else counts.
-        usual: for the job's task.
-        workers: the live ones that serve its queue.
+        requested: Records in a chunk, if the user chose; nothing else counts then.
+        default: Records in a chunk, for the job's task.
+        workers: The live workers that serve its queue.
     """
     if requested is not None:
         return ChunkPlan(requested)
@@ -57,11 +57,9 @@ def plan_chunks(requested: int | None, default: int, workers: Sequence[Heartbeat
 
 
 def cut_chunks(records: Iterable[Record], plan: ChunkPlan) -> Iterator[tuple[list[Record], int]]:
-    """Yield chunks of at most as many records as planned and `CHUNK_BYTES` (of files more), one record at least.
+    """Yield chunks with their sizes in bytes: at most as many records as planned and `CHUNK_BYTES`, at least one.
 
-    With each comes its `weight`.
-
-    Looks as far ahead as one usual chunk for each worker, no further: of a job that ends there, all get a share.
+    Reads ahead one chunk of default size for each worker: a job that ends there is shared evenly among them.
     """
     rest = iter(records)
     ahead, ended = _look_ahead(rest, plan.first * plan.workers) if plan.workers > 1 else ([], False)
@@ -98,7 +96,7 @@ def _split(records: Iterator[Record], sizes: Iterator[int]) -> Iterator[tuple[li
 
 
 def size_in_bytes(record: Record) -> int:
-    """Return about how many bytes the record holds, of text or of its file."""
+    """Return the approximate number of bytes of a record's text, or of its file."""
     text = record.input
     if record.blob is not None:
         return len(record.blob)

@@ -1,4 +1,4 @@
-"""`producer submit --dry-run`: checks what `submit` checks, reads everything, and tells what would be done."""
+"""Dry run of a submit: makes the same checks, reads all inputs, and reports what would be submitted."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,13 +13,13 @@ from producer.submit.duplicate_ids import warn_of_duplicate_ids
 from producer.submit.plan import SubmitPlan
 from producer.submit.upload import Totals, check_size
 
-#: Bad records that are shown.
+#: Invalid records that are shown.
 _MAX_EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class DryRunReport:
-    """What submitting would do."""
+    """What a submit would do."""
 
     task: str
     model: str | None
@@ -30,17 +30,17 @@ class DryRunReport:
     chunks: int
     bytes: int  #: of text
     bad: int  #: records that cannot be read
-    bad_by_code: Mapping[str, int]  #: the same by error code, the most frequent first
+    bad_by_code: Mapping[str, int]  #: by error code, the most frequent first
     bad_examples: tuple[Failure, ...]  #: the first of them
-    served: bool  #: whether there is a worker for them, or one would be started
+    served: bool  #: whether a worker serves the queue, or would be started
     who_serves: str  #: the same in words
 
     def as_dict(self) -> dict[str, Json]:
-        """Return what `--json` shows."""
+        """Return the JSON form."""
         return asdict(self)
 
     def as_text(self) -> str:
-        """Return it for people."""
+        """Return the report as text."""
         lines = {
             "task": self.task,
             "model": (self.model or "none") + (f" @ {self.revision}" if self.revision else ""),
@@ -61,7 +61,7 @@ class DryRunReport:
 
 
 def make_dry_run_report(plan: SubmitPlan, notify: Callable[[str], None]) -> DryRunReport:
-    """Return what submitting would do; nothing is written anywhere.
+    """Return what a submit would do; nothing is written.
 
     Args:
         plan: what to submit.

@@ -1,4 +1,4 @@
-"""Records that a program gives, in place of a file: texts, objects, or pairs of id and input, one after the other."""
+"""Python records: texts, objects, or pairs of id and input that a program passes instead of a file."""
 
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,20 +31,20 @@ RecordsArg = (
     | Iterable[str | Mapping[str, Json] | list[Json] | tuple[Json, Json] | PathLike[str]]
 )
 
-#: What is written as its text, since JSON has no such thing: as cells of Parquet are.
+#: Types that JSON lacks and that become text, like cells of Parquet.
 _TEXT_TYPES = (UUID, Decimal, date, time, timedelta)
 _EMPTY = object()
 
 
 class _PythonSource(Source):
-    """The program that gives the records; messages count them from 0, as their ids do."""
+    """The source of Python records; messages number them from 0, like their ids."""
 
     def location(self, number: int) -> str:
         return f"record {number - 1}"
 
 
 def split_records_arg(given: Any) -> tuple[tuple[str, ...], Iterable[Any]]:
-    """Return the paths that are given, or the records (a `Table`, if they have columns); the other one is empty.
+    """Return the paths or the records (a `Table` if they have columns) of a `records` argument; the other is empty.
 
     A text by itself is a path, texts one after the other are records; several paths are `pathlib.Path`.
 
@@ -58,11 +58,11 @@ def split_records_arg(given: Any) -> tuple[tuple[str, ...], Iterable[Any]]:
     if table := table_of(given):
         return (), table
     if isinstance(given, bytes | bytearray):
-        raise UsageError("records: expected a path, or records to go through, found bytes.")
+        raise UsageError("records: expected a path, or an iterable of records, found bytes.")
     try:
         rest: Iterator[Any] = iter(given)
     except TypeError as error:
-        raise UsageError(f"records: expected a path, or records to go through, found {given!r:.100}.") from error
+        raise UsageError(f"records: expected a path, or an iterable of records, found {given!r:.100}.") from error
     first = next(rest, _EMPTY)
     if first is _EMPTY:
         raise UsageError("Empty input: records holds no record.")
@@ -72,7 +72,7 @@ def split_records_arg(given: Any) -> tuple[tuple[str, ...], Iterable[Any]]:
 
 
 def _names_files(text: str) -> bool:
-    """Whether a text names inputs: a place that is there, an address, a data set of the hub, or a pattern."""
+    """Whether a text names inputs: an existing path, a URL, a hub dataset, or a pattern with matches."""
     if text == "-" or text.startswith("hf:") or "://" in text:
         return True
     try:
@@ -84,7 +84,7 @@ def _names_files(text: str) -> bool:
 def records_from_python(
     values: Iterable[Any] | Table, task: Task, *, column: str | None, id_column: str | None, max_record_bytes: int
 ) -> Iterator[Record]:
-    """Return a record for each value; a value that cannot be one fails alone, as a line of a file does.
+    """Return a record for each value; only the record fails if a value is invalid, like a line of a file.
 
     Args:
         values: texts, objects, lists (of chat messages), or pairs of an id and one of these; or a table.
@@ -105,7 +105,7 @@ def records_from_python(
 
 
 def _table_records(builder: RecordBuilder, table: Table, max_bytes: int) -> Iterator[Record]:
-    """Return the records of a table, read from the columns that they need: others may hold what JSON lacks."""
+    """Return the records of a table, read only from the columns they need: others may hold values that JSON lacks."""
     names = builder.columns(table.columns)
     if table.batches is not None:
         from common.inputs.parquet import records_of_batches  # pyarrow takes a while to import
@@ -124,7 +124,7 @@ def _record(builder: RecordBuilder, number: int, value: Any, max_bytes: int) -> 
     except (TypeError, ValueError, OverflowError, KeyError) as error:  # the last three: times of Arrow
         return builder.failed(number, Failure("wrong_type", f"record {number}: {error}"), reprlib.repr(value))
     except RecursionError:
-        what = f"record {number}: it holds itself, or is nested too deeply"
+        what = f"record {number}: it contains itself, or is nested too deeply"
         return builder.failed(number, Failure("wrong_type", what), reprlib.repr(value))
     if size > max_bytes:
         text = f"record {number}: the record is longer than {max_bytes:,} bytes (HUGQUEUE_MAX_RECORD_BYTES)"
@@ -133,7 +133,7 @@ def _record(builder: RecordBuilder, number: int, value: Any, max_bytes: int) -> 
 
 
 def _json_of(value: Any) -> Json:
-    """Return a program's value in terms of JSON: bytes are text in UTF-8, and what JSON lacks is its text.
+    """Return a Python value as JSON: bytes are decoded as UTF-8, and types that JSON lacks become text.
 
     Raises:
         TypeError: it has no such form.

@@ -1,6 +1,6 @@
-"""Tables that programs hold, as rows: pandas, polars, pyarrow, `datasets`, and an object of columns.
+"""Python tables as rows: pandas, polars, pyarrow, `datasets`, and dicts of columns.
 
-They are told by their methods, so that none of these libraries is imported here.
+They are recognized by their methods, so that none of these libraries is imported here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from common.errors import UsageError
 from common.records import Json
 
-#: Rows that are turned into Python's objects at a time.
+#: Rows converted to Python objects at a time.
 _ROWS = 1000
 
 
@@ -32,7 +32,7 @@ class HasColumnNames(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under the names of their columns, or in their place Arrow's batches of them."""
+    """Rows by column name, or Arrow batches of them."""
 
     columns: tuple[str, ...]
     rows: Iterable[Mapping[str, Any]] = ()
@@ -43,11 +43,10 @@ class Table:
 
 
 def table_of(value: Any) -> Table | None:  # noqa: PLR0911 - one kind of table after the other
-    """Return the table that `value` is, None if it is none.
+    """Return `value` as a table, None if it is not one.
 
     Raises:
-        UsageError: it is an object that is no table: a record by itself, splits of a data set, columns of lengths
-            that differ.
+        UsageError: It is a dict but not a table: a single record, splits of a dataset, or columns of different lengths.
     """
     if isinstance(value, Mapping):
         return _table_of_columns(value)
@@ -71,24 +70,24 @@ def _names(columns: Iterable[Any]) -> tuple[str, ...]:
 def _table_of_columns(value: Mapping[Any, Any]) -> Table:
     if any(hasattr(item, "features") and hasattr(item, "column_names") for item in value.values()):
         splits = ", ".join(map(repr, value))
-        raise UsageError(f"records holds several splits of a data set: choose one of {splits}.")
+        raise UsageError(f"records holds several splits of a dataset: choose one of {splits}.")
     columns = {str(name): _column(column) for name, column in value.items()}
     found = {name: column for name, column in columns.items() if column is not None}
     if not found or len(found) < len(columns):
         raise UsageError(
-            "records is a single object. A table is an object of columns, each a list of its cells; a single record "
-            "goes into a list: records=[{...}]."
+            "records is a single object. A table is an object of columns, each a list of cells; put a single record "
+            "into a list: records=[{...}]."
         )
     lengths = {name: len(column) for name, column in found.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise UsageError(f"The columns of records must be of one length, found: {told}.")
+        found_lengths = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise UsageError(f"The columns of records must have the same length, found: {found_lengths}.")
     rows = (dict(zip(found, cells, strict=True)) for cells in zip(*found.values(), strict=True))
     return Table(tuple(found), rows)
 
 
 def _column(value: Any) -> Any:
-    """Return what has a length and can be gone through but is no text and no object, else None."""
+    """Return a column: something iterable with a length, but not a text or a dict; otherwise None."""
     if isinstance(value, str | bytes | Mapping) or not (hasattr(value, "__len__") and hasattr(value, "__iter__")):
         return None
     return value
@@ -98,6 +97,6 @@ def _pandas_rows(frame: Any) -> Iterator[dict[str, Json]]:
     names = _names(frame.columns)
     for first in range(0, len(frame), _ROWS):
         part = frame.iloc[first : first + _ROWS]
-        cells = part.astype(object).where(part.notna(), None)  # what pandas has for "nothing" is None
+        cells = part.astype(object).where(part.notna(), None)  # missing values become None
         for row in cells.itertuples(index=False, name=None):
             yield dict(zip(names, row, strict=True))

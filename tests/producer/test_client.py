@@ -55,6 +55,7 @@ def test_records_of_every_kind_come_back_in_order_with_their_ids(client: Client)
     records = ["one", {"text": "two", "id": "b"}, ("c", "three"), (7, {"text": "four"})]
     job = client.submit(task="test-echo", records=iter(records), name="all kinds", labels={"run": "7"})
     state = job.wait(60)
+    assert [worker.state for worker in client.workers()] == ["ready"]
     assert (state.status, state.counts.succeeded, state.spec.labels) == (JobStatus.COMPLETED, 4, {"run": "7"})
     rows = list(job.results())
     assert [(row.id, row.input, row.output) for row in rows] == [

@@ -28,7 +28,7 @@ def tasks(as_json: bool) -> None:
 def workers(as_json: bool) -> None:
     """List live workers: device, queues, throughput, loaded models."""
     with open_client() as client:
-        found = client.connection.workers()
+        found = client.workers()
     if as_json:
         print_json([worker.as_dict() | {"started_at": iso_time(worker.started_at)} for worker in found])
         return
