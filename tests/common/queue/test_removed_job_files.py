@@ -110,5 +110,5 @@ def test_the_parts_under_way_of_a_deleted_job_go_and_the_others_stay(files: JobS
 
 
 def test_a_store_that_may_not_be_opened_is_refused(server: RedisServer, files: JobStore, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="lies under nothing that may be opened here"):
+    with pytest.raises(ModelError, match="is not under a shared location"):
         begin(files, tmp_path / "elsewhere")

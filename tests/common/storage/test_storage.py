@@ -85,7 +85,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_an_address_that_nothing_here_opens_says_what_to_install() -> None:
-    with pytest.raises(NoSuchStorage, match=r"nosuch://x: .*install fsspec") as caught:
+    with pytest.raises(NoSuchStorage, match=r"nosuch://x: .*need fsspec") as caught:
         open_storage("nosuch://x")
     assert caught.value.code == "missing_library"  # by which a worker leaves the job to others
 
