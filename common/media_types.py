@@ -1,17 +1,14 @@
-"""Images and sounds told by their first bytes, never by their names.
-
-Knows the formats that workers decode (Pillow's and libsndfile's), and nothing of decoding.
-"""
+"""Media types: the formats of images and audio that workers decode, detected by their first bytes."""
 
 from collections.abc import Mapping
 
-#: What Git LFS leaves in the place of a file that was not fetched begins with this.
+#: The beginning of a Git LFS pointer, which replaces a file that was not downloaded.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
-#: Bytes that `detect_format` wants to see.
+#: Bytes that `detect_format` needs.
 HEAD_BYTES = 16
 
-#: Kind to format to what a file of it begins with; `?` stands for any byte.
+#: Media kind to format to the beginnings of its files; `?` matches any byte.
 _MAGIC: Mapping[str, Mapping[str, tuple[bytes, ...]]] = {
     "image": {
         "JPEG": (b"\xff\xd8\xff",),
@@ -29,7 +26,7 @@ _MAGIC: Mapping[str, Mapping[str, tuple[bytes, ...]]] = {
         "MP3": (b"ID3", b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3", b"\xff\xe2"),
     },
 }
-#: Kind to the endings by which files are found in a directory.
+#: Media kind to the suffixes by which files are found in a directory.
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "image": (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
     "audio": (".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".mp3"),
@@ -37,12 +34,12 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
 
 
 def formats(kind: str) -> str:
-    """Return the formats of `kind` (`image`, `audio`) in words."""
+    """Return the names of the formats of `kind` (`image`, `audio`)."""
     return ", ".join(_MAGIC[kind])
 
 
 def detect_format(kind: str, head: bytes) -> str | None:
-    """Return the format of an image or a sound that begins with `head`, None if it is none that is known."""
+    """Return the format of a file that begins with `head`, None if it is not a known one."""
     for name, beginnings in _MAGIC[kind].items():
         if any(_matches(head, beginning) for beginning in beginnings):
             return name

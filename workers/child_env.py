@@ -1,16 +1,16 @@
-"""The environment of processes that run models: without the worker's secrets, with as many threads as it has cores."""
+"""Child environment: variables of processes that run models, without secrets and with a thread for each CPU."""
 
 import math
 import os
 import sysconfig
 from pathlib import Path
 
-#: Secrets of the Celery process that what runs models has no use for.
+#: Secrets of the Celery process that its children do not need.
 _SECRETS = ("CELERY_BROKER_URL", "REDIS_URL")
 
 
 def available_cpus(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Return how many cores this process may keep busy, as far as affinity and a container's limit go.
+    """Return how many CPUs this process may use, by its affinity and its container's limit.
 
     Args:
         limit: "QUOTA PERIOD" in microseconds, or "max PERIOD" (Linux, `Documentation/admin-guide/cgroup-v2.rst`).
@@ -27,13 +27,13 @@ def _all_cpus() -> int:
 
 
 def child_env(device: str, processes: int = 1) -> dict[str, str]:
-    """Return the environment of so many processes that run models on `device` (`cpu`, `cuda`)."""
+    """Return the environment for each of `processes` processes that run models on `device` (`cpu`, `cuda`)."""
     env = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if device == "cpu":
-        env["CUDA_VISIBLE_DEVICES"] = ""  # a worker for the CPU takes no memory of a GPU
+        env["CUDA_VISIBLE_DEVICES"] = ""  # a CPU worker must not allocate GPU memory
     threads = max(1, available_cpus() // processes)
-    if threads < _all_cpus():  # which torch takes by itself
+    if threads < _all_cpus():  # torch's own default
         env.setdefault("OMP_NUM_THREADS", str(threads))
     root = Path(__file__).resolve().parents[1]
     if root != Path(sysconfig.get_path("purelib")).resolve():  # run from a checkout

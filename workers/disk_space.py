@@ -1,26 +1,26 @@
-"""What errors say of the disk: that it is full (not every library says so with an `OSError`), or is not for us."""
+"""Disk errors: whether the disk is full, which not every library reports by an `OSError`, and which errors stay."""
 
 import errno
 import os
 import tempfile
 from pathlib import Path
 
-#: What the system says where there is no room, or no more of the user's share of it.
+#: Errors of a full disk or an exhausted quota.
 DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
-#: What it says of a place that it will not give us, however often we ask: as this user, by that name, with this setup.
+#: Errors that another attempt does not change: permissions, and paths that cannot exist.
 PERMANENT_ERRNOS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 )
 _WORDS = tuple(os.strerror(number) for number in DISK_FULL_ERRNOS)
-#: Bytes that a disk has to take to have room: much less than any checkpoint, more than what a half one leaves over.
+#: Bytes written to see whether a disk has space: less than any checkpoint, more than a partial one leaves.
 _PROBE_BYTES = 1 << 20
 
 
 def is_disk_full(error: BaseException, directory: Path) -> bool:
-    """Whether `error` came because `directory`, into which a checkpoint or a model was written, has no room.
+    """Whether `error` came from a full disk while a checkpoint or a model was written to `directory`.
 
-    safetensors has an error of its own that holds the words of the system, and torch one that says no more than that
-    its stream is broken (`basic_ios::clear: iostream error`): then the disk itself is asked.
+    safetensors raises an error of its own with the system's message; torch only reports a broken stream
+    (`basic_ios::clear: iostream error`), so a test file tells whether the disk is full.
     """
     if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
         return True
@@ -30,7 +30,7 @@ def is_disk_full(error: BaseException, directory: Path) -> bool:
 
 
 def _has_space(directory: Path) -> bool:
-    """Whether a file can be written there: a quota does not show in what the disk as a whole has free."""
+    """Whether a file can be written there: the free space of a disk does not show a quota."""
     try:
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
             written = file.write(bytes(_PROBE_BYTES))

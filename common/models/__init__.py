@@ -1,1 +1,1 @@
-"""What a model is called, and the store of those that were fine-tuned here."""
+"""Models: references to them, and the registry of those that were fine-tuned here."""

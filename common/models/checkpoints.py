@@ -1,7 +1,7 @@
-"""Which checkpoints are whole: those with a list of their files, written last and put in place by a rename.
+"""Complete checkpoints: those with a list of their files, which is written last and atomically.
 
-A process that dies while it writes a checkpoint leaves one without the list, or with files of another size; such are
-passed over.
+A process that dies while it writes a checkpoint leaves one without the list, or with files of other sizes; these are
+ignored.
 """
 
 import json
@@ -14,7 +14,7 @@ from common.storage.atomic import write_atomic
 
 #: The list of a checkpoint's files and their sizes.
 COMPLETE_MARKER = "whole.json"
-#: What Trainer writes of itself into each checkpoint.
+#: Trainer's own state, in each checkpoint.
 _STATE = "trainer_state.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 
@@ -26,7 +26,7 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether every file of the checkpoint's list is there, in its size."""
+    """Whether every file of the checkpoint's list exists with its size."""
     try:
         found = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in _files(checkpoint)}
         return has_all_files((checkpoint / COMPLETE_MARKER).read_bytes(), found)
@@ -35,7 +35,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def has_all_files(marker: bytes, found: Mapping[str, int]) -> bool:
-    """Whether the files `found` (name to size in bytes) have all that a checkpoint's list, as it was read, names."""
+    """Whether the files `found` (name to size in bytes) include all of a checkpoint's list."""
     try:
         sizes = json.loads(marker)
     except ValueError:
@@ -44,14 +44,14 @@ def has_all_files(marker: bytes, found: Mapping[str, int]) -> bool:
 
 
 def remove_incomplete(directory: Path) -> None:
-    """Delete the checkpoints of an attempt that are not whole: nobody will go on from them, and they take room."""
+    """Delete the incomplete checkpoints of an attempt: they only take space."""
     for checkpoint in directory.glob("checkpoint-*"):
         if not is_complete(checkpoint):
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def latest_complete(directories: Iterable[Path]) -> Path | None:
-    """Return the whole checkpoint with the most steps in any of the directories."""
+    """Return the complete checkpoint with the most steps in any of the directories."""
     found = sorted(
         (checkpoint for directory in directories for checkpoint in directory.iterdir() if _NAME.match(checkpoint.name)),
         key=step_of,
@@ -61,20 +61,20 @@ def latest_complete(directories: Iterable[Path]) -> Path | None:
 
 
 def checkpoint_at_step(checkpoint: Path, steps: int) -> Path | None:
-    """Return the whole checkpoint at that step, of the same attempt or of another one of the job."""
+    """Return the complete checkpoint at that step, of the same attempt or another one of the job."""
     name = f"checkpoint-{steps}"
     others = sorted(checkpoint.parent.parent.glob(f"*/{name}"))
     return next((path for path in (checkpoint.parent / name, *others) if is_complete(path)), None)
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return how many steps lie behind a checkpoint."""
+    """Return the number of training steps of a checkpoint."""
     match = _NAME.match(checkpoint.name)
     return int(match[1]) if match else -1
 
 
 def best_step(checkpoint: Path) -> int | None:
-    """Return after how many steps the model was best, as the checkpoint has it; None if nothing was evaluated."""
+    """Return the step with the best evaluation so far, None if nothing was evaluated."""
     try:
         best = json.loads((checkpoint / _STATE).read_text()).get("best_global_step")
     except (OSError, ValueError, AttributeError):

@@ -34,9 +34,9 @@ from common.storage.atomic import write_atomic
 from common.storage.locations import is_url, local_path
 from common.storage.storage import RemoteStorage
 
-#: The file that makes a model whole.
+#: The file that makes a model complete.
 METADATA_FILE = "model.json"
-#: Where the attempts of a job keep what is not yet a model.
+#: Folder for the checkpoints of a job's attempts.
 CHECKPOINTS_DIR = "work"
 _ATTEMPT = re.compile(r"^[\w-]+$", re.ASCII)
 _ORDER = re.compile(r"^(\d+)-(\d+)-", re.ASCII)
@@ -46,7 +46,7 @@ _STALE_SECONDS = 7 * 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class RegisteredModel:
-    """A model in the store."""
+    """A fine-tuned model."""
 
     job_id: str
     attempt: str
@@ -54,7 +54,7 @@ class RegisteredModel:
 
 
 def attempt_order(name: str) -> tuple[int, int]:
-    """Return which came later of two attempts, or of paths that begin with one: `ROUND-ATTEMPT-HOLDER`."""
+    """Return the sort key of an attempt, `ROUND-ATTEMPT-HOLDER`, or of a path that begins with one."""
     match = _ORDER.match(name)
     return (int(match[1]), int(match[2])) if match else (-1, -1)
 
@@ -62,14 +62,14 @@ def attempt_order(name: str) -> tuple[int, int]:
 class ModelRegistry:
     """Models in a directory."""
 
-    #: Whether others see what lies in `attempt_dir` only once `upload_checkpoint` and `add_model` have uploaded it.
+    #: Whether other machines see files of `attempt_dir` only after `upload_checkpoint` and `add_model`.
     uploads = False
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def attempt_dir(self, job_id: str, attempt: str) -> Path:
-        """Return a directory for an attempt's checkpoints, made if need be."""
+        """Return the directory of an attempt's checkpoints, created if necessary."""
         directory = self._path(job_id, CHECKPOINTS_DIR, attempt)
         directory.mkdir(parents=True, exist_ok=True)
         return directory
@@ -80,31 +80,31 @@ class ModelRegistry:
         return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
     def evict_stale(self, job_id: str) -> None:
-        """Forget what other jobs than this one left on this machine and nobody needs: here that is nothing."""
+        """Delete unneeded copies that jobs other than this one left on this machine; a directory has none."""
 
     def upload_checkpoint(self, job_id: str, attempt: str, checkpoint: Path) -> None:
-        """Have other machines see a checkpoint that was just written: here they do."""
+        """Make a new checkpoint visible to other machines; in a directory it is already."""
 
     def add_model(self, job_id: str, attempt: str, directory: Path) -> None:
-        """Take a finished model, a directory below `attempt_dir`, into the store."""
+        """Add a finished model, a directory in `attempt_dir`."""
         mode = (directory / METADATA_FILE).stat().st_mode
-        for path in directory.iterdir():  # safetensors writes files that only their owner can read
+        for path in directory.iterdir():  # safetensors' files are readable by their owner only
             path.chmod(mode)
         directory.replace(self._path(job_id, attempt))
 
-    def choose(self, job_id: str, attempt: str) -> None:
-        """Make this attempt's model the one that counts, and forget the work that led to it."""
+    def promote(self, job_id: str, attempt: str) -> None:
+        """Make this attempt's model the job's model, and delete the job's checkpoints."""
         card = (self._path(job_id, attempt) / METADATA_FILE).read_text()
         card = json.dumps({**json.loads(card), "attempt": attempt})
         write_atomic(self.root / job_id / METADATA_FILE, card.encode())
         shutil.rmtree(self.root / job_id / CHECKPOINTS_DIR, ignore_errors=True)
 
     def delete_model(self, job_id: str, attempt: str) -> None:
-        """Forget the model of an attempt that does not count."""
+        """Delete the model of an attempt that was not promoted."""
         shutil.rmtree(self.root / job_id / attempt, ignore_errors=True)
 
     def models(self) -> list[RegisteredModel]:
-        """Return all models that count, by job."""
+        """Return the model of each job that has one."""
         if not self.root.is_dir():
             return []
         names = sorted(path.name for path in self.root.iterdir() if JOB_ID.match(path.name))
@@ -113,7 +113,7 @@ class ModelRegistry:
     def find(self, job_id: str) -> RegisteredModel | None:
         """Return the model of a job; None if it has none.
 
-        A worker that died after its commit chose none: then it is the whole one of the latest attempt.
+        If the worker died after its commit and before `promote`, it is the complete one of the latest attempt.
         """
         folder = self.root / job_id
         chosen = _read_card(folder / METADATA_FILE)
@@ -124,16 +124,16 @@ class ModelRegistry:
         return RegisteredModel(job_id, whole[-1].parent.name, card) if card is not None else None
 
     def fetch(self, job_id: str) -> Path:
-        """Return a directory on this machine that holds the job's model.
+        """Return the directory on this machine that holds the job's model.
 
         Raises:
             ModelError: `model_not_found`, the job has no model here.
-            UsageError: it is a link.
+            UsageError: the directory is a link.
         """
         return self._path(job_id, self._require(job_id).attempt)
 
     def export(self, job_id: str, target: Path) -> None:
-        """Copy the job's model into the directory `target`, whole or not at all.
+        """Copy the job's model to the directory `target`, completely or not at all.
 
         Raises:
             ModelError: `model_not_found`, the job has no model here.
@@ -143,7 +143,7 @@ class ModelRegistry:
         with path_errors(f"{target} cannot be written"):
             there = target.exists()
         if there:
-            raise UsageError(f"{target} exists; name a directory that does not.")
+            raise UsageError(f"{target} exists already; name a new directory.")
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             shutil.copytree(source, temporary)
@@ -154,7 +154,7 @@ class ModelRegistry:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _path(self, *parts: str) -> Path:
-        """Return a directory of the store. Links below its root are not followed: they could lead anywhere.
+        """Return a path in the registry. Links below its root are refused, since they could lead to any file.
 
         Raises:
             UsageError: there is one.
@@ -169,7 +169,7 @@ class ModelRegistry:
     def _require(self, job_id: str) -> RegisteredModel:
         model = self.find(job_id)
         if model is None:
-            raise ModelError("model_not_found", f"job:{job_id}: the store {self} holds no model of that job.")
+            raise ModelError("model_not_found", f"job:{job_id}: the model store {self} has no model of that job.")
         return model
 
     def __str__(self) -> str:
@@ -221,9 +221,9 @@ class RemoteModelRegistry(ModelRegistry):
         self._put(directory, f"{job_id}/{attempt}", METADATA_FILE)
         super().add_model(job_id, attempt, directory)
 
-    def choose(self, job_id: str, attempt: str) -> None:
+    def promote(self, job_id: str, attempt: str) -> None:
         """Make this attempt's model the job's model, and delete the job's checkpoints."""
-        super().choose(job_id, attempt)
+        super().promote(job_id, attempt)
         with self._errors():
             self._storage.upload(self.root / job_id / METADATA_FILE, f"{job_id}/{METADATA_FILE}")
             self._storage.remove_tree(f"{job_id}/{CHECKPOINTS_DIR}")

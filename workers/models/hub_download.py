@@ -1,6 +1,6 @@
-"""Snapshots from the Hugging Face hub: out of the cache if it holds the model, else downloaded, its size said first.
+"""Hub downloads: snapshots of models, from the cache or from the Hugging Face hub, with progress and retries.
 
-All faults of hub and network become one clear sentence each. Only the resolver calls this, after its checks.
+Every error of the hub and the network becomes one sentence. Only the resolver calls this, after its checks.
 """
 
 import io
@@ -37,15 +37,15 @@ logger = logging.getLogger(__name__)
 
 #: What a text model is made of: weights, configurations, vocabularies, chat templates.
 _FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.vocab", "*.spm", "*.bpe", "*.tiktoken"]
-#: Of the files that tokenizers name (`vocab_files_names`), those of other endings; a test looks for more.
+#: Files that tokenizers name (`vocab_files_names`) and that have other endings; a test looks for more.
 _FILES += ["bpe.codes", "prophetnet.tokenizer"]
-#: Copies of the weights for other programs, which repositories keep beside them.
+#: Copies of the weights for other programs.
 _IGNORED = ["onnx/*", "openvino/*", "coreml/*", "flax/*", "original/*", "*.onnx*", "checkpoint-*/*", "consolidated*"]
 _PICKLES = ["*.bin", "*.pt", "*.pth"]
 _MAX_ATTEMPTS = 4
-#: HTTP answers that another try may change.
+#: HTTP statuses worth another attempt.
 _TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
-#: What a machine without network raises, by name: the HTTP library's own classes change with the hub's version.
+#: Names of the errors of a machine without network: the HTTP library changes with the version of huggingface_hub.
 _NO_NETWORK = ("ConnectError", "ProxyError", "ConnectionError", "gaierror")
 
 
@@ -55,18 +55,18 @@ class Snapshot:
 
     path: Path
     commit: str
-    source: str  #: `hub` if something was downloaded for it now, else `cache`
+    source: str  #: `hub` if something was downloaded now, else `cache`
 
 
 def fetch_snapshot(
     repo: str, revision: str | None, allow_pickle: bool, allow_code: bool, reporter: Reporter
 ) -> Snapshot:
-    """Return the snapshot of a repository, from the cache if it is whole there.
+    """Return the snapshot of a repository, from the cache if it is complete there.
 
     Raises:
         ModelError: `model_not_found`, `model_gated`, `model_offline`, `unsafe_weights`, `adapter_only`.
-        WorkerError: `hub_unavailable`, after several tries; `disk_full`.
-        OSError: the cache cannot be read, or not be written.
+        WorkerError: `hub_unavailable`, after several attempts; `disk_full`.
+        OSError: the cache cannot be read or written.
     """
     patterns = _FILES + _PICKLES * allow_pickle + ["*.py"] * allow_code
     cached = _cached(repo, revision, patterns)
@@ -81,7 +81,7 @@ def fetch_snapshot(
     except HugqueueError as error:
         if cached is None or not _is_unreachable(error):
             raise
-        logger.warning("%s; going on with what the cache holds", error)
+        logger.warning("%s; using the cached snapshot", error)
         return Snapshot(cached, cached.name, "cache")
 
 
@@ -97,9 +97,9 @@ def _cached(repo: str, revision: str | None, patterns: list[str]) -> Path | None
 
 
 def _expand_hash(repo: str, revision: str | None) -> str | None:
-    """Return the whole hash of an abbreviated one if the cache has that commit, else `revision` as it is.
+    """Return the full hash of an abbreviated one if the cache has that commit, else `revision` as it is.
 
-    The library finds an abbreviated hash only in a cache that was filled by that very name.
+    The library finds an abbreviated hash only in a cache that was filled under that abbreviation.
     """
     if revision is None or not re.fullmatch(r"[0-9a-f]{7,39}", revision):
         return revision
@@ -109,7 +109,7 @@ def _expand_hash(repo: str, revision: str | None) -> str | None:
 
 
 def _is_complete(repo: str, cached: Path) -> bool:
-    """Whether the cache knows which files the commit has: another program may have fetched a few of them alone."""
+    """Whether the cache lists the files of the commit: another program may have downloaded only some of them."""
     try:
         get_cached_repo_tree(repo, revision=cached.name)
     except CachedRepoTreeNotFoundError:
@@ -143,14 +143,14 @@ def _download(repo: str, revision: str | None, patterns: list[str], allow_pickle
 
 
 def _progress_bar(repo: str, size: int, reporter: Reporter) -> type[Any]:
-    """Return a progress bar that shows nothing and says how far the download is, percent by percent.
+    """Return a progress bar class that displays nothing and reports each percent of the download.
 
-    Of the bars that `snapshot_download` makes with it, those that count bytes speak, and the furthest of them.
+    `snapshot_download` makes several bars; those that count bytes report, the furthest one first.
     """
     said = 0
 
     class Bar(tqdm):  # type: ignore[misc]
-        monitor_interval = 0  # no thread of tqdm's own
+        monitor_interval = 0  # no monitor thread
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "file": io.StringIO(), "mininterval": float("inf")})
@@ -168,22 +168,25 @@ def _progress_bar(repo: str, size: int, reporter: Reporter) -> type[Any]:
 
 
 def _with_retries(repo: str, revision: str | None, reporter: Reporter, attempt: Callable[[], Snapshot]) -> Snapshot:
-    """Return what `attempt` gives, trying again with growing pauses while another try may help."""
+    """Return the result of `attempt`, retried with growing pauses while another attempt may help.
+
+    huggingface_hub retries requests for metadata, but neither `model_info` nor a file's download after a 5xx.
+    """
     for number in range(1, _MAX_ATTEMPTS + 1):
         try:
             return attempt()
         except (HugqueueError, Cancelled):
             raise
-        except Exception as error:  # a boundary: the HTTP library's errors have no base that stays
+        except Exception as error:  # a boundary: the HTTP library changes with the version of huggingface_hub
             if isinstance(error, OSError) and error.filename is not None and error.errno not in DISK_FULL_ERRNOS:
-                raise  # a file of the cache, which no other try mends; the network's errors name none
+                raise  # a file of the cache: retrying does not help; network errors have no file name
             found = _translate_error(repo, revision, error)
-            logger.info("%s: try %d of %d: %s: %s", repo, number, _MAX_ATTEMPTS, type(error).__name__, error)
+            logger.info("%s: attempt %d of %d: %s: %s", repo, number, _MAX_ATTEMPTS, type(error).__name__, error)
             if number == _MAX_ATTEMPTS or not _is_unreachable(found):
                 raise found from error
         reporter.stage(f"the hub cannot be reached for {repo}; trying again ({number + 1} of {_MAX_ATTEMPTS})")
         time.sleep(2 ** (number - 2) * random.uniform(0.75, 1.25))  # noqa: S311  (jitter, no secret)
-    raise AssertionError("unreachable: the last try returns or raises")
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _is_unreachable(error: HugqueueError) -> bool:
@@ -191,9 +194,9 @@ def _is_unreachable(error: HugqueueError) -> bool:
 
 
 def _translate_error(repo: str, revision: str | None, error: Exception) -> HugqueueError:
-    """Return the error in one sentence of ours, as the kind that says what to do with the job."""
+    """Return the error as one sentence, of the class that decides what happens to the job."""
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # what kept the library from the hub, before it looked into the cache
+        error = error.__cause__  # the error that kept the library from the hub, before it tried the cache
     if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
         return WorkerError("disk_full", f"No room for {repo} in {constants.HF_HUB_CACHE}: {error.strerror}.")
     if isinstance(error, OfflineModeIsEnabled) or type(error).__name__ in _NO_NETWORK:
@@ -201,13 +204,13 @@ def _translate_error(repo: str, revision: str | None, error: Exception) -> Hugqu
     if isinstance(error, HfHubHTTPError) and error.response.status_code not in _TRANSIENT_STATUSES:
         return _from_response(repo, revision, error)
     message = f"{repo} could not be downloaded from {constants.ENDPOINT}: {first_line(error)}"
-    # What the library refuses of a name it will refuse again. Half an answer, or one of a proxy, is no JSON.
+    # The library always refuses an invalid name. A truncated answer, or a proxy's, is invalid JSON.
     refused = isinstance(error, ValueError | TypeError) and not isinstance(error, json.JSONDecodeError | OSError)
     return ModelError("model_not_found", message) if refused else WorkerError("hub_unavailable", message)
 
 
 def _from_response(repo: str, revision: str | None, error: HfHubHTTPError) -> ModelError:
-    """Return what the hub's own answer means: it will be the same tomorrow."""
+    """Return the error of an answer of the hub that will not change."""
     hub = constants.ENDPOINT
     if isinstance(error, GatedRepoError):
         return ModelError(

@@ -1,4 +1,4 @@
-"""What the names, sizes and first bytes of a model's files tell, before a library opens any of them."""
+"""Checks of a model's files by name and first bytes, before a library opens any of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
 
 
 def check_files(model: str, names: Sequence[str], allow_pickle: bool) -> None:
-    """Check by the names of its files that a model may be opened; of a repository, before anything is downloaded.
+    """Check by the names of its files that a model may be opened; for a repository, before anything is downloaded.
 
     Raises:
         ModelError: `adapter_only`, `unsafe_weights`.
@@ -27,14 +27,14 @@ def check_files(model: str, names: Sequence[str], allow_pickle: bool) -> None:
     if pickles and not allow_pickle and not any(name.endswith(_SAFE) for name in names):
         raise ModelError(
             "unsafe_weights",
-            f"{model} has its weights only in {pickles[0]}, a format that can run code when opened; expected "
-            "safetensors. Convert it once, where you trust it (model.save_pretrained() writes safetensors), or take a "
+            f"{model} has weights only in {pickles[0]}, a format that can run code when it is opened; expected "
+            "safetensors. Convert the model where you trust it (model.save_pretrained() writes safetensors), or use a "
             "revision that has them.",
         )
 
 
 def check_downloaded(directory: Path) -> None:
-    """Check that a model's files are there, and not the pointers that Git LFS leaves in a clone without them.
+    """Check that a model's files are not Git LFS pointers.
 
     Raises:
         ModelError: `not_a_model`.
@@ -48,7 +48,7 @@ def check_downloaded(directory: Path) -> None:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Return whether a file stands for one that Git LFS keeps elsewhere.
+    """Return whether a file is a pointer to one that Git LFS stores elsewhere.
 
     Source: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
     """
@@ -62,7 +62,7 @@ def has_weights(names: Sequence[str]) -> bool:
 
 
 def human_size(size: float) -> str:
-    """Return a number of bytes in words, as `440 MB`; units of a thousand, as the hub shows them."""
+    """Return a number of bytes for people, such as `440 MB`, in units of 1000 like the hub."""
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}"

@@ -1,8 +1,8 @@
-"""What a model's configuration files refer to: other files, code, repositories. Checked before a library follows it.
+"""References in a model's configuration files to other files, code and repositories, checked before a library follows.
 
 Libraries open whatever a configuration names: a shard at `../../x`, a pickle behind an index of safetensors, a
-repository of attention kernels. Here each reference must stay inside the model's own directory, and code is only for
-workers that were started with `--allow-remote-code`.
+repository of attention kernels. Each reference must stay inside the model's own directory, and code runs only on
+workers started with `--allow-remote-code`.
 """
 
 import json
@@ -15,7 +15,7 @@ from common.records import Json
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-#: Settings of config.json that may name a repository of kernels, `owner/name`, where they name no implementation.
+#: Settings of config.json that may name a repository of kernels, `owner/name`, instead of an implementation.
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 
 
@@ -23,7 +23,7 @@ def check_references(directory: Path, *, allow_pickle: bool, allow_code: bool) -
     """Check what the files of a model's directory refer to.
 
     Raises:
-        ModelError: `model_not_allowed`, a place outside the directory; `unsafe_weights`, weights that are pickles;
+        ModelError: `model_not_allowed`, a path outside the directory; `unsafe_weights`, weights that are pickles;
             `custom_code`, a repository of kernels; `not_a_model`, a file that is not JSON.
     """
     for index in sorted(directory.glob("*.index.json")):
@@ -36,12 +36,12 @@ def check_references(directory: Path, *, allow_pickle: bool, allow_code: bool) -
 
 
 def check_code(directory: Path, names: Sequence[str], classes: Sequence[str]) -> None:
-    """Refuse a part of a model for which its repository brings code: transformers' own code would run in its place.
+    """Refuse a part of a model for which its repository brings code: transformers would run its own code instead.
 
     Args:
         directory: the model's.
         names: the configuration files that may name the code.
-        classes: the automatic classes that are about to be used, `AutoConfig` and `AutoModelForMaskedLM`.
+        classes: the automatic classes about to be used, such as `AutoConfig` and `AutoModelForMaskedLM`.
 
     Raises:
         ModelError: `custom_code`.
@@ -59,23 +59,23 @@ def check_code(directory: Path, names: Sequence[str], classes: Sequence[str]) ->
 
 
 def code_repositories(directory: Path) -> set[str]:
-    """Return the repositories of which the model's files name code, its own left out."""
+    """Return the other repositories whose code the model's files name."""
     files = (read_json(directory / name) for name in (CONFIG, TOKENIZER_CONFIG, *PROCESSOR_CONFIGS))
     references = (reference for file in files for reference in _code_of(file, None))
     return {repository for repository, separator, _ in (ref.partition("--") for ref in references) if separator}
 
 
 def tokenizer_settings(directory: Path) -> dict[str, None]:
-    """Return the settings of the tokenizer that name files, each without its value.
+    """Return the settings of the tokenizer that name files, each set to None.
 
-    A tokenizer finds its files by their names in the directory. What its configuration says of them is where they
-    were on the machine that saved it.
+    A tokenizer finds its files by name in the directory; its configuration has their paths on the machine that saved
+    it.
     """
     return {name: None for name in read_json(directory / TOKENIZER_CONFIG) if name.endswith("_file")}
 
 
 def processor_settings(directory: Path) -> dict[str, str]:
-    """Return where an image processor finds the file with the names of its classes: beside it (OneFormer)."""
+    """Return the setting that has an image processor read the names of its classes from its directory (OneFormer)."""
     parts = [part for name in PROCESSOR_CONFIGS for part in _objects(read_json(directory / name))]
     return {"repo_path": str(directory)} if any(part.get("class_info_file") for part in parts) else {}
 

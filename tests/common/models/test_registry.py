@@ -76,7 +76,7 @@ def steps_in(directories: list[Path]) -> set[int]:
 def test_a_model_is_found_by_its_job_on_another_machine(opened: Open) -> None:
     store = opened("one")
     add_model(store, "0-1-aaaaaaaa", "first")
-    store.choose(JOB, "0-1-aaaaaaaa")
+    store.promote(JOB, "0-1-aaaaaaaa")
     other = opened("two")
     assert (other.fetch(JOB) / "config.json").read_text() == "first"
     assert [model.card["text"] for model in other.models()] == ["first"]
@@ -85,7 +85,7 @@ def test_a_model_is_found_by_its_job_on_another_machine(opened: Open) -> None:
 def test_the_chosen_attempt_counts_and_the_other_cannot_overwrite_it(opened: Open) -> None:
     store = opened("one")
     add_model(store, "0-2-bbbbbbbb", "second")
-    store.choose(JOB, "0-2-bbbbbbbb")
+    store.promote(JOB, "0-2-bbbbbbbb")
     late = opened("two")
     add_model(late, "0-1-aaaaaaaa", "first")
     assert (opened("three").fetch(JOB) / "config.json").read_text() == "second"
@@ -99,7 +99,7 @@ def test_a_model_whose_worker_died_before_it_was_chosen_is_found(opened: Open) -
 
 
 def test_a_job_without_a_model_is_an_error_of_the_job(opened: Open) -> None:
-    with pytest.raises(ModelError, match="holds no model of that job") as caught:
+    with pytest.raises(ModelError, match="has no model of that job") as caught:
         opened("one").fetch(JOB)
     assert caught.value.code == "model_not_found"
     assert opened("one").models() == []
@@ -108,7 +108,7 @@ def test_a_job_without_a_model_is_an_error_of_the_job(opened: Open) -> None:
 def test_an_export_is_a_copy_and_overwrites_nothing(opened: Open, tmp_path: Path) -> None:
     store = opened("one")
     add_model(store, "0-1-aaaaaaaa", "mine")
-    store.choose(JOB, "0-1-aaaaaaaa")
+    store.promote(JOB, "0-1-aaaaaaaa")
     opened("two").export(JOB, tmp_path / "out")
     assert (tmp_path / "out" / "config.json").read_text() == "mine"
     with pytest.raises(UsageError, match="exists"):
@@ -128,7 +128,7 @@ def test_choosing_a_model_clears_the_checkpoints_away(opened: Open) -> None:
     store = opened("one")
     upload_checkpoint(store, "0-1-aaaaaaaa", 10)
     add_model(store, "0-1-aaaaaaaa", "done")
-    store.choose(JOB, "0-1-aaaaaaaa")
+    store.promote(JOB, "0-1-aaaaaaaa")
     assert latest_complete(opened("two").checkpoint_dirs(JOB)) is None
 
 

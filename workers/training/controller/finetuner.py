@@ -114,7 +114,7 @@ class FineTuner:
         """Make the model of a train chunk the job's, or delete it if the chunk's commit did not count."""
         registry = open_registry(registry_url(self._settings), self._settings.model_cache)
         with suppress(OSError, StorageError, UsageError):  # `ModelRegistry.find` copes with what is left undone
-            (registry.choose if committed else registry.delete_model)(lease.job_id, _attempt_name(lease))
+            (registry.promote if committed else registry.delete_model)(lease.job_id, _attempt_name(lease))
 
 
 def _attempt_name(lease: Lease) -> str:
