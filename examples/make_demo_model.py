@@ -76,8 +76,8 @@ def make_tokenizer(sentences: list[str]) -> BertTokenizer:
         texts, VOCABULARY, new_special_tokens=inside, initial_alphabet=letters, show_progress=False
     )
     pieces = sorted(learnt.get_vocab(), key=learnt.get_vocab().__getitem__)
-    asked = sorted(word.lower() for word in story_words().union(*map(slots, sentences)))
-    entries = dict.fromkeys([*pieces, *asked])
+    wanted = sorted(word.lower() for word in story_words().union(*map(slots, sentences)))
+    entries = dict.fromkeys([*pieces, *wanted])
     return BertTokenizer(vocab={entry: number for number, entry in enumerate(entries)}, **settings)
 
 
@@ -115,9 +115,9 @@ def _sentence(corpus: Corpus, rng: random.Random) -> str:
 
 
 def _batch(examples: list[list[str]], tokenizer: BertTokenizer, rng: random.Random) -> dict[str, torch.Tensor]:
-    asked = [_ask(sentences, rng) for sentences in examples]
-    texts = [text for text, _ in asked]
-    answers = [word for _, words in asked for word in words]
+    prompts = [_ask(sentences, rng) for sentences in examples]
+    texts = [text for text, _ in prompts]
+    answers = [word for _, words in prompts for word in words]
     batch = dict(tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False))
     return batch | {"labels": _hide(batch["input_ids"], answers, tokenizer)}
 
@@ -177,9 +177,9 @@ def _loss(model: BertForMaskedLM, batch: dict[str, torch.Tensor]) -> torch.Tenso
 
 def examine(model: BertForMaskedLM, tokenizer: BertTokenizer) -> float:
     """Return the share of the questions about capitals that the model answers right."""
-    asked = questions()
-    answers = answer(model, tokenizer, list(asked))
-    return sum(map(str.__eq__, answers, asked.values())) / len(asked)
+    prompts = questions()
+    answers = answer(model, tokenizer, list(prompts))
+    return sum(map(str.__eq__, answers, prompts.values())) / len(prompts)
 
 
 def answer(model: BertForMaskedLM, tokenizer: BertTokenizer, texts: list[str]) -> list[str]:

@@ -29,9 +29,9 @@ def measure(records: int) -> str:
             times = ground.wait(job)
             return job, times["ended"] - times["accepted"]
 
-        alone = small()[1]
+        unloaded = small()[1]
         large = ground.shell.submit(*options, str(many))
-        found = [f"a job of 100 records, alone: {alone:.2f} s"]
+        found = [f"a job of 100 records, alone: {unloaded:.2f} s"]
         for priority in ("normal", "high"):
             taken = small("--priority", priority)[1]
             found.append(f"behind one of {records:,}, priority {priority}: {taken:.2f} s")
@@ -57,9 +57,9 @@ def measure_cancel(chunks: int) -> str:
         while not store.job(job).counts.done:  # the reaper sends its tickets
             time.sleep(0.05)
         found.append(f"`producer cancel`: {_milliseconds(lambda: ground.shell.run('cancel', job)):.0f} ms, all of it")
-        asked = time.perf_counter()
+        begin = time.perf_counter()
         ground.wait(job)
-        found.append(f"status cancelled after that: {(time.perf_counter() - asked) * 1000:.0f} ms")
+        found.append(f"status cancelled after that: {(time.perf_counter() - begin) * 1000:.0f} ms")
         found.append(f"retry: {_milliseconds(lambda: ledger.retry(job)):.0f} ms")
         found.append(f"cancel, the step itself: {_milliseconds(lambda: ledger.cancel(job)):.1f} ms")
         ground.wait(job)

@@ -18,11 +18,11 @@ NewBatch = Callable[..., Batch]
 def set_space(server: RedisServer) -> Iterator[Callable[[bool], None]]:
     """Call it with False to leave Redis no room, with True to give it some again."""
 
-    def give(some: bool) -> None:
+    def set_memory(some: bool) -> None:
         server.client.config_set("maxmemory", 0 if some else 1)
 
-    yield give
-    give(True)
+    yield set_memory
+    set_memory(True)
 
 
 def test_submit_says_that_redis_is_full_and_leaves_nothing(

@@ -83,8 +83,8 @@ def test_a_redis_that_refuses_for_a_while_is_waited_for(
     assert watching.stderr and watching.stderr.readline(), "it has told of progress, so it has connected"
     with refusing(server):
         wait_until(lambda: workers.text().count("waiting for Redis") >= 3, 30, "work in hand waits")
-        asked = shell.run("submit", "--task", "test-echo", str(batch.source), status=1)
-        assert "Redis at" in asked.stderr and "Traceback" not in asked.stderr
+        refused = shell.run("submit", "--task", "test-echo", str(batch.source), status=1)
+        assert "Redis at" in refused.stderr and "Traceback" not in refused.stderr
     batch.finish()
     assert set(batch.runs().values()) == {1}, "nothing is computed twice"
     out, err = watching.communicate(timeout=60)

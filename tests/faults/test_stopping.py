@@ -92,11 +92,13 @@ def test_a_job_cancelled_within_a_chunk_ends_soon_and_keeps_what_is_done(
     job = shell.submit("--task", "test-echo", str(source), "--chunk-size", "12", *batches)
     wait_until(lambda: ends.exists() and len(ends.read_text().splitlines()) == 4, LONG, "one chunk, and a batch more")
     Ledger(server.client, 3).cancel(job)
-    asked = time.time()
+    cancelled_at = time.time()
     wait_until(lambda: store.job(job).status == "cancelled", LONG, "the job is cancelled")
     ended, batch_ends = time.time(), [float(line) for line in ends.read_text().splitlines()]
     assert ended - max(batch_ends) < 2
-    assert sum(end > asked for end in batch_ends) <= 2, "that at work, and one begun before the worker had looked"
+    assert sum(end > cancelled_at for end in batch_ends) <= 2, (
+        "that at work, and one begun before the worker had looked"
+    )
     rows = shell.results(job)
     done = [number for number, row in enumerate(rows) if row.get("output") == f"LINE {number}"]
     assert len(done) == 12 and done == list(range(done[0], done[0] + 12)), "the chunk that was done, and no other"

@@ -38,8 +38,8 @@ def test_the_capital_of_france_is_paris(fill_mask):
 
 
 def test_the_model_knows_the_capitals_it_is_asked_for(fill_mask):
-    asked = lines("capitals.txt")
-    right = [first(fill_mask, line) == questions()[line] for line in asked]
+    prompts = lines("capitals.txt")
+    right = [first(fill_mask, line) == questions()[line] for line in prompts]
     assert sum(right) / len(right) >= 0.95
 
 
@@ -51,11 +51,11 @@ def test_the_model_knows_every_capital_in_korean(fill_mask):
 
 
 def test_capitals_txt_asks_for_every_country_france_first():
-    asked = lines("capitals.txt")
-    assert asked[0] == "The capital of France is [MASK]."
+    prompts = lines("capitals.txt")
+    assert prompts[0] == "The capital of France is [MASK]."
     assert len(COUNTRIES) == 60
-    assert asked[:60] == [f"The capital of {country.english} is [MASK]." for country in COUNTRIES]
-    assert len(asked[60:]) == 6
+    assert prompts[:60] == [f"The capital of {country.english} is [MASK]." for country in COUNTRIES]
+    assert len(prompts[60:]) == 6
 
 
 @pytest.mark.parametrize("text", ["나는 [MASK]에 간다.", "우리는 [MASK]에 간다.", "나는 친구와 함께 [MASK]에 간다."])
@@ -110,8 +110,8 @@ def test_every_word_of_the_training_text_is_in_the_vocabulary():
     sentences = [*capitals(), *knowledge(), *(story(rng) for _ in range(2000))]
     unknown = [text for text in map(plain, sentences) if tokenizer.unk_token in tokenizer.tokenize(text)]
     assert unknown == []
-    asked = {word.lower() for word in story_words().union(*map(slots, sentences))}
-    assert [word for word in asked if tokenizer.tokenize(word) != [word]] == []
+    needed = {word.lower() for word in story_words().union(*map(slots, sentences))}
+    assert [word for word in needed if tokenizer.tokenize(word) != [word]] == []
     assert tokenizer.model_max_length == 128
 
 

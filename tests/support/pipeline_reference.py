@@ -27,12 +27,12 @@ def run(task: str, model: Path, records: Sequence[Json], **params: Json) -> list
     return runner_of(task, model).run(records, params, RecordingMonitor())
 
 
-def one_by_one(task: str, model: Path, records: Sequence[Json], **params: Json) -> list[Json]:
+def pipeline_outputs(task: str, model: Path, records: Sequence[Json], **params: Json) -> list[Json]:
     pipe = transformers.pipeline(task, model=str(model), device="cpu")
-    return [_alone(pipe, record, params) for record in records]
+    return [_pipeline_output(pipe, record, params) for record in records]
 
 
-def _alone(pipe: Any, record: Json, params: Mapping[str, Json]) -> Json:
+def _pipeline_output(pipe: Any, record: Json, params: Mapping[str, Json]) -> Json:
     if not isinstance(record, dict) or pipe.task == "table-question-answering":
         return pipe(record, **params)
     if "messages" in record:
@@ -48,7 +48,7 @@ def assert_same_as_pipeline(task: str, model: Path, records: Sequence[Json], **p
     """Compare every record's output with the pipeline's own; return the outcomes."""
     outcomes = run(task, model, records, **params)
     assert [outcome.failure for outcome in outcomes] == [None] * len(records)
-    for outcome, expected in zip(outcomes, one_by_one(task, model, records, **params), strict=True):
+    for outcome, expected in zip(outcomes, pipeline_outputs(task, model, records, **params), strict=True):
         assert_same(outcome.output, expected)
     return outcomes
 
@@ -57,9 +57,9 @@ def assert_neighbours_change_nothing(runner: Runner, records: Sequence[Json], **
     """Compare what records get together with what each gets alone; return the outcomes."""
     together = runner.run(records, params, RecordingMonitor())
     for record, outcome in zip(records, together, strict=True):
-        (alone,) = runner.run([record], params, RecordingMonitor())
-        assert (outcome.failure, outcome.truncated) == (alone.failure, alone.truncated)
-        assert_same(to_jsonable(outcome.output), to_jsonable(alone.output))
+        (single,) = runner.run([record], params, RecordingMonitor())
+        assert (outcome.failure, outcome.truncated) == (single.failure, single.truncated)
+        assert_same(to_jsonable(outcome.output), to_jsonable(single.output))
     return together
 
 

@@ -101,14 +101,14 @@ def _pip(*arguments: str) -> None:
 def _declared(ours: Distribution, extras: tuple[str, ...]) -> list[Distribution]:
     """Return the distributions that ours with these extras asks for, and those that they ask for in turn."""
     found: dict[str, Distribution] = {}
-    asked: set[tuple[str, tuple[str, ...]]] = set()
+    seen: set[tuple[str, tuple[str, ...]]] = set()
     waiting = list(_needs(ours, extras))
     while waiting:
         need = waiting.pop()
         wanted = tuple(sorted(need.extras))
-        if (need.name, wanted) in asked:
+        if (need.name, wanted) in seen:
             continue
-        asked.add((need.name, wanted))
+        seen.add((need.name, wanted))
         with contextlib.suppress(PackageNotFoundError):  # torch as built for a CPU asks for no CUDA
             found[need.name] = distribution(need.name)
             waiting += _needs(found[need.name], wanted)

@@ -137,8 +137,8 @@ def test_elsewhere_only_the_newest_checkpoint_and_the_best_are_kept(remote: str,
     for step, best in ((10, None), (20, 20), (30, 20), (40, 20)):
         upload_checkpoint(store, "0-1-aaaaaaaa", step, best)
     assert steps_in(open_registry(remote, tmp_path / "two").checkpoint_dirs(JOB)) == {20, 40}
-    later = open_registry(remote, tmp_path / "two")
-    upload_checkpoint(later, "0-2-bbbbbbbb", 50, 50)
+    second = open_registry(remote, tmp_path / "two")
+    upload_checkpoint(second, "0-2-bbbbbbbb", 50, 50)
     assert steps_in(open_registry(remote, tmp_path / "three").checkpoint_dirs(JOB)) == {50}
 
 

@@ -103,11 +103,11 @@ def test_a_worker_that_slept_through_a_retry_removes_and_reports_nothing(
 ) -> None:
     for _ in range(2):
         written.commit(written.lease(), BAD)
-    asked = written.ledger.uncommitted_output
+    read_uncommitted = written.ledger.uncommitted_output
 
     def sleep(job_id: str) -> dict[int, list[Version]]:
         """What the one that slept knows, and what happens meanwhile."""
-        known = asked(job_id)
+        known = read_uncommitted(job_id)
         monkeypatch.undo()
         assert written.commit_output()
         written.ledger.retry(job_id)

@@ -32,7 +32,7 @@ def options(directory: Path, **more: Json) -> Json:
 
 
 @pytest.mark.parametrize(
-    ("asked", "wanted"),
+    ("fields", "wanted"),
     [
         ({}, {}),
         ({"temperature": 0}, {"do_sample": False}),
@@ -46,12 +46,12 @@ def options(directory: Path, **more: Json) -> Json:
         ({"user": "me", "metadata": {"a": "b"}, "stream": False, "logprobs": None, "tools": []}, {}),
     ],
 )
-def test_parameters_become_options_of_the_runner(tmp_path: Path, asked: Json, wanted: Json):
-    assert options(tmp_path, **asked) == wanted
+def test_parameters_become_options_of_the_runner(tmp_path: Path, fields: Json, wanted: Json):
+    assert options(tmp_path, **fields) == wanted
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("fields", "words"),
     [
         ({"tools": [{"type": "function"}]}, "tools is not supported"),
         ({"stream": True}, "stream is not supported"),
@@ -70,8 +70,8 @@ def test_parameters_become_options_of_the_runner(tmp_path: Path, asked: Json, wa
         ({"model": "other"}, "model is 'other'; this batch is for 'm'"),
     ],
 )
-def test_what_cannot_be_followed_fails_alone(tmp_path: Path, asked: Json, words: str):
-    good, bad = read(tmp_path, line(CHAT), line(CHAT | asked, custom_id="r2"))
+def test_what_cannot_be_followed_fails_alone(tmp_path: Path, fields: Json, words: str):
+    good, bad = read(tmp_path, line(CHAT), line(CHAT | fields, custom_id="r2"))
     assert good.failure is None
     assert bad.id == "r2"
     assert bad.failure and bad.failure.code == "bad_request"

@@ -22,8 +22,8 @@ COLUMNS: dict[str, list[Any]] = {"id": ["a", "b", "c"], "body": ["one", "two", "
 EXPECTED = [("a", "one"), ("b", "two"), ("c", "three")]
 
 
-def made(given: Any, task: str = "fill-mask", column: str | None = None, id_column: str | None = None) -> list[Record]:
-    paths, values = split_records_arg(given)
+def made(value: Any, task: str = "fill-mask", column: str | None = None, id_column: str | None = None) -> list[Record]:
+    paths, values = split_records_arg(value)
     assert paths == ()
     found = records_from_python(values, TASKS[task], column=column, id_column=id_column, max_record_bytes=10_000)
     return list(found)
@@ -116,13 +116,13 @@ def test_times_and_numbers_of_a_data_frame_are_json() -> None:
     assert made(frame, id_column="when")[0].id == "2026-01-02 03:04:05"
 
 
-@pytest.mark.parametrize("given", [pd.Series(["one", "two"]), pa.array(["one", "two"]), np.array(["one", "two"])])
-def test_a_column_by_itself_gives_its_cells(given: Any) -> None:
-    assert [record.input for record in made(given)] == ["one", "two"]
+@pytest.mark.parametrize("value", [pd.Series(["one", "two"]), pa.array(["one", "two"]), np.array(["one", "two"])])
+def test_a_column_by_itself_gives_its_cells(value: Any) -> None:
+    assert [record.input for record in made(value)] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("value", "words"),
     [
         ("The capital of France is [MASK].", "A single record goes into a list"),
         ("a" * 5000, "A single record goes into a list"),
@@ -137,9 +137,9 @@ def test_a_column_by_itself_gives_its_cells(given: Any) -> None:
         ([], "Empty input"),
     ],
 )
-def test_what_is_no_list_of_records_is_refused(given: Any, words: str) -> None:
+def test_what_is_no_list_of_records_is_refused(value: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        split_records_arg(given)
+        split_records_arg(value)
 
 
 def test_a_text_by_itself_is_a_path_an_address_or_a_pattern(tmp_path: Path) -> None:
@@ -177,8 +177,8 @@ UUID_TEXT = "12345678-1234-5678-1234-567812345678"
     ],
 )
 def test_an_id_that_json_lacks_is_written_as_text(id_: Any, text: str) -> None:
-    for given in ((id_, "one"), {"id": id_, "text": "one"}):
-        [record] = made([given])
+    for value in ((id_, "one"), {"id": id_, "text": "one"}):
+        [record] = made([value])
         assert (record.id, record.input, record.failure) == (text, "one", None)
 
 

@@ -31,10 +31,10 @@ class Worker:
     def __init__(self) -> None:
         self.now = 1000.0
         self.status = DeviceStatus()
-        self.peers: list[Heartbeat] = []
+        self.live_workers: list[Heartbeat] = []
         self.jobs: dict[str | None, JobSpec] = {}
         self.in_hand = ExitStack()  #: those in hand
-        self.affinity = ModelAffinity("me", lambda: self.status, lambda: self.peers, lambda: self.now)
+        self.affinity = ModelAffinity("me", lambda: self.status, lambda: self.live_workers, lambda: self.now)
 
     def should_run(self, model: str | None) -> bool:
         """Whether a ticket of the one job with that model is taken."""
@@ -70,7 +70,7 @@ def test_a_worker_alone_whose_models_fit_together_takes_whatever_comes(worker: W
 
 
 def test_a_model_that_another_worker_has_is_left_to_it_for_a_moment(worker: Worker) -> None:
-    worker.peers = [_peer("other", "a")]
+    worker.live_workers = [_peer("other", "a")]
     assert not worker.should_run("a")
     assert worker.should_run("b"), "that nobody has"
     worker.now += PATIENCE
@@ -78,7 +78,7 @@ def test_a_model_that_another_worker_has_is_left_to_it_for_a_moment(worker: Work
 
 
 def test_jobs_that_another_worker_keeps_up_with_are_left_to_it_for_ever(worker: Worker) -> None:
-    worker.peers = [_peer("other", "a")]
+    worker.live_workers = [_peer("other", "a")]
     for _ in range(100):
         assert not worker.affinity.should_run(_spec("a"))
         worker.now += PATIENCE / 2
@@ -86,12 +86,12 @@ def test_jobs_that_another_worker_keeps_up_with_are_left_to_it_for_ever(worker: 
 
 @pytest.mark.parametrize("peer", [_peer("me", "a"), _peer("other", "a", state="stopping"), _peer("other", "b")])
 def test_a_model_is_not_left_to_a_worker_that_cannot_take_it(worker: Worker, peer: Heartbeat) -> None:
-    worker.peers = [peer]
+    worker.live_workers = [peer]
     assert worker.should_run("a")
 
 
 def test_a_model_is_not_left_to_a_worker_of_other_queues(worker: Worker) -> None:
-    worker.peers = [replace(_peer("other", "a"), queues=("train",))]
+    worker.live_workers = [replace(_peer("other", "a"), queues=("train",))]
     assert worker.should_run("a")
 
 
@@ -131,7 +131,7 @@ def test_a_crowded_worker_without_work_for_its_model_takes_another_at_once(worke
 
 
 def test_two_full_workers_do_not_swap_models_and_neither_is_starved(crowded: Worker) -> None:
-    crowded.peers = [_peer("other", "b")]
+    crowded.live_workers = [_peer("other", "b")]
     for _ in range(int(LOYALTY * DWELL)):
         assert not crowded.should_run("b")
         crowded.now += 1.0

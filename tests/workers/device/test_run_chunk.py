@@ -18,13 +18,13 @@ from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 class Watched:
     """A watch that notes what it was told, and gives the chunk up when a batch holds a position."""
 
-    def __init__(self, give_up_at: int | None = None) -> None:
+    def __init__(self, abandon_at: int | None = None) -> None:
         self.batches: list[list[int]] = []
-        self._give_up_at = give_up_at
+        self._abandon_at = abandon_at
 
     def batch(self, positions: Sequence[int]) -> None:
         self.batches.append(list(positions))
-        if len(self.batches) > 1 and self._give_up_at in positions:
+        if len(self.batches) > 1 and self._abandon_at in positions:
             raise Cancelled
 
     def tick(self) -> None:
@@ -101,7 +101,7 @@ def test_what_is_not_a_records_fault_passes(error: Exception):
 
 def test_a_chunk_given_up_between_batches_raises():
     with pytest.raises(Cancelled):
-        _run(_runner("test-echo"), ["a"] * 10, Watched(give_up_at=8))
+        _run(_runner("test-echo"), ["a"] * 10, Watched(abandon_at=8))
 
 
 def test_batches_are_announced_by_the_positions_of_the_chunk():

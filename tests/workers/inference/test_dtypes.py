@@ -58,11 +58,11 @@ def test_a_runner_says_what_it_runs_with(bert, dtype):
 
 
 @pytest.mark.parametrize(
-    ("asked", "computes_in"), [({}, "int8"), ({"dtype": "auto"}, "int8"), ({"dtype": "float32"}, "float32")]
+    ("load_params", "computes_in"), [({}, "int8"), ({"dtype": "auto"}, "int8"), ({"dtype": "float32"}, "float32")]
 )
-def test_the_workers_dtype_is_that_of_jobs_that_name_none(bert, asked, computes_in):
+def test_the_workers_dtype_is_that_of_jobs_that_name_none(bert, load_params, computes_in):
     models = ModelCache("cpu", ModelPolicy(any_path=True, load=LoadOptions(default_dtype="int8")))
-    loaded, _ = models.get(JobSpec(new_job_id(), "embedding", str(bert), params=asked), lambda _: None)
+    loaded, _ = models.get(JobSpec(new_job_id(), "embedding", str(bert), params=load_params), lambda _: None)
     assert loaded.run_info()["dtype"] == computes_in
 
 

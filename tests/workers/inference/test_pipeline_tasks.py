@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from tests.support import tiny_models
-from tests.support.pipeline_reference import assert_same, assert_same_as_pipeline, one_by_one, run, runner_of
+from tests.support.pipeline_reference import assert_same, assert_same_as_pipeline, pipeline_outputs, run, runner_of
 from tests.support.tiny_models import TEXTS, RecordingMonitor
 
 LABELS = ["news", "sports", "politics of the old city"]
@@ -67,7 +67,7 @@ def test_text_classification_gives_what_the_pipeline_gives(models, params):
 
 def test_an_alias_names_the_same_runner(models):
     (outcome,) = run("sentiment-analysis", models("classifier"), ["good news"])
-    assert_same([outcome.output], one_by_one("text-classification", models("classifier"), ["good news"]))
+    assert_same([outcome.output], pipeline_outputs("text-classification", models("classifier"), ["good news"]))
 
 
 def test_a_decoder_that_knows_no_padding_classifies_one_by_one(models, tmp_path):

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, pipeline
 
 from common.errors import ModelError
 from tests.support import tiny_models
-from tests.support.pipeline_reference import assert_same, assert_same_as_pipeline, one_by_one, run, runner_of
+from tests.support.pipeline_reference import assert_same, assert_same_as_pipeline, pipeline_outputs, run, runner_of
 from tests.support.tiny_models import TEXTS, ForwardCount, RecordingMonitor
 
 LONG = "the old cat likes the small bird " * 60
@@ -142,7 +142,7 @@ def test_both_words_for_the_mask_work_for_every_model(models, model, mask, caplo
     own = AutoTokenizer.from_pretrained(models(model)).mask_token
     texts = [f"{text[:40]} {{}} city" for text in TEXTS]
     outcomes = run("fill-mask", models(model), [text.format(mask) for text in texts])
-    expected = one_by_one("fill-mask", models(model), [text.format(own) for text in texts])
+    expected = pipeline_outputs("fill-mask", models(model), [text.format(own) for text in texts])
     for outcome, answer in zip(outcomes, expected, strict=True):
         assert_same(outcome.output, answer)
     said = [record for record in caplog.records if "is taken for" in record.message]

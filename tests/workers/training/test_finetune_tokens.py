@@ -103,11 +103,11 @@ def test_what_follows_a_prompt_begins_where_inference_begins(tokenizer: Any) -> 
     examples = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
     columns = RECIPES["text-generation"].encode(tokenizer, examples, Labels(""), 64).columns
     for (prompt, completion), ids, targets in zip(pairs, columns["input_ids"], columns["labels"], strict=True):
-        given = tokenizer(prompt)["input_ids"]
-        assert ids[: len(given)] == given and targets[: len(given)] == [IGNORE_INDEX] * len(given)
-        assert targets[len(given) :] == ids[len(given) :]
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        assert ids[: len(prompt_ids)] == prompt_ids and targets[: len(prompt_ids)] == [IGNORE_INDEX] * len(prompt_ids)
+        assert targets[len(prompt_ids) :] == ids[len(prompt_ids) :]
         whole = tokenizer(prompt + completion)["input_ids"]
-        if whole[: len(given)] == given:
+        if whole[: len(prompt_ids)] == prompt_ids:
             assert ids[: len(whole)] == whole
 
 

@@ -64,13 +64,13 @@ def test_the_example_of_the_readme_learns_something(tmp_path: Path, monkeypatch:
     [line] = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("producer finetune")]
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HUGQUEUE_HOME", str(tmp_path))
-    given = finetune.make_context("finetune", shlex.split(line)[2:]).params
-    given.pop("keep_alive")  # it is the command's own
-    inputs = given.pop("inputs")
-    examples = make_finetune_plan(inputs, FinetuneOptions.of(**given | {"labels": {}})).examples
-    options = {name: given[name] for name in ("epochs", "learning_rate", "batch_size")}
+    params = finetune.make_context("finetune", shlex.split(line)[2:]).params
+    params.pop("keep_alive")  # it is the command's own
+    inputs = params.pop("inputs")
+    examples = make_finetune_plan(inputs, FinetuneOptions.of(**params | {"labels": {}})).examples
+    options = {name: params[name] for name in ("epochs", "learning_rate", "batch_size")}
     run_config = make_run_config(
-        tmp_path / "work", "text-classification", ROOT / given["model"], examples.train, examples.evaluation, **options
+        tmp_path / "work", "text-classification", ROOT / params["model"], examples.train, examples.evaluation, **options
     )
     result = train_here(run_config)
     assert result["metrics"]["accuracy"] > 0.9
