@@ -1,5 +1,7 @@
 """What the device process does of the next chunk while it computes one, and that nobody pays for it."""
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +78,11 @@ def test_an_output_whose_encoding_kills_costs_no_other_chunk_a_record(device: Ru
 def test_a_record_that_cannot_be_prepared_fails_alone(device: RunningDevice):
     _trusting(device)
     assert codes(device.run("test-ahead", ["a", "raise", "c"])) == {1: "runner_error"}
+    wait_until(lambda: device.process.fallbacks == {"prefetch": 1}, 10, "what it swallowed is counted")
+    pid = device.pid()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: device.pid() != pid, 20, "another process")
+    assert device.process.fallbacks == {"prefetch": 1}, "and stays counted"
 
 
 def test_a_chunk_is_prefetched_for_forward_batch_and_not_for_the_pipeline(tmp_path: Path):
