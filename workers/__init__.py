@@ -1,4 +1,4 @@
-"""The side that computes: Celery processes that take turns, device processes that own the models."""
+"""Workers of hugqueue: Celery processes that take tickets, and device processes that run the models."""
 
 from hugqueue.packages import require_own
 

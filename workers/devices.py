@@ -23,7 +23,7 @@ def select_devices(device: str, gpus: list[Gpu]) -> list[Gpu | None]:
         return list(gpus) or [None]
     if device == "gpu":
         if not gpus:
-            raise UsageError("--device gpu: no GPU was found (`nvidia-smi` lists none).")
+            raise UsageError("--device gpu: no GPU found (`nvidia-smi` lists none).")
         return list(gpus)
     words = [word.strip() for word in device.split(",")]
     if len(set(words)) < len(words):
