@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 else:
     # A type checker must not see this function: it would take any name for one of this package.
     def __getattr__(name: str) -> object:
-        """Import the client when it is asked for: `producer --help` is to stay quick."""
+        """Import the client on first use, so that `producer --help` stays fast."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from producer import client

@@ -109,15 +109,15 @@ def check_conflicts(training: TrainingOptions, labels: Labels | None, examples: 
         UsageError: Options conflict; says which, and what to do.
     """
     _check_evaluation(training, evaluates=evaluates)
-    given = training.arguments
-    smoothed = given.get("label_smoothing_factor")
+    arguments = training.arguments
+    smoothed = arguments.get("label_smoothing_factor")
     if smoothed and labels is not None and labels.kind in ("regression", "multi_label"):
         raise UsageError(
             f"-p label_smoothing_factor={smoothed} is for one label out of several classes; here is "
             f"{labels.description}. Leave it out."
         )
     batch = training.batch_size * (training.gpus or 1)
-    if given.get("dataloader_drop_last") and examples is not None and examples < batch:
+    if arguments.get("dataloader_drop_last") and examples is not None and examples < batch:
         raise UsageError(
             f"-p dataloader_drop_last=true leaves nothing to learn from: {examples:,} examples do not fill a batch of "
             f"{batch:,}. Lower --batch-size, or leave it out."
@@ -125,21 +125,21 @@ def check_conflicts(training: TrainingOptions, labels: Labels | None, examples: 
 
 
 def _check_evaluation(training: TrainingOptions, *, evaluates: bool) -> None:
-    given = training.arguments
+    arguments = training.arguments
     options = {"--early-stopping": training.early_stopping, "--metric-for-best": training.metric_for_best}
     wanted = [name for name, value in options.items() if value]
     if not evaluates:
-        asking = [name for name, asks in _NEEDS_EVALUATION.items() if given.get(name) in asks]
-        wanted += [f"-p {name}={_shown(given[name])}" for name in asking]
+        dependent = [name for name, values in _NEEDS_EVALUATION.items() if arguments.get(name) in values]
+        wanted += [f"-p {name}={_shown(arguments[name])}" for name in dependent]
         if wanted:
             verb = "needs" if len(wanted) == 1 else "need"
             raise UsageError(f"{' and '.join(wanted)} {verb} something to evaluate: --eval or --eval-split.")
         return
-    strategy = given.get("eval_strategy", "epoch")
+    strategy = arguments.get("eval_strategy", "epoch")
     if wanted and strategy == "no":
         raise UsageError(f"{' and '.join(wanted)}: -p eval_strategy=no leaves no evaluation to go by. Leave it out.")
-    saves = given.get("save_strategy", strategy)
-    if given.get("load_best_model_at_end", True) and saves not in ("best", strategy):
+    saves = arguments.get("save_strategy", strategy)
+    if arguments.get("load_best_model_at_end", True) and saves not in ("best", strategy):
         raise UsageError(
             f"-p save_strategy={saves}: to keep the best model, a checkpoint is written at each evaluation "
             f"({strategy}). Leave it out, or keep the last model with -p load_best_model_at_end=false."

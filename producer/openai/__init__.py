@@ -1,7 +1,7 @@
 """OpenAI batch files: requests become records, and outcomes become responses.
 
 The format: https://platform.openai.com/docs/api-reference/batch (request input, request output), and vLLM's
-`run-batch`, which writes results and errors into one file, as is done here.
+`run-batch`, which writes results and errors into one file, as here.
 """
 
 from producer.openai.batch_file import BatchFile, find_batch, read_batch

@@ -75,11 +75,11 @@ def read_batch(batch: BatchFile, max_bytes: int) -> Iterator[Record]:
 def _input(line: dict[str, Json], batch: BatchFile) -> Json:
     url, body = line["url"], line["body"]
     if url != batch.url:
-        raise RecordError("bad_request", f"url is {url}; this batch is for {batch.url}, as its first request")
+        raise RecordError("bad_request", f"url is {url}; the first request of this batch is for {batch.url}")
     if batch.model is not None and body.get("model") != batch.model:
         raise RecordError(
             "bad_request",
-            f"model is {body.get('model')!r}; this batch is for {batch.model!r}, as its first request. "
+            f"model is {body.get('model')!r}; the first request of this batch is for {batch.model!r}. "
             "--model runs all requests with one model, whatever they name.",
         )
     return build_input(url, body)

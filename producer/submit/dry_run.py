@@ -64,8 +64,8 @@ def make_dry_run_report(plan: SubmitPlan, notify: Callable[[str], None]) -> DryR
     """Return what a submit would do; nothing is written.
 
     Args:
-        plan: what to submit.
-        say: gets what `submit` would warn about.
+        plan: What to submit.
+        notify: Called with each warning of `submit`.
 
     Raises:
         UsageError: the input cannot be read to its end, or is larger than one job may be.
@@ -105,7 +105,7 @@ def make_dry_run_report(plan: SubmitPlan, notify: Callable[[str], None]) -> DryR
 def _find_workers(plan: SubmitPlan, notify: Callable[[str], None]) -> tuple[bool, str]:
     """Return whether there is, or would be, a worker for the job, and the same in words.
 
-    `say` is told why Redis may lose the job.
+    `notify` is called with the reasons why Redis may lose the job.
 
     Raises:
         UsageError: the model is that of a job which has none.

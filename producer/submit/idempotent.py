@@ -40,13 +40,13 @@ def submit_once(
     job = _begin_or_find(connection, spec, key, notify)
     if job is None:
         return spec.id, upload(connection, spec, source, on_chunk)
-    notify(f"The idempotency key {key!r} stands for job {job.id}: {job.status}.")
+    notify(f"The idempotency key {key!r} belongs to job {job.id}: {job.status}.")
     return job.id, None
 
 
 def _begin_or_find(connection: QueueConnection, spec: JobSpec, key: str, notify: Callable[[str], None]) -> Job | None:
     """Begin the job, or wait until the job of the key is accepted and return that."""
-    told = False
+    notified = False
     while True:
         with connection.errors():
             job_id = connection.store.create(spec, key)
@@ -62,9 +62,9 @@ def _begin_or_find(connection: QueueConnection, spec: JobSpec, key: str, notify:
             if _is_silent(connection, job):
                 notify(f"Job {job_id} was cut off before it was accepted; submitting it again.")
                 continue
-            if not told:
+            if not notified:
                 notify(f"Another command submits job {job_id} under this key; waiting until it is accepted.")
-            told = True
+            notified = True
         time.sleep(POLL_SECONDS)
 
 
@@ -81,6 +81,6 @@ def _check_same(job: Job, spec: JobSpec, key: str) -> None:
     if differing:
         name = differing[0]
         raise UsageError(
-            f"The idempotency key {key!r} stands for job {job.id}, whose {name} is {getattr(job.spec, name)!r}, not "
+            f"The idempotency key {key!r} belongs to job {job.id}, whose {name} is {getattr(job.spec, name)!r}, not "
             f"{getattr(spec, name)!r}. Submit under another key, or delete that job with `producer delete {job.id}`."
         )

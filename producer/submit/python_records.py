@@ -43,26 +43,26 @@ class _PythonSource(Source):
         return f"record {number - 1}"
 
 
-def split_records_arg(given: Any) -> tuple[tuple[str, ...], Iterable[Any]]:
+def split_records_arg(records: Any) -> tuple[tuple[str, ...], Iterable[Any]]:
     """Return the paths or the records (a `Table` if they have columns) of a `records` argument; the other is empty.
 
     A text by itself is a path, texts one after the other are records; several paths are `pathlib.Path`.
 
     Raises:
-        UsageError: nothing is given, it cannot be gone through, or it is one record by itself.
+        UsageError: there are no records, it cannot be gone through, or it is one record by itself.
     """
-    if isinstance(given, str) and not _names_files(given):
-        raise UsageError(f"records={given[:80]!r}: there is no such file. A single record goes into a list.")
-    if isinstance(given, str | PathLike):
-        return (fspath(given),), ()
-    if table := table_of(given):
+    if isinstance(records, str) and not _names_files(records):
+        raise UsageError(f"records={records[:80]!r}: there is no such file. A single record goes into a list.")
+    if isinstance(records, str | PathLike):
+        return (fspath(records),), ()
+    if table := table_of(records):
         return (), table
-    if isinstance(given, bytes | bytearray):
+    if isinstance(records, bytes | bytearray):
         raise UsageError("records: expected a path, or an iterable of records, found bytes.")
     try:
-        rest: Iterator[Any] = iter(given)
+        rest: Iterator[Any] = iter(records)
     except TypeError as error:
-        raise UsageError(f"records: expected a path, or an iterable of records, found {given!r:.100}.") from error
+        raise UsageError(f"records: expected a path, or an iterable of records, found {records!r:.100}.") from error
     first = next(rest, _EMPTY)
     if first is _EMPTY:
         raise UsageError("Empty input: records holds no record.")
@@ -94,7 +94,7 @@ def records_from_python(
         max_record_bytes: what is longer fails.
 
     Raises:
-        UsageError: a table lacks a column that is asked for or that the task needs.
+        UsageError: A table lacks a column that is named or that the task requires.
     """
     builder = RecordBuilder(_PythonSource("records", "jsonl"), task, column, id_column, multiple_inputs=False)
     if isinstance(values, Table):

@@ -109,7 +109,7 @@ def test_the_same_key_gives_the_same_output_again(queue: Queue, shared: Path, tm
     submit = ["--task", "test-echo", "--chunk-size", "10", "-o", f"file://{shared}/keyed/", "--idempotency-key"]
     first = queue.run("submit", source, *submit, "one")
     again = queue.run("submit", source, *submit, "one")
-    assert "stands for job" in again.stderr and "all 30 records are in" in first.stderr and again.stdout == first.stdout
+    assert "belongs to job" in again.stderr and "all 30 records are in" in first.stderr and again.stdout == first.stdout
     refused = queue.run("submit", other, *submit, "two", status=2).stderr
     assert "holds an output already" in refused
     assert (

@@ -144,6 +144,6 @@ def test_a_submit_whose_acceptance_has_no_reply_is_run_once(
     proxy.thaw()
     if key:
         again = far.run("submit", *batch.arguments(), *key)
-        assert (again.stdout.strip(), "stands for job" in again.stderr) == (batch.id, True)
+        assert (again.stdout.strip(), "belongs to job" in again.stderr) == (batch.id, True)
     batch.finish()
     assert set(batch.runs().values()) == {1}

@@ -15,7 +15,7 @@ def test_the_same_key_gives_the_same_job(shell: Shell, source: Path, connection:
     first = shell.run(*arguments(source)).stdout
     again = shell.run(*arguments(source))
     assert again.stdout == first
-    assert f"stands for job {first.strip()}: queued" in again.stderr
+    assert f"belongs to job {first.strip()}: queued" in again.stderr
     assert json.loads(shell.run(*arguments(source, "--json")).stdout)["id"] == first.strip()
     assert the_job(connection) == first.strip()
 

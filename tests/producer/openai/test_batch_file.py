@@ -67,7 +67,7 @@ def test_parameters_become_options_of_the_runner(tmp_path: Path, fields: Json, w
         ({"messages": []}, "messages must be"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "parts of text"),
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "tool_calls in messages"),
-        ({"model": "other"}, "model is 'other'; this batch is for 'm'"),
+        ({"model": "other"}, "model is 'other'; the first request of this batch is for 'm'"),
     ],
 )
 def test_what_cannot_be_followed_fails_alone(tmp_path: Path, fields: Json, words: str):

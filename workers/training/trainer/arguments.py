@@ -36,9 +36,11 @@ def build_training_arguments(config: TrainingRunConfig, *, evaluates: bool, metr
         if "eval_steps" in values:
             values.setdefault("save_steps", values["eval_steps"])
     try:
-        return TrainingArguments(**values)
-    except (TypeError, ValueError, ImportError) as error:
+        arguments = TrainingArguments(**values)
+        arguments.get_process_log_level()  # raises KeyError for an unknown level, otherwise Trainer would
+    except (KeyError, TypeError, ValueError, ImportError) as error:
         raise ModelError("bad_param", f"transformers rejects these arguments: {error}"[:1000]) from error
+    return arguments
 
 
 def _check_fields(arguments: Mapping[str, Json]) -> None:
