@@ -73,7 +73,7 @@ class Listener:
         for line in self.connection.makefile("rb"):
             self.messages.append(json.loads(line))
 
-    def said(self, kind: str) -> list[dict[str, Any]]:
+    def received(self, kind: str) -> list[dict[str, Any]]:
         return [message for message in self.messages if message["kind"] == kind]
 
 

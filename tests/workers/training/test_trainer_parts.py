@@ -146,8 +146,8 @@ def test_a_launch_leaves_no_thread_behind(tmp_path: Path) -> None:
 def test_a_metric_that_is_no_number_goes_as_null() -> None:
     listener = Listener()
     listener.control.send("progress", metrics={"loss": math.nan})
-    wait_until(lambda: bool(listener.said("progress")), 10, "the message")
-    assert listener.said("progress") == [{"kind": "progress", "metrics": {"loss": None}}]
+    wait_until(lambda: bool(listener.received("progress")), 10, "the message")
+    assert listener.received("progress") == [{"kind": "progress", "metrics": {"loss": None}}]
 
 
 @pytest.mark.parametrize(

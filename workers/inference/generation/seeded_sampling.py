@@ -11,31 +11,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    LogitsProcessor,
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopHLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
+from transformers import LogitsProcessor
+from transformers.generation import logits_process
 
 from common.errors import ModelError
 from common.records import Json
 
 #: In transformers' order (`GenerationMixin._get_logits_processor`): parameter, warper, the values without effect.
 _WARPERS: tuple[tuple[str, Any, tuple[float, ...]], ...] = (
-    ("temperature", TemperatureLogitsWarper, (1.0,)),
-    ("top_h", TopHLogitsWarper, ()),
-    ("top_k", TopKLogitsWarper, (0,)),
-    ("top_p", TopPLogitsWarper, (1.0,)),
-    ("min_p", MinPLogitsWarper, ()),
-    ("typical_p", TypicalLogitsWarper, (1.0,)),
-    ("epsilon_cutoff", EpsilonLogitsWarper, (0.0, 1.0)),
-    ("eta_cutoff", EtaLogitsWarper, (0.0, 1.0)),
+    ("temperature", logits_process.TemperatureLogitsWarper, (1.0,)),
+    ("top_h", logits_process.TopHLogitsWarper, ()),
+    ("top_k", logits_process.TopKLogitsWarper, (0,)),
+    ("top_p", logits_process.TopPLogitsWarper, (1.0,)),
+    ("min_p", logits_process.MinPLogitsWarper, ()),
+    ("typical_p", logits_process.TypicalLogitsWarper, (1.0,)),
+    ("epsilon_cutoff", logits_process.EpsilonLogitsWarper, (0.0, 1.0)),
+    ("eta_cutoff", logits_process.EtaLogitsWarper, (0.0, 1.0)),
 )
 #: Parameters with which `generate` adds no warpers of its own.
 DISABLED_WARPERS = {name: noop[0] if noop else None for name, _, noop in _WARPERS}

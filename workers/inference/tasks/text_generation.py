@@ -145,11 +145,7 @@ class TextGeneration(PipelineTask[GenerationParams]):
         return self.batcher if self.batcher.supports(params.config) else None
 
     def _generate_continuously(
-        self,
-        batcher: ContinuousBatcher,
-        batch: Sequence[ModelInputs],
-        params: GenerationParams,
-        monitor: RunMonitor,
+        self, batcher: ContinuousBatcher, batch: Sequence[ModelInputs], params: GenerationParams, monitor: RunMonitor
     ) -> list[RowOutput]:
         """Generate in continuous batches, which are disabled after a failure.
 
