@@ -57,16 +57,20 @@ def vector_array(vectors: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """
     size = kind.list_size if pa.types.is_fixed_size_list(kind) else None
     nothing = [0.0] * (size or 0)
-    rows = [np.asarray(nothing if vector is None else vector, np.float32) for vector in vectors]
-    for row in rows:
-        if row.ndim != 1 or size not in (None, len(row)):
-            raise ValueError(f"expected a vector of {size or 'some'} numbers, found the shape {row.shape}")
+    rows = [_vector(nothing if vector is None else vector, size) for vector in vectors]
     numbers = np.concatenate(rows) if rows else np.zeros(0, np.float32)
     values = pa.Array.from_buffers(pa.float32(), numbers.size, [None, pa.py_buffer(numbers)])
     buffers = [flag_array([vector is not None for vector in vectors]).buffers()[1]]
     if size is None:
         buffers.append(pa.py_buffer(np.cumsum([0, *map(len, rows)], dtype=np.int32)))
     return pa.Array.from_buffers(kind, len(vectors), buffers, children=[values])
+
+
+def _vector(numbers: Any, size: int | None) -> Any:
+    vector = np.asarray(numbers, np.float32)
+    if vector.ndim != 1 or size not in (None, len(vector)):
+        raise ValueError(f"expected a vector of {size or 'some'} numbers, found the shape {vector.shape}")
+    return vector
 
 
 def vectors_of(column: pa.ChunkedArray) -> list[Any]:

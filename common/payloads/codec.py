@@ -50,20 +50,18 @@ def encode_records(records: Sequence[Record]) -> bytes:
         PayloadError: they are too large for one payload.
     """
     inputs = [record.input for record in records]
-    failures = [record.failure for record in records]
     as_text = all(map(_is_text, inputs))
-    columns = {
-        "id": [to_json(record.id) for record in records],
-        "input": inputs if as_text else list(map(to_json, inputs)),
-        "error_code": [failure.code if failure else None for failure in failures],
-        "error_message": [replace_control_chars(failure.message) if failure else None for failure in failures],
-    }
-    kinds = dict(_IN)
-    if any(record.blob is not None for record in records):
-        kinds |= _BLOB
-        columns["blob"] = [record.blob for record in records]
-    arrays = [column_array(columns[name], kind) for name, kind in kinds.items()]
-    return _write(pa.table(arrays, names=list(kinds)), "records", "text" if as_text else "json")
+    columns = [
+        text_array([to_json(record.id) for record in records]),
+        text_array(inputs if as_text else list(map(to_json, inputs))),
+        *_failure_arrays([record.failure for record in records]),
+    ]
+    names = list(_IN)
+    blobs = [record.blob for record in records]
+    if any(blob is not None for blob in blobs):
+        columns.append(column_array(blobs, pa.binary()))
+        names += _BLOB
+    return _write(pa.table(columns, names=names), "records", "text" if as_text else "json")
 
 
 def decode_records(data: bytes) -> list[Record]:
@@ -76,7 +74,7 @@ def decode_records(data: bytes) -> list[Record]:
     ids, inputs, codes, messages = (table[name].to_pylist() for name in _IN)
     blobs = table["blob"].to_pylist() if "blob" in table.column_names else [None] * len(ids)
     return [
-        Record(_from_json(id_), text if kind == "text" else _from_json(text), _failure(code, message), blob)
+        Record(_from_json(id_), text if kind == "text" else _from_json(text), decode_failure(code, message), blob)
         for id_, text, code, message, blob in zip(ids, inputs, codes, messages, blobs, strict=True)
     ]
 
@@ -95,13 +93,11 @@ def encode_outcomes(
     """
     if not len(positions) == len(ids) == len(outcomes):
         raise ValueError(f"{len(positions)} positions, {len(ids)} ids, {len(outcomes)} outcomes")
-    failures = [o.failure for o in outcomes]
     arrays = [
         number_array(positions),
         text_array([to_json(id_) for id_ in ids]),
         _output_array(outcomes, output_type),
-        text_array([f.code if f else None for f in failures]),
-        text_array([replace_control_chars(f.message) if f else None for f in failures]),
+        *_failure_arrays([o.failure for o in outcomes]),
         flag_array([o.truncated for o in outcomes]),
     ]
     kind = "typed" if output_type is not None else "json"
@@ -130,7 +126,7 @@ def iter_outcomes(table: pa.Table, *, arrays: bool = False) -> Iterator[tuple[in
     columns = [vectors_of(table[n]) if n == "output" and as_arrays else table[n].to_pylist() for n in _OUT]
     for position, id_, output, code, message, truncated in zip(*columns, strict=True):
         value = output if typed or output is None else _from_json(output)
-        yield position, _from_json(id_), Outcome(value, _failure(code, message), truncated)
+        yield position, _from_json(id_), Outcome(value, decode_failure(code, message), truncated)
 
 
 def output_type(data: bytes) -> pa.DataType | None:
@@ -160,6 +156,13 @@ def _output_array(outcomes: Sequence[Outcome], output_type: pa.DataType | None) 
     return text_array([None if o.failure else to_json(o.output) for o in outcomes])
 
 
+def _failure_arrays(failures: Sequence[Failure | None]) -> list[pa.Array]:
+    """Return the columns `error_code` and `error_message`."""
+    codes = [failure.code if failure else None for failure in failures]
+    messages = [replace_control_chars(failure.message) if failure else None for failure in failures]
+    return [text_array(codes), text_array(messages)]
+
+
 def _is_text(value: Json) -> bool:
     """Whether Arrow text can hold an input: it cannot hold a lone surrogate from a JSON escape, JSON text can."""
     if not isinstance(value, str):
@@ -173,7 +176,8 @@ def _is_text(value: Json) -> bool:
     return True
 
 
-def _failure(code: str | None, message: str | None) -> Failure | None:
+def decode_failure(code: str | None, message: str | None) -> Failure | None:
+    """Return the failure of the columns `error_code` and `error_message`, None if there is none."""
     return Failure(code, message or "") if code is not None else None
 
 

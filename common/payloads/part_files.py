@@ -16,7 +16,7 @@ from common.inputs.arrow_values import row_sizes
 from common.inputs.parquet import open_parquet
 from common.json_codec import to_json
 from common.payloads.arrays import column_array
-from common.payloads.codec import MAX_EXPANDED, MAX_ROWS, encode_outcomes, overlay
+from common.payloads.codec import MAX_EXPANDED, MAX_ROWS, decode_failure, encode_outcomes, overlay
 from common.records import Failure, Json, Outcome, Record
 from common.results import COLUMNS, LOST, ResultRow, as_text, cells, to_line
 
@@ -124,24 +124,25 @@ def _from_lines(data: bytes) -> tuple[list[Json], list[Outcome], None]:
 def _from_parquet(data: bytes) -> tuple[list[Json], list[Outcome], Any]:
     wanted = ["id", "output", "error_code", "error_message", "truncated"]
     file = open_parquet(pa.py_buffer(data))
-    held = sum(file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups))
-    if held > MAX_EXPANDED or file.metadata.num_rows > MAX_ROWS:
-        raise ValueError(f"{held:,} bytes in {file.metadata.num_rows:,} rows, more than any part of ours has")
+    metadata = file.metadata
+    _check_size(sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)), metadata.num_rows)
     texts = [name for name in wanted if pa.types.is_string(file.schema_arrow.field(name).type)]
     file = open_parquet(pa.py_buffer(data), read_dictionary=texts)  # one long text may be the value of all rows
     table = file.read(columns=wanted, use_threads=False)
     table.validate(full=True)
-    if (held := sum(int(row_sizes(column).sum()) for column in table.columns)) > MAX_EXPANDED:
-        raise ValueError(f"its rows have {held:,} bytes, more than any part of ours has")
+    _check_size(sum(int(row_sizes(column).sum()) for column in table.columns), len(table))
     form = (table.schema.metadata or {}).get(_FORM)
-    columns = [table[name].to_pylist() for name in wanted]
+    ids, outputs, codes, messages, truncated = (table[name].to_pylist() for name in wanted)
+    if form == _JSON:
+        outputs = [None if output is None else json.loads(output) for output in outputs]
     kind = file.schema_arrow.field("output").type if form is None else None
-    outcomes = []
-    for _, output, code, message, truncated in zip(*columns, strict=True):
-        fault = {"code": code, "message": message or ""} if code is not None else None
-        value = json.loads(output) if form == _JSON and output is not None else output
-        outcomes.append(_outcome(value, fault, bool(truncated)))
-    return columns[0], outcomes, kind
+    failures = map(decode_failure, codes, messages)
+    return ids, list(map(Outcome, outputs, failures, map(bool, truncated))), kind
+
+
+def _check_size(size: int, rows: int) -> None:
+    if size > MAX_EXPANDED or rows > MAX_ROWS:
+        raise ValueError(f"{size:,} bytes in {rows:,} rows, more than any part of ours has")
 
 
 def _outcome(output: Json, error: Json, truncated: bool) -> Outcome:

@@ -91,31 +91,40 @@ def resolve(
             `model_unreadable`, `unsafe_weights`, `adapter_only`.
         WorkerError: `hub_unavailable`, after several attempts; `disk_full`; `model_unreadable`, if that may pass.
     """
+    ref = _parse(model, revision, task)
+    try:
+        found = _locate(ref, policy, reporter or Reporter())
+        check_files(str(ref), [entry.name for entry in found.path.iterdir()], policy.load.allow_pickle)
+        if policy.load.allow_remote_code:  # else no code runs, whoever wrote it
+            for repository in sorted(code_repositories(found.path)):
+                _check_allowed(repository, policy)
+    except OSError as error:
+        raise _unreadable(ref, error) from error
+    return found
+
+
+def _parse(model: str | None, revision: str | None, task: str) -> ModelRef:
     if model is None:
         known = find_task(task)
         if known.model is None:
             raise ModelError("no_model", f"{task} has no default model; name one with --model.")
         model, revision = known.model, revision or known.revision
     try:
-        ref = ModelRef.parse(model, revision)
+        return ModelRef.parse(model, revision)
     except UsageError as error:
         raise ModelError("model_not_found", str(error)) from error
-    try:
-        found = _locate(ref, policy, reporter or Reporter())
-        check_files(model, [entry.name for entry in found.path.iterdir()], policy.load.allow_pickle)
-        if policy.load.allow_remote_code:  # else no code runs, whoever wrote it
-            for repository in sorted(code_repositories(found.path)):
-                _check_allowed(repository, policy)
-    except OSError as error:
-        message = (
-            f"{model:.200} cannot be read on the worker's machine: {error.filename or model!s:.300}: "
-            f"{error.strerror or first_line(error)}. The worker runs as user {os.getuid()}, which must be able to read "
-            "the model and to write its cache (HF_HOME, and HUGQUEUE_HOME for job:ID)."
-        )
-        if error.errno is None or error.errno in PERMANENT_ERRNOS:
-            raise ModelError("model_unreadable", message) from error
-        raise WorkerError("model_unreadable", message) from error  # too many open files, a network drive that is away
-    return found
+
+
+def _unreadable(ref: ModelRef, error: OSError) -> ModelError | WorkerError:
+    """Return the error of a model that the system does not let the worker read: final, or one that may pass."""
+    message = (
+        f"{ref!s:.200} cannot be read on the worker's machine: {error.filename or ref!s:.300}: "
+        f"{error.strerror or first_line(error)}. The worker runs as user {os.getuid()}, which must be able to read "
+        "the model and to write its cache (HF_HOME, and HUGQUEUE_HOME for job:ID)."
+    )
+    # What may pass: too many open files, a network drive that is away.
+    stays = error.errno is None or error.errno in PERMANENT_ERRNOS
+    return ModelError("model_unreadable", message) if stays else WorkerError("model_unreadable", message)
 
 
 def _locate(ref: ModelRef, policy: ModelPolicy, reporter: Reporter) -> ResolvedModel:
@@ -156,10 +165,8 @@ def _allowed_path(model: str, policy: ModelPolicy) -> Path:
         raise ModelError("model_not_found", f"{model}: a worker does not run in your directory; give an absolute path.")
     real = Path(os.path.realpath(path))  # unlike `resolve`, it does not raise for a loop of links
     roots = [Path(root).resolve() for root in policy.roots]
-    own = policy.any_path or any(
-        str(real) == os.path.realpath(name) for name in policy.preloaded if name.startswith("/")
-    )
-    if not own and (".." in path.parts or not any(real.is_relative_to(root) for root in roots)):
+    trusted = policy.any_path or str(real) in map(os.path.realpath, filter(os.path.isabs, policy.preloaded))
+    if not trusted and (".." in path.parts or not any(map(real.is_relative_to, roots))):
         allowed = ", ".join(policy.roots) or "none are set"
         raise ModelError(
             "model_not_allowed",
@@ -168,7 +175,7 @@ def _allowed_path(model: str, policy: ModelPolicy) -> Path:
         )
     if not real.is_dir():
         raise ModelError("model_not_found", f"There is no directory {model} on the worker's machine.")
-    if not own:
+    if not trusted:
         _check_links(model, real, roots)
     return real
 
