@@ -30,9 +30,9 @@ from common.errors import (  # noqa: E402 - it must be ours
 if TYPE_CHECKING:
     from producer import Client, JobHandle
 else:
-    # A type checker must not see this function: it would take any name for one of ours.
+    # A type checker must not see this function: it would accept any name.
     def __getattr__(name: str) -> object:
-        """Import the client when it is asked for: `celery -A hugqueue` and the commands do without it."""
+        """Import the client on first use: `celery -A hugqueue` and the commands do not need it."""
         if name not in ("Client", "JobHandle"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import producer

@@ -1,6 +1,6 @@
-"""The Celery app of hugqueue, for `celery -A hugqueue flower` and the other commands of Celery that only look.
+"""The Celery app of hugqueue, for `celery -A hugqueue flower` and other commands of Celery that only monitor.
 
-It has no handlers: a worker is `workers start`.
+It has no handlers: `workers start` runs workers.
 """
 
 from common.broker.app import make_app, run_celery

@@ -1,1 +1,1 @@
-"""Celery's side of the contract: the app, its settings, tickets, and kombu's transport with some things mended."""
+"""Celery: the app and its settings, tickets, and a more robust transport of kombu."""

@@ -135,13 +135,13 @@ def _ticket_id(raw: bytes) -> str | None:
 def run_celery(app: Celery) -> NoReturn:
     """Run the `celery` command with this app and the arguments of this process: `python -P -m workers.app worker`.
 
-    `celery -A` imports the app by name with the working directory first on the path, which may hold a `common/` or
-    `workers/` of somebody else.
+    `celery -A` imports the app by name with the working directory first on the path, which may hold another
+    `common/` or `workers/`.
     """
     from celery.bin.celery import celery as command
 
     [option] = [option for option in command.params if option.name == "app"]
     option.default = app  # it accepts apps as well as names
-    option.envvar, option.allow_from_autoenv = None, False  # $APP and $CELERY_APP are somebody else's
+    option.envvar, option.allow_from_autoenv = None, False  # $APP and $CELERY_APP are for other apps
     command(auto_envvar_prefix="CELERY")  # as `python -m celery` calls it
     raise SystemExit(0)

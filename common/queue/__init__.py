@@ -1,1 +1,1 @@
-"""What Redis keeps of jobs: the jobs themselves, who works on what, who is alive, whose submission it is."""
+"""The queue in Redis: jobs, the ledger of chunks, output commit and heartbeats."""

@@ -28,7 +28,7 @@ def _texts(members: Iterable[bytes]) -> list[str]:
 
 
 def _decode(job_id: str, raw: Mapping[bytes, bytes]) -> Job | None:
-    """Return the job of a hash; None if it is not one of ours, or of another id, whose work it would be."""
+    """Return the job in a hash; None if it is not valid, or has another id, so that its work would be another job's."""
     try:
         job = decode_job(raw)
     except (ValueError, RecursionError):

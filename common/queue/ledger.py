@@ -27,7 +27,7 @@ from common.text import replace_control_chars
 MIN_TICKETS = 6
 #: And at most, whatever the heartbeats say: anybody who can write to Redis can write heartbeats.
 MAX_TICKETS = 10_000
-#: Members that are not UTF-8, which somebody else must have written, pass through unchanged.
+#: Members that are not UTF-8, which hugqueue never writes, pass through unchanged.
 _ANY_BYTES = "surrogateescape"
 #: Chunks whose commits one call of a script forgets.
 _AT_ONCE = 1000

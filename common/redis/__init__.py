@@ -1,1 +1,1 @@
-"""Redis as this project uses it: how it is reached, its keys, and the scripts that it runs."""
+"""Redis: the client, keys, locks and Lua scripts."""

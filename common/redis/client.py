@@ -199,20 +199,3 @@ def _error_code(error: Exception) -> str:
 def is_redis_full(error: Exception) -> bool:
     """Whether Redis was out of memory; if a script failed, Redis 6.2 embeds the error in a text of its own."""
     return isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command not allowed" in str(error)
-
-
-def wait_for(client: "redis.Redis", seconds: float) -> None:
-    """Wait until Redis answers.
-
-    Raises:
-        redis.RedisError: it does not answer within `seconds`.
-    """
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            client.ping()
-            return
-        except redis.RedisError as error:
-            if not is_transient(error) or time.monotonic() > end:
-                raise
-            time.sleep(0.05)

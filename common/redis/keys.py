@@ -1,4 +1,4 @@
-"""Every Redis key of ours, named here and nowhere else.
+"""Redis keys of hugqueue, all named here.
 
 All begin with `hugqueue:`, Celery's own with `hugqueue:celery:`: one pattern for an access list.
 """

@@ -1,7 +1,7 @@
 """Submitting under an idempotency key: the first command with a key makes the job, all others get that job.
 
 A command that comes while the first one is still submitting waits until that job is accepted. If the first one is cut
-off, its job is cleared away and the next command with the key makes it anew.
+off, its job is abandoned, and the next command with the key creates a new one.
 """
 
 import contextlib

@@ -260,7 +260,7 @@ class _SubmitWatchdog:
         if self._seen.get(job_id, ("", 0.0))[0] != seen:
             self._seen = {job: known for job, known in self._seen.items() if now - known[1] <= 2 * self._timeout}
             self._seen[job_id] = seen, now
-        return seen == "0" or now - self._seen[job_id][1] > self._timeout  # 0: it has left the job
+        return now - self._seen[job_id][1] > self._timeout
 
 
 def _is_refusal(error: Exception) -> bool:
