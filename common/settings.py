@@ -123,15 +123,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         UsageError: a variable has an invalid value.
     """
     env = os.environ if environ is None else environ
-    with path_errors("HUGQUEUE_HOME"):
-        home = Path(env.get("HUGQUEUE_HOME") or _default_home(env)).expanduser()
-    values: dict[str, Any] = {
-        "broker_url": _redis_url(env),
-        "home": home,
-        "model_roots": tuple(Path(absolute(p)) for p in _split(env, "HUGQUEUE_MODEL_ROOTS", ":")),
-        "shared": tuple(absolute(location) for location in _split(env, "HUGQUEUE_SHARED", ",")),
-        "store_url": absolute(env.get("HUGQUEUE_STORE_URL", "").strip()),
-    }
+    values = _read_locations(env)
     for setting in fields(Settings):
         name = setting.metadata["env"]
         if setting.name not in values and env.get(name):
@@ -140,6 +132,18 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         _check_choice("HUGQUEUE_QUEUES", queue, QUEUES)
     _check_choice("HUGQUEUE_DTYPE", values.get("dtype", "auto"), DTYPES)
     return Settings(**values)
+
+
+def _read_locations(env: Mapping[str, str]) -> dict[str, Any]:
+    with path_errors("HUGQUEUE_HOME"):
+        home = Path(env.get("HUGQUEUE_HOME") or _default_home(env)).expanduser()
+    return {
+        "broker_url": _redis_url(env),
+        "home": home,
+        "model_roots": tuple(Path(absolute(root)) for root in _split(env, "HUGQUEUE_MODEL_ROOTS", ":")),
+        "shared": tuple(absolute(location) for location in _split(env, "HUGQUEUE_SHARED", ",")),
+        "store_url": absolute(env.get("HUGQUEUE_STORE_URL", "").strip()),
+    }
 
 
 def _redis_url(env: Mapping[str, str]) -> str | None:

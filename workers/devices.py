@@ -25,6 +25,10 @@ def select_devices(device: str, gpus: list[Gpu]) -> list[Gpu | None]:
         if not gpus:
             raise UsageError("--device gpu: no GPU found (`nvidia-smi` lists none).")
         return list(gpus)
+    return _named_gpus(device, gpus)
+
+
+def _named_gpus(device: str, gpus: list[Gpu]) -> list[Gpu | None]:
     words = [word.strip() for word in device.split(",")]
     if len(set(words)) < len(words):
         raise UsageError(f"--device {device}: the same GPU is named twice.")
