@@ -53,7 +53,7 @@ def test_submit_prints_the_id_alone_and_the_other_commands_take_it(queue: Queue,
     assert "my job" in queue.run("jobs").stdout
     assert [row["id"] for row in json.loads(queue.run("jobs", "--json", "--name", "my job").stdout)] == [job]
     assert "completed" in queue.run("watch", job).stderr
-    assert queue.run("retry", job).stderr.strip().endswith("nothing to run again.")
+    assert queue.run("retry", job).stderr.strip().endswith("nothing to retry.")
 
 
 def test_a_job_submitted_without_a_live_worker_warns_and_runs_later(
