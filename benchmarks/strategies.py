@@ -77,7 +77,7 @@ def runner(
     """
     loaded = find_runner(work.task)(work.task, work.model, work.device, LoadOptions().with_params(work.task, params))
     if plain and isinstance(loaded, PipelineRunner):
-        loaded.use_pipeline()
+        loaded.encoder = None
     size = chunk or CHUNK.get(work.task, 256)
 
     @keeping(keeps)

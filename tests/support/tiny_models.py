@@ -87,7 +87,7 @@ def mixed(count: int, mask: str | None = None, longest: int = 90) -> list[str]:
 
 
 class RecordingMonitor:
-    """A watch that keeps what it is told, and gives the chunk up after so many signs of life."""
+    """A monitor that records what it gets, and cancels the run after so many ticks."""
 
     def __init__(self, cancel_after: int | None = None) -> None:
         self.batches: list[list[int]] = []

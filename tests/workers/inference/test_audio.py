@@ -40,7 +40,7 @@ def run(task: str, model: Path, inputs: Sequence[Json], **params: Json) -> list[
 
 
 @pytest.mark.parametrize("params", [{}, {"top_k": 2}, {"function_to_apply": "sigmoid"}])
-def test_a_sound_gets_the_labels_that_the_pipeline_gives(heard: Path, params: dict[str, Json]):
+def test_audio_gets_the_labels_that_the_pipeline_gives(heard: Path, params: dict[str, Json]):
     pipe = transformers.pipeline("audio-classification", model=str(heard), device="cpu")
     for outcome, sound in zip(run("audio-classification", heard, attached(SOUNDS), **params), SOUNDS, strict=True):
         assert outcome.failure is None
@@ -61,20 +61,20 @@ def test_speech_becomes_the_text_that_the_pipeline_gives(spoken: Path, params: d
 
 
 @pytest.mark.parametrize("task", ["audio-classification", "automatic-speech-recognition"])
-def test_a_sound_shorter_than_a_frame_fails_alone(heard: Path, spoken: Path, task: str):
+def test_audio_shorter_than_a_frame_fails_alone(heard: Path, spoken: Path, task: str):
     model = heard if task == "audio-classification" else spoken
     short = [np.ones(5, np.float32), tiny_media.samples(0.001, 1)]
     outcomes = run(task, model, attached([SOUNDS[0], *short, SOUNDS[1]]))
     assert [outcome.failure and outcome.failure.code for outcome in outcomes] == [None, "bad_audio", "bad_audio", None]
 
 
-def test_whisper_takes_a_sound_shorter_than_a_frame(tmp_path: Path):
+def test_whisper_takes_audio_shorter_than_a_frame(tmp_path: Path):
     model = tiny_media.whisper(tmp_path / "model")
     [outcome] = run("automatic-speech-recognition", model, attached([tiny_media.samples(0.01, 1)]))
     assert outcome.failure is None
 
 
-def test_a_sound_of_another_rate_and_two_channels_is_brought_to_the_models(heard: Path):
+def test_audio_of_another_rate_and_two_channels_is_brought_to_the_models(heard: Path):
     sound = tiny_media.samples(0.5, 9, 44_100)
     both = np.stack([sound, sound * 0.5], axis=1)
     blob = tiny_media.sound_bytes(both, 44_100)
@@ -92,33 +92,33 @@ def test_other_formats_are_decoded(heard: Path, format: str):
 @pytest.mark.parametrize(
     "blob", [b"", b"no sound", b"RIFF\0\0\0\0WAVE", b"fLaC" + bytes(50), tiny_media.sound_bytes(SOUNDS[0][:0])]
 )
-def test_a_broken_sound_fails_alone(heard: Path, blob: bytes):
+def test_a_broken_audio_fails_alone(heard: Path, blob: bytes):
     first, second = run("audio-classification", heard, [*attached(SOUNDS[:1]), FileInput("x.wav", blob)])
     assert first.failure is None
     assert second.failure and second.failure.code == "bad_audio"
 
 
-def test_a_sound_that_would_fill_the_memory_fails_alone(heard: Path, monkeypatch: pytest.MonkeyPatch):
+def test_audio_that_would_fill_the_memory_fails_alone(heard: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("workers.inference.tasks.audio.MAX_SAMPLES", 8_000)
     found = run("audio-classification", heard, attached(SOUNDS))
     assert [outcome.failure and outcome.failure.code for outcome in found] == [None, None, None, "bad_audio"]
 
 
 @pytest.mark.parametrize("rate", [1, 99, 1_000_001, 2**31 - 1])
-def test_a_sound_of_a_rate_that_nothing_records_fails(rate: int):
+def test_audio_of_a_rate_that_nothing_records_fails(rate: int):
     with pytest.raises(RecordError, match="sample rate") as caught:
         decode_audio(silence(1500, rate), 16_000)
     assert caught.value.code == "bad_audio"
 
 
-def test_a_sound_is_bounded_after_its_rate_is_changed_as_well(monkeypatch: pytest.MonkeyPatch):
+def test_audio_is_bounded_after_its_rate_is_changed_as_well(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("workers.inference.tasks.audio.MAX_SAMPLES", 100_000)
     with pytest.raises(RecordError, match="too long"):
         decode_audio(silence(1500, 100), 16_000)
 
 
 @pytest.mark.parametrize("rate", [999_983, 44_101])
-def test_a_sound_of_an_odd_rate_needs_no_huge_filter(rate: int):
+def test_audio_of_an_odd_rate_needs_no_huge_filter(rate: int):
     tracemalloc.start()
     assert len(decode_audio(silence(1500, rate), 16_000)) == -(-1500 * 16_000 // rate)
     _, peak = tracemalloc.get_traced_memory()

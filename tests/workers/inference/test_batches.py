@@ -81,7 +81,7 @@ def test_a_lost_device_is_not_tried_again_with_smaller_batches():
         ("The size of tensor a (5) must match", False),
     ],
 )
-def test_lost_devices_are_told_from_other_errors(text: str, lost: bool):
+def test_lost_devices_differ_from_other_errors(text: str, lost: bool):
     assert is_device_lost(RuntimeError(text)) is lost
 
 

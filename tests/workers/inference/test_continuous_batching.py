@@ -1,4 +1,4 @@
-"""Continuous batches give what `generate` gives greedily, tell how texts ended, and leave room for a cancel."""
+"""Continuous batches give what greedy `generate` gives, report how texts ended, and can be cancelled."""
 
 from pathlib import Path
 

@@ -64,7 +64,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> ModelCache:
 
 def through_pipeline(task: str, model: Path) -> PipelineRunner:
     runner = PipelineRunner(task, model, "cpu")
-    runner.use_pipeline()
+    runner.encoder = None
     return runner
 
 
@@ -76,7 +76,7 @@ def pairs(models: ModelCache) -> Callable[[str, str], tuple[PipelineRunner, Pipe
     def pair(task: str, model: str) -> tuple[PipelineRunner, PipelineRunner]:
         if (task, model) not in loaded:
             batched = PipelineRunner(task, models(model), "cpu")
-            assert batched.uses_forward_batch
+            assert batched.encoder
             loaded[task, model] = batched, through_pipeline(task, models(model))
         return loaded[task, model]
 
@@ -208,7 +208,7 @@ class Inconsistent(BertForTokenClassification):
 def test_a_model_that_gives_something_else_runs_through_the_pipeline(models, monkeypatch):
     monkeypatch.setattr("transformers.AutoModelForTokenClassification.from_pretrained", Inconsistent.from_pretrained)
     runner = PipelineRunner("ner", models("tagger"), "cpu")
-    assert not runner.uses_forward_batch
+    assert runner.encoder is None
     assert_both_equal((runner, through_pipeline("ner", models("tagger"))), list(TEXTS))
 
 
@@ -246,4 +246,4 @@ def test_many_architectures_give_for_a_record_what_they_give_for_it_alone(tmp_pa
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_other_dtypes_use_forward_batch_too(models, dtype):
     for task, model in (("fill-mask", "masked_bert"), ("ner", "tagger"), ("feature-extraction", "masked_bert")):
-        assert runner_of(task, models(model), dtype=dtype).uses_forward_batch
+        assert runner_of(task, models(model), dtype=dtype).encoder

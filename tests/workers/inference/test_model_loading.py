@@ -95,7 +95,7 @@ def test_damaged_files_are_no_model(copy, name):
     assert code_of(copy) == "not_a_model"
 
 
-def test_pointers_of_git_lfs_are_told_as_such(copy):
+def test_git_lfs_pointers_are_recognised(copy):
     (copy / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 440\n")
     with pytest.raises(ModelError, match="git lfs pull") as caught:
         load_model(AutoModelForMaskedLM, ModelSource(copy), "cpu")

@@ -1,4 +1,4 @@
-"""Packed rows give what padded ones give, with the attention of sequences computed by the book; or are not used."""
+"""Packed rows give what padded ones give, with attention computed sequence by sequence, or are not used."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ SIZES: dict[str, dict[str, object]] = {
     "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
     "Electra": {"embedding_size": 16},
     "ModernBert": {"local_attention": 8, "global_attn_every_n_layers": 2},  # every second layer sees four to each side
-    "FNet": {},  # has no attention to give: it mixes whatever stands in a row
+    "FNet": {},  # has no attention: it mixes everything in a row
     "DebertaV2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},  # brings its own
 }
 PACKABLE = ("Bert", "Roberta", "DistilBert", "Electra")
@@ -74,7 +74,7 @@ def _config(architecture: str, labels: int) -> transformers.PreTrainedConfig:
 )
 def test_packed_rows_give_what_padded_ones_give(tmp_path, architecture, task):
     runner = PipelineRunner(task, made(tmp_path, architecture, task), "cpu")
-    assert runner.uses_forward_batch
+    assert runner.encoder
     mask = "[MASK]" if task == "fill-mask" else None
     records: list[Json] = [*mixed(2000 if architecture == "Bert" else 120, mask), f"the {mask} of {mask} and a", ""]
     params: dict[str, Json] = {"candidate_labels": ["news", "서울"]} if task.startswith("zero") else {}
@@ -101,7 +101,7 @@ def test_vectors_of_packed_rows_are_those_of_padded_ones(tmp_path, architecture,
 
 
 @pytest.mark.parametrize("architecture", ["FNet", "DebertaV2"])
-def test_a_model_that_does_not_go_along_runs_padded(tmp_path, architecture):
+def test_a_model_that_cannot_be_packed_runs_padded(tmp_path, architecture):
     runner = PipelineRunner("ner", made(tmp_path, architecture, "token-classification"), "cpu")
     assert not runner.pack()
     assert runner.run_info()["attention"] != ATTENTION

@@ -129,7 +129,7 @@ def test_a_record_without_good_labels_fails_alone(models, record, code):
         ({f"column {n}": ["a"] for n in range(200)}, "too_long"),
     ],
 )
-def test_a_table_that_is_none_fails_alone(models, table, code):
+def test_a_value_that_is_not_a_table_fails_alone(models, table, code):
     (outcome,) = run("table-question-answering", models("table_answers"), [{"table": table, "query": "which"}])
     assert outcome.failure is not None
     assert outcome.failure.code == code
@@ -137,7 +137,7 @@ def test_a_table_that_is_none_fails_alone(models, table, code):
 
 @pytest.mark.parametrize("mask", ["[MASK]", "<mask>"])
 @pytest.mark.parametrize("model", ["masked_bert", "masked_roberta"])
-def test_both_words_for_the_mask_work_for_every_model(models, model, mask, caplog):
+def test_both_spellings_of_the_mask_work_for_every_model(models, model, mask, caplog):
     caplog.set_level(logging.INFO, "workers.inference")
     own = AutoTokenizer.from_pretrained(models(model)).mask_token
     texts = [f"{text[:40]} {{}} city" for text in TEXTS]
@@ -160,7 +160,7 @@ def test_a_long_text_is_cut_to_a_window_around_its_masks(models, model, text):
     assert 50 < len(tokens) <= 64
 
 
-def test_the_window_keeps_what_stands_next_to_the_mask(models):
+def test_the_window_keeps_the_neighbours_of_the_mask(models):
     near = "i go to [MASK] in the big red city"
     padding = "small blue " * 200
     (outcome,) = run("fill-mask", models("masked_bert"), [f"{padding}{near} {padding}"], top_k=1)

@@ -169,5 +169,5 @@ def test_parameters_of_other_distributions_are_json_or_text() -> None:
 
 def test_every_parameter_can_be_described_in_json() -> None:
     for task in TASKS.values():
-        told = json.loads(json.dumps(task.as_dict()))["params"]
-        assert told.keys() == TASK_PARAMS[task.name].keys() | LOAD_PARAMS.keys()
+        shown = json.loads(json.dumps(task.as_dict()))["params"]
+        assert shown.keys() == TASK_PARAMS[task.name].keys() | LOAD_PARAMS.keys()

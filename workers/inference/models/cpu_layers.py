@@ -27,8 +27,6 @@ PROBE_SHAPE = (256, 384, 1536)
 #: How much faster a replacement must be to be used.
 _MIN_SPEEDUP = 1.15
 
-ReplacedLayers = list[tuple[nn.Module, str, nn.Module]]  #: parent module, attribute name, original layer
-
 
 class OneDnnLinear(nn.Module):  # type: ignore[misc]
     """A linear layer by oneDNN, in float32. Torch takes MKL, which is half as fast on AMD processors."""
@@ -71,56 +69,46 @@ class Int8Linear(nn.Module):  # type: ignore[misc]
 
 def use_onednn_linear(model: Any) -> None:
     """Compute the float32 linear layers of `model`, on a CPU, by oneDNN if that is faster here and gives the same."""
-    if not onednn_is_faster():
-        return
-    replaced: ReplacedLayers = []
-    try:
-        with torch.inference_mode():
-            expected = _dummy_output(model)
-            replaced = replace_linear_layers(model, OneDnnLinear)
-            if outputs_match(_dummy_output(model), expected):
-                return
-    except Exception as error:  # any architecture may be loaded, and may raise anything
-        logger.debug("%s fails with oneDNN", type(model).__name__, exc_info=True)
-        count_fallback("onednn", error)
-    restore_layers(replaced)
-    logger.info("%s keeps its own linear layers: with oneDNN it gives something else", type(model).__name__)
+    if onednn_is_faster() and not _replace_layers(model, OneDnnLinear, exact=True):
+        logger.info("%s keeps its own linear layers: with oneDNN it gives something else", type(model).__name__)
 
 
 def quantize_int8(model: Any) -> bool:
     """Compute the linear layers of `model` in int8; return False, and leave it unchanged, if that fails."""
-    replaced: ReplacedLayers = []
+    return _replace_layers(model, Int8Linear, exact=False)
+
+
+def _replace_layers(model: Any, kind: Callable[[Tensor, Tensor | None], nn.Module], *, exact: bool) -> bool:
+    """Replace each linear layer by one of another kind, except the output layer, which can share its weights.
+
+    Args:
+        model: changed in place, and restored if the new layers fail or give something else.
+        kind: makes a layer of weight and bias.
+        exact: whether the model's output must stay the same.
+
+    Returns:
+        Whether any layer was replaced.
+    """
+    replaced: list[tuple[nn.Module, str, nn.Module]] = []  # parent module, attribute name, original layer
     try:
+        head = model.get_output_embeddings()
         with torch.inference_mode():
-            replaced = replace_linear_layers(model, Int8Linear)
-            _dummy_output(model)
-    except Exception as error:  # as above
-        logger.debug("%s fails in int8", type(model).__name__, exc_info=True)
-        count_fallback("int8", error)
-        restore_layers(replaced)
-        return False
-    return bool(replaced)
-
-
-def replace_linear_layers(model: Any, kind: Callable[[Tensor, Tensor | None], nn.Module]) -> ReplacedLayers:
-    """Replace each linear layer by one of another kind, except the output layer, which can share its weights."""
-    head = model.get_output_embeddings()
-    found = [place for place in _linear_layers(model) if place[2] is not head]
-    try:
-        for parent, name, layer in found:
-            weight = layer.weight.detach()
-            bias = None if layer.bias is None else layer.bias.detach()
-            setattr(parent, name, kind(weight.t() if isinstance(layer, Conv1D) else weight, bias))
-    except Exception:
-        restore_layers(found)
-        raise
-    return found
-
-
-def restore_layers(replaced: ReplacedLayers) -> None:
-    """Put the layers back."""
+            expected = _dummy_output(model)
+            for parent, name, layer in list(_linear_layers(model)):
+                if layer is not head:
+                    weight = layer.weight.detach()
+                    bias = None if layer.bias is None else layer.bias.detach()
+                    setattr(parent, name, kind(weight.t() if isinstance(layer, Conv1D) else weight, bias))
+                    replaced.append((parent, name, layer))
+            found = _dummy_output(model)
+            if not exact or outputs_match(found, expected):
+                return bool(replaced)
+    except Exception as error:  # any architecture may be loaded, and may raise anything
+        logger.debug("%s fails with %s", type(model).__name__, kind, exc_info=True)
+        count_fallback("cpu_layers", error)
     for parent, name, layer in replaced:
         setattr(parent, name, layer)
+    return False
 
 
 @cache

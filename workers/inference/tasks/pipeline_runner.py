@@ -42,7 +42,7 @@ from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, 
 from workers.inference.tasks.table_question_answering import TableQuestionAnswering
 from workers.inference.tasks.text_generation import TextGeneration
 from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, supports_varlen_kernel
-from workers.inference.text.tokenization import NO_TOKENS, TokenizedText, encode, pad, parse_inputs
+from workers.inference.text.tokenization import NO_TOKENS, TokenizedText, encode, parse_inputs
 from workers.inference.text.truncation import ModelInputs, token_count
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
@@ -87,7 +87,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
     """A task of `transformers.pipeline` with the same outputs, in batches of our own."""
 
     task: PipelineTask[Any]
-    _encoder: EncoderTask | None = None  #: the task, if its `forward_batch` agrees with the pipeline
+    encoder: EncoderTask | None = None  #: the task, if its `forward_batch` agrees with the pipeline
 
     def __init__(self, task: str, model: Path | None, device: str, options: LoadOptions = DEFAULT_OPTIONS) -> None:
         """Load the model with the head of `task`, and its tokenizer; compare `forward_batch` with the pipeline.
@@ -101,7 +101,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         self._model = load_model(
             getattr(transformers, chosen.auto_class), source, device, ignore_missing=chosen.ignore_missing
         )
-        self._arguments = inspect.signature(self._model.forward).parameters
+        self._has_cache = "use_cache" in inspect.signature(self._model.forward).parameters
         self._tokenizer = load_tokenizer(source)
         self._tokenizer_lock = threading.Lock()  # its settings cannot change while another thread uses it
         self.task = chosen.from_model(self._model, self._tokenizer, device)
@@ -113,18 +113,9 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         if isinstance(self.task, EncoderTask):
             self._use_forward_batch(self.task)
 
-    @property
-    def uses_forward_batch(self) -> bool:
-        """Whether the task's `forward_batch` runs, where it supports the job and the record."""
-        return self._encoder is not None
-
-    def use_pipeline(self) -> None:
-        """Run everything through the pipeline from now on."""
-        self._encoder = None
-
     def pack(self) -> bool:
         """Run batches as packed rows from now on, if the model gives the same for them; return whether it does."""
-        encoder = self._encoder
+        encoder = self.encoder
         if encoder is None:
             return False
         rows = encode(self._tokenizer, PROBE_TEXTS, encoder.limit)
@@ -154,7 +145,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
 
     def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> _Chunk:
         """Return the texts of the records, tokenised for `forward_batch`, where it is used."""
-        encoder = self._encoder
+        encoder = self.encoder
         if encoder is None or params.keys() & encoder.pipeline_only_params:
             return _Chunk(inputs, params)
         with self._tokenizer_lock:
@@ -172,7 +163,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
     def run_prepared(self, prepared: _Chunk, monitor: RunMonitor) -> list[Outcome]:
         """Return for each record what `pipeline(task)(record, **params)` gives, in order."""
         outcomes = dict(prepared.outcomes)
-        encoder, parsed = self._encoder, prepared.parsed
+        encoder, parsed = self.encoder, prepared.parsed
         if encoder is not None and parsed is not None:
             items = [
                 Item(position, len(row), _Input(record, number))
@@ -273,16 +264,12 @@ class PipelineRunner(PackingRunner, PreparingRunner):
     def _logits(
         self, encoder: EncoderTask, rows: Sequence[TokenizedText], packer: VarlenPacker | None = None
     ) -> list[Tensor]:
-        features = [{name: value for name, value in row.features.items() if name in self._arguments} for row in rows]
-        if packer is not None:
-            with packer.packed(features) as packed:
-                return encoder.forward_batch(packed, rows)
-        inputs = pad(features, self._tokenizer, self._device)
-        if len({len(row) for row in rows}) == 1:
-            inputs.pop("attention_mask", None)
-        if "use_cache" in self._arguments:
-            inputs["use_cache"] = False  # keys and values would be kept for a next token that never comes
-        return encoder.forward_batch(inputs, rows)
+        with self.model_inputs([row.features for row in rows], packer) as inputs:
+            if packer is None and len({len(row) for row in rows}) == 1:
+                inputs.pop("attention_mask", None)
+            if packer is None and self._has_cache:
+                inputs["use_cache"] = False  # keys and values would be kept for a next token that never comes
+            return encoder.forward_batch(inputs, rows)
 
     def _sample_inputs(self) -> list[ModelInputs]:
         params = self.task.parse_params({})
@@ -302,7 +289,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         if not rows:
             logger.info("%s runs through the pipeline: forward_batch differs from it", type(self._model).__name__)
             return
-        self._encoder = encoder
+        self.encoder = encoder
 
         def trial(texts: Sequence[Mapping[str, Any]]) -> list[list[Tensor]]:
             with torch.inference_mode():

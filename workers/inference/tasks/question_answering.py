@@ -32,7 +32,7 @@ from workers.inference.models.loader import ModelSource, load_model, load_tokeni
 from workers.inference.models.outputs_match import outputs_match
 from workers.inference.text.fields import parse_fields
 from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, split_rows, supports_varlen_kernel
-from workers.inference.text.tokenization import accepted_features, check_text, encode, pad, parse_inputs
+from workers.inference.text.tokenization import check_text, encode, parse_inputs
 from workers.inference.text.truncation import input_token_limit
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
@@ -238,13 +238,8 @@ class QuestionAnsweringRunner(PackingRunner):
 
     def _scores(self, rows: Sequence[Mapping[str, list[int]]], packer: VarlenPacker | None) -> list[Tensor]:
         """Return the logits of starts and those of ends, of shape (windows, longest), or (1, tokens) packed."""
-        with torch.inference_mode():
-            if packer is None:
-                output = self._model(**accepted_features(pad(rows, self._tokenizer, self._device), self._model))
-            else:
-                names = accepted_features(rows[0], self._model)
-                with packer.packed([{name: row[name] for name in names} for row in rows]) as inputs:
-                    output = self._model(**inputs)
+        with torch.inference_mode(), self.model_inputs(rows, packer) as inputs:
+            output = self._model(**inputs)
         return [output.start_logits, output.end_logits]
 
     def _outcome(self, record: _Question, windows: Sequence[tuple[_Window, Any]], parsed: _AnswerParams) -> Outcome:

@@ -23,7 +23,7 @@ from transformers import AttentionInterface
 from common.records import Json
 from workers.inference.core.fallbacks import count_fallback
 from workers.inference.models.loader import ModelRunner
-from workers.inference.text.tokenization import on_device
+from workers.inference.text.tokenization import accepted_features, on_device, pad
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ PROBE_TEXTS = (
 #: The attribute of a base model that holds the encoder's layers.
 _LAYERS = ("encoder", "transformer")
 
-TokenizedRow = Mapping[str, Sequence[int]]
+TokenizedRow = Mapping[str, list[int]]
 
 
 def varlen_attention(
@@ -182,11 +182,23 @@ class PackingRunner(ModelRunner):
     """A runner that packs its batches if its model supports that."""
 
     _device: str
+    _tokenizer: Any
     _packer: VarlenPacker | None = None
 
     def run_info(self) -> dict[str, Json]:
         """Return what the model runs with; if rows are packed, the attention is ours."""
         return super().run_info() | ({"attention": ATTENTION} if self._packer else {})
+
+    @contextmanager
+    def model_inputs(self, rows: Sequence[TokenizedRow], packer: VarlenPacker | None) -> Iterator[dict[str, Any]]:
+        """Yield the model's arguments for a batch of tokenised texts, packed by `packer` or padded."""
+        names = accepted_features(rows[0], self._model)
+        features = [{name: row[name] for name in names} for row in rows]
+        if packer is None:
+            yield pad(features, self._tokenizer, self._device)
+            return
+        with packer.packed(features) as inputs:
+            yield inputs
 
     def _pack(self, agrees: Callable[[VarlenPacker], bool], *, first_tokens: bool = False) -> bool:
         """Pack from now on if the model supports that; return whether it does."""
