@@ -23,7 +23,7 @@ def ablation(work: Work, texts: Sequence[str], rounds: int) -> str:
     }
     if work.task != "embedding":  # which has only one implementation
         contestants["+ sorted by length, cut by tokens"] = Contestant(
-            _without(lambda: runner(work, plain=True, keeps=False), layers=True, once=True)
+            _without(lambda: runner(work, forward_batch=False, keeps=False), layers=True, once=True)
         )
     at_once = "+ tokenised at once" if work.task == "fill-mask" else "+ sorted, cut by tokens, tokenised at once"
     contestants[at_once] = Contestant(_without(lambda: runner(work, keeps=False), layers=True, once=True, masks=True))

@@ -54,29 +54,29 @@ class Work:
 
 
 class Quiet:
-    """A watch that nobody listens to."""
+    """A monitor that ignores everything."""
 
     def batch(self, positions: Sequence[int]) -> None:
-        """Take note of nothing."""
+        """Do nothing."""
 
     def tick(self) -> None:
-        """Take note of nothing."""
+        """Do nothing."""
 
 
 def runner(
-    work: Work, *, chunk: int | None = None, plain: bool = False, keeps: bool = True, **params: Json
+    work: Work, *, chunk: int | None = None, forward_batch: bool = True, keeps: bool = True, **params: Json
 ) -> Strategy:
     """The device process's share: the runner in this process, chunk by chunk, its outcomes encoded.
 
     Args:
         work: what to do.
         chunk: records in one; None for as many as the producer takes.
-        plain: take the pipeline's own steps, batched, instead of `forward_batch`.
+        forward_batch: tokenise and run whole batches; if not, take the pipeline's own steps, in batches.
         keeps: keep the memory of a batch for the next one, as the device process does.
         params: of the job, such as `dtype`.
     """
     loaded = find_runner(work.task)(work.task, work.model, work.device, LoadOptions().with_params(work.task, params))
-    if plain and isinstance(loaded, PipelineRunner):
+    if not forward_batch and isinstance(loaded, PipelineRunner):
         loaded.encoder = None
     size = chunk or CHUNK.get(work.task, 256)
 

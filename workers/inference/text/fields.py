@@ -4,6 +4,9 @@
 """
 
 from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
 
 from common.errors import RecordError
 from common.records import Json
@@ -11,7 +14,7 @@ from common.tasks import Task
 
 
 def parse_fields(task: Task, value: Json) -> dict[str, Json]:
-    """Return the fields of a record's input that `task` knows; a bare text is the field `task.bare`.
+    """Return the fields of a record's input that `task` knows; a plain text is the field `task.primary_field`.
 
     Raises:
         RecordError: `wrong_type`, neither text nor object; `missing_field`.
@@ -27,31 +30,30 @@ def parse_fields(task: Task, value: Json) -> dict[str, Json]:
     return {name: value[name] for name in (*names, *task.optional) if value.get(name) is not None}
 
 
+class _Message(msgspec.Struct):
+    """One message of a chat; other fields are for the chat template."""
+
+    role: str
+    content: str | list[Any] | None
+
+
+_Messages = Annotated[list[_Message], msgspec.Meta(min_length=1)]
+
+
 def parse_messages(fields: Mapping[str, Json]) -> list[dict[str, Json]]:
     """Return the messages of a chat.
 
     Raises:
         RecordError: `wrong_type`, not a list of objects with `role` and `content`.
     """
-    messages = fields["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise RecordError("wrong_type", f"messages must be a list of messages, found {_describe(messages)}.")
-    for number, message in enumerate(messages):
-        if not _is_message(message):
-            raise RecordError(
-                "wrong_type",
-                f'message {number} must be an object {{"role": "user", "content": "..."}}, found {_describe(message)}.',
-            )
+    messages: list[dict[str, Json]] = fields["messages"]
+    try:
+        msgspec.convert(messages, _Messages)
+    except msgspec.ValidationError as error:
+        raise RecordError(
+            "wrong_type", f'messages must be a list of objects {{"role": "user", "content": "..."}}: {error}.'
+        ) from error
     return messages
-
-
-def _is_message(message: Json) -> bool:
-    return (
-        isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and "content" in message
-        and isinstance(message["content"], str | list | None)
-    )
 
 
 def _describe(value: Json) -> str:
