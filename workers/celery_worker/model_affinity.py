@@ -1,8 +1,8 @@
 """Model-affinity scheduling: which jobs a worker passes on, because it does not hold their model.
 
-The rule: a device that cannot hold all models that are asked for keeps the loaded one as long as it has work, at most
-`DWELL` times as long as a load takes. And a job goes first to a worker that holds its model. Both end: no job waits for
-ever.
+The rule: a device that cannot hold all models that are asked for keeps the model it switched to last as long as that
+has work, at most `DWELL` times as long as a load takes. And a job goes first to a worker that holds its model. Both end:
+no job waits for ever.
 """
 
 import contextlib
@@ -55,6 +55,8 @@ class ModelAffinity:
         self._clock = clock
         self._lock = threading.Lock()
         self._running: Counter[Model] = Counter()
+        self._target: Model | None = None  #: the model it switched to last
+        self._target_since = float("-inf")
         self._last_finished = float("-inf")
         self._waiting_since: dict[str, float] = {}
         self._evicted = 0
@@ -74,10 +76,12 @@ class ModelAffinity:
             if status.evicted > self._evicted:
                 self._crowded_until = now + _CROWDED_SECONDS
             self._evicted = status.evicted
-            runs = self._may_run(model, status, now) or self._may_load(spec.id, status, elsewhere, now)
-            if runs:
-                self._waiting_since.pop(spec.id, None)
-            return runs
+            if not self._is_current(model, status, now):
+                if not self._may_switch(spec.id, status, elsewhere, now):
+                    return False
+                self._target, self._target_since = model, now
+            self._waiting_since.pop(spec.id, None)
+            return True
 
     @contextlib.contextmanager
     def running(self, spec: JobSpec) -> Iterator[None]:
@@ -95,14 +99,15 @@ class ModelAffinity:
                 self._running -= Counter([model])
                 self._last_finished = self._clock()
 
-    def _may_run(self, model: Model, status: DeviceStatus, now: float) -> bool:
-        """Whether the model is loaded or being loaded, and not about to be evicted."""
+    def _is_current(self, model: Model, status: DeviceStatus, now: float) -> bool:
+        """Whether the model is loaded or to be loaded, and not about to be evicted for another one."""
         loaded = _models(status.models)
-        loading = self._running.keys() - loaded
-        return model in loading or (model in loaded and not (loading and now < self._crowded_until))
+        if now >= self._crowded_until:
+            return model in loaded or model in self._running
+        return model == self._target or (model in loaded and (self._target is None or self._target in loaded))
 
-    def _may_load(self, job_id: str, status: DeviceStatus, elsewhere: bool, now: float) -> bool:
-        """Whether a further model may be loaded, for which others may be evicted."""
+    def _may_switch(self, job_id: str, status: DeviceStatus, elsewhere: bool, now: float) -> bool:
+        """Whether to load a further model, for which others may be evicted."""
         self._waiting_since = {job: t for job, t in self._waiting_since.items() if now - t < 2 * LOYALTY * MAX_DWELL}
         waited = now - self._waiting_since.setdefault(job_id, now)
         if waited >= LOYALTY * MAX_DWELL:
@@ -110,10 +115,11 @@ class ModelAffinity:
         busy = bool(self._running) or now - self._last_finished < _IDLE_SECONDS
         if not busy or now >= self._crowded_until:
             return not elsewhere or waited >= PATIENCE
-        if self._running.keys() - _models(status.models):  # another model is being loaded
-            return False
+        if self._target is not None and self._target not in _models(status.models):
+            return False  # the previous switch has not been completed
         dwell = min(max(DWELL * status.load_seconds, MIN_DWELL), MAX_DWELL)
-        return now - status.changed_at >= dwell and not (elsewhere and waited < LOYALTY * dwell)
+        kept = now - max(self._target_since, status.changed_at)
+        return kept >= dwell and not (elsewhere and waited < LOYALTY * dwell)
 
 
 def _model_of(spec: JobSpec) -> Model | None:
