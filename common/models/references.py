@@ -91,10 +91,11 @@ def find_model(text: str, option: str = "--model", *, local: bool = False) -> Mo
         ref = ModelRef.parse(text)
     except UsageError as error:
         raise UsageError(f"{option} {error}") from error
-    if ref.kind == "path" and is_directory:
-        raise UsageError(f"{option} {text}: the directory has no config.json, so it holds no model.")
-    if ref.kind == "path" and (local or not text.startswith("/")):
-        raise UsageError(f"{option} {text}: there is no such directory (and a hub id looks like org/name).")
+    if ref.kind == "path":
+        if is_directory:
+            raise UsageError(f"{option} {text}: the directory has no config.json, so it holds no model.")
+        if local or not text.startswith("/"):
+            raise UsageError(f"{option} {text}: there is no such directory (and a hub id looks like org/name).")
     return ref
 
 

@@ -119,9 +119,9 @@ class ModelRegistry:
         chosen = _read_card(folder / METADATA_FILE)
         if chosen is not None and _ATTEMPT.match(str(chosen.get("attempt"))):
             return RegisteredModel(job_id, str(chosen["attempt"]), chosen)
-        whole = sorted(folder.glob(f"*/{METADATA_FILE}"), key=lambda path: attempt_order(path.parent.name))
-        card = _read_card(whole[-1]) if whole else None
-        return RegisteredModel(job_id, whole[-1].parent.name, card) if card is not None else None
+        complete = sorted(folder.glob(f"*/{METADATA_FILE}"), key=lambda path: attempt_order(path.parent.name))
+        card = _read_card(complete[-1]) if complete else None
+        return RegisteredModel(job_id, complete[-1].parent.name, card) if card is not None else None
 
     def fetch(self, job_id: str) -> Path:
         """Return the directory on this machine that holds the job's model.
@@ -159,12 +159,12 @@ class ModelRegistry:
         Raises:
             UsageError: there is one.
         """
-        place = self.root
+        path = self.root
         for part in parts:
-            place = place / part
-            if place.is_symlink():
-                raise UsageError(f"{place} is a link; the directories of a model store must not be links.")
-        return place
+            path = path / part
+            if path.is_symlink():
+                raise UsageError(f"{path} is a link; the directories of a model store must not be links.")
+        return path
 
     def _require(self, job_id: str) -> RegisteredModel:
         model = self.find(job_id)
@@ -281,23 +281,27 @@ class RemoteModelRegistry(ModelRegistry):
 
     def _download_checkpoints(self, job_id: str) -> None:
         found = self._checkpoints(job_id)
-        newest_first = sorted(found, key=lambda name: (step_of(Path(name)), attempt_order(name)), reverse=True)
         here = latest_complete(super().checkpoint_dirs(job_id))
-        for name in newest_first:
-            if here is not None and step_of(here) >= step_of(Path(name)):
-                break
-            if self._is_complete(job_id, name, found[name]):
-                here = self._download_checkpoint(job_id, name)
-        if here is None or (best := best_step(here)) is None or checkpoint_at_step(here, best) is not None:
+        steps = step_of(here) if here else -1
+        newest = self._newest_complete(job_id, {n: files for n, files in found.items() if step_of(Path(n)) > steps})
+        if newest is not None:
+            here = self._download_checkpoint(job_id, newest)
+        best = best_step(here) if here else None
+        if here is None or best is None or checkpoint_at_step(here, best) is not None:
             return
-        for name in newest_first:
-            if step_of(Path(name)) == best and self._is_complete(job_id, name, found[name]):
-                self._download_checkpoint(job_id, name)
-                return
+        name = self._newest_complete(job_id, {n: files for n, files in found.items() if step_of(Path(n)) == best})
+        if name is not None:
+            self._download_checkpoint(job_id, name)
 
-    def _is_complete(self, job_id: str, name: str, found: Mapping[str, int]) -> bool:
-        marker = f"{job_id}/{CHECKPOINTS_DIR}/{name}/{COMPLETE_MARKER}"
-        return COMPLETE_MARKER in found and has_all_files(self._storage.read(marker) or b"", found)
+    def _newest_complete(self, job_id: str, found: Mapping[str, Mapping[str, int]]) -> str | None:
+        """Return the complete checkpoint with the most steps, of the latest attempt."""
+
+        def is_complete(name: str) -> bool:
+            marker = f"{job_id}/{CHECKPOINTS_DIR}/{name}/{COMPLETE_MARKER}"
+            return COMPLETE_MARKER in found[name] and has_all_files(self._storage.read(marker) or b"", found[name])
+
+        newest_first = sorted(found, key=lambda name: (step_of(Path(name)), attempt_order(name)), reverse=True)
+        return next(filter(is_complete, newest_first), None)
 
     def _download_checkpoint(self, job_id: str, name: str) -> Path:
         target = self.root / job_id / CHECKPOINTS_DIR / name

@@ -1,1 +1,1 @@
-"""What chunks carry in and out: its format, and where it lies; the parts of an output that workers write."""
+"""Payloads: the records and outcomes of chunks, their format, and where they are stored."""

@@ -17,7 +17,7 @@ from common.errors import HugqueueError, path_errors
 
 
 class AtomicFile:
-    """A file that is being written. `commit` puts it in its place; without it, `discard` leaves no trace.
+    """A file that is being written. `commit` moves it to its path; otherwise `discard` leaves no trace.
 
     As a context manager it commits if the block ends without an exception.
 
@@ -54,7 +54,7 @@ class AtomicFile:
             self.discard()
 
     def commit(self) -> None:
-        """Put the file in its place."""
+        """Move the file to its path."""
         self.stream.flush()
         os.fsync(self.stream.fileno())
         self.stream.close()

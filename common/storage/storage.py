@@ -32,7 +32,7 @@ class LocalStorage:
     def check(self) -> None:
         """Check that the directory, or the nearest existing one above it, can be written."""
         with self._errors("write", ""):
-            existing = next(place for place in (self._root, *self._root.absolute().parents) if place.exists())
+            existing = next(path for path in (self._root, *self._root.absolute().parents) if path.exists())
             if not existing.is_dir():
                 raise NotADirectoryError(f"{existing} is not a directory")
             if not os.access(existing, os.W_OK | os.X_OK):
@@ -76,12 +76,12 @@ class LocalStorage:
 
     def prune(self, folder: str) -> None:
         """Remove a folder and those above it, as far as they are empty."""
-        place = PurePosixPath(folder)
+        path = PurePosixPath(folder)
         with contextlib.suppress(OSError):
-            while place.name:
-                with self._open_parent(str(place)) as (above, name):
+            while path.name:
+                with self._open_parent(str(path)) as (above, name):
                     os.rmdir(name, dir_fd=above)
-                place = place.parent
+                path = path.parent
 
     def remove_all(self) -> None:
         """Remove the directory."""
@@ -128,8 +128,8 @@ class LocalStorage:
         try:
             yield
         except OSError as error:
-            place = self._root / self._folder / name
-            raise StorageError(f"Cannot {verb} {place}: {error.strerror or error}.") from error
+            path = self._root / self._folder / name
+            raise StorageError(f"Cannot {verb} {path}: {error.strerror or error}.") from error
 
 
 def _open_directory(name: str, above: int) -> int:

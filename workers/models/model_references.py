@@ -157,7 +157,7 @@ def _check_tokenizer(directory: Path, config: dict[str, Json]) -> None:
         if name.endswith("_kwargs") and isinstance(value, dict):
             for part in value.values():
                 if isinstance(part, str) and "/" in part:
-                    raise ModelError("model_not_allowed", f"{path}: {name} names the place {part!r}.")
+                    raise ModelError("model_not_allowed", f"{path}: {name} names the path or repository {part!r}.")
 
 
 def _check_processor(path: Path) -> None:

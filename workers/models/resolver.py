@@ -35,7 +35,7 @@ class ModelPolicy:
     any_path: bool = False  #: every path is allowed: the embedded worker, which serves its own user
     models: str | None = None  #: address of the store of fine-tuned models
     load: LoadOptions = DEFAULT_OPTIONS
-    cache: str = ""  #: directory for what comes from a store that is no directory
+    cache: str = ""  #: directory for models downloaded from a remote registry
 
     @classmethod
     def of(cls, settings: Settings) -> "ModelPolicy":
@@ -187,9 +187,7 @@ def _check_links(model: str, real: Path, roots: Sequence[Path]) -> None:
         for entry in os.scandir(waiting.pop()):
             target = Path(entry.path).resolve() if entry.is_symlink() else Path(entry.path)
             if not any(target.is_relative_to(root) for root in roots):
-                raise ModelError(
-                    "model_not_allowed", f"{model}: {entry.name} is a link to a place outside HUGQUEUE_MODEL_ROOTS."
-                )
+                raise ModelError("model_not_allowed", f"{model}: {entry.name} is a link out of HUGQUEUE_MODEL_ROOTS.")
             if target not in seen and target.is_dir():
                 seen.add(target)
                 waiting.append(target)
