@@ -238,8 +238,8 @@ def test_many_architectures_give_for_a_record_what_they_give_for_it_alone(tmp_pa
     records = [f"[MASK] {text}"[:60] for text in TEXTS]
     runner = runner_of("fill-mask", tmp_path)
     found = runner.run(records, {}, RecordingMonitor())
-    alone = [runner.run([record], {}, RecordingMonitor())[0] for record in records]
-    assert_equal(found, alone)
+    single = [runner.run([record], {}, RecordingMonitor())[0] for record in records]
+    assert_equal(found, single)
     assert_same_as_pipeline("fill-mask", tmp_path, records)
 
 

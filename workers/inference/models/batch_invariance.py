@@ -117,7 +117,7 @@ class _ForcedToken(LogitsProcessor):  # type: ignore[misc]
 
 def _same_in_batch(run: Run, *rows: Features, loose: bool) -> bool:
     """Whether these rows give the same together as each of them alone."""
-    alone = [run([row])[0] for row in rows]
+    separate = [run([row])[0] for row in rows]
     try:
         together = run(rows)
     except Exception as error:  # a model may refuse to be padded
@@ -126,7 +126,7 @@ def _same_in_batch(run: Run, *rows: Features, loose: bool) -> bool:
         return False
     return all(
         outputs_match(one, other.cpu().float(), loose=loose)
-        for found, expected in zip(together, alone, strict=True)
+        for found, expected in zip(together, separate, strict=True)
         for one, other in zip(found, expected, strict=True)
     )
 
