@@ -20,16 +20,9 @@ from producer.embedded.redis_server import ServerState, probe
 from producer.embedded.server_binary import find_binary, recorded_release
 from producer.embedded.state_dir import StateDir
 from tests.support.embedded_processes import Holder, Home
-from tests.support.processes import Shell, environment, redis_binary, wait_until
+from tests.support.processes import Shell, redis_binary, wait_until
 
 Hold = Callable[[], Holder]
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    found = Home(environment(tmp_path))
-    yield found
-    found.end()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -13,19 +12,12 @@ from common.jobs import Job, JobSpec, JobStatus, new_job_id
 from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
 from tests.support.embedded_processes import Holder, Home
-from tests.support.processes import environment, wait_until
+from tests.support.processes import wait_until
 
 SUPERVISOR = "workers.cli start"
 NO_SUCH_GPU = {"HUGQUEUE_DEVICE": "cuda:977"}
 
 Hold = Callable[..., Holder]
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    found = Home(environment(tmp_path, HUGQUEUE_DEVICE="cpu"))
-    yield found
-    found.end()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,6 @@ from tests.support.device_process import RunningDevice, codes, outcomes, running
 from tests.support.processes import wait_until
 
 TEXTS = ["a", "b", "c", "d", "e", "f"]
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningDevice]:
-    with running_device(monkeypatch) as started:
-        yield started
 
 
 @pytest.mark.parametrize(

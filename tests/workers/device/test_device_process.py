@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,12 +16,6 @@ from common.records import Counts, Failure, Outcome, Record
 from common.reporting import CancelToken
 from tests.support.device_process import RunningDevice, codes, gone, outcomes, running_device
 from tests.support.processes import PLUGINS, ROOT, wait_until
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningDevice]:
-    with running_device(monkeypatch) as started:
-        yield started
 
 
 def test_outcomes_come_back_in_order_with_ids_counts_and_facts(device: RunningDevice):

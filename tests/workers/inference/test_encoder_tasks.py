@@ -51,17 +51,6 @@ VALUES: dict[str, st.SearchStrategy[Json]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> ModelCache:
-    """Return a tiny model by the name of its function in `tiny_models`, made when first requested."""
-    base = tmp_path_factory.mktemp("models")
-
-    def model(name: str) -> Path:
-        return base / name if (base / name).exists() else getattr(tiny_models, name)(base / name)
-
-    return model
-
-
 def through_pipeline(task: str, model: Path) -> PipelineRunner:
     runner = PipelineRunner(task, model, "cpu")
     runner.encoder = None

@@ -1,8 +1,5 @@
 """The pipeline runner gives, task by task, what `transformers.pipeline` gives for each record alone."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
@@ -13,19 +10,6 @@ from tests.support.tiny_models import TEXTS, RecordingMonitor
 
 LABELS = ["news", "sports", "politics of the old city"]
 TABLE = {"city": ["paris", "seoul", "old town"], "people": ["2", "9", "7"]}
-
-ModelCache = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> ModelCache:
-    """Return a tiny model by the name of its function in `tiny_models`, made when first asked for."""
-    base = tmp_path_factory.mktemp("models")
-
-    def model(name: str) -> Path:
-        return base / name if (base / name).exists() else getattr(tiny_models, name)(base / name)
-
-    return model
 
 
 @pytest.mark.parametrize("params", [{}, {"top_k": 2}, {"targets": ["paris", "seoul", "cat"]}, {"targets": "dog"}])

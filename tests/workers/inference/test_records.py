@@ -2,8 +2,6 @@
 
 import json
 import logging
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, pipeline
@@ -15,19 +13,6 @@ from tests.support.tiny_models import TEXTS, ForwardCount, RecordingMonitor
 
 LONG = "the old cat likes the small bird " * 60
 TABLE = {"city": ["paris", "seoul"], "people": ["2", "9"]}
-
-ModelCache = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> ModelCache:
-    """Return a tiny model by the name of its function in `tiny_models`, made when first asked for."""
-    base = tmp_path_factory.mktemp("models")
-
-    def model(name: str) -> Path:
-        return base / name if (base / name).exists() else getattr(tiny_models, name)(base / name)
-
-    return model
 
 
 @pytest.mark.parametrize(
