@@ -1,4 +1,4 @@
-"""The contract between producer and workers: values, names, settings, and the store in Redis.
+"""The contract between producer and workers: records and jobs, tasks, settings, and the queue in Redis.
 
 Imports neither `producer` nor `workers`, and never torch, transformers, datasets or click.
 """

@@ -1,4 +1,4 @@
-"""The side that submits: the command line, readers of inputs, writers of outcomes, the embedded Redis.
+"""The producer: submits jobs and reads results; the Python API, the command line and the embedded Redis.
 
 For programs: `from hugqueue import Client` (docs/python.md).
 """

@@ -1,1 +1,1 @@
-"""What a fine-tune job asks for, and the rules for its examples, labels and checkpoints."""
+"""Fine-tune jobs: their options, examples and labels."""

@@ -146,7 +146,7 @@ class _ChunkRun:
         except Cancelled:
             return self._release(f"released: {self._held.cancel_token.reason}")
         except redis.RedisError as error:  # one that waiting does not fix
-            self._retry_later(Failure("chunk_keeps_failing", f"Chunk {self._lease.chunk + 1}: {error}"))
+            self._schedule_retry(Failure("chunk_keeps_failing", f"Chunk {self._lease.chunk + 1}: {error}"))
 
     def _compute_and_commit(self) -> str:
         number = self._lease.chunk + 1
@@ -171,7 +171,7 @@ class _ChunkRun:
             failure = Failure.from_exception("worker_fault", error)
             if isinstance(error, OSError) and error.errno in PERMANENT_ERRNOS:
                 return self._refuse_here(failure)
-            self._retry_later(failure)
+            self._schedule_retry(failure)
 
     def _infer(self, payloads: JobPayloads) -> ChunkResult:
         lease, held = self._lease, self._held
@@ -254,7 +254,7 @@ class _ChunkRun:
             self._context.refusals.pause(self._lease)
             raise TicketFailed(self._release(f"released: {error.message}"))
         if error.code not in _WORKER_SPECIFIC:
-            self._retry_later(Failure(error.code, error.message))
+            self._schedule_retry(Failure(error.code, error.message))
         return self._refuse_here(Failure("no_worker_fits", f"No live worker can serve this job: {error.message}"))
 
     def _fail_job(self, failure: Failure) -> NoReturn:
@@ -262,7 +262,7 @@ class _ChunkRun:
         logger.error("job %s failed: %s: %s", self._job.id, failure.code, failure.message)
         raise TicketFailed(f"job failed: {failure.code}: {failure.message}")
 
-    def _retry_later(self, failure: Failure) -> NoReturn:
+    def _schedule_retry(self, failure: Failure) -> NoReturn:
         """Release the chunk for later, after a transient fault; end the job after too many of them."""
         if self._lease.tries + 1 >= MAX_TRIES:
             self._fail_job(Failure(failure.code, f"{failure.message} (After {MAX_TRIES} tries.)"))

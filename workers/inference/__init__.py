@@ -1,1 +1,1 @@
-"""Runners: the model-facing side. They know nothing of Celery or Redis and can be used alone."""
+"""Inference: models, and the runners that turn records into outcomes. Imports neither Celery nor Redis."""
