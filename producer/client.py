@@ -30,11 +30,11 @@ from producer.model_check import check_job_model
 from producer.queue_connection import QueueConnection
 from producer.submit.chunk_source import open_source
 from producer.submit.duplicate_ids import warn_of_duplicate_ids
-from producer.submit.idempotent import submit_once
+from producer.submit.idempotent import submit
 from producer.submit.options import SubmitKeywords, SubmitOptions
 from producer.submit.plan import SubmitPlan, make_plan
 from producer.submit.python_records import RecordsArg, records_from_python, split_records_arg
-from producer.submit.upload import Totals, submit
+from producer.submit.upload import Totals
 
 if TYPE_CHECKING:
     from producer.embedded.attach import EmbeddedSession
@@ -182,11 +182,8 @@ class Client:
         """
         check_job_model(self.connection, plan.spec.model)
         workers = serving(self.workers(), plan.spec.queue)
-        key, source = plan.idempotency_key, open_source(plan, records, workers)
-        if key is None:
-            totals: Totals | None = submit(self.connection, plan.spec, source, on_chunk)
-            return self.job(plan.spec.id), totals
-        job_id, totals = submit_once(self.connection, plan.spec, key, source, on_chunk, notify)
+        source = open_source(plan, records, workers)
+        job_id, totals = submit(self.connection, plan.spec, plan.idempotency_key, source, on_chunk, notify)
         return self.job(job_id), totals
 
     def job(self, job_id: str) -> JobHandle:

@@ -1,7 +1,7 @@
-"""Submitting under an idempotency key: the first command with a key makes the job, all others get that job.
+"""Idempotent submit: the first command with an idempotency key submits the job, all others get that job.
 
-A command that comes while the first one is still submitting waits until that job is accepted. If the first one is cut
-off, its job is abandoned, and the next command with the key creates a new one.
+While the first command is submitting, others wait until its job is accepted. If it is cut off, its job is abandoned and
+the next command with the key submits it anew.
 """
 
 import contextlib
@@ -20,22 +20,23 @@ from producer.submit.upload import Totals, upload
 _MAY_DIFFER = ("id", "created_at", "inputs")
 
 
-def submit_once(
+def submit(
     connection: QueueConnection,
     spec: JobSpec,
-    key: str,
+    key: str | None,
     source: ChunkSource,
     on_chunk: Callable[[Totals], None],
     notify: Callable[[str], None],
 ) -> tuple[str, Totals | None]:
-    """Submit a job unless its idempotency key names one already.
+    """Submit a job, unless its idempotency key belongs to one already.
 
     Returns:
-        The id of the job that the key names, and what was read; None where another command has submitted it.
+        The id of the job, and what was read; None if another command has submitted it.
 
     Raises:
-        StoreUnavailable: Redis is away or full.
-        UsageError: the key names a job with other options; or as for `submit`.
+        StoreUnavailable: Redis cannot be reached or is full.
+        UsageError: The key belongs to a job with other options; or as for `upload`.
+        NotSubmitting: The job was abandoned or cancelled meanwhile.
     """
     job = _begin_or_find(connection, spec, key, notify)
     if job is None:
@@ -44,21 +45,23 @@ def submit_once(
     return job.id, None
 
 
-def _begin_or_find(connection: QueueConnection, spec: JobSpec, key: str, notify: Callable[[str], None]) -> Job | None:
-    """Begin the job, or wait until the job of the key is accepted and return that."""
+def _begin_or_find(
+    connection: QueueConnection, spec: JobSpec, key: str | None, notify: Callable[[str], None]
+) -> Job | None:
+    """Create the job and return None, or wait until the job of the key is accepted and return that."""
     notified = False
     while True:
         with connection.errors():
             job_id = connection.store.create(spec, key)
         if job_id == spec.id:
             return None
-        with contextlib.suppress(UnknownJob):  # deleted meanwhile: begin anew
+        with contextlib.suppress(UnknownJob):  # deleted meanwhile: try again
             job = connection.retry_while_unavailable(partial(connection.load_job, job_id))
             _check_same(job, spec, key)
             if job.status is not JobStatus.SUBMITTING:
                 if job.failure is None or job.failure.code != "producer_died":
                     return job
-                continue  # cut off: begin anew
+                continue  # it was cut off: try again
             if _is_silent(connection, job):
                 notify(f"Job {job_id} was cut off before it was accepted; submitting it again.")
                 continue
@@ -75,7 +78,7 @@ def _is_silent(connection: QueueConnection, job: Job) -> bool:
         return silence > connection.settings.producer_ttl and connection.ledger.abandon(job.id, job.producer_seen)
 
 
-def _check_same(job: Job, spec: JobSpec, key: str) -> None:
+def _check_same(job: Job, spec: JobSpec, key: str | None) -> None:
     names = (field.name for field in fields(JobSpec) if field.name not in _MAY_DIFFER)
     differing = [name for name in names if getattr(job.spec, name) != getattr(spec, name)]
     if differing:

@@ -51,29 +51,19 @@ def check_size(totals: Totals, settings: Settings) -> None:
             )
 
 
-def submit(
-    connection: QueueConnection, spec: JobSpec, source: ChunkSource, on_chunk: Callable[[Totals], None]
-) -> Totals:
-    """Write all chunks of a job, accept it, and send its first tickets; return what was read.
-
-    Holds one chunk in memory, whatever the size of the input. If anything goes wrong before the job is accepted,
-    nothing of it stays.
-
-    Raises:
-        StoreUnavailable: Redis is away or full.
-        UsageError: the input cannot be read to its end, or is larger than one job may be or than Redis has room for;
-            or another job writes to the same directory.
-        NotSubmitting: the job was abandoned or cancelled meanwhile.
-    """
-    with connection.errors():
-        connection.store.create(spec)
-    return upload(connection, spec, source, on_chunk)
-
-
 def upload(
     connection: QueueConnection, spec: JobSpec, source: ChunkSource, on_chunk: Callable[[Totals], None]
 ) -> Totals:
-    """Do what `submit` does, for a job that was begun."""
+    """Write all chunks of a created job, accept it, and send its first tickets; return what was read.
+
+    Holds one chunk in memory at a time. If anything fails before the job is accepted, nothing of it stays.
+
+    Raises:
+        StoreUnavailable: Redis cannot be reached or is full.
+        UsageError: The input cannot be read to its end, or is too large for one job or for Redis; or another job
+            writes to the same directory.
+        NotSubmitting: The job was abandoned or cancelled meanwhile.
+    """
     totals = Totals()
     with rollback_on_error(connection, spec.id), producer_heartbeat(connection, spec.id):
         _check_output(connection, spec)

@@ -26,7 +26,7 @@ from producer.job_handle import JobHandle
 from producer.queue_connection import QueueConnection
 from producer.submit.chunk_source import ChunkSource
 from producer.submit.chunking import ChunkPlan
-from producer.submit.upload import submit
+from producer.submit.idempotent import submit
 from tests.support.processes import PLUGINS, RedisServer, Workers, environment, wait_until
 
 #: Jobs that are under way at once.
@@ -99,8 +99,10 @@ class Soak:
         submit(
             self._client,
             spec,
+            None,
             ChunkSource.of_records(texts, ChunkPlan(self._dice.choice([5, 20, 50])), ReadProgress()),
             lambda _: None,
+            self._client.notify,
         )
         self._jobs.append((spec, records))
 
