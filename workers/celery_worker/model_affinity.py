@@ -1,8 +1,8 @@
 """Model-affinity scheduling: which jobs a worker passes on, because it does not hold their model.
 
 The rule: a device that cannot hold all models that are asked for keeps the model it switched to last as long as that
-has work, at most `DWELL` times as long as a load takes. And a job goes first to a worker that holds its model. Both end:
-no job waits for ever.
+has work, at most `DWELL` times as long as a load takes. And a job goes first to a worker that holds its model. Neither
+lasts: no job waits forever.
 """
 
 import contextlib
