@@ -192,7 +192,7 @@ def test_a_directory_that_is_not_shared_is_written_by_the_command(queue: Queue, 
     names = sorted(path.name for path in out.iterdir())
     assert names == ["_SUCCESS", "_manifest.json", *(f"part-{n:05d}.parquet" for n in range(3))]
     refused = queue.run("submit", "--task", "test-echo", str(source), "-o", f"{out}/", status=2).stderr
-    assert "holds an output already" in refused
+    assert "already holds an output" in refused
     refused = queue.run(
         "submit", "--task", "test-echo", str(source), "-o", f"{tmp_path}/other/", "--no-wait", status=2
     ).stderr

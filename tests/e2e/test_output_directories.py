@@ -111,7 +111,7 @@ def test_the_same_key_gives_the_same_output_again(queue: Queue, shared: Path, tm
     again = queue.run("submit", source, *submit, "one")
     assert "belongs to job" in again.stderr and "all 30 records are in" in first.stderr and again.stdout == first.stdout
     refused = queue.run("submit", other, *submit, "two", status=2).stderr
-    assert "holds an output already" in refused
+    assert "already holds an output" in refused
     assert (
         "HUGQUEUE" not in queue.run("submit", other, *submit[:-3], "-o", f"{shared}/free/", *submit[-1:], "two").stderr
     )
@@ -133,5 +133,5 @@ def test_a_directory_that_cannot_be_made_is_refused_before_any_work(
 ) -> None:
     monkeypatch.syspath_prepend(str(PLUGINS))
     (tmp_path / "in.txt").write_text("x\n")
-    with pytest.raises(UsageError, match=r"in\.txt is no directory"):
+    with pytest.raises(UsageError, match=r"in\.txt is not a directory"):
         make_plan([str(tmp_path / "in.txt")], SubmitOptions(task="test-echo", output=f"{tmp_path}/in.txt/out/"))

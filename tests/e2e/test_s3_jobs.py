@@ -104,7 +104,7 @@ def test_lines_are_read_in_place_by_a_pattern(queue: Queue, files: AbstractFileS
     assert rows[31]["id"] == f"s3://{BUCKET}/lines/1.txt:1"
     job = json.loads(files.cat_file(f"{BUCKET}/lines-out/_manifest.json"))["id"]
     assert queue.results(job) == rows
-    assert "s3://hugqueue/lines-out holds an output already" in (
+    assert "s3://hugqueue/lines-out already holds an output" in (
         queue.run("submit", "--task", "test-echo", pattern, "-o", out, status=2).stderr
     )
 
