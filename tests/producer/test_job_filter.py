@@ -136,7 +136,7 @@ def test_a_producer_whose_job_is_deleted_ends_and_leaves_nothing(shell: Shell, s
     wait_until(lambda: server.client.exists(JobKeys.of(job).input), 60, "a chunk is there")
     shell.run("delete", "--force", job)
     _, err = process.communicate("z\n", timeout=60)
-    assert process.returncode == 1 and "it was given up or taken back, and is forgotten" in err
+    assert process.returncode == 1 and "it was abandoned or deleted" in err
     assert server.client.keys("hugqueue:*") == []
 
 
