@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import msgspec
-
 from common.errors import ModelError, UsageError, WorkerError, first_line
 from common.models.references import ModelRef, split_preload
 from common.models.registry import open_registry, registry_url
@@ -49,15 +47,6 @@ class ModelPolicy:
             load=LoadOptions.of(settings),
             cache=str(settings.model_cache),
         )
-
-    def encode(self) -> str:
-        """Return the JSON text that `decode` takes."""
-        return msgspec.json.encode(self).decode()
-
-    @classmethod
-    def decode(cls, text: str) -> "ModelPolicy":
-        """Return the policy of that JSON text, which comes from this worker's own parent process."""
-        return msgspec.json.decode(text, type=cls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import resource
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common.errors import ModelError, WorkerError
@@ -161,7 +162,7 @@ def test_an_adapter_is_refused_since_it_names_another_model(roots: Path, policy:
     assert _refused(str(roots / "good"), policy) == "adapter_only"
 
 
-def test_a_policy_comes_from_the_settings_and_passes_as_text():
+def test_a_policy_comes_from_the_settings_and_passes_to_the_device():
     settings = load_settings(
         {
             "HOME": "/home/x",
@@ -174,7 +175,7 @@ def test_a_policy_comes_from_the_settings_and_passes_as_text():
     assert (policy.roots, policy.patterns) == (("/models", "/more"), ("google-bert/*",))
     assert policy.preloaded == ("owner/model",)
     assert not (policy.any_path or policy.load.allow_pickle or policy.load.allow_remote_code)
-    assert ModelPolicy.decode(policy.encode()) == policy
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(policy), type=ModelPolicy) == policy
 
 
 @pytest.mark.parametrize("name", ["/models/x", "./x", "../x", "~/x", "a/b/c", "."])

@@ -130,7 +130,7 @@ class DeviceRespawner:
 
     def _run_process(self, preload: Sequence[tuple[str, str | None]]) -> DeviceProcess:
         opening = Open(
-            policy=self._policy.encode(),
+            policy=self._policy,
             preload=list(preload),
             batch_sizes=dict(self._batch_sizes.known()) if self._batch_sizes else {},
             prefetch=self._prefetch,

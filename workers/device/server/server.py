@@ -33,7 +33,6 @@ from workers.device.server.run_chunk import DeviceLost, encode_chunk, prepare_ch
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.inference.core.device_errors import is_device_lost
 from workers.inference.core.fallbacks import count_fallback, fallback_counts
-from workers.models.resolver import ModelPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +45,10 @@ class DeviceServer:
     """The loop of the device process."""
 
     def __init__(self, channel: protocol.Channel[protocol.ToDevice], device: str, opening: protocol.Open) -> None:
-        policy = ModelPolicy.decode(opening.policy)
         self._channel = channel
         self._device = device
         self._opening = opening
-        self._models = ModelCache(device, policy)
+        self._models = ModelCache(device, opening.policy)
         self._to_prefetch: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._to_run: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._to_send: queue.SimpleQueue[tuple[Request, Callable[[], protocol.Result]]] = queue.SimpleQueue()
