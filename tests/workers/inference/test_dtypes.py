@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from common.errors import ModelError, UsageError
 from common.jobs import JobSpec, new_job_id
+from common.reporting import Reporter
 from common.settings import load_settings
 from tests.support import tiny_models
 from tests.support.pipeline_reference import runner_of
@@ -62,7 +63,7 @@ def test_a_runner_says_what_it_runs_with(bert, dtype):
 )
 def test_the_workers_dtype_is_that_of_jobs_that_name_none(bert, load_params, computes_in):
     models = ModelCache("cpu", ModelPolicy(any_path=True, load=LoadOptions(default_dtype="int8")))
-    loaded, _ = models.get(JobSpec(new_job_id(), "embedding", str(bert), params=load_params), lambda _: None)
+    loaded, *_ = models.get(JobSpec(new_job_id(), "embedding", str(bert), params=load_params), Reporter())
     assert loaded.run_info()["dtype"] == computes_in
 
 
