@@ -24,12 +24,14 @@ _SPLIT_BYTES = 128 * 1024**2
 def is_splittable(source: Source) -> bool:
     """Whether rows in the middle of the source can be read on their own.
 
-    They cannot in gzip, in CSV (quotes may span lines), and in Parquet files with very large row groups.
+    They cannot in gzip, in CSV (quotes may span lines), in Parquet files with very large row groups, and in files whose
+    name is not UTF-8, which a split cannot carry.
 
     Raises:
         UsageError: it cannot be read.
     """
-    if source.format not in FORMATS or not source.is_reopenable:
+    has_utf8_name = not any("\ud800" <= letter <= "\udfff" for letter in source.name)
+    if source.format not in FORMATS or not source.is_reopenable or not has_utf8_name:
         return False
     if source.format == "parquet":
         from common.inputs.row_groups import has_small_row_groups

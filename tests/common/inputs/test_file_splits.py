@@ -201,3 +201,9 @@ def test_what_is_no_range_is_refused(text: bytes) -> None:
 def test_a_payload_of_records_is_no_range() -> None:
     assert not is_split(encode_records([Record(0, "{")]))
     assert is_split(FileSplit(**SOUND).encode())
+
+
+def test_a_file_whose_name_is_not_utf8_is_copied(tmp_path: Path) -> None:
+    path = tmp_path / "in\udcff.txt"
+    path.write_text("a\n")
+    assert not is_splittable(Source(str(path), "txt"))
