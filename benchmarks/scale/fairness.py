@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.scale.ground import Ground, lines
+from benchmarks.scale.processes import QueueProcesses, lines
 from common.jobs import JobSpec, new_job_id
 from common.payloads.codec import encode_records
 from common.queue.jobs import JobStore
@@ -19,50 +19,52 @@ SECONDS, CHUNK = 0.2, 1000
 
 def measure(records: int) -> str:
     """Return when jobs of 100 records ended, alone and behind one of `records`."""
-    with tempfile.TemporaryDirectory() as base, Ground(Path(base)) as ground:
-        ground.start_workers(1)
+    with tempfile.TemporaryDirectory() as base, QueueProcesses(Path(base)) as processes:
+        processes.start_workers(1)
         options = ("--task", "test-wait", "-p", f"seconds={SECONDS}", "-p", "batch=1000", "--chunk-size", str(CHUNK))
         few, many = lines(Path(base) / "few.txt", 100), lines(Path(base) / "many.txt", records)
 
         def small(*more: str) -> tuple[str, float]:
-            job = ground.shell.submit(*options, *more, str(few))
-            times = ground.wait(job)
+            job = processes.shell.submit(*options, *more, str(few))
+            times = processes.wait(job)
             return job, times["ended"] - times["accepted"]
 
         unloaded = small()[1]
-        large = ground.shell.submit(*options, str(many))
+        large = processes.shell.submit(*options, str(many))
         found = [f"a job of 100 records, alone: {unloaded:.2f} s"]
         for priority in ("normal", "high"):
             taken = small("--priority", priority)[1]
             found.append(f"behind one of {records:,}, priority {priority}: {taken:.2f} s")
-        done = ground.shell.status(large)["counts"]["done"]
+        done = processes.shell.status(large)["counts"]["done"]
         found.append(f"records of the large one done by then: {done:,}")
-        waits = ground.shell.submit(*options, "--priority", "low", str(few))
-        ground.wait(small("--priority", "high")[0])
-        found.append(f"one of low priority, behind them all: {ground.shell.status(waits)['status']}")
-        ground.shell.run("cancel", large)
-        ground.wait(waits)
+        waits = processes.shell.submit(*options, "--priority", "low", str(few))
+        processes.wait(small("--priority", "high")[0])
+        found.append(f"one of low priority, behind them all: {processes.shell.status(waits)['status']}")
+        processes.shell.run("cancel", large)
+        processes.wait(waits)
     return "\n".join(found)
 
 
 def measure_cancel(chunks: int) -> str:
     """Return what it takes to accept, cancel, retry and delete a job of so many chunks, and what holds Redis up."""
-    with tempfile.TemporaryDirectory() as base, Ground(Path(base)) as ground:
-        ground.start_workers(1)
-        client = ground.server.client
+    with tempfile.TemporaryDirectory() as base, QueueProcesses(Path(base)) as processes:
+        processes.start_workers(1)
+        client = processes.server.client
         ledger, store = Ledger(client, 30), JobStore(client, 3600)
         job = _written(store, chunks)
         client.config_set("slowlog-log-slower-than", 5000)
         found = [f"accept of {chunks:,} chunks: {_milliseconds(lambda: ledger.accept(job, chunks, chunks)):.0f} ms"]
         while not store.job(job).counts.done:  # the reaper sends its tickets
             time.sleep(0.05)
-        found.append(f"`producer cancel`: {_milliseconds(lambda: ground.shell.run('cancel', job)):.0f} ms, all of it")
+        found.append(
+            f"`producer cancel`: {_milliseconds(lambda: processes.shell.run('cancel', job)):.0f} ms, all of it"
+        )
         begin = time.perf_counter()
-        ground.wait(job)
+        processes.wait(job)
         found.append(f"status cancelled after that: {(time.perf_counter() - begin) * 1000:.0f} ms")
         found.append(f"retry: {_milliseconds(lambda: ledger.retry(job)):.0f} ms")
         found.append(f"cancel, the step itself: {_milliseconds(lambda: ledger.cancel(job)):.1f} ms")
-        ground.wait(job)
+        processes.wait(job)
         found.append(f"delete: {_milliseconds(lambda: store.delete(job)):.1f} ms")
         longest = max((entry["duration"] for entry in client.slowlog_get(100)), default=0)
         found.append(f"longest time for which Redis was held up: {longest / 1000:.0f} ms")

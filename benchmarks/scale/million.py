@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.scale.ground import Ground, lines
+from benchmarks.scale.processes import QueueProcesses, lines
 from common.queue.jobs import JobStore
 
 #: What a worker does with a line is no matter here: a runner that gives it back in capitals, a thousand at once.
@@ -32,38 +32,38 @@ def measure(records: int, store: Path | None) -> str:
         place, shared = store or Path(base) / "store", Path(base) / "shared"
         for directory in (place, shared):
             directory.mkdir(exist_ok=True)
-        with Ground(Path(base), HUGQUEUE_STORE_URL=str(place), HUGQUEUE_SHARED=str(shared)) as ground:
-            ground.start_workers(2)
+        with QueueProcesses(Path(base), HUGQUEUE_STORE_URL=str(place), HUGQUEUE_SHARED=str(shared)) as processes:
+            processes.start_workers(2)
             copied = lines(Path(base) / "lines.txt", records, "the quick brown fox {} jumps")
             in_place = lines(shared / "lines.txt", records, "the quick brown fox {} jumps")
-            found = ["#### Input copied into the store", *_run(ground, copied, records, shared / "one")]
-            found += ["#### Input read in place", *_run(ground, in_place, records, shared / "two")]
+            found = ["#### Input copied into the store", *_run(processes, copied, records, shared / "one")]
+            found += ["#### Input read in place", *_run(processes, in_place, records, shared / "two")]
     return "\n".join(found)
 
 
-def _run(ground: Ground, source: Path, records: int, output: Path) -> Iterator[str]:
-    client = ground.server.client
+def _run(processes: QueueProcesses, source: Path, records: int, output: Path) -> Iterator[str]:
+    client = processes.server.client
     client.config_resetstat()
     before = client.info("memory")["used_memory"]
-    submitted = _command(ground, "submit", *OPTIONS, str(source), "-o", f"{output}/", "--no-wait")
+    submitted = _command(processes, "submit", *OPTIONS, str(source), "-o", f"{output}/", "--no-wait")
     job = submitted.out.strip()
     rate = records / submitted.seconds
     yield (
         f"submit: {submitted.seconds:.1f} s ({submitted.cpu:.1f} s of CPU), {rate:,.0f} records/s, "
         f"peak {submitted.peak:.0f} MB"
     )
-    peak, times = _watch(ground, job)
-    yield f"run, by two workers: {times[1] - times[0]:.1f} s after it was accepted; chunks: {_chunks(ground, job)}"
-    results = _command(ground, "results", job, "-o", str(ground.directory / f"{job}.jsonl"))
+    peak, times = _watch(processes, job)
+    yield f"run, by two workers: {times[1] - times[0]:.1f} s after it was accepted; chunks: {_chunks(processes, job)}"
+    results = _command(processes, "results", job, "-o", str(processes.directory / f"{job}.jsonl"))
     yield f"results into one file: {results.seconds:.1f} s ({results.cpu:.1f} s of CPU), peak {results.peak:.0f} MB"
     yield f"Redis: {before / 1e6:.1f} MB before, {peak / 1e6:.1f} MB at its peak"
     parts = _ids(output.glob("part-*.parquet"))
     yield f"records lost: {records - len(set(parts))}, doubled: {len(parts) - len(set(parts))}"
 
 
-def _watch(ground: Ground, job_id: str) -> tuple[int, tuple[float, float]]:
+def _watch(processes: QueueProcesses, job_id: str) -> tuple[int, tuple[float, float]]:
     """Wait for a job; return what Redis used most meanwhile, and when it was accepted and ended."""
-    client, peak = ground.server.client, 0
+    client, peak = processes.server.client, 0
     store = JobStore(client, 100)
     while not (job := store.job(job_id)).status.finished:
         peak = max(peak, client.info("memory")["used_memory"])
@@ -71,8 +71,8 @@ def _watch(ground: Ground, job_id: str) -> tuple[int, tuple[float, float]]:
     return peak, (job.accepted_at or 0, job.finished_at or 0)
 
 
-def _chunks(ground: Ground, job_id: str) -> int:
-    return JobStore(ground.server.client, 100).job(job_id).chunks or 0
+def _chunks(processes: QueueProcesses, job_id: str) -> int:
+    return JobStore(processes.server.client, 100).job(job_id).chunks or 0
 
 
 def _ids(parts: Iterator[Path]) -> list[str]:
@@ -81,12 +81,17 @@ def _ids(parts: Iterator[Path]) -> list[str]:
     return [id_ for part in parts for id_ in pq.read_table(part, columns=["id"])["id"].to_pylist()]
 
 
-def _command(ground: Ground, *arguments: str) -> Command:
+def _command(processes: QueueProcesses, *arguments: str) -> Command:
     """Run `producer` and watch its peak."""
     begun = time.perf_counter()
     command = [sys.executable, "-P", "-m", "producer.cli", *arguments]
     process = subprocess.Popen(
-        command, env=ground.environ, cwd=ground.directory, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+        command,
+        env=processes.environ,
+        cwd=processes.directory,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
     )
     assert process.stdout
     out = process.stdout.read()

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from benchmarks.scale.ground import Ground, lines
+from benchmarks.scale.processes import QueueProcesses, lines
 
 #: Chunks for each worker: enough that the last ones, which no longer spread evenly, weigh little.
 CHUNKS = 60
@@ -11,16 +11,16 @@ CHUNKS = 60
 
 def measure(workers: int, seconds: float) -> str:
     """Return what came of a job whose chunks take `seconds` each, by so many workers."""
-    with tempfile.TemporaryDirectory() as base, Ground(Path(base), HUGQUEUE_PRELOAD="test-wait") as ground:
-        ground.start_workers(workers)
+    with tempfile.TemporaryDirectory() as base, QueueProcesses(Path(base), HUGQUEUE_PRELOAD="test-wait") as processes:
+        processes.start_workers(workers)
         chunks = workers * CHUNKS
         source = lines(Path(base) / "lines.txt", chunks)
         options = ("-p", f"seconds={seconds:g}", "-p", "tick=1", "--chunk-size", "1")
-        before = ground.seconds()
-        job = ground.shell.submit("--task", "test-wait", *options, str(source))
-        times = ground.wait(job)
-        used = {name: after - before[name] for name, after in ground.seconds().items()}
-        memory = ground.memory()
+        before = processes.seconds()
+        job = processes.shell.submit("--task", "test-wait", *options, str(source))
+        times = processes.wait(job)
+        used = {name: after - before[name] for name, after in processes.seconds().items()}
+        memory = processes.memory()
     wall = times["ended"] - times["accepted"]
     return "\n".join(
         [

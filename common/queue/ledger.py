@@ -88,7 +88,7 @@ class Ledger:
         Raises:
             NotSubmitting: it is no longer being submitted, because it was cancelled or abandoned.
         """
-        answer = self._run("accept", job_id, chunks, records).decode()
+        answer = self._run("accept_job", job_id, chunks, records).decode()
         if answer != "queued":
             raise NotSubmitting(job_id, answer)
 
@@ -283,7 +283,7 @@ class Ledger:
 
     def abandon(self, job_id: str, producer_seen: str | float) -> bool:
         """Fail a job that is not accepted and whose producer was last seen then; return whether this call did it."""
-        return bool(self._run("abandon", job_id, producer_seen))
+        return bool(self._run("abandon_job", job_id, producer_seen))
 
     def _run(self, script: str, job_id: str, *args: Any) -> Any:
         return self._scripts.run(script, job_id, *args)

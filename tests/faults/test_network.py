@@ -114,7 +114,7 @@ def test_a_job_is_accepted_when_the_reply_was_lost_and_it_already_runs(server: R
     for spec in (first, second):
         store.create(spec)
     near.accept(first.id, 1, 10)  # from here on Redis knows the script by its digest
-    proxy.hold_answers_after(digest("accept"))
+    proxy.hold_answers_after(digest("accept_job"))
     with ThreadPoolExecutor() as pool:
         sealing = pool.submit(far.accept, second.id, 1, 10)
         wait_until(lambda: store.job(second.id).status == "queued", LONG, "it has arrived")
@@ -136,7 +136,7 @@ def test_a_submit_whose_acceptance_has_no_reply_is_run_once(
     batch = new_batch(30)
     far = Shell(shell.environ | {"REDIS_URL": proxy.url}, tmp_path)
     known = {job.id for job in batch.store.each_job()}
-    proxy.hold_answers_after(digest("accept"))
+    proxy.hold_answers_after(digest("accept_job"))
     said = far.run("submit", *batch.arguments(), *key, status=1)
     [batch.id] = {job.id for job in batch.store.each_job()} - known
     assert proxy.holds_answers and said.stdout == ""

@@ -16,8 +16,8 @@ from workers.celery_worker.model_affinity import ModelAffinity
 from workers.celery_worker.reaper import Reaper
 from workers.celery_worker.refusals import Refusals
 from workers.celery_worker.tickets import TicketSender
-from workers.device.client.batch_size_cache import BatchSizeCache
 from workers.device.client.client import DeviceClient
+from workers.device.client.token_budget_cache import TokenBudgetCache
 from workers.devices import describe_device, queues_of
 from workers.leases import LeaseRenewer
 from workers.training.controller.finetuner import FineTuner
@@ -42,7 +42,7 @@ class WorkerContext:
         self.queues = frozenset(queues_of(settings))
         self.store = JobStore(client, settings.result_ttl, settings.may_open)
         self.ledger = Ledger(client, settings.lease_seconds)
-        self.device = DeviceClient(settings, BatchSizeCache(client, device_name))
+        self.device = DeviceClient(settings, TokenBudgetCache(client, device_name))
         self.leases = LeaseRenewer(self.ledger, settings.renew_seconds)
         self.refusals = Refusals(self.ledger, name)
         self.tickets = TicketSender(app)

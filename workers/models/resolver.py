@@ -18,9 +18,9 @@ from common.reporting import Reporter
 from common.settings import Settings
 from common.tasks import find_task
 from workers.disk_space import PERMANENT_ERRNOS
+from workers.models.file_references import code_repositories
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 from workers.models.model_files import check_files
-from workers.models.model_references import code_repositories
 
 
 @dataclass(frozen=True, slots=True)

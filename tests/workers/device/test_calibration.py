@@ -19,8 +19,8 @@ from tests.support import tiny_models
 from tests.support.device_process import RunningDevice
 from tests.support.processes import RedisServer, free_port
 from tests.support.tiny_models import RecordingMonitor
-from workers.device.client.batch_size_cache import BatchSizeCache
 from workers.device.client.client import DeviceClient
+from workers.device.client.token_budget_cache import TokenBudgetCache
 from workers.device.server.calibration import calibrate
 from workers.device.server.model_cache import LoadedModel, ModelCache
 from workers.inference.core.batches import Item, run_batches
@@ -119,7 +119,7 @@ def test_a_process_uses_and_stores_measured_batch_sizes(client: "redis.Redis", t
     model = str(tiny_models.classifier(tmp_path))
     loaded, *_ = ModelCache("cpu", ModelPolicy(any_path=True)).get(_spec("sentiment-analysis", model), Reporter())
     client.hset(budgets("my CPU"), loaded.digest, 777)
-    process = DeviceClient(Settings(device="cpu", any_path=True), BatchSizeCache(client, "my CPU"))
+    process = DeviceClient(Settings(device="cpu", any_path=True), TokenBudgetCache(client, "my CPU"))
     device = RunningDevice(process)
     try:
         process.start()
@@ -138,7 +138,7 @@ def test_what_is_no_budget_is_passed_over(client: "redis.Redis"):
     good, small = "0123456789abcdef", "0" * 16
     forged = {good: "512", small: "1", "f" * 16: "9" * 40, "a" * 16: "-5", "b" * 16: "many", "../x": "512"}
     client.hset(budgets("my CPU"), mapping=forged)
-    known = BatchSizeCache(client, "my CPU")
+    known = TokenBudgetCache(client, "my CPU")
     assert known.known() == {good: 512}
     known.update({small: 3, "nonsense": 512, "c" * 16: "512; DEL", good: 300})
     assert client.hget(budgets("my CPU"), small) == b"1"
@@ -147,7 +147,7 @@ def test_what_is_no_budget_is_passed_over(client: "redis.Redis"):
 
 
 def test_without_redis_nothing_is_known_and_work_goes_on():
-    known = BatchSizeCache(redis.Redis(port=free_port(), retry=Retry(NoBackoff(), 0)), "my CPU")
+    known = TokenBudgetCache(redis.Redis(port=free_port(), retry=Retry(NoBackoff(), 0)), "my CPU")
     assert known.known() == {}
     known.update({"0" * 16: 512})
 

@@ -17,7 +17,6 @@ from common.payloads.codec import count, decode_records, encode_outcomes, output
 from common.records import Failure, Json, Outcome
 from common.reporting import CancelToken, Reporter
 from common.settings import Settings
-from workers.device.client.batch_size_cache import BatchSizeCache
 from workers.device.client.isolation import Isolation
 from workers.device.client.process import DeviceProcess, PendingRequest, ProcessExit, error_of
 from workers.device.client.respawner import (
@@ -27,6 +26,7 @@ from workers.device.client.respawner import (
     DeviceRespawner,
     fatal_load_error,
 )
+from workers.device.client.token_budget_cache import TokenBudgetCache
 from workers.device.protocol import Aborted, Answer, ChunkResult, DeviceStatus, Failed, Run, Running, Stage
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class DeviceClient:
     """
 
     def __init__(
-        self, settings: Settings, batch_sizes: BatchSizeCache | None = None, *, prefetch: bool | None = None
+        self, settings: Settings, batch_sizes: TokenBudgetCache | None = None, *, prefetch: bool | None = None
     ) -> None:
         self._respawner = DeviceRespawner(settings, batch_sizes, prefetch=prefetch)
         self._batch_sizes = batch_sizes

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from common.errors import Cancelled, CodedError, HugqueueError, ModelError, WorkerError
 from common.models.references import split_preload
 from common.settings import Settings
-from workers.device.client.batch_size_cache import BatchSizeCache
 from workers.device.client.process import DeviceProcess, Limits, ProcessExit
+from workers.device.client.token_budget_cache import TokenBudgetCache
 from workers.device.protocol import Open
 from workers.models.resolver import ModelPolicy
 
@@ -43,7 +43,7 @@ class DeviceRespawner:
     """
 
     def __init__(
-        self, settings: Settings, batch_sizes: BatchSizeCache | None = None, *, prefetch: bool | None = None
+        self, settings: Settings, batch_sizes: TokenBudgetCache | None = None, *, prefetch: bool | None = None
     ) -> None:
         self._device = settings.device if settings.device.startswith("cuda") else "cpu"
         self._batch_sizes = batch_sizes

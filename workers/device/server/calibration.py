@@ -3,7 +3,7 @@
 Warm-up pays for what the first forward pass of a process costs (kernels are chosen, buffers allocated), and shows at
 start, not in a job, that a model cannot do its task. Calibration finds how many tokens a batch should hold: small
 batches leave a device waiting, large ones leave its caches and hold memory for nothing, and where the best size lies
-depends on model, dtype and device. The result is kept (`workers.device.client.batch_size_cache`).
+depends on model, dtype and device. The result is kept (`workers.device.client.token_budget_cache`).
 """
 
 import logging

@@ -15,7 +15,7 @@ import msgspec
 from common.errors import ModelError
 from common.records import Json
 from common.task_params import POOLING_MODES
-from workers.models.model_references import read_json
+from workers.models.file_references import read_json
 
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Kwargs = dict[str, Json] | None

@@ -22,9 +22,7 @@ from workers.inference.core.runner import Runner
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.generation.limits import cap_model_config
 from workers.inference.models.dtypes import AUTO, dtype_name, resolve_dtype, to_device
-from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
-from workers.models.model_files import check_downloaded, check_files, has_weights
-from workers.models.model_references import (
+from workers.models.file_references import (
     CONFIG,
     PROCESSOR_CONFIGS,
     TOKENIZER_CONFIG,
@@ -33,6 +31,8 @@ from workers.models.model_references import (
     processor_settings,
     tokenizer_settings,
 )
+from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
+from workers.models.model_files import check_downloaded, check_files, has_weights
 
 #: Missing weights that an error names.
 _NAMED = 4

@@ -12,7 +12,7 @@ from common.training.options import TrainingOptions
 from workers.inference.core.device_errors import is_out_of_memory
 from workers.inference.models.loader import LOAD_ERRORS, ModelSource, check_own_code, load_config, load_tokenizer
 from workers.inference.text.truncation import input_token_limit
-from workers.models.model_references import CONFIG
+from workers.models.file_references import CONFIG
 
 #: Weights that a head does not need or that are computed: not worth a note.
 _POOLER = "pooler"

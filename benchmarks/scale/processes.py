@@ -18,7 +18,7 @@ from tests.support.processes import RedisServer, Shell, environment, wait_until
 _PATIENCE = 600.0
 
 
-class Ground:
+class QueueProcesses:
     """A context manager: `directory` must be empty, all that was started ends with the block."""
 
     def __init__(self, directory: Path, **more: str) -> None:

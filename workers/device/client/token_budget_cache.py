@@ -23,7 +23,7 @@ _NAME = re.compile(rb"^[0-9a-f]{16}$")
 _NUMBER = re.compile(rb"^[0-9]{1,7}$")
 
 
-class BatchSizeCache:
+class TokenBudgetCache:
     """Tokens in a batch, by `LoadedModel.digest`.
 
     Args:
