@@ -55,7 +55,7 @@ def _without(
     """
 
     def made() -> Strategy:
-        with _patched(layers, "workers.inference.models.dtypes.use_onednn_linear", lambda _: None):
+        with _patched(layers, "workers.inference.loading.dtypes.use_onednn_linear", lambda _: None):
             strategy = make()
 
         def run(texts: Sequence[str]) -> list[Any]:

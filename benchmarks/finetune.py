@@ -37,7 +37,7 @@ from common.training.options import TrainingOptions
 from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.arguments import build_training_arguments
 from workers.training.trainer.data import to_dataset
-from workers.training.trainer.tasks import RECIPES
+from workers.training.trainer.recipes import RECIPES
 
 TASK = "text-classification"
 BATCH = 16

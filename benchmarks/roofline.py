@@ -30,7 +30,7 @@ def packed_forward(work: Work, *, faster_layers: bool) -> Strategy:
     import torch
     import transformers
 
-    from workers.inference.models.cpu_layers import use_onednn_linear
+    from workers.inference.loading.cpu_layers import use_onednn_linear
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(work.model)
     model = getattr(transformers, _CLASSES[work.task]).from_pretrained(work.model, dtype=work.dtype).eval()

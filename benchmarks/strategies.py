@@ -14,7 +14,7 @@ from common.records import Json, Record
 from workers.device.server.memory import retain_freed_memory
 from workers.device.server.run_chunk import encode_chunk, run_chunk
 from workers.inference.tasks.pipeline_runner import PipelineRunner
-from workers.inference.tasks.registry import find_runner
+from workers.inference.tasks.runners import find_runner
 from workers.models.load_options import LoadOptions
 
 #: Bytes of freed memory that glibc comes to keep by itself (twice the largest piece that it does not map alone).

@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+from common.display_text import replace_control_chars
 from common.errors import HugqueueError
-from common.text import replace_control_chars
 
 #: Exit status after Ctrl-C.
 INTERRUPTED = 130

@@ -20,13 +20,13 @@ def parse_duration(text: str, option: str) -> float:
     return float(match[1]) * _UNITS[match[2]] if match else 0.0
 
 
-def write_duration(seconds: float) -> str:
+def format_span(seconds: float) -> str:
     """Return a duration as `parse_duration` reads it, in the largest unit that divides it."""
     unit = next((unit for unit in reversed(_UNITS) if seconds >= _UNITS[unit] and seconds % _UNITS[unit] == 0), "s")
     return f"{seconds / _UNITS[unit]:g}{unit}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration for people: 12s, 3m 20s, 2h 05m, 4d 03h."""
     whole = max(0, round(seconds))
     minutes, secs = divmod(whole, 60)

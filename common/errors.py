@@ -13,7 +13,7 @@ HugqueueError                 exit status 1
 ├── ModelError                a model that is unavailable or cannot do the task; fails the job
 ├── WorkerError               a worker that cannot start or continue
 │   └── StorageError          files that cannot be read or written now
-│       └── NoSuchStorage     because a library is missing
+│       └── MissingStorageLibrary   because a library is missing
 └── RecordError               one record that cannot be processed; fails alone
 ```
 
@@ -118,7 +118,7 @@ class StorageError(WorkerError):
         super().__init__(code="storage_fails", message=message)
 
 
-class NoSuchStorage(StorageError):
+class MissingStorageLibrary(StorageError):
     """Raised when a library for a kind of URL is missing; another worker may have it."""
 
     def __init__(self, message: str) -> None:

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from common.display_text import one_line
 from common.records import Counts, Failure, Json
-from common.text import one_line
 from common.validation import checked, one_line_of, one_of, pattern
 
 JOB_ID = re.compile(r"^[0-9a-f]{12}\Z")

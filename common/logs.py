@@ -5,7 +5,7 @@ import sys
 import traceback
 from typing import Any
 
-from common.text import one_line, replace_control_chars
+from common.display_text import one_line, replace_control_chars
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 

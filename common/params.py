@@ -97,7 +97,7 @@ def number(least: float = -math.inf, most: float = math.inf, *, above: float = -
     return ParamType(description, accepts, convert=float)  # the logits warpers of transformers refuse integers
 
 
-def one_of(*description: str) -> ParamType:
+def choice(*description: str) -> ParamType:
     """Return the type of one of these words."""
     return ParamType(f"one of {', '.join(description)}", lambda value: value in description, parse=str)
 

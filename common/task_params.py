@@ -24,16 +24,16 @@ from common.params import (
     TEXTS,
     TOKEN_IDS,
     ParamType,
+    choice,
     either,
     number,
-    one_of,
 )
 from common.records import Json
 
 Params = Mapping[str, ParamType]
 
 #: How a model is loaded, for every task; the other parameters control how it runs.
-LOAD_PARAMS: Params = {"dtype": one_of(*DTYPES), "ignore_auto_map": BOOLEAN}
+LOAD_PARAMS: Params = {"dtype": choice(*DTYPES), "ignore_auto_map": BOOLEAN}
 
 #: Pooling modes of embeddings, in the order in which sentence-transformers concatenates several.
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -71,8 +71,8 @@ def _is_ids(value: Json) -> bool:
 
 _IDS = ParamType("a token id, or a list of them", _is_ids)
 #: The function from a classifier's logits to scores.
-_FUNCTION = one_of("sigmoid", "softmax", "none")
-_TRUNCATION = either(one_of("longest_first", "only_first", "only_second"), True, False)
+_FUNCTION = choice("sigmoid", "softmax", "none")
+_TRUNCATION = either(choice("longest_first", "only_first", "only_second"), True, False)
 
 #: Parameters of `generate` that a job may set. Excluded are those that select caches, compilers or assistant models,
 #: change what is returned, or make a record's output depend on its batch (`max_time`).
@@ -129,7 +129,7 @@ _CLASSES: Params = {"top_k": either(POSITIVE_INTEGER, None), "function_to_apply"
 #: Parameters of `generate` in speech recognition; CTC models, which do not generate, ignore them.
 SPEECH_GENERATE_PARAMS: Params = {
     "language": TEXT,
-    "task": one_of("transcribe", "translate"),
+    "task": choice("transcribe", "translate"),
     **{name: GENERATE_PARAMS[name] for name in ("max_new_tokens", "num_beams", "do_sample", "temperature")},
 }
 
@@ -138,7 +138,7 @@ TASK_PARAMS: Mapping[str, Params] = {
     "fill-mask": {"top_k": POSITIVE_INTEGER, "targets": TEXTS},
     "text-classification": {**_CLASSES, "truncation": _TRUNCATION, "max_length": POSITIVE_INTEGER},
     "token-classification": {
-        "aggregation_strategy": one_of("none", "simple", "first", "average", "max"),
+        "aggregation_strategy": choice("none", "simple", "first", "average", "max"),
         "ignore_labels": LIST_OF_TEXTS,
         "stride": NON_NEGATIVE_INTEGER,
     },
@@ -183,7 +183,7 @@ TASK_PARAMS: Mapping[str, Params] = {
     "zero-shot-image-classification": _LABELS,
     "object-detection": {"threshold": FRACTION},
     "image-segmentation": {
-        "subtask": one_of("panoptic", "instance", "semantic"),
+        "subtask": choice("panoptic", "instance", "semantic"),
         "threshold": FRACTION,
         "mask_threshold": FRACTION,
         "overlap_mask_area_threshold": FRACTION,
@@ -195,7 +195,7 @@ TASK_PARAMS: Mapping[str, Params] = {
     "automatic-speech-recognition": {
         "chunk_length_s": POSITIVE_NUMBER,
         "stride_length_s": number(least=0),
-        "return_timestamps": either(one_of("word", "char"), True, False),
+        "return_timestamps": either(choice("word", "char"), True, False),
         "return_language": BOOLEAN,
         **SPEECH_GENERATE_PARAMS,
     },

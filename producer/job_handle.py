@@ -8,17 +8,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from common.display_text import one_line
 from common.errors import JobFailed, ModelError, ResultsLost, StorageError, UnknownJob, UsageError, WaitTimedOut
 from common.jobs import Job, JobStatus, Output
 from common.redis.keys import JobKeys
 from common.results import LOST, ResultRow
 from common.tasks import find_task
-from common.text import one_line
 from producer.outputs import check_output
 from producer.outputs.targets import OutputFile
 from producer.queue_connection import POLL_SECONDS, QueueConnection
+from producer.result_files import write_file, write_parts
 from producer.result_reader import ResultReader
-from producer.save_results import write_file, write_parts
 
 #: Seconds between two polls at most. A poll costs a worker on the same machine time, and the longer a job runs, the
 #: less a late one matters.

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from common.errors import ModelError, NoSuchStorage, StorageError, UsageError, path_errors
+from common.errors import MissingStorageLibrary, ModelError, StorageError, UsageError, path_errors
 from common.jobs import JOB_ID
 from common.models.checkpoints import (
     COMPLETE_MARKER,
@@ -357,7 +357,7 @@ def open_registry(url: str | None, cache: Path) -> ModelRegistry:
     if is_url(url):
         try:
             return RemoteModelRegistry(url, cache)
-        except NoSuchStorage as error:
+        except MissingStorageLibrary as error:
             raise UsageError(f"HUGQUEUE_MODELS_URL={error.message}") from error
     with path_errors(f"The model store {url} cannot be used"):
         root = local_path(url).expanduser().absolute()

@@ -14,12 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from common.display_text import replace_control_chars
 from common.errors import PayloadError
 from common.json_codec import to_json
 from common.payloads.arrays import column_array, flag_array, is_vector, number_array, text_array, vectors_of
 from common.payloads.safe_ipc import read_schema, read_stream, write_stream
 from common.records import Counts, Failure, Json, Outcome, Record
-from common.text import replace_control_chars
 
 #: Increased with every change of the columns; payloads of other versions are refused.
 VERSION = b"2"

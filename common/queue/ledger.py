@@ -16,12 +16,12 @@ from typing import Any
 
 import redis
 
+from common.display_text import replace_control_chars
 from common.errors import NotSubmitting, UnknownJob, UsageError
 from common.payloads.backends import Version, decode_versions
 from common.records import Counts, Failure, Json
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
-from common.text import replace_control_chars
 
 #: Tickets that a job has at least: enough for all slots of one worker.
 MIN_TICKETS = 6

@@ -33,9 +33,9 @@ def worker(name: str) -> str:
     return f"{PREFIX}worker:{name}"
 
 
-def budgets(device: str) -> str:
+def token_budgets(device: str) -> str:
     """Hash of calibrated batch sizes on devices of that name: model -> tokens; with a time to live."""
-    return f"{PREFIX}budgets:{device}"
+    return f"{PREFIX}token-budgets:{device}"
 
 
 def device_claim(uuid: str) -> str:

@@ -2,10 +2,10 @@
 
 import redis
 
+from common.display_text import replace_control_chars
 from common.errors import UsageError
 from common.redis import keys
 from common.redis.url import mask_url
-from common.text import replace_control_chars
 
 #: To be raised with every change of keys or values that an earlier or a later release would misread.
 SCHEMA = 1

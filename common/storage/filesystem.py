@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from common.distribution import install_command
-from common.errors import NoSuchStorage, StorageError
+from common.errors import MissingStorageLibrary, StorageError
 from common.storage.locations import is_url, local_path
 
 #: Schemes of URLs that begin with the name of a bucket.
@@ -23,7 +23,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     """Return fsspec's filesystem for a URL, and the path in it.
 
     Raises:
-        NoSuchStorage: fsspec, or the library that it needs for this scheme, is not installed.
+        MissingStorageLibrary: fsspec, or the library that it needs for this scheme, is not installed.
     """
     try:
         import fsspec
@@ -32,7 +32,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         options = {"use_listings_cache": False} if is_object_store(url) else {}
         found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
-        raise NoSuchStorage(
+        raise MissingStorageLibrary(
             f"{url}: {str(error).rstrip('.')}. URLs need fsspec and a library for their scheme "
             f"(for s3://: {install_command('s3')})."
         ) from error

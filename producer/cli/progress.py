@@ -11,10 +11,10 @@ from rich.progress import Task as Bar
 from rich.progress import TaskID as BarId
 from rich.text import Text
 
-from common.durations import duration
+from common.display_text import one_line
+from common.durations import format_duration
 from common.jobs import Job, JobStatus
 from common.records import Json
-from common.text import one_line
 from producer.cli.terminal import is_quiet, notify
 from producer.submit.upload import Totals
 
@@ -145,7 +145,7 @@ def _bar_text(job: Job) -> str:
     if isinstance(rate := progress.get("examples_per_second"), int | float):
         words.append(f"{rate:,.1f}/s")
     if isinstance(left := progress.get("seconds_left"), int | float):
-        words.append(f"{duration(left)} left")
+        words.append(f"{format_duration(left)} left")
     return ", ".join(words)
 
 

@@ -26,7 +26,7 @@ def open_client(
         replace_outdated: replace a kept worker that was started with other settings.
         keep_alive: how long the embedded worker is kept afterwards; None for a few minutes on a terminal.
     """
-    from common.durations import parse_duration, write_duration
+    from common.durations import format_span, parse_duration
     from producer.client import Client
 
     if keep_alive is not None:
@@ -44,7 +44,7 @@ def open_client(
             raise
         finally:
             if client.keeps_worker:
-                notify(f"The worker keeps running for {write_duration(seconds)}; `producer down` stops it.")
+                notify(f"The worker keeps running for {format_span(seconds)}; `producer down` stops it.")
 
 
 def _stop_outdated_worker() -> None:

@@ -13,7 +13,7 @@ from producer.job_handle import JobHandle
 from producer.openai import response_line
 from producer.outputs import preview, to_line
 from producer.outputs.targets import OutputFile, Target
-from producer.save_results import write_file
+from producer.result_files import write_file
 
 #: Rows of the table on a terminal; more would push the first ones out of sight.
 MAX_TABLE_ROWS = 100

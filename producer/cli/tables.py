@@ -14,13 +14,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from common.durations import duration
+from common.display_text import one_line
+from common.durations import format_duration
 from common.jobs import Job, JobStatus, short_model
 from common.models.registry import RegisteredModel
 from common.queue.heartbeats import Heartbeat
 from common.records import Json
 from common.tasks import Task
-from common.text import one_line
 from producer.cli.progress import format_metrics
 
 _COLORS = {
@@ -109,6 +109,10 @@ def _print(table: Table) -> None:
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
+def _age(since: float) -> str:
+    return format_duration(time.time() - since)
+
+
 def _status(job: Job) -> Text:
     return Text(str(job.status), style=_COLORS.get(job.status, ""))
 
@@ -124,7 +128,7 @@ _JOB_COLUMNS = (
         lambda job: f"{job.counts.done:,}/{'?' if job.records is None else f'{job.records:,}'}",
     ),
     Column("FAILED", Fit.NUMBER, lambda job: f"{job.counts.failed:,}"),
-    Column("AGE", Fit.NUMBER, lambda job: duration(time.time() - job.spec.created_at)),
+    Column("AGE", Fit.NUMBER, lambda job: _age(job.spec.created_at)),
     Column("NAME", Fit.ELLIPSIS, lambda job: job.spec.name or ""),
 )
 
@@ -187,8 +191,8 @@ def _time(job: Job) -> str:
         return ""
     seconds = (job.finished_at or time.time()) - job.started_at
     if job.round or job.spec.training:  # the counts are those of all rounds, or of the one record of a fine-tune job
-        return duration(seconds)
-    return f"{duration(seconds)}, {job.counts.done / max(seconds, 0.001):,.0f} records/s"
+        return format_duration(seconds)
+    return f"{format_duration(seconds)}, {job.counts.done / max(seconds, 0.001):,.0f} records/s"
 
 
 def _run_info(run_info: Mapping[str, Json]) -> str:
@@ -212,7 +216,7 @@ def show_models(models: Iterable[RegisteredModel]) -> None:
         Column("BASE MODEL", Fit.ELLIPSIS, lambda model: short_model(str(model.card.get("base_model")))),
         Column("METRICS", Fit.WRAPPED, lambda model: _metrics(model.card.get("metrics") or {})),
         Column("EXAMPLES", Fit.NUMBER, lambda model: str((model.card.get("examples") or {}).get("train", ""))),
-        Column("AGE", Fit.NUMBER, lambda model: duration(time.time() - float(model.card.get("finished_at") or 0))),
+        Column("AGE", Fit.NUMBER, lambda model: _age(float(model.card.get("finished_at") or 0))),
     )
     show(columns, models)
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from common.console import print_stderr
+from common.display_text import replace_control_chars
 from common.jobs import JobStatus
 from common.records import Json
-from common.text import replace_control_chars
 
 if TYPE_CHECKING:
     from common.jobs import Job

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from common.durations import duration
+from common.durations import format_duration
 from common.errors import UsageError
 from common.jobs import Job, JobStatus
 from common.queue.heartbeats import serving
@@ -131,7 +131,7 @@ def describe_outcome(job: Job) -> str:
     counts = job.counts
     text = f"job {job.id}: {job.status}, {counts.succeeded:,} succeeded, {counts.failed:,} failed"
     if job.started_at and job.finished_at:
-        text += f", in {duration(job.finished_at - job.started_at)}"
+        text += f", in {format_duration(job.finished_at - job.started_at)}"
     if job.failure:
         text += f"; {job.failure.code}: {job.failure.message}"
     return text

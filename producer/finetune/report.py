@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from common.durations import duration
+from common.durations import format_duration
 from common.errors import UsageError
 from common.jobs import Job
 from common.records import Json
@@ -86,7 +86,7 @@ def render(job: Job, result: Mapping[str, Json]) -> str:
     summary = (
         f"{escape(result['base_model'])}, fine-tuned for {escape(result['task'])} on {counts['train']:,} examples"
         f" ({counts['eval']:,} to evaluate with): {result['steps']:,} steps, {result['epochs']:g} epochs,"
-        f" {duration(result['seconds'])} on {escape(result['device'])}."
+        f" {format_duration(result['seconds'])} on {escape(result['device'])}."
         + (f" The model is that of step {best:,}." if (best := result.get("best_step")) else "")
     )
     sections = [

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
+from common.display_text import replace_control_chars
 from common.errors import HugqueueError, StoreUnavailable
 from common.records import Failure, Json
-from common.text import replace_control_chars
 from producer.submit.chunk_source import ChunkContent
 from producer.submit.chunking import cut_chunks
 from producer.submit.duplicate_ids import warn_of_duplicate_ids

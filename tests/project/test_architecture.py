@@ -45,7 +45,7 @@ def test_imports_go_one_way(package: str) -> None:
 
 
 #: All of inference but its core, which loads no torch when it is imported.
-INFERENCE = {f"workers.inference.{name}" for name in ("embedding", "generation", "models", "tasks", "text")}
+INFERENCE = {f"workers.inference.{name}" for name in ("embedding", "generation", "loading", "tasks", "text")}
 #: folder -> what its modules must not import, beside what their package must not
 FOLDERS = {
     "common/redis": {"celery", "kombu"},

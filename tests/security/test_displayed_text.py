@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
+from common.display_text import one_line
 from common.jobs import JobSpec, new_job_id
 from common.redis.keys import JobKeys
-from common.text import one_line
 from tests.support import forged_redis_data
 from tests.support.processes import ROOT, RedisServer, Shell, Workers, wait_until
 

@@ -21,7 +21,7 @@ from tests.support.tiny_media import samples, sound_bytes, whisper
 from tests.support.tiny_models import RecordingMonitor, causal_gpt2
 from tests.support.tiny_seq2seq import make_bart
 from workers.inference.generation.limits import check_token_limit
-from workers.inference.models.loader import ModelSource, load_model
+from workers.inference.loading.loader import ModelSource, load_model
 from workers.models.load_options import LoadOptions
 
 

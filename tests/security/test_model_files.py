@@ -17,7 +17,7 @@ from common.training.labels import Labels
 from common.training.options import TrainingOptions
 from tests.support import tiny_media, tiny_models
 from tests.support.pipeline_reference import run, runner_of
-from workers.inference.models.loader import ModelSource, load_config, load_model, load_processor, load_tokenizer
+from workers.inference.loading.loader import ModelSource, load_config, load_model, load_processor, load_tokenizer
 from workers.models.file_references import code_repositories
 from workers.models.load_options import LoadOptions
 from workers.models.resolver import ModelPolicy, resolve

@@ -13,7 +13,7 @@ from common.tasks import TASKS as KNOWN
 from tests.support import tiny_media, tiny_models, tiny_seq2seq
 from tests.support.pipeline_reference import runner_of
 from tests.support.tiny_models import RecordingMonitor
-from workers.inference.tasks.registry import RUNNERS
+from workers.inference.tasks.runners import RUNNERS
 
 _TABLE = {"name": ["map", "book"], "number": ["2", "7"]}
 

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from common.queue.heartbeats import live_workers
-from common.redis.keys import CELERY_PREFIX, DEAD_LETTERS, JobKeys, budgets
+from common.redis.keys import CELERY_PREFIX, DEAD_LETTERS, JobKeys, token_budgets
 from tests.support.flower_process import flower, get
 from tests.support.processes import DEMO_MODEL, RedisServer, Shell, Workers, environment, wait_until
 from tests.support.redis_acl import PASSWORD, add_users, denied, rules
@@ -80,8 +80,8 @@ def test_what_lies_in_files_and_what_is_learnt_is_kept_under_the_rules(
         assert (shared / "out" / "_SUCCESS").exists()
         [job] = [path.name for path in (shared / "store").iterdir()]
         shell.run("delete", job)
-        assert server.client.keys(budgets("*")), "how large its batches are to be"
-        assert server.client.pttl(server.client.keys(budgets("*"))[0]) > 0
+        assert server.client.keys(token_budgets("*")), "how large its batches are to be"
+        assert server.client.pttl(server.client.keys(token_budgets("*"))[0]) > 0
         assert denied(server.client) == []
         assert "NOPERM" not in started.text()
     finally:

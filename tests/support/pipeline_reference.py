@@ -11,7 +11,7 @@ from common.records import Json, Outcome
 from common.task_params import LOAD_PARAMS
 from tests.support.tiny_models import RecordingMonitor
 from workers.inference.core.runner import Runner
-from workers.inference.tasks.registry import find_runner
+from workers.inference.tasks.runners import find_runner
 from workers.models.load_options import LoadOptions
 
 #: Padding changes the order of additions and so the last digits.

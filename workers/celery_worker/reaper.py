@@ -16,6 +16,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from common.broker.app import send_tickets, waiting_tickets
+from common.display_text import replace_control_chars
 from common.errors import ModelError, StorageError, UnknownJob, UsageError
 from common.jobs import QUEUES, JobSpec
 from common.queue.heartbeats import cap_heartbeat_ttls, live_workers, target_tickets
@@ -27,7 +28,6 @@ from common.redis import keys
 from common.redis.client import is_transient
 from common.redis.locks import acquire_lock, release_lock
 from common.settings import Settings
-from common.text import replace_control_chars
 
 logger = logging.getLogger(__name__)
 

@@ -28,10 +28,11 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import filter_repo_objects
 from tqdm.std import tqdm  # type: ignore[import-untyped]
 
+from common.display_text import human_size
 from common.errors import Cancelled, HugqueueError, ModelError, WorkerError, first_line
 from common.reporting import Reporter
 from workers.disk_space import DISK_FULL_ERRNOS
-from workers.models.model_files import check_files, human_size
+from workers.models.model_files import check_files
 
 logger = logging.getLogger(__name__)
 

@@ -61,14 +61,5 @@ def has_weights(names: Sequence[str]) -> bool:
     return any(name.endswith(_SAFE) for name in names) or bool(_pickles(names))
 
 
-def human_size(size: float) -> str:
-    """Return a number of bytes for people, such as `440 MB`, in units of 1000 like the hub."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
-
-
 def _pickles(names: Sequence[str]) -> list[str]:
     return sorted(name for name in names if name.endswith(_PICKLES) and name != "training_args.bin")

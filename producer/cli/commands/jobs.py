@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from common.display_text import replace_control_chars
 from common.errors import UsageError
 from common.jobs import JobStatus
-from common.text import replace_control_chars
 from producer.cli.options import job_argument, jobs_argument, json_option, label_option, status_option
 from producer.cli.session import open_client
 from producer.cli.terminal import notify, print_json

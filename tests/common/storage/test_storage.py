@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import NoSuchStorage, StorageError
+from common.errors import MissingStorageLibrary, StorageError
 from common.storage.filesystem import file_version, open_stream
 from common.storage.storage import Storage, open_storage
 
@@ -85,7 +85,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_an_address_that_nothing_here_opens_says_what_to_install() -> None:
-    with pytest.raises(NoSuchStorage, match=r"nosuch://x: .*need fsspec") as caught:
+    with pytest.raises(MissingStorageLibrary, match=r"nosuch://x: .*need fsspec") as caught:
         open_storage("nosuch://x")
     assert caught.value.code == "missing_library"  # by which a worker leaves the job to others
 

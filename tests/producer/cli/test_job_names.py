@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.durations import parse_duration, write_duration
+from common.durations import format_span, parse_duration
 from common.errors import UnknownJob, UsageError
 from common.jobs import JobSpec
 from producer.client import Client
@@ -68,7 +68,7 @@ def test_old_jobs_are_deleted_and_unfinished_ones_kept(server: RedisServer, shel
 @pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("30s", 30), ("1.5h", 5400), ("5M", 300), ("2w", 1209600)])
 def test_a_span_of_time_is_read(text: str, seconds: float) -> None:
     assert parse_duration(text, "--x") == seconds
-    assert parse_duration(write_duration(seconds), "--x") == seconds
+    assert parse_duration(format_span(seconds), "--x") == seconds
 
 
 @pytest.mark.parametrize("text", ["", "5", "m", "-1m", "1e3s", "nan", "5 minutes"])

@@ -12,7 +12,7 @@ from redis.retry import Retry
 from common.errors import Cancelled
 from common.jobs import JobSpec, new_job_id
 from common.records import Json, Outcome
-from common.redis.keys import budgets
+from common.redis.keys import token_budgets
 from common.reporting import Reporter
 from common.settings import Settings
 from tests.support import tiny_models
@@ -118,7 +118,7 @@ def client(server: RedisServer) -> "redis.Redis":
 def test_a_process_uses_and_stores_measured_batch_sizes(client: "redis.Redis", tmp_path: Path):
     model = str(tiny_models.classifier(tmp_path))
     loaded, *_ = ModelCache("cpu", ModelPolicy(any_path=True)).get(_spec("sentiment-analysis", model), Reporter())
-    client.hset(budgets("my CPU"), loaded.digest, 777)
+    client.hset(token_budgets("my CPU"), loaded.digest, 777)
     process = DeviceClient(Settings(device="cpu", any_path=True), TokenBudgetCache(client, "my CPU"))
     device = RunningDevice(process)
     try:
@@ -127,23 +127,23 @@ def test_a_process_uses_and_stores_measured_batch_sizes(client: "redis.Redis", t
         device.run("embedding", ["a cat"], model=model)
     finally:
         process.stop()
-    kept = client.hgetall(budgets("my CPU"))
+    kept = client.hgetall(token_budgets("my CPU"))
     assert kept.pop(loaded.digest.encode()) == b"777"
     (learnt,) = kept.values()
     assert int(learnt) in (512, 1024, 2048, 4096, 8192)
-    assert 0 < client.ttl(budgets("my CPU")) <= 30 * 86400
+    assert 0 < client.ttl(token_budgets("my CPU")) <= 30 * 86400
 
 
 def test_what_is_no_budget_is_passed_over(client: "redis.Redis"):
     good, small = "0123456789abcdef", "0" * 16
     forged = {good: "512", small: "1", "f" * 16: "9" * 40, "a" * 16: "-5", "b" * 16: "many", "../x": "512"}
-    client.hset(budgets("my CPU"), mapping=forged)
+    client.hset(token_budgets("my CPU"), mapping=forged)
     known = TokenBudgetCache(client, "my CPU")
     assert known.known() == {good: 512}
     known.update({small: 3, "nonsense": 512, "c" * 16: "512; DEL", good: 300})
-    assert client.hget(budgets("my CPU"), small) == b"1"
-    assert client.hget(budgets("my CPU"), good) == b"300"
-    assert client.hlen(budgets("my CPU")) == len(forged)
+    assert client.hget(token_budgets("my CPU"), small) == b"1"
+    assert client.hget(token_budgets("my CPU"), good) == b"300"
+    assert client.hlen(token_budgets("my CPU")) == len(forged)
 
 
 def test_without_redis_nothing_is_known_and_work_goes_on():

@@ -11,7 +11,7 @@ from common.records import Counts, Json, Outcome, Record
 from tests.support.processes import PLUGINS
 from workers.device.server.run_chunk import DeviceLost, encode_chunk, run_chunk
 from workers.inference.core.runner import RunMonitor, Runner
-from workers.inference.tasks.registry import find_runner
+from workers.inference.tasks.runners import find_runner
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
 

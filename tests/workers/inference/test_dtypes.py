@@ -17,9 +17,9 @@ from tests.support import tiny_models
 from tests.support.pipeline_reference import runner_of
 from tests.support.tiny_models import TEXTS, RecordingMonitor, mixed
 from workers.device.server.model_cache import ModelCache
-from workers.inference.models.cpu_layers import Int8Linear
-from workers.inference.models.dtypes import resolve_dtype
-from workers.inference.models.loader import ModelSource, load_model
+from workers.inference.loading.cpu_layers import Int8Linear
+from workers.inference.loading.dtypes import resolve_dtype
+from workers.inference.loading.loader import ModelSource, load_model
 from workers.models.load_options import LoadOptions
 from workers.models.resolver import ModelPolicy
 
@@ -68,7 +68,7 @@ def test_the_workers_dtype_is_that_of_jobs_that_name_none(bert, load_params, com
 
 
 def test_a_model_without_the_workers_dtype_computes_in_float32(bert, monkeypatch):
-    monkeypatch.setattr("workers.inference.models.cpu_layers._linear_layers", lambda model: iter(()))
+    monkeypatch.setattr("workers.inference.loading.cpu_layers._linear_layers", lambda model: iter(()))
     runner = runner_of("text-classification", bert, default_dtype="int8")
     assert runner.run_info()["dtype"] == "float32"
     with pytest.raises(ModelError, match="no linear layers"):

@@ -23,9 +23,9 @@ from tests.support import tiny_models, tiny_seq2seq
 from tests.support.pipeline_reference import assert_same, run, runner_of
 from tests.support.tiny_models import RecordingMonitor
 from workers.inference.core.runner import Runner
-from workers.inference.models.dtypes import resolve_dtype
-from workers.inference.models.loader import ModelSource, load_model, load_tokenizer, memory_bytes
-from workers.inference.tasks.registry import RUNNERS, find_runner
+from workers.inference.loading.dtypes import resolve_dtype
+from workers.inference.loading.loader import ModelSource, load_model, load_tokenizer, memory_bytes
+from workers.inference.tasks.runners import RUNNERS, find_runner
 from workers.models.load_options import LoadOptions
 
 

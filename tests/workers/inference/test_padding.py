@@ -16,8 +16,8 @@ from tests.support.tiny_architectures import tiny_config, tiny_model
 from tests.support.tiny_models import WORDS, answering, causal_gpt2, masked_bert
 from tests.support.tiny_seq2seq import make_bart
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.models import cpu_layers as layers
-from workers.inference.models.batch_invariance import ensure_batch_invariance
+from workers.inference.loading import cpu_layers as layers
+from workers.inference.loading.batch_invariance import ensure_batch_invariance
 from workers.inference.text.truncation import input_token_limit
 
 _CHANCE = random.Random(5)

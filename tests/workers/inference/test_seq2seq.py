@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from common.errors import Cancelled, ModelError
 from tests.support.tiny_models import RecordingMonitor
 from tests.support.tiny_seq2seq import TEXTS, by_hand, make_bart, make_marian, make_mbart, make_t5
-from workers.inference.tasks.registry import find_runner
+from workers.inference.tasks.runners import find_runner
 from workers.inference.tasks.seq2seq import Seq2SeqRunner
 
 

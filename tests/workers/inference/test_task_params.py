@@ -19,13 +19,13 @@ from common.task_params import GENERATE_PARAMS, LOAD_PARAMS, POOLING_MODES, SPEE
 from common.tasks import TASKS, Task
 from producer.openai import sampling_params as sampling
 from workers.inference.embedding.pooling import _POOLINGS
-from workers.inference.models import dtypes as precision
+from workers.inference.loading import dtypes as precision
 from workers.inference.tasks import embedding, question_answering, seq2seq
 from workers.inference.tasks.audio import AudioRunner
 from workers.inference.tasks.images import ImageRunner
 from workers.inference.tasks.pipeline_runner import PIPELINE_TASKS
 from workers.inference.tasks.pipeline_task import PipelineTask
-from workers.inference.tasks.registry import RUNNERS
+from workers.inference.tasks.runners import RUNNERS
 
 PIPELINES: dict[str, type[PipelineTask[Any]]] = {
     **PIPELINE_TASKS,

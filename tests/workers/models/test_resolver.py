@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from common.display_text import human_size
 from common.errors import ModelError, WorkerError
 from common.models.references import ModelRef
 from common.settings import load_settings
 from workers.models.load_options import LoadOptions
-from workers.models.model_files import human_size
 from workers.models.resolver import ModelPolicy, resolve
 
 

@@ -21,7 +21,7 @@ from tests.support.finetune_runs import make_run_config, train_here
 from tests.support.tiny_models import SMALL
 from tests.support.tiny_tokenizers import TOKENIZERS, byte_level, unigram
 from workers.training.trainer.metrics import IGNORE_INDEX
-from workers.training.trainer.tasks import RECIPES, first_token_words, join_words
+from workers.training.trainer.recipes import RECIPES, first_token_words, join_words
 
 TEXTS = ("Berlin is old", "the river of Seoul", "a dog, and  a cat!", "Dora sleeps 😀", "x")
 PLACES, PEOPLE = ("Seoul", "Berlin", "Paris"), ("Emil", "Dora")

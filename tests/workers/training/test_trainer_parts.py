@@ -21,7 +21,7 @@ from tests.support.processes import wait_until
 from workers.training.controller.launch import Launch
 from workers.training.trainer.data import Examples
 from workers.training.trainer.metrics import metrics_for
-from workers.training.trainer.tasks import RECIPES
+from workers.training.trainer.recipes import RECIPES
 
 REVIEWS = [{"text": text, "label": label} for text, label in TUTORIAL * 4]
 FEATURES = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})

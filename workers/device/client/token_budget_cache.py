@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import redis
 
 from common.records import Json
-from common.redis.keys import budgets
+from common.redis.keys import token_budgets
 from workers.inference.core.token_budget import MAX_TOKENS, MIN_CACHED_TOKENS
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class TokenBudgetCache:
 
     def __init__(self, client: "redis.Redis", kind: str) -> None:
         self._client = client
-        self._key = budgets(kind)
+        self._key = token_budgets(kind)
         self._known: dict[str, int] = {}
         self._loaded = False
 

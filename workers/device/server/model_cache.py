@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import sha256
 
+from common.display_text import human_size
 from common.distribution import install_command, installed_version
 from common.errors import Cancelled, CodedError, ModelError, WorkerError
 from common.jobs import JobSpec
@@ -27,9 +28,8 @@ from workers.device.server.run_chunk import DeviceLost
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.runner import Runner
 from workers.inference.generation.limits import check_token_limit
-from workers.inference.tasks.registry import find_runner, needs_model
+from workers.inference.tasks.runners import find_runner, needs_model
 from workers.models.load_options import LoadOptions
-from workers.models.model_files import human_size
 from workers.models.resolver import ModelPolicy, ResolvedModel, resolve
 
 logger = logging.getLogger(__name__)

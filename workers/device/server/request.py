@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import ref
 
+from common.display_text import replace_control_chars
 from common.errors import Cancelled
 from common.jobs import JobSpec
 from common.payloads.codec import decode_records, encode_outcomes
 from common.records import Json, Record
 from common.reporting import Reporter
-from common.text import replace_control_chars
 from workers.device import protocol
 from workers.device.server.run_chunk import ChunkInputs
 from workers.inference.core.runner import Runner

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 from weakref import ref
 
+from common.display_text import replace_control_chars
 from common.errors import Cancelled, CodedError, ModelError, PayloadError, WorkerError
 from common.jobs import JobSpec
-from common.text import replace_control_chars
 from workers.device import protocol
 from workers.device.server.calibration import calibrate, warm_up
 from workers.device.server.memory import memory_of

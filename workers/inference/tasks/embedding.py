@@ -34,9 +34,9 @@ from workers.inference.embedding.sentence_transformers_config import (
     SentenceTransformersConfig,
     read_sentence_transformers_config,
 )
-from workers.inference.models.batch_invariance import ensure_batch_invariance
-from workers.inference.models.loader import ModelSource, load_config, load_model, load_tokenizer
-from workers.inference.models.outputs_match import outputs_match
+from workers.inference.loading.batch_invariance import ensure_batch_invariance
+from workers.inference.loading.loader import ModelSource, load_config, load_model, load_tokenizer
+from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, supports_varlen_kernel, unpack
 from workers.inference.text.tokenization import (
     NO_TOKENS,

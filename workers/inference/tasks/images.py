@@ -14,7 +14,7 @@ from transformers import pipelines as hf
 from common.errors import ModelError, RecordError
 from common.media_types import HEAD_BYTES, detect_format, formats
 from common.records import Json
-from workers.inference.models.loader import invented_weights
+from workers.inference.loading.loader import invented_weights
 from workers.inference.tasks.media_runner import MediaRunner, MediaTask
 from workers.inference.tasks.pipeline_task import PipelineParams, PreparedRecord, RowOutput
 from workers.inference.tasks.zero_shot_media import ZeroShotMediaTask

@@ -23,7 +23,7 @@ from common.storage.locations import is_shared
 from common.tasks import TASKS, find_task
 from workers.inference.core.runner import RunMonitor
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.models.loader import ModelSource, load_config, load_model, load_processor, load_tokenizer
+from workers.inference.loading.loader import ModelSource, load_config, load_model, load_processor, load_tokenizer
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, RowOutput
 from workers.inference.text.collate import take_row

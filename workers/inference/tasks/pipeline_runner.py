@@ -34,9 +34,9 @@ from workers.inference.core.fallbacks import count_fallback
 from workers.inference.core.runner import NullMonitor, PreparingRunner, RunMonitor
 from workers.inference.core.samples import samples
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.models.batch_invariance import ensure_batch_invariance
-from workers.inference.models.loader import ModelSource, load_model, load_tokenizer
-from workers.inference.models.outputs_match import outputs_match
+from workers.inference.loading.batch_invariance import ensure_batch_invariance
+from workers.inference.loading.loader import ModelSource, load_model, load_tokenizer
+from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.tasks.encoder_tasks import ENCODER_TASKS, EncoderTask
 from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, RowOutput
 from workers.inference.tasks.table_question_answering import TableQuestionAnswering

@@ -27,9 +27,9 @@ from workers.inference.core.batches import Item, run_batches
 from workers.inference.core.runner import RunMonitor
 from workers.inference.core.samples import samples
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.models.batch_invariance import ensure_batch_invariance
-from workers.inference.models.loader import ModelSource, load_model, load_tokenizer
-from workers.inference.models.outputs_match import outputs_match
+from workers.inference.loading.batch_invariance import ensure_batch_invariance
+from workers.inference.loading.loader import ModelSource, load_model, load_tokenizer
+from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.text.fields import parse_fields
 from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, split_rows, supports_varlen_kernel
 from workers.inference.text.tokenization import check_text, encode, parse_inputs

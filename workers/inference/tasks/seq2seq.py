@@ -27,8 +27,8 @@ from workers.inference.generation.limits import apply_token_limit
 from workers.inference.generation.seeded_sampling import record_seed, sampling_seed
 from workers.inference.generation.token_callback import token_callbacks
 from workers.inference.generation.translation import TranslationDirection, translation_direction
-from workers.inference.models.batch_invariance import ensure_batch_invariance, next_token_logits
-from workers.inference.models.loader import ModelRunner, ModelSource, load_model, load_tokenizer
+from workers.inference.loading.batch_invariance import ensure_batch_invariance, next_token_logits
+from workers.inference.loading.loader import ModelRunner, ModelSource, load_model, load_tokenizer
 from workers.inference.text.tokenization import NO_TOKENS, check_text, encode, merge_outcomes, pad, parse_inputs
 from workers.inference.text.truncation import input_token_limit
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions

@@ -26,7 +26,7 @@ from workers.inference.generation.continuous_batching import ContinuousBatcher, 
 from workers.inference.generation.limits import apply_token_limit
 from workers.inference.generation.seeded_sampling import logits_warpers, record_seed, sampling_seed
 from workers.inference.generation.token_callback import token_callbacks
-from workers.inference.models.batch_invariance import next_token_logits
+from workers.inference.loading.batch_invariance import next_token_logits
 from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, RowOutput
 from workers.inference.text.collate import collate
 from workers.inference.text.fields import parse_fields, parse_messages

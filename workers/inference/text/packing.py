@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 
 from common.records import Json
 from workers.inference.core.fallbacks import count_fallback
-from workers.inference.models.loader import ModelRunner
+from workers.inference.loading.loader import ModelRunner
 from workers.inference.text.tokenization import accepted_features, on_device, pad
 
 logger = logging.getLogger(__name__)

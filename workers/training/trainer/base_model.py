@@ -10,7 +10,7 @@ from common.errors import ModelError
 from common.training.labels import Labels, align_labels
 from common.training.options import TrainingOptions
 from workers.inference.core.device_errors import is_out_of_memory
-from workers.inference.models.loader import LOAD_ERRORS, ModelSource, check_own_code, load_config, load_tokenizer
+from workers.inference.loading.loader import LOAD_ERRORS, ModelSource, check_own_code, load_config, load_tokenizer
 from workers.inference.text.truncation import input_token_limit
 from workers.models.file_references import CONFIG
 

@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_se
 from common.errors import ModelError, UsageError
 from common.records import Json
 from common.training.options import check_conflicts
-from workers.inference.models.loader import ModelSource
+from workers.inference.loading.loader import ModelSource
 from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.arguments import best_metric, build_training_arguments
 from workers.training.trainer.base_model import load_base_model, match_base_labels, max_example_tokens
@@ -21,7 +21,7 @@ from workers.training.trainer.data import Examples, to_dataset
 from workers.training.trainer.evaluation import evaluate
 from workers.training.trainer.metrics import logits_of, metrics_for
 from workers.training.trainer.model_card import summarize_run, write_model_card
-from workers.training.trainer.tasks import RECIPES, EncodedExamples
+from workers.training.trainer.recipes import RECIPES, EncodedExamples
 
 
 class JobTrainer(Trainer):  # type: ignore[misc]

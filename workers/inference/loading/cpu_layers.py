@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from workers.inference.core.fallbacks import count_fallback
-from workers.inference.models.outputs_match import outputs_match
+from workers.inference.loading.outputs_match import outputs_match
 
 logger = logging.getLogger(__name__)
 

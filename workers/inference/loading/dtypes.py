@@ -12,7 +12,7 @@ from torch import nn
 
 from common.errors import ModelError
 from common.records import Json
-from workers.inference.models.cpu_layers import PROBE_SHAPE, Int8Linear, best_seconds, quantize_int8, use_onednn_linear
+from workers.inference.loading.cpu_layers import PROBE_SHAPE, Int8Linear, best_seconds, quantize_int8, use_onednn_linear
 
 logger = logging.getLogger(__name__)
 

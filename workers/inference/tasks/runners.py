@@ -1,4 +1,4 @@
-"""The registry of runners: from a task's name to the class that runs it, imported when first needed.
+"""The table of runners: from a task's name to the class that runs it, imported when first needed.
 
 Other distributions add rows by entry points of the group `common.tasks.RUNNER_ENTRY_POINTS`: the entry point's name is
 the task, its value `module:Class`. Our own rows win over entry points of the same name.

@@ -1,4 +1,4 @@
-"""Training tasks: for each, the head it needs, how examples are tokenized, and how batches are made."""
+"""Recipes of the training tasks: for each, the head it needs, how examples are tokenized, and how batches are made."""
 
 import unicodedata
 from bisect import bisect_right

@@ -18,8 +18,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.fallbacks import count_fallback
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.models.dtypes import in_full_precision, is_reduced_precision
-from workers.inference.models.outputs_match import outputs_match
+from workers.inference.loading.dtypes import in_full_precision, is_reduced_precision
+from workers.inference.loading.outputs_match import outputs_match
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from workers.inference.core.device_errors import is_out_of_memory
 from workers.inference.core.runner import Runner
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.generation.limits import cap_model_config
-from workers.inference.models.dtypes import AUTO, dtype_name, resolve_dtype, to_device
+from workers.inference.loading.dtypes import AUTO, dtype_name, resolve_dtype, to_device
 from workers.models.file_references import (
     CONFIG,
     PROCESSOR_CONFIGS,
