@@ -129,12 +129,14 @@ class Client:
         chosen = SubmitOptions(**options)
         paths, values = split_records_arg(records)
         if chosen.format == "openai" and not paths:
-            raise UsageError('format="openai": batch files are given by their paths.')
+            raise UsageError('format="openai": pass the paths of batch files.')
         if chosen.output is not None:
             chosen = replace(chosen, output=f"{chosen.output}/")
         plan = make_plan(paths, chosen, replace(load_settings(), broker_url=self._configured.broker_url))
         if chosen.output is not None and plan.spec.output is None:
-            raise UsageError(f"output={chosen.output!r}: workers do not reach it. Name a directory in HUGQUEUE_SHARED.")
+            raise UsageError(
+                f"output={chosen.output!r}: workers cannot access it. Name a directory in HUGQUEUE_SHARED."
+            )
         if paths:
             found = plan.peek_records()
         else:

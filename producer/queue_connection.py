@@ -111,7 +111,9 @@ class QueueConnection:
             else:
                 found = self.store.ids_with_prefix(name) if _ID_PREFIX.match(name) else []
         if len(found) > 1:
-            raise UsageError(f"{name!r} is a prefix of {len(found):,} ids: {', '.join(found[:5])}. Write more of it.")
+            raise UsageError(
+                f"{name!r} is a prefix of {len(found):,} ids: {', '.join(found[:5])}. Use a longer prefix."
+            )
         if not found:
             raise UnknownJob(name)
         return found[0]

@@ -167,7 +167,7 @@ class Supervisor:
             logger.warning("cannot claim GPUs for worker %s: %s", worker.name, error)
         if len(claimed) < worker.gpu_count:
             if not worker.waits_for_gpus:
-                logger.info("worker %s waits: other workers have claimed its GPUs", worker.name)
+                logger.info("worker %s is waiting: other workers have claimed its GPUs", worker.name)
             worker.waits_for_gpus = True
             self._release(claimed)
             return ()
@@ -183,7 +183,7 @@ class Supervisor:
             try:
                 release_lock(self._client, keys.device_claim(gpu.uuid), self._owner)
             except redis.RedisError as error:
-                logger.warning("the claim of GPU %d is not released, it expires: %s", gpu.index, error)
+                logger.warning("the claim of GPU %d was not released and will expire: %s", gpu.index, error)
 
     def _renew_claims(self, worker: WorkerProcess) -> None:
         if time.monotonic() > worker.renew_claims_at:
@@ -195,7 +195,7 @@ class Supervisor:
         try:
             ours = self._claim_gpu(gpu)
         except redis.RedisError as error:
-            logger.warning("the claim of GPU %d is not renewed: %s", gpu.index, error)
+            logger.warning("the claim of GPU %d was not renewed: %s", gpu.index, error)
             return
         if not ours and worker.process:
             logger.error("GPU %d was taken by another worker while Redis was away: stopping this one", gpu.index)

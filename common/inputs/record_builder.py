@@ -112,7 +112,7 @@ class RecordBuilder:
         """Move the column's value to the task's field, and drop alternative fields."""
         if column not in fields:
             found = ", ".join(sorted(fields)) or "none"
-            raise RecordError("missing_field", f"there is no {column!r} (--column); the record has: {found}")
+            raise RecordError("missing_field", f"no field {column!r} (--column); the record has: {found}")
         value = fields[column]
         alternatives = {names[0] for names in self.task.fields if len(names) == 1}
         return {k: v for k, v in fields.items() if k not in alternatives} | {self._target(value): value}

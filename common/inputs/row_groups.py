@@ -108,4 +108,4 @@ def read_group(file: Any, rows: FileSplit, columns: list[str]) -> tuple[Any, int
                 _row_groups.keep(key, table)
             return table, first
         first += count
-    raise PayloadError(f"{rows.source} has {first:,} rows, none at {rows.start:,}")
+    raise PayloadError(f"{rows.source} has {first:,} rows; expected row {rows.start + 1:,}")

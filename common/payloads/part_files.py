@@ -142,7 +142,7 @@ def _from_parquet(data: bytes) -> tuple[list[Json], list[Outcome], Any]:
 
 def _check_size(size: int, rows: int) -> None:
     if size > MAX_EXPANDED or rows > MAX_ROWS:
-        raise ValueError(f"{size:,} bytes in {rows:,} rows, more than any part of ours has")
+        raise ValueError(f"{size:,} bytes in {rows:,} rows, more than a part may have")
 
 
 def _outcome(output: Json, error: Json, truncated: bool) -> Outcome:

@@ -27,7 +27,7 @@ def finish_commit(store: JobStore, ledger: Ledger, payloads: JobPayloads, lease:
         if payloads.in_files:
             commit_output(store, ledger, lease.job_id, payloads)
     except (StorageError, PayloadError, UnknownJob, redis.RedisError) as error:
-        logger.warning("chunk %d of job %s waits for a reaper: %s", lease.chunk, lease.job_id, error)
+        logger.warning("chunk %d of job %s is left to a reaper: %s", lease.chunk, lease.job_id, error)
 
 
 def commit_output(store: JobStore, ledger: Ledger, job_id: str, payloads: JobPayloads) -> bool:

@@ -63,7 +63,7 @@ def choose_columns(task: str, names: Sequence[str], text: str | None, label: str
     wanted = f"{text or schema.text[0]!r}" + (f" and {label or schema.label[0]!r}" if schema.label or label else "")
     options = "--text-column and --label-column" if schema.label or label else "--text-column"
     raise UsageError(
-        f"{task} needs the columns {wanted}; those there are: {', '.join(names) or 'none'}. Name them with {options}."
+        f"{task} needs the columns {wanted}; found: {', '.join(names) or 'none'}. Select them with {options}."
     )
 
 

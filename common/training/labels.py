@@ -100,7 +100,7 @@ def _check_alike(examples: Sequence[Example]) -> None:
 def _tags(examples: Sequence[Example]) -> Labels:
     names = {tag for example in examples for tag in example["tags"]}
     if len(names) < 2:
-        raise UsageError(f"Every word has the tag {' '.join(names)!r}: there is nothing to tell apart.")
+        raise UsageError(f"Every word has the tag {' '.join(names)!r}: there is only one class to learn.")
     return Labels("tags", tuple(sorted(names, key=lambda name: (name != "O", name))))
 
 
@@ -114,7 +114,7 @@ def _multi_label(labels: Sequence[Json]) -> Labels:
             raise UsageError(f"The label {label} looks like a 0 or 1 for each class, but others have another length.")
     names = _sorted({_name(item) for label in labels for item in label})
     if len(names) < 2:
-        raise UsageError(f"The labels hold {len(names)} class: there is nothing to tell apart.")
+        raise UsageError(f"The labels hold {len(names)} class: at least two are needed.")
     return Labels("multi_label", names)
 
 
@@ -144,7 +144,7 @@ def _regression(labels: Sequence[float]) -> Labels:
 def _single_label(labels: Sequence[Json]) -> Labels:
     counts = Counter(map(_name, labels))
     if len(counts) == 1:
-        raise UsageError(f"Every example has the label {labels[0]!r}: there is nothing to tell apart.")
+        raise UsageError(f"Every example has the label {labels[0]!r}: there is only one class to learn.")
     if len(counts) > _MAX_CLASSES:
         raise UsageError(f"There are {len(counts):,} different labels; is that the right --label-column?")
     names = _sorted(counts)
@@ -187,7 +187,7 @@ def check_labels_known(labels: Labels, examples: Sequence[Example], source: str)
     if labels.kind in ("", "regression"):
         wrong = [e["label"] for e in examples if labels.kind and not isinstance(e["label"], int | float)]
         if wrong:
-            raise UsageError(f"{source}: the training set has numbers for labels, here is {wrong[0]!r}.")
+            raise UsageError(f"{source}: the training set has numeric labels; found {wrong[0]!r}.")
         return
     try:
         seen = {name for example in examples for name in class_names_of(labels, example)}

@@ -76,7 +76,7 @@ class TrainingOptions:
             raise UsageError(f"{text}.") from error
         for name in ("lora_r", "lora_alpha", "lora_dropout"):
             if not options.lora and getattr(options, name) != getattr(_DEFAULTS, name):
-                raise UsageError(f"--{name.replace('_', '-')} is for --lora alone, which is not given.")
+                raise UsageError(f"--{name.replace('_', '-')} requires --lora.")
         for source in filter(None, (options.train_source, options.eval_source)):
             if not _HUB_DATASET.match(source):
                 raise UsageError(f"{source!r} is not a dataset of the hub: expected hf:NAME or hf:NAME:SPLIT.")

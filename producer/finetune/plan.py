@@ -85,7 +85,7 @@ def _training_options(inputs: Sequence[str], options: FinetuneOptions) -> Traini
         raise UsageError(f"{hub_datasets[0]} cannot be combined with other inputs; name one hub dataset alone.")
     evaluation = options.evaluation
     if evaluation is not None and options.training.get("eval_split") is not None:
-        raise UsageError("--eval and --eval-split: give one of them.")
+        raise UsageError("--eval and --eval-split: use only one.")
     sources = {
         "train_source": hub_datasets[0] if hub_datasets else None,
         "eval_source": evaluation if evaluation and evaluation.startswith(HUB_PREFIX) else None,

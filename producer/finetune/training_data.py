@@ -102,7 +102,7 @@ def _as_read(task: str, training: TrainingOptions) -> Task:
     """Return the task for the input readers: its fields are the pairs of columns that it accepts."""
     fields = tuple(columns for schema in schemas_of(task) for columns in _alternatives(schema, training))
     options = "--text-column and --label-column" if SCHEMAS[task].label else "--text-column"
-    return Task(f"fine-tuning {task}", "", fields=fields, optional=("text_pair",), hint=f"Name them with {options}.")
+    return Task(f"fine-tuning {task}", "", fields=fields, optional=("text_pair",), hint=f"Select them with {options}.")
 
 
 def _alternatives(schema: ExampleSchema, training: TrainingOptions) -> list[tuple[str, ...]]:

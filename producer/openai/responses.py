@@ -62,7 +62,7 @@ def check_batch_options(column: str | None, id_column: str | None, quoting: str 
     """
     for option, value in (("--column", column), ("--id-column", id_column), ("--quoting", quoting)):
         if value:
-            raise UsageError(f"{option} does not go with --format openai: requests have fixed fields.")
+            raise UsageError(f"{option} cannot be combined with --format openai: requests have fixed fields.")
 
 
 def _body(row: ResultRow, spec: JobSpec, name: str) -> Json:

@@ -208,7 +208,7 @@ def _with_dtype(params: Mapping[str, Json] | Sequence[str], dtype: str | None) -
     else:
         present = any(param.partition("=")[0].strip() == "dtype" for param in params)
     if present:
-        raise UsageError("--dtype and the parameter dtype: give one of them.")
+        raise UsageError("--dtype and the parameter dtype: use only one.")
     return {**params, "dtype": dtype} if isinstance(params, Mapping) else (*params, f"dtype={dtype}")
 
 

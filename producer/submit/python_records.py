@@ -52,7 +52,7 @@ def split_records_arg(records: Any) -> tuple[tuple[str, ...], Iterable[Any]]:
         UsageError: there are no records, it cannot be gone through, or it is one record by itself.
     """
     if isinstance(records, str) and not _names_files(records):
-        raise UsageError(f"records={records[:80]!r}: there is no such file. A single record goes into a list.")
+        raise UsageError(f"records={records[:80]!r}: there is no such file. Put a single record in a list.")
     if isinstance(records, str | PathLike):
         return (fspath(records),), ()
     if table := table_of(records):
@@ -156,5 +156,5 @@ def _json_of(value: Any) -> Json:
 
 def _path(value: Any) -> str:
     if not isinstance(value, PathLike):
-        raise UsageError(f"records: a path among them was followed by {value!r:.100}; give paths alone, or records.")
+        raise UsageError(f"records mixes paths and records: {value!r:.100} is not a path.")
     return str(Path(value))

@@ -41,7 +41,7 @@ def test_a_worker_whose_device_keeps_dying_exits_and_its_jobs_wait(
     batch = new_batch(30).accept()
     kill_device_processes(workers, server)
     wait_until(lambda: "ended with status 69" in workers.text(), LONG, "the supervisor has seen it")
-    assert "this worker ends: The device process ended 5 times in a row" in workers.text()
+    assert "this worker is exiting: The device process ended 5 times in a row" in workers.text()
     batch.finish()
     assert batch.job.status == "completed"
 

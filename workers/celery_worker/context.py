@@ -80,7 +80,7 @@ class WorkerContext:
         self.stopping.cancel("stopping")
         self.tickets.stop()
         if not self.leases.wait_until_idle(grace):
-            logger.info("%.0f s of grace are over: releasing the chunks in hand", grace)
+            logger.info("grace period of %.0f s is over: releasing the current chunks", grace)
             self.leases.cancel_all()
             self.leases.wait_until_idle(10.0)
         self.reaper.stop()

@@ -89,16 +89,16 @@ class HeartbeatThread:
         try:
             remove_heartbeat(self._client, self._name)
         except redis.RedisError as error:
-            logger.info("heartbeat not removed, it expires: %s", error)
+            logger.info("heartbeat not removed, it will expire: %s", error)
 
     def _run(self) -> None:
         while True:
             try:
                 send_heartbeat(self._client, self.snapshot())
             except redis.RedisError as error:
-                logger.info("no heartbeat: %s", error)
+                logger.info("could not send the heartbeat: %s", error)
             except Exception:  # the boundary: a worker without a heartbeat counts as dead
-                logger.exception("no heartbeat")
+                logger.exception("could not send the heartbeat")
             self._exit_if_useless()
             self._wake.wait(INTERVAL_SECONDS)
             self._wake.clear()
@@ -108,7 +108,7 @@ class HeartbeatThread:
     def _exit_if_useless(self) -> None:
         if self._exiting_since is None:
             if reason := self._reason_to_exit():
-                logger.error("this worker ends: %s", reason)
+                logger.error("this worker is exiting: %s", reason)
                 self._exiting_since = time.monotonic()
                 os.kill(os.getpid(), signal.SIGTERM)
         elif time.monotonic() - self._exiting_since > self._settings.worker_stop_seconds:

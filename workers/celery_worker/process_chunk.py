@@ -66,7 +66,7 @@ def run_ticket(context: WorkerContext, job_id: str, ticket: str) -> str:
         raise
     except Exception as error:  # the boundary: a MemoryError alone would end the whole Celery process
         # A lease that was held runs out now, and the chunk is opened again, ten times at most.
-        logger.exception("a ticket of job %s", job_id)
+        logger.exception("processing a ticket of job %s failed", job_id)
         raise TicketFailed(f"abandoned: {type(error).__name__}: {error}") from None
 
 
@@ -167,7 +167,7 @@ class _ChunkRun:
         except WorkerError as error:
             return self._handle_worker_error(error)
         except (MemoryError, OSError) as error:
-            logger.exception("%s of job %s: an error of this worker itself", self._title, self._job.id)
+            logger.exception("%s of job %s: internal worker error", self._title, self._job.id)
             failure = Failure.from_exception("worker_fault", error)
             if isinstance(error, OSError) and error.errno in PERMANENT_ERRNOS:
                 return self._refuse_here(failure)
@@ -199,7 +199,7 @@ class _ChunkRun:
         earlier = [payload for payload in found if payload is not None]
         if len(earlier) == len(found):
             return earlier
-        logger.warning("%s of job %s has lost its outcomes: it runs anew", self._title, self._job.id)
+        logger.warning("%s of job %s has lost its outcomes and runs again", self._title, self._job.id)
         self._held.retry(lambda: self._context.ledger.forget_commits(lease.job_id, lease.round, [lease.chunk]))
         return []
 
@@ -286,6 +286,8 @@ class _ChunkRun:
                 tickets = context.ledger.issue_tickets(spec.id, _target_tickets(context, spec))
                 context.tickets.send(spec, tickets)
         except redis.RedisError as error:
-            logger.warning("the lease of %s of job %s runs out instead: %s", self._title, self._job.id, error)
+            logger.warning(
+                "the lease of %s of job %s could not be released and will expire: %s", self._title, self._job.id, error
+            )
         logger.info("%s of job %s %s", self._title, self._job.id, text)
         return text

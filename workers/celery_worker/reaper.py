@@ -77,7 +77,7 @@ class Reaper:
         try:
             release_lock(self._store.client, keys.REAPER, self._name)
         except redis.RedisError as error:
-            logger.info("the lock of the reaper expires by itself: %s", error)
+            logger.info("the reaper lock could not be released and will expire: %s", error)
 
     def _run(self) -> None:
         while True:
@@ -87,13 +87,13 @@ class Reaper:
                 if time.monotonic() < self._yield_until:
                     release_lock(self._store.client, keys.REAPER, self._name)
             except _PassInterrupted:
-                logger.debug("this pass is not finished")
+                logger.debug("this pass was not finished")
             except (redis.RedisError, OperationalError) as error:
                 # Others could not renew their leases either: they get a whole lease to come back.
                 self._judge_leases_from = time.monotonic() + self._settings.lease_seconds
-                logger.info("reaper waits for Redis: %s", error)
+                logger.info("the reaper is waiting for Redis: %s", error)
             except Exception:  # the boundary: anybody may have written what is in Redis
-                logger.exception("unexpected error of the reaper")
+                logger.exception("unexpected error in the reaper")
             if self._stopped.wait(self._settings.reap_seconds):
                 return
 
@@ -185,7 +185,9 @@ class Reaper:
         if report.status == "submitting":
             self._watch_producer(job_id, report.producer_seen)
         if report.opened:
-            logger.warning("job %s: chunks %s open again, their workers are gone", job_id, _numbered(report.opened))
+            logger.warning(
+                "job %s: chunks %s are open again because their workers are gone", job_id, _numbered(report.opened)
+            )
         if report.recovered:
             logger.error("job %s: a key was deleted; chunks %s are open again", job_id, _numbered(report.recovered))
         if report.output_uncommitted:

@@ -51,7 +51,7 @@ class TicketSender:
         try:
             send_tickets(self._app, spec, tickets)
         except (OperationalError, redis.RedisError, UsageError) as error:
-            logger.warning("tickets of job %s not sent, the reaper will: %s", spec.id, error)
+            logger.warning("tickets of job %s not sent, the reaper will send them: %s", spec.id, error)
 
     def requeue(self, spec: JobSpec, ticket: str) -> None:
         """Put a ticket at the tail of its queue after a short delay, for another worker or for later."""

@@ -93,8 +93,8 @@ def read_json(path: Path, kind: type[dict[str, Json]] | type[list[Json]] = dict)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError("not_a_model", f"{path} cannot be read: {error}") from error
     if not isinstance(found, kind):
-        expected = "an object" if kind is dict else "an array"
-        raise ModelError("not_a_model", f"{path} must hold {expected} of JSON, found {type(found).__name__}.")
+        expected = "a JSON object" if kind is dict else "a JSON array"
+        raise ModelError("not_a_model", f"{path} must contain {expected}, found {type(found).__name__}.")
     return found
 
 

@@ -149,7 +149,9 @@ def _allowed_path(model: str, policy: ModelPolicy) -> Path:
     """
     path = Path(os.path.expanduser(model))  # noqa: PTH111 - unlike Path's, it does not raise for an unknown user
     if "\0" in model or not path.is_absolute():
-        raise ModelError("model_not_found", f"{model!r:.200} is not an absolute path; the worker runs elsewhere.")
+        raise ModelError(
+            "model_not_found", f"{model!r:.200} is not an absolute path; paths are resolved on the worker."
+        )
     real = Path(os.path.realpath(path))  # unlike `resolve`, it does not raise for a loop of links
     roots = [Path(root).resolve() for root in policy.roots]
     trusted = policy.any_path or str(real) in map(os.path.realpath, filter(os.path.isabs, policy.preloaded))

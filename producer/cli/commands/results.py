@@ -33,7 +33,7 @@ def results(job: str, follow: bool, failed: bool, as_json: bool, **output: Any) 
     from producer.outputs.targets import open_target
 
     if follow and (failed or output["output"] is not None):
-        raise UsageError(f"--follow prints all results; it does not go with {'--failed' if failed else '-o'}.")
+        raise UsageError(f"--follow prints all results; it cannot be combined with {'--failed' if failed else '-o'}.")
     with open_client(with_worker=follow) as client:
         handle = client.job(job)
         found = handle.state

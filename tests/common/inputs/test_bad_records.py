@@ -79,7 +79,7 @@ def test_a_record_without_a_needed_field_names_those_it_has(tmp_path):
 def test_a_record_without_the_named_column_fails_alone(tmp_path):
     path = tmp_path / "a.jsonl"
     bad, good = read(path, b'{"text": "a"}\n{"body": "b"}\n', column="body")
-    assert told(bad, path) == ("missing_field", "FILE line 1: there is no 'body' (--column); the record has: text")
+    assert told(bad, path) == ("missing_field", "FILE line 1: no field 'body' (--column); the record has: text")
     assert good.input == "b"
 
 

@@ -314,7 +314,7 @@ def test_failed_records_are_counted_by_code_and_shown(queue: Queue, flawed: str,
     assert (row["input"], row["error"]["code"]) == ("bad", "test_failure")
     queue.run("results", flawed, "--failed", "-o", str(tmp_path / "failed.jsonl"))
     assert lines((tmp_path / "failed.jsonl").read_text()) == [row]
-    assert "does not go with --failed" in queue.run("results", flawed, "--failed", "--follow", status=2).stderr
+    assert "cannot be combined with --failed" in queue.run("results", flawed, "--failed", "--follow", status=2).stderr
 
 
 def test_a_retry_is_proposed_only_where_it_can_help(queue: Queue) -> None:

@@ -46,9 +46,7 @@ def test_each_job_computes_in_its_own_dtype_as_transformers_does(queue: Queue) -
 
 def test_a_dtype_is_set_once_and_is_a_known_one(queue: Queue) -> None:
     source = queue.write("in.txt", *TEXTS)
-    assert (
-        "give one of them" in queue.run("submit", *FILL, source, "--dtype", "int8", "-p", "dtype=int8", status=2).stderr
-    )
+    assert "use only one" in queue.run("submit", *FILL, source, "--dtype", "int8", "-p", "dtype=int8", status=2).stderr
     assert "float64" in queue.run("submit", *FILL, source, "--dtype", "float64", status=2).stderr
     with Client(queue.server.url) as client, pytest.raises(UsageError, match="dtype"):
         client.submit(task="fill-mask", records=["a [MASK]"], model=str(DEMO_MODEL), dtype="float64")

@@ -58,7 +58,7 @@ def test_help_imports_nothing_heavy(shell: Shell) -> None:
 
 
 def test_follow_and_output_are_mutually_exclusive(shell: Shell, home: Path) -> None:
-    assert "does not go with -o" in refusal(shell, "results", "5e34e75a6437", "--follow", "-o", "out.jsonl")
+    assert "cannot be combined with -o" in refusal(shell, "results", "5e34e75a6437", "--follow", "-o", "out.jsonl")
     assert not home.exists()
 
 

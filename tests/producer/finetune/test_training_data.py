@@ -53,7 +53,7 @@ def test_an_empty_label_is_named(tmp_path: Path) -> None:
 
 def test_one_class_alone_is_refused(tmp_path: Path) -> None:
     path = write_reviews(tmp_path / "reviews.csv", [("good", 1), ("great", 1)])
-    assert "nothing to tell apart" in refused(path)
+    assert "only one class to learn" in refused(path)
 
 
 def test_a_label_that_occurs_once_is_said(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_an_unknown_training_argument_is_refused_with_the_nearest_name(tmp_path:
         ({"metric_for_best": "f1_makro", "eval_split": 0.5}, "Did you mean f1_macro"),
         ({"metric_for_best": "mse", "eval_split": 0.5}, "not measured for text-classification with 2 labels: 0, 1"),
         ({"early_stopping": 2}, "--eval"),
-        ({"lora_r": 4}, "--lora-r is for --lora"),
+        ({"lora_r": 4}, "--lora-r requires --lora"),
         ({"task": "summarization"}, "cannot be fine-tuned"),
     ],
 )
@@ -278,7 +278,7 @@ def test_the_command_says_one_sentence_and_exits_with_2(tmp_path: Path) -> None:
     path = write_reviews(tmp_path / "reviews.csv", [("good", 1), ("great", 1)])
     done = shell.run("finetune", str(path), "-m", "org/model", status=2)
     assert done.stdout == ""
-    assert done.stderr == "Error: Every example has the label 1: there is nothing to tell apart.\n"
+    assert done.stderr == "Error: Every example has the label 1: there is only one class to learn.\n"
 
 
 @pytest.mark.parametrize("word", ["007", "1_0", "1_000", "+1", ".5", "1.", "١", "nan", "1e999", "0x10"])

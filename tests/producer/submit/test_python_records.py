@@ -124,9 +124,9 @@ def test_a_column_by_itself_gives_its_cells(value: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("The capital of France is [MASK].", "A single record goes into a list"),
-        ("a" * 5000, "A single record goes into a list"),
-        ("a\0b", "A single record goes into a list"),
+        ("The capital of France is [MASK].", "Put a single record in a list"),
+        ("a" * 5000, "Put a single record in a list"),
+        ("a\0b", "Put a single record in a list"),
         ({"text": "one"}, "put a single record into a list"),
         ({}, "a single object"),
         ({"text": ["one"], "id": "a"}, "an object of columns"),

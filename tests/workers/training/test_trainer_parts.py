@@ -95,7 +95,7 @@ def test_a_missing_column_of_the_hub_is_named_with_those_there_are(
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     more = {"train_source": "hf:org/reviews", "label_column": "stars"}
     run_config = make_run_config(tmp_path / "work", "text-classification", tmp_path, [], **more)
-    with pytest.raises(UsageError, match="'stars'; those there are: text, label"):
+    with pytest.raises(UsageError, match="'stars'; found: text, label"):
         Examples(run_config)
 
 

@@ -163,7 +163,7 @@ class DeviceProcess:
         except protocol.ChannelClosed:
             logger.debug("device process %d closed its socket", self.pid)
         except protocol.ProtocolError as error:
-            logger.error("device process %d does not speak the protocol: %s", self.pid, error)
+            logger.error("device process %d violated the protocol: %s", self.pid, error)
             self._kill_reason = Failure("worker_died", "The device process sent bytes that are not a message.")
         finally:  # whatever happened: those who wait must hear of the end
             self.kill()

@@ -47,7 +47,7 @@ class TokenBudgetCache:
                 found = self._client.hgetall(self._key)
                 self._known = {name.decode(): int(value) for name, value in found.items() if _is_budget(name, value)}
         except redis.RedisError as error:
-            logger.info("batch sizes not read, they are calibrated again: %s", error)
+            logger.info("batch sizes not read, calibrating them again: %s", error)
         return self._known
 
     def update(self, learnt: Mapping[str, Json]) -> None:
@@ -60,7 +60,7 @@ class TokenBudgetCache:
                 self._client.hset(self._key, name, int(tokens))
                 self._client.pexpire(self._key, _TTL_MS)
             except redis.RedisError as error:
-                logger.info("batch size not kept: %s", error)
+                logger.info("batch size not stored: %s", error)
 
 
 def _is_budget(name: bytes, value: bytes) -> bool:

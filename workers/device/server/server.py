@@ -157,7 +157,7 @@ class DeviceServer:
                     case protocol.Open():
                         raise protocol.ProtocolError("a second opening")
         except protocol.ProtocolError:
-            logger.exception("the other end does not speak this protocol")
+            logger.exception("the client violated the protocol")
             os._exit(1)
 
     def _accept(self, message: protocol.Run) -> None:
@@ -216,7 +216,7 @@ class DeviceServer:
         except Exception as error:  # the last boundary: the process and the other requests go on
             if isinstance(error, DeviceLost) or is_device_lost(error):
                 _exit_device_lost(error)
-            logger.exception("job %s: an unexpected error of the device process", request.spec.id)
+            logger.exception("job %s: unexpected error in the device process", request.spec.id)
             full = isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
             text = f"{type(error).__name__}: {error}"[:2000]
             coded = WorkerError("disk_full", text) if full else WorkerError("device_fault", text)

@@ -118,7 +118,7 @@ def try_continuous_batching(model: Any, **options: Any) -> ContinuousBatcher | N
             return found
     except Exception as error:  # noqa: BLE001 - any architecture may be loaded; static batches work with all
         count_fallback("continuous_batching", error)
-    logger.info("%s uses static batches: continuous batching gives other texts, or fails", type(model).__name__)
+    logger.info("%s uses static batches: continuous batching fails or its texts differ", type(model).__name__)
     return None
 
 

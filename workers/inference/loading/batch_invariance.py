@@ -65,7 +65,7 @@ def ensure_batch_invariance(budget: TokenBudget, model: Any, rows: Callable[[], 
     if not equal:
         budget.items = 1
     what = "texts of equal length" if equal else "one text"
-    logger.info("batches of %s hold %s: others would change its outputs", type(model).__name__, what)
+    logger.info("batches of %s hold %s: other batches would change its outputs", type(model).__name__, what)
 
 
 def _trial_texts(rows: Sequence[Features]) -> tuple[Features, Features, Features, Features]:

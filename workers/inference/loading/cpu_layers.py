@@ -1,6 +1,6 @@
 """Faster linear layers for CPUs: drop-in replacements by oneDNN, and int8 quantization.
 
-Replaced layers are tried on the model's dummy inputs, and restored if the model fails or gives something else, such
+Replaced layers are tried on the model's dummy inputs, and restored if the model fails or its outputs differ, such
 as an architecture that reads its layers' weights itself.
 
 `OneDnnLinear` is needless once torch's own float32 `nn.Linear` is as fast on AMD processors (`onednn_is_faster` is then
@@ -70,7 +70,7 @@ class Int8Linear(nn.Module):  # type: ignore[misc]
 def use_onednn_linear(model: Any) -> None:
     """Compute the float32 linear layers of `model`, on a CPU, by oneDNN if that is faster here and gives the same."""
     if onednn_is_faster() and not _replace_layers(model, OneDnnLinear, exact=True):
-        logger.info("%s keeps its own linear layers: with oneDNN it gives something else", type(model).__name__)
+        logger.info("%s keeps its own linear layers: outputs with oneDNN differ", type(model).__name__)
 
 
 def quantize_int8(model: Any) -> bool:
@@ -82,7 +82,7 @@ def _replace_layers(model: Any, kind: Callable[[Tensor, Tensor | None], nn.Modul
     """Replace each linear layer by one of another kind, except the output layer, which can share its weights.
 
     Args:
-        model: changed in place, and restored if the new layers fail or give something else.
+        model: changed in place, and restored if the new layers fail or the outputs differ.
         kind: makes a layer of weight and bias.
         exact: whether the model's output must stay the same.
 

@@ -66,7 +66,7 @@ def to_device(model: Any, value: Json, device: str, *, insists: bool = True) -> 
         reason = f"{type(model).__name__} has no linear layers that int8 would make faster"
         if insists:
             raise ModelError("bad_param", f"{reason}.")
-        logger.warning("%s: it computes in float32", reason)
+        logger.warning("%s: computing in float32", reason)
     if not rounded and device == "cpu" and model.dtype == torch.float32:
         use_onednn_linear(model)
     return model.to(device)

@@ -215,7 +215,7 @@ class ZeroShotClassification(EncoderTask):
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
         if pipe.entailment_id == -1:
-            logger.warning("the model has no label named entailment: its last label is used as such")
+            logger.warning("the model has no label named entailment: using its last label")
 
     @property
     def can_batch(self) -> bool:
@@ -381,7 +381,7 @@ class FillMask(EncoderTask):
         if mask in text or not foreign:
             return text
         if not self._warned:
-            logger.info("%s in the input is taken for this model's %s", foreign[0], mask)
+            logger.info("%s in the input is read as this model's %s", foreign[0], mask)
             self._warned = True
         return text.replace(foreign[0], mask)
 

@@ -157,7 +157,7 @@ class VarlenPacker:
 def find_packer(
     model: Any, device: str, agrees: Callable[[VarlenPacker], bool], *, first_tokens: bool = False
 ) -> VarlenPacker | None:
-    """Return a packer for `model`, None if packed rows give something else or fail.
+    """Return a packer for `model`, None if outputs of packed rows differ or packing fails.
 
     Args:
         model: an encoder with any head.
@@ -174,7 +174,7 @@ def find_packer(
         except Exception as error:  # any architecture may be loaded, and may raise anything
             logger.debug("%s cannot be packed from position %d", type(model).__name__, position, exc_info=True)
             count_fallback("packing", error)
-    logger.info("%s runs padded: packed, it gives something else", type(model).__name__)
+    logger.info("%s runs padded: packed outputs differ", type(model).__name__)
     return None
 
 
