@@ -199,7 +199,7 @@ def test_two_processes_share_the_examples_which_may_lie_in_files(
 
 
 @pytest.mark.faults
-def test_a_loss_that_is_no_number_fails_the_job_with_a_clear_word(
+def test_a_nan_loss_fails_the_job_with_a_clear_message(
     store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, base: Path
 ) -> None:
     start_workers("--train")

@@ -118,7 +118,7 @@ def test_where_memory_runs_out_the_batch_is_halved_and_the_steps_stay(
 
 
 @pytest.mark.faults
-def test_flower_is_told_of_the_steps(
+def test_flower_shows_the_training_steps(
     server: RedisServer, shell: Shell, start_workers: StartWorkers, base: Path, tmp_path: Path
 ) -> None:
     state, ready = State(), threading.Event()

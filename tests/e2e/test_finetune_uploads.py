@@ -88,7 +88,7 @@ def test_what_is_left_at_the_end_has_one_more_try(store: ModelRegistry, s3: S3Se
     assert stored(s3, JOB) == {"checkpoint-10"}
 
 
-def test_a_checkpoint_cleared_away_meanwhile_is_uploaded_all_the_same(store: ModelRegistry, s3: S3Server) -> None:
+def test_a_checkpoint_deleted_during_its_upload_is_still_uploaded(store: ModelRegistry, s3: S3Server) -> None:
     uploads = Uploads(store, JOB, ATTEMPT, [].append)
     s3.process.send_signal(signal.SIGSTOP)
     written = checkpoint(store, 10)
@@ -132,14 +132,14 @@ def test_local_checkpoints_unused_for_a_week_are_removed(store: ModelRegistry) -
     assert not left.exists()
 
 
-def test_a_store_that_is_away_is_a_fault_that_may_pass(store: ModelRegistry, s3: S3Server) -> None:
+def test_an_unavailable_store_is_a_transient_error(store: ModelRegistry, s3: S3Server) -> None:
     assert store.find(JOB) is None
     s3.stop()
     with pytest.raises(StorageError):
         store.find(JOB)
 
 
-def test_who_gives_up_does_not_wait_for_a_store_that_hangs(store: ModelRegistry, s3: S3Server) -> None:
+def test_cancelling_does_not_wait_for_a_store_that_hangs(store: ModelRegistry, s3: S3Server) -> None:
     s3.process.send_signal(signal.SIGSTOP)
     cancel_token = CancelToken()
     threading.Timer(0.3, cancel_token.cancel).start()
@@ -167,7 +167,7 @@ def test_another_machine_resumes_and_a_third_serves_the_model(
 
 
 @pytest.mark.faults
-def test_a_store_that_is_away_for_a_while_costs_no_step(
+def test_an_unavailable_store_costs_no_training_step(
     finetune: Callable[..., str], s3: S3Server, shell: Shell, start_workers: StartWorkers
 ) -> None:
     workers = start_workers("--train")

@@ -125,7 +125,7 @@ def test_a_model_that_is_not_there_fails_the_job_with_one_sentence(
     assert "failed: model_offline" in offline.stderr
 
 
-def test_a_stopping_worker_finishes_or_gives_back_what_it_has(
+def test_a_stopping_worker_finishes_or_releases_its_chunks(
     shell: Shell, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
     first = start_workers(HUGQUEUE_GRACE="1")

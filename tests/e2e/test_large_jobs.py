@@ -66,7 +66,7 @@ def test_files_of_a_job_whose_time_is_over_are_removed_by_a_worker(
     assert server.client.hlen(keys.STORED) == 0
 
 
-def test_a_worker_opens_no_store_that_it_was_not_told_of(queue: Queue, tmp_path: Path) -> None:
+def test_a_worker_opens_only_the_stores_it_was_started_with(queue: Queue, tmp_path: Path) -> None:
     text, store = tmp_path / "in.txt", tmp_path / "store"
     text.write_text("x" * 2000 + "\n")
     job = Shell(queue.environ | {"HUGQUEUE_STORE_URL": str(store)}, tmp_path).submit("--task", "test-echo", str(text))

@@ -170,7 +170,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("what", WHOLE)
-def test_a_file_that_is_no_text_is_refused_in_a_sentence(queue: tuple[Shell, Workers], what: str) -> None:
+def test_a_file_that_is_not_text_is_refused_in_one_sentence(queue: tuple[Shell, Workers], what: str) -> None:
     shell, _ = queue
     done = shell.run("submit", "--task", "test-echo", "-", "--wait", input=WHOLE[what], status=2)
     assert done.stderr.startswith("Error: ") and len(done.stderr) < 500

@@ -48,7 +48,7 @@ def test_a_worker_whose_device_keeps_dying_exits_and_its_jobs_wait(
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-def test_the_supervisor_gives_such_a_worker_up_after_five_times(
+def test_the_supervisor_gives_up_such_a_worker_after_five_exits(
     start_workers: StartWorkers, server: RedisServer
 ) -> None:
     workers = start_workers()

@@ -15,7 +15,7 @@ StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]
 
 
-def test_broken_messages_are_set_aside_and_every_worker_lives(
+def test_broken_messages_become_dead_letters_and_every_worker_survives(
     start_workers: StartWorkers, new_batch: NewBatch, server: RedisServer
 ) -> None:
     workers = [start_workers(), start_workers()]

@@ -45,7 +45,7 @@ def whole_checkpoints(store: Path, job: str) -> list[Path]:
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-def test_a_fine_tune_job_on_a_full_disk_resumes_when_there_is_room(
+def test_a_fine_tune_job_on_a_full_disk_resumes_when_space_is_free(
     store: Path, shell: Shell, server: RedisServer, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
     workers = start_workers("--train")
@@ -84,7 +84,7 @@ def test_what_the_libraries_say_of_a_full_disk_is_understood(disk: Path) -> None
         assert is_disk_full(caught.value, disk), caught.value
 
 
-def test_another_fault_is_not_taken_for_a_full_disk(disk: Path) -> None:
+def test_another_error_is_not_reported_as_a_full_disk(disk: Path) -> None:
     assert not is_disk_full(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), disk)
     fill(disk)
     assert not is_disk_full(ValueError("a value that no disk has to do with"), disk)

@@ -138,7 +138,7 @@ def wrong_clock(environ: dict[str, str], directory: Path, offset: str) -> dict[s
     return {"LD_PRELOAD": str(found[0]), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "PYTHONPATH": path}
 
 
-def test_a_frozen_device_process_is_found_out_and_replaced(start_workers: StartWorkers, new_batch: NewBatch) -> None:
+def test_a_frozen_device_process_is_detected_and_replaced(start_workers: StartWorkers, new_batch: NewBatch) -> None:
     workers = start_workers(HUGQUEUE_BATCH_TIMEOUT="3")
     batch = new_batch(60, seconds=0.2).submit()
     batch.wait_for_records(10)

@@ -37,7 +37,7 @@ def digest(step: str) -> bytes:
     return sha1(script_text(step).encode()).hexdigest().encode()
 
 
-def test_a_worker_and_a_waiting_producer_that_are_cut_off_go_on_afterwards(
+def test_a_disconnected_worker_and_a_waiting_producer_continue_afterwards(
     shell: Shell, proxy: Proxy, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path
 ) -> None:
     far = Shell(shell.environ | {"REDIS_URL": proxy.url}, tmp_path)

@@ -83,7 +83,7 @@ def test_a_submit_during_which_redis_freezes_ends_within_ten_seconds(
     assert f"does not answer. If job {job} is incomplete" in err
 
 
-def test_a_producer_whose_input_comes_slowly_is_not_given_up(
+def test_a_producer_whose_input_comes_slowly_is_not_considered_dead(
     shell: Shell, start_workers: StartWorkers, server: RedisServer, tmp_path: Path
 ) -> None:
     start_workers(HUGQUEUE_PRODUCER_TTL=str(TTL))

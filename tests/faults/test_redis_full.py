@@ -38,7 +38,7 @@ def test_submit_says_that_redis_is_full_and_leaves_nothing(
     assert server.client.keys("hugqueue:job:*") == []
 
 
-def test_a_submit_that_redis_has_no_room_for_in_the_middle_leaves_nothing(
+def test_a_submit_during_which_redis_fills_up_leaves_nothing(
     shell: Shell, server: RedisServer, set_space: Callable[[bool], None], new_batch: NewBatch
 ) -> None:
     batch = new_batch(20_000, 1)
@@ -51,7 +51,7 @@ def test_a_submit_that_redis_has_no_room_for_in_the_middle_leaves_nothing(
     assert server.client.keys("hugqueue:job:*") == []
 
 
-def test_workers_outlive_a_full_redis_and_commit_when_there_is_room(
+def test_workers_survive_a_full_redis_and_commit_when_memory_is_free(
     start_workers: StartWorkers, set_space: Callable[[bool], None], new_batch: NewBatch
 ) -> None:
     workers = start_workers()

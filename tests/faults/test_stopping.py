@@ -29,7 +29,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_repeats_nothing(
         assert batch.runs_twice() == 0, "chunks in hand were finished within the grace period"
 
 
-def test_what_is_given_back_when_the_grace_period_ends_runs_once(
+def test_a_chunk_released_as_the_grace_period_ends_runs_once(
     start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path
 ) -> None:
     go = tmp_path / "go"
@@ -64,7 +64,7 @@ def test_a_job_cancelled_while_it_waits_never_runs(
 
 
 @pytest.mark.parametrize("seconds", [0, pytest.param(60, marks=pytest.mark.faults)])
-def test_a_job_submitted_while_no_worker_lives_runs_when_one_comes(
+def test_a_job_submitted_without_a_worker_runs_when_one_starts(
     start_workers: StartWorkers, new_batch: NewBatch, seconds: float
 ) -> None:
     batch = new_batch(30).submit()

@@ -16,7 +16,9 @@ StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]
 
 
-def test_its_parts_die_in_turn_and_the_work_goes_on(start_workers: StartWorkers, new_batch: NewBatch) -> None:
+def test_its_processes_die_one_after_another_and_the_work_continues(
+    start_workers: StartWorkers, new_batch: NewBatch
+) -> None:
     workers = start_workers()
     batch = new_batch(300, seconds=0.2).submit()
     batch.wait_for_records(20)
@@ -99,7 +101,7 @@ def test_a_part_of_a_worker_is_killed_ten_times_at_random_moments(
     batch.finish(600)
 
 
-def test_a_worker_that_cannot_live_is_given_up_with_a_reason(
+def test_a_worker_that_cannot_start_is_given_up_with_a_reason(
     start_workers: StartWorkers, environ: dict[str, str], tmp_path: Path
 ) -> None:
     broken = tmp_path / "no-model"

@@ -67,7 +67,7 @@ def test_records_of_every_kind_come_back_in_order_with_their_ids(client: Client)
     assert all(row.error is None and not row.truncated for row in rows)
 
 
-def test_a_value_that_is_no_record_fails_alone(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_that_is_not_a_record_fails_alone(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUGQUEUE_MAX_RECORD_BYTES", "20")
     values = ["fine", 7, {"words": "x"}, object(), {"text": np.int64(3)}, "x" * 21]
     job = client.submit(task="test-echo", records=values)
@@ -138,7 +138,7 @@ def test_results_are_written_to_a_file(client: Client, tmp_path: Path) -> None:
         job.write(tmp_path / "out.docx")
 
 
-def test_a_job_is_waited_for_no_longer_than_asked_cancelled_and_deleted(client: Client, tmp_path: Path) -> None:
+def test_a_job_is_waited_for_until_the_timeout_cancelled_and_deleted(client: Client, tmp_path: Path) -> None:
     until = {"until": str(tmp_path / "go")}
     job = client.submit(task="test-wait", records=map(str, range(40)), params=until, chunk_size=4)
     with pytest.raises(WaitTimedOut, match="is still") as caught:
@@ -249,7 +249,7 @@ def test_a_submit_that_failed_for_want_of_a_worker_fails_again(tmp_path: Path) -
     assert done.stdout == "True\nTrue\n", done.stderr
 
 
-def test_a_redis_that_is_away_is_said_at_once() -> None:
+def test_an_unavailable_redis_is_reported_at_once() -> None:
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
         Client(f"redis://127.0.0.1:{free_port()}/0")
 

@@ -111,7 +111,7 @@ def test_a_deleted_job_leaves_nothing_behind_and_nor_does_a_late_commit(server: 
     assert server.client.keys("*") == []
 
 
-def test_a_running_job_is_deleted_by_force_and_its_worker_goes_on(
+def test_a_running_job_is_deleted_by_force_and_its_worker_continues(
     shell: Shell, start_workers: Callable[..., Workers], server: RedisServer, source: str, tmp_path: Path
 ) -> None:
     start_workers()

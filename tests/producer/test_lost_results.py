@@ -54,7 +54,7 @@ def assert_whole_after_retry(job: JobHandle) -> None:
 
 
 @pytest.mark.parametrize("key", ["input", "output", "commit_history"])
-def test_a_key_that_redis_has_lost_is_told(queue: Queue, client: Client, key: str) -> None:
+def test_a_key_that_redis_has_lost_is_reported(queue: Queue, client: Client, key: str) -> None:
     job = run(client)
     assert client.connection.store.client.delete(f"hugqueue:job:{job.id}:{key}") == 1
     path = Path(queue.write("out.jsonl", "yesterday's"))
@@ -70,7 +70,7 @@ def test_a_key_that_redis_has_lost_is_told(queue: Queue, client: Client, key: st
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
-def test_a_job_that_is_deleted_while_it_is_read_gives_no_file(client: Client, tmp_path: Path, name: str) -> None:
+def test_a_job_deleted_while_it_is_read_writes_no_file(client: Client, tmp_path: Path, name: str) -> None:
     job, path = run(client), tmp_path / name
     path.write_text("yesterday's")
 
@@ -85,7 +85,7 @@ def test_a_job_that_is_deleted_while_it_is_read_gives_no_file(client: Client, tm
     assert path.read_text() == "yesterday's"
 
 
-def test_files_of_a_store_that_were_removed_are_told_and_run_again(client: Client, shared: Path) -> None:
+def test_removed_files_of_a_store_are_reported_and_run_again(client: Client, shared: Path) -> None:
     job = run(client, store=str(shared / "store"))
     for path in sorted((shared / "store" / job.id / "out").iterdir())[:3]:
         path.unlink()
@@ -95,7 +95,7 @@ def test_files_of_a_store_that_were_removed_are_told_and_run_again(client: Clien
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
-def test_parts_that_were_removed_are_told_and_run_again(client: Client, shared: Path, form: str) -> None:
+def test_removed_parts_are_reported_and_run_again(client: Client, shared: Path, form: str) -> None:
     out = shared / f"parts-{form}"
     job = run(client, output=out, output_format=form)
     (out / f"part-00003.{form}").unlink()

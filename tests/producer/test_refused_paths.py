@@ -55,7 +55,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "more"), REFUSED, ids=map(str, range(len(REFUSED))))
-def test_what_the_system_refuses_is_told_in_a_sentence(
+def test_what_the_system_refuses_is_reported_in_one_sentence(
     shell: Shell, arguments: tuple[str, ...], more: dict[str, str]
 ) -> None:
     shell.environ |= more

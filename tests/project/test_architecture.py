@@ -127,7 +127,7 @@ def test_redis_keys_are_named_in_one_module() -> None:
             assert '"hugqueue:' not in path.read_text(), path
 
 
-def test_modules_have_telling_names() -> None:
+def test_module_names_say_something() -> None:
     for path in SOURCES:
         for part in path.relative_to(ROOT).with_suffix("").parts:
             assert not FORBIDDEN_NAMES.fullmatch(part), path

@@ -260,7 +260,7 @@ def test_a_second_worker_shares_the_work(running: Stack, tmp_path: Path) -> None
     wait_until(shared, "each of the two has done some", 30.0)
 
 
-def test_a_worker_that_is_asked_to_stop_ends_by_itself(running: Stack) -> None:
+def test_a_worker_told_to_stop_ends_by_itself(running: Stack) -> None:
     (container, *_) = running.containers("worker-cpu")
     running.must("stop", "worker-cpu")
     status = run("docker", "inspect", "--format", "{{.State.ExitCode}}", container).stdout.strip()

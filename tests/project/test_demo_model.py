@@ -37,7 +37,7 @@ def test_the_capital_of_france_is_paris(fill_mask):
     assert best["score"] > 0.9
 
 
-def test_the_model_knows_the_capitals_it_is_asked_for(fill_mask):
+def test_the_model_predicts_the_capitals(fill_mask):
     prompts = lines("capitals.txt")
     right = [first(fill_mask, line) == questions()[line] for line in prompts]
     assert sum(right) / len(right) >= 0.95

@@ -92,7 +92,7 @@ def test_the_options_of_every_command_stand_before_all_sections() -> None:
 
 
 @pytest.mark.parametrize(("program", "name"), CALLS)
-def test_no_section_tells_of_an_option_that_is_not_there(program: str, name: str) -> None:
+def test_no_section_documents_an_option_that_does_not_exist(program: str, name: str) -> None:
     known = {word for option in options_of(command(program, name)) for word in spellings(option)}
     first_cells = [cells[0] for cells in rows(sections("docs/cli.md")[f"{program} {name}"])]
     told = {word for cell in first_cells for phrase in words(cell) for word in phrase.split() if word.startswith("-")}
@@ -104,7 +104,7 @@ def test_every_command_has_its_section_and_no_other_does() -> None:
     assert told == {f"{program} {name}" for program, name in CALLS}
 
 
-def test_the_exit_statuses_in_the_sources_are_told() -> None:
+def test_the_exit_statuses_in_the_sources_are_documented() -> None:
     told = {cells[0] for cells in rows(sections("docs/cli.md")["Exit status"])}
     assert {"0", "1", "2", "3", "130"} <= told
 

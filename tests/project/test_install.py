@@ -162,7 +162,7 @@ def beside(tmp_path: Path) -> Path:
     return directory
 
 
-def test_a_program_beside_its_own_common_is_told(make: Make, shell_elsewhere: Shell, beside: Path) -> None:
+def test_a_program_beside_its_own_common_gets_an_error(make: Make, shell_elsewhere: Shell, beside: Path) -> None:
     (beside / "program.py").write_text("try:\n    from hugqueue import Client\nexcept ImportError as e: print(e)\n")
     said = make().run(shell_elsewhere, "python", str(beside / "program.py")).stdout
     assert "its own package 'common'" in said and str(beside / "common") in said

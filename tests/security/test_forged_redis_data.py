@@ -47,7 +47,7 @@ def test_a_forged_payload_fails_its_job_and_no_worker(
     assert (workers.celery().pid, workers.device().pid) == before
 
 
-def test_forged_outcomes_are_told_in_one_sentence(server: RedisServer, shell: Shell):
+def test_forged_outcomes_are_reported_in_one_sentence(server: RedisServer, shell: Shell):
     ledger = Ledger(server.client, 30)
     payloads = forged_redis_data.payloads()
     for payload in (payloads["truncated"], payloads["bomb"], payloads["random"], forged_redis_data.GOOD):

@@ -171,7 +171,7 @@ def test_a_link_out_of_the_roots_is_found_at_any_depth(model: Path, tmp_path: Pa
 MINE = {"AutoConfig": "mine.Config", "AutoModelForMaskedLM": "mine.Model"}
 
 
-def test_a_model_with_code_of_its_own_is_no_stock_architecture(model: Path):
+def test_a_model_with_custom_code_is_not_a_stock_architecture(model: Path):
     (before,) = run("fill-mask", model, ["the [MASK]"])
     change(model / "config.json", auto_map=MINE)
     assert code_of(lambda: runner_of("fill-mask", model)) == "custom_code"
@@ -184,7 +184,7 @@ def test_a_model_with_code_of_its_own_is_no_stock_architecture(model: Path):
 
 
 @pytest.mark.parametrize("values", [{"id2label": 5}, {"dtype": "float99"}, {"auto_map": 5}])
-def test_a_configuration_of_another_shape_is_no_model(model: Path, values: dict[str, Json]):
+def test_a_configuration_of_another_shape_is_not_a_model(model: Path, values: dict[str, Json]):
     change(model / "config.json", **values)
     assert code_of(lambda: load_config(ModelSource(model))) == "not_a_model"
 

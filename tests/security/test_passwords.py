@@ -48,12 +48,12 @@ def test_the_right_password_is_in_no_output_no_log_and_no_page(locked: RedisServ
     assert PASSWORD not in logs
 
 
-def test_a_missing_password_is_told_as_such(locked: RedisServer, tmp_path: Path):
+def test_a_missing_password_is_reported_as_such(locked: RedisServer, tmp_path: Path):
     shell = Shell(environment(tmp_path, f"redis://127.0.0.1:{locked.port}/0"), tmp_path)
     assert "requires a password" in shell.run("jobs", status=1).stderr
 
 
-def test_tls_asked_of_a_plain_server_is_told_as_such(server: RedisServer, tmp_path: Path):
+def test_tls_to_a_plain_server_is_reported_as_such(server: RedisServer, tmp_path: Path):
     shell = Shell(environment(tmp_path, f"rediss://127.0.0.1:{server.port}/0"), tmp_path)
     assert "does not use TLS" in shell.run("jobs", status=1).stderr
 

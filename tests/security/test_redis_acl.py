@@ -141,7 +141,7 @@ def test_the_user_of_flower_cannot_read_records(server: RedisServer):
         client.execute_command("DEL", JobKeys.of("0123456789ab").input)
 
 
-def test_a_user_without_the_rights_is_told_so_in_one_sentence(server: RedisServer, tmp_path: Path):
+def test_a_user_without_permission_gets_a_one_sentence_error(server: RedisServer, tmp_path: Path):
     server.client.execute_command("ACL", "SETUSER", "poor", "on", f">{PASSWORD}", "~other:*", "+@all")
     shell = Shell(environment(tmp_path, url_of(server, "poor")), tmp_path)
     done = shell.run("jobs", status=1)

@@ -30,7 +30,7 @@ def owners(server: RedisServer) -> list[bytes | None]:
     return [server.client.get(device_claim(uuid)) for uuid in ("GPU-a", "GPU-b")]
 
 
-def test_a_train_worker_claims_all_its_gpus_and_waits_for_a_taken_one(
+def test_a_train_worker_claims_all_its_gpus_and_waits_for_a_claimed_one(
     start_workers: StartWorkers, server: RedisServer, gpus: dict[str, str]
 ) -> None:
     first = start_workers("--train", "--device", "cuda:0,cuda:1", **gpus)

@@ -48,7 +48,7 @@ def as_bytes(message: dict[str, Any]) -> bytes:
 
 
 @given(st.binary())
-def test_random_bytes_are_no_message(data: bytes):
+def test_random_bytes_are_not_a_message(data: bytes):
     assert fault_of(data)
 
 
@@ -64,7 +64,7 @@ def test_a_message_as_celery_writes_it_is_one():
     assert fault_of(as_bytes(ticket())) is None
 
 
-def test_what_is_no_message_is_set_aside_and_the_others_come_through(server: RedisServer):
+def test_an_invalid_message_becomes_a_dead_letter(server: RedisServer):
     good = [ticket() for _ in range(3)]
     put(server, as_bytes(good[0]), *NOT_JSON, as_bytes(good[1]), *NOT_OBJECTS, as_bytes(good[2]))
     assert take_all(server) == [message["headers"]["id"] for message in good]
@@ -72,7 +72,7 @@ def test_what_is_no_message_is_set_aside_and_the_others_come_through(server: Red
     assert sorted(refused) == sorted(message[:MAX_DEAD_LETTER_BYTES] for message in [*NOT_JSON, *NOT_OBJECTS])
 
 
-def test_what_its_consumer_fails_on_is_set_aside(server: RedisServer):
+def test_a_message_its_consumer_fails_on_becomes_a_dead_letter(server: RedisServer):
     def fail(id_: str) -> None:
         if id_ == bad["headers"]["id"]:
             raise RuntimeError("no consumer expects this")
@@ -92,7 +92,7 @@ def test_the_list_of_refused_messages_does_not_grow_without_limit(server: RedisS
     assert server.client.lindex(DEAD_LETTERS, 0) == b"%d" % (MAX_DEAD_LETTERS + 19), "the latest comes first"
 
 
-def test_messages_are_taken_by_priority(server: RedisServer):
+def test_messages_are_delivered_by_priority(server: RedisServer):
     low, high = ticket(), ticket()
     server.client.lpush(f"{QUEUE}\x06\x166", as_bytes(low))
     server.client.lpush(QUEUE, as_bytes(high))

@@ -74,7 +74,7 @@ def test_duplicates_are_those_that_a_set_of_json_texts_finds(ids):
     assert watch.count == len(ids) - len(seen)
 
 
-def test_a_duplicate_is_told_once_with_count_and_example():
+def test_duplicates_are_reported_once_with_count_and_example():
     told: list[str] = []
     records = [Record(id_, "x") for id_ in ("a", "b", "a", "b", "a")]
     assert list(warn_of_duplicate_ids(records, told.append)) == records

@@ -59,7 +59,7 @@ def test_a_line_that_is_not_json_fails_alone_with_line_and_column(tmp_path):
         "[1, 2]",
     ],
 )
-def test_what_is_no_record_in_json_fails_alone(tmp_path, text):
+def test_a_json_value_that_is_not_a_record_fails_alone(tmp_path, text):
     path = tmp_path / "a.jsonl"
     before, bad, after = read(path, f'"good"\n{text}\n"also good"\n'.encode(), limit=1_000_000)
     assert (before.input, after.input) == ("good", "also good")
@@ -159,7 +159,7 @@ def test_quoting_that_does_not_fit_is_refused(tmp_path, name, quoting):
         find_inputs([str(tmp_path / name)], TASKS["fill-mask"], quoting=quoting)
 
 
-def test_a_quote_out_of_place_fails_its_row_and_reading_goes_on_behind_it(tmp_path):
+def test_a_misplaced_quote_fails_its_row_and_the_next_rows_are_read(tmp_path):
     path = tmp_path / "a.csv"
     bad, good, swallowing, after = read(path, b'text\n"say "hi""\nb\n"open\nc\n"d"\ne\n')
     assert (good.input, after.input) == ("b", "e")

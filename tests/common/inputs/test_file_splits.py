@@ -97,7 +97,7 @@ def test_parquet_of_very_large_row_groups_is_copied(tmp_path: Path, monkeypatch:
     assert is_splittable(Source(str(path), "parquet"))
 
 
-def test_no_range_is_larger_than_asked(tmp_path: Path) -> None:
+def test_no_range_is_larger_than_requested(tmp_path: Path) -> None:
     path = tmp_path / "input.txt"
     path.write_text("".join(f"line {n}\n" for n in range(1000)))
     found = cuts(str(path), "txt", records=7, most_bytes=60)
@@ -135,7 +135,7 @@ def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
         read_split(rows, TASK)
 
 
-def test_a_file_that_changes_while_it_is_cut_is_told(tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_split_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "input.txt"
     path.write_text("one\ntwo\n")
     builder = RecordBuilder(Source(str(path), "txt"), TASK, None, None, multiple_inputs=False)
@@ -193,12 +193,12 @@ def test_a_forged_range_is_refused(wrong: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("text", [b"{}", b"[]", b"{", b"{" * 100_000, b'{"source": "/x"}'])
-def test_what_is_no_range_is_refused(text: bytes) -> None:
+def test_data_that_is_not_a_file_split_is_refused(text: bytes) -> None:
     with pytest.raises(PayloadError, match="not a file split"):
         FileSplit.decode(text)
 
 
-def test_a_payload_of_records_is_no_range() -> None:
+def test_a_payload_of_records_is_not_a_file_split() -> None:
     assert not is_split(encode_records([Record(0, "{")]))
     assert is_split(FileSplit(**SOUND).encode())
 

@@ -134,7 +134,7 @@ def test_a_parquet_that_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_missing_column_is_told_with_those_there_are(tmp_path, kind):
+def test_a_missing_column_is_reported_with_the_existing_ones(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
     if kind == "csv":
         path.write_text("id,title,body\n1,a,b\n")

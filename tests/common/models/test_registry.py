@@ -115,7 +115,7 @@ def test_an_export_is_a_copy_and_overwrites_nothing(opened: Open, tmp_path: Path
         store.export(JOB, tmp_path / "out")
 
 
-def test_another_machine_goes_on_from_the_last_whole_checkpoint(opened: Open) -> None:
+def test_another_machine_resumes_from_the_last_complete_checkpoint(opened: Open) -> None:
     store = opened("one")
     for step in (10, 20):
         upload_checkpoint(store, "0-1-aaaaaaaa", step)
@@ -124,7 +124,7 @@ def test_another_machine_goes_on_from_the_last_whole_checkpoint(opened: Open) ->
     assert found is not None and step_of(found) == 20
 
 
-def test_choosing_a_model_clears_the_checkpoints_away(opened: Open) -> None:
+def test_choosing_a_model_deletes_the_checkpoints(opened: Open) -> None:
     store = opened("one")
     upload_checkpoint(store, "0-1-aaaaaaaa", 10)
     add_model(store, "0-1-aaaaaaaa", "done")
@@ -142,9 +142,7 @@ def test_elsewhere_only_the_newest_checkpoint_and_the_best_are_kept(remote: str,
     assert steps_in(open_registry(remote, tmp_path / "three").checkpoint_dirs(JOB)) == {50}
 
 
-def test_an_attempt_that_lost_its_turn_clears_nothing_of_the_next_one(
-    s3: S3Server, remote: str, tmp_path: Path
-) -> None:
+def test_an_attempt_that_lost_its_lease_deletes_nothing_of_the_next(s3: S3Server, remote: str, tmp_path: Path) -> None:
     upload_checkpoint(open_registry(remote, tmp_path / "one"), "0-2-bbbbbbbb", 30)
     upload_checkpoint(open_registry(remote, tmp_path / "two"), "0-1-aaaaaaaa", 40)
     assert names_in(s3, remote) == {"checkpoint-30", "checkpoint-40"}
@@ -185,7 +183,7 @@ def test_of_several_whole_models_the_latest_attempt_counts(opened: Open) -> None
     assert (opened("two").fetch(JOB) / "config.json").read_text() == "10-1-worker"
 
 
-def test_a_store_that_is_away_is_an_error_that_says_so(s3: S3Server, remote: str, tmp_path: Path) -> None:
+def test_an_unavailable_store_is_reported_as_such(s3: S3Server, remote: str, tmp_path: Path) -> None:
     store = open_registry("s3://no-such-bucket/models", tmp_path / "one")
     checkpoint = add_checkpoint(store, "0-1-aaaaaaaa", 10)
     s3.stop()

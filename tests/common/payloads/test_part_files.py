@@ -74,7 +74,7 @@ def test_a_later_round_replaces_what_had_failed() -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("data", [b"\xff\0", b"PAR1\0\0PAR1", b"[1]\n", b'{"output": 1, "error": 3}', b"[" * 9999])
-def test_bytes_that_are_no_part_are_refused(format: str, data: bytes) -> None:
+def test_bytes_that_are_not_a_part_are_refused(format: str, data: bytes) -> None:
     with pytest.raises(PayloadError, match="not a part"):
         decode_part(data, format)
 

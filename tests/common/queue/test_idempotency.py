@@ -57,7 +57,7 @@ def test_a_deleted_job_frees_its_key(shell: Shell, source: Path, server: RedisSe
     assert shell.run(*arguments(source)).stdout.strip() != job
 
 
-def test_the_key_lives_as_long_as_its_job(shell: Shell, source: Path, server: RedisServer) -> None:
+def test_the_key_expires_with_its_job(shell: Shell, source: Path, server: RedisServer) -> None:
     job = shell.run(*arguments(source)).stdout.strip()
     mapping = idempotency(KEY[1])
     assert server.client.get(mapping) == job.encode() and server.client.pttl(mapping) == -1

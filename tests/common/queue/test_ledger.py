@@ -54,7 +54,7 @@ def test_chunks_are_leased_in_order_and_once(store: JobStore, ledger: Ledger) ->
     assert store.job(job_id).status is JobStatus.COMPLETED
 
 
-def test_a_ticket_is_good_for_one_turn(store: JobStore, ledger: Ledger) -> None:
+def test_a_ticket_leases_its_chunk_once(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     ticket = ledger.issue_tickets(job_id, 1)[0]
     assert ledger.lease(job_id, ticket, "w", 1)
@@ -90,7 +90,7 @@ def test_cancel_takes_effect_at_once_while_nothing_is_leased(store: JobStore, le
     assert lease(ledger, job_id) is None
 
 
-def test_cancel_waits_for_the_chunks_in_hand(store: JobStore, ledger: Ledger) -> None:
+def test_cancel_waits_for_the_running_chunks(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     held = leased(ledger, job_id)
     assert ledger.cancel(job_id) == "cancelling"

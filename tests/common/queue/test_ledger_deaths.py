@@ -26,7 +26,7 @@ def test_after_a_transient_fault_a_chunk_waits_and_is_counted_apart(store: JobSt
     assert run_all(ledger, job_id) == [0]
 
 
-def test_a_chunk_given_back_is_not_taken_up_again_by_a_late_renewal(store: JobStore, ledger: Ledger) -> None:
+def test_a_late_renewal_does_not_lease_a_released_chunk_again(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     held = leased(ledger, job_id)
     ledger.release_chunk(held)
@@ -80,7 +80,7 @@ def test_a_worker_that_dies_over_a_record_alone_leaves_its_position(store: JobSt
     assert ledger.isolated_deaths(again) == [], "that was another round"
 
 
-def test_a_chunk_given_back_in_the_middle_of_a_record_blames_nobody(store: JobStore, ledger: Ledger) -> None:
+def test_a_chunk_released_in_the_middle_of_a_record_blames_no_record(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger, 1)
     for _ in range(2):
         held = leased(ledger, job_id)
@@ -148,7 +148,7 @@ def test_a_renewed_lease_stays(store: JobStore, ledger: Ledger) -> None:
         assert reap(ledger, job_id) == []
 
 
-def test_a_chunk_given_back_comes_first_and_does_not_count_as_an_attempt(store: JobStore, ledger: Ledger) -> None:
+def test_a_released_chunk_comes_first_and_does_not_count_as_an_attempt(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     held = leased(ledger, job_id)
     ledger.release_chunk(held)

@@ -125,7 +125,7 @@ def test_a_retry_that_was_cut_off_before_its_round_changes_nothing(
     assert store.job(job_id).status is JobStatus.COMPLETED
 
 
-def test_thousands_of_chunks_are_accepted_and_retried_in_order_and_each_once(
+def test_thousands_of_chunks_are_accepted_and_retried_once_in_order(
     store: JobStore, ledger: Ledger, server: RedisServer
 ) -> None:
     job_id, chunks, of = new_job_id(), 5000, JobKeys.of
@@ -150,7 +150,7 @@ def test_retry_of_a_cancelled_job_runs_what_never_ended(store: JobStore, ledger:
     assert sorted(run_all(ledger, job_id)) == [1, 2, 3]
 
 
-def test_a_chunk_given_back_after_its_job_ended_is_not_lost_to_a_retry(store: JobStore, ledger: Ledger) -> None:
+def test_a_chunk_released_after_its_job_ended_is_not_lost_to_a_retry(store: JobStore, ledger: Ledger) -> None:
     job_id = make_job(store, ledger)
     held = leased(ledger, job_id)
     ledger.fail(job_id, Failure("x", "y"))
@@ -186,7 +186,7 @@ def test_a_retry_of_a_running_job_forgets_nothing_of_it(store: JobStore, ledger:
     assert store.job(job_id).counts == Counts(1, 0)
 
 
-def test_a_job_whose_producer_fell_silent_is_given_up(store: JobStore, ledger: Ledger) -> None:
+def test_a_job_whose_producer_sends_no_heartbeat_fails(store: JobStore, ledger: Ledger) -> None:
     job_id = new_job_id()
     store.create(JobSpec(job_id, "echo"))
     payloads(store, job_id).add_records(0, b"payload")
@@ -262,7 +262,7 @@ def test_late_writers_leave_nothing_behind(end: str, store: JobStore, ledger: Le
         assert server.client.pttl(key) > 0, key
 
 
-def test_a_retried_job_lives_as_long_as_it_runs(store: JobStore, ledger: Ledger, server: RedisServer) -> None:
+def test_a_retried_job_does_not_expire_while_it_runs(store: JobStore, ledger: Ledger, server: RedisServer) -> None:
     job_id = make_job(store, ledger)
     run_all(ledger, job_id, failed=(0,))
     ledger.retry(job_id)

@@ -78,7 +78,7 @@ def written(server: RedisServer, tmp_path: Path) -> Written:
     return Written(server, tmp_path / "out")
 
 
-def test_what_was_committed_and_not_placed_is_placed_by_another(written: Written) -> None:
+def test_a_part_committed_but_not_renamed_is_renamed_later(written: Written) -> None:
     for number in range(2):
         written.commit(written.lease(), Outcome(f"output {number}"))
     assert (written.status, written.found()) == (JobStatus.RUNNING, [])
@@ -138,7 +138,7 @@ def test_a_late_attempt_of_a_retry_leaves_a_whole_output_as_it_is(server: RedisS
     ]
 
 
-def test_a_job_that_is_deleted_while_its_part_is_placed_is_no_fault(written: Written) -> None:
+def test_a_job_deleted_while_its_part_is_renamed_causes_no_error(written: Written) -> None:
     held = written.lease()
     written.commit(held, Outcome("output"))
     written.store.delete(written.spec.id)

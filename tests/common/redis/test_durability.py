@@ -31,12 +31,12 @@ def test_what_is_advised_mends_it(server: RedisServer) -> None:
     assert durability_warnings(server.client, server.url) == []
 
 
-def test_a_policy_that_never_applies_is_no_weakness(server: RedisServer) -> None:
+def test_an_eviction_policy_that_never_applies_causes_no_warning(server: RedisServer) -> None:
     server.client.config_set("maxmemory-policy", "allkeys-lru")
     assert durability_warnings(server.client, server.url) == []
 
 
-def test_nothing_is_told_where_this_user_may_not_ask(server: RedisServer) -> None:
+def test_no_warning_is_given_when_the_user_may_not_query(server: RedisServer) -> None:
     weaken(server)
     server.client.execute_command("ACL", "SETUSER", "small", "on", f">{PASSWORD}", "+ping")
     with redis.Redis(port=server.port, username="small", password=PASSWORD) as client:

@@ -49,7 +49,7 @@ def test_only_the_files_of_a_folder_are_listed(storage: Storage) -> None:
     assert storage.names("nowhere") == []
 
 
-def test_removing_what_is_not_there_is_no_error(storage: Storage) -> None:
+def test_removing_a_missing_file_is_not_an_error(storage: Storage) -> None:
     storage.write("a", b"")
     storage.remove("a", "a", "sub/b")
     storage.prune("sub")
@@ -75,7 +75,7 @@ def test_a_missing_file_is_named(address: str) -> None:
         file_version(f"{address}/nothing")
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(StorageError, match="is not a regular file"):

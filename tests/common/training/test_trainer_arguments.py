@@ -49,7 +49,7 @@ def test_the_processes_that_load_data_are_bounded(value: Json):
         decode(dataloader_num_workers=value)
 
 
-def test_a_configuration_in_place_is_taken_as_transformers_reads_it(tmp_path: Path):
+def test_a_json_argument_is_read_as_transformers_reads_it(tmp_path: Path):
     options = decode(
         **parse_params(['accelerator_config={"split_batches": true}', "eval_strategy=no", "optim_args=rank=8"])
     )

@@ -86,7 +86,7 @@ def test_two_at_the_same_time_share_one_daemon(shell: Shell, home: Home) -> None
 
 
 @pytest.mark.parametrize("part", ["daemon", "supervisor"])
-def test_a_submit_whose_daemon_or_worker_is_killed_goes_on(shell: Shell, home: Home, part: str) -> None:
+def test_a_submit_whose_daemon_or_worker_is_killed_continues(shell: Shell, home: Home, part: str) -> None:
     shell.environ |= {"HUGQUEUE_LEASE": "3", "HUGQUEUE_REAP": "0.5"}
     process = submit_slowly(shell, chunks=12)
     if part == "daemon":
@@ -157,7 +157,7 @@ def test_a_killed_submit_leaves_no_process_and_its_job_continues_later(shell: Sh
     assert len(lines(shell.run("results", str(job["id"])).stdout)) == 24
 
 
-def test_a_job_that_fails_is_told_and_leaves_no_process(shell: Shell, home: Home) -> None:
+def test_a_failed_job_is_reported_and_leaves_no_process(shell: Shell, home: Home) -> None:
     source = write(shell, "x")
     done = shell.run("submit", "--task", "test-load", source, "-p", "load_error=no such thing", status=1)
     assert "failed: test_load: no such thing" in done.stderr

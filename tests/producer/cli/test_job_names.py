@@ -72,7 +72,7 @@ def test_a_span_of_time_is_read(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5", "m", "-1m", "1e3s", "nan", "5 minutes"])
-def test_what_is_no_span_is_refused(text: str) -> None:
+def test_data_that_is_not_a_span_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--x"):
         parse_duration(text, "--x")
 

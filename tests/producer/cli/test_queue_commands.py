@@ -103,7 +103,7 @@ def test_a_full_disk_behind_stdout_is_said(queue: Queue, good: str) -> None:
 # Exit status
 
 
-def test_the_exit_status_tells_how_jobs_went(queue: Queue, good: str, flawed: str, failed: str) -> None:
+def test_the_exit_status_shows_how_jobs_ended(queue: Queue, good: str, flawed: str, failed: str) -> None:
     queue.run("watch", good)
     queue.run("wait", good, flawed, status=3)
     queue.run("wait", failed, flawed, good, status=1)
@@ -140,7 +140,7 @@ def test_an_unknown_job_is_said_with_the_way_to_the_known_ones(queue: Queue, com
 # JSON and tables
 
 
-def test_status_tells_all_in_json_and_in_words(queue: Queue, good: str, failed: str) -> None:
+def test_status_shows_everything_as_json_and_as_text(queue: Queue, good: str, failed: str) -> None:
     told = queue.status(good)
     assert told["counts"] == {"records": 3, "done": 3, "succeeded": 3, "failed": 0, "truncated": 0}
     assert told["status"] == "completed" and told["name"] == "the good one" and told["error"] is None
@@ -291,7 +291,7 @@ def test_a_narrow_table_cuts_columns_and_no_status(queue: Queue, good: str, fail
     assert {line[at - 1] for line in shown[1:] if line.strip()} <= set("0123456789")
 
 
-def test_a_pipe_is_told_how_far_a_job_is_by_tenths(queue: Queue) -> None:
+def test_a_pipe_gets_a_progress_line_for_every_tenth(queue: Queue) -> None:
     source = queue.write("in.txt", *map(str, range(40)))
     done = queue.run(
         "submit", "--task", "test-wait", source, "-p", "seconds=0.5", "--chunk-size", "4", "--wait", seconds=60
@@ -300,7 +300,7 @@ def test_a_pipe_is_told_how_far_a_job_is_by_tenths(queue: Queue) -> None:
     assert 2 <= len(told) <= 10 and told == sorted(set(told), key=int)
 
 
-def test_a_failed_job_gives_a_pipe_no_line_for_what_was_not_run(queue: Queue) -> None:
+def test_a_failed_job_sends_a_pipe_no_line_for_records_that_did_not_run(queue: Queue) -> None:
     source = queue.write("in.txt", "x", "y")
     done = queue.run("submit", "--task", "test-load", source, "-p", "load_error=no", "--wait", status=1)
     assert done.stdout == ""
@@ -332,7 +332,7 @@ def test_a_pipe_gets_no_escape_sequences(queue: Queue, good: str) -> None:
         assert all(line == line.rstrip() for line in done.stdout.splitlines())
 
 
-def test_waiting_goes_on_while_redis_is_away(queue: Queue, tmp_path: Path) -> None:
+def test_waiting_continues_while_redis_is_unavailable(queue: Queue, tmp_path: Path) -> None:
     go = tmp_path / "go"
     waiting = queue.popen("submit", "--task", "test-wait", queue.write("in.txt", "x"), "-p", f"until={go}", "--wait")
     assert waiting.stderr

@@ -45,7 +45,7 @@ ANSWERS = [
     [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")],
     ids=["full", "closed"],
 )
-def test_an_answer_that_cannot_be_written_is_told(shell: Shell, command: str, end: str, reason: str) -> None:
+def test_a_response_that_cannot_be_written_is_reported(shell: Shell, command: str, end: str, reason: str) -> None:
     done = sh(shell, f"{command} {end}")
     assert done.stderr == f"Error: Cannot write to standard output: {reason}.\n"
     assert done.returncode == 1

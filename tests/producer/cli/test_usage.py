@@ -156,7 +156,7 @@ def test_a_wrong_option_is_refused_before_anything_starts(
     assert not home.exists()
 
 
-def test_a_setting_that_is_no_number_is_refused(shell: Shell) -> None:
+def test_a_setting_that_is_not_a_number_is_refused(shell: Shell) -> None:
     shell.environ["HUGQUEUE_LEASE"] = "long"
     assert "HUGQUEUE_LEASE must be a number above 0, found 'long'" in refusal(shell, "jobs")
 

@@ -164,7 +164,7 @@ def test_a_stopped_daemon_stops_redis_too(home: Home, hold: Hold) -> None:
     home.wait_until_empty()
 
 
-def test_a_second_daemon_goes_away(home: Home, hold: Hold) -> None:
+def test_a_second_daemon_exits(home: Home, hold: Hold) -> None:
     assert hold().client.ping()
     daemon = home.daemon().pid
     done = subprocess.run([sys.executable, "-P", "-m", "producer.embedded.daemon"], env=home.environ, check=False)

@@ -96,7 +96,7 @@ def test_a_server_that_is_too_old_is_refused(state_dir: StateDir, no_server: Pat
         ("Valkey 9.1.2", "Redis 8.6.2", False),
     ],
 )
-def test_a_server_is_taken_if_it_reads_what_was_written(
+def test_a_server_is_used_if_it_reads_the_existing_data(
     state_dir: StateDir, no_server: Path, written: str, found: str, reads: bool
 ) -> None:
     record_release(state_dir, release(written))
@@ -141,7 +141,7 @@ def test_the_advice_holds_for_the_data_and_this_machine(
         find_binary(state_dir)
 
 
-def test_a_server_that_does_not_run_is_told(state_dir: StateDir, no_server: Path) -> None:
+def test_a_server_that_does_not_run_is_reported(state_dir: StateDir, no_server: Path) -> None:
     broken = no_server / "redis-server"
     broken.write_text("#!/bin/sh\necho 'GLIBC_9.99 not found' >&2\nexit 1\n")
     broken.chmod(0o755)

@@ -158,7 +158,7 @@ def test_multi_hot_labels_are_read_by_their_places(tmp_path: Path) -> None:
         ([["a"], [None]], "found null"),
     ],
 )
-def test_lists_that_are_no_labels_are_refused(tmp_path: Path, labels: list[Any], words: str) -> None:
+def test_lists_that_are_not_labels_are_refused(tmp_path: Path, labels: list[Any], words: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": "t", "label": label}) + "\n" for label in labels))
     assert words in refused(path)
@@ -173,7 +173,7 @@ def test_an_evaluation_label_of_another_kind_is_refused(tmp_path: Path, label: A
     assert "dev.jsonl" in message and words in message
 
 
-def test_classes_keep_the_places_that_a_model_gives_them() -> None:
+def test_classes_keep_the_order_of_the_model() -> None:
     labels = Labels("single_label", ("bad", "good"))
     assert align_labels(labels, ("good", "bad")) == (Labels("single_label", ("good", "bad")), "")
     assert align_labels(labels, ("GOOD", "BAD"))[0].names == ("good", "bad")

@@ -90,7 +90,7 @@ def test_what_cannot_be_followed_fails_alone(tmp_path: Path, fields: Json, words
         (line({"model": "m", "input": "a"}, url="/v1/embeddings"), "bad_request"),
     ],
 )
-def test_a_line_that_is_no_request_of_this_batch_fails_alone(tmp_path: Path, text: Json, code: str):
+def test_a_line_that_is_not_a_request_of_this_batch_fails_alone(tmp_path: Path, text: Json, code: str):
     good, bad = read(tmp_path, line(CHAT), text)
     assert good.failure is None
     assert bad.failure and bad.failure.code == code
@@ -130,7 +130,7 @@ def test_what_else_a_message_says_reaches_the_chat_template(tmp_path: Path):
         (json.dumps(line({"messages": []})), None, "names no model"),
     ],
 )
-def test_a_file_that_is_no_batch_of_the_task_is_refused(tmp_path: Path, text: str, task: str | None, words: str):
+def test_a_file_that_is_not_a_batch_of_the_task_is_refused(tmp_path: Path, text: str, task: str | None, words: str):
     path = tmp_path / "requests.jsonl"
     path.write_text(text)
     with pytest.raises(UsageError, match=words):

@@ -44,7 +44,7 @@ def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, name):
+def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path, name):
     """A limit on the size of files stands for the disk; a process of its own, since the limit cannot be taken back."""
     script = (
         "import resource, signal, sys\nfrom pathlib import Path\n"
@@ -76,7 +76,7 @@ def test_the_umask_decides_who_may_read(tmp_path):
     assert stat.S_IMODE((tmp_path / "a.jsonl").stat().st_mode) == 0o640
 
 
-def test_a_link_goes_on_pointing_where_it_points(tmp_path):
+def test_a_link_still_points_to_the_same_target(tmp_path):
     (tmp_path / "there").mkdir()
     link = tmp_path / "a.jsonl"
     link.symlink_to(tmp_path / "there" / "real.jsonl")
@@ -93,7 +93,7 @@ def test_a_long_name_is_written(tmp_path):
     assert path.exists()
 
 
-def test_a_directory_that_is_gone_by_then_is_told(tmp_path):
+def test_a_directory_deleted_meanwhile_is_reported(tmp_path):
     with pytest.raises(HugqueueError, match=r"Cannot write .*: No such file or directory"):
         open_output(tmp_path / "gone" / "a.jsonl", EMBEDDING).__enter__()
 

@@ -117,7 +117,7 @@ def test_parquet_groups_of_rows_are_bounded(tmp_path):
     assert file.read()["output"].to_pylist() == [str(n) for n in range(20_000)]
 
 
-def test_an_output_of_another_type_than_declared_is_told(tmp_path):
+def test_an_output_of_another_type_than_declared_is_an_error(tmp_path):
     with pytest.raises(HugqueueError, match="not of the declared type"):
         write(
             tmp_path / "a.parquet", [ResultRow(0, "a", Outcome("text"))], EMBEDDING, output_type=pa.list_(pa.float32())
@@ -166,7 +166,7 @@ def test_npy_equals_what_numpy_saves(tmp_path):
         ([0.5], "is a float"),
     ],
 )
-def test_npy_of_anything_but_vectors_of_one_length_is_told(tmp_path, outputs, words):
+def test_npy_of_anything_but_vectors_of_one_length_is_an_error(tmp_path, outputs, words):
     with pytest.raises(HugqueueError, match=words):
         write(tmp_path / "a.npy", [ResultRow(n, "", Outcome(o)) for n, o in enumerate(outputs)], EMBEDDING)
     assert list(tmp_path.iterdir()) == []

@@ -43,7 +43,7 @@ def test_the_chunks_of_a_large_job_grow_to_a_bound() -> None:
     assert found == [4] * 64 + [8] * 64 + [16] * 139 + [8]
 
 
-def test_a_chunk_size_that_was_asked_for_decides() -> None:
+def test_an_explicit_chunk_size_is_used() -> None:
     plan = plan_chunks(7, 256, [beat("cpu")] * 3)
     assert sizes(30, plan) == [7, 7, 7, 7, 2]
 

@@ -137,7 +137,7 @@ def test_a_column_by_itself_gives_its_cells(value: Any) -> None:
         ([], "Empty input"),
     ],
 )
-def test_what_is_no_list_of_records_is_refused(value: Any, words: str) -> None:
+def test_data_that_is_not_a_list_of_records_is_refused(value: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         split_records_arg(value)
 

@@ -210,7 +210,7 @@ def test_tickets_that_wait_are_left_alone(
     assert ledger.tickets(job_id) == waiting(server)
 
 
-def test_a_pass_that_takes_long_keeps_its_turn_and_ends_when_it_is_lost(
+def test_a_long_pass_keeps_the_reaper_lock_and_ends_when_it_is_lost(
     store: JobStore, ledger: Ledger, server: RedisServer, new_reaper: NewReaper
 ) -> None:
     reaper = new_reaper("first", reap_seconds=0.02)
@@ -256,7 +256,7 @@ def test_a_producer_is_silent_by_the_reapers_clock(store: JobStore, ledger: Ledg
     assert failure and failure.code == "producer_died"
 
 
-def test_a_turn_to_reap_that_seems_to_last_an_hour_is_taken(server: RedisServer) -> None:
+def test_a_reaper_lock_that_seems_to_last_an_hour_is_taken_over(server: RedisServer) -> None:
     assert acquire_lock(server.client, keys.REAPER, "dead", 10_000)
     assert not acquire_lock(server.client, keys.REAPER, "next", 10_000)
     server.client.pexpire(keys.REAPER, int(HOUR * 1000))

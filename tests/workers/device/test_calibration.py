@@ -92,7 +92,7 @@ def test_what_is_known_is_not_measured_again():
     assert runner.sizes == []
 
 
-def test_a_trial_that_was_given_up_is_made_up_for_later():
+def test_a_cancelled_trial_is_run_later():
     runner = Timed(1, 1)
     with pytest.raises(Cancelled):
         calibrate(LoadedModel(runner, "embedding", None, "cpu"), None, RecordingMonitor(cancel_after=2))
@@ -134,7 +134,7 @@ def test_a_process_uses_and_stores_measured_batch_sizes(client: "redis.Redis", t
     assert 0 < client.ttl(token_budgets("my CPU")) <= 30 * 86400
 
 
-def test_what_is_no_budget_is_passed_over(client: "redis.Redis"):
+def test_an_invalid_budget_is_ignored(client: "redis.Redis"):
     good, small = "0123456789abcdef", "0" * 16
     forged = {good: "512", small: "1", "f" * 16: "9" * 40, "a" * 16: "-5", "b" * 16: "many", "../x": "512"}
     client.hset(token_budgets("my CPU"), mapping=forged)
@@ -146,7 +146,7 @@ def test_what_is_no_budget_is_passed_over(client: "redis.Redis"):
     assert client.hlen(token_budgets("my CPU")) == len(forged)
 
 
-def test_without_redis_nothing_is_known_and_work_goes_on():
+def test_without_redis_nothing_is_known_and_work_continues():
     known = TokenBudgetCache(redis.Redis(port=free_port(), retry=Retry(NoBackoff(), 0)), "my CPU")
     assert known.known() == {}
     known.update({"0" * 16: 512})

@@ -92,14 +92,14 @@ def test_a_record_that_hangs_before_the_first_batch_fails_alone(monkeypatch: pyt
         assert codes(device.run("test-crash", ["a", "hang-early", "c"])) == {1: "timeout"}
 
 
-def test_a_long_batch_that_gives_signs_of_life_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+def test_a_long_batch_that_sends_heartbeats_is_not_killed(monkeypatch: pytest.MonkeyPatch):
     with running_device(monkeypatch, batch_timeout=2.0) as device:
         pid = device.pid()
         assert device.run("test-wait", ["a"], params={"seconds": 3}).counts.succeeded == 1
         assert device.pid() == pid
 
 
-def test_slow_loading_is_no_hang(monkeypatch: pytest.MonkeyPatch):
+def test_slow_loading_is_not_a_hang(monkeypatch: pytest.MonkeyPatch):
     with running_device(monkeypatch, batch_timeout=2.0) as device:
         assert device.run("test-load", ["a"], params={"load_seconds": 3}).counts.succeeded == 1
 
@@ -199,7 +199,7 @@ def test_a_preload_that_is_killed_twice_is_an_error_of_start(monkeypatch: pytest
     assert caught.value.code == "no_memory"
 
 
-def test_a_process_that_keeps_dying_with_nothing_to_do_is_given_up(device: RunningDevice):
+def test_a_process_that_keeps_dying_while_idle_is_not_restarted(device: RunningDevice):
     for _ in range(5):
         os.kill(device.pid(), signal.SIGKILL)
         wait_until(lambda: device.process.pid is None)
@@ -217,7 +217,7 @@ def test_a_process_that_is_frozen_while_idle_is_replaced_when_it_is_needed(monke
         assert device.pid() != pid
 
 
-def test_a_chunk_that_waits_for_an_abandoned_load_is_not_taken_for_stuck(monkeypatch: pytest.MonkeyPatch):
+def test_a_chunk_that_waits_for_an_abandoned_load_is_not_considered_stuck(monkeypatch: pytest.MonkeyPatch):
     cancelled = CancelToken()
     with running_device(monkeypatch, batch_timeout=1.5) as device:
         pid = device.pid()
@@ -244,7 +244,7 @@ def test_a_process_that_lacks_file_descriptors_is_started_later(
     assert device.run("test-echo", ["a"]).counts.succeeded == 1
 
 
-def test_a_chunk_given_up_while_its_process_dies_is_not_run_again(device: RunningDevice, tmp_path: Path):
+def test_a_chunk_cancelled_while_its_process_dies_is_not_run_again(device: RunningDevice, tmp_path: Path):
     started, cancelled = tmp_path / "started", CancelToken()
     running = device.submit("test-wait", ["a"], params={"seconds": 600, "started": str(started)}, cancelled=cancelled)
     wait_until(started.exists)

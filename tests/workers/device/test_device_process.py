@@ -82,14 +82,14 @@ def test_a_model_that_cannot_be_loaded_fails_the_job_with_its_reason(device: Run
 
 
 @pytest.mark.parametrize("payload", [b"", b"garbage", encode_records([Record(0, "a")])[:-40]])
-def test_bytes_that_are_no_payload_are_refused(device: RunningDevice, payload: bytes):
+def test_bytes_that_are_not_a_payload_are_refused(device: RunningDevice, payload: bytes):
     pid = device.pid()
     with pytest.raises(PayloadError):
         device.run("test-echo", [], payload=payload)
     assert device.pid() == pid
 
 
-def test_a_running_chunk_is_given_up_between_two_signs_of_life(device: RunningDevice, tmp_path: Path):
+def test_a_running_chunk_is_cancelled_between_two_heartbeats(device: RunningDevice, tmp_path: Path):
     cancelled, started = CancelToken(), tmp_path / "started"
     running = device.submit("test-wait", ["a"], params={"seconds": 600, "started": str(started)}, cancelled=cancelled)
     wait_until(started.exists)
@@ -101,7 +101,7 @@ def test_a_running_chunk_is_given_up_between_two_signs_of_life(device: RunningDe
     assert device.pid() == pid
 
 
-def test_a_waiting_chunk_is_given_up_at_once(device: RunningDevice, tmp_path: Path):
+def test_a_waiting_chunk_is_cancelled_at_once(device: RunningDevice, tmp_path: Path):
     cancelled, started, until = CancelToken(), tmp_path / "started", tmp_path / "until"
     running = device.submit("test-wait", ["a"], params={"until": str(until), "started": str(started)})
     wait_until(started.exists)
@@ -114,7 +114,7 @@ def test_a_waiting_chunk_is_given_up_at_once(device: RunningDevice, tmp_path: Pa
     assert running.result(10).counts.succeeded == 1
 
 
-def test_loading_can_be_given_up_without_waiting_for_its_end(device: RunningDevice):
+def test_loading_can_be_abandoned_without_waiting_for_its_end(device: RunningDevice):
     cancelled = CancelToken()
     loading = device.submit("test-load", ["a"], params={"load_seconds": 3}, cancelled=cancelled)
     wait_until(lambda: "loading test-load" in device.stages)
@@ -153,7 +153,7 @@ def test_a_preload_that_does_not_fit_is_an_error_of_the_worker(monkeypatch: pyte
     assert caught.value.code == "no_memory"
 
 
-def test_stop_ends_the_process_and_gives_up_what_runs(device: RunningDevice, tmp_path: Path):
+def test_stop_ends_the_process_and_cancels_the_running_chunk(device: RunningDevice, tmp_path: Path):
     started = tmp_path / "started"
     running = device.submit("test-wait", ["a"], params={"seconds": 600, "started": str(started)})
     wait_until(started.exists)
@@ -197,7 +197,7 @@ def test_a_model_that_is_refused_costs_no_import_of_torch(device: RunningDevice)
     assert "libtorch" not in " ".join(entry.path for entry in psutil.Process(device.pid()).memory_maps())
 
 
-def test_it_ends_with_its_parent_even_when_it_never_lets_go(tmp_path: Path):
+def test_it_ends_with_its_parent_even_when_it_is_stuck(tmp_path: Path):
     code = (
         "import sys, threading; sys.path.insert(0, sys.argv[1]);"
         "from common.settings import Settings; from workers.device.client.client import DeviceClient;"

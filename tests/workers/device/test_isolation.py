@@ -34,7 +34,7 @@ def test_the_unsuspected_run_first_and_together():
     assert plan.next() == [0, 1, 2, 3, 6, 7]
 
 
-def test_suspects_then_run_one_by_one():
+def test_suspects_then_run_isolated():
     plan = Isolation([0, 1, 2])
     plan.died([1, 2], DIED)
     plan.done(plan.next())
@@ -43,7 +43,7 @@ def test_suspects_then_run_one_by_one():
     assert plan.next() == [2]
 
 
-def test_a_record_that_kills_alone_after_killing_in_company_is_given_up():
+def test_a_record_that_kills_in_a_batch_and_then_alone_fails():
     plan = Isolation([0, 1])
     plan.died([0, 1], DIED)
     plan.died([0], Failure("timeout", "why"))
@@ -86,7 +86,7 @@ def test_a_cautious_plan_runs_each_by_itself_from_the_start():
 
 
 @given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))), st.booleans())
-def test_exactly_the_killers_are_given_up_and_all_others_run_once(case: tuple[int, set[int]], serial: bool):
+def test_only_the_killers_fail_and_all_others_run_once(case: tuple[int, set[int]], serial: bool):
     size, killers = case
     plan = Isolation(range(size), serial=serial)
     done, deaths = _play(plan, killers)

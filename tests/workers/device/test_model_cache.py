@@ -137,7 +137,7 @@ def test_weights_are_counted_once_when_there_are_copies_in_other_formats(tmp_pat
     assert weight_bytes(path) == 1000
 
 
-def test_warming_up_tells_the_speed(models: ModelCache):
+def test_warming_up_reports_the_speed(models: ModelCache):
     loaded, *_ = models.get(_spec("test-echo"), Reporter())
     assert (warm_up(loaded, Ignoring()) or 0) > 0
 

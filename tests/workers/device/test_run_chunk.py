@@ -99,7 +99,7 @@ def test_what_is_not_a_records_fault_passes(error: Exception):
         _run(runner, ["a"])
 
 
-def test_a_chunk_given_up_between_batches_raises():
+def test_a_chunk_cancelled_between_batches_raises():
     with pytest.raises(Cancelled):
         _run(_runner("test-echo"), ["a"] * 10, Watched(abandon_at=8))
 
@@ -110,7 +110,7 @@ def test_batches_are_announced_by_the_positions_of_the_chunk():
     assert monitor.batches == [list(range(100, 106)), [100, 101, 102, 103], [104, 105]]
 
 
-def test_an_error_that_ruins_the_device_is_no_records_fault():
+def test_an_error_that_breaks_the_device_is_blamed_on_no_record():
     with pytest.raises(DeviceLost):
         _run(_runner("test-crash"), ["a", "gpu-lost"])
 

@@ -157,7 +157,7 @@ LABELS = {"candidate_labels": ["the old cat", "a river"]}
 
 
 @pytest.mark.parametrize("params", [LABELS, LABELS | {"hypothesis_template": "the sound of {}"}])
-def test_labels_of_ones_own_get_the_scores_that_the_pipeline_gives(tmp_path: Path, params: dict[str, Json]):
+def test_custom_labels_get_the_scores_that_the_pipeline_gives(tmp_path: Path, params: dict[str, Json]):
     task, model = "zero-shot-audio-classification", tiny_media.clap(tmp_path / "model")
     pipe = transformers.pipeline(task, model=str(model), device="cpu")
     for outcome, sound in zip(run(task, model, attached(SOUNDS), **params), SOUNDS, strict=True):

@@ -192,7 +192,7 @@ def test_vectors_are_cut_before_they_are_normalised(tmp_path, bert, normalize):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_normalize_false_takes_the_models_own_normalisation_away(tmp_path, bert):
+def test_normalize_false_removes_the_models_own_normalization(tmp_path, bert):
     plain = saved(tmp_path / "plain", bert)
     scaled = saved(tmp_path / "scaled", bert, modules.Normalize())
     np.testing.assert_allclose(embedded(scaled, normalize=False), reference(plain), atol=1e-5)
@@ -412,7 +412,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("file", "settings"), [(file, one) for file in BROKEN for one in BROKEN[file]], ids=str)
-def test_settings_of_another_type_are_told(tmp_path, bert, file, settings):
+def test_settings_of_another_type_are_an_error(tmp_path, bert, file, settings):
     directory = saved(tmp_path / "model", bert)
     path = directory / file
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))

@@ -5,7 +5,7 @@ import pytest
 from workers.inference.core.fallbacks import count_fallback, fallback_counts
 
 
-def test_each_fallback_is_counted_and_the_first_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_fallback_is_counted_and_the_first_logs_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
     before = fallback_counts().get("test-path", 0)
     for number in range(3):
         try:

@@ -67,7 +67,7 @@ def test_another_distribution_brings_a_runner_by_an_entry_point(tmp_path, monkey
     assert find_runner("fortune-telling").__name__ == "Fortunes"
 
 
-def test_an_entry_point_that_is_no_runner_is_refused(tmp_path, monkeypatch):
+def test_an_entry_point_that_is_not_a_runner_is_refused(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, "json:dumps")
     with pytest.raises(ModelError, match="json:dumps") as caught:
         find_runner("fortune-telling")
@@ -80,17 +80,17 @@ def code_of(directory: Path, auto_class: type = AutoModelForMaskedLM) -> str:
     return caught.value.code
 
 
-def test_a_directory_that_is_not_there_is_no_model(tmp_path):
+def test_a_missing_directory_is_not_a_model(tmp_path):
     assert code_of(tmp_path / "nowhere") == "model_not_found"
 
 
-def test_a_directory_without_a_configuration_is_no_model(tmp_path):
+def test_a_directory_without_a_configuration_is_not_a_model(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     assert code_of(tmp_path) == "not_a_model"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_damaged_files_are_no_model(copy, name):
+def test_damaged_files_are_not_a_model(copy, name):
     (copy / name).write_bytes(b"\x00 not what it was")
     assert code_of(copy) == "not_a_model"
 
@@ -102,7 +102,7 @@ def test_git_lfs_pointers_are_recognised(copy):
     assert caught.value.code == "not_a_model"
 
 
-def test_a_configuration_without_weights_is_no_model(copy):
+def test_a_configuration_without_weights_is_not_a_model(copy):
     (copy / "model.safetensors").unlink()
     assert code_of(copy) == "not_a_model"
 

@@ -68,7 +68,7 @@ def test_models_whose_tokenizer_is_written_in_python_are_tried_too(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("task", ["fill-mask", "embedding", "text-generation", "summarization", "question-answering"])
-def test_the_rounding_of_lower_precision_is_not_taken_for_padding(tmp_path, task, dtype):
+def test_the_rounding_of_lower_precision_is_not_mistaken_for_padding(tmp_path, task, dtype):
     made = {
         "text-generation": causal_gpt2,
         "summarization": make_bart,

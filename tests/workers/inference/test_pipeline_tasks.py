@@ -54,7 +54,7 @@ def test_an_alias_names_the_same_runner(models):
     assert_same([outcome.output], pipeline_outputs("text-classification", models("classifier"), ["good news"]))
 
 
-def test_a_decoder_that_knows_no_padding_classifies_one_by_one(models, tmp_path):
+def test_a_decoder_without_a_padding_token_classifies_one_by_one(models, tmp_path):
     vocabulary, _ = tiny_models.byte_level_files(tmp_path)
     tiny_models.causal_gpt2(tmp_path)
     torch.manual_seed(0)

@@ -180,7 +180,7 @@ def test_an_answer_is_found_in_a_later_window(bert):
     assert record["context"][answer["start"] : answer["end"]] == answer["answer"]
 
 
-def test_no_answer_is_an_answer_where_it_is_asked_for(bert):
+def test_no_answer_is_an_answer_when_requested(bert):
     record = RECORDS[3]
     nulls = []
     for _, start, end, hidden in windows_by_hand(bert, record, 64, 32):

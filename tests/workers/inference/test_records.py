@@ -186,7 +186,7 @@ def test_a_text_as_long_as_the_model_takes_is_not_called_cut(models):
         assert not outcomes[0].truncated
 
 
-def test_rows_that_the_model_has_no_room_for_are_dropped(models):
+def test_rows_that_are_too_long_for_the_model_are_dropped(models):
     records = [{"table": {"city": ["paris"] * rows}, "query": "which city"} for rows in (2, 300)]
     outcomes = run("table-question-answering", models("table_answers"), records)
     assert [outcome.truncated for outcome in outcomes] == [False, True]

@@ -64,7 +64,7 @@ def test_messages_that_the_template_refuses_fail_alone(tmp_path):
     assert "only one message" in outcome.failure.message
 
 
-def test_a_long_prompt_keeps_its_end_and_leaves_room(gpt2):
+def test_a_long_prompt_keeps_its_end_and_leaves_space_for_new_tokens(gpt2):
     params = {**GREEDY, "return_full_text": False}
     (outcome,) = run("text-generation", gpt2, [LONG], **params)
     tokenizer, model = AutoTokenizer.from_pretrained(gpt2), AutoModelForCausalLM.from_pretrained(gpt2)
@@ -74,7 +74,7 @@ def test_a_long_prompt_keeps_its_end_and_leaves_room(gpt2):
     assert outcome.output == [{"generated_text": tokenizer.decode(expected, skip_special_tokens=True)}]
 
 
-def test_a_prompt_that_max_length_leaves_no_room_fails_and_says_what_to_do(gpt2):
+def test_a_prompt_longer_than_max_length_fails_and_says_what_to_do(gpt2):
     long, short = run("text-generation", gpt2, [LONG, "a"], do_sample=False, max_length=20)
     assert long.failure is not None
     assert long.failure.code == "too_long"

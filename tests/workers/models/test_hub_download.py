@@ -128,7 +128,7 @@ def test_the_files_of_every_tokenizer_of_transformers_are_fetched():
     assert {name: kind for name, kind in names.items() if not any(fnmatchcase(name, each) for each in _FILES)} == {}
 
 
-def test_a_cache_that_cannot_be_read_is_told_at_once(hub: HubServer, client: Client):
+def test_an_unreadable_cache_is_reported_at_once(hub: HubServer, client: Client):
     hub.add("owner/model", FILES)
     client.resolve("owner/model")
     branch = client.home / "hf" / "hub" / "models--owner--model" / "refs" / "main"
@@ -140,7 +140,7 @@ def test_a_cache_that_cannot_be_read_is_told_at_once(hub: HubServer, client: Cli
         assert str(branch) in found["message"]
 
 
-def test_a_cache_that_cannot_be_written_is_told_at_once(hub: HubServer, client: Client):
+def test_an_unwritable_cache_is_reported_at_once(hub: HubServer, client: Client):
     hub.add("owner/model", FILES)
     (client.home / "hf").write_text("a file in the place of the directory")
     found = client.resolve("owner/model")

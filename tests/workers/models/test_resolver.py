@@ -59,7 +59,7 @@ def test_a_fault_of_files_that_may_pass_is_tried_again(roots: Path, policy: Mode
     assert caught.value.code == "model_unreadable" and "Too many open files" in caught.value.message
 
 
-def test_links_in_a_circle_and_zero_bytes_are_no_directory(roots: Path, policy: ModelPolicy):
+def test_circular_links_and_nul_bytes_are_not_a_directory(roots: Path, policy: ModelPolicy):
     (roots / "loop").symlink_to("loop")
     assert _refused(str(roots / "loop"), policy) == "model_not_found"
     assert _refused(f"{roots}/loop/below", policy) == "model_not_found"
@@ -179,12 +179,12 @@ def test_a_policy_comes_from_the_settings_and_passes_to_the_device():
 
 
 @pytest.mark.parametrize("name", ["/models/x", "./x", "../x", "~/x", "a/b/c", "."])
-def test_paths_are_told_from_ids(name: str):
+def test_paths_are_distinguished_from_ids(name: str):
     assert ModelRef.parse(name).kind == "path"
 
 
 @pytest.mark.parametrize("name", ["bert-base-uncased", "google-bert/bert-base-uncased"])
-def test_ids_are_told_from_paths(name: str):
+def test_ids_are_distinguished_from_paths(name: str):
     assert ModelRef.parse(name).kind == "hub"
 
 

@@ -359,7 +359,7 @@ def test_float16_on_the_cpu_is_refused(base: Path, tmp_path: Path) -> None:
         train_here(make_run_config(tmp_path / "work", "text-classification", base, REVIEWS, dtype="float16"))
 
 
-def test_bfloat16_is_computed_in_when_asked_for(base: Path, tmp_path: Path) -> None:
+def test_bfloat16_is_used_when_requested(base: Path, tmp_path: Path) -> None:
     result = train_here(
         make_run_config(tmp_path / "work", "text-classification", base, REVIEWS, epochs=1, dtype="bfloat16")
     )

@@ -63,7 +63,7 @@ def test_every_new_weight_is_trained_and_saved(family: str, tmp_path: Path) -> N
     assert changed - new  # and the body's layers, by their additions
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_has_the_same_head(tmp_path: Path) -> None:
+def test_a_run_resumed_from_a_checkpoint_has_the_same_head(tmp_path: Path) -> None:
     wordpiece(tmp_path / "base")
     transformers.AutoModel.from_config(DEBERTA).save_pretrained(tmp_path / "base")
     options = {"epochs": 3, "batch_size": 8, "lora": True, "learning_rate": 1e-2}

@@ -143,7 +143,7 @@ def test_a_launch_leaves_no_thread_behind(tmp_path: Path) -> None:
     wait_until(lambda: set(threading.enumerate()) <= before, 10, "the end of the threads")
 
 
-def test_a_metric_that_is_no_number_goes_as_null() -> None:
+def test_a_nan_metric_becomes_null() -> None:
     listener = Listener()
     listener.control.send("progress", metrics={"loss": math.nan})
     wait_until(lambda: bool(listener.received("progress")), 10, "the message")

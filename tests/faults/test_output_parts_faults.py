@@ -14,7 +14,7 @@ from tests.support.tcp_proxy import Proxy
 pytestmark = pytest.mark.faults
 
 
-def test_a_part_whose_worker_dies_after_the_commit_is_placed_by_another(
+def test_another_worker_renames_a_part_whose_worker_died_after_the_commit(
     server: RedisServer,
     environ: dict[str, str],
     start_workers: Callable[..., Workers],

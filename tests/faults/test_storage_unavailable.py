@@ -49,7 +49,7 @@ def go_away_for_a_while(proxy: Proxy, workers: list[Workers]) -> None:
     proxy.serve()
 
 
-def test_outcomes_wait_for_a_store_that_is_away(
+def test_outcomes_wait_for_an_unavailable_store(
     far: dict[str, str], proxy: Proxy, start_workers: StartWorkers, new_batch: NewBatch
 ) -> None:
     far_store = {"HUGQUEUE_STORE_URL": f"s3://{BUCKET}/store"}
@@ -62,7 +62,7 @@ def test_outcomes_wait_for_a_store_that_is_away(
     assert batch.runs_twice() == 0
 
 
-def test_an_output_is_whole_though_its_place_was_away(
+def test_an_output_is_complete_though_its_location_was_unavailable(
     far: dict[str, str], s3: S3Server, proxy: Proxy, start_workers: StartWorkers, new_batch: NewBatch
 ) -> None:
     batch = new_batch(200, seconds=0.3)
@@ -81,7 +81,7 @@ def test_an_output_is_whole_though_its_place_was_away(
     assert texts == [f"LINE {n}" for n in range(200)]
 
 
-def test_an_output_that_is_away_at_the_last_chunk_gets_success_later(
+def test_an_output_unavailable_at_the_last_chunk_gets_success_later(
     far: dict[str, str], s3: S3Server, proxy: Proxy, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path
 ) -> None:
     go = tmp_path / "go"

@@ -176,7 +176,7 @@ def test_redis_is_frozen_under_load(
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-def test_redis_is_away_for_a_minute_under_load(
+def test_redis_is_unavailable_for_a_minute_under_load(
     shell: Shell, server: RedisServer, start_workers: StartWorkers, new_batch: NewBatch, tmp_path: Path
 ) -> None:
     workers = start_workers()
