@@ -64,7 +64,7 @@ class JobStatus(StrEnum):
 class Output:
     """Where workers write the outcomes of a job, one part for each chunk."""
 
-    address: _Path  #: an absolute path, or a URL
+    location: _Path  #: an absolute path, or a URL
     format: Annotated[str, one_of("parquet", "jsonl")]
 
 

@@ -29,7 +29,7 @@ def check_model(model: str | None, settings: Settings, option: str = "--model") 
     with contextlib.suppress(StorageError):  # the workers may reach it
         if open_registry(url, settings.model_cache).find(ref.name) is None:
             raise UsageError(
-                f"{option} {model}: the model store {url} has no model of that job. "
+                f"{option} {model}: the model registry {url} has no model of that job. "
                 "`producer models` lists those it has."
             )
     return str(ref)

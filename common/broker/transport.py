@@ -99,7 +99,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     def dead_letter(self, raw: bytes, fault: str) -> None:
         """Keep a message that cannot be processed, in a list of bounded length."""
-        logger.error("refused a message, %s: %.200r", fault, raw)
+        logger.error("moved a message to the dead letters: %s: %.200r", fault, raw)
         client = redis.Redis(connection_pool=self.pool)
         try:
             with client.pipeline(transaction=False) as pipe:
@@ -107,7 +107,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
                     DEAD_LETTERS, 0, MAX_DEAD_LETTERS - 1
                 ).execute()
         except redis.RedisError as error:
-            logger.warning("the refused message could not be kept: %s", error)
+            logger.warning("the dead letter could not be kept: %s", error)
 
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]

@@ -1,10 +1,10 @@
 """The model registry: fine-tuned models and their checkpoints, in a directory or at a URL.
 
-    STORE/<job>/model.json             which of the job's models counts, and its metadata
-    STORE/<job>/<attempt>/             a complete model: its own model.json is written last
-    STORE/<job>/work/<attempt>/        checkpoints of an unfinished attempt
+    REGISTRY/<job>/model.json             which of the job's models counts, and its metadata
+    REGISTRY/<job>/<attempt>/             a complete model: its own model.json is written last
+    REGISTRY/<job>/work/<attempt>/        checkpoints of an unfinished attempt
 
-It does not use Redis: whoever can open the store can use its models.
+It does not use Redis: whoever can open the registry can use its models.
 """
 
 import contextlib
@@ -163,13 +163,13 @@ class ModelRegistry:
         for part in parts:
             path = path / part
             if path.is_symlink():
-                raise UsageError(f"{path} is a link; the directories of a model store must not be links.")
+                raise UsageError(f"{path} is a link; the directories of a model registry must not be links.")
         return path
 
     def _require(self, job_id: str) -> RegisteredModel:
         model = self.find(job_id)
         if model is None:
-            raise ModelError("model_not_found", f"job:{job_id}: the model store {self} has no model of that job.")
+            raise ModelError("model_not_found", f"job:{job_id}: the model registry {self} has no model of that job.")
         return model
 
     def __str__(self) -> str:
@@ -330,7 +330,7 @@ class RemoteModelRegistry(ModelRegistry):
             if isinstance(cause, OSError) and str(cause.filename or "").startswith(f"{self.root}/"):
                 raise cause from None  # this machine's own disk
             kind = UsageError if isinstance(cause, PermissionError | FileNotFoundError) else StorageError
-            raise kind(f"The model store {self} cannot be used: {error.message}") from error
+            raise kind(f"The model registry {self} cannot be used: {error.message}") from error
 
     def __str__(self) -> str:
         return self._url
@@ -351,7 +351,7 @@ def open_registry(url: str | None, cache: Path) -> ModelRegistry:
     """
     if not url:
         raise UsageError(
-            "No model store is configured: set HUGQUEUE_MODELS_URL to a directory that all workers share, or to a "
+            "No model registry is configured: set HUGQUEUE_MODELS_URL to a directory that all workers share, or to a "
             "URL such as s3://bucket/models."
         )
     if is_url(url):
@@ -359,9 +359,9 @@ def open_registry(url: str | None, cache: Path) -> ModelRegistry:
             return RemoteModelRegistry(url, cache)
         except MissingStorageLibrary as error:
             raise UsageError(f"HUGQUEUE_MODELS_URL={error.message}") from error
-    with path_errors(f"The model store {url} cannot be used"):
+    with path_errors(f"The model registry {url} cannot be used"):
         root = local_path(url).expanduser().absolute()
-        root.is_dir()  # raises here if the system refuses the path, so that the message names the store
+        root.is_dir()  # raises here if the system refuses the path, so that the message names the registry
     return ModelRegistry(root)
 
 

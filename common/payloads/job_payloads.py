@@ -44,7 +44,7 @@ class JobPayloads:
         self._parts: OutputCommitter | None = None
         self._read: tuple[int, bytes] | None = None  #: a chunk and its records, kept for its part
         if spec.output is not None:
-            self._check(spec.output.address)
+            self._check(spec.output.location)
             self._parts = OutputCommitter(spec.id, spec.output)
 
     def add_records(self, chunk: int, payload: bytes) -> None:
@@ -150,7 +150,7 @@ class JobPayloads:
     @property
     def location(self) -> str:
         """Where the outcomes are, for messages."""
-        return self._spec.output.address if self._spec.output else self._spec.store or "Redis"
+        return self._spec.output.location if self._spec.output else self._spec.store or "Redis"
 
     @property
     def input_location(self) -> str:
@@ -167,8 +167,8 @@ class JobPayloads:
         """The parts that workers write, None if the producer fetches the outcomes."""
         return self._parts
 
-    def _check(self, address: str) -> None:
-        check_location_allowed(address, self._may_open)
+    def _check(self, location: str) -> None:
+        check_location_allowed(location, self._may_open)
 
 
 def open_payloads(client: "redis.Redis", scripts: Scripts, spec: JobSpec, may_open: MayOpen) -> RedisPayloads:
@@ -183,15 +183,15 @@ def open_payloads(client: "redis.Redis", scripts: Scripts, spec: JobSpec, may_op
     return FilePayloads(client, scripts, spec.id, spec.store)
 
 
-def check_location_allowed(address: str, may_open: MayOpen) -> None:
+def check_location_allowed(location: str, may_open: MayOpen) -> None:
     """Check that this process may open a location that a job names.
 
     Raises:
         ModelError: `address_not_allowed`, it may not.
     """
-    if not may_open(address):
+    if not may_open(location):
         raise ModelError(
             "address_not_allowed",
-            f"{address} is not under a shared location, so it may not be opened here. Set HUGQUEUE_SHARED (or "
+            f"{location} is not under a shared location, so it may not be opened here. Set HUGQUEUE_SHARED (or "
             "HUGQUEUE_STORE_URL) for this command and for the workers to a directory or a URL above it.",
         )

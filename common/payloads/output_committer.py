@@ -26,7 +26,7 @@ class OutputCommitter:
     """The parts of one job. Every method raises `StorageError` if they cannot be written or read now."""
 
     def __init__(self, job_id: str, output: Output) -> None:
-        self._storage = open_storage(output.address)
+        self._storage = open_storage(output.location)
         self._format = output.format
         self._attempts = f"_attempts/{job_id}"
 
@@ -110,20 +110,20 @@ class OutputCommitter:
         return f"{self._attempts}/{chunk}.{version[0]}.{version[1]}.{self._format}"
 
 
-def check_output_location(address: str, *, begun: bool = False) -> None:
+def check_output_location(location: str, *, begun: bool = False) -> None:
     """Check that files can be written to a location, and (unless its job has `begun`) that it holds no output.
 
     Raises:
         UsageError: it holds one.
         StorageError: it cannot be written or read.
     """
-    storage = open_storage(address)
+    storage = open_storage(location)
     storage.check()
     if begun:
         return
     found = [name for name in storage.names() if name.startswith("part-") or name in (SUCCESS, MANIFEST)]
     if found:
-        raise UsageError(f"{address} already holds an output ({found[0]}). Name another location, or remove it.")
+        raise UsageError(f"{location} already holds an output ({found[0]}). Name another location, or remove it.")
 
 
 def _parse_attempt(name: str) -> tuple[int, tuple[int, int]]:

@@ -192,9 +192,9 @@ class JobStore:
         Raises:
             StorageError: they cannot be removed now.
         """
-        address = (self.client.hget(keys.STORED, job_id) or b"").decode(errors="replace")
-        if not address or not self._may_open(address):
+        location = (self.client.hget(keys.STORED, job_id) or b"").decode(errors="replace")
+        if not location or not self._may_open(location):
             return False
-        open_storage(address, job_id).remove_all()
+        open_storage(location, job_id).remove_all()
         self.client.hdel(keys.STORED, job_id)
         return True

@@ -25,7 +25,7 @@ STORED = f"{PREFIX}stored"
 #: Lock of the worker that reaps at present.
 REAPER = f"{PREFIX}reaper"
 #: List of messages that could not be decoded, the latest first.
-DEAD_LETTERS = f"{CELERY_PREFIX}refused"
+DEAD_LETTERS = f"{CELERY_PREFIX}dead-letters"
 
 
 def worker(name: str) -> str:

@@ -24,7 +24,7 @@ _RANGES: Mapping[str, tuple[int, int]] = {
 }
 #: Fields that a job may not set, and why.
 FORBIDDEN: Mapping[str, str] = {
-    "output_dir": "the model store decides where checkpoints go",
+    "output_dir": "the model registry decides where checkpoints go",
     "per_device_train_batch_size": "use --batch-size",
     "num_train_epochs": "use --epochs",
     "learning_rate": "use --learning-rate",

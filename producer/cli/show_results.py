@@ -66,14 +66,14 @@ def save_results(handle: JobHandle, target: Target) -> str:
         return f"wrote {written:,} records to {target}" + (f"; {not_run:,} of them did not run" if not_run else "")
     if target != job.spec.output:
         written = handle.write_parts(target)
-        return f"wrote {written:,} records to {target.address}, one file per chunk ({job.chunks:,})"
+        return f"wrote {written:,} records to {target.location}, one file per chunk ({job.chunks:,})"
     if lost := handle.lost_chunks():  # workers have written the files
         raise ResultsLost(
-            f"{len(lost):,} of {job.chunks:,} files are no longer in {target.address}; `producer retry {job.id}` "
+            f"{len(lost):,} of {job.chunks:,} files are no longer in {target.location}; `producer retry {job.id}` "
             "runs their chunks again."
         )
     done = "all" if job.status is JobStatus.COMPLETED else f"{job.counts.done:,} of"
-    return f"{done} {job.records:,} records are in {target.address}, one file per chunk"
+    return f"{done} {job.records:,} records are in {target.location}, one file per chunk"
 
 
 def show_failures(

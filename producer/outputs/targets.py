@@ -32,7 +32,7 @@ PART_FORMAT = "parquet"
 
 def target_name(target: Target) -> str:
     """Return the target as messages name it."""
-    return f"{target.address}/" if isinstance(target, Output) else str(target)
+    return f"{target.location}/" if isinstance(target, Output) else str(target)
 
 
 def parse_target(
@@ -125,7 +125,7 @@ def check_target(target: Target, task: Task, inputs: Sequence[str] = (), *, begu
     from common.payloads.output_committer import check_output_location
 
     try:
-        check_output_location(target.address, begun=begun)
+        check_output_location(target.location, begun=begun)
     except StorageError as error:
         raise UsageError(error.message) from error
 
@@ -134,4 +134,4 @@ def written_by_workers(target: Target | None, settings: Settings) -> Output | No
     """Return the target if workers write it themselves: a directory that all of them can access."""
     if not isinstance(target, Output):
         return None
-    return target if settings.embedded or is_shared(target.address, settings.shared) else None
+    return target if settings.embedded or is_shared(target.location, settings.shared) else None

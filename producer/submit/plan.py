@@ -158,19 +158,19 @@ def _should_wait(requested: bool | None, target: Target | None, spec: JobSpec, s
     return requested if requested is not None else target is not None or settings.embedded
 
 
-def _check_store(address: str, settings: Settings) -> str | None:
+def _check_store(location: str, settings: Settings) -> str | None:
     """Return the store of a job after checking that files can be written there; None for Redis."""
-    if not address:
+    if not location:
         return None
     from common.payloads.job_payloads import check_location_allowed
     from common.storage.storage import open_storage
 
     try:
-        check_location_allowed(address, lambda place: settings.embedded or settings.may_open(place))
-        open_storage(address).check()
+        check_location_allowed(location, lambda url: settings.embedded or settings.may_open(url))
+        open_storage(location).check()
     except (ModelError, StorageError) as error:
         raise UsageError(f"--store: {error.message}") from error
-    return address
+    return location
 
 
 def _queue_of(device: str, settings: Settings) -> str:

@@ -92,8 +92,8 @@ def _check_output(connection: QueueConnection, spec: JobSpec) -> None:
         return
     check_target(spec.output, find_task(spec.task))
     for job in connection.unfinished():
-        if job.id != spec.id and job.spec.output and job.spec.output.address == spec.output.address:
-            raise UsageError(f"{spec.output.address} is being written by job {job.id}. Name another location.")
+        if job.id != spec.id and job.spec.output and job.spec.output.location == spec.output.location:
+            raise UsageError(f"{spec.output.location} is being written by job {job.id}. Name another location.")
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path, environ: dict[str, str]) -> Path:
-    """The model store, known to workers and commands alike."""
+    """The model registry, known to workers and commands alike."""
     environ |= {
         "HUGQUEUE_MODELS_URL": str(tmp_path / "models"),
         "HUGQUEUE_MODEL_ROOTS": str(tmp_path),

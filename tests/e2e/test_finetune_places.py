@@ -1,4 +1,4 @@
-"""Fine-tune jobs in other places: with no queue configured, from the hub, with a remote store, with little memory."""
+"""Fine-tune jobs in other places: no queue configured, a model from the Hub, a remote registry, little memory."""
 
 import json
 import resource

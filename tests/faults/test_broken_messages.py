@@ -31,7 +31,7 @@ def test_broken_messages_become_dead_letters_and_every_worker_survives(
     assert [(one.celery().pid, one.device().pid) for one in workers] == pids
     texts = "".join(one.text() for one in workers)
     # What Celery itself knows how to discard, it logs in its own words.
-    assert texts.count("refused a message") >= len(NOT_JSON) + len(NOT_OBJECTS)
+    assert texts.count("moved a message to the dead letters") >= len(NOT_JSON) + len(NOT_OBJECTS)
     assert texts.count("refused a message that is not a ticket") >= len(FORGED) - 1
     kept = server.client.lrange(DEAD_LETTERS, 0, -1)
     assert 0 < len(kept) <= MAX_DEAD_LETTERS
@@ -49,4 +49,4 @@ def test_random_bytes_by_the_hundred_end_no_worker(
     batch.finish()
     wait_until(lambda: server.client.llen(QUEUE) == 0, LONG, "all are met")
     assert workers.celery().pid == pid
-    assert workers.text().count("refused a message") == 399
+    assert workers.text().count("moved a message to the dead letters") == 399

@@ -1,4 +1,4 @@
-"""The disk of the model store is full while a checkpoint is written: a clear error, nothing half, and then on again."""
+"""The disk of the model registry is full while a checkpoint is written: a clear error, nothing half, then on again."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def store(disk: Path, environ: dict[str, str], tmp_path: Path) -> Path:
-    """The model store, known to workers and commands alike."""
+    """The model registry, known to workers and commands alike."""
     environ |= {"HUGQUEUE_MODELS_URL": str(disk), "HUGQUEUE_MODEL_ROOTS": str(tmp_path), "HUGQUEUE_CHECKPOINT": "0.1"}
     return disk
 

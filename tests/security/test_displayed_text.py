@@ -38,7 +38,7 @@ def test_forged_texts_stay_in_their_row(server: RedisServer, shell: Shell) -> No
     "values",
     [{key: "x" * 5000} for key in ("task", "model", "revision", "name", "store")]
     + [{key: "a\nb"} for key in ("task", "model", "revision", "name", "store")]
-    + [{"inputs": ["x" * 9000]}, {"output": {"address": "/x" * 3000, "format": "parquet"}}, {"labels": {"a": "b\nc"}}],
+    + [{"inputs": ["x" * 9000]}, {"output": {"location": "/x" * 3000, "format": "parquet"}}, {"labels": {"a": "b\nc"}}],
 )
 def test_a_job_whose_names_are_too_long_or_no_line_is_refused(values: dict[str, object]) -> None:
     raw = json.loads(JobSpec(new_job_id(), "test-echo").encode()) | values

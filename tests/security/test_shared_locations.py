@@ -75,7 +75,7 @@ def test_no_place_that_is_not_shared_is_opened(
     workers, shared = started
     jobs = [forged_redis_data.write_job(server.client, {}, store=place) for place in places(shared) if place]
     jobs += [
-        forged_redis_data.write_job(server.client, {}, output={"address": place, "format": "jsonl"})
+        forged_redis_data.write_job(server.client, {}, output={"location": place, "format": "jsonl"})
         for place in places(shared)
     ]
     for place in places(shared):
@@ -146,7 +146,7 @@ def test_links_below_a_shared_place_lead_no_writer_out(
     (shared / "out").mkdir()
     (shared / "out" / "_attempts").symlink_to(tmp_path / "secret")
     (shared / job).symlink_to(tmp_path / "secret")
-    forged_redis_data.write_job(server.client, {}, output={"address": f"{shared}/out", "format": "jsonl"})
+    forged_redis_data.write_job(server.client, {}, output={"location": f"{shared}/out", "format": "jsonl"})
     forged_redis_data.write_job(server.client, {}, job_id=job, store=str(shared))
     for place in (f"{shared}/out/_attempts", f"{shared}/{job}"):
         wait_until(lambda place=place: f"Cannot write {place}" in workers.text(), 30, f"{place} is refused")

@@ -31,7 +31,7 @@ class ModelPolicy:
     patterns: tuple[str, ...] = ()  #: of hub ids that jobs may name; empty allows all
     preloaded: tuple[str, ...] = ()  #: ids and paths that the worker itself was started with
     any_path: bool = False  #: every path is allowed: the embedded worker, which serves its own user
-    models: str | None = None  #: address of the store of fine-tuned models
+    models: str | None = None  #: location of the model registry
     load: LoadOptions = DEFAULT_OPTIONS
     cache: str = ""  #: directory for models downloaded from a remote registry
 
@@ -56,7 +56,7 @@ class ResolvedModel:
     model: str  #: as the job names it, or the task's default
     path: Path
     commit: str | None  #: of the hub; None for a path
-    source: str  #: `hub`, `cache`, `path` or `store`
+    source: str  #: `hub`, `cache`, `path` or `registry`
 
 
 def resolve(
@@ -124,7 +124,7 @@ def _locate(ref: ModelRef, policy: ModelPolicy, reporter: Reporter) -> ResolvedM
             path = open_registry(policy.models, Path(policy.cache)).fetch(ref.name)
         except UsageError as error:
             raise ModelError("model_not_found", f"{ref}: {error}") from error
-        return ResolvedModel(str(ref), path, None, "store")
+        return ResolvedModel(str(ref), path, None, "registry")
     _check_allowed(ref.name, policy)
     from workers.models.hub_download import fetch_snapshot  # importing huggingface_hub takes a third of a second
 

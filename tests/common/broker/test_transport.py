@@ -68,8 +68,8 @@ def test_an_invalid_message_becomes_a_dead_letter(server: RedisServer):
     good = [ticket() for _ in range(3)]
     put(server, as_bytes(good[0]), *NOT_JSON, as_bytes(good[1]), *NOT_OBJECTS, as_bytes(good[2]))
     assert take_all(server) == [message["headers"]["id"] for message in good]
-    refused = server.client.lrange(DEAD_LETTERS, 0, -1)
-    assert sorted(refused) == sorted(message[:MAX_DEAD_LETTER_BYTES] for message in [*NOT_JSON, *NOT_OBJECTS])
+    dead = server.client.lrange(DEAD_LETTERS, 0, -1)
+    assert sorted(dead) == sorted(message[:MAX_DEAD_LETTER_BYTES] for message in [*NOT_JSON, *NOT_OBJECTS])
 
 
 def test_a_message_its_consumer_fails_on_becomes_a_dead_letter(server: RedisServer):

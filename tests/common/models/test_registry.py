@@ -1,4 +1,4 @@
-"""The model store, in a directory and at another address: whole models, one that counts, checkpoints that travel."""
+"""The model registry, in a directory and at a URL: whole models, one that counts, checkpoints that travel."""
 
 import json
 import uuid
@@ -189,7 +189,7 @@ def test_an_unavailable_store_is_reported_as_such(s3: S3Server, remote: str, tmp
     s3.stop()
     try:
         for use in (store.models, lambda: store.find(JOB), lambda: store.upload_checkpoint(JOB, "0-1-a", checkpoint)):
-            with pytest.raises(StorageError, match="The model store s3://no-such-bucket/models cannot be used"):
+            with pytest.raises(StorageError, match="The model registry s3://no-such-bucket/models cannot be used"):
                 use()
     finally:
         s3.start()

@@ -23,7 +23,7 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 def files(server: RedisServer, place: Path) -> JobStore:
     """A store that may open `place`, and all else below it."""
-    return JobStore(server.client, 100, lambda address: address.startswith(str(place)))
+    return JobStore(server.client, 100, lambda location: location.startswith(str(place)))
 
 
 def begin(store: JobStore, place: Path, **more: object) -> JobSpec:

@@ -101,7 +101,7 @@ class FineTuner:
             reporter = ProgressReporter(job.id, self._store, self._app, held.cancel_token)
             with tempfile.TemporaryDirectory(prefix="hugqueue-train-", ignore_cleanup_errors=True) as scratch:
                 return _Attempt(chunk, self._settings, self._store, reporter, Path(scratch)).run()
-        except UsageError as error:  # the model store is misconfigured or denies access
+        except UsageError as error:  # the model registry is misconfigured or denies access
             raise WorkerError("models_store", str(error)) from error
         except OSError as error:
             if error.errno not in DISK_FULL_ERRNOS:
@@ -147,8 +147,8 @@ class _Attempt:
             Cancelled: the lease was cancelled, or the worker is stopping.
             ModelError: the job cannot be done.
             WorkerError: this worker cannot do it.
-            StorageError: the model store is unavailable.
-            UsageError: the model store is misconfigured or denies access.
+            StorageError: the model registry is unavailable.
+            UsageError: the model registry is misconfigured or denies access.
         """
         started = time.monotonic()
         self._reporter.stage("preparing")

@@ -1,6 +1,6 @@
-"""Uploads of checkpoints and models to a remote model store, in the background while training continues.
+"""Uploads of checkpoints and models to a remote model registry, in the background while training continues.
 
-An upload may take minutes, and a store may be unavailable for a while. Whoever waits here keeps checking for
+An upload may take minutes, and the registry may be unavailable for a while. Whoever waits here keeps checking for
 cancellation, so that a cancel never waits for the network.
 """
 
@@ -46,8 +46,8 @@ def run_in_thread(work: Callable[[], T], cancel_token: CancelToken) -> T:
         except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             future.set_exception(error)
 
-    # No executor: its threads would keep the worker from exiting while a store hangs.
-    threading.Thread(target=run, name="store", daemon=True).start()
+    # No executor: its threads would keep the worker from exiting while the registry hangs.
+    threading.Thread(target=run, name="upload", daemon=True).start()
     while not future.done():
         cancel_token.check()
         wait([future], POLL_SECONDS)
@@ -59,7 +59,7 @@ def add_model(registry: ModelRegistry, job_id: str, attempt: str, directory: Pat
 
     Raises:
         Cancelled: it was cancelled, and the model is abandoned.
-        StorageError: the store was unavailable at the last attempt.
+        StorageError: the registry was unavailable at the last attempt.
         UsageError: it denied access at the last attempt.
     """
     for delay in (*RETRY_DELAYS, None):
@@ -78,7 +78,7 @@ class Uploads:
     """A background thread that uploads the checkpoints of an attempt, one after the other.
 
     Of the waiting checkpoints, only the newest and the best are uploaded. A failed upload is logged and retried with
-    the next checkpoint. Where the store is a local directory, there is nothing to upload.
+    the next checkpoint. Where the registry is a local directory, there is nothing to upload.
 
     Args:
         registry: where the checkpoints go.
