@@ -22,7 +22,7 @@ class _StdoutError(HugqueueError):
 
 
 class _Stdout(io.FileIO):
-    """Standard output, whose errors can be told apart from those of files."""
+    """Standard output, whose errors can be distinguished from those of files."""
 
     def write(self, data: Any, /) -> int:
         try:

@@ -1,6 +1,6 @@
 """Jobs: what was submitted (`JobSpec`) and how far it is (`Job`).
 
-What comes out of Redis is untrusted: `JobSpec.decode` and `decode_job` check every field and raise `ValueError`.
+Data read from Redis is untrusted: `JobSpec.decode` and `decode_job` check every field and raise `ValueError`.
 """
 
 import json
@@ -90,7 +90,7 @@ class JobSpec:
     training: Mapping[str, Json] | None = None  #: of a fine-tune job: its options (`common.training.options`)
     #: The user's own words to find it by.
     labels: Annotated[Mapping[LabelKey, LabelValue], Meta(max_length=64)] = field(default_factory=dict)
-    limit: int | None = None  #: so many records of its inputs at most
+    limit: int | None = None  #: the largest number of records to read from its inputs
     #: `openai`: the records are requests of a batch file, and the results are its responses.
     format: Annotated[str, one_of("openai")] | None = None
 

@@ -1,4 +1,4 @@
-"""Reporting and cancellation: how long work tells what it is doing, and how it is told to stop."""
+"""Progress reports and cancellation of long work."""
 
 import threading
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ class CancelToken:
             self._event.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait so many seconds, or until it is cancelled; return whether it is."""
+        """Wait `seconds`, or until it is cancelled; return whether it is."""
         return self._event.wait(seconds)
 
     def check(self) -> None:

@@ -1,6 +1,6 @@
-"""The Celery app of hugqueue, for `celery -A hugqueue flower` and other commands of Celery that only monitor.
+"""Celery app for `celery -A hugqueue flower` and other monitoring commands.
 
-It has no handlers: `workers start` runs workers.
+It has no task handlers: workers are started with `workers start`.
 """
 
 from common.broker.app import make_app, run_celery

@@ -223,7 +223,7 @@ class JobHandle:
         return to_table(self.results(check=check), self.output_type())
 
     def write(self, path: str | Path, *, check: bool = True, csv_safe: bool = False) -> None:
-        """Write all results to a `.jsonl`, `.csv`, `.parquet` or `.npy` file, whole or not at all.
+        """Write all results to a `.jsonl`, `.csv`, `.parquet` or `.npy` file, complete or not at all.
 
         Args:
             path: The file. An existing one is replaced if the job is completed.

@@ -19,7 +19,7 @@ def check_model(model: str | None, settings: Settings, option: str = "--model") 
     """Return the model as a job names it.
 
     Raises:
-        UsageError: There is no such model, and this machine can tell.
+        UsageError: There is no such model, as far as this machine can check.
     """
     if model is None:
         return None

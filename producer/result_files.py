@@ -14,7 +14,7 @@ from producer.outputs.targets import OutputFile
 
 
 def write_file(job: Job, rows: Iterable[ResultRow], file: OutputFile, output_type: Any = None) -> int:
-    """Write rows of a job to a file, whole or not at all; return their number.
+    """Write rows of a job to a file, complete or not at all; return their number.
 
     Args:
         job: Only the results of a completed one replace an existing file.

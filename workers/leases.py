@@ -1,4 +1,4 @@
-"""Leases in hand: one thread renews them all, and cancels the work of those that are lost."""
+"""Held leases: one thread renews them all, and cancels the work of those that are lost."""
 
 import contextlib
 import logging
@@ -30,7 +30,7 @@ def retry_until_cancelled(step: Callable[[], T], cancel_token: CancelToken, *, f
     Raises:
         Cancelled: it was cancelled meanwhile.
         redis.RedisError: an error that waiting does not fix.
-        StorageError: waiting for so many seconds did not fix it.
+        StorageError: waiting for `files` seconds did not fix it.
     """
     pause, end = 0.1, time.monotonic() + files
 
@@ -49,7 +49,7 @@ def retry_until_cancelled(step: Callable[[], T], cancel_token: CancelToken, *, f
 class HeldLease:
     """A lease that somebody in this process works under.
 
-    `cancel_token` tells them to stop. Its reason is the job's status, `lost` if the lease is someone else's by now, or
+    `cancel_token` asks them to stop. Its reason is the job's status, `lost` if the lease is someone else's by now, or
     `stopping`.
     """
 

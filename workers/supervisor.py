@@ -25,9 +25,9 @@ POLL_SECONDS = 0.2
 #: Seconds before the first restart; doubled each time, up to the maximum: less than a lease, so that a worker that is
 #: killed again and again is back by the time its chunks are open again.
 MIN_BACKOFF, MAX_BACKOFF = 1.0, 20.0
-#: After a worker has lived so many seconds, the backoff starts anew.
+#: After a worker has lived this many seconds, its backoff is reset.
 HEALTHY_SECONDS = 60.0
-#: After so many deaths in a row, each within so many seconds of the start, a worker is not restarted any more.
+#: Deaths in a row, each within these seconds of the start, after which a worker is not restarted any more.
 QUICK_DEATHS, QUICK_DEATH_SECONDS = 5, 20.0
 #: The same for workers whose device process cannot be kept alive, which try for a while before they exit.
 QUICK_DEVICE_DEATH_SECONDS = 3600.0

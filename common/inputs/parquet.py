@@ -34,7 +34,7 @@ _BATCH_ROWS = 1024
 _SLICE_BYTES = 8 * 1024**2
 #: Columns with a longer value are read as dictionaries: a batch of references to it could otherwise fill the memory.
 _LONG_VALUE = 64 * 1024
-#: Bytes of a batch if the file does not tell how long its texts are.
+#: Bytes of a batch if the file does not say how long its texts are.
 _BATCH_BYTES = 64 * 1024**2
 #: Longest column that is shown of a row that is too large, in bytes.
 _ECHO_BYTES = 200

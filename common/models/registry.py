@@ -133,7 +133,7 @@ class ModelRegistry:
         return self._path(job_id, self._require(job_id).attempt)
 
     def export(self, job_id: str, target: Path) -> None:
-        """Copy the job's model to the directory `target`, completely or not at all.
+        """Copy the job's model to the directory `target`, complete or not at all.
 
         Raises:
             ModelError: `model_not_found`, the job has no model here.

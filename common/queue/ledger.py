@@ -3,9 +3,7 @@
 Celery only carries *tickets*. A ticket names a job, and the worker that receives it leases the job's next open chunk. A
 chunk is open, delayed, leased or committed. A lease is a key with a time to live by Redis's own clock, so that wrong
 clocks of workers do no harm. The first commit of a chunk in a round counts; any other changes nothing. Each step is one
-Lua script, which Redis runs whole or not at all.
-
-This is the design of Temporal's activity leases, Faktory's reservations and Oban's producers: see docs/reliability.md.
+Lua script, which Redis runs atomically.
 """
 
 import json
@@ -156,7 +154,7 @@ class Ledger:
             lease: of the chunk.
             done: the position that the worker has survived; the first time it counts as progress.
             now: the position to blame if the worker dies before the chunk is released or another one is noted.
-            kept: how many earlier deaths stay counted after progress: so many keep the chunk running serially.
+            kept: how many earlier deaths stay counted after progress: this many keep the chunk running serially.
         """
         positions = ("" if position is None else position for position in (done, now))
         self._run("note_isolated", lease.job_id, lease.chunk, lease.holder, *positions, kept)

@@ -1,4 +1,4 @@
-"""Lua scripts (`lua/`): each is a step on one job, which Redis runs whole or not at all."""
+"""Lua scripts (`lua/`): each is a step on one job, which Redis runs atomically."""
 
 from collections.abc import Sequence
 from contextlib import suppress

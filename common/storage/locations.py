@@ -1,7 +1,7 @@
-"""Shared locations: the paths and URLs that workers may open, and what tells the two apart.
+"""Shared locations: the paths and URLs that workers may open.
 
-Jobs and records come out of Redis and may name any file. A worker opens only what is under `HUGQUEUE_SHARED`, the list
-that its administrator wrote. Nothing here opens anything.
+Jobs and records are read from Redis and may name any file. A worker opens only files under `HUGQUEUE_SHARED`, which its
+administrator sets. Nothing here opens anything.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Storage: files in a directory of this machine, or at a URL that fsspec opens (`s3://bucket/jobs`).
 
-A file is written completely or not at all: by `AtomicFile` in a directory, by one request to an object store. Which
+A file is written complete or not at all: by `AtomicFile` in a directory, by one request to an object store. Which
 locations a process may open is decided elsewhere (`common.storage.locations`).
 """
 

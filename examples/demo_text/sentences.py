@@ -1,6 +1,6 @@
-"""How a sentence marks its telling words, and how a table of pairs becomes sentences.
+"""How a sentence marks its key words, and how a table of pairs becomes sentences.
 
-A sentence here is a string whose telling words stand in braces: `The capital of France is {Paris}.` Those are the
+A sentence here is a string whose key words stand in braces: `The capital of France is {Paris}.` Those are the
 words worth asking for; each is one entry of the demo model's vocabulary. This file knows no sentences itself.
 """
 

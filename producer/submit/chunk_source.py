@@ -1,4 +1,4 @@
-"""Where the chunks of a job come from: records that are copied, or splits of files that workers read in place."""
+"""Chunk source: copied records, or splits of files that workers read in place."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

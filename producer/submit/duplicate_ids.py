@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from common.json_codec import to_json
 from common.records import Json, Record
 
-#: After this many different ids, further ones are not remembered: a set of so many hashes takes about 90 MB.
+#: After this many different ids, further ones are not remembered: a set of that many hashes takes about 90 MB.
 MAX_IDS = 1_000_000
 
 

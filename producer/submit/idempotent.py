@@ -1,7 +1,7 @@
 """Idempotent submit: the first command with an idempotency key submits the job, all others get that job.
 
 While the first command is submitting, others wait until its job is accepted. If it is cut off, its job is abandoned and
-the next command with the key submits it anew.
+the next command with the key submits it again.
 """
 
 import contextlib

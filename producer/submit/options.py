@@ -21,7 +21,7 @@ class SubmitOptions:
     id_column: str | None = None  #: column of the id; None: `id` or `custom_id`, otherwise the number from 0
     format: str | None = None  #: of the files, None: by their extension; `openai`: they are batch files
     quoting: str | None = None  #: `double` or `none`, for fields of CSV and TSV; None: as usual for the format
-    limit: int | None = None  #: only the first so many records
+    limit: int | None = None  #: number of records to submit, from the first; None for all
     name: str | None = None
     labels: Mapping[str, str] | None = None  #: such as `{"run": "7"}`
     priority: str = "normal"  #: low, normal or high

@@ -226,7 +226,7 @@ def _check_key(key: str | None) -> str | None:
 
 
 def check_spec(spec: JobSpec) -> None:
-    """Check that workers will accept the job: they check everything that comes out of Redis.
+    """Check that workers will accept the job: they check all data read from Redis.
 
     Raises:
         UsageError: A value has the wrong type.

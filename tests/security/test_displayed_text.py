@@ -1,4 +1,4 @@
-"""What others wrote cannot pose as a line of ours, nor move the cursor: in tables, messages and logs."""
+"""Untrusted text cannot pose as a line of hugqueue, nor move the cursor: in tables, messages and logs."""
 
 import json
 import logging

@@ -143,7 +143,7 @@ class HeartbeatThread:
 
 
 def _resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process, 0 if /proc does not tell."""
+    """Return the resident memory of a process, 0 if /proc does not show it."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

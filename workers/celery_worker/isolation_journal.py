@@ -1,4 +1,4 @@
-"""A write-ahead journal of isolated records: when whole workers die over a chunk, it tells which record it was.
+"""A write-ahead journal of isolated records: when whole workers die over a chunk, it says which record was running.
 
 The journal is kept in the ledger. A worker has survived a record once the next one begins, be it with an outcome or
 with a crash of the device process, which `workers.device.client.isolation` handles. Each record survived for the first
@@ -14,7 +14,7 @@ from workers.leases import HeldLease
 
 #: Deaths of workers over one chunk after which its records run one by one.
 SERIAL_AFTER = 3
-#: A record that ran alone at so many deaths of whole workers does not run again.
+#: Deaths of whole workers, with the record running alone, after which it does not run again.
 _MAX_DEATHS = 2
 _FAILURE = Failure("worker_died", f"Whole workers died {_MAX_DEATHS} times while it ran alone.")
 

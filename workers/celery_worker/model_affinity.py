@@ -23,7 +23,7 @@ DWELL, MIN_DWELL, MAX_DWELL = 10.0, 2.0, 120.0
 LOYALTY = 4
 #: Seconds for which any other worker leaves a model to one that holds it: what is done by then needs no load.
 PATIENCE = 2.0
-#: Seconds after an eviction for which a device counts as crowded; later one load finds out anew.
+#: Seconds after an eviction for which a device counts as crowded; later one load finds out again.
 _CROWDED_SECONDS = 900.0
 #: Seconds without a chunk after which the loaded models have no work.
 _IDLE_SECONDS = 0.8
@@ -85,7 +85,7 @@ class ModelAffinity:
 
     @contextlib.contextmanager
     def running(self, spec: JobSpec) -> Iterator[None]:
-        """Note that a chunk of the job is in hand as long as the block runs."""
+        """Note that a chunk of the job is being processed as long as the block runs."""
         model = _model_of(spec)
         if model is None:
             yield

@@ -142,7 +142,7 @@ class Reaper:
                 logger.info("job %s has expired: its files are removed", job_id)
 
     def _guarded(self, what: str, step: Callable[[], T]) -> T | None:
-        """Run a step for one job, such that a job with broken keys does not hold up the others."""
+        """Run a step for one job, so that a job with broken keys does not block the others."""
         try:
             return step()
         except Exception as error:  # the boundary between jobs

@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 #: Seconds before a requeued ticket is sent. Without them a lone worker would spin; they vary, so that a worker that
 #: serves the job need not wait for all tickets at once.
 _DELAY_SECONDS = (0.25, 0.75)
-#: With more delayed tickets than that, each waits longer, up to so many times as long: workers and Redis must not be
-#: busy with tickets that nobody takes.
+#: With more delayed tickets than that, each waits longer, at most `_MAX_STRETCH` times as long: workers and Redis must
+#: not be busy with tickets that nobody takes.
 _MANY_DELAYED, _MAX_STRETCH = 20, 6.0
 #: How often delayed tickets are checked, in seconds.
 _POLL_SECONDS = 0.05

@@ -136,7 +136,7 @@ class Aborted(Message):
 ToDevice = Open | Run | Cancel
 FromDevice = Ready | DeviceStatus | Started | Stage | Running | Batch | Alive | Finished | Result | Failed | Aborted
 Answer = Result | Failed | Aborted
-Event = Stage | Running | Answer  #: what the thread that waits for a request is told
+Event = Stage | Running | Answer  #: what the thread that waits for a request receives
 
 
 class ProtocolError(ValueError):

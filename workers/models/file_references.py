@@ -51,7 +51,7 @@ def check_code(directory: Path, names: Sequence[str], classes: Sequence[str]) ->
         if found is not None:
             raise ModelError(
                 "custom_code",
-                f"{directory} brings code of its own ({name}: auto_map names {found}), and this worker runs none. "
+                f"{directory} contains its own code ({name}: auto_map names {found}), and this worker runs none. "
                 "Start it with --allow-remote-code if you trust that code. Or run the architecture of that name in "
                 "transformers, which may be another one: submit with -p ignore_auto_map=true; to fine-tune, take "
                 "auto_map out of the file.",

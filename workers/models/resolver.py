@@ -1,6 +1,6 @@
 """Model resolution: from what a job calls its model to the directory that libraries load it from.
 
-`from_pretrained("a/b")` by itself takes a directory `a/b` of the working directory, and fetches whatever a name says;
+`from_pretrained("a/b")` by itself takes a directory `a/b` of the working directory, and fetches any name;
 so no name reaches a library. A hub id becomes a cached snapshot (`workers.models.hub_download`); a path must be one
 that the worker allows.
 """
@@ -73,7 +73,7 @@ def resolve(
         revision: branch, tag or commit on the hub; None for the default branch.
         task: a task's name.
         policy: what this worker allows.
-        reporter: told what is downloaded, its size and the progress.
+        reporter: receives the name, size and progress of downloads.
 
     Raises:
         ModelError: `no_model`, `model_not_found`, `model_not_allowed`, `model_gated`, `model_offline`,
@@ -84,7 +84,7 @@ def resolve(
     try:
         found = _locate(ref, policy, reporter or Reporter())
         check_files(str(ref), [entry.name for entry in found.path.iterdir()], policy.load.allow_pickle)
-        if policy.load.allow_remote_code:  # else no code runs, whoever wrote it
+        if policy.load.allow_remote_code:  # otherwise no code runs at all
             for repository in sorted(code_repositories(found.path)):
                 _check_allowed(repository, policy)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`producer finetune`."""
+"""`producer finetune`: submits a fine-tune job."""
 
 import sys
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     click.option(
         "--format",
         type=click.Choice(["txt", "jsonl", "json", "csv", "tsv", "parquet"]),
-        help="Input format, if the extension does not tell.",
+        help="Input format, if the extension does not show it.",
     ),
     quoting_option,
 )

@@ -1,4 +1,4 @@
-"""`producer jobs`, `status`, `logs`, `cancel` and `delete`."""
+"""`producer jobs`, `status`, `logs`, `cancel` and `delete`: show and manage jobs."""
 
 import sys
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""`producer tasks` and `producer workers`."""
+"""`producer tasks` and `producer workers`: list tasks and live workers."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""`producer report`."""
+"""`producer report`: writes the report page of a fine-tune job."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`producer results` and `producer retry`."""
+"""`producer results` and `producer retry`: read results and run failed records again."""
 
 import sys
 from typing import Any

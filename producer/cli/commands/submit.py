@@ -1,4 +1,4 @@
-"""`producer submit`."""
+"""`producer submit`: submits a job of inputs."""
 
 import sys
 from typing import Any
@@ -38,7 +38,7 @@ from producer.cli.terminal import dry_run_status, notify, print_json
     click.option(
         "--format",
         type=click.Choice(["txt", "jsonl", "json", "csv", "tsv", "parquet", "openai"]),
-        help="Input format, if the extension does not tell; openai: OpenAI's batch files.",
+        help="Input format, if the extension does not show it; openai: OpenAI's batch files.",
     ),
     quoting_option,
     click.option("--limit", type=int, metavar="N", help="Read only the first N records."),

@@ -1,4 +1,4 @@
-"""`producer up` and `producer down`."""
+"""`producer up` and `producer down`: start and stop a local queue."""
 
 import sys
 

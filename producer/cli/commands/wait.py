@@ -1,4 +1,4 @@
-"""`producer wait` and `producer watch`."""
+"""`producer wait` and `producer watch`: wait for jobs and follow one."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Files under an address: whole or not at all, in a directory and at an address that fsspec opens."""
+"""Files under an address: complete or not at all, in a directory and at an address that fsspec opens."""
 
 import os
 import threading

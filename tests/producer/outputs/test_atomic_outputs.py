@@ -1,4 +1,4 @@
-"""An output file appears whole or not at all, and what stands in its way is said before the work."""
+"""An output file appears complete or not at all, and what stands in its way is said before the work."""
 
 import os
 import stat

@@ -1,6 +1,6 @@
 """The client of the device process: threads of the Celery process run their chunks on it.
 
-Never imports torch. A crash costs as little as possible: requests that were merely waiting go to the next process
+Never imports torch. A crash costs as little as possible: requests that were only waiting go to the next process
 unchanged; the one that was running goes through `workers.device.client.isolation`.
 """
 
@@ -124,7 +124,7 @@ class DeviceClient:
             payload: the chunk's records.
             positions: of the records to run; None runs all.
             cancel_token: ends the work between two batches.
-            reporter: told what takes time before records run ("loading ..."), and "" when that is over.
+            reporter: receives the stages before records run ("loading ..."), and "" when they are over.
             isolation: runs each record by itself.
 
         Raises:

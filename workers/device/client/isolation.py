@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 from common.records import Failure
 
-#: A record fails after so many deaths: one in a group, one by itself.
+#: Deaths after which a record fails: one in a group, one by itself.
 _MAX_DEATHS = 2
-#: After so many deaths of a group all its records are suspects: the process crashes later than the cause.
+#: Deaths of a group after which all its records are suspects: the process crashes later than the cause.
 _MAX_GROUP_DEATHS = 2
 
 

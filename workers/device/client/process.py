@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 #: How often a silent process is checked, in seconds.
 _POLL_SECONDS = 1.0
-#: How long a process without work may take to start, or to take up a request, in seconds: it is frozen then.
+#: Seconds that a process without work may take to start, or to accept a request; beyond that it counts as frozen.
 _IDLE_SECONDS = 60.0
-#: How long a load may continue that nobody waits for any longer, in seconds: it blocks other requests.
+#: Seconds that a load may continue when no request needs it any more: it blocks other requests.
 _UNWANTED_SECONDS = 10.0
 #: Bytes read, written or allocated that count as progress of a load; a log line or a message is less.
 _PROGRESS_BYTES = 1024 * 1024
@@ -68,7 +68,7 @@ class ProcessExit:
 
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    """A request in hand: its stages, then its answer or the process's end."""
+    """A pending request: its stages, then its answer or the process's end."""
 
     id: int
     job: str  #: requests of one job wait for the same model
@@ -152,7 +152,7 @@ class DeviceProcess:
             logger.debug("device process %d is gone already", self._process.pid)
 
     def read_messages(self) -> None:
-        """Handle the process's messages until it ends, then tell everyone who waits. One thread calls this, once."""
+        """Handle the process's messages until it ends, then notify all waiting threads. One thread calls this, once."""
         try:
             while True:
                 message = self._channel.receive(self._limits.poll_seconds)
@@ -165,14 +165,14 @@ class DeviceProcess:
         except protocol.ProtocolError as error:
             logger.error("device process %d violated the protocol: %s", self.pid, error)
             self._kill_reason = Failure("worker_died", "The device process sent bytes that are not a message.")
-        finally:  # whatever happened: those who wait must hear of the end
+        finally:  # in any case: waiting threads must learn of the end
             self.kill()
             self._close(self._process.wait())
 
     def _send(self, message: protocol.Message) -> None:
         try:
             self._channel.send(message)
-        except protocol.ChannelClosed:  # it died, or is about to: `read_messages` sees that and tells everyone
+        except protocol.ChannelClosed:  # it died, or is about to: `read_messages` notices that and notifies all threads
             self.kill()
 
     # Liveness: silence is counted by polls, not by the clock, so that a suspend of the machine does not count.
@@ -185,7 +185,7 @@ class DeviceProcess:
             current.silent += seconds
             if current.silent >= limits.batch:
                 self._kill_stuck(f"It gave no sign of life for {limits.batch:g} s (HUGQUEUE_BATCH_TIMEOUT).")
-        else:  # a load reports nothing for minutes; the kernel tells whether it makes progress
+        else:  # a load reports nothing for minutes; the kernel's counters show whether it makes progress
             current.silent = 0.0 if self._activity.has_progressed() else current.silent + seconds
             current.unwanted = 0.0 if self._is_wanted(current) else current.unwanted + seconds
             if current.silent >= limits.load:
@@ -200,7 +200,7 @@ class DeviceProcess:
         return current.id == 0 or current.job in jobs
 
     def _check_idle(self, seconds: float) -> None:
-        """Find a process that was frozen while it had nothing to do: it takes up no request, or answers none."""
+        """Find a process that was frozen while it had nothing to do: it accepts no request, or answers none."""
         with self._lock:
             waiting, answering = self._pending.keys() - self._finished, self._pending.keys() & self._finished
         self._idle_for = self._idle_for + seconds if waiting or answering or not self.ready else 0.0
@@ -295,7 +295,7 @@ class DeviceProcess:
 
 
 class _ProcessActivity:
-    """Whether another process reads, writes or allocates, as far as /proc tells; without /proc it never does."""
+    """Whether another process reads, writes or allocates, as far as /proc shows; without /proc it never does."""
 
     def __init__(self, pid: int) -> None:
         self._directory = Path("/proc", str(pid))

@@ -1,7 +1,7 @@
-"""Keeping a device process alive as long as the worker lives.
+"""Restarts of the device process, as long as the worker lives.
 
-A process that dies after doing its work is replaced at once; one that did nothing, after growing pauses; none after
-several of those in a row: the worker ends then.
+A process that dies after doing some work is replaced at once; one that did nothing is replaced after a growing pause.
+After several of the latter in a row the worker exits.
 """
 
 import logging
@@ -22,24 +22,24 @@ logger = logging.getLogger(__name__)
 
 #: How often a waiting thread checks whether its chunk was cancelled, in seconds.
 POLL_SECONDS = 0.2
-#: A model whose loading kills the process so often is not loaded again for that chunk, or at that start.
+#: Deaths while loading a model after which it is not loaded again for that chunk, or at that start.
 MAX_LOADING_DEATHS = 2
 #: Deaths in a row without a cause, after which the device counts as broken.
 MAX_UNEXPLAINED_DEATHS = 5
-#: A process that lived so many seconds did not die of a permanent fault of the device.
+#: A process that lived this many seconds did not die of a permanent fault of the device.
 _HEALTHY_SECONDS = 60.0
 #: Longest pause before a process is started again, in seconds.
 _MAX_BACKOFF = 30.0
 
 
 class DeviceRespawner:
-    """Keeps a device process alive, in a thread of its own.
+    """Keeps a device process running, from its own thread.
 
     Args:
         settings: device, preloads and limits of the worker.
         batch_sizes: given to each new process.
-        prefetch: whether a process prepares the next chunk while it computes one; None: unless it computes on the
-            very cores that this takes.
+        prefetch: whether a process prepares the next chunk while it computes one; None: only on a GPU, as on a CPU
+            both would use the same cores.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class DeviceRespawner:
             started = time.monotonic()
             try:
                 process = self._run_process(preload)
-            except WorkerError as error:  # it did not even start: the system may have room for it in a moment
+            except WorkerError as error:  # it did not start: the system may have memory for it later
                 fruitless += 1
                 final, ended = error if fruitless >= MAX_UNEXPLAINED_DEATHS else None, error.message
             else:
@@ -160,8 +160,8 @@ class DeviceRespawner:
 def fatal_load_error(model: str, process_exit: ProcessExit) -> CodedError:
     """Return the error of a model that must not be loaded once more.
 
-    SIGKILL is what the kernel sends when memory runs out: a larger machine may do what this one cannot, and so may one
-    whose disk or network is not stuck. A crash (a segmentation fault, an abort) would be the same there.
+    SIGKILL is what the kernel sends when memory runs out: a larger machine may succeed, and so may one whose
+    disk or network is not stuck. A crash (a segmentation fault, an abort) would happen there too.
     """
     if process_exit.stuck:
         return WorkerError("load_timeout", f"Loading {model} is stuck. {process_exit.failure.message}")
@@ -172,7 +172,13 @@ def fatal_load_error(model: str, process_exit: ProcessExit) -> CodedError:
 def _final_error(
     process: DeviceProcess, fruitless: int, preload: Sequence[tuple[str, str | None]]
 ) -> HugqueueError | None:
-    """Return why no further process is to be started, after so many in a row that did nothing; None to go on."""
+    """Return why no further process is to be started, or None to continue.
+
+    Args:
+        process: the one that ended.
+        fruitless: number of processes in a row that did nothing.
+        preload: models that it was to load at its start.
+    """
     process_exit = process.process_exit
     if process.refusal is not None or process_exit is None:
         return process.refusal
@@ -187,8 +193,8 @@ def _final_error(
 def _count_fruitless(process: DeviceProcess, before: int, lifetime: float) -> int:
     """Return how many processes in a row, this one the last, did nothing.
 
-    One that died over records or over a job's model is replaced at once: a chunk of nothing but poison would take
-    hours otherwise, and such deaths are counted with the requests.
+    One that died over records or over a job's model is replaced at once: otherwise a chunk of records that all
+    crash would take hours, and such deaths are counted with the requests.
     """
     if process.served or (process.ready and lifetime >= _HEALTHY_SECONDS):
         return 0
@@ -196,5 +202,5 @@ def _count_fruitless(process: DeviceProcess, before: int, lifetime: float) -> in
 
 
 def _backoff(fruitless: int) -> float:
-    """Return how long to wait before the next start, after so many processes in a row that answered nothing."""
+    """Return the seconds to wait before the next start, given the number of processes in a row that did nothing."""
     return min(_MAX_BACKOFF, 2.0 ** (fruitless - 2)) if fruitless > 1 else 0.0

@@ -15,7 +15,7 @@ from workers.inference.core.token_budget import MAX_TOKENS, MIN_CACHED_TOKENS
 
 logger = logging.getLogger(__name__)
 
-#: How long it is kept after the last change, in ms: new libraries and drivers are to be calibrated anew.
+#: How long it is kept after the last change, in ms: after updates of libraries and drivers it is calibrated again.
 _TTL_MS = 30 * 86400 * 1000
 #: Most models in one hash; one with more was not written by us.
 _MAX_MODELS = 10_000

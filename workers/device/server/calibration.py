@@ -1,9 +1,9 @@
 """Warm-up and calibration: the first runs of a freshly loaded model, on sample records.
 
-Warm-up pays for what the first forward pass of a process costs (kernels are chosen, buffers allocated), and shows at
-start, not in a job, that a model cannot do its task. Calibration finds how many tokens a batch should hold: small
-batches leave a device waiting, large ones leave its caches and hold memory for nothing, and where the best size lies
-depends on model, dtype and device. The result is kept (`workers.device.client.token_budget_cache`).
+Warm-up absorbs the one-time cost of the first forward pass of a process (kernels are chosen, buffers allocated), and
+shows at start, not in a job, that a model cannot do its task. Calibration finds how many tokens a batch should hold:
+small batches leave a device idle, large ones overflow its caches and waste memory, and the best size depends on model,
+dtype and device. The result is kept (`workers.device.client.token_budget_cache`).
 """
 
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 #: Records in the measured warm-up run: enough for batches, few enough for a second or so on a CPU.
 _MEASURED_RECORDS = 24
-#: A first run that takes longer, in seconds, is measure enough: text generation on a CPU is slow.
+#: A first run that takes longer, in seconds, is not repeated: text generation on a CPU is slow.
 _LONG_SECONDS = 2.0
 #: Batch sizes that calibration tries, in padded tokens, by kind of device.
 _SIZES: Mapping[str, Sequence[int]] = {
@@ -30,7 +30,7 @@ _SIZES: Mapping[str, Sequence[int]] = {
 }
 #: Seconds after which no larger size is tried, by kind of device.
 _MAX_SECONDS = {"cpu": 0.4, "cuda": 2.0}
-#: A batch that runs in fewer seconds is run again, up to so many times: the clock and other processes weigh too much.
+#: A batch that runs in fewer seconds is timed several times, as the clock and other processes distort one measurement.
 _SHORT_SECONDS, _ROUNDS = 0.05, 3
 #: How much faster a larger batch must be to be worth its memory.
 _MIN_GAIN = 1.05
@@ -60,7 +60,7 @@ def warm_up(loaded: LoadedModel, monitor: RunMonitor) -> float | None:
     inputs = samples(loaded.task)
     try:
         seconds, outcomes = _timed(loaded.runner, inputs, monitor)
-        if seconds < _LONG_SECONDS:  # the first run pays for what it warms: measure another
+        if seconds < _LONG_SECONDS:  # the first run includes one-time costs: measure another
             inputs = [inputs[number % len(inputs)] for number in range(_MEASURED_RECORDS)]
             seconds, outcomes = _timed(loaded.runner, inputs, monitor)
     except ModelError as error:
@@ -104,7 +104,7 @@ def _find_fastest(loaded: LoadedModel, budget: TokenBudget, monitor: RunMonitor,
     """Return the smallest size that is about as fast as any; `default` if time ran out before that was known."""
     kind, record = loaded.device.partition(":")[0], samples(loaded.task)[-1]
     before = budget.tokens_run
-    _best_seconds(loaded.runner, [record], monitor)  # the first pass pays for what it warms
+    _best_seconds(loaded.runner, [record], monitor)  # the first pass includes one-time costs
     each = budget.tokens_run - before
     best, chosen, begun = 0.0, default, time.perf_counter()
     if each < 2:  # this runner does not count in tokens

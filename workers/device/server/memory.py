@@ -50,7 +50,7 @@ def weight_bytes(directory: Path) -> int:
 def retain_freed_memory(most: int = 512 << 20) -> None:
     """Have the C library retain `most` bytes of freed memory for the next batch.
 
-    By default glibc returns the large tensors of every batch to the system, which hands each page out anew and
+    By default glibc returns the large tensors of every batch to the system, which hands each page out again and
     zeroed: a tenth of MiniLM's time in float32, a quarter in int8 (`benchmarks/README.md`). Does nothing without glibc.
     """
     library = ctypes.CDLL(None)

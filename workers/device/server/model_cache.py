@@ -105,10 +105,10 @@ class ModelCache:
 
         Args:
             spec: the job: its task, model, revision and params count.
-            reporter: told what takes time: downloads, loading.
+            reporter: receives progress of downloads and loading.
 
         Raises:
-            ModelError: it does not exist, is not allowed, cannot be loaded, or may not generate so many tokens.
+            ModelError: it does not exist, is not allowed, cannot be loaded, or may not generate that many tokens.
             WorkerError: `no_memory`, it does not fit here; `missing_library`; `hub_unavailable`; `disk_full`.
             DeviceLost: the device failed while loading.
         """

@@ -1,4 +1,4 @@
-"""A request to the device process: its records, and the connection to whoever waits for its answer."""
+"""A request to the device process: its records, and the connection to the client that waits for its answer."""
 
 import threading
 import time

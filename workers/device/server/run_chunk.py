@@ -1,7 +1,7 @@
 """Running one chunk: failed records are skipped, records over which the runner raises are isolated, outcomes checked.
 
-A runner is trusted to compute, not to be free of bugs. One that raises is run again record by record, so that only the
-record at fault fails; one that returns too few outcomes, or outcomes that cannot be encoded, is found out here.
+Runners may have bugs. One that raises is run again record by record, so that only the
+record at fault fails; one that returns too few outcomes, or outcomes that cannot be encoded, is detected here.
 """
 
 import json
@@ -61,7 +61,7 @@ def run_chunk(
         records: those that failed already are not run.
         params: of the job, without those the runner was loaded with.
         device: where it computes; checked after a failure.
-        monitor: told of each batch before it runs.
+        monitor: receives each batch before it runs.
         inputs: what `prepare_chunk` returned for the same runner, records and parameters.
 
     Raises:

@@ -1,1 +1,1 @@
-"""What all tasks share: runners, token budgets, batches, parameters."""
+"""What all tasks share: runners, token budgets, batches."""

@@ -51,7 +51,7 @@ def make_batches(items: Sequence[Item[T]], budget: TokenBudget) -> Iterator[list
 
 
 def _fits(batch: Sequence[Item[T]], tokens: int, item: Item[T], budget: TokenBudget) -> bool:
-    """Whether a batch of so many tokens can take an item that is no longer than any of its own."""
+    """Whether a batch of `tokens` can take an item that is no longer than any of its own."""
     if len(batch) == budget.items:
         return False
     if not budget.pads_to_longest:

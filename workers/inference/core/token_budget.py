@@ -35,6 +35,6 @@ class TokenBudget:
         return cls(tokens, MAX_ITEMS.get(kind, 64), calibrated=generates)
 
     def lower(self, tokens: int) -> None:
-        """Halve the budget after a batch of so many padded tokens did not fit into memory."""
+        """Halve the budget after a batch of `tokens` (padded) did not fit into memory."""
         self.tokens = max(1, min(self.tokens, tokens // 2))
         logger.warning("out of memory with %d tokens: batches now hold %d", tokens, self.tokens)

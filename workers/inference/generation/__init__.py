@@ -1,1 +1,1 @@
-"""Text generation: parameters, limits, sampling, continuous batching."""
+"""Text generation: limits, sampling, continuous batching."""

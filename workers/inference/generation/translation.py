@@ -1,4 +1,4 @@
-"""Translation directions: how a model is told the source and the target language.
+"""Translation directions: how a model receives the source and the target language.
 
 T5 takes a sentence before the text (from `task_specific_params` of its configuration); mBART, NLLB and M2M100 take
 language codes through their tokenizer; some Marian models take `>>code<<` before the text; most models translate one
@@ -32,7 +32,7 @@ class TranslationDirection:
 def translation_direction(
     task: str, params: Mapping[str, Json], tokenizer: Any, task_params: Collection[str]
 ) -> TranslationDirection:
-    """Return how this model is told the languages in the task's name, or in `src_lang` and `tgt_lang`.
+    """Return how this model receives the languages in the task's name, or in `src_lang` and `tgt_lang`.
 
     Args:
         task: `translation`, or `translation_xx_to_yy`.

@@ -117,7 +117,7 @@ class EncoderTask(PipelineTask[PipelineParams]):
         return {"logits": logits[None]}
 
     def _was_truncated(self, inputs: ModelInputs, *texts: str | None) -> bool:
-        """Whether the pipeline truncated these texts; it does not tell, and only an input at the limit can be."""
+        """Whether the pipeline truncated these texts. It does not report that; only an input at the limit can be."""
         if self.limit is None or token_count(inputs) < self.limit:
             return False
         return len(self.tokenizer(*texts)["input_ids"]) > self.limit

@@ -72,7 +72,7 @@ class MediaTask(PipelineTask[PipelineParams]):
     needs_tokenizer: ClassVar[bool] = False
     #: Inputs beside the model's own, one for each record.
     per_record_inputs: ClassVar[tuple[str, ...]] = ("target_size",)
-    #: Numbers of the prepared input that weigh as much as a token of text.
+    #: Numbers of the prepared input that count as one token of text.
     values_per_token: ClassVar[int] = 3 * 16 * 16
 
     def __init__(self, pipe: Any) -> None:
@@ -115,7 +115,7 @@ class MediaTask(PipelineTask[PipelineParams]):
         return hash(tuple((name, value.shape) for name, value in sorted(_tensors(inputs).items())))
 
     def tokens(self, inputs: ModelInputs, params: PipelineParams) -> int:
-        """Return the tokens of text that weigh as much as the input: one for each 16 by 16 pixels of an image."""
+        """Return the number of text tokens that the input counts as: one for each 16 by 16 pixels of an image."""
         return 1 + sum(int(value.numel()) for value in _tensors(inputs).values()) // self.values_per_token
 
     def forward(self, batch: Sequence[ModelInputs], params: PipelineParams, monitor: RunMonitor) -> list[RowOutput]:

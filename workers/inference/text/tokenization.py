@@ -129,7 +129,7 @@ def _truncate_pair(row: TokenizedText, limit: int | None, side: str) -> Tokenize
 
 
 def _was_truncated(tokenizer: Any, text: TextOrPair, tokens: int, limit: int | None, special: bool) -> bool:
-    """Whether a tokenizer written in Python truncated a text; it does not tell, and only one at the limit can be."""
+    """Whether a tokenizer written in Python truncated a text. It does not report that; only one at the limit can be."""
     if limit is None or tokens < limit:
         return False
     return len(tokenizer([text], add_special_tokens=special)["input_ids"][0]) > tokens
