@@ -21,11 +21,11 @@ from common.redis.schema import check_schema
 from common.settings import Settings, load_settings
 
 
-class _Group(ExitOnError, click.Group):
+class _CommandGroup(ExitOnError, click.Group):
     """The group of commands."""
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hugqueue")
 def main() -> None:
     """Run hugqueue workers, which load models and process the records of submitted jobs.

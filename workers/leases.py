@@ -85,7 +85,7 @@ class LeaseRenewer:
         self._thread.join()
 
     @contextlib.contextmanager
-    def hold(self, lease: Lease) -> Iterator[HeldLease]:
+    def renewing(self, lease: Lease) -> Iterator[HeldLease]:
         """Renew `lease` as long as the block runs."""
         held = HeldLease(lease)
         with self._lock:

@@ -46,14 +46,14 @@ class _Headers(msgspec.Struct):
     origin: str | None = None
 
 
-class _Message(msgspec.Struct):
+class _CeleryMessage(msgspec.Struct):
     headers: _Headers
 
 
 def fault_of(raw: bytes) -> str | None:
     """Return why these bytes are not a message that kombu and Celery can read; None if they are one."""
     try:
-        checked(json.loads(raw.decode()), _Message, "the message")
+        checked(json.loads(raw.decode()), _CeleryMessage, "the message")
     except (ValueError, RecursionError) as error:
         return str(error)
     return None

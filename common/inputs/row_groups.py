@@ -24,7 +24,7 @@ _VALUE_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class _RowGroup:
     """A row group: its rows, and the uncompressed bytes of each top-level column."""
 
     rows: int
@@ -32,7 +32,7 @@ class _Group:
     is_small: bool  #: whether it can be read whole for a few rows
 
 
-def _groups_of(source: Source) -> tuple[list[_Group], list[str]]:
+def _groups_of(source: Source) -> tuple[list[_RowGroup], list[str]]:
     """Return the row groups of a file and its column names."""
     with read_errors(source), open_stream(source.name) as stream:
         try:
@@ -40,10 +40,10 @@ def _groups_of(source: Source) -> tuple[list[_Group], list[str]]:
         except pa.ArrowException as error:
             raise UsageError(f"{source.label} is not a Parquet file: {error}") from error
         names = file.schema_arrow.names
-        return [_group(file.metadata.row_group(number), names) for number in range(file.num_row_groups)], names
+        return [_row_group(file.metadata.row_group(number), names) for number in range(file.num_row_groups)], names
 
 
-def _group(metadata: Any, names: Sequence[str]) -> _Group:
+def _row_group(metadata: Any, names: Sequence[str]) -> _RowGroup:
     sizes = dict.fromkeys(names, 0)
     small = True
     for number in range(metadata.num_columns):
@@ -52,7 +52,7 @@ def _group(metadata: Any, names: Sequence[str]) -> _Group:
         name = path if path in sizes else path.partition(".")[0]
         sizes[name] = sizes.get(name, 0) + column.total_uncompressed_size
         small &= column.num_values * _VALUE_BYTES <= GROUP_BYTES and not repeats_beginnings(column)
-    return _Group(metadata.num_rows, sizes, small and max(sizes.values(), default=0) <= GROUP_BYTES)
+    return _RowGroup(metadata.num_rows, sizes, small and max(sizes.values(), default=0) <= GROUP_BYTES)
 
 
 def row_group_sizes(builder: RecordBuilder) -> list[tuple[int, int]]:

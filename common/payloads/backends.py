@@ -20,7 +20,7 @@ _FILE_MARKER = b"="
 _OUT, _SUFFIX = "out", ".arrow"
 
 
-#: Of a commit: (round, serial number of its lease).
+#: Of a commit: (round, lease number).
 Version = tuple[int, int]
 
 
@@ -140,13 +140,13 @@ def outcome_name(chunk: int, version: Version) -> str:
 
 
 def decode_versions(raw: bytes | None) -> list[Version]:
-    """Return (round, serial) of each commit of a chunk as the commit script noted them, oldest first.
+    """Return (round, lease number) of each commit of a chunk as the commit script noted them, oldest first.
 
     Raises:
         PayloadError: it is not what that script writes.
     """
     try:
         commits = (item.split(":") for item in (raw or b"").decode().split())
-        return [(int(round_), int(serial)) for round_, serial, *_ in commits]
+        return [(int(round_), int(number)) for round_, number, *_ in commits]
     except ValueError as error:
         raise PayloadError(f"not a list of commits: {raw!r:.100}") from error

@@ -97,7 +97,7 @@ class JobPayloads:
         return self._store.input(f"{part}:{number}")
 
     def write_outcomes(self, chunk: int, version: Version, payload: bytes) -> None:
-        """Write a chunk's outcomes under (round, serial), unless the job has ended; they count once committed."""
+        """Write a chunk's outcomes under (round, lease number), unless the job has ended; they count once committed."""
         if self._parts is None:
             self._store.write_outcomes(outcome_name(chunk, version), payload)
             return

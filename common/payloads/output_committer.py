@@ -35,7 +35,7 @@ class OutputCommitter:
 
         Args:
             chunk: the chunk.
-            version: (round, serial) of the attempt.
+            version: (round, lease number) of the attempt.
             records: payload of the chunk's records.
             outcomes: payloads of its commits so far, oldest first, and of this attempt.
         """
@@ -128,8 +128,8 @@ def check_output_location(location: str, *, begun: bool = False) -> None:
 
 def _parse_attempt(name: str) -> tuple[int, tuple[int, int]]:
     try:
-        chunk, round_, serial, _ = name.split(".")
-        return int(chunk), (int(round_), int(serial))
+        chunk, round_, number, _ = name.split(".")
+        return int(chunk), (int(round_), int(number))
     except ValueError:
         return -1, (-1, -1)  # not an attempt: no chunk has that number
 

@@ -146,7 +146,7 @@ class JobStore:
                     parts.abort_job()
         return answer
 
-    def note(self, job_id: str, field: str, value: str) -> None:
+    def set_field(self, job_id: str, field: str, value: str) -> None:
         """Write a field of a job that has not ended: its `stage`, or when its producer was last seen."""
         self._scripts.write(job_id, "job", field, value)
 

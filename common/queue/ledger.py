@@ -41,15 +41,15 @@ class Lease:
     chunk: int
     round: int
     attempt: int  #: one more than the leases of this round whose workers died without progress
-    serial: int  #: number of this lease in this round, from 1
+    number: int  #: of this lease in this round, from 1
     holder: str  #: unique for each lease
     next_ticket: str | None  #: a ticket that the holder is to send
     tries: int = 0  #: how often the chunk was released in this round after a transient fault
 
     @property
     def version(self) -> tuple[int, int]:
-        """(round, serial): the key under which the outcomes are written."""
-        return self.round, self.serial
+        """(round, lease number): the key under which the outcomes are written."""
+        return self.round, self.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,8 @@ class Ledger:
         answer = self._run("lease", job_id, ticket, holder, self._lease_ms, following, most_tickets)
         if not answer:
             return None
-        chunk, attempt, round_, more, serial, tries = answer
-        return Lease(job_id, chunk, round_, attempt, serial, holder, following if more else None, tries)
+        chunk, attempt, round_, more, number, tries = answer
+        return Lease(job_id, chunk, round_, attempt, number, holder, following if more else None, tries)
 
     def renew(self, lease: Lease) -> str:
         """Renew a lease; return the status of its job, or `lost` if another worker has leased the chunk."""
@@ -148,36 +148,36 @@ class Ledger:
         return str(answer.decode())
 
     def note_isolated(self, lease: Lease, *, done: int | None, now: int | None, kept: int) -> None:
-        """Note which record of a chunk the worker survived running alone, and which it runs alone next.
+        """Note which isolated record of a chunk the worker survived, and which it runs next.
 
         Args:
             lease: of the chunk.
             done: the position that the worker has survived; the first time it counts as progress.
             now: the position to blame if the worker dies before the chunk is released or another one is noted.
-            kept: how many earlier deaths stay counted after progress: this many keep the chunk running serially.
+            kept: how many earlier deaths stay counted after progress: this many keep its records isolated.
         """
         positions = ("" if position is None else position for position in (done, now))
         self._run("note_isolated", lease.job_id, lease.chunk, lease.holder, *positions, kept)
 
     def isolated_deaths(self, lease: Lease) -> list[int]:
-        """Return the positions that ran alone when workers died in this round, one for each death."""
+        """Return the positions of isolated records over which workers died in this round, one for each death."""
         raw = self.client.hget(JobKeys.of(lease.job_id).attempts, f"{lease.chunk}:isolated_deaths")
         return [int(position) for position in (raw or b"").split() if position.isdigit()]
 
-    def advance(self, lease: Lease, steps: int) -> bool:
+    def note_progress(self, lease: Lease, steps: int) -> bool:
         """Note that training can resume from step `steps`; return whether that is further than before.
 
         The lease does not count as a failed attempt then: a job that trains for days may outlive many workers.
         """
-        return bool(self._run("advance", lease.job_id, lease.chunk, lease.holder, steps))
+        return bool(self._run("note_progress", lease.job_id, lease.chunk, lease.holder, steps))
 
     def refuse(self, job_id: str, worker: str, reason: str) -> set[str]:
         """Note that a worker cannot run the job; return the names of all workers that cannot."""
         self._scripts.write(job_id, "refusals", worker, replace_control_chars(reason))
         return {name.decode() for name in self.client.hkeys(JobKeys.of(job_id).refusals)}
 
-    def serve(self, job_id: str, worker: str) -> None:
-        """Withdraw a worker's refusal."""
+    def withdraw_refusal(self, job_id: str, worker: str) -> None:
+        """Note that a worker can run the job after all."""
         self.client.hdel(JobKeys.of(job_id).refusals, worker)
 
     def release_chunk(self, lease: Lease, *, delay: float | None = None) -> None:

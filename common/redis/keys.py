@@ -54,15 +54,15 @@ class JobKeys:
 
     job: str  #: hash: what was submitted, status, counts
     input: str  #: hash: chunk -> payload of records
-    output: str  #: hash: chunk:round:serial -> payload of outcomes
+    output: str  #: hash: chunk:round:lease number -> payload of outcomes
     open: str  #: list: chunks that are to be leased
     leased: str  #: set: chunks that a worker has leased
     attempts: str  #: hash: chunk -> leases of this round that failed; chunk:FIELD -> what else is known of them:
-    #: serial (leases), holder (the last one), counted (its lease counts as an attempt), retries (after transient
-    #: faults), isolated (position that runs alone), isolated_deaths (positions over which workers died), done:POSITION
-    #: (passed), progress (steps trained)
-    commits: str  #: hash: chunk -> round:serial:succeeded:failed:truncated
-    commit_history: str  #: hash: chunk -> round:serial:succeeded:failed:truncated of every commit, oldest first
+    #: serial (number of the last lease), holder (of that lease), counted (its lease counts as an attempt), retries
+    #: (after transient faults), isolated (position of the isolated record that runs), isolated_deaths (positions over
+    #: which workers died), done:POSITION (passed), progress (steps trained)
+    commits: str  #: hash: chunk -> round:lease number:succeeded:failed:truncated
+    commit_history: str  #: hash: chunk -> round:lease number:succeeded:failed:truncated of every commit, oldest first
     failed_counts: str  #: hash: chunk -> number of failed records in its last outcomes
     tickets: str  #: set: ids of the valid tickets
     refusals: str  #: hash: worker -> why it cannot run this job

@@ -64,7 +64,7 @@ def run_services(*, device: str | None, preload: Sequence[str], port: int | None
             services["The workers"] = stack.enter_context(_running(_workers_command(connected), connected))
         if port is not None:
             services["Flower"] = stack.enter_context(_running(_flower_command(port), connected))
-        return _Monitor(settings, QueueConnection(connected), services, port, notify).run(stopped)
+        return _ServiceMonitor(settings, QueueConnection(connected), services, port, notify).run(stopped)
 
 
 def _check_flower(port: int) -> None:
@@ -136,7 +136,7 @@ def _running(command: list[str], settings: Settings) -> "Iterator[subprocess.Pop
             process.wait()
 
 
-class _Monitor:
+class _ServiceMonitor:
     """Waits for the end, restarts an embedded Redis, and announces workers and Flower once they are ready."""
 
     def __init__(

@@ -104,7 +104,7 @@ def producer_heartbeat(connection: QueueConnection, job_id: str) -> Iterator[Non
     def beat() -> None:
         while not stopped.wait(connection.settings.producer_ttl / 4):
             with contextlib.suppress(redis.RedisError):  # the next chunk reports it
-                connection.store.note(job_id, "producer_seen", str(connection.store.now()))
+                connection.store.set_field(job_id, "producer_seen", str(connection.store.now()))
 
     thread = threading.Thread(target=beat, name="producer heartbeat", daemon=True)
     thread.start()

@@ -114,7 +114,7 @@ def test_local_checkpoints_of_a_job_finished_elsewhere_are_removed(
     (model / "model.json").write_text("{}")
     elsewhere.add_model(JOB, "0-2-bbbbbbbb", model)
     store.evict_stale(JOB)
-    assert left.is_dir(), "it is the job in hand"
+    assert left.is_dir(), "it belongs to the running job"
     store.evict_stale("0123456789ac")
     assert not left.exists()
 

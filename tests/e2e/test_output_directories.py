@@ -49,7 +49,7 @@ def test_a_failed_job_leaves_its_parts_and_no_success(queue: Queue, shared: Path
     job = json.loads(queue.run("jobs", "--json", "--limit", "1").stdout)[0]["id"]
     outputs = [row.get("output") for row in queue.results(job)]
     assert outputs[0] == "LINE 0"
-    # Other chunks were in hand when the job ended.
+    # Other chunks were running when the job ended.
     assert set(outputs) - {None} <= {f"LINE {n}" for n in range(9) if n != 5}
     queue.run("delete", job)
     assert not (out / "_attempts").exists()

@@ -31,7 +31,7 @@ def test_a_job_with_too_many_errors_ends_early_and_keeps_what_is_done(
         rows = lines(ended.stdout)
         failed = [row for row in rows if row.get("error", {}).get("code") == "test_failure"]
         assert "failed: too_many_errors" in ended.stderr
-        assert allowed < len(failed) <= allowed + 3, "three chunks are in hand at once"
+        assert allowed < len(failed) <= allowed + 3, "three chunks run at once"
         assert sum("output" in row for row in rows) == len(failed) == len(rows) / 2
     completed = lines(shell.run(*submit, "--max-errors", "50%", status=3).stdout)
     assert sum("output" in row for row in completed) == 50

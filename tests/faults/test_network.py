@@ -20,7 +20,7 @@ from tests.support.waiting_producers import attempts, expect_refused, waiting
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]
 
-#: Records that three slots have in hand: what may run twice when their worker is cut off.
+#: Records that three slots run at once: what may run twice when their worker is cut off.
 IN_HAND = 30
 
 

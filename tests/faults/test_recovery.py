@@ -126,4 +126,4 @@ def test_everything_is_killed_and_started_again_a_minute_later(
     shell.run("wait", batch.id)
     record_property("seconds to the end", round(time.monotonic() - start, 1))
     batch.check()
-    assert batch.runs_twice() <= 6 * batch.chunk, "what six slots had in hand"
+    assert batch.runs_twice() <= 6 * batch.chunk, "what six slots were running"

@@ -82,7 +82,7 @@ def test_a_redis_that_refuses_for_a_while_is_waited_for(
     batch.wait_for_records(10)
     assert watching.stderr and watching.stderr.readline(), "it has told of progress, so it has connected"
     with refusing(server):
-        wait_until(lambda: workers.text().count("waiting for Redis") >= 3, 30, "work in hand waits")
+        wait_until(lambda: workers.text().count("waiting for Redis") >= 3, 30, "running chunks wait")
         refused = shell.run("submit", "--task", "test-echo", str(batch.source), status=1)
         assert "Redis at" in refused.stderr and "Traceback" not in refused.stderr
     batch.finish()

@@ -189,7 +189,7 @@ def test_redis_is_unavailable_for_a_minute_under_load(
         time.sleep(max(0.0, 60 - (time.monotonic() - start)))  # the time itself is the fault
         server.start()
         start = time.monotonic()
-        producer.batch.wait_for_records(100)  # more than was in hand
+        producer.batch.wait_for_records(100)  # more than was running
         assert time.monotonic() - start < 30  # ten on a quiet machine
         producer.finish()
     assert producer.batch.runs_twice() == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from common.redis.keys import JobKeys
 from tests.support.fault_jobs import LONG, Batch
 from tests.support.processes import Workers, wait_until
-from workers.celery_worker.isolation_journal import SERIAL_AFTER
+from workers.celery_worker.isolation_journal import ISOLATE_AFTER
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]
@@ -35,7 +35,7 @@ def test_restarts_during_an_isolated_record_do_not_fail_it(
 ) -> None:
     go = tmp_path / "go"
     batch = new_batch(2, until=go).submit()
-    batch.store.client.hset(JobKeys.of(batch.id).attempts, "0", SERIAL_AFTER)
+    batch.store.client.hset(JobKeys.of(batch.id).attempts, "0", ISOLATE_AFTER)
     for _ in range(2):
         workers = start_workers(ready=False, HUGQUEUE_GRACE="0.5")
         wait_until(

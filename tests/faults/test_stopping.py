@@ -26,7 +26,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_repeats_nothing(
         workers[number] = start_workers(ready=False)
     for batch in batches:
         batch.finish()
-        assert batch.runs_twice() == 0, "chunks in hand were finished within the grace period"
+        assert batch.runs_twice() == 0, "running chunks were finished within the grace period"
 
 
 def test_a_chunk_released_as_the_grace_period_ends_runs_once(

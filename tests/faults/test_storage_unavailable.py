@@ -88,7 +88,7 @@ def test_an_output_unavailable_at_the_last_chunk_gets_success_later(
     batch = new_batch(10, seconds=0, until=go)
     workers = start_workers()
     batch.id = batch.shell.submit(*batch.arguments(), "-o", f"s3://{BUCKET}/out/", "--no-wait")
-    wait_until(lambda: batch.leased() == 1, LONG, "the chunk is in hand")
+    wait_until(lambda: batch.leased() == 1, LONG, "the chunk is running")
     proxy.refuse()
     go.touch()
     wait_until(lambda: "waiting for files" in workers.text(), LONG, "the worker met that")

@@ -40,7 +40,7 @@ def test_its_processes_die_one_after_another_and_the_work_continues(
         process.kill()
     batch.wait_for_more(90)  # 60
     batch.finish()
-    assert batch.runs_twice() <= 2 * 30, "at each death of the Celery process what was in hand runs again: three chunks"
+    assert batch.runs_twice() <= 2 * 30, "each death of the Celery process repeats three running chunks"
 
 
 def test_everything_dies_and_is_started_again(
@@ -93,10 +93,10 @@ def test_a_part_of_a_worker_is_killed_ten_times_at_random_moments(
     for number in range(10):
         batch.wait_for_more()
         time.sleep(dice.uniform(0, 2))  # the moment is what is random here
-        before = batch.in_hand()
+        before = batch.leased_chunks()
         both[number % 2].kill_parts(*parts)
         # A record that was running at several deaths would be taken for their cause.
-        wait_until(lambda: before <= batch.committed(), LONG, "what was in hand is done")  # noqa: B023
+        wait_until(lambda: before <= batch.committed(), LONG, "the running chunks are done")  # noqa: B023
     assert not batch.job.status.finished, "all kills fell into the job"
     batch.finish(600)
 

@@ -106,7 +106,7 @@ def test_a_deleted_job_leaves_nothing_behind_and_nor_does_a_late_commit(server: 
     ledger.note_isolated(late, done=None, now=0, kept=0)
     assert ledger.commit(late, Counts(1), {}) == "closed"
     ledger.release_chunk(late)
-    store.note(job, "stage", "late")
+    store.set_field(job, "stage", "late")
     assert ledger.lease(job, tickets[2], "w", 6) is None
     assert server.client.keys("*") == []
 

@@ -15,7 +15,7 @@ from common.records import Json, Outcome, Record
 from common.reporting import CancelToken, Reporter
 from common.settings import Settings
 from tests.support.processes import PLUGINS, wait_until
-from workers.device.client.client import DeviceClient, IsolationPolicy
+from workers.device.client.device_client import DeviceClient, IsolationPolicy
 from workers.device.protocol import ChunkResult
 
 
@@ -49,7 +49,7 @@ class RunningDevice:
         model: str | None = None,
         positions: Sequence[int] | None = None,
         cancelled: CancelToken | None = None,
-        serial: bool = False,
+        isolated: bool = False,
         payload: bytes | None = None,
         spec: JobSpec | None = None,
     ) -> "Future[ChunkResult]":
@@ -63,7 +63,7 @@ class RunningDevice:
             positions,
             cancel_token=cancelled or CancelToken(),
             reporter=StageList(self.stages),
-            isolation=IsolationPolicy({}, lambda _: None) if serial else None,
+            isolation=IsolationPolicy({}, lambda _: None) if isolated else None,
         )
 
     def pid(self) -> int:

@@ -65,9 +65,9 @@ class Batch:
 
     def leased(self) -> int:
         """How many chunks somebody works on."""
-        return len(self.in_hand())
+        return len(self.leased_chunks())
 
-    def in_hand(self) -> set[bytes]:
+    def leased_chunks(self) -> set[bytes]:
         """The chunks that somebody works on."""
         return set(self.store.client.smembers(JobKeys.of(self.id).leased))
 

@@ -16,7 +16,7 @@ from workers.celery_worker.model_affinity import ModelAffinity
 from workers.celery_worker.reaper import Reaper
 from workers.celery_worker.refusals import Refusals
 from workers.celery_worker.tickets import TicketSender
-from workers.device.client.client import DeviceClient
+from workers.device.client.device_client import DeviceClient
 from workers.device.client.token_budget_cache import TokenBudgetCache
 from workers.devices import describe_device, queues_of
 from workers.leases import LeaseRenewer
@@ -80,7 +80,7 @@ class WorkerContext:
         self.stopping.cancel("stopping")
         self.tickets.stop()
         if not self.leases.wait_until_idle(grace):
-            logger.info("grace period of %.0f s is over: releasing the current chunks", grace)
+            logger.info("grace period of %.0f s is over: releasing the running chunks", grace)
             self.leases.cancel_all()
             self.leases.wait_until_idle(10.0)
         self.reaper.stop()

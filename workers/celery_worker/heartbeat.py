@@ -18,7 +18,7 @@ import redis
 from common.distribution import installed_version
 from common.queue.heartbeats import Heartbeat, remove_heartbeat, send_heartbeat
 from common.settings import Settings
-from workers.device.client.client import DeviceClient
+from workers.device.client.device_client import DeviceClient
 from workers.devices import queues_of
 
 logger = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from collections import Counter
 
 from common.queue.ledger import Ledger
 from common.records import Failure
-from workers.device.client.client import IsolationPolicy
+from workers.device.client.device_client import IsolationPolicy
 from workers.leases import HeldLease
 
-#: Deaths of workers over one chunk after which its records run one by one.
-SERIAL_AFTER = 3
+#: Deaths of workers over one chunk after which its records run isolated.
+ISOLATE_AFTER = 3
 #: Deaths of whole workers, with the record running alone, after which it does not run again.
 _MAX_DEATHS = 2
 _FAILURE = Failure("worker_died", f"Whole workers died {_MAX_DEATHS} times while it ran alone.")
@@ -46,4 +46,4 @@ class IsolationJournal:
 
     def _note(self, done: int | None, now: int | None) -> None:
         lease = self._held.lease
-        self._held.retry(lambda: self._ledger.note_isolated(lease, done=done, now=now, kept=SERIAL_AFTER))
+        self._held.retry(lambda: self._ledger.note_isolated(lease, done=done, now=now, kept=ISOLATE_AFTER))

@@ -1,8 +1,8 @@
 """Model-affinity scheduling: which jobs a worker passes on, because it does not hold their model.
 
 The rule: a device that cannot hold all models that are asked for keeps the model it switched to last as long as that
-has work, at most `DWELL` times as long as a load takes. And a job goes first to a worker that holds its model. Neither
-lasts: no job waits forever.
+has work, at most `DWELL_LOADS` times as long as a load takes. And a job goes first to a worker that holds its model.
+Neither lasts: no job waits forever.
 """
 
 import contextlib
@@ -17,12 +17,14 @@ from common.records import Json
 from common.tasks import ALIASES
 from workers.device.protocol import DeviceStatus
 
-#: How long a crowded device keeps its models while others are asked for: this many loads, within these seconds.
-DWELL, MIN_DWELL, MAX_DWELL = 10.0, 2.0, 120.0
-#: How many dwells a busy, crowded worker leaves a model to another worker that holds it.
-LOYALTY = 4
-#: Seconds for which any other worker leaves a model to one that holds it: what is done by then needs no load.
-PATIENCE = 2.0
+#: How long a crowded device keeps its models while jobs wait for others: so many times the seconds a load takes.
+DWELL_LOADS = 10.0
+#: The limits of that time.
+MIN_DWELL_SECONDS, MAX_DWELL_SECONDS = 2.0, 120.0
+#: For so many dwells a busy, crowded worker leaves a model to another worker that holds it.
+REMOTE_DWELL_FACTOR = 4
+#: Seconds for which any other worker leaves a job to one that holds its model: no load is needed if it is done by then.
+DEFER_SECONDS = 2.0
 #: Seconds after an eviction for which a device counts as crowded; later one load finds out again.
 _CROWDED_SECONDS = 900.0
 #: Seconds without a chunk after which the loaded models have no work.
@@ -108,18 +110,20 @@ class ModelAffinity:
 
     def _may_switch(self, job_id: str, status: DeviceStatus, elsewhere: bool, now: float) -> bool:
         """Whether to load a further model, for which others may be evicted."""
-        self._waiting_since = {job: t for job, t in self._waiting_since.items() if now - t < 2 * LOYALTY * MAX_DWELL}
+        self._waiting_since = {
+            job: t for job, t in self._waiting_since.items() if now - t < 2 * REMOTE_DWELL_FACTOR * MAX_DWELL_SECONDS
+        }
         waited = now - self._waiting_since.setdefault(job_id, now)
-        if waited >= LOYALTY * MAX_DWELL:
+        if waited >= REMOTE_DWELL_FACTOR * MAX_DWELL_SECONDS:
             return True
         busy = bool(self._running) or now - self._last_finished < _IDLE_SECONDS
         if not busy or now >= self._crowded_until:
-            return not elsewhere or waited >= PATIENCE
+            return not elsewhere or waited >= DEFER_SECONDS
         if self._target is not None and self._target not in _models(status.models):
             return False  # the previous switch has not been completed
-        dwell = min(max(DWELL * status.load_seconds, MIN_DWELL), MAX_DWELL)
+        dwell = min(max(DWELL_LOADS * status.load_seconds, MIN_DWELL_SECONDS), MAX_DWELL_SECONDS)
         kept = now - max(self._target_since, status.changed_at)
-        return kept >= dwell and not (elsewhere and waited < LOYALTY * dwell)
+        return kept >= dwell and not (elsewhere and waited < REMOTE_DWELL_FACTOR * dwell)
 
 
 def _model_of(spec: JobSpec) -> Model | None:

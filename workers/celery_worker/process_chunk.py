@@ -20,7 +20,7 @@ from common.queue.output_commit import finish_commit
 from common.records import Failure
 from common.reporting import Reporter
 from workers.celery_worker.context import WorkerContext
-from workers.celery_worker.isolation_journal import SERIAL_AFTER, IsolationJournal
+from workers.celery_worker.isolation_journal import ISOLATE_AFTER, IsolationJournal
 from workers.device.protocol import ChunkResult
 from workers.disk_space import PERMANENT_ERRNOS
 from workers.leases import HeldLease, retry_until_cancelled
@@ -91,7 +91,7 @@ def _run_ticket(context: WorkerContext, job_id: str, ticket: str) -> str:
         return "void: nothing left to do"
     if lease.next_ticket:
         context.tickets.send(spec, [lease.next_ticket])
-    with context.affinity.running(spec), context.leases.hold(lease) as held:
+    with context.affinity.running(spec), context.leases.renewing(lease) as held:
         return _ChunkRun(context, job, held).run()
 
 
@@ -123,7 +123,7 @@ class _JobReporter(Reporter):
 
     def stage(self, text: str) -> None:
         try:
-            self._context.store.note(self._job_id, "stage", text)
+            self._context.store.set_field(self._job_id, "stage", text)
         except redis.RedisError as error:
             logger.info("stage of job %s not noted: %s", self._job_id, error)
 
@@ -179,7 +179,7 @@ class _ChunkRun:
         if payload is None:
             raise PayloadError("its records are not in the store")
         earlier = self._earlier_outcomes(payloads) if lease.round else []
-        journal = IsolationJournal(self._context.ledger, held) if lease.attempt > SERIAL_AFTER else None
+        journal = IsolationJournal(self._context.ledger, held) if lease.attempt > ISOLATE_AFTER else None
         result = self._context.device.run(
             self._job.spec,
             payload,
@@ -206,7 +206,7 @@ class _ChunkRun:
     def _train(self) -> ChunkResult:
         def on_checkpoint(steps: int) -> None:
             try:
-                self._context.ledger.advance(self._lease, steps)
+                self._context.ledger.note_progress(self._lease, steps)
             except redis.RedisError as error:  # the next checkpoint says more
                 logger.info("checkpoint of job %s at step %d not noted: %s", self._job.id, steps, error)
 
@@ -222,7 +222,7 @@ class _ChunkRun:
         # Refused, and yet counted: the first answer was lost, and this one is to the same commit once more.
         counted = answer == "committed" or lease.version in held.retry(lambda: payloads.versions(lease.chunk))
         if self._job.spec.training is not None:
-            context.tuner.settle(lease, counted)
+            context.tuner.promote_or_delete(lease, counted)
         if not counted:
             self._delete_outcomes(payloads)
             return f"{self._title}: dropped, {answer}"
@@ -271,7 +271,7 @@ class _ChunkRun:
 
     def _refuse_here(self, failure: Failure) -> str:
         """Release the chunk for another worker; end the job if all live workers have refused it."""
-        refused = self._context.refusals.add(self._lease, failure.message)
+        refused = self._context.refusals.refuse(self._lease, failure.message)
         workers = {worker.name for worker in serving(live_workers(self._context.store.client), self._job.spec.queue)}
         if self._context.name in workers and workers <= refused:  # after an outage no worker may seem to live
             self._fail_job(failure)

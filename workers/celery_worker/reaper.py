@@ -223,7 +223,7 @@ class Reaper:
                 logger.info("job %s: its output is complete", spec.id)
         except (ModelError, StorageError) as error:
             logger.warning("the output of job %s cannot be finished here: %s", spec.id, error)
-            self._store.note(spec.id, "stage", f"finishing its output: {replace_control_chars(error.message)}")
+            self._store.set_field(spec.id, "stage", f"finishing its output: {replace_control_chars(error.message)}")
             # Let another worker reap for a while, which may reach what this one does not.
             self._yield_until = time.monotonic() + 2 * self._settings.reap_seconds
 

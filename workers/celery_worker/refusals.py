@@ -27,7 +27,7 @@ class Refusals:
         self._skip_for(lease, seconds)
         return seconds
 
-    def add(self, lease: Lease, reason: str) -> set[str]:
+    def refuse(self, lease: Lease, reason: str) -> set[str]:
         """Refuse the job of a lease; return the names of all workers that have refused it."""
         self._skip_for(lease, REFUSAL_SECONDS)
         self._refused.add(lease.job_id)
@@ -36,7 +36,7 @@ class Refusals:
     def withdraw(self, job_id: str) -> None:
         """Withdraw a refusal: the worker runs the job again."""
         if job_id in self._refused:
-            self._ledger.serve(job_id, self._worker)
+            self._ledger.withdraw_refusal(job_id, self._worker)
             self._refused.discard(job_id)
 
     def _skip_for(self, lease: Lease, seconds: float) -> None:

@@ -1,4 +1,4 @@
--- Commits a chunk, once. ARGV: chunk, round, serial, succeeded, failed, truncated, run_info (JSON), and optionally how
+-- Commits a chunk, once. ARGV: chunk, round, lease number, succeeded, failed, truncated, run_info (JSON), and optionally how
 -- many records may fail in one round before the job fails. Returns 'committed', or why not: 'double', 'stale' (another
 -- round, or one whose earlier outcomes are lost), 'closed' (the job has ended). It does not matter who commits, only
 -- that it is the first commit of this round.

@@ -1,17 +1,17 @@
 -- Leases a job's next open chunk. ARGV: ticket, holder, lease in ms, id for the next ticket, maximum of tickets.
--- Returns {chunk, attempt, round, whether the next ticket is valid, serial, retries}, or {} if there is nothing to do.
+-- Returns {chunk, attempt, round, whether the next ticket is valid, lease number, retries}, or {} if there is nothing to do.
 local word = status()
 if word ~= 'queued' and word ~= 'running' then return {} end
 
 local function granted(chunk, more)
   local attempt = (tonumber(redis.call('HGET', ATTEMPTS, chunk)) or 0) + 1
-  local serial = tonumber(redis.call('HGET', ATTEMPTS, chunk .. ':serial'))
+  local number = tonumber(redis.call('HGET', ATTEMPTS, chunk .. ':serial'))
   local tries = tonumber(redis.call('HGET', ATTEMPTS, chunk .. ':retries')) or 0
-  return { tonumber(chunk), attempt, tonumber(redis.call('HGET', JOB, 'round')), more, serial, tries }
+  return { tonumber(chunk), attempt, tonumber(redis.call('HGET', JOB, 'round')), more, number, tries }
 end
 
 -- Notes the death of a worker: its lease was not released. It counts as a failed attempt of the chunk unless there was
--- progress, and in any case of the record that ran alone.
+-- progress, and in any case of the isolated record.
 local function note_death(chunk)
   if redis.call('HSETNX', ATTEMPTS, chunk .. ':counted', 1) == 0 then redis.call('HINCRBY', ATTEMPTS, chunk, 1) end
   local isolated = redis.call('HGET', ATTEMPTS, chunk .. ':isolated')

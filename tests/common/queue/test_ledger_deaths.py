@@ -54,15 +54,15 @@ def test_only_leases_that_led_nowhere_are_held_against_a_chunk(store: JobStore, 
         die(ledger, job_id)
     for steps in (100, 200):
         held = leased(ledger, job_id)
-        assert ledger.advance(held, steps)
+        assert ledger.note_progress(held, steps)
         die(ledger, job_id)
     held = leased(ledger, job_id)
     assert held.attempt == 1, "both went further than any before"
-    assert not ledger.advance(held, 200)
+    assert not ledger.note_progress(held, 200)
     die(ledger, job_id)
     last = leased(ledger, job_id)
-    assert (last.attempt, last.serial) == (2, 6)
-    assert not ledger.advance(held, 300), "it is somebody else's now"
+    assert (last.attempt, last.number) == (2, 6)
+    assert not ledger.note_progress(held, 300), "it is somebody else's now"
 
 
 def test_a_worker_that_dies_over_a_record_alone_leaves_its_position(store: JobStore, ledger: Ledger) -> None:

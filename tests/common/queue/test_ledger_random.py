@@ -36,7 +36,7 @@ class Played:
         for chunk in range(self.chunks):
             self.payloads.add_records(chunk, encode_records([Record(n, f"text {n}") for n in range(IN_CHUNK)]))
         ledger.accept(self.id, self.chunks, self.chunks * IN_CHUNK)
-        self.in_hand: list[tuple[Lease, list[int]]] = []
+        self.leases: list[tuple[Lease, list[int]]] = []
 
     @property
     def status(self) -> JobStatus:
@@ -52,11 +52,11 @@ class Played:
         if len(earlier) < len(found):
             self.ledger.forget_commits(self.id, held.round, [held.chunk])
             earlier = []
-        self.in_hand.append((held, positions_to_retry(earlier) if earlier else list(range(IN_CHUNK))))
+        self.leases.append((held, positions_to_retry(earlier) if earlier else list(range(IN_CHUNK))))
         return True
 
     def commit(self, share: float = 0.3) -> None:
-        """Commit one of the chunks in hand; so many of its records fail."""
+        """Commit one of the leased chunks; so many of its records fail."""
         held, positions = self._put_down()
         outcomes = [BAD if self.chance.random() < share else Outcome("done") for _ in positions]
         failed = outcomes.count(BAD)
@@ -69,10 +69,10 @@ class Played:
         self.ledger.release_chunk(self._put_down()[0], delay=self.chance.choice([None, 0.0]))
 
     def renew(self) -> None:
-        self.ledger.renew(self.chance.choice(self.in_hand)[0])
+        self.ledger.renew(self.chance.choice(self.leases)[0])
 
     def expire(self) -> None:
-        self.store.client.delete(self.keys.lease(self.chance.choice(self.in_hand)[0].chunk))
+        self.store.client.delete(self.keys.lease(self.chance.choice(self.leases)[0].chunk))
 
     def look(self) -> None:
         look(self.ledger, self.id)
@@ -97,7 +97,7 @@ class Played:
     def end(self) -> None:
         """Do what is left, and retry until no record has failed."""
         for _ in range(20):
-            while self.in_hand:
+            while self.leases:
                 self.commit(0)
             for chunk in self.store.client.smembers(self.keys.leased):
                 self.store.client.delete(self.keys.lease(int(chunk)))
@@ -108,7 +108,7 @@ class Played:
                 self.retry()
 
     def _put_down(self) -> tuple[Lease, list[int]]:
-        return self.in_hand.pop(self.chance.randrange(len(self.in_hand)))
+        return self.leases.pop(self.chance.randrange(len(self.leases)))
 
 
 @pytest.mark.parametrize("losing", ["nothing", *KEYS, "outcomes"])
@@ -124,7 +124,7 @@ def test_every_record_has_one_outcome_in_the_end(
             always.append(played.lose_outcome)
         holding: list[Callable[[], object]] = [*[played.commit] * 4, played.release_chunk, played.renew, played.expire]
         for _ in range(played.chance.randint(5, 40)):
-            played.chance.choice(always + holding if played.in_hand else always)()
+            played.chance.choice(always + holding if played.leases else always)()
             if played.chance.random() < 0.02:
                 played.cancel()
         played.end()

@@ -223,15 +223,15 @@ def write_late(store: JobStore, ledger: Ledger, held: Lease) -> None:
     ):
         with pytest.raises(NotSubmitting):
             write()
-    store.note(held.job_id, "producer_seen", "5")
+    store.set_field(held.job_id, "producer_seen", "5")
     late.write_outcomes(held.chunk, held.version, b"late")
     assert commit(ledger, held) == "closed"
     late.delete_outcomes(held.chunk, held.version)
     assert ledger.renew(held) not in ("queued", "running")
     ledger.note_isolated(held, done=0, now=1, kept=3)
-    ledger.advance(held, 100)
+    ledger.note_progress(held, 100)
     ledger.refuse(held.job_id, "w", "late")
-    ledger.serve(held.job_id, "w")
+    ledger.withdraw_refusal(held.job_id, "w")
     ledger.release_chunk(held, delay=1)
     assert ledger.issue_tickets(held.job_id, 6) == []
     assert reap(ledger, held.job_id) == []

@@ -130,7 +130,7 @@ def test_a_late_attempt_of_a_retry_leaves_a_whole_output_as_it_is(server: RedisS
     held = written.lease()
     written.commit(held, Outcome("done"))
     assert written.commit_output() and written.status is JobStatus.COMPLETED
-    written.put(replace(held, serial=held.serial + 1), Outcome("late"))
+    written.put(replace(held, number=held.number + 1), Outcome("late"))
     assert sorted(path.name for path in written.directory.iterdir()) == [
         "_SUCCESS",
         "_manifest.json",

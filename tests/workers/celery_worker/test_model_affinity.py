@@ -8,7 +8,13 @@ from msgspec.structs import replace
 
 from common.jobs import JobSpec, new_job_id
 from common.queue.heartbeats import Heartbeat
-from workers.celery_worker.model_affinity import DWELL, LOYALTY, MIN_DWELL, PATIENCE, ModelAffinity
+from workers.celery_worker.model_affinity import (
+    DEFER_SECONDS,
+    DWELL_LOADS,
+    MIN_DWELL_SECONDS,
+    REMOTE_DWELL_FACTOR,
+    ModelAffinity,
+)
 from workers.device.protocol import DeviceStatus
 
 
@@ -33,7 +39,7 @@ class Worker:
         self.status = DeviceStatus()
         self.live_workers: list[Heartbeat] = []
         self.jobs: dict[str | None, JobSpec] = {}
-        self.in_hand = ExitStack()  #: those in hand
+        self.running = ExitStack()  #: of the running chunks
         self.affinity = ModelAffinity("me", lambda: self.status, lambda: self.live_workers, lambda: self.now)
 
     def should_run(self, model: str | None) -> bool:
@@ -58,8 +64,8 @@ def worker() -> Worker:
 def crowded(worker: Worker) -> Iterator[Worker]:
     """A worker that let a model go for `a` just now, and is at work with it."""
     worker.load("a", evicted=1)
-    worker.in_hand.enter_context(worker.affinity.running(_spec("a")))
-    with worker.in_hand:
+    worker.running.enter_context(worker.affinity.running(_spec("a")))
+    with worker.running:
         yield worker
 
 
@@ -73,7 +79,7 @@ def test_a_model_that_another_worker_has_is_left_to_it_for_a_moment(worker: Work
     worker.live_workers = [_peer("other", "a")]
     assert not worker.should_run("a")
     assert worker.should_run("b"), "that nobody has"
-    worker.now += PATIENCE
+    worker.now += DEFER_SECONDS
     assert worker.should_run("a"), "the other one has not done it alone"
 
 
@@ -81,7 +87,7 @@ def test_jobs_that_another_worker_keeps_up_with_are_left_to_it_for_ever(worker: 
     worker.live_workers = [_peer("other", "a")]
     for _ in range(100):
         assert not worker.affinity.should_run(_spec("a"))
-        worker.now += PATIENCE / 2
+        worker.now += DEFER_SECONDS / 2
 
 
 @pytest.mark.parametrize("peer", [_peer("me", "a"), _peer("other", "a", state="stopping"), _peer("other", "b")])
@@ -97,7 +103,7 @@ def test_a_model_is_not_left_to_a_worker_of_other_queues(worker: Worker) -> None
 
 def test_a_full_worker_keeps_its_model_for_a_while_then_switches(crowded: Worker) -> None:
     assert not crowded.should_run("b")
-    crowded.now += DWELL - 0.1
+    crowded.now += DWELL_LOADS - 0.1
     assert (crowded.should_run("b"), crowded.should_run("a")) == (False, True)
     crowded.now += 0.1
     assert crowded.should_run("b")
@@ -106,17 +112,17 @@ def test_a_full_worker_keeps_its_model_for_a_while_then_switches(crowded: Worker
 def test_quick_loads_shorten_the_dwell_but_not_below_some_seconds(crowded: Worker) -> None:
     crowded.load("a", evicted=1, seconds=0.01)
     assert not crowded.should_run("b")
-    crowded.now += MIN_DWELL
+    crowded.now += MIN_DWELL_SECONDS
     assert crowded.should_run("b")
 
 
 def test_a_crowded_worker_on_its_way_to_a_model_takes_no_other(crowded: Worker) -> None:
     crowded.should_run("b")
-    crowded.now += DWELL
+    crowded.now += DWELL_LOADS
     assert crowded.should_run("b")
     with crowded.affinity.running(_spec("b")):
         assert (crowded.should_run("a"), crowded.should_run("b"), crowded.should_run("c")) == (False, True, False)
-        crowded.in_hand.close()
+        crowded.running.close()
         crowded.load("b", evicted=2)
         assert (crowded.should_run("a"), crowded.should_run("b")) == (False, True)
 
@@ -132,7 +138,7 @@ def test_a_crowded_worker_without_work_for_its_model_takes_another_at_once(worke
 
 def test_two_full_workers_do_not_swap_models_and_neither_is_starved(crowded: Worker) -> None:
     crowded.live_workers = [_peer("other", "b")]
-    for _ in range(int(LOYALTY * DWELL)):
+    for _ in range(int(REMOTE_DWELL_FACTOR * DWELL_LOADS)):
         assert not crowded.should_run("b")
         crowded.now += 1.0
     assert crowded.should_run("b"), "the other one must be busy with something else"

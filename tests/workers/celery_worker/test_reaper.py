@@ -60,7 +60,7 @@ def looks(server: RedisServer) -> int:
 
 
 def begun(store: JobStore, ledger: Ledger) -> str:
-    """Return a job of six chunks: two done (one with failures), one in hand, one that rests, and two that are open."""
+    """Return a job of six chunks: two done (one with failures), one running, one delayed, and two that are open."""
     job_id = make_job(store, ledger, 6)
     for failed in (0, 1):
         assert commit(ledger, leased(ledger, job_id), failed) == "committed"
@@ -243,7 +243,7 @@ def test_a_producer_is_silent_by_the_reapers_clock(store: JobStore, ledger: Ledg
     reaper, job_id = new_reaper(), new_job_id()
     store.create(JobSpec(job_id, "echo"))
     for clock in (HOUR, -HOUR):
-        store.note(job_id, "producer_seen", str(store.now() + clock))
+        store.set_field(job_id, "producer_seen", str(store.now() + clock))
         reaper.reap()
         assert store.job(job_id).status is JobStatus.SUBMITTING
     end = time.monotonic() + 1.0

@@ -19,7 +19,7 @@ from tests.support import tiny_models
 from tests.support.device_process import RunningDevice
 from tests.support.processes import RedisServer, free_port
 from tests.support.tiny_models import RecordingMonitor
-from workers.device.client.client import DeviceClient
+from workers.device.client.device_client import DeviceClient
 from workers.device.client.token_budget_cache import TokenBudgetCache
 from workers.device.server.calibration import calibrate
 from workers.device.server.model_cache import LoadedModel, ModelCache

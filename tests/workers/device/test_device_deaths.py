@@ -58,7 +58,7 @@ def test_only_wanted_positions_are_run_again_after_a_death(device: RunningDevice
 
 
 def test_run_with_caution_each_record_is_a_batch_of_its_own(device: RunningDevice):
-    result = device.run("test-crash", ["a", "crash", "c"], serial=True)
+    result = device.run("test-crash", ["a", "crash", "c"], isolated=True)
     assert codes(result) == {1: "worker_died"}
     assert [o.output for o in outcomes(result).values()] == ["A", None, "C"]
 

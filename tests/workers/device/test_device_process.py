@@ -52,7 +52,7 @@ def test_outputs_keep_the_type_that_the_runner_declares(device: RunningDevice):
 
 def test_an_empty_chunk_has_an_empty_answer(device: RunningDevice):
     assert device.run("test-echo", []).counts == Counts()
-    assert device.run("test-echo", [], serial=True).counts == Counts()
+    assert device.run("test-echo", [], isolated=True).counts == Counts()
 
 
 def test_loading_is_said_and_its_end_too(device: RunningDevice):
@@ -200,7 +200,7 @@ def test_a_model_that_is_refused_costs_no_import_of_torch(device: RunningDevice)
 def test_it_ends_with_its_parent_even_when_it_is_stuck(tmp_path: Path):
     code = (
         "import sys, threading; sys.path.insert(0, sys.argv[1]);"
-        "from common.settings import Settings; from workers.device.client.client import DeviceClient;"
+        "from common.settings import Settings; from workers.device.client.device_client import DeviceClient;"
         "process = DeviceClient(Settings(device='cpu')); process.start(); print(process.pid, flush=True);"
         "threading.Event().wait()"
     )

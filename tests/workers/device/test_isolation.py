@@ -79,16 +79,16 @@ def test_after_two_deaths_of_a_group_each_runs_alone():
 
 
 def test_a_cautious_plan_runs_each_by_itself_from_the_start():
-    plan = Isolation([3, 4], serial=True)
+    plan = Isolation([3, 4], isolated=True)
     assert plan.next() == [3]
     plan.died([3], DIED)
     assert plan.next() == [4]
 
 
 @given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))), st.booleans())
-def test_only_the_killers_fail_and_all_others_run_once(case: tuple[int, set[int]], serial: bool):
+def test_only_the_killers_fail_and_all_others_run_once(case: tuple[int, set[int]], isolated: bool):
     size, killers = case
-    plan = Isolation(range(size), serial=serial)
+    plan = Isolation(range(size), isolated=isolated)
     done, deaths = _play(plan, killers)
     assert sorted(done) == [position for position in range(size) if position not in killers]
     assert set(plan.failures) == killers
@@ -113,9 +113,9 @@ def test_even_deaths_laid_at_the_wrong_door_come_to_an_end(killers: set[int]):
     assert sorted([*done, *plan.failures]) == list(range(20))
 
 
-@pytest.mark.parametrize("serial", [True, False])
-def test_condemned_records_are_not_run_again(serial: bool):
-    plan = Isolation([1, 2, 3], serial=serial, excluded={2: DIED, 9: DIED})
+@pytest.mark.parametrize("isolated", [True, False])
+def test_condemned_records_are_not_run_again(isolated: bool):
+    plan = Isolation([1, 2, 3], isolated=isolated, excluded={2: DIED, 9: DIED})
     ran = []
     while wanted := plan.next():
         ran += wanted

@@ -1,7 +1,7 @@
 """Isolation of the records that crash the device process: which ones to run next, and which have failed.
 
-Records that are not suspected run first, together; then the suspects, one by one. A record that crashes the process
-twice does not run again.
+Records that are not suspected run first, together; then the suspects, isolated: each by itself. A record that crashes
+the process twice does not run again.
 """
 
 from collections import Counter, deque
@@ -20,17 +20,17 @@ class Isolation:
 
     Args:
         positions: of the records to run.
-        serial: run each by itself from the start.
+        isolated: run each by itself from the start.
         excluded: positions that must not run, and their failures.
     """
 
     def __init__(
-        self, positions: Sequence[int], *, serial: bool = False, excluded: Mapping[int, Failure] | None = None
+        self, positions: Sequence[int], *, isolated: bool = False, excluded: Mapping[int, Failure] | None = None
     ) -> None:
         self.failures = {position: why for position, why in (excluded or {}).items() if position in positions}
         positions = [position for position in positions if position not in self.failures]
-        self._group = [] if serial else positions
-        self._singles = deque(positions if serial else ())
+        self._group = [] if isolated else positions
+        self._singles = deque(positions if isolated else ())
         self._deaths: Counter[int] = Counter()
         self._group_deaths = 0
 

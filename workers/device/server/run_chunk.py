@@ -151,7 +151,7 @@ def _run(
     except Exception as error:  # a boundary: whatever a runner raises, the other records still run
         if is_device_lost(error):
             raise DeviceLost(str(error)) from error
-        logger.exception("%s raised; its records run one by one", type(runner).__name__)
+        logger.exception("%s raised; its records run isolated", type(runner).__name__)
         outcomes = [_run_single(runner, value, number, params, monitor) for number, value in enumerate(values)]
     _check_device(device, outcomes)
     return outcomes

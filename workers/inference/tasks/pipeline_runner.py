@@ -67,7 +67,7 @@ class _Input:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
+class _PreparedChunk:
     """A chunk before its forward passes."""
 
     inputs: Sequence[Json]
@@ -143,11 +143,11 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         """
         return self.task.is_deterministic(self.task.parse_params(params))
 
-    def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> _Chunk:
+    def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> _PreparedChunk:
         """Return the texts of the records, tokenised for `forward_batch`, where it is used."""
         encoder = self.encoder
         if encoder is None or params.keys() & encoder.pipeline_only_params:
-            return _Chunk(inputs, params)
+            return _PreparedChunk(inputs, params)
         with self._tokenizer_lock:
             parsed = encoder.parse_params(params)
             records, outcomes = parse_inputs(inputs, lambda value: encoder.read(value, parsed))
@@ -158,9 +158,9 @@ class PipelineRunner(PackingRunner, PreparingRunner):
                 outcomes[position] = Outcome(failure=refusal)
             if refusal or not encoder.fits(record):
                 del records[position]
-        return _Chunk(inputs, params, parsed, records, outcomes)
+        return _PreparedChunk(inputs, params, parsed, records, outcomes)
 
-    def run_prepared(self, prepared: _Chunk, monitor: RunMonitor) -> list[Outcome]:
+    def run_prepared(self, prepared: _PreparedChunk, monitor: RunMonitor) -> list[Outcome]:
         """Return for each record what `pipeline(task)(record, **params)` gives, in order."""
         outcomes = dict(prepared.outcomes)
         encoder, parsed = self.encoder, prepared.parsed

@@ -30,14 +30,14 @@ def parse_fields(task: Task, value: Json) -> dict[str, Json]:
     return {name: value[name] for name in (*names, *task.optional) if value.get(name) is not None}
 
 
-class _Message(msgspec.Struct):
+class _ChatMessage(msgspec.Struct):
     """One message of a chat; other fields are for the chat template."""
 
     role: str
     content: str | list[Any] | None
 
 
-_Messages = Annotated[list[_Message], msgspec.Meta(min_length=1)]
+_Messages = Annotated[list[_ChatMessage], msgspec.Meta(min_length=1)]
 
 
 def parse_messages(fields: Mapping[str, Json]) -> list[dict[str, Json]]:

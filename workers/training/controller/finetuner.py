@@ -110,7 +110,7 @@ class FineTuner:
         finally:
             self._lock.release()
 
-    def settle(self, lease: Lease, committed: bool) -> None:
+    def promote_or_delete(self, lease: Lease, committed: bool) -> None:
         """Make the model of a train chunk the job's, or delete it if the chunk's commit did not count."""
         registry = open_registry(registry_url(self._settings), self._settings.model_cache)
         with suppress(OSError, StorageError, UsageError):  # `ModelRegistry.find` copes with what is left undone
@@ -119,7 +119,7 @@ class FineTuner:
 
 def _attempt_name(lease: Lease) -> str:
     """Return the unique name of an attempt: that of its directories."""
-    return f"{lease.round}-{lease.serial}-{lease.holder[-8:]}"
+    return f"{lease.round}-{lease.number}-{lease.holder[-8:]}"
 
 
 class _Attempt:

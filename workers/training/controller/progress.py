@@ -55,8 +55,8 @@ class ProgressReporter(Reporter):
         progress = {**self._progress, "notes": self.notes}
         text = format_progress(progress)
         try:
-            self._store.note(self._job_id, "progress", json.dumps(progress))
-            self._store.note(self._job_id, "stage", text)
+            self._store.set_field(self._job_id, "progress", json.dumps(progress))
+            self._store.set_field(self._job_id, "stage", text)
             if self._task_id and time.monotonic() - self._event_sent > _EVENT_SECONDS:
                 self._event_sent = time.monotonic()
                 with self._app.events.default_dispatcher() as dispatcher:

@@ -34,14 +34,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class IsolationPolicy:
-    """How to run a chunk over which whole workers died: each record by itself."""
+    """How to run a chunk over which whole workers died: each record isolated."""
 
     excluded: Mapping[int, Failure]  #: records that must not run again, and why
     before_record: Callable[[int], None]  #: called with the position of a record that is about to run
 
 
 @dataclass(slots=True)
-class _Chunk:
+class _ChunkRequest:
     """One call of `run`."""
 
     spec: JobSpec
@@ -125,7 +125,7 @@ class DeviceClient:
             positions: of the records to run; None runs all.
             cancel_token: ends the work between two batches.
             reporter: receives the stages before records run ("loading ..."), and "" when they are over.
-            isolation: runs each record by itself.
+            isolation: runs each record isolated.
 
         Raises:
             Cancelled: it was cancelled, or the client was stopped.
@@ -133,7 +133,9 @@ class DeviceClient:
             WorkerError: this worker cannot do it now.
             PayloadError: the payload is broken.
         """
-        chunk = _Chunk(spec, payload, cancel_token, reporter, isolation.before_record if isolation else lambda _: None)
+        chunk = _ChunkRequest(
+            spec, payload, cancel_token, reporter, isolation.before_record if isolation else lambda _: None
+        )
         process_exit = None
         if not isolation:
             answer = self._attempt(chunk, positions)
@@ -142,14 +144,14 @@ class DeviceClient:
             process_exit = answer
         records = decode_records(payload)
         chosen = list(positions) if positions is not None else list(range(len(records)))
-        plan = Isolation(chosen, serial=bool(isolation), excluded=isolation.excluded if isolation else {})
+        plan = Isolation(chosen, isolated=bool(isolation), excluded=isolation.excluded if isolation else {})
         if process_exit is not None:
             _record_exit(chunk, plan, process_exit)
         self._isolate(chunk, plan)
         failures = {at: (records[at].id, Outcome(failure=failure)) for at, failure in plan.failures.items()}
         return _merged(chunk, failures)
 
-    def _isolate(self, chunk: _Chunk, plan: Isolation) -> None:
+    def _isolate(self, chunk: _ChunkRequest, plan: Isolation) -> None:
         while wanted := plan.next():
             if len(wanted) == 1:
                 chunk.before_record(wanted[0])
@@ -160,7 +162,7 @@ class DeviceClient:
             else:
                 _record_exit(chunk, plan, answer)
 
-    def _attempt(self, chunk: _Chunk, positions: Sequence[int] | None) -> ChunkResult | ProcessExit:
+    def _attempt(self, chunk: _ChunkRequest, positions: Sequence[int] | None) -> ChunkResult | ProcessExit:
         """Run some records on whatever process is alive; an exit that they did not cause does not count."""
         wanted = list(positions) if positions is not None else None
         unexplained = loading = 0
@@ -179,7 +181,7 @@ class DeviceClient:
             if unexplained >= MAX_UNEXPLAINED_DEATHS:
                 raise WorkerError("device_process_dies", f"The device process keeps dying: {answer.failure.message}")
 
-    def _await(self, process: DeviceProcess, pending: PendingRequest, chunk: _Chunk) -> Answer | ProcessExit:
+    def _await(self, process: DeviceProcess, pending: PendingRequest, chunk: _ChunkRequest) -> Answer | ProcessExit:
         """Return the answer or the process's exit; stages are reported from this thread."""
         cancel_sent = False
         while True:
@@ -210,13 +212,13 @@ class DeviceClient:
         return answer.result
 
 
-def _record_exit(chunk: _Chunk, plan: Isolation, process_exit: ProcessExit) -> None:
+def _record_exit(chunk: _ChunkRequest, plan: Isolation, process_exit: ProcessExit) -> None:
     suspects = list(process_exit.suspects) or "unknown"
     logger.warning("job %s, suspects %s: %s", chunk.spec.id, suspects, process_exit.failure.message)
     plan.died(process_exit.suspects, process_exit.failure)
 
 
-def _merged(chunk: _Chunk, failures: dict[int, tuple[Json, Outcome]]) -> ChunkResult:
+def _merged(chunk: _ChunkRequest, failures: dict[int, tuple[Json, Outcome]]) -> ChunkResult:
     """Return what came of the parts of a chunk as one result, in the order of the records."""
     payloads = [result.payload for result in chunk.results]
     kind = output_type(chunk.empty or payloads[0]) if chunk.empty or payloads else None
