@@ -1,4 +1,4 @@
-# One image per role, all grown from the same base, each with only what its role needs:
+# One image per role, built from the same base, each with only the packages of its role:
 #
 #   producer   submits records and reads results; no torch
 #   worker     loads models and runs them: texts, images and sound
@@ -6,7 +6,7 @@
 #
 #   docker build --target worker -t hugqueue-worker .
 #
-# docs/deployment.md says how to choose the torch build and the package index.
+# docs/deployment.md explains how to choose the torch build and the package index.
 
 ARG PYTHON=3.11-slim-bookworm
 
@@ -16,14 +16,14 @@ ENV PATH=/opt/hugqueue/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 # The home is /cache, where a volume is mounted: libraries write to it, and the rest of the file system is read-only.
-# It belongs to the user in the image, so that a new named volume mounted there does too.
+# The image's user owns it, so that the user also owns a new named volume mounted there.
 RUN python -m venv /opt/hugqueue \
     && useradd --uid 10001 --home-dir /cache --no-create-home --shell /usr/sbin/nologin hugqueue \
     && install --directory --owner=hugqueue --group=hugqueue /cache /cache/huggingface /trained
 
 
-# The requirements of each role (those of the base and of its extras) as plain lists. A role's layer of packages is
-# built anew when its own list changes, and not when anything else in pyproject.toml or in the source does.
+# The requirements of each role (the base's and its extras') as plain lists. A role's layer of packages is rebuilt only
+# when its own list changes, not when anything else in pyproject.toml or in the source does.
 FROM base AS requirements
 WORKDIR /requirements
 COPY pyproject.toml .

@@ -1,7 +1,7 @@
 """`python -m benchmarks.ray_data --python PATH`: hugqueue against Ray Data with sentence-transformers inside.
 
 Both take the same file of texts and leave a Parquet file of vectors; each time counts from the start of its command.
-Ray needs an environment of its own (`make bench-peers` makes it), for it asks for other versions than hugqueue.
+Ray needs an environment of its own (`make bench-ray` makes it), for it asks for other versions than hugqueue.
 """
 
 import argparse

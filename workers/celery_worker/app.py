@@ -62,7 +62,7 @@ class WorkerContextStep(bootsteps.StartStopStep):  # type: ignore[misc]
             raise SystemExit(EXIT_CANNOT_START) from error
 
     def stop(self, worker: Any) -> None:
-        """Let the current chunks finish, then stop the context."""
+        """Let the running chunks finish, then stop the context."""
         if WorkerContextStep.context is not None:
             WorkerContextStep.context.stop(settings.grace_seconds)
             if WorkerContextStep.context.device.broken is not None:

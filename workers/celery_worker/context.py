@@ -75,7 +75,7 @@ class WorkerContext:
         self.reaper.start()
 
     def stop(self, grace: float) -> None:
-        """Stop in order: the current chunks get `grace` seconds to finish, then they are released."""
+        """Stop in order: the running chunks get `grace` seconds to finish, then they are released."""
         self.heartbeat.set_state("stopping")
         self.stopping.cancel("stopping")
         self.tickets.stop()

@@ -28,7 +28,7 @@ def main() -> None:
 def _die_with_parent() -> None:
     """End with the Celery process, and not before.
 
-    A service manager that stops a worker signals its whole process group; the current chunk may still be finished, so
+    A service manager that stops a worker signals its whole process group; the running chunk may still be finished, so
     this process ignores the signal and waits for its socket to close. A computation that holds the GIL would not see
     that, so the kernel kills this process together with the thread that started it.
     """
