@@ -25,7 +25,7 @@ def ablation(work: Work, texts: Sequence[str], rounds: int) -> str:
         contestants["+ sorted by length, cut by tokens"] = Contestant(
             _without(lambda: runner(work, forward_batch=False, keeps=False), layers=True, once=True)
         )
-    at_once = "+ tokenised at once" if work.task == "fill-mask" else "+ sorted, cut by tokens, tokenised at once"
+    at_once = "+ tokenized at once" if work.task == "fill-mask" else "+ sorted, cut by tokens, tokenized at once"
     contestants[at_once] = Contestant(_without(lambda: runner(work, keeps=False), layers=True, once=True, masks=True))
     if work.task == "fill-mask":
         contestants["+ vocabulary head on masks alone"] = Contestant(

@@ -43,7 +43,7 @@ TASK = "text-classification"
 BATCH = 16
 
 
-def labelled(mix: str, count: int) -> list[Example]:
+def labeled(mix: str, count: int) -> list[Example]:
     """Texts of a mix (`benchmarks.workloads`), every other one with the other label: speed does not look at them."""
     return [{"text": text, "label": number % 2} for number, text in enumerate(texts(mix, count))]
 
@@ -123,7 +123,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", "'pin_memory' argument")
     print(described())
     model = options.model or minilm()
-    examples = labelled(options.mix, options.examples)
+    examples = labeled(options.mix, options.examples)
     words = statistics.mean(len(str(example["text"]).split()) for example in examples)
     taken = compare(model, examples, options.rounds)
     medians = {name: statistics.median(seconds) for name, seconds in taken.items()}

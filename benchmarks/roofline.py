@@ -1,6 +1,6 @@
 """The raw forward bound: what the device does when nothing but the forward pass is asked of it.
 
-Texts are tokenised beforehand, batches hold one exact length over the whole input, so that there is neither padding
+Texts are tokenized beforehand, batches hold one exact length over the whole input, so that there is neither padding
 nor a mask; for fill-mask the vocabulary head runs on the masked positions alone.
 """
 
@@ -20,7 +20,7 @@ _CLASSES = {
 
 
 def packed_forward(work: Work, *, faster_layers: bool) -> Strategy:
-    """Return the forward pass alone over texts that it tokenises on the first call and remembers.
+    """Return the forward pass alone over texts that it tokenizes on the first call and remembers.
 
     Args:
         work: what to do.

@@ -71,7 +71,7 @@ def runner(
     Args:
         work: what to do.
         chunk: records in one; None for as many as the producer takes.
-        forward_batch: tokenise and run whole batches; if not, take the pipeline's own steps, in batches.
+        forward_batch: tokenize and run whole batches; if not, take the pipeline's own steps, in batches.
         keeps: keep the memory of a batch for the next one, as the device process does.
         params: of the job, such as `dtype`.
     """

@@ -74,7 +74,7 @@ class JobSpec:
 
     id: _Id
     task: _Name
-    model: _Path | None = None  #: hub id, path, or `job:ID`; None for a runner that needs none
+    model: _Path | None = None  #: Hub id, path, or `job:ID`; None for a runner that needs none
     revision: _Name | None = None
     params: Mapping[str, Json] = field(default_factory=dict)  #: runner options, such as `top_k`
     queue: Annotated[str, one_of(*QUEUES)] = "any"

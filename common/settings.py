@@ -80,7 +80,7 @@ class Settings:
     train: bool = field(default=False, metadata={"env": "HUGQUEUE_TRAIN"})
     #: How often a fine-tune job writes a checkpoint, in addition to the end of each epoch.
     checkpoint_seconds: float = field(default=300.0, metadata={"env": "HUGQUEUE_CHECKPOINT"})
-    #: Patterns of hub ids that jobs may name, separated by `,`; empty allows all.
+    #: Patterns of Hub ids that jobs may name, separated by `,`; empty allows all.
     allowed_models: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_ALLOWED_MODELS"})
 
     @property

@@ -21,7 +21,7 @@ from demo_text.stories import KOREAN_PLACES, story, story_words
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 MAX_TOKENS = 128
-VOCABULARY = 2400  #: learnt pieces; the words worth asking for are added to them
+VOCABULARY = 2400  #: learned pieces; the words worth asking for are added to them
 PASS_MARK = 0.98  #: share of the questions that must be answered right
 
 #: Sentences in one example, drawn for each batch. With a dozen the model does not learn to keep them apart.
@@ -72,10 +72,10 @@ def make_tokenizer(sentences: list[str]) -> BertTokenizer:
     # Named beforehand, since the trainer numbers the letters inside words as its hash table happens to give them, and
     # would learn another vocabulary each time.
     inside = [f"##{letter}" for letter in letters]
-    learnt = BertTokenizer(**settings).train_new_from_iterator(
+    learned = BertTokenizer(**settings).train_new_from_iterator(
         texts, VOCABULARY, new_special_tokens=inside, initial_alphabet=letters, show_progress=False
     )
-    pieces = sorted(learnt.get_vocab(), key=learnt.get_vocab().__getitem__)
+    pieces = sorted(learned.get_vocab(), key=learned.get_vocab().__getitem__)
     wanted = sorted(word.lower() for word in story_words().union(*map(slots, sentences)))
     entries = dict.fromkeys([*pieces, *wanted])
     return BertTokenizer(vocab={entry: number for number, entry in enumerate(entries)}, **settings)

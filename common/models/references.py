@@ -1,4 +1,4 @@
-"""Model references: a hub id, a directory, or `job:ID` for a model that was fine-tuned here."""
+"""Model references: a Hub id, a directory, or `job:ID` for a model that was fine-tuned here."""
 
 import re
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ class ModelRef:
     """What a job calls its model, parsed."""
 
     kind: Literal["hub", "path", "job"]
-    name: str  #: a hub id, a path, or the id of the job that trained the model
-    revision: str | None = None  #: branch, tag or commit on the hub; None for the default branch
+    name: str  #: a Hub id, a path, or the id of the job that trained the model
+    revision: str | None = None  #: branch, tag or commit on the Hub; None for the default branch
 
     @classmethod
     def parse(cls, text: str, revision: str | None = None) -> "ModelRef":
         """Return what a text refers to, judged by the text alone.
 
         Raises:
-            UsageError: it is neither a hub id, a path nor `job:ID`, or the hub cannot have that revision.
+            UsageError: it is neither a Hub id, a path nor `job:ID`, or the Hub cannot have that revision.
         """
         if text.startswith(_JOB):
             job_id = text.removeprefix(_JOB)
@@ -39,7 +39,7 @@ class ModelRef:
         if text in (".", "..") or text.startswith(("/", "./", "../", "~")) or text.endswith("/") or text.count("/") > 1:
             return cls("path", text)
         if not is_hub_id(text):
-            raise UsageError(f"{text!r:.200} is neither a hub id (org/name), a directory, nor job:ID.")
+            raise UsageError(f"{text!r:.200} is neither a Hub id (org/name), a directory, nor job:ID.")
         return cls("hub", text, check_revision(revision))
 
     @property
@@ -52,7 +52,7 @@ class ModelRef:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether the hub can have a model of that name."""
+    """Whether the Hub can have a model of that name."""
     return bool(_HUB_ID.fullmatch(name)) and "--" not in name and ".." not in name and not name.endswith(".git")
 
 
@@ -60,7 +60,7 @@ def check_revision(name: str | None, option: str = "--revision") -> str | None:
     """Return the revision as it is.
 
     Raises:
-        UsageError: nothing on the hub can have that name.
+        UsageError: nothing on the Hub can have that name.
     """
     if name is not None and (not _REVISION.fullmatch(name) or ".." in name):
         raise UsageError(f"{option} {name!r:.200}: expected a branch, a tag or a commit of the hub.")
@@ -71,7 +71,7 @@ def find_model(text: str, option: str = "--model", *, local: bool = False) -> Mo
     """Return the reference that a user means, a local directory as an absolute path.
 
     Args:
-        text: as the user wrote it. A directory with a config.json wins over a hub id of that name.
+        text: as the user wrote it. A directory with a config.json wins over a Hub id of that name.
         option: where it was given, for messages.
         local: whether the worker runs on this machine, so that a path that does not exist here is an error.
 
@@ -95,7 +95,7 @@ def find_model(text: str, option: str = "--model", *, local: bool = False) -> Mo
         if is_directory:
             raise UsageError(f"{option} {text}: the directory has no config.json, so it holds no model.")
         if local or not text.startswith("/"):
-            raise UsageError(f"{option} {text}: there is no such directory (and a hub id looks like org/name).")
+            raise UsageError(f"{option} {text}: there is no such directory (and a Hub id looks like org/name).")
     return ref
 
 

@@ -13,7 +13,7 @@ from common.training.labels import Labels
 from common.training.trainer_arguments import check_argument
 from common.validation import checked
 
-#: Prefix of a dataset that the worker loads from the hub itself.
+#: Prefix of a dataset that the worker loads from the Hub itself.
 HUB_PREFIX = "hf:"
 #: Such a dataset, with an optional split or slice: `hf:NAME:train[:10%]`. No path can be written like this.
 _HUB_DATASET = re.compile(r"^hf:(?!.*\.\.)[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.+:%\[\]-]+)?\Z", re.ASCII)
@@ -79,7 +79,7 @@ class TrainingOptions:
                 raise UsageError(f"--{name.replace('_', '-')} requires --lora.")
         for source in filter(None, (options.train_source, options.eval_source)):
             if not _HUB_DATASET.match(source):
-                raise UsageError(f"{source!r} is not a dataset of the hub: expected hf:NAME or hf:NAME:SPLIT.")
+                raise UsageError(f"{source!r} is not a dataset of the Hub: expected hf:NAME or hf:NAME:SPLIT.")
         for name, value in options.arguments.items():
             check_argument(name, value)
         return options

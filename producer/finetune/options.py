@@ -12,9 +12,9 @@ class FinetuneOptions:
     """What `producer finetune` takes beside the training data."""
 
     task: str = "text-classification"
-    model: str  #: hub id, directory on the worker's machine, or `job:ID`
+    model: str  #: Hub id, directory on the worker's machine, or `job:ID`
     revision: str | None = None
-    evaluation: str | None = None  #: file, or hub dataset, to evaluate with
+    evaluation: str | None = None  #: file, or Hub dataset, to evaluate with
     format: str | None = None  #: of the files, None: by their extension
     quoting: str | None = None
     params: Sequence[str] = ()  #: further fields of `TrainingArguments` as NAME=VALUE

@@ -82,7 +82,7 @@ def _find_trainable(name: str) -> str:
 def _training_options(inputs: Sequence[str], options: FinetuneOptions) -> TrainingOptions:
     hub_datasets = [name for name in inputs if name.startswith(HUB_PREFIX)]
     if hub_datasets and len(inputs) > 1:
-        raise UsageError(f"{hub_datasets[0]} cannot be combined with other inputs; name one hub dataset alone.")
+        raise UsageError(f"{hub_datasets[0]} cannot be combined with other inputs; name one Hub dataset alone.")
     evaluation = options.evaluation
     if evaluation is not None and options.training.get("eval_split") is not None:
         raise UsageError("--eval and --eval-split: use only one.")

@@ -9,7 +9,7 @@ _WIDTH, _HEIGHT = 720, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 14, 34
 #: Of the names above a chart: their rows, the space between two, the width of a letter at most.
 _ROW, _GAP, _LETTER = 18, 20, 7
-_COLOURS = ("#1f6feb", "#d1480c", "#2b8a3e", "#8250df", "#bf3989", "#6e7781")
+_COLORS = ("#1f6feb", "#d1480c", "#2b8a3e", "#8250df", "#bf3989", "#6e7781")
 
 
 class Series(NamedTuple):
@@ -83,12 +83,12 @@ def _ticks(low: float, high: float, finest: float = 0.0) -> list[float]:
 
 
 def _curve(one: Series, across: _Scale, up: _Scale, number: int) -> str:
-    colour = _COLOURS[number % len(_COLOURS)]
+    color = _COLORS[number % len(_COLORS)]
     places = [(across.at(x), up.at(y)) for x, y in one.points if y is not None]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    line = f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
+    line = f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>'
     few = places if len(places) <= 30 else []
-    return line + "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in few)
+    return line + "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{color}"/>' for x, y in few)
 
 
 def _names(series: Sequence[Series]) -> tuple[str, int]:
@@ -98,7 +98,7 @@ def _names(series: Sequence[Series]) -> tuple[str, int]:
         width = 15 + _LETTER * len(one.name)
         if x > _LEFT and x + width > _WIDTH - _RIGHT:
             x, y = _LEFT, y + _ROW
-        parts.append(f'<rect x="{x}" y="{y}" width="10" height="10" fill="{_COLOURS[number % len(_COLOURS)]}"/>')
+        parts.append(f'<rect x="{x}" y="{y}" width="10" height="10" fill="{_COLORS[number % len(_COLORS)]}"/>')
         parts.append(f'<text x="{x + 15}" y="{y + 9}" {_FONT}>{escape(one.name)}</text>')
         x += width + _GAP
     return "".join(parts), y + _ROW - _TOP + _GAP // 2

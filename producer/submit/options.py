@@ -13,8 +13,8 @@ class SubmitOptions:
     """What `producer submit` and `Client.submit` take beside the records; all defaults are here."""
 
     task: str | None = None  #: as `producer tasks` lists them; None: the requests of an OpenAI batch file name it
-    model: str | None = None  #: hub id, directory on the worker's machine, or `job:ID`; None: the task's default
-    revision: str | None = None  #: branch, tag or commit of a hub model
+    model: str | None = None  #: Hub id, directory on the worker's machine, or `job:ID`; None: the task's default
+    revision: str | None = None  #: branch, tag or commit of a Hub model
     params: Mapping[str, Json] | Sequence[str] = ()  #: of the task, such as `{"top_k": 3}` or `["top_k=3"]`
     dtype: str | None = None  #: float32, bfloat16, float16 or, on CPUs, int8; None: the worker's default
     column: str | None = None  #: column (or key) of the input

@@ -67,7 +67,7 @@ def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings 
     """Return the plan of a submit.
 
     Args:
-        inputs: Paths, URLs and hub datasets; empty if the records are Python objects.
+        inputs: Paths, URLs and Hub datasets; empty if the records are Python objects.
         options: What the user chose.
         settings: None: those of the environment.
 

@@ -72,7 +72,7 @@ def split_records_arg(records: Any) -> tuple[tuple[str, ...], Iterable[Any]]:
 
 
 def _names_files(text: str) -> bool:
-    """Whether a text names inputs: an existing path, a URL, a hub dataset, or a pattern with matches."""
+    """Whether a text names inputs: an existing path, a URL, a Hub dataset, or a pattern with matches."""
     if text == "-" or text.startswith("hf:") or "://" in text:
         return True
     try:

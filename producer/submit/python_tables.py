@@ -23,7 +23,7 @@ class HasColumns(Protocol):
 
 
 class HasColumnNames(Protocol):
-    """A data set of `datasets`, for type checkers."""
+    """A dataset of `datasets`, for type checkers."""
 
     @property
     def column_names(self) -> Any:

@@ -16,7 +16,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("files")
 
 
-def test_photos_come_back_labelled_by_their_paths(place: Path) -> None:
+def test_photos_come_back_labeled_by_their_paths(place: Path) -> None:
     paths = tiny_media.photos(place / "photos")
     (place / "photos" / "broken.png").write_bytes(paths[0].read_bytes()[:100])
     model = tiny_media.vit(place / "model")

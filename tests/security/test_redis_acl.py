@@ -66,7 +66,7 @@ def _do_everything(shell: Shell) -> None:
     assert slow in shell.run("jobs").stdout
 
 
-def test_what_lies_in_files_and_what_is_learnt_is_kept_under_the_rules(
+def test_what_lies_in_files_and_what_is_learned_is_kept_under_the_rules(
     server: RedisServer, users: Callable[[str], dict[str, str]], tmp_path: Path
 ):
     shared = tmp_path / "shared"

@@ -1,4 +1,4 @@
-"""A stand-in for the data sets of the Hugging Face hub: what `datasets.load_dataset` asks for. For `HF_ENDPOINT`."""
+"""A stand-in for the datasets of the Hugging Face Hub: what `datasets.load_dataset` asks for. For `HF_ENDPOINT`."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ _FILE = re.compile(r"^/datasets/(?P<name>[^/]+/[^/]+)/resolve/[^/]+/(?P<file>.+)
 
 
 class DatasetServer:
-    """Serves data sets made of bytes: name to files; a context manager."""
+    """Serves datasets made of bytes: name to files; a context manager."""
 
     def __init__(self, datasets: Mapping[str, Mapping[str, bytes]]) -> None:
         self.datasets = datasets
@@ -55,7 +55,7 @@ class DatasetServer:
         return None
 
     def entries(self, path: str, names: list[str]) -> Any:
-        """What the hub says of some paths of a data set; None where there is no such data set."""
+        """What the Hub says of some paths of a dataset; None where there is no such dataset."""
         match = _PATHS.match(path)
         if match is None or match["name"] not in self.datasets:
             return None

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub: the part of its HTTP interface that downloading a snapshot asks for.
+"""A stand-in for the Hugging Face Hub: the part of its HTTP interface that downloading a snapshot asks for.
 
 Point a process at it with `HF_ENDPOINT`. It serves repositories made of bytes, can gate them, fail for a while, or
 break off in the middle of a file, and notes every request.

@@ -53,7 +53,7 @@ def assert_same_as_pipeline(task: str, model: Path, records: Sequence[Json], **p
     return outcomes
 
 
-def assert_neighbours_change_nothing(runner: Runner, records: Sequence[Json], **params: Json) -> list[Outcome]:
+def assert_neighbors_change_nothing(runner: Runner, records: Sequence[Json], **params: Json) -> list[Outcome]:
     """Compare what records get together with what each gets alone; return the outcomes."""
     together = runner.run(records, params, RecordingMonitor())
     for record, outcome in zip(records, together, strict=True):

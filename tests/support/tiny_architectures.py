@@ -195,7 +195,7 @@ def tiny_model(config_class: type[PreTrainedConfig], model_class: Any, directory
         raise NotTiny(f"{size:,} parameters")
     torch.manual_seed(0)
     model = model_class(config).eval()
-    with torch.no_grad():  # the usual initialisation is so small that all outputs come out alike
+    with torch.no_grad():  # the usual initialization is so small that all outputs come out alike
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.2)

@@ -52,7 +52,7 @@ _SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "
 
 
 def save(model: torch.nn.Module, directory: Path) -> Path:
-    with torch.no_grad():  # the usual initialisation is so small that all scores come out alike
+    with torch.no_grad():  # the usual initialization is so small that all scores come out alike
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.2)
@@ -60,7 +60,7 @@ def save(model: torch.nn.Module, directory: Path) -> Path:
     return directory
 
 
-def labelled(labels: tuple[str, ...] = LABELS) -> dict[str, dict[object, object]]:
+def labeled(labels: tuple[str, ...] = LABELS) -> dict[str, dict[object, object]]:
     return {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
 
 
@@ -84,7 +84,7 @@ def photos(directory: Path) -> list[Path]:
 
 def vit(directory: Path) -> Path:
     torch.manual_seed(1)
-    config = ViTConfig(image_size=32, patch_size=8, **_SMALL, **labelled())
+    config = ViTConfig(image_size=32, patch_size=8, **_SMALL, **labeled())
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(directory)
     return save(ViTForImageClassification(config), directory)
 
@@ -116,7 +116,7 @@ def detr(directory: Path) -> Path:
     config = DetrConfig(
         use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, d_model=32,
         encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
-        decoder_ffn_dim=32, num_queries=8, **labelled(),
+        decoder_ffn_dim=32, num_queries=8, **labeled(),
     )  # fmt: skip
     DetrImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(directory)
     return save(DetrForObjectDetection(config), directory)
@@ -131,7 +131,7 @@ _LAYERS = {
 def segformer(directory: Path) -> Path:
     torch.manual_seed(4)
     SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(directory)
-    return save(SegformerForSemanticSegmentation(SegformerConfig(**_LAYERS, **labelled())), directory)
+    return save(SegformerForSemanticSegmentation(SegformerConfig(**_LAYERS, **labeled())), directory)
 
 
 def glpn(directory: Path) -> Path:
@@ -152,7 +152,7 @@ def _wav2vec2(**more: object) -> Wav2Vec2Config:
 def heard(directory: Path) -> Path:
     torch.manual_seed(6)
     Wav2Vec2FeatureExtractor().save_pretrained(directory)
-    return save(Wav2Vec2ForSequenceClassification(_wav2vec2(classifier_proj_size=16, **labelled())), directory)
+    return save(Wav2Vec2ForSequenceClassification(_wav2vec2(classifier_proj_size=16, **labeled())), directory)
 
 
 def spoken(directory: Path) -> Path:

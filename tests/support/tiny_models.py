@@ -1,4 +1,4 @@
-"""Tiny models with random weights, made on the spot: for tests of the runners, without a hub."""
+"""Tiny models with random weights, made on the spot: for tests of the runners, without the Hub."""
 
 import random
 from collections.abc import Sequence
@@ -149,7 +149,7 @@ def bert_config(**extra: object) -> BertConfig:
 
 
 def _save(model: torch.nn.Module, directory: Path) -> Path:
-    with torch.no_grad():  # the usual initialisation is so small that all scores come out alike
+    with torch.no_grad():  # the usual initialization is so small that all scores come out alike
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.2)
@@ -165,7 +165,7 @@ def masked_bert(directory: Path) -> Path:
 
 def masked_roberta(directory: Path) -> Path:
     vocabulary, merges = byte_level_files(directory)
-    tokenizer = RobertaTokenizer(vocab=vocabulary, merges=merges)  # no model_max_length, as some on the hub
+    tokenizer = RobertaTokenizer(vocab=vocabulary, merges=merges)  # no model_max_length, as some on the Hub
     tokenizer.save_pretrained(directory)
     torch.manual_seed(2)
     # 66 positions of which RoBERTa uses 64: the first two are padding's.
@@ -196,7 +196,7 @@ def causal_gpt2(directory: Path, *, pad: bool = False, chat: bool = True, positi
 def classifier(directory: Path, labels: Sequence[str] = ("bad", "good", "so-so")) -> Path:
     wordpiece(directory)
     torch.manual_seed(4)
-    return _save(BertForSequenceClassification(_labelled(labels)), directory)
+    return _save(BertForSequenceClassification(_labeled(labels)), directory)
 
 
 def natural_language_inference(directory: Path) -> Path:
@@ -206,7 +206,7 @@ def natural_language_inference(directory: Path) -> Path:
 def tagger(directory: Path) -> Path:
     wordpiece(directory)
     torch.manual_seed(5)
-    return _save(BertForTokenClassification(_labelled(("O", "B-PER", "I-PER", "B-LOC", "I-LOC"))), directory)
+    return _save(BertForTokenClassification(_labeled(("O", "B-PER", "I-PER", "B-LOC", "I-LOC"))), directory)
 
 
 def answering(directory: Path) -> Path:
@@ -228,6 +228,6 @@ def table_answers(directory: Path) -> Path:
     return _save(TapasForQuestionAnswering(config), directory)
 
 
-def _labelled(labels: Sequence[str]) -> BertConfig:
+def _labeled(labels: Sequence[str]) -> BertConfig:
     names = dict(enumerate(labels))
     return bert_config(id2label=names, label2id={label: number for number, label in names.items()})

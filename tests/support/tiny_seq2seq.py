@@ -67,8 +67,8 @@ def _pieces(specials: list[str]) -> list[tuple[str, float]]:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=specials, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator([*TEXTS, "summarize: translate English to German French: "], trainer)
-    learnt = json.loads(tokenizer.to_str())["model"]["vocab"]
-    return [(piece, score) for piece, score in learnt]
+    learned = json.loads(tokenizer.to_str())["model"]["vocab"]
+    return [(piece, score) for piece, score in learned]
 
 
 def make_t5(directory: Path, max_length: int = 60, task_params: dict[str, Any] | None = None) -> Path:
@@ -131,8 +131,8 @@ def make_marian(directory: Path) -> Path:
             minloglevel=2,
         )
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(directory / "source.model"))
-    learnt = [pieces.IdToPiece(number) for number in range(3, len(pieces))]
-    vocabulary = ["</s>", "<unk>", *learnt, ">>kor<<", ">>fra<<", "<pad>"]
+    learned = [pieces.IdToPiece(number) for number in range(3, len(pieces))]
+    vocabulary = ["</s>", "<unk>", *learned, ">>kor<<", ">>fra<<", "<pad>"]
     (directory / "vocab.json").write_text(json.dumps({piece: number for number, piece in enumerate(vocabulary)}))
     tokenizer = MarianTokenizer(
         str(directory / "source.model"), str(directory / "target.model"), str(directory / "vocab.json")

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 #: Leases of one chunk in one round that ended in the death of their workers without progress; then its job fails.
 MAX_ATTEMPTS = 10
-#: Transient faults (the hub, a full disk) of one chunk in one round; then its job fails.
+#: Transient faults (the Hub, a full disk) of one chunk in one round; then its job fails.
 MAX_TRIES = 10
 #: Seconds for which outcomes wait for files that cannot be written; then the chunk runs again, later.
 FILES_RETRY_SECONDS = 30.0

@@ -52,7 +52,7 @@ class Open(Message, kw_only=True):
 
     policy: ModelPolicy
     preload: list[tuple[str, str | None]]  #: task and model of each
-    batch_sizes: dict[str, int]  #: tokens in a batch, learnt by earlier processes
+    batch_sizes: dict[str, int]  #: tokens in a batch, learned by earlier processes
     prefetch: bool  #: whether to prepare the next chunk while one is computed
 
 
@@ -118,7 +118,7 @@ class Result(Message, kw_only=True):
     """The answer: outcomes."""
 
     result: ChunkResult
-    batch_sizes: dict[str, int]  #: learnt meanwhile
+    batch_sizes: dict[str, int]  #: learned meanwhile
 
 
 class Failed(Message, kw_only=True):

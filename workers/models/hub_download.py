@@ -1,6 +1,6 @@
-"""Hub downloads: snapshots of models, from the cache or from the Hugging Face hub, with progress and retries.
+"""Hub downloads: snapshots of models, from the cache or from the Hugging Face Hub, with progress and retries.
 
-Every error of the hub and the network becomes one sentence. Only the resolver calls this, after its checks.
+Every error of the Hub and the network becomes one sentence. Only the resolver calls this, after its checks.
 """
 
 import io
@@ -185,7 +185,7 @@ def _with_retries(repo: str, revision: str | None, reporter: Reporter, attempt: 
             logger.info("%s: attempt %d of %d: %s: %s", repo, number, _MAX_ATTEMPTS, type(error).__name__, error)
             if number == _MAX_ATTEMPTS or not _is_unreachable(found):
                 raise found from error
-        reporter.stage(f"the hub cannot be reached for {repo}; trying again ({number + 1} of {_MAX_ATTEMPTS})")
+        reporter.stage(f"the Hub cannot be reached for {repo}; trying again ({number + 1} of {_MAX_ATTEMPTS})")
         time.sleep(2 ** (number - 2) * random.uniform(0.75, 1.25))  # noqa: S311  (jitter, no secret)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -197,7 +197,7 @@ def _is_unreachable(error: HugqueueError) -> bool:
 def _translate_error(repo: str, revision: str | None, error: Exception) -> HugqueueError:
     """Return the error as one sentence, of the class that decides what happens to the job."""
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # the error that kept the library from the hub, before it tried the cache
+        error = error.__cause__  # the error that kept the library from the Hub, before it tried the cache
     if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
         return WorkerError("disk_full", f"No room for {repo} in {constants.HF_HUB_CACHE}: {error.strerror}.")
     if isinstance(error, OfflineModeIsEnabled) or type(error).__name__ in _NO_NETWORK:
@@ -211,7 +211,7 @@ def _translate_error(repo: str, revision: str | None, error: Exception) -> Hugqu
 
 
 def _from_response(repo: str, revision: str | None, error: HfHubHTTPError) -> ModelError:
-    """Return the error of an answer of the hub that will not change."""
+    """Return the error of an answer of the Hub that will not change."""
     hub = constants.ENDPOINT
     if isinstance(error, GatedRepoError):
         return ModelError(

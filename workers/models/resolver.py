@@ -1,7 +1,7 @@
 """Model resolution: from what a job calls its model to the directory that libraries load it from.
 
 `from_pretrained("a/b")` by itself takes a directory `a/b` of the working directory, and fetches any name;
-so no name reaches a library. A hub id becomes a cached snapshot (`workers.models.hub_download`); a path must be one
+so no name reaches a library. A Hub id becomes a cached snapshot (`workers.models.hub_download`); a path must be one
 that the worker allows.
 """
 
@@ -28,7 +28,7 @@ class ModelPolicy:
     """Which models the jobs of a worker may name, and what of them may be opened."""
 
     roots: tuple[str, ...] = ()  #: directories under which a job may name a path
-    patterns: tuple[str, ...] = ()  #: of hub ids that jobs may name; empty allows all
+    patterns: tuple[str, ...] = ()  #: of Hub ids that jobs may name; empty allows all
     preloaded: tuple[str, ...] = ()  #: ids and paths that the worker itself was started with
     any_path: bool = False  #: every path is allowed: the embedded worker, which serves its own user
     models: str | None = None  #: location of the model registry
@@ -55,7 +55,7 @@ class ResolvedModel:
 
     model: str  #: as the job names it, or the task's default
     path: Path
-    commit: str | None  #: of the hub; None for a path
+    commit: str | None  #: of the Hub; None for a path
     source: str  #: `hub`, `cache`, `path` or `registry`
 
 
@@ -69,8 +69,8 @@ def resolve(
     """Return the directory of a model, downloaded if necessary.
 
     Args:
-        model: a hub id, an absolute path or `job:ID`; None for the default of `task`.
-        revision: branch, tag or commit on the hub; None for the default branch.
+        model: a Hub id, an absolute path or `job:ID`; None for the default of `task`.
+        revision: branch, tag or commit on the Hub; None for the default branch.
         task: a task's name.
         policy: what this worker allows.
         reporter: receives the name, size and progress of downloads.

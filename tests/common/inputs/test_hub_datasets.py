@@ -1,4 +1,4 @@
-"""Data sets of the hub as inputs, from a server that stands in for it."""
+"""Datasets of the Hub as inputs, from a server that stands in for it."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def hub() -> Iterator[DatasetServer]:
 
 
 def read(hub: DatasetServer, *inputs: str) -> object:
-    """Return what a fresh process reads: the hub's library takes its address when it is imported."""
+    """Return what a fresh process reads: the Hub's library takes its address when it is imported."""
     environ = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", READ, *inputs], env=environ, capture_output=True, check=True, timeout=60

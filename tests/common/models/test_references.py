@@ -1,4 +1,4 @@
-"""Names of models and revisions: what the hub's own library refuses is refused here, before any work."""
+"""Names of models and revisions: what the Hub's own library refuses is refused here, before any work."""
 
 import pytest
 from huggingface_hub.errors import HFValidationError
@@ -37,7 +37,7 @@ def test_any_short_name_is_a_hub_id_where_the_library_takes_it(name: str) -> Non
 
 @pytest.mark.parametrize("name", ["a--b", "org/model.git", "-m", "a" * 97, "org/m\u00f6del"])
 def test_a_name_that_the_hub_cannot_have_is_refused_at_submit(name: str) -> None:
-    with pytest.raises(UsageError, match="neither a hub id"):
+    with pytest.raises(UsageError, match="neither a Hub id"):
         find_model(name)
 
 

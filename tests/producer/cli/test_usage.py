@@ -129,7 +129,7 @@ def test_standard_input_is_looked_at_before_anything_starts(shell: Shell, home: 
         (["--task", "fill-mask", "-m", "folder.txt/"], ["folder.txt/", "config.json"]),
         (["--task", "fill-mask", "-m", "good.txt"], ["good.txt is a file"]),
         (["--task", "fill-mask", "-m", "two words"], ["'two words'", "org/name"]),
-        (["--task", "fill-mask", "-m", "org/a--b"], ["'org/a--b'", "hub id"]),
+        (["--task", "fill-mask", "-m", "org/a--b"], ["'org/a--b'", "Hub id"]),
         (["--task", "fill-mask", "-m", "org/model", "--revision", "a b"], ["--revision 'a b'", "branch"]),
         (["--task", "fill-mask", "-o", "gone/out.jsonl"], ["no directory gone"]),
         (["--task", "fill-mask", "-o", "out.jsonl", "--output-format", "jsonl"], ["--output-format", "-o out.jsonl/"]),

@@ -1,4 +1,4 @@
-"""Examples that cannot be learnt from, and options that make no sense: refused before anything is submitted."""
+"""Examples that cannot be learned from, and options that make no sense: refused before anything is submitted."""
 
 import json
 from pathlib import Path
@@ -304,7 +304,7 @@ def test_what_the_labels_are_is_decided_before_the_split_and_sent_along(tmp_path
 
 
 def test_labels_on_the_wire_are_checked() -> None:
-    for wrong in ({}, {"kind": "colour", "names": [], "warnings": []}, {"kind": "tags", "names": [1], "warnings": []}):
+    for wrong in ({}, {"kind": "color", "names": [], "warnings": []}, {"kind": "tags", "names": [1], "warnings": []}):
         with pytest.raises(UsageError, match="--labels"):
             TrainingOptions.decode({"labels": wrong})
 

@@ -129,8 +129,8 @@ def test_a_process_uses_and_stores_measured_batch_sizes(client: "redis.Redis", t
         process.stop()
     kept = client.hgetall(token_budgets("my CPU"))
     assert kept.pop(loaded.digest.encode()) == b"777"
-    (learnt,) = kept.values()
-    assert int(learnt) in (512, 1024, 2048, 4096, 8192)
+    (learned,) = kept.values()
+    assert int(learned) in (512, 1024, 2048, 4096, 8192)
     assert 0 < client.ttl(token_budgets("my CPU")) <= 30 * 86400
 
 

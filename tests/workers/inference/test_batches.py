@@ -27,7 +27,7 @@ def fits(limit: int, error: Exception) -> Callable[[list[int]], Sequence[str]]:
     return forward
 
 
-def test_batches_hold_neighbours_in_length_within_the_budget():
+def test_batches_hold_neighbors_in_length_within_the_budget():
     monitor = RecordingMonitor()
     found = run_batches(items(3, 10, 4, 9, 1), fits(99, MemoryError()), TokenBudget(20, 64), monitor)
     assert found == ["3", "10", "4", "9", "1"]

@@ -122,7 +122,7 @@ def test_a_prompt_that_is_not_pooled_is_left_out_by_every_mode(tmp_path, bert, m
     assert not np.allclose(expected, reference(directory), atol=1e-3)
 
 
-def test_joined_modes_a_dense_layer_and_normalisation_run_in_order(tmp_path, bert):
+def test_joined_modes_a_dense_layer_and_normalization_run_in_order(tmp_path, bert):
     layer = modules.Dense(48, 10, activation_function=torch.nn.GELU())
     directory = saved(tmp_path / "model", bert, layer, modules.Normalize(), pooling={"pooling_mode": ("max", "mean")})
     np.testing.assert_allclose(embedded(directory), reference(directory), atol=1e-5)
@@ -184,7 +184,7 @@ def test_the_default_prompt_is_used_unless_another_is_given(tmp_path, bert):
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_vectors_are_cut_before_they_are_normalised(tmp_path, bert, normalize):
+def test_vectors_are_cut_before_they_are_normalized(tmp_path, bert, normalize):
     directory = saved(tmp_path / "model", bert)
     ours = embedded(directory, truncate_dim=9, normalize=normalize)
     theirs = reference(directory, truncate_dim=9, normalize_embeddings=normalize)
@@ -350,7 +350,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("chat", [True, False])
-def test_settings_of_the_transformer_are_honoured(tmp_path, bert, settings, chat):
+def test_settings_of_the_transformer_are_honored(tmp_path, bert, settings, chat):
     base = with_chat(bert, tmp_path / "base", "structured") if chat else bert
     directory = saved(tmp_path / "model", base)
     config = directory / "sentence_bert_config.json"
@@ -382,7 +382,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("file", "settings"), [(file, one) for file in REFUSED for one in REFUSED[file]], ids=str)
-def test_settings_that_are_not_honoured_are_refused_by_name(tmp_path, bert, file, settings):
+def test_settings_that_are_not_honored_are_refused_by_name(tmp_path, bert, file, settings):
     directory = saved(tmp_path / "model", bert, modules.Dense(24, 9), modules.Normalize())
     path = directory / file
     found = json.loads(path.read_text()) if path.exists() else {}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers.models.auto import modeling_auto
 
-from tests.support.pipeline_reference import assert_neighbours_change_nothing, runner_of
+from tests.support.pipeline_reference import assert_neighbors_change_nothing, runner_of
 from tests.support.tiny_architectures import UNTRIED, architectures, tiny_model
 from tests.support.tiny_models import WORDS
 
@@ -53,7 +53,7 @@ def test_every_architecture_gives_for_a_record_what_it_gives_for_it_alone(task, 
         name = model_class.__name__
         try:
             directory = tiny_model(config_class, model_class, directories())
-            outcomes = assert_neighbours_change_nothing(runner_of(task, directory), records, **params)
+            outcomes = assert_neighbors_change_nothing(runner_of(task, directory), records, **params)
             failures = {outcome.failure.message for outcome in outcomes if outcome.failure}
             if failures:
                 wrong[name] = min(failures)

@@ -95,7 +95,7 @@ def test_damaged_files_are_not_a_model(copy, name):
     assert code_of(copy) == "not_a_model"
 
 
-def test_git_lfs_pointers_are_recognised(copy):
+def test_git_lfs_pointers_are_recognized(copy):
     (copy / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 440\n")
     with pytest.raises(ModelError, match="git lfs pull") as caught:
         load_model(AutoModelForMaskedLM, ModelSource(copy), "cpu")
@@ -178,7 +178,7 @@ def test_a_missing_pooler_can_be_done_without_where_the_task_says_so(bert):
     load_model(AutoModel, ModelSource(bert), "cpu", ignore_missing=[r"(^|\.)pooler\."])
 
 
-def test_missing_statistics_of_a_normalisation_are_missing_weights(tmp_path):
+def test_missing_statistics_of_a_normalization_are_missing_weights(tmp_path):
     config = MobileNetV2Config(
         image_size=32, depth_multiplier=0.1, last_hidden_size=32, num_labels=3, tie_word_embeddings=False
     )

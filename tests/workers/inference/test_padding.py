@@ -1,4 +1,4 @@
-"""A record's output does not depend on its neighbours, whatever the model makes of its padding."""
+"""A record's output does not depend on its neighbors, whatever the model makes of its padding."""
 
 import json
 import random
@@ -11,7 +11,7 @@ import transformers
 from transformers import CanineTokenizer
 
 from common.errors import ModelError
-from tests.support.pipeline_reference import assert_neighbours_change_nothing, runner_of
+from tests.support.pipeline_reference import assert_neighbors_change_nothing, runner_of
 from tests.support.tiny_architectures import tiny_config, tiny_model
 from tests.support.tiny_models import WORDS, answering, causal_gpt2, masked_bert
 from tests.support.tiny_seq2seq import make_bart
@@ -53,7 +53,7 @@ def make(name: str, directory: Path) -> Path:
 )
 def test_a_record_gets_beside_others_what_it_gets_alone(tmp_path, task, name):
     runner = runner_of(task, make(name, tmp_path))
-    outcomes = assert_neighbours_change_nothing(runner, RECORDS.get(task, TEXTS), **PARAMS.get(task, {}))
+    outcomes = assert_neighbors_change_nothing(runner, RECORDS.get(task, TEXTS), **PARAMS.get(task, {}))
     assert [outcome.failure for outcome in outcomes] == [None] * len(TEXTS)
 
 
@@ -63,7 +63,7 @@ def test_models_whose_tokenizer_is_written_in_python_are_tried_too(tmp_path):
     CanineTokenizer(model_max_length=128).save_pretrained(tmp_path)
     runner = runner_of("text-classification", tmp_path)
     assert not runner._tokenizer.is_fast  # type: ignore[attr-defined]
-    assert_neighbours_change_nothing(runner, ["a long text of many letters " * 4, "one short text", "another"])
+    assert_neighbors_change_nothing(runner, ["a long text of many letters " * 4, "one short text", "another"])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
@@ -90,7 +90,7 @@ def sums(rows: Any, bias: Any) -> list[list[torch.Tensor]]:
     return [[torch.tensor([float(sum(row["input_ids"])) + bias(rows)])] for row in rows]
 
 
-def test_a_model_that_sees_no_neighbour_is_batched_freely():
+def test_a_model_that_sees_no_neighbor_is_batched_freely():
     budget = budget_after(lambda rows: sums(rows, lambda _: 0))
     assert (budget.equal_lengths, budget.items > 1) == (False, True)
 
@@ -100,7 +100,7 @@ def test_a_model_that_sees_its_padding_gets_equal_lengths():
     assert (budget.equal_lengths, budget.items > 1) == (True, True)
 
 
-def test_a_model_that_sees_equal_neighbours_gets_one_at_a_time():
+def test_a_model_that_sees_equal_neighbors_gets_one_at_a_time():
     assert budget_after(lambda rows: sums(rows, len)).items == 1
 
 
@@ -198,7 +198,7 @@ def test_canine_makes_vectors(tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     CanineTokenizer(model_max_length=128).save_pretrained(tmp_path)
     texts = ["a long text of many letters", "one short text", "yet another"]
-    assert_neighbours_change_nothing(runner_of("embedding", tmp_path), texts)
+    assert_neighbors_change_nothing(runner_of("embedding", tmp_path), texts)
 
 
 SILENT = "\u200b\ufeff"  # what the tokenizers of these models drop
@@ -223,5 +223,5 @@ def test_a_text_without_tokens_is_an_empty_one_beside_others_and_alone(tmp_path,
     made["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[\u200b\ufeff]"}, "content": ""}
     (tmp_path / "tokenizer.json").write_text(json.dumps(made))
     runner = runner_of(task, tmp_path)
-    outcomes = assert_neighbours_change_nothing(runner, [*TEXTS, SILENT], **PARAMS.get(task, {}))
+    outcomes = assert_neighbors_change_nothing(runner, [*TEXTS, SILENT], **PARAMS.get(task, {}))
     assert [outcome.failure and outcome.failure.code for outcome in outcomes] == [*[None] * len(TEXTS), "empty_text"]

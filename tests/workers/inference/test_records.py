@@ -130,7 +130,7 @@ def test_both_spellings_of_the_mask_work_for_every_model(models, model, mask, ca
     expected = pipeline_outputs("fill-mask", models(model), [text.format(own) for text in texts])
     for outcome, answer in zip(outcomes, expected, strict=True):
         assert_same(outcome.output, answer)
-    said = [record for record in caplog.records if "is taken for" in record.message]
+    said = [record for record in caplog.records if "is read as" in record.message]
     assert len(said) == (0 if mask == own else 1)
 
 
@@ -145,7 +145,7 @@ def test_a_long_text_is_cut_to_a_window_around_its_masks(models, model, text):
     assert 50 < len(tokens) <= 64
 
 
-def test_the_window_keeps_the_neighbours_of_the_mask(models):
+def test_the_window_keeps_the_neighbors_of_the_mask(models):
     near = "i go to [MASK] in the big red city"
     padding = "small blue " * 200
     (outcome,) = run("fill-mask", models("masked_bert"), [f"{padding}{near} {padding}"], top_k=1)
@@ -203,7 +203,7 @@ def test_without_truncation_a_long_text_fails_instead(models):
     ("task", "model", "params", "said"),
     [
         ("fill-mask", "masked_bert", {"topk": 3}, "Did you mean top_k"),
-        ("fill-mask", "masked_bert", {"colour": "red"}, "Known are targets, top_k"),
+        ("fill-mask", "masked_bert", {"color": "red"}, "Expected one of targets, top_k"),
         ("fill-mask", "masked_bert", {"top_k": "3"}, "whole number"),
         ("fill-mask", "masked_bert", {"top_k": True}, "whole number"),
         ("fill-mask", "masked_bert", {"top_k": 10_000}, "at most"),

@@ -1,4 +1,4 @@
-"""The way of a hub id, against a stand-in hub: size and progress, pinning, cache, offline, missing, gated, faults."""
+"""The way of a Hub id, against a stand-in hub: size and progress, pinning, cache, offline, missing, gated, faults."""
 
 import importlib
 import json
@@ -79,7 +79,7 @@ class Client:
         return dict(json.loads(done.stdout))
 
     def hf(self, command: str) -> None:
-        """Run a command line of the hub's own program."""
+        """Run a command line of the Hub's own program."""
         env = environment(self.home, HF_ENDPOINT=self.endpoint, HF_HUB_OFFLINE="0")
         program = Path(sys.executable).with_name("hf")
         subprocess.run([program, *command.split()[1:]], env=env, check=True, capture_output=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Which names a worker resolves, and which it refuses; nothing here asks a hub."""
+"""Which names a worker resolves, and which it refuses; nothing here asks the Hub."""
 
 import os
 import resource

@@ -23,7 +23,7 @@ ROWS = [
 ]
 #: Most of the time of a tiny model goes into evaluations and checkpoints.
 SELDOM: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 30}
-#: So low that nothing is learnt.
+#: So low that nothing is learned.
 FROZEN: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-12}
 REVIEWS = [{"text": text, "label": label} for text, label in TUTORIAL * 4]
 
@@ -50,7 +50,7 @@ def hand_written(base: Path, out: Path, train: list[dict[str, Any]], evaluation:
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, dtype="float32")
 
-    def tokenised(rows: list[dict[str, Any]]) -> Any:
+    def tokenized(rows: list[dict[str, Any]]) -> Any:
         data = Dataset.from_list(rows).map(lambda batch: tokenizer(batch["text"], truncation=True), batched=True)
         return data.remove_columns("text").rename_column("label", "labels")
 
@@ -65,7 +65,7 @@ def hand_written(base: Path, out: Path, train: list[dict[str, Any]], evaluation:
         train_sampling_strategy="group_by_length", report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
     trainer = Trainer(
-        model, arguments, train_dataset=tokenised(train), eval_dataset=tokenised(evaluation),
+        model, arguments, train_dataset=tokenized(train), eval_dataset=tokenized(evaluation),
         data_collator=DataCollatorWithPadding(tokenizer), processing_class=tokenizer, compute_metrics=compute_metrics,
     )  # fmt: skip
     trainer.train()
@@ -130,7 +130,7 @@ def test_a_new_head_is_said_once(base: Path, tmp_path: Path) -> None:
     assert result["notes"] == ["The head (classifier) is newly initialized: the base model has none for this task."]
 
 
-def test_numbers_with_a_fraction_are_learnt_as_numbers(base: Path, tmp_path: Path) -> None:
+def test_numbers_with_a_fraction_are_learned_as_numbers(base: Path, tmp_path: Path) -> None:
     rows = [{"text": text, "label": number / 4} for number, text in enumerate(TEXTS)]
     run_config = make_run_config(
         tmp_path / "work", "text-classification", base, rows, rows, epochs=60, learning_rate=3e-3, batch_size=10,
@@ -142,7 +142,7 @@ def test_numbers_with_a_fraction_are_learnt_as_numbers(base: Path, tmp_path: Pat
     assert json.loads((run_config.model_dir / "config.json").read_text())["problem_type"] == "regression"
 
 
-def test_lists_of_labels_are_learnt_each_for_itself(tmp_path: Path) -> None:
+def test_lists_of_labels_are_learned_each_for_itself(tmp_path: Path) -> None:
     base = base_model(tmp_path / "base", spread=0.2)
     rows = [
         {"text": text, "label": [name for name in ("city", "news", "the") if name in text.split()]} for text in TEXTS
@@ -156,7 +156,7 @@ def test_lists_of_labels_are_learnt_each_for_itself(tmp_path: Path) -> None:
     assert result["metrics"]["accuracy"] > 0.8
 
 
-def test_multi_hot_labels_are_learnt_by_their_places(tmp_path: Path) -> None:
+def test_multi_hot_labels_are_learned_by_their_places(tmp_path: Path) -> None:
     names = ("city", "news", "the")
     base = base_model(tmp_path / "base", spread=0.2)
     rows = [{"text": text, "label": [float(name in text.split()) for name in names]} for text in TEXTS]
@@ -214,7 +214,7 @@ def test_other_classes_than_those_of_the_base_model_are_said(tmp_path: Path) -> 
     assert notes[:1] == ["The base model has other classes (ham, spam): those of the examples take their place."]
 
 
-def test_tags_are_learnt_for_words_of_several_pieces(base: Path, tmp_path: Path) -> None:
+def test_tags_are_learned_for_words_of_several_pieces(base: Path, tmp_path: Path) -> None:
     rows = [{"tokens": [*text.split(), "Parisian"], "tags": [*["O"] * len(text.split()), "B-LOC"]} for text in TEXTS]
     run_config = make_run_config(
         tmp_path / "work", "token-classification", base, rows, rows, epochs=60, learning_rate=5e-3, batch_size=10,
@@ -228,7 +228,7 @@ def test_tags_are_learnt_for_words_of_several_pieces(base: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("make", [base_model, masked_roberta])
-def test_masked_words_are_learnt_and_long_texts_lose_nothing(make: Any, tmp_path: Path) -> None:
+def test_masked_words_are_learned_and_long_texts_lose_nothing(make: Any, tmp_path: Path) -> None:
     base = make(tmp_path / "base")
     rows = [{"text": text} for text in [*TEXTS * 3, "the old cat likes the dog " * 40]]
     run_config = make_run_config(
@@ -240,7 +240,7 @@ def test_masked_words_are_learnt_and_long_texts_lose_nothing(make: Any, tmp_path
     assert any("1 text is longer than" in note and "several pieces" in note for note in result["notes"])
 
 
-def test_text_is_learnt_to_its_end(tmp_path: Path) -> None:
+def test_text_is_learned_to_its_end(tmp_path: Path) -> None:
     base = causal_gpt2(tmp_path / "base", chat=False)
     rows = [{"text": text} for text in TEXTS]
     run_config = make_run_config(
@@ -251,7 +251,7 @@ def test_text_is_learnt_to_its_end(tmp_path: Path) -> None:
     assert json.loads((run_config.model_dir / "config.json").read_text())["use_cache"] is True  # as in the base
 
 
-def test_of_a_prompt_nothing_is_learnt_but_what_follows_it(tmp_path: Path) -> None:
+def test_of_a_prompt_nothing_is_learned_but_what_follows_it(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = causal_gpt2(tmp_path / "base", chat=False)

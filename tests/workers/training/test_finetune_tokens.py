@@ -143,12 +143,12 @@ def test_a_long_text_begins_with_the_same_token_in_each_piece() -> None:
 
 def test_of_a_long_pair_the_beginning_of_the_prompt_goes_first() -> None:
     tokenizer, completion = unigram("<s> $A"), "Berlin is old"
-    learnt = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    learned = tokenizer(completion, add_special_tokens=False)["input_ids"]
     rows = [{"prompt": "a dog " * 30, "completion": completion}, {"prompt": "a", "completion": "a dog " * 30}]
     found = RECIPES["text-generation"].encode(tokenizer, rows, Labels(""), 20)
     first, second = found.columns["input_ids"]
     assert len(first) == len(second) == 20
-    assert first[0] == tokenizer.bos_token_id and first[-len(learnt) - 1 :] == [*learnt, tokenizer.eos_token_id]
+    assert first[0] == tokenizer.bos_token_id and first[-len(learned) - 1 :] == [*learned, tokenizer.eos_token_id]
     assert found.columns["labels"][1] == second  # no room for its prompt
     assert dict(found.truncated) == {
         "cut at the beginning of their prompts": 1, "cut at the end of their completions": 1,
@@ -177,7 +177,7 @@ def test_a_token_over_two_words_has_the_tag_of_the_first() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_text_of_no_token_is_neither_learnt_nor_judged(batch_size: int, tmp_path: Path) -> None:
+def test_a_text_of_no_token_is_neither_learned_nor_judged(batch_size: int, tmp_path: Path) -> None:
     tokenizer = byte_level("$A")
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
     config = GPT2Config(

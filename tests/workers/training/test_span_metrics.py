@@ -22,8 +22,8 @@ def test_tags_mark_entities(tags: str, entities: list[tuple[str, int, int]]) -> 
 
 
 def test_other_spellings_of_the_same_tags_mark_the_same() -> None:
-    spelt = ["B-PER", "I-PER", "E-PER", "S-LOC", "O"]
-    assert find_spans(spelt) == find_spans([tag.replace("E-", "L-").replace("S-", "U-") for tag in spelt])
+    spelled = ["B-PER", "I-PER", "E-PER", "S-LOC", "O"]
+    assert find_spans(spelled) == find_spans([tag.replace("E-", "L-").replace("S-", "U-") for tag in spelled])
 
 
 def test_an_entity_counts_as_a_whole() -> None:

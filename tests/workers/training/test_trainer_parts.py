@@ -1,4 +1,4 @@
-"""What the training side makes of labels, checkpoints, data sets and sockets, each by itself."""
+"""What the training side makes of labels, checkpoints, datasets and sockets, each by itself."""
 
 import errno
 import math
@@ -28,7 +28,7 @@ FEATURES = datasets.Features({"text": datasets.Value("string"), "label": dataset
 
 
 def answered(status: int) -> OSError:
-    """What the hub's library raises of an answer with that status."""
+    """What the Hub's library raises of an answer with that status."""
     error = OSError(f"{status} from the server")
     error.response = SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
     return error
@@ -67,7 +67,7 @@ def test_the_best_checkpoint_is_found_again_on_another_machine(tmp_path: Path) -
     assert again["metrics"]["loss"] == pytest.approx(best["metrics"]["loss"], rel=1e-5)
 
 
-def test_a_text_of_no_token_is_not_learnt(tmp_path: Path) -> None:
+def test_a_text_of_no_token_is_not_learned(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base_model(tmp_path / "base"))
@@ -108,7 +108,7 @@ def test_a_missing_column_of_the_hub_is_named_with_those_there_are(
         (answered(429), (WorkerError, "hub_unavailable")),
         (answered(503), (WorkerError, "hub_unavailable")),
         (OSError(errno.ENOSPC, "no space"), (WorkerError, "disk_full")),
-        (datasets.exceptions.DatasetNotFoundError("no such data set"), (ModelError, "dataset_not_found")),
+        (datasets.exceptions.DatasetNotFoundError("no such dataset"), (ModelError, "dataset_not_found")),
         (ValueError("Unknown split"), (ModelError, "dataset_not_found")),
     ],
 )

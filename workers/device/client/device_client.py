@@ -59,7 +59,7 @@ class DeviceClient:
     Args:
         settings: device (`cpu` or `cuda:0`; `CUDA_VISIBLE_DEVICES` says which GPU that is), preloads, limits, and
             which models jobs may name.
-        batch_sizes: what earlier processes learnt about the size of batches; None keeps nothing.
+        batch_sizes: what earlier processes learned about the size of batches; None keeps nothing.
         prefetch: see `DeviceRespawner`.
     """
 

@@ -50,9 +50,9 @@ class TokenBudgetCache:
             logger.info("batch sizes not read, calibrating them again: %s", error)
         return self._known
 
-    def update(self, learnt: Mapping[str, Json]) -> None:
-        """Keep what a device process learnt, where it is new."""
-        for name, tokens in learnt.items():
+    def update(self, learned: Mapping[str, Json]) -> None:
+        """Keep what a device process learned, where it is new."""
+        for name, tokens in learned.items():
             if self._known.get(name) == tokens or not _is_budget(str(name).encode(), str(tokens).encode()):
                 continue
             self._known[name] = int(tokens)

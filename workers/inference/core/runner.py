@@ -106,7 +106,7 @@ class Runner(ABC):
 
 
 class PreparingRunner(Runner):
-    """A runner that can prepare a chunk, such as by tokenising it, while the device computes another."""
+    """A runner that can prepare a chunk, such as by tokenizing it, while the device computes another."""
 
     @abstractmethod
     def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> Any:

@@ -26,7 +26,7 @@ _SAMPLES: dict[str, tuple[Json, ...]] = {
 
 
 def _gradient(side: int) -> bytes:
-    """Return a grey image as PNG."""
+    """Return a gray image as PNG."""
     from PIL import Image
 
     file = io.BytesIO()

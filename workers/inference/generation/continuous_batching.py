@@ -44,7 +44,7 @@ class ContinuousBatcher:
 
     def __init__(self, model: Any, **options: Any) -> None:
         self._model = model
-        # The defaults look for kernels on the hub, and leave no memory to other models.
+        # The defaults look for kernels on the Hub, and leave no memory to other models.
         self._options = {"auto_switch_to_flash": False, "max_memory_percent": 0.8, **options}
 
     def supports(self, config: Any) -> bool:

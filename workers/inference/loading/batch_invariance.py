@@ -1,7 +1,7 @@
 """Batch invariance: whether a text's output depends on what shares its batch, tested once when a model is loaded.
 
 An attention mask hides padding from attention only. Convolutions, Fourier transforms, recurrent states and positions
-counted from the left may see it; experts of limited capacity and random hashing even see neighbours of equal length.
+counted from the left may see it; experts of limited capacity and random hashing even see neighbors of equal length.
 Architectures do not declare this, so each model is tested: its outputs for a short and a long text in one batch are
 compared with those for each alone. The result is kept in the budget, which `make_batches` obeys.
 """
@@ -23,7 +23,7 @@ from workers.inference.loading.outputs_match import outputs_match
 
 logger = logging.getLogger(__name__)
 
-#: A tokenised text: a mapping from the model's arguments to lists, or to tensors of shape (1, tokens, ...).
+#: A tokenized text: a mapping from the model's arguments to lists, or to tensors of shape (1, tokens, ...).
 Features = Any
 #: Runs one batch; returns the outputs of each row, without those of padding.
 Run = Callable[[Sequence[Features]], Sequence[Sequence[Tensor]]]
@@ -40,9 +40,9 @@ def ensure_batch_invariance(budget: TokenBudget, model: Any, rows: Callable[[], 
     """Restrict batches to what gives the same in them as alone; a trial that raises counts as a difference.
 
     Args:
-        budget: gets `equal_lengths` if padding changes outputs, and one item for each batch if any neighbour does.
+        budget: gets `equal_lengths` if padding changes outputs, and one item for each batch if any neighbor does.
         model: the model to test.
-        rows: returns tokenised texts, of several lengths if the model takes them.
+        rows: returns tokenized texts, of several lengths if the model takes them.
         run: runs a batch of such rows like the runner does.
     """
     if budget.items == 1:
@@ -75,7 +75,7 @@ def _trial_texts(rows: Sequence[Features]) -> tuple[Features, Features, Features
     if _length(short) == _length(long):
         short = _pick(long, range(_length(long) // 2, _length(long)))
     places = range(_length(short))
-    odd = _pick(short, [place for place in places if place != 1])  # for models that pool neighbouring tokens
+    odd = _pick(short, [place for place in places if place != 1])  # for models that pool neighboring tokens
     return short, odd, long, _pick(short, places[::-1])  # backwards: as long, with as many of each special token
 
 

@@ -2,7 +2,7 @@
 
 Every runner loads its model here, so that the rules hold for all: local files only; safetensors only and no code from
 the model's repository, unless the worker was started with other options; no base model that an adapter names; and no
-randomly initialised weights (transformers only warns when it initialises a missing head).
+randomly initialized weights (transformers only warns when it initializes a missing head).
 """
 
 import re

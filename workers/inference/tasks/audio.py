@@ -151,7 +151,7 @@ class SpeechRecognition(AudioTask):
         return id(inputs) if single or self._is_long(inputs) else super().group(inputs, params)
 
     def collate(self, batch: Sequence[ModelInputs]) -> ModelInputs:
-        """Return one batch; of windows, each with its overlap with its neighbours."""
+        """Return one batch; of windows, each with its overlap with its neighbors."""
         joined = super().collate(batch)
         if "stride" in joined and len(batch) > 1:
             joined["stride"] = [inputs["stride"] for inputs in batch]

@@ -1,4 +1,4 @@
-"""Encoder tasks: one class each, for the pipeline and for batches that are tokenised together.
+"""Encoder tasks: one class each, for the pipeline and for batches that are tokenized together.
 
 `read` parses a record once for both. `preprocess` and `finish` are the pipeline's steps for one record;
 `forward_batch`, `reduce` and `finish_batch` do the same for a batch, and compute no more than the outputs need.
@@ -44,7 +44,7 @@ class EncoderTask(PipelineTask[PipelineParams]):
     first_tokens: ClassVar[bool] = False
 
     def read(self, value: Json, params: PipelineParams) -> PreparedRecord:
-        """Return the record with its texts, not yet tokenised.
+        """Return the record with its texts, not yet tokenized.
 
         Raises:
             RecordError: the record cannot run, for a reason that the user can fix.
@@ -54,7 +54,7 @@ class EncoderTask(PipelineTask[PipelineParams]):
         return PreparedRecord(texts=[(check_text(fields["text"]), pair)])
 
     def prepare(self, value: Json, params: PipelineParams) -> PreparedRecord:
-        """Return the record, tokenised by the pipeline."""
+        """Return the record, tokenized by the pipeline."""
         record = self.read(value, params)
         record.inputs, record.truncated = self.preprocess(record, params)
         return record
@@ -81,11 +81,11 @@ class EncoderTask(PipelineTask[PipelineParams]):
         return logits
 
     def refusal(self, record: PreparedRecord) -> Failure | None:
-        """Return why a tokenised record cannot run, None if it can."""
+        """Return why a tokenized record cannot run, None if it can."""
         return None if all(map(len, record.inputs)) else NO_TOKENS
 
     def fits(self, record: PreparedRecord) -> bool:
-        """Whether no text of a tokenised record is longer than the model takes."""
+        """Whether no text of a tokenized record is longer than the model takes."""
         return self.limit is None or all(len(text) <= self.limit for text in record.inputs)
 
     def forward_batch(self, inputs: dict[str, Tensor], texts: Sequence[TokenizedText]) -> list[Tensor]:

@@ -94,7 +94,7 @@ class ImageSegmentation(ImageTask):
 
 
 class DepthEstimation(ImageTask):
-    """The distance of each pixel: a grey image, the nearest white; on demand the model's own numbers."""
+    """The distance of each pixel: a gray image, the nearest white; on demand the model's own numbers."""
 
     name = "depth-estimation"
     pipeline_class = hf.DepthEstimationPipeline

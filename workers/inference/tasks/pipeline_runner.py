@@ -4,7 +4,7 @@
 the records. Here each record is prepared by itself, the inputs are sorted by length and cut by a token budget, and a
 record is finished as soon as its last input has run, so that no batch's scores outlive it.
 
-An encoder task (`workers.inference.tasks.encoder_tasks`) also has `forward_batch`, which takes a whole chunk tokenised
+An encoder task (`workers.inference.tasks.encoder_tasks`) also has `forward_batch`, which takes a whole chunk tokenized
 in one call. It is compared with the pipeline once, when the model is loaded, and used only if both agree. The pipeline
 still runs jobs with parameters that `forward_batch` does not support, and records that it would have to truncate.
 """
@@ -73,7 +73,7 @@ class _PreparedChunk:
     inputs: Sequence[Json]
     params: Mapping[str, Json]
     parsed: PipelineParams | None = None  #: None if all records run through the pipeline
-    records: Mapping[int, PreparedRecord] = field(default_factory=dict)  #: tokenised for `forward_batch`, by position
+    records: Mapping[int, PreparedRecord] = field(default_factory=dict)  #: tokenized for `forward_batch`, by position
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)  #: of records that cannot run
 
 
@@ -144,7 +144,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         return self.task.is_deterministic(self.task.parse_params(params))
 
     def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> _PreparedChunk:
-        """Return the texts of the records, tokenised for `forward_batch`, where it is used."""
+        """Return the texts of the records, tokenized for `forward_batch`, where it is used."""
         encoder = self.encoder
         if encoder is None or params.keys() & encoder.pipeline_only_params:
             return _PreparedChunk(inputs, params)
@@ -301,7 +301,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
             self.pack()
 
     def _matching_samples(self, encoder: EncoderTask) -> list[TokenizedText]:
-        """Return samples, tokenised, if `forward_batch` gives for each what the pipeline gives, else none."""
+        """Return samples, tokenized, if `forward_batch` gives for each what the pipeline gives, else none."""
         params = encoder.parse_params({})
         try:
             values = samples(encoder.name, self._tokenizer.mask_token)
@@ -324,7 +324,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         return [encoder.pipeline_logits(row) for row in rows]
 
     def _tokenize(self, encoder: EncoderTask, records: Collection[PreparedRecord]) -> None:
-        """Tokenise the texts of all records in one call."""
+        """Tokenize the texts of all records in one call."""
         texts = [text for record in records for text in record.texts]
         rows = iter(encode(self._tokenizer, texts, encoder.limit if encoder.truncates else None))
         for record in records:

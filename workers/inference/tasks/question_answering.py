@@ -49,7 +49,7 @@ class _AnswerParams:
     """A job's parameters, with defaults."""
 
     window: int  #: tokens, question and special ones included
-    stride: int  #: tokens that neighbouring windows share
+    stride: int  #: tokens that neighboring windows share
     question: int  #: tokens of the question at most
     longest: int  #: tokens of the answer at most
     top_k: int

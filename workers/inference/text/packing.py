@@ -62,7 +62,7 @@ def varlen_attention(
         value: the same.
         cu_seq_lens_q: (sequences + 1,) int32, where each sequence begins, and the end.
         max_length_q: tokens of the longest one.
-        options: `scaling` of the scores, 1 / sqrt(width) by default; `sliding_window`, 1 more than the neighbours that
+        options: `scaling` of the scores, 1 / sqrt(width) by default; `sliding_window`, 1 more than the neighbors that
             a token sees on each side (like flash attention in transformers), all by default; others are ignored.
     """
     scaling, window = options.get("scaling"), options.get("sliding_window")
@@ -82,7 +82,7 @@ def varlen_attention(
 
 
 def _sliding_window_mask(tokens: int, side: int | None) -> Tensor | None:
-    """Return the mask in which a token sees `side` neighbours on each side."""
+    """Return the mask in which a token sees `side` neighbors on each side."""
     return None if side is None else torch.ones(tokens, tokens, dtype=torch.bool).tril(side).triu(-side)
 
 
@@ -117,7 +117,7 @@ class VarlenPacker:
 
     @contextmanager
     def packed(self, rows: Sequence[TokenizedRow]) -> Iterator[dict[str, Any]]:
-        """Yield the model's arguments for these tokenised texts; while entered, the model attends by sequence."""
+        """Yield the model's arguments for these tokenized texts; while entered, the model attends by sequence."""
         lengths = [len(row["input_ids"]) for row in rows]
         begins = [0, *itertools.accumulate(lengths)]
         positions = [number for length in lengths for number in range(self._position, self._position + length)]
@@ -191,7 +191,7 @@ class PackingRunner(ModelRunner):
 
     @contextmanager
     def model_inputs(self, rows: Sequence[TokenizedRow], packer: VarlenPacker | None) -> Iterator[dict[str, Any]]:
-        """Yield the model's arguments for a batch of tokenised texts, packed by `packer` or padded."""
+        """Yield the model's arguments for a batch of tokenized texts, packed by `packer` or padded."""
         names = accepted_features(rows[0], self._model)
         features = [{name: row[name] for name in names} for row in rows]
         if packer is None:

@@ -1,4 +1,4 @@
-"""Tokenisation: checks untrusted texts, tokenises a whole chunk at once, and pads batches.
+"""Tokenization: checks untrusted texts, tokenizes a whole chunk at once, and pads batches.
 
 Padding is always on the right, whatever the tokenizer's setting: a batch then gives what its texts give one by one,
 also for models that count positions from the first token.
@@ -23,7 +23,7 @@ TextOrPair = str | tuple[str, str | None]
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
-    """One tokenised text."""
+    """One tokenized text."""
 
     features: dict[str, list[int]]  #: by the names of the model's arguments, each as long as the text
     truncated: bool
@@ -88,7 +88,7 @@ def merge_outcomes(refused: Mapping[int, Outcome], items: Iterable[Item[Any]], r
 def encode(
     tokenizer: Any, texts: Sequence[TextOrPair], limit: int | None, *, special: bool = True
 ) -> list[TokenizedText]:
-    """Return the texts and pairs tokenised, in one call for each of the two kinds, each truncated to `limit` tokens.
+    """Return the texts and pairs tokenized, in one call for each of the two kinds, each truncated to `limit` tokens.
 
     Special tokens, added if `special`, are counted; of a pair, the longer text is cut.
     """
@@ -104,7 +104,7 @@ def encode(
 
 
 def _encode_kind(tokenizer: Any, texts: Sequence[TextOrPair], limit: int | None, special: bool) -> list[TokenizedText]:
-    """Return texts, or pairs, tokenised in one call."""
+    """Return texts, or pairs, tokenized in one call."""
     own_truncation = isinstance(texts[0], tuple) and tokenizer.is_fast
     truncation = {} if limit is None or own_truncation else {"truncation": True, "max_length": limit}
     batch = tokenizer(texts, padding=False, return_attention_mask=True, add_special_tokens=special, **truncation)

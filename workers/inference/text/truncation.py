@@ -40,7 +40,7 @@ def token_count(inputs: ModelInputs) -> int:
 
 
 def truncate_pair(sequences: Sequence[int | None], limit: int, side: str) -> list[int]:
-    """Return the positions kept of a tokenised pair that is longer than `limit`.
+    """Return the positions kept of a tokenized pair that is longer than `limit`.
 
     The same as the tokenizers library keeps by "longest_first". The library also pairs all pieces that it cuts off with
     each other: gigabytes for two long texts (tokenizers#2035).

@@ -1,4 +1,4 @@
-"""Training data: the examples of a run, from payload files or from a data set of the hub, and their labels."""
+"""Training data: the examples of a run, from payload files or from a dataset of the Hub, and their labels."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from common.training.options import HUB_PREFIX, TrainingOptions
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.training.run_config import TrainingRunConfig
 
-#: What the hub's HTTP client raises without a network, by name: the client differs between versions of the hub.
+#: What the Hub's HTTP client raises without a network, by name: the client differs between versions of the Hub.
 _TRANSPORT_ERROR = "TransportError"
 #: HTTP statuses below 500 that are transient: request timeout, too many requests.
 _TRANSIENT_STATUSES = (408, 429)
@@ -70,7 +70,7 @@ def to_dataset(columns: Mapping[str, list[Any]]) -> Any:
 
 
 def _load_from_hub(task: str, options: TrainingOptions, source: str) -> Iterator[dict[str, Json]]:
-    """Yield the examples of a data set of the hub, which describes its own columns and classes."""
+    """Yield the examples of a dataset of the Hub, which describes its own columns and classes."""
     name, _, part = source.removeprefix(HUB_PREFIX).partition(":")
     dataset = _download(name, part or "train")
     text, label = choose_columns(task, dataset.column_names, options.text_column, options.label_column)
@@ -87,7 +87,7 @@ def _load_from_hub(task: str, options: TrainingOptions, source: str) -> Iterator
 def _download(name: str, part: str) -> Any:
     try:
         return datasets.load_dataset(name, split=part)
-    except Exception as error:  # errors of the hub, the file system and the formats have no common base class
+    except Exception as error:  # errors of the Hub, the file system and the formats have no common base class
         message = f"hf:{name}:{part} cannot be loaded: {first_line(error)}"
         if _is_local(error):
             full = isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
@@ -98,7 +98,7 @@ def _download(name: str, part: str) -> Any:
 def _is_local(error: BaseException | None) -> bool:
     """Whether the network or the disk caused it, so that another worker or a retry may succeed."""
     while error is not None:
-        if isinstance(error, FileNotFoundError) or _is_permanent_response(error):  # there is no such data set
+        if isinstance(error, FileNotFoundError) or _is_permanent_response(error):  # there is no such dataset
             return False
         if isinstance(error, OSError) or _TRANSPORT_ERROR in (kind.__name__ for kind in type(error).__mro__):
             return True
@@ -107,7 +107,7 @@ def _is_local(error: BaseException | None) -> bool:
 
 
 def _is_permanent_response(error: BaseException) -> bool:
-    """Whether a server answered with a status that will not change; the hub's HTTP errors are `OSError` too."""
+    """Whether a server answered with a status that will not change; the Hub's HTTP errors are `OSError` too."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return isinstance(status, int) and 400 <= status < 500 and status not in _TRANSIENT_STATUSES
 

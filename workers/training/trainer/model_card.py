@@ -117,7 +117,7 @@ def _versions() -> dict[str, str]:
 
 
 def _card(result: Mapping[str, Json]) -> str:
-    """Return the model card as Markdown, with the metadata that the hub reads."""
+    """Return the model card as Markdown, with the metadata that the Hub reads."""
     name, commit, best = result["base_model"], result["base_commit"], result["best_step"]
     base = Path(name).name if name.startswith("/") else name
     rows = "".join(f"\n| {name} | {value:.4g} |" for name, value in result["metrics"].items() if value is not None)
