@@ -57,8 +57,8 @@ def _is_template(value: Json) -> bool:
         parts = list(Formatter().parse(value)) if isinstance(value, str) else []
     except ValueError:
         return False
-    places = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
-    return places == [("", "", None)] or (bool(places) and set(places) == {("0", "", None)})
+    fields = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
+    return fields == [("", "", None)] or (bool(fields) and set(fields) == {("0", "", None)})
 
 
 def _is_decay(value: Json) -> bool:

@@ -18,10 +18,10 @@ def require_own(*names: str) -> None:
         ImportError: Python finds another package instead.
     """
     for name in names:
-        found = _place_of(name)
+        found = _location_of(name)
         if found != _OURS / name and _celery_put_first(found):
             sys.path.pop(0)
-            found = _place_of(name)
+            found = _location_of(name)
         if found not in (None, _OURS / name):
             raise ImportError(
                 f"hugqueue needs its own package {name!r}, and Python finds another one first: {found}. "
@@ -29,7 +29,7 @@ def require_own(*names: str) -> None:
             )
 
 
-def _place_of(name: str) -> Path | None:
+def _location_of(name: str) -> Path | None:
     spec: ModuleSpec | None = find_spec(name)
     if spec is None:
         return None

@@ -85,7 +85,7 @@ def encode_outcomes(
     outcomes: Sequence[Outcome],
     output_type: pa.DataType | None,
 ) -> bytes:
-    """Return the payload of outcomes; `positions` are the records' places in their chunk.
+    """Return the payload of outcomes; `positions` are the records' positions in their chunk.
 
     Raises:
         ValueError: the three differ in length.

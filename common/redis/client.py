@@ -135,8 +135,8 @@ def answers_without_tls(error: Exception, url: str) -> bool:
     parts = urlsplit(url)
     if parts.scheme != "rediss" or not isinstance(error, redis.TimeoutError | redis.ConnectionError):
         return False
-    place = (parts.hostname or "localhost", parts.port or 6379)
-    with contextlib.suppress(OSError), socket.create_connection(place, timeout=1) as plain:
+    address = (parts.hostname or "localhost", parts.port or 6379)
+    with contextlib.suppress(OSError), socket.create_connection(address, timeout=1) as plain:
         plain.sendall(b"PING\r\n")
         return plain.recv(1) in (b"+", b"-")
     return False

@@ -84,10 +84,10 @@ def _ticks(low: float, high: float, finest: float = 0.0) -> list[float]:
 
 def _curve(one: Series, across: _Scale, up: _Scale, number: int) -> str:
     color = _COLORS[number % len(_COLORS)]
-    places = [(across.at(x), up.at(y)) for x, y in one.points if y is not None]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    positions = [(across.at(x), up.at(y)) for x, y in one.points if y is not None]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
     line = f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>'
-    few = places if len(places) <= 30 else []
+    few = positions if len(positions) <= 30 else []
     return line + "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{color}"/>' for x, y in few)
 
 

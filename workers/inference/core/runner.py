@@ -29,14 +29,14 @@ class RunMonitor(Protocol):
 class RemappedMonitor:
     """A monitor that translates the positions of a smaller run into those of a larger one."""
 
-    def __init__(self, monitor: RunMonitor, places: Sequence[Sequence[int]]) -> None:
-        """Report to `monitor`, each position as those that `places` has for it."""
+    def __init__(self, monitor: RunMonitor, targets: Sequence[Sequence[int]]) -> None:
+        """Report to `monitor`, each position as those that `targets` has for it."""
         self._monitor = monitor
-        self._places = places
+        self._targets = targets
 
     def batch(self, positions: Sequence[int]) -> None:
         """Note which inputs of the larger run are about to run."""
-        self._monitor.batch(sorted(place for position in positions for place in self._places[position]))
+        self._monitor.batch(sorted(target for position in positions for target in self._targets[position]))
 
     def tick(self) -> None:
         """Note progress."""

@@ -246,10 +246,10 @@ def _read_general(path: Path) -> _General:
     return config
 
 
-def _check_keys(place: str, config: Mapping[str, Json] | None, known: frozenset[str]) -> None:
+def _check_keys(location: str, config: Mapping[str, Json] | None, known: frozenset[str]) -> None:
     for name, value in (config or {}).items():
         if name not in known and value not in (None, {}, [], ""):
-            raise _unsupported(f"{place} sets {name}, which is not supported.")
+            raise _unsupported(f"{location} sets {name}, which is not supported.")
 
 
 def _pooling_modes(pooling: _Pooling, config: Mapping[str, Json]) -> tuple[str, ...]:

@@ -74,9 +74,9 @@ def _trial_texts(rows: Sequence[Features]) -> tuple[Features, Features, Features
     long, short = max(found, key=_length), min(found, key=_length)
     if _length(short) == _length(long):
         short = _pick(long, range(_length(long) // 2, _length(long)))
-    places = range(_length(short))
-    odd = _pick(short, [place for place in places if place != 1])  # for models that pool neighboring tokens
-    return short, odd, long, _pick(short, places[::-1])  # backwards: as long, with as many of each special token
+    positions = range(_length(short))
+    odd = _pick(short, [position for position in positions if position != 1])  # for models that pool neighboring tokens
+    return short, odd, long, _pick(short, positions[::-1])  # backwards: as long, with as many of each special token
 
 
 def next_token_logits(model: Any, inputs: Mapping[str, Any], rows: int) -> list[list[Tensor]]:
@@ -150,13 +150,13 @@ def _length(row: Features) -> int:
     return int(ids.shape[1]) if isinstance(ids, Tensor) else len(ids)
 
 
-def _pick(row: Features, places: Sequence[int]) -> Features:
+def _pick(row: Features, positions: Sequence[int]) -> Features:
     """Return a row with the tokens at these positions."""
     tokens = _length(row)
     return {
-        name: value[:, list(places)]
+        name: value[:, list(positions)]
         if isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == tokens
-        else [value[place] for place in places]
+        else [value[position] for position in positions]
         if isinstance(value, list) and len(value) == tokens
         else value
         for name, value in row.items()

@@ -1,7 +1,7 @@
 """Encoder tasks: one class each, for the pipeline and for batches that are tokenized together.
 
-`read` parses a record once for both. `preprocess` and `finish` are the pipeline's steps for one record;
-`forward_batch`, `reduce` and `finish_batch` do the same for a batch, and compute no more than the outputs need.
+`parse` reads a record once for both. `preprocess` and `postprocess` are the pipeline's steps for one record;
+`forward_batch`, `reduce` and `postprocess_batch` do the same for a batch, and compute no more than the outputs need.
 Where both give the same, `workers.inference.tasks.pipeline_runner` takes the batch.
 """
 
@@ -43,7 +43,7 @@ class EncoderTask(PipelineTask[PipelineParams]):
     #: Whether the model's head reads the first token of each sequence alone.
     first_tokens: ClassVar[bool] = False
 
-    def read(self, value: Json, params: PipelineParams) -> PreparedRecord:
+    def parse(self, value: Json, params: PipelineParams) -> PreparedRecord:
         """Return the record with its texts, not yet tokenized.
 
         Raises:
@@ -55,7 +55,7 @@ class EncoderTask(PipelineTask[PipelineParams]):
 
     def prepare(self, value: Json, params: PipelineParams) -> PreparedRecord:
         """Return the record, tokenized by the pipeline."""
-        record = self.read(value, params)
+        record = self.parse(value, params)
         record.inputs, record.truncated = self.preprocess(record, params)
         return record
 
@@ -108,9 +108,11 @@ class EncoderTask(PipelineTask[PipelineParams]):
         sizes = [len(row) for row in logits]
         return copy_to_host_async([torch.cat(list(logits))], lambda host: list(host[0].float().split(sizes)))
 
-    def finish_batch(self, rows: Sequence[Any], record: PreparedRecord, params: PipelineParams) -> Json:
+    def postprocess_batch(self, rows: Sequence[Any], record: PreparedRecord, params: PipelineParams) -> Json:
         """Return a record's output from what `reduce` gave for its texts."""
-        return self.finish([self.pipeline_row(record, number, row) for number, row in enumerate(rows)], record, params)
+        return self.postprocess(
+            [self.pipeline_row(record, number, row) for number, row in enumerate(rows)], record, params
+        )
 
     def pipeline_row(self, record: PreparedRecord, number: int, logits: Tensor) -> RowOutput:
         """Return one text's logits in the form that the pipeline's `postprocess` takes."""
@@ -137,9 +139,9 @@ class TextClassification(EncoderTask):
         """Decoders find a text's last token by the padding, and refuse batches if they have no padding token."""
         return self.model_pad_id is not None
 
-    def finish(self, rows: Sequence[RowOutput], record: PreparedRecord, params: PipelineParams) -> Json:
+    def postprocess(self, rows: Sequence[RowOutput], record: PreparedRecord, params: PipelineParams) -> Json:
         """Return a list of labels with their scores."""
-        output = super().finish(rows, record, params)
+        output = super().postprocess(rows, record, params)
         return output if "top_k" in params.params else [output]
 
 
@@ -186,7 +188,7 @@ class TokenClassification(EncoderTask):
         return inputs, "stride" not in params.params and self._was_truncated(inputs[0], text)
 
     def pipeline_row(self, record: PreparedRecord, number: int, logits: Tensor) -> RowOutput:
-        """Return the logits with the place of each token in the text."""
+        """Return the logits with the position of each token in the text."""
         text: TokenizedText = record.inputs[number]
         return {
             "logits": logits[None],
@@ -222,7 +224,7 @@ class ZeroShotClassification(EncoderTask):
         """As in text-classification, decoders need a padding token."""
         return self.model_pad_id is not None
 
-    def read(self, value: Json, params: PipelineParams) -> PreparedRecord:
+    def parse(self, value: Json, params: PipelineParams) -> PreparedRecord:
         """Return the text paired with a hypothesis for each label.
 
         Raises:
@@ -273,7 +275,7 @@ class FillMask(EncoderTask):
             raise ModelError("bad_param", f"top_k must be at most {words}, the size of the model's vocabulary.")
         return parsed
 
-    def read(self, value: Json, params: PipelineParams) -> PreparedRecord:
+    def parse(self, value: Json, params: PipelineParams) -> PreparedRecord:
         """Return the text with the tokenizer's own masks, and the targets that the record brings."""
         fields = parse_fields(TASKS[self.name], value)
         text = self._with_own_mask(check_text(fields["text"]))
@@ -339,7 +341,7 @@ class FillMask(EncoderTask):
 
         return copy_to_host_async(best, by_text)
 
-    def finish_batch(self, rows: Sequence[Any], record: PreparedRecord, params: PipelineParams) -> Json:
+    def postprocess_batch(self, rows: Sequence[Any], record: PreparedRecord, params: PipelineParams) -> Json:
         """Return the words for the mask, or a list of such lists if there are several."""
         [(scores, tokens)] = rows
         ids = record.inputs[0].features["input_ids"]
@@ -400,8 +402,8 @@ def _top_k(probabilities: Tensor, params: Mapping[str, Any]) -> tuple[Tensor, Te
         scores, tokens = probabilities.topk(count)
         return scores, tokens
     tokens = torch.as_tensor(targets, device=probabilities.device)
-    scores, places = probabilities[:, tokens].topk(min(count, len(tokens)))
-    return scores, tokens[places]
+    scores, positions = probabilities[:, tokens].topk(min(count, len(tokens)))
+    return scores, tokens[positions]
 
 
 ENCODER_TASKS = (FillMask, TextClassification, TokenClassification, ZeroShotClassification, FeatureExtraction)

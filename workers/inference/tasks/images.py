@@ -88,9 +88,9 @@ class ImageSegmentation(ImageTask):
         "AutoModelForUniversalSegmentation",
     )
 
-    def finish(self, rows: Sequence[RowOutput], record: PreparedRecord, params: PipelineParams) -> Json:
+    def postprocess(self, rows: Sequence[RowOutput], record: PreparedRecord, params: PipelineParams) -> Json:
         """Return the segments, their masks as PNG."""
-        return [part | {"mask": _png(part["mask"])} for part in super().finish(rows, record, params)]
+        return [part | {"mask": _png(part["mask"])} for part in super().postprocess(rows, record, params)]
 
 
 class DepthEstimation(ImageTask):
@@ -100,9 +100,9 @@ class DepthEstimation(ImageTask):
     pipeline_class = hf.DepthEstimationPipeline
     auto_classes = ("AutoModelForDepthEstimation",)
 
-    def finish(self, rows: Sequence[RowOutput], record: PreparedRecord, params: PipelineParams) -> Json:
+    def postprocess(self, rows: Sequence[RowOutput], record: PreparedRecord, params: PipelineParams) -> Json:
         """Return the image as PNG."""
-        found = super().finish(rows, record, params)
+        found = super().postprocess(rows, record, params)
         numbers = {"predicted_depth": found["predicted_depth"].tolist()} if params.params.get("predicted_depth") else {}
         return numbers | {"depth": _png(found["depth"])}
 

@@ -171,4 +171,4 @@ class OpenAIEmbeddings(OpenAIRunner):
 
 def _before_stop(text: str, stops: Sequence[str]) -> str:
     """Return the text before the first stop sequence."""
-    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+    return text[: min((position for stop in stops if (position := text.find(stop)) >= 0), default=len(text))]

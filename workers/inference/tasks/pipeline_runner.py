@@ -80,7 +80,7 @@ class _PreparedChunk:
 #: Runs a batch; returns one row for each input, now or once the device is done.
 Forward = Callable[[list[_Input]], Sequence[RowOutput] | PendingResult[RowOutput]]
 #: Makes a record's output of its rows.
-Finish = Callable[[Sequence[RowOutput], PreparedRecord], Json]
+Postprocess = Callable[[Sequence[RowOutput], PreparedRecord], Json]
 
 
 class PipelineRunner(PackingRunner, PreparingRunner):
@@ -150,7 +150,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
             return _PreparedChunk(inputs, params)
         with self._tokenizer_lock:
             parsed = encoder.parse_params(params)
-            records, outcomes = parse_inputs(inputs, lambda value: encoder.read(value, parsed))
+            records, outcomes = parse_inputs(inputs, lambda value: encoder.parse(value, parsed))
             self._tokenize(encoder, records.values())
         for position, record in list(records.items()):
             refusal = encoder.refusal(record)
@@ -172,7 +172,11 @@ class PipelineRunner(PackingRunner, PreparingRunner):
             ]
             forward: Forward = partial(self._forward_batch, encoder, parsed)
             outcomes |= self._run_items(
-                items, forward, lambda rows, record: encoder.finish_batch(rows, record, parsed), self.budget, monitor
+                items,
+                forward,
+                lambda rows, record: encoder.postprocess_batch(rows, record, parsed),
+                self.budget,
+                monitor,
             )
         rest = {position: value for position, value in enumerate(prepared.inputs) if position not in outcomes}
         if rest:
@@ -202,7 +206,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
 
         for key in sorted(groups, reverse=True):
             outcomes |= self._run_items(
-                groups.pop(key), forward, lambda rows, record: task.finish(rows, record, parsed), budget, monitor
+                groups.pop(key), forward, lambda rows, record: task.postprocess(rows, record, parsed), budget, monitor
             )
         return outcomes
 
@@ -222,7 +226,12 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         return record
 
     def _run_items(
-        self, items: Sequence[Item[_Input]], forward: Forward, finish: Finish, budget: TokenBudget, monitor: RunMonitor
+        self,
+        items: Sequence[Item[_Input]],
+        forward: Forward,
+        postprocess: Postprocess,
+        budget: TokenBudget,
+        monitor: RunMonitor,
     ) -> dict[int, Outcome]:
         """Run inputs in batches; return the outcomes of the records that are complete with them, by position."""
 
@@ -231,7 +240,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
             return rows.then(partial(collect, parts)) if isinstance(rows, PendingResult) else collect(parts, rows)
 
         def collect(parts: list[_Input], rows: Sequence[RowOutput]) -> list[Outcome | None]:
-            return [self._collect(part, row, finish) for part, row in zip(parts, rows, strict=True)]
+            return [self._collect(part, row, postprocess) for part, row in zip(parts, rows, strict=True)]
 
         outcomes: dict[int, Outcome] = {}
         for item, result in zip(items, run_batches(items, run, budget, monitor), strict=True):
@@ -239,7 +248,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
                 outcomes[item.position] = Outcome(failure=result) if isinstance(result, Failure) else result
         return outcomes
 
-    def _collect(self, part: _Input, row: RowOutput, finish: Finish) -> Outcome | None:
+    def _collect(self, part: _Input, row: RowOutput, postprocess: Postprocess) -> Outcome | None:
         """Keep a row; return the outcome of its record if it was the last."""
         record = part.record
         record.rows[part.number] = row
@@ -247,7 +256,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
             return None
         rows = [record.rows.pop(number) for number in range(len(record.inputs))]
         try:
-            output = finish(rows, record)
+            output = postprocess(rows, record)
             output = output if self.task.output_type else to_jsonable(output)
         except Exception as error:  # an error here must not make the batch run again: one record fails
             logger.debug("a record cannot be finished", exc_info=True)
@@ -305,7 +314,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         params = encoder.parse_params({})
         try:
             values = samples(encoder.name, self._tokenizer.mask_token)
-            records = [encoder.read(value, params) for value in values]
+            records = [encoder.parse(value, params) for value in values]
             self._tokenize(encoder, records)
             fitting = [n for n, record in enumerate(records) if encoder.fits(record)]
             rows = [row for n in fitting for row in records[n].inputs]

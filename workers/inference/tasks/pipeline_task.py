@@ -136,7 +136,7 @@ class PipelineTask(ABC, Generic[P]):
         """Return all floating-point outputs for each input of a batch."""
         return [_float_tensors(row) for row in self.forward(batch, params, NullMonitor())]
 
-    def finish(self, rows: Sequence[RowOutput], record: PreparedRecord, params: P) -> Json:
+    def postprocess(self, rows: Sequence[RowOutput], record: PreparedRecord, params: P) -> Json:
         """Return a record's output from the rows of its inputs."""
         taken = list(rows) if isinstance(self.pipe, ChunkPipeline) else rows[0]
         return self.pipe.postprocess(taken, **{**params.postprocess, **record.postprocess})

@@ -306,17 +306,17 @@ def best_spans(
         candidates[null] = True
     starts, ends = _softmax(start, candidates), _softmax(end, candidates)
     no_answer = 0.0 if null is None else float(starts[null] * ends[null])
-    places = np.flatnonzero(context)
+    positions = np.flatnonzero(context)
     if null is not None:
-        places = places[places != null]
+        positions = positions[positions != null]
     # One row for each start of a span, one column for each end, counted from the start.
-    reach = places[:, None] + np.arange(min(longest, len(start)))
-    inside = np.isin(reach, places)
-    scores = np.where(inside, starts[places][:, None] * ends[np.minimum(reach, len(end) - 1)], -1.0)
+    reach = positions[:, None] + np.arange(min(longest, len(start)))
+    inside = np.isin(reach, positions)
+    scores = np.where(inside, starts[positions][:, None] * ends[np.minimum(reach, len(end) - 1)], -1.0)
     count = min(count, int(inside.sum()))
     order = np.argsort(-scores, axis=None, kind="stable")[:count]
     spans = [
-        Span(int(places[row]), int(reach[row, column]), float(scores[row, column]))
+        Span(int(positions[row]), int(reach[row, column]), float(scores[row, column]))
         for row, column in zip(*np.unravel_index(order, scores.shape), strict=True)
     ]
     return spans, no_answer

@@ -70,11 +70,11 @@ def _row(task: str) -> str:
     return "translation" if translation_languages(task) else ALIASES.get(task, task)
 
 
-def _load(place: str) -> type[Runner]:
-    module, _, name = place.partition(":")
+def _load(target: str) -> type[Runner]:
+    module, _, name = target.partition(":")
     found = getattr(import_module(module), name, None)
     if not (isinstance(found, type) and issubclass(found, Runner)):
         raise ModelError(
-            "bad_runner", f"{place} is not a runner: expected a subclass of workers.inference.core.runner.Runner."
+            "bad_runner", f"{target} is not a runner: expected a subclass of workers.inference.core.runner.Runner."
         )
     return found

@@ -172,9 +172,9 @@ class TextGeneration(PipelineTask[GenerationParams]):
             for inputs, prompt, new in zip(batch, prompts, found, strict=True)
         ]
 
-    def finish(self, rows: Sequence[RowOutput], record: PreparedRecord, params: GenerationParams) -> Json:
+    def postprocess(self, rows: Sequence[RowOutput], record: PreparedRecord, params: GenerationParams) -> Json:
         """Return the texts, with token counts where the job asks for them."""
-        texts = super().finish(rows, record, params)
+        texts = super().postprocess(rows, record, params)
         if params.usage:
             prompt_tokens = int(rows[0]["input_ids"].shape[1])
             for text, (count, ended) in zip(texts, rows[0]["new_tokens"], strict=True):
@@ -250,7 +250,7 @@ class TextGeneration(PipelineTask[GenerationParams]):
     def _count_new_tokens(self, tokens: list[int], config: Any) -> tuple[int, bool]:
         """Return how many new tokens the record has without padding, and whether it ended by itself."""
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+        end = next((position for position, token in enumerate(tokens) if token in ends), len(tokens))
         if not self._stopped(tokens[:end], config):
             return min(end + 1, len(tokens)), end < len(tokens)
         while end and tokens[end - 1] == config.pad_token_id:

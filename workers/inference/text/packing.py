@@ -228,9 +228,9 @@ def unpack(states: Tensor, lengths: Sequence[int]) -> Tensor:
     """
     longest = max(lengths)
     # Computed on the host: reading a mask from the GPU would wait for all it computes.
-    places = [number * longest + place for number, length in enumerate(lengths) for place in range(length)]
+    positions = [number * longest + position for number, length in enumerate(lengths) for position in range(length)]
     spread = states.new_zeros(len(lengths) * longest, states.shape[-1])
-    spread[on_device(torch.tensor(places), str(states.device))] = states[0]
+    spread[on_device(torch.tensor(positions), str(states.device))] = states[0]
     return spread.view(len(lengths), longest, -1)
 
 

@@ -95,12 +95,14 @@ def encode(
     texts = [text if isinstance(text, str) or text[1] is not None else text[0] for text in texts]
     found: dict[int, TokenizedText] = {}
     for kind in (str, tuple):
-        places = [place for place, text in enumerate(texts) if isinstance(text, kind)]
-        if places:
+        positions = [position for position, text in enumerate(texts) if isinstance(text, kind)]
+        if positions:
             found |= zip(
-                places, _encode_kind(tokenizer, [texts[place] for place in places], limit, special), strict=True
+                positions,
+                _encode_kind(tokenizer, [texts[position] for position in positions], limit, special),
+                strict=True,
             )
-    return [found[place] for place in range(len(texts))]
+    return [found[position] for position in range(len(texts))]
 
 
 def _encode_kind(tokenizer: Any, texts: Sequence[TextOrPair], limit: int | None, special: bool) -> list[TokenizedText]:
@@ -125,7 +127,7 @@ def _truncate_pair(row: TokenizedText, limit: int | None, side: str) -> Tokenize
     if limit is None or len(row) <= limit:
         return row
     kept = truncate_pair(row.encoding.sequence_ids, limit, side)
-    return TokenizedText({name: [values[place] for place in kept] for name, values in row.features.items()}, True)
+    return TokenizedText({name: [values[position] for position in kept] for name, values in row.features.items()}, True)
 
 
 def _was_truncated(tokenizer: Any, text: TextOrPair, tokens: int, limit: int | None, special: bool) -> bool:

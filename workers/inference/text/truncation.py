@@ -50,19 +50,23 @@ def truncate_pair(sequences: Sequence[int | None], limit: int, side: str) -> lis
         limit: tokens to keep.
         side: the side that is cut off, "right" or "left".
     """
-    texts = [[place for place, text in enumerate(sequences) if text == number] for number in (0, 1)]
+    texts = [[position for position, text in enumerate(sequences) if text == number] for number in (0, 1)]
     available = max(0, limit - (len(sequences) - len(texts[0]) - len(texts[1])))
     short, long = sorted(texts, key=len)  # stable: of two equal lengths, the first counts as the shorter
     if len(short) + max(len(short), available - len(short)) > available:
         lengths = available // 2, available - available // 2
     else:
         lengths = len(short), available - len(short)
-    cut = {place for text, length in zip((short, long), lengths, strict=True) for place in _beyond(text, length, side)}
-    return [place for place in range(len(sequences)) if place not in cut]
+    cut = {
+        position
+        for text, length in zip((short, long), lengths, strict=True)
+        for position in _beyond(text, length, side)
+    }
+    return [position for position in range(len(sequences)) if position not in cut]
 
 
-def _beyond(places: list[int], length: int, side: str) -> list[int]:
-    return places[length:] if side == "right" else places[: max(0, len(places) - length)]
+def _beyond(positions: list[int], length: int, side: str) -> list[int]:
+    return positions[length:] if side == "right" else positions[: max(0, len(positions) - length)]
 
 
 def truncate_around_masks(inputs: ModelInputs, limit: int, body: list[int], mask_id: int) -> ModelInputs:
@@ -81,7 +85,7 @@ def truncate_around_masks(inputs: ModelInputs, limit: int, body: list[int], mask
     before = next((n for n in range(len(ids) - len(body) + 1) if ids[n : n + len(body)] == body), 0)
     after = len(ids) - before - len(body)
     available = limit - before - after
-    masks = [place for place, token in enumerate(body) if token == mask_id]
+    masks = [position for position, token in enumerate(body) if token == mask_id]
     span = masks[-1] - masks[0] + 1
     if span > available:
         raise RecordError(

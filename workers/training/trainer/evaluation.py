@@ -77,9 +77,9 @@ def _worst_examples(labels: Labels, examples: Sequence[Example], logits: Any, ex
         predicted = [", ".join(name for name, score in row if score > 0) for row in rows]
         losses = functional.binary_cross_entropy_with_logits(scores, right.float(), reduction="none").mean(-1)
     found = [
-        {"text": _text(examples[place]), "label": label, "predicted": predicted[place], "loss": losses[place].item()}
-        for place in losses.argsort(descending=True).tolist()
-        if (label := _label(labels, examples[place])) != predicted[place]
+        {"text": _text(examples[index]), "label": label, "predicted": predicted[index], "loss": losses[index].item()}
+        for index in losses.argsort(descending=True).tolist()
+        if (label := _label(labels, examples[index])) != predicted[index]
     ]
     return found[:_MAX_EXAMPLES]
 

@@ -142,13 +142,13 @@ def find_spans(tags: Sequence[str]) -> list[Span]:
     """Return the spans that BIO, IOBES or BILOU tags mark; one that begins without B- counts too."""
     found: list[Span] = []
     previous, kind, begin = "O", "", 0
-    for place, tag in enumerate((*tags, "O")):
+    for position, tag in enumerate((*tags, "O")):
         prefix, own = _split_tag(tag)
         inside = prefix != "O" and previous != "O" and prefix not in _BEGINS and previous not in _ENDS
         if not (inside and own == kind):
             if previous != "O":
-                found.append(Span(kind, begin, place))
-            kind, begin = own, place
+                found.append(Span(kind, begin, position))
+            kind, begin = own, position
         previous = prefix
     return found
 

@@ -182,7 +182,7 @@ def _tokenize(tokenizer: Any, texts: Sequence[str]) -> Iterator[tuple[list[int],
     """Yield each text's ids, tokenized like at inference: special tokens before it, its own, special ones after."""
     for whole, body in zip(_ids(tokenizer, texts), _ids(tokenizer, texts, add_special_tokens=False), strict=True):
         starts = range(len(whole) - len(body) + 1)
-        begin = next((place for place in starts if whole[place : place + len(body)] == body), None)
+        begin = next((start for start in starts if whole[start : start + len(body)] == body), None)
         yield ([], whole, []) if begin is None else (whole[:begin], body, whole[begin + len(body) :])
 
 
