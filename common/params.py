@@ -76,23 +76,23 @@ def _parse_texts(text: str) -> Json:
     return value if isinstance(value, list) else text
 
 
-def integer(least: int | None = None) -> ParamType:
-    """Return the type of an integer of at least `least`."""
-    if least is None:
+def integer(minimum: int | None = None) -> ParamType:
+    """Return the type of an integer of at least `minimum`."""
+    if minimum is None:
         return ParamType("a whole number", _is_integer)
-    return ParamType(f"a whole number of at least {least}", lambda value: _is_integer(value) and value >= least)
+    return ParamType(f"a whole number of at least {minimum}", lambda value: _is_integer(value) and value >= minimum)
 
 
-def number(least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf) -> ParamType:
-    """Return the type of a number from `least` (or above `above`) to `most`."""
+def number(minimum: float = -math.inf, maximum: float = math.inf, *, above: float = -math.inf) -> ParamType:
+    """Return the type of a number from `minimum` (or above `above`) to `maximum`."""
     description = "a number"
     if above > -math.inf:
-        description += f" above {above:g}" + (f", at most {most:g}" if most < math.inf else "")
-    elif least > -math.inf:
-        description += f" from {least:g} to {most:g}" if most < math.inf else f" of at least {least:g}"
+        description += f" above {above:g}" + (f", at most {maximum:g}" if maximum < math.inf else "")
+    elif minimum > -math.inf:
+        description += f" from {minimum:g} to {maximum:g}" if maximum < math.inf else f" of at least {minimum:g}"
 
     def accepts(value: Json) -> bool:
-        return _is_number(value) and least <= value <= most and value > above
+        return _is_number(value) and minimum <= value <= maximum and value > above
 
     return ParamType(description, accepts, convert=float)  # the logits warpers of transformers refuse integers
 

@@ -105,10 +105,10 @@ GENERATE_PARAMS: Params = {
     "stop_strings": STRINGS,
     "suppress_tokens": TOKEN_IDS,
     "temperature": POSITIVE_NUMBER,
-    "top_h": number(above=0, most=1),
+    "top_h": number(above=0, maximum=1),
     "top_k": NON_NEGATIVE_INTEGER,
     "top_p": FRACTION,
-    "typical_p": number(above=0, most=1),
+    "typical_p": number(above=0, maximum=1),
 }
 
 #: Parameters of encoder-decoder models: generation, and tokenization in both directions.
@@ -194,7 +194,7 @@ TASK_PARAMS: Mapping[str, Params] = {
     "zero-shot-audio-classification": _LABELS,
     "automatic-speech-recognition": {
         "chunk_length_s": POSITIVE_NUMBER,
-        "stride_length_s": number(least=0),
+        "stride_length_s": number(minimum=0),
         "return_timestamps": either(choice("word", "char"), True, False),
         "return_language": BOOLEAN,
         **SPEECH_GENERATE_PARAMS,

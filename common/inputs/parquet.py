@@ -53,7 +53,7 @@ def parquet_records(builder: RecordBuilder, max_bytes: int) -> Iterator[Record]:
 
 
 def records_of_batches(
-    builder: RecordBuilder, batches: Iterable[Any], max_bytes: int, first: int = 0, most_bytes: int | None = None
+    builder: RecordBuilder, batches: Iterable[Any], max_bytes: int, first: int = 0, max_total_bytes: int | None = None
 ) -> Iterator[Record]:
     """Yield a record for each row of Arrow batches.
 
@@ -62,10 +62,10 @@ def records_of_batches(
         batches: with the columns that records are built from.
         max_bytes: of a record; a longer one fails and is not converted.
         first: the number of the first row in its file.
-        most_bytes: of all rows together; rows beyond that fail as too large.
+        max_total_bytes: of all rows together; rows beyond that fail as too large.
     """
-    number, left = first, most_bytes
-    slice_bytes = min(_SLICE_BYTES, most_bytes // 8) if most_bytes else _SLICE_BYTES
+    number, left = first, max_total_bytes
+    slice_bytes = min(_SLICE_BYTES, max_total_bytes // 8) if max_total_bytes else _SLICE_BYTES
     for batch in batches:
         names = _class_names(batch.schema)
         for part, size in _slices(batch, slice_bytes, max_bytes):

@@ -60,14 +60,16 @@ def splittable_builders(inputs: Inputs, shared: Sequence[str]) -> list[RecordBui
     )
 
 
-def split_source(builder: RecordBuilder, max_bytes: int, sizes: Iterator[int], most_bytes: int) -> Iterator[SizedSplit]:
+def split_source(
+    builder: RecordBuilder, max_bytes: int, sizes: Iterator[int], max_split_bytes: int
+) -> Iterator[SizedSplit]:
     """Yield the splits of a source, in order, each with at least one record.
 
     Args:
         builder: builds the records of the source.
         max_bytes: of one record; a longer one fails.
         sizes: the largest number of records of each split; endless.
-        most_bytes: of a split; for Parquet on average.
+        max_split_bytes: of a split; for Parquet on average.
 
     Raises:
         UsageError: it cannot be read, is not text, lacks a required column, or changed meanwhile.
@@ -80,9 +82,9 @@ def split_source(builder: RecordBuilder, max_bytes: int, sizes: Iterator[int], m
         return FileSplit(builder.source.name, format_, start, end, first, size, version, *reading)
 
     if builder.source.format == "parquet":
-        yield from _split_parquet(builder, make_split, sizes, most_bytes)
+        yield from _split_parquet(builder, make_split, sizes, max_split_bytes)
     else:
-        yield from _split_lines(builder, make_split, max_bytes, sizes, most_bytes)
+        yield from _split_lines(builder, make_split, max_bytes, sizes, max_split_bytes)
     if file_version(builder.source.name) != (size, version):
         raise UsageError(
             f"{builder.source.name} changed while it was submitted; it had {size:,} bytes at the start. "
@@ -138,16 +140,16 @@ def _read_bytes(rows: FileSplit) -> bytes:
 
 
 def _split_lines(
-    builder: RecordBuilder, make_split: Any, max_bytes: int, sizes: Iterator[int], most_bytes: int
+    builder: RecordBuilder, make_split: Any, max_bytes: int, sizes: Iterator[int], max_split_bytes: int
 ) -> Iterator[SizedSplit]:
     start = end = first = number = records = 0
-    most_records = next(sizes)
+    max_records = next(sizes)
     with open_bytes(builder.source) as stream:
         for length, shown, blank in _line_lengths(stream, max_bytes):
-            heavy = end - start + length > most_bytes
-            if records and not blank and (records >= most_records or heavy):
+            heavy = end - start + length > max_split_bytes
+            if records and not blank and (records >= max_records or heavy):
                 yield SizedSplit(make_split(start, end, first), records, end - start)
-                start, first, records, most_records = end, number, 0, next(sizes)
+                start, first, records, max_records = end, number, 0, next(sizes)
             end += length
             number += 1
             records += not blank
@@ -191,13 +193,13 @@ def _is_blank(line: bytes) -> bool:
 
 
 def _split_parquet(
-    builder: RecordBuilder, make_split: Any, sizes: Iterator[int], most_bytes: int
+    builder: RecordBuilder, make_split: Any, sizes: Iterator[int], max_split_bytes: int
 ) -> Iterator[SizedSplit]:
     from common.inputs.row_groups import row_group_sizes
 
     first = 0
     for rows, weight in row_group_sizes(builder):
-        fitting = max(1, most_bytes * rows // max(1, weight))  # if all rows are alike
+        fitting = max(1, max_split_bytes * rows // max(1, weight))  # if all rows are alike
         start = first
         first += rows
         while start < first:

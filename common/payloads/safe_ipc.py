@@ -37,14 +37,14 @@ def write_stream(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def read_stream(data: bytes, check_schema: Callable[[pa.Schema], None], most_bytes: int, most_rows: int) -> pa.Table:
+def read_stream(data: bytes, check_schema: Callable[[pa.Schema], None], max_bytes: int, max_rows: int) -> pa.Table:
     """Return the table of a stream, fully validated.
 
     Args:
         data: the stream.
         check_schema: raises `PayloadError` for a wrong schema; called before any data is read.
-        most_bytes: that the data may expand to.
-        most_rows: that the table may have.
+        max_bytes: that the data may expand to.
+        max_rows: that the table may have.
 
     Raises:
         PayloadError: it is not such a stream, or too large.
@@ -52,7 +52,7 @@ def read_stream(data: bytes, check_schema: Callable[[pa.Schema], None], most_byt
     options = pa.ipc.IpcReadOptions(use_threads=False)
     with _faults(), pa.ipc.open_stream(data, options=options) as reader:
         check_schema(reader.schema)
-        _check_extent(data, most_bytes, most_rows)
+        _check_extent(data, max_bytes, max_rows)
         table = reader.read_all()
         table.validate(full=True)
     return table
@@ -77,7 +77,7 @@ def _faults() -> Iterator[None]:
         raise PayloadError(f"not an Arrow stream: {str(error) or type(error).__name__}") from error
 
 
-def _check_extent(data: bytes, most_bytes: int, most_rows: int) -> None:
+def _check_extent(data: bytes, max_bytes: int, max_rows: int) -> None:
     messages = iter(pa.ipc.MessageReader.open_stream(pa.py_buffer(data)))
     next(messages)  # the schema
     held = rows = 0
@@ -86,10 +86,10 @@ def _check_extent(data: bytes, most_bytes: int, most_rows: int) -> None:
             raise PayloadError(f"a stream with a {message.type}; only record batches are accepted")
         more_bytes, more_rows = _extent(message)
         held, rows = held + more_bytes, rows + more_rows
-        if held > most_bytes:
-            raise PayloadError(f"the data expand to {held:,} bytes; at most {most_bytes:,} are accepted")
-        if rows > most_rows:
-            raise PayloadError(f"a table of {rows:,} rows; at most {most_rows:,} are accepted")
+        if held > max_bytes:
+            raise PayloadError(f"the data expand to {held:,} bytes; at most {max_bytes:,} are accepted")
+        if rows > max_rows:
+            raise PayloadError(f"a table of {rows:,} rows; at most {max_rows:,} are accepted")
 
 
 def _extent(message: pa.Message) -> tuple[int, int]:

@@ -99,6 +99,6 @@ def serving(workers: Iterable[Heartbeat], queue: str) -> list[Heartbeat]:
     return [worker for worker in workers if queue in worker.queues]
 
 
-def target_tickets(workers: Iterable[Heartbeat], queue: str, least: int, most: int) -> int:
+def target_tickets(workers: Iterable[Heartbeat], queue: str, min_tickets: int, max_tickets: int) -> int:
     """Return how many tickets a job on `queue` keeps: two for each live slot, so that no slot waits for one."""
-    return min(most, max(least, 2 * sum(worker.slots for worker in serving(workers, queue))))
+    return min(max_tickets, max(min_tickets, 2 * sum(worker.slots for worker in serving(workers, queue))))

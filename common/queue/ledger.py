@@ -90,10 +90,10 @@ class Ledger:
         if answer != "queued":
             raise NotSubmitting(job_id, answer)
 
-    def issue_tickets(self, job_id: str, most: int) -> list[str]:
-        """Return the ids of new tickets to send, so that the job has up to `most`."""
-        ids = [str(uuid.uuid4()) for _ in range(min(most, MAX_TICKETS))]
-        return [ticket.decode() for ticket in self._run("issue_tickets", job_id, most, *ids)]
+    def issue_tickets(self, job_id: str, max_tickets: int) -> list[str]:
+        """Return the ids of new tickets to send, so that the job has up to `max_tickets`."""
+        ids = [str(uuid.uuid4()) for _ in range(min(max_tickets, MAX_TICKETS))]
+        return [ticket.decode() for ticket in self._run("issue_tickets", job_id, max_tickets, *ids)]
 
     def tickets(self, job_id: str) -> set[str]:
         """Return the ids of a job's valid tickets."""
@@ -110,7 +110,7 @@ class Ledger:
             self.client.srem(JobKeys.of(job_id).tickets, *names)
 
     def lease(
-        self, job_id: str, ticket: str, worker: str, most_tickets: int, *, call: uuid.UUID | None = None
+        self, job_id: str, ticket: str, worker: str, max_tickets: int, *, call: uuid.UUID | None = None
     ) -> Lease | None:
         """Return a lease on the job's next open chunk; None if the ticket is void or nothing is open.
 
@@ -118,12 +118,12 @@ class Ledger:
             job_id: the job.
             ticket: the id of the ticket that was received.
             worker: the name of the worker.
-            most_tickets: how many tickets the job has at most.
+            max_tickets: how many tickets the job has at most.
             call: a name for this call; repeated under the same name, it returns the lease whose answer was lost.
         """
         call = call or uuid.uuid4()
         holder, following = f"{worker}/{call.hex}", str(uuid.uuid5(call, "next ticket"))
-        answer = self._run("lease", job_id, ticket, holder, self._lease_ms, following, most_tickets)
+        answer = self._run("lease", job_id, ticket, holder, self._lease_ms, following, max_tickets)
         if not answer:
             return None
         chunk, attempt, round_, more, number, tries = answer

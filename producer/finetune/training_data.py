@@ -60,9 +60,14 @@ def read_examples(
 
 
 def _read_inputs(
-    task: str, inputs: Sequence[str], options: FinetuneOptions, training: TrainingOptions, most: int, notes: list[str]
+    task: str,
+    inputs: Sequence[str],
+    options: FinetuneOptions,
+    training: TrainingOptions,
+    max_record_bytes: int,
+    notes: list[str],
 ) -> list[Example]:
-    examples = [e for source in inputs for e in _read_input(task, source, options, training, most)]
+    examples = [e for source in inputs for e in _read_input(task, source, options, training, max_record_bytes)]
     kept: list[Example] = [example for example in examples if not is_empty(example)]
     if left_out := len(examples) - len(kept):
         notes.append(f"{left_out:,} {'example' if left_out == 1 else 'examples'} without text: left out.")
@@ -70,12 +75,12 @@ def _read_inputs(
 
 
 def _read_input(
-    task: str, source: str, options: FinetuneOptions, training: TrainingOptions, most: int
+    task: str, source: str, options: FinetuneOptions, training: TrainingOptions, max_record_bytes: int
 ) -> Iterator[dict[str, Json]]:
     """Yield the examples of one input; its first row decides which columns are read."""
     columns: tuple[str, str | None] | None = None
     found = find_inputs([source], _as_read(task, training), format=options.format, quoting=options.quoting)
-    records = found.records(most)
+    records = found.records(max_record_bytes)
     for number, record in enumerate(records, 1):
         row = _row(record)
         try:

@@ -80,6 +80,6 @@ def open_source(plan: SubmitPlan, records: Iterable[Record], workers: Sequence[H
         builders = splittable_builders(plan.inputs, plan.settings.shared)
     if not builders:
         return ChunkSource.of_records(records, plan.chunk_plan(workers), plan.progress)
-    most, sizes = plan.settings.max_record_bytes, plan.chunk_plan().sizes
-    splits = (split for builder in builders for split in split_source(builder, most, sizes(), CHUNK_BYTES))
+    max_bytes, sizes = plan.settings.max_record_bytes, plan.chunk_plan().sizes
+    splits = (split for builder in builders for split in split_source(builder, max_bytes, sizes(), CHUNK_BYTES))
     return ChunkSource.of_splits(splits, sum(map(splittable_bytes, builders)))

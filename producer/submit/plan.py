@@ -43,10 +43,10 @@ class SubmitPlan:
 
     def records(self) -> Iterator[Record]:
         """Return the records of the inputs, read one by one."""
-        most = self.settings.max_record_bytes
+        max_bytes = self.settings.max_record_bytes
         if isinstance(self.inputs, BatchFile):
-            return islice(read_batch(self.inputs, most), self.spec.limit)
-        records = self.inputs.records(most, shared=self.settings.shared, progress=self.progress)
+            return islice(read_batch(self.inputs, max_bytes), self.spec.limit)
+        records = self.inputs.records(max_bytes, shared=self.settings.shared, progress=self.progress)
         return islice(records, self.spec.limit)
 
     def peek_records(self) -> Iterator[Record]:
@@ -101,9 +101,9 @@ def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings 
 
 def _find_inputs(inputs: Sequence[str], options: SubmitOptions, settings: Settings) -> tuple[Task, Inputs | BatchFile]:
     """Return the task and its inputs; the requests of an OpenAI batch file name their task themselves."""
-    most = settings.max_record_bytes
+    max_bytes = settings.max_record_bytes
     if options.format == "openai":
-        batch = find_batch(inputs, options.task, options.model, most)
+        batch = find_batch(inputs, options.task, options.model, max_bytes)
         check_batch_options(options.column, options.id_column, options.quoting)
         return find_task(batch.task), batch
     if options.task is None:
@@ -117,7 +117,7 @@ def _find_inputs(inputs: Sequence[str], options: SubmitOptions, settings: Settin
         id_column=options.id_column,
         quoting=options.quoting,
     )
-    found.check(most)
+    found.check(max_bytes)
     return task, found
 
 

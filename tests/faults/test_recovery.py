@@ -38,12 +38,12 @@ class OneChunk:
         self.batch = new_batch(10, seconds=0, until=self._go, started=self._started).submit()
         wait_until(self._started.exists, LONG, "its chunk is at work")
 
-    def at_work_again_after(self, kill: Callable[[], None], most: float) -> float:
+    def at_work_again_after(self, kill: Callable[[], None], max_seconds: float) -> float:
         """Kill what works on it; return the seconds until its records run again."""
         self._started.unlink()
         start = time.monotonic()
         kill()
-        wait_until(self._started.exists, most, "the chunk is at work again")
+        wait_until(self._started.exists, max_seconds, "the chunk is at work again")
         return time.monotonic() - start
 
     def finish(self) -> None:
@@ -66,7 +66,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("parts", "most"),
+    ("parts", "max_seconds"),
     [(["device"], 20), (["celery"], 60), (["celery", "device"], 60)],
     ids=["device", "celery", "both"],
 )
@@ -76,11 +76,11 @@ def test_a_chunk_is_at_work_again_soon_after_its_worker_died(
     tmp_path: Path,
     record_property: RecordProperty,
     parts: list[str],
-    most: float,
+    max_seconds: float,
 ) -> None:
     workers = start_workers()
     chunk = OneChunk(new_batch, tmp_path)
-    seconds = chunk.at_work_again_after(lambda: workers.kill_parts(*parts), most)
+    seconds = chunk.at_work_again_after(lambda: workers.kill_parts(*parts), max_seconds)
     record_property("seconds", round(seconds, 1))
     chunk.finish()
 

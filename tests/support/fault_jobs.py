@@ -75,8 +75,8 @@ class Batch:
         """The chunks that are done."""
         return set(self.store.client.hkeys(JobKeys.of(self.id).commits))
 
-    def wait_for_records(self, most: int, seconds: float = LONG) -> None:
-        wait_until(lambda: self.done() >= min(most, self.records), seconds, f"{most} records are done")
+    def wait_for_records(self, count: int, seconds: float = LONG) -> None:
+        wait_until(lambda: self.done() >= min(count, self.records), seconds, f"{count} records are done")
 
     def wait_for_more(self, seconds: float = LONG) -> None:
         """Wait until another record is done."""

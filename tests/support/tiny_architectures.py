@@ -103,8 +103,8 @@ _NOT: Mapping[str, str] = {
 UNTRIED: Mapping[str, str] = {name: why for why, names in _NOT.items() for name in names.split()}
 #: Arguments of models that read more than text.
 _MEDIA = r"pixel|bbox|visual|image|audio|input_features|input_values|spectrogram|mel|speech"
-#: What makes a model larger than `MOST` is not tiny.
-MOST = 6_000_000
+#: What makes a model larger than `MAX_PARAMETERS` is not tiny.
+MAX_PARAMETERS = 6_000_000
 
 
 class NotTiny(Exception):
@@ -183,7 +183,7 @@ def tiny_model(config_class: type[PreTrainedConfig], model_class: Any, directory
     """Save a tiny model with random weights and its tokenizer.
 
     Raises:
-        NotTiny: it is larger than `MOST` parameters.
+        NotTiny: it is larger than `MAX_PARAMETERS` parameters.
         Exception: whatever the architecture raises over such a configuration.
     """
     own = getattr(model_class, "config_class", None) or config_class
@@ -191,7 +191,7 @@ def tiny_model(config_class: type[PreTrainedConfig], model_class: Any, directory
     config = tiny_config(own, **({"is_decoder": True} if causal and own.model_type == "reformer" else {}), **more)
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in model_class(config).parameters())
-    if size > MOST:
+    if size > MAX_PARAMETERS:
         raise NotTiny(f"{size:,} parameters")
     torch.manual_seed(0)
     model = model_class(config).eval()

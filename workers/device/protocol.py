@@ -143,7 +143,7 @@ class ProtocolError(ValueError):
     """Raised when bytes from the other end are not a message of this protocol."""
 
 
-class ChannelClosed(Exception):
+class SocketClosed(Exception):
     """Raised when the other end is gone. Not an `OSError`, which the work itself may raise over files and disks."""
 
 
@@ -152,10 +152,10 @@ def _closing() -> Iterator[None]:
     try:
         yield
     except (EOFError, OSError) as error:
-        raise ChannelClosed(str(error) or type(error).__name__) from error
+        raise SocketClosed(str(error) or type(error).__name__) from error
 
 
-class Channel(Generic[T]):
+class MessageSocket(Generic[T]):
     """One end of the socket pair. Any thread may send, one thread receives.
 
     Args:
@@ -172,7 +172,7 @@ class Channel(Generic[T]):
         """Send a message.
 
         Raises:
-            ChannelClosed: the other end is gone.
+            SocketClosed: the other end is gone.
         """
         data = msgspec.msgpack.encode(message)
         with self._lock, _closing():
@@ -182,7 +182,7 @@ class Channel(Generic[T]):
         """Return the next message, or None after `timeout` seconds without one.
 
         Raises:
-            ChannelClosed: the other end closed, or the connection broke.
+            SocketClosed: the other end closed, or the connection broke.
             ProtocolError: the bytes are not a message that this end accepts.
         """
         with _closing():

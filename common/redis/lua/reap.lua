@@ -1,7 +1,7 @@
 -- Checks a job. ARGV: lease in ms; '1' if a missing lease has expired. Returns {status or 'unknown', chunks opened
 -- because their lease expired, chunks that were on no list and were recovered, number of open chunks, 1 if only its
 -- output is uncommitted, when its producer was last seen, tickets}.
-local MOST_CHUNKS = 10000000  -- to look for lost ones; a larger number is forged
+local MAX_CHUNKS = 10000000  -- to look for lost ones; a larger number is forged
 local LEASE, JUDGING = tonumber(ARGV[1]), ARGV[2] == '1'
 local word = status()
 local opened, recovered = {}, {}
@@ -50,7 +50,7 @@ end
 -- Every chunk is open, leased, delayed or done. A job would wait forever for one that is none of these.
 local function recover_lost()
   local chunks = tonumber(redis.call('HGET', JOB, 'chunks'))
-  if on_a_list() >= chunks or chunks > MOST_CHUNKS then return end
+  if on_a_list() >= chunks or chunks > MAX_CHUNKS then return end
   local known = {}
   local lists = { redis.call('LRANGE', OPEN, 0, -1), redis.call('SMEMBERS', LEASED),
     redis.call('ZRANGE', DELAYED, 0, -1), redis.call('HKEYS', COMMITS) }

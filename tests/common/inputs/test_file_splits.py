@@ -23,14 +23,14 @@ from common.storage.storage import open_storage
 from common.tasks import TASKS
 
 TASK = TASKS["fill-mask"]
-MOST = 200  # bytes of a record
+MAX_RECORD_BYTES = 200  # bytes of a record
 
 
 def cuts(
-    name: str, format: str, *, records: int = 3, most_bytes: int = 50, column: str | None = None
+    name: str, format: str, *, records: int = 3, max_split_bytes: int = 50, column: str | None = None
 ) -> list[SizedSplit]:
     builder = RecordBuilder(Source(name, format), TASK, column, None, multiple_inputs=False)
-    return list(split_source(builder, MOST, repeat(records), most_bytes))
+    return list(split_source(builder, MAX_RECORD_BYTES, repeat(records), max_split_bytes))
 
 
 def in_place(found: list[SizedSplit]) -> Iterator[Record]:
@@ -41,7 +41,7 @@ def in_place(found: list[SizedSplit]) -> Iterator[Record]:
 
 
 def from_the_beginning(name: str, format: str, column: str | None = None) -> list[Record]:
-    return list(find_inputs([name], TASK, format=format, column=column).records(MOST))
+    return list(find_inputs([name], TASK, format=format, column=column).records(MAX_RECORD_BYTES))
 
 
 LINES = st.lists(
@@ -81,7 +81,7 @@ def test_parquet_splits_are_sized_by_the_bytes_of_the_columns_read(tmp_path: Pat
     path = tmp_path / "input.parquet"
     texts, others = ([f"{n:03d}" + letter * 997 for n in range(100)] for letter in "ab")
     pq.write_table(pa.table({"words": texts, "other": others}), path, use_dictionary=False)
-    found = cuts(str(path), "parquet", records=50, most_bytes=10_000, column="words")
+    found = cuts(str(path), "parquet", records=50, max_split_bytes=10_000, column="words")
     assert max(cut.records for cut in found) in (9, 10)
     builder = RecordBuilder(Source(str(path), "parquet"), TASK, "words", None, multiple_inputs=False)
     assert sum(cut.bytes for cut in found) == pytest.approx(splittable_bytes(builder), rel=0.01)
@@ -100,7 +100,7 @@ def test_parquet_of_very_large_row_groups_is_copied(tmp_path: Path, monkeypatch:
 def test_no_range_is_larger_than_requested(tmp_path: Path) -> None:
     path = tmp_path / "input.txt"
     path.write_text("".join(f"line {n}\n" for n in range(1000)))
-    found = cuts(str(path), "txt", records=7, most_bytes=60)
+    found = cuts(str(path), "txt", records=7, max_split_bytes=60)
     assert sum(cut.records for cut in found) == 1000
     assert all(cut.records <= 7 and cut.rows.end - cut.rows.start <= 60 for cut in found)
 
@@ -109,7 +109,7 @@ def test_what_follows_an_oversized_line_is_in_no_range_with_it(tmp_path: Path) -
     path = tmp_path / "input.txt"
     path.write_bytes(b"a\n" + b"x" * 1_000_000 + b"\nb\n")
     found = cuts(str(path), "txt")
-    assert sum(cut.rows.end - cut.rows.start for cut in found) < 2 * MOST
+    assert sum(cut.rows.end - cut.rows.start for cut in found) < 2 * MAX_RECORD_BYTES
     codes = [record.failure and record.failure.code for record in in_place(found)]
     assert codes == [None, "too_large", None]
 
@@ -139,7 +139,7 @@ def test_a_file_that_changes_while_it_is_split_is_reported(tmp_path: Path) -> No
     path = tmp_path / "input.txt"
     path.write_text("one\ntwo\n")
     builder = RecordBuilder(Source(str(path), "txt"), TASK, None, None, multiple_inputs=False)
-    found = split_source(builder, MOST, repeat(1), 1000)
+    found = split_source(builder, MAX_RECORD_BYTES, repeat(1), 1000)
     assert next(found).records == 1
     with path.open("a") as file:
         file.write("three\n")

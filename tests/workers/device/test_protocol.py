@@ -15,35 +15,35 @@ from tests.support.processes import wait_until
 from workers.device.protocol import (
     Alive,
     Cancel,
-    Channel,
-    ChannelClosed,
     ChunkResult,
     FromDevice,
     Message,
+    MessageSocket,
     ProtocolError,
     Result,
     Run,
+    SocketClosed,
     ToDevice,
 )
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Channel[ToDevice], Channel[FromDevice]]]:
-    """The two ends of a channel: that of the device process, and that of the Celery process."""
+def ends() -> Iterator[tuple[MessageSocket[ToDevice], MessageSocket[FromDevice]]]:
+    """The two ends of a message_socket: that of the device process, and that of the Celery process."""
     device, celery = socket.socketpair()
-    channels: tuple[Channel[ToDevice], Channel[FromDevice]] = (
-        Channel(device.detach(), ToDevice),
-        Channel(celery.detach(), FromDevice),
+    sockets: tuple[MessageSocket[ToDevice], MessageSocket[FromDevice]] = (
+        MessageSocket(device.detach(), ToDevice),
+        MessageSocket(celery.detach(), FromDevice),
     )
-    yield channels
-    for channel in channels:
-        channel.close()
+    yield sockets
+    for message_socket in sockets:
+        message_socket.close()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(payload=st.binary(max_size=1000), text=st.text(), id_=st.integers(0, 2**40))
 def test_messages_arrive_as_they_were_sent(
-    ends: tuple[Channel[ToDevice], Channel[FromDevice]], payload: bytes, text: str, id_: int
+    ends: tuple[MessageSocket[ToDevice], MessageSocket[FromDevice]], payload: bytes, text: str, id_: int
 ):
     device, celery = ends
     run = Run(id_, spec=text, positions=[0, 7], payload=payload)
@@ -57,14 +57,14 @@ def test_messages_arrive_as_they_were_sent(
 def refused(data: bytes, received: Any) -> bool:
     """Whether one end refuses what the other sends."""
     device, celery = socket.socketpair()
-    channel: Channel[Any] = Channel(device.detach(), received)
+    message_socket: MessageSocket[Any] = MessageSocket(device.detach(), received)
     sender = Connection(celery.detach())
     try:
         sender.send_bytes(data)
         with pytest.raises(ProtocolError):
-            channel.receive(1)
+            message_socket.receive(1)
     finally:
-        channel.close()
+        message_socket.close()
         sender.close()
     return True
 
@@ -104,13 +104,13 @@ def test_each_end_takes_only_what_is_for_it(message: Message, received: object):
     assert refused(msgspec.msgpack.encode(message), received)
 
 
-def test_channels_time_out_and_see_the_end(ends: tuple[Channel[ToDevice], Channel[FromDevice]]):
+def test_sockets_time_out_and_see_the_end(ends: tuple[MessageSocket[ToDevice], MessageSocket[FromDevice]]):
     device, celery = ends
     assert celery.receive(0.01) is None
     device.send(Alive(7))
     assert wait_until(lambda: celery.receive(0.1)) == Alive(7)
     device.close()
-    with pytest.raises(ChannelClosed):
+    with pytest.raises(SocketClosed):
         celery.receive(1)
-    with pytest.raises(ChannelClosed):
+    with pytest.raises(SocketClosed):
         celery.send(Cancel(7))

@@ -116,7 +116,7 @@ class DeviceProcess:
         self.refusal: CodedError | None = None
         self.process_exit: ProcessExit | None = None
         self.status = protocol.DeviceStatus()
-        self._channel, self._process = _spawn(device)
+        self._socket, self._process = _spawn(device)
         self._activity = _ProcessActivity(self._process.pid)
         self._send(opening)
 
@@ -155,12 +155,12 @@ class DeviceProcess:
         """Handle the process's messages until it ends, then notify all waiting threads. One thread calls this, once."""
         try:
             while True:
-                message = self._channel.receive(self._limits.poll_seconds)
+                message = self._socket.receive(self._limits.poll_seconds)
                 if message is None:
                     self._check_liveness(self._limits.poll_seconds)
                 else:
                     self._handle(message)
-        except protocol.ChannelClosed:
+        except protocol.SocketClosed:
             logger.debug("device process %d closed its socket", self.pid)
         except protocol.ProtocolError as error:
             logger.error("device process %d violated the protocol: %s", self.pid, error)
@@ -171,8 +171,8 @@ class DeviceProcess:
 
     def _send(self, message: protocol.Message) -> None:
         try:
-            self._channel.send(message)
-        except protocol.ChannelClosed:  # it died, or is about to: `read_messages` notices that and notifies all threads
+            self._socket.send(message)
+        except protocol.SocketClosed:  # it died, or is about to: `read_messages` notices that and notifies all threads
             self.kill()
 
     # Liveness: silence is counted by polls, not by the clock, so that a suspend of the machine does not count.
@@ -272,7 +272,7 @@ class DeviceProcess:
         with self._lock:
             self._ended = True
             left, self._pending = self._pending, {}
-        self._channel.close()
+        self._socket.close()
         for pending in left.values():
             pending.events.put(self._exit_for(pending, process_exit))
 
@@ -339,7 +339,7 @@ def error_of(failed: protocol.Failed) -> CodedError:
     return (ModelError if failed.error == "model" else WorkerError)(failed.code, failed.message)
 
 
-def _spawn(device: str) -> tuple[protocol.Channel[protocol.FromDevice], "subprocess.Popen[bytes]"]:
+def _spawn(device: str) -> tuple[protocol.MessageSocket[protocol.FromDevice], "subprocess.Popen[bytes]"]:
     """Start the process: fresh, never forked, in a session of its own, with one end of a socket pair."""
     try:
         ours, theirs = socket.socketpair()
@@ -351,6 +351,6 @@ def _spawn(device: str) -> tuple[protocol.Channel[protocol.FromDevice], "subproc
                 start_new_session=True,
                 env=child_env(device),
             )
-            return protocol.Channel(ours.detach(), protocol.FromDevice), process
+            return protocol.MessageSocket(ours.detach(), protocol.FromDevice), process
     except OSError as error:  # too many open files or processes, no memory to fork
         raise WorkerError("device_process_dies", f"The device process cannot be started: {error}") from error

@@ -47,8 +47,8 @@ def weight_bytes(directory: Path) -> int:
     return sizes[".safetensors"] or sum(sizes.values())
 
 
-def retain_freed_memory(most: int = 512 << 20) -> None:
-    """Have the C library retain `most` bytes of freed memory for the next batch.
+def retain_freed_memory(max_bytes: int = 512 << 20) -> None:
+    """Have the C library retain up to `max_bytes` bytes of freed memory for the next batch.
 
     By default glibc returns the large tensors of every batch to the system, which hands each page out again and
     zeroed: a tenth of MiniLM's time in float32, a quarter in int8 (`benchmarks/README.md`). Does nothing without glibc.
@@ -56,9 +56,9 @@ def retain_freed_memory(most: int = 512 << 20) -> None:
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):
         return
-    library.mallopt(_M_TRIM_THRESHOLD, most)
-    if not library.mallopt(_M_MMAP_THRESHOLD, min(most, _LARGEST_PIECE)):
-        library.mallopt(_M_MMAP_THRESHOLD, min(most, _OLD_LARGEST_PIECE))
+    library.mallopt(_M_TRIM_THRESHOLD, max_bytes)
+    if not library.mallopt(_M_MMAP_THRESHOLD, min(max_bytes, _LARGEST_PIECE)):
+        library.mallopt(_M_MMAP_THRESHOLD, min(max_bytes, _OLD_LARGEST_PIECE))
 
 
 def release() -> None:

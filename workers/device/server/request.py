@@ -38,7 +38,7 @@ class Request(Reporter):
 
     id: int
     spec: JobSpec
-    channel: protocol.Channel[protocol.ToDevice]
+    message_socket: protocol.MessageSocket[protocol.ToDevice]
     records: dict[int, Record] = field(default_factory=dict)  #: by position in the chunk, in the order of the answer
     prefetched: Prefetched | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -48,7 +48,7 @@ class Request(Reporter):
     _alive_at: float = 0.0
 
     @classmethod
-    def decode(cls, message: protocol.Run, channel: protocol.Channel[protocol.ToDevice]) -> "Request":
+    def decode(cls, message: protocol.Run, message_socket: protocol.MessageSocket[protocol.ToDevice]) -> "Request":
         """Return the request of a message.
 
         Raises:
@@ -61,7 +61,7 @@ class Request(Reporter):
         if any(position >= len(records) for position in positions):
             raise protocol.ProtocolError(f"a position beyond the {len(records)} records of the chunk")
         chosen = {position: records[position] for position in positions}
-        return cls(message.id, JobSpec.decode(message.spec), channel, chosen)
+        return cls(message.id, JobSpec.decode(message.spec), message_socket, chosen)
 
     @property
     def is_answered(self) -> bool:
@@ -82,17 +82,17 @@ class Request(Reporter):
             if self._answered:
                 return
             self._answered = True
-        self.channel.send(message)
+        self.message_socket.send(message)
 
     def start(self) -> None:
         """Report that the process works on this request now. Raises `Cancelled`."""
         self._check()
-        self.channel.send(protocol.Started(self.id))
+        self.message_socket.send(protocol.Started(self.id))
 
     def stage(self, text: str) -> None:
         """Report what takes time before records run; empty once that is over. Raises `Cancelled`."""
         self._check()
-        self.channel.send(protocol.Stage(id=self.id, text=replace_control_chars(text)))
+        self.message_socket.send(protocol.Stage(id=self.id, text=replace_control_chars(text)))
 
     def start_running(self, output_type: Json) -> None:
         """Report that records run next, and the Arrow type of their outputs. Raises `Cancelled`.
@@ -102,20 +102,20 @@ class Request(Reporter):
         with self._lock:
             self._running = not self._cancelled
         self._check()
-        self.channel.send(protocol.Running(id=self.id, empty=encode_outcomes([], [], [], output_type)))
+        self.message_socket.send(protocol.Running(id=self.id, empty=encode_outcomes([], [], [], output_type)))
 
     def batch(self, positions: Sequence[int]) -> None:
         """Report which records are about to run. Raises `Cancelled`."""
         self._check()
         self._alive_at = time.monotonic()
-        self.channel.send(protocol.Batch(id=self.id, positions=list(positions)))
+        self.message_socket.send(protocol.Batch(id=self.id, positions=list(positions)))
 
     def tick(self) -> None:
         """Give a sign of life, now and then. Raises `Cancelled`."""
         self._check()
         if time.monotonic() - self._alive_at >= _ALIVE_SECONDS:
             self._alive_at = time.monotonic()
-            self.channel.send(protocol.Alive(self.id))
+            self.message_socket.send(protocol.Alive(self.id))
 
     def _check(self) -> None:
         if self._cancelled:

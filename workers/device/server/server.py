@@ -44,8 +44,10 @@ _SERIAL_REQUESTS = 8
 class DeviceServer:
     """The loop of the device process."""
 
-    def __init__(self, channel: protocol.Channel[protocol.ToDevice], device: str, opening: protocol.Open) -> None:
-        self._channel = channel
+    def __init__(
+        self, message_socket: protocol.MessageSocket[protocol.ToDevice], device: str, opening: protocol.Open
+    ) -> None:
+        self._socket = message_socket
         self._device = device
         self._opening = opening
         self._models = ModelCache(device, opening.policy)
@@ -61,12 +63,12 @@ class DeviceServer:
         for work in (self._receive, self._prefetch, self._send):
             threading.Thread(target=_run_or_exit, args=[work], name=work.__name__, daemon=True).start()
         for task, model in self._opening.preload:
-            request = Request(0, JobSpec("0" * 12, task, model), self._channel)
+            request = Request(0, JobSpec("0" * 12, task, model), self._socket)
             with self._answer_errors(request):
                 self._preload(request)
             if request.is_answered:  # it failed
                 return
-        self._channel.send(protocol.Ready())
+        self._socket.send(protocol.Ready())
         while True:
             request = self._to_run.get()
             with self._answer_errors(request):
@@ -74,7 +76,7 @@ class DeviceServer:
             self._served += 1
             self._cancellable.pop(request.id, None)
             self._send_status()
-            self._channel.send(protocol.Finished(request.id))
+            self._socket.send(protocol.Finished(request.id))
 
     @property
     def _is_serial(self) -> bool:
@@ -131,7 +133,7 @@ class DeviceServer:
             return
         self._reported = models.changes, fallbacks
         free, total = memory_of(self._device)
-        self._channel.send(
+        self._socket.send(
             protocol.DeviceStatus(
                 models=tuple(models.summaries()),
                 free=free,
@@ -147,7 +149,7 @@ class DeviceServer:
 
     def _receive(self) -> None:
         try:
-            while message := self._channel.receive():
+            while message := self._socket.receive():
                 match message:
                     case protocol.Run():
                         self._accept(message)
@@ -162,12 +164,12 @@ class DeviceServer:
 
     def _accept(self, message: protocol.Run) -> None:
         try:
-            request = Request.decode(message, self._channel)
+            request = Request.decode(message, self._socket)
         except protocol.ProtocolError:
             raise
         except (ValueError, PayloadError, MemoryError) as error:
             text = f"{type(error).__name__}: {error}"
-            self._channel.send(
+            self._socket.send(
                 protocol.Failed(
                     id=message.id, error="payload", code="broken_payload", message=replace_control_chars(text)
                 )
@@ -211,7 +213,7 @@ class DeviceServer:
             request.answer(protocol.Aborted(request.id))
         except CodedError as error:
             request.answer(_failed(request.id, error))
-        except protocol.ChannelClosed:  # nobody is left to answer
+        except protocol.SocketClosed:  # nobody is left to answer
             raise
         except Exception as error:  # the last boundary: the process and the other requests go on
             if isinstance(error, DeviceLost) or is_device_lost(error):
@@ -229,12 +231,12 @@ def serve(fd: int, device: str) -> None:
     Raises:
         ProtocolError: the first message is not `Open`.
     """
-    channel: protocol.Channel[protocol.ToDevice] = protocol.Channel(fd, protocol.ToDevice)
-    with contextlib.suppress(protocol.ChannelClosed):
-        opening = channel.receive()
+    message_socket: protocol.MessageSocket[protocol.ToDevice] = protocol.MessageSocket(fd, protocol.ToDevice)
+    with contextlib.suppress(protocol.SocketClosed):
+        opening = message_socket.receive()
         if not isinstance(opening, protocol.Open):
             raise protocol.ProtocolError("the first message must be Open")
-        DeviceServer(channel, device, opening).serve()
+        DeviceServer(message_socket, device, opening).serve()
 
 
 def _failed(id_: int, error: CodedError) -> protocol.Failed:
@@ -246,7 +248,7 @@ def _run_or_exit(work: Callable[[], None]) -> None:
     """Run a thread that never ends by itself; without it nobody is answered, so the process ends with it."""
     try:
         work()
-    except protocol.ChannelClosed:
+    except protocol.SocketClosed:
         os._exit(0)
     except BaseException:  # a panic of the tokenizers library is no Exception
         logger.exception("the device process cannot continue")

@@ -33,7 +33,7 @@ _STEPS = 2
 #: Tokens that it may generate: every vocabulary has them.
 _TOKENS = range(5, 64)
 #: Larger models are not tested in float32, which takes four more bytes for each weight.
-_MOST_WEIGHTS = 1_000_000_000
+_MAX_WEIGHTS = 1_000_000_000
 
 
 def ensure_batch_invariance(budget: TokenBudget, model: Any, rows: Callable[[], Sequence[Features]], run: Run) -> None:
@@ -133,7 +133,7 @@ def _same_in_batch(run: Run, *rows: Features, loose: bool) -> bool:
 
 def _same_in_float32(model: Any, run: Run, *rows: Features) -> bool:
     """Whether these rows agree in float32: a deep model's rounding in lower precision can look like padding."""
-    if sum(tensor.nelement() for tensor in model.parameters()) > _MOST_WEIGHTS:
+    if sum(tensor.nelement() for tensor in model.parameters()) > _MAX_WEIGHTS:
         return False
     try:
         with in_full_precision(model):

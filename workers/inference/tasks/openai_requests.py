@@ -28,7 +28,7 @@ MAX_CHOICES = 128
 _REQUEST_ERRORS = ("bad_param", "too_many_tokens")
 
 
-class Request(msgspec.Struct):
+class OpenAIRequest(msgspec.Struct):
     """A request of a batch file, as `producer.openai` writes it."""
 
     options: dict[str, Json]  #: parameters of the runner
@@ -63,11 +63,11 @@ class OpenAIRunner(Runner):
         self._max_new_tokens = max_new_tokens
 
     @abstractmethod
-    def inputs_of(self, request: Request) -> list[Json]:
+    def inputs_of(self, request: OpenAIRequest) -> list[Json]:
         """Return the inner runner's inputs, one for each text."""
 
     @abstractmethod
-    def response(self, request: Request, inputs: Sequence[Json], outputs: Sequence[Json], options: Json) -> Json:
+    def response(self, request: OpenAIRequest, inputs: Sequence[Json], outputs: Sequence[Json], options: Json) -> Json:
         """Return the output for a request, from which the producer writes the response."""
 
     def options_for(self, options: dict[str, Json]) -> dict[str, Json]:
@@ -78,7 +78,7 @@ class OpenAIRunner(Runner):
         """Return one outcome for each request, in order."""
         self.inner.is_deterministic(params)  # an invalid parameter of the job fails the job
         requests, outcomes = parse_inputs(inputs, self._parse)
-        groups: dict[str, dict[int, Request]] = defaultdict(dict)
+        groups: dict[str, dict[int, OpenAIRequest]] = defaultdict(dict)
         for position, request in requests.items():
             options = {**request.defaults, **params, **request.options}
             groups[json.dumps(options, sort_keys=True)][position] = request
@@ -86,9 +86,9 @@ class OpenAIRunner(Runner):
             outcomes |= self._run_group(group, json.loads(options_text), monitor)
         return [outcomes[position] for position in range(len(inputs))]
 
-    def _parse(self, value: Json) -> Request:
+    def _parse(self, value: Json) -> OpenAIRequest:
         try:
-            request = msgspec.convert(value, Request)
+            request = msgspec.convert(value, OpenAIRequest)
         except msgspec.ValidationError as error:
             raise RecordError("wrong_type", f"Not a valid request: {error}.") from error
         if not self.inputs_of(request):
@@ -96,7 +96,7 @@ class OpenAIRunner(Runner):
         return request
 
     def _run_group(
-        self, group: Mapping[int, Request], options: dict[str, Json], monitor: RunMonitor
+        self, group: Mapping[int, OpenAIRequest], options: dict[str, Json], monitor: RunMonitor
     ) -> dict[int, Outcome]:
         inputs = {position: self.inputs_of(request) for position, request in group.items()}
         positions = [[position] for position, texts in inputs.items() for _ in texts]
@@ -113,7 +113,7 @@ class OpenAIRunner(Runner):
             for position, request in group.items()
         }
 
-    def _combine(self, request: Request, inputs: list[Json], found: Sequence[Outcome], options: Json) -> Outcome:
+    def _combine(self, request: OpenAIRequest, inputs: list[Json], found: Sequence[Outcome], options: Json) -> Outcome:
         failure = next((outcome.failure for outcome in found if outcome.failure), None)
         if not failure and any(outcome.truncated for outcome in found):
             message = "The text and the tokens to generate exceed the model's context length."
@@ -126,7 +126,7 @@ class OpenAIRunner(Runner):
 class OpenAICompletions(OpenAIRunner):
     """Completions and chats: `choices` (text, finish reason), and token counts."""
 
-    def inputs_of(self, request: Request) -> list[Json]:
+    def inputs_of(self, request: OpenAIRequest) -> list[Json]:
         """Return the prompts, or the one chat."""
         return request.prompts if request.messages is None else [{"messages": request.messages}]
 
@@ -134,7 +134,7 @@ class OpenAICompletions(OpenAIRunner):
         """Return the options, asking for new text only and for token counts."""
         return {**options, "return_full_text": False, "usage": True}
 
-    def response(self, request: Request, inputs: Sequence[Json], outputs: Sequence[Json], options: Json) -> Json:
+    def response(self, request: OpenAIRequest, inputs: Sequence[Json], outputs: Sequence[Json], options: Json) -> Json:
         """Return the choices of all prompts, one prompt after the other."""
         stops = options.get("stop_sequence", [])
         stops = [stops] if isinstance(stops, str) else stops
@@ -159,11 +159,11 @@ class OpenAIEmbeddings(OpenAIRunner):
         """Return vectors of any length, for requests may shorten them, and the count."""
         return pa.struct({"embeddings": pa.list_(pa.list_(pa.float32())), "prompt_tokens": pa.int64()})
 
-    def inputs_of(self, request: Request) -> list[Json]:
+    def inputs_of(self, request: OpenAIRequest) -> list[Json]:
         """Return the texts."""
         return request.texts
 
-    def response(self, request: Request, inputs: Sequence[Json], outputs: Sequence[Json], options: Json) -> Json:
+    def response(self, request: OpenAIRequest, inputs: Sequence[Json], outputs: Sequence[Json], options: Json) -> Json:
         """Return the vectors, and the number of tokens."""
         counts = cast("EmbeddingRunner", self.inner).token_counts(inputs, options)
         return {"embeddings": list(outputs), "prompt_tokens": sum(counts)}

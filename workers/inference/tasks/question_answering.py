@@ -145,9 +145,9 @@ class QuestionAnsweringRunner(PackingRunner):
         check_params(self._task, TASK_PARAMS["question-answering"], params)
         limit = self._limit or _WINDOW
         window = params.get("max_seq_len", min(limit, _WINDOW))
-        least = self._specials + 2
-        if not least <= window <= (self._limit or window):
-            raise ModelError("bad_param", f"max_seq_len must be from {least} to {limit} here, found {window}.")
+        min_window = self._specials + 2
+        if not min_window <= window <= (self._limit or window):
+            raise ModelError("bad_param", f"max_seq_len must be from {min_window} to {limit} here, found {window}.")
         stride = params.get("doc_stride", min(window // 2, _STRIDE))
         if stride >= window:
             raise ModelError("bad_param", f"doc_stride must be below max_seq_len, {window}; found {stride}.")
@@ -280,7 +280,7 @@ def _parse_question(value: Json) -> _Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class AnswerSpan:
     """Tokens `start` to `end`, both included, with the probability that they are the answer."""
 
     start: int
@@ -290,7 +290,7 @@ class Span:
 
 def best_spans(
     start: Floats, end: Floats, context: Flags, null: int | None, count: int, longest: int
-) -> tuple[list[Span], float]:
+) -> tuple[list[AnswerSpan], float]:
     """Return the likeliest spans of one window, at most `count`, and the probability that it has no answer.
 
     Args:
@@ -316,7 +316,7 @@ def best_spans(
     count = min(count, int(inside.sum()))
     order = np.argsort(-scores, axis=None, kind="stable")[:count]
     spans = [
-        Span(int(positions[row]), int(reach[row, column]), float(scores[row, column]))
+        AnswerSpan(int(positions[row]), int(reach[row, column]), float(scores[row, column]))
         for row, column in zip(*np.unravel_index(order, scores.shape), strict=True)
     ]
     return spans, no_answer

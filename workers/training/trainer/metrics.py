@@ -21,7 +21,7 @@ _BEGINS, _ENDS = ("B", "S", "U"), ("E", "L", "S", "U")
 _PREFIXES = ("B", "I", *_ENDS)
 
 
-class Span(NamedTuple):
+class TagSpan(NamedTuple):
     """A span of tokens, `end` excluded."""
 
     kind: str
@@ -138,16 +138,16 @@ def _tag_names(names: Sequence[str], logits: Any, expected: Any) -> list[list[li
     ]
 
 
-def find_spans(tags: Sequence[str]) -> list[Span]:
+def find_spans(tags: Sequence[str]) -> list[TagSpan]:
     """Return the spans that BIO, IOBES or BILOU tags mark; one that begins without B- counts too."""
-    found: list[Span] = []
+    found: list[TagSpan] = []
     previous, kind, begin = "O", "", 0
     for position, tag in enumerate((*tags, "O")):
         prefix, own = _split_tag(tag)
         inside = prefix != "O" and previous != "O" and prefix not in _BEGINS and previous not in _ENDS
         if not (inside and own == kind):
             if previous != "O":
-                found.append(Span(kind, begin, position))
+                found.append(TagSpan(kind, begin, position))
             kind, begin = own, position
         previous = prefix
     return found
