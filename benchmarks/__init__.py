@@ -1,1 +1,1 @@
-"""Measurements against other ways to do it, printed as ratios from one run; no tests, no promises."""
+"""Benchmarks: hugqueue compared with other strategies, as ratios from one run. These are not tests."""

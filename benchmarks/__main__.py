@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure hugqueue against other ways to do it, and print tables of ratios."""
+"""`python -m benchmarks`: compares hugqueue with other strategies and prints tables of ratios."""
 
 import argparse
 import contextlib
@@ -29,21 +29,21 @@ from benchmarks.workloads import MIXES, masked, texts
 logger = logging.getLogger(__name__)
 
 JOB = "hugqueue, file to file"
-#: Task to the function that makes its model, its parameters, and how many texts of mixed lengths are measured.
+#: For each task: the function that makes its model, its parameters, and its number of texts of mixed lengths.
 TASKS: dict[str, tuple[Callable[[], Path], dict[str, object], int]] = {
     "embedding": (models.minilm, {}, 6144),
     "fill-mask": (models.bert_mlm, {}, 512),
     "text-classification": (models.bert_classifier, {}, 512),
     "text-generation": (models.small_causal, {"do_sample": False, "max_new_tokens": 32}, 256),
 }
-#: What part of that a mix gets. A job of few seconds says more of its start than of its speed: one mix is a longer job.
+#: Share of that number for each mix. A job of a few seconds measures its start more than its speed: one mix is longer.
 _SCALE = {"mixed": 1.0, "short": 0.5, "paragraph": 0.0625, "repeated": 0.125}
-#: So many texts are enough for the slow strategies, or this part if it is more.
+#: Number of texts for the slow strategies, or the share of all texts if that is more.
 _FEW, _PART = 128, 0.0625
-#: How many times as many texts a GPU gets.
+#: Factor for the number of texts on a GPU.
 _GPU = 16
 _BATCHES = (8, 32, 64)
-#: How many times as long the one job is that tells what the queue costs: a start of half a second weighs little in it.
+#: Factor for the length of the job that measures the queue overhead, so that its start of half a second matters little.
 _LONG = 4
 
 
@@ -53,13 +53,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a quarter of the texts, two rounds, mixed lengths alone")
     parser.add_argument("--task", action="append", choices=TASKS, help="only this task; repeatable")
     parser.add_argument("--mix", action="append", choices=[*MIXES, "repeated"], help="only this mix; repeatable")
-    parser.add_argument("--records", type=int, help="texts of mixed lengths, instead of what suits the task")
-    parser.add_argument("--rounds", type=int, help="rounds that count (3; quick: 2)")
+    parser.add_argument("--records", type=int, help="number of texts of mixed lengths; default: depends on the task")
+    parser.add_argument("--rounds", type=int, help="measured rounds (3; quick: 2)")
     parser.add_argument("--device", default="cpu", help="where all strategies run: cpu, or cuda:0 for the GPU table")
-    parser.add_argument("--no-ablation", action="store_true", help="leave the tables of techniques out")
+    parser.add_argument("--no-ablation", action="store_true", help="omit the ablation tables")
     chosen = parser.parse_args()
     logging.disable(logging.ERROR)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the queues end too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the queues are stopped too
     rounds = chosen.rounds or (2 if chosen.quick else 3)
     mixes = chosen.mix or (["mixed"] if chosen.quick else list(_SCALE))
     begun = time.monotonic()
@@ -71,14 +71,14 @@ def main() -> None:
         for part in _parts(work, mixes, count, rounds, ablates=not chosen.no_ablation):
             try:
                 print(part(), flush=True)
-            except Exception as error:  # the boundary of a table: the others are measured all the same
+            except Exception as error:  # the boundary of a table: the others are still measured
                 logger.debug("a table of %s failed", task, exc_info=True)
                 print(f"\n{task}: no table: {reason(error)}", flush=True)
     print(f"\nMeasured in {(time.monotonic() - begun) / 60:.0f} minutes.")
 
 
 def _parts(work: Work, mixes: Sequence[str], count: int, rounds: int, *, ablates: bool) -> Iterator[Callable[[], str]]:
-    """Yield what makes each table of a task."""
+    """Yield a function for each table of a task."""
     task = work.task
     for mix in mixes:
         yield partial(compare, work, mix, inputs(task, mix, round(count * _SCALE[mix])), rounds)
@@ -98,7 +98,7 @@ def inputs(task: str, mix: str, count: int) -> list[str]:
 
 
 def compare(work: Work, mix: str, inputs: Sequence[str], rounds: int) -> str:
-    """Return the table of one task and mix: all strategies in turn over the same texts."""
+    """Return the table of one task and mix: all strategies run in turn over the same texts."""
     with tempfile.TemporaryDirectory() as base, contextlib.ExitStack() as queues:
         queue, per_record = Path(base) / "queue", Path(base) / "naive"
         part = min(1.0, max(_PART, _FEW / len(inputs)))

@@ -1,4 +1,4 @@
-"""What each technique brings: the same texts, one technique more in each row."""
+"""Ablation: the effect of each technique, with one more technique per row and the same texts."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,12 +16,12 @@ _ALL = "+ equal records once"
 
 
 def ablation(work: Work, texts: Sequence[str], rounds: int) -> str:
-    """Return the table of `work`, each row with all that stands above it; the last two are other dtypes."""
+    """Return the table of `work`: each row adds to those above it; the last rows use other dtypes."""
     contestants = {
         "pipeline, one by one": Contestant(lambda: pipeline(work, 1), 0.25),
         "pipeline, batches of 32 as they come": Contestant(lambda: pipeline(work, 32), 0.5),
     }
-    if work.task != "embedding":  # which has only one implementation
+    if work.task != "embedding":  # embedding has only one implementation
         contestants["+ sorted by length, cut by tokens"] = Contestant(
             _without(lambda: runner(work, forward_batch=False, keeps=False), layers=True, once=True)
         )
@@ -45,13 +45,13 @@ def ablation(work: Work, texts: Sequence[str], rounds: int) -> str:
 def _without(
     make: Callable[[], Strategy], *, layers: bool = False, once: bool = False, masks: bool = False
 ) -> Callable[[], Strategy]:
-    """Return what makes a way that lacks techniques.
+    """Return a function that makes a strategy without some techniques.
 
     Args:
-        make: what makes the whole one.
-        layers: leave out the faster linear layers.
-        once: run equal records as often as they come.
-        masks: compute the scores of all tokens, and take those of the masks.
+        make: makes the full strategy.
+        layers: omit the faster linear layers.
+        once: run equal records each time they occur.
+        masks: compute the scores of all tokens, and select those of the masks.
     """
 
     def made() -> Strategy:
@@ -79,7 +79,7 @@ def _patched(wanted: bool, name: str, replacement: Any) -> AbstractContextManage
 
 
 def _all_scores(self: FillMask, inputs: dict[str, Any], rows: Sequence[TokenizedText]) -> list[Any]:
-    """Return what `FillMask.forward_batch` does, taken from the scores of all tokens."""
+    """Return the result of `FillMask.forward_batch`, selected from the scores of all tokens."""
     scores = EncoderTask.forward_batch(self, inputs, rows)
     mask = self.tokenizer.mask_token_id
     return [

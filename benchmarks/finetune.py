@@ -1,10 +1,10 @@
-"""Time of an epoch of fine-tuning against a tutorial's settings: same data, model and device, in turn, as a ratio.
+"""Fine-tuning: the time of an epoch compared with a tutorial's settings, with the same data, model and device.
 
     python -m benchmarks.finetune [--examples 256] [--mix mixed] [--rounds 3] [--model DIRECTORY]
 
-The tutorial pads every text to the model's full length, computes in float32 and takes the texts as they come
-(https://huggingface.co/docs/transformers/training). `finetune` pads to the longest text of a batch and brings texts of
-like length together. Both train the same number of steps of the same size, without evaluation and checkpoints.
+The tutorial pads every text to the model's full length, computes in float32 and keeps the order of the texts
+(https://huggingface.co/docs/transformers/training). `finetune` pads to the longest text of a batch and groups texts
+of similar length. Both train the same number of steps of the same size, without evaluation and checkpoints.
 """
 
 import argparse
@@ -44,12 +44,12 @@ BATCH = 16
 
 
 def labeled(mix: str, count: int) -> list[Example]:
-    """Texts of a mix (`benchmarks.workloads`), every other one with the other label: speed does not look at them."""
+    """Return texts of a mix (`benchmarks.workloads`) with alternating labels, which do not affect the speed."""
     return [{"text": text, "label": number % 2} for number, text in enumerate(texts(mix, count))]
 
 
 def tutorial_seconds(model: Path, examples: Sequence[Example], steps: int) -> float:
-    """Seconds of training as a tutorial writes it."""
+    """Return the seconds of training with the tutorial's settings."""
     set_seed(42)
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2, dtype=torch.float32)
@@ -64,7 +64,7 @@ def tutorial_seconds(model: Path, examples: Sequence[Example], steps: int) -> fl
 
 
 def finetune_seconds(model: Path, examples: Sequence[Example], steps: int) -> float:
-    """Seconds of training as `producer finetune` does it."""
+    """Return the seconds of training with the settings of `producer finetune`."""
     set_seed(42)
     labels, recipe = infer_labels(TASK, examples), RECIPES[TASK]
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -94,7 +94,7 @@ def _seconds(trainer: Trainer) -> float:
 
 
 def compare(model: Path, examples: Sequence[Example], rounds: int) -> dict[str, list[float]]:
-    """Seconds of an epoch by each way, round by round; a few steps before do not count."""
+    """Return the seconds of an epoch for each strategy and round, after one unmeasured step."""
     strategies: dict[str, Callable[[Path, Sequence[Example], int], float]] = {
         "tutorial": tutorial_seconds,
         "finetune": finetune_seconds,
@@ -113,7 +113,7 @@ def main() -> None:
     """Measure, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median is taken")
+    parser.add_argument("--rounds", type=int, default=3, help="the median is reported")
     parser.add_argument("--mix", choices=sorted(MIXES), default="mixed")
     parser.add_argument("--model", type=Path, default=None)
     options = parser.parse_args()

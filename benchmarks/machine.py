@@ -1,4 +1,4 @@
-"""What was measured on: a line for the head of the tables."""
+"""Machine description: a line above the tables."""
 
 import os
 from importlib.metadata import version

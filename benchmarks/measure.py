@@ -1,6 +1,6 @@
-"""Timing: every strategy in turn, several rounds, so that all meet the same machine; medians and ratios.
+"""Timing: medians and ratios. Strategies take turns for several rounds, so that load on the machine affects all alike.
 
-A strategy that fails says why in its row, and the others continue.
+If a strategy fails, its row shows the error, and the others continue.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Figure:
-    """What one way took, round by round, and what it gave; or why it failed."""
+    """The times of one strategy in each round, and its outputs; or its error."""
 
-    positions: Sequence[int]  #: of the texts that it got; the slow strategies get a part
+    positions: Sequence[int]  #: of its texts; slow strategies run only some
     seconds: list[float] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     failure: str = ""
 
     @property
     def records(self) -> int:
-        """How many texts it got in a round."""
+        """Number of texts in a round."""
         return len(self.positions)
 
     @property
@@ -37,26 +37,26 @@ class Figure:
 
     @property
     def spread(self) -> str:
-        """Records per second at the slowest and at the fastest."""
+        """Records per second in the slowest and the fastest round."""
         return f"{self.records / max(self.seconds):,.1f}-{self.records / min(self.seconds):,.1f}"
 
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """What makes a way ready, and the share of the texts that it gets: 0.1 for one that takes ten times as long."""
+    """A function that prepares a strategy, and its share of the texts, such as 0.1 for one ten times as slow."""
 
     make: Callable[[], Strategy]
     share: float = 1.0
 
     def positions(self, texts: Sequence[str]) -> Sequence[int]:
-        """Return which texts it gets, in their order: every n-th by length, so that a part is like the whole."""
+        """Return the positions of its texts, in order: every n-th by length, so that a sample resembles the whole."""
         step = max(1, round(1 / self.share))
         by_length = sorted(range(len(texts)), key=lambda at: len(texts[at]))
         return sorted(by_length[step // 2 :: step])
 
 
 def measure(contestants: Mapping[str, Contestant], texts: Sequence[str], rounds: int) -> dict[str, Figure]:
-    """Return the figures of all strategies over the same texts; a short round before does not count."""
+    """Return the figures of all strategies over the same texts, after a short unmeasured round."""
     figures = {name: Figure(one.positions(texts)) for name, one in contestants.items()}
     strategies: dict[str, Strategy] = {}
     for name, one in contestants.items():
@@ -77,7 +77,7 @@ def measure(contestants: Mapping[str, Contestant], texts: Sequence[str], rounds:
 
 
 def table(title: str, figures: Mapping[str, Figure], base: str, notes: Mapping[str, str]) -> str:
-    """Return a Markdown table: records per second, how many times as fast `base` is, and a note on each way."""
+    """Return a Markdown table: records per second, the speed of `base` as a ratio, and a note on each strategy."""
     lines = [
         f"\n### {title}\n",
         f"| strategy | records/s | {base} is | slowest-fastest | outputs |",
@@ -93,7 +93,7 @@ def table(title: str, figures: Mapping[str, Figure], base: str, notes: Mapping[s
 
 
 def reason(error: BaseException) -> str:
-    """Return in one line, for a cell of a table, what went wrong."""
+    """Return the error as one line for a cell of a table."""
     return " ".join(f"{type(error).__name__}: {error}".replace("|", "/").split())[:200]
 
 
@@ -101,6 +101,6 @@ def reason(error: BaseException) -> str:
 def _noted(name: str, figure: Figure) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the boundary of a way: whatever it raises, the others are measured
+    except Exception as error:  # the boundary of a strategy: the others are still measured
         logger.debug("%s failed", name, exc_info=True)
         figure.failure = reason(error)

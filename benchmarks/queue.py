@@ -1,4 +1,4 @@
-"""A queue to measure: a redis-server and one worker on the CPU, its model loaded; and one for a task per record."""
+"""Benchmark queues: a redis-server and one worker with its model loaded; and one with a Celery task per record."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ def task_per_record_queue(work: Work, directory: Path) -> Iterator[Strategy]:
     """Yield the strategy of one Celery task for each record."""
     with _redis(directory) as url:
         environ = os.environ | {"NAIVE_URL": url}
-        app = Celery("naive", broker=url, backend=url)  # one for each queue: an app keeps to its first backend
+        app = Celery("naive", broker=url, backend=url)  # one for each queue: an app keeps its first backend
         worker = [sys.executable, "-m", "celery", "-A", "benchmarks.task_per_record", "worker", "-l", "error"]
         with _process(worker, environ, directory):
             yield lambda texts: [
@@ -68,7 +68,7 @@ def _wait(until: Callable[[], bool], what: str, directory: Path) -> None:
     while not until():
         if time.monotonic() > deadline:
             said = (directory / "log").read_text()[-2000:]
-            raise TimeoutError(f"waited {_PATIENCE:.0f} s until {what}, in vain: {said}")
+            raise TimeoutError(f"waited {_PATIENCE:.0f} s until {what}: {said}")
         time.sleep(0.1)
 
 

@@ -1,4 +1,4 @@
-"""The raw forward bound: what the device does when nothing but the forward pass is asked of it.
+"""Raw forward pass: an upper bound, as the device runs nothing but the forward pass.
 
 Texts are tokenized beforehand, batches hold one exact length over the whole input, so that there is neither padding
 nor a mask; for fill-mask the vocabulary head runs on the masked positions alone.
@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.strategies import LIMIT, Strategy, Work, keeping
 
-#: Tokens in one batch; 1,024 to 4,096 make no difference on two cores. A GPU wants more.
+#: Tokens in one batch; 1,024 to 4,096 make no difference on two cores. A GPU needs more.
 TOKENS = {False: 2048, True: 65536}
 _CLASSES = {
     "embedding": "AutoModel",
@@ -24,8 +24,8 @@ def packed_forward(work: Work, *, faster_layers: bool) -> Strategy:
 
     Args:
         work: what to do.
-        faster_layers: take the linear layers that the runners take, instead of the model's own, and keep memory as
-            the device process does.
+        faster_layers: use the linear layers of the runners instead of the model's own, and keep memory as the device
+            process does.
     """
     import torch
     import transformers

@@ -1,4 +1,4 @@
-"""The ways to do the same that are measured: each takes texts and gives outputs, its model loaded beforehand."""
+"""Strategies that are compared: each takes texts and returns outputs, with its model loaded beforehand."""
 
 import json
 import subprocess
@@ -17,20 +17,20 @@ from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.inference.tasks.runners import find_runner
 from workers.models.load_options import LoadOptions
 
-#: Bytes of freed memory that glibc comes to keep by itself (twice the largest piece that it does not map alone).
+#: Bytes of freed memory that glibc keeps by default (twice the largest block that it does not map separately).
 _USUALLY_KEPT = 64 << 20
 
 Strategy = Callable[[Sequence[str]], list[Any]]
 
 #: Records in a chunk, as the producer cuts them (`common.tasks`).
 CHUNK = {"text-generation": 32}
-#: Tokens that are kept of a text; where nothing is said MiniLM's own limit is 256, BERT's 512.
+#: Largest number of tokens of a text: MiniLM's own limit is 256; the default here is BERT's 512.
 LIMIT = {"embedding": 256}
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One thing to measure."""
+    """A task and a model to measure."""
 
     task: str
     model: Path
@@ -39,17 +39,17 @@ class Work:
 
     @property
     def dtype(self) -> str:
-        """What all strategies compute in: what hugqueue does if nothing is said."""
+        """The dtype of all strategies: hugqueue's default."""
         return "bfloat16" if self.on_gpu else "float32"
 
     @property
     def on_gpu(self) -> bool:
-        """Whether there is a GPU to wait for."""
+        """Whether the work runs on a GPU, whose results must be awaited."""
         return self.device != "cpu"
 
     @property
     def pipeline_task(self) -> str:
-        """What transformers calls it: an embedding is made of hidden states."""
+        """The task's name in transformers: an embedding is computed from hidden states."""
         return "feature-extraction" if self.task == "embedding" else self.task
 
 
@@ -66,12 +66,12 @@ class Quiet:
 def runner(
     work: Work, *, chunk: int | None = None, forward_batch: bool = True, keeps: bool = True, **params: Json
 ) -> Strategy:
-    """The device process's share: the runner in this process, chunk by chunk, its outcomes encoded.
+    """The work of the device process: the runner in this process, chunk by chunk, with encoded outcomes.
 
     Args:
         work: what to do.
-        chunk: records in one; None for as many as the producer takes.
-        forward_batch: tokenize and run whole batches; if not, take the pipeline's own steps, in batches.
+        chunk: records per chunk; None for the producer's default.
+        forward_batch: tokenize and run whole batches; if not, use the pipeline's own steps, in batches.
         keeps: keep the memory of a batch for the next one, as the device process does.
         params: of the job, such as `dtype`.
     """
@@ -94,7 +94,7 @@ def runner(
 
 @contextmanager
 def keeping(keeps: bool) -> Iterator[None]:
-    """While entered, keep freed memory as the device process does; else as any process does."""
+    """Within the block, keep freed memory as the device process does, or else use glibc's default."""
     if keeps:
         retain_freed_memory()
     try:
@@ -125,7 +125,7 @@ def pipeline(work: Work, batch: int) -> Strategy:
 
 
 def sentence_transformers(work: Work, batch: int) -> Strategy:
-    """sentence-transformers' `encode`."""
+    """`SentenceTransformer.encode` on a list."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(work.model), device=work.device, model_kwargs={"dtype": work.dtype})
@@ -133,7 +133,7 @@ def sentence_transformers(work: Work, batch: int) -> Strategy:
 
 
 def whole_job(work: Work, directory: Path, environ: dict[str, str]) -> Strategy:
-    """A job from file to file, through Redis, Celery and a worker that is running, its model loaded."""
+    """A job from file to file, through Redis, Celery and a running worker with its model loaded."""
     source, target = directory / "in.txt", directory / "out.parquet"
 
     def run(texts: Sequence[str]) -> list[Any]:
@@ -156,6 +156,6 @@ def _is(work: Work) -> bool:
 
 
 def _mean(states: Any, text: str, pipe: Any) -> Any:
-    """Return the mean over a text's tokens; in a batch the pipeline leaves the padding in."""
+    """Return the mean over a text's tokens; in a batch, the pipeline's output includes padding."""
     tokens = len(pipe.tokenizer(text, truncation=True)["input_ids"])
     return states[0][:tokens].float().mean(dim=0).numpy()

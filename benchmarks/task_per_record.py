@@ -1,4 +1,4 @@
-"""What people write first: a Celery task per record, the model loaded in the worker, results in the backend."""
+"""Naive baseline: a Celery task per record, with the model loaded in the worker and results in the backend."""
 
 import os
 from pathlib import Path
@@ -15,8 +15,8 @@ _run: Strategy | None = None
 
 @app.task  # type: ignore[untyped-decorator]
 def predict(task: str, model: str, text: str, params: dict[str, Any], device: str) -> Any:
-    """Return what `pipeline` gives for one text, truncated as everywhere here."""
-    global _run  # noqa: PLW0603 - this is how it is written
+    """Return the output of `pipeline` for one text, truncated as in all strategies."""
+    global _run  # noqa: PLW0603 - as naive code does
     if _run is None:
         _run = pipeline(Work(task, Path(model), params, device), 1)
     output = _run([text])[0]

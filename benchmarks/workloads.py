@@ -1,4 +1,4 @@
-"""Texts to measure with: made from a fixed word list with a fixed seed, so that no download is needed.
+"""Benchmark texts: generated from a fixed word list with a fixed seed, so that no download is needed.
 
 Lengths are in words; a WordPiece tokenizer makes about one token of each.
 """
@@ -6,7 +6,7 @@ Lengths are in words; a WordPiece tokenizer makes about one token of each.
 import random
 from collections.abc import Callable, Iterator
 
-#: Common words that every vocabulary here holds whole.
+#: Common words that are single tokens in every vocabulary used here.
 WORDS = (  # noqa: SIM905
     "the of and to in a is that for it as was with be by on not he his but at are this have from or had an they "
     "which one you were all her she there would their we him been has when who will no more if out so what up "
@@ -17,17 +17,17 @@ WORDS = (  # noqa: SIM905
 
 
 def short(rng: random.Random) -> int:
-    """Twelve words on average: search queries, titles."""
+    """Return a length of 12 words on average, as of search queries and titles."""
     return max(2, min(64, round(rng.lognormvariate(2.3, 0.6))))
 
 
 def paragraph(rng: random.Random) -> int:
-    """A hundred and forty words on average: reviews, abstracts."""
+    """Return a length of 140 words on average, as of reviews and abstracts."""
     return max(40, min(400, round(rng.gauss(140, 45))))
 
 
 def mixed(rng: random.Random) -> int:
-    """Mostly short, some long: what a table of user text looks like; 36 words on average."""
+    """Return a length of 36 words on average, mostly short and some long, as in a table of user texts."""
     return max(2, min(400, round(rng.lognormvariate(3.1, 0.95))))
 
 

@@ -1,1 +1,1 @@
-"""Ray Data with sentence-transformers, in an environment of its own."""
+"""Ray Data with sentence-transformers, in its own environment."""

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.ray_data --python PATH`: hugqueue against Ray Data with sentence-transformers inside.
+"""`python -m benchmarks.ray_data --python PATH`: compares hugqueue with Ray Data running sentence-transformers.
 
-Both take the same file of texts and leave a Parquet file of vectors; each time counts from the start of its command.
-Ray needs an environment of its own (`make bench-ray` makes it), for it asks for other versions than hugqueue.
+Both read the same file of texts and write Parquet files of vectors; each time includes the start of the command.
+Ray needs its own environment (`make bench-ray` creates it), because it requires other versions than hugqueue.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the queue ends too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the queue is stopped too
     work = Work("embedding", minilm())
     inputs = texts("mixed", chosen.records)
     print(described(), flush=True)
@@ -55,11 +55,11 @@ def main() -> None:
     title = f"embedding, mixed: {len(inputs)} records, file to file, {chosen.rounds} rounds"
     print(table(title, figures, _JOB, notes(work.task, figures, _JOB)))
     taken = statistics.median(figures[_JOB].seconds)
-    print(f"\nhugqueue took {taken:.1f} s; Ray's time holds the start of Ray, of its one actor and of the model.")
+    print(f"\nhugqueue took {taken:.1f} s; Ray's time includes the start of Ray and its actor, and loading the model.")
 
 
 def ray_data(work: Work, batch: int, python: Path) -> Strategy:
-    """Return Ray Data's `map_batches` as a command of its own environment."""
+    """Return Ray Data's `map_batches`, run as a command in its own environment."""
 
     def run(inputs: list[str]) -> list[object]:
         with tempfile.TemporaryDirectory() as base:

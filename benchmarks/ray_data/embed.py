@@ -1,7 +1,7 @@
-"""Texts of a file to a directory of Parquet by Ray Data with sentence-transformers: MODEL SOURCE TARGET BATCH.
+"""Ray Data script: encodes the texts of a file with sentence-transformers. Arguments: MODEL SOURCE TARGET BATCH.
 
-As Ray's documentation of batch inference shows it: one actor that holds the model, `map_batches` over the blocks.
-Runs in an environment of its own and imports nothing of hugqueue.
+It follows Ray's documentation of batch inference: one actor holds the model, and `map_batches` runs over the blocks.
+It runs in its own environment and does not import hugqueue.
 """
 
 import os
@@ -15,14 +15,14 @@ _CORES = os.cpu_count() or 1
 
 
 class Encode:
-    """The one actor."""
+    """The actor that holds the model."""
 
     def __init__(self, model: str, batch: int) -> None:
         """Load the model."""
         import torch
         from sentence_transformers import SentenceTransformer
 
-        torch.set_num_threads(_CORES)  # Ray allows an actor one thread unless told
+        torch.set_num_threads(_CORES)  # Ray's default is one thread per actor
         self._model = SentenceTransformer(model, device="cpu")
         self._batch = batch
 
@@ -32,7 +32,7 @@ class Encode:
 
 
 def main() -> None:
-    """Run, the records in their order."""
+    """Encode all texts, keeping their order."""
     model, source, target, batch = sys.argv[1:]
     ray.init(num_cpus=2 * _CORES, include_dashboard=False, log_to_driver=False)
     context = DataContext.get_current()

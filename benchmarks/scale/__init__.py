@@ -1,1 +1,1 @@
-"""`python -m benchmarks.scale`: many workers, many chunks, many records; what the queue itself costs."""
+"""`python -m benchmarks.scale`: measures the queue itself with many workers, chunks and records."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scale`: many workers, many chunks, many records; what the queue itself costs."""
+"""`python -m benchmarks.scale`: measures the queue itself with many workers, chunks and records."""
 
 import argparse
 import os
@@ -13,15 +13,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.scale", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
     fair = commands.add_parser("fairness", help="a small job behind a large one")
-    fair.add_argument("--records", type=int, default=1_000_000, help="of the large one")
-    cancel = commands.add_parser("cancel", help="a job of many chunks, accepted, cancelled, retried, deleted")
+    fair.add_argument("--records", type=int, default=1_000_000, help="records of the large job")
+    cancel = commands.add_parser("cancel", help="accept, cancel, retry and delete a job of many chunks")
     cancel.add_argument("--chunks", type=int, default=100_000)
-    many = commands.add_parser("workers", help="workers that compute nothing but wait")
+    many = commands.add_parser("workers", help="workers that only wait")
     many.add_argument("--workers", type=int, default=32)
-    many.add_argument("--seconds", type=float, default=2.0, help="that a chunk takes")
+    many.add_argument("--seconds", type=float, default=2.0, help="time of a chunk")
     large = commands.add_parser("million", help="short lines from a file to a directory")
     large.add_argument("--records", type=int, default=1_000_000)
-    large.add_argument("--store", type=Path, help="directory of the payloads; default: a fresh one")
+    large.add_argument("--store", type=Path, help="directory of the payloads; default: a temporary one")
     chosen = parser.parse_args()
     print(f"{processor()}, {os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}", flush=True)
     if chosen.what == "fairness":

@@ -1,4 +1,4 @@
-"""A small job behind a large one, high before low, and a large job cancelled."""
+"""Fairness: a small job behind a large one, high priority before low, and cancelling a large job."""
 
 import tempfile
 import time
@@ -13,12 +13,12 @@ from common.queue.ledger import Ledger
 from common.records import Record
 from common.redis.keys import JobKeys
 
-#: What a chunk takes, and how many records it has.
+#: Seconds and records of a chunk.
 SECONDS, CHUNK = 0.2, 1000
 
 
 def measure(records: int) -> str:
-    """Return when jobs of 100 records ended, alone and behind one of `records`."""
+    """Return the times of jobs of 100 records, alone and behind a job of `records`."""
     with tempfile.TemporaryDirectory() as base, QueueProcesses(Path(base)) as processes:
         processes.start_workers(1)
         options = ("--task", "test-wait", "-p", f"seconds={SECONDS}", "-p", "batch=1000", "--chunk-size", str(CHUNK))
@@ -36,7 +36,7 @@ def measure(records: int) -> str:
             taken = small("--priority", priority)[1]
             found.append(f"behind one of {records:,}, priority {priority}: {taken:.2f} s")
         done = processes.shell.status(large)["counts"]["done"]
-        found.append(f"records of the large one done by then: {done:,}")
+        found.append(f"records of the large job done by then: {done:,}")
         waits = processes.shell.submit(*options, "--priority", "low", str(few))
         processes.wait(small("--priority", "high")[0])
         found.append(f"one of low priority, behind them all: {processes.shell.status(waits)['status']}")
@@ -46,7 +46,7 @@ def measure(records: int) -> str:
 
 
 def measure_cancel(chunks: int) -> str:
-    """Return what it takes to accept, cancel, retry and delete a job of so many chunks, and what holds Redis up."""
+    """Return the times to accept, cancel, retry and delete a job of `chunks`, and the longest time Redis is blocked."""
     with tempfile.TemporaryDirectory() as base, QueueProcesses(Path(base)) as processes:
         processes.start_workers(1)
         client = processes.server.client
@@ -57,7 +57,7 @@ def measure_cancel(chunks: int) -> str:
         while not store.job(job).counts.done:  # the reaper sends its tickets
             time.sleep(0.05)
         found.append(
-            f"`producer cancel`: {_milliseconds(lambda: processes.shell.run('cancel', job)):.0f} ms, all of it"
+            f"`producer cancel`: {_milliseconds(lambda: processes.shell.run('cancel', job)):.0f} ms, the whole command"
         )
         begin = time.perf_counter()
         processes.wait(job)
@@ -67,12 +67,12 @@ def measure_cancel(chunks: int) -> str:
         processes.wait(job)
         found.append(f"delete: {_milliseconds(lambda: store.delete(job)):.1f} ms")
         longest = max((entry["duration"] for entry in client.slowlog_get(100)), default=0)
-        found.append(f"longest time for which Redis was held up: {longest / 1000:.0f} ms")
+        found.append(f"longest time that Redis was blocked: {longest / 1000:.0f} ms")
     return "\n".join(found)
 
 
 def _written(store: JobStore, chunks: int) -> str:
-    """Return a job whose chunks are there, written at once: its submitting is not what is measured."""
+    """Return a job with its chunks written directly, as submitting is not measured."""
     spec = JobSpec(new_job_id(), "test-wait", params={"seconds": 0.5}, created_at=time.time())
     store.create(spec)
     payload = encode_records([Record(0, "text")])

@@ -1,4 +1,4 @@
-"""A job of many short lines from a file to a directory: time by phase, peak memory, records lost or doubled."""
+"""Large job: many short lines from a file to a directory. Reports time by phase, memory, lost and duplicate records."""
 
 import os
 import subprocess
@@ -12,17 +12,17 @@ from pathlib import Path
 from benchmarks.scale.processes import QueueProcesses, lines
 from common.queue.jobs import JobStore
 
-#: What a worker does with a line is no matter here: a runner that gives it back in capitals, a thousand at once.
+#: The work per line does not matter here: the runner returns it in capitals, a thousand lines at once.
 OPTIONS = ("--task", "test-echo", "-p", "batch=1000")
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command that has ended."""
+    """A finished command."""
 
     seconds: float
-    cpu: float  #: seconds of one CPU that it used
-    peak: float  #: resident memory at its largest, in MB
+    cpu: float  #: CPU seconds
+    peak: float  #: peak resident memory in MB
     out: str
 
 
@@ -58,11 +58,11 @@ def _run(processes: QueueProcesses, source: Path, records: int, output: Path) ->
     yield f"results into one file: {results.seconds:.1f} s ({results.cpu:.1f} s of CPU), peak {results.peak:.0f} MB"
     yield f"Redis: {before / 1e6:.1f} MB before, {peak / 1e6:.1f} MB at its peak"
     parts = _ids(output.glob("part-*.parquet"))
-    yield f"records lost: {records - len(set(parts))}, doubled: {len(parts) - len(set(parts))}"
+    yield f"records lost: {records - len(set(parts))}, duplicated: {len(parts) - len(set(parts))}"
 
 
 def _watch(processes: QueueProcesses, job_id: str) -> tuple[int, tuple[float, float]]:
-    """Wait for a job; return what Redis used most meanwhile, and when it was accepted and ended."""
+    """Wait for a job; return the peak memory of Redis, and the times at which the job was accepted and ended."""
     client, peak = processes.server.client, 0
     store = JobStore(client, 100)
     while not (job := store.job(job_id)).status.finished:
@@ -82,7 +82,7 @@ def _ids(parts: Iterator[Path]) -> list[str]:
 
 
 def _command(processes: QueueProcesses, *arguments: str) -> Command:
-    """Run `producer` and watch its peak."""
+    """Run `producer` and measure its time and peak memory."""
     begun = time.perf_counter()
     command = [sys.executable, "-P", "-m", "producer.cli", *arguments]
     process = subprocess.Popen(
@@ -97,6 +97,6 @@ def _command(processes: QueueProcesses, *arguments: str) -> Command:
     out = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"{' '.join(arguments)}: it ended with {os.waitstatus_to_exitcode(status)}")
+        raise SystemExit(f"{' '.join(arguments)}: exit status {os.waitstatus_to_exitcode(status)}")
     cpu = usage.ru_utime + usage.ru_stime
     return Command(time.perf_counter() - begun, cpu, usage.ru_maxrss / 1e3, out)

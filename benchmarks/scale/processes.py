@@ -1,4 +1,4 @@
-"""A queue to measure on: a redis-server, bare workers with the runners of the tests, and what their processes used."""
+"""Benchmark processes: a redis-server and workers with the runners of the tests, and their CPU time and memory."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ _PATIENCE = 600.0
 
 
 class QueueProcesses:
-    """A context manager: `directory` must be empty, all that was started ends with the block."""
+    """A context manager that stops all its processes at the end of the block. `directory` must be empty."""
 
     def __init__(self, directory: Path, **more: str) -> None:
         self.directory = directory
@@ -42,7 +42,7 @@ class QueueProcesses:
 
     @property
     def settings(self) -> Settings:
-        """Those of the queue, for a client in this process."""
+        """Settings of the queue, for a client in this process."""
         return load_settings(self.environ)
 
     def start_workers(self, count: int, at_once: int = 4) -> None:
@@ -75,13 +75,13 @@ class QueueProcesses:
         }
 
     def memory(self) -> float:
-        """Return the memory of all worker processes in MB, what they share counted once."""
+        """Return the memory of all worker processes in MB, with shared pages counted once."""
         celery = [psutil.Process(worker.pid) for worker in self.workers]
         every = [process for parent in celery for process in (parent, *parent.children())]
         return sum(process.memory_full_info().pss for process in every) / 1e6
 
     def wait(self, job_id: str, seconds: float = 3600.0) -> dict[str, float]:
-        """Wait until a job is finished, without a process of its own; return its times."""
+        """Wait in this process until a job is finished; return its times."""
         from common.queue.jobs import JobStore
 
         store = JobStore(self.server.client, 100)
@@ -99,7 +99,7 @@ def _used(processes: Iterable[psutil.Process]) -> float:
 
 
 def lines(path: Path, count: int, text: str = "line {}") -> Path:
-    """Write so many short lines to a file, and return it."""
+    """Write `count` short lines to a file, and return its path."""
     with path.open("w") as file:
         file.writelines(text.format(number) + "\n" for number in range(count))
     return path

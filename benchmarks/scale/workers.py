@@ -1,16 +1,16 @@
-"""Workers that compute nothing but wait: how much of their time they wait for chunks, and what the queue costs."""
+"""Many workers: the share of their time that workers wait for chunks, and the CPU time of the queue per chunk."""
 
 import tempfile
 from pathlib import Path
 
 from benchmarks.scale.processes import QueueProcesses, lines
 
-#: Chunks for each worker: enough that the last ones, which no longer spread evenly, weigh little.
+#: Chunks per worker: enough that the uneven distribution of the last ones matters little.
 CHUNKS = 60
 
 
 def measure(workers: int, seconds: float) -> str:
-    """Return what came of a job whose chunks take `seconds` each, by so many workers."""
+    """Return the figures of a job with chunks of `seconds`, run by `workers` workers."""
     with tempfile.TemporaryDirectory() as base, QueueProcesses(Path(base), HUGQUEUE_PRELOAD="test-wait") as processes:
         processes.start_workers(workers)
         chunks = workers * CHUNKS
@@ -37,5 +37,5 @@ def _cost(name: str, spent: float, chunks: int, wall: float) -> str:
 
 
 def _carried(each: float, seconds: float) -> str:
-    """What one Redis carries, on paper: it runs on one CPU, and half of that is left for all else."""
-    return f"  on paper: {0.5 * seconds / each:,.0f} workers with chunks of {seconds:g} s on half a CPU of one Redis"
+    """Return the estimated capacity of one Redis, which uses one CPU, with half of it in reserve."""
+    return f"  estimate: {0.5 * seconds / each:,.0f} workers with chunks of {seconds:g} s on half a CPU of one Redis"
