@@ -70,7 +70,7 @@ test-processes: $(STAMP) ## Run the tests with servers, workers and commands
 	@$(PYTEST) -n 4 -m "processes and not faults and not slow and not compose"
 
 test-faults: $(STAMP) ## Run all fault tests, including those that take minutes; run nothing else meanwhile
-	@$(BIN)/pytest -n 2 --durations=15 tests/faults tests/e2e/test_finetune_jobs.py tests/e2e/test_finetune_places.py \
+	@$(BIN)/pytest -n 2 --durations=15 tests/faults tests/e2e/test_finetune_jobs.py tests/e2e/test_finetune_environments.py \
 	  tests/e2e/test_finetune_uploads.py
 
 test-slow: $(STAMP) ## Run sweeps over many models, and installs into fresh environments

@@ -96,7 +96,7 @@ def test_a_shared_input_is_read_in_place(queue: Queue, shared: Path, kind: str) 
     assert all(str(source).encode() in payload and b"line 1" not in payload for payload in payloads)
 
 
-def test_an_input_that_was_changed_meanwhile_fails_its_job(
+def test_an_input_that_changes_while_the_job_runs_fails_it(
     start_workers: StartWorkers, shell: Shell, shared: Path
 ) -> None:
     shell.environ["HUGQUEUE_SHARED"] = str(shared)

@@ -12,24 +12,24 @@ from tests.support.processes import lines
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("files")
 
 
-def test_photos_come_back_labeled_by_their_paths(place: Path) -> None:
-    paths = tiny_media.photos(place / "photos")
-    (place / "photos" / "broken.png").write_bytes(paths[0].read_bytes()[:100])
-    model = tiny_media.vit(place / "model")
+def test_photos_come_back_labeled_by_their_paths(folder: Path) -> None:
+    paths = tiny_media.photos(folder / "photos")
+    (folder / "photos" / "broken.png").write_bytes(paths[0].read_bytes()[:100])
+    model = tiny_media.vit(folder / "model")
     options = ("--task", "image-classification", "-m", str(model), "--chunk-size", "3")
-    with running_queue(place, HUGQUEUE_MODEL_ROOTS=str(place), HUGQUEUE_SHARED=str(place / "shared")) as queue:
+    with running_queue(folder, HUGQUEUE_MODEL_ROOTS=str(folder), HUGQUEUE_SHARED=str(folder / "shared")) as queue:
         done = queue.run("submit", *options, "photos", "-o", "labels.jsonl", status=3)
-        tiny_media.photos(place / "shared")
+        tiny_media.photos(folder / "shared")
         queue.run("submit", *options, "shared", "-o", "shared.jsonl")
         shown = Terminal(queue, "submit", *options, "photos/photo-0.png", "--wait").text()
-    rows = {row["id"]: row for row in lines((place / "labels.jsonl").read_text())}
+    rows = {row["id"]: row for row in lines((folder / "labels.jsonl").read_text())}
     assert "8 records" in done.stderr
-    in_place = lines((place / "shared.jsonl").read_text())
-    assert [row["input"] for row in in_place] == [str(place / "shared" / path.name) for path in paths]
+    in_place = lines((folder / "shared.jsonl").read_text())
+    assert [row["input"] for row in in_place] == [str(folder / "shared" / path.name) for path in paths]
     assert_same([row["output"] for row in in_place], [rows[f"photos/{path.name}"]["output"] for path in paths])
     pipe = transformers.pipeline("image-classification", model=str(model), device="cpu")
     for path in paths:

@@ -19,23 +19,23 @@ from tests.support.processes import lines
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("openai")
 
 
 @pytest.fixture(scope="module")
-def causal(place: Path) -> Path:
-    return tiny_models.causal_gpt2(place / "causal")
+def causal(folder: Path) -> Path:
+    return tiny_models.causal_gpt2(folder / "causal")
 
 
 @pytest.fixture(scope="module")
-def encoder(place: Path) -> Path:
-    return tiny_models.masked_bert(place / "encoder")
+def encoder(folder: Path) -> Path:
+    return tiny_models.masked_bert(folder / "encoder")
 
 
 @pytest.fixture(scope="module")
-def queue(place: Path):
-    with running_queue(place, HUGQUEUE_MODEL_ROOTS=str(place), HUGQUEUE_MAX_NEW_TOKENS="40") as found:
+def queue(folder: Path):
+    with running_queue(folder, HUGQUEUE_MODEL_ROOTS=str(folder), HUGQUEUE_MAX_NEW_TOKENS="40") as found:
         yield found
 
 

@@ -163,7 +163,7 @@ def test_a_server_that_cannot_be_used_is_said(
         make_plan([__file__], SubmitOptions(task="test-echo", format="txt", store=f"s3://{BUCKET}/x"))
 
 
-def test_what_others_write_is_seen_though_it_was_listed_before(here: None, s3: S3Server) -> None:
+def test_files_written_by_others_after_a_listing_are_seen(here: None, s3: S3Server) -> None:
     storage = open_storage(f"s3://{BUCKET}/seen")
     storage.write("a", b"1")
     assert storage.names() == ["a"]

@@ -23,8 +23,8 @@ StartWorkers = Callable[..., Workers]
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk for some checkpoints of a tiny model."""
-    with small_disk(tmp_path / "disk", "8m") as place:
-        yield place
+    with small_disk(tmp_path / "disk", "8m") as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_fine_tune_job_on_a_full_disk_resumes_when_space_is_free(
     assert json.loads((model_directory(store, job) / "model.json").read_text())
 
 
-def test_what_the_libraries_say_of_a_full_disk_is_understood(disk: Path) -> None:
+def test_full_disk_errors_of_the_libraries_are_recognized(disk: Path) -> None:
     values = {"values": torch.zeros(100_000)}
     fill(disk)
     for write in (

@@ -15,8 +15,8 @@ NewBatch = Callable[..., Batch]
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    with small_disk(tmp_path / "disk", "128k") as place:
-        yield place
+    with small_disk(tmp_path / "disk", "128k") as folder:
+        yield folder
 
 
 def test_results_that_do_not_fit_on_the_disk_leave_no_partial_file(

@@ -16,8 +16,8 @@ NewBatch = Callable[..., Batch]
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     """A redis-server whose append-only file lies on a disk of 4 MB."""
-    with small_disk(tmp_path / "disk", "4m") as place:
-        started = RedisServer(place).start()
+    with small_disk(tmp_path / "disk", "4m") as folder:
+        started = RedisServer(folder).start()
         yield started
         started.kill()
 

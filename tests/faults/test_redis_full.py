@@ -83,7 +83,7 @@ def test_a_worker_starts_while_redis_is_full(
     assert workers.celery().pid == pid
 
 
-def test_a_full_redis_is_known_by_what_6_2_answers_from_a_script() -> None:
+def test_a_full_redis_is_recognized_by_the_script_error_of_redis_6_2() -> None:
     said = "Error running script (call to f_766222): @user_script:114: @user_script: 114: -OOM command not allowed when"
     error = redis.ResponseError(f"{said} used memory > 'maxmemory'.")
     assert is_transient(error)

@@ -64,7 +64,9 @@ REFUSALS = [readonly, noreplicas, busy]
 
 @pytest.mark.parametrize("refusing", REFUSALS)
 @pytest.mark.parametrize("in_script", [False, True])
-def test_what_redis_refuses_for_now_is_known_to_pass(server: RedisServer, refusing: Callable, in_script: bool) -> None:
+def test_a_temporary_refusal_of_redis_is_a_transient_error(
+    server: RedisServer, refusing: Callable, in_script: bool
+) -> None:
     with refusing(server):
         error = refusal(server, in_script=in_script)
         assert error and is_transient(error), error

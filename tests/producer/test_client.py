@@ -276,7 +276,7 @@ def test_without_a_queue_redis_and_worker_live_as_long_as_the_client(
         home.end()
 
 
-def test_ctrl_c_in_a_program_leaves_the_job_on_a_queue_of_ones_own(queue: Queue, tmp_path: Path) -> None:
+def test_ctrl_c_in_a_program_leaves_the_job_on_a_configured_queue(queue: Queue, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom hugqueue import Client\n"
         f"job = Client().submit(task='test-wait', records=['x'], params={{'until': {str(tmp_path / 'go')!r}}})\n"

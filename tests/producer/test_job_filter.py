@@ -71,7 +71,7 @@ def test_chosen_jobs_are_cancelled_waited_for_and_deleted(shell: Shell, jobs: li
         (["jobs", "-l", f"a={'x' * 257}"], "a label's value"),
     ],
 )
-def test_what_chooses_nothing_is_refused(shell: Shell, arguments: list[str], reason: str) -> None:
+def test_an_invalid_filter_is_refused(shell: Shell, arguments: list[str], reason: str) -> None:
     assert reason in shell.run(*arguments, status=2).stderr
 
 

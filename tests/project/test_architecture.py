@@ -149,7 +149,7 @@ def test_the_celery_process_never_loads_torch() -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_who_looks_at_jobs_loads_no_arrow() -> None:
+def test_listing_jobs_loads_no_arrow() -> None:
     code = (
         "import sys, producer.client, producer.cli.commands.jobs; "
         "print('pyarrow' in sys.modules, 'numpy' in sys.modules)"

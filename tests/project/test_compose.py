@@ -215,7 +215,7 @@ def test_a_container_has_no_rights_it_does_not_need(running: Stack, service: str
 
 
 @pytest.mark.parametrize("service", ["redis", "flower"])
-def test_a_port_is_published_on_loopback_alone(running: Stack, service: str) -> None:
+def test_a_port_is_published_on_loopback_only(running: Stack, service: str) -> None:
     (container,) = running.containers(service)
     ports = json.loads(run("docker", "inspect", container).stdout)[0]["HostConfig"]["PortBindings"]
     assert {binding["HostIp"] for bindings in ports.values() for binding in bindings} == {"127.0.0.1"}

@@ -51,7 +51,7 @@ def test_a_password_has_no_default(secret: str) -> None:
     assert re.search(rf"^{secret}=$", EXAMPLE, re.MULTILINE)
 
 
-def test_every_port_is_published_on_loopback_alone() -> None:
+def test_every_port_is_published_on_loopback_only() -> None:
     published = re.findall(r"ports:\n((?: +- .*\n)+)", COMPOSE)
     ports = [line.strip(" -") for block in published for line in block.splitlines()]
     assert ports

@@ -76,7 +76,7 @@ def spellings(option: click.Option) -> list[str]:
 
 
 @pytest.mark.parametrize(("program", "name"), CALLS)
-def test_every_option_of_a_command_stands_in_its_section(program: str, name: str) -> None:
+def test_every_option_of_a_command_is_documented_in_its_section(program: str, name: str) -> None:
     found = command(program, name)
     text = sections("docs/cli.md")[f"{program} {name}"]
     told = {word for phrase in words(text) for word in phrase.split()}
@@ -86,7 +86,7 @@ def test_every_option_of_a_command_stands_in_its_section(program: str, name: str
             assert set(option.type.choices) <= told, f"{program} {name}: a choice of {option.opts} is not told"
 
 
-def test_the_options_of_every_command_stand_before_all_sections() -> None:
+def test_the_common_options_come_before_all_sections() -> None:
     told = words(read("docs/cli.md").split("\n## ")[0])
     assert {spelling for option in COMMON_OPTIONS for spelling in spellings(option)} <= told
 

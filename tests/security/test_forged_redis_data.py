@@ -109,7 +109,7 @@ def test_a_forged_job_is_shown_as_it_is_or_not_at_all(server: RedisServer, shell
     assert len(said.strip().splitlines()) == 1
 
 
-def test_a_word_to_the_terminal_in_a_job_is_not_passed_on(server: RedisServer, shell: Shell):
+def test_a_terminal_escape_sequence_in_a_job_is_not_passed_on(server: RedisServer, shell: Shell):
     job = forged_redis_data.write_job(server.client, {"stage": "\x1b[2J"}, inputs=["\x9b2J"])
     for command in (("status", job), ("jobs",), ("jobs", "--json"), ("status", job, "--json")):
         said = shell.run(*command).stdout
@@ -117,7 +117,7 @@ def test_a_word_to_the_terminal_in_a_job_is_not_passed_on(server: RedisServer, s
         assert not {"\x1b", "\x07", "\x9b"} & set(said)
 
 
-def test_a_job_whose_name_is_a_word_to_the_terminal_is_none(server: RedisServer, shell: Shell):
+def test_a_job_with_a_terminal_escape_in_its_name_is_unknown(server: RedisServer, shell: Shell):
     job = forged_redis_data.write_job(server.client, {}, name="\x1b]0;evil\x07")
     for command, status in ((("status", job), 1), (("jobs",), 0), (("jobs", "--json"), 0)):
         done = shell.run(*command, status=status)
@@ -143,7 +143,7 @@ def test_a_pickle_is_not_opened(
     assert not (tmp_path / "opened").exists()
 
 
-def test_a_job_under_the_id_of_another_is_none(server: RedisServer):
+def test_a_job_under_the_id_of_another_is_unknown(server: RedisServer):
     spec = JobSpec("0123456789ab", "test-echo")
     forged_redis_data.write_job(server.client, {"spec": spec.encode()}, job_id="ba9876543210")
     with pytest.raises(UnknownJob):

@@ -131,7 +131,7 @@ def test_a_tokenizer_opens_only_what_is_beside_it(model: Path, tmp_path: Path):
         {"mecab_kwargs": {"mecab_option": "-d /etc"}},
     ],
 )
-def test_a_tokenizer_names_no_place_elsewhere(model: Path, settings: dict[str, Json]):
+def test_a_tokenizer_names_no_path_outside_the_model(model: Path, settings: dict[str, Json]):
     change(model / "tokenizer_config.json", **settings)
     assert code_of(lambda: load_tokenizer(ModelSource(model))) == "model_not_allowed"
 
@@ -189,7 +189,7 @@ def test_a_configuration_of_another_shape_is_not_a_model(model: Path, values: di
     assert code_of(lambda: load_config(ModelSource(model))) == "not_a_model"
 
 
-def test_a_head_with_code_of_its_own_is_not_trained_as_the_stock_one(model: Path):
+def test_a_head_with_custom_code_is_not_trained_as_the_stock_one(model: Path):
     change(model / "config.json", auto_map={"AutoModelForMaskedLM": "mine.Model"})
     arguments = (Labels(""), TrainingOptions("fill-mask"), print)
     assert code_of(lambda: load_base_model("AutoModelForMaskedLM", ModelSource(model), *arguments)) == "custom_code"
@@ -202,7 +202,7 @@ def test_code_for_another_head_says_nothing_of_this_one(model: Path):
 
 @pytest.mark.parametrize("value", [["mine.Slow", None], {"AutoTokenizer": ["mine.Slow", "mine.Fast"]}])
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
-def test_a_tokenizer_with_code_of_its_own_is_refused(model: Path, file: str, value: Json):
+def test_a_tokenizer_with_custom_code_is_refused(model: Path, file: str, value: Json):
     change(model / file, auto_map=value)
     assert code_of(lambda: load_tokenizer(ModelSource(model))) == "custom_code"
     load_tokenizer(ModelSource(model, LoadOptions(ignore_auto_map=True)))
@@ -210,7 +210,7 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(model: Path, file: str, val
 
 @pytest.mark.parametrize("name", ["AutoImageProcessor", "AutoFeatureExtractor"])
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "config.json"])
-def test_an_image_processor_with_code_of_its_own_is_refused(tmp_path: Path, file: str, name: str):
+def test_an_image_processor_with_custom_code_is_refused(tmp_path: Path, file: str, name: str):
     model = tiny_media.vit(tmp_path / "vit")
     change(model / file, auto_map={name: "mine.Processor"})
     assert code_of(lambda: runner_of("image-classification", model)) == "custom_code"

@@ -146,7 +146,7 @@ def test_texts_that_look_like_addresses_are_texts(task: str, tmp_path: Path, lis
 
 
 @pytest.mark.parametrize("table", ["/etc/passwd", "http://127.0.0.1:1/t.csv", ["/etc/passwd"], {"a": "/etc/passwd"}])
-def test_a_table_that_is_given_as_a_place_is_refused(table: Json, tmp_path: Path):
+def test_a_table_that_is_given_as_a_path_is_refused(table: Json, tmp_path: Path):
     runner = runner_of("table-question-answering", tiny_models.table_answers(tmp_path / "model"))
     [outcome] = runner.run([{"table": table, "query": "how many"}], {}, RecordingMonitor())
     assert outcome.failure

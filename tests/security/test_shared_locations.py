@@ -69,7 +69,7 @@ def still_works(shell: Shell, directory: Path) -> None:
     assert [json.loads(line)["output"] for line in done.stdout.splitlines()] == ["A", "B"]
 
 
-def test_no_place_that_is_not_shared_is_opened(
+def test_no_location_that_is_not_shared_is_opened(
     server: RedisServer, shell: Shell, started: Started, tmp_path: Path
 ) -> None:
     workers, shared = started
@@ -138,7 +138,7 @@ def test_forged_notes_of_files_remove_nothing_and_stop_nothing(
     assert "Traceback" not in workers.text() + again.text()
 
 
-def test_links_below_a_shared_place_lead_no_writer_out(
+def test_links_below_a_shared_directory_lead_no_writer_out(
     server: RedisServer, shell: Shell, started: Started, tmp_path: Path
 ) -> None:
     workers, shared = started

@@ -72,7 +72,7 @@ def test_producer_worker_and_flower_work_over_tls(tls_server: TlsServer, certifi
         ("", "self-signed certificate in certificate chain"),
     ],
 )
-def test_a_certificate_that_nobody_vouches_for_is_refused_in_one_sentence(
+def test_an_untrusted_certificate_is_refused_in_one_sentence(
     tls_server: TlsServer, certificates: Certificates, tmp_path: Path, command: str, options: str, reason: str
 ):
     environ = environment(tmp_path, tls_server.url_with(options.format(stranger=certificates.stranger)))

@@ -100,14 +100,14 @@ def test_messages_are_delivered_by_priority(server: RedisServer):
 
 
 @pytest.mark.parametrize("url", ["redis://:secret@localhost:1/0", "rediss://localhost:1/0"])
-def test_any_address_leads_to_this_transport_and_stays_as_it_is(url: str):
+def test_any_redis_url_selects_this_transport_and_stays_unchanged(url: str):
     with make_app(Settings(broker_url=url)).connection_for_write() as connection:
         assert isinstance(connection.transport, Transport)
         assert connection.clone().get_transport_cls() is Transport
         assert connection.as_uri(include_password=True).startswith(url.rpartition("/")[0])
 
 
-def test_a_socket_leads_to_this_transport_too(tmp_path: Path):
+def test_a_socket_url_selects_this_transport_too(tmp_path: Path):
     path = tmp_path / "redis.sock"
     server = RedisServer(tmp_path / "redis", "--unixsocket", str(path)).start()
     try:

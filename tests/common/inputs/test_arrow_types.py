@@ -185,7 +185,7 @@ def test_a_row_that_is_too_large_is_shown_without_what_is_not_utf8(tmp_path: Pat
     assert (record.id, record.failure and record.failure.code) == (0, "too_large")
 
 
-def test_rows_in_place_are_bounded_by_their_bytes_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_file_splits_are_bounded_by_their_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("common.inputs.splitting._SPLIT_BYTES", 100_000)
     path = bomb(tmp_path / "bomb.parquet", rows=10, size=40_000)
     builder = RecordBuilder(Source(path, "parquet"), FILL, None, None, multiple_inputs=False)

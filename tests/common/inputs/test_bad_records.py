@@ -21,16 +21,16 @@ def read(path: Path, data: bytes | None = None, task=FILL, limit=1000, **options
     return list(find_inputs([str(path)], task, **options).records(limit))
 
 
-def told(record: Record, path: Path) -> tuple[str, str]:
+def failure_of(record: Record, path: Path) -> tuple[str, str]:
     assert record.failure is not None
     return record.failure.code, record.failure.message.replace(str(path), "FILE")
 
 
-def test_a_line_that_is_not_utf8_fails_alone_with_the_place_of_the_byte(tmp_path):
+def test_a_line_that_is_not_utf8_fails_alone_with_the_position_of_the_byte(tmp_path):
     path = tmp_path / "a.txt"
     before, bad, after = read(path, b"\ngood\nnot so \xff good\nalso good\n")
     assert (before.input, after.input) == ("good", "also good")
-    assert told(bad, path) == ("bad_encoding", "FILE line 3: byte 0xff at position 8 of the line is not UTF-8")
+    assert failure_of(bad, path) == ("bad_encoding", "FILE line 3: byte 0xff at position 8 of the line is not UTF-8")
     assert (bad.id, bad.input) == (2, "not so \ufffd good")
 
 
@@ -38,7 +38,7 @@ def test_a_line_that_is_not_json_fails_alone_with_line_and_column(tmp_path):
     path = tmp_path / "a.jsonl"
     before, bad, after = read(path, b'"good"\n{"text": oops}\n"also good"\n')
     assert (before.input, after.input) == ("good", "also good")
-    assert told(bad, path) == ("bad_json", "FILE line 2, column 10: not JSON: Expecting value")
+    assert failure_of(bad, path) == ("bad_json", "FILE line 2, column 10: not JSON: Expecting value")
     assert (bad.id, bad.input) == (1, '{"text": oops}')
 
 
@@ -63,7 +63,7 @@ def test_a_json_value_that_is_not_a_record_fails_alone(tmp_path, text):
     path = tmp_path / "a.jsonl"
     before, bad, after = read(path, f'"good"\n{text}\n"also good"\n'.encode(), limit=1_000_000)
     assert (before.input, after.input) == ("good", "also good")
-    code, message = told(bad, path)
+    code, message = failure_of(bad, path)
     assert code == "bad_json"
     assert message.startswith("FILE line 2")
 
@@ -71,7 +71,7 @@ def test_a_json_value_that_is_not_a_record_fails_alone(tmp_path, text):
 def test_a_record_without_a_needed_field_names_those_it_has(tmp_path):
     path = tmp_path / "a.jsonl"
     bad, good = read(path, b'{"id": "x", "txt": "a", "text": null}\n{"text": "b"}\n')
-    assert told(bad, path) == ("missing_field", "FILE line 1: fill-mask needs text; the record has: id, txt")
+    assert failure_of(bad, path) == ("missing_field", "FILE line 1: fill-mask needs text; the record has: id, txt")
     assert (bad.id, bad.input) == ("x", {"id": "x", "txt": "a", "text": None})
     assert good.input == "b"
 
@@ -79,7 +79,7 @@ def test_a_record_without_a_needed_field_names_those_it_has(tmp_path):
 def test_a_record_without_the_named_column_fails_alone(tmp_path):
     path = tmp_path / "a.jsonl"
     bad, good = read(path, b'{"text": "a"}\n{"body": "b"}\n', column="body")
-    assert told(bad, path) == ("missing_field", "FILE line 1: no field 'body' (--column); the record has: text")
+    assert failure_of(bad, path) == ("missing_field", "FILE line 1: no field 'body' (--column); the record has: text")
     assert good.input == "b"
 
 
@@ -91,17 +91,17 @@ def test_a_record_over_the_size_limit_fails_alone_and_one_at_it_does_not(tmp_pat
     path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     at_limit, over, far_over, last = read(path)
     assert (at_limit.input, last.input) == ("a" * 1000, "d" * 1000)
-    code, message = told(over, path)
+    code, message = failure_of(over, path)
     assert (code, over.id, over.input) == ("too_large", 1, "b" * 200 + "…")
     assert message == "FILE line 2: the record is longer than 1,000 bytes (HUGQUEUE_MAX_RECORD_BYTES)"
-    assert told(far_over, path)[0] == "too_large"
+    assert failure_of(far_over, path)[0] == "too_large"
 
 
 def test_a_csv_row_that_is_not_utf8_fails_alone(tmp_path):
     path = tmp_path / "a.csv"
     good, bad, after = read(path, b'id,text\nx,a\ny,"\nb\xe9"\nz,c\n')
     assert (good.input, after.input) == ("a", "c")
-    assert told(bad, path) == ("bad_encoding", "FILE line 4: byte 0xe9 at position 2 of the line is not UTF-8")
+    assert failure_of(bad, path) == ("bad_encoding", "FILE line 4: byte 0xe9 at position 2 of the line is not UTF-8")
     assert (bad.id, bad.input) == ("y", {"id": "y", "text": "\nb\ufffd"})
 
 
@@ -109,7 +109,7 @@ def test_a_csv_row_with_too_many_fields_fails_alone(tmp_path):
     path = tmp_path / "a.csv"
     good, bad, after = read(path, b"id,text\nx,a\ny,one, two\nz,c\n")
     assert (good.input, after.input) == ("a", "c")
-    code, message = told(bad, path)
+    code, message = failure_of(bad, path)
     assert (code, bad.id) == ("bad_csv", "y")
     assert message.startswith("FILE line 3: 3 fields, but the header has 2")
 
@@ -119,7 +119,7 @@ def test_a_quote_that_is_never_closed_fails_the_row_in_which_it_opens(tmp_path):
     good, bad = read(path, b'text\n"two\nlines"\n"open\nb\nc\n')
     assert good.input == "two\nlines"
     what = "a quote in this row is never closed (the row extends to line 6)"
-    assert told(bad, path) == ("bad_csv", f"FILE line 4: {what}")
+    assert failure_of(bad, path) == ("bad_csv", f"FILE line 4: {what}")
     assert (bad.id, bad.input) == (1, '"open')
 
 
@@ -127,7 +127,7 @@ def test_a_row_that_swallowed_others_fails_with_its_lines(tmp_path):
     path = tmp_path / "a.csv"
     bad, *others = read(path, b'id,text,more\n1,"Half,x\n2,b,x\n3,closed"\n4,d,x\n')
     assert [record.input for record in others] == ["d"]
-    code, message = told(bad, path)
+    code, message = failure_of(bad, path)
     assert code == "bad_csv"
     assert message.startswith("FILE line 2: 2 fields, but the header has 3; a quote may not be closed")
     assert message.endswith("(the row extends to line 4)")
@@ -163,8 +163,8 @@ def test_a_misplaced_quote_fails_its_row_and_the_next_rows_are_read(tmp_path):
     path = tmp_path / "a.csv"
     bad, good, swallowing, after = read(path, b'text\n"say "hi""\nb\n"open\nc\n"d"\ne\n')
     assert (good.input, after.input) == ("b", "e")
-    assert told(bad, path)[1].startswith("FILE line 2: ")
-    code, message = told(swallowing, path)
+    assert failure_of(bad, path)[1].startswith("FILE line 2: ")
+    code, message = failure_of(swallowing, path)
     assert code == "bad_csv"
     assert message.startswith("FILE line 4: ")
     assert message.endswith("(the row extends to line 6)")
@@ -177,14 +177,17 @@ def test_a_csv_row_that_is_too_large_fails_alone(tmp_path, row):
     path = tmp_path / "a.csv"
     good, bad, after = read(path, b"text,b,c\na\n" + row + b"\nlast\n")
     assert (good.input, after.input) == ("a", "last")
-    assert told(bad, path)[0] == "too_large"
-    assert told(bad, path)[1].startswith("FILE line 3")
+    assert failure_of(bad, path)[0] == "too_large"
+    assert failure_of(bad, path)[1].startswith("FILE line 3")
 
 
 def test_a_cell_that_should_be_json_fails_alone(tmp_path):
     path = tmp_path / "a.csv"
     bad, good = read(path, b"messages\n[oops\nplain\n", task=TASKS["text-generation"])
-    assert told(bad, path) == ("bad_json", "FILE line 2: the column 'messages', column 2: not JSON: Expecting value")
+    assert failure_of(bad, path) == (
+        "bad_json",
+        "FILE line 2: the column 'messages', column 2: not JSON: Expecting value",
+    )
     assert good.input == {"messages": "plain"}
 
 
@@ -194,10 +197,10 @@ def test_parquet_rows_fail_alone(tmp_path):
     pq.write_table(pa.table({"id": list("abcde"), "text": texts}), path)
     good, encoding, large, missing, last = read(path)
     assert (good.input, last.input) == ("good", "좋아")
-    assert told(encoding, path) == ("bad_encoding", "FILE row 2: the column 'text' is not UTF-8")
+    assert failure_of(encoding, path) == ("bad_encoding", "FILE row 2: the column 'text' is not UTF-8")
     assert (encoding.id, encoding.input) == ("b", {"id": "b"})
-    assert told(large, path)[0] == "too_large"
-    assert told(missing, path)[0] == "missing_field"
+    assert failure_of(large, path)[0] == "too_large"
+    assert failure_of(missing, path)[0] == "missing_field"
 
 
 def test_parquet_strings_that_are_not_utf8_fail_alone(tmp_path):
@@ -206,4 +209,4 @@ def test_parquet_strings_that_are_not_utf8_fail_alone(tmp_path):
     pq.write_table(pa.table({"text": pa.StringArray.from_buffers(3, buffers[1], buffers[2])}), path)
     good, bad, last = read(path)
     assert (good.input, last.input) == ("good", "fine")
-    assert told(bad, path)[0] == "bad_encoding"
+    assert failure_of(bad, path)[0] == "bad_encoding"

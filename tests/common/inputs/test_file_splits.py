@@ -105,7 +105,7 @@ def test_no_range_is_larger_than_requested(tmp_path: Path) -> None:
     assert all(cut.records <= 7 and cut.rows.end - cut.rows.start <= 60 for cut in found)
 
 
-def test_what_follows_an_oversized_line_is_in_no_range_with_it(tmp_path: Path) -> None:
+def test_lines_after_an_oversized_line_are_in_another_split(tmp_path: Path) -> None:
     path = tmp_path / "input.txt"
     path.write_bytes(b"a\n" + b"x" * 1_000_000 + b"\nb\n")
     found = cuts(str(path), "txt")

@@ -109,12 +109,12 @@ def test_what_a_data_set_does_not_have_is_said(hub: DatasetServer) -> None:
 
 
 @pytest.mark.parametrize("name", ["hf:", "hf:imdb", "hf:org/name:", "hf:org/name:train[:10%]", "hf:org/../x:train"])
-def test_what_names_no_data_set_is_refused(name: str) -> None:
+def test_a_name_that_is_not_a_data_set_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="expected hf:ORG/NAME or hf:ORG/NAME:SPLIT"):
         dataset_files(name)
 
 
-def test_an_address_with_a_star_is_the_files_it_stands_for() -> None:
+def test_an_address_with_a_star_is_the_files_it_matches() -> None:
     storage = open_storage("memory://starred")
     for name in ("a.txt", "b.txt", "c.csv"):
         storage.write(name, b"x\n")

@@ -20,7 +20,7 @@ TASK = TASKS["image-classification"]
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "photos" / "deep").mkdir(parents=True)
     (tmp_path / "photos" / "b.png").write_bytes(PNG)
     (tmp_path / "photos" / "A.JPG").write_bytes(JPEG)
@@ -36,7 +36,7 @@ def read(*inputs: str, limit: int = 1000, **options) -> list[Record]:
     return list(found.records(limit))
 
 
-def test_a_file_is_a_record_its_path_the_id(place: Path):
+def test_a_file_is_a_record_its_path_the_id(folder: Path):
     assert read("photos/b.png", "photos/A.JPG") == [
         Record("photos/b.png", "photos/b.png", blob=PNG),
         Record("photos/A.JPG", "photos/A.JPG", blob=JPEG),
@@ -51,20 +51,20 @@ def test_a_file_is_a_record_its_path_the_id(place: Path):
         ("photos/**/*.*g", ["photos/b.png", "photos/deep/c.jpeg"]),
     ],
 )
-def test_directories_and_patterns_give_their_files_in_order(place: Path, name: str, found: list[str]):
+def test_directories_and_patterns_give_their_files_in_order(folder: Path, name: str, found: list[str]):
     assert [record.id for record in read(name)] == found
 
 
 @pytest.mark.parametrize("pattern", ["**/*.png", "./**/*.png", "photos/**", "ph*/**/*.png", "[p]hotos/**/b.p*"])
-def test_patterns_over_looping_links_end(place: Path, pattern: str):
+def test_patterns_over_looping_links_end(folder: Path, pattern: str):
     for number in range(8):
-        (place / "photos" / "deep" / f"loop{number}").symlink_to(place / "photos")
+        (folder / "photos" / "deep" / f"loop{number}").symlink_to(folder / "photos")
     found = [record.id for record in read(pattern)]
     assert [name.removeprefix("./") for name in found if name.endswith(".png")] == ["photos/b.png"]
     assert all(name.startswith("./") == pattern.startswith("./") for name in found)
 
 
-def test_image_columns_of_datasets_are_read(place: Path):
+def test_image_columns_of_datasets_are_read(folder: Path):
     cells = [{"bytes": PNG, "path": "a.png"}, {"bytes": JPEG, "path": None}, {"bytes": None, "path": "photos/b.png"}]
     cells += [{"bytes": b"not an image", "path": "x.png"}, None, {"bytes": PNG * 100, "path": "large.png"}]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -92,8 +92,8 @@ def test_image_columns_of_datasets_are_read(place: Path):
         ("list", '{"file": "photos/b.png"}\n{"file": "photos/A.JPG"}\n', {"column": "file", "format": "jsonl"}),
     ],
 )
-def test_a_list_of_paths_gives_their_files(place: Path, name: str, text: str, options: dict[str, str]):
-    (place / name).write_text(text)
+def test_a_list_of_paths_gives_their_files(folder: Path, name: str, text: str, options: dict[str, str]):
+    (folder / name).write_text(text)
     records = read(name, **options)
     assert [(int(r.id), r.input, r.blob, r.failure) for r in records] == [
         (0, "photos/b.png", PNG, None),
@@ -101,12 +101,12 @@ def test_a_list_of_paths_gives_their_files(place: Path, name: str, text: str, op
     ]
 
 
-def test_what_is_wrong_with_a_file_fails_it_alone(place: Path):
-    (place / "large.png").write_bytes(PNG + b"x" * 1000)
-    (place / "text.png").write_text("a text")
-    (place / "empty.png").touch()
+def test_what_is_wrong_with_a_file_fails_it_alone(folder: Path):
+    (folder / "large.png").write_bytes(PNG + b"x" * 1000)
+    (folder / "text.png").write_text("a text")
+    (folder / "empty.png").touch()
     rows = ["none.png", "photos", "large.png", "text.png", "empty.png", 7, "a\0b.png", "photos/b.png"]
-    (place / "list.jsonl").write_text("".join(json.dumps({"image": row}) + "\n" for row in rows))
+    (folder / "list.jsonl").write_text("".join(json.dumps({"image": row}) + "\n" for row in rows))
     records = read("list.jsonl")
     codes = [record.failure and record.failure.code for record in records]
     assert codes == [
@@ -119,23 +119,23 @@ def test_what_is_wrong_with_a_file_fails_it_alone(place: Path):
 @pytest.mark.parametrize(
     ("name", "words"), [("none.png", "No such file: none.png"), ("none/*.png", "no image"), ("empty", "no image")]
 )
-def test_a_name_that_stands_for_nothing_is_refused(place: Path, name: str, words: str):
-    (place / "empty").mkdir()
+def test_a_name_that_stands_for_nothing_is_refused(folder: Path, name: str, words: str):
+    (folder / "empty").mkdir()
     with pytest.raises(UsageError, match=words):
         read(name)
 
 
-def test_a_file_url_is_its_path_and_a_remote_directory_is_refused(place: Path):
+def test_a_file_url_is_its_path_and_a_remote_directory_is_refused(folder: Path):
     task = TASKS["image-classification"]
-    found = next(place.rglob("*.png"))
+    found = next(folder.rglob("*.png"))
     [record] = find_inputs([f"file://{found.absolute()}"], task).records(10**6)
     assert (record.id, record.failure, record.blob) == (str(found.absolute()), None, found.read_bytes())
     with pytest.raises(UsageError, match=r"pass the files at a URL, for example s3://bucket/photos/\*\.jpg"):
         find_inputs(["s3://bucket/photos/"], task).check(10**6)
 
 
-def test_the_payload_carries_the_files(place: Path):
-    (place / "list.txt").write_text("photos/b.png\nnone.png\n")
+def test_the_payload_carries_the_files(folder: Path):
+    (folder / "list.txt").write_text("photos/b.png\nnone.png\n")
     records = read("list.txt")
     assert decode_records(encode_records(records)) == records
 
@@ -145,12 +145,14 @@ def test_chunks_are_cut_by_the_bytes_of_the_files():
     assert [len(chunk) for chunk, _ in cut_chunks(records, ChunkPlan(64))] == [2, 2, 1]
 
 
-def test_of_what_is_shared_only_the_path_travels(place: Path):
-    (place / "list.jsonl").write_text('{"image": "photos/b.png"}\n{"image": "s3://bucket/c.png"}\n{"image": "x.png"}\n')
-    shared = (str(place / "photos"), "s3://bucket")
+def test_of_what_is_shared_only_the_path_travels(folder: Path):
+    (folder / "list.jsonl").write_text(
+        '{"image": "photos/b.png"}\n{"image": "s3://bucket/c.png"}\n{"image": "x.png"}\n'
+    )
+    shared = (str(folder / "photos"), "s3://bucket")
     records = list(find_inputs(["list.jsonl"], TASK).records(1000, shared=shared))
     assert [(r.input, r.blob) for r in records[:2]] == [
-        (str(place / "photos/b.png"), None),
+        (str(folder / "photos/b.png"), None),
         ("s3://bucket/c.png", None),
     ]
     assert records[2].failure and records[2].failure.code == "no_file"

@@ -108,7 +108,7 @@ def test_binary_content(tmp_path, data, words):
     assert words in refused(file(tmp_path / "a.txt", data))
 
 
-def test_a_pointer_of_git_lfs_in_place_of_parquet(tmp_path):
+def test_a_git_lfs_pointer_instead_of_parquet(tmp_path):
     assert "git lfs pull" in refused(file(tmp_path / "a.parquet", POINTER))
 
 

@@ -16,18 +16,18 @@ PAYLOAD = b"x" * 2000
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
 @pytest.fixture
-def files(server: RedisServer, place: Path) -> JobStore:
-    """A store that may open `place`, and all else below it."""
-    return JobStore(server.client, 100, lambda location: location.startswith(str(place)))
+def files(server: RedisServer, folder: Path) -> JobStore:
+    """A store that may open `folder`, and all else below it."""
+    return JobStore(server.client, 100, lambda location: location.startswith(str(folder)))
 
 
-def begin(store: JobStore, place: Path, **more: object) -> JobSpec:
-    spec = JobSpec(new_job_id(), "test-echo", store=str(place), **more)  # type: ignore[arg-type]
+def begin(store: JobStore, folder: Path, **more: object) -> JobSpec:
+    spec = JobSpec(new_job_id(), "test-echo", store=str(folder), **more)  # type: ignore[arg-type]
     store.create(spec)
     store.payloads(spec).add_records(0, PAYLOAD)
     return spec
@@ -43,70 +43,70 @@ def clear_away(store: JobStore) -> list[str]:
 
 
 def test_of_many_stored_jobs_only_those_that_are_gone_lose_their_files(
-    server: RedisServer, files: JobStore, place: Path
+    server: RedisServer, files: JobStore, folder: Path
 ) -> None:
-    specs = [begin(files, place) for _ in range(230)]
+    specs = [begin(files, folder) for _ in range(230)]
     gone = {spec.id for spec in specs[::100]}
     for job_id in gone:
         server.client.delete(*JobKeys.of(job_id).all())
     assert set(clear_away(files)) == gone
-    assert {path.name for path in place.iterdir()} == {spec.id for spec in specs} - gone
+    assert {path.name for path in folder.iterdir()} == {spec.id for spec in specs} - gone
     assert server.client.hlen(keys.STORED) == len(specs) - len(gone)
     assert clear_away(files) == []
 
 
 def test_files_that_this_process_may_not_open_are_left_to_others(
-    server: RedisServer, files: JobStore, place: Path
+    server: RedisServer, files: JobStore, folder: Path
 ) -> None:
-    spec = begin(files, place)
+    spec = begin(files, folder)
     stranger = JobStore(server.client, 100)
     assert stranger.delete(spec.id) == "deleted"
     assert clear_away(stranger) == []
-    assert (place / spec.id).exists()
+    assert (folder / spec.id).exists()
     assert clear_away(files) == [spec.id]
-    assert not (place / spec.id).exists()
+    assert not (folder / spec.id).exists()
 
 
 def test_a_late_worker_of_a_deleted_job_leaves_nothing(
-    server: RedisServer, files: JobStore, ledger: Ledger, place: Path
+    server: RedisServer, files: JobStore, ledger: Ledger, folder: Path
 ) -> None:
-    spec = begin(files, place)
+    spec = begin(files, folder)
     ledger.accept(spec.id, 1, 1)
     payloads = files.payloads(spec)
     payloads.write_outcomes(0, (0, 1), PAYLOAD)
     assert files.delete(spec.id) == "deleted"
     payloads.write_outcomes(0, (0, 2), PAYLOAD)
-    assert list(place.iterdir()) == []
+    assert list(folder.iterdir()) == []
     assert server.client.keys("*") == []
 
 
 def test_what_a_worker_writes_in_the_moment_of_a_delete_is_found_later(
-    server: RedisServer, files: JobStore, place: Path
+    server: RedisServer, files: JobStore, folder: Path
 ) -> None:
-    spec = begin(files, place)
+    spec = begin(files, folder)
     files.delete(spec.id)
-    server.client.hset(keys.STORED, spec.id, str(place))  # as it does before each of its first files
-    (place / spec.id / "out").mkdir(parents=True)
-    (place / spec.id / "out" / "0-0-1.arrow").write_bytes(PAYLOAD)
+    server.client.hset(keys.STORED, spec.id, str(folder))  # as it does before each of its first files
+    (folder / spec.id / "out").mkdir(parents=True)
+    (folder / spec.id / "out" / "0-0-1.arrow").write_bytes(PAYLOAD)
     assert clear_away(files) == [spec.id]
-    assert list(place.iterdir()) == [] and server.client.hlen(keys.STORED) == 0
+    assert list(folder.iterdir()) == [] and server.client.hlen(keys.STORED) == 0
 
 
-def test_a_forged_place_is_not_removed(server: RedisServer, files: JobStore, place: Path, tmp_path: Path) -> None:
+def test_a_forged_location_is_not_removed(server: RedisServer, files: JobStore, folder: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine" / "0123456789ab"
     mine.mkdir(parents=True)
-    server.client.hset(keys.STORED, mapping={"0123456789ab": str(tmp_path / "mine"), "../mine": str(place)})
+    server.client.hset(keys.STORED, mapping={"0123456789ab": str(tmp_path / "mine"), "../mine": str(folder)})
     assert clear_away(files) == []
     assert mine.exists()
 
 
-def test_the_parts_under_way_of_a_deleted_job_go_and_the_others_stay(files: JobStore, place: Path) -> None:
-    spec = begin(files, place, output=Output(str(place / "out"), "jsonl"))
+def test_the_parts_under_way_of_a_deleted_job_go_and_the_others_stay(files: JobStore, folder: Path) -> None:
+    spec = begin(files, folder, output=Output(str(folder / "out"), "jsonl"))
     for name in (f"_attempts/{spec.id}/0.0.1.jsonl", "part-00001.jsonl"):
-        (place / "out" / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / "out" / name).write_text("")
+        (folder / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "out" / name).write_text("")
     files.delete(spec.id)
-    assert [path.name for path in (place / "out").iterdir()] == ["part-00001.jsonl"]
+    assert [path.name for path in (folder / "out").iterdir()] == ["part-00001.jsonl"]
 
 
 def test_a_store_that_may_not_be_opened_is_refused(server: RedisServer, files: JobStore, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def weaken(server: RedisServer) -> None:
     server.client.config_set("maxmemory-policy", "allkeys-lru")
 
 
-def test_what_is_advised_mends_it(server: RedisServer) -> None:
+def test_the_advice_fixes_the_problem(server: RedisServer) -> None:
     assert durability_warnings(server.client, server.url) == []
     weaken(server)
     told = durability_warnings(server.client, f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0")

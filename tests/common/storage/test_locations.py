@@ -13,7 +13,7 @@ def test_a_path_under_a_shared_directory_is_shared(tmp_path: Path) -> None:
     assert is_shared(f"file://{tmp_path}/data/a.txt", [f"{tmp_path}/data/"])
 
 
-def test_what_only_begins_like_a_shared_directory_is_not(tmp_path: Path) -> None:
+def test_a_path_that_only_begins_like_a_shared_directory_is_not_shared(tmp_path: Path) -> None:
     assert not is_shared(str(tmp_path / "database"), [str(tmp_path / "data")])
     assert not is_shared("s3://bucket/database/x", ["s3://bucket/data"])
     assert not is_shared("s3://bucket2/x", ["s3://bucket"])

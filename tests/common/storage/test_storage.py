@@ -117,7 +117,7 @@ def test_a_directory_that_may_not_be_written_is_named(tmp_path: Path) -> None:
         open_storage(str(tmp_path)).write("x", b"")
 
 
-def test_a_file_in_the_place_of_the_directory_is_an_error_in_words(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_directory_is_reported_clearly(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("")
     with pytest.raises(StorageError, match=r"Cannot write .*store"):
         open_storage(str(tmp_path / "store")).write("x", b"")
@@ -168,7 +168,7 @@ def test_a_folder_that_is_a_link_is_not_emptied(tmp_path: Path) -> None:
     assert (tmp_path / "secret" / "x").exists()
 
 
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_instead_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x")
     with pytest.raises(StorageError, match="not a regular file"):
         open_storage(str(tmp_path)).read("x")

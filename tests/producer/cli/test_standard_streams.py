@@ -58,7 +58,7 @@ def test_without_stderr_the_answer_and_the_status_stay(shell: Shell, end: str) -
     assert sh(shell, f"REDIS_URL= workers start {end}").returncode == 2
 
 
-def test_a_closed_stdout_does_not_matter_to_who_writes_a_file(shell: Shell) -> None:
+def test_a_closed_stdout_does_not_matter_when_a_file_is_written(shell: Shell) -> None:
     submit = "producer submit --task fill-mask in.txt"
     assert sh(shell, f"{submit} >&-").returncode == 1  # the job's id was the answer
     done = sh(shell, "producer delete --force $(producer jobs --json | grep -o '[0-9a-f]\\{12\\}' | head -1) >&-")

@@ -120,7 +120,7 @@ def test_a_curve_has_its_points_inside_the_picture() -> None:
     assert float(first[0].split(",")[1]) < float(first[1].split(",")[1])  # a higher loss stands higher
 
 
-def test_the_names_of_many_curves_stand_inside_the_picture_and_above_them() -> None:
+def test_the_names_of_many_curves_are_inside_the_picture_and_above_them() -> None:
     names = ["accuracy", "f1_macro", "precision", "recall", "a name of many words, " * 2, "short", "another name"]
     svg = ElementTree.fromstring(line_chart([Series(name, [(0, 1.0), (9, 2.0)]) for name in names]))
     width, lowest = float(svg.attrib["viewBox"].split()[2]), 0.0

@@ -135,7 +135,7 @@ def test_labels_are_what_they_look_like(tmp_path: Path, labels: list[Any], kind:
     assert found and (found.kind, found.names) == (kind, names)
 
 
-def test_multi_hot_labels_are_read_by_their_places(tmp_path: Path) -> None:
+def test_multi_hot_labels_are_read_by_their_positions(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [{"text": f"t{n}", "labels": label} for n, label in enumerate(([1.0, 1.0, 0.0], [0.0, 0.0, 0.0]))]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -263,7 +263,7 @@ def test_a_model_of_no_job_is_refused(tmp_path: Path) -> None:
         make_finetune_plan([str(path)], FinetuneOptions(model="job:17"))
 
 
-def test_what_crosses_the_wire_is_checked() -> None:
+def test_options_read_from_a_job_are_checked() -> None:
     training = TrainingOptions(lora=True, arguments={"max_steps": 5})
     assert TrainingOptions.decode(json.loads(json.dumps(training.encode()))) == training
     for wrong in ({"epochs": "3"}, {"batch_size": True}, {"seed": 1.5}, {"arguments": []}):

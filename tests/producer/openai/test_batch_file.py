@@ -70,7 +70,7 @@ def test_parameters_become_options_of_the_runner(tmp_path: Path, fields: Json, w
         ({"model": "other"}, "model is 'other'; the first request of this batch is for 'm'"),
     ],
 )
-def test_what_cannot_be_followed_fails_alone(tmp_path: Path, fields: Json, words: str):
+def test_an_unsupported_request_fails_alone(tmp_path: Path, fields: Json, words: str):
     good, bad = read(tmp_path, line(CHAT), line(CHAT | fields, custom_id="r2"))
     assert good.failure is None
     assert bad.id == "r2"
@@ -145,7 +145,7 @@ def test_a_file_that_is_not_a_batch_of_the_task_is_refused(tmp_path: Path, text:
         (None, None, "not_run"),
     ],
 )
-def test_an_error_stands_in_the_place_of_its_response(outcome: Outcome | None, status: int | None, code: str):
+def test_an_error_replaces_its_response(outcome: Outcome | None, status: int | None, code: str):
     spec = JobSpec("0" * 12, "text-generation", "m", format="openai")
     found = json.loads(response_line(spec, 0, ResultRow("r1", {}, outcome)))
     assert found["custom_id"] == "r1"

@@ -32,7 +32,7 @@ def test_an_interrupted_file_leaves_the_old_one_and_nothing_else(tmp_path, name,
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path, name):
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path, name):
     path = tmp_path / name
     path.write_text("old")
     with open_output(path, EMBEDDING) as writer:
@@ -109,7 +109,7 @@ def test_an_unknown_extension_is_refused(tmp_path, name):
     assert "expected one of .jsonl, .csv, .parquet, .npy, .jsonl.gz, .csv.gz" in refused(tmp_path / name)
 
 
-def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+def test_a_location_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "dir.jsonl").mkdir()
     assert "is a directory" in refused(tmp_path / "dir.jsonl")
     assert refused(tmp_path / "no" / "a.csv").startswith(f"There is no directory {tmp_path}/no")

@@ -58,7 +58,7 @@ def test_a_job_that_will_not_fit_is_refused_long_before_redis_is_full(
     assert 20 < estimate < 45  # 10 MB of entropy, in 20 MB of text of which zstd makes about 11, twice
 
 
-def test_what_fits_is_submitted_and_what_lies_elsewhere_is_not_counted(
+def test_a_job_that_fits_is_submitted_and_stored_payloads_do_not_count(
     small: RedisServer, shell: Shell, tmp_path: Path
 ) -> None:
     path = tmp_path / "in.txt"

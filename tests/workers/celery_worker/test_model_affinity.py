@@ -116,7 +116,7 @@ def test_quick_loads_shorten_the_dwell_but_not_below_some_seconds(crowded: Worke
     assert crowded.should_run("b")
 
 
-def test_a_crowded_worker_on_its_way_to_a_model_takes_no_other(crowded: Worker) -> None:
+def test_a_crowded_worker_that_is_loading_a_model_takes_no_other(crowded: Worker) -> None:
     crowded.should_run("b")
     crowded.now += DWELL_LOADS
     assert crowded.should_run("b")

@@ -197,7 +197,7 @@ def test_lost_tickets_are_found_by_rounds_of_several_passes(
     assert not lost & waiting(server)
 
 
-def test_tickets_that_wait_are_left_alone(
+def test_waiting_tickets_are_not_replaced(
     store: JobStore, ledger: Ledger, server: RedisServer, new_reaper: NewReaper
 ) -> None:
     reaper, job_id = new_reaper(), make_job(store, ledger, 3)

@@ -100,7 +100,7 @@ def test_a_cancelled_trial_is_run_later():
     assert calibrated(runner).calibrated
 
 
-def test_runners_without_a_budget_and_those_that_generate_are_left_alone(tmp_path: Path):
+def test_runners_without_a_budget_and_generators_are_not_calibrated(tmp_path: Path):
     models = ModelCache("cpu", ModelPolicy(any_path=True))
     path = str(tiny_models.causal_gpt2(tmp_path))
     loaded, *_ = models.get(JobSpec(new_job_id(), "text-generation", path), Reporter())

@@ -118,7 +118,7 @@ def test_a_load_that_gets_no_further_is_ended_and_left_to_others(monkeypatch: py
         assert (tmp_path / "log").read_text().count("loaded") == 1
 
 
-def test_a_slow_load_that_gets_on_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_slow_load_that_makes_progress_is_not_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     with running_device(monkeypatch, load_timeout=1.0) as device:
         pid = device.pid()
         params: dict[str, Json] = {"load_seconds": 3, "load_write": str(tmp_path / "data")}

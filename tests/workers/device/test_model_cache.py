@@ -81,7 +81,7 @@ def test_load_parameters_make_another_model_but_run_parameters_do_not(models: Mo
     assert models.get(_spec("test-load", load_seconds=0.01), Reporter())[0] is not first
 
 
-def test_the_least_recently_used_stands_first(models: ModelCache, tmp_path: Path):
+def test_the_least_recently_used_comes_first(models: ModelCache, tmp_path: Path):
     one, two = _directory(tmp_path, "one"), _directory(tmp_path, "two")
     for path in (one, two, one):
         models.get(_spec("test-model", path), Reporter())

@@ -44,7 +44,7 @@ def test_the_next_chunk_is_prepared_while_one_is_computed(device: RunningDevice,
     assert _threads(second.result(timeout=30)) == {AHEAD}
 
 
-def test_on_a_cpu_nothing_is_taken_from_what_computes(monkeypatch: pytest.MonkeyPatch):
+def test_on_a_cpu_no_chunk_is_prefetched(monkeypatch: pytest.MonkeyPatch):
     with running_device(monkeypatch) as device:
         assert _threads(_trusting(device).run("test-ahead", ["a"])) == {MAIN}
 

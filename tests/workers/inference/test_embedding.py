@@ -217,7 +217,7 @@ def test_pooling_can_be_chosen_for_a_model_without_configuration(bert, tmp_path)
     np.testing.assert_allclose(embedded(bert, pooling="cls+max", normalize=False), reference(directory), atol=1e-5)
 
 
-def test_bad_records_fail_alone_and_in_their_place(bert):
+def test_bad_records_fail_alone_at_their_position(bert):
     outcomes = runner_of(bert).run(["dog", " \n", 7, "half \ud83d", None, "dog"], {}, RecordingMonitor())
     codes = [outcome.failure and outcome.failure.code for outcome in outcomes]
     assert codes == [None, "empty_text", "wrong_type", "bad_text", "wrong_type", None]

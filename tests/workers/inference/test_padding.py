@@ -51,7 +51,7 @@ def make(name: str, directory: Path) -> Path:
         ("text-generation", "WhisperForCausalLM"),
     ],
 )
-def test_a_record_gets_beside_others_what_it_gets_alone(tmp_path, task, name):
+def test_a_record_gets_the_same_output_in_a_batch_as_alone(tmp_path, task, name):
     runner = runner_of(task, make(name, tmp_path))
     outcomes = assert_neighbors_change_nothing(runner, RECORDS.get(task, TEXTS), **PARAMS.get(task, {}))
     assert [outcome.failure for outcome in outcomes] == [None] * len(TEXTS)
@@ -112,7 +112,7 @@ def test_a_trial_that_raises_leaves_one_at_a_time():
 
 
 @pytest.mark.parametrize("sees", [False, True])
-def test_what_looks_like_padding_in_low_precision_is_tried_in_float32(sees: bool):
+def test_an_effect_of_padding_in_low_precision_is_verified_in_float32(sees: bool):
     model, budget = torch.nn.Linear(1, 1, dtype=torch.bfloat16), TokenBudget.of("cpu")
     weight = model.weight.data
 
@@ -215,7 +215,7 @@ SILENT = "\u200b\ufeff"  # what the tokenizers of these models drop
         ("token-classification", "BertForTokenClassification"),
     ],
 )
-def test_a_text_without_tokens_is_an_empty_one_beside_others_and_alone(tmp_path, task, name):
+def test_a_text_without_tokens_is_empty_in_a_batch_and_alone(tmp_path, task, name):
     model = getattr(transformers, name)
     tiny_model(model.config_class, model, tmp_path)
     made = json.loads((tmp_path / "tokenizer.json").read_text())

@@ -204,7 +204,7 @@ def test_a_question_too_long_is_cut_and_its_outcome_says_so(bert):
     same([shorter.output], expected(bert, {**long, "question": "where is"}))
 
 
-def test_bad_records_fail_alone_and_in_their_place(bert):
+def test_bad_records_fail_alone_at_their_position(bert):
     good = RECORDS[0]
     inputs = [
         good,

@@ -186,7 +186,7 @@ def test_without_truncation_a_text_runs_whole_or_fails_alone(t5, bart):
     assert whole[1].output != cut[1].output
 
 
-def test_bad_records_fail_alone_and_in_their_place(t5):
+def test_bad_records_fail_alone_at_their_position(t5):
     inputs = ["A house", "", ["a list"], "half \ud83d", "ok"]
     outcomes = runner_of("summarization", t5).run(inputs, {}, RecordingMonitor())
     codes = [outcome.failure and outcome.failure.code for outcome in outcomes]
@@ -201,7 +201,7 @@ def test_several_sequences_come_as_a_list_for_each_text(t5):
     assert [answers[0]["generated_text"] for answers in ours] == best
 
 
-def test_a_sampled_text_depends_on_seed_and_record_alone(t5):
+def test_a_sampled_text_depends_only_on_seed_and_record(t5):
     params = {"do_sample": True, "seed": 7, "max_new_tokens": 12, "temperature": 3.0}
     together = said("text2text-generation", t5, **params)
     alone = [said("text2text-generation", t5, [text], **params)[0] for text in reversed(TEXTS)]

@@ -91,7 +91,7 @@ def test_a_model_smaller_than_the_default_length_still_writes(gpt2):
 @pytest.mark.parametrize(
     "extra", [{}, {"top_k": 5}, {"top_p": 0.9, "temperature": 1.3}, {"min_p": 0.02, "typical_p": 0.9}]
 )
-def test_a_seeded_text_depends_on_seed_and_record_alone(gpt2, extra):
+def test_a_seeded_text_depends_only_on_seed_and_record(gpt2, extra):
     runner = runner_of("text-generation", gpt2)
     params = {**SAMPLED, **extra, "seed": 7}
     records = [text[:40] for text in TEXTS]

@@ -156,7 +156,7 @@ def test_lists_of_labels_are_learned_each_for_itself(tmp_path: Path) -> None:
     assert result["metrics"]["accuracy"] > 0.8
 
 
-def test_multi_hot_labels_are_learned_by_their_places(tmp_path: Path) -> None:
+def test_multi_hot_labels_are_learned_by_their_positions(tmp_path: Path) -> None:
     names = ("city", "news", "the")
     base = base_model(tmp_path / "base", spread=0.2)
     rows = [{"text": text, "label": [float(name in text.split()) for name in names]} for text in TEXTS]
@@ -186,7 +186,7 @@ def test_a_classifier_trained_further_keeps_its_classes(shown: tuple[str, ...], 
         assert {e["label"]: e["score"] for e in one} == pytest.approx({e["label"]: e["score"] for e in other})
 
 
-def test_classes_without_names_keep_their_places_as_well(tmp_path: Path) -> None:
+def test_classes_without_names_keep_their_order_too(tmp_path: Path) -> None:
     names = tuple(f"LABEL_{number}" for number in range(12))  # as words, LABEL_10 comes before LABEL_2
     base = classifier(tmp_path / "base", names)
     rows = [{"text": text, "label": names[number % 12]} for number, text in enumerate(TEXTS * 3)]
@@ -251,7 +251,7 @@ def test_text_is_learned_to_its_end(tmp_path: Path) -> None:
     assert json.loads((run_config.model_dir / "config.json").read_text())["use_cache"] is True  # as in the base
 
 
-def test_of_a_prompt_nothing_is_learned_but_what_follows_it(tmp_path: Path) -> None:
+def test_only_the_text_after_a_prompt_is_learned(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = causal_gpt2(tmp_path / "base", chat=False)
@@ -366,7 +366,7 @@ def test_bfloat16_is_used_when_requested(base: Path, tmp_path: Path) -> None:
     assert result["arguments"]["bf16"] is True
 
 
-def test_one_class_of_a_hub_data_set_alone_is_refused_by_the_worker_too(base: Path, tmp_path: Path) -> None:
+def test_a_hub_data_set_of_one_class_is_refused_by_the_worker_too(base: Path, tmp_path: Path) -> None:
     rows = [{"text": text, "label": 1} for text in TEXTS]
     with pytest.raises(UsageError, match="only one class to learn"):
         train_here(make_run_config(tmp_path / "work", "text-classification", base, rows))

@@ -34,7 +34,7 @@ def answered(status: int) -> OSError:
     return error
 
 
-def test_a_tag_that_is_held_out_altogether_has_its_place_in_the_head(tmp_path: Path) -> None:
+def test_a_tag_that_is_only_held_out_has_an_output_in_the_head(tmp_path: Path) -> None:
     labels = Labels("tags", ("O", "B-LOC"))
     train = [{"tokens": ["the", "cat"], "tags": ["O", "O"]}] * 4
     held_out = [{"tokens": ["in", "paris"], "tags": ["O", "B-LOC"]}]

@@ -1,4 +1,4 @@
-"""Fine-tune jobs in other places: no queue configured, a model from the Hub, a remote registry, little memory."""
+"""Fine-tune jobs in other environments: no queue configured, a model from the Hub, a remote registry, little memory."""
 
 import json
 import resource
@@ -74,7 +74,7 @@ def test_a_data_set_of_the_hub_is_loaded_by_the_worker(shell: Shell, start_worke
         assert shell.status(missing)["error"]["code"] == "dataset_not_found"
 
 
-def test_a_place_that_a_worker_may_not_write_fails_the_job_at_once(
+def test_a_location_that_a_worker_may_not_write_fails_the_job_at_once(
     shell: Shell, start_workers: StartWorkers, base: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")  # no user, not even root, makes a directory below it
