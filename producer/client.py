@@ -30,7 +30,7 @@ from producer.model_check import check_job_model
 from producer.queue_connection import QueueConnection
 from producer.submit.chunk_source import open_source
 from producer.submit.duplicate_ids import warn_of_duplicate_ids
-from producer.submit.idempotent import submit
+from producer.submit.idempotent import submit_idempotently
 from producer.submit.options import SubmitKeywords, SubmitOptions
 from producer.submit.plan import SubmitPlan, make_plan
 from producer.submit.python_records import RecordsArg, records_from_python, split_records_arg
@@ -185,7 +185,7 @@ class Client:
         check_job_model(self.connection, plan.spec.model)
         workers = serving(self.workers(), plan.spec.queue)
         source = open_source(plan, records, workers)
-        job_id, totals = submit(self.connection, plan.spec, plan.idempotency_key, source, on_chunk, notify)
+        job_id, totals = submit_idempotently(self.connection, plan.spec, plan.idempotency_key, source, on_chunk, notify)
         return self.job(job_id), totals
 
     def job(self, job_id: str) -> JobHandle:

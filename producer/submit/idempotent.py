@@ -20,7 +20,7 @@ from producer.submit.upload import Totals, upload
 _MAY_DIFFER = ("id", "created_at", "inputs")
 
 
-def submit(
+def submit_idempotently(
     connection: QueueConnection,
     spec: JobSpec,
     key: str | None,

@@ -26,7 +26,7 @@ from producer.job_handle import JobHandle
 from producer.queue_connection import QueueConnection
 from producer.submit.chunk_source import ChunkSource
 from producer.submit.chunking import ChunkPlan
-from producer.submit.idempotent import submit
+from producer.submit.idempotent import submit_idempotently
 from tests.support.processes import PLUGINS, RedisServer, Workers, environment, wait_until
 
 #: Jobs that are under way at once.
@@ -96,7 +96,7 @@ class Soak:
         params = {"seconds": self._dice.uniform(0.0, 0.4), "log": str(self._log)}
         spec = JobSpec(new_job_id(), "test-wait", params=params, created_at=time.time())
         texts = (Record(n, f"job {number} line {n}") for n in range(records))
-        submit(
+        submit_idempotently(
             self._client,
             spec,
             None,

@@ -1,4 +1,4 @@
-"""Redis over TLS: one address for producer, workers and Flower, and no certificate is taken on trust."""
+"""Redis over TLS: one URL for producer, workers and Flower, and no certificate is taken on trust."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,11 +53,11 @@ def test_producer_worker_and_flower_work_over_tls(tls_server: TlsServer, certifi
     (tmp_path / "a.txt").write_text("a\nb\n")
     workers = Workers(environ, tmp_path / "workers.log").start()
     try:
-        with flower(environ, tmp_path / "flower.log") as address:
+        with flower(environ, tmp_path / "flower.log") as url:
             done = Shell(environ, tmp_path).run("submit", "--task", "test-echo", "a.txt", "--wait")
             assert '"output": "B"' in done.stdout
-            wait_until(lambda: "cpu-" in get(f"{address}/api/workers?refresh=1"), 30, "Flower asks the worker")
-            assert '"name": "any"' in get(f"{address}/api/queues/length")
+            wait_until(lambda: "cpu-" in get(f"{url}/api/workers?refresh=1"), 30, "Flower asks the worker")
+            assert '"name": "any"' in get(f"{url}/api/queues/length")
     finally:
         workers.kill()
     assert "insecure" not in workers.text()
@@ -96,26 +96,26 @@ def test_a_certificate_of_another_name_is_refused(tls_server: TlsServer, certifi
 
 
 BAD = {
-    "http://h/0": "not an address of Redis",
-    "redis+socket://": "not an address of Redis",
-    "redis://h/zero": "not an address of Redis",
-    "redis://h:99999/0": "not an address of Redis",
+    "http://h/0": "not a Redis URL",
+    "redis+socket://": "not a Redis URL",
+    "redis://h/zero": "not a Redis URL",
+    "redis://h:99999/0": "not a Redis URL",
     "redis://h/0?socket_timeout=3": "unknown option 'socket_timeout'",
     "redis://h/0?ssl_ca_certs=/etc/hosts": "unknown option 'ssl_ca_certs'",
     "rediss://h/0?ssl_cert_reqs=CERT_NONE": "must be required or none",
-    "rediss://h/0?ssl_ca_certs=/none.pem": "there is none at '/none.pem'",
-    "redis://a/0;redis://b/0": "not an address of Redis",
+    "rediss://h/0?ssl_ca_certs=/none.pem": "'/none.pem' does not exist",
+    "redis://a/0;redis://b/0": "not a Redis URL",
 }
 
 
-@pytest.mark.parametrize(("address", "reason"), BAD.items())
-def test_an_address_that_cannot_be_used_is_refused_with_the_reason(address: str, reason: str):
+@pytest.mark.parametrize(("url", "reason"), BAD.items())
+def test_a_url_that_cannot_be_used_is_refused_with_the_reason(url: str, reason: str):
     with pytest.raises(UsageError, match=reason):
-        check_redis_url(address)
+        check_redis_url(url)
 
 
 @pytest.mark.parametrize(
-    ("address", "shown"),
+    ("url", "shown"),
     [
         ("redis://h:1/0", "redis://h:1/0"),
         ("redis://:secret@h:1/0", "redis://:***@h:1/0"),
@@ -127,24 +127,24 @@ def test_an_address_that_cannot_be_used_is_refused_with_the_reason(address: str,
         ("me:secret@h", "***@h"),
     ],
 )
-def test_a_password_is_masked_however_the_address_is_written(address: str, shown: str):
-    assert mask_url(address) == shown
+def test_a_password_is_masked_however_the_url_is_written(url: str, shown: str):
+    assert mask_url(url) == shown
 
 
 @pytest.mark.parametrize("password", ["sec/ret", "sec#ret", "1?secret", "[secret", "sec;ret"])
 def test_a_password_that_is_not_written_as_it_should_be_is_not_repeated(password: str):
-    address = f"redis://me:{password}@h:1/0"
+    url = f"redis://me:{password}@h:1/0"
     with pytest.raises(UsageError) as raised:
-        check_redis_url(address)
+        check_redis_url(url)
     assert password not in str(raised.value)
 
 
 def test_certificates_are_checked_unless_the_address_says_otherwise(tmp_path: Path):
     file = tmp_path / "a b.pem"
     file.touch()
-    address = check_redis_url(f"rediss://:p@h:1/0?ssl_ca_certs={quote(str(file))}&ssl_check_hostname=false")
+    url = check_redis_url(f"rediss://:p@h:1/0?ssl_ca_certs={quote(str(file))}&ssl_check_hostname=false")
     wanted = {"ssl_cert_reqs": "required", "ssl_ca_certs": str(file), "ssl_check_hostname": False}
-    assert tls_options(address) == wanted
+    assert tls_options(url) == wanted
     assert tls_options(check_redis_url("rediss://h")) == {"ssl_cert_reqs": "required"}
     assert tls_options(check_redis_url("rediss://h?ssl_cert_reqs=none")) == {"ssl_cert_reqs": "none"}
     assert tls_options("redis://h/0") is None

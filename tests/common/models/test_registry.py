@@ -24,44 +24,44 @@ def s3() -> Iterator[S3Server]:
     with S3Server() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environ.items():
             patch.setenv(name, value)
-        S3FileSystem.clear_instance_cache()  # fsspec keeps one for each address, whatever server is behind it
+        S3FileSystem.clear_instance_cache()  # fsspec keeps one for each URL, whatever server is behind it
         yield server
 
 
 @pytest.fixture
 def remote(s3: S3Server) -> str:
-    """An address on an S3 server under which there is nothing yet."""
+    """A URL on an S3 server under which there is nothing yet."""
     return f"{s3.url}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(params=["directory", "s3"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
-    """Opens the same store as one machine or another would: each has a cache of its own."""
-    address = str(tmp_path / "models") if request.param == "directory" else request.getfixturevalue("remote")
-    return lambda machine: open_registry(address, tmp_path / machine)
+    """Opens the same registry as one machine or another would: each has a cache of its own."""
+    location = str(tmp_path / "models") if request.param == "directory" else request.getfixturevalue("remote")
+    return lambda machine: open_registry(location, tmp_path / machine)
 
 
-def add_model(store: ModelRegistry, attempt: str, text: str) -> None:
-    directory = store.attempt_dir(JOB, attempt) / "model"
+def add_model(registry: ModelRegistry, attempt: str, text: str) -> None:
+    directory = registry.attempt_dir(JOB, attempt) / "model"
     directory.mkdir()
     (directory / "config.json").write_text(text)
     (directory / "model.json").write_text(json.dumps({"model": f"job:{JOB}", "text": text}))
-    store.add_model(JOB, attempt, directory)
+    registry.add_model(JOB, attempt, directory)
 
 
-def add_checkpoint(store: ModelRegistry, attempt: str, step: int, best: int | None = None) -> Path:
-    checkpoint = store.attempt_dir(JOB, attempt) / f"checkpoint-{step}"
+def add_checkpoint(registry: ModelRegistry, attempt: str, step: int, best: int | None = None) -> Path:
+    checkpoint = registry.attempt_dir(JOB, attempt) / f"checkpoint-{step}"
     checkpoint.mkdir()
     (checkpoint / "model.safetensors").write_bytes(b"weights" * 100)
     (checkpoint / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
     return checkpoint
 
 
-def upload_checkpoint(store: ModelRegistry, attempt: str, step: int, best: int | None = None) -> None:
+def upload_checkpoint(registry: ModelRegistry, attempt: str, step: int, best: int | None = None) -> None:
     """A checkpoint as training leaves it: whole, and known to other machines."""
-    checkpoint = add_checkpoint(store, attempt, step, best)
+    checkpoint = add_checkpoint(registry, attempt, step, best)
     mark_complete(checkpoint)
-    store.upload_checkpoint(JOB, attempt, checkpoint)
+    registry.upload_checkpoint(JOB, attempt, checkpoint)
 
 
 def names_in(s3: S3Server, remote: str) -> set[str]:
@@ -74,18 +74,18 @@ def steps_in(directories: list[Path]) -> set[int]:
 
 
 def test_a_model_is_found_by_its_job_on_another_machine(opened: Open) -> None:
-    store = opened("one")
-    add_model(store, "0-1-aaaaaaaa", "first")
-    store.promote(JOB, "0-1-aaaaaaaa")
+    registry = opened("one")
+    add_model(registry, "0-1-aaaaaaaa", "first")
+    registry.promote(JOB, "0-1-aaaaaaaa")
     other = opened("two")
     assert (other.fetch(JOB) / "config.json").read_text() == "first"
     assert [model.card["text"] for model in other.models()] == ["first"]
 
 
 def test_the_chosen_attempt_counts_and_the_other_cannot_overwrite_it(opened: Open) -> None:
-    store = opened("one")
-    add_model(store, "0-2-bbbbbbbb", "second")
-    store.promote(JOB, "0-2-bbbbbbbb")
+    registry = opened("one")
+    add_model(registry, "0-2-bbbbbbbb", "second")
+    registry.promote(JOB, "0-2-bbbbbbbb")
     late = opened("two")
     add_model(late, "0-1-aaaaaaaa", "first")
     assert (opened("three").fetch(JOB) / "config.json").read_text() == "second"
@@ -106,36 +106,36 @@ def test_a_job_without_a_model_is_an_error_of_the_job(opened: Open) -> None:
 
 
 def test_an_export_is_a_copy_and_overwrites_nothing(opened: Open, tmp_path: Path) -> None:
-    store = opened("one")
-    add_model(store, "0-1-aaaaaaaa", "mine")
-    store.promote(JOB, "0-1-aaaaaaaa")
+    registry = opened("one")
+    add_model(registry, "0-1-aaaaaaaa", "mine")
+    registry.promote(JOB, "0-1-aaaaaaaa")
     opened("two").export(JOB, tmp_path / "out")
     assert (tmp_path / "out" / "config.json").read_text() == "mine"
     with pytest.raises(UsageError, match="exists"):
-        store.export(JOB, tmp_path / "out")
+        registry.export(JOB, tmp_path / "out")
 
 
 def test_another_machine_resumes_from_the_last_complete_checkpoint(opened: Open) -> None:
-    store = opened("one")
+    registry = opened("one")
     for step in (10, 20):
-        upload_checkpoint(store, "0-1-aaaaaaaa", step)
-    add_checkpoint(store, "0-1-aaaaaaaa", 30)  # its worker died while writing
+        upload_checkpoint(registry, "0-1-aaaaaaaa", step)
+    add_checkpoint(registry, "0-1-aaaaaaaa", 30)  # its worker died while writing
     found = latest_complete(opened("two").checkpoint_dirs(JOB))
     assert found is not None and step_of(found) == 20
 
 
 def test_choosing_a_model_deletes_the_checkpoints(opened: Open) -> None:
-    store = opened("one")
-    upload_checkpoint(store, "0-1-aaaaaaaa", 10)
-    add_model(store, "0-1-aaaaaaaa", "done")
-    store.promote(JOB, "0-1-aaaaaaaa")
+    registry = opened("one")
+    upload_checkpoint(registry, "0-1-aaaaaaaa", 10)
+    add_model(registry, "0-1-aaaaaaaa", "done")
+    registry.promote(JOB, "0-1-aaaaaaaa")
     assert latest_complete(opened("two").checkpoint_dirs(JOB)) is None
 
 
 def test_elsewhere_only_the_newest_checkpoint_and_the_best_are_kept(remote: str, tmp_path: Path) -> None:
-    store = open_registry(remote, tmp_path / "one")
+    registry = open_registry(remote, tmp_path / "one")
     for step, best in ((10, None), (20, 20), (30, 20), (40, 20)):
-        upload_checkpoint(store, "0-1-aaaaaaaa", step, best)
+        upload_checkpoint(registry, "0-1-aaaaaaaa", step, best)
     assert steps_in(open_registry(remote, tmp_path / "two").checkpoint_dirs(JOB)) == {20, 40}
     second = open_registry(remote, tmp_path / "two")
     upload_checkpoint(second, "0-2-bbbbbbbb", 50, 50)
@@ -151,9 +151,9 @@ def test_an_attempt_that_lost_its_lease_deletes_nothing_of_the_next(s3: S3Server
 
 
 def test_only_the_remote_checkpoints_that_are_needed_are_downloaded(s3: S3Server, remote: str, tmp_path: Path) -> None:
-    store = open_registry(remote, tmp_path / "one")
+    registry = open_registry(remote, tmp_path / "one")
     for attempt, step in (("0-1-aaaaaaaa", 20), ("0-3-cccccccc", 60), ("0-2-bbbbbbbb", 40)):
-        upload_checkpoint(store, attempt, step, 20)
+        upload_checkpoint(registry, attempt, step, 20)
     half = f"{remote}/{JOB}/work/0-3-cccccccc/checkpoint-70"  # its worker died while it was uploaded
     s3.files().pipe({f"{half}/model.safetensors": b"weights", f"{half}/whole.json": b'{"model.safetensors": 700}'})
     directories = open_registry(remote, tmp_path / "two").checkpoint_dirs(JOB)
@@ -166,29 +166,33 @@ def test_only_the_remote_checkpoints_that_are_needed_are_downloaded(s3: S3Server
 
 
 def test_what_another_machine_adds_is_seen_at_once(s3: S3Server, remote: str, tmp_path: Path) -> None:
-    store = open_registry(remote, tmp_path / "one")
-    add_model(store, "0-1-aaaaaaaa", "first")
-    assert [model.job_id for model in store.models()] == [JOB]
+    registry = open_registry(remote, tmp_path / "one")
+    add_model(registry, "0-1-aaaaaaaa", "first")
+    assert [model.job_id for model in registry.models()] == [JOB]
     other = "ba9876543210"
     s3.files().pipe_file(f"{remote}/{other}/0-1-bbbbbbbb/model.json", b"{}")
-    assert [model.job_id for model in store.models()] == [JOB, other]
+    assert [model.job_id for model in registry.models()] == [JOB, other]
 
 
 def test_of_several_whole_models_the_latest_attempt_counts(opened: Open) -> None:
-    store = opened("one")
+    registry = opened("one")
     for attempt in ("2-1-worker", "10-1-worker", "9-3-worker"):
-        add_model(store, attempt, attempt)
-    found = store.find(JOB)
+        add_model(registry, attempt, attempt)
+    found = registry.find(JOB)
     assert found is not None and found.attempt == "10-1-worker"
     assert (opened("two").fetch(JOB) / "config.json").read_text() == "10-1-worker"
 
 
 def test_an_unavailable_store_is_reported_as_such(s3: S3Server, remote: str, tmp_path: Path) -> None:
-    store = open_registry("s3://no-such-bucket/models", tmp_path / "one")
-    checkpoint = add_checkpoint(store, "0-1-aaaaaaaa", 10)
+    registry = open_registry("s3://no-such-bucket/models", tmp_path / "one")
+    checkpoint = add_checkpoint(registry, "0-1-aaaaaaaa", 10)
     s3.stop()
     try:
-        for use in (store.models, lambda: store.find(JOB), lambda: store.upload_checkpoint(JOB, "0-1-a", checkpoint)):
+        for use in (
+            registry.models,
+            lambda: registry.find(JOB),
+            lambda: registry.upload_checkpoint(JOB, "0-1-a", checkpoint),
+        ):
             with pytest.raises(StorageError, match="The model registry s3://no-such-bucket/models cannot be used"):
                 use()
     finally:
@@ -196,8 +200,8 @@ def test_an_unavailable_store_is_reported_as_such(s3: S3Server, remote: str, tmp
 
 
 def test_a_truncated_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    store = ModelRegistry(tmp_path)
-    checkpoint = add_checkpoint(store, "a", 10)
+    registry = ModelRegistry(tmp_path)
+    checkpoint = add_checkpoint(registry, "a", 10)
     assert not is_complete(checkpoint)
     mark_complete(checkpoint)
     assert is_complete(checkpoint)

@@ -1,4 +1,4 @@
-"""What counts as shared: the only files and addresses that a worker opens because a job or a record names them."""
+"""What counts as shared: the only files and URLs that a worker opens because a job or a record names them."""
 
 from pathlib import Path
 

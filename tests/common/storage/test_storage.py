@@ -1,4 +1,4 @@
-"""Files under an address: complete or not at all, in a directory and at an address that fsspec opens."""
+"""Files at a location: complete or not at all, in a directory and at a URL that fsspec opens."""
 
 import os
 import threading
@@ -13,7 +13,7 @@ from common.storage.storage import Storage, open_storage
 
 
 @pytest.fixture(params=["directory", "memory"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "directory":
         yield str(tmp_path / "store")
         return
@@ -22,8 +22,8 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def storage(address: str) -> Storage:
-    return open_storage(address)
+def storage(location: str) -> Storage:
+    return open_storage(location)
 
 
 def test_a_file_is_read_as_it_was_written(storage: Storage) -> None:
@@ -58,21 +58,21 @@ def test_removing_a_missing_file_is_not_an_error(storage: Storage) -> None:
     assert storage.names() == []
 
 
-def test_a_file_can_be_read_from_its_middle(storage: Storage, address: str) -> None:
+def test_a_file_can_be_read_from_its_middle(storage: Storage, location: str) -> None:
     storage.write("a", b"0123456789")
-    with open_stream(f"{address}/a") as stream:
+    with open_stream(f"{location}/a") as stream:
         stream.seek(4)
         assert stream.read(3) == b"456"
-    size, version = file_version(f"{address}/a")
+    size, version = file_version(f"{location}/a")
     assert size == 10
     assert version
 
 
-def test_a_missing_file_is_named(address: str) -> None:
-    with pytest.raises(StorageError, match=f"Cannot read {address}/nothing: there is no such file"):
-        open_stream(f"{address}/nothing")
+def test_a_missing_file_is_named(location: str) -> None:
+    with pytest.raises(StorageError, match=f"Cannot read {location}/nothing: there is no such file"):
+        open_stream(f"{location}/nothing")
     with pytest.raises(StorageError, match="there is no such file"):
-        file_version(f"{address}/nothing")
+        file_version(f"{location}/nothing")
 
 
 def test_a_path_that_is_not_a_file_is_not_waited_for(tmp_path: Path) -> None:
