@@ -1,4 +1,4 @@
-"""Sockets find a place with a short path, wherever the temporary directory is."""
+"""Sockets get a short path, wherever the temporary directory is."""
 
 import socket
 import tempfile

@@ -34,10 +34,10 @@ def s3() -> Iterator[S3Server]:
 
 @pytest.fixture(scope="module")
 def queue(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
-    place = tmp_path_factory.mktemp("queue")
-    settings = {"HUGQUEUE_SHARED": f"s3://{BUCKET}/", "HUGQUEUE_STORE_URL": STORE, "HUGQUEUE_MODEL_ROOTS": str(place)}
-    with running_queue(place, **s3.environ, **settings) as queue:
-        second = Workers(queue.environ, place / "second.log").start()
+    folder = tmp_path_factory.mktemp("queue")
+    settings = {"HUGQUEUE_SHARED": f"s3://{BUCKET}/", "HUGQUEUE_STORE_URL": STORE, "HUGQUEUE_MODEL_ROOTS": str(folder)}
+    with running_queue(folder, **s3.environ, **settings) as queue:
+        second = Workers(queue.environ, folder / "second.log").start()
         wait_until(
             lambda: sum(b.state == "ready" for b in live_workers(queue.server.client)) == 2, 60, "both are ready"
         )

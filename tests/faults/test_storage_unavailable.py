@@ -39,7 +39,7 @@ def far(s3: S3Server, proxy: Proxy, environ: dict[str, str], shell: Shell) -> di
     return more
 
 
-def go_away_for_a_while(proxy: Proxy, workers: list[Workers]) -> None:
+def refuse_for_a_while(proxy: Proxy, workers: list[Workers]) -> None:
     """Refuse connections until each worker has met that, twice."""
     before = [worker.text().count("waiting for files") for worker in workers]
     proxy.refuse()
@@ -57,7 +57,7 @@ def test_outcomes_wait_for_an_unavailable_store(
     batch.shell.environ |= far_store
     workers = [start_workers(**far_store) for _ in range(2)]
     batch.submit().wait_for_records(30)
-    go_away_for_a_while(proxy, workers)
+    refuse_for_a_while(proxy, workers)
     batch.finish()
     assert batch.runs_twice() == 0
 
@@ -69,7 +69,7 @@ def test_an_output_is_complete_though_its_location_was_unavailable(
     workers = [start_workers() for _ in range(2)]
     batch.id = batch.shell.submit(*batch.arguments(), "-o", f"s3://{BUCKET}/out/", "--no-wait")
     batch.wait_for_records(30)
-    go_away_for_a_while(proxy, workers)
+    refuse_for_a_while(proxy, workers)
     batch.finish()
     assert batch.runs_twice() == 0
     files = s3.files()

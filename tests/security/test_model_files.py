@@ -57,13 +57,13 @@ def shard(model: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["../../secret/w.safetensors", "{secret}/w.safetensors", "sub/../../../secret/w.safetensors"]
+    "shard_path", ["../../secret/w.safetensors", "{secret}/w.safetensors", "sub/../../../secret/w.safetensors"]
 )
-def test_an_index_of_shards_does_not_lead_out(model: Path, tmp_path: Path, place: str):
+def test_an_index_of_shards_does_not_lead_out(model: Path, tmp_path: Path, shard_path: str):
     secret = tmp_path / "secret"
     secret.mkdir()
     shutil.copy(model / "model.safetensors", secret / "w.safetensors")
-    shard(model, place.format(secret=secret))
+    shard(model, shard_path.format(secret=secret))
     assert load_code(model) == "model_not_allowed"
     assert load_code(model, allow_pickle=True) == "model_not_allowed"
 

@@ -159,8 +159,8 @@ def test_a_chat_message_that_brings_a_picture_opens_nothing(
 ):
     port, seen = listener
     runner = runner_of("text-generation", tiny_models.causal_gpt2(tmp_path / "model"))
-    place = f"http://127.0.0.1:{port}/x.png"
-    content = [{"type": kind, "url": place, kind: {"url": place}}, {"type": "text", "text": "what is this"}]
+    url = f"http://127.0.0.1:{port}/x.png"
+    content = [{"type": kind, "url": url, kind: {"url": url}}, {"type": "text", "text": "what is this"}]
     doors = Doors(tmp_path / "none")
     doors.watching = True
     try:

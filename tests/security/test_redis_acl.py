@@ -70,9 +70,9 @@ def test_what_lies_in_files_and_what_is_learned_is_kept_under_the_rules(
     server: RedisServer, users: Callable[[str], dict[str, str]], tmp_path: Path
 ):
     shared = tmp_path / "shared"
-    places = {"HUGQUEUE_SHARED": str(shared), "HUGQUEUE_STORE_URL": str(shared / "store")}
-    started = Workers(users("worker") | places | {"HUGQUEUE_MODEL_ROOTS": str(DEMO_MODEL)}, tmp_path / "log").start()
-    shell = Shell(users("producer") | places, tmp_path)
+    locations = {"HUGQUEUE_SHARED": str(shared), "HUGQUEUE_STORE_URL": str(shared / "store")}
+    started = Workers(users("worker") | locations | {"HUGQUEUE_MODEL_ROOTS": str(DEMO_MODEL)}, tmp_path / "log").start()
+    shell = Shell(users("producer") | locations, tmp_path)
     try:
         (tmp_path / "a.txt").write_text("".join(f"{token_hex(50)} is [MASK].\n" for _ in range(40)))
         options = ("-m", str(DEMO_MODEL), "-o", f"{shared}/out/", "--idempotency-key", "x")

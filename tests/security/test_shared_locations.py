@@ -30,7 +30,7 @@ def started(start_workers: Callable[..., Workers], tmp_path: Path) -> Started:
     return start_workers(HUGQUEUE_SHARED=f"{shared},s3://bucket/data"), shared
 
 
-def places(shared: Path) -> list[str]:
+def locations(shared: Path) -> list[str]:
     """Places that are not shared, though some begin like it."""
     secret = shared.parent / "secret"
     return [
@@ -73,14 +73,16 @@ def test_no_location_that_is_not_shared_is_opened(
     server: RedisServer, shell: Shell, started: Started, tmp_path: Path
 ) -> None:
     workers, shared = started
-    jobs = [forged_redis_data.write_job(server.client, {}, store=place) for place in places(shared) if place]
-    jobs += [
-        forged_redis_data.write_job(server.client, {}, output={"location": place, "format": "jsonl"})
-        for place in places(shared)
+    jobs = [
+        forged_redis_data.write_job(server.client, {}, store=location) for location in locations(shared) if location
     ]
-    for place in places(shared):
+    jobs += [
+        forged_redis_data.write_job(server.client, {}, output={"location": location, "format": "jsonl"})
+        for location in locations(shared)
+    ]
+    for location in locations(shared):
         job = forged_redis_data.write_job(server.client, {})
-        rows = rows_of(shared.parent / "secret" / "in.txt", source=f"{place}/in.txt")
+        rows = rows_of(shared.parent / "secret" / "in.txt", source=f"{location}/in.txt")
         server.client.hset(JobKeys.of(job).input, "0", rows)
         jobs.append(job)
     assert ends(server, jobs) == dict.fromkeys(jobs, "address_not_allowed")
@@ -119,9 +121,9 @@ def test_forged_notes_of_files_remove_nothing_and_stop_nothing(
     server: RedisServer, shell: Shell, start_workers: Callable[..., Workers], tmp_path: Path
 ) -> None:
     shared, old, name = tmp_path / "shared", "0123456789ab", "ba9876543210"
-    for place in (shared / old, shared / name, tmp_path / "secret" / name):
-        place.mkdir(parents=True)
-        (place / "x").touch()
+    for location in (shared / old, shared / name, tmp_path / "secret" / name):
+        location.mkdir(parents=True)
+        (location / "x").touch()
     (shared / "link").symlink_to(tmp_path / "secret")
     forged = {"../secret": str(shared), "": str(shared), "x": str(shared), name: f"{shared}/link", "c" * 12: "s3://[x"}
     server.client.hset(keys.STORED, mapping={**forged, old: str(shared)})
@@ -148,8 +150,8 @@ def test_links_below_a_shared_directory_lead_no_writer_out(
     (shared / job).symlink_to(tmp_path / "secret")
     forged_redis_data.write_job(server.client, {}, output={"location": f"{shared}/out", "format": "jsonl"})
     forged_redis_data.write_job(server.client, {}, job_id=job, store=str(shared))
-    for place in (f"{shared}/out/_attempts", f"{shared}/{job}"):
-        wait_until(lambda place=place: f"Cannot write {place}" in workers.text(), 30, f"{place} is refused")
+    for location in (f"{shared}/out/_attempts", f"{shared}/{job}"):
+        wait_until(lambda location=location: f"Cannot write {location}" in workers.text(), 30, f"{location} is refused")
     server.client.hset(keys.STORED, job, str(shared))
     shell.run("delete", "--force", job, status=None)
     assert [path.name for path in (tmp_path / "secret").iterdir()] == ["in.txt"]

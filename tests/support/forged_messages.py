@@ -48,10 +48,10 @@ def changed(path: str, value: Any) -> bytes:
     """A ticket with one part replaced; `path` as `headers.timelimit`."""
     message = copy.deepcopy(ticket())
     *above, last = path.split(".")
-    place = message
+    parent = message
     for name in above:
-        place = place[name]
-    place[last] = value
+        parent = parent[name]
+    parent[last] = value
     return json.dumps(message).encode()
 
 
@@ -59,10 +59,10 @@ def without(path: str) -> bytes:
     """A ticket with one part taken out."""
     message = ticket()
     *above, last = path.split(".")
-    place = message
+    parent = message
     for name in above:
-        place = place[name]
-    del place[last]
+        parent = parent[name]
+    del parent[last]
     return json.dumps(message).encode()
 
 

@@ -143,8 +143,8 @@ def write_wrong_types(client: "redis.Redis") -> None:
     job_id = write_job(client, {})
     client.sadd(JobKeys.of(job_id).leased, "0", "not a chunk", b"\xff")
     client.rpush(f"{JobKeys.of(job_id).job}:lease:0", "x")
-    for place in (keys.ACTIVE, keys.WORKERS, JobKeys.of(job_id).tickets):
-        client.sadd(place, "", "x", b"\xff\xfe", "../..", "a" * 10_000)
+    for key in (keys.ACTIVE, keys.WORKERS, JobKeys.of(job_id).tickets):
+        client.sadd(key, "", "x", b"\xff\xfe", "../..", "a" * 10_000)
     client.zadd(keys.JOBS, {"x": 5, b"\xff": float("inf"), "": 1})
     client.rpush(JobKeys.of(write_job(client, {})).open, "x", b"\xff", "-1", "99999999999999999999")
     layered = write_job(client, {"round": 1})

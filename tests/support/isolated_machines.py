@@ -12,15 +12,21 @@ from tests.support.processes import Shell, Workers, environment, wait_until
 
 
 class Machine:
-    """A place with directories of its own, as another machine would have."""
+    """The directories and the environment of another machine."""
 
     def __init__(self, base: Path, name: str, url: str, shared: Path, network: Sequence[str] = ()) -> None:
         self.home = base / name
         self.network = network  #: words before a command that run it in the machine's own network
-        places = {"HOME": "home", "TMPDIR": "tmp", "HF_HOME": "hf", "HUGQUEUE_HOME": "state", "XDG_CACHE_HOME": "cache"}
-        for place in (*(self.home / place for place in places.values()), shared / "store", shared / "out"):
-            place.mkdir(parents=True, exist_ok=True)
-        own = {variable: str(self.home / place) for variable, place in places.items()}
+        folders = {
+            "HOME": "home",
+            "TMPDIR": "tmp",
+            "HF_HOME": "hf",
+            "HUGQUEUE_HOME": "state",
+            "XDG_CACHE_HOME": "cache",
+        }
+        for folder in (*(self.home / folder for folder in folders.values()), shared / "store", shared / "out"):
+            folder.mkdir(parents=True, exist_ok=True)
+        own = {variable: str(self.home / folder) for variable, folder in folders.items()}
         limits = {"HUGQUEUE_LEASE": "3", "HUGQUEUE_RENEW": "0.3", "HUGQUEUE_REAP": "0.5"}
         store = {"HUGQUEUE_STORE_URL": str(shared / "store"), "HUGQUEUE_SHARED": str(shared)}
         self.environ = environment(self.home, url) | own | limits | store

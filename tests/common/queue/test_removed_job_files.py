@@ -33,7 +33,7 @@ def begin(store: JobStore, folder: Path, **more: object) -> JobSpec:
     return spec
 
 
-def clear_away(store: JobStore) -> list[str]:
+def remove_orphans(store: JobStore) -> list[str]:
     """What a reaper does; the jobs whose files were removed."""
     found, cursor = [], None
     while cursor != 0:
@@ -49,10 +49,10 @@ def test_of_many_stored_jobs_only_those_that_are_gone_lose_their_files(
     gone = {spec.id for spec in specs[::100]}
     for job_id in gone:
         server.client.delete(*JobKeys.of(job_id).all())
-    assert set(clear_away(files)) == gone
+    assert set(remove_orphans(files)) == gone
     assert {path.name for path in folder.iterdir()} == {spec.id for spec in specs} - gone
     assert server.client.hlen(keys.STORED) == len(specs) - len(gone)
-    assert clear_away(files) == []
+    assert remove_orphans(files) == []
 
 
 def test_files_that_this_process_may_not_open_are_left_to_others(
@@ -61,9 +61,9 @@ def test_files_that_this_process_may_not_open_are_left_to_others(
     spec = begin(files, folder)
     stranger = JobStore(server.client, 100)
     assert stranger.delete(spec.id) == "deleted"
-    assert clear_away(stranger) == []
+    assert remove_orphans(stranger) == []
     assert (folder / spec.id).exists()
-    assert clear_away(files) == [spec.id]
+    assert remove_orphans(files) == [spec.id]
     assert not (folder / spec.id).exists()
 
 
@@ -88,7 +88,7 @@ def test_what_a_worker_writes_in_the_moment_of_a_delete_is_found_later(
     server.client.hset(keys.STORED, spec.id, str(folder))  # as it does before each of its first files
     (folder / spec.id / "out").mkdir(parents=True)
     (folder / spec.id / "out" / "0-0-1.arrow").write_bytes(PAYLOAD)
-    assert clear_away(files) == [spec.id]
+    assert remove_orphans(files) == [spec.id]
     assert list(folder.iterdir()) == [] and server.client.hlen(keys.STORED) == 0
 
 
@@ -96,7 +96,7 @@ def test_a_forged_location_is_not_removed(server: RedisServer, files: JobStore, 
     mine = tmp_path / "mine" / "0123456789ab"
     mine.mkdir(parents=True)
     server.client.hset(keys.STORED, mapping={"0123456789ab": str(tmp_path / "mine"), "../mine": str(folder)})
-    assert clear_away(files) == []
+    assert remove_orphans(files) == []
     assert mine.exists()
 
 

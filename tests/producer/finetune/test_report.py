@@ -124,12 +124,12 @@ def test_the_names_of_many_curves_are_inside_the_picture_and_above_them() -> Non
     names = ["accuracy", "f1_macro", "precision", "recall", "a name of many words, " * 2, "short", "another name"]
     svg = ElementTree.fromstring(line_chart([Series(name, [(0, 1.0), (9, 2.0)]) for name in names]))
     width, lowest = float(svg.attrib["viewBox"].split()[2]), 0.0
-    places = {text.text: (float(text.attrib["x"]), float(text.attrib["y"])) for text in svg.iter("text")}
+    positions = {text.text: (float(text.attrib["x"]), float(text.attrib["y"])) for text in svg.iter("text")}
     for name in names:
-        x, y = places[name]
+        x, y = positions[name]
         assert x + 6.5 * len(name) <= width
         lowest = max(lowest, y)
-    assert len({places[name] for name in names}) == len(names)
+    assert len({positions[name] for name in names}) == len(names)
     heights = [float(point.split(",")[1]) for line in svg.iter("polyline") for point in line.attrib["points"].split()]
     assert min(heights) > lowest
 

@@ -182,7 +182,7 @@ def test_records_that_run_through_the_pipeline_keep_their_positions(models):
     monitor = RecordingMonitor()
     records = ["the [MASK]", "the cat " * 60 + "[MASK]", "a [MASK] or a dog", "the dog " * 60 + "[MASK]"]
     PipelineRunner("fill-mask", models("masked_bert"), "cpu").run(records, {}, monitor)
-    assert sorted(place for batch in monitor.batches for place in batch) == [0, 1, 2, 3]
+    assert sorted(position for batch in monitor.batches for position in batch) == [0, 1, 2, 3]
 
 
 class Inconsistent(BertForTokenClassification):

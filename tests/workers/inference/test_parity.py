@@ -40,9 +40,11 @@ def by_pipeline(task: str, model: Path, texts: Sequence[str], **params: Json) ->
     pipe = transformers.pipeline(task, model=str(model), device="cpu")
     if task == "text-generation":
         pipe.tokenizer.padding_side = "left"
-    places = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-    found: dict[int, Json] = dict(zip(places, pipe([texts[place] for place in places], **params), strict=True))
-    return [found[place] for place in range(len(texts))]
+    positions = sorted(range(len(texts)), key=lambda position: len(texts[position]))
+    found: dict[int, Json] = dict(
+        zip(positions, pipe([texts[position] for position in positions], **params), strict=True)
+    )
+    return [found[position] for position in range(len(texts))]
 
 
 def batches(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:

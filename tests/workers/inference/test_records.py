@@ -36,12 +36,12 @@ def test_one_bad_record_among_64_costs_one_failure_and_no_forward_pass(models, t
         expected = runner.run([good], {}, RecordingMonitor())[0].output
     with ForwardCount() as together:
         outcomes = runner.run(records, {}, monitor)
-    assert [place for place, outcome in enumerate(outcomes) if outcome.failure] == [40]
-    for place in (0, 39, 41, 63):
-        assert_same(outcomes[place].output, expected)
+    assert [position for position, outcome in enumerate(outcomes) if outcome.failure] == [40]
+    for position in (0, 39, 41, 63):
+        assert_same(outcomes[position].output, expected)
     assert (alone.passes, together.passes) == (1, len(monitor.batches))
-    ran = [place for batch in monitor.batches for place in batch]
-    assert sorted(ran) == [place for place in range(64) if place != 40]
+    ran = [position for batch in monitor.batches for position in batch]
+    assert sorted(ran) == [position for position in range(64) if position != 40]
 
 
 def test_records_that_cannot_be_finished_do_not_make_their_batch_run_again(tmp_path):
