@@ -32,15 +32,15 @@ def dataset_files(name: str) -> list[str]:
     match = _SOURCE.match(name)
     if match is None:
         raise UsageError(f"{name!r} is not a Hub dataset: expected hf:ORG/NAME or hf:ORG/NAME:SPLIT.")
-    data_set, split = match[1], match[2] or "train"
-    base = f"hf://datasets/{data_set}"
+    dataset, split = match[1], match[2] or "train"
+    base = f"hf://datasets/{dataset}"
     files = _listed(base)
     if files is None:
-        raise UsageError(f"{name}: the Hub has no dataset {data_set}, or this HF_TOKEN has no access to it.")
+        raise UsageError(f"{name}: the Hub has no dataset {dataset}, or this HF_TOKEN has no access to it.")
     found = _of_split(files, split) or _of_split(_listed(base + _CONVERTED) or [], split)
     if not found:
         raise UsageError(
-            f"{name}: found no file for split {split!r} in {data_set}. Pass the files, for example {base}/FILE."
+            f"{name}: found no file for split {split!r} in {dataset}. Pass the files, for example {base}/FILE."
         )
     _check_one_configuration(name, base, found)
     return found

@@ -63,7 +63,7 @@ def check_revision(name: str | None, option: str = "--revision") -> str | None:
         UsageError: nothing on the Hub can have that name.
     """
     if name is not None and (not _REVISION.fullmatch(name) or ".." in name):
-        raise UsageError(f"{option} {name!r:.200}: expected a branch, a tag or a commit of the hub.")
+        raise UsageError(f"{option} {name!r:.200}: expected a branch, a tag or a commit on the Hub.")
     return name
 
 

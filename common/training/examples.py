@@ -1,6 +1,6 @@
 """Training examples: which columns hold text and label, and how their cells are read.
 
-The producer applies it to files before it submits anything, the worker to datasets of the hub. Both hold all examples
+The producer applies it to files before it submits anything, the worker to datasets on the Hub. Both hold all examples
 in memory, since training passes over them several times.
 """
 

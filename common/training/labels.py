@@ -1,6 +1,6 @@
 """Labels of a training set: their kind, whether they can be learned, and a stratified split.
 
-The producer applies it to files before it submits anything, the worker to datasets of the hub.
+The producer applies it to files before it submits anything, the worker to datasets on the Hub.
 """
 
 import random

@@ -79,7 +79,7 @@ class TrainingOptions:
                 raise UsageError(f"--{name.replace('_', '-')} requires --lora.")
         for source in filter(None, (options.train_source, options.eval_source)):
             if not _HUB_DATASET.match(source):
-                raise UsageError(f"{source!r} is not a dataset of the Hub: expected hf:NAME or hf:NAME:SPLIT.")
+                raise UsageError(f"{source!r} is not a dataset on the Hub: expected hf:NAME or hf:NAME:SPLIT.")
         for name, value in options.arguments.items():
             check_argument(name, value)
         return options

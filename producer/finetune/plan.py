@@ -39,7 +39,7 @@ def make_finetune_plan(inputs: Sequence[str], options: FinetuneOptions) -> Finet
     """Return the plan of a fine-tune job.
 
     Args:
-        inputs: Files with the training data, or one dataset of the hub.
+        inputs: Files with the training data, or one dataset on the Hub.
         options: What the user chose.
 
     Raises:

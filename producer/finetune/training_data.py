@@ -29,13 +29,13 @@ class ExampleSet:
 def read_examples(
     task: str, inputs: Sequence[str], options: FinetuneOptions, training: TrainingOptions, max_record_bytes: int
 ) -> ExampleSet:
-    """Return the examples in the files; a dataset of the Hub is left to the worker.
+    """Return the examples in the files; a dataset on the Hub is left to the worker.
 
     Args:
         task: A task that can be fine-tuned.
         inputs: Files to learn from.
         options: Evaluation file, format and quoting.
-        training: Columns of text and label, the datasets of the Hub, and the fraction held out for evaluation.
+        training: Columns of text and label, the datasets on the Hub, and the fraction held out for evaluation.
         max_record_bytes: Longer records are refused.
 
     Raises:

@@ -55,7 +55,7 @@ class ResolvedModel:
 
     model: str  #: as the job names it, or the task's default
     path: Path
-    commit: str | None  #: of the Hub; None for a path
+    commit: str | None  #: on the Hub; None for a path
     source: str  #: `hub`, `cache`, `path` or `registry`
 
 

@@ -66,12 +66,12 @@ def read(hub: DatasetServer, *inputs: str) -> object:
     return json.loads(done.stdout)
 
 
-def test_a_data_set_gives_the_records_of_its_split(hub: DatasetServer) -> None:
+def test_a_dataset_gives_the_records_of_its_split(hub: DatasetServer) -> None:
     assert read(hub, "hf:org/split") == ["a", "b", "c"]
     assert read(hub, "hf:org/split:test") == ["t"]
 
 
-def test_a_data_set_is_submitted_and_read_in_place(
+def test_a_dataset_is_submitted_and_read_in_place(
     hub: DatasetServer, shell: Shell, start_workers: Callable[..., Workers], server: RedisServer
 ) -> None:
     environ = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HUGQUEUE_SHARED": "hf://datasets/org"}
@@ -93,23 +93,23 @@ def test_a_data_set_is_submitted_and_read_in_place(
     assert all(b"hf://datasets/org/split/data/train" in payload for payload in payloads)
 
 
-def test_a_data_set_without_splits_is_all_train(hub: DatasetServer) -> None:
+def test_a_dataset_without_splits_is_all_train(hub: DatasetServer) -> None:
     assert read(hub, "hf:org/whole:train") == ["one", "two"]
 
 
-def test_a_file_of_a_data_set_can_be_named(hub: DatasetServer) -> None:
+def test_a_file_of_a_dataset_can_be_named(hub: DatasetServer) -> None:
     assert read(hub, "hf://datasets/org/several/sst2/train.csv") == ["y"]
     assert read(hub, "hf://datasets/org/split/data/train-*.parquet") == ["a", "b", "c"]
 
 
-def test_what_a_data_set_does_not_have_is_said(hub: DatasetServer) -> None:
+def test_what_a_dataset_does_not_have_is_said(hub: DatasetServer) -> None:
     assert "the Hub has no dataset org/nothing" in str(read(hub, "hf:org/nothing"))
     assert "found no file for split 'validation' in org/split" in str(read(hub, "hf:org/split:validation"))
     assert "has several configurations (cola, sst2)" in str(read(hub, "hf:org/several"))
 
 
 @pytest.mark.parametrize("name", ["hf:", "hf:imdb", "hf:org/name:", "hf:org/name:train[:10%]", "hf:org/../x:train"])
-def test_a_name_that_is_not_a_data_set_is_refused(name: str) -> None:
+def test_a_name_that_is_not_a_dataset_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="expected hf:ORG/NAME or hf:ORG/NAME:SPLIT"):
         dataset_files(name)
 

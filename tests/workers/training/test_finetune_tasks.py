@@ -366,7 +366,7 @@ def test_bfloat16_is_used_when_requested(base: Path, tmp_path: Path) -> None:
     assert result["arguments"]["bf16"] is True
 
 
-def test_a_hub_data_set_of_one_class_is_refused_by_the_worker_too(base: Path, tmp_path: Path) -> None:
+def test_a_hub_dataset_of_one_class_is_refused_by_the_worker_too(base: Path, tmp_path: Path) -> None:
     rows = [{"text": text, "label": 1} for text in TEXTS]
     with pytest.raises(UsageError, match="only one class to learn"):
         train_here(make_run_config(tmp_path / "work", "text-classification", base, rows))

@@ -1,4 +1,4 @@
-"""Training data: the examples of a run, from payload files or from a dataset of the Hub, and their labels."""
+"""Training data: the examples of a run, from payload files or from a dataset on the Hub, and their labels."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,7 +70,7 @@ def to_dataset(columns: Mapping[str, list[Any]]) -> Any:
 
 
 def _load_from_hub(task: str, options: TrainingOptions, source: str) -> Iterator[dict[str, Json]]:
-    """Yield the examples of a dataset of the Hub, which describes its own columns and classes."""
+    """Yield the examples of a dataset on the Hub, which describes its own columns and classes."""
     name, _, part = source.removeprefix(HUB_PREFIX).partition(":")
     dataset = _download(name, part or "train")
     text, label = choose_columns(task, dataset.column_names, options.text_column, options.label_column)
