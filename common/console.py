@@ -1,4 +1,4 @@
-"""Standard streams and exit of our commands: errors end them with one sentence and an exit status."""
+"""Standard streams and exit of the commands: errors end them with one sentence and an exit status."""
 
 import contextlib
 import io

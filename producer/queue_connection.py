@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at Redis for what is waited for.
+#: Seconds between checks of Redis while waiting.
 POLL_SECONDS = 0.2
 #: The name of the job that was submitted last.
 LAST = "@last"

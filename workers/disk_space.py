@@ -1,4 +1,4 @@
-"""Disk errors: whether the disk is full, which not every library reports by an `OSError`, and which errors stay."""
+"""Disk errors: whether the disk is full, not always reported by an `OSError`, and which are permanent."""
 
 import errno
 import os

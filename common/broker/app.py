@@ -41,7 +41,7 @@ def make_app(settings: Settings) -> Celery:
         # Only JSON: pickle would let anybody who can write to Redis run code.
         task_serializer="json",
         accept_content=["json"],
-        # Threads that wait for the device process; prefork would fork what must not be forked.
+        # Threads that wait for the device process; prefork processes could not share its client.
         worker_pool="threads",
         worker_concurrency=3,
         # True deletes running work when Redis restarts (tried with celery 5.7).

@@ -11,7 +11,7 @@ from common.tasks import find_task
 
 #: Namespace and name as `huggingface_hub` takes them: each begins and ends with a letter, a digit or `_`.
 _HUB_ID = re.compile(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
-#: What git allows, without what a path or a URL could read as something else.
+#: Names that git allows, except those that a path or a URL would interpret.
 _REVISION = re.compile(r"[\w.+=,@-]+(/[\w.+=,@-]+)*", re.ASCII)
 _JOB = "job:"
 

@@ -1,4 +1,4 @@
-"""Heartbeats: what each worker reports of itself every few seconds, and which workers are alive by it."""
+"""Heartbeats: the status that each worker writes every few seconds, and the list of live workers."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated

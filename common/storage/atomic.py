@@ -34,7 +34,7 @@ class AtomicFile:
         self._dir_fd = dir_fd
         with path_errors(f"Cannot write {path}"):
             self._target = path.resolve() if dir_fd is None else path
-        # Not by tempfile, whose files only their owner may read: the user's umask decides.
+        # Not with tempfile, whose files only their owner may read: the user's umask applies.
         self._temporary = self._target.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
         descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=dir_fd)
         self.stream: BinaryIO = os.fdopen(descriptor, "wb")

@@ -122,7 +122,7 @@ def _running(command: list[str], settings: Settings) -> "Iterator[subprocess.Pop
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,
         start_new_session=True,
-        # Safe: there is one thread here. Flower itself would outlive a `producer up` that is killed.
+        # Safe, as there is one thread here. Otherwise Flower would outlive a killed `producer up`.
         preexec_fn=die_with_parent(),  # noqa: PLW1509
     )
     try:

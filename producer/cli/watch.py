@@ -1,4 +1,4 @@
-"""Watching a job until it is finished: its progress, what holds it up, and how it ended."""
+"""Watching a job until it is finished: its progress, what delays it, and how it ended."""
 
 from collections import Counter
 

@@ -21,7 +21,7 @@ class ChunkContent:
     content: Sequence[Record] | FileSplit
     records: int
     text_bytes: int  #: about
-    bad: int = 0  #: records that could not be read; of a split nobody knows yet
+    bad: int = 0  #: records that could not be read; unknown for a split
 
     @classmethod
     def of(cls, records: Sequence[Record], text_bytes: int) -> "ChunkContent":

@@ -122,7 +122,7 @@ def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
 
 
 def finished(flower: Flower, job: str, count: int) -> list[dict[str, Any]]:
-    """Return the turns of the job that Flower knows the results of, once there are so many."""
+    """Return the turns of the job that Flower knows the results of, once there are `count`."""
 
     def look() -> list[dict[str, Any]] | None:
         done = [row for row in flower.tasks(job) if row["state"] == "SUCCESS" and "chunk" in str(row["result"])]

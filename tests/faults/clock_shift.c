@@ -1,4 +1,4 @@
-/* Preloaded into a redis-server: its time of day is off by the seconds in the file $CLOCK_SHIFT, read anew each time. */
+/* Preloaded into a redis-server: its time of day is off by the seconds in the file $CLOCK_SHIFT, read again each time. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>

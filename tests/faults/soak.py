@@ -67,7 +67,7 @@ class Soak:
         return Workers(environ, self._directory / f"workers{number}.log").start()
 
     def run(self, seconds: float, kill_every: float) -> Figures:
-        """Return the figures of so many seconds."""
+        """Return the figures after `seconds`."""
         start = time.monotonic()
         next_kill = start + kill_every
         while time.monotonic() < start + seconds:

@@ -16,7 +16,7 @@ from tests.support.fault_jobs import LONG
 from tests.support.processes import RedisServer, Shell, Workers, environment
 
 SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.faults) for seed in range(2, 7))]
-#: Of each format's input, so many lines are good and so many are not.
+#: Numbers of good and bad lines in the input of each format.
 GOOD, BAD = 300, 500
 LETTERS = "abc XYZ.,;\"'\\/{}[]:\t\x01\x0b\x7f\x85\u2028\u200b가ß한\U0001f600\ufeff\u0301"
 LONG_TEXT = "good " + "x" * 10_000_000

@@ -26,7 +26,7 @@ class Load:
         self.dice = random.Random(1)
 
     def run(self, text: Callable[[random.Random], str], chunks: int, per_chunk: int, *options: str) -> list[float]:
-        """Run a job of so many chunks; return the resident memory of Celery and device process, in MiB."""
+        """Run a job of `chunks` chunks; return the resident memory of Celery and device process, in MiB."""
         source = self.directory / "in.txt"
         with source.open("w") as file:
             file.writelines(f"{text(self.dice)}\n" for _ in range(chunks * per_chunk))

@@ -34,6 +34,6 @@ def test_a_job_that_fits_no_live_worker_fails_with_the_reason(
     done = shell.run("submit", "--task", "test-model", str(source), *options, "--wait", status=1)
     assert "no_worker_fits" in done.stderr
     [job] = [row["id"] for row in json.loads(shell.run("jobs", "--json").stdout)]
-    assert "no_worker_fits" in shell.run("retry", job, "--wait", status=1, seconds=50).stderr, "asked anew, at once"
+    assert "no_worker_fits" in shell.run("retry", job, "--wait", status=1, seconds=50).stderr, "asked again, at once"
     after = shell.run("submit", "--task", "test-echo", str(source), "--wait")
     assert len(after.stdout.splitlines()) == 2, "the workers live and do other jobs"

@@ -1,4 +1,4 @@
-"""`--idempotency-key`: the job of a submit that is killed, frozen or interrupted is made anew by the same command."""
+"""`--idempotency-key`: the same command creates the job of a killed, frozen or interrupted submit again."""
 
 from pathlib import Path
 

@@ -59,7 +59,7 @@ def test_every_port_is_published_on_loopback_only() -> None:
 
 
 def test_every_image_is_pinned_by_a_version() -> None:
-    """Those built here have no tag, as `docker compose build` makes them anew."""
+    """Those built here have no tag, as `docker compose build` builds them again."""
     pulled = [name for name in re.findall(r"^ +image: (\S+)$", COMPOSE, re.MULTILINE) if ":" in name]
     assert pulled
     assert all(re.search(r":\d+\.\d+\.\d+", name) for name in pulled)

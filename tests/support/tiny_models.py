@@ -87,7 +87,7 @@ def mixed(count: int, mask: str | None = None, longest: int = 90) -> list[str]:
 
 
 class RecordingMonitor:
-    """A monitor that records what it gets, and cancels the run after so many ticks."""
+    """A monitor that records what it gets, and cancels the run after a number of ticks."""
 
     def __init__(self, cancel_after: int | None = None) -> None:
         self.batches: list[list[int]] = []

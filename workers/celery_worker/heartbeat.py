@@ -1,4 +1,4 @@
-"""The worker's heartbeat: a thread that writes it, and ends the worker when it has become useless.
+"""The worker's heartbeat: a thread that writes it, and ends the worker if it cannot work any more.
 
 That is when the process that started it is gone, or when its device process cannot be kept alive.
 """
@@ -112,7 +112,7 @@ class HeartbeatThread:
                 self._exiting_since = time.monotonic()
                 os.kill(os.getpid(), signal.SIGTERM)
         elif time.monotonic() - self._exiting_since > self._settings.worker_stop_seconds:
-            # Celery does not hear SIGTERM while it waits for a Redis that is gone, and nobody else is left to end it.
+            # Celery ignores SIGTERM while it waits for a missing Redis, and no other process can stop it.
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _reason_to_exit(self) -> str:

@@ -1,4 +1,4 @@
-"""Model-affinity scheduling: which jobs a worker passes on, because it does not hold their model.
+"""Model-affinity scheduling: which jobs a worker leaves to others because it has not loaded their model.
 
 The rule: a device that cannot hold all models that are asked for keeps the model it switched to last as long as that
 has work, at most `DWELL_LOADS` times as long as a load takes. And a job goes first to a worker that holds its model.

@@ -243,7 +243,7 @@ class _ChunkRun:
     def _delete_outcomes(self, payloads: JobPayloads) -> None:
         try:
             self._held.retry(lambda: payloads.delete_outcomes(self._lease.chunk, self._lease.version))
-        except StorageError as error:  # nobody reads them; it is not an error of a chunk that others have done
+        except StorageError as error:  # they are not read; another worker has done this chunk
             logger.warning("outcomes of %s of job %s not deleted: %s", self._title, self._job.id, error)
 
     # What becomes of a chunk that is not done

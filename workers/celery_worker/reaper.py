@@ -92,7 +92,7 @@ class Reaper:
                 # Others could not renew their leases either: they get a whole lease to come back.
                 self._judge_leases_from = time.monotonic() + self._settings.lease_seconds
                 logger.info("the reaper is waiting for Redis: %s", error)
-            except Exception:  # the boundary: anybody may have written what is in Redis
+            except Exception:  # the boundary: data in Redis is untrusted
                 logger.exception("unexpected error in the reaper")
             if self._stopped.wait(self._settings.reap_seconds):
                 return
@@ -148,7 +148,7 @@ class Reaper:
         except Exception as error:  # the boundary between jobs
             if isinstance(error, (redis.RedisError, OperationalError)) and not _is_refusal(error):
                 raise
-            if what not in self._broken:  # it is met again in each pass: log it once
+            if what not in self._broken:  # it occurs again in each pass: log it once
                 logger.error("%s cannot be inspected: %s: %s", what, type(error).__name__, error)
             self._broken.add(what)
             return None
@@ -224,7 +224,7 @@ class Reaper:
         except (ModelError, StorageError) as error:
             logger.warning("the output of job %s cannot be finished here: %s", spec.id, error)
             self._store.set_field(spec.id, "stage", f"finishing its output: {replace_control_chars(error.message)}")
-            # Let another worker reap for a while, which may reach what this one does not.
+            # Let another worker reap for a while, which may have access where this one does not.
             self._yield_until = time.monotonic() + 2 * self._settings.reap_seconds
 
     def _issue_tickets(self, spec: JobSpec) -> None:

@@ -1,4 +1,4 @@
-"""Sending tickets: those that this worker's chunks call for, and those it leaves to other workers."""
+"""Sending tickets: for the chunks of this worker's jobs, and for those that it leaves to other workers."""
 
 import logging
 import random

@@ -1,4 +1,4 @@
-"""Training run configuration: what the Celery process hands to the training processes, in one JSON file."""
+"""Training run configuration: what the Celery process passes to the training processes, in one JSON file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

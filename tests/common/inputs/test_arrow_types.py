@@ -122,7 +122,7 @@ def test_other_metadata_of_that_name_does_no_harm(tmp_path: Path, features: byte
 
 
 def bomb(path: Path, rows: int = 20_000, size: int = 1_000_000) -> str:
-    """Write a dictionary of one long text, and so many rows that are this text, but for one."""
+    """Write a dictionary of one long text, and rows that are all this text, except for one."""
     texts = pa.array(["x" * size, "short [MASK]"])
     indices = pa.array([0] * (rows - 1) + [1], pa.int32())
     ids = pa.array(range(rows), pa.int64())

@@ -56,7 +56,7 @@ class Played:
         return True
 
     def commit(self, share: float = 0.3) -> None:
-        """Commit one of the leased chunks; so many of its records fail."""
+        """Commit one of the leased chunks, with the given number of failed records."""
         held, positions = self._put_down()
         outcomes = [BAD if self.chance.random() < share else Outcome("done") for _ in positions]
         failed = outcomes.count(BAD)

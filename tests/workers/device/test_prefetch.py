@@ -89,7 +89,7 @@ def test_a_chunk_is_prefetched_for_forward_batch_and_not_for_the_pipeline(tmp_pa
     runner = PipelineRunner("fill-mask", masked_bert(tmp_path), "cpu")
 
     class Trying(RecordingMonitor):
-        """Tries to prepare a chunk in another thread before each batch; it must not where a tokenizer is set anew."""
+        """Tries to prepare a chunk in another thread before each batch; it must not where a tokenizer is set again."""
 
         tried: ClassVar[list[bool]] = []
 

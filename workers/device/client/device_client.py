@@ -176,7 +176,7 @@ class DeviceClient:
                 return answer
             loading += answer.loading
             unexplained += answer.idle
-            if loading >= MAX_LOADING_DEATHS or answer.stuck_loading:  # a second such wait helps nobody
+            if loading >= MAX_LOADING_DEATHS or answer.stuck_loading:  # a second such wait is pointless
                 raise fatal_load_error(chunk.spec.model or chunk.spec.task, answer)
             if unexplained >= MAX_UNEXPLAINED_DEATHS:
                 raise WorkerError("device_process_dies", f"The device process keeps dying: {answer.failure.message}")

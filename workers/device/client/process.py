@@ -84,7 +84,7 @@ class _CurrentRequest:
     loading: bool = True
     suspects: tuple[int, ...] = ()
     silent: float = 0.0  #: seconds without a sign of life, counted only while this process was awake
-    unwanted: float = 0.0  #: seconds for which nobody has waited for it
+    unwanted: float = 0.0  #: seconds without a request that waits for it
 
 
 class DeviceProcess:
@@ -205,7 +205,7 @@ class DeviceProcess:
             waiting, answering = self._pending.keys() - self._finished, self._pending.keys() & self._finished
         self._idle_for = self._idle_for + seconds if waiting or answering or not self.ready else 0.0
         limit = min(_IDLE_SECONDS, self._limits.batch) if self.ready else _IDLE_SECONDS
-        if answering and not waiting:  # to encode what was computed may take its time
+        if answering and not waiting:  # encoding the outputs may take long
             limit = self._limits.batch
         if self._idle_for >= limit:
             self._kill_stuck(f"It {'took up no request' if self.ready else 'did not start'} for {limit:g} s.")

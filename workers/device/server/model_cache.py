@@ -34,7 +34,7 @@ from workers.models.resolver import ModelPolicy, ResolvedModel, resolve
 
 logger = logging.getLogger(__name__)
 
-#: A model needs this many times the size of its weights: they, and what it computes.
+#: Memory that a model needs, as a multiple of the size of its weights: for the weights and for computing.
 _HEADROOM = 1.2
 _LIBRARIES = ("torch", "transformers")
 _DIGESTED = ("task", "model", "commit", "dtype")

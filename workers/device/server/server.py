@@ -36,8 +36,8 @@ from workers.inference.core.fallbacks import count_fallback, fallback_counts
 
 logger = logging.getLogger(__name__)
 
-#: How many requests a fresh process takes strictly one after the other. If the last process died of what it did
-#: beside a request, the culprit is among them, and is found out.
+#: Number of requests that a fresh process runs strictly one after the other. If the last process died of its work
+#: alongside a request, the culprit is among them and can be identified.
 _SERIAL_REQUESTS = 8
 
 

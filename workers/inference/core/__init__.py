@@ -1,1 +1,1 @@
-"""What all tasks share: runners, token budgets, batches."""
+"""Shared by all tasks: runners, token budgets, batches."""

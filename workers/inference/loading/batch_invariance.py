@@ -1,4 +1,4 @@
-"""Batch invariance: whether a text's output depends on what shares its batch, tested once when a model is loaded.
+"""Batch invariance: whether a text's output depends on other texts of its batch, tested once when a model is loaded.
 
 An attention mask hides padding from attention only. Convolutions, Fourier transforms, recurrent states and positions
 counted from the left may see it; experts of limited capacity and random hashing even see neighbors of equal length.

@@ -1,4 +1,4 @@
-"""Model loading: models, tokenizers and processors from a local directory, and from nowhere else.
+"""Model loading: models, tokenizers and processors from a local directory only.
 
 Every runner loads its model here, so that the rules hold for all: local files only; safetensors only and no code from
 the model's repository, unless the worker was started with other options; no base model that an adapter names; and no

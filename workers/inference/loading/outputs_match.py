@@ -1,4 +1,4 @@
-"""Output comparison: whether two ways of running a model give the same, up to rounding."""
+"""Output comparison: whether two ways of running a model give equal outputs, up to rounding."""
 
 import torch
 from torch import Tensor

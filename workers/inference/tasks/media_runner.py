@@ -70,7 +70,7 @@ class MediaTask(PipelineTask[PipelineParams]):
     #: The `AutoModel` classes that may have its head; the first that knows the architecture loads it.
     auto_classes: ClassVar[tuple[str, ...]]
     needs_tokenizer: ClassVar[bool] = False
-    #: Inputs beside the model's own, one for each record.
+    #: Further inputs besides the model's own, one for each record.
     per_record_inputs: ClassVar[tuple[str, ...]] = ("target_size",)
     #: Numbers of the prepared input that count as one token of text.
     values_per_token: ClassVar[int] = 3 * 16 * 16

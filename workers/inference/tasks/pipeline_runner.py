@@ -1,4 +1,4 @@
-"""The runner of `transformers` pipelines over text, with our own batching.
+"""The runner of `transformers` pipelines over text, with its own batching.
 
 `pipe(list, batch_size=...)` is never called: there one bad record loses its batch, and batches follow the order of
 the records. Here each record is prepared by itself, the inputs are sorted by length and cut by a token budget, and a

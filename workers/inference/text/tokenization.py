@@ -33,7 +33,7 @@ class TokenizedText:
         return len(self.features["input_ids"])
 
 
-#: The failure of a text without tokens: a model would answer the padding beside it, or nothing at all.
+#: The failure of a text without tokens: a model would process padding alone, or nothing at all.
 NO_TOKENS = Failure("empty_text", "The tokenizer finds no token in the text.")
 
 

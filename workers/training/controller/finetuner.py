@@ -228,7 +228,7 @@ class _Attempt:
         """Run the processes until they exit; return the line of their log that explains a crash."""
         self._out_of_memory = False
         path = self._scratch / "run_config.json"
-        # Not beside the checkpoints: with a full disk there, the log could not say so.
+        # Not next to the checkpoints: if their disk is full, the log could not record it.
         log = self._scratch / "train.log"
         try:
             with socket_directory("hugqueue-train-") as directory:

@@ -16,7 +16,7 @@ from workers.models.file_references import CONFIG
 
 #: Weights that a head does not need or that are computed: not worth a note.
 _POOLER = "pooler"
-#: Tokens of a text where nothing else limits them.
+#: Maximum number of tokens of a text if there is no other limit.
 _UNLIMITED = 2048
 
 

@@ -13,7 +13,7 @@ from common.training.labels import Example, Labels, class_names_of
 from workers.training.trainer.data import Examples
 from workers.training.trainer.metrics import confusion_matrix, logits_of, per_class_metrics
 
-#: More classes than that make a table that nobody reads.
+#: With more classes, the table would be too large to read.
 _MAX_CLASSES = 30
 #: How many of the examples with the highest loss are kept, and how many characters of each.
 _MAX_EXAMPLES, _MAX_CHARACTERS = 10, 300
