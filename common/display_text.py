@@ -7,7 +7,7 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def replace_control_chars(text: str) -> str:
-    """Return the text, what a terminal would obey and what has no UTF-8 form replaced."""
+    """Return the text with control characters, and characters that UTF-8 cannot encode, replaced."""
     return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 

@@ -46,7 +46,7 @@ class JobHandle:
 
     @property
     def state(self) -> Job:
-        """The job as it was last seen: status, counts, and what was submitted. `refresh` updates it."""
+        """The job as last read from Redis: status, counts, and what was submitted. `refresh` updates it."""
         return self._state
 
     def refresh(self) -> Job:

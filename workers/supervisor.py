@@ -56,7 +56,7 @@ class WorkerProcess:
     renew_claims_at: float = 0.0
 
     def start(self, log_level: str) -> None:
-        """Start the worker in a session of its own, so that Ctrl-C reaches it through the supervisor only."""
+        """Start the worker in its own session, so that Ctrl-C reaches it through the supervisor only."""
         command = [sys.executable, "-P", "-m", "workers.app", "worker", "-n", self.name]
         command += ["--without-gossip", "--without-mingle", "-l", log_level]
         environ = {**self.environ, "HUGQUEUE_DEVICE": "cuda:0" if self.claimed else "cpu"}

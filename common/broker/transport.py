@@ -60,14 +60,14 @@ def fault_of(raw: bytes) -> str | None:
 
 
 class TolerantClient(kombu_redis.PrefixedStrictRedis):  # type: ignore[misc]
-    """kombu's client; what it pops from a queue and is not a message goes to `dead_letter`."""
+    """kombu's client; items of a queue that are not messages go to `dead_letter`."""
 
     def __init__(self, *args: Any, dead_letter: DeadLetter, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._dead_letter = dead_letter
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
-        """Return a pipeline without a transaction: a full Redis refuses those whole, even to read and delete."""
+        """Return a pipeline without a transaction: a full Redis refuses transactions, even to read and delete."""
         return super().pipeline(False, shard_hint)
 
     def parse_response(self, connection: Any, command_name: str, **options: Any) -> Any:

@@ -105,7 +105,7 @@ def redis_errors(url: str) -> Iterator[None]:
 
 
 def explain(error: Exception, url: str) -> str:
-    """Return one sentence about what is wrong with Redis or the way to it."""
+    """Return one sentence about the problem with Redis or the connection to it."""
     return f"Redis at {mask_url(url)} {_describe(error, str(error), url)}"
 
 

@@ -42,7 +42,7 @@ Example = Mapping[str, Json]
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The classes, or what else the labels are."""
+    """The classes, or the other kind of labels."""
 
     #: transformers' problem type, `tags`, or empty for tasks without labels
     kind: Literal["single_label", "multi_label", "regression", "tags", ""]

@@ -62,7 +62,7 @@ class TrainingOptions:
 
     @classmethod
     def decode(cls, raw: Mapping[str, Json]) -> "TrainingOptions":
-        """Return the options of a JSON object, or of what the command line gave.
+        """Return the options of a JSON object, or of the command line.
 
         Raises:
             UsageError: A value has the wrong type or is out of range; names the option, what is expected and what was

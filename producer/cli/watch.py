@@ -65,7 +65,7 @@ def watch_submitted_job(client: Client, handle: JobHandle, notify: Notify) -> tu
 
 
 class _Watcher:
-    """Receives every observed state of a job: shows its progress, and reports what holds it up."""
+    """Receives every observed state of a job: shows its progress, and reports what delays it."""
 
     def __init__(
         self, client: Client, handle: JobHandle, progress: JobProgress, notify: Notify, *, own_worker: bool

@@ -9,7 +9,7 @@ from common.records import Json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneOptions:
-    """What `producer finetune` takes beside the training data."""
+    """The options of `producer finetune`, without the training data."""
 
     task: str = "text-classification"
     model: str  #: Hub id, directory on the worker's machine, or `job:ID`

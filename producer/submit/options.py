@@ -10,7 +10,7 @@ from common.records import Json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubmitOptions:
-    """What `producer submit` and `Client.submit` take beside the records; all defaults are here."""
+    """The options of `producer submit` and `Client.submit`, without the records; all defaults are here."""
 
     task: str | None = None  #: as `producer tasks` lists them; None: the requests of an OpenAI batch file name it
     model: str | None = None  #: Hub id, directory on the worker's machine, or `job:ID`; None: the task's default

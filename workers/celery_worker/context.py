@@ -54,7 +54,7 @@ class WorkerContext:
         self.stopping = CancelToken()
 
     def start(self, stopped: Callable[[], bool]) -> None:
-        """Start everything that runs beside the tickets; models are preloaded when this returns.
+        """Start everything that runs alongside the tickets; models are preloaded when this returns.
 
         Raises:
             Cancelled: `stopped` returned True meanwhile: the worker was asked to stop.

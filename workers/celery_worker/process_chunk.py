@@ -55,7 +55,7 @@ class TicketFailed(Exception):
 
 
 def run_ticket(context: WorkerContext, job_id: str, ticket: str) -> str:
-    """Run one chunk of the job that the ticket names; return what happened, in words.
+    """Run one chunk of the job that the ticket names; return a description of what happened.
 
     Raises:
         TicketFailed: an error ended it, or its job.

@@ -67,11 +67,11 @@ class Reaper:
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
 
     def start(self) -> None:
-        """Begin at once: a worker that joins issues tickets for its own slots."""
+        """Start the first pass at once: a new worker issues tickets for its own slots."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and let another worker reap at once."""
+        """Stop, and let another worker reap at once."""
         self._stopped.set()
         self._thread.join()
         try:
@@ -165,7 +165,7 @@ class Reaper:
     # One job
 
     def _inspect(self, job_ids: Sequence[str], waiting: set[str] | None = None) -> set[str]:
-        """Do what is due for these jobs; return their tickets that are missing from `waiting`.
+        """Handle everything that is due for these jobs; return their tickets that are missing from `waiting`.
 
         Args:
             job_ids: the jobs.
@@ -266,7 +266,7 @@ class _SubmitWatchdog:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether Redis is there and refuses, because of this user's rights or of what a key holds."""
+    """Whether Redis is available and refuses, because of this user's permissions or the type of a key."""
     return isinstance(error, redis.ResponseError) and not is_transient(error)
 
 

@@ -36,7 +36,7 @@ def check_references(directory: Path, *, allow_pickle: bool, allow_code: bool) -
 
 
 def check_code(directory: Path, names: Sequence[str], classes: Sequence[str]) -> None:
-    """Refuse a part of a model for which its repository brings code: transformers would run its own code instead.
+    """Refuse a part of a model whose repository contains code for it: transformers would run its own code instead.
 
     Args:
         directory: the model's.

@@ -17,7 +17,7 @@ class LoadOptions:
     """
 
     dtype: str = "auto"  #: what the job asks for
-    ignore_auto_map: bool = False  #: run transformers' own architecture where the model brings code
+    ignore_auto_map: bool = False  #: run transformers' own architecture where the model contains code
     params: Mapping[str, Json] = field(default_factory=dict)  #: those that a runner of another distribution declares
     default_dtype: str = "auto"  #: where the job asks for none
     allow_pickle: bool = False  #: weights that are pickles: opening them runs code
@@ -50,7 +50,7 @@ class LoadOptions:
 
     @property
     def runs_code(self) -> bool:
-        """Whether code that the model brings may run."""
+        """Whether code of the model's repository may run."""
         return self.allow_remote_code and not self.ignore_auto_map
 
 

@@ -25,7 +25,7 @@ from workers.models.model_files import check_files
 
 @dataclass(frozen=True, slots=True)
 class ModelPolicy:
-    """Which models the jobs of a worker may name, and what of them may be opened."""
+    """The models that a worker's jobs may name, and which of their files may be opened."""
 
     roots: tuple[str, ...] = ()  #: directories under which a job may name a path
     patterns: tuple[str, ...] = ()  #: of Hub ids that jobs may name; empty allows all

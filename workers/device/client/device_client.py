@@ -219,7 +219,7 @@ def _record_exit(chunk: _ChunkRequest, plan: Isolation, process_exit: ProcessExi
 
 
 def _merged(chunk: _ChunkRequest, failures: dict[int, tuple[Json, Outcome]]) -> ChunkResult:
-    """Return what came of the parts of a chunk as one result, in the order of the records."""
+    """Return the outcomes of the parts of a chunk as one result, in the order of the records."""
     payloads = [result.payload for result in chunk.results]
     kind = output_type(chunk.empty or payloads[0]) if chunk.empty or payloads else None
     found = sorted((overlay(payloads) | failures).items())

@@ -126,7 +126,7 @@ class DeviceProcess:
         return self._process.pid
 
     def send_request(self, request: protocol.Run, job: str) -> PendingRequest:
-        """Send a request of a job; all that comes of it arrives at the pending request, the process's end included."""
+        """Send a request of a job; all its messages arrive at the pending request, including the process's end."""
         pending = PendingRequest(request.id, job)
         with self._lock:
             if self._ended:
@@ -143,7 +143,7 @@ class DeviceProcess:
         self._send(protocol.Cancel(id_))
 
     def kill(self) -> None:
-        """Kill the process and all that it started, at once."""
+        """Kill the process and all its child processes at once."""
         if self._process.returncode is not None:  # its id may belong to another by now
             return
         try:
@@ -340,7 +340,7 @@ def error_of(failed: protocol.Failed) -> CodedError:
 
 
 def _spawn(device: str) -> tuple[protocol.MessageSocket[protocol.FromDevice], "subprocess.Popen[bytes]"]:
-    """Start the process: fresh, never forked, in a session of its own, with one end of a socket pair."""
+    """Start the process: fresh, never forked, in its own session, with one end of a socket pair."""
     try:
         ours, theirs = socket.socketpair()
         with ours, theirs:

@@ -51,7 +51,7 @@ class TokenBudgetCache:
         return self._known
 
     def update(self, learned: Mapping[str, Json]) -> None:
-        """Keep what a device process learned, where it is new."""
+        """Store the new batch sizes that a device process measured."""
         for name, tokens in learned.items():
             if self._known.get(name) == tokens or not _is_budget(str(name).encode(), str(tokens).encode()):
                 continue

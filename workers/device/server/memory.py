@@ -73,7 +73,7 @@ def release() -> None:
 
 
 def _cached_by_torch(torch: Any, device: str) -> int:
-    """Return what torch's allocator holds for the next tensors: free for us, though not for the driver."""
+    """Return what torch's allocator holds for the next tensors: free for this process, though not for the driver."""
     return int(torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 

@@ -206,7 +206,7 @@ class DeviceServer:
 
     @contextlib.contextmanager
     def _answer_errors(self, request: Request) -> Iterator[None]:
-        """Answer the request with what goes wrong."""
+        """Answer the request with any error of the block."""
         try:
             yield
         except Cancelled:
@@ -245,7 +245,7 @@ def _failed(id_: int, error: CodedError) -> protocol.Failed:
 
 
 def _run_or_exit(work: Callable[[], None]) -> None:
-    """Run a thread that never ends by itself; without it nobody is answered, so the process ends with it."""
+    """Run a thread that never ends by itself; without it no request is answered, so the process ends with it."""
     try:
         work()
     except protocol.SocketClosed:

@@ -70,7 +70,7 @@ def run_batches(
     budget: TokenBudget,
     monitor: RunMonitor,
 ) -> list[R | Failure]:
-    """Return what `forward` gives for each item, or why it gave nothing, in the order of `items`.
+    """Return the output of `forward` for each item, or its failure, in the order of `items`.
 
     A batch that raises is halved until the items at fault are alone: one bad item costs only itself. A `PendingResult`
     is read once the next batch has started.

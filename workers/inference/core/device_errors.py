@@ -2,7 +2,7 @@
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, by any of the names that torch, numpy and Python have for it."""
+    """Whether memory ran out, as reported by torch, numpy or Python."""
     text = str(error)
     return (
         isinstance(error, MemoryError)

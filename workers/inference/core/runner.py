@@ -54,7 +54,7 @@ class NullMonitor:
 
 
 class Runner(ABC):
-    """A loaded model and what turns inputs into outcomes with it."""
+    """A loaded model, and the code that turns inputs into outcomes."""
 
     #: False for a runner that works without a model; then `model` is None.
     needs_model: ClassVar[bool] = True

@@ -37,7 +37,7 @@ _MAX_WEIGHTS = 1_000_000_000
 
 
 def ensure_batch_invariance(budget: TokenBudget, model: Any, rows: Callable[[], Sequence[Features]], run: Run) -> None:
-    """Restrict batches to what gives the same in them as alone; a trial that raises counts as a difference.
+    """Restrict batches to those whose texts give the same outputs as alone; a trial that raises counts as a difference.
 
     Args:
         budget: gets `equal_lengths` if padding changes outputs, and one item for each batch if any neighbor does.
@@ -116,7 +116,7 @@ class _ForcedToken(LogitsProcessor):  # type: ignore[misc]
 
 
 def _same_in_batch(run: Run, *rows: Features, loose: bool) -> bool:
-    """Whether these rows give the same together as each of them alone."""
+    """Whether these rows give the same outputs together as each of them alone."""
     separate = [run([row])[0] for row in rows]
     try:
         together = run(rows)

@@ -222,7 +222,7 @@ def check_directory(source: ModelSource) -> None:
 
 
 def check_own_code(source: ModelSource, names: Sequence[str], *classes: str) -> None:
-    """Refuse a model that brings code for one of these auto classes, unless code may run or the job ignores it.
+    """Refuse a model with its own code for one of these auto classes, unless code may run or the job ignores it.
 
     Args:
         source: its directory, and the options.
@@ -262,7 +262,7 @@ def memory_bytes(model: Any) -> int:
 
 
 def silence_transformers() -> None:
-    """Silence transformers' warnings and progress bars: our own errors and logs report what matters."""
+    """Silence transformers' warnings and progress bars: hugqueue's own errors and logs report what matters."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 

@@ -291,7 +291,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         return self.task.trial(batch, self.task.parse_params({}))
 
     def _use_forward_batch(self, encoder: EncoderTask) -> None:
-        """Use `forward_batch` from now on, if it gives what the pipeline gives; in packed rows, if they pay."""
+        """Use `forward_batch` from now on, if its outputs equal the pipeline's; in packed rows, if they are faster."""
         rows: list[TokenizedText] = []
         if self._tokenizer.is_fast and encoder.can_batch:
             rows = self._matching_samples(encoder)

@@ -68,7 +68,7 @@ class _Question:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """What the model takes at once."""
+    """The input of one forward pass."""
 
     features: dict[str, list[int]]
     encoding: Any  #: a tokenizers.Encoding: from tokens to words and characters

@@ -136,7 +136,7 @@ class VarlenPacker:
 
     @contextmanager
     def _first_tokens_only(self, begins: Tensor) -> Iterator[None]:
-        """While entered, give a head that reads first tokens one row for each sequence, with that token alone."""
+        """Within the block, give a head that reads first tokens one row per sequence, with that token alone."""
         if not self._first_tokens:
             yield
             return
@@ -186,7 +186,7 @@ class PackingRunner(ModelRunner):
     _packer: VarlenPacker | None = None
 
     def run_info(self) -> dict[str, Json]:
-        """Return what the model runs with; if rows are packed, the attention is ours."""
+        """Return how the model runs; packed rows use the attention of this module."""
         return super().run_info() | ({"attention": ATTENTION} if self._packer else {})
 
     @contextmanager

@@ -39,7 +39,7 @@ class ProgressReporter(Reporter):
         self.notes: list[str] = []
 
     def stage(self, text: str) -> None:
-        """Publish what the job is doing. Raises `Cancelled`."""
+        """Publish the job's progress. Raises `Cancelled`."""
         self._cancel_token.check()
         self.progress({"stage": text})
 

@@ -32,7 +32,7 @@ _STAGED = ".uploads"
 
 
 def run_in_thread(work: Callable[[], T], cancel_token: CancelToken) -> T:
-    """Return the result of `work`, run in a thread of its own.
+    """Return the result of `work`, run in its own thread.
 
     Raises:
         Cancelled: it was cancelled, and the work is abandoned.

@@ -39,7 +39,7 @@ class SpanMetrics(NamedTuple):
 
 
 def metrics_for(labels: Labels) -> MetricsFunction | None:
-    """Return what measures an evaluation with these labels; None for tasks whose only metric is the loss."""
+    """Return the metrics function for these labels; None for tasks whose only metric is the loss."""
     by_kind: dict[str, MetricsFunction] = {
         "single_label": single_label_metrics,
         "multi_label": multi_label_metrics,
