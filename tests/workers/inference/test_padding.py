@@ -179,7 +179,7 @@ def test_a_trial_of_other_layers_that_raises_leaves_all_as_they_were(tmp_path, o
 
 
 def test_a_model_that_wants_more_than_a_text_says_so(tmp_path):
-    with pytest.raises(ModelError, match="MarianModel gives no hidden states") as caught:
+    with pytest.raises(ModelError, match="MarianModel returns no hidden states") as caught:
         runner_of("embedding", make("MarianModel", tmp_path))
     assert caught.value.code == "model_load_failed"
 

@@ -211,7 +211,7 @@ def test_a_tagger_trained_further_keeps_its_tags(tmp_path: Path) -> None:
 def test_other_classes_than_those_of_the_base_model_are_said(tmp_path: Path) -> None:
     base = classifier(tmp_path / "base", ("ham", "spam"))
     notes = train_here(make_run_config(tmp_path / "work", "text-classification", base, REVIEWS, **FROZEN))["notes"]
-    assert notes[:1] == ["The base model has other classes (ham, spam): those of the examples take their place."]
+    assert notes[:1] == ["The base model has other classes (ham, spam): those of the examples replace them."]
 
 
 def test_tags_are_learned_for_words_of_several_pieces(base: Path, tmp_path: Path) -> None:
