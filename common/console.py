@@ -71,8 +71,8 @@ def prepare_streams() -> None:
 def exit_on_error() -> Iterator[None]:
     """Exit with one sentence and a status if the block raises an error that the user can fix.
 
-    These are our own errors, paths that the system refuses, and a standard output that cannot be written. Ctrl-C exits
-    without a message.
+    These are hugqueue's errors, paths that the system refuses, and a standard output that cannot be written. Ctrl-C
+    exits without a message.
     """
     try:
         try:

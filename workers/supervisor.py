@@ -175,7 +175,7 @@ class Supervisor:
         return claimed
 
     def _claim_gpu(self, gpu: Gpu) -> bool:
-        """Claim a GPU or renew the claim; return whether it is ours. Containers on one machine share out GPUs so."""
+        """Claim a GPU or renew the claim; return whether it is held. Containers on one machine share GPUs this way."""
         return acquire_lock(self._client, keys.device_claim(gpu.uuid), self._owner, CLAIM_MS)
 
     def _release(self, gpus: Sequence[Gpu]) -> None:

@@ -14,7 +14,7 @@ from common.storage.filesystem import file_version
 
 #: Formats whose rows can be found without reading everything before them.
 FORMATS = ("txt", "jsonl", "parquet")
-#: No split of ours is longer: the text of a chunk, and one record of the largest size after it.
+#: Maximum bytes of a split: the text of a chunk, and one record of the largest size after it.
 MAX_BYTES = 1024**3
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]

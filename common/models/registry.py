@@ -4,7 +4,7 @@
     REGISTRY/<job>/<attempt>/             a complete model: its own model.json is written last
     REGISTRY/<job>/work/<attempt>/        checkpoints of an unfinished attempt
 
-It does not use Redis: whoever can open the registry can use its models.
+It does not use Redis: any process that can open the registry can use its models.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Payload backends: the payloads of a job in Redis, or in files under a path or URL.
 
-`common.payloads.codec` says what a payload holds, and the ledger who may write it.
+`common.payloads.codec` defines the content of a payload, and the ledger decides which worker may write it.
 """
 
 from collections.abc import Sequence

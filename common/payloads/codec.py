@@ -23,7 +23,7 @@ from common.records import Counts, Failure, Json, Outcome, Record
 
 #: Increased with every change of the columns; payloads of other versions are refused.
 VERSION = b"2"
-#: Far more than any payload of ours; Redis takes values up to 512 MB.
+#: Far more than any payload needs; Redis takes values up to 512 MB.
 MAX_BYTES = 256 * 1024 * 1024
 #: How many bytes a payload may expand to, and how many rows it may have.
 MAX_EXPANDED = 2 * MAX_BYTES

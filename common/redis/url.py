@@ -1,7 +1,7 @@
 """The URL of Redis: checking it, masking its password, and its TLS options.
 
-One URL serves redis-py, kombu and Flower, which each parse it in their own way. What they do not all understand is
-refused here, before one of them fails with a message that shows the password.
+One URL serves redis-py, kombu and Flower, which each parse it in their own way. Options that not all of them
+understand are refused here, before one of them fails with a message that shows the password.
 """
 
 import os

@@ -71,7 +71,7 @@ class AtomicFile:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file of our own, complete or not at all. A link of that name is replaced, not followed.
+    """Write an internal file, complete or not at all. A link of that name is replaced, not followed.
 
     Raises:
         OSError: the system refuses.

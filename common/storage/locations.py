@@ -1,7 +1,7 @@
 """Shared locations: the paths and URLs that workers may open.
 
 Jobs and records are read from Redis and may name any file. A worker opens only files under `HUGQUEUE_SHARED`, which its
-administrator sets. Nothing here opens anything.
+administrator sets. This module only decides; it opens no file.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Further fields of transformers' `TrainingArguments`, as `-p NAME=VALUE`: what is refused without transformers.
 
-No value names a file of the worker's machine, and none that makes processes or memory is unbounded. Whether a field
-exists and takes a value, the worker checks against the installed class.
+No value may name a file of the worker's machine, and values that create processes or take memory are bounded. The
+worker checks against the installed class whether a field exists and accepts its value.
 """
 
 import re

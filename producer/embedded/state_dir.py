@@ -14,7 +14,7 @@ from common.sockets import fits_socket_path
 #: Paths that need no quoting in a URL.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
 #: Not $TMPDIR: all commands of a user must agree on it, from cron or a terminal.
-_SHORT_BASE = Path("/tmp")  # noqa: S108 - the directory in it is checked to be ours alone
+_SHORT_BASE = Path("/tmp")  # noqa: S108 - the directory in it is checked to be private
 
 
 class StateDir:

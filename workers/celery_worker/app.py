@@ -1,6 +1,6 @@
 """The Celery app of a worker: `celery -A workers.app worker` starts one.
 
-Celery carries the tickets here; what is done with them is in `workers.celery_worker.process_chunk`.
+It receives the tickets; `workers.celery_worker.process_chunk` processes them.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """The worker's heartbeat: a thread that writes it, and ends the worker if it cannot work any more.
 
-That is when the process that started it is gone, or when its device process cannot be kept alive.
+It cannot work if the process that started it is gone, or if its device process keeps dying.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """A write-ahead journal of isolated records: when whole workers die over a chunk, it says which record was running.
 
-The journal is kept in the ledger. A worker has survived a record once the next one begins, be it with an outcome or
-with a crash of the device process, which `workers.device.client.isolation` handles. Each record survived for the first
+The journal is kept in the ledger. A worker has survived a record once the next one begins, with an outcome or with
+a crash of the device process, which `workers.device.client.isolation` handles. Each record survived for the first
 time counts as progress of the chunk.
 """
 

@@ -1,8 +1,8 @@
 """Model-affinity scheduling: which jobs a worker leaves to others because it has not loaded their model.
 
-The rule: a device that cannot hold all models that are asked for keeps the model it switched to last as long as that
-has work, at most `DWELL_LOADS` times as long as a load takes. And a job goes first to a worker that holds its model.
-Neither lasts: no job waits forever.
+A device that cannot hold all requested models keeps the one that it loaded last while there is work for it, for at most
+`DWELL_LOADS` times the duration of a load. A job is offered first to a worker that has loaded its model. Both rules
+are limited in time, so that no job waits forever.
 """
 
 import contextlib

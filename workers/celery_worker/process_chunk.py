@@ -1,7 +1,7 @@
 """Processing one ticket: it is exchanged for a lease on a chunk, the chunk is run, its outcomes are committed.
 
-Whatever happens, it ends with a sentence for Flower and the log, and never with what would kill the worker. If an error
-ended it, or its job, that sentence is raised: Flower counts the ticket as failed.
+It always ends with a sentence for Flower and the log, and no error stops the worker. If an error ended the ticket or
+its job, the sentence is raised as an exception, so that Flower counts the ticket as failed.
 """
 
 import logging

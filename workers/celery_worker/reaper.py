@@ -1,7 +1,8 @@
 """The reaper: finds chunks whose worker is gone, lost tickets, and jobs whose producer died.
 
-Every worker runs one on a timer; a lock in Redis lets one of them work at a time. A pass costs what has happened, not
-how many jobs wait: it inspects the jobs that are due, and continues a scan of all others for a bounded number of steps.
+Every worker runs one on a timer; a lock in Redis lets one of them work at a time. The cost of a pass depends on
+events, not on the number of waiting jobs: it inspects the jobs that are due, and continues a bounded scan of the
+others.
 """
 
 import logging

@@ -57,7 +57,7 @@ class ProcessExit:
     loading: bool = False  #: it ended while it loaded the request's model
     blamed: bool = True  #: False if it worked on another request, or on none
     idle: bool = False  #: it worked on no request at all
-    killed: bool = False  #: by a SIGKILL that was not ours, such as the kernel sends when memory runs out
+    killed: bool = False  #: by a SIGKILL from elsewhere, such as the kernel sends when memory runs out
     stuck: bool = False  #: we killed it because it gave no sign of life
 
     @property

@@ -1,6 +1,6 @@
 """The cache of calibrated batch sizes, kept in Redis for the next worker with the same kind of device.
 
-What is read back is untrusted, and only a hint: invalid fields and numbers are skipped.
+Data read from Redis is untrusted, and only a hint: invalid fields and numbers are skipped.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """Memory of the device: how much is free, how much a model needs, and what happens to freed memory.
 
-torch is used only if a runner has imported it: until then nothing of ours is on a GPU.
+torch is used only if a runner has imported it: until then this process holds no GPU memory.
 """
 
 import ctypes

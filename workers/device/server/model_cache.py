@@ -1,7 +1,7 @@
 """The cache of loaded models: each is loaded once, and the least recently used are evicted when memory runs short.
 
-Whether a model fits is decided before it is loaded, by the size of its weights. How it is loaded is the runner's
-business, where it comes from the resolver's.
+Whether a model fits is decided before it is loaded, by the size of its weights. The runner loads it,
+from the directory that the resolver returns.
 """
 
 import json

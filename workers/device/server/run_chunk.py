@@ -1,7 +1,7 @@
 """Running one chunk: failed records are skipped, records over which the runner raises are isolated, outcomes checked.
 
-Runners may have bugs. One that raises is run again record by record, so that only the
-record at fault fails; one that returns too few outcomes, or outcomes that cannot be encoded, is detected here.
+Runners may have bugs. One that raises is run again record by record, so that only the record at fault fails; one that
+returns too few outcomes, or outcomes that cannot be encoded, is detected here.
 """
 
 import json

@@ -5,7 +5,7 @@ Four threads work in a row, so that the device waits for none of them:
     socket -> receive -> _to_prefetch -> prefetch -> _to_run -> main: load, run -> _to_send -> send -> socket
 
 * `_receive` decodes messages and cancels requests;
-* `_prefetch` tokenizes the next chunk, where its model is loaded and the device is not this very CPU;
+* `_prefetch` tokenizes the next chunk, if its model is loaded and the device is not the CPU;
 * `serve`, the main thread, loads models and runs records, and reports each batch before it runs: if the process dies,
   the Celery process knows which records to suspect;
 * `_send` encodes the outcomes.

@@ -1,6 +1,6 @@
 """Asynchronous device-to-host copies: the next batch starts before the results of the last one are read.
 
-A GPU computes while the program runs on, until the program reads a result. Here a result is copied into pinned memory
+A GPU computes while the program continues, until the program reads a result. Here a result is copied into pinned memory
 without blocking, followed by an event. `workers.inference.core.batches` reads it one batch later, so that the device
 always has a batch to compute. On a CPU there is nothing to wait for.
 """

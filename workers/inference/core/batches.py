@@ -1,7 +1,7 @@
 """Length-bucketed batches: inputs sorted by length, cut by a token budget, run, and returned in their own order.
 
 Sorting by exact length leaves almost no padding (as sentence-transformers' `encode` does); a budget in tokens, not in
-items, fills the device equally with short texts and long ones (as fairseq's `--max-tokens` does). The caller brings the
+items, fills the device equally with short texts and long ones (as fairseq's `--max-tokens` does). The caller passes the
 function that runs a batch; nothing here knows about models.
 """
 

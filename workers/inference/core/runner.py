@@ -2,7 +2,7 @@
 
 Other distributions implement it too (the entry points of `common.tasks.RUNNER_ENTRY_POINTS`). The device process
 checks what a runner returns. A runner fails one record by returning an `Outcome` with a failure, and the whole job by
-raising `common.errors.ModelError`; anything else that it raises counts as a bug of its own.
+raising `common.errors.ModelError`; any other exception counts as a bug of the runner.
 """
 
 from abc import ABC, abstractmethod

@@ -3,8 +3,8 @@
 Replaced layers are tried on the model's dummy inputs, and restored if the model fails or its outputs differ, such
 as an architecture that reads its layers' weights itself.
 
-`OneDnnLinear` is needless once torch's own float32 `nn.Linear` is as fast on AMD processors (`onednn_is_faster` is then
-False), `Int8Linear` once torch quantizes inputs by token (`quantize_dynamic` of 2.x has one scale for a batch).
+`OneDnnLinear` becomes obsolete once torch's own float32 `nn.Linear` is as fast on AMD processors (`onednn_is_faster` is
+then False), `Int8Linear` once torch quantizes inputs by token (`quantize_dynamic` of 2.x has one scale for a batch).
 """
 
 import logging

@@ -84,7 +84,7 @@ Postprocess = Callable[[Sequence[RowOutput], PreparedRecord], Json]
 
 
 class PipelineRunner(PackingRunner, PreparingRunner):
-    """A task of `transformers.pipeline` with the same outputs, in batches of our own."""
+    """A task of `transformers.pipeline` with the same outputs, in batches that are made here."""
 
     task: PipelineTask[Any]
     encoder: EncoderTask | None = None  #: the task, if its `forward_batch` agrees with the pipeline

@@ -57,7 +57,7 @@ class Launch:
             self._process = subprocess.Popen(
                 _command(config_path, env, cuda=cuda, processes=processes),
                 env=env,
-                cwd=config_path.parent,  # holds only our own files: no dataset's name is a directory here
+                cwd=config_path.parent,  # holds only the run's files: no dataset's name is a directory here
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
