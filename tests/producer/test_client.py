@@ -134,7 +134,7 @@ def test_results_are_written_to_a_file(client: Client, tmp_path: Path) -> None:
     job.wait(60)
     job.write(tmp_path / "out.jsonl")
     assert (tmp_path / "out.jsonl").read_text() == '{"id": 0, "input": "x", "output": "X"}\n'
-    with pytest.raises(UsageError, match="known are"):
+    with pytest.raises(UsageError, match="expected one of"):
         job.write(tmp_path / "out.docx")
 
 
@@ -193,7 +193,7 @@ def test_payloads_and_outputs_lie_where_a_program_says(
         assert len(list((shared / "store" / job.id / "in").iterdir())) == 2
         with pytest.raises(UsageError, match="HUGQUEUE_SHARED"):
             client.submit(**options, output=tmp_path / "elsewhere")
-        with pytest.raises(UsageError, match="holds an output already"):
+        with pytest.raises(UsageError, match="already holds an output"):
             client.submit(**options, output=shared / "out")
 
 
@@ -209,7 +209,7 @@ def test_a_batch_file_says_its_task_itself(client: Client, tmp_path: Path) -> No
         job.write(tmp_path / "responses.jsonl")
     job.write(tmp_path / "responses.jsonl", check=False)
     assert json.loads((tmp_path / "responses.jsonl").read_text())["custom_id"] == "a"
-    with pytest.raises(UsageError, match="by their paths"):
+    with pytest.raises(UsageError, match="pass the paths of batch files"):
         client.submit(records=["x"], format="openai")
     with pytest.raises(UsageError, match="--task"):
         client.submit(records=["x"])

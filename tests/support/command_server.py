@@ -219,7 +219,7 @@ def _show(arguments: Sequence[str], environ: Sequence[str]) -> None:
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     for begin, words in ((45, arguments), (47, environ)):  # fields 48 to 51 of the file
         start, end = int(fields[begin]), int(fields[begin + 1])
-        text = "".join(f"{word}\0" for word in words).encode()[: end - start - 1]
+        text = os.fsencode("".join(f"{word}\0" for word in words))[: end - start - 1]
         ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
 
 
