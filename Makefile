@@ -63,7 +63,7 @@ test-unit: $(STAMP) ## Run the tests that start no process and load no model
 	@$(PYTEST) -n 2 -m "unit and not slow"
 
 test-models: $(STAMP) ## Run the tests that load models, most of them tiny
-	@$(PYTEST) -n 2 -m "models and not faults and not slow"
+	@$(PYTEST) -n 3 -m "models and not faults and not slow"
 
 # More test processes than cores, as most of them wait for other processes.
 test-processes: $(STAMP) ## Run the tests with servers, workers and commands
