@@ -126,6 +126,8 @@ class Client:
                 quoting, limit, name, labels, priority, device, chunk_size, max_errors, idempotency_key, store, output
                 (a directory or URL that workers reach) and output_format.
         """
+        if unknown := options.keys() - SubmitKeywords.__annotations__.keys():
+            raise TypeError(f"submit() got an unexpected keyword argument {min(unknown)!r}")
         chosen = SubmitOptions(**options)
         paths, values = split_records_arg(records)
         if chosen.format == "openai" and not paths:

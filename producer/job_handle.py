@@ -145,9 +145,12 @@ class JobHandle:
         Raises:
             ResultsLost: At the end, if failures that the job had are missing.
         """
-        return self._failed_rows(self.refresh())
+        self.refresh()
+        return self.failed_rows()
 
-    def _failed_rows(self, job: Job) -> Iterator[ResultRow]:
+    def failed_rows(self) -> Iterator[ResultRow]:
+        """Yield the failed records of the last seen state; otherwise like `failures`."""
+        job = self._state
         reader, found = ResultReader(self._connection, job), 0
         for chunk in sorted(self._connection.retry_while_unavailable(self._failures_by_chunk)):
             rows = [row for row in reader.chunk(chunk) if row.outcome is not None and row.error is not None]
@@ -299,7 +302,7 @@ class JobHandle:
             UsageError: The job is not finished, and `force` is not set.
         """
         with self._connection.errors():
-            status = self._connection.store.delete(self.id, unfinished=force)
+            status = self._connection.store.delete(self.id, "any" if force else "finished")
         if status == "unknown":
             raise UnknownJob(self.id)
         if status != "deleted":

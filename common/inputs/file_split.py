@@ -48,7 +48,7 @@ class FileSplit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         try:
             found = msgspec.json.decode(data, type=cls)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # of msgspec, or text that is not UTF-8
             raise PayloadError(f"not a file split: {error}") from error
         if found.start > found.end or (found.format != "parquet" and found.end - found.start > MAX_BYTES):
             raise PayloadError(f"not a file split: bytes {found.start} to {found.end}")

@@ -24,14 +24,12 @@ _SPLIT_BYTES = 128 * 1024**2
 def is_splittable(source: Source) -> bool:
     """Whether rows in the middle of the source can be read on their own.
 
-    They cannot in gzip, in CSV (quotes may span lines), in Parquet files with very large row groups, and in files whose
-    name is not UTF-8, which a split cannot carry.
+    They cannot in gzip, in CSV (quotes may span lines), and in Parquet files with very large row groups.
 
     Raises:
         UsageError: it cannot be read.
     """
-    has_utf8_name = not any("\ud800" <= letter <= "\udfff" for letter in source.name)
-    if source.format not in FORMATS or not source.is_reopenable or not has_utf8_name:
+    if source.format not in FORMATS or not source.is_reopenable:
         return False
     if source.format == "parquet":
         from common.inputs.row_groups import has_small_row_groups
@@ -55,9 +53,18 @@ def splittable_builders(inputs: Inputs, shared: Sequence[str]) -> list[RecordBui
     ]
     return (
         found
-        if all(is_shared(builder.source.name, shared) and is_splittable(builder.source) for builder in found)
+        if all(
+            is_shared(builder.source.name, shared) and _has_utf8_names(builder) and is_splittable(builder.source)
+            for builder in found
+        )
         else []
     )
+
+
+def _has_utf8_names(builder: RecordBuilder) -> bool:
+    """Whether a split, which is JSON, can carry the names of the file and its columns."""
+    names = (builder.source.name, builder.column or "", builder.id_column or "")
+    return not any("\ud800" <= letter <= "\udfff" for name in names for letter in name)
 
 
 def split_source(

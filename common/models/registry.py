@@ -244,7 +244,7 @@ class RemoteModelRegistry(ModelRegistry):
         """Return the model of a job; None if it has none."""
         with self._errors():
             for name in (METADATA_FILE, *self._metadata_files(job_id)):
-                with contextlib.suppress(ValueError):  # damaged, or gone by now
+                with contextlib.suppress(ValueError, AttributeError, RecursionError):  # damaged, or gone by now
                     card = json.loads(self._storage.read(f"{job_id}/{name}") or b"")
                     return RegisteredModel(job_id, str(card.get("attempt") or name.partition("/")[0]), card)
         return None
@@ -274,9 +274,9 @@ class RemoteModelRegistry(ModelRegistry):
         """Return the files of each checkpoint `ATTEMPT/checkpoint-STEP`, with their sizes."""
         found: dict[str, dict[str, int]] = {}
         for name, size in self._storage.sizes(f"{job_id}/{CHECKPOINTS_DIR}").items():
-            attempt, checkpoint, *rest = PurePosixPath(name).parts
-            if rest:
-                found.setdefault(f"{attempt}/{checkpoint}", {})["/".join(rest)] = size
+            parts = PurePosixPath(name).parts
+            if len(parts) > 2:
+                found.setdefault("/".join(parts[:2]), {})["/".join(parts[2:])] = size
         return found
 
     def _download_checkpoints(self, job_id: str) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import redis
 
@@ -127,18 +127,19 @@ class JobStore:
         """Return the ids of unfinished jobs that a reaper is to check by now, by Redis's clock."""
         return _texts(self.client.zrangebyscore(keys.DUE, "-inf", self.now()))
 
-    def delete(self, job_id: str, *, unfinished: bool = True) -> str:
+    def delete(self, job_id: str, only: Literal["any", "finished", "unaccepted"] = "any") -> str:
         """Delete a job and all that belongs to it, even when Redis is full.
 
         Args:
             job_id: the job.
-            unfinished: whether it may be unfinished; workers on it find that it is gone.
+            only: the jobs that may be deleted. Workers on an unfinished job find that it is gone; a producer that
+                gives up a submit must not delete a job that was accepted meanwhile.
 
         Returns:
             `deleted`; `unknown`; or the status that prevents it.
         """
         parts = self._parts_of(job_id)
-        answer = str(self._scripts.run("delete", job_id, int(unfinished)).decode())
+        answer = str(self._scripts.run("delete", job_id, only).decode())
         if answer == "deleted":
             with contextlib.suppress(StorageError):  # the reaper removes what this process cannot
                 self.remove_files(job_id)

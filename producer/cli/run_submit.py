@@ -31,7 +31,8 @@ def run_submit(client: Client, plan: SubmitPlan, records: Iterable[Record], noti
         with submit_progress() as progress:
             job, totals = client.submit_plan(plan, warn_of_duplicate_ids(records, notify), progress, notify)
     except KeyboardInterrupt:
-        notify("Interrupted while submitting: no job was created.")
+        if plan.idempotency_key is None:  # under a key, there may be the job of another command
+            notify("Interrupted while submitting: no job was created.")
         raise
     if totals is not None and totals.bad:
         notify(f"{totals.bad:,} of {totals.records:,} records are invalid and fail; the others are processed.")

@@ -87,7 +87,7 @@ def show_failures(
     job = handle.state
     if job.spec.format:
         raise UsageError("--failed is not available for batch files, whose responses contain the failures.")
-    rows = handle.failures()
+    rows = handle.failed_rows()
     if isinstance(output, OutputFile):
         notify(f"wrote {write_file(job, rows, output):,} failed records to {output}")
     elif output is not None:

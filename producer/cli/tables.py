@@ -70,9 +70,8 @@ def _table(columns: Sequence[Column], rows: Iterable[Any]) -> Table:
         table.add_column(
             header,
             no_wrap=fit in (Fit.FIXED, Fit.NUMBER),
-            overflow="fold",
+            overflow="fold" if fit is Fit.WRAPPED else "ellipsis",
             justify="right" if fit is Fit.NUMBER else "left",
-            min_width=min(len(header), 6),
         )
     for row in rows:
         table.add_row(*(_cell(value(row), cut=fit is Fit.ELLIPSIS) for _, fit, value in columns))

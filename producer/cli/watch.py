@@ -118,7 +118,7 @@ def _print_summary(handle: JobHandle, notify: Notify) -> None:
 def count_failures(handle: JobHandle) -> "Counter[str]":
     """Count the first failed records by error code."""
     codes: Counter[str] = Counter()
-    for row in handle.failures():
+    for row in handle.failed_rows():
         if row.error is not None:
             codes[row.error.code] += 1
         if codes.total() >= _MAX_COUNTED:

@@ -4,7 +4,6 @@ While the first command is submitting, others wait until its job is accepted. If
 the next command with the key submits it again.
 """
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -55,8 +54,15 @@ def _begin_or_find(
             job_id = connection.store.create(spec, key)
         if job_id == spec.id:
             return None
-        with contextlib.suppress(UnknownJob):  # deleted meanwhile: try again
+        try:
             job = connection.retry_while_unavailable(partial(connection.load_job, job_id))
+        except UnknownJob:  # deleted meanwhile: try again
+            with connection.errors():
+                if connection.store.exists(job_id):
+                    raise UsageError(
+                        f"The idempotency key {key!r} belongs to job {job_id}, which cannot be read. Use another key."
+                    ) from None
+        else:
             _check_same(job, spec, key)
             if job.status is not JobStatus.SUBMITTING:
                 if job.failure is None or job.failure.code != "producer_died":

@@ -15,7 +15,7 @@ class SubmitOptions:
     task: str | None = None  #: as `producer tasks` lists them; None: the requests of an OpenAI batch file name it
     model: str | None = None  #: Hub id, directory on the worker's machine, or `job:ID`; None: the task's default
     revision: str | None = None  #: branch, tag or commit of a Hub model
-    params: Mapping[str, Json] | Sequence[str] = ()  #: of the task, such as `{"top_k": 3}` or `["top_k=3"]`
+    params: Mapping[str, Json] | Sequence[str] | None = ()  #: of the task, such as `{"top_k": 3}` or `["top_k=3"]`
     dtype: str | None = None  #: float32, bfloat16, float16 or, on CPUs, int8; None: the worker's default
     column: str | None = None  #: column (or key) of the input
     id_column: str | None = None  #: column of the id; None: `id` or `custom_id`, otherwise the number from 0
@@ -42,7 +42,7 @@ class SubmitKeywords(TypedDict, total=False):
     task: str | None
     model: str | None
     revision: str | None
-    params: Mapping[str, Json] | Sequence[str]
+    params: Mapping[str, Json] | Sequence[str] | None
     dtype: str | None
     column: str | None
     id_column: str | None

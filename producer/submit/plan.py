@@ -132,7 +132,7 @@ def _make_spec(task: Task, options: SubmitOptions, settings: Settings, model: st
         task=ALIASES.get(name, name),  # not the task's own name: translation_xx_to_yy holds the languages
         model=resolved or task.model,
         revision=check_revision(options.revision) or (task.revision if resolved is None else None),
-        params=_check_task_params(task, _with_dtype(options.params, options.dtype)),
+        params=_check_task_params(task, _with_dtype(options.params or (), options.dtype)),
         limit=_check_limit(options.limit),
         queue=_queue_of(options.device, settings),
         priority=options.priority,

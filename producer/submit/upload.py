@@ -136,7 +136,7 @@ def _try_delete(connection: QueueConnection, job_id: str) -> bool:
     """Delete a job that was not accepted; return whether that succeeded: otherwise a reaper abandons it."""
     try:
         connection.check()  # one quick attempt: this command is to end
-        connection.store.delete(job_id)
+        answer = connection.store.delete(job_id, "unaccepted")
     except (StoreUnavailable, redis.RedisError):
         return False
-    return True
+    return answer in ("deleted", "unknown")

@@ -293,3 +293,11 @@ def test_ctrl_c_in_a_program_leaves_the_job_on_a_configured_queue(queue: Queue, 
     assert queue.status(job)["status"] == "running"
     (tmp_path / "go").touch()
     queue.run("wait", job)
+
+
+def test_keywords_are_those_of_the_method_and_params_may_be_none(client: Client) -> None:
+    with pytest.raises(TypeError, match="wait"):
+        client.submit(task="test-echo", records=["a"], wait=True)  # type: ignore[call-arg]
+    job = client.submit(task="test-echo", records=["a"], params=None)
+    job.wait()
+    assert outputs(job) == ["A"]

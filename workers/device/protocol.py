@@ -20,7 +20,6 @@ import msgspec
 
 from common.payloads.codec import MAX_BYTES
 from common.records import Counts, Json
-from workers.models.resolver import ModelPolicy
 
 #: The longest message accepted: a payload and room for the rest.
 _MAX_MESSAGE = MAX_BYTES + 16 * 1024 * 1024
@@ -50,8 +49,8 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, tag=True):
 class Open(Message, kw_only=True):
     """The first message: how to serve."""
 
-    policy: ModelPolicy
-    preload: list[tuple[str, str | None]]  #: task and model of each
+    policy: str  #: `ModelPolicy.encode`
+    preload: str  #: task and model of each, as JSON: a path may have no UTF-8 form
     batch_sizes: dict[str, int]  #: tokens in a batch, learned by earlier processes
     prefetch: bool  #: whether to prepare the next chunk while one is computed
 

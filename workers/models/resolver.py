@@ -5,11 +5,14 @@ so no name reaches a library. A Hub id becomes a cached snapshot (`workers.model
 that the worker allows.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+import msgspec
 
 from common.errors import ModelError, UsageError, WorkerError, first_line
 from common.models.references import ModelRef, split_preload
@@ -47,6 +50,15 @@ class ModelPolicy:
             load=LoadOptions.of(settings),
             cache=str(settings.model_cache),
         )
+
+    def encode(self) -> str:
+        """Return the policy as JSON, in ASCII: a path may have no UTF-8 form."""
+        return json.dumps(msgspec.to_builtins(self))
+
+    @classmethod
+    def decode(cls, text: str) -> "ModelPolicy":
+        """Return the policy in the text of `encode`."""
+        return msgspec.convert(json.loads(text), cls)
 
 
 @dataclass(frozen=True, slots=True)

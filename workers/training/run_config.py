@@ -1,5 +1,6 @@
 """Training run configuration: what the Celery process passes to the training processes, in one JSON file."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,9 @@ class TrainingRunConfig:
 
     def write(self, path: Path) -> None:
         """Write the file that `read` reads."""
-        path.write_bytes(msgspec.json.encode(self))
+        path.write_text(json.dumps(msgspec.to_builtins(self)))  # ASCII: a file name may have no UTF-8 form
 
     @classmethod
     def read(cls, path: Path) -> "TrainingRunConfig":
         """Return the configuration in that file."""
-        return msgspec.json.decode(path.read_bytes(), type=cls)
+        return msgspec.convert(json.loads(path.read_text()), cls)

@@ -1,7 +1,8 @@
--- Deletes a job and all its keys. ARGV: 1 if it may be unfinished. Returns 'deleted', 'unknown', or the status that
--- prevents it.
+-- Deletes a job and all its keys. ARGV: which jobs, 'any', 'finished' or 'unaccepted'. Returns 'deleted', 'unknown', or
+-- the status that prevents it.
 local word = status()
-if ARGV[1] ~= '1' and unfinished(word) then return word end
+if ARGV[1] == 'finished' and unfinished(word) then return word end
+if ARGV[1] == 'unaccepted' and redis.call('HGET', JOB, 'accepted_at') then return word or 'unknown' end
 for _, chunk in ipairs(redis.call('SMEMBERS', LEASED)) do
   redis.call('DEL', lease_key(chunk))
 end

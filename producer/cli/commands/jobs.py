@@ -85,7 +85,7 @@ def cancel(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_
 
     Give job ids, or select unfinished jobs with --name and --label.
     """
-    from producer.cli.job_arguments import for_each_job
+    from producer.cli.job_arguments import for_each_job, select_job_ids
     from producer.job_filter import JobFilter, parse_labels
 
     job_filter = JobFilter(name=name, labels=parse_labels(labels))
@@ -101,8 +101,9 @@ def cancel(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_
             notify(f"job {job.id}: {'was already ' if finished else ''}{job.state.status}")
 
     with open_client() as client:
+        ids = select_job_ids(client, jobs, job_filter)  # a usage error comes before any output
         try:
-            for_each_job(client, jobs, job_filter, cancel_one, notify)
+            for_each_job(client, ids, JobFilter(), cancel_one, notify)
         finally:
             if as_json:
                 print_json([job.as_dict() for job in cancelled])

@@ -16,7 +16,7 @@ from common.inputs import find_inputs
 from common.inputs.file_split import FileSplit, SizedSplit, is_split
 from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source
-from common.inputs.splitting import is_splittable, read_split, split_source, splittable_bytes
+from common.inputs.splitting import is_splittable, read_split, split_source, splittable_builders, splittable_bytes
 from common.payloads.codec import encode_records
 from common.records import Record
 from common.storage.storage import open_storage
@@ -192,7 +192,7 @@ def test_a_forged_range_is_refused(wrong: dict[str, object]) -> None:
         FileSplit.decode(json.dumps(SOUND | wrong).encode())
 
 
-@pytest.mark.parametrize("text", [b"{}", b"[]", b"{", b"{" * 100_000, b'{"source": "/x"}'])
+@pytest.mark.parametrize("text", [b"{}", b"[]", b"{", b"{" * 100_000, b'{"source": "/x"}', b'{"source": "\xff"}'])
 def test_data_that_is_not_a_file_split_is_refused(text: bytes) -> None:
     with pytest.raises(PayloadError, match="not a file split"):
         FileSplit.decode(text)
@@ -203,7 +203,11 @@ def test_a_payload_of_records_is_not_a_file_split() -> None:
     assert is_split(FileSplit(**SOUND).encode())
 
 
-def test_a_file_whose_name_is_not_utf8_is_copied(tmp_path: Path) -> None:
-    path = tmp_path / "in\udcff.txt"
-    path.write_text("a\n")
-    assert not is_splittable(Source(str(path), "txt"))
+@pytest.mark.parametrize(("name", "column"), [("in\udcff.jsonl", None), ("in.jsonl", "\udcff")])
+def test_files_and_columns_whose_name_is_not_utf8_are_copied(tmp_path: Path, name: str, column: str | None) -> None:
+    (tmp_path / name).write_text('{"text": "a"}\n')
+    inputs = find_inputs([str(tmp_path / name)], TASK, id_column=column)
+    assert splittable_builders(inputs, [str(tmp_path)]) == []
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text('{"text": "a"}\n')
+    assert splittable_builders(find_inputs([str(plain)], TASK), [str(tmp_path)])

@@ -116,3 +116,11 @@ def test_a_failed_job_keeps_its_reason_and_what_is_done(store: JobStore, ledger:
     job = store.job(job_id)
     assert (job.status, job.counts.done) == (JobStatus.FAILED, 1)
     assert job.failure == Failure("model_not_found", "There is no such model.")
+
+
+def test_a_producer_that_gives_up_does_not_delete_a_job_that_was_accepted(store: JobStore, ledger: Ledger) -> None:
+    job_id = make_job(store, ledger, 1)
+    assert store.delete(job_id, "unaccepted") == "queued" and store.exists(job_id)
+    cut_off = new_job_id()
+    store.create(JobSpec(cut_off, "echo"))
+    assert store.delete(cut_off, "unaccepted") == "deleted"

@@ -89,6 +89,7 @@ def complete(shell: Shell, *words: str) -> str:
 def test_shells_complete_commands_tasks_and_jobs(server: RedisServer, shell: Shell, tmp_path: Path) -> None:
     write_jobs(server, "aaa111111111", "b00333333333")
     assert "submit" in complete(shell, "sub")
+    assert "Traceback" not in complete(shell, "no-such-command", "")
     assert "fill-mask" in complete(shell, "submit", "--task", "fill")
     assert "aaa111111111" in complete(shell, "status", "a") and "b00333" not in complete(shell, "status", "a")
     assert "@last" in complete(shell, "results", "")

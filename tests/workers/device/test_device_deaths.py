@@ -9,11 +9,12 @@ import pytest
 
 from common.errors import Cancelled, CodedError, ModelError, WorkerError
 from common.jobs import JobSpec, new_job_id
-from common.payloads.codec import decode_outcomes
-from common.records import Counts, Json
+from common.payloads.codec import decode_outcomes, encode_records
+from common.records import Counts, Failure, Json, Record
 from common.reporting import CancelToken
-from tests.support.device_process import RunningDevice, codes, outcomes, running_device
+from tests.support.device_process import RunningDevice, StageList, codes, outcomes, running_device
 from tests.support.processes import wait_until
+from workers.device.client.device_client import IsolationPolicy
 
 TEXTS = ["a", "b", "c", "d", "e", "f"]
 
@@ -38,6 +39,17 @@ def test_a_chunk_of_killers_alone_keeps_the_type_of_its_outputs(device: RunningD
     healthy = decode_outcomes(device.run("test-vector", ["a"]).payload).schema
     result = device.run("test-vector", ["crash"])
     assert codes(result) == {0: "worker_died"}
+    assert decode_outcomes(result.payload).schema.equals(healthy)
+
+
+def test_a_chunk_of_excluded_records_keeps_the_type_of_its_outputs(device: RunningDevice):
+    healthy = decode_outcomes(device.run("test-vector", ["a"]).payload).schema
+    excluded = IsolationPolicy({0: Failure("worker_died", "before")}, lambda _: None)
+    spec, records = JobSpec(new_job_id(), "test-vector"), encode_records([Record("r0", "a")])
+    result = device.process.run(
+        spec, records, None, cancel_token=CancelToken(), reporter=StageList([]), isolation=excluded
+    )
+    assert codes(result) == {0: "worker_died"} and result.run_info
     assert decode_outcomes(result.payload).schema.equals(healthy)
 
 

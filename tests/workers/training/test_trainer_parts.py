@@ -19,6 +19,7 @@ from common.training.labels import Labels
 from tests.support.finetune_runs import TUTORIAL, Listener, base_model, make_run_config, train_here
 from tests.support.processes import wait_until
 from workers.training.controller.launch import Launch
+from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.data import Examples
 from workers.training.trainer.metrics import metrics_for
 from workers.training.trainer.recipes import RECIPES
@@ -167,3 +168,10 @@ def test_the_metrics_that_are_promised_are_those_that_are_measured(
     right = np.eye(2) if labels.kind == "multi_label" else np.arange(2).reshape(width[:-1])
     assert measure is not None
     assert {*measure(np.ones(width), right), "loss"} == set(labels.metrics)
+
+
+def test_a_run_configuration_carries_names_that_are_not_utf8(tmp_path: Path) -> None:
+    config = make_run_config(tmp_path / "work", "text-classification", tmp_path, [])
+    config = replace(config, job=replace(config.job, inputs=("tr\udcf6.jsonl",)))
+    config.write(tmp_path / "run.json")
+    assert TrainingRunConfig.read(tmp_path / "run.json") == config

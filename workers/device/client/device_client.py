@@ -148,6 +148,11 @@ class DeviceClient:
         if process_exit is not None:
             _record_exit(chunk, plan, process_exit)
         self._isolate(chunk, plan)
+        if chunk.empty is None and not chunk.results:  # all were excluded; only the runner knows the type
+            answer = self._attempt(chunk, [])
+            if isinstance(answer, ProcessExit):
+                raise WorkerError("device_fault", f"The failures could not be written: {answer.failure.message}")
+            chunk.results.append(answer)
         failures = {at: (records[at].id, Outcome(failure=failure)) for at, failure in plan.failures.items()}
         return _merged(chunk, failures)
 

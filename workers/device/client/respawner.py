@@ -4,6 +4,7 @@ A process that dies after doing some work is replaced at once; one that did noth
 After several of the latter in a row the worker exits.
 """
 
+import json
 import logging
 import threading
 import time
@@ -130,8 +131,8 @@ class DeviceRespawner:
 
     def _run_process(self, preload: Sequence[tuple[str, str | None]]) -> DeviceProcess:
         opening = Open(
-            policy=self._policy,
-            preload=list(preload),
+            policy=self._policy.encode(),
+            preload=json.dumps(list(preload)),
             batch_sizes=dict(self._batch_sizes.known()) if self._batch_sizes else {},
             prefetch=self._prefetch,
         )

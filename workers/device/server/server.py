@@ -12,6 +12,7 @@ Four threads work in a row, so that the device waits for none of them:
 """
 
 import contextlib
+import json
 import logging
 import os
 import queue
@@ -33,6 +34,7 @@ from workers.device.server.run_chunk import DeviceLost, encode_chunk, prepare_ch
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.inference.core.device_errors import is_device_lost
 from workers.inference.core.fallbacks import count_fallback, fallback_counts
+from workers.models.resolver import ModelPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class DeviceServer:
         self._socket = message_socket
         self._device = device
         self._opening = opening
-        self._models = ModelCache(device, opening.policy)
+        self._models = ModelCache(device, ModelPolicy.decode(opening.policy))
         self._to_prefetch: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._to_run: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._to_send: queue.SimpleQueue[tuple[Request, Callable[[], protocol.Result]]] = queue.SimpleQueue()
@@ -62,7 +64,7 @@ class DeviceServer:
         """Load the preloads, then answer requests until the other end closes."""
         for work in (self._receive, self._prefetch, self._send):
             threading.Thread(target=_run_or_exit, args=[work], name=work.__name__, daemon=True).start()
-        for task, model in self._opening.preload:
+        for task, model in json.loads(self._opening.preload):
             request = Request(0, JobSpec("0" * 12, task, model), self._socket)
             with self._answer_errors(request):
                 self._preload(request)

@@ -141,6 +141,8 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         Raises:
             ModelError: `bad_param`.
         """
+        if isinstance(self.task, EncoderTask):  # parsing may use the tokenizer, which another thread may be using
+            return True
         return self.task.is_deterministic(self.task.parse_params(params))
 
     def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> _PreparedChunk:
