@@ -67,11 +67,11 @@ test-models: $(STAMP) ## Run the tests that load models, most of them tiny
 
 # More test processes than cores, as most of them wait for other processes.
 test-processes: $(STAMP) ## Run the tests with servers, workers and commands
-	@$(PYTEST) -n 4 -m "processes and not faults and not slow and not compose"
+	@$(PYTEST) -n 3 -m "processes and not faults and not slow and not compose"
 
 test-faults: $(STAMP) ## Run all fault tests, including those that take minutes; run nothing else meanwhile
 	@$(BIN)/pytest -n 2 --durations=15 tests/faults tests/e2e/test_finetune_jobs.py tests/e2e/test_finetune_environments.py \
-	  tests/e2e/test_finetune_uploads.py
+	  tests/e2e/test_finetune_uploads.py tests/workers/celery_worker/test_scheduling.py
 
 test-slow: $(STAMP) ## Run sweeps over many models, and installs into fresh environments
 	@$(BIN)/pytest -n 2 -m slow

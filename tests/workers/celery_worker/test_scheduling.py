@@ -6,6 +6,8 @@ from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
+import pytest
+
 from common.queue.heartbeats import live_workers
 from common.redis.keys import CELERY_PREFIX
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
@@ -70,6 +72,8 @@ def test_a_ticket_in_the_wrong_queue_is_moved_and_blocks_no_training(
     shell.run("wait", job)
 
 
+# On a busy machine the first worker may take longer than the seconds for which the other one defers.
+@pytest.mark.faults
 def test_work_goes_first_to_the_worker_that_has_the_model(
     shell: Shell, start_workers: StartWorkers, server: RedisServer, tmp_path: Path
 ) -> None:
