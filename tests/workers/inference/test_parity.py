@@ -67,18 +67,15 @@ def test_outputs_are_those_of_the_pipeline(tmp_path, task, model, mask, params, 
     texts = mixed(RECORDS, mask, longest=12 if mask else 90)  # the pipeline cuts no masked text, and fails
     found = outputs(run(task, directory, texts, **params))
     expected = by_pipeline(task, directory, texts, batch_size=BATCH, **params, **more)
-    if task == "token-classification":  # with random weights, two labels of a token can tie, and rounding decides
-        assert sum(differs(one, other) for one, other in zip(found, expected, strict=True)) <= 2
-    else:
-        assert_same(found, expected)
+    if task == "token-classification":  # with random weights, two labels of a token can tie, and the batch decides
+        ties = [at for at in range(RECORDS) if labels(found[at]) != labels(expected[at])]
+        for at in ties:
+            expected[at] = by_pipeline(task, directory, texts[at : at + 1], **params)[0]
+    assert_same(found, expected)
 
 
-def differs(found: Json, expected: Json) -> bool:
-    try:
-        assert_same(found, expected)
-    except AssertionError:
-        return True
-    return False
+def labels(entities: Json) -> list[str]:
+    return [entity.get("entity") or entity["entity_group"] for entity in entities]
 
 
 @pytest.mark.parametrize("strategy", ["first", "average", "max"])
@@ -128,14 +125,19 @@ def test_texts_of_encoder_decoder_models_are_those_of_generate(tmp_path, task, m
     own.pop("max_length", None)
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 60))
     prefix = own.pop("prefix", "")
-    expected: list[Json] = []
-    for some in batches([prefix + text for text in texts]):
-        inputs = tokenizer(some, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+
+    def generated(some: Sequence[str]) -> list[Json]:
+        rows = [prefix + text for text in some]
+        inputs = tokenizer(rows, padding=True, truncation=True, max_length=limit, return_tensors="pt")
         ids = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], **own)
-        expected += [[{name: text}] for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        return [[{name: text}] for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    expected = [one for some in batches(texts) for one in generated(some)]
     found = outputs(run(task, directory, texts, num_beams=2, **GREEDY))
-    # With random weights, two beams can tie, and rounding decides.
-    assert sum(one != other for one, other in zip(found, expected, strict=True)) <= 2
+    # With random weights, two beams can tie, and the batch decides: then the record by itself does.
+    for at in (at for at in range(RECORDS) if found[at] != expected[at]):
+        [expected[at]] = generated(texts[at : at + 1])
+    assert found == expected
 
 
 def test_answers_are_those_of_the_model_called_by_hand(tmp_path):
