@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from common.display_text import one_line
 from common.records import Counts, Failure, Json
+from common.template import Template
 from common.validation import checked, one_line_of, one_of, pattern
 
 JOB_ID = re.compile(r"^[0-9a-f]{12}\Z")
@@ -93,6 +94,7 @@ class JobSpec:
     limit: int | None = None  #: the largest number of records to read from its inputs
     #: `openai`: the records are requests of a batch file, and the results are its responses.
     format: Annotated[str, one_of("openai")] | None = None
+    template: str | None = None  #: makes the records' texts (`common.template`); of inputs read in place, on workers
 
     @property
     def kind(self) -> str:
@@ -126,6 +128,8 @@ class JobSpec:
         spec: JobSpec = checked(json.loads(text), cls, "a job")  # not msgspec's decoder: it refuses lone surrogates
         if (spec.training is not None) != (spec.queue == TRAIN):
             raise ValueError(f"the queue {TRAIN!r} serves fine-tune jobs and no others; found {spec.queue!r}")
+        if spec.template is not None:
+            _check_template(spec.template)
         return spec
 
 
@@ -165,6 +169,7 @@ class Job:
             "model": spec.model,
             "revision": spec.revision,
             "params": dict(spec.params),
+            "template": spec.template,
             "training": dict(spec.training) if spec.training is not None else None,
             "queue": spec.queue,
             "priority": spec.priority,
@@ -240,6 +245,13 @@ def decode_job(raw: Mapping[bytes, bytes]) -> Job:
         progress=_json_object(found.progress),
         producer_seen=found.producer_seen,
     )
+
+
+def _check_template(text: str) -> None:
+    try:
+        Template.parse(text)
+    except ValueError as error:
+        raise ValueError(f"a job's template: {error}") from error
 
 
 def _json_object(text: str) -> Mapping[str, Json]:

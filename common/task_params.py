@@ -35,6 +35,9 @@ Params = Mapping[str, ParamType]
 #: How a model is loaded, for every task; the other parameters control how it runs.
 LOAD_PARAMS: Params = {"dtype": choice(*DTYPES), "ignore_auto_map": BOOLEAN}
 
+#: Characters of a system message: it is part of the job, which workers read for each chunk.
+MAX_SYSTEM_LENGTH = 65_536
+
 #: Pooling modes of embeddings, in the order in which sentence-transformers concatenates several.
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
@@ -69,7 +72,12 @@ def _is_ids(value: Json) -> bool:
     return NON_NEGATIVE_INTEGER.accepts(value) or (bool(value) and TOKEN_IDS.accepts(value))
 
 
+def _is_system(value: Json) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and len(value) <= MAX_SYSTEM_LENGTH
+
+
 _IDS = ParamType("a token id, or a list of them", _is_ids)
+_SYSTEM = ParamType(f"a text of up to {MAX_SYSTEM_LENGTH:,} characters", _is_system, parse=str)
 #: The function from a classifier's logits to scores.
 _FUNCTION = choice("sigmoid", "softmax", "none")
 _TRUNCATION = either(choice("longest_first", "only_first", "only_second"), True, False)
@@ -146,6 +154,7 @@ TASK_PARAMS: Mapping[str, Params] = {
     "text-generation": {
         **{name: kind for name, kind in GENERATE_PARAMS.items() if name != "stop_strings"},
         "add_special_tokens": BOOLEAN,
+        "chat": BOOLEAN,
         "clean_up_tokenization_spaces": BOOLEAN,
         "continue_final_message": BOOLEAN,
         "documents": OBJECTS,
@@ -154,6 +163,7 @@ TASK_PARAMS: Mapping[str, Params] = {
         "seed": INTEGER,
         "skip_special_tokens": BOOLEAN,
         "stop_sequence": STRINGS,  # the pipeline's name for stop strings
+        "system": _SYSTEM,
         "tokenizer_encode_kwargs": OBJECT,
         "tools": OBJECTS,
         "usage": BOOLEAN,

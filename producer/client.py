@@ -122,9 +122,9 @@ class Client:
             records: A path; several `pathlib.Path`; or the records themselves, read one by one and never all held:
                 texts, objects with the fields of the task, lists of chat messages, or pairs of an id and one of these;
                 or a table: of pandas, polars, pyarrow or `datasets`, or an object of columns.
-            options: Keywords as in `SubmitOptions`: task, model, revision, params, dtype, column, id_column, format,
-                quoting, limit, name, labels, priority, device, chunk_size, max_errors, idempotency_key, store, output
-                (a directory or URL that workers reach) and output_format.
+            options: Keywords as in `SubmitOptions`: task, model, revision, params, dtype, column, template, system,
+                chat, id_column, format, quoting, limit, name, labels, priority, device, chunk_size, max_errors,
+                idempotency_key, store, output (a directory or URL that workers reach) and output_format.
         """
         if unknown := options.keys() - SubmitKeywords.__annotations__.keys():
             raise TypeError(f"submit() got an unexpected keyword argument {min(unknown)!r}")
@@ -148,6 +148,7 @@ class Client:
                 column=chosen.column,
                 id_column=chosen.id_column,
                 max_record_bytes=plan.settings.max_record_bytes,
+                template=plan.template,
             )
             found = islice(made, chosen.limit)
         if plan.warning:

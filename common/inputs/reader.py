@@ -12,9 +12,11 @@ from common.inputs.json_array import json_file_records
 from common.inputs.media import attach_files, is_list_of_paths, media_file_records
 from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import ReadProgress, Source, expand, find_sources, open_bytes
+from common.inputs.template_check import refuse_unknown_columns
 from common.inputs.text import json_records, text_records
 from common.records import Record
 from common.tasks import Task
+from common.template import TEMPLATE_FIELD, Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ def find_inputs(
     column: str | None = None,
     id_column: str | None = None,
     quoting: str | None = None,
+    template: Template | None = None,
 ) -> Inputs:
     """Find the inputs with these names.
 
@@ -85,6 +88,7 @@ def find_inputs(
         column: the column with the input.
         id_column: the column with the id; by default `id` or `custom_id`, else the line number from 0.
         quoting: one of `QUOTING`; None: double quotes in CSV, none in TSV.
+        template: makes the text of each record, instead of `column`.
 
     Raises:
         UsageError: an input is missing, a directory, or of an unknown format.
@@ -95,14 +99,22 @@ def find_inputs(
 
     names = expand(names)
     sources = iter(find_sources(list(filter(has_records, names)), format, quoting))
-    builder = partial(RecordBuilder, task=task, column=column, id_column=id_column, multiple_inputs=len(names) > 1)
+    builder = partial(
+        RecordBuilder,
+        task=task,
+        column=column,
+        id_column=id_column,
+        multiple_inputs=len(names) > 1,
+        template=template,
+    )
     return Inputs(task, tuple(builder(next(sources)) if has_records(name) else name for name in names))
 
 
 def _records(builder: RecordBuilder, max_bytes: int) -> Generator[Record, None, None]:
     _check_options(builder)
     found = False
-    for record in _records_of_format(builder, max_bytes):
+    records = _records_of_format(builder, max_bytes)
+    for record in refuse_unknown_columns(records) if builder.template else records:
         found = True
         yield record
     if not found:
@@ -135,6 +147,8 @@ def _check_options(builder: RecordBuilder) -> None:
     if builder.column or builder.id_column:
         option = "--column" if builder.column else "--id-column"
         raise UsageError(f"{source.label} is plain text without columns; {option} is for jsonl, csv and parquet.")
+    if builder.template and (name := builder.template.missing([TEMPLATE_FIELD])) is not None:
+        raise UsageError(f"{source.label} has no column {name!r} (--template); plain text has: {TEMPLATE_FIELD}.")
     if not builder.task.primary_field:
         raise UsageError(
             f"{builder.task.name} needs {builder.task.required_fields}, but {source.label} is plain text, with one "

@@ -11,6 +11,7 @@ from common.inputs.sources import Source
 from common.inputs.strict_json import parse_json
 from common.records import Failure, Json, Record
 from common.tasks import Task
+from common.template import TEMPLATE_FIELD, Template
 
 _ID_COLUMNS = ("id", "custom_id")
 _JSON_FIELDS = ("table", "messages")  # a cell of CSV or Parquet may hold them as JSON text
@@ -26,6 +27,7 @@ class RecordBuilder:
     id_column: str | None
     multiple_inputs: bool  #: whether there are other sources, so that a line number is not unique
     tabular: bool = False  #: rows come from a table with a header; cells may be empty
+    template: Template | None = None  #: makes the text of each record from its columns
 
     def with_columns(self, names: Sequence[str]) -> "RecordBuilder":
         """Return the builder for rows of a table with these columns.
@@ -33,15 +35,16 @@ class RecordBuilder:
         Raises:
             UsageError: a requested or required column is missing, or occurs twice.
         """
-        for option, name in (("--column", self.column), ("--id-column", self.id_column)):
+        absent = self.template.missing(names) if self.template else None
+        for option, name in (("--column", self.column), ("--id-column", self.id_column), ("--template", absent)):
             if name is not None and name not in names:
                 raise UsageError(f"{self.source.label} has no column {name!r} ({option}); it has: {_listed(names)}.")
-        column = self.column or self._only_text_column(names)
+        column = self.column or (None if self.template else self._only_text_column(names))
         maker = replace(self, column=column, tabular=True)
         doubled = [name for name in maker.columns(names) if list(names).count(name) > 1]
         if doubled:
             raise UsageError(f"{self.source.label} has more than one column {doubled[0]!r}; rename one of them.")
-        found = {*names, maker._target(None)} if column else set(names)
+        found = {*names, maker._target(None)} if column or self.template else set(names)
         if not any(found.issuperset(fields) for fields in self.task.fields):
             hint = self.task.hint or f"Select the column with the {self.task.fields[0][0]} with --column."
             raise UsageError(
@@ -53,7 +56,8 @@ class RecordBuilder:
     def columns(self, names: Sequence[str]) -> list[str]:
         """Return the columns that records are built from, each once."""
         wanted = {field for fields in self.task.fields for field in fields} | {*self.task.optional, *_ID_COLUMNS}
-        return [name for name in dict.fromkeys(names) if name in wanted | {self.column, self.id_column}]
+        wanted |= {*filter(None, (self.column, self.id_column)), *(self.template.names if self.template else ())}
+        return [name for name in dict.fromkeys(names) if name in wanted]
 
     def record(self, number: int, line: int, value: Json) -> Record:
         """Build the record of one row.
@@ -76,6 +80,8 @@ class RecordBuilder:
 
     def text_record(self, number: int, text: str) -> Record:
         """Build the record of a line of plain text."""
+        if self.template is not None:
+            return self.record(number, number + 1, text)
         return Record(self._line_id(number), text)
 
     def failed(self, number: int, failure: Failure, echo: Json) -> Record:
@@ -101,7 +107,9 @@ class RecordBuilder:
 
     def _fields(self, row: Mapping[str, Json]) -> dict[str, Json]:
         fields = {name: value for name, value in row.items() if value is not None}
-        if self.column is not None:
+        if self.template is not None:
+            fields = self._put(fields, TEMPLATE_FIELD, self.template.render(row))
+        elif self.column is not None:
             fields = self._choose(fields, self.column)
         if self.tabular:
             fields = {k: v for k, v in fields.items() if v != "" or k not in self.task.optional}
@@ -114,10 +122,15 @@ class RecordBuilder:
             found = ", ".join(sorted(fields)) or "none"
             raise RecordError("missing_field", f"no field {column!r} (--column); the record has: {found}")
         value = fields[column]
+        return self._put(fields, self._target(value), value)
+
+    def _put(self, fields: dict[str, Json], name: str, value: Json) -> dict[str, Json]:
         alternatives = {names[0] for names in self.task.fields if len(names) == 1}
-        return {k: v for k, v in fields.items() if k not in alternatives} | {self._target(value): value}
+        return {k: v for k, v in fields.items() if k not in alternatives} | {name: value}
 
     def _target(self, value: Json) -> str:
+        if self.template is not None:
+            return TEMPLATE_FIELD
         known = [field for fields in self.task.fields for field in fields]
         if self.column in known:
             return str(self.column)

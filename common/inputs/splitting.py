@@ -16,6 +16,7 @@ from common.settings import absolute
 from common.storage.filesystem import file_version, open_filesystem, open_stream, storage_errors
 from common.storage.locations import is_shared, is_url
 from common.tasks import Task
+from common.template import Template
 
 #: Largest text of one split, in bytes: for Parquet it is unknown before it is read.
 _SPLIT_BYTES = 128 * 1024**2
@@ -112,15 +113,21 @@ def splittable_bytes(builder: RecordBuilder) -> int:
     return sum(size for _, size in row_group_sizes(builder))
 
 
-def read_split(rows: FileSplit, task: Task) -> list[Record]:
+def read_split(rows: FileSplit, task: Task, template: Template | None = None) -> list[Record]:
     """Return the records of a split. The caller checks whether its file may be opened.
+
+    Args:
+        rows: the split.
+        task: of its job.
+        template: of its job, which makes the texts.
 
     Raises:
         PayloadError: the file changed after it was submitted, or does not contain the split.
         StorageError: it cannot be read now.
     """
     rows.check_version()
-    builder = RecordBuilder(Source(rows.source, rows.format), task, rows.column, rows.id_column, rows.multiple_inputs)
+    source = Source(rows.source, rows.format)
+    builder = RecordBuilder(source, task, rows.column, rows.id_column, rows.multiple_inputs, template=template)
     try:
         if rows.format == "parquet":
             return _read_parquet(builder, rows)

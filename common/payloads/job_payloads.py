@@ -21,6 +21,7 @@ from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
 from common.storage.locations import MayOpen
 from common.tasks import find_task
+from common.template import Template
 
 
 class JobPayloads:
@@ -82,7 +83,8 @@ class JobPayloads:
             task = find_task(self._spec.task)
         except UsageError as error:
             raise ModelError("unknown_task", str(error)) from error
-        return encode_records(read_split(rows, task))
+        template = Template.parse(self._spec.template) if self._spec.template else None
+        return encode_records(read_split(rows, task, template))
 
     def add_examples(self, part: str, number: int, payload: bytes) -> None:
         """Write training (`train`) or evaluation (`eval`) examples of a fine-tune job.

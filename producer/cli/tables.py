@@ -23,6 +23,8 @@ from common.records import Json
 from common.tasks import Task
 from producer.cli.progress import format_metrics
 
+#: Characters of a parameter or a template that are shown.
+_MAX_SHOWN = 300
 _COLORS = {
     JobStatus.COMPLETED: "green",
     JobStatus.FAILED: "red",
@@ -157,6 +159,7 @@ def show_job(job: Job, refusals: Mapping[str, str]) -> None:
             "task": spec.task,
             "model": (spec.model or "none") + (f" @ {spec.revision}" if spec.revision else ""),
             "params": _pairs(spec.params),
+            "template": one_line(spec.template or "", _MAX_SHOWN),
             "labels": _pairs(spec.labels),
             "inputs": ", ".join(spec.inputs) + _in_brackets(f"the first {spec.limit:,}" if spec.limit else ""),
             "queue": f"{spec.queue}, priority {spec.priority}",
@@ -176,7 +179,7 @@ def _in_brackets(text: str | None) -> str:
 
 
 def _pairs(values: Mapping[str, Json]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in values.items())
+    return ", ".join(f"{key}={one_line(str(value), _MAX_SHOWN)}" for key, value in values.items())
 
 
 def _counts(job: Job) -> str:

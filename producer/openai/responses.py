@@ -54,13 +54,14 @@ class BatchWriter(JsonLinesWriter):
         self._written += 1
 
 
-def check_batch_options(column: str | None, id_column: str | None, quoting: str | None) -> None:
+def check_batch_options(column: str | None, id_column: str | None, quoting: str | None, template: str | None) -> None:
     """Check that no option is given that a batch file makes meaningless.
 
     Raises:
-        UsageError: A column is named, or quoting.
+        UsageError: A column, quoting or a template is given.
     """
-    for option, value in (("--column", column), ("--id-column", id_column), ("--quoting", quoting)):
+    given = {"--column": column, "--id-column": id_column, "--quoting": quoting, "--template": template}
+    for option, value in given.items():
         if value:
             raise UsageError(f"{option} cannot be combined with --format openai: requests have fixed fields.")
 

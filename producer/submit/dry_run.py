@@ -1,12 +1,14 @@
 """Dry run of a submit: makes the same checks, reads all inputs, and reports what would be submitted."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 from common.display_text import replace_control_chars
 from common.errors import HugqueueError, StoreUnavailable
-from common.records import Failure, Json
+from common.records import Failure, Json, Record
+from common.template import TEMPLATE_FIELD
 from producer.submit.chunk_source import ChunkContent
 from producer.submit.chunking import cut_chunks
 from producer.submit.duplicate_ids import warn_of_duplicate_ids
@@ -15,6 +17,8 @@ from producer.submit.upload import Totals, check_size
 
 #: Invalid records that are shown.
 _MAX_EXAMPLES = 5
+#: Rendered texts that are shown, and their characters.
+_MAX_PROMPTS, _MAX_PROMPT_CHARS = 3, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class DryRunReport:
     bad_examples: tuple[Failure, ...]  #: the first of them
     served: bool  #: whether a worker serves the queue, or would be started
     who_serves: str  #: the same in words
+    prompts: tuple[str, ...] = ()  #: the texts that a template makes of the first records, shortened
 
     def as_dict(self) -> dict[str, Json]:
         """Return the JSON form."""
@@ -51,6 +56,7 @@ class DryRunReport:
         }
         text = [f"{key:<8} {value}" for key, value in lines.items()]
         text += [f"         {failure.code}: {failure.message}" for failure in self.bad_examples]
+        text += [f"{'prompt':<8} " + prompt.replace("\n", "\n         ") for prompt in self.prompts]
         return replace_control_chars(
             "\n".join([*text, f"{'queue':<8} {self.queue}: {self.who_serves}", "Nothing was submitted."])
         )
@@ -72,6 +78,7 @@ def make_dry_run_report(plan: SubmitPlan, notify: Callable[[str], None]) -> DryR
     """
     totals = Totals()
     bad: list[Failure] = []
+    prompts: list[str] = []
     codes: Counter[str] = Counter()
     largest = 0
     if plan.warning:
@@ -83,6 +90,7 @@ def make_dry_run_report(plan: SubmitPlan, notify: Callable[[str], None]) -> DryR
         failures = [record.failure for record in chunk if record.failure]
         codes.update(failure.code for failure in failures)
         bad += failures[: _MAX_EXAMPLES - len(bad)]
+        prompts += _prompts(chunk)[: _MAX_PROMPTS - len(prompts)] if plan.template else []
     served, who = _find_workers(plan, notify)
     spec = plan.spec
     return DryRunReport(
@@ -99,7 +107,15 @@ def make_dry_run_report(plan: SubmitPlan, notify: Callable[[str], None]) -> DryR
         bad_examples=tuple(bad),
         served=served,
         who_serves=who,
+        prompts=tuple(prompts),
     )
+
+
+def _prompts(records: Sequence[Record]) -> list[str]:
+    """Return the texts of the first records that have one."""
+    inputs = islice((record.input for record in records if record.failure is None), _MAX_PROMPTS)
+    texts = (value[TEMPLATE_FIELD] if isinstance(value, dict) else value for value in inputs)
+    return [text if len(text) <= _MAX_PROMPT_CHARS else f"{text[: _MAX_PROMPT_CHARS - 1]}…" for text in texts]
 
 
 def _find_workers(plan: SubmitPlan, notify: Callable[[str], None]) -> tuple[bool, str]:

@@ -18,6 +18,9 @@ class SubmitOptions:
     params: Mapping[str, Json] | Sequence[str] | None = ()  #: of the task, such as `{"top_k": 3}` or `["top_k=3"]`
     dtype: str | None = None  #: float32, bfloat16, float16 or, on CPUs, int8; None: the worker's default
     column: str | None = None  #: column (or key) of the input
+    template: str | None = None  #: the text, with names of columns in braces; instead of `column`
+    system: str | None = None  #: text-generation: the message before each chat
+    chat: bool | None = None  #: text-generation: ask texts as messages; None: with `system`, and of the default model
     id_column: str | None = None  #: column of the id; None: `id` or `custom_id`, otherwise the number from 0
     format: str | None = None  #: of the files, None: by their extension; `openai`: they are batch files
     quoting: str | None = None  #: `double` or `none`, for fields of CSV and TSV; None: as usual for the format
@@ -45,6 +48,9 @@ class SubmitKeywords(TypedDict, total=False):
     params: Mapping[str, Json] | Sequence[str] | None
     dtype: str | None
     column: str | None
+    template: str | None
+    system: str | None
+    chat: bool | None
     id_column: str | None
     format: str | None
     quoting: str | None

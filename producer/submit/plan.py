@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
+from common.chat import TASK as CHAT_TASK
+from common.chat import is_chat
 from common.errors import ModelError, StorageError, UsageError
 from common.gpus import find_gpus
 from common.inputs import Inputs, find_inputs
@@ -16,11 +18,13 @@ from common.queue.heartbeats import Heartbeat
 from common.records import Json, Record
 from common.settings import Settings, absolute, load_settings
 from common.tasks import ALIASES, Task, find_task
+from common.template import Template
 from producer.model_check import check_model, model_warning
 from producer.openai import BatchFile, check_batch_options, find_batch, read_batch
 from producer.outputs.targets import Target, check_target, parse_target, target_name, written_by_workers
 from producer.submit.chunking import ChunkPlan, plan_chunks
 from producer.submit.options import SubmitOptions
+from producer.submit.prompts import make_template, with_chat
 
 MAX_KEY_LENGTH = 256
 MAX_CHUNK_SIZE = 100_000
@@ -34,6 +38,7 @@ class SubmitPlan:
     spec: JobSpec
     task: Task
     inputs: Inputs | BatchFile
+    template: Template | None  #: makes the text of each record
     chunk_size: int | None  #: records of a chunk, if the user chose it
     output: Target | None
     wait: bool
@@ -75,14 +80,20 @@ def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings 
         UsageError: An option, an input or the output is wrong.
     """
     settings = settings or load_settings()
-    task, found = _find_inputs(inputs, options, settings)
+    task, template, found = _find_inputs(inputs, options, settings)
     is_batch = isinstance(found, BatchFile)
     target = parse_target(options.output, options.output_format, csv_safe=options.csv_safe, responses=is_batch)
     output = written_by_workers(target, settings)
     if target is not None:  # with a key, parts that are there may be those of the key's own job
         check_target(target, task, inputs, begun=options.idempotency_key is not None and output is not None)
     spec = _make_spec(task, options, settings, model=found.model if isinstance(found, BatchFile) else None)
-    spec = replace(spec, inputs=truncate_names(inputs), format="openai" if is_batch else None, output=output)
+    spec = replace(
+        spec,
+        inputs=truncate_names(inputs),
+        format="openai" if is_batch else None,
+        output=output,
+        template=template.text if template else None,
+    )
     check_spec(spec)
     _check_chunk_size(options.chunk_size)
     return SubmitPlan(
@@ -90,6 +101,7 @@ def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings 
         spec=spec,
         task=task,
         inputs=found,
+        template=template,
         chunk_size=options.chunk_size,
         output=target,
         wait=_should_wait(options.wait, target, spec, settings),
@@ -99,16 +111,19 @@ def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings 
     )
 
 
-def _find_inputs(inputs: Sequence[str], options: SubmitOptions, settings: Settings) -> tuple[Task, Inputs | BatchFile]:
-    """Return the task and its inputs; the requests of an OpenAI batch file name their task themselves."""
+def _find_inputs(
+    inputs: Sequence[str], options: SubmitOptions, settings: Settings
+) -> tuple[Task, Template | None, Inputs | BatchFile]:
+    """Return the task, the template of its texts, and the inputs; requests of an OpenAI batch file name their task."""
     max_bytes = settings.max_record_bytes
     if options.format == "openai":
         batch = find_batch(inputs, options.task, options.model, max_bytes)
-        check_batch_options(options.column, options.id_column, options.quoting)
-        return find_task(batch.task), batch
+        check_batch_options(options.column, options.id_column, options.quoting, options.template)
+        return find_task(batch.task), None, batch
     if options.task is None:
         raise UsageError("Missing option '--task'; `producer tasks` lists what it can be.")
     task = find_task(options.task)
+    template = make_template(options, task)
     found = find_inputs(
         inputs,
         task,
@@ -116,9 +131,10 @@ def _find_inputs(inputs: Sequence[str], options: SubmitOptions, settings: Settin
         column=options.column,
         id_column=options.id_column,
         quoting=options.quoting,
+        template=template,
     )
     found.check(max_bytes)
-    return task, found
+    return task, template, found
 
 
 def _make_spec(task: Task, options: SubmitOptions, settings: Settings, model: str | None) -> JobSpec:
@@ -132,7 +148,7 @@ def _make_spec(task: Task, options: SubmitOptions, settings: Settings, model: st
         task=ALIASES.get(name, name),  # not the task's own name: translation_xx_to_yy holds the languages
         model=resolved or task.model,
         revision=check_revision(options.revision) or (task.revision if resolved is None else None),
-        params=_check_task_params(task, _with_dtype(options.params or (), options.dtype)),
+        params=_check_task_params(task, options, resolved or task.model),
         limit=_check_limit(options.limit),
         queue=_queue_of(options.device, settings),
         priority=options.priority,
@@ -243,18 +259,25 @@ def _check_max_errors(value: str | int | None) -> str | None:
     return None if value is None else str(value)
 
 
-def _check_task_params(task: Task, params: Mapping[str, Json] | Sequence[str]) -> dict[str, Json]:
+def _check_task_params(task: Task, options: SubmitOptions, model: str | None) -> dict[str, Json]:
     """Return the parameters of a job, checked if its task declares them; if it is a plugin's, the worker checks them.
 
     Args:
         task: The task.
-        params: Values by name, or texts NAME=VALUE, parsed by the declared types.
+        options: Its parameters, as values by name, or as texts NAME=VALUE, parsed by the declared types.
+        model: Of the job.
 
     Raises:
-        UsageError: The task has no such parameter, or does not take that value.
+        UsageError: The task has no such parameter, does not take that value, or parameters conflict.
     """
+    params = _with_dtype(options.params or (), options.dtype)
     try:
         values = dict(params) if isinstance(params, Mapping) else parse_params(params, task.params)
-        return values if task.params is None else check_params(task.name, task.params, values)
+        values = with_chat(values, options, task, model)
+        if task.params is not None:
+            values = check_params(task.name, task.params, values)
+        if task.name == CHAT_TASK:
+            is_chat(values)
     except ModelError as error:
         raise UsageError(f"-p: {error.message}") from error
+    return values

@@ -16,9 +16,11 @@ from common.errors import UsageError
 from common.inputs.media import attach_files
 from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source
+from common.inputs.template_check import refuse_unknown_columns
 from common.json_codec import to_json, to_jsonable
 from common.records import Failure, Json, Record
 from common.tasks import Task
+from common.template import Template
 from producer.submit.python_tables import HasColumnNames, HasColumns, Table, table_of
 
 #: What a program may give: a path (a text by itself is one), several paths, a table, or records.
@@ -82,7 +84,13 @@ def _names_files(text: str) -> bool:
 
 
 def records_from_python(
-    values: Iterable[Any] | Table, task: Task, *, column: str | None, id_column: str | None, max_record_bytes: int
+    values: Iterable[Any] | Table,
+    task: Task,
+    *,
+    column: str | None,
+    id_column: str | None,
+    max_record_bytes: int,
+    template: Template | None = None,
 ) -> Iterator[Record]:
     """Return a record for each value; only the record fails if a value is invalid, like a line of a file.
 
@@ -92,15 +100,18 @@ def records_from_python(
         column: the key of an object that holds the input.
         id_column: the key that holds the id; else `id` or `custom_id`, else the number from 0.
         max_record_bytes: what is longer fails.
+        template: makes the text of each record, instead of `column`.
 
     Raises:
-        UsageError: A table lacks a column that is named or that the task requires.
+        UsageError: A table lacks a column that is named or that the task requires, or the first objects do.
     """
-    builder = RecordBuilder(_PythonSource("records", "jsonl"), task, column, id_column, multiple_inputs=False)
+    source = _PythonSource("records", "jsonl")
+    builder = RecordBuilder(source, task, column, id_column, multiple_inputs=False, template=template)
     if isinstance(values, Table):
         records = _table_records(builder.with_columns(values.columns), values, max_record_bytes)
     else:
         records = (_record(builder, number, value, max_record_bytes) for number, value in enumerate(values))
+        records = refuse_unknown_columns(records) if template else records
     return attach_files(records, task, max_record_bytes) if task.media else records
 
 

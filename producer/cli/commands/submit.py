@@ -22,6 +22,7 @@ from producer.cli.options import (
 )
 from producer.cli.session import open_client
 from producer.cli.terminal import dry_run_status, notify, print_json
+from producer.cli.text_option import text_option
 
 
 @click.command(cls=GroupedCommand, no_args_is_help=True)
@@ -30,6 +31,7 @@ from producer.cli.terminal import dry_run_status, notify, print_json
     "Input",
     task_option(help="The task to run; `producer tasks` lists them.  [required, except with --format openai]"),
     click.option("--column", metavar="NAME", help="Column that holds the input."),
+    text_option("--template", "Text made from columns, such as 'Classify: {title}'."),
     click.option(
         "--id-column",
         metavar="NAME",
@@ -57,6 +59,13 @@ from producer.cli.terminal import dry_run_status, notify, print_json
         "--dtype", type=click.Choice(DTYPES), help="Data type for inference.  [default: the worker's setting]"
     ),
     param_option("A parameter of the task, such as top_k=3."),
+    text_option("--system", "System message before each chat, for text-generation."),
+    click.option(
+        "--chat/--no-chat",
+        default=None,
+        help="Ask each text as a user's message, or continue it as raw text.  [default: chat with the default model or "
+        "--system]",
+    ),
 )
 @option_group(
     "Output",
@@ -119,7 +128,7 @@ def submit(
     \b
       producer submit --task fill-mask sentences.txt
       producer submit --task embedding articles.jsonl --column body -o vectors.npy
-      producer submit --task text-generation chat.jsonl -m org/model -p seed=1
+      producer submit --task text-generation talks.csv --template 'Sum up: {body}'
       producer submit --format openai requests.jsonl -o responses.jsonl
       cat reviews.txt | producer submit --task sentiment-analysis - > labels.jsonl
 

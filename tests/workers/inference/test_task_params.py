@@ -34,7 +34,7 @@ PIPELINES: dict[str, type[PipelineTask[Any]]] = {
 #: What the pipeline hands on as it is: to the tokenizer, or to `generate`; and what it never sees.
 ELSEWHERE = {
     "text-classification": {"truncation", "max_length"},
-    "text-generation": GENERATE_PARAMS.keys() | {"seed", "usage"},
+    "text-generation": GENERATE_PARAMS.keys() | {"chat", "seed", "system", "usage"},
     "automatic-speech-recognition": SPEECH_GENERATE_PARAMS.keys(),
 }
 

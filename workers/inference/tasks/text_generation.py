@@ -13,6 +13,7 @@ import torch
 from transformers import pipelines as hf
 from transformers.utils.chat_template_utils import Chat
 
+from common.chat import is_chat, user_message, with_system_message
 from common.errors import Cancelled, ModelError, RecordError
 from common.params import check_params
 from common.records import Json
@@ -33,6 +34,8 @@ from workers.inference.text.fields import parse_fields, parse_messages
 from workers.inference.text.tokenization import check_text
 from workers.inference.text.truncation import ModelInputs, token_count, truncate_left
 
+#: Parameters of the task that the pipeline does not have.
+_OWN_PARAMS = ("chat", "seed", "system", "usage")
 #: Parameters that count or read the tokens of the prompt, and their values without effect.
 _PROMPT_DEPENDENT = {
     "min_length": 0,
@@ -54,6 +57,8 @@ class GenerationParams(PipelineParams):
     equal_lengths: bool = False  #: whether only prompts of equal length may share a batch
     seed: int | None = None
     usage: bool = False  #: whether outputs include token counts and finish reasons
+    chat: bool = False  #: whether a plain text is asked as a user's message
+    system: str | None = None  #: the message before each chat
 
 
 class TextGeneration(PipelineTask[GenerationParams]):
@@ -72,9 +77,14 @@ class TextGeneration(PipelineTask[GenerationParams]):
             self.batcher = try_continuous_batching(pipe.model)
 
     def parse_params(self, params: Mapping[str, Json]) -> GenerationParams:
-        """Return the job's parameters, checked so that `generate` rejects none."""
+        """Return the job's parameters, checked so that `generate` rejects none.
+
+        Raises:
+            ModelError: `bad_param`; `no_chat_template`, texts are asked as chats and the model has no template.
+        """
         params = check_params(self.name, TASK_PARAMS[self.name], params)
-        own = {name: value for name, value in params.items() if name not in ("seed", "usage")}
+        chat = self._is_chat(params)
+        own = {name: value for name, value in params.items() if name not in _OWN_PARAMS}
         plain = self._split_params(own)
         forward = self._with_default_length(plain.forward)
         config = self._config(forward)
@@ -90,6 +100,8 @@ class TextGeneration(PipelineTask[GenerationParams]):
             equal_lengths=config.max_new_tokens is None or _depends_on_prompt(config),
             seed=sampling_seed(params.get("seed"), config),
             usage=params.get("usage", False),
+            chat=chat,
+            system=params.get("system"),
         )
 
     def is_deterministic(self, params: GenerationParams) -> bool:
@@ -98,15 +110,15 @@ class TextGeneration(PipelineTask[GenerationParams]):
 
     def prepare(self, value: Json, params: GenerationParams) -> PreparedRecord:
         """Return the prompt, or the chat in its template, truncated on the left where it is too long."""
-        fields = parse_fields(TASKS[self.name], value)
-        prompt = check_text(fields["text"]) if "text" in fields else self._chat(fields)
+        prompt = self._prompt(parse_fields(TASKS[self.name], value), params)
         try:
             inputs = dict(self.pipe.preprocess(prompt, **params.preprocess))
         except jinja2.TemplateError as error:
             raise RecordError("wrong_type", f"The model's chat template rejects these messages: {error}") from error
         inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
         if params.seed is not None:
-            inputs["record_seed"] = record_seed(params.seed, fields)
+            seeded = {"text": prompt} if isinstance(prompt, str) else {"messages": prompt.messages}
+            inputs["record_seed"] = record_seed(params.seed, seeded)
         return self._truncate(inputs, params)
 
     def group(self, inputs: ModelInputs, params: GenerationParams) -> int:
@@ -213,14 +225,31 @@ class TextGeneration(PipelineTask[GenerationParams]):
             raise ModelError("bad_param", f"max_length must be at most {self.limit}, the model's context length.")
         return int(config.max_length) - 1
 
-    def _chat(self, fields: Mapping[str, Json]) -> Chat:
-        messages = parse_messages(fields)
+    def _is_chat(self, params: Mapping[str, Json]) -> bool:
+        chat = is_chat(params)
+        if chat and not self.tokenizer.chat_template:
+            raise ModelError(
+                "no_chat_template",
+                "This model has no chat template, so texts cannot be asked as messages. Submit with --no-chat, which "
+                "continues them as raw text, or use a chat model.",
+            )
+        return chat
+
+    def _prompt(self, fields: Mapping[str, Json], params: GenerationParams) -> str | Chat:
+        """Return a record's text as it is, or its chat: the record's own messages, or its text as one."""
+        if "text" in fields:
+            text = check_text(fields["text"])
+            if not params.chat:
+                return text
+            messages = user_message(text)
+        else:
+            messages = parse_messages(fields)
         if not self.tokenizer.chat_template:
             raise RecordError(
                 "no_chat_template",
                 "This model has no chat template, so it cannot take messages. Send text, or use a chat model.",
             )
-        return Chat(messages)
+        return Chat(with_system_message(messages, params.system))
 
     def _truncate(self, inputs: ModelInputs, params: GenerationParams) -> PreparedRecord:
         limit = params.prompt_limit
