@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from common.errors import UsageError
 from common.jobs import Job, JobStatus
@@ -26,7 +26,7 @@ from common.redis.url import check_redis_url, mask_url
 from common.settings import load_settings
 from producer.job_filter import JobFilter, check_labels
 from producer.job_handle import JobHandle
-from producer.model_check import check_job_model
+from producer.model_check import check_job_model, model_warning
 from producer.queue_connection import QueueConnection
 from producer.submit.chunk_source import open_source
 from producer.submit.duplicate_ids import warn_of_duplicate_ids
@@ -157,6 +157,39 @@ class Client:
         self.connection.start_worker()
         job, _ = self.submit_plan(plan, warn_of_duplicate_ids(found, logger.warning))
         return job
+
+    def finetune(
+        self, *, records: RecordsArg, evaluation: RecordsArg | None = None, model: str, **options: Any
+    ) -> JobHandle:
+        """Submit a fine-tune job, and return it as soon as it is accepted; its model is `job:ID`.
+
+        Args:
+            records: The examples: a path, several `pathlib.Path`, a dataset on the Hub (`"hf:ORG/NAME"`), objects with
+                text and label, or a table, as for `submit`. All of them are held in memory.
+            evaluation: Examples to evaluate with, likewise.
+            model: The base model: Hub id, directory on the worker's machine, or `job:ID`.
+            options: Keywords as in `FinetuneOptions` and `TrainingOptions`: task, text_column, label_column, template,
+                epochs, learning_rate and others.
+        """
+        from producer.finetune.options import KEYWORDS, FinetuneOptions
+        from producer.finetune.plan import make_finetune_plan, submit_finetune
+        from producer.finetune.training_data import ExampleSource
+
+        if unknown := options.keys() - (KEYWORDS - {"evaluation", "wait"}):
+            raise TypeError(f"finetune() got an unexpected keyword argument {min(unknown)!r}")
+        plan = make_finetune_plan(
+            ExampleSource(*split_records_arg(records)),
+            FinetuneOptions.of(model=model, **options),
+            None if evaluation is None else ExampleSource(*split_records_arg(evaluation)),
+            replace(load_settings(), broker_url=self._configured.broker_url),
+        )
+        for text in filter(None, (*plan.examples.notes, model_warning(plan.spec.model, plan.settings))):
+            logger.info("%s", text)
+        self._warn_once_of_durability()
+        check_job_model(self.connection, plan.spec.model)
+        self.connection.start_worker()
+        submit_finetune(self.connection, plan)
+        return self.job(plan.spec.id)
 
     def _warn_once_of_durability(self) -> None:
         if not self._checked_durability:

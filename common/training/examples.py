@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from common.errors import UsageError
 from common.records import Json
+from common.template import TEMPLATE_FIELD
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +46,39 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(?P<fraction>(\.[0-9]+)?([eE][+-]?[0-9]+
 PROMPT_COMPLETION = ExampleSchema(("prompt",), ("completion", "response", "answer"))
 
 
-def schemas_of(task: str) -> tuple[ExampleSchema, ...]:
-    """Return the schemas that examples of a task may have, the preferred one first."""
-    return (PROMPT_COMPLETION, SCHEMAS[task]) if task == "text-generation" else (SCHEMAS[task],)
+def schemas_of(task: str, label: str | None = None, *, templated: bool = False) -> tuple[ExampleSchema, ...]:
+    """Return the schemas that examples of a task may have, the preferred one first.
+
+    Args:
+        task: a task that can be fine-tuned.
+        label: the chosen column of labels.
+        templated: whether a template makes the text; it is then a prompt only if a column of completions is chosen.
+    """
+    if task != "text-generation":
+        return (SCHEMAS[task],)
+    if templated:
+        return (PROMPT_COMPLETION,) if label else (SCHEMAS[task],)
+    return PROMPT_COMPLETION, SCHEMAS[task]
 
 
-def choose_columns(task: str, names: Sequence[str], text: str | None, label: str | None) -> tuple[str, str | None]:
+def choose_columns(
+    task: str, names: Sequence[str], text: str | None, label: str | None, *, templated: bool = False
+) -> tuple[str, str | None]:
     """Return the columns of text and label of a dataset with the columns `names`.
+
+    Args:
+        task: a task that can be fine-tuned.
+        names: the columns there are.
+        text: the chosen column of texts; None: by its name.
+        label: the chosen column of labels; None: by its name.
+        templated: whether a template makes the text.
 
     Raises:
         UsageError: They are missing.
     """
-    for schema in schemas_of(task):
+    if templated:
+        names, text = [*names, TEMPLATE_FIELD], TEMPLATE_FIELD
+    for schema in schemas_of(task, label, templated=templated):
         if (found := schema.columns(names, text, label)) is not None:
             return found
     schema = SCHEMAS[task]

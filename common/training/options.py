@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from common.errors import UsageError
 from common.records import Json
+from common.template import TEMPLATE_FIELD, Template
 from common.training.labels import Labels
 from common.training.trainer_arguments import check_argument
 from common.validation import checked
@@ -46,6 +47,7 @@ class TrainingOptions:
     arguments: Mapping[str, Json] = field(default_factory=dict)  #: further fields of `TrainingArguments`
     text_column: str | None = None
     label_column: str | None = None
+    template: str | None = None  #: makes the text of each example from its columns (`common.template`)
     train_source: str | None = None  #: `hf:NAME[:SPLIT]`; None: the job's payloads
     eval_source: str | None = None
     eval_split: Annotated[float, Meta(ge=1e-6, le=0.9)] | None = None  #: fraction held out for evaluation
@@ -82,10 +84,28 @@ class TrainingOptions:
                 raise UsageError(f"{source!r} is not a dataset on the Hub: expected hf:NAME or hf:NAME:SPLIT.")
         for name, value in options.arguments.items():
             check_argument(name, value)
+        _check_template(options)
         return options
 
 
 _DEFAULTS = TrainingOptions()
+
+
+def _check_template(options: TrainingOptions) -> None:
+    if options.template is None:
+        return
+    try:
+        Template.parse(options.template)
+    except ValueError as error:
+        raise UsageError(f"--template: {str(error).rstrip('.')}.") from error
+    if options.text_column is not None:
+        raise UsageError("--template and --text-column both name the text: use only one.")
+    if options.label_column == TEMPLATE_FIELD:
+        raise UsageError(
+            f"--label-column {TEMPLATE_FIELD}: with --template, this is the name of the text that it makes. Rename the "
+            "column."
+        )
+
 
 #: Further arguments that do nothing, or fail, without an evaluation, and the values that ask for one.
 _NEEDS_EVALUATION = {

@@ -1,10 +1,11 @@
-"""Fine-tune options: one frozen object that the command line and the plan share."""
+"""Fine-tune options: one frozen object that the command line, the client and the plan share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from common.records import Json
+from common.training.options import TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +18,7 @@ class FinetuneOptions:
     evaluation: str | None = None  #: file, or Hub dataset, to evaluate with
     format: str | None = None  #: of the files, None: by their extension
     quoting: str | None = None
-    params: Sequence[str] = ()  #: further fields of `TrainingArguments` as NAME=VALUE
+    params: Mapping[str, Json] | Sequence[str] = ()  #: further fields of `TrainingArguments`, or NAME=VALUE
     name: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     priority: str = "normal"
@@ -27,11 +28,15 @@ class FinetuneOptions:
     @classmethod
     def of(cls, **values: Any) -> "FinetuneOptions":
         """Return the options of these fields, and of fields of `TrainingOptions`."""
-        own = {item.name for item in fields(cls)}
+        own = {item.name for item in fields(cls)} - {"training"}
         training = {name: value for name, value in values.items() if name not in own}
         return cls(**{name: value for name, value in values.items() if name in own}, training=training)
 
-    @property
-    def evaluates(self) -> bool:
-        """Whether there is something to evaluate with."""
-        return self.evaluation is not None or self.training.get("eval_split") is not None
+
+#: Fields of `TrainingOptions` that others determine.
+_DERIVED = {"arguments", "eval_source", "labels", "train_source"}
+#: The keywords of `FinetuneOptions.of`.
+KEYWORDS = frozenset(
+    {item.name for item in fields(FinetuneOptions)} - {"training"}
+    | {item.name for item in fields(TrainingOptions)} - _DERIVED
+)

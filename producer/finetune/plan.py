@@ -1,10 +1,11 @@
 """Fine-tune plan: options and examples become a checked job, which is then submitted."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from common.errors import UsageError
+from common.inputs.hub_datasets import is_hub_dataset
 from common.jobs import TRAIN, JobSpec, new_job_id, truncate_names
 from common.models.references import check_revision
 from common.params import parse_params
@@ -15,9 +16,9 @@ from common.settings import Settings, load_settings
 from common.suggestions import did_you_mean
 from common.tasks import ALIASES
 from common.training.labels import LABEL_KINDS, Example, check_metric
-from common.training.options import HUB_PREFIX, TrainingOptions, check_conflicts
+from common.training.options import TrainingOptions, check_conflicts
 from producer.finetune.options import FinetuneOptions
-from producer.finetune.training_data import CHUNK_RECORDS, ExampleSet, read_examples
+from producer.finetune.training_data import CHUNK_RECORDS, ExampleReader, ExampleSet, ExampleSource
 from producer.model_check import check_model
 from producer.queue_connection import QueueConnection
 from producer.submit.chunking import ChunkPlan, cut_chunks
@@ -35,19 +36,32 @@ class FinetunePlan:
     wait: bool
 
 
-def make_finetune_plan(inputs: Sequence[str], options: FinetuneOptions) -> FinetunePlan:
+def make_finetune_plan(
+    train: Sequence[str] | ExampleSource,
+    options: FinetuneOptions,
+    evaluation: ExampleSource | None = None,
+    settings: Settings | None = None,
+) -> FinetunePlan:
     """Return the plan of a fine-tune job.
 
     Args:
-        inputs: Files with the training data, or one dataset on the Hub.
+        train: Files with the training data, or one dataset on the Hub; or Python objects.
         options: What the user chose.
+        evaluation: What to evaluate with, in place of `options.evaluation`.
+        settings: None: those of the environment.
 
     Raises:
         UsageError: An option or an example is wrong.
     """
-    settings, task = load_settings(), _find_trainable(options.task)
-    training = _training_options(inputs, options)
-    check_conflicts(training, None, None, evaluates=options.evaluates)
+    settings, task = settings or load_settings(), _find_trainable(options.task)
+    source = train if isinstance(train, ExampleSource) else ExampleSource(tuple(train))
+    if evaluation is None and options.evaluation is not None:
+        evaluation = ExampleSource((options.evaluation,))
+    training = _training_options(source, evaluation, options)
+    evaluates = evaluation is not None or training.eval_split is not None
+    if training.template and task == "token-classification":
+        raise UsageError("--template makes a text, and token-classification learns words. Leave it out.")
+    check_conflicts(training, None, None, evaluates=evaluates)
     spec = JobSpec(
         id=new_job_id(),
         task=task,
@@ -57,17 +71,17 @@ def make_finetune_plan(inputs: Sequence[str], options: FinetuneOptions) -> Finet
         priority=options.priority,
         name=options.name,
         labels=dict(options.labels),
-        inputs=truncate_names((*inputs, *filter(None, [options.evaluation]))),
+        inputs=truncate_names((*source.paths, *(evaluation.paths if evaluation else ()))),
         created_at=time.time(),
         store=settings.store_url or None,
         training=training.encode(),
     )
     check_spec(spec)
-    examples = read_examples(task, inputs, options, training, settings.max_record_bytes)
+    examples = ExampleReader(task, options, training, settings.max_record_bytes).read(source, evaluation)
     if training.metric_for_best:
         check_metric(task, examples.labels, training.metric_for_best)
     if examples.labels is not None:
-        check_conflicts(training, examples.labels, len(examples.train), evaluates=options.evaluates)
+        check_conflicts(training, examples.labels, len(examples.train), evaluates=evaluates)
         spec = replace(spec, training=replace(training, labels=examples.labels).encode())
     return FinetunePlan(settings, spec, examples, options.wait or settings.embedded)
 
@@ -79,18 +93,22 @@ def _find_trainable(name: str) -> str:
     return task
 
 
-def _training_options(inputs: Sequence[str], options: FinetuneOptions) -> TrainingOptions:
-    hub_datasets = [name for name in inputs if name.startswith(HUB_PREFIX)]
-    if hub_datasets and len(inputs) > 1:
-        raise UsageError(f"{hub_datasets[0]} cannot be combined with other inputs; name one Hub dataset alone.")
-    evaluation = options.evaluation
+def _training_options(
+    train: ExampleSource, evaluation: ExampleSource | None, options: FinetuneOptions
+) -> TrainingOptions:
     if evaluation is not None and options.training.get("eval_split") is not None:
         raise UsageError("--eval and --eval-split: use only one.")
-    sources = {
-        "train_source": hub_datasets[0] if hub_datasets else None,
-        "eval_source": evaluation if evaluation and evaluation.startswith(HUB_PREFIX) else None,
-    }
-    return TrainingOptions.decode({**options.training, **sources, "arguments": parse_params(options.params)})
+    sources = {"train_source": _hub_dataset(train), "eval_source": _hub_dataset(evaluation)}
+    params = options.params
+    arguments = dict(params) if isinstance(params, Mapping) else parse_params(params)
+    return TrainingOptions.decode({**options.training, **sources, "arguments": arguments})
+
+
+def _hub_dataset(source: ExampleSource | None) -> str | None:
+    """Return the one dataset on the Hub that is left to the worker; among other inputs, it is read here."""
+    if source is None or len(source.paths) != 1 or not is_hub_dataset(source.paths[0]):
+        return None
+    return source.paths[0]
 
 
 def submit_finetune(connection: QueueConnection, plan: FinetunePlan) -> None:

@@ -1,16 +1,19 @@
 """Training data of a fine-tune job: examples read from files, every row checked before anything is submitted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from common.errors import UsageError
 from common.inputs import find_inputs
 from common.records import Json, Record
 from common.tasks import Task
+from common.template import TEMPLATE_FIELD, Template
 from common.training.examples import SCHEMAS, ExampleSchema, choose_columns, is_empty, make_example, schemas_of
 from common.training.labels import Example, Labels, check_labels_known, infer_labels, split_train_eval
 from common.training.options import TrainingOptions
 from producer.finetune.options import FinetuneOptions
+from producer.submit.python_records import records_from_python
 
 #: Examples in one payload.
 CHUNK_RECORDS = 2000
@@ -26,71 +29,112 @@ class ExampleSet:
     notes: list[str]
 
 
-def read_examples(
-    task: str, inputs: Sequence[str], options: FinetuneOptions, training: TrainingOptions, max_record_bytes: int
-) -> ExampleSet:
-    """Return the examples in the files; a dataset on the Hub is left to the worker.
+@dataclass(frozen=True, slots=True)
+class ExampleSource:
+    """Where examples come from."""
 
-    Args:
-        task: A task that can be fine-tuned.
-        inputs: Files to learn from.
-        options: Evaluation file, format and quoting.
-        training: Columns of text and label, the datasets on the Hub, and the fraction held out for evaluation.
-        max_record_bytes: Longer records are refused.
+    paths: tuple[str, ...] = ()  #: files, or one dataset on the Hub
+    values: Iterable[Any] = ()  #: Python records or a table, as `split_records_arg` returns them
 
-    Raises:
-        UsageError: A file cannot be read, a row is invalid, or there is nothing to learn.
-    """
-    notes: list[str] = []
-    evaluation: list[Example] = []
-    if options.evaluation and not training.eval_source:
-        evaluation = _read_inputs(task, [options.evaluation], options, training, max_record_bytes, notes)
-    if training.train_source:
-        return ExampleSet([], evaluation, None, notes)
-    train = _read_inputs(task, inputs, options, training, max_record_bytes, notes)
-    labels = infer_labels(task, train)
-    notes += [text for text in (labels.description, *labels.warnings) if text]
-    if evaluation and options.evaluation:
-        check_labels_known(labels, evaluation, options.evaluation)
-    elif training.eval_split is not None:
-        count = len(train)
-        train, evaluation, more = split_train_eval(labels, train, training.eval_split, training.seed)
-        notes += [f"{len(evaluation):,} of {count:,} examples are held out for evaluation.", *more]
-    return ExampleSet(train, evaluation, labels, notes)
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+        return ", ".join(self.paths) or "records"
 
 
-def _read_inputs(
-    task: str,
-    inputs: Sequence[str],
-    options: FinetuneOptions,
-    training: TrainingOptions,
-    max_record_bytes: int,
-    notes: list[str],
-) -> list[Example]:
-    examples = [e for source in inputs for e in _read_input(task, source, options, training, max_record_bytes)]
-    kept: list[Example] = [example for example in examples if not is_empty(example)]
-    if left_out := len(examples) - len(kept):
-        notes.append(f"{left_out:,} {'example' if left_out == 1 else 'examples'} without text: left out.")
-    return kept
+@dataclass(frozen=True, slots=True)
+class ExampleReader:
+    """Reads the examples of a task, each checked, from files and Python objects."""
 
+    task: str  #: a task that can be fine-tuned
+    options: FinetuneOptions  #: format and quoting
+    training: TrainingOptions  #: columns or template, the datasets on the Hub, and the fraction held out for evaluation
+    max_record_bytes: int  #: longer records are refused
 
-def _read_input(
-    task: str, source: str, options: FinetuneOptions, training: TrainingOptions, max_record_bytes: int
-) -> Iterator[dict[str, Json]]:
-    """Yield the examples of one input; its first row decides which columns are read."""
-    columns: tuple[str, str | None] | None = None
-    found = find_inputs([source], _as_read(task, training), format=options.format, quoting=options.quoting)
-    records = found.records(max_record_bytes)
-    for number, record in enumerate(records, 1):
-        row = _row(record)
-        try:
-            here = choose_columns(task, list(row), training.text_column, training.label_column)
-            columns = columns or here
-            if here != columns:
-                raise UsageError(f"it has {_named(here)}, the first row has {_named(columns)}: name one of them")
-            yield make_example(task, row, *columns)
-        except UsageError as error:
-            raise UsageError(f"{source}, row {number}: {error}") from error
+    def read(self, train: ExampleSource, evaluation: ExampleSource | None) -> ExampleSet:
+        """Return the examples of both; a dataset on the Hub is left to the worker.
+
+        Raises:
+            UsageError: A file cannot be read, an example is invalid, or there is nothing to learn.
+        """
+        notes: list[str] = []
+        held_out: list[Example] = []
+        if evaluation and not self.training.eval_source:
+            held_out = self._examples(evaluation, notes)
+        if self.training.train_source:
+            return ExampleSet([], held_out, None, notes)
+        examples = self._examples(train, notes)
+        labels = infer_labels(self.task, examples)
+        notes += [text for text in (labels.description, *labels.warnings) if text]
+        if held_out and evaluation:
+            check_labels_known(labels, held_out, evaluation.label)
+        elif self.training.eval_split is not None:
+            count = len(examples)
+            examples, held_out, more = split_train_eval(labels, examples, self.training.eval_split, self.training.seed)
+            notes += [f"{len(held_out):,} of {count:,} examples are held out for evaluation.", *more]
+        return ExampleSet(examples, held_out, labels, notes)
+
+    def _examples(self, source: ExampleSource, notes: list[str]) -> list[Example]:
+        examples = [example for path in source.paths for example in self._checked(path, self._file_records(path))]
+        if not source.paths:
+            examples = list(self._checked(source.label, self._python_records(source.values)))
+        kept: list[Example] = [example for example in examples if not is_empty(example)]
+        if left_out := len(examples) - len(kept):
+            notes.append(f"{left_out:,} {'example' if left_out == 1 else 'examples'} without text: left out.")
+        return kept
+
+    def _file_records(self, path: str) -> Iterator[Record]:
+        found = find_inputs(
+            [path],
+            self._as_read,
+            format=self.options.format,
+            quoting=self.options.quoting,
+            template=self._template,
+        )
+        return found.records(self.max_record_bytes)
+
+    def _python_records(self, values: Iterable[Any]) -> Iterator[Record]:
+        return records_from_python(
+            values,
+            self._as_read,
+            column=None,
+            id_column=None,
+            max_record_bytes=self.max_record_bytes,
+            template=self._template,
+        )
+
+    def _checked(self, source: str, records: Iterable[Record]) -> Iterator[dict[str, Json]]:
+        """Yield the examples of one input; its first row decides which columns are read."""
+        columns: tuple[str, str | None] | None = None
+        for number, record in enumerate(records, 1):
+            row = _row(record)
+            try:
+                here = self._choose_columns(list(row))
+                columns = columns or here
+                if here != columns:
+                    raise UsageError(f"it has {_named(here)}, the first row has {_named(columns)}: name one of them")
+                yield make_example(self.task, row, *columns)
+            except UsageError as error:
+                raise UsageError(f"{source}, row {number}: {error}") from error
+
+    def _choose_columns(self, names: Sequence[str]) -> tuple[str, str | None]:
+        training = self.training
+        templated = training.template is not None
+        return choose_columns(self.task, names, training.text_column, training.label_column, templated=templated)
+
+    @property
+    def _template(self) -> Template | None:
+        return Template.parse(self.training.template) if self.training.template else None
+
+    @property
+    def _as_read(self) -> Task:
+        """The task for the input readers: its fields are the pairs of columns that it accepts."""
+        label, templated = self.training.label_column, self.training.template is not None
+        schemas = schemas_of(self.task, label, templated=templated)
+        fields = tuple(columns for schema in schemas for columns in _alternatives(schema, self.training))
+        options = "--text-column and --label-column" if SCHEMAS[self.task].label else "--text-column"
+        hint = f"Select them with {options}."
+        return Task(f"fine-tuning {self.task}", "", fields=fields, optional=("text_pair",), hint=hint)
 
 
 def _row(record: Record) -> dict[str, Json]:
@@ -103,15 +147,9 @@ def _named(columns: Sequence[str | None]) -> str:
     return " and ".join(repr(name) for name in columns if name)
 
 
-def _as_read(task: str, training: TrainingOptions) -> Task:
-    """Return the task for the input readers: its fields are the pairs of columns that it accepts."""
-    fields = tuple(columns for schema in schemas_of(task) for columns in _alternatives(schema, training))
-    options = "--text-column and --label-column" if SCHEMAS[task].label else "--text-column"
-    return Task(f"fine-tuning {task}", "", fields=fields, optional=("text_pair",), hint=f"Select them with {options}.")
-
-
 def _alternatives(schema: ExampleSchema, training: TrainingOptions) -> list[tuple[str, ...]]:
     texts = (training.text_column,) if training.text_column else schema.text
+    texts = (TEMPLATE_FIELD,) if training.template else texts
     if not schema.label:
         return [(text,) for text in texts]
     labels = (training.label_column,) if training.label_column else schema.label

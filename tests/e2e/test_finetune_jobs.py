@@ -11,6 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from common.models.checkpoints import latest_complete, step_of
+from common.payloads.codec import decode_records
+from hugqueue import Client
 from tests.support.finetune_runs import (
     TUTORIAL,
     base_model,
@@ -196,6 +198,22 @@ def test_two_processes_share_the_examples_which_may_lie_in_files(
     result = result_of(shell, job)
     assert (result["steps"], result["batch"]) == (4, [2, 1, 2])
     assert sum(map(sum, result["confusion"])) == 8
+
+
+def test_a_program_trains_on_a_table_whose_columns_make_the_texts(
+    store: Path, shell: Shell, server: RedisServer, start_workers: StartWorkers, base: Path
+) -> None:
+    start_workers("--train")
+    table = {"subject": [text for text, _ in TUTORIAL], "stars": [label for _, label in TUTORIAL]}
+    with Client(server.url) as client:
+        examples = {"records": table, "template": "review: {subject}", "label_column": "stars"}
+        job = client.finetune(**examples, evaluation=table, model=str(base), epochs=1, name="mine")
+        payload = client.connection.store.payloads(job.state.spec).examples("train", 0)
+        assert payload and decode_records(payload)[0].input == {"text": f"review: {TUTORIAL[0][0]}", "label": 1}
+        assert job.wait(120).counts.succeeded == 1
+        with pytest.raises(TypeError, match="learning_rat"):
+            client.finetune(records=table, model=str(base), learning_rat=1)
+    assert result_of(shell, job.id)["examples"] == {"train": 4, "eval": 4}
 
 
 @pytest.mark.faults

@@ -30,5 +30,6 @@ def test_every_example_runs_and_prints_what_the_page_says(tmp_path: Path) -> Non
     columns = ["id", "input", "output", "error_code", "error_message", "truncated"]
     assert said[1] == f"1000\n{columns}\n"
     assert said[2].strip() in page
-    assert said[3] == "articles completed 1000\n"
-    assert len(said) == 4
+    assert re.fullmatch(r"job:[0-9a-f]{12}\n", said[3])
+    assert said[4] == "articles completed 1000\n"
+    assert len(said) == 5

@@ -20,6 +20,7 @@ from producer.cli.options import (
 )
 from producer.cli.session import open_client
 from producer.cli.terminal import notify
+from producer.cli.text_option import text_option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,6 +48,7 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
         "--eval-split", type=float, metavar="SHARE", help="Hold out this share of TRAIN for evaluation, such as 0.1."
     ),
     click.option("--text-column", metavar="NAME", help="Column of the text (words, prompt).  [default: text]"),
+    text_option("--template", "Text made from columns, such as '{title}: {body}', instead of --text-column."),
     click.option("--label-column", metavar="NAME", help="Column of the label (tags, completion).  [default: label]"),
     click.option(
         "--format",
@@ -100,9 +102,10 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
 def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str | None, **options: Any) -> None:
     """Fine-tune a model on labeled examples.
 
-    TRAIN is a .csv, .tsv, .jsonl, .json, .parquet or .txt file with a text and a label in each row, or a dataset on
-    the Hub such as hf:NAME or hf:NAME:SPLIT, which the worker loads. Labels are words or integers (classes), decimal
-    numbers (regression), or lists (several classes per example).
+    TRAIN is a .csv, .tsv, .jsonl, .json, .parquet or .txt file with a text and a label in each row, - for standard
+    input, a URL such as s3://bucket/reviews/*.parquet, or a dataset on the Hub such as hf:NAME or hf:NAME:SPLIT, which
+    the worker loads. Labels are words or integers (classes), decimal numbers (regression), or lists (several classes
+    per example).
 
     Prints the job id. The trained model is job:ID for `submit`, for another `finetune`, and for `models export`.
 

@@ -5,6 +5,7 @@ import math
 import shutil
 import threading
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,6 +99,31 @@ def test_a_missing_column_of_the_hub_is_named_with_those_there_are(
     run_config = make_run_config(tmp_path / "work", "text-classification", tmp_path, [], **more)
     with pytest.raises(UsageError, match="'stars'; found: text, label"):
         Examples(run_config)
+
+
+def test_a_template_makes_the_texts_of_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = datasets.Features(
+        {**FEATURES, "topic": datasets.ClassLabel(names=["food", "film"]), "day": datasets.Value("date32")}
+    )
+    columns = {"text": ["a", None], "label": [1, 0], "topic": [1, -1], "day": [date(2026, 1, 2), None]}
+    rows = datasets.Dataset.from_dict(columns, features=features)
+    asked: list[tuple[Any, ...]] = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        asked.append((*arguments, options["split"]))
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    more = {"train_source": "hf:org/reviews:small:train[:9%]", "template": "{topic} {label} {day}: {text}"}
+    run_config = make_run_config(tmp_path / "work", "text-classification", tmp_path, [], **more)
+    assert Examples(run_config).train == [
+        {"text": "film good 2026-01-02: a", "label": "good"},
+        {"text": " bad : ", "label": "bad"},
+    ]
+    assert asked == [("org/reviews", "small", "train[:9%]")]
+    wrong = replace(run_config, options=replace(run_config.options, template="{body}"))
+    with pytest.raises(UsageError, match=r"no column 'body' \(--template\); it has: text, label, topic, day"):
+        Examples(wrong)
 
 
 @pytest.mark.parametrize(

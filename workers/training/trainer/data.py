@@ -1,5 +1,6 @@
 """Training data: the examples of a run, from payload files or from a dataset on the Hub, and their labels."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,18 @@ import datasets
 from common.errors import ModelError, UsageError, WorkerError, first_line
 from common.payloads.codec import decode_records
 from common.records import Json
+from common.template import TEMPLATE_FIELD
 from common.training.examples import choose_columns, is_empty, make_example
 from common.training.labels import Example, Labels, check_labels_known, infer_labels, split_train_eval
 from common.training.options import HUB_PREFIX, TrainingOptions
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.training.run_config import TrainingRunConfig
+from workers.training.trainer.hub_template import HubTemplate, class_names
 
 #: What the Hub's HTTP client raises without a network, by name: the client differs between versions of the Hub.
 _TRANSPORT_ERROR = "TransportError"
+#: A configuration and a split, which may be a slice.
+_CONFIGURED = re.compile(r"([\w.+-]+):(.+)\Z")
 #: HTTP statuses below 500 that are transient: request timeout, too many requests.
 _TRANSIENT_STATUSES = (408, 429)
 
@@ -73,20 +78,27 @@ def _load_from_hub(task: str, options: TrainingOptions, source: str) -> Iterator
     """Yield the examples of a dataset on the Hub, which describes its own columns and classes."""
     name, _, part = source.removeprefix(HUB_PREFIX).partition(":")
     dataset = _download(name, part or "train")
-    text, label = choose_columns(task, dataset.column_names, options.text_column, options.label_column)
-    feature = dataset.features.get(label) if label else None
-    names = getattr(getattr(feature, "feature", feature), "names", None)
+    template = HubTemplate.of(options.template, dataset, source) if options.template else None
+    text, label = choose_columns(
+        task, dataset.column_names, options.text_column, options.label_column, templated=template is not None
+    )
+    names = class_names(dataset, label)
     for number, row in enumerate(dataset):
         try:
-            named = {**row, label: _class_name(row[label], names)} if names and label else row
+            named = {**row, label: _class_name(row[label], names)} if names and label else dict(row)
+            if template:
+                named[TEMPLATE_FIELD] = template.render(row)
             yield make_example(task, named, text, label)
         except UsageError as error:
             raise UsageError(f"{source} row {number + 1}: {error}") from error
 
 
 def _download(name: str, part: str) -> Any:
+    """Return `SPLIT` or `CONFIGURATION:SPLIT` of a dataset on the Hub; a split may be a slice, `train[:9%]`."""
+    configured = _CONFIGURED.match(part)
+    config, split = (configured[1], configured[2]) if configured else (None, part)
     try:
-        return datasets.load_dataset(name, split=part)
+        return datasets.load_dataset(name, config, split=split)
     except Exception as error:  # errors of the Hub, the file system and the formats have no common base class
         message = f"hf:{name}:{part} cannot be loaded: {first_line(error)}"
         if _is_local(error):
