@@ -45,4 +45,6 @@ def _best(output: Any) -> Any:
     """Return the first word, label or text."""
     while isinstance(output, list):
         output = output[0]
+    if isinstance(output, str):
+        return output
     return next(output[key] for key in ("token", "label", "generated_text") if key in output)

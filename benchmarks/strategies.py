@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.jobs import JobSpec
 from common.payloads.codec import decode_outcomes, iter_outcomes
 from common.records import Json, Record
+from workers.device.server.encode_chunk import OutputEncoding, encode_chunk
 from workers.device.server.memory import retain_freed_memory
-from workers.device.server.run_chunk import encode_chunk, run_chunk
+from workers.device.server.run_chunk import run_chunk
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.inference.tasks.runners import find_runner
 from workers.models.load_options import LoadOptions
@@ -79,6 +81,7 @@ def runner(
     if not forward_batch and isinstance(loaded, PipelineRunner):
         loaded.encoder = None
     size = chunk or CHUNK.get(work.task, 256)
+    outputs = OutputEncoding.of(loaded, JobSpec("0" * 12, work.task, params=work.params), work.params)
 
     @keeping(keeps)
     def run(texts: Sequence[str]) -> list[Any]:
@@ -86,7 +89,7 @@ def runner(
         for start in range(0, len(texts), size):
             records = {at: Record(at, text) for at, text in enumerate(texts[start : start + size])}
             outcomes = run_chunk(loaded, records, work.params, work.device, Quiet())
-            payloads.append(encode_chunk(records, outcomes, loaded.output_type(work.params))[0])
+            payloads.append(encode_chunk(records, outcomes, outputs)[0])
         return [row.output for payload in payloads for _, _, row in iter_outcomes(decode_outcomes(payload))]
 
     return run

@@ -1,8 +1,9 @@
-"""JSON encoder for outputs: numpy and torch values become Python's, and NaN becomes null.
+"""JSON encoder for outputs: numpy and torch values become Python's, NaN becomes null, and bytes become base64.
 
 It recognizes numpy and torch by their method `tolist`, so that it imports neither.
 """
 
+import base64
 import json
 import math
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ def to_jsonable(value: Json) -> Json:
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     if isinstance(value, Mapping):
         return {str(key): to_jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

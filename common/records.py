@@ -46,7 +46,7 @@ class FileInput:
 class Outcome:
     """The result or the failure of one record."""
 
-    output: Json = None  #: what `transformers.pipeline` would return for it
+    output: Json = None  #: what `transformers.pipeline` gives; once it is encoded, what its task declares
     failure: Failure | None = None
     truncated: bool = False  #: the input was cut to what the model takes
 

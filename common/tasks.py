@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 from common.errors import RecordError, UsageError
+from common.jobs import JobSpec
+from common.output_types import OutputForm
 from common.records import Json
 from common.suggestions import did_you_mean
+from common.task_outputs import output_form
 from common.task_params import LOAD_PARAMS, TASK_PARAMS, Params
 
 #: Other distributions add runners by entry points of this group, named after their task.
@@ -51,8 +54,13 @@ class Task:
         """The required fields in words."""
         return " or ".join(" + ".join(names) for names in self.fields)
 
+    def output_form(self, params: Mapping[str, Json]) -> OutputForm | None:
+        """Return the form of an output under these parameters; None for runners of other distributions."""
+        return output_form(self.name, params)
+
     def as_dict(self) -> dict[str, Json]:
         """Return the task for `--json`."""
+        form = self.output_form({})
         return {
             "summary": self.summary,
             "fields": [list(names) for names in self.fields],
@@ -60,6 +68,7 @@ class Task:
             "params": None if self.params is None else {name: kind.description for name, kind in self.params.items()},
             "model": self.model,
             "revision": self.revision,
+            "output": None if form is None else str(form),
         }
 
     def build_input(self, row: Mapping[str, Json]) -> Json:
@@ -241,6 +250,14 @@ def find_task(name: str) -> Task:
     known = sorted({*TASKS, *ALIASES, "translation_xx_to_yy", *plugins})
     hint = did_you_mean(name.lower().replace("_", "-"), known)
     raise UsageError(f"Unknown task {name!r}. {hint} See `producer tasks`.")
+
+
+def declared_output(spec: JobSpec) -> OutputForm | None:
+    """Return the form of the outputs of a job; None if only its runner knows, or if they have a format of their own."""
+    if spec.training is not None or spec.format is not None:
+        return None
+    name = "translation" if _TRANSLATION.match(spec.task) else ALIASES.get(spec.task, spec.task)
+    return output_form(name, spec.params)
 
 
 def translation_languages(name: str) -> tuple[str, str] | None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -13,8 +13,9 @@ from common.errors import JobFailed, ModelError, ResultsLost, StorageError, Unkn
 from common.jobs import Job, JobStatus, Output
 from common.redis.keys import JobKeys
 from common.results import LOST, ResultRow
-from common.tasks import find_task
+from common.tasks import declared_output
 from producer.outputs import check_output
+from producer.outputs.formats import is_typed
 from producer.outputs.targets import OutputFile
 from producer.queue_connection import POLL_SECONDS, QueueConnection
 from producer.result_files import write_file, write_parts
@@ -199,21 +200,26 @@ class JobHandle:
         return self._connection.ledger.is_committed(self.id, chunk)
 
     def output_type(self) -> Any:
-        """Return the Arrow type of the outputs; None if they are JSON, or if there are none yet."""
+        """Return the Arrow type of the outputs; None if they have none, and for now if only the runner knows."""
+        from common.payloads.arrays import is_vector
         from common.payloads.codec import output_type
 
+        form = declared_output(self._state.spec)
         payloads = self._connection.store.payloads(self._state.spec)
         for chunk in range(self._state.chunks or 0):
             for outcomes in self._connection.retry_while_unavailable(partial(payloads.outcomes, chunk)):
-                if outcomes is not None:
-                    return output_type(outcomes)
-        return None
+                kind = None if outcomes is None else output_type(outcomes)
+                # Failures alone may not know the length of the other chunks' vectors.
+                if outcomes is not None and not (form and form.is_vector and not is_vector(kind, fixed=True)):
+                    return kind
+        return form.arrow_type() if form else None
 
     def to_arrow(self, *, check: bool = True) -> Any:
         """Return all results as a `pyarrow.Table`, in input order.
 
         Columns: id, input, output, error_code, error_message, truncated. `output` has the type that the task
-        declares, such as a list of float32 for vectors; otherwise strings stay strings and the rest is JSON text.
+        declares, such as a fixed-size list of float32 for vectors. With a runner that declares none, strings stay
+        strings and the rest is JSON text.
 
         Args:
             check: As for `results`.
@@ -242,13 +248,13 @@ class JobHandle:
         job, target = self.refresh(), Path(path)
         if check:
             self.raise_for_status()
-        check_output(target, find_task(job.spec.task))
+        check_output(target, declared_output(job.spec))
         self.write_file(OutputFile(target, csv_safe))
 
-    def write_file(self, file: OutputFile) -> int:
-        """Write the results of the last seen state; return the number of records. Raises as `write`."""
-        output_type = self.output_type() if file.path.suffix.lower() == ".parquet" else None
-        return write_file(self._state, self.rows(arrays=True), file, output_type)
+    def write_file(self, file: OutputFile, rows: Iterable[ResultRow] | None = None) -> int:
+        """Write rows of the last seen state, all if `rows` is None; return their number. Raises as `write`."""
+        output_type = self.output_type() if is_typed(file.path) and not self._state.spec.format else None
+        return write_file(self._state, self.rows(arrays=True) if rows is None else rows, file, output_type)
 
     def write_parts(self, output: Output) -> int:
         """Write a part for each chunk of the last seen state; return the number of records. Raises as `write`."""

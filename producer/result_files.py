@@ -7,7 +7,7 @@ from typing import Any
 from common.errors import UsageError
 from common.jobs import Job, JobStatus, Output
 from common.results import ResultRow
-from common.tasks import find_task
+from common.tasks import declared_output
 from producer.openai import BatchWriter
 from producer.outputs import open_output
 from producer.outputs.targets import OutputFile
@@ -20,7 +20,7 @@ def write_file(job: Job, rows: Iterable[ResultRow], file: OutputFile, output_typ
         job: Only the results of a completed one replace an existing file.
         rows: All of its rows, or the failed ones.
         file: Its extension says the format; the rows of an OpenAI batch become responses.
-        output_type: Arrow type of the outputs, for Parquet.
+        output_type: Arrow type of the outputs, for CSV and Parquet.
 
     Raises:
         UsageError: The file cannot be written, or exists and the job is not completed.
@@ -30,7 +30,7 @@ def write_file(job: Job, rows: Iterable[ResultRow], file: OutputFile, output_typ
     if job.spec.format:
         with BatchWriter(file.path, job.spec) as batch:
             return batch.write_all(rows)
-    with open_output(file.path, find_task(job.spec.task), output_type=output_type, csv_safe=file.csv_safe) as writer:
+    with open_output(file.path, declared_output(job.spec), output_type=output_type, csv_safe=file.csv_safe) as writer:
         return writer.write_all(rows)
 
 
@@ -53,7 +53,7 @@ def write_parts(job: Job, chunks: Iterable[list[ResultRow]], output: Output, out
     """
     from common.payloads.output_committer import OutputCommitter
 
-    committer = OutputCommitter(job.id, output)
+    committer = OutputCommitter(job.spec, output)
     failed, written = {}, 0
     for chunk, rows in enumerate(chunks):
         committer.write_part(chunk, rows, output_type)

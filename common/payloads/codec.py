@@ -2,8 +2,8 @@
 
 In: columns `id` and `input`, and `blob` where records come with files. Out: `position` (of the record in its chunk),
 `id`, `output`, `error_code`, `error_message`, `truncated`. Ids are JSON text, so that 7 and "7" stay apart. `input` is
-plain text when every record of the chunk is a text, else JSON text; `output` has the Arrow type that the runner
-declares, else it is JSON text; the schema's metadata says which.
+plain text when every record of the chunk is a text, else JSON text; `output` has the Arrow type that is
+declared for it (`common.task_outputs`, or by a runner), else it is JSON text; the schema's metadata says which.
 
 All streams are read by `common.payloads.safe_ipc`, since corrupted ones can crash Arrow's reader.
 """
@@ -17,7 +17,15 @@ import pyarrow as pa
 from common.display_text import replace_control_chars
 from common.errors import PayloadError
 from common.json_codec import to_json
-from common.payloads.arrays import column_array, flag_array, is_vector, number_array, text_array, vectors_of
+from common.payloads.arrays import (
+    column_array,
+    flag_array,
+    is_vector,
+    number_array,
+    text_array,
+    values_of,
+    vectors_of,
+)
 from common.payloads.safe_ipc import read_schema, read_stream, write_stream
 from common.records import Counts, Failure, Json, Outcome, Record
 
@@ -29,14 +37,14 @@ MAX_BYTES = 256 * 1024 * 1024
 MAX_EXPANDED = 2 * MAX_BYTES
 MAX_ROWS = 1_000_000
 #: Types whose values take no more than their bytes; a null, a dictionary or a view can represent any number of values.
-_PLAIN = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+_PLAIN = (pa.types.is_string, pa.types.is_binary, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 
 _IN = {"id": pa.string(), "input": pa.string(), "error_code": pa.string(), "error_message": pa.string()}
 _BLOB = {"blob": pa.binary()}  # only if a record of the chunk has one
 _OUT = {
     "position": pa.int32(),
     "id": pa.string(),
-    "output": None,  # typed by the runner
+    "output": None,  # of any plain type
     "error_code": pa.string(),
     "error_message": pa.string(),
     "truncated": pa.bool_(),
@@ -123,7 +131,7 @@ def iter_outcomes(table: pa.Table, *, arrays: bool = False) -> Iterator[tuple[in
     """
     kind = _declared_type(table.schema)
     typed, as_arrays = kind is not None, arrays and kind is not None and is_vector(kind, fixed=True)
-    columns = [vectors_of(table[n]) if n == "output" and as_arrays else table[n].to_pylist() for n in _OUT]
+    columns = [vectors_of(table[n]) if n == "output" and as_arrays else values_of(table[n]) for n in _OUT]
     for position, id_, output, code, message, truncated in zip(*columns, strict=True):
         value = output if typed or output is None else _from_json(output)
         yield position, _from_json(id_), Outcome(value, decode_failure(code, message), truncated)

@@ -46,7 +46,7 @@ class JobPayloads:
         self._read: tuple[int, bytes] | None = None  #: a chunk and its records, kept for its part
         if spec.output is not None:
             self._check(spec.output.location)
-            self._parts = OutputCommitter(spec.id, spec.output)
+            self._parts = OutputCommitter(spec, spec.output)
 
     def add_records(self, chunk: int, payload: bytes) -> None:
         """Write the payload of a chunk's records, and note that the producer is alive.

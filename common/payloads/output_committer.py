@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import UsageError
-from common.jobs import Job, Output
+from common.jobs import Job, JobSpec, Output
 from common.payloads.codec import decode_records, output_type
 from common.payloads.part_files import chunk_rows, decode_part, encode_part, part_name, part_schema
 from common.records import Json
 from common.results import ResultRow
 from common.storage.storage import open_storage
+from common.tasks import declared_output
 
 SUCCESS, MANIFEST = "_SUCCESS", "_manifest.json"
 
@@ -25,10 +26,11 @@ SUCCESS, MANIFEST = "_SUCCESS", "_manifest.json"
 class OutputCommitter:
     """The parts of one job. Every method raises `StorageError` if they cannot be written or read now."""
 
-    def __init__(self, job_id: str, output: Output) -> None:
+    def __init__(self, spec: JobSpec, output: Output) -> None:
         self._storage = open_storage(output.location)
         self._format = output.format
-        self._attempts = f"_attempts/{job_id}"
+        self._form = declared_output(spec)
+        self._attempts = f"_attempts/{spec.id}"
 
     def write_attempt(self, chunk: int, version: tuple[int, int], records: bytes, outcomes: list[bytes]) -> None:
         """Write the part of an attempt.
@@ -68,7 +70,7 @@ class OutputCommitter:
         for name in (self._attempt_name(chunk, version), part_name(chunk, self._format)):
             data = self._storage.read(name)
             if data is not None:
-                return decode_part(data, self._format)
+                return decode_part(data, self._format, self._form)
         return None
 
     def present(self, versions: Mapping[int, tuple[int, int]]) -> set[int]:

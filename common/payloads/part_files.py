@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from common.errors import PayloadError
 from common.inputs.arrow_values import row_sizes
-from common.inputs.parquet import open_parquet
+from common.inputs.parquet import dictionary_columns, open_parquet
 from common.json_codec import to_json
-from common.payloads.arrays import column_array
+from common.output_types import OutputForm
+from common.payloads.arrays import column_array, values_of
 from common.payloads.codec import MAX_EXPANDED, MAX_ROWS, decode_failure, encode_outcomes, overlay
 from common.records import Failure, Json, Outcome, Record
 from common.results import COLUMNS, LOST, ResultRow, as_text, cells, to_line
@@ -58,7 +59,7 @@ def chunk_rows(
 
 def row_schema(kind: Any) -> pa.Schema:
     """Return the schema of rows in Parquet; `kind` is the Arrow type of an output, or None for text and JSON text."""
-    output = _with_variable_lists(kind) if kind is not None else pa.string()
+    output = kind if kind is not None else pa.string()
     kinds = (pa.string(), pa.string(), output, pa.string(), pa.string(), pa.bool_())
     return pa.schema(list(zip(COLUMNS, kinds, strict=True)))
 
@@ -102,23 +103,36 @@ def part_schema(data: bytes, format: str) -> Json:
     return {field.name: str(field.type) for field in pq.read_schema(pa.py_buffer(data))}
 
 
-def decode_part(data: bytes, format: str) -> bytes:
+def decode_part(data: bytes, format: str, form: OutputForm | None = None) -> bytes:
     """Return the outcomes of a part as a payload that `common.payloads.codec.decode_outcomes` decodes.
 
+    Args:
+        data: the bytes of the part.
+        format: one of `FORMATS`.
+        form: the declared form of its outputs; JSON lines do not say it.
+
     Raises:
-        PayloadError: the bytes are not a part.
+        PayloadError: the bytes are not a part, or one of other outputs.
     """
     try:
-        ids, outcomes, kind = _from_lines(data) if format == "jsonl" else _from_parquet(data)
+        ids, outcomes, kind = _from_lines(data, form) if format == "jsonl" else _from_parquet(data)
         return encode_outcomes(range(len(ids)), ids, outcomes, kind)
     except _DECODE_ERRORS as error:
         raise PayloadError(f"not a part ({format}): {str(error) or type(error).__name__:.500}") from error
 
 
-def _from_lines(data: bytes) -> tuple[list[Json], list[Outcome], None]:
+def _from_lines(data: bytes, form: OutputForm | None) -> tuple[list[Json], list[Outcome], Any]:
     lines = [json.loads(line) for line in data.splitlines()]
-    outcomes = [_outcome(line.get("output"), line.get("error"), line.get("truncated") is True) for line in lines]
-    return [line.get("id") for line in lines], outcomes, None
+    outputs = [line.get("output") for line in lines]
+    kind = None
+    if form is not None:
+        outputs = list(map(form.from_json, outputs))
+        kind = form.arrow_type(next(filter(None, outputs), None))
+    outcomes = [
+        _outcome(output, line.get("error"), line.get("truncated") is True)
+        for line, output in zip(lines, outputs, strict=True)
+    ]
+    return [line.get("id") for line in lines], outcomes, kind
 
 
 def _from_parquet(data: bytes) -> tuple[list[Json], list[Outcome], Any]:
@@ -126,16 +140,16 @@ def _from_parquet(data: bytes) -> tuple[list[Json], list[Outcome], Any]:
     file = open_parquet(pa.py_buffer(data))
     metadata = file.metadata
     _check_size(sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)), metadata.num_rows)
-    texts = [name for name in wanted if pa.types.is_string(file.schema_arrow.field(name).type)]
+    texts, declared = dictionary_columns(file, None, wanted), file.schema_arrow.field("output").type
     file = open_parquet(pa.py_buffer(data), read_dictionary=texts)  # one long text may be the value of all rows
     table = file.read(columns=wanted, use_threads=False)
     table.validate(full=True)
     _check_size(sum(int(row_sizes(column).sum()) for column in table.columns), len(table))
     form = (table.schema.metadata or {}).get(_FORM)
-    ids, outputs, codes, messages, truncated = (table[name].to_pylist() for name in wanted)
+    ids, outputs, codes, messages, truncated = (values_of(table[name]) for name in wanted)
     if form == _JSON:
         outputs = [None if output is None else json.loads(output) for output in outputs]
-    kind = file.schema_arrow.field("output").type if form is None else None
+    kind = declared if form is None else None
     failures = map(decode_failure, codes, messages)
     return ids, list(map(Outcome, outputs, failures, map(bool, truncated))), kind
 
@@ -147,8 +161,3 @@ def _check_size(size: int, rows: int) -> None:
 
 def _outcome(output: Json, error: Json, truncated: bool) -> Outcome:
     return Outcome(output, Failure(str(error["code"]), str(error["message"])) if error else None, truncated)
-
-
-def _with_variable_lists(kind: Any) -> Any:
-    """Return the type with lists of variable length instead of fixed, which few readers of Parquet support."""
-    return pa.list_(kind.value_type) if pa.types.is_fixed_size_list(kind) else kind

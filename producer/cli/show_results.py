@@ -13,7 +13,6 @@ from producer.job_handle import JobHandle
 from producer.openai import response_line
 from producer.outputs import preview, to_line
 from producer.outputs.targets import OutputFile, Target
-from producer.result_files import write_file
 
 #: Rows of the table on a terminal; more would push the first ones out of sight.
 MAX_TABLE_ROWS = 100
@@ -89,7 +88,7 @@ def show_failures(
         raise UsageError("--failed is not available for batch files, whose responses contain the failures.")
     rows = handle.failed_rows()
     if isinstance(output, OutputFile):
-        notify(f"wrote {write_file(job, rows, output):,} failed records to {output}")
+        notify(f"wrote {handle.write_file(output, rows):,} failed records to {output}")
     elif output is not None:
         raise UsageError("--failed writes a single file: name it with -o FILE.")
     elif sys.stdout.isatty() and not as_json:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError, path_errors
+from common.output_types import OutputForm
 from common.storage.locations import local_path
-from common.tasks import TASKS, Task
 from producer.outputs.text import CsvWriter, JsonLinesWriter
 from producer.outputs.writer import Writer
 
@@ -15,28 +15,26 @@ FORMATS = ("jsonl", "csv", "parquet", "npy")
 
 _GZIPPED = ("jsonl", "csv")
 _EXTENSIONS = (*(f".{name}" for name in FORMATS), *(f".{name}.gz" for name in _GZIPPED))
-#: Built-in tasks whose output is one vector; runners of other tasks may return vectors too.
-_VECTOR_TASKS = ("embedding",)
 
 
-def open_output(path: Path, task: Task, *, output_type: Any = None, csv_safe: bool = False) -> Writer:
+def open_output(path: Path, form: OutputForm | None, *, output_type: Any = None, csv_safe: bool = False) -> Writer:
     """Return the writer for the path's extension, a context manager.
 
     Args:
         path: the file to write.
-        task: the task of the job.
-        output_type: Arrow type of the outputs, if the runner declares one; for Parquet.
+        form: what the job declares of its outputs.
+        output_type: Arrow type of the outputs, None where they have none; for CSV and Parquet.
         csv_safe: escape CSV cells that a spreadsheet would run as formulas.
 
     Raises:
-        UsageError: the extension is unknown, or does not suit the task.
+        UsageError: the extension is unknown, or does not suit the outputs.
     """
     # pyarrow and numpy are imported only if they are needed.
-    match _format_of(path, task):
+    match _format_of(path, form):
         case "jsonl":
             return JsonLinesWriter(path)
         case "csv":
-            return CsvWriter(path, safe=csv_safe)
+            return CsvWriter(path, output_type, safe=csv_safe)
         case "npy":
             from producer.outputs.npy import NpyWriter
 
@@ -56,14 +54,19 @@ def is_csv(path: Path) -> bool:
     return path.name.lower().endswith((".csv", ".csv.gz"))
 
 
-def check_output(path: Path, task: Task, inputs: Sequence[str] = ()) -> None:
+def is_typed(path: Path) -> bool:
+    """Return whether what is written to a file of that name depends on the type of the outputs."""
+    return is_csv(path) or path.suffix.lower() == ".parquet"
+
+
+def check_output(path: Path, form: OutputForm | None, inputs: Sequence[str] = ()) -> None:
     """Check that the file can be written, without changing anything.
 
     Raises:
-        UsageError: its extension is unknown or does not suit the task, its directory is missing or not writable, there
-            is something else at the path, or it is one of the inputs.
+        UsageError: its extension is unknown or does not suit the outputs, its directory is missing or not writable,
+            there is something else at the path, or it is one of the inputs.
     """
-    _format_of(path, task)
+    _format_of(path, form)
     check_writable(path)
     for name in inputs:
         if name != "-" and local_path(name).resolve() == path.resolve():
@@ -88,14 +91,14 @@ def check_writable(path: Path) -> None:
             pass
 
 
-def _format_of(path: Path, task: Task) -> str:
+def _format_of(path: Path, form: OutputForm | None) -> str:
     gzipped = path.suffix.lower() == ".gz"
     format = (Path(path.stem) if gzipped else path).suffix.lower().removeprefix(".")
     if format not in (_GZIPPED if gzipped else FORMATS):
         raise UsageError(f"{path} has no extension of a known format; expected one of {', '.join(_EXTENSIONS)}.")
-    if format == "npy" and task.name in TASKS and task.name not in _VECTOR_TASKS:
+    if format == "npy" and form is not None and not form.is_vector:
         raise UsageError(
-            f"{path}: .npy holds one vector per record, but {task.name} does not return vectors; only "
-            f"{' and '.join(_VECTOR_TASKS)} does. Write .jsonl, .csv or .parquet instead."
+            f"{path}: .npy holds one vector per record, but an output of this task is {form}. "
+            "Write .jsonl, .csv or .parquet instead."
         )
     return format

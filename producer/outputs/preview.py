@@ -1,8 +1,8 @@
 """Short previews of results for the table on a terminal, derived from the shape of an output."""
 
 import re
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from itertools import groupby, islice
 
 from common.json_codec import to_json
 from common.records import Json
@@ -15,9 +15,7 @@ _MAX_ITEMS = 3  # of ranked answers
 # Escape sequences must not reach the terminal; lone surrogates cannot be encoded.
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 #: Keys with the word, label or text that an object is about, in order of preference.
-_NAME_KEYS = (
-    "token_str", "word", "label", "generated_text", "translation_text", "summary_text", "answer", "content", "text",
-)  # fmt: skip
+_NAME_KEYS = ("token_str", "word", "label", "answer", "content", "text", "messages")
 
 
 def preview(row: ResultRow) -> tuple[str, str, str]:
@@ -51,16 +49,27 @@ def _output(value: Json) -> str:
 def _list(value: list[Json]) -> str:
     first = value[0]
     if isinstance(first, Mapping):
-        items = " · ".join(_object(item) for item in islice(value, _MAX_ITEMS))
-        return items + (" · …" if len(value) > _MAX_ITEMS else "")
+        if "role" in first:
+            return _short(_input(value))
+        return " | ".join(_objects(list(items)) for _, items in groupby(value, _mask_number))
     if isinstance(first, list):
         shape, innermost = _shape(value)
         if isinstance(innermost, int | float):
             return f"{shape} numbers"
-        return " | ".join(_output(item) for item in value)  # several masks in one text
+        return " | ".join(_output(item) for item in value)
     if isinstance(first, int | float):
         return _vector(value)
     return ", ".join(_short(item) for item in islice(value, _MAX_ITEMS))
+
+
+def _objects(items: Sequence[Mapping[str, Json]]) -> str:
+    return " · ".join(map(_object, items[:_MAX_ITEMS])) + (" · …" if len(items) > _MAX_ITEMS else "")
+
+
+def _mask_number(item: Mapping[str, Json]) -> Json:
+    """Return which of several masks in a text a word is for."""
+    number = item.get("mask")
+    return number if isinstance(number, int) else None
 
 
 def _object(value: Mapping[str, Json]) -> str:
@@ -69,7 +78,7 @@ def _object(value: Mapping[str, Json]) -> str:
         return " · ".join(f"{label}{_score(score)}" for label, score in pairs)
     name = next((_short(_input(value[key])) for key in _NAME_KEYS if value.get(key) is not None), None)
     if name is None:
-        return "a depth map" if isinstance(value.get("depth"), str) else _short(value)
+        return "a depth map" if isinstance(value.get("depth"), bytes | str) else _short(value)
     label = value.get("entity_group", value.get("entity")) or ""
     return f"{name}{' ' if label else ''}{label}{_score(value.get('score'))}"
 

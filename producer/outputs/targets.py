@@ -6,9 +6,10 @@ from pathlib import Path
 
 from common.errors import StorageError, UsageError, path_errors
 from common.jobs import JobSpec, Output
+from common.output_types import OutputForm
 from common.settings import Settings, absolute
 from common.storage.locations import is_shared, is_url, strip_file_scheme
-from common.tasks import Task, find_task
+from common.tasks import declared_output
 from producer.outputs.formats import check_output, is_csv, is_file_name
 
 
@@ -90,7 +91,7 @@ def open_target(
     """
     target = parse_target(output, output_format, csv_safe=csv_safe, responses=spec.format is not None)
     if target is not None:
-        check_target(target, find_task(spec.task))
+        check_target(target, declared_output(spec))
     return target
 
 
@@ -107,12 +108,12 @@ def check_responses(target: Target) -> None:
         )
 
 
-def check_target(target: Target, task: Task, inputs: Sequence[str] = (), *, begun: bool = False) -> None:
+def check_target(target: Target, form: OutputForm | None, inputs: Sequence[str] = (), *, begun: bool = False) -> None:
     """Check that the target can be written, without changing anything.
 
     Args:
         target: a file or directory.
-        task: the task of the job.
+        form: what the job declares of its outputs.
         inputs: the job's inputs, which must not be overwritten.
         begun: whether files in the directory may be the job's own.
 
@@ -120,7 +121,7 @@ def check_target(target: Target, task: Task, inputs: Sequence[str] = (), *, begu
         UsageError: it cannot be written; or the directory already holds an output.
     """
     if isinstance(target, OutputFile):
-        check_output(target.path, task, inputs)
+        check_output(target.path, form, inputs)
         return
     from common.payloads.output_committer import check_output_location
 

@@ -5,8 +5,9 @@ import gzip
 from pathlib import Path
 from typing import IO, Any
 
-from common.results import COLUMNS, ResultRow, as_text, cells, to_line
+from common.results import COLUMNS, ResultRow, cells, to_line
 from common.storage.atomic import AtomicFile
+from producer.outputs.csv_cells import OutputCells
 from producer.outputs.writer import Writer
 
 #: Characters that start a formula in a spreadsheet.
@@ -35,20 +36,28 @@ class JsonLinesWriter(_LineWriter):
 
 
 class CsvWriter(_LineWriter):
-    """The columns `COLUMNS`; an output that is not a scalar is JSON text."""
+    """The columns `COLUMNS`, those of the output as in `producer.outputs.csv_cells`."""
 
-    def __init__(self, path: Path, *, safe: bool = False) -> None:
-        """Create a writer; `safe` escapes cells that a spreadsheet would run as formulas."""
+    def __init__(self, path: Path, output_type: Any = None, *, safe: bool = False) -> None:
+        """Create a writer.
+
+        Args:
+            path: the file.
+            output_type: Arrow type of an output, None where it has none.
+            safe: escape cells that a spreadsheet would run as formulas.
+        """
         super().__init__(path)
+        self._outputs = OutputCells(output_type)
         self._safe = safe
 
     def _begin(self, file: AtomicFile) -> None:
         super()._begin(file)
         self._rows = csv.writer(_LineFeeds(self._stream))
-        self._rows.writerow(COLUMNS)
+        self._rows.writerow((*COLUMNS[:2], *self._outputs.names, *COLUMNS[3:]))
 
     def _write(self, row: ResultRow) -> None:
-        *texts, truncated = cells(row, as_text(row.output))
+        id_, input_, _, code, message, truncated = cells(row, None)
+        texts = [id_, input_, *self._outputs.of(row.output, failed=row.error is not None), code, message]
         if self._safe:
             texts = [_escape_formula(text) for text in texts]
         self._rows.writerow((*texts, "true" if truncated else "false"))

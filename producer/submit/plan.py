@@ -17,7 +17,7 @@ from common.params import check_params, parse_params
 from common.queue.heartbeats import Heartbeat
 from common.records import Json, Record
 from common.settings import Settings, absolute, load_settings
-from common.tasks import ALIASES, Task, find_task
+from common.tasks import ALIASES, Task, declared_output, find_task
 from common.template import Template
 from producer.model_check import check_model, model_warning
 from producer.openai import BatchFile, check_batch_options, find_batch, read_batch
@@ -84,8 +84,6 @@ def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings 
     is_batch = isinstance(found, BatchFile)
     target = parse_target(options.output, options.output_format, csv_safe=options.csv_safe, responses=is_batch)
     output = written_by_workers(target, settings)
-    if target is not None:  # with a key, parts that are there may be those of the key's own job
-        check_target(target, task, inputs, begun=options.idempotency_key is not None and output is not None)
     spec = _make_spec(task, options, settings, model=found.model if isinstance(found, BatchFile) else None)
     spec = replace(
         spec,
@@ -94,6 +92,9 @@ def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings 
         output=output,
         template=template.text if template else None,
     )
+    if target is not None:  # with a key, parts that are there may be those of the key's own job
+        begun = options.idempotency_key is not None and output is not None
+        check_target(target, declared_output(spec), inputs, begun=begun)
     check_spec(spec)
     _check_chunk_size(options.chunk_size)
     return SubmitPlan(

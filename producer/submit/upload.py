@@ -10,7 +10,7 @@ import redis
 from common.errors import StoreUnavailable, UsageError
 from common.jobs import JobSpec
 from common.settings import Settings
-from common.tasks import find_task
+from common.tasks import declared_output
 from producer.outputs.targets import check_target
 from producer.queue_connection import QueueConnection
 from producer.submit.chunk_source import ChunkContent, ChunkSource
@@ -90,7 +90,7 @@ def _check_output(connection: QueueConnection, spec: JobSpec) -> None:
     """
     if spec.output is None:
         return
-    check_target(spec.output, find_task(spec.task))
+    check_target(spec.output, declared_output(spec))
     for job in connection.unfinished():
         if job.id != spec.id and job.spec.output and job.spec.output.location == spec.output.location:
             raise UsageError(f"{spec.output.location} is being written by job {job.id}. Name another location.")

@@ -52,7 +52,7 @@ def test_with_nothing_configured_it_trains_and_serves_here(embedded: Shell, base
     assert "The head (classifier) is newly initialized" in done.stderr
     assert done.stderr.count("newly initialized") == 1
     done = embedded.run("submit", "--task", "text-classification", "-m", f"job:{job}", "-", input="I enjoyed it.")
-    assert lines(done.stdout)[0]["output"][0]["label"] in ("0", "1")
+    assert lines(done.stdout)[0]["output"]["label"] in ("0", "1")
     assert job in embedded.run("models").stdout
     page = tmp_path / "report.html"
     embedded.run("report", job, "-o", str(page))

@@ -94,7 +94,7 @@ def test_the_tutorials_own_case_runs_and_its_model_serves(
     new = tmp_path / "new.txt"
     new.write_text("\n".join(["I really enjoyed this film.", *(text for text, _ in TUTORIAL)]))
     rows = lines(shell.run("submit", "--task", "text-classification", "-m", f"job:{job}", str(new), "--wait").stdout)
-    assert [row["output"][0]["label"] for row in rows] == ["1", "1", "1", "0", "0"]
+    assert [row["output"]["label"] for row in rows] == ["1", "1", "1", "0", "0"]
     again = finetune(shell, reviews, Path(f"job:{job}"), "--epochs", "1")
     shell.run("wait", again)
     assert result_of(shell, again)["base_model"] == f"job:{job}"

@@ -63,7 +63,7 @@ def test_vectors_are_typed_ids_are_kept_and_results_can_be_written_again(
     source, out = queue.write("ids.jsonl", *rows), shared / "vectors"
     queue.run("submit", "--task", "test-vector", source, "-o", f"{out}/")
     table = pq.read_table(out / "part-00000.parquet")
-    assert table.schema.field("output").type == pa.list_(pa.float32())
+    assert table.schema.field("output").type == pa.list_(pa.float32(), 3)
     assert table["output"].to_pylist() == [[1.0, 2.0, float(n)] for n in range(1, 5)]
     assert table["id"].to_pylist() == ["a", "7", "7", "3"]
     manifest = json.loads((out / "_manifest.json").read_text())

@@ -123,7 +123,7 @@ def test_a_table_has_typed_outputs_where_the_runner_declares_them(client: Client
     vectors.wait(60)
     texts.wait(60)
     table = vectors.to_arrow()
-    assert table.schema.field("output").type == pa.list_(pa.float32())
+    assert table.schema.field("output").type == pa.list_(pa.float32(), 3)
     assert len(table["output"][0].as_py()) == 3
     found = texts.to_arrow().to_pydict()
     assert found["output"] == ["GOOD", None] and found["error_code"] == [None, "test_failure"]

@@ -9,7 +9,6 @@ import pytest
 from common.errors import ResultsLost
 from common.records import Counts, Json
 from common.results import ResultRow
-from common.tasks import TASKS
 from producer import Client
 from producer.cli.show_results import save_results
 from producer.job_handle import JobHandle
@@ -80,7 +79,10 @@ def test_a_job_deleted_while_it_is_read_writes_no_file(client: Client, tmp_path:
                 job.delete()
             yield row
 
-    with pytest.raises(ResultsLost, match="was deleted"), open_output(path, TASKS["fill-mask"]) as writer:
+    with (
+        pytest.raises(ResultsLost, match="was deleted"),
+        open_output(path, None) as writer,
+    ):
         writer.write_all(rows())
     assert path.read_text() == "yesterday's"
 

@@ -12,7 +12,6 @@ from common.inputs.sources import ReadProgress
 from common.models.references import find_model
 from common.settings import load_settings
 from common.storage.atomic import AtomicFile
-from common.tasks import TASKS
 from producer.outputs.targets import OutputFile, check_target, parse_target
 from tests.support.processes import Shell, environment
 
@@ -69,7 +68,7 @@ def test_what_the_system_refuses_is_reported_in_one_sentence(
     [
         lambda: find_model(f"./{LONG}"),
         lambda: parse_target(f"{LONG}", None),
-        lambda: check_target(OutputFile(Path(f"{LONG}.csv")), TASKS["fill-mask"]),
+        lambda: check_target(OutputFile(Path(f"{LONG}.csv")), None),
         lambda: load_settings({"HUGQUEUE_HOME": UNKNOWN_USER, "HOME": "/"}),
     ],
 )

@@ -227,6 +227,12 @@ def test_every_task_is_listed_with_its_fields_and_default_model() -> None:
         assert f"`{name}`" in sections("README.md")["Tasks"]
 
 
+def test_the_type_of_every_output_is_documented() -> None:
+    told = {name: cells[1] for cells in rows(sections("docs/tasks.md")["Types of outputs"]) for name in words(cells[0])}
+    for name, task in TASKS.items():
+        assert told.get(name) == f"`{task.output_form({})}`", name
+
+
 def declared(title: str) -> set[str]:
     """Return the parameters that a section of docs/tasks.md has to list."""
     generate = set(GENERATE_PARAMS)

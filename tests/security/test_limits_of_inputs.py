@@ -79,7 +79,14 @@ def test_outputs_of_a_type_that_expands_beyond_its_bytes_are_refused(kind: pa.Da
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.list_(pa.float32(), 2), pa.list_(pa.list_(pa.float64())), pa.struct([("a", pa.string())]), pa.int64()]
+    "kind",
+    [
+        pa.list_(pa.float32(), 2),
+        pa.list_(pa.list_(pa.float64())),
+        pa.struct([("a", pa.string())]),
+        pa.int64(),
+        pa.binary(),
+    ],
 )
 def test_outputs_of_plain_types_are_taken(kind: pa.DataType):
     assert decode_outcomes(encode_outcomes([0], [7], [Outcome(None)], kind)).num_rows == 1

@@ -93,10 +93,8 @@ class Stage(Message, kw_only=True):
     text: str
 
 
-class Running(Message, kw_only=True):
+class Running(Message):
     """The model is loaded, records run next."""
-
-    empty: bytes  #: a payload of no outcomes, with the type of this job's outputs
 
 
 class Batch(Message, kw_only=True):
@@ -135,7 +133,7 @@ class Aborted(Message):
 ToDevice = Open | Run | Cancel
 FromDevice = Ready | DeviceStatus | Started | Stage | Running | Batch | Alive | Finished | Result | Failed | Aborted
 Answer = Result | Failed | Aborted
-Event = Stage | Running | Answer  #: what the thread that waits for a request receives
+Event = Stage | Answer  #: what the thread that waits for a request receives
 
 
 class ProtocolError(ValueError):

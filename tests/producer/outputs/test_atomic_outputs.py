@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from common.errors import HugqueueError, UsageError
+from common.output_types import OutputForm
 from common.records import Failure, Outcome
-from common.tasks import TASKS, Task
+from common.tasks import TASKS
 from producer.outputs import ResultRow, check_output, open_output
 
 ROOT = Path(__file__).parents[3]
-EMBEDDING = TASKS["embedding"]
+EMBEDDING = TASKS["embedding"].output_form({})
 ROWS = [ResultRow(0, "a", Outcome([1.0, 2.0])), ResultRow(1, "b", Outcome(failure=Failure("no_text", "empty")))]
 NAMES = ["a.jsonl", "a.csv", "a.parquet", "a.npy", "a.jsonl.gz", "a.csv.gz"]
 
@@ -53,7 +54,7 @@ def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path, name):
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "import random, pyarrow.parquet\nresource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "try:\n"
-        "    with open_output(Path(sys.argv[1]), TASKS['embedding']) as writer:\n"
+        "    with open_output(Path(sys.argv[1]), TASKS['embedding'].output_form({})) as writer:\n"
         "        writer.write_all(ResultRow(n, 'x', Outcome([random.random()] * 8)) for n in range(20_000))\n"
         "except HugqueueError as error: print(error)\n"
     )
@@ -98,9 +99,9 @@ def test_a_directory_deleted_meanwhile_is_reported(tmp_path):
         open_output(tmp_path / "gone" / "a.jsonl", EMBEDDING).__enter__()
 
 
-def refused(path: Path, task: Task = EMBEDDING, inputs: tuple[str, ...] = ()) -> str:
+def refused(path: Path, form: OutputForm | None = EMBEDDING, inputs: tuple[str, ...] = ()) -> str:
     with pytest.raises(UsageError) as caught:
-        check_output(path, task, inputs)
+        check_output(path, form, inputs)
     return str(caught.value)
 
 
@@ -133,10 +134,14 @@ def test_an_input_is_not_overwritten(tmp_path):
     assert "is also an input" in refused(path, inputs=("-", str(tmp_path / "." / "a.jsonl")))
 
 
-def test_npy_suits_only_tasks_that_return_vectors(tmp_path):
-    assert ".npy holds one vector" in refused(tmp_path / "a.npy", TASKS["fill-mask"])
+def test_npy_suits_only_outputs_that_are_vectors(tmp_path):
+    label = TASKS["text-classification"].output_form({})
+    assert "an output of this task is struct<label: string, score: double>" in refused(tmp_path / "a.npy", label)
+    images = TASKS["image-feature-extraction"]
+    assert ".npy holds one vector" in refused(tmp_path / "a.npy", images.output_form({}))
+    check_output(tmp_path / "a.npy", images.output_form({"pool": True}))
     check_output(tmp_path / "a.npy", EMBEDDING)
-    check_output(tmp_path / "a.npy", Task("somebody-elses", ""))
+    check_output(tmp_path / "a.npy", None)  # only the runner knows
     assert list(tmp_path.iterdir()) == []
 
 
@@ -147,7 +152,7 @@ from common.tasks import TASKS
 from common.records import Outcome
 from producer.outputs import ResultRow, open_output
 before = "pyarrow" in sys.modules or "numpy" in sys.modules
-with open_output(Path(sys.argv[1]), TASKS["embedding"]) as writer:
+with open_output(Path(sys.argv[1]), TASKS["embedding"].output_form({})) as writer:
     writer.write(ResultRow(0, "warm up", Outcome([0.5] * 100)))
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     writer.write_all(ResultRow(n, "a text of some length", Outcome([0.5] * 100)) for n in range(60_000))

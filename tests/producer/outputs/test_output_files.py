@@ -18,8 +18,8 @@ from common.tasks import TASKS
 from producer.outputs import ResultRow, open_output, to_line
 from producer.outputs.targets import parse_target
 
-FILL = TASKS["fill-mask"]
-EMBEDDING = TASKS["embedding"]
+FILL = TASKS["fill-mask"].output_form({})
+EMBEDDING = TASKS["embedding"].output_form({})
 NO_MASK = Failure("no_mask", "the text has no [MASK]")
 ODD = 'comma, "quote"\r, \n newline, 한국어 😀 \ud800'
 
@@ -32,8 +32,8 @@ ROWS = [
 ]
 
 
-def write(path: Path, rows: list[ResultRow], task=FILL, **options) -> None:
-    with open_output(path, task, **options) as writer:
+def write(path: Path, rows: list[ResultRow], form=FILL, **options) -> None:
+    with open_output(path, form, **options) as writer:
         writer.write_all(iter(rows))
 
 
@@ -106,8 +106,53 @@ def test_parquet_of_a_typed_output_keeps_the_type(tmp_path, kind):
     rows = [ResultRow(0, "a", Outcome([0.5, 1.0, -2.0])), ResultRow(1, "b", Outcome(failure=NO_MASK))]
     write(tmp_path / "a.parquet", rows, EMBEDDING, output_type=kind)
     table = pq.read_table(tmp_path / "a.parquet")
-    assert table.schema.field("output").type == pa.list_(pa.float32())
+    assert table.schema.field("output").type == kind
     assert table["output"].to_pylist() == [[0.5, 1.0, -2.0], None]
+
+
+LABEL = pa.struct({"label": pa.string(), "score": pa.float64()})
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline="")))
+
+
+def test_csv_has_a_column_for_each_field_of_a_flat_struct(tmp_path):
+    rows = [
+        ResultRow(0, "a", Outcome({"label": "=good", "score": 0.5})),
+        ResultRow(1, "b", Outcome(failure=NO_MASK)),
+        ResultRow(2, "c", Outcome({"label": "bad", "score": None})),
+    ]
+    write(tmp_path / "a.csv", rows, output_type=LABEL, csv_safe=True)
+    read = read_csv(tmp_path / "a.csv")
+    assert list(read[0]) == ["id", "input", "output_label", "output_score", "error_code", "error_message", "truncated"]
+    assert [(row["output_label"], row["output_score"]) for row in read] == [("'=good", "0.5"), ("", ""), ("bad", "")]
+    assert [row["error_code"] for row in read] == ["", "no_mask", ""]
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "cell"),
+    [
+        (pa.list_(LABEL), [{"label": "a", "score": 0.5}], '[{"label": "a", "score": 0.5}]'),
+        (pa.struct({"a": pa.list_(pa.int64())}), {"a": [1]}, '{"a": [1]}'),
+        (pa.string(), "a text", "a text"),
+        (pa.binary(), b"png", "cG5n"),
+        (pa.list_(pa.float32(), 2), [0.5, 1.0], "[0.5, 1.0]"),
+    ],
+)
+def test_csv_has_one_column_for_any_other_output(tmp_path, kind, output, cell):
+    write(tmp_path / "a.csv", [ResultRow(0, "a", Outcome(output))], output_type=kind)
+    assert read_csv(tmp_path / "a.csv")[0]["output"] == cell
+
+
+def test_bytes_are_base64_in_json_and_csv_and_bytes_in_parquet(tmp_path):
+    kind, output = pa.struct({"depth": pa.binary()}), {"depth": b"\x89PNG"}
+    row = ResultRow(0, "a", Outcome(output))
+    write(tmp_path / "a.csv", [row], output_type=kind)
+    write(tmp_path / "a.parquet", [row], output_type=kind)
+    assert json.loads(to_line(row))["output"] == {"depth": "iVBORw=="}
+    assert read_csv(tmp_path / "a.csv")[0]["output_depth"] == "iVBORw=="
+    assert pq.read_table(tmp_path / "a.parquet")["output"].to_pylist() == [output]
 
 
 def test_parquet_groups_of_rows_are_bounded(tmp_path):

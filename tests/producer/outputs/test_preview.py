@@ -10,8 +10,8 @@ def shown(output) -> str:
     return preview(ResultRow(0, "in", Outcome(output)))[2]
 
 
-def word(text: str, score: float) -> dict:
-    return {"score": score, "token": 1, "token_str": text, "sequence": f"the {text}"}
+def word(text: str, score: float, mask: int = 0) -> dict:
+    return {"score": score, "token": 1, "token_str": text, "sequence": f"the {text}", "mask": mask}
 
 
 WORDS = [word("paris", 0.91), word("lyon", 0.0312), word("nice", 0.01), word("metz", 0.001)]
@@ -21,16 +21,22 @@ WORDS = [word("paris", 0.91), word("lyon", 0.0312), word("nice", 0.01), word("me
     ("output", "text"),
     [
         (WORDS, "paris 0.910 · lyon 0.031 · nice 0.010 · …"),
-        ([WORDS[:1], WORDS[1:2]], "paris 0.910 | lyon 0.031"),
+        ([*WORDS[:2], word("nice", 0.5, mask=1)], "paris 0.910 · lyon 0.031 | nice 0.500"),
         ({"label": "POSITIVE", "score": 0.9998}, "POSITIVE 1.000"),
         ([{"label": "A", "score": 0.7}, {"label": "B", "score": 0.3}], "A 0.700 · B 0.300"),
         ([{"entity_group": "LOC", "word": "Seoul", "score": 0.99, "start": 0}], "Seoul LOC 0.990"),
         ([{"entity": "B-PER", "word": "Ann", "score": 0.5}], "Ann B-PER 0.500"),
         ({"sequence": "x", "labels": ["a", "b"], "scores": [0.75, 0.25]}, "a 0.750 · b 0.250"),
         ({"score": 0.5, "start": 0, "end": 3, "answer": "Ann"}, "Ann 0.500"),
-        ([{"translation_text": "Hallo\nWelt"}], "Hallo Welt"),
-        ([{"summary_text": "short"}], "short"),
-        ([{"generated_text": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "안녕"}]}], "안녕"),
+        ("Hallo\nWelt", "Hallo Welt"),
+        ({"text": "short", "prompt_tokens": 2, "completion_tokens": 1, "finish_reason": "stop"}, "short"),
+        ([{"role": "user", "content": "q"}, {"role": "assistant", "content": "안녕"}], "안녕"),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "a"),
+        (
+            [{"label": "cat", "score": None, "mask": b"png"}, {"label": "dog", "score": 0.5, "mask": b"png"}],
+            "cat · dog 0.500",
+        ),
+        ({"depth": b"png"}, "a depth map"),
         ([0.0123, -0.0234] + [0.5] * 382, "[0.01, -0.02, … 384 numbers]"),
         ([0.5, 1.0], "[0.5, 1.0]"),
         ([[[0.1] * 768] * 12], "1 × 12 × 768 numbers"),

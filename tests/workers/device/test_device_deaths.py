@@ -5,6 +5,7 @@ import resource
 import signal
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from common.errors import Cancelled, CodedError, ModelError, WorkerError
@@ -51,6 +52,22 @@ def test_a_chunk_of_excluded_records_keeps_the_type_of_its_outputs(device: Runni
     )
     assert codes(result) == {0: "worker_died"} and result.run_info
     assert decode_outcomes(result.payload).schema.equals(healthy)
+
+
+def test_failures_have_the_declared_type_although_no_model_was_loaded(device: RunningDevice):
+    excluded = IsolationPolicy({0: Failure("worker_died", "before")}, lambda _: None)
+    spec = JobSpec(new_job_id(), "sentiment-analysis", "/there/is/no/such/model")
+    result = device.process.run(
+        spec,
+        encode_records([Record("r0", "a")]),
+        None,
+        cancel_token=CancelToken(),
+        reporter=StageList([]),
+        isolation=excluded,
+    )
+    assert codes(result) == {0: "worker_died"}
+    found = decode_outcomes(result.payload).schema.field("output").type
+    assert found == pa.struct({"label": pa.string(), "score": pa.float64()})
 
 
 def test_a_result_in_parts_keeps_the_type_of_its_outputs(device: RunningDevice):

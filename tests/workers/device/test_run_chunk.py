@@ -9,7 +9,8 @@ from common.errors import Cancelled, ModelError, RecordError, WorkerError
 from common.payloads.codec import decode_outcomes, iter_outcomes
 from common.records import Counts, Json, Outcome, Record
 from tests.support.processes import PLUGINS
-from workers.device.server.run_chunk import DeviceLost, encode_chunk, run_chunk
+from workers.device.server.encode_chunk import OutputEncoding, encode_chunk
+from workers.device.server.run_chunk import DeviceLost, run_chunk
 from workers.inference.core.runner import RunMonitor, Runner
 from workers.inference.tasks.runners import find_runner
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
@@ -47,7 +48,7 @@ def _run(
 ) -> tuple[bytes, Counts]:
     records = {first + at: Record(at, value) for at, value in enumerate(inputs)}
     outcomes = run_chunk(runner, records, {}, "cpu", monitor or Watched())
-    return encode_chunk(records, outcomes, runner.output_type({}))
+    return encode_chunk(records, outcomes, OutputEncoding(runner.output_type({})))
 
 
 def _codes(answer: tuple[bytes, Counts]) -> list[str | None]:

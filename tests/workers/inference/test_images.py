@@ -1,6 +1,5 @@
 """Images through the runner give what `transformers.pipeline` gives for their files one by one."""
 
-import base64
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,7 +103,7 @@ def test_masks_and_maps_are_the_images_of_the_pipeline_as_png(
         pairs = [(found, wanted)] if isinstance(wanted, dict) else list(zip(found, wanted, strict=True))
         assert pairs
         for one, other in pairs:
-            with Image.open(io.BytesIO(base64.b64decode(one[key]))) as image:
+            with Image.open(io.BytesIO(one[key])) as image:
                 difference = np.asarray(image).astype(int) - np.asarray(other[key]).astype(int)
             assert (np.abs(difference) > 1).mean() < 0.01
             assert one.get("label") == other.get("label")

@@ -10,6 +10,7 @@ import queue
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from common.errors import Cancelled, HugqueueError, PayloadError, WorkerError
 from common.jobs import JobSpec
@@ -17,6 +18,7 @@ from common.payloads.codec import count, decode_records, encode_outcomes, output
 from common.records import Failure, Json, Outcome
 from common.reporting import CancelToken, Reporter
 from common.settings import Settings
+from common.tasks import declared_output
 from workers.device.client.isolation import Isolation
 from workers.device.client.process import DeviceProcess, PendingRequest, ProcessExit, error_of
 from workers.device.client.respawner import (
@@ -27,7 +29,7 @@ from workers.device.client.respawner import (
     fatal_load_error,
 )
 from workers.device.client.token_budget_cache import TokenBudgetCache
-from workers.device.protocol import Aborted, Answer, ChunkResult, DeviceStatus, Failed, Run, Running, Stage
+from workers.device.protocol import Aborted, Answer, ChunkResult, DeviceStatus, Failed, Run, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,6 @@ class _ChunkRequest:
     cancel_token: CancelToken
     reporter: Reporter
     before_record: Callable[[int], None]
-    empty: bytes | None = None  #: a payload of no outcomes, with their type, as soon as the model has been loaded
     results: list[ChunkResult] = field(default_factory=list)
 
 
@@ -148,7 +149,7 @@ class DeviceClient:
         if process_exit is not None:
             _record_exit(chunk, plan, process_exit)
         self._isolate(chunk, plan)
-        if chunk.empty is None and not chunk.results:  # all were excluded; only the runner knows the type
+        if not chunk.results and _declared_type(spec) is None:  # all failed; only the runner knows the type
             answer = self._attempt(chunk, [])
             if isinstance(answer, ProcessExit):
                 raise WorkerError("device_fault", f"The failures could not be written: {answer.failure.message}")
@@ -200,8 +201,6 @@ class DeviceClient:
             match event:
                 case Stage():
                     chunk.reporter.stage(event.text)
-                case Running():
-                    chunk.empty = event.empty
                 case ProcessExit() if cancel_sent:
                     raise Cancelled
                 case _:
@@ -223,10 +222,16 @@ def _record_exit(chunk: _ChunkRequest, plan: Isolation, process_exit: ProcessExi
     plan.died(process_exit.suspects, process_exit.failure)
 
 
+def _declared_type(spec: JobSpec) -> Any:
+    """Return the Arrow type of the job's outputs; None if only its runner knows, which may be the length of vectors."""
+    form = declared_output(spec)
+    return None if form is None or form.is_vector else form.arrow_type()
+
+
 def _merged(chunk: _ChunkRequest, failures: dict[int, tuple[Json, Outcome]]) -> ChunkResult:
     """Return the outcomes of the parts of a chunk as one result, in the order of the records."""
     payloads = [result.payload for result in chunk.results]
-    kind = output_type(chunk.empty or payloads[0]) if chunk.empty or payloads else None
+    kind = output_type(payloads[0]) if payloads else _declared_type(chunk.spec)
     found = sorted((overlay(payloads) | failures).items())
     positions = [position for position, _ in found]
     ids, outcomes = [id_ for _, (id_, _) in found], [outcome for _, (_, outcome) in found]

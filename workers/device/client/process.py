@@ -249,10 +249,10 @@ class DeviceProcess:
         current.loading = isinstance(message, protocol.Stage) and bool(message.text)
         if isinstance(message, protocol.Batch):
             current.suspects = tuple(message.positions)
-        elif isinstance(message, protocol.Stage | protocol.Running):
+        elif isinstance(message, protocol.Stage):
             if pending := self._pending.get(message.id):
                 pending.events.put(message)
-            elif isinstance(message, protocol.Stage) and message.text:
+            elif message.text:
                 logger.info("%s", message.text)
 
     def _deliver(self, answer: protocol.Answer) -> None:

@@ -10,8 +10,8 @@ from weakref import ref
 from common.display_text import replace_control_chars
 from common.errors import Cancelled
 from common.jobs import JobSpec
-from common.payloads.codec import decode_records, encode_outcomes
-from common.records import Json, Record
+from common.payloads.codec import decode_records
+from common.records import Record
 from common.reporting import Reporter
 from workers.device import protocol
 from workers.device.server.run_chunk import ChunkInputs
@@ -94,15 +94,15 @@ class Request(Reporter):
         self._check()
         self.message_socket.send(protocol.Stage(id=self.id, text=replace_control_chars(text)))
 
-    def start_running(self, output_type: Json) -> None:
-        """Report that records run next, and the Arrow type of their outputs. Raises `Cancelled`.
+    def start_running(self) -> None:
+        """Report that records run next. Raises `Cancelled`.
 
         From here on a cancel waits for the runner, and silence counts as a hang.
         """
         with self._lock:
             self._running = not self._cancelled
         self._check()
-        self.message_socket.send(protocol.Running(id=self.id, empty=encode_outcomes([], [], [], output_type)))
+        self.message_socket.send(protocol.Running(self.id))
 
     def batch(self, positions: Sequence[int]) -> None:
         """Report which records are about to run. Raises `Cancelled`."""

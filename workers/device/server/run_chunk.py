@@ -1,7 +1,8 @@
 """Running one chunk: failed records are skipped, records over which the runner raises are isolated, outcomes checked.
 
 Runners may have bugs. One that raises is run again record by record, so that only the record at fault fails; one that
-returns too few outcomes, or outcomes that cannot be encoded, is detected here.
+returns too few outcomes is detected here, outputs of another type than declared in
+`workers.device.server.encode_chunk`.
 """
 
 import json
@@ -11,18 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-
-from common.errors import Cancelled, ModelError, PayloadError, RecordError, WorkerError
-from common.payloads.codec import count, encode_outcomes
-from common.records import Counts, Failure, FileInput, Json, Outcome, Record
+from common.errors import Cancelled, ModelError, RecordError, WorkerError
+from common.records import Failure, FileInput, Json, Outcome, Record
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.runner import PreparingRunner, RemappedMonitor, RunMonitor, Runner
 
 logger = logging.getLogger(__name__)
-
-#: What Arrow and the codec raise over an output that is not of the type its runner declares.
-_ENCODE_ERRORS = (TypeError, ValueError, OverflowError, RecursionError, MemoryError, pa.ArrowException)
 
 
 class DeviceLost(Exception):
@@ -76,39 +71,6 @@ def run_chunk(
         for positions, outcome in zip(inputs.positions, found, strict=True):
             outcomes |= dict.fromkeys(positions, outcome)
     return [outcomes[position] for position in records]
-
-
-def encode_chunk(
-    records: Mapping[int, Record], outcomes: Sequence[Outcome], output_type: pa.DataType | None
-) -> tuple[bytes, Counts]:
-    """Return the payload of the outcomes of `records`, and their counts.
-
-    Outputs that are not of the declared type fail their records.
-    """
-    positions, ids = list(records), [record.id for record in records.values()]
-    try:
-        return encode_outcomes(positions, ids, outcomes, output_type), count(outcomes)
-    except PayloadError as error:
-        failure = Failure("output_too_large", str(error))
-    except _ENCODE_ERRORS as error:
-        logger.warning("outputs that cannot be encoded: %s", error)
-        outcomes = [_encodable(outcome, output_type) for outcome in outcomes]
-        try:
-            return encode_outcomes(positions, ids, outcomes, output_type), count(outcomes)
-        except (PayloadError, *_ENCODE_ERRORS) as again:
-            failure = Failure("output_too_large", str(again))
-    outcomes = [Outcome(failure=outcome.failure or failure) for outcome in outcomes]
-    return encode_outcomes(positions, ids, outcomes, output_type), count(outcomes)
-
-
-def _encodable(outcome: Outcome, output_type: pa.DataType | None) -> Outcome:
-    try:
-        encode_outcomes([0], [0], [outcome], output_type)
-    except PayloadError:
-        return outcome  # too large, but of the right type
-    except _ENCODE_ERRORS as error:
-        return _runner_fault(f"an output that cannot be encoded ({type(error).__name__}: {str(error)[:500]})")
-    return outcome
 
 
 def _gather(runner: Runner, records: Mapping[int, Record], params: Mapping[str, Json]) -> ChunkInputs:
@@ -176,13 +138,14 @@ def _run_single(runner: Runner, value: Json, number: int, params: Mapping[str, J
 
 def _validated(outcomes: object, expected: int) -> list[Outcome]:
     if not isinstance(outcomes, list) or not all(isinstance(outcome, Outcome) for outcome in outcomes):
-        return [_runner_fault(f"{type(outcomes).__name__}, expected a list of Outcome")] * expected
+        return [runner_fault(f"{type(outcomes).__name__}, expected a list of Outcome")] * expected
     if len(outcomes) != expected:
-        return [_runner_fault(f"{len(outcomes)} outcomes for {expected} records")] * expected
+        return [runner_fault(f"{len(outcomes)} outcomes for {expected} records")] * expected
     return outcomes
 
 
-def _runner_fault(what: str) -> Outcome:
+def runner_fault(what: str) -> Outcome:
+    """Return the failure of a record whose runner returned something else than an outcome of the right type."""
     return Outcome(failure=Failure("runner_error", f"The runner has a bug: it returned {what}."))
 
 

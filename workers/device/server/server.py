@@ -27,10 +27,11 @@ from common.errors import Cancelled, CodedError, ModelError, PayloadError, Worke
 from common.jobs import JobSpec
 from workers.device import protocol
 from workers.device.server.calibration import calibrate, warm_up
+from workers.device.server.encode_chunk import OutputEncoding, encode_chunk
 from workers.device.server.memory import memory_of
 from workers.device.server.model_cache import LoadedModel, ModelCache
 from workers.device.server.request import Prefetched, Request
-from workers.device.server.run_chunk import DeviceLost, encode_chunk, prepare_chunk, run_chunk
+from workers.device.server.run_chunk import DeviceLost, prepare_chunk, run_chunk
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.inference.core.device_errors import is_device_lost
 from workers.inference.core.fallbacks import count_fallback, fallback_counts
@@ -104,8 +105,8 @@ class DeviceServer:
         finally:
             self._send_status()
         self._calibrate(loaded, request)
-        output_type = runner.output_type(params)
-        request.start_running(output_type)
+        outputs = OutputEncoding.of(runner, request.spec, params)
+        request.start_running()
         inputs = request.prefetched.inputs_for(runner) if request.prefetched else None
         begun = time.perf_counter()
         outcomes = run_chunk(runner, request.records, params, self._device, request, inputs)
@@ -116,7 +117,7 @@ class DeviceServer:
 
         # It must not refer to the model: what waits to be sent would keep it in memory when it is evicted.
         def encode() -> protocol.Result:
-            payload, counts = encode_chunk(request.records, outcomes, output_type)
+            payload, counts = encode_chunk(request.records, outcomes, outputs)
             result = protocol.ChunkResult(payload, counts, seconds, run_info)
             return protocol.Result(request.id, result=result, batch_sizes=batch_sizes)
 

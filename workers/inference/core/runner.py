@@ -72,7 +72,7 @@ class Runner(ABC):
         """
 
     def output_type(self, params: Mapping[str, Json]) -> Any:
-        """Return the Arrow type of an output, or None where it travels as JSON."""
+        """Return the Arrow type of an output; None for that which the task declares, and JSON text where none does."""
         return None
 
     @abstractmethod

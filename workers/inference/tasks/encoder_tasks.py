@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 from transformers import pipelines as hf
@@ -152,7 +151,7 @@ class FeatureExtraction(EncoderTask):
     pipeline_class = hf.FeatureExtractionPipeline
     auto_class = "AutoModel"
     ignore_missing = (r"(^|\.)pooler\.",)
-    output_type = pa.list_(pa.list_(pa.list_(pa.float32())))
+    gives_plain_values = True
     pipeline_only_params = frozenset({"truncation"})
 
     def pipeline_logits(self, row: RowOutput) -> Tensor:

@@ -1,9 +1,9 @@
-"""Image tasks. Masks and maps are PNG files in base64, since JSON has no images."""
+"""Image tasks. Masks and maps are PNG files."""
 
-import base64
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -80,6 +80,7 @@ class ImageSegmentation(ImageTask):
     """The segments of an image, each with a label, a score and a mask of the size of the original."""
 
     name = "image-segmentation"
+    gives_plain_values = True
     pipeline_class = hf.ImageSegmentationPipeline
     auto_classes = (
         "AutoModelForImageSegmentation",
@@ -97,6 +98,7 @@ class DepthEstimation(ImageTask):
     """The distance of each pixel: a gray image, the nearest white; on demand the model's own numbers."""
 
     name = "depth-estimation"
+    gives_plain_values = True
     pipeline_class = hf.DepthEstimationPipeline
     auto_classes = ("AutoModelForDepthEstimation",)
 
@@ -114,7 +116,7 @@ class ImageFeatureExtraction(ImageTask):
     pipeline_class = hf.ImageFeatureExtractionPipeline
     auto_classes = ("AutoModel",)
     ignore_missing = (r"(^|\.)pooler\.",)
-    output_type = pa.list_(pa.list_(pa.list_(pa.float32())))
+    gives_plain_values = True
 
     def parse_params(self, params: Mapping[str, Json]) -> PipelineParams:
         """Return the job's parameters.
@@ -132,9 +134,13 @@ class ImageFeatureExtraction(ImageTask):
             )
         return parsed
 
-    def output_type_for(self, params: Mapping[str, Json]) -> Any:
-        """Return nested lists of float32, as deep as the pipeline's."""
-        return self.output_type.value_type if params.get("pool") else self.output_type
+    def output_type(self, params: Mapping[str, Json]) -> Any:
+        """Return a list of as many numbers as the pooler gives for a black image; None without `pool`."""
+        return pa.list_(pa.float32(), self._pooled_width) if self.parse_params(params).params.get("pool") else None
+
+    @cached_property
+    def _pooled_width(self) -> int:
+        return int(self.pipe(Image.new("RGB", (224, 224)), pool=True, return_tensors=True).numel())
 
 
 class ImageRunner(MediaRunner):
@@ -153,7 +159,7 @@ class ImageRunner(MediaRunner):
     processor_name = "image processor"
 
 
-def _png(image: Any) -> str:
+def _png(image: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()

@@ -81,9 +81,9 @@ class MediaTask(PipelineTask[PipelineParams]):
         self.limit = None
         self.files = SharedFiles()
 
-    def output_type_for(self, params: Mapping[str, Json]) -> Any:
-        """Return the Arrow type of an output under these parameters, None where it travels as JSON."""
-        return self.output_type
+    def output_type(self, params: Mapping[str, Json]) -> Any:
+        """Return the Arrow type of an output under these parameters, None where the task's declaration says it."""
+        return None
 
     @abstractmethod
     def decode(self, blob: bytes) -> Any:
@@ -173,8 +173,8 @@ class MediaRunner(PipelineRunner):
         self.budget = TokenBudget.of(device, generates=True)  # a calibration with texts does not hold for files
 
     def output_type(self, params: Mapping[str, Json]) -> Any:
-        """Return the Arrow type of the task's outputs, None where they travel as JSON."""
-        return self.task.output_type_for(params)
+        """Return the Arrow type of an output, None where the task's declaration says it."""
+        return self.task.output_type(params)
 
 
 def _find_head(chosen: type[MediaTask], source: ModelSource) -> Any:

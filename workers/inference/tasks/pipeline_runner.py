@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 import transformers
 from torch import Tensor
@@ -130,10 +129,6 @@ class PipelineRunner(PackingRunner, PreparingRunner):
                 return all(map(outputs_match, found, (one.cpu().float() for one in expected)))
 
             return self._pack(agrees, first_tokens=encoder.first_tokens)
-
-    def output_type(self, params: Mapping[str, Json]) -> pa.DataType | None:
-        """Return the Arrow type of the task's outputs, None where they travel as JSON."""
-        return self.task.output_type
 
     def is_deterministic(self, params: Mapping[str, Json]) -> bool:
         """Return whether the task gives equal records equal outputs under these parameters.
@@ -259,7 +254,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         rows = [record.rows.pop(number) for number in range(len(record.inputs))]
         try:
             output = postprocess(rows, record)
-            output = output if self.task.output_type else to_jsonable(output)
+            output = output if self.task.gives_plain_values else to_jsonable(output)
         except Exception as error:  # an error here must not make the batch run again: one record fails
             logger.debug("a record cannot be finished", exc_info=True)
             return Outcome(failure=Failure.from_exception("runner_error", error))

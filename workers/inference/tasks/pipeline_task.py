@@ -67,8 +67,8 @@ class PipelineTask(ABC, Generic[P]):
     per_token: ClassVar[tuple[str, ...]] = ()
     #: Limit on the tokens generated for one record.
     max_new_tokens: int = DEFAULT_OPTIONS.max_new_tokens
-    #: Arrow type of an output, None where it travels as JSON.
-    output_type: ClassVar[Any] = None
+    #: Whether `postprocess` returns values of Python alone; else numpy's and torch's among them are converted.
+    gives_plain_values: ClassVar[bool] = False
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any, device: str) -> "PipelineTask[P]":

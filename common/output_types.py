@@ -1,0 +1,92 @@
+"""Output types: the Arrow type of a task's outputs, declared without Arrow, so that a command can name it at once.
+
+A shape is a plain value: the name of a scalar in Arrow, `[shape]` for a list, `{"name": shape}` for a struct, and
+`Vector` for numbers of a length that only the model knows.
+"""
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from common.records import Json
+
+TEXT, INTEGER, NUMBER, FLOAT32, BYTES = "string", "int64", "double", "float", "binary"
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A vector of numbers; all outputs of a job have the same length."""
+
+    item: str = FLOAT32
+
+
+#: A scalar's name, `Vector`, a list of one shape, or a dictionary of shapes.
+Shape = Any
+
+
+def _unchanged(output: Json) -> Json:
+    return output
+
+
+@dataclass(frozen=True, slots=True)
+class OutputForm:
+    """What users get as the output of a record, whether they read JSON, CSV, Parquet or Python objects."""
+
+    shape: Shape
+    #: From what `transformers.pipeline` gives, to the values of `shape`. Keys that the shape lacks are ignored.
+    convert: Callable[[Json], Json] = _unchanged
+
+    def __str__(self) -> str:
+        """Return the type as Arrow writes it, such as `struct<label: string, score: double>`."""
+        return _text(self.shape)
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether an output is one vector."""
+        return isinstance(self.shape, Vector)
+
+    def arrow_type(self, like: Json = None) -> Any:
+        """Return the type; a vector has the length of the output `like`, or any length if that is None."""
+        length = len(like) if self.is_vector and like is not None else -1
+        return _arrow_type(self.shape, length)
+
+    def from_json(self, output: Json) -> Json:
+        """Return the output whose JSON this is: the bytes in it are in base64.
+
+        Raises:
+            ValueError, TypeError, AttributeError: it is not of this form.
+        """
+        return _from_json(output, self.shape)
+
+
+def _text(shape: Shape) -> str:
+    if isinstance(shape, Vector):
+        return f"fixed_size_list<{shape.item}>[n]"
+    if isinstance(shape, list):
+        return f"list<{_text(shape[0])}>"
+    if isinstance(shape, dict):
+        return f"struct<{', '.join(f'{name}: {_text(part)}' for name, part in shape.items())}>"
+    return str(shape)
+
+
+def _arrow_type(shape: Shape, length: int) -> Any:
+    import pyarrow as pa  # loaded by few commands
+
+    if isinstance(shape, Vector):
+        return pa.list_(_arrow_type(shape.item, -1), length)
+    if isinstance(shape, list):
+        return pa.list_(_arrow_type(shape[0], length))
+    if isinstance(shape, dict):
+        return pa.struct([(name, _arrow_type(part, length)) for name, part in shape.items()])
+    return pa.type_for_alias(shape)
+
+
+def _from_json(value: Json, shape: Shape) -> Json:
+    if value is None or isinstance(shape, Vector):
+        return value
+    if isinstance(shape, list):
+        return [_from_json(item, shape[0]) for item in value]
+    if isinstance(shape, dict):
+        return {name: _from_json(value.get(name), part) for name, part in shape.items()}
+    return base64.b64decode(value, validate=True) if shape == BYTES else value
