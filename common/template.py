@@ -5,7 +5,7 @@ come from anywhere. `{{` and `}}` are braces.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from common.errors import RecordError
@@ -56,10 +56,12 @@ class Template:
             raise ValueError("it names no column; write a column's name in braces, such as {text}")
         return cls(text, tuple(literals), tuple(names))
 
-    def missing(self, columns: Iterable[str]) -> str | None:
+    def missing(self, columns: Container[str]) -> str | None:
         """Return the first name that is not among the columns, None if there is none."""
-        known = set(columns)
-        return next((name for name in self.names if name not in known), None)
+        for name in self.names:
+            if name not in columns:
+                return name
+        return None
 
     def render(self, row: Mapping[str, Json]) -> str:
         """Return the text of one row: null as nothing, numbers and nested values as in JSON.

@@ -127,6 +127,34 @@ def test_a_template_makes_the_texts_of_a_dataset_of_the_hub(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
+    ("part", "loaded"),
+    [
+        ("", ("org/reviews", "train")),
+        (":test", ("org/reviews", "test")),
+        (":small", ("org/reviews", "small", "train")),
+        (":small:train[:9%]", ("org/reviews", "small", "train[:9%]")),
+    ],
+)
+def test_a_dataset_of_the_hub_has_configurations_and_splits(
+    part: str, loaded: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=FEATURES)
+    asked: list[tuple[Any, ...]] = []
+
+    def load(*arguments: Any, split: str) -> Any:
+        asked.append((*arguments, split))
+        if split == "small":
+            raise ValueError('Unknown split "small". Should be one of ["train", "test"].')
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda _: ["small", "large"])
+    more = {"train_source": f"hf:org/reviews{part}"}
+    assert len(Examples(make_run_config(tmp_path, "text-classification", tmp_path, [], **more)).train) == 2
+    assert asked[-1] == loaded
+
+
+@pytest.mark.parametrize(
     ("fault", "found"),
     [
         (ConnectionError("no route"), (WorkerError, "hub_unavailable")),

@@ -94,17 +94,34 @@ def _load_from_hub(task: str, options: TrainingOptions, source: str) -> Iterator
 
 
 def _download(name: str, part: str) -> Any:
-    """Return `SPLIT` or `CONFIGURATION:SPLIT` of a dataset on the Hub; a split may be a slice, `train[:9%]`."""
-    configured = _CONFIGURED.match(part)
-    config, split = (configured[1], configured[2]) if configured else (None, part)
     try:
-        return datasets.load_dataset(name, config, split=split)
+        return _load_part(name, part)
     except Exception as error:  # errors of the Hub, the file system and the formats have no common base class
         message = f"hf:{name}:{part} cannot be loaded: {first_line(error)}"
         if _is_local(error):
             full = isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
             raise WorkerError("disk_full" if full else "hub_unavailable", message) from error
         raise ModelError("dataset_not_found", message) from error
+
+
+def _load_part(name: str, part: str) -> Any:
+    """Return `SPLIT`, `CONFIGURATION` (its `train`) or `CONFIGURATION:SPLIT`; a split may be a slice, `train[:9%]`."""
+    if match := _CONFIGURED.match(part):
+        return datasets.load_dataset(name, match[1], split=match[2])
+    try:
+        return datasets.load_dataset(name, split=part)
+    except ValueError:  # it has no such split, or several configurations
+        if part not in _configurations(name):
+            raise
+    return datasets.load_dataset(name, part, split="train")
+
+
+def _configurations(name: str) -> Sequence[str]:
+    """Return the names of a dataset's configurations; none if they cannot be listed."""
+    try:
+        return list(datasets.get_dataset_config_names(name))
+    except (OSError, ValueError):
+        return ()
 
 
 def _is_local(error: BaseException | None) -> bool:
