@@ -12,7 +12,7 @@ from common.inputs.json_array import json_file_records
 from common.inputs.media import attach_files, is_list_of_paths, media_file_records
 from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import ReadProgress, Source, expand, find_sources, open_bytes
-from common.inputs.template_check import refuse_unknown_columns
+from common.inputs.templated_records import refuse_unknown_columns
 from common.inputs.text import json_records, text_records
 from common.records import Record
 from common.tasks import Task

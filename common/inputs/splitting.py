@@ -10,6 +10,7 @@ from common.inputs.file_split import FORMATS, FileSplit, SizedSplit
 from common.inputs.reader import Inputs
 from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source, open_bytes
+from common.inputs.templated_records import limit_text
 from common.inputs.text import BOM, json_records, strip_newline, text_records
 from common.records import Record
 from common.settings import absolute
@@ -83,6 +84,9 @@ def split_source(
         UsageError: it cannot be read, is not text, lacks a required column, or changed meanwhile.
     """
     size, version = file_version(builder.source.name)
+    if builder.template:  # which is part of each record's text
+        most = max(1, max_split_bytes // len(builder.template.text))
+        sizes = (min(size, most) for size in sizes)
     format_: Any = builder.source.format  # one of `FORMATS`
 
     def make_split(start: int, end: int, first: int) -> FileSplit:
@@ -130,13 +134,17 @@ def read_split(rows: FileSplit, task: Task, template: Template | None = None) ->
     builder = RecordBuilder(source, task, rows.column, rows.id_column, rows.multiple_inputs, template=template)
     try:
         if rows.format == "parquet":
-            return _read_parquet(builder, rows)
+            return _limited(_read_parquet(builder, rows), builder)
         held: Any = io.BytesIO(_read_bytes(rows))
         stream = io.BufferedReader(held)
         read = text_records if rows.format == "txt" else json_records
-        return list(read(builder, stream, rows.max_bytes, rows.first))
+        return _limited(read(builder, stream, rows.max_bytes, rows.first), builder)
     except UsageError as error:
         raise PayloadError(str(error)) from error
+
+
+def _limited(records: Iterator[Record], builder: RecordBuilder) -> list[Record]:
+    return list(limit_text(records, builder.source, _SPLIT_BYTES) if builder.template else records)
 
 
 def _read_bytes(rows: FileSplit) -> bytes:
@@ -222,7 +230,7 @@ def _split_parquet(
             start = end
 
 
-def _read_parquet(builder: RecordBuilder, rows: FileSplit) -> list[Record]:
+def _read_parquet(builder: RecordBuilder, rows: FileSplit) -> Iterator[Record]:
     import pyarrow as pa
 
     from common.inputs.parquet import dictionary_columns, open_parquet, records_of_batches
@@ -246,4 +254,4 @@ def _read_parquet(builder: RecordBuilder, rows: FileSplit) -> list[Record]:
     wanted = table.slice(rows.start - first, rows.end - rows.start)
     if len(wanted) != rows.end - rows.start:
         raise PayloadError(f"{rows.source} has no rows {rows.start:,} to {rows.end:,} in one row group")
-    return list(records_of_batches(builder, wanted.to_batches(), rows.max_bytes, rows.start, _SPLIT_BYTES))
+    return records_of_batches(builder, wanted.to_batches(), rows.max_bytes, rows.start, _SPLIT_BYTES)

@@ -16,7 +16,7 @@ from common.errors import UsageError
 from common.inputs.media import attach_files
 from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source
-from common.inputs.template_check import refuse_unknown_columns
+from common.inputs.templated_records import refuse_unknown_columns
 from common.json_codec import to_json, to_jsonable
 from common.records import Failure, Json, Record
 from common.tasks import Task

@@ -91,6 +91,8 @@ def test_a_dataset_is_submitted_and_read_in_place(
     payloads = server.client.hvals(JobKeys.of(job.decode()).input)
     assert len(payloads) == 2
     assert all(b"hf://datasets/org/split/data/train" in payload for payload in payloads)
+    asked = shell.run("submit", "--task", "test-echo", "hf:org/split:train", "--template", "of {text}", "--wait")
+    assert [row["output"] for row in lines(asked.stdout)] == ["OF A", "OF B", "OF C"]
 
 
 def test_a_dataset_without_splits_is_all_train(hub: DatasetServer) -> None:

@@ -18,6 +18,7 @@ from common.records import Record
 from common.tasks import TASKS, find_task
 from common.template import Template
 
+TASK = TASKS["text-classification"]
 ROWS = [
     {"id": "a", "title": "Good", "review text": "It works", "stars": 5, "text_pair": "one"},
     {"id": "b", "title": "", "review text": 'A "quote", and {braces}', "stars": 1, "text_pair": "two"},
@@ -143,6 +144,33 @@ def test_a_column_named_twice_in_the_header_is_refused(tmp_path: Path) -> None:
     assert [record.input for record in read(path, "{b}")] == ["3"]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_long_template_makes_small_splits(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"reviews.{kind}"
+    WRITERS[kind](path)
+    template = Template.parse("{title}" + "example " * 100)
+    [builder] = splittable_builders(find_inputs([str(path)], TASK, template=template), [str(tmp_path)])
+    assert [cut.records for cut in split_source(builder, 10_000, repeat(9), 2 * len(template.text))] == [2, 1]
+    assert [cut.records for cut in split_source(builder, 10_000, repeat(9), 10)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+def test_the_texts_of_a_split_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    path = tmp_path / f"in.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"text": ["a" * 10] * 5}), path)
+    else:
+        path.write_text((json.dumps("a" * 10) if kind == "jsonl" else "a" * 10) + "\n")
+        path.write_text(path.read_text() * 5)
+    template = Template.parse("{text}" * 4)
+    [builder] = splittable_builders(find_inputs([str(path)], TASK, template=template), [str(tmp_path)])
+    [cut] = split_source(builder, 10_000, repeat(9), 10**6)
+    monkeypatch.setattr("common.inputs.splitting._SPLIT_BYTES", 100)
+    records = read_split(cut.rows, TASK, template)
+    assert [record.failure and record.failure.code for record in records] == [None, None, *["too_large"] * 3]
+    assert "smaller --chunk-size" in str(records[2].failure)
+
+
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
 def test_in_place_the_texts_are_the_same(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"reviews.{kind}"
@@ -151,11 +179,10 @@ def test_in_place_the_texts_are_the_same(tmp_path: Path, kind: str) -> None:
         path.write_text("one\ntwo\nthree\n")
     else:
         WRITERS[kind](path)
-    task = TASKS["text-classification"]
-    inputs = find_inputs([str(path)], task, template=template)
+    inputs = find_inputs([str(path)], TASK, template=template)
     [builder] = splittable_builders(inputs, [str(tmp_path)])
     splits = [cut.rows for cut in split_source(builder, 10_000, repeat(2), 10**6)]
     assert len(splits) == 2
     assert all(b"stars" not in split.encode() for split in splits)
-    found = [record for split in splits for record in read_split(FileSplit.decode(split.encode()), task, template)]
+    found = [record for split in splits for record in read_split(FileSplit.decode(split.encode()), TASK, template)]
     assert found == list(inputs.records(10_000))
