@@ -17,15 +17,7 @@ import pyarrow as pa
 from common.display_text import replace_control_chars
 from common.errors import PayloadError
 from common.json_codec import to_json
-from common.payloads.arrays import (
-    column_array,
-    flag_array,
-    is_vector,
-    number_array,
-    text_array,
-    values_of,
-    vectors_of,
-)
+from common.payloads.arrays import column_array, flag_array, is_vector, number_array, text_array, vectors_of
 from common.payloads.safe_ipc import read_schema, read_stream, write_stream
 from common.records import Counts, Failure, Json, Outcome, Record
 
@@ -131,7 +123,7 @@ def iter_outcomes(table: pa.Table, *, arrays: bool = False) -> Iterator[tuple[in
     """
     kind = _declared_type(table.schema)
     typed, as_arrays = kind is not None, arrays and kind is not None and is_vector(kind, fixed=True)
-    columns = [vectors_of(table[n]) if n == "output" and as_arrays else values_of(table[n]) for n in _OUT]
+    columns = [vectors_of(table[n]) if n == "output" and as_arrays else table[n].to_pylist() for n in _OUT]
     for position, id_, output, code, message, truncated in zip(*columns, strict=True):
         value = output if typed or output is None else _from_json(output)
         yield position, _from_json(id_), Outcome(value, decode_failure(code, message), truncated)

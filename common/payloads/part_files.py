@@ -16,7 +16,7 @@ from common.inputs.arrow_values import row_sizes
 from common.inputs.parquet import dictionary_columns, open_parquet
 from common.json_codec import to_json
 from common.output_types import OutputForm
-from common.payloads.arrays import column_array, values_of
+from common.payloads.arrays import column_array
 from common.payloads.codec import MAX_EXPANDED, MAX_ROWS, decode_failure, encode_outcomes, overlay
 from common.records import Failure, Json, Outcome, Record
 from common.results import COLUMNS, LOST, ResultRow, as_text, cells, to_line
@@ -146,7 +146,7 @@ def _from_parquet(data: bytes) -> tuple[list[Json], list[Outcome], Any]:
     table.validate(full=True)
     _check_size(sum(int(row_sizes(column).sum()) for column in table.columns), len(table))
     form = (table.schema.metadata or {}).get(_FORM)
-    ids, outputs, codes, messages, truncated = (values_of(table[name]) for name in wanted)
+    ids, outputs, codes, messages, truncated = (table[name].to_pylist() for name in wanted)
     if form == _JSON:
         outputs = [None if output is None else json.loads(output) for output in outputs]
     kind = declared if form is None else None

@@ -1,9 +1,14 @@
 """Parts that workers write: what the user reads in them, and what comes back when hugqueue reads them again."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import datasets
+import pandas
+import polars
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -130,6 +135,23 @@ def test_a_part_that_somebody_wrote_over_is_refused() -> None:
             decode_part(data, "parquet")
     with pytest.raises(PayloadError, match="not a part"):
         decode_part(b'{"id": 1, "error": {"code": "\\ud800", "message": ""}}\n', "jsonl")
+
+
+@pytest.mark.parametrize("case", ["labels", "embeddings", "segments", "typed texts"])
+def test_every_reader_takes_a_directory_with_a_part_of_failures_alone(case: str, tmp_path: Path) -> None:
+    outcomes, form = CASES[case]
+    kind = form.arrow_type(outcomes[0].output)
+    for chunk, some in enumerate([[Outcome(failure=BAD)] * 3, outcomes]):
+        part = encode_part(chunk_rows(RECORDS, [payload(some, kind)]), kind, "parquet")
+        (tmp_path / part_name(chunk, "parquet")).write_bytes(part)
+    expected = [None] * 3 + [outcome.output for _, outcome in overlay([payload(outcomes, kind)]).values()]
+    assert ds.dataset(tmp_path).to_table()["output"].to_pylist() == expected
+    assert polars.scan_parquet(tmp_path / "*.parquet").collect()["output"].to_list() == expected
+    assert pandas.read_parquet(tmp_path)["output"].isna().tolist() == [value is None for value in expected]
+    read = datasets.Dataset.from_parquet(
+        sorted(str(path) for path in tmp_path.glob("*.parquet")), cache_dir=str(tmp_path / "cache")
+    )
+    assert read["output"][:] == expected
 
 
 def test_a_part_is_named_by_its_chunk() -> None:

@@ -182,6 +182,8 @@ def test_workers_are_listed_with_what_they_have(queue: Queue) -> None:
 
 def test_tasks_are_listed_with_their_default_models(queue: Queue) -> None:
     told = {task["name"]: task for task in json.loads(queue.run("tasks", "--json").stdout)}
+    assert told["sentiment-analysis"]["output"] == "struct<label: string, score: double>"
+    assert told["test-echo"]["output"] is None  # only its runner knows
     assert told["fill-mask"]["model"] == "distilbert/distilroberta-base" and told["fill-mask"]["revision"]
     assert told["question-answering"]["fields"] == [["question", "context"]]
     table = queue.run("tasks").stdout
