@@ -98,7 +98,7 @@ def _format_of(path: Path, form: OutputForm | None) -> str:
         raise UsageError(f"{path} has no extension of a known format; expected one of {', '.join(_EXTENSIONS)}.")
     if format == "npy" and form is not None and not form.is_vector:
         raise UsageError(
-            f"{path}: .npy holds one vector per record, but an output of this task is {form}. "
+            f"{path}: .npy holds one vector per record, such as embedding gives; an output of this task is {form}. "
             "Write .jsonl, .csv or .parquet instead."
         )
     return format
