@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from common.display_text import one_line
+from common.own_columns import OUTPUT_COLUMN, TYPE_PATTERN
 from common.records import Counts, Failure, Json
 from common.template import Template
 from common.validation import checked, one_line_of, one_of, pattern
@@ -39,6 +40,8 @@ MAX_TIMESTAMP = 1e11
 _Id = Annotated[str, pattern(JOB_ID.pattern, "twelve hexadecimal digits")]
 _Name = Annotated[str, one_line_of(256)]
 _Path = Annotated[str, one_line_of(4096)]
+_Column = Annotated[str, Meta(max_length=8192)]
+_ColumnType = Annotated[str, pattern(TYPE_PATTERN, "the type of a column")]
 _Time = Annotated[float, Meta(ge=0, lt=MAX_TIMESTAMP)]
 LabelKey = Annotated[str, pattern(r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}\Z", "up to 63 letters, digits and _ . / -")]
 LabelValue = Annotated[str, one_line_of(256)]
@@ -92,6 +95,12 @@ class JobSpec:
     #: The user's own words to find it by.
     labels: Annotated[Mapping[LabelKey, LabelValue], Meta(max_length=64)] = field(default_factory=dict)
     limit: int | None = None  #: the largest number of records to read from its inputs
+    #: Which of their own columns the records' results repeat; None: all.
+    keep: tuple[_Column, ...] | None = ()
+    #: Those columns and their types, as far as known.
+    columns: Mapping[_Column, _ColumnType] = field(default_factory=dict)
+    id_column: _Column | None = None  #: the column of the ids, if the user named one
+    output_column: _Column = OUTPUT_COLUMN
     #: `openai`: the records are requests of a batch file, and the results are its responses.
     format: Annotated[str, one_of("openai")] | None = None
     template: str | None = None  #: makes the records' texts (`common.template`); of inputs read in place, on workers
@@ -175,6 +184,7 @@ class Job:
             "priority": spec.priority,
             "inputs": list(spec.inputs),
             "limit": spec.limit,
+            "keep": None if spec.keep is None else list(spec.keep),
             "status": str(self.status),
             "stage": self.stage or None,
             "counts": {

@@ -53,3 +53,14 @@ def to_json(value: Json) -> str:
     except UnicodeEncodeError:
         return _ESCAPED.encode(to_jsonable(value))
     return text
+
+
+def as_text(value: Json) -> str | None:
+    """Return a value for a text cell: a text unchanged, None for None, otherwise its JSON.
+
+    Lone surrogates, which a text file cannot hold, are escaped.
+    """
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else to_json(value)
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()

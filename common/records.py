@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from common.own_columns import Own
+
 #: A JSON value: None, bool, int, float, str, list or dict of them.
 Json = Any
 
@@ -32,6 +34,7 @@ class Record:
     input: Json  #: text, or an object with the fields of the task; None if it could not be read
     failure: Failure | None = None  #: why it could not be read; such a record never runs
     blob: bytes | None = None  #: the file that the input names, of a task over images or audio
+    own: Own = None  #: the columns that its result repeats; None if the input is all it has
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,14 @@
-"""Result rows: records with their outcomes, and their forms as a JSON line and as table cells."""
+"""Result rows: records with their outcomes, and their keys as a JSON line has them."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from common.errors import ResultsLost
+from common.errors import ResultsLost, UsageError
+from common.jobs import JobSpec
 from common.json_codec import to_json
+from common.own_columns import ID_COLUMNS, KEEP_ALL, Keep, Own, own_columns
 from common.records import Failure, Json, Outcome
-
-COLUMNS = ("id", "input", "output", "error_code", "error_message", "truncated")
+from common.tasks import find_task
 
 NOT_RUN = Failure("not_run", "the job ended before this record was run; `producer retry` runs it")
 #: Replaces an outcome that was committed and cannot be found.
@@ -22,6 +24,7 @@ class ResultRow:
     id: Json
     input: Json
     outcome: Outcome | None  #: None if this record was not run, or not yet
+    own: Own = None  #: its own columns; None if its input is all it has
 
     @property
     def error(self) -> Failure | None:
@@ -38,31 +41,51 @@ class ResultRow:
         """Whether there is an output, of an input that was truncated to what the model takes."""
         return self.outcome is not None and self.outcome.failure is None and self.outcome.truncated
 
-
-def to_line(row: ResultRow) -> str:
-    """Return the row as one line of JSON, without a line break: id, input, and output or error."""
-    line: dict[str, Json] = {"id": row.id, "input": row.input}
-    if row.error:
-        line["error"] = row.error.as_dict()
-    else:
-        line["output"] = row.output
-    if row.truncated:
-        line["truncated"] = True
-    return to_json(line)
+    @property
+    def columns(self) -> Mapping[str, Json]:
+        """The record's own columns as JSON values: all that the job keeps."""
+        return own_columns(self.own, self.input, "text")
 
 
-def cells(row: ResultRow, output: Json) -> tuple[Json, ...]:
-    """Return the row as cells of the columns `COLUMNS`; `output` is its output in the table's form."""
-    code, message = (row.error.code, row.error.message) if row.error else (None, None)
-    return as_text(row.id), as_text(row.input), output, code, as_text(message), row.truncated
+@dataclass(frozen=True, slots=True)
+class ResultLayout:
+    """What the results of a job consist of: own columns first, then `id` if they have none, and what the job adds."""
 
+    keep: Keep = KEEP_ALL
+    field: str = "text"  #: the name of an input that is a text
+    id_column: str | None = None  #: None: `id` or `custom_id`
 
-def as_text(value: Json) -> str | None:
-    """Return a value for a text cell: a text unchanged, None for None, otherwise its JSON.
+    @classmethod
+    def of(cls, spec: JobSpec) -> "ResultLayout":
+        """Return the layout of a job's results."""
+        try:
+            field = find_task(spec.task).primary_field
+        except UsageError:  # of another distribution, which is not installed here
+            field = None
+        return cls(Keep(spec.keep, spec.output_column), field or "text", spec.id_column)
 
-    Lone surrogates, which a text file cannot hold, are escaped.
-    """
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else to_json(value)
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+    def own(self, row: ResultRow) -> Mapping[str, Json]:
+        """Return the kept columns of a record as JSON values."""
+        return self.keep.own(own_columns(row.own, row.input, self.field))
+
+    def adds_id(self, names: Iterable[str]) -> bool:
+        """Whether records with these own columns get an id."""
+        wanted = {"id", self.id_column} if self.id_column else {"id", *ID_COLUMNS}
+        return wanted.isdisjoint(names)
+
+    def as_dict(self, row: ResultRow) -> dict[str, Json]:
+        """Return a result by key; what there is not is left out."""
+        line = dict(self.own(row))
+        if self.adds_id(line):
+            line["id"] = row.id
+        if row.error:
+            line |= {"error_code": row.error.code, "error_message": row.error.message}
+        else:
+            line[self.keep.output] = row.output
+        if row.truncated:
+            line["truncated"] = True
+        return line
+
+    def to_line(self, row: ResultRow) -> str:
+        """Return a result as one line of JSON, without a line break."""
+        return to_json(self.as_dict(row))

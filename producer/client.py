@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from common.errors import UsageError
 from common.jobs import Job, JobStatus
+from common.own_columns import Keep
 from common.queue.heartbeats import Heartbeat, serving
 from common.records import Record
 from common.redis.url import check_redis_url, mask_url
@@ -33,7 +34,7 @@ from producer.submit.duplicate_ids import warn_of_duplicate_ids
 from producer.submit.idempotent import submit_idempotently
 from producer.submit.options import SubmitKeywords, SubmitOptions
 from producer.submit.plan import SubmitPlan, make_plan
-from producer.submit.python_records import RecordsArg, records_from_python, split_records_arg
+from producer.submit.python_records import RecordsArg, python_builder, records_from_python, split_records_arg
 from producer.submit.upload import Totals
 
 if TYPE_CHECKING:
@@ -123,8 +124,8 @@ class Client:
                 texts, objects with the fields of the task, lists of chat messages, or pairs of an id and one of these;
                 or a table: of pandas, polars, pyarrow or `datasets`, or an object of columns.
             options: Keywords as in `SubmitOptions`: task, model, revision, params, dtype, column, template, system,
-                chat, id_column, format, quoting, limit, name, labels, priority, device, chunk_size, max_errors,
-                idempotency_key, store, output (a directory or URL that workers reach) and output_format.
+                chat, id_column, format, quoting, limit, keep, name, labels, priority, device, chunk_size, max_errors,
+                idempotency_key, store, output (a directory or URL that workers reach), output_format and output_column.
         """
         if unknown := options.keys() - SubmitKeywords.__annotations__.keys():
             raise TypeError(f"submit() got an unexpected keyword argument {min(unknown)!r}")
@@ -140,17 +141,12 @@ class Client:
                 f"output={chosen.output!r}: workers cannot access it. Name a directory in HUGQUEUE_SHARED."
             )
         if paths:
-            found = plan.peek_records()
+            plan, found = plan.peek()
         else:
-            made = records_from_python(
-                values,
-                plan.task,
-                column=chosen.column,
-                id_column=chosen.id_column,
-                max_record_bytes=plan.settings.max_record_bytes,
-                template=plan.template,
-            )
-            found = islice(made, chosen.limit)
+            keep = Keep(plan.spec.keep, plan.spec.output_column)
+            builder = python_builder(plan.task, chosen.column, chosen.id_column, keep, plan.template)
+            made = records_from_python(values, builder, plan.settings.max_record_bytes)
+            plan, found = plan.with_columns_of(islice(made, chosen.limit), builder)
         if plan.warning:
             logger.warning("%s", plan.warning)
         self._warn_once_of_durability()

@@ -1,5 +1,6 @@
 """One job of a queue: its state, waiting for its end, its results, and what can be done with it."""
 
+import importlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -217,9 +218,9 @@ class JobHandle:
     def to_arrow(self, *, check: bool = True) -> Any:
         """Return all results as a `pyarrow.Table`, in input order.
 
-        Columns: id, input, output, error_code, error_message, truncated. `output` has the type that the task
-        declares, such as a fixed-size list of float32 for vectors. With a runner that declares none, strings stay
-        strings and the rest is JSON text.
+        Columns: those of the records that the job keeps, in their own types; `id` if they have none; then output,
+        error_code, error_message and truncated. `output` has the type that the task declares, such as a fixed-size list
+        of float32 for vectors. With a runner that declares none, strings stay strings and the rest is JSON text.
 
         Args:
             check: As for `results`.
@@ -227,9 +228,21 @@ class JobHandle:
         Raises:
             JobFailed: As for `results`.
         """
+        from common.payloads.result_tables import ResultTable
         from producer.outputs.parquet import to_table
 
-        return to_table(self.results(check=check), self.output_type())
+        self.refresh()
+        if check:
+            self.raise_for_status()
+        return to_table(partial(self.rows, arrays=True), ResultTable.of(self._state.spec, self.output_type()))
+
+    def to_pandas(self, *, check: bool = True) -> Any:
+        """Return all results as a `pandas.DataFrame`; otherwise like `to_arrow`."""
+        return self.to_arrow(check=check).to_pandas()
+
+    def to_dataset(self, *, check: bool = True) -> Any:
+        """Return all results as a `datasets.Dataset`; otherwise like `to_arrow`."""
+        return importlib.import_module("datasets").Dataset(self.to_arrow(check=check))
 
     def write(self, path: str | Path, *, check: bool = True, csv_safe: bool = False) -> None:
         """Write all results to a `.jsonl`, `.csv`, `.parquet` or `.npy` file, complete or not at all.
@@ -251,10 +264,10 @@ class JobHandle:
         check_output(target, declared_output(job.spec))
         self.write_file(OutputFile(target, csv_safe))
 
-    def write_file(self, file: OutputFile, rows: Iterable[ResultRow] | None = None) -> int:
+    def write_file(self, file: OutputFile, rows: Callable[[], Iterable[ResultRow]] | None = None) -> int:
         """Write rows of the last seen state, all if `rows` is None; return their number. Raises as `write`."""
         output_type = self.output_type() if is_typed(file.path) and not self._state.spec.format else None
-        return write_file(self._state, self.rows(arrays=True) if rows is None else rows, file, output_type)
+        return write_file(self._state, rows or partial(self.rows, arrays=True), file, output_type)
 
     def write_parts(self, output: Output) -> int:
         """Write a part for each chunk of the last seen state; return the number of records. Raises as `write`."""

@@ -1,24 +1,24 @@
 """Result files: a job's rows are written to one file, or to a directory with a part for each chunk."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError
 from common.jobs import Job, JobStatus, Output
+from common.own_columns import ColumnMisfit, widen
 from common.results import ResultRow
-from common.tasks import declared_output
 from producer.openai import BatchWriter
 from producer.outputs import open_output
 from producer.outputs.targets import OutputFile
 
 
-def write_file(job: Job, rows: Iterable[ResultRow], file: OutputFile, output_type: Any = None) -> int:
+def write_file(job: Job, rows: Callable[[], Iterable[ResultRow]], file: OutputFile, output_type: Any = None) -> int:
     """Write rows of a job to a file, complete or not at all; return their number.
 
     Args:
         job: Only the results of a completed one replace an existing file.
-        rows: All of its rows, or the failed ones.
+        rows: Reads all of its rows, or the failed ones; called again if a column turns out to need a wider type.
         file: Its extension says the format; the rows of an OpenAI batch become responses.
         output_type: Arrow type of the outputs, for CSV and Parquet.
 
@@ -29,9 +29,15 @@ def write_file(job: Job, rows: Iterable[ResultRow], file: OutputFile, output_typ
     _check_may_replace(file.path, job)
     if job.spec.format:
         with BatchWriter(file.path, job.spec) as batch:
-            return batch.write_all(rows)
-    with open_output(file.path, declared_output(job.spec), output_type=output_type, csv_safe=file.csv_safe) as writer:
-        return writer.write_all(rows)
+            return batch.write_all(rows())
+    columns = job.spec.columns
+    while True:
+        writer = open_output(file.path, job.spec, columns, output_type=output_type, csv_safe=file.csv_safe)
+        try:
+            with writer:
+                return writer.write_all(rows())
+        except ColumnMisfit as misfit:
+            columns = widen(columns, misfit)
 
 
 def _check_may_replace(path: Path, job: Job) -> None:

@@ -52,10 +52,8 @@ class ResultReader:
         return rows
 
     def _records(self, chunk: int) -> list[Record] | None:
-        from common.payloads.codec import decode_records
-
         try:
-            payload = self._connection.retry_while_unavailable(partial(self._payloads.records, chunk))
+            records = self._connection.retry_while_unavailable(partial(self._payloads.records_with_own, chunk))
         except (PayloadError, ModelError, StorageError) as error:
             if isinstance(error, StorageError) and not isinstance(error.__cause__, _NOT_FOUND):
                 raise
@@ -63,10 +61,9 @@ class ResultReader:
                 self._connection.notify(f"{error} The results of job {self._job.id} are shown without their inputs.")
             self._warned = True
             return None
-        if payload is None:
+        if records is None:
             self._lost_inputs += 1
-            return None
-        return decode_records(payload)
+        return records
 
     def check(self, job: Job) -> None:
         """Compare what was read with what the job counted.

@@ -5,6 +5,7 @@ million rows refer to takes a megabyte on disk and a terabyte in memory.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def _array_sizes(column: Any) -> Any:
     if pa.types.is_dictionary(kind):
         known = np.append(row_sizes(column.dictionary), 0)  # the last one is for null
         return known[_numbers(column.indices, len(known) - 1)]
-    if _is_text(kind):
+    if is_text(kind):
         return _numbers(pc.binary_length(column.cast(pa.large_binary())))
     if pa.types.is_struct(kind):
         return sum((row_sizes(child) for child in column.flatten()), np.zeros(len(column), np.int64))
@@ -99,26 +100,38 @@ def contains_undecodable(value: Json) -> bool:
     return isinstance(value, Undecodable)
 
 
+def replace_undecodable(value: Json) -> Json:
+    """Return the value with a replacement character for each text that is not UTF-8."""
+    match value:
+        case Undecodable():
+            return "\N{REPLACEMENT CHARACTER}"
+        case dict():
+            return {name: replace_undecodable(item) for name, item in value.items()}
+        case list():
+            return [replace_undecodable(item) for item in value]
+    return value
+
+
 def _with_text(column: Any) -> Any:
-    known = _json_type(column.type, _known_time_zone)
+    known = json_type(column.type, _known_time_zone)
     if known != column.type:
         column = column.cast(known)
-    wanted = _json_type(known, _as_text)
+    wanted = json_type(known, _as_text)
     return column if wanted == known else column.cast(wanted)
 
 
-def _json_type(kind: Any, leaf: Any) -> Any:
-    """Return the type with `leaf` applied to its leaves."""
+def json_type(kind: Any, leaf: Callable[[Any], Any], *, decode: bool = False) -> Any:
+    """Return the type with `leaf` applied to the types of its leaves; `decode` replaces all dictionaries."""
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_json_type(field.type, leaf)) for field in kind])
+        return pa.struct([field.with_type(json_type(field.type, leaf, decode=decode)) for field in kind])
     if pa.types.is_map(kind):
-        return pa.map_(_json_type(kind.key_type, leaf), _json_type(kind.item_type, leaf))
+        return pa.map_(json_type(kind.key_type, leaf, decode=decode), json_type(kind.item_type, leaf, decode=decode))
     if pa.types.is_dictionary(kind):
-        value = _json_type(kind.value_type, leaf)
-        return kind if value == kind.value_type else value
+        value = json_type(kind.value_type, leaf, decode=decode)
+        return kind if value == kind.value_type and not decode else value
     if not _is_list(kind):
         return leaf(kind)
-    item = kind.value_field.with_type(_json_type(kind.value_type, leaf))
+    item = kind.value_field.with_type(json_type(kind.value_type, leaf, decode=decode))
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(item, kind.list_size)
     return pa.large_list(item) if pa.types.is_large_list(kind) else pa.list_(item)
@@ -139,10 +152,18 @@ def _known_time_zone(kind: Any) -> Any:
     return kind
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
+    """Whether a value is text or bytes."""
     named = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
     viewed = (pa.types.is_string_view, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
     return any(test(kind) for test in (*named, *viewed)) and not pa.types.is_decimal(kind)
+
+
+def is_binary(kind: Any) -> bool:
+    """Whether a value is bytes."""
+    return is_text(kind) and not any(
+        test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
 
 
 def _is_list(kind: Any) -> bool:

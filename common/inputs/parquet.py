@@ -19,12 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.errors import UsageError, first_line
+from common.inputs.arrow_rows import ArrowRow, is_file_column, kept_rows
 from common.inputs.arrow_values import contains_undecodable, json_values, row_sizes
 from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source, read_errors
 from common.inputs.text import too_large_failure
 from common.json_codec import to_json
 from common.media_types import LFS_POINTER
+from common.own_columns import KEEP_NONE
 from common.records import Failure, Json, Record
 from common.storage.filesystem import open_stream
 from common.storage.locations import is_url
@@ -47,27 +49,37 @@ def parquet_records(builder: RecordBuilder, max_bytes: int) -> Iterator[Record]:
         UsageError: the file cannot be read, or lacks a required column.
     """
     with read_errors(builder.source), _open(builder.source) as (where, file):
-        builder = builder.with_columns(file.schema_arrow.names)
-        names = builder.columns(file.schema_arrow.names)
-        yield from records_of_batches(builder, _batches(builder.source, where, file, names), max_bytes)
+        schema = file.schema_arrow
+        builder = builder.with_columns(schema.names)
+        names = builder.read_columns(schema.names)
+        yield from records_of_batches(builder, _batches(builder.source, where, file, names), max_bytes, schema=schema)
 
 
 def records_of_batches(
-    builder: RecordBuilder, batches: Iterable[Any], max_bytes: int, first: int = 0, max_total_bytes: int | None = None
+    builder: RecordBuilder,
+    batches: Iterable[Any],
+    max_bytes: int,
+    *,
+    schema: Any = None,
+    first: int = 0,
+    max_total_bytes: int | None = None,
 ) -> Iterator[Record]:
     """Yield a record for each row of Arrow batches.
 
     Args:
         builder: builds records from rows.
-        batches: with the columns that records are built from.
+        batches: with the columns that records are built from, and those that they keep.
         max_bytes: of a record; a longer one fails and is not converted.
+        schema: of the source, whose types are kept; None: that of each batch.
         first: the number of the first row in its file.
         max_total_bytes: of all rows together; rows beyond that fail as too large.
     """
     number, left = first, max_total_bytes
+    plain = replace(builder, keep=KEEP_NONE)  # the records get their columns as rows of Arrow
     slice_bytes = min(_SLICE_BYTES, max_total_bytes // 8) if max_total_bytes else _SLICE_BYTES
     for batch in batches:
         names = _class_names(batch.schema)
+        needed = builder.columns(batch.schema.names)
         for part, size in _slices(batch, slice_bytes, max_bytes):
             fits = size <= max_bytes or len(part) > 1
             if not fits or (left is not None and size > left):
@@ -76,8 +88,10 @@ def records_of_batches(
                     number += 1
                 continue
             left = None if left is None else left - size
-            for row, blob in _rows(builder, number, part, names):
-                yield _record(builder, number, row, blob, max_bytes)
+            rows = kept_rows(part, builder.keep, schema or batch.schema, media=builder.task.media is not None)
+            for at, (row, blob) in enumerate(_rows(builder, number, part.select(needed), names)):
+                record = _record(plain, number, row, blob, max_bytes)
+                yield record if rows is None else replace(record, own=ArrowRow(rows, at))
                 number += 1
 
 
@@ -139,11 +153,10 @@ def _files(column: Any) -> tuple[list[bytes | None], list[str | None]] | None:
     `datasets` writes its Image and Audio features as `struct<bytes: binary, path: string>`:
     https://huggingface.co/docs/datasets/about_dataset_features
     """
-    kind = column.type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return column.to_pylist(), [None] * len(column)
-    if not pa.types.is_struct(kind) or {field.name for field in kind} != {"bytes", "path"}:
+    if not is_file_column(column.type):
         return None
+    if not pa.types.is_struct(column.type):
+        return column.to_pylist(), [None] * len(column)
     return pc.struct_field(column, "bytes").to_pylist(), pc.struct_field(column, "path").to_pylist()
 
 

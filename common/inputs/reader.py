@@ -11,9 +11,11 @@ from common.inputs.csv import csv_records
 from common.inputs.json_array import json_file_records
 from common.inputs.media import attach_files, is_list_of_paths, media_file_records
 from common.inputs.record_builder import RecordBuilder
+from common.inputs.sampling import columns_of
 from common.inputs.sources import ReadProgress, Source, expand, find_sources, open_bytes
 from common.inputs.templated_records import refuse_unknown_columns
 from common.inputs.text import json_records, text_records
+from common.own_columns import KEEP_NONE, TEXT, Columns, Keep, merge_columns
 from common.records import Record
 from common.tasks import Task
 from common.template import TEMPLATE_FIELD, Template
@@ -27,22 +29,29 @@ class Inputs:
     #: what builds the records of a file, or the name of a file that is itself a record
     parts: tuple[RecordBuilder | str, ...]
 
-    def check(self, max_record_bytes: int) -> None:
-        """Read the first record of each input to find errors of whole files before any work.
+    def check(self, max_record_bytes: int) -> dict[str, str]:
+        """Read the first records of each input to find errors of whole files before any work.
 
         Standard input and pipes can be read only once, so they are checked when they are read.
 
+        Returns:
+            The own columns of all inputs that records keep, and their types (`common.own_columns`).
+
         Raises:
-            UsageError: an input is unreadable, empty, binary, a corrupt gzip file, or lacks a required column.
+            UsageError: an input is unreadable, empty, binary, a corrupt gzip file, or lacks a required or kept column;
+                or a column has different types in two inputs.
         """
+        found: list[tuple[str, Columns]] = []
         for part in self.parts:
             if isinstance(part, str):
                 next(media_file_records(part, str(self.task.media)))
+                found.append((part, {str(self.task.media): TEXT}))
                 continue
             _check_options(part)
             if part.source.is_reopenable:
                 with closing(_records(part, max_record_bytes)) as records:
-                    next(records)
+                    found.append((part.source.label, columns_of(records, part)))
+        return merge_columns(found)
 
     def records(
         self, max_record_bytes: int, *, shared: Sequence[str] = (), progress: ReadProgress | None = None
@@ -78,6 +87,7 @@ def find_inputs(
     id_column: str | None = None,
     quoting: str | None = None,
     template: Template | None = None,
+    keep: Keep = KEEP_NONE,
 ) -> Inputs:
     """Find the inputs with these names.
 
@@ -89,6 +99,7 @@ def find_inputs(
         id_column: the column with the id; by default `id` or `custom_id`, else the line number from 0.
         quoting: one of `QUOTING`; None: double quotes in CSV, none in TSV.
         template: makes the text of each record, instead of `column`.
+        keep: which columns records carry for their results.
 
     Raises:
         UsageError: an input is missing, a directory, or of an unknown format.
@@ -99,13 +110,15 @@ def find_inputs(
 
     names = expand(names)
     sources = iter(find_sources(list(filter(has_records, names)), format, quoting))
+    several = len(names) > 1
     builder = partial(
         RecordBuilder,
         task=task,
         column=column,
         id_column=id_column,
-        multiple_inputs=len(names) > 1,
+        multiple_inputs=several,
         template=template,
+        keep=keep,
     )
     return Inputs(task, tuple(builder(next(sources)) if has_records(name) else name for name in names))
 

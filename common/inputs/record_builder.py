@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from common.errors import RecordError, UsageError
 from common.inputs.sources import Source
 from common.inputs.strict_json import parse_json
+from common.own_columns import ID_COLUMNS, KEEP_NONE, Keep, own_columns
 from common.records import Failure, Json, Record
 from common.tasks import Task
 from common.template import TEMPLATE_FIELD, Template
 
-_ID_COLUMNS = ("id", "custom_id")
 _JSON_FIELDS = ("table", "messages")  # a cell of CSV or Parquet may hold them as JSON text
 
 
@@ -28,6 +28,12 @@ class RecordBuilder:
     multiple_inputs: bool  #: whether there are other sources, so that a line number is not unique
     tabular: bool = False  #: rows come from a table with a header; cells may be empty
     template: Template | None = None  #: makes the text of each record from its columns
+    keep: Keep = KEEP_NONE  #: which columns a record carries for its result
+
+    @property
+    def field(self) -> str:
+        """The name of an input that is a text."""
+        return self.task.primary_field or "text"
 
     def with_columns(self, names: Sequence[str]) -> "RecordBuilder":
         """Return the builder for rows of a table with these columns.
@@ -39,6 +45,7 @@ class RecordBuilder:
         for option, name in (("--column", self.column), ("--id-column", self.id_column), ("--template", absent)):
             if name is not None and name not in names:
                 raise UsageError(f"{self.source.label} has no column {name!r} ({option}); it has: {_listed(names)}.")
+        self.keep.check(names, self.source.label)
         column = self.column or (None if self.template else self._only_text_column(names))
         maker = replace(self, column=column, tabular=True)
         doubled = [name for name in maker.columns(names) if list(names).count(name) > 1]
@@ -54,9 +61,14 @@ class RecordBuilder:
         return maker
 
     def columns(self, names: Sequence[str]) -> list[str]:
-        """Return the columns that records are built from, each once."""
-        wanted = {field for fields in self.task.fields for field in fields} | {*self.task.optional, *_ID_COLUMNS}
+        """Return the columns that inputs and ids are made of, each once."""
+        wanted = {field for fields in self.task.fields for field in fields} | {*self.task.optional, *ID_COLUMNS}
         wanted |= {*filter(None, (self.column, self.id_column)), *(self.template.names if self.template else ())}
+        return [name for name in dict.fromkeys(names) if name in wanted]
+
+    def read_columns(self, names: Sequence[str]) -> list[str]:
+        """Return all columns to read: those that records are built from and those that are kept, each once."""
+        wanted = {*self.columns(names), *self.keep.chosen(names)}
         return [name for name in dict.fromkeys(names) if name in wanted]
 
     def record(self, number: int, line: int, value: Json) -> Record:
@@ -73,10 +85,21 @@ class RecordBuilder:
             what = f"expected {wanted} with {self.task.required_fields}, found {_KINDS[type(value)]}"
             return self.failed(number, Failure("bad_json", f"{self.source.location(line)}: {what}"), value)
         try:
-            return Record(self._id_of(row, number), self.task.build_input(self._fields(row)))
+            input = self.task.build_input(self._fields(row))
         except RecordError as error:
             failure = Failure(error.code, f"{self.source.location(line)}: {error.message}")
             return Record(self._id_of(row, number), value, failure)
+        record = Record(self._id_of(row, number), input)
+        return record if self.keep.names == () else self._with_own(record, row, line)
+
+    def _with_own(self, record: Record, row: Mapping[str, Json], line: int) -> Record:
+        own = self.keep.own(row)
+        if (clash := self.keep.clash(own)) is not None:
+            found = f"{self.source.location(line)}: the record has {self.keep.describe_clash(clash)}"
+            return replace(record, input=None, failure=Failure("column_clash", found))
+        # What the input says is not said twice; that of an image or audio file may become another path.
+        is_input = own == own_columns(None, record.input, self.field)
+        return record if is_input and not self.task.media else replace(record, own=own)
 
     def text_record(self, number: int, text: str) -> Record:
         """Build the record of a line of plain text."""
@@ -96,7 +119,7 @@ class RecordBuilder:
         return value if isinstance(value, dict) else None
 
     def _id_of(self, row: Mapping[str, Json], number: int) -> Json:
-        for name in (self.id_column,) if self.id_column else _ID_COLUMNS:
+        for name in (self.id_column,) if self.id_column else ID_COLUMNS:
             value = row.get(name)
             if value is not None and not (self.tabular and value == ""):
                 return value
@@ -148,7 +171,7 @@ class RecordBuilder:
         """Return the only column that could hold the primary field, if there is just one."""
         if not self.task.primary_field or any(set(names).issuperset(f) for f in self.task.fields):
             return None
-        others = [n for n in names if n not in {*_ID_COLUMNS, self.id_column, *self.task.optional}]
+        others = [n for n in names if n not in {*ID_COLUMNS, self.id_column, *self.task.optional}]
         if len(others) != 1:
             return None
         if set(others[0]) & set(";\t|"):  # the whole header in one cell: a table with another delimiter

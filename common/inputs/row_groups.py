@@ -58,7 +58,7 @@ def _row_group(metadata: Any, names: Sequence[str]) -> _RowGroup:
 def row_group_sizes(builder: RecordBuilder) -> list[tuple[int, int]]:
     """Return for each row group its rows and the bytes of the columns that records are built from."""
     groups, names = _groups_of(builder.source)
-    wanted = builder.with_columns(names).columns(names)
+    wanted = builder.with_columns(names).read_columns(names)
     return [(group.rows, sum(group.columns[name] for name in wanted)) for group in groups]
 
 

@@ -12,6 +12,7 @@ from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source, open_bytes
 from common.inputs.templated_records import limit_text
 from common.inputs.text import BOM, json_records, strip_newline, text_records
+from common.own_columns import KEEP_NONE, Keep
 from common.records import Record
 from common.settings import absolute
 from common.storage.filesystem import file_version, open_filesystem, open_stream, storage_errors
@@ -117,7 +118,7 @@ def splittable_bytes(builder: RecordBuilder) -> int:
     return sum(size for _, size in row_group_sizes(builder))
 
 
-def read_split(rows: FileSplit, task: Task, template: Template | None = None) -> list[Record]:
+def read_split(rows: FileSplit, task: Task, template: Template | None = None, keep: Keep = KEEP_NONE) -> list[Record]:
     """Return the records of a split. The caller checks whether its file may be opened.
 
     Args:
@@ -131,7 +132,9 @@ def read_split(rows: FileSplit, task: Task, template: Template | None = None) ->
     """
     rows.check_version()
     source = Source(rows.source, rows.format)
-    builder = RecordBuilder(source, task, rows.column, rows.id_column, rows.multiple_inputs, template=template)
+    builder = RecordBuilder(
+        source, task, rows.column, rows.id_column, rows.multiple_inputs, template=template, keep=keep
+    )
     try:
         if rows.format == "parquet":
             return _limited(_read_parquet(builder, rows), builder)
@@ -239,9 +242,9 @@ def _read_parquet(builder: RecordBuilder, rows: FileSplit) -> Iterator[Record]:
     try:
         with open_stream(rows.source) as stream, storage_errors("read", rows.source):
             file = open_parquet(stream)
-            names = file.schema_arrow.names
-            builder = builder.with_columns(names)
-            columns = builder.columns(names)
+            schema = file.schema_arrow
+            builder = builder.with_columns(schema.names)
+            columns = builder.read_columns(schema.names)
             kept = dictionary_columns(file, None, columns)
             file = open_parquet(stream, metadata=file.metadata, read_dictionary=kept)
             table, first = read_group(file, rows, columns)
@@ -254,4 +257,11 @@ def _read_parquet(builder: RecordBuilder, rows: FileSplit) -> Iterator[Record]:
     wanted = table.slice(rows.start - first, rows.end - rows.start)
     if len(wanted) != rows.end - rows.start:
         raise PayloadError(f"{rows.source} has no rows {rows.start:,} to {rows.end:,} in one row group")
-    return records_of_batches(builder, wanted.to_batches(), rows.max_bytes, rows.start, _SPLIT_BYTES)
+    return records_of_batches(
+        builder,
+        wanted.to_batches(),
+        rows.max_bytes,
+        schema=schema,
+        first=rows.start,
+        max_total_bytes=_SPLIT_BYTES,
+    )

@@ -135,7 +135,7 @@ def output_type(data: bytes) -> pa.DataType | None:
     Raises:
         PayloadError: the bytes are not a payload of outcomes.
     """
-    _check_size(data)
+    check_payload_size(data)
     return _declared_type(read_schema(data, lambda schema: _check_schema(schema, "outcomes", _OUT)))
 
 
@@ -206,7 +206,7 @@ def _write(table: pa.Table, content: str, kind: str) -> bytes:
 def _open(
     data: bytes, content: str, columns: dict[str, Any], optional: dict[str, Any] | None = None
 ) -> tuple[pa.Table, str]:
-    _check_size(data)
+    check_payload_size(data)
 
     def check(schema: pa.Schema) -> None:
         extended = {**columns, **(optional or {})}
@@ -216,7 +216,8 @@ def _open(
     return table, table.schema.metadata.get(b"kind", b"").decode(errors="replace")
 
 
-def _check_size(data: bytes) -> None:
+def check_payload_size(data: bytes) -> None:
+    """Raise `PayloadError` if a payload is larger than any may be."""
     if len(data) > MAX_BYTES:
         raise PayloadError(f"a payload of {len(data):,} bytes; at most {MAX_BYTES:,} are accepted")
 

@@ -1,6 +1,7 @@
 """Job payloads: the records and outcomes of a job's chunks, as producers and workers read and write them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import redis
 
@@ -8,6 +9,7 @@ from common.errors import ModelError, PayloadError, ResultsLost, UsageError, Wor
 from common.inputs.file_split import FileSplit, is_split
 from common.inputs.splitting import read_split
 from common.jobs import JobSpec
+from common.own_columns import KEEP_NONE, Keep, Own
 from common.payloads.backends import (
     FilePayloads,
     RedisPayloads,
@@ -15,8 +17,11 @@ from common.payloads.backends import (
     decode_versions,
     outcome_name,
 )
-from common.payloads.codec import encode_records
+from common.payloads.codec import decode_records, encode_records, output_type
 from common.payloads.output_committer import OutputCommitter
+from common.payloads.own_columns import decode_own
+from common.payloads.part_files import chunk_rows
+from common.records import Record
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
 from common.storage.locations import MayOpen
@@ -40,24 +45,29 @@ class JobPayloads:
         self._client = client
         self._spec = spec
         self._may_open = may_open
+        self._keep = Keep(spec.keep, spec.output_column)
         self._keys = JobKeys.of(spec.id)
         self._store = open_payloads(client, scripts, spec, may_open)
         self._parts: OutputCommitter | None = None
-        self._read: tuple[int, bytes] | None = None  #: a chunk and its records, kept for its part
+        #: A chunk with its records, and their own columns if those were read too, for its part.
+        self._read: tuple[int, bytes, list[Own] | None] | None = None
         if spec.output is not None:
             self._check(spec.output.location)
             self._parts = OutputCommitter(spec, spec.output)
 
-    def add_records(self, chunk: int, payload: bytes) -> None:
+    def add_records(self, chunk: int, payload: bytes, own: bytes | None = None) -> None:
         """Write the payload of a chunk's records, and note that the producer is alive.
 
         Args:
             chunk: its number, from 0.
             payload: its records, or a `FileSplit`.
+            own: the payload of their own columns, if they are not in the records themselves.
 
         Raises:
             NotSubmitting: the job was given up, cancelled or deleted meanwhile.
         """
+        if own is not None:
+            self._store.add_input(_own_name(chunk), own)
         self._store.add_input(str(chunk), payload)
 
     def records(self, chunk: int) -> bytes | None:
@@ -70,13 +80,36 @@ class JobPayloads:
         if self._read is not None and self._read[0] == chunk:
             return self._read[1]
         payload = self._store.input(str(chunk))
-        if payload is not None and is_split(payload):
-            payload = self._read_split(payload)
-        if payload is not None and self._parts is not None:
-            self._read = chunk, payload
+        if payload is None:
+            return None
+        own = None
+        if is_split(payload):
+            records = self._read_split(payload, self._keep if self._parts else KEEP_NONE)
+            payload, own = encode_records(records), [record.own for record in records]
+        if self._parts is not None:
+            self._read = chunk, payload, own
         return payload
 
-    def _read_split(self, payload: bytes) -> bytes:
+    def records_with_own(self, chunk: int) -> list[Record] | None:
+        """Return a chunk's records with their own columns, None if there are none.
+
+        Raises:
+            PayloadError, ModelError: as for `records`.
+        """
+        read = self._read if self._read is not None and self._read[0] == chunk else None
+        payload = read[1] if read else self._store.input(str(chunk))
+        if payload is None:
+            return None
+        if is_split(payload):
+            return self._read_split(payload, self._keep)
+        records = decode_records(payload)
+        own = read[2] if read else None
+        if own is None and self._spec.keep != ():
+            stored = self._store.input(_own_name(chunk))
+            own = decode_own(stored, [record.input for record in records]) if stored is not None else None
+        return records if own is None else [replace(record, own=o) for record, o in zip(records, own, strict=True)]
+
+    def _read_split(self, payload: bytes, keep: Keep) -> list[Record]:
         rows = FileSplit.decode(payload)
         self._check(rows.source)
         try:
@@ -84,7 +117,7 @@ class JobPayloads:
         except UsageError as error:
             raise ModelError("unknown_task", str(error)) from error
         template = Template.parse(self._spec.template) if self._spec.template else None
-        return encode_records(read_split(rows, task, template))
+        return read_split(rows, task, template, keep)
 
     def add_examples(self, part: str, number: int, payload: bytes) -> None:
         """Write training (`train`) or evaluation (`eval`) examples of a fine-tune job.
@@ -105,14 +138,15 @@ class JobPayloads:
             return
         if self._store.has_ended():  # a late attempt of a retry would remove `_SUCCESS` from a complete output
             return
-        records = self.records(chunk)
+        records = self.records_with_own(chunk)
         if records is None:
             raise PayloadError("its records are missing")
         found = self.outcomes(chunk)
         earlier = [outcomes for outcomes in found if outcomes is not None]
         if len(earlier) < len(found):
             raise WorkerError(ResultsLost.code, f"The part of chunk {chunk + 1} was removed while it was run again.")
-        self._parts.write_attempt(chunk, version, records, [*earlier, payload])
+        rows = chunk_rows(records, [*earlier, payload], arrays=True)
+        self._parts.write_attempt(chunk, version, rows, output_type(payload))
 
     def delete_outcomes(self, chunk: int, version: Version) -> None:
         """Delete outcomes whose commit was refused."""
@@ -171,6 +205,10 @@ class JobPayloads:
 
     def _check(self, location: str) -> None:
         check_location_allowed(location, self._may_open)
+
+
+def _own_name(chunk: int) -> str:
+    return f"own:{chunk}"
 
 
 def open_payloads(client: "redis.Redis", scripts: Scripts, spec: JobSpec, may_open: MayOpen) -> RedisPayloads:

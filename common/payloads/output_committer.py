@@ -13,10 +13,10 @@ from typing import Any
 
 from common.errors import UsageError
 from common.jobs import Job, JobSpec, Output
-from common.payloads.codec import decode_records, output_type
-from common.payloads.part_files import chunk_rows, decode_part, encode_part, part_name, part_schema
+from common.payloads.part_files import decode_part, encode_part, part_name, part_schema
+from common.payloads.result_tables import ResultTable
 from common.records import Json
-from common.results import ResultRow
+from common.results import ResultLayout, ResultRow
 from common.storage.storage import open_storage
 from common.tasks import declared_output
 
@@ -27,29 +27,31 @@ class OutputCommitter:
     """The parts of one job. Every method raises `StorageError` if they cannot be written or read now."""
 
     def __init__(self, spec: JobSpec, output: Output) -> None:
+        self._spec = spec
         self._storage = open_storage(output.location)
         self._format = output.format
         self._form = declared_output(spec)
         self._attempts = f"_attempts/{spec.id}"
 
-    def write_attempt(self, chunk: int, version: tuple[int, int], records: bytes, outcomes: list[bytes]) -> None:
+    def write_attempt(self, chunk: int, version: tuple[int, int], rows: Sequence[ResultRow], kind: Any) -> None:
         """Write the part of an attempt.
 
         Args:
             chunk: the chunk.
             version: (round, lease number) of the attempt.
-            records: payload of the chunk's records.
-            outcomes: payloads of its commits so far, oldest first, and of this attempt.
+            rows: of the chunk, after this attempt.
+            kind: the Arrow type of an output, None for JSON text.
         """
-        rows = chunk_rows(decode_records(records), outcomes, arrays=True)
-        kind = output_type(outcomes[-1])
         if version[0] > 0:  # a retry: the output is no longer complete
             self._storage.remove(SUCCESS, MANIFEST)
-        self._storage.write(self._attempt_name(chunk, version), encode_part(rows, kind, self._format))
+        self._storage.write(self._attempt_name(chunk, version), self._encode(rows, kind))
 
     def write_part(self, chunk: int, rows: Sequence[ResultRow], kind: Any) -> None:
         """Write a part under its own name, if no other process does; `kind` is the Arrow type of an output."""
-        self._storage.write(part_name(chunk, self._format), encode_part(rows, kind, self._format))
+        self._storage.write(part_name(chunk, self._format), self._encode(rows, kind))
+
+    def _encode(self, rows: Sequence[ResultRow], kind: Any) -> bytes:
+        return encode_part(rows, ResultTable.of(self._spec, kind), self._format)
 
     def abort_attempt(self, chunk: int, version: tuple[int, int]) -> None:
         """Delete the part of an attempt whose commit was refused."""
@@ -70,7 +72,7 @@ class OutputCommitter:
         for name in (self._attempt_name(chunk, version), part_name(chunk, self._format)):
             data = self._storage.read(name)
             if data is not None:
-                return decode_part(data, self._format, self._form)
+                return decode_part(data, self._format, ResultLayout.of(self._spec), self._form)
         return None
 
     def present(self, versions: Mapping[int, tuple[int, int]]) -> set[int]:

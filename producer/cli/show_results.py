@@ -6,12 +6,12 @@ from itertools import islice
 
 from common.errors import ResultsLost, UsageError
 from common.jobs import Job, JobStatus
-from common.results import ResultRow
+from common.results import ResultLayout, ResultRow
 from producer.cli.tables import RESULT_COLUMNS, show
 from producer.cli.terminal import exit_status
 from producer.job_handle import JobHandle
 from producer.openai import response_line
-from producer.outputs import preview, to_line
+from producer.outputs import preview
 from producer.outputs.targets import OutputFile, Target
 
 #: Rows of the table on a terminal; more would push the first ones out of sight.
@@ -88,7 +88,7 @@ def show_failures(
         raise UsageError("--failed is not available for batch files, whose responses contain the failures.")
     rows = handle.failed_rows()
     if isinstance(output, OutputFile):
-        notify(f"wrote {handle.write_file(output, rows):,} failed records to {output}")
+        notify(f"wrote {handle.write_file(output, handle.failed_rows):,} failed records to {output}")
     elif output is not None:
         raise UsageError("--failed writes a single file: name it with -o FILE.")
     elif sys.stdout.isatty() and not as_json:
@@ -107,9 +107,10 @@ def stream_results(handle: JobHandle) -> int:
 
 
 def _lines(job: Job, rows: Iterable[ResultRow], *, done_only: bool = False) -> Iterator[str]:
+    layout = ResultLayout.of(job.spec)
     for number, row in enumerate(rows):
         if row.outcome or not done_only:
-            yield response_line(job.spec, number, row) if job.spec.format else to_line(row)
+            yield response_line(job.spec, number, row) if job.spec.format else layout.to_line(row)
 
 
 def _print_lines(lines: Iterable[str], *, flush: bool = False) -> None:

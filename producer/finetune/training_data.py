@@ -13,7 +13,7 @@ from common.training.examples import SCHEMAS, ExampleSchema, choose_columns, is_
 from common.training.labels import Example, Labels, check_labels_known, infer_labels, split_train_eval
 from common.training.options import TrainingOptions
 from producer.finetune.options import FinetuneOptions
-from producer.submit.python_records import records_from_python
+from producer.submit.python_records import python_builder, records_from_python
 
 #: Examples in one payload.
 CHUNK_RECORDS = 2000
@@ -95,12 +95,7 @@ class ExampleReader:
 
     def _python_records(self, values: Iterable[Any]) -> Iterator[Record]:
         return records_from_python(
-            values,
-            self._as_read,
-            column=None,
-            id_column=None,
-            max_record_bytes=self.max_record_bytes,
-            template=self._template,
+            values, python_builder(self._as_read, template=self._template), self.max_record_bytes
         )
 
     def _checked(self, source: str, records: Iterable[Record]) -> Iterator[dict[str, Json]]:

@@ -11,7 +11,7 @@ from common.errors import PayloadError, ResultsLost, UsageError
 from common.jobs import JobSpec
 from common.json_codec import to_json
 from common.records import Failure, Json
-from common.results import NOT_RUN, ResultRow
+from common.results import NOT_RUN, ResultLayout, ResultRow
 from producer.outputs.targets import OutputFile, check_responses
 from producer.outputs.text import JsonLinesWriter
 
@@ -44,7 +44,7 @@ class BatchWriter(JsonLinesWriter):
         Raises:
             UsageError: the name does not end in .jsonl or .jsonl.gz.
         """
-        super().__init__(path)
+        super().__init__(path, ResultLayout.of(spec))
         check_responses(OutputFile(path))
         self._spec = spec
         self._written = 0
@@ -54,15 +54,17 @@ class BatchWriter(JsonLinesWriter):
         self._written += 1
 
 
-def check_batch_options(column: str | None, id_column: str | None, quoting: str | None, template: str | None) -> None:
+def check_batch_options(options: Mapping[str, bool]) -> None:
     """Check that no option is given that a batch file makes meaningless.
 
+    Args:
+        options: the options of columns and quoting, and whether each is given.
+
     Raises:
-        UsageError: A column, quoting or a template is given.
+        UsageError: one is.
     """
-    given = {"--column": column, "--id-column": id_column, "--quoting": quoting, "--template": template}
-    for option, value in given.items():
-        if value:
+    for option, is_given in options.items():
+        if is_given:
             raise UsageError(f"{option} cannot be combined with --format openai: requests have fixed fields.")
 
 

@@ -3,9 +3,9 @@
 Independent of jobs and Redis. pyarrow and numpy are imported only by the formats that need them.
 """
 
-from common.results import ResultRow, to_line
+from common.results import ResultRow
 from producer.outputs.formats import FORMATS, check_output, open_output
 from producer.outputs.preview import preview
 from producer.outputs.writer import Writer
 
-__all__ = ["FORMATS", "ResultRow", "Writer", "check_output", "open_output", "preview", "to_line"]
+__all__ = ["FORMATS", "ResultRow", "Writer", "check_output", "open_output", "preview"]

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from common.json_codec import to_jsonable
+from common.json_codec import as_text, to_jsonable
 from common.records import Json
-from common.results import as_text
 
 
 class OutputCells:

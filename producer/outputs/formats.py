@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError, path_errors
+from common.jobs import JobSpec
 from common.output_types import OutputForm
+from common.own_columns import Columns
+from common.results import ResultLayout
 from common.storage.locations import local_path
+from common.tasks import declared_output
 from producer.outputs.text import CsvWriter, JsonLinesWriter
 from producer.outputs.writer import Writer
 
@@ -17,31 +21,37 @@ _GZIPPED = ("jsonl", "csv")
 _EXTENSIONS = (*(f".{name}" for name in FORMATS), *(f".{name}.gz" for name in _GZIPPED))
 
 
-def open_output(path: Path, form: OutputForm | None, *, output_type: Any = None, csv_safe: bool = False) -> Writer:
+def open_output(
+    path: Path, spec: JobSpec, columns: Columns, *, output_type: Any = None, csv_safe: bool = False
+) -> Writer:
     """Return the writer for the path's extension, a context manager.
 
     Args:
         path: the file to write.
-        form: what the job declares of its outputs.
+        spec: of the job.
+        columns: the own columns of its records, and their types.
         output_type: Arrow type of the outputs, None where they have none; for CSV and Parquet.
         csv_safe: escape CSV cells that a spreadsheet would run as formulas.
 
     Raises:
         UsageError: the extension is unknown, or does not suit the outputs.
+        ColumnMisfit: while writing, a value is not of its column's type; begin again with wider columns.
     """
+    layout = ResultLayout.of(spec)
     # pyarrow and numpy are imported only if they are needed.
-    match _format_of(path, form):
+    match _format_of(path, declared_output(spec)):
         case "jsonl":
-            return JsonLinesWriter(path)
+            return JsonLinesWriter(path, layout)
         case "csv":
-            return CsvWriter(path, output_type, safe=csv_safe)
+            return CsvWriter(path, layout, columns, output_type, safe=csv_safe)
         case "npy":
             from producer.outputs.npy import NpyWriter
 
             return NpyWriter(path)
+    from common.payloads.result_tables import ResultTable
     from producer.outputs.parquet import ParquetWriter
 
-    return ParquetWriter(path, output_type)
+    return ParquetWriter(path, ResultTable(layout, columns, output_type))
 
 
 def is_file_name(name: str) -> bool:

@@ -1,17 +1,18 @@
-"""Results as Parquet, and as an Arrow table: outputs are typed if the runner declares a type, else JSON text."""
+"""Results as Parquet, and as an Arrow table."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import HugqueueError
-from common.payloads.part_files import cells_to_table, row_schema
-from common.results import ResultRow, as_text, cells
+from common.own_columns import ColumnMisfit
+from common.payloads.result_tables import ResultTable
+from common.records import Json
+from common.results import ResultRow
 from common.storage.atomic import AtomicFile
 from producer.outputs.writer import Writer
 
@@ -21,22 +22,25 @@ _GROUP_BYTES = 64 * 1024 * 1024
 
 
 class ParquetWriter(Writer):
-    """Columns id, input, output, error_code, error_message, truncated; values that are not text are JSON text."""
+    """The columns of a `ResultTable`.
 
-    def __init__(self, path: Path, output_type: Any = None) -> None:
-        """Create a writer; `output_type` is the Arrow type of an output, or None for JSON text."""
+    Raises:
+        ColumnMisfit: from any method, a value does not fit the type of its column; write again with a wider table.
+    """
+
+    def __init__(self, path: Path, table: ResultTable) -> None:
+        """Create a writer of these columns."""
         super().__init__(path)
-        self._typed = output_type is not None
-        self._schema = row_schema(output_type)
+        self._table = table
 
     def _begin(self, file: AtomicFile) -> None:
-        self._writer = pq.ParquetWriter(file.stream, self._schema, compression="zstd")
-        self._rows: list[tuple[Any, ...]] = []
+        self._writer = pq.ParquetWriter(file.stream, self._table.schema, compression="zstd")
+        self._rows: list[ResultRow] = []
         self._bytes = 0
 
     def _write(self, row: ResultRow) -> None:
-        self._rows.append(_cells(row, typed=self._typed))
-        self._bytes += sum(len(cell) for cell in self._rows[-1] if isinstance(cell, str))
+        self._rows.append(row)
+        self._bytes += sum(map(_size, (row.input, row.output, row.own)))
         if len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
             self._write_group()
 
@@ -51,22 +55,30 @@ class ParquetWriter(Writer):
 
     def _write_group(self) -> None:
         try:
-            table = cells_to_table(self._rows, self._schema)
+            table = self._table.build(self._rows)
         except (pa.ArrowException, TypeError, ValueError) as error:
             raise HugqueueError(f"Cannot write {self.path}: an output is not of the declared type: {error}") from error
         self._writer.write_table(table)
         self._rows, self._bytes = [], 0
 
 
-def to_table(rows: Iterable[ResultRow], output_type: Any) -> Any:
-    """Return all rows as an Arrow table; `output_type` is the Arrow type of an output, or None for JSON text."""
-    schema = row_schema(output_type)
-    found = (_cells(row, typed=output_type is not None) for row in rows)
-    groups = [schema.empty_table()]
-    while group := list(islice(found, _GROUP_ROWS)):
-        groups.append(cells_to_table(group, schema))
-    return pa.concat_tables(groups)
+def to_table(rows: Callable[[], Iterable[ResultRow]], table: ResultTable) -> pa.Table:
+    """Return all rows as an Arrow table, its columns widened as their values require.
+
+    Args:
+        rows: reads the rows; called again for wider columns.
+        table: the columns.
+    """
+    while True:
+        try:
+            found = iter(rows())
+            groups = [table.schema.empty_table()]
+            while group := list(islice(found, _GROUP_ROWS)):
+                groups.append(table.build(group))
+            return pa.concat_tables(groups)
+        except ColumnMisfit as misfit:
+            table = table.widened(misfit)
 
 
-def _cells(row: ResultRow, *, typed: bool) -> tuple[Any, ...]:
-    return cells(row, row.output if typed else as_text(row.output))
+def _size(value: Json) -> int:
+    return len(value) if isinstance(value, str | bytes) else 0

@@ -5,7 +5,9 @@ import gzip
 from pathlib import Path
 from typing import IO, Any
 
-from common.results import COLUMNS, ResultRow, cells, to_line
+from common.json_codec import as_text
+from common.own_columns import ADDED, JSON, ColumnMisfit, Columns
+from common.results import ResultLayout, ResultRow
 from common.storage.atomic import AtomicFile
 from producer.outputs.csv_cells import OutputCells
 from producer.outputs.writer import Writer
@@ -31,36 +33,60 @@ class _LineWriter(Writer):
 class JsonLinesWriter(_LineWriter):
     """One JSON object per line."""
 
+    def __init__(self, path: Path, layout: ResultLayout) -> None:
+        """Create a writer."""
+        super().__init__(path)
+        self._layout = layout
+
     def _write(self, row: ResultRow) -> None:
-        self._stream.write(to_line(row).encode() + b"\n")
+        self._stream.write(self._layout.to_line(row).encode() + b"\n")
 
 
 class CsvWriter(_LineWriter):
-    """The columns `COLUMNS`, those of the output as in `producer.outputs.csv_cells`."""
+    """Own columns, then what results add, the output as in `producer.outputs.csv_cells`.
 
-    def __init__(self, path: Path, output_type: Any = None, *, safe: bool = False) -> None:
+    Raises:
+        ColumnMisfit: a row has a column that is not among the known ones.
+    """
+
+    def __init__(
+        self, path: Path, layout: ResultLayout, columns: Columns, output_type: Any = None, *, safe: bool = False
+    ) -> None:
         """Create a writer.
 
         Args:
             path: the file.
+            layout: of the job's results.
+            columns: the own columns of its records.
             output_type: Arrow type of an output, None where it has none.
             safe: escape cells that a spreadsheet would run as formulas.
         """
         super().__init__(path)
-        self._outputs = OutputCells(output_type)
+        self._layout = layout
+        self._own = dict.fromkeys(layout.keep.chosen(columns))
+        self._outputs = OutputCells(output_type, layout.keep.output)
         self._safe = safe
 
     def _begin(self, file: AtomicFile) -> None:
         super()._begin(file)
         self._rows = csv.writer(_LineFeeds(self._stream))
-        self._rows.writerow((*COLUMNS[:2], *self._outputs.names, *COLUMNS[3:]))
+        added_id = ["id"] if self._layout.adds_id(self._own) else []
+        self._rows.writerow([*self._own, *added_id, *self._outputs.names, *ADDED])
 
     def _write(self, row: ResultRow) -> None:
-        id_, input_, _, code, message, truncated = cells(row, None)
-        texts = [id_, input_, *self._outputs.of(row.output, failed=row.error is not None), code, message]
+        own = self._layout.own(row)
+        if unknown := own.keys() - self._own.keys():
+            raise ColumnMisfit(min(unknown), JSON)
+        error = row.error
+        texts = [
+            *(as_text(own.get(name)) for name in self._own),
+            *([as_text(row.id)] if self._layout.adds_id(self._own) else []),
+            *self._outputs.of(row.output, failed=error is not None),
+            *((error.code, as_text(error.message)) if error else (None, None)),
+        ]
         if self._safe:
             texts = [_escape_formula(text) for text in texts]
-        self._rows.writerow((*texts, "true" if truncated else "false"))
+        self._rows.writerow((*texts, "true" if row.truncated else "false"))
 
 
 def _escape_formula(text: str | None) -> str | None:

@@ -33,13 +33,14 @@ class ChunkContent:
         """Whether the records are not copied."""
         return isinstance(self.content, FileSplit)
 
-    def encode(self) -> bytes:
-        """Return the payload of a chunk."""
+    def encode(self) -> tuple[bytes, bytes | None]:
+        """Return the payload of a chunk, and that of its records' own columns if there are any."""
         if isinstance(self.content, FileSplit):
-            return self.content.encode()
+            return self.content.encode(), None
         from common.payloads.codec import encode_records  # pyarrow, which commands that only look at jobs do not need
+        from common.payloads.own_columns import encode_own
 
-        return encode_records(self.content)
+        return encode_records(self.content), encode_own(self.content)
 
 
 @dataclass(frozen=True, slots=True)

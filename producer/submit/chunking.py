@@ -4,12 +4,12 @@ A chunk passes through Redis and two processes as a whole, costs the queue about
 when a worker dies.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 
 from common.queue.heartbeats import Heartbeat
-from common.records import Record
+from common.records import Json, Record
 
 #: Bytes of text in one chunk at most.
 CHUNK_BYTES = 1024 * 1024
@@ -86,7 +86,7 @@ def _split(records: Iterator[Record], sizes: Iterator[int]) -> Iterator[tuple[li
     for record in records:
         more = size_in_bytes(record)
         limit_bytes = CHUNK_BYTES if record.blob is None else FILE_CHUNK_BYTES
-        if chunk and (len(chunk) >= limit or size + more > limit_bytes):
+        if chunk and (len(chunk) >= limit or size + more > limit_bytes or not _same_table(chunk[-1], record)):
             yield chunk, size
             chunk, size, limit = [], 0, next(sizes)
         chunk.append(record)
@@ -95,13 +95,23 @@ def _split(records: Iterator[Record], sizes: Iterator[int]) -> Iterator[tuple[li
         yield chunk, size
 
 
+def _same_table(one: Record, other: Record) -> bool:
+    """Whether one payload holds the own columns of both: JSON, or rows of tables with the same types."""
+    first, second = (None if own is None or isinstance(own, Mapping) else own.types for own in (one.own, other.own))
+    return first is second or first == second
+
+
 def size_in_bytes(record: Record) -> int:
-    """Return the approximate number of bytes of a record's text, or of its file."""
-    text = record.input
+    """Return the approximate number of bytes of a record's text and own columns, or of its file."""
     if record.blob is not None:
         return len(record.blob)
-    if text is None:
+    own = record.own
+    size = 0 if own is None else sum(map(_size, own.values())) if isinstance(own, Mapping) else own.bytes
+    return size + _size(record.input)
+
+
+def _size(value: Json) -> int:
+    if value is None:
         return 0
-    if not isinstance(text, str):
-        text = repr(text)
+    text = value if isinstance(value, str) else repr(value)
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))

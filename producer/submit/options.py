@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from common.own_columns import OUTPUT_COLUMN
 from common.records import Json
 
 
@@ -25,6 +26,7 @@ class SubmitOptions:
     format: str | None = None  #: of the files, None: by their extension; `openai`: they are batch files
     quoting: str | None = None  #: `double` or `none`, for fields of CSV and TSV; None: as usual for the format
     limit: int | None = None  #: number of records to submit, from the first; None for all
+    keep: str | Sequence[str] = "all"  #: own columns that results repeat: `all`, `none`, or names, such as "a,b"
     name: str | None = None
     labels: Mapping[str, str] | None = None  #: such as `{"run": "7"}`
     priority: str = "normal"  #: low, normal or high
@@ -35,6 +37,7 @@ class SubmitOptions:
     store: str | None = None  #: where records and outcomes are kept; None: HUGQUEUE_STORE_URL, otherwise Redis
     output: str | Path | None = None
     output_format: str | None = None  #: of the parts in a directory: parquet (default) or jsonl
+    output_column: str = OUTPUT_COLUMN  #: the name of the results' column or key with the output
     csv_safe: bool = False  #: escape CSV cells that a spreadsheet would run
     wait: bool | None = None  #: None: if the command has results to write, or its worker ends with it
 
@@ -55,6 +58,7 @@ class SubmitKeywords(TypedDict, total=False):
     format: str | None
     quoting: str | None
     limit: int | None
+    keep: str | Sequence[str]
     name: str | None
     labels: Mapping[str, str] | None
     priority: str
@@ -65,3 +69,4 @@ class SubmitKeywords(TypedDict, total=False):
     store: str | None
     output: str | Path | None
     output_format: str | None
+    output_column: str

@@ -10,9 +10,12 @@ from common.chat import is_chat
 from common.errors import ModelError, StorageError, UsageError
 from common.gpus import find_gpus
 from common.inputs import Inputs, find_inputs
+from common.inputs.record_builder import RecordBuilder
+from common.inputs.sampling import SAMPLE_RECORDS, columns_of
 from common.inputs.sources import ReadProgress
 from common.jobs import MAX_ERRORS, JobSpec, new_job_id, truncate_names
 from common.models.references import check_revision
+from common.own_columns import OUTPUT_COLUMN, Keep, parse_keep
 from common.params import check_params, parse_params
 from common.queue.heartbeats import Heartbeat
 from common.records import Json, Record
@@ -54,14 +57,39 @@ class SubmitPlan:
         records = self.inputs.records(max_bytes, shared=self.settings.shared, progress=self.progress)
         return islice(records, self.spec.limit)
 
-    def peek_records(self) -> Iterator[Record]:
-        """Return the records after reading the first: what is wrong with standard input shows before any work.
+    def peek(self) -> "tuple[SubmitPlan, Iterator[Record]]":
+        """Return the records after reading some: what is wrong with standard input shows before any work.
+
+        Returns:
+            The plan, with the columns of an input that can be read only once, and the records.
 
         Raises:
-            UsageError: The first input is empty, binary, or lacks a required column.
+            UsageError: The first input is empty, binary, or lacks a required or kept column.
         """
         records = self.records()
-        return chain([next(records)], records)
+        once = [part for part in getattr(self.inputs, "parts", ()) if isinstance(part, RecordBuilder)]
+        once = [builder for builder in once if not builder.source.is_reopenable]
+        if len(once) != 1 or self.spec.columns:
+            return self, chain([next(records)], records)
+        return self.with_columns_of(records, once[0], 1)
+
+    def with_columns_of(
+        self, records: Iterator[Record], builder: RecordBuilder, limit: int = SAMPLE_RECORDS
+    ) -> "tuple[SubmitPlan, Iterator[Record]]":
+        """Return the plan with the columns that the first records have, at most `limit` of them, and all records.
+
+        Raises:
+            UsageError: as for `columns_of`.
+        """
+        read: list[Record] = []
+
+        def noted() -> Iterator[Record]:
+            for record in records:
+                read.append(record)
+                yield record
+
+        columns = columns_of(noted(), builder, limit)
+        return replace(self, spec=replace(self.spec, columns=columns)), chain(read, records)
 
     def chunk_plan(self, workers: Sequence[Heartbeat] = ()) -> ChunkPlan:
         """Return how the records are cut into chunks, given the live workers of the queue."""
@@ -80,7 +108,8 @@ def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings 
         UsageError: An option, an input or the output is wrong.
     """
     settings = settings or load_settings()
-    task, template, found = _find_inputs(inputs, options, settings)
+    keep = parse_keep(options.keep, options.output_column)
+    task, template, found, columns = _find_inputs(inputs, options, settings, keep)
     is_batch = isinstance(found, BatchFile)
     target = parse_target(options.output, options.output_format, csv_safe=options.csv_safe, responses=is_batch)
     output = written_by_workers(target, settings)
@@ -91,6 +120,10 @@ def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings 
         format="openai" if is_batch else None,
         output=output,
         template=template.text if template else None,
+        keep=() if is_batch else keep.names,
+        columns=columns,
+        id_column=options.id_column,
+        output_column=keep.output,
     )
     if target is not None:  # with a key, parts that are there may be those of the key's own job
         begun = options.idempotency_key is not None and output is not None
@@ -113,14 +146,26 @@ def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings 
 
 
 def _find_inputs(
-    inputs: Sequence[str], options: SubmitOptions, settings: Settings
-) -> tuple[Task, Template | None, Inputs | BatchFile]:
-    """Return the task, the template of its texts, and the inputs; requests of an OpenAI batch file name their task."""
+    inputs: Sequence[str], options: SubmitOptions, settings: Settings, keep: Keep
+) -> tuple[Task, Template | None, Inputs | BatchFile, dict[str, str]]:
+    """Return the task, the template of its texts, the inputs, and the columns to keep.
+
+    Requests of an OpenAI batch file name their task themselves.
+    """
     max_bytes = settings.max_record_bytes
     if options.format == "openai":
         batch = find_batch(inputs, options.task, options.model, max_bytes)
-        check_batch_options(options.column, options.id_column, options.quoting, options.template)
-        return find_task(batch.task), None, batch
+        check_batch_options(
+            {
+                "--column": options.column is not None,
+                "--id-column": options.id_column is not None,
+                "--quoting": options.quoting is not None,
+                "--template": options.template is not None,
+                "--keep": options.keep != "all",
+                "--output-column": options.output_column != OUTPUT_COLUMN,
+            }
+        )
+        return find_task(batch.task), None, batch, {}
     if options.task is None:
         raise UsageError("Missing option '--task'; `producer tasks` lists what it can be.")
     task = find_task(options.task)
@@ -133,9 +178,9 @@ def _find_inputs(
         id_column=options.id_column,
         quoting=options.quoting,
         template=template,
+        keep=keep,
     )
-    found.check(max_bytes)
-    return task, template, found
+    return task, template, found, found.check(max_bytes)
 
 
 def _make_spec(task: Task, options: SubmitOptions, settings: Settings, model: str | None) -> JobSpec:

@@ -18,6 +18,7 @@ from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source
 from common.inputs.templated_records import refuse_unknown_columns
 from common.json_codec import to_json, to_jsonable
+from common.own_columns import KEEP_NONE, Keep
 from common.records import Failure, Json, Record
 from common.tasks import Task
 from common.template import Template
@@ -83,46 +84,56 @@ def _names_files(text: str) -> bool:
         return False
 
 
-def records_from_python(
-    values: Iterable[Any] | Table,
+def python_builder(
     task: Task,
-    *,
-    column: str | None,
-    id_column: str | None,
-    max_record_bytes: int,
+    column: str | None = None,
+    id_column: str | None = None,
+    keep: Keep = KEEP_NONE,
     template: Template | None = None,
+) -> RecordBuilder:
+    """Return the builder of records from Python objects.
+
+    Args:
+        task: says which fields make an input.
+        column: the key of an object that holds the input.
+        id_column: the key that holds the id; else `id` or `custom_id`, else the number from 0.
+        keep: which keys are kept for the results.
+        template: makes the text of each record, instead of `column`.
+    """
+    source = _PythonSource("records", "jsonl")
+    return RecordBuilder(source, task, column, id_column, multiple_inputs=False, template=template, keep=keep)
+
+
+def records_from_python(
+    values: Iterable[Any] | Table, builder: RecordBuilder, max_record_bytes: int
 ) -> Iterator[Record]:
     """Return a record for each value; only the record fails if a value is invalid, like a line of a file.
 
     Args:
         values: texts, objects, lists (of chat messages), or pairs of an id and one of these; or a table.
-        task: says which fields make an input.
-        column: the key of an object that holds the input.
-        id_column: the key that holds the id; else `id` or `custom_id`, else the number from 0.
+        builder: as `python_builder` returns it.
         max_record_bytes: what is longer fails.
-        template: makes the text of each record, instead of `column`.
 
     Raises:
         UsageError: A table lacks a column that is named or that the task requires, or the first objects do.
     """
-    source = _PythonSource("records", "jsonl")
-    builder = RecordBuilder(source, task, column, id_column, multiple_inputs=False, template=template)
     if isinstance(values, Table):
         records = _table_records(builder.with_columns(values.columns), values, max_record_bytes)
     else:
         records = (_record(builder, number, value, max_record_bytes) for number, value in enumerate(values))
-        records = refuse_unknown_columns(records) if template else records
-    return attach_files(records, task, max_record_bytes) if task.media else records
+        records = refuse_unknown_columns(records) if builder.template else records
+    return attach_files(records, builder.task, max_record_bytes) if builder.task.media else records
 
 
 def _table_records(builder: RecordBuilder, table: Table, max_bytes: int) -> Iterator[Record]:
-    """Return the records of a table, read only from the columns they need: others may hold values that JSON lacks."""
-    names = builder.columns(table.columns)
+    """Return the records of a table, read only from the columns they need and keep."""
+    names = builder.read_columns(table.columns)
     if table.batches is not None:
         from common.inputs.parquet import records_of_batches  # pyarrow takes a while to import
 
         return records_of_batches(builder, (batch.select(names) for batch in table.batches), max_bytes)
-    rows = ({name: row.get(name) for name in names} for row in table.rows)
+    needed = set(builder.columns(table.columns))
+    rows = ({n: row.get(n) if n in needed else _kept_value(row.get(n)) for n in names} for row in table.rows)
     return (_record(builder, number, row, max_bytes) for number, row in enumerate(rows))
 
 
@@ -141,6 +152,14 @@ def _record(builder: RecordBuilder, number: int, value: Any, max_bytes: int) -> 
         text = f"record {number}: the record is longer than {max_bytes:,} bytes (HUGQUEUE_MAX_RECORD_BYTES)"
         return builder.failed(number, Failure("too_large", text), (row if isinstance(row, str) else to_json(row))[:200])
     return builder.record(number, number + 1, row)
+
+
+def _kept_value(value: Any) -> Json:
+    """Return a value that only results show as JSON; one that has no such form as Python prints it."""
+    try:
+        return _json_of(value)
+    except (TypeError, ValueError, OverflowError, KeyError, RecursionError):
+        return reprlib.repr(value)
 
 
 def _json_of(value: Any) -> Json:

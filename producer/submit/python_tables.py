@@ -4,6 +4,7 @@ They are recognized by their methods, so that none of these libraries is importe
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,9 +52,9 @@ def table_of(value: Any) -> Table | None:  # noqa: PLR0911 - one kind of table a
     if isinstance(value, Mapping):
         return _table_of_columns(value)
     if hasattr(value, "iloc") and hasattr(value, "columns"):  # pandas.DataFrame
-        return Table(_names(value.columns), _pandas_rows(value))
-    if hasattr(value, "iter_rows") and hasattr(value, "columns"):  # polars.DataFrame
-        return Table(_names(value.columns), value.iter_rows(named=True))
+        return _pandas_table(value)
+    if hasattr(value, "iter_rows") and hasattr(value, "to_arrow"):  # polars.DataFrame
+        return Table(_names(value.columns), batches=value.to_arrow().to_batches())
     if hasattr(value, "to_batches"):  # pyarrow.Table, pyarrow.dataset.Dataset
         return Table(_names(value.schema.names), batches=value.to_batches())
     if hasattr(value, "to_pylist") and hasattr(value, "schema"):  # pyarrow.RecordBatch
@@ -91,6 +92,18 @@ def _column(value: Any) -> Any:
     if isinstance(value, str | bytes | Mapping) or not (hasattr(value, "__len__") and hasattr(value, "__iter__")):
         return None
     return value
+
+
+def _pandas_table(frame: Any) -> Table:
+    """Return a frame as batches of Arrow, which keep the types, or as rows if a column mixes types."""
+    import pyarrow as pa
+
+    names = _names(frame.columns)
+    if len(set(names)) == len(names):
+        with suppress(pa.ArrowException, TypeError, ValueError):
+            named = frame.set_axis(list(names), axis=1)
+            return Table(names, batches=pa.Table.from_pandas(named, preserve_index=False).to_batches(_ROWS))
+    return Table(names, _pandas_rows(frame))
 
 
 def _pandas_rows(frame: Any) -> Iterator[dict[str, Json]]:

@@ -30,15 +30,20 @@ class MemoryEstimate:
         self._outcome_bytes = _OUTCOME_BYTES.get(spec.task)
         self._written = self._outcomes = 0
 
-    def add(self, content: ChunkContent, payload: bytes) -> None:
+    def add(self, content: ChunkContent, payload: bytes, own: bytes | None = None) -> None:
         """Count a chunk, and check that the whole job fits if the rest is like the chunks so far.
+
+        Args:
+            content: of the chunk.
+            payload: its records.
+            own: their own columns.
 
         Raises:
             UsageError: it does not fit.
         """
         if self._free_bytes is None:
             return
-        self._written += len(payload)
+        self._written += len(payload) + len(own or b"")
         if self._has_outcomes:
             self._outcomes += (
                 content.records * self._outcome_bytes

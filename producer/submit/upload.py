@@ -72,10 +72,10 @@ def upload(
         for number, content in enumerate(source.chunks):
             totals.add(content)
             check_size(totals, connection.settings)
-            payload = content.encode()
-            memory.add(content, payload)
+            payload, own = content.encode()
+            memory.add(content, payload, own)
             with connection.errors():
-                payloads.add_records(number, payload)
+                payloads.add_records(number, payload, own)
             on_chunk(totals)
         with connection.errors():
             connection.ledger.accept(spec.id, totals.chunks, totals.records)

@@ -221,7 +221,7 @@ def test_a_nan_loss_fails_the_job_with_a_clear_message(
     store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, base: Path
 ) -> None:
     start_workers("--train")
-    job = finetune(shell, reviews, base, "--learning-rate", "1e38", "--warmup", "0", "--epochs", "10")
+    job = finetune(shell, reviews, base, "--learning-rate", "1e9", "--warmup", "0", "--epochs", "10")
     shell.run("wait", job, status=1)
     error = shell.status(job)["error"]
     assert error["code"] == "loss_nan"

@@ -30,7 +30,7 @@ def test_a_file_comes_back_complete_and_in_order_and_what_ran_is_recorded(
     shell.run("submit", "--task", "fill-mask", str(source), "-m", str(DEMO_MODEL), "-o", str(output))
     rows = lines(output.read_text())
     assert [row["id"] for row in rows] == list(range(300))
-    assert [row["input"] for row in rows] == source.read_text().splitlines()
+    assert [row["text"] for row in rows] == source.read_text().splitlines()
     words = [row["output"][0]["token_str"] for row in rows]
     assert words == ["paris", "berlin", "rome", "madrid", "cairo", "tokyo"] * 50
     (job,) = json.loads(shell.run("jobs", "--json").stdout)
@@ -86,7 +86,7 @@ def test_failed_records_fail_alone_and_retry_runs_them_only(queue: Queue, tmp_pa
     done = queue.run("submit", "--task", "test-echo", str(source), "-p", "fail=bad", "--wait", status=3)
     rows = lines(done.stdout)
     assert [row["id"] for row in rows] == ["a", 1, "c", "d", 7]
-    codes = [row.get("error", {}).get("code") for row in rows]
+    codes = [row.get("error_code") for row in rows]
     assert codes == [None, "bad_json", "missing_field", "test_failure", None]
     assert [row.get("output") for row in rows] == ["GOOD", None, None, None, "FINE"]
     job = json.loads(queue.run("jobs", "--json").stdout)[0]["id"]
@@ -106,7 +106,7 @@ def test_cancel_takes_effect_soon_and_keeps_what_is_done(queue: Queue, tmp_path:
     rows = queue.results(job)
     done = [row for row in rows if "output" in row]
     assert len(rows) == 400 and 40 <= len(done) < 400
-    assert {row["error"]["code"] for row in rows if "error" in row} == {"not_run"}
+    assert {row["error_code"] for row in rows if "error_code" in row} == {"not_run"}
     queue.run("wait", job, status=1)
     queue.run("retry", job, "-o", str(tmp_path / "all.csv"))
     assert len((tmp_path / "all.csv").read_text().splitlines()) == 401

@@ -125,7 +125,7 @@ def test_results_outlive_an_input_that_was_read_in_place(queue: Queue, shared: P
         source.write_text("something else\n")
     done = queue.run("results", job)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [(row["id"], row["input"], row["output"]) for row in rows] == [
+    assert [(row["id"], row.get("text"), row["output"]) for row in rows] == [
         (f"id {n}", None, f"LINE {n}") for n in range(40)
     ]
     assert done.stderr.count("without their inputs") == 1
@@ -160,7 +160,7 @@ def test_workers_write_a_part_for_each_chunk(queue: Queue, shared: Path, tmp_pat
         found, failed = table["output"], table["error_code"]
     else:
         rows = [json.loads(line) for name in names[2:] for line in (out / name).read_text().splitlines()]
-        found, failed = [row.get("output") for row in rows], [row.get("error", {}).get("code") for row in rows]
+        found, failed = [row.get("output") for row in rows], [row.get("error_code") for row in rows]
     wanted = expected(95)
     assert [output for output in found if output] == [output for n, output in enumerate(wanted) if n != 7]
     assert [n for n, code in enumerate(failed) if code] == [7]

@@ -29,14 +29,14 @@ def test_photos_come_back_labeled_by_their_paths(folder: Path) -> None:
     rows = {row["id"]: row for row in lines((folder / "labels.jsonl").read_text())}
     assert "8 records" in done.stderr
     in_place = lines((folder / "shared.jsonl").read_text())
-    assert [row["input"] for row in in_place] == [str(folder / "shared" / path.name) for path in paths]
+    assert [row["image"] for row in in_place] == [str(folder / "shared" / path.name) for path in paths]
     assert_same([row["output"] for row in in_place], [rows[f"photos/{path.name}"]["output"] for path in paths])
     pipe = transformers.pipeline("image-classification", model=str(model), device="cpu")
     for path in paths:
         row = rows.pop(f"photos/{path.name}")
-        assert row["input"] == f"photos/{path.name}"
+        assert row["image"] == f"photos/{path.name}"
         assert_same(row["output"], [{"label": one["label"], "score": one["score"]} for one in pipe(str(path))])
     [broken] = rows.values()
-    assert (broken["id"], broken["error"]["code"]) == ("photos/broken.png", "bad_image")
+    assert (broken["id"], broken["error_code"]) == ("photos/broken.png", "bad_image")
     best = pipe(str(paths[0]))[0]
     assert f"{best['label']} {best['score']:.3f}" in shown

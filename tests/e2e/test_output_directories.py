@@ -32,7 +32,7 @@ def test_of_a_cancelled_job_the_parts_that_are_done_stay(queue: Queue, shared: P
     queue.run("cancel", job)
     wait_until(lambda: queue.status(job)["status"] == "cancelled", 30, "it is cancelled")
     assert not out.exists() or [name for name in names_in(out) if name != "_attempts"] == []
-    assert {row["error"]["code"] for row in queue.results(job)} == {"not_run"}
+    assert {row["error_code"] for row in queue.results(job)} == {"not_run"}
     go.touch()
     queue.run("retry", job, "--wait")
     assert names_in(out) == ["_SUCCESS", "_manifest.json", *(f"part-{n:05d}.parquet" for n in range(4))]

@@ -120,8 +120,8 @@ def test_images_are_read_in_place(queue: Queue, files: AbstractFileSystem) -> No
     there = lines(queue.run("submit", *options, listed, "--column", "path", "--wait", status=3).stdout)
     here = lines(queue.run("submit", *options, *map(str, paths), "--wait").stdout)
     assert [row.get("output") for row in there] == [*(row["output"] for row in here), None]
-    assert there[3]["error"]["code"] == "no_file"
-    assert [row["input"] for row in there] == addresses
+    assert there[3]["error_code"] == "no_file"
+    assert [row["image"] for row in there] == addresses
     by_pattern = lines(queue.run("submit", *options, f"s3://{BUCKET}/photos/*", "--wait").stdout)
     assert [row["output"] for row in by_pattern] == [row["output"] for row in here]
 

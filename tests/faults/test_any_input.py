@@ -150,10 +150,10 @@ def test_every_good_record_among_hundreds_of_bad_ones_has_its_result(
     source.write_bytes(data)
     shell.run("submit", "--task", "test-echo", str(source), "-o", str(output), status=3, seconds=LONG)
     rows = [json.loads(line) for line in output.read_bytes().splitlines()]  # U+2028 ends no line of bytes
-    assert all(("output" in row) != ("error" in row) for row in rows)
+    assert all(("output" in row) != ("error_code" in row) for row in rows)
     found = {json.dumps(row["id"]): row["output"] for row in rows if "output" in row}
     assert {id_: found.get(id_) for id_ in good} == {id_: text.upper() for id_, text in good.items()}
-    assert sum("error" in row for row in rows) > BAD // 2
+    assert sum("error_code" in row for row in rows) > BAD // 2
 
 
 BYTES = random.Random(5).randbytes(5000)

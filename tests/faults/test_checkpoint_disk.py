@@ -54,7 +54,7 @@ def test_a_fine_tune_job_on_a_full_disk_resumes_when_space_is_free(
     job = shell.run("finetune", str(reviews), *options).stdout.strip()
     wait_until(lambda: whole_checkpoints(store, job), LONG, "a whole checkpoint")
     filler = fill(store)
-    wait_until(lambda: "to be retried: No room for " in workers.text(), LONG, "the worker says so")
+    wait_until(lambda: "to be retried: No disk space for " in workers.text(), LONG, "the worker says so")
     assert checkpoints(store, job) == whole_checkpoints(store, job) != [], "no half one takes room"
     server.client.hset(JobKeys.of(job).attempts, "0:retries", MAX_TRIES - 1)
     shell.run("wait", job, status=1, seconds=LONG)

@@ -29,7 +29,7 @@ def test_a_job_with_too_many_errors_ends_early_and_keeps_what_is_done(
     for limit, allowed in {"3": 3, "5%": 5}.items():
         ended = shell.run(*submit, "--max-errors", limit, status=1)
         rows = lines(ended.stdout)
-        failed = [row for row in rows if row.get("error", {}).get("code") == "test_failure"]
+        failed = [row for row in rows if row.get("error_code") == "test_failure"]
         assert "failed: too_many_errors" in ended.stderr
         assert allowed < len(failed) <= allowed + 3, "three chunks run at once"
         assert sum("output" in row for row in rows) == len(failed) == len(rows) / 2

@@ -29,7 +29,7 @@ def check(shell: Shell, job: str, texts: list[str], codes: dict[str, str]) -> No
     """See that every record has its outcome: the poisoned ones their codes, all others their results."""
     shell.run("wait", job, status=3, seconds=LONG)
     rows = shell.results(job)
-    assert [row["input"] for row in rows] == texts
+    assert [row["text"] for row in rows] == texts
     assert failures(rows) == {f'"{text}"': code for text, code in codes.items()}
     assert [row["output"] for row in rows if "output" in row] == [text.upper() for text in texts if text not in codes]
 
@@ -55,7 +55,7 @@ def test_after_three_worker_deaths_a_chunk_runs_record_by_record(
     # Each of them dies once or twice over it: together quicker than one that is started again and again.
     workers = [start_workers(ready=False, HUGQUEUE_LEASE="1.5") for _ in range(3)]
     check(shell, job, texts, {"kill-worker": "worker_died"})
-    assert "ran alone" in next(row["error"]["message"] for row in shell.results(job) if "error" in row)
+    assert "ran alone" in next(row["error_message"] for row in shell.results(job) if "error_code" in row)
     assert sum(one.text().count("ended with status -9") for one in workers) == 5, "three in company, two alone"
 
 
@@ -65,7 +65,7 @@ def test_a_chunk_that_hangs_in_every_record_ends(shell: Shell, start_workers: St
     texts = ["hang:1", "hang:2", "hang:3"]
     job = submit(shell, tmp_path / "in.txt", texts)
     shell.run("wait", job, status=3, seconds=LONG)
-    assert [row["error"]["code"] for row in shell.results(job)] == ["timeout"] * 3
+    assert [row["error_code"] for row in shell.results(job)] == ["timeout"] * 3
 
 
 @pytest.mark.faults
@@ -79,6 +79,6 @@ def test_poison_in_every_chunk_of_a_large_job_costs_as_many_records(
     job = submit(shell, tmp_path / "in.txt", texts, "--chunk-size", "100")
     wait_until(lambda: shell.status(job)["status"] not in ("queued", "running"), 800, "the job ends")
     rows = shell.results(job)
-    assert [row["error"]["code"] for row in rows if "error" in row] == [POISON[killers[n % 5]] for n in range(40)]
+    assert [row["error_code"] for row in rows if "error_code" in row] == [POISON[killers[n % 5]] for n in range(40)]
     assert sum("output" in row for row in rows) == 3960
     assert not any("ended with status" in one.text() for one in workers)

@@ -102,4 +102,4 @@ def test_a_job_cancelled_within_a_chunk_ends_soon_and_keeps_what_is_done(
     rows = shell.results(job)
     done = [number for number, row in enumerate(rows) if row.get("output") == f"LINE {number}"]
     assert len(done) == 12 and done == list(range(done[0], done[0] + 12)), "the chunk that was done, and no other"
-    assert {row["error"]["code"] for number, row in enumerate(rows) if number not in done} == {"not_run"}
+    assert {row["error_code"] for number, row in enumerate(rows) if number not in done} == {"not_run"}

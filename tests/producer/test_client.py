@@ -133,7 +133,7 @@ def test_results_are_written_to_a_file(client: Client, tmp_path: Path) -> None:
     job = client.submit(task="test-echo", records=["x"])
     job.wait(60)
     job.write(tmp_path / "out.jsonl")
-    assert (tmp_path / "out.jsonl").read_text() == '{"id": 0, "input": "x", "output": "X"}\n'
+    assert (tmp_path / "out.jsonl").read_text() == '{"text": "x", "id": 0, "output": "X"}\n'
     with pytest.raises(UsageError, match="expected one of"):
         job.write(tmp_path / "out.docx")
 

@@ -60,7 +60,7 @@ def test_results_of_a_stopped_job_replace_no_file(
     queue.run("results", job["id"], "--failed", "-o", "old.jsonl", status=2)
     assert old.read_text() == "yesterday's\n"
     queue.run("results", job["id"], "-o", "new.jsonl")
-    assert {row["error"]["code"] for row in lines((queue.directory / "new.jsonl").read_text())} == {"not_run"}
+    assert {row["error_code"] for row in lines((queue.directory / "new.jsonl").read_text())} == {"not_run"}
     with Client(queue.server.url) as client, pytest.raises(UsageError, match="exists, and only"):
         client.job(job["id"]).write(old, check=False)
     (tmp_path / "go").touch()

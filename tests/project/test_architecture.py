@@ -176,11 +176,13 @@ def test_vectors_reach_their_file_without_pandas() -> None:
     code = (
         "import sys, io; import pyarrow as pa, pyarrow.parquet as pq; from common.payloads.codec import *; "
         "from common.payloads.part_files import chunk_rows, encode_part; "
+        "from common.payloads.result_tables import ResultTable; from common.results import ResultLayout; "
         "from common.records import Failure, Outcome, Record; "
         "outcomes = [Outcome([0.5, 2.0]), Outcome(failure=Failure('no', 'why'))]; kind = pa.list_(pa.float32(), 2); "
         "payload = encode_outcomes([0, 1], ['a', 'b'], outcomes, kind); "
         "rows = chunk_rows([Record('a', 'x'), Record('b', 'y')], [payload]); "
-        "part = encode_part(rows, kind, 'parquet'); loaded = 'pandas' in sys.modules; "
+        "table = ResultTable(ResultLayout(), {'text': 'text'}, kind); "
+        "part = encode_part(rows, table, 'parquet'); loaded = 'pandas' in sys.modules; "
         "read = pq.ParquetFile(io.BytesIO(part), pre_buffer=False).read(use_threads=False); "
         "print(read['output'].to_pylist(), read['truncated'].to_pylist(), loaded)"
     )

@@ -157,8 +157,8 @@ def test_a_job_from_the_host_is_done_in_a_container(running: Stack) -> None:
     assert done.returncode == 0, done.stderr
     outcomes = [json.loads(line) for line in done.stdout.splitlines()]
     lines = [line for line in (ROOT / "examples/capitals.txt").read_text("utf-8").splitlines() if line.strip()]
-    assert [outcome["input"] for outcome in outcomes] == lines
-    france = next(outcome for outcome in outcomes if "France" in outcome["input"])
+    assert [outcome["text"] for outcome in outcomes] == lines
+    france = next(outcome for outcome in outcomes if "France" in outcome["text"])
     assert france["output"][0]["token_str"] == "paris"
 
 

@@ -27,7 +27,7 @@ def test_every_example_runs_and_prints_what_the_page_says(tmp_path: Path) -> Non
         ]
         assert queue.run("jobs", "--label", "run=7").stdout.count("\n") == 1
     assert said[0] == "0 paris\n1 rome\n" and "`0 paris` and `1 rome`" in page
-    columns = ["id", "input", "output", "error_code", "error_message", "truncated"]
+    columns = ["text", "id", "output", "error_code", "error_message", "truncated"]
     assert said[1] == f"1000\n{columns}\n"
     assert said[2].strip() in page
     assert re.fullmatch(r"job:[0-9a-f]{12}\n", said[3])

@@ -112,4 +112,4 @@ class Batch:
 
 def failures(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Return input -> code of the records that failed."""
-    return {json.dumps(row["input"]): row["error"]["code"] for row in rows if "error" in row}
+    return {json.dumps(row["text"]): row["error_code"] for row in rows if "error_code" in row}

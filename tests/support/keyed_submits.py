@@ -44,4 +44,4 @@ def the_job(connection: QueueConnection) -> str:
 
 
 def inputs_of(shell: Shell, job: str) -> list[str]:
-    return [row["input"] for row in shell.results(job)]
+    return [row["text"] for row in shell.results(job)]

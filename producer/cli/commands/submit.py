@@ -44,6 +44,13 @@ from producer.cli.text_option import text_option
     ),
     quoting_option,
     click.option("--limit", type=int, metavar="N", help="Read only the first N records."),
+    click.option(
+        "--keep",
+        metavar="all|none|A,B",
+        default="all",
+        show_default=True,
+        help="Columns of the input that the results repeat.",
+    ),
 )
 @option_group(
     "Model",
@@ -71,6 +78,13 @@ from producer.cli.text_option import text_option
     "Output",
     output_option,
     part_format_option,
+    click.option(
+        "--output-column",
+        metavar="NAME",
+        default="output",
+        show_default=True,
+        help="Name of the column (or key) that results add for the output.",
+    ),
     csv_safe_option,
     click.option(
         "--wait/--no-wait", default=None, help="Wait for the job and print the results, or return once it is accepted."
@@ -156,7 +170,7 @@ def submit(
         sys.exit(dry_run_status(report))
     if "-" in inputs and sys.stdin.isatty():
         notify("Reading records from the terminal, one per line; finish with Ctrl-D.")
-    records = plan.peek_records()
+    plan, records = plan.peek()
     with open_client(with_worker=True, replace_outdated=True, keep_alive=keep_alive) as client:
         from producer.cli.run_submit import run_submit
 

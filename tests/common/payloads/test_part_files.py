@@ -14,9 +14,12 @@ import pytest
 
 from common.errors import PayloadError
 from common.output_types import OutputForm
+from common.own_columns import TEXT
 from common.payloads.codec import encode_outcomes, output_type, overlay
 from common.payloads.part_files import FORMATS, chunk_rows, decode_part, encode_part, part_name
+from common.payloads.result_tables import ResultTable
 from common.records import Failure, Outcome, Record
+from common.results import ResultLayout
 from common.tasks import TASKS
 
 BAD = Failure("bad_json", "line 3: no JSON")
@@ -50,6 +53,13 @@ CASES: dict[str, tuple[list[Outcome], Any]] = {
 RECORDS = [Record(7, "one [MASK]"), Record("b", {"text": "two", "text_pair": "x"}), Record(2, "셋")]
 
 
+LAYOUT = ResultLayout()
+
+
+def table(kind: Any) -> ResultTable:
+    return ResultTable(LAYOUT, {"text": TEXT, "text_pair": TEXT}, kind)
+
+
 def payload(outcomes: list[Outcome], kind: Any) -> bytes:
     return encode_outcomes(range(len(outcomes)), [record.id for record in RECORDS], outcomes, kind)
 
@@ -62,51 +72,52 @@ def test_outcomes_come_back_from_a_part(case: str, format: str) -> None:
     kind = form.arrow_type(outcomes[0].output) if form else declared
     written = payload(outcomes, kind)
     outcomes = [outcome for _, outcome in overlay([written]).values()]  # numbers of 32 bits have changed
-    part = encode_part(chunk_rows(RECORDS, [written]), kind, format)
-    again = decode_part(part, format, form)
+    part = encode_part(chunk_rows(RECORDS, [written]), table(kind), format)
+    again = decode_part(part, format, LAYOUT, form)
     if form:
         assert output_type(again) == kind
     found = overlay([again])
     assert [found[position][1] for position in range(3)] == outcomes
-    second = encode_part(chunk_rows(RECORDS, [again]), kind, format)
+    second = encode_part(chunk_rows(RECORDS, [again]), table(kind), format)
     assert second == part  # as a retry writes it
 
 
 def test_a_part_in_parquet_is_what_its_user_expects() -> None:
     written = payload(*CASES["vectors"])
-    part = encode_part(chunk_rows(RECORDS, [written]), VECTOR, "parquet")
-    table = pq.read_table(pa.py_buffer(part)).to_pydict()
-    assert table["id"] == ["7", "b", "2"]
-    assert table["input"] == ["one [MASK]", '{"text": "two", "text_pair": "x"}', "셋"]
-    assert table["output"] == [[0.5, 1.0], None, [2.0, 3.0]]
-    assert table["error_code"] == [None, "bad_json", None]
-    assert table["truncated"] == [False, False, True]
+    part = encode_part(chunk_rows(RECORDS, [written]), table(VECTOR), "parquet")
+    found = pq.read_table(pa.py_buffer(part)).to_pydict()
+    assert found["id"] == ["7", "b", "2"]
+    assert found["text"] == ["one [MASK]", "two", "셋"]
+    assert found["text_pair"] == [None, "x", None]
+    assert found["output"] == [[0.5, 1.0], None, [2.0, 3.0]]
+    assert found["error_code"] == [None, "bad_json", None]
+    assert found["truncated"] == [False, False, True]
 
 
 def test_a_part_of_json_lines_has_the_lines_of_any_result() -> None:
     written = payload(*CASES["objects"])
-    part = encode_part(chunk_rows(RECORDS, [written]), None, "jsonl")
+    part = encode_part(chunk_rows(RECORDS, [written]), table(None), "jsonl")
     assert [json.loads(line) for line in part.splitlines()] == [
-        {"id": 7, "input": "one [MASK]", "output": [{"label": "참", "score": 0.5}]},
-        {"id": "b", "input": RECORDS[1].input, "error": {"code": "bad_json", "message": BAD.message}},
-        {"id": 2, "input": "셋", "output": {"a": None}, "truncated": True},
+        {"text": "one [MASK]", "id": 7, "output": [{"label": "참", "score": 0.5}]},
+        {"text": "two", "text_pair": "x", "id": "b", "error_code": "bad_json", "error_message": BAD.message},
+        {"text": "셋", "id": 2, "output": {"a": None}, "truncated": True},
     ]
 
 
 def test_a_later_round_replaces_what_had_failed() -> None:
     first = payload(*CASES["objects"])
     second = encode_outcomes([1], ["b"], [Outcome("now")], None)
-    part = encode_part(chunk_rows(RECORDS, [first, second]), None, "parquet")
-    outcomes = [outcome for _, outcome in overlay([decode_part(part, "parquet")]).values()]
+    part = encode_part(chunk_rows(RECORDS, [first, second]), table(None), "parquet")
+    outcomes = [outcome for _, outcome in overlay([decode_part(part, "parquet", LAYOUT)]).values()]
     assert [outcome.failure for outcome in outcomes] == [None] * 3
     assert outcomes[1].output == "now"
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("data", [b"\xff\0", b"PAR1\0\0PAR1", b"[1]\n", b'{"output": 1, "error": 3}', b"[" * 9999])
+@pytest.mark.parametrize("data", [b"\xff\0", b"PAR1\0\0PAR1", b"[1]\n", b'{"output": 1, "error_code": 3}', b"[" * 9999])
 def test_bytes_that_are_not_a_part_are_refused(format: str, data: bytes) -> None:
     with pytest.raises(PayloadError, match="not a part"):
-        decode_part(data, format)
+        decode_part(data, format, LAYOUT)
 
 
 def parquet(schema: pa.Schema, **columns: list[Any]) -> bytes:
@@ -121,7 +132,7 @@ COLUMNS = {"id": pa.string(), "output": pa.string(), "error_code": pa.string(), 
 def test_a_part_that_somebody_wrote_over_is_refused() -> None:
     sound = pa.schema(COLUMNS | {"truncated": pa.bool_()}, metadata={"hugqueue.output": "json"})
     row: dict[str, list[Any]] = {name: [None] for name in sound.names}
-    assert overlay([decode_part(parquet(sound, **row), "parquet")])
+    assert overlay([decode_part(parquet(sound, **row), "parquet", LAYOUT)])
     odd = sound.set(1, pa.field("output", pa.list_(pa.string())))
     many = {name: pa.nulls(2_000_000, sound.field(name).type) for name in sound.names}
     for data in (
@@ -132,9 +143,9 @@ def test_a_part_that_somebody_wrote_over_is_refused() -> None:
         parquet(pa.schema(COLUMNS), **{name: [None] for name in COLUMNS}),
     ):
         with pytest.raises(PayloadError, match="not a part"):
-            decode_part(data, "parquet")
+            decode_part(data, "parquet", LAYOUT)
     with pytest.raises(PayloadError, match="not a part"):
-        decode_part(b'{"id": 1, "error": {"code": "\\ud800", "message": ""}}\n', "jsonl")
+        decode_part(b'{"id": 1, "error_code": "\\ud800", "error_message": ""}\n', "jsonl", LAYOUT)
 
 
 @pytest.mark.parametrize("case", ["labels", "embeddings", "segments", "typed texts"])

@@ -73,7 +73,7 @@ def test_an_output_file_is_named_on_stderr_and_stdout_stays_empty(queue: Queue, 
     done = queue.run("submit", "--task", "test-echo", queue.write("in.txt", "x"), "-o", str(output))
     assert done.stdout == ""
     assert f"wrote 1 records to {output}" in done.stderr
-    assert lines(output.read_text()) == [{"id": 0, "input": "x", "output": "X"}]
+    assert lines(output.read_text()) == [{"text": "x", "id": 0, "output": "X"}]
 
 
 def test_records_come_from_standard_input(queue: Queue) -> None:
@@ -115,7 +115,7 @@ def test_a_job_of_records_that_cannot_be_read_is_completed_without_results(queue
     source = queue.directory / "broken.jsonl"
     source.write_text("not json\n[1]\n")
     done = queue.run("submit", "--task", "test-echo", str(source), "--wait", status=3)
-    assert [row["error"]["code"] for row in lines(done.stdout)] == ["bad_json", "bad_json"]
+    assert [row["error_code"] for row in lines(done.stdout)] == ["bad_json", "bad_json"]
     assert "2 of 2 records are invalid" in done.stderr
 
 
@@ -313,7 +313,7 @@ def test_failed_records_are_counted_by_code_and_shown(queue: Queue, flawed: str,
     said = queue.run("watch", flawed, status=3).stderr
     assert f"(test_failure 1); `producer results {flawed} --failed` shows them, `producer retry" in said
     [row] = lines(queue.run("results", flawed, "--failed").stdout)
-    assert (row["input"], row["error"]["code"]) == ("bad", "test_failure")
+    assert (row["text"], row["error_code"]) == ("bad", "test_failure")
     queue.run("results", flawed, "--failed", "-o", str(tmp_path / "failed.jsonl"))
     assert lines((tmp_path / "failed.jsonl").read_text()) == [row]
     assert "cannot be combined with --failed" in queue.run("results", flawed, "--failed", "--follow", status=2).stderr

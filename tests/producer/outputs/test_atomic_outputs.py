@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from common.errors import HugqueueError, UsageError
+from common.jobs import JobSpec
 from common.output_types import OutputForm
 from common.records import Failure, Outcome
 from common.tasks import TASKS
 from producer.outputs import ResultRow, check_output, open_output
 
 ROOT = Path(__file__).parents[3]
-EMBEDDING = TASKS["embedding"].output_form({})
+TEXTS = {"text": "text"}
+VECTORS = TASKS["embedding"].output_form({})
+EMBEDDING = JobSpec("0" * 12, "embedding", keep=None)
 ROWS = [ResultRow(0, "a", Outcome([1.0, 2.0])), ResultRow(1, "b", Outcome(failure=Failure("no_text", "empty")))]
 NAMES = ["a.jsonl", "a.csv", "a.parquet", "a.npy", "a.jsonl.gz", "a.csv.gz"]
 
@@ -25,7 +28,7 @@ NAMES = ["a.jsonl", "a.csv", "a.parquet", "a.npy", "a.jsonl.gz", "a.csv.gz"]
 def test_an_interrupted_file_leaves_the_old_one_and_nothing_else(tmp_path, name, error):
     path = tmp_path / name
     path.write_text("old")
-    with pytest.raises(error), open_output(path, EMBEDDING) as writer:
+    with pytest.raises(error), open_output(path, EMBEDDING, TEXTS) as writer:
         writer.write_all(ROWS)
         raise error
     assert path.read_text() == "old"
@@ -36,7 +39,7 @@ def test_an_interrupted_file_leaves_the_old_one_and_nothing_else(tmp_path, name,
 def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path, name):
     path = tmp_path / name
     path.write_text("old")
-    with open_output(path, EMBEDDING) as writer:
+    with open_output(path, EMBEDDING, TEXTS) as writer:
         for row in ROWS:
             writer.write(row)
             assert path.read_text() == "old"
@@ -49,12 +52,13 @@ def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path, name):
     """A limit on the size of files stands for the disk; a process of its own, since the limit cannot be taken back."""
     script = (
         "import resource, signal, sys\nfrom pathlib import Path\n"
-        "from common.errors import HugqueueError\nfrom common.tasks import TASKS\nfrom common.records import Outcome\n"
+        "from common.errors import HugqueueError\nfrom common.jobs import JobSpec\nfrom common.records import Outcome\n"
         "from producer.outputs import ResultRow, open_output\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "import random, pyarrow.parquet\nresource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "try:\n"
-        "    with open_output(Path(sys.argv[1]), TASKS['embedding'].output_form({})) as writer:\n"
+        "    spec = JobSpec('0' * 12, 'embedding', keep=None)\n"
+        "    with open_output(Path(sys.argv[1]), spec, {'text': 'text'}) as writer:\n"
         "        writer.write_all(ResultRow(n, 'x', Outcome([random.random()] * 8)) for n in range(20_000))\n"
         "except HugqueueError as error: print(error)\n"
     )
@@ -70,7 +74,7 @@ def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path, name):
 def test_the_umask_decides_who_may_read(tmp_path):
     before = os.umask(0o027)
     try:
-        with open_output(tmp_path / "a.jsonl", EMBEDDING) as writer:
+        with open_output(tmp_path / "a.jsonl", EMBEDDING, TEXTS) as writer:
             writer.write_all(ROWS)
     finally:
         os.umask(before)
@@ -81,7 +85,7 @@ def test_a_link_still_points_to_the_same_target(tmp_path):
     (tmp_path / "there").mkdir()
     link = tmp_path / "a.jsonl"
     link.symlink_to(tmp_path / "there" / "real.jsonl")
-    with open_output(link, EMBEDDING) as writer:
+    with open_output(link, EMBEDDING, TEXTS) as writer:
         writer.write_all(ROWS)
     assert link.is_symlink()
     assert len((tmp_path / "there" / "real.jsonl").read_text().splitlines()) == 2
@@ -89,17 +93,17 @@ def test_a_link_still_points_to_the_same_target(tmp_path):
 
 def test_a_long_name_is_written(tmp_path):
     path = tmp_path / ("가" * 80 + ".jsonl")
-    with open_output(path, EMBEDDING) as writer:
+    with open_output(path, EMBEDDING, TEXTS) as writer:
         writer.write_all(ROWS)
     assert path.exists()
 
 
 def test_a_directory_deleted_meanwhile_is_reported(tmp_path):
     with pytest.raises(HugqueueError, match=r"Cannot write .*: No such file or directory"):
-        open_output(tmp_path / "gone" / "a.jsonl", EMBEDDING).__enter__()
+        open_output(tmp_path / "gone" / "a.jsonl", EMBEDDING, TEXTS).__enter__()
 
 
-def refused(path: Path, form: OutputForm | None = EMBEDDING, inputs: tuple[str, ...] = ()) -> str:
+def refused(path: Path, form: OutputForm | None = VECTORS, inputs: tuple[str, ...] = ()) -> str:
     with pytest.raises(UsageError) as caught:
         check_output(path, form, inputs)
     return str(caught.value)
@@ -140,7 +144,7 @@ def test_npy_suits_only_outputs_that_are_vectors(tmp_path):
     images = TASKS["image-feature-extraction"]
     assert ".npy holds one vector" in refused(tmp_path / "a.npy", images.output_form({}))
     check_output(tmp_path / "a.npy", images.output_form({"pool": True}))
-    check_output(tmp_path / "a.npy", EMBEDDING)
+    check_output(tmp_path / "a.npy", VECTORS)
     check_output(tmp_path / "a.npy", None)  # only the runner knows
     assert list(tmp_path.iterdir()) == []
 
@@ -148,11 +152,11 @@ def test_npy_suits_only_outputs_that_are_vectors(tmp_path):
 STREAM = """
 import resource, sys
 from pathlib import Path
-from common.tasks import TASKS
+from common.jobs import JobSpec
 from common.records import Outcome
 from producer.outputs import ResultRow, open_output
 before = "pyarrow" in sys.modules or "numpy" in sys.modules
-with open_output(Path(sys.argv[1]), TASKS["embedding"].output_form({})) as writer:
+with open_output(Path(sys.argv[1]), JobSpec("0" * 12, "embedding", keep=None), {"text": "text"}) as writer:
     writer.write(ResultRow(0, "warm up", Outcome([0.5] * 100)))
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     writer.write_all(ResultRow(n, "a text of some length", Outcome([0.5] * 100)) for n in range(60_000))

@@ -13,13 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import HugqueueError, UsageError
+from common.jobs import JobSpec
+from common.own_columns import JSON, TEXT
 from common.records import Failure, Outcome
-from common.tasks import TASKS
-from producer.outputs import ResultRow, open_output, to_line
+from common.results import ResultLayout
+from producer.outputs import ResultRow, open_output
 from producer.outputs.targets import parse_target
 
-FILL = TASKS["fill-mask"].output_form({})
-EMBEDDING = TASKS["embedding"].output_form({})
+TEXTS = {"text": TEXT}
+SPEC = JobSpec("0" * 12, "fill-mask", keep=None, columns=TEXTS)
+EMBEDDING = JobSpec("0" * 12, "embedding", keep=None, columns=TEXTS)
 NO_MASK = Failure("no_mask", "the text has no [MASK]")
 ODD = 'comma, "quote"\r, \n newline, 한국어 😀 \ud800'
 
@@ -32,8 +35,8 @@ ROWS = [
 ]
 
 
-def write(path: Path, rows: list[ResultRow], form=FILL, **options) -> None:
-    with open_output(path, form, **options) as writer:
+def write(path: Path, rows: list[ResultRow], spec=SPEC, **options) -> None:
+    with open_output(path, spec, spec.columns | {"targets": JSON}, **options) as writer:
         writer.write_all(iter(rows))
 
 
@@ -43,18 +46,18 @@ def test_jsonl_has_a_line_for_each_record(tmp_path, name):
     data = (tmp_path / name).read_bytes()
     lines = (gzip.decompress(data) if name.endswith("gz") else data).decode().splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"id": "a", "input": "서울은 [MASK]", "output": [{"token_str": "도시", "score": 0.5}]},
-        {"id": 7, "input": ODD, "error": {"code": "no_mask", "message": "the text has no [MASK]"}},
-        {"id": "7", "input": {"text": "x", "targets": ["y"]}, "output": "a text", "truncated": True},
-        {"id": None, "input": "never run", "error": {"code": "not_run", "message": lines_message(lines[3])}},
-        {"id": ["odd", 1], "input": "nan", "output": None},
+        {"text": "서울은 [MASK]", "id": "a", "output": [{"token_str": "도시", "score": 0.5}]},
+        {"text": ODD, "id": 7, "error_code": "no_mask", "error_message": "the text has no [MASK]"},
+        {"text": "x", "targets": ["y"], "id": "7", "output": "a text", "truncated": True},
+        {"text": "never run", "id": None, "error_code": "not_run", "error_message": lines_message(lines[3])},
+        {"text": "nan", "id": ["odd", 1], "output": None},
     ]
     assert "서울은" in lines[0]
-    assert lines == [to_line(row) for row in ROWS]
+    assert lines == [ResultLayout().to_line(row) for row in ROWS]
 
 
 def lines_message(line: str) -> str:
-    message = json.loads(line)["error"]["message"]
+    message = json.loads(line)["error_message"]
     assert "before this record was run" in message
     return message
 
@@ -66,7 +69,7 @@ def test_csv_safe_escapes_what_a_spreadsheet_would_run(tmp_path):
     write(tmp_path / "a.csv", rows, csv_safe=True)
     read = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_bytes().decode(), newline="")))
     expected = [f"'{cell}" for cell in cells] + plain
-    assert [(row["id"], row["input"], row["output"]) for row in read] == [(text,) * 3 for text in expected]
+    assert [(row["id"], row["text"], row["output"]) for row in read] == [(text,) * 3 for text in expected]
 
 
 @pytest.mark.parametrize("output", [None, "a.jsonl", "parts/"])
@@ -81,21 +84,22 @@ def test_csv_comes_back_with_scalars_as_they_are_and_the_rest_as_json(tmp_path, 
     data = (tmp_path / name).read_bytes()
     text = (gzip.decompress(data) if name.endswith("gz") else data).decode()
     rows = list(csv.DictReader(text.splitlines(keepends=True)))
-    assert list(rows[0]) == ["id", "input", "output", "error_code", "error_message", "truncated"]
+    assert list(rows[0]) == ["text", "targets", "id", "output", "error_code", "error_message", "truncated"]
     assert [r["id"] for r in rows] == ["a", "7", "7", "", '["odd", 1]']
-    assert rows[1]["input"] == ODD.replace("\ud800", r"\ud800")
+    assert rows[1]["text"] == ODD.replace("\ud800", r"\ud800")
     assert [r["output"] for r in rows] == ['[{"token_str": "도시", "score": 0.5}]', "", "a text", "", "null"]
     assert [r["error_code"] for r in rows] == ["", "no_mask", "", "not_run", ""]
     assert rows[1]["error_message"] == NO_MASK.message
     assert [r["truncated"] for r in rows] == ["false", "false", "true", "false", "false"]
-    assert text.startswith("id,input,output,error_code,error_message,truncated\na,")
+    assert text.startswith("text,targets,id,output,error_code,error_message,truncated\n서울은 [MASK],,a,")
 
 
 def test_parquet_of_a_task_without_a_type_holds_json_text(tmp_path):
     write(tmp_path / "a.parquet", ROWS)
     table = pq.read_table(tmp_path / "a.parquet").to_pydict()
     assert table["id"] == ["a", "7", "7", None, '["odd", 1]']
-    assert table["input"][1:3] == [ODD.replace("\ud800", r"\ud800"), '{"text": "x", "targets": ["y"]}']
+    assert table["text"][1:3] == [ODD.replace("\ud800", r"\ud800"), "x"]
+    assert table["targets"] == [None, None, '["y"]', None, None]
     assert table["output"] == ['[{"token_str": "도시", "score": 0.5}]', None, "a text", None, "null"]
     assert table["error_code"] == [None, "no_mask", None, "not_run", None]
     assert table["truncated"] == [False, False, True, False, False]
@@ -125,7 +129,7 @@ def test_csv_has_a_column_for_each_field_of_a_flat_struct(tmp_path):
     ]
     write(tmp_path / "a.csv", rows, output_type=LABEL, csv_safe=True)
     read = read_csv(tmp_path / "a.csv")
-    assert list(read[0]) == ["id", "input", "output_label", "output_score", "error_code", "error_message", "truncated"]
+    assert list(read[0])[2:5] == ["id", "output_label", "output_score"]
     assert [(row["output_label"], row["output_score"]) for row in read] == [("'=good", "0.5"), ("", ""), ("bad", "")]
     assert [row["error_code"] for row in read] == ["", "no_mask", ""]
 
@@ -150,7 +154,7 @@ def test_bytes_are_base64_in_json_and_csv_and_bytes_in_parquet(tmp_path):
     row = ResultRow(0, "a", Outcome(output))
     write(tmp_path / "a.csv", [row], output_type=kind)
     write(tmp_path / "a.parquet", [row], output_type=kind)
-    assert json.loads(to_line(row))["output"] == {"depth": "iVBORw=="}
+    assert json.loads(ResultLayout().to_line(row))["output"] == {"depth": "iVBORw=="}
     assert read_csv(tmp_path / "a.csv")[0]["output_depth"] == "iVBORw=="
     assert pq.read_table(tmp_path / "a.parquet")["output"].to_pylist() == [output]
 
@@ -227,7 +231,9 @@ def test_no_rows_make_a_readable_file(tmp_path, name):
     else:
         data = (tmp_path / name).read_bytes()
         text = gzip.decompress(data) if name.endswith("gz") else data
-        assert text.splitlines() == ([b"id,input,output,error_code,error_message,truncated"] if "csv" in name else [])
+        assert text.splitlines() == (
+            [b"text,targets,id,output,error_code,error_message,truncated"] if "csv" in name else []
+        )
 
 
 def test_equal_results_make_equal_gzip_files(tmp_path):
@@ -237,5 +243,5 @@ def test_equal_results_make_equal_gzip_files(tmp_path):
 
 
 def test_not_a_number_is_null_in_json():
-    line = to_line(ResultRow(0, "a", Outcome([math.inf, math.nan, 1.0])))
+    line = ResultLayout().to_line(ResultRow(0, "a", Outcome([math.inf, math.nan, 1.0])))
     assert json.loads(line)["output"] == [None, None, 1.0]

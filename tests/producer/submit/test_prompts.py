@@ -13,7 +13,7 @@ from common.tasks import TASKS
 from producer.submit.dry_run import make_dry_run_report
 from producer.submit.options import SubmitOptions
 from producer.submit.plan import SubmitPlan, make_plan
-from producer.submit.python_records import records_from_python, split_records_arg
+from producer.submit.python_records import python_builder, records_from_python, split_records_arg
 
 CHAT_MODEL = TASKS["text-generation"].model
 COLUMNS = {"title": ["Good", None], "stars": [5, 1]}
@@ -137,9 +137,7 @@ TABLES = [pd.DataFrame, pa.table, dict, lambda columns: pa.table(columns).to_pyl
 def made(values: Any, template: str) -> list[Any]:
     found = plan_of_values(template)
     _, records = split_records_arg(values)
-    made = records_from_python(
-        records, found.task, column=None, id_column=None, max_record_bytes=10_000, template=found.template
-    )
+    made = records_from_python(records, python_builder(found.task, template=found.template), 10_000)
     return [record.input for record in made]
 
 
@@ -163,7 +161,6 @@ def test_texts_of_a_program_take_a_template_and_are_read_one_by_one() -> None:
             yield f"text {number}"
 
     found = plan_of_values("query: {text}")
-    options = {"column": None, "id_column": None, "max_record_bytes": 10_000, "template": found.template}
-    records = records_from_python(texts(), found.task, **options)
+    records = records_from_python(texts(), python_builder(found.task, template=found.template), 10_000)
     assert next(records).input == "query: text 0"
     assert taken == [0]

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pytest
 
 from common.errors import UsageError
+from common.own_columns import Keep
 from common.records import Json, Record
 from common.tasks import TASKS
-from producer.submit.python_records import records_from_python, split_records_arg
+from producer.submit.python_records import python_builder, records_from_python, split_records_arg
 
 COLUMNS: dict[str, list[Any]] = {"id": ["a", "b", "c"], "body": ["one", "two", "three"], "stars": [5, 3, 1]}
 EXPECTED = [("a", "one"), ("b", "two"), ("c", "three")]
@@ -25,7 +26,7 @@ EXPECTED = [("a", "one"), ("b", "two"), ("c", "three")]
 def made(value: Any, task: str = "fill-mask", column: str | None = None, id_column: str | None = None) -> list[Record]:
     paths, values = split_records_arg(value)
     assert paths == ()
-    found = records_from_python(values, TASKS[task], column=column, id_column=id_column, max_record_bytes=10_000)
+    found = records_from_python(values, python_builder(TASKS[task], column, id_column, Keep()), 10_000)
     return list(found)
 
 
@@ -113,7 +114,7 @@ def test_images_in_an_arrow_table_travel_with_their_records() -> None:
 def test_times_and_numbers_of_a_data_frame_are_json() -> None:
     frame = pd.DataFrame({"text": ["one"], "when": [pd.Timestamp("2026-01-02 03:04:05")], "id": [np.int64(4)]})
     assert made(frame)[0].id == 4
-    assert made(frame, id_column="when")[0].id == "2026-01-02 03:04:05"
+    assert made(frame, id_column="when")[0].id == "2026-01-02 03:04:05.000000"
 
 
 @pytest.mark.parametrize("value", [pd.Series(["one", "two"]), pa.array(["one", "two"]), np.array(["one", "two"])])

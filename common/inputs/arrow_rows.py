@@ -1,0 +1,139 @@
+"""Rows of Arrow tables as own columns of records: references, so that no value is converted before it must be."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.inputs.arrow_values import is_binary, json_type, json_values, replace_undecodable
+from common.own_columns import Keep
+from common.records import Json
+
+
+class ArrowRows:
+    """Consecutive rows of a table."""
+
+    def __init__(self, batch: Any, types: Mapping[str, Any]) -> None:
+        """Hold a batch.
+
+        Args:
+            batch: of the kept columns.
+            types: of the same columns in the source; a batch may hold texts as dictionaries.
+        """
+        self.batch = batch
+        self.types = types
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """The approximate size of a row."""
+        return int(self.batch.nbytes) // max(1, len(self.batch))
+
+    @cached_property
+    def json(self) -> list[dict[str, Json]]:
+        """The rows as JSON values: bytes in base64, times and decimals as text."""
+        names = self.batch.schema.names
+        columns = [_json_column(self.batch.column(name)) for name in names]
+        return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class ArrowRow:
+    """One of them."""
+
+    rows: ArrowRows
+    number: int  #: from 0
+
+    def as_dict(self) -> Mapping[str, Json]:
+        """Return its cells as JSON values."""
+        return self.rows.json[self.number]
+
+    @property
+    def types(self) -> Mapping[str, Any]:
+        """The columns of its table and their Arrow types."""
+        return self.rows.types
+
+    @property
+    def bytes(self) -> int:
+        """Its approximate size."""
+        return self.rows.row_bytes
+
+
+def kept_rows(batch: Any, keep: Keep, schema: Any, *, media: bool) -> ArrowRows | None:
+    """Return the kept columns of a batch, None if there are none.
+
+    Args:
+        batch: with these columns and others.
+        keep: which.
+        schema: of the source, whose types count.
+        media: whether columns of files become their paths: results never repeat images and audio.
+    """
+    columns, types = {}, {}
+    for name in keep.chosen(batch.schema.names):
+        column, kind = batch.column(name), schema.field(name).type
+        if media and is_file_column(column.type):
+            if not pa.types.is_struct(kind):
+                continue
+            column = pc.struct_field(column, "path")
+            kind = column.type
+        columns[name], types[name] = column, kind
+    return ArrowRows(pa.RecordBatch.from_pydict(columns), types) if columns else None
+
+
+def is_file_column(kind: Any) -> bool:
+    """Whether a column holds files: bytes, or what `datasets` writes for its Image and Audio features.
+
+    https://huggingface.co/docs/datasets/about_dataset_features
+    """
+    if pa.types.is_struct(kind):
+        return {field.name for field in kind} == {"bytes", "path"}
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _json_column(column: Any) -> list[Json]:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if is_binary(kind):
+        return [None if value is None else base64.b64encode(value).decode() for value in column.to_pylist()]
+    return [replace_undecodable(value) for value in json_values(column)]
+
+
+def plain_type(kind: Any) -> Any:
+    """Return a type with the same values whose arrays take as much memory as their values.
+
+    Dictionaries, nulls and views can stand for any number of values in a few bytes.
+    """
+    return json_type(kind, _plain_leaf, decode=True)
+
+
+def _plain_leaf(kind: Any) -> Any:
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if pa.types.is_null(kind):
+        return pa.bool_()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    return kind if _is_plain_leaf(kind) else pa.string()
+
+
+def is_plain(kind: Any) -> bool:
+    """Whether arrays of a type take as much memory as their values."""
+    if pa.types.is_struct(kind):
+        return kind.num_fields > 0 and all(is_plain(field.type) for field in kind)
+    if pa.types.is_map(kind):
+        return is_plain(kind.key_type) and is_plain(kind.item_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return is_plain(kind.value_type)
+    if pa.types.is_fixed_size_list(kind):
+        return kind.list_size > 0 and is_plain(kind.value_type)
+    return _is_plain_leaf(kind)
+
+
+def _is_plain_leaf(kind: Any) -> bool:
+    if isinstance(kind, pa.BaseExtensionType) or pa.types.is_null(kind):
+        return False
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    fixed = (pa.types.is_primitive, pa.types.is_fixed_size_binary, pa.types.is_decimal)
+    return any(test(kind) for test in (*texts, *fixed))

@@ -1,0 +1,51 @@
+"""Sampling: the own columns of an input and their types, from its first records."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+
+from common.inputs.record_builder import RecordBuilder
+from common.json_codec import to_json
+from common.own_columns import TEXT, arrow_column, infer_columns, own_columns
+from common.records import Record
+
+#: Records, and bytes of their columns as JSON, that are looked at.
+SAMPLE_RECORDS, SAMPLE_BYTES = 1000, 4 * 1024 * 1024
+
+
+def columns_of(records: Iterator[Record], builder: RecordBuilder, limit: int = SAMPLE_RECORDS) -> dict[str, str]:
+    """Return the own columns that the records of one source keep, and their types.
+
+    Args:
+        records: of the source; at least one is read.
+        builder: what builds them.
+        limit: records that are read at most; a pipe may be slow.
+
+    Raises:
+        UsageError: a column that `--keep` names is in none of them, or one has the name of an added column.
+    """
+    sample = chain([next(records)], islice(records, limit - 1))
+    if builder.keep.names == ():
+        return {}
+    if builder.source.format == "txt":
+        return dict(builder.keep.own({builder.field: TEXT}))
+    rows = []
+    for record in _bounded(sample):
+        if record.own is not None and not isinstance(record.own, Mapping):
+            return {name: arrow_column(kind) for name, kind in record.own.types.items()}
+        rows.append(own_columns(record.own, record.input, builder.field))
+    found = infer_columns(rows)
+    if builder.source.format in ("csv", "tsv"):
+        found = dict.fromkeys(found, TEXT)
+    builder.keep.check([*found, *(builder.keep.names or ())] if limit == 1 else list(found), builder.source.label)
+    return dict(builder.keep.own(found))
+
+
+def _bounded(records: Iterable[Record]) -> Iterator[Record]:
+    """Yield the records that were read without a failure, until they take too many bytes."""
+    size = 0
+    for record in records:
+        if size > SAMPLE_BYTES:
+            return
+        if record.failure is None:
+            size += len(to_json(record.input)) + (len(to_json(record.own)) if isinstance(record.own, Mapping) else 0)
+            yield record
