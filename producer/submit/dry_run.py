@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 
-from common.display_text import replace_control_chars
+from common.display_text import one_line, replace_control_chars
 from common.errors import HugqueueError, StoreUnavailable
+from common.json_codec import to_json
 from common.records import Failure, Json, Record
 from common.template import TEMPLATE_FIELD
 from producer.submit.chunk_source import ChunkContent
@@ -19,6 +20,8 @@ from producer.submit.upload import Totals, check_size
 _MAX_EXAMPLES = 5
 #: Rendered texts that are shown, and their characters.
 _MAX_PROMPTS, _MAX_PROMPT_CHARS = 3, 1000
+#: Characters of a parameter that are shown.
+_MAX_PARAM_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class DryRunReport:
     bad_examples: tuple[Failure, ...]  #: the first of them
     served: bool  #: whether a worker serves the queue, or would be started
     who_serves: str  #: the same in words
+    params: Mapping[str, Json] = field(default_factory=dict)  #: of the task, with those that are set by default
     prompts: tuple[str, ...] = ()  #: the texts that a template makes of the first records, shortened
 
     def as_dict(self) -> dict[str, Json]:
@@ -49,12 +53,13 @@ class DryRunReport:
         lines = {
             "task": self.task,
             "model": (self.model or "none") + (f" @ {self.revision}" if self.revision else ""),
+            "params": ", ".join(f"{name}={_shown(value)}" for name, value in self.params.items()),
             "records": f"{self.records:,}",
             "chunks": f"{self.chunks:,} of up to {self.chunk_records:,} records",
             "bytes": f"{self.bytes:,} of text",
             "bad": f"{self.bad:,} records that cannot be read" + (f" ({self._codes}), such as:" if self.bad else ""),
         }
-        text = [f"{key:<8} {value}" for key, value in lines.items()]
+        text = [f"{key:<8} {value}" for key, value in lines.items() if value]
         text += [f"         {failure.code}: {failure.message}" for failure in self.bad_examples]
         text += [f"{'prompt':<8} " + prompt.replace("\n", "\n         ") for prompt in self.prompts]
         return replace_control_chars(
@@ -64,6 +69,10 @@ class DryRunReport:
     @property
     def _codes(self) -> str:
         return ", ".join(f"{code} {count:,}" for code, count in self.bad_by_code.items())
+
+
+def _shown(value: Json) -> str:
+    return one_line(value if isinstance(value, str) else to_json(value), _MAX_PARAM_CHARS)
 
 
 def make_dry_run_report(plan: SubmitPlan, notify: Callable[[str], None]) -> DryRunReport:
@@ -107,6 +116,7 @@ def make_dry_run_report(plan: SubmitPlan, notify: Callable[[str], None]) -> DryR
         bad_examples=tuple(bad),
         served=served,
         who_serves=who,
+        params=dict(spec.params),
         prompts=tuple(prompts),
     )
 

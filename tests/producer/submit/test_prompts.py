@@ -131,6 +131,16 @@ def test_a_dry_run_shows_the_first_prompts(tmp_path: Path, monkeypatch: pytest.M
     assert prompt == "x" * 999 + "…"
 
 
+def test_a_dry_run_says_whether_texts_are_asked(reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    chosen = plan(reviews, task="text-generation", column="body", system="You\nlike cats.")
+    report = make_dry_run_report(chosen, lambda _: None)
+    assert "params   chat=true, system=You like cats.\n" in report.as_text()
+    assert report.as_dict()["params"] == {"chat": True, "system": "You\nlike cats."}
+    plain = make_dry_run_report(plan(reviews, column="body"), lambda _: None)
+    assert "params" not in plain.as_text()
+
+
 TABLES = [pd.DataFrame, pa.table, dict, lambda columns: pa.table(columns).to_pylist()]
 
 
