@@ -55,6 +55,8 @@ def test_columns_become_prompts_copied_or_in_place(queue: Queue, folder: Path, k
     typed = TEMPLATE.replace("\n", r"\n")
     done = queue.run("submit", "--task", "test-echo", str(path), "--template", typed, "--chunk-size", "10", "--wait")
     assert outputs(done.stdout) == EXPECTED
+    own = [{name: str(value) if kind == "csv" else value for name, value in row.items()} for row in ROWS]
+    assert [{name: row[name] for name in ROWS[0]} for row in lines(done.stdout)] == own
     [job] = queue.server.client.zrange(keys.JOBS, -1, -1)
     payloads = queue.server.client.hvals(JobKeys.of(job.decode()).input)
     assert all((b'"format"' in payload) == (kind != "csv") for payload in payloads)
