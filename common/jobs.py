@@ -20,6 +20,7 @@ from common.own_columns import OUTPUT_COLUMN, TYPE_PATTERN
 from common.records import Counts, Failure, Json
 from common.template import Template
 from common.validation import checked, one_line_of, one_of, pattern
+from common.vector_ranges import NotedRanges, Ranges, ranges_of_params
 
 JOB_ID = re.compile(r"^[0-9a-f]{12}\Z")
 #: How many failed records end a job early: a number, or per cent of its records.
@@ -116,6 +117,16 @@ class JobSpec:
         name = f" {self.name!r}" if self.name else ""
         return f"job {self.id}{name} · {short_model(self.model) or 'no model'}"
 
+    @property
+    def ranges(self) -> Ranges | None:
+        """The ranges of its vectors, if they are among its parameters."""
+        return ranges_of_params(self.params)
+
+    @property
+    def shown_params(self) -> dict[str, Json]:
+        """Its parameters for people: of ranges, only where they come from."""
+        return {**self.params, "ranges": self.ranges.source} if self.ranges else dict(self.params)
+
     def max_failed(self, records: int) -> int | None:
         """Return how many of `records` records may fail before the job ends early; None: all of them."""
         if self.max_errors is None:
@@ -160,6 +171,12 @@ class Job:
     run_info: Mapping[str, Json] = field(default_factory=dict)  #: what ran: device, dtype, versions, model commit
     progress: Mapping[str, Json] = field(default_factory=dict)  #: of a fine-tune job: step, loss, metrics, notes
     producer_seen: float = 0.0  #: while it is being submitted: when its producer was last seen
+    noted_ranges: NotedRanges | None = None  #: of its first vectors, if they are needed and not among its parameters
+
+    @property
+    def ranges(self) -> Ranges | None:
+        """The ranges that its vectors were quantized with; None if they have none, or none yet."""
+        return self.noted_ranges.ranges if self.noted_ranges else self.spec.ranges
 
     @property
     def id(self) -> str:
@@ -177,7 +194,7 @@ class Job:
             "task": spec.task,
             "model": spec.model,
             "revision": spec.revision,
-            "params": dict(spec.params),
+            "params": spec.shown_params,
             "template": spec.template,
             "training": dict(spec.training) if spec.training is not None else None,
             "queue": spec.queue,
@@ -201,6 +218,7 @@ class Job:
             "finished_at": iso_time(self.finished_at),
             "error": self.failure.as_dict() if self.failure else None,
             "ran_on": dict(self.run_info) or None,
+            "ranges": self.ranges.as_dict() if self.ranges else None,
             "progress": dict(self.progress) or None,
         }
 
@@ -226,6 +244,8 @@ class _JobHash(msgspec.Struct, frozen=True):
     stage: str = ""
     run_info: str = "{}"
     progress: str = "{}"
+    ranges_id: str = ""
+    ranges: str = ""
 
 
 def decode_job(raw: Mapping[bytes, bytes]) -> Job:
@@ -254,6 +274,7 @@ def decode_job(raw: Mapping[bytes, bytes]) -> Job:
         run_info=_json_object(found.run_info),
         progress=_json_object(found.progress),
         producer_seen=found.producer_seen,
+        noted_ranges=NotedRanges.decode(found.ranges_id, found.ranges) if found.ranges else None,
     )
 
 

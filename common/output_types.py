@@ -46,10 +46,19 @@ class OutputForm:
         """Whether an output is one vector."""
         return isinstance(self.shape, Vector)
 
-    def arrow_type(self, like: Json = None) -> Any:
-        """Return the type; a vector has the length of the output `like`, or any length if that is None."""
-        length = len(like) if self.is_vector and like is not None else -1
-        return _arrow_type(self.shape, length)
+    @property
+    def holds_vectors(self) -> bool:
+        """Whether an output is a vector or holds some, so that only the model knows all of its type."""
+        return _holds_vectors(self.shape)
+
+    def arrow_type(self, like: Json = None, *, length: int = -1) -> Any:
+        """Return the type.
+
+        Args:
+            like: an output; vectors have the length of the first one in it.
+            length: of vectors, if there is none in `like`; -1 gives lists of any length.
+        """
+        return _arrow_type(self.shape, _vector_length(like, self.shape) or length)
 
     def from_json(self, output: Json) -> Json:
         """Return the output whose JSON this is: the bytes in it are in base64.
@@ -80,6 +89,25 @@ def _arrow_type(shape: Shape, length: int) -> Any:
     if isinstance(shape, dict):
         return pa.struct([(name, _arrow_type(part, length)) for name, part in shape.items()])
     return pa.type_for_alias(shape)
+
+
+def _holds_vectors(shape: Shape) -> bool:
+    if isinstance(shape, list):
+        return _holds_vectors(shape[0])
+    return any(map(_holds_vectors, shape.values())) if isinstance(shape, dict) else isinstance(shape, Vector)
+
+
+def _vector_length(output: Json, shape: Shape) -> int | None:
+    """Return the length of the first vector in an output, None if there is none."""
+    if output is None or not _holds_vectors(shape):
+        return None
+    if isinstance(shape, Vector):
+        return len(output)
+    if isinstance(shape, list):
+        parts = ((item, shape[0]) for item in output)
+    else:
+        parts = ((output.get(name), part) for name, part in shape.items())
+    return next(filter(None, (_vector_length(*part) for part in parts)), None)
 
 
 def _from_json(value: Json, shape: Shape) -> Json:

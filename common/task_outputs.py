@@ -7,6 +7,7 @@ that all parts of a result agree, even one that holds only failures. `docs/tasks
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from common.embedding_params import NUMBERS
 from common.json_codec import to_json
 from common.output_types import BYTES, FLOAT32, INTEGER, NUMBER, TEXT, OutputForm, Shape, Vector
 from common.records import Json
@@ -130,6 +131,15 @@ def _speech(params: Params) -> OutputForm:
     return OutputForm({"text": TEXT, "chunks": [chunk]})
 
 
+# Vectors
+
+
+def embedding_form(params: Params) -> OutputForm:
+    """Return the form of an embedding: a vector in the job's precision, or a list of pieces that have one each."""
+    vector = Vector(NUMBERS.get(str(params.get("precision")), FLOAT32))
+    return OutputForm([{"start": INTEGER, "end": INTEGER, "vector": vector}] if "split_tokens" in params else vector)
+
+
 # Images
 
 
@@ -155,7 +165,7 @@ _FORMS: Mapping[str, OutputForm | Callable[[Params], OutputForm]] = {
     "zero-shot-classification": OutputForm({"sequence": TEXT, "labels": [TEXT], "scores": [NUMBER]}),
     "text-generation": _generated,
     "feature-extraction": OutputForm(_HIDDEN_STATES),
-    "embedding": OutputForm(Vector()),
+    "embedding": embedding_form,
     "table-question-answering": OutputForm(_CELLS),
     "question-answering": _answers,
     "translation": _texts,

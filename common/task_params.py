@@ -7,6 +7,7 @@ parameter. Tasks of other distributions declare nothing here.
 from collections.abc import Mapping
 from string import Formatter
 
+from common.embedding_params import NUMBERS
 from common.jobs import DTYPES
 from common.params import (
     BOOLEAN,
@@ -29,6 +30,7 @@ from common.params import (
     number,
 )
 from common.records import Json
+from common.vector_ranges import is_ranges
 
 Params = Mapping[str, ParamType]
 
@@ -40,6 +42,8 @@ MAX_SYSTEM_LENGTH = 65_536
 
 #: Pooling modes of embeddings, in the order in which sentence-transformers concatenates several.
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+#: Number formats of vectors: those of `sentence_transformers.quantize_embeddings`, and float16.
+PRECISIONS = tuple(NUMBERS)
 
 
 def _is_pooling(value: Json) -> bool:
@@ -76,6 +80,9 @@ def _is_system(value: Json) -> bool:
     return isinstance(value, str) and bool(value.strip()) and len(value) <= MAX_SYSTEM_LENGTH
 
 
+_RANGES = ParamType(
+    "a .json or .npy file with two rows of numbers, the minimum and the maximum of each dimension", is_ranges, parse=str
+)
 _IDS = ParamType("a token id, or a list of them", _is_ids)
 _SYSTEM = ParamType(f"a text of up to {MAX_SYSTEM_LENGTH:,} characters", _is_system, parse=str)
 #: The function from a classifier's logits to scores.
@@ -172,8 +179,12 @@ TASK_PARAMS: Mapping[str, Params] = {
     "embedding": {
         "normalize": BOOLEAN,
         "pooling": ParamType(f"one of {', '.join(POOLING_MODES)}, or several joined by +", _is_pooling, parse=str),
+        "precision": choice(*PRECISIONS),
         "prompt": TEXT,
         "prompt_name": TEXT,
+        "ranges": _RANGES,
+        "split_overlap": NON_NEGATIVE_INTEGER,
+        "split_tokens": POSITIVE_INTEGER,
         "truncate_dim": POSITIVE_INTEGER,
     },
     "table-question-answering": {"truncation": BOOLEAN},

@@ -202,7 +202,7 @@ class JobHandle:
 
     def output_type(self) -> Any:
         """Return the Arrow type of the outputs; None if they have none, and for now if only the runner knows."""
-        from common.payloads.arrays import is_vector
+        from common.payloads.arrays import holds_vectors
         from common.payloads.codec import output_type
 
         form = declared_output(self._state.spec)
@@ -211,7 +211,7 @@ class JobHandle:
             for outcomes in self._connection.retry_while_unavailable(partial(payloads.outcomes, chunk)):
                 kind = None if outcomes is None else output_type(outcomes)
                 # Failures alone may not know the length of the other chunks' vectors.
-                if outcomes is not None and not (form and form.is_vector and not is_vector(kind, fixed=True)):
+                if outcomes is not None and not (form and form.holds_vectors and not holds_vectors(kind)):
                     return kind
         return form.arrow_type() if form else None
 

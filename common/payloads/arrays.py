@@ -6,7 +6,7 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from common.errors import PayloadError
 
 #: Types of numbers, and their codes for the module array.
 _NUMBERS = {pa.int64(): "q", pa.int32(): "i", pa.float64(): "d"}
+#: Types of the numbers of a vector.
+_VECTOR_NUMBERS = (pa.float32(), pa.float16(), pa.int8(), pa.uint8())
 #: What the offsets of lists, texts and bytes can count.
 _MAX_OFFSET = 2**31 - 1
 _TOO_LARGE = "A chunk's {} take more than 2 GB, which is too large. Submit in smaller chunks."
@@ -48,30 +50,53 @@ def flag_array(flags: Sequence[bool]) -> pa.Array:
 
 
 def is_vector(kind: pa.DataType, *, fixed: bool = False) -> bool:
-    """Whether a type is a list of float32, of fixed length (`fixed`) or of any length."""
+    """Whether a type is a list of float32, float16, int8 or uint8, of fixed length (`fixed`) or of any length."""
     is_list = pa.types.is_fixed_size_list(kind) or (pa.types.is_list(kind) and not fixed)
-    return bool(is_list and kind.value_type == pa.float32())
+    return bool(is_list and kind.value_type in _VECTOR_NUMBERS)
+
+
+def holds_vectors(kind: pa.DataType) -> bool:
+    """Whether a type is a vector of fixed length, or a list or struct that holds such vectors at any depth."""
+    if is_vector(kind, fixed=True):
+        return True
+    if pa.types.is_struct(kind):
+        return any(holds_vectors(kind.field(number).type) for number in range(kind.num_fields))
+    return bool(pa.types.is_list(kind)) and holds_vectors(kind.value_type)
+
+
+def numbers_of(column: pa.Array) -> Any:
+    """Return the numbers of an array of a primitive type, those of missing ones included, as an array of numpy."""
+    dtype = np.dtype(column.type.to_pandas_dtype())  # a dtype of numpy, in spite of its name
+    return np.frombuffer(column.buffers()[1] or b"", dtype, len(column), dtype.itemsize * column.offset)
+
+
+def primitive_array(numbers: Any, kind: pa.DataType) -> pa.Array:
+    """Return an array of the numbers of an array of numpy, which has the dtype of `kind`."""
+    numbers = np.ascontiguousarray(numbers).reshape(-1)
+    return pa.Array.from_buffers(kind, numbers.size, [None, pa.py_buffer(numbers)])
 
 
 def vector_array(vectors: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """Return an array of lists of numbers from sequences, None for a missing one.
 
     Raises:
-        ValueError, TypeError: one does not have the length of `kind`, or holds other values than numbers.
+        ValueError, TypeError, OverflowError: one does not have the length of `kind`, or holds values of another type.
     """
     size = kind.list_size if pa.types.is_fixed_size_list(kind) else None
-    nothing = [0.0] * (size or 0)
-    rows = [_vector(nothing if vector is None else vector, size) for vector in vectors]
-    numbers = np.concatenate(rows) if rows else np.zeros(0, np.float32)
-    values = pa.Array.from_buffers(pa.float32(), numbers.size, [None, pa.py_buffer(numbers)])
+    dtype = np.dtype(kind.value_type.to_pandas_dtype())
+    nothing = np.zeros(size or 0, dtype)
+    rows = [nothing if vector is None else _vector(vector, dtype, size) for vector in vectors]
+    values = primitive_array(np.concatenate(rows) if rows else nothing[:0], kind.value_type)
     buffers = [_validity(vectors)]
     if size is None:
         buffers.append(_offsets(map(len, rows)))
     return pa.Array.from_buffers(kind, len(vectors), buffers, children=[values])
 
 
-def _vector(numbers: Any, size: int | None) -> Any:
-    vector = np.asarray(numbers, np.float32)
+def _vector(numbers: Any, dtype: Any, size: int | None) -> Any:
+    vector = np.asarray(numbers, dtype)
+    if dtype.kind != "f" and getattr(numbers, "dtype", None) != dtype and not np.array_equal(vector, numbers):
+        raise ValueError(f"expected numbers of {dtype}, found others")
     if vector.ndim != 1 or size not in (None, len(vector)):
         raise ValueError(f"expected a vector of {size or 'some'} numbers, found the shape {vector.shape}")
     return vector
@@ -167,12 +192,24 @@ def _offsets(lengths: Iterable[int]) -> pa.Buffer:
     return pa.py_buffer(ends.astype(np.int32))
 
 
-def vectors_of(column: pa.ChunkedArray) -> list[Any]:
-    """Return the vectors of a column of fixed length, each a numpy array of float32, None for a missing one."""
-    found: list[Any] = []
-    for part in column.chunks:
-        values = part.flatten()  # without those of missing vectors
-        numbers = np.frombuffer(values.buffers()[1] or b"", np.float32, len(values), 4 * values.offset)
-        rows = iter(numbers.reshape(-1, column.type.list_size))
-        found += [next(rows) if there else None for there in part.is_valid().to_pylist()]
-    return found
+def values_of(column: pa.ChunkedArray) -> list[Any]:
+    """Return the values of a column, with its vectors of fixed length as arrays of numpy, at any depth."""
+    return [value for part in column.chunks for value in _values(part)]
+
+
+def _values(part: pa.Array) -> list[Any]:
+    kind = part.type
+    if not holds_vectors(kind):
+        return list(part.to_pylist())
+    found: Iterable[Any]
+    if is_vector(kind, fixed=True):
+        rows = iter(numbers_of(part.flatten()).reshape(-1, kind.list_size))  # without those of missing vectors
+        return [next(rows) if there else None for there in part.is_valid().to_pylist()]
+    if pa.types.is_struct(kind):
+        names = [kind.field(number).name for number in range(kind.num_fields)]
+        columns = [_values(part.field(number)) for number in range(kind.num_fields)]
+        found = (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+    else:
+        values = _values(part.values)
+        found = (values[begin:end] for begin, end in pairwise(part.offsets.to_pylist()))
+    return [value if there else None for value, there in zip(found, part.is_valid().to_pylist(), strict=True)]

@@ -17,7 +17,7 @@ import pyarrow as pa
 from common.display_text import replace_control_chars
 from common.errors import PayloadError
 from common.json_codec import to_json
-from common.payloads.arrays import column_array, flag_array, is_vector, number_array, text_array, vectors_of
+from common.payloads.arrays import column_array, flag_array, number_array, text_array, values_of
 from common.payloads.safe_ipc import read_schema, read_stream, write_stream
 from common.records import Counts, Failure, Json, Outcome, Record
 
@@ -114,6 +114,15 @@ def decode_outcomes(data: bytes) -> pa.Table:
     return table
 
 
+def replace_outputs(table: pa.Table, outputs: pa.Array) -> bytes:
+    """Return the payload of a table of outcomes with other outputs, of a type of their own.
+
+    Raises:
+        PayloadError: they are too large for one payload.
+    """
+    return _write(table.set_column(list(_OUT).index("output"), "output", outputs), "outcomes", "typed")
+
+
 def iter_outcomes(table: pa.Table, *, arrays: bool = False) -> Iterator[tuple[int, Json, Outcome]]:
     """Yield (position, id, outcome) for each row of a table that `decode_outcomes` gave.
 
@@ -122,8 +131,8 @@ def iter_outcomes(table: pa.Table, *, arrays: bool = False) -> Iterator[tuple[in
         arrays: give vectors as numpy arrays; a list of 384 numbers takes 18 us.
     """
     kind = _declared_type(table.schema)
-    typed, as_arrays = kind is not None, arrays and kind is not None and is_vector(kind, fixed=True)
-    columns = [vectors_of(table[n]) if n == "output" and as_arrays else table[n].to_pylist() for n in _OUT]
+    typed = kind is not None
+    columns = [values_of(table[n]) if n == "output" and typed and arrays else table[n].to_pylist() for n in _OUT]
     for position, id_, output, code, message, truncated in zip(*columns, strict=True):
         value = output if typed or output is None else _from_json(output)
         yield position, _from_json(id_), Outcome(value, decode_failure(code, message), truncated)

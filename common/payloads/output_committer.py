@@ -140,6 +140,6 @@ def _parse_attempt(name: str) -> tuple[int, tuple[int, int]]:
 
 def _describe_job(job: Job) -> dict[str, Json]:
     shown = job.as_dict()
-    wanted = ("id", "name", "task", "model", "revision", "params", "inputs", "created_at", "ran_on")
+    wanted = ("id", "name", "task", "model", "revision", "params", "inputs", "created_at", "ran_on", "ranges")
     counts = {name: shown["counts"][name] for name in ("records", "succeeded", "failed", "truncated")}
     return {**{name: shown[name] for name in wanted}, "counts": counts}

@@ -20,6 +20,7 @@ from common.payloads.backends import Version, decode_versions
 from common.records import Counts, Failure, Json
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
+from common.vector_ranges import NotedRanges
 
 #: Tickets that a job has at least: enough for all slots of one worker.
 MIN_TICKETS = 6
@@ -133,7 +134,14 @@ class Ledger:
         """Renew a lease; return the status of its job, or `lost` if another worker has leased the chunk."""
         return str(self._run("renew", lease.job_id, lease.chunk, lease.holder, self._lease_ms, lease.round).decode())
 
-    def commit(self, lease: Lease, counts: Counts, run_info: Mapping[str, Json], max_failed: int | None = None) -> str:
+    def commit(
+        self,
+        lease: Lease,
+        counts: Counts,
+        run_info: Mapping[str, Json],
+        max_failed: int | None = None,
+        ranges_id: str | None = None,
+    ) -> str:
         """Commit a chunk whose outcomes are written; return `committed`, or why not: `double`, `stale` or `closed`.
 
         Args:
@@ -141,11 +149,32 @@ class Ledger:
             counts: its records by outcome.
             run_info: what ran them: device, dtype, versions, model commit.
             max_failed: with more failed records than that in one round, the job fails.
+            ranges_id: of the noted ranges that its vectors have; if others are noted by now, the chunk is `stale`.
         """
         numbers = (counts.succeeded, counts.failed, counts.truncated)
-        limit = () if max_failed is None else (max_failed,)
-        answer = self._run("commit", lease.job_id, lease.chunk, *lease.version, *numbers, json.dumps(run_info), *limit)
-        return str(answer.decode())
+        limit = "" if max_failed is None else max_failed
+        words = (json.dumps(run_info), limit, ranges_id or "")
+        return str(self._run("commit", lease.job_id, lease.chunk, *lease.version, *numbers, *words).decode())
+
+    def noted_ranges(self, job_id: str) -> NotedRanges | None:
+        """Return the ranges that were noted for a job's vectors, None if there are none.
+
+        Raises:
+            ValueError: what Redis holds is not ranges.
+        """
+        return _noted(self.client.hmget(JobKeys.of(job_id).job, "ranges_id", "ranges"))
+
+    def note_ranges(self, job_id: str, noted: NotedRanges) -> NotedRanges | None:
+        """Note the ranges of a job's vectors, unless there are some; return those that count, None if it has ended.
+
+        Raises:
+            ValueError: what Redis holds is not ranges.
+        """
+        return _noted(self._run("note_ranges", job_id, noted.id, noted.encode()))
+
+    def is_leased(self, job_id: str, chunk: int) -> bool:
+        """Whether a worker has leased a chunk, or had when it died and no reaper has noticed yet."""
+        return bool(self.client.sismember(JobKeys.of(job_id).leased, str(chunk)))
 
     def note_isolated(self, lease: Lease, *, done: int | None, now: int | None, kept: int) -> None:
         """Note which isolated record of a chunk the worker survived, and which it runs next.
@@ -285,3 +314,8 @@ class Ledger:
 
     def _run(self, script: str, job_id: str, *args: Any) -> Any:
         return self._scripts.run(script, job_id, *args)
+
+
+def _noted(answer: Sequence[bytes | None]) -> NotedRanges | None:
+    id_, text = answer or (None, None)
+    return NotedRanges.decode(id_.decode(), text.decode()) if id_ and text else None

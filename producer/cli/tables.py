@@ -158,7 +158,7 @@ def show_job(job: Job, refusals: Mapping[str, str]) -> None:
             "skipped": [f"by {worker}: {reason}" for worker, reason in refusals.items()],
             "task": spec.task,
             "model": (spec.model or "none") + (f" @ {spec.revision}" if spec.revision else ""),
-            "params": _pairs(spec.params),
+            "params": _pairs(spec.shown_params),
             "template": one_line(spec.template or "", _MAX_SHOWN),
             "labels": _pairs(spec.labels),
             "inputs": ", ".join(spec.inputs) + _in_brackets(f"the first {spec.limit:,}" if spec.limit else ""),
@@ -204,6 +204,7 @@ def _run_info(run_info: Mapping[str, Json]) -> str:
         "device": run_info.get("device"),
         "dtype": run_info.get("dtype"),
         "attention": run_info.get("attention"),
+        "vectors": run_info.get("vectors"),
         "model commit": run_info.get("commit"),
         **(versions if isinstance(versions, dict) else {}),
     }

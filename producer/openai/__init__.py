@@ -5,6 +5,14 @@ The format: https://platform.openai.com/docs/api-reference/batch (request input,
 """
 
 from producer.openai.batch_file import BatchFile, find_batch, read_batch
-from producer.openai.responses import BatchWriter, check_batch_options, response_line
+from producer.openai.responses import BatchWriter, check_batch_options, check_batch_params, response_line
 
-__all__ = ["BatchFile", "BatchWriter", "check_batch_options", "find_batch", "read_batch", "response_line"]
+__all__ = [
+    "BatchFile",
+    "BatchWriter",
+    "check_batch_options",
+    "check_batch_params",
+    "find_batch",
+    "read_batch",
+    "response_line",
+]

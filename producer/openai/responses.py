@@ -68,6 +68,17 @@ def check_batch_options(options: Mapping[str, bool]) -> None:
             raise UsageError(f"{option} cannot be combined with --format openai: requests have fixed fields.")
 
 
+def check_batch_params(params: Mapping[str, Json]) -> None:
+    """Check that responses have a form for the outputs of a job with these parameters.
+
+    Raises:
+        UsageError: they have not.
+    """
+    for name in ("precision", "split_tokens"):
+        if name in params:
+            raise UsageError(f"-p {name} cannot be combined with --format openai: a response has one vector of floats.")
+
+
 def _body(row: ResultRow, spec: JobSpec, name: str) -> Json:
     if row.input is None:
         raise ResultsLost(f"the request {to_json(row.id)} of job {spec.id} is gone, so its response cannot be written.")

@@ -47,7 +47,7 @@ def open_output(
         case "npy":
             from producer.outputs.npy import NpyWriter
 
-            return NpyWriter(path)
+            return NpyWriter(path, declared_output(spec))
     from common.payloads.result_tables import ResultTable
     from producer.outputs.parquet import ParquetWriter
 

@@ -1,12 +1,15 @@
-"""Vectors as a `.npy` matrix of float32, one row per record."""
+"""Vectors as a `.npy` matrix, one row per record, of the numbers that the vectors have."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from common.errors import HugqueueError
 from common.json_codec import to_json
+from common.output_types import FLOAT32, OutputForm
 from common.records import Json
 from common.results import ResultRow
 from common.storage.atomic import AtomicFile, write_errors
@@ -19,7 +22,16 @@ def errors_path(path: Path) -> Path:
 
 
 class NpyWriter(Writer):
-    """A failed record is a row of NaN, explained in `FILE.errors.jsonl`, which exists only if a record failed."""
+    """A failed record is a row of NaN (of zeros in a matrix of integers), explained in `FILE.errors.jsonl`.
+
+    That file exists only if a record failed.
+    """
+
+    def __init__(self, path: Path, form: OutputForm | None = None) -> None:
+        """Create a writer for vectors of that form; those of a form that is not known become float32."""
+        super().__init__(path)
+        numbers = form.shape.item if form is not None and form.is_vector else FLOAT32
+        self._dtype = np.dtype(pa.type_for_alias(numbers).to_pandas_dtype()).newbyteorder("<")
 
     def _begin(self, file: AtomicFile) -> None:
         self._stream = file.stream
@@ -31,24 +43,26 @@ class NpyWriter(Writer):
     def _write_header(self) -> None:
         # numpy pads the header so that its length depends neither on the rows nor, up to 10 ** 20, on the width.
         shape = (self._rows, self._width)
-        np.lib.format.write_array_header_1_0(self._stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._stream, header)
 
     def _write(self, row: ResultRow) -> None:
         if row.error:
             self._write_error(row)
-            self._write_nans(1)
+            self._write_missing(1)
         else:
             vector = self._vector(row)
             if not self._width:
                 self._width = len(vector)
-                self._write_nans(self._rows)  # the records before were all failures
+                self._write_missing(self._rows)  # the records before were all failures
             if len(vector) != self._width:
                 raise HugqueueError(f"{self.path}: found a vector of {len(vector)} numbers, expected {self._width}.")
             self._stream.write(vector.tobytes())
         self._rows += 1
 
-    def _write_nans(self, rows: int) -> None:
-        self._stream.write(np.full(rows * self._width, np.nan, "<f4").tobytes())
+    def _write_missing(self, rows: int) -> None:
+        value = np.nan if self._dtype.kind == "f" else 0
+        self._stream.write(np.full(rows * self._width, value, self._dtype).tobytes())
 
     def _finish(self) -> None:
         self._stream.seek(0)
@@ -75,11 +89,11 @@ class NpyWriter(Writer):
         line = to_json({"row": self._rows, "id": row.id, "input": row.input, "error": error})
         self._errors.stream.write(line.encode() + b"\n")
 
-    def _vector(self, row: ResultRow) -> NDArray[np.float32]:
+    def _vector(self, row: ResultRow) -> NDArray[Any]:
         try:
             vector = np.asarray(row.output)
             if vector.ndim == 1 and vector.dtype.kind in "fiu":
-                return vector.astype("<f4")
+                return vector.astype(self._dtype)
         except ValueError:  # lists of unequal lengths
             pass
         raise HugqueueError(

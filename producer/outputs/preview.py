@@ -73,6 +73,8 @@ def _mask_number(item: Mapping[str, Json]) -> Json:
 
 
 def _object(value: Mapping[str, Json]) -> str:
+    if isinstance(value.get("vector"), list):
+        return f"{value.get('start')} to {value.get('end')}: {_vector(value['vector'])}"
     if isinstance(value.get("labels"), list) and isinstance(value.get("scores"), list):
         pairs = islice(zip(value["labels"], value["scores"], strict=False), _MAX_ITEMS)
         return " · ".join(f"{label}{_score(score)}" for label, score in pairs)
@@ -90,7 +92,11 @@ def _score(score: Json) -> str:
 def _vector(numbers: list[Json]) -> str:
     if len(numbers) <= _MAX_ITEMS:
         return to_json(numbers)
-    start = ", ".join(f"{number:.2f}" for number in islice(numbers, 2) if isinstance(number, int | float))
+    start = ", ".join(
+        f"{number:.2f}" if isinstance(number, float) else str(number)
+        for number in islice(numbers, 2)
+        if isinstance(number, int | float)
+    )
     return f"[{start}, … {len(numbers):,} numbers]"
 
 

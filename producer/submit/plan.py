@@ -1,12 +1,13 @@
 """Submit plan: options and inputs become a checked job, before any work is done."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 from common.chat import TASK as CHAT_TASK
 from common.chat import is_chat
+from common.embedding_params import check_embedding_params
 from common.errors import ModelError, StorageError, UsageError
 from common.gpus import find_gpus
 from common.inputs import Inputs, find_inputs
@@ -23,11 +24,18 @@ from common.settings import Settings, absolute, load_settings
 from common.tasks import ALIASES, Task, declared_output, find_task
 from common.template import Template
 from producer.model_check import check_model, model_warning
-from producer.openai import BatchFile, check_batch_options, find_batch, read_batch
+from producer.openai import BatchFile, check_batch_options, check_batch_params, find_batch, read_batch
 from producer.outputs.targets import Target, check_target, parse_target, target_name, written_by_workers
 from producer.submit.chunking import ChunkPlan, plan_chunks
 from producer.submit.options import SubmitOptions
 from producer.submit.prompts import make_template, with_chat
+from producer.submit.ranges_file import with_ranges
+
+#: Checks of parameters together, by task.
+_CHECKS: Mapping[str, Callable[[Mapping[str, Json]], object]] = {
+    "embedding": check_embedding_params,
+    CHAT_TASK: is_chat,
+}
 
 MAX_KEY_LENGTH = 256
 MAX_CHUNK_SIZE = 100_000
@@ -129,6 +137,8 @@ def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings 
         begun = options.idempotency_key is not None and output is not None
         check_target(target, declared_output(spec), inputs, begun=begun)
     check_spec(spec)
+    if is_batch:
+        check_batch_params(spec.params)
     _check_chunk_size(options.chunk_size)
     return SubmitPlan(
         settings=settings,
@@ -320,10 +330,12 @@ def _check_task_params(task: Task, options: SubmitOptions, model: str | None) ->
     try:
         values = dict(params) if isinstance(params, Mapping) else parse_params(params, task.params)
         values = with_chat(values, options, task, model)
+        if task.name == "embedding":
+            values = with_ranges(values)
         if task.params is not None:
             values = check_params(task.name, task.params, values)
-        if task.name == CHAT_TASK:
-            is_chat(values)
+        if check := _CHECKS.get(task.name):
+            check(values)
     except ModelError as error:
         raise UsageError(f"-p: {error.message}") from error
     return values

@@ -9,8 +9,8 @@ from producer.submit.chunk_source import ChunkContent
 _MIN_SAMPLE_BYTES = 512 * 1024
 #: Bytes that Redis takes for each byte of a payload.
 _REDIS_OVERHEAD = 1.15
-#: Bytes of one record's outcome for tasks whose outcomes have one size; others are about as large as their inputs.
-_OUTCOME_BYTES = {"embedding": 1600}
+#: Bytes of the outcome of a record with one vector, by its precision; others are about as large as their inputs.
+_VECTOR_BYTES = {"float32": 1600, "float16": 800, "int8": 450, "uint8": 450, "binary": 100, "ubinary": 100}
 
 
 class MemoryEstimate:
@@ -27,7 +27,8 @@ class MemoryEstimate:
         self._progress = progress
         self._free_bytes = free if spec.store is None else None
         self._has_outcomes = spec.output is None
-        self._outcome_bytes = _OUTCOME_BYTES.get(spec.task)
+        has_one_vector = spec.task == "embedding" and "split_tokens" not in spec.params
+        self._outcome_bytes = _VECTOR_BYTES[spec.params.get("precision", "float32")] if has_one_vector else None
         self._written = self._outcomes = 0
 
     def add(self, content: ChunkContent, payload: bytes, own: bytes | None = None) -> None:

@@ -6,6 +6,7 @@ its job, the sentence is raised as an exception, so that Flower counts the ticke
 
 import logging
 import uuid
+from functools import partial
 from typing import NoReturn
 
 import redis
@@ -21,6 +22,7 @@ from common.records import Failure
 from common.reporting import Reporter
 from workers.celery_worker.context import WorkerContext
 from workers.celery_worker.isolation_journal import ISOLATE_AFTER, IsolationJournal
+from workers.celery_worker.vector_precision import VectorPrecision
 from workers.device.protocol import ChunkResult
 from workers.disk_space import PERMANENT_ERRNOS
 from workers.leases import HeldLease, retry_until_cancelled
@@ -137,6 +139,7 @@ class _ChunkRun:
         self._held = held
         self._lease = held.lease
         self._title = f"chunk {held.lease.chunk + 1}"
+        self._ranges_id: str | None = None  #: see `VectorPrecision`
 
     def run(self) -> str:
         """Run the chunk and commit it; return what happened. Raises `TicketFailed`."""
@@ -175,9 +178,7 @@ class _ChunkRun:
 
     def _infer(self, payloads: JobPayloads) -> ChunkResult:
         lease, held = self._lease, self._held
-        payload = held.retry(lambda: payloads.records(lease.chunk))
-        if payload is None:
-            raise PayloadError("its records are not in the store")
+        payload = self._records(payloads, lease.chunk)
         earlier = self._earlier_outcomes(payloads) if lease.round else []
         journal = IsolationJournal(self._context.ledger, held) if lease.attempt > ISOLATE_AFTER else None
         result = self._context.device.run(
@@ -190,7 +191,27 @@ class _ChunkRun:
         )
         if journal:
             journal.end()
+        precision = VectorPrecision(self._job, held, self._context.ledger, partial(self._run_other_chunk, payloads))
+        result = precision.convert(result)
+        self._ranges_id = precision.ranges_id
         return result
+
+    def _records(self, payloads: JobPayloads, chunk: int) -> bytes:
+        payload = self._held.retry(lambda: payloads.records(chunk))
+        if payload is None:
+            raise PayloadError("its records are not in the store")
+        return payload
+
+    def _run_other_chunk(self, payloads: JobPayloads, chunk: int) -> bytes:
+        """Return the outcomes of a chunk that is not committed here: for the ranges of its vectors."""
+        found = self._context.device.run(
+            self._job.spec,
+            self._records(payloads, chunk),
+            None,
+            cancel_token=self._held.cancel_token,
+            reporter=_JobReporter(self._context, self._job.id),
+        )
+        return found.payload
 
     def _earlier_outcomes(self, payloads: JobPayloads) -> list[bytes]:
         """Return the outcomes of earlier rounds; none if some are lost, and then all records run again."""
@@ -218,7 +239,7 @@ class _ChunkRun:
             lambda: payloads.write_outcomes(lease.chunk, lease.version, result.payload), files=FILES_RETRY_SECONDS
         )
         max_failed = self._job.spec.max_failed(self._job.records or 0)
-        answer = held.retry(lambda: context.ledger.commit(lease, counts, result.run_info, max_failed))
+        answer = held.retry(lambda: context.ledger.commit(lease, counts, result.run_info, max_failed, self._ranges_id))
         # Refused, and yet counted: the first answer was lost, and this one is to the same commit once more.
         counted = answer == "committed" or lease.version in held.retry(lambda: payloads.versions(lease.chunk))
         if self._job.spec.training is not None:

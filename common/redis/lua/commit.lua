@@ -1,13 +1,20 @@
--- Commits a chunk, once. ARGV: chunk, round, lease number, succeeded, failed, truncated, run_info (JSON), and optionally how
--- many records may fail in one round before the job fails. Returns 'committed', or why not: 'double', 'stale' (another
--- round, or one whose earlier outcomes are lost), 'closed' (the job has ended). It does not matter who commits, only
--- that it is the first commit of this round.
+-- Commits a chunk, once. ARGV: chunk, round, lease number, succeeded, failed, truncated, run_info (JSON), how many records
+-- may fail in one round before the job fails, or '', and the id of the ranges that its vectors have, or ''. Returns
+-- 'committed', or why not: 'double', 'stale' (another round, one whose earlier outcomes are lost, or other ranges than the
+-- job's), 'closed' (the job has ended). It does not matter who commits, only that it is the first commit of this round.
 local function take_off_lists(chunk)
   -- A late commit: the chunk was opened again meanwhile, or delayed.
   if redis.call('SREM', LEASED, chunk) == 0 and redis.call('ZREM', DELAYED, chunk) == 0 then
     redis.call('LREM', OPEN, 1, chunk)
   end
   redis.call('DEL', lease_key(chunk))
+end
+
+local function run_again(chunk)
+  take_off_lists(chunk)
+  redis.call('RPUSH', OPEN, chunk)
+  schedule_check(0)
+  finish_if_done()
 end
 
 local word = status()
@@ -20,10 +27,12 @@ if before > 0 and ARGV[4] + ARGV[5] == before and redis.call('HEXISTS', COMMIT_H
   -- deleted: the whole chunk runs again.
   redis.call('HDEL', FAILED_COUNTS, ARGV[1])
   redis.call('HINCRBY', JOB, 'failed', 0 - before)
-  take_off_lists(ARGV[1])
-  redis.call('RPUSH', OPEN, ARGV[1])
-  schedule_check(0)
-  finish_if_done()
+  run_again(ARGV[1])
+  return 'stale'
+end
+if ARGV[9] ~= '' and redis.call('HGET', JOB, 'ranges_id') ~= ARGV[9] then
+  -- Redis lost its last second: the ranges that this worker had read were not among what it kept.
+  run_again(ARGV[1])
   return 'stale'
 end
 local commit = table.concat({ ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] }, ':')
@@ -42,7 +51,7 @@ else
   redis.call('HDEL', FAILED_COUNTS, ARGV[1])
 end
 take_off_lists(ARGV[1])
-if ARGV[8] and failed > tonumber(ARGV[8]) and word ~= 'cancelling' then
+if ARGV[8] ~= '' and failed > tonumber(ARGV[8]) and word ~= 'cancelling' then
   redis.call('HSET', JOB, 'failure_code', 'too_many_errors',
     'failure_message', failed .. ' records failed, and only ' .. ARGV[8] .. ' may (--max-errors).')
   finish('failed')

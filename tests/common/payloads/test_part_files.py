@@ -20,10 +20,13 @@ from common.payloads.part_files import FORMATS, chunk_rows, decode_part, encode_
 from common.payloads.result_tables import ResultTable
 from common.records import Failure, Outcome, Record
 from common.results import ResultLayout
+from common.task_outputs import embedding_form
 from common.tasks import TASKS
+from tests.support.embeddings import embedding_type
 
 BAD = Failure("bad_json", "line 3: no JSON")
 VECTOR = pa.list_(pa.float32(), 2)
+PIECES = embedding_type(2, split_tokens=8, precision="int8")
 
 CASES: dict[str, tuple[list[Outcome], Any]] = {
     "objects": (
@@ -33,6 +36,20 @@ CASES: dict[str, tuple[list[Outcome], Any]] = {
     "texts": ([Outcome("123"), Outcome(failure=BAD), Outcome("{")], None),
     "mixed": ([Outcome("123"), Outcome(123), Outcome(None)], None),
     "vectors": ([Outcome([0.5, 1.0]), Outcome(failure=BAD), Outcome([2.0, 3.0], None, True)], VECTOR),
+    "int8": ([Outcome([-128, 127]), Outcome(failure=BAD), Outcome([0, 1])], embedding_form({"precision": "int8"})),
+    "uint8": ([Outcome([0, 255]), Outcome(failure=BAD), Outcome([0, 1])], embedding_form({"precision": "uint8"})),
+    "float16": (
+        [Outcome([0.5, -1.0]), Outcome(failure=BAD), Outcome([0.0, 2.0])],
+        embedding_form({"precision": "float16"}),
+    ),
+    "pieces": (
+        [
+            Outcome([{"start": 0, "end": 5, "vector": [1, -2]}, {"start": 4, "end": 9, "vector": [3, 4]}]),
+            Outcome(failure=BAD),
+            Outcome([{"start": 0, "end": 3, "vector": [5, 6]}]),
+        ],
+        embedding_form({"split_tokens": 8, "precision": "int8"}),
+    ),
     "all failed": ([Outcome(failure=BAD)] * 3, None),
     "labels": (
         [Outcome({"label": "참", "score": 0.1}), Outcome(failure=BAD), Outcome({"label": "x", "score": None})],
@@ -113,6 +130,29 @@ def test_a_later_round_replaces_what_had_failed() -> None:
     assert outcomes[1].output == "now"
 
 
+@pytest.mark.parametrize("case", ["vectors", "int8", "uint8", "float16", "pieces"])
+def test_a_part_of_vectors_in_parquet_has_their_type(case: str) -> None:
+    outcomes, form = CASES[case]
+    kind = VECTOR if case == "vectors" else form.arrow_type(outcomes[0].output)
+    part = encode_part(chunk_rows(RECORDS, [payload(outcomes, kind)], arrays=True), table(kind), "parquet")
+    found = pq.read_table(pa.py_buffer(part))
+    assert found.schema.field("output").type == kind
+    assert found["output"].to_pylist() == [outcome.output for outcome in outcomes]
+
+
+@pytest.mark.parametrize("values", [[300, 1], [1.5, 1], [[1], [2]], [1, 2, 3], "ab", [None, 1]])
+def test_numbers_that_a_vector_cannot_hold_are_refused(values: Any) -> None:
+    for kind, value in ((pa.list_(pa.int8(), 2), values), (PIECES, [{"start": 0, "end": 1, "vector": values}])):
+        with pytest.raises((TypeError, ValueError, OverflowError, pa.ArrowException)):
+            encode_outcomes([0], [0], [Outcome(value)], kind)
+
+
+@pytest.mark.parametrize("value", [7, ["x"], [7], {"start": 0}])
+def test_outputs_that_are_not_pieces_are_refused(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError, pa.ArrowException)):
+        encode_outcomes([0], [0], [Outcome(value)], PIECES)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("data", [b"\xff\0", b"PAR1\0\0PAR1", b"[1]\n", b'{"output": 1, "error_code": 3}', b"[" * 9999])
 def test_bytes_that_are_not_a_part_are_refused(format: str, data: bytes) -> None:
@@ -148,12 +188,12 @@ def test_a_part_that_somebody_wrote_over_is_refused() -> None:
         decode_part(b'{"id": 1, "error_code": "\\ud800", "error_message": ""}\n', "jsonl", LAYOUT)
 
 
-@pytest.mark.parametrize("case", ["labels", "embeddings", "segments", "typed texts"])
+@pytest.mark.parametrize("case", ["labels", "embeddings", "segments", "typed texts", "int8", "float16", "pieces"])
 def test_every_reader_takes_a_directory_with_a_part_of_failures_alone(case: str, tmp_path: Path) -> None:
     outcomes, form = CASES[case]
     kind = form.arrow_type(outcomes[0].output)
     for chunk, some in enumerate([[Outcome(failure=BAD)] * 3, outcomes]):
-        part = encode_part(chunk_rows(RECORDS, [payload(some, kind)]), kind, "parquet")
+        part = encode_part(chunk_rows(RECORDS, [payload(some, kind)]), table(kind), "parquet")
         (tmp_path / part_name(chunk, "parquet")).write_bytes(part)
     expected = [None] * 3 + [outcome.output for _, outcome in overlay([payload(outcomes, kind)]).values()]
     assert ds.dataset(tmp_path).to_table()["output"].to_pylist() == expected

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,32 @@ def test_npy_equals_what_numpy_saves(tmp_path):
     write(tmp_path / "a.npy", [ResultRow(n, "", Outcome(v.tolist())) for n, v in enumerate(vectors)], EMBEDDING)
     np.save(tmp_path / "b.npy", vectors)
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "missing"),
+    [
+        ("float16", "float16", np.nan),
+        ("float32", "float32", np.nan),
+        ("int8", "int8", 0),
+        ("uint8", "uint8", 0),
+        ("binary", "int8", 0),
+        ("ubinary", "uint8", 0),
+    ],
+)
+def test_npy_has_the_numbers_of_the_vectors(tmp_path, precision, dtype, missing):
+    vectors = np.array([[1, 2, 3], [0, 5, 127]], dtype)
+    rows = [
+        ResultRow(0, "a", Outcome(failure=NO_MASK)),
+        *(ResultRow(n, "b", Outcome(v)) for n, v in enumerate(vectors)),
+        ResultRow(3, "c", None),
+    ]
+    write(tmp_path / "a.npy", rows, replace(EMBEDDING, params={"precision": precision}))
+    matrix = np.load(tmp_path / "a.npy", allow_pickle=False)
+    assert matrix.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(matrix, [[missing] * 3, *vectors, [missing] * 3])
+    errors = [json.loads(line) for line in (tmp_path / "a.npy.errors.jsonl").read_text().splitlines()]
+    assert [(e["row"], e["error"]["code"]) for e in errors] == [(0, "no_mask"), (3, "not_run")]
 
 
 @pytest.mark.parametrize(

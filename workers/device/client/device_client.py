@@ -225,7 +225,7 @@ def _record_exit(chunk: _ChunkRequest, plan: Isolation, process_exit: ProcessExi
 def _declared_type(spec: JobSpec) -> Any:
     """Return the Arrow type of the job's outputs; None if only its runner knows, which may be the length of vectors."""
     form = declared_output(spec)
-    return None if form is None or form.is_vector else form.arrow_type()
+    return None if form is None or form.holds_vectors else form.arrow_type()
 
 
 def _merged(chunk: _ChunkRequest, failures: dict[int, tuple[Json, Outcome]]) -> ChunkResult:

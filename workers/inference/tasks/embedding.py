@@ -1,26 +1,33 @@
-"""Embedding: one vector for each text.
+"""Embedding: one vector for each text, or for each piece of a text.
 
 A model saved by sentence-transformers is run as its configuration says: prompts, lower-casing, length, pooling,
 further layers, normalization. Any other is run with the defaults of sentence-transformers, mean pooling (for a causal
 model, the last token's state), and its vectors are scaled to length 1.
+
+Vectors are float32 here, whatever the job's `precision`: `workers.celery_worker.vector_precision` converts them.
 """
 
 import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import torch
 import transformers
 from tokenizers import normalizers
 from transformers import MODEL_MAPPING, AutoModel
 
+from common.embedding_params import PACKED, WITH_RANGES, check_embedding_params, check_packs
 from common.errors import ModelError, first_line
 from common.params import check_params
-from common.records import Json, Outcome
+from common.records import Failure, Json, Outcome
+from common.task_outputs import embedding_form
 from common.task_params import TASK_PARAMS
+from common.vector_ranges import decode_ranges
 from workers.inference.core.async_copy import PendingResult, copy_to_host_async
 from workers.inference.core.batches import Item, run_batches
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
@@ -28,6 +35,7 @@ from workers.inference.core.runner import PreparingRunner, RunMonitor
 from workers.inference.core.samples import samples
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.embedding.chat_template import ChatTemplateEncoder
+from workers.inference.embedding.pieces import Piece, Split, cut_pieces
 from workers.inference.embedding.pooling import load_dense, normalize, pool
 from workers.inference.embedding.sentence_transformers_config import (
     DenseConfig,
@@ -44,13 +52,14 @@ from workers.inference.text.tokenization import (
     accepted_features,
     check_text,
     encode,
-    merge_outcomes,
     on_device,
     pad,
     parse_inputs,
 )
 from workers.inference.text.truncation import input_token_limit
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
+
+_NOT_FINITE = Failure("not_finite", "The model's vector holds NaN or infinity, for which the precision has no number.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,8 @@ class _EmbeddingParams:
     prompt: str
     normalize: bool | None  #: None: as the model is configured
     dimension: int  #: of the vectors, after truncation
+    split: Split | None  #: how texts are cut into pieces; None: not at all
+    finite: bool  #: whether the job's precision has no numbers for NaN and infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,7 @@ class _Prepared:
     params: _EmbeddingParams
     skip: int  #: tokens at the beginning of every text that are not pooled
     items: Sequence[Item[TokenizedText]]
+    pieces: Sequence[Piece]  #: the place of each item
     failed: Mapping[int, Outcome]  #: inputs that are not texts, by position
 
 
@@ -77,7 +89,8 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
     """Turns texts into float32 vectors.
 
     Parameters: `pooling` (a mode, or several joined by `+`), `normalize`, `prompt` or `prompt_name`, `truncate_dim`
-    (keeps the first numbers of a vector, before `normalize=true` scales it, like sentence-transformers).
+    (keeps the first numbers of a vector, before `normalize=true` scales it, like sentence-transformers),
+    `split_tokens` and `split_overlap` (`workers.inference.embedding.pieces`). `precision` and `ranges` are checked.
     """
 
     def __init__(self, task: str, model: Path | None, device: str, options: LoadOptions = DEFAULT_OPTIONS) -> None:
@@ -117,27 +130,41 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
         self._width = self._state_width()
 
     def output_type(self, params: Mapping[str, Json]) -> pa.DataType:
-        """Return a fixed-size list of float32."""
-        return pa.list_(pa.float32(), self._parse(params).dimension)
+        """Return the type of a vector of float32, or of a list of pieces with one each."""
+        return embedding_form({**params, "precision": "float32"}).arrow_type(length=self._parse(params).dimension)
 
     def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> _Prepared:
-        """Return the tokenized texts."""
+        """Return the tokenized texts, or pieces of texts."""
         parsed = self._parse(params)
         texts, failed = parse_inputs(inputs, check_text)
-        encoded = self._encode(list(texts.values()), parsed.prompt)
-        items = [Item(position, len(row), row) for position, row in zip(texts, encoded, strict=True)]
-        failed |= {item.position: Outcome(failure=NO_TOKENS) for item in items if not item.tokens}
-        items = [item for item in items if item.tokens]
-        return _Prepared(parsed, self._prompt_tokens(parsed.prompt), items, failed)
+        pieces = self._pieces(texts, parsed.split)
+        encoded = self._encode([texts[one.position][one.start : one.end] for one in pieces], parsed.prompt)
+        found = [(one, row) for one, row in zip(pieces, encoded, strict=True) if len(row)]
+        items = [Item(one.position, len(row), row) for one, row in found]
+        failed |= dict.fromkeys(texts.keys() - {item.position for item in items}, Outcome(failure=NO_TOKENS))
+        return _Prepared(parsed, self._prompt_tokens(parsed.prompt), items, [one for one, _ in found], failed)
 
     def run_prepared(self, prepared: _Prepared, monitor: RunMonitor) -> list[Outcome]:
-        """Return a float32 array of shape (dimension,) for each text."""
+        """Return a float32 array of shape (dimension,) for each text or, for its pieces, a list of objects."""
 
         def forward(rows: Sequence[TokenizedText]) -> Sequence[Any] | PendingResult[Any]:
             return self._vectors(rows, prepared.params, prepared.skip)
 
         results = run_batches(prepared.items, forward, self.budget, monitor)
-        return merge_outcomes(prepared.failed, prepared.items, results)
+        outcomes = {**prepared.failed, **_outcomes(prepared, results)}
+        return [outcomes[position] for position in range(len(outcomes))]
+
+    def _pieces(self, texts: Mapping[int, str], split: Split | None) -> list[Piece]:
+        """Return the pieces of all texts; a text that is not split is one piece."""
+        if split is None:
+            return [Piece(position, 0, len(text)) for position, text in texts.items()]
+        with self._tokenizer_lock:
+            whole = encode(self._tokenizer, list(texts.values()), None, special=False)
+        return [
+            piece
+            for (position, text), row in zip(texts.items(), whole, strict=True)
+            for piece in cut_pieces(position, text, row, split)
+        ]
 
     def token_counts(self, texts: Sequence[str], params: Mapping[str, Json]) -> list[int]:
         """Return the number of tokens of each text after truncation, including special ones and the prompt."""
@@ -229,13 +256,36 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
 
     def _parse(self, params: Mapping[str, Json]) -> _EmbeddingParams:
         check_params(self._task, TASK_PARAMS["embedding"], params)
+        check_embedding_params(params)
         pooling = tuple(params["pooling"].split("+")) if "pooling" in params else self._config.pooling
         scaled = params.get("normalize", None if self._configured else True)
         dimension = self._dimension(pooling)
         if "truncate_dim" in params and params["truncate_dim"] > dimension:
             raise _bad_param(f"truncate_dim must be at most {dimension}, the length of this model's vectors.")
         cut = params.get("truncate_dim", self._config.truncate_dim)
-        return _EmbeddingParams(pooling, self._prompt(params), scaled, min(dimension, cut or dimension))
+        dimension, prompt = min(dimension, cut or dimension), self._prompt(params)
+        _check_precision(params, dimension)
+        finite = params.get("precision") in (*WITH_RANGES, *PACKED)
+        return _EmbeddingParams(pooling, prompt, scaled, dimension, self._split(params, prompt), finite)
+
+    def _split(self, params: Mapping[str, Json], prompt: str) -> Split | None:
+        if "split_tokens" not in params:
+            return None
+        if not self._tokenizer.is_fast:
+            raise _bad_param("split_tokens needs a tokenizer that knows the place of each token; this model has none.")
+        tokens, overlap = params["split_tokens"], params.get("split_overlap", 0)
+        if self._limit is None:
+            return Split(tokens, overlap)
+        if tokens > self._limit:
+            raise _bad_param(f"split_tokens must be at most {self._limit}, the number of tokens that this model takes.")
+        [others] = self._encode([""], prompt)
+        room = self._limit - len(others)
+        if room <= overlap:
+            raise _bad_param(
+                f"split_overlap must be less than {room}: of the {self._limit} tokens that this model takes, "
+                f"{len(others)} are special ones or the prompt's."
+            )
+        return Split(min(tokens, room), overlap)
 
     def _dimension(self, pooling: tuple[str, ...]) -> int:
         """Return the length of a vector before truncation."""
@@ -260,6 +310,44 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
             known = ", ".join(self._config.prompts) or "none"
             raise _bad_param(f"This model has no prompt {name!r}; it has: {known}.")
         return self._config.prompts[name]
+
+
+def _check_precision(params: Mapping[str, Json], dimension: int) -> None:
+    """Raise `bad_param` if vectors of that dimension cannot have the job's precision."""
+    check_packs(params.get("precision", "float32"), dimension)
+    ranges = decode_ranges(params["ranges"]) if "ranges" in params else None
+    if ranges is not None and len(ranges.min) != dimension:
+        raise _bad_param(
+            f"ranges has {len(ranges.min):,} dimensions ({ranges.source}), and the vectors have {dimension:,}."
+        )
+
+
+def _outcomes(prepared: _Prepared, results: Sequence[Any]) -> dict[int, Outcome]:
+    """Return the outcome of each input that has items, by position, from the results of all items."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for number, item in enumerate(prepared.items):
+        groups[item.position].append(number)
+    return {position: _outcome(prepared, results, numbers) for position, numbers in groups.items()}
+
+
+def _outcome(prepared: _Prepared, results: Sequence[Any], numbers: Sequence[int]) -> Outcome:
+    """Return the outcome of one input; `numbers` are those of its items."""
+    params, found = prepared.params, [results[number] for number in numbers]
+    failure = next(filter(None, (_failure(result, params) for result in found)), None)
+    if failure:
+        return Outcome(failure=failure)
+    truncated = any(prepared.items[number].value.truncated for number in numbers)
+    if params.split is None:
+        return Outcome(found[0], truncated=truncated)
+    pieces = [prepared.pieces[number] for number in numbers]
+    output = [{"start": one.start, "end": one.end, "vector": vector} for one, vector in zip(pieces, found, strict=True)]
+    return Outcome(output, truncated=truncated)
+
+
+def _failure(result: Any, params: _EmbeddingParams) -> Failure | None:
+    if isinstance(result, Failure):
+        return result
+    return _NOT_FINITE if params.finite and not np.isfinite(result).all() else None
 
 
 def _load_encoder(source: ModelSource, device: str) -> Any:
