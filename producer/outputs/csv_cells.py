@@ -1,5 +1,6 @@
 """The cells of an output in a CSV file: one for each field of a flat struct (`output_label`), else one."""
 
+from collections.abc import Container
 from typing import Any
 
 from common.json_codec import as_text, to_jsonable
@@ -12,11 +13,13 @@ class OutputCells:
     Args:
         kind: Arrow type of an output, None where it has none.
         name: of the column; of several, what their names begin with.
+        taken: columns of the records themselves; if one has such a name, the output is JSON text in one column.
     """
 
-    def __init__(self, kind: Any, name: str = "output") -> None:
-        self._fields = _flat_fields(kind)
-        self.names = tuple(f"{name}_{field}" for field in self._fields) or (name,)
+    def __init__(self, kind: Any, name: str = "output", taken: Container[str] = ()) -> None:
+        fields = {f"{name}_{field}": field for field in _flat_fields(kind)}
+        self._fields = [] if any(column in taken for column in fields) else list(fields.values())
+        self.names = tuple(fields) if self._fields else (name,)
 
     def of(self, output: Json, *, failed: bool = False) -> list[str | None]:
         """Return the cells of an output; those of a record that failed are empty. What is nested is JSON text."""

@@ -64,7 +64,7 @@ class CsvWriter(_LineWriter):
         super().__init__(path)
         self._layout = layout
         self._own = dict.fromkeys(layout.keep.chosen(columns))
-        self._outputs = OutputCells(output_type, layout.keep.output)
+        self._outputs = OutputCells(output_type, layout.keep.output, self._own)
         self._safe = safe
 
     def _begin(self, file: AtomicFile) -> None:

@@ -135,6 +135,14 @@ def test_csv_has_a_column_for_each_field_of_a_flat_struct(tmp_path):
     assert [row["error_code"] for row in read] == ["", "no_mask", ""]
 
 
+def test_csv_keeps_a_struct_in_one_column_where_the_record_has_a_column_of_that_name(tmp_path):
+    spec = JobSpec("0" * 12, "text-classification", keep=None, columns={"output_label": TEXT})
+    row = ResultRow(0, "a", Outcome({"label": "good", "score": 0.5}), {"output_label": "mine"})
+    write(tmp_path / "a.csv", [row], spec, output_type=LABEL)
+    [read] = read_csv(tmp_path / "a.csv")
+    assert (read["output_label"], read["output"]) == ("mine", '{"label": "good", "score": 0.5}')
+
+
 @pytest.mark.parametrize(
     ("kind", "output", "cell"),
     [
