@@ -80,6 +80,10 @@ class Settings:
     train: bool = field(default=False, metadata={"env": "HUGQUEUE_TRAIN"})
     #: How often a fine-tune job writes a checkpoint, in addition to the end of each epoch.
     checkpoint_seconds: float = field(default=300.0, metadata={"env": "HUGQUEUE_CHECKPOINT"})
+    #: How long a command that writes results to the Hub waits between two commits, of which it allows 128 an hour.
+    hub_commit_seconds: float = field(default=60.0, metadata={"env": "HUGQUEUE_HUB_COMMIT"})
+    #: The size of the Parquet files of results on the Hub, in bytes.
+    hub_shard_bytes: int = field(default=128 * 1024 * 1024, metadata={"env": "HUGQUEUE_HUB_SHARD_BYTES"})
     #: Patterns of Hub ids that jobs may name, separated by `,`; empty allows all.
     allowed_models: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_ALLOWED_MODELS"})
 

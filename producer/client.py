@@ -28,6 +28,7 @@ from common.settings import load_settings
 from producer.job_filter import JobFilter, check_labels
 from producer.job_handle import JobHandle
 from producer.model_check import check_job_model, model_warning
+from producer.outputs.hub_target import is_hub_output
 from producer.queue_connection import QueueConnection
 from producer.submit.chunk_source import open_source
 from producer.submit.duplicate_ids import warn_of_duplicate_ids
@@ -133,6 +134,8 @@ class Client:
         paths, values = split_records_arg(records)
         if chosen.format == "openai" and not paths:
             raise UsageError('format="openai": pass the paths of batch files.')
+        if chosen.output is not None and is_hub_output(str(chosen.output)):
+            raise UsageError(f"output={chosen.output!r}: results go to the Hub with `job.push_to_hub(...)`.")
         if chosen.output is not None:
             chosen = replace(chosen, output=f"{chosen.output}/")
         plan = make_plan(paths, chosen, replace(load_settings(), broker_url=self._configured.broker_url))
@@ -228,6 +231,11 @@ class Client:
             UsageError: Several ids have the prefix.
         """
         return JobHandle(self.connection, self.connection.load_job(self.connection.full_id(job_id)))
+
+    def job_of_key(self, key: str | None) -> str | None:
+        """Return the id of the job that was submitted with an idempotency key; None if there is none."""
+        with self.connection.errors():
+            return None if key is None else self.connection.store.of_key(key)
 
     def workers(self) -> list[Heartbeat]:
         """Return the live workers."""

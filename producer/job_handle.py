@@ -1,13 +1,14 @@
 """One job of a queue: its state, waiting for its end, its results, and what can be done with it."""
 
 import importlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.display_text import one_line
 from common.errors import JobFailed, ModelError, ResultsLost, StorageError, UnknownJob, UsageError, WaitTimedOut
@@ -15,12 +16,19 @@ from common.jobs import Job, JobStatus, Output
 from common.redis.keys import JobKeys
 from common.results import LOST, ResultRow
 from common.tasks import declared_output
+from producer.hub.checks import check_hub_output
 from producer.outputs import check_output
 from producer.outputs.formats import is_typed
+from producer.outputs.hub_target import HubOutput, parse_hub_output
 from producer.outputs.targets import OutputFile
 from producer.queue_connection import POLL_SECONDS, QueueConnection
 from producer.result_files import write_file, write_parts
 from producer.result_reader import ResultReader
+
+if TYPE_CHECKING:
+    from producer.hub.upload import Uploaded
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between two polls at most. A poll costs a worker on the same machine time, and the longer a job runs, the
 #: less a late one matters.
@@ -187,15 +195,31 @@ class JobHandle:
         Raises:
             ResultsLost: At the end, if outcomes that the job had are missing.
         """
+        reader = ResultReader(self._connection, self._connection.retry_while_unavailable(self.refresh))
+        for rows in self._stream(reader, 0, lambda _: None):
+            yield from rows
+        reader.check(self._state)
+
+    def stream_chunks(self, first: int, on_wait: Callable[[Job], None]) -> Iterator[list[ResultRow]]:
+        """Yield the rows of each chunk from `first`, vectors as numpy arrays, as `stream` does, without its check.
+
+        Args:
+            first: The first chunk, from 0.
+            on_wait: Called with the job's state while a chunk is not done.
+        """
+        state = self._connection.retry_while_unavailable(self.refresh)
+        yield from self._stream(ResultReader(self._connection, state, arrays=True), first, on_wait)
+
+    def _stream(self, reader: ResultReader, first: int, on_wait: Callable[[Job], None]) -> Iterator[list[ResultRow]]:
         retry = self._connection.retry_while_unavailable
-        reader = ResultReader(self._connection, retry(self.refresh))
-        for chunk in count():
+        for chunk in count(first):
             while not (retry(self.refresh).status.finished or retry(partial(self._is_committed, chunk))):
+                on_wait(self._state)
                 time.sleep(POLL_SECONDS)
+            on_wait(self._state)
             if chunk >= (self._state.chunks or 0):
-                reader.check(self._state)
                 return
-            yield from reader.chunk(chunk)
+            yield reader.chunk(chunk)
 
     def _is_committed(self, chunk: int) -> bool:
         return self._connection.ledger.is_committed(self.id, chunk)
@@ -272,6 +296,42 @@ class JobHandle:
     def write_parts(self, output: Output) -> int:
         """Write a part for each chunk of the last seen state; return the number of records. Raises as `write`."""
         return write_parts(self._state, self.chunks(arrays=True), output, self.output_type())
+
+    def push_to_hub(
+        self, repo: str, *, split: str = "train", public: bool = False, notify: Callable[[str], None] = logger.info
+    ) -> str:
+        """Upload all results to a dataset on the Hub while the job runs; return its URL once all are there.
+
+        They become Parquet files of the split, added by at most one commit a minute, and a card. After an interruption,
+        the same call goes on after the last commit.
+
+        Args:
+            repo: The dataset, `ORG/NAME`; it is created if it does not exist.
+            split: Its split.
+            public: Create it as a public one.
+            notify: Called with a sentence for each commit.
+
+        Raises:
+            UsageError: The dataset cannot be written with this user's token, or holds other results in that split.
+            JobFailed: The job failed as a whole or was cancelled; what it had done before is uploaded.
+            ResultsLost: Outcomes that the job had are missing; those before them are uploaded.
+            HugqueueError: The Hub fails for long.
+        """
+        target = parse_hub_output(f"hf:{repo}:{split}", public=public)
+        check_hub_output(target, self._connection.settings, begun=True)
+        uploaded = self.upload(target, lambda _: None, notify)
+        self.raise_for_status()
+        return uploaded.url
+
+    def upload(self, target: HubOutput, on_wait: Callable[[Job], None], notify: Callable[[str], None]) -> "Uploaded":
+        """Upload as `push_to_hub`; `on_wait` is called with the job's state while a chunk is not done."""
+        from producer.hub.upload import upload_results
+
+        if self.refresh().spec.format:
+            raise UsageError(f"{target}: responses to a batch file are JSON lines; write them to a .jsonl file.")
+        if not self._state.status.finished:
+            self._connection.start_worker()
+        return upload_results(self, target, self._connection.settings, on_wait, notify)
 
     def refusals(self) -> dict[str, str]:
         """Return the reason of each worker that skips this job at present."""

@@ -85,6 +85,11 @@ class JobStore:
         """Whether Redis holds a job of that id, readable or not."""
         return bool(self.client.exists(JobKeys.of(job_id).job))
 
+    def of_key(self, key: str) -> str | None:
+        """Return the id of the job that has an idempotency key."""
+        found = self.client.get(keys.idempotency(key))
+        return found.decode() if found else None
+
     def newest(self) -> str | None:
         """Return the id of the job that was submitted last."""
         return next((job.id for job in self.each_job()), None)

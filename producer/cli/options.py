@@ -24,8 +24,9 @@ json_lines_option = click.option(
 output_option = click.option(
     "-o",
     "--output",
-    metavar="FILE|DIR/",
-    help="Write results to a .jsonl, .csv, .parquet or .npy file, or one file per chunk to a directory.",
+    metavar="FILE|DIR/|hf:ORG/NAME[:SPLIT]",
+    help="Write results to a .jsonl, .csv, .parquet or .npy file, one file per chunk to a directory, or a dataset on "
+    "the Hub.",
 )
 
 part_format_option = click.option(
@@ -39,9 +40,14 @@ csv_safe_option = click.option(
 )
 
 
+public_option = click.option(
+    "--public", is_flag=True, help="Create the dataset on the Hub as a public one.  [default: private]"
+)
+
+
 def output_options(command: F) -> F:
     """Add the options that name an output; a command passes them to `open_target`."""
-    return output_option(part_format_option(csv_safe_option(command)))
+    return output_option(part_format_option(csv_safe_option(public_option(command))))
 
 
 quoting_option = click.option(

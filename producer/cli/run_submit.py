@@ -12,7 +12,9 @@ from producer.cli.show_results import show_results
 from producer.cli.terminal import Notify, exit_status, print_json
 from producer.cli.watch import describe_unwritten, watch_submitted_job
 from producer.client import Client
+from producer.hub.checks import prepare_hub_output
 from producer.job_handle import JobHandle
+from producer.outputs.hub_target import HubOutput
 from producer.outputs.targets import OutputFile, Target, target_name
 from producer.submit.duplicate_ids import warn_of_duplicate_ids
 from producer.submit.plan import SubmitPlan
@@ -27,6 +29,8 @@ def run_submit(client: Client, plan: SubmitPlan, records: Iterable[Record], noti
         _list_unfinished_jobs(client, notify)
     else:
         warn_if_unserved(client, spec.queue, notify)
+    if isinstance(plan.output, HubOutput):
+        prepare_hub_output(plan.output, plan.settings, client.job_of_key(plan.idempotency_key))
     try:
         with submit_progress() as progress:
             job, totals = client.submit_plan(plan, warn_of_duplicate_ids(records, notify), progress, notify)
@@ -57,10 +61,14 @@ def wait_and_show(client: Client, handle: JobHandle, output: Target | None, noti
     Args:
         client: of the job's queue.
         handle: the job.
-        output: a file or a directory for the results; None for stdout.
+        output: a file, a directory or a dataset for the results; None for stdout.
         notify: called with messages.
         as_json: print results as JSON lines also on a terminal.
     """
+    if isinstance(output, HubOutput):
+        from producer.cli.hub_upload import upload_job
+
+        return upload_job(client, handle, output, notify)
     try:
         job, interrupted = watch_submitted_job(client, handle, notify)
     except KeyboardInterrupt:

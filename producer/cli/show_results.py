@@ -12,7 +12,7 @@ from producer.cli.terminal import exit_status
 from producer.job_handle import JobHandle
 from producer.openai import response_line
 from producer.outputs import preview
-from producer.outputs.targets import OutputFile, Target
+from producer.outputs.targets import FileTarget, OutputFile
 
 #: Rows of the table on a terminal; more would push the first ones out of sight.
 MAX_TABLE_ROWS = 100
@@ -20,7 +20,7 @@ MAX_TABLE_ROWS = 100
 
 def show_results(
     handle: JobHandle,
-    output: Target | None,
+    output: FileTarget | None,
     notify: Callable[[str], None],
     *,
     as_json: bool = False,
@@ -51,7 +51,7 @@ def show_results(
         _print_lines(_lines(job, rows, done_only=done_only))
 
 
-def save_results(handle: JobHandle, target: Target) -> str:
+def save_results(handle: JobHandle, target: FileTarget) -> str:
     """Write all results to a file or a directory; return a message about it.
 
     Raises:
@@ -76,7 +76,7 @@ def save_results(handle: JobHandle, target: Target) -> str:
 
 
 def show_failures(
-    handle: JobHandle, output: Target | None, notify: Callable[[str], None], *, as_json: bool = False
+    handle: JobHandle, output: FileTarget | None, notify: Callable[[str], None], *, as_json: bool = False
 ) -> None:
     """Print or save the failed records of a job.
 

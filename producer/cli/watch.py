@@ -1,6 +1,7 @@
 """Watching a job until it is finished: its progress, what delays it, and how it ended."""
 
 from collections import Counter
+from collections.abc import Callable
 
 from common.durations import format_duration
 from common.errors import UsageError
@@ -21,15 +22,25 @@ PERMANENT = frozenset({
 _MAX_COUNTED = 10_000
 
 
-def watch_job(client: Client, handle: JobHandle, notify: Notify) -> Job:
+#: Passes a job's states to a function until the job is finished, and returns the last one: `JobHandle.poll`.
+Follow = Callable[[Callable[[Job], None]], Job]
+
+
+def watch_job(client: Client, handle: JobHandle, notify: Notify, follow: Follow | None = None) -> Job:
     """Show a job's progress until it is finished, and return it. Ctrl-C stops watching, not the job.
+
+    Args:
+        client: of the job's queue.
+        handle: the job.
+        notify: called with messages.
+        follow: what is done meanwhile; None: only waiting.
 
     Raises:
         UnknownJob: it was deleted.
     """
     try:
         with JobProgress(terminal()) as progress:
-            job = handle.poll(_Watcher(client, handle, progress, notify, own_worker=False))
+            job = (follow or handle.poll)(_Watcher(client, handle, progress, notify, own_worker=False))
     except KeyboardInterrupt:
         notify(f"Job {handle.id} continues. `producer watch {handle.id}` shows its progress again.")
         raise
@@ -37,10 +48,12 @@ def watch_job(client: Client, handle: JobHandle, notify: Notify) -> Job:
     return job
 
 
-def watch_submitted_job(client: Client, handle: JobHandle, notify: Notify) -> tuple[Job, bool]:
+def watch_submitted_job(
+    client: Client, handle: JobHandle, notify: Notify, follow: Follow | None = None
+) -> tuple[Job, bool]:
     """Show the progress of a job that this command submitted, until it is finished.
 
-    If its worker is embedded and ends with this command, Ctrl-C cancels the job.
+    If its worker is embedded and ends with this command, Ctrl-C cancels the job. Arguments are those of `watch_job`.
 
     Returns:
         The finished job, and whether Ctrl-C cancelled it.
@@ -50,11 +63,11 @@ def watch_submitted_job(client: Client, handle: JobHandle, notify: Notify) -> tu
         KeyboardInterrupt: Ctrl-C; with an embedded worker, a second one while the job is being cancelled.
     """
     if not client.embedded:
-        return watch_job(client, handle, notify), False
+        return watch_job(client, handle, notify, follow), False
     interrupted = False
     try:
         with JobProgress(terminal()) as progress:
-            job = handle.poll(_Watcher(client, handle, progress, notify, own_worker=True))
+            job = (follow or handle.poll)(_Watcher(client, handle, progress, notify, own_worker=True))
     except KeyboardInterrupt:
         interrupted = True
         notify(f"Cancelling job {handle.id}; finished results are kept. Press Ctrl-C again to exit immediately.")

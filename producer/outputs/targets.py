@@ -1,4 +1,4 @@
-"""Output targets: what `-o` names, one file on this machine or a directory with one file per chunk."""
+"""Output targets: what `-o` names: a file on this machine, a directory with one file per chunk, or the Hub."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ from common.settings import Settings, absolute
 from common.storage.locations import is_shared, is_url, strip_file_scheme
 from common.tasks import declared_output
 from producer.outputs.formats import check_output, is_csv, is_file_name
+from producer.outputs.hub_target import HubOutput, is_hub_output, parse_hub_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,9 @@ class OutputFile:
         return str(self.path)
 
 
-Target = OutputFile | Output
+#: What is written from here, or by workers; and a dataset on the Hub.
+FileTarget = OutputFile | Output
+Target = FileTarget | HubOutput
 
 #: Default format of the files in a directory.
 PART_FORMAT = "parquet"
@@ -37,29 +40,35 @@ def target_name(target: Target) -> str:
 
 
 def parse_target(
-    text: str | Path | None, format: str | None, *, csv_safe: bool = False, responses: bool = False
+    text: str | Path | None,
+    format: str | None,
+    *,
+    csv_safe: bool = False,
+    public: bool = False,
+    responses: bool = False,
 ) -> Target | None:
-    """Return the target for `-o`: a directory if the text is a URL, an existing directory or ends in `/`, else a file.
+    """Return the target for `-o`.
+
+    It is a dataset on the Hub if the text begins with `hf:`; a directory if it is another URL, an existing directory or
+    ends in `/`; else a file.
 
     Args:
         text: the value of `-o`, or None.
         format: the value of `--output-format`, for directories.
         csv_safe: escape CSV cells that a spreadsheet would run as formulas.
+        public: create the repository on the Hub as a public one.
         responses: the results are responses to a batch file.
 
     Raises:
-        UsageError: the format is given for a file, `csv_safe` for something other than CSV, a URL names a file, or the
-            target cannot hold responses.
+        UsageError: the format is given for something other than a directory, `csv_safe` for something other than CSV,
+            `public` for something other than the Hub, a URL names a file, or the target cannot hold responses.
     """
     if text is None:
-        if format is not None:
-            raise UsageError("--output-format is for directories; add -o DIR/.")
-        if csv_safe:
-            raise UsageError("--csv-safe is for CSV files; add -o FILE.csv.")
+        _check_alone(format, csv_safe=csv_safe, public=public)
         return None
     if not str(text):
         raise UsageError("-o: the name is empty; name a file, or a directory as DIR/.")
-    target = _target_of(strip_file_scheme(str(text)), format)
+    target = _target_of(strip_file_scheme(str(text)), format, public=public)
     if responses:
         check_responses(target)
     if not csv_safe:
@@ -69,7 +78,23 @@ def parse_target(
     return replace(target, csv_safe=True)
 
 
-def _target_of(name: str, format: str | None) -> Target:
+def _check_alone(format: str | None, *, csv_safe: bool, public: bool) -> None:
+    """Refuse options of an output where there is none."""
+    if format is not None:
+        raise UsageError("--output-format is for directories; add -o DIR/.")
+    if csv_safe:
+        raise UsageError("--csv-safe is for CSV files; add -o FILE.csv.")
+    if public:
+        raise UsageError("--public is for datasets on the Hub; add -o hf:ORG/NAME.")
+
+
+def _target_of(name: str, format: str | None, *, public: bool) -> Target:
+    if is_hub_output(name):
+        if format is not None:
+            raise UsageError(f"--output-format is for directories (-o DIR/); files on the Hub are Parquet ({name}).")
+        return parse_hub_output(name, public=public)
+    if public:
+        raise UsageError(f"--public is for datasets on the Hub (-o hf:ORG/NAME); {name} is none.")
     if is_url(name) and is_file_name(name):
         raise UsageError(f"{name}: only a directory can be written at a URL, such as {name}/; or name a local file.")
     with path_errors(f"-o {name}"):
@@ -82,15 +107,25 @@ def _target_of(name: str, format: str | None) -> Target:
 
 
 def open_target(
-    spec: JobSpec, output: str | Path | None, output_format: str | None = None, *, csv_safe: bool = False
+    spec: JobSpec,
+    output: str | Path | None,
+    output_format: str | None = None,
+    *,
+    csv_safe: bool = False,
+    public: bool = False,
 ) -> Target | None:
     """Return the target for the results of a job, as `parse_target`, after checking that it can be written.
 
+    A dataset on the Hub is not checked here.
+
     Raises:
-        UsageError: as for `parse_target` and `check_target`.
+        UsageError: as for `parse_target` and `check_target`; or a fine-tune job has no results for the Hub.
     """
-    target = parse_target(output, output_format, csv_safe=csv_safe, responses=spec.format is not None)
-    if target is not None:
+    target = parse_target(output, output_format, csv_safe=csv_safe, public=public, responses=spec.format is not None)
+    if isinstance(target, HubOutput):
+        if spec.training is not None:
+            raise UsageError(f"Job {spec.id} trains a model: `producer models push job:{spec.id} ORG/NAME` uploads it.")
+    elif target is not None:
         check_target(target, declared_output(spec))
     return target
 
@@ -108,7 +143,9 @@ def check_responses(target: Target) -> None:
         )
 
 
-def check_target(target: Target, form: OutputForm | None, inputs: Sequence[str] = (), *, begun: bool = False) -> None:
+def check_target(
+    target: FileTarget, form: OutputForm | None, inputs: Sequence[str] = (), *, begun: bool = False
+) -> None:
     """Check that the target can be written, without changing anything.
 
     Args:

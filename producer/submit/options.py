@@ -38,6 +38,7 @@ class SubmitOptions:
     output: str | Path | None = None
     output_format: str | None = None  #: of the parts in a directory: parquet (default) or jsonl
     output_column: str = OUTPUT_COLUMN  #: the name of the results' column or key with the output
+    public: bool = False  #: create the dataset of `output` on the Hub as a public one
     csv_safe: bool = False  #: escape CSV cells that a spreadsheet would run
     wait: bool | None = None  #: None: if the command has results to write, or its worker ends with it
 

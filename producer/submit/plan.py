@@ -23,8 +23,10 @@ from common.records import Json, Record
 from common.settings import Settings, absolute, load_settings
 from common.tasks import ALIASES, Task, declared_output, find_task
 from common.template import Template
+from producer.hub.checks import check_hub_output
 from producer.model_check import check_model, model_warning
 from producer.openai import BatchFile, check_batch_options, check_batch_params, find_batch, read_batch
+from producer.outputs.hub_target import HubOutput
 from producer.outputs.targets import Target, check_target, parse_target, target_name, written_by_workers
 from producer.submit.chunking import ChunkPlan, plan_chunks
 from producer.submit.options import SubmitOptions
@@ -119,7 +121,9 @@ def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings 
     keep = parse_keep(options.keep, options.output_column)
     task, template, found, columns = _find_inputs(inputs, options, settings, keep)
     is_batch = isinstance(found, BatchFile)
-    target = parse_target(options.output, options.output_format, csv_safe=options.csv_safe, responses=is_batch)
+    target = parse_target(
+        options.output, options.output_format, csv_safe=options.csv_safe, public=options.public, responses=is_batch
+    )
     output = written_by_workers(target, settings)
     spec = _make_spec(task, options, settings, model=found.model if isinstance(found, BatchFile) else None)
     spec = replace(
@@ -133,9 +137,11 @@ def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings 
         id_column=options.id_column,
         output_column=keep.output,
     )
-    if target is not None:  # with a key, parts that are there may be those of the key's own job
-        begun = options.idempotency_key is not None and output is not None
-        check_target(target, declared_output(spec), inputs, begun=begun)
+    keyed = options.idempotency_key is not None  # results that are there may be those of the key's own job
+    if isinstance(target, HubOutput):
+        check_hub_output(target, settings, begun=keyed)
+    elif target is not None:
+        check_target(target, declared_output(spec), inputs, begun=keyed and output is not None)
     check_spec(spec)
     if is_batch:
         check_batch_params(spec.params)

@@ -51,6 +51,7 @@ FOLDERS = {
     "common/redis": {"celery", "kombu"},
     "producer/submit": {"click", "rich", "producer.cli"},
     "producer/finetune": {"click", "rich", "producer.cli"},
+    "producer/hub": {"click", "rich", "producer.cli", "producer.submit"},
     "producer/outputs": {"click", "rich", "producer.cli", "producer.submit"},
     "producer/openai": {"click", "rich", "producer.cli"},
     "producer/embedded": {"click", "rich", "producer.cli", "producer.submit"},

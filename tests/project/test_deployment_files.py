@@ -82,7 +82,7 @@ def test_every_role_has_the_libraries_that_its_settings_ask_for(tmp_path: Path) 
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     subprocess.run(["sh", "-c", script.replace("\\\n", "")], cwd=tmp_path, check=True, timeout=30)
     wanted = {
-        "producer": {"numpy", "s3fs"},
+        "producer": {"numpy", "s3fs", "huggingface-hub"},
         "worker": {"numpy", "s3fs", "torch", "Pillow", "soundfile"},
         "flower": {"flower"},
     }

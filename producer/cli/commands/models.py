@@ -1,4 +1,4 @@
-"""`producer models`: lists and exports fine-tuned models."""
+"""`producer models`: lists, exports and uploads fine-tuned models."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
-    """List or export fine-tuned models (from HUGQUEUE_MODELS_URL, or the state directory of the embedded queue).
+    """List, export or upload fine-tuned models.
+
+    They are at HUGQUEUE_MODELS_URL, or in the state directory of the embedded queue.
 
     \b
       producer models
       producer models export job:0123456789ab ./my-model
+      producer models push job:0123456789ab ORG/NAME
     """
     if context.invoked_subcommand:
         return
@@ -57,6 +60,23 @@ def export(model: str, directory: Path) -> None:
         raise UsageError(f"{directory} cannot be written: there is no directory {target.parent}.")
     _registry().export(ModelRef.parse(f"job:{model.removeprefix('job:')}").name, target)
     click.echo(directory)
+
+
+@models.command()
+@click.argument("model", metavar="job:ID")
+@click.argument("repository", metavar="ORG/NAME")
+@click.option(
+    "--private/--public", default=True, show_default=True, help="How the repository is created if it does not exist."
+)
+def push(model: str, repository: str, private: bool) -> None:
+    """Upload a model to the repository ORG/NAME on the Hub, with its model card.
+
+    It needs a token with write access: HF_TOKEN, or that of `hf auth login`. A card there that hugqueue did not write
+    is kept.
+    """
+    from producer.hub.models import push_model
+
+    click.echo(push_model(_registry(), model, repository, public=not private))
 
 
 def _with_iso_times(card: Mapping[str, Json]) -> dict[str, Json]:

@@ -27,9 +27,11 @@ def results(job: str, follow: bool, failed: bool, as_json: bool, **output: Any) 
     """Print or save a job's results in input order, one per record.
 
     Results are a table on a terminal, and JSON lines in a pipe. Records that have not run (yet) have the error code
-    `not_run`.
+    `not_run`. With -o hf:ORG/NAME this waits for a running job, and goes on with an upload that was cut off.
     """
     from producer.cli.show_results import show_failures, show_results, stream_results
+    from producer.hub.checks import check_hub_output
+    from producer.outputs.hub_target import HubOutput
     from producer.outputs.targets import open_target
 
     if follow and (failed or output["output"] is not None):
@@ -38,6 +40,13 @@ def results(job: str, follow: bool, failed: bool, as_json: bool, **output: Any) 
         handle = client.job(job)
         found = handle.state
         target = open_target(found.spec, **output)
+        if isinstance(target, HubOutput):
+            from producer.cli.hub_upload import upload_job
+
+            if failed:
+                raise UsageError("--failed writes a single file: name it with -o FILE.")
+            check_hub_output(target, client.connection.settings, begun=True)
+            sys.exit(upload_job(client, handle, target, notify))
         if not found.status.finished:
             if follow:
                 sys.exit(stream_results(handle))
@@ -59,12 +68,17 @@ def retry(job: str, wait: bool, keep_alive: str | None, as_json: bool, **output:
     or if no Redis is configured, waits and prints the results.
     """
     from producer.cli.run_submit import print_accepted, wait_and_show
+    from producer.hub.checks import check_hub_output, prepare_hub_output
+    from producer.outputs.hub_target import HubOutput
     from producer.outputs.targets import open_target
 
     with open_client(replace_outdated=True, keep_alive=keep_alive) as client:
         handle = client.job(job)
         job, spec = handle.id, handle.state.spec
         target = open_target(spec, **output)
+        if isinstance(target, HubOutput):
+            check_hub_output(target, client.connection.settings, begun=True)
+            prepare_hub_output(target, client.connection.settings, job)
         if not handle.retry() and handle.state.status is JobStatus.COMPLETED:
             notify(f"Job {job}: all records succeeded; there is nothing to retry.")
         if wait or target or client.embedded:

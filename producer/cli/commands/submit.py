@@ -16,6 +16,7 @@ from producer.cli.options import (
     param_option,
     part_format_option,
     priority_option,
+    public_option,
     quoting_option,
     revision_option,
     task_option,
@@ -86,6 +87,7 @@ from producer.cli.text_option import text_option
         help="Name of the column (or key) that results add for the output.",
     ),
     csv_safe_option,
+    public_option,
     click.option(
         "--wait/--no-wait", default=None, help="Wait for the job and print the results, or return once it is accepted."
     ),
@@ -133,16 +135,19 @@ def submit(
     """Run records through a model.
 
     INPUT is a .txt (one record per line), .jsonl, .json, .csv, .tsv or .parquet file, optionally gzipped, or - for
-    standard input; a URL such as s3://bucket/texts/*.parquet; or a dataset on the Hub such as hf:ORG/NAME:train. For
-    tasks over images or audio, INPUT is the files themselves, directories of them, or lists of their paths.
+    standard input; a URL such as s3://bucket/texts/*.parquet; or a dataset on the Hub, hf:ORG/NAME[:CONFIG][:SPLIT].
+    For tasks over images or audio, INPUT is the files themselves, directories of them, or lists of their paths.
 
     If a Redis is configured, this prints the job id and returns. With --wait or -o, or without a configured Redis, it
     waits and shows the results: a table on a terminal, JSON lines in a pipe.
+
+    With -o hf:ORG/NAME[:SPLIT], results are uploaded to a dataset on the Hub while the job runs.
 
     \b
       producer submit --task fill-mask sentences.txt
       producer submit --task embedding articles.jsonl --column body -o vectors.npy
       producer submit --task text-generation talks.csv --template 'Sum up: {body}'
+      producer submit --task sentiment-analysis hf:ORG/REVIEWS --column text -o hf:ORG/LABELS
       producer submit --format openai requests.jsonl -o responses.jsonl
       cat reviews.txt | producer submit --task sentiment-analysis - > labels.jsonl
 

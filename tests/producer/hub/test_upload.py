@@ -1,0 +1,276 @@
+"""Jobs from the Hub to the Hub, against a server that stands in for it: commits, interruptions, refusals."""
+
+import io
+import json
+import re
+import signal
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from common.redis import keys
+from tests.support.hub_repositories import Fault, HubRepositories, Repository
+from tests.support.processes import RedisServer, Shell, Workers, wait_until
+
+TEXTS = [f"text {number}" for number in range(60)]
+ECHO = ("submit", "--task", "test-echo", "hf:org/reviews", "--column", "text", "--chunk-size", "5")
+
+
+def table(texts: list[str]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), sink)
+    return sink.getvalue()
+
+
+@pytest.fixture
+def hub() -> Iterator[HubRepositories]:
+    with HubRepositories() as found:
+        files = {"data/train-00000-of-00002.parquet": table(TEXTS[:25])}
+        found.add_dataset("org/reviews", files | {"data/train-00001-of-00002.parquet": table(TEXTS[25:])})
+        yield found
+
+
+@pytest.fixture
+def user(hub: HubRepositories, shell: Shell) -> Shell:
+    """`producer` of the user maria."""
+    shell.environ |= hub.environ()
+    return shell
+
+
+def outputs(hub: HubRepositories, name: str = "maria/labels", split: str = "train") -> list[str]:
+    return [row["output"] for row in hub.rows(name, split)]
+
+
+def made(hub: HubRepositories, name: str = "maria/labels") -> list[str]:
+    """The messages of our commits."""
+    return [commit.message for commit in hub.datasets[name].commits if "results of job" in commit.message]
+
+
+def whole(hub: HubRepositories) -> None:
+    """Check that every record is there once, in order."""
+    assert outputs(hub) == [text.upper() for text in TEXTS]
+
+
+def test_a_job_goes_from_a_dataset_to_a_dataset(
+    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers], server: RedisServer, tmp_path: Path
+) -> None:
+    start_workers()
+    done = user.run(*ECHO, "-o", "hf:maria/labels")
+    whole(hub)
+    assert f"60 records are in {hub.url}/datasets/maria/labels (12 files of the split train)" in done.stderr
+    repository = hub.datasets["maria/labels"]
+    assert repository.private
+    assert sorted(file for file in repository.head.files if file.startswith("data/"))[:2] == [
+        "data/train-00000.parquet",
+        "data/train-00001.parquet",
+    ]
+    card = repository.head.files["README.md"].decode()
+    assert "| Records | 60 of 60, of which 0 failed |" in card
+    assert "`hf:org/reviews`" in card
+    for path, data in repository.head.files.items():
+        (tmp_path / "copy" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "copy" / path).write_bytes(data)
+    read = datasets.load_dataset(str(tmp_path / "copy"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert read["output"][:] == [text.upper() for text in TEXTS]
+    for key in server.client.scan_iter():  # the token stays with the producer
+        assert b"hf_maria" not in server.client.dump(key)
+
+
+def test_a_public_dataset_and_a_split_are_asked_for(
+    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers]
+) -> None:
+    start_workers()
+    user.run(*ECHO, "-o", "hf:lab/labels:small", "--public", "--limit", "5")
+    assert not hub.datasets["lab/labels"].private
+    assert outputs(hub, "lab/labels", "small") == [text.upper() for text in TEXTS[:5]]
+    user.run(*ECHO, "-o", "hf:lab/labels", "--limit", "10")
+    assert outputs(hub, "lab/labels", "small") == [text.upper() for text in TEXTS[:5]]
+    assert len(outputs(hub, "lab/labels")) == 10
+
+
+def test_shards_hold_several_chunks(hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers]) -> None:
+    del user.environ["HUGQUEUE_HUB_SHARD_BYTES"]
+    start_workers()
+    user.run(*ECHO, "-o", "hf:maria/labels")
+    whole(hub)
+    assert len(hub.stored) == 1
+    assert len(made(hub)) == 1
+
+
+def test_a_killed_command_goes_on_with_few_commits(
+    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers]
+) -> None:
+    user.environ |= hub.environ(seconds=1.0)
+    start_workers(HF_HUB_OFFLINE="1")
+    submit = ("submit", "--task", "test-wait", *ECHO[3:], "-p", "seconds=0.3", "--idempotency-key", "k")
+    with user.popen(*submit, "-o", "hf:maria/labels") as first:
+        wait_until(lambda: "maria/labels" in hub.datasets and len(made(hub)) >= 2, 60, "two commits")
+        first.send_signal(signal.SIGKILL)
+    before = hub.datasets["maria/labels"].head.files
+    assert 0 < len(outputs(hub)) < 60
+    again = user.run(*submit, "-o", "hf:maria/labels")
+    assert re.search(r"hf:maria/labels holds \d+ records of job [0-9a-f]{12} already", again.stderr)
+    whole(hub)
+    head = hub.datasets["maria/labels"].head.files
+    kept = [path for path in before if path.startswith("data/")]
+    assert kept and all(head[path] == before[path] for path in kept)
+    times = [commit.at for commit in hub.datasets["maria/labels"].commits if "results of job" in commit.message]
+    assert all(later - earlier > 0.9 for earlier, later in pairwise(times))
+    files = [path for commit in hub.datasets["maria/labels"].commits for path in commit.changed if "data/" in path]
+    assert len(files) == len(set(files)) == 12
+
+
+def test_a_command_killed_before_the_answer_to_its_commit_goes_on(
+    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers]
+) -> None:
+    start_workers()
+    hub.hold.clear()
+    with user.popen(*ECHO, "-o", "hf:maria/labels") as first:
+        wait_until(lambda: "maria/labels" in hub.datasets and made(hub), 60, "a commit")
+        first.send_signal(signal.SIGKILL)
+    hub.hold.set()
+    user.run("results", "@last", "-o", "hf:maria/labels")
+    whole(hub)
+    commits = made(hub)
+    assert len(commits) == len(set(commits))
+    user.run("results", "@last", "-o", "hf:maria/labels")
+    assert made(hub) == commits  # nothing was left to do
+
+
+def test_rate_limits_faults_and_lost_answers_are_retried(
+    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers]
+) -> None:
+    start_workers()
+    hub.faults += [
+        Fault("commit", 429, 2, {"Retry-After": "0.1"}),
+        Fault("commit", 503),
+        Fault("info", 502),
+        Fault("preupload", 429, headers={"Retry-After": "0"}),
+        Fault("commit", 504, after=True),
+    ]
+    user.run(*ECHO, "-o", "hf:maria/labels", "--limit", "20")
+    assert outputs(hub) == [text.upper() for text in TEXTS[:20]]
+    assert not any(fault.times for fault in hub.faults)
+    assert len(made(hub)) == len(set(made(hub)))
+
+
+def test_a_commit_that_came_first_is_kept(
+    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers]
+) -> None:
+    start_workers()
+
+    def edit(repository: Repository) -> None:
+        repository.add({"README.md": b"---\nlicense: mit\n---\n# Mine\n", "notes.txt": b"hello"})
+
+    hub.interfere.append(edit)
+    user.run(*ECHO, "-o", "hf:maria/labels")
+    whole(hub)
+    card = hub.datasets["maria/labels"].head.files["README.md"].decode()
+    assert "license: mit" in card and "# Mine" in card and "## Split train" in card
+    assert hub.datasets["maria/labels"].head.files["notes.txt"] == b"hello"
+
+
+def test_failed_records_that_a_retry_replaces_are_written_again(
+    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers], tmp_path: Path
+) -> None:
+    start_workers()
+    flag = tmp_path / "fails"
+    flag.touch()
+    failing = ("-p", f"fail={TEXTS[7]}", "-p", f"fail_while={flag}")
+    user.run(*ECHO, *failing, "-o", "hf:maria/labels", status=3)
+    assert [row["error_code"] for row in hub.rows("maria/labels")][7] == "test_failure"
+    assert "of which 1 failed" in hub.datasets["maria/labels"].head.files["README.md"].decode()
+    flag.unlink()
+    before = hub.datasets["maria/labels"].head
+    user.run("retry", "@last", "-o", "hf:maria/labels")
+    whole(hub)
+    changed = [path for path in hub.datasets["maria/labels"].head.changed if path.startswith("data/")]
+    assert changed == ["data/train-00001.parquet"]
+    assert set(hub.datasets["maria/labels"].head.files) == set(before.files)
+
+
+def test_a_cancelled_job_leaves_what_was_done_in_order(
+    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers], tmp_path: Path
+) -> None:
+    start_workers()
+    until = tmp_path / "go on"
+    job = user.submit("--task", "test-wait", *ECHO[3:], "--no-wait", "-p", f"until={until}")
+    with user.popen("results", job, "-o", "hf:maria/labels") as command:
+        user.run("cancel", job)
+        _, told = command.communicate(timeout=60)
+    assert command.returncode == 1
+    assert f"After `producer retry {job}`, `producer results {job} -o hf:maria/labels` goes on" in told
+    until.touch()
+    user.run("retry", job, "-o", "hf:maria/labels")
+    whole(hub)
+
+
+REFUSED = {
+    "no token": (None, "hf:maria/labels", "writing to the Hub needs a token: set HF_TOKEN"),
+    "unknown token": ("hf_unknown", "hf:maria/labels", "the Hub does not accept this token"),
+    "read token": ("hf_reader", "hf:maria/labels", "this token of maria may only read"),
+    "someone else's": ("hf_maria", "hf:paul/labels", "it writes for maria, lab, not for paul"),
+    "only read there": ("hf_maria", "hf:school/labels", "it writes for maria, lab, not for school"),
+    "not writable": ("hf_maria", "hf:org/reviews:labels", "this token must not write there"),
+    "gated": ("hf_maria", "hf:org/gated", "this token must not write there"),
+    "private": ("hf_maria", "hf:org/private", "does not exist (or may not be seen), and this token cannot create it"),
+    "split there": ("hf_maria", "hf:maria/full", "has a split 'train' already, files of something else (train.csv)"),
+    "split declared": ("hf_maria", "hf:maria/carded:mine", "has a split 'mine' already"),
+    "damaged card": ("hf_maria", "hf:maria/damaged", "README.md: configs: expected a list"),
+    "damaged manifest": ("hf_maria", "hf:maria/broken", ".hugqueue/train.json is damaged"),
+}
+
+
+@pytest.mark.parametrize(("token", "output", "told"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_written_is_refused_before_any_work(
+    token: str | None, output: str, told: str, hub: HubRepositories, shell: Shell, server: RedisServer
+) -> None:
+    hub.add_dataset("org/gated", {"a.csv": b"x\n"}, gated=True)
+    hub.add_dataset("org/private", {"a.csv": b"x\n"}, private=True)
+    hub.add_dataset("maria/full", {"train.csv": b"text\nx\n"})
+    hub.add_dataset("maria/damaged", {"README.md": b"---\nconfigs: x\n---\n"})
+    hub.add_dataset("maria/broken", {".hugqueue/train.json": b"{}"})
+    declared = b"---\nconfigs: [{config_name: a, data_files: [{split: mine, path: x.csv}]}]\n---\n"
+    hub.add_dataset("maria/carded", {"README.md": declared, "x.csv": b"x\n"})
+    before = {name: len(repository.commits) for name, repository in hub.datasets.items()}
+    shell.environ |= hub.environ(token)
+    (shell.directory / "in.txt").write_text("a\n")
+    done = shell.run("submit", "--task", "test-echo", "in.txt", "-o", output, status=2)
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert str(token) not in done.stderr
+    assert server.client.zcard(keys.JOBS) == 0
+    assert {name: len(repository.commits) for name, repository in hub.datasets.items()} == before
+
+
+def test_a_split_of_another_job_is_refused(
+    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers], server: RedisServer
+) -> None:
+    start_workers()
+    user.run(*ECHO, "-o", "hf:maria/labels", "--limit", "10")
+    [job] = [name.decode() for name in server.client.zrange(keys.JOBS, 0, -1)]
+    for more in ((), ("--idempotency-key", "new")):
+        done = user.run(*ECHO, *more, "-o", "hf:maria/labels", status=2)
+        assert f"has a split 'train' already, results of job {job} (data/train-00000.parquet" in done.stderr
+        assert "-o hf:maria/labels:train_2" in done.stderr
+    assert server.client.zcard(keys.JOBS) == 1
+    manifest = json.loads(hub.datasets["maria/labels"].head.files[".hugqueue/train.json"])
+    assert [(shard["first"], shard["end"]) for shard in manifest["shards"]] == [(0, 1), (1, 2)]
+
+
+def test_a_dry_run_checks_the_dataset_and_creates_nothing(
+    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers]
+) -> None:
+    start_workers()
+    user.run(*ECHO, "-o", "hf:maria/labels", "--dry-run")
+    assert "maria/labels" not in hub.datasets
+
+
+def test_not_waiting_is_refused(hub: HubRepositories, user: Shell) -> None:
+    done = user.run(*ECHO, "-o", "hf:maria/labels", "--no-wait", status=2)
+    assert "--no-wait: hf:maria/labels is written by this command" in done.stderr
