@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from common.console import INTERRUPTED
-from common.errors import HugqueueError
+from common.errors import HugqueueError, UsageError
 from common.jobs import Job
 from producer.cli.terminal import Notify, exit_status
 from producer.cli.watch import watch_submitted_job
@@ -29,6 +29,8 @@ def upload_job(client: Client, handle: JobHandle, target: HubOutput, notify: Not
     goes_on = f"`producer results {handle.id} -o {target}` goes on with the upload."
     try:
         job, interrupted = watch_submitted_job(client, handle, notify, follow)
+    except UsageError:
+        raise
     except (HugqueueError, KeyboardInterrupt):
         notify(f"Not all results of job {handle.id} are in {target}. {goes_on}")
         raise

@@ -25,8 +25,8 @@ from producer.outputs.hub_target import HubOutput
 
 CARD = "README.md"
 _YAML = re.compile(r"^---[ \t]*\r?\n.*?^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
-#: Endings of files that `datasets` reads as tables.
-_DATA = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".arrow", ".gz", ".zst")
+#: Endings of tables; repositories have files of `.txt` and `.json` for other reasons.
+_TABLES = re.compile(r"\.(parquet|arrow|jsonl|csv|tsv)(\.(gz|zst|bz2|xz))?$")
 
 
 def splits_there(card: str | None, files: Sequence[str]) -> Mapping[str, Sequence[str]]:
@@ -39,10 +39,9 @@ def splits_there(card: str | None, files: Sequence[str]) -> Mapping[str, Sequenc
     Raises:
         ValueError: the card is damaged.
     """
-    data = [file for file in files if file.endswith(_DATA)]
-    configurations = card_configurations(card or "", data)
+    configurations = card_configurations(card or "", files)
     if not configurations:
-        return default_splits(data)
+        return default_splits([file for file in files if _TABLES.search(file)])
     default = next((one for one in configurations if one.default), Configuration("default", {}))
     return default.splits
 
@@ -139,9 +138,7 @@ def _markers(target: HubOutput) -> tuple[str, str]:
 def _section(target: HubOutput, job: Job, manifest: Manifest) -> str:
     spec, run = job.spec, job.run_info
     commit = run.get("commit") or spec.revision
-    model = (
-        f"{_code(short_model(spec.model))}{f' at commit {_code(commit)}' if commit else ''}" if spec.model else "none"
-    )
+    model = _code(short_model(spec.model)) if spec.model else "none"
     done = f"{manifest.records:,} of {job.records or 0:,}"
     facts = {
         "Task": _code(spec.task),

@@ -9,7 +9,7 @@ from common.inputs.hub_configs import card_metadata
 from common.models.references import ModelRef, is_hub_id
 from common.models.registry import ModelRegistry
 from common.records import Json
-from producer.hub.repository import Head, HubRepository, text_file
+from producer.hub.repository import Head, HubRepository, added_file
 
 _CARD = "README.md"
 #: The tag by which a card is known as one of ours, which the next push replaces.
@@ -51,13 +51,14 @@ def push_model(registry: ModelRegistry, model: str, repo: str, *, public: bool) 
 
 def _upload(repository: HubRepository, directory: Path, card: Mapping[str, Json], job_id: str) -> None:
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != _CARD)
-    operations = [repository.preupload(path.relative_to(directory).as_posix(), path) for path in files]
 
     def plan(head: Head) -> list[Any]:
+        # Made anew for each attempt: they note what the repository has, and only what differs is committed.
+        operations = [added_file(path.relative_to(directory).as_posix(), path) for path in files]
         present = repository.read(_CARD, head)
         if present is not None and not _is_ours(present):
             return operations
-        return [*operations, text_file(_CARD, _public_card((directory / _CARD).read_text("utf-8"), card))]
+        return [*operations, added_file(_CARD, _public_card((directory / _CARD).read_text("utf-8"), card))]
 
     repository.commit(plan, f"Add the model of job {job_id}")
 

@@ -22,6 +22,7 @@ class Head:
 
     commit: str | None  #: None before the first one
     files: frozenset[str]
+    public: bool = False
 
 
 class HubRepository:
@@ -140,7 +141,7 @@ class HubRepository:
     def head(self) -> Head:
         """Return its latest commit."""
         info = self._call(lambda: self._api.repo_info(self.repo, repo_type=self.kind))
-        return Head(info.sha, frozenset(file.rfilename for file in info.siblings or ()))
+        return Head(info.sha, frozenset(file.rfilename for file in info.siblings or ()), info.private is False)
 
     def read(self, path: str, head: Head) -> str | None:
         """Return the text of a file at a commit; None if there is no such file."""
@@ -153,9 +154,7 @@ class HubRepository:
 
     def preupload(self, path: str, source: Path) -> Any:
         """Upload a file that a later commit adds; return that commit's operation. The file must stay until then."""
-        from huggingface_hub import CommitOperationAdd
-
-        operation = CommitOperationAdd(path_in_repo=path, path_or_fileobj=source)
+        operation = added_file(path, source)
         options = {"repo_type": self.kind, "free_memory": False}
         self._call(lambda: self._api.preupload_lfs_files(self.repo, [operation], **options), f"{self.repo}/{path}")
         return operation
@@ -191,8 +190,9 @@ class HubRepository:
         self._call(attempt)
 
 
-def text_file(path: str, text: str) -> Any:
-    """Return the operation of a commit that writes a text file."""
+def added_file(path: str, content: str | Path) -> Any:
+    """Return the operation of a commit that writes a file: a text, or what is at a path of this machine."""
     from huggingface_hub import CommitOperationAdd
 
-    return CommitOperationAdd(path_in_repo=path, path_or_fileobj=text.encode())
+    data = content.encode() if isinstance(content, str) else content
+    return CommitOperationAdd(path_in_repo=path, path_or_fileobj=data)

@@ -20,7 +20,7 @@ from common.settings import Settings
 from producer.hub.checks import open_repository, prepare_hub_output, read_manifest
 from producer.hub.dataset_card import CARD, make_card
 from producer.hub.manifest import Shard, manifest_path
-from producer.hub.repository import Head, HubRepository, text_file
+from producer.hub.repository import Head, HubRepository, added_file
 from producer.hub.shards import ShardFile, write_shards
 from producer.outputs.hub_target import HubOutput
 
@@ -102,6 +102,8 @@ class _Upload:
         self._manifest = read_manifest(repository, head, target, results.state.id)
         self._files = head.files
         self._pending: list[_Pending] = []
+        if head.public and not target.public:
+            notify(f"Warning: dataset {target.repo} is public already.")
         repository.note_commit(self._manifest.committed_at)
 
     def run(self, directory: Path, shard_bytes: int) -> Uploaded:
@@ -180,7 +182,7 @@ class _Upload:
                 raise HugqueueError(f"Another command writes job {job.id} to {self._target}; this one stops.")
             card = make_card(self._repository.read(CARD, head), sorted(self._files), self._target, job, manifest)
             text = replace(manifest, committed_at=time.time()).encode()
-            texts = [text_file(manifest_path(self._target.split), text), text_file(CARD, card)]
+            texts = [added_file(manifest_path(self._target.split), text), added_file(CARD, card)]
             return [*(pending.operation for pending in self._pending), *texts]
 
         done = f"{manifest.records:,} of {job.records or 0:,} records"

@@ -10,6 +10,7 @@ _EXPECTED = "expected hf:ORG/NAME, hf:ORG/NAME:SPLIT, or hf://datasets/ORG/NAME/
 #: As `datasets` takes them.
 _SPLIT = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _FOLDER = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
+_DEFAULT_SPLIT, _DEFAULT_FOLDER = "train", "data"
 _DATASETS, _BUCKETS = "hf://datasets/", "hf://buckets/"
 
 
@@ -18,15 +19,15 @@ class HubOutput:
     """A split of a dataset on the Hub, which the producer writes with its own token."""
 
     repo: str  #: ORG/NAME
-    split: str = "train"
-    folder: str = "data"  #: of the shards, in the repository
+    split: str = _DEFAULT_SPLIT
+    folder: str = _DEFAULT_FOLDER  #: of the shards, in the repository
     public: bool = False  #: whether a repository that is created is public
 
     def __str__(self) -> str:
         """Return its name, as `-o` takes it."""
-        if self.folder != HubOutput.folder:
+        if self.folder != _DEFAULT_FOLDER:
             return f"{_DATASETS}{self.repo}/{self.folder}"
-        return f"hf:{self.repo}" if self.split == HubOutput.split else f"hf:{self.repo}:{self.split}"
+        return f"hf:{self.repo}" if self.split == _DEFAULT_SPLIT else f"hf:{self.repo}:{self.split}"
 
     def shard(self, number: int) -> str:
         """Return the path of a shard in the repository."""
@@ -56,12 +57,12 @@ def parse_hub_output(name: str, *, public: bool = False) -> HubOutput:
     if name.startswith(_DATASETS):
         org, _, rest = name.removeprefix(_DATASETS).rstrip("/").partition("/")
         repo_name, _, folder = rest.partition("/")
-        found = HubOutput(f"{org}/{repo_name}", folder=folder or HubOutput.folder, public=public)
+        found = HubOutput(f"{org}/{repo_name}", folder=folder or _DEFAULT_FOLDER, public=public)
     elif name.startswith("hf://"):
         raise UsageError(f"-o {name}: results are written to datasets and buckets on the Hub; {_EXPECTED}.")
     else:
         repo, _, split = name.removeprefix("hf:").partition(":")
-        found = HubOutput(repo, split or HubOutput.split, public=public)
+        found = HubOutput(repo, split or _DEFAULT_SPLIT, public=public)
         if name.endswith(":"):
             raise UsageError(f"-o {name}: the name of the split is empty; {_EXPECTED}.")
     if found.repo.count("/") != 1 or not is_hub_id(found.repo):

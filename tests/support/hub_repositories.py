@@ -155,6 +155,7 @@ class Refused(Exception):
 class _Handler(BaseHTTPRequestHandler):
     hub: HubRepositories
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # headers and body in one packet: else each answer waits for an acknowledgement
 
     def log_message(self, *_: object) -> None:
         """Keep the test's output clean."""

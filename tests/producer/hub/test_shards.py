@@ -1,5 +1,6 @@
 """Shards of results: whole chunks, sizes, and what does not fit together."""
 
+import hashlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,8 @@ from producer.hub.shards import write_shards
 
 
 def chunk(number: int, size: int) -> list[ResultRow]:
-    return [ResultRow(f"{number}:{row}", f"text {row}", Outcome(f"out {row}")) for row in range(size)]
+    rows = [(f"{number}:{row}", hashlib.sha256(b"%d %d" % (number, row)).hexdigest()) for row in range(size)]
+    return [ResultRow(name, text, Outcome(text.upper())) for name, text in rows]
 
 
 def test_a_shard_holds_whole_chunks_in_order(tmp_path: Path) -> None:
@@ -29,8 +31,7 @@ def test_shards_end_with_the_chunk_that_makes_them_large_enough(tmp_path: Path) 
     one_each = list(write_shards(chunks, lambda: None, tmp_path, 1))
     assert [(shard.first, shard.end) for shard in one_each] == [(number, number + 1) for number in range(6)]
     size = one_each[0].path.stat().st_size
-    limit = pq.read_table(one_each[0].path, use_threads=False).nbytes * 2
-    again = [list(write_shards(chunks, lambda: None, tmp_path, limit)) for _ in range(2)]
+    again = [list(write_shards(chunks, lambda: None, tmp_path, 2 * size)) for _ in range(2)]
     assert again[0] == again[1]
     assert 1 < len(again[0]) < 6
     assert size < again[0][0].path.stat().st_size

@@ -4,7 +4,7 @@ import io
 import json
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.redis import keys
+from tests.support.cli_processes import Queue
 from tests.support.hub_repositories import Fault, HubRepositories, Repository
-from tests.support.processes import RedisServer, Shell, Workers, wait_until
+from tests.support.processes import Shell, wait_until
 
 TEXTS = [f"text {number}" for number in range(60)]
-ECHO = ("submit", "--task", "test-echo", "hf:org/reviews", "--column", "text", "--chunk-size", "5")
+ECHO = ("submit", "--task", "test-echo", "hf:org/reviews", "--column", "text", "--chunk-size", "10")
 
 
 def table(texts: list[str]) -> bytes:
@@ -36,10 +37,9 @@ def hub() -> Iterator[HubRepositories]:
 
 
 @pytest.fixture
-def user(hub: HubRepositories, shell: Shell) -> Shell:
+def user(hub: HubRepositories, queue: Queue, tmp_path: Path) -> Shell:
     """`producer` of the user maria."""
-    shell.environ |= hub.environ()
-    return shell
+    return Shell(queue.environ | hub.environ(), tmp_path)
 
 
 def outputs(hub: HubRepositories, name: str = "maria/labels", split: str = "train") -> list[str]:
@@ -57,12 +57,11 @@ def whole(hub: HubRepositories) -> None:
 
 
 def test_a_job_goes_from_a_dataset_to_a_dataset(
-    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers], server: RedisServer, tmp_path: Path
+    hub: HubRepositories, user: Shell, queue: Queue, tmp_path: Path
 ) -> None:
-    start_workers()
     done = user.run(*ECHO, "-o", "hf:maria/labels")
     whole(hub)
-    assert f"60 records are in {hub.url}/datasets/maria/labels (12 files of the split train)" in done.stderr
+    assert f"60 records are in {hub.url}/datasets/maria/labels (6 files of the split train)" in done.stderr
     repository = hub.datasets["maria/labels"]
     assert repository.private
     assert sorted(file for file in repository.head.files if file.startswith("data/"))[:2] == [
@@ -77,14 +76,11 @@ def test_a_job_goes_from_a_dataset_to_a_dataset(
         (tmp_path / "copy" / path).write_bytes(data)
     read = datasets.load_dataset(str(tmp_path / "copy"), split="train", cache_dir=str(tmp_path / "cache"))
     assert read["output"][:] == [text.upper() for text in TEXTS]
-    for key in server.client.scan_iter():  # the token stays with the producer
-        assert b"hf_maria" not in server.client.dump(key)
+    for key in queue.server.client.scan_iter():  # the token stays with the producer
+        assert b"hf_maria" not in queue.server.client.dump(key)
 
 
-def test_a_public_dataset_and_a_split_are_asked_for(
-    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers]
-) -> None:
-    start_workers()
+def test_a_public_dataset_and_a_split_are_asked_for(hub: HubRepositories, user: Shell) -> None:
     user.run(*ECHO, "-o", "hf:lab/labels:small", "--public", "--limit", "5")
     assert not hub.datasets["lab/labels"].private
     assert outputs(hub, "lab/labels", "small") == [text.upper() for text in TEXTS[:5]]
@@ -93,21 +89,17 @@ def test_a_public_dataset_and_a_split_are_asked_for(
     assert len(outputs(hub, "lab/labels")) == 10
 
 
-def test_shards_hold_several_chunks(hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers]) -> None:
+def test_shards_hold_several_chunks(hub: HubRepositories, user: Shell) -> None:
     del user.environ["HUGQUEUE_HUB_SHARD_BYTES"]
-    start_workers()
     user.run(*ECHO, "-o", "hf:maria/labels")
     whole(hub)
     assert len(hub.stored) == 1
     assert len(made(hub)) == 1
 
 
-def test_a_killed_command_goes_on_with_few_commits(
-    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers]
-) -> None:
+def test_a_killed_command_goes_on_with_few_commits(hub: HubRepositories, user: Shell) -> None:
     user.environ |= hub.environ(seconds=1.0)
-    start_workers(HF_HUB_OFFLINE="1")
-    submit = ("submit", "--task", "test-wait", *ECHO[3:], "-p", "seconds=0.3", "--idempotency-key", "k")
+    submit = ("submit", "--task", "test-wait", *ECHO[3:], "-p", "seconds=0.6", "--idempotency-key", "k")
     with user.popen(*submit, "-o", "hf:maria/labels") as first:
         wait_until(lambda: "maria/labels" in hub.datasets and len(made(hub)) >= 2, 60, "two commits")
         first.send_signal(signal.SIGKILL)
@@ -122,13 +114,10 @@ def test_a_killed_command_goes_on_with_few_commits(
     times = [commit.at for commit in hub.datasets["maria/labels"].commits if "results of job" in commit.message]
     assert all(later - earlier > 0.9 for earlier, later in pairwise(times))
     files = [path for commit in hub.datasets["maria/labels"].commits for path in commit.changed if "data/" in path]
-    assert len(files) == len(set(files)) == 12
+    assert len(files) == len(set(files)) == 6
 
 
-def test_a_command_killed_before_the_answer_to_its_commit_goes_on(
-    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers]
-) -> None:
-    start_workers()
+def test_a_command_killed_before_the_answer_to_its_commit_goes_on(hub: HubRepositories, user: Shell) -> None:
     hub.hold.clear()
     with user.popen(*ECHO, "-o", "hf:maria/labels") as first:
         wait_until(lambda: "maria/labels" in hub.datasets and made(hub), 60, "a commit")
@@ -142,14 +131,11 @@ def test_a_command_killed_before_the_answer_to_its_commit_goes_on(
     assert made(hub) == commits  # nothing was left to do
 
 
-def test_rate_limits_faults_and_lost_answers_are_retried(
-    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers]
-) -> None:
-    start_workers()
+def test_rate_limits_faults_and_lost_answers_are_retried(hub: HubRepositories, user: Shell) -> None:
     hub.faults += [
         Fault("commit", 429, 2, {"Retry-After": "0.1"}),
         Fault("commit", 503),
-        Fault("info", 502),
+        Fault("whoami", 502),
         Fault("preupload", 429, headers={"Retry-After": "0"}),
         Fault("commit", 504, after=True),
     ]
@@ -159,10 +145,7 @@ def test_rate_limits_faults_and_lost_answers_are_retried(
     assert len(made(hub)) == len(set(made(hub)))
 
 
-def test_a_commit_that_came_first_is_kept(
-    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers]
-) -> None:
-    start_workers()
+def test_a_commit_that_came_first_is_kept(hub: HubRepositories, user: Shell) -> None:
 
     def edit(repository: Repository) -> None:
         repository.add({"README.md": b"---\nlicense: mit\n---\n# Mine\n", "notes.txt": b"hello"})
@@ -176,9 +159,8 @@ def test_a_commit_that_came_first_is_kept(
 
 
 def test_failed_records_that_a_retry_replaces_are_written_again(
-    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers], tmp_path: Path
+    hub: HubRepositories, user: Shell, tmp_path: Path
 ) -> None:
-    start_workers()
     flag = tmp_path / "fails"
     flag.touch()
     failing = ("-p", f"fail={TEXTS[7]}", "-p", f"fail_while={flag}")
@@ -190,14 +172,11 @@ def test_failed_records_that_a_retry_replaces_are_written_again(
     user.run("retry", "@last", "-o", "hf:maria/labels")
     whole(hub)
     changed = [path for path in hub.datasets["maria/labels"].head.changed if path.startswith("data/")]
-    assert changed == ["data/train-00001.parquet"]
+    assert changed == ["data/train-00000.parquet"]
     assert set(hub.datasets["maria/labels"].head.files) == set(before.files)
 
 
-def test_a_cancelled_job_leaves_what_was_done_in_order(
-    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers], tmp_path: Path
-) -> None:
-    start_workers()
+def test_a_cancelled_job_leaves_what_was_done_in_order(hub: HubRepositories, user: Shell, tmp_path: Path) -> None:
     until = tmp_path / "go on"
     job = user.submit("--task", "test-wait", *ECHO[3:], "--no-wait", "-p", f"until={until}")
     with user.popen("results", job, "-o", "hf:maria/labels") as command:
@@ -228,7 +207,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("token", "output", "told"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_written_is_refused_before_any_work(
-    token: str | None, output: str, told: str, hub: HubRepositories, shell: Shell, server: RedisServer
+    token: str | None, output: str, told: str, hub: HubRepositories, user: Shell, queue: Queue
 ) -> None:
     hub.add_dataset("org/gated", {"a.csv": b"x\n"}, gated=True)
     hub.add_dataset("org/private", {"a.csv": b"x\n"}, private=True)
@@ -238,35 +217,32 @@ def test_what_cannot_be_written_is_refused_before_any_work(
     declared = b"---\nconfigs: [{config_name: a, data_files: [{split: mine, path: x.csv}]}]\n---\n"
     hub.add_dataset("maria/carded", {"README.md": declared, "x.csv": b"x\n"})
     before = {name: len(repository.commits) for name, repository in hub.datasets.items()}
-    shell.environ |= hub.environ(token)
-    (shell.directory / "in.txt").write_text("a\n")
-    done = shell.run("submit", "--task", "test-echo", "in.txt", "-o", output, status=2)
+    user.environ.pop("HF_TOKEN")
+    user.environ |= hub.environ(token)
+    (user.directory / "in.txt").write_text("a\n")
+    jobs = queue.server.client.zcard(keys.JOBS)
+    done = user.run("submit", "--task", "test-echo", "in.txt", "-o", output, status=2)
     assert told in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert str(token) not in done.stderr
-    assert server.client.zcard(keys.JOBS) == 0
+    assert queue.server.client.zcard(keys.JOBS) == jobs
     assert {name: len(repository.commits) for name, repository in hub.datasets.items()} == before
 
 
-def test_a_split_of_another_job_is_refused(
-    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers], server: RedisServer
-) -> None:
-    start_workers()
-    user.run(*ECHO, "-o", "hf:maria/labels", "--limit", "10")
-    [job] = [name.decode() for name in server.client.zrange(keys.JOBS, 0, -1)]
+def test_a_split_of_another_job_is_refused(hub: HubRepositories, user: Shell, queue: Queue) -> None:
+    user.run(*ECHO, "-o", "hf:maria/labels", "--limit", "20")
+    job = json.loads(user.run("status", "@last", "--json").stdout)["id"]
+    jobs = queue.server.client.zcard(keys.JOBS)
     for more in ((), ("--idempotency-key", "new")):
         done = user.run(*ECHO, *more, "-o", "hf:maria/labels", status=2)
         assert f"has a split 'train' already, results of job {job} (data/train-00000.parquet" in done.stderr
         assert "-o hf:maria/labels:train_2" in done.stderr
-    assert server.client.zcard(keys.JOBS) == 1
+    assert queue.server.client.zcard(keys.JOBS) == jobs
     manifest = json.loads(hub.datasets["maria/labels"].head.files[".hugqueue/train.json"])
     assert [(shard["first"], shard["end"]) for shard in manifest["shards"]] == [(0, 1), (1, 2)]
 
 
-def test_a_dry_run_checks_the_dataset_and_creates_nothing(
-    hub: HubRepositories, user: Shell, start_workers: Callable[..., Workers]
-) -> None:
-    start_workers()
+def test_a_dry_run_checks_the_dataset_and_creates_nothing(hub: HubRepositories, user: Shell) -> None:
     user.run(*ECHO, "-o", "hf:maria/labels", "--dry-run")
     assert "maria/labels" not in hub.datasets
 
