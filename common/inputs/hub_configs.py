@@ -97,7 +97,7 @@ def split_patterns(data_files: Any) -> dict[str, list[str]]:
     """
     if isinstance(data_files, str):
         return {"train": [data_files]}
-    items = data_files if isinstance(data_files, list) else [None]
+    items: list[Any] = data_files if isinstance(data_files, list) else [None]
     if all(isinstance(item, str) for item in items):
         return {"train": items}
     found: dict[str, list[str]] = {}
@@ -223,7 +223,7 @@ def _files_of(
 ) -> Sequence[str]:
     """Return the files of a split of a configuration; None: the default split."""
     chosen = split if split is not None or configuration is None else configuration.default_split()
-    if configuration is not None and chosen in configuration.splits:
+    if configuration is not None and chosen is not None and chosen in configuration.splits:
         return configuration.splits[chosen]
     if configuration is not None and chosen is None and configuration.splits:
         raise UsageError(
