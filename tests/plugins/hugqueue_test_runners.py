@@ -5,7 +5,8 @@
 | `test-echo` | gives the text in capitals; `-p fail=TEXT` fails the records of that text, with \
 `-p fail_while=` as long as that file is there; each batch takes \
 `-p batch_seconds=`, and `-p batch_log=` is a file that gets a line at its end |
-| `test-wait` | as echo, after `-p seconds=` per chunk, or once the file `-p until=` is there; ticks meanwhile, \
+| `test-wait` | as echo, after `-p seconds=` per chunk, or once the file `-p until=` is there (only the chunk with \
+`-p until_text=`, if that is given); ticks meanwhile, \
 every `-p tick=` seconds; `-p log=` is a file that gets each text as it is run |
 | `test-crash` | as echo, but for some texts: see `Crash`; `-p batch=` records at a time (4) |
 | `test-load` | as echo, but loading takes, kills or fails: see `Load` |
@@ -66,7 +67,7 @@ class Wait(Echo):
     def run(self, inputs, params, monitor):
         monitor.batch(range(len(inputs)))
         end = time.monotonic() + float(params.get("seconds", 0))
-        until = Path(params["until"]) if "until" in params else None
+        until = Path(params["until"]) if params.get("until_text", inputs[0]) in inputs and "until" in params else None
         if "started" in params:  # a file that says the chunk is at work
             Path(params["started"]).touch()
         while time.monotonic() < end or (until and not until.exists()):

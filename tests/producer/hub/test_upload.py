@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import signal
 from collections.abc import Iterator
 from itertools import pairwise
@@ -97,21 +96,23 @@ def test_shards_hold_several_chunks(hub: HubRepositories, user: Shell) -> None:
     assert len(made(hub)) == 1
 
 
-def test_a_killed_command_goes_on_with_few_commits(hub: HubRepositories, user: Shell) -> None:
+def test_a_killed_command_goes_on_with_few_commits(hub: HubRepositories, user: Shell, tmp_path: Path) -> None:
     user.environ |= hub.environ(seconds=1.0)
-    submit = ("submit", "--task", "test-wait", *ECHO[3:], "-p", "seconds=0.6", "--idempotency-key", "k")
-    with user.popen(*submit, "-o", "hf:maria/labels") as first:
-        wait_until(lambda: "maria/labels" in hub.datasets and len(made(hub)) >= 2, 60, "two commits")
+    until = tmp_path / "go on"
+    waiting = ("-p", f"until={until}", "-p", f"until_text={TEXTS[35]}")  # the fourth chunk
+    submit = ("submit", "--task", "test-wait", *ECHO[3:], *waiting, "--idempotency-key", "k", "-o", "hf:maria/labels")
+    with user.popen(*submit) as first:
+        wait_until(lambda: "maria/labels" in hub.datasets and len(outputs(hub)) == 30, 60, "half of the job")
         first.send_signal(signal.SIGKILL)
     before = hub.datasets["maria/labels"].head.files
-    assert 0 < len(outputs(hub)) < 60
-    again = user.run(*submit, "-o", "hf:maria/labels")
-    assert re.search(r"hf:maria/labels holds \d+ records of job [0-9a-f]{12} already", again.stderr)
+    until.touch()
+    again = user.run(*submit)
+    assert "hf:maria/labels holds 30 records of job" in again.stderr
     whole(hub)
     head = hub.datasets["maria/labels"].head.files
-    kept = [path for path in before if path.startswith("data/")]
-    assert kept and all(head[path] == before[path] for path in kept)
+    assert all(head[path] == before[path] for path in before if path.startswith("data/"))
     times = [commit.at for commit in hub.datasets["maria/labels"].commits if "results of job" in commit.message]
+    assert len(times) > 2
     assert all(later - earlier > 0.9 for earlier, later in pairwise(times))
     files = [path for commit in hub.datasets["maria/labels"].commits for path in commit.changed if "data/" in path]
     assert len(files) == len(set(files)) == 6
