@@ -5,6 +5,7 @@ was cut off goes on after the last chunk that was committed, from any machine.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from common.errors import UsageError
@@ -21,6 +22,7 @@ class Shard:
     records: int
     failed: int  #: records without an output
     round: int  #: the job's round when it was written: a retry may have replaced its failed records since
+    version: int = 0  #: that of the columns when it was written
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class Manifest:
     split: str
     shards: tuple[Shard, ...] = ()
     committed_at: float = 0.0  #: when the last commit was made, in seconds since the epoch
+    columns: Mapping[str, str] | None = None  #: the own columns of the shards and their types; None: those of the job
+    version: int = 0  #: how often values widened them: shards of an earlier version are written again in the end
 
     @property
     def next_chunk(self) -> int:

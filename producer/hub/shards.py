@@ -4,7 +4,8 @@ A shard holds whole chunks and ends with the first that makes it large enough. S
 alone, not on when they arrive.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,49 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import HugqueueError
-from common.results import ResultRow
-from producer.outputs.parquet import to_table
+from common.jobs import JobSpec
+from common.own_columns import ColumnMisfit
+from common.payloads.result_tables import ResultTable
+from common.results import ResultLayout, ResultRow
 
 #: Rows and bytes in memory after which a row group is written.
 _GROUP_ROWS = 8192
 _GROUP_BYTES = 64 * 1024 * 1024
+
+
+class Columns:
+    """The columns of all shards. A value that fits none of the known types widens them, for all later shards."""
+
+    def __init__(
+        self, spec: JobSpec, output_type: Callable[[], Any], known: Mapping[str, str] | None = None, version: int = 0
+    ) -> None:
+        """Begin with the columns that are known.
+
+        Args:
+            spec: of the job.
+            output_type: returns the Arrow type of the outputs, None for JSON text; called once there is a chunk.
+            known: own columns and their types, as earlier shards widened them; None: those of the job.
+            version: how often they did that.
+        """
+        self._layout, self._output_type = ResultLayout.of(spec), output_type
+        self.types = spec.columns if known is None else known
+        self.version = version
+        self._table: ResultTable | None = None
+
+    def build(self, rows: Sequence[ResultRow]) -> pa.Table:
+        """Return the table of some rows.
+
+        Raises:
+            pyarrow.ArrowException, TypeError, ValueError: an output is not of the declared type.
+        """
+        if self._table is None:
+            self._table = ResultTable(self._layout, self.types, self._output_type())
+        while True:
+            try:
+                return self._table.build(rows)
+            except ColumnMisfit as misfit:
+                self._table = self._table.widened(misfit)
+                self.types, self.version = self._table.columns, self.version + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +69,19 @@ class ShardFile:
     end: int  #: the chunk after its last one
     records: int
     failed: int
+    version: int  #: that of its columns
 
 
 class _OpenShard:
-    """A shard that is being written."""
+    """A shard that is being written; all of its chunks have the same columns."""
 
-    def __init__(self, path: Path, first: int, group_bytes: int) -> None:
-        self._path, self._first, self._end = path, first, first
+    def __init__(self, directory: Path, first: int, columns_version: int, group_bytes: int) -> None:
+        self.version = columns_version
+        self._first, self._end = first, first
         self._group_bytes = group_bytes
         self._groups: list[Any] = []  #: tables of the next row group
         self._writer: Any = None
-        self._stream = path.open("wb")
+        self._stream = tempfile.NamedTemporaryFile(dir=directory, suffix=".parquet", delete=False)  # noqa: SIM115
         self._records = self._failed = 0
 
     def add(self, table: Any, rows: Sequence[ResultRow]) -> None:
@@ -61,7 +101,8 @@ class _OpenShard:
         self._write_group()
         self._writer.close()
         self._stream.close()
-        return ShardFile(self._path, self._first, self._end, self._records, self._failed)
+        path = Path(self._stream.name)
+        return ShardFile(path, self._first, self._end, self._records, self._failed, self.version)
 
     def discard(self) -> None:
         with suppress(OSError, ValueError, pa.ArrowException):
@@ -70,38 +111,37 @@ class _OpenShard:
     def _write_group(self) -> None:
         if not self._groups:
             return
-        try:
-            table = pa.concat_tables(self._groups)
-            if self._writer is None:
-                self._writer = pq.ParquetWriter(self._stream, table.schema, compression="zstd")
-            self._writer.write_table(table.cast(self._writer.schema))
-        except (pa.ArrowException, ValueError) as error:
-            raise HugqueueError(
-                f"Chunks {self._first} to {self._end - 1} have columns of different types: {error}"
-            ) from error
+        table = pa.concat_tables(self._groups)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._stream, table.schema, compression="zstd")
+        self._writer.write_table(table)
         self._groups = []
 
 
 def write_shards(
-    chunks: Iterable[tuple[int, Sequence[ResultRow]]], output_type: Callable[[], Any], directory: Path, max_bytes: int
+    chunks: Iterable[tuple[int, Sequence[ResultRow]]], columns: Columns, directory: Path, max_bytes: int
 ) -> Iterator[ShardFile]:
     """Write chunks to shards; yield each when it is complete.
 
     Args:
         chunks: numbers and rows of chunks, each the one after the last.
-        output_type: returns the Arrow type of the outputs, None for JSON text; called once there is a chunk.
+        columns: those of the shards. A chunk that widens them begins another shard.
         directory: where the files are written; whoever takes one deletes it.
         max_bytes: a shard ends with the chunk that makes it as large as this.
 
     Raises:
-        HugqueueError: the columns of the chunks do not fit together.
+        HugqueueError: an output is not of the type that its task declares.
     """
     shard: _OpenShard | None = None
     try:
         for number, rows in chunks:
+            table = _build(columns, number, rows)
+            if shard is not None and shard.version != columns.version:
+                complete, shard = shard.finish(), None
+                yield complete
             if shard is None:
-                shard = _OpenShard(directory / f"{number}.parquet", number, min(_GROUP_BYTES, max_bytes))
-            shard.add(to_table(rows, output_type()), rows)
+                shard = _OpenShard(directory, number, columns.version, min(_GROUP_BYTES, max_bytes))
+            shard.add(table, rows)
             if shard.size >= max_bytes:
                 complete, shard = shard.finish(), None
                 yield complete
@@ -111,3 +151,10 @@ def write_shards(
     finally:
         if shard is not None:
             shard.discard()
+
+
+def _build(columns: Columns, number: int, rows: Sequence[ResultRow]) -> pa.Table:
+    try:
+        return columns.build(rows)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise HugqueueError(f"Chunk {number}: an output is not of the declared type: {error}") from error

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +20,7 @@ from producer.hub.checks import open_repository, prepare_hub_output, read_manife
 from producer.hub.dataset_card import CARD, make_card
 from producer.hub.manifest import Shard, manifest_path
 from producer.hub.repository import Head, HubRepository, added_file
-from producer.hub.shards import ShardFile, write_shards
+from producer.hub.shards import Columns, ShardFile, write_shards
 from producer.outputs.hub_target import HubOutput
 
 OnWait = Callable[[Job], None]
@@ -101,7 +100,9 @@ class _Upload:
         head = repository.head()
         self._manifest = read_manifest(repository, head, target, results.state.id)
         self._files = head.files
-        self._pending: list[_Pending] = []
+        self._pending: dict[str, _Pending] = {}  #: by the shard's path in the repository
+        known = self._manifest
+        self._columns = Columns(results.state.spec, results.output_type, known.columns, known.version)
         if head.public and not target.public:
             notify(f"Warning: dataset {target.repo} is public already.")
         repository.note_commit(self._manifest.committed_at)
@@ -112,28 +113,38 @@ class _Upload:
             self._notify(
                 f"{self._target} holds {self._manifest.records:,} records of job {self._manifest.job} already."
             )
-        output_type = cache(self._results.output_type)
-        for stale in self._stale():
-            chunks = islice(self._chunks(stale.first), stale.end - stale.first)
-            for file in write_shards(chunks, output_type, directory, _NO_LIMIT):
-                self._add(file, stale.file)
+        for shard in self._manifest.shards:
+            if self._is_stale(shard):
+                self._rewrite(shard, directory)
         number = len(self._manifest.shards)
-        for file in write_shards(self._chunks(self._manifest.next_chunk), output_type, directory, shard_bytes):
+        for file in write_shards(self._chunks(self._manifest.next_chunk), self._columns, directory, shard_bytes):
             self._add(file, self._target.shard(number))
             number += 1
+        for shard in self._shards():
+            if shard.version != self._columns.version:
+                self._rewrite(shard, directory)
         if self._pending:
             self._wait()
             self._commit()
         return self._finish()
 
-    def _stale(self) -> list[Shard]:
-        """Return the shards to be written again: a retry replaced records in them, or they are gone."""
-        now = self._results.state.round
-        return [
-            shard
-            for shard in self._manifest.shards
-            if (shard.failed and shard.round < now) or shard.file not in self._files
-        ]
+    def _is_stale(self, shard: Shard) -> bool:
+        """Whether a shard is to be written again: a retry replaced records in it, or it is gone."""
+        retried = shard.failed > 0 and shard.round < self._results.state.round
+        return retried or shard.file not in self._files
+
+    def _rewrite(self, shard: Shard, directory: Path) -> None:
+        # All of its values are read before it is written: a shard that they widen would end there.
+        for _, rows in islice(self._chunks(shard.first), shard.end - shard.first):
+            self._columns.build(rows)
+        chunks = islice(self._chunks(shard.first), shard.end - shard.first)
+        for file in write_shards(chunks, self._columns, directory, _NO_LIMIT):
+            self._add(file, shard.file)
+
+    def _shards(self) -> tuple[Shard, ...]:
+        """Return the shards that the repository holds or will hold after the next commit, in order."""
+        found = {shard.file: shard for shard in self._manifest.shards}
+        return tuple((found | {path: pending.shard for path, pending in self._pending.items()}).values())
 
     def _chunks(self, first: int) -> Iterator[tuple[int, list[ResultRow]]]:
         """Yield the numbers and rows of chunks from `first` up to the first that was not run."""
@@ -154,8 +165,9 @@ class _Upload:
 
     def _add(self, file: ShardFile, path: str) -> None:
         operation = self._repository.preupload(path, file.path)
-        shard = Shard(path, file.first, file.end, file.records, file.failed, self._results.state.round)
-        self._pending.append(_Pending(shard, file.path, operation))
+        round = self._results.state.round
+        shard = Shard(path, file.first, file.end, file.records, file.failed, round, file.version)
+        self._pending[path] = _Pending(shard, file.path, operation)
         self._commit_if_due()
 
     def _commit_if_due(self) -> None:
@@ -169,10 +181,8 @@ class _Upload:
 
     def _commit(self) -> None:
         """Add the pending shards in one commit."""
-        shards = {shard.file: shard for shard in self._manifest.shards}
-        shards |= {pending.shard.file: pending.shard for pending in self._pending}
-        manifest = replace(self._manifest, shards=tuple(shards.values()))
-        job = self._results.state
+        columns, job = self._columns, self._results.state
+        manifest = replace(self._manifest, shards=self._shards(), columns=columns.types, version=columns.version)
 
         def plan(head: Head) -> list[Any] | None:
             there = read_manifest(self._repository, head, self._target, job.id)
@@ -183,13 +193,13 @@ class _Upload:
             card = make_card(self._repository.read(CARD, head), sorted(self._files), self._target, job, manifest)
             text = replace(manifest, committed_at=time.time()).encode()
             texts = [added_file(manifest_path(self._target.split), text), added_file(CARD, card)]
-            return [*(pending.operation for pending in self._pending), *texts]
+            return [*(pending.operation for pending in self._pending.values()), *texts]
 
         done = f"{manifest.records:,} of {job.records or 0:,} records"
         self._repository.commit(plan, f"Add results of job {job.id}: {done}")
-        for pending in self._pending:
+        for pending in self._pending.values():
             pending.path.unlink(missing_ok=True)
-        self._manifest, self._pending = manifest, []
+        self._manifest, self._pending = manifest, {}
         self._notify(f"{done} are in {self._target}")
 
     def _finish(self) -> Uploaded:

@@ -23,7 +23,8 @@ ECHO = ("submit", "--task", "test-echo", "hf:org/reviews", "--column", "text", "
 
 def table(texts: list[str]) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pa.table({"text": texts}), sink)
+    stars = pa.array([len(text) for text in texts], pa.int8())
+    pq.write_table(pa.table({"text": texts, "stars": stars}), sink)
     return sink.getvalue()
 
 
@@ -75,6 +76,8 @@ def test_a_job_goes_from_a_dataset_to_a_dataset(
         (tmp_path / "copy" / path).write_bytes(data)
     read = datasets.load_dataset(str(tmp_path / "copy"), split="train", cache_dir=str(tmp_path / "cache"))
     assert read["output"][:] == [text.upper() for text in TEXTS]
+    assert read["text"][:] == TEXTS
+    assert read.features["stars"].dtype == "int8"
     for key in queue.server.client.scan_iter():  # the token stays with the producer
         assert b"hf_maria" not in queue.server.client.dump(key)
 
@@ -188,6 +191,21 @@ def test_a_cancelled_job_leaves_what_was_done_in_order(hub: HubRepositories, use
     until.touch()
     user.run("retry", job, "-o", "hf:maria/labels")
     whole(hub)
+
+
+def test_columns_that_later_records_widen_are_the_same_in_all_files(
+    hub: HubRepositories, user: Shell, tmp_path: Path
+) -> None:
+    rows = [{"text": "a", "n": 1}] * 10 + [{"text": "b", "n": 2.5}] * 10 + [{"text": "c", "n": 3, "more": [1]}] * 10
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    user.run("submit", "--task", "test-echo", "in.jsonl", "--chunk-size", "10", "-o", "hf:maria/labels")
+    found = hub.rows("maria/labels")
+    assert [{key: row[key] for key in ("text", "n", "more")} for row in found] == [
+        {"text": row["text"], "n": float(row["n"]), "more": row.get("more")} for row in rows
+    ]
+    files = hub.datasets["maria/labels"].head.files
+    shards = [files[path] for path in files if path.startswith("data/")]
+    assert len({str(pq.read_schema(io.BytesIO(shard))) for shard in shards}) == 1
 
 
 REFUSED = {
