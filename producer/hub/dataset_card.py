@@ -143,7 +143,8 @@ def _section(target: HubOutput, job: Job, manifest: Manifest) -> str:
     facts = {
         "Task": _code(spec.task),
         "Model": f"{model} at commit {_code(commit)}" if commit else model,
-        "Parameters": ", ".join(_code(f"{name}={_text(value)}") for name, value in spec.params.items()) or "none",
+        "Parameters": ", ".join(_code(f"{name}={_text(value)}") for name, value in spec.shown_params.items()) or "none",
+        **({"Vectors": _code(run["vectors"])} if run.get("vectors") else {}),
         "Input": ", ".join(map(_code, map(_public_name, spec.inputs))) or "Python objects",
         "Records": f"{done}, of which {manifest.failed:,} failed",
         "Job": f"{_code(job.id)}, submitted {iso_time(spec.created_at)}",

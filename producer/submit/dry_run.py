@@ -116,7 +116,7 @@ def make_dry_run_report(plan: SubmitPlan, notify: Callable[[str], None]) -> DryR
         bad_examples=tuple(bad),
         served=served,
         who_serves=who,
-        params=dict(spec.params),
+        params=spec.shown_params,
         prompts=tuple(prompts),
     )
 

@@ -45,7 +45,9 @@ def read_ranges(path: Path) -> Ranges:
         if path.stat().st_size > _MAX_BYTES:
             raise UsageError(f"{where}: expected {_EXPECTED}, found a file of {path.stat().st_size:,} bytes.")
         data = path.read_bytes()
-    return _ranges(_parse_npy(data, where) if path.suffix.lower() == ".npy" else _parse_json(data, where), path, where)
+    return _ranges(
+        _parse_npy(data, where) if path.suffix.lower() == ".npy" else _parse_json(data, where), path.name, where
+    )
 
 
 def _parse_npy(data: bytes, where: str) -> Any:
@@ -72,7 +74,7 @@ def _rows(value: Json) -> Any:
     return [value["min"], value["max"]] if is_object else value
 
 
-def _ranges(rows: Any, source: object, where: str) -> Ranges:
+def _ranges(rows: Any, source: str, where: str) -> Ranges:
     import numpy as np
 
     try:
@@ -85,6 +87,6 @@ def _ranges(rows: Any, source: object, where: str) -> Ranges:
     with np.errstate(over="ignore"):  # refused below, as infinity
         low, high = found.astype(np.float32)
     try:
-        return Ranges(one_line(str(source), 500), short_floats(low), short_floats(high))
+        return Ranges(one_line(source, 500), short_floats(low), short_floats(high))
     except ValueError as error:
         raise UsageError(f"{where}: {error}.") from error

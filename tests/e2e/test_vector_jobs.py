@@ -62,7 +62,7 @@ def test_two_workers_quantize_with_the_same_ranges(
     # The same ranges, for the vectors of other texts: from the status of the job.
     (tmp_path / "ranges.json").write_text(json.dumps(status["ranges"]))
     again = submit(shell, source, tmp_path / "again.npy", "precision=int8", f"ranges={tmp_path / 'ranges.json'}")
-    assert again["params"]["ranges"] == str(tmp_path / "ranges.json")
+    assert again["params"]["ranges"] == "ranges.json"
     difference = np.abs(np.load(tmp_path / "again.npy").astype(int) - found)
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 

@@ -1,6 +1,7 @@
 """Cards of datasets of results: made, and updated without a change to what the user wrote."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -50,6 +51,13 @@ def test_a_new_card_tells_what_was_done() -> None:
         "tags": ["hugqueue"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
     }
+
+
+def test_a_card_names_the_ranges_of_vectors_without_their_numbers() -> None:
+    params = {"precision": "int8", "ranges": {"source": "r.npy", "min": [0.125] * 384, "max": [0.5] * 384}}
+    job = replace(JOB, spec=replace(SPEC, params=params), run_info={"vectors": "int8, ranges from r.npy"})
+    text = make_card(None, (), TARGET, job, MANIFEST)
+    assert "| Parameters | `precision=int8`, `ranges=r.npy` |\n| Vectors | `int8, ranges from r.npy` |" in text
 
 
 def test_a_card_that_is_up_to_date_does_not_change() -> None:
