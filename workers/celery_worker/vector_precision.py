@@ -87,10 +87,11 @@ class VectorPrecision:
         Args:
             own: the vectors of this chunk, of shape (vectors, dimensions).
         """
-        found, chunks, count = [], 0, 0
+        found, chunks, count = [], [], 0
         for chunk, vectors in self._first_chunks(own):
             found.append(vectors)
-            chunks, count = chunk + 1, count + len(vectors)
+            chunks.append(chunk + 1)
+            count += len(vectors)
             if count >= _ENOUGH:
                 break
         if count < 2:
@@ -99,7 +100,7 @@ class VectorPrecision:
                 f"precision={self._job.spec.params['precision']} needs the ranges of at least two vectors, and the "
                 f"first chunks of this job have {count}. Name a file with ranges: -p ranges=FILE.",
             )
-        source = "chunk 1" if chunks == 1 else f"chunks 1 to {chunks:,}"
+        source = f"chunk {chunks[0]:,}" if len(chunks) == 1 else f"chunks {chunks[0]:,} to {chunks[-1]:,}"
         unit = "pieces" if "split_tokens" in self._job.spec.params else "records"
         ranges = ranges_of(np.concatenate(found), f"{source} ({count:,} {unit})")
         noted = self._held.retry(lambda: self._ledger.note_ranges(self._job.id, NotedRanges(uuid.uuid4().hex, ranges)))
@@ -108,8 +109,10 @@ class VectorPrecision:
         return noted
 
     def _first_chunks(self, own: Any) -> Iterable[tuple[int, Any]]:
-        """Yield the job's first chunks that have vectors, with these, of shape (vectors, dimensions)."""
-        for chunk in range(min(self._job.chunks or 0, _MAX_CHUNKS)):
-            vectors = own if chunk == self._held.lease.chunk else vectors_in(self._run(chunk))
+        """Yield the job's first chunks that have vectors, with these: (vectors, dimensions); this one at last."""
+        mine = self._held.lease.chunk
+        first = range(min(self._job.chunks or 0, _MAX_CHUNKS))
+        for chunk in (*first, *(() if mine in first else (mine,))):
+            vectors = own if chunk == mine else vectors_in(self._run(chunk))
             if len(vectors):
                 yield chunk, vectors

@@ -139,6 +139,16 @@ def test_a_chunk_without_vectors_notes_nothing(store: JobStore, ledger: Ledger) 
     np.testing.assert_array_equal(outputs(chunks.convert(1)), chunks.expected(1, 1))
 
 
+def test_a_job_that_begins_with_many_bad_chunks_takes_the_first_vectors_it_has(store: JobStore, ledger: Ledger) -> None:
+    chunks = Chunks(store, ledger, *[vectors_of(0, 0)] * 101, vectors_of(1))
+    for lease in chunks.held[:-1]:
+        ledger.commit(lease.lease, Counts(0, 1), {})
+    found = chunks.convert(101)
+    np.testing.assert_array_equal(outputs(found), chunks.expected(101, 101))
+    assert chunks.ran == list(range(100))
+    assert found.run_info["vectors"] == "int8, ranges from chunk 102 (120 records)"
+
+
 def test_a_single_vector_has_no_ranges_and_fails_the_job(store: JobStore, ledger: Ledger) -> None:
     chunks = Chunks(store, ledger, vectors_of(0, 1), vectors_of(1, 0))
     with pytest.raises(ModelError, match=r"at least two vectors.*have 1.*-p ranges=FILE") as caught:
