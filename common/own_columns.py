@@ -7,7 +7,7 @@ its input as its only one.
 
 import base64
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -73,10 +73,10 @@ class Keep:
             return row
         return {name: row[name] for name in row if name in self.names}
 
-    def clash(self, names: Iterable[str]) -> str | None:
-        """Return a kept column that has the name of an added one, None if there is no such column."""
-        added = {self.output, *ADDED}
-        return next((name for name in self.chosen(names) if name in added), None)
+    def clashes(self, names: Container[str]) -> list[str]:
+        """Return the kept columns that have the name of an added one."""
+        added = (self.output, *ADDED)
+        return [name for name in added if name in names and (self.names is None or name in self.names)]
 
     def check(self, names: Sequence[str], label: str) -> None:
         """Check the columns of a whole input.
@@ -93,8 +93,8 @@ class Keep:
             raise UsageError(
                 f"{label} has more than one column {doubled!r}; rename one of them, or choose others with --keep."
             )
-        if (name := self.clash(names)) is not None:
-            raise UsageError(f"{label} has {self.describe_clash(name)}.")
+        if found := self.clashes(names):
+            raise UsageError(f"{label} has {self.describe_clash(found[0])}.")
 
     def describe_clash(self, name: str) -> str:
         """Return what is wrong with a column, and what helps."""

@@ -11,11 +11,11 @@ from common.inputs.csv import csv_records
 from common.inputs.json_array import json_file_records
 from common.inputs.media import attach_files, is_list_of_paths, media_file_records
 from common.inputs.record_builder import RecordBuilder
-from common.inputs.sampling import columns_of
+from common.inputs.sampling import columns_of, file_columns
 from common.inputs.sources import ReadProgress, Source, expand, find_sources, open_bytes
 from common.inputs.templated_records import refuse_unknown_columns
 from common.inputs.text import json_records, text_records
-from common.own_columns import KEEP_NONE, TEXT, Columns, Keep, merge_columns
+from common.own_columns import KEEP_NONE, Columns, Keep, merge_columns
 from common.records import Record
 from common.tasks import Task
 from common.template import TEMPLATE_FIELD, Template
@@ -28,6 +28,7 @@ class Inputs:
     task: Task
     #: what builds the records of a file, or the name of a file that is itself a record
     parts: tuple[RecordBuilder | str, ...]
+    keep: Keep = KEEP_NONE  #: which columns records carry for their results
 
     def check(self, max_record_bytes: int) -> dict[str, str]:
         """Read the first records of each input to find errors of whole files before any work.
@@ -45,7 +46,7 @@ class Inputs:
         for part in self.parts:
             if isinstance(part, str):
                 next(media_file_records(part, str(self.task.media)))
-                found.append((part, {str(self.task.media): TEXT}))
+                found.append((part, file_columns(str(self.task.media), self.keep, part)))
                 continue
             _check_options(part)
             if part.source.is_reopenable:
@@ -120,7 +121,7 @@ def find_inputs(
         template=template,
         keep=keep,
     )
-    return Inputs(task, tuple(builder(next(sources)) if has_records(name) else name for name in names))
+    return Inputs(task, tuple(builder(next(sources)) if has_records(name) else name for name in names), keep)
 
 
 def _records(builder: RecordBuilder, max_bytes: int) -> Generator[Record, None, None]:

@@ -84,22 +84,21 @@ class RecordBuilder:
             wanted = "a string or an object" if self.task.primary_field else "an object"
             what = f"expected {wanted} with {self.task.required_fields}, found {_KINDS[type(value)]}"
             return self.failed(number, Failure("bad_json", f"{self.source.location(line)}: {what}"), value)
+        id = self._id_of(row, number)
+        if clashes := self.keep.clashes(row):
+            found = f"{self.source.location(line)}: the record has {self.keep.describe_clash(clashes[0])}"
+            rest = {name: cell for name, cell in row.items() if name not in clashes}
+            return Record(id, None, Failure("column_clash", found), own=self.keep.own(rest))
         try:
             input = self.task.build_input(self._fields(row))
         except RecordError as error:
-            failure = Failure(error.code, f"{self.source.location(line)}: {error.message}")
-            return Record(self._id_of(row, number), value, failure)
-        record = Record(self._id_of(row, number), input)
-        return record if self.keep.names == () else self._with_own(record, row, line)
-
-    def _with_own(self, record: Record, row: Mapping[str, Json], line: int) -> Record:
+            return Record(id, value, Failure(error.code, f"{self.source.location(line)}: {error.message}"))
+        if self.keep.names == ():
+            return Record(id, input)
         own = self.keep.own(row)
-        if (clash := self.keep.clash(own)) is not None:
-            found = f"{self.source.location(line)}: the record has {self.keep.describe_clash(clash)}"
-            return replace(record, input=None, failure=Failure("column_clash", found))
         # What the input says is not said twice; that of an image or audio file may become another path.
-        is_input = own == own_columns(None, record.input, self.field)
-        return record if is_input and not self.task.media else replace(record, own=own)
+        is_input = own == own_columns(None, input, self.field)
+        return Record(id, input, own=None if is_input and not self.task.media else own)
 
     def text_record(self, number: int, text: str) -> Record:
         """Build the record of a line of plain text."""

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 
+from common.errors import UsageError
 from common.inputs.record_builder import RecordBuilder
 from common.json_codec import to_json
-from common.own_columns import TEXT, arrow_column, infer_columns, own_columns
+from common.own_columns import TEXT, Keep, arrow_column, infer_columns, own_columns
 from common.records import Record
 
 #: Records, and bytes of their columns as JSON, that are looked at.
@@ -24,12 +25,16 @@ def columns_of(records: Iterator[Record], builder: RecordBuilder, limit: int = S
         UsageError: a column that `--keep` names is in none of them, or one has the name of an added column.
     """
     sample = chain([next(records)], islice(records, limit - 1))
+    if builder.source.format == "txt":
+        return file_columns(builder.field, builder.keep, builder.source.label)
     if builder.keep.names == ():
         return {}
-    if builder.source.format == "txt":
-        return dict(builder.keep.own({builder.field: TEXT}))
     rows = []
     for record in _bounded(sample):
+        if record.failure is not None:
+            if record.failure.code == "column_clash":
+                raise UsageError(f"{record.failure.message}.")
+            continue
         if record.own is not None and not isinstance(record.own, Mapping):
             return {name: arrow_column(kind) for name, kind in record.own.types.items()}
         rows.append(own_columns(record.own, record.input, builder.field))
@@ -40,12 +45,21 @@ def columns_of(records: Iterator[Record], builder: RecordBuilder, limit: int = S
     return dict(builder.keep.own(found))
 
 
+def file_columns(name: str, keep: Keep, label: str) -> dict[str, str]:
+    """Return the kept columns, and their types, of records that are a line of text or a file: `name` or none.
+
+    Raises:
+        UsageError: as for `columns_of`.
+    """
+    keep.check([name], label)
+    return dict(keep.own({name: TEXT}))
+
+
 def _bounded(records: Iterable[Record]) -> Iterator[Record]:
-    """Yield the records that were read without a failure, until they take too many bytes."""
+    """Yield the records until they take too many bytes."""
     size = 0
     for record in records:
         if size > SAMPLE_BYTES:
             return
-        if record.failure is None:
-            size += len(to_json(record.input)) + (len(to_json(record.own)) if isinstance(record.own, Mapping) else 0)
-            yield record
+        size += len(to_json(record.input)) + (len(to_json(record.own)) if isinstance(record.own, Mapping) else 0)
+        yield record

@@ -9,6 +9,7 @@ import pytest
 
 from common.errors import UsageError
 from common.inputs import find_inputs
+from common.own_columns import KEEP_ALL
 from common.records import Record
 from common.tasks import TASKS
 
@@ -189,6 +190,13 @@ def test_a_cell_that_should_be_json_fails_alone(tmp_path):
         "FILE line 2: the column 'messages', column 2: not JSON: Expecting value",
     )
     assert good.input == {"messages": "plain"}
+
+
+def test_a_record_with_the_name_of_an_added_column_keeps_its_other_columns(tmp_path):
+    path = tmp_path / "a.jsonl"
+    [_, bad] = read(path, b'{"text": "good"}\n{"id": 7, "output": 1, "truncated": 2}\n', keep=KEEP_ALL)
+    assert failure_of(bad, path)[0] == "column_clash"
+    assert (bad.id, bad.input, bad.own) == (7, None, {"id": 7})
 
 
 def test_parquet_rows_fail_alone(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 
 from common.errors import UsageError
 from common.inputs import find_inputs
+from common.own_columns import Keep
 from common.tasks import TASKS
 
 FILL = TASKS["fill-mask"]
@@ -196,3 +197,19 @@ def test_standard_input_is_refused_when_it_is_read(monkeypatch):
 def test_a_named_pipe_is_not_read_by_the_check(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     find_inputs([str(tmp_path / "pipe")], FILL, format="txt").check(1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "keep", "words"),
+    [
+        ("a.jsonl", b'"x"\n{"text": "y", "output": 1}\n', Keep(None), "line 2: the record has a column 'output'"),
+        ("a.jsonl", b'{"output": 1}\n', Keep(None), "line 1: the record has a column 'output' already"),
+        ("a.txt", b"x\n", Keep(None, "text"), "has a column 'text' already"),
+        ("a.txt", b"x\n", Keep(("stars",)), "no column 'stars' (--keep); it has: text"),
+        ("a.png", b"", Keep(None, "image"), "has a column 'image' already"),
+        ("a.png", b"", Keep(("stars",)), "no column 'stars' (--keep); it has: image"),
+    ],
+)
+def test_columns_that_cannot_be_kept(tmp_path, name, data, keep, words):
+    task = TASKS["image-classification"] if name == "a.png" else FILL
+    assert words in refused(file(tmp_path / name, data), task=task, keep=keep)
