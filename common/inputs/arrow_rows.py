@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.inputs.arrow_values import is_binary, json_type, json_values, replace_undecodable
+from common.inputs.arrow_values import is_binary, json_type, json_values, replace_undecodable, row_sizes
 from common.own_columns import Keep
 from common.records import Json
 
@@ -29,8 +29,8 @@ class ArrowRows:
 
     @cached_property
     def row_bytes(self) -> int:
-        """The approximate size of a row."""
-        return int(self.batch.nbytes) // max(1, len(self.batch))
+        """The approximate size of a row, with texts that a batch holds once as often as rows have them."""
+        return int(sum(row_sizes(column).sum() for column in self.batch.columns)) // max(1, len(self.batch))
 
     @cached_property
     def json(self) -> list[dict[str, Json]]:
@@ -77,8 +77,7 @@ def kept_rows(batch: Any, keep: Keep, schema: Any, *, media: bool) -> ArrowRows 
         if media and is_file_column(column.type):
             if not pa.types.is_struct(kind):
                 continue
-            column = pc.struct_field(column, "path")
-            kind = column.type
+            column, kind = pc.struct_field(column, "path"), kind.field("path").type
         columns[name], types[name] = column, kind
     return ArrowRows(pa.RecordBatch.from_pydict(columns), types) if columns else None
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.errors import UsageError, first_line
-from common.inputs.arrow_rows import ArrowRow, is_file_column, kept_rows
+from common.inputs.arrow_rows import ArrowRow, ArrowRows, is_file_column, kept_rows
 from common.inputs.arrow_values import contains_undecodable, json_values, row_sizes
 from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source, read_errors
@@ -82,17 +82,17 @@ def records_of_batches(
         needed = builder.columns(batch.schema.names)
         for part, size in _slices(batch, slice_bytes, max_bytes):
             fits = size <= max_bytes or len(part) > 1
+            own = kept_rows(part, builder.keep, schema or batch.schema, media=builder.task.media is not None)
             if not fits or (left is not None and size > left):
-                for failed in _too_large(builder, number, part, max_bytes, whole=not fits):
-                    yield failed
-                    number += 1
-                continue
-            left = None if left is None else left - size
-            rows = kept_rows(part, builder.keep, schema or batch.schema, media=builder.task.media is not None)
-            for at, (row, blob) in enumerate(_rows(builder, number, part.select(needed), names)):
-                record = _record(plain, number, row, blob, max_bytes)
-                yield record if rows is None else replace(record, own=ArrowRow(rows, at))
-                number += 1
+                records = _too_large(builder, number, _without_long_columns(part), max_bytes, whole=not fits)
+                own = ArrowRows(_without_long_columns(own.batch), own.types) if own else None
+            else:
+                left = None if left is None else left - size
+                rows = enumerate(_rows(builder, number, part.select(needed), names), number)
+                records = (_record(plain, at, row, blob, max_bytes) for at, (row, blob) in rows)
+            for at, record in enumerate(records):
+                yield record if own is None else replace(record, own=ArrowRow(own, at))
+            number += len(part)
 
 
 def _slices(batch: Any, slice_bytes: int, max_bytes: int) -> Iterator[tuple[Any, int]]:
@@ -112,20 +112,23 @@ def _slices(batch: Any, slice_bytes: int, max_bytes: int) -> Iterator[tuple[Any,
 
 def _too_large(builder: RecordBuilder, number: int, part: Any, max_bytes: int, *, whole: bool) -> Iterator[Record]:
     """Yield the failures of rows that are not converted, with their short columns, such as the id."""
-    short = [name for name, column in zip(part.schema.names, part.columns, strict=True) if _is_short(column)]
-    columns = [json_values(part.column(name)) for name in short]
+    names = part.schema.names
+    columns = list(map(json_values, part.columns))
     for row in range(len(part)):
         failure = too_large_failure(builder.source, number + row, max_bytes)
         if not whole:
             what = "the chunk is full before this row; use a smaller --chunk-size"
             failure = Failure("too_large", f"{builder.source.location(number + row + 1)}: {what}")
-        cells = zip(short, (column[row] for column in columns), strict=True)
-        echo = {name: value for name, value in cells if not contains_undecodable(value)}
+        cells = zip(names, (column[row] for column in columns), strict=True)
+        echo = {name: value for name, value in cells if value is not None and not contains_undecodable(value)}
         yield builder.failed(number + row, failure, echo or None)
 
 
-def _is_short(column: Any) -> bool:
-    return bool((row_sizes(column) <= _ECHO_BYTES).all())
+def _without_long_columns(part: Any) -> Any:
+    """Return the batch with nulls for columns that have a long value."""
+    short = [(row_sizes(column) <= _ECHO_BYTES).all() for column in part.columns]
+    columns = [c if fits else pa.nulls(len(part), c.type) for c, fits in zip(part.columns, short, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=part.schema)
 
 
 def _rows(

@@ -19,6 +19,7 @@ from common.inputs.sources import Source
 from common.inputs.splitting import is_splittable, read_split, split_source
 from common.payloads.part_files import decode_part
 from common.records import Json, Record
+from common.results import ResultLayout
 from common.tasks import TASKS
 
 FILL = TASKS["fill-mask"]
@@ -213,4 +214,4 @@ def test_a_part_whose_rows_would_fill_the_memory_is_refused(monkeypatch: pytest.
     path = tmp_path / "part.parquet"
     pq.write_table(table, path, store_schema=False)
     with pytest.raises(PayloadError, match="bytes"):
-        decode_part(path.read_bytes(), "parquet")
+        decode_part(path.read_bytes(), "parquet", ResultLayout())

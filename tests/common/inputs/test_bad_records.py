@@ -1,6 +1,7 @@
 """Records that cannot be read: each fails alone, with its place, and those around it go on."""
 
 import gzip
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,8 +10,12 @@ import pytest
 
 from common.errors import UsageError
 from common.inputs import find_inputs
-from common.own_columns import KEEP_ALL
+from common.inputs.arrow_rows import ArrowRow
+from common.own_columns import KEEP_ALL, arrow_column
+from common.payloads.own_columns import decode_own, encode_own
+from common.payloads.result_tables import ResultTable
 from common.records import Record
+from common.results import ResultLayout, ResultRow
 from common.tasks import TASKS
 
 FILL = TASKS["fill-mask"]
@@ -209,6 +214,27 @@ def test_parquet_rows_fail_alone(tmp_path):
     assert (encoding.id, encoding.input) == ("b", {"id": "b"})
     assert failure_of(large, path)[0] == "too_large"
     assert failure_of(missing, path)[0] == "missing_field"
+
+
+def test_a_parquet_row_that_is_too_large_keeps_its_short_columns(tmp_path):
+    days = [date(2026, 1, 1), None, date(2026, 1, 3)]
+    table = pa.table({"id": [1, 2, 3], "text": ["a", "b" * 2000, "c"], "day": days})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet", keep=KEEP_ALL)
+    assert [record.failure is None for record in found] == [True, False, True]
+    columns = {field.name: arrow_column(field.type) for field in table.schema}
+    for own in ([record.own for record in found], decode_own(encode_own(found) or b"", [None] * 3)):
+        rows = [ResultRow(record.id, record.input, None, o) for record, o in zip(found, own, strict=True)]
+        kept = ResultTable(ResultLayout(), columns).fit(rows).select(table.column_names)
+        assert kept.equals(table.set_column(1, "text", [["a", None, "c"]]))
+
+
+def test_a_text_that_many_rows_share_counts_for_each_of_them(tmp_path):
+    """A chunk of them is no dictionary any more."""
+    shared = pa.array(["x" * 5000]).take(pa.array([0] * 64)).dictionary_encode()
+    pq.write_table(pa.table({"text": ["a"] * 64, "shared": shared}), tmp_path / "a.parquet")
+    [first, *_] = read(tmp_path / "a.parquet", limit=10_000, keep=KEEP_ALL)
+    assert isinstance(first.own, ArrowRow) and first.own.bytes >= 5000
 
 
 def test_parquet_strings_that_are_not_utf8_fail_alone(tmp_path):

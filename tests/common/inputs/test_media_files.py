@@ -9,6 +9,7 @@ import pytest
 
 from common.errors import UsageError
 from common.inputs import find_inputs
+from common.own_columns import KEEP_ALL
 from common.payloads.codec import decode_records, encode_records
 from common.records import Record
 from common.tasks import TASKS
@@ -77,6 +78,10 @@ def test_image_columns_of_datasets_are_read(folder: Path):
     ]
     codes = [record.failure and record.failure.code for record in records]
     assert codes == [None, None, None, "bad_image", "missing_field", "too_large"]
+    table = pq.read_table("photos.parquet")
+    kept = [record.own for record in read("photos.parquet", keep=KEEP_ALL)]
+    assert [str(kind) for kind in kept[0].types.values()] == ["string", "int64"]
+    assert [own.as_dict()["image"] for own in kept] == [path and path["path"] for path in table["image"].to_pylist()]
     pq.write_table(pa.table({"image": [PNG, JPEG]}), "plain.parquet")
     assert [record.blob for record in read("plain.parquet")] == [PNG, JPEG]
 
