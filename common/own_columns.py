@@ -93,8 +93,8 @@ class Keep:
             raise UsageError(
                 f"{label} has more than one column {doubled!r}; rename one of them, or choose others with --keep."
             )
-        if found := self.clashes(names):
-            raise UsageError(f"{label} has {self.describe_clash(found[0])}.")
+        if clashes := self.clashes(names):
+            raise UsageError(f"{label} has {self.describe_clash(clashes[0])}.")
 
     def describe_clash(self, name: str) -> str:
         """Return what is wrong with a column, and what helps."""
