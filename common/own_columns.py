@@ -7,6 +7,7 @@ its input as its only one.
 
 import base64
 import csv
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -88,8 +89,8 @@ class Keep:
         if missing:
             found = ", ".join(map(str, names)) or "none"
             raise UsageError(f"{label} has no column {missing[0]!r} (--keep); it has: {found}.")
-        listed = list(names)
-        if doubled := next((name for name in self.chosen(names) if listed.count(name) > 1), None):
+        counts = Counter(names)
+        if doubled := next((name for name in self.chosen(names) if counts[name] > 1), None):
             raise UsageError(
                 f"{label} has more than one column {doubled!r}; rename one of them, or choose others with --keep."
             )

@@ -1,6 +1,6 @@
 """Result rows: records with their outcomes, and their keys as a JSON line has them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from common.errors import ResultsLost, UsageError
@@ -67,6 +67,19 @@ class ResultLayout:
     def own(self, row: ResultRow) -> Mapping[str, Json]:
         """Return the kept columns of a record as JSON values."""
         return self.keep.own(own_columns(row.own, row.input, self.field))
+
+    def cells(self, row: ResultRow, columns: Collection[str]) -> Mapping[str, Json]:
+        """Return the kept columns of a record for a table with these columns, all of those the record's own.
+
+        An excerpt of what could not be read is no column of its own. If other records have ids, one that has none gets
+        it where they have theirs.
+        """
+        own = self.own(row)
+        if row.own is None and row.error and not isinstance(row.input, Mapping):
+            own = {name: cell for name, cell in own.items() if name in columns}
+        if self.adds_id(own) and not self.adds_id(columns):
+            own = {**own, next(name for name in (self.id_column, *ID_COLUMNS) if name in columns): row.id}
+        return own
 
     def adds_id(self, names: Iterable[str]) -> bool:
         """Whether records with these own columns get an id."""

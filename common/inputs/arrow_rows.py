@@ -9,8 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.inputs.arrow_values import is_binary, json_type, json_values, replace_undecodable, row_sizes
+from common.inputs.arrow_values import json_type, json_values, replace_undecodable, row_sizes
+from common.json_codec import as_text
 from common.own_columns import Keep
+from common.payloads.arrays import text_array
 from common.records import Json
 
 
@@ -36,7 +38,7 @@ class ArrowRows:
     def json(self) -> list[dict[str, Json]]:
         """The rows as JSON values: bytes in base64, times and decimals as text."""
         names = self.batch.schema.names
-        columns = [_json_column(self.batch.column(name)) for name in names]
+        columns = [json_cells(self.batch.column(name)) for name in names]
         return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
@@ -78,6 +80,8 @@ def kept_rows(batch: Any, keep: Keep, schema: Any, *, media: bool) -> ArrowRows 
             if not pa.types.is_struct(kind):
                 continue
             column, kind = pc.struct_field(column, "path"), kind.field("path").type
+        if not is_plain(plain_type(kind)):  # a struct without fields, or an interval: Parquet cannot hold it
+            column, kind = text_array(list(map(as_text, json_cells(column)))), pa.string()
         columns[name], types[name] = column, kind
     return ArrowRows(pa.RecordBatch.from_pydict(columns), types) if columns else None
 
@@ -92,17 +96,16 @@ def is_file_column(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _json_column(column: Any) -> list[Json]:
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if is_binary(kind):
-        return [None if value is None else base64.b64encode(value).decode() for value in column.to_pylist()]
-    return [replace_undecodable(value) for value in json_values(column)]
+def json_cells(column: Any) -> list[Json]:
+    """Return the cells as JSON values: bytes in base64, and text that is not UTF-8 as a replacement character."""
+    return [replace_undecodable(value) for value in json_values(column, lambda data: base64.b64encode(data).decode())]
 
 
 def plain_type(kind: Any) -> Any:
     """Return a type with the same values whose arrays take as much memory as their values.
 
-    Dictionaries, nulls and views can stand for any number of values in a few bytes.
+    Dictionaries, nulls and views can stand for any number of values in a few bytes. A type that has no such form, such
+    as an interval, is returned as it is.
     """
     return json_type(kind, _plain_leaf, decode=True)
 
@@ -112,9 +115,9 @@ def _plain_leaf(kind: Any) -> Any:
         return plain_type(kind.storage_type)
     if pa.types.is_null(kind):
         return pa.bool_()
-    if pa.types.is_binary_view(kind):
-        return pa.binary()
-    return kind if _is_plain_leaf(kind) else pa.string()
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
 def is_plain(kind: Any) -> bool:
@@ -131,7 +134,7 @@ def is_plain(kind: Any) -> bool:
 
 
 def _is_plain_leaf(kind: Any) -> bool:
-    if isinstance(kind, pa.BaseExtensionType) or pa.types.is_null(kind):
+    if isinstance(kind, pa.BaseExtensionType) or pa.types.is_null(kind) or pa.types.is_interval(kind):
         return False
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
     fixed = (pa.types.is_primitive, pa.types.is_fixed_size_binary, pa.types.is_decimal)

@@ -61,33 +61,37 @@ def _numbers(column: Any, null: int = 0) -> Any:
     return np.where(np.from_dlpack(column.is_null().cast(pa.int8())), null, numbers)
 
 
-def json_values(column: Any) -> list[Json]:
+def json_values(column: Any, of_bytes: Callable[[bytes], Json] | None = None) -> list[Json]:
     """Return the cells as JSON values; cells whose text is not UTF-8 are `Undecodable`.
 
     Times, durations and decimals become text at any depth: Python has no nanoseconds and no years beyond 9999, and JSON
     has neither dates nor decimals. A timestamp with an unknown time zone is converted to UTC.
+
+    Args:
+        column: an array.
+        of_bytes: what bytes become; None: their text.
     """
     column = _with_text(column)
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:
         values = [_cell(scalar) for scalar in column]
-    return [json_value(value) for value in values]
+    return [json_value(value, of_bytes or _text_of) for value in values]
 
 
-def json_value(value: Any) -> Json:
-    """Return the value as JSON: bytes as text, NaN as null, other types as their text."""
+def json_value(value: Any, of_bytes: Callable[[bytes], Json]) -> Json:
+    """Return the value as JSON: bytes as `of_bytes` says, NaN as null, other types as their text."""
     match value:
         case None | str() | bool() | int() | Undecodable():
             return value
         case float():
             return value if math.isfinite(value) else None
         case bytes():
-            return _text_of(value)
+            return of_bytes(value)
         case dict():
-            return {str(key): json_value(item) for key, item in value.items()}
+            return {str(key): json_value(item, of_bytes) for key, item in value.items()}
         case list() | tuple():
-            return [json_value(item) for item in value]
+            return [json_value(item, of_bytes) for item in value]
     return str(value)
 
 
@@ -157,13 +161,6 @@ def is_text(kind: Any) -> bool:
     named = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
     viewed = (pa.types.is_string_view, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
     return any(test(kind) for test in (*named, *viewed)) and not pa.types.is_decimal(kind)
-
-
-def is_binary(kind: Any) -> bool:
-    """Whether a value is bytes."""
-    return is_text(kind) and not any(
-        test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    )
 
 
 def _is_list(kind: Any) -> bool:

@@ -14,8 +14,7 @@ import pyarrow.compute as pc
 
 from common.errors import PayloadError
 from common.inputs.arrow_rows import ArrowRow, ArrowRows, is_plain, plain_type
-from common.inputs.arrow_values import json_values, replace_undecodable
-from common.json_codec import as_text, to_json
+from common.json_codec import to_json
 from common.own_columns import Own
 from common.payloads.arrays import text_array
 from common.payloads.codec import MAX_BYTES, MAX_EXPANDED, MAX_ROWS, VERSION, check_payload_size
@@ -103,21 +102,32 @@ def _plain(batch: Any, schema: Any) -> pa.Table:
 
 
 def plain_column(column: Any, kind: Any) -> Any:
-    """Return a column in a plain type; text that is not UTF-8 gets replacement characters."""
+    """Return a column in a plain type.
+
+    Text that is not UTF-8 gets replacement characters; a list or struct that holds such text is null.
+
+    Raises:
+        pyarrow.ArrowException: the values of its type are not all values of the other.
+    """
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
-    try:
-        column = column if column.type == kind else column.cast(kind)
-    except pa.ArrowException:  # a type that only JSON text can replace
-        return text_array([as_text(replace_undecodable(value)) for value in json_values(column)])
+    column = column if column.type == kind else column.cast(kind)
+    if is_valid(column):
+        return column
+    if pa.types.is_nested(kind):
+        whole = [number if is_valid(column.take(pa.array([number]))) else None for number in range(len(column))]
+        return column.take(pa.array(whole, pa.int64()))
+    values = column.cast(pa.large_binary()).to_pylist()
+    return pa.array([None if value is None else value.decode(errors="replace") for value in values], kind)
+
+
+def is_valid(column: Any) -> bool:
+    """Whether all text in a column is UTF-8."""
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:
-        if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
-            return pa.nulls(len(column), kind)
-        values = column.cast(pa.large_binary()).to_pylist()
-        return pa.array([None if value is None else value.decode(errors="replace") for value in values], kind)
-    return column
+        return False
+    return True
 
 
 def _column_of_inputs(table: pa.Table, inputs: Sequence[Json]) -> str | None:

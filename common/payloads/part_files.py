@@ -100,7 +100,7 @@ def decode_part(data: bytes, format: str, layout: ResultLayout, form: OutputForm
 
 def _from_lines(data: bytes, layout: ResultLayout, form: OutputForm | None) -> tuple[list[Json], list[Outcome], Any]:
     lines = [json.loads(line) for line in data.splitlines()]
-    outputs = [line.get(layout.keep.output) for line in lines]
+    outputs = [None if "error_code" in line else line.get(layout.keep.output) for line in lines]
     kind = None
     if form is not None:
         outputs = list(map(form.from_json, outputs))

@@ -10,13 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.inputs.arrow_rows import ArrowRow, ArrowRows, plain_type
-from common.inputs.arrow_values import json_values, replace_undecodable
+from common.inputs.arrow_rows import ArrowRow, ArrowRows, json_cells, plain_type
 from common.jobs import JobSpec
 from common.json_codec import as_text
 from common.own_columns import JSON, ColumnMisfit, arrow_type, fits, infer_columns, widen
 from common.payloads.arrays import column_array, text_array
-from common.payloads.own_columns import plain_column, take_rows
+from common.payloads.own_columns import is_valid, plain_column, take_rows
 from common.records import Json
 from common.results import ResultLayout, ResultRow
 
@@ -100,7 +99,7 @@ class ResultTable:
     def _own_table(self, source: ArrowRows | None, rows: list[ResultRow]) -> pa.Table:
         schema = pa.schema([self.schema.field(number) for number in range(len(self.columns))])
         if source is None:
-            values = [self.layout.own(row) for row in rows]
+            values = [self.layout.cells(row, self.columns) for row in rows]
             self._check_names(values)
             columns = [self._array(name, [value.get(name) for value in values]) for name in self.columns]
         else:
@@ -130,8 +129,12 @@ class ResultTable:
     def _converted(self, batch: Any, name: str, target: Any) -> Any:
         if name not in batch.schema.names:
             return pa.nulls(len(batch), target)
-        column = batch.column(name)
-        return column if column.type == target else convert(column, target)
+        try:
+            return convert(batch.column(name), target)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):  # such as a large integer as a float
+            if self.columns[name] == JSON:
+                raise
+            raise ColumnMisfit(name, JSON) from None
 
 
 def _source_of(row: ResultRow) -> ArrowRows | None:
@@ -139,9 +142,15 @@ def _source_of(row: ResultRow) -> ArrowRows | None:
 
 
 def convert(column: Any, target: Any) -> Any:
-    """Return a column in the type that the job declares for it: first its plain form, then that as the target."""
+    """Return a column in the type that the job declares for it: first its plain form, then that as the target.
+
+    Raises:
+        pyarrow.ArrowException, TypeError, ValueError, OverflowError: a value has no form in that type.
+    """
+    if column.type == target and is_valid(column):
+        return column
     if target == pa.string() and not pa.types.is_string(plain_type(column.type)):
-        return text_array([as_text(replace_undecodable(value)) for value in json_values(column)])
+        return text_array(list(map(as_text, json_cells(column))))
     if isinstance(target, pa.BaseExtensionType):
         return pa.ExtensionArray.from_storage(target, convert(column, target.storage_type))
     plain = plain_column(column, plain_type(target))

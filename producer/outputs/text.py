@@ -74,7 +74,7 @@ class CsvWriter(_LineWriter):
         self._rows.writerow([*self._own, *added_id, *self._outputs.names, *ADDED])
 
     def _write(self, row: ResultRow) -> None:
-        own = self._layout.own(row)
+        own = self._layout.cells(row, self._own)
         if unknown := own.keys() - self._own.keys():
             raise ColumnMisfit(min(unknown), JSON)
         error = row.error
