@@ -5,6 +5,7 @@ are JSON text. A column whose values are the inputs themselves is left out: the 
 """
 
 import json
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -22,6 +23,7 @@ from common.payloads.safe_ipc import read_stream, write_stream
 from common.records import Json, Record
 
 _ROW = "row"  #: the column of JSON text
+_PLACE = re.compile(r"[0-9]{1,9}\Z")
 _CONTENT, _KIND, _INPUT = b"content", b"kind", b"input"
 
 
@@ -63,15 +65,13 @@ def decode_own(data: bytes, inputs: Sequence[Json]) -> list[Own]:
     if table.schema.metadata[_KIND] == b"arrow":
         if left_out is not None:
             table = _with_inputs(table, left_out, inputs)
-        [batch] = table.combine_chunks().to_batches(max_chunksize=MAX_ROWS) or [_empty(table)]
-        rows = ArrowRows(batch, {field.name: field.type for field in batch.schema})
-        return [ArrowRow(rows, number) for number in range(len(batch))]
+        batches = table.combine_chunks().to_batches(max_chunksize=MAX_ROWS)
+        if len(batches) != 1:
+            raise PayloadError(f"own columns of {len(table):,} records in {len(batches):,} batches")
+        rows = ArrowRows(batches[0], {field.name: field.type for field in table.schema})
+        return [ArrowRow(rows, number) for number in range(len(table))]
     name = None if left_out is None else left_out.decode(errors="replace")
     return [_decoded(text, name, value) for text, value in zip(table[_ROW].to_pylist(), inputs, strict=True)]
-
-
-def _empty(table: pa.Table) -> Any:
-    return pa.RecordBatch.from_pylist([], table.schema)
 
 
 def gather(owns: Sequence[Own]) -> pa.Table:
@@ -150,9 +150,12 @@ def _position(table: pa.Table, name: str | None) -> str | None:
 
 def _with_inputs(table: pa.Table, left_out: bytes, inputs: Sequence[Json]) -> pa.Table:
     place, _, name = left_out.decode(errors="replace").partition(" ")
-    if not place.isdecimal() or not all(isinstance(value, str) for value in inputs):
-        raise PayloadError("own columns whose inputs are not texts")
-    return table.add_column(min(int(place), table.num_columns), name, text_array(inputs))
+    if not _PLACE.match(place) or name in table.column_names:
+        raise PayloadError(f"own columns without their column {left_out[:80]!r}")
+    try:
+        return table.add_column(min(int(place), table.num_columns), name, text_array(inputs))
+    except (TypeError, UnicodeEncodeError) as error:
+        raise PayloadError("own columns whose inputs are not texts") from error
 
 
 def _key_of_inputs(owns: Sequence[Own], inputs: Sequence[Json]) -> str | None:
@@ -207,6 +210,8 @@ def _check_schema(schema: pa.Schema) -> None:
         raise PayloadError(f"not a payload of own columns, version {VERSION.decode()}: {str(metadata)[:200]}")
     if kind == b"json" and (schema.names != [_ROW] or schema.field(0).type != pa.string()):
         raise PayloadError(f"expected the column {_ROW!r} of text, found {str(schema)[:200]}")
+    if len(set(schema.names)) < len(schema.names):
+        raise PayloadError("own columns of which two have the same name")
     for field in schema:
         if not is_plain(field.type):
             raise PayloadError(f"column {field.name[:80]!r} has the type {str(field.type)[:200]}, which is not plain")

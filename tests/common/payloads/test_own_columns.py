@@ -174,8 +174,18 @@ def forged(table: pa.Table, **metadata: str) -> bytes:
         forged(pa.table({"x": ["a"]})),
         forged(pa.table({"x": ["a", "b"]}), content="records"),
         forged(pa.table({"x": ["a", "b"]}), input="text"),
+        forged(pa.table({"x": ["a", "b"]}), input="0 x"),
+        forged(pa.table({"x": ["a", "b"]}), input="9" * 5000 + " y"),
+        forged(pa.table([pa.array([1, 2])] * 2, ["x", "x"])),
+        forged(pa.table({"x": pa.array([(1, 2, 3)] * 2, pa.month_day_nano_interval())})),
     ],
 )
 def test_a_payload_that_somebody_made_up_is_refused(data: bytes) -> None:
     with pytest.raises(PayloadError):
         decode_own(data, ["1", "2"])
+
+
+@pytest.mark.parametrize("inputs", [["\ud800", "2"], [{}, "2"], [1, 2], ["1"], []])
+def test_a_payload_of_other_inputs_is_refused(inputs: list[Any]) -> None:
+    with pytest.raises(PayloadError):
+        decode_own(forged(pa.table({"x": ["a", "b"]}), input="0 y"), inputs)
