@@ -123,12 +123,12 @@ def parse_keep(text: str | Sequence[str], output: str = OUTPUT_COLUMN) -> Keep:
 
 
 class ColumnMisfit(Exception):
-    """A value that does not fit its column, or a column that the job did not know of."""
+    """Values that do not fit their columns, or columns that the job did not know of."""
 
-    def __init__(self, name: str, kind: str) -> None:
-        super().__init__(f"a value of the column {name!r} is of the type {kind}")
-        self.name = name
-        self.kind = kind
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        """Hold the columns and the types that were found."""
+        super().__init__(f"values of these columns have other types: {dict(columns)}")
+        self.columns = columns
 
 
 # Types of columns: a word for those of JSON, or a serialized Arrow field
@@ -226,11 +226,9 @@ def _merged_across(name: str, one: str, other: str) -> str | None:
 
 
 def widen(columns: Columns, misfit: ColumnMisfit) -> dict[str, str]:
-    """Return the columns with one more, or with a type of one for all of its values."""
-    known = columns.get(misfit.name)
-    if known is None:
-        return {**columns, misfit.name: misfit.kind}
-    return {**columns, misfit.name: _merged(known, misfit.kind)}
+    """Return the columns and those of the misfit, each with a type for all of its values."""
+    found = {name: _merged(columns.get(name, kind), kind) for name, kind in misfit.columns.items()}
+    return {**columns, **found}
 
 
 def describe_type(kind: str) -> str:

@@ -78,7 +78,8 @@ class ResultLayout:
         if row.own is None and row.error and not isinstance(row.input, Mapping):
             own = {name: cell for name, cell in own.items() if name in columns}
         if self.adds_id(own) and not self.adds_id(columns):
-            own = {**own, next(name for name in (self.id_column, *ID_COLUMNS) if name in columns): row.id}
+            names = (self.id_column or "id", *ID_COLUMNS)
+            own = {**own, next(name for name in names if name in columns): row.id}
         return own
 
     def adds_id(self, names: Iterable[str]) -> bool:

@@ -5,7 +5,7 @@ back into a payload of outcomes.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from common.errors import PayloadError
 from common.inputs.arrow_values import json_values, row_sizes
 from common.inputs.parquet import dictionary_columns, open_parquet
-from common.json_codec import to_json
+from common.json_codec import as_text, to_json
 from common.output_types import OutputForm
 from common.payloads.codec import MAX_EXPANDED, MAX_ROWS, decode_failure, encode_outcomes, overlay
 from common.payloads.result_tables import ResultTable
@@ -58,19 +58,33 @@ def chunk_rows(
 
 
 def encode_part(rows: Sequence[ResultRow], table: ResultTable, format: str) -> bytes:
-    """Return the bytes of a part."""
-    if format == "jsonl":
-        return b"".join(table.layout.to_line(row).encode() + b"\n" for row in rows)
+    """Return the bytes of a part.
+
+    Raises:
+        PayloadError: the rows or the columns are not what a job has.
+    """
+    try:
+        if format == "jsonl":
+            return b"".join(table.layout.to_line(row).encode() + b"\n" for row in rows)
+        return _encode_rows(rows, table)
+    except MemoryError:  # of Arrow too
+        raise
+    except (*_DECODE_ERRORS, OverflowError) as error:
+        raise PayloadError(f"not results of a job: {str(error) or type(error).__name__:.500}") from error
+
+
+def _encode_rows(rows: Sequence[ResultRow], table: ResultTable) -> bytes:
+    form: bytes | None
+    to_cell: Callable[[Json], str | None]
     if table.is_typed:
-        return _encode_table(table.fit(rows), None)
-    if all(row.error or isinstance(row.output, str) for row in rows):
-        return _encode_table(table.fit(rows), _TEXT)
-    return _encode_table(table.fit(rows, to_json), _JSON)
-
-
-def _encode_table(table: pa.Table, form: bytes | None) -> bytes:
+        form, to_cell = None, to_json
+    elif all(row.error or isinstance(row.output, str) for row in rows):
+        form, to_cell = _TEXT, as_text
+    else:
+        form, to_cell = _JSON, to_json
+    _, found = table.fit(rows, to_cell)
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({_FORM: form} if form else None), sink, compression="zstd")
+    pq.write_table(found.replace_schema_metadata({_FORM: form} if form else None), sink, compression="zstd")
     return bytes(sink.getvalue())
 
 

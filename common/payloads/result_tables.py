@@ -10,14 +10,19 @@ from typing import Any
 
 import pyarrow as pa
 
+from common.errors import PayloadError
 from common.inputs.arrow_rows import ArrowRow, ArrowRows, json_cells, plain_type
 from common.jobs import JobSpec
 from common.json_codec import as_text
 from common.own_columns import JSON, ColumnMisfit, arrow_type, fits, infer_columns, widen
 from common.payloads.arrays import column_array, text_array
+from common.payloads.codec import MAX_EXPANDED
 from common.payloads.own_columns import is_valid, plain_column, take_rows
 from common.records import Json
 from common.results import ResultLayout, ResultRow
+
+#: What Arrow raises over a value that a type cannot hold.
+_NO_SUCH_VALUE = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
 class ResultTable:
@@ -30,11 +35,19 @@ class ResultTable:
             layout: of the job's results.
             columns: own columns and their types.
             output_type: the Arrow type of an output; None for JSON text, or plain text if it is a text.
+
+        Raises:
+            PayloadError: a type is damaged, or a column has the name of an added one.
         """
         self.layout = layout
         self.columns = {name: columns[name] for name in layout.keep.chosen(columns)}
         self._output_type = output_type
-        own = [pa.field(name, arrow_type(kind)) for name, kind in self.columns.items()]
+        if clashes := layout.keep.clashes(self.columns):
+            raise PayloadError(f"own columns with the name of an added one, {clashes[0]!r}")
+        try:
+            own = [pa.field(name, arrow_type(kind)) for name, kind in self.columns.items()]
+        except ValueError as error:
+            raise PayloadError(f"own columns of unknown types: {error}") from error
         added_id = [pa.field("id", pa.string())] if layout.adds_id(self.columns) else []
         output = pa.string() if output_type is None else output_type
         added = [
@@ -51,7 +64,7 @@ class ResultTable:
         return cls(ResultLayout.of(spec), spec.columns, output_type)
 
     def widened(self, misfit: ColumnMisfit) -> "ResultTable":
-        """Return the same columns, but one of a type for all of its values."""
+        """Return the same columns and those of the misfit, of types for all of their values."""
         return ResultTable(self.layout, widen(self.columns, misfit), self._output_type)
 
     @property
@@ -59,17 +72,22 @@ class ResultTable:
         """Whether outputs have an Arrow type of their own."""
         return self._output_type is not None
 
-    def fit(self, rows: Sequence[ResultRow], to_cell: Callable[[Json], str | None] = as_text) -> pa.Table:
-        """Return the table of some rows, its columns widened as their values require.
+    def fit(
+        self, rows: Sequence[ResultRow], to_cell: Callable[[Json], str | None] = as_text
+    ) -> tuple["ResultTable", pa.Table]:
+        """Return the columns, widened as the values of some rows require (else this object), and the table of these.
 
         Args:
             rows: of the results.
             to_cell: makes a text of an output that has no type.
+
+        Raises:
+            PayloadError, pyarrow.ArrowException, TypeError, ValueError: as for `build`.
         """
         table = self
         while True:
             try:
-                return table.build(rows, to_cell)
+                return table, table.build(rows, to_cell)
             except ColumnMisfit as misfit:
                 table = table.widened(misfit)
 
@@ -77,7 +95,8 @@ class ResultTable:
         """Return the table of some rows.
 
         Raises:
-            ColumnMisfit: an own column does not fit.
+            ColumnMisfit: own columns do not fit.
+            PayloadError: columns of a fixed size would take too much memory for values that are not there.
             pyarrow.ArrowException, TypeError, ValueError: an output is not of the declared type.
         """
         own: list[Any] = []
@@ -98,43 +117,56 @@ class ResultTable:
 
     def _own_table(self, source: ArrowRows | None, rows: list[ResultRow]) -> pa.Table:
         schema = pa.schema([self.schema.field(number) for number in range(len(self.columns))])
+        known = {} if source is None else dict(source.types)
+        _check_nulls([field.type for field in schema if known.get(field.name) != field.type], len(rows))
         if source is None:
             values = [self.layout.cells(row, self.columns) for row in rows]
-            self._check_names(values)
-            columns = [self._array(name, [value.get(name) for value in values]) for name in self.columns]
+            cells = {name: [value.get(name) for value in values] for name in self.columns}
+            misfits = [name for name, column in cells.items() if not fits(column, self.columns[name])]
+            if misfits or any(value.keys() - self.columns.keys() for value in values):
+                found = infer_columns(values)
+                raise ColumnMisfit({n: kind for n, kind in found.items() if n not in self.columns or n in misfits})
+            columns = [self._array(name, column) for name, column in cells.items()]
         else:
             batch = take_rows(source.batch, [row.own.number for row in rows if isinstance(row.own, ArrowRow)])
             columns = [self._converted(batch, name, schema.field(name).type) for name in self.columns]
         return pa.table(columns, schema=schema)
 
-    def _check_names(self, values: Iterable[Mapping[str, Json]]) -> None:
-        for value in values:
-            if unknown := value.keys() - self.columns.keys():
-                name = next(name for name in value if name in unknown)
-                [kind] = infer_columns([{name: value[name]}]).values()
-                raise ColumnMisfit(name, kind)
-
     def _array(self, name: str, values: list[Json]) -> Any:
-        kind = self.columns[name]
-        if not fits(values, kind):
-            raise ColumnMisfit(name, infer_columns({name: value} for value in values)[name])
-        target = arrow_type(kind)
+        target = arrow_type(self.columns[name])
         if target == pa.string():
             return text_array(list(map(as_text, values)))
         try:
             return pa.array(values, target)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):  # in a type of Arrow
-            raise ColumnMisfit(name, JSON) from None
+        except _NO_SUCH_VALUE:  # in a type of Arrow
+            raise ColumnMisfit({name: JSON}) from None
 
     def _converted(self, batch: Any, name: str, target: Any) -> Any:
         if name not in batch.schema.names:
             return pa.nulls(len(batch), target)
         try:
             return convert(batch.column(name), target)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):  # such as a large integer as a float
-            if self.columns[name] == JSON:
+        except _NO_SUCH_VALUE:  # such as a large integer as a float
+            if target == pa.string():
                 raise
-            raise ColumnMisfit(name, JSON) from None
+            raise ColumnMisfit({name: JSON}) from None
+
+
+def _check_nulls(kinds: Iterable[Any], rows: int) -> None:
+    """Check that nulls of these types fit into the memory: those of a fixed size take as much as values."""
+    size = rows * sum(map(_fixed_bytes, kinds))
+    if size > MAX_EXPANDED:
+        raise PayloadError(f"{rows:,} rows of own columns without values take {size:,} bytes")
+
+
+def _fixed_bytes(kind: Any) -> int:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _fixed_bytes(kind.storage_type)
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size) * _fixed_bytes(kind.value_type)
+    if pa.types.is_struct(kind):
+        return sum(_fixed_bytes(field.type) for field in kind)
+    return int(kind.byte_width) if pa.types.is_fixed_size_binary(kind) else 8
 
 
 def _source_of(row: ResultRow) -> ArrowRows | None:

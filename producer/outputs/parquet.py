@@ -25,13 +25,13 @@ class ParquetWriter(Writer):
     """The columns of a `ResultTable`.
 
     Raises:
-        ColumnMisfit: from any method, a value does not fit the type of its column; write again with a wider table.
+        ColumnMisfit: at the end, values did not fit the types of their columns; write again with the columns it names.
     """
 
     def __init__(self, path: Path, table: ResultTable) -> None:
         """Create a writer of these columns."""
         super().__init__(path)
-        self._table = table
+        self._table = self._fitting = table
 
     def _begin(self, file: AtomicFile) -> None:
         self._writer = pq.ParquetWriter(file.stream, self._table.schema, compression="zstd")
@@ -46,6 +46,8 @@ class ParquetWriter(Writer):
 
     def _finish(self) -> None:
         self._write_group()
+        if self._fitting is not self._table:
+            raise ColumnMisfit(self._fitting.columns)
         self._writer.close()
 
     def _discard(self) -> None:
@@ -55,10 +57,11 @@ class ParquetWriter(Writer):
 
     def _write_group(self) -> None:
         try:
-            table = self._table.build(self._rows)
+            self._fitting, table = self._fitting.fit(self._rows)
         except (pa.ArrowException, TypeError, ValueError) as error:
             raise HugqueueError(f"Cannot write {self.path}: an output is not of the declared type: {error}") from error
-        self._writer.write_table(table)
+        if self._fitting is self._table:  # otherwise the rest is only read for its types
+            self._writer.write_table(table)
         self._rows, self._bytes = [], 0
 
 
@@ -69,15 +72,14 @@ def to_table(rows: Callable[[], Iterable[ResultRow]], table: ResultTable) -> pa.
         rows: reads the rows; called again for wider columns.
         table: the columns.
     """
-    while True:
-        try:
-            found = iter(rows())
-            groups = [table.schema.empty_table()]
-            while group := list(islice(found, _GROUP_ROWS)):
-                groups.append(table.build(group))
-            return pa.concat_tables(groups)
-        except ColumnMisfit as misfit:
-            table = table.widened(misfit)
+    groups = [table.schema.empty_table()]
+    fitting, found = table, iter(rows())
+    while group := list(islice(found, _GROUP_ROWS)):
+        fitting, built = fitting.fit(group)
+        groups.append(built)
+        if fitting is not table:  # the rest is only read for its types
+            groups.clear()
+    return pa.concat_tables(groups) if fitting is table else to_table(rows, fitting)
 
 
 def _size(value: Json) -> int:

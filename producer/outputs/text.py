@@ -46,7 +46,7 @@ class CsvWriter(_LineWriter):
     """Own columns, then what results add, the output as in `producer.outputs.csv_cells`.
 
     Raises:
-        ColumnMisfit: a row has a column that is not among the known ones.
+        ColumnMisfit: at the end, rows had columns that are not among the known ones; write again with those it names.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class CsvWriter(_LineWriter):
         self._own = dict.fromkeys(layout.keep.chosen(columns))
         self._outputs = OutputCells(output_type, layout.keep.output, self._own)
         self._safe = safe
+        self._unknown: dict[str, str] = {}  #: columns of rows that are not among those of the file
 
     def _begin(self, file: AtomicFile) -> None:
         super()._begin(file)
@@ -73,10 +74,16 @@ class CsvWriter(_LineWriter):
         added_id = ["id"] if self._layout.adds_id(self._own) else []
         self._rows.writerow([*self._own, *added_id, *self._outputs.names, *ADDED])
 
+    def _finish(self) -> None:
+        if self._unknown:
+            raise ColumnMisfit(self._unknown)
+        super()._finish()
+
     def _write(self, row: ResultRow) -> None:
         own = self._layout.cells(row, self._own)
-        if unknown := own.keys() - self._own.keys():
-            raise ColumnMisfit(min(unknown), JSON)
+        self._unknown |= {name: JSON for name in own if name not in self._own}
+        if self._unknown:  # the rest is only read for its columns
+            return
         error = row.error
         texts = [
             *(as_text(own.get(name)) for name in self._own),

@@ -120,7 +120,7 @@ def test_a_type_that_somebody_made_up_is_refused(kind: str) -> None:
 
 def test_a_misfit_widens_its_column_only() -> None:
     columns = {"a": "int", "b": "text"}
-    assert widen(columns, ColumnMisfit("a", "float")) == {"a": "float", "b": "text"}
-    assert widen(columns, ColumnMisfit("a", "text")) == {"a": "json", "b": "text"}
-    assert widen(columns, ColumnMisfit("c", "bool")) == {"a": "int", "b": "text", "c": "bool"}
+    assert widen(columns, ColumnMisfit({"a": "float"})) == {"a": "float", "b": "text"}
+    assert widen(columns, ColumnMisfit({"a": "text"})) == {"a": "json", "b": "text"}
+    assert widen(columns, ColumnMisfit({"c": "bool"})) == {"a": "int", "b": "text", "c": "bool"}
     assert describe_type("list:int") == "list of int"

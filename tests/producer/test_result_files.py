@@ -2,15 +2,24 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UsageError
 from common.jobs import Job, JobSpec, JobStatus
-from common.records import Counts, Failure
+from common.payloads.result_tables import ResultTable
+from common.records import Counts, Failure, Outcome
+from common.results import ResultRow
 from producer import Client
 from producer.cli.watch import describe_unwritten
+from producer.outputs.parquet import to_table
+from producer.outputs.targets import OutputFile
+from producer.result_files import write_file
 from tests.support.cli_processes import Queue
 from tests.support.processes import PLUGINS, lines, wait_until
 
@@ -66,3 +75,29 @@ def test_results_of_a_stopped_job_replace_no_file(
     (tmp_path / "go").touch()
     queue.run("retry", job["id"], "-o", "old.jsonl")
     assert [row["output"] for row in lines(old.read_text())] == [f"LINE {n}" for n in range(20)]
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet", "table"])
+def test_late_columns_and_types_are_read_once_more_and_no_more_often(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.outputs.parquet._GROUP_ROWS", 4)
+    read = []
+
+    def rows() -> Iterator[ResultRow]:
+        read.append(name)
+        for n in range(40):
+            value = "word" if n == 21 else n
+            yield ResultRow(n, "a", Outcome("b"), {"text": "a", "n": value, f"late {n}": n, "id": n})
+
+    spec = JobSpec("0123456789ab", "test-echo", keep=None, columns={"text": "text", "n": "int"})
+    if name == "table":
+        found = to_table(rows, ResultTable.of(spec, pa.string())).to_pydict()
+    else:
+        assert write_file(Job(spec, JobStatus.COMPLETED), rows, OutputFile(tmp_path / name), pa.string()) == 40
+        reader = pa_csv.read_csv if name.endswith(".csv") else pq.read_table
+        found = reader(tmp_path / name).to_pydict()
+    assert len(read) == 2
+    assert list(found)[:43] == ["text", "n", "late 0", "id", *(f"late {n}" for n in range(1, 40))]
+    assert found["n"] == [str(n) if n != 21 else "word" for n in range(40)]
+    assert [found[f"late {n}"][n] for n in range(40)] == found["id"] == list(range(40))

@@ -225,7 +225,7 @@ def test_a_parquet_row_that_is_too_large_keeps_its_short_columns(tmp_path):
     columns = {field.name: arrow_column(field.type) for field in table.schema}
     for own in ([record.own for record in found], decode_own(encode_own(found) or b"", [None] * 3)):
         rows = [ResultRow(record.id, record.input, None, o) for record, o in zip(found, own, strict=True)]
-        kept = ResultTable(ResultLayout(), columns).fit(rows).select(table.column_names)
+        kept = ResultTable(ResultLayout(), columns).fit(rows)[1].select(table.column_names)
         assert kept.equals(table.set_column(1, "text", [["a", None, "c"]]))
 
 

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common.errors import PayloadError
 from common.inputs.arrow_rows import ArrowRow, kept_rows
 from common.output_types import OutputForm
 from common.own_columns import Keep, arrow_column, merge_columns
@@ -28,7 +29,7 @@ def rows_of(array: Any) -> list[ResultRow]:
 
 
 def own_column(rows: list[ResultRow], kind: str) -> Any:
-    return ResultTable(ResultLayout(), {"x": kind}).fit(rows)["x"].combine_chunks()
+    return ResultTable(ResultLayout(), {"x": kind}).fit(rows)[1]["x"].combine_chunks()
 
 
 @pytest.mark.parametrize(
@@ -91,10 +92,10 @@ def test_bytes_are_base64_in_json_at_any_depth() -> None:
 
 def test_an_excerpt_of_a_row_that_cannot_be_read_is_no_column() -> None:
     rows = [ResultRow(0, "a", DONE, {"body": "a"}), ResultRow(1, '"b"x,2', BAD)]
-    found = ResultTable(ResultLayout(), {"body": "text"}).fit(rows)
+    found = ResultTable(ResultLayout(), {"body": "text"}).fit(rows)[1]
     assert found.column_names == ["body", "id", "output", "error_code", "error_message", "truncated"]
     assert found["body"].to_pylist() == ["a", None]
-    lines = ResultTable(ResultLayout(), {"text": "text"}).fit(rows[1:])
+    lines = ResultTable(ResultLayout(), {"text": "text"}).fit(rows[1:])[1]
     assert lines["text"].to_pylist() == ['"b"x,2']
 
 
@@ -108,7 +109,7 @@ def test_a_record_without_an_id_gets_one_where_others_have_theirs(name: str) -> 
         ResultRow(3, None, DONE),  # its input is gone
     ]
     for columns in ({"text": "text", name: "int"}, {"text": "text"}):  # known from the start, or only later
-        assert ResultTable(layout, columns).fit(rows)[name].to_pylist() == [0, 7, None, 3]
+        assert ResultTable(layout, columns).fit(rows)[1][name].to_pylist() == [0, 7, None, 3]
 
 
 def test_a_line_of_a_failed_record_has_no_output_even_if_its_excerpt_has_that_name() -> None:
@@ -116,3 +117,31 @@ def test_a_line_of_a_failed_record_has_no_output_even_if_its_excerpt_has_that_na
     part = encode_part([ResultRow(0, "{bad", BAD)], ResultTable(layout, {}, pa.string()), "jsonl")
     form = OutputForm({"label": "string"})
     assert overlay([decode_part(part, "jsonl", layout, form)]) == {0: (0, BAD)}
+
+
+HUGE = arrow_column(pa.list_(pa.int64(), 2**30))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"x": "arrow:AAAA"},
+        {"error_code": "text"},
+        {"x": HUGE},
+        {"y": HUGE},
+        {"x": arrow_column(pa.binary(2**30))},
+        {f"{n}": arrow_column(pa.struct([("a", pa.list_(pa.int64(), 2**20))])) for n in range(99)},
+    ],
+)
+def test_columns_that_somebody_made_up_are_refused(columns: dict[str, str]) -> None:
+    rows = [*rows_of(pa.array([1, 2])), ResultRow(2, "input", DONE, {"x": 3})]
+    for some in (rows[:2], rows[2:]):
+        with pytest.raises(PayloadError):
+            encode_part(some, ResultTable(ResultLayout(), columns, pa.string()), "parquet")
+
+
+def test_own_columns_that_somebody_made_up_are_refused() -> None:
+    rows = [ResultRow(0, "input", DONE, {"output": "mine"}), ResultRow(1, "input", Outcome(["no text"]))]
+    for row in rows:
+        with pytest.raises(PayloadError):
+            encode_part([row], ResultTable(ResultLayout(), {"x": "text"}, pa.string()), "parquet")
