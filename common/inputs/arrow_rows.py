@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from common.inputs.arrow_values import json_type, json_values, replace_undecodable, row_sizes
 from common.json_codec import as_text
 from common.own_columns import Keep
-from common.payloads.arrays import text_array
 from common.records import Json
 
 
@@ -81,7 +80,7 @@ def kept_rows(batch: Any, keep: Keep, schema: Any, *, media: bool) -> ArrowRows 
                 continue
             column, kind = pc.struct_field(column, "path"), kind.field("path").type
         if not is_plain(plain_type(kind)):  # a struct without fields, or an interval: Parquet cannot hold it
-            column, kind = text_array(list(map(as_text, json_cells(column)))), pa.string()
+            column, kind = pa.array(map(as_text, json_cells(column)), pa.string()), pa.string()
         columns[name], types[name] = column, kind
     return ArrowRows(pa.RecordBatch.from_pydict(columns), types) if columns else None
 
