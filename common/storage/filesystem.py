@@ -32,9 +32,10 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         options = {"use_listings_cache": False} if is_object_store(url) else {}
         found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
+        scheme, extra = ("hf", "hub") if url.startswith("hf:") else ("s3", "s3")
         raise MissingStorageLibrary(
             f"{url}: {str(error).rstrip('.')}. URLs need fsspec and a library for their scheme "
-            f"(for s3://: {install_command('s3')})."
+            f"(for {scheme}://: {install_command(extra)})."
         ) from error
     return found
 

@@ -39,7 +39,24 @@ def table(*texts: str) -> bytes:
     return bytes(sink.getvalue())
 
 
+CARD = b"""---
+configs:
+- config_name: short
+  default: true
+  data_files: [{split: train, path: a.csv}, {split: dev, path: "parts/*.csv"}]
+- config_name: long
+  data_files: parts/2.csv
+---
+"""
 DATA_SETS = {
+    "org/carded": {
+        "README.md": CARD,
+        "a.csv": b"text\na\n",
+        "parts/1.csv": b"text\nb\n",
+        "parts/2.csv": b"text\nc\n",
+        "test.csv": b"text\nd\n",
+    },
+    "org/damaged": {"README.md": b"---\nconfigs: [{}]\n---\n", "a.csv": b"text\na\n"},
     "org/split": {
         "README.md": b"",
         "data/train-00000-of-00002.parquet": table("a", "b"),
@@ -102,6 +119,26 @@ def test_a_dataset_without_splits_is_all_train(hub: DatasetServer) -> None:
 def test_a_file_of_a_dataset_can_be_named(hub: DatasetServer) -> None:
     assert read(hub, "hf://datasets/org/several/sst2/train.csv") == ["y"]
     assert read(hub, "hf://datasets/org/split/data/train-*.parquet") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [("", ["a"]), (":dev", ["b", "c"]), (":short", ["a"]), (":long", ["c"]), (":short:dev", ["b", "c"])],
+)
+def test_a_card_says_what_its_configurations_are(name: str, texts: list[str], hub: DatasetServer) -> None:
+    assert read(hub, f"hf:org/carded{name}") == texts
+
+
+def test_what_a_card_does_not_have_is_said(hub: DatasetServer) -> None:
+    told = "Those it has: short (train, dev); long (train)."
+    assert told in str(read(hub, "hf:org/carded:test"))
+    assert told in str(read(hub, "hf:org/carded:long:dev"))
+    assert "hf://datasets/org/damaged/README.md: configs: expected a config_name" in str(read(hub, "hf:org/damaged"))
+
+
+def test_a_folder_of_splits_is_a_configuration(hub: DatasetServer) -> None:
+    assert read(hub, "hf:org/several:sst2") == ["y"]
+    assert read(hub, "hf:org/several:cola:train") == ["x"]
 
 
 def test_what_a_dataset_does_not_have_is_said(hub: DatasetServer) -> None:

@@ -3,6 +3,8 @@
 import io
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.redis import keys
-from tests.support.cli_processes import Queue
+from tests.support.cli_processes import Queue, run_without
 from tests.support.hub_repositories import Fault, HubRepositories, Repository
-from tests.support.processes import Shell, wait_until
+from tests.support.processes import PLUGINS, ROOT, Shell, wait_until
 
 TEXTS = [f"text {number}" for number in range(60)]
 ECHO = ("submit", "--task", "test-echo", "hf:org/reviews", "--column", "text", "--chunk-size", "10")
@@ -269,3 +271,44 @@ def test_a_dry_run_checks_the_dataset_and_creates_nothing(hub: HubRepositories, 
 def test_not_waiting_is_refused(hub: HubRepositories, user: Shell) -> None:
     done = user.run(*ECHO, "-o", "hf:maria/labels", "--no-wait", status=2)
     assert "--no-wait: hf:maria/labels is written by this command" in done.stderr
+
+
+PUSH = """
+import json, sys
+from hugqueue import Client, UsageError
+with Client() as client:
+    job = client.submit(task="test-echo", records="hf:org/reviews", column="text", chunk_size=10)
+    told = []
+    print(json.dumps([job.push_to_hub("maria/labels", split="small", notify=told.append), told, str(job.status())]))
+    for repo, options in (("labels", {}), ("maria/labels", {"split": "a-b"}), ("paul/labels", {})):
+        try:
+            job.push_to_hub(repo, **options)
+        except UsageError as error:
+            print(json.dumps(str(error)))
+    try:
+        client.submit(task="test-echo", records=["a"], output="hf:maria/labels")
+    except UsageError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def test_python_pushes_a_job(hub: HubRepositories, user: Shell) -> None:
+    options = {"env": user.environ | {"PYTHONPATH": f"{PLUGINS}:{ROOT}"}, "capture_output": True, "timeout": 120}
+    done = subprocess.run([sys.executable, "-c", PUSH], **options, check=True)
+    (url, told, status), *refused = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (url, status) == (f"{hub.url}/datasets/maria/labels", "completed")
+    assert told[-1] == "60 of 60 records are in hf:maria/labels:small"
+    assert outputs(hub, split="small") == [text.upper() for text in TEXTS]
+    for found, words in zip(
+        refused, ("names no dataset", "a split is named by", "cannot create it", "`job.push_to_hub(...)`"), strict=True
+    ):
+        assert words in found
+
+
+def test_without_the_library_of_the_hub_its_extra_is_named(hub: HubRepositories, user: Shell, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a\n")
+    environ = {name: value for name, value in user.environ.items() if name != "PYTHONPATH"}
+    submit = ("submit", "--task", "fill-mask", "in.txt", "-o", "hf:maria/labels")
+    told = run_without(("huggingface_hub",), tmp_path, environ, *submit)
+    assert "Writing to the Hub needs huggingface-hub: " in told
+    assert "[hub]" in told
