@@ -81,7 +81,7 @@ def test_a_job_deleted_while_it_is_read_writes_no_file(client: Client, tmp_path:
 
     with (
         pytest.raises(ResultsLost, match="was deleted"),
-        open_output(path, None) as writer,
+        open_output(path, job.state.spec, job.state.spec.columns) as writer,
     ):
         writer.write_all(rows())
     assert path.read_text() == "yesterday's"

@@ -147,7 +147,7 @@ def submit(
       producer submit --task fill-mask sentences.txt
       producer submit --task embedding articles.jsonl --column body -o vectors.npy
       producer submit --task text-generation talks.csv --template 'Sum up: {body}'
-      producer submit --task sentiment-analysis hf:ORG/REVIEWS --column text -o hf:ORG/LABELS
+      producer submit --task sentiment-analysis hf:ORG/REVIEWS -o hf:ORG/LABELS
       producer submit --format openai requests.jsonl -o responses.jsonl
       cat reviews.txt | producer submit --task sentiment-analysis - > labels.jsonl
 
