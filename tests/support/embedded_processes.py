@@ -91,7 +91,7 @@ class Home:
         wait_until(lambda: not self.processes(word), seconds, f"no process {word} of {self.path}")
 
     def end(self) -> None:
-        """SIGKILL of everything, after a test."""
+        """SIGKILL of everything, after a test. What waits for a slow disk ends only after that."""
         for process in self.processes():
             process.kill()
-        self.wait_until_empty()
+        self.wait_until_empty(seconds=90)

@@ -94,7 +94,7 @@ def test_a_submit_whose_daemon_or_worker_is_killed_continues(shell: Shell, home:
     else:
         [killed] = home.processes("workers.cli")
         killed.kill()
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert [row["output"] for row in lines(out)] == [str(number) for number in range(48)]
     assert workers_started(home) == 2
