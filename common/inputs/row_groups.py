@@ -19,6 +19,8 @@ from common.storage.filesystem import open_stream
 _KEPT_BYTES = 64 * 1024**2
 #: Largest column of a row group that can be read in place, in bytes; reading it takes three times as many.
 GROUP_BYTES = 64 * 1024**2
+#: The same for all columns that are read together.
+_READ_GROUP_BYTES = 8 * GROUP_BYTES
 #: Bytes of a value in memory at least, however few it takes in the file.
 _VALUE_BYTES = 8
 
@@ -62,10 +64,12 @@ def row_group_sizes(builder: RecordBuilder) -> list[tuple[int, int]]:
     return [(group.rows, sum(group.columns[name] for name in wanted)) for group in groups]
 
 
-def has_small_row_groups(source: Source) -> bool:
-    """Return whether every row group is small enough to be read for a few of its rows."""
-    groups, _ = _groups_of(source)
-    return all(group.is_small for group in groups)
+def has_small_row_groups(builder: RecordBuilder) -> bool:
+    """Return whether the columns of every row group are small enough to be read for a few of its rows."""
+    groups, names = _groups_of(builder.source)
+    wanted = builder.with_columns(names).read_columns(names)
+    sizes = (sum(group.columns[name] for name in wanted) for group in groups)
+    return all(group.is_small for group in groups) and max(sizes, default=0) <= _READ_GROUP_BYTES
 
 
 class _RowGroups:

@@ -22,9 +22,13 @@ def columns_of(records: Iterator[Record], builder: RecordBuilder, limit: int = S
         limit: records that are read at most; a pipe may be slow.
 
     Raises:
-        UsageError: a column that `--keep` names is in none of them, or one has the name of an added column.
+        UsageError: there are none, a column that `--keep` names is in none of them, or one has the name of an added
+            column.
     """
-    sample = chain([next(records)], islice(records, limit - 1))
+    first = next(records, None)
+    if first is None:
+        raise UsageError(f"Empty input: {builder.source.label} contains no records.")
+    sample = chain([first], islice(records, limit - 1))
     if builder.source.format == "txt":
         return file_columns(builder.field, builder.keep, builder.source.label)
     if builder.keep.names == ():

@@ -24,20 +24,21 @@ from common.template import Template
 _SPLIT_BYTES = 128 * 1024**2
 
 
-def is_splittable(source: Source) -> bool:
-    """Whether rows in the middle of the source can be read on their own.
+def is_splittable(builder: RecordBuilder) -> bool:
+    """Whether rows in the middle of a source can be read on their own.
 
     They cannot in gzip, in CSV (quotes may span lines), and in Parquet files with very large row groups.
 
     Raises:
         UsageError: it cannot be read.
     """
+    source = builder.source
     if source.format not in FORMATS or not source.is_reopenable:
         return False
     if source.format == "parquet":
         from common.inputs.row_groups import has_small_row_groups
 
-        return has_small_row_groups(source)
+        return has_small_row_groups(builder)
     with open_stream(source.name) as stream:
         return stream.read(2) != b"\x1f\x8b"
 
@@ -57,7 +58,7 @@ def splittable_builders(inputs: Inputs, shared: Sequence[str]) -> list[RecordBui
     return (
         found
         if all(
-            is_shared(builder.source.name, shared) and _has_utf8_names(builder) and is_splittable(builder.source)
+            is_shared(builder.source.name, shared) and _has_utf8_names(builder) and is_splittable(builder)
             for builder in found
         )
         else []

@@ -60,7 +60,7 @@ def table_of(value: Any) -> Table | None:  # noqa: PLR0911 - one kind of table a
     if hasattr(value, "to_pylist") and hasattr(value, "schema"):  # pyarrow.RecordBatch
         return Table(_names(value.schema.names), batches=[value])
     if hasattr(value, "features") and getattr(value, "column_names", None):  # datasets.Dataset, IterableDataset
-        return Table(_names(value.column_names), value)
+        return _dataset_table(value)
     return None
 
 
@@ -94,16 +94,34 @@ def _column(value: Any) -> Any:
     return value
 
 
+def _dataset_table(dataset: Any) -> Table:
+    """Return a dataset as batches of Arrow, which keep the types and the files, or as rows if it is lazy or formatted.
+
+    A lazy dataset may give batches of different types.
+    """
+    names = _names(dataset.column_names)
+    if not hasattr(dataset, "format") or dataset.format["type"] is not None:
+        return Table(names, dataset)
+    tables = dataset.with_format("arrow").iter(_ROWS)
+    return Table(names, batches=(batch for table in tables for batch in table.to_batches()))
+
+
 def _pandas_table(frame: Any) -> Table:
-    """Return a frame as batches of Arrow, which keep the types, or as rows if a column mixes types."""
+    """Return a frame as batches of Arrow, which keep the types, or as rows if Arrow would change a value."""
     import pyarrow as pa
 
     names = _names(frame.columns)
     if len(set(names)) == len(names):
         with suppress(pa.ArrowException, TypeError, ValueError):
-            named = frame.set_axis(list(names), axis=1)
-            return Table(names, batches=pa.Table.from_pandas(named, preserve_index=False).to_batches(_ROWS))
+            table = pa.Table.from_pandas(frame.set_axis(list(names), axis=1), preserve_index=False)
+            if all(_same_objects(frame.iloc[:, number], column) for number, column in enumerate(table.columns)):
+                return Table(names, batches=table.to_batches(_ROWS))
     return Table(names, _pandas_rows(frame))
+
+
+def _same_objects(series: Any, column: Any) -> bool:
+    """Whether no dict in a column was given the keys of the others, as Arrow does to make structs of them."""
+    return series.dtype != object or "struct<" not in str(column.type) or column.to_pylist() == series.tolist()
 
 
 def _pandas_rows(frame: Any) -> Iterator[dict[str, Json]]:

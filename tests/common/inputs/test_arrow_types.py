@@ -166,7 +166,7 @@ def test_texts_that_share_their_beginnings_do_not_fill_the_memory(tmp_path: Path
     pq.write_table(table, path, use_dictionary=False, column_encoding={"text": "DELTA_BYTE_ARRAY"})
     assert path.stat().st_size < 100_000
     assert child(BOUNDED, str(path), "1000").strip() == "[('too_large', 1500)] True False"
-    assert not is_splittable(Source(str(path), "parquet"))
+    assert not is_splittable(RecordBuilder(Source(str(path), "parquet"), FILL, None, None, multiple_inputs=False))
 
 
 def test_a_row_that_is_too_large_keeps_its_id(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from common.inputs.file_split import FileSplit, SizedSplit, is_split
 from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source
 from common.inputs.splitting import is_splittable, read_split, split_source, splittable_builders, splittable_bytes
+from common.own_columns import KEEP_ALL, KEEP_NONE, Keep
 from common.payloads.codec import encode_records
 from common.records import Record
 from common.storage.storage import open_storage
@@ -31,6 +32,10 @@ def cuts(
 ) -> list[SizedSplit]:
     builder = RecordBuilder(Source(name, format), TASK, column, None, multiple_inputs=False)
     return list(split_source(builder, MAX_RECORD_BYTES, repeat(records), max_split_bytes))
+
+
+def builder_of(name: str, format: str, keep: Keep = KEEP_NONE) -> RecordBuilder:
+    return RecordBuilder(Source(name, format), TASK, "words", None, multiple_inputs=False, keep=keep)
 
 
 def in_place(found: list[SizedSplit]) -> Iterator[Record]:
@@ -92,9 +97,21 @@ def test_parquet_of_very_large_row_groups_is_copied(tmp_path: Path, monkeypatch:
     table = pa.table({"words": [f"{n:03d}" * 300 for n in range(100)]})
     pq.write_table(table, path, use_dictionary=False)
     monkeypatch.setattr("common.inputs.row_groups.GROUP_BYTES", 50_000)
-    assert not is_splittable(Source(str(path), "parquet"))
+    assert not is_splittable(builder_of(str(path), "parquet"))
     pq.write_table(table, path, use_dictionary=False, row_group_size=50)
-    assert is_splittable(Source(str(path), "parquet"))
+    assert is_splittable(builder_of(str(path), "parquet"))
+
+
+def test_parquet_of_many_columns_that_are_large_together_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "input.parquet")
+    words = [f"{n:03d}" * 300 for n in range(100)]
+    pq.write_table(pa.table({"words": words} | {f"{n}": words for n in range(9)}), path, use_dictionary=False)
+    monkeypatch.setattr("common.inputs.row_groups._READ_GROUP_BYTES", 500_000)
+    assert is_splittable(builder_of(path, "parquet"))
+    assert is_splittable(builder_of(path, "parquet", Keep(("1", "2"))))
+    assert not is_splittable(builder_of(path, "parquet", KEEP_ALL))
 
 
 def test_no_range_is_larger_than_requested(tmp_path: Path) -> None:
@@ -150,10 +167,10 @@ def test_a_file_that_changes_while_it_is_split_is_reported(tmp_path: Path) -> No
 def test_gzip_and_csv_cannot_be_cut(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\x1f\x8b\x08")
     (tmp_path / "b.txt").write_bytes(b"text")
-    assert not is_splittable(Source(str(tmp_path / "a.txt"), "txt"))
-    assert is_splittable(Source(str(tmp_path / "b.txt"), "txt"))
-    assert not is_splittable(Source(str(tmp_path / "b.txt"), "csv"))
-    assert not is_splittable(Source("-", "txt"))
+    assert not is_splittable(builder_of(str(tmp_path / "a.txt"), "txt"))
+    assert is_splittable(builder_of(str(tmp_path / "b.txt"), "txt"))
+    assert not is_splittable(builder_of(str(tmp_path / "b.txt"), "csv"))
+    assert not is_splittable(builder_of("-", "txt"))
 
 
 SOUND = {

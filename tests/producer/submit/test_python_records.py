@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from common.errors import UsageError
-from common.own_columns import Keep
+from common.inputs.sampling import columns_of
+from common.own_columns import KEEP_ALL, Keep
 from common.records import Json, Record
 from common.tasks import TASKS
 from producer.submit.python_records import python_builder, records_from_python, split_records_arg
@@ -103,6 +105,50 @@ def test_a_cell_of_an_arrow_table_that_is_not_utf8_fails_alone() -> None:
     first, second = made(pa.table({"text": pa.array([b"\xff", b"one"])}))
     assert first.failure and first.failure.code == "bad_encoding" and "record 0" in first.failure.message
     assert second.input == "one"
+
+
+def own_of(value: Any) -> list[Any]:
+    """The own columns of the records of a table, and their types as far as they are those of Arrow."""
+    _, values = split_records_arg(value)
+    builder = python_builder(TASKS["fill-mask"], keep=KEEP_ALL)
+    return [record.own for record in records_from_python(values, builder, 10_000)]
+
+
+def test_a_dataset_keeps_its_types() -> None:
+    kinds = {"text": "string", "day": "date32", "price": "decimal128(5, 2)"}
+    features = datasets.Features({name: datasets.Value(kind) for name, kind in kinds.items()})
+    cells = {"text": ["one", "two"], "day": [date(2026, 1, 2), None], "price": [Decimal("1.50"), None]}
+    data = datasets.Dataset.from_dict(cells, features)
+    for some in (data, data.select([0])):
+        first, *_ = own_of(some)
+        assert list(map(str, first.types.values())) == ["string", "date32[day]", "decimal128(5, 2)"]
+        assert first.as_dict() == {"text": "one", "day": "2026-01-02", "price": "1.50"}
+    shouting = data.with_transform(lambda rows: {**rows, "text": [text.upper() for text in rows["text"]]})
+    assert [own["text"] for own in own_of(shouting)] == ["ONE", "TWO"]
+
+
+def test_images_of_a_dataset_travel_with_their_records() -> None:
+    data = datasets.Dataset.from_dict({"image": [Image.new("RGB", (2, 2))]}).cast_column("image", datasets.Image())
+    [record] = made(data, task="image-classification")
+    assert record.failure is None and record.blob and record.blob.startswith(b"\x89PNG")
+
+
+def test_the_objects_of_a_data_frame_get_no_keys_of_others() -> None:
+    metas = [{"a": 1}, {"b": [{"c": None}, {}]}, None]
+    found = own_of(pd.DataFrame({"text": ["a", "b", "c"], "meta": metas}))
+    assert [row["meta"] for row in found] == metas
+    alike = own_of(pd.DataFrame({"text": ["a", "b"], "meta": [{"a": 1}, {"a": 2}]}))
+    assert str(alike[0].types["meta"]) == "struct<a: int64>"
+    vectors = own_of(pd.DataFrame({"text": ["a", "b"], "meta": [np.zeros(2), np.ones(2)]}))
+    assert str(vectors[0].types["meta"]) == "list<item: double>"
+
+
+@pytest.mark.parametrize("table", [pd.DataFrame({"text": []}), pa.table({"text": pa.array([], pa.string())})])
+def test_a_table_without_rows_is_refused(table: Any) -> None:
+    _, values = split_records_arg(table)
+    builder = python_builder(TASKS["fill-mask"])
+    with pytest.raises(UsageError, match="Empty input: records contains no records"):
+        columns_of(records_from_python(values, builder, 10_000), builder)
 
 
 def test_images_in_an_arrow_table_travel_with_their_records() -> None:
