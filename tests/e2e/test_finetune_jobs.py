@@ -22,6 +22,7 @@ from tests.support.finetune_runs import (
     wait_for_step,
     write_reviews,
 )
+from tests.support.hub_repositories import HubRepositories
 from tests.support.processes import RedisServer, Shell, Workers, lines, wait_until
 
 StartWorkers = Callable[..., Workers]
@@ -103,6 +104,16 @@ def test_the_tutorials_own_case_runs_and_its_model_serves(
     assert {entry["model"] for entry in listed} == {f"job:{job}", f"job:{again}"}
     shell.run("models", "export", f"job:{job}", str(tmp_path / "mine"))
     assert (tmp_path / "mine" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    with HubRepositories() as hub:
+        shell.environ |= hub.environ()
+        shell.run("models", "push", f"job:{job}", "maria/reviews")
+        pushed = hub.models["maria/reviews"].head.files
+    assert pushed["model.safetensors"] == (model / "model.safetensors").read_bytes()
+    assert pushed.keys() - {".gitattributes"} == {path.name for path in model.iterdir()}
+    card = pushed["README.md"].decode()
+    assert "pipeline_tag: text-classification" in card and "library_name: transformers" in card
+    assert "* labels: 0, 1" in card and "| accuracy |" in card and "* learning_rate: 0.001" in card
+    assert "base_model:" not in card  # a directory of this machine
 
 
 def test_a_killed_worker_loses_no_step_and_changes_no_weight(
