@@ -85,9 +85,9 @@ class NpyWriter(Writer):
         if self._errors is None:
             with write_errors(errors_path(self.path)):
                 self._errors = AtomicFile(errors_path(self.path))
-        error = row.error.as_dict() if row.error else None
-        line = to_json({"row": self._rows, "id": row.id, "input": row.input, "error": error})
-        self._errors.stream.write(line.encode() + b"\n")
+        code, message = (row.error.code, row.error.message) if row.error else (None, None)
+        line = {"row": self._rows, "id": row.id, "input": row.input, "error_code": code, "error_message": message}
+        self._errors.stream.write(to_json(line).encode() + b"\n")
 
     def _vector(self, row: ResultRow) -> NDArray[Any]:
         try:

@@ -196,7 +196,7 @@ def test_npy_is_a_matrix_with_a_row_of_nan_for_each_failure(tmp_path):
     np.testing.assert_array_equal(matrix[1:4], np.array(vectors, "float32"))
     assert np.isnan(matrix[[0, 4]]).all()
     errors = [json.loads(line) for line in (tmp_path / "a.npy.errors.jsonl").read_text().splitlines()]
-    assert [(e["row"], e["id"], e["error"]["code"]) for e in errors] == [(0, "lost", "not_run"), (4, "bad", "no_mask")]
+    assert [(e["row"], e["id"], e["error_code"]) for e in errors] == [(0, "lost", "not_run"), (4, "bad", "no_mask")]
 
 
 def test_npy_without_failures_leaves_no_errors_file_of_an_earlier_run(tmp_path):
@@ -237,7 +237,7 @@ def test_npy_has_the_numbers_of_the_vectors(tmp_path, precision, dtype, missing)
     assert matrix.dtype == np.dtype(dtype)
     np.testing.assert_array_equal(matrix, [[missing] * 3, *vectors, [missing] * 3])
     errors = [json.loads(line) for line in (tmp_path / "a.npy.errors.jsonl").read_text().splitlines()]
-    assert [(e["row"], e["error"]["code"]) for e in errors] == [(0, "no_mask"), (3, "not_run")]
+    assert [(e["row"], e["error_code"]) for e in errors] == [(0, "no_mask"), (3, "not_run")]
 
 
 @pytest.mark.parametrize(
