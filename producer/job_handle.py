@@ -201,14 +201,20 @@ class JobHandle:
         reader.check(self._state)
 
     def stream_chunks(self, first: int, on_wait: Callable[[Job], None]) -> Iterator[list[ResultRow]]:
-        """Yield the rows of each chunk from `first`, vectors as numpy arrays, as `stream` does, without its check.
+        """Yield the rows of each chunk from `first`, vectors as numpy arrays, as `stream` does.
 
         Args:
             first: The first chunk, from 0.
             on_wait: Called with the job's state while a chunk is not done.
+
+        Raises:
+            ResultsLost: The inputs of a chunk are gone. Lost outcomes are yielded, as `LOST`.
         """
         state = self._connection.retry_while_unavailable(self.refresh)
-        yield from self._stream(ResultReader(self._connection, state, arrays=True), first, on_wait)
+        reader = ResultReader(self._connection, state, arrays=True)
+        for rows in self._stream(reader, first, on_wait):
+            reader.check_inputs()
+            yield rows
 
     def _stream(self, reader: ResultReader, first: int, on_wait: Callable[[Job], None]) -> Iterator[list[ResultRow]]:
         retry = self._connection.retry_while_unavailable

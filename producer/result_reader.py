@@ -65,6 +65,15 @@ class ResultReader:
             self._lost_inputs += 1
         return records
 
+    def check_inputs(self) -> None:
+        """Check that the inputs of the chunks that were read are there.
+
+        Raises:
+            ResultsLost: Some are gone, though not by deleting a file that was read in place.
+        """
+        if self._lost_inputs:
+            raise ResultsLost(self._describe_missing(self._job, 0))
+
     def check(self, job: Job) -> None:
         """Compare what was read with what the job counted.
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.redis import keys
+from common.redis.keys import JobKeys
 from tests.support.cli_processes import Queue, run_without
 from tests.support.hub_repositories import Fault, HubRepositories, Repository
 from tests.support.processes import PLUGINS, ROOT, Shell, wait_until
@@ -208,6 +209,17 @@ def test_columns_that_later_records_widen_are_the_same_in_all_files(
     files = hub.datasets["maria/labels"].head.files
     shards = [files[path] for path in files if path.startswith("data/")]
     assert len({str(pq.read_schema(io.BytesIO(shard))) for shard in shards}) == 1
+
+
+@pytest.mark.parametrize("lost", ["input", "output"])
+def test_lost_results_are_not_uploaded(lost: str, hub: HubRepositories, queue: Queue, user: Shell) -> None:
+    done = user.run(*ECHO, "--wait", "--json")
+    assert len(done.stdout.splitlines()) == 60
+    job = json.loads(user.run("status", "@last", "--json").stdout)["id"]
+    queue.server.client.delete(getattr(JobKeys.of(job), lost))
+    told = user.run("results", job, "-o", "hf:maria/labels", status=1).stderr
+    assert "results_lost" in told
+    assert made(hub) == []
 
 
 REFUSED = {
