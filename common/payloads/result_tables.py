@@ -14,7 +14,7 @@ from common.errors import PayloadError
 from common.inputs.arrow_rows import ArrowRow, ArrowRows, json_cells, plain_type
 from common.jobs import JobSpec
 from common.json_codec import as_text
-from common.own_columns import JSON, ColumnMisfit, arrow_type, fits, infer_columns, widen
+from common.own_columns import JSON, TEXT, ColumnMisfit, arrow_type, fits, infer_columns, widen
 from common.payloads.arrays import column_array, text_array
 from common.payloads.codec import MAX_EXPANDED
 from common.payloads.own_columns import is_valid, plain_column, take_rows
@@ -123,7 +123,7 @@ class ResultTable:
             values = [self.layout.cells(row, self.columns) for row in rows]
             cells = {name: [value.get(name) for value in values] for name in self.columns}
             misfits = [name for name, column in cells.items() if not fits(column, self.columns[name])]
-            if misfits or any(value.keys() - self.columns.keys() for value in values):
+            if misfits or not all(value.keys() <= self.columns.keys() for value in values):
                 found = infer_columns(values)
                 raise ColumnMisfit({n: kind for n, kind in found.items() if n not in self.columns or n in misfits})
             columns = [self._array(name, column) for name, column in cells.items()]
@@ -133,12 +133,17 @@ class ResultTable:
         return pa.table(columns, schema=schema)
 
     def _array(self, name: str, values: list[Json]) -> Any:
-        target = arrow_type(self.columns[name])
-        if target == pa.string():
-            return text_array(list(map(as_text, values)))
+        kind = self.columns[name]
+        target = arrow_type(kind)
         try:
+            if kind in (TEXT, "bool", "int"):
+                return column_array(values, target)
+            if target == pa.string():
+                return text_array(list(map(as_text, values)))
             return pa.array(values, target)
-        except _NO_SUCH_VALUE:  # in a type of Arrow
+        except _NO_SUCH_VALUE:  # in a type of Arrow, or a large integer
+            if target == pa.string():
+                raise
             raise ColumnMisfit({name: JSON}) from None
 
     def _converted(self, batch: Any, name: str, target: Any) -> Any:

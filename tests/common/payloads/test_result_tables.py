@@ -145,3 +145,23 @@ def test_own_columns_that_somebody_made_up_are_refused() -> None:
     for row in rows:
         with pytest.raises(PayloadError):
             encode_part([row], ResultTable(ResultLayout(), {"x": "text"}, pa.string()), "parquet")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        ("int", [2**63 - 1, None, -(2**63)], pa.array([2**63 - 1, None, -(2**63)])),
+        ("int", [2**63, None], pa.array(["9223372036854775808", None])),
+        ("int", [True, 1], pa.array(["true", "1"])),
+        ("float", [0.5, 2**53], pa.array([0.5, 2.0**53])),
+        ("float", [0.5, 2**53 + 1], pa.array(["0.5", "9007199254740993"])),
+        ("list:float", [[0.5, 2**53 + 1]], pa.array(["[0.5, 9007199254740993]"])),
+        ("text", ["a", "\ud800"], pa.array(["a", "\\ud800"])),
+        ("text", ["a", 1], pa.array(["a", "1"])),
+        ("bool", [True, None], pa.array([True, None])),
+        ("null", [None, "a"], pa.array([None, "a"])),
+    ],
+)
+def test_values_of_json_are_unchanged(kind: str, values: list[Any], expected: Any) -> None:
+    rows = [ResultRow(n, "input", DONE, {"x": value}) for n, value in enumerate(values)]
+    assert own_column(rows, kind).equals(expected)
