@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import duckdb
 import pandas as pd
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -106,6 +108,11 @@ def test_parquet_comes_back_with_its_types(
     assert found.column_names == [*table.column_names, *ADDED]
     assert found.select(table.column_names).equals(table)
     assert found["output"].to_pylist() == [None if n == 9 else f"TEXT {n}" for n in range(50)]
+    files, days = f"{output}*.parquet" if output.endswith("/") else output, table["day"].to_pylist()
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert (loaded["day"][:], loaded["color"][:3]) == (days, ["blue", "red", "blue"])
+    assert polars.scan_parquet(files).collect()["day"].to_list() == days
+    assert [row[0] for row in duckdb.sql(f"select day from '{files}'").fetchall()] == days
 
 
 def test_the_columns_of_a_retried_part_are_unchanged(queue: Queue, folder: Path, shared: Path, tmp_path: Path) -> None:
