@@ -77,17 +77,18 @@ class ResultLayout:
         own = self.own(row)
         if row.own is None and row.error and not isinstance(row.input, Mapping):
             own = {name: cell for name, cell in own.items() if name in columns}
-        if self.adds_id(own) and (known := [name for name in self._id_names if name in columns]):
-            own = {**own, known[0]: row.id}
+        if self.adds_id(own) and (name := self.id_column_of(columns)):
+            own = {**own, name: row.id}
         return own
+
+    def id_column_of(self, names: Container[str]) -> str | None:
+        """Return the one of these columns that holds the ids, None if none does."""
+        known = (self.id_column, "id") if self.id_column else ID_COLUMNS
+        return next((name for name in known if name in names), None)
 
     def adds_id(self, names: Container[str]) -> bool:
         """Whether records with these own columns get an id."""
-        return not any(name in names for name in self._id_names)
-
-    @property
-    def _id_names(self) -> tuple[str, ...]:
-        return (self.id_column, "id") if self.id_column else ID_COLUMNS
+        return self.id_column_of(names) is None
 
     def as_dict(self, row: ResultRow) -> dict[str, Json]:
         """Return a result by key; what there is not is left out."""

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import PayloadError
-from common.inputs.arrow_values import json_values, row_sizes
+from common.inputs.arrow_rows import json_cells
+from common.inputs.arrow_values import row_sizes
 from common.inputs.parquet import dictionary_columns, open_parquet
 from common.json_codec import as_text, to_json
 from common.output_types import OutputForm
@@ -121,14 +122,16 @@ def _from_lines(data: bytes, layout: ResultLayout, form: OutputForm | None) -> t
         kind = form.arrow_type(next(filter(None, outputs), None))
     failures = [decode_failure(line.get("error_code"), line.get("error_message")) for line in lines]
     truncated = [line.get("truncated") is True for line in lines]
-    return [line.get("id") for line in lines], list(map(Outcome, outputs, failures, truncated)), kind
+    ids = [line.get(layout.id_column_of(line)) for line in lines]
+    return ids, list(map(Outcome, outputs, failures, truncated)), kind
 
 
 def _from_parquet(data: bytes, layout: ResultLayout) -> tuple[list[Json], list[Outcome], Any]:
     file = open_parquet(pa.py_buffer(data))
     schema, metadata = file.schema_arrow, file.metadata
     wanted = [layout.keep.output, "error_code", "error_message", "truncated"]
-    wanted += ["id"] if "id" in schema.names else []
+    id_column = layout.id_column_of(schema.names)
+    wanted += [id_column] if id_column else []
     _check_size(sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)), metadata.num_rows)
     texts, declared = dictionary_columns(file, None, wanted), schema.field(layout.keep.output).type
     file = open_parquet(pa.py_buffer(data), read_dictionary=texts)  # one long text may be the value of all rows
@@ -137,7 +140,7 @@ def _from_parquet(data: bytes, layout: ResultLayout) -> tuple[list[Json], list[O
     _check_size(sum(int(row_sizes(column).sum()) for column in table.columns), len(table))
     form = (table.schema.metadata or {}).get(_FORM)
     outputs, codes, messages, truncated = (table[name].to_pylist() for name in wanted[:4])
-    ids = json_values(table["id"].combine_chunks()) if "id" in wanted else [None] * len(table)
+    ids = json_cells(table[id_column].combine_chunks()) if id_column else [None] * len(table)
     if form == _JSON:
         outputs = [None if output is None else json.loads(output) for output in outputs]
     kind = declared if form is None else None

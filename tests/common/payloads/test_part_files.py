@@ -19,7 +19,7 @@ from common.payloads.codec import encode_outcomes, output_type, overlay
 from common.payloads.part_files import FORMATS, chunk_rows, decode_part, encode_part, part_name
 from common.payloads.result_tables import ResultTable
 from common.records import Failure, Outcome, Record
-from common.results import ResultLayout
+from common.results import ResultLayout, ResultRow
 from common.task_outputs import embedding_form
 from common.tasks import TASKS
 from tests.support.embeddings import embedding_type
@@ -220,3 +220,14 @@ def test_vectors_as_arrays_are_those_as_lists():
         assert [None if o.output is None else o.output.tolist() for _, o in arrays.values()] == [
             o.output for _, o in lists.values()
         ]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", ["id", "custom_id", "key"])
+def test_the_ids_of_a_part_are_those_of_its_records(format: str, name: str) -> None:
+    """They are all that is left of the records if their file is gone."""
+    layout = ResultLayout(id_column="key" if name == "key" else None)
+    rows = [ResultRow(f"r{n}", "a", Outcome("b"), {"text": "a", name: f"r{n}"}) for n in range(2)]
+    part = encode_part(rows, ResultTable(layout, {"text": TEXT, name: TEXT}, pa.string()), format)
+    form = TASKS["translation"].output_form({})
+    assert [id_ for id_, _ in overlay([decode_part(part, format, layout, form)]).values()] == ["r0", "r1"]
