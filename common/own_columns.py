@@ -221,7 +221,10 @@ def _merged_across(name: str, one: str, other: str) -> str | None:
         return _merged(one, other)
     import pyarrow as pa  # only where a table has types of Arrow
 
-    schemas = [pa.schema([pa.field(name, arrow_type(kind))]) for kind in (one, other)]
+    kinds = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in map(arrow_type, (one, other))]
+    if any(map(pa.types.is_decimal, kinds)) and any(map(pa.types.is_floating, kinds)):  # Arrow would round silently
+        return None
+    schemas = [pa.schema([pa.field(name, kind)]) for kind in kinds]
     try:
         return arrow_column(pa.unify_schemas(schemas, promote_options="permissive").field(0).type)
     except (pa.ArrowInvalid, pa.ArrowTypeError):

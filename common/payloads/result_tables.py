@@ -130,6 +130,10 @@ class ResultTable:
         else:
             batch = take_rows(source.batch, [row.own.number for row in rows if isinstance(row.own, ArrowRow)])
             columns = [self._converted(batch, name, schema.field(name).type) for name in self.columns]
+            name = self.layout.id_column_of(self.columns)
+            if name is not None and self.layout.adds_id(batch.schema.names):
+                ids = [as_text(row.id) if self.columns[name] == TEXT else row.id for row in rows]
+                columns[list(self.columns).index(name)] = self._array(name, ids)
         return pa.table(columns, schema=schema)
 
     def _array(self, name: str, values: list[Json]) -> Any:

@@ -1,5 +1,7 @@
 """Own columns: which are kept, what clashes, and the types that JSON and tables give them."""
 
+from typing import Any
+
 import pyarrow as pa
 import pytest
 
@@ -102,6 +104,25 @@ def test_columns_of_several_inputs_are_those_of_all() -> None:
 def test_types_of_tables_are_widened_where_arrow_can() -> None:
     sources = [("a.parquet", {"x": arrow_column(pa.int32())}), ("b.parquet", {"x": arrow_column(pa.int64())})]
     assert arrow_type(merge_columns(sources)["x"]) == pa.int64()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (pa.dictionary(pa.int8(), pa.string()), pa.string(), pa.string()),
+        (pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.large_string()), pa.large_string()),
+        (pa.decimal128(5, 2), pa.decimal128(9, 4), pa.decimal128(9, 4)),
+        (pa.decimal128(5, 2), pa.float64(), None),
+        (pa.timestamp("us", "UTC"), pa.timestamp("us", "Asia/Seoul"), None),
+    ],
+)
+def test_types_of_two_files(one: Any, other: Any, both: Any) -> None:
+    sources = [("a.parquet", {"x": arrow_column(one)}), ("b.parquet", {"x": arrow_column(other)})]
+    if both is None:
+        with pytest.raises(UsageError, match="'x' has the type"):
+            merge_columns(sources)
+    else:
+        assert arrow_type(merge_columns(sources)["x"]) == both
 
 
 def test_types_that_cannot_be_joined_are_named_with_their_files() -> None:

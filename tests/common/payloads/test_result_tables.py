@@ -165,3 +165,10 @@ def test_own_columns_that_somebody_made_up_are_refused() -> None:
 def test_values_of_json_are_unchanged(kind: str, values: list[Any], expected: Any) -> None:
     rows = [ResultRow(n, "input", DONE, {"x": value}) for n, value in enumerate(values)]
     assert own_column(rows, kind).equals(expected)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("text", ["own", "0", "1"]), ("int", ["own", "0", "1"])])
+def test_a_row_of_a_table_without_ids_gets_its_id_where_others_have_theirs(kind: str, expected: list[str]) -> None:
+    rows = [ResultRow("own", "a", DONE, {"x": 1, "id": "own"}), *rows_of(pa.array([2, 3]))]
+    found = ResultTable(ResultLayout(), {"x": "int", "id": kind}).fit(rows)[1]
+    assert found["id"].to_pylist() == expected and found["x"].to_pylist() == [1, 2, 3]
