@@ -97,8 +97,9 @@ class RecordBuilder:
             return Record(id, input)
         own = self.keep.own(row)
         # What the input says is not said twice; that of an image or audio file may become another path.
-        is_input = own == own_columns(None, input, self.field)
-        return Record(id, input, own=None if is_input and not self.task.media else own)
+        said = own_columns(None, input, self.field)
+        is_input = own == said and list(own) == list(said) and not self.task.media
+        return Record(id, input, own=None if is_input else own)
 
     def text_record(self, number: int, text: str) -> Record:
         """Build the record of a line of plain text."""

@@ -13,6 +13,7 @@ import pytest
 
 from common.errors import UsageError
 from common.inputs import find_inputs
+from common.own_columns import KEEP_ALL, own_columns
 from common.records import Record
 from common.tasks import TASKS
 
@@ -183,3 +184,20 @@ def test_the_format_can_be_said_against_the_extension(tmp_path):
     assert pairs(read(path, format="jsonl")) == [(0, "one")]
     with pytest.raises(UsageError, match=r"a\.log has no known extension .* --format"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl", b'{"context": "c", "question": "q"}\n{"question": "q", "context": "c"}\n'),
+        ("a.json", b'[{"context": "c", "question": "q"}, {"question": "q", "context": "c"}]'),
+        ("a.csv", b"context,question\nc,q\n"),
+    ],
+)
+def test_own_columns_keep_their_order(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data)
+    inputs = find_inputs([str(path)], TASKS["question-answering"], keep=KEEP_ALL)
+    assert list(inputs.check(1000)) == ["context", "question"]
+    found = [list(own_columns(record.own, record.input, "text")) for record in inputs.records(1000)]
+    assert found == [["context", "question"], ["question", "context"]][: len(found)]
