@@ -8,6 +8,6 @@ from producer.submit.options import SubmitKeywords, SubmitOptions
 
 def test_the_keywords_of_the_client_are_the_options() -> None:
     options = {field.name for field in dataclasses.fields(SubmitOptions)}
-    assert SubmitKeywords.__annotations__.keys() == options - {"csv_safe", "wait"}
+    assert SubmitKeywords.__annotations__.keys() == options - {"csv_safe", "public", "wait"}
     types = get_type_hints(SubmitOptions)
     assert all(kind == types[name] for name, kind in get_type_hints(SubmitKeywords).items())
