@@ -1,5 +1,6 @@
 """Commands on an embedded Redis, and the processes that they leave or do not leave."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -91,7 +92,12 @@ class Home:
         wait_until(lambda: not self.processes(word), seconds, f"no process {word} of {self.path}")
 
     def end(self) -> None:
-        """SIGKILL of everything, after a test. What waits for a slow disk ends only after that."""
-        for process in self.processes():
-            process.kill()
-        self.wait_until_empty(seconds=90)
+        """SIGKILL of everything, after a test, and of what a daemon or a command starts again meanwhile."""
+
+        def is_empty() -> bool:
+            for process in self.processes():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            return not self.processes()
+
+        wait_until(is_empty, 60, f"no process of {self.path}")
