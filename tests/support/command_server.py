@@ -171,7 +171,7 @@ class _ForkingPopen(subprocess.Popen):  # type: ignore[type-arg]
 
     def _execute_child(self, args: Any, *rest: Any) -> None:
         forked = list(args[:3]) == [sys.executable, "-P", "-m"] and args[3] in FORKED
-        if not forked or threading.active_count() > 1:
+        if not forked or threading.active_count() > 1 or _has_sockets():
             super()._execute_child(args, *rest)
             return
         self.pid = os.fork()
@@ -193,6 +193,18 @@ class _ForkingPopen(subprocess.Popen):  # type: ignore[type-arg]
             prepare()
         directory, environ = directory or Path.cwd(), os.environ if environ is None else environ
         _become({"arguments": args[3:], "environ": dict(environ), "directory": directory, "new_session": new_session})
+
+
+def _has_sockets() -> bool:
+    """Whether this process has connections: the pools of a fork would close descriptors of these numbers, now others'.
+
+    A command that starts a killed daemon again has sent tickets before, through the global pools of kombu.
+    """
+    for name in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the descriptor of this very listing
+            if int(name.name) > 2 and str(name.readlink()).startswith("socket:"):
+                return True
+    return False
 
 
 def _become(request: Mapping[str, Any]) -> NoReturn:
