@@ -9,6 +9,7 @@ All streams are read by `common.payloads.safe_ipc`, since corrupted ones can cra
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -121,6 +122,15 @@ def replace_outputs(table: pa.Table, outputs: pa.Array) -> bytes:
         PayloadError: they are too large for one payload.
     """
     return _write(table.set_column(list(_OUT).index("output"), "output", outputs), "outcomes", "typed")
+
+
+def failures_by_code(data: bytes) -> dict[str, int]:
+    """Return how many records of a payload of outcomes failed with each error code.
+
+    Raises:
+        PayloadError: the bytes are not a payload of outcomes.
+    """
+    return dict(Counter(code for code in decode_outcomes(data)["error_code"].to_pylist() if code is not None))
 
 
 def iter_outcomes(table: pa.Table, *, arrays: bool = False) -> Iterator[tuple[int, Json, Outcome]]:

@@ -17,6 +17,7 @@ import redis
 from common.display_text import replace_control_chars
 from common.errors import NotSubmitting, UnknownJob, UsageError
 from common.payloads.backends import Version, decode_versions
+from common.queue.totals import failed_by_code
 from common.records import Counts, Failure, Json
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
@@ -141,6 +142,8 @@ class Ledger:
         run_info: Mapping[str, Json],
         max_failed: int | None = None,
         ranges_id: str | None = None,
+        seconds: float = 0.0,
+        codes: Mapping[str, int] | None = None,
     ) -> str:
         """Commit a chunk whose outcomes are written; return `committed`, or why not: `double`, `stale` or `closed`.
 
@@ -150,11 +153,14 @@ class Ledger:
             run_info: what ran them: device, dtype, versions, model commit.
             max_failed: with more failed records than that in one round, the job fails.
             ranges_id: of the noted ranges that its vectors have; if others are noted by now, the chunk is `stale`.
+            seconds: for which its device computed.
+            codes: how many of the failed records have each error code.
         """
         numbers = (counts.succeeded, counts.failed, counts.truncated)
         limit = "" if max_failed is None else max_failed
-        words = (json.dumps(run_info), limit, ranges_id or "")
-        return str(self._run("commit", lease.job_id, lease.chunk, *lease.version, *numbers, *words).decode())
+        words = (json.dumps(run_info), limit, ranges_id or "", int(seconds * 1000))
+        totals = failed_by_code(counts.failed, codes or {})
+        return str(self._run("commit", lease.job_id, lease.chunk, *lease.version, *numbers, *words, *totals).decode())
 
     def noted_ranges(self, job_id: str) -> NotedRanges | None:
         """Return the ranges that were noted for a job's vectors, None if there are none.

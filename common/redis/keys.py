@@ -22,6 +22,8 @@ DUE = f"{PREFIX}due"
 WORKERS = f"{PREFIX}workers"
 #: Hash: job -> the location of its payloads, if that is not Redis; until its files are removed.
 STORED = f"{PREFIX}stored"
+#: Hash: what this queue has done so far, for metrics (`common.queue.totals`); deleted with the last job.
+TOTALS = f"{PREFIX}totals"
 #: Lock of the worker that reaps at present.
 REAPER = f"{PREFIX}reaper"
 #: List of messages that could not be decoded, the latest first.

@@ -25,6 +25,7 @@ COMMANDS = {
     "report": ("report", "Write an HTML report on a fine-tune job."),
     "tasks": ("listings", "List tasks and their default models."),
     "workers": ("listings", "List live workers."),
+    "metrics": ("metrics", "Serve metrics for Prometheus."),
     "up": ("up", "Start Redis, workers and Flower on this machine."),
     "down": ("up", "Stop the embedded worker and Redis."),
 }

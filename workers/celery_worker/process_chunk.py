@@ -13,7 +13,7 @@ import redis
 
 from common.errors import Cancelled, ModelError, PayloadError, StorageError, UnknownJob, WorkerError
 from common.jobs import Job, JobSpec, JobStatus
-from common.payloads.codec import positions_to_retry
+from common.payloads.codec import failures_by_code, positions_to_retry
 from common.payloads.job_payloads import JobPayloads
 from common.queue.heartbeats import live_workers, serving, target_tickets
 from common.queue.ledger import MAX_TICKETS, MIN_TICKETS
@@ -239,7 +239,9 @@ class _ChunkRun:
             lambda: payloads.write_outcomes(lease.chunk, lease.version, result.payload), files=FILES_RETRY_SECONDS
         )
         max_failed = self._job.spec.max_failed(self._job.records or 0)
-        answer = held.retry(lambda: context.ledger.commit(lease, counts, result.run_info, max_failed, self._ranges_id))
+        codes = failures_by_code(result.payload) if counts.failed else {}
+        commit = partial(context.ledger.commit, lease, counts, result.run_info, max_failed, self._ranges_id)
+        answer = held.retry(lambda: commit(seconds=result.seconds, codes=codes))
         # Refused, and yet counted: the first answer was lost, and this one is to the same commit once more.
         counted = answer == "committed" or lease.version in held.retry(lambda: payloads.versions(lease.chunk))
         if self._job.spec.training is not None:

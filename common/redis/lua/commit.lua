@@ -1,6 +1,6 @@
 -- Commits a chunk, once. ARGV: chunk, round, lease number, succeeded, failed, truncated, run_info (JSON), how many records
--- may fail in one round before the job fails, or '', and the id of the ranges that its vectors have, or ''. Returns
--- 'committed', or why not: 'double', 'stale' (another round, one whose earlier outcomes are lost, or other ranges than the
+-- may fail in one round before the job fails, or '', the id of the ranges that its vectors have, or '', the milliseconds
+-- of computing, and the number of failed records by error code: code, number, code, number, ... Returns 'committed', or why not: 'double', 'stale' (another round, one whose earlier outcomes are lost, or other ranges than the
 -- job's), 'closed' (the job has ended). It does not matter who commits, only that it is the first commit of this round.
 local function take_off_lists(chunk)
   -- A late commit: the chunk was opened again meanwhile, or delayed.
@@ -44,6 +44,11 @@ redis.call('HINCRBY', JOB, 'succeeded', ARGV[4])
 redis.call('HINCRBY', JOB, 'failed', tonumber(ARGV[5]) - before)
 local failed = redis.call('HINCRBY', JOB, 'failed_in_round', ARGV[5])
 redis.call('HINCRBY', JOB, 'truncated', ARGV[6])
+redis.call('HINCRBY', JOB, 'compute_ms', ARGV[10])
+add_total('records:succeeded', ARGV[4])
+for i = 11, #ARGV, 2 do
+  add_total('records:failed:' .. ARGV[i], ARGV[i + 1], 'records:failed:other')
+end
 redis.call('HSET', JOB, 'run_info', ARGV[7], 'stage', '')
 if tonumber(ARGV[5]) > 0 then
   redis.call('HSET', FAILED_COUNTS, ARGV[1], ARGV[5])

@@ -21,6 +21,7 @@ local function open_expired()
       redis.call('SREM', LEASED, chunk)
       redis.call('LPUSH', OPEN, chunk)
       opened[#opened + 1] = tonumber(chunk)
+      add_total('leases_lost', 1)
     elseif left == -1 or left > LEASE then
       redis.call('PEXPIRE', lease_key(chunk), LEASE)
     end

@@ -1,10 +1,12 @@
--- Prelude of every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then four more.
-local OWN = #KEYS - 4
+-- Prelude of every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then five more.
+local OWN = #KEYS - 5
 local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ATTEMPTS, COMMITS, COMMIT_HISTORY, FAILED_COUNTS = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local TICKETS, REFUSALS = KEYS[10], KEYS[11]
 local DELAYED, ACTIVE, JOBS, DUE = KEYS[12], KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
-local SCHEMA = KEYS[OWN + 4]
+local SCHEMA, TOTALS = KEYS[OWN + 4], KEYS[OWN + 5]
+-- Runners name error codes as they like: more fields of TOTALS than that count as one.
+local MAX_TOTALS = 200
 -- No delay of a chunk is longer, in seconds: where one seems to be, the clock was set back.
 local MAX_DELAY = 120
 
@@ -40,10 +42,20 @@ local function unfinished(word)
   return word == 'submitting' or word == 'queued' or word == 'running' or word == 'cancelling'
 end
 
+-- Adds to a total of the queue, or to that of `other` if there are too many. Totals are for metrics only: whatever is
+-- wrong with them must not stop a job.
+local function add_total(field, number, other)
+  if other and (tonumber(redis.pcall('HLEN', TOTALS)) or 0) >= MAX_TOTALS and redis.pcall('HEXISTS', TOTALS, field) == 0 then
+    field = other
+  end
+  redis.pcall('HINCRBY', TOTALS, field, number)
+end
+
 -- From here on the job's keys have a time to live; `persist_keys` removes it.
 local function finish(word)
   local ttl = redis.call('HGET', JOB, 'ttl_ms')
   redis.call('HSET', JOB, 'status', word, 'finished_at', now(), 'stage', '')
+  add_total('jobs:' .. word, 1)
   redis.call('SREM', ACTIVE, job_id())
   redis.call('ZREM', DUE, job_id())
   redis.call('DEL', TICKETS, REFUSALS)
