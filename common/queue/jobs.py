@@ -1,7 +1,7 @@
 """Jobs in Redis: creating, finding and deleting them, and opening their payloads."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
 import redis
@@ -131,6 +131,29 @@ class JobStore:
     def due(self) -> list[str]:
         """Return the ids of unfinished jobs that a reaper is to check by now, by Redis's clock."""
         return _texts(self.client.zrangebyscore(keys.DUE, "-inf", self.now()))
+
+    def shown(self, cursor: int, count: int) -> tuple[int, list[str]]:
+        """Return the next cursor, and the ids of about `count` jobs whose end monitors have not been told.
+
+        The first cursor is 0, and so is the one after the last jobs.
+        """
+        cursor, members = self.client.sscan(keys.SHOWN, cursor, count=count)
+        return cursor, _texts(members)
+
+    def note_end_shown(self, ids: Iterable[str]) -> None:
+        """Note that monitors were told how these jobs ended."""
+        if members := list(ids):
+            self.client.srem(keys.SHOWN, *members)
+
+    def find(self, ids: Sequence[str]) -> dict[str, Job | None]:
+        """Return the jobs of these ids, in one round trip: None for one that is gone, nothing for an unreadable one."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hgetall(JobKeys.of(job_id).job)
+            answers = zip(ids, pipe.execute(raise_on_error=False), strict=True)
+        hashes = {job_id: raw for job_id, raw in answers if isinstance(raw, dict)}
+        found = {job_id: _decode(job_id, raw) if raw else None for job_id, raw in hashes.items()}
+        return {job_id: job for job_id, job in found.items() if job is not None or not hashes[job_id]}
 
     def delete(self, job_id: str, only: Literal["any", "finished", "unaccepted"] = "any") -> str:
         """Delete a job and all that belongs to it, even when Redis is full.

@@ -16,6 +16,8 @@ SCHEMA = f"{PREFIX}schema"
 JOBS = f"{PREFIX}jobs"
 #: Set of the ids of unfinished jobs.
 ACTIVE = f"{PREFIX}active"
+#: Set of the ids of jobs that monitors show as unfinished, until they are told how these ended.
+SHOWN = f"{PREFIX}shown"
 #: Sorted set of unfinished jobs by the time at which a reaper is to check them.
 DUE = f"{PREFIX}due"
 #: Set of the names of workers; each has a heartbeat key while it lives.

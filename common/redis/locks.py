@@ -17,6 +17,11 @@ def acquire_lock(client: "redis.Redis", key: str, owner: str, ms: int) -> bool:
     return bool(client.register_script(_ACQUIRE)(keys=[key], args=[owner, ms]))
 
 
+def has_lock(client: "redis.Redis", key: str, owner: str) -> bool:
+    """Whether `owner` has a lock."""
+    return bool(client.get(key) == owner.encode())
+
+
 def release_lock(client: "redis.Redis", key: str, owner: str) -> None:
     """Release a lock if `owner` has it."""
     client.register_script(_RELEASE)(keys=[key], args=[owner])

@@ -61,7 +61,8 @@ class Scripts:
 
 
 def _keys_for(job_id: str) -> list[str]:
-    return [*JobKeys.of(job_id).all(), keys.ACTIVE, keys.JOBS, keys.DUE, keys.SCHEMA, keys.TOTALS]
+    shared = (keys.ACTIVE, keys.JOBS, keys.DUE, keys.SCHEMA, keys.TOTALS, keys.SHOWN)
+    return [*JobKeys.of(job_id).all(), *shared]
 
 
 @cache

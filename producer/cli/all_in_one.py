@@ -25,8 +25,10 @@ from producer.embedded.state_dir import StateDir
 from producer.queue_connection import QueueConnection
 
 HOST = "127.0.0.1"
-#: Columns of Flower's table of tickets.
+#: Columns of Flower's table of jobs and tickets.
 FLOWER_COLUMNS = "name,args,result,state,runtime,worker,received"
+#: The page with the rows of jobs, and of nothing else (`workers.celery_worker.job_rows.ROW_NAME`).
+JOBS_PAGE = "/tasks?name=hugqueue.job"
 _POLL_SECONDS = 0.2
 
 
@@ -193,5 +195,5 @@ class _ServiceMonitor:
             return
         with socket.socket() as sock:
             if sock.connect_ex((HOST, self._unannounced_port)) == 0:
-                self._notify(f"Flower   http://{HOST}:{self._unannounced_port}")
+                self._notify(f"Flower   http://{HOST}:{self._unannounced_port}{JOBS_PAGE}")
                 self._unannounced_port = None

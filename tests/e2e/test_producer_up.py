@@ -16,8 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
+from producer.cli.all_in_one import JOBS_PAGE
 from tests.support.embedded_processes import Home
 from tests.support.processes import DEMO_MODEL, RedisServer, Shell, environment, free_port, wait_until
+from workers.celery_worker.job_events import HOME
+from workers.celery_worker.job_rows import ROW_NAME
 
 PASSWORD = "swordfish-of-redis"
 RECORD = "The capital of France is [MASK]."
@@ -90,14 +93,14 @@ class Flower:
         return str(json.loads(self.shell.run("workers", "--json").stdout)[0]["name"])
 
     def tasks(self, job: str) -> list[dict[str, Any]]:
-        """Return what the table of tasks shows of the job."""
+        """Return what the table of tasks shows of the job's tickets."""
         query = {"draw": 1, "start": 0, "length": 100, "search[value]": "", "order[0][column]": 0}
         query |= {"order[0][dir]": "asc", "columns[0][data]": "name"}
         try:
             table = json.loads(self.get(f"/tasks/datatable?{urllib.parse.urlencode(query)}"))
         except urllib.error.HTTPError as error:
             pytest.fail(f"{error.code}: {error.read().decode()[:500]}")
-        return [row for row in table["data"] if job in str(row["args"])]
+        return [row for row in table["data"] if job in str(row["args"]) and row["name"] != ROW_NAME]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +113,7 @@ def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
     port = free_port()
     up = Up(shell, "--port", str(port))
     try:
-        up.wait_for("worker  ", f"Flower   http://127.0.0.1:{port}")
+        up.wait_for("worker  ", f"Flower   http://127.0.0.1:{port}{JOBS_PAGE}")
         (directory / "in.txt").write_text(f"{RECORD}\n" * 300)
         job = shell.submit("--task", "fill-mask", "in.txt", "-m", str(DEMO_MODEL), "--name", "my capitals")
         shell.run("wait", job)
@@ -178,6 +181,11 @@ def test_a_failed_ticket_is_red_with_its_reason_and_its_time(flower: Flower) -> 
     assert 'type="task-failed"' in flower.get("/metrics")
 
 
+def test_the_page_that_is_announced_is_that_of_the_jobs(flower: Flower) -> None:
+    assert f"/tasks?name={ROW_NAME}" == JOBS_PAGE
+    assert 'id="tasks-table"' in flower.get(JOBS_PAGE)
+
+
 def test_the_run_time_shown_is_that_of_the_ticket(flower: Flower) -> None:
     (flower.shell.directory / "slow.txt").write_text("x\n")
     job = flower.shell.submit("--task", "test-wait", "slow.txt", "-p", "seconds=1.5")
@@ -206,7 +214,7 @@ def test_a_worker_stays_online_during_a_long_chunk(flower: Flower) -> None:
     begun = time.time()
 
     def worker() -> dict[str, Any]:
-        [row] = json.loads(flower.get("/workers?json=1"))["data"]
+        [row] = [row for row in json.loads(flower.get("/workers?json=1"))["data"] if row["hostname"] != HOME]
         return dict(row)
 
     wait_until(lambda: sum(beat > begun for beat in worker()["heartbeats"]) >= 2, 30, "two heartbeats in the chunk")

@@ -11,6 +11,7 @@ from common.redis.client import connect
 from common.reporting import CancelToken
 from common.settings import Settings
 from workers.celery_worker.heartbeat import HeartbeatThread
+from workers.celery_worker.job_events import JobEvents
 from workers.celery_worker.live_workers import LiveWorkers
 from workers.celery_worker.model_affinity import ModelAffinity
 from workers.celery_worker.reaper import Reaper
@@ -50,6 +51,7 @@ class WorkerContext:
         self.affinity = ModelAffinity(name, lambda: self.device.status, self.live_workers.now)
         self.heartbeat = HeartbeatThread(name, client, settings, self.device, device_name, slots)
         self.reaper = Reaper(name, app, self.store, self.ledger, settings)
+        self.job_events = JobEvents(name, app, self.store)
         self.tuner = FineTuner(settings, self.store, app)
         self.stopping = CancelToken()
 
@@ -73,6 +75,7 @@ class WorkerContext:
         self.leases.start()
         self.tickets.start()
         self.reaper.start()
+        self.job_events.start()
 
     def stop(self, grace: float) -> None:
         """Stop in order: the running chunks get `grace` seconds to finish, then they are released."""
@@ -83,6 +86,7 @@ class WorkerContext:
             logger.info("grace period of %.0f s is over: releasing the running chunks", grace)
             self.leases.cancel_all()
             self.leases.wait_until_idle(10.0)
+        self.job_events.stop()
         self.reaper.stop()
         self.leases.stop()
         self.device.stop()

@@ -13,7 +13,7 @@ if key ~= '' then
   redis.call('SET', key, job_id())
 end
 redis.call('HSET', JOB, 'spec', ARGV[1], 'status', 'submitting', 'ttl_ms', ARGV[2], 'round', 0, 'producer_seen', now())
-redis.call('SADD', ACTIVE, job_id())
+mark_active()
 schedule_check(0)
 redis.call('ZADD', JOBS, ARGV[3], job_id())
 return job_id()

@@ -82,7 +82,7 @@ end
 
 redis.call('ZREM', DUE, job_id())
 if not unfinished(word) then return answer(0) end
-redis.call('SADD', ACTIVE, job_id())
+mark_active()
 if word ~= 'submitting' then
   open_delayed()
   if JUDGING then

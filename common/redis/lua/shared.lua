@@ -1,10 +1,10 @@
--- Prelude of every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then five more.
-local OWN = #KEYS - 5
+-- Prelude of every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then six more.
+local OWN = #KEYS - 6
 local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ATTEMPTS, COMMITS, COMMIT_HISTORY, FAILED_COUNTS = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local TICKETS, REFUSALS = KEYS[10], KEYS[11]
 local DELAYED, ACTIVE, JOBS, DUE = KEYS[12], KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
-local SCHEMA, TOTALS = KEYS[OWN + 4], KEYS[OWN + 5]
+local SCHEMA, TOTALS, SHOWN = KEYS[OWN + 4], KEYS[OWN + 5], KEYS[OWN + 6]
 -- Runners name error codes as they like: more fields of TOTALS than that count as one.
 local MAX_TOTALS = 200
 -- No delay of a chunk is longer, in seconds: where one seems to be, the clock was set back.
@@ -51,6 +51,12 @@ local function add_total(field, number, other)
   redis.pcall('HINCRBY', TOTALS, field, number)
 end
 
+-- The job is unfinished from here on, and monitors show it as such until they are told of its end.
+local function mark_active()
+  redis.call('SADD', ACTIVE, job_id())
+  redis.call('SADD', SHOWN, job_id())
+end
+
 -- From here on the job's keys have a time to live; `persist_keys` removes it.
 local function finish(word)
   local ttl = redis.call('HGET', JOB, 'ttl_ms')
@@ -72,7 +78,7 @@ local function persist_keys()
   end
   local key = own_key()
   if key then redis.call('PERSIST', key) end
-  redis.call('SADD', ACTIVE, job_id())
+  mark_active()
   schedule_check(0)
 end
 
