@@ -1,8 +1,10 @@
 """Entry point of the command `workers`."""
 
+import contextlib
 import dataclasses
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -65,6 +67,17 @@ def main() -> None:
 @click.option("--allow-pickle", is_flag=True, help="Also load pickled weights, which can run code.")
 @click.option("--allow-remote-code", is_flag=True, help="Allow models to run code of their own as this user.")
 @click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    help="Serve metrics of these workers for Prometheus at this port.  [default: none]",
+)
+@click.option(
+    "--metrics-address",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address of this machine to serve them at.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -72,7 +85,13 @@ def main() -> None:
     help="Minimum level of log messages.",
 )
 def start(
-    gpus: int | None, preload: tuple[str, ...], queues: str | None, log_level: str, **options: str | bool | None
+    gpus: int | None,
+    preload: tuple[str, ...],
+    queues: str | None,
+    log_level: str,
+    metrics_port: int | None,
+    metrics_address: str,
+    **options: str | bool | None,
 ) -> None:
     """Start one worker per GPU, or one for the CPU, and restart workers that exit, until Ctrl-C or SIGTERM.
 
@@ -92,7 +111,8 @@ def start(
         queues=(TRAIN,) if options["train"] else _queues(queues) or settings.queues,
         **overrides,
     )
-    sys.exit(_supervise(settings, log_level, gpus))
+    metrics_at = (metrics_address, metrics_port) if metrics_port else None
+    sys.exit(_supervise(settings, log_level, gpus, metrics_at))
 
 
 def _queues(text: str | None) -> tuple[str, ...]:
@@ -103,7 +123,7 @@ def _queues(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
+def _supervise(settings: Settings, log_level: str, gpus: int | None, metrics_at: tuple[str, int] | None) -> int:
     from common.gpus import find_gpus
     from workers.devices import select_devices
     from workers.supervisor import Supervisor
@@ -129,7 +149,22 @@ def _supervise(settings: Settings, log_level: str, gpus: int | None) -> int:
         if not is_transient(error) or answers_without_tls(error, settings.broker_url):
             raise HugqueueError(explain(error, settings.broker_url)) from error
         logging.warning("%s Waiting for it.", explain(error, settings.broker_url))
-    return Supervisor(settings, devices, client, log_level=log_level, max_workers=gpus).run()
+    supervisor = Supervisor(settings, devices, client, log_level=log_level, max_workers=gpus)
+    with _metrics_of(supervisor.worker_names, client, metrics_at):
+        return supervisor.run()
+
+
+def _metrics_of(
+    names: Sequence[str], client: "redis.Redis", metrics_at: tuple[str, int] | None
+) -> contextlib.AbstractContextManager[None]:
+    """Serve the metrics of these workers as long as the block lasts, if an address and a port are given."""
+    if metrics_at is None:
+        return contextlib.nullcontext()
+    from common.metrics_server import serving_metrics
+    from workers.worker_metrics import WorkerMetrics
+
+    logging.info("metrics at http://%s:%d/metrics", *metrics_at)
+    return serving_metrics(WorkerMetrics(client, names).read, *metrics_at)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,11 @@ class Supervisor:
     def _environ(self) -> Mapping[str, str]:
         return {**os.environ, **to_environ(self._settings), "HUGQUEUE_SUPERVISED": str(os.getpid())}
 
+    @property
+    def worker_names(self) -> list[str]:
+        """The names of its workers, which their heartbeats have."""
+        return [worker.name for worker in self._workers]
+
     def run(self) -> int:
         """Keep the workers alive until SIGTERM or SIGINT; return the exit status.
 

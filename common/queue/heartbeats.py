@@ -38,6 +38,11 @@ class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: _Text = ""
     #: How often each fast path fell back to a slower one.
     fallbacks: Mapping[str, _Count] = msgspec.field(default_factory=dict)
+    tokens_done: _Count = 0  #: since it started, of batches that are cut by tokens, padding included
+    #: Stage (`tokenize`, `forward`, `encode`, `commit`) -> seconds since it started.
+    stage_seconds: Mapping[str, _Number] = msgspec.field(default_factory=dict)
+    device_memory_bytes: _Count = 0  #: of the device in use, by any process, when models last came or went
+    device_memory_limit_bytes: _Count = 0  #: of the device
 
     def as_dict(self) -> dict[str, Json]:
         """Return what `--json` shows."""

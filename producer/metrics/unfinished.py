@@ -17,7 +17,7 @@ from common.redis.keys import JobKeys
 from common.validation import checked
 
 #: Jobs read in one refresh; with more, those that were read longest ago come first.
-MAX_READ = 5000
+MAX_READ = 3000
 #: Jobs read in one round trip.
 _PAGE = 500
 

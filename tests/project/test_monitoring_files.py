@@ -11,6 +11,7 @@ from common.queue.jobs import JobStore
 from producer.metrics.queue_metrics import QueueMetrics
 from tests.support.processes import ROOT, RedisServer
 from tests.support.prometheus_server import DASHBOARD, RULES, dashboard_queries, promtool
+from workers.worker_metrics import WorkerMetrics
 
 NAME = re.compile(r"\bhugqueue_\w+")
 CONFIGURATION = RULES.with_name("prometheus.yml")
@@ -24,7 +25,7 @@ def rules() -> dict[str, str]:
 @pytest.fixture
 def names(server: RedisServer) -> set[str]:
     """The names of all samples."""
-    metrics = QueueMetrics(JobStore(server.client, 100)).read()
+    metrics = [*QueueMetrics(JobStore(server.client, 100)).read(), *WorkerMetrics(server.client, []).read()]
     found = {f"{m.name}_total" if m.type == "counter" else m.name for m in metrics}
     assert len(found) > 10
     return found
@@ -51,7 +52,7 @@ def test_alerts_and_dashboard_name_existing_metrics_only(names: set[str]) -> Non
 def test_every_metric_is_on_the_dashboard_and_in_the_documentation(names: set[str]) -> None:
     shown = {name for query in dashboard_queries().values() for name in NAME.findall(query)}
     told = set(NAME.findall((ROOT / "docs" / "monitoring.md").read_text()))
-    assert names - shown == {"hugqueue_up"}
+    assert names - shown == {"hugqueue_up", "hugqueue_worker_info", "hugqueue_worker_model_bytes"}
     assert told == names
 
 
@@ -80,6 +81,9 @@ def test_prometheus_of_the_compose_file_is_configured_for_its_containers() -> No
     [target] = jobs["hugqueue"]["static_configs"][0]["targets"]
     name, _, port = target.partition(":")
     assert services[name]["command"] == f"metrics --address 0.0.0.0 --port {port}"
+    [workers] = jobs["hugqueue-workers"]["dns_sd_configs"]
+    for name in workers["names"]:
+        assert services[name]["command"].endswith(f"--metrics-address 0.0.0.0 --metrics-port {workers['port']}"), name
 
 
 def test_grafana_of_the_compose_file_finds_prometheus_and_the_dashboard() -> None:

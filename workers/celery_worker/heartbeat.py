@@ -19,6 +19,7 @@ from common.distribution import installed_version
 from common.queue.heartbeats import Heartbeat, remove_heartbeat, send_heartbeat
 from common.settings import Settings
 from workers.device.client.device_client import DeviceClient
+from workers.device.protocol import Effort
 from workers.devices import queues_of
 
 logger = logging.getLogger(__name__)
@@ -29,19 +30,30 @@ _WINDOW_SECONDS = 60.0
 
 
 class Meter:
-    """Counts records, in all and over the last minute. Thread-safe."""
+    """Counts records and what they took, in all, and records over the last minute. Thread-safe."""
 
     def __init__(self) -> None:
         self.total = 0
+        self.effort = Effort()
+        self.commit_seconds = 0.0
         self._recent: deque[tuple[float, int]] = deque()
         self._started = time.monotonic()
         self._lock = threading.Lock()
 
-    def add(self, records: int) -> None:
-        """Count records that were just done."""
+    def add(self, records: int, effort: Effort, commit_seconds: float) -> None:
+        """Count records that were just done, and what they took."""
         with self._lock:
             self.total += records
+            self.effort += effort
+            self.commit_seconds += commit_seconds
             self._recent.append((time.monotonic(), records))
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Return stage -> seconds since the start."""
+        with self._lock:
+            done = self.effort
+            stages = {"tokenize": done.tokenize, "forward": done.forward, "encode": done.encode}
+            return {name: round(s, 3) for name, s in (stages | {"commit": self.commit_seconds}).items()}
 
     def rate(self) -> float:
         """Return records per second over the last minute, or since the start if that is shorter."""
@@ -123,6 +135,7 @@ class HeartbeatThread:
 
     def snapshot(self) -> Heartbeat:
         """Return the worker as it is now."""
+        status = self._device.status
         return Heartbeat(
             name=self._name,
             device=self._settings.device,
@@ -133,12 +146,16 @@ class HeartbeatThread:
             host=socket.gethostname(),
             started_at=self._started,
             state=self.state,
-            models=self._device.status.models,
+            models=status.models,
             records_per_second=round(self.meter.rate(), 1),
             records_done=self.meter.total,
             memory_bytes=sum(_resident_bytes(pid) for pid in (os.getpid(), self._device.pid) if pid is not None),
             version=f"{installed_version('hugqueue') or 'uninstalled'} (Python {platform.python_version()})",
             fallbacks=self._device.fallbacks,
+            tokens_done=self.meter.effort.tokens,
+            stage_seconds=self.meter.stage_seconds(),
+            device_memory_bytes=max(0, (status.total or 0) - (status.free or 0)),
+            device_memory_limit_bytes=status.total or 0,
         )
 
 

@@ -5,6 +5,7 @@ its job, the sentence is raised as an exception, so that Flower counts the ticke
 """
 
 import logging
+import time
 import uuid
 from functools import partial
 from typing import NoReturn
@@ -235,6 +236,7 @@ class _ChunkRun:
 
     def _commit(self, payloads: JobPayloads, result: ChunkResult) -> str:
         context, lease, held, counts = self._context, self._lease, self._held, result.counts
+        begun = time.monotonic()
         held.retry(
             lambda: payloads.write_outcomes(lease.chunk, lease.version, result.payload), files=FILES_RETRY_SECONDS
         )
@@ -250,7 +252,7 @@ class _ChunkRun:
             self._delete_outcomes(payloads)
             return f"{self._title}: dropped, {answer}"
         finish_commit(context.store, context.ledger, payloads, lease)
-        context.heartbeat.meter.add(counts.done)
+        context.heartbeat.meter.add(counts.done, result.effort, time.monotonic() - begun)
         rate = counts.done / result.seconds if result.seconds else 0.0
         failed = f", {counts.failed} failed" if counts.failed else ""
         if max_failed is not None and counts.failed:

@@ -31,6 +31,24 @@ Natural = Annotated[int, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True, slots=True)
+class Effort:
+    """What a chunk took, for metrics; stages of different chunks overlap."""
+
+    tokenize: float = 0.0  #: seconds; of a runner that prepares its inputs
+    forward: float = 0.0  #: seconds of running them
+    encode: float = 0.0  #: seconds of encoding outcomes
+    tokens: int = 0  #: run in batches that are cut by tokens, padding included
+
+    def __add__(self, other: "Effort") -> "Effort":
+        return Effort(
+            self.tokenize + other.tokenize,
+            self.forward + other.forward,
+            self.encode + other.encode,
+            self.tokens + other.tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkResult:
     """The outcomes of a chunk, encoded."""
 
@@ -38,6 +56,7 @@ class ChunkResult:
     counts: Counts
     seconds: float  #: of computing
     run_info: Mapping[str, Json]  #: what ran: model, commit, device, dtype, versions
+    effort: Effort = Effort()
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True, tag=True):

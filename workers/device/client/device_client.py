@@ -29,7 +29,7 @@ from workers.device.client.respawner import (
     fatal_load_error,
 )
 from workers.device.client.token_budget_cache import TokenBudgetCache
-from workers.device.protocol import Aborted, Answer, ChunkResult, DeviceStatus, Failed, Run, Stage
+from workers.device.protocol import Aborted, Answer, ChunkResult, DeviceStatus, Effort, Failed, Run, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -237,4 +237,5 @@ def _merged(chunk: _ChunkRequest, failures: dict[int, tuple[Json, Outcome]]) -> 
     ids, outcomes = [id_ for _, (id_, _) in found], [outcome for _, (_, outcome) in found]
     run_info = chunk.results[-1].run_info if chunk.results else {}
     seconds = sum(result.seconds for result in chunk.results)
-    return ChunkResult(encode_outcomes(positions, ids, outcomes, kind), count(outcomes), seconds, run_info)
+    effort = sum((result.effort for result in chunk.results), Effort())
+    return ChunkResult(encode_outcomes(positions, ids, outcomes, kind), count(outcomes), seconds, run_info, effort)

@@ -78,8 +78,14 @@ class LoadedModel:
         return sha256(json.dumps([run_info.get(name) for name in _DIGESTED]).encode()).hexdigest()[:16]
 
     def summary(self) -> dict[str, Json]:
-        """Return task, model and bytes of memory, for the heartbeat."""
-        return {"task": self.task, "model": self.model, "bytes": self.runner.memory_bytes()}
+        """Return task, model, bytes of memory and tokens in a batch (None: not cut by tokens), for the heartbeat."""
+        budget, size = self.runner.budget, self.runner.memory_bytes()
+        return {
+            "task": self.task,
+            "model": self.model,
+            "bytes": size,
+            "batch_tokens": budget.tokens if budget else None,
+        }
 
 
 class ModelCache:
