@@ -171,7 +171,7 @@ class _ForkingPopen(subprocess.Popen):  # type: ignore[type-arg]
 
     def _execute_child(self, args: Any, *rest: Any) -> None:
         forked = list(args[:3]) == [sys.executable, "-P", "-m"] and args[3] in FORKED
-        if not forked or threading.active_count() > 1 or _has_sockets():
+        if not forked or threading.active_count() > 1 or _has_broker_connections():
             super()._execute_child(args, *rest)
             return
         self.pid = os.fork()
@@ -195,16 +195,14 @@ class _ForkingPopen(subprocess.Popen):  # type: ignore[type-arg]
         _become({"arguments": args[3:], "environ": dict(environ), "directory": directory, "new_session": new_session})
 
 
-def _has_sockets() -> bool:
-    """Whether this process has connections: the pools of a fork would close descriptors of these numbers, now others'.
+def _has_broker_connections() -> bool:
+    """Whether this process has used kombu's global pools.
 
-    A command that starts a killed daemon again has sent tickets before, through the global pools of kombu.
+    In a fork, Celery would reset them, and so close descriptors of the same numbers that belong to others by then. A
+    command that starts a killed daemon again has sent tickets before.
     """
-    for name in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # the descriptor of this very listing
-            if int(name.name) > 2 and str(name.readlink()).startswith("socket:"):
-                return True
-    return False
+    pools: Any = sys.modules.get("kombu.pools")
+    return pools is not None and bool(pools.connections or pools.producers)
 
 
 def _become(request: Mapping[str, Any]) -> NoReturn:
