@@ -1,6 +1,7 @@
 """Fine-tune jobs in other environments: no queue configured, a model from the Hub, a remote registry, little memory."""
 
 import json
+import re
 import resource
 import threading
 from collections.abc import Callable, Iterator
@@ -140,14 +141,21 @@ def test_flower_shows_the_training_steps(
     wait_for_step(shell, job_id, 5)
 
     def shown() -> Any:
-        return [task for task in state.tasks.values() if task.state == "PROGRESS" and "step" in str(task.result)]
+        tasks = [
+            task
+            for task in state.tasks.values()
+            if task.state == "PROGRESS" and re.search("loss.* left", str(task.result))
+        ]
+        return {task.name: task for task in tasks} if len(tasks) == 2 else None
 
     try:
-        [task] = wait_until(shown, 30, "an event of progress")
+        rows = wait_until(shown, 30, "progress of the ticket and of the job")
     finally:
         receivers[0].should_stop = True
         watcher.join()
-    assert task.name == "hugqueue.finetune"
+    assert rows.keys() == {"hugqueue.finetune", "hugqueue.job"}
+    line = rows["hugqueue.job"].result
+    assert re.match(r"\d+ % · step \d+ of 3,000, loss [\d.]+, [\d:]+ left", line), line
     found = progress(shell, job_id)
     assert found["steps"] == 3000 and found["loss"] > 0 and found["examples_per_second"] > 0
     assert found["seconds_left"] > 0 and found["learning_rate"] is not None
