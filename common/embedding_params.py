@@ -35,9 +35,9 @@ def check_embedding_params(params: Mapping[str, Json]) -> None:
         return
     if "split_tokens" not in params:
         raise _bad_param("split_overlap needs split_tokens, the number of tokens of a piece.")
-    if params["split_overlap"] >= params["split_tokens"]:
+    if 2 * params["split_overlap"] > params["split_tokens"]:
         raise _bad_param(
-            f"split_overlap must be less than split_tokens, found {params['split_overlap']} and "
+            f"split_overlap must be at most half of split_tokens, found {params['split_overlap']} and "
             f"{params['split_tokens']}."
         )
 

@@ -69,9 +69,9 @@ class ResultReader:
         """Check that the inputs of the chunks that were read are there.
 
         Raises:
-            ResultsLost: Some are gone, though not by deleting a file that was read in place.
+            ResultsLost: Some are gone, or a file that is read in place is.
         """
-        if self._lost_inputs:
+        if self._lost_inputs or self._warned:
             raise ResultsLost(self._describe_missing(self._job, 0))
 
     def check(self, job: Job) -> None:

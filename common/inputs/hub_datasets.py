@@ -90,7 +90,7 @@ def _by_names(name: str, dataset: str, tables: Sequence[str], words: Sequence[st
         return choose_files(dataset, folders, words)
     if len(words) == 2:
         return []
-    split = words[0] if words else "train"
+    split = words[0] if words else next(iter(splits)) if len(splits) == 1 else "train"
     found = splits.get(split) or _with_word(tables, split)
     parents = sorted({str(PurePosixPath(path).parent) for path in found})
     if len(parents) > 1:

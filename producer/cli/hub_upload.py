@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from common.console import INTERRUPTED
 from common.errors import HugqueueError, UsageError
-from common.jobs import Job
+from common.jobs import Job, JobStatus
 from producer.cli.terminal import Notify, exit_status
 from producer.cli.watch import watch_submitted_job
 from producer.client import Client
@@ -38,6 +38,8 @@ def upload_job(client: Client, handle: JobHandle, target: HubOutput, notify: Not
         notify(
             f"{uploaded.records:,} records are in {uploaded.url} ({uploaded.shards} files of the split {target.split})"
         )
-    if not all(uploaded.complete for uploaded in found) or not found:
+    if not found and job.status is JobStatus.COMPLETED:
+        notify(f"Not all results of job {job.id} are in {target}. {goes_on}")
+    elif not all(uploaded.complete for uploaded in found) or not found:
         notify(f"Job {job.id} is {job.status}. After `producer retry {job.id}`, {goes_on}")
     return INTERRUPTED if interrupted else exit_status(job)

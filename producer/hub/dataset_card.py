@@ -61,8 +61,9 @@ def make_card(card: str | None, files: Sequence[str], target: HubOutput, job: Jo
     """
     section = _section(target, job, manifest)
     if card is None or not card.strip():
+        there = splits_there(None, [file for file in files if not target.owns(file)])
         body = f"# {target.repo.partition('/')[2]}\n\n{section}\n"
-        return f"{_front_matter({'tags': ['hugqueue'], 'configs': _with_split([], {}, target)})}{body}"
+        return f"{_front_matter({'tags': ['hugqueue'], 'configs': _with_split([], there, target)})}{body}"
     try:
         metadata = card_metadata(card)
         configs = _with_split(metadata.get("configs") or [], splits_there(card, files), target)

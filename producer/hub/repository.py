@@ -182,6 +182,7 @@ class HubRepository:
             head = self.head()
             operations = plan(head)
             if operations is None:
+                self.note_commit(time.time())
                 return
             options = {"repo_type": self.kind, "parent_commit": head.commit, "commit_message": message}
             self._api.create_commit(self.repo, operations, **options)

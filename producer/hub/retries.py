@@ -1,6 +1,7 @@
 """Requests to the Hub: which errors pass, how long to wait for that, and what the others mean to a user."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ def with_retries(request: Callable[[], T], first_pause: float = 1.0) -> T:
 
     Args:
         request: calls huggingface_hub, which itself repeats only some of its requests.
-        first_pause: seconds before the second attempt. A `Retry-After` of the Hub takes precedence.
+        first_pause: seconds before the second attempt. A longer `Retry-After` of the Hub takes precedence.
 
     Raises:
         Exception: the last one of `request`.
@@ -37,7 +38,7 @@ def with_retries(request: Callable[[], T], first_pause: float = 1.0) -> T:
                 raise
             wait = _retry_after(error)
             logger.info("the Hub: %s; trying again", first_line(error))
-        time.sleep(pause if wait is None else wait)
+        time.sleep(pause if wait is None else max(pause, wait))
         pause = min(2 * pause, _MAX_PAUSE)
 
 
@@ -64,9 +65,10 @@ def status(error: BaseException) -> int | None:
 def _retry_after(error: BaseException) -> float | None:
     headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}
     try:
-        return min(max(float(headers.get("Retry-After")), 0.0), _GIVE_UP)
+        seconds = float(headers.get("Retry-After"))
     except (TypeError, ValueError):  # none, or a date
         return None
+    return min(max(seconds, 0.0), _GIVE_UP) if math.isfinite(seconds) else None
 
 
 def refusal(name: str, error: Exception) -> HugqueueError:

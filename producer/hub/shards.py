@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 from common.errors import HugqueueError
 from common.jobs import JobSpec
 from common.own_columns import ColumnMisfit
+from common.payloads.arrays import holds_vectors
 from common.payloads.result_tables import ResultTable
 from common.results import ResultLayout, ResultRow
+from common.tasks import declared_output
 
 #: Rows and bytes in memory after which a row group is written.
 _GROUP_ROWS = 8192
@@ -42,6 +44,9 @@ class Columns:
         self._layout, self._output_type = ResultLayout.of(spec), output_type
         self.types = spec.columns if known is None else known
         self.version = version
+        form = declared_output(spec)
+        #: Whether the outputs hold vectors of a length that no chunk has shown yet: those so far are all failures.
+        self._open_length = form is not None and form.holds_vectors
         self._table: ResultTable | None = None
 
     def build(self, rows: Sequence[ResultRow]) -> pa.Table:
@@ -50,14 +55,24 @@ class Columns:
         Raises:
             pyarrow.ArrowException, TypeError, ValueError: an output is not of the declared type.
         """
-        if self._table is None:
-            self._table = ResultTable(self._layout, self.types, self._output_type())
+        table = self._table
+        if table is None or self._open_length:
+            table = self._table = self._next_table(table)
         while True:
             try:
-                return self._table.build(rows)
+                return table.build(rows)
             except ColumnMisfit as misfit:
-                self._table = self._table.widened(misfit)
-                self.types, self.version = self._table.columns, self.version + 1
+                self._table = table = table.widened(misfit)
+                self.types, self.version = table.columns, self.version + 1
+
+    def _next_table(self, earlier: ResultTable | None) -> ResultTable:
+        kind = self._output_type()
+        self._open_length = self._open_length and not holds_vectors(kind)
+        if earlier is not None:
+            if self._open_length:
+                return earlier
+            self.version += 1  # the shards before have lists of any length
+        return ResultTable(self._layout, self.types, kind)
 
 
 @dataclass(frozen=True, slots=True)

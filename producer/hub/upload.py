@@ -105,6 +105,7 @@ class _Upload:
         self._columns = Columns(results.state.spec, results.output_type, known.columns, known.version)
         if head.public and not target.public:
             notify(f"Warning: dataset {target.repo} is public already.")
+        self._rounds: dict[int, int] = {}  #: of each chunk that was read: the job's round at the time
         repository.note_commit(self._manifest.committed_at)
 
     def run(self, directory: Path, shard_bytes: int) -> Uploaded:
@@ -121,7 +122,7 @@ class _Upload:
             self._add(file, self._target.shard(number))
             number += 1
         for shard in self._shards():
-            if shard.version != self._columns.version:
+            if shard.version != self._columns.version or self._was_retried(shard):
                 self._rewrite(shard, directory)
         if self._pending:
             self._wait()
@@ -130,8 +131,10 @@ class _Upload:
 
     def _is_stale(self, shard: Shard) -> bool:
         """Whether a shard is to be written again: a retry replaced records in it, or it is gone."""
-        retried = shard.failed > 0 and shard.round < self._results.state.round
-        return retried or shard.file not in self._files
+        return self._was_retried(shard) or shard.file not in self._files
+
+    def _was_retried(self, shard: Shard) -> bool:
+        return shard.failed > 0 and shard.round < self._results.state.round
 
     def _rewrite(self, shard: Shard, directory: Path) -> None:
         # All of its values are read before it is written: a shard that they widen would end there.
@@ -139,7 +142,15 @@ class _Upload:
             self._columns.build(rows)
         chunks = islice(self._chunks(shard.first), shard.end - shard.first)
         for file in write_shards(chunks, self._columns, directory, _NO_LIMIT):
-            self._add(file, shard.file)
+            if file.end == shard.end:
+                self._add(file, shard.file)
+                return
+            file.path.unlink()
+        job = self._results.state.id
+        raise ResultsLost(
+            f"results of job {job} that are in {shard.file} are gone. `producer retry {job}` runs their records again; "
+            "then the same command goes on."
+        )
 
     def _shards(self) -> tuple[Shard, ...]:
         """Return the shards that the repository holds or will hold after the next commit, in order."""
@@ -155,8 +166,9 @@ class _Upload:
                     f"results of chunk {number} of job {job} are gone. `producer retry {job}` runs it again; then the "
                     "same command goes on."
                 )
-            if any(row.outcome is None for row in rows):
+            if not rows or any(row.outcome is None for row in rows):
                 return
+            self._rounds[number] = self._results.state.round
             yield number, rows
 
     def _tick(self, job: Job) -> None:
@@ -165,7 +177,7 @@ class _Upload:
 
     def _add(self, file: ShardFile, path: str) -> None:
         operation = self._repository.preupload(path, file.path)
-        round = self._results.state.round
+        round = min(self._rounds[number] for number in range(file.first, file.end))
         shard = Shard(path, file.first, file.end, file.records, file.failed, round, file.version)
         self._pending[path] = _Pending(shard, file.path, operation)
         self._commit_if_due()
@@ -186,8 +198,8 @@ class _Upload:
 
         def plan(head: Head) -> list[Any] | None:
             there = read_manifest(self._repository, head, self._target, job.id)
-            if there.shards == manifest.shards:  # an earlier attempt succeeded, and its answer was lost
-                return None
+            if there.shards == manifest.shards and self._pending.keys() <= head.files:
+                return None  # an earlier attempt succeeded, and its answer was lost
             if there.shards != self._manifest.shards:
                 raise HugqueueError(f"Another command writes job {job.id} to {self._target}; this one stops.")
             card = make_card(self._repository.read(CARD, head), sorted(self._files), self._target, job, manifest)

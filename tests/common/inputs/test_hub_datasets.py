@@ -64,6 +64,7 @@ DATA_SETS = {
         "data/test-00000-of-00001.parquet": table("t"),
     },
     "org/whole": {"reviews.jsonl": b'{"text": "one"}\n{"text": "two"}\n'},
+    "org/only": {"test.csv": b"text\nt\n"},
     "org/several": {"cola/train.csv": b"text\nx\n", "sst2/train.csv": b"text\ny\n"},
 }
 
@@ -114,6 +115,10 @@ def test_a_dataset_is_submitted_and_read_in_place(
 
 def test_a_dataset_without_splits_is_all_train(hub: DatasetServer) -> None:
     assert read(hub, "hf:org/whole:train") == ["one", "two"]
+
+
+def test_the_only_split_need_not_be_named(hub: DatasetServer) -> None:
+    assert read(hub, "hf:org/only") == ["t"]
 
 
 def test_a_file_of_a_dataset_can_be_named(hub: DatasetServer) -> None:

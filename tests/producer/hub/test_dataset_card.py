@@ -107,6 +107,11 @@ def test_splits_that_file_names_show_stay_readable() -> None:
     ]
 
 
+def test_splits_of_a_repository_without_a_card_stay_readable() -> None:
+    [config] = card_metadata(card(None, ("data/test-00000.parquet", "data/train-00000.parquet")))["configs"]
+    assert [entry["split"] for entry in config["data_files"]] == ["test", "train"]
+
+
 def test_a_directory_of_the_default_configuration_is_part_of_its_paths() -> None:
     mine = "---\nconfigs:\n- {config_name: default, data_dir: mine, data_files: [{split: test, path: '*.csv'}]}\n---\n"
     [config] = card_metadata(card(mine, ("mine/a.csv",)))["configs"]

@@ -53,6 +53,16 @@ def test_failed_records_are_counted(tmp_path: Path) -> None:
     assert pq.read_table(shard.path, use_threads=False)["error_code"].to_pylist() == [None, "no"]
 
 
+def test_vectors_after_a_chunk_of_failures_have_one_length_in_all_later_shards(tmp_path: Path) -> None:
+    kinds = iter([pa.list_(pa.float32()), pa.list_(pa.float32()), pa.list_(pa.float32(), 2)])
+    found = Columns(replace(SPEC, task="embedding"), lambda: next(kinds), {"text": "text"})
+    bad, good = Outcome(failure=Failure("no", "why")), Outcome([0.5, 1.0])
+    rows = [(n, [ResultRow(n, "a", outcome)]) for n, outcome in enumerate([bad, bad, good, good])]
+    shards = list(write_shards(rows, found, tmp_path, 1 << 30))
+    assert [(shard.first, shard.end, shard.version) for shard in shards] == [(0, 2, 0), (2, 4, 1)]
+    assert pq.read_schema(shards[1].path).field("output").type == pa.list_(pa.float32(), 2)
+
+
 def test_a_chunk_that_widens_a_column_begins_a_shard(tmp_path: Path) -> None:
     values = [1, 2, 2.5, 3, None, "x"]
     rows = [[ResultRow(n, "a", Outcome("A"), {"text": "a", "score": value})] for n, value in enumerate(values)]

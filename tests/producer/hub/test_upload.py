@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -181,6 +182,15 @@ def test_failed_records_that_a_retry_replaces_are_written_again(
     changed = [path for path in hub.datasets["maria/labels"].head.changed if path.startswith("data/")]
     assert changed == ["data/train-00000.parquet"]
     assert set(hub.datasets["maria/labels"].head.files) == set(before.files)
+
+
+def test_a_file_that_was_deleted_is_written_again(hub: HubRepositories, user: Shell) -> None:
+    user.run(*ECHO, "-o", "hf:maria/labels")
+    repository = hub.datasets["maria/labels"]
+    left = {path: data for path, data in repository.head.files.items() if path != "data/train-00000.parquet"}
+    repository.commits.append(replace(repository.head, sha="0" * 40, message="delete a file", files=left))
+    user.run("results", "@last", "-o", "hf:maria/labels")
+    whole(hub)
 
 
 def test_a_cancelled_job_leaves_what_was_done_in_order(hub: HubRepositories, user: Shell, tmp_path: Path) -> None:

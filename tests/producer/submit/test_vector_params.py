@@ -100,7 +100,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         (["precision=ubinary", "truncate_dim=4"], "vectors of 4 are not a multiple of 8"),
         (["split_tokens=0"], "split_tokens must be a whole number of at least 1, found 0"),
         (["split_tokens=8", "split_overlap=-1"], "split_overlap must be a whole number of at least 0"),
-        (["split_tokens=8", "split_overlap=8"], "split_overlap must be less than split_tokens, found 8 and 8"),
+        (["split_tokens=8", "split_overlap=5"], "split_overlap must be at most half of split_tokens, found 5 and 8"),
         (["split_overlap=8"], "split_overlap needs split_tokens"),
         (["split_token=8"], "Did you mean split_tokens"),
     ],

@@ -78,7 +78,7 @@ def test_an_output_whose_encoding_kills_costs_no_other_chunk_a_record(device: Ru
 def test_a_record_that_cannot_be_prepared_fails_alone(device: RunningDevice):
     _trusting(device)
     assert codes(device.run("test-ahead", ["a", "raise", "c"])) == {1: "runner_error"}
-    wait_until(lambda: device.process.fallbacks == {"prefetch": 1}, 10, "what it swallowed is counted")
+    wait_until(lambda: device.process.fallbacks == {"prefetch": 1}, 30, "what it swallowed is counted")
     pid = device.pid()
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: device.pid() != pid, 20, "another process")

@@ -15,7 +15,9 @@ from common.json_codec import to_json
 from common.output_types import OutputForm
 from common.payloads.codec import decode_outcomes, iter_outcomes
 from common.payloads.part_files import FORMATS, chunk_rows, decode_part, encode_part
+from common.payloads.result_tables import ResultTable
 from common.records import FileInput, Json, Outcome, Record
+from common.results import ResultLayout
 from common.task_outputs import output_form
 from common.tasks import TASKS, declared_output
 from tests.support import tiny_media, tiny_models, tiny_seq2seq
@@ -132,9 +134,10 @@ def check(task: str, model: Path, params: dict[str, Json], inputs: Sequence[Json
 
 
 def check_parts(records: list[Record], payload: bytes, kind: pa.DataType, form: OutputForm) -> None:
+    layout = ResultLayout()
     for format in FORMATS:
-        part = encode_part(chunk_rows(records, [payload], arrays=True), kind, format)
-        again = decode_outcomes(decode_part(part, format, form))
+        part = encode_part(chunk_rows(records, [payload], arrays=True), ResultTable(layout, {}, kind), format)
+        again = decode_outcomes(decode_part(part, format, layout, form))
         assert again.schema.field("output").type == kind
         assert list(iter_outcomes(again)) == list(iter_outcomes(decode_outcomes(payload)))
 
