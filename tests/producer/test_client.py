@@ -201,7 +201,7 @@ def test_a_batch_file_says_its_task_itself(client: Client, tmp_path: Path) -> No
     path = tmp_path / "requests.jsonl"
     body = {"model": "nobody/nothing", "input": "x"}
     path.write_text(json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body}) + "\n")
-    job = client.submit(records=path, format="openai")
+    job = client.submit(records=path, format="openai", device="gpu")  # no worker has one
     assert (job.state.spec.task, job.state.spec.model) == ("embedding", "nobody/nothing")
     job.cancel()
     job.wait(60)
