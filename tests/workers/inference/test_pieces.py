@@ -167,9 +167,9 @@ def test_pieces_pass_through_a_payload(minilm):
     ("params", "words"),
     [
         ({"split_tokens": 257}, "at most 256, the number of tokens that this model takes"),
-        ({"split_tokens": 256, "split_overlap": 254}, "less than 254: of the 256 tokens.*2 are special ones"),
-        ({"split_tokens": 200, "split_overlap": 120, "prompt": "word " * 150}, "split_overlap must be less than"),
-        ({"split_tokens": 8, "split_overlap": 8}, "less than split_tokens"),
+        ({"split_tokens": 256, "split_overlap": 128}, "at most 127: of the 256 tokens.*2 are special ones"),
+        ({"split_tokens": 200, "split_overlap": 90, "prompt": "word " * 150}, "split_overlap must be at most 5"),
+        ({"split_tokens": 8, "split_overlap": 5}, "at most half of split_tokens"),
         ({"split_tokens": 0}, "at least 1"),
         ({"precision": "binary", "truncate_dim": 12}, "12 are not a multiple of 8"),
         (

@@ -16,7 +16,7 @@ class Split:
     """How texts are cut."""
 
     tokens: int  #: of a piece at most, without special tokens
-    overlap: int  #: tokens that neighboring pieces share at least; less than `tokens`
+    overlap: int  #: tokens that neighboring pieces share at least; at most half of `tokens`
 
 
 @dataclass(frozen=True, slots=True)

@@ -280,10 +280,10 @@ class EmbeddingRunner(PackingRunner, PreparingRunner):
             raise _bad_param(f"split_tokens must be at most {self._limit}, the number of tokens that this model takes.")
         [others] = self._encode([""], prompt)
         room = self._limit - len(others)
-        if room <= overlap:
+        if room < 2 * overlap or room < 1:
             raise _bad_param(
-                f"split_overlap must be less than {room}: of the {self._limit} tokens that this model takes, "
-                f"{len(others)} are special ones or the prompt's."
+                f"split_overlap must be at most {max(room, 0) // 2}: of the {self._limit} tokens that this model "
+                f"takes, {len(others)} are special ones or the prompt's."
             )
         return Split(min(tokens, room), overlap)
 
