@@ -79,13 +79,17 @@ class LoadedModel:
 
     def summary(self) -> dict[str, Json]:
         """Return task, model, bytes of memory and tokens in a batch (None: not cut by tokens), for the heartbeat."""
-        budget, size = self.runner.budget, self.runner.memory_bytes()
         return {
             "task": self.task,
             "model": self.model,
-            "bytes": size,
-            "batch_tokens": budget.tokens if budget else None,
+            "bytes": self.runner.memory_bytes(),
+            "batch_tokens": self.batch_tokens,
         }
+
+    @property
+    def batch_tokens(self) -> int | None:
+        """Tokens in a batch at most; None if batches are not cut by tokens."""
+        return self.runner.budget.tokens if self.runner.budget else None
 
 
 class ModelCache:
@@ -105,6 +109,10 @@ class ModelCache:
     def summaries(self) -> list[dict[str, Json]]:
         """Return the `summary` of each, the least recently used first."""
         return [loaded.summary() for loaded in self._loaded.values()]
+
+    def batch_tokens(self) -> list[int | None]:
+        """Return the tokens in a batch of each, in the same order."""
+        return [loaded.batch_tokens for loaded in self._loaded.values()]
 
     def get(self, spec: JobSpec, reporter: Reporter) -> tuple[LoadedModel, Runner, dict[str, Json]]:
         """Return the loaded model that a job needs, its runner for the job, and the parameters left for that.

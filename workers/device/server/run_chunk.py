@@ -35,21 +35,6 @@ class ChunkInputs:
     prepare_seconds: float = 0.0  #: that it took
 
 
-@dataclass(slots=True)
-class PrepareClock:
-    """Measures how long a runner prepares within `run_chunk`."""
-
-    seconds: float = 0.0
-
-    def prepare(self, runner: PreparingRunner, values: Sequence[Json], params: Mapping[str, Json]) -> Any:
-        """Return what the runner prepares."""
-        begun = time.perf_counter()
-        try:
-            return runner.prepare(values, params)
-        finally:
-            self.seconds += time.perf_counter() - begun
-
-
 def prepare_chunk(runner: Runner, records: Mapping[int, Record], params: Mapping[str, Json]) -> ChunkInputs:
     """Return the inputs of a chunk, prepared as far as its runner can without the device. Any thread may call this."""
     inputs = _gather(runner, records, params)
@@ -67,7 +52,6 @@ def run_chunk(
     device: str,
     monitor: RunMonitor,
     inputs: ChunkInputs | None = None,
-    clock: PrepareClock | None = None,
 ) -> list[Outcome]:
     """Return the outcomes of `records` (by position in the chunk), in their order.
 
@@ -78,7 +62,6 @@ def run_chunk(
         device: where it computes; checked after a failure.
         monitor: receives each batch before it runs.
         inputs: what `prepare_chunk` returned for the same runner, records and parameters.
-        clock: gets the seconds that preparing took, if it happened here.
 
     Raises:
         Cancelled: the chunk was cancelled.
@@ -88,7 +71,7 @@ def run_chunk(
     outcomes = {p: Outcome(failure=r.failure) for p, r in records.items() if r.failure is not None}
     inputs = inputs or _gather(runner, records, params)
     if inputs.values:
-        found = _run(runner, inputs, params, RemappedMonitor(monitor, inputs.positions), device, clock)
+        found = _run(runner, inputs, params, RemappedMonitor(monitor, inputs.positions), device)
         for positions, outcome in zip(inputs.positions, found, strict=True):
             outcomes |= dict.fromkeys(positions, outcome)
     return [outcomes[position] for position in records]
@@ -119,20 +102,13 @@ def _hashable(value: Json) -> Json:
 
 
 def _run(
-    runner: Runner,
-    inputs: ChunkInputs,
-    params: Mapping[str, Json],
-    monitor: RunMonitor,
-    device: str,
-    clock: PrepareClock | None,
+    runner: Runner, inputs: ChunkInputs, params: Mapping[str, Json], monitor: RunMonitor, device: str
 ) -> list[Outcome]:
     values = inputs.values
     monitor.batch(range(len(values)))  # until the runner reports batches of its own: it may crash while it prepares
     try:
         if inputs.prepared is not None and isinstance(runner, PreparingRunner):
             outcomes = runner.run_prepared(inputs.prepared, monitor)
-        elif clock is not None and isinstance(runner, PreparingRunner) and type(runner).run is PreparingRunner.run:
-            outcomes = runner.run_prepared(clock.prepare(runner, values, params), monitor)
         else:
             outcomes = runner.run(values, params, monitor)
         outcomes = _validated(outcomes, len(values))

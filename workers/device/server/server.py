@@ -25,14 +25,13 @@ from weakref import ref
 from common.display_text import replace_control_chars
 from common.errors import Cancelled, CodedError, ModelError, PayloadError, WorkerError
 from common.jobs import JobSpec
-from common.records import Json
 from workers.device import protocol
 from workers.device.server.calibration import calibrate, warm_up
 from workers.device.server.encode_chunk import OutputEncoding, encode_chunk
 from workers.device.server.memory import memory_of
 from workers.device.server.model_cache import LoadedModel, ModelCache
 from workers.device.server.request import Prefetched, Request
-from workers.device.server.run_chunk import DeviceLost, PrepareClock, prepare_chunk, run_chunk
+from workers.device.server.run_chunk import DeviceLost, prepare_chunk, run_chunk
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.inference.core.device_errors import is_device_lost
 from workers.inference.core.fallbacks import count_fallback, fallback_counts
@@ -60,7 +59,7 @@ class DeviceServer:
         self._to_send: queue.SimpleQueue[tuple[Request, Callable[[], protocol.Result]]] = queue.SimpleQueue()
         self._cancellable: dict[int, Request] = {}
         self._served = 0
-        self._reported: tuple[list[dict[str, Json]], dict[str, int]] = ([], {})
+        self._reported: tuple[int, list[int | None], dict[str, int]] = (0, [], {})
 
     def serve(self) -> None:
         """Load the preloads, then answer requests until the other end closes."""
@@ -109,14 +108,15 @@ class DeviceServer:
         outputs = OutputEncoding.of(runner, request.spec, params)
         request.start_running()
         inputs = request.prefetched.inputs_for(runner) if request.prefetched else None
-        budget, clock = loaded.runner.budget, PrepareClock()
+        budget, prepare_before = loaded.runner.budget, runner.prepare_seconds
         tokens_before = budget.tokens_run if budget else 0
         begun = time.perf_counter()
-        outcomes = run_chunk(runner, request.records, params, self._device, request, inputs, clock)
+        outcomes = run_chunk(runner, request.records, params, self._device, request, inputs)
         seconds = time.perf_counter() - begun
+        prepare_seconds = runner.prepare_seconds - prepare_before
         effort = protocol.Effort(
-            tokenize=clock.seconds + (inputs.prepare_seconds if inputs else 0.0),
-            forward=seconds - clock.seconds,
+            tokenize=prepare_seconds + (inputs.prepare_seconds if inputs else 0.0),
+            forward=seconds - prepare_seconds,
             tokens=budget.tokens_run - tokens_before if budget else 0,
         )
         run_info = loaded.run_info()
@@ -141,14 +141,14 @@ class DeviceServer:
     def _send_status(self) -> None:
         """Report what the device holds, if that has changed."""
         models, fallbacks = self._models, fallback_counts()
-        summaries = models.summaries()
-        if (summaries, fallbacks) == self._reported:
+        state = models.changes, models.batch_tokens(), fallbacks
+        if state == self._reported:
             return
-        self._reported = summaries, fallbacks
+        self._reported = state
         free, total = memory_of(self._device)
         self._socket.send(
             protocol.DeviceStatus(
-                models=tuple(summaries),
+                models=tuple(models.summaries()),
                 free=free,
                 total=total,
                 evicted=models.evicted,

@@ -5,6 +5,7 @@ checks what a runner returns. A runner fails one record by returning an `Outcome
 raising `common.errors.ModelError`; any other exception counts as a bug of the runner.
 """
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,6 +61,8 @@ class Runner(ABC):
     needs_model: ClassVar[bool] = True
     #: How much its batches hold, for a runner that measures that.
     budget: TokenBudget | None = None
+    #: Seconds that `run` has spent so far on preparing inputs, for a runner that does so apart from the rest.
+    prepare_seconds: float = 0.0
     #: Parameters (of `-p`) that decide how the model is loaded, not how it runs.
     load_params: ClassVar[frozenset[str]] = frozenset(LOAD_PARAMS)
 
@@ -122,4 +125,9 @@ class PreparingRunner(Runner):
 
     def run(self, inputs: Sequence[Json], params: Mapping[str, Json], monitor: RunMonitor) -> list[Outcome]:
         """Return one outcome for each input, in order."""
-        return self.run_prepared(self.prepare(inputs, params), monitor)
+        begun = time.perf_counter()
+        try:
+            prepared = self.prepare(inputs, params)
+        finally:
+            self.prepare_seconds += time.perf_counter() - begun
+        return self.run_prepared(prepared, monitor)
