@@ -10,6 +10,7 @@ import csv
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from common.errors import UsageError
@@ -249,6 +250,7 @@ def arrow_column(kind: Any) -> str:
     return _ARROW + base64.b64encode(pa.schema([pa.field("", kind)]).serialize()).decode()
 
 
+@lru_cache(maxsize=1024)  # of each column of every chunk
 def arrow_type(kind: str) -> Any:
     """Return the Arrow type of a column.
 

@@ -99,42 +99,54 @@ class ResultTable:
             PayloadError: columns of a fixed size would take too much memory for values that are not there.
             pyarrow.ArrowException, TypeError, ValueError: an output is not of the declared type.
         """
-        own: list[Any] = []
-        if self.columns:
-            groups = groupby(rows, _source_of) if rows else [(None, rows)]
-            own = pa.concat_tables(self._own_table(source, list(group)) for source, group in groups).columns
-        outputs = [None if row.error else row.output if self.is_typed else to_cell(row.output) for row in rows]
-        errors = [row.error for row in rows]
+        own = self._own_columns(rows) if self.columns else []
         added = {
             "id": text_array([as_text(row.id) for row in rows]),
-            self.layout.keep.output: column_array(outputs, self.schema.field(self.layout.keep.output).type),
-            "error_code": text_array([error.code if error else None for error in errors]),
-            "error_message": text_array([as_text(error.message) if error else None for error in errors]),
+            self.layout.keep.output: self._outputs(rows, to_cell),
+            "error_code": text_array([row.error.code if row.error else None for row in rows]),
+            "error_message": text_array([as_text(row.error.message) if row.error else None for row in rows]),
             "truncated": column_array([row.truncated for row in rows], pa.bool_()),
         }
         names = self.schema.names[len(self.columns) :]
         return pa.table([*own, *(added[name] for name in names)], schema=self.schema)
 
-    def _own_table(self, source: ArrowRows | None, rows: list[ResultRow]) -> pa.Table:
+    def _outputs(self, rows: Sequence[ResultRow], to_cell: Callable[[Json], str | None]) -> Any:
+        outputs = [None if row.error else row.output if self.is_typed else to_cell(row.output) for row in rows]
+        return column_array(outputs, self.schema.field(self.layout.keep.output).type)
+
+    def _own_columns(self, rows: Sequence[ResultRow]) -> list[Any]:
+        groups = groupby(rows, _source_of) if rows else [(None, rows)]
         schema = pa.schema([self.schema.field(number) for number in range(len(self.columns))])
-        known = {} if source is None else dict(source.types)
-        _check_nulls([field.type for field in schema if known.get(field.name) != field.type], len(rows))
-        if source is None:
-            values = [self.layout.cells(row, self.columns) for row in rows]
-            cells = {name: [value.get(name) for value in values] for name in self.columns}
-            misfits = [name for name, column in cells.items() if not fits(column, self.columns[name])]
-            if misfits or not all(value.keys() <= self.columns.keys() for value in values):
-                found = infer_columns(values)
-                raise ColumnMisfit({n: kind for n, kind in found.items() if n not in self.columns or n in misfits})
-            columns = [self._array(name, column) for name, column in cells.items()]
-        else:
-            batch = take_rows(source.batch, [row.own.number for row in rows if isinstance(row.own, ArrowRow)])
-            columns = [self._converted(batch, name, schema.field(name).type) for name in self.columns]
-            name = self.layout.id_column_of(self.columns)
-            if name is not None and self.layout.adds_id(batch.schema.names):
-                ids = [as_text(row.id) if self.columns[name] == TEXT else row.id for row in rows]
-                columns[list(self.columns).index(name)] = self._array(name, ids)
-        return pa.table(columns, schema=schema)
+        tables = (pa.table(self._cells_of(source, list(group)), schema=schema) for source, group in groups)
+        return list(pa.concat_tables(tables).columns)
+
+    def _cells_of(self, source: ArrowRows | None, rows: Sequence[ResultRow]) -> list[Any]:
+        """Return the own columns of rows of one table, or of none."""
+        known = source.types if source else {}
+        unlike = (kind for name, kind in self._own_types() if known.get(name) != kind)
+        _check_nulls(unlike, len(rows))
+        return self._from_json(rows) if source is None else self._from_table(source, rows)
+
+    def _own_types(self) -> Iterable[tuple[str, Any]]:
+        return ((name, self.schema.field(number).type) for number, name in enumerate(self.columns))
+
+    def _from_json(self, rows: Sequence[ResultRow]) -> list[Any]:
+        values = [self.layout.cells(row, self.columns) for row in rows]
+        cells = {name: [value.get(name) for value in values] for name in self.columns}
+        misfits = {name for name, column in cells.items() if not fits(column, self.columns[name])}
+        if misfits or not all(value.keys() <= self.columns.keys() for value in values):
+            found = infer_columns(values)
+            raise ColumnMisfit({n: kind for n, kind in found.items() if n not in self.columns or n in misfits})
+        return [self._array(name, column) for name, column in cells.items()]
+
+    def _from_table(self, source: ArrowRows, rows: Sequence[ResultRow]) -> list[Any]:
+        batch = take_rows(source.batch, [row.own.number for row in rows if isinstance(row.own, ArrowRow)])
+        columns = [self._converted(batch, name, kind) for name, kind in self._own_types()]
+        name = self.layout.id_column_of(self.columns)
+        if name is not None and self.layout.adds_id(batch.schema.names):
+            ids = [as_text(row.id) if self.columns[name] == TEXT else row.id for row in rows]
+            columns[list(self.columns).index(name)] = self._array(name, ids)
+        return columns
 
     def _array(self, name: str, values: list[Json]) -> Any:
         kind = self.columns[name]
