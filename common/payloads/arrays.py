@@ -39,16 +39,6 @@ def text_array(texts: Sequence[str | None]) -> pa.Array:
     return built
 
 
-def number_array(numbers: Sequence[int]) -> pa.Array:
-    """Return an array of int32."""
-    return pa.Array.from_buffers(pa.int32(), len(numbers), [None, pa.py_buffer(array("i", numbers))])
-
-
-def flag_array(flags: Sequence[bool]) -> pa.Array:
-    """Return an array of bool: a bit for each, the lowest of a byte first."""
-    return pa.Array.from_buffers(pa.bool_(), len(flags), [None, _bits(flags)])
-
-
 def is_vector(kind: pa.DataType, *, fixed: bool = False) -> bool:
     """Whether a type is a list of float32, float16, int8 or uint8, of fixed length (`fixed`) or of any length."""
     is_list = pa.types.is_fixed_size_list(kind) or (pa.types.is_list(kind) and not fixed)

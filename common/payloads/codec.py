@@ -18,7 +18,7 @@ import pyarrow as pa
 from common.display_text import replace_control_chars
 from common.errors import PayloadError
 from common.json_codec import to_json
-from common.payloads.arrays import column_array, flag_array, number_array, text_array, values_of
+from common.payloads.arrays import column_array, text_array, values_of
 from common.payloads.safe_ipc import read_schema, read_stream, write_stream
 from common.records import Counts, Failure, Json, Outcome, Record
 
@@ -62,7 +62,7 @@ def encode_records(records: Sequence[Record]) -> bytes:
     if any(blob is not None for blob in blobs):
         columns.append(column_array(blobs, pa.binary()))
         names += _BLOB
-    return _write(pa.table(columns, names=names), "records", "text" if as_text else "json")
+    return write_payload(pa.table(columns, names=names), "records", "text" if as_text else "json")
 
 
 def decode_records(data: bytes) -> list[Record]:
@@ -75,7 +75,7 @@ def decode_records(data: bytes) -> list[Record]:
     ids, inputs, codes, messages = (table[name].to_pylist() for name in _IN)
     blobs = table["blob"].to_pylist() if "blob" in table.column_names else [None] * len(ids)
     return [
-        Record(_from_json(id_), text if kind == "text" else _from_json(text), decode_failure(code, message), blob)
+        Record(from_json(id_), text if kind == "text" else from_json(text), decode_failure(code, message), blob)
         for id_, text, code, message, blob in zip(ids, inputs, codes, messages, blobs, strict=True)
     ]
 
@@ -95,14 +95,14 @@ def encode_outcomes(
     if not len(positions) == len(ids) == len(outcomes):
         raise ValueError(f"{len(positions)} positions, {len(ids)} ids, {len(outcomes)} outcomes")
     arrays = [
-        number_array(positions),
+        column_array(positions, pa.int32()),
         text_array([to_json(id_) for id_ in ids]),
         _output_array(outcomes, output_type),
         *_failure_arrays([o.failure for o in outcomes]),
-        flag_array([o.truncated for o in outcomes]),
+        column_array([o.truncated for o in outcomes], pa.bool_()),
     ]
     kind = "typed" if output_type is not None else "json"
-    return _write(pa.table(arrays, names=list(_OUT)), "outcomes", kind)
+    return write_payload(pa.table(arrays, names=list(_OUT)), "outcomes", kind)
 
 
 def decode_outcomes(data: bytes) -> pa.Table:
@@ -121,7 +121,7 @@ def replace_outputs(table: pa.Table, outputs: pa.Array) -> bytes:
     Raises:
         PayloadError: they are too large for one payload.
     """
-    return _write(table.set_column(list(_OUT).index("output"), "output", outputs), "outcomes", "typed")
+    return write_payload(table.set_column(list(_OUT).index("output"), "output", outputs), "outcomes", "typed")
 
 
 def failures_by_code(data: bytes) -> dict[str, int]:
@@ -144,8 +144,8 @@ def iter_outcomes(table: pa.Table, *, arrays: bool = False) -> Iterator[tuple[in
     typed = kind is not None
     columns = [values_of(table[n]) if n == "output" and typed and arrays else table[n].to_pylist() for n in _OUT]
     for position, id_, output, code, message, truncated in zip(*columns, strict=True):
-        value = output if typed or output is None else _from_json(output)
-        yield position, _from_json(id_), Outcome(value, decode_failure(code, message), truncated)
+        value = output if typed or output is None else from_json(output)
+        yield position, from_json(id_), Outcome(value, decode_failure(code, message), truncated)
 
 
 def output_type(data: bytes) -> pa.DataType | None:
@@ -200,7 +200,12 @@ def decode_failure(code: str | None, message: str | None) -> Failure | None:
     return Failure(code, message or "") if code is not None else None
 
 
-def _from_json(text: str | None) -> Json:
+def from_json(text: str | None) -> Json:
+    """Return the value of a JSON text in a payload, None for None.
+
+    Raises:
+        PayloadError: it is not JSON.
+    """
     if text is None:
         return None
     try:
@@ -209,15 +214,27 @@ def _from_json(text: str | None) -> Json:
         raise PayloadError(f"a payload holds text that is not JSON: {error}") from error
 
 
-def _write(table: pa.Table, content: str, kind: str) -> bytes:
-    metadata = {b"version": VERSION, b"content": content.encode(), b"kind": kind.encode()}
+def write_payload(table: pa.Table, content: str, kind: str, *, remedy: str = "split the records", **more: str) -> bytes:
+    """Return a payload with a chunk's rows.
+
+    Args:
+        table: with a row for each record.
+        content: what they are, as messages call them.
+        kind: of the columns.
+        remedy: what helps, beside smaller chunks, where they are too large.
+        more: further metadata of the schema.
+
+    Raises:
+        PayloadError: they are too large for one payload.
+    """
+    metadata = {"version": VERSION.decode(), "content": content, "kind": kind, **more}
     fits = table.nbytes <= MAX_EXPANDED and len(table) <= MAX_ROWS
     payload = write_stream(table.replace_schema_metadata(metadata)) if fits else b""
     if not fits or len(payload) > MAX_BYTES:
         raise PayloadError(
             f"A chunk's {content} take {table.nbytes:,} bytes in {len(table):,} rows, which is too large: at most "
             f"{MAX_EXPANDED:,} bytes ({MAX_BYTES:,} compressed) and {MAX_ROWS:,} rows. Submit in smaller chunks "
-            "(--chunk-size), or split the records."
+            f"(--chunk-size), or {remedy}."
         )
     return payload
 

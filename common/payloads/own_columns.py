@@ -4,7 +4,6 @@ Rows of Arrow tables are columns of the same names, in types whose arrays are no
 are JSON text. A column whose values are the inputs themselves is left out: the payload of the records has them.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from itertools import groupby
@@ -18,13 +17,21 @@ from common.inputs.arrow_rows import ArrowRow, ArrowRows, is_plain, plain_type
 from common.json_codec import to_json
 from common.own_columns import Own
 from common.payloads.arrays import text_array
-from common.payloads.codec import MAX_BYTES, MAX_EXPANDED, MAX_ROWS, VERSION, check_payload_size
-from common.payloads.safe_ipc import read_stream, write_stream
+from common.payloads.codec import (
+    MAX_EXPANDED,
+    MAX_ROWS,
+    VERSION,
+    check_payload_size,
+    from_json,
+    write_payload,
+)
+from common.payloads.safe_ipc import read_stream
 from common.records import Json, Record
 
 _ROW = "row"  #: the column of JSON text
 _PLACE = re.compile(r"[0-9]{1,9}\Z")
-_CONTENT, _KIND, _INPUT = b"content", b"kind", b"input"
+_CONTENT, _KIND, _INPUT = "own columns", b"kind", b"input"
+_REMEDY = "keep fewer columns (--keep)"
 
 
 def encode_own(records: Sequence[Record]) -> bytes | None:
@@ -40,11 +47,15 @@ def encode_own(records: Sequence[Record]) -> bytes | None:
     if any(isinstance(own, ArrowRow) for own in owns):
         table = gather(owns)
         name = _column_of_inputs(table, inputs) if table.num_columns > 1 else None
-        return _write(table.drop_columns([name]) if name is not None else table, "arrow", _position(table, name))
+        if name is None:
+            return write_payload(table, _CONTENT, "arrow", remedy=_REMEDY)
+        place = table.column_names.index(name)
+        return write_payload(table.drop_columns([name]), _CONTENT, "arrow", remedy=_REMEDY, input=f"{place} {name}")
     name = _key_of_inputs(owns, inputs)
     pairs = zip(owns, inputs, strict=True)
     texts = [None if own is None else to_json(_without(own, name, value)) for own, value in pairs]
-    return _write(pa.table([text_array(texts)], names=[_ROW]), "json", name)
+    more = {} if name is None else {"input": name}
+    return write_payload(pa.table([text_array(texts)], names=[_ROW]), _CONTENT, "json", remedy=_REMEDY, **more)
 
 
 def decode_own(data: bytes, inputs: Sequence[Json]) -> list[Own]:
@@ -144,10 +155,6 @@ def _column_of_inputs(table: pa.Table, inputs: Sequence[Json]) -> str | None:
     return None
 
 
-def _position(table: pa.Table, name: str | None) -> str | None:
-    return None if name is None else f"{table.column_names.index(name)} {name}"
-
-
 def _with_inputs(table: pa.Table, left_out: bytes, inputs: Sequence[Json]) -> pa.Table:
     place, _, name = left_out.decode(errors="replace").partition(" ")
     if not _PLACE.match(place) or name in table.column_names:
@@ -177,10 +184,7 @@ def _without(own: Own, name: str | None, value: Json) -> Json:
 def _decoded(text: str | None, name: str | None, value: Json) -> Own:
     if text is None:
         return None
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PayloadError(f"own columns hold text that is not JSON: {error}") from error
+    row = from_json(text)
     if not isinstance(row, dict):
         raise PayloadError(f"own columns hold {text[:80]!r}, expected an object")
     if name is not None and name in row and row[name] is None and isinstance(value, str):
@@ -188,25 +192,14 @@ def _decoded(text: str | None, name: str | None, value: Json) -> Own:
     return row
 
 
-def _write(table: pa.Table, kind: str, left_out: str | None) -> bytes:
-    metadata = {b"version": VERSION, _CONTENT: b"own", _KIND: kind.encode()}
-    if left_out is not None:
-        metadata[_INPUT] = left_out.encode()
-    fits = table.nbytes <= MAX_EXPANDED
-    payload = write_stream(table.replace_schema_metadata(metadata)) if fits else b""
-    if not fits or len(payload) > MAX_BYTES:
-        raise PayloadError(
-            f"The columns of a chunk's {len(table):,} records take {table.nbytes:,} bytes, which is too large: at most "
-            f"{MAX_EXPANDED:,} bytes ({MAX_BYTES:,} compressed). Submit in smaller chunks (--chunk-size), or keep "
-            "fewer columns (--keep)."
-        )
-    return payload
-
-
 def _check_schema(schema: pa.Schema) -> None:
     metadata = schema.metadata or {}
     kind = metadata.get(_KIND)
-    if metadata.get(b"version") != VERSION or metadata.get(_CONTENT) != b"own" or kind not in (b"arrow", b"json"):
+    if (
+        metadata.get(b"version") != VERSION
+        or metadata.get(b"content") != _CONTENT.encode()
+        or kind not in (b"arrow", b"json")
+    ):
         raise PayloadError(f"not a payload of own columns, version {VERSION.decode()}: {str(metadata)[:200]}")
     if kind == b"json" and (schema.names != [_ROW] or schema.field(0).type != pa.string()):
         raise PayloadError(f"expected the column {_ROW!r} of text, found {str(schema)[:200]}")

@@ -158,7 +158,9 @@ def test_rows_as_json_have_bytes_in_base64_and_times_as_text() -> None:
 
 
 def forged(table: pa.Table, **metadata: str) -> bytes:
-    return write_stream(table.replace_schema_metadata({"version": "2", "content": "own", "kind": "arrow"} | metadata))
+    return write_stream(
+        table.replace_schema_metadata({"version": "2", "content": "own columns", "kind": "arrow"} | metadata)
+    )
 
 
 @pytest.mark.parametrize(
