@@ -8,6 +8,7 @@ have their own.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 
 from common.errors import RecordError, UsageError
@@ -230,7 +231,7 @@ def list_tasks() -> list[tuple[str, Task]]:
     rows = list(TASKS.items())
     rows += [(alias, TASKS[name]) for alias, name in ALIASES.items()]
     rows.append(("translation_xx_to_yy", TASKS["translation"]))
-    rows += [(point.name, find_task(point.name)) for point in entry_points(group=RUNNER_ENTRY_POINTS)]
+    rows += [(name, find_task(name)) for name in plugin_tasks()]
     return sorted(rows, key=lambda row: row[0])
 
 
@@ -240,14 +241,11 @@ def find_task(name: str) -> Task:
     Raises:
         UsageError: it is unknown; the message suggests similar names.
     """
-    if name in TASKS or name in ALIASES:
-        return TASKS[ALIASES.get(name, name)]
-    if _TRANSLATION.match(name):
-        return TASKS["translation"]
-    plugins = [point.name for point in entry_points(group=RUNNER_ENTRY_POINTS)]
-    if name in plugins:
+    if builtin := TASKS.get(_own_name(name)):
+        return builtin
+    if name in plugin_tasks():
         return Task(name, "from another distribution")
-    known = sorted({*TASKS, *ALIASES, "translation_xx_to_yy", *plugins})
+    known = sorted({*TASKS, *ALIASES, "translation_xx_to_yy", *plugin_tasks()})
     hint = did_you_mean(name.lower().replace("_", "-"), known)
     raise UsageError(f"Unknown task {name!r}. {hint} See `producer tasks`.")
 
@@ -256,8 +254,18 @@ def declared_output(spec: JobSpec) -> OutputForm | None:
     """Return the form of the outputs of a job; None if only its runner knows, or if they have a format of their own."""
     if spec.training is not None or spec.format is not None:
         return None
-    name = "translation" if _TRANSLATION.match(spec.task) else ALIASES.get(spec.task, spec.task)
-    return output_form(name, spec.params)
+    return output_form(_own_name(spec.task), spec.params)
+
+
+def _own_name(name: str) -> str:
+    """Return the name of a task in `TASKS`, of one of the names that `--task` accepts for it."""
+    return "translation" if _TRANSLATION.match(name) else ALIASES.get(name, name)
+
+
+@cache
+def plugin_tasks() -> tuple[str, ...]:
+    """Return the names of the tasks of other distributions; read once, as a search takes milliseconds."""
+    return tuple(point.name for point in entry_points(group=RUNNER_ENTRY_POINTS))
 
 
 def translation_languages(name: str) -> tuple[str, str] | None:

@@ -1,7 +1,7 @@
 """Ranges of vectors: the minimum and maximum of each dimension, between which `precision=int8` has its 256 steps.
 
 All vectors of a job are quantized with the same ranges: those of a file, which are parameters of the job, or those of
-the first chunk that was done, which are noted in Redis (`common.queue.ledger.Ledger.note_ranges`).
+its first vectors, which are noted in Redis (`common.queue.ledger.Ledger.note_ranges`).
 """
 
 import json

@@ -8,7 +8,6 @@ import logging
 import sys
 import time
 import warnings
-from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 import redis
@@ -25,7 +24,7 @@ from common.logs import use_safe_records
 from common.redis.client import connect
 from common.redis.schema import check_schema
 from common.settings import Settings, load_settings
-from common.tasks import RUNNER_ENTRY_POINTS, TASKS
+from common.tasks import TASKS, plugin_tasks
 from workers import EXIT_CANNOT_START, EXIT_DEVICE_BROKEN
 from workers.celery_worker.context import WorkerContext
 from workers.celery_worker.process_chunk import TicketFailed, run_ticket
@@ -107,8 +106,7 @@ class TicketRequest(Request):  # type: ignore[misc]
 def make_worker_app(settings: Settings) -> Celery:
     """Return the app with one handler for each task and the boot step that starts the context."""
     worker_app = make_app(settings)
-    plugins = (point.name for point in entry_points(group=RUNNER_ENTRY_POINTS))
-    for name in (FINETUNE, *(HANDLER_PREFIX + task for task in (*TASKS, *plugins))):
+    for name in (FINETUNE, *(HANDLER_PREFIX + task for task in (*TASKS, *plugin_tasks()))):
         # A ticket that fails on purpose is logged where it happens, in one line.
         @worker_app.task(name=name, bind=True, throws=(TicketFailed,), Request=TicketRequest)  # type: ignore[untyped-decorator]
         def handler(self: Any, *args: object, **kwargs: object) -> str:
