@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from common.display_text import one_line
+from common.notifications import Notification, NotificationState, mask_notify_url
 from common.own_columns import OUTPUT_COLUMN, TYPE_PATTERN
 from common.records import Counts, Failure, Json
 from common.template import Template
@@ -105,6 +106,7 @@ class JobSpec:
     #: `openai`: the records are requests of a batch file, and the results are its responses.
     format: Annotated[str, one_of("openai")] | None = None
     template: str | None = None  #: makes the records' texts (`common.template`); of inputs read in place, on workers
+    notify: _Path | None = None  #: the URL that workers tell how it ended; it may hold a token
 
     @property
     def kind(self) -> str:
@@ -172,6 +174,7 @@ class Job:
     progress: Mapping[str, Json] = field(default_factory=dict)  #: of a fine-tune job: step, loss, metrics, notes
     producer_seen: float = 0.0  #: while it is being submitted: when its producer was last seen
     noted_ranges: NotedRanges | None = None  #: of its first vectors, if they are needed and not among its parameters
+    notification: Notification | None = None  #: of its end, once it has ended and if a URL is told
 
     @property
     def ranges(self) -> Ranges | None:
@@ -220,6 +223,20 @@ class Job:
             "ran_on": dict(self.run_info) or None,
             "ranges": self.ranges.as_dict() if self.ranges else None,
             "progress": dict(self.progress) or None,
+            "notify": self._notify_as_dict(),
+        }
+
+    def _notify_as_dict(self) -> dict[str, Json] | None:
+        if self.spec.notify is None:
+            return None
+        known = self.notification
+        return {
+            "url": mask_notify_url(self.spec.notify),
+            "state": str(known.state) if known else None,
+            "attempts": known.attempts if known else 0,
+            "last_attempt_at": iso_time(known.last_attempt_at) if known else None,
+            "next_attempt_at": iso_time(known.next_attempt_at) if known else None,
+            "error": (known.error or None) if known else None,
         }
 
 
@@ -246,6 +263,11 @@ class _JobHash(msgspec.Struct, frozen=True):
     progress: str = "{}"
     ranges_id: str = ""
     ranges: str = ""
+    notify_state: NotificationState | None = None
+    notify_attempts: int = 0
+    notify_last_at: _Time | None = None
+    notify_next_at: _Time | None = None
+    notify_error: str = ""
 
 
 def decode_job(raw: Mapping[bytes, bytes]) -> Job:
@@ -275,7 +297,15 @@ def decode_job(raw: Mapping[bytes, bytes]) -> Job:
         progress=_json_object(found.progress),
         producer_seen=found.producer_seen,
         noted_ranges=NotedRanges.decode(found.ranges_id, found.ranges) if found.ranges else None,
+        notification=_notification(found),
     )
+
+
+def _notification(found: _JobHash) -> Notification | None:
+    if found.notify_state is None:
+        return None
+    times = (found.notify_last_at, found.notify_next_at)
+    return Notification(found.notify_state, found.notify_attempts, *times, one_line(found.notify_error))
 
 
 def _check_template(text: str) -> None:

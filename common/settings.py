@@ -12,6 +12,7 @@ from typing import Any
 
 from common.errors import UsageError, path_errors
 from common.jobs import DTYPES, QUEUES
+from common.notifications import check_allowed, secret_bytes
 from common.redis.url import check_redis_url, mask_url
 from common.storage.locations import is_shared, is_url, local_path
 
@@ -86,6 +87,18 @@ class Settings:
     hub_shard_bytes: int = field(default=128 * 1024 * 1024, metadata={"env": "HUGQUEUE_HUB_SHARD_BYTES"})
     #: Patterns of Hub ids that jobs may name, separated by `,`; empty allows all.
     allowed_models: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_ALLOWED_MODELS"})
+    #: The URL that is told of a job's end if its submit names none.
+    notify_url: str = field(default="", metadata={"env": "HUGQUEUE_NOTIFY_URL"})
+    #: Origins that workers may tell besides public ones with https, separated by `,`; `*` for any.
+    notify_allowed: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_NOTIFY_ALLOWED"})
+    #: Secrets that sign notifications, separated by `,`: one signature for each.
+    notify_secrets: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_NOTIFY_SECRET"})
+    #: How long one attempt to send a notification may take, from the connection to the answer.
+    notify_timeout: float = field(default=15.0, metadata={"env": "HUGQUEUE_NOTIFY_TIMEOUT"})
+    #: How long after a failed attempt the next one follows: after the first one; each further pause is twice as long.
+    notify_retry_seconds: float = field(default=5.0, metadata={"env": "HUGQUEUE_NOTIFY_RETRY"})
+    #: How long after the end of a job attempts to tell of it are given up.
+    notify_give_up_seconds: float = field(default=86400.0, metadata={"env": "HUGQUEUE_NOTIFY_GIVE_UP"})
 
     @property
     def embedded(self) -> bool:
@@ -135,6 +148,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     for queue in values.get("queues", ()):
         _check_choice("HUGQUEUE_QUEUES", queue, QUEUES)
     _check_choice("HUGQUEUE_DTYPE", values.get("dtype", "auto"), DTYPES)
+    for secret in values.get("notify_secrets", ()):
+        secret_bytes(secret)
     return Settings(**values)
 
 
@@ -147,6 +162,7 @@ def _read_locations(env: Mapping[str, str]) -> dict[str, Any]:
         "model_roots": tuple(Path(absolute(root)) for root in _split(env, "HUGQUEUE_MODEL_ROOTS", ":")),
         "shared": tuple(absolute(location) for location in _split(env, "HUGQUEUE_SHARED", ",")),
         "store_url": absolute(env.get("HUGQUEUE_STORE_URL", "").strip()),
+        "notify_allowed": tuple(map(check_allowed, _split(env, "HUGQUEUE_NOTIFY_ALLOWED", ","))),
     }
 
 

@@ -126,7 +126,8 @@ class Client:
                 or a table: of pandas, polars, pyarrow or `datasets`, or an object of columns.
             options: Keywords as in `SubmitOptions`: task, model, revision, params, dtype, column, template, system,
                 chat, id_column, format, quoting, limit, keep, name, labels, priority, device, chunk_size, max_errors,
-                idempotency_key, store, output (a directory or URL that workers reach), output_format and output_column.
+                idempotency_key, store, output (a directory or URL that workers reach), output_format, output_column and
+                notify (a URL that is told how the job ended).
         """
         if unknown := options.keys() - SubmitKeywords.__annotations__.keys():
             raise TypeError(f"submit() got an unexpected keyword argument {min(unknown)!r}")
@@ -168,7 +169,7 @@ class Client:
             evaluation: Examples to evaluate with, likewise.
             model: The base model: Hub id, directory on the worker's machine, or `job:ID`.
             options: Keywords as in `FinetuneOptions` and `TrainingOptions`: task, text_column, label_column, template,
-                epochs, learning_rate and others.
+                epochs, learning_rate, notify and others.
         """
         from producer.finetune.options import KEYWORDS, FinetuneOptions
         from producer.finetune.plan import make_finetune_plan, submit_finetune

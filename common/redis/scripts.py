@@ -61,7 +61,7 @@ class Scripts:
 
 
 def _keys_for(job_id: str) -> list[str]:
-    shared = (keys.ACTIVE, keys.JOBS, keys.DUE, keys.SCHEMA, keys.TOTALS, keys.SHOWN)
+    shared = (keys.ACTIVE, keys.JOBS, keys.DUE, keys.SCHEMA, keys.TOTALS, keys.SHOWN, keys.NOTIFICATIONS)
     return [*JobKeys.of(job_id).all(), *shared]
 
 

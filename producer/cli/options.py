@@ -72,6 +72,12 @@ def param_option(text: str) -> Callable[[F], F]:
     return click.option("-p", "--param", "params", multiple=True, metavar="KEY=VALUE", help=text)
 
 
+notify_option = click.option(
+    "--notify",
+    metavar="URL",
+    help="Have the workers POST to this URL when the job has ended.  [default: HUGQUEUE_NOTIFY_URL, else none]",
+)
+
 name_option = click.option("--name", metavar="TEXT", help="A name for the job.")
 
 

@@ -18,6 +18,7 @@ from common.display_text import one_line
 from common.durations import format_duration
 from common.jobs import Job, JobStatus, short_model
 from common.models.registry import RegisteredModel
+from common.notifications import NotificationState, mask_notify_url
 from common.queue.heartbeats import Heartbeat
 from common.records import Json
 from common.tasks import Task
@@ -165,8 +166,9 @@ def show_job(job: Job, refusals: Mapping[str, str]) -> None:
             "queue": f"{spec.queue}, priority {spec.priority}",
             "records": _counts(job),
             "chunks": f"{job.chunks or 0:,}" + (f", retry {job.round}" if job.round else ""),
-            "submitted": f"{datetime.fromtimestamp(spec.created_at):%Y-%m-%d %H:%M:%S}",
+            "submitted": _clock(spec.created_at),
             "time": _time(job),
+            "notify": _notification(job),
             "ran on": _run_info(job.run_info),
             "metrics": ", ".join(format_metrics(job.progress)),
             "notes": list(map(str, job.progress.get("notes") or ())),
@@ -195,6 +197,27 @@ def _time(job: Job) -> str:
     if job.round or job.spec.training:  # the counts are those of all rounds, or of the one record of a fine-tune job
         return format_duration(seconds)
     return f"{format_duration(seconds)}, {job.counts.done / max(seconds, 0.001):,.0f} records/s"
+
+
+def _notification(job: Job) -> str:
+    """Return which URL is told of the job's end, and how far that is."""
+    if job.spec.notify is None:
+        return ""
+    url, known = mask_notify_url(job.spec.notify), job.notification
+    if known is None:
+        return f"{url} (when the job has ended)"
+    attempts = f"{known.attempts} {'attempt' if known.attempts == 1 else 'attempts'}"
+    failed = f" after {attempts}: {known.error}" if known.error else ""
+    match known.state:
+        case NotificationState.DELIVERED:
+            return f"{url} (delivered at {_clock(known.last_attempt_at)}, {attempts})"
+        case NotificationState.GIVEN_UP:
+            return f"{url} (given up{failed})"
+    return f"{url} (next attempt at {_clock(known.next_attempt_at)}{failed})"
+
+
+def _clock(seconds: float | None) -> str:
+    return f"{datetime.fromtimestamp(seconds or 0):%Y-%m-%d %H:%M:%S}"
 
 
 def _run_info(run_info: Mapping[str, Json]) -> str:

@@ -15,6 +15,7 @@ import time
 import redis
 
 from common.models.registry import registry_url
+from common.notifications import ANY_ORIGIN
 from common.processes import die_with_parent
 from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
@@ -40,6 +41,7 @@ class Worker:
             settings,
             broker_url=state_dir.url,
             any_path=True,
+            notify_allowed=(ANY_ORIGIN,),
             train=True,
             models_url=registry_url(settings) or "",
             supervised=os.getpid(),

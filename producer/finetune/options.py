@@ -22,6 +22,7 @@ class FinetuneOptions:
     name: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     priority: str = "normal"
+    notify: str | None = None  #: as in `SubmitOptions`
     wait: bool = False
     training: Mapping[str, Json] = field(default_factory=dict)  #: fields of `TrainingOptions`; those have the defaults
 

@@ -22,7 +22,7 @@ from producer.finetune.training_data import CHUNK_RECORDS, ExampleReader, Exampl
 from producer.model_check import check_model
 from producer.queue_connection import QueueConnection
 from producer.submit.chunking import ChunkPlan, cut_chunks
-from producer.submit.plan import check_spec
+from producer.submit.plan import check_spec, notify_url_of
 from producer.submit.upload import rollback_on_error
 
 
@@ -74,6 +74,7 @@ def make_finetune_plan(
         inputs=truncate_names((*source.paths, *(evaluation.paths if evaluation else ()))),
         created_at=time.time(),
         store=settings.store_url or None,
+        notify=notify_url_of(options.notify, settings),
         training=training.encode(),
     )
     check_spec(spec)

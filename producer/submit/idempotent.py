@@ -11,6 +11,7 @@ from functools import partial
 
 from common.errors import UnknownJob, UsageError
 from common.jobs import Job, JobSpec, JobStatus
+from common.notifications import mask_notify_url
 from producer.queue_connection import POLL_SECONDS, QueueConnection
 from producer.submit.chunk_source import ChunkSource
 from producer.submit.upload import Totals, upload
@@ -90,6 +91,12 @@ def _check_same(job: Job, spec: JobSpec, key: str | None) -> None:
     if differing:
         name = differing[0]
         raise UsageError(
-            f"The idempotency key {key!r} belongs to job {job.id}, whose {name} is {getattr(job.spec, name)!r}, not "
-            f"{getattr(spec, name)!r}. Submit under another key, or delete that job with `producer delete {job.id}`."
+            f"The idempotency key {key!r} belongs to job {job.id}, whose {name} is {_shown(job.spec, name)!r}, not "
+            f"{_shown(spec, name)!r}. Submit under another key, or delete that job with `producer delete {job.id}`."
         )
+
+
+def _shown(spec: JobSpec, name: str) -> object:
+    """Return the value of a field for a message."""
+    value = getattr(spec, name)
+    return mask_notify_url(value) if name == "notify" and value else value

@@ -40,6 +40,7 @@ class SubmitOptions:
     output_column: str = OUTPUT_COLUMN  #: the name of the results' column or key with the output
     public: bool = False  #: create the dataset of `output` on the Hub as a public one
     csv_safe: bool = False  #: escape CSV cells that a spreadsheet would run
+    notify: str | None = None  #: URL that is told how the job ended; None: HUGQUEUE_NOTIFY_URL; empty: none
     wait: bool | None = None  #: None: if the command has results to write, or its worker ends with it
 
 
@@ -68,6 +69,7 @@ class SubmitKeywords(TypedDict, total=False):
     max_errors: str | int | None
     idempotency_key: str | None
     store: str | None
+    notify: str | None
     output: str | Path | None
     output_format: str | None
     output_column: str

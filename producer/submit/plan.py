@@ -16,6 +16,7 @@ from common.inputs.sampling import SAMPLE_RECORDS, columns_of
 from common.inputs.sources import ReadProgress
 from common.jobs import MAX_ERRORS, JobSpec, new_job_id, truncate_names
 from common.models.references import check_revision
+from common.notifications import check_notify_url
 from common.own_columns import OUTPUT_COLUMN, Keep, parse_keep
 from common.params import check_params, parse_params
 from common.queue.heartbeats import Heartbeat
@@ -219,6 +220,7 @@ def _make_spec(task: Task, options: SubmitOptions, settings: Settings, model: st
         labels=dict(options.labels or {}),
         max_errors=_check_max_errors(options.max_errors),
         store=_check_store(absolute(options.store or settings.store_url), settings),
+        notify=notify_url_of(options.notify, settings),
     )
 
 
@@ -249,6 +251,21 @@ def _check_store(location: str, settings: Settings) -> str | None:
     except (ModelError, StorageError) as error:
         raise UsageError(f"--store: {error.message}") from error
     return location
+
+
+def notify_url_of(requested: str | None, settings: Settings) -> str | None:
+    """Return the URL that is told how a job ended, None for none.
+
+    Args:
+        requested: What the user chose; empty for none, None for that of the settings.
+        settings: Those of this process.
+
+    Raises:
+        UsageError: It is not a URL that can be told.
+    """
+    if requested is None:
+        return check_notify_url(settings.notify_url, "HUGQUEUE_NOTIFY_URL") if settings.notify_url else None
+    return check_notify_url(requested, "--notify") if requested else None
 
 
 def _queue_of(device: str, settings: Settings) -> str:

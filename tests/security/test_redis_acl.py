@@ -54,8 +54,10 @@ def test_each_role_works_with_its_own_rules_and_nothing_is_refused(
 
 def _do_everything(shell: Shell) -> None:
     """Submit, wait, retry, look, cancel."""
-    job = shell.submit("--task", "test-echo", "a.txt", "-p", "fail=broken", "--chunk-size", "4")
+    options = ("-p", "fail=broken", "--chunk-size", "4", "--notify", "https://127.0.0.1/jobs")
+    job = shell.submit("--task", "test-echo", "a.txt", *options)
     shell.run("wait", job, status=3)
+    wait_until(lambda: shell.status(job)["notify"]["error"], 30, "an attempt to tell its end is noted")
     shell.run("retry", job)
     shell.run("wait", job, status=3)
     assert [line["output"] for line in shell.results(job)[:2]] == ["A", "B"]

@@ -1,4 +1,4 @@
-"""Certificates made on the spot: authorities of our own, and one for 127.0.0.1 that the first of them signed."""
+"""Certificates made on the spot: authorities of our own, and one for 127.0.0.1 and hooks.test, signed by the first."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ def make_certificates(directory: Path) -> Certificates:
     for name in ("authority", "stranger"):
         _openssl("req", "-x509", *_new(directory, name), "-out", directory / f"{name}.pem")
     _openssl("req", *_new(directory, "server"), "-out", directory / "server.csr")
-    (directory / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    (directory / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:hooks.test\n")
     authority = directory / "authority.pem"
     _openssl(
         *("x509", "-req", "-in", directory / "server.csr", "-out", directory / "server.pem", "-days", "2"),

@@ -21,6 +21,7 @@ from workers.device.client.device_client import DeviceClient
 from workers.device.client.token_budget_cache import TokenBudgetCache
 from workers.devices import describe_device, queues_of
 from workers.leases import LeaseRenewer
+from workers.notifications.notifier import Notifier
 from workers.training.controller.finetuner import FineTuner
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class WorkerContext:
         self.heartbeat = HeartbeatThread(name, client, settings, self.device, device_name, slots)
         self.reaper = Reaper(name, app, self.store, self.ledger, settings)
         self.job_events = JobEvents(name, app, self.store)
+        self.notifier = Notifier(name, self.store, settings)
         self.tuner = FineTuner(settings, self.store, app)
         self.stopping = CancelToken()
 
@@ -76,6 +78,7 @@ class WorkerContext:
         self.tickets.start()
         self.reaper.start()
         self.job_events.start()
+        self.notifier.start()
 
     def stop(self, grace: float) -> None:
         """Stop in order: the running chunks get `grace` seconds to finish, then they are released."""
@@ -87,6 +90,7 @@ class WorkerContext:
             self.leases.cancel_all()
             self.leases.wait_until_idle(10.0)
         self.job_events.stop()
+        self.notifier.stop()
         self.reaper.stop()
         self.leases.stop()
         self.device.stop()

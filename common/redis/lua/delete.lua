@@ -13,6 +13,7 @@ for i = 1, OWN do
 end
 redis.call('SREM', ACTIVE, job_id())
 redis.call('ZREM', DUE, job_id())
+redis.call('ZREM', NOTIFICATIONS, job_id())
 redis.call('ZREM', JOBS, job_id())
 if redis.call('EXISTS', JOBS) == 0 then redis.call('DEL', SCHEMA, TOTALS, SHOWN) end
 return word and 'deleted' or 'unknown'

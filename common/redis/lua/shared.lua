@@ -1,10 +1,10 @@
--- Prelude of every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then six more.
-local OWN = #KEYS - 6
+-- Prelude of every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then seven more.
+local OWN = #KEYS - 7
 local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ATTEMPTS, COMMITS, COMMIT_HISTORY, FAILED_COUNTS = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local TICKETS, REFUSALS = KEYS[10], KEYS[11]
 local DELAYED, ACTIVE, JOBS, DUE = KEYS[12], KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
-local SCHEMA, TOTALS, SHOWN = KEYS[OWN + 4], KEYS[OWN + 5], KEYS[OWN + 6]
+local SCHEMA, TOTALS, SHOWN, NOTIFICATIONS = KEYS[OWN + 4], KEYS[OWN + 5], KEYS[OWN + 6], KEYS[OWN + 7]
 -- Runners name error codes as they like: more fields of TOTALS than that count as one.
 local MAX_TOTALS = 200
 -- No delay of a chunk is longer, in seconds: where one seems to be, the clock was set back.
@@ -57,11 +57,31 @@ local function mark_active()
   redis.call('SADD', SHOWN, job_id())
 end
 
+-- What was submitted; an empty table if that cannot be read.
+local function spec()
+  local sound, found = pcall(cjson.decode, redis.call('HGET', JOB, 'spec'))
+  return sound and type(found) == 'table' and found or {}
+end
+
+-- Lets a worker tell the job's URL, if it has one, how it ended.
+local function schedule_notification()
+  if type(spec().notify) ~= 'string' then return end
+  redis.call('HSET', JOB, 'notify_state', 'pending', 'notify_attempts', 0, 'notify_next_at', now())
+  redis.call('ZADD', NOTIFICATIONS, now(), job_id())
+end
+
+-- Forgets the notification of the job's latest end: it has not ended any more.
+local function cancel_notification()
+  redis.call('HDEL', JOB, 'notify_state', 'notify_attempts', 'notify_last_at', 'notify_next_at', 'notify_error')
+  redis.call('ZREM', NOTIFICATIONS, job_id())
+end
+
 -- From here on the job's keys have a time to live; `persist_keys` removes it.
 local function finish(word)
   local ttl = redis.call('HGET', JOB, 'ttl_ms')
   redis.call('HSET', JOB, 'status', word, 'finished_at', now(), 'stage', '')
   add_total('jobs:' .. word, 1)
+  schedule_notification()
   redis.call('SREM', ACTIVE, job_id())
   redis.call('ZREM', DUE, job_id())
   redis.call('DEL', TICKETS, REFUSALS)
@@ -73,6 +93,7 @@ local function finish(word)
 end
 
 local function persist_keys()
+  cancel_notification()
   for i = 1, OWN do
     redis.call('PERSIST', KEYS[i])
   end
@@ -88,8 +109,8 @@ end
 
 -- Whether outcomes are in files, which a script cannot see, and not in OUTPUT.
 local function is_in_files()
-  local sound, spec = pcall(cjson.decode, redis.call('HGET', JOB, 'spec'))
-  return sound and type(spec) == 'table' and (type(spec.output) == 'table' or type(spec.store) == 'string')
+  local submitted = spec()
+  return type(submitted.output) == 'table' or type(submitted.store) == 'string'
 end
 
 -- Whether outcomes are in files, and no worker has noted yet that all of them are there.

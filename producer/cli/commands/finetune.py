@@ -12,6 +12,7 @@ from producer.cli.options import (
     keep_alive_option,
     label_option,
     name_option,
+    notify_option,
     param_option,
     priority_option,
     quoting_option,
@@ -97,6 +98,7 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     name_option,
     label_option(),
     click.option("--wait", is_flag=True, help="Wait for the job to finish."),
+    notify_option,
     keep_alive_option,
 )
 def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str | None, **options: Any) -> None:

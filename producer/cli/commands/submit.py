@@ -12,6 +12,7 @@ from producer.cli.options import (
     keep_alive_option,
     label_option,
     name_option,
+    notify_option,
     output_option,
     param_option,
     part_format_option,
@@ -121,6 +122,7 @@ from producer.cli.text_option import text_option
         metavar="URL",
         help="Where records and results are stored.  [default: HUGQUEUE_STORE_URL, else Redis]",
     ),
+    notify_option,
     keep_alive_option,
     click.option("--dry-run", is_flag=True, help="Read and check everything without creating a job."),
 )

@@ -9,7 +9,7 @@ import logging
 import queue
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from common.errors import Cancelled, HugqueueError, PayloadError, WorkerError
@@ -171,10 +171,11 @@ class DeviceClient:
     def _attempt(self, chunk: _ChunkRequest, positions: Sequence[int] | None) -> ChunkResult | ProcessExit:
         """Run some records on whatever process is alive; an exit that they did not cause does not count."""
         wanted = list(positions) if positions is not None else None
+        spec = replace(chunk.spec, notify=None).encode()  # a token in that URL is none of the models' business
         unexplained = loading = 0
         while True:
             process = self._respawner.wait_ready(lambda: chunk.cancel_token.is_cancelled)
-            request = Run(next(self._ids), spec=chunk.spec.encode(), positions=wanted, payload=chunk.payload)
+            request = Run(next(self._ids), spec=spec, positions=wanted, payload=chunk.payload)
             answer = self._await(process, process.send_request(request, chunk.spec.id), chunk)
             if not isinstance(answer, ProcessExit):
                 return self._result(answer)

@@ -1,0 +1,1 @@
+"""Notifications: POST requests that tell a URL how a job ended."""
