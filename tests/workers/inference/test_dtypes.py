@@ -68,7 +68,7 @@ def test_the_workers_dtype_is_that_of_jobs_that_name_none(bert, load_params, com
 
 
 def test_a_model_without_the_workers_dtype_computes_in_float32(bert, monkeypatch):
-    monkeypatch.setattr("workers.inference.loading.cpu_layers._linear_layers", lambda model: iter(()))
+    monkeypatch.setattr("workers.inference.loading.cpu_layers._children", lambda *_: iter(()))
     runner = runner_of("text-classification", bert, default_dtype="int8")
     assert runner.run_info()["dtype"] == "float32"
     with pytest.raises(ModelError, match="no linear layers"):

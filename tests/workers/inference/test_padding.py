@@ -148,7 +148,7 @@ def test_memory_that_runs_out_in_a_trial_says_nothing_of_the_model():
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have oneDNN win its race, as it does on some processors."""
-    monkeypatch.setattr(layers, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(layers, "onednn_is_faster", lambda _: True)
 
 
 @pytest.mark.parametrize(

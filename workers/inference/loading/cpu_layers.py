@@ -3,18 +3,21 @@
 Replaced layers are tried on the model's dummy inputs, and restored if the model fails or its outputs differ, such
 as an architecture that reads its layers' weights itself.
 
-`OneDnnLinear` becomes obsolete once torch's own float32 `nn.Linear` is as fast on AMD processors (`onednn_is_faster` is
-then False), `Int8Linear` once torch quantizes inputs by token (`quantize_dynamic` of 2.x has one scale for a batch).
+`OneDnnLinear` becomes obsolete once torch's own `nn.Linear` is as fast (`onednn_is_faster` is then False), `Int8Linear`
+once torch quantizes inputs by token (`quantize_dynamic` of 2.x has one scale for a batch).
 """
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation, SiLUActivation
 from transformers.pytorch_utils import Conv1D
 
 from workers.inference.core.fallbacks import count_fallback
@@ -25,22 +28,44 @@ logger = logging.getLogger(__name__)
 #: Shape of the product that is timed, a layer of a small model: rows, inputs, outputs.
 PROBE_SHAPE = (256, 384, 1536)
 #: How much faster a replacement must be to be used.
-_MIN_SPEEDUP = 1.15
+_MIN_SPEEDUP = 1.05
+#: Activations that oneDNN applies to a product: its name and algorithm for each
+#: (torch/_inductor/fx_passes/mkldnn_fusion.py). GPT-2's `gelu_new` is eight passes over memory in transformers.
+FUSED_ACTIVATIONS: dict[type[nn.Module], tuple[str, str]] = {
+    GELUActivation: ("gelu", "none"),
+    GELUTanh: ("gelu", "tanh"),
+    NewGELUActivation: ("gelu", "tanh"),
+    SiLUActivation: ("swish", ""),
+    nn.SiLU: ("swish", ""),
+    nn.ReLU: ("relu", ""),
+}
 
 
 class OneDnnLinear(nn.Module):  # type: ignore[misc]
-    """A linear layer by oneDNN, in float32. Torch takes MKL, which is half as fast on AMD processors."""
+    """A linear layer by oneDNN, with its weights in the layout of oneDNN's kernels, in float32 or bfloat16.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    For float32, torch takes MKL, which is half as fast on AMD processors; for bfloat16, oneDNN, but brings the weights
+    into that layout at each call, which takes as long as the product itself for a few rows, as in generation.
+
+    Args:
+        weight: (outputs, inputs).
+        bias: (outputs,), or None.
+        activation: what is applied to the product, as oneDNN calls it and its algorithm (`FUSED_ACTIVATIONS`).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: tuple[str, str] = ("none", "")) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.register_buffer("weight", weight.contiguous().to_mkldnn())
+        self._activation, self._algorithm = activation
+        self.register_buffer("weight", _pack(weight))
         self.register_buffer("bias", bias)
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (..., outputs) for (..., inputs)."""
         # What torch's own compiler emits for a linear layer (torch/_inductor/mkldnn_lowerings.py).
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(values, self.weight, self.bias, "none", [], "")
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(
+            values, self.weight, self.bias, self._activation, [], self._algorithm
+        )
         return result
 
 
@@ -55,67 +80,122 @@ class Int8Linear(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.out_features, self.in_features = weight.shape
         rounded, scale = _quantize_rows(weight)
-        self.register_buffer("weight", rounded)
+        self._packed = onednn_multiplies_int8()
+        self.register_buffer("weight", _pack_int8(rounded) if self._packed else rounded)
         self.register_buffer("scale", scale.squeeze(1))
+        self.register_buffer("zeros", torch.zeros(self.out_features, dtype=torch.int64) if self._packed else None)
         self.register_buffer("bias", bias)
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (..., outputs) for (..., inputs)."""
         rows, scale = _quantize_rows(values.reshape(-1, self.in_features))
-        result = torch._int_mm(rows, self.weight.t()).float().mul_(scale)
-        result = result.mul_(self.scale) if self.bias is None else torch.addcmul(self.bias, result, self.scale)
+        if self._packed:
+            result = _multiply_int8(rows, self.weight, self.scale, self.zeros)
+        else:
+            result = torch._int_mm(rows, self.weight.t()).float().mul_(self.scale)
+        result = result.mul_(scale) if self.bias is None else torch.addcmul(self.bias, result, scale)
         return result.view(*values.shape[:-1], self.out_features)
 
 
 def use_onednn_linear(model: Any) -> None:
-    """Compute the float32 linear layers of `model`, on a CPU, by oneDNN if that is faster here and gives the same."""
-    if onednn_is_faster() and not _replace_layers(model, OneDnnLinear, exact=True):
+    """Compute the linear layers of `model`, on a CPU, by oneDNN if that is faster here and gives the same.
+
+    Activations are computed with the layers before them, if that gives the same too.
+    """
+    if not onednn_is_faster(model.dtype):
+        return
+    if not any(_replace_layers(model, OneDnnLinear, exact=True, fuse=fuse) for fuse in (True, False)):
         logger.info("%s keeps its own linear layers: outputs with oneDNN differ", type(model).__name__)
 
 
 def quantize_int8(model: Any) -> bool:
     """Compute the linear layers of `model` in int8; return False, and leave it unchanged, if that fails."""
-    return _replace_layers(model, Int8Linear, exact=False)
+    return _replace_layers(model, Int8Linear, exact=False, fuse=False)
 
 
-def _replace_layers(model: Any, kind: Callable[[Tensor, Tensor | None], nn.Module], *, exact: bool) -> bool:
+def _replace_layers(model: Any, kind: Callable[..., nn.Module], *, exact: bool, fuse: bool) -> bool:
     """Replace each linear layer by one of another kind, except the output layer, which can share its weights.
 
     Args:
         model: changed in place, and restored if the new layers fail or the outputs differ.
-        kind: makes a layer of weight and bias.
+        kind: makes a layer of weight, bias and, to fuse, activation.
         exact: whether the model's output must stay the same.
+        fuse: whether the new layers take over the activations that follow them.
 
     Returns:
         Whether any layer was replaced.
     """
-    replaced: list[tuple[nn.Module, str, nn.Module]] = []  # parent module, attribute name, original layer
+    replaced: list[tuple[nn.Module, str, nn.Module]] = []  # parent module, attribute name, original module
+
+    def replace(parent: nn.Module, name: str, module: nn.Module) -> None:
+        replaced.append((parent, name, getattr(parent, name)))
+        setattr(parent, name, module)
+
     try:
         head = model.get_output_embeddings()
-        with torch.inference_mode():
+        with _traced(model) as followed_by:
             expected = _dummy_output(model)
-            for parent, name, layer in list(_linear_layers(model)):
-                if layer is not head:
-                    weight = layer.weight.detach()
-                    bias = None if layer.bias is None else layer.bias.detach()
-                    setattr(parent, name, kind(weight.t() if isinstance(layer, Conv1D) else weight, bias))
-                    replaced.append((parent, name, layer))
-            found = _dummy_output(model)
-            if not exact or outputs_match(found, expected):
-                return bool(replaced)
+        activations = followed_by() if fuse else {}
+        for parent, name, layer in list(_children(model, nn.Linear, Conv1D)):
+            if layer is not head:
+                weight = layer.weight.detach()
+                bias = None if layer.bias is None else layer.bias.detach()
+                fused = [FUSED_ACTIVATIONS[type(activations[layer])]] if layer in activations else []
+                replace(parent, name, kind(weight.t() if isinstance(layer, Conv1D) else weight, bias, *fused))
+        for parent, name, activation in list(_children(model, *FUSED_ACTIVATIONS)):
+            if activation in activations.values():
+                replace(parent, name, nn.Identity())
+        found = _dummy_output(model)
+        if not exact or outputs_match(found, expected):
+            return bool(replaced)
     except Exception as error:  # any architecture may be loaded, and may raise anything
         logger.debug("%s fails with %s", type(model).__name__, kind, exc_info=True)
         count_fallback("cpu_layers", error)
-    for parent, name, layer in replaced:
-        setattr(parent, name, layer)
+    for parent, name, module in replaced:
+        setattr(parent, name, module)
     return False
 
 
+@contextmanager
+def _traced(model: nn.Module) -> Iterator[Callable[[], dict[nn.Module, nn.Module]]]:
+    """Watch the calls of `model` in the block; yield a function that returns the layers followed by an activation.
+
+    It returns those whose outputs went into the same activation at each call, if that had no other inputs.
+    """
+    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by id; holding them keeps the ids unique
+    calls: Counter[nn.Module] = Counter()
+    pairs: Counter[tuple[nn.Module, nn.Module]] = Counter()
+
+    def note_output(layer: nn.Module, _: Any, output: Tensor) -> None:
+        calls[layer] += 1
+        outputs[id(output)] = layer, output
+
+    def note_input(activation: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        calls[activation] += 1
+        if inputs and id(inputs[0]) in outputs:
+            pairs[outputs[id(inputs[0])][0], activation] += 1
+
+    hooks = [layer.register_forward_hook(note_output) for _, _, layer in _children(model, nn.Linear, Conv1D)]
+    hooks += [act.register_forward_pre_hook(note_input) for _, _, act in _children(model, *FUSED_ACTIVATIONS)]
+    try:
+        yield lambda: {
+            layer: activation
+            for (layer, activation), count in pairs.items()
+            if count == calls[layer]
+            and calls[activation] == sum(n for (_, act), n in pairs.items() if act is activation)
+        }
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @cache
-def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 matrices faster than torch's default, on this machine."""
+def onednn_is_faster(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies matrices of this type faster than torch's default, on this machine."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
     rows, inputs, outputs = PROBE_SHAPE
-    values, layer = torch.ones(rows, inputs), nn.Linear(inputs, outputs)
+    values, layer = torch.ones(rows, inputs, dtype=dtype), nn.Linear(inputs, outputs, dtype=dtype)
     try:
         onednn = OneDnnLinear(layer.weight.detach(), layer.bias.detach())
         with torch.inference_mode():
@@ -123,6 +203,35 @@ def onednn_is_faster() -> bool:
         return by_torch > _MIN_SPEEDUP * by_onednn
     except (RuntimeError, AttributeError, NotImplementedError):  # a torch without oneDNN, or without this operator
         return False
+
+
+@cache
+def onednn_multiplies_int8() -> bool:
+    """Whether oneDNN multiplies int8 matrices and scales the product in one step, on this machine, and faster so."""
+    rows, inputs, outputs = PROBE_SHAPE
+    values, weight = (
+        torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((rows, inputs), (outputs, inputs))
+    )
+    scale, zeros = torch.rand(outputs), torch.zeros(outputs, dtype=torch.int64)
+    try:
+        packed = _pack_int8(weight)
+        with torch.inference_mode():
+            if not torch.equal(
+                _multiply_int8(values, packed, scale, zeros), torch._int_mm(values, weight.t()).float().mul_(scale)
+            ):
+                return False
+            by_torch, by_onednn = best_seconds(
+                lambda: torch._int_mm(values, weight.t()).float().mul_(scale),
+                lambda: _multiply_int8(values, packed, scale, zeros),
+            )
+        return by_torch > by_onednn
+    except (RuntimeError, AttributeError, NotImplementedError):  # a torch without oneDNN, or without this operator
+        return False
+
+
+def widen(weight: Tensor) -> Tensor:
+    """Return a tensor in float32; the weight of an `OneDnnLinear` in oneDNN's layout."""
+    return _pack(weight.to_dense().float()) if weight.is_mkldnn else weight.float()
 
 
 def best_seconds(*calls: Callable[[], object], rounds: int = 20) -> list[float]:
@@ -136,18 +245,44 @@ def best_seconds(*calls: Callable[[], object], rounds: int = 20) -> list[float]:
     return [min(seconds) for seconds in found]
 
 
-def _linear_layers(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def _children(module: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Yield the modules of these very types below `module`, each with its parent and name there."""
     for name, child in module.named_children():
-        if type(child) in (nn.Linear, Conv1D):
+        if type(child) in kinds:
             yield module, name, child
         else:
-            yield from _linear_layers(child)
+            yield from _children(child, *kinds)
 
 
 def _dummy_output(model: Any) -> Tensor:
     """Return the model's first output for its dummy inputs."""
-    output = model(**model.dummy_inputs)
+    with torch.inference_mode():
+        output = model(**model.dummy_inputs)
     return next(value for value in output.values() if isinstance(value, Tensor))
+
+
+def _pack(weight: Tensor) -> Tensor:
+    """Return (outputs, inputs) in the layout of oneDNN's kernels, for any number of rows."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+    return packed
+
+
+def _pack_int8(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
+    return packed
+
+
+def _multiply_int8(rows: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor) -> Tensor:
+    """Return the product of int8 rows and packed weights, each output times its scale, in float32.
+
+    The rows become uint8 with the zero point 128: most processors multiply uint8 by int8, but not int8 by int8.
+    """
+    unsigned = rows.view(torch.uint8) ^ 128
+    # What torch's own compiler emits for a quantized layer (torch/_inductor/mkldnn_lowerings.py).
+    product: Tensor = torch.ops.onednn.qlinear_pointwise(
+        unsigned, 1.0, 128, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return product
 
 
 def _quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,14 @@ from torch import nn
 
 from common.errors import ModelError
 from common.records import Json
-from workers.inference.loading.cpu_layers import PROBE_SHAPE, Int8Linear, best_seconds, quantize_int8, use_onednn_linear
+from workers.inference.loading.cpu_layers import (
+    PROBE_SHAPE,
+    Int8Linear,
+    best_seconds,
+    quantize_int8,
+    use_onednn_linear,
+    widen,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +74,7 @@ def to_device(model: Any, value: Json, device: str, *, insists: bool = True) -> 
         if insists:
             raise ModelError("bad_param", f"{reason}.")
         logger.warning("%s: computing in float32", reason)
-    if not rounded and device == "cpu" and model.dtype == torch.float32:
+    if not rounded and device == "cpu":
         use_onednn_linear(model)
     return model.to(device)
 
@@ -90,7 +97,7 @@ def in_full_precision(model: nn.Module) -> Iterator[None]:
     kept = [(tensor, tensor.data) for tensor in low if tensor.itemsize < _FULL]
     try:
         for tensor, _ in kept:
-            tensor.data = tensor.data.float()
+            tensor.data = widen(tensor.data)
         yield
     finally:
         for tensor, data in kept:

@@ -1,0 +1,112 @@
+"""Faster layers for CPUs: which layers and activations are replaced, and that outputs stay."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from workers.inference.loading import cpu_layers
+from workers.inference.loading.cpu_layers import Int8Linear, OneDnnLinear, quantize_int8, use_onednn_linear
+from workers.inference.loading.dtypes import in_full_precision
+
+SIZES = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 100}
+CONFIGS = {
+    "bert": {**SIZES, "intermediate_size": 64},
+    "gpt2": {"n_embd": 32, "n_head": 2, "n_layer": 2, "vocab_size": 100},
+    "llama": {**SIZES, "intermediate_size": 64, "num_key_value_heads": 1},
+    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_heads": 2, "num_layers": 2, "vocab_size": 100},
+    "albert": {**SIZES, "intermediate_size": 64, "embedding_size": 16},  # its layers share their modules
+}
+
+
+@pytest.fixture(autouse=True)
+def onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have oneDNN win its race, as it does on some processors."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(cpu_layers, "onednn_is_faster", lambda _: True)
+    yield
+
+
+def model_of(kind: str, dtype: torch.dtype = torch.float32) -> Any:
+    config = transformers.AutoConfig.for_model(kind, **CONFIGS[kind])
+    made = transformers.AutoModelForSeq2SeqLM if kind == "t5" else transformers.AutoModel
+    return made.from_config(config).to(dtype).eval()
+
+
+@torch.inference_mode()
+def output(model: Any) -> torch.Tensor:
+    ids = torch.arange(2, 14).view(2, 6)
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    return model(input_ids=ids, **more)[0].float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_layers_and_the_activations_behind_them_are_replaced_and_outputs_stay(kind, dtype):
+    model = model_of(kind, dtype)
+    expected = output(model)
+    use_onednn_linear(model)
+    layers = [module for module in model.modules() if isinstance(module, OneDnnLinear)]
+    assert any(layer._activation in ("gelu", "swish", "relu") for layer in layers)
+    assert not any(type(module) in cpu_layers.FUSED_ACTIVATIONS for module in model.modules())
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(output(model), expected, atol=tolerance, rtol=tolerance)
+
+
+class TwoUses(nn.Module):
+    """An activation that takes the output of a layer, and later its own input again."""
+
+    dtype = torch.float32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.act = nn.Linear(8, 8), nn.ReLU()
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        return {"values": torch.ones(1, 8)}
+
+    def forward(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"output": self.act(self.act(self.layer(values)) - 1)}
+
+
+def test_an_activation_with_other_inputs_stays():
+    model, values = TwoUses(), torch.randn(3, 8)
+    expected = model(values)["output"]
+    use_onednn_linear(model)
+    assert isinstance(model.layer, OneDnnLinear)
+    assert isinstance(model.act, nn.ReLU)
+    torch.testing.assert_close(model(values)["output"], expected)
+
+
+def test_layers_in_bfloat16_compute_in_full_precision_for_a_while():
+    model = model_of("bert", torch.bfloat16)
+    use_onednn_linear(model)
+    low = output(model)
+    with in_full_precision(model):
+        full = output(model)
+    assert not torch.equal(low, full)
+    torch.testing.assert_close(low, full, atol=5e-2, rtol=5e-2)
+    assert torch.equal(output(model), low)
+
+
+def test_both_ways_to_multiply_int8_give_the_same(monkeypatch):
+    layer, values = nn.Linear(64, 48), torch.randn(5, 7, 64)
+    found = []
+    for packed in (True, False):
+        monkeypatch.setattr(cpu_layers, "onednn_multiplies_int8", lambda packed=packed: packed)
+        found.append(Int8Linear(layer.weight.detach(), layer.bias.detach())(values))
+    assert torch.equal(*found)
+
+
+def test_a_model_in_int8_keeps_its_activations():
+    model = model_of("bert")
+    assert quantize_int8(model)
+    assert any(isinstance(module, Int8Linear) for module in model.modules())
+    assert any(type(module) in cpu_layers.FUSED_ACTIVATIONS for module in model.modules())
