@@ -8,3 +8,5 @@ require_own("common")
 EXIT_CANNOT_START = 78
 #: Exit status of a worker whose device process cannot be kept alive (EX_UNAVAILABLE of sysexits.h).
 EXIT_DEVICE_BROKEN = 69
+#: Exit status of a supervised worker that `celery control shutdown` ended (the first that sysexits.h does not use).
+EXIT_SHUT_DOWN = 79

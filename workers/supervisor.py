@@ -15,7 +15,7 @@ from common.gpus import Gpu
 from common.redis import keys
 from common.redis.locks import acquire_lock, release_lock
 from common.settings import Settings, to_environ
-from workers import EXIT_CANNOT_START, EXIT_DEVICE_BROKEN
+from workers import EXIT_CANNOT_START, EXIT_DEVICE_BROKEN, EXIT_SHUT_DOWN
 from workers.devices import only_trains
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,8 @@ class WorkerProcess:
     process: subprocess.Popen[bytes] | None = None
     claimed: Sequence[Gpu] = ()
     waits_for_gpus: bool = False
-    abandoned: bool = False
+    abandoned: bool = False  #: not started again, as it died too often
+    shut_down: bool = False  #: nor is one that was shut down on request
     started: float = 0.0
     pause: float = MIN_BACKOFF
     quick_deaths: int = 0
@@ -118,35 +119,39 @@ class Supervisor:
     def run(self) -> int:
         """Keep the workers alive until SIGTERM or SIGINT; return the exit status.
 
-        That is 0 after a requested stop, 1 if a worker could not start, or if all of them died too often.
+        That is 0 after a requested stop, also of all workers one by one, and 1 if a worker could not start, or if all
+        of them died too often.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request_stop)
-        status = 0
-        while not self._stopping and not status:
+        status = None
+        while not self._stopping and status is None:
             status = self._check_all()
             if self._settings.supervised not in (0, os.getppid()):
                 self._stopping = True
             time.sleep(POLL_SECONDS)
         self._stop_all()
-        return status
+        return status or 0
 
     def _request_stop(self, *_: object) -> None:
         self._stopping = True
 
-    def _check_all(self) -> int:
+    def _check_all(self) -> int | None:
+        """Start and restart workers; return the exit status if that is over."""
         for worker in self._workers:
-            if worker.abandoned:
+            if worker.abandoned or worker.shut_down:
                 continue
             if worker.process is None:
                 self._start(worker)
             elif (status := worker.process.poll()) is not None:
                 if status == EXIT_CANNOT_START:
                     return 1
-                self._schedule_restart(worker, status)
+                self._end(worker, status)
             else:
                 self._renew_claims(worker)
-        return int(all(worker.abandoned for worker in self._workers))
+        if all(worker.abandoned or worker.shut_down for worker in self._workers):
+            return int(any(worker.abandoned for worker in self._workers))
+        return None
 
     def _start(self, worker: WorkerProcess) -> None:
         enough = sum(other.process is not None for other in self._workers) >= self._max_workers
@@ -205,6 +210,15 @@ class Supervisor:
         if not ours and worker.process:
             logger.error("GPU %d was taken by another worker while Redis was away: stopping this one", gpu.index)
             worker.process.terminate()
+
+    def _end(self, worker: WorkerProcess, status: int) -> None:
+        """Note that a worker ended; it is started again unless it was shut down on request."""
+        if status != EXIT_SHUT_DOWN:
+            self._schedule_restart(worker, status)
+            return
+        logger.info("worker %s was shut down; it is not started again", worker.name)
+        worker.process, worker.shut_down = None, True
+        self._release(worker.claimed)
 
     def _schedule_restart(self, worker: WorkerProcess, status: int) -> None:
         """Schedule the next start of a worker that ended, or abandon it; the others continue."""

@@ -14,6 +14,7 @@ import redis
 from celery import Celery, bootsteps
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker import state
+from celery.worker.control import control_command
 from celery.worker.request import Request
 
 from common.broker.app import FINETUNE, HANDLER_PREFIX, make_app
@@ -25,7 +26,7 @@ from common.redis.client import connect
 from common.redis.schema import check_schema
 from common.settings import Settings, load_settings
 from common.tasks import TASKS, plugin_tasks
-from workers import EXIT_CANNOT_START, EXIT_DEVICE_BROKEN
+from workers import EXIT_CANNOT_START, EXIT_DEVICE_BROKEN, EXIT_SHUT_DOWN
 from workers.celery_worker.context import WorkerContext
 from workers.celery_worker.process_chunk import TicketFailed, run_ticket
 from workers.devices import default_device, only_trains, queues_of
@@ -71,6 +72,17 @@ class WorkerContextStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Stop the context at once."""
         if WorkerContextStep.context is not None:
             WorkerContextStep.context.stop(0.0)
+
+
+@control_command(name="shutdown")  # type: ignore[untyped-decorator]
+def shut_down(_panel: Any, **_: object) -> dict[str, str]:
+    """Shut down this worker, in place of Celery's command, which does not answer: `celery control` then says it failed.
+
+    Its supervisor would start it again if it ended as after a SIGTERM.
+    """
+    logger.warning("a remote command shuts this worker down")
+    state.should_stop = EXIT_SHUT_DOWN if settings.supervised else 0
+    return {"ok": "shutting down"}
 
 
 def _check_schema(url: str) -> None:
