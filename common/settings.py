@@ -79,6 +79,10 @@ class Settings:
     models_url: str = field(default="", metadata={"env": "HUGQUEUE_MODELS_URL"})
     #: Whether a worker also serves the queue `train`.
     train: bool = field(default=False, metadata={"env": "HUGQUEUE_TRAIN"})
+    #: The broker of the Celery apps that submit jobs by tasks, if it is not the Redis of this queue.
+    control_broker_url: str = field(default="", metadata={"env": "HUGQUEUE_CONTROL_BROKER_URL"})
+    #: Where these apps look for results, if it is not their broker.
+    control_result_backend: str = field(default="", metadata={"env": "HUGQUEUE_CONTROL_RESULT_BACKEND"})
     #: How often a fine-tune job writes a checkpoint, in addition to the end of each epoch.
     checkpoint_seconds: float = field(default=300.0, metadata={"env": "HUGQUEUE_CHECKPOINT"})
     #: How long a command that writes results to the Hub waits between two commits, of which it allows 128 an hour.

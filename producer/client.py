@@ -25,6 +25,7 @@ from common.queue.heartbeats import Heartbeat, serving
 from common.records import Record
 from common.redis.url import check_redis_url, mask_url
 from common.settings import load_settings
+from common.storage.locations import MayOpen, any_location
 from producer.job_filter import JobFilter, check_labels
 from producer.job_handle import JobHandle
 from producer.model_check import check_job_model, model_warning
@@ -33,6 +34,7 @@ from producer.queue_connection import QueueConnection
 from producer.submit.chunk_source import open_source
 from producer.submit.duplicate_ids import warn_of_duplicate_ids
 from producer.submit.idempotent import submit_idempotently
+from producer.submit.locations import check_locations
 from producer.submit.options import SubmitKeywords, SubmitOptions
 from producer.submit.plan import SubmitPlan, make_plan
 from producer.submit.python_records import RecordsArg, python_builder, records_from_python, split_records_arg
@@ -60,6 +62,7 @@ class Client:
         with_worker: bool = False,
         keep_alive: float = 0.0,
         notify: Callable[[str], None] | None = None,
+        may_open: MayOpen = any_location,
     ) -> None:
         """Connect.
 
@@ -68,6 +71,8 @@ class Client:
             with_worker: Start the embedded queue's worker at once.
             keep_alive: Seconds for which that worker stays after `close`, with its models loaded.
             notify: Called with a sentence about what was started or went wrong; None: these are logged.
+            may_open: Which of the paths and URLs that `submit` is given it may open, for a client that submits for
+                others.
 
         Raises:
             StoreUnavailable: Redis does not answer, or the embedded one does not start.
@@ -75,6 +80,7 @@ class Client:
         """
         settings = load_settings()
         self._configured = settings if url is None else replace(settings, broker_url=check_redis_url(url))
+        self._may_open = may_open
         self._session: EmbeddedSession | None = None
         warn = notify or logger.warning
         if self._configured.embedded:
@@ -132,6 +138,8 @@ class Client:
         if unknown := options.keys() - SubmitKeywords.__annotations__.keys():
             raise TypeError(f"submit() got an unexpected keyword argument {min(unknown)!r}")
         chosen = SubmitOptions(**options)
+        if isinstance(records, str):  # before a pattern is looked for
+            check_locations([records], chosen, self._may_open)
         paths, values = split_records_arg(records)
         if chosen.format == "openai" and not paths:
             raise UsageError('format="openai": pass the paths of batch files.')
@@ -139,7 +147,8 @@ class Client:
             raise UsageError(f"output={chosen.output!r}: results go to the Hub with `job.push_to_hub(...)`.")
         if chosen.output is not None:
             chosen = replace(chosen, output=f"{chosen.output}/")
-        plan = make_plan(paths, chosen, replace(load_settings(), broker_url=self._configured.broker_url))
+        settings = replace(load_settings(), broker_url=self._configured.broker_url)
+        plan = make_plan(paths, chosen, settings, self._may_open)
         if chosen.output is not None and plan.spec.output is None:
             raise UsageError(
                 f"output={chosen.output!r}: workers cannot access it. Name a directory in HUGQUEUE_SHARED."
@@ -149,7 +158,7 @@ class Client:
         else:
             keep = Keep(plan.spec.keep, plan.spec.output_column)
             builder = python_builder(plan.task, chosen.column, chosen.id_column, keep, plan.template)
-            made = records_from_python(values, builder, plan.settings.max_record_bytes)
+            made = records_from_python(values, builder, settings.max_record_bytes, settings.shared, self._may_open)
             plan, found = plan.with_columns_of(islice(made, chosen.limit), builder)
         if plan.warning:
             logger.warning("%s", plan.warning)

@@ -6,7 +6,14 @@ import sysconfig
 from pathlib import Path
 
 #: Secrets of the Celery process that its children do not need.
-_SECRETS = ("CELERY_BROKER_URL", "REDIS_URL", "HUGQUEUE_NOTIFY_SECRET", "HUGQUEUE_NOTIFY_URL")
+_SECRETS = (
+    "CELERY_BROKER_URL",
+    "REDIS_URL",
+    "HUGQUEUE_CONTROL_BROKER_URL",
+    "HUGQUEUE_CONTROL_RESULT_BACKEND",
+    "HUGQUEUE_NOTIFY_SECRET",
+    "HUGQUEUE_NOTIFY_URL",
+)
 
 
 def available_cpus(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

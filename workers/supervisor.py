@@ -149,12 +149,12 @@ class Supervisor:
                 self._end(worker, status)
             else:
                 self._renew_claims(worker)
-        if all(worker.abandoned or worker.shut_down for worker in self._workers):
-            return int(any(worker.abandoned for worker in self._workers))
-        return None
+        shut_down = sum(worker.shut_down for worker in self._workers)
+        over = all(worker.abandoned or worker.shut_down for worker in self._workers)
+        return int(shut_down == 0) if over or shut_down >= self._max_workers else None
 
     def _start(self, worker: WorkerProcess) -> None:
-        enough = sum(other.process is not None for other in self._workers) >= self._max_workers
+        enough = sum(bool(other.process or other.shut_down) for other in self._workers) >= self._max_workers
         if enough or time.monotonic() < worker.restart_at:
             return
         worker.claimed = self._claim(worker)

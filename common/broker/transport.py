@@ -82,8 +82,13 @@ class TolerantClient(kombu_redis.PrefixedStrictRedis):  # type: ignore[misc]
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
     """kombu's channel on that client."""
 
-    # A ticket is void once it is received: kombu would send it again or, without Redis, dump it into a file in /tmp.
-    do_restore = False
+    @property
+    def do_restore(self) -> bool:
+        """Whether messages that were received and not processed are sent again when the channel closes.
+
+        A ticket is void once it is received, and without Redis kombu would dump it into a file in /tmp.
+        """
+        return bool(self.ack_emulation)
 
     def _get_client(self) -> Callable[..., TolerantClient]:
         super()._get_client()  # checks the version of redis-py

@@ -15,7 +15,7 @@ from common.errors import UsageError, path_errors
 from common.inputs.sources import FORMATS
 from common.media_types import HEAD_BYTES, LFS_POINTER, SUFFIXES, detect_format, formats
 from common.records import Failure, Json, Record
-from common.storage.locations import is_shared, is_url, strip_file_scheme
+from common.storage.locations import MayOpen, any_location, is_shared, is_url, strip_file_scheme
 from common.tasks import Task
 
 #: A pattern with `**` as a whole component: the part before it, and the part after.
@@ -42,13 +42,22 @@ def media_file_records(name: str, kind: str) -> Iterator[Record]:
         raise UsageError(f"{name}: contains no {kind} files ({_endings(kind)}).")
 
 
-def attach_files(records: Iterable[Record], task: Task, max_bytes: int, shared: Sequence[str] = ()) -> Iterator[Record]:
-    """Yield the records with the bytes of their files; workers read files under `shared` themselves."""
+def attach_files(
+    records: Iterable[Record],
+    task: Task,
+    max_bytes: int,
+    shared: Sequence[str] = (),
+    may_open: MayOpen = any_location,
+) -> Iterator[Record]:
+    """Yield the records with the bytes of their files, of those that this process may open.
+
+    Workers read files under `shared` themselves.
+    """
     for record in records:
-        yield record if record.failure else _attached(record, task, max_bytes, shared)
+        yield record if record.failure else _attached(record, task, max_bytes, shared, may_open)
 
 
-def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str]) -> Record:
+def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str], may_open: MayOpen) -> Record:
     kind = str(task.media)
     if record.blob is not None:  # from a Parquet file that contains the files
         named = record.input[kind] if isinstance(record.input, dict) else record.input
@@ -60,7 +69,7 @@ def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str])
     if folder is not None and is_shared(folder, shared):
         named = {**record.input, kind: folder} if isinstance(record.input, dict) else folder
         return replace(record, input=named)
-    if isinstance(path, str) and is_url(path):
+    if isinstance(path, str) and (is_url(path) or (folder is not None and not may_open(folder))):
         message = f"{path} is not under a location that workers may open (HUGQUEUE_SHARED)"
         return replace(record, failure=Failure("no_file", message))
     blob = _read(path, kind, max_bytes)

@@ -17,6 +17,7 @@ from common.inputs.templated_records import refuse_unknown_columns
 from common.inputs.text import json_records, text_records
 from common.own_columns import KEEP_NONE, Columns, Keep, merge_columns
 from common.records import Record
+from common.storage.locations import MayOpen, any_location
 from common.tasks import Task
 from common.template import TEMPLATE_FIELD, Template
 
@@ -55,7 +56,12 @@ class Inputs:
         return merge_columns(found)
 
     def records(
-        self, max_record_bytes: int, *, shared: Sequence[str] = (), progress: ReadProgress | None = None
+        self,
+        max_record_bytes: int,
+        *,
+        shared: Sequence[str] = (),
+        progress: ReadProgress | None = None,
+        may_open: MayOpen = any_location,
     ) -> Iterator[Record]:
         """Return the records of all inputs, in order, read lazily.
 
@@ -66,6 +72,7 @@ class Inputs:
             max_record_bytes: longer records fail, and are never held in memory.
             shared: directories and URLs whose files workers read themselves.
             progress: counts the bytes read.
+            may_open: whether this process may open a path that a record names.
 
         Raises:
             UsageError: while reading, if the rest of an input cannot be read.
@@ -76,7 +83,7 @@ class Inputs:
             else _records(replace(part, source=replace(part.source, progress=progress)), max_record_bytes)
             for part in self.parts
         )
-        return attach_files(records, self.task, max_record_bytes, shared) if self.task.media else records
+        return attach_files(records, self.task, max_record_bytes, shared, may_open) if self.task.media else records
 
 
 def find_inputs(

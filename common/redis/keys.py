@@ -32,6 +32,11 @@ NOTIFICATIONS = f"{PREFIX}notifications"
 NOTIFIER = f"{PREFIX}notifier"
 #: Lock of the worker that reaps at present.
 REAPER = f"{PREFIX}reaper"
+#: Set of the ids of jobs for whose end tasks of Celery apps wait (`producer.control`), and the lock of who wakes these.
+WAITED = f"{PREFIX}control:waited"
+CONTROL = f"{PREFIX}control:lock"
+#: kombu's record of the messages of the control queue that are being processed.
+CONTROL_UNACKED = f"{PREFIX}control:unacked"
 #: List of messages that could not be decoded, the latest first.
 DEAD_LETTERS = f"{CELERY_PREFIX}dead-letters"
 
@@ -54,6 +59,11 @@ def device_claim(uuid: str) -> str:
 def idempotency(key: str) -> str:
     """Id of the job of an idempotency key; lives as long as the job."""
     return f"{PREFIX}idempotency:{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()}"
+
+
+def waits(job_id: str) -> str:
+    """Hash of the tasks of Celery apps that wait for the end of a job: id of the task -> its message as JSON."""
+    return f"{PREFIX}control:waits:{job_id}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""`producer up`: runs Redis, workers and Flower in the foreground until Ctrl-C.
+"""`producer up`: runs Redis, workers, tasks for Celery apps and Flower in the foreground until Ctrl-C.
 
-If no Redis is configured, the daemon of the embedded one runs Redis and the worker; this module adds Flower.
+If no Redis is configured, the daemon of the embedded one runs Redis and the worker; this module adds the rest.
 """
 
 import contextlib
@@ -29,6 +29,8 @@ HOST = "127.0.0.1"
 FLOWER_COLUMNS = "name,args,result,state,runtime,worker,received"
 #: The page with the rows of jobs, and of nothing else (`workers.celery_worker.job_rows.ROW_NAME`).
 JOBS_PAGE = "/tasks?name=hugqueue.job"
+#: Serves the tasks of Celery apps.
+_CONTROL_COMMAND = [sys.executable, "-P", "-m", "producer.cli", "control", "--quiet", "--log-level", "warning"]
 _POLL_SECONDS = 0.2
 
 
@@ -61,9 +63,11 @@ def run_services(*, device: str | None, preload: Sequence[str], port: int | None
     with contextlib.ExitStack() as stack:
         connected = stack.enter_context(_connect(settings, notify))
         notify(f"Redis    {connected.broker}")
+        notify("control  tasks of Celery apps on the queue hugqueue.control")
         services = {}
         if not settings.embedded:
             services["The workers"] = stack.enter_context(_running(_workers_command(connected), connected))
+        services["producer control"] = stack.enter_context(_running(_CONTROL_COMMAND, connected))
         if port is not None:
             services["Flower"] = stack.enter_context(_running(_flower_command(port), connected))
         return _ServiceMonitor(settings, QueueConnection(connected), services, port, notify).run(stopped)

@@ -26,6 +26,7 @@ COMMANDS = {
     "tasks": ("listings", "List tasks and their default models."),
     "workers": ("listings", "List live workers."),
     "metrics": ("metrics", "Serve metrics for Prometheus."),
+    "control": ("control", "Serve tasks for Celery apps."),
     "up": ("up", "Start Redis, workers and Flower on this machine."),
     "down": ("up", "Stop the embedded worker and Redis."),
 }

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from common.errors import UnknownJob
+from common.storage.locations import MayOpen, any_location
 from producer.cli.terminal import notify
 
 if TYPE_CHECKING:
@@ -17,7 +18,11 @@ _KEEP_ALIVE_SECONDS = 300.0
 
 @contextlib.contextmanager
 def open_client(
-    *, with_worker: bool = False, replace_outdated: bool = False, keep_alive: str | None = None
+    *,
+    with_worker: bool = False,
+    replace_outdated: bool = False,
+    keep_alive: str | None = None,
+    may_open: MayOpen = any_location,
 ) -> "Iterator[Client]":
     """Yield a client of the configured Redis, or of an embedded one.
 
@@ -25,6 +30,7 @@ def open_client(
         with_worker: start a worker if Redis is embedded; a configured Redis has its own.
         replace_outdated: replace a kept worker that was started with other settings.
         keep_alive: how long the embedded worker is kept afterwards; None for a few minutes on a terminal.
+        may_open: which of the paths and URLs in its arguments the client may open.
     """
     from common.durations import format_span, parse_duration
     from producer.client import Client
@@ -35,7 +41,7 @@ def open_client(
         seconds = _KEEP_ALIVE_SECONDS if sys.stdin and sys.stdin.isatty() and sys.stderr.isatty() else 0.0
     if replace_outdated:
         _stop_outdated_worker()
-    with Client(with_worker=with_worker, keep_alive=seconds, notify=notify) as client:
+    with Client(with_worker=with_worker, keep_alive=seconds, notify=notify, may_open=may_open) as client:
         try:
             yield client
         except UnknownJob:

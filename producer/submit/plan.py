@@ -22,6 +22,7 @@ from common.params import check_params, parse_params
 from common.queue.heartbeats import Heartbeat
 from common.records import Json, Record
 from common.settings import Settings, absolute, load_settings
+from common.storage.locations import MayOpen, any_location
 from common.tasks import ALIASES, Task, declared_output, find_task
 from common.template import Template
 from producer.hub.checks import check_hub_output
@@ -30,6 +31,7 @@ from producer.openai import BatchFile, check_batch_options, check_batch_params, 
 from producer.outputs.hub_target import HubOutput
 from producer.outputs.targets import Target, check_target, parse_target, target_name, written_by_workers
 from producer.submit.chunking import ChunkPlan, plan_chunks
+from producer.submit.locations import check_locations
 from producer.submit.options import SubmitOptions
 from producer.submit.prompts import make_template, with_chat
 from producer.submit.ranges_file import with_ranges
@@ -59,13 +61,16 @@ class SubmitPlan:
     idempotency_key: str | None = None
     progress: ReadProgress = field(default_factory=ReadProgress)  #: how much of the inputs was read
     warning: str | None = None  #: what the user should know beforehand
+    may_open: MayOpen = any_location  #: which paths this process may open that records name
 
     def records(self) -> Iterator[Record]:
         """Return the records of the inputs, read one by one."""
         max_bytes = self.settings.max_record_bytes
         if isinstance(self.inputs, BatchFile):
             return islice(read_batch(self.inputs, max_bytes), self.spec.limit)
-        records = self.inputs.records(max_bytes, shared=self.settings.shared, progress=self.progress)
+        records = self.inputs.records(
+            max_bytes, shared=self.settings.shared, progress=self.progress, may_open=self.may_open
+        )
         return islice(records, self.spec.limit)
 
     def peek(self) -> "tuple[SubmitPlan, Iterator[Record]]":
@@ -107,18 +112,25 @@ class SubmitPlan:
         return plan_chunks(self.chunk_size, self.task.chunk_records, workers)
 
 
-def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings | None = None) -> SubmitPlan:
+def make_plan(
+    inputs: Sequence[str],
+    options: SubmitOptions,
+    settings: Settings | None = None,
+    may_open: MayOpen = any_location,
+) -> SubmitPlan:
     """Return the plan of a submit.
 
     Args:
         inputs: Paths, URLs and Hub datasets; empty if the records are Python objects.
         options: What the user chose.
         settings: None: those of the environment.
+        may_open: Which of the paths and URLs that they name this process may open.
 
     Raises:
         UsageError: An option, an input or the output is wrong.
     """
     settings = settings or load_settings()
+    check_locations(inputs, options, may_open)
     keep = parse_keep(options.keep, options.output_column)
     task, template, found, columns = _find_inputs(inputs, options, settings, keep)
     is_batch = isinstance(found, BatchFile)
@@ -159,6 +171,7 @@ def make_plan(inputs: Sequence[str], options: SubmitOptions, settings: Settings 
         idempotency_key=_check_key(options.idempotency_key),
         progress=ReadProgress() if is_batch or task.media or options.limit else ReadProgress.of(inputs),
         warning=model_warning(spec.model, settings),
+        may_open=may_open,
     )
 
 

@@ -20,6 +20,7 @@ from common.inputs.templated_records import refuse_unknown_columns
 from common.json_codec import to_json, to_jsonable
 from common.own_columns import KEEP_NONE, Keep
 from common.records import Failure, Json, Record
+from common.storage.locations import MayOpen, any_location
 from common.tasks import Task
 from common.template import Template
 from producer.submit.python_tables import HasColumnNames, HasColumns, Table, table_of
@@ -105,7 +106,11 @@ def python_builder(
 
 
 def records_from_python(
-    values: Iterable[Any] | Table, builder: RecordBuilder, max_record_bytes: int
+    values: Iterable[Any] | Table,
+    builder: RecordBuilder,
+    max_record_bytes: int,
+    shared: Sequence[str] = (),
+    may_open: MayOpen = any_location,
 ) -> Iterator[Record]:
     """Return a record for each value; only the record fails if a value is invalid, like a line of a file.
 
@@ -113,6 +118,8 @@ def records_from_python(
         values: texts, objects, lists (of chat messages), or pairs of an id and one of these; or a table.
         builder: as `python_builder` returns it.
         max_record_bytes: what is longer fails.
+        shared: directories and URLs whose files workers read themselves.
+        may_open: whether this process may open a path that a record names.
 
     Raises:
         UsageError: A table lacks a column that is named or that the task requires, or the first objects do.
@@ -122,7 +129,7 @@ def records_from_python(
     else:
         records = (_record(builder, number, value, max_record_bytes) for number, value in enumerate(values))
         records = refuse_unknown_columns(records) if builder.template else records
-    return attach_files(records, builder.task, max_record_bytes) if builder.task.media else records
+    return attach_files(records, builder.task, max_record_bytes, shared, may_open) if builder.task.media else records
 
 
 def _table_records(builder: RecordBuilder, table: Table, max_bytes: int) -> Iterator[Record]:

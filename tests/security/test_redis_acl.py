@@ -6,9 +6,11 @@ from secrets import token_hex
 
 import pytest
 import redis
+from celery import chain, chord
 
 from common.queue.heartbeats import live_workers
 from common.redis.keys import CELERY_PREFIX, DEAD_LETTERS, JobKeys, token_budgets
+from tests.support.celery_apps import OtherApp, control
 from tests.support.flower_process import flower, get
 from tests.support.processes import DEMO_MODEL, RedisServer, Shell, Workers, environment, wait_until
 from tests.support.redis_acl import PASSWORD, add_users, denied, rules
@@ -66,6 +68,23 @@ def _do_everything(shell: Shell) -> None:
     shell.run("cancel", slow)
     wait_until(lambda: shell.status(slow)["status"] == "cancelled", 30)
     assert slow in shell.run("jobs").stdout
+
+
+def test_tasks_of_celery_apps_are_served_under_the_rules(
+    server: RedisServer, users: Callable[[str], dict[str, str]], workers: Workers, tmp_path: Path
+):
+    app = OtherApp(server.url)
+    follow = app.celery.signature("other.note")
+    with control(users("control"), tmp_path) as process:
+        jobs = [app.signature("submit", ["a"], task="test-echo", callback=follow) for _ in range(2)]
+        header = [chain(job, app.signature("wait")) for job in jobs]
+        ends = chord(header)(app.signature("submit", task="test-echo", column="status"))
+        job = ends.get(timeout=60)
+        assert app.call("wait", job)["status"] == "completed"
+        assert len(app.call("results", job)) == 2
+        wait_until(lambda: server.client.llen("celery") == 2, 30, "the callbacks are sent")
+        assert process.stop() == 0
+    assert denied(server.client) == []
 
 
 def test_what_lies_in_files_and_what_is_learned_is_kept_under_the_rules(

@@ -1,6 +1,8 @@
 """Celery apps of other programs, and the process that serves their tasks."""
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,7 @@ from tests.support.processes import wait_until
 
 #: The command that Celery installs, as users of it type it.
 CELERY = str(Path(sys.executable).parent / "celery")
+CONTROL = [sys.executable, "-P", "-m", "producer.cli", "control"]
 
 
 class Process:
@@ -22,7 +25,13 @@ class Process:
         self.log = directory / log
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                command, env=environ, cwd=directory, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                command,
+                env=environ,
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
 
     def wait_for(self, *words: str) -> None:
@@ -33,7 +42,9 @@ class Process:
         return self.log.read_text(errors="replace")
 
     def kill(self) -> None:
-        self.process.kill()
+        """SIGKILL of the process and its children, such as that of `--beat`."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> int:
@@ -54,7 +65,7 @@ def running(command: list[str], environ: Mapping[str, str], directory: Path, log
 @contextlib.contextmanager
 def control(environ: Mapping[str, str], directory: Path, log: str = "control.log") -> Iterator[Process]:
     """Run `producer control` as long as the block lasts; it serves tasks when the block begins."""
-    with running([sys.executable, "-P", "-m", "producer.cli", "control"], environ, directory, log) as process:
+    with running(CONTROL, environ, directory, log) as process:
         process.wait_for("serving tasks")
         yield process
 

@@ -28,7 +28,7 @@ def down() -> None:
 def up(device: str | None, preload: tuple[str, ...], port: int, no_flower: bool) -> None:
     """Start Redis (unless one is configured), one worker per device, and Flower; Ctrl-C stops them all.
 
-    Flower listens on localhost only and is read-only.
+    Celery apps can submit jobs to it, as with `producer control`. Flower listens on localhost only and is read-only.
 
     \b
       producer up --preload fill-mask
