@@ -34,6 +34,8 @@ TRAIN = "train"
 #: Priority names and what Celery's Redis transport makes of them: 0 is the highest there.
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}
 
+#: Jobs that one job may wait for.
+MAX_AFTER = 100
 #: Characters of the names of inputs that a job keeps.
 MAX_INPUT_NAMES = 2000
 #: Upper bound of a job's times, in seconds since the epoch (the year 5138): datetime goes to 9999.
@@ -53,6 +55,7 @@ class JobStatus(StrEnum):
     """The state of a job."""
 
     SUBMITTING = "submitting"  # its producer is still writing chunks
+    BLOCKED = "blocked"  # accepted, waits for other jobs
     QUEUED = "queued"  # accepted, no chunk leased yet
     RUNNING = "running"  # at least one chunk was leased
     COMPLETED = "completed"  # every record has an outcome (which may be a failure)
@@ -107,6 +110,9 @@ class JobSpec:
     format: Annotated[str, one_of("openai")] | None = None
     template: str | None = None  #: makes the records' texts (`common.template`); of inputs read in place, on workers
     notify: _Path | None = None  #: the URL that workers tell how it ended; it may hold a token
+    #: Jobs that it waits for: it runs once all of them are completed, and is cancelled when one fails.
+    after: Annotated[tuple[_Id, ...], Meta(max_length=MAX_AFTER)] = ()
+    after_any: bool = False  #: it runs once they have ended, in any case
 
     @property
     def kind(self) -> str:
@@ -168,7 +174,7 @@ class Job:
     accepted_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
-    failure: Failure | None = None  #: why the job failed
+    failure: Failure | None = None  #: why the job failed, or was cancelled if its user did not do that
     stage: str = ""  #: what a worker does before records can run, such as loading a model
     run_info: Mapping[str, Json] = field(default_factory=dict)  #: what ran: device, dtype, versions, model commit
     progress: Mapping[str, Json] = field(default_factory=dict)  #: of a fine-tune job: step, loss, metrics, notes
@@ -205,6 +211,8 @@ class Job:
             "inputs": list(spec.inputs),
             "limit": spec.limit,
             "keep": None if spec.keep is None else list(spec.keep),
+            "after": list(spec.after),
+            "after_any": spec.after_any,
             "status": str(self.status),
             "stage": self.stage or None,
             "counts": {
@@ -278,7 +286,8 @@ def decode_job(raw: Mapping[bytes, bytes]) -> Job:
     """
     texts = {key.decode(): value.decode() for key, value in raw.items()}
     found: _JobHash = checked(texts, _JobHash, "a job's hash", strict=False)
-    if found.chunks is None and found.status in (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.COMPLETED):
+    accepted = (JobStatus.BLOCKED, JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.COMPLETED)
+    if found.chunks is None and found.status in accepted:
         raise ValueError(f"a job's hash: it is {found.status} and has no chunks")
     code = found.failure_code
     return Job(

@@ -28,12 +28,15 @@ from common.settings import load_settings
 from common.storage.locations import MayOpen, any_location
 from producer.job_filter import JobFilter, check_labels
 from producer.job_handle import JobHandle
-from producer.model_check import check_job_model, model_warning
+from producer.model_check import model_warning
 from producer.outputs.hub_target import is_hub_output
+from producer.predecessors import with_predecessors
 from producer.queue_connection import QueueConnection
 from producer.submit.chunk_source import open_source
 from producer.submit.duplicate_ids import warn_of_duplicate_ids
 from producer.submit.idempotent import submit_idempotently
+from producer.submit.job_input import JobInput
+from producer.submit.job_source import open_job_input
 from producer.submit.locations import check_locations
 from producer.submit.options import SubmitKeywords, SubmitOptions
 from producer.submit.plan import SubmitPlan, make_plan
@@ -123,21 +126,25 @@ class Client:
         if self._session is not None:
             self._session.close()
 
-    def submit(self, *, records: RecordsArg, **options: Unpack[SubmitKeywords]) -> JobHandle:
+    def submit(self, *, records: RecordsArg | JobHandle, **options: Unpack[SubmitKeywords]) -> JobHandle:
         """Submit records as one job, and return it as soon as it is accepted.
 
         Args:
-            records: A path; several `pathlib.Path`; or the records themselves, read one by one and never all held:
-                texts, objects with the fields of the task, lists of chat messages, or pairs of an id and one of these;
-                or a table: of pandas, polars, pyarrow or `datasets`, or an object of columns.
+            records: A path; several `pathlib.Path`; a job, or `"job:ID"`, for its results, which need not be there yet;
+                or the records themselves, read one by one and never all held: texts, objects with the fields of the
+                task, lists of chat messages, or pairs of an id and one of these; or a table: of pandas, polars, pyarrow
+                or `datasets`, or an object of columns.
             options: Keywords as in `SubmitOptions`: task, model, revision, params, dtype, column, template, system,
                 chat, id_column, format, quoting, limit, keep, name, labels, priority, device, chunk_size, max_errors,
-                idempotency_key, store, output (a directory or URL that workers reach), output_format, output_column and
-                notify (a URL that is told how the job ended).
+                after (jobs that it waits for: handles or ids), after_any, idempotency_key, store, output (a directory
+                or URL that workers reach), output_format, output_column and notify (a URL that is told how the job
+                ended).
         """
         if unknown := options.keys() - SubmitKeywords.__annotations__.keys():
             raise TypeError(f"submit() got an unexpected keyword argument {min(unknown)!r}")
         chosen = SubmitOptions(**options)
+        if isinstance(records, JobHandle):
+            records = f"job:{records.id}"
         if isinstance(records, str):  # before a pattern is looked for
             check_locations([records], chosen, self._may_open)
         paths, values = split_records_arg(records)
@@ -195,7 +202,7 @@ class Client:
         for text in filter(None, (*plan.examples.notes, model_warning(plan.spec.model, plan.settings))):
             logger.info("%s", text)
         self._warn_once_of_durability()
-        check_job_model(self.connection, plan.spec.model)
+        plan = replace(plan, spec=with_predecessors(self.connection, plan.spec, plan.after, plan.settings))
         self.connection.start_worker()
         submit_finetune(self.connection, plan)
         return self.job(plan.spec.id)
@@ -225,11 +232,13 @@ class Client:
             The job, and what was read; None if another producer has submitted it.
 
         Raises:
-            UsageError: The model is that of a job without one.
+            UsageError: The model is that of a job without one, or a job that is to be waited for or read is unknown.
         """
-        check_job_model(self.connection, plan.spec.model)
-        workers = serving(self.workers(), plan.spec.queue)
-        source = open_source(plan, records, workers)
+        if isinstance(plan.inputs, JobInput):
+            plan, source = open_job_input(self.connection, plan, plan.inputs)
+        else:
+            source = open_source(plan, records, serving(self.workers(), plan.spec.queue))
+        plan = replace(plan, spec=with_predecessors(self.connection, plan.spec, plan.after, plan.settings))
         job_id, totals = submit_idempotently(self.connection, plan.spec, plan.idempotency_key, source, on_chunk, notify)
         return self.job(job_id), totals
 

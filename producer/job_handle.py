@@ -21,6 +21,14 @@ from producer.outputs import check_output
 from producer.outputs.formats import is_typed
 from producer.outputs.hub_target import HubOutput, parse_hub_output
 from producer.outputs.targets import OutputFile
+from producer.predecessors import (
+    find_cancelled,
+    find_predecessors,
+    find_readers,
+    find_waiters,
+    find_waiting,
+    name_jobs,
+)
 from producer.queue_connection import POLL_SECONDS, QueueConnection
 from producer.result_files import write_file, write_parts
 from producer.result_reader import ResultReader
@@ -78,7 +86,8 @@ class JobHandle:
             code, why = (state.failure.code, state.failure.message) if state.failure else (None, "no reason is known")
             raise JobFailed(self.id, f"failed: {why}" if code is None else f"failed ({code}): {why}", code)
         if state.status in (JobStatus.CANCELLING, JobStatus.CANCELLED):
-            raise JobFailed(self.id, "was cancelled.")
+            code, why = (state.failure.code, f": {state.failure.message.rstrip('.')}") if state.failure else (None, "")
+            raise JobFailed(self.id, f"was cancelled{why}.", code)
 
     def wait(self, timeout: float | None = None, *, check: bool = False) -> Job:
         """Wait until the job is completed, failed or cancelled, and return its final state.
@@ -348,6 +357,22 @@ class JobHandle:
             for worker, reason in raw.items()
         }
 
+    def predecessors(self) -> dict[str, Job | None]:
+        """Return the jobs that this one waits for, by id, None for one that is gone; empty unless it is blocked."""
+        return find_predecessors(self._connection, self._state)
+
+    def waiting(self) -> list[Job]:
+        """Return the blocked jobs that wait for this one or, in turn, for one of these, and end if it fails."""
+        return find_waiting(self._connection, self.id)
+
+    def readers(self) -> list[Job]:
+        """Return the finished jobs whose input the results of this one are."""
+        return find_readers(self._connection, self.id)
+
+    def cancelled_waiters(self) -> list[Job]:
+        """Return the jobs that were cancelled because this one, or one that waited for it, failed or was cancelled."""
+        return find_cancelled(self._connection, self.id)
+
     def cancel(self) -> JobStatus:
         """Stop the job and keep what is done; return its status: `cancelling` while workers still hold chunks."""
         with self._connection.errors():
@@ -381,14 +406,21 @@ class JobHandle:
         """Delete the job with its records and results; a model that it trained stays.
 
         Args:
-            force: Stop the job first if it is not finished.
+            force: Stop the job first if it is not finished. Jobs that wait for it are cancelled, and jobs that read its
+                results fail with `results_lost`.
 
         Raises:
-            UsageError: The job is not finished, and `force` is not set.
+            UsageError: The job is not finished, or others wait for it or read its results; and `force` is not set.
         """
         with self._connection.errors():
             status = self._connection.store.delete(self.id, "any" if force else "finished")
         if status == "unknown":
             raise UnknownJob(self.id)
+        if status == "awaited":
+            found = [job for job in find_waiters(self._connection, self.id) if not job.status.finished]
+            raise UsageError(
+                f"Job {self.id} is needed by {name_jobs(found)}, which waits for it or reads its results: wait until "
+                "that has ended, cancel it first, or delete this one all the same with --force."
+            )
         if status != "deleted":
             raise UsageError(f"Job {self.id} is {status}: cancel it first, or stop and delete it with --force.")

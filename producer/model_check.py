@@ -21,38 +21,59 @@ def check_model(model: str | None, settings: Settings, option: str = "--model") 
     Raises:
         UsageError: There is no such model, as far as this machine can check.
     """
-    if model is None:
-        return None
-    ref, url = find_model(model, option, local=settings.embedded), registry_url(settings)
-    if ref.kind != "job" or url is None:
-        return str(ref)
-    with contextlib.suppress(StorageError):  # the workers may reach it
-        if open_registry(url, settings.model_cache).find(ref.name) is None:
-            raise UsageError(
-                f"{option} {model}: the model registry {url} has no model of that job. "
-                "`producer models` lists those it has."
-            )
-    return str(ref)
+    return None if model is None else str(find_model(model, option, local=settings.embedded))
 
 
-def check_job_model(connection: QueueConnection, model: str | None) -> None:
-    """Check that `job:ID` is not a job of this queue without a model, if no model registry can be seen from here.
+def check_job_model(connection: QueueConnection, model: str | None, settings: Settings) -> str | None:
+    """Check that `job:ID` has a model or is about to train one, as far as this machine can see.
+
+    Args:
+        connection: The queue.
+        model: As a job names it.
+        settings: Of the submit: they say where the model registry is.
+
+    Returns:
+        The id of the job that is to end before the model is there; None if there is none.
 
     Raises:
-        UsageError: It is not a fine-tune job, or not completed.
+        UsageError: It is not a fine-tune job, it ended without a model, or the model registry has none of it.
         StoreUnavailable: Redis cannot be reached.
     """
     ref = ModelRef.parse(model) if model else None
-    if ref is None or ref.kind != "job" or registry_url(connection.settings) is not None:
-        return
+    if ref is None or ref.kind != "job":
+        return None
     try:
         job = connection.load_job(ref.name)
-    except UnknownJob:
-        return  # perhaps it was deleted: its model outlives it
-    if job.spec.training is None:
+    except UnknownJob:  # perhaps it was deleted: its model outlives it
+        job = None
+    if job is not None and job.spec.training is None:
         raise UsageError(f"--model {model}: that job ran {job.spec.task} and trained no model.")
-    if job.status is not JobStatus.COMPLETED:
-        raise UsageError(f"--model {model}: that job is {job.status}, so it has no model (yet).")
+    if job is not None and not job.status.finished:
+        return job.id
+    if job is not None and job.status is not JobStatus.COMPLETED and registry_url(settings) is None:
+        raise UsageError(
+            f"--model {model}: that job is {job.status}, so it has no model. After `producer retry {job.id}` this job "
+            "can be submitted, and waits for it."
+        )
+    check_registered(model, settings)
+    return None
+
+
+def check_registered(model: str | None, settings: Settings) -> None:
+    """Check that the model registry, if this machine knows it, has the model of `job:ID`.
+
+    Raises:
+        UsageError: It has not.
+    """
+    ref, url = ModelRef.parse(model) if model else None, registry_url(settings)
+    if ref is None or ref.kind != "job" or url is None:
+        return
+    with contextlib.suppress(StorageError):  # the workers may reach it
+        if open_registry(url, settings.model_cache).find(ref.name) is None:
+            raise UsageError(
+                f"--model {ref}: the model registry {url} has no model of that job. "
+                "`producer models` lists those it has."
+            )
 
 
 def model_warning(model: str | None, settings: Settings) -> str | None:

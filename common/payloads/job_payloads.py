@@ -7,6 +7,7 @@ import redis
 
 from common.errors import ModelError, PayloadError, ResultsLost, UsageError, WorkerError
 from common.inputs.file_split import FileSplit, is_split
+from common.inputs.job_split import MAX_DEPTH, JobSplit, is_job_split
 from common.inputs.splitting import read_split
 from common.jobs import JobSpec
 from common.own_columns import KEEP_NONE, Keep, Own
@@ -18,6 +19,7 @@ from common.payloads.backends import (
     outcome_name,
 )
 from common.payloads.codec import decode_records, encode_records, output_type
+from common.payloads.job_results import records_of_results
 from common.payloads.output_committer import OutputCommitter
 from common.payloads.own_columns import decode_own
 from common.payloads.part_files import chunk_rows
@@ -25,7 +27,7 @@ from common.records import Record
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
 from common.storage.locations import MayOpen
-from common.tasks import find_task
+from common.tasks import Task, declared_output, find_task
 from common.template import Template
 
 
@@ -36,13 +38,24 @@ class JobPayloads:
     written now.
     """
 
-    def __init__(self, client: "redis.Redis", scripts: Scripts, spec: JobSpec, may_open: MayOpen) -> None:
+    def __init__(
+        self, client: "redis.Redis", scripts: Scripts, spec: JobSpec, may_open: MayOpen, *, depth: int = 0
+    ) -> None:
         """Open the job's payloads.
+
+        Args:
+            client: a connection.
+            scripts: of that connection.
+            spec: the job.
+            may_open: whether this process may open a path or URL that a job names.
+            depth: through how many other jobs, which read results, this one was reached.
 
         Raises:
             ModelError: `address_not_allowed`, the job names a location that this process may not open.
         """
         self._client = client
+        self._scripts = scripts
+        self._depth = depth
         self._spec = spec
         self._may_open = may_open
         self._keep = Keep(spec.keep, spec.output_column)
@@ -60,7 +73,7 @@ class JobPayloads:
 
         Args:
             chunk: its number, from 0.
-            payload: its records, or a `FileSplit`.
+            payload: its records, a `FileSplit` or a `JobSplit`.
             own: the payload of their own columns, if they are not in the records themselves.
 
         Raises:
@@ -75,7 +88,8 @@ class JobPayloads:
 
         Raises:
             PayloadError: the file of the chunk's split was changed, or is damaged.
-            ModelError: `address_not_allowed`, it may not be opened here; `unknown_task`.
+            ModelError: `address_not_allowed`, it may not be opened here; `unknown_task`; `results_lost`, the job whose
+                results are the records is gone.
         """
         if self._read is not None and self._read[0] == chunk:
             return self._read[1]
@@ -109,15 +123,63 @@ class JobPayloads:
             own = decode_own(stored, [record.input for record in records]) if stored is not None else None
         return records if own is None else [replace(record, own=o) for record, o in zip(records, own, strict=True)]
 
+    def count_records(self, chunk: int) -> int:
+        """Return how many records a chunk has.
+
+        Raises:
+            PayloadError, ModelError: as for `records`; or it has none.
+        """
+        payload = self._store.input(str(chunk))
+        if payload is not None and is_job_split(payload):
+            split = JobSplit.decode(payload)
+            return split.records or self._of_job(split.job).count_records(split.chunk)
+        records = self.records_with_own(chunk)
+        if records is None:
+            raise PayloadError("its records are missing")
+        return len(records)
+
     def _read_split(self, payload: bytes, keep: Keep) -> list[Record]:
-        rows = FileSplit.decode(payload)
-        self._check(rows.source)
         try:
             task = find_task(self._spec.task)
         except UsageError as error:
             raise ModelError("unknown_task", str(error)) from error
         template = Template.parse(self._spec.template) if self._spec.template else None
+        if is_job_split(payload):
+            split = JobSplit.decode(payload)
+            return self._of_job(split.job)._as_records(split, task, template, keep)
+        rows = FileSplit.decode(payload)
+        self._check(rows.source)
         return read_split(rows, task, template, keep)
+
+    def _of_job(self, job_id: str) -> "JobPayloads":
+        """Return the payloads of a job whose results this one reads."""
+        if self._depth >= MAX_DEPTH:
+            raise PayloadError(f"its records are the results of results of more than {MAX_DEPTH} jobs")
+        found = self._client.hget(JobKeys.of(job_id).job, "spec")
+        if found is None:
+            raise ModelError(ResultsLost.code, f"job {job_id}, whose results are the input, was deleted or has expired")
+        try:
+            spec = JobSpec.decode(found)
+        except (ValueError, RecursionError) as error:
+            raise PayloadError(f"job {job_id}, whose results are the input, cannot be read: {error}") from error
+        if spec.id != job_id:
+            raise PayloadError(f"job {job_id}, whose results are the input, has the id of another one")
+        return JobPayloads(self._client, self._scripts, spec, self._may_open, depth=self._depth + 1)
+
+    def _as_records(self, split: JobSplit, task: Task, template: Template | None, keep: Keep) -> list[Record]:
+        """Return the results of a chunk as records of another job."""
+        records = self.records_with_own(split.chunk)
+        if records is None:
+            raise ModelError(ResultsLost.code, f"records of job {split.job}, whose results are the input, are gone")
+        outcomes = self.outcomes(split.chunk)
+        rows = chunk_rows(records, outcomes)[: split.records]
+        form = declared_output(self._spec)
+        if form is not None:
+            kind = form.arrow_type(next((row.output for row in rows if row.output is not None), None))
+        else:
+            kinds = (output_type(outcome) for outcome in outcomes if outcome is not None)
+            kind = next((kind for kind in kinds if kind is not None), None)
+        return records_of_results(rows, self._spec, split, task, template, keep, kind)
 
     def add_examples(self, part: str, number: int, payload: bytes) -> None:
         """Write training (`train`) or evaluation (`eval`) examples of a fine-tune job.

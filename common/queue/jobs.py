@@ -132,6 +132,17 @@ class JobStore:
         """Return the ids of unfinished jobs that a reaper is to check by now, by Redis's clock."""
         return _texts(self.client.zrangebyscore(keys.DUE, "-inf", self.now()))
 
+    def take_unblocked(self, count: int) -> list[str]:
+        """Return up to `count` jobs that waited for others and are to be checked now, each once.
+
+        If the reaper that takes them dies, the next one finds them among those that are due.
+        """
+        return _texts(self.client.spop(keys.UNBLOCKED, count) or ())
+
+    def waiters(self, job_id: str) -> list[str]:
+        """Return the jobs that were submitted to wait for a job, or to read its results, and are not deleted."""
+        return _texts(self.client.zrangebyscore(JobKeys.of(job_id).waiters, "-inf", "+inf"))
+
     def shown(self, cursor: int, count: int) -> tuple[int, list[str]]:
         """Return the next cursor, and the ids of about `count` jobs whose end monitors have not been told.
 
@@ -164,7 +175,8 @@ class JobStore:
                 gives up a submit must not delete a job that was accepted meanwhile.
 
         Returns:
-            `deleted`; `unknown`; or the status that prevents it.
+            `deleted`; `unknown`; or what prevents it: its status, or `awaited`, if others wait for it or read its
+            results.
         """
         parts = self._parts_of(job_id)
         answer = str(self._scripts.run("delete", job_id, only).decode())

@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from common.display_text import replace_control_chars
+from common.display_text import one_line, replace_control_chars
 from common.errors import NotSubmitting, UnknownJob, UsageError
 from common.payloads.backends import Version, decode_versions
 from common.queue.totals import failed_by_code
@@ -33,6 +33,8 @@ _ANY_BYTES = "surrogateescape"
 _AT_ONCE = 1000
 #: The retry script's answer when another retry came in between.
 _ANOTHER_ROUND = -2
+#: Its answer when a job that this one waits for has failed.
+_AFTER_FAILED = -3
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +84,23 @@ class Ledger:
         self._lease_ms = int(lease_seconds * 1000)
         self._scripts = Scripts(client)
 
-    def accept(self, job_id: str, chunks: int, records: int) -> None:
-        """Accept a job: workers run it from here on.
+    def accept(
+        self, job_id: str, chunks: int, records: int, after: Sequence[str] = (), *, after_any: bool = False
+    ) -> None:
+        """Accept a job: workers run it from here on, or once it need not wait for other jobs any more.
+
+        Args:
+            job_id: the job.
+            chunks: how many it has.
+            records: how many they hold together.
+            after: the jobs that it waits for.
+            after_any: whether it runs even if these fail.
 
         Raises:
             NotSubmitting: it is no longer being submitted, because it was cancelled or abandoned.
         """
-        answer = self._run("accept_job", job_id, chunks, records).decode()
-        if answer != "queued":
+        answer = self._run("accept_job", job_id, chunks, records, " ".join(after), "1" if after_any else "").decode()
+        if answer != "accepted":
             raise NotSubmitting(job_id, answer)
 
     def issue_tickets(self, job_id: str, max_tickets: int) -> list[str]:
@@ -281,7 +292,8 @@ class Ledger:
 
         Raises:
             UnknownJob: there is no such job.
-            UsageError: the job is not finished, or was never accepted.
+            UsageError: the job is not finished or was never accepted; or it never ran because a job that it waits for
+                failed, and that has not changed.
         """
         open_chunks = _ANOTHER_ROUND
         while open_chunks == _ANOTHER_ROUND:
@@ -291,6 +303,8 @@ class Ledger:
         status = before.decode()
         if status == "unknown":
             raise UnknownJob(job_id)
+        if open_chunks == _AFTER_FAILED:
+            raise UsageError(f"Job {job_id} cannot be retried before the job that it waits for: {one_line(status)}")
         if open_chunks < 0:
             reason = "was never accepted; submit it again" if status in ("failed", "cancelled") else f"is {status}"
             raise UsageError(f"Job {job_id} cannot be retried: it {reason}.")

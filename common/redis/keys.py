@@ -18,6 +18,8 @@ JOBS = f"{PREFIX}jobs"
 ACTIVE = f"{PREFIX}active"
 #: Set of the ids of jobs that monitors show as unfinished, until they are told how these ended.
 SHOWN = f"{PREFIX}shown"
+#: Set of the ids of jobs that waited for others and that a reaper is to check now, a few times a second.
+UNBLOCKED = f"{PREFIX}unblocked"
 #: Sorted set of unfinished jobs by the time at which a reaper is to check them.
 DUE = f"{PREFIX}due"
 #: Set of the names of workers; each has a heartbeat key while it lives.
@@ -85,6 +87,7 @@ class JobKeys:
     tickets: str  #: set: ids of the valid tickets
     refusals: str  #: hash: worker -> why it cannot run this job
     delayed: str  #: sorted set: chunks that are retried later, by time
+    waiters: str  #: sorted set: jobs that wait for this one or read its results, with score 0 until they end, then 1
 
     @classmethod
     def of(cls, job_id: str) -> "JobKeys":

@@ -61,7 +61,10 @@ class Scripts:
 
 
 def _keys_for(job_id: str) -> list[str]:
-    shared = (keys.ACTIVE, keys.JOBS, keys.DUE, keys.SCHEMA, keys.TOTALS, keys.SHOWN, keys.NOTIFICATIONS)
+    shared = (
+        *(keys.ACTIVE, keys.JOBS, keys.DUE, keys.SCHEMA, keys.TOTALS, keys.SHOWN),
+        *(keys.NOTIFICATIONS, keys.UNBLOCKED),
+    )
     return [*JobKeys.of(job_id).all(), *shared]
 
 

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 
 from common.errors import HugqueueError, UnknownJob, UsageError
+from common.jobs import Job
 from producer.cli.terminal import Notify
 from producer.client import Client
 from producer.job_filter import JobFilter
 from producer.job_handle import JobHandle
+from producer.predecessors import name_jobs
 
 
 def select_job_ids(client: Client, job_ids: Sequence[str], job_filter: JobFilter) -> list[str]:
@@ -26,6 +28,14 @@ def select_job_ids(client: Client, job_ids: Sequence[str], job_filter: JobFilter
     if not found:
         raise HugqueueError(f"There is no job with {job_filter}. `producer jobs` lists all jobs.")
     return [job.id for job in found]
+
+
+def notify_cancelled(waiting: Sequence[Job], notify: Notify) -> None:
+    """Say which jobs are cancelled because they waited for one that was cancelled or deleted."""
+    if waiting:
+        one = len(waiting) == 1
+        verbs = "waits for it and is" if one else "wait for it and are"
+        notify(f"{len(waiting):,} {'job' if one else 'jobs'} {verbs} cancelled: {name_jobs(waiting)}")
 
 
 def for_each_job(

@@ -87,7 +87,10 @@ def label_option(text: str = "A label for the job; repeatable.") -> Callable[[F]
 
 
 status_option = click.option(
-    "--status", type=click.Choice([str(status) for status in JobStatus]), help="Only jobs with this status."
+    "--status",
+    type=click.Choice([str(status) for status in JobStatus]),
+    metavar="STATUS",
+    help=f"Only jobs with this status: {', '.join(JobStatus)}.",
 )
 
 keep_alive_option = click.option(
@@ -130,6 +133,16 @@ def complete_jobs(_context: click.Context, _parameter: click.Parameter, prefix: 
 
 
 job_argument = click.argument("job", shell_complete=complete_jobs)
+
+after_option = click.option(
+    "--after",
+    multiple=True,
+    metavar="JOB",
+    shell_complete=complete_jobs,
+    help="Wait for this job, and be cancelled if it fails; repeatable.",
+)
+
+after_any_option = click.option("--after-any", is_flag=True, help="Run after these jobs even if they fail.")
 
 
 def task_option(**more: Any) -> Callable[[F], F]:

@@ -1,6 +1,7 @@
 """Progress on stderr: a bar on a terminal, otherwise a line whenever something changes."""
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Self
@@ -20,6 +21,8 @@ from producer.submit.upload import Totals
 
 #: Seconds between two lines without a terminal, unless a tenth of the job is done earlier.
 _LINE_SECONDS = 10.0
+#: How much of a job is done that another one waits for.
+_SHARE = re.compile(r" \([^)]*\)")
 
 
 class _Rate(ProgressColumn):
@@ -47,19 +50,19 @@ class JobProgress:
         if self._progress is not None:
             self._progress.stop()
 
-    def update(self, job: Job) -> None:
-        """Show the state of the job."""
+    def update(self, job: Job, waits: str = "") -> None:
+        """Show the state of the job; `waits` says what it waits for, if it does."""
         notes = job.progress.get("notes") or []
         for note in notes[self._notes :]:
             self._print(str(note))
         self._notes = len(notes)
         if self._console is None:
-            self._print_stage(job)
+            self._print_stage(job, waits)
             self._print_count(job)
         else:
-            self._update_bar(self._console, job)
+            self._update_bar(self._console, job, waits)
 
-    def _update_bar(self, console: Console, job: Job) -> None:
+    def _update_bar(self, console: Console, job: Job, waits: str) -> None:
         trains = job.spec.training is not None
         if trains:
             self._print_once(format_evaluation(job))
@@ -71,12 +74,13 @@ class JobProgress:
             self._progress = Progress(*columns, console=console)
             self._progress.start()
             self._bar = self._progress.add_task("", total=total)
-        text = _bar_text(job) if trains else job.stage or str(job.status)
+        text = waits or (_bar_text(job) if trains else job.stage or str(job.status))
         if job.counts.failed:
             text += f", {job.counts.failed:,} failed"
         self._progress.update(self._bar, completed=done, total=total, description=text)
 
-    def _print_stage(self, job: Job) -> None:
+    def _print_stage(self, job: Job, waits: str) -> None:
+        self._print_once(_SHARE.sub("", waits))
         # "downloading X (440 MB): 35 %": one line per download, not per percent.
         stage = job.stage if job.spec.training is None else status_line(job)
         if job.status is JobStatus.RUNNING:

@@ -1,16 +1,19 @@
 """Running a fine-tune plan: submits the job and, if the user waits for it, describes the trained model."""
 
+from dataclasses import replace
+
 import click
 
 from common.console import INTERRUPTED
 from common.jobs import TRAIN, JobStatus
-from producer.cli.run_submit import warn_if_unserved
+from producer.cli.run_submit import accepted_status, warn_if_unserved
 from producer.cli.terminal import Notify, exit_status
 from producer.cli.watch import watch_submitted_job
 from producer.client import Client
 from producer.finetune.plan import FinetunePlan, submit_finetune
 from producer.job_handle import JobHandle
-from producer.model_check import check_job_model, model_warning
+from producer.model_check import model_warning
+from producer.predecessors import with_predecessors
 
 
 def run_finetune(client: Client, plan: FinetunePlan, notify: Notify) -> int:
@@ -19,14 +22,14 @@ def run_finetune(client: Client, plan: FinetunePlan, notify: Notify) -> int:
         notify(text)
     if warning := model_warning(plan.spec.model, plan.settings):
         notify(f"Warning: {warning}")
-    check_job_model(client.connection, plan.spec.model)
+    plan = replace(plan, spec=with_predecessors(client.connection, plan.spec, plan.after, plan.settings))
     if not client.embedded:
         warn_if_unserved(client, TRAIN, notify, "workers start --train")
     submit_finetune(client.connection, plan)
     handle = client.job(plan.spec.id)
     click.echo(handle.id)
     if not plan.wait:
-        return 0
+        return accepted_status(handle, notify)
     job, interrupted = watch_submitted_job(client, handle, notify)
     if job.status is JobStatus.COMPLETED:
         notify(describe_model(handle))

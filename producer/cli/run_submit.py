@@ -42,7 +42,7 @@ def run_submit(client: Client, plan: SubmitPlan, records: Iterable[Record], noti
         notify(f"{totals.bad:,} of {totals.records:,} records are invalid and fail; the others are processed.")
     if not plan.wait:
         print_accepted(job, as_json=as_json)
-        return 0
+        return accepted_status(job, notify)
     notify(f"job {job.id}: {job.state.records or 0:,} records for {spec.task}, model {spec.model or 'none'}")
     return wait_and_show(client, job, plan.output, notify, as_json=as_json)
 
@@ -53,6 +53,15 @@ def print_accepted(job: JobHandle, *, as_json: bool) -> None:
         print_json(job.refresh().as_dict())
     else:
         click.echo(job.id)
+
+
+def accepted_status(job: JobHandle, notify: Notify) -> int:
+    """Return the exit status of a command that does not wait for its job: 1 if that was cancelled at once, and why."""
+    state = job.state
+    if state.status is not JobStatus.CANCELLED or state.failure is None:
+        return 0
+    notify(f"Job {job.id} was cancelled: {state.failure.message.rstrip('.')}.")
+    return 1
 
 
 def wait_and_show(client: Client, handle: JobHandle, output: Target | None, notify: Notify, *, as_json: bool) -> int:

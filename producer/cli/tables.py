@@ -32,6 +32,7 @@ _COLORS = {
     JobStatus.CANCELLED: "yellow",
     JobStatus.CANCELLING: "yellow",
     JobStatus.RUNNING: "cyan",
+    JobStatus.BLOCKED: "dim",
 }
 
 
@@ -148,13 +149,19 @@ def watch_jobs(find: Callable[[], Sequence[Job]]) -> NoReturn:
             time.sleep(_WATCH_SECONDS)
 
 
-def show_job(job: Job, refusals: Mapping[str, str]) -> None:
-    """Print all details of a job; `refusals` maps workers that skip it to their reasons."""
+def show_job(job: Job, refusals: Mapping[str, str], waits: str) -> None:
+    """Print all details of a job.
+
+    Args:
+        job: the job.
+        refusals: workers that skip it, and their reasons.
+        waits: what it waits for, in words; empty if for nothing.
+    """
     spec = job.spec
     _show_fields(
         {
             "job": job.id + _in_brackets(spec.name),
-            "status": _status(job).append(_in_brackets(job.stage)),
+            "status": _status(job).append(_in_brackets(waits or job.stage)),
             "error": f"{job.failure.code}: {job.failure.message}" if job.failure else "",
             "skipped": [f"by {worker}: {reason}" for worker, reason in refusals.items()],
             "task": spec.task,
@@ -164,6 +171,7 @@ def show_job(job: Job, refusals: Mapping[str, str]) -> None:
             "labels": _pairs(spec.labels),
             "inputs": ", ".join(spec.inputs) + _in_brackets(f"the first {spec.limit:,}" if spec.limit else ""),
             "queue": f"{spec.queue}, priority {spec.priority}",
+            "after": ", ".join(spec.after) + _in_brackets("in any case" if spec.after_any else ""),
             "records": _counts(job),
             "chunks": f"{job.chunks or 0:,}" + (f", retry {job.round}" if job.round else ""),
             "submitted": _clock(spec.created_at),

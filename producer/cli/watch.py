@@ -11,6 +11,7 @@ from producer.cli.progress import JobProgress, terminal
 from producer.cli.terminal import Notify
 from producer.client import Client
 from producer.job_handle import JobHandle
+from producer.predecessors import describe_wait
 
 #: Codes of records that are themselves invalid, or whose parameters are: they fail again when they are retried.
 PERMANENT = frozenset({
@@ -91,7 +92,7 @@ class _Watcher:
         self._refusals: set[str] = set()
 
     def __call__(self, job: Job) -> None:
-        self._progress.update(job)
+        self._progress.update(job, describe_wait(self._handle.predecessors()))
         if job.status.finished:
             return
         for worker, reason in self._handle.refusals().items():
@@ -121,7 +122,7 @@ def _print_summary(handle: JobHandle, notify: Notify) -> None:
         if counts.done:
             notify(f"{done}; `producer results {job.id}` shows them.")
     elif job.status is JobStatus.CANCELLED:
-        notify(f"Job {job.id} was cancelled: {done}.")
+        notify(f"Job {job.id} was cancelled: {job.failure.message.rstrip('.') if job.failure else done}.")
     elif counts.failed:
         notify(describe_failures(job, count_failures(handle)))
     if counts.truncated:

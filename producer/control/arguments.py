@@ -25,9 +25,10 @@ class CallbackSignature(msgspec.Struct):
 
 #: Characters of the records in one message; more of them belong into a file.
 MAX_RECORDS_LENGTH = 64 * 1024 * 1024
-#: Keyword of `hugqueue.submit` -> its type. JSON has no paths, and its parameters are an object.
+#: Keyword of `hugqueue.submit` -> its type. JSON has no paths and no job handles, and its parameters are an object.
 _TYPES: Mapping[str, Any] = {
     **get_type_hints(SubmitKeywords),
+    "after": str | list[str],
     "output": str | None,
     "params": dict[str, Json] | None,
     "callback": CallbackSignature | None,

@@ -6,6 +6,7 @@ from typing import Any
 
 from common.records import Json
 from common.training.options import TrainingOptions
+from producer.submit.options import AfterArg
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +24,8 @@ class FinetuneOptions:
     labels: Mapping[str, str] = field(default_factory=dict)
     priority: str = "normal"
     notify: str | None = None  #: as in `SubmitOptions`
+    after: AfterArg = ()  #: jobs that it waits for
+    after_any: bool = False  #: run after these in any case
     wait: bool = False
     training: Mapping[str, Json] = field(default_factory=dict)  #: fields of `TrainingOptions`; those have the defaults
 

@@ -22,6 +22,8 @@ from producer.finetune.training_data import CHUNK_RECORDS, ExampleReader, Exampl
 from producer.model_check import check_model
 from producer.queue_connection import QueueConnection
 from producer.submit.chunking import ChunkPlan, cut_chunks
+from producer.submit.job_input import names_job
+from producer.submit.options import job_names
 from producer.submit.plan import check_spec, notify_url_of
 from producer.submit.upload import rollback_on_error
 
@@ -34,6 +36,7 @@ class FinetunePlan:
     spec: JobSpec
     examples: ExampleSet
     wait: bool
+    after: tuple[str, ...] = ()  #: names of the jobs that it waits for, as the user gave them
 
 
 def make_finetune_plan(
@@ -55,6 +58,11 @@ def make_finetune_plan(
     """
     settings, task = settings or load_settings(), _find_trainable(options.task)
     source = train if isinstance(train, ExampleSource) else ExampleSource(tuple(train))
+    if names_job(source.paths):
+        raise UsageError(
+            f"{source.paths[0]}: examples are read when they are submitted. Write the results of that job to a file "
+            "with `producer results JOB -o FILE`, and submit that."
+        )
     if evaluation is None and options.evaluation is not None:
         evaluation = ExampleSource((options.evaluation,))
     training = _training_options(source, evaluation, options)
@@ -76,6 +84,7 @@ def make_finetune_plan(
         store=settings.store_url or None,
         notify=notify_url_of(options.notify, settings),
         training=training.encode(),
+        after_any=options.after_any,
     )
     check_spec(spec)
     examples = ExampleReader(task, options, training, settings.max_record_bytes).read(source, evaluation)
@@ -84,7 +93,7 @@ def make_finetune_plan(
     if examples.labels is not None:
         check_conflicts(training, examples.labels, len(examples.train), evaluates=evaluates)
         spec = replace(spec, training=replace(training, labels=examples.labels).encode())
-    return FinetunePlan(settings, spec, examples, options.wait or settings.embedded)
+    return FinetunePlan(settings, spec, examples, options.wait or settings.embedded, job_names(options.after))
 
 
 def _find_trainable(name: str) -> str:
@@ -130,7 +139,7 @@ def submit_finetune(connection: QueueConnection, plan: FinetunePlan) -> None:
         }
         with connection.errors():
             payloads.add_records(0, encode_records([Record(spec.name or spec.id, parts)]))
-            connection.ledger.accept(spec.id, 1, 1)
+            connection.ledger.accept(spec.id, 1, 1, spec.after, after_any=spec.after_any)
     connection.send_tickets(spec)
 
 

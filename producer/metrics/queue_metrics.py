@@ -89,10 +89,12 @@ def _job_metrics(jobs: Sequence[UnfinishedJob], unread: int, now: float) -> Iter
     for status in JobStatus:
         if not status.finished:
             statuses.add_metric((status,), count[status])
-    oldest = GaugeMetricFamily("hugqueue_oldest_job_seconds", "Age of the oldest unfinished job.", labels=("queue",))
+    text = "Age of the oldest unfinished job that is not blocked."
+    oldest = GaugeMetricFamily("hugqueue_oldest_job_seconds", text, labels=("queue",))
     created = dict.fromkeys(QUEUES, now)
     for job in jobs:
-        created[job.group.queue] = min(created[job.group.queue], job.created_at)
+        if job.status is not JobStatus.BLOCKED:
+            created[job.group.queue] = min(created[job.group.queue], job.created_at)
     for queue, since in created.items():
         oldest.add_metric((queue,), now - since)
     text = "Unfinished jobs that are not among these metrics yet: there are too many to read at once."

@@ -6,6 +6,7 @@ from itertools import starmap
 
 from common.inputs import Inputs
 from common.inputs.file_split import FileSplit, SizedSplit
+from common.inputs.job_split import JobSplit
 from common.inputs.sources import ReadProgress
 from common.inputs.splitting import split_source, splittable_builders, splittable_bytes
 from common.queue.heartbeats import Heartbeat
@@ -16,9 +17,9 @@ from producer.submit.plan import SubmitPlan
 
 @dataclass(frozen=True, slots=True)
 class ChunkContent:
-    """The records of one chunk on their way into the queue, or the split of a file that holds them."""
+    """The records of one chunk on their way into the queue, or the split of a file or a job that holds them."""
 
-    content: Sequence[Record] | FileSplit
+    content: Sequence[Record] | FileSplit | JobSplit
     records: int
     text_bytes: int  #: about
     bad: int = 0  #: records that could not be read; unknown for a split
@@ -31,11 +32,11 @@ class ChunkContent:
     @property
     def is_split(self) -> bool:
         """Whether the records are not copied."""
-        return isinstance(self.content, FileSplit)
+        return isinstance(self.content, FileSplit | JobSplit)
 
     def encode(self) -> tuple[bytes, bytes | None]:
         """Return the payload of a chunk, and that of its records' own columns if there are any."""
-        if isinstance(self.content, FileSplit):
+        if isinstance(self.content, FileSplit | JobSplit):
             return self.content.encode(), None
         from common.payloads.codec import encode_records  # pyarrow, which commands that only look at jobs do not need
         from common.payloads.own_columns import encode_own

@@ -6,13 +6,15 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 from common.display_text import one_line, replace_control_chars
-from common.errors import HugqueueError, StoreUnavailable
+from common.errors import HugqueueError, StoreUnavailable, UsageError
 from common.json_codec import to_json
 from common.records import Failure, Json, Record
 from common.template import TEMPLATE_FIELD
+from producer.model_check import check_registered
 from producer.submit.chunk_source import ChunkContent
 from producer.submit.chunking import cut_chunks
 from producer.submit.duplicate_ids import warn_of_duplicate_ids
+from producer.submit.job_input import JobInput
 from producer.submit.plan import SubmitPlan
 from producer.submit.upload import Totals, check_size
 
@@ -85,6 +87,8 @@ def make_dry_run_report(plan: SubmitPlan, notify: Callable[[str], None]) -> DryR
     Raises:
         UsageError: the input cannot be read to its end, or is larger than one job may be.
     """
+    if isinstance(plan.inputs, JobInput):
+        raise UsageError("--dry-run reads the input, and the results of a job are read by workers. Leave it out.")
     totals = Totals()
     bad: list[Failure] = []
     prompts: list[str] = []
@@ -143,8 +147,9 @@ def _find_workers(plan: SubmitPlan, notify: Callable[[str], None]) -> tuple[bool
             check_embedded(plan.settings)
         except HugqueueError as error:
             return False, str(error)
+        check_registered(plan.spec.model, plan.settings)
         return True, "an embedded Redis and worker would be started"
-    from producer.model_check import check_job_model
+    from producer.predecessors import with_predecessors
     from producer.queue_connection import QueueConnection
 
     connection = QueueConnection(plan.settings)
@@ -153,7 +158,7 @@ def _find_workers(plan: SubmitPlan, notify: Callable[[str], None]) -> tuple[bool
         for weakness in connection.durability_warnings():
             notify(f"Warning: {weakness}")
         served = connection.serves(plan.spec.queue)
-        check_job_model(connection, plan.spec.model)
+        with_predecessors(connection, plan.spec, plan.after, plan.settings)
     except StoreUnavailable as error:
         return False, str(error)
     return served, "a live worker serves it" if served else "no live worker serves it"

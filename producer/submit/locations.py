@@ -10,6 +10,7 @@ from common.errors import UsageError
 from common.inputs.hub_datasets import is_hub_dataset
 from common.settings import absolute
 from common.storage.locations import MayOpen, any_location, is_url, strip_file_scheme
+from producer.submit.job_input import names_job
 from producer.submit.options import SubmitOptions
 
 
@@ -30,7 +31,7 @@ def check_locations(inputs: Sequence[str], options: SubmitOptions, may_open: May
 
 
 def _locations(inputs: Sequence[str], options: SubmitOptions) -> Iterator[tuple[str, str]]:
-    yield from (("records", name) for name in inputs if not is_hub_dataset(name))
+    yield from (("records", name) for name in inputs if not (is_hub_dataset(name) or names_job([name])))
     ranges = options.params.get("ranges") if isinstance(options.params, Mapping) else None
     named = {"output": options.output, "store": options.store, "ranges": ranges if isinstance(ranges, str) else None}
     yield from ((argument, str(name)) for argument, name in named.items() if name is not None)

@@ -3,10 +3,28 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from common.own_columns import OUTPUT_COLUMN
 from common.records import Json
+
+
+class HasJobId(Protocol):
+    """A job handle, for type checkers."""
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+
+
+#: Jobs that a job is to wait for: one or several ids, prefixes, `@last`, or job handles.
+AfterArg = str | HasJobId | Sequence[str | HasJobId]
+
+
+def job_names(after: AfterArg) -> tuple[str, ...]:
+    """Return the names of the jobs in such an argument."""
+    jobs = after if isinstance(after, Sequence) and not isinstance(after, str) else (after,)
+    return tuple(job if isinstance(job, str) else job.id for job in jobs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +51,8 @@ class SubmitOptions:
     device: str = "auto"  #: auto, cpu or gpu: which workers may run it
     chunk_size: int | None = None  #: records in a chunk at most; None: the task's default
     max_errors: str | int | None = None  #: end the job after more failed records than this, such as 10 or "5%"
+    after: AfterArg = ()  #: jobs that it waits for: ids, prefixes, `@last`, or job handles
+    after_any: bool = False  #: run after these in any case; otherwise it is cancelled when one fails
     idempotency_key: str | None = None  #: all submits with the same key are one job
     store: str | None = None  #: where records and outcomes are kept; None: HUGQUEUE_STORE_URL, otherwise Redis
     output: str | Path | None = None
@@ -67,6 +87,8 @@ class SubmitKeywords(TypedDict, total=False):
     device: str
     chunk_size: int | None
     max_errors: str | int | None
+    after: AfterArg
+    after_any: bool
     idempotency_key: str | None
     store: str | None
     notify: str | None

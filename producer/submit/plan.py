@@ -31,8 +31,9 @@ from producer.openai import BatchFile, check_batch_options, check_batch_params, 
 from producer.outputs.hub_target import HubOutput
 from producer.outputs.targets import Target, check_target, parse_target, target_name, written_by_workers
 from producer.submit.chunking import ChunkPlan, plan_chunks
+from producer.submit.job_input import JobInput, find_job_input, names_job
 from producer.submit.locations import check_locations
-from producer.submit.options import SubmitOptions
+from producer.submit.options import SubmitOptions, job_names
 from producer.submit.prompts import make_template, with_chat
 from producer.submit.ranges_file import with_ranges
 
@@ -53,11 +54,12 @@ class SubmitPlan:
     settings: Settings
     spec: JobSpec
     task: Task
-    inputs: Inputs | BatchFile
+    inputs: Inputs | BatchFile | JobInput
     template: Template | None  #: makes the text of each record
     chunk_size: int | None  #: records of a chunk, if the user chose it
     output: Target | None
     wait: bool
+    after: tuple[str, ...] = ()  #: names of the jobs that it waits for, as the user gave them
     idempotency_key: str | None = None
     progress: ReadProgress = field(default_factory=ReadProgress)  #: how much of the inputs was read
     warning: str | None = None  #: what the user should know beforehand
@@ -66,6 +68,8 @@ class SubmitPlan:
     def records(self) -> Iterator[Record]:
         """Return the records of the inputs, read one by one."""
         max_bytes = self.settings.max_record_bytes
+        if isinstance(self.inputs, JobInput):
+            return iter(())  # workers read them
         if isinstance(self.inputs, BatchFile):
             return islice(read_batch(self.inputs, max_bytes), self.spec.limit)
         records = self.inputs.records(
@@ -83,6 +87,8 @@ class SubmitPlan:
             UsageError: The first input is empty, binary, or lacks a required or kept column.
         """
         records = self.records()
+        if isinstance(self.inputs, JobInput):
+            return self, records
         once = [part for part in getattr(self.inputs, "parts", ()) if isinstance(part, RecordBuilder)]
         once = [builder for builder in once if not builder.source.is_reopenable]
         if len(once) != 1 or self.spec.columns:
@@ -141,6 +147,7 @@ def make_plan(
     spec = _make_spec(task, options, settings, model=found.model if isinstance(found, BatchFile) else None)
     spec = replace(
         spec,
+        after_any=options.after_any,
         inputs=truncate_names(inputs),
         format="openai" if is_batch else None,
         output=output,
@@ -168,6 +175,7 @@ def make_plan(
         chunk_size=options.chunk_size,
         output=target,
         wait=_should_wait(options.wait, target, spec, settings),
+        after=job_names(options.after),
         idempotency_key=_check_key(options.idempotency_key),
         progress=ReadProgress() if is_batch or task.media or options.limit else ReadProgress.of(inputs),
         warning=model_warning(spec.model, settings),
@@ -177,7 +185,7 @@ def make_plan(
 
 def _find_inputs(
     inputs: Sequence[str], options: SubmitOptions, settings: Settings, keep: Keep
-) -> tuple[Task, Template | None, Inputs | BatchFile, dict[str, str]]:
+) -> tuple[Task, Template | None, Inputs | BatchFile | JobInput, dict[str, str]]:
     """Return the task, the template of its texts, the inputs, and the columns to keep.
 
     Requests of an OpenAI batch file name their task themselves.
@@ -200,6 +208,8 @@ def _find_inputs(
         raise UsageError("Missing option '--task'; `producer tasks` lists what it can be.")
     task = find_task(options.task)
     template = make_template(options, task)
+    if names_job(inputs):
+        return task, template, find_job_input(inputs, options, task, template, keep), {}
     found = find_inputs(
         inputs,
         task,

@@ -76,8 +76,8 @@ def split_records_arg(records: Any) -> tuple[tuple[str, ...], Iterable[Any]]:
 
 
 def _names_files(text: str) -> bool:
-    """Whether a text names inputs: an existing path, a URL, a Hub dataset, or a pattern with matches."""
-    if text == "-" or text.startswith("hf:") or "://" in text:
+    """Whether a text names inputs: an existing path, a URL, a Hub dataset, a job, or a pattern with matches."""
+    if text == "-" or text.startswith(("hf:", "job:")) or "://" in text:
         return True
     try:
         return Path(text).expanduser().exists() or any(iglob(text, recursive=True))  # noqa: PTH207 - absolute ones too

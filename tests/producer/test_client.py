@@ -97,7 +97,7 @@ def test_what_cannot_be_submitted_is_refused_at_once(client: Client, records: ob
 
 
 def test_jobs_are_chosen_by_a_status_that_there_is(client: Client) -> None:
-    with pytest.raises(UsageError, match="status: expected one of submitting, queued"):
+    with pytest.raises(UsageError, match="status: expected one of submitting, blocked, queued"):
         client.jobs(status="done")
     with pytest.raises(UsageError, match="limit"):
         client.jobs(limit=-1)

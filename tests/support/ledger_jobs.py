@@ -12,12 +12,14 @@ from common.records import Counts, Record
 from common.redis.keys import JobKeys
 
 
-def make_job(store: JobStore, ledger: Ledger, chunks: int = 3) -> str:
-    spec = JobSpec(new_job_id(), "test-echo", created_at=time.time())
+def make_job(
+    store: JobStore, ledger: Ledger, chunks: int = 3, after: tuple[str, ...] = (), *, after_any: bool = False
+) -> str:
+    spec = JobSpec(new_job_id(), "test-echo", created_at=time.time(), after=after, after_any=after_any)
     store.create(spec)
     for number in range(chunks):
         store.payloads(spec).add_records(number, encode_records([Record(number, f"text {number}")]))
-    ledger.accept(spec.id, chunks, chunks)
+    ledger.accept(spec.id, chunks, chunks, after, after_any=after_any)
     return spec.id
 
 

@@ -13,6 +13,7 @@ ROW_NAME = "hugqueue.job"
 #: The event of each status. Celery's receivers know those of the last three; of others they make a state of that name.
 EVENTS = {
     JobStatus.SUBMITTING: "task-submitting",
+    JobStatus.BLOCKED: "task-blocked",
     JobStatus.QUEUED: "task-queued",
     JobStatus.RUNNING: "task-progress",
     JobStatus.CANCELLING: "task-progress",
@@ -94,6 +95,8 @@ def describe_progress(job: Job, records_per_second: float) -> str:
     """Return how far an unfinished job is: `40 % · 4,000 of 10,000 · 310 records/s · 19s left · 3 failed`."""
     if job.status is JobStatus.SUBMITTING:
         return "its producer is submitting it"
+    if job.status is JobStatus.BLOCKED:
+        return one_line(f"waits for job {', '.join(job.spec.after)}", _MAX_CHARS)
     if job.spec.training is not None:
         words = [_per_cent(job.progress.get("step"), job.progress.get("steps")), _training(job)]
     else:
@@ -110,7 +113,7 @@ def describe_end(job: Job) -> str:
     if job.failure and job.status is JobStatus.FAILED:
         words.append(f"{job.failure.code}: {job.failure.message}")
     elif job.status is JobStatus.CANCELLED:
-        words.append("cancelled")
+        words.append(f"cancelled: {job.failure.message}" if job.failure else "cancelled")
     if job.spec.training is not None:
         words.append(_training(job, stage="", seconds_left=None))
     elif job.status is JobStatus.COMPLETED:

@@ -19,7 +19,7 @@ from kombu.exceptions import OperationalError
 from common.broker.app import send_tickets, waiting_tickets
 from common.display_text import replace_control_chars
 from common.errors import ModelError, StorageError, UnknownJob, UsageError
-from common.jobs import QUEUES, JobSpec
+from common.jobs import QUEUES, JobSpec, JobStatus
 from common.queue.heartbeats import cap_heartbeat_ttls, live_workers, target_tickets
 from common.queue.jobs import JobStore
 from common.queue.ledger import MAX_TICKETS, MIN_TICKETS, Ledger, ReapReport
@@ -38,6 +38,8 @@ T = TypeVar("T")
 PAGE_SIZE = 500
 #: Jobs and tickets that one pass scans, besides the jobs that are due; the next pass continues from there.
 MAX_PER_PASS = 3000
+#: Seconds between two looks for jobs that need not wait for others any more.
+_UNBLOCKED_SECONDS = 0.5
 #: Jobs whose orphaned files one pass removes.
 _MAX_FILE_SETS = 1000
 
@@ -61,6 +63,7 @@ class Reaper:
         self._missing: set[str] = set()
         self._broken: set[str] = set()
         self._files_cursor = 0
+        self._is_leader = False  #: whether this worker held the lock in its last pass
         self._can_judge_leases = False  #: whether a missing lease counts as lost
         self._redis_run = ""  #: the `run_id` of redis-server, as last seen
         self._judge_leases_from = self._yield_until = self._leader_until = 0.0
@@ -83,9 +86,11 @@ class Reaper:
     def _run(self) -> None:
         while True:
             try:
-                if self._acquire_leadership():
+                self._is_leader = self._acquire_leadership()
+                if self._is_leader:
                     self.reap()
                 if time.monotonic() < self._yield_until:
+                    self._is_leader = False
                     release_lock(self._store.client, keys.REAPER, self._name)
             except _PassInterrupted:
                 logger.debug("this pass was not finished")
@@ -95,8 +100,29 @@ class Reaper:
                 logger.info("the reaper is waiting for Redis: %s", error)
             except Exception:  # the boundary: data in Redis is untrusted
                 logger.exception("unexpected error in the reaper")
-            if self._stopped.wait(self._settings.reap_seconds):
+            if self._wait():
                 return
+
+    def _wait(self) -> bool:
+        """Wait for the next pass, and meanwhile send the tickets of jobs that need not wait for others any more.
+
+        Returns:
+            Whether to stop.
+        """
+        end = time.monotonic() + self._settings.reap_seconds
+        while (left := end - time.monotonic()) > 0:
+            if self._stopped.wait(min(left, _UNBLOCKED_SECONDS)):
+                return True
+            if self._is_leader:
+                self._start_unblocked()
+        return self._stopped.is_set()
+
+    def _start_unblocked(self) -> None:
+        try:
+            if job_ids := self._store.take_unblocked(PAGE_SIZE):
+                self._inspect(job_ids)
+        except (redis.RedisError, OperationalError) as error:
+            logger.info("jobs that waited for others are left to the next pass: %s", error)
 
     def _acquire_leadership(self) -> bool:
         if time.monotonic() < self._yield_until:
@@ -197,7 +223,8 @@ class Reaper:
         # Lost if missing twice in a row: a ticket not yet sent, or in a worker's hand, is missing once.
         lost = missing & self._missing
         self._ledger.void_tickets(job_id, sorted(lost))
-        if len(report.tickets - lost) < min(report.open, max(self._targets.values())):
+        runs = report.status in (JobStatus.QUEUED, JobStatus.RUNNING)
+        if runs and len(report.tickets - lost) < min(report.open, max(self._targets.values())):
             self._issue_tickets(self._spec(job_id))
         return missing
 

@@ -1,7 +1,9 @@
--- Accepts a job: from here on it is queued, and all its chunks are open. ARGV: chunks, records.
+-- Accepts a job: from here on it is queued, or blocked as long as it waits for others, and all its chunks are open.
+-- ARGV: chunks, records, the jobs that it waits for (ids, with a space between), '1' if it runs even if these fail.
+-- Returns 'accepted', or the status that prevents it.
 -- The answer may have been lost: a job that is accepted already was accepted by this call.
 if not status() then return 'unknown' end
-if redis.call('HGET', JOB, 'accepted_at') then return 'queued' end
+if redis.call('HGET', JOB, 'accepted_at') then return 'accepted' end
 if status() ~= 'submitting' then return status() end
 redis.call('HSET', JOB, 'status', 'queued', 'accepted_at', now(), 'chunks', ARGV[1], 'records', ARGV[2])
 local chunks = {}
@@ -10,5 +12,12 @@ for chunk = 0, tonumber(ARGV[1]) - 1 do
 end
 open_chunks(chunks)
 schedule_check(0)
-if tonumber(ARGV[1]) == 0 then finish('completed') end
-return 'queued'
+if ARGV[3] ~= '' then
+  redis.call('HSET', JOB, 'status', 'blocked', 'after', ARGV[3])
+  if ARGV[4] == '1' then redis.call('HSET', JOB, 'after_any', 1) end
+  hold_predecessors()
+  decide(job_id())
+elseif tonumber(ARGV[1]) == 0 then
+  finish('completed')
+end
+return 'accepted'

@@ -3,5 +3,5 @@ local word = status()
 if not unfinished(word) then return word or 'unknown' end
 redis.call('DEL', TICKETS)
 redis.call('HSET', JOB, 'status', 'cancelling')
-finish_if_done()
+if word == 'blocked' then finish('cancelled') else finish_if_done() end
 return status()

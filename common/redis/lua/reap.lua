@@ -83,6 +83,11 @@ end
 redis.call('ZREM', DUE, job_id())
 if not unfinished(word) then return answer(0) end
 mark_active()
+if word == 'blocked' then
+  if decide(job_id()) == 'cancelled' then decide_waiters(job_id()) end
+  word = status()
+  if word ~= 'queued' then return answer(0) end
+end
 if word ~= 'submitting' then
   open_delayed()
   if JUDGING then

@@ -1,14 +1,19 @@
--- Prelude of every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then seven more.
-local OWN = #KEYS - 7
+-- Prelude of every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then eight more.
+local OWN = #KEYS - 8
 local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ATTEMPTS, COMMITS, COMMIT_HISTORY, FAILED_COUNTS = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local TICKETS, REFUSALS = KEYS[10], KEYS[11]
-local DELAYED, ACTIVE, JOBS, DUE = KEYS[12], KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
+local DELAYED, WAITERS, ACTIVE, JOBS, DUE = KEYS[12], KEYS[13], KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
 local SCHEMA, TOTALS, SHOWN, NOTIFICATIONS = KEYS[OWN + 4], KEYS[OWN + 5], KEYS[OWN + 6], KEYS[OWN + 7]
+local UNBLOCKED = KEYS[OWN + 8]
 -- Runners name error codes as they like: more fields of TOTALS than that count as one.
 local MAX_TOTALS = 200
 -- No delay of a chunk is longer, in seconds: where one seems to be, the clock was set back.
 local MAX_DELAY = 120
+-- Jobs that wait for others and are decided about in one call; a reaper decides about the rest.
+local MAX_DECIDED = 250
+-- Results of results of results: jobs that are read to make one record (common/inputs/job_split.py).
+local MAX_DEPTH = 50
 
 local function now()
   local time = redis.call('TIME')
@@ -23,15 +28,20 @@ local function job_id()
   return string.match(JOB, '([^:]+)$')
 end
 
+-- The key of another job that corresponds to one of this job's.
+local function key_of(id, key)
+  return string.sub(JOB, 1, -1 - #job_id()) .. id .. string.sub(key, #JOB + 1)
+end
+
 -- Has a reaper check the job in `seconds` seconds, unless it is to check it earlier.
 local function schedule_check(seconds)
   redis.call('ZADD', DUE, 'LT', tonumber(now()) + seconds, job_id())
 end
 
--- The key in Redis of this job's idempotency key, if it still names this job.
-local function own_key()
-  local key = redis.call('HGET', JOB, 'idempotency_key')
-  return key and redis.call('GET', key) == job_id() and key
+-- The key in Redis of a job's idempotency key, if it still names that job.
+local function idempotency_key(id)
+  local key = redis.call('HGET', key_of(id, JOB), 'idempotency_key')
+  return key and redis.call('GET', key) == id and key
 end
 
 local function status()
@@ -39,7 +49,7 @@ local function status()
 end
 
 local function unfinished(word)
-  return word == 'submitting' or word == 'queued' or word == 'running' or word == 'cancelling'
+  return word == 'submitting' or word == 'blocked' or word == 'queued' or word == 'running' or word == 'cancelling'
 end
 
 -- Adds to a total of the queue, or to that of `other` if there are too many. Totals are for metrics only: whatever is
@@ -58,16 +68,16 @@ local function mark_active()
 end
 
 -- What was submitted; an empty table if that cannot be read.
-local function spec()
-  local sound, found = pcall(cjson.decode, redis.call('HGET', JOB, 'spec'))
+local function spec_of(id)
+  local sound, found = pcall(cjson.decode, redis.call('HGET', key_of(id, JOB), 'spec'))
   return sound and type(found) == 'table' and found or {}
 end
 
--- Lets a worker tell the job's URL, if it has one, how it ended.
-local function schedule_notification()
-  if type(spec().notify) ~= 'string' then return end
-  redis.call('HSET', JOB, 'notify_state', 'pending', 'notify_attempts', 0, 'notify_next_at', now())
-  redis.call('ZADD', NOTIFICATIONS, now(), job_id())
+-- Lets a worker tell a job's URL, if it has one, how it ended.
+local function schedule_notification(id)
+  if type(spec_of(id).notify) ~= 'string' then return end
+  redis.call('HSET', key_of(id, JOB), 'notify_state', 'pending', 'notify_attempts', 0, 'notify_next_at', now())
+  redis.call('ZADD', NOTIFICATIONS, now(), id)
 end
 
 -- Forgets the notification of the job's latest end: it has not ended any more.
@@ -76,29 +86,142 @@ local function cancel_notification()
   redis.call('ZREM', NOTIFICATIONS, job_id())
 end
 
--- From here on the job's keys have a time to live; `persist_keys` removes it.
-local function finish(word)
-  local ttl = redis.call('HGET', JOB, 'ttl_ms')
-  redis.call('HSET', JOB, 'status', word, 'finished_at', now(), 'stage', '')
-  add_total('jobs:' .. word, 1)
-  schedule_notification()
-  redis.call('SREM', ACTIVE, job_id())
-  redis.call('ZREM', DUE, job_id())
-  redis.call('DEL', TICKETS, REFUSALS)
+-- Gives the keys of a finished job a time to live, unless an unfinished one waits for it or reads its results.
+local function let_expire(id)
+  local state = redis.call('HMGET', key_of(id, JOB), 'status', 'ttl_ms')
+  if not state[1] or unfinished(state[1]) or redis.call('ZCOUNT', key_of(id, WAITERS), 0, 0) > 0 then return end
   for i = 1, OWN do
-    redis.call('PEXPIRE', KEYS[i], ttl)
+    redis.call('PEXPIRE', key_of(id, KEYS[i]), state[2])
   end
-  local key = own_key()
-  if key then redis.call('PEXPIRE', key, ttl) end
+  local key = idempotency_key(id)
+  if key then redis.call('PEXPIRE', key, state[2]) end
+end
+
+-- Takes the time to live from a job's keys.
+local function keep_keys(id)
+  for i = 1, OWN do
+    redis.call('PERSIST', key_of(id, KEYS[i]))
+  end
+  local key = idempotency_key(id)
+  if key then redis.call('PERSIST', key) end
+end
+
+-- The ids of the jobs that a job was submitted to wait for, one after the other.
+local function predecessors(id)
+  return string.gmatch(redis.call('HGET', key_of(id, JOB), 'after') or '', '%x+')
+end
+
+-- The job whose results are the input of a job, nil if there is none.
+local function input_job(id)
+  local inputs = spec_of(id).inputs
+  local name = type(inputs) == 'table' and inputs[1]
+  return type(name) == 'string' and string.match(name, '^job:(%x+)$') or nil
+end
+
+-- The ids of the jobs that a job needs until it ends: its predecessors, and where the results of one of these are its
+-- input, those whose results are in turn the input of that one.
+local function needed_by(id)
+  local found = {}
+  for other in predecessors(id) do
+    found[#found + 1] = other
+  end
+  local other = #found > 0 and input_job(id) or nil
+  for _ = 1, MAX_DEPTH do
+    other = other and input_job(other)
+    if not other then break end
+    found[#found + 1] = other
+  end
+  return found
+end
+
+-- This job waits for its predecessors or reads their results from here on, until it ends: theirs are kept.
+local function hold_predecessors()
+  for _, other in ipairs(needed_by(job_id())) do
+    if redis.call('EXISTS', key_of(other, JOB)) == 1 then
+      redis.call('ZADD', key_of(other, WAITERS), 0, job_id())
+      keep_keys(other)
+    end
+  end
+end
+
+local function end_job(id, word)
+  redis.call('HSET', key_of(id, JOB), 'status', word, 'finished_at', now(), 'stage', '')
+  add_total('jobs:' .. word, 1)
+  schedule_notification(id)
+  redis.call('SREM', ACTIVE, id)
+  redis.call('ZREM', DUE, id)
+  redis.call('DEL', key_of(id, TICKETS), key_of(id, REFUSALS))
+  let_expire(id)
+  for _, other in ipairs(needed_by(id)) do
+    redis.call('ZADD', key_of(other, WAITERS), 'XX', 1, id)
+    let_expire(other)
+  end
+end
+
+-- Why a job does not run that waits for another. Of one that was itself cancelled for that reason, the first cause.
+local function describe_end(id, word, code, message)
+  if word == 'cancelled' and code == 'predecessor_failed' then return message end
+  if not word then return 'job ' .. id .. ' was deleted or has expired' end
+  if word == 'cancelled' then return 'job ' .. id .. ' was cancelled' end
+  return 'job ' .. id .. ' failed: ' .. (code or '') .. ': ' .. (message or '')
+end
+
+-- Whether a job may run: 'ready'; 'blocked' while it waits for others; 'cancelled', and why, after one of these failed.
+-- One that runs in any case, or had been ready before, only waits.
+local function verdict_on(id)
+  local job = redis.call('HMGET', key_of(id, JOB), 'after_any', 'unblocked')
+  local verdict = 'ready'
+  for other in predecessors(id) do
+    local state = redis.call('HMGET', key_of(other, JOB), 'status', 'failure_code', 'failure_message')
+    if unfinished(state[1]) then
+      verdict = 'blocked'
+    elseif state[1] ~= 'completed' and not job[1] and not job[2] then
+      return 'cancelled', describe_end(other, unpack(state))
+    end
+  end
+  return verdict
+end
+
+-- Lets a blocked job run, or cancels it, once it is known which; returns the verdict.
+local function decide(id)
+  if redis.call('HGET', key_of(id, JOB), 'status') ~= 'blocked' then return end
+  local verdict, why = verdict_on(id)
+  if verdict == 'ready' then
+    redis.call('HSET', key_of(id, JOB), 'status', 'queued', 'unblocked', 1)
+    redis.call('SADD', UNBLOCKED, id)
+    redis.call('ZADD', DUE, 'LT', now(), id)
+  elseif verdict == 'cancelled' then
+    redis.call('HSET', key_of(id, JOB), 'failure_code', 'predecessor_failed', 'failure_message', why)
+    end_job(id, 'cancelled')
+  end
+  return verdict
+end
+
+-- Decides about the jobs that wait for one that has ended, and about those that wait for the ones cancelled thereby.
+local function decide_waiters(id)
+  local ended, left = { id }, MAX_DECIDED
+  while #ended > 0 do
+    for _, waiter in ipairs(redis.call('ZRANGEBYSCORE', key_of(table.remove(ended), WAITERS), 0, 0)) do
+      left = left - 1
+      if left < 0 then
+        redis.call('SADD', UNBLOCKED, waiter)
+        redis.call('ZADD', DUE, 'LT', now(), waiter)
+      elseif decide(waiter) == 'cancelled' then
+        ended[#ended + 1] = waiter
+      end
+    end
+  end
+end
+
+-- Ends this job. From here on its keys have a time to live; `persist_keys` removes it.
+local function finish(word)
+  end_job(job_id(), word)
+  decide_waiters(job_id())
 end
 
 local function persist_keys()
   cancel_notification()
-  for i = 1, OWN do
-    redis.call('PERSIST', KEYS[i])
-  end
-  local key = own_key()
-  if key then redis.call('PERSIST', key) end
+  keep_keys(job_id())
   mark_active()
   schedule_check(0)
 end
@@ -109,7 +232,7 @@ end
 
 -- Whether outcomes are in files, which a script cannot see, and not in OUTPUT.
 local function is_in_files()
-  local submitted = spec()
+  local submitted = spec_of(job_id())
   return type(submitted.output) == 'table' or type(submitted.store) == 'string'
 end
 

@@ -9,6 +9,8 @@ import click
 from common.training.options import DTYPES, TrainingOptions
 from producer.cli.grouped_command import GroupedCommand, option_group
 from producer.cli.options import (
+    after_any_option,
+    after_option,
     keep_alive_option,
     label_option,
     name_option,
@@ -97,6 +99,8 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     priority_option,
     name_option,
     label_option(),
+    after_option,
+    after_any_option,
     click.option("--wait", is_flag=True, help="Wait for the job to finish."),
     notify_option,
     keep_alive_option,
@@ -109,7 +113,8 @@ def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str |
     the worker loads. Labels are words or integers (classes), decimal numbers (regression), or lists (several classes
     per example).
 
-    Prints the job id. The trained model is job:ID for `submit`, for another `finetune`, and for `models export`.
+    Prints the job id. The trained model is job:ID for `submit`, for another `finetune`, and for `models export`. A job
+    that is submitted with it before the training has ended waits for that.
 
     \b
       producer finetune reviews.csv --model bert-base-uncased --eval-split 0.1

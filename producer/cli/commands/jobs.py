@@ -54,15 +54,17 @@ def _find(client: "Client", **filters: Any) -> "list[Job]":
 @json_option
 def status(job: str, as_json: bool) -> None:
     """Show a job's status, counts, device and error."""
+    from producer.predecessors import describe_wait
+
     with open_client() as client:
         found = client.job(job)
-        refusals = found.refusals()
+        refusals, waits = found.refusals(), describe_wait(found.predecessors())
     if as_json:
         print_json(found.state.as_dict() | {"refusals": refusals})
         return
     from producer.cli.tables import show_job
 
-    show_job(found.state, refusals)
+    show_job(found.state, refusals, waits)
 
 
 @click.command()
@@ -83,9 +85,11 @@ def logs(job: str) -> None:
 def cancel(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_json: bool) -> None:
     """Cancel jobs. Finished results are kept; `producer results JOB` shows them.
 
+    Jobs that wait for them are cancelled too, unless they were submitted with --after-any.
+
     Give job ids, or select unfinished jobs with --name and --label.
     """
-    from producer.cli.job_arguments import for_each_job, select_job_ids
+    from producer.cli.job_arguments import for_each_job, notify_cancelled, select_job_ids
     from producer.job_filter import JobFilter, parse_labels
 
     job_filter = JobFilter(name=name, labels=parse_labels(labels))
@@ -95,10 +99,12 @@ def cancel(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_
         finished = job.state.status.finished
         if finished and not jobs:
             return
+        waiting = job.waiting()
         job.cancel()
         cancelled.append(job.refresh())
         if not as_json:
             notify(f"job {job.id}: {'was already ' if finished else ''}{job.state.status}")
+            notify_cancelled(waiting, notify)
 
     with open_client() as client:
         ids = select_job_ids(client, jobs, job_filter)  # a usage error comes before any output
@@ -125,11 +131,13 @@ def delete(
     """Delete finished jobs with their records and results. There is no confirmation; this cannot be undone.
 
     Give job ids, or select jobs with --name, --label, --status and --older-than. Unfinished jobs are skipped by
-    --older-than, unless --status or --force is given. Models that a job trained are kept.
+    --older-than, unless --status or --force is given. Models that a job trained are kept. Jobs that others wait for,
+    or whose results they read, are deleted with --force only.
     """
     from common.durations import parse_duration
-    from producer.cli.job_arguments import for_each_job
+    from producer.cli.job_arguments import for_each_job, notify_cancelled
     from producer.job_filter import JobFilter, parse_labels
+    from producer.predecessors import name_jobs
 
     age = None if older_than is None else parse_duration(older_than, "--older-than")
     job_filter = JobFilter(JobStatus(status) if status else None, name, parse_labels(labels), age)
@@ -137,8 +145,12 @@ def delete(
     def delete_one(job: "JobHandle") -> None:
         if age is not None and not (status or force or job.state.status.finished):
             return
+        waiting, readers = job.waiting(), job.readers()
         job.delete(force=force)
         notify(f"job {job.id}: deleted")
+        notify_cancelled(waiting, notify)
+        if readers:
+            notify(f"Its results were the input of {name_jobs(readers)}, whose results are shown without columns now.")
 
     with open_client() as client:
         for_each_job(client, jobs, job_filter, delete_one, notify)

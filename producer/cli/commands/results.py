@@ -81,6 +81,9 @@ def retry(job: str, wait: bool, keep_alive: str | None, as_json: bool, **output:
             prepare_hub_output(target, client.connection.settings, job)
         if not handle.retry() and handle.state.status is JobStatus.COMPLETED:
             notify(f"Job {job}: all records succeeded; there is nothing to retry.")
+        if cancelled := handle.cancelled_waiters():
+            ids = ", ".join(found.id for found in cancelled)
+            notify(f"Jobs that waited for it stay cancelled; `producer retry` runs them after it, in this order: {ids}")
         if wait or target or client.embedded:
             sys.exit(wait_and_show(client, handle, target or spec.output, notify, as_json=as_json))
         print_accepted(handle, as_json=as_json)

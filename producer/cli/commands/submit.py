@@ -8,6 +8,8 @@ import click
 from common.jobs import DTYPES
 from producer.cli.grouped_command import GroupedCommand, option_group
 from producer.cli.options import (
+    after_any_option,
+    after_option,
     csv_safe_option,
     keep_alive_option,
     label_option,
@@ -101,6 +103,8 @@ from producer.cli.text_option import text_option
     name_option,
     label_option(),
     priority_option,
+    after_option,
+    after_any_option,
     click.option(
         "--device",
         type=click.Choice(["auto", "cpu", "gpu"]),
@@ -139,6 +143,7 @@ def submit(
     INPUT is a .txt (one record per line), .jsonl, .json, .csv, .tsv or .parquet file, optionally gzipped, or - for
     standard input; a URL such as s3://bucket/texts/*.parquet; or a dataset on the Hub, hf:ORG/NAME[:CONFIG][:SPLIT].
     For tasks over images or audio, INPUT is the files themselves, directories of them, or lists of their paths.
+    job:ID stands for the results of a job, which may still run: this one waits for it.
 
     If a Redis is configured, this prints the job id and returns. With --wait or -o, or without a configured Redis, it
     waits and shows the results: a table on a terminal, JSON lines in a pipe.
@@ -151,6 +156,7 @@ def submit(
       producer submit --task text-generation talks.csv --template 'Sum up: {body}'
       producer submit --task sentiment-analysis hf:ORG/REVIEWS -o hf:ORG/LABELS
       producer submit --format openai requests.jsonl -o responses.jsonl
+      producer submit --task embedding job:ID -o vectors.parquet
       cat reviews.txt | producer submit --task sentiment-analysis - > labels.jsonl
 
     \b

@@ -14,7 +14,7 @@ from common.queue.jobs import JobStore
 from common.queue.ledger import Lease, Ledger
 from common.records import Counts, Failure, Outcome, Record
 from common.redis.keys import JobKeys
-from tests.support.ledger_jobs import lease, look
+from tests.support.ledger_jobs import lease, look, make_job, run_all
 from tests.support.processes import RedisServer
 
 IN_CHUNK = 3
@@ -29,13 +29,14 @@ class Played:
     def __init__(self, store: JobStore, ledger: Ledger, chance: random.Random) -> None:
         self.store, self.ledger, self.chance = store, ledger, chance
         self.chunks = chance.randint(1, 6)
-        self.spec = JobSpec(new_job_id(), "test-echo")
+        self.first = make_job(store, ledger, 1) if chance.random() < 0.5 else None  #: which the job waits for
+        self.spec = JobSpec(new_job_id(), "test-echo", after=(self.first,) if self.first else ())
         self.id, self.keys = self.spec.id, JobKeys.of(self.spec.id)
         self.payloads = store.payloads(self.spec)
         store.create(self.spec)
         for chunk in range(self.chunks):
             self.payloads.add_records(chunk, encode_records([Record(n, f"text {n}") for n in range(IN_CHUNK)]))
-        ledger.accept(self.id, self.chunks, self.chunks * IN_CHUNK)
+        ledger.accept(self.id, self.chunks, self.chunks * IN_CHUNK, self.spec.after)
         self.leases: list[tuple[Lease, list[int]]] = []
 
     @property
@@ -44,9 +45,11 @@ class Played:
 
     def lease(self) -> bool:
         """Take a chunk, as a turn does: of one that has lost its outcomes all records run again."""
+        blocked = self.status is JobStatus.BLOCKED
         held = lease(self.ledger, self.id)
         if held is None:
             return False
+        assert not blocked
         found = self.payloads.outcomes(held.chunk) if held.round else []
         earlier = [payload for payload in found if payload is not None]
         if len(earlier) < len(found):
@@ -80,8 +83,8 @@ class Played:
     def retry(self) -> None:
         try:
             self.ledger.retry(self.id, lambda: self.payloads.lost(self.ledger.committed(self.id)))
-        except UsageError:
-            assert not self.status.finished
+        except UsageError as error:
+            assert not self.status.finished or "before the job that it waits for" in str(error)
 
     def cancel(self) -> None:
         self.ledger.cancel(self.id)
@@ -94,8 +97,25 @@ class Played:
         if names := self.store.client.hkeys(self.keys.output):
             self.store.client.hdel(self.keys.output, self.chance.choice(sorted(names)))
 
+    def end_first(self) -> None:
+        """End the job that this one waits for, or retry it if it has ended."""
+        if not self.first:
+            return
+        if self.store.job(self.first).status.finished:
+            self.ledger.retry(self.first)
+            return
+        fail = partial(self.ledger.fail, self.first, Failure("test_failure", "by chance"))
+        self.chance.choice([partial(run_all, self.ledger, self.first), partial(self.ledger.cancel, self.first), fail])()
+
+    def complete_first(self) -> None:
+        while self.first and self.store.job(self.first).status is not JobStatus.COMPLETED:
+            if self.store.job(self.first).status.finished:
+                self.ledger.retry(self.first)
+            run_all(self.ledger, self.first)
+
     def end(self) -> None:
         """Do what is left, and retry until no record has failed."""
+        self.complete_first()
         for _ in range(20):
             while self.leases:
                 self.commit(0)
@@ -117,7 +137,7 @@ def test_every_record_has_one_outcome_in_the_end(
 ) -> None:
     for seed in range(20):
         played = Played(store, ledger, random.Random(seed))
-        always: list[Callable[[], object]] = [*[played.lease] * 4, played.look, played.retry]
+        always: list[Callable[[], object]] = [*[played.lease] * 4, played.look, played.retry, played.end_first]
         if losing in KEYS:
             always.append(partial(played.lose_key, KEYS[losing]))
         elif losing == "outcomes":
@@ -135,5 +155,6 @@ def test_every_record_has_one_outcome_in_the_end(
             records = decode_records(played.payloads.records(chunk) or b"")
             rows = chunk_rows(records, played.payloads.outcomes(chunk))
             assert [row.output for row in rows] == ["done"] * IN_CHUNK, f"seed {seed}"
-        kept = [key for key in server.client.keys(f"{played.keys.job}*") if server.client.ttl(key) < 0]
+        keys = (key for job_id in (played.id, *played.spec.after) for key in server.client.keys(f"*:job:{job_id}*"))
+        kept = [key for key in keys if server.client.ttl(key) < 0]
         assert not kept, f"seed {seed}"

@@ -124,7 +124,6 @@ def test_standard_input_is_looked_at_before_anything_starts(shell: Shell, home: 
         (["--task", "translation_en_to_de", "-p", "top_p=7"], ["top_p must be a number from 0 to 1", "7"]),
         (["--task", "fill-mask", "-m", "./gone"], ["./gone", "no such directory"]),
         (["--task", "fill-mask", "-m", "/gone/model"], ["/gone/model", "no such directory"]),
-        (["--task", "fill-mask", "-m", "job:0123456789ab"], ["job:0123456789ab", "has no model of that job"]),
         (["--task", "fill-mask", "--device", "gpu"], ["--device gpu", "no GPU"]),
         (["--task", "fill-mask", "-m", "folder.txt/"], ["folder.txt/", "config.json"]),
         (["--task", "fill-mask", "-m", "good.txt"], ["good.txt is a file"]),
@@ -153,6 +152,13 @@ def test_a_wrong_option_is_refused_before_anything_starts(
     shell.environ["HUGQUEUE_DEVICE"] = "cpu"
     said = refusal(shell, "submit", "good.txt", *options)
     assert all(word in said for word in words), said
+    assert not home.exists()
+
+
+def test_a_dry_run_knows_which_jobs_have_a_model(shell: Shell, tmp_path: Path, home: Path) -> None:
+    write_inputs(tmp_path)
+    said = refusal(shell, "submit", "good.txt", "--task", "fill-mask", "-m", "job:0123456789ab", "--dry-run")
+    assert "job:0123456789ab" in said and "has no model of that job" in said
     assert not home.exists()
 
 

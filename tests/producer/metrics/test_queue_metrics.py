@@ -102,6 +102,16 @@ def test_a_cancelled_job_and_a_lost_lease_are_told(store: JobStore, ledger: Ledg
     assert ("hugqueue_backlog_records", "", "normal", "any", "test-echo") not in found
 
 
+def test_a_blocked_job_is_counted_and_is_no_backlog(store: JobStore, ledger: Ledger) -> None:
+    make_job(store, ledger, after=(first := make_job(store, ledger, 1),))
+    group = ("", "normal", "any", "test-echo")
+    found = scrape(QueueMetrics(store))
+    assert found["hugqueue_jobs", "blocked"] == found["hugqueue_backlog_records", *group] == 1
+    run_all(ledger, first)
+    found = scrape(QueueMetrics(store))
+    assert (found["hugqueue_jobs", "blocked"], found["hugqueue_backlog_records", *group]) == (0, 3)
+
+
 def test_workers_count_for_every_queue_that_they_serve(store: JobStore, server: RedisServer) -> None:
     for beat in (heartbeat("a", "any", "cpu"), heartbeat("b", "any", "gpu", state="starting")):
         send_heartbeat(server.client, beat)

@@ -93,6 +93,24 @@ def test_only_jobs_that_changed_are_sent(
     assert receiver.state.workers[HOME].alive
 
 
+def test_a_job_that_waits_for_others_is_blocked_and_then_runs_or_is_revoked(
+    store: JobStore, ledger: Ledger, sender: Callable[[], JobEvents], receiver: Receiver
+) -> None:
+    first = make_job(store, ledger, 1)
+    second = make_job(store, ledger, 1, after=(first,))
+    third = make_job(store, ledger, 1, after=(second,))
+    events = sender()
+    assert sorted(sent(events, receiver))[:2] == ["task-blocked", "task-blocked"]
+    assert receiver.row(second) == ("BLOCKED", f"waits for job {first}")
+    run_all(ledger, first)
+    sent(events, receiver)
+    assert receiver.row(second) == ("QUEUED", "0 % · 0 of 1")
+    ledger.cancel(second)
+    sent(events, receiver)
+    state, text = receiver.row(third)
+    assert state == "REVOKED" and text.startswith(f"cancelled: job {second} was cancelled")
+
+
 def test_what_does_not_change_is_sent_again_for_a_flower_that_came_later(
     store: JobStore,
     ledger: Ledger,
