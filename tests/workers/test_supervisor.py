@@ -1,6 +1,7 @@
 """`workers start`: who gets which GPU, and that a stop is heard at any time. A script stands for nvidia-smi."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from common.queue.heartbeats import Heartbeat, send_heartbeat
 from common.redis.keys import device_claim
 from tests.support.processes import ROOT, RedisServer, Shell, Workers, wait_until
 from workers.supervisor import CLAIM_MS
@@ -52,9 +54,34 @@ def test_a_train_worker_for_one_gpu_takes_one_that_is_free(
     assert workers.celery().environ()["CUDA_VISIBLE_DEVICES"] == "GPU-b"
 
 
-def test_a_worker_that_is_still_preloading_stops_at_once(start_workers: StartWorkers) -> None:
+def check(environ: dict[str, str]) -> tuple[int, str]:
+    """Return exit status and output of `workers check`."""
+    command = [sys.executable, "-P", "-m", "workers.cli", "check"]
+    done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_check_tells_whether_a_worker_of_this_machine_is_ready(
+    start_workers: StartWorkers, server: RedisServer, environ: dict[str, str]
+) -> None:
+    send_heartbeat(server.client, Heartbeat("cpu-1@elsewhere", "cpu", "", ("any",), 1, 1, "elsewhere", 0.0))
+    host = socket.gethostname()
+    assert check(environ) == (1, f"Error: No worker is ready on {host}; there are 0 that start or stop.\n")
+    workers = start_workers()
+    status, text = check(environ)
+    assert workers.process
+    assert (status, text) == (0, f"cpu-{workers.process.pid}@{host}: ready\n")
+    server.kill()
+    status, text = check(environ)
+    assert status == 1 and "cannot be reached" in text
+
+
+def test_a_worker_that_is_still_preloading_is_not_ready_and_stops_at_once(
+    start_workers: StartWorkers, environ: dict[str, str]
+) -> None:
     workers = start_workers("--preload", "test-load", ready=False, LOAD_SECONDS="600")
     wait_until(lambda: "loading test-load" in workers.text(), 30)
+    assert check(environ)[0] == 1
     device = workers.device()
     assert workers.stop(10) == 0
     assert not device.is_running()
