@@ -26,6 +26,8 @@ from common.vector_ranges import NotedRanges, Ranges, ranges_of_params
 JOB_ID = re.compile(r"^[0-9a-f]{12}\Z")
 #: How many failed records end a job early: a number, or per cent of its records.
 MAX_ERRORS = re.compile(r"^(\d{1,12}|\d{1,2}(\.\d+)?%)\Z")
+#: The header `traceparent` of W3C Trace Context: version, trace, span, flags.
+TRACEPARENT = re.compile(r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 #: What a model may compute in; `auto` leaves it to the device.
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 QUEUES = ("any", "cpu", "gpu", "train")
@@ -108,6 +110,8 @@ class JobSpec:
     output_column: _Column = OUTPUT_COLUMN
     #: `openai`: the records are requests of a batch file, and the results are its responses.
     format: Annotated[str, one_of("openai")] | None = None
+    #: The span in which it was submitted (`common.tracing`), by the W3C's recommendation Trace Context.
+    traceparent: Annotated[str, pattern(TRACEPARENT.pattern, "a version 00 of traceparent")] | None = None
     template: str | None = None  #: makes the records' texts (`common.template`); of inputs read in place, on workers
     notify: _Path | None = None  #: the URL that workers tell how it ended; it may hold a token
     #: Jobs that it waits for: it runs once all of them are completed, and is cancelled when one fails.

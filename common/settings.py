@@ -180,6 +180,15 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise UsageError(f"{name}: expected one of {', '.join(choices)}, found {value!r}.")
 
 
+def traces_wanted(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether OpenTelemetry's own variables say where traces go."""
+    env = os.environ if environ is None else environ
+    if env.get("OTEL_SDK_DISABLED", "").lower() == "true" or env.get("OTEL_TRACES_EXPORTER", "otlp") == "none":
+        return False
+    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_EXPORTER")
+    return any(env.get(name) for name in names)
+
+
 def to_environ(settings: Settings) -> dict[str, str]:
     """Return the environment variables that mean `settings`, for child processes."""
     environ = {}

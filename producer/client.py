@@ -26,6 +26,7 @@ from common.records import Record
 from common.redis.url import check_redis_url, mask_url
 from common.settings import load_settings
 from common.storage.locations import MayOpen, any_location
+from common.tracing import job_attributes, span
 from producer.job_filter import JobFilter, check_labels
 from producer.job_handle import JobHandle
 from producer.model_check import model_warning
@@ -239,7 +240,11 @@ class Client:
         else:
             source = open_source(plan, records, serving(self.workers(), plan.spec.queue))
         plan = replace(plan, spec=with_predecessors(self.connection, plan.spec, plan.after, plan.settings))
-        job_id, totals = submit_idempotently(self.connection, plan.spec, plan.idempotency_key, source, on_chunk, notify)
+        with span("hugqueue.submit", job_attributes(plan.spec, "send"), kind="PRODUCER") as traced:
+            spec = replace(plan.spec, traceparent=traced.traceparent)
+            job_id, totals = submit_idempotently(self.connection, spec, plan.idempotency_key, source, on_chunk, notify)
+            if totals is not None:
+                traced.note({"messaging.batch.message_count": totals.records, "hugqueue.chunks": totals.chunks})
         return self.job(job_id), totals
 
     def job(self, job_id: str) -> JobHandle:

@@ -15,6 +15,7 @@ from common.records import Record
 from common.settings import Settings, load_settings
 from common.suggestions import did_you_mean
 from common.tasks import ALIASES
+from common.tracing import job_attributes, span
 from common.training.labels import LABEL_KINDS, Example, check_metric
 from common.training.options import TrainingOptions, check_conflicts
 from producer.finetune.options import FinetuneOptions
@@ -128,14 +129,18 @@ def submit_finetune(connection: QueueConnection, plan: FinetunePlan) -> None:
         StoreUnavailable: Redis cannot be reached or is full.
         NotSubmitting: The job was cancelled or deleted meanwhile.
     """
-    spec = plan.spec
+    with span("hugqueue.submit", job_attributes(plan.spec, "send"), kind="PRODUCER") as traced:
+        _submit(connection, replace(plan.spec, traceparent=traced.traceparent), plan.examples)
+
+
+def _submit(connection: QueueConnection, spec: JobSpec, examples: ExampleSet) -> None:
     payloads = connection.store.payloads(spec)
     with connection.errors():
         connection.store.create(spec)
     with rollback_on_error(connection, spec.id):
         parts = {
-            "train": _write_part(connection, payloads, "train", plan.examples.train),
-            "eval": _write_part(connection, payloads, "eval", plan.examples.evaluation),
+            "train": _write_part(connection, payloads, "train", examples.train),
+            "eval": _write_part(connection, payloads, "eval", examples.evaluation),
         }
         with connection.errors():
             payloads.add_records(0, encode_records([Record(spec.name or spec.id, parts)]))

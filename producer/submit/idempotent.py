@@ -17,7 +17,7 @@ from producer.submit.chunk_source import ChunkSource
 from producer.submit.upload import Totals, upload
 
 #: What two submits of one job may differ in.
-_MAY_DIFFER = ("id", "created_at", "inputs", "after")
+_MAY_DIFFER = ("id", "created_at", "inputs", "after", "traceparent")
 
 
 def submit_idempotently(

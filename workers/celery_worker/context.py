@@ -10,6 +10,7 @@ from common.queue.ledger import Ledger
 from common.redis.client import connect
 from common.reporting import CancelToken
 from common.settings import Settings
+from common.tracing import flush
 from workers.celery_worker.heartbeat import HeartbeatThread
 from workers.celery_worker.job_events import JobEvents
 from workers.celery_worker.live_workers import LiveWorkers
@@ -95,3 +96,4 @@ class WorkerContext:
         self.leases.stop()
         self.device.stop()
         self.heartbeat.stop()
+        flush()

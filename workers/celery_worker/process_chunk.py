@@ -21,6 +21,7 @@ from common.queue.ledger import MAX_TICKETS, MIN_TICKETS
 from common.queue.output_commit import finish_commit
 from common.records import Failure
 from common.reporting import Reporter
+from common.tracing import Value, current, job_attributes, span
 from workers.celery_worker.context import WorkerContext
 from workers.celery_worker.isolation_journal import ISOLATE_AFTER, IsolationJournal
 from workers.celery_worker.vector_precision import VectorPrecision
@@ -94,7 +95,13 @@ def _run_ticket(context: WorkerContext, job_id: str, ticket: str) -> str:
         return "void: nothing left to do"
     if lease.next_ticket:
         context.tickets.send(spec, [lease.next_ticket])
-    with context.affinity.running(spec), context.leases.renewing(lease) as held:
+    attributes = {**job_attributes(spec, "process"), "messaging.message.id": ticket, "hugqueue.chunk": lease.chunk}
+    attributes |= {"hugqueue.attempt": lease.attempt, "hugqueue.worker": context.name}
+    with (
+        span("hugqueue.chunk", attributes, kind="CONSUMER", parent=spec.traceparent),
+        context.affinity.running(spec),
+        context.leases.renewing(lease) as held,
+    ):
         return _ChunkRun(context, job, held).run()
 
 
@@ -115,6 +122,18 @@ def _requeue(context: WorkerContext, spec: JobSpec, ticket: str) -> str:
 
 def _target_tickets(context: WorkerContext, spec: JobSpec) -> int:
     return target_tickets(context.live_workers.now(), spec.queue, MIN_TICKETS, MAX_TICKETS)
+
+
+def _result_attributes(result: ChunkResult) -> dict[str, Value]:
+    """Return what a span tells of a chunk's outcomes."""
+    effort = result.effort
+    seconds = {"tokenize": effort.tokenize, "forward": effort.forward, "encode": effort.encode}
+    return {
+        "messaging.batch.message_count": result.counts.done,
+        "hugqueue.records.failed": result.counts.failed,
+        "hugqueue.tokens": effort.tokens,
+        **{f"hugqueue.{stage}.seconds": round(value, 6) for stage, value in seconds.items()},
+    }
 
 
 class _JobReporter(Reporter):
@@ -160,7 +179,9 @@ class _ChunkRun:
         try:
             payloads = self._context.store.payloads(self._job.spec)
             result = self._train() if self._job.spec.training is not None else self._infer(payloads)
-            return self._commit(payloads, result)
+            current().note(_result_attributes(result))
+            with span("hugqueue.commit", {"hugqueue.bytes": len(result.payload)}):
+                return self._commit(payloads, result)
         except PayloadError as error:
             self._fail_job(Failure("broken_payload", f"Chunk {number} cannot be read: {error}"))
         except ModelError as error:
@@ -232,7 +253,8 @@ class _ChunkRun:
             except redis.RedisError as error:  # the next checkpoint says more
                 logger.info("checkpoint of job %s at step %d not noted: %s", self._job.id, steps, error)
 
-        return self._context.tuner.run(self._job, self._held, self._context.stopping, on_checkpoint)
+        with span("hugqueue.finetune", {}):
+            return self._context.tuner.run(self._job, self._held, self._context.stopping, on_checkpoint)
 
     def _commit(self, payloads: JobPayloads, result: ChunkResult) -> str:
         context, lease, held, counts = self._context, self._lease, self._held, result.counts

@@ -7,9 +7,11 @@ unchanged; the one that was running goes through `workers.device.client.isolatio
 import itertools
 import logging
 import queue
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from common.errors import Cancelled, HugqueueError, PayloadError, WorkerError
@@ -19,6 +21,7 @@ from common.records import Failure, Json, Outcome
 from common.reporting import CancelToken, Reporter
 from common.settings import Settings
 from common.tasks import declared_output
+from common.tracing import current
 from workers.device.client.isolation import Isolation
 from workers.device.client.process import DeviceProcess, PendingRequest, ProcessExit, error_of
 from workers.device.client.respawner import (
@@ -176,7 +179,9 @@ class DeviceClient:
         while True:
             process = self._respawner.wait_ready(lambda: chunk.cancel_token.is_cancelled)
             request = Run(next(self._ids), spec=spec, positions=wanted, payload=chunk.payload)
-            answer = self._await(process, process.send_request(request, chunk.spec.id), chunk)
+            pending = process.send_request(request, chunk.spec.id)
+            answer = self._await(process, pending, chunk)
+            _trace_batches(pending)
             if not isinstance(answer, ProcessExit):
                 return self._result(answer)
             if answer.blamed and not answer.loading:
@@ -215,6 +220,22 @@ class DeviceClient:
         if self._batch_sizes:
             self._batch_sizes.update(answer.batch_sizes)
         return answer.result
+
+
+def _trace_batches(pending: PendingRequest) -> None:
+    """Add a span for each batch: it ends when the next one begins, or with the request.
+
+    What comes first is the whole chunk, until the runner reports batches of its own (`run_chunk`).
+    """
+    over = (pending.finished_at or time.time(), frozenset[int]())
+    before: frozenset[int] = frozenset()
+    for number, ((begin, positions), (end, _)) in enumerate(pairwise((*pending.batches, over))):
+        prepares = number == 0 and len(pending.batches) > 1
+        # On a GPU the batch before is named again, as it may still run.
+        records = len(positions if prepares else positions - before or positions)
+        before = frozenset() if prepares else positions
+        name = "hugqueue.prepare" if prepares else "hugqueue.batch"
+        current().add_child(name, begin, end, {"messaging.batch.message_count": records})
 
 
 def _record_exit(chunk: _ChunkRequest, plan: Isolation, process_exit: ProcessExit) -> None:

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ _IDLE_SECONDS = 60.0
 _UNWANTED_SECONDS = 10.0
 #: Bytes read, written or allocated that count as progress of a load; a log line or a message is less.
 _PROGRESS_BYTES = 1024 * 1024
+#: Batches of a request that are noted, for traces.
+_MAX_BATCHES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,9 @@ class PendingRequest:
     id: int
     job: str  #: requests of one job wait for the same model
     events: "queue.SimpleQueue[protocol.Event | ProcessExit]" = field(default_factory=queue.SimpleQueue)
+    #: When each batch began, in seconds since the epoch, and the positions that were about to run.
+    batches: list[tuple[float, frozenset[int]]] = field(default_factory=list)
+    finished_at: float = 0.0  #: when the process was done with the last one
 
 
 @dataclass(slots=True)
@@ -226,8 +232,9 @@ class DeviceProcess:
                 self._current = _CurrentRequest(message.id, pending.job if pending else "")
             case protocol.Finished():
                 self._current = None
-                if message.id in self._pending:
+                if pending := self._pending.get(message.id):
                     self._finished.add(message.id)
+                    pending.finished_at = time.time()
             case protocol.DeviceStatus():
                 self.status = message
             case protocol.Ready():
@@ -247,10 +254,15 @@ class DeviceProcess:
             return
         current.silent = 0.0
         current.loading = isinstance(message, protocol.Stage) and bool(message.text)
+        pending = self._pending.get(message.id)
         if isinstance(message, protocol.Batch):
             current.suspects = tuple(message.positions)
+            if pending and len(pending.batches) < _MAX_BATCHES:
+                pending.batches.append((time.time(), frozenset(message.positions)))
+        elif isinstance(message, protocol.Running) and pending:
+            pending.batches.clear()  # what came before only measured the model
         elif isinstance(message, protocol.Stage):
-            if pending := self._pending.get(message.id):
+            if pending:
                 pending.events.put(message)
             elif message.text:
                 logger.info("%s", message.text)
