@@ -161,7 +161,7 @@ def test_redis_and_the_images_are_those_of_the_compose_file() -> None:
     settings = services["redis"]["command"][2].replace("$$", "$")
     assert redis["command"] == ["sh", "-euc", settings]
     deployments = of_kind(objects, "Deployment")
-    for name in ("worker-cpu", "worker-gpu", "flower", "metrics"):
+    for name in ("worker-cpu", "worker-gpu", "flower", "metrics", "control"):
         image = container(deployments[f"nlp-hugqueue-{name}"])["image"]
         assert image == f"{services[name]['image']}:{yaml.safe_load((CHART / 'Chart.yaml').read_text())['appVersion']}"
 

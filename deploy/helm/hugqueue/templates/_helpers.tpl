@@ -60,6 +60,36 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end }}
 {{- end }}
 
+{{/* The variables of what opens stores and models. Takes a list: the root, and more variables. */}}
+{{- define "hugqueue.settingsEnv" -}}
+{{- $root := index . 0 -}}
+{{- if or $root.Values.trainedModels.existingClaim $root.Values.trainedModels.url }}
+- name: HUGQUEUE_MODELS_URL
+  value: {{ $root.Values.trainedModels.url | default "/trained" | quote }}
+{{- end }}
+{{- if $root.Values.huggingFace.existingSecret }}
+- name: HF_TOKEN
+  valueFrom:
+    secretKeyRef:
+      name: {{ $root.Values.huggingFace.existingSecret }}
+      key: {{ $root.Values.huggingFace.key }}
+{{- end }}
+{{- range $variable, $value := merge (deepCopy (index . 1)) $root.Values.settings }}
+- name: {{ $variable }}
+  value: {{ $value | toString | quote }}
+{{- end }}
+{{- end }}
+
+{{- define "hugqueue.envFrom" -}}
+{{- with .Values.settingsSecrets }}
+envFrom:
+  {{- range . }}
+  - secretRef:
+      name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
 {{/* What every pod has in common. Takes a list: the root, and the component's values. */}}
 {{- define "hugqueue.podSpec" -}}
 {{- $root := index . 0 -}}
