@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from benchmarks.machine import processor
-from benchmarks.scale import fairness, million, workers
+from benchmarks.scale import fairness, million, watching, workers
 
 
 def main() -> None:
@@ -22,6 +22,10 @@ def main() -> None:
     large = commands.add_parser("million", help="short lines from a file to a directory")
     large.add_argument("--records", type=int, default=1_000_000)
     large.add_argument("--store", type=Path, help="directory of the payloads; default: a temporary one")
+    watch = commands.add_parser("watching", help="what Redis spends on job events, Flower and metrics")
+    watch.add_argument("--workers", type=int, default=32)
+    watch.add_argument("--jobs", type=int, default=100)
+    watch.add_argument("--seconds", type=float, default=120.0, help="time that is measured, with and without them")
     chosen = parser.parse_args()
     print(f"{processor()}, {os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}", flush=True)
     if chosen.what == "fairness":
@@ -30,6 +34,8 @@ def main() -> None:
         print(fairness.measure_cancel(chosen.chunks))
     elif chosen.what == "workers":
         print(workers.measure(chosen.workers, chosen.seconds))
+    elif chosen.what == "watching":
+        print(watching.measure(chosen.workers, chosen.jobs, chosen.seconds))
     else:
         print(million.measure(chosen.records, chosen.store))
 
