@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -38,8 +38,9 @@ class TrainingRunConfig:
         return Path(self.work_dir) / "model"
 
     def write(self, path: Path) -> None:
-        """Write the file that `read` reads."""
-        path.write_text(json.dumps(msgspec.to_builtins(self)))  # ASCII: a file name may have no UTF-8 form
+        """Write the file that `read` reads, without the URL to notify: it may hold a token."""
+        config = replace(self, job=replace(self.job, notify=None))
+        path.write_text(json.dumps(msgspec.to_builtins(config)))  # ASCII: a file name may have no UTF-8 form
 
     @classmethod
     def read(cls, path: Path) -> "TrainingRunConfig":

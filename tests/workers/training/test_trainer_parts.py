@@ -47,6 +47,13 @@ def test_a_tag_that_is_only_held_out_has_an_output_in_the_head(tmp_path: Path) -
     assert train_here(run_config)["labels"] == {"kind": "tags", "names": ["O", "B-LOC"]}
 
 
+def test_training_processes_do_not_receive_the_url_to_notify(tmp_path: Path) -> None:
+    made = make_run_config(tmp_path / "work", "text-classification", tmp_path, REVIEWS)
+    replace(made, job=replace(made.job, notify="https://hooks.example.com/swordfish")).write(tmp_path / "run.json")
+    assert "swordfish" not in (tmp_path / "run.json").read_text()
+    assert TrainingRunConfig.read(tmp_path / "run.json") == made
+
+
 def test_labels_sent_along_must_be_those_of_the_examples(tmp_path: Path) -> None:
     labels = Labels("single_label", ("0", "2"))
     run_config = make_run_config(tmp_path / "work", "text-classification", tmp_path, REVIEWS, labels=labels)
