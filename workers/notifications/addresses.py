@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from common.notifications import ANY_ORIGIN, origin_of
 
+#: Private, although `ipaddress` calls most of it global before Python 3.11.10: some clouds have their metadata there.
+_IETF = ipaddress.ip_network("192.0.0.0/24")
 #: NAT64 (RFC 6052): the last four bytes are an IPv4 address.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -52,7 +54,7 @@ def is_public(address: str) -> bool:
         ip = inner
     elif isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local:
         return False
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved)
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip in _IETF)
 
 
 def _embedded(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
