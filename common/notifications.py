@@ -96,7 +96,7 @@ def check_allowed(entry: str) -> str:
     """
     if entry == ANY_ORIGIN:
         return entry
-    if _fault_of(entry) or urlsplit(entry).path not in ("", "/") or "?" in entry:
+    if _fault_of(entry) or urlsplit(entry).path not in ("", "/") or "?" in entry or "*" in entry:
         raise UsageError(
             f"HUGQUEUE_NOTIFY_ALLOWED: expected origins such as http://hooks.internal:8080, or *, found {entry!r:.80}."
         )

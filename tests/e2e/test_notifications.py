@@ -120,6 +120,7 @@ def test_a_url_that_cannot_be_told_is_refused_and_not_shown(shell: Shell, tmp_pa
         ("HUGQUEUE_NOTIFY_SECRET", SECRET.removeprefix("whsec_"), "expected whsec_ and 24 to 64 bytes in base64"),
         ("HUGQUEUE_NOTIFY_ALLOWED", "hooks.internal", "expected origins such as http://hooks.internal:8080, or *"),
         ("HUGQUEUE_NOTIFY_ALLOWED", "http://hooks.internal/jobs", "expected origins such as"),
+        ("HUGQUEUE_NOTIFY_ALLOWED", "https://*.internal", "expected origins such as"),
     ],
 )
 def test_wrong_settings_are_refused(shell: Shell, name: str, value: str, fault: str) -> None:
