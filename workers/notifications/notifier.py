@@ -29,10 +29,10 @@ from workers.notifications.webhook import webhook_body, webhook_headers, webhook
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two passes, and after one that has sent something: there may be more.
+#: Seconds between two passes, and at least, where requests end in between: there is room for more then.
 INTERVAL_SECONDS, _BUSY_SECONDS = 1.0, 0.1
-#: Seconds for which a worker leaves the lock to another one.
-_YIELD_SECONDS = 2.5
+#: Seconds for which a worker leaves the lock to another one, and until it does so again: it may be the only one.
+_YIELD_SECONDS, _TURN_SECONDS = 2.5, 10.0
 #: Requests at a time: all, and those to one origin.
 _MAX_SENDING, _MAX_PER_ORIGIN = 64, 4
 #: Notifications that one pass looks at; the next one continues there.
@@ -63,8 +63,9 @@ class Notifier:
         self._queue = NotificationQueue(store.client)
         self._sending: dict[str, str] = {}  #: job -> origin, of each request that is under way
         self._offset = 0
-        self._yield_until = 0.0
+        self._yield_until = float("-inf")
         self._warned = False
+        self._wake = threading.Event()  #: set when a request has ended
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
 
@@ -75,17 +76,19 @@ class Notifier:
     def stop(self) -> None:
         """Send what is due, for a few seconds at most; another worker, or the next one, continues."""
         self._stopped.set()
+        self._wake.set()
         self._thread.join()
-        self._yield_until = 0.0
+        self._yield_until = float("-inf")
         end = time.monotonic() + _STOP_SECONDS
         while (self._pass() or self._sending) and time.monotonic() < end:
             time.sleep(0.05)
         self._release()
 
     def _run(self) -> None:
-        pause = INTERVAL_SECONDS
-        while not self._stopped.wait(pause):
-            pause = _BUSY_SECONDS if self._pass() else INTERVAL_SECONDS
+        while not self._stopped.wait(_BUSY_SECONDS):
+            self._pass()
+            self._wake.wait(INTERVAL_SECONDS)
+            self._wake.clear()
 
     def _pass(self) -> bool:
         """Send what is due if this worker has the lock; return whether any request was begun."""
@@ -112,7 +115,10 @@ class Notifier:
         Raises:
             redis.RedisError: Redis is away.
         """
-        page = self._queue.due(self._store.now(), self._offset, _PAGE)
+        now = self._store.now()
+        page = self._queue.due(now, self._offset, _PAGE)
+        if not page and self._offset:
+            self._offset, page = 0, self._queue.due(now, 0, _PAGE)
         self._offset = self._offset + _PAGE if len(page) == _PAGE else 0
         jobs = self._store.find([member for member in page if JOB_ID.match(member)])
         urls = {job_id: job.spec.notify for job_id, job in jobs.items() if job is not None and job.spec.notify}
@@ -152,6 +158,7 @@ class Notifier:
             logger.exception("job %s: its end could not be told", job_id)
         finally:
             self._sending.pop(job_id, None)
+            self._wake.set()
 
     def _send(self, job: Job) -> "_Fault | None":
         """Send the request; return what is wrong, None if it was delivered."""
@@ -167,11 +174,16 @@ class Notifier:
         except UsageError as error:  # only a forged job has such a URL
             return _Fault(str(error), may_pass=False)
         except PostFailed as error:
-            self._yield_until = time.monotonic() + _YIELD_SECONDS
+            self._yield()
             return _Fault(str(error))
         if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
             return None
         return _Fault(_describe_status(status), may_pass=status != HTTPStatus.GONE)
+
+    def _yield(self) -> None:
+        """Leave the lock to another worker for a moment, unless this one did so a short while ago."""
+        if (now := time.monotonic()) > self._yield_until + _TURN_SECONDS:
+            self._yield_until = now + _YIELD_SECONDS
 
     def _note(self, job: Job, attempt: Attempt, fault: "_Fault | None") -> None:
         shown = mask_notify_url(job.spec.notify or "")

@@ -28,8 +28,8 @@ Start = Callable[..., Notifier]
 @pytest.fixture
 def start(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Start notifiers with quick passes; all are stopped in the end."""
-    monkeypatch.setattr(module, "INTERVAL_SECONDS", 0.05)
-    monkeypatch.setattr(module, "_YIELD_SECONDS", 0.1)
+    for name, seconds in {"INTERVAL": 0.05, "_BUSY": 0.01, "_YIELD": 0.1, "_TURN": 0.2}.items():
+        monkeypatch.setattr(module, f"{name}_SECONDS", seconds)
     started: list[Notifier] = []
 
     def start(name: str = "w", **changes: object) -> Notifier:
@@ -111,6 +111,43 @@ def test_more_jobs_than_a_page_holds_do_not_hide_others(
         last = end(store, ledger, other.url)
         start()
         wait_for(store, last, NotificationState.DELIVERED)
+
+
+def test_a_request_that_ends_makes_room_for_the_next_at_once(
+    store: JobStore, ledger: Ledger, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "INTERVAL_SECONDS", 3600)
+    with Receiver() as receiver:
+        told = [end(store, ledger, receiver.url) for _ in range(3 * module._MAX_PER_ORIGIN)]
+        start()
+        for job_id in told:
+            wait_for(store, job_id, NotificationState.DELIVERED)
+
+
+def test_a_receiver_that_is_down_holds_up_no_other_of_the_only_worker(
+    store: JobStore, ledger: Ledger, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_YIELD_SECONDS", "_TURN_SECONDS"):
+        monkeypatch.setattr(module, name, 3600)
+    start()._yield_until = time.monotonic()  # it has just had the lock back
+    down = end(store, ledger, f"http://127.0.0.1:{free_port()}/")
+    wait_until(lambda: getattr(store.job(down).notification, "error", ""), 20)
+    with Receiver() as receiver:
+        wait_for(store, end(store, ledger, receiver.url), NotificationState.DELIVERED)
+
+
+def test_a_worker_that_stops_sends_what_is_due_on_all_pages(
+    store: JobStore, ledger: Ledger, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_PAGE": 3, "INTERVAL_SECONDS": 3600, "_BUSY_SECONDS": 3600}.items():
+        monkeypatch.setattr(module, name, value)
+    with Receiver() as receiver:
+        told = [end(store, ledger, receiver.url) for _ in range(5)]
+        stopping = start()
+        stopping._offset = 6
+        stopping.stop()
+        for job_id in told:
+            wait_for(store, job_id, NotificationState.DELIVERED)
 
 
 def test_two_workers_send_one_request_for_each_end(store: JobStore, ledger: Ledger, start: Start) -> None:
