@@ -165,9 +165,9 @@ class Notifier:
         if not self._settings.notify_secrets and not self._warned:
             self._warned = True
             logger.warning("HUGQUEUE_NOTIFY_SECRET is not set: notifications are not signed")
-        body, id_ = webhook_body(job), webhook_id(job)
-        headers = webhook_headers(id_, body, time.time(), self._settings.notify_secrets)
         try:
+            body, id_ = webhook_body(job), webhook_id(job)
+            headers = webhook_headers(id_, body, time.time(), self._settings.notify_secrets)
             url = check_notify_url(job.spec.notify or "", "the job's URL")
             allowed, timeout = self._settings.notify_allowed, self._settings.notify_timeout
             status = post(url, body, headers, allowed=allowed, timeout=timeout)
@@ -176,6 +176,9 @@ class Notifier:
         except PostFailed as error:
             self._yield()
             return _Fault(str(error))
+        except Exception as error:  # the boundary: noted like any other, so that attempts end some time
+            logger.exception("job %s: unexpected error in its notification", job.id)
+            return _Fault(f"unexpected {type(error).__name__}; the log of {self._name} has it")
         if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
             return None
         return _Fault(_describe_status(status), may_pass=status != HTTPStatus.GONE)

@@ -11,4 +11,4 @@ local number = (tonumber(redis.call('HGET', JOB, 'notify_attempts')) or 0) + 1
 local next_at = tonumber(now()) + tonumber(ARGV[1])
 redis.call('HSET', JOB, 'notify_attempts', number, 'notify_next_at', next_at)
 redis.call('ZADD', NOTIFICATIONS, next_at, job_id())
-return { number, redis.call('HGET', JOB, 'finished_at') }
+return { number, redis.call('HGET', JOB, 'finished_at') or '' }

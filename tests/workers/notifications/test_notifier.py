@@ -1,8 +1,10 @@
 """The notifier on a real Redis, against a receiver that is down, slow, or answers with errors first."""
 
 import dataclasses
+import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from standardwebhooks.webhooks import Webhook
@@ -215,7 +217,8 @@ def test_deleted_jobs_are_told_to_nobody_and_forged_ones_stop_nothing(
         deleted = end(store, ledger, receiver.url)
         store.delete(deleted)
         assert not store.client.exists(keys.NOTIFICATIONS)
-        expired, broken, forged, wrong = (end(store, ledger, receiver.url) for _ in range(4))
+        expired, broken, forged, wrong, endless = (end(store, ledger, receiver.url) for _ in range(5))
+        store.client.hdel(JobKeys.of(endless).job, "finished_at")
         store.client.delete(JobKeys.of(expired).job)
         store.client.hset(JobKeys.of(broken).job, "status", "none of these")
         store.client.hset(JobKeys.of(forged).job, "spec", JobSpec(forged, "t", notify="ftp://[").encode())
@@ -225,8 +228,9 @@ def test_deleted_jobs_are_told_to_nobody_and_forged_ones_stop_nothing(
         last = end(store, ledger, receiver.url)
         start()
         wait_for(store, last, NotificationState.DELIVERED)
-        assert wait_for(store, forged, NotificationState.GIVEN_UP).notification
-    assert len(receiver.received) == 1
+        wait_for(store, forged, NotificationState.GIVEN_UP)
+        wait_for(store, endless, NotificationState.DELIVERED)
+    assert len(receiver.received) == 2
     assert not store.client.exists(keys.NOTIFICATIONS)
     assert "unexpected error" not in caplog.text
 
@@ -260,6 +264,39 @@ def test_an_attempt_of_an_earlier_end_says_nothing_of_a_later_one(store: JobStor
     assert getattr(store.job(job_id).notification, "state", None) is NotificationState.PENDING
     queue.note_delivered(attempts[2])
     assert getattr(store.job(job_id).notification, "state", None) is NotificationState.DELIVERED
+
+
+def test_an_unexpected_error_is_a_failed_attempt(
+    store: JobStore, ledger: Ledger, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def fail(host: object, *arguments: Any, **more: Any) -> Any:
+        if host == "hooks.test":
+            raise ZeroDivisionError
+        return resolve(host, *arguments, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    job_id = end(store, ledger, "https://hooks.test/")
+    start(notify_give_up_seconds=0.001)
+    job = wait_for(store, job_id, NotificationState.GIVEN_UP)
+    assert job.notification and job.notification.error == "unexpected ZeroDivisionError; the log of w has it"
+
+
+def test_outcomes_are_noted_even_when_redis_is_full(store: JobStore, ledger: Ledger) -> None:
+    queue = module.NotificationQueue(store.client)
+    told, missed, waiting = (end(store, ledger, "https://hooks.example.com/") for _ in range(3))
+    first, second = queue.claim([told, missed], 60)
+    store.client.config_set("maxmemory", 1)
+    try:
+        assert queue.claim([waiting], 60) == []
+        queue.note_delivered(first)
+        queue.note_failure(second, "it answered 500", 60)
+    finally:
+        store.client.config_set("maxmemory", 0)
+    wait_for(store, told, NotificationState.DELIVERED)
+    assert getattr(store.job(missed).notification, "error", "") == "it answered 500"
+    assert set(queue.due(time.time() + 100, 0, 9)) == {missed, waiting}
 
 
 def test_pauses_grow_to_an_hour() -> None:
