@@ -95,10 +95,12 @@ class _Connection(HTTPConnection):
             self.sock.do_handshake()
 
     def _connect_to_any(self) -> socket.socket:
-        for address in self._addresses[:-1]:
+        *others, last = self._addresses
+        for tried, address in enumerate(others):
+            share = self._left() / (len(self._addresses) - tried)  # a silent address leaves time for the next
             with contextlib.suppress(OSError):
-                return socket.create_connection(address, self._left())
-        return socket.create_connection(self._addresses[-1], self._left())
+                return socket.create_connection(address, share)
+        return socket.create_connection(last, self._left())
 
     def _left(self) -> float:
         """Return the seconds that are left. Raises `TimeoutError` if there are none."""

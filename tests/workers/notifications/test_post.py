@@ -1,5 +1,6 @@
 """One request: how long it may take, what it follows, and whom it believes."""
 
+import contextlib
 import socket
 import threading
 from pathlib import Path
@@ -45,6 +46,23 @@ def test_a_receiver_that_is_down_or_silent_or_endless_is_given_up_in_time() -> N
         with pytest.raises(PostFailed, match=r"no answer within 0\.5 s"):
             send(receiver.url, timeout=0.5)
         receiver.trickle = False
+
+
+def test_an_address_that_does_not_accept_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Receiver() as receiver, contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.2", receiver.port), backlog=0))
+        for _ in range(4):  # Linux drops what a full queue of connections has no room for
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        resolve = socket.getaddrinfo
+
+        def two(host: str, *arguments: Any, **more: Any) -> Any:
+            hosts = ("127.0.0.2", "127.0.0.1") if host == "hooks.test" else (host,)
+            return [found for each in hosts for found in resolve(each, *arguments, **more)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", two)
+        assert send(f"http://hooks.test:{receiver.port}/", timeout=4) == 204
 
 
 def test_what_is_no_http_is_told_without_its_words() -> None:
