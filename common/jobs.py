@@ -113,7 +113,7 @@ class JobSpec:
     #: The span in which it was submitted (`common.tracing`), by the W3C's recommendation Trace Context.
     traceparent: Annotated[str, pattern(TRACEPARENT.pattern, "a version 00 of traceparent")] | None = None
     template: str | None = None  #: makes the records' texts (`common.template`); of inputs read in place, on workers
-    notify: _Path | None = None  #: the URL that workers tell how it ended; it may hold a token
+    notify: _Path | None = None  #: the URL that workers notify when it has ended; it may hold a token
     #: Jobs that it waits for: it runs once all of them are completed, and is cancelled when one fails.
     after: Annotated[tuple[_Id, ...], Meta(max_length=MAX_AFTER)] = ()
     after_any: bool = False  #: it runs once they have ended, in any case
@@ -184,7 +184,7 @@ class Job:
     progress: Mapping[str, Json] = field(default_factory=dict)  #: of a fine-tune job: step, loss, metrics, notes
     producer_seen: float = 0.0  #: while it is being submitted: when its producer was last seen
     noted_ranges: NotedRanges | None = None  #: of its first vectors, if they are needed and not among its parameters
-    notification: Notification | None = None  #: of its end, once it has ended and if a URL is told
+    notification: Notification | None = None  #: of its latest end, if it has ended and names a URL
 
     @property
     def ranges(self) -> Ranges | None:

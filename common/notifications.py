@@ -1,4 +1,4 @@
-"""Notifications: the URL that is told how a job ended, the secrets that sign it, and how far the telling is."""
+"""Notifications of ended jobs: the URLs, the secrets that sign requests, and the state of delivery."""
 
 import base64
 import binascii
@@ -21,11 +21,11 @@ _PRINTABLE = re.compile(r"[!-~]+")
 
 
 class NotificationState(StrEnum):
-    """How far a notification is."""
+    """Whether a notification was delivered."""
 
     PENDING = "pending"  # to be sent, or to be tried again
-    DELIVERED = "delivered"  # the receiver has answered that it has it
-    GIVEN_UP = "given_up"  # it is not tried any more
+    DELIVERED = "delivered"  # the receiver has answered with success
+    GIVEN_UP = "given_up"  # there are no more attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,14 @@ class Notification:
 
 
 def check_notify_url(url: str, source: str) -> str:
-    """Return the URL after checking that it can be told of a job's end.
+    """Return the URL after checking that it can be notified.
 
     Args:
-        url: the URL. It may hold a token, so that no message shows it.
+        url: the URL. It may hold a token, so no message shows it.
         source: where it comes from, for messages: `--notify`.
 
     Raises:
-        UsageError: it is not a URL of HTTP, or holds a password.
+        UsageError: it is not an HTTP URL, or has a user name or password.
     """
     if fault := _fault_of(url):
         raise UsageError(f"{source}: {fault}. Expected a URL such as {_EXAMPLE}.")
@@ -58,16 +58,16 @@ def _fault_of(url: str) -> str | None:
     if len(url) > _MAX_URL:
         return f"it has {len(url):,} characters, and {_MAX_URL:,} are allowed"
     if not _PRINTABLE.fullmatch(url):
-        return "it holds a blank, a control character or a letter beyond ASCII, which a URL writes as %XX"
+        return "it contains a space, a control character or a character that is not ASCII; write it as %XX"
     try:
         parts = urlsplit(url)
         (parts.hostname or "").encode("idna")  # as it is looked up: a label of it has up to 63 letters
         if parts.scheme not in _PORTS or not parts.hostname or parts.port == 0:
-            return "it is no http:// or https:// URL with a host"
-    except ValueError:  # a port that is not a number, half an IPv6 address, an impossible host
-        return "its host or port is impossible"
+            return "it is not an http:// or https:// URL with a host"
+    except ValueError:  # a port that is not a number, an incomplete IPv6 address, an invalid host
+        return "its host or port is invalid"
     if "@" in parts.netloc:
-        return "it holds a user name or password; put a token into its path or query"
+        return "it contains a user name or password; put a token into the path or query"
     return "it has a fragment (#), which is never sent" if "#" in url else None
 
 

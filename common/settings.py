@@ -91,17 +91,17 @@ class Settings:
     hub_shard_bytes: int = field(default=128 * 1024 * 1024, metadata={"env": "HUGQUEUE_HUB_SHARD_BYTES"})
     #: Patterns of Hub ids that jobs may name, separated by `,`; empty allows all.
     allowed_models: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_ALLOWED_MODELS"})
-    #: The URL that is told of a job's end if its submit names none.
+    #: The URL that is notified when a job ends, if its submit names none.
     notify_url: str = field(default="", metadata={"env": "HUGQUEUE_NOTIFY_URL"})
-    #: Origins that workers may tell besides public ones with https, separated by `,`; `*` for any.
+    #: Origins that workers may notify besides public ones with https, separated by `,`; `*` for any.
     notify_allowed: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_NOTIFY_ALLOWED"})
     #: Secrets that sign notifications, separated by `,`: one signature for each.
     notify_secrets: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_NOTIFY_SECRET"})
     #: How long one attempt to send a notification may take, from the connection to the answer.
     notify_timeout: float = field(default=15.0, metadata={"env": "HUGQUEUE_NOTIFY_TIMEOUT"})
-    #: How long after a failed attempt the next one follows: after the first one; each further pause is twice as long.
+    #: The pause after the first failed attempt to send a notification; each further pause is twice as long.
     notify_retry_seconds: float = field(default=5.0, metadata={"env": "HUGQUEUE_NOTIFY_RETRY"})
-    #: How long after the end of a job attempts to tell of it are given up.
+    #: How long after the end of a job attempts to send its notification are given up.
     notify_give_up_seconds: float = field(default=86400.0, metadata={"env": "HUGQUEUE_NOTIFY_GIVE_UP"})
 
     @property

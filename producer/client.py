@@ -138,8 +138,8 @@ class Client:
             options: Keywords as in `SubmitOptions`: task, model, revision, params, dtype, column, template, system,
                 chat, id_column, format, quoting, limit, keep, name, labels, priority, device, chunk_size, max_errors,
                 after (jobs that it waits for: handles or ids), after_any, idempotency_key, store, output (a directory
-                or URL that workers reach), output_format, output_column and notify (a URL that is told how the job
-                ended).
+                or URL that workers reach), output_format, output_column and notify (a URL that workers POST to when the
+                job has ended).
         """
         if unknown := options.keys() - SubmitKeywords.__annotations__.keys():
             raise TypeError(f"submit() got an unexpected keyword argument {min(unknown)!r}")

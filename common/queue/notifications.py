@@ -1,7 +1,7 @@
-"""The queue of notifications: which jobs have a URL that is still to be told how they ended.
+"""The queue of notifications: the jobs that have ended and whose URL has not been notified yet.
 
-The step that ends a job adds it, so that none is missed. A worker claims a notification for a while before it sends it;
-if its outcome is not noted by then, the next attempt follows: at least one arrives.
+The step that ends a job adds it, so none is missed. A worker claims a notification for a while before it sends it;
+if its outcome is not noted by then, the next attempt follows: delivery is at least once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ _MAX_ERROR = 300
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An attempt to tell a job's URL that it ended."""
+    """An attempt to send the notification of a job's end."""
 
     job_id: str
     number: int  #: from 1, for each end
@@ -51,7 +51,7 @@ class NotificationQueue:
         return [Attempt(job_id, *answer) for job_id, answer in claimed if answer and isinstance(answer, list)]
 
     def note_delivered(self, attempt: Attempt) -> None:
-        """Note that a job's URL was told."""
+        """Note that a notification was delivered."""
         self._note(attempt, NotificationState.DELIVERED)
 
     def note_failure(self, attempt: Attempt, error: str, pause: float | None) -> None:

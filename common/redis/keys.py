@@ -28,7 +28,7 @@ WORKERS = f"{PREFIX}workers"
 STORED = f"{PREFIX}stored"
 #: Hash: what this queue has done so far, for metrics (`common.queue.totals`); deleted with the last job.
 TOTALS = f"{PREFIX}totals"
-#: Sorted set of the jobs whose end is to be told to their URLs, by time of the next attempt.
+#: Sorted set of the ended jobs whose URLs are to be notified, by time of the next attempt.
 NOTIFICATIONS = f"{PREFIX}notifications"
 #: Lock of the worker that sends notifications at present.
 NOTIFIER = f"{PREFIX}notifier"

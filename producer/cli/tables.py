@@ -208,7 +208,7 @@ def _time(job: Job) -> str:
 
 
 def _notification(job: Job) -> str:
-    """Return which URL is told of the job's end, and how far that is."""
+    """Return the URL to notify when the job has ended, and the state of delivery."""
     if job.spec.notify is None:
         return ""
     url, known = mask_notify_url(job.spec.notify), job.notification

@@ -60,7 +60,7 @@ class SubmitOptions:
     output_column: str = OUTPUT_COLUMN  #: the name of the results' column or key with the output
     public: bool = False  #: create the dataset of `output` on the Hub as a public one
     csv_safe: bool = False  #: escape CSV cells that a spreadsheet would run
-    notify: str | None = None  #: URL that is told how the job ended; None: HUGQUEUE_NOTIFY_URL; empty: none
+    notify: str | None = None  #: URL to notify when the job has ended; None: HUGQUEUE_NOTIFY_URL; empty: none
     wait: bool | None = None  #: None: if the command has results to write, or its worker ends with it
 
 

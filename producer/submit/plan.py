@@ -277,14 +277,14 @@ def _check_store(location: str, settings: Settings) -> str | None:
 
 
 def notify_url_of(requested: str | None, settings: Settings) -> str | None:
-    """Return the URL that is told how a job ended, None for none.
+    """Return the URL to notify when the job has ended, None for none.
 
     Args:
         requested: What the user chose; empty for none, None for that of the settings.
         settings: Those of this process.
 
     Raises:
-        UsageError: It is not a URL that can be told.
+        UsageError: It is not a URL that can be notified.
     """
     if requested is None:
         return check_notify_url(settings.notify_url, "HUGQUEUE_NOTIFY_URL") if settings.notify_url else None

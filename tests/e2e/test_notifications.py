@@ -93,12 +93,12 @@ def test_private_addresses_are_not_told_unless_they_are_named(
 @pytest.mark.parametrize(
     ("url", "fault"),
     [
-        ("hooks.example.com/swordfish", "it is no http:// or https:// URL with a host"),
-        ("ftp://hooks.example.com/swordfish", "it is no http:// or https:// URL with a host"),
-        ("https:///swordfish", "it is no http:// or https:// URL with a host"),
-        ("https://hooks.example.com:x/swordfish", "its host or port is impossible"),
-        ("https://me:swordfish@hooks.example.com/", "it holds a user name or password"),
-        ("https://hooks.example.com/a b/swordfish", "it holds a blank"),
+        ("hooks.example.com/swordfish", "it is not an http:// or https:// URL with a host"),
+        ("ftp://hooks.example.com/swordfish", "it is not an http:// or https:// URL with a host"),
+        ("https:///swordfish", "it is not an http:// or https:// URL with a host"),
+        ("https://hooks.example.com:x/swordfish", "its host or port is invalid"),
+        ("https://me:swordfish@hooks.example.com/", "it contains a user name or password"),
+        ("https://hooks.example.com/a b/swordfish", "it contains a space"),
         ("https://hooks.example.com/#swordfish", "it has a fragment"),
         ("https://hooks.example.com/" + "x" * 2048, "it has 2,074 characters, and 2,048 are allowed"),
     ],

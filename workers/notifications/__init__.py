@@ -1,1 +1,1 @@
-"""Notifications: POST requests that tell a URL how a job ended."""
+"""Notifications: POST requests to the URLs of jobs that have ended."""

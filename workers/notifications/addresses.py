@@ -1,7 +1,7 @@
 """Where notifications may go: with https to public addresses, and to what the worker's settings allow.
 
-Anyone who can submit a job chooses its URL, and workers reach hosts that the outside does not. So it is the addresses
-that are checked, and the connection is made to one of these, whatever the host's name resolves to by then.
+Anyone who can submit a job chooses its URL, and workers reach hosts that the outside does not. So the addresses are
+checked, and the connection is made to one of these, whatever the host's name resolves to by then.
 """
 
 import ipaddress
@@ -18,7 +18,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class NotAllowed(Exception):
-    """Raised for a URL that this worker may not tell anything."""
+    """Raised for a URL that this worker may not notify."""
 
 
 def find_addresses(url: str, allowed: Sequence[str]) -> list[tuple[str, int]]:
@@ -26,10 +26,10 @@ def find_addresses(url: str, allowed: Sequence[str]) -> list[tuple[str, int]]:
 
     Args:
         url: a checked URL.
-        allowed: origins that may be told with http as well, and at addresses that are not public; `*` for any.
+        allowed: origins that may be notified with http too, and at addresses that are not public; `*` for any.
 
     Raises:
-        NotAllowed: it has none.
+        NotAllowed: there are none.
         OSError: its host is not found.
     """
     parts, origin = urlsplit(url), origin_of(url)

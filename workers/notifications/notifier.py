@@ -1,4 +1,4 @@
-"""The notifier: tells the URLs of jobs how these ended.
+"""The notifier: sends a request to the URL of each job that has ended.
 
 Every worker runs one; the one that has its lock sends. Each request has a thread of its own, and those to one origin
 are few at a time, so that a slow receiver holds up no other and never the reaper. A worker whose request got no answer
@@ -29,7 +29,7 @@ from workers.notifications.webhook import webhook_body, webhook_headers, webhook
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two passes, and at least, where requests end in between: there is room for more then.
+#: Seconds between two passes: as a rule, and at least, if a request ends and makes room for another one.
 INTERVAL_SECONDS, _BUSY_SECONDS = 1.0, 0.1
 #: Seconds for which a worker leaves the lock to another one, and until it does so again: it may be the only one.
 _YIELD_SECONDS, _TURN_SECONDS = 2.5, 10.0
@@ -123,13 +123,13 @@ class Notifier:
         jobs = self._store.find([member for member in page if JOB_ID.match(member)])
         urls = {job_id: job.spec.notify for job_id, job in jobs.items() if job is not None and job.spec.notify}
         if lost := [member for member in page if member not in urls]:
-            logger.warning("the ends of %d jobs are told to nobody: the jobs are gone, or cannot be read", len(lost))
+            logger.warning("%d notifications are dropped: their jobs are gone, or cannot be read", len(lost))
             self._queue.drop(lost)
         chosen = self._choose(urls)
         claimed = self._queue.claim(list(chosen), self._settings.notify_timeout + _CLAIM_MARGIN) if chosen else []
         for attempt in claimed:
             self._sending[attempt.job_id] = chosen[attempt.job_id]
-            threading.Thread(target=self._tell, args=(attempt,), name="notification", daemon=True).start()
+            threading.Thread(target=self._deliver, args=(attempt,), name="notification", daemon=True).start()
         return bool(claimed)
 
     def _choose(self, urls: Mapping[str, str]) -> dict[str, str]:
@@ -143,7 +143,7 @@ class Notifier:
                 chosen[job_id] = origin
         return chosen
 
-    def _tell(self, attempt: Attempt) -> None:
+    def _deliver(self, attempt: Attempt) -> None:
         """Make an attempt and note its outcome; if that fails, the next attempt follows when the claim has run out."""
         job_id = attempt.job_id
         try:
@@ -151,11 +151,11 @@ class Notifier:
             if job.status.finished:  # otherwise it was retried meanwhile
                 self._note(job, attempt, self._send(job))
         except UnknownJob:
-            logger.info("job %s was deleted before its end was told", job_id)
+            logger.info("job %s was deleted before its notification was sent", job_id)
         except redis.RedisError as error:
-            logger.info("job %s: whether its end was told could not be noted: %s", job_id, error)
+            logger.info("job %s: the outcome of its notification could not be noted: %s", job_id, error)
         except Exception:  # the boundary: data in Redis is untrusted
-            logger.exception("job %s: its end could not be told", job_id)
+            logger.exception("job %s: unexpected error in the notifier", job_id)
         finally:
             self._sending.pop(job_id, None)
             self._wake.set()
@@ -192,20 +192,20 @@ class Notifier:
         shown = mask_notify_url(job.spec.notify or "")
         if fault is None:
             self._queue.note_delivered(attempt)
-            logger.info("job %s: %s was told that it is %s", job.id, shown, job.status)
+            logger.info("job %s: notified %s that it is %s", job.id, shown, job.status)
             return
         pause = pause_after(attempt.number, self._settings.notify_retry_seconds)
         left = (job.finished_at or 0.0) + self._settings.notify_give_up_seconds - self._store.now()
         if not fault.may_pass or pause > left:
             self._queue.note_failure(attempt, fault.text, None)
             logger.warning(
-                "job %s: %s is not told that it is %s: given up after attempt %d: %s",
+                "job %s: could not notify %s that it is %s, given up after attempt %d: %s",
                 *(job.id, shown, job.status, attempt.number, fault.text),
             )
             return
         self._queue.note_failure(attempt, fault.text, pause)
         logger.info(
-            "job %s: %s could not be told that it is %s, next attempt in %.0f s: %s",
+            "job %s: could not notify %s that it is %s, next attempt in %.0f s: %s",
             *(job.id, shown, job.status, pause, fault.text),
         )
 
@@ -221,13 +221,13 @@ class _Fault:
 def pause_after(attempt: int, first: float) -> float:
     """Return the seconds between an attempt and the next one: from `first`, doubled each time, up to an hour.
 
-    A random part of up to a quarter is added, so that a receiver that comes back is not asked by all jobs at once.
+    A random part of up to a quarter is added, so that a receiver that comes back is not flooded by all jobs at once.
     """
     return min(first * 2.0 ** min(attempt - 1, 30), _MAX_PAUSE) * random.uniform(1.0, 1.25)  # noqa: S311 - no secret
 
 
 def _origin(url: str) -> str:
-    """Return the origin of a job's URL; empty for one that is none."""
+    """Return the origin of a job's URL; empty for an invalid one."""
     try:
         return origin_of(check_notify_url(url, "the job's URL"))
     except UsageError:

@@ -1,4 +1,4 @@
-"""What a notification says: its JSON, and its headers with the signatures of the Standard Webhooks scheme."""
+"""The content of a notification: its JSON, and its headers with the signatures of the Standard Webhooks scheme."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ def webhook_id(job: Job) -> str:
 
 
 def webhook_body(job: Job) -> bytes:
-    """Return the JSON that tells how a job ended: the same for each attempt."""
+    """Return the JSON of the notification of a job's latest end: the same for each attempt."""
     message = {"type": f"job.{job.status}", "timestamp": iso_time(job.finished_at), "data": _describe(job)}
     return json.dumps(message, separators=(",", ":")).encode()
 

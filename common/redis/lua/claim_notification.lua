@@ -1,4 +1,4 @@
--- Begins an attempt to tell a job's URL that it ended, unless another worker has begun one. ARGV: seconds after which it
+-- Begins an attempt to send a job's notification, unless another worker has begun one. ARGV: seconds after which it
 -- counts as failed if its outcome is not noted. Returns {its number, from 1, when the job ended}; {} if there is
 -- nothing to send now.
 local due = tonumber(redis.call('HGET', JOB, 'notify_next_at') or '')

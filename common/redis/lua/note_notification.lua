@@ -1,4 +1,4 @@
--- Notes how an attempt to tell a job's URL went. ARGV: its number, when the job had ended, the state of the
+-- Notes the outcome of an attempt to send a job's notification. ARGV: its number, when the job had ended, the state of the
 -- notification, why the attempt failed or '', and the seconds until the next one or ''. Does nothing if another attempt
 -- has begun, or the job was retried.
 local known = redis.call('HMGET', JOB, 'notify_attempts', 'finished_at', 'notify_next_at')

@@ -73,14 +73,14 @@ local function spec_of(id)
   return sound and type(found) == 'table' and found or {}
 end
 
--- Lets a worker tell a job's URL, if it has one, how it ended.
+-- Has a worker notify a job's URL, if it has one.
 local function schedule_notification(id)
   if type(spec_of(id).notify) ~= 'string' then return end
   redis.call('HSET', key_of(id, JOB), 'notify_state', 'pending', 'notify_attempts', 0, 'notify_next_at', now())
   redis.call('ZADD', NOTIFICATIONS, now(), id)
 end
 
--- Forgets the notification of the job's latest end: it has not ended any more.
+-- Drops the notification of the job's latest end: the job runs again.
 local function cancel_notification()
   redis.call('HDEL', JOB, 'notify_state', 'notify_attempts', 'notify_last_at', 'notify_next_at', 'notify_error')
   redis.call('ZREM', NOTIFICATIONS, job_id())

@@ -183,7 +183,9 @@ def test_attempts_are_given_up_when_their_time_is_over_or_the_receiver_is_gone(
         wait_for(store, ended, NotificationState.GIVEN_UP)
     assert len(gone.received) == 1 and 1 <= len(failing.received) <= 3
     assert not store.client.exists(keys.NOTIFICATIONS)
-    assert f"job {ended}: {gone.origin}/*** is not told that it is completed: given up after attempt 1" in caplog.text
+    assert (
+        f"job {ended}: could not notify {gone.origin}/*** that it is completed, given up after attempt 1" in caplog.text
+    )
     assert "swordfish" not in caplog.text
 
 

@@ -174,7 +174,7 @@ class DeviceClient:
     def _attempt(self, chunk: _ChunkRequest, positions: Sequence[int] | None) -> ChunkResult | ProcessExit:
         """Run some records on whatever process is alive; an exit that they did not cause does not count."""
         wanted = list(positions) if positions is not None else None
-        spec = replace(chunk.spec, notify=None).encode()  # a token in that URL is none of the models' business
+        spec = replace(chunk.spec, notify=None).encode()  # that URL may hold a token
         unexplained = loading = 0
         while True:
             process = self._respawner.wait_ready(lambda: chunk.cancel_token.is_cancelled)
