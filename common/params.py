@@ -136,6 +136,7 @@ NUMBER = number()
 FRACTION = number(0, 1)
 POSITIVE_NUMBER = number(above=0)
 TEXT = ParamType("text", lambda value: isinstance(value, str), parse=str)
+NON_BLANK_TEXT = ParamType("a text that is not blank", _is_text, parse=str)
 TEXTS = ParamType("a text, or a list of texts", _one_or_more(_is_text), _parse_texts)
 STRINGS = ParamType("a text, or a list of texts, none of them empty", _one_or_more(_is_string), _parse_texts)
 LIST_OF_TEXTS = ParamType(

@@ -131,6 +131,22 @@ def _speech(params: Params) -> OutputForm:
     return OutputForm({"text": TEXT, "chunks": [chunk]})
 
 
+def _replies(params: Params) -> OutputForm:
+    return _each_of(params, TEXT, lambda item: _reply(item["generated_text"]))
+
+
+def _visual_answers(params: Params) -> OutputForm:
+    answer = {"answer": TEXT, "score": NUMBER}
+    return OutputForm(answer, lambda output: output[0]) if params.get("top_k") == 1 else OutputForm([answer])
+
+
+def _document_answers(params: Params) -> OutputForm:
+    answer = {"answer": TEXT, "score": NUMBER, "start": INTEGER, "end": INTEGER}
+    if params.get("top_k", 1) == 1:
+        return OutputForm(answer, lambda output: output[0] if output else {"answer": None})
+    return OutputForm([answer])
+
+
 # Vectors
 
 
@@ -141,6 +157,11 @@ def embedding_form(params: Params) -> OutputForm:
 
 
 # Images
+
+
+def _masks(params: Params) -> OutputForm:
+    box: dict[str, Shape] = {"box": _BOX} if params.get("output_bboxes_mask") else {}
+    return OutputForm([{"mask": BYTES, "score": NUMBER, **box}])
 
 
 def _depth(params: Params) -> OutputForm:
@@ -175,6 +196,11 @@ _FORMS: Mapping[str, OutputForm | Callable[[Params], OutputForm]] = {
     "zero-shot-image-classification": OutputForm([_LABEL], _labels),
     "object-detection": OutputForm([{**_LABEL, "box": _BOX}], _labels),
     "image-segmentation": OutputForm([{**_LABEL, "mask": BYTES}], _labels),
+    "zero-shot-object-detection": OutputForm([{**_LABEL, "box": _BOX}], _labels),
+    "mask-generation": _masks,
+    "image-text-to-text": _replies,
+    "visual-question-answering": _visual_answers,
+    "document-question-answering": _document_answers,
     "depth-estimation": _depth,
     "image-feature-extraction": _image_states,
     "audio-classification": _classification(None),

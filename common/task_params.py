@@ -14,6 +14,7 @@ from common.params import (
     FRACTION,
     INTEGER,
     LIST_OF_TEXTS,
+    NON_BLANK_TEXT,
     NON_NEGATIVE_INTEGER,
     NUMBER,
     OBJECT,
@@ -139,6 +140,7 @@ _LABELS: Params = {
     "candidate_labels": ParamType("at least one label: a list, or a text with commas", _is_labels, TEXTS.parse),
     "hypothesis_template": ParamType("a text with one {} for the label", _is_template, TEXT.parse),
 }
+_LABELS_ONLY: Params = {"candidate_labels": _LABELS["candidate_labels"]}
 _CLASSES: Params = {"top_k": either(POSITIVE_INTEGER, None), "function_to_apply": _FUNCTION}
 
 #: Parameters of `generate` in speech recognition; CTC models, which do not generate, ignore them.
@@ -146,6 +148,24 @@ SPEECH_GENERATE_PARAMS: Params = {
     "language": TEXT,
     "task": choice("transcribe", "translate"),
     **{name: GENERATE_PARAMS[name] for name in ("max_new_tokens", "num_beams", "do_sample", "temperature")},
+}
+
+#: The question of every record that has none of its own.
+_QUESTION: Params = {"question": NON_BLANK_TEXT}
+#: Parameters of `generate` for short answers.
+ANSWER_GENERATE_PARAMS: Params = {
+    name: GENERATE_PARAMS[name] for name in ("max_new_tokens", "num_beams", "do_sample", "temperature")
+}
+#: Parameters of chats with images or audio.
+_MULTIMODAL_PARAMS: Params = {
+    **{name: kind for name, kind in GENERATE_PARAMS.items() if name != "stop_strings"},
+    "chat": BOOLEAN,
+    "clean_up_tokenization_spaces": BOOLEAN,
+    "continue_final_message": BOOLEAN,
+    "seed": INTEGER,
+    "skip_special_tokens": BOOLEAN,
+    "stop_sequence": STRINGS,
+    "system": _SYSTEM,
 }
 
 #: Parameters by task, except `LOAD_PARAMS`.
@@ -203,6 +223,32 @@ TASK_PARAMS: Mapping[str, Params] = {
     "image-classification": {**_CLASSES, "top_k": POSITIVE_INTEGER},
     "zero-shot-image-classification": _LABELS,
     "object-detection": {"threshold": FRACTION},
+    "zero-shot-object-detection": {**_LABELS_ONLY, "threshold": FRACTION, "top_k": POSITIVE_INTEGER},
+    "mask-generation": {
+        "points_per_batch": POSITIVE_INTEGER,
+        "points_per_crop": POSITIVE_INTEGER,
+        "crops_n_layers": NON_NEGATIVE_INTEGER,
+        "crop_overlap_ratio": FRACTION,
+        "crop_n_points_downscale_factor": POSITIVE_INTEGER,
+        "crops_nms_thresh": FRACTION,
+        "pred_iou_thresh": FRACTION,
+        "stability_score_thresh": FRACTION,
+        "stability_score_offset": NON_NEGATIVE_INTEGER,
+        "mask_threshold": NUMBER,
+        "output_bboxes_mask": BOOLEAN,
+    },
+    "image-text-to-text": {**_MULTIMODAL_PARAMS, "text": NON_BLANK_TEXT},
+    "visual-question-answering": {**_QUESTION, "top_k": POSITIVE_INTEGER, **ANSWER_GENERATE_PARAMS},
+    "document-question-answering": {
+        **_QUESTION,
+        "doc_stride": NON_NEGATIVE_INTEGER,
+        "handle_impossible_answer": BOOLEAN,
+        "lang": NON_BLANK_TEXT,
+        "max_answer_len": POSITIVE_INTEGER,
+        "max_seq_len": POSITIVE_INTEGER,
+        "top_k": POSITIVE_INTEGER,
+        **ANSWER_GENERATE_PARAMS,
+    },
     "image-segmentation": {
         "subtask": choice("panoptic", "instance", "semantic"),
         "threshold": FRACTION,

@@ -88,9 +88,19 @@ class Task:
         raise RecordError("missing_field", f"{self.name} needs {self.required_fields}; the record has: {found}")
 
 
-def _media_task(kind: str, name: str, summary: str, default: tuple[str, str], optional: tuple[str, ...] = ()) -> Task:
-    model, revision = default
-    return Task(name, summary, ((kind,),), optional, model, revision, chunk_records=64, media=kind)
+def _media_task(
+    kind: str,
+    name: str,
+    summary: str,
+    default: tuple[str, str],
+    optional: tuple[str, ...] = (),
+    *,
+    instead: str | None = None,
+    chunk_records: int = 64,
+) -> Task:
+    """Return a task over files of a kind; `instead` names a field that a record may have instead of a file."""
+    fields = ((kind,),) if instead is None else ((kind,), (instead,))
+    return Task(name, summary, fields, optional, *default, chunk_records=chunk_records, media=kind)
 
 
 _VIT = ("google/vit-base-patch16-224", "3f49326")
@@ -110,6 +120,46 @@ MEDIA_TASKS = (
     ),
     _media_task(
         "image", "image-segmentation", "segments of an image as masks", ("facebook/detr-resnet-50-panoptic", "d53b52a")
+    ),
+    _media_task(
+        "image",
+        "zero-shot-object-detection",
+        "objects of labels given with the image or by -p candidate_labels=",
+        ("google/owlvit-base-patch32", "cbc355f"),
+        _LABELS[:1],
+        chunk_records=16,
+    ),
+    _media_task(
+        "image",
+        "mask-generation",
+        "masks of everything in an image",
+        ("facebook/sam-vit-huge", "87aecf0"),
+        chunk_records=8,
+    ),
+    _media_task(
+        "image",
+        "image-text-to-text",
+        "text that answers a prompt about an image, or continues a chat with images",
+        ("HuggingFaceTB/SmolVLM-256M-Instruct", "7e3e67edbbed1bf9888184d9df282b700a323964"),
+        ("text", "messages"),
+        instead="messages",
+        chunk_records=32,
+    ),
+    _media_task(
+        "image",
+        "visual-question-answering",
+        "answers to a question about an image",
+        ("dandelin/vilt-b32-finetuned-vqa", "d0a1f6a"),
+        ("question",),
+    ),
+    _media_task(
+        "image",
+        "document-question-answering",
+        "the words of a scanned document that answer a question",
+        ("impira/layoutlm-document-qa", "beed3c4"),
+        ("question", "word_boxes"),
+        instead="word_boxes",
+        chunk_records=32,
     ),
     _media_task("image", "depth-estimation", "the distance of each pixel", ("Intel/dpt-large", "bc15f29")),
     _media_task("image", "image-feature-extraction", "the hidden states of an image", _VIT),
@@ -223,7 +273,12 @@ TASKS: dict[str, Task] = {
     )
 }
 
-ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
+ALIASES = {
+    "image-to-text": "image-text-to-text",
+    "ner": "token-classification",
+    "sentiment-analysis": "text-classification",
+    "vqa": "visual-question-answering",
+}
 
 
 def list_tasks() -> list[tuple[str, Task]]:

@@ -59,6 +59,8 @@ def attach_files(
 
 def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str], may_open: MayOpen) -> Record:
     kind = str(task.media)
+    if isinstance(record.input, dict) and kind not in record.input:  # such as a chat without an image of its own
+        return record
     if record.blob is not None:  # from a Parquet file that contains the files
         named = record.input[kind] if isinstance(record.input, dict) else record.input
         failure = _check(str(named), record.blob, kind, max_bytes)

@@ -19,7 +19,7 @@ from common.own_columns import KEEP_NONE, Columns, Keep, merge_columns
 from common.records import Record
 from common.storage.locations import MayOpen, any_location
 from common.tasks import Task
-from common.template import TEMPLATE_FIELD, Template
+from common.template import Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,12 @@ def find_inputs(
         return task.media is None or is_list_of_paths(name, format)
 
     names = expand(names)
+    files = [name for name in names if not has_records(name)]
+    if template is not None and files:
+        raise UsageError(
+            f"{files[0]}: --template makes texts from columns, and a file has none. Pass a list of the files with "
+            "their columns, or the same text for all of them as -p text=TEXT."
+        )
     sources = iter(find_sources(list(filter(has_records, names)), format, quoting))
     several = len(names) > 1
     builder = partial(
@@ -168,8 +174,8 @@ def _check_options(builder: RecordBuilder) -> None:
     if builder.column or builder.id_column:
         option = "--column" if builder.column else "--id-column"
         raise UsageError(f"{source.label} is plain text without columns; {option} is for jsonl, csv and parquet.")
-    if builder.template and (name := builder.template.missing([TEMPLATE_FIELD])) is not None:
-        raise UsageError(f"{source.label} has no column {name!r} (--template); plain text has: {TEMPLATE_FIELD}.")
+    if builder.template and (name := builder.template.missing([builder.field])) is not None:
+        raise UsageError(f"{source.label} has no column {name!r} (--template); plain text has: {builder.field}.")
     if not builder.task.primary_field:
         raise UsageError(
             f"{builder.task.name} needs {builder.task.required_fields}, but {source.label} is plain text, with one "

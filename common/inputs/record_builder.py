@@ -14,7 +14,7 @@ from common.records import Failure, Json, Record
 from common.tasks import Task
 from common.template import TEMPLATE_FIELD, Template
 
-_JSON_FIELDS = ("table", "messages")  # a cell of CSV or Parquet may hold them as JSON text
+_JSON_FIELDS = ("table", "messages", "word_boxes")  # a cell of CSV or Parquet may hold them as JSON text
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +130,10 @@ class RecordBuilder:
 
     def _fields(self, row: Mapping[str, Json]) -> dict[str, Json]:
         fields = {name: value for name, value in row.items() if value is not None}
+        if self.column is not None:
+            fields = self._choose(fields, self.column)
         if self.template is not None:
             fields = self._put(fields, TEMPLATE_FIELD, self.template.render(row))
-        elif self.column is not None:
-            fields = self._choose(fields, self.column)
         if self.tabular:
             fields = {k: v for k, v in fields.items() if v != "" or k not in self.task.optional}
             fields |= {k: self._parsed(k, fields[k]) for k in _JSON_FIELDS if k in fields}
@@ -149,10 +149,12 @@ class RecordBuilder:
 
     def _put(self, fields: dict[str, Json], name: str, value: Json) -> dict[str, Json]:
         alternatives = {names[0] for names in self.task.fields if len(names) == 1}
+        if name not in alternatives:  # the text that goes with an image
+            alternatives -= {self.task.media}
         return {k: v for k, v in fields.items() if k not in alternatives} | {name: value}
 
     def _target(self, value: Json) -> str:
-        if self.template is not None:
+        if self.column is None:
             return TEMPLATE_FIELD
         known = [field for fields in self.task.fields for field in fields]
         if self.column in known:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from common.chat import TASK as CHAT_TASK
 from common.errors import UsageError
 from common.records import Json
-from common.tasks import Task
+from common.tasks import TASKS, Task
 from common.template import TEMPLATE_FIELD, Template
 from producer.submit.options import SubmitOptions
 
@@ -35,10 +35,10 @@ def make_template(options: SubmitOptions, task: Task) -> Template | None:
     template = parse_template(options.template)
     if template is None:
         return None
-    if options.column is not None:
-        raise UsageError("--template and --column both name the input: use only one.")
-    if task.primary_field != TEMPLATE_FIELD:
+    if TEMPLATE_FIELD not in (task.primary_field, *task.optional):
         raise UsageError(f"--template makes a text, and {task.name} takes {task.required_fields}. Leave it out.")
+    if options.column is not None and task.media is None:
+        raise UsageError("--template and --column both name the input: use only one.")
     return template
 
 
@@ -67,8 +67,9 @@ def _check_chat_options(
     chosen: Mapping[str, Json], params: Mapping[str, Json], options: SubmitOptions, task: Task
 ) -> None:
     for name in chosen:
-        if task.name != CHAT_TASK:
-            raise UsageError(f"--{name} is for {CHAT_TASK}; the task is {task.name}.")
+        if name not in (task.params or {}):
+            having = " and ".join(known.name for known in TASKS.values() if name in (known.params or {}))
+            raise UsageError(f"--{name} is for {having}; the task is {task.name}.")
         if name in params:
             raise UsageError(f"--{name} and the parameter {name}: use only one.")
     if options.format == "openai" and (given := {"chat", "system"} & {*chosen, *params}):

@@ -1,19 +1,60 @@
 """Jobs over files, from the command line through a real queue."""
 
+import base64
+import json
 from pathlib import Path
 
 import pytest
 import transformers
 
-from tests.support import tiny_media
+from common.records import Json
+from tests.support import tiny_media, tiny_multimodal
 from tests.support.cli_processes import Terminal, running_queue
 from tests.support.pipeline_reference import assert_same
 from tests.support.processes import lines
+
+QUESTION: Json = {"type": "text", "text": "Berlin?"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("files")
+
+
+def test_photos_are_described_by_a_prompt_from_their_columns(folder: Path) -> None:
+    paths = tiny_media.photos(folder / "catalog")[:3]
+    model = tiny_multimodal.llava(folder / "llava")
+    table = ["id,photo,animal", *(f"{n},{path},cat" for n, path in enumerate(paths)), "3,no.png,dog", "4,,dog"]
+    (folder / "catalog.csv").write_text("\n".join(table))
+    blob = base64.b64encode(paths[1].read_bytes()).decode()
+    sources: list[Json] = [{"base64": blob}, {"url": "https://example.com/cat.png"}]
+    chats = [[{"role": "user", "content": [{"type": "image", **source}, QUESTION]}] for source in sources]
+    (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    options = ("--task", "image-to-text", "-m", str(model), "-p", "max_new_tokens=6", "-p", "do_sample=false")
+    with running_queue(folder, HUGQUEUE_MODEL_ROOTS=str(folder)) as queue:
+        by_column = ("--column", "photo", "--template", "a {animal} and a dog")
+        queue.run("submit", *options, "catalog.csv", *by_column, "-o", "catalog.jsonl", status=3)
+        queue.run("submit", *options, "chats.jsonl", "-o", "answers.jsonl", status=3)
+        queue.run("submit", *options, *map(str, paths), "-p", "text=Berlin is old", "-o", "files.jsonl")
+        refused = queue.run("submit", *options, str(paths[0]), "--template", "{x}", status=2)
+    assert "a file has none" in refused.stderr
+    pipe = transformers.pipeline("image-text-to-text", model=str(model), device="cpu")
+
+    def expected(text: str, path: Path) -> str:
+        content = [{"type": "image", "path": str(path)}, {"type": "text", "text": text}]
+        given = {"max_new_tokens": 6, "do_sample": False}
+        [found] = pipe(text=[{"role": "user", "content": content}], return_full_text=False, generate_kwargs=given)
+        return str(found["generated_text"])
+
+    rows = lines((folder / "catalog.jsonl").read_text())
+    assert [row["output"] for row in rows[:3]] == [expected("a cat and a dog", path) for path in paths]
+    assert [row["error_code"] for row in rows[3:]] == ["no_file", "no_file"]
+    assert [row["animal"] for row in rows] == ["cat", "cat", "cat", "dog", "dog"]
+    answered, refused_image = lines((folder / "answers.jsonl").read_text())
+    assert answered["output"] == expected("Berlin?", paths[1])
+    assert refused_image["error_code"] == "missing_file"
+    files = lines((folder / "files.jsonl").read_text())
+    assert [row["output"] for row in files] == [expected("Berlin is old", path) for path in paths]
 
 
 def test_photos_come_back_labeled_by_their_paths(folder: Path) -> None:

@@ -233,13 +233,17 @@ def test_the_type_of_every_output_is_documented() -> None:
         assert told.get(name) == f"`{task.output_form({})}`", name
 
 
+#: Tasks whose sections refer to the table of the parameters of `generate`.
+_GENERATING = ("text-generation", "image-text-to-text", "translation")
+
+
 def declared(title: str) -> set[str]:
     """Return the parameters that a section of docs/tasks.md has to list."""
     generate = set(GENERATE_PARAMS)
     if title == "Parameters of generate":
         return generate
     # Those that automatic-speech-recognition shares with `generate` stand in its own table.
-    return TASK_PARAMS[title].keys() - (generate if title in ("text-generation", "translation") else set())
+    return TASK_PARAMS[title].keys() - (generate if title in _GENERATING else set())
 
 
 @pytest.mark.parametrize(

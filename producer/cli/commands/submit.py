@@ -70,7 +70,7 @@ from producer.cli.text_option import text_option
         "--dtype", type=click.Choice(DTYPES), help="Data type for inference.  [default: the worker's setting]"
     ),
     param_option("A parameter of the task, such as top_k=3."),
-    text_option("--system", "System message before each chat, for text-generation."),
+    text_option("--system", "System message before each chat, for text generation."),
     click.option(
         "--chat/--no-chat",
         default=None,

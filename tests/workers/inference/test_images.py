@@ -1,6 +1,7 @@
 """Images through the runner give what `transformers.pipeline` gives for their files one by one."""
 
 import io
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 import transformers
 from PIL import Image
 
-from common.errors import ModelError
+from common.errors import ModelError, WorkerError
 from common.records import FileInput, Json, Outcome
-from tests.support import tiny_media
+from tests.support import tiny_media, tiny_multimodal
 from tests.support.pipeline_reference import assert_same, runner_of
 from tests.support.tiny_models import ForwardCount, RecordingMonitor
+from tests.support.torchvision_stand_in import provide_torchvision
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,8 @@ ZERO_SHOT: dict[str, Json] = {"candidate_labels": ["red cat", "old city", "bird"
         ("zero-shot-image-classification", tiny_media.clip, ZERO_SHOT),
         ("zero-shot-image-classification", tiny_media.clip, ZERO_SHOT | {"hypothesis_template": "the {} likes"}),
         ("object-detection", tiny_media.detr, {"threshold": 0.1}),
+        ("zero-shot-object-detection", tiny_multimodal.owlvit, ZERO_SHOT | {"threshold": 0.0}),
+        ("zero-shot-object-detection", tiny_multimodal.owlvit, ZERO_SHOT | {"threshold": 0.0, "top_k": 3}),
         ("image-feature-extraction", tiny_media.vit_states, {}),
         ("image-feature-extraction", tiny_media.vit_states, {"pool": True}),
     ],
@@ -107,6 +111,35 @@ def test_masks_and_maps_are_the_images_of_the_pipeline_as_png(
                 difference = np.asarray(image).astype(int) - np.asarray(other[key]).astype(int)
             assert (np.abs(difference) > 1).mean() < 0.01
             assert one.get("label") == other.get("label")
+
+
+def test_masks_of_everything_are_those_of_the_pipeline(
+    photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny_multimodal.sam(tmp_path / "model")
+    provide_torchvision(monkeypatch)
+    params = {"points_per_crop": 4, "points_per_batch": 6, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    pipe = transformers.pipeline("mask-generation", model=str(model), device="cpu")
+    outcomes = run("mask-generation", model, attached(photos[:3]), **params, output_bboxes_mask=True)
+    for outcome, path in zip(outcomes, photos, strict=False):
+        assert outcome.failure is None
+        expected = pipe(str(path), **params, output_bboxes_mask=True)
+        assert_same([mask["score"] for mask in outcome.output], expected["scores"].tolist())
+        assert [list(mask["box"].values()) for mask in outcome.output] == expected["bounding_boxes"].int().tolist()
+        assert outcome.output
+        for found, wanted in zip(outcome.output, expected["masks"], strict=True):
+            with Image.open(io.BytesIO(found["mask"])) as image:
+                assert (np.asarray(image) == np.asarray(wanted) * 255).all()
+
+
+def test_a_library_that_is_not_installed_is_named_with_the_extra_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(WorkerError) as caught:
+        runner_of("mask-generation", tmp_path)
+    assert caught.value.code == "missing_library"
+    assert "torchvision" in caught.value.message and "worker,vision" in caught.value.message
 
 
 def test_a_pooler_that_nobody_trained_is_refused_where_it_is_used(vit: Path, photos: list[Path]):

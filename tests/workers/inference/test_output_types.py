@@ -20,9 +20,10 @@ from common.records import FileInput, Json, Outcome, Record
 from common.results import ResultLayout
 from common.task_outputs import output_form
 from common.tasks import TASKS, declared_output
-from tests.support import tiny_media, tiny_models, tiny_seq2seq
+from tests.support import tiny_media, tiny_models, tiny_multimodal, tiny_seq2seq
 from tests.support.pipeline_reference import runner_of
 from tests.support.tiny_models import TEXTS, RecordingMonitor
+from tests.support.torchvision_stand_in import provide_torchvision
 from workers.device.server.encode_chunk import OutputEncoding, encode_chunk
 
 LABELS: dict[str, Json] = {"candidate_labels": ["old news", "서울"]}
@@ -31,7 +32,9 @@ BEAMS = GREEDY | {"num_beams": 2, "num_return_sequences": 2}
 CHAT = {"messages": [{"role": "system", "content": "be short"}, {"role": "user", "content": "the old cat?"}]}
 MASKED = ["the [MASK]", "the [MASK] of [MASK]", "나는 [MASK]에 간다 😀"]
 QUESTION = {"question": "where is the cat?", "context": "the old cat sleeps in paris and the dog runs"}
+DOCUMENT = {"question": "the cat?", "word_boxes": [["the", [10, 10, 60, 30]], ["cat", [70, 10, 120, 30]]]}
 TABLE = {"table": {"city": ["paris", "seoul"], "people": ["2", "9"]}, "query": "how many people live in paris"}
+EVERY_MASK: dict[str, Json] = {"points_per_crop": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 LONG = [tiny_media.samples(seconds, seed) for seed, seconds in enumerate((0.5, 1.0))]
 
 TEXT_CASES: list[tuple[str, Callable[[Path], Path], dict[str, Json], Sequence[Json]]] = [
@@ -58,6 +61,8 @@ TEXT_CASES: list[tuple[str, Callable[[Path], Path], dict[str, Json], Sequence[Js
     ("table-question-answering", tiny_models.table_answers, {}, [TABLE, TABLE | {"query": "old?"}]),
     ("question-answering", tiny_models.answering, {}, [QUESTION]),
     ("question-answering", tiny_models.answering, {"top_k": 3}, [QUESTION]),
+    ("document-question-answering", tiny_multimodal.layoutlm, {}, [DOCUMENT]),
+    ("document-question-answering", tiny_multimodal.layoutlm, {"top_k": 3}, [DOCUMENT]),
     ("translation", tiny_seq2seq.make_t5, GREEDY, tiny_seq2seq.TEXTS),
     ("translation_en_to_fr", tiny_seq2seq.make_t5, BEAMS, tiny_seq2seq.TEXTS),
     ("summarization", tiny_seq2seq.make_bart, GREEDY, tiny_seq2seq.TEXTS),
@@ -68,6 +73,14 @@ MEDIA_CASES: list[tuple[str, Callable[[Path], Path], dict[str, Json]]] = [
     ("image-classification", tiny_media.vit, {"top_k": 1}),
     ("zero-shot-image-classification", tiny_media.clip, {"candidate_labels": ["red cat", "bird"]}),
     ("object-detection", tiny_media.detr, {"threshold": 0.1}),
+    ("zero-shot-object-detection", tiny_multimodal.owlvit, LABELS | {"threshold": 0.0}),
+    ("mask-generation", tiny_multimodal.sam, EVERY_MASK),
+    ("mask-generation", tiny_multimodal.sam, EVERY_MASK | {"output_bboxes_mask": True}),
+    ("image-text-to-text", tiny_multimodal.llava, GREEDY | {"text": "the old"}),
+    ("image-text-to-text", tiny_multimodal.llava, BEAMS | {"text": "the old"}),
+    ("visual-question-answering", tiny_multimodal.vilt, {"question": "the cat?"}),
+    ("visual-question-answering", tiny_multimodal.vilt, {"question": "the cat?", "top_k": 1}),
+    ("visual-question-answering", tiny_multimodal.blip, {"question": "the cat?"}),
     ("image-segmentation", tiny_media.segformer, {}),
     ("depth-estimation", tiny_media.glpn, {}),
     ("depth-estimation", tiny_media.glpn, {"predicted_depth": True}),
@@ -94,7 +107,9 @@ def test_outputs_of_texts_have_the_declared_type(tmp_path, task, make, params, i
 
 
 @pytest.mark.parametrize(("task", "make", "params"), MEDIA_CASES)
-def test_outputs_of_files_have_the_declared_type(tmp_path, task, make, params) -> None:
+def test_outputs_of_files_have_the_declared_type(tmp_path, monkeypatch, task, make, params) -> None:
+    if task == "mask-generation":
+        provide_torchvision(monkeypatch)
     if TASKS[task].media == "image":
         paths = tiny_media.photos(tmp_path)
         blobs = [path.read_bytes() for path in (paths[2], paths[5])]

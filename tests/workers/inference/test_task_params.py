@@ -15,7 +15,14 @@ from common.errors import ModelError, UsageError
 from common.jobs import DTYPES
 from common.params import check_params, parse_params
 from common.records import Json
-from common.task_params import GENERATE_PARAMS, LOAD_PARAMS, POOLING_MODES, SPEECH_GENERATE_PARAMS, TASK_PARAMS
+from common.task_params import (
+    ANSWER_GENERATE_PARAMS,
+    GENERATE_PARAMS,
+    LOAD_PARAMS,
+    POOLING_MODES,
+    SPEECH_GENERATE_PARAMS,
+    TASK_PARAMS,
+)
 from common.tasks import TASKS, Task
 from producer.openai import sampling_params as sampling
 from workers.inference.embedding.pooling import _POOLINGS
@@ -23,18 +30,25 @@ from workers.inference.loading import dtypes as precision
 from workers.inference.tasks import embedding, question_answering, seq2seq
 from workers.inference.tasks.audio import AudioRunner
 from workers.inference.tasks.images import ImageRunner
+from workers.inference.tasks.multimodal_generation import MultimodalRunner
 from workers.inference.tasks.pipeline_runner import PIPELINE_TASKS
 from workers.inference.tasks.pipeline_task import PipelineTask
 from workers.inference.tasks.runners import RUNNERS
+from workers.inference.tasks.visual_questions import VisualQuestionRunner
 
+PROCESSOR_RUNNERS = (ImageRunner, AudioRunner, MultimodalRunner, VisualQuestionRunner)
 PIPELINES: dict[str, type[PipelineTask[Any]]] = {
     **PIPELINE_TASKS,
-    **{task.name: task for task in (*ImageRunner.tasks, *AudioRunner.tasks)},
+    **{task.name: task for runner in PROCESSOR_RUNNERS for task in runner.tasks},
 }
 #: What the pipeline hands on as it is: to the tokenizer, or to `generate`; and what it never sees.
 ELSEWHERE = {
     "text-classification": {"truncation", "max_length"},
     "text-generation": GENERATE_PARAMS.keys() | {"chat", "seed", "system", "usage"},
+    "zero-shot-object-detection": {"candidate_labels"},
+    "image-text-to-text": GENERATE_PARAMS.keys() | {"chat", "seed", "system", "text"},
+    "visual-question-answering": {"question"} | ANSWER_GENERATE_PARAMS.keys(),
+    "document-question-answering": {"question"} | ANSWER_GENERATE_PARAMS.keys(),
     "automatic-speech-recognition": SPEECH_GENERATE_PARAMS.keys(),
 }
 

@@ -236,12 +236,16 @@ def _cache_key(task: str, resolved: ResolvedModel | None, options: LoadOptions) 
     return f"{task} {resolved.path if resolved else None} {options}"
 
 
+#: The extra that decodes the files of a task, by their kind.
+_MEDIA_EXTRAS = {"image": "images", "audio": "audio", "video": "video"}
+
+
 @cache  # the entry points of all distributions are read each time; errors are not kept
 def _find_runner(task: str) -> type[Runner]:
     try:
         return find_runner(task)
     except ImportError as error:
-        extra = {"image": "worker,images", "audio": "worker,audio"}.get(find_task(task).media or "", "worker")
+        extra = f"worker,{_MEDIA_EXTRAS[media]}" if (media := find_task(task).media) else "worker"
         raise WorkerError(
             "missing_library", f"This worker cannot run {task}: {error}. Install it: {install_command(extra)}."
         ) from error

@@ -14,6 +14,13 @@ _TEXTS = (
     "The old library stands beside the river. It opens at nine, closes at six, and keeps two thousand maps.",
 )
 _RATE = 16_000  # samples a second
+#: Fields of samples that go with a file.
+_WITH_MEDIA: dict[str, Json] = {
+    "candidate_labels": ["light", "dark"],
+    "question": "Is it light?",
+    "text": "Describe it.",
+    "word_boxes": [["light", [0, 0, 500, 1000]], ["dark", [500, 0, 1000, 1000]]],
+}
 _SAMPLES: dict[str, tuple[Json, ...]] = {
     "fill-mask": tuple(f"{text} It is [MASK]." for text in _TEXTS),
     "zero-shot-classification": tuple({"text": text, "candidate_labels": ["science", "travel"]} for text in _TEXTS),
@@ -56,7 +63,7 @@ def samples(task: str, mask: str | None = None) -> Sequence[Json]:
     known = find_task(task)
     if known.media:
         blobs = [_gradient(side) for side in (64, 224)] if known.media == "image" else [_tone(1), _tone(3)]
-        labels = {"candidate_labels": ["light", "dark"]} if "candidate_labels" in known.optional else {}
-        return tuple(FileInput({known.media: "a sample", **labels}, blob) for blob in blobs)
+        with_it = {name: value for name, value in _WITH_MEDIA.items() if name in known.optional}
+        return tuple(FileInput({known.media: "a sample", **with_it}, blob) for blob in blobs)
     found = _SAMPLES.get(known.name, _TEXTS)
     return tuple(text.replace("[MASK]", mask) for text in found) if mask and known.name == "fill-mask" else found

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from common.errors import ModelError, first_line
+from common.distribution import install_command
+from common.errors import ModelError, WorkerError, first_line
 from common.records import Json
 from workers.inference.core.device_errors import is_out_of_memory
 from workers.inference.core.runner import Runner
@@ -180,6 +181,7 @@ def load_processor(auto_class: Any, source: ModelSource, what: str) -> Any:
 
     Raises:
         ModelError: `model_not_found`, `not_a_model`, `no_processor`.
+        WorkerError: `missing_library`, the processor needs one that is not installed.
     """
     silence_transformers()
     check_directory(source)
@@ -192,12 +194,24 @@ def load_processor(auto_class: Any, source: ModelSource, what: str) -> Any:
             trust_remote_code=source.options.runs_code,
             **processor_settings(source.directory),
         )
+    except ImportError as error:
+        raise missing_library(f"The {what} in {source.directory} cannot be loaded: {first_line(error)}") from error
     except LOAD_ERRORS as error:
         raise ModelError(
             "no_processor",
             f"The {what} in {source.directory} cannot be loaded: {first_line(error)} "
             f"Save it beside the model with save_pretrained().",
         ) from error
+
+
+def missing_library(what: str, extra: str = "vision") -> WorkerError:
+    """Return the error of a library that is not installed.
+
+    Args:
+        what: what needs it, without a period.
+        extra: installs it.
+    """
+    return WorkerError("missing_library", f"{what}. Install it: {install_command(f'worker,{extra}')}.")
 
 
 def check_directory(source: ModelSource) -> None:

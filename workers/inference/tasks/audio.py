@@ -11,7 +11,6 @@ import numpy.typing as npt
 import soundfile
 import torch
 from scipy.signal import resample_poly
-from transformers import AutoFeatureExtractor
 from transformers import pipelines as hf
 
 from common.errors import ModelError, RecordError
@@ -19,8 +18,9 @@ from common.media_types import HEAD_BYTES, detect_format, formats
 from common.records import Json
 from common.task_params import SPEECH_GENERATE_PARAMS
 from workers.inference.generation.limits import apply_token_limit
-from workers.inference.tasks.media_runner import MediaRunner, MediaTask
+from workers.inference.tasks.media_task import MediaTask
 from workers.inference.tasks.pipeline_task import PipelineParams, RowOutput
+from workers.inference.tasks.processor_runner import FEATURE_EXTRACTOR, ProcessorRunner
 from workers.inference.tasks.zero_shot_media import ZeroShotMediaTask
 from workers.inference.text.collate import take_row
 from workers.inference.text.truncation import ModelInputs
@@ -75,6 +75,7 @@ def _resample(samples: Samples, own: int, rate: int) -> Samples:
 class AudioTask(MediaTask):
     """A task over audio."""
 
+    processor = FEATURE_EXTRACTOR
     values_per_token = 320  # samples: 20 ms at 16 kHz
 
     def decode(self, blob: bytes) -> Any:
@@ -173,10 +174,7 @@ class SpeechRecognition(AudioTask):
         return bool(inputs["input_features"].shape[-1] > self.pipe.feature_extractor.nb_max_frames)
 
 
-class AudioRunner(MediaRunner):
+class AudioRunner(ProcessorRunner):
     """A `transformers` pipeline over audio."""
 
     tasks = (AudioClassification, ZeroShotAudioClassification, SpeechRecognition)
-    processor_class = AutoFeatureExtractor
-    processor_argument = "feature_extractor"
-    processor_name = "feature extractor"

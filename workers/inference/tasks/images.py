@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from PIL import Image
-from transformers import AutoImageProcessor
 from transformers import pipelines as hf
 
 from common.errors import ModelError, RecordError
 from common.media_types import HEAD_BYTES, detect_format, formats
 from common.records import Json
 from workers.inference.loading.loader import invented_weights
-from workers.inference.tasks.media_runner import MediaRunner, MediaTask
+from workers.inference.tasks.media_task import MediaTask
 from workers.inference.tasks.pipeline_task import PipelineParams, PreparedRecord, RowOutput
+from workers.inference.tasks.processor_runner import IMAGE_PROCESSOR, ProcessorRunner
 from workers.inference.tasks.zero_shot_media import ZeroShotMediaTask
+from workers.inference.text.truncation import ModelInputs
 
 
 def decode_image(blob: bytes) -> Image.Image:
@@ -47,6 +49,8 @@ def decode_image(blob: bytes) -> Image.Image:
 class ImageTask(MediaTask):
     """A task over images."""
 
+    processor = IMAGE_PROCESSOR
+
     def decode(self, blob: bytes) -> Any:
         """Return the image."""
         return decode_image(blob)
@@ -74,6 +78,55 @@ class ObjectDetection(ImageTask):
     name = "object-detection"
     pipeline_class = hf.ObjectDetectionPipeline
     auto_classes = ("AutoModelForObjectDetection",)
+
+
+class ZeroShotObjectDetection(ImageTask):
+    """The objects of the user's own labels; each label is a forward pass."""
+
+    name = "zero-shot-object-detection"
+    pipeline_class = hf.ZeroShotObjectDetectionPipeline
+    auto_classes = ("AutoModelForZeroShotObjectDetection",)
+    needs_tokenizer = True
+    own_params = frozenset({"candidate_labels"})
+    per_record_inputs = ("target_size", "candidate_label")
+
+    def preprocess(self, media: Any, fields: Mapping[str, Json], params: PipelineParams) -> PreparedRecord:
+        """Return the image with each of its labels."""
+        labels = self.zero_shot_params(fields, params)[0]["candidate_labels"]
+        return PreparedRecord(self.preprocessed({"image": media, "candidate_labels": labels}, params.preprocess))
+
+    def row(self, outputs: Mapping[str, Any], number: int, inputs: ModelInputs) -> RowOutput:
+        """Take one record out of the batch, as a dictionary: `postprocess` makes its own object of it."""
+        return dict(super().row(outputs, number, inputs))
+
+
+class MaskGeneration(ImageTask):
+    """Masks of everything in an image, the pipeline's arrays of True and False as PNG."""
+
+    name = "mask-generation"
+    gives_plain_values = True
+    pipeline_class = hf.MaskGenerationPipeline
+    auto_classes = ("AutoModelForMaskGeneration",)
+    libraries = (("torchvision", "vision"),)  # its non-maximum suppression
+
+    def group(self, inputs: ModelInputs, params: PipelineParams) -> int:
+        """Return a number that no other input has: `forward` filters the masks of one image."""
+        return id(inputs)
+
+    def row(self, outputs: Mapping[str, Any], number: int, inputs: ModelInputs) -> RowOutput:
+        """Return the masks of one grid of points."""
+        return dict(outputs)
+
+    def postprocess(self, rows: Sequence[RowOutput], record: PreparedRecord, params: PipelineParams) -> Json:
+        """Return the masks as PNG, each with its score, on demand with its box."""
+        found = super().postprocess(rows, record, params)
+        masks = [
+            {"mask": _png(Image.fromarray(np.asarray(mask, dtype=np.uint8) * 255)), "score": float(score)}
+            for mask, score in zip(found["masks"], found["scores"], strict=True)
+        ]
+        for mask, box in zip(masks, found.get("bounding_boxes", ()), strict=False):
+            mask["box"] = dict(zip(("xmin", "ymin", "xmax", "ymax"), (int(side) for side in box), strict=True))
+        return masks
 
 
 class ImageSegmentation(ImageTask):
@@ -143,20 +196,19 @@ class ImageFeatureExtraction(ImageTask):
         return int(self.pipe(Image.new("RGB", (224, 224)), pool=True, return_tensors=True).numel())
 
 
-class ImageRunner(MediaRunner):
+class ImageRunner(ProcessorRunner):
     """A `transformers` pipeline over images."""
 
     tasks = (
         ImageClassification,
         ZeroShotImageClassification,
         ObjectDetection,
+        ZeroShotObjectDetection,
+        MaskGeneration,
         ImageSegmentation,
         DepthEstimation,
         ImageFeatureExtraction,
     )
-    processor_class = AutoImageProcessor
-    processor_argument = "image_processor"
-    processor_name = "image processor"
 
 
 def _png(image: Any) -> bytes:

@@ -177,7 +177,7 @@ class PipelineTask(ABC, Generic[P]):
         """
         before, after = self.record_params(fields)
         before = {**params.preprocess, **before}
-        labels = before.get("candidate_labels")
+        labels = fields.get("candidate_labels", params.params.get("candidate_labels"))
         if labels is None:
             raise RecordError(
                 "missing_field", f"{self.name} needs candidate_labels, in the record or as -p candidate_labels=a,b."

@@ -25,7 +25,8 @@ from workers.inference.core.runner import RunMonitor
 from workers.inference.core.token_budget import MAX_TOKENS, TokenBudget
 from workers.inference.generation.continuous_batching import ContinuousBatcher, try_continuous_batching
 from workers.inference.generation.limits import apply_token_limit
-from workers.inference.generation.seeded_sampling import logits_warpers, record_seed, sampling_seed
+from workers.inference.generation.resolved_config import resolve_generation_config, with_default_length
+from workers.inference.generation.seeded_sampling import record_seed, sampling_seed
 from workers.inference.generation.token_callback import token_callbacks
 from workers.inference.loading.batch_invariance import next_token_logits
 from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, RowOutput
@@ -86,8 +87,8 @@ class TextGeneration(PipelineTask[GenerationParams]):
         chat = self._is_chat(params)
         own = {name: value for name, value in params.items() if name not in _OWN_PARAMS}
         plain = self._split_params(own)
-        forward = self._with_default_length(plain.forward)
-        config = self._config(forward)
+        forward = with_default_length(self.name, self.pipe, plain.forward, self.limit)
+        config = resolve_generation_config(self.name, self.pipe, forward)
         apply_token_limit(self.name, own, self.pipe.model.generation_config, self.max_new_tokens)
         return GenerationParams(
             params=own,
@@ -193,30 +194,6 @@ class TextGeneration(PipelineTask[GenerationParams]):
                 reason = "stop" if ended else "length"
                 text |= {"prompt_tokens": prompt_tokens, "completion_tokens": count, "finish_reason": reason}
         return texts
-
-    def _with_default_length(self, forward: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the parameters with a default length that leaves half of the model's positions to the prompt.
-
-        Raises:
-            ModelError: `bad_param`, the job asks for more tokens than the model has positions.
-        """
-        wanted = self._config(forward).max_new_tokens
-        if wanted is None or self.limit is None or wanted < self.limit:
-            return dict(forward)
-        if "max_new_tokens" in forward:
-            raise ModelError("bad_param", f"max_new_tokens must be below {self.limit}, the model's context length.")
-        return {**forward, "max_new_tokens": self.limit // 2}
-
-    def _config(self, forward: Mapping[str, Any]) -> Any:
-        try:
-            kwargs = self.pipe._prepare_generate_kwargs(dict(forward))
-            config, _ = self.pipe.model._prepare_generation_config(None, **kwargs)
-            config.validate()
-            if config.do_sample:
-                logits_warpers(config)
-        except (ValueError, TypeError) as error:
-            raise ModelError("bad_param", f"text-generation does not take these parameters: {error}") from error
-        return config
 
     def _prompt_limit(self, config: Any) -> int | None:
         if config.max_new_tokens is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from common.errors import RecordError
 from common.records import Json
-from workers.inference.tasks.media_runner import MediaTask
+from workers.inference.tasks.media_task import MediaTask
 from workers.inference.tasks.pipeline_task import PipelineParams, PreparedRecord, RowOutput
 from workers.inference.text.truncation import ModelInputs, input_token_limit, token_count
 

@@ -1,13 +1,15 @@
-"""The runner of tasks over files: a `transformers` pipeline with the processor of its images or audio.
+"""The runner of tasks whose inputs a processor prepares: images, audio, video, and texts together with them.
 
-Files are decoded here, and the pipeline never sees their names. Only inputs of equal shape share a batch: nothing is
-padded, so that a record gets the same output in a batch as alone.
+A task is a pipeline's class, the classes of its model and processor, and what a record becomes; this module loads the
+parts and runs them. Only inputs of equal shape share a batch: nothing is padded, so that a record gets the same output
+in a batch as alone.
 """
 
 import threading
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,64 +18,70 @@ import transformers
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import ModelOutput
 
-from common.errors import HugqueueError, ModelError, RecordError
-from common.records import FileInput, Json
-from common.storage.filesystem import open_stream
-from common.storage.locations import is_shared
-from common.tasks import TASKS, find_task
+from common.errors import ModelError, RecordError
+from common.params import check_params
+from common.records import Json
+from common.task_params import TASK_PARAMS
+from common.tasks import find_task
 from workers.inference.core.runner import RunMonitor
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.loading.loader import ModelSource, load_config, load_model, load_processor, load_tokenizer
+from workers.inference.loading.loader import (
+    ModelSource,
+    load_config,
+    load_model,
+    load_processor,
+    load_tokenizer,
+    missing_library,
+)
+from workers.inference.tasks.media_files import SharedFiles
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, RowOutput
 from workers.inference.text.collate import take_row
-from workers.inference.text.fields import parse_fields
+from workers.inference.text.tokenization import check_text
 from workers.inference.text.truncation import ModelInputs
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
 
 @dataclass(frozen=True, slots=True)
-class SharedFiles:
-    """The files that a worker reads itself: those under `HUGQUEUE_SHARED`, and nothing else."""
+class Processor:
+    """What prepares the inputs of a task's models."""
 
-    locations: Sequence[str] = ()  #: directories and URLs
-    max_bytes: int = 0  #: of one file
-
-    def read(self, name: Json) -> bytes:
-        """Return the contents of the file of that name.
-
-        Raises:
-            RecordError: `missing_file`, it is not under a shared location, and is not looked at; `no_file`, it cannot
-                be read; `too_large`.
-        """
-        if not isinstance(name, str) or not is_shared(name, self.locations):
-            raise RecordError(
-                "missing_file",
-                "The record came without its file, and this worker opens only files under its shared locations "
-                "(HUGQUEUE_SHARED).",
-            )
-        try:
-            with open_stream(name) as stream:
-                blob = stream.read(self.max_bytes + 1)
-        except (HugqueueError, OSError) as error:
-            raise RecordError("no_file", f"{name} cannot be read: {error}"[:1000]) from error
-        if len(blob) > self.max_bytes:
-            raise RecordError(
-                "too_large", f"{name} is longer than {self.max_bytes:,} bytes (HUGQUEUE_MAX_RECORD_BYTES)."
-            )
-        return blob
+    argument: str  #: of the pipeline
+    auto_class: str  #: of transformers
+    name: str  #: for people
 
 
-class MediaTask(PipelineTask[PipelineParams]):
-    """A task over files of one kind."""
+IMAGE_PROCESSOR = Processor("image_processor", "AutoImageProcessor", "image processor")
+FEATURE_EXTRACTOR = Processor("feature_extractor", "AutoFeatureExtractor", "feature extractor")
+PROCESSOR = Processor("processor", "AutoProcessor", "processor")
+
+
+class ProcessorTask(PipelineTask[PipelineParams]):
+    """A task over inputs that are batched by their shapes."""
 
     #: The `AutoModel` classes that may have its head; the first that knows the architecture loads it.
     auto_classes: ClassVar[tuple[str, ...]]
+    processor: ClassVar[Processor]
     needs_tokenizer: ClassVar[bool] = False
+    #: Libraries that it needs besides, each with the extra that installs it.
+    libraries: ClassVar[tuple[tuple[str, str], ...]] = ()
+    #: Parameters that the pipeline does not have.
+    own_params: ClassVar[frozenset[str]] = frozenset()
     #: Further inputs besides the model's own, one for each record.
     per_record_inputs: ClassVar[tuple[str, ...]] = ("target_size",)
     #: Numbers of the prepared input that count as one token of text.
     values_per_token: ClassVar[int] = 3 * 16 * 16
+
+    @classmethod
+    def load_parts(cls, source: ModelSource) -> dict[str, Any]:
+        """Return what the pipeline takes beside the model, by its arguments.
+
+        Raises:
+            ModelError: as `load_processor` and `load_tokenizer`.
+        """
+        used = cls.processor
+        parts = {used.argument: load_processor(getattr(transformers, used.auto_class), source, used.name)}
+        return {**parts, "tokenizer": load_tokenizer(source)} if cls.needs_tokenizer else parts
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -85,26 +93,47 @@ class MediaTask(PipelineTask[PipelineParams]):
         """Return the Arrow type of an output under these parameters, None where the task's declaration says it."""
         return None
 
-    @abstractmethod
-    def decode(self, blob: bytes) -> Any:
-        """Return what the pipeline takes for the file.
+    def parse_params(self, params: Mapping[str, Json]) -> PipelineParams:
+        """Return the job's parameters, checked and split by step.
 
         Raises:
-            RecordError: it cannot be decoded.
+            ModelError: `bad_param`.
+        """
+        checked = check_params(self.name, TASK_PARAMS[self.name], params)
+        taken = {name: value for name, value in checked.items() if name not in self.own_params}
+        return replace(self._split_params(taken), params=checked)
+
+    @abstractmethod
+    def prepare(self, value: Json, params: PipelineParams) -> PreparedRecord:
+        """Return the record, prepared by the pipeline.
+
+        Raises:
+            RecordError: the record cannot run, for a reason that the user can fix.
         """
 
-    def prepare(self, value: Json, params: PipelineParams) -> PreparedRecord:
-        """Return the decoded file, prepared by the pipeline."""
-        task = TASKS[self.name]
-        if isinstance(value, FileInput):
-            return self.preprocess(self.decode(value.blob), parse_fields(task, value.input), params)
-        fields = parse_fields(task, value)
-        return self.preprocess(self.decode(self.files.read(fields[str(task.media)])), fields, params)
+    def preprocessed(self, value: Any, before: Mapping[str, Any]) -> list[ModelInputs]:
+        """Return what the pipeline's `preprocess` makes of a value: the inputs of one or more forward passes."""
+        found = self.pipe.preprocess(value, **before)
+        return [dict(part) for part in (found if isinstance(self.pipe, ChunkPipeline) else [found])]
 
-    def preprocess(self, media: Any, fields: Mapping[str, Json], params: PipelineParams) -> PreparedRecord:
-        """Return a decoded file, and the record's other fields, ready to run."""
-        found = self.pipe.preprocess(media, **params.preprocess)
-        return PreparedRecord([dict(part) for part in (found if isinstance(self.pipe, ChunkPipeline) else [found])])
+    def field(self, fields: Mapping[str, Json], params: PipelineParams, name: str) -> Json:
+        """Return a field of the record, or the job's parameter of that name.
+
+        Raises:
+            RecordError: `missing_field`, there is neither.
+        """
+        value = fields.get(name, params.params.get(name))
+        if value is None:
+            raise RecordError("missing_field", f"{self.name} needs {name}, in the record or as -p {name}=TEXT.")
+        return value
+
+    def question(self, fields: Mapping[str, Json], params: PipelineParams) -> str:
+        """Return the record's question, or the job's.
+
+        Raises:
+            RecordError: `missing_field`; as `check_text`.
+        """
+        return check_text(self.field(fields, params, "question"), "question")
 
     def is_deterministic(self, params: PipelineParams) -> bool:
         """Return False: files are hardly ever equal, and comparing them costs more than it saves."""
@@ -136,33 +165,29 @@ class MediaTask(PipelineTask[PipelineParams]):
         return ModelOutput(row | {name: inputs[name] for name in self.per_record_inputs if name in inputs})
 
 
-class MediaRunner(PipelineRunner):
-    """A `transformers` pipeline over files of one kind."""
+class ProcessorRunner(PipelineRunner):
+    """A `transformers` pipeline over what a processor prepares."""
 
-    tasks: ClassVar[tuple[type[MediaTask], ...]]
-    #: The class that prepares files, the pipeline's argument for it, and its name for people.
-    processor_class: ClassVar[Any]
-    processor_argument: ClassVar[str]
-    processor_name: ClassVar[str]
+    tasks: ClassVar[tuple[type[ProcessorTask], ...]]
 
-    task: MediaTask
+    task: ProcessorTask
 
     def __init__(self, task: str, model: Path | None, device: str, options: LoadOptions = DEFAULT_OPTIONS) -> None:
         """Load the model with the head of `task`, and the processor of its inputs.
 
         Raises:
-            ModelError: as `load_model`, `load_processor` and `load_tokenizer`; `missing_weights`, the architecture
-                cannot do the task.
+            ModelError: as `load_model` and `ProcessorTask.load_parts`; `missing_weights`, the architecture cannot do
+                the task.
+            WorkerError: `missing_library`, the task needs one that is not installed.
         """
         name = find_task(task).name
         chosen = next(known for known in self.tasks if known.name == name)
+        _check_libraries(chosen)
         source = ModelSource.of(task, model, options)
         self._device = device
         self._tokenizer_lock = threading.Lock()
         self._model = load_model(_find_head(chosen, source), source, device, ignore_missing=chosen.ignore_missing)
-        parts = {self.processor_argument: load_processor(self.processor_class, source, self.processor_name)}
-        if chosen.needs_tokenizer:
-            parts["tokenizer"] = load_tokenizer(source)
+        parts = chosen.load_parts(source)
         try:
             pipe = chosen.pipeline_class(model=self._model, task=chosen.name, device=device, **parts)
         except ValueError as error:
@@ -177,7 +202,13 @@ class MediaRunner(PipelineRunner):
         return self.task.output_type(params)
 
 
-def _find_head(chosen: type[MediaTask], source: ModelSource) -> Any:
+def _check_libraries(chosen: type[ProcessorTask]) -> None:
+    for library, extra in chosen.libraries:
+        if find_spec(library) is None:
+            raise missing_library(f"{chosen.name} needs {library}, which is not installed", extra)
+
+
+def _find_head(chosen: type[ProcessorTask], source: ModelSource) -> Any:
     """Return the first of the task's `AutoModel` classes that knows the model's architecture."""
     classes = [getattr(transformers, name) for name in chosen.auto_classes]
     if len(classes) == 1:
