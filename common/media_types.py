@@ -1,4 +1,4 @@
-"""Media types: the formats of images and audio that workers decode, detected by their first bytes."""
+"""Media types: the formats of images, audio and video that workers decode, detected by their first bytes."""
 
 from collections.abc import Mapping
 
@@ -18,6 +18,12 @@ _MAGIC: Mapping[str, Mapping[str, tuple[bytes, ...]]] = {
         "BMP": (b"BM",),
         "TIFF": (b"II*\0", b"MM\0*"),
     },
+    "video": {
+        "MP4": (b"????ftyp",),
+        "WEBM": (b"\x1aE\xdf\xa3",),
+        "AVI": (b"RIFF????AVI ",),
+        "MPEG": (b"\0\0\x01\xba", b"\0\0\x01\xb3"),
+    },
     "audio": {
         "WAV": (b"RIFF????WAVE", b"RF64????WAVE"),
         "FLAC": (b"fLaC",),
@@ -28,13 +34,14 @@ _MAGIC: Mapping[str, Mapping[str, tuple[bytes, ...]]] = {
 }
 #: Media kind to the suffixes by which files are found in a directory.
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
+    "video": (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg"),
     "image": (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
     "audio": (".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".mp3"),
 }
 
 
 def formats(kind: str) -> str:
-    """Return the names of the formats of `kind` (`image`, `audio`)."""
+    """Return the names of the formats of `kind` (`image`, `audio`, `video`)."""
     return ", ".join(_MAGIC[kind])
 
 

@@ -1,8 +1,12 @@
 """Records and their outcomes: what producer and workers exchange."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
+from common.errors import RecordError
 from common.own_columns import Own
 
 #: A JSON value: None, bool, int, float, str, list or dict of them.
@@ -33,7 +37,7 @@ class Record:
     id: Json  #: the record's own id, unchanged, or its line number from 0
     input: Json  #: text, or an object with the fields of the task; None if it could not be read
     failure: Failure | None = None  #: why it could not be read; such a record never runs
-    blob: bytes | None = None  #: the file that the input names, of a task over images or audio
+    blob: bytes | None = None  #: the file that the input names, of a task over files; several by `pack_files`
     own: Own = None  #: the columns that its result repeats; None if the input is all it has
 
 
@@ -43,6 +47,30 @@ class FileInput:
 
     input: Json  #: as in the record: the file's name, or an object that holds it; never opened
     blob: bytes  #: the file itself, untrusted
+
+
+def pack_files(blobs: Sequence[bytes]) -> bytes:
+    """Return the files of a record that has several as its one blob."""
+    return msgspec.msgpack.encode(blobs)
+
+
+def unpack_files(blob: bytes, count: int) -> list[bytes]:
+    """Return the files of a record.
+
+    Args:
+        blob: of `pack_files`; untrusted.
+        count: how many there must be.
+
+    Raises:
+        RecordError: `missing_file`, it holds something else.
+    """
+    try:
+        files = msgspec.msgpack.decode(blob, type=list[bytes])
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise RecordError("missing_file", f"The record came without its files: {error}") from error
+    if len(files) != count:
+        raise RecordError("missing_file", f"The record came with {len(files)} files; expected {count}.")
+    return files
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ Params = Mapping[str, Json]
 _LABEL = {"label": TEXT, "score": NUMBER}
 _SPAN = {"score": NUMBER, "word": TEXT, "start": INTEGER, "end": INTEGER}
 _BOX = dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), INTEGER)
+_POINT = {"x": NUMBER, "y": NUMBER}
 _WORD = {"score": NUMBER, "token": INTEGER, "token_str": TEXT, "sequence": TEXT, "mask": INTEGER}
 _CELLS = {"answer": TEXT, "coordinates": [[INTEGER]], "cells": [TEXT], "aggregator": TEXT}
 _HIDDEN_STATES = [[[FLOAT32]]]
@@ -147,6 +148,30 @@ def _document_answers(params: Params) -> OutputForm:
     return OutputForm([answer])
 
 
+_DECISION = {
+    "question": TEXT,
+    "type": TEXT,
+    "choice": TEXT,
+    "noul": NUMBER,
+    "score": NUMBER,
+    "confidence": NUMBER,
+    "probabilities": [{"option": TEXT, "probability": NUMBER}],
+}
+
+
+def _decisions(output: Json) -> Json:
+    """Return the answers in a list, each with its question's name; what its type lacks is null."""
+    return [
+        {key: answer.get(key) for key in _DECISION} | {"question": name, "probabilities": _options(answer)}
+        for name, answer in output.items()
+    ]
+
+
+def _options(answer: Mapping[str, Json]) -> Json:
+    found = answer.get("probabilities")
+    return found and [{"option": option, "probability": share} for option, share in found.items()]
+
+
 # Vectors
 
 
@@ -197,10 +222,15 @@ _FORMS: Mapping[str, OutputForm | Callable[[Params], OutputForm]] = {
     "object-detection": OutputForm([{**_LABEL, "box": _BOX}], _labels),
     "image-segmentation": OutputForm([{**_LABEL, "mask": BYTES}], _labels),
     "zero-shot-object-detection": OutputForm([{**_LABEL, "box": _BOX}], _labels),
+    "keypoint-matching": OutputForm([{"keypoint_image_0": _POINT, "keypoint_image_1": _POINT, "score": NUMBER}]),
     "mask-generation": _masks,
     "image-text-to-text": _replies,
     "visual-question-answering": _visual_answers,
     "document-question-answering": _document_answers,
+    "any-to-any": _replies,
+    "decision": OutputForm([_DECISION], _decisions),
+    "text-to-audio": OutputForm({"audio": BYTES, "sampling_rate": INTEGER}),
+    "video-classification": _classification(5),
     "depth-estimation": _depth,
     "image-feature-extraction": _image_states,
     "audio-classification": _classification(None),

@@ -28,6 +28,7 @@ from common.params import (
     ParamType,
     choice,
     either,
+    list_of,
     number,
 )
 from common.records import Json
@@ -156,6 +157,10 @@ _QUESTION: Params = {"question": NON_BLANK_TEXT}
 ANSWER_GENERATE_PARAMS: Params = {
     name: GENERATE_PARAMS[name] for name in ("max_new_tokens", "num_beams", "do_sample", "temperature")
 }
+#: Parameters of `generate` in text-to-audio.
+AUDIO_GENERATE_PARAMS: Params = {
+    name: GENERATE_PARAMS[name] for name in ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p")
+}
 #: Parameters of chats with images or audio.
 _MULTIMODAL_PARAMS: Params = {
     **{name: kind for name, kind in GENERATE_PARAMS.items() if name != "stop_strings"},
@@ -224,6 +229,7 @@ TASK_PARAMS: Mapping[str, Params] = {
     "zero-shot-image-classification": _LABELS,
     "object-detection": {"threshold": FRACTION},
     "zero-shot-object-detection": {**_LABELS_ONLY, "threshold": FRACTION, "top_k": POSITIVE_INTEGER},
+    "keypoint-matching": {"threshold": FRACTION},
     "mask-generation": {
         "points_per_batch": POSITIVE_INTEGER,
         "points_per_crop": POSITIVE_INTEGER,
@@ -248,6 +254,21 @@ TASK_PARAMS: Mapping[str, Params] = {
         "max_seq_len": POSITIVE_INTEGER,
         "top_k": POSITIVE_INTEGER,
         **ANSWER_GENERATE_PARAMS,
+    },
+    "any-to-any": _MULTIMODAL_PARAMS,
+    "decision": {},
+    "text-to-audio": {
+        "format": choice("wav", "flac"),
+        "seed": INTEGER,
+        "speaker_embeddings": list_of("numbers", NUMBER.accepts),
+        "speaker_id": NON_NEGATIVE_INTEGER,
+        **AUDIO_GENERATE_PARAMS,
+    },
+    "video-classification": {
+        **_CLASSES,
+        "top_k": POSITIVE_INTEGER,
+        "num_frames": POSITIVE_INTEGER,
+        "frame_sampling_rate": POSITIVE_INTEGER,
     },
     "image-segmentation": {
         "subtask": choice("panoptic", "instance", "semantic"),

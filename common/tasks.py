@@ -38,6 +38,7 @@ class Task:
     hint: str = ""  #: how to select columns that are not found
     chunk_records: int = 256  #: about a second or more of compute on a CPU
     media: str | None = None  #: the media type of its files (`common.media_types`), and the name of its field
+    second_file: str | None = None  #: the field of another file of that type, which every record has besides
 
     @property
     def primary_field(self) -> str | None:
@@ -129,6 +130,16 @@ MEDIA_TASKS = (
         _LABELS[:1],
         chunk_records=16,
     ),
+    Task(
+        "keypoint-matching",
+        "points of one image and the same points in another",
+        (("image", "second_image"),),
+        model="magic-leap-community/superglue_outdoor",
+        revision="f4041f8",
+        chunk_records=32,
+        media="image",
+        second_file="second_image",
+    ),
     _media_task(
         "image",
         "mask-generation",
@@ -175,6 +186,13 @@ MEDIA_TASKS = (
         "scores for labels given with the audio or by -p candidate_labels=",
         ("laion/clap-htsat-fused", "cca9e28"),
         _LABELS,
+    ),
+    _media_task(
+        "video",
+        "video-classification",
+        "labels and scores for a video",
+        ("MCG-NJU/videomae-base-finetuned-kinetics", "488eb9a"),
+        chunk_records=16,
     ),
     _media_task(
         "audio",
@@ -269,6 +287,31 @@ TASKS: dict[str, Task] = {
             model=_T5[0],
             revision=_T5[1],
         ),
+        Task(
+            "text-to-audio",
+            "speech, music or sounds from a text",
+            optional=("speaker_embeddings",),
+            model="suno/bark-small",
+            revision="1dbd7a1",
+            chunk_records=8,
+        ),
+        Task(
+            "any-to-any",
+            "text that answers a prompt, or continues a chat with images and audio",
+            fields=(("text",), ("messages",)),
+            model="google/gemma-3n-E4B-it",
+            revision="c1221e9",
+            chunk_records=16,
+        ),
+        Task(
+            "decision",
+            "probabilities for the options of typed questions about a state",
+            fields=(("state", "questions"),),
+            optional=("assets",),
+            model="Qwen/Qwen2.5-0.5B-Instruct",
+            revision="7ae5576",
+            chunk_records=64,
+        ),
         *MEDIA_TASKS,
     )
 }
@@ -277,6 +320,7 @@ ALIASES = {
     "image-to-text": "image-text-to-text",
     "ner": "token-classification",
     "sentiment-analysis": "text-classification",
+    "text-to-speech": "text-to-audio",
     "vqa": "visual-question-answering",
 }
 

@@ -1,4 +1,4 @@
-"""Image and audio inputs: files, directories, patterns and lists of paths; the record carries the bytes.
+"""Image, audio and video inputs: files, directories, patterns and lists of paths; the record carries the bytes.
 
 A file that is missing, too large, or of another type by its first bytes fails alone. Paths in lists are relative to
 the working directory, as on the command line.
@@ -14,7 +14,7 @@ from pathlib import Path
 from common.errors import UsageError, path_errors
 from common.inputs.sources import FORMATS
 from common.media_types import HEAD_BYTES, LFS_POINTER, SUFFIXES, detect_format, formats
-from common.records import Failure, Json, Record
+from common.records import Failure, Json, Record, pack_files
 from common.storage.locations import MayOpen, any_location, is_shared, is_url, strip_file_scheme
 from common.tasks import Task
 
@@ -62,20 +62,25 @@ def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str],
     if isinstance(record.input, dict) and kind not in record.input:  # such as a chat without an image of its own
         return record
     if record.blob is not None:  # from a Parquet file that contains the files
+        if task.second_file is not None:
+            what = f"{task.name} takes the paths of two files, not files in columns of Parquet"
+            return replace(record, failure=Failure("wrong_type", what), blob=None)
         named = record.input[kind] if isinstance(record.input, dict) else record.input
         failure = _check(str(named), record.blob, kind, max_bytes)
         return replace(record, failure=failure, blob=None) if failure else record
-    path = record.input[kind] if isinstance(record.input, dict) else record.input
-    path = strip_file_scheme(path) if isinstance(path, str) else path
-    folder = _absolute(path)
-    if folder is not None and is_shared(folder, shared):
-        named = {**record.input, kind: folder} if isinstance(record.input, dict) else folder
+    fields = record.input if isinstance(record.input, dict) else {kind: record.input}
+    names = [name for name in (kind, task.second_file) if name in fields]
+    paths = {name: strip_file_scheme(fields[name]) if isinstance(fields[name], str) else fields[name] for name in names}
+    folders = {name: _absolute(path) for name, path in paths.items()}
+    if all(folder is not None and is_shared(folder, shared) for folder in folders.values()):
+        named = {**record.input, **folders} if isinstance(record.input, dict) else folders[kind]
         return replace(record, input=named)
-    if isinstance(path, str) and (is_url(path) or (folder is not None and not may_open(folder))):
-        message = f"{path} is not under a location that workers may open (HUGQUEUE_SHARED)"
-        return replace(record, failure=Failure("no_file", message))
-    blob = _read(path, kind, max_bytes)
-    return replace(record, failure=blob) if isinstance(blob, Failure) else replace(record, blob=blob)
+    found = [_read(path, kind, max_bytes, may_open) for path in paths.values()]
+    failure = next((part for part in found if isinstance(part, Failure)), None)
+    if failure is not None:
+        return replace(record, failure=failure)
+    blobs = [part for part in found if isinstance(part, bytes)]
+    return replace(record, blob=blobs[0] if task.second_file is None else pack_files(blobs))
 
 
 def _absolute(path: Json) -> str | None:
@@ -85,9 +90,12 @@ def _absolute(path: Json) -> str | None:
     return path if is_url(path) else str(Path(path).absolute())
 
 
-def _read(path: Json, kind: str, max_bytes: int) -> bytes | Failure:
+def _read(path: Json, kind: str, max_bytes: int, may_open: MayOpen) -> bytes | Failure:
     if not isinstance(path, str):
         return Failure("wrong_type", f"{kind} must be the path of a file, found {type(path).__name__}")
+    folder = _absolute(path)
+    if is_url(path) or (folder is not None and not may_open(folder)):
+        return Failure("no_file", f"{path} is not under a location that workers may open (HUGQUEUE_SHARED)")
     try:
         if not Path(path).is_file():
             return Failure("no_file", f"no such file: {path}")
@@ -104,8 +112,10 @@ def _check(path: str, blob: bytes, kind: str, max_bytes: int) -> Failure | None:
     if detect_format(kind, blob[:HEAD_BYTES]) is None:
         if blob.startswith(LFS_POINTER):
             return Failure("no_file", f"{path} is a Git LFS pointer, not the file itself; run git lfs pull")
-        code = {"image": "bad_image", "audio": "bad_audio"}[kind]
-        return Failure(code, f"{path} is not an {kind} file by its first bytes; expected one of {formats(kind)}")
+        article = "a" if kind == "video" else "an"
+        return Failure(
+            f"bad_{kind}", f"{path} is not {article} {kind} file by its first bytes; expected one of {formats(kind)}"
+        )
     return None
 
 

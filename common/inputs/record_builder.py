@@ -14,7 +14,8 @@ from common.records import Failure, Json, Record
 from common.tasks import Task
 from common.template import TEMPLATE_FIELD, Template
 
-_JSON_FIELDS = ("table", "messages", "word_boxes")  # a cell of CSV or Parquet may hold them as JSON text
+#: A cell of CSV or Parquet may hold them as JSON text.
+_JSON_FIELDS = ("table", "messages", "word_boxes", "questions", "assets", "speaker_embeddings")
 
 
 @dataclass(frozen=True, slots=True)

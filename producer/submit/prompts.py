@@ -68,7 +68,7 @@ def _check_chat_options(
 ) -> None:
     for name in chosen:
         if name not in (task.params or {}):
-            having = " and ".join(known.name for known in TASKS.values() if name in (known.params or {}))
+            having = ", ".join(known.name for known in TASKS.values() if name in (known.params or {}))
             raise UsageError(f"--{name} is for {having}; the task is {task.name}.")
         if name in params:
             raise UsageError(f"--{name} and the parameter {name}: use only one.")

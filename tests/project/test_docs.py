@@ -234,7 +234,7 @@ def test_the_type_of_every_output_is_documented() -> None:
 
 
 #: Tasks whose sections refer to the table of the parameters of `generate`.
-_GENERATING = ("text-generation", "image-text-to-text", "translation")
+_GENERATING = ("any-to-any", "image-text-to-text", "text-generation", "translation")
 
 
 def declared(title: str) -> set[str]:

@@ -1,9 +1,12 @@
 """Tiny models over images and texts together with random weights, made on the spot."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import torch
 from transformers import (
     BlipConfig,
@@ -21,12 +24,32 @@ from transformers import (
     OwlViTForObjectDetection,
     OwlViTImageProcessor,
     PreTrainedTokenizerFast,
+    Qwen2AudioConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     SamConfig,
     SamImageProcessor,
     SamModel,
+    SpeechT5Config,
+    SpeechT5ForTextToSpeech,
+    SpeechT5HifiGan,
+    SpeechT5HifiGanConfig,
+    SuperGlueConfig,
+    SuperGlueForKeypointMatching,
+    SuperGlueImageProcessor,
+    SuperPointConfig,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+    VideoMAEImageProcessor,
     ViltConfig,
     ViltForQuestionAnswering,
     ViltImageProcessor,
+    VitsConfig,
+    VitsModel,
+    VitsTokenizer,
+    WhisperFeatureExtractor,
 )
 
 from tests.support.tiny_media import labeled, save
@@ -114,6 +137,107 @@ def owlvit(directory: Path) -> Path:
         vision_config=_VISION, projection_dim=32,
     )  # fmt: skip
     return save(OwlViTForObjectDetection(config), directory)
+
+
+def qwen2_audio(directory: Path) -> Path:
+    tokenizer = with_tokens("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
+    sounds = WhisperFeatureExtractor(feature_size=8, chunk_length=2, n_fft=400)
+    template = TEMPLATE.replace("<{{ part['type'] }}>", "<|audio_bos|><|AUDIO|><|audio_eos|>")
+    Qwen2AudioProcessor(sounds, tokenizer, chat_template=template).save_pretrained(directory)
+    torch.manual_seed(17)
+    config = Qwen2AudioConfig(
+        audio_config={"num_mel_bins": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
+                      "d_model": 32, "max_source_positions": 100},
+        text_config=Qwen2Config(**_SMALL, vocab_size=len(tokenizer), max_position_embeddings=512,
+                                num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0),
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
+    )  # fmt: skip
+    return save(Qwen2AudioForConditionalGeneration(config), directory)
+
+
+def decisive(directory: Path) -> Path:
+    tokenizer = with_tokens()
+    tokenizer.add_tokens(["Yes", "No"])
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(18)
+    config = Qwen2Config(**_SMALL, vocab_size=len(tokenizer) + 8, max_position_embeddings=512, num_key_value_heads=2)
+    return save(Qwen2ForCausalLM(config), directory)
+
+
+def videomae(directory: Path) -> Path:
+    VideoMAEImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(directory)  # fmt: skip
+    torch.manual_seed(19)
+    config = VideoMAEConfig(**_VISION, num_frames=4, tubelet_size=2, **labeled())
+    return save(VideoMAEForVideoClassification(config), directory)
+
+
+def vits(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    letters = {letter: number for number, letter in enumerate(["<pad>", "<unk>", " ", *"abcdefghijklmnopqrstuvwxyz"])}
+    (directory / "vocab.json").write_text(json.dumps(letters))
+    VitsTokenizer(
+        str(directory / "vocab.json"), pad_token="<pad>", unk_token="<unk>", phonemize=False
+    ).save_pretrained(directory)  # fmt: skip
+    torch.manual_seed(20)
+    config = VitsConfig(
+        vocab_size=len(letters), hidden_size=16, num_hidden_layers=1, ffn_dim=16, flow_size=16, spectrogram_bins=9,
+        upsample_initial_channel=16, upsample_rates=(4, 4), upsample_kernel_sizes=(8, 8), resblock_kernel_sizes=(3,),
+        resblock_dilation_sizes=((1,),), duration_predictor_filter_channels=16, prior_encoder_num_flows=1,
+        prior_encoder_num_wavenet_layers=1, posterior_encoder_num_wavenet_layers=1, duration_predictor_num_flows=1,
+        depth_separable_num_layers=1, sampling_rate=8000, num_speakers=2, speaker_embedding_size=8,
+    )  # fmt: skip
+    VitsModel(config).eval().save_pretrained(directory)  # its own initialization: larger weights speak for minutes
+    return directory
+
+
+def speech_t5(directory: Path, *, vocoder: bool = True) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    with_tokens().save_pretrained(directory)
+    torch.manual_seed(21)
+    config = SpeechT5Config(
+        vocab_size=400, hidden_size=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_mel_bins=8,
+        speech_decoder_prenet_units=8, speech_decoder_postnet_units=8, speech_decoder_postnet_layers=1,
+        speaker_embedding_dim=4, positional_dropout=0.0, speech_decoder_prenet_dropout=0.0,
+    )  # fmt: skip
+    SpeechT5ForTextToSpeech(config).eval().save_pretrained(directory)
+    if vocoder:
+        small = SpeechT5HifiGanConfig(
+            model_in_dim=8, upsample_initial_channel=16, upsample_rates=[4, 4], upsample_kernel_sizes=[8, 8],
+            resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]],
+        )  # fmt: skip
+        SpeechT5HifiGan(small).save_pretrained(directory / "vocoder")
+    return directory
+
+
+def superglue(directory: Path) -> Path:
+    SuperGlueImageProcessor(size={"height": 64, "width": 64}).save_pretrained(directory)
+    torch.manual_seed(22)
+    points = SuperPointConfig(
+        encoder_hidden_sizes=[8, 8, 16, 16], decoder_hidden_size=16, keypoint_decoder_dim=65, descriptor_decoder_dim=16,
+        keypoint_threshold=0.0, max_keypoints=12,
+    )  # fmt: skip
+    config = SuperGlueConfig(
+        keypoint_detector_config=points, hidden_size=16, keypoint_encoder_sizes=[8, 16], num_attention_heads=2,
+        gnn_layers_types=["self", "cross"], sinkhorn_iterations=5,
+    )  # fmt: skip
+    return save(SuperGlueForKeypointMatching(config), directory)
+
+
+def clip_of(frames: int, seed: int = 0, side: int = 40) -> bytes:
+    """Return a video of random frames, as MP4."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (frames, side, side, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = side
+        for frame in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
 
 
 def sam(directory: Path) -> Path:

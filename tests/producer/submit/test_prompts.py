@@ -58,11 +58,8 @@ def test_a_template_is_part_of_the_job(reviews: Path) -> None:
         ({"template": "{title}", "column": "body"}, "--template and --column both name the input: use only one."),
         ({"template": "{title}", "task": "question-answering"}, "question-answering takes question + context"),
         ({"template": "{title}", "task": "image-classification"}, "image-classification takes image"),
-        (
-            {"system": "a", "column": "body"},
-            "--system is for text-generation and image-text-to-text; the task is embedding",
-        ),
-        ({"chat": False, "column": "body", "task": "fill-mask"}, "-text-to-text; the task is fill-mask"),
+        ({"system": "a", "column": "body"}, "--system is for text-generation, any-to-any, image-text-to-text"),
+        ({"chat": False, "column": "body", "task": "fill-mask"}, "image-text-to-text; the task is fill-mask"),
     ],
 )
 def test_what_cannot_be_done_is_refused(reviews: Path, options: dict[str, Any], words: str) -> None:

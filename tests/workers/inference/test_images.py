@@ -12,7 +12,7 @@ import transformers
 from PIL import Image
 
 from common.errors import ModelError, WorkerError
-from common.records import FileInput, Json, Outcome
+from common.records import FileInput, Json, Outcome, pack_files
 from tests.support import tiny_media, tiny_multimodal
 from tests.support.pipeline_reference import assert_same, runner_of
 from tests.support.tiny_models import ForwardCount, RecordingMonitor
@@ -130,6 +130,24 @@ def test_masks_of_everything_are_those_of_the_pipeline(
         for found, wanted in zip(outcome.output, expected["masks"], strict=True):
             with Image.open(io.BytesIO(found["mask"])) as image:
                 assert (np.asarray(image) == np.asarray(wanted) * 255).all()
+
+
+def test_points_of_two_images_are_matched_as_in_the_pipeline(photos: list[Path], tmp_path: Path):
+    model = tiny_multimodal.superglue(tmp_path / "model")
+    pipe = transformers.pipeline("keypoint-matching", model=str(model), device="cpu")
+    named = {"image": "a.png", "second_image": "b.png"}
+    pairs = [(photos[0], photos[3]), (photos[2], photos[2]), (photos[4], photos[6])]
+    records: list[Json] = [FileInput(named, pack_files([path.read_bytes() for path in pair])) for pair in pairs]
+    broken = FileInput(named, pack_files([photos[0].read_bytes(), b"broken"]))
+    alone = FileInput(named, photos[0].read_bytes())
+    *outcomes, first, second, third = run("keypoint-matching", model, [*records, broken, alone, named], threshold=0.0)
+    expected = [pipe([str(path) for path in pair], threshold=0.0) for pair in pairs]
+    assert any(expected)
+    for outcome, wanted in zip(outcomes, expected, strict=True):
+        assert outcome.failure is None
+        assert_same(outcome.output, wanted)
+    failures = [outcome.failure and outcome.failure.code for outcome in (first, second, third)]
+    assert failures == ["bad_image", "missing_file", "missing_file"]
 
 
 def test_a_library_that_is_not_installed_is_named_with_the_extra_that_has_it(

@@ -146,3 +146,23 @@ def test_parameters_that_contradict_each_other_or_the_model_fail_the_job(llava: 
     finally:
         (tmp_path / "away.json").rename(llava / "processor_config.json")
     assert caught.value.code == "no_processor"
+
+
+def test_a_chat_with_audio_gets_the_text_that_the_pipeline_gives(tmp_path: Path):
+    model = tiny_multimodal.qwen2_audio(tmp_path / "model")
+    pipe = transformers.pipeline("any-to-any", model=str(model), device="cpu")
+    sounds = [tiny_media.samples(seconds, seed) for seed, seconds in enumerate((0.5, 0.3))]
+    encoded = [base64.b64encode(tiny_media.sound_bytes(sound)).decode() for sound in sounds]
+    forms = [{"type": "audio", "base64": encoded[0]}, {"type": "input_audio", "input_audio": {"data": encoded[1]}}]
+    text = {"type": "text", "text": "a dog?"}
+    records: list[Json] = [parts(form, text) for form in forms]
+    records += ["Berlin is old", parts({"type": "audio", "url": "https://example.com/a.wav"}), parts({"type": "image"})]
+    *outcomes, address, picture = runner_of("any-to-any", model).run(records, GREEDY, RecordingMonitor())
+    chats = [parts({"type": "audio", "audio": sound}, text)["messages"] for sound in sounds]
+    chats.append(parts({"type": "text", "text": "Berlin is old"})["messages"])
+    for outcome, chat in zip(outcomes, chats, strict=True):
+        expected = pipe(text=chat, return_full_text=False, generate_kwargs=dict(GREEDY))
+        assert outcome.failure is None
+        assert outcome.output == [{"generated_text": expected[0]["generated_text"]}]
+    assert address.failure and address.failure.code == "missing_file"
+    assert picture.failure and picture.failure.code == "wrong_type"

@@ -16,7 +16,7 @@ from common.output_types import OutputForm
 from common.payloads.codec import decode_outcomes, iter_outcomes
 from common.payloads.part_files import FORMATS, chunk_rows, decode_part, encode_part
 from common.payloads.result_tables import ResultTable
-from common.records import FileInput, Json, Outcome, Record
+from common.records import FileInput, Json, Outcome, Record, pack_files
 from common.results import ResultLayout
 from common.task_outputs import output_form
 from common.tasks import TASKS, declared_output
@@ -32,6 +32,14 @@ BEAMS = GREEDY | {"num_beams": 2, "num_return_sequences": 2}
 CHAT = {"messages": [{"role": "system", "content": "be short"}, {"role": "user", "content": "the old cat?"}]}
 MASKED = ["the [MASK]", "the [MASK] of [MASK]", "나는 [MASK]에 간다 😀"]
 QUESTION = {"question": "where is the cat?", "context": "the old cat sleeps in paris and the dog runs"}
+DECISION = {
+    "state": "the cat",
+    "questions": {
+        "a": {"type": "noul", "instructions": "old?"},
+        "b": {"type": "choice", "instructions": "who?", "criteria": {"cat": "a cat", "dog": None}},
+        "c": {"type": "score", "instructions": "how old?", "criteria": ["young", "old"]},
+    },
+}
 DOCUMENT = {"question": "the cat?", "word_boxes": [["the", [10, 10, 60, 30]], ["cat", [70, 10, 120, 30]]]}
 TABLE = {"table": {"city": ["paris", "seoul"], "people": ["2", "9"]}, "query": "how many people live in paris"}
 EVERY_MASK: dict[str, Json] = {"points_per_crop": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
@@ -63,6 +71,9 @@ TEXT_CASES: list[tuple[str, Callable[[Path], Path], dict[str, Json], Sequence[Js
     ("question-answering", tiny_models.answering, {"top_k": 3}, [QUESTION]),
     ("document-question-answering", tiny_multimodal.layoutlm, {}, [DOCUMENT]),
     ("document-question-answering", tiny_multimodal.layoutlm, {"top_k": 3}, [DOCUMENT]),
+    ("any-to-any", tiny_multimodal.qwen2_audio, GREEDY, ["the old", CHAT]),
+    ("decision", tiny_multimodal.decisive, {}, [DECISION]),
+    ("text-to-audio", tiny_multimodal.vits, {"format": "flac"}, ["the old"]),
     ("translation", tiny_seq2seq.make_t5, GREEDY, tiny_seq2seq.TEXTS),
     ("translation_en_to_fr", tiny_seq2seq.make_t5, BEAMS, tiny_seq2seq.TEXTS),
     ("summarization", tiny_seq2seq.make_bart, GREEDY, tiny_seq2seq.TEXTS),
@@ -76,6 +87,7 @@ MEDIA_CASES: list[tuple[str, Callable[[Path], Path], dict[str, Json]]] = [
     ("zero-shot-object-detection", tiny_multimodal.owlvit, LABELS | {"threshold": 0.0}),
     ("mask-generation", tiny_multimodal.sam, EVERY_MASK),
     ("mask-generation", tiny_multimodal.sam, EVERY_MASK | {"output_bboxes_mask": True}),
+    ("keypoint-matching", tiny_multimodal.superglue, {}),
     ("image-text-to-text", tiny_multimodal.llava, GREEDY | {"text": "the old"}),
     ("image-text-to-text", tiny_multimodal.llava, BEAMS | {"text": "the old"}),
     ("visual-question-answering", tiny_multimodal.vilt, {"question": "the cat?"}),
@@ -86,6 +98,7 @@ MEDIA_CASES: list[tuple[str, Callable[[Path], Path], dict[str, Json]]] = [
     ("depth-estimation", tiny_media.glpn, {"predicted_depth": True}),
     ("image-feature-extraction", tiny_media.vit_states, {}),
     ("image-feature-extraction", tiny_media.vit_states, {"pool": True}),
+    ("video-classification", tiny_multimodal.videomae, {}),
     ("audio-classification", tiny_media.heard, {}),
     ("audio-classification", tiny_media.heard, {"top_k": 1}),
     ("zero-shot-audio-classification", tiny_media.clap, {"candidate_labels": ["the old cat", "a river"]}),
@@ -113,9 +126,14 @@ def test_outputs_of_files_have_the_declared_type(tmp_path, monkeypatch, task, ma
     if TASKS[task].media == "image":
         paths = tiny_media.photos(tmp_path)
         blobs = [path.read_bytes() for path in (paths[2], paths[5])]
+    elif TASKS[task].media == "video":
+        blobs = [tiny_multimodal.clip_of(8)]
     else:
         blobs = [tiny_media.sound_bytes(sound) for sound in LONG]
-    outputs = check(task, make(tmp_path / "model"), params, [FileInput("file", blob) for blob in blobs])
+    inputs = [FileInput("file", blob) for blob in blobs]
+    if TASKS[task].second_file:
+        inputs = [FileInput({"image": "file", "second_image": "file"}, pack_files(blobs))]
+    outputs = check(task, make(tmp_path / "model"), params, inputs)
     for output in outputs:
         for image in images_in(output):
             assert Image.open(io.BytesIO(image)).format == "PNG"

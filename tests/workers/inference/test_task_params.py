@@ -28,15 +28,12 @@ from producer.openai import sampling_params as sampling
 from workers.inference.embedding.pooling import _POOLINGS
 from workers.inference.loading import dtypes as precision
 from workers.inference.tasks import embedding, question_answering, seq2seq
-from workers.inference.tasks.audio import AudioRunner
-from workers.inference.tasks.images import ImageRunner
-from workers.inference.tasks.multimodal_generation import MultimodalRunner
 from workers.inference.tasks.pipeline_runner import PIPELINE_TASKS
 from workers.inference.tasks.pipeline_task import PipelineTask
-from workers.inference.tasks.runners import RUNNERS
-from workers.inference.tasks.visual_questions import VisualQuestionRunner
+from workers.inference.tasks.runners import RUNNERS, find_runner
 
-PROCESSOR_RUNNERS = (ImageRunner, AudioRunner, MultimodalRunner, VisualQuestionRunner)
+PROCESSOR_RUNNERS = {find_runner(name) for name in TASKS if hasattr(find_runner(name), "tasks")}
+_CHAT_PARAMS = GENERATE_PARAMS.keys() | {"chat", "seed", "system"}
 PIPELINES: dict[str, type[PipelineTask[Any]]] = {
     **PIPELINE_TASKS,
     **{task.name: task for runner in PROCESSOR_RUNNERS for task in runner.tasks},
@@ -46,7 +43,9 @@ ELSEWHERE = {
     "text-classification": {"truncation", "max_length"},
     "text-generation": GENERATE_PARAMS.keys() | {"chat", "seed", "system", "usage"},
     "zero-shot-object-detection": {"candidate_labels"},
-    "image-text-to-text": GENERATE_PARAMS.keys() | {"chat", "seed", "system", "text"},
+    "any-to-any": _CHAT_PARAMS,
+    "image-text-to-text": _CHAT_PARAMS | {"text"},
+    "text-to-audio": TASK_PARAMS["text-to-audio"].keys(),
     "visual-question-answering": {"question"} | ANSWER_GENERATE_PARAMS.keys(),
     "document-question-answering": {"question"} | ANSWER_GENERATE_PARAMS.keys(),
     "automatic-speech-recognition": SPEECH_GENERATE_PARAMS.keys(),

@@ -5,7 +5,7 @@ import math
 import wave
 from collections.abc import Sequence
 
-from common.records import FileInput, Json
+from common.records import FileInput, Json, pack_files
 from common.tasks import find_task
 
 _TEXTS = (
@@ -25,6 +25,10 @@ _SAMPLES: dict[str, tuple[Json, ...]] = {
     "fill-mask": tuple(f"{text} It is [MASK]." for text in _TEXTS),
     "zero-shot-classification": tuple({"text": text, "candidate_labels": ["science", "travel"]} for text in _TEXTS),
     "question-answering": tuple({"question": "When does it open?", "context": text} for text in _TEXTS),
+    "decision": tuple(
+        {"state": text, "questions": {"place": {"type": "noul", "instructions": "Is it about a place?"}}}
+        for text in _TEXTS
+    ),
     "table-question-answering": (
         {"table": {"name": ["map"], "number": ["2000"]}, "query": "How many maps?"},
         {"table": {"name": ["map", "book"], "number": ["2000", "7"]}, "query": "How many maps are there?"},
@@ -53,6 +57,29 @@ def _tone(seconds: int) -> bytes:
     return file.getvalue()
 
 
+def _clip() -> bytes:
+    """Return a video of 32 frames that grow lighter, as MP4."""
+    import av
+    import numpy as np
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=16)
+        stream.width, stream.height = 224, 224
+        for number in range(32):
+            frame = av.VideoFrame.from_ndarray(np.full((224, 224, 3), number * 8, dtype=np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def _blobs(kind: str) -> list[bytes]:
+    """Return files of a kind, in two sizes where that matters."""
+    if kind == "video":
+        return [_clip()]
+    return [_gradient(side) for side in (64, 224)] if kind == "image" else [_tone(1), _tone(3)]
+
+
 def samples(task: str, mask: str | None = None) -> Sequence[Json]:
     """Return sample inputs of a task.
 
@@ -62,8 +89,11 @@ def samples(task: str, mask: str | None = None) -> Sequence[Json]:
     """
     known = find_task(task)
     if known.media:
-        blobs = [_gradient(side) for side in (64, 224)] if known.media == "image" else [_tone(1), _tone(3)]
+        blobs = _blobs(known.media)
         with_it = {name: value for name, value in _WITH_MEDIA.items() if name in known.optional}
+        if known.second_file:
+            both = {known.media: "a sample", known.second_file: "a sample"}
+            return (FileInput(both, pack_files(blobs)),)
         return tuple(FileInput({known.media: "a sample", **with_it}, blob) for blob in blobs)
     found = _SAMPLES.get(known.name, _TEXTS)
     return tuple(text.replace("[MASK]", mask) for text in found) if mask and known.name == "fill-mask" else found

@@ -11,7 +11,9 @@ from common.errors import ModelError
 from common.records import Json
 
 #: Tasks whose `max_length` is that of the generated text; for others it says where the input is truncated.
-_TASKS = frozenset({"text-generation", "text2text-generation", "summarization", "translation", "image-text-to-text"})
+_TASKS = frozenset(
+    {"text-generation", "text2text-generation", "summarization", "translation", "image-text-to-text", "any-to-any"}
+)
 _LENGTHS = ("max_new_tokens", "min_new_tokens", "max_length", "min_length")
 _COPIES = ("num_beams", "num_return_sequences")
 #: The runners' default where neither job nor model sets a length.

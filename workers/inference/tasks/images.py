@@ -13,12 +13,15 @@ from transformers import pipelines as hf
 
 from common.errors import ModelError, RecordError
 from common.media_types import HEAD_BYTES, detect_format, formats
-from common.records import Json
+from common.records import FileInput, Json, unpack_files
+from common.tasks import TASKS
+from workers.inference.core.runner import RunMonitor
 from workers.inference.loading.loader import invented_weights
 from workers.inference.tasks.media_task import MediaTask
 from workers.inference.tasks.pipeline_task import PipelineParams, PreparedRecord, RowOutput
 from workers.inference.tasks.processor_runner import IMAGE_PROCESSOR, ProcessorRunner
 from workers.inference.tasks.zero_shot_media import ZeroShotMediaTask
+from workers.inference.text.fields import parse_fields
 from workers.inference.text.truncation import ModelInputs
 
 
@@ -129,6 +132,35 @@ class MaskGeneration(ImageTask):
         return masks
 
 
+class KeypointMatching(ImageTask):
+    """Points of one image with the same points in another."""
+
+    name = "keypoint-matching"
+    pipeline_class = hf.KeypointMatchingPipeline
+    auto_classes = ("AutoModelForKeypointMatching",)
+
+    def prepare(self, value: Json, params: PipelineParams) -> PreparedRecord:
+        """Return the two images, prepared as a pair."""
+        blobs = unpack_files(value.blob, 2) if isinstance(value, FileInput) else None
+        fields = parse_fields(TASKS[self.name], value.input if isinstance(value, FileInput) else value)
+        if blobs is None:
+            blobs = [self.files.read(fields[name]) for name in ("image", "second_image")]
+        return PreparedRecord(self.preprocessed([self.decode(blob) for blob in blobs], params.preprocess))
+
+    def group(self, inputs: ModelInputs, params: PipelineParams) -> int:
+        """Return a number that no other input has: pairs have points of their own number."""
+        return id(inputs)
+
+    def tokens(self, inputs: ModelInputs, params: PipelineParams) -> int:
+        """Return the number of text tokens that the pair counts as."""
+        return super().tokens(inputs["model_inputs"], params)
+
+    def forward(self, batch: Sequence[ModelInputs], params: PipelineParams, monitor: RunMonitor) -> list[RowOutput]:
+        """Match the points of one pair."""
+        monitor.tick()
+        return [self.pipe.forward(inputs) for inputs in batch]
+
+
 class ImageSegmentation(ImageTask):
     """The segments of an image, each with a label, a score and a mask of the size of the original."""
 
@@ -205,6 +237,7 @@ class ImageRunner(ProcessorRunner):
         ObjectDetection,
         ZeroShotObjectDetection,
         MaskGeneration,
+        KeypointMatching,
         ImageSegmentation,
         DepthEstimation,
         ImageFeatureExtraction,

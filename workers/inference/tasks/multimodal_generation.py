@@ -7,11 +7,13 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import cached_property, partial
+from typing import Any, ClassVar, cast
 
 import jinja2
 from torch import Tensor
 from transformers import pipelines as hf
+from transformers.pipelines import any_to_any
 from transformers.utils.chat_template_utils import Chat
 
 from common.chat import with_system_message
@@ -51,6 +53,8 @@ class MultimodalGeneration(ProcessorTask):
 
     processor = PROCESSOR
     generates = True
+    #: What the pipeline takes for a chat.
+    chat_class: ClassVar[Any] = Chat
 
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
@@ -166,7 +170,7 @@ class MultimodalGeneration(ProcessorTask):
             if not params.chat:
                 return text if image is None else {"images": image, "text": text}
             messages = [{"role": "user", "content": [{"type": "text", "text": text}]}]
-        return Chat(self.media.place(self._with_system(messages, params), image))
+        return self.chat_class(self.media.place(self._with_system(messages, params), image))
 
     def _with_system(self, messages: list[dict[str, Json]], params: MultimodalParams) -> list[dict[str, Json]]:
         """Return the messages after the job's system message, in parts as multimodal templates expect them."""
@@ -185,10 +189,32 @@ class ImageTextToText(MultimodalGeneration):
     media = ChatMedia({"image": decode_image})
 
 
+class AnyToAny(MultimodalGeneration):
+    """Text about images and audio, which come in messages."""
+
+    name = "any-to-any"
+    pipeline_class = hf.AnyToAnyPipeline
+    chat_class = any_to_any.Chat
+    auto_classes = ("AutoModelForMultimodalLM",)
+
+    @cached_property
+    def media(self) -> ChatMedia:
+        """Images and audio, as far as the model's processor takes them."""
+        decoders: dict[str, Any] = {}
+        processor = self.pipe.processor
+        if hasattr(processor, "image_processor"):
+            decoders["image"] = decode_image
+        if hasattr(processor, "feature_extractor"):
+            from workers.inference.tasks.audio import decode_audio  # its libraries are in an extra of their own
+
+            decoders["audio"] = partial(decode_audio, rate=int(processor.feature_extractor.sampling_rate))
+        return ChatMedia(decoders)
+
+
 class MultimodalRunner(ProcessorRunner):
     """A `transformers` pipeline that generates text from texts and files."""
 
-    tasks = (ImageTextToText,)
+    tasks = (ImageTextToText, AnyToAny)
 
 
 def _without_padding(texts: Tensor, config: Any) -> Tensor:

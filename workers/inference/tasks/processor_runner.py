@@ -73,6 +73,24 @@ class ProcessorTask(PipelineTask[PipelineParams]):
     values_per_token: ClassVar[int] = 3 * 16 * 16
 
     @classmethod
+    def find_head(cls, source: ModelSource) -> Any:
+        """Return the `AutoModel` class that loads the model.
+
+        Raises:
+            ModelError: as `load_config`.
+        """
+        return cls.first_head(cls.auto_classes, source)
+
+    @staticmethod
+    def first_head(names: Sequence[str], source: ModelSource) -> Any:
+        """Return the first of these `AutoModel` classes that knows the model's architecture, else the first."""
+        classes = [getattr(transformers, name) for name in names]
+        if len(classes) == 1:
+            return classes[0]
+        config = type(load_config(source))
+        return next((auto_class for auto_class in classes if config in auto_class._model_mapping), classes[0])
+
+    @classmethod
     def load_parts(cls, source: ModelSource) -> dict[str, Any]:
         """Return what the pipeline takes beside the model, by its arguments.
 
@@ -186,7 +204,7 @@ class ProcessorRunner(PipelineRunner):
         source = ModelSource.of(task, model, options)
         self._device = device
         self._tokenizer_lock = threading.Lock()
-        self._model = load_model(_find_head(chosen, source), source, device, ignore_missing=chosen.ignore_missing)
+        self._model = load_model(chosen.find_head(source), source, device, ignore_missing=chosen.ignore_missing)
         parts = chosen.load_parts(source)
         try:
             pipe = chosen.pipeline_class(model=self._model, task=chosen.name, device=device, **parts)
@@ -206,15 +224,6 @@ def _check_libraries(chosen: type[ProcessorTask]) -> None:
     for library, extra in chosen.libraries:
         if find_spec(library) is None:
             raise missing_library(f"{chosen.name} needs {library}, which is not installed", extra)
-
-
-def _find_head(chosen: type[ProcessorTask], source: ModelSource) -> Any:
-    """Return the first of the task's `AutoModel` classes that knows the model's architecture."""
-    classes = [getattr(transformers, name) for name in chosen.auto_classes]
-    if len(classes) == 1:
-        return classes[0]
-    config = type(load_config(source))
-    return next((auto_class for auto_class in classes if config in auto_class._model_mapping), classes[0])
 
 
 def _tensors(values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
