@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.errors import UsageError
+from common.errors import RecordError, UsageError
 from common.inputs import find_inputs
 from common.own_columns import KEEP_ALL
 from common.payloads.codec import decode_records, encode_records
-from common.records import Record
+from common.records import Record, pack_files, unpack_files
 from common.tasks import TASKS
 from producer.submit.chunking import FILE_CHUNK_BYTES, ChunkPlan, cut_chunks
 
@@ -161,3 +161,41 @@ def test_of_what_is_shared_only_the_path_travels(folder: Path):
         ("s3://bucket/c.png", None),
     ]
     assert records[2].failure and records[2].failure.code == "no_file"
+
+
+def test_a_task_over_two_files_gets_both_or_reads_both_in_place(folder: Path):
+    rows = [("photos/b.png", "photos/A.JPG"), ("photos/b.png", "photos/none.png"), ("photos/notes.md", "photos/b.png")]
+    (folder / "pairs.csv").write_text("image,second_image\n" + "".join(f"{one},{other}\n" for one, other in rows))
+    task = TASKS["keypoint-matching"]
+    whole, absent, wrong = find_inputs(["pairs.csv"], task).records(1000)
+    assert whole.blob and unpack_files(whole.blob, 2) == [PNG, JPEG]
+    assert [record.failure and record.failure.code for record in (absent, wrong)] == ["no_file", "bad_image"]
+    in_place = next(find_inputs(["pairs.csv"], task).records(1000, shared=[str(folder)]))
+    assert in_place.blob is None
+    assert in_place.input == {name: str(folder / path) for name, path in zip(whole.input, rows[0], strict=True)}
+    partly = next(find_inputs(["pairs.csv"], task).records(1000, shared=[str(folder / "photos" / "b.png")]))
+    assert partly.blob == whole.blob
+    with pytest.raises(RecordError, match="came without its files"):
+        unpack_files(PNG, 2)
+    with pytest.raises(RecordError, match="1 files; expected 2"):
+        unpack_files(pack_files([PNG]), 2)
+
+
+def test_a_chat_without_an_image_of_its_own_needs_no_file(folder: Path):
+    chat = [{"role": "user", "content": "hi"}]
+    (folder / "chats.jsonl").write_text(json.dumps({"messages": chat}) + '\n{"image": "photos/b.png", "text": "a"}\n')
+    first, second = find_inputs(["chats.jsonl"], TASKS["image-text-to-text"]).records(1000)
+    assert (first.input, first.blob, first.failure) == ({"messages": chat}, None, None)
+    assert (second.input, second.blob) == ({"image": "photos/b.png", "text": "a"}, PNG)
+
+
+def test_videos_are_found_by_their_extensions_and_known_by_their_first_bytes(folder: Path):
+    (folder / "clips").mkdir()
+    for name, head in {"a.mp4": b"\0\0\0\x18ftypmp42", "b.webm": b"\x1aE\xdf\xa3", "c.avi": b"RIFF1234AVI "}.items():
+        (folder / "clips" / name).write_bytes(head + bytes(50))
+    (folder / "clips" / "d.mov").write_bytes(JPEG)
+    *good, bad = find_inputs(["clips"], TASKS["video-classification"]).records(1000)
+    assert [(record.id, record.failure) for record in good] == [
+        (f"clips/{n}", None) for n in ("a.mp4", "b.webm", "c.avi")
+    ]
+    assert bad.failure and bad.failure.code == "bad_video"
