@@ -51,6 +51,11 @@ class OutputForm:
         """Whether an output is a vector or holds some, so that only the model knows all of its type."""
         return _holds_vectors(self.shape)
 
+    @property
+    def holds_files(self) -> bool:
+        """Whether an output is a file or holds some, such as images or sound."""
+        return _holds_files(self.shape)
+
     def arrow_type(self, like: Json = None, *, length: int = -1) -> Any:
         """Return the type.
 
@@ -95,6 +100,12 @@ def _holds_vectors(shape: Shape) -> bool:
     if isinstance(shape, list):
         return _holds_vectors(shape[0])
     return any(map(_holds_vectors, shape.values())) if isinstance(shape, dict) else isinstance(shape, Vector)
+
+
+def _holds_files(shape: Shape) -> bool:
+    if isinstance(shape, list):
+        return _holds_files(shape[0])
+    return any(map(_holds_files, shape.values())) if isinstance(shape, dict) else bool(shape == BYTES)
 
 
 def _vector_length(output: Json, shape: Shape) -> int | None:

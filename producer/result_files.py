@@ -32,7 +32,14 @@ def write_file(job: Job, rows: Callable[[], Iterable[ResultRow]], file: OutputFi
             return batch.write_all(rows())
     columns = job.spec.columns
     while True:
-        writer = open_output(file.path, job.spec, columns, output_type=output_type, csv_safe=file.csv_safe)
+        writer = open_output(
+            file.path,
+            job.spec,
+            columns,
+            output_type=output_type,
+            csv_safe=file.csv_safe,
+            media_files=file.media_files,
+        )
         try:
             with writer:
                 return writer.write_all(rows())

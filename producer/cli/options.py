@@ -31,8 +31,9 @@ output_option = click.option(
 
 part_format_option = click.option(
     "--output-format",
-    type=click.Choice(["parquet", "jsonl"]),
-    help="Format of the files in DIR/.  [default: parquet]",
+    type=click.Choice(["parquet", "jsonl", "files"]),
+    help="Format of DIR/: one parquet or jsonl file per chunk, or files, one for each image or sound.  "
+    "[default: parquet]",
 )
 
 csv_safe_option = click.option(

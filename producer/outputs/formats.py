@@ -12,6 +12,7 @@ from common.own_columns import Columns
 from common.results import ResultLayout
 from common.storage.locations import local_path
 from common.tasks import declared_output
+from producer.outputs.media_files import MediaFilesWriter
 from producer.outputs.text import CsvWriter, JsonLinesWriter
 from producer.outputs.writer import Writer
 
@@ -22,7 +23,13 @@ _EXTENSIONS = (*(f".{name}" for name in FORMATS), *(f".{name}.gz" for name in _G
 
 
 def open_output(
-    path: Path, spec: JobSpec, columns: Columns, *, output_type: Any = None, csv_safe: bool = False
+    path: Path,
+    spec: JobSpec,
+    columns: Columns,
+    *,
+    output_type: Any = None,
+    csv_safe: bool = False,
+    media_files: bool = False,
 ) -> Writer:
     """Return the writer for the path's extension, a context manager.
 
@@ -32,12 +39,15 @@ def open_output(
         columns: the own columns of its records, and their types.
         output_type: Arrow type of the outputs, None where they have none; for CSV and Parquet.
         csv_safe: escape CSV cells that a spreadsheet would run as formulas.
+        media_files: write images and sound to files beside it.
 
     Raises:
         UsageError: the extension is unknown, or does not suit the outputs.
         ColumnMisfit: while writing, a value is not of its column's type; begin again with wider columns.
     """
     layout = ResultLayout.of(spec)
+    if media_files:
+        return MediaFilesWriter(path, layout)
     # pyarrow and numpy are imported only if they are needed.
     match _format_of(path, declared_output(spec)):
         case "jsonl":

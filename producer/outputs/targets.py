@@ -12,6 +12,7 @@ from common.storage.locations import is_shared, is_url, strip_file_scheme
 from common.tasks import declared_output
 from producer.outputs.formats import check_output, is_csv, is_file_name
 from producer.outputs.hub_target import HubOutput, is_hub_output, parse_hub_output
+from producer.outputs.media_files import RESULTS, check_media_directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class OutputFile:
 
     path: Path
     csv_safe: bool = False  #: whether CSV cells that a spreadsheet would run as formulas are escaped
+    media_files: bool = False  #: whether images and sound in outputs become files beside it
 
     def __str__(self) -> str:
         """Return its path."""
@@ -32,6 +34,8 @@ Target = FileTarget | HubOutput
 
 #: Default format of the files in a directory.
 PART_FORMAT = "parquet"
+#: The format of a directory in which images and sound are files of their own.
+MEDIA_FILES = "files"
 
 
 def target_name(target: Target) -> str:
@@ -100,10 +104,19 @@ def _target_of(name: str, format: str | None, *, public: bool) -> Target:
     with path_errors(f"-o {name}"):
         is_directory = name.endswith("/") or is_url(name) or Path(name).is_dir()
     if is_directory:
-        return Output(absolute(name).rstrip("/"), format or PART_FORMAT)
+        return _directory(name, format or PART_FORMAT)
     if format is not None:
         raise UsageError(f"--output-format is for directories (-o {name}/); the format of a file is its extension.")
     return OutputFile(Path(name))
+
+
+def _directory(name: str, format: str) -> FileTarget:
+    """Return a directory with one file per chunk, or with one for each image and sound."""
+    if format != MEDIA_FILES:
+        return Output(absolute(name).rstrip("/"), format)
+    if is_url(name):
+        raise UsageError(f"--output-format {MEDIA_FILES} writes to a directory of this machine, not to {name}.")
+    return OutputFile(Path(name) / RESULTS, media_files=True)
 
 
 def open_target(
@@ -136,7 +149,7 @@ def check_responses(target: Target) -> None:
     Raises:
         UsageError: it is not a file of JSON lines.
     """
-    name = target.path.name if isinstance(target, OutputFile) else ""
+    name = target.path.name if isinstance(target, OutputFile) and not target.media_files else ""
     if not name.lower().endswith((".jsonl", ".jsonl.gz")):
         raise UsageError(
             f"{target_name(target)}: responses to a batch file are JSON lines; name a .jsonl or .jsonl.gz file."
@@ -158,7 +171,10 @@ def check_target(
         UsageError: it cannot be written; or the directory already holds an output.
     """
     if isinstance(target, OutputFile):
-        check_output(target.path, form, inputs)
+        if target.media_files:
+            check_media_directory(target.path.parent, form)
+        else:
+            check_output(target.path, form, inputs)
         return
     from common.payloads.output_committer import check_output_location
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import soundfile
 import transformers
 
 from common.records import Json
@@ -55,6 +56,41 @@ def test_photos_are_described_by_a_prompt_from_their_columns(folder: Path) -> No
     assert refused_image["error_code"] == "missing_file"
     files = lines((folder / "files.jsonl").read_text())
     assert [row["output"] for row in files] == [expected("Berlin is old", path) for path in paths]
+
+
+def test_sound_becomes_files_and_two_images_and_videos_reach_their_models(folder: Path) -> None:
+    speech, matcher = tiny_multimodal.vits(folder / "vits"), tiny_multimodal.superglue(folder / "superglue")
+    watcher = tiny_multimodal.videomae(folder / "videomae")
+    (folder / "sentences.jsonl").write_text('{"text": "the old river"}\n{"text": " "}\n{"text": "a dog"}\n')
+    one, other, *_ = tiny_media.photos(folder / "pairs")
+    (folder / "pairs.csv").write_text(f"image,second_image\n{one},{other}\n")
+    (folder / "clips").mkdir()
+    (folder / "clips" / "a.mp4").write_bytes(tiny_multimodal.clip_of(8))
+    (folder / "clips" / "b.mp4").write_bytes(tiny_multimodal.clip_of(2))
+    with running_queue(folder, HUGQUEUE_MODEL_ROOTS=str(folder)) as queue:
+        spoken = ("submit", "--task", "text-to-speech", "-m", str(speech), "-p", "seed=1", "sentences.jsonl")
+        queue.run(*spoken, "-o", "speech/", "--output-format", "files", status=3)
+        matched = ("submit", "--task", "keypoint-matching", "-m", str(matcher), "pairs.csv")
+        queue.run(*matched, "-o", "pairs.jsonl")
+        refused = queue.run(*matched, "-o", "files/", "--output-format", "files", status=2)
+        queue.run("submit", "--task", "video-classification", "-m", str(watcher), "clips", "-o", "c.jsonl", status=3)
+    assert "is for tasks that give images or sound" in refused.stderr
+    rows = lines((folder / "speech" / "results.jsonl").read_text())
+    assert [row.get("output", {}).get("audio") for row in rows] == ["000000.wav", None, "000002.wav"]
+    assert rows[1]["error_code"] == "empty_text"
+    for row in (rows[0], rows[2]):
+        sound, rate = soundfile.read(folder / "speech" / row["output"]["audio"])
+        assert len(sound) and rate == row["output"]["sampling_rate"] == 8000
+    assert len(list((folder / "speech").iterdir())) == 3
+    [pair] = lines((folder / "pairs.jsonl").read_text())
+    expected = transformers.pipeline("keypoint-matching", model=str(matcher), device="cpu")([str(one), str(other)])
+    assert_same(pair["output"], expected)
+    assert pair["second_image"] == str(other)
+    whole, short = lines((folder / "c.jsonl").read_text())
+    pipe = transformers.pipeline("video-classification", model=str(watcher), device="cpu")
+    found = pipe(str(folder / "clips" / "a.mp4"))
+    assert_same(whole["output"], [{"label": one["label"], "score": one["score"]} for one in found])
+    assert short["error_code"] == "bad_video"
 
 
 def test_photos_come_back_labeled_by_their_paths(folder: Path) -> None:
