@@ -14,12 +14,15 @@ from transformers import (
     BlipImageProcessor,
     CLIPImageProcessor,
     CLIPTokenizer,
+    DonutImageProcessor,
+    DonutSwinConfig,
     LayoutLMConfig,
     LayoutLMForQuestionAnswering,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    MBartConfig,
     OwlViTConfig,
     OwlViTForObjectDetection,
     OwlViTImageProcessor,
@@ -46,6 +49,8 @@ from transformers import (
     ViltConfig,
     ViltForQuestionAnswering,
     ViltImageProcessor,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
     VitsConfig,
     VitsModel,
     VitsTokenizer,
@@ -211,6 +216,25 @@ def speech_t5(directory: Path, *, vocoder: bool = True) -> Path:
         )  # fmt: skip
         SpeechT5HifiGan(small).save_pretrained(directory / "vocoder")
     return directory
+
+
+def donut(directory: Path) -> Path:
+    tokenizer = with_tokens("<s_docvqa>", "<s_question>", "</s_question>", "<s_answer>", "</s_answer>")
+    tokenizer.save_pretrained(directory)
+    DonutImageProcessor(size={"height": 32, "width": 32}, do_align_long_axis=False).save_pretrained(directory)
+    torch.manual_seed(23)
+    encoder = DonutSwinConfig(
+        image_size=[32, 32], patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
+    )
+    decoder = MBartConfig(
+        vocab_size=len(tokenizer), d_model=16, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2,
+        decoder_ffn_dim=16, max_position_embeddings=128, is_decoder=True, add_cross_attention=True, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    model = VisionEncoderDecoderModel(config)
+    model.generation_config.update(decoder_start_token_id=1, pad_token_id=0, eos_token_id=2, max_new_tokens=6)
+    return save(model, directory)
 
 
 def superglue(directory: Path) -> Path:

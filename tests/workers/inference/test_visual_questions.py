@@ -89,6 +89,19 @@ def test_the_words_of_a_document_answer_as_in_the_pipeline(tmp_path: Path, param
     assert_same(with_image.output, outcomes[0].output)
 
 
+def test_a_model_that_reads_the_image_itself_generates_the_answer(tmp_path: Path):
+    model = tiny_multimodal.donut(tmp_path / "model")
+    pipe = transformers.pipeline(DOCUMENT, model=str(model), device="cpu")
+    for outcome, question, blob in zip(
+        run(DOCUMENT, model, [asked(*pair) for pair in zip(QUESTIONS, BLOBS, strict=True)], max_new_tokens=6),
+        QUESTIONS,
+        BLOBS,
+        strict=True,
+    ):
+        assert outcome.failure is None
+        assert outcome.output == pipe(image=image(blob), question=question)
+
+
 def test_the_best_answer_of_a_document_without_any_is_null():
     form = output_form(DOCUMENT, {})
     assert form and form.convert([]) == {"answer": None}

@@ -154,7 +154,7 @@ class ProcessorTask(PipelineTask[PipelineParams]):
         return check_text(self.field(fields, params, "question"), "question")
 
     def is_deterministic(self, params: PipelineParams) -> bool:
-        """Return False: files are hardly ever equal, and comparing them costs more than it saves."""
+        """Return False: such inputs are hardly ever equal, and comparing files costs more than it saves."""
         return False
 
     def group(self, inputs: ModelInputs, params: PipelineParams) -> int:

@@ -61,6 +61,8 @@ class TextToAudio(ProcessorTask):
 
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
+        if pipe.vocoder is not None:
+            pipe.vocoder.to(device=pipe.model.device, dtype=pipe.model.dtype)
         limits = (input_token_limit(pipe.model, pipe.tokenizer), getattr(pipe.model.config, "max_text_positions", None))
         self.limit = min((limit for limit in limits if limit is not None), default=None)
         if pipe.sampling_rate is None:
