@@ -9,6 +9,7 @@ import pytest
 
 from common.errors import ModelError, WorkerError
 from common.jobs import JobSpec, new_job_id
+from common.records import FileInput
 from common.reporting import Reporter
 from common.tasks import TASKS
 from tests.support.device_process import StageList
@@ -150,5 +151,5 @@ def test_samples_fit_the_task_that_an_alias_means():
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_there_are_samples_that_have_the_fields_of_every_task(task: str):
     for sample in samples(task):
-        row = sample if isinstance(sample, dict) else {TASKS[task].primary_field: sample}
-        assert TASKS[task].build_input(row)
+        value = sample.input if isinstance(sample, FileInput) else sample
+        assert TASKS[task].build_input(value if isinstance(value, dict) else {TASKS[task].primary_field: value})

@@ -47,7 +47,6 @@ class TextToAudio(ProcessorTask):
     auto_classes = ("AutoModelForTextToWaveform", "AutoModelForTextToSpectrogram")
     gives_plain_values = True
     generates = True
-    own_params = frozenset(TASK_PARAMS["text-to-audio"])
 
     @classmethod
     def load_parts(cls, source: ModelSource) -> dict[str, Any]:
