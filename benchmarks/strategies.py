@@ -77,7 +77,9 @@ def runner(
         keeps: keep the memory of a batch for the next one, as the device process does.
         params: of the job, such as `dtype`.
     """
-    loaded = find_runner(work.task)(work.task, work.model, work.device, LoadOptions().with_params(work.task, params))
+    loaded = find_runner(work.task).load(
+        work.task, work.model, work.device, LoadOptions().with_params(work.task, params)
+    )
     if not forward_batch and isinstance(loaded, PipelineRunner):
         loaded.encoder = None
     size = chunk or CHUNK.get(work.task, 256)

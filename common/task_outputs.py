@@ -174,11 +174,31 @@ def _options(answer: Mapping[str, Json]) -> Json:
 
 # Vectors
 
+#: A vector for each token.
+MULTI_VECTOR = OutputForm([Vector()])
+
 
 def embedding_form(params: Params) -> OutputForm:
     """Return the form of an embedding: a vector in the job's precision, or a list of pieces that have one each."""
     vector = Vector(NUMBERS.get(str(params.get("precision")), FLOAT32))
     return OutputForm([{"start": INTEGER, "end": INTEGER, "vector": vector}] if "split_tokens" in params else vector)
+
+
+def _sparse_vector(params: Params) -> OutputForm:
+    tokens: dict[str, Shape] = {"tokens": [TEXT]} if params.get("tokens") else {}
+    return OutputForm({"indices": ["int32"], **tokens, "values": [FLOAT32]})
+
+
+# Pairs of texts
+
+
+def _ranking(params: Params) -> OutputForm:
+    """Return the form of a query's documents: their scores in order, or of each all that the model gives."""
+    document: dict[str, Shape] = {"document": TEXT} if params.get("return_documents") else {}
+    if params.get("return_all_scores"):
+        return OutputForm([{"index": INTEGER, "scores": [NUMBER], **document}])
+    shape = {"index": INTEGER, "score": NUMBER, **document}
+    return OutputForm(shape, lambda output: output[0]) if params.get("top_k") == 1 else OutputForm([shape])
 
 
 # Images
@@ -212,6 +232,10 @@ _FORMS: Mapping[str, OutputForm | Callable[[Params], OutputForm]] = {
     "text-generation": _generated,
     "feature-extraction": OutputForm(_HIDDEN_STATES),
     "embedding": embedding_form,
+    "rerank": _ranking,
+    "sentence-similarity": OutputForm([NUMBER]),
+    "sparse-embedding": _sparse_vector,
+    "multi-vector-embedding": MULTI_VECTOR,
     "table-question-answering": OutputForm(_CELLS),
     "question-answering": _answers,
     "translation": _texts,

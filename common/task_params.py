@@ -44,6 +44,8 @@ MAX_SYSTEM_LENGTH = 65_536
 
 #: Pooling modes of embeddings, in the order in which sentence-transformers concatenates several.
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+#: Functions of two vectors, as sentence-transformers names them.
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 #: Number formats of vectors: those of `sentence_transformers.quantize_embeddings`, and float16.
 PRECISIONS = tuple(NUMBERS)
 
@@ -85,6 +87,8 @@ def _is_system(value: Json) -> bool:
 _RANGES = ParamType(
     "a .json or .npy file with two rows of numbers, the minimum and the maximum of each dimension", is_ranges, parse=str
 )
+_POOLING = ParamType(f"one of {', '.join(POOLING_MODES)}, or several joined by +", _is_pooling, parse=str)
+_PROMPTS: Params = {"prompt": TEXT, "prompt_name": TEXT}
 _IDS = ParamType("a token id, or a list of them", _is_ids)
 _SYSTEM = ParamType(f"a text of up to {MAX_SYSTEM_LENGTH:,} characters", _is_system, parse=str)
 #: The function from a classifier's logits to scores.
@@ -203,15 +207,33 @@ TASK_PARAMS: Mapping[str, Params] = {
     "feature-extraction": {"truncation": _TRUNCATION},
     "embedding": {
         "normalize": BOOLEAN,
-        "pooling": ParamType(f"one of {', '.join(POOLING_MODES)}, or several joined by +", _is_pooling, parse=str),
+        "pooling": _POOLING,
         "precision": choice(*PRECISIONS),
-        "prompt": TEXT,
-        "prompt_name": TEXT,
+        **_PROMPTS,
         "ranges": _RANGES,
         "split_overlap": NON_NEGATIVE_INTEGER,
         "split_tokens": POSITIVE_INTEGER,
+        "task": TEXT,
         "truncate_dim": POSITIVE_INTEGER,
     },
+    "rerank": {
+        "function_to_apply": _FUNCTION,
+        "max_length": POSITIVE_INTEGER,
+        **_PROMPTS,
+        "return_all_scores": BOOLEAN,
+        "return_documents": BOOLEAN,
+        "top_k": POSITIVE_INTEGER,
+    },
+    "sentence-similarity": {
+        "normalize": BOOLEAN,
+        "pooling": _POOLING,
+        **_PROMPTS,
+        "similarity": choice(*SIMILARITIES),
+        "task": TEXT,
+        "truncate_dim": POSITIVE_INTEGER,
+    },
+    "sparse-embedding": {"max_active_dims": POSITIVE_INTEGER, **_PROMPTS, "task": TEXT, "tokens": BOOLEAN},
+    "multi-vector-embedding": {**_PROMPTS, "task": TEXT},
     "table-question-answering": {"truncation": BOOLEAN},
     "question-answering": {
         "align_to_words": BOOLEAN,

@@ -1,8 +1,8 @@
 """The table of tasks that `--task` accepts: fields, default models and chunk sizes.
 
 `workers.inference` runs them; this table is what the producer knows. Default models and revisions are those that
-transformers pins (`transformers/pipelines/__init__.py`, 5.23); `embedding` and the tasks that transformers 5 removed
-have their own.
+transformers pins (`transformers/pipelines/__init__.py`, 5.23); the tasks of sentence-transformers, and those that
+transformers 5 removed, have their own.
 """
 
 import re
@@ -202,6 +202,7 @@ MEDIA_TASKS = (
     ),
 )
 
+_MINILM = ("sentence-transformers/all-MiniLM-L6-v2", "c9745ed1d9f207416be6d2e6f8de32d1f16199bf")
 _T5 = ("google-t5/t5-base", "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1")
 
 TASKS: dict[str, Task] = {
@@ -253,8 +254,38 @@ TASKS: dict[str, Task] = {
         Task(
             "embedding",
             "one vector for each text",
-            model="sentence-transformers/all-MiniLM-L6-v2",
-            revision="c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+            model=_MINILM[0],
+            revision=_MINILM[1],
+        ),
+        Task(
+            "rerank",
+            "the documents that fit a query best, and their scores",
+            fields=(("query", "documents"), ("query", "document")),
+            model="cross-encoder/ms-marco-MiniLM-L6-v2",
+            revision="c5ee24cb16019beea0893ab7796b1df96625c6b8",
+            chunk_records=64,
+        ),
+        Task(
+            "sentence-similarity",
+            "how similar sentences are to a source sentence",
+            fields=(("source_sentence", "sentences"),),
+            model=_MINILM[0],
+            revision=_MINILM[1],
+            chunk_records=64,
+        ),
+        Task(
+            "sparse-embedding",
+            "a sparse vector for each text: words of the vocabulary and their weights",
+            model="ibm-granite/granite-embedding-30m-sparse",
+            revision="ad82b1fd09541c998c8d45045d601c51fdb8a9b7",
+            chunk_records=128,
+        ),
+        Task(
+            "multi-vector-embedding",
+            "a vector for each token of a text (late interaction)",
+            model="answerdotai/answerai-colbert-small-v1",
+            revision="be1703c55532145a844da800eea4c9a692d7e267",
+            chunk_records=64,
         ),
         Task(
             "table-question-answering",

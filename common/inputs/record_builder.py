@@ -15,7 +15,16 @@ from common.tasks import Task
 from common.template import TEMPLATE_FIELD, Template
 
 #: A cell of CSV or Parquet may hold them as JSON text.
-_JSON_FIELDS = ("table", "messages", "word_boxes", "questions", "assets", "speaker_embeddings")
+_JSON_FIELDS = (
+    "table",
+    "messages",
+    "documents",
+    "sentences",
+    "word_boxes",
+    "questions",
+    "assets",
+    "speaker_embeddings",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,10 @@ TOLERANCE = 1e-4
 
 def runner_of(task: str, model: Path, **options: Json) -> Runner:
     params = {name: options.pop(name) for name in LOAD_PARAMS if name in options}
-    return find_runner(task)(task, model, "cpu", LoadOptions(**options).with_params(task, params))
+    return find_runner(task).load(task, model, "cpu", LoadOptions(**options).with_params(task, params))
 
 
-def run(task: str, model: Path, records: Sequence[Json], **params: Json) -> list[Outcome]:
+def run(task: str, model: Path, records: Sequence[Json], /, **params: Json) -> list[Outcome]:
     return runner_of(task, model).run(records, params, RecordingMonitor())
 
 

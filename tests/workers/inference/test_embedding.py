@@ -26,6 +26,7 @@ from workers.inference.embedding.sentence_transformers_config import (
     NORMALIZE_KEYS,
     POOLING_KEYS,
     TRANSFORMER_KEYS,
+    UnsupportedConfig,
 )
 from workers.inference.tasks.embedding import EmbeddingRunner
 
@@ -255,13 +256,6 @@ def test_a_wrong_parameter_is_refused_before_any_record(bert, params, said):
     assert watcher.batches == []
 
 
-def test_a_module_that_we_do_not_have_is_refused(tmp_path, bert):
-    directory = saved(tmp_path / "model", bert, modules.LayerNorm(24))
-    with pytest.raises(ModelError, match="LayerNorm") as caught:
-        runner_of(directory)
-    assert caught.value.code == "unknown_module"
-
-
 def test_code_of_the_models_own_is_refused(tmp_path, bert):
     directory = saved(tmp_path / "model", bert)
     listed = json.loads((directory / "modules.json").read_text())
@@ -344,7 +338,7 @@ SETTINGS = [
     {"max_seq_length": 6},
     {"model_args": {"add_pooling_layer": False}},
     {"do_lower_case": True},
-    {"unpad_inputs": False, "query_length": 5},
+    {"unpad_inputs": False},
 ]
 
 
@@ -360,36 +354,61 @@ def test_settings_of_the_transformer_are_honored(tmp_path, bert, settings, chat)
     np.testing.assert_allclose(embedded(directory, texts), reference(directory, texts), atol=1e-5)
 
 
-REFUSED = {
+#: Settings that only the modules of sentence-transformers follow.
+OTHERS = {
     "sentence_bert_config.json": [
         {"config_kwargs": {"hidden_act": "relu"}},
         {"config_args": {"num_hidden_layers": 1}},
-        {"model_kwargs": {"subfolder": "other"}},
-        {"tokenizer_args": {"chat_template": "x"}},
         {"processing_kwargs": {"text": {"add_special_tokens": False}}},
-        {"processing_kwargs": {"text": {"truncation": False}}},
-        {"processing_kwargs": {"tokens": {"a": 1}}},
-        {"tokenizer_name_or_path": "/other"},
-        {"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}},
-        {"modality_config": {"message": {"method": "forward", "method_output_name": "last_hidden_state"}}},
-        {"what_version_7_writes": 1},
+        {"query_length": 5},
     ],
-    "config_sentence_transformers.json": [{"model_type": "SparseEncoder"}, {"what_version_7_writes": 1}],
-    "1_Pooling/config.json": [{"what_version_7_writes": 1}, {"pooling_mode": []}],
     "2_Dense/config.json": [{"what_version_7_writes": 1}],
     "3_Normalize/config.json": [{"what_version_7_writes": 1}],
 }
+REFUSED = {
+    "sentence_bert_config.json": [
+        ({"model_kwargs": {"subfolder": "other"}}, "model_not_allowed"),
+        ({"tokenizer_args": {"vocab_file": "x"}}, "model_not_allowed"),
+        ({"tokenizer_name_or_path": "/other"}, "not_a_model"),
+        ({"what_version_7_writes": 1}, "not_a_model"),
+    ],
+    "config_sentence_transformers.json": [({"model_type": "SparseEncoder"}, "unknown_module")],
+    "1_Pooling/config.json": [
+        ({"what_version_7_writes": 1}, "not_a_model"),
+        ({"pooling_mode": []}, "model_load_failed"),
+    ],
+}
 
 
-@pytest.mark.parametrize(("file", "settings"), [(file, one) for file in REFUSED for one in REFUSED[file]], ids=str)
-def test_settings_that_are_not_honored_are_refused_by_name(tmp_path, bert, file, settings):
+@pytest.mark.parametrize(("file", "settings"), [(file, one) for file in OTHERS for one in OTHERS[file]], ids=str)
+def test_other_settings_are_left_to_the_modules_of_sentence_transformers(tmp_path, bert, file, settings):
+    directory = changed(tmp_path, bert, file, settings)
+    with pytest.raises(UnsupportedConfig):
+        runner_of(directory)
+    runner = EmbeddingRunner.load("embedding", directory, "cpu")
+    texts = [*TEXTS, "quick brown fox " * 10]
+    found = [outcome.output for outcome in runner.run(texts, {"task": "query"}, RecordingMonitor())]
+    expected = SentenceTransformer(str(directory), device="cpu").encode_query(texts, batch_size=1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "code"), [(file, *one) for file in REFUSED for one in REFUSED[file]], ids=str
+)
+def test_settings_that_nothing_honors_are_refused(tmp_path, bert, file, settings, code):
+    directory = changed(tmp_path, bert, file, settings)
+    with pytest.raises(ModelError) as caught:
+        EmbeddingRunner.load("embedding", directory, "cpu")
+    assert caught.value.code == code
+
+
+def changed(tmp_path: Path, bert: Path, file: str, settings: dict[str, object]) -> Path:
+    """Return a model with a dense layer, its file changed."""
     directory = saved(tmp_path / "model", bert, modules.Dense(24, 9), modules.Normalize())
     path = directory / file
     found = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(found | settings))
-    with pytest.raises(ModelError) as caught:
-        runner_of(directory)
-    assert caught.value.code == "unknown_module"
+    return directory
 
 
 BROKEN = {

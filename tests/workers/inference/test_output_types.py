@@ -20,7 +20,7 @@ from common.records import FileInput, Json, Outcome, Record, pack_files
 from common.results import ResultLayout
 from common.task_outputs import output_form
 from common.tasks import TASKS, declared_output
-from tests.support import tiny_media, tiny_models, tiny_multimodal, tiny_seq2seq
+from tests.support import tiny_media, tiny_models, tiny_multimodal, tiny_sentence_transformers, tiny_seq2seq
 from tests.support.pipeline_reference import runner_of
 from tests.support.tiny_models import TEXTS, RecordingMonitor
 from tests.support.torchvision_stand_in import provide_torchvision
@@ -43,6 +43,7 @@ DECISION = {
 DOCUMENT = {"question": "the cat?", "word_boxes": [["the", [10, 10, 60, 30]], ["cat", [70, 10, 120, 30]]]}
 TABLE = {"table": {"city": ["paris", "seoul"], "people": ["2", "9"]}, "query": "how many people live in paris"}
 EVERY_MASK: dict[str, Json] = {"points_per_crop": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+RANKED = [{"query": "where is the cat?", "documents": [*TEXTS[:4]]}, {"query": "the dog", "document": TEXTS[0]}]
 LONG = [tiny_media.samples(seconds, seed) for seed, seconds in enumerate((0.5, 1.0))]
 
 TEXT_CASES: list[tuple[str, Callable[[Path], Path], dict[str, Json], Sequence[Json]]] = [
@@ -66,6 +67,13 @@ TEXT_CASES: list[tuple[str, Callable[[Path], Path], dict[str, Json], Sequence[Js
     ("feature-extraction", tiny_models.masked_bert, {}, TEXTS),
     ("embedding", tiny_models.masked_bert, {}, TEXTS),
     ("embedding", tiny_models.masked_bert, {"truncate_dim": 5}, TEXTS),
+    ("rerank", tiny_sentence_transformers.reranker, {}, RANKED),
+    ("rerank", tiny_sentence_transformers.reranker, {"top_k": 1, "return_documents": True}, RANKED),
+    ("rerank", tiny_sentence_transformers.reranker, {"return_all_scores": True}, RANKED),
+    ("sentence-similarity", tiny_models.masked_bert, {}, [{"source_sentence": "the old cat", "sentences": [*TEXTS]}]),
+    ("sparse-embedding", tiny_sentence_transformers.sparse, {}, TEXTS),
+    ("sparse-embedding", tiny_sentence_transformers.sparse, {"tokens": True, "max_active_dims": 3}, TEXTS),
+    ("multi-vector-embedding", tiny_sentence_transformers.multi_vector, {"task": "query"}, TEXTS),
     ("table-question-answering", tiny_models.table_answers, {}, [TABLE, TABLE | {"query": "old?"}]),
     ("question-answering", tiny_models.answering, {}, [QUESTION]),
     ("question-answering", tiny_models.answering, {"top_k": 3}, [QUESTION]),

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 #: Memory that a model needs, as a multiple of the size of its weights: for the weights and for computing.
 _HEADROOM = 1.2
-_LIBRARIES = ("torch", "transformers")
+_LIBRARIES = ("torch", "transformers", "sentence_transformers")
 _DIGESTED = ("task", "model", "commit", "dtype")
 
 
@@ -256,7 +256,7 @@ def _construct_runner(
 ) -> Runner | None:
     """Return the loaded runner; None if memory ran out, and then all that the attempt held is free again."""
     try:
-        return kind(task, resolved.path if resolved else None, device, options)
+        return kind.load(task, resolved.path if resolved else None, device, options)
     except (CodedError, Cancelled):
         raise
     except Exception as error:  # a boundary: a runner loads whatever files it was given

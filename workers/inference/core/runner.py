@@ -74,6 +74,15 @@ class Runner(ABC):
             ModelError: it cannot be loaded, or cannot do the task.
         """
 
+    @classmethod
+    def load(cls, task: str, model: Path | None, device: str, options: LoadOptions = DEFAULT_OPTIONS) -> "Runner":
+        """Return a loaded runner: one of this class, or of another that suits the model's files.
+
+        Raises:
+            CodedError: as `__init__`; `missing_library`, the model needs a library that is not installed.
+        """
+        return cls(task, model, device, options)
+
     def output_type(self, params: Mapping[str, Json]) -> Any:
         """Return the Arrow type of an output; None for that which the task declares, and JSON text where none does."""
         return None

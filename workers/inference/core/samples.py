@@ -29,6 +29,8 @@ _SAMPLES: dict[str, tuple[Json, ...]] = {
         {"state": text, "questions": {"place": {"type": "noul", "instructions": "Is it about a place?"}}}
         for text in _TEXTS
     ),
+    "rerank": tuple({"query": "When does it open?", "documents": [text]} for text in _TEXTS),
+    "sentence-similarity": tuple({"source_sentence": "It opens at nine.", "sentences": [text]} for text in _TEXTS),
     "table-question-answering": (
         {"table": {"name": ["map"], "number": ["2000"]}, "query": "How many maps?"},
         {"table": {"name": ["map", "book"], "number": ["2000", "7"]}, "query": "How many maps are there?"},

@@ -92,7 +92,7 @@ class Dense(nn.Module):  # type: ignore[misc]
         inputs, outputs = config.in_features, config.out_features
         projects = config.use_residual and inputs != outputs
         self.linear = nn.Linear(inputs, outputs, bias=config.bias)
-        self.activation_function = _activation(config.activation_function)
+        self.activation_function = make_activation(config.activation_function, "Its Dense layer")
         self.residual = nn.Linear(inputs, outputs, bias=False) if projects else nn.Identity()
         self._adds_input = config.use_residual
 
@@ -128,15 +128,21 @@ def load_dense(config: DenseConfig, device: str, *, allow_pickle: bool = False) 
     return ready
 
 
-def _activation(name: str) -> nn.Module:
-    """Return an activation of torch; a name in a model's file must not import anything else."""
+def make_activation(name: str, owner: str) -> nn.Module:
+    """Return an activation of torch; a name in a model's file must not import anything else.
+
+    Args:
+        name: its full name, such as `torch.nn.modules.activation.Tanh`.
+        owner: what has it, for messages.
+
+    Raises:
+        ModelError: `unknown_module`, it is not a class of torch.nn that takes no arguments.
+    """
     package, _, kind = name.rpartition(".")
     found = getattr(nn, kind, None)
     if not (package.startswith("torch.nn") and isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ModelError(
-            "unknown_module", f"Its Dense layer has the activation {name!r}; expected a class of torch.nn."
-        )
+        raise ModelError("unknown_module", f"{owner} has the activation {name!r}; expected a class of torch.nn.")
     try:
         return found()
     except TypeError as error:
-        raise ModelError("unknown_module", f"Its Dense layer has the activation {name!r}: {error}") from error
+        raise ModelError("unknown_module", f"{owner} has the activation {name!r}: {error}") from error

@@ -5,18 +5,30 @@ The files are those that sentence-transformers 2 to 6 write. What a module compu
 that the vectors are slightly wrong.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from common.errors import ModelError
 from common.records import Json
 from common.task_params import POOLING_MODES
+from workers.inference.embedding.prompts import Prompts
 from workers.models.file_references import read_json
 
+#: The file with the prompts and the kind of the model.
+GENERAL = "config_sentence_transformers.json"
+#: The task for each kind of model.
+KIND_TASKS = {
+    "SentenceTransformer": "embedding",
+    "CrossEncoder": "rerank",
+    "SparseEncoder": "sparse-embedding",
+    "MultiVectorEncoder": "multi-vector-embedding",
+    "ColBERT": "multi-vector-embedding",
+}
+_CANNOT_RUN = "This sentence-transformers model cannot be run as configured"
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Kwargs = dict[str, Json] | None
 
@@ -31,11 +43,18 @@ _FLAGS = {
 }
 
 
-class _General(msgspec.Struct):
+class GeneralConfig(msgspec.Struct):
+    """What config_sentence_transformers.json says."""
+
     prompts: dict[str, str | None] = {}
     default_prompt_name: str | None = None
     truncate_dim: _Count | None = None
     model_type: str = "SentenceTransformer"
+
+    @property
+    def named_prompts(self) -> Prompts:
+        """The prompts; those without a text are empty."""
+        return Prompts({name: prompt or "" for name, prompt in self.prompts.items()}, self.default_prompt_name)
 
 
 class _Pooling(msgspec.Struct):
@@ -54,7 +73,9 @@ class DenseConfig(msgspec.Struct, frozen=True):
     use_residual: bool = False  #: whether the input is added to the output
 
 
-class _Transformer(msgspec.Struct):
+class TransformerConfig(msgspec.Struct):
+    """What the file of a Transformer module says."""
+
     max_seq_length: _Count | None = None
     do_lower_case: bool | None = False
     transformer_task: str = "feature-extraction"
@@ -67,6 +88,9 @@ class _Transformer(msgspec.Struct):
     tokenizer_args: _Kwargs = None
     config_kwargs: _Kwargs = None
     config_args: _Kwargs = None
+    query_length: _Count | None = None  #: tokens of a query at most, where a job says that its texts are queries
+    document_length: _Count | None = None
+    query_expansion: Json = None
 
     @property
     def modality(self) -> str:
@@ -86,14 +110,11 @@ class _Transformer(msgspec.Struct):
 _MODULE_NAMES = ("module_input_name", "module_output_name")
 #: The keys of each file: those read here, and those that do not change a vector. Other keys are rejected unless their
 #: value is empty. A test compares them with what the installed sentence-transformers can write.
-GENERAL_KEYS = frozenset({*_General.__struct_fields__, "similarity_fn_name", "__version__"})
+GENERAL_KEYS = frozenset({*GeneralConfig.__struct_fields__, "similarity_fn_name", "__version__"})
 POOLING_KEYS = frozenset({*_Pooling.__struct_fields__, "embedding_dimension", "word_embedding_dimension", *_FLAGS})
 DENSE_KEYS = frozenset({*DenseConfig.__struct_fields__[1:], *_MODULE_NAMES})
 NORMALIZE_KEYS = frozenset(_MODULE_NAMES)
-TRANSFORMER_KEYS = frozenset(
-    # The last three are for texts that are queries or documents (`encode_query`), which are not distinguished here.
-    {*_Transformer.__struct_fields__, "unpad_inputs", "query_length", "document_length", "query_expansion"}
-)
+TRANSFORMER_KEYS = frozenset({*TransformerConfig.__struct_fields__, "unpad_inputs"})
 #: Arguments for loading a model, its tokenizer or its configuration that do not change a vector.
 _LOADING = frozenset({"revision", "token", "cache_dir", "local_files_only", "trust_remote_code", "use_cache"})
 _MODEL_KWARGS = _LOADING | {"torch_dtype", "dtype", "device_map", "low_cpu_mem_usage", "use_safetensors"}
@@ -103,6 +124,17 @@ _PROCESSOR_KWARGS = _LOADING | {"model_max_length", "padding_side", "use_fast", 
 _CALL_KWARGS = frozenset({"max_length", "truncation", "padding", "pad_to_multiple_of", "return_tensors"})
 _CALLS = frozenset({"text", "common", "chat_template", "image", "audio", "video"})
 _TRUNCATING = (True, "longest_first", "only_first", None)
+
+
+class TransformerOutput(NamedTuple):
+    """What a Transformer module computes."""
+
+    task: str  #: which head it has
+    name: str  #: of what it gives to the next module
+    output: str  #: of the model's
+
+
+TOKEN_EMBEDDINGS = TransformerOutput("feature-extraction", "token_embeddings", "last_hidden_state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +162,7 @@ class SentenceTransformersConfig:
     max_tokens: int | None = None
     message: ChatTemplateConfig | None = None  #: for a model that takes each text as a chat message
     lower_case: bool = False
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    default_prompt: str | None = None  #: a key of `prompts`
+    prompts: Prompts = field(default_factory=Prompts)
     truncate_dim: int | None = None
 
 
@@ -144,112 +175,172 @@ def read_sentence_transformers_config(directory: Path) -> SentenceTransformersCo
     """
     if not (directory / "modules.json").exists():
         return None
-    modules = _convert(read_json(directory / "modules.json", list), list[dict[str, Json]], directory / "modules.json")
-    kinds = [_module_type(module) for module in modules]
+    check_kind(directory, "SentenceTransformer")
+    kinds, paths = read_modules(directory)
     if kinds[:2] != ["Transformer", "Pooling"]:
-        raise _unsupported(f"modules.json begins with {kinds[:2]}; expected Transformer, then Pooling.")
-    paths = [_module_path(directory, module) for module in modules]
-    transformer = _read_transformer(paths[0])
+        raise unsupported(f"modules.json begins with {kinds[:2]}; expected Transformer, then Pooling.")
+    transformer = read_transformer(paths[0])
     pooling_file = _read_module(paths[1], POOLING_KEYS)
-    pooling = _convert(pooling_file, _Pooling, paths[1])
-    general = _read_general(directory / "config_sentence_transformers.json")
+    pooling = convert(pooling_file, _Pooling, paths[1])
+    general = _read_general(directory)
     return SentenceTransformersConfig(
         transformer=paths[0],
         pooling=_pooling_modes(pooling, pooling_file),
         include_prompt=pooling.include_prompt,
-        stages=tuple(_stage(kind, path) for kind, path in zip(kinds[2:], paths[2:], strict=True)),
-        max_tokens=_max_tokens(transformer, paths[0]),
+        stages=_stages(kinds[2:], paths[2:]),
+        max_tokens=max_tokens_of(transformer, paths[0]),
         message=_chat_template(transformer),
         lower_case=bool(transformer.do_lower_case),
-        prompts={name: prompt or "" for name, prompt in general.prompts.items()},
-        default_prompt=general.default_prompt_name,
+        prompts=general.named_prompts,
         truncate_dim=general.truncate_dim,
     )
 
 
-def _convert(config: Json, kind: Any, path: Path) -> Any:
+def read_static_config(directory: Path) -> SentenceTransformersConfig:
+    """Return the configuration of a model that looks up its tokens' vectors; `transformer` has its table.
+
+    Raises:
+        UnsupportedConfig: it has other modules.
+        ModelError: as `read_sentence_transformers_config`.
+    """
+    check_kind(directory, "SentenceTransformer")
+    kinds, paths = read_modules(directory)
+    if kinds[:1] != ["StaticEmbedding"]:
+        raise unsupported(f"modules.json begins with {kinds[:1]}; expected StaticEmbedding.")
+    general = _read_general(directory)
+    return SentenceTransformersConfig(
+        transformer=paths[0],
+        pooling=(),
+        stages=_stages(kinds[1:], paths[1:]),
+        prompts=general.named_prompts,
+        truncate_dim=general.truncate_dim,
+    )
+
+
+def convert(config: Json, kind: Any, path: Path) -> Any:
+    """Return an object of a configuration as a struct.
+
+    Raises:
+        ModelError: `not_a_model`, it is of another type.
+    """
     try:
         return msgspec.convert(config, kind)
     except msgspec.ValidationError as error:
         raise ModelError("not_a_model", f"The configuration in {path} is invalid: {error}") from error
 
 
+def read_modules(directory: Path) -> tuple[list[str], list[Path]]:
+    """Return the class names of a model's modules, and their directories.
+
+    Raises:
+        ModelError: `unknown_module`, a class outside of sentence-transformers or a path outside of the directory;
+            `not_a_model`, a file of another shape.
+    """
+    path = directory / "modules.json"
+    modules = convert(read_json(path, list), list[dict[str, Json]], path)
+    return [_module_type(module) for module in modules], [_module_path(directory, module) for module in modules]
+
+
+def check_kind(directory: Path, kind: str) -> None:
+    """Check that a model was saved as one of that kind, such as `SentenceTransformer`.
+
+    Raises:
+        ModelError: `unknown_module`, it is of another kind; the message names the task for it.
+    """
+    found = read_json(directory / GENERAL).get("model_type", "SentenceTransformer")
+    if isinstance(found, str) and KIND_TASKS.get(found) == KIND_TASKS[kind]:
+        return
+    task = KIND_TASKS.get(found) if isinstance(found, str) else None
+    hint = f" Submit it with --task {task}." if task else ""
+    raise _refused(f"it is a {found}; expected a {kind}.{hint}")
+
+
 def _module_type(module: Mapping[str, Json]) -> str:
     """Return the class name of a module of sentence-transformers; a module with its own code has another package."""
     package, _, name = str(module.get("type")).rpartition(".")
     if package.partition(".")[0] != "sentence_transformers":
-        raise _unsupported(f"modules.json names {module.get('type')!r}, which is not part of sentence-transformers.")
+        raise _refused(f"modules.json names {module.get('type')!r}, which is not part of sentence-transformers.")
     return name
 
 
 def _module_path(directory: Path, module: Mapping[str, Json]) -> Path:
     path = PurePosixPath(str(module.get("path", "")))
     if path.is_absolute() or ".." in path.parts:
-        raise _unsupported(f"modules.json refers to a path outside the model's directory: {str(path)!r}.")
+        raise _refused(f"modules.json refers to a path outside the model's directory: {str(path)!r}.")
     return directory / path
 
 
-def _read_transformer(directory: Path) -> _Transformer:
-    """Return the configuration of the Transformer module, whose file is named after the model type."""
+def read_transformer(directory: Path, expected: TransformerOutput = TOKEN_EMBEDDINGS) -> TransformerConfig:
+    """Return the configuration of the Transformer module, whose file is named after the model type.
+
+    Raises:
+        UnsupportedConfig: it gives something else than `expected`, or has a setting that is not known here.
+    """
     found = sorted(directory.glob("sentence_*_config.json"))
     raw = read_json(found[0]) if found else {}
-    _check_keys("Transformer", raw, TRANSFORMER_KEYS)
-    config: _Transformer = _convert(raw, _Transformer, directory)
+    check_keys("Transformer", raw, TRANSFORMER_KEYS)
+    config: TransformerConfig = convert(raw, TransformerConfig, directory)
     config.processor_kwargs = config.tokenizer_args or config.processor_kwargs or {}
-    _check_keys("Transformer: model_kwargs", config.model_args or config.model_kwargs, _MODEL_KWARGS)
-    _check_keys("Transformer: processor_kwargs", config.processor_kwargs, _PROCESSOR_KWARGS)
-    _check_keys("Transformer: config_kwargs", config.config_args or config.config_kwargs, _LOADING)
-    _check_keys("Transformer: processing_kwargs", config.processing_kwargs, _CALLS)
+    check_keys("Transformer: model_kwargs", config.model_args or config.model_kwargs, _MODEL_KWARGS)
+    check_keys("Transformer: processor_kwargs", config.processor_kwargs, _PROCESSOR_KWARGS)
+    check_keys("Transformer: config_kwargs", config.config_args or config.config_kwargs, _LOADING)
+    check_keys("Transformer: processing_kwargs", config.processing_kwargs, _CALLS)
     for name in ("text", "common"):
-        _check_keys(f"Transformer: processing_kwargs: {name}", config.call(name), _CALL_KWARGS)
+        check_keys(f"Transformer: processing_kwargs: {name}", config.call(name), _CALL_KWARGS)
     for name in ("text", "common", "chat_template"):
         if config.call(name).get("truncation", True) not in _TRUNCATING:
-            raise _unsupported(f"its Transformer does not truncate long texts ({name}: truncation).")
-    _check_keys("Transformer: modality_config", config.way, frozenset({"method", "method_output_name", "format"}))
-    method, state = config.way.get("method", "forward"), config.way.get("method_output_name", "last_hidden_state")
-    output = (config.transformer_task, config.module_output_name, method, state)
-    if output != ("feature-extraction", "token_embeddings", "forward", "last_hidden_state"):
-        raise _unsupported(
-            f"its Transformer does {output[0]} by {method}() and takes {state} as {output[1]}; "
-            "expected token embeddings."
+            raise unsupported(f"its Transformer does not truncate long texts ({name}: truncation).")
+    check_keys("Transformer: modality_config", config.way, frozenset({"method", "method_output_name", "format"}))
+    method, state = config.way.get("method", "forward"), config.way.get("method_output_name", expected.output)
+    output = TransformerOutput(config.transformer_task, config.module_output_name, state)
+    if (method, output) != ("forward", expected):
+        raise unsupported(
+            f"its Transformer does {output.task} by {method}() and takes {state} as {output.name}; expected "
+            f"{expected.name.replace('_', ' ')}."
         )
+    if any(value is not None for value in (config.query_length, config.document_length, config.query_expansion)):
+        raise unsupported("its Transformer cuts queries and documents to lengths of their own.")
     return config
 
 
-def _max_tokens(config: _Transformer, path: Path) -> int | None:
+def max_tokens_of(config: TransformerConfig, path: Path) -> int | None:
     """Return where texts are truncated: the setting of a call comes before that of the tokenizer."""
     calls = ("chat_template", "text", "common") if config.modality == "message" else ("text", "common")
     lengths = [config.call(name).get("max_length") for name in calls]
     lengths += [(config.processor_kwargs or {}).get("model_max_length"), config.max_seq_length]
     found = next((length for length in lengths if length is not None), None)
-    tokens: int | None = _convert(found, _Count | None, path)
+    tokens: int | None = convert(found, _Count | None, path)
     return tokens
 
 
-def _chat_template(config: _Transformer) -> ChatTemplateConfig | None:
+def _chat_template(config: TransformerConfig) -> ChatTemplateConfig | None:
     if config.modality != "message":
         return None
     kind = config.way.get("format")
     if kind not in ("flat", "structured"):
-        raise _unsupported(f"its messages have the format {kind!r}; expected flat or structured.")
+        raise unsupported(f"its messages have the format {kind!r}; expected flat or structured.")
     template = config.call("chat_template")
     variables = {name: value for name, value in template.items() if name not in {*_CALL_KWARGS, "restore_suffix"}}
     return ChatTemplateConfig(kind == "structured", variables, bool(template.get("restore_suffix", True)))
 
 
-def _read_general(path: Path) -> _General:
+def _read_general(directory: Path) -> GeneralConfig:
+    path = directory / GENERAL
     raw = read_json(path)
-    _check_keys("config_sentence_transformers.json", raw, GENERAL_KEYS)
-    config: _General = _convert(raw, _General, path)
-    if config.model_type != "SentenceTransformer":
-        raise _unsupported(f"it is a {config.model_type}; expected a SentenceTransformer.")
+    check_keys(GENERAL, raw, GENERAL_KEYS)
+    config: GeneralConfig = convert(raw, GeneralConfig, path)
     return config
 
 
-def _check_keys(location: str, config: Mapping[str, Json] | None, known: frozenset[str]) -> None:
+def check_keys(location: str, config: Mapping[str, Json] | None, known: frozenset[str]) -> None:
+    """Refuse keys that are not known, unless their value is empty.
+
+    Raises:
+        UnsupportedConfig: there is one.
+    """
     for name, value in (config or {}).items():
         if name not in known and value not in (None, {}, [], ""):
-            raise _unsupported(f"{location} sets {name}, which is not supported.")
+            raise unsupported(f"{location} sets {name}, which is not supported.")
 
 
 def _pooling_modes(pooling: _Pooling, config: Mapping[str, Json]) -> tuple[str, ...]:
@@ -258,33 +349,46 @@ def _pooling_modes(pooling: _Pooling, config: Mapping[str, Json]) -> tuple[str, 
         named = [mode for flag, mode in _FLAGS.items() if config.get(flag)] or ["mean"]
     modes = (named,) if isinstance(named, str) else tuple(named)
     if not modes:
-        raise _unsupported("its list of pooling modes is empty.")
+        raise unsupported("its list of pooling modes is empty.")
     for mode in modes:
         if mode not in POOLING_MODES:
-            raise _unsupported(f"its pooling mode is {mode!r}; known: {', '.join(POOLING_MODES)}.")
+            raise unsupported(f"its pooling mode is {mode!r}; known: {', '.join(POOLING_MODES)}.")
     return modes
+
+
+def _stages(kinds: Sequence[str], paths: Sequence[Path]) -> tuple[DenseConfig | NormalizeConfig, ...]:
+    return tuple(_stage(kind, path) for kind, path in zip(kinds, paths, strict=True))
 
 
 def _stage(kind: str, directory: Path) -> DenseConfig | NormalizeConfig:
     known = {"Dense": DENSE_KEYS, "Normalize": NORMALIZE_KEYS}.get(kind)
     if known is None:
-        raise _unsupported(f"it has a module {kind}; known: Transformer, Pooling, Dense, Normalize.")
+        raise unsupported(f"it has a module {kind}; known: Transformer, Pooling, Dense, Normalize.")
     config = _read_module(directory, known)
     source = config.get("module_input_name") or "sentence_embedding"
     target = config.get("module_output_name") or source
     if (source, target) != ("sentence_embedding", "sentence_embedding"):
-        raise _unsupported(f"its {kind} maps {source} to {target}; expected the sentence embedding.")
+        raise unsupported(f"its {kind} maps {source} to {target}; expected the sentence embedding.")
     if kind == "Normalize":
         return NormalizeConfig()
-    dense: DenseConfig = _convert({**config, "directory": directory}, DenseConfig, directory)
+    dense: DenseConfig = convert({**config, "directory": directory}, DenseConfig, directory)
     return dense
 
 
 def _read_module(directory: Path, known: frozenset[str]) -> Mapping[str, Json]:
     config: Mapping[str, Json] = read_json(directory / "config.json")
-    _check_keys(f"{directory.name}/config.json", config, known)
+    check_keys(f"{directory.name}/config.json", config, known)
     return config
 
 
-def _unsupported(what: str) -> ModelError:
-    return ModelError("unknown_module", f"This sentence-transformers model cannot be run as configured: {what}")
+class UnsupportedConfig(ModelError):
+    """A configuration that only the modules of sentence-transformers itself can follow."""
+
+
+def unsupported(what: str) -> UnsupportedConfig:
+    """Return the error of a configuration that is not followed here."""
+    return UnsupportedConfig("unknown_module", f"{_CANNOT_RUN}: {what}")
+
+
+def _refused(what: str) -> ModelError:
+    return ModelError("unknown_module", f"{_CANNOT_RUN}: {what}")

@@ -109,9 +109,9 @@ def load_model(auto_class: Any, source: ModelSource, device: str, *, ignore_miss
         if is_out_of_memory(error):
             raise
         raise _explained(auto_class, source.directory, error) from error
-    lacking = _lacking(model, info["missing_keys"])
+    lacking = lacking_weights(model, info["missing_keys"])
     invented = [name for name in lacking if any(re.search(pattern, name) for pattern in ignore_missing)]
-    _check_complete(model, [name for name in lacking if name not in invented], source.directory)
+    check_complete(model, [name for name in lacking if name not in invented], source.directory)
     model.invented_weights = invented
     cap_model_config(model, options.max_new_tokens)
     return to_device(model, chosen, device, insists=insists)
@@ -281,15 +281,19 @@ def silence_transformers() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _lacking(model: Any, missing: set[str]) -> list[str]:
+def lacking_weights(model: Any, missing: set[str]) -> list[str]:
     """Return the weights that no file has: parameters, and buffers of statistics; others are computed or tied."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     statistics = {name for name, _ in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
     return sorted(missing & (parameters | statistics))
 
 
-def _check_complete(model: Any, lacking: Sequence[str], directory: Path) -> None:
-    """Refuse a model that lacks weights."""
+def check_complete(model: Any, lacking: Sequence[str], directory: Path) -> None:
+    """Refuse a model that lacks weights.
+
+    Raises:
+        ModelError: `missing_weights`.
+    """
     if not lacking:
         return
     more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""

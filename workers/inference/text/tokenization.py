@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from tokenizers import normalizers
 
 from common.errors import RecordError
 from common.records import Failure, Json, Outcome
@@ -54,6 +55,18 @@ def check_text(value: Json, what: str = "the input") -> str:
             "bad_text", f"Expected {what} to be Unicode text, found half a surrogate pair at {error.start}."
         ) from error
     return value
+
+
+def check_texts(value: Json, name: str) -> list[str]:
+    """Return `value` if it is a list of at least one text.
+
+    Raises:
+        RecordError: `wrong_type`, it is not; `empty_text`, `bad_text`, one of the texts.
+    """
+    if not isinstance(value, list) or not value:
+        found = "an empty list" if value == [] else type(value).__name__
+        raise RecordError("wrong_type", f"{name} must be a list of at least one text, found {found}.")
+    return [check_text(one, f"{name}[{number}]") for number, one in enumerate(value)]
 
 
 def parse_inputs(inputs: Sequence[Json], read: Callable[[Json], T]) -> tuple[dict[int, T], dict[int, Outcome]]:
@@ -135,6 +148,16 @@ def _was_truncated(tokenizer: Any, text: TextOrPair, tokens: int, limit: int | N
     if limit is None or tokens < limit:
         return False
     return len(tokenizer([text], add_special_tokens=special)["input_ids"][0]) > tokens
+
+
+def lower_case(tokenizer: Any) -> None:
+    """Make the tokenizer lower-case its texts, but not special tokens."""
+    if not tokenizer.is_fast:
+        tokenizer.do_lower_case = True
+        return
+    backend = tokenizer.backend_tokenizer
+    steps = [normalizers.Lowercase()] if backend.normalizer is None else [normalizers.Lowercase(), backend.normalizer]
+    backend.normalizer = normalizers.Sequence(steps)
 
 
 def pad(rows: Sequence[Mapping[str, list[int]]], tokenizer: Any, device: str) -> dict[str, torch.Tensor]:

@@ -34,6 +34,17 @@ def input_token_limit(model: Any, tokenizer: Any) -> int | None:
     return min(known, default=None)
 
 
+def configured_token_limit(max_tokens: int | None, model: Any, tokenizer: Any) -> int | None:
+    """Return how many tokens the model takes if its configuration says where texts are truncated, None if it does not.
+
+    The setting replaces that of the tokenizer, and the model's positions bound both.
+    """
+    if max_tokens is None:
+        return input_token_limit(model, tokenizer)
+    positions = input_token_limit(model, tokenizer=None)
+    return max_tokens if positions is None else min(max_tokens, positions)
+
+
 def token_count(inputs: ModelInputs) -> int:
     """Return the number of tokens of one prepared input."""
     return int(inputs["input_ids"].shape[1])

@@ -1,0 +1,231 @@
+"""Models that the modules of sentence-transformers run: loaded from a checked directory, and called a batch at a time.
+
+The library takes what it is given for what it looks like: a text that is the path or URL of an image would be opened by
+a model that also takes images. So texts are passed as texts to such a model (`_as_text`). And it gives weights that no
+file has random values with a warning; here that is an error.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from common.distribution import install_command, installed_version, missing_libraries
+from common.errors import CodedError, ModelError, WorkerError, first_line
+from common.records import Json
+from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
+from workers.inference.core.token_budget import TokenBudget
+from workers.inference.embedding.module_files import check_module_files
+from workers.inference.embedding.prompts import Prompts
+from workers.inference.loading.dtypes import AUTO, INT8, dtype_name, resolve_dtype, to_device
+from workers.inference.loading.loader import (
+    LOAD_ERRORS,
+    ModelSource,
+    check_complete,
+    lacking_weights,
+    memory_bytes,
+    silence_transformers,
+)
+from workers.inference.loading.outputs_match import outputs_match
+
+_POOLER = "pooler."
+#: A short text and a long one, which show whether padding changes what a model gives.
+_TRIAL_TEXTS = ("Water", "The old library stands beside the river. It opens at nine, closes at six, and keeps maps.")
+
+
+@dataclass(frozen=True, slots=True)
+class PackageText:
+    """A text for a module of sentence-transformers, which tokenizes it itself."""
+
+    text: Any  #: or a pair of texts
+    tokens: int
+    truncated: bool
+
+    def __len__(self) -> int:
+        return self.tokens
+
+
+class PackageModel:
+    """A model of sentence-transformers: `SentenceTransformer`, `CrossEncoder`, `SparseEncoder`, `MultiVectorEncoder`.
+
+    Args:
+        kind: the name of its class.
+        source: its directory, and the options.
+        device: `cpu`, `cuda:0`.
+
+    Raises:
+        WorkerError: `missing_library`, sentence-transformers is not installed.
+        ModelError: what `check_module_files` finds; `missing_weights`; `not_a_model`, it cannot be loaded;
+            `bad_param`, the dtype.
+    """
+
+    def __init__(self, kind: str, source: ModelSource, device: str) -> None:
+        if missing_libraries(["sentence_transformers"]):
+            raise WorkerError(
+                "missing_library",
+                f"This model needs the modules of sentence-transformers, which is not installed. Install it: "
+                f"{install_command('worker,sentence-transformers')}.",
+            )
+        check_module_files(source)
+        silence_transformers()
+        self.device = device
+        self._model = _load(kind, source, device)
+        self._lock = threading.Lock()  # a tokenizer cannot be reconfigured while another thread uses it
+        self._takes_media = any(kind not in ("text", "message") for kind in self._model.modalities)
+        self.prompts = Prompts(dict(self._model.prompts), self._model.default_prompt_name)
+        self.routes: tuple[str, ...] = tuple(getattr(self._model[0], "sub_modules", ()))
+
+    @property
+    def model(self) -> Any:
+        """The model itself, a sequence of modules."""
+        return self._model
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of a text at most; None for no limit, or an unknown one."""
+        found = self._model.max_seq_length
+        return found if isinstance(found, int) and found < 10**9 else None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers; None if its texts are split by other means."""
+        found = getattr(self._model, "tokenizer", None)
+        return found if hasattr(found, "is_fast") and callable(found) else None
+
+    def encode(self, texts: Sequence[Any], prompt: str) -> list[PackageText]:
+        """Return texts, or pairs of texts, with their number of tokens; any thread may call this."""
+        if not texts:
+            return []
+        counts, limit = self._count(texts, prompt), self.max_tokens
+        cut = [limit is not None and count > limit for count in counts]
+        return [
+            PackageText(text, min(count, limit) if limit else count, truncated)
+            for text, count, truncated in zip(texts, counts, cut, strict=True)
+        ]
+
+    def forward(self, rows: Sequence[PackageText], prompt: str, task: str | None, **kwargs: Any) -> dict[str, Any]:
+        """Return what the last module gives for a batch.
+
+        Args:
+            rows: of the batch.
+            prompt: before each text; empty for none.
+            task: `query`, `document`, or a route of the model's Router; None for its default.
+            kwargs: further arguments of the modules, such as `max_active_dims`.
+        """
+        from sentence_transformers.util import batch_to_device
+
+        more = {"task": task} if task else {}
+        with torch.inference_mode():
+            with self._lock:
+                texts = [self._as_text(row.text) for row in rows]
+                features = self._model.preprocess(texts, prompt=prompt or None, **more)
+            found: dict[str, Any] = self._model(batch_to_device(features, self.device), **more, **kwargs)
+            return found
+
+    def restrict_batches(
+        self, budget: TokenBudget, run: Callable[[Sequence[PackageText]], Sequence[Tensor]], *, pairs: bool = False
+    ) -> None:
+        """Allow only batches of one text if a neighbor changes what `run` gives for a text."""
+        rows = self.encode([("The river", text) for text in _TRIAL_TEXTS] if pairs else _TRIAL_TEXTS, "")
+        try:
+            alone = [run([row])[0].float().cpu() for row in rows]
+            same = all(map(outputs_match, run(rows), alone))
+        except Exception as error:  # any architecture may be loaded, and may raise anything
+            if is_out_of_memory(error) or is_device_lost(error):
+                raise
+            raise ModelError("model_load_failed", f"The model cannot read a text: {first_line(error)}") from error
+        if not same:
+            budget.items = 1
+
+    def memory_bytes(self) -> int:
+        """Return the bytes of the model's parameters and buffers."""
+        return memory_bytes(self._model)
+
+    def run_info(self) -> dict[str, Json]:
+        """Return the model's dtype, its attention, and the library that runs it."""
+        part = self._model.transformers_model
+        library = {"modules": f"sentence-transformers {installed_version('sentence-transformers')}"}
+        if part is None:
+            return {"dtype": "float32", **library}
+        return {"dtype": dtype_name(part), "attention": part.config._attn_implementation, **library}
+
+    def _as_text(self, text: Any) -> Any:
+        return {"text": text} if self._takes_media and isinstance(text, str) else text
+
+    def _count(self, texts: Sequence[Any], prompt: str) -> list[int]:
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            return [len(text.split()) for text in texts]
+        with self._lock:
+            pairs = isinstance(texts[0], tuple)
+            columns = zip(*texts, strict=True) if pairs else (texts,)
+            first, *second = map(list, columns)
+            found = tokenizer([prompt + text for text in first], *second, padding=False, truncation=False)
+        return [len(ids) for ids in found["input_ids"]]
+
+
+def _load(kind: str, source: ModelSource, device: str) -> Any:
+    import sentence_transformers
+
+    options = source.options
+    insists = options.dtype != AUTO
+    chosen = options.dtype if insists else options.default_dtype
+    wanted = resolve_dtype(chosen, device)
+    with _loaded_parts(source) as parts:
+        try:
+            model = getattr(sentence_transformers, kind)(
+                str(source.directory),
+                device="cpu",
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"dtype": wanted, "use_safetensors": None if options.allow_pickle else True},
+            )
+        except CodedError:
+            raise
+        except LOAD_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
+            raise _explained(kind, source, error) from error
+    for part in parts:
+        to_device(part, chosen, device, insists=insists)
+    if not parts and insists and chosen == INT8:
+        raise ModelError("bad_param", "dtype=int8 is for transformers; this model has none.")
+    return model.to(device).eval().requires_grad_(False)
+
+
+@contextmanager
+def _loaded_parts(source: ModelSource) -> Iterator[list[Any]]:
+    """While entered, collect the models of transformers that are loaded, and refuse one that lacks weights."""
+    original = PreTrainedModel.from_pretrained.__func__
+    parts: list[Any] = []
+
+    def from_pretrained(cls: type[PreTrainedModel], *args: Any, **kwargs: Any) -> Any:
+        model, info = original(cls, *args, **{**kwargs, "output_loading_info": True})
+        lacking = [name for name in lacking_weights(model, info["missing_keys"]) if _POOLER not in name]
+        check_complete(model, lacking, source.directory)
+        parts.append(model)
+        return (model, info) if kwargs.get("output_loading_info") else model
+
+    PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+    try:
+        yield parts
+    finally:
+        PreTrainedModel.from_pretrained = classmethod(original)
+
+
+def _explained(kind: str, source: ModelSource, error: Exception) -> ModelError:
+    text = first_line(error)
+    if "state_dict" in str(error) or "Could not find 'model.safetensors'" in str(error):
+        return ModelError("missing_weights", f"{source.directory} lacks weights of a module: {str(error)[:500]}")
+    if isinstance(error, ImportError | AttributeError):
+        return ModelError(
+            "unknown_module",
+            f"The model in {source.directory} cannot be loaded as {kind}: {text}. "
+            f"sentence-transformers {installed_version('sentence-transformers')} is installed.",
+        )
+    return ModelError("not_a_model", f"The model in {source.directory} cannot be loaded as {kind}: {text}")
