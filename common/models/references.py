@@ -14,6 +14,8 @@ _HUB_ID = re.compile(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
 #: Names that git allows, except those that a path or a URL would interpret.
 _REVISION = re.compile(r"[\w.+=,@-]+(/[\w.+=,@-]+)*", re.ASCII)
 _JOB = "job:"
+#: Files of which a model's directory has one: that of transformers, and that of sentence-transformers.
+_CONFIGS = ("config.json", "modules.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def find_model(text: str, option: str = "--model", *, local: bool = False) -> Mo
     """Return the reference that a user means, a local directory as an absolute path.
 
     Args:
-        text: as the user wrote it. A directory with a config.json wins over a Hub id of that name.
+        text: as the user wrote it. A directory with a configuration wins over a Hub id of that name.
         option: where it was given, for messages.
         local: whether the worker runs on this machine, so that a path that does not exist here is an error.
 
@@ -82,7 +84,7 @@ def find_model(text: str, option: str = "--model", *, local: bool = False) -> Mo
         return ModelRef.parse(text)
     with path_errors(f"{option} {text}"):
         path = Path(text).expanduser()
-        if (path / "config.json").is_file():
+        if any((path / name).is_file() for name in _CONFIGS):
             return ModelRef("path", str(path.resolve()))
         is_directory, is_file = path.is_dir(), path.is_file()
     if is_file:

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 _FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.vocab", "*.spm", "*.bpe", "*.tiktoken"]
 #: Files that tokenizers name (`vocab_files_names`) and that have other endings; a test looks for more.
 _FILES += ["bpe.codes", "prophetnet.tokenizer"]
+#: What the models of Stanford's ColBERT say of queries and documents, in JSON.
+_FILES += ["artifact.metadata"]
 #: Copies of the weights for other programs.
 _IGNORED = ["onnx/*", "openvino/*", "coreml/*", "flax/*", "original/*", "*.onnx*", "checkpoint-*/*", "consolidated*"]
 _PICKLES = ["*.bin", "*.pt", "*.pth"]

@@ -188,8 +188,25 @@ def test_vectors_of_tokens_are_those_of_multi_vector_encoders(made, task):
     outcomes = run("multi-vector-embedding", made("multi_vector"), TEXTS, **({"task": task} if task else {}))
     for outcome, expected in zip(outcomes, encode(TEXTS), strict=True):
         np.testing.assert_allclose(np.stack(outcome.output), np.asarray(expected), atol=1e-5)
+    assert outcomes[-1].truncated
     if task == "query":
         assert {len(outcome.output) for outcome in outcomes} == {12}
+
+
+def test_the_files_of_stanfords_colbert_are_read(tmp_path):
+    directory = tiny_models.masked_bert(tmp_path / "model")
+    weights = {name: value for name, value in load_file(directory / "model.safetensors").items() if "bert." in name}
+    torch.manual_seed(0)
+    save_file(weights | {"linear.weight": torch.randn(16, 32)}, directory / "model.safetensors", {"format": "pt"})
+    change(directory / "config.json", architectures=["HF_ColBERT"])
+    change(directory / "artifact.metadata", query_maxlen=10, doc_maxlen=20, attend_to_mask_tokens=False)
+    reference = MultiVectorEncoder(str(directory), device="cpu")
+    runner = runner_of("multi-vector-embedding", directory)
+    for task, encode in (("query", reference.encode_query), ("document", reference.encode_document)):
+        found = runner.run(TEXTS, {"task": task}, RecordingMonitor())
+        for outcome, expected in zip(found, encode(TEXTS), strict=True):
+            np.testing.assert_allclose(np.stack(outcome.output), np.asarray(expected), atol=1e-5)
+    assert runner.output_type({}).value_type.list_size == 16
 
 
 @pytest.mark.parametrize("task", ["sparse-embedding", "multi-vector-embedding"])

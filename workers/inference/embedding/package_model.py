@@ -21,7 +21,7 @@ from common.records import Json
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.embedding.module_files import check_module_files
-from workers.inference.embedding.prompts import Prompts
+from workers.inference.embedding.prompts import QUERY, Prompts
 from workers.inference.loading.dtypes import AUTO, INT8, dtype_name, resolve_dtype, to_device
 from workers.inference.loading.loader import (
     LOAD_ERRORS,
@@ -97,11 +97,11 @@ class PackageModel:
         found = getattr(self._model, "tokenizer", None)
         return found if hasattr(found, "is_fast") and callable(found) else None
 
-    def encode(self, texts: Sequence[Any], prompt: str) -> list[PackageText]:
+    def encode(self, texts: Sequence[Any], prompt: str, task: str | None = None) -> list[PackageText]:
         """Return texts, or pairs of texts, with their number of tokens; any thread may call this."""
         if not texts:
             return []
-        counts, limit = self._count(texts, prompt), self.max_tokens
+        counts, limit = self._count(texts, prompt), self._task_tokens(task) or self.max_tokens
         cut = [limit is not None and count > limit for count in counts]
         return [
             PackageText(text, min(count, limit) if limit else count, truncated)
@@ -156,6 +156,14 @@ class PackageModel:
 
     def _as_text(self, text: Any) -> Any:
         return {"text": text} if self._takes_media and isinstance(text, str) else text
+
+    def _task_tokens(self, task: str | None) -> int | None:
+        """Return how many tokens a query or a document may have; None for as many as any text."""
+        expansion = getattr(self._model[0], "query_expansion", None) if task == QUERY else None
+        if expansion and expansion["strategy"] == "fixed":
+            return int(expansion["length"])
+        found: int | None = getattr(self._model[0], f"{task}_length", None)
+        return found
 
     def _count(self, texts: Sequence[Any], prompt: str) -> list[int]:
         tokenizer = self.tokenizer

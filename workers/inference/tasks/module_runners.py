@@ -198,7 +198,7 @@ class ModuleTextRunner(ModuleRunner):
         check_task(checked.get("task"), self._package.routes)
         parsed = _TextParams(self._package.prompts.choose(checked), checked.get("task"), checked)
         texts, refused = parse_inputs(inputs, check_text)
-        rows = dict(zip(texts, self._package.encode(list(texts.values()), parsed.prompt), strict=True))
+        rows = dict(zip(texts, self._package.encode(list(texts.values()), parsed.prompt, parsed.task), strict=True))
         items = [Item(position, len(row), row) for position, row in rows.items() if len(row)]
         refused |= {position: Outcome(failure=NO_TOKENS) for position, row in rows.items() if not len(row)}
         return _PreparedTexts(parsed, items, refused)
