@@ -17,6 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from benchmarks import models
 from benchmarks.ablation import ablation
+from benchmarks.family import FAMILY, compare_family
 from benchmarks.machine import described
 from benchmarks.measure import Contestant, measure, reason, table
 from benchmarks.overhead import overhead
@@ -51,7 +52,7 @@ def main() -> None:
     """Parse the command line, and print a table for each task and mix as it is measured."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a quarter of the texts, two rounds, mixed lengths alone")
-    parser.add_argument("--task", action="append", choices=TASKS, help="only this task; repeatable")
+    parser.add_argument("--task", action="append", choices=[*TASKS, *FAMILY], help="only this task; repeatable")
     parser.add_argument("--mix", action="append", choices=[*MIXES, "repeated"], help="only this mix; repeatable")
     parser.add_argument("--records", type=int, help="number of texts of mixed lengths; default: depends on the task")
     parser.add_argument("--rounds", type=int, help="measured rounds (3; quick: 2)")
@@ -64,7 +65,10 @@ def main() -> None:
     mixes = chosen.mix or (["mixed"] if chosen.quick else list(_SCALE))
     begun = time.monotonic()
     print(described(Work("", Path(), device=chosen.device).dtype), flush=True)
-    for task in chosen.task or TASKS:
+    for task in chosen.task or [*TASKS, *FAMILY]:
+        if task in FAMILY:
+            print(compare_family(task, chosen.records, rounds), flush=True)
+            continue
         make, params, count = TASKS[task]
         work = Work(task, make(), params, chosen.device)
         count = chosen.records or count * (_GPU if work.on_gpu else 1) // (4 if chosen.quick else 1)

@@ -19,7 +19,7 @@ from common.jobs import JobSpec
 from common.records import Failure, Json, Outcome
 from workers.inference.core.runner import RemappedMonitor, RunMonitor, Runner
 from workers.inference.generation.limits import check_token_limit
-from workers.inference.tasks.embedding import EmbeddingRunner
+from workers.inference.tasks.vector_runner import VectorRunner
 from workers.inference.text.tokenization import parse_inputs
 
 #: The API's limit on the choices of one request.
@@ -46,7 +46,7 @@ def wrap_openai_runner(spec: JobSpec, runner: Runner, max_new_tokens: int) -> Ru
     Raises:
         ModelError: `bad_param`, the task does not run requests.
     """
-    if isinstance(runner, EmbeddingRunner):
+    if isinstance(runner, VectorRunner):
         return OpenAIEmbeddings(runner, spec.task, max_new_tokens)
     if spec.task == "text-generation":
         return OpenAICompletions(runner, spec.task, max_new_tokens)
@@ -165,7 +165,7 @@ class OpenAIEmbeddings(OpenAIRunner):
 
     def response(self, request: OpenAIRequest, inputs: Sequence[Json], outputs: Sequence[Json], options: Json) -> Json:
         """Return the vectors, and the number of tokens."""
-        counts = cast("EmbeddingRunner", self.inner).token_counts(inputs, options)
+        counts = cast("VectorRunner", self.inner).token_counts(inputs, options)
         return {"embeddings": list(outputs), "prompt_tokens": sum(counts)}
 
 

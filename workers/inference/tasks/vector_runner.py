@@ -194,21 +194,28 @@ def _check_precision(params: Mapping[str, Json], dimension: int) -> None:
 
 def _outcomes(prepared: PreparedVectors, results: Sequence[Any]) -> dict[int, Outcome]:
     """Return the outcome of each input that has items, by position, from the results of all items."""
+    if prepared.params.split is None:
+        pairs = zip(prepared.items, results, strict=True)
+        return {item.position: _whole_outcome(result, item.value, prepared.params) for item, result in pairs}
     groups: dict[int, list[int]] = defaultdict(list)
     for number, item in enumerate(prepared.items):
         groups[item.position].append(number)
     return {position: _outcome(prepared, results, numbers) for position, numbers in groups.items()}
 
 
+def _whole_outcome(result: Any, row: TextRow, params: VectorParams) -> Outcome:
+    """Return the outcome of a text that was not cut into pieces."""
+    failure = _failure(result, params)
+    return Outcome(failure=failure) if failure else Outcome(result, truncated=row.truncated)
+
+
 def _outcome(prepared: PreparedVectors, results: Sequence[Any], numbers: Sequence[int]) -> Outcome:
-    """Return the outcome of one input; `numbers` are those of its items."""
+    """Return the outcome of one input from those of its pieces; `numbers` are those of its items."""
     params, found = prepared.params, [results[number] for number in numbers]
     failure = next(filter(None, (_failure(result, params) for result in found)), None)
     if failure:
         return Outcome(failure=failure)
     truncated = any(prepared.items[number].value.truncated for number in numbers)
-    if params.split is None:
-        return Outcome(found[0], truncated=truncated)
     pieces = [prepared.pieces[number] for number in numbers]
     output = [{"start": one.start, "end": one.end, "vector": vector} for one, vector in zip(pieces, found, strict=True)]
     return Outcome(output, truncated=truncated)
