@@ -369,8 +369,9 @@ REFUSED = {
     "sentence_bert_config.json": [
         ({"model_kwargs": {"subfolder": "other"}}, "model_not_allowed"),
         ({"tokenizer_args": {"vocab_file": "x"}}, "model_not_allowed"),
-        ({"tokenizer_name_or_path": "/other"}, "not_a_model"),
-        ({"what_version_7_writes": 1}, "not_a_model"),
+        ({"tokenizer_name_or_path": "/other"}, "model_not_allowed"),
+        ({"what_version_7_writes": 1}, "model_not_allowed"),
+        ({"modality_config": {"text": {"method": "push_to_hub"}}}, "unknown_module"),
     ],
     "config_sentence_transformers.json": [({"model_type": "SparseEncoder"}, "unknown_module")],
     "1_Pooling/config.json": [

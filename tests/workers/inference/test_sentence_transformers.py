@@ -387,6 +387,19 @@ def test_a_module_of_another_package_is_not_imported(made, tmp_path):
         assert refused(lambda: runner_of("embedding", directory)).code == "unknown_module"
 
 
+def test_a_tokenizer_opens_only_what_is_beside_it(made, tmp_path):
+    directory = Path(shutil.copytree(made("CNN"), tmp_path / "model"))
+    elsewhere = tmp_path / "elsewhere.json"
+    elsewhere.write_text("{}")
+    change(directory / "tokenizer_config.json", tokenizer_file=str(elsewhere), vocab_file="/etc/hostname")
+    expected = vectors(run("embedding", made("CNN"), TEXTS))
+    np.testing.assert_allclose(vectors(run("embedding", directory, TEXTS)), expected, atol=1e-6)
+    words = Path(shutil.copytree(made("WordEmbeddings"), tmp_path / "words"))
+    [config] = words.rglob("wordembedding_config.json")
+    change(config.with_name("tokenizer_config.json"), vocab_file="/etc/hostname")
+    assert refused(lambda: runner_of("embedding", words)).code == "model_not_allowed"
+
+
 def test_pickles_and_missing_weights_are_refused(made, tmp_path):
     directory = Path(shutil.copytree(made("CNN"), tmp_path / "model"))
     [weights] = (directory / "1_CNN").glob("*.safetensors")

@@ -5,12 +5,14 @@ its own modules, a path must stay inside the model's directory, weights must be 
 a repository or a file elsewhere.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from common.errors import ModelError
 from common.records import Json
 from workers.inference.embedding.pooling import make_activation
+from workers.inference.embedding.sentence_transformers_config import TRANSFORMER_KEYS
 from workers.inference.loading.loader import ModelSource, check_directory
 from workers.models.file_references import (
     CONFIG,
@@ -18,12 +20,15 @@ from workers.models.file_references import (
     TOKENIZER_CONFIG,
     check_code,
     check_inside,
+    check_references,
     read_json,
+    tokenizer_settings,
 )
 from workers.models.model_files import check_downloaded, check_files
 
-#: Classes that PyLate's models name, and those of sentence-transformers that stand in for them.
-_STAND_INS = {"pylate.models.Dense.Dense": "sentence_transformers.base.modules.dense.Dense"}
+#: The class that PyLate's models name; one of sentence-transformers stands in for it.
+PYLATE_DENSE = "pylate.models.Dense.Dense"
+_STAND_INS = {PYLATE_DENSE: "sentence_transformers.base.modules.dense.Dense"}
 _PACKAGE = "sentence_transformers."
 #: Files in which a Router lists its modules.
 _ROUTER_CONFIGS = ("router_config.json", CONFIG)
@@ -35,6 +40,7 @@ _AUTO_CLASSES = (
     *("AutoConfig", "AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification", "AutoModelForCausalLM"),
     *("AutoModelForMultimodalLM", "AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor"),
 )
+_METHOD = re.compile(r"forward|get_\w+_features", re.ASCII)
 #: Settings of a Transformer that hold arguments for loading it.
 _LOADING_KWARGS = tuple(
     f"{what}_{kind}" for what in ("model", "processor", "tokenizer", "config") for kind in ("kwargs", "args")
@@ -77,6 +83,7 @@ def _check_module(source: ModelSource, base: Path, kind: Json, path: Json) -> No
         return
     check_downloaded(directory)
     check_files(str(directory), [entry.name for entry in directory.iterdir()], source.options.allow_pickle)
+    _check_tokenizer(source, directory)
     config = read_json(directory / CONFIG)
     if name in _ROUTERS:
         for part_kind, part in _routed(directory):
@@ -113,14 +120,45 @@ def _routed(directory: Path) -> Iterator[tuple[Json, Json]]:
                 yield kind, part
 
 
+def tokenizer_files(directory: Path) -> dict[str, None]:
+    """Return the settings of all tokenizers of a model that name files, each set to None.
+
+    As `workers.models.file_references.tokenizer_settings`: they have the paths of the machine that saved them.
+    """
+    paths = sorted(directory.rglob(TOKENIZER_CONFIG))
+    return {name: None for path in paths for name in tokenizer_settings(path.parent)}
+
+
+def _check_tokenizer(source: ModelSource, directory: Path) -> None:
+    """Check the tokenizer of a module that takes no settings for it."""
+    check_references(directory, allow_pickle=source.options.allow_pickle, allow_code=False)
+    check_code(directory, [TOKENIZER_CONFIG], _AUTO_CLASSES)
+    config = read_json(directory / TOKENIZER_CONFIG)
+    for name in tokenizer_settings(directory):
+        if config[name] is not None:
+            check_inside(directory / TOKENIZER_CONFIG, config[name])
+
+
 def _check_transformer(source: ModelSource, directory: Path) -> None:
     check_directory(source.inside(directory))
     if not source.options.ignore_auto_map:
         check_code(directory, [CONFIG, TOKENIZER_CONFIG, *PROCESSOR_CONFIGS], _AUTO_CLASSES)
     for path in sorted(directory.glob("sentence_*_config.json")):
-        for name, value in read_json(path).items():
+        config = read_json(path)
+        for name, value in config.items():
+            if name not in TRANSFORMER_KEYS and value:  # some name a tokenizer or a processor elsewhere
+                raise ModelError("model_not_allowed", f"{path} sets {name} to {value!r:.200}; take it out of the file.")
             if name in _LOADING_KWARGS:
                 _check_kwargs(path, name, value)
+        _check_methods(path, config.get("modality_config"))
+
+
+def _check_methods(path: Path, modalities: Json) -> None:
+    """Check the methods of the model that the library would call by their names."""
+    for way in modalities.values() if isinstance(modalities, Mapping) else ():
+        method = way.get("method", "forward") if isinstance(way, Mapping) else way
+        if not isinstance(method, str) or not _METHOD.fullmatch(method):
+            raise ModelError("unknown_module", f"{path} calls {method!r:.200}; expected forward, or get_..._features.")
 
 
 def _check_kwargs(path: Path, name: str, value: Json) -> None:

@@ -20,7 +20,7 @@ from common.errors import CodedError, ModelError, WorkerError, first_line
 from common.records import Json
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.embedding.module_files import check_module_files
+from workers.inference.embedding.module_files import check_module_files, tokenizer_files
 from workers.inference.embedding.prompts import QUERY, Prompts
 from workers.inference.loading.dtypes import AUTO, INT8, dtype_name, resolve_dtype, to_device
 from workers.inference.loading.loader import (
@@ -75,7 +75,7 @@ class PackageModel:
         silence_transformers()
         self.device = device
         self._model = _load(kind, source, device)
-        self._lock = threading.Lock()  # a tokenizer cannot be reconfigured while another thread uses it
+        self.tokenizer_lock = threading.Lock()  # it cannot be reconfigured while another thread uses it
         self._takes_media = any(kind not in ("text", "message") for kind in self._model.modalities)
         self.prompts = Prompts(dict(self._model.prompts), self._model.default_prompt_name)
         self.routes: tuple[str, ...] = tuple(getattr(self._model[0], "sub_modules", ()))
@@ -121,7 +121,7 @@ class PackageModel:
 
         more = {"task": task} if task else {}
         with torch.inference_mode():
-            with self._lock:
+            with self.tokenizer_lock:
                 texts = [self._as_text(row.text) for row in rows]
                 features = self._model.preprocess(texts, prompt=prompt or None, **more)
             found: dict[str, Any] = self._model(batch_to_device(features, self.device), **more, **kwargs)
@@ -169,7 +169,7 @@ class PackageModel:
         tokenizer = self.tokenizer
         if tokenizer is None:
             return [len(text.split()) for text in texts]
-        with self._lock:
+        with self.tokenizer_lock:
             pairs = isinstance(texts[0], tuple)
             columns = zip(*texts, strict=True) if pairs else (texts,)
             first, *second = map(list, columns)
@@ -191,6 +191,7 @@ def _load(kind: str, source: ModelSource, device: str) -> Any:
                 device="cpu",
                 local_files_only=True,
                 trust_remote_code=False,
+                processor_kwargs=tokenizer_files(source.directory) or None,
                 model_kwargs={"dtype": wanted, "use_safetensors": None if options.allow_pickle else True},
             )
         except CodedError:

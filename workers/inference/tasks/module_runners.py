@@ -22,6 +22,7 @@ from workers.inference.core.async_copy import PendingResult, copy_to_host_async
 from workers.inference.core.batches import Item, run_batches
 from workers.inference.core.runner import PreparingRunner, RunMonitor
 from workers.inference.core.token_budget import TokenBudget
+from workers.inference.embedding.module_files import PYLATE_DENSE
 from workers.inference.embedding.package_model import PackageModel, PackageText
 from workers.inference.embedding.pooling import normalize
 from workers.inference.embedding.prompts import check_task
@@ -108,7 +109,8 @@ class ModuleEmbeddingRunner(ModuleRunner, VectorRunner):
         tokenizer = self._package.tokenizer
         if tokenizer is None or not tokenizer.is_fast:
             raise _bad_param("split_tokens needs a tokenizer that knows the place of each token; this model has none.")
-        return encode(tokenizer, texts, None, special=False)
+        with self._package.tokenizer_lock:
+            return encode(tokenizer, texts, None, special=False)
 
 
 class ModuleRerankRunner(ModuleRunner, PairRunner):
@@ -243,7 +245,7 @@ class SparseEmbeddingRunner(ModuleTextRunner):
             from sentence_transformers.util import select_max_active_dims
 
             vectors = select_max_active_dims(vectors, max_active_dims=limit)
-        return [torch.stack((*_coordinates(vector),)).T for vector in vectors]
+        return list(map(_coordinates, vectors))
 
     def _finish(self, found: Tensor, params: _TextParams) -> Json:
         indices = found[:, 0].int()
@@ -253,10 +255,13 @@ class SparseEmbeddingRunner(ModuleTextRunner):
         return output
 
 
-def _coordinates(vector: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the places of a vector's numbers that are not zero, and these; places below 2^24 are exact in float32."""
+def _coordinates(vector: Tensor) -> Tensor:
+    """Return the places of a vector's numbers that are not zero, and these, of shape (numbers, 2).
+
+    Places below 2^24 are exact in float32: one tensor, and so one copy from the device, holds both.
+    """
     places = vector.nonzero()[:, 0]
-    return places.float(), vector[places].float()
+    return torch.stack((places.float(), vector[places].float()), dim=1)
 
 
 class MultiVectorRunner(ModuleTextRunner):
@@ -271,11 +276,8 @@ class MultiVectorRunner(ModuleTextRunner):
     def _check(self, directory: Path) -> None:
         architectures = [str(name) for name in read_json(directory / CONFIG).get("architectures") or ["none"]]
         if (directory / "modules.json").exists():
-            kinds = [str(module.get("type")) for module in read_json(directory / "modules.json", list)]
-            is_older = "model_type" not in read_json(directory / GENERAL) and any(
-                kind.endswith(".Dense") for kind in kinds
-            )
-            if not is_older:  # those of PyLate that say nothing of their kind
+            says_nothing = "model_type" not in read_json(directory / GENERAL)
+            if not (says_nothing and PYLATE_DENSE in str(read_json(directory / "modules.json", list))):
                 check_kind(directory, self.kind)
         elif not any(name == "HF_ColBERT" or name.endswith("ForRetrieval") for name in architectures):
             raise ModelError(
