@@ -7,7 +7,7 @@ one batch.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,15 @@ from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 from workers.models.model_files import check_downloaded, check_files
 
 _ALL_TOKENS = 1 << 20
+#: Texts that are tokenized together: what the tokenizer keeps of each takes far more memory than its ids.
+_BLOCK = 512
 
 
 @dataclass(frozen=True, slots=True)
 class _Ids:
     """The token ids of a text."""
 
-    ids: Sequence[int]
+    ids: np.ndarray
     truncated: bool = False
 
     def __len__(self) -> int:
@@ -89,8 +91,16 @@ class StaticEmbeddingRunner(VectorRunner):
         return {"dtype": str(self._table.dtype).removeprefix("torch.")}
 
     def _encode(self, texts: Sequence[str], prompt: str) -> list[_Ids]:
+        return [
+            row for start in range(0, len(texts), _BLOCK) for row in self._block(texts[start : start + _BLOCK], prompt)
+        ]
+
+    def _block(self, texts: Sequence[str], prompt: str) -> list[_Ids]:
         found = self._tokenizer.encode_batch_fast([prompt + text for text in texts], add_special_tokens=False)
-        return [_Ids(one.ids) for one in found]
+        ids = [one.ids for one in found]
+        ends = list(accumulate(map(len, ids), initial=0))
+        flat = np.fromiter(chain.from_iterable(ids), np.int64, ends[-1])
+        return [_Ids(flat[begin:end]) for begin, end in pairwise(ends)]
 
     def _words(self, texts: Sequence[str]) -> list[TokenizedText]:
         found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
@@ -98,7 +108,7 @@ class StaticEmbeddingRunner(VectorRunner):
 
     def _vectors(self, rows: Sequence[_Ids], params: VectorParams) -> Sequence[Any] | PendingResult[Any]:
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        ids = np.fromiter(chain.from_iterable(row.ids for row in rows), np.int64, int(lengths.sum()))
+        ids = np.concatenate([row.ids for row in rows])
         offsets = np.cumsum(lengths) - lengths
         with torch.inference_mode():
             vectors = embedding_bag(self._on_device(ids), self._table, self._on_device(offsets), mode="mean").float()
