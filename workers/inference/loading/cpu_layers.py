@@ -51,13 +51,16 @@ class OneDnnLinear(nn.Module):  # type: ignore[misc]
         weight: (outputs, inputs).
         bias: (outputs,), or None.
         activation: what is applied to the product, as oneDNN calls it and its algorithm (`FUSED_ACTIVATIONS`).
+        pack: whether to copy the weight into that layout; if not, it stays the caller's.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, activation: tuple[str, str] = ("none", "")) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, activation: tuple[str, str] = ("none", ""), *, pack: bool = True
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._activation, self._algorithm = activation
-        self.register_buffer("weight", _pack(weight))
+        self.register_buffer("weight", _pack(weight) if pack else weight)
         self.register_buffer("bias", bias)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -114,7 +117,9 @@ def quantize_int8(model: Any) -> bool:
 
 
 def _replace_layers(model: Any, kind: Callable[..., nn.Module], *, exact: bool, fuse: bool) -> bool:
-    """Replace each linear layer by one of another kind, except the output layer, which can share its weights.
+    """Replace each linear layer by one of another kind.
+
+    The output layer keeps its weight, which can be that of the embeddings, as it is; it is not rounded.
 
     Args:
         model: changed in place, and restored if the new layers fail or the outputs differ.
@@ -137,11 +142,12 @@ def _replace_layers(model: Any, kind: Callable[..., nn.Module], *, exact: bool, 
             expected = _dummy_output(model)
         activations = followed_by() if fuse else {}
         for parent, name, layer in list(_children(model, nn.Linear, Conv1D)):
+            weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
             if layer is not head:
-                weight = layer.weight.detach()
-                bias = None if layer.bias is None else layer.bias.detach()
                 fused = [FUSED_ACTIVATIONS[type(activations[layer])]] if layer in activations else []
                 replace(parent, name, kind(weight.t() if isinstance(layer, Conv1D) else weight, bias, *fused))
+            elif exact:
+                replace(parent, name, OneDnnLinear(weight, bias, pack=False))
         for parent, name, activation in list(_children(model, *FUSED_ACTIVATIONS)):
             if activation in activations.values():
                 replace(parent, name, nn.Identity())

@@ -271,7 +271,10 @@ class ModelRunner(Runner):
 
 def memory_bytes(model: Any) -> int:
     """Return how many bytes the parameters and buffers of `model` take; shared ones count once."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    tensors = {
+        id(tensor) if tensor.is_mkldnn else tensor.data_ptr(): tensor
+        for tensor in (*model.parameters(), *model.buffers())
+    }
     return sum(tensor.nelement() * tensor.element_size() for tensor in tensors.values())
 
 
