@@ -12,6 +12,7 @@ from typing import Any
 from common.jobs import JobSpec
 from common.payloads.codec import decode_outcomes, iter_outcomes
 from common.records import Json, Record
+from common.tasks import find_task
 from workers.device.server.encode_chunk import OutputEncoding, encode_chunk
 from workers.device.server.memory import retain_freed_memory
 from workers.device.server.run_chunk import run_chunk
@@ -24,8 +25,6 @@ _USUALLY_KEPT = 64 << 20
 
 Strategy = Callable[[Sequence[str]], list[Any]]
 
-#: Records in a chunk, as the producer cuts them (`common.tasks`).
-CHUNK = {"text-generation": 32}
 #: Largest number of tokens of a text: MiniLM's own limit is 256; the default here is BERT's 512.
 LIMIT = {"embedding": 256}
 
@@ -82,7 +81,7 @@ def runner(
     )
     if not forward_batch and isinstance(loaded, PipelineRunner):
         loaded.encoder = None
-    size = chunk or CHUNK.get(work.task, 256)
+    size = chunk or find_task(work.task).chunk_records
     outputs = OutputEncoding.of(loaded, JobSpec("0" * 12, work.task, params=work.params), work.params)
 
     @keeping(keeps)

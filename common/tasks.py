@@ -242,7 +242,7 @@ TASKS: dict[str, Task] = {
             fields=(("text",), ("messages",)),
             model="HuggingFaceTB/SmolLM3-3B",
             revision="a07cc9a",
-            chunk_records=32,
+            chunk_records=64,  # as many as are decoded together on a CPU
         ),
         Task(
             "feature-extraction",

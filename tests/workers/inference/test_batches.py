@@ -46,6 +46,8 @@ def test_a_batch_takes_much_shorter_items_only_while_padding_is_cheap():
     ]
     assert found == [[2, 2], [4]]
     assert [len(batch) for batch in make_batches(items(9, 2, 2), TokenBudget(40, 64))] == [2, 1]
+    generation = TokenBudget.of("cpu", generates=True)
+    assert [len(batch) for batch in make_batches(items(*[150] * 20, *range(30, 60)), generation)] == [50]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")])

@@ -1,17 +1,33 @@
-"""Continuous batches give what greedy `generate` gives, report how texts ended, and can be cancelled."""
+"""Continuous batches give what greedy `generate` gives, report how texts ended, and can be cancelled.
 
+The loop for CPUs is what a runner uses here; that for GPUs runs on a CPU too, only slower.
+"""
+
+import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GenerationConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+)
 
 from common.errors import Cancelled
 from common.jobs import JobSpec
 from tests.support import tiny_models
 from tests.support.pipeline_reference import runner_of
 from tests.support.tiny_models import TEXTS, RecordingMonitor, mixed
-from workers.inference.generation.continuous_batching import ContinuousBatcher, try_continuous_batching
+from workers.inference.generation import continuous_batching_cpu
+from workers.inference.generation.continuous_batching import ContinuousBatcher, try_batcher
+from workers.inference.generation.continuous_batching_cpu import CpuContinuousBatcher
 from workers.inference.tasks.openai_requests import wrap_openai_runner
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 
@@ -28,14 +44,22 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def loaded(gpt2: Path) -> PipelineRunner:
     runner = runner_of("text-generation", gpt2)
-    assert runner.task.batcher is None  # it is for GPUs
-    assert try_continuous_batching(runner.task.pipe.model, **SMALL_CACHE) is not None
+    assert type(runner.task.batcher) is CpuContinuousBatcher
+    assert try_batcher(for_gpus, runner.task.pipe.model) is not None
     return runner
 
 
-@pytest.fixture
-def runner(loaded: PipelineRunner) -> PipelineRunner:
-    loaded.task.batcher = ContinuousBatcher(loaded.task.pipe.model, **SMALL_CACHE)
+def for_gpus(model) -> ContinuousBatcher:
+    return ContinuousBatcher(model, **SMALL_CACHE)
+
+
+def for_cpus(model) -> CpuContinuousBatcher:
+    return CpuContinuousBatcher(model, rows=4)  # so that most prompts wait
+
+
+@pytest.fixture(params=[for_gpus, for_cpus])
+def runner(loaded: PipelineRunner, request: pytest.FixtureRequest) -> PipelineRunner:
+    loaded.task.batcher = request.param(loaded.task.pipe.model)
     return loaded
 
 
@@ -93,7 +117,8 @@ def test_a_cancel_ends_the_loop_within_a_batch(runner):
 
 
 def test_a_loop_that_fails_leaves_its_texts_to_static_batches(runner):
-    runner.task.batcher._options["page_size"] = 0
+    on_cpu = type(runner.task.batcher) is CpuContinuousBatcher
+    runner.task.batcher._options["logits_to_keep" if on_cpu else "page_size"] = "none"
     found = runner.run(["the old cat", "a dog"], GREEDY, RecordingMonitor())
     assert runner.task.batcher is None
     assert [one.failure for one in found] == [None, None]
@@ -102,4 +127,44 @@ def test_a_loop_that_fails_leaves_its_texts_to_static_batches(runner):
 def test_a_model_that_cannot_go_along_is_found_out_at_load(gpt2):
     network = AutoModelForCausalLM.from_pretrained(gpt2, attn_implementation="eager")
     network._get_logits_processor = None
-    assert try_continuous_batching(network, **SMALL_CACHE) is None
+    assert try_batcher(for_gpus, network) is None
+    assert try_batcher(for_cpus, network) is None
+
+
+SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+ROTARY = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "batches"),
+    [
+        (LlamaConfig(**ROTARY), True),
+        (BloomConfig(**{**SIZES, "n_layer": 2, "n_head": 4}), True),  # positions by the mask alone
+        (OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=200), True),
+        (MistralConfig(**ROTARY, sliding_window=6), False),  # its cache forgets
+        (MambaConfig(**{**SIZES, "state_size": 8}), False),  # has no keys and values
+    ],
+    ids=lambda value: value.model_type if isinstance(value, PreTrainedConfig) else "",
+)
+def test_texts_that_join_and_leave_are_those_of_each_prompt_alone(config, batches, monkeypatch):
+    monkeypatch.setattr(continuous_batching_cpu, "_SPARE_COLUMNS", 1)
+    torch.manual_seed(1)
+    network = AutoModelForCausalLM.from_config(config).eval()
+    batcher = try_batcher(for_cpus, network)
+    assert (batcher is not None) is batches
+    if batcher is None:
+        return
+    chance = random.Random(2)
+    prompts = [[chance.randrange(3, 99) for _ in range(chance.randrange(1, 30))] for _ in range(25)]
+
+    def alone(prompt: list[int], **options: object) -> list[int]:
+        ids = torch.tensor([prompt])
+        found = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **options)
+        return found[0, len(prompt) :].tolist()
+
+    commonest = Counter(token for prompt in prompts for token in alone(prompt, max_new_tokens=12, eos_token_id=None))
+    ends = [token for token, _ in commonest.most_common(3)]
+    generation = GenerationConfig(max_new_tokens=12, eos_token_id=ends, do_sample=False)
+    found = batcher.generate(prompts, generation, RecordingMonitor())
+    assert found == [alone(prompt, max_new_tokens=12, eos_token_id=ends) for prompt in prompts]
+    assert len({len(text) for text in found}) > 1  # some ended early

@@ -57,7 +57,8 @@ def _fits(batch: Sequence[Item[T]], tokens: int, item: Item[T], budget: TokenBud
     if not budget.pads_to_longest:
         return tokens + item.tokens <= budget.tokens
     longest = batch[0].tokens
-    if item.tokens < longest * _MIN_LENGTH_RATIO and longest * len(batch) >= budget.tokens * _MIN_FILL:
+    filled = longest * len(batch) >= budget.tokens * _MIN_FILL
+    if budget.splits_by_length and filled and item.tokens < longest * _MIN_LENGTH_RATIO:
         return False
     if budget.equal_lengths and item.tokens != longest:
         return False

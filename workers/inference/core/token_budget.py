@@ -24,15 +24,19 @@ class TokenBudget:
     items: int
     equal_lengths: bool = False  #: whether nothing may be padded, since padding changes what the model gives
     pads_to_longest: bool = True  #: whether each item of a batch takes as many tokens as the longest
+    splits_by_length: bool = True  #: whether another batch is cheaper than padding much shorter items
     calibrated: bool = False  #: whether it was measured, here or earlier, or is not to be measured
     tokens_run: int = 0  #: padded tokens run so far
 
     @classmethod
     def of(cls, device: str, *, generates: bool = False) -> "TokenBudget":
-        """Return the initial budget on `device` (`cpu`, `cuda:0`); generation is too slow to be calibrated."""
+        """Return the initial budget on `device` (`cpu`, `cuda:0`).
+
+        Generation is too slow to be calibrated, and pays for another batch at every token it generates.
+        """
         kind = device.partition(":")[0]
         tokens = (GENERATION_TOKENS if generates else DEFAULT_TOKENS).get(kind, 2048)
-        return cls(tokens, MAX_ITEMS.get(kind, 64), calibrated=generates)
+        return cls(tokens, MAX_ITEMS.get(kind, 64), splits_by_length=not generates, calibrated=generates)
 
     def lower(self, tokens: int) -> None:
         """Halve the budget after a batch of `tokens` (padded) did not fit into memory."""

@@ -7,9 +7,9 @@ models. Works on token ids and generation configurations, not on records.
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import ContinuousBatchingConfig
@@ -49,13 +49,7 @@ class ContinuousBatcher:
 
     def supports(self, config: Any) -> bool:
         """Whether this configuration gives the same texts as `generate`."""
-        if config.max_new_tokens is None:
-            return False
-        if any(getattr(config, name, noop[0]) not in noop for name, noop in _NOOP_VALUES.items()):
-            return False
-        # It skips unsupported processors, with no more than a line in the log.
-        processors = self._model._get_logits_processor(config)
-        return all(getattr(processor, "supports_continuous_batching", False) for processor in processors)
+        return supports_config(self._model, config)
 
     def generate(self, prompts: Sequence[list[int]], config: Any, monitor: RunMonitor) -> list[list[int]]:
         """Return the new tokens of each prompt, including the one that ends the text.
@@ -101,17 +95,38 @@ class ContinuousBatcher:
             loop.stop(block=True, hard_stop=True)
 
 
-def try_continuous_batching(model: Any, **options: Any) -> ContinuousBatcher | None:
+class Batcher(Protocol):
+    """Generates text in batches that it makes itself."""
+
+    def supports(self, config: Any) -> bool:
+        """Whether this configuration gives the same texts as `generate`."""
+
+    def generate(self, prompts: Sequence[list[int]], config: Any, monitor: RunMonitor) -> list[list[int]]:
+        """Return the new tokens of each prompt, including the one that ends the text."""
+
+
+def supports_config(model: Any, config: Any) -> bool:
+    """Whether continuous batching with this generation configuration gives the same texts as `generate`."""
+    if config.max_new_tokens is None:
+        return False
+    if any(getattr(config, name, noop[0]) not in noop for name, noop in _NOOP_VALUES.items()):
+        return False
+    # It skips unsupported processors, with no more than a line in the log.
+    processors = model._get_logits_processor(config)
+    return all(getattr(processor, "supports_continuous_batching", False) for processor in processors)
+
+
+def try_batcher(make: Callable[[Any], Batcher], model: Any) -> Batcher | None:
     """Return a batcher for `model`; None where a trial fails, or differs from `generate`.
 
     Args:
+        make: returns the batcher of a model.
         model: with a head for generation.
-        options: those of `ContinuousBatcher`.
     """
     config = copy.deepcopy(model.generation_config)
     config.update(do_sample=False, max_new_tokens=_TRIAL_TOKENS, max_length=None, num_beams=1, num_return_sequences=1)
-    found = ContinuousBatcher(model, **options)
     try:
+        found = make(model)
         if found.supports(config) and found.generate(_TRIAL_PROMPTS, config, NullMonitor()) == _generate_each(
             model, config
         ):

@@ -111,6 +111,8 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         ensure_batch_invariance(self.budget, self._model, self._sample_inputs, self._pipeline_trial)
         if isinstance(self.task, EncoderTask):
             self._use_forward_batch(self.task)
+        elif isinstance(self.task, TextGeneration):
+            self.task.try_continuous_batching(self.budget)
 
     def pack(self) -> bool:
         """Run batches as packed rows from now on, if the model gives the same for them; return whether it does."""

@@ -23,7 +23,8 @@ from workers.inference.core.device_errors import is_device_lost
 from workers.inference.core.fallbacks import count_fallback
 from workers.inference.core.runner import RunMonitor
 from workers.inference.core.token_budget import MAX_TOKENS, TokenBudget
-from workers.inference.generation.continuous_batching import ContinuousBatcher, try_continuous_batching
+from workers.inference.generation.continuous_batching import Batcher, ContinuousBatcher, try_batcher
+from workers.inference.generation.continuous_batching_cpu import CpuContinuousBatcher
 from workers.inference.generation.limits import apply_token_limit
 from workers.inference.generation.resolved_config import resolve_generation_config, with_default_length
 from workers.inference.generation.seeded_sampling import record_seed, sampling_seed
@@ -71,11 +72,20 @@ class TextGeneration(PipelineTask[GenerationParams]):
     generates = True
 
     def __init__(self, pipe: Any) -> None:
-        """Take the pipeline; on a GPU, try continuous batching with its model."""
         super().__init__(pipe)
-        self.batcher: ContinuousBatcher | None = None
-        if pipe.model.device.type == "cuda":
-            self.batcher = try_continuous_batching(pipe.model)
+        self.batcher: Batcher | None = None
+
+    def try_continuous_batching(self, budget: TokenBudget) -> None:
+        """Use continuous batching from now on, if the model gives the same texts with it.
+
+        Args:
+            budget: of static batches: whether texts of different lengths may share one.
+        """
+        model = self.pipe.model
+        if model.device.type == "cuda":
+            self.batcher = try_batcher(ContinuousBatcher, model)
+        elif budget.items > 1 and not budget.equal_lengths:
+            self.batcher = try_batcher(CpuContinuousBatcher, model)
 
     def parse_params(self, params: Mapping[str, Json]) -> GenerationParams:
         """Return the job's parameters, checked so that `generate` rejects none.
@@ -152,13 +162,13 @@ class TextGeneration(PipelineTask[GenerationParams]):
         on_device = {name: tensor.to(self.pipe.model.device) for name, tensor in joined.items()}
         return next_token_logits(self.pipe.model, on_device, len(batch))
 
-    def _find_batcher(self, params: GenerationParams) -> ContinuousBatcher | None:
+    def _find_batcher(self, params: GenerationParams) -> Batcher | None:
         if self.batcher is None or params.seed is not None:
             return None
         return self.batcher if self.batcher.supports(params.config) else None
 
     def _generate_continuously(
-        self, batcher: ContinuousBatcher, batch: Sequence[ModelInputs], params: GenerationParams, monitor: RunMonitor
+        self, batcher: Batcher, batch: Sequence[ModelInputs], params: GenerationParams, monitor: RunMonitor
     ) -> list[RowOutput]:
         """Generate in continuous batches, which are disabled after a failure.
 
