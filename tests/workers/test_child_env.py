@@ -28,3 +28,11 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch):
     assert child_env("cpu", processes=2 * EVERY)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert child_env("cpu", processes=2 * EVERY)["OMP_NUM_THREADS"] == "3"
+
+
+def test_threads_wait_for_each_other_only_briefly_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert int(child_env("cpu")["GOMP_SPINCOUNT"]) < 300_000  # libgomp's default
+    assert "GOMP_SPINCOUNT" not in child_env("cuda")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert child_env("cpu")["GOMP_SPINCOUNT"] == "7"
