@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -119,20 +121,19 @@ class VarlenPacker:
     def packed(self, rows: Sequence[TokenizedRow]) -> Iterator[dict[str, Any]]:
         """Yield the model's arguments for these tokenized texts; while entered, the model attends by sequence."""
         lengths = [len(row["input_ids"]) for row in rows]
-        begins = [0, *itertools.accumulate(lengths)]
-        positions = [number for length in lengths for number in range(self._position, self._position + length)]
-        columns = {
-            name: [number for row in rows for number in row[name]] for name in rows[0] if name != "attention_mask"
-        }
-        inputs: dict[str, Any] = {name: self._row(column) for name, column in columns.items()}
-        bounds = on_device(torch.tensor(begins, dtype=torch.int32), self._device)
-        inputs |= {"position_ids": self._row(positions), "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+        begins = np.cumsum([0, *lengths])
+        names = [name for name in rows[0] if name != "attention_mask"]
+        columns = np.empty((len(names) + 1, begins[-1]), np.int64)  # all in one copy to the device
+        for column, name in zip(columns, names, strict=False):
+            column[:] = np.fromiter(itertools.chain.from_iterable(row[name] for row in rows), np.int64, begins[-1])
+        columns[-1] = _positions(lengths, begins) + self._position
+        on_model = on_device(torch.from_numpy(columns), self._device)
+        inputs: dict[str, Any] = {name: row[None] for name, row in zip((*names, "position_ids"), on_model, strict=True)}
+        bounds = on_device(torch.from_numpy(begins.astype(np.int32)), self._device)
+        inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
         inputs |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
         with _attention(self._model), self._first_tokens_only(bounds[:-1]):
             yield inputs
-
-    def _row(self, column: Sequence[int]) -> Tensor:
-        return on_device(torch.tensor([column]), self._device)
 
     @contextmanager
     def _first_tokens_only(self, begins: Tensor) -> Iterator[None]:
@@ -228,10 +229,16 @@ def unpack(states: Tensor, lengths: Sequence[int]) -> Tensor:
     """
     longest = max(lengths)
     # Computed on the host: reading a mask from the GPU would wait for all it computes.
-    positions = [number * longest + position for number, length in enumerate(lengths) for position in range(length)]
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    positions = rows * longest + _positions(lengths, np.cumsum([0, *lengths]))
     spread = states.new_zeros(len(lengths) * longest, states.shape[-1])
-    spread[on_device(torch.tensor(positions), str(states.device))] = states[0]
+    spread[on_device(torch.from_numpy(positions), str(states.device))] = states[0]
     return spread.view(len(lengths), longest, -1)
+
+
+def _positions(lengths: Sequence[int], begins: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the position of each token in its own text, from 0; `begins` are the bounds of the texts."""
+    return np.arange(begins[-1]) - np.repeat(begins[:-1], lengths)
 
 
 def supports_varlen_kernel(model: Any) -> bool:
