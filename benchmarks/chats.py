@@ -6,6 +6,8 @@ The pipeline gets its chats sorted by length, in batches of the sizes that suit 
 import argparse
 import contextlib
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of all strategies (float32)")
     parser.add_argument("--rounds", type=int, default=2, help="measured rounds (2)")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the queue is stopped too
     params = {"chat": True, "do_sample": False, "max_new_tokens": chosen.new_tokens, "return_full_text": False}
     work = Work("text-generation", models.smollm2(), {**params, "dtype": chosen.dtype})
     print(described(chosen.dtype), flush=True)
