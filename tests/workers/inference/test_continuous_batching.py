@@ -75,8 +75,10 @@ def with_ends(model: Path, runner: PipelineRunner) -> None:
 def test_texts_and_their_counts_are_those_of_static_batches(gpt2, runner):
     with_ends(gpt2, runner)
     records = [*TEXTS, *mixed(20, longest=40)]
+    before = runner.budget.tokens_run
     found = runner.run(records, GREEDY, RecordingMonitor())
     assert runner.task.batcher is not None
+    assert runner.budget.tokens_run > before
     runner.task.batcher = None
     expected = runner.run(records, GREEDY, RecordingMonitor())
     assert [one.output for one in found] == [one.output for one in expected]

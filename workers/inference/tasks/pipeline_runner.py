@@ -207,6 +207,8 @@ class PipelineRunner(PackingRunner, PreparingRunner):
             outcomes |= self._run_items(
                 groups.pop(key), forward, lambda rows, record: task.postprocess(rows, record, parsed), budget, monitor
             )
+        if budget is not self.budget:
+            self.budget.tokens_run += budget.tokens_run
         return outcomes
 
     def _prepare_for_pipeline(self, value: Json, params: PipelineParams) -> PreparedRecord | Failure:
