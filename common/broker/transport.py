@@ -1,13 +1,14 @@
 """kombu's Redis transport, made robust: dead letters, start on a full Redis, and quick reconnection.
 
 With kombu 5.7 a message that cannot be decoded ends the worker that receives it, and then the next worker; here it
-becomes a dead letter. A worker of kombu cannot start while Redis is full, and may take half a minute to return after an
-outage.
+becomes a dead letter. A worker of kombu cannot start while Redis is full, loses the message that it receives then, and
+may take half a minute to return after an outage.
 """
 
 import functools
 import json
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,11 @@ import kombu
 import msgspec
 import redis
 from celery.app import amqp
+from celery.worker.state import maybe_shutdown
 from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombu_redis
 
-from common.redis.client import is_redis_full
+from common.redis.client import is_redis_full, retry_while_unavailable
 from common.redis.keys import DEAD_LETTERS
 from common.validation import checked
 
@@ -29,6 +31,8 @@ MAX_DEAD_LETTERS, MAX_DEAD_LETTER_BYTES = 100, 4096
 
 #: Seconds between two attempts of a worker to reach Redis. kombu waits up to 30, even if Redis is back.
 RECONNECT_SECONDS = 2.0
+#: Seconds between two attempts to record a message while Redis is full.
+FULL_SECONDS = 1.0
 
 DeadLetter = Callable[[bytes, str], None]
 
@@ -79,8 +83,42 @@ class TolerantClient(kombu_redis.PrefixedStrictRedis):  # type: ignore[misc]
         return answer
 
 
+class QoS(kombu_redis.QoS):  # type: ignore[misc]
+    """kombu's record of the messages that are being processed, if it keeps one, also while Redis is full."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Record a message, which is in no queue any more; while Redis is full, wait, and receive nothing else.
+
+        Raises:
+            celery.exceptions.WorkerShutdown: The worker is to stop meanwhile.
+        """
+        warned = False
+
+        def wait(error: Exception) -> None:
+            nonlocal warned
+            if not is_redis_full(error):
+                raise error
+            if not warned:
+                logger.warning("Redis is full: a message that was received waits, and those behind it")
+            warned = True
+            maybe_shutdown()
+            time.sleep(FULL_SECONDS)
+
+        retry_while_unavailable(functools.partial(super().append, message, delivery_tag), wait)
+
+    def restore_visible(self, *args: Any, **options: Any) -> None:
+        """Send messages again whose processes died; later if Redis is full."""
+        try:
+            super().restore_visible(*args, **options)
+        except redis.ResponseError as error:
+            if not is_redis_full(error):
+                raise
+
+
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
     """kombu's channel on that client."""
+
+    QoS = QoS
 
     @property
     def do_restore(self) -> bool:

@@ -1,6 +1,7 @@
 """What comes out of a queue: messages as Celery writes them, and nothing else, whatever the address looks like."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from common.broker.transport import MAX_DEAD_LETTER_BYTES, MAX_DEAD_LETTERS, Tra
 from common.redis.keys import CELERY_PREFIX, DEAD_LETTERS
 from common.settings import Settings
 from tests.support.forged_messages import NOT_JSON, NOT_OBJECTS, QUEUE, ticket
-from tests.support.processes import RedisServer
+from tests.support.processes import RedisServer, wait_until
 
 HEADERS = st.dictionaries(st.text() | st.sampled_from(["id", "task", "shadow"]), st.none() | st.text() | st.integers())
 
@@ -123,3 +124,20 @@ def test_a_socket_url_selects_this_transport_too(tmp_path: Path):
         assert all(key.startswith(CELERY_PREFIX.encode()) for key in server.client.scan_iter())
     finally:
         server.kill()
+
+
+def test_a_message_that_is_received_while_redis_is_full_is_kept(server: RedisServer):
+    app = make_app(Settings(broker_url=server.url))
+    options = {name: value for name, value in app.conf.broker_transport_options.items() if name != "ack_emulation"}
+    app.conf.broker_transport_options = options  # as of the control queue: a message is recorded until it is processed
+    put(server, as_bytes(ticket()))
+    taken: list[Any] = []
+    with app.connection_for_read() as connection, Consumer(connection, [Queue("any")], on_message=taken.append):
+        server.client.config_set("maxmemory", 1)
+        consumer = threading.Thread(target=connection.drain_events, kwargs={"timeout": 30})
+        consumer.start()
+        wait_until(lambda: not server.client.exists(QUEUE), 30, "the message is received")
+        server.client.config_set("maxmemory", 0)
+        consumer.join(30)
+        assert [message.headers["task"] for message in taken] == [ticket()["headers"]["task"]]
+        taken[0].ack()
