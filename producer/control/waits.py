@@ -74,7 +74,7 @@ class Waits:
             try:
                 self.wake()
                 reported = ""
-            except (redis.RedisError, OperationalError) as error:
+            except (redis.RedisError, OperationalError, OSError) as error:
                 if str(error) != reported:
                     logger.warning("waiting tasks cannot be sent: %s", error)
                 reported = str(error)
@@ -87,6 +87,7 @@ class Waits:
         Raises:
             redis.RedisError: Redis is away.
             kombu.exceptions.OperationalError: The broker is away.
+            OSError: Likewise.
         """
         if not self._has_lock():
             return
@@ -106,7 +107,9 @@ class Waits:
         try:
             signature: Any = Signature.from_dict(json.loads(message), app=self._app)
             sent = signature.apply_async()
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (redis.RedisError, OperationalError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - it would be sent again forever, and no task after it
             logger.error("a waiting task cannot be sent and is dropped: %s: %.200r", error, message)
         else:
             logger.debug("task %s continues", sent.id)

@@ -213,6 +213,19 @@ def test_a_message_that_is_not_one_harms_nobody(app: OtherApp, queue: Queue) -> 
     assert app.call("submit", task="test-echo", records=["a"])
 
 
+def test_a_waiting_task_that_cannot_be_sent_holds_up_no_other(app: OtherApp, queue: Queue) -> None:
+    client = queue.server.client
+    for number, options in enumerate(({"serializer": "nope"}, {"countdown": "soon"}, {"queue": 5}, {"link": 5})):
+        forged = json.dumps({"task": "hugqueue.wait", "args": ["0" * 12], "kwargs": {}, "options": options})
+        client.hset(f"hugqueue:control:waits:{number:012}", "id", forged)
+        client.sadd("hugqueue:control:waited", f"{number:012}")
+    job = unfinished(app)
+    wait = app.send("wait", job, check=False)
+    assert app.call("cancel", job) == "cancelled"
+    assert wait.get(timeout=60)["status"] == "cancelled"
+    wait_until(lambda: not client.exists("hugqueue:control:waited"), 30, "nothing is waited for")
+
+
 def test_another_broker_and_another_place_for_results_can_be_set(queue: Queue, tmp_path: Path) -> None:
     base = queue.server.url.removesuffix("/0")
     elsewhere = {"HUGQUEUE_CONTROL_BROKER_URL": f"{base}/1", "HUGQUEUE_CONTROL_RESULT_BACKEND": f"{base}/2"}
