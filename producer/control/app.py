@@ -35,10 +35,13 @@ def make_control_app(settings: Settings, concurrency: int) -> Celery:
         UsageError: The URL of the broker or of the results is wrong.
     """
     broker = _checked_broker(settings.control_broker_url) or settings.broker_url or ""
+    backend = _checked_redis("HUGQUEUE_CONTROL_RESULT_BACKEND", settings.control_result_backend)
     app = make_app(replace(settings, broker_url=broker))
     app.conf.update(
-        result_backend=settings.control_result_backend or (broker if _is_redis(broker) else settings.broker_url),
+        result_backend=backend or (broker if _is_redis(broker) else settings.broker_url),
         task_ignore_result=False,
+        # As long as the jobs: Celery's day may end between two jobs of a chord, whose body would never be sent.
+        result_expires=max(1, int(settings.result_ttl)),
         # What follows a task is sent once it is done, and lost if that fails: wait for Redis for a minute.
         task_publish_retry_policy={"max_retries": 25, "interval_start": 0.2, "interval_step": 0.4, "interval_max": 3},
         # A message that is delivered again because its process died just before the end.
@@ -56,7 +59,7 @@ def make_control_app(settings: Settings, concurrency: int) -> Celery:
     if not _is_redis(broker):
         app.amqp_cls = "celery.app.amqp:AMQP"  # without what `common.broker` adds to the transport of Redis
     app.amqp.queues.select(CONTROL_QUEUE)
-    _check_backend(app, settings.control_result_backend)
+    _check_backend(app, backend)
     return app
 
 
@@ -82,11 +85,22 @@ def _checked_broker(url: str) -> str:
             f"HUGQUEUE_CONTROL_BROKER_URL: {mask_url(url)} is not the URL of a broker of Celery, such as "
             "redis://HOST:6379/0 or amqp://USER:PASSWORD@HOST//."
         )
-    return check_redis_url(url) if _is_redis(url) else url
+    return _checked_redis("HUGQUEUE_CONTROL_BROKER_URL", url)
+
+
+def _checked_redis(variable: str, url: str) -> str:
+    """Return the URL, checked if it is one of Redis."""
+    if not _is_redis(url):
+        return url
+    try:
+        return check_redis_url(url)
+    except UsageError as error:
+        raise UsageError(f"{variable}: {error}") from error
 
 
 def _check_backend(app: Celery, url: str) -> None:
     try:
         _ = app.backend
     except (ImproperlyConfigured, ImportError, ValueError) as error:
-        raise UsageError(f"HUGQUEUE_CONTROL_RESULT_BACKEND: {mask_url(url)} cannot be used: {error}.") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(f"HUGQUEUE_CONTROL_RESULT_BACKEND: {mask_url(url)} cannot be used: {reason}.") from error
