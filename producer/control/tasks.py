@@ -80,7 +80,7 @@ class ControlTasks:
         logger.info("task %s is job %s", task.request.id, job.id)
         if callback is not None:
             wait = task.app.signature(WAIT, args=(job.id,), kwargs={"check": False})
-            wait.apply_async(link=callback, ignore_result=True)
+            wait.apply_async(link=callback, ignore_result=True, task_id=f"{task.request.id}:callback")
         return job.id
 
     def _wait(self, task: Any, /, job: Json, *, check: bool = True) -> dict[str, Json]:

@@ -171,13 +171,19 @@ def test_a_shared_file_is_read_and_workers_write_the_results_beside_it(
             app.call("submit", str(shared / link), task="test-echo")
 
 
-def test_the_same_task_id_is_one_job(app: OtherApp, queue: Queue) -> None:
-    keywords = {"task": "test-echo", "records": ["a"]}
+def test_the_same_task_id_is_one_job_and_one_callback(app: OtherApp, queue: Queue) -> None:
+    client = queue.server.client
+    callback = app.celery.signature("other.note", queue="queue-of-the-other-app")
+    keywords = {"task": "test-echo", "records": ["a"], "device": "gpu", "callback": callback}
     first = app.celery.send_task("hugqueue.submit", kwargs=keywords, task_id="nightly-7").get(timeout=60)
     app.celery.backend.delete(b"celery-task-meta-nightly-7")
     again = app.celery.send_task("hugqueue.submit", kwargs=keywords, task_id="nightly-7")
     assert again.get(timeout=60) == first
-    assert app.call("submit", **keywords) != first
+    wait_until(lambda: not client.exists("hugqueue.control", "hugqueue:control:unacked"), 30, "all is processed")
+    assert app.call("cancel", first) == "cancelled"
+    wait_for_waits(queue.server, 0)
+    wait_until(lambda: not client.exists("hugqueue.control", "hugqueue:control:unacked"), 30, "all is processed")
+    assert client.llen("queue-of-the-other-app") == 1
 
 
 def test_waiting_tasks_survive_the_death_of_everything_and_continue_once(
