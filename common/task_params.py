@@ -62,6 +62,15 @@ def _is_labels(value: Json) -> bool:
     return TEXTS.accepts(value) and (isinstance(value, list) or bool(value.replace(",", "").strip()))
 
 
+def _is_choices(value: Json) -> bool:
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) and text for text in value)
+
+
+def _parse_choices(text: str) -> Json:
+    value = TEXTS.parse(text)
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
 def _is_template(value: Json) -> bool:
     """Whether `str.format` inserts the label and nothing else: a width such as `{:>1000000000}` would take memory."""
     try:
@@ -89,6 +98,12 @@ _RANGES = ParamType(
 )
 _POOLING = ParamType(f"one of {', '.join(POOLING_MODES)}, or several joined by +", _is_pooling, parse=str)
 _PROMPTS: Params = {"prompt": TEXT, "prompt_name": TEXT}
+#: Constraints on generated text; `common.output_constraints` says what else they must be.
+_CONSTRAINTS: Params = {
+    "json_schema": ParamType("a JSON schema: an object, or @FILE with one", lambda value: isinstance(value, dict)),
+    "regex": ParamType("a regular expression", lambda value: isinstance(value, str) and bool(value), parse=str),
+    "choices": ParamType("two texts or more: a list, or a text with commas", _is_choices, _parse_choices),
+}
 _IDS = ParamType("a token id, or a list of them", _is_ids)
 _SYSTEM = ParamType(f"a text of up to {MAX_SYSTEM_LENGTH:,} characters", _is_system, parse=str)
 #: The function from a classifier's logits to scores.
@@ -189,6 +204,7 @@ TASK_PARAMS: Mapping[str, Params] = {
     "zero-shot-classification": {**_LABELS, "multi_label": BOOLEAN},
     "text-generation": {
         **{name: kind for name, kind in GENERATE_PARAMS.items() if name != "stop_strings"},
+        **_CONSTRAINTS,
         "add_special_tokens": BOOLEAN,
         "chat": BOOLEAN,
         "clean_up_tokenization_spaces": BOOLEAN,

@@ -17,6 +17,7 @@ from common.inputs.sources import ReadProgress
 from common.jobs import MAX_ERRORS, JobSpec, new_job_id, truncate_names
 from common.models.references import check_revision
 from common.notifications import check_notify_url
+from common.output_constraints import constraint_of
 from common.own_columns import OUTPUT_COLUMN, Keep, parse_keep
 from common.params import check_params, parse_params
 from common.queue.heartbeats import Heartbeat
@@ -36,11 +37,18 @@ from producer.submit.locations import check_locations
 from producer.submit.options import SubmitOptions, job_names
 from producer.submit.prompts import make_template, with_chat
 from producer.submit.ranges_file import with_ranges
+from producer.submit.schema_file import with_schema
+
+
+def _check_generation(params: Mapping[str, Json]) -> None:
+    is_chat(params)
+    constraint_of(params)
+
 
 #: Checks of parameters together, by task.
 _CHECKS: Mapping[str, Callable[[Mapping[str, Json]], object]] = {
     "embedding": check_embedding_params,
-    CHAT_TASK: is_chat,
+    CHAT_TASK: _check_generation,
 }
 
 MAX_KEY_LENGTH = 256
@@ -378,6 +386,8 @@ def _check_task_params(task: Task, options: SubmitOptions, model: str | None) ->
         values = with_chat(values, options, task, model)
         if task.name == "embedding":
             values = with_ranges(values)
+        if task.name == CHAT_TASK:
+            values = with_schema(values)
         if task.params is not None:
             values = check_params(task.name, task.params, values)
         if check := _CHECKS.get(task.name):

@@ -98,12 +98,22 @@ def test_requests_are_answered_the_same(runner):
 
 @pytest.mark.parametrize(
     "params",
-    [{"num_beams": 2}, {"repetition_penalty": 1.5}, {"stop_sequence": ["cat"]}, {"do_sample": True, "seed": 5}],
+    [
+        {"num_beams": 2},
+        {"repetition_penalty": 1.5},
+        {"stop_sequence": ["cat"]},
+        {"do_sample": True, "seed": 5},
+        {"regex": "a+"},
+    ],
 )
 def test_what_only_generate_can_do_is_left_to_it(runner, params):
-    parsed_params = runner.task.parse_params({**GREEDY, **params})
-    assert runner.task.budget(runner.budget, parsed_params) is runner.budget
-    assert runner.task.budget(runner.budget, runner.task.parse_params(GREEDY)) is not runner.budget
+    def budget(params):
+        parsed = runner.task.parse_params(params)
+        inputs = runner.task.prepare("the old cat", parsed).inputs[0]
+        return runner.task.budget(runner.budget, runner.task.group(inputs, parsed))
+
+    assert budget({**GREEDY, **params}) is runner.budget
+    assert budget(GREEDY) is not runner.budget
 
 
 def test_a_cancel_ends_the_loop_within_a_batch(runner):

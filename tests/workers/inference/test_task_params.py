@@ -41,13 +41,13 @@ PIPELINES: dict[str, type[PipelineTask[Any]]] = {
 #: What the pipeline hands on as it is: to the tokenizer, or to `generate`; and what it never sees.
 ELSEWHERE = {
     "text-classification": {"truncation", "max_length"},
-    "text-generation": GENERATE_PARAMS.keys() | {"chat", "seed", "system", "usage"},
     "zero-shot-object-detection": {"candidate_labels"},
     "any-to-any": _CHAT_PARAMS,
     "image-text-to-text": _CHAT_PARAMS | {"text"},
     "text-to-audio": TASK_PARAMS["text-to-audio"].keys(),
     "visual-question-answering": {"question"} | ANSWER_GENERATE_PARAMS.keys(),
     "document-question-answering": {"question"} | ANSWER_GENERATE_PARAMS.keys(),
+    "text-generation": GENERATE_PARAMS.keys() | {"chat", "choices", "json_schema", "regex", "seed", "system", "usage"},
     "automatic-speech-recognition": SPEECH_GENERATE_PARAMS.keys(),
 }
 

@@ -1,12 +1,13 @@
-"""Token callback: what `generate` runs at every token, to check for cancellation and to sample by seeds."""
+"""Token callbacks: what `generate` runs at every token to cancel, to follow constraints, and to sample by seeds."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from workers.inference.core.runner import RunMonitor
+from workers.inference.generation.constrained_decoding import CompiledConstraint, ConstraintProcessor
 from workers.inference.generation.seeded_sampling import DISABLED_WARPERS, SeededSampler, logits_warpers
 
 
@@ -22,10 +23,28 @@ class CancelCriteria(StoppingCriteria):  # type: ignore[misc]
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def token_callbacks(config: Any, monitor: RunMonitor, seeds: Sequence[int] | None) -> dict[str, Any]:
-    """Return arguments for `generate` that make it cancellable, and sample by `seeds`, if given, one per record."""
+def token_callbacks(
+    config: Any,
+    monitor: RunMonitor,
+    seeds: Sequence[int] | None = None,
+    constraints: Sequence[CompiledConstraint | None] = (),
+) -> dict[str, Any]:
+    """Return arguments for `generate` that make it cancellable.
+
+    Args:
+        config: the generation configuration.
+        monitor: called at every token.
+        seeds: to sample by, one for each record; None: as torch does.
+        constraints: that the texts must meet, one for each record, None where there is none.
+    """
     callbacks: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([CancelCriteria(monitor)])}
+    copies = config.num_return_sequences or 1
+    processors: list[LogitsProcessor] = []
+    if any(constraints):
+        processors.append(ConstraintProcessor(constraints, copies))
     if seeds is not None:
-        sampler = SeededSampler(logits_warpers(config), seeds, config.num_return_sequences or 1)
-        callbacks |= {**DISABLED_WARPERS, "logits_processor": LogitsProcessorList([sampler])}
+        processors.append(SeededSampler(logits_warpers(config), seeds, copies))
+        callbacks |= DISABLED_WARPERS
+    if processors:
+        callbacks["logits_processor"] = LogitsProcessorList(processors)
     return callbacks

@@ -198,17 +198,17 @@ class PipelineRunner(PackingRunner, PreparingRunner):
                 continue
             for number, one in enumerate(record.inputs):
                 groups[task.group(one, parsed)].append(Item(position, task.tokens(one, parsed), _Input(record, number)))
-        budget = task.budget(self.budget, parsed)
 
         def forward(parts: list[_Input]) -> Sequence[RowOutput]:
             return task.forward([part.value for part in parts], parsed, monitor)
 
         for key in sorted(groups, reverse=True):
+            budget = task.budget(self.budget, key)
             outcomes |= self._run_items(
                 groups.pop(key), forward, lambda rows, record: task.postprocess(rows, record, parsed), budget, monitor
             )
-        if budget is not self.budget:
-            self.budget.tokens_run += budget.tokens_run
+            if budget is not self.budget:
+                self.budget.tokens_run += budget.tokens_run
         return outcomes
 
     def _prepare_for_pipeline(self, value: Json, params: PipelineParams) -> PreparedRecord | Failure:
@@ -259,6 +259,8 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         try:
             output = postprocess(rows, record)
             output = output if self.task.gives_plain_values else to_jsonable(output)
+        except RecordError as error:
+            return Outcome(failure=Failure(error.code, error.message))
         except Exception as error:  # an error here must not make the batch run again: one record fails
             logger.debug("a record cannot be finished", exc_info=True)
             return Outcome(failure=Failure.from_exception("runner_error", error))

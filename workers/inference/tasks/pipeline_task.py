@@ -123,8 +123,8 @@ class PipelineTask(ABC, Generic[P]):
         """Return how many tokens the input takes at most."""
         return token_count(inputs)
 
-    def budget(self, usual: TokenBudget, params: P) -> TokenBudget:
-        """Return the budget of a batch under these parameters."""
+    def budget(self, usual: TokenBudget, group: int) -> TokenBudget:
+        """Return the budget of a batch of inputs of this group."""
         return usual
 
     def forward(self, batch: Sequence[ModelInputs], params: P, monitor: RunMonitor) -> list[RowOutput]:

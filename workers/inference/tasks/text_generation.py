@@ -15,6 +15,7 @@ from transformers.utils.chat_template_utils import Chat
 
 from common.chat import is_chat, user_message, with_system_message
 from common.errors import Cancelled, ModelError, RecordError
+from common.output_constraints import KINDS, ConstrainedInput, Constraint, constraint_of
 from common.params import check_params
 from common.records import Json
 from common.task_params import TASK_PARAMS
@@ -23,6 +24,7 @@ from workers.inference.core.device_errors import is_device_lost
 from workers.inference.core.fallbacks import count_fallback
 from workers.inference.core.runner import RunMonitor
 from workers.inference.core.token_budget import MAX_TOKENS, TokenBudget
+from workers.inference.generation.constrained_decoding import CompiledConstraint, ConstraintCompiler
 from workers.inference.generation.continuous_batching import Batcher, ContinuousBatcher, try_batcher
 from workers.inference.generation.continuous_batching_cpu import CpuContinuousBatcher
 from workers.inference.generation.limits import apply_token_limit
@@ -36,8 +38,10 @@ from workers.inference.text.fields import parse_fields, parse_messages
 from workers.inference.text.tokenization import check_text
 from workers.inference.text.truncation import ModelInputs, token_count, truncate_left
 
+#: The group of inputs that run in continuous batches.
+_CONTINUOUS = -1
 #: Parameters of the task that the pipeline does not have.
-_OWN_PARAMS = ("chat", "seed", "system", "usage")
+_OWN_PARAMS = ("chat", "seed", "system", "usage", *KINDS)
 #: Parameters that count or read the tokens of the prompt, and their values without effect.
 _PROMPT_DEPENDENT = {
     "min_length": 0,
@@ -58,9 +62,11 @@ class GenerationParams(PipelineParams):
     prompt_limit: int | None = None  #: the longest prompt, in tokens
     equal_lengths: bool = False  #: whether only prompts of equal length may share a batch
     seed: int | None = None
+    continuous: bool = False  #: whether continuous batches can run them
     usage: bool = False  #: whether outputs include token counts and finish reasons
     chat: bool = False  #: whether a plain text is asked as a user's message
     system: str | None = None  #: the message before each chat
+    constraint: CompiledConstraint | None = None  #: what texts must be, unless a record has a constraint of its own
 
 
 class TextGeneration(PipelineTask[GenerationParams]):
@@ -73,6 +79,7 @@ class TextGeneration(PipelineTask[GenerationParams]):
 
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
+        self._compiler = ConstraintCompiler(pipe.tokenizer, pipe.model.config.get_text_config().vocab_size)
         self.batcher: Batcher | None = None
 
     def try_continuous_batching(self, budget: TokenBudget) -> None:
@@ -95,11 +102,13 @@ class TextGeneration(PipelineTask[GenerationParams]):
         """
         params = check_params(self.name, TASK_PARAMS[self.name], params)
         chat = self._is_chat(params)
+        constraint = constraint_of(params)
         own = {name: value for name, value in params.items() if name not in _OWN_PARAMS}
         plain = self._split_params(own)
         forward = with_default_length(self.name, self.pipe, plain.forward, self.limit)
         config = resolve_generation_config(self.name, self.pipe, forward)
         apply_token_limit(self.name, own, self.pipe.model.generation_config, self.max_new_tokens)
+        seed = sampling_seed(params.get("seed"), config)
         return GenerationParams(
             params=own,
             # Not max_length, which limits the whole text: the tokenizer would truncate the end of the prompt.
@@ -109,10 +118,12 @@ class TextGeneration(PipelineTask[GenerationParams]):
             config=config,
             prompt_limit=self._prompt_limit(config),
             equal_lengths=config.max_new_tokens is None or _depends_on_prompt(config),
-            seed=sampling_seed(params.get("seed"), config),
+            seed=seed,
+            continuous=self.batcher is not None and seed is None and self.batcher.supports(config),
             usage=params.get("usage", False),
             chat=chat,
             system=params.get("system"),
+            constraint=self._compiler.compile(constraint, config) if constraint else None,
         )
 
     def is_deterministic(self, params: GenerationParams) -> bool:
@@ -121,19 +132,25 @@ class TextGeneration(PipelineTask[GenerationParams]):
 
     def prepare(self, value: Json, params: GenerationParams) -> PreparedRecord:
         """Return the prompt, or the chat in its template, truncated on the left where it is too long."""
+        constraint = params.constraint
+        if isinstance(value, ConstrainedInput):
+            value, constraint = value.input, self._compile(value.constraint, params)
         prompt = self._prompt(parse_fields(TASKS[self.name], value), params)
         try:
             inputs = dict(self.pipe.preprocess(prompt, **params.preprocess))
         except jinja2.TemplateError as error:
             raise RecordError("wrong_type", f"The model's chat template rejects these messages: {error}") from error
         inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+        inputs["constraint"] = constraint
         if params.seed is not None:
             seeded = {"text": prompt} if isinstance(prompt, str) else {"messages": prompt.messages}
             inputs["record_seed"] = record_seed(params.seed, seeded)
         return self._truncate(inputs, params)
 
     def group(self, inputs: ModelInputs, params: GenerationParams) -> int:
-        """Return the length where only equal lengths share a batch, else 0."""
+        """Return -1 for continuous batches; else the length where only equal lengths share a batch, or 0."""
+        if self._runs_continuously(inputs, params):
+            return _CONTINUOUS
         return token_count(inputs) if params.equal_lengths else 0
 
     def tokens(self, inputs: ModelInputs, params: GenerationParams) -> int:
@@ -141,19 +158,22 @@ class TextGeneration(PipelineTask[GenerationParams]):
         config = params.config
         return token_count(inputs) + int(config.max_new_tokens or config.max_length)
 
-    def budget(self, usual: TokenBudget, params: GenerationParams) -> TokenBudget:
+    def budget(self, usual: TokenBudget, group: int) -> TokenBudget:
         """Return the budget of a batch: without limit for continuous batching, which schedules by itself."""
-        return TokenBudget(MAX_TOKENS, MAX_TOKENS, calibrated=True) if self._find_batcher(params) else usual
+        return TokenBudget(MAX_TOKENS, MAX_TOKENS, calibrated=True) if group == _CONTINUOUS else usual
 
     def forward(self, batch: Sequence[ModelInputs], params: GenerationParams, monitor: RunMonitor) -> list[RowOutput]:
         """Generate for one batch; the monitor is called at every token."""
-        batcher = self._find_batcher(params)
-        if batcher:
-            return self._generate_continuously(batcher, batch, params, monitor)
+        if self.batcher and self._runs_continuously(batch[0], params):
+            return self._generate_continuously(self.batcher, batch, params, monitor)
         seeds = None if params.seed is None else [inputs["record_seed"] for inputs in batch]
-        callbacks = token_callbacks(params.config, monitor, seeds)
+        constraints = [inputs["constraint"] for inputs in batch]
+        callbacks = token_callbacks(params.config, monitor, seeds, constraints)
         outputs = self.pipe.forward(collate(batch, self.pad_id, "left"), **{**params.forward, **callbacks})
-        return [self._row(outputs, number, token_count(inputs), params.config) for number, inputs in enumerate(batch)]
+        return [
+            {**self._row(outputs, number, token_count(inputs), params.config), "constraint": constraint}
+            for number, (inputs, constraint) in enumerate(zip(batch, constraints, strict=True))
+        ]
 
     def trial(self, batch: Sequence[ModelInputs], params: GenerationParams) -> list[list[torch.Tensor]]:
         """Return for each prompt the logits of its next tokens."""
@@ -162,10 +182,14 @@ class TextGeneration(PipelineTask[GenerationParams]):
         on_device = {name: tensor.to(self.pipe.model.device) for name, tensor in joined.items()}
         return next_token_logits(self.pipe.model, on_device, len(batch))
 
-    def _find_batcher(self, params: GenerationParams) -> Batcher | None:
-        if self.batcher is None or params.seed is not None:
-            return None
-        return self.batcher if self.batcher.supports(params.config) else None
+    def _compile(self, constraint: Constraint, params: GenerationParams) -> CompiledConstraint:
+        try:
+            return self._compiler.compile(constraint, params.config)
+        except ModelError as error:
+            raise RecordError(error.code, error.message) from error
+
+    def _runs_continuously(self, inputs: ModelInputs, params: GenerationParams) -> bool:
+        return self.batcher is not None and params.continuous and inputs["constraint"] is None
 
     def _generate_continuously(
         self, batcher: Batcher, batch: Sequence[ModelInputs], params: GenerationParams, monitor: RunMonitor
@@ -196,8 +220,16 @@ class TextGeneration(PipelineTask[GenerationParams]):
         ]
 
     def postprocess(self, rows: Sequence[RowOutput], record: PreparedRecord, params: GenerationParams) -> Json:
-        """Return the texts, with token counts where the job asks for them."""
-        texts = super().postprocess(rows, record, params)
+        """Return the texts, with token counts where the job asks for them.
+
+        Raises:
+            RecordError: `incomplete_output`, a text ended before it met the job's constraint.
+        """
+        constraint = rows[0].get("constraint")
+        if constraint is None:
+            texts = super().postprocess(rows, record, params)
+        else:
+            texts = [{"generated_text": text} for text in _constrained_texts(rows[0], constraint, params)]
         if params.usage:
             prompt_tokens = int(rows[0]["input_ids"].shape[1])
             for text, (count, ended) in zip(texts, rows[0]["new_tokens"], strict=True):
@@ -275,6 +307,27 @@ class TextGeneration(PipelineTask[GenerationParams]):
 
     def _stopped(self, tokens: list[int], config: Any) -> bool:
         return bool(config.stop_strings) and any(stop in self.tokenizer.decode(tokens) for stop in config.stop_strings)
+
+
+def _constrained_texts(row: RowOutput, constraint: CompiledConstraint, params: GenerationParams) -> list[str]:
+    """Return the new texts of one record.
+
+    Raises:
+        RecordError: `incomplete_output`, one of them does not meet the job's constraint.
+    """
+    start = row["input_ids"].shape[1]
+    texts = []
+    for copy, (count, ended) in zip(row["generated_sequence"][0], row["new_tokens"], strict=True):
+        tokens = copy[start : start + count - ended].tolist()
+        text = constraint.text(tokens)
+        if params.constraint is not None and not constraint.is_met(tokens):
+            raise RecordError(
+                "incomplete_output",
+                f"The text was not complete after {count} tokens: {text[-200:]!r}. Allow more (-p max_new_tokens=N), "
+                "or limit its length by the constraint (maxLength, maxItems).",
+            )
+        texts.append(text)
+    return texts
 
 
 def _depends_on_prompt(config: Any) -> bool:
