@@ -17,7 +17,7 @@ from producer.openai.requests import URLS, build_input, check_envelope
 class BatchFile:
     """What all requests of a batch have in common."""
 
-    url: str
+    url: str  #: of the first request; the others may be for another one of the same task
     model: str | None  #: that of every request; None: the job names its own
     paths: tuple[str, ...]  #: of the files
 
@@ -74,8 +74,11 @@ def read_batch(batch: BatchFile, max_bytes: int) -> Iterator[Record]:
 
 def _input(line: dict[str, Json], batch: BatchFile) -> Json:
     url, body = line["url"], line["body"]
-    if url != batch.url:
-        raise RecordError("bad_request", f"url is {url}; the first request of this batch is for {batch.url}")
+    if URLS[url] != batch.task:
+        raise RecordError(
+            "bad_request",
+            f"url is {url}, which is {URLS[url]}; the first request of this batch is for {batch.url}, {batch.task}",
+        )
     if batch.model is not None and body.get("model") != batch.model:
         raise RecordError(
             "bad_request",

@@ -1,7 +1,7 @@
 """One request of a batch file as the input of a record.
 
-The input holds what the worker needs (`prompts`, `messages` or `texts`; `defaults`, `options`) and what the response
-is made of (`url`, `model`, `n`, `encoding_format`).
+The input holds what the worker needs (`prompts`, `messages` or `texts`; `defaults`, `options`, `constraint`) and what
+the response is made of (`url`, `model`, `n`, `encoding_format`).
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from common.errors import RecordError
 from common.params import integer
 from common.records import Json
+from producer.openai.output_constraints import NAMES, constraint_of_request
 from producer.openai.sampling_params import (
     COMPLETION_TOKENS,
     DEFAULTS,
@@ -72,7 +73,7 @@ def _embedding(body: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _completion(body: Mapping[str, Json]) -> dict[str, Json]:
-    check_known(body, KNOWN | {"model", "prompt", "echo"})
+    check_known(body, KNOWN | NAMES | {"model", "prompt", "echo"})
     if not isinstance(body.get("echo"), bool | None):
         raise RecordError("bad_request", "echo must be true or false")
     generation = _generation(body, {"max_new_tokens": COMPLETION_TOKENS})
@@ -80,7 +81,7 @@ def _completion(body: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _chat(body: Mapping[str, Json]) -> dict[str, Json]:
-    check_known(body, KNOWN | {"model", "messages"})
+    check_known(body, KNOWN | NAMES | {"model", "messages"})
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RecordError("bad_request", "messages must be a list of messages")
@@ -97,7 +98,12 @@ _READERS: Mapping[str, Callable[[Mapping[str, Json]], dict[str, Json]]] = {
 
 def _generation(body: Mapping[str, Json], defaults: Mapping[str, Json]) -> dict[str, Json]:
     options = options_of(body)
-    return {"n": set_answer_count(body, options), "defaults": {**DEFAULTS, **defaults}, "options": options}
+    return {
+        "n": set_answer_count(body, options),
+        "defaults": {**DEFAULTS, **defaults},
+        "options": options,
+        **constraint_of_request(body),
+    }
 
 
 def _texts(body: Mapping[str, Json], name: str) -> list[str]:

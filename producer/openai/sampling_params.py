@@ -51,7 +51,6 @@ _NOOP_VALUES: Mapping[str, tuple[Json, ...]] = {
     "functions": ([],),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
 KNOWN = frozenset({"stop", "n", *_PARAMS})

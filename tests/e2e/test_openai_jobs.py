@@ -134,6 +134,26 @@ def test_chats_answer_with_a_message_each(queue: Queue, causal: Path) -> None:
     assert alike.choices[0].message.content == alike.choices[1].message.content
 
 
+def test_answers_have_the_form_that_each_request_asks_for(queue: Queue, causal: Path) -> None:
+    messages = [{"role": "user", "content": "which city"}]
+    schema = {"type": "object", "properties": {"big": {"type": "boolean"}}, "required": ["big"]}
+    named = {"name": "city", "schema": {**schema, "additionalProperties": False}, "strict": True}
+    formats: list[Json] = [{"type": "json_schema", "json_schema": named}, {"type": "text"}]
+    formats += [{"type": "json_schema", "json_schema": {"name": "none", "schema": {"enum": []}}}]
+    formats += [{"type": "json_schema", "json_schema": {"name": "long", "schema": {"const": "which city " * 20}}}]
+    bodies: list[Json] = [{"messages": messages, "response_format": one, "seed": 1} for one in formats]
+    bodies += [
+        {"messages": messages, "structured_outputs": {"choice": ["yes", "no"]}, "n": 3, "max_completion_tokens": 6}
+    ]
+    found = ask(queue, "/v1/chat/completions", bodies, status=3, model=str(causal), max_tokens=40)
+    assert [line["error"] and line["error"]["code"] for line in found] == [None, None, "bad_param", None, None]
+    shaped, _, long, chosen = (ChatCompletion.model_validate(body(line)) for line in found if not line["error"])
+    assert list(json.loads(shaped.choices[0].message.content or "")) == ["big"]
+    assert shaped.choices[0].finish_reason == "stop"
+    assert long.choices[0].finish_reason == "length"
+    assert {choice.message.content for choice in chosen.choices} <= {"yes", "no"}
+
+
 def test_embeddings_are_those_of_the_task(queue: Queue, encoder: Path) -> None:
     texts = ["the capital of france is paris.", "i go to school", "cats"]
     bodies: list[Json] = [{"input": texts}, {"input": texts[0], "encoding_format": "base64"}]

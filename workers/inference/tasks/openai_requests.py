@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from common.errors import ModelError, RecordError
 from common.jobs import JobSpec
+from common.output_constraints import ConstrainedInput, Constraint
 from common.records import Failure, Json, Outcome
 from workers.inference.core.runner import RemappedMonitor, RunMonitor, Runner
 from workers.inference.generation.limits import check_token_limit
@@ -34,6 +35,7 @@ class OpenAIRequest(msgspec.Struct):
     options: dict[str, Json]  #: parameters of the runner
     defaults: dict[str, Json] = {}  #: the API's own, which parameters of the job override
     n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] = 1  #: choices for each prompt
+    constraint: Constraint | None = None  #: what choices must be
     echo: bool = False  #: whether choices repeat the prompt
     messages: Any = None  #: the chat, checked by the runner
     prompts: list[str] = []
@@ -127,8 +129,10 @@ class OpenAICompletions(OpenAIRunner):
     """Completions and chats: `choices` (text, finish reason), and token counts."""
 
     def inputs_of(self, request: OpenAIRequest) -> list[Json]:
-        """Return the prompts, or the one chat."""
-        return request.prompts if request.messages is None else [{"messages": request.messages}]
+        """Return the prompts, or the one chat; with the request's own constraint, so that others share its batch."""
+        inputs: list[Json] = request.prompts if request.messages is None else [{"messages": request.messages}]
+        constraint = request.constraint
+        return inputs if constraint is None else [ConstrainedInput(one, constraint) for one in inputs]
 
     def options_for(self, options: dict[str, Json]) -> dict[str, Json]:
         """Return the options, asking for new text only and for token counts."""
@@ -143,7 +147,8 @@ class OpenAICompletions(OpenAIRunner):
         for prompt, found in zip(inputs, outputs, strict=True):
             # Without sampling all choices are equal, and one was generated.
             copies = found * request.n if len(found) == 1 else found
-            before = prompt if request.echo else ""
+            text = prompt.input if isinstance(prompt, ConstrainedInput) else prompt
+            before = text if request.echo else ""
             choices += [
                 [before + _before_stop(copy["generated_text"], stops), copy["finish_reason"]] for copy in copies
             ]
