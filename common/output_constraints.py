@@ -24,7 +24,7 @@ Kind = Literal["json_schema", "regex", "choices"]
 #: The parameters that set a constraint.
 KINDS: tuple[Kind, ...] = ("json_schema", "regex", "choices")
 
-_TYPES = list[Annotated[str, one_of("null", "boolean", "object", "array", "number", "string", "integer")]]
+_TYPE = Annotated[str, one_of("null", "boolean", "object", "array", "number", "string", "integer")]
 _SCHEMAS = Annotated[list[Json], Meta(min_length=1)]
 _COUNT = Annotated[int, Meta(ge=0)]
 #: What the keywords of a JSON schema may be; any other may be anything.
@@ -121,9 +121,9 @@ def _check_schema(schema: Json, where: str) -> None:
     if isinstance(schema, bool):
         return
     checked(schema, dict[str, Json], where)
-    if "type" in schema:
-        types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        checked(types, _TYPES, f"{where}.type")
+    types = schema.get("type", "object")
+    for one in types if isinstance(types, list) else [types]:
+        checked(one, _TYPE, f"{where}.type")
     for name, kind in _KEYWORDS.items():
         if name in schema:
             checked(schema[name], kind, f"{where}.{name}")
