@@ -25,9 +25,11 @@ from common.task_params import (
 )
 from common.tasks import TASKS, Task
 from producer.openai import sampling_params as sampling
+from workers.inference.embedding import prompts
 from workers.inference.embedding.pooling import _POOLINGS
+from workers.inference.generation import translation
 from workers.inference.loading import dtypes as precision
-from workers.inference.tasks import embedding, question_answering, seq2seq
+from workers.inference.tasks import embedding, pair_runner, question_answering, rerank, seq2seq, vector_runner
 from workers.inference.tasks.pipeline_runner import PIPELINE_TASKS
 from workers.inference.tasks.pipeline_task import PipelineTask
 from workers.inference.tasks.runners import RUNNERS, find_runner
@@ -65,16 +67,17 @@ def test_every_declared_parameter_is_one_of_the_pipeline(task: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "module"),
-    [("embedding", embedding), ("question-answering", question_answering), ("translation", seq2seq)],
+    ("task", "modules"),
+    [
+        ("embedding", (embedding, vector_runner, prompts)),
+        ("question-answering", (question_answering,)),
+        ("rerank", (rerank, pair_runner, prompts)),
+        ("translation", (seq2seq, translation)),
+    ],
 )
-def test_every_declared_parameter_is_read_by_a_runner_of_our_own(task: str, module: Any) -> None:
-    source = ast.parse(inspect.getsource(module))
-    if task == "translation":
-        from workers.inference.generation import translation as languages
-
-        source.body += ast.parse(inspect.getsource(languages)).body
-    named = {node.value for node in ast.walk(source) if isinstance(node, ast.Constant)}
+def test_every_declared_parameter_is_read_by_a_runner_of_our_own(task: str, modules: tuple[Any, ...]) -> None:
+    sources = [ast.parse(inspect.getsource(module)) for module in modules]
+    named = {node.value for source in sources for node in ast.walk(source) if isinstance(node, ast.Constant)}
     assert TASK_PARAMS[task].keys() - GENERATE_PARAMS.keys() <= named
 
 
