@@ -181,9 +181,10 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def traces_wanted(environ: Mapping[str, str] | None = None) -> bool:
-    """Whether OpenTelemetry's own variables say where traces go."""
+    """Whether OpenTelemetry's own variables ask for traces by OTLP."""
     env = os.environ if environ is None else environ
-    if env.get("OTEL_SDK_DISABLED", "").lower() == "true" or env.get("OTEL_TRACES_EXPORTER", "otlp") == "none":
+    exporters = env.get("OTEL_TRACES_EXPORTER") or "otlp"
+    if env.get("OTEL_SDK_DISABLED", "").lower() == "true" or "otlp" not in exporters.split(","):
         return False
     names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_EXPORTER")
     return any(env.get(name) for name in names)

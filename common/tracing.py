@@ -1,11 +1,12 @@
 """Traces by OpenTelemetry, where it is installed (`hugqueue[otel]`) and its own variables ask for it.
 
 A job keeps the context of the span in which it was submitted (`JobSpec.traceparent`), so that its chunks belong to the
-same trace, on whichever machine they run. Otherwise spans cost nothing, and nothing of OpenTelemetry is imported.
+same trace, on whichever machine they run. Otherwise spans cost nothing, and nothing of OpenTelemetry is imported here.
 """
 
 import atexit
 import logging
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ _tracer: "trace.Tracer | Literal[False] | None" = None
 class Span:
     """A span; this one records nothing."""
 
+    recording = False  #: whether what is added to it goes anywhere
     traceparent: str | None = None  #: its context, by the W3C's recommendation Trace Context
 
     def note(self, attributes: Mapping[str, Value]) -> None:
@@ -55,6 +57,7 @@ class _RecordedSpan(Span):
 
         self._span = span
         self._tracer = tracer
+        self.recording = span.is_recording()
         self._context = trace.set_span_in_context(span)
         carrier: dict[str, str] = {}
         TraceContextTextMapPropagator().inject(carrier, self._context)
@@ -133,26 +136,19 @@ def job_attributes(spec: JobSpec, operation: Literal["send", "process"]) -> dict
     return found | ({"hugqueue.model": short_model(spec.model)} if spec.model else {})
 
 
-def flush() -> None:
-    """Send what was recorded: the process is about to end. Waits for a silent receiver for two seconds at most."""
-    if not _tracer:
-        return
-    from opentelemetry import trace
-
-    provider: Any = trace.get_tracer_provider()
-    # In a thread: it tries again and again for ten seconds, whatever time it is given.
-    sender = threading.Thread(target=provider.force_flush, name="traces", daemon=True)
-    sender.start()
-    sender.join(_FLUSH_SECONDS)
-
-
 def _find_tracer() -> "trace.Tracer | Literal[False]":
     global _tracer  # noqa: PLW0603 - one for each process, made when first needed
     if _tracer is None:
         with _lock:
             if _tracer is None:
-                _tracer = _make_tracer() if traces_wanted() and _is_installed() else False
+                _tracer = _make_tracer() if _has_provider() or (traces_wanted() and _is_installed()) else False
     return _tracer
+
+
+def _has_provider() -> bool:
+    """Whether the program has set up a tracer provider: then it has imported OpenTelemetry already."""
+    api = sys.modules.get("opentelemetry.trace")
+    return api is not None and not isinstance(api.get_tracer_provider(), api.ProxyTracerProvider)
 
 
 def _is_installed() -> bool:
@@ -163,7 +159,7 @@ def _make_tracer() -> "trace.Tracer | Literal[False]":
     """Return a tracer of the provider that the program has, or of one that sends by OTLP over HTTP."""
     from opentelemetry import trace
 
-    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+    if not _has_provider():
         try:
             trace.set_tracer_provider(_make_provider())
         except (ImportError, ValueError) as error:
@@ -182,16 +178,20 @@ def _make_provider() -> Any:
     if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
         resource = resource.merge(Resource({SERVICE_NAME: "hugqueue"}))
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    exporter: Any = OTLPSpanExporter()
-    provider.add_span_processor(BatchSpanProcessor(exporter))
-
-    def end() -> None:
-        flush()
-        exporter.shutdown()
-        provider.shutdown()
-
-    atexit.register(end)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    atexit.register(_flush, provider)
     library = logging.getLogger("opentelemetry")
     if library.level == logging.NOTSET:
         library.setLevel(logging.ERROR)  # a receiver that is away is told of once, not at each try
     return provider
+
+
+def _flush(provider: Any) -> None:
+    """Send the last spans: the process is about to end."""
+    # No `shutdown`, which waits for a silent receiver for ten seconds.
+    # In a thread, as `force_flush` does not heed its own time limit. All threads are daemons, and end with the process.
+    sender = threading.Thread(target=provider.force_flush, name="traces", daemon=True)
+    sender.start()
+    sender.join(_FLUSH_SECONDS)
+    if sender.is_alive():
+        logger.warning("the receiver of traces does not answer: the last spans are lost")

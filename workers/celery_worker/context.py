@@ -10,7 +10,6 @@ from common.queue.ledger import Ledger
 from common.redis.client import connect
 from common.reporting import CancelToken
 from common.settings import Settings
-from common.tracing import flush
 from workers.celery_worker.heartbeat import HeartbeatThread
 from workers.celery_worker.job_events import JobEvents
 from workers.celery_worker.live_workers import LiveWorkers
@@ -96,4 +95,3 @@ class WorkerContext:
         self.leases.stop()
         self.device.stop()
         self.heartbeat.stop()
-        flush()

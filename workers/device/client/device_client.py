@@ -21,9 +21,9 @@ from common.records import Failure, Json, Outcome
 from common.reporting import CancelToken, Reporter
 from common.settings import Settings
 from common.tasks import declared_output
-from common.tracing import current
+from common.tracing import Span, current
 from workers.device.client.isolation import Isolation
-from workers.device.client.process import DeviceProcess, PendingRequest, ProcessExit, error_of
+from workers.device.client.process import MAX_TRACED_BATCHES, DeviceProcess, PendingRequest, ProcessExit, error_of
 from workers.device.client.respawner import (
     MAX_LOADING_DEATHS,
     MAX_UNEXPLAINED_DEATHS,
@@ -176,12 +176,13 @@ class DeviceClient:
         wanted = list(positions) if positions is not None else None
         spec = replace(chunk.spec, notify=None).encode()  # that URL may hold a token
         unexplained = loading = 0
+        traced = current()
         while True:
             process = self._respawner.wait_ready(lambda: chunk.cancel_token.is_cancelled)
             request = Run(next(self._ids), spec=spec, positions=wanted, payload=chunk.payload)
-            pending = process.send_request(request, chunk.spec.id)
+            pending = process.send_request(request, chunk.spec.id, traced=traced.recording)
             answer = self._await(process, pending, chunk)
-            _trace_batches(pending)
+            _trace_batches(traced, pending)
             if not isinstance(answer, ProcessExit):
                 return self._result(answer)
             if answer.blamed and not answer.loading:
@@ -222,20 +223,21 @@ class DeviceClient:
         return answer.result
 
 
-def _trace_batches(pending: PendingRequest) -> None:
+def _trace_batches(traced: Span, pending: PendingRequest) -> None:
     """Add a span for each batch: it ends when the next one begins, or with the request.
 
     What comes first is the whole chunk, until the runner reports batches of its own (`run_chunk`).
     """
+    batches = pending.batches or []
     over = (pending.finished_at or time.time(), frozenset[int]())
     before: frozenset[int] = frozenset()
-    for number, ((begin, positions), (end, _)) in enumerate(pairwise((*pending.batches, over))):
-        prepares = number == 0 and len(pending.batches) > 1
+    for number, ((begin, positions), (end, _)) in enumerate(pairwise((*batches, over)[: MAX_TRACED_BATCHES + 1])):
+        prepares = number == 0 and len(batches) > 1
         # On a GPU the batch before is named again, as it may still run.
         records = len(positions if prepares else positions - before or positions)
         before = frozenset() if prepares else positions
         name = "hugqueue.prepare" if prepares else "hugqueue.batch"
-        current().add_child(name, begin, end, {"messaging.batch.message_count": records})
+        traced.add_child(name, begin, end, {"messaging.batch.message_count": records})
 
 
 def _record_exit(chunk: _ChunkRequest, plan: Isolation, process_exit: ProcessExit) -> None:

@@ -34,8 +34,8 @@ _IDLE_SECONDS = 60.0
 _UNWANTED_SECONDS = 10.0
 #: Bytes read, written or allocated that count as progress of a load; a log line or a message is less.
 _PROGRESS_BYTES = 1024 * 1024
-#: Batches of a request that are noted, for traces.
-_MAX_BATCHES = 256
+#: Batches of a request that are traced; one more is noted, as the end of the last.
+MAX_TRACED_BATCHES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ class PendingRequest:
     id: int
     job: str  #: requests of one job wait for the same model
     events: "queue.SimpleQueue[protocol.Event | ProcessExit]" = field(default_factory=queue.SimpleQueue)
-    #: When each batch began, in seconds since the epoch, and the positions that were about to run.
-    batches: list[tuple[float, frozenset[int]]] = field(default_factory=list)
+    #: When each batch began, in seconds since the epoch, and the positions that were about to run; None: not traced.
+    batches: list[tuple[float, frozenset[int]]] | None = None
     finished_at: float = 0.0  #: when the process was done with the last one
 
 
@@ -131,9 +131,9 @@ class DeviceProcess:
         """The process's id."""
         return self._process.pid
 
-    def send_request(self, request: protocol.Run, job: str) -> PendingRequest:
+    def send_request(self, request: protocol.Run, job: str, *, traced: bool = False) -> PendingRequest:
         """Send a request of a job; all its messages arrive at the pending request, including the process's end."""
-        pending = PendingRequest(request.id, job)
+        pending = PendingRequest(request.id, job, batches=[] if traced else None)
         with self._lock:
             if self._ended:
                 pending.events.put(ProcessExit(Failure("worker_died", "it had ended"), blamed=False))
@@ -257,10 +257,11 @@ class DeviceProcess:
         pending = self._pending.get(message.id)
         if isinstance(message, protocol.Batch):
             current.suspects = tuple(message.positions)
-            if pending and len(pending.batches) < _MAX_BATCHES:
+            if pending and pending.batches is not None and len(pending.batches) <= MAX_TRACED_BATCHES:
                 pending.batches.append((time.time(), frozenset(message.positions)))
-        elif isinstance(message, protocol.Running) and pending:
-            pending.batches.clear()  # what came before only measured the model
+        elif isinstance(message, protocol.Running):
+            if pending and pending.batches:
+                pending.batches.clear()  # what came before only measured the model
         elif isinstance(message, protocol.Stage):
             if pending:
                 pending.events.put(message)
