@@ -44,6 +44,12 @@ def test_every_setting_reaches_the_containers() -> None:
     assert settings - DECIDED - read_by_compose() == set()
 
 
+def test_whatever_submits_or_runs_jobs_can_be_traced() -> None:
+    services = yaml.safe_load(COMPOSE)["services"]
+    traced = {name for name, service in services.items() if "OTEL_EXPORTER_OTLP_ENDPOINT" in service["environment"]}
+    assert traced == {"worker-cpu", "worker-gpu", "worker-train", "producer", "control"}
+
+
 @pytest.mark.parametrize("secret", ["REDIS_PASSWORD", "FLOWER_BASIC_AUTH"])
 def test_a_password_has_no_default(secret: str) -> None:
     assert re.search(rf"\$\{{{secret}:\?", COMPOSE)

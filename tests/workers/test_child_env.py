@@ -36,3 +36,10 @@ def test_threads_wait_for_each_other_only_briefly_unless_the_user_says_so(monkey
     assert "GOMP_SPINCOUNT" not in child_env("cuda")
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     assert child_env("cpu")["GOMP_SPINCOUNT"] == "7"
+
+
+def test_models_are_told_no_password_of_redis(monkeypatch: pytest.MonkeyPatch):
+    secrets = {"CELERY_BROKER_URL", "REDIS_URL", "REDIS_PASSWORD"}  # the last one is set by the Helm chart
+    for name in secrets:
+        monkeypatch.setenv(name, "secret")
+    assert not child_env("cpu").keys() & secrets
