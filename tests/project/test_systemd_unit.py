@@ -20,7 +20,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
         pytest.skip("systemd-analyze is not installed (Debian: the package systemd)")
     program = Path(sys.executable).with_name("workers")
     text = UNIT.read_text().replace("/opt/hugqueue/bin/workers", str(program))
-    text = text.replace("/usr/bin/nvidia-modprobe", shutil.which("true") or "/bin/true")
+    text = re.sub(r"/usr/bin/nvidia-\w+", shutil.which("true") or "/bin/true", text)
     assert str(program) in text
     (tmp_path / "hugqueue-worker@cpu.service").write_text(text)
     command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "hugqueue-worker@cpu.service")]
@@ -42,6 +42,15 @@ def test_nothing_hides_the_device_files_of_a_gpu() -> None:
         "DeviceAllow",
         "MemoryDenyWriteExecute",
     }
+
+
+def test_a_process_that_runs_models_may_run_out_of_memory_alone() -> None:
+    assert "\nOOMPolicy=continue\n" in UNIT.read_text()
+
+
+def test_others_of_the_group_can_read_outcomes_in_a_shared_directory() -> None:
+    [mask] = re.findall(r"^UMask=(\d+)$", UNIT.read_text(), re.MULTILINE)
+    assert not int(mask, 8) & 0o050
 
 
 def test_every_setting_of_the_example_exists() -> None:
