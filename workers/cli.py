@@ -132,7 +132,7 @@ def check() -> None:
     except redis.RedisError as error:
         raise HugqueueError(explain(error, url)) from error
     if not any(worker.state == "ready" for worker in found):
-        raise HugqueueError(f"No worker is ready on {host}; there are {len(found)} that start or stop.")
+        raise HugqueueError(f"No worker is ready on {host}; {len(found)} are starting or stopping.")
     for worker in found:
         click.echo(f"{worker.name}: {worker.state}")
 

@@ -66,7 +66,7 @@ def test_check_tells_whether_a_worker_of_this_machine_is_ready(
 ) -> None:
     send_heartbeat(server.client, Heartbeat("cpu-1@elsewhere", "cpu", "", ("any",), 1, 1, "elsewhere", 0.0))
     host = socket.gethostname()
-    assert check(environ) == (1, f"Error: No worker is ready on {host}; there are 0 that start or stop.\n")
+    assert check(environ) == (1, f"Error: No worker is ready on {host}; 0 are starting or stopping.\n")
     workers = start_workers()
     status, text = check(environ)
     assert workers.process
