@@ -2,13 +2,14 @@
 
 import json
 import re
+import subprocess
 from dataclasses import fields
 from typing import Any
 
 import pytest
 import yaml
 
-from common.settings import Settings
+from common.settings import Settings, load_settings
 from tests.support.kubernetes import CHART, REQUIRED, helm, merged, refusal, render
 from tests.support.processes import ROOT, RedisServer, Shell, free_port, wait_until
 from tests.support.prometheus_server import running_prometheus
@@ -20,8 +21,18 @@ SCALED = {"enabled": True}
 ALL: dict[str, Any] = {
     "image": {"registry": "registry.example.org/nlp/", "tag": "1.2.3", "pullSecrets": ["pull"]},
     "graceSeconds": 90,
-    "settings": {"HUGQUEUE_ALLOWED_MODELS": "my-org/*", "HUGQUEUE_LEASE": 60, "HF_HUB_OFFLINE": True},
+    "settings": {
+        "HUGQUEUE_ALLOWED_MODELS": "my-org/*",
+        "HUGQUEUE_LEASE": 60,
+        "HUGQUEUE_MAX_JOB_RECORDS": 100_000_000,
+        "HUGQUEUE_RENEW": 0.5,
+        "HF_HUB_OFFLINE": True,
+    },
     "settingsSecrets": ["aws"],
+    "extraEnv": [{"name": "NODE_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}],
+    "extraVolumes": [{"name": "store", "persistentVolumeClaim": {"claimName": "store"}}],
+    "extraVolumeMounts": [{"name": "store", "mountPath": "/store"}],
+    "serviceAccountName": "reader",
     "huggingFace": {"existingSecret": "hub"},
     "modelCache": {"existingClaim": "cache"},
     "models": {"existingClaim": "models"},
@@ -38,7 +49,7 @@ ALL: dict[str, Any] = {
         "train": {"enabled": True, "gpus": 4, "image": "hugqueue-worker-gpu", "autoscaling": SCALED},
     },
     "autoscaling": {"prometheus": "http://prometheus:9090", "selector": 'namespace="nlp"', "authentication": "auth"},
-    "redis": {"storageClass": "fast", "maxmemory": "4gb"},
+    "redis": {"storageClass": "fast", "maxmemory": "4gb", "clients": [{"namespaceSelector": {}}]},
     "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "monitoring"}}},
 }
 CASES = {
@@ -110,7 +121,8 @@ def test_every_pod_is_confined_and_every_selector_selects_it(case: str) -> None:
         assert pod["automountServiceAccountToken"] is False, name
         inside = container(found)["securityContext"]
         assert inside["readOnlyRootFilesystem"] is True and inside["capabilities"] == {"drop": ["ALL"]}, name
-        assert found["spec"]["selector"]["matchLabels"].items() <= labels[name].items()
+        # No version among them: an upgrade of the chart alone restarts nothing.
+        assert found["spec"]["selector"]["matchLabels"] == labels[name]
         mounted = {mount["name"] for mount in container(found)["volumeMounts"]}
         assert mounted == {
             v["name"]
@@ -146,11 +158,43 @@ def test_workers_are_started_with_options_that_exist_and_settings_that_exist() -
     cpu, gpu, train = (objects[f"nlp-hugqueue-worker-{pool}"] for pool in POOLS)
     assert container(cpu)["image"] == "registry.example.org/nlp/hugqueue-worker-cpu:1.2.3"
     assert environment_of(cpu)["HUGQUEUE_LEASE"] == "7" and environment_of(gpu)["HUGQUEUE_LEASE"] == "60"
-    assert environment_of(cpu)["HF_HUB_OFFLINE"] == "true"
+    assert environment_of(cpu)["HF_HUB_OFFLINE"] == "true" and environment_of(cpu)["HUGQUEUE_RENEW"] == "0.5"
+    settings = {name: value for name, value in environment_of(gpu).items() if isinstance(value, str)}
+    assert load_settings(settings | {"CELERY_BROKER_URL": "redis://x"}).max_job_records == 100_000_000
+    assert environment_of(gpu)["NODE_IP"] == {"fieldRef": {"fieldPath": "status.hostIP"}}
+    assert all(found["spec"]["template"]["spec"]["serviceAccountName"] == "reader" for found in objects.values())
     assert environment_of(cpu)["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
     assert container(gpu)["resources"]["limits"]["nvidia.com/gpu"] == 2 and "--gpus=2" in container(gpu)["args"]
     assert {"--train", "--gpus=4", "--device=gpu"} <= set(container(train)["args"])
     assert all("replicas" not in found["spec"] for found in (cpu, gpu, train))  # KEDA decides
+
+
+def test_a_new_password_restarts_who_uses_it() -> None:
+    def checksums(values: dict[str, Any]) -> dict[str, str]:
+        objects = render(values)
+        workloads = of_kind(objects, "Deployment") | of_kind(objects, "StatefulSet")
+        annotations = {name: found["spec"]["template"]["metadata"]["annotations"] for name, found in workloads.items()}
+        return {name: found["checksum/passwords"] for name, found in annotations.items()}
+
+    first = checksums({})
+    assert not first.items() & checksums({"redis": {"password": "b2"}}).items()
+    login = checksums({"flower": {"basicAuth": "me:other"}})
+    assert {name for name in first if first[name] != login[name]} == {"nlp-hugqueue-flower"}
+
+
+def test_an_upgrade_stops_as_many_workers_at_once_as_a_drain() -> None:
+    objects = render({"workers": {"cpu": {"maxUnavailable": "50%"}, "gpu": {"enabled": True, "maxUnavailable": 0}}})
+    deployments = of_kind(objects, "Deployment")
+    for pool, expected in (("cpu", "50%"), ("gpu", 1)):  # none at all would stop every upgrade
+        rolling = deployments[f"nlp-hugqueue-worker-{pool}"]["spec"]["strategy"]["rollingUpdate"]
+        assert rolling == {"maxSurge": 0, "maxUnavailable": expected}
+
+
+def test_redis_refuses_a_password_that_cannot_be_part_of_a_url() -> None:
+    command = container(of_kind(render({}), "StatefulSet")["nlp-hugqueue-redis"])["command"]
+    environ = {"PATH": "/usr/bin:/bin", "REDIS_PASSWORD": "a/b+c=", "REDIS_MAXMEMORY": "0"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "expected letters and digits" in done.stderr) == (1, True)
 
 
 def test_redis_and_the_images_are_those_of_the_compose_file() -> None:
@@ -182,6 +226,8 @@ def test_redis_and_the_images_are_those_of_the_compose_file() -> None:
         (merged(REQUIRED, {"settings": {"HF_TOKEN": "hf_x"}}), "HF_TOKEN"),
         (merged(REQUIRED, {"workers": {"cpus": {}}}), "cpus"),
         (merged(REQUIRED, {"workers": {"cpu": {"replicas": "two"}}}), "replicas"),
+        (merged(REQUIRED, {"workers": {"cpu": {"maxUnavailable": "0%"}}}), "maxUnavailable"),
+        (merged(REQUIRED, {"workers": {"train": {"queues": ["any"]}}}), "train"),
     ],
 )
 def test_values_that_cannot_work_are_refused_with_the_reason(values: dict[str, Any], reason: str) -> None:
@@ -192,9 +238,12 @@ def test_the_schema_names_every_value_and_no_other() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
 
     def compare(values: Any, rule: dict[str, Any], path: str) -> None:
-        if "properties" not in rule or not isinstance(values, dict):
+        reference = rule.get("$ref") or rule.get("allOf", [{}])[0].get("$ref", "")
+        rule = schema["definitions"][reference.rpartition("/")[2]] if reference else rule
+        if "properties" not in rule or not isinstance(values, dict) or reference.endswith("resources"):
             return
-        assert set(rule["properties"]) - {"global"} == set(values), path
+        missing = {"global"} if path == "values" else {"queues"} if path == "values.workers.train" else set()
+        assert set(rule["properties"]) - missing == set(values), path
         for name, value in values.items():
             compare(value, rule["properties"][name], f"{path}.{name}")
 

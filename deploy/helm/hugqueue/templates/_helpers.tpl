@@ -76,7 +76,28 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end }}
 {{- range $variable, $value := merge (deepCopy (index . 1)) $root.Values.settings }}
 - name: {{ $variable }}
-  value: {{ $value | toString | quote }}
+  {{- /* Helm reads numbers as floats, and would write a million as 1e+06. */}}
+  value: {{ and (kindIs "float64" $value) (eq $value (floor $value)) | ternary (int64 $value) $value | toString | quote }}
+{{- end }}
+{{- with $root.Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Volumes of one's own, and where they are mounted. */}}
+{{- define "hugqueue.extraVolumes" -}}
+{{- with .Values.extraVolumes }}{{ toYaml . }}{{ end }}
+{{- end }}
+
+{{- define "hugqueue.extraVolumeMounts" -}}
+{{- with .Values.extraVolumeMounts }}{{ toYaml . }}{{ end }}
+{{- end }}
+
+{{/* Annotations of a pod, which restart it with a new password. Takes a list: the root, the component's values, and another secret. */}}
+{{- define "hugqueue.podAnnotations" -}}
+checksum/passwords: {{ printf "%s %s" (index . 0).Values.redis.password (index . 2) | sha256sum }}
+{{- with (index . 1).podAnnotations }}
+{{ toYaml . }}
 {{- end }}
 {{- end }}
 
@@ -90,11 +111,16 @@ envFrom:
 {{- end }}
 {{- end }}
 
-{{/* What every pod has in common. Takes a list: the root, and the component's values. */}}
+{{/* What every pod has in common. Takes a list: the root, the component's values, and its name. */}}
 {{- define "hugqueue.podSpec" -}}
 {{- $root := index . 0 -}}
 {{- $values := index . 1 -}}
 automountServiceAccountToken: false
+{{- if ne (index . 2) "redis" }}
+{{- with $root.Values.serviceAccountName }}
+serviceAccountName: {{ . }}
+{{- end }}
+{{- end }}
 {{- with $root.Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
