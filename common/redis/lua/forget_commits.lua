@@ -15,5 +15,5 @@ for i = 2, #ARGV do
   redis.call('HDEL', FAILED_COUNTS, chunk)
   if redis.call('HDEL', COMMITS, chunk) == 1 then redis.call('RPUSH', OPEN, chunk) end
 end
-if unfinished(status()) then schedule_check(0) else redis.call('PEXPIRE', OPEN, redis.call('PTTL', JOB)) end
+if unfinished(status()) then schedule_check(0) else expire_with_job(OPEN) end
 return 1

@@ -20,5 +20,5 @@ in_parts(committed, function(part)
   redis.call('HDEL', COMMITS, unpack(part))
   redis.call('RPUSH', OPEN, unpack(part))
 end)
-redis.call('PEXPIRE', OPEN, redis.call('PTTL', JOB))
+expire_with_job(OPEN)
 return { answer[1], round }

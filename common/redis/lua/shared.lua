@@ -106,6 +106,12 @@ local function keep_keys(id)
   if key then redis.call('PERSIST', key) end
 end
 
+-- Gives a key that was written after the end of this job the job's time to live. It has none while others need the job.
+local function expire_with_job(key)
+  local left = redis.call('PTTL', JOB)
+  if left >= 0 then redis.call('PEXPIRE', key, left) end
+end
+
 -- The ids of the jobs that a job was submitted to wait for, one after the other.
 local function predecessors(id)
   return string.gmatch(redis.call('HGET', key_of(id, JOB), 'after') or '', '%x+')
@@ -256,7 +262,7 @@ local function restore_history()
       redis.call('HSET', COMMIT_HISTORY, commits[i], commits[i + 1])
     end
   end
-  if not unfinished(status()) then redis.call('PEXPIRE', COMMIT_HISTORY, redis.call('PTTL', JOB)) end
+  if not unfinished(status()) then expire_with_job(COMMIT_HISTORY) end
 end
 
 -- Sums of the succeeded, failed and truncated records of a chunk over its commits. A later round runs what failed in

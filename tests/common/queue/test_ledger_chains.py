@@ -97,6 +97,18 @@ def test_results_are_kept_until_the_jobs_after_them_have_ended(store: JobStore, 
     assert ttl(store, first) > 0 and store.delete(first, "finished") == "deleted"
 
 
+def test_a_job_that_others_need_is_retried_as_any_other(store: JobStore, ledger: Ledger) -> None:
+    first = make_job(store, ledger)
+    run_all(ledger, first, failed=(0,))
+    reader = make_job(store, ledger, after=(first,))
+    assert ttl(store, first) == -1
+    assert ledger.retry(first) == 1 and run_all(ledger, first) == [0]
+    assert ledger.retry(first, lambda: [1, 2]) == 2 and run_all(ledger, first) == [1, 2]
+    store.client.delete(JobKeys.of(first).commit_history)
+    assert ledger.retry(first) == 0 and not store.client.hlen(JobKeys.of(first).open)
+    assert statuses(store, first, reader) == ["completed", "queued"]
+
+
 def test_what_the_input_of_an_input_is_made_of_is_kept_as_long(store: JobStore, ledger: Ledger) -> None:
     chain = [make_job(store, ledger)]
     for _ in range(3):
