@@ -67,9 +67,11 @@ local function mark_active()
   redis.call('SADD', SHOWN, job_id())
 end
 
--- What was submitted; an empty table if that cannot be read.
+-- What was submitted; an empty table if that cannot be read. A name of a file may hold lone surrogates, which cjson
+-- refuses: all surrogates are spaces here.
 local function spec_of(id)
-  local sound, found = pcall(cjson.decode, redis.call('HGET', key_of(id, JOB), 'spec'))
+  local text = redis.call('HGET', key_of(id, JOB), 'spec') or ''
+  local sound, found = pcall(cjson.decode, (string.gsub(text, '\\u[dD][89a-fA-F]%x%x', '\\u0020')))
   return sound and type(found) == 'table' and found or {}
 end
 

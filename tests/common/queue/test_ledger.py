@@ -6,7 +6,8 @@ from common.jobs import JobSpec, JobStatus, new_job_id
 from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
 from common.records import Counts, Failure
-from tests.support.ledger_jobs import commit, lease, leased, make_job, payloads, reap, run_all
+from common.redis import keys
+from tests.support.ledger_jobs import commit, lease, leased, look, make_job, payloads, reap, run_all
 from tests.support.processes import wait_until
 
 
@@ -24,6 +25,16 @@ def test_a_job_goes_from_submitting_to_completed(store: JobStore, ledger: Ledger
     assert job.status is JobStatus.COMPLETED
     assert job.counts == Counts(1, 0, 0)
     assert job_id not in store.active()
+
+
+def test_a_name_of_a_file_that_is_no_text_does_not_hide_what_was_submitted(store: JobStore, ledger: Ledger) -> None:
+    spec = JobSpec(new_job_id(), "echo", inputs=("\udcff\\ud800.txt",), store="/in/files", notify="https://a.org/")
+    store.create(spec)
+    ledger.accept(spec.id, 1, 1)
+    assert ledger.commit(leased(ledger, spec.id), Counts(1), {}) == "committed"
+    assert look(ledger, spec.id).output_uncommitted and store.job(spec.id).status is JobStatus.RUNNING
+    assert ledger.note_output_committed(spec.id, 0) and store.job(spec.id).status is JobStatus.COMPLETED
+    assert store.client.zscore(keys.NOTIFICATIONS, spec.id) is not None
 
 
 def test_nothing_of_a_job_is_leased_before_it_is_accepted(store: JobStore, ledger: Ledger) -> None:
