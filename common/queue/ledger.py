@@ -84,22 +84,18 @@ class Ledger:
         self._lease_ms = int(lease_seconds * 1000)
         self._scripts = Scripts(client)
 
-    def accept(
-        self, job_id: str, chunks: int, records: int, after: Sequence[str] = (), *, after_any: bool = False
-    ) -> None:
+    def accept(self, job_id: str, chunks: int, records: int) -> None:
         """Accept a job: workers run it from here on, or once it need not wait for other jobs any more.
 
         Args:
             job_id: the job.
             chunks: how many it has.
             records: how many they hold together.
-            after: the jobs that it waits for.
-            after_any: whether it runs even if these fail.
 
         Raises:
             NotSubmitting: it is no longer being submitted, because it was cancelled or abandoned.
         """
-        answer = self._run("accept_job", job_id, chunks, records, " ".join(after), "1" if after_any else "").decode()
+        answer = self._run("accept_job", job_id, chunks, records).decode()
         if answer != "accepted":
             raise NotSubmitting(job_id, answer)
 

@@ -144,7 +144,7 @@ def _submit(connection: QueueConnection, spec: JobSpec, examples: ExampleSet) ->
         }
         with connection.errors():
             payloads.add_records(0, encode_records([Record(spec.name or spec.id, parts)]))
-            connection.ledger.accept(spec.id, 1, 1, spec.after, after_any=spec.after_any)
+            connection.ledger.accept(spec.id, 1, 1)
     connection.send_tickets(spec)
 
 

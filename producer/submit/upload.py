@@ -78,7 +78,7 @@ def upload(
                 payloads.add_records(number, payload, own)
             on_chunk(totals)
         with connection.errors():
-            connection.ledger.accept(spec.id, totals.chunks, totals.records, spec.after, after_any=spec.after_any)
+            connection.ledger.accept(spec.id, totals.chunks, totals.records)
     connection.send_tickets(spec)
     return totals
 

@@ -19,7 +19,7 @@ def make_job(
     store.create(spec)
     for number in range(chunks):
         store.payloads(spec).add_records(number, encode_records([Record(number, f"text {number}")]))
-    ledger.accept(spec.id, chunks, chunks, after, after_any=after_any)
+    ledger.accept(spec.id, chunks, chunks)
     return spec.id
 
 

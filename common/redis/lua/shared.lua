@@ -10,7 +10,7 @@ local UNBLOCKED = KEYS[OWN + 8]
 local MAX_TOTALS = 200
 -- No delay of a chunk is longer, in seconds: where one seems to be, the clock was set back.
 local MAX_DELAY = 120
--- Jobs that wait for others and are decided about in one call; a reaper decides about the rest.
+-- Jobs that wait for others and are decided about in one call; reapers decide about the rest as they scan all jobs.
 local MAX_DECIDED = 250
 -- Results of results of results: jobs that are read to make one record (common/inputs/job_split.py).
 local MAX_DEPTH = 50
@@ -114,9 +114,13 @@ local function expire_with_job(key)
   if left >= 0 then redis.call('PEXPIRE', key, left) end
 end
 
--- The ids of the jobs that a job was submitted to wait for, one after the other.
+-- The ids of the jobs that a job was submitted to wait for.
 local function predecessors(id)
-  return string.gmatch(redis.call('HGET', key_of(id, JOB), 'after') or '', '%x+')
+  local after, found = spec_of(id).after, {}
+  for _, other in ipairs(type(after) == 'table' and after or {}) do
+    if type(other) == 'string' then found[#found + 1] = other end
+  end
+  return found
 end
 
 -- The job whose results are the input of a job, nil if there is none.
@@ -129,10 +133,7 @@ end
 -- The ids of the jobs that a job needs until it ends: its predecessors, and where the results of one of these are its
 -- input, those whose results are in turn the input of that one.
 local function needed_by(id)
-  local found = {}
-  for other in predecessors(id) do
-    found[#found + 1] = other
-  end
+  local found = predecessors(id)
   local other = #found > 0 and input_job(id) or nil
   for _ = 1, MAX_DEPTH do
     other = other and input_job(other)
@@ -177,13 +178,13 @@ end
 -- Whether a job may run: 'ready'; 'blocked' while it waits for others; 'cancelled', and why, after one of these failed.
 -- One that runs in any case, or had been ready before, only waits.
 local function verdict_on(id)
-  local job = redis.call('HMGET', key_of(id, JOB), 'after_any', 'unblocked')
+  local waits_only = spec_of(id).after_any or redis.call('HGET', key_of(id, JOB), 'unblocked')
   local verdict = 'ready'
-  for other in predecessors(id) do
+  for _, other in ipairs(predecessors(id)) do
     local state = redis.call('HMGET', key_of(other, JOB), 'status', 'failure_code', 'failure_message')
     if unfinished(state[1]) then
       verdict = 'blocked'
-    elseif state[1] ~= 'completed' and not job[1] and not job[2] then
+    elseif state[1] ~= 'completed' and not waits_only then
       return 'cancelled', describe_end(other, unpack(state))
     end
   end
@@ -205,18 +206,16 @@ local function decide(id)
   return verdict
 end
 
--- Decides about the jobs that wait for one that has ended, and about those that wait for the ones cancelled thereby.
+-- Decides about the jobs that wait for one that has ended, and about those that wait for the ones cancelled thereby. One
+-- whose keys are broken does not keep the others from running.
 local function decide_waiters(id)
   local ended, left = { id }, MAX_DECIDED
-  while #ended > 0 do
-    for _, waiter in ipairs(redis.call('ZRANGEBYSCORE', key_of(table.remove(ended), WAITERS), 0, 0)) do
-      left = left - 1
-      if left < 0 then
-        redis.call('SADD', UNBLOCKED, waiter)
-        redis.call('ZADD', DUE, 'LT', now(), waiter)
-      elseif decide(waiter) == 'cancelled' then
-        ended[#ended + 1] = waiter
-      end
+  while #ended > 0 and left > 0 do
+    local waiters = redis.call('ZRANGEBYSCORE', key_of(table.remove(ended), WAITERS), 0, 0, 'LIMIT', 0, left)
+    left = left - #waiters
+    for _, waiter in ipairs(waiters) do
+      local is_sound, verdict = pcall(decide, waiter)
+      if is_sound and verdict == 'cancelled' then ended[#ended + 1] = waiter end
     end
   end
 end

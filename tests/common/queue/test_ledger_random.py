@@ -36,7 +36,7 @@ class Played:
         store.create(self.spec)
         for chunk in range(self.chunks):
             self.payloads.add_records(chunk, encode_records([Record(n, f"text {n}") for n in range(IN_CHUNK)]))
-        ledger.accept(self.id, self.chunks, self.chunks * IN_CHUNK, self.spec.after)
+        ledger.accept(self.id, self.chunks, self.chunks * IN_CHUNK)
         self.leases: list[tuple[Lease, list[int]]] = []
 
     @property
