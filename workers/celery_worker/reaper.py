@@ -84,45 +84,38 @@ class Reaper:
             logger.info("the reaper lock could not be released and will expire: %s", error)
 
     def _run(self) -> None:
-        while True:
-            try:
-                self._is_leader = self._acquire_leadership()
-                if self._is_leader:
-                    self.reap()
-                if time.monotonic() < self._yield_until:
-                    self._is_leader = False
-                    release_lock(self._store.client, keys.REAPER, self._name)
-            except _PassInterrupted:
-                logger.debug("this pass was not finished")
-            except (redis.RedisError, OperationalError) as error:
-                # Others could not renew their leases either: they get a whole lease to come back.
-                self._judge_leases_from = time.monotonic() + self._settings.lease_seconds
-                logger.info("the reaper is waiting for Redis: %s", error)
-            except Exception:  # the boundary: data in Redis is untrusted
-                logger.exception("unexpected error in the reaper")
-            if self._wait():
-                return
+        """Run a pass every few seconds; between two of them, send the tickets of jobs that need not wait any more."""
+        next_pass = 0.0
+        while not self._stopped.wait(min(max(0.0, next_pass - time.monotonic()), _UNBLOCKED_SECONDS)):
+            if time.monotonic() >= next_pass:
+                self._attempt(self._pass)
+                next_pass = time.monotonic() + self._settings.reap_seconds
+            elif self._is_leader:
+                self._attempt(self._start_unblocked)
 
-    def _wait(self) -> bool:
-        """Wait for the next pass, and meanwhile send the tickets of jobs that need not wait for others any more.
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except _PassInterrupted:
+            logger.debug("this pass was not finished")
+        except (redis.RedisError, OperationalError) as error:
+            # Others could not renew their leases either: they get a whole lease to come back.
+            self._judge_leases_from = time.monotonic() + self._settings.lease_seconds
+            logger.info("the reaper is waiting for Redis: %s", error)
+        except Exception:  # the boundary: data in Redis is untrusted
+            logger.exception("unexpected error in the reaper")
 
-        Returns:
-            Whether to stop.
-        """
-        end = time.monotonic() + self._settings.reap_seconds
-        while (left := end - time.monotonic()) > 0:
-            if self._stopped.wait(min(left, _UNBLOCKED_SECONDS)):
-                return True
-            if self._is_leader:
-                self._start_unblocked()
-        return self._stopped.is_set()
+    def _pass(self) -> None:
+        self._is_leader = self._acquire_leadership()
+        if self._is_leader:
+            self.reap()
+        if time.monotonic() < self._yield_until:
+            self._is_leader = False
+            release_lock(self._store.client, keys.REAPER, self._name)
 
     def _start_unblocked(self) -> None:
-        try:
-            if job_ids := self._store.take_unblocked(PAGE_SIZE):
-                self._inspect(job_ids)
-        except (redis.RedisError, OperationalError) as error:
-            logger.info("jobs that waited for others are left to the next pass: %s", error)
+        if job_ids := self._store.take_unblocked(PAGE_SIZE):
+            self._inspect(job_ids)
 
     def _acquire_leadership(self) -> bool:
         if time.monotonic() < self._yield_until:

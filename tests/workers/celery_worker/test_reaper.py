@@ -223,6 +223,23 @@ def test_a_long_pass_keeps_the_reaper_lock_and_ends_when_it_is_lost(
         reaper.reap()
 
 
+def test_a_forged_job_among_those_that_need_not_wait_does_not_stop_the_reaper(
+    store: JobStore, ledger: Ledger, server: RedisServer, new_reaper: NewReaper
+) -> None:
+    reaper, forged, first = new_reaper(reap_seconds=1.0), new_job_id(), make_job(store, ledger, 1)
+    second = make_job(store, ledger, 1, after=(first,))
+    reaper.start()
+    try:
+        wait_until(lambda: reaper._is_leader, 10)
+        server.client.hset(JobKeys.of(forged).job, "status", b"\xff")
+        server.client.sadd(keys.UNBLOCKED, forged)
+        wait_until(lambda: not server.client.exists(keys.UNBLOCKED), 10)
+        assert run_all(ledger, first) == [0]
+        wait_until(lambda: bool(ledger.tickets(second)), 10)
+    finally:
+        reaper.stop()
+
+
 def test_forged_heartbeats_do_not_multiply_tickets(store: JobStore, ledger: Ledger, server: RedisServer) -> None:
     for number in range(40):
         send_heartbeat(server.client, heartbeat(f"w{number}", slots=1000))
