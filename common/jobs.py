@@ -184,6 +184,7 @@ class Job:
     progress: Mapping[str, Json] = field(default_factory=dict)  #: of a fine-tune job: step, loss, metrics, notes
     producer_seen: float = 0.0  #: while it is being submitted: when its producer was last seen
     noted_ranges: NotedRanges | None = None  #: of its first vectors, if they are needed and not among its parameters
+    unblocked: bool = False  #: predecessors no longer cancel it: it was ready to run once
     notification: Notification | None = None  #: of its latest end, if it has ended and names a URL
 
     @property
@@ -275,6 +276,7 @@ class _JobHash(msgspec.Struct, frozen=True):
     progress: str = "{}"
     ranges_id: str = ""
     ranges: str = ""
+    unblocked: bool = False
     notify_state: NotificationState | None = None
     notify_attempts: int = 0
     notify_last_at: _Time | None = None
@@ -310,6 +312,7 @@ def decode_job(raw: Mapping[bytes, bytes]) -> Job:
         progress=_json_object(found.progress),
         producer_seen=found.producer_seen,
         noted_ranges=NotedRanges.decode(found.ranges_id, found.ranges) if found.ranges else None,
+        unblocked=found.unblocked,
         notification=_notification(found),
     )
 

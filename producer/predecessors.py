@@ -1,6 +1,6 @@
 """Predecessors of a job: the jobs that it waits for, and those that wait for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from common.errors import UnknownJob, UsageError
@@ -56,15 +56,12 @@ def find_predecessors(connection: QueueConnection, job: Job) -> dict[str, Job | 
 
 
 def find_waiting(connection: QueueConnection, job_id: str) -> list[Job]:
-    """Return the blocked jobs that wait for a job or, in turn, for one of these, and are cancelled if it fails."""
-    waiting: dict[str, Job] = {}
-    left = [job_id]
-    while left and len(waiting) < _MAX_WAITING:
-        for job in find_waiters(connection, left.pop()):
-            if job.status is JobStatus.BLOCKED and not job.spec.after_any and job.id not in waiting:
-                waiting[job.id] = job
-                left.append(job.id)
-    return list(waiting.values())
+    """Return the blocked jobs that are cancelled if a job fails: they wait for it or, in turn, for one of these."""
+
+    def would_end(job: Job) -> bool:
+        return job.status is JobStatus.BLOCKED and not job.spec.after_any and not job.unblocked
+
+    return _follow(connection, job_id, would_end)
 
 
 def find_cancelled(connection: QueueConnection, job_id: str) -> list[Job]:
@@ -72,15 +69,25 @@ def find_cancelled(connection: QueueConnection, job_id: str) -> list[Job]:
 
     In this order they can be retried: a job is older than those that wait for it.
     """
-    cancelled: dict[str, Job] = {}
+
+    def was_cancelled(job: Job) -> bool:
+        code = job.failure.code if job.failure else None
+        return job.status is JobStatus.CANCELLED and code == "predecessor_failed"
+
+    return _follow(connection, job_id, was_cancelled)
+
+
+def _follow(connection: QueueConnection, job_id: str, concerns: Callable[[Job], bool]) -> list[Job]:
+    """Return the jobs of some kind that a job is a predecessor of, and those that these are of; the oldest first."""
+    found: dict[str, Job] = {}
     left = [job_id]
-    while left and len(cancelled) < _MAX_WAITING:
-        for job in find_waiters(connection, left.pop()):
-            reason = job.failure.code if job.failure and job.status is JobStatus.CANCELLED else None
-            if reason == "predecessor_failed" and job.id not in cancelled:
-                cancelled[job.id] = job
+    while left and len(found) < _MAX_WAITING:
+        predecessor = left.pop()
+        for job in find_waiters(connection, predecessor):
+            if predecessor in job.spec.after and job.id not in found and concerns(job):
+                found[job.id] = job
                 left.append(job.id)
-    return sorted(cancelled.values(), key=lambda job: job.spec.created_at)
+    return _by_age(found.values())
 
 
 def find_waiters(connection: QueueConnection, job_id: str) -> list[Job]:
@@ -91,9 +98,20 @@ def find_waiters(connection: QueueConnection, job_id: str) -> list[Job]:
 
 
 def find_readers(connection: QueueConnection, job_id: str) -> list[Job]:
-    """Return the finished jobs whose input the results of a job are: they repeat its columns as long as it is there."""
-    found = find_waiters(connection, job_id)
-    return [job for job in found if job.status.finished and job.spec.inputs == (f"job:{job_id}",)]
+    """Return the finished jobs that read the results of a job, or of such a job; the oldest first.
+
+    Their results repeat its columns as long as it is there.
+    """
+    inputs, readers = {(f"job:{job_id}",)}, []
+    for job in _by_age(find_waiters(connection, job_id)):
+        if job.spec.inputs in inputs:
+            inputs.add((f"job:{job.id}",))
+            readers.append(job)
+    return [job for job in readers if job.status.finished]
+
+
+def _by_age(jobs: Iterable[Job]) -> list[Job]:
+    return sorted(jobs, key=lambda job: job.spec.created_at)
 
 
 def describe_wait(predecessors: Mapping[str, Job | None]) -> str:
