@@ -135,7 +135,7 @@ def make_plan(
     """Return the plan of a submit.
 
     Args:
-        inputs: Paths, URLs and Hub datasets; empty if the records are Python objects.
+        inputs: Paths, URLs, Hub datasets, or `job:ID`; empty if the records are Python objects.
         options: What the user chose.
         settings: None: those of the environment.
         may_open: Which of the paths and URLs that they name this process may open.
@@ -199,7 +199,7 @@ def _find_inputs(
     Requests of an OpenAI batch file name their task themselves.
     """
     max_bytes = settings.max_record_bytes
-    if options.format == "openai":
+    if options.format == "openai" and not names_job(inputs):
         batch = find_batch(inputs, options.task, options.model, max_bytes)
         check_batch_options(
             {

@@ -94,6 +94,10 @@ def test_chains_and_chords_go_on_with_results_and_stop_at_a_failed_job(app: Othe
     body = app.signature("submit", task="test-echo", column="status")
     ends = chord([chain(job(text), app.signature("wait")) for text in "xyz"])(chain(body, app.signature("wait")))
     assert ends.get(timeout=60)["counts"]["succeeded"] == 3
+    first = app.call("submit", task="test-echo", records=["a"], output_column="first")
+    reader = app.signature("submit", task="test-echo", records=f"job:{first}", after=[first], column="first")
+    rows = chain(reader, app.signature("wait"), app.signature("results"))().get(timeout=60)
+    assert rows == [{"text": "a", "first": "A", "id": 0, "output": "A"}]
     failing = chain(job("a", max_errors="x"), app.signature("wait"))()
     with pytest.raises(ValueError, match="--max-errors 'x': expected a number"):
         failing.get(timeout=60)

@@ -1,5 +1,6 @@
 """What a process that submits for others opens: files under shared locations, and no others."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,11 @@ import pytest
 from common.errors import UsageError
 from common.settings import Settings
 from common.storage.locations import MayOpen
+from producer.submit.job_input import JobInput
 from producer.submit.options import SubmitOptions
 from producer.submit.plan import make_plan
 from producer.submit.python_records import python_builder, records_from_python
+from tests.support.processes import ROOT
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 
@@ -53,3 +56,16 @@ def test_an_input_that_is_not_shared_is_refused(shared: Path, may_open: MayOpen,
     path = name if "://" in name or name == "-" else str(shared / name)
     with pytest.raises(UsageError, match="is not under a shared location"):
         make_plan([path], SubmitOptions(task="image-classification"), Settings(broker_url="redis://"), may_open)
+
+
+def test_a_job_is_no_file_and_never_opened_as_one(
+    may_open: MayOpen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, name = Settings(broker_url="redis://"), "job:/../requests.jsonl"
+    plan = make_plan(["job:0123456789ab"], SubmitOptions(task="embedding"), settings, may_open)
+    assert isinstance(plan.inputs, JobInput) and plan.inputs.job == "0123456789ab"
+    (tmp_path / "job:").mkdir()
+    shutil.copy(ROOT / "examples" / "requests.jsonl", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="--format does not go with job:"):
+        make_plan([name], SubmitOptions(task="text-generation", format="openai"), settings, may_open)
