@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypedDict
 
+from common.errors import UsageError
 from common.own_columns import OUTPUT_COLUMN
 from common.records import Json
 
@@ -22,9 +23,16 @@ AfterArg = str | HasJobId | Sequence[str | HasJobId]
 
 
 def job_names(after: AfterArg) -> tuple[str, ...]:
-    """Return the names of the jobs in such an argument."""
+    """Return the names of the jobs in such an argument.
+
+    Raises:
+        UsageError: It holds something else.
+    """
     jobs = after if isinstance(after, Sequence) and not isinstance(after, str) else (after,)
-    return tuple(job if isinstance(job, str) else job.id for job in jobs)
+    names = [job if isinstance(job, str) else getattr(job, "id", None) for job in jobs]
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError(f"after: expected ids of jobs or job handles, found {after!r:.100}.")
+    return tuple(map(str, names))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
