@@ -1,7 +1,7 @@
 """Chains: jobs that wait for others, and read their results, with real workers."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ import pytest
 
 from hugqueue import Client, JobFailed
 from tests.support.cli_processes import Queue, running_queue
-from tests.support.finetune_runs import base_model, write_reviews
-from tests.support.processes import Shell, Workers, lines, wait_until
+from tests.support.processes import Shell, lines, wait_until
 from tests.support.tiny_models import classifier, masked_bert
 
 CSV = "id,review,text,stars\n" + "".join(f"r{n},x,text number {n},{n % 5}\n" for n in range(40))
@@ -163,17 +162,3 @@ def test_what_cannot_be_an_input_is_refused(queue: Queue) -> None:
     assert "Leave it out" in refusal(f"job:{job}", "--dry-run")
     finetune = queue.run("finetune", f"job:{job}", "-m", "org/name", status=2).stderr
     assert "producer results JOB -o FILE" in finetune
-
-
-def test_finetune_then_predict_is_two_commands(
-    shell: Shell, environ: dict[str, str], start_workers: Callable[..., Workers], tmp_path: Path
-) -> None:
-    environ |= {"HUGQUEUE_MODELS_URL": str(tmp_path / "models"), "HUGQUEUE_MODEL_ROOTS": str(tmp_path)}
-    reviews, base = write_reviews(tmp_path / "reviews.csv"), base_model(tmp_path / "base")
-    training = shell.run("finetune", str(reviews), "-m", str(base), "--epochs", "1").stdout.strip()
-    predict = ("--task", "text-classification", "--model", f"job:{training}", str(reviews))
-    prediction = shell.submit(*predict)
-    assert shell.status(prediction)["status"] == "blocked" and shell.status(prediction)["after"] == [training]
-    start_workers(HUGQUEUE_TRAIN="1")
-    shell.run("wait", prediction)
-    assert len(shell.results(prediction)) == 4

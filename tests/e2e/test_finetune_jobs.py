@@ -23,7 +23,7 @@ from tests.support.finetune_runs import (
     write_reviews,
 )
 from tests.support.hub_repositories import HubRepositories
-from tests.support.processes import RedisServer, Shell, Workers, lines, wait_until
+from tests.support.processes import RedisServer, Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 
@@ -77,8 +77,14 @@ def test_the_tutorials_own_case_runs_and_its_model_serves(
     store: Path, shell: Shell, start_workers: StartWorkers, reviews: Path, tmp_path: Path
 ) -> None:
     base = base_model(tmp_path / "ready", spread=0.2)  # learns in six steps, as a model does that knows the language
-    start_workers("--train")
     job = finetune(shell, reviews, base, "--epochs", "3", "--eval", str(reviews), "--learning-rate", "1e-3")
+    new = tmp_path / "new.txt"
+    new.write_text("\n".join(["I really enjoyed this film.", *(text for text, _ in TUTORIAL)]))
+    prediction = shell.submit("--task", "text-classification", "-m", f"job:{job}", str(new))
+    again = finetune(shell, reviews, Path(f"job:{job}"), "--epochs", "1")
+    for waiting in (prediction, again):
+        assert (shell.status(waiting)["status"], shell.status(waiting)["after"]) == ("blocked", [job])
+    start_workers("--train")
     shell.run("wait", job)
     result = result_of(shell, job)
     assert (result["steps"], result["epochs"], result["examples"]) == (6, 3.0, {"train": 4, "eval": 4})
@@ -92,11 +98,8 @@ def test_the_tutorials_own_case_runs_and_its_model_serves(
     assert json.loads((model / "metrics.json").read_text()) == result["metrics"]
     assert not (store / job / "work").exists()
     start_workers()
-    new = tmp_path / "new.txt"
-    new.write_text("\n".join(["I really enjoyed this film.", *(text for text, _ in TUTORIAL)]))
-    rows = lines(shell.run("submit", "--task", "text-classification", "-m", f"job:{job}", str(new), "--wait").stdout)
-    assert [row["output"]["label"] for row in rows] == ["1", "1", "1", "0", "0"]
-    again = finetune(shell, reviews, Path(f"job:{job}"), "--epochs", "1")
+    shell.run("wait", prediction)
+    assert [row["output"]["label"] for row in shell.results(prediction)] == ["1", "1", "1", "0", "0"]
     shell.run("wait", again)
     assert result_of(shell, again)["base_model"] == f"job:{job}"
     assert result_of(shell, again)["notes"] == []  # the head is there already
