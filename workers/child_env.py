@@ -17,10 +17,6 @@ _SECRETS = (
     "OTEL_EXPORTER_OTLP_HEADERS",
     "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
 )
-#: How many rounds a thread spins before it sleeps, waiting for others (libgomp). Its own default, 300,000, is some
-#: milliseconds at each of the hundreds of products of a decoding step: if another process has the core of a thread that
-#: is waited for, nine tenths of the time are lost.
-_SPIN_COUNT = 10_000
 
 
 def available_cpus(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -47,8 +43,6 @@ def child_env(device: str, processes: int = 1) -> dict[str, str]:
     if device == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""  # a CPU worker must not allocate GPU memory
     threads = max(1, available_cpus() // processes)
-    if device == "cpu":
-        env.setdefault("GOMP_SPINCOUNT", str(_SPIN_COUNT))
     if threads < _all_cpus():  # torch's own default
         env.setdefault("OMP_NUM_THREADS", str(threads))
     root = Path(__file__).resolve().parents[1]

@@ -30,14 +30,6 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch):
     assert child_env("cpu", processes=2 * EVERY)["OMP_NUM_THREADS"] == "3"
 
 
-def test_threads_wait_for_each_other_only_briefly_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    assert int(child_env("cpu")["GOMP_SPINCOUNT"]) < 300_000  # libgomp's default
-    assert "GOMP_SPINCOUNT" not in child_env("cuda")
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    assert child_env("cpu")["GOMP_SPINCOUNT"] == "7"
-
-
 def test_models_are_told_no_password_of_redis(monkeypatch: pytest.MonkeyPatch):
     secrets = {"CELERY_BROKER_URL", "REDIS_URL", "REDIS_PASSWORD"}  # the last one is set by the Helm chart
     for name in secrets:
