@@ -30,7 +30,7 @@ LEASE = 0.4
 TESTS = Path(__file__).parent
 #: Kinds of test files by what they name: the first that fits. `unit` is the rest.
 KINDS = {
-    "models": r"^\s*(import|from) (torch|(sentence_)?transformers)\b"
+    "models": r"^\s*(import|from) (torch|datasets|(sentence_)?transformers)\b"
     r"|^\s*(import|from) workers\.(inference|device\.server|training\.trainer)\b"
     r"|\b(tiny_\w+|finetune_runs|pipeline_reference)\b",
     "processes": r"\b(subprocess|Ledger|Home|Queue|RedisServer|Shell|Workers|device_process|running_queue"
