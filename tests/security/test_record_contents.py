@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from common.records import FileInput, Json
+from common.records import FileInput, Json, pack_files
 from common.tasks import TASKS as KNOWN
-from tests.support import tiny_media, tiny_models, tiny_seq2seq
+from tests.support import tiny_media, tiny_models, tiny_multimodal, tiny_sentence_transformers, tiny_seq2seq
 from tests.support.pipeline_reference import runner_of
 from tests.support.tiny_models import RecordingMonitor
+from tests.support.torchvision_stand_in import provide_torchvision
 from workers.inference.tasks.runners import RUNNERS
 
 _TABLE = {"name": ["map", "book"], "number": ["2", "7"]}
@@ -34,6 +35,16 @@ TASKS: dict[str, tuple[Callable[[Path], Path], Callable[[str], Json]]] = {
     "summarization": (tiny_seq2seq.make_t5, lambda text: text),
     "text2text-generation": (tiny_seq2seq.make_t5, lambda text: text),
     "question-answering": (tiny_models.answering, lambda text: {"question": text, "context": text}),
+    "rerank": (tiny_sentence_transformers.reranker, lambda text: {"query": text, "documents": [text, "other"]}),
+    "sentence-similarity": (tiny_models.masked_bert, lambda text: {"source_sentence": text, "sentences": [text]}),
+    "sparse-embedding": (tiny_sentence_transformers.sparse, lambda text: text),
+    "multi-vector-embedding": (tiny_sentence_transformers.multi_vector, lambda text: text),
+    "any-to-any": (tiny_multimodal.qwen2_audio, lambda text: {"messages": [{"role": "user", "content": text}]}),
+    "decision": (
+        tiny_multimodal.decisive,
+        lambda text: {"state": text, "questions": {"a": {"type": "noul", "instructions": text}}},
+    ),
+    "text-to-audio": (tiny_multimodal.vits, lambda text: text),
 }
 
 
@@ -45,6 +56,19 @@ def _sound(text: str) -> Json:
     return FileInput(text, tiny_media.sound_bytes(tiny_media.samples(0.3, 1)))
 
 
+def _image_with_prompt(text: str) -> Json:
+    return FileInput({"image": text, "text": text}, tiny_media.image_bytes(32, 32, 1))
+
+
+def _two_images(text: str) -> Json:
+    image = tiny_media.image_bytes(32, 32, 1)
+    return FileInput({"image": text, "second_image": text}, pack_files([image, image]))
+
+
+def _video(text: str) -> Json:
+    return FileInput(text, tiny_multimodal.clip_of(8))
+
+
 #: The same for tasks over files: the file is there, and its name is a text like any other.
 FILE_TASKS: dict[str, tuple[Callable[[Path], Path], Callable[[str], Json]]] = {
     "image-classification": (tiny_media.vit, _image),
@@ -53,6 +77,17 @@ FILE_TASKS: dict[str, tuple[Callable[[Path], Path], Callable[[str], Json]]] = {
     "image-segmentation": (tiny_media.segformer, _image),
     "depth-estimation": (tiny_media.glpn, _image),
     "image-feature-extraction": (tiny_media.vit_states, _image),
+    # Its model takes labels of sixteen tokens.
+    "zero-shot-object-detection": (tiny_multimodal.owlvit, lambda text: _image(text, candidate_labels=[text[:7]])),
+    "mask-generation": (tiny_multimodal.sam, _image),
+    "image-text-to-text": (tiny_multimodal.llava, _image_with_prompt),
+    "visual-question-answering": (tiny_multimodal.vilt, lambda text: _image(text, question=text)),
+    "document-question-answering": (
+        tiny_multimodal.layoutlm,
+        lambda text: _image(text, question=text, word_boxes=[[text, [10, 10, 60, 30]]]),
+    ),
+    "keypoint-matching": (tiny_multimodal.superglue, _two_images),
+    "video-classification": (tiny_multimodal.videomae, _video),
     "audio-classification": (tiny_media.heard, _sound),
     "automatic-speech-recognition": (tiny_media.spoken, _sound),
 }
@@ -61,7 +96,16 @@ PARAMS: dict[str, dict[str, Json]] = {
     "translation": {"max_new_tokens": 2},
     "summarization": {"max_length": 8, "min_length": 0},
     "text2text-generation": {"max_new_tokens": 2},
+    "any-to-any": {"max_new_tokens": 2},
+    "image-text-to-text": {"max_new_tokens": 2},
+    "mask-generation": {"points_per_crop": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0},
 }
+
+
+@pytest.fixture(autouse=True)
+def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Provide the one function that mask-generation takes from it."""
+    provide_torchvision(monkeypatch)
 
 
 class Doors:
@@ -120,7 +164,8 @@ def test_paths_and_addresses_without_their_files_are_refused(
         doors.watching = False
     assert doors.opened == []
     assert seen == []
-    assert {outcome.failure and outcome.failure.code for outcome in outcomes} == {"missing_file"}
+    code = "missing_field" if KNOWN[task].second_file else "missing_file"
+    assert {outcome.failure and outcome.failure.code for outcome in outcomes} == {code}
 
 
 @pytest.mark.parametrize("task", sorted([*TASKS, *FILE_TASKS]))

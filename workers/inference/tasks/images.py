@@ -22,7 +22,7 @@ from workers.inference.tasks.pipeline_task import PipelineParams, PreparedRecord
 from workers.inference.tasks.processor_runner import IMAGE_PROCESSOR, ProcessorRunner
 from workers.inference.tasks.zero_shot_media import ZeroShotMediaTask
 from workers.inference.text.fields import parse_fields
-from workers.inference.text.truncation import ModelInputs
+from workers.inference.text.truncation import ModelInputs, input_token_limit, token_count
 
 
 def decode_image(blob: bytes) -> Image.Image:
@@ -93,10 +93,22 @@ class ZeroShotObjectDetection(ImageTask):
     own_params = frozenset({"candidate_labels"})
     per_record_inputs = ("target_size", "candidate_label")
 
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe)
+        self._label_limit = input_token_limit(pipe.model, pipe.tokenizer)
+
     def preprocess(self, media: Any, fields: Mapping[str, Json], params: PipelineParams) -> PreparedRecord:
-        """Return the image with each of its labels."""
+        """Return the image with each of its labels.
+
+        Raises:
+            RecordError: `too_long`, a label has more tokens than the model takes.
+        """
         labels = self.zero_shot_params(fields, params)[0]["candidate_labels"]
-        return PreparedRecord(self.preprocessed({"image": media, "candidate_labels": labels}, params.preprocess))
+        inputs = self.preprocessed({"image": media, "candidate_labels": labels}, params.preprocess)
+        longest = max(token_count(each) for each in inputs)
+        if self._label_limit is not None and longest > self._label_limit:
+            raise RecordError("too_long", f"A label has {longest} tokens; the model takes {self._label_limit}.")
+        return PreparedRecord(inputs)
 
     def row(self, outputs: Mapping[str, Any], number: int, inputs: ModelInputs) -> RowOutput:
         """Take one record out of the batch, as a dictionary: `postprocess` makes its own object of it."""

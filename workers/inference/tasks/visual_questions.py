@@ -137,9 +137,20 @@ class DocumentQuestionAnswering(QuestionTask):
             document["word_boxes"] = parse_word_boxes(fields["word_boxes"])
         elif not self._generates:
             _check_tesseract()
+        if not self._generates:
+            self._check_question(document["question"], params.preprocess)
         if self._reads_text:
             self.pipe.image_processor.apply_ocr = "word_boxes" not in fields
         return PreparedRecord(self.preprocessed(document, params.preprocess))
+
+    def _check_question(self, question: str, options: Mapping[str, Any]) -> None:
+        """Refuse a question that leaves no room for a window of the document: the tokenizer would panic."""
+        size = options.get("max_seq_len") or self.tokenizer.model_max_length
+        overlap = options.get("doc_stride") or min(size // 2, 256)
+        tokens = len(self.tokenizer.tokenize(question))
+        most = size - overlap - self.tokenizer.num_special_tokens_to_add(pair=True) - 1
+        if tokens > most:
+            raise RecordError("too_long", f"The question has {tokens} tokens; windows of {size} leave room for {most}.")
 
     def row(self, outputs: Mapping[str, Any], number: int, inputs: ModelInputs) -> RowOutput:
         """Take one window out of the batch, as a dictionary: `postprocess` replaces its parts."""
