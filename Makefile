@@ -57,7 +57,9 @@ check: $(STAMP) ## Run ruff, mypy and deptry
 # xdist would start files with few but long tests last.
 PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 
-test: check test-unit test-models test-processes ## Run all checks and tests that CI runs
+# Tests that load models and tests that wait for processes run side by side: one after the other takes twice as long.
+test: check test-unit ## Run all checks and tests that CI runs
+	@$(PYTEST) -n 4 -m "not unit and not faults and not slow and not compose"
 
 test-unit: $(STAMP) ## Run the tests that start no process and load no model
 	@$(PYTEST) -n 2 -m "unit and not slow"
