@@ -6,6 +6,7 @@ transformers 5 removed, have their own.
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -392,9 +393,14 @@ def _own_name(name: str) -> str:
     return "translation" if _TRANSLATION.match(name) else ALIASES.get(name, name)
 
 
-@cache
 def plugin_tasks() -> tuple[str, ...]:
-    """Return the names of the tasks of other distributions; read once, as a search takes milliseconds."""
+    """Return the names of the tasks of other distributions."""
+    return _plugin_tasks(tuple(sys.path))
+
+
+@cache
+def _plugin_tasks(_path: tuple[str, ...]) -> tuple[str, ...]:
+    """Search them once for each path, as a search takes milliseconds."""
     return tuple(point.name for point in entry_points(group=RUNNER_ENTRY_POINTS))
 
 
