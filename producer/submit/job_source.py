@@ -5,6 +5,8 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 
+import msgspec
+
 from common.errors import ModelError, PayloadError, StorageError, UnknownJob, UsageError
 from common.inputs.job_split import JobSplit, results_builder
 from common.inputs.record_builder import RecordBuilder
@@ -117,7 +119,7 @@ def _chunks(first: Job, split: JobSplit) -> Iterator[ChunkContent]:
     for chunk in range(chunks):
         # Only the sum is known: that of one chunk is about its share.
         number = records * (chunk + 1) // chunks - records * chunk // chunks
-        yield ChunkContent(_of_chunk(split, chunk), number, 0)
+        yield ChunkContent(msgspec.structs.replace(split, chunk=chunk), number, 0)
 
 
 def _limited(connection: QueueConnection, first: Job, split: JobSplit, limit: int) -> Iterator[ChunkContent]:
@@ -131,11 +133,8 @@ def _limited(connection: QueueConnection, first: Job, split: JobSplit, limit: in
         except (PayloadError, ModelError, StorageError) as error:
             raise UsageError(f"--limit: the records of job {first.id} cannot be counted here: {error}") from error
         taken = min(number, limit)
-        yield ChunkContent(_of_chunk(split, chunk, taken if taken < number else None), taken, 0)
+        part = msgspec.structs.replace(split, chunk=chunk, records=taken if taken < number else None)
+        yield ChunkContent(part, taken, 0)
         limit -= taken
         if not limit:
             return
-
-
-def _of_chunk(split: JobSplit, chunk: int, records: int | None = None) -> JobSplit:
-    return JobSplit(split.job, chunk, split.output_as, records, split.column, split.id_column)

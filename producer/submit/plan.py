@@ -97,7 +97,8 @@ class SubmitPlan:
         records = self.records()
         if isinstance(self.inputs, JobInput):
             return self, records
-        once = [part for part in getattr(self.inputs, "parts", ()) if isinstance(part, RecordBuilder)]
+        parts = self.inputs.parts if isinstance(self.inputs, Inputs) else ()
+        once = [part for part in parts if isinstance(part, RecordBuilder)]
         once = [builder for builder in once if not builder.source.is_reopenable]
         if len(once) != 1 or self.spec.columns:
             return self, chain([next(records)], records)

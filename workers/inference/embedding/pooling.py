@@ -3,7 +3,7 @@
 Computes what sentence-transformers does (`Pooling`, `Dense`, `Normalize`), in float32 whatever the model's dtype.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pickle import UnpicklingError
 
 import torch
@@ -126,6 +126,39 @@ def load_dense(config: DenseConfig, device: str, *, allow_pickle: bool = False) 
         raise ModelError("missing_weights", f"{path} does not have the layer's weights: {error}") from error
     ready: Dense = layer.to(device).eval().requires_grad_(False)  # in training, some activations add noise
     return ready
+
+
+class Stages:
+    """What follows pooling: the model's dense layers and normalization, then what the job asks for.
+
+    Args:
+        stages: dense layers by their configuration, anything else for a normalization.
+        device: where the vectors are.
+        allow_pickle: as for `load_dense`.
+
+    Raises:
+        ModelError: as `load_dense`.
+    """
+
+    def __init__(self, stages: Sequence[object], device: str, *, allow_pickle: bool = False) -> None:
+        self._stages: list[Callable[[Tensor], Tensor]] = [
+            load_dense(stage, device, allow_pickle=allow_pickle) if isinstance(stage, DenseConfig) else normalize
+            for stage in stages
+        ]
+
+    def __call__(self, vectors: Tensor, normalized: bool | None, dimension: int) -> Tensor:
+        """Return vectors of shape (texts, dimension).
+
+        Args:
+            vectors: (texts, width).
+            normalized: whether they are scaled to length 1; None: as the model is configured.
+            dimension: how many numbers stay, from the first.
+        """
+        for stage in self._stages:
+            if normalized is not False or stage is not normalize:
+                vectors = stage(vectors)
+        vectors = vectors[:, :dimension]
+        return normalize(vectors) if normalized else vectors
 
 
 def make_activation(name: str, owner: str) -> nn.Module:

@@ -25,7 +25,7 @@ from workers.inference.core.device_errors import is_device_lost, is_out_of_memor
 from workers.inference.core.samples import samples
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.embedding.chat_template import ChatTemplateEncoder
-from workers.inference.embedding.pooling import load_dense, normalize, pool
+from workers.inference.embedding.pooling import Stages, pool
 from workers.inference.embedding.sentence_transformers_config import (
     DenseConfig,
     SentenceTransformersConfig,
@@ -86,12 +86,7 @@ class EmbeddingRunner(PackingRunner, VectorRunner):
         self._limit = configured_token_limit(self._config.max_tokens, self._model, self._tokenizer)
         self._prompts, self._truncate_dim = self._config.prompts, self._config.truncate_dim
         self._prompt_tokens = lru_cache(64)(self._count_prompt_tokens)
-        self._stages = [
-            load_dense(stage, device, allow_pickle=options.allow_pickle)
-            if isinstance(stage, DenseConfig)
-            else normalize
-            for stage in self._config.stages
-        ]
+        self._stages = Stages(self._config.stages, device, allow_pickle=options.allow_pickle)
         self.budget = TokenBudget.of(device)
         self._tokenizer_lock = threading.Lock()  # a tokenizer cannot be reconfigured while another thread uses it
         ensure_batch_invariance(self.budget, self._model, self._trial_rows, self._trial)
@@ -121,12 +116,7 @@ class EmbeddingRunner(PackingRunner, VectorRunner):
     def _vectors(self, rows: Sequence[TokenizedText], params: VectorParams) -> Sequence[Any] | PendingResult[Any]:
         hidden, mask = self._hidden_states(rows)
         vectors = pool(hidden, mask, params.pooling, self._prompt_tokens(params.prompt))
-        for stage in self._stages:
-            if params.normalize is not False or stage is not normalize:
-                vectors = stage(vectors)
-        vectors = vectors[:, : params.dimension]
-        if params.normalize:
-            vectors = normalize(vectors)
+        vectors = self._stages(vectors, params.normalize, params.dimension)
         return copy_to_host_async([vectors], lambda host: list(host[0].numpy()))
 
     def _hidden_states(self, rows: Sequence[TokenizedText]) -> tuple[torch.Tensor, torch.Tensor]:

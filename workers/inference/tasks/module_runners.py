@@ -245,7 +245,7 @@ class SparseEmbeddingRunner(ModuleTextRunner):
             from sentence_transformers.util import select_max_active_dims
 
             vectors = select_max_active_dims(vectors, max_active_dims=limit)
-        return list(map(_coordinates, vectors))
+        return _coordinates(vectors)
 
     def _finish(self, found: Tensor, params: _TextParams) -> Json:
         indices = found[:, 0].int()
@@ -255,13 +255,14 @@ class SparseEmbeddingRunner(ModuleTextRunner):
         return output
 
 
-def _coordinates(vector: Tensor) -> Tensor:
-    """Return the places of a vector's numbers that are not zero, and these, of shape (numbers, 2).
+def _coordinates(vectors: Tensor) -> list[Tensor]:
+    """Return for each vector the places of its numbers that are not zero, and these, of shape (numbers, 2).
 
     Places below 2^24 are exact in float32: one tensor, and so one copy from the device, holds both.
     """
-    places = vector.nonzero()[:, 0]
-    return torch.stack((places.float(), vector[places].float()), dim=1)
+    rows, places = vectors.nonzero(as_tuple=True)
+    found = torch.stack((places.float(), vectors[rows, places].float()), dim=1)
+    return list(found.split(torch.bincount(rows, minlength=len(vectors)).tolist()))
 
 
 class MultiVectorRunner(ModuleTextRunner):
@@ -289,9 +290,9 @@ class MultiVectorRunner(ModuleTextRunner):
     def _outputs(self, rows: Sequence[PackageText], params: _TextParams) -> list[Tensor]:
         features = self._package.forward(rows, params.prompt, params.task)
         masks = features["attention_mask"].bool()
-        found = [state[mask].float() for state, mask in zip(features["token_embeddings"], masks, strict=True)]
-        self._width = found[0].shape[1]
-        return found
+        states = features["token_embeddings"][masks].float()
+        self._width = states.shape[1]
+        return list(states.split(masks.sum(dim=1).tolist()))
 
     def _finish(self, found: Tensor, params: _TextParams) -> Json:
         return list(found.numpy())

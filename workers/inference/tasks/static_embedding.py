@@ -1,8 +1,7 @@
 """Static embeddings: the mean of the vectors of a text's tokens, looked up in a table (model2vec, `StaticEmbedding`).
 
-Nothing is padded and there is next to nothing to compute: hundreds of thousands of short texts a second on one CPU, so
-that a Python object for each token, or for each of several steps, would take most of the time. All texts of a chunk are
-one batch.
+Nothing is padded and there is next to nothing to compute, so a Python object for each token, or for each of several
+steps, would take most of the time. All texts of a chunk are one batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from common.errors import ModelError, first_line
 from common.records import Json
 from workers.inference.core.async_copy import PendingResult, copy_to_host_async
 from workers.inference.core.token_budget import TokenBudget
-from workers.inference.embedding.pooling import load_dense, normalize
+from workers.inference.embedding.pooling import Stages
 from workers.inference.embedding.sentence_transformers_config import DenseConfig, read_static_config
 from workers.inference.loading.loader import ModelSource
 from workers.inference.tasks.vector_runner import VectorParams, VectorRunner
@@ -66,12 +65,7 @@ class StaticEmbeddingRunner(VectorRunner):
         check_files(str(config.transformer), [path.name for path in config.transformer.iterdir()], options.allow_pickle)
         self._tokenizer = _load_tokenizer(config.transformer / "tokenizer.json")
         self._table = _load_table(config.transformer / "model.safetensors").to(device)
-        self._stages = [
-            load_dense(stage, device, allow_pickle=options.allow_pickle)
-            if isinstance(stage, DenseConfig)
-            else normalize
-            for stage in config.stages
-        ]
+        self._stages = Stages(config.stages, device, allow_pickle=options.allow_pickle)
         self._width = next(
             (stage.out_features for stage in reversed(config.stages) if isinstance(stage, DenseConfig)),
             self._table.shape[1],
@@ -112,12 +106,7 @@ class StaticEmbeddingRunner(VectorRunner):
         offsets = np.cumsum(lengths) - lengths
         with torch.inference_mode():
             vectors = embedding_bag(self._on_device(ids), self._table, self._on_device(offsets), mode="mean").float()
-            for stage in self._stages:
-                if params.normalize is not False or stage is not normalize:
-                    vectors = stage(vectors)
-            vectors = vectors[:, : params.dimension]
-            if params.normalize:
-                vectors = normalize(vectors)
+            vectors = self._stages(vectors, params.normalize, params.dimension)
         return copy_to_host_async([vectors], lambda host: list(host[0].numpy()))
 
     def _on_device(self, numbers: np.ndarray) -> Tensor:
