@@ -149,8 +149,7 @@ def whole_job(work: Work, directory: Path, environ: dict[str, str]) -> Strategy:
         subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         import pyarrow.parquet as pq
 
-        column = pq.read_table(target).column("output").to_pylist()
-        return column if work.task == "embedding" else [json.loads(text) for text in column]
+        return pq.read_table(target).column("output").to_pylist()
 
     return run
 
