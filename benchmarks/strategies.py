@@ -145,7 +145,7 @@ def whole_job(work: Work, directory: Path, environ: dict[str, str]) -> Strategy:
         command = [sys.executable, "-P", "-m", "producer.cli", "submit", "--task", work.task, str(source)]
         command += ["-m", str(work.model), "-o", str(target)]
         for key, value in work.params.items():
-            command += ["-p", f"{key}={json.dumps(value)}"]
+            command += ["-p", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
         subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         import pyarrow.parquet as pq
 
