@@ -49,6 +49,8 @@ def _check_generation(params: Mapping[str, Json]) -> None:
 _CHECKS: Mapping[str, Callable[[Mapping[str, Json]], object]] = {
     "embedding": check_embedding_params,
     CHAT_TASK: _check_generation,
+    "image-text-to-text": constraint_of,
+    "any-to-any": constraint_of,
 }
 
 MAX_KEY_LENGTH = 256
@@ -387,7 +389,7 @@ def _check_task_params(task: Task, options: SubmitOptions, model: str | None) ->
         values = with_chat(values, options, task, model)
         if task.name == "embedding":
             values = with_ranges(values)
-        if task.name == CHAT_TASK:
+        if "json_schema" in (task.params or {}):
             values = with_schema(values)
         if task.params is not None:
             values = check_params(task.name, task.params, values)
