@@ -101,6 +101,8 @@ def _generated(params: Params) -> OutputForm:
 def _told_texts(params: Params, name: str, shape: Shape, read: Callable[[Json], Json]) -> OutputForm:
     """Return the form of generated texts: each alone, or in a struct with what the job asks to be told of it."""
     more: dict[str, Shape] = {}
+    if params.get("tool_calls"):
+        more["tool_calls"] = [{"name": TEXT, "arguments": TEXT}]
     if params.get("usage"):
         more |= {"prompt_tokens": INTEGER, "completion_tokens": INTEGER, "finish_reason": TEXT}
     if params.get("logprobs") is not None:

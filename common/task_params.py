@@ -230,6 +230,7 @@ TASK_PARAMS: Mapping[str, Params] = {
         "stop_sequence": STRINGS,  # the pipeline's name for stop strings
         "system": _SYSTEM,
         "tokenizer_encode_kwargs": OBJECT,
+        "tool_calls": BOOLEAN,
         "tools": OBJECTS,
     },
     "feature-extraction": {"truncation": _TRUNCATION},

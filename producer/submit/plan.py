@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 from common.chat import TASK as CHAT_TASK
-from common.chat import is_chat
+from common.chat import check_tool_calls, is_chat
 from common.embedding_params import check_embedding_params
 from common.errors import ModelError, StorageError, UsageError
 from common.gpus import find_gpus
@@ -42,6 +42,7 @@ from producer.submit.schema_file import with_schema
 
 def _check_generation(params: Mapping[str, Json]) -> None:
     is_chat(params)
+    check_tool_calls(params)
     constraint_of(params)
 
 

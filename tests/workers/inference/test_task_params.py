@@ -51,7 +51,7 @@ ELSEWHERE = {
     "text-to-audio": TASK_PARAMS["text-to-audio"].keys(),
     "visual-question-answering": {"question"} | ANSWER_GENERATE_PARAMS.keys(),
     "document-question-answering": {"question"} | ANSWER_GENERATE_PARAMS.keys(),
-    "text-generation": _CHAT_PARAMS,
+    "text-generation": _CHAT_PARAMS | {"tool_calls"},
     "automatic-speech-recognition": SPEECH_GENERATE_PARAMS.keys(),
 }
 

@@ -14,6 +14,9 @@ from common.records import Json
 #: Parameters with which a row of the batch is not one text, token by token; and their values without effect.
 _CONFLICTING: dict[str, tuple[Any, ...]] = {"num_beams": (None, 1), "prompt_lookup_num_tokens": (None,)}
 
+#: What OpenAI's API gives for a token of no probability: JSON has no infinities.
+_IMPOSSIBLE = -9999.0
+
 
 class LogprobRecorder(StoppingCriteria):  # type: ignore[misc]
     """Notes the log-probability of each token as it is chosen, and the most likely ones beside it.
@@ -34,7 +37,7 @@ class LogprobRecorder(StoppingCriteria):  # type: ignore[misc]
 
     def note_scores(self, _module: Any, _inputs: Any, outputs: Any) -> None:
         """Take the output of a forward pass, before the next token is chosen."""
-        self._scores = outputs.logits[:, -1].float().log_softmax(dim=-1)
+        self._scores = outputs.logits[:, -1].float().log_softmax(dim=-1).clamp(min=_IMPOSSIBLE)
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Note the token that was chosen last in each row, of shape (rows, tokens); return False for each."""

@@ -13,7 +13,7 @@ import torch
 from transformers import pipelines as hf
 from transformers.utils.chat_template_utils import Chat
 
-from common.chat import is_chat, user_message, with_system_message
+from common.chat import check_tool_calls, is_chat, user_message, with_system_message
 from common.errors import Cancelled, ModelError, RecordError
 from common.params import check_params
 from common.records import Json
@@ -29,6 +29,7 @@ from workers.inference.generation.limits import apply_token_limit
 from workers.inference.generation.new_text import NewText, longest
 from workers.inference.generation.resolved_config import resolve_generation_config, with_default_length
 from workers.inference.generation.seeded_sampling import record_seed, sampling_seed
+from workers.inference.generation.tool_calls import ToolCallReader
 from workers.inference.loading.batch_invariance import next_token_logits
 from workers.inference.tasks.generated_texts import (
     OWN_PARAMS,
@@ -66,6 +67,8 @@ class GenerationParams(TextParams):
     equal_lengths: bool = False  #: whether only prompts of equal length may share a batch
     continuous: bool = False  #: whether continuous batches can run them
     system: str | None = None  #: the message before each chat
+    tools: Sequence[Mapping[str, Json]] = ()  #: what the model is told that it may call
+    tool_calls: bool = False  #: whether outputs have the calls of tools apart from the text
 
 
 class TextGeneration(PipelineTask[GenerationParams]):
@@ -79,6 +82,7 @@ class TextGeneration(PipelineTask[GenerationParams]):
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
         self._writer = TextWriter(pipe.model, pipe.tokenizer)
+        self._calls = ToolCallReader(pipe.model, pipe.tokenizer)
         self.batcher: Batcher | None = None
 
     def try_continuous_batching(self, budget: TokenBudget) -> None:
@@ -101,7 +105,8 @@ class TextGeneration(PipelineTask[GenerationParams]):
         """
         params = check_params(self.name, TASK_PARAMS[self.name], params)
         chat = self._is_chat(params)
-        own = {name: value for name, value in params.items() if name not in OWN_PARAMS}
+        check_tool_calls(params)
+        own = {name: value for name, value in params.items() if name not in OWN_PARAMS | {"tool_calls"}}
         plain = self._split_params(own)
         forward = with_default_length(self.name, self.pipe, plain.forward, self.limit)
         config = resolve_generation_config(self.name, self.pipe, forward)
@@ -122,6 +127,8 @@ class TextGeneration(PipelineTask[GenerationParams]):
             continuous=continuous and self.batcher is not None and self.batcher.supports(config),
             chat=chat,
             system=params.get("system"),
+            tools=params.get("tools", ()),
+            tool_calls=params.get("tool_calls", False),
             **asked,
         )
 
@@ -221,7 +228,16 @@ class TextGeneration(PipelineTask[GenerationParams]):
         texts = constrained_texts(rows[0]["written"], params)
         if texts is None:
             texts = super().postprocess(rows, record, params)
-        return told_of(rows[0], texts, params)
+        return told_of(rows[0], self._with_calls(texts, rows[0], params) if params.tool_calls else texts, params)
+
+    def _with_calls(self, texts: Sequence[Json], row: RowOutput, params: GenerationParams) -> list[Json]:
+        """Return the texts, each with the calls of tools that it holds."""
+        prompt = row["input_ids"][0].tolist()
+        replies = [self._calls.read(prompt, new.tokens[: new.length], params.tools) for new in row["written"].texts]
+        return [
+            {"generated_text": reply.content, "tool_calls": reply.calls} if reply else {**text, "tool_calls": []}
+            for text, reply in zip(texts, replies, strict=True)
+        ]
 
     def _prompt_limit(self, config: Any) -> int | None:
         if config.max_new_tokens is not None:
@@ -254,6 +270,8 @@ class TextGeneration(PipelineTask[GenerationParams]):
                 "no_chat_template",
                 "This model has no chat template, so it cannot take messages. Send text, or use a chat model.",
             )
+        if params.tools:
+            self._calls.check(params.tools)
         return Chat(with_system_message(messages, params.system))
 
     def _truncate(self, inputs: ModelInputs, params: GenerationParams) -> PreparedRecord:
