@@ -135,6 +135,8 @@ def _chat_choice(answer: _Answer, index: int, choice: Mapping[str, Json]) -> dic
             "content": choice["text"] or None,
             "tool_calls": calls[:1] if answer.request.get("one_call") else calls,
         }
+    if "reasoning_content" in choice:
+        message["reasoning_content"] = choice["reasoning_content"]
     tokens = choice.get("logprobs")
     return {
         "index": index,

@@ -13,6 +13,8 @@ from tests.support import tiny_models
 from tests.support.pipeline_reference import runner_of
 from tests.support.tiny_models import RecordingMonitor
 from workers.inference.generation.tool_calls import Reply, ToolCallReader
+from workers.inference.openai.batch_runner import OpenAIBatchRunner
+from workers.inference.tasks.pipeline_runner import PipelineRunner
 
 TOOLS: Json = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {"n": {}}}}}
@@ -76,10 +78,10 @@ def test_the_form_of_each_family_is_read(tokenizer: Any, template: str, text: st
 
 def test_families_that_transformers_knows_are_read_by_its_own_templates(tokenizer: Any):
     text = "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>"
-    found = read(
-        tokenizer, f"{HERMES} <function=", f"thinking\n</think>\n\n{text}", "qwen3_5", "<|im_start|>assistant\n"
-    )
+    prompt = "<|im_start|>assistant\n<think>\n"
+    found = read(tokenizer, f"{HERMES} <function=", f"It may rain.\n</think>\n\n{text}", "qwen3_5", prompt)
     assert found and found.calls == calls({"name": "weather", "arguments": {"city": "Paris"}})
+    assert found.reasoning == {"reasoning_content": "It may rain."}
 
 
 @pytest.mark.parametrize(
@@ -114,3 +116,28 @@ def test_a_job_gets_the_calls_beside_the_text(tmp_path: Path):
                          ({"return_full_text": True}, "return_full_text")):  # fmt: skip
         with pytest.raises(ModelError, match=words):
             runner.run(["how is it?"], params | wrong, RecordingMonitor())
+
+
+def test_an_answer_is_what_the_response_template_of_a_tokenizer_reads(tmp_path: Path):
+    runner = runner_of("text-generation", tiny_models.causal_gpt2(tmp_path))
+    assert isinstance(runner, PipelineRunner)
+    tokenizer = runner.task.tokenizer
+    requests = OpenAIBatchRunner(runner, "text-generation", lambda task: (runner, {}), 400)
+    options: Json = {"max_new_tokens": 20, "do_sample": False, "continue_final_message": False}
+    request = {"messages": [{"role": "user", "content": "which city"}], "options": options}
+
+    def choice() -> Json:
+        [outcome] = requests.run([request], {}, RecordingMonitor())
+        return outcome.output["choices"][0]
+
+    text = choice()["text"]
+    middle = text[len(text) // 2]
+    fields = {"reasoning_content": {"open": middle, "content": "text"}, "content": {"content": "text"}}
+    tokenizer.response_template = {"start_anchor": "assistant: ", "fields": fields}
+    message = tokenizer.parse_response(text, prefix="")
+    found = choice()
+    assert found["text"] == message["content"] == text.partition(middle)[0].strip()
+    assert found["reasoning_content"] == message["reasoning_content"]
+    # A text that does not fit the template is the answer as it is.
+    tokenizer.response_template["fields"]["reasoning_content"]["content"] = "json"
+    assert choice() == {"text": text, "finish_reason": found["finish_reason"]}

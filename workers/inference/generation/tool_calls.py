@@ -5,15 +5,14 @@ those of some families, and the others are found by what a chat template shows t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
-from transformers.cli.serving.utils import get_response_template
-from transformers.utils.chat_parsing import parse_response
-from transformers.utils.chat_parsing.response_templates import load_response_template
+import transformers
 
 from common.chat import tool_name
-from common.errors import RecordError
+from common.errors import ModelError, RecordError
 from common.json_codec import to_json
 from common.records import Json
 
@@ -73,6 +72,19 @@ class Reply:
 
     content: str
     calls: list[dict[str, Json]]  #: each with `name`, and `arguments` as JSON text
+    reasoning: dict[str, Json] = field(default_factory=dict)  #: `reasoning_content`, where the form tells it apart
+
+
+def check_parser() -> None:
+    """Check that the installed transformers can read calls.
+
+    Raises:
+        ModelError: `bad_param`.
+    """
+    if find_spec("transformers.utils.chat_parsing") is None:
+        raise ModelError(
+            "bad_param", f"tool_calls needs transformers 5.16 or later; this worker has {transformers.__version__}."
+        )
 
 
 class ToolCallReader:
@@ -106,6 +118,10 @@ class ToolCallReader:
             tokens: those of the answer, without the one that ends it.
             tools: that the model may call.
         """
+        # Releases of transformers that this runs with may lack them: see `check_parser`.
+        from transformers.utils.chat_parsing import parse_response
+        from transformers.utils.chat_parsing.response_templates import load_response_template
+
         form = self._form(tools)
         if form is None:
             return None
@@ -121,7 +137,8 @@ class ToolCallReader:
         names = set(map(tool_name, tools))
         if not calls or any(call["name"] not in names for call in calls):
             return None
-        return Reply(found.get("content") or "", calls)
+        reasoning = {name: found[name] for name in ("reasoning_content",) if found.get(name)}
+        return Reply(found.get("content") or "", calls, reasoning)
 
     def _form(self, tools: Sequence[Mapping[str, Json]]) -> Any:
         if getattr(self._tokenizer, "response_template", None) is None:
@@ -130,6 +147,8 @@ class ToolCallReader:
             # Newer Qwens have the same tags around another form.
             if known is not None and "<function=" not in template:
                 return known
+        from transformers.cli.serving.utils import get_response_template
+
         return get_response_template(self._tokenizer, self._model)
 
     def _chat_template(self, tools: Sequence[Mapping[str, Json]]) -> str:

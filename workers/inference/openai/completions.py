@@ -24,10 +24,11 @@ class CompletionRequests(RequestRunner):
         return inputs if constraint is None else [ConstrainedInput(one, constraint) for one in inputs]
 
     def options_for(self, options: dict[str, Json]) -> dict[str, Json]:
-        """Return the options, asking for new text only and for token counts."""
-        # The tasks with files never repeat the prompt, and have no parameter for that.
-        new_text: dict[str, Json] = {"return_full_text": False} if self._task == "text-generation" else {}
-        return {**options, **new_text, "usage": True}
+        """Return the options, asking for the answer alone and for token counts."""
+        # A chat gives all of its messages, the last one as the model's response template reads it; the tasks with
+        # files give the answer alone, and have no parameter for that.
+        is_prompt = "continue_final_message" not in options and self._task == "text-generation"
+        return {**options, "usage": True, **({"return_full_text": False} if is_prompt else {})}
 
     def response(self, request: OpenAIRequest, inputs: Sequence[Json], outputs: Sequence[Json], options: Json) -> Json:
         """Return the choices of all prompts, one prompt after the other."""
@@ -47,17 +48,28 @@ class CompletionRequests(RequestRunner):
 
 
 def _choice(request: OpenAIRequest, copy: Mapping[str, Any], before: str, stops: Sequence[str]) -> dict[str, Json]:
-    written = copy["generated_text"]
+    written, reasoning = _answer(copy)
     text = _before_stop(written, stops)
     choice: dict[str, Json] = {"text": before + text, "finish_reason": copy["finish_reason"]}
     calls = copy.get("tool_calls") or _required_calls(request, text, copy["finish_reason"])
     if calls:
         choice["tool_calls"] = calls
+    if reasoning:
+        choice["reasoning_content"] = reasoning
     if request.function is not None or request.calls:
         choice["text"] = "" if calls else choice["text"]
     if "logprobs" in copy:
         choice["logprobs"] = copy["logprobs"] if text == written else _tokens_of(copy["logprobs"], text)
     return choice
+
+
+def _answer(copy: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return what a text says, and how the model came to it, where its form tells that apart."""
+    found = copy["generated_text"]
+    if isinstance(found, str):
+        return found, copy.get("reasoning_content")
+    message = found[-1]
+    return message.get("content") or "", message.get("reasoning_content")
 
 
 def _required_calls(request: OpenAIRequest, text: str, reason: str) -> list[dict[str, Json]]:

@@ -29,7 +29,7 @@ from workers.inference.generation.limits import apply_token_limit
 from workers.inference.generation.new_text import NewText, longest
 from workers.inference.generation.resolved_config import resolve_generation_config, with_default_length
 from workers.inference.generation.seeded_sampling import record_seed, sampling_seed
-from workers.inference.generation.tool_calls import ToolCallReader
+from workers.inference.generation.tool_calls import ToolCallReader, check_parser
 from workers.inference.loading.batch_invariance import next_token_logits
 from workers.inference.tasks.generated_texts import (
     OWN_PARAMS,
@@ -106,6 +106,8 @@ class TextGeneration(PipelineTask[GenerationParams]):
         params = check_params(self.name, TASK_PARAMS[self.name], params)
         chat = self._is_chat(params)
         check_tool_calls(params)
+        if params.get("tool_calls"):
+            check_parser()
         own = {name: value for name, value in params.items() if name not in OWN_PARAMS | {"tool_calls"}}
         plain = self._split_params(own)
         forward = with_default_length(self.name, self.pipe, plain.forward, self.limit)
@@ -227,15 +229,27 @@ class TextGeneration(PipelineTask[GenerationParams]):
         """
         texts = constrained_texts(rows[0]["written"], params)
         if texts is None:
-            texts = super().postprocess(rows, record, params)
+            texts = self._texts(rows, record, params)
         return told_of(rows[0], self._with_calls(texts, rows[0], params) if params.tool_calls else texts, params)
+
+    def _texts(self, rows: Sequence[RowOutput], record: PreparedRecord, params: GenerationParams) -> Any:
+        """Return the texts as the pipeline does; as they are, where the tokenizer's response template does not fit."""
+        try:
+            return super().postprocess(rows, record, params)
+        except (ValueError, KeyError):
+            if not getattr(self.tokenizer, "response_template", None):
+                raise
+        written = [new.tokens[: new.length] for new in rows[0]["written"].texts]
+        return [{"generated_text": self.tokenizer.decode(one, skip_special_tokens=True)} for one in written]
 
     def _with_calls(self, texts: Sequence[Json], row: RowOutput, params: GenerationParams) -> list[Json]:
         """Return the texts, each with the calls of tools that it holds."""
         prompt = row["input_ids"][0].tolist()
         replies = [self._calls.read(prompt, new.tokens[: new.length], params.tools) for new in row["written"].texts]
         return [
-            {"generated_text": reply.content, "tool_calls": reply.calls} if reply else {**text, "tool_calls": []}
+            {"generated_text": reply.content, "tool_calls": reply.calls, **reply.reasoning}
+            if reply
+            else {**text, "tool_calls": []}
             for text, reply in zip(texts, replies, strict=True)
         ]
 
