@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 #: Memory that a model needs, as a multiple of the size of its weights: for the weights and for computing.
 _HEADROOM = 1.2
+#: How many tasks that models cannot do are remembered.
+_MAX_UNABLE = 256
 _LIBRARIES = ("torch", "transformers", "sentence_transformers")
 _DIGESTED = ("task", "model", "commit", "dtype")
 
@@ -100,6 +102,7 @@ class ModelCache:
         self._policy = policy
         self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
         self._resolved: dict[tuple[str | None, ...], ResolvedModel] = {}
+        self._unable: dict[tuple[str, str], ModelError] = {}  #: by job and task: its model cannot do that one besides
         self._pinned = threading.Lock()  # held by other threads while they use a model
         self.changes = 0  #: how often a model was loaded or evicted
         self.evicted = 0  #: how many were evicted to make room for others
@@ -213,12 +216,29 @@ class ModelCache:
         from workers.inference.openai.batch_runner import OpenAIBatchRunner  # imports torch, as the model did
 
         def find(task: str) -> tuple[Runner, Mapping[str, Json]]:
-            declared = find_task(task).params or {}
-            params = {name: value for name, value in spec.params.items() if name in declared}
-            _, found, rest = self.get(replace(spec, task=task, params=params, format=None), reporter)
-            return found, rest
+            return self._find_other(spec, task, reporter)
 
         return OpenAIBatchRunner(runner, ALIASES.get(spec.task, spec.task), find, self._policy.load.max_new_tokens)
+
+    def _find_other(self, spec: JobSpec, task: str, reporter: Reporter) -> tuple[Runner, Mapping[str, Json]]:
+        """Return the runner of another task over a job's model, and those parameters of the job that it has.
+
+        Raises:
+            ModelError: as `get`; the model is not loaded again to find that it cannot do the task.
+        """
+        key = spec.id, task
+        if known := self._unable.get(key):
+            raise known
+        declared = find_task(task).params or {}
+        params = {name: value for name, value in spec.params.items() if name in declared}
+        try:
+            _, found, rest = self.get(replace(spec, task=task, params=params, format=None), reporter)
+        except ModelError as error:
+            if len(self._unable) >= _MAX_UNABLE:
+                self._unable.clear()
+            self._unable[key] = error
+            raise
+        return found, rest
 
     def _note_change(self) -> None:
         self.changes += 1
