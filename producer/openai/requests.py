@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from common.params import integer
 from common.records import Json
+from producer.openai.body import checked_param, texts_of
 from producer.openai.errors import bad_request
 from producer.openai.messages import has_images, read_messages
 from producer.openai.output_constraints import CONSTRAINT_NAMES, constraint_of_request
@@ -16,7 +17,6 @@ from producer.openai.sampling_params import (
     DEFAULTS,
     KNOWN,
     check_known,
-    checked_param,
     logprobs_of_chat,
     logprobs_of_completion,
     options_of,
@@ -58,7 +58,7 @@ def check_envelope(line: Json) -> None:
         raise bad_request(f"{' and '.join(missing)} missing; expected {_ENVELOPE}")
     if line.get("method") != "POST":
         raise bad_request(f"method must be POST, found {line.get('method')!r}")
-    if line.get("url") not in URLS:
+    if not isinstance(line.get("url"), str) or line["url"] not in URLS:
         raise bad_request(f"url must be one of {', '.join(URLS)}, found {line.get('url')!r}")
     body = line.get("body")
     if not isinstance(body, dict) or not isinstance(body.get("model"), str | None):
@@ -98,7 +98,7 @@ def _embedding(body: Mapping[str, Json]) -> dict[str, Json]:
     form = body.get("encoding_format") or "float"
     if form not in ("float", "base64"):
         raise bad_request(f"encoding_format must be float or base64, found {form!r}")
-    return {"texts": _texts(body, "input"), "options": options, "encoding_format": form}
+    return {"texts": texts_of(body, "input"), "options": options, "encoding_format": form}
 
 
 def _completion(body: Mapping[str, Json]) -> dict[str, Json]:
@@ -107,7 +107,7 @@ def _completion(body: Mapping[str, Json]) -> dict[str, Json]:
         raise bad_request("echo must be true or false")
     options = options_of(body) | logprobs_of_completion(body)
     return {
-        "prompts": _texts(body, "prompt"),
+        "prompts": texts_of(body, "prompt"),
         "echo": bool(body.get("echo")),
         **_generation(body, options, {"max_new_tokens": COMPLETION_TOKENS}),
         **constraint_of_request(body),
@@ -141,11 +141,3 @@ _READERS: Mapping[str, Callable[[Mapping[str, Json]], dict[str, Json]]] = {
     "/v1/score": read_score,
     "/v1/audio/transcriptions": read_transcription,
 }
-
-
-def _texts(body: Mapping[str, Json], name: str) -> list[str]:
-    value = body.get(name)
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise bad_request(f"{name} must be a text, or a list of texts (token ids are not supported)")
-    return texts

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from common.params import ParamType, integer, number
 from common.records import Json
 from common.task_params import TASK_PARAMS
+from producer.openai.body import checked_param
 from producer.openai.errors import bad_request
 
 #: Without effect on the text.
@@ -98,17 +99,6 @@ def set_answer_count(body: Mapping[str, Json], options: dict[str, Json]) -> int:
     if count > 1 and options.get("do_sample") is not False:
         options["num_return_sequences"] = count
     return count
-
-
-def checked_param(body: Mapping[str, Json], name: str, kind: ParamType) -> Json:
-    """Return a parameter of a request.
-
-    Raises:
-        RecordError: `bad_request`, it has another type.
-    """
-    if not kind.accepts(body[name]):
-        raise bad_request(f"{name} must be {kind.description}, found {body[name]!r:.200}")
-    return body[name]
 
 
 def logprobs_of_chat(body: Mapping[str, Json]) -> dict[str, Json]:

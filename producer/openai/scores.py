@@ -1,11 +1,12 @@
 """Requests that score pairs of texts: `/v1/rerank` and `/v1/score`, as vLLM takes them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from common.params import integer
 from common.records import Json
+from producer.openai.body import checked_param, texts_of
 from producer.openai.errors import bad_request
-from producer.openai.sampling_params import check_known, checked_param
+from producer.openai.sampling_params import check_known
 
 #: The two sides of the pairs of a score, by the names that vLLM has for them.
 _SIDES = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"))
@@ -20,7 +21,7 @@ def read_rerank(body: Mapping[str, Json]) -> dict[str, Json]:
     check_known(body, frozenset({"model", "query", "documents", "top_n"}))
     if not isinstance(body.get("query"), str):
         raise bad_request("query must be a text")
-    documents = _texts(body, "documents")
+    documents = texts_of(body, "documents")
     top = None if body.get("top_n") is None else checked_param(body, "top_n", integer(0))
     # vLLM takes 0, its default, for all of them.
     return {"rankings": [{"query": body["query"], "documents": documents}], "top_n": top or None, "options": {}}
@@ -36,7 +37,7 @@ def read_score(body: Mapping[str, Json]) -> dict[str, Json]:
     names = next((names for names in _SIDES if all(body.get(name) is not None for name in names)), None)
     if names is None or sum(body.get(name) is not None for name in {*_SIDES[0], *_SIDES[1], *_SIDES[2]}) != 2:
         raise bad_request(f"a score needs {' or '.join(f'{one} and {other}' for one, other in _SIDES)}")
-    queries, documents = (_texts(body, name) for name in names)
+    queries, documents = (texts_of(body, name) for name in names)
     if len(queries) == 1:
         return {"rankings": [{"query": queries[0], "documents": documents}], "options": {}}
     if len(queries) != len(documents):
@@ -45,11 +46,3 @@ def read_score(body: Mapping[str, Json]) -> dict[str, Json]:
         )
     pairs = [{"query": query, "documents": [document]} for query, document in zip(queries, documents, strict=True)]
     return {"rankings": pairs, "options": {}}
-
-
-def _texts(body: Mapping[str, Json], name: str) -> Sequence[str]:
-    value = body.get(name)
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise bad_request(f"{name} must be a list of texts, and not empty, found {value!r:.100}")
-    return texts

@@ -125,6 +125,7 @@ def test_an_unsupported_request_fails_alone(tmp_path: Path, fields: Json, words:
         ("7", "bad_request"),
         (line(CHAT, method="GET"), "bad_request"),
         (line(CHAT, url="/v1/images"), "bad_request"),
+        (line(CHAT, url=["/v1/score"]), "bad_request"),
         (line(CHAT, custom_id=7), "bad_request"),
         (line("text"), "bad_request"),
         (line({"model": "m", "query": "a"}, url="/v1/rerank"), "bad_request"),
