@@ -37,6 +37,33 @@ def is_chat(params: Mapping[str, Json]) -> bool:
     return chat
 
 
+def check_tool_calls(params: Mapping[str, Json]) -> None:
+    """Check the parameters of a job whose texts may call tools.
+
+    Args:
+        params: of the job, each checked by its type.
+
+    Raises:
+        ModelError: `bad_param`, parameters conflict, or a tool has no name.
+    """
+    if not params.get("tool_calls"):
+        return
+    if not params.get("tools"):
+        raise ModelError("bad_param", "tool_calls reads which of the tools a text calls, and tools names none.")
+    if not all(isinstance(tool_name(tool), str) for tool in params["tools"]):
+        raise ModelError(
+            "bad_param", 'tools must be a list of objects {"type": "function", "function": {"name": ..., ...}}.'
+        )
+    if params.get("return_full_text"):
+        raise ModelError("bad_param", "return_full_text=true cannot be combined with tool_calls: leave it out.")
+
+
+def tool_name(tool: Mapping[str, Json]) -> Json:
+    """Return the name of a tool, as chat templates take it: a function, alone or with its type beside it."""
+    function = tool.get("function", tool)
+    return function.get("name") if isinstance(function, Mapping) else None
+
+
 def user_message(text: str) -> list[dict[str, Json]]:
     """Return the messages that ask a plain text."""
     return [{"role": "user", "content": text}]

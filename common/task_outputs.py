@@ -20,6 +20,7 @@ _BOX = dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), INTEGER)
 _POINT = {"x": NUMBER, "y": NUMBER}
 _WORD = {"score": NUMBER, "token": INTEGER, "token_str": TEXT, "sequence": TEXT, "mask": INTEGER}
 _CELLS = {"answer": TEXT, "coordinates": [[INTEGER]], "cells": [TEXT], "aggregator": TEXT}
+_TOKEN = {"token": TEXT, "logprob": NUMBER}
 _HIDDEN_STATES = [[[FLOAT32]]]
 
 
@@ -94,10 +95,21 @@ def _generated(params: Params) -> OutputForm:
     name, shape, read = "text", TEXT, _reply
     if params.get("return_full_text"):
         name, shape, read = "messages", [{"role": TEXT, "content": TEXT}], _conversation
-    if not params.get("usage"):
+    return _told_texts(params, name, shape, read)
+
+
+def _told_texts(params: Params, name: str, shape: Shape, read: Callable[[Json], Json]) -> OutputForm:
+    """Return the form of generated texts: each alone, or in a struct with what the job asks to be told of it."""
+    more: dict[str, Shape] = {}
+    if params.get("tool_calls"):
+        more["tool_calls"] = [{"name": TEXT, "arguments": TEXT}]
+    if params.get("usage"):
+        more |= {"prompt_tokens": INTEGER, "completion_tokens": INTEGER, "finish_reason": TEXT}
+    if params.get("logprobs") is not None:
+        more["logprobs"] = [{**_TOKEN, "top_logprobs": [_TOKEN]}]
+    if not more:
         return _each_of(params, shape, lambda item: read(item["generated_text"]))
-    usage = {"prompt_tokens": INTEGER, "completion_tokens": INTEGER, "finish_reason": TEXT}
-    return _each_of(params, {name: shape, **usage}, lambda item: {**item, name: read(item["generated_text"])})
+    return _each_of(params, {name: shape, **more}, lambda item: {**item, name: read(item["generated_text"])})
 
 
 def _reply(generated: Json) -> Json:
@@ -133,7 +145,7 @@ def _speech(params: Params) -> OutputForm:
 
 
 def _replies(params: Params) -> OutputForm:
-    return _each_of(params, TEXT, lambda item: _reply(item["generated_text"]))
+    return _told_texts(params, "text", TEXT, _reply)
 
 
 def _visual_answers(params: Params) -> OutputForm:

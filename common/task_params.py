@@ -104,6 +104,16 @@ _CONSTRAINTS: Params = {
     "regex": ParamType("a regular expression", lambda value: isinstance(value, str) and bool(value), parse=str),
     "choices": ParamType("two texts or more: a list, or a text with commas", _is_choices, _parse_choices),
 }
+#: The most likely tokens that may be told of beside each token: as many as OpenAI's API allows.
+MAX_LOGPROBS = 20
+#: What is told of generated texts.
+_TEXT_DETAILS: Params = {
+    "logprobs": ParamType(
+        f"a whole number from 0 to {MAX_LOGPROBS}",
+        lambda value: NON_NEGATIVE_INTEGER.accepts(value) and value <= MAX_LOGPROBS,
+    ),
+    "usage": BOOLEAN,
+}
 _IDS = ParamType("a token id, or a list of them", _is_ids)
 _SYSTEM = ParamType(f"a text of up to {MAX_SYSTEM_LENGTH:,} characters", _is_system, parse=str)
 #: The function from a classifier's logits to scores.
@@ -183,6 +193,8 @@ AUDIO_GENERATE_PARAMS: Params = {
 #: Parameters of chats with images or audio.
 _MULTIMODAL_PARAMS: Params = {
     **{name: kind for name, kind in GENERATE_PARAMS.items() if name != "stop_strings"},
+    **_CONSTRAINTS,
+    **_TEXT_DETAILS,
     "chat": BOOLEAN,
     "clean_up_tokenization_spaces": BOOLEAN,
     "continue_final_message": BOOLEAN,
@@ -205,6 +217,7 @@ TASK_PARAMS: Mapping[str, Params] = {
     "text-generation": {
         **{name: kind for name, kind in GENERATE_PARAMS.items() if name != "stop_strings"},
         **_CONSTRAINTS,
+        **_TEXT_DETAILS,
         "add_special_tokens": BOOLEAN,
         "chat": BOOLEAN,
         "clean_up_tokenization_spaces": BOOLEAN,
@@ -217,8 +230,8 @@ TASK_PARAMS: Mapping[str, Params] = {
         "stop_sequence": STRINGS,  # the pipeline's name for stop strings
         "system": _SYSTEM,
         "tokenizer_encode_kwargs": OBJECT,
+        "tool_calls": BOOLEAN,
         "tools": OBJECTS,
-        "usage": BOOLEAN,
     },
     "feature-extraction": {"truncation": _TRUNCATION},
     "embedding": {

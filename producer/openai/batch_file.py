@@ -10,21 +10,17 @@ from common.inputs.sources import find_sources, open_bytes
 from common.inputs.text import json_records
 from common.records import Failure, Json, Record
 from common.tasks import ALIASES, TASKS, find_task
-from producer.openai.requests import URLS, build_input, check_envelope
+from producer.openai.errors import bad_request
+from producer.openai.requests import URLS, build_input, check_envelope, task_of
 
 
 @dataclass(frozen=True, slots=True)
 class BatchFile:
     """What all requests of a batch have in common."""
 
-    url: str  #: of the first request; the others may be for another one of the same task
+    task: str  #: of the job: the one that answers the first request; others answer theirs besides
     model: str | None  #: that of every request; None: the job names its own
     paths: tuple[str, ...]  #: of the files
-
-    @property
-    def task(self) -> str:
-        """The task that answers them."""
-        return URLS[self.url]
 
 
 def find_batch(inputs: Sequence[str], task: str | None, model: str | None, max_bytes: int) -> BatchFile:
@@ -36,9 +32,12 @@ def find_batch(inputs: Sequence[str], task: str | None, model: str | None, max_b
     if "-" in inputs:
         raise UsageError("A batch file is opened twice, which standard input cannot be. Name a file.")
     first = _first_request(inputs, max_bytes)
-    batch = BatchFile(first["url"], None if model else first["body"].get("model"), tuple(inputs))
-    if task is not None and ALIASES.get(task, find_task(task).name) != batch.task:
-        raise UsageError(f"--task {task}: the requests are for {batch.url}, which is {batch.task}. Leave --task out.")
+    url, body = first["url"], first["body"]
+    named = None if task is None else ALIASES.get(task, find_task(task).name)
+    if named not in (None, *URLS[url]):
+        answer = " or ".join(URLS[url])
+        raise UsageError(f"--task {task}: the first request is for {url}, which is {answer}. Leave --task out.")
+    batch = BatchFile(named or task_of(url, body), None if model else body.get("model"), tuple(inputs))
     if model is None and batch.model is None:
         raise UsageError("The first request names no model; name one with --model.")
     return batch
@@ -57,7 +56,7 @@ def _first_request(inputs: Sequence[str], max_bytes: int) -> dict[str, Json]:
 
 
 def read_batch(batch: BatchFile, max_bytes: int) -> Iterator[Record]:
-    """Yield a record for each line; only the record fails if its request is not of this batch or not supported.
+    """Yield a record for each line; only the record fails if its request is not supported.
 
     Raises:
         UsageError: An input cannot be read.
@@ -74,18 +73,12 @@ def read_batch(batch: BatchFile, max_bytes: int) -> Iterator[Record]:
 
 def _input(line: dict[str, Json], batch: BatchFile) -> Json:
     url, body = line["url"], line["body"]
-    if URLS[url] != batch.task:
-        raise RecordError(
-            "bad_request",
-            f"url is {url}, which is {URLS[url]}; the first request of this batch is for {batch.url}, {batch.task}",
-        )
     if batch.model is not None and body.get("model") != batch.model:
-        raise RecordError(
-            "bad_request",
+        raise bad_request(
             f"model is {body.get('model')!r}; the first request of this batch is for {batch.model!r}. "
             "--model runs all requests with one model, whatever they name.",
         )
-    return build_input(url, body)
+    return build_input(url, body, batch.task)
 
 
 @dataclass(frozen=True, slots=True)

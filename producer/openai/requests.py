@@ -1,31 +1,44 @@
 """One request of a batch file as the input of a record.
 
-The input holds what the worker needs (`prompts`, `messages` or `texts`; `defaults`, `options`, `constraint`) and what
-the response is made of (`url`, `model`, `n`, `encoding_format`).
+The input holds what the worker needs (`task`; `prompts`, `messages`, `texts`, `rankings` or `file`; `defaults`,
+`options`, `constraint`) and what the response is made of (`url`, `model`, `n`, `encoding_format`, `top_n`).
 """
 
 from collections.abc import Callable, Mapping
 
-from common.errors import RecordError
 from common.params import integer
 from common.records import Json
-from producer.openai.output_constraints import NAMES, constraint_of_request
+from producer.openai.body import checked_param, texts_of
+from producer.openai.errors import bad_request
+from producer.openai.messages import has_images, read_messages
+from producer.openai.output_constraints import CONSTRAINT_NAMES, constraint_of_request
 from producer.openai.sampling_params import (
     COMPLETION_TOKENS,
     DEFAULTS,
     KNOWN,
     check_known,
-    checked_param,
+    logprobs_of_chat,
+    logprobs_of_completion,
     options_of,
     set_answer_count,
 )
+from producer.openai.scores import read_rerank, read_score
+from producer.openai.tools import TOOL_NAMES, read_tools
+from producer.openai.transcriptions import read_transcription
 
-#: What `url` may be, and the task that answers it.
-URLS = {
-    "/v1/embeddings": "embedding",
-    "/v1/completions": "text-generation",
-    "/v1/chat/completions": "text-generation",
+#: The task of chats with images; it answers chats without as well.
+IMAGE_CHAT = "image-text-to-text"
+#: What `url` may be, and the tasks that answer it: the usual one first.
+URLS: Mapping[str, tuple[str, ...]] = {
+    "/v1/chat/completions": ("text-generation", IMAGE_CHAT),
+    "/v1/completions": ("text-generation",),
+    "/v1/embeddings": ("embedding",),
+    "/v1/rerank": ("rerank",),
+    "/v1/score": ("rerank",),
+    "/v1/audio/transcriptions": ("automatic-speech-recognition",),
 }
+
+_GENERATION = KNOWN | CONSTRAINT_NAMES | {"model", "logprobs"}
 
 
 _ENVELOPE = 'an object {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {...}}'
@@ -38,27 +51,43 @@ def check_envelope(line: Json) -> None:
         RecordError: `bad_request`.
     """
     if not isinstance(line, dict):
-        raise RecordError("bad_request", f"expected {_ENVELOPE}")
+        raise bad_request(f"expected {_ENVELOPE}")
     if not isinstance(line.get("custom_id"), str):
-        raise RecordError("bad_request", "custom_id is missing, or not text")
+        raise bad_request("custom_id is missing, or not text")
     if missing := [name for name in ("method", "url", "body") if line.get(name) is None]:
-        raise RecordError("bad_request", f"{' and '.join(missing)} missing; expected {_ENVELOPE}")
+        raise bad_request(f"{' and '.join(missing)} missing; expected {_ENVELOPE}")
     if line.get("method") != "POST":
-        raise RecordError("bad_request", f"method must be POST, found {line.get('method')!r}")
-    if line.get("url") not in URLS:
-        raise RecordError("bad_request", f"url must be one of {', '.join(URLS)}, found {line.get('url')!r}")
+        raise bad_request(f"method must be POST, found {line.get('method')!r}")
+    if not isinstance(line.get("url"), str) or line["url"] not in URLS:
+        raise bad_request(f"url must be one of {', '.join(URLS)}, found {line.get('url')!r}")
     body = line.get("body")
     if not isinstance(body, dict) or not isinstance(body.get("model"), str | None):
-        raise RecordError("bad_request", "body must be an object, its model a text")
+        raise bad_request("body must be an object, its model a text")
 
 
-def build_input(url: str, body: Mapping[str, Json]) -> dict[str, Json]:
-    """Return the input of the record for a request.
+def task_of(url: str, body: Mapping[str, Json], job: str | None = None) -> str:
+    """Return the task that answers a request.
+
+    Args:
+        url: of the request.
+        body: of the request.
+        job: the task of the job: if that can answer it, it does.
+    """
+    usual, *others = URLS[url]
+    if job in others or (others and has_images(body.get("messages"))):
+        return others[0]
+    return usual
+
+
+def build_input(url: str, body: Mapping[str, Json], job: str) -> dict[str, Json]:
+    """Return the input of the record for a request in a job of that task.
 
     Raises:
         RecordError: `bad_request`, a parameter is unknown, unsupported or missing.
     """
-    return {"url": url, "model": body.get("model"), **_READERS[url](body)}
+    task = task_of(url, body, job)
+    fields = _chat(body, task) if url in _CHATS else _READERS[url](body)
+    return {"url": url, "task": task, "model": body.get("model"), **fields}
 
 
 def _embedding(body: Mapping[str, Json]) -> dict[str, Json]:
@@ -68,70 +97,47 @@ def _embedding(body: Mapping[str, Json]) -> dict[str, Json]:
         options = {"truncate_dim": checked_param(body, "dimensions", integer(1)), "normalize": True}
     form = body.get("encoding_format") or "float"
     if form not in ("float", "base64"):
-        raise RecordError("bad_request", f"encoding_format must be float or base64, found {form!r}")
-    return {"texts": _texts(body, "input"), "options": options, "encoding_format": form}
+        raise bad_request(f"encoding_format must be float or base64, found {form!r}")
+    return {"texts": texts_of(body, "input"), "options": options, "encoding_format": form}
 
 
 def _completion(body: Mapping[str, Json]) -> dict[str, Json]:
-    check_known(body, KNOWN | NAMES | {"model", "prompt", "echo"})
+    check_known(body, _GENERATION | {"prompt", "echo"})
     if not isinstance(body.get("echo"), bool | None):
-        raise RecordError("bad_request", "echo must be true or false")
-    generation = _generation(body, {"max_new_tokens": COMPLETION_TOKENS})
-    return {"prompts": _texts(body, "prompt"), "echo": bool(body.get("echo")), **generation}
-
-
-def _chat(body: Mapping[str, Json]) -> dict[str, Json]:
-    check_known(body, KNOWN | NAMES | {"model", "messages"})
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise RecordError("bad_request", "messages must be a list of messages")
-    # The API always begins a new message; the pipeline would continue an assistant's last one.
-    return {"messages": [_message(m) for m in messages], **_generation(body, {"continue_final_message": False})}
-
-
-_READERS: Mapping[str, Callable[[Mapping[str, Json]], dict[str, Json]]] = {
-    "/v1/embeddings": _embedding,
-    "/v1/completions": _completion,
-    "/v1/chat/completions": _chat,
-}
-
-
-def _generation(body: Mapping[str, Json], defaults: Mapping[str, Json]) -> dict[str, Json]:
-    options = options_of(body)
+        raise bad_request("echo must be true or false")
+    options = options_of(body) | logprobs_of_completion(body)
     return {
-        "n": set_answer_count(body, options),
-        "defaults": {**DEFAULTS, **defaults},
-        "options": options,
+        "prompts": texts_of(body, "prompt"),
+        "echo": bool(body.get("echo")),
+        **_generation(body, options, {"max_new_tokens": COMPLETION_TOKENS}),
         **constraint_of_request(body),
     }
 
 
-def _texts(body: Mapping[str, Json], name: str) -> list[str]:
-    value = body.get(name)
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise RecordError("bad_request", f"{name} must be a text, or a list of texts (token ids are not supported)")
-    return texts
+def _chat(body: Mapping[str, Json], task: str) -> dict[str, Json]:
+    check_known(body, _GENERATION | TOOL_NAMES | {"messages", "top_logprobs"})
+    use = read_tools(body)
+    if use.options and task == IMAGE_CHAT:
+        raise bad_request("tools are not supported in chats of image-text-to-text")
+    options = options_of(body) | logprobs_of_chat(body) | use.options
+    return {
+        "messages": read_messages(body, in_parts=task == IMAGE_CHAT),
+        # The API always begins a new message; the pipeline would continue an assistant's last one.
+        **_generation(body, options, {"continue_final_message": False}),
+        **constraint_of_request(body, use.schema),
+        **use.fields,
+    }
 
 
-_NOT_PASSED = ("tool_calls", "function_call", "audio")
+def _generation(body: Mapping[str, Json], options: dict[str, Json], defaults: Mapping[str, Json]) -> dict[str, Json]:
+    return {"n": set_answer_count(body, options), "defaults": {**DEFAULTS, **defaults}, "options": options}
 
 
-def _message(message: Json) -> dict[str, Json]:
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise RecordError("bad_request", 'a message must be an object {"role": ..., "content": ...}')
-    unsupported = next((name for name in _NOT_PASSED if message.get(name)), None)
-    if unsupported:
-        raise RecordError("bad_request", f"{unsupported} in messages is not supported")
-    role = {"developer": "system"}.get(message["role"], message["role"])
-    # Other fields (`name`, `tool_call_id`, `reasoning_content`) are for the model's chat template.
-    others = {name: value for name, value in message.items() if value is not None and name not in _NOT_PASSED}
-    return {**others, "role": role, "content": _content(message.get("content"))}
-
-
-def _content(content: Json) -> str:
-    """Return the text of a message; parts are joined."""
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in parts):
-        raise RecordError("bad_request", "the content of a message must be text, or parts of text")
-    return "".join(part["text"] for part in parts)
+_CHATS = ("/v1/chat/completions",)
+_READERS: Mapping[str, Callable[[Mapping[str, Json]], dict[str, Json]]] = {
+    "/v1/completions": _completion,
+    "/v1/embeddings": _embedding,
+    "/v1/rerank": read_rerank,
+    "/v1/score": read_score,
+    "/v1/audio/transcriptions": read_transcription,
+}

@@ -1,10 +1,7 @@
 """OpenAI batch output: a line with the response or the error of each request."""
 
-import base64
 import hashlib
-import sys
-from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from common.errors import PayloadError, ResultsLost, UsageError
@@ -12,6 +9,7 @@ from common.jobs import JobSpec
 from common.json_codec import to_json
 from common.records import Failure, Json
 from common.results import NOT_RUN, ResultLayout, ResultRow
+from producer.openai.bodies import response_body
 from producer.outputs.targets import OutputFile, check_responses
 from producer.outputs.text import JsonLinesWriter
 
@@ -83,8 +81,14 @@ def _body(row: ResultRow, spec: JobSpec, name: str) -> Json:
     if row.input is None:
         raise ResultsLost(f"the request {to_json(row.id)} of job {spec.id} is gone, so its response cannot be written.")
     try:
-        return _BODIES[row.input["url"]](row, spec, name)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:  # untrusted, as everything from Redis
+        return response_body(row, spec, name)
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+    ) as error:  # untrusted, as everything from Redis
         raise PayloadError(f"the outcome of {to_json(row.id)} is not an answer to its request") from error
 
 
@@ -95,63 +99,3 @@ def _response(status: int, name: str, body: Json) -> dict[str, Json]:
 def _error(failure: Failure, status: int) -> dict[str, Json]:
     kind = "server_error" if status == 500 else "invalid_request_error"
     return {"message": failure.message, "type": kind, "param": None, "code": failure.code}
-
-
-def _model(row: ResultRow, spec: JobSpec) -> str:
-    return row.input.get("model") or spec.model or ""
-
-
-def _embeddings(row: ResultRow, spec: JobSpec, _: str) -> dict[str, Json]:
-    tokens = row.output["prompt_tokens"]
-    form: Callable[[Json], Json] = _base64 if row.input["encoding_format"] == "base64" else list
-    data = [
-        {"object": "embedding", "index": index, "embedding": form(vector)}
-        for index, vector in enumerate(row.output["embeddings"])
-    ]
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"object": "list", "data": data, "model": _model(row, spec), "usage": usage}
-
-
-def _base64(vector: list[float]) -> str:
-    numbers = array("f", vector)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return base64.b64encode(numbers.tobytes()).decode()
-
-
-def _completion(row: ResultRow, spec: JobSpec, name: str) -> dict[str, Json]:
-    choices = [
-        {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
-        for index, (text, reason) in enumerate(row.output["choices"])
-    ]
-    return {"id": f"cmpl-{name}", "object": "text_completion", **_written(row, spec, choices)}
-
-
-def _chat(row: ResultRow, spec: JobSpec, name: str) -> dict[str, Json]:
-    choices = [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": reason,
-        }
-        for index, (text, reason) in enumerate(row.output["choices"])
-    ]
-    return {"id": f"chatcmpl-{name}", "object": "chat.completion", **_written(row, spec, choices)}
-
-
-def _written(row: ResultRow, spec: JobSpec, choices: list[dict[str, Json]]) -> dict[str, Json]:
-    prompt_tokens, completion_tokens = row.output["prompt_tokens"], row.output["completion_tokens"]
-    usage = {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
-    return {"created": int(spec.created_at), "model": _model(row, spec), "choices": choices, "usage": usage}
-
-
-_BODIES: Mapping[str, Callable[[ResultRow, JobSpec, str], dict[str, Json]]] = {
-    "/v1/embeddings": _embeddings,
-    "/v1/completions": _completion,
-    "/v1/chat/completions": _chat,
-}

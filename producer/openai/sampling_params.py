@@ -6,14 +6,16 @@ like one that follows it.
 
 from collections.abc import Mapping
 
-from common.errors import RecordError
 from common.params import ParamType, integer, number
 from common.records import Json
+from common.task_params import TASK_PARAMS
+from producer.openai.body import checked_param
+from producer.openai.errors import bad_request
 
 #: Without effect on the text.
 IGNORED = frozenset(
     {
-        "metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
+        "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
         "service_tier", "store", "stream_options", "user",
     }
 )  # fmt: skip
@@ -42,8 +44,7 @@ _NOOP_VALUES: Mapping[str, tuple[Json, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
-    "logprobs": (False, 0),
-    "top_logprobs": (0,),
+    "parallel_tool_calls": (True, False),
     "stream": (False,),
     "suffix": ("",),
     "best_of": (1,),
@@ -66,9 +67,9 @@ def check_known(body: Mapping[str, Json], known: frozenset[str]) -> None:
         if name in known or name in IGNORED or value is None:
             continue
         if name not in _NOOP_VALUES:
-            raise _bad(f"unknown parameter {name!r}; known are {', '.join(sorted(known))}")
+            raise bad_request(f"unknown parameter {name!r}; known are {', '.join(sorted(known))}")
         if not any(value == noop and isinstance(value, bool) == isinstance(noop, bool) for noop in _NOOP_VALUES[name]):
-            raise _bad(f"{name} is not supported")
+            raise bad_request(f"{name} is not supported")
 
 
 def options_of(body: Mapping[str, Json]) -> dict[str, Json]:
@@ -94,21 +95,41 @@ def set_answer_count(body: Mapping[str, Json], options: dict[str, Json]) -> int:
     """Return the number of answers, and add it to `options` unless all answers would be the same."""
     count: int = 1 if body.get("n") is None else checked_param(body, "n", integer(1))
     if count > MAX_ANSWERS:
-        raise _bad(f"n must be at most {MAX_ANSWERS}, found {count}")
+        raise bad_request(f"n must be at most {MAX_ANSWERS}, found {count}")
     if count > 1 and options.get("do_sample") is not False:
         options["num_return_sequences"] = count
     return count
 
 
-def checked_param(body: Mapping[str, Json], name: str, kind: ParamType) -> Json:
-    """Return a parameter of a request.
+def logprobs_of_chat(body: Mapping[str, Json]) -> dict[str, Json]:
+    """Return the runner's option for the log-probabilities of a chat, if it asks for any.
 
     Raises:
-        RecordError: `bad_request`, it has another type.
+        RecordError: `bad_request`.
     """
-    if not kind.accepts(body[name]):
-        raise _bad(f"{name} must be {kind.description}, found {body[name]!r:.200}")
-    return body[name]
+    asked, top = body.get("logprobs"), body.get("top_logprobs")
+    if not isinstance(asked, bool | None):
+        raise bad_request(f"logprobs must be true or false, found {asked!r:.200}")
+    if top and not asked:
+        raise bad_request("top_logprobs needs logprobs to be true")
+    return {"logprobs": _count(body, "top_logprobs") if top is not None else 0} if asked else {}
+
+
+def logprobs_of_completion(body: Mapping[str, Json]) -> dict[str, Json]:
+    """Return the runner's option for the log-probabilities of a completion, if it asks for any.
+
+    Raises:
+        RecordError: `bad_request`.
+    """
+    if body.get("logprobs") is None:
+        return {}
+    if body.get("echo"):
+        raise bad_request("logprobs cannot be combined with echo: those of the prompt are not computed")
+    return {"logprobs": _count(body, "logprobs")}
+
+
+def _count(body: Mapping[str, Json], name: str) -> Json:
+    return checked_param(body, name, TASK_PARAMS["text-generation"]["logprobs"])
 
 
 def _stop_sequences(body: Mapping[str, Json]) -> dict[str, Json]:
@@ -117,9 +138,5 @@ def _stop_sequences(body: Mapping[str, Json]) -> dict[str, Json]:
     if not stops:
         return {}
     if not isinstance(stops, list) or not all(isinstance(text, str) and text for text in stops):
-        raise _bad("stop must be a text, or a list of texts")
+        raise bad_request("stop must be a text, or a list of texts")
     return {"stop_sequence": stops}
-
-
-def _bad(what: str) -> RecordError:
-    return RecordError("bad_request", what)

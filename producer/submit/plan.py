@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 from common.chat import TASK as CHAT_TASK
-from common.chat import is_chat
+from common.chat import check_tool_calls, is_chat
 from common.embedding_params import check_embedding_params
 from common.errors import ModelError, StorageError, UsageError
 from common.gpus import find_gpus
@@ -42,6 +42,7 @@ from producer.submit.schema_file import with_schema
 
 def _check_generation(params: Mapping[str, Json]) -> None:
     is_chat(params)
+    check_tool_calls(params)
     constraint_of(params)
 
 
@@ -49,6 +50,8 @@ def _check_generation(params: Mapping[str, Json]) -> None:
 _CHECKS: Mapping[str, Callable[[Mapping[str, Json]], object]] = {
     "embedding": check_embedding_params,
     CHAT_TASK: _check_generation,
+    "image-text-to-text": constraint_of,
+    "any-to-any": constraint_of,
 }
 
 MAX_KEY_LENGTH = 256
@@ -387,7 +390,7 @@ def _check_task_params(task: Task, options: SubmitOptions, model: str | None) ->
         values = with_chat(values, options, task, model)
         if task.name == "embedding":
             values = with_ranges(values)
-        if task.name == CHAT_TASK:
+        if "json_schema" in (task.params or {}):
             values = with_schema(values)
         if task.params is not None:
             values = check_params(task.name, task.params, values)

@@ -65,6 +65,13 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
+#: One that shows the model its tools, as those that follow Hermes do, and the calls and results of earlier messages.
+TOOL_TEMPLATE = (
+    "{% if tools %}tools: {{ tools | tojson }} <tool_call>{% endif %}"
+    "{% for message in messages %}{{ message.role + ': ' + message.content }}"
+    "{% for call in message.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments.city }}){% endfor %}"
+    "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -175,14 +182,16 @@ def masked_roberta(directory: Path) -> Path:
     return _save(RobertaForMaskedLM(config), directory)
 
 
-def causal_gpt2(directory: Path, *, pad: bool = False, chat: bool = True, positions: int = 96) -> Path:
+def causal_gpt2(
+    directory: Path, *, pad: bool = False, chat: bool = True, positions: int = 96, template: str = CHAT_TEMPLATE
+) -> Path:
     vocabulary, merges = byte_level_files(directory)
     end = "<|endoftext|>"
     tokenizer = GPT2Tokenizer(vocab=vocabulary, merges=merges, unk_token=end, bos_token=end, eos_token=end)
     if pad:
         tokenizer.pad_token = "<pad>"
     if chat:
-        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.chat_template = template
     tokenizer.save_pretrained(directory)
     torch.manual_seed(3)
     stop = vocabulary[end]

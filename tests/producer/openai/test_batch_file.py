@@ -14,6 +14,18 @@ from producer.openai import find_batch, read_batch, response_line
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
 
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+WAV = "data:audio/wav;base64,UklGRg=="
+
+
+def function(name: str, parameters: Json) -> Json:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def image(url: Json) -> Json:
+    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+
+
 def line(body: Json, url: str = "/v1/chat/completions", **more: Json) -> Json:
     return {"custom_id": "r1", "method": "POST", "url": url, "body": body, **more}
 
@@ -44,6 +56,11 @@ def options(directory: Path, **more: Json) -> Json:
         ({"stop": ["a", "b"]}, {"stop_sequence": ["a", "b"]}),
         ({"seed": 7, "top_p": 0.9, "top_k": -1, "min_p": 0.1}, {"seed": 7, "top_p": 0.9, "top_k": 0, "min_p": 0.1}),
         ({"user": "me", "metadata": {"a": "b"}, "stream": False, "logprobs": None, "tools": []}, {}),
+        ({"logprobs": True}, {"logprobs": 0}),
+        ({"logprobs": True, "top_logprobs": 5}, {"logprobs": 5}),
+        ({"tools": TOOLS}, {"tools": TOOLS, "tool_calls": True}),
+        ({"tools": TOOLS, "tool_choice": "none"}, {}),
+        ({"tools": TOOLS, "tool_choice": "required"}, {"tools": TOOLS}),
     ],
 )
 def test_parameters_become_options_of_the_runner(tmp_path: Path, fields: Json, wanted: Json):
@@ -53,9 +70,22 @@ def test_parameters_become_options_of_the_runner(tmp_path: Path, fields: Json, w
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"tools": [{"type": "function"}]}, "tools is not supported"),
+        ({"tools": [{"type": "function"}]}, "tools must be a list of"),
+        ({"tools": [*TOOLS, *TOOLS]}, "two functions named 'weather'"),
+        ({"tools": [function("f", {"type": "array"})]}, "must be a JSON schema of an object"),
+        ({"tools": [function("f", {"properties": {"a": {"type": "strin"}}})]}, "json_schema.properties.a.type"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "time"}}}, "tools has weather"),
+        ({"tool_choice": "required"}, "has no tools"),
+        ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice must be"),
+        ({"tools": TOOLS, "tool_choice": "required", "stop": "a"}, "stop cannot be combined with tool_choice"),
+        (
+            {"tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}},
+            "response_format and tool_choice each say",
+        ),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be a whole number from 0 to 20"),
+        ({"top_logprobs": 2}, "needs logprobs"),
+        ({"logprobs": 3}, "logprobs must be true or false"),
         ({"stream": True}, "stream is not supported"),
-        ({"logprobs": True}, "logprobs is not supported"),
         ({"response_format": {"type": "xml"}}, "response_format must be"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}, "response_format must be"),
         (
@@ -72,8 +102,11 @@ def test_parameters_become_options_of_the_runner(tmp_path: Path, fields: Json, w
         ({"n": 1000}, "n must be at most 128"),
         ({"stop": [""]}, "stop must be"),
         ({"messages": []}, "messages must be"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "parts of text"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "tool_calls in messages"),
+        ({"messages": image("https://example.com/a.png")}, "the address 'https://example.com/a.png', and workers open"),
+        ({"messages": image(None)}, "image_url must be a data: URL"),
+        ({"messages": image("data:image/png;base64,AA=="), "tools": TOOLS}, "tools are not supported"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "parts of text and images"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "tool_calls of a message must be"),
         ({"model": "other"}, "model is 'other'; the first request of this batch is for 'm'"),
     ],
 )
@@ -92,9 +125,19 @@ def test_an_unsupported_request_fails_alone(tmp_path: Path, fields: Json, words:
         ("7", "bad_request"),
         (line(CHAT, method="GET"), "bad_request"),
         (line(CHAT, url="/v1/images"), "bad_request"),
+        (line(CHAT, url=["/v1/score"]), "bad_request"),
         (line(CHAT, custom_id=7), "bad_request"),
         (line("text"), "bad_request"),
-        (line({"model": "m", "input": "a"}, url="/v1/embeddings"), "bad_request"),
+        (line({"model": "m", "query": "a"}, url="/v1/rerank"), "bad_request"),
+        (line({"model": "m", "query": "a", "documents": []}, url="/v1/rerank"), "bad_request"),
+        (line({"model": "m", "text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, url="/v1/score"), "bad_request"),
+        (line({"model": "m", "text_1": ["a", "b"]}, url="/v1/score"), "bad_request"),
+        (line({"model": "m", "file_url": "http://a/b.wav"}, url="/v1/audio/transcriptions"), "bad_request"),
+        (line({"model": "m", "file_url": WAV, "prompt": "a"}, url="/v1/audio/transcriptions"), "bad_request"),
+        (
+            line({"model": "m", "file_url": WAV, "response_format": "srt"}, url="/v1/audio/transcriptions"),
+            "bad_request",
+        ),
     ],
 )
 def test_a_line_that_is_not_a_request_of_this_batch_fails_alone(tmp_path: Path, text: Json, code: str):
@@ -127,13 +170,76 @@ def test_what_else_a_message_says_reaches_the_chat_template(tmp_path: Path):
     assert record.input["messages"] == [{"role": "tool", "content": "5"} | more]
 
 
+def test_a_tool_that_must_be_called_constrains_the_answer(tmp_path: Path):
+    place = {"type": "object", "properties": {"of": {"$ref": "#/$defs/city"}}, "$defs": {"city": {"type": "string"}}}
+    both = [function("a", place), function("b", place)]
+    chosen = {"type": "function", "function": {"name": "a"}}
+    one, any_of, single = read(
+        tmp_path,
+        *(line(CHAT | {"tools": both, "tool_choice": choice}) for choice in (chosen, "required")),
+        line(CHAT | {"tools": both, "tool_choice": "required", "parallel_tool_calls": False}),
+    )
+    assert one.input["constraint"] == {"kind": "json_schema", "value": place}
+    assert one.input["function"] == "a"
+    schema = any_of.input["constraint"]["value"]
+    assert schema["$defs"] == place["$defs"]  # they are found from the root of the schema
+    assert [call["properties"]["name"] for call in schema["items"]["anyOf"]] == [{"const": "a"}, {"const": "b"}]
+    assert any_of.input["calls"]
+    assert "maxItems" not in schema
+    assert single.input["constraint"]["value"]["maxItems"] == 1
+    clashing = function("c", place | {"$defs": {"city": {"type": "integer"}}})
+    [bad] = read(tmp_path, line(CHAT | {"tools": [*both, clashing], "tool_choice": "required"}))
+    assert bad.failure and "different $defs named 'city'" in bad.failure.message
+    [circular] = read(
+        tmp_path,
+        line(CHAT | {"tools": [function("d", {"properties": {"x": {"$ref": "#"}}})], "tool_choice": "required"}),
+    )
+    assert circular.failure and "refer to themselves" in circular.failure.message
+
+
+def test_calls_of_tools_in_messages_have_their_arguments_as_objects(tmp_path: Path):
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    asked = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "5"}]
+    [record] = read(tmp_path, line({"model": "m", "messages": asked}))
+    [message, _] = record.input["messages"]
+    assert message["content"] == ""
+    assert message["tool_calls"][0]["function"]["arguments"] == {"city": "Oslo"}
+
+
+def test_requests_for_several_urls_share_a_file_and_an_unknown_one_fails_with_its_line(tmp_path: Path):
+    bodies = {
+        "/v1/chat/completions": CHAT,
+        "/v1/embeddings": {"model": "m", "input": "a"},
+        "/v1/rerank": {"model": "m", "query": "a", "documents": ["b"]},
+        "/v1/score": {"model": "m", "text_1": "a", "text_2": ["b", "c"]},
+        "/v1/audio/transcriptions": {"model": "m", "file_url": WAV},
+        "/v1/images": {"model": "m"},
+    }
+    *records, unknown = read(tmp_path, *(line(body, url) for url, body in bodies.items()))
+    assert [record.input["task"] for record in records] == [
+        "text-generation", "embedding", "rerank", "rerank", "automatic-speech-recognition",
+    ]  # fmt: skip
+    assert unknown.failure and "line 6: url must be one of" in unknown.failure.message
+
+
+def test_chats_with_images_are_for_models_that_see(tmp_path: Path):
+    seen = image("data:image/png;base64,AA==")
+    first, second = read(tmp_path, line(CHAT), line({"model": "m", "messages": seen}))
+    assert [record.input["task"] for record in (first, second)] == ["text-generation", "image-text-to-text"]
+    assert first.input["messages"][0]["content"] == "hello"
+    # The model of a job that begins with an image answers the chats without one, too.
+    first, second = read(tmp_path, line({"model": "m", "messages": seen}), line(CHAT))
+    assert [record.input["task"] for record in (first, second)] == ["image-text-to-text"] * 2
+    assert second.input["messages"][0]["content"] == [{"type": "text", "text": "hello"}]
+
+
 @pytest.mark.parametrize(
     ("text", "task", "words"),
     [
         ("\n", None, "no line is a request"),
         ("{}\n", None, "custom_id is missing"),
         ('{"custom_id": "0", "url": "/v1/chat/completions", "body": {}}\n', None, "line 1: method missing; expected"),
-        (json.dumps(line(CHAT)), "embedding", "which is text-generation"),
+        (json.dumps(line(CHAT)), "embedding", "which is text-generation or image-text-to-text"),
         (json.dumps(line({"messages": []})), None, "names no model"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from common.jobs import JobSpec, new_job_id
 from common.records import FileInput
 from common.reporting import Reporter
 from common.tasks import TASKS
+from tests.support import tiny_models
 from tests.support.device_process import StageList
 from tests.support.processes import PLUGINS
 from workers.device.server.calibration import warm_up
 from workers.device.server.memory import memory_of, weight_bytes
 from workers.device.server.model_cache import ModelCache
+from workers.inference.core.runner import NullMonitor
 from workers.inference.core.samples import samples
 from workers.models.resolver import ModelPolicy
 
@@ -153,3 +156,19 @@ def test_there_are_samples_that_have_the_fields_of_every_task(task: str):
     for sample in samples(task):
         value = sample.input if isinstance(sample, FileInput) else sample
         assert TASKS[task].build_input(value if isinstance(value, dict) else {TASKS[task].primary_field: value})
+
+
+def test_a_model_that_cannot_do_the_task_of_some_requests_is_not_loaded_for_each_chunk(
+    models: ModelCache, tmp_path: Path
+):
+    stages: list[str] = []
+    model = str(tiny_models.causal_gpt2(tmp_path / "model"))
+    spec = replace(_spec("text-generation", model), format="openai")
+    asked = [{"prompts": ["a"], "options": {"do_sample": False, "max_new_tokens": 1}}]
+    asked += [{"task": "rerank", "rankings": [{"query": "a", "documents": ["b"]}], "options": {}}]
+    for _ in range(2):
+        _, runner, params = models.get(spec, StageList(stages))
+        first, second = runner.run(asked, params, NullMonitor())
+        assert first.failure is None
+        assert second.failure is not None and second.failure.code == "missing_weights"
+    assert len([stage for stage in stages if stage]) == 2  # one load for each task

@@ -21,14 +21,13 @@ from transformers import (
 )
 
 from common.errors import Cancelled
-from common.jobs import JobSpec
 from tests.support import tiny_models
 from tests.support.pipeline_reference import runner_of
 from tests.support.tiny_models import TEXTS, RecordingMonitor, mixed
 from workers.inference.generation import continuous_batching_cpu
 from workers.inference.generation.continuous_batching import ContinuousBatcher, try_batcher
 from workers.inference.generation.continuous_batching_cpu import CpuContinuousBatcher
-from workers.inference.tasks.openai_requests import wrap_openai_runner
+from workers.inference.openai.batch_runner import OpenAIBatchRunner
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 
 #: A cache for a CPU: by itself it takes most of the memory.
@@ -87,11 +86,11 @@ def test_texts_and_their_counts_are_those_of_static_batches(gpt2, runner):
 
 
 def test_requests_are_answered_the_same(runner):
-    spec = JobSpec("0" * 12, "text-generation", "m", format="openai")
+    requests = OpenAIBatchRunner(runner, "text-generation", lambda task: (runner, {}), 100)
     records = [{"prompts": ["the old cat", "a dog"], "options": {"do_sample": False, "max_new_tokens": 5}}]
-    found = wrap_openai_runner(spec, runner, 100).run(records, {}, RecordingMonitor())
+    found = requests.run(records, {}, RecordingMonitor())
     runner.task.batcher = None
-    expected = wrap_openai_runner(spec, runner, 100).run(records, {}, RecordingMonitor())
+    expected = requests.run(records, {}, RecordingMonitor())
     assert found[0].failure is None
     assert found[0].output == expected[0].output
 

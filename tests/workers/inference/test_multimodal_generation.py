@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import transformers
 from PIL import Image
 
 from common.errors import ModelError
+from common.output_constraints import ConstrainedInput, Constraint
 from common.records import FileInput, Json, Outcome
 from tests.support import tiny_media, tiny_multimodal
 from tests.support.pipeline_reference import runner_of
@@ -166,3 +168,38 @@ def test_a_chat_with_audio_gets_the_text_that_the_pipeline_gives(tmp_path: Path)
         assert outcome.output == [{"generated_text": expected[0]["generated_text"]}]
     assert address.failure and address.failure.code == "missing_file"
     assert picture.failure and picture.failure.code == "wrong_type"
+
+
+def test_texts_about_images_meet_the_constraints_of_their_job_and_of_their_records(llava: Path):
+    runner = runner_of(TASK, llava)
+    schema = {"type": "object", "properties": {"dog": {"type": "boolean"}}, "required": ["dog"]}
+    schema["additionalProperties"] = False
+    records: list[Json] = [FileInput({"image": "x.png", "text": "a dog?"}, blob) for blob in BLOBS]
+    params: dict[str, Json] = {"max_new_tokens": 60, "do_sample": True, "seed": 3}
+    outcomes = runner.run(records, {**params, "json_schema": schema, "usage": True}, RecordingMonitor())
+    for outcome in outcomes:
+        [text] = outcome.output
+        assert list(json.loads(text["generated_text"])) == ["dog"]
+        assert text["finish_reason"] == "stop"
+    own = [
+        ConstrainedInput(records[0], Constraint("json_schema", schema)),
+        ConstrainedInput(records[1], Constraint("choices", ["yes", "no"])),
+        ConstrainedInput(records[2], Constraint("json_schema", {"enum": []})),
+        records[3],
+    ]
+    monitor = RecordingMonitor()
+    first, second, impossible, free = runner.run(own, params, monitor)
+    assert {0, 1, 3} in map(set, monitor.batches)  # they share a batch
+    assert list(json.loads(first.output[0]["generated_text"])) == ["dog"]
+    assert second.output[0]["generated_text"] in ("yes", "no")
+    assert impossible.failure and impossible.failure.code == "bad_param"
+    [alone] = runner.run([records[3]], params, RecordingMonitor())
+    assert free.output == alone.output
+
+
+def test_a_text_about_an_image_that_is_cut_off_is_marked(llava: Path):
+    records = [FileInput({"image": "x.png", "text": "a dog?"}, BLOBS[0])]
+    [cut] = run(llava, records, max_new_tokens=2, regex="(long ){9}")
+    assert cut.failure and cut.failure.code == "incomplete_output"
+    with pytest.raises(ModelError, match="stop_strings"):
+        run(llava, records, choices=["yes", "no"], stop_sequence="e")

@@ -62,6 +62,7 @@ TEXT_CASES: list[tuple[str, Callable[[Path], Path], dict[str, Json], Sequence[Js
     ("text-generation", tiny_models.causal_gpt2, GREEDY | {"return_full_text": False}, ["the old", CHAT]),
     ("text-generation", tiny_models.causal_gpt2, GREEDY | {"return_full_text": True}, ["the old", CHAT]),
     ("text-generation", tiny_models.causal_gpt2, GREEDY | {"usage": True}, ["the old", CHAT]),
+    ("text-generation", tiny_models.causal_gpt2, GREEDY | {"logprobs": 2}, ["the old", CHAT]),
     ("text-generation", tiny_models.causal_gpt2, BEAMS, ["the old", CHAT]),
     ("text-generation", tiny_models.causal_gpt2, BEAMS | {"usage": True, "return_full_text": True}, ["the", CHAT]),
     ("feature-extraction", tiny_models.masked_bert, {}, TEXTS),

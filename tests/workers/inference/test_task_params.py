@@ -35,7 +35,9 @@ from workers.inference.tasks.pipeline_task import PipelineTask
 from workers.inference.tasks.runners import RUNNERS, find_runner
 
 PROCESSOR_RUNNERS = {find_runner(name) for name in TASKS if hasattr(find_runner(name), "tasks")}
-_CHAT_PARAMS = GENERATE_PARAMS.keys() | {"chat", "seed", "system"}
+_CHAT_PARAMS = GENERATE_PARAMS.keys() | {
+    "chat", "choices", "json_schema", "logprobs", "regex", "seed", "system", "usage",
+}  # fmt: skip
 PIPELINES: dict[str, type[PipelineTask[Any]]] = {
     **PIPELINE_TASKS,
     **{task.name: task for runner in PROCESSOR_RUNNERS for task in runner.tasks},
@@ -49,7 +51,7 @@ ELSEWHERE = {
     "text-to-audio": TASK_PARAMS["text-to-audio"].keys(),
     "visual-question-answering": {"question"} | ANSWER_GENERATE_PARAMS.keys(),
     "document-question-answering": {"question"} | ANSWER_GENERATE_PARAMS.keys(),
-    "text-generation": GENERATE_PARAMS.keys() | {"chat", "choices", "json_schema", "regex", "seed", "system", "usage"},
+    "text-generation": _CHAT_PARAMS | {"tool_calls"},
     "automatic-speech-recognition": SPEECH_GENERATE_PARAMS.keys(),
 }
 

@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import sha256
 
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 #: Memory that a model needs, as a multiple of the size of its weights: for the weights and for computing.
 _HEADROOM = 1.2
+#: How many tasks that models cannot do are remembered.
+_MAX_UNABLE = 256
 _LIBRARIES = ("torch", "transformers", "sentence_transformers")
 _DIGESTED = ("task", "model", "commit", "dtype")
 
@@ -100,6 +102,7 @@ class ModelCache:
         self._policy = policy
         self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
         self._resolved: dict[tuple[str | None, ...], ResolvedModel] = {}
+        self._unable: dict[tuple[str, str], ModelError] = {}  #: by job and task: its model cannot do that one besides
         self._pinned = threading.Lock()  # held by other threads while they use a model
         self.changes = 0  #: how often a model was loaded or evicted
         self.evicted = 0  #: how many were evicted to make room for others
@@ -139,7 +142,7 @@ class ModelCache:
             self._loaded[key] = self._load(kind, task, resolved, options, reporter)
         self._loaded.move_to_end(key)
         loaded = self._loaded[key]
-        return loaded, self._runner_for(loaded.runner, spec), params
+        return loaded, self._runner_for(loaded.runner, spec, reporter), params
 
     @contextmanager
     def pin(self, spec: JobSpec) -> Iterator[tuple[Runner, dict[str, Json]] | None]:
@@ -155,7 +158,7 @@ class ModelCache:
                 return
             options, params = self._split_params(task, _find_runner(task), spec)
             loaded = self._loaded.get(_cache_key(task, resolved, options))
-            yield (self._runner_for(loaded.runner, spec), params) if loaded else None
+            yield (self._runner_for(loaded.runner, spec, Reporter()), params) if loaded else None
 
     def _split_params(self, task: str, kind: type[Runner], spec: JobSpec) -> tuple[LoadOptions, dict[str, Json]]:
         """Return how a runner is loaded, and the parameters for its `run`."""
@@ -206,13 +209,36 @@ class ModelCache:
                 "no_memory", f"{title} does not fit: {self._device} has {human_size(free)} of memory left."
             )
 
-    def _runner_for(self, runner: Runner, spec: JobSpec) -> Runner:
+    def _runner_for(self, runner: Runner, spec: JobSpec, reporter: Reporter) -> Runner:
         """Return the runner of the job's records: that of the model, or one that answers OpenAI requests with it."""
         if spec.format is None:
             return runner
-        from workers.inference.tasks.openai_requests import wrap_openai_runner  # imports torch, as the model did
+        from workers.inference.openai.batch_runner import OpenAIBatchRunner  # imports torch, as the model did
 
-        return wrap_openai_runner(spec, runner, self._policy.load.max_new_tokens)
+        def find(task: str) -> tuple[Runner, Mapping[str, Json]]:
+            return self._find_other(spec, task, reporter)
+
+        return OpenAIBatchRunner(runner, ALIASES.get(spec.task, spec.task), find, self._policy.load.max_new_tokens)
+
+    def _find_other(self, spec: JobSpec, task: str, reporter: Reporter) -> tuple[Runner, Mapping[str, Json]]:
+        """Return the runner of another task over a job's model, and those parameters of the job that it has.
+
+        Raises:
+            ModelError: as `get`; the model is not loaded again to find that it cannot do the task.
+        """
+        key = spec.id, task
+        if known := self._unable.get(key):
+            raise known
+        declared = find_task(task).params or {}
+        params = {name: value for name, value in spec.params.items() if name in declared}
+        try:
+            _, found, rest = self.get(replace(spec, task=task, params=params, format=None), reporter)
+        except ModelError as error:
+            if len(self._unable) >= _MAX_UNABLE:
+                self._unable.clear()
+            self._unable[key] = error
+            raise
+        return found, rest
 
     def _note_change(self) -> None:
         self.changes += 1

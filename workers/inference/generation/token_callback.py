@@ -8,6 +8,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from workers.inference.core.runner import RunMonitor
 from workers.inference.generation.constrained_decoding import CompiledConstraint, ConstraintProcessor
+from workers.inference.generation.logprobs import LogprobRecorder
 from workers.inference.generation.seeded_sampling import DISABLED_WARPERS, SeededSampler, logits_warpers
 
 
@@ -28,6 +29,7 @@ def token_callbacks(
     monitor: RunMonitor,
     seeds: Sequence[int] | None = None,
     constraints: Sequence[CompiledConstraint | None] = (),
+    recorder: LogprobRecorder | None = None,
 ) -> dict[str, Any]:
     """Return arguments for `generate` that make it cancellable.
 
@@ -36,8 +38,10 @@ def token_callbacks(
         monitor: called at every token.
         seeds: to sample by, one for each record; None: as torch does.
         constraints: that the texts must meet, one for each record, None where there is none.
+        recorder: of the tokens' log-probabilities.
     """
-    callbacks: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([CancelCriteria(monitor)])}
+    criteria = [CancelCriteria(monitor), *([recorder] if recorder else ())]
+    callbacks: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList(criteria)}
     copies = config.num_return_sequences or 1
     processors: list[LogitsProcessor] = []
     if any(constraints):

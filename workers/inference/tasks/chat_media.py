@@ -69,20 +69,30 @@ class ChatMedia:
         if source is None and kind == "image":
             blanks.append({"type": kind})
             return blanks[-1]
-        return {"type": kind, kind: self.decoders[kind](_file(source, kind))}
+        return {"type": kind, kind: self.decoders[kind](decode_file(source, kind))}
 
 
-def _file(source: Json, kind: str) -> bytes:
-    """Return the bytes that a part of a message holds."""
-    if isinstance(source, dict):  # as OpenAI's API has it
+def decode_file(source: Json, kind: str) -> bytes:
+    """Return the bytes of a file that stands in a request or a message.
+
+    Args:
+        source: text in base64 or a `data:` URL, or an object that holds it as OpenAI's API writes it; untrusted.
+        kind: of the file, for messages.
+
+    Raises:
+        RecordError: `wrong_type`, it is of another form; `missing_file`, it is an address.
+    """
+    if isinstance(source, dict):
         source = source.get("url", source.get("data"))
     if not isinstance(source, str):
         raise RecordError("wrong_type", f"The {kind} of a message must be a text in base64, or a data: URL.")
     header, comma, data = source.partition(",")
-    encoded = data if comma and header.startswith("data:") and header.endswith(";base64") else source
+    is_data = bool(comma) and header.startswith("data:") and header.endswith(";base64")
     try:
-        return base64.b64decode(encoded, validate=True)
+        return base64.b64decode(data if is_data else source, validate=True)
     except (binascii.Error, ValueError) as error:
+        if is_data:
+            raise RecordError("wrong_type", f"The data: URL of the {kind} is not base64: {error}.") from error
         raise RecordError(
             "missing_file",
             f"A message names its {kind} by an address, {source!r:.100}, and workers open none. Send the {kind} "

@@ -6,12 +6,10 @@ An image of a chat is the record's file, or bytes in its messages. Workers open 
 import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, cast
 
 import jinja2
-from torch import Tensor
 from transformers import pipelines as hf
 from transformers.pipelines import any_to_any
 from transformers.utils.chat_template_utils import Chat
@@ -24,10 +22,11 @@ from common.task_params import GENERATE_PARAMS, TASK_PARAMS
 from common.tasks import TASKS
 from workers.inference.core.runner import RunMonitor
 from workers.inference.generation.limits import apply_token_limit
+from workers.inference.generation.new_text import longest
 from workers.inference.generation.resolved_config import resolve_generation_config, with_default_length
 from workers.inference.generation.seeded_sampling import record_seed, sampling_seed
-from workers.inference.generation.token_callback import token_callbacks
 from workers.inference.tasks.chat_media import ChatMedia
+from workers.inference.tasks.generated_texts import OWN_PARAMS, TextParams, TextWriter, constrained_texts, told_of
 from workers.inference.tasks.images import decode_image
 from workers.inference.tasks.pipeline_task import PipelineParams, PreparedRecord, RowOutput
 from workers.inference.tasks.processor_runner import PROCESSOR, ProcessorRunner, ProcessorTask
@@ -35,17 +34,8 @@ from workers.inference.text.fields import parse_fields, parse_messages
 from workers.inference.text.tokenization import check_text
 from workers.inference.text.truncation import ModelInputs, input_token_limit, token_count
 
-#: Parameters of the task that the pipeline does not have.
-_OWN_PARAMS = frozenset({"chat", "seed", "system", "text"})
-
-
-@dataclass(frozen=True, slots=True)
-class MultimodalParams(PipelineParams):
-    """A job's parameters, combined with the model's own configuration."""
-
-    config: Any = None  #: the generation configuration that `generate` will use
-    seed: int | None = None
-    chat: bool = False  #: whether a text is asked as a user's message
+#: Prepared inputs that are for the writer of texts, not for the model.
+_FOR_WRITER = ("constraint", "record_seed")
 
 
 class MultimodalGeneration(ProcessorTask):
@@ -59,6 +49,7 @@ class MultimodalGeneration(ProcessorTask):
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
         self.limit = input_token_limit(pipe.model, pipe.tokenizer)
+        self._writer = TextWriter(pipe.model, pipe.tokenizer)
         self._has_template = bool(getattr(pipe.processor, "chat_template", None))
 
     @property
@@ -66,7 +57,7 @@ class MultimodalGeneration(ProcessorTask):
     def media(self) -> ChatMedia:
         """What messages may hold."""
 
-    def parse_params(self, params: Mapping[str, Json]) -> MultimodalParams:
+    def parse_params(self, params: Mapping[str, Json]) -> TextParams:
         """Return the job's parameters, checked so that `generate` rejects none.
 
         Raises:
@@ -74,12 +65,12 @@ class MultimodalGeneration(ProcessorTask):
         """
         checked = check_params(self.name, TASK_PARAMS[self.name], params)
         generate = {name: value for name, value in checked.items() if name in GENERATE_PARAMS}
-        rest = {name: value for name, value in checked.items() if name not in _OWN_PARAMS | generate.keys()}
+        rest = {name: value for name, value in checked.items() if name not in OWN_PARAMS | {"text"} | generate.keys()}
         plain = self._split_params({**rest, "generate_kwargs": generate, "return_full_text": False})
         kwargs = with_default_length(self.name, self.pipe, plain.forward["generate_kwargs"], self.limit)
         config = resolve_generation_config(self.name, self.pipe, kwargs)
         apply_token_limit(self.name, generate, self.pipe.model.generation_config, self.max_new_tokens)
-        return MultimodalParams(
+        return TextParams(
             params=checked,
             preprocess=plain.preprocess,
             forward=kwargs,
@@ -87,11 +78,13 @@ class MultimodalGeneration(ProcessorTask):
             config=config,
             seed=sampling_seed(checked.get("seed"), config),
             chat=self._is_chat(checked),
+            **self._writer.own_params(checked, config),
         )
 
     def prepare(self, value: Json, params: PipelineParams) -> PreparedRecord:
         """Return the prompt or the chat with its files, prepared by the processor."""
-        asked = cast("MultimodalParams", params)
+        asked = cast("TextParams", params)
+        value, constraint = self._writer.take_constraint(value, asked)
         blob = value.blob if isinstance(value, FileInput) else None
         fields = parse_fields(TASKS[self.name], value.input if isinstance(value, FileInput) else value)
         image = self._attached(blob, fields)
@@ -100,6 +93,7 @@ class MultimodalGeneration(ProcessorTask):
             [inputs] = self.preprocessed(prompt, asked.preprocess)
         except jinja2.TemplateError as error:
             raise RecordError("wrong_type", f"The model's chat template rejects these messages: {error}") from error
+        inputs["constraint"] = constraint
         if asked.seed is not None:
             seeded = {**fields, "image": None if blob is None else hashlib.sha256(blob).hexdigest()}
             inputs["record_seed"] = record_seed(asked.seed, seeded)
@@ -112,30 +106,40 @@ class MultimodalGeneration(ProcessorTask):
 
     def tokens(self, inputs: ModelInputs, params: PipelineParams) -> int:
         """Return prompt and new tokens together, the size of the cache, or those that the pixels count as."""
-        config = cast("MultimodalParams", params).config
+        config = cast("TextParams", params).config
         prompt = token_count(inputs) if "input_ids" in inputs else 0
         return max(super().tokens(inputs, params), prompt + int(config.max_new_tokens or config.max_length))
 
     def forward(self, batch: Sequence[ModelInputs], params: PipelineParams, monitor: RunMonitor) -> list[RowOutput]:
         """Generate for one batch of equal shapes; the monitor is called at every token."""
-        asked = cast("MultimodalParams", params)
-        seeds = None if asked.seed is None else [inputs["record_seed"] for inputs in batch]
-        joined = self.collate(batch)
-        joined.pop("record_seed", None)
-        callbacks = token_callbacks(asked.config, monitor, seeds)
-        outputs = self.pipe.forward(joined, generate_kwargs={**asked.forward, **callbacks})
+        asked = cast("TextParams", params)
+        joined = {name: value for name, value in self.collate(batch).items() if name not in _FOR_WRITER}
+        outputs, written = self._writer.generate(
+            lambda more: self.pipe.forward(joined, generate_kwargs={**asked.forward, **more}), batch, asked, monitor
+        )
+        prompt = outputs["input_ids"].shape[1]
         return [
             {
-                "generated_sequence": _without_padding(outputs["generated_sequence"][n : n + 1], asked.config),
+                "generated_sequence": outputs["generated_sequence"][n : n + 1, ..., : prompt + longest(one.texts)],
                 "input_ids": outputs["input_ids"][n : n + 1],
                 "prompt_text": inputs["text"],
+                "written": one,
             }
-            for n, inputs in enumerate(batch)
+            for n, (inputs, one) in enumerate(zip(batch, written, strict=True))
         ]
 
     def postprocess(self, rows: Sequence[RowOutput], record: PreparedRecord, params: PipelineParams) -> Json:
-        """Return the new texts, without the messages that they answer."""
-        return [{"generated_text": text["generated_text"]} for text in super().postprocess(rows, record, params)]
+        """Return the new texts, without the messages that they answer.
+
+        Raises:
+            RecordError: `incomplete_output`, a text ended before it met the job's constraint.
+        """
+        asked = cast("TextParams", params)
+        texts = constrained_texts(rows[0]["written"], asked)
+        if texts is None:
+            given = super().postprocess(rows, record, params)
+            texts = [{"generated_text": text["generated_text"]} for text in given]
+        return told_of(rows[0], texts, asked)
 
     def _attached(self, blob: bytes | None, fields: Mapping[str, Json]) -> Any:
         """Return the decoded image of a record, None if it has none."""
@@ -156,7 +160,7 @@ class MultimodalGeneration(ProcessorTask):
             )
         return chat
 
-    def _prompt(self, fields: Mapping[str, Json], image: Any, params: MultimodalParams) -> Any:
+    def _prompt(self, fields: Mapping[str, Json], image: Any, params: TextParams) -> Any:
         """Return a record's chat, its text as one, or its text and image as they are."""
         if "messages" in fields:
             messages = parse_messages(fields)
@@ -172,7 +176,7 @@ class MultimodalGeneration(ProcessorTask):
             messages = [{"role": "user", "content": [{"type": "text", "text": text}]}]
         return self.chat_class(self.media.place(self._with_system(messages, params), image))
 
-    def _with_system(self, messages: list[dict[str, Json]], params: MultimodalParams) -> list[dict[str, Json]]:
+    def _with_system(self, messages: list[dict[str, Json]], params: TextParams) -> list[dict[str, Json]]:
         """Return the messages after the job's system message, in parts as multimodal templates expect them."""
         found = with_system_message(messages, params.params.get("system"))
         if len(found) > len(messages):
@@ -215,14 +219,3 @@ class MultimodalRunner(ProcessorRunner):
     """A `transformers` pipeline that generates text from texts and files."""
 
     tasks = (ImageTextToText, AnyToAny)
-
-
-def _without_padding(texts: Tensor, config: Any) -> Tensor:
-    """Return token ids of shape (1, tokens) or (1, copies, tokens) without the columns that hold padding alone."""
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    padded = (texts == config.pad_token_id).flatten(0, -2).all(dim=0).tolist()
-    ending = config.pad_token_id in ends  # then the first of them is no padding
-    end = len(padded)
-    while end > 1 and padded[end - 1] and (padded[end - 2] or not ending):
-        end -= 1
-    return texts[..., :end]

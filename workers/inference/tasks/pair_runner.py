@@ -94,6 +94,10 @@ class PairRunner(PreparingRunner):
             outcomes[position] = _outcome(scored, prepared.documents[position], prepared.params)
         return [outcomes[position] for position in range(len(outcomes))]
 
+    def count_tokens(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> int:
+        """Return the number of tokens of all pairs after truncation, including special ones and the prompt."""
+        return sum(len(item.value) for item in self.prepare(inputs, params).items)
+
     def _parse(self, params: Mapping[str, Json]) -> RerankParams:
         checked = check_params("rerank", TASK_PARAMS["rerank"], params)
         every, function = checked.get("return_all_scores", False), checked.get("function_to_apply")

@@ -13,9 +13,8 @@ import torch
 from transformers import pipelines as hf
 from transformers.utils.chat_template_utils import Chat
 
-from common.chat import is_chat, user_message, with_system_message
+from common.chat import check_tool_calls, is_chat, user_message, with_system_message
 from common.errors import Cancelled, ModelError, RecordError
-from common.output_constraints import KINDS, ConstrainedInput, Constraint, constraint_of
 from common.params import check_params
 from common.records import Json
 from common.task_params import TASK_PARAMS
@@ -24,15 +23,23 @@ from workers.inference.core.device_errors import is_device_lost
 from workers.inference.core.fallbacks import count_fallback
 from workers.inference.core.runner import RunMonitor
 from workers.inference.core.token_budget import MAX_TOKENS, TokenBudget
-from workers.inference.generation.constrained_decoding import CompiledConstraint, ConstraintCompiler
 from workers.inference.generation.continuous_batching import Batcher, ContinuousBatcher, try_batcher
 from workers.inference.generation.continuous_batching_cpu import CpuContinuousBatcher
 from workers.inference.generation.limits import apply_token_limit
+from workers.inference.generation.new_text import NewText, longest
 from workers.inference.generation.resolved_config import resolve_generation_config, with_default_length
 from workers.inference.generation.seeded_sampling import record_seed, sampling_seed
-from workers.inference.generation.token_callback import token_callbacks
+from workers.inference.generation.tool_calls import ToolCallReader, check_parser
 from workers.inference.loading.batch_invariance import next_token_logits
-from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, RowOutput
+from workers.inference.tasks.generated_texts import (
+    OWN_PARAMS,
+    TextParams,
+    TextWriter,
+    Written,
+    constrained_texts,
+    told_of,
+)
+from workers.inference.tasks.pipeline_task import PipelineTask, PreparedRecord, RowOutput
 from workers.inference.text.collate import collate
 from workers.inference.text.fields import parse_fields, parse_messages
 from workers.inference.text.tokenization import check_text
@@ -40,8 +47,6 @@ from workers.inference.text.truncation import ModelInputs, token_count, truncate
 
 #: The group of inputs that run in continuous batches.
 _CONTINUOUS = -1
-#: Parameters of the task that the pipeline does not have.
-_OWN_PARAMS = ("chat", "seed", "system", "usage", *KINDS)
 #: Parameters that count or read the tokens of the prompt, and their values without effect.
 _PROMPT_DEPENDENT = {
     "min_length": 0,
@@ -55,18 +60,15 @@ _PROMPT_DEPENDENT = {
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationParams(PipelineParams):
+class GenerationParams(TextParams):
     """A job's parameters, combined with the model's own configuration."""
 
-    config: Any = None  #: the generation configuration that `generate` will use
     prompt_limit: int | None = None  #: the longest prompt, in tokens
     equal_lengths: bool = False  #: whether only prompts of equal length may share a batch
-    seed: int | None = None
     continuous: bool = False  #: whether continuous batches can run them
-    usage: bool = False  #: whether outputs include token counts and finish reasons
-    chat: bool = False  #: whether a plain text is asked as a user's message
     system: str | None = None  #: the message before each chat
-    constraint: CompiledConstraint | None = None  #: what texts must be, unless a record has a constraint of its own
+    tools: Sequence[Mapping[str, Json]] = ()  #: what the model is told that it may call
+    tool_calls: bool = False  #: whether outputs have the calls of tools apart from the text
 
 
 class TextGeneration(PipelineTask[GenerationParams]):
@@ -79,7 +81,8 @@ class TextGeneration(PipelineTask[GenerationParams]):
 
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
-        self._compiler = ConstraintCompiler(pipe.tokenizer, pipe.model.config.get_text_config().vocab_size)
+        self._writer = TextWriter(pipe.model, pipe.tokenizer)
+        self._calls = ToolCallReader(pipe.model, pipe.tokenizer)
         self.batcher: Batcher | None = None
 
     def try_continuous_batching(self, budget: TokenBudget) -> None:
@@ -102,13 +105,17 @@ class TextGeneration(PipelineTask[GenerationParams]):
         """
         params = check_params(self.name, TASK_PARAMS[self.name], params)
         chat = self._is_chat(params)
-        constraint = constraint_of(params)
-        own = {name: value for name, value in params.items() if name not in _OWN_PARAMS}
+        check_tool_calls(params)
+        if params.get("tool_calls"):
+            check_parser()
+        own = {name: value for name, value in params.items() if name not in OWN_PARAMS | {"tool_calls"}}
         plain = self._split_params(own)
         forward = with_default_length(self.name, self.pipe, plain.forward, self.limit)
         config = resolve_generation_config(self.name, self.pipe, forward)
         apply_token_limit(self.name, own, self.pipe.model.generation_config, self.max_new_tokens)
         seed = sampling_seed(params.get("seed"), config)
+        asked = self._writer.own_params(params, config)
+        continuous = self.batcher is not None and seed is None and asked["logprobs"] is None
         return GenerationParams(
             params=own,
             # Not max_length, which limits the whole text: the tokenizer would truncate the end of the prompt.
@@ -119,11 +126,12 @@ class TextGeneration(PipelineTask[GenerationParams]):
             prompt_limit=self._prompt_limit(config),
             equal_lengths=config.max_new_tokens is None or _depends_on_prompt(config),
             seed=seed,
-            continuous=self.batcher is not None and seed is None and self.batcher.supports(config),
-            usage=params.get("usage", False),
+            continuous=continuous and self.batcher is not None and self.batcher.supports(config),
             chat=chat,
             system=params.get("system"),
-            constraint=self._compiler.compile(constraint, config) if constraint else None,
+            tools=params.get("tools", ()),
+            tool_calls=params.get("tool_calls", False),
+            **asked,
         )
 
     def is_deterministic(self, params: GenerationParams) -> bool:
@@ -132,9 +140,7 @@ class TextGeneration(PipelineTask[GenerationParams]):
 
     def prepare(self, value: Json, params: GenerationParams) -> PreparedRecord:
         """Return the prompt, or the chat in its template, truncated on the left where it is too long."""
-        constraint = params.constraint
-        if isinstance(value, ConstrainedInput):
-            value, constraint = value.input, self._compile(value.constraint, params)
+        value, constraint = self._writer.take_constraint(value, params)
         prompt = self._prompt(parse_fields(TASKS[self.name], value), params)
         try:
             inputs = dict(self.pipe.preprocess(prompt, **params.preprocess))
@@ -166,13 +172,15 @@ class TextGeneration(PipelineTask[GenerationParams]):
         """Generate for one batch; the monitor is called at every token."""
         if self.batcher and self._runs_continuously(batch[0], params):
             return self._generate_continuously(self.batcher, batch, params, monitor)
-        seeds = None if params.seed is None else [inputs["record_seed"] for inputs in batch]
-        constraints = [inputs["constraint"] for inputs in batch]
-        callbacks = token_callbacks(params.config, monitor, seeds, constraints)
-        outputs = self.pipe.forward(collate(batch, self.pad_id, "left"), **{**params.forward, **callbacks})
+        outputs, written = self._writer.generate(
+            lambda more: self.pipe.forward(collate(batch, self.pad_id, "left"), **{**params.forward, **more}),
+            batch,
+            params,
+            monitor,
+        )
         return [
-            {**self._row(outputs, number, token_count(inputs), params.config), "constraint": constraint}
-            for number, (inputs, constraint) in enumerate(zip(batch, constraints, strict=True))
+            _row(outputs, number, token_count(inputs), one)
+            for number, (inputs, one) in enumerate(zip(batch, written, strict=True))
         ]
 
     def trial(self, batch: Sequence[ModelInputs], params: GenerationParams) -> list[list[torch.Tensor]]:
@@ -181,12 +189,6 @@ class TextGeneration(PipelineTask[GenerationParams]):
         joined = collate([{name: inputs[name] for name in names} for inputs in batch], self.pad_id, "left")
         on_device = {name: tensor.to(self.pipe.model.device) for name, tensor in joined.items()}
         return next_token_logits(self.pipe.model, on_device, len(batch))
-
-    def _compile(self, constraint: Constraint, params: GenerationParams) -> CompiledConstraint:
-        try:
-            return self._compiler.compile(constraint, params.config)
-        except ModelError as error:
-            raise RecordError(error.code, error.message) from error
 
     def _runs_continuously(self, inputs: ModelInputs, params: GenerationParams) -> bool:
         return self.batcher is not None and params.continuous and inputs["constraint"] is None
@@ -214,7 +216,7 @@ class TextGeneration(PipelineTask[GenerationParams]):
                 "generated_sequence": torch.tensor([[prompt + new]]),
                 "input_ids": torch.tensor([prompt]),
                 "prompt_text": inputs["prompt_text"],
-                "new_tokens": [self._count_new_tokens(new, params.config)],
+                "written": Written([NewText.read(new, params.config, self.tokenizer)]),
             }
             for inputs, prompt, new in zip(batch, prompts, found, strict=True)
         ]
@@ -225,17 +227,31 @@ class TextGeneration(PipelineTask[GenerationParams]):
         Raises:
             RecordError: `incomplete_output`, a text ended before it met the job's constraint.
         """
-        constraint = rows[0].get("constraint")
-        if constraint is None:
-            texts = super().postprocess(rows, record, params)
-        else:
-            texts = [{"generated_text": text} for text in _constrained_texts(rows[0], constraint, params)]
-        if params.usage:
-            prompt_tokens = int(rows[0]["input_ids"].shape[1])
-            for text, (count, ended) in zip(texts, rows[0]["new_tokens"], strict=True):
-                reason = "stop" if ended else "length"
-                text |= {"prompt_tokens": prompt_tokens, "completion_tokens": count, "finish_reason": reason}
-        return texts
+        texts = constrained_texts(rows[0]["written"], params)
+        if texts is None:
+            texts = self._texts(rows, record, params)
+        return told_of(rows[0], self._with_calls(texts, rows[0], params) if params.tool_calls else texts, params)
+
+    def _texts(self, rows: Sequence[RowOutput], record: PreparedRecord, params: GenerationParams) -> Any:
+        """Return the texts as the pipeline does; as they are, where the tokenizer's response template does not fit."""
+        try:
+            return super().postprocess(rows, record, params)
+        except (ValueError, KeyError):
+            if not getattr(self.tokenizer, "response_template", None):
+                raise
+        written = [new.tokens[: new.length] for new in rows[0]["written"].texts]
+        return [{"generated_text": self.tokenizer.decode(one, skip_special_tokens=True)} for one in written]
+
+    def _with_calls(self, texts: Sequence[Json], row: RowOutput, params: GenerationParams) -> list[Json]:
+        """Return the texts, each with the calls of tools that it holds."""
+        prompt = row["input_ids"][0].tolist()
+        replies = [self._calls.read(prompt, new.tokens[: new.length], params.tools) for new in row["written"].texts]
+        return [
+            {"generated_text": reply.content, "tool_calls": reply.calls, **reply.reasoning}
+            if reply
+            else {**text, "tool_calls": []}
+            for text, reply in zip(texts, replies, strict=True)
+        ]
 
     def _prompt_limit(self, config: Any) -> int | None:
         if config.max_new_tokens is not None:
@@ -268,6 +284,8 @@ class TextGeneration(PipelineTask[GenerationParams]):
                 "no_chat_template",
                 "This model has no chat template, so it cannot take messages. Send text, or use a chat model.",
             )
+        if params.tools:
+            self._calls.check(params.tools)
         return Chat(with_system_message(messages, params.system))
 
     def _truncate(self, inputs: ModelInputs, params: GenerationParams) -> PreparedRecord:
@@ -282,52 +300,18 @@ class TextGeneration(PipelineTask[GenerationParams]):
             )
         return PreparedRecord([truncate_left(inputs, limit, self.tokenizer.bos_token_id)], truncated=True)
 
-    def _row(self, outputs: Mapping[str, Any], number: int, length: int, config: Any) -> RowOutput:
-        """Return one record of the batch, without the padding before its prompt and after its longest text."""
-        padded = outputs["input_ids"].shape[1]
-        copies = outputs["generated_sequence"][number, :, padded - length :]
-        new_tokens = [self._count_new_tokens(copy[length:].tolist(), config) for copy in copies]
-        longest = max(count for count, _ in new_tokens)
-        return {
-            "generated_sequence": copies[None, :, : length + longest],
-            "input_ids": outputs["input_ids"][number : number + 1, padded - length :],
-            "prompt_text": outputs["prompt_text"][number],
-            "new_tokens": new_tokens,
-        }
 
-    def _count_new_tokens(self, tokens: list[int], config: Any) -> tuple[int, bool]:
-        """Return how many new tokens the record has without padding, and whether it ended by itself."""
-        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        end = next((position for position, token in enumerate(tokens) if token in ends), len(tokens))
-        if not self._stopped(tokens[:end], config):
-            return min(end + 1, len(tokens)), end < len(tokens)
-        while end and tokens[end - 1] == config.pad_token_id:
-            end -= 1
-        return end, True
-
-    def _stopped(self, tokens: list[int], config: Any) -> bool:
-        return bool(config.stop_strings) and any(stop in self.tokenizer.decode(tokens) for stop in config.stop_strings)
-
-
-def _constrained_texts(row: RowOutput, constraint: CompiledConstraint, params: GenerationParams) -> list[str]:
-    """Return the new texts of one record.
-
-    Raises:
-        RecordError: `incomplete_output`, one of them does not meet the job's constraint.
-    """
-    start = row["input_ids"].shape[1]
-    texts = []
-    for copy, (count, ended) in zip(row["generated_sequence"][0], row["new_tokens"], strict=True):
-        tokens = copy[start : start + count - ended].tolist()
-        text = constraint.text(tokens)
-        if params.constraint is not None and not constraint.is_met(tokens):
-            raise RecordError(
-                "incomplete_output",
-                f"The text was not complete after {count} tokens: {text[-200:]!r}. Allow more (-p max_new_tokens=N), "
-                "or limit its length by the constraint (maxLength, maxItems).",
-            )
-        texts.append(text)
-    return texts
+def _row(outputs: Mapping[str, Any], number: int, length: int, written: Written) -> RowOutput:
+    """Return one record of the batch, without the padding before its prompt and after its longest text."""
+    padded = outputs["input_ids"].shape[1]
+    return {
+        "generated_sequence": outputs["generated_sequence"][
+            number : number + 1, :, padded - length : padded + longest(written.texts)
+        ],
+        "input_ids": outputs["input_ids"][number : number + 1, padded - length :],
+        "prompt_text": outputs["prompt_text"][number],
+        "written": written,
+    }
 
 
 def _depends_on_prompt(config: Any) -> bool:
