@@ -12,7 +12,6 @@ from producer.cli.show_results import show_results
 from producer.cli.terminal import Notify, exit_status, print_json
 from producer.cli.watch import describe_unwritten, watch_submitted_job
 from producer.client import Client
-from producer.hub.checks import prepare_hub_output
 from producer.job_handle import JobHandle
 from producer.outputs.hub_target import HubOutput
 from producer.outputs.targets import OutputFile, Target, target_name
@@ -30,6 +29,8 @@ def run_submit(client: Client, plan: SubmitPlan, records: Iterable[Record], noti
     else:
         warn_if_unserved(client, spec.queue, notify)
     if isinstance(plan.output, HubOutput):
+        from producer.hub.checks import prepare_hub_output
+
         prepare_hub_output(plan.output, plan.settings, client.job_of_key(plan.idempotency_key))
     try:
         with submit_progress() as progress:

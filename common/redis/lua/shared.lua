@@ -156,6 +156,7 @@ end
 local function end_job(id, word)
   redis.call('HSET', key_of(id, JOB), 'status', word, 'finished_at', now(), 'stage', '')
   add_total('jobs:' .. word, 1)
+  redis.pcall('PUBLISH', key_of(id, JOB) .. ':ended', word)  -- for those who wait; a user without that channel only waits longer
   schedule_notification(id)
   redis.call('SREM', ACTIVE, id)
   redis.call('ZREM', DUE, id)
