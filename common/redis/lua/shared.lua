@@ -1,4 +1,5 @@
--- Prelude of every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then eight more.
+-- Prelude of every script, without the functions that it does not need (common/redis/scripts.py). KEYS are the job's own
+-- in the order of JobKeys, then eight more.
 local OWN = #KEYS - 8
 local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ATTEMPTS, COMMITS, COMMIT_HISTORY, FAILED_COUNTS = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
