@@ -7,9 +7,12 @@ import base64
 import json
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from common.records import Json
 
+#: Kinds of numpy's numbers.
+_NUMBERS = frozenset("iuf")
 # `json.dumps` makes an encoder for each call with options.
 _AS_IT_IS = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _ESCAPED = json.JSONEncoder(ensure_ascii=True, allow_nan=False)
@@ -34,8 +37,15 @@ def to_jsonable(value: Json) -> Json:
     if isinstance(value, list | tuple | set | frozenset):
         return [to_jsonable(item) for item in value]
     if hasattr(value, "tolist"):  # numpy arrays and scalars, torch tensors
-        return to_jsonable(value.tolist())
+        return value.tolist() if _is_finite(value) else to_jsonable(value.tolist())
     raise TypeError(f"a {type(value).__name__} has no JSON form")
+
+
+def _is_finite(array: Any) -> bool:
+    """Whether all members of an array of numpy are numbers with a JSON form: the least and the largest are not else."""
+    if getattr(getattr(array, "dtype", None), "kind", "") not in _NUMBERS:
+        return False
+    return not array.size or (math.isfinite(array.min()) and math.isfinite(array.max()))
 
 
 def to_json(value: Json) -> str:
