@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Iterable
 from functools import cache
-from importlib.metadata import Distribution, PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,6 +19,8 @@ _NAME = "hugqueue"
 @cache  # reading the metadata parses a whole file each time
 def installed_version(distribution: str) -> str | None:
     """Return the version of a distribution, None if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # it loads the email package
+
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -75,6 +76,8 @@ def _requirement(extra: str) -> str:
 
 def _direct_url() -> dict[str, Any]:
     """Return where hugqueue was installed from (PEP 610); empty for a release from an index."""
+    from importlib.metadata import Distribution, PackageNotFoundError
+
     try:
         text = Distribution.from_name(_NAME).read_text("direct_url.json")
     except PackageNotFoundError:

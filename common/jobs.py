@@ -332,7 +332,7 @@ def _check_template(text: str) -> None:
 
 
 def _json_object(text: str) -> Mapping[str, Json]:
-    value: Any = json.loads(text)
+    value: Any = json.loads(text) if text != "{}" else {}  # as of most jobs in a long list
     return value if isinstance(value, dict) else {}
 
 

@@ -1,14 +1,18 @@
 """Result rows: records with their outcomes, and their keys as a JSON line has them."""
 
+import secrets
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from common.errors import ResultsLost, UsageError
 from common.jobs import JobSpec
-from common.json_codec import to_json
+from common.json_codec import numbers_to_json, to_json
 from common.own_columns import ID_COLUMNS, KEEP_ALL, Keep, Own, own_columns
 from common.records import Failure, Json, Outcome
 from common.tasks import find_task
+
+#: Stands in a line for an output that is encoded apart, and in no text of a user.
+_NUMBERS = secrets.token_hex(16)
 
 NOT_RUN = Failure("not_run", "the job ended before this record was run; `producer retry` runs it")
 #: Replaces an outcome that was committed and cannot be found.
@@ -105,4 +109,8 @@ class ResultLayout:
 
     def to_line(self, row: ResultRow) -> str:
         """Return a result as one line of JSON, without a line break."""
-        return to_json(self.as_dict(row))
+        line, numbers = self.as_dict(row), numbers_to_json(row.output) if row.error is None else None
+        if numbers is None:
+            return to_json(line)
+        before, _, after = to_json(line | {self.keep.output: _NUMBERS}).partition(f'"{_NUMBERS}"')
+        return f"{before}{numbers}{after}"

@@ -310,4 +310,4 @@ class Client:
 
     def _matching(self, job_filter: JobFilter) -> Iterator[Job]:
         with self.connection.errors():
-            yield from filter(job_filter.matches, self.connection.store.each_job())
+            yield from filter(job_filter.matches, self.connection.store.each_job(job_filter.status))

@@ -16,7 +16,7 @@ from common.jobs import Job, JobStatus, Output
 from common.redis.keys import JobKeys
 from common.results import LOST, ResultRow
 from common.tasks import declared_output
-from producer.hub.checks import check_hub_output
+from producer.end_signal import EndSignal
 from producer.outputs import check_output
 from producer.outputs.formats import is_typed
 from producer.outputs.hub_target import HubOutput, parse_hub_output
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two polls at most. A poll costs a worker on the same machine time, and the longer a job runs, the
-#: less a late one matters.
+#: Seconds between two looks at a job at most: they show its progress, and cost a worker on the same machine time.
 _MAX_POLL_SECONDS = 1.0
 
 
@@ -130,14 +129,15 @@ class JobHandle:
         def next_state() -> Job:
             on_change(self._state)
             waited = time.monotonic() - start
-            time.sleep(max(POLL_SECONDS, min(_MAX_POLL_SECONDS, waited / 400, end - start - waited)))
+            signal.wait(max(POLL_SECONDS, min(_MAX_POLL_SECONDS, waited / 400, end - start - waited)))
             return self.refresh()
 
         self._connection.retry_while_unavailable(self.refresh, end)
-        while not self._state.status.finished:
-            if time.monotonic() > end:
-                raise WaitTimedOut(f"Job {self.id} is still {self._state.status} after {timeout:g} s.")
-            self._connection.retry_while_unavailable(next_state, end)
+        with EndSignal(self._connection.store.client, self.id) as signal:
+            while not self._state.status.finished:
+                if time.monotonic() > end:
+                    raise WaitTimedOut(f"Job {self.id} is still {self._state.status} after {timeout:g} s.")
+                self._connection.retry_while_unavailable(next_state, end)
         on_change(self._state)
         return self._state
 
@@ -332,6 +332,8 @@ class JobHandle:
             ResultsLost: Outcomes that the job had are missing; those before them are uploaded.
             HugqueueError: The Hub fails for long.
         """
+        from producer.hub.checks import check_hub_output
+
         target = parse_hub_output(f"hf:{repo}:{split}", public=public)
         check_hub_output(target, self._connection.settings, begun=True)
         uploaded = self.upload(target, lambda _: None, notify)

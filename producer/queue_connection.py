@@ -6,13 +6,13 @@ import math
 import re
 import time
 from collections.abc import Callable
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from common.broker.tickets import send_tickets
 from common.errors import StorageError, StoreUnavailable, UnknownJob, UsageError
 from common.jobs import JOB_ID, Job, JobSpec
 from common.queue.heartbeats import Heartbeat, live_workers, serving, target_tickets
@@ -162,24 +162,12 @@ class QueueConnection:
 
     def send_tickets(self, spec: JobSpec) -> None:
         """Send the tickets that an accepted job needs. A failure is harmless: workers send what is missing."""
-        from kombu.exceptions import OperationalError  # celery is slow to import, and most commands send nothing
-
-        from common.broker.app import send_tickets
-
-        with contextlib.suppress(OperationalError, redis.RedisError):
+        with contextlib.suppress(redis.RedisError):
             number = target_tickets(live_workers(self.store.client), spec.queue, MIN_TICKETS, MAX_TICKETS)
-            send_tickets(self._app, spec, self.ledger.issue_tickets(spec.id, number))
-
-    @cached_property
-    def _app(self) -> Any:
-        from common.broker.app import make_app
-
-        return make_app(self.settings)
+            send_tickets(self.store.client, spec, self.ledger.issue_tickets(spec.id, number))
 
     def close(self) -> None:
         """Close the connections to Redis; they open again when used."""
-        if "_app" in self.__dict__:
-            self._app.close()
         self.store.client.close()
 
     def retry_while_unavailable(self, step: Callable[[], T], end: float = math.inf) -> T:

@@ -43,7 +43,7 @@ class ResultReader:
 
     def chunk(self, number: int) -> list[ResultRow]:
         """Return the rows of a chunk; without their inputs if those cannot be read any more."""
-        from common.payloads.part_files import chunk_rows
+        from common.payloads.chunk_rows import chunk_rows
 
         outcomes = self._connection.retry_while_unavailable(partial(self._payloads.outcomes, number))
         rows = chunk_rows(self._records(number), outcomes, arrays=self._arrays)

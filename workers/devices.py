@@ -10,6 +10,9 @@ from common.gpus import Gpu, find_gpus
 from common.jobs import TRAIN
 from common.settings import Settings
 
+#: Instructions of x86 for products of bfloat16.
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+
 
 def select_devices(device: str, gpus: list[Gpu]) -> list[Gpu | None]:
     """Return the devices that `--device` names: a GPU each, or None for the CPU.
@@ -69,14 +72,26 @@ def only_trains(settings: Settings) -> bool:
     return queues_of(settings) == (TRAIN,)
 
 
+def faster_dtype(settings: Settings) -> str:
+    """Return the dtype in which a worker's CPU computes much faster than in its default; empty if there is none."""
+    if settings.device != "cpu" or settings.dtype not in ("auto", "float32"):
+        return ""
+    return "bfloat16" if _BFLOAT16_FLAGS & set(_cpu_fact("flags").split()) else ""
+
+
 def describe_device(device: str) -> str:
     """Return the device's product name."""
     if device.startswith("cuda"):
         gpus, number = find_gpus(), int(device.partition(":")[2] or 0)
         return gpus[number].name if number < len(gpus) else "GPU"
+    name = _cpu_fact("model name") or platform.processor() or platform.machine()
+    return f"{name} × {os.cpu_count()}"
+
+
+def _cpu_fact(name: str) -> str:
+    """Return what Linux says of the first CPU under a name, empty if nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name} × {os.cpu_count()}"
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from benchmarks.machine import processor
-from benchmarks.scale import fairness, million, watching, workers
+from benchmarks.scale import control_plane, fairness, million, watching, workers
 
 
 def main() -> None:
@@ -26,6 +26,9 @@ def main() -> None:
     watch.add_argument("--workers", type=int, default=32)
     watch.add_argument("--jobs", type=int, default=100)
     watch.add_argument("--seconds", type=float, default=120.0, help="time that is measured, with and without them")
+    control = commands.add_parser("control", help="a short job, the cost of a chunk, and a list of many jobs")
+    control.add_argument("--chunks", type=int, default=3000)
+    control.add_argument("--jobs", type=int, default=10_000)
     chosen = parser.parse_args()
     print(f"{processor()}, {os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}", flush=True)
     if chosen.what == "fairness":
@@ -34,6 +37,8 @@ def main() -> None:
         print(fairness.measure_cancel(chosen.chunks))
     elif chosen.what == "workers":
         print(workers.measure(chosen.workers, chosen.seconds))
+    elif chosen.what == "control":
+        print(control_plane.measure(chosen.chunks, chosen.jobs))
     elif chosen.what == "watching":
         print(watching.measure(chosen.workers, chosen.jobs, chosen.seconds))
     else:

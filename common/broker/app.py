@@ -1,30 +1,21 @@
-"""Celery app: its settings, sending tickets, and finding those that wait.
+"""Celery app: its settings, and the `celery` command with it.
 
 `celery -A hugqueue flower` monitors it (`hugqueue.celery`); workers add handlers to it (`workers.app`).
 """
 
-import json
-from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
-import redis
 from celery import Celery
 from kombu import Queue
 
 from common.broker.transport import Amqp
-from common.jobs import PRIORITIES, QUEUES, JobSpec
+from common.jobs import QUEUES
 from common.redis.keys import CELERY_PREFIX
 from common.redis.url import tls_options
 from common.settings import Settings
-from common.tasks import find_task
 
 #: Seconds for one attempt to reach the broker. A command must end within ten, with an answer or an error.
 _TIMEOUT = 2.5
-
-#: Prefix of the names of handlers (tasks, to Celery): Flower shows them.
-HANDLER_PREFIX = "hugqueue."
-#: The handler of fine-tune jobs, whatever their task.
-FINETUNE = f"{HANDLER_PREFIX}finetune"
 
 
 def make_app(settings: Settings) -> Celery:
@@ -74,62 +65,12 @@ def make_app(settings: Settings) -> Celery:
         task_create_missing_queues=False,
         # Flower needs these events.
         worker_send_task_events=True,
-        task_send_sent_event=True,
         # `workers` configures the root logger.
         worker_hijack_root_logger=False,
     )
     if (tls := tls_options(url)) is not None:
         app.conf.broker_use_ssl = tls  # Flower reads it here; kombu would find it in the URL too
     return app
-
-
-def handler_name(task: str) -> str:
-    """Return the name of a task's handler in Celery: one per task, so that Flower shows which is which."""
-    return HANDLER_PREFIX + find_task(task).name
-
-
-def send_tickets(app: Celery, spec: JobSpec, tickets: Iterable[str]) -> None:
-    """Put tickets of a job at the tail of its queue.
-
-    Raises:
-        kombu.exceptions.OperationalError: Redis is unavailable or full.
-    """
-    for ticket in tickets:
-        app.send_task(
-            FINETUNE if spec.training is not None else handler_name(spec.task),
-            args=(spec.id,),
-            task_id=ticket,
-            queue=spec.queue,
-            priority=PRIORITIES[spec.priority],
-            argsrepr=spec.title,
-            kwargsrepr="",
-            ignore_result=True,
-        )
-
-
-def waiting_tickets(client: "redis.Redis", page: int = 1000) -> Iterator[set[str]]:
-    """Yield the ids of the tickets that wait in the queues, up to `page` at a time.
-
-    Those that leave a queue and return meanwhile may be missed. Reads kombu's own keys (`kombu/transport/redis.py`): a
-    list for each queue and priority, which is filled from the left and consumed from the right.
-    """
-    lists = [f"{CELERY_PREFIX}{queue}" for queue in QUEUES]
-    lists += [f"{name}\x06\x16{step}" for name in lists for step in (3, 6, 9)]
-    with client.pipeline(transaction=False) as pipe:
-        for name in lists:
-            pipe.llen(name)
-        lengths = pipe.execute()
-    for name, length in zip(lists, lengths, strict=True):
-        for start in range(0, length, page):
-            end = start + page - 1 if start + page < length else -1  # new tickets have pushed the last ones further
-            yield set(filter(None, map(_ticket_id, client.lrange(name, start, end))))
-
-
-def _ticket_id(raw: bytes) -> str | None:
-    try:
-        return str(json.loads(raw)["headers"]["id"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None  # not one of our messages
 
 
 def run_celery(app: Celery) -> NoReturn:

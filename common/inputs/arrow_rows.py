@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from common.inputs.arrow_values import json_type, json_values, replace_undecodable, row_sizes
 from common.json_codec import as_text
@@ -78,6 +77,8 @@ def kept_rows(batch: Any, keep: Keep, schema: Any, *, media: bool) -> ArrowRows 
         if media and is_file_column(column.type):
             if not pa.types.is_struct(kind):
                 continue
+            import pyarrow.compute as pc  # slow to load, and only images and audio need it
+
             column, kind = pc.struct_field(column, "path"), kind.field("path").type
         if not is_plain(plain_type(kind)):  # a struct without fields, or an interval: Parquet cannot hold it
             column, kind = pa.array(map(as_text, json_cells(column)), pa.string()), pa.string()

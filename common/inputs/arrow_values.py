@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from common.records import Json
 
@@ -34,6 +33,8 @@ def _array_sizes(column: Any) -> Any:
         known = np.append(row_sizes(column.dictionary), 0)  # the last one is for null
         return known[_numbers(column.indices, len(known) - 1)]
     if is_text(kind):
+        import pyarrow.compute as pc  # slow to load, and most jobs have no tables
+
         return _numbers(pc.binary_length(column.cast(pa.large_binary())))
     if pa.types.is_struct(kind):
         return sum((row_sizes(child) for child in column.flatten()), np.zeros(len(column), np.int64))
@@ -45,7 +46,7 @@ def _array_sizes(column: Any) -> Any:
 def _list_sizes(column: Any) -> Any:
     if pa.types.is_map(column.type):  # a list of pairs, stored as one
         column = column.cast(pa.list_(pa.struct([("key", column.type.key_type), ("value", column.type.item_type)])))
-    ends = np.cumsum(lengths := _numbers(pc.list_value_length(column)))
+    ends = np.cumsum(lengths := _numbers(column.value_lengths()))
     sums = np.append(0, np.cumsum(row_sizes(column.flatten())))
     return sums[ends] - sums[ends - lengths] + 1
 

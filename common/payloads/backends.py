@@ -94,6 +94,7 @@ class FilePayloads(RedisPayloads):
             super().add_input(name, _FILE_MARKER)
         except NotSubmitting:
             self._storage.remove(_input_file(name))
+            self._remove_if_deleted()
             raise
 
     def input(self, name: str) -> bytes | None:
@@ -105,6 +106,7 @@ class FilePayloads(RedisPayloads):
         """Write a file, unless the job has ended."""
         if not self.has_ended():
             self._write(_outcome_file(name), payload)
+            self._remove_if_deleted()
 
     def outcomes(self, names: Sequence[str]) -> list[bytes | None]:
         """Return the files' bytes."""
@@ -118,6 +120,14 @@ class FilePayloads(RedisPayloads):
         """Return the names that the files have without their suffix."""
         files = self._storage.names(_OUT)
         return {file.removesuffix(_SUFFIX).replace("-", ":") for file in files if file.endswith(_SUFFIX)}
+
+    def _remove_if_deleted(self) -> None:
+        """Remove the files of a job that was deleted while one was written, which whoever deleted it had not seen."""
+        if self._client.exists(self._keys.job):
+            return
+        self._client.hset(keys.STORED, self._job_id, self._url)  # a reaper removes them if this process does not
+        self._storage.remove_all()
+        self._client.hdel(keys.STORED, self._job_id)
 
     def _write(self, file: str, data: bytes) -> None:
         if not self._is_registered:  # before the first file, so that the reaper finds it

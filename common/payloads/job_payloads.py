@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import redis
 
@@ -9,7 +10,7 @@ from common.errors import ModelError, PayloadError, ResultsLost, UsageError, Wor
 from common.inputs.file_split import FileSplit, is_split
 from common.inputs.job_split import MAX_DEPTH, JobSplit, is_job_split
 from common.inputs.splitting import read_split
-from common.jobs import JobSpec
+from common.jobs import JobSpec, Output
 from common.own_columns import KEEP_NONE, Keep, Own
 from common.payloads.backends import (
     FilePayloads,
@@ -18,17 +19,18 @@ from common.payloads.backends import (
     decode_versions,
     outcome_name,
 )
+from common.payloads.chunk_rows import chunk_rows
 from common.payloads.codec import decode_records, encode_records, output_type
-from common.payloads.job_results import records_of_results
-from common.payloads.output_committer import OutputCommitter
 from common.payloads.own_columns import decode_own
-from common.payloads.part_files import chunk_rows
 from common.records import Record
 from common.redis.keys import JobKeys
 from common.redis.scripts import Scripts
 from common.storage.locations import MayOpen
 from common.tasks import Task, declared_output, find_task
 from common.template import Template
+
+if TYPE_CHECKING:  # they load modules of pyarrow that most jobs do not need
+    from common.payloads.output_committer import OutputCommitter
 
 
 class JobPayloads:
@@ -66,7 +68,7 @@ class JobPayloads:
         self._read: tuple[int, bytes, list[Own] | None] | None = None
         if spec.output is not None:
             self._check(spec.output.location)
-            self._parts = OutputCommitter(spec, spec.output)
+            self._parts = _open_parts(spec, spec.output)
 
     def add_records(self, chunk: int, payload: bytes, own: bytes | None = None) -> None:
         """Write the payload of a chunk's records, and note that the producer is alive.
@@ -168,6 +170,8 @@ class JobPayloads:
 
     def _as_records(self, split: JobSplit, task: Task, template: Template | None, keep: Keep) -> list[Record]:
         """Return the results of a chunk as records of another job."""
+        from common.payloads.job_results import records_of_results
+
         records = self.records_with_own(split.chunk)
         if records is None:
             raise ModelError(ResultsLost.code, f"records of job {split.job}, whose results are the input, are gone")
@@ -261,12 +265,18 @@ class JobPayloads:
         return self._spec.output is not None or self._spec.store is not None
 
     @property
-    def parts(self) -> OutputCommitter | None:
+    def parts(self) -> "OutputCommitter | None":
         """The parts that workers write, None if the producer fetches the outcomes."""
         return self._parts
 
     def _check(self, location: str) -> None:
         check_location_allowed(location, self._may_open)
+
+
+def _open_parts(spec: JobSpec, output: Output) -> "OutputCommitter":
+    from common.payloads.output_committer import OutputCommitter
+
+    return OutputCommitter(spec, output)
 
 
 def _own_name(chunk: int) -> str:

@@ -10,7 +10,6 @@ from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from common.errors import PayloadError
 from common.inputs.arrow_rows import ArrowRow, ArrowRows, is_plain, plain_type
@@ -146,11 +145,11 @@ def _column_of_inputs(table: pa.Table, inputs: Sequence[Json]) -> str | None:
     if not all(isinstance(value, str) for value in inputs):
         return None
     try:
-        wanted = text_array(inputs)
+        wanted = pa.chunked_array([text_array(inputs)])
     except UnicodeEncodeError:
         return None
     for name, column in zip(table.column_names, table.columns, strict=True):
-        if column.type == pa.string() and pc.all(pc.equal(column, wanted), skip_nulls=False).as_py():
+        if column.equals(wanted):
             return str(name)
     return None
 

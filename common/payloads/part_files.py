@@ -17,10 +17,10 @@ from common.inputs.arrow_values import row_sizes
 from common.inputs.parquet import dictionary_columns, open_parquet
 from common.json_codec import as_text, to_json
 from common.output_types import OutputForm
-from common.payloads.codec import MAX_EXPANDED, MAX_ROWS, decode_failure, encode_outcomes, overlay
+from common.payloads.codec import MAX_EXPANDED, MAX_ROWS, decode_failure, encode_outcomes
 from common.payloads.result_tables import ResultTable
-from common.records import Json, Outcome, Record
-from common.results import LOST, ResultLayout, ResultRow
+from common.records import Json, Outcome
+from common.results import ResultLayout, ResultRow
 
 FORMATS = ("parquet", "jsonl")
 
@@ -33,29 +33,6 @@ _FORM, _JSON, _TEXT = b"hugqueue.output", b"json", b"text"
 def part_name(chunk: int, format: str) -> str:
     """Return the name of a chunk's part."""
     return f"part-{chunk:05d}.{format}"
-
-
-def chunk_rows(
-    records: Sequence[Record] | None, outcomes: Sequence[bytes | None], *, arrays: bool = False
-) -> list[ResultRow]:
-    """Return the rows of a chunk from its records and the payloads of its commits, oldest first.
-
-    Args:
-        records: of the chunk; None if they cannot be read: rows then have the ids of the outcomes, and no input.
-        outcomes: payloads; None for a lost one.
-        arrays: return vectors as numpy arrays, for writers.
-
-    Raises:
-        PayloadError: one of them is not a payload of outcomes.
-    """
-    found = overlay([payload for payload in outcomes if payload is not None], arrays=arrays)
-    if records is None:
-        return [ResultRow(id_, None, outcome) for _, (id_, outcome) in sorted(found.items())]
-    absent = LOST if outcomes else None
-    return [
-        ResultRow(record.id, record.input, found[position][1] if position in found else absent, record.own)
-        for position, record in enumerate(records)
-    ]
 
 
 def encode_part(rows: Sequence[ResultRow], table: ResultTable, format: str) -> bytes:

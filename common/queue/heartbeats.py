@@ -43,6 +43,8 @@ class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stage_seconds: Mapping[str, _Number] = msgspec.field(default_factory=dict)
     device_memory_bytes: _Count = 0  #: of the device in use, by any process, when models last came or went
     device_memory_limit_bytes: _Count = 0  #: of the device
+    #: In which a CPU computes much faster than in float32, which its worker uses by default; empty if there is none.
+    faster_dtype: _Text = ""
 
     def as_dict(self) -> dict[str, Json]:
         """Return what `--json` shows."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import redis
 
 from common.errors import ModelError, StorageError, UnknownJob
-from common.jobs import JOB_ID, Job, JobSpec, decode_job
+from common.jobs import JOB_ID, Job, JobSpec, JobStatus, decode_job
 from common.redis import keys
 from common.redis.keys import JobKeys
 from common.redis.schema import write_schema
@@ -99,13 +99,16 @@ class JobStore:
         ids = _texts(self.client.zrevrange(keys.JOBS, 0, -1))
         return [job_id for job_id in ids if job_id.startswith(prefix) and self.exists(job_id)]
 
-    def each_job(self) -> Iterator[Job]:
-        """Yield all jobs, the newest first, a page of them per round trip; ids of expired jobs are removed."""
+    def each_job(self, status: JobStatus | None = None) -> Iterator[Job]:
+        """Yield all jobs, or those with a status, the newest first, a page of them per round trip.
+
+        The ids of expired jobs are removed.
+        """
         ids = _texts(self.client.zrevrange(keys.JOBS, 0, -1))
         for start in range(0, len(ids), _PAGE):
-            yield from self._page(ids[start : start + _PAGE])
+            yield from self._page(ids[start : start + _PAGE], status)
 
-    def _page(self, ids: list[str]) -> Iterator[Job]:
+    def _page(self, ids: list[str], status: JobStatus | None) -> Iterator[Job]:
         with self.client.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hgetall(JobKeys.of(job_id).job)
@@ -114,6 +117,8 @@ class JobStore:
         if gone:
             self.client.zrem(keys.JOBS, *gone)
         for job_id, raw in zip(ids, answers, strict=True):
+            if status is not None and isinstance(raw, dict) and raw.get(b"status") != status.encode():
+                continue  # decoding it would take as long as reading it
             if isinstance(raw, dict) and (job := _decode(job_id, raw)) is not None:
                 yield job
 

@@ -63,6 +63,11 @@ def idempotency(key: str) -> str:
     return f"{PREFIX}idempotency:{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()}"
 
 
+def ended_channel(job_id: str) -> str:
+    """Channel on which the end of a job is published (`lua/shared.lua`)."""
+    return f"{JobKeys.of(job_id).job}:ended"
+
+
 def waits(job_id: str) -> str:
     """Hash of the tasks of Celery apps that wait for the end of a job: id of the task -> its message as JSON."""
     return f"{PREFIX}control:waits:{job_id}"

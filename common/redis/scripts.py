@@ -1,5 +1,6 @@
 """Lua scripts (`lua/`): each is a step on one job, which Redis runs atomically."""
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -11,6 +12,9 @@ import redis
 from common.redis import keys
 from common.redis.keys import JobKeys
 
+#: Where a function of `shared.lua` begins, with the comment above it; and its name.
+_BEFORE_FUNCTION = re.compile(r"\n\n(?=(?:--.*\n)*local function )")
+_FUNCTION_NAME = re.compile(r"^local function (\w+)", re.MULTILINE)
 #: How often Redis may restart between the loading of a script and its call.
 _RESTARTS = 5
 
@@ -70,6 +74,14 @@ def _keys_for(job_id: str) -> list[str]:
 
 @cache
 def script_text(name: str) -> str:
-    """Return the text of a script as it is loaded into Redis, with the prelude that all scripts share."""
+    """Return the text of a script as Redis loads it: the names of keys, and the shared functions that it needs.
+
+    Redis makes the functions anew in each call: all of them take longer than a small script itself.
+    """
     folder = files("common.redis") / "lua"
-    return (folder / "shared.lua").read_text() + (folder / f"{name}.lua").read_text()
+    names, *functions = _BEFORE_FUNCTION.split((folder / "shared.lua").read_text())
+    text = (folder / f"{name}.lua").read_text()
+    for function in reversed(functions):  # each can only use those before it
+        if re.search(rf"\b{_FUNCTION_NAME.findall(function)[0]}\b", text):
+            text = f"{function}\n\n{text}"
+    return f"{names}\n\n{text}"

@@ -87,10 +87,10 @@ class LocalStorage:
         """Remove the directory."""
         with self._errors("remove", ""), contextlib.suppress(FileNotFoundError):
             if not self._folder:
-                shutil.rmtree(self._root)
+                _remove_tree(str(self._root))
                 return
             with self._open_parent("") as (above, name):
-                shutil.rmtree(name, dir_fd=above)
+                _remove_tree(name, above)
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names of the files directly in a folder, sorted; none if it does not exist."""
@@ -130,6 +130,19 @@ class LocalStorage:
         except OSError as error:
             path = self._root / self._folder / name
             raise StorageError(f"Cannot {verb} {path}: {error.strerror or error}.") from error
+
+
+def _remove_tree(name: str, above: int | None = None) -> None:
+    """Remove a directory of the one that is open as `above`. Others may be removing it too.
+
+    `rmtree` gives up at the first file that another process has removed before it, while that one is still at work.
+
+    Raises:
+        FileNotFoundError: It is gone.
+    """
+    while os.stat(name, dir_fd=above, follow_symlinks=False):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(name, dir_fd=above)
 
 
 def _open_directory(name: str, above: int) -> int:

@@ -2,15 +2,10 @@
 
 import contextlib
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Self
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Task as Bar
-from rich.progress import TaskID as BarId
-from rich.text import Text
+from typing import TYPE_CHECKING, Self
 
 from common.display_text import one_line
 from common.durations import format_duration
@@ -19,26 +14,24 @@ from common.records import Json
 from producer.cli.terminal import is_quiet, notify
 from producer.submit.upload import Totals
 
+if TYPE_CHECKING:  # rich is loaded only on a terminal
+    from rich.console import Console
+
+    from producer.cli.bars import JobBar
+
 #: Seconds between two lines without a terminal, unless a tenth of the job is done earlier.
 _LINE_SECONDS = 10.0
 #: How much of a job is done that another one waits for.
 _SHARE = re.compile(r" \([^)]*\)")
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Bar) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} records/s" if speed else "", style="cyan")
-
-
 class JobProgress:
     """Shows a job's progress until its block ends; `update` takes every observed state."""
 
-    def __init__(self, console: Console | None) -> None:
+    def __init__(self, console: "Console | None") -> None:
         """Show a bar on a terminal; without a console, print lines."""
         self._console = console
-        self._progress: Progress | None = None
-        self._bar = BarId(0)
+        self._bar: JobBar | None = None
         self._stage = ""
         self._notes = 0  #: how many were printed
         self._printed, self._printed_at = 0, time.monotonic()  #: the count printed last, and when
@@ -47,8 +40,8 @@ class JobProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
     def update(self, job: Job, waits: str = "") -> None:
         """Show the state of the job; `waits` says what it waits for, if it does."""
@@ -62,22 +55,20 @@ class JobProgress:
         else:
             self._update_bar(self._console, job, waits)
 
-    def _update_bar(self, console: Console, job: Job, waits: str) -> None:
+    def _update_bar(self, console: "Console", job: Job, waits: str) -> None:
         trains = job.spec.training is not None
         if trains:
             self._print_once(format_evaluation(job))
         done, total = _progress_counts(job)
-        if self._progress is None:
+        if self._bar is None:
+            from producer.cli.bars import JobBar
+
             # The text of a fine-tune job contains its counts: both do not fit into 80 columns.
-            counts = () if trains else (MofNCompleteColumn(), _Rate(), TimeRemainingColumn(compact=True))
-            columns = (BarColumn(bar_width=24), *counts, TextColumn("{task.description}"))
-            self._progress = Progress(*columns, console=console)
-            self._progress.start()
-            self._bar = self._progress.add_task("", total=total)
+            self._bar = JobBar(console, total, counts=not trains)
         text = waits or (_bar_text(job) if trains else job.stage or str(job.status))
         if job.counts.failed:
             text += f", {job.counts.failed:,} failed"
-        self._progress.update(self._bar, completed=done, total=total, description=text)
+        self._bar.update(done, total, text)
 
     def _print_stage(self, job: Job, waits: str) -> None:
         self._print_once(_SHARE.sub("", waits))
@@ -119,16 +110,20 @@ def submit_progress() -> Iterator[Callable[[Totals], None]]:
     if console is None:
         yield lambda _: None
         return
-    columns = (TextColumn("submitting {task.completed:,.0f} records"), _Rate())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=None)
-        yield lambda totals: progress.update(bar, completed=totals.records)
+    from producer.cli.bars import submit_bar
+
+    with submit_bar(console) as update:
+        yield lambda totals: update(totals.records)
 
 
-def terminal() -> Console | None:
+def terminal() -> "Console | None":
     """Return stderr if it is a terminal, and messages are wanted."""
+    if is_quiet() or not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+
     console = Console(stderr=True)
-    return console if console.is_terminal and not is_quiet() else None
+    return console if console.is_terminal else None
 
 
 def _progress_counts(job: Job) -> tuple[int, int | None]:

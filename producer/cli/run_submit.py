@@ -1,18 +1,20 @@
 """Running a submit plan: submits the job and, if the user waits for it, shows progress and results."""
 
+import sys
 from collections.abc import Iterable
 
 import click
 
 from common.console import INTERRUPTED
 from common.jobs import JobStatus
+from common.queue.heartbeats import serving
 from common.records import Record
 from producer.cli.progress import submit_progress
 from producer.cli.show_results import show_results
 from producer.cli.terminal import Notify, exit_status, print_json
 from producer.cli.watch import describe_unwritten, watch_submitted_job
 from producer.client import Client
-from producer.hub.checks import prepare_hub_output
+from producer.dtype_tip import dtype_tip
 from producer.job_handle import JobHandle
 from producer.outputs.hub_target import HubOutput
 from producer.outputs.targets import OutputFile, Target, target_name
@@ -30,6 +32,8 @@ def run_submit(client: Client, plan: SubmitPlan, records: Iterable[Record], noti
     else:
         warn_if_unserved(client, spec.queue, notify)
     if isinstance(plan.output, HubOutput):
+        from producer.hub.checks import prepare_hub_output
+
         prepare_hub_output(plan.output, plan.settings, client.job_of_key(plan.idempotency_key))
     try:
         with submit_progress() as progress:
@@ -38,6 +42,8 @@ def run_submit(client: Client, plan: SubmitPlan, records: Iterable[Record], noti
         if plan.idempotency_key is None:  # under a key, there may be the job of another command
             notify("Interrupted while submitting: no job was created.")
         raise
+    if totals is not None and sys.stderr.isatty():
+        _give_tip(client, job, totals.records, notify)
     if totals is not None and totals.bad:
         notify(f"{totals.bad:,} of {totals.records:,} records are invalid and fail; the others are processed.")
     if not plan.wait:
@@ -45,6 +51,12 @@ def run_submit(client: Client, plan: SubmitPlan, records: Iterable[Record], noti
         return accepted_status(job, notify)
     notify(f"job {job.id}: {job.state.records or 0:,} records for {spec.task}, model {spec.model or 'none'}")
     return wait_and_show(client, job, plan.output, notify, as_json=as_json)
+
+
+def _give_tip(client: Client, job: JobHandle, records: int, notify: Notify) -> None:
+    workers = serving(client.workers(), job.state.spec.queue)
+    if tip := dtype_tip(job.state.spec, records, workers):
+        notify(tip)
 
 
 def print_accepted(job: JobHandle, *, as_json: bool) -> None:

@@ -55,8 +55,11 @@ def open_client(
 
 def _stop_outdated_worker() -> None:
     from common.settings import load_settings
-    from producer.embedded.attach import stop_outdated_worker
 
     settings = load_settings()
-    if settings.embedded and stop_outdated_worker(settings):
+    if not settings.embedded:
+        return
+    from producer.embedded.attach import stop_outdated_worker
+
+    if stop_outdated_worker(settings):
         notify("stopped the kept worker, which had other settings")

@@ -1,13 +1,12 @@
 """Results at the terminal: into a file, as JSON lines into a pipe, or as a table."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from common.errors import ResultsLost, UsageError
 from common.jobs import Job, JobStatus
 from common.results import ResultLayout, ResultRow
-from producer.cli.tables import RESULT_COLUMNS, show
 from producer.cli.terminal import exit_status
 from producer.job_handle import JobHandle
 from producer.openai import response_line
@@ -93,7 +92,7 @@ def show_failures(
         raise UsageError("--failed writes a single file: name it with -o FILE.")
     elif sys.stdout.isatty() and not as_json:
         shown = [preview(row) for row in islice(rows, MAX_TABLE_ROWS)]
-        show(RESULT_COLUMNS, shown)
+        _print_table(shown)
         if job.counts.failed > len(shown):
             notify(f"... and {job.counts.failed - len(shown):,} more: `producer results {job.id} --failed -o FILE`.")
     else:
@@ -128,6 +127,12 @@ def _show_table(job: Job, rows: Iterator[ResultRow], notify: Callable[[str], Non
             shown.append(preview(row))
     finally:  # lost results are reported after those that are there
         if shown:
-            show(RESULT_COLUMNS, shown)
+            _print_table(shown)
     if job.counts.done > len(shown):
         notify(f"... and {job.counts.done - len(shown):,} more: `producer results {job.id} -o FILE` writes all.")
+
+
+def _print_table(shown: Sequence[tuple[str, str, str]]) -> None:
+    from producer.cli.tables import RESULT_COLUMNS, show  # they load rich, which files and pipes do not need
+
+    show(RESULT_COLUMNS, shown)

@@ -10,7 +10,8 @@ from celery.exceptions import ImproperlyConfigured
 from kombu import Queue
 from kombu.transport import TRANSPORT_ALIASES
 
-from common.broker.app import HANDLER_PREFIX, make_app
+from common.broker.app import make_app
+from common.broker.tickets import HANDLER_PREFIX
 from common.errors import UsageError
 from common.redis.keys import CONTROL_UNACKED
 from common.redis.url import check_redis_url, mask_url

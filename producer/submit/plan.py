@@ -26,7 +26,6 @@ from common.settings import Settings, absolute, load_settings
 from common.storage.locations import MayOpen, any_location
 from common.tasks import ALIASES, Task, declared_output, find_task
 from common.template import Template
-from producer.hub.checks import check_hub_output
 from producer.model_check import check_model, model_warning
 from producer.openai import BatchFile, check_batch_options, check_batch_params, find_batch, read_batch
 from producer.outputs.hub_target import HubOutput
@@ -171,6 +170,8 @@ def make_plan(
     )
     keyed = options.idempotency_key is not None  # results that are there may be those of the key's own job
     if isinstance(target, HubOutput):
+        from producer.hub.checks import check_hub_output
+
         check_hub_output(target, settings, begun=keyed)
     elif target is not None:
         check_target(target, declared_output(spec), inputs, begun=keyed and output is not None)

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from celery import Celery
 
-from common.broker.app import make_app, send_tickets
+from common.broker.tickets import send_tickets
 from common.queue.heartbeats import live_workers
 from common.redis import keys
-from common.settings import Settings
 from tests.support.fault_jobs import LONG, Batch
 from tests.support.processes import PLUGINS, RedisServer, Workers, wait_until
 
@@ -21,11 +19,10 @@ StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]
 
 
-@pytest.fixture
-def app(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Celery:
-    """The queue as a producer has it."""
+@pytest.fixture(autouse=True)
+def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install the test runners, as where jobs are submitted."""
     monkeypatch.syspath_prepend(str(PLUGINS))
-    return make_app(Settings(broker_url=server.url))
 
 
 def freeze(workers: Workers) -> list[psutil.Process]:
@@ -36,23 +33,23 @@ def freeze(workers: Workers) -> list[psutil.Process]:
 
 
 def test_a_ticket_popped_by_a_worker_that_never_gets_it_is_not_lost(
-    start_workers: StartWorkers, new_batch: NewBatch, server: RedisServer, app: Celery
+    start_workers: StartWorkers, new_batch: NewBatch, server: RedisServer
 ) -> None:
     frozen = start_workers()
-    batch = send_into_the_void(frozen, new_batch, server, app)
+    batch = send_into_the_void(frozen, new_batch, server)
     frozen.kill()
     assert batch.job.status == "queued" and batch.ledger.tickets(batch.id)
     start_workers(ready=False)
     batch.finish()
 
 
-def send_into_the_void(frozen: Workers, new_batch: NewBatch, server: RedisServer, app: Celery) -> Batch:
+def send_into_the_void(frozen: Workers, new_batch: NewBatch, server: RedisServer) -> Batch:
     """Freeze a worker that waits for a ticket, and return a job whose one ticket went down its socket."""
     for _ in range(20):
         wait_until(lambda: any("b" in client["flags"] for client in server.client.client_list()), LONG, "it waits")
         frozen.celery().suspend()
         batch = new_batch(10).accept()
-        send_tickets(app, batch.job.spec, batch.ledger.issue_tickets(batch.id, 1))
+        send_tickets(server.client, batch.job.spec, batch.ledger.issue_tickets(batch.id, 1))
         if not server.client.llen(f"{keys.CELERY_PREFIX}any\x06\x163"):
             return batch
         frozen.celery().resume()  # Redis holds a pop for a second, and that was over
@@ -92,10 +89,10 @@ def test_a_chunk_that_takes_many_times_its_lease_runs_once(start_workers: StartW
 
 
 def test_the_same_message_delivered_three_times_at_once_gives_one_outcome(
-    start_workers: StartWorkers, new_batch: NewBatch, server: RedisServer, app: Celery
+    start_workers: StartWorkers, new_batch: NewBatch, server: RedisServer
 ) -> None:
     batch = new_batch(10, seconds=1).accept()
-    send_tickets(app, batch.job.spec, batch.ledger.issue_tickets(batch.id, 1))
+    send_tickets(server.client, batch.job.spec, batch.ledger.issue_tickets(batch.id, 1))
     [queue] = [key for key in server.client.keys(f"{keys.CELERY_PREFIX}any*") if server.client.type(key) == b"list"]
     [message] = server.client.lrange(queue, 0, -1)
     server.client.lpush(queue, message, message)

@@ -159,6 +159,17 @@ def test_listing_jobs_loads_no_arrow() -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
+def test_a_submit_into_a_file_loads_neither_celery_nor_rich() -> None:
+    code = (
+        "import sys, producer.cli.main, producer.cli.commands.submit, producer.cli.run_submit, producer.submit.plan; "
+        "import common.payloads.job_payloads, common.payloads.own_columns, producer.outputs.text; "
+        "print({'celery', 'kombu', 'rich', 'yaml', 'pyarrow.compute', 'pyarrow.parquet', 'fsspec', 'huggingface_hub'}"
+        " & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()", "each costs a short command more than its own work"
+
+
 def test_payloads_are_made_without_pandas() -> None:
     assert importlib.util.find_spec("pandas") is not None  # pyarrow imports it where it is installed, if it is let
     code = (
@@ -176,7 +187,7 @@ def test_payloads_are_made_without_pandas() -> None:
 def test_vectors_reach_their_file_without_pandas() -> None:
     code = (
         "import sys, io; import pyarrow as pa, pyarrow.parquet as pq; from common.payloads.codec import *; "
-        "from common.payloads.part_files import chunk_rows, encode_part; "
+        "from common.payloads.chunk_rows import chunk_rows; from common.payloads.part_files import encode_part; "
         "from common.payloads.result_tables import ResultTable; from common.results import ResultLayout; "
         "from common.records import Failure, Outcome, Record; "
         "outcomes = [Outcome([0.5, 2.0]), Outcome(failure=Failure('no', 'why'))]; kind = pa.list_(pa.float32(), 2); "

@@ -41,6 +41,7 @@ class Receiver:
         self.go = threading.Event()  #: until it is set, there is no answer
         self.go.set()
         self.trickle = False  #: whether it answers a byte at a time, without end
+        self.retry_after: str | None = None  #: a header of every answer
         self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self._server.daemon_threads = True
         self._scheme = "https" if certificate else "http"
@@ -92,6 +93,8 @@ class Receiver:
                         self._trickle()
                     self.send_response(status)
                     self.send_header("Location", receiver.origin + "/elsewhere")
+                    if receiver.retry_after is not None:
+                        self.send_header("Retry-After", receiver.retry_after)
                     self.end_headers()
 
             def _trickle(self) -> None:

@@ -17,7 +17,8 @@ from celery.worker import state
 from celery.worker.control import control_command
 from celery.worker.request import Request
 
-from common.broker.app import FINETUNE, HANDLER_PREFIX, make_app
+from common.broker.app import make_app
+from common.broker.tickets import FINETUNE, HANDLER_PREFIX
 from common.distribution import missing_worker_libraries
 from common.errors import Cancelled, HugqueueError, UsageError
 from common.jobs import JOB_ID

@@ -20,7 +20,7 @@ from common.queue.heartbeats import Heartbeat, remove_heartbeat, send_heartbeat
 from common.settings import Settings
 from workers.device.client.device_client import DeviceClient
 from workers.device.protocol import Effort
-from workers.devices import queues_of
+from workers.devices import faster_dtype, queues_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class HeartbeatThread:
         self._device = device
         self._device_name = device_name
         self._slots = slots
+        self._faster_dtype = faster_dtype(settings)
         self._started = time.time()
         self._exiting_since: float | None = None
         self._stopping = False
@@ -156,6 +157,7 @@ class HeartbeatThread:
             stage_seconds=self.meter.stage_seconds(),
             device_memory_bytes=max(0, (status.total or 0) - (status.free or 0)),
             device_memory_limit_bytes=status.total or 0,
+            faster_dtype=self._faster_dtype,
         )
 
 

@@ -13,10 +13,8 @@ from functools import partial
 from typing import TypeVar
 
 import redis
-from celery import Celery
-from kombu.exceptions import OperationalError
 
-from common.broker.app import send_tickets, waiting_tickets
+from common.broker.tickets import send_tickets, waiting_tickets
 from common.display_text import replace_control_chars
 from common.errors import ModelError, StorageError, UnknownJob, UsageError
 from common.jobs import QUEUES, JobSpec, JobStatus
@@ -51,9 +49,8 @@ class _PassInterrupted(Exception):
 class Reaper:
     """Inspects unfinished jobs every `settings.reap_seconds` seconds."""
 
-    def __init__(self, name: str, app: Celery, store: JobStore, ledger: Ledger, settings: Settings) -> None:
+    def __init__(self, name: str, store: JobStore, ledger: Ledger, settings: Settings) -> None:
         self._name = name
-        self._app = app
         self._store = store
         self._ledger = ledger
         self._settings = settings
@@ -98,7 +95,7 @@ class Reaper:
             step()
         except _PassInterrupted:
             logger.debug("this pass was not finished")
-        except (redis.RedisError, OperationalError) as error:
+        except redis.RedisError as error:
             # Others could not renew their leases either: they get a whole lease to come back.
             self._judge_leases_from = time.monotonic() + self._settings.lease_seconds
             logger.info("the reaper is waiting for Redis: %s", error)
@@ -133,7 +130,6 @@ class Reaper:
 
         Raises:
             redis.RedisError: Redis is away.
-            kombu.exceptions.OperationalError: the same, from kombu.
         """
         self._remove_files()
         cap_heartbeat_ttls(self._store.client)
@@ -166,7 +162,7 @@ class Reaper:
         try:
             return step()
         except Exception as error:  # the boundary between jobs
-            if isinstance(error, (redis.RedisError, OperationalError)) and not _is_refusal(error):
+            if isinstance(error, redis.RedisError) and not _is_refusal(error):
                 raise
             if what not in self._broken:  # it occurs again in each pass: log it once
                 logger.error("%s cannot be inspected: %s: %s", what, type(error).__name__, error)
@@ -251,7 +247,7 @@ class Reaper:
     def _issue_tickets(self, spec: JobSpec) -> None:
         tickets = self._ledger.issue_tickets(spec.id, self._targets[spec.queue])
         try:
-            send_tickets(self._app, spec, tickets)
+            send_tickets(self._store.client, spec, tickets)
         except UsageError as error:
             self._ledger.fail(spec.id, Failure("unknown_task", str(error)))
 

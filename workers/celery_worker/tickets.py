@@ -7,10 +7,8 @@ import time
 from collections.abc import Iterable
 
 import redis
-from celery import Celery
-from kombu.exceptions import OperationalError
 
-from common.broker.app import send_tickets
+from common.broker.tickets import send_tickets
 from common.errors import UsageError
 from common.jobs import JobSpec
 
@@ -29,8 +27,8 @@ _POLL_SECONDS = 0.05
 class TicketSender:
     """Sends tickets, at once or after a short delay, for which no slot waits."""
 
-    def __init__(self, app: Celery) -> None:
-        self._app = app
+    def __init__(self, client: "redis.Redis") -> None:
+        self._client = client
         self._lock = threading.Lock()
         self._delayed: dict[str, tuple[float, JobSpec]] = {}  #: ticket -> when to send it, its job
         self._stopping = threading.Event()
@@ -49,8 +47,8 @@ class TicketSender:
     def send(self, spec: JobSpec, tickets: Iterable[str]) -> None:
         """Put tickets at the tail of their queue. The reaper replaces those that cannot be sent."""
         try:
-            send_tickets(self._app, spec, tickets)
-        except (OperationalError, redis.RedisError, UsageError) as error:
+            send_tickets(self._client, spec, tickets)
+        except (redis.RedisError, UsageError) as error:
             logger.warning("tickets of job %s not sent, the reaper will send them: %s", spec.id, error)
 
     def requeue(self, spec: JobSpec, ticket: str) -> None:

@@ -16,6 +16,7 @@ from http import HTTPStatus
 
 import redis
 
+from common.durations import format_duration
 from common.errors import UnknownJob, UsageError
 from common.jobs import JOB_ID, Job
 from common.notifications import check_notify_url, mask_notify_url, origin_of
@@ -24,7 +25,7 @@ from common.queue.notifications import Attempt, NotificationQueue
 from common.redis import keys
 from common.redis.locks import acquire_lock, release_lock
 from common.settings import Settings
-from workers.notifications.post import PostFailed, post
+from workers.notifications.post import PostAnswer, PostFailed, post
 from workers.notifications.webhook import webhook_body, webhook_headers, webhook_id
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,9 @@ _LOCK_MS = 10_000
 _CLAIM_MARGIN = 30.0
 #: The longest pause between two attempts, in seconds.
 _MAX_PAUSE = 3600.0
+#: Statuses whose `Retry-After` counts, and the longest pause that a receiver can ask for, in seconds.
+_ASKING_TO_WAIT = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+_MAX_RETRY_AFTER = 6 * 3600.0
 #: Seconds that a stopping worker takes to send what is due.
 _STOP_SECONDS = 5.0
 
@@ -170,7 +174,7 @@ class Notifier:
             headers = webhook_headers(id_, body, time.time(), self._settings.notify_secrets)
             url = check_notify_url(job.spec.notify or "", "the job's URL")
             allowed, timeout = self._settings.notify_allowed, self._settings.notify_timeout
-            status = post(url, body, headers, allowed=allowed, timeout=timeout)
+            answer = post(url, body, headers, allowed=allowed, timeout=timeout)
         except UsageError as error:  # only a forged job has such a URL
             return _Fault(str(error), may_pass=False)
         except PostFailed as error:
@@ -179,9 +183,9 @@ class Notifier:
         except Exception as error:  # the boundary: noted like any other, so that attempts end some time
             logger.exception("job %s: unexpected error in its notification", job.id)
             return _Fault(f"unexpected {type(error).__name__}; the log of {self._name} has it")
-        if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+        if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
             return None
-        return _Fault(_describe_status(status), may_pass=status != HTTPStatus.GONE)
+        return _Fault.of(answer)
 
     def _yield(self) -> None:
         """Leave the lock to another worker for a moment, unless this one did so a short while ago."""
@@ -194,7 +198,7 @@ class Notifier:
             self._queue.note_delivered(attempt)
             logger.info("job %s: notified %s that it is %s", job.id, shown, job.status)
             return
-        pause = pause_after(attempt.number, self._settings.notify_retry_seconds)
+        pause = max(fault.retry_after, pause_after(attempt.number, self._settings.notify_retry_seconds))
         left = (job.finished_at or 0.0) + self._settings.notify_give_up_seconds - self._store.now()
         if not fault.may_pass or pause > left:
             self._queue.note_failure(attempt, fault.text, None)
@@ -216,6 +220,16 @@ class _Fault:
 
     text: str
     may_pass: bool = True  #: whether another attempt makes sense
+    retry_after: float = 0.0  #: seconds before which it does not
+
+    @classmethod
+    def of(cls, answer: PostAnswer) -> "_Fault":
+        """Return what is wrong with an answer that does not count as delivered."""
+        text = _describe_status(answer.status)
+        if answer.status not in _ASKING_TO_WAIT or not answer.retry_after:
+            return cls(text, may_pass=answer.status != HTTPStatus.GONE)
+        wait = min(answer.retry_after, _MAX_RETRY_AFTER)
+        return cls(f"{text} and asks for a pause of {format_duration(wait)}", retry_after=wait)
 
 
 def pause_after(attempt: int, first: float) -> float:

@@ -9,6 +9,8 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import mktime_tz, parsedate_tz
 from http.client import HTTPConnection, HTTPException
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,8 +21,16 @@ class PostFailed(Exception):
     """Raised for a request without an answer; the text says why."""
 
 
-def post(url: str, body: bytes, headers: Mapping[str, str], *, allowed: Sequence[str], timeout: float) -> int:
-    """Send a POST request; return the status of the answer, whose body is not read.
+@dataclass(frozen=True, slots=True)
+class PostAnswer:
+    """What a receiver answered."""
+
+    status: int
+    retry_after: float = 0.0  #: seconds for which it asks not to be asked again, 0 if it does not
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str], *, allowed: Sequence[str], timeout: float) -> PostAnswer:
+    """Send a POST request; return the answer, whose body is not read.
 
     Args:
         url: a checked URL.
@@ -47,7 +57,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, allowed: Sequence
 
 def _post(
     url: str, addresses: Sequence[tuple[str, int]], body: bytes, headers: Mapping[str, str], timeout: float
-) -> int:
+) -> PostAnswer:
     parts = urlsplit(url)
     connection = _Connection(url, addresses, time.monotonic() + timeout)
     # Each read has a timeout of its own, which a receiver that sends a byte now and then never exceeds.
@@ -57,7 +67,7 @@ def _post(
     try:
         target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
         connection.request("POST", target, body, {"Host": parts.netloc, **headers})
-        status = connection.getresponse().status
+        answer = connection.getresponse()
     except (OSError, HTTPException) as error:
         if connection.is_over:
             raise TimeoutError from error
@@ -67,7 +77,19 @@ def _post(
         connection.close()
     if connection.is_over:  # `http.client` takes headers that were cut for all of them
         raise TimeoutError
-    return status
+    return PostAnswer(answer.status, retry_after(answer.getheader("Retry-After"), time.time()))
+
+
+def retry_after(value: str | None, now: float) -> float:
+    """Return the seconds in a header `Retry-After`, which holds them or a date; 0 if it is neither, or over."""
+    text = (value or "").strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text[:20]), 1e9)
+    try:
+        date = parsedate_tz(text)
+        return min(max(0.0, mktime_tz(date) - now), 1e9) if date is not None else 0.0
+    except (ValueError, OverflowError, IndexError, TypeError):
+        return 0.0
 
 
 class _Connection(HTTPConnection):

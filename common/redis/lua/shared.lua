@@ -1,4 +1,5 @@
--- Prelude of every script (common/redis/scripts.py). KEYS are the job's own in the order of JobKeys, then eight more.
+-- Prelude of every script, without the functions that it does not need (common/redis/scripts.py). KEYS are the job's own
+-- in the order of JobKeys, then eight more.
 local OWN = #KEYS - 8
 local JOB, INPUT, OUTPUT, OPEN, LEASED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ATTEMPTS, COMMITS, COMMIT_HISTORY, FAILED_COUNTS = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
@@ -156,6 +157,7 @@ end
 local function end_job(id, word)
   redis.call('HSET', key_of(id, JOB), 'status', word, 'finished_at', now(), 'stage', '')
   add_total('jobs:' .. word, 1)
+  redis.pcall('PUBLISH', key_of(id, JOB) .. ':ended', word)  -- for those who wait; a user without that channel only waits longer
   schedule_notification(id)
   redis.call('SREM', ACTIVE, id)
   redis.call('ZREM', DUE, id)

@@ -15,8 +15,9 @@ import pytest
 from common.errors import PayloadError
 from common.output_types import OutputForm
 from common.own_columns import TEXT
+from common.payloads.chunk_rows import chunk_rows
 from common.payloads.codec import encode_outcomes, output_type, overlay
-from common.payloads.part_files import FORMATS, chunk_rows, decode_part, encode_part, part_name
+from common.payloads.part_files import FORMATS, decode_part, encode_part, part_name
 from common.payloads.result_tables import ResultTable
 from common.records import Failure, Outcome, Record
 from common.results import ResultLayout, ResultRow

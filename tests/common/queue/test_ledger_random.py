@@ -8,8 +8,8 @@ import pytest
 
 from common.errors import UsageError
 from common.jobs import JobSpec, JobStatus, new_job_id
+from common.payloads.chunk_rows import chunk_rows
 from common.payloads.codec import decode_records, encode_outcomes, encode_records, positions_to_retry
-from common.payloads.part_files import chunk_rows
 from common.queue.jobs import JobStore
 from common.queue.ledger import Lease, Ledger
 from common.records import Counts, Failure, Outcome, Record

@@ -1,8 +1,10 @@
 """Files of jobs that are no more: found by whoever may open them, and left behind by nobody."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import redis
 
 from common.errors import ModelError
 from common.jobs import JobSpec, Output, new_job_id
@@ -10,6 +12,7 @@ from common.queue.jobs import JobStore
 from common.queue.ledger import Ledger
 from common.redis import keys
 from common.redis.keys import JobKeys
+from common.storage.storage import open_storage
 from tests.support.processes import RedisServer
 
 PAYLOAD = b"x" * 2000
@@ -65,6 +68,43 @@ def test_files_that_this_process_may_not_open_are_left_to_others(
     assert (folder / spec.id).exists()
     assert remove_orphans(files) == [spec.id]
     assert not (folder / spec.id).exists()
+
+
+class DeletingClient(redis.Redis):
+    """A connection whose user deletes a job just before its first file of a process is written."""
+
+    def hset(self, name: str, key: str, *args: object, **kwargs: object) -> object:
+        answer = super().hset(name, key, *args, **kwargs)
+        if name == keys.STORED and (delete := self.__dict__.pop("delete_job", None)):
+            delete()
+        return answer
+
+
+def test_a_job_deleted_while_its_outcomes_are_written_leaves_nothing(
+    server: RedisServer, files: JobStore, ledger: Ledger, folder: Path
+) -> None:
+    spec = begin(files, folder)
+    ledger.accept(spec.id, 1, 1)
+    client = DeletingClient(port=server.port)
+    client.__dict__["delete_job"] = lambda: files.delete(spec.id)
+    JobStore(client, 100, lambda _: True).payloads(spec).write_outcomes(0, (0, 1), PAYLOAD)
+    assert list(folder.iterdir()) == []
+    assert server.client.keys("*") == []
+
+
+def test_of_several_processes_that_remove_files_each_returns_once_all_are_gone(folder: Path) -> None:
+    """As `producer delete` and the reaper do, which finds the job's files without their job."""
+    for number in range(2000):
+        (folder / "job" / f"in{number % 7}").mkdir(parents=True, exist_ok=True)
+        (folder / "job" / f"in{number % 7}" / f"{number}.arrow").touch()
+
+    def remove() -> bool:
+        open_storage(str(folder), "job").remove_all()
+        return (folder / "job").exists()
+
+    with ThreadPoolExecutor(4) as pool:
+        left = [done.result() for done in [pool.submit(remove) for _ in range(4)]]
+    assert not any(left)
 
 
 def test_a_late_worker_of_a_deleted_job_leaves_nothing(

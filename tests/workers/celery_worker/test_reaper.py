@@ -1,11 +1,11 @@
 """The reaper: what it costs, what it finds, and what a clock that is set does to it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from common.broker.app import make_app, send_tickets, waiting_tickets
+from common.broker.tickets import send_tickets, waiting_tickets
 from common.jobs import JobSpec, JobStatus, new_job_id
 from common.queue.heartbeats import TTL, Heartbeat, live_workers, send_heartbeat
 from common.queue.jobs import JobStore
@@ -26,24 +26,17 @@ NewReaper = Callable[..., Reaper]
 
 
 @pytest.fixture
-def new_reaper(
-    server: RedisServer, store: JobStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[NewReaper]:
+def new_reaper(server: RedisServer, store: JobStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> NewReaper:
     """Make reapers on `server` whose passes a test calls for one by one."""
     monkeypatch.syspath_prepend(PLUGINS)
-    apps = []
 
     def make(name: str = "r", **more: float) -> Reaper:
         settings = Settings(broker_url=server.url, **({"lease_seconds": LEASE, "producer_ttl": 0.3} | more))
-        app = make_app(settings)
-        apps.append(app)
-        made = Reaper(name, app, store, ledger, settings)
+        made = Reaper(name, store, ledger, settings)
         wait_until(made._leases_may_be_judged, 10)  # Redis was started just now
         return made
 
-    yield make
-    for app in apps:
-        app.close()
+    return make
 
 
 def waiting(server: RedisServer) -> set[str]:
@@ -201,9 +194,7 @@ def test_waiting_tickets_are_not_replaced(
     store: JobStore, ledger: Ledger, server: RedisServer, new_reaper: NewReaper
 ) -> None:
     reaper, job_id = new_reaper(), make_job(store, ledger, 3)
-    app = make_app(Settings(broker_url=server.url))
-    send_tickets(app, store.job(job_id).spec, ledger.issue_tickets(job_id, 2))
-    app.close()
+    send_tickets(server.client, store.job(job_id).spec, ledger.issue_tickets(job_id, 2))
     for _ in range(4):
         reaper.reap()
     assert len(waiting(server)) == 3

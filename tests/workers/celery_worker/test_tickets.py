@@ -6,10 +6,8 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from common.broker.app import make_app
-from common.broker.app import waiting_tickets as pages_of_tickets
+from common.broker.tickets import waiting_tickets as pages_of_tickets
 from common.jobs import JobSpec, new_job_id
-from common.settings import Settings
 from tests.support.processes import RedisServer, wait_until
 from workers.celery_worker.tickets import TicketSender
 
@@ -22,7 +20,7 @@ def waiting_tickets(client: "redis.Redis") -> set[str]:
 
 @pytest.fixture
 def sender(server: RedisServer) -> Iterator[TicketSender]:
-    sender = TicketSender(make_app(Settings(broker_url=server.url)))
+    sender = TicketSender(server.client)
     sender.start()
     yield sender
     sender.stop()

@@ -87,6 +87,23 @@ def test_a_receiver_that_is_down_and_then_answers_500_is_told_in_the_end(
     assert not store.client.exists(keys.NOTIFICATIONS)
 
 
+@pytest.mark.parametrize(("status", "asked"), [(429, True), (503, True), (500, False)])
+def test_a_receiver_that_asks_for_a_pause_gets_it(
+    store: JobStore, ledger: Ledger, start: Start, status: int, asked: bool
+) -> None:
+    with Receiver(status) as receiver:
+        receiver.retry_after = "120"
+        job_id = end(store, ledger, receiver.url)
+        start()
+        if asked:
+            noted = wait_until(lambda: (n := store.job(job_id).notification) and n.error and n, 20)
+            assert noted.last_attempt_at and noted.next_attempt_at
+            assert 119 < noted.next_attempt_at - noted.last_attempt_at < 121
+            assert "asks for a pause of 2m 00s" in noted.error
+        else:
+            wait_for(store, job_id, NotificationState.DELIVERED)
+
+
 def test_a_silent_receiver_holds_up_no_other(store: JobStore, ledger: Ledger, start: Start) -> None:
     with Receiver() as silent, Receiver() as other:
         silent.go.clear()

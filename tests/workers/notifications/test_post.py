@@ -11,11 +11,23 @@ import pytest
 from tests.support.processes import free_port
 from tests.support.tls_certificates import make_certificates  # by a subprocess: openssl
 from tests.support.webhook_receiver import Receiver
-from workers.notifications.post import PostFailed, post
+from workers.notifications.post import PostFailed, post, retry_after
 
 
 def send(url: str, *, timeout: float = 20.0, allowed: tuple[str, ...] = ("*",)) -> int:
-    return post(url, b'{"a":1}', {"webhook-id": "1"}, allowed=allowed, timeout=timeout)
+    return post(url, b'{"a":1}', {"webhook-id": "1"}, allowed=allowed, timeout=timeout).status
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        *[("120", 120), (" 0 ", 0), ("9" * 500, 1e9), ("Thu, 01 Jan 1970 00:17:40 GMT", 60)],
+        *[("Wed, 01 Jan 1969 00:00:00 GMT", 0), ("Thu, 99 Jan 99999 99:99:99 GMT", 0)],
+        *[(None, 0), ("", 0), ("soon", 0), ("-5", 0), ("1.5", 0), ("\u0663", 0), ("Thu", 0)],
+    ],
+)
+def test_a_pause_is_read_as_seconds_or_as_a_date(value: str | None, seconds: float) -> None:
+    assert retry_after(value, 1000.0) == seconds
 
 
 def test_a_request_arrives_and_its_status_is_returned() -> None:
