@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from common.errors import UsageError
 from common.records import Json
 from common.template import TEMPLATE_FIELD
+from common.training.text_pairs import PAIR_TASKS, choose_pair_columns, has_empty_text, make_pair_example
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def schemas_of(task: str, label: str | None = None, *, templated: bool = False) 
 def choose_columns(
     task: str, names: Sequence[str], text: str | None, label: str | None, *, templated: bool = False
 ) -> tuple[str, str | None]:
-    """Return the columns of text and label of a dataset with the columns `names`.
+    """Return the columns of text (several, separated by commas, for a task of pairs) and label among `names`.
 
     Args:
         task: a task that can be fine-tuned.
@@ -76,6 +77,8 @@ def choose_columns(
     Raises:
         UsageError: They are missing.
     """
+    if task in PAIR_TASKS:
+        return choose_pair_columns(task, names, text, label)
     if templated:
         names, text = [*names, TEMPLATE_FIELD], TEMPLATE_FIELD
     for schema in schemas_of(task, label, templated=templated):
@@ -95,6 +98,8 @@ def make_example(task: str, row: Mapping[str, Json], text: str, label: str | Non
     Raises:
         UsageError: A field has the wrong type.
     """
+    if task in PAIR_TASKS:
+        return make_pair_example(task, row, text, label)
     if task == "token-classification":
         return _tagged(row[text], row[label or "tags"])
     if task == "text-generation" and label is not None:
@@ -108,7 +113,9 @@ def make_example(task: str, row: Mapping[str, Json], text: str, label: str | Non
 
 
 def is_empty(example: Mapping[str, Json]) -> bool:
-    """Whether an example has no text."""
+    """Whether an example has no text, or lacks one of several."""
+    if "texts" in example or "query" in example:
+        return has_empty_text(example)
     text = example.get("text", example.get("tokens", example.get("completion")))
     return not text or (isinstance(text, str) and not text.strip())
 

@@ -12,6 +12,14 @@ from typing import Literal
 from common.errors import UsageError
 from common.records import Json
 from common.suggestions import did_you_mean
+from common.training.text_pairs import (
+    PAIR_KINDS,
+    PAIR_TASKS,
+    PairKind,
+    check_pair_kind,
+    choose_held_out,
+    infer_pair_kind,
+)
 
 #: Names that a message lists.
 _MAX_LISTED = 5
@@ -24,7 +32,9 @@ LABEL_KINDS: dict[str, tuple[str, ...]] = {
     "token-classification": ("tags", "entities"),
     "fill-mask": ("",),
     "text-generation": ("",),
+    **PAIR_TASKS,
 }
+_CORRELATION = ("spearman", "pearson", "loss")
 #: Metrics of an evaluation, by kind of labels; the best checkpoint is chosen by the first.
 METRICS: dict[str, tuple[str, ...]] = {
     "single_label": ("f1_macro", "accuracy", "f1_micro", "loss"),
@@ -33,6 +43,11 @@ METRICS: dict[str, tuple[str, ...]] = {
     "tags": ("f1_macro", "accuracy", "loss"),
     "entities": ("f1", "precision", "recall", "accuracy", "f1_macro", "loss"),
     "": ("perplexity", "loss"),
+    "pairs": ("ndcg@10", "mrr@10", "map@100", "accuracy@1", "accuracy@10", "recall@10", "loss"),
+    "triplets": ("accuracy", "loss"),
+    "scored_pairs": _CORRELATION,
+    "relevance": ("ndcg@10", "mrr@10", "map", "average_precision", "f1", "accuracy", "loss"),
+    "graded_relevance": _CORRELATION,
 }
 #: Metrics for which less is better.
 LESS_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
@@ -44,8 +59,8 @@ Example = Mapping[str, Json]
 class Labels:
     """The classes, or the other kind of labels."""
 
-    #: transformers' problem type, `tags`, or empty for tasks without labels
-    kind: Literal["single_label", "multi_label", "regression", "tags", ""]
+    #: transformers' problem type, `tags`, a kind of pairs, or empty for plain texts
+    kind: Literal["single_label", "multi_label", "regression", "tags", ""] | PairKind
     names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     multi_hot: bool = False  #: of `multi_label`: each list holds a 0 or 1 for every class, instead of names
@@ -55,6 +70,8 @@ class Labels:
         """The labels in a few words."""
         if self.kind == "regression":
             return "regression: the labels are numbers with a fraction"
+        if self.kind in PAIR_KINDS:
+            return PAIR_KINDS[self.kind]
         several = "labels, each 0 or 1 for each text" if self.multi_hot else "labels, several for each text"
         nouns = {"single_label": "labels", "multi_label": several, "tags": "tags"}
         return f"{len(self.names)} {nouns[self.kind]}: {_names(self.names)}" if self.kind else ""
@@ -75,6 +92,8 @@ def infer_labels(task: str, examples: Sequence[Example]) -> Labels:
         raise UsageError(f"{task} cannot be fine-tuned; those that can: {', '.join(LABEL_KINDS)}.")
     if not examples:
         raise UsageError("There are no examples to learn from: every text is empty.")
+    if task in PAIR_TASKS:
+        return Labels(infer_pair_kind(task, examples))
     if task == "token-classification":
         return _tags(examples)
     if task != "text-classification":
@@ -184,6 +203,9 @@ def check_labels_known(labels: Labels, examples: Sequence[Example], source: str)
     """
     if not examples:
         raise UsageError(f"{source} holds no example: every text is empty.")
+    if labels.kind in PAIR_KINDS:
+        check_pair_kind(labels.kind, examples, source)
+        return
     if labels.kind in ("", "regression"):
         wrong = [e["label"] for e in examples if labels.kind and not isinstance(e["label"], int | float)]
         if wrong:
@@ -277,27 +299,38 @@ def split_train_eval(
     """Return training examples, examples held out for evaluation, and notes for the user.
 
     The split is stratified: at least one example of each class is held out and at least one is kept; the only example
-    of a class is kept.
+    of a class is kept. Of pairs, all with the same first text are held out, or none.
 
     Raises:
         UsageError: Nothing could be held out.
     """
-    groups: dict[str, list[int]] = {}
-    for number, example in enumerate(examples):
-        groups.setdefault(class_names_of(labels, example)[0] if labels.kind == "single_label" else "", []).append(
-            number
-        )
-    chosen: set[int] = set()
-    shuffled = random.Random(seed)  # noqa: S311 - not a secret
-    for members in groups.values():
-        most = len(members) - 1
-        chosen.update(shuffled.sample(members, min(most, max(1, round(share * len(members))))))
+    groups = _groups(labels, examples)
+    chosen = choose_held_out(examples, share, seed) if labels.kind in PAIR_KINDS else _stratified(groups, share, seed)
     if not chosen:
+        why = "all have the same first text" if labels.kind in PAIR_KINDS else "no class has two"
         raise UsageError(
-            f"--eval-split {share:g} leaves no example of any class to evaluate with: of {len(examples)} examples, no "
-            "class has two. Give more examples, or an evaluation set with --eval FILE."
+            f"--eval-split {share:g} leaves no example of any class to evaluate with: of {len(examples)} examples, "
+            f"{why}. Give more examples, or an evaluation set with --eval FILE."
         )
     single = sorted(name for name, members in groups.items() if len(members) == 1)
     notes = [f"{_listed('label', single)} is in no example held out by --eval-split."] if single else []
     kept = [example for number, example in enumerate(examples) if number not in chosen]
     return kept, [examples[number] for number in sorted(chosen)], notes
+
+
+def _groups(labels: Labels, examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Return the numbers of the examples of each class; of all, where there is one label out of several at most."""
+    groups: dict[str, list[int]] = {}
+    for number, example in enumerate(examples):
+        name = class_names_of(labels, example)[0] if labels.kind == "single_label" else ""
+        groups.setdefault(name, []).append(number)
+    return groups
+
+
+def _stratified(groups: Mapping[str, Sequence[int]], share: float, seed: int) -> set[int]:
+    chosen: set[int] = set()
+    shuffled = random.Random(seed)  # noqa: S311 - not a secret
+    for members in groups.values():
+        most = len(members) - 1
+        chosen.update(shuffled.sample(members, min(most, max(1, round(share * len(members))))))
+    return chosen

@@ -43,6 +43,8 @@ class TrainingOptions:
     lora_dropout: Annotated[float, Meta(ge=0, le=0.99)] = 0.05
     early_stopping: _Count | None = None  #: evaluations without a better metric
     metric_for_best: str | None = None
+    loss: str | None = None  #: of `common.training.losses`; None: by the kind of examples
+    matryoshka_dims: tuple[_Count, ...] | None = None  #: dimensions that vectors may be cut to
     gpus: Annotated[int, Meta(ge=1, le=1024)] | None = None  #: processes, one for each GPU; None: all GPUs
     arguments: Mapping[str, Json] = field(default_factory=dict)  #: further fields of `TrainingArguments`
     text_column: str | None = None

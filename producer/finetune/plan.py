@@ -17,7 +17,9 @@ from common.suggestions import did_you_mean
 from common.tasks import ALIASES
 from common.tracing import job_attributes, span
 from common.training.labels import LABEL_KINDS, Example, check_metric
+from common.training.losses import check_loss_fits, check_loss_options
 from common.training.options import TrainingOptions, check_conflicts
+from common.training.text_pairs import PAIR_TASKS
 from producer.finetune.options import FinetuneOptions
 from producer.finetune.training_data import CHUNK_RECORDS, ExampleReader, ExampleSet, ExampleSource
 from producer.model_check import check_model
@@ -68,8 +70,8 @@ def make_finetune_plan(
         evaluation = ExampleSource((options.evaluation,))
     training = _training_options(source, evaluation, options)
     evaluates = evaluation is not None or training.eval_split is not None
-    if training.template and task == "token-classification":
-        raise UsageError("--template makes a text, and token-classification learns words. Leave it out.")
+    _check_template(task, training)
+    check_loss_options(task, training)
     check_conflicts(training, None, None, evaluates=evaluates)
     spec = JobSpec(
         id=new_job_id(),
@@ -93,8 +95,16 @@ def make_finetune_plan(
         check_metric(task, examples.labels, training.metric_for_best)
     if examples.labels is not None:
         check_conflicts(training, examples.labels, len(examples.train), evaluates=evaluates)
+        if task in PAIR_TASKS:
+            check_loss_fits(examples.labels.kind, training, (*examples.train, *examples.evaluation))
         spec = replace(spec, training=replace(training, labels=examples.labels).encode())
     return FinetunePlan(settings, spec, examples, options.wait or settings.embedded, job_names(options.after))
+
+
+def _check_template(task: str, training: TrainingOptions) -> None:
+    learned = {"token-classification": "words", **dict.fromkeys(PAIR_TASKS, "several texts")}.get(task)
+    if training.template and learned:
+        raise UsageError(f"--template makes a text, and {task} learns {learned}. Leave it out.")
 
 
 def _find_trainable(name: str) -> str:

@@ -35,10 +35,7 @@ def evaluate(trainer: Any, examples: Examples, *, evaluates: bool) -> Evaluation
     if not evaluates:
         return Evaluation()
     if not labels.kind:  # only the loss is measured: the logits of a whole vocabulary would fill the memory
-        before = len(trainer.state.log_history)
-        measured: dict[str, float] = trainer.evaluate()
-        del trainer.state.log_history[before:]  # the history is that of the training
-        return Evaluation(measured)
+        return measure(trainer)
     found = _predict(trainer)
     logits, expected = logits_of(found.predictions), found.label_ids
     classes = per_class_metrics(labels, logits, expected)[:_MAX_CLASSES]
@@ -51,6 +48,14 @@ def evaluate(trainer: Any, examples: Examples, *, evaluates: bool) -> Evaluation
         confusion_matrix=confusion_matrix(logits, expected, len(labels.names)) if has_matrix else None,
         worst=_worst_examples(labels, examples.eval, logits, expected),
     )
+
+
+def measure(trainer: Any) -> Evaluation:
+    """Return the metrics that the trainer itself measures."""
+    before = len(trainer.state.log_history)
+    measured: dict[str, float] = trainer.evaluate()
+    del trainer.state.log_history[before:]  # the history is that of the training
+    return Evaluation(measured)
 
 
 def _predict(trainer: Any) -> Any:

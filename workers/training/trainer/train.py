@@ -1,49 +1,36 @@
-"""Training run: from a run configuration to a finished model directory, with transformers' `Trainer`."""
+"""Training run: from a run configuration to a finished model directory, with transformers' `Trainer`.
+
+The tasks whose examples are pairs of texts have their own trainers (`workers.training.trainer.encoders`).
+"""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
+from transformers import PrinterCallback, Trainer, set_seed
 
 from common.errors import ModelError, UsageError
 from common.records import Json
 from common.training.options import check_conflicts
+from common.training.text_pairs import PAIR_TASKS
 from workers.inference.loading.loader import ModelSource
 from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.arguments import best_metric, build_training_arguments
 from workers.training.trainer.base_model import load_base_model, match_base_labels, max_example_tokens
-from workers.training.trainer.callbacks import CheckpointCallback, ProgressCallback
 from workers.training.trainer.control_socket import ControlSocket
 from workers.training.trainer.data import Examples, to_dataset
 from workers.training.trainer.evaluation import evaluate
 from workers.training.trainer.metrics import logits_of, metrics_for
 from workers.training.trainer.model_card import summarize_run, write_model_card
+from workers.training.trainer.prepared_run import PreparedRun, WarmupNote, run_callbacks
 from workers.training.trainer.recipes import RECIPES, EncodedExamples
 
 
-class JobTrainer(Trainer):  # type: ignore[misc]
+class JobTrainer(WarmupNote, Trainer):  # type: ignore[misc]
     """A Trainer that notes a warm-up as long as the training."""
-
-    def __init__(self, *, note: Callable[[str], None], **options: Any) -> None:
-        super().__init__(**options)
-        self._note = note
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Create the learning rate schedule, without a warm-up where it would round up to the whole training."""
-        arguments = self.args
-        if arguments.get_warmup_steps(num_training_steps) >= num_training_steps:
-            if arguments.warmup_steps < 1:
-                arguments.warmup_steps = 0
-                self._note("The training is too short for a warm-up: the learning rate starts at its peak.")
-            else:
-                self._note(
-                    f"The warm-up of {arguments.warmup_steps:g} steps is at least as long as the training "
-                    f"({num_training_steps:,} steps): the learning rate never reaches {arguments.learning_rate:g}."
-                )
-        return super().create_scheduler(num_training_steps, optimizer)
 
 
 class PerplexityTrainer(JobTrainer):
@@ -61,38 +48,51 @@ def train(config: TrainingRunConfig, control: ControlSocket) -> dict[str, Json]:
 
     Raises:
         ModelError: the job cannot be done.
+        WorkerError: this worker cannot do it.
         UsageError: its examples cannot be learned from.
         TrainingStopped: the worker is stopping; a checkpoint is written.
     """
-    options, recipe = config.options, RECIPES[config.job.task]
     control.stage("reading the examples")
     examples = Examples(config)
     for text in examples.notes:
         control.note(text)
     try:
-        check_conflicts(options, examples.labels, len(examples.train), evaluates=bool(examples.eval))
+        check_conflicts(config.options, examples.labels, len(examples.train), evaluates=bool(examples.eval))
     except UsageError as error:
         raise ModelError("bad_param", str(error)) from error
     control.stage(f"loading {config.model_info['model']}")
-    set_seed(options.seed)
-    source = ModelSource(Path(config.base_model), config.load)
+    set_seed(config.options.seed)
+    run = _prepare(config, control, examples)
+    control.stage("training")
+    run.trainer.train(resume_from_checkpoint=config.checkpoint)
+    if examples.eval:
+        control.stage("evaluating")
+    result = summarize_run(config, run.trainer, examples, run.evaluate(), control.notes)
+    control.stage("saving the model")
+    if run.trainer.is_world_process_zero():
+        run.save(config.model_dir)
+        write_model_card(config.model_dir, result)
+    run.trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def _prepare(config: TrainingRunConfig, control: ControlSocket, examples: Examples) -> PreparedRun:
+    if config.job.task in PAIR_TASKS:
+        from workers.training.trainer.encoders.run import prepare_encoder
+
+        return prepare_encoder(config, control, examples)
+    recipe, source = RECIPES[config.job.task], ModelSource(Path(config.base_model), config.load)
     examples.labels = match_base_labels(recipe.auto_class, source, examples.labels, control.note)
-    model, tokenizer = load_base_model(recipe.auto_class, source, examples.labels, options, control.note)
-    encoded = _encode(config, tokenizer, examples, max_example_tokens(model, tokenizer, options), control.note)
+    model, tokenizer = load_base_model(recipe.auto_class, source, examples.labels, config.options, control.note)
+    max_tokens = max_example_tokens(model, tokenizer, config.options)
+    encoded = _encode(config, tokenizer, examples, max_tokens, control.note)
     use_cache = getattr(model.config, "use_cache", None)
     trainer = _build_trainer(config, control, model, tokenizer, examples.labels, encoded)
-    control.stage("training")
-    trainer.train(resume_from_checkpoint=config.checkpoint)
-    if "eval" in encoded:
-        control.stage("evaluating")
-    evaluation = evaluate(trainer, examples, evaluates="eval" in encoded)
-    result = summarize_run(config, trainer, examples, evaluation, control.notes)
-    control.stage("saving the model")
-    if trainer.is_world_process_zero():
-        _save(trainer, tokenizer, config.model_dir, use_cache)
-        write_model_card(config.model_dir, result)
-    trainer.accelerator.wait_for_everyone()
-    return result
+    return PreparedRun(
+        trainer,
+        evaluate=partial(evaluate, trainer, examples, evaluates="eval" in encoded),
+        save=lambda directory: _save(trainer, tokenizer, directory, use_cache),
+    )
 
 
 def _encode(
@@ -128,13 +128,6 @@ def _build_trainer(
     evaluates = "eval" in encoded
     metrics = metrics_for(labels)
     metric = best_metric(job.task, labels, options) if evaluates else None
-    checkpoint = Path(config.checkpoint) if config.checkpoint else None
-    callbacks: list[Any] = [
-        ProgressCallback(control),
-        CheckpointCallback(control, config.checkpoint_seconds, checkpoint),
-    ]
-    if options.early_stopping:
-        callbacks.append(EarlyStoppingCallback(options.early_stopping))
     trainer = (JobTrainer if metrics else PerplexityTrainer)(
         note=control.note,
         model=model,
@@ -144,7 +137,7 @@ def _build_trainer(
         data_collator=RECIPES[job.task].collator(tokenizer),
         processing_class=tokenizer,
         compute_metrics=(lambda found: metrics(logits_of(found.predictions), found.label_ids)) if metrics else None,
-        callbacks=callbacks,
+        callbacks=run_callbacks(config, control),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
