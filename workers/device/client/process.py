@@ -337,6 +337,8 @@ def describe_exit(status: int) -> str:
     """Return how a process ended, in words; `status` is the return code of `subprocess`."""
     if status == protocol.DEVICE_LOST:
         return "the GPU reported an error that ruined its context (see the worker's log)"
+    if status == protocol.ENGINE_DIED:
+        return "the process of its engine has ended (see the worker's log)"
     if status >= 0:
         return f"it exited with status {status}"
     try:

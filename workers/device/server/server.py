@@ -33,7 +33,7 @@ from workers.device.server.model_cache import LoadedModel, ModelCache
 from workers.device.server.request import Prefetched, Request
 from workers.device.server.run_chunk import DeviceLost, prepare_chunk, run_chunk
 from workers.disk_space import DISK_FULL_ERRNOS
-from workers.inference.core.device_errors import is_device_lost
+from workers.inference.core.device_errors import EngineDied, is_device_lost
 from workers.inference.core.fallbacks import count_fallback, fallback_counts
 from workers.models.resolver import ModelPolicy
 
@@ -270,7 +270,7 @@ def _run_or_exit(work: Callable[[], None]) -> None:
 
 
 def _exit_device_lost(error: Exception) -> None:
-    """End the process: its context on the device is ruined, and only a fresh process gets a new one."""
+    """End the process: its context on the device is ruined, or its engine dead; only a fresh process gets a new one."""
     logger.error("the device is lost: %s", error)
     logging.shutdown()
-    os._exit(protocol.DEVICE_LOST)
+    os._exit(protocol.ENGINE_DIED if isinstance(error.__cause__, EngineDied) else protocol.DEVICE_LOST)

@@ -108,6 +108,22 @@ class Runner(ABC):
         """
         return False
 
+    def refusal(self, params: Mapping[str, Json]) -> str | None:
+        """Return which of these parameters only a runner without an engine can follow; None if this one follows all.
+
+        Raises:
+            ModelError: as `run`.
+        """
+        return None
+
+    @property
+    def broken(self) -> bool:
+        """Whether it can run nothing more, and must be loaded again."""
+        return False
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to do
+        """Free what is not freed with the last reference; nothing runs meanwhile, or afterwards."""
+
     def memory_bytes(self) -> int:
         """Return about how much device memory the model holds, in bytes."""
         return 0
