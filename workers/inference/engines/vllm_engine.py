@@ -68,7 +68,7 @@ class VllmEngine:
             self._llm = self._call(_start(directory, device, dtype, memory, options))
         except Exception as error:  # whatever the reason is, transformers may run the model
             self._stop_loop()
-            raise EngineRefusal(first_line(error)) from error
+            raise EngineRefusal(_reason(error)) from error
         self.context = int(self._llm.model_config.max_model_len)
         self.memory_bytes = _taken(self._llm.vllm_config.cache_config, directory, device)
 
@@ -134,6 +134,13 @@ async def _start(directory: Path, device: str, dtype: torch.dtype, memory: float
         **options,
     }
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+
+
+def _reason(error: Exception) -> str:
+    """Return the line that says what is wrong: the first of a pydantic error says only that something is."""
+    details = getattr(error, "errors", None)
+    text = details()[0]["msg"].removeprefix("Value error, ") if callable(details) else error
+    return first_line(ValueError(text))
 
 
 def _memory_arguments(device: str, memory: float) -> dict[str, Any]:
