@@ -212,3 +212,14 @@ def test_the_next_chunk_is_in_flight_before_this_one_runs(engine):
 
 def _in_flight(engine: Runner) -> int:
     return engine._engine._llm.get_num_unfinished_requests()
+
+
+def test_log_probabilities_are_those_of_transformers(engine, plain):
+    params = {**GREEDY, "max_new_tokens": 6, "logprobs": 3, "return_full_text": False}
+    for [one], [other] in zip(*(outputs(runner, TEXTS[:4], params) for runner in (engine, plain)), strict=True):
+        if one["generated_text"] != other["generated_text"]:  # a tie
+            continue
+        for ours, theirs in zip(one["logprobs"], other["logprobs"], strict=True):
+            assert ours["token"] == theirs["token"]
+            assert ours["logprob"] == pytest.approx(theirs["logprob"], abs=1e-3)
+            assert len(ours["top_logprobs"]) == 3
