@@ -150,9 +150,12 @@ class PreparingRunner(Runner):
 
     def run(self, inputs: Sequence[Json], params: Mapping[str, Json], monitor: RunMonitor) -> list[Outcome]:
         """Return one outcome for each input, in order."""
+        return self.run_prepared(self.timed_prepare(inputs, params), monitor)
+
+    def timed_prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> Any:
+        """Return what `prepare` does, and count its time in `prepare_seconds`."""
         begun = time.perf_counter()
         try:
-            prepared = self.prepare(inputs, params)
+            return self.prepare(inputs, params)
         finally:
             self.prepare_seconds += time.perf_counter() - begun
-        return self.run_prepared(prepared, monitor)

@@ -7,18 +7,21 @@ record of its own; their results are then combined with what a response needs, s
 import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from common.errors import ModelError
 from common.records import Failure, Json, Outcome
-from workers.inference.core.runner import RemappedMonitor, RunMonitor
+from workers.inference.core.runner import PreparingRunner, RemappedMonitor, RunMonitor
 from workers.inference.generation.limits import check_token_limit
 from workers.inference.openai.request import OpenAIRequest
 from workers.inference.text.tokenization import parse_inputs
 
 #: Errors of the runner, which are about a whole job, that here concern single requests.
 _REQUEST_ERRORS = ("bad_param", "too_many_tokens")
+#: Runs inputs that are given with it.
+_Run = Callable[[RunMonitor], Sequence[Outcome]]
 
 
 class RequestRunner(ABC):
@@ -70,26 +73,39 @@ class RequestRunner(ABC):
             options = {**request.defaults, **params, **request.options}
             # Sorted by name only: within an option, such as tools, the model may see the order.
             groups[json.dumps(sorted(options.items()))][positions[number]] = inputs
-        for text, group in groups.items():
-            outcomes |= self._run_group(requests, group, dict(json.loads(text)), monitor)
+        # An engine then has all of them at once, whatever their options.
+        parsed = [(group, dict(json.loads(text))) for text, group in groups.items()]
+        for (group, options), run in zip(parsed, [self._prepare(*one) for one in parsed], strict=True):
+            outcomes |= self._run_group(requests, group, options, run, monitor)
         return outcomes
+
+    def _prepare(self, inputs: Mapping[int, Sequence[Json]], options: dict[str, Json]) -> _Run | Failure:
+        """Return what runs the inputs of a group, prepared if the runner can, or why they cannot run."""
+        flat = [value for values in inputs.values() for value in values]
+        try:
+            check_token_limit(self._task, options, self._max_new_tokens)
+            params = self.options_for(options)
+            if not isinstance(self.inner, PreparingRunner):
+                return partial(self.inner.run, flat, params)
+            return partial(self.inner.run_prepared, self.inner.timed_prepare(flat, params))
+        except ModelError as error:
+            return _failure_of(error)
 
     def _run_group(
         self,
         requests: Mapping[int, OpenAIRequest],
         inputs: Mapping[int, Sequence[Json]],
         options: dict[str, Json],
+        run: _Run | Failure,
         monitor: RunMonitor,
     ) -> dict[int, Outcome]:
+        if isinstance(run, Failure):
+            return dict.fromkeys(inputs, Outcome(failure=run))
         positions = [[position] for position, values in inputs.items() for _ in values]
-        flat = [value for values in inputs.values() for value in values]
         try:
-            check_token_limit(self._task, options, self._max_new_tokens)
-            found = iter(self.inner.run(flat, self.options_for(options), RemappedMonitor(monitor, positions)))
+            found = iter(run(RemappedMonitor(monitor, positions)))
         except ModelError as error:
-            if error.code not in _REQUEST_ERRORS:
-                raise
-            return dict.fromkeys(inputs, Outcome(failure=Failure(error.code, error.message)))
+            return dict.fromkeys(inputs, Outcome(failure=_failure_of(error)))
         return {
             position: self._combine(requests[position], values, [next(found) for _ in values], options)
             for position, values in inputs.items()
@@ -105,3 +121,14 @@ class RequestRunner(ABC):
         if failure:
             return Outcome(failure=failure)
         return Outcome(self.response(request, inputs, [outcome.output for outcome in found], options))
+
+
+def _failure_of(error: ModelError) -> Failure:
+    """Return the failure of requests for what would fail a job.
+
+    Raises:
+        ModelError: it is not about these requests alone.
+    """
+    if error.code not in _REQUEST_ERRORS:
+        raise error
+    return Failure(error.code, error.message)
