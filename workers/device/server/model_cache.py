@@ -149,8 +149,8 @@ class ModelCache:
         return loaded, self._runner_for(loaded.runner, spec, reporter), params
 
     @contextmanager
-    def pin(self, spec: JobSpec) -> Iterator[tuple[Runner, dict[str, Json]] | None]:
-        """Yield the runner and the parameters that `get` would return, if it is loaded: it is not evicted meanwhile.
+    def pin(self, spec: JobSpec) -> Iterator[tuple[LoadedModel, Runner, dict[str, Json]] | None]:
+        """Yield what `get` would return, if it is loaded: it is not evicted meanwhile.
 
         Any thread may call this.
         """
@@ -164,7 +164,7 @@ class ModelCache:
             loaded = self._loaded.get(_cache_key(task, resolved, self._engine_options(task, options)))
             if loaded and loaded.runner.refusal(params):
                 loaded = self._loaded.get(_cache_key(task, resolved, replace(options, engine=TRANSFORMERS)))
-            yield (self._runner_for(loaded.runner, spec, Reporter()), params) if loaded else None
+            yield (loaded, self._runner_for(loaded.runner, spec, Reporter()), params) if loaded else None
 
     def _split_params(self, task: str, kind: type[Runner], spec: JobSpec) -> tuple[LoadOptions, dict[str, Json]]:
         """Return how a runner is loaded, and the parameters for its `run`."""

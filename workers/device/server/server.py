@@ -5,7 +5,8 @@ Four threads work in a row, so that the device waits for none of them:
     socket -> receive -> _to_prefetch -> prefetch -> _to_run -> main: load, run -> _to_send -> send -> socket
 
 * `_receive` decodes messages and cancels requests;
-* `_prefetch` tokenizes the next chunk, if its model is loaded and the device is not the CPU;
+* `_prefetch` prepares the next chunk, if its model is loaded and the client wants it: tokenizes it, or queues it in an
+  engine;
 * `serve`, the main thread, loads models and runs records, and reports each batch before it runs: if the process dies,
   the Celery process knows which records to suspect;
 * `_send` encodes the outcomes.
@@ -107,7 +108,7 @@ class DeviceServer:
         self._calibrate(loaded, request)
         outputs = OutputEncoding.of(runner, request.spec, params)
         request.start_running()
-        inputs = request.prefetched.inputs_for(runner) if request.prefetched else None
+        inputs = request.prefetched.inputs_for(loaded.runner) if request.prefetched else None
         budget, prepare_before = loaded.runner.budget, runner.prepare_seconds
         tokens_before = budget.tokens_run if budget else 0
         begun = time.perf_counter()
@@ -203,8 +204,8 @@ class DeviceServer:
             with self._models.pin(request.spec) as found:
                 if found is None:
                     return None
-                runner, params = found
-                return Prefetched(ref(runner), prepare_chunk(runner, request.records, params))
+                loaded, runner, params = found
+                return Prefetched(ref(loaded.runner), prepare_chunk(runner, request.records, params))
         except CodedError:  # the main thread meets it again, and answers
             return None
         except Exception as error:  # noqa: BLE001 - so is this, but it may be a bug: counted and logged

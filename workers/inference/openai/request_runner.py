@@ -7,8 +7,8 @@ record of its own; their results are then combined with what a response needs, s
 import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import ModelError
@@ -20,8 +20,24 @@ from workers.inference.text.tokenization import parse_inputs
 
 #: Errors of the runner, which are about a whole job, that here concern single requests.
 _REQUEST_ERRORS = ("bad_param", "too_many_tokens")
-#: Runs inputs that are given with it.
-_Run = Callable[[RunMonitor], Sequence[Outcome]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Requests with equal options, which run together."""
+
+    inputs: Mapping[int, Sequence[Json]]  #: by the position of their request in the chunk
+    options: dict[str, Json]
+    prepared: Any = None  #: what `PreparingRunner.prepare` returned for them
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequests:
+    """Requests that are ready to run. They hold no model."""
+
+    requests: Mapping[int, OpenAIRequest]  #: by position in the chunk
+    outcomes: dict[int, Outcome]  #: of those that cannot run
+    groups: list[_Group] = field(default_factory=list)
 
 
 class RequestRunner(ABC):
@@ -54,15 +70,12 @@ class RequestRunner(ABC):
         """Return the runner's parameters for requests with these options."""
         return options
 
-    def run(
-        self, requests: Mapping[int, OpenAIRequest], params: Mapping[str, Json], monitor: RunMonitor
-    ) -> dict[int, Outcome]:
-        """Return one outcome for each request, by its position in the chunk.
+    def prepare(self, requests: Mapping[int, OpenAIRequest], params: Mapping[str, Json]) -> PreparedRequests:
+        """Return requests with their inputs, prepared as far as the runner can; any thread may call this.
 
         Args:
-            requests: by position.
+            requests: by position in the chunk.
             params: of the job, for the runner.
-            monitor: of the chunk.
         """
         positions = list(requests)
         found, refused = parse_inputs(positions, lambda position: self.inputs_of(requests[position]))
@@ -73,42 +86,43 @@ class RequestRunner(ABC):
             options = {**request.defaults, **params, **request.options}
             # Sorted by name only: within an option, such as tools, the model may see the order.
             groups[json.dumps(sorted(options.items()))][positions[number]] = inputs
-        # An engine then has all of them at once, whatever their options.
-        parsed = [(group, dict(json.loads(text))) for text, group in groups.items()]
-        for (group, options), run in zip(parsed, [self._prepare(*one) for one in parsed], strict=True):
-            outcomes |= self._run_group(requests, group, options, run, monitor)
+        prepared = PreparedRequests(requests, outcomes)
+        for text, group in groups.items():  # an engine then has all of them at once, whatever their options
+            options = dict(json.loads(text))
+            try:
+                prepared.groups.append(self._prepare_group(group, options))
+            except ModelError as error:
+                outcomes |= _failed(group, error)
+        return prepared
+
+    def run_prepared(self, prepared: PreparedRequests, monitor: RunMonitor) -> dict[int, Outcome]:
+        """Return one outcome for each request, by its position in the chunk."""
+        outcomes = dict(prepared.outcomes)
+        for group in prepared.groups:
+            outcomes |= self._run_group(prepared.requests, group, monitor)
         return outcomes
 
-    def _prepare(self, inputs: Mapping[int, Sequence[Json]], options: dict[str, Json]) -> _Run | Failure:
-        """Return what runs the inputs of a group, prepared if the runner can, or why they cannot run."""
-        flat = [value for values in inputs.values() for value in values]
-        try:
-            check_token_limit(self._task, options, self._max_new_tokens)
-            params = self.options_for(options)
-            if not isinstance(self.inner, PreparingRunner):
-                return partial(self.inner.run, flat, params)
-            return partial(self.inner.run_prepared, self.inner.timed_prepare(flat, params))
-        except ModelError as error:
-            return _failure_of(error)
+    def _prepare_group(self, inputs: Mapping[int, Sequence[Json]], options: dict[str, Json]) -> _Group:
+        check_token_limit(self._task, options, self._max_new_tokens)
+        if not isinstance(self.inner, PreparingRunner):
+            return _Group(inputs, options)
+        return _Group(inputs, options, self.inner.prepare(_flat(inputs), self.options_for(options)))
 
     def _run_group(
-        self,
-        requests: Mapping[int, OpenAIRequest],
-        inputs: Mapping[int, Sequence[Json]],
-        options: dict[str, Json],
-        run: _Run | Failure,
-        monitor: RunMonitor,
+        self, requests: Mapping[int, OpenAIRequest], group: _Group, monitor: RunMonitor
     ) -> dict[int, Outcome]:
-        if isinstance(run, Failure):
-            return dict.fromkeys(inputs, Outcome(failure=run))
-        positions = [[position] for position, values in inputs.items() for _ in values]
+        positions = [[position] for position, values in group.inputs.items() for _ in values]
+        own = RemappedMonitor(monitor, positions)
         try:
-            found = iter(run(RemappedMonitor(monitor, positions)))
+            if isinstance(self.inner, PreparingRunner):
+                found = iter(self.inner.run_prepared(group.prepared, own))
+            else:
+                found = iter(self.inner.run(_flat(group.inputs), self.options_for(group.options), own))
         except ModelError as error:
-            return dict.fromkeys(inputs, Outcome(failure=_failure_of(error)))
+            return _failed(group.inputs, error)
         return {
-            position: self._combine(requests[position], values, [next(found) for _ in values], options)
-            for position, values in inputs.items()
+            position: self._combine(requests[position], values, [next(found) for _ in values], group.options)
+            for position, values in group.inputs.items()
         }
 
     def _combine(
@@ -123,12 +137,16 @@ class RequestRunner(ABC):
         return Outcome(self.response(request, inputs, [outcome.output for outcome in found], options))
 
 
-def _failure_of(error: ModelError) -> Failure:
-    """Return the failure of requests for what would fail a job.
+def _flat(inputs: Mapping[int, Sequence[Json]]) -> list[Json]:
+    return [value for values in inputs.values() for value in values]
+
+
+def _failed(positions: Iterable[int], error: ModelError) -> dict[int, Outcome]:
+    """Return the outcomes of requests for what would fail a job.
 
     Raises:
         ModelError: it is not about these requests alone.
     """
     if error.code not in _REQUEST_ERRORS:
         raise error
-    return Failure(error.code, error.message)
+    return dict.fromkeys(positions, Outcome(failure=Failure(error.code, error.message)))
