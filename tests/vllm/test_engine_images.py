@@ -1,7 +1,4 @@
-"""Prompts and chats with images by vLLM, on a tiny model: the texts of transformers, image tokens and all.
-
-vLLM needs a torchvision that fits torch for them, which no index may have for CPUs: without one they are skipped.
-"""
+"""Prompts and chats with images by vLLM, on a tiny model: the texts of transformers, image tokens and all."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +11,6 @@ from workers.inference.core.runner import NullMonitor, Runner
 from workers.inference.tasks.runners import find_runner
 from workers.models.load_options import LoadOptions
 
-pytest.importorskip("torchvision")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 TASK = "image-text-to-text"
