@@ -1,11 +1,14 @@
 """`python -m benchmarks.engines`: a real chat model answers real questions by vLLM and by transformers.
 
 Both run in this process, as the device process of a worker runs them, over the same chats in chunks of a job's size:
-the next chunk is prepared while one runs, if the runner can. `make bench-vllm` runs it where vLLM is installed.
+the next two are prepared while one runs. Standard error tells of each round, the table comes at the end.
+`make bench-vllm` runs it where vLLM is installed, with options too: `make bench-vllm ARGS="--records 16"`.
 """
 
 import argparse
 import os
+import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -24,6 +27,8 @@ from common.jobs import TRANSFORMERS, VLLM
 from common.tasks import TASKS
 
 TASK = "text-generation"
+#: Chunks that the device process of a worker prepares while it runs one.
+_AHEAD = 2
 
 
 def main() -> None:
@@ -59,11 +64,18 @@ def strategy(engine: str, model: Path, dtype: str, params: dict[str, Any]) -> St
     runner: Any = find_runner(TASK, engine).load(TASK, model, device, LoadOptions(default_dtype=dtype))
 
     def run(texts: Sequence[str]) -> list[Any]:
+        begun = time.perf_counter()
         chunks = [texts[start : start + size] for start in range(0, len(texts), size)]
-        with ThreadPoolExecutor(1) as ahead:  # as the device process prepares chunks
-            prepared = [ahead.submit(runner.prepare, chunk, params) for chunk in chunks]
-            found = [runner.run_prepared(chunk.result(), NullMonitor()) for chunk in prepared]
-        return [outcome.output[0]["generated_text"] for outcomes in found for outcome in outcomes]
+        prepared: dict[int, Any] = {}
+        found: list[Any] = []
+        with ThreadPoolExecutor(1) as ahead:
+            for number in range(len(chunks)):
+                for near in range(number, min(number + _AHEAD + 1, len(chunks))):
+                    if near not in prepared:
+                        prepared[near] = ahead.submit(runner.prepare, chunks[near], params)
+                found += runner.run_prepared(prepared.pop(number).result(), NullMonitor())
+        print(f"{engine}: {len(texts)} chats in {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
+        return [outcome.output[0]["generated_text"] for outcome in found]
 
     return run
 
