@@ -110,9 +110,10 @@ def test_an_engine_that_dies_costs_no_record(device, smollm2):
     process, engine = device.pid(), engine_process(device)
     asked = ask(device, smollm2, LONG)
     wait_until_busy(engine)
-    waiting = ask(device, smollm2, GREEDY)
+    waiting, workers = ask(device, smollm2, GREEDY), [child.pid for child in engine.children()]
+    assert workers
     engine.kill()
-    wait_until(lambda: gone(process), 60, "the device process ends with its engine")
+    wait_until(lambda: all(map(gone, [process, *workers])), 60, "the device process and all of vLLM end with it")
     assert texts(waiting.result(600)) == expected
     assert [len(text) > 100 for text in texts(asked.result(600))] == [True] * len(TEXTS)
     assert device.pid() != process

@@ -6,7 +6,6 @@ end. Text is made of the tokens as for transformers; vLLM decodes only where sto
 
 import asyncio
 import itertools
-import multiprocessing
 import os
 import threading
 from collections.abc import Coroutine
@@ -20,13 +19,15 @@ from common.errors import RecordError, first_line
 from workers.inference.core.device_errors import EngineDied
 from workers.inference.engines import sampling
 from workers.inference.engines.interface import Continuation, EngineRefusal, Prompt
-from workers.inference.engines.vllm_plugin import DEVICE_PROCESS
+from workers.inference.engines.vllm_plugin import MARK
 
 #: For vLLM and its child processes, unless the environment says otherwise.
 _ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would copy threads' locks, and what they hold
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",  # it sends nothing over the network
+    # On a CPU it would bind its threads to all cores but the last: those of each worker of a machine to the same ones.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 #: Tokens of a text after which the client hears of it: a sign of life, and when a cancel is noticed.
 _STREAM_INTERVAL = 8
@@ -57,7 +58,7 @@ class VllmEngine:
     def __init__(self, directory: Path, device: str, dtype: torch.dtype, memory: float, **options: Any) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        multiprocessing.current_process().name = DEVICE_PROCESS
+        os.environ[MARK] = "1"
         self.progress = 0
         self._ids = itertools.count()
         self._loop = asyncio.new_event_loop()

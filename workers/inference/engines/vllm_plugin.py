@@ -1,16 +1,16 @@
 """A plugin of vLLM, which its processes load when they start (the entry points `vllm.general_plugins`)."""
 
 import multiprocessing
+import os
 import signal
 
 from common.processes import set_parent_death_signal
 
-#: The name that the device process has for `multiprocessing`.
-DEVICE_PROCESS = "hugqueue-device"
+#: Environment variable of a device process with an engine, and of all processes below it.
+MARK = "_HUGQUEUE_ENGINE"
 
 
-def end_with_device_process() -> None:
-    """In a process that a device process started, have the kernel end it with that one: it would hold its memory."""
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.name == DEVICE_PROCESS:
+def end_with_parent() -> None:
+    """In a process below a device process, have the kernel end it with its parent: it would hold its memory."""
+    if MARK in os.environ and multiprocessing.parent_process() is not None:
         set_parent_death_signal(signal.SIGKILL)
