@@ -55,11 +55,12 @@ _FORMS: Sequence[tuple[str, dict[str, Json]]] = (
             transform=_function("{name}", "{arguments}"),
         ),
     ),
-    # Llama 3: {"name": "f", "parameters": {}}, and nothing else
+    # Llama 3: {"name": "f", "parameters": {}}, and nothing else; semicolons part several
     (
         '{"name": function name, "parameters":',
         _form(
-            open_pattern=r'^\s*(?:<\|python_tag\|>)?\s*(?=\{\s*"name")', close_pattern=r"\s*(?:<\|eo[tm]_id\|>|$)",
+            open_pattern=r'(?:^\s*(?:<\|python_tag\|>)?|(?<=\})\s*;)\s*(?=\{\s*"name")',
+            close_pattern=r'(?<=\})(?=\s*;\s*\{\s*"name")|\s*(?:<\|eo[tm]_id\|>|$)',
             content="json", repeats=True, transform=_function("{content.name}", "{content.parameters}"),
         ),
     ),
