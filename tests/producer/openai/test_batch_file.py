@@ -9,7 +9,7 @@ from common.errors import UsageError
 from common.jobs import JobSpec
 from common.records import Failure, Json, Outcome, Record
 from common.results import ResultRow
-from producer.openai import find_batch, read_batch, response_line
+from producer.openai import check_batch_params, find_batch, read_batch, response_line
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -268,3 +268,20 @@ def test_an_error_replaces_its_response(outcome: Outcome | None, status: int | N
     if response:
         assert response["body"]["error"]["code"] == code
     assert response_line(spec, 0, ResultRow("r1", {}, outcome)) != response_line(spec, 1, ResultRow("r1", {}, outcome))
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "words"),
+    [
+        ("embedding", "precision", "one vector of floats"),
+        ("rerank", "top_k", "top_n of a request"),
+        ("text-generation", "top_k", None),
+    ],
+)
+def test_a_parameter_whose_outputs_have_no_form_in_a_response_is_refused(task: str, name: str, words: str | None):
+    spec = JobSpec("0" * 12, task, "m", params={name: 1}, format="openai")
+    if words is None:
+        check_batch_params(spec)
+        return
+    with pytest.raises(UsageError, match=f"-p {name} cannot be combined .*{words}"):
+        check_batch_params(spec)
