@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from common.output_constraints import KINDS, ConstrainedInput, constraint_of
 from common.records import Json
 from workers.inference.core.runner import RunMonitor
 from workers.inference.generation.constrained_decoding import CompiledConstraint, ConstraintCompiler
-from workers.inference.generation.logprobs import check_logprobs, recorded_logprobs
+from workers.inference.generation.logprobs import check_logprobs, recorded_logprobs, token_texts
 from workers.inference.generation.new_text import NewText
 from workers.inference.generation.token_callback import token_callbacks
 from workers.inference.tasks.pipeline_task import PipelineParams, RowOutput
@@ -55,7 +54,7 @@ class TextWriter:
         self._model = model
         self._tokenizer = tokenizer
         self._compiler = ConstraintCompiler(tokenizer, model.config.get_text_config().vocab_size)
-        self._text_of = lru_cache(maxsize=None)(lambda token: tokenizer.decode([token]))
+        self._text_of = token_texts(tokenizer)
 
     def own_params(self, params: Mapping[str, Json], config: Any) -> dict[str, Any]:
         """Return the fields of `TextParams` that these parameters of a job set.
