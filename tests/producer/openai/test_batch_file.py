@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from openai.types import Completion
 
 from common.errors import UsageError
 from common.jobs import JobSpec
@@ -132,6 +133,7 @@ def test_an_unsupported_request_fails_alone(tmp_path: Path, fields: Json, words:
         (line({"model": "m", "query": "a", "documents": []}, url="/v1/rerank"), "bad_request"),
         (line({"model": "m", "text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, url="/v1/score"), "bad_request"),
         (line({"model": "m", "text_1": ["a", "b"]}, url="/v1/score"), "bad_request"),
+        (line({"model": "m", "text_1": "a", "text_2": "b", "items": "c"}, url="/v1/score"), "bad_request"),
         (line({"model": "m", "file_url": "http://a/b.wav"}, url="/v1/audio/transcriptions"), "bad_request"),
         (line({"model": "m", "file_url": WAV, "prompt": "a"}, url="/v1/audio/transcriptions"), "bad_request"),
         (
@@ -213,13 +215,16 @@ def test_requests_for_several_urls_share_a_file_and_an_unknown_one_fails_with_it
         "/v1/rerank": {"model": "m", "query": "a", "documents": ["b"]},
         "/v1/score": {"model": "m", "text_1": "a", "text_2": ["b", "c"]},
         "/v1/audio/transcriptions": {"model": "m", "file_url": WAV},
+        "/v2/rerank": {"model": "m", "query": "a", "documents": ["b"]},
+        "/score": {"model": "m", "data_1": "a", "data_2": "b"},
         "/v1/images": {"model": "m"},
     }
     *records, unknown = read(tmp_path, *(line(body, url) for url, body in bodies.items()))
     assert [record.input["task"] for record in records] == [
-        "text-generation", "embedding", "rerank", "rerank", "automatic-speech-recognition",
+        "text-generation", "embedding", "rerank", "rerank", "automatic-speech-recognition", "rerank", "rerank",
     ]  # fmt: skip
-    assert unknown.failure and "line 6: url must be one of" in unknown.failure.message
+    assert [record.input["url"] for record in records[-2:]] == ["/v1/rerank", "/v1/score"]
+    assert unknown.failure and "line 8: url must be one of" in unknown.failure.message
 
 
 def test_chats_with_images_are_for_models_that_see(tmp_path: Path):
@@ -285,3 +290,14 @@ def test_a_parameter_whose_outputs_have_no_form_in_a_response_is_refused(task: s
         return
     with pytest.raises(UsageError, match=f"-p {name} cannot be combined .*{words}"):
         check_batch_params(spec)
+
+
+def test_the_chosen_token_of_a_completion_is_among_the_likely_ones():
+    token = {"token": " b", "logprob": -2.0, "top_logprobs": [{"token": " a", "logprob": -0.5}]}
+    choice = {"text": " b", "finish_reason": "stop", "logprobs": [token]}
+    request = {"url": "/v1/completions", "model": "m"}
+    output = {"choices": [choice], "prompt_tokens": 1, "completion_tokens": 2}
+    row = ResultRow("r1", request, Outcome(output))
+    body = json.loads(response_line(JobSpec("0" * 12, "text-generation", "m", format="openai"), 0, row))["response"]
+    [found] = Completion.model_validate(body["body"]).choices
+    assert found.logprobs and found.logprobs.top_logprobs == [{" a": -0.5, " b": -2.0}]

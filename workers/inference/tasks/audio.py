@@ -62,6 +62,12 @@ def decode_audio(blob: bytes, rate: int) -> Samples:
     return samples if own == rate else _resample(samples, own, rate)
 
 
+def audio_seconds(blob: bytes) -> float:
+    """Return the length of a file that `decode_audio` can read."""
+    info = soundfile.info(io.BytesIO(blob))
+    return float(info.frames / info.samplerate)
+
+
 def _resample(samples: Samples, own: int, rate: int) -> Samples:
     if not _RATES[0] <= own <= _RATES[1]:
         found = f"The audio has a sample rate of {own:,} Hz; expected {_RATES[0]:,} to {_RATES[1]:,} Hz."
