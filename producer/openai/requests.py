@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 
 from common.params import integer
 from common.records import Json
-from producer.openai.body import checked_param, texts_of
 from producer.openai.errors import bad_request
+from producer.openai.fields import checked_param, texts_of
 from producer.openai.messages import has_images, read_messages
 from producer.openai.output_constraints import CONSTRAINT_NAMES, constraint_of_request
 from producer.openai.sampling_params import (

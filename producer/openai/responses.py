@@ -9,7 +9,7 @@ from common.jobs import JobSpec
 from common.json_codec import to_json
 from common.records import Failure, Json
 from common.results import NOT_RUN, ResultLayout, ResultRow
-from producer.openai.bodies import response_body
+from producer.openai.response_bodies import response_body
 from producer.outputs.targets import OutputFile, check_responses
 from producer.outputs.text import JsonLinesWriter
 

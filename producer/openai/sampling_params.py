@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from common.params import ParamType, integer, number
 from common.records import Json
 from common.task_params import TASK_PARAMS
-from producer.openai.body import checked_param
 from producer.openai.errors import bad_request
+from producer.openai.fields import checked_param
 
 #: Without effect on the text.
 IGNORED = frozenset(

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from common.params import integer
 from common.records import Json
-from producer.openai.body import checked_param, texts_of
 from producer.openai.errors import bad_request
+from producer.openai.fields import checked_param, texts_of
 from producer.openai.sampling_params import check_known
 
 #: The two sides of the pairs of a score, by the names that vLLM has for them.
