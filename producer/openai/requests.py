@@ -1,7 +1,8 @@
 """One request of a batch file as the input of a record.
 
 The input holds what the worker needs (`task`; `prompts`, `messages`, `texts`, `rankings` or `file`; `defaults`,
-`options`, `constraint`) and what the response is made of (`url`, `model`, `n`, `encoding_format`, `top_n`).
+`options`, `constraint`, `function`, `calls`, `n`, `echo`) and what the response needs besides (`url`, `model`,
+`encoding_format`, `one_call`, `response_format`, `top_n`).
 """
 
 from collections.abc import Callable, Mapping
@@ -9,14 +10,13 @@ from collections.abc import Callable, Mapping
 from common.params import integer
 from common.records import Json
 from producer.openai.errors import bad_request
-from producer.openai.fields import checked_param, texts_of
+from producer.openai.fields import check_known, checked_param, texts_of
 from producer.openai.messages import has_images, read_messages
 from producer.openai.output_constraints import CONSTRAINT_NAMES, constraint_of_request
 from producer.openai.sampling_params import (
     COMPLETION_TOKENS,
     DEFAULTS,
     KNOWN,
-    check_known,
     logprobs_of_chat,
     logprobs_of_completion,
     options_of,

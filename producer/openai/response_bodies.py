@@ -43,7 +43,7 @@ def response_body(row: ResultRow, spec: JobSpec, name: str) -> Json:
         name: of the request, for ids.
 
     Raises:
-        LookupError, TypeError, ValueError, AttributeError, OverflowError: it is no answer to that request.
+        LookupError, TypeError, ValueError, AttributeError, OverflowError: the output does not answer that request.
     """
     # Where vectors have columns of their own, what answers other requests is JSON text beside them.
     other = row.output.get("other")

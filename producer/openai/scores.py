@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from common.params import integer
 from common.records import Json
 from producer.openai.errors import bad_request
-from producer.openai.fields import checked_param, texts_of
-from producer.openai.sampling_params import check_known
+from producer.openai.fields import check_known, checked_param, texts_of
 
 #: The two sides of the pairs of a score, by the names that vLLM has for them.
 _SIDES = (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), ("queries", "items"))
