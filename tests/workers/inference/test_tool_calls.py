@@ -122,7 +122,7 @@ def test_a_job_gets_the_calls_beside_the_text(tmp_path: Path):
     assert text["tool_calls"][0] == calls(PARIS)[0]
     [free] = runner.run(["how is it?"], params | {"max_new_tokens": 4}, RecordingMonitor())
     assert free.output[0]["tool_calls"] == []
-    for wrong, words in (({"tools": []}, "names none"), ({"tools": [{}]}, "must be a list of objects"),
+    for wrong, words in (({"tools": []}, "needs tools"), ({"tools": [{}]}, "must be a list of objects"),
                          ({"return_full_text": True}, "return_full_text")):  # fmt: skip
         with pytest.raises(ModelError, match=words):
             runner.run(["how is it?"], params | wrong, RecordingMonitor())
