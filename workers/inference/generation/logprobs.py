@@ -53,7 +53,7 @@ class LogprobRecorder(StoppingCriteria):  # type: ignore[misc]
 
         Args:
             text_of: returns the text of a token.
-            texts: the tokens of each row to tell of.
+            texts: the tokens of each row, without the one that ends it.
         """
         chosen = torch.cat(self._chosen, dim=1).tolist()
         values, ids = (torch.stack(parts, dim=1).tolist() for parts in (self._values, self._ids))
