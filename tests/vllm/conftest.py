@@ -15,7 +15,7 @@ CACHE = Path(__file__).parents[2] / ".cache" / "chat-model"
 
 @pytest.fixture(autouse=True, scope="session")
 def small_engine() -> Iterator[None]:
-    """A cache of 1 GiB is enough for tests; one thread, as for all tests, does not wait for others on a busy machine."""
+    """A cache of 1 GiB is enough for tests. They keep to one thread: on a busy machine, two wait for each other."""
     if find_spec("vllm") is None:
         pytest.skip("vLLM is not installed here: make test-vllm")
     with pytest.MonkeyPatch.context() as patch:

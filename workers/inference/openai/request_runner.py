@@ -66,8 +66,8 @@ class RequestRunner(ABC):
     def response(self, request: OpenAIRequest, inputs: Sequence[Json], outputs: Sequence[Json], options: Json) -> Json:
         """Return the output for a request, from which the producer writes the response."""
 
-    def options_for(self, options: dict[str, Json]) -> dict[str, Json]:
-        """Return the runner's parameters for requests with these options."""
+    def options_for(self, request: OpenAIRequest, options: dict[str, Json]) -> dict[str, Json]:
+        """Return the runner's parameters for a request with these options."""
         return options
 
     def prepare(self, requests: Mapping[int, OpenAIRequest], params: Mapping[str, Json]) -> PreparedRequests:
@@ -83,7 +83,7 @@ class RequestRunner(ABC):
         groups: dict[str, dict[int, Sequence[Json]]] = defaultdict(dict)
         for number, inputs in found.items():
             request = requests[positions[number]]
-            options = {**request.defaults, **params, **request.options}
+            options = self.options_for(request, {**request.defaults, **params, **request.options})
             # Sorted by name only: within an option, such as tools, the model may see the order.
             groups[json.dumps(sorted(options.items()))][positions[number]] = inputs
         prepared = PreparedRequests(requests, outcomes)
@@ -106,7 +106,7 @@ class RequestRunner(ABC):
         check_token_limit(self._task, options, self._max_new_tokens)
         if not isinstance(self.inner, PreparingRunner):
             return _Group(inputs, options)
-        return _Group(inputs, options, self.inner.prepare(_flat(inputs), self.options_for(options)))
+        return _Group(inputs, options, self.inner.prepare(_flat(inputs), options))
 
     def _run_group(
         self, requests: Mapping[int, OpenAIRequest], group: _Group, monitor: RunMonitor
@@ -117,7 +117,7 @@ class RequestRunner(ABC):
             if isinstance(self.inner, PreparingRunner):
                 found = iter(self.inner.run_prepared(group.prepared, own))
             else:
-                found = iter(self.inner.run(_flat(group.inputs), self.options_for(group.options), own))
+                found = iter(self.inner.run(_flat(group.inputs), group.options, own))
         except ModelError as error:
             return _failed(group.inputs, error)
         return {

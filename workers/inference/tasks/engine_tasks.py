@@ -16,7 +16,7 @@ from transformers.utils.chat_template_utils import Chat
 
 from common.records import Json
 from workers.inference.engines.interface import Continuation, Prompt
-from workers.inference.generation.logprobs import describe
+from workers.inference.generation.logprobs import describe, token_texts
 from workers.inference.generation.new_text import NewText
 from workers.inference.loading.loader import ModelSource, load_tokenizer, load_without_weights
 from workers.inference.tasks.generated_texts import TextParams, Written
@@ -134,10 +134,9 @@ def _row(task: EngineTask, inputs: ModelInputs, texts: Sequence[Continuation], p
 
 def _told(tokenizer: Any, new: NewText, text: Continuation, top: int) -> list[Json]:
     """Return the tokens of a text with their log-probabilities."""
+    text_of = token_texts(tokenizer)
     return [
-        describe(
-            lambda one: str(tokenizer.decode([one])), token, scores[token], nlargest(top, scores.items(), itemgetter(1))
-        )
+        describe(text_of, token, scores[token], nlargest(top, scores.items(), itemgetter(1)))
         for token, scores in zip(new.tokens[: new.length], text.logprobs, strict=False)
     ]
 
