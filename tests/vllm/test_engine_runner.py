@@ -130,7 +130,8 @@ def test_a_seed_decides_a_record_whatever_runs_beside_it(engine):
     assert len({one["generated_text"] for one in together[1]}) == 3
     assert outputs(engine, TEXTS[1:2], params | {"seed": 8}) != together[1:2]
     assert engine.is_deterministic(params)
-    assert not engine.is_deterministic({**params, "seed": None} | {"do_sample": True})
+    del params["seed"]
+    assert not engine.is_deterministic(params)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +162,19 @@ def test_a_text_that_is_cut_off_before_it_meets_its_schema_is_marked(engine):
     assert found.failure.code == "incomplete_output"
 
 
-def test_a_record_that_is_too_long_fails_alone(engine, plain):
-    params = {"do_sample": False, "max_length": 24, "chat": False}
-    inputs = [TEXTS[0], "word " * 50, 5, "", TEXTS[2]]
-    ours, theirs = run(engine, inputs, params), run(plain, inputs, params)
-    codes = [outcome.failure and outcome.failure.code for outcome in ours]
-    assert codes == [outcome.failure and outcome.failure.code for outcome in theirs]
-    assert codes[1] == "too_long"
-    assert codes[0] is codes[4] is None
+def test_a_record_that_cannot_run_fails_alone(engine, plain):
+    inputs = [TEXTS[0], 5, "", TEXTS[2]]
+    ours, theirs = ([one.failure for one in run(r, inputs, GREEDY)] for r in (engine, plain))
+    assert [failure and failure.code for failure in ours] == [failure and failure.code for failure in theirs]
+    assert ours[0] is ours[3] is None
+    assert ours[1] is not None
+
+
+def test_a_record_beyond_the_room_of_the_engine_fails_alone(engine, monkeypatch):
+    monkeypatch.setattr(engine._engine, "context", 40)  # as where memory is short
+    short, long = run(engine, [TEXTS[0], TEXTS[5] + TEXTS[6]], GREEDY)
+    assert short.failure is None
+    assert long.failure.code == "too_long"
 
 
 def test_a_prompt_beyond_the_context_is_cut_from_the_front(engine):

@@ -110,15 +110,15 @@ class ConstraintCompiler:
     def _compile_once(self, kind: str, text: str, ends: tuple[int, ...]) -> CompiledConstraint:
         tokenizer = self._read_vocabulary(ends)
         try:
-            structure = _structure(kind, json.loads(text))
-            matcher = LLMatcher(tokenizer, _grammar(structure), log_level=0)
+            value = json.loads(text)
+            matcher = LLMatcher(tokenizer, _grammar(kind, value), log_level=0)
         except ValueError as error:
             raise _refusal(kind, str(error)) from error
         first = matcher.deep_copy()
         first.compute_bitmask()  # shows what has no end, such as a schema that contains itself
         if first.is_error():
             raise _refusal(kind, first.get_error())
-        return CompiledConstraint(matcher, tokenizer, structure)
+        return CompiledConstraint(matcher, tokenizer, _structure(kind, value))
 
     def _read_vocabulary_once(self, ends: tuple[int, ...]) -> Any:
         try:
@@ -173,18 +173,25 @@ def _unpack(mask: torch.Tensor, columns: int) -> torch.Tensor:
     return (octets.unsqueeze(-1) & powers).ne(0).flatten(1)[:, :columns]
 
 
-def _structure(kind: str, value: Any) -> Mapping[str, Json]:
-    """Return a constraint as a JSON schema or a regular expression for llguidance."""
-    if kind == "json_schema":
-        return {"json": {**value, "x-guidance": _WHITE_SPACE}}
-    return {"regex": value if kind == "regex" else "|".join(map(_escape, value))}
-
-
-def _grammar(structure: Mapping[str, Json]) -> str:
+def _grammar(kind: str, value: Any) -> str:
     """Return a constraint in llguidance's own form."""
-    if "json" in structure:
-        return str(LLMatcher.grammar_from_json_schema(json.dumps(structure["json"])))
-    return str(LLMatcher.grammar_from_regex(structure["regex"]))
+    if kind == "json_schema":
+        return str(LLMatcher.grammar_from_json_schema(json.dumps(value), overrides=_WHITE_SPACE))
+    return str(LLMatcher.grammar_from_regex(_regex(kind, value)))
+
+
+def _structure(kind: str, value: Any) -> Mapping[str, Json]:
+    """Return a constraint as a JSON schema or a regular expression for an engine.
+
+    Its llguidance may be too old to know a pattern of white space; a model could then write nothing else.
+    """
+    if kind == "json_schema":
+        return {"json": {**value, "x-guidance": {"whitespace_flexible": False}}}
+    return {"regex": _regex(kind, value)}
+
+
+def _regex(kind: str, value: Any) -> str:
+    return str(value) if kind == "regex" else "|".join(map(_escape, value))
 
 
 def _escape(text: str) -> str:
