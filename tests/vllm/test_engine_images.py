@@ -1,9 +1,11 @@
 """Prompts and chats with images by vLLM, on a tiny model: the texts of transformers, image tokens and all."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from common.records import FileInput, Json
 from tests.support import tiny_media, tiny_multimodal
@@ -20,7 +22,14 @@ BLOBS = [tiny_media.image_bytes(40, 30, seed) for seed in range(3)]
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_multimodal.llava(tmp_path_factory.mktemp("llava"))
+    """A tiny Llava whose weights have the names that they have on the Hub, the ones that vLLM knows."""
+    directory = tiny_multimodal.llava(tmp_path_factory.mktemp("llava"))
+    file = directory / "model.safetensors"
+    weights = {
+        re.sub(r"^vision_tower\.", "vision_tower.vision_model.", name): one for name, one in load_file(file).items()
+    }
+    save_file(weights, file, {"format": "pt"})
+    return directory
 
 
 @pytest.fixture(scope="module")
