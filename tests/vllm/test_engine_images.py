@@ -23,7 +23,7 @@ BLOBS = [tiny_media.image_bytes(40, 30, seed) for seed in range(3)]
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llava whose weights have the names that they have on the Hub, the ones that vLLM knows."""
-    directory = tiny_multimodal.llava(tmp_path_factory.mktemp("llava"))
+    directory = tiny_multimodal.llava(tmp_path_factory.mktemp("llava"), head_dim=32)  # the least that vLLM takes
     file = directory / "model.safetensors"
     weights = {
         re.sub(r"^vision_tower\.", "vision_tower.vision_model.", name): one for name, one in load_file(file).items()
