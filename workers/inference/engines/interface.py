@@ -21,8 +21,6 @@ class Prompt:
     """What one record asks of an engine."""
 
     tokens: list[int]
-    text: str | None = None  #: in place of tokens, where files go with it
-    images: list[Any] = field(default_factory=list)
     seed: int | None = None  #: of sampling; None for a random one
     structure: Mapping[str, Json] | None = None  #: what the text must be: `json` or `regex`
     logprobs: int | None = None  #: how many of the most likely tokens to tell of beside each; None: none at all

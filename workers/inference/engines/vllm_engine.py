@@ -98,7 +98,7 @@ class VllmEngine:
         try:
             params = _sampling_params(prompt, config)
             texts = [Continuation() for _ in range(params.n)]
-            async for output in self._llm.generate(_given(prompt), params, str(next(self._ids))):
+            async for output in self._llm.generate({"prompt_token_ids": prompt.tokens}, params, str(next(self._ids))):
                 self.progress += 1
                 for part in output.outputs:
                     texts[part.index].tokens.extend(part.token_ids)
@@ -172,9 +172,3 @@ def _sampling_params(prompt: Prompt, config: Any) -> Any:
         detokenize=bool(arguments["stop"]),
         output_kind=RequestOutputKind.DELTA,
     )
-
-
-def _given(prompt: Prompt) -> Any:
-    if prompt.text is None:
-        return {"prompt_token_ids": prompt.tokens}
-    return {"prompt": prompt.text, "multi_modal_data": {"image": prompt.images} if prompt.images else {}}
