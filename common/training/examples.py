@@ -13,6 +13,14 @@ from dataclasses import dataclass
 from common.errors import UsageError
 from common.records import Json
 from common.template import TEMPLATE_FIELD
+from common.training.conversations import (
+    CHOSEN,
+    REJECTED,
+    TOOLS,
+    has_no_answer,
+    make_chat,
+    make_preference,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +48,28 @@ SCHEMAS: dict[str, ExampleSchema] = {
     "fill-mask": _TEXT,
     "text-generation": _TEXT,
 }
+#: Columns that examples of a task have besides, if they are there.
+OPTIONAL: Mapping[str, tuple[str, ...]] = {
+    "text-classification": ("text_pair",),
+    "text-generation": ("prompt", TOOLS),
+}
 #: A cell that is a number; 007 and 1_0 are words.
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(?P<fraction>(\.[0-9]+)?([eE][+-]?[0-9]+)?)\Z")
-#: The other schema of text-generation: learn the completion of a prompt.
+#: The other schemas of text-generation: prefer one answer to another, learn the assistant's words of a chat, learn the
+#: completion of a prompt.
+PREFERENCE = ExampleSchema((CHOSEN,), (REJECTED,))
+CHAT = ExampleSchema(("messages",))
 PROMPT_COMPLETION = ExampleSchema(("prompt",), ("completion", "response", "answer"))
 
 
-def schemas_of(task: str, label: str | None = None, *, templated: bool = False) -> tuple[ExampleSchema, ...]:
+def schemas_of(
+    task: str, text: str | None = None, label: str | None = None, *, templated: bool = False
+) -> tuple[ExampleSchema, ...]:
     """Return the schemas that examples of a task may have, the preferred one first.
 
     Args:
         task: a task that can be fine-tuned.
+        text: the chosen column of texts.
         label: the chosen column of labels.
         templated: whether a template makes the text; it is then a prompt only if a column of completions is chosen.
     """
@@ -58,7 +77,9 @@ def schemas_of(task: str, label: str | None = None, *, templated: bool = False) 
         return (SCHEMAS[task],)
     if templated:
         return (PROMPT_COMPLETION,) if label else (SCHEMAS[task],)
-    return PROMPT_COMPLETION, SCHEMAS[task]
+    if text or label:
+        return PROMPT_COMPLETION, SCHEMAS[task]
+    return PREFERENCE, CHAT, PROMPT_COMPLETION, SCHEMAS[task]
 
 
 def choose_columns(
@@ -78,7 +99,7 @@ def choose_columns(
     """
     if templated:
         names, text = [*names, TEMPLATE_FIELD], TEMPLATE_FIELD
-    for schema in schemas_of(task, label, templated=templated):
+    for schema in schemas_of(task, text, label, templated=templated):
         if (found := schema.columns(names, text, label)) is not None:
             return found
     schema = SCHEMAS[task]
@@ -97,8 +118,8 @@ def make_example(task: str, row: Mapping[str, Json], text: str, label: str | Non
     """
     if task == "token-classification":
         return _tagged(row[text], row[label or "tags"])
-    if task == "text-generation" and label is not None:
-        return {"prompt": _text(row[text], text), "completion": _text(row[label], label)}
+    if task == "text-generation":
+        return _generation_example(row, text, label)
     example = {"text": _text(row[text], text)}
     if task == "text-classification":
         example["label"] = _label(row[label or "label"])
@@ -107,8 +128,22 @@ def make_example(task: str, row: Mapping[str, Json], text: str, label: str | Non
     return example
 
 
+def _generation_example(row: Mapping[str, Json], text: str, label: str | None) -> dict[str, Json]:
+    if (text, label) == (CHOSEN, REJECTED):
+        return make_preference(row)
+    if label is not None:
+        return {"prompt": _text(row[text], text), "completion": _text(row[label], label)}
+    if text in CHAT.text or isinstance(row[text], list):
+        return make_chat(row, text)
+    return {"text": _text(row[text], text)}
+
+
 def is_empty(example: Mapping[str, Json]) -> bool:
-    """Whether an example has no text."""
+    """Whether an example has no text to learn."""
+    if "messages" in example:
+        return has_no_answer(example["messages"])
+    if CHOSEN in example:
+        return False
     text = example.get("text", example.get("tokens", example.get("completion")))
     return not text or (isinstance(text, str) and not text.strip())
 

@@ -23,7 +23,7 @@ LABEL_KINDS: dict[str, tuple[str, ...]] = {
     "text-classification": ("single_label", "multi_label", "regression"),
     "token-classification": ("tags", "entities"),
     "fill-mask": ("",),
-    "text-generation": ("",),
+    "text-generation": ("", "messages", "preferences"),
 }
 #: Metrics of an evaluation, by kind of labels; the best checkpoint is chosen by the first.
 METRICS: dict[str, tuple[str, ...]] = {
@@ -33,6 +33,14 @@ METRICS: dict[str, tuple[str, ...]] = {
     "tags": ("f1_macro", "accuracy", "loss"),
     "entities": ("f1", "precision", "recall", "accuracy", "f1_macro", "loss"),
     "": ("perplexity", "loss"),
+    "messages": ("perplexity", "mean_token_accuracy", "loss"),
+    "preferences": ("loss", "rewards/accuracies", "rewards/margins"),
+}
+#: What is learned, for examples without labels.
+_UNLABELED = {
+    "": "texts",
+    "messages": "chats, of which only the assistant's words are learned",
+    "preferences": "preferences, each of a chosen answer over a rejected one (DPO)",
 }
 #: Metrics for which less is better.
 LESS_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
@@ -44,20 +52,27 @@ Example = Mapping[str, Json]
 class Labels:
     """The classes, or the other kind of labels."""
 
-    #: transformers' problem type, `tags`, or empty for tasks without labels
-    kind: Literal["single_label", "multi_label", "regression", "tags", ""]
+    #: transformers' problem type, `tags`; for examples without labels `messages`, `preferences`, or empty
+    kind: Literal["single_label", "multi_label", "regression", "tags", "messages", "preferences", ""]
     names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     multi_hot: bool = False  #: of `multi_label`: each list holds a 0 or 1 for every class, instead of names
+
+    @property
+    def are_given(self) -> bool:
+        """Whether the examples have labels, rather than text alone."""
+        return self.kind not in _UNLABELED
 
     @property
     def description(self) -> str:
         """The labels in a few words."""
         if self.kind == "regression":
             return "regression: the labels are numbers with a fraction"
+        if not self.are_given:
+            return _UNLABELED[self.kind] if self.kind else ""
         several = "labels, each 0 or 1 for each text" if self.multi_hot else "labels, several for each text"
         nouns = {"single_label": "labels", "multi_label": several, "tags": "tags"}
-        return f"{len(self.names)} {nouns[self.kind]}: {_names(self.names)}" if self.kind else ""
+        return f"{len(self.names)} {nouns[self.kind]}: {_names(self.names)}"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -78,8 +93,7 @@ def infer_labels(task: str, examples: Sequence[Example]) -> Labels:
     if task == "token-classification":
         return _tags(examples)
     if task != "text-classification":
-        _check_alike(examples)
-        return Labels("")
+        return Labels(_kind_of(examples))
     labels = [example["label"] for example in examples]
     if any(isinstance(label, list) for label in labels):
         return _multi_label(labels)
@@ -88,13 +102,27 @@ def infer_labels(task: str, examples: Sequence[Example]) -> Labels:
     return _single_label(labels)
 
 
-def _check_alike(examples: Sequence[Example]) -> None:
-    prompted = sum("prompt" in example for example in examples)
-    if 0 < prompted < len(examples):
-        raise UsageError(
-            f"{prompted:,} of {len(examples):,} examples are prompts with what follows them, the others plain texts: "
-            "use one kind."
-        )
+def _kind_of(examples: Sequence[Example]) -> Literal["messages", "preferences", ""]:
+    """Return the kind of examples without labels.
+
+    Raises:
+        UsageError: They are of several kinds.
+    """
+    counts = Counter(map(_form_of, examples))
+    if len(counts) > 1:
+        (form, count), *others = counts.items()
+        rest = " or ".join(name for name, _ in others)
+        raise UsageError(f"{count:,} of {len(examples):,} examples are {form}, the others {rest}: use one kind.")
+    kinds: dict[str, Literal["messages", "preferences"]] = {"chats": "messages", "preferences": "preferences"}
+    return kinds.get(next(iter(counts)), "")
+
+
+def _form_of(example: Example) -> str:
+    if "messages" in example:
+        return "chats"
+    if "chosen" in example:
+        return "preferences"
+    return "prompts with what follows them" if "prompt" in example else "plain texts"
 
 
 def _tags(examples: Sequence[Example]) -> Labels:
@@ -184,8 +212,12 @@ def check_labels_known(labels: Labels, examples: Sequence[Example], source: str)
     """
     if not examples:
         raise UsageError(f"{source} holds no example: every text is empty.")
-    if labels.kind in ("", "regression"):
-        wrong = [e["label"] for e in examples if labels.kind and not isinstance(e["label"], int | float)]
+    if not labels.are_given:
+        if (kind := _kind_of(examples)) != labels.kind:
+            raise UsageError(f"{source}: the training set has {_UNLABELED[labels.kind]}; found {_UNLABELED[kind]}.")
+        return
+    if labels.kind == "regression":
+        wrong = [e["label"] for e in examples if not isinstance(e["label"], int | float)]
         if wrong:
             raise UsageError(f"{source}: the training set has numeric labels; found {wrong[0]!r}.")
         return
@@ -239,7 +271,7 @@ def align_labels(labels: Labels, known: Sequence[str]) -> tuple[Labels, str]:
     A head keeps what it has learned only if its classes keep their positions. Classes that occur in no example are
     kept; names that differ only in case are the same.
     """
-    if labels.kind in ("regression", "") or not known or labels.names == tuple(known):
+    if labels.kind == "regression" or not labels.are_given or not known or labels.names == tuple(known):
         return labels, ""
     if labels.multi_hot and len(labels.names) == len(known):
         return replace(labels, names=tuple(known)), ""

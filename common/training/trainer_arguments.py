@@ -1,7 +1,8 @@
 """Further fields of transformers' `TrainingArguments`, as `-p NAME=VALUE`: what is refused without transformers.
 
-No value may name a file of the worker's machine, and values that create processes or take memory are bounded. The
-worker checks against the installed class whether a field exists and accepts its value.
+So are those of TRL's `SFTConfig` and `DPOConfig`, for conversations. No value may name a file of the worker's machine,
+and values that create processes or take memory are bounded. The worker checks against the installed class whether a
+field exists and accepts its value.
 """
 
 import re
@@ -17,6 +18,7 @@ _NAME = re.compile(r"[\w-]+\Z", re.ASCII)
 _RANGES: Mapping[str, tuple[int, int]] = {
     "dataloader_num_workers": (0, 32),
     "dataloader_prefetch_factor": (1, 64),
+    "precompute_ref_batch_size": (1, 1_000_000),
     "ddp_bucket_cap_mb": (1, 4096),
     "ddp_timeout": (1, 86_400),
     "per_device_eval_batch_size": (1, 1_000_000),
@@ -74,6 +76,30 @@ FORBIDDEN: Mapping[str, str] = {
     "do_eval": "Trainer ignores it",
     "do_predict": "Trainer ignores it",
 }
+#: Further fields of TRL's `SFTConfig` and `DPOConfig` that a job may not set, and why.
+FORBIDDEN_OF_TRL: Mapping[str, str] = {
+    "model_init_kwargs": "the worker loads the model",
+    "trust_remote_code": "the worker decides what code runs",
+    "chat_template_path": "it names a file of the worker's machine",
+    "dataset_text_field": "columns are prepared by the task",
+    "dataset_kwargs": "columns are prepared by the task",
+    "dataset_num_proc": "columns are prepared by the task",
+    "eos_token": "the tokenizer has it",
+    "pad_token": "the tokenizer has it",
+    "max_length": "use --max-length",
+    "truncation_mode": "the task decides what is cut",
+    "shuffle_dataset": "Trainer shuffles",
+    "packing": "it is not supported",
+    "packing_strategy": "it is not supported",
+    "eval_packing": "it is not supported",
+    "padding_free": "it is not supported",
+    "pad_to_multiple_of": "it is not supported",
+    "completion_only_loss": "give a prompt and a completion",
+    "assistant_only_loss": "of a chat, only the assistant's words are learned",
+    "sync_ref_model": "a resumed job would lose the reference",
+    "ref_model_mixup_alpha": "a resumed job would lose the reference",
+    "ref_model_sync_steps": "a resumed job would lose the reference",
+}
 
 
 def check_argument(name: str, value: Json) -> None:
@@ -82,8 +108,8 @@ def check_argument(name: str, value: Json) -> None:
     Raises:
         UsageError: It has an option of its own, is up to the worker, could name a file, or is out of bounds.
     """
-    if name in FORBIDDEN:
-        raise UsageError(f"-p {name}= cannot be set: {FORBIDDEN[name]}.")
+    if (why := FORBIDDEN.get(name) or FORBIDDEN_OF_TRL.get(name)) is not None:
+        raise UsageError(f"-p {name}= cannot be set: {why}.")
     if name in _RANGES:
         low, high = _RANGES[name]
         if type(value) is not int or not low <= value <= high:

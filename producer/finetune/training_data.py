@@ -9,7 +9,15 @@ from common.inputs import find_inputs
 from common.records import Json, Record
 from common.tasks import Task
 from common.template import TEMPLATE_FIELD, Template
-from common.training.examples import SCHEMAS, ExampleSchema, choose_columns, is_empty, make_example, schemas_of
+from common.training.examples import (
+    OPTIONAL,
+    SCHEMAS,
+    ExampleSchema,
+    choose_columns,
+    is_empty,
+    make_example,
+    schemas_of,
+)
 from common.training.labels import Example, Labels, check_labels_known, infer_labels, split_train_eval
 from common.training.options import TrainingOptions
 from producer.finetune.options import FinetuneOptions
@@ -124,12 +132,12 @@ class ExampleReader:
     @property
     def _as_read(self) -> Task:
         """The task for the input readers: its fields are the pairs of columns that it accepts."""
-        label, templated = self.training.label_column, self.training.template is not None
-        schemas = schemas_of(self.task, label, templated=templated)
-        fields = tuple(columns for schema in schemas for columns in _alternatives(schema, self.training))
+        training, templated = self.training, self.training.template is not None
+        schemas = schemas_of(self.task, training.text_column, training.label_column, templated=templated)
+        fields = tuple(columns for schema in schemas for columns in _alternatives(schema, training))
         options = "--text-column and --label-column" if SCHEMAS[self.task].label else "--text-column"
         hint = f"Select them with {options}."
-        return Task(f"fine-tuning {self.task}", "", fields=fields, optional=("text_pair",), hint=hint)
+        return Task(f"fine-tuning {self.task}", "", fields=fields, optional=OPTIONAL.get(self.task, ()), hint=hint)
 
 
 def _row(record: Record) -> dict[str, Json]:

@@ -85,7 +85,7 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
         help="Data type for training.  [default: bfloat16 if the GPU supports it]",
     ),
     _number("--gpus", int, "Training processes, one per GPU (or on the CPU).  [default: all GPUs of the worker]"),
-    param_option("Any other field of TrainingArguments, such as lr_scheduler_type=cosine."),
+    param_option("Any other field of TrainingArguments (SFTConfig, DPOConfig), such as lr_scheduler_type=cosine."),
 )
 @option_group(
     "LoRA",
@@ -111,7 +111,8 @@ def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str |
     TRAIN is a .csv, .tsv, .jsonl, .json, .parquet or .txt file with a text and a label in each row, - for standard
     input, a URL such as s3://bucket/reviews/*.parquet, or a dataset on the Hub such as hf:NAME or hf:NAME:SPLIT, which
     the worker loads. Labels are words or integers (classes), decimal numbers (regression), or lists (several classes
-    per example).
+    per example). For text-generation the rows have a text, a prompt and a completion, messages (a chat, of which the
+    assistant's words are learned), or a prompt with a chosen and a rejected answer (DPO).
 
     Prints the job id. The trained model is job:ID for `submit`, for another `finetune`, and for `models export`. A job
     that is submitted with it before the training has ended waits for that.
@@ -120,6 +121,7 @@ def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str |
       producer finetune reviews.csv --model bert-base-uncased --eval-split 0.1
       producer finetune tags.jsonl --task token-classification -m xlm-roberta-base
       producer finetune domain.txt --task fill-mask -m roberta-base --epochs 1
+      producer finetune chats.jsonl --task text-generation -m Qwen/Qwen3-0.6B --lora
       producer submit --task text-classification --model job:ID new.txt
 
     \b

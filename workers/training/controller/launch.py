@@ -179,6 +179,7 @@ def _write_config(path: Path, cuda: bool, processes: int) -> str:
 def _environ(*, cuda: bool, processes: int) -> dict[str, str]:
     env = child_env("cuda" if cuda else "cpu", processes)
     env["TOKENIZERS_PARALLELISM"] = "false"  # data loaders may fork
+    env.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report every run to the Hub
     env.setdefault("OMP_NUM_THREADS", str(available_cpus()))
     if not cuda:
         env["ACCELERATE_USE_CPU"] = "true"

@@ -12,16 +12,20 @@ from common.suggestions import did_you_mean
 from common.training.labels import LESS_IS_BETTER, Labels, check_metric
 from common.training.options import TrainingOptions
 from workers.training.run_config import TrainingRunConfig
+from workers.training.trainer.job_trainer import PLAIN, TrainerKind
 
 #: Share of all steps between two points of the loss curve.
 _LOGGING_SHARE = 0.01
 
 
-def build_training_arguments(config: TrainingRunConfig, *, evaluates: bool, metric: str | None) -> TrainingArguments:
+def build_training_arguments(
+    config: TrainingRunConfig, kind: TrainerKind = PLAIN, *, evaluates: bool, metric: str | None
+) -> TrainingArguments:
     """Return the arguments of this run.
 
     Args:
         config: the job and where it runs.
+        kind: the trainer that takes them.
         evaluates: whether there is an evaluation set.
         metric: chooses the best checkpoint.
 
@@ -29,31 +33,31 @@ def build_training_arguments(config: TrainingRunConfig, *, evaluates: bool, metr
         ModelError: `bad_param`, transformers has no such field or rejects a value.
     """
     own = config.options.arguments
-    _check_fields(own)
-    values = {**_defaults(config, evaluates=evaluates, metric=metric), **own}
+    _check_fields(own, kind.arguments)
+    values = {**_defaults(config, evaluates=evaluates, metric=metric), **kind.defaults, **own}
     if values["load_best_model_at_end"]:  # then transformers requires a checkpoint for each evaluation
         values["save_strategy"] = own.get("save_strategy", values["eval_strategy"])
         if "eval_steps" in values:
             values.setdefault("save_steps", values["eval_steps"])
     try:
-        arguments = TrainingArguments(**values)
+        arguments = kind.arguments(**values)
         arguments.get_process_log_level()  # raises KeyError for an unknown level, otherwise Trainer would
     except (KeyError, TypeError, ValueError, ImportError) as error:
         raise ModelError("bad_param", f"transformers rejects these arguments: {error}"[:1000]) from error
     return arguments
 
 
-def _check_fields(arguments: Mapping[str, Json]) -> None:
-    """Check names and types of further arguments against the installed transformers.
+def _check_fields(arguments: Mapping[str, Json], kind: type[TrainingArguments] = TrainingArguments) -> None:
+    """Check names and types of further arguments against the installed transformers, or TRL.
 
     Values that could name a file were refused by `common.training.trainer_arguments`; a field that also takes the path
     of a JSON file (`dict | str`) takes an object only.
     """
-    types = get_type_hints(TrainingArguments)
+    types = get_type_hints(kind)
     for name, value in arguments.items():
         if name not in types:
             near = did_you_mean(name, types)
-            raise ModelError("bad_param", f"-p {name}=: TrainingArguments has no field of that name. {near}")
+            raise ModelError("bad_param", f"-p {name}=: {kind.__name__} has no field of that name. {near}")
         kinds = get_args(types[name]) or (types[name],)
         is_object = any((get_origin(kind) or kind) is dict for kind in kinds)
         if not any(_is_of(value, kind) for kind in kinds if not (is_object and kind is str)):

@@ -10,7 +10,14 @@ from common.errors import ModelError
 from common.training.labels import Labels, align_labels
 from common.training.options import TrainingOptions
 from workers.inference.core.device_errors import is_out_of_memory
-from workers.inference.loading.loader import LOAD_ERRORS, ModelSource, check_own_code, load_config, load_tokenizer
+from workers.inference.loading.loader import (
+    LOAD_ERRORS,
+    ModelSource,
+    check_complete,
+    check_own_code,
+    load_config,
+    load_tokenizer,
+)
 from workers.inference.text.truncation import input_token_limit
 from workers.models.file_references import CONFIG
 
@@ -21,7 +28,13 @@ _UNLIMITED = 2048
 
 
 def load_base_model(
-    auto_class: str, source: ModelSource, labels: Labels, options: TrainingOptions, note: Callable[[str], None]
+    auto_class: str,
+    source: ModelSource,
+    labels: Labels,
+    options: TrainingOptions,
+    note: Callable[[str], None],
+    *,
+    as_it_is: bool = False,
 ) -> tuple[Any, Any]:
     """Return the model of `source`, in float32 and with a head for `labels`, and its tokenizer.
 
@@ -31,6 +44,7 @@ def load_base_model(
         labels: the classes of the head.
         options: whether and how to add LoRA adapters.
         note: called with remarks on newly initialized weights.
+        as_it_is: the trainer compares with the model as it is: no weight may be new, and the trainer adds the adapters.
 
     Raises:
         ModelError: the model cannot be loaded, or lacks weights beyond its head.
@@ -57,11 +71,13 @@ def load_base_model(
             "not_a_model", f"The model in {source.directory} cannot be loaded as {auto_class}: {error}"[:1000]
         ) from error
     new = _new_weights(model, info)
+    if as_it_is:
+        check_complete(model, sorted(new), source.directory)
     _check_new_weights(model, new, info, source.directory, note)
     _set_padding(model, tokenizer)
-    if options.lora:
+    if options.lora and not as_it_is:
         # An existing head is small too: it is trained in full, like without LoRA.
-        model = add_lora(model, options, new | (_head_of(model) if labels.kind else set()))
+        model = add_lora(model, options, new | (_head_of(model) if labels.are_given else set()))
     return model, tokenizer
 
 
@@ -104,9 +120,8 @@ def _config(source: ModelSource, labels: Labels) -> Any:
         "multi_label": {**names, "problem_type": "multi_label_classification"},
         "regression": {"num_labels": 1, "problem_type": "regression"},
         "tags": names,
-        "": {},
     }
-    return load_config(source, **kinds[labels.kind])
+    return load_config(source, **kinds.get(labels.kind, {}))
 
 
 def _new_weights(model: Any, info: Any) -> set[str]:
@@ -160,25 +175,37 @@ def add_lora(model: Any, options: TrainingOptions, whole: Set[str]) -> Any:
     Raises:
         ModelError: `bad_param`, peft finds no layer to adapt, or a module cannot be trained in full.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     modules = _outermost({name.rpartition(".")[0] for name in whole})
     _check_separate(model, modules)
-    config = LoraConfig(
-        exclude_modules=rf"({'|'.join(map(re.escape, modules))})(\..*)?" if modules else None,
+    config = lora_config(options, rf"({'|'.join(map(re.escape, modules))})(\..*)?" if modules else None)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise lora_error(error) from error
+    for name in modules:
+        _train_in_full(model, name, adapted.active_adapter)
+    return adapted
+
+
+def lora_config(options: TrainingOptions, exclude: str | None = None) -> Any:
+    """Return peft's configuration of adapters in all linear layers, but for modules whose names match `exclude`."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        exclude_modules=exclude,
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         target_modules="all-linear",
     )
-    try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        advice = " Try --lora-dropout 0." if "dropout" in str(error) else ""
-        raise ModelError("bad_param", f"--lora does not work with this model: {error}"[:900] + advice) from error
-    for name in modules:
-        _train_in_full(model, name, adapted.active_adapter)
-    return adapted
+
+
+def lora_error(error: ValueError) -> ModelError:
+    """Return the error of a model to which peft can add no adapters."""
+    advice = " Try --lora-dropout 0." if "dropout" in str(error) else ""
+    return ModelError("bad_param", f"--lora does not work with this model: {error}"[:900] + advice)
 
 
 def _outermost(modules: Set[str]) -> list[str]:

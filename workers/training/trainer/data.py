@@ -70,7 +70,7 @@ class Examples:
 
 def to_dataset(columns: Mapping[str, list[Any]]) -> Any:
     """Return tokenized examples as Trainer takes them, with their lengths for grouping."""
-    lengths = [len(ids) for ids in columns["input_ids"]]
+    lengths = columns.get("length") or [len(ids) for ids in columns["input_ids"]]
     return datasets.Dataset.from_dict({**columns, "length": lengths})
 
 

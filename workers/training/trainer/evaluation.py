@@ -34,7 +34,7 @@ def evaluate(trainer: Any, examples: Examples, *, evaluates: bool) -> Evaluation
     labels = examples.labels
     if not evaluates:
         return Evaluation()
-    if not labels.kind:  # only the loss is measured: the logits of a whole vocabulary would fill the memory
+    if not labels.are_given:  # only the loss is measured: the logits of a whole vocabulary would fill the memory
         before = len(trainer.state.log_history)
         measured: dict[str, float] = trainer.evaluate()
         del trainer.state.log_history[before:]  # the history is that of the training

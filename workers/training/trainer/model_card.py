@@ -24,7 +24,7 @@ from workers.training.trainer.metrics import eval_metrics
 _MAX_POINTS = 500
 #: The part of a result that quotes examples: it stays with the job, for a model may be given to others.
 _QUOTES = "worst"
-_LIBRARIES = ("transformers", "torch", "accelerate", "datasets", "peft", "scikit-learn", "hugqueue")
+_LIBRARIES = ("transformers", "torch", "accelerate", "datasets", "peft", "trl", "scikit-learn", "hugqueue")
 #: `TrainingArguments` that depend on this machine.
 _LOCAL_ARGUMENTS = {"output_dir", "report_to", "disable_tqdm", "logging_dir", "local_rank"}
 
@@ -126,7 +126,7 @@ def _card(result: Mapping[str, Json]) -> str:
     facts = [
         f"examples: {result['examples']['train']:,} to train on, {result['examples']['eval']:,} to evaluate on",
         f"from: {', '.join(result['inputs']) or 'unknown'}",
-        f"labels: {', '.join(result['labels']['names']) or 'none'}",
+        f"labels: {', '.join(result['labels']['names']) or result['labels']['kind'] or 'none'}",
         f"steps: {result['steps']:,} ({result['epochs']:g} epochs), on {result['device']}"
         + (f"; the model is that of step {best:,}" if best else ""),
         *result["notes"],

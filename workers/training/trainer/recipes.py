@@ -19,6 +19,7 @@ from common.errors import ModelError
 from common.records import Json
 from common.training.labels import Example, Labels, class_names_of
 from workers.inference.text.tokenization import TokenizedText, encode
+from workers.training.trainer.job_trainer import PLAIN, TrainerKind
 from workers.training.trainer.metrics import IGNORE_INDEX
 
 #: What was done to texts that are longer than the model takes.
@@ -39,6 +40,8 @@ class EncodedExamples:
     columns: dict[str, list[Any]]
     truncated: Mapping[str, int]  #: how many were longer than the model takes, by what was done to them
     without_tokens: Sequence[int] = ()  #: numbers of the examples without a row: the tokenizer finds no token
+    left_out: Sequence[int] = ()  #: numbers of those without a row because they are too long
+    notes: Sequence[str] = ()  #: remarks for the user
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class TaskRecipe:
     auto_class: str  #: transformers' class of models with the head that the task needs
     encode: Callable[[Any, Sequence[Example], Labels, int], EncodedExamples]
     collator: Callable[[Any], Any]
+    trainer: Callable[[], TrainerKind] = lambda: PLAIN
 
 
 class MaskingCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]

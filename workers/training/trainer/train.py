@@ -1,12 +1,11 @@
 """Training run: from a run configuration to a finished model directory, with transformers' `Trainer`."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
 from common.errors import ModelError, UsageError
 from common.records import Json
@@ -17,43 +16,12 @@ from workers.training.trainer.arguments import best_metric, build_training_argum
 from workers.training.trainer.base_model import load_base_model, match_base_labels, max_example_tokens
 from workers.training.trainer.callbacks import CheckpointCallback, ProgressCallback
 from workers.training.trainer.control_socket import ControlSocket
+from workers.training.trainer.conversation_recipes import CONVERSATION_RECIPES
 from workers.training.trainer.data import Examples, to_dataset
 from workers.training.trainer.evaluation import evaluate
 from workers.training.trainer.metrics import logits_of, metrics_for
 from workers.training.trainer.model_card import summarize_run, write_model_card
-from workers.training.trainer.recipes import RECIPES, EncodedExamples
-
-
-class JobTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that notes a warm-up as long as the training."""
-
-    def __init__(self, *, note: Callable[[str], None], **options: Any) -> None:
-        super().__init__(**options)
-        self._note = note
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Create the learning rate schedule, without a warm-up where it would round up to the whole training."""
-        arguments = self.args
-        if arguments.get_warmup_steps(num_training_steps) >= num_training_steps:
-            if arguments.warmup_steps < 1:
-                arguments.warmup_steps = 0
-                self._note("The training is too short for a warm-up: the learning rate starts at its peak.")
-            else:
-                self._note(
-                    f"The warm-up of {arguments.warmup_steps:g} steps is at least as long as the training "
-                    f"({num_training_steps:,} steps): the learning rate never reaches {arguments.learning_rate:g}."
-                )
-        return super().create_scheduler(num_training_steps, optimizer)
-
-
-class PerplexityTrainer(JobTrainer):
-    """A Trainer that adds the perplexity, the exponential of the loss, for tasks that predict tokens."""
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the perplexity of an evaluation, so that it can choose the best checkpoint."""
-        if "eval_loss" in logs:
-            logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700.0))
-        super().log(logs, start_time)
+from workers.training.trainer.recipes import RECIPES, EncodedExamples, TaskRecipe
 
 
 def train(config: TrainingRunConfig, control: ControlSocket) -> dict[str, Json]:
@@ -64,7 +32,7 @@ def train(config: TrainingRunConfig, control: ControlSocket) -> dict[str, Json]:
         UsageError: its examples cannot be learned from.
         TrainingStopped: the worker is stopping; a checkpoint is written.
     """
-    options, recipe = config.options, RECIPES[config.job.task]
+    options = config.options
     control.stage("reading the examples")
     examples = Examples(config)
     for text in examples.notes:
@@ -73,14 +41,18 @@ def train(config: TrainingRunConfig, control: ControlSocket) -> dict[str, Json]:
         check_conflicts(options, examples.labels, len(examples.train), evaluates=bool(examples.eval))
     except UsageError as error:
         raise ModelError("bad_param", str(error)) from error
+    recipe = CONVERSATION_RECIPES.get(examples.labels.kind, RECIPES[config.job.task])
+    adapts_model = recipe.trainer().adapts_model
     control.stage(f"loading {config.model_info['model']}")
     set_seed(options.seed)
     source = ModelSource(Path(config.base_model), config.load)
     examples.labels = match_base_labels(recipe.auto_class, source, examples.labels, control.note)
-    model, tokenizer = load_base_model(recipe.auto_class, source, examples.labels, options, control.note)
-    encoded = _encode(config, tokenizer, examples, max_example_tokens(model, tokenizer, options), control.note)
+    model, tokenizer = load_base_model(
+        recipe.auto_class, source, examples.labels, options, control.note, as_it_is=adapts_model
+    )
+    encoded = _encode(recipe, tokenizer, examples, max_example_tokens(model, tokenizer, options), control.note)
     use_cache = getattr(model.config, "use_cache", None)
-    trainer = _build_trainer(config, control, model, tokenizer, examples.labels, encoded)
+    trainer = _build_trainer(config, control, recipe, model, tokenizer, examples.labels, encoded)
     control.stage("training")
     trainer.train(resume_from_checkpoint=config.checkpoint)
     if "eval" in encoded:
@@ -96,18 +68,23 @@ def train(config: TrainingRunConfig, control: ControlSocket) -> dict[str, Json]:
 
 
 def _encode(
-    config: TrainingRunConfig, tokenizer: Any, examples: Examples, max_tokens: int, note: Callable[[str], None]
+    recipe: TaskRecipe, tokenizer: Any, examples: Examples, max_tokens: int, note: Callable[[str], None]
 ) -> dict[str, EncodedExamples]:
     """Return the tokenized example sets; examples without a token are removed, and noted like truncated ones."""
-    encode, truncated, empty = RECIPES[config.job.task].encode, Counter[str](), 0
+    truncated, empty = Counter[str](), 0
     sets = {"train": examples.train, "eval": examples.eval}
-    encoded = {name: encode(tokenizer, chosen, examples.labels, max_tokens) for name, chosen in sets.items() if chosen}
+    encoded = {
+        name: recipe.encode(tokenizer, chosen, examples.labels, max_tokens) for name, chosen in sets.items() if chosen
+    }
     for name, found in encoded.items():
-        if not found.columns.get("input_ids"):
-            raise UsageError("The tokenizer finds no token in any text: there is nothing to learn from.")
-        examples.remove(name, found.without_tokens)
+        if not any(found.columns.values()):
+            what = "No chat is short enough" if found.left_out else "The tokenizer finds no token in any text"
+            raise UsageError(f"{what}: there is nothing to learn from.")
+        examples.remove(name, [*found.without_tokens, *found.left_out])
         empty += len(found.without_tokens)
         truncated.update(found.truncated)
+    for text in dict.fromkeys(text for found in encoded.values() for text in found.notes):
+        note(text)
     if empty:
         note(f"{empty:,} {'text' if empty == 1 else 'texts'} without any token: left out.")
     for how, count in truncated.items():
@@ -119,12 +96,13 @@ def _encode(
 def _build_trainer(
     config: TrainingRunConfig,
     control: ControlSocket,
+    recipe: TaskRecipe,
     model: Any,
     tokenizer: Any,
     labels: Any,
     encoded: Mapping[str, EncodedExamples],
-) -> Trainer:
-    job, options = config.job, config.options
+) -> Any:
+    job, options, kind = config.job, config.options, recipe.trainer()
     evaluates = "eval" in encoded
     metrics = metrics_for(labels)
     metric = best_metric(job.task, labels, options) if evaluates else None
@@ -135,22 +113,23 @@ def _build_trainer(
     ]
     if options.early_stopping:
         callbacks.append(EarlyStoppingCallback(options.early_stopping))
-    trainer = (JobTrainer if metrics else PerplexityTrainer)(
-        note=control.note,
-        model=model,
-        args=build_training_arguments(config, evaluates=evaluates, metric=metric),
-        train_dataset=to_dataset(encoded["train"].columns),
-        eval_dataset=to_dataset(encoded["eval"].columns) if evaluates else None,
-        data_collator=RECIPES[job.task].collator(tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=(lambda found: metrics(logits_of(found.predictions), found.label_ids)) if metrics else None,
-        callbacks=callbacks,
-    )
+    values = {
+        "note": control.note,
+        "model": model,
+        "args": build_training_arguments(config, kind, evaluates=evaluates, metric=metric),
+        "train_dataset": to_dataset(encoded["train"].columns),
+        "eval_dataset": to_dataset(encoded["eval"].columns) if evaluates else None,
+        "data_collator": recipe.collator(tokenizer),
+        "processing_class": tokenizer,
+        "compute_metrics": (lambda found: metrics(logits_of(found.predictions), found.label_ids)) if metrics else None,
+        "callbacks": callbacks,
+    }
+    trainer = kind.build(options, values)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _save(trainer: Trainer, tokenizer: Any, directory: Path, use_cache: bool | None) -> None:
+def _save(trainer: Any, tokenizer: Any, directory: Path, use_cache: bool | None) -> None:
     """Write the model as safetensors, LoRA adapters merged in.
 
     Args:
