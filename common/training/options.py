@@ -44,6 +44,7 @@ class TrainingOptions:
     early_stopping: _Count | None = None  #: evaluations without a better metric
     metric_for_best: str | None = None
     gpus: Annotated[int, Meta(ge=1, le=1024)] | None = None  #: processes, one for each GPU; None: all GPUs
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()  #: besides the queue
     arguments: Mapping[str, Json] = field(default_factory=dict)  #: further fields of `TrainingArguments`
     text_column: str | None = None
     label_column: str | None = None
@@ -60,7 +61,7 @@ class TrainingOptions:
 
     def encode(self) -> dict[str, Json]:
         """Return the JSON object that `decode` takes."""
-        return asdict(self)
+        return {**asdict(self), "report_to": list(self.report_to)}
 
     @classmethod
     def decode(cls, raw: Mapping[str, Json]) -> "TrainingOptions":

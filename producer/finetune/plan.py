@@ -18,6 +18,7 @@ from common.tasks import ALIASES
 from common.tracing import job_attributes, span
 from common.training.labels import LABEL_KINDS, Example, check_metric
 from common.training.options import TrainingOptions, check_conflicts
+from common.training.reporters import not_allowed
 from producer.finetune.options import FinetuneOptions
 from producer.finetune.training_data import CHUNK_RECORDS, ExampleReader, ExampleSet, ExampleSource
 from producer.model_check import check_model
@@ -71,6 +72,8 @@ def make_finetune_plan(
     if training.template and task == "token-classification":
         raise UsageError("--template makes a text, and token-classification learns words. Leave it out.")
     check_conflicts(training, None, None, evaluates=evaluates)
+    if settings.embedded and (refused := not_allowed(training.report_to, settings.report_to)):
+        raise UsageError(f"--report-to: {refused}")
     spec = JobSpec(
         id=new_job_id(),
         task=task,

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from common.training.options import DTYPES, TrainingOptions
+from common.training.reporters import REPORTERS
 from producer.cli.grouped_command import GroupedCommand, option_group
 from producer.cli.options import (
     after_any_option,
@@ -83,6 +84,12 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
         "--dtype",
         type=click.Choice(DTYPES),
         help="Data type for training.  [default: bfloat16 if the GPU supports it]",
+    ),
+    click.option(
+        "--report-to",
+        multiple=True,
+        type=click.Choice(REPORTERS),
+        help="Also report to this program, if the worker allows it (HUGQUEUE_REPORT_TO); repeatable.",
     ),
     _number("--gpus", int, "Training processes, one per GPU (or on the CPU).  [default: all GPUs of the worker]"),
     param_option("Any other field of TrainingArguments (SFTConfig, DPOConfig), such as lr_scheduler_type=cosine."),

@@ -112,7 +112,9 @@ def _defaults(config: TrainingRunConfig, *, evaluates: bool, metric: str | None)
         "restore_callback_states_from_checkpoint": options.early_stopping is not None,
         "dataloader_pin_memory": config.cuda,
         "disable_tqdm": True,
-        "report_to": "none",
+        "report_to": list(options.report_to) or "none",
+        "run_name": f"{config.job.name}-{config.job.id}" if config.job.name else config.job.id,
+        "project": "hugqueue",
     }
 
 

@@ -26,7 +26,7 @@ _MAX_POINTS = 500
 _QUOTES = "worst"
 _LIBRARIES = ("transformers", "torch", "accelerate", "datasets", "peft", "trl", "scikit-learn", "hugqueue")
 #: `TrainingArguments` that depend on this machine.
-_LOCAL_ARGUMENTS = {"output_dir", "report_to", "disable_tqdm", "logging_dir", "local_rank"}
+_LOCAL_ARGUMENTS = {"output_dir", "report_to", "run_name", "project", "disable_tqdm", "logging_dir", "local_rank"}
 
 
 def summarize_run(

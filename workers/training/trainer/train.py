@@ -22,6 +22,7 @@ from workers.training.trainer.evaluation import evaluate
 from workers.training.trainer.metrics import logits_of, metrics_for
 from workers.training.trainer.model_card import summarize_run, write_model_card
 from workers.training.trainer.recipes import RECIPES, EncodedExamples, TaskRecipe
+from workers.training.trainer.run_logs import continue_logs, keep_logs
 
 
 def train(config: TrainingRunConfig, control: ControlSocket) -> dict[str, Json]:
@@ -54,6 +55,8 @@ def train(config: TrainingRunConfig, control: ControlSocket) -> dict[str, Json]:
     use_cache = getattr(model.config, "use_cache", None)
     trainer = _build_trainer(config, control, recipe, model, tokenizer, examples.labels, encoded)
     control.stage("training")
+    if trainer.is_world_process_zero():
+        continue_logs(config.checkpoint, config.work_dir)
     trainer.train(resume_from_checkpoint=config.checkpoint)
     if "eval" in encoded:
         control.stage("evaluating")
@@ -62,6 +65,7 @@ def train(config: TrainingRunConfig, control: ControlSocket) -> dict[str, Json]:
     control.stage("saving the model")
     if trainer.is_world_process_zero():
         _save(trainer, tokenizer, config.model_dir, use_cache)
+        keep_logs(config.work_dir, config.model_dir)
         write_model_card(config.model_dir, result)
     trainer.accelerator.wait_for_everyone()
     return result
