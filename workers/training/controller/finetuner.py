@@ -193,7 +193,7 @@ class _Attempt:
             processes=_process_count(options, len(gpus)),
             batch_size=options.batch_size,
             gradient_accumulation=options.gradient_accumulation,
-            load=policy.load,
+            load=replace(policy.load, adapter=str(resolved.adapter or "")),
         )
 
     def _train_record(self) -> tuple[Json, dict[str, int]]:

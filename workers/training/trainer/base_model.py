@@ -10,6 +10,7 @@ from common.errors import ModelError
 from common.training.labels import Labels, align_labels
 from common.training.options import TrainingOptions
 from workers.inference.core.device_errors import is_out_of_memory
+from workers.inference.loading.adapters import merge_adapter, supplied_weights
 from workers.inference.loading.loader import (
     LOAD_ERRORS,
     ModelSource,
@@ -53,6 +54,7 @@ def load_base_model(
 
     tokenizer = load_tokenizer(source)
     check_own_code(source, [CONFIG], auto_class)
+    supplied = supplied_weights(source.adapter) if source.adapter else {}
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
             source.directory,
@@ -71,6 +73,9 @@ def load_base_model(
             "not_a_model", f"The model in {source.directory} cannot be loaded as {auto_class}: {error}"[:1000]
         ) from error
     new = _new_weights(model, info)
+    if source.adapter:
+        new -= supplied.keys()
+        model = merge_adapter(model, source.adapter)
     if as_it_is:
         check_complete(model, sorted(new), source.directory)
     _check_new_weights(model, new, info, source.directory, note)
