@@ -41,6 +41,7 @@ class TrainingOptions:
     lora_r: Annotated[int, Meta(ge=1, le=4096)] = 16
     lora_alpha: _Count = 32
     lora_dropout: Annotated[float, Meta(ge=0, le=0.99)] = 0.05
+    merge: bool = True  #: LoRA adapters into the model in the end, instead of storing them alone
     early_stopping: _Count | None = None  #: evaluations without a better metric
     metric_for_best: str | None = None
     gpus: Annotated[int, Meta(ge=1, le=1024)] | None = None  #: processes, one for each GPU; None: all GPUs
@@ -80,6 +81,8 @@ class TrainingOptions:
         for name in ("lora_r", "lora_alpha", "lora_dropout"):
             if not options.lora and getattr(options, name) != getattr(_DEFAULTS, name):
                 raise UsageError(f"--{name.replace('_', '-')} requires --lora.")
+        if not options.lora and not options.merge:
+            raise UsageError("--no-merge requires --lora.")
         for source in filter(None, (options.train_source, options.eval_source)):
             if not _HUB_DATASET.match(source):
                 raise UsageError(f"{source!r} is not a dataset on the Hub: expected hf:NAME or hf:NAME:SPLIT.")
@@ -130,6 +133,10 @@ def check_conflicts(training: TrainingOptions, labels: Labels | None, examples: 
         UsageError: Options conflict; says which, and what to do.
     """
     _check_evaluation(training, evaluates=evaluates)
+    if not training.merge and labels is not None and labels.are_given:
+        raise UsageError(
+            "--no-merge stores the adapters alone, and the head for these labels is trained in full. Leave it out."
+        )
     arguments = training.arguments
     smoothed = arguments.get("label_smoothing_factor")
     if smoothed and labels is not None and labels.kind in ("regression", "multi_label"):

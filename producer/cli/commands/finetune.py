@@ -100,6 +100,11 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     _number("--lora-r", int, "LoRA rank."),
     _number("--lora-alpha", int, "LoRA alpha; adapters are scaled by alpha / rank."),
     _number("--lora-dropout", float, "LoRA dropout."),
+    click.option(
+        "--merge/--no-merge",
+        default=True,
+        help="Merge the adapters into the model, or store them alone.  [default: merge]",
+    ),
 )
 @option_group(
     "Job",

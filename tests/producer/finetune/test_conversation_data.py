@@ -127,3 +127,14 @@ def test_what_the_trainer_decides_cannot_be_set(tmp_path: Path) -> None:
     )
     pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2
     assert plan(tmp_path, pairs, metric_for_best="rewards/margins", eval_split=0.5)
+
+
+def test_adapters_are_stored_alone_only_where_there_are_some(tmp_path: Path) -> None:
+    rows = [{"messages": [USER, ANSWER]}]
+    assert "--no-merge requires --lora" in refused(tmp_path, *rows, merge=False)
+    assert plan(tmp_path, rows, merge=False, lora=True).spec.training["merge"] is False
+    (tmp_path / "labels.csv").write_text("text,label\na,1\nb,0\n")
+    with pytest.raises(UsageError, match="--no-merge stores the adapters alone, and the head"):
+        make_finetune_plan(
+            [str(tmp_path / "labels.csv")], FinetuneOptions.of(model="org/model", merge=False, lora=True)
+        )

@@ -168,7 +168,9 @@ def test_adapters_that_cannot_be_loaded_are_refused(roots: Path, base: Path, cac
     assert error.code == "model_not_allowed"
     assert f"{roots}/of-outside is an adapter of {outside}: This worker does not open" in error.message
     adapter = save_adapter(base, roots / "wrong")
-    assert "int8 is not available for adapters" in refusal(cache, adapter, dtype="int8").message
+    assert (
+        "int8 is not available for adapters" in refusal(cache, save_adapter(base, roots / "int8"), dtype="int8").message
+    )
     nested = save_adapter(base, roots / "nested", named=str(adapter))
     assert refusal(cache, nested).code == "adapter_only"
     assert refusal(cache, with_config(adapter, base_model_name_or_path=None)).code == "adapter_only"

@@ -1,5 +1,7 @@
 """Chats and preferences: the tokens, masks and losses are TRL's; LoRA, checkpoints and metrics work as for texts."""
 
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,15 +9,18 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
+from peft import PeftModel
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, qwen2_5_chat_template
 
-from common.errors import ModelError, UsageError
+from common.errors import ModelError, UsageError, WorkerError
 from common.training.labels import Labels
 from tests.support.finetune_runs import make_run_config, train_here
 from tests.support.tiny_chats import CHATS, MARKED_TEMPLATE, PLAIN_TEMPLATE, PREFERENCES, chat, chat_model
+from workers.models.load_options import LoadOptions
 from workers.training.trainer.chat_masks import ChatTokenizer
 from workers.training.trainer.conversation_recipes import CONVERSATION_RECIPES
 from workers.training.trainer.metrics import IGNORE_INDEX
@@ -187,6 +192,39 @@ def test_a_run_resumed_from_a_checkpoint_ends_the_same(
     expected, found = (load_file(one.model_dir / "model.safetensors") for one in (config, again))
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_adapters_stored_alone_make_the_model_that_was_trained(base: Path, tmp_path: Path) -> None:
+    options = {"lora": True, "lora_dropout": 0.0, "learning_rate": 1e-2}
+    for name, merge in (("merged", True), ("alone", False)):
+        own(base, tmp_path / name, PREFERENCES, **options, merge=merge)
+    alone = tmp_path / "alone" / "model"
+    assert not (alone / "model.safetensors").exists()
+    assert json.loads((alone / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    assert "library_name: peft" in (alone / "README.md").read_text()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "model")
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), alone)
+    ids = torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        assert torch.allclose(adapted(ids).logits, merged(ids).logits, atol=1e-4)
+    # Training goes on from an adapter, merged into its base, but not to an adapter of the adapter.
+    config = make_run_config(tmp_path / "more", "text-generation", base, EXAMPLES, epochs=1, batch_size=4)
+    config = replace(config, load=LoadOptions(adapter=str(alone)))
+    expected = make_run_config(tmp_path / "same", "text-generation", tmp_path / "merged" / "model", EXAMPLES, epochs=1,
+                               batch_size=4)  # fmt: skip
+    losses = [train_here(one)["curve"][0][1] for one in (config, expected)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    with pytest.raises(ModelError, match="--no-merge: the model to start from is an adapter"):
+        train_here(replace(config, options=replace(config.options, lora=True, merge=False)))
+
+
+@pytest.mark.parametrize("kind", ["messages", "preferences"])
+def test_without_trl_it_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.delitem(sys.modules, "workers.training.trainer.trl_trainers", raising=False)
+    with pytest.raises(WorkerError, match=r"needs TRL .*Install it: .*worker,trl") as caught:
+        CONVERSATION_RECIPES[kind].trainer()
+    assert caught.value.code == "missing_library"
 
 
 def test_preferences_need_a_model_that_writes_already(base: Path, tmp_path: Path) -> None:

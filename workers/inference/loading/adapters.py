@@ -37,12 +37,12 @@ def add_adapter(model: Any, directory: Path) -> Any:
 
 
 def merge_adapter(model: Any, directory: Path) -> Any:
-    """Return the model with an adapter merged into its weights.
+    """Return the model with an adapter merged into its weights, to be trained on.
 
     Raises:
         ModelError: as `add_adapter`.
     """
-    return _peft_model(model, directory).merge_and_unload()
+    return _peft_model(model, directory).merge_and_unload().requires_grad_(True)
 
 
 def supplied_weights(directory: Path) -> dict[str, tuple[int, ...]]:

@@ -54,6 +54,10 @@ def load_base_model(
 
     tokenizer = load_tokenizer(source)
     check_own_code(source, [CONFIG], auto_class)
+    if source.adapter and not options.merge:
+        raise ModelError(
+            "bad_param", "--no-merge: the model to start from is an adapter, and adapters of adapters cannot be loaded."
+        )
     supplied = supplied_weights(source.adapter) if source.adapter else {}
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
@@ -76,7 +80,7 @@ def load_base_model(
     if source.adapter:
         new -= supplied.keys()
         model = merge_adapter(model, source.adapter)
-    if as_it_is:
+    if as_it_is or not options.merge:
         check_complete(model, sorted(new), source.directory)
     _check_new_weights(model, new, info, source.directory, note)
     _set_padding(model, tokenizer)

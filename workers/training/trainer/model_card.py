@@ -90,7 +90,9 @@ def _thin_out(points: list[list[Json]]) -> list[list[Json]]:
 def _options(options: TrainingOptions) -> dict[str, Json]:
     """Return the options in effect; those of LoRA where it is used."""
     hidden = (
-        ("labels", "arguments") if options.lora else ("labels", "arguments", "lora_r", "lora_alpha", "lora_dropout")
+        ("labels", "arguments")
+        if options.lora
+        else ("labels", "arguments", "lora_r", "lora_alpha", "lora_dropout", "merge")
     )
     shown = {name: value for name, value in options.encode().items() if name not in hidden}
     return {**shown, "learning_rate": options.rate}
@@ -134,7 +136,7 @@ def _card(result: Mapping[str, Json]) -> str:
     return f"""---
 base_model: {json.dumps(base)}
 pipeline_tag: {result["task"]}
-library_name: transformers
+library_name: {"transformers" if result["options"].get("merge", True) else "peft"}
 tags: [hugqueue]
 ---
 # {base}, fine-tuned for {result["task"]}

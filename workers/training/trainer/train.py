@@ -64,7 +64,7 @@ def train(config: TrainingRunConfig, control: ControlSocket) -> dict[str, Json]:
     result = summarize_run(config, trainer, examples, evaluation, control.notes)
     control.stage("saving the model")
     if trainer.is_world_process_zero():
-        _save(trainer, tokenizer, config.model_dir, use_cache)
+        _save(trainer, tokenizer, config, use_cache)
         keep_logs(config.work_dir, config.model_dir)
         write_model_card(config.model_dir, result)
     trainer.accelerator.wait_for_everyone()
@@ -133,19 +133,30 @@ def _build_trainer(
     return trainer
 
 
-def _save(trainer: Any, tokenizer: Any, directory: Path, use_cache: bool | None) -> None:
-    """Write the model as safetensors, LoRA adapters merged in.
+def _save(trainer: Any, tokenizer: Any, config: TrainingRunConfig, use_cache: bool | None) -> None:
+    """Write the model as safetensors: LoRA adapters merged in, or alone.
 
     Args:
         trainer: has the model.
         tokenizer: the model's.
-        directory: where they go.
+        config: where they go, and whether adapters are merged.
         use_cache: the base model's own setting, which Trainer changes for the training.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model, directory = trainer.accelerator.unwrap_model(trainer.model), config.model_dir
+    tokenizer.save_pretrained(directory)
+    if not config.options.merge:
+        _save_adapter(model, directory, config.job.model, config.model_info["commit"])
+        return
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     if use_cache is not None:
         model.config.use_cache = use_cache
     model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+
+
+def _save_adapter(model: Any, directory: Path, base: str | None, commit: Json) -> None:
+    """Write the adapters alone, with the base as the job names it."""
+    for adapter in model.peft_config.values():
+        adapter.base_model_name_or_path, adapter.revision = base, commit
+    # Otherwise peft asks the Hub for the base's configuration.
+    model.save_pretrained(directory, save_embedding_layers=False)
