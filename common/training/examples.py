@@ -21,6 +21,8 @@ from common.training.conversations import (
     make_chat,
     make_preference,
 )
+from common.training.kinds import PAIR_TASKS
+from common.training.text_pairs import choose_pair_columns, has_empty_text, make_pair_example
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def schemas_of(
 def choose_columns(
     task: str, names: Sequence[str], text: str | None, label: str | None, *, templated: bool = False
 ) -> tuple[str, str | None]:
-    """Return the columns of text and label of a dataset with the columns `names`.
+    """Return the columns of text (several, separated by commas, for a task of pairs) and label among `names`.
 
     Args:
         task: a task that can be fine-tuned.
@@ -97,6 +99,8 @@ def choose_columns(
     Raises:
         UsageError: They are missing.
     """
+    if task in PAIR_TASKS:
+        return choose_pair_columns(task, names, text, label)
     if templated:
         names, text = [*names, TEMPLATE_FIELD], TEMPLATE_FIELD
     for schema in schemas_of(task, text, label, templated=templated):
@@ -116,6 +120,8 @@ def make_example(task: str, row: Mapping[str, Json], text: str, label: str | Non
     Raises:
         UsageError: A field has the wrong type.
     """
+    if task in PAIR_TASKS:
+        return make_pair_example(task, row, text, label)
     if task == "token-classification":
         return _tagged(row[text], row[label or "tags"])
     if task == "text-generation":
@@ -139,11 +145,13 @@ def _generation_example(row: Mapping[str, Json], text: str, label: str | None) -
 
 
 def is_empty(example: Mapping[str, Json]) -> bool:
-    """Whether an example has no text to learn."""
+    """Whether an example has no text to learn, or lacks one of several."""
     if "messages" in example:
         return has_no_answer(example["messages"])
     if CHOSEN in example:
         return False
+    if "texts" in example or "query" in example:
+        return has_empty_text(example)
     text = example.get("text", example.get("tokens", example.get("completion")))
     return not text or (isinstance(text, str) and not text.strip())
 

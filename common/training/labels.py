@@ -7,53 +7,23 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from common.errors import UsageError
 from common.records import Json
-from common.suggestions import did_you_mean
+from common.training.kinds import METRICS, PAIR_KINDS, TASK_KINDS, UNLABELED, Example, ExampleKind, common_kind
+from common.training.text_pairs import check_same_columns, check_scores_differ, choose_held_out
 
 #: Names that a message lists.
 _MAX_LISTED = 5
 #: More classes than this are unlikely: the column probably holds texts or ids.
 _MAX_CLASSES = 10_000
 
-#: The tasks that can be fine-tuned, and the kinds of labels that their metrics may be for.
-LABEL_KINDS: dict[str, tuple[str, ...]] = {
-    "text-classification": ("single_label", "multi_label", "regression"),
-    "token-classification": ("tags", "entities"),
-    "fill-mask": ("",),
-    "text-generation": ("", "messages", "preferences"),
-}
-#: Metrics of an evaluation, by kind of labels; the best checkpoint is chosen by the first.
-METRICS: dict[str, tuple[str, ...]] = {
-    "single_label": ("f1_macro", "accuracy", "f1_micro", "loss"),
-    "multi_label": ("f1_macro", "accuracy", "f1_micro", "loss"),
-    "regression": ("mse", "mae", "r2", "loss"),
-    "tags": ("f1_macro", "accuracy", "loss"),
-    "entities": ("f1", "precision", "recall", "accuracy", "f1_macro", "loss"),
-    "": ("perplexity", "loss"),
-    "messages": ("perplexity", "mean_token_accuracy", "loss"),
-    "preferences": ("loss", "rewards/accuracies", "rewards/margins"),
-}
-#: What is learned, for examples without labels.
-_UNLABELED = {
-    "": "texts",
-    "messages": "chats, of which only the assistant's words are learned",
-    "preferences": "preferences, each of a chosen answer over a rejected one (DPO)",
-}
-#: Metrics for which less is better.
-LESS_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
-
-Example = Mapping[str, Json]
-
 
 @dataclass(frozen=True, slots=True)
 class Labels:
     """The classes, or the other kind of labels."""
 
-    #: transformers' problem type, `tags`; for examples without labels `messages`, `preferences`, or empty
-    kind: Literal["single_label", "multi_label", "regression", "tags", "messages", "preferences", ""]
+    kind: ExampleKind
     names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     multi_hot: bool = False  #: of `multi_label`: each list holds a 0 or 1 for every class, instead of names
@@ -61,7 +31,7 @@ class Labels:
     @property
     def are_given(self) -> bool:
         """Whether the examples have labels, rather than text alone."""
-        return self.kind not in _UNLABELED
+        return self.kind not in UNLABELED
 
     @property
     def description(self) -> str:
@@ -69,7 +39,7 @@ class Labels:
         if self.kind == "regression":
             return "regression: the labels are numbers with a fraction"
         if not self.are_given:
-            return _UNLABELED[self.kind] if self.kind else ""
+            return UNLABELED[self.kind] if self.kind else ""
         several = "labels, each 0 or 1 for each text" if self.multi_hot else "labels, several for each text"
         nouns = {"single_label": "labels", "multi_label": several, "tags": "tags"}
         return f"{len(self.names)} {nouns[self.kind]}: {_names(self.names)}"
@@ -86,43 +56,23 @@ def infer_labels(task: str, examples: Sequence[Example]) -> Labels:
     Raises:
         UsageError: There is nothing to learn: no example, or only one class.
     """
-    if task not in LABEL_KINDS:
-        raise UsageError(f"{task} cannot be fine-tuned; those that can: {', '.join(LABEL_KINDS)}.")
+    if task not in TASK_KINDS:
+        raise UsageError(f"{task} cannot be fine-tuned; those that can: {', '.join(TASK_KINDS)}.")
     if not examples:
         raise UsageError("There are no examples to learn from: every text is empty.")
     if task == "token-classification":
         return _tags(examples)
     if task != "text-classification":
-        return Labels(_kind_of(examples))
+        kind = common_kind(examples)
+        check_same_columns(examples)
+        check_scores_differ(examples)
+        return Labels(kind)
     labels = [example["label"] for example in examples]
     if any(isinstance(label, list) for label in labels):
         return _multi_label(labels)
     if all(isinstance(label, int | float) for label in labels) and not all(map(_is_whole, labels)):
         return _regression(labels)
     return _single_label(labels)
-
-
-def _kind_of(examples: Sequence[Example]) -> Literal["messages", "preferences", ""]:
-    """Return the kind of examples without labels.
-
-    Raises:
-        UsageError: They are of several kinds.
-    """
-    counts = Counter(map(_form_of, examples))
-    if len(counts) > 1:
-        (form, count), *others = counts.items()
-        rest = " or ".join(name for name, _ in others)
-        raise UsageError(f"{count:,} of {len(examples):,} examples are {form}, the others {rest}: use one kind.")
-    kinds: dict[str, Literal["messages", "preferences"]] = {"chats": "messages", "preferences": "preferences"}
-    return kinds.get(next(iter(counts)), "")
-
-
-def _form_of(example: Example) -> str:
-    if "messages" in example:
-        return "chats"
-    if "chosen" in example:
-        return "preferences"
-    return "prompts with what follows them" if "prompt" in example else "plain texts"
 
 
 def _tags(examples: Sequence[Example]) -> Labels:
@@ -213,8 +163,7 @@ def check_labels_known(labels: Labels, examples: Sequence[Example], source: str)
     if not examples:
         raise UsageError(f"{source} holds no example: every text is empty.")
     if not labels.are_given:
-        if (kind := _kind_of(examples)) != labels.kind:
-            raise UsageError(f"{source}: the training set has {_UNLABELED[labels.kind]}; found {_UNLABELED[kind]}.")
+        _check_kind(labels.kind, examples, source)
         return
     if labels.kind == "regression":
         wrong = [e["label"] for e in examples if not isinstance(e["label"], int | float)]
@@ -232,21 +181,20 @@ def check_labels_known(labels: Labels, examples: Sequence[Example], source: str)
         )
 
 
+def _check_kind(kind: str, examples: Sequence[Example], source: str) -> None:
+    """Check that an evaluation set without labels is of the kind of the training set; a bit is a grade too."""
+    try:
+        found = common_kind(examples)
+        check_same_columns(examples)
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from error
+    if found != kind and (found, kind) != ("relevance", "graded_relevance"):
+        raise UsageError(f"{source}: the training set has {UNLABELED[kind]}; found {UNLABELED[found]}.")
+
+
 def uses_bio_tags(tags: Sequence[str]) -> bool:
     """Whether tags mark entities of several words, such as B-LOC and I-LOC."""
     return any(tag[:2] in ("B-", "I-") for tag in tags)
-
-
-def check_metric(task: str, labels: Labels | None, metric: str) -> None:
-    """Check that an evaluation measures a metric; for labels not known yet (None), that one of the task may.
-
-    Raises:
-        UsageError: It does not; suggests the nearest.
-    """
-    known = labels.metrics if labels else tuple(name for kind in LABEL_KINDS[task] for name in METRICS[kind])
-    if metric.removeprefix("eval_") not in known:
-        what = f"{task} with {labels.description}" if labels and labels.description else task
-        raise UsageError(f"--metric-for-best {metric}: not measured for {what}. {did_you_mean(metric, set(known))}")
 
 
 def class_names_of(labels: Labels, example: Example) -> list[str]:
@@ -309,27 +257,38 @@ def split_train_eval(
     """Return training examples, examples held out for evaluation, and notes for the user.
 
     The split is stratified: at least one example of each class is held out and at least one is kept; the only example
-    of a class is kept.
+    of a class is kept. Of pairs, all with the same first text are held out, or none.
 
     Raises:
         UsageError: Nothing could be held out.
     """
-    groups: dict[str, list[int]] = {}
-    for number, example in enumerate(examples):
-        groups.setdefault(class_names_of(labels, example)[0] if labels.kind == "single_label" else "", []).append(
-            number
-        )
-    chosen: set[int] = set()
-    shuffled = random.Random(seed)  # noqa: S311 - not a secret
-    for members in groups.values():
-        most = len(members) - 1
-        chosen.update(shuffled.sample(members, min(most, max(1, round(share * len(members))))))
+    groups = _groups(labels, examples)
+    chosen = choose_held_out(examples, share, seed) if labels.kind in PAIR_KINDS else _stratified(groups, share, seed)
     if not chosen:
+        why = "all have the same first text" if labels.kind in PAIR_KINDS else "no class has two"
         raise UsageError(
-            f"--eval-split {share:g} leaves no example of any class to evaluate with: of {len(examples)} examples, no "
-            "class has two. Give more examples, or an evaluation set with --eval FILE."
+            f"--eval-split {share:g} leaves no example of any class to evaluate with: of {len(examples)} examples, "
+            f"{why}. Give more examples, or an evaluation set with --eval FILE."
         )
     single = sorted(name for name, members in groups.items() if len(members) == 1)
     notes = [f"{_listed('label', single)} is in no example held out by --eval-split."] if single else []
     kept = [example for number, example in enumerate(examples) if number not in chosen]
     return kept, [examples[number] for number in sorted(chosen)], notes
+
+
+def _groups(labels: Labels, examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Return the numbers of the examples of each class; of all, where there is one label out of several at most."""
+    groups: dict[str, list[int]] = {}
+    for number, example in enumerate(examples):
+        name = class_names_of(labels, example)[0] if labels.kind == "single_label" else ""
+        groups.setdefault(name, []).append(number)
+    return groups
+
+
+def _stratified(groups: Mapping[str, Sequence[int]], share: float, seed: int) -> set[int]:
+    chosen: set[int] = set()
+    shuffled = random.Random(seed)  # noqa: S311 - not a secret
+    for members in groups.values():
+        most = len(members) - 1
+        chosen.update(shuffled.sample(members, min(most, max(1, round(share * len(members))))))
+    return chosen

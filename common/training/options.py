@@ -44,6 +44,8 @@ class TrainingOptions:
     merge: bool = True  #: LoRA adapters into the model in the end, instead of storing them alone
     early_stopping: _Count | None = None  #: evaluations without a better metric
     metric_for_best: str | None = None
+    loss: str | None = None  #: of `common.training.losses`; None: by the kind of examples
+    matryoshka_dims: tuple[_Count, ...] | None = None  #: dimensions that vectors may be cut to
     gpus: Annotated[int, Meta(ge=1, le=1024)] | None = None  #: processes, one for each GPU; None: all GPUs
     report_to: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()  #: besides the queue
     arguments: Mapping[str, Json] = field(default_factory=dict)  #: further fields of `TrainingArguments`
@@ -109,70 +111,3 @@ def _check_template(options: TrainingOptions) -> None:
             f"--label-column {TEMPLATE_FIELD}: with --template, this is the name of the text that it makes. Rename the "
             "column."
         )
-
-
-#: Further arguments that do nothing, or fail, without an evaluation, and the values that ask for one.
-_NEEDS_EVALUATION = {
-    "eval_strategy": ("steps", "epoch"),
-    "eval_on_start": (True,),
-    "load_best_model_at_end": (True,),
-    "save_strategy": ("best",),
-}
-
-
-def check_conflicts(training: TrainingOptions, labels: Labels | None, examples: int | None, *, evaluates: bool) -> None:
-    """Check the options against each other and against the examples; Trainer would find a conflict late.
-
-    Args:
-        training: The options.
-        labels: Those of the training set; None if only the worker will know.
-        examples: The number of training examples; None likewise.
-        evaluates: Whether there is an evaluation set.
-
-    Raises:
-        UsageError: Options conflict; says which, and what to do.
-    """
-    _check_evaluation(training, evaluates=evaluates)
-    if not training.merge and labels is not None and labels.are_given:
-        raise UsageError(
-            "--no-merge stores the adapters alone, and the head for these labels is trained in full. Leave it out."
-        )
-    arguments = training.arguments
-    smoothed = arguments.get("label_smoothing_factor")
-    if smoothed and labels is not None and labels.kind in ("regression", "multi_label"):
-        raise UsageError(
-            f"-p label_smoothing_factor={smoothed} is for one label out of several classes; here is "
-            f"{labels.description}. Leave it out."
-        )
-    batch = training.batch_size * (training.gpus or 1)
-    if arguments.get("dataloader_drop_last") and examples is not None and examples < batch:
-        raise UsageError(
-            f"-p dataloader_drop_last=true leaves nothing to learn from: {examples:,} examples do not fill a batch of "
-            f"{batch:,}. Lower --batch-size, or leave it out."
-        )
-
-
-def _check_evaluation(training: TrainingOptions, *, evaluates: bool) -> None:
-    arguments = training.arguments
-    options = {"--early-stopping": training.early_stopping, "--metric-for-best": training.metric_for_best}
-    wanted = [name for name, value in options.items() if value]
-    if not evaluates:
-        dependent = [name for name, values in _NEEDS_EVALUATION.items() if arguments.get(name) in values]
-        wanted += [f"-p {name}={_shown(arguments[name])}" for name in dependent]
-        if wanted:
-            verb = "needs" if len(wanted) == 1 else "need"
-            raise UsageError(f"{' and '.join(wanted)} {verb} something to evaluate: --eval or --eval-split.")
-        return
-    strategy = arguments.get("eval_strategy", "epoch")
-    if wanted and strategy == "no":
-        raise UsageError(f"{' and '.join(wanted)}: -p eval_strategy=no leaves no evaluation to go by. Leave it out.")
-    saves = arguments.get("save_strategy", strategy)
-    if arguments.get("load_best_model_at_end", True) and saves not in ("best", strategy):
-        raise UsageError(
-            f"-p save_strategy={saves}: to keep the best model, a checkpoint is written at each evaluation "
-            f"({strategy}). Leave it out, or keep the last model with -p load_best_model_at_end=false."
-        )
-
-
-def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,8 +1,8 @@
 """Further fields of transformers' `TrainingArguments`, as `-p NAME=VALUE`: what is refused without transformers.
 
-So are those of TRL's `SFTConfig` and `DPOConfig`, for conversations. No value may name a file of the worker's machine,
-and values that create processes or take memory are bounded. The worker checks against the installed class whether a
-field exists and accepts its value.
+So are those of the classes that TRL and sentence-transformers derive from it. No value may name a file of the worker's
+machine, and values that create processes or take memory are bounded. The worker checks against the installed class
+whether a field exists and accepts its value.
 """
 
 import re
@@ -75,9 +75,12 @@ FORBIDDEN: Mapping[str, str] = {
     "do_train": "Trainer ignores it",
     "do_eval": "Trainer ignores it",
     "do_predict": "Trainer ignores it",
-}
-#: Further fields of TRL's `SFTConfig` and `DPOConfig` that a job may not set, and why.
-FORBIDDEN_OF_TRL: Mapping[str, str] = {
+    # Of sentence-transformers.
+    "prompts": "those of the base model are used; for others, put them into the texts",
+    "router_mapping": "it follows from the examples",
+    "learning_rate_mapping": "use --learning-rate",
+    "multi_dataset_batch_sampler": "a job has one set of examples",
+    # Of TRL.
     "model_init_kwargs": "the worker loads the model",
     "trust_remote_code": "the worker decides what code runs",
     "chat_template_path": "it names a file of the worker's machine",
@@ -108,8 +111,8 @@ def check_argument(name: str, value: Json) -> None:
     Raises:
         UsageError: It has an option of its own, is up to the worker, could name a file, or is out of bounds.
     """
-    if (why := FORBIDDEN.get(name) or FORBIDDEN_OF_TRL.get(name)) is not None:
-        raise UsageError(f"-p {name}= cannot be set: {why}.")
+    if name in FORBIDDEN:
+        raise UsageError(f"-p {name}= cannot be set: {FORBIDDEN[name]}.")
     if name in _RANGES:
         low, high = _RANGES[name]
         if type(value) is not int or not low <= value <= high:

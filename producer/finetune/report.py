@@ -17,6 +17,11 @@ from producer.outputs.formats import check_writable
 
 #: Labels that are listed.
 _MAX_LABELS = 50
+#: By the task, the library that loads its models, and how; by default transformers' pipeline.
+_IN_PROGRAMS = {
+    "embedding": ("sentence-transformers", 'SentenceTransformer("DIRECTORY").encode(texts)'),
+    "rerank": ("sentence-transformers", 'CrossEncoder("DIRECTORY").rank(query, documents)'),
+}
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -151,8 +156,10 @@ def _use(job: Job) -> str:
         f"producer submit --task {job.spec.task} --model job:{job.id} FILE",
         f"producer models export job:{job.id} DIRECTORY",
     )
-    program = f'pipeline("{job.spec.task}", model="DIRECTORY")'
-    words = "<p>The exported directory loads with transformers as well:</p>"
+    library, program = _IN_PROGRAMS.get(
+        job.spec.task, ("transformers", f'pipeline("{job.spec.task}", model="DIRECTORY")')
+    )
+    words = f"<p>The exported directory loads with {library} as well:</p>"
     return f"<pre>{escape(chr(10).join(commands))}</pre>{words}<pre>{escape(program)}</pre>"
 
 

@@ -18,8 +18,10 @@ from common.training.examples import (
     make_example,
     schemas_of,
 )
-from common.training.labels import Example, Labels, check_labels_known, infer_labels, split_train_eval
+from common.training.kinds import PAIR_TASKS, Example
+from common.training.labels import Labels, check_labels_known, infer_labels, split_train_eval
 from common.training.options import TrainingOptions
+from common.training.text_pairs import NEGATIVES, column_hint, pair_fields
 from producer.finetune.options import FinetuneOptions
 from producer.submit.python_records import python_builder, records_from_python
 
@@ -131,10 +133,13 @@ class ExampleReader:
 
     @property
     def _as_read(self) -> Task:
-        """The task for the input readers: its fields are the pairs of columns that it accepts."""
-        training, templated = self.training, self.training.template is not None
-        schemas = schemas_of(self.task, training.text_column, training.label_column, templated=templated)
-        fields = tuple(columns for schema in schemas for columns in _alternatives(schema, training))
+        """The task for the input readers: its fields are the sets of columns that it accepts."""
+        text, label = self.training.text_column, self.training.label_column
+        if self.task in PAIR_TASKS:
+            fields, optional = pair_fields(self.task, text, label), () if text else NEGATIVES
+            return Task(f"fine-tuning {self.task}", "", fields=fields, optional=optional, hint=column_hint(self.task))
+        schemas = schemas_of(self.task, text, label, templated=self.training.template is not None)
+        fields = tuple(columns for schema in schemas for columns in _alternatives(schema, self.training))
         options = "--text-column and --label-column" if SCHEMAS[self.task].label else "--text-column"
         hint = f"Select them with {options}."
         return Task(f"fine-tuning {self.task}", "", fields=fields, optional=OPTIONAL.get(self.task, ()), hint=hint)

@@ -28,6 +28,20 @@ from producer.cli.text_option import text_option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+class _Dimensions(click.ParamType[list[int]]):
+    """Whole numbers, separated by commas."""
+
+    name = "integers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """Return the numbers."""
+        try:
+            return [int(number) for number in str(value).split(",")]
+        except ValueError:
+            self.fail(f"expected whole numbers separated by commas, such as 768,256, found {value!r}.", param, ctx)
+
+
 _DEFAULTS = TrainingOptions()
 
 
@@ -45,15 +59,22 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     task_option(
         default="text-classification",
         show_default=True,
-        help="text-classification, token-classification, fill-mask or text-generation.",
+        help="text-classification, token-classification, fill-mask, text-generation, embedding or rerank.",
     ),
     click.option("--eval", "evaluation", metavar="FILE", help="Evaluate on these examples after each epoch."),
     click.option(
         "--eval-split", type=float, metavar="SHARE", help="Hold out this share of TRAIN for evaluation, such as 0.1."
     ),
-    click.option("--text-column", metavar="NAME", help="Column of the text (words, prompt).  [default: text]"),
+    click.option(
+        "--text-column",
+        metavar="NAME",
+        help="Column of the text (words, prompt); for embedding and rerank several, separated by commas.  "
+        "[default: text]",
+    ),
     text_option("--template", "Text made from columns, such as '{title}: {body}', instead of --text-column."),
-    click.option("--label-column", metavar="NAME", help="Column of the label (tags, completion).  [default: label]"),
+    click.option(
+        "--label-column", metavar="NAME", help="Column of the label (tags, completion, score).  [default: label]"
+    ),
     click.option(
         "--format",
         type=click.Choice(["txt", "jsonl", "json", "csv", "tsv", "parquet"]),
@@ -78,6 +99,13 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     _number("--early-stopping", int, "Stop after this many evaluations without improvement."),
     click.option(
         "--metric-for-best", metavar="NAME", help="Metric that selects the best checkpoint.  [default: the task's]"
+    ),
+    click.option("--loss", metavar="NAME", help="Loss of embedding or rerank.  [default: by the kind of examples]"),
+    click.option(
+        "--matryoshka-dims",
+        type=_Dimensions(),
+        metavar="N,N",
+        help="Dimensions that the vectors of embedding may be cut to, such as 768,256.",
     ),
     _number("--seed", int, "Random seed."),
     click.option(
@@ -118,13 +146,15 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     keep_alive_option,
 )
 def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str | None, **options: Any) -> None:
-    """Fine-tune a model on labeled examples.
+    """Fine-tune a model on examples.
 
     TRAIN is a .csv, .tsv, .jsonl, .json, .parquet or .txt file with a text and a label in each row, - for standard
     input, a URL such as s3://bucket/reviews/*.parquet, or a dataset on the Hub such as hf:NAME or hf:NAME:SPLIT, which
     the worker loads. Labels are words or integers (classes), decimal numbers (regression), or lists (several classes
     per example). For text-generation the rows have a text, a prompt and a completion, messages (a chat, of which the
-    assistant's words are learned), or a prompt with a chosen and a rejected answer (DPO).
+    assistant's words are learned), or a prompt with a chosen and a rejected answer (DPO). For embedding, a row is a
+    pair (anchor, positive, and perhaps negative) or has a score (sentence1, sentence2, score); for rerank, a query, a
+    document and a label.
 
     Prints the job id. The trained model is job:ID for `submit`, for another `finetune`, and for `models export`. A job
     that is submitted with it before the training has ended waits for that.
@@ -134,6 +164,7 @@ def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str |
       producer finetune tags.jsonl --task token-classification -m xlm-roberta-base
       producer finetune domain.txt --task fill-mask -m roberta-base --epochs 1
       producer finetune chats.jsonl --task text-generation -m Qwen/Qwen3-0.6B --lora
+      producer finetune questions.jsonl --task embedding -m sentence-transformers/all-MiniLM-L6-v2
       producer submit --task text-classification --model job:ID new.txt
 
     \b

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from sentence_transformers import CrossEncoderTrainingArguments, SentenceTransformerTrainingArguments
 from transformers import TrainingArguments
 from trl import DPOConfig, SFTConfig
 
@@ -12,16 +13,15 @@ from common.errors import ModelError, UsageError
 from common.params import parse_params
 from common.records import Json
 from common.training.options import TrainingOptions
-from common.training.trainer_arguments import FORBIDDEN, FORBIDDEN_OF_TRL
+from common.training.trainer_arguments import FORBIDDEN
 from workers.training.trainer.arguments import _check_fields
 
 #: Free text: options of an optimizer, and a pattern of the names of layers.
 TEXTS = {"optim_args", "optim_target_modules"}
-FIELDS = sorted(
-    {field.name for kind in (TrainingArguments, SFTConfig, DPOConfig) for field in dataclasses.fields(kind)}
-    - FORBIDDEN.keys()
-    - FORBIDDEN_OF_TRL.keys()
-)
+CLASSES = (
+    TrainingArguments, SFTConfig, DPOConfig, SentenceTransformerTrainingArguments, CrossEncoderTrainingArguments,
+)  # fmt: skip
+FIELDS = sorted({field.name for kind in CLASSES for field in dataclasses.fields(kind)} - FORBIDDEN.keys())
 
 
 def decode(**arguments: Json) -> TrainingOptions:
@@ -84,9 +84,7 @@ def test_every_default_of_transformers_is_taken(tmp_path: Path):
 
 
 def test_every_refused_field_exists():
-    assert FORBIDDEN.keys() <= {field.name for field in dataclasses.fields(TrainingArguments)}
-    of_trl = {field.name for kind in (SFTConfig, DPOConfig) for field in dataclasses.fields(kind)}
-    assert FORBIDDEN_OF_TRL.keys() <= of_trl
+    assert FORBIDDEN.keys() <= {field.name for kind in CLASSES for field in dataclasses.fields(kind)}
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,11 @@ def test_adapters_are_stored_alone_only_where_there_are_some(tmp_path: Path) -> 
     assert "--no-merge requires --lora" in refused(tmp_path, *rows, merge=False)
     assert plan(tmp_path, rows, merge=False, lora=True).spec.training["merge"] is False
     (tmp_path / "labels.csv").write_text("text,label\na,1\nb,0\n")
-    with pytest.raises(UsageError, match="--no-merge stores the adapters alone, and the head"):
-        make_finetune_plan(
-            [str(tmp_path / "labels.csv")], FinetuneOptions.of(model="org/model", merge=False, lora=True)
-        )
+    (tmp_path / "pairs.csv").write_text("anchor,positive\na,b\nc,d\n")
+    for name, task, why in (
+        ("labels.csv", "text-classification", "head that is trained in full"),
+        ("pairs.csv", "embedding", "a whole model of sentence-transformers"),
+    ):
+        options = FinetuneOptions.of(task=task, model="org/model", merge=False, lora=True)
+        with pytest.raises(UsageError, match=why):
+            make_finetune_plan([str(tmp_path / name)], options)

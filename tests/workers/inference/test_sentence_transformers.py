@@ -413,3 +413,13 @@ def test_pickles_and_missing_weights_are_refused(made, tmp_path):
     save_file(kept, path, metadata={"format": "pt"})
     error = refused(lambda: runner_of("embedding", tmp_path / "other"))
     assert (error.code, "layer.1" in error.message) == ("missing_weights", True)
+
+
+def test_a_module_without_files_needs_no_directory(made, tmp_path):
+    directory = Path(shutil.copytree(made("LayerNorm"), tmp_path / "model"))
+    listed = json.loads((directory / "modules.json").read_text())
+    normalize = {"idx": 3, "name": "3", "path": "3_Normalize", "type": "sentence_transformers.models.Normalize"}
+    (directory / "modules.json").write_text(json.dumps([*listed, normalize]))  # as on the Hub, where it is not stored
+    expected = SentenceTransformer(str(directory), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(vectors(run("embedding", directory, TEXTS)), expected, atol=1e-5)

@@ -18,6 +18,7 @@ from trl.chat_template_utils import get_training_chat_template, qwen2_5_chat_tem
 
 from common.errors import ModelError, UsageError, WorkerError
 from common.training.labels import Labels
+from common.training.options import TrainingOptions
 from tests.support.finetune_runs import make_run_config, train_here
 from tests.support.tiny_chats import CHATS, MARKED_TEMPLATE, PLAIN_TEMPLATE, PREFERENCES, chat, chat_model
 from workers.models.load_options import LoadOptions
@@ -158,7 +159,7 @@ def test_preferences_are_learned_with_the_losses_of_trls_own_trainer(base: Path,
     assert margins == sorted(margins) and margins[0] > 0
     assert result["metrics"]["rewards/accuracies"] == 1.0
     card = (tmp_path / "own" / "model" / "README.md").read_text()
-    assert "labels: preferences" in card and "* beta: 0.5" in card and "trl" in card
+    assert "learned: preferences" in card and "* beta: 0.5" in card and "trl" in card
 
 
 def test_texts_are_preferred_as_trl_does_and_by_adapters_alone(base: Path, tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_without_trl_it_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "trl", None)
     monkeypatch.delitem(sys.modules, "workers.training.trainer.trl_trainers", raising=False)
     with pytest.raises(WorkerError, match=r"needs TRL .*Install it: .*worker,trl") as caught:
-        CONVERSATION_RECIPES[kind].trainer()
+        CONVERSATION_RECIPES[kind].trainer(TrainingOptions())
     assert caught.value.code == "missing_library"
 
 

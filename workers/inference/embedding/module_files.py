@@ -77,6 +77,8 @@ def _check_module(source: ModelSource, base: Path, kind: Json, path: Json) -> No
         check_inside(base, path)
     directory = base / path
     if not directory.is_dir():
+        if name == "Normalize":  # it has no files, and git keeps no empty directory
+            return
         raise ModelError("not_a_model", f"{base} has no directory {path!r}, which its {name} module needs.")
     if name in _TRANSFORMERS:
         _check_transformer(source, directory)

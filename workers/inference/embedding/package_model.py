@@ -6,17 +6,18 @@ file has random values with a warning; here that is an error.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.distribution import install_command, installed_version, missing_libraries
-from common.errors import CodedError, ModelError, WorkerError, first_line
+from common.distribution import installed_version, missing_libraries
+from common.errors import CodedError, ModelError, first_line
 from common.records import Json
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.token_budget import TokenBudget
@@ -29,11 +30,14 @@ from workers.inference.loading.loader import (
     check_complete,
     lacking_weights,
     memory_bytes,
+    missing_library,
     silence_transformers,
 )
 from workers.inference.loading.outputs_match import outputs_match
 
 _POOLER = "pooler."
+#: Checks a model of transformers, given what its loading found and the directory; raises ModelError.
+PartCheck = Callable[[Any, Mapping[str, Any], Path], None]
 #: A short text and a long one, which show whether padding changes what a model gives.
 _TRIAL_TEXTS = ("Water", "The old library stands beside the river. It opens at nine, closes at six, and keeps maps.")
 
@@ -65,14 +69,7 @@ class PackageModel:
     """
 
     def __init__(self, kind: str, source: ModelSource, device: str) -> None:
-        if missing_libraries(["sentence_transformers"]):
-            raise WorkerError(
-                "missing_library",
-                f"This model needs the modules of sentence-transformers, which is not installed. Install it: "
-                f"{install_command('worker,sentence-transformers')}.",
-            )
-        check_module_files(source)
-        silence_transformers()
+        check_installed("This model needs the modules of sentence-transformers")
         self.device = device
         self._model = _load(kind, source, device)
         self.tokenizer_lock = threading.Lock()  # it cannot be reconfigured while another thread uses it
@@ -177,29 +174,24 @@ class PackageModel:
         return [len(ids) for ids in found["input_ids"]]
 
 
-def _load(kind: str, source: ModelSource, device: str) -> Any:
-    import sentence_transformers
+def check_installed(what: str) -> None:
+    """Check that sentence-transformers is installed.
 
+    Args:
+        what: what needs it, with its name at the end.
+
+    Raises:
+        WorkerError: `missing_library`.
+    """
+    if missing_libraries(["sentence_transformers"]):
+        raise missing_library(f"{what}, which is not installed", "sentence-transformers")
+
+
+def _load(kind: str, source: ModelSource, device: str) -> Any:
     options = source.options
     insists = options.dtype != AUTO
     chosen = options.dtype if insists else options.default_dtype
-    wanted = resolve_dtype(chosen, device)
-    with _loaded_parts(source) as parts:
-        try:
-            model = getattr(sentence_transformers, kind)(
-                str(source.directory),
-                device="cpu",
-                local_files_only=True,
-                trust_remote_code=False,
-                processor_kwargs=tokenizer_files(source.directory) or None,
-                model_kwargs={"dtype": wanted, "use_safetensors": None if options.allow_pickle else True},
-            )
-        except CodedError:
-            raise
-        except LOAD_ERRORS as error:
-            if is_out_of_memory(error):
-                raise
-            raise _explained(kind, source, error) from error
+    model, parts = open_model(kind, source, resolve_dtype(chosen, device))
     for part in parts:
         to_device(part, chosen, device, insists=insists)
     if not parts and insists and chosen == INT8:
@@ -207,16 +199,72 @@ def _load(kind: str, source: ModelSource, device: str) -> Any:
     return model.to(device).eval().requires_grad_(False)
 
 
+def _check_part(model: Any, info: Mapping[str, Any], directory: Path) -> None:
+    """Refuse a model of transformers that lacks weights."""
+    lacking = [name for name in lacking_weights(model, info["missing_keys"]) if _POOLER not in name]
+    check_complete(model, lacking, directory)
+
+
+def open_model(
+    kind: str,
+    source: ModelSource,
+    dtype: Any,
+    check: PartCheck = _check_part,
+    *,
+    model_kwargs: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> tuple[Any, list[Any]]:
+    """Return a model of sentence-transformers from a checked directory, and the models of transformers in it.
+
+    Args:
+        kind: the name of its class.
+        source: its directory, and the options.
+        dtype: of torch.
+        check: called with each model of transformers and what its loading found; may refuse it.
+        model_kwargs: further arguments for loading models of transformers.
+        more: further arguments of the class.
+
+    Raises:
+        ModelError: what `check_module_files` finds, or `check`; `missing_weights`; `not_a_model`, `unknown_module`, it
+            cannot be loaded.
+    """
+    import sentence_transformers
+
+    check_module_files(source)
+    silence_transformers()
+    with _loaded_parts(source.directory, check) as parts:
+        try:
+            model = getattr(sentence_transformers, kind)(
+                str(source.directory),
+                device="cpu",
+                local_files_only=True,
+                trust_remote_code=False,
+                processor_kwargs=tokenizer_files(source.directory) or None,
+                model_kwargs={
+                    "dtype": dtype,
+                    "use_safetensors": None if source.options.allow_pickle else True,
+                    **(model_kwargs or {}),
+                },
+                **more,
+            )
+        except CodedError:
+            raise
+        except LOAD_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
+            raise _explained(kind, source, error) from error
+    return model, parts
+
+
 @contextmanager
-def _loaded_parts(source: ModelSource) -> Iterator[list[Any]]:
-    """While entered, collect the models of transformers that are loaded, and refuse one that lacks weights."""
+def _loaded_parts(directory: Path, check: PartCheck) -> Iterator[list[Any]]:
+    """While entered, collect the models of transformers that are loaded, each checked."""
     original = PreTrainedModel.from_pretrained.__func__
     parts: list[Any] = []
 
     def from_pretrained(cls: type[PreTrainedModel], *args: Any, **kwargs: Any) -> Any:
         model, info = original(cls, *args, **{**kwargs, "output_loading_info": True})
-        lacking = [name for name in lacking_weights(model, info["missing_keys"]) if _POOLER not in name]
-        check_complete(model, lacking, source.directory)
+        check(model, info, directory)
         parts.append(model)
         return (model, info) if kwargs.get("output_loading_info") else model
 

@@ -29,7 +29,7 @@ from common.records import Json, Outcome
 from common.reporting import CancelToken
 from common.settings import Settings
 from common.sockets import socket_directory
-from common.training.labels import LABEL_KINDS
+from common.training.kinds import TASK_KINDS
 from common.training.options import TrainingOptions
 from workers.device.protocol import ChunkResult
 from workers.devices import only_trains
@@ -332,7 +332,7 @@ def _training_options(spec: JobSpec) -> TrainingOptions:
         ModelError: `bad_param`, they are invalid.
     """
     try:
-        if spec.task not in LABEL_KINDS:
+        if spec.task not in TASK_KINDS:
             raise ValueError(f"{spec.task} cannot be fine-tuned")
         return TrainingOptions.decode(spec.training or {})
     except (ValueError, UsageError) as error:

@@ -6,20 +6,21 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 from transformers import TrainingArguments
 
-from common.errors import ModelError, UsageError
+from common.errors import ModelError
 from common.records import Json
 from common.suggestions import did_you_mean
-from common.training.labels import LESS_IS_BETTER, Labels, check_metric
+from common.training.kinds import LESS_IS_BETTER
+from common.training.labels import Labels
 from common.training.options import TrainingOptions
 from workers.training.run_config import TrainingRunConfig
-from workers.training.trainer.job_trainer import PLAIN, TrainerKind
+from workers.training.trainer.job_trainer import TrainerKind
 
 #: Share of all steps between two points of the loss curve.
 _LOGGING_SHARE = 0.01
 
 
 def build_training_arguments(
-    config: TrainingRunConfig, kind: TrainerKind = PLAIN, *, evaluates: bool, metric: str | None
+    config: TrainingRunConfig, kind: TrainerKind, *, evaluates: bool, metric: str | None
 ) -> TrainingArguments:
     """Return the arguments of this run.
 
@@ -48,7 +49,7 @@ def build_training_arguments(
 
 
 def _check_fields(arguments: Mapping[str, Json], kind: type[TrainingArguments] = TrainingArguments) -> None:
-    """Check names and types of further arguments against the installed transformers, or TRL.
+    """Check names and types of further arguments against the installed library.
 
     Values that could name a file were refused by `common.training.trainer_arguments`; a field that also takes the path
     of a JSON file (`dict | str`) takes an object only.
@@ -70,19 +71,9 @@ def _is_of(value: Json, kind: Any) -> bool:
     return type(value) is (get_origin(kind) or kind)
 
 
-def best_metric(task: str, labels: Labels, options: TrainingOptions) -> str:
-    """Return the metric that chooses the best checkpoint.
-
-    Raises:
-        ModelError: `bad_param`, an evaluation with these labels does not measure the job's `metric_for_best`.
-    """
-    if options.metric_for_best is None:
-        return labels.metrics[0]
-    try:
-        check_metric(task, labels, options.metric_for_best)
-    except UsageError as error:
-        raise ModelError("bad_param", str(error)) from error
-    return options.metric_for_best.removeprefix("eval_")
+def best_metric(labels: Labels, options: TrainingOptions) -> str:
+    """Return the metric that chooses the best checkpoint, as the job names it or by the kind of the examples."""
+    return (options.metric_for_best or labels.metrics[0]).removeprefix("eval_")
 
 
 def _defaults(config: TrainingRunConfig, *, evaluates: bool, metric: str | None) -> dict[str, Any]:

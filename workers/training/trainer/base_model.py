@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +76,15 @@ def load_base_model(
         raise ModelError(
             "not_a_model", f"The model in {source.directory} cannot be loaded as {auto_class}: {error}"[:1000]
         ) from error
-    new = _new_weights(model, info)
-    if source.adapter:
-        new -= supplied.keys()
-        model = merge_adapter(model, source.adapter)
+    new = check_new_weights(model, info, source.directory, note, supplied.keys())
     if as_it_is or not options.merge:
         check_complete(model, sorted(new), source.directory)
-    _check_new_weights(model, new, info, source.directory, note)
-    _set_padding(model, tokenizer)
+    if source.adapter:
+        model = merge_adapter(model, source.adapter)
+    set_padding(model, tokenizer)
     if options.lora and not as_it_is:
         # An existing head is small too: it is trained in full, like without LoRA.
-        model = add_lora(model, options, new | (_head_of(model) if labels.are_given else set()))
+        model = add_lora(model, options, new | (head_of(model) if labels.are_given else set()))
     return model, tokenizer
 
 
@@ -140,12 +138,31 @@ def _new_weights(model: Any, info: Any) -> set[str]:
     return {*info["missing_keys"], *mismatched} & parameters
 
 
-def _head_of(model: Any) -> set[str]:
+def head_of(model: Any) -> set[str]:
     """Return the names of the parameters outside the body."""
     return {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
 
 
-def _check_new_weights(model: Any, weights: Set[str], info: Any, directory: Path, note: Callable[[str], None]) -> None:
+def check_new_weights(
+    model: Any,
+    info: Mapping[str, Any],
+    directory: Path,
+    note: Callable[[str], None],
+    supplied: Set[str] = frozenset(),
+) -> set[str]:
+    """Return the names of the weights that a base model did not bring, which only its head may lack.
+
+    Args:
+        model: was loaded from it.
+        info: what its loading found.
+        directory: of the base model.
+        note: called with a remark on a new head.
+        supplied: names of weights that an adapter brings.
+
+    Raises:
+        ModelError: `missing_weights`, the model itself lacks some.
+    """
+    weights = _new_weights(model, info) - supplied
     new = sorted(name for name in weights if _POOLER not in name)
     body = f"{model.base_model_prefix}."
     missing = [name for name in new if name.startswith(body)]
@@ -160,9 +177,10 @@ def _check_new_weights(model: Any, weights: Set[str], info: Any, directory: Path
             "the base model's has another size" if info["mismatched_keys"] else "the base model has none for this task"
         )
         note(f"The head ({new[0].rpartition('.')[0]}) is newly initialized: {why}.")
+    return weights
 
 
-def _set_padding(model: Any, tokenizer: Any) -> None:
+def set_padding(model: Any, tokenizer: Any) -> None:
     """Pad with the end-of-text token where there is no padding token: the attention mask hides it."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

@@ -5,11 +5,14 @@ The tokens are those that TRL makes of the same examples. What is too long is cu
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from common.errors import UsageError, WorkerError
+from common.errors import UsageError
 from common.training.conversations import CHOSEN, REJECTED
-from common.training.labels import Example, Labels
+from common.training.kinds import Example
+from common.training.labels import Labels
+from common.training.options import TrainingOptions
 from workers.inference.loading.loader import missing_library
 from workers.training.trainer.chat_masks import ChatTokenizer, common_length, tools_of
 from workers.training.trainer.job_trainer import TrainerKind
@@ -98,24 +101,24 @@ def _each(examples: Sequence[Example], encode: Callable[[Example], T]) -> Iterat
             raise UsageError(f"Example {number:,}: {error}.") from error
 
 
-def _missing_trl(error: ImportError) -> WorkerError:
-    return missing_library(f"Learning from chats and preferences needs TRL ({error})", "trl")
-
-
-def _chat_trainer() -> TrainerKind:
-    try:
+def _chat_trainer(_: TrainingOptions) -> TrainerKind:
+    with _trl_required():
         from workers.training.trainer.trl_trainers import CHATS
-    except ImportError as error:
-        raise _missing_trl(error) from error
     return CHATS
 
 
-def _preference_trainer() -> TrainerKind:
+def _preference_trainer(options: TrainingOptions) -> TrainerKind:
+    with _trl_required():
+        from workers.training.trainer.trl_trainers import preferences
+    return preferences(options)
+
+
+@contextmanager
+def _trl_required() -> Iterator[None]:
     try:
-        from workers.training.trainer.trl_trainers import PREFERENCES
+        yield
     except ImportError as error:
-        raise _missing_trl(error) from error
-    return PREFERENCES
+        raise missing_library(f"Learning from chats and preferences needs TRL ({error})", "trl") from error
 
 
 def _chat_collator(tokenizer: Any) -> Any:

@@ -12,7 +12,8 @@ from common.payloads.codec import decode_records
 from common.records import Json
 from common.template import TEMPLATE_FIELD
 from common.training.examples import choose_columns, is_empty, make_example
-from common.training.labels import Example, Labels, check_labels_known, infer_labels, split_train_eval
+from common.training.kinds import PAIR_TASKS, Example
+from common.training.labels import Labels, check_labels_known, infer_labels, split_train_eval
 from common.training.options import HUB_PREFIX, TrainingOptions
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.training.run_config import TrainingRunConfig
@@ -82,7 +83,7 @@ def _load_from_hub(task: str, options: TrainingOptions, source: str) -> Iterator
     text, label = choose_columns(
         task, dataset.column_names, options.text_column, options.label_column, templated=template is not None
     )
-    names = class_names(dataset, label)
+    names = () if task in PAIR_TASKS else class_names(dataset, label)  # of pairs, a class is its number
     for number, row in enumerate(dataset):
         try:
             named = {**row, label: _class_name(row[label], names)} if names and label else dict(row)

@@ -7,8 +7,6 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
-from common.training.options import TrainingOptions
-
 
 class NotesWarmup:
     """Mixed into a Trainer: notes a warm-up as long as the training."""
@@ -56,16 +54,11 @@ class PerplexityTrainer(LogsPerplexity, JobTrainer):
 class TrainerKind:
     """A trainer, and the arguments that it takes."""
 
-    build: Callable[[TrainingOptions, dict[str, Any]], Any]  #: takes the job's options, and Trainer's by name
+    trainer: Callable[..., Any]  #: called like transformers' `Trainer`, and with `note` as `NotesWarmup`
     arguments: type[TrainingArguments] = TrainingArguments
-    defaults: Mapping[str, Any] = field(default_factory=dict)  #: of the arguments, where they are not transformers'
+    defaults: Mapping[str, Any] = field(default_factory=dict)  #: of the arguments, in place of those for all trainers
     adapts_model: bool = False  #: it adds LoRA adapters itself, and compares with the model as it was
 
 
-def build_plain(_: TrainingOptions, values: dict[str, Any]) -> Any:
-    """Return transformers' own trainer, for examples with labels or for texts."""
-    return (JobTrainer if values["compute_metrics"] else PerplexityTrainer)(**values)
-
-
-#: For all examples but conversations.
-PLAIN = TrainerKind(build_plain)
+LABELED = TrainerKind(JobTrainer)
+TEXTS = TrainerKind(PerplexityTrainer)

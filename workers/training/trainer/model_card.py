@@ -14,6 +14,8 @@ from common.distribution import installed_version
 from common.json_codec import to_jsonable
 from common.models.registry import METADATA_FILE
 from common.records import Json
+from common.training.kinds import UNLABELED
+from common.training.losses import LOSSES, loss_of
 from common.training.options import TrainingOptions
 from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.data import Examples
@@ -24,7 +26,15 @@ from workers.training.trainer.metrics import eval_metrics
 _MAX_POINTS = 500
 #: The part of a result that quotes examples: it stays with the job, for a model may be given to others.
 _QUOTES = "worst"
-_LIBRARIES = ("transformers", "torch", "accelerate", "datasets", "peft", "trl", "scikit-learn", "hugqueue")
+_LIBRARIES = (
+    "transformers", "sentence-transformers", "trl", "torch", "accelerate", "datasets", "peft", "scikit-learn",
+    "hugqueue",
+)  # fmt: skip
+#: What the Hub calls a task, and the library that its models are for; by default the task itself, and transformers.
+_ON_HUB = {
+    "embedding": ("sentence-similarity", "sentence-transformers"),
+    "rerank": ("text-ranking", "sentence-transformers"),
+}
 #: `TrainingArguments` that depend on this machine.
 _LOCAL_ARGUMENTS = {"output_dir", "report_to", "run_name", "project", "disable_tqdm", "logging_dir", "local_rank"}
 
@@ -59,7 +69,7 @@ def summarize_run(
         "confusion": evaluation.confusion_matrix,
         "classes": evaluation.classes,
         _QUOTES: evaluation.worst,
-        "options": _options(config.options),
+        "options": _options(config.options, examples.labels.kind),
         "arguments": _arguments(trainer.args),
         "batch": [config.batch_size, config.gradient_accumulation, config.processes],
         "device": _device(config),
@@ -87,15 +97,15 @@ def _thin_out(points: list[list[Json]]) -> list[list[Json]]:
     return points[::step] + (points[-1:] if (len(points) - 1) % step else [])
 
 
-def _options(options: TrainingOptions) -> dict[str, Json]:
-    """Return the options in effect; those of LoRA where it is used."""
+def _options(options: TrainingOptions, kind: str) -> dict[str, Json]:
+    """Return the options in effect; those of LoRA where it is used, and the loss where there are several."""
     hidden = (
         ("labels", "arguments")
         if options.lora
         else ("labels", "arguments", "lora_r", "lora_alpha", "lora_dropout", "merge")
     )
     shown = {name: value for name, value in options.encode().items() if name not in hidden}
-    return {**shown, "learning_rate": options.rate}
+    return {**shown, "learning_rate": options.rate, "loss": loss_of(kind, options) if kind in LOSSES else None}
 
 
 def _arguments(arguments: Any) -> dict[str, Json]:
@@ -125,18 +135,20 @@ def _card(result: Mapping[str, Json]) -> str:
     rows = "".join(f"\n| {name} | {value:.4g} |" for name, value in result["metrics"].items() if value is not None)
     table = f"| metric | value |\n|---|---|{rows}"
     arguments = {**result["options"], **result["arguments"]}
+    names, kind = result["labels"]["names"], result["labels"]["kind"]
     facts = [
         f"examples: {result['examples']['train']:,} to train on, {result['examples']['eval']:,} to evaluate on",
         f"from: {', '.join(result['inputs']) or 'unknown'}",
-        f"labels: {', '.join(result['labels']['names']) or result['labels']['kind'] or 'none'}",
+        f"labels: {', '.join(names)}" if names else f"learned: {UNLABELED.get(kind, kind)}",
         f"steps: {result['steps']:,} ({result['epochs']:g} epochs), on {result['device']}"
         + (f"; the model is that of step {best:,}" if best else ""),
         *result["notes"],
     ]
+    tag, library = _ON_HUB.get(result["task"], (result["task"], "transformers"))
     return f"""---
 base_model: {json.dumps(base)}
-pipeline_tag: {result["task"]}
-library_name: {"transformers" if result["options"].get("merge", True) else "peft"}
+pipeline_tag: {tag}
+library_name: {library if result["options"].get("merge", True) else "peft"}
 tags: [hugqueue]
 ---
 # {base}, fine-tuned for {result["task"]}

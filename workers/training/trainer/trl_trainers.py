@@ -1,6 +1,7 @@
 """TRL's trainers for conversations: supervised fine-tuning on chats, DPO on preferences."""
 
 import copy
+from functools import partial
 from typing import Any
 
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -31,11 +32,7 @@ class _PreferenceTrainer(NotesWarmup, DPOTrainer):  # type: ignore[misc]
         return dataset
 
 
-def _build_chat_trainer(_: TrainingOptions, values: dict[str, Any]) -> Any:
-    return _ChatTrainer(**values)
-
-
-def _build_preference_trainer(options: TrainingOptions, values: dict[str, Any]) -> Any:
+def _build_preference_trainer(options: TrainingOptions, **values: Any) -> Any:
     """Return a trainer that compares with the model as it is now: without its adapters, or a copy."""
     if options.lora:
         try:
@@ -47,5 +44,9 @@ def _build_preference_trainer(options: TrainingOptions, values: dict[str, Any]) 
     return _PreferenceTrainer(**values, ref_model=copy.deepcopy(values["model"]) if is_needed else None)
 
 
-CHATS = TrainerKind(_build_chat_trainer, SFTConfig, _DEFAULTS)
-PREFERENCES = TrainerKind(_build_preference_trainer, DPOConfig, _DEFAULTS, adapts_model=True)
+CHATS = TrainerKind(_ChatTrainer, SFTConfig, _DEFAULTS)
+
+
+def preferences(options: TrainingOptions) -> TrainerKind:
+    """Return the trainer of preferences, which adds the LoRA adapters that the options ask for."""
+    return TrainerKind(partial(_build_preference_trainer, options), DPOConfig, _DEFAULTS, adapts_model=True)

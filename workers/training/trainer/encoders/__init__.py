@@ -1,0 +1,1 @@
+"""Fine-tuning for `embedding` and `rerank`, by the trainers of sentence-transformers."""
