@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from common.errors import UsageError
 from common.records import Json
+from common.training.cells import list_of
 
 #: The columns of a preference, besides an optional `prompt`.
 CHOSEN, REJECTED = "chosen", "rejected"
@@ -145,12 +146,7 @@ def _tools(row: Mapping[str, Json]) -> dict[str, Json]:
 
 def _parsed(text: str) -> Json:
     """Return the list of objects that a cell of a table holds as JSON; None for any other text."""
-    if not text.lstrip().startswith("["):
-        return None
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    found = list_of(text)
     return found if isinstance(found, list) and all(isinstance(item, dict) for item in found) else None
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from common.errors import UsageError
 from common.records import Json
 from common.template import TEMPLATE_FIELD
+from common.training.cells import list_of, text_of
 from common.training.conversations import (
     CHOSEN,
     REJECTED,
@@ -126,7 +127,7 @@ def make_example(task: str, row: Mapping[str, Json], text: str, label: str | Non
         return _tagged(row[text], row[label or "tags"])
     if task == "text-generation":
         return _generation_example(row, text, label)
-    example = {"text": _text(row[text], text)}
+    example = {"text": text_of(row[text], text)}
     if task == "text-classification":
         example["label"] = _label(row[label or "label"])
         if isinstance(row.get("text_pair"), str):
@@ -138,10 +139,10 @@ def _generation_example(row: Mapping[str, Json], text: str, label: str | None) -
     if (text, label) == (CHOSEN, REJECTED):
         return make_preference(row)
     if label is not None:
-        return {"prompt": _text(row[text], text), "completion": _text(row[label], label)}
+        return {"prompt": text_of(row[text], text), "completion": text_of(row[label], label)}
     if text in CHAT.text or isinstance(row[text], list):
         return make_chat(row, text)
-    return {"text": _text(row[text], text)}
+    return {"text": text_of(row[text], text)}
 
 
 def is_empty(example: Mapping[str, Json]) -> bool:
@@ -158,14 +159,6 @@ def is_empty(example: Mapping[str, Json]) -> bool:
 
 def _first(wanted: Iterable[str], names: Sequence[str]) -> str | None:
     return next((name for name in wanted if name in names), None)
-
-
-def _text(value: Json, column: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise UsageError(f"the column {column!r} must hold text, found {json.dumps(value)[:80]}")
 
 
 def _label(value: Json) -> Json:
@@ -199,10 +192,7 @@ def _parsed(text: str) -> Json:
 
 
 def _json_list(text: str) -> list[Json]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"expected a JSON list, found {text[:80]!r}") from error
+    value = list_of(text)
     if not isinstance(value, list):
         raise UsageError(f"expected a JSON list, found {text[:80]!r}")
     return value

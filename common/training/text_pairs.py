@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from common.errors import UsageError
 from common.records import Json
+from common.training.cells import list_of, text_of
 from common.training.kinds import Example
 
 #: Between the columns of `--text-column`.
@@ -104,7 +105,7 @@ def make_pair_example(task: str, row: Mapping[str, Json], text: str, label: str 
     columns = text.split(SEPARATOR)
     if task == "rerank":
         return _ranked(row, columns, label or _LABELS[0])
-    example: dict[str, Json] = {"texts": [_text(row[name], name) for name in columns]}
+    example: dict[str, Json] = {"texts": [text_of(row[name], name) for name in columns]}
     if label is not None:
         example["score"] = _number(row[label], label)
     return example
@@ -168,8 +169,8 @@ def _split(task: str, text: str, *, scored: bool) -> tuple[str, ...]:
 
 
 def _ranked(row: Mapping[str, Json], columns: Sequence[str], label: str) -> dict[str, Json]:
-    query, name = _text(row[columns[0]], columns[0]), columns[1]
-    documents, labels = _listed(row[name]), _listed(row[label])
+    query, name = text_of(row[columns[0]], columns[0]), columns[1]
+    documents, labels = list_of(row[name]), list_of(row[label])
     if isinstance(documents, list) != isinstance(labels, list):
         raise UsageError(f"{name!r} and {label!r} must both be lists, or both be single values")
     if not isinstance(documents, list):
@@ -178,28 +179,9 @@ def _ranked(row: Mapping[str, Json], columns: Sequence[str], label: str) -> dict
         raise UsageError(f"{len(documents)} documents, but {len(labels)} labels: each document needs one")
     return {
         "query": query,
-        "documents": [_text(document, name) for document in documents],
+        "documents": [text_of(document, name) for document in documents],
         "labels": [_number(one, label) for one in labels],
     }
-
-
-def _listed(value: Json) -> Json:
-    """Return the value of a cell: a list in a table is written as JSON."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-        return found if isinstance(found, list) else value
-    return value
-
-
-def _text(value: Json, column: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise UsageError(f"the column {column!r} must hold text, found {json.dumps(value)[:80]}")
 
 
 def _number(value: Json, column: str) -> float:
