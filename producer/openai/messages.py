@@ -8,8 +8,8 @@ from common.records import Json
 from producer.openai.data_urls import check_data_url
 from producer.openai.errors import bad_request
 
-#: Fields that have no meaning here, and that an empty value does not change.
-_NOT_PASSED = ("function_call", "audio")
+#: Fields that are not supported, unless they are empty.
+_UNSUPPORTED = ("function_call", "audio")
 
 
 def has_images(messages: Json) -> bool:
@@ -38,11 +38,11 @@ def read_messages(body: Mapping[str, Json], *, in_parts: bool) -> list[dict[str,
 def _message(message: Json, in_parts: bool) -> dict[str, Json]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise bad_request('a message must be an object {"role": ..., "content": ...}')
-    unsupported = next((name for name in _NOT_PASSED if message.get(name)), None)
+    unsupported = next((name for name in _UNSUPPORTED if message.get(name)), None)
     if unsupported:
         raise bad_request(f"{unsupported} in messages is not supported")
     # Other fields (`name`, `tool_call_id`, `reasoning_content`) are for the model's chat template.
-    found = {name: value for name, value in message.items() if value is not None and name not in _NOT_PASSED}
+    found = {name: value for name, value in message.items() if value is not None and name not in _UNSUPPORTED}
     calls = found.pop("tool_calls", None)
     if calls:
         found["tool_calls"] = _calls(calls)

@@ -1,22 +1,22 @@
 """One request of a batch file as the input of a record.
 
 The input holds what the worker needs (`task`; `prompts`, `messages`, `texts`, `rankings` or `file`; `defaults`,
-`options`, `constraint`) and what the response is made of (`url`, `model`, `n`, `encoding_format`, `top_n`).
+`options`, `constraint`, `function`, `calls`, `n`, `echo`) and what the response needs besides (`url`, `model`,
+`encoding_format`, `one_call`, `response_format`, `top_n`).
 """
 
 from collections.abc import Callable, Mapping
 
 from common.params import integer
 from common.records import Json
-from producer.openai.body import checked_param, texts_of
 from producer.openai.errors import bad_request
+from producer.openai.fields import check_known, checked_param, texts_of
 from producer.openai.messages import has_images, read_messages
 from producer.openai.output_constraints import CONSTRAINT_NAMES, constraint_of_request
 from producer.openai.sampling_params import (
     COMPLETION_TOKENS,
     DEFAULTS,
     KNOWN,
-    check_known,
     logprobs_of_chat,
     logprobs_of_completion,
     options_of,
@@ -28,24 +28,25 @@ from producer.openai.transcriptions import read_transcription
 
 #: The task of chats with images; it answers chats without as well.
 IMAGE_CHAT = "image-text-to-text"
+_CHAT = "/v1/chat/completions"
 #: What `url` may be, and the tasks that answer it: the usual one first.
 URLS: Mapping[str, tuple[str, ...]] = {
-    "/v1/chat/completions": ("text-generation", IMAGE_CHAT),
+    _CHAT: ("text-generation", IMAGE_CHAT),
     "/v1/completions": ("text-generation",),
     "/v1/embeddings": ("embedding",),
     "/v1/rerank": ("rerank",),
     "/v1/score": ("rerank",),
     "/v1/audio/transcriptions": ("automatic-speech-recognition",),
 }
+#: Other names that vLLM has for some of them.
+_OTHER_URLS = {"/rerank": "/v1/rerank", "/v2/rerank": "/v1/rerank", "/score": "/v1/score"}
 
 _GENERATION = KNOWN | CONSTRAINT_NAMES | {"model", "logprobs"}
-
-
 _ENVELOPE = 'an object {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {...}}'
 
 
-def check_envelope(line: Json) -> None:
-    """Check a request except for its body's parameters.
+def read_envelope(line: Json) -> dict[str, Json]:
+    """Return a request whose body's parameters are not checked yet, its `url` one of `URLS`.
 
     Raises:
         RecordError: `bad_request`.
@@ -56,13 +57,15 @@ def check_envelope(line: Json) -> None:
         raise bad_request("custom_id is missing, or not text")
     if missing := [name for name in ("method", "url", "body") if line.get(name) is None]:
         raise bad_request(f"{' and '.join(missing)} missing; expected {_ENVELOPE}")
-    if line.get("method") != "POST":
-        raise bad_request(f"method must be POST, found {line.get('method')!r}")
-    if not isinstance(line.get("url"), str) or line["url"] not in URLS:
-        raise bad_request(f"url must be one of {', '.join(URLS)}, found {line.get('url')!r}")
-    body = line.get("body")
+    if line["method"] != "POST":
+        raise bad_request(f"method must be POST, found {line['method']!r:.100}")
+    url, body = line["url"], line["body"]
+    url = _OTHER_URLS.get(url, url) if isinstance(url, str) else None
+    if url not in URLS:
+        raise bad_request(f"url must be one of {', '.join(URLS)}, found {line['url']!r:.100}")
     if not isinstance(body, dict) or not isinstance(body.get("model"), str | None):
         raise bad_request("body must be an object, its model a text")
+    return {**line, "url": url}
 
 
 def task_of(url: str, body: Mapping[str, Json], job: str | None = None) -> str:
@@ -86,7 +89,7 @@ def build_input(url: str, body: Mapping[str, Json], job: str) -> dict[str, Json]
         RecordError: `bad_request`, a parameter is unknown, unsupported or missing.
     """
     task = task_of(url, body, job)
-    fields = _chat(body, task) if url in _CHATS else _READERS[url](body)
+    fields = _chat(body, task) if url == _CHAT else _READERS[url](body)
     return {"url": url, "task": task, "model": body.get("model"), **fields}
 
 
@@ -133,7 +136,7 @@ def _generation(body: Mapping[str, Json], options: dict[str, Json], defaults: Ma
     return {"n": set_answer_count(body, options), "defaults": {**DEFAULTS, **defaults}, "options": options}
 
 
-_CHATS = ("/v1/chat/completions",)
+#: The reader of each url, except of chats, whose form depends on their task.
 _READERS: Mapping[str, Callable[[Mapping[str, Json]], dict[str, Json]]] = {
     "/v1/completions": _completion,
     "/v1/embeddings": _embedding,

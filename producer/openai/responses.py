@@ -9,14 +9,25 @@ from common.jobs import JobSpec
 from common.json_codec import to_json
 from common.records import Failure, Json
 from common.results import NOT_RUN, ResultLayout, ResultRow
-from producer.openai.bodies import response_body
+from producer.openai.response_bodies import response_body
 from producer.outputs.targets import OutputFile, check_responses
 from producer.outputs.text import JsonLinesWriter
 
 #: Error codes that are not the request's fault.
 _SERVER_FAULTS = frozenset(
-    {"no_memory", "out_of_memory", "output_too_large", "results_lost", "runner_error", "timeout", "worker_died"}
-)
+    {
+        "missing_library", "no_memory", "out_of_memory", "output_too_large", "results_lost", "runner_error", "timeout",
+        "worker_died",
+    }
+)  # fmt: skip
+#: By task: parameters whose outputs have no form in a response, and why.
+_WITHOUT_FORM: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "embedding": (("precision", "split_tokens"), "a response has one vector of floats"),
+    "rerank": (
+        ("return_all_scores", "return_documents", "top_k"),
+        "a response has one score for each document, and top_n of a request keeps the best ones",
+    ),
+}
 
 
 def response_line(spec: JobSpec, number: int, row: ResultRow) -> str:
@@ -66,15 +77,16 @@ def check_batch_options(options: Mapping[str, bool]) -> None:
             raise UsageError(f"{option} cannot be combined with --format openai: requests have fixed fields.")
 
 
-def check_batch_params(params: Mapping[str, Json]) -> None:
-    """Check that responses have a form for the outputs of a job with these parameters.
+def check_batch_params(spec: JobSpec) -> None:
+    """Check that responses have a form for the outputs of a job with its parameters.
 
     Raises:
         UsageError: they have not.
     """
-    for name in ("precision", "split_tokens"):
-        if name in params:
-            raise UsageError(f"-p {name} cannot be combined with --format openai: a response has one vector of floats.")
+    names, reason = _WITHOUT_FORM.get(spec.task, ((), ""))
+    for name in names:
+        if name in spec.params:
+            raise UsageError(f"-p {name} cannot be combined with --format openai: {reason}.")
 
 
 def _body(row: ResultRow, spec: JobSpec, name: str) -> Json:

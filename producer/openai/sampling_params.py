@@ -1,24 +1,13 @@
-"""Sampling parameters of OpenAI requests as options of the text-generation runner.
-
-A parameter that would change the answer and is not supported fails its request: an answer that ignores it would look
-like one that follows it.
-"""
+"""Sampling parameters of completions and chats as options of the runner."""
 
 from collections.abc import Mapping
 
 from common.params import ParamType, integer, number
 from common.records import Json
 from common.task_params import TASK_PARAMS
-from producer.openai.body import checked_param
 from producer.openai.errors import bad_request
+from producer.openai.fields import checked_param
 
-#: Without effect on the text.
-IGNORED = frozenset(
-    {
-        "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
-        "service_tier", "store", "stream_options", "user",
-    }
-)  # fmt: skip
 #: The API's defaults; the job's own `-p` overrides them.
 DEFAULTS: Mapping[str, Json] = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 #: Default length of a completion; that of a chat is the runner's.
@@ -39,37 +28,7 @@ _PARAMS: Mapping[str, tuple[str, ParamType]] = {
     "seed": ("seed", integer(-(2**63))),
     "top_k": ("top_k", integer(-1)),
 }
-#: Unsupported parameters, and the values with which they have no effect.
-_NOOP_VALUES: Mapping[str, tuple[Json, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "parallel_tool_calls": (True, False),
-    "stream": (False,),
-    "suffix": ("",),
-    "best_of": (1,),
-    "tools": ([],),
-    "functions": ([],),
-    "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-}
 KNOWN = frozenset({"stop", "n", *_PARAMS})
-
-
-def check_known(body: Mapping[str, Json], known: frozenset[str]) -> None:
-    """Check that a request has no parameter that would be ignored.
-
-    Raises:
-        RecordError: `bad_request`.
-    """
-    for name, value in body.items():
-        if name in known or name in IGNORED or value is None:
-            continue
-        if name not in _NOOP_VALUES:
-            raise bad_request(f"unknown parameter {name!r}; known are {', '.join(sorted(known))}")
-        if not any(value == noop and isinstance(value, bool) == isinstance(noop, bool) for noop in _NOOP_VALUES[name]):
-            raise bad_request(f"{name} is not supported")
 
 
 def options_of(body: Mapping[str, Json]) -> dict[str, Json]:

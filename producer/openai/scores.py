@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from common.params import integer
 from common.records import Json
-from producer.openai.body import checked_param, texts_of
 from producer.openai.errors import bad_request
-from producer.openai.sampling_params import check_known
+from producer.openai.fields import check_known, checked_param, texts_of
 
 #: The two sides of the pairs of a score, by the names that vLLM has for them.
-_SIDES = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"))
+_SIDES = (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), ("queries", "items"))
+_SIDE_NAMES = frozenset(name for names in _SIDES for name in names)
 
 
 def read_rerank(body: Mapping[str, Json]) -> dict[str, Json]:
@@ -33,9 +33,10 @@ def read_score(body: Mapping[str, Json]) -> dict[str, Json]:
     Raises:
         RecordError: `bad_request`.
     """
-    check_known(body, frozenset({"model", *(name for names in _SIDES for name in names)}))
-    names = next((names for names in _SIDES if all(body.get(name) is not None for name in names)), None)
-    if names is None or sum(body.get(name) is not None for name in {*_SIDES[0], *_SIDES[1], *_SIDES[2]}) != 2:
+    check_known(body, _SIDE_NAMES | {"model"})
+    given = {name for name in _SIDE_NAMES if body.get(name) is not None}
+    names = next((names for names in _SIDES if given == set(names)), None)
+    if names is None:
         raise bad_request(f"a score needs {' or '.join(f'{one} and {other}' for one, other in _SIDES)}")
     queries, documents = (texts_of(body, name) for name in names)
     if len(queries) == 1:

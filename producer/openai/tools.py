@@ -5,6 +5,7 @@ list of calls. One that may call tools writes calls in its own words, which the 
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ TOOL_NAMES = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 _NO_PARAMETERS: Mapping[str, Json] = {"type": "object", "properties": {}, "additionalProperties": False}
 #: Where a schema may keep the schemas that it refers to.
 _DEFINITIONS = ("$defs", "definitions")
+#: A reference from the root of a schema, which is elsewhere in the schema of a call.
+_OTHER_REF = re.compile(r'"\$ref": "#(?!/(?:\$defs|definitions)/)[^"]*"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ def read_tools(body: Mapping[str, Json]) -> ToolUse:
     """Return what a request says of tools.
 
     Raises:
-        RecordError: `bad_request`, a tool is none or has no valid schema, or the choice names another tool.
+        RecordError: `bad_request`, a tool or its schema is not valid, or the choice names a tool that is not there.
     """
     functions = _functions(body.get("tools") or [])
     choice = _choice(body.get("tool_choice"), functions)
@@ -111,10 +114,10 @@ def _list_of_calls(functions: Mapping[str, Json], *, several: bool) -> Json:
 
 def _call(name: str, schema: Mapping[str, Json], definitions: dict[str, dict[str, Json]]) -> Json:
     """Return the schema of one call; the schemas that it refers to are added to the others' definitions."""
-    if '"$ref": "#"' in json.dumps(schema):
+    if found := _OTHER_REF.search(json.dumps(schema)):
         raise bad_request(
-            f"the parameters of the function {name!r} refer to themselves, which tool_choice required cannot follow: "
-            "name the function in tool_choice"
+            f"the parameters of the function {name!r} have {found[0]}; with tool_choice required, a $ref must be to "
+            "one of $defs or definitions. Name the function in tool_choice instead"
         )
     for key in _DEFINITIONS:
         shared = definitions.setdefault(key, {}) if schema.get(key) else {}

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 
 from common.params import TEXT, number
 from common.records import Json
-from producer.openai.body import checked_param
 from producer.openai.data_urls import check_data_url
 from producer.openai.errors import bad_request
-from producer.openai.sampling_params import check_known
+from producer.openai.fields import check_known, checked_param
 
 _FORMATS = ("json", "text")
 

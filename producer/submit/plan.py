@@ -177,7 +177,7 @@ def make_plan(
         check_target(target, declared_output(spec), inputs, begun=keyed and output is not None)
     check_spec(spec)
     if is_batch:
-        check_batch_params(spec.params)
+        check_batch_params(spec)
     _check_chunk_size(options.chunk_size)
     return SubmitPlan(
         settings=settings,

@@ -353,7 +353,9 @@ def test_recordings_are_transcribed(queue: Queue, folder: Path) -> None:
     ]
     found = ask(queue, "/v1/audio/transcriptions", bodies, status=3, model=str(model))
     [expected] = pipeline_outputs("automatic-speech-recognition", model, [decode_audio(sound, 16_000)])
-    assert Transcription.model_validate(body(found[0])).text == expected["text"]
+    answer = Transcription.model_validate(body(found[0]))
+    assert answer.text == expected["text"]
+    assert answer.usage and answer.usage.model_dump() == {"type": "duration", "seconds": 1}
     assert body(found[1]) == expected["text"]
     assert [one["error"]["code"] for one in found[2:]] == ["bad_request", "bad_audio", "wrong_type", "bad_param"]
 

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from openai.types import Completion
 
 from common.errors import UsageError
 from common.jobs import JobSpec
 from common.records import Failure, Json, Outcome, Record
 from common.results import ResultRow
-from producer.openai import find_batch, read_batch, response_line
+from producer.openai import check_batch_params, find_batch, read_batch, response_line
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -55,7 +56,7 @@ def options(directory: Path, **more: Json) -> Json:
         ({"stop": "\n"}, {"stop_sequence": ["\n"]}),
         ({"stop": ["a", "b"]}, {"stop_sequence": ["a", "b"]}),
         ({"seed": 7, "top_p": 0.9, "top_k": -1, "min_p": 0.1}, {"seed": 7, "top_p": 0.9, "top_k": 0, "min_p": 0.1}),
-        ({"user": "me", "metadata": {"a": "b"}, "stream": False, "logprobs": None, "tools": []}, {}),
+        ({"user": "me", "priority": 3, "metadata": {"a": "b"}, "stream": False, "logprobs": None, "tools": []}, {}),
         ({"logprobs": True}, {"logprobs": 0}),
         ({"logprobs": True, "top_logprobs": 5}, {"logprobs": 5}),
         ({"tools": TOOLS}, {"tools": TOOLS, "tool_calls": True}),
@@ -132,6 +133,7 @@ def test_an_unsupported_request_fails_alone(tmp_path: Path, fields: Json, words:
         (line({"model": "m", "query": "a", "documents": []}, url="/v1/rerank"), "bad_request"),
         (line({"model": "m", "text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, url="/v1/score"), "bad_request"),
         (line({"model": "m", "text_1": ["a", "b"]}, url="/v1/score"), "bad_request"),
+        (line({"model": "m", "text_1": "a", "text_2": "b", "items": "c"}, url="/v1/score"), "bad_request"),
         (line({"model": "m", "file_url": "http://a/b.wav"}, url="/v1/audio/transcriptions"), "bad_request"),
         (line({"model": "m", "file_url": WAV, "prompt": "a"}, url="/v1/audio/transcriptions"), "bad_request"),
         (
@@ -190,11 +192,10 @@ def test_a_tool_that_must_be_called_constrains_the_answer(tmp_path: Path):
     clashing = function("c", place | {"$defs": {"city": {"type": "integer"}}})
     [bad] = read(tmp_path, line(CHAT | {"tools": [*both, clashing], "tool_choice": "required"}))
     assert bad.failure and "different $defs named 'city'" in bad.failure.message
-    [circular] = read(
-        tmp_path,
-        line(CHAT | {"tools": [function("d", {"properties": {"x": {"$ref": "#"}}})], "tool_choice": "required"}),
-    )
-    assert circular.failure and "refer to themselves" in circular.failure.message
+    for ref in ("#", "#/properties/y"):
+        inner = function("d", {"properties": {"x": {"$ref": ref}, "y": {}}})
+        [elsewhere] = read(tmp_path, line(CHAT | {"tools": [inner], "tool_choice": "required"}))
+        assert elsewhere.failure and f'"$ref": "{ref}"' in elsewhere.failure.message
 
 
 def test_calls_of_tools_in_messages_have_their_arguments_as_objects(tmp_path: Path):
@@ -213,13 +214,16 @@ def test_requests_for_several_urls_share_a_file_and_an_unknown_one_fails_with_it
         "/v1/rerank": {"model": "m", "query": "a", "documents": ["b"]},
         "/v1/score": {"model": "m", "text_1": "a", "text_2": ["b", "c"]},
         "/v1/audio/transcriptions": {"model": "m", "file_url": WAV},
+        "/v2/rerank": {"model": "m", "query": "a", "documents": ["b"]},
+        "/score": {"model": "m", "data_1": "a", "data_2": "b"},
         "/v1/images": {"model": "m"},
     }
     *records, unknown = read(tmp_path, *(line(body, url) for url, body in bodies.items()))
     assert [record.input["task"] for record in records] == [
-        "text-generation", "embedding", "rerank", "rerank", "automatic-speech-recognition",
+        "text-generation", "embedding", "rerank", "rerank", "automatic-speech-recognition", "rerank", "rerank",
     ]  # fmt: skip
-    assert unknown.failure and "line 6: url must be one of" in unknown.failure.message
+    assert [record.input["url"] for record in records[-2:]] == ["/v1/rerank", "/v1/score"]
+    assert unknown.failure and "line 8: url must be one of" in unknown.failure.message
 
 
 def test_chats_with_images_are_for_models_that_see(tmp_path: Path):
@@ -268,3 +272,31 @@ def test_an_error_replaces_its_response(outcome: Outcome | None, status: int | N
     if response:
         assert response["body"]["error"]["code"] == code
     assert response_line(spec, 0, ResultRow("r1", {}, outcome)) != response_line(spec, 1, ResultRow("r1", {}, outcome))
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "words"),
+    [
+        ("embedding", "precision", "one vector of floats"),
+        ("rerank", "top_k", "top_n of a request"),
+        ("text-generation", "top_k", None),
+    ],
+)
+def test_a_parameter_whose_outputs_have_no_form_in_a_response_is_refused(task: str, name: str, words: str | None):
+    spec = JobSpec("0" * 12, task, "m", params={name: 1}, format="openai")
+    if words is None:
+        check_batch_params(spec)
+        return
+    with pytest.raises(UsageError, match=f"-p {name} cannot be combined .*{words}"):
+        check_batch_params(spec)
+
+
+def test_the_chosen_token_of_a_completion_is_among_the_likely_ones():
+    token = {"token": " b", "logprob": -2.0, "top_logprobs": [{"token": " a", "logprob": -0.5}]}
+    choice = {"text": " b", "finish_reason": "stop", "logprobs": [token]}
+    request = {"url": "/v1/completions", "model": "m"}
+    output = {"choices": [choice], "prompt_tokens": 1, "completion_tokens": 2}
+    row = ResultRow("r1", request, Outcome(output))
+    body = json.loads(response_line(JobSpec("0" * 12, "text-generation", "m", format="openai"), 0, row))["response"]
+    [found] = Completion.model_validate(body["body"]).choices
+    assert found.logprobs and found.logprobs.top_logprobs == [{" a": -0.5, " b": -2.0}]

@@ -13,9 +13,9 @@ from producer.submit.plan import SubmitPlan, make_plan
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
-def plan(directory: Path, *params: str) -> SubmitPlan:
+def plan(directory: Path, *params: str, task: str = "text-generation") -> SubmitPlan:
     (directory / "texts.txt").write_text("a text\n")
-    options = SubmitOptions(task="text-generation", model="org/model", params=params)
+    options = SubmitOptions(task=task, model="org/model", params=params)
     return make_plan([str(directory / "texts.txt")], options, load_settings())
 
 
@@ -59,3 +59,17 @@ def test_what_is_no_constraint_is_refused_with_the_reason(
     with pytest.raises(UsageError) as caught:
         plan(tmp_path, *params)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("task", ["image-text-to-text", "any-to-any"])
+def test_texts_about_files_have_constraints_too(tmp_path: Path, task: str) -> None:
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    with pytest.raises(UsageError, match="only one"):
+        plan(tmp_path, f"json_schema=@{tmp_path}/schema.json", "regex=a", task=task)
+
+
+def test_calls_of_tools_need_tools(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tool_calls needs tools"):
+        plan(tmp_path, "tool_calls=true")
+    tools = json.dumps([{"type": "function", "function": {"name": "weather"}}])
+    assert plan(tmp_path, "tool_calls=true", f"tools={tools}").spec.params["tool_calls"] is True

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GPT2ForSequenceClassification
 
 from common.errors import ModelError, WorkerError
 from common.jobs import JobSpec, new_job_id
@@ -16,6 +17,7 @@ from common.tasks import TASKS
 from tests.support import tiny_models
 from tests.support.device_process import StageList
 from tests.support.processes import PLUGINS
+from workers.device.server import model_cache
 from workers.device.server.calibration import warm_up
 from workers.device.server.memory import memory_of, weight_bytes
 from workers.device.server.model_cache import ModelCache
@@ -158,17 +160,45 @@ def test_there_are_samples_that_have_the_fields_of_every_task(task: str):
         assert TASKS[task].build_input(value if isinstance(value, dict) else {TASKS[task].primary_field: value})
 
 
+PROMPT = {"prompts": ["a"], "options": {"do_sample": False, "max_new_tokens": 1}}
+RANKING = {"task": "rerank", "rankings": [{"query": "a", "documents": ["b", "c", "d"]}], "options": {}}
+
+
 def test_a_model_that_cannot_do_the_task_of_some_requests_is_not_loaded_for_each_chunk(
     models: ModelCache, tmp_path: Path
 ):
     stages: list[str] = []
     model = str(tiny_models.causal_gpt2(tmp_path / "model"))
     spec = replace(_spec("text-generation", model), format="openai")
-    asked = [{"prompts": ["a"], "options": {"do_sample": False, "max_new_tokens": 1}}]
-    asked += [{"task": "rerank", "rankings": [{"query": "a", "documents": ["b"]}], "options": {}}]
     for _ in range(2):
         _, runner, params = models.get(spec, StageList(stages))
-        first, second = runner.run(asked, params, NullMonitor())
+        first, second = runner.run([PROMPT, RANKING], params, NullMonitor())
         assert first.failure is None
         assert second.failure is not None and second.failure.code == "missing_weights"
     assert len([stage for stage in stages if stage]) == 2  # one load for each task
+
+
+def test_a_library_that_only_some_requests_need_is_missing_for_these_alone(
+    models: ModelCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    monkeypatch.delitem(sys.modules, "workers.inference.tasks.audio", raising=False)
+    model_cache._find_runner.cache_clear()
+    spec = replace(_spec("text-generation", str(tiny_models.causal_gpt2(tmp_path / "model"))), format="openai")
+    _, runner, params = models.get(spec, Reporter())
+    recording = {"task": "automatic-speech-recognition", "file": "data:audio/wav;base64,UklGRg==", "options": {}}
+    first, second = runner.run([PROMPT, recording], params, NullMonitor())
+    assert first.failure is None
+    assert second.failure is not None and second.failure.code == "missing_library"
+    assert "worker,audio" in second.failure.message
+
+
+def test_what_a_job_says_of_sampling_is_not_taken_for_a_ranking(models: ModelCache, tmp_path: Path):
+    path = tiny_models.causal_gpt2(tmp_path / "model", pad=True)
+    GPT2ForSequenceClassification.from_pretrained(path, num_labels=1, pad_token_id=0).save_pretrained(path)
+    spec = replace(_spec("text-generation", str(path), top_k=1, max_length=90, dtype="float32"), format="openai")
+    _, runner, params = models.get(spec, Reporter())
+    prompt, ranking = runner.run([PROMPT, RANKING], params, NullMonitor())
+    assert prompt.failure is None
+    assert ranking.failure is None
+    assert len(ranking.output["scores"]) == 3

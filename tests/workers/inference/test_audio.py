@@ -16,7 +16,7 @@ from common.records import FileInput, Json, Outcome
 from tests.support import tiny_media
 from tests.support.pipeline_reference import assert_same, runner_of
 from tests.support.tiny_models import RecordingMonitor
-from workers.inference.tasks.audio import decode_audio
+from workers.inference.tasks.audio import AudioRunner, decode_audio
 
 SOUNDS = [tiny_media.samples(seconds, seed) for seed, seconds in enumerate((0.5, 0.3, 0.5, 1.0))]
 
@@ -151,6 +151,22 @@ def test_whisper_writes_what_it_writes_in_the_pipeline(tmp_path: Path, params: d
     for outcome, sound in zip(outcomes, sounds, strict=True):
         assert outcome.failure is None
         assert_same(outcome.output, pipe(sound.copy(), **others, generate_kwargs=named))
+
+
+def test_a_language_that_whisper_does_not_know_is_refused(tmp_path: Path):
+    runner = runner_of("automatic-speech-recognition", tiny_media.whisper(tmp_path / "model"))
+    assert isinstance(runner, AudioRunner)
+    for language in ("en", "English", "<|en|>"):
+        [outcome] = runner.run(attached(SOUNDS[:1]), {"language": language}, RecordingMonitor())
+        assert outcome.failure is None
+    for language in ("de", "German", "xx"):
+        with pytest.raises(ModelError, match=f"language is '{language}'; this model knows en") as caught:
+            runner.run(attached(SOUNDS[:1]), {"language": language}, RecordingMonitor())
+        assert caught.value.code == "bad_param"
+    runner.task.pipe.model.generation_config.is_multilingual = False
+    for params in ({"language": "en"}, {"task": "transcribe"}):
+        with pytest.raises(ModelError, match="multilingual models of Whisper"):
+            runner.run(attached(SOUNDS[:1]), params, RecordingMonitor())
 
 
 LABELS = {"candidate_labels": ["the old cat", "a river"]}

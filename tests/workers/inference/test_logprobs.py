@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from common.errors import ModelError
 from common.records import FileInput, Json
@@ -13,6 +20,7 @@ from tests.support import tiny_media, tiny_models, tiny_multimodal
 from tests.support.pipeline_reference import runner_of
 from tests.support.tiny_models import RecordingMonitor
 from workers.inference.core.runner import Runner
+from workers.inference.generation.logprobs import token_texts
 from workers.inference.tasks.images import decode_image
 
 PROMPTS = ["the old cat", "i go to school and", "a", "seoul is a big city", "the old dog"]
@@ -87,6 +95,14 @@ def joined(text: Json) -> str | None:
     """Return the tokens as one text; None where some are a part of a character."""
     found = "".join(one["token"] for one in text["logprobs"])
     return None if "\ufffd" in found else found
+
+
+def test_a_token_keeps_the_space_before_it():
+    pieces = Tokenizer(models.WordLevel({"\u2581the": 0, "\u2581cat": 1, "s": 2, "<unk>": 3}, unk_token="<unk>"))
+    pieces.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces)
+    assert tokenizer.decode([0]) == "the"
+    assert "".join(map(token_texts(tokenizer), [0, 1, 2])) == " the cats"
 
 
 def test_each_of_several_sampled_texts_has_its_own(gpt2: Path, runner: Runner):

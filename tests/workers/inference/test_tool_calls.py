@@ -25,6 +25,7 @@ MISTRAL, OLD_MISTRAL = "[TOOL_CALLS]{}[ARGS]", "[TOOL_CALLS]"
 LLAMA = '{"name": function name, "parameters": dictionary of argument name and its value}'
 PARIS = {"name": "weather", "arguments": {"city": "Paris", "n": 7}}
 SEOUL = {"name": "get-time", "arguments": {"city": "서울"}}
+ODD = {"name": "weather", "arguments": {"city": 'a; {"b"'}}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,12 @@ def hermes(*found: Json) -> str:
     return "\n".join(f"<tool_call>\n{json.dumps(one, ensure_ascii=False)}\n</tool_call>" for one in found)
 
 
+def llama(*found: Json) -> str:
+    return "; ".join(
+        json.dumps({"name": one["name"], "parameters": one["arguments"]}, ensure_ascii=False) for one in found
+    )
+
+
 @pytest.mark.parametrize(
     ("template", "text", "content", "found"),
     [
@@ -70,6 +77,8 @@ def hermes(*found: Json) -> str:
         (OLD_MISTRAL, f"[TOOL_CALLS] {json.dumps([PARIS, SEOUL])}", "", [PARIS, SEOUL]),
         (LLAMA, '{"name": "weather", "parameters": {"city": "Paris", "n": 7}}', "", [PARIS]),
         (LLAMA, '<|python_tag|>{"name": "weather", "parameters": {"city": "Paris", "n": 7}}', "", [PARIS]),
+        (LLAMA, llama(PARIS, SEOUL), "", [PARIS, SEOUL]),
+        (LLAMA, llama(ODD, SEOUL, PARIS).replace("}; {", "} ;\n{"), "", [ODD, SEOUL, PARIS]),
     ],
 )
 def test_the_form_of_each_family_is_read(tokenizer: Any, template: str, text: str, content: str, found: list[Json]):
@@ -94,6 +103,7 @@ def test_families_that_transformers_knows_are_read_by_its_own_templates(tokenize
         (HERMES, hermes(PARIS, {"name": "no such tool", "arguments": {}})),
         (OLD_MISTRAL, "[TOOL_CALLS] weather"),
         (LLAMA, 'The answer: {"name": "weather", "parameters": {}}'),
+        (LLAMA, llama(PARIS) + '; {"name": "weather"'),
         ("a template of no known family", hermes(PARIS)),
     ],
 )
@@ -112,7 +122,7 @@ def test_a_job_gets_the_calls_beside_the_text(tmp_path: Path):
     assert text["tool_calls"][0] == calls(PARIS)[0]
     [free] = runner.run(["how is it?"], params | {"max_new_tokens": 4}, RecordingMonitor())
     assert free.output[0]["tool_calls"] == []
-    for wrong, words in (({"tools": []}, "names none"), ({"tools": [{}]}, "must be a list of objects"),
+    for wrong, words in (({"tools": []}, "needs tools"), ({"tools": [{}]}, "must be a list of objects"),
                          ({"return_full_text": True}, "return_full_text")):  # fmt: skip
         with pytest.raises(ModelError, match=words):
             runner.run(["how is it?"], params | wrong, RecordingMonitor())

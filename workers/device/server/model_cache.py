@@ -22,6 +22,7 @@ from common.errors import Cancelled, CodedError, ModelError, WorkerError
 from common.jobs import JobSpec
 from common.records import Json
 from common.reporting import Reporter
+from common.task_params import LOAD_PARAMS
 from common.tasks import ALIASES, find_task
 from workers.device.server.memory import memory_of, release, weight_bytes
 from workers.device.server.run_chunk import DeviceLost
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 _HEADROOM = 1.2
 #: How many tasks that models cannot do are remembered.
 _MAX_UNABLE = 256
+#: Tasks that write texts: their parameters of the same name mean the same.
+_WRITING = frozenset({"text-generation", "image-text-to-text"})
 _LIBRARIES = ("torch", "transformers", "sentence_transformers")
 _DIGESTED = ("task", "model", "commit", "dtype")
 
@@ -230,13 +233,13 @@ class ModelCache:
         """Return the runner of another task over a job's model, and those parameters of the job that it has.
 
         Raises:
-            ModelError: as `get`; the model is not loaded again to find that it cannot do the task.
+            ModelError: as `get`, also where this worker lacks a library; the model is not loaded again to find that it
+                cannot do the task.
         """
         key = spec.id, task
         if known := self._unable.get(key):
             raise known
-        declared = find_task(task).params or {}
-        params = {name: value for name, value in spec.params.items() if name in declared}
+        params = _params_for(task, spec)
         try:
             _, found, rest = self.get(replace(spec, task=task, params=params, format=None), reporter)
         except ModelError as error:
@@ -244,6 +247,11 @@ class ModelCache:
                 self._unable.clear()
             self._unable[key] = error
             raise
+        except WorkerError as error:
+            if error.code != "missing_library":
+                raise
+            # The library is for these requests alone; the others of the chunk run here.
+            raise ModelError(error.code, error.message) from error
         return found, rest
 
     def _note_change(self) -> None:
@@ -258,6 +266,17 @@ class ModelCache:
         logger.info("evicted %s", loaded.title)
         del loaded
         release()
+
+
+def _params_for(task: str, spec: JobSpec) -> dict[str, Json]:
+    """Return the parameters of a job that hold for another task, too.
+
+    One name may mean different things: `top_k` is of sampling in one task, of a ranking in another. So these are only
+    those of loading, unless both tasks write texts.
+    """
+    both_write = {task, ALIASES.get(spec.task, spec.task)} <= _WRITING
+    declared = (find_task(task).params or {}) if both_write else LOAD_PARAMS
+    return {name: value for name, value in spec.params.items() if name in declared}
 
 
 def _source_key(task: str, spec: JobSpec) -> tuple[str | None, ...]:

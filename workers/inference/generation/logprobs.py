@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class LogprobRecorder(StoppingCriteria):  # type: ignore[misc]
 
         Args:
             text_of: returns the text of a token.
-            texts: the tokens of each row to tell of.
+            texts: the tokens of each row, without the one that ends it.
         """
         chosen = torch.cat(self._chosen, dim=1).tolist()
         values, ids = (torch.stack(parts, dim=1).tolist() for parts in (self._values, self._ids))
@@ -70,6 +71,17 @@ class LogprobRecorder(StoppingCriteria):  # type: ignore[misc]
             ]
             for row, tokens in enumerate(texts)
         ]
+
+
+def token_texts(tokenizer: Any) -> Callable[[int], str]:
+    """Return what gives the text of a token, with the space before it: many tokenizers drop that of a first one."""
+
+    @cache
+    def text_of(token: int) -> str:
+        text: str = tokenizer.decode([token, token])
+        return text[len(tokenizer.decode([token])) :]
+
+    return text_of
 
 
 @contextmanager

@@ -55,11 +55,12 @@ _FORMS: Sequence[tuple[str, dict[str, Json]]] = (
             transform=_function("{name}", "{arguments}"),
         ),
     ),
-    # Llama 3: {"name": "f", "parameters": {}}, and nothing else
+    # Llama 3: {"name": "f", "parameters": {}}, and nothing else; semicolons part several
     (
         '{"name": function name, "parameters":',
         _form(
-            open_pattern=r'^\s*(?:<\|python_tag\|>)?\s*(?=\{\s*"name")', close_pattern=r"\s*(?:<\|eo[tm]_id\|>|$)",
+            open_pattern=r'(?:^\s*(?:<\|python_tag\|>)?|(?<=\})\s*;)\s*(?=\{\s*"name")',
+            close_pattern=r'(?<=\})(?=\s*;\s*\{\s*"name")|\s*(?:<\|eo[tm]_id\|>|$)',
             content="json", repeats=True, transform=_function("{content.name}", "{content.parameters}"),
         ),
     ),
@@ -132,7 +133,7 @@ class ToolCallReader:
                 text, template, prefix=before if template.start_anchor_re.search(before) else "", tools=list(tools)
             )
             calls = [_call(one) for one in found.get("tool_calls") or ()]
-        except (ValueError, KeyError, TypeError):  # what looks like a call is none: all of it is text
+        except (ValueError, KeyError, TypeError):  # what looks like a call is not valid: all of it is text
             return None
         names = set(map(tool_name, tools))
         if not calls or any(call["name"] not in names for call in calls):
@@ -159,7 +160,7 @@ def _call(value: Json) -> dict[str, Json]:
     """Return one call in a plain form.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a call.
     """
     function = value["function"]
     name, arguments = function["name"], function["arguments"]

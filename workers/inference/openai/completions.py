@@ -23,11 +23,11 @@ class CompletionRequests(RequestRunner):
         constraint = request.constraint
         return inputs if constraint is None else [ConstrainedInput(one, constraint) for one in inputs]
 
-    def options_for(self, options: dict[str, Json]) -> dict[str, Json]:
+    def options_for(self, request: OpenAIRequest, options: dict[str, Json]) -> dict[str, Json]:
         """Return the options, asking for the answer alone and for token counts."""
         # A chat gives all of its messages, the last one as the model's response template reads it; the tasks with
         # files give the answer alone, and have no parameter for that.
-        is_prompt = "continue_final_message" not in options and self._task == "text-generation"
+        is_prompt = request.messages is None and self._task == "text-generation"
         return {**options, "usage": True, **({"return_full_text": False} if is_prompt else {})}
 
     def response(self, request: OpenAIRequest, inputs: Sequence[Json], outputs: Sequence[Json], options: Json) -> Json:

@@ -47,8 +47,8 @@ class RequestRunner(ABC):
     def response(self, request: OpenAIRequest, inputs: Sequence[Json], outputs: Sequence[Json], options: Json) -> Json:
         """Return the output for a request, from which the producer writes the response."""
 
-    def options_for(self, options: dict[str, Json]) -> dict[str, Json]:
-        """Return the runner's parameters for requests with these options."""
+    def options_for(self, request: OpenAIRequest, options: dict[str, Json]) -> dict[str, Json]:
+        """Return the runner's parameters for a request with these options."""
         return options
 
     def run(
@@ -67,7 +67,7 @@ class RequestRunner(ABC):
         groups: dict[str, dict[int, Sequence[Json]]] = defaultdict(dict)
         for number, inputs in found.items():
             request = requests[positions[number]]
-            options = {**request.defaults, **params, **request.options}
+            options = self.options_for(request, {**request.defaults, **params, **request.options})
             # Sorted by name only: within an option, such as tools, the model may see the order.
             groups[json.dumps(sorted(options.items()))][positions[number]] = inputs
         for text, group in groups.items():
@@ -85,7 +85,7 @@ class RequestRunner(ABC):
         flat = [value for values in inputs.values() for value in values]
         try:
             check_token_limit(self._task, options, self._max_new_tokens)
-            found = iter(self.inner.run(flat, self.options_for(options), RemappedMonitor(monitor, positions)))
+            found = iter(self.inner.run(flat, options, RemappedMonitor(monitor, positions)))
         except ModelError as error:
             if error.code not in _REQUEST_ERRORS:
                 raise

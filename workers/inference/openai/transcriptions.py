@@ -19,6 +19,8 @@ class TranscriptionRequests(RequestRunner):
         return [FileInput("recording", decode_file(request.file, "audio"))]
 
     def response(self, request: OpenAIRequest, inputs: Sequence[Json], outputs: Sequence[Json], options: Json) -> Json:
-        """Return the text."""
-        [output] = outputs
-        return {"text": output["text"]}
+        """Return the text, and the length of the recording."""
+        from workers.inference.tasks.audio import audio_seconds  # its libraries are in an extra of their own
+
+        [recording], [output] = inputs, outputs
+        return {"text": output["text"], "seconds": audio_seconds(recording.blob)}

@@ -12,6 +12,7 @@ import soundfile
 import torch
 from scipy.signal import resample_poly
 from transformers import pipelines as hf
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from common.errors import ModelError, RecordError
 from common.media_types import HEAD_BYTES, detect_format, formats
@@ -59,6 +60,12 @@ def decode_audio(blob: bytes, rate: int) -> Samples:
     if not len(samples):
         raise RecordError("bad_audio", "The audio is empty.")
     return samples if own == rate else _resample(samples, own, rate)
+
+
+def audio_seconds(blob: bytes) -> float:
+    """Return the length of a file that `decode_audio` can read."""
+    info = soundfile.info(io.BytesIO(blob))
+    return float(info.frames / info.samplerate)
 
 
 def _resample(samples: Samples, own: int, rate: int) -> Samples:
@@ -141,8 +148,23 @@ class SpeechRecognition(AudioTask):
         if idle:
             raise ModelError("bad_param", f"{idle[0]} is for models that generate text, such as Whisper; this is CTC.")
         if self.pipe.type != "ctc":
+            self._check_language(params)
             apply_token_limit(self.name, params, self.pipe.model.generation_config, self.max_new_tokens)
         return parsed
+
+    def _check_language(self, params: Mapping[str, Json]) -> None:
+        """Check `language` and `task` as Whisper does, which raises only while it generates."""
+        asked = [name for name in ("language", "task") if name in params]
+        if not asked:
+            return
+        config = self.pipe.model.generation_config
+        known = getattr(config, "lang_to_id", None)
+        if self.pipe.type != "seq2seq_whisper" or not known or not getattr(config, "is_multilingual", True):
+            raise ModelError("bad_param", f"{asked[0]} is for multilingual models of Whisper, which this one is not.")
+        language = params.get("language", "").lower()
+        if language and f"<|{TO_LANGUAGE_CODE.get(language, language)}|>" not in known and language not in known:
+            codes = ", ".join(sorted(token.strip("<|>") for token in known))
+            raise ModelError("bad_param", f"language is {params['language']!r:.100}; this model knows {codes}.")
 
     def group(self, inputs: ModelInputs, params: PipelineParams) -> int:
         """Return a number that inputs share only if they give the same in one batch as alone."""

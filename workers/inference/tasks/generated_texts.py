@@ -1,8 +1,7 @@
-"""What the tasks that generate text share: constraints, log-probabilities, and what is told of a text."""
+"""What the tasks that generate text share: constraints, log-probabilities, and details of a text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from common.output_constraints import KINDS, ConstrainedInput, constraint_of
 from common.records import Json
 from workers.inference.core.runner import RunMonitor
 from workers.inference.generation.constrained_decoding import CompiledConstraint, ConstraintCompiler
-from workers.inference.generation.logprobs import check_logprobs, recorded_logprobs
+from workers.inference.generation.logprobs import check_logprobs, recorded_logprobs, token_texts
 from workers.inference.generation.new_text import NewText
 from workers.inference.generation.token_callback import token_callbacks
 from workers.inference.tasks.pipeline_task import PipelineParams, RowOutput
@@ -31,7 +30,7 @@ class TextParams(PipelineParams):
     chat: bool = False  #: whether a plain text is asked as a user's message
     constraint: CompiledConstraint | None = None  #: what texts must be, unless a record has a constraint of its own
     usage: bool = False  #: whether outputs include token counts and finish reasons
-    logprobs: int | None = None  #: how many of the most likely tokens to tell beside each; None: none, nor the token's
+    logprobs: int | None = None  #: how many of the most likely tokens to name beside each; None: no log-probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class TextWriter:
         self._model = model
         self._tokenizer = tokenizer
         self._compiler = ConstraintCompiler(tokenizer, model.config.get_text_config().vocab_size)
-        self._text_of = lru_cache(maxsize=None)(lambda token: tokenizer.decode([token]))
+        self._text_of = token_texts(tokenizer)
 
     def own_params(self, params: Mapping[str, Json], config: Any) -> dict[str, Any]:
         """Return the fields of `TextParams` that these parameters of a job set.
@@ -105,11 +104,11 @@ class TextWriter:
             outputs = call(token_callbacks(params.config, monitor, seeds, constraints, recorder))
         prompt = outputs["input_ids"].shape[1]
         texts = [self._read(copies, prompt, params.config) for copies in _copies(outputs["generated_sequence"])]
-        told: list[Any] = []
+        logprobs: list[Any] = []
         if recorder:
-            told = recorder.rows(self._text_of, [one.tokens[: one.length] for copies in texts for one in copies])
+            logprobs = recorder.rows(self._text_of, [one.tokens[: one.length] for copies in texts for one in copies])
         return outputs, [
-            Written(copies, constraint, told[number * len(copies) : (number + 1) * len(copies)])
+            Written(copies, constraint, logprobs[number * len(copies) : (number + 1) * len(copies)])
             for number, (copies, constraint) in enumerate(zip(texts, constraints, strict=True))
         ]
 
@@ -135,8 +134,8 @@ def constrained_texts(written: Written, params: TextParams) -> list[dict[str, Js
     return [{"generated_text": text.under(constraint, complete=complete)} for text in written.texts]
 
 
-def told_of(row: RowOutput, texts: Sequence[Json], params: TextParams) -> list[dict[str, Json]]:
-    """Return the texts of a record with what the job asks to be told of each."""
+def with_details(row: RowOutput, texts: Sequence[Json], params: TextParams) -> list[dict[str, Json]]:
+    """Return the texts of a record, each with the details that the job asks for."""
     written: Written = row["written"]
     found = [dict(text) for text in texts]
     for number, (text, new) in enumerate(zip(found, written.texts, strict=True)):

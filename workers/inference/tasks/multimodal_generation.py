@@ -26,7 +26,7 @@ from workers.inference.generation.new_text import longest
 from workers.inference.generation.resolved_config import resolve_generation_config, with_default_length
 from workers.inference.generation.seeded_sampling import record_seed, sampling_seed
 from workers.inference.tasks.chat_media import ChatMedia
-from workers.inference.tasks.generated_texts import OWN_PARAMS, TextParams, TextWriter, constrained_texts, told_of
+from workers.inference.tasks.generated_texts import OWN_PARAMS, TextParams, TextWriter, constrained_texts, with_details
 from workers.inference.tasks.images import decode_image
 from workers.inference.tasks.pipeline_task import PipelineParams, PreparedRecord, RowOutput
 from workers.inference.tasks.processor_runner import PROCESSOR, ProcessorRunner, ProcessorTask
@@ -139,7 +139,7 @@ class MultimodalGeneration(ProcessorTask):
         if texts is None:
             given = super().postprocess(rows, record, params)
             texts = [{"generated_text": text["generated_text"]} for text in given]
-        return told_of(rows[0], texts, asked)
+        return with_details(rows[0], texts, asked)
 
     def _attached(self, blob: bytes | None, fields: Mapping[str, Json]) -> Any:
         """Return the decoded image of a record, None if it has none."""

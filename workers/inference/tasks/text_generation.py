@@ -37,7 +37,7 @@ from workers.inference.tasks.generated_texts import (
     TextWriter,
     Written,
     constrained_texts,
-    told_of,
+    with_details,
 )
 from workers.inference.tasks.pipeline_task import PipelineTask, PreparedRecord, RowOutput
 from workers.inference.text.collate import collate
@@ -230,7 +230,9 @@ class TextGeneration(PipelineTask[GenerationParams]):
         texts = constrained_texts(rows[0]["written"], params)
         if texts is None:
             texts = self._texts(rows, record, params)
-        return told_of(rows[0], self._with_calls(texts, rows[0], params) if params.tool_calls else texts, params)
+        if params.tool_calls:
+            texts = self._with_calls(texts, rows[0], params)
+        return with_details(rows[0], texts, params)
 
     def _texts(self, rows: Sequence[RowOutput], record: PreparedRecord, params: GenerationParams) -> Any:
         """Return the texts as the pipeline does; as they are, where the tokenizer's response template does not fit."""

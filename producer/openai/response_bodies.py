@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,7 @@ def response_body(row: ResultRow, spec: JobSpec, name: str) -> Json:
         name: of the request, for ids.
 
     Raises:
-        LookupError, TypeError, ValueError, AttributeError, OverflowError: it is no answer to that request.
+        LookupError, TypeError, ValueError, AttributeError, OverflowError: the output does not answer that request.
     """
     # Where vectors have columns of their own, what answers other requests is JSON text beside them.
     other = row.output.get("other")
@@ -89,7 +90,9 @@ def _score(answer: _Answer) -> dict[str, Json]:
 
 def _transcription(answer: _Answer) -> Json:
     text = answer.output["text"]
-    return text if answer.request["response_format"] == "text" else {"text": text}
+    if answer.request["response_format"] == "text":
+        return text
+    return {"text": text, "usage": {"type": "duration", "seconds": math.ceil(answer.output["seconds"])}}
 
 
 def _completion(answer: _Answer) -> dict[str, Json]:
@@ -114,7 +117,8 @@ def _completion_logprobs(tokens: Sequence[Json] | None) -> Json:
     return {
         "tokens": [token["token"] for token in tokens],
         "token_logprobs": [token["logprob"] for token in tokens],
-        "top_logprobs": [{top["token"]: top["logprob"] for top in token["top_logprobs"]} for token in tokens],
+        # With the chosen one, as the API gives it: that may be one more than were asked for.
+        "top_logprobs": [{one["token"]: one["logprob"] for one in (*token["top_logprobs"], token)} for token in tokens],
         "text_offset": offsets[:-1],
     }
 
