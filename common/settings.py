@@ -15,6 +15,7 @@ from common.jobs import DTYPES, QUEUES
 from common.notifications import check_allowed, secret_bytes
 from common.redis.url import check_redis_url, mask_url
 from common.storage.locations import is_shared, is_url, local_path
+from common.training.reporters import REPORTERS
 
 
 def _default_home(environ: Mapping[str, str]) -> Path:
@@ -79,6 +80,8 @@ class Settings:
     models_url: str = field(default="", metadata={"env": "HUGQUEUE_MODELS_URL"})
     #: Whether a worker also serves the queue `train`.
     train: bool = field(default=False, metadata={"env": "HUGQUEUE_TRAIN"})
+    #: Programs that fine-tune jobs may report to, separated by `,`: `tensorboard`, `trackio`, `wandb`, `mlflow`.
+    report_to: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_REPORT_TO"})
     #: The broker of the Celery apps that submit jobs by tasks, if it is not the Redis of this queue.
     control_broker_url: str = field(default="", metadata={"env": "HUGQUEUE_CONTROL_BROKER_URL"})
     #: Where these apps look for results, if it is not their broker.
@@ -151,6 +154,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             values[setting.name] = _parse(name, env, setting.default)
     for queue in values.get("queues", ()):
         _check_choice("HUGQUEUE_QUEUES", queue, QUEUES)
+    for name in values.get("report_to", ()):
+        _check_choice("HUGQUEUE_REPORT_TO", name, REPORTERS)
     _check_choice("HUGQUEUE_DTYPE", values.get("dtype", "auto"), DTYPES)
     for secret in values.get("notify_secrets", ()):
         secret_bytes(secret)

@@ -108,6 +108,10 @@ class Runner(ABC):
         """
         return False
 
+    def has_adapter(self, directory: str) -> bool:
+        """Return whether its model was loaded with the adapter in a directory; "" for none."""
+        return not directory
+
     def memory_bytes(self) -> int:
         """Return about how much device memory the model holds, in bytes."""
         return 0

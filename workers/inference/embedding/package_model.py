@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.distribution import install_command, installed_version, missing_libraries
-from common.errors import CodedError, ModelError, WorkerError, first_line
+from common.distribution import installed_version, missing_libraries
+from common.errors import CodedError, ModelError, first_line
 from common.records import Json
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.token_budget import TokenBudget
@@ -30,6 +30,7 @@ from workers.inference.loading.loader import (
     check_complete,
     lacking_weights,
     memory_bytes,
+    missing_library,
     silence_transformers,
 )
 from workers.inference.loading.outputs_match import outputs_match
@@ -183,8 +184,7 @@ def check_installed(what: str) -> None:
         WorkerError: `missing_library`.
     """
     if missing_libraries(["sentence_transformers"]):
-        command = install_command("worker,sentence-transformers")
-        raise WorkerError("missing_library", f"{what}, which is not installed. Install it: {command}.")
+        raise missing_library(f"{what}, which is not installed", "sentence-transformers")
 
 
 def _load(kind: str, source: ModelSource, device: str) -> Any:
