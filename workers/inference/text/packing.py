@@ -39,7 +39,7 @@ PROBE_TEXTS = (
     "Water",
     "It boils. " * 150,
 )
-#: The attribute of a base model that holds the encoder's layers.
+#: The attribute of a base model that holds the encoder's layers; a base model without it has no pooler behind them.
 _LAYERS = ("encoder", "transformer")
 
 TokenizedRow = Mapping[str, list[int]]
@@ -142,7 +142,7 @@ class VarlenPacker:
             yield
             return
         base = self._model.base_model
-        layers = next(getattr(base, name) for name in _LAYERS if hasattr(base, name))
+        layers = next((getattr(base, name) for name in _LAYERS if hasattr(base, name)), base)
 
         def keep_first(_module: Any, _args: Any, output: Any) -> Any:
             output["last_hidden_state"] = output["last_hidden_state"][0, begins.long()][:, None]
