@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import pipelines as hf
 
@@ -191,7 +193,7 @@ class TokenClassification(EncoderTask):
         text: TokenizedText = record.inputs[number]
         return {
             "logits": logits[None],
-            "input_ids": torch.tensor([text.features["input_ids"]]),
+            "input_ids": torch.from_numpy(text.features["input_ids"])[None],
             "offset_mapping": torch.tensor([text.encoding.offsets]),
             "special_tokens_mask": torch.tensor([text.encoding.special_tokens_mask]),
             "sentence": record.texts[number][0],
@@ -317,7 +319,7 @@ class FillMask(EncoderTask):
             logits = self.pipe.model(**inputs).logits[0]
         finally:
             hook.remove()
-        return list(logits.split([text.features["input_ids"].count(self._mask) for text in texts]))
+        return list(logits.split([len(self._masks_of(text)) for text in texts]))
 
     def reduce(
         self, logits: Sequence[Tensor], records: Sequence[PreparedRecord], params: PipelineParams
@@ -343,8 +345,8 @@ class FillMask(EncoderTask):
     def postprocess_batch(self, rows: Sequence[Any], record: PreparedRecord, params: PipelineParams) -> Json:
         """Return the words for the mask, or a list of such lists if there are several."""
         [(scores, tokens)] = rows
-        ids = record.inputs[0].features["input_ids"]
-        positions = [position for position, token in enumerate(ids) if token == self._mask]
+        ids = record.inputs[0].features["input_ids"].tolist()
+        positions = self._masks_of(record.inputs[0]).tolist()
         found: list[Json] = [
             [
                 {
@@ -364,10 +366,13 @@ class FillMask(EncoderTask):
         packed, longest = len(ids) == 1, ids.shape[1]
         positions, begin = [], 0
         for text in texts:
-            tokens = text.features["input_ids"]
-            positions += [begin + position for position, token in enumerate(tokens) if token == self._mask]
-            begin += len(tokens) if packed else longest
-        return on_device(torch.tensor(positions), str(ids.device))
+            positions.append(self._masks_of(text) + begin)
+            begin += len(text) if packed else longest
+        return on_device(torch.from_numpy(np.concatenate(positions)), str(ids.device))
+
+    def _masks_of(self, text: TokenizedText) -> NDArray[np.int64]:
+        """Return the positions of a text's masks."""
+        return np.flatnonzero(text.features["input_ids"] == self._mask)
 
     def _filled(self, ids: Sequence[int], position: int, token: int, *, skip_special: bool) -> str:
         filled = [*ids[:position], token, *ids[position + 1 :]]
