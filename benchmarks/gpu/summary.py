@@ -71,5 +71,6 @@ def _shown(result: Result, lines: list[str]) -> str:
     elif result.step.startswith("test-"):
         shown = [line for line in lines if line.startswith("SKIPPED")] + lines[-1:]
     else:
-        shown = lines
+        begin = next((at for at, line in enumerate(lines) if line.startswith("### ")), 0)  # behind the times of runs
+        shown = [line for line in lines[:begin] if line.startswith("No queue")] + lines[begin:]
     return "\n".join(["", f"## {result.step}", "", *shown])

@@ -15,9 +15,10 @@ from typing import Any
 
 from benchmarks.__main__ import JOB, TASKS, inputs
 from benchmarks.gpu.models import MODELS
+from benchmarks.gpu.strategies import device_process, file_to_file
 from benchmarks.measure import Contestant, Figure, measure, reason, table
 from benchmarks.parity import notes
-from benchmarks.strategies import LIMIT, Strategy, Work, pipeline, runner, sentence_transformers, whole_job
+from benchmarks.strategies import LIMIT, Strategy, Work, pipeline, sentence_transformers
 from common.errors import UsageError
 
 OURS = "hugqueue, in the process"
@@ -43,7 +44,7 @@ def main() -> None:
     work = Work(chosen.task, model, TASKS[chosen.task][1], chosen.device)
     texts = inputs(chosen.task, "mixed", 48 if chosen.tiny else chosen.records)
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as queues:
-        found = {OURS: Contestant(_noted(OURS, lambda: runner(work)))}
+        found = {OURS: Contestant(_noted(OURS, lambda: device_process(work)))}
         found |= _file_to_file(work, Path(directory), queues)
         found |= _others(work, min(1.0, max(_PART, _FEW / len(texts))))
         figures = measure(found, texts, chosen.rounds)
@@ -68,14 +69,14 @@ def _file_to_file(work: Work, directory: Path, queues: contextlib.ExitStack) -> 
     except (ImportError, UsageError) as error:
         print(f"No queue here, so nothing is measured from file to file: {reason(error)}", flush=True)
         return {}
-    make = lambda: whole_job(work, directory, queues.enter_context(running_queue(work, directory)))  # noqa: E731
+    make = lambda: file_to_file(work, directory, queues.enter_context(running_queue(work, directory)))  # noqa: E731
     return {JOB: Contestant(_noted(JOB, make))}
 
 
 def _others(work: Work, part: float) -> dict[str, Contestant]:
     found: dict[str, Any] = {}
     if work.on_gpu:
-        found[f"{OURS}, float8"] = (partial(runner, work, dtype="float8"), 1.0)
+        found[f"{OURS}, float8"] = (partial(device_process, work, dtype="float8"), 1.0)
     found["pipeline, one by one"] = (partial(pipeline, work, 1), 0.25 * part)
     for size in _BATCHES:
         found[f"pipeline, batches of {size}"] = (partial(pipeline, work, size), part)
