@@ -211,7 +211,7 @@ class QuestionAnsweringRunner(PackingRunner):
             max_length=tokens,
             stride=stride,
             return_overflowing_tokens=True,
-            return_attention_mask=True,
+            return_attention_mask=False,
         )
         owners = batch.pop("overflow_to_sample_mapping")
         rows = zip(owners, token_features(batch), batch.encodings, strict=True)

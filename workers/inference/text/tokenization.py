@@ -127,7 +127,7 @@ def _encode_kind(tokenizer: Any, texts: Sequence[TextOrPair], limit: int | None,
     """Return texts, or pairs, tokenized in one call."""
     own_truncation = isinstance(texts[0], tuple) and tokenizer.is_fast
     truncation = {} if limit is None or own_truncation else {"truncation": True, "max_length": limit}
-    batch = tokenizer(texts, padding=False, return_attention_mask=True, add_special_tokens=special, **truncation)
+    batch = tokenizer(texts, padding=False, return_attention_mask=False, add_special_tokens=special, **truncation)
     encodings = batch.encodings or [None] * len(texts)
     rows = [
         TokenizedText(
@@ -143,17 +143,19 @@ def _encode_kind(tokenizer: Any, texts: Sequence[TextOrPair], limit: int | None,
 
 
 def token_features(batch: Mapping[str, Sequence[Sequence[int]]]) -> list[TokenFeatures]:
-    """Return the features of each text that a tokenizer gave, not padded; without those that are not of tokens."""
+    """Return the features of each text, with an attention mask, and without what a tokenizer gives that is no token's.
+
+    Args:
+        batch: what the tokenizer gave for the texts, without padding and masks.
+    """
     lengths = list(map(len, batch["input_ids"]))
     bounds = np.cumsum([0, *lengths]).tolist()
     columns = {
-        # Without padding, a mask hides nothing.
-        name: np.ones(bounds[-1], np.int64)
-        if name == "attention_mask"
-        else np.fromiter(chain.from_iterable(rows), np.int64, bounds[-1])
+        name: np.fromiter(chain.from_iterable(rows), np.int64, bounds[-1])
         for name, rows in batch.items()
         if list(map(len, rows)) == lengths
     }
+    columns["attention_mask"] = np.ones(bounds[-1], np.int64)
     return [{name: column[begin:end] for name, column in columns.items()} for begin, end in pairwise(bounds)]
 
 
