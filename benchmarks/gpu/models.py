@@ -20,13 +20,14 @@ def bert_base(task: str, *, tiny: bool) -> Path:
     return models.made("tiny-mlm", lambda: BertForMaskedLM(models.bert_config(**_TINY)))
 
 
-def _same(make: Callable[[], Path]) -> Callable[..., Path]:
-    return lambda _task, **_tiny: make()
+def minilm(task: str, *, tiny: bool) -> Path:
+    """Return MiniLM."""
+    return bert_base(task, tiny=True) if tiny else models.minilm()
 
 
-#: By name: what makes one for a task. MiniLM and the model that generates are small enough for a CPU.
+#: By name: what makes one for a task. The model that generates is small enough for a CPU.
 MODELS: dict[str, Callable[..., Path]] = {
     "bert-base": bert_base,
-    "minilm": _same(models.minilm),
-    "small-causal": _same(models.small_causal),
+    "minilm": minilm,
+    "small-causal": lambda _task, **_tiny: models.small_causal(),
 }

@@ -42,7 +42,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the queue is stopped too
     model = MODELS[chosen.model](chosen.task, tiny=chosen.tiny)
     work = Work(chosen.task, model, TASKS[chosen.task][1], chosen.device)
-    texts = inputs(chosen.task, "mixed", 48 if chosen.tiny else chosen.records)
+    texts = inputs(chosen.task, "mixed", 16 if chosen.tiny else chosen.records)
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as queues:
         found = {OURS: Contestant(_noted(OURS, lambda: device_process(work)))}
         found |= _file_to_file(work, Path(directory), queues)
