@@ -41,7 +41,8 @@ def main() -> None:
     logging.disable(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the queue is stopped too
     model = MODELS[chosen.model](chosen.task, tiny=chosen.tiny)
-    work = Work(chosen.task, model, TASKS[chosen.task][1], chosen.device)
+    fewer = {"max_new_tokens": 4} if chosen.tiny and chosen.task == "text-generation" else {}
+    work = Work(chosen.task, model, TASKS[chosen.task][1] | fewer, chosen.device)
     texts = inputs(chosen.task, "mixed", 16 if chosen.tiny else chosen.records)
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as queues:
         found = {OURS: Contestant(_noted(OURS, lambda: device_process(work)))}
@@ -91,7 +92,11 @@ def _noted(name: str, make: Any) -> Any:
 
     def made() -> Strategy:
         begun = time.perf_counter()
-        strategy = make()
+        try:
+            strategy = make()
+        except Exception as error:
+            print(f"{name}: {reason(error)}", file=sys.stderr, flush=True)
+            raise
         print(f"{name}: ready after {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
 
         def run(texts: Sequence[str]) -> list[Any]:
