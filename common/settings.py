@@ -58,7 +58,7 @@ class Settings:
     model_roots: tuple[Path, ...] = field(default=(), metadata={"env": "HUGQUEUE_MODEL_ROOTS"})
     #: The device of a worker: `auto`, `cpu`, `gpu`, or one GPU such as `cuda:0`.
     device: str = field(default="auto", metadata={"env": "HUGQUEUE_DEVICE"})
-    #: What models compute in if the job names no dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8`.
+    #: What models compute in if the job names no dtype: `auto`, `float32`, `bfloat16`, `float16`, `int8` or `float8`.
     dtype: str = field(default="auto", metadata={"env": "HUGQUEUE_DTYPE"})
     #: Models that a worker loads when it starts: `TASK` or `TASK=MODEL`, separated by `,`.
     preload: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_PRELOAD"})

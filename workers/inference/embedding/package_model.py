@@ -23,7 +23,7 @@ from workers.inference.core.device_errors import is_device_lost, is_out_of_memor
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.embedding.module_files import check_module_files, tokenizer_files
 from workers.inference.embedding.prompts import QUERY, Prompts
-from workers.inference.loading.dtypes import AUTO, INT8, dtype_name, resolve_dtype, to_device
+from workers.inference.loading.dtypes import AUTO, FLOAT8, INT8, dtype_name, resolve_dtype, to_device
 from workers.inference.loading.loader import (
     LOAD_ERRORS,
     ModelSource,
@@ -191,11 +191,11 @@ def _load(kind: str, source: ModelSource, device: str) -> Any:
     options = source.options
     insists = options.dtype != AUTO
     chosen = options.dtype if insists else options.default_dtype
-    model, parts = open_model(kind, source, resolve_dtype(chosen, device))
+    model, parts = open_model(kind, source, resolve_dtype(chosen, device, insists=insists))
     for part in parts:
         to_device(part, chosen, device, insists=insists)
-    if not parts and insists and chosen == INT8:
-        raise ModelError("bad_param", "dtype=int8 is for transformers; this model has none.")
+    if not parts and insists and chosen in (INT8, FLOAT8):
+        raise ModelError("bad_param", f"dtype={chosen} is for transformers; this model has none.")
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -99,7 +99,7 @@ def load_model(auto_class: Any, source: ModelSource, device: str, *, ignore_miss
     options = source.options
     insists = options.dtype != AUTO
     chosen = options.dtype if insists else options.default_dtype
-    wanted = resolve_dtype(chosen, device)
+    wanted = resolve_dtype(chosen, device, insists=insists)
     check_directory(source)
     check_own_code(source, [CONFIG], "AutoConfig", auto_class.__name__)
     if source.adapter and options.dtype == INT8:

@@ -119,7 +119,7 @@ def _collect(rows: Sequence[TokenizedText], targets: Sequence[Json]) -> EncodedE
     """Return the rows with their targets, leaving out those whose target is None."""
     kept = [(row.features, target) for row, target in zip(rows, targets, strict=True) if target is not None]
     names = kept[0][0] if kept else ()
-    columns = {name: [features[name] for features, _ in kept] for name in names}
+    columns: dict[str, list[Json]] = {name: [features[name].tolist() for features, _ in kept] for name in names}
     columns["labels"] = [target for _, target in kept]
     empty = [number for number, target in enumerate(targets) if target is None]
     return EncodedExamples(columns, {AT_END: sum(row.truncated for row in rows)}, empty)
