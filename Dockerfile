@@ -27,7 +27,7 @@ RUN python -m venv /opt/hugqueue \
 FROM base AS requirements
 WORKDIR /requirements
 COPY pyproject.toml .
-RUN for role in producer:s3,hub,otel worker:worker,images,audio,video,sentence-transformers,s3,otel flower:monitor; do \
+RUN for role in producer:s3,hub,otel worker:worker,images,audio,video,sentence-transformers,trl,s3,otel flower:monitor; do \
         python -c "import sys, tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = project['optional-dependencies']; \

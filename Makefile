@@ -15,7 +15,7 @@ INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python --torch-backend au
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-models test-processes check format test-faults test-slow test-soak test-compose test-vllm bench bench-ray bench-vllm bench-peers chart-tools up clean
+.PHONY: help demo test test-unit test-models test-processes check format test-faults test-slow test-soak test-compose test-vllm bench bench-ray bench-vllm bench-peers gpu gpu-wheels chart-tools up clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -142,6 +142,13 @@ $(STAMP)-chats: $(STAMP)
 
 bench-peers: $(STAMP)-chats $(foreach one,openvino onnx llama,$(PEERS)/$(one)/.installed) ## Compare with OpenVINO, ONNX Runtime, fastembed, llama.cpp and vLLM
 	@$(BIN)/python -m benchmarks.peers --environments $(PEERS) --chart benchmarks/peers.svg
+
+# On a machine that may have neither a network nor .venv.
+gpu: ## Test and measure on this machine's GPU, in eight minutes; needs no network
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu
+
+gpu-wheels: $(STAMP) ## Download what `make gpu` needs on a machine without a network, into .gpu
+	@env -u PIP_CONSTRAINT $(BIN)/python -m benchmarks.gpu.wheels
 
 up: $(STAMP) ## Start Redis, workers and Flower here
 	@$(BIN)/producer up

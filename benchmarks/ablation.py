@@ -82,6 +82,4 @@ def _all_scores(self: FillMask, inputs: dict[str, Any], rows: Sequence[Tokenized
     """Return the result of `FillMask.forward_batch`, selected from the scores of all tokens."""
     scores = EncoderTask.forward_batch(self, inputs, rows)
     mask = self.tokenizer.mask_token_id
-    return [
-        part[[token == mask for token in row.features["input_ids"]]] for part, row in zip(scores, rows, strict=True)
-    ]
+    return [part[row.features["input_ids"] == mask] for part, row in zip(scores, rows, strict=True)]

@@ -37,6 +37,7 @@ from common.training.options import TrainingOptions
 from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.arguments import build_training_arguments
 from workers.training.trainer.data import to_dataset
+from workers.training.trainer.job_trainer import LABELED
 from workers.training.trainer.recipes import RECIPES
 
 TASK = "text-classification"
@@ -70,7 +71,7 @@ def finetune_seconds(model: Path, examples: Sequence[Example], steps: int) -> fl
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2, dtype=torch.float32)
     data = to_dataset(recipe.encode(tokenizer, examples, labels, 512).columns)
-    arguments = build_training_arguments(_run_config(model, steps), evaluates=False, metric=None)
+    arguments = build_training_arguments(_run_config(model, steps), LABELED, evaluates=False, metric=None)
     collator = DataCollatorWithPadding(tokenizer)
     return _seconds(Trainer(network, arguments, train_dataset=data, processing_class=tokenizer, data_collator=collator))
 

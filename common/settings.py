@@ -15,6 +15,7 @@ from common.jobs import DTYPES, ENGINES, QUEUES, TRANSFORMERS
 from common.notifications import check_allowed, secret_bytes
 from common.redis.url import check_redis_url, mask_url
 from common.storage.locations import is_shared, is_url, local_path
+from common.training.reporters import REPORTERS
 
 
 def _default_home(environ: Mapping[str, str]) -> Path:
@@ -57,7 +58,7 @@ class Settings:
     model_roots: tuple[Path, ...] = field(default=(), metadata={"env": "HUGQUEUE_MODEL_ROOTS"})
     #: The device of a worker: `auto`, `cpu`, `gpu`, or one GPU such as `cuda:0`.
     device: str = field(default="auto", metadata={"env": "HUGQUEUE_DEVICE"})
-    #: What models compute in if the job names no dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8`.
+    #: What models compute in if the job names no dtype: `auto`, `float32`, `bfloat16`, `float16`, `int8` or `float8`.
     dtype: str = field(default="auto", metadata={"env": "HUGQUEUE_DTYPE"})
     #: What generates text where it can: `transformers`, `vllm`, or `auto`: vLLM on a GPU, if it is installed.
     engine: str = field(default=TRANSFORMERS, metadata={"env": "HUGQUEUE_ENGINE"})
@@ -83,6 +84,8 @@ class Settings:
     models_url: str = field(default="", metadata={"env": "HUGQUEUE_MODELS_URL"})
     #: Whether a worker also serves the queue `train`.
     train: bool = field(default=False, metadata={"env": "HUGQUEUE_TRAIN"})
+    #: Programs that fine-tune jobs may report to, separated by `,`: `tensorboard`, `trackio`, `wandb`, `mlflow`.
+    report_to: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_REPORT_TO"})
     #: The broker of the Celery apps that submit jobs by tasks, if it is not the Redis of this queue.
     control_broker_url: str = field(default="", metadata={"env": "HUGQUEUE_CONTROL_BROKER_URL"})
     #: Where these apps look for results, if it is not their broker.
@@ -155,6 +158,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             values[setting.name] = _parse(name, env, setting.default)
     for queue in values.get("queues", ()):
         _check_choice("HUGQUEUE_QUEUES", queue, QUEUES)
+    for name in values.get("report_to", ()):
+        _check_choice("HUGQUEUE_REPORT_TO", name, REPORTERS)
     _check_choice("HUGQUEUE_DTYPE", values.get("dtype", "auto"), DTYPES)
     _check_choice("HUGQUEUE_ENGINE", values.get("engine", TRANSFORMERS), ENGINES)
     if values.get("engine_memory", 0.8) > 1:

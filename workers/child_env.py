@@ -3,7 +3,10 @@
 import math
 import os
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
+
+from common.training.reporters import other_credentials
 
 #: Secrets of the Celery process that its children do not need.
 _SECRETS = (
@@ -36,9 +39,16 @@ def _all_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def child_env(device: str, processes: int = 1) -> dict[str, str]:
-    """Return the environment for each of `processes` processes that run models on `device` (`cpu`, `cuda`)."""
-    env = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+def child_env(device: str, processes: int = 1, reporters: Sequence[str] = ()) -> dict[str, str]:
+    """Return the environment of processes that run models.
+
+    Args:
+        device: `cpu`, `cuda`.
+        processes: how many there are.
+        reporters: what they may report to, with the credentials of the worker's environment.
+    """
+    withheld = {*_SECRETS, *other_credentials(reporters)}
+    env = {name: value for name, value in os.environ.items() if name not in withheld}
     env["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if device == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""  # a CPU worker must not allocate GPU memory

@@ -179,6 +179,8 @@ def _supervise(settings: Settings, log_level: str, gpus: int | None, metrics_at:
     devices = select_devices(settings.device, find_gpus())
     if settings.dtype == "int8" and any(devices):
         raise UsageError("--dtype int8 is for CPUs: omit it, or use --device cpu.")
+    if settings.dtype == "float8" and not all(devices):
+        raise UsageError("--dtype float8 is for GPUs: omit it here.")
     client = connect(url)
     try:
         check_schema(client, url)

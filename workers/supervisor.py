@@ -16,6 +16,7 @@ from common.redis import keys
 from common.redis.locks import acquire_lock, release_lock
 from common.settings import Settings, to_environ
 from workers import EXIT_CANNOT_START, EXIT_DEVICE_BROKEN, EXIT_SHUT_DOWN
+from workers.child_env import available_cpus
 from workers.devices import only_trains
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,10 @@ class Supervisor:
         return f"{label}-{os.getpid()}@{os.uname().nodename}"
 
     def _environ(self) -> Mapping[str, str]:
-        return {**os.environ, **to_environ(self._settings), "HUGQUEUE_SUPERVISED": str(os.getpid())}
+        environ = {**os.environ, **to_environ(self._settings), "HUGQUEUE_SUPERVISED": str(os.getpid())}
+        if self._max_workers > 1:  # by default, each would tokenize in as many threads as there are cores
+            environ.setdefault("RAYON_NUM_THREADS", str(max(1, available_cpus() // self._max_workers)))
+        return environ
 
     @property
     def worker_names(self) -> list[str]:

@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from common.errors import UsageError
 from common.records import Json
 from common.template import TEMPLATE_FIELD
-from common.training.text_pairs import PAIR_TASKS, choose_pair_columns, has_empty_text, make_pair_example
+from common.training.cells import list_of, text_of
+from common.training.conversations import (
+    CHOSEN,
+    REJECTED,
+    TOOLS,
+    has_no_answer,
+    make_chat,
+    make_preference,
+)
+from common.training.kinds import PAIR_TASKS
+from common.training.text_pairs import choose_pair_columns, has_empty_text, make_pair_example
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +51,28 @@ SCHEMAS: dict[str, ExampleSchema] = {
     "fill-mask": _TEXT,
     "text-generation": _TEXT,
 }
+#: Columns that examples of a task have besides, if they are there.
+OPTIONAL: Mapping[str, tuple[str, ...]] = {
+    "text-classification": ("text_pair",),
+    "text-generation": ("prompt", TOOLS),
+}
 #: A cell that is a number; 007 and 1_0 are words.
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(?P<fraction>(\.[0-9]+)?([eE][+-]?[0-9]+)?)\Z")
-#: The other schema of text-generation: learn the completion of a prompt.
+#: The other schemas of text-generation: prefer one answer to another, learn the assistant's words of a chat, learn the
+#: completion of a prompt.
+PREFERENCE = ExampleSchema((CHOSEN,), (REJECTED,))
+CHAT = ExampleSchema(("messages",))
 PROMPT_COMPLETION = ExampleSchema(("prompt",), ("completion", "response", "answer"))
 
 
-def schemas_of(task: str, label: str | None = None, *, templated: bool = False) -> tuple[ExampleSchema, ...]:
+def schemas_of(
+    task: str, text: str | None = None, label: str | None = None, *, templated: bool = False
+) -> tuple[ExampleSchema, ...]:
     """Return the schemas that examples of a task may have, the preferred one first.
 
     Args:
         task: a task that can be fine-tuned.
+        text: the chosen column of texts.
         label: the chosen column of labels.
         templated: whether a template makes the text; it is then a prompt only if a column of completions is chosen.
     """
@@ -59,7 +80,9 @@ def schemas_of(task: str, label: str | None = None, *, templated: bool = False) 
         return (SCHEMAS[task],)
     if templated:
         return (PROMPT_COMPLETION,) if label else (SCHEMAS[task],)
-    return PROMPT_COMPLETION, SCHEMAS[task]
+    if text or label:
+        return PROMPT_COMPLETION, SCHEMAS[task]
+    return PREFERENCE, CHAT, PROMPT_COMPLETION, SCHEMAS[task]
 
 
 def choose_columns(
@@ -81,7 +104,7 @@ def choose_columns(
         return choose_pair_columns(task, names, text, label)
     if templated:
         names, text = [*names, TEMPLATE_FIELD], TEMPLATE_FIELD
-    for schema in schemas_of(task, label, templated=templated):
+    for schema in schemas_of(task, text, label, templated=templated):
         if (found := schema.columns(names, text, label)) is not None:
             return found
     schema = SCHEMAS[task]
@@ -102,9 +125,9 @@ def make_example(task: str, row: Mapping[str, Json], text: str, label: str | Non
         return make_pair_example(task, row, text, label)
     if task == "token-classification":
         return _tagged(row[text], row[label or "tags"])
-    if task == "text-generation" and label is not None:
-        return {"prompt": _text(row[text], text), "completion": _text(row[label], label)}
-    example = {"text": _text(row[text], text)}
+    if task == "text-generation":
+        return _generation_example(row, text, label)
+    example = {"text": text_of(row[text], text)}
     if task == "text-classification":
         example["label"] = _label(row[label or "label"])
         if isinstance(row.get("text_pair"), str):
@@ -112,8 +135,22 @@ def make_example(task: str, row: Mapping[str, Json], text: str, label: str | Non
     return example
 
 
+def _generation_example(row: Mapping[str, Json], text: str, label: str | None) -> dict[str, Json]:
+    if (text, label) == (CHOSEN, REJECTED):
+        return make_preference(row)
+    if label is not None:
+        return {"prompt": text_of(row[text], text), "completion": text_of(row[label], label)}
+    if text in CHAT.text or isinstance(row[text], list):
+        return make_chat(row, text)
+    return {"text": text_of(row[text], text)}
+
+
 def is_empty(example: Mapping[str, Json]) -> bool:
-    """Whether an example has no text, or lacks one of several."""
+    """Whether an example has no text to learn, or lacks one of several."""
+    if "messages" in example:
+        return has_no_answer(example["messages"])
+    if CHOSEN in example:
+        return False
     if "texts" in example or "query" in example:
         return has_empty_text(example)
     text = example.get("text", example.get("tokens", example.get("completion")))
@@ -122,14 +159,6 @@ def is_empty(example: Mapping[str, Json]) -> bool:
 
 def _first(wanted: Iterable[str], names: Sequence[str]) -> str | None:
     return next((name for name in wanted if name in names), None)
-
-
-def _text(value: Json, column: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise UsageError(f"the column {column!r} must hold text, found {json.dumps(value)[:80]}")
 
 
 def _label(value: Json) -> Json:
@@ -163,10 +192,7 @@ def _parsed(text: str) -> Json:
 
 
 def _json_list(text: str) -> list[Json]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"expected a JSON list, found {text[:80]!r}") from error
+    value = list_of(text)
     if not isinstance(value, list):
         raise UsageError(f"expected a JSON list, found {text[:80]!r}")
     return value

@@ -7,74 +7,42 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from common.errors import UsageError
 from common.records import Json
-from common.suggestions import did_you_mean
-from common.training.text_pairs import (
-    PAIR_KINDS,
-    PAIR_TASKS,
-    PairKind,
-    check_pair_kind,
-    choose_held_out,
-    infer_pair_kind,
-)
+from common.training.kinds import METRICS, PAIR_KINDS, TASK_KINDS, UNLABELED, Example, ExampleKind, common_kind
+from common.training.text_pairs import check_same_columns, check_scores_differ, choose_held_out
 
 #: Names that a message lists.
 _MAX_LISTED = 5
 #: More classes than this are unlikely: the column probably holds texts or ids.
 _MAX_CLASSES = 10_000
 
-#: The tasks that can be fine-tuned, and the kinds of labels that their metrics may be for.
-LABEL_KINDS: dict[str, tuple[str, ...]] = {
-    "text-classification": ("single_label", "multi_label", "regression"),
-    "token-classification": ("tags", "entities"),
-    "fill-mask": ("",),
-    "text-generation": ("",),
-    **PAIR_TASKS,
-}
-_CORRELATION = ("spearman", "pearson", "loss")
-#: Metrics of an evaluation, by kind of labels; the best checkpoint is chosen by the first.
-METRICS: dict[str, tuple[str, ...]] = {
-    "single_label": ("f1_macro", "accuracy", "f1_micro", "loss"),
-    "multi_label": ("f1_macro", "accuracy", "f1_micro", "loss"),
-    "regression": ("mse", "mae", "r2", "loss"),
-    "tags": ("f1_macro", "accuracy", "loss"),
-    "entities": ("f1", "precision", "recall", "accuracy", "f1_macro", "loss"),
-    "": ("perplexity", "loss"),
-    "pairs": ("ndcg@10", "mrr@10", "map@100", "accuracy@1", "accuracy@10", "recall@10", "loss"),
-    "triplets": ("accuracy", "loss"),
-    "scored_pairs": _CORRELATION,
-    "relevance": ("ndcg@10", "mrr@10", "map", "average_precision", "f1", "accuracy", "loss"),
-    "graded_relevance": _CORRELATION,
-}
-#: Metrics for which less is better.
-LESS_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
-
-Example = Mapping[str, Json]
-
 
 @dataclass(frozen=True, slots=True)
 class Labels:
     """The classes, or the other kind of labels."""
 
-    #: transformers' problem type, `tags`, a kind of pairs, or empty for plain texts
-    kind: Literal["single_label", "multi_label", "regression", "tags", ""] | PairKind
+    kind: ExampleKind
     names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     multi_hot: bool = False  #: of `multi_label`: each list holds a 0 or 1 for every class, instead of names
+
+    @property
+    def are_given(self) -> bool:
+        """Whether the examples have labels, rather than text alone."""
+        return self.kind not in UNLABELED
 
     @property
     def description(self) -> str:
         """The labels in a few words."""
         if self.kind == "regression":
             return "regression: the labels are numbers with a fraction"
-        if self.kind in PAIR_KINDS:
-            return PAIR_KINDS[self.kind]
+        if not self.are_given:
+            return UNLABELED[self.kind] if self.kind else ""
         several = "labels, each 0 or 1 for each text" if self.multi_hot else "labels, several for each text"
         nouns = {"single_label": "labels", "multi_label": several, "tags": "tags"}
-        return f"{len(self.names)} {nouns[self.kind]}: {_names(self.names)}" if self.kind else ""
+        return f"{len(self.names)} {nouns[self.kind]}: {_names(self.names)}"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -88,32 +56,23 @@ def infer_labels(task: str, examples: Sequence[Example]) -> Labels:
     Raises:
         UsageError: There is nothing to learn: no example, or only one class.
     """
-    if task not in LABEL_KINDS:
-        raise UsageError(f"{task} cannot be fine-tuned; those that can: {', '.join(LABEL_KINDS)}.")
+    if task not in TASK_KINDS:
+        raise UsageError(f"{task} cannot be fine-tuned; those that can: {', '.join(TASK_KINDS)}.")
     if not examples:
         raise UsageError("There are no examples to learn from: every text is empty.")
-    if task in PAIR_TASKS:
-        return Labels(infer_pair_kind(task, examples))
     if task == "token-classification":
         return _tags(examples)
     if task != "text-classification":
-        _check_alike(examples)
-        return Labels("")
+        kind = common_kind(examples)
+        check_same_columns(examples)
+        check_scores_differ(examples)
+        return Labels(kind)
     labels = [example["label"] for example in examples]
     if any(isinstance(label, list) for label in labels):
         return _multi_label(labels)
     if all(isinstance(label, int | float) for label in labels) and not all(map(_is_whole, labels)):
         return _regression(labels)
     return _single_label(labels)
-
-
-def _check_alike(examples: Sequence[Example]) -> None:
-    prompted = sum("prompt" in example for example in examples)
-    if 0 < prompted < len(examples):
-        raise UsageError(
-            f"{prompted:,} of {len(examples):,} examples are prompts with what follows them, the others plain texts: "
-            "use one kind."
-        )
 
 
 def _tags(examples: Sequence[Example]) -> Labels:
@@ -203,11 +162,11 @@ def check_labels_known(labels: Labels, examples: Sequence[Example], source: str)
     """
     if not examples:
         raise UsageError(f"{source} holds no example: every text is empty.")
-    if labels.kind in PAIR_KINDS:
-        check_pair_kind(labels.kind, examples, source)
+    if not labels.are_given:
+        _check_kind(labels.kind, examples, source)
         return
-    if labels.kind in ("", "regression"):
-        wrong = [e["label"] for e in examples if labels.kind and not isinstance(e["label"], int | float)]
+    if labels.kind == "regression":
+        wrong = [e["label"] for e in examples if not isinstance(e["label"], int | float)]
         if wrong:
             raise UsageError(f"{source}: the training set has numeric labels; found {wrong[0]!r}.")
         return
@@ -222,21 +181,20 @@ def check_labels_known(labels: Labels, examples: Sequence[Example], source: str)
         )
 
 
+def _check_kind(kind: str, examples: Sequence[Example], source: str) -> None:
+    """Check that an evaluation set without labels is of the kind of the training set; a bit is a grade too."""
+    try:
+        found = common_kind(examples)
+        check_same_columns(examples)
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from error
+    if found != kind and (found, kind) != ("relevance", "graded_relevance"):
+        raise UsageError(f"{source}: the training set has {UNLABELED[kind]}; found {UNLABELED[found]}.")
+
+
 def uses_bio_tags(tags: Sequence[str]) -> bool:
     """Whether tags mark entities of several words, such as B-LOC and I-LOC."""
     return any(tag[:2] in ("B-", "I-") for tag in tags)
-
-
-def check_metric(task: str, labels: Labels | None, metric: str) -> None:
-    """Check that an evaluation measures a metric; for labels not known yet (None), that one of the task may.
-
-    Raises:
-        UsageError: It does not; suggests the nearest.
-    """
-    known = labels.metrics if labels else tuple(name for kind in LABEL_KINDS[task] for name in METRICS[kind])
-    if metric.removeprefix("eval_") not in known:
-        what = f"{task} with {labels.description}" if labels and labels.description else task
-        raise UsageError(f"--metric-for-best {metric}: not measured for {what}. {did_you_mean(metric, set(known))}")
 
 
 def class_names_of(labels: Labels, example: Example) -> list[str]:
@@ -261,7 +219,7 @@ def align_labels(labels: Labels, known: Sequence[str]) -> tuple[Labels, str]:
     A head keeps what it has learned only if its classes keep their positions. Classes that occur in no example are
     kept; names that differ only in case are the same.
     """
-    if labels.kind in ("regression", "") or not known or labels.names == tuple(known):
+    if labels.kind == "regression" or not labels.are_given or not known or labels.names == tuple(known):
         return labels, ""
     if labels.multi_hot and len(labels.names) == len(known):
         return replace(labels, names=tuple(known)), ""

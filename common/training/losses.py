@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from common.errors import UsageError
 from common.suggestions import did_you_mean
+from common.training.kinds import PAIR_TASKS, UNLABELED, Example
 from common.training.options import TrainingOptions
-from common.training.text_pairs import PAIR_KINDS, PAIR_TASKS, Example, scores_of
+from common.training.text_pairs import scores_of
 
 _IN_BATCH = ("MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss")
 #: Losses that rank all documents of a query, instead of judging each pair by itself.
@@ -68,8 +69,8 @@ def check_loss_fits(kind: str, training: TrainingOptions, examples: Sequence[Exa
     """
     loss = loss_of(kind, training)
     if loss not in LOSSES[kind]:
-        wanted = next(PAIR_KINDS[other] for other, names in LOSSES.items() if loss in names)
-        raise UsageError(f"--loss {loss} learns from {wanted}; here are {PAIR_KINDS[kind]}. Try {LOSSES[kind][0]}.")
+        wanted = next(UNLABELED[other] for other, names in LOSSES.items() if loss in names)
+        raise UsageError(f"--loss {loss} learns from {wanted}; here are {UNLABELED[kind]}. Try {LOSSES[kind][0]}.")
     if loss == "TripletLoss" and any(len(example["texts"]) > 3 for example in examples):
         raise UsageError("--loss TripletLoss takes one negative for each text. Try MultipleNegativesRankingLoss.")
     if loss in LISTWISE and all(size < 2 for size in _documents(examples).values()):

@@ -41,11 +41,13 @@ class TrainingOptions:
     lora_r: Annotated[int, Meta(ge=1, le=4096)] = 16
     lora_alpha: _Count = 32
     lora_dropout: Annotated[float, Meta(ge=0, le=0.99)] = 0.05
+    merge: bool = True  #: LoRA adapters into the model in the end, instead of storing them alone
     early_stopping: _Count | None = None  #: evaluations without a better metric
     metric_for_best: str | None = None
     loss: str | None = None  #: of `common.training.losses`; None: by the kind of examples
     matryoshka_dims: tuple[_Count, ...] | None = None  #: dimensions that vectors may be cut to
     gpus: Annotated[int, Meta(ge=1, le=1024)] | None = None  #: processes, one for each GPU; None: all GPUs
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()  #: besides the queue
     arguments: Mapping[str, Json] = field(default_factory=dict)  #: further fields of `TrainingArguments`
     text_column: str | None = None
     label_column: str | None = None
@@ -62,7 +64,7 @@ class TrainingOptions:
 
     def encode(self) -> dict[str, Json]:
         """Return the JSON object that `decode` takes."""
-        return asdict(self)
+        return {**asdict(self), "report_to": list(self.report_to)}
 
     @classmethod
     def decode(cls, raw: Mapping[str, Json]) -> "TrainingOptions":
@@ -81,6 +83,8 @@ class TrainingOptions:
         for name in ("lora_r", "lora_alpha", "lora_dropout"):
             if not options.lora and getattr(options, name) != getattr(_DEFAULTS, name):
                 raise UsageError(f"--{name.replace('_', '-')} requires --lora.")
+        if not options.lora and not options.merge:
+            raise UsageError("--no-merge requires --lora.")
         for source in filter(None, (options.train_source, options.eval_source)):
             if not _HUB_DATASET.match(source):
                 raise UsageError(f"{source!r} is not a dataset on the Hub: expected hf:NAME or hf:NAME:SPLIT.")
@@ -107,66 +111,3 @@ def _check_template(options: TrainingOptions) -> None:
             f"--label-column {TEMPLATE_FIELD}: with --template, this is the name of the text that it makes. Rename the "
             "column."
         )
-
-
-#: Further arguments that do nothing, or fail, without an evaluation, and the values that ask for one.
-_NEEDS_EVALUATION = {
-    "eval_strategy": ("steps", "epoch"),
-    "eval_on_start": (True,),
-    "load_best_model_at_end": (True,),
-    "save_strategy": ("best",),
-}
-
-
-def check_conflicts(training: TrainingOptions, labels: Labels | None, examples: int | None, *, evaluates: bool) -> None:
-    """Check the options against each other and against the examples; Trainer would find a conflict late.
-
-    Args:
-        training: The options.
-        labels: Those of the training set; None if only the worker will know.
-        examples: The number of training examples; None likewise.
-        evaluates: Whether there is an evaluation set.
-
-    Raises:
-        UsageError: Options conflict; says which, and what to do.
-    """
-    _check_evaluation(training, evaluates=evaluates)
-    arguments = training.arguments
-    smoothed = arguments.get("label_smoothing_factor")
-    if smoothed and labels is not None and labels.kind in ("regression", "multi_label"):
-        raise UsageError(
-            f"-p label_smoothing_factor={smoothed} is for one label out of several classes; here is "
-            f"{labels.description}. Leave it out."
-        )
-    batch = training.batch_size * (training.gpus or 1)
-    if arguments.get("dataloader_drop_last") and examples is not None and examples < batch:
-        raise UsageError(
-            f"-p dataloader_drop_last=true leaves nothing to learn from: {examples:,} examples do not fill a batch of "
-            f"{batch:,}. Lower --batch-size, or leave it out."
-        )
-
-
-def _check_evaluation(training: TrainingOptions, *, evaluates: bool) -> None:
-    arguments = training.arguments
-    options = {"--early-stopping": training.early_stopping, "--metric-for-best": training.metric_for_best}
-    wanted = [name for name, value in options.items() if value]
-    if not evaluates:
-        dependent = [name for name, values in _NEEDS_EVALUATION.items() if arguments.get(name) in values]
-        wanted += [f"-p {name}={_shown(arguments[name])}" for name in dependent]
-        if wanted:
-            verb = "needs" if len(wanted) == 1 else "need"
-            raise UsageError(f"{' and '.join(wanted)} {verb} something to evaluate: --eval or --eval-split.")
-        return
-    strategy = arguments.get("eval_strategy", "epoch")
-    if wanted and strategy == "no":
-        raise UsageError(f"{' and '.join(wanted)}: -p eval_strategy=no leaves no evaluation to go by. Leave it out.")
-    saves = arguments.get("save_strategy", strategy)
-    if arguments.get("load_best_model_at_end", True) and saves not in ("best", strategy):
-        raise UsageError(
-            f"-p save_strategy={saves}: to keep the best model, a checkpoint is written at each evaluation "
-            f"({strategy}). Leave it out, or keep the last model with -p load_best_model_at_end=false."
-        )
-
-
-def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -9,24 +9,12 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 from common.errors import UsageError
 from common.records import Json
+from common.training.cells import list_of, text_of
+from common.training.kinds import Example
 
-#: The tasks whose examples have several texts, and the kinds of examples of each.
-PAIR_TASKS: Mapping[str, tuple[str, ...]] = {
-    "embedding": ("pairs", "triplets", "scored_pairs"),
-    "rerank": ("relevance", "graded_relevance"),
-}
-#: The kinds in words.
-PAIR_KINDS: Mapping[str, str] = {
-    "pairs": "pairs of texts that belong together",
-    "triplets": "triplets: a text, one that fits it, and others that do not",
-    "scored_pairs": "pairs of texts with a score",
-    "relevance": "queries and documents, each of which fits (1) or does not (0)",
-    "graded_relevance": "queries and documents with a graded label",
-}
 #: Between the columns of `--text-column`.
 SEPARATOR = ","
 #: Texts that do not fit the first, as sentence-transformers names them where it mines several.
@@ -43,8 +31,6 @@ _PAIRS = (
 _SCORED = (("sentence1", "sentence2"),)
 _DOCUMENTS, _LISTS = (("query", "document"),), (("query", "documents"),)
 
-Example = Mapping[str, Json]
-PairKind = Literal["pairs", "triplets", "scored_pairs", "relevance", "graded_relevance"]
 Columns = tuple[str, str | None]
 
 
@@ -52,7 +38,7 @@ def pair_fields(task: str, text: str | None, label: str | None) -> tuple[tuple[s
     """Return the sets of columns that examples of a task may have, the preferred one first.
 
     Args:
-        task: one of `PAIR_TASKS`.
+        task: one of `PAIR_TASKS` of `common.training.kinds`.
         text: the chosen columns of texts; None: by their names.
         label: the chosen column of scores or labels; None: by its name.
 
@@ -79,7 +65,7 @@ def choose_pair_columns(task: str, names: Sequence[str], text: str | None, label
     """Return the columns of the texts, as `--text-column` names them, and that of the score or label.
 
     Args:
-        task: one of `PAIR_TASKS`.
+        task: one of `PAIR_TASKS` of `common.training.kinds`.
         names: the columns there are.
         text: the chosen columns of texts; None: by their names.
         label: the chosen column of scores or labels; None: by its name.
@@ -108,7 +94,7 @@ def make_pair_example(task: str, row: Mapping[str, Json], text: str, label: str 
     """Return a row as an example.
 
     Args:
-        task: one of `PAIR_TASKS`.
+        task: one of `PAIR_TASKS` of `common.training.kinds`.
         row: has the columns.
         text: the columns of texts, as `choose_pair_columns` returns them.
         label: the column of the score or label.
@@ -119,7 +105,7 @@ def make_pair_example(task: str, row: Mapping[str, Json], text: str, label: str 
     columns = text.split(SEPARATOR)
     if task == "rerank":
         return _ranked(row, columns, label or _LABELS[0])
-    example: dict[str, Json] = {"texts": [_text(row[name], name) for name in columns]}
+    example: dict[str, Json] = {"texts": [text_of(row[name], name) for name in columns]}
     if label is not None:
         example["score"] = _number(row[label], label)
     return example
@@ -131,35 +117,26 @@ def has_empty_text(example: Example) -> bool:
     return not all(text.strip() for text in texts) or len(texts) < 2
 
 
-def infer_pair_kind(task: str, examples: Sequence[Example]) -> PairKind:
-    """Return the kind of a training set, one of `PAIR_TASKS[task]`.
+def check_same_columns(examples: Sequence[Example]) -> None:
+    """Check that all examples of several texts have the same number of them.
 
     Raises:
-        UsageError: Its examples differ in kind, or all have the same score.
+        UsageError: They have not.
     """
-    kinds = {_kind(task, example) for example in examples}
-    if kinds == {"relevance", "graded_relevance"}:
-        kinds = {"graded_relevance"}
-    if len(kinds) > 1:
-        raise UsageError(f"The examples are of several kinds ({', '.join(sorted(kinds))}): use one.")
-    _check_alike(examples)
+    counts = {len(example["texts"]) for example in examples if "texts" in example}
+    if len(counts) > 1:
+        raise UsageError(f"Some examples have {min(counts)} texts and others {max(counts)}: give all the same columns.")
+
+
+def check_scores_differ(examples: Sequence[Example]) -> None:
+    """Check that there is something to learn of the scores of a training set, if it has any.
+
+    Raises:
+        UsageError: All are the same.
+    """
     scores = set(scores_of(examples))
     if len(scores) == 1:
         raise UsageError(f"Every example has the score {scores.pop():g}: there is nothing to learn.")
-    return kinds.pop()
-
-
-def check_pair_kind(kind: str, examples: Sequence[Example], source: str) -> None:
-    """Check that an evaluation set is of the kind of the training set.
-
-    Raises:
-        UsageError: It is of another kind.
-    """
-    task = next(task for task, kinds in PAIR_TASKS.items() if kind in kinds)
-    found = {_kind(task, example) for example in examples} - {kind}
-    if found and (task != "rerank" or kind == "relevance"):
-        raise UsageError(f"{source}: the training set has {PAIR_KINDS[kind]}; found {PAIR_KINDS[found.pop()]}.")
-    _check_alike(examples)
 
 
 def scores_of(examples: Sequence[Example]) -> Iterator[float]:
@@ -192,8 +169,8 @@ def _split(task: str, text: str, *, scored: bool) -> tuple[str, ...]:
 
 
 def _ranked(row: Mapping[str, Json], columns: Sequence[str], label: str) -> dict[str, Json]:
-    query, name = _text(row[columns[0]], columns[0]), columns[1]
-    documents, labels = _listed(row[name]), _listed(row[label])
+    query, name = text_of(row[columns[0]], columns[0]), columns[1]
+    documents, labels = list_of(row[name]), list_of(row[label])
     if isinstance(documents, list) != isinstance(labels, list):
         raise UsageError(f"{name!r} and {label!r} must both be lists, or both be single values")
     if not isinstance(documents, list):
@@ -202,34 +179,9 @@ def _ranked(row: Mapping[str, Json], columns: Sequence[str], label: str) -> dict
         raise UsageError(f"{len(documents)} documents, but {len(labels)} labels: each document needs one")
     return {
         "query": query,
-        "documents": [_text(document, name) for document in documents],
+        "documents": [text_of(document, name) for document in documents],
         "labels": [_number(one, label) for one in labels],
     }
-
-
-def _check_alike(examples: Sequence[Example]) -> None:
-    counts = {len(example["texts"]) for example in examples if "texts" in example}
-    if len(counts) > 1:
-        raise UsageError(f"Some examples have {min(counts)} texts and others {max(counts)}: give all the same columns.")
-
-
-def _listed(value: Json) -> Json:
-    """Return the value of a cell: a list in a table is written as JSON."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-        return found if isinstance(found, list) else value
-    return value
-
-
-def _text(value: Json, column: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise UsageError(f"the column {column!r} must hold text, found {json.dumps(value)[:80]}")
 
 
 def _number(value: Json, column: str) -> float:
@@ -242,11 +194,3 @@ def _number(value: Json, column: str) -> float:
     if not math.isfinite(number):
         raise UsageError(f"the column {column!r} must hold numbers, found {json.dumps(value)[:80]}")
     return number
-
-
-def _kind(task: str, example: Example) -> PairKind:
-    if task == "rerank":
-        return "relevance" if set(example["labels"]) <= {0, 1} else "graded_relevance"
-    if "score" in example:
-        return "scored_pairs"
-    return "triplets" if len(example["texts"]) > 2 else "pairs"

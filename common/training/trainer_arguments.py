@@ -1,7 +1,8 @@
 """Further fields of transformers' `TrainingArguments`, as `-p NAME=VALUE`: what is refused without transformers.
 
-No value may name a file of the worker's machine, and values that create processes or take memory are bounded. The
-worker checks against the installed class whether a field exists and accepts its value.
+So are those of the classes that TRL and sentence-transformers derive from it. No value may name a file of the worker's
+machine, and values that create processes or take memory are bounded. The worker checks against the installed class
+whether a field exists and accepts its value.
 """
 
 import re
@@ -17,6 +18,7 @@ _NAME = re.compile(r"[\w-]+\Z", re.ASCII)
 _RANGES: Mapping[str, tuple[int, int]] = {
     "dataloader_num_workers": (0, 32),
     "dataloader_prefetch_factor": (1, 64),
+    "precompute_ref_batch_size": (1, 1_000_000),
     "ddp_bucket_cap_mb": (1, 4096),
     "ddp_timeout": (1, 86_400),
     "per_device_eval_batch_size": (1, 1_000_000),
@@ -59,24 +61,47 @@ FORBIDDEN: Mapping[str, str] = {
     "save_only_model": "a job could not resume from such a checkpoint",
     "save_on_each_node": "a job runs on one machine",
     "ignore_data_skip": "a resumed job would see other examples",
-    "hub_private_repo": "a worker reports to the queue only",
-    "hub_model_id": "a worker reports to the queue only",
-    "hub_strategy": "a worker reports to the queue only",
-    "hub_always_push": "a worker reports to the queue only",
-    "hub_revision": "a worker reports to the queue only",
-    "trackio_space_id": "a worker reports to the queue only",
-    "trackio_bucket_id": "a worker reports to the queue only",
-    "trackio_static_space_id": "a worker reports to the queue only",
-    "report_to": "a worker reports to the queue only",
-    "run_name": "a worker reports to the queue only",
-    "project": "a worker reports to the queue only",
+    "hub_private_repo": "workers write nothing to the Hub",
+    "hub_model_id": "workers write nothing to the Hub",
+    "hub_strategy": "workers write nothing to the Hub",
+    "hub_always_push": "workers write nothing to the Hub",
+    "hub_revision": "workers write nothing to the Hub",
+    "trackio_space_id": "workers write nothing to the Hub",
+    "trackio_bucket_id": "workers write nothing to the Hub",
+    "trackio_static_space_id": "workers write nothing to the Hub",
+    "report_to": "use --report-to",
+    "run_name": "it is the job's name and id",
+    "project": "it is up to the worker",
+    "do_train": "Trainer ignores it",
+    "do_eval": "Trainer ignores it",
+    "do_predict": "Trainer ignores it",
+    # Of sentence-transformers.
     "prompts": "those of the base model are used; for others, put them into the texts",
     "router_mapping": "it follows from the examples",
     "learning_rate_mapping": "use --learning-rate",
     "multi_dataset_batch_sampler": "a job has one set of examples",
-    "do_train": "Trainer ignores it",
-    "do_eval": "Trainer ignores it",
-    "do_predict": "Trainer ignores it",
+    # Of TRL.
+    "model_init_kwargs": "the worker loads the model",
+    "trust_remote_code": "the worker decides what code runs",
+    "chat_template_path": "it names a file of the worker's machine",
+    "dataset_text_field": "columns are prepared by the task",
+    "dataset_kwargs": "columns are prepared by the task",
+    "dataset_num_proc": "columns are prepared by the task",
+    "eos_token": "the tokenizer has it",
+    "pad_token": "the tokenizer has it",
+    "max_length": "use --max-length",
+    "truncation_mode": "the task decides what is cut",
+    "shuffle_dataset": "Trainer shuffles",
+    "packing": "it is not supported",
+    "packing_strategy": "it is not supported",
+    "eval_packing": "it is not supported",
+    "padding_free": "it is not supported",
+    "pad_to_multiple_of": "it is not supported",
+    "completion_only_loss": "give a prompt and a completion",
+    "assistant_only_loss": "of a chat, only the assistant's words are learned",
+    "sync_ref_model": "a resumed job would lose the reference",
+    "ref_model_mixup_alpha": "a resumed job would lose the reference",
+    "ref_model_sync_steps": "a resumed job would lose the reference",
 }
 
 

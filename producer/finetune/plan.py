@@ -16,10 +16,10 @@ from common.settings import Settings, load_settings
 from common.suggestions import did_you_mean
 from common.tasks import ALIASES
 from common.tracing import job_attributes, span
-from common.training.labels import LABEL_KINDS, Example, check_metric
-from common.training.losses import check_loss_fits, check_loss_options
-from common.training.options import TrainingOptions, check_conflicts
-from common.training.text_pairs import PAIR_TASKS
+from common.training.checks import check_fit, check_options
+from common.training.kinds import TASK_KINDS, Example
+from common.training.options import TrainingOptions
+from common.training.reporters import not_allowed
 from producer.finetune.options import FinetuneOptions
 from producer.finetune.training_data import CHUNK_RECORDS, ExampleReader, ExampleSet, ExampleSource
 from producer.model_check import check_model
@@ -70,9 +70,9 @@ def make_finetune_plan(
         evaluation = ExampleSource((options.evaluation,))
     training = _training_options(source, evaluation, options)
     evaluates = evaluation is not None or training.eval_split is not None
-    _check_template(task, training)
-    check_loss_options(task, training)
-    check_conflicts(training, None, None, evaluates=evaluates)
+    check_options(task, training, evaluates=evaluates)
+    if settings.embedded and (refused := not_allowed(training.report_to, settings.report_to)):
+        raise UsageError(f"--report-to: {refused}")
     spec = JobSpec(
         id=new_job_id(),
         task=task,
@@ -91,26 +91,16 @@ def make_finetune_plan(
     )
     check_spec(spec)
     examples = ExampleReader(task, options, training, settings.max_record_bytes).read(source, evaluation)
-    if training.metric_for_best:
-        check_metric(task, examples.labels, training.metric_for_best)
     if examples.labels is not None:
-        check_conflicts(training, examples.labels, len(examples.train), evaluates=evaluates)
-        if task in PAIR_TASKS:
-            check_loss_fits(examples.labels.kind, training, (*examples.train, *examples.evaluation))
+        check_fit(task, training, examples.labels, examples.train, examples.evaluation)
         spec = replace(spec, training=replace(training, labels=examples.labels).encode())
     return FinetunePlan(settings, spec, examples, options.wait or settings.embedded, job_names(options.after))
 
 
-def _check_template(task: str, training: TrainingOptions) -> None:
-    learned = {"token-classification": "words", **dict.fromkeys(PAIR_TASKS, "several texts")}.get(task)
-    if training.template and learned:
-        raise UsageError(f"--template makes a text, and {task} learns {learned}. Leave it out.")
-
-
 def _find_trainable(name: str) -> str:
     task = ALIASES.get(name, name)
-    if task not in LABEL_KINDS:
-        raise UsageError(f"--task {name}: it cannot be fine-tuned. {did_you_mean(name, LABEL_KINDS)}")
+    if task not in TASK_KINDS:
+        raise UsageError(f"--task {name}: it cannot be fine-tuned. {did_you_mean(name, TASK_KINDS)}")
     return task
 
 

@@ -9,10 +9,19 @@ from common.inputs import find_inputs
 from common.records import Json, Record
 from common.tasks import Task
 from common.template import TEMPLATE_FIELD, Template
-from common.training.examples import SCHEMAS, ExampleSchema, choose_columns, is_empty, make_example, schemas_of
-from common.training.labels import Example, Labels, check_labels_known, infer_labels, split_train_eval
+from common.training.examples import (
+    OPTIONAL,
+    SCHEMAS,
+    ExampleSchema,
+    choose_columns,
+    is_empty,
+    make_example,
+    schemas_of,
+)
+from common.training.kinds import PAIR_TASKS, Example
+from common.training.labels import Labels, check_labels_known, infer_labels, split_train_eval
 from common.training.options import TrainingOptions
-from common.training.text_pairs import NEGATIVES, PAIR_TASKS, column_hint, pair_fields
+from common.training.text_pairs import NEGATIVES, column_hint, pair_fields
 from producer.finetune.options import FinetuneOptions
 from producer.submit.python_records import python_builder, records_from_python
 
@@ -125,16 +134,15 @@ class ExampleReader:
     @property
     def _as_read(self) -> Task:
         """The task for the input readers: its fields are the sets of columns that it accepts."""
-        label, templated = self.training.label_column, self.training.template is not None
+        text, label = self.training.text_column, self.training.label_column
         if self.task in PAIR_TASKS:
-            chosen = self.training.text_column
-            fields, optional = pair_fields(self.task, chosen, label), () if chosen else NEGATIVES
+            fields, optional = pair_fields(self.task, text, label), () if text else NEGATIVES
             return Task(f"fine-tuning {self.task}", "", fields=fields, optional=optional, hint=column_hint(self.task))
-        schemas = schemas_of(self.task, label, templated=templated)
+        schemas = schemas_of(self.task, text, label, templated=self.training.template is not None)
         fields = tuple(columns for schema in schemas for columns in _alternatives(schema, self.training))
         options = "--text-column and --label-column" if SCHEMAS[self.task].label else "--text-column"
         hint = f"Select them with {options}."
-        return Task(f"fine-tuning {self.task}", "", fields=fields, optional=("text_pair",), hint=hint)
+        return Task(f"fine-tuning {self.task}", "", fields=fields, optional=OPTIONAL.get(self.task, ()), hint=hint)
 
 
 def _row(record: Record) -> dict[str, Json]:

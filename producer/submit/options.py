@@ -43,7 +43,7 @@ class SubmitOptions:
     model: str | None = None  #: Hub id, directory on the worker's machine, or `job:ID`; None: the task's default
     revision: str | None = None  #: branch, tag or commit of a Hub model
     params: Mapping[str, Json] | Sequence[str] | None = ()  #: of the task, such as `{"top_k": 3}` or `["top_k=3"]`
-    dtype: str | None = None  #: float32, bfloat16, float16 or, on CPUs, int8; None: the worker's default
+    dtype: str | None = None  #: float32, bfloat16, float16, int8 (CPUs), float8 (GPUs); None: the worker's default
     column: str | None = None  #: column (or key) of the input
     template: str | None = None  #: the text, with names of columns in braces; instead of `column`
     system: str | None = None  #: text-generation: the message before each chat

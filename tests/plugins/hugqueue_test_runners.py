@@ -120,6 +120,11 @@ class Crash(Echo):
         raise ValueError("asked to raise")
 
     def do_gpu_lost(self, _):
+        if self.device != "cpu":
+            import torch
+
+            torch.zeros(3, device=self.device)[torch.tensor([9], device=self.device)]  # asserts in the kernel
+            torch.cuda.synchronize()
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     def do_once(self, path):

@@ -114,7 +114,9 @@ def test_the_exit_statuses_in_the_sources_are_documented() -> None:
 
 def shell_lines(path: Path) -> Iterator[str]:
     """Yield the lines of the shell that the file shows, joined where they go on."""
-    for block in re.findall(r"^```(?:sh)?\n(.*?)^```", path.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", path.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        if language not in ("", "sh"):
+            continue
         # What is set in is a drawing or the output of a command.
         yield from (line for line in block.replace("\\\n", " ").splitlines() if not line.startswith(" "))
 

@@ -1,5 +1,6 @@
 """A device process for tests, with the runners of `tests/plugins`, and a thread that asks it."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ def running_device(
     monkeypatch: pytest.MonkeyPatch, *, prefetch: bool | None = None, **settings: Any
 ) -> Iterator[RunningDevice]:
     """Start a device process with these settings; end it, and see that it is gone."""
-    monkeypatch.setenv("PYTHONPATH", str(PLUGINS))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH")])))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     process = DeviceClient(Settings(**({"device": "cpu", "batch_timeout": 20.0} | settings)), prefetch=prefetch)
     try:

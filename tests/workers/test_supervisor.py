@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from common.gpus import Gpu
 from common.queue.heartbeats import Heartbeat, send_heartbeat
 from common.redis.keys import device_claim
+from common.settings import Settings
 from tests.support.processes import ROOT, RedisServer, Shell, Workers, wait_until
-from workers.supervisor import CLAIM_MS
+from workers.supervisor import CLAIM_MS, Supervisor
 
 StartWorkers = Callable[..., Workers]
 
@@ -53,6 +55,19 @@ def test_a_train_worker_for_one_gpu_takes_one_that_is_free(
     server.client.set(device_claim("GPU-a"), "another machine/1")
     workers = start_workers("--train", "--device", "cuda:0,cuda:1", "--gpus", "1", **gpus)
     assert workers.celery().environ()["CUDA_VISIBLE_DEVICES"] == "GPU-b"
+
+
+def test_workers_for_several_gpus_share_the_cores(monkeypatch: pytest.MonkeyPatch, server: RedisServer) -> None:
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    monkeypatch.setattr("workers.supervisor.available_cpus", lambda: 16)
+    devices = [Gpu(number, f"GPU-{number}", "a GPU") for number in range(4)]
+
+    def threads(devices: list[Gpu]) -> set[str | None]:
+        made = Supervisor(Settings(), devices, server.client, log_level="info")
+        return {worker.environ.get("RAYON_NUM_THREADS") for worker in made._workers}
+
+    assert threads(devices) == {"4"}
+    assert threads(devices[:1]) == {None}  # the library's own default: all cores
 
 
 def check(environ: dict[str, str]) -> tuple[int, str]:

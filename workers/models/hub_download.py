@@ -32,6 +32,7 @@ from common.display_text import human_size
 from common.errors import Cancelled, HugqueueError, ModelError, WorkerError, first_line
 from common.reporting import Reporter
 from workers.disk_space import DISK_FULL_ERRNOS
+from workers.models.adapters import is_adapter
 from workers.models.model_files import check_files
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def fetch_snapshot(
     """Return the snapshot of a repository, from the cache if it is complete there.
 
     Raises:
-        ModelError: `model_not_found`, `model_gated`, `model_offline`, `unsafe_weights`, `adapter_only`.
+        ModelError: `model_not_found`, `model_gated`, `model_offline`, `unsafe_weights`.
         WorkerError: `hub_unavailable`, after several attempts; `disk_full`.
         OSError: the cache cannot be read or written.
     """
@@ -123,7 +124,9 @@ def _is_complete(repo: str, cached: Path) -> bool:
 def _download(repo: str, revision: str | None, patterns: list[str], allow_pickle: bool, reporter: Reporter) -> Snapshot:
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     siblings = info.siblings or []
-    check_files(repo, [file.rfilename for file in siblings], allow_pickle)
+    names = [file.rfilename for file in siblings]
+    if not is_adapter(names):  # whose configuration is checked once it is here
+        check_files(repo, names, allow_pickle)
     chosen = list(
         filter_repo_objects(
             siblings, allow_patterns=patterns, ignore_patterns=_IGNORED, key=lambda file: file.rfilename

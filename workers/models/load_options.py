@@ -14,12 +14,13 @@ from common.task_params import LOAD_PARAMS
 class LoadOptions:
     """How a runner loads its model.
 
-    The worker's settings give all but the first three, which are the job's: `with_params` adds them.
+    The worker's settings give all but the first four: `with_params` adds those of the job, the model cache the adapter.
     """
 
     dtype: str = "auto"  #: what the job asks for
     ignore_auto_map: bool = False  #: run transformers' own architecture where the model contains code
     params: Mapping[str, Json] = field(default_factory=dict)  #: those that a runner of another distribution declares
+    adapter: str = ""  #: directory of the adapter that the model is loaded with
     default_dtype: str = "auto"  #: where the job asks for none
     allow_pickle: bool = False  #: weights that are pickles: opening them runs code
     allow_remote_code: bool = False  #: code from the model's repository

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from common.errors import ModelError
 from common.media_types import LFS_POINTER
+from workers.models.adapters import is_adapter
 
 _SAFE = ".safetensors"
 #: Weight files that are pickles (or other frameworks'), by their endings.
@@ -12,12 +13,12 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
 
 
 def check_files(model: str, names: Sequence[str], allow_pickle: bool) -> None:
-    """Check by the names of its files that a model may be opened; for a repository, before anything is downloaded.
+    """Check by the names of its files that a whole model may be opened.
 
     Raises:
         ModelError: `adapter_only`, `unsafe_weights`.
     """
-    if "adapter_config.json" in names:
+    if is_adapter(names):
         raise ModelError(
             "adapter_only",
             f"{model} is an adapter, which names another model as its base; expected a whole model. "

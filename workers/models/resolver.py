@@ -8,7 +8,7 @@ that the worker allows.
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from common.reporting import Reporter
 from common.settings import Settings
 from common.tasks import find_task
 from workers.disk_space import PERMANENT_ERRNOS
+from workers.models.adapters import is_adapter, read_base
 from workers.models.file_references import code_repositories
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
-from workers.models.model_files import check_files
+from workers.models.model_files import check_downloaded, check_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class ResolvedModel:
     path: Path
     commit: str | None  #: on the Hub; None for a path
     source: str  #: `hub`, `cache`, `path` or `registry`
+    adapter: Path | None = None  #: directory of the adapter that the job names; `path` is then its base's
+    base: str | None = None  #: what an adapter calls its base
 
 
 def resolve(
@@ -78,7 +81,7 @@ def resolve(
     policy: ModelPolicy,
     reporter: Reporter | None = None,
 ) -> ResolvedModel:
-    """Return the directory of a model, downloaded if necessary.
+    """Return the directory of a model, downloaded if necessary; of an adapter, also that of its base.
 
     Args:
         model: a Hub id, an absolute path or `job:ID`; None for the default of `task`.
@@ -89,13 +92,17 @@ def resolve(
 
     Raises:
         ModelError: `no_model`, `model_not_found`, `model_not_allowed`, `model_gated`, `model_offline`,
-            `model_unreadable`, `unsafe_weights`, `adapter_only`.
+            `model_unreadable`, `unsafe_weights`, `adapter_only`, `adapter_unsupported`.
         WorkerError: `hub_unavailable`, after several attempts; `disk_full`; `model_unreadable`, if that may pass.
     """
     ref = _parse(model, revision, task)
     try:
         found = _locate(ref, policy, reporter or Reporter())
-        check_files(str(ref), [entry.name for entry in found.path.iterdir()], policy.load.allow_pickle)
+        names = [entry.name for entry in found.path.iterdir()]
+        if is_adapter(names):
+            found = _with_base(ref, found, names, policy, reporter or Reporter())
+        else:
+            check_files(str(ref), names, policy.load.allow_pickle)
         if policy.load.allow_remote_code:  # otherwise no code runs at all
             for repository in sorted(code_repositories(found.path)):
                 _check_allowed(repository, policy)
@@ -114,6 +121,22 @@ def _parse(model: str | None, revision: str | None, task: str) -> ModelRef:
         return ModelRef.parse(model, revision)
     except UsageError as error:
         raise ModelError("model_not_found", str(error)) from error
+
+
+def _with_base(
+    ref: ModelRef, adapter: ResolvedModel, names: Sequence[str], policy: ModelPolicy, reporter: Reporter
+) -> ResolvedModel:
+    """Return an adapter with its base, which is resolved and checked like a model that a job names itself."""
+    base = read_base(str(ref), adapter.path, names, policy.load.allow_pickle)
+    check_downloaded(adapter.path)
+    try:
+        found = _locate(ModelRef.parse(base.model, base.revision), policy, reporter)
+        check_files(base.model, [entry.name for entry in found.path.iterdir()], policy.load.allow_pickle)
+    except UsageError as error:
+        raise ModelError("model_not_found", f"{ref} is an adapter of {base.model!r:.200}: {error}") from error
+    except (ModelError, WorkerError) as error:
+        raise type(error)(error.code, f"{ref} is an adapter of {base.model}: {error.message}") from error
+    return replace(adapter, path=found.path, adapter=adapter.path, base=found.model)
 
 
 def _unreadable(ref: ModelRef, error: OSError) -> ModelError | WorkerError:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from common.training.options import DTYPES, TrainingOptions
+from common.training.reporters import REPORTERS
 from producer.cli.grouped_command import GroupedCommand, option_group
 from producer.cli.options import (
     after_any_option,
@@ -112,8 +113,14 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
         type=click.Choice(DTYPES),
         help="Data type for training.  [default: bfloat16 if the GPU supports it]",
     ),
+    click.option(
+        "--report-to",
+        multiple=True,
+        type=click.Choice(REPORTERS),
+        help="Also report to this program, if the worker allows it (HUGQUEUE_REPORT_TO); repeatable.",
+    ),
     _number("--gpus", int, "Training processes, one per GPU (or on the CPU).  [default: all GPUs of the worker]"),
-    param_option("Any other field of TrainingArguments, such as lr_scheduler_type=cosine."),
+    param_option("Any other field of TrainingArguments (SFTConfig, DPOConfig), such as lr_scheduler_type=cosine."),
 )
 @option_group(
     "LoRA",
@@ -121,6 +128,11 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     _number("--lora-r", int, "LoRA rank."),
     _number("--lora-alpha", int, "LoRA alpha; adapters are scaled by alpha / rank."),
     _number("--lora-dropout", float, "LoRA dropout."),
+    click.option(
+        "--merge/--no-merge",
+        default=True,
+        help="Merge the adapters into the model, or store them alone.  [default: merge]",
+    ),
 )
 @option_group(
     "Job",
@@ -139,8 +151,10 @@ def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str |
     TRAIN is a .csv, .tsv, .jsonl, .json, .parquet or .txt file with a text and a label in each row, - for standard
     input, a URL such as s3://bucket/reviews/*.parquet, or a dataset on the Hub such as hf:NAME or hf:NAME:SPLIT, which
     the worker loads. Labels are words or integers (classes), decimal numbers (regression), or lists (several classes
-    per example). For embedding, a row is a pair (anchor, positive, and perhaps negative) or has a score (sentence1,
-    sentence2, score); for rerank a query, a document and a label.
+    per example). For text-generation the rows have a text, a prompt and a completion, messages (a chat, of which the
+    assistant's words are learned), or a prompt with a chosen and a rejected answer (DPO). For embedding, a row is a
+    pair (anchor, positive, and perhaps negative) or has a score (sentence1, sentence2, score); for rerank, a query, a
+    document and a label.
 
     Prints the job id. The trained model is job:ID for `submit`, for another `finetune`, and for `models export`. A job
     that is submitted with it before the training has ended waits for that.
@@ -149,6 +163,7 @@ def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str |
       producer finetune reviews.csv --model bert-base-uncased --eval-split 0.1
       producer finetune tags.jsonl --task token-classification -m xlm-roberta-base
       producer finetune domain.txt --task fill-mask -m roberta-base --epochs 1
+      producer finetune chats.jsonl --task text-generation -m Qwen/Qwen3-0.6B --lora
       producer finetune questions.jsonl --task embedding -m sentence-transformers/all-MiniLM-L6-v2
       producer submit --task text-classification --model job:ID new.txt
 

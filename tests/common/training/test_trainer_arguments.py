@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from sentence_transformers import SentenceTransformerTrainingArguments
+from sentence_transformers import CrossEncoderTrainingArguments, SentenceTransformerTrainingArguments
 from transformers import TrainingArguments
+from trl import DPOConfig, SFTConfig
 
 from common.errors import ModelError, UsageError
 from common.params import parse_params
@@ -17,7 +18,10 @@ from workers.training.trainer.arguments import _check_fields
 
 #: Free text: options of an optimizer, and a pattern of the names of layers.
 TEXTS = {"optim_args", "optim_target_modules"}
-FIELDS = sorted({field.name for field in dataclasses.fields(TrainingArguments)} - FORBIDDEN.keys())
+CLASSES = (
+    TrainingArguments, SFTConfig, DPOConfig, SentenceTransformerTrainingArguments, CrossEncoderTrainingArguments,
+)  # fmt: skip
+FIELDS = sorted({field.name for kind in CLASSES for field in dataclasses.fields(kind)} - FORBIDDEN.keys())
 
 
 def decode(**arguments: Json) -> TrainingOptions:
@@ -37,6 +41,15 @@ def test_no_field_takes_a_path(name: str, tmp_path: Path):
             continue
         with pytest.raises(UsageError, match=f"-p {name}= must be"):
             decode(**{name: value})
+
+
+def test_fields_of_trl_are_for_conversations_alone():
+    options = TrainingOptions.decode({"arguments": {"beta": 0.2, "loss_type": "ipo", "precompute_ref_log_probs": True}})
+    _check_fields(options.arguments, DPOConfig)
+    with pytest.raises(ModelError, match="SFTConfig has no field of that name"):
+        _check_fields({"beta": 0.2}, SFTConfig)
+    with pytest.raises(ModelError, match="TrainingArguments has no field"):
+        _check_fields({"beta": 0.2})
 
 
 def test_a_field_for_an_object_takes_no_text():
@@ -61,7 +74,7 @@ def test_a_json_argument_is_read_as_transformers_reads_it(tmp_path: Path):
 
 def test_every_default_of_transformers_is_taken(tmp_path: Path):
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True).to_dict()
-    for name in FIELDS:
+    for name in arguments.keys() & FIELDS:
         if arguments[name] is not None or name not in (
             "dataloader_prefetch_factor",
             "ddp_bucket_cap_mb",
@@ -71,7 +84,7 @@ def test_every_default_of_transformers_is_taken(tmp_path: Path):
 
 
 def test_every_refused_field_exists():
-    assert FORBIDDEN.keys() <= {field.name for field in dataclasses.fields(SentenceTransformerTrainingArguments)}
+    assert FORBIDDEN.keys() <= {field.name for kind in CLASSES for field in dataclasses.fields(kind)}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import nn
 from workers.inference.loading import cpu_layers
 from workers.inference.loading.cpu_layers import Int8Linear, OneDnnLinear, quantize_int8, use_onednn_linear
 from workers.inference.loading.dtypes import in_full_precision
+from workers.inference.loading.linear_layers import FUSED_ACTIVATIONS
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 100}
 CONFIGS = {
@@ -51,7 +52,7 @@ def test_layers_and_the_activations_behind_them_are_replaced_and_outputs_stay(ki
     use_onednn_linear(model)
     layers = [module for module in model.modules() if isinstance(module, OneDnnLinear)]
     assert any(layer._activation in ("gelu", "swish", "relu") for layer in layers)
-    assert not any(type(module) in cpu_layers.FUSED_ACTIVATIONS for module in model.modules())
+    assert not any(type(module) in FUSED_ACTIVATIONS for module in model.modules())
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(output(model), expected, atol=tolerance, rtol=tolerance)
 
@@ -109,4 +110,4 @@ def test_a_model_in_int8_keeps_its_activations():
     model = model_of("bert")
     assert quantize_int8(model)
     assert any(isinstance(module, Int8Linear) for module in model.modules())
-    assert any(type(module) in cpu_layers.FUSED_ACTIVATIONS for module in model.modules())
+    assert any(type(module) in FUSED_ACTIVATIONS for module in model.modules())

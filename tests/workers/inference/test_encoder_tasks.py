@@ -3,6 +3,7 @@
 Both are compared with transformers itself in `test_parity` and `test_pipeline_tasks`.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,6 +139,24 @@ def test_mixed_records_give_what_the_pipeline_gives(pairs, task, model, mask, pa
     assert_equal(found, expected)
     assert any(outcome.truncated for outcome in found)
     assert sum(outcome.failure is not None for outcome in found) < 50
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("regression", 1),
+        ("regression", 3),
+        ("multi_label_classification", 3),
+        ("single_label_classification", 3),
+        (None, 1),
+    ],
+)
+def test_scores_are_made_of_logits_as_the_model_says(tmp_path, kind, labels):
+    model = tiny_models.classifier(tmp_path, ("bad", "good", "so-so")[:labels])
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "problem_type": kind}))
+    for params in ({}, {"top_k": 2}):
+        assert_same_as_pipeline("text-classification", model, TEXTS[:6], **params)
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_half_precision_halves_the_memory(bert):
 
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(ModelError, match="bfloat16") as caught:
-        resolve_dtype("float8", "cpu")
+        resolve_dtype("float4", "cpu")
     assert caught.value.code == "bad_param"
 
 

@@ -70,7 +70,10 @@ def _config(architecture: str, labels: int) -> transformers.PreTrainedConfig:
 
 @pytest.mark.parametrize(
     ("architecture", "task"),
-    [*itertools.product(PACKABLE, HEADS), ("ModernBert", "fill-mask"), ("ModernBert", "token-classification")],
+    [
+        *itertools.product(PACKABLE, HEADS),
+        *(("ModernBert", task) for task in ("fill-mask", "text-classification", "token-classification")),
+    ],
 )
 def test_packed_rows_give_what_padded_ones_give(tmp_path, architecture, task):
     runner = PipelineRunner(task, made(tmp_path, architecture, task), "cpu")

@@ -37,7 +37,7 @@ def test_pairs_are_cut_as_the_tokenizer_cuts_them(make: Callable[[Path], Any], s
         expected = tokenizer(pairs, truncation=True, max_length=limit, return_attention_mask=True)
         found = encode(tokenizer, pairs, limit)
         for name in expected:
-            assert [row.features[name] for row in found] == expected[name]
+            assert [row.features[name].tolist() for row in found] == expected[name]
         assert [row.truncated for row in found] == [bool(each.overflowing) for each in expected.encodings]
 
 

@@ -50,7 +50,7 @@ class Stages(Reporter):
         stages.append(text)
 try:
     found = resolve(sys.argv[1], sys.argv[2] or None, "fill-mask", ModelPolicy(), Stages())
-    answer = {"path": str(found.path), "commit": found.commit, "source": found.source}
+    answer = {"path": str(found.path), "commit": found.commit, "source": found.source, "adapter": str(found.adapter)}
 except CodedError as error:
     answer = {"error": type(error).__name__, "code": error.code, "message": error.message}
 print(json.dumps({**answer, "stages": stages}))
@@ -239,14 +239,23 @@ def test_a_gated_model_says_that_it_wants_a_token(hub: HubServer, client: Client
     assert "HF_TOKEN" in found["message"]
 
 
-@pytest.mark.parametrize(
-    ("name", "code"), [("pytorch_model.bin", "unsafe_weights"), ("adapter_config.json", "adapter_only")]
-)
-def test_what_may_not_be_opened_is_not_downloaded(hub: HubServer, client: Client, name: str, code: str):
-    hub.add("owner/bad", {"config.json": b"{}", name: b"x"})
+def test_what_may_not_be_opened_is_not_downloaded(hub: HubServer, client: Client):
+    hub.add("owner/bad", {"config.json": b"{}", "pytorch_model.bin": b"x"})
     found = client.resolve("owner/bad")
-    assert (found["error"], found["code"]) == ("ModelError", code)
+    assert (found["error"], found["code"]) == ("ModelError", "unsafe_weights")
     assert not any("resolve" in request for request in hub.requests)
+
+
+def test_an_adapter_brings_its_base(hub: HubServer, client: Client):
+    hub.add("owner/model", FILES)
+    config = {"peft_type": "LORA", "base_model_name_or_path": "owner/model"}
+    hub.add("owner/adapter", {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": b"x"})
+    found = client.resolve("owner/adapter")
+    assert {path.name for path in Path(found["adapter"]).iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors"
+    }  # fmt: skip
+    assert (Path(found["path"]) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert found["commit"] == Path(found["adapter"]).name
 
 
 def test_a_passing_fault_of_the_hub_is_tried_again(hub: HubServer, client: Client):

@@ -1,5 +1,6 @@
 """Which names a worker resolves, and which it refuses; nothing here asks the Hub."""
 
+import json
 import os
 import resource
 from dataclasses import replace
@@ -157,9 +158,30 @@ def test_pickle_weights_are_refused_unless_the_worker_allows_them(roots: Path, p
     assert resolve(model, None, "fill-mask", replace(policy, load=LoadOptions(allow_pickle=True))).path == Path(model)
 
 
-def test_an_adapter_is_refused_since_it_names_another_model(roots: Path, policy: ModelPolicy):
-    (roots / "good" / "adapter_config.json").write_text('{"base_model_name_or_path": "/etc"}')
-    assert _refused(str(roots / "good"), policy) == "adapter_only"
+def _adapter(directory: Path, base: str | None, kind: str = "LORA") -> str:
+    _model(directory, "adapter_model.safetensors")
+    config = {"peft_type": kind, "base_model_name_or_path": base}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    return str(directory)
+
+
+def test_the_base_of_an_adapter_is_checked_like_any_model(roots: Path, policy: ModelPolicy):
+    base = _model(roots / "base", "model.safetensors")
+    found = resolve(_adapter(roots / "one", str(base)), None, "fill-mask", policy)
+    assert (found.model, found.path, found.adapter, found.base) == (
+        str(roots / "one"), base, roots / "one", str(base)
+    )  # fmt: skip
+    assert _refused(_adapter(roots / "two", "/etc"), policy) == "model_not_allowed"
+    assert _refused(_adapter(roots / "three", str(roots / "one")), policy) == "adapter_only"
+    assert _refused(_adapter(roots / "four", None), policy) == "adapter_only"
+    assert _refused(_adapter(roots / "five", "../base"), policy) == "model_not_found"
+    assert _refused(_adapter(roots / "six", str(base), "XLORA"), policy) == "adapter_unsupported"
+    pickled = _model(roots / "seven", "pytorch_model.bin")
+    assert _refused(_adapter(roots / "eight", str(pickled)), policy) == "unsafe_weights"
+    with pytest.raises(ModelError, match="nine is an adapter of owner/model: This worker does not serve owner/model"):
+        resolve(
+            _adapter(roots / "nine", "owner/model"), None, "fill-mask", replace(policy, patterns=("google-bert/*",))
+        )
 
 
 def test_a_policy_comes_from_the_settings_and_passes_to_the_device():

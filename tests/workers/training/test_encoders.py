@@ -208,14 +208,16 @@ def test_a_run_resumed_from_a_checkpoint_has_the_same_weights(
     kind: str, lora: bool, base: Path, tmp_path: Path
 ) -> None:
     often = {"save_strategy": "steps", "save_steps": 5, "load_best_model_at_end": False, "save_total_limit": 9}
-    whole = run(tmp_path / "1-1-a", base, kind, epochs=2, lora=lora, arguments=often, max_length=32)
+    options: dict[str, Any] = {"epochs": 2, "lora": lora, "max_length": 32, "report_to": ["tensorboard"]}
+    whole = run(tmp_path / "1-1-a", base, kind, arguments=often, **options)
     steps = train_here(whole)["steps"]
     later = steps * 3 // 4 // 5 * 5  # within the second epoch
-    again = run(tmp_path / "1-2-b", base, kind, epochs=2, lora=lora, arguments=often, max_length=32)
+    again = run(tmp_path / "1-2-b", base, kind, arguments=often, **options)
     assert later > steps / 2
     assert train_here(replace(again, checkpoint=f"{whole.work_dir}/checkpoint-{later}"))["steps"] == steps
     same(weights(again.model_dir), weights(whole.model_dir))
     assert not any("lora" in name for name in weights(again.model_dir))
+    assert len(list(again.model_dir.glob("runs/*/events*"))) == 2  # TensorBoard's, of both attempts
     assert json.loads((again.model_dir / "tokenizer_config.json").read_text())["model_max_length"] == 64
 
 
@@ -310,6 +312,13 @@ def test_the_library_is_named_where_it_is_missing(base: Path, tmp_path: Path, mo
     with pytest.raises(WorkerError, match=r"worker,sentence-transformers") as caught:
         train_here(run(tmp_path / "work", base, "pairs"))
     assert caught.value.code == "missing_library"
+
+
+def test_an_adapter_is_no_model_to_start_from(base: Path, tmp_path: Path) -> None:
+    config = run(tmp_path / "work", base, "pairs")
+    with pytest.raises(ModelError, match="is an adapter") as caught:
+        train_here(replace(config, load=replace(config.load, adapter=str(tmp_path))))
+    assert caught.value.code == "adapter_unsupported"
 
 
 def test_a_model_without_its_weights_is_refused(base: Path, tmp_path: Path) -> None:

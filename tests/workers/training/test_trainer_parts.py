@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 import shutil
 import threading
 from dataclasses import replace
@@ -200,7 +201,9 @@ def test_a_base_model_that_lacks_more_than_its_head_is_refused(tmp_path: Path) -
 
 def test_a_launch_leaves_no_thread_behind(tmp_path: Path) -> None:
     before = set(threading.enumerate())
-    with Launch(tmp_path / "run_config.json", tmp_path / "s", tmp_path / "log", cuda=False, processes=1) as launch:
+    with Launch(
+        tmp_path / "run_config.json", tmp_path / "s", tmp_path / "log", cuda=False, processes=1, env=os.environ
+    ) as launch:
         launch.kill()
     wait_until(lambda: set(threading.enumerate()) <= before, 10, "the end of the threads")
 

@@ -75,6 +75,7 @@ class LoadedModel:
             "model": self.model,
             "commit": self.resolved.commit if self.resolved else None,
             "source": self.resolved.source if self.resolved else None,
+            **({"base_model": self.resolved.base} if self.resolved and self.resolved.base else {}),
             "device": self.device,
             **({"engine": TRANSFORMERS, "engine_refused": self.engine_refused} if self.engine_refused else {}),
             **self.runner.run_info(),
@@ -228,7 +229,12 @@ class ModelCache:
 
     def _load(self, task: str, resolved: ResolvedModel | None, options: LoadOptions, reporter: Reporter) -> LoadedModel:
         kind = _find_runner(task, options.engine)
-        needed = weight_bytes(resolved.path) if resolved else 0
+        needed = 0
+        if resolved is not None:
+            needed = weight_bytes(resolved.path)
+            if resolved.adapter is not None:
+                needed += weight_bytes(resolved.adapter)
+                options = replace(options, adapter=str(resolved.adapter))
         title = resolved.model if resolved else task
         if needed:
             title += f" ({human_size(needed)})"
@@ -335,7 +341,7 @@ def _source_key(task: str, spec: JobSpec) -> tuple[str | None, ...]:
 
 
 def _cache_key(task: str, resolved: ResolvedModel | None, options: LoadOptions) -> str:
-    return f"{task} {resolved.path if resolved else None} {options}"
+    return f"{task} {resolved and resolved.path} {resolved and resolved.adapter} {options}"
 
 
 #: The extra that decodes the files of a task, by their kind.
@@ -363,7 +369,14 @@ def _construct_runner(
 ) -> Runner | None:
     """Return the loaded runner; None if memory ran out, and then all that the attempt held is free again."""
     try:
-        return kind.load(task, resolved.path if resolved else None, device, options)
+        runner = kind.load(task, resolved.path if resolved else None, device, options)
+        if resolved is not None and not runner.has_adapter(options.adapter):
+            raise ModelError(
+                "adapter_unsupported",
+                f"{resolved.model} is an adapter, and {task} runs its base, {resolved.base}, in a way that knows none. "
+                "Merge it into its base (peft: merge_and_unload) and save that.",
+            )
+        return runner
     except (CodedError, Cancelled, EngineRefusal):
         raise
     except Exception as error:  # a boundary: a runner loads whatever files it was given

@@ -108,6 +108,10 @@ class Runner(ABC):
         """
         return False
 
+    def has_adapter(self, directory: str) -> bool:
+        """Return whether its model was loaded with the adapter in a directory; "" for none."""
+        return not directory
+
     def refusal(self, params: Mapping[str, Json]) -> str | None:
         """Return which of these parameters only a runner without an engine can follow; None if this one follows all.
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import jinja2
+import numpy as np
+from numpy.typing import NDArray
 
 from common.errors import ModelError
 from common.records import Json
@@ -21,7 +23,7 @@ class ChatTemplateEncoder:
     def __init__(self, tokenizer: Any, config: ChatTemplateConfig) -> None:
         self._tokenizer = tokenizer
         self._config = config
-        self._suffixes: dict[str, list[int]] = {}  #: by prompt
+        self._suffixes: dict[str, NDArray[np.int64]] = {}  #: by prompt
 
     def encode(self, texts: Sequence[str], prompt: str, limit: int | None) -> list[TokenizedText]:
         """Return the tokenized texts, each as a user message after the prompt as a system message.
@@ -53,12 +55,14 @@ class ChatTemplateEncoder:
         if prompt not in self._suffixes:
             self._suffixes[prompt] = self._find_suffix(prompt)
         ids, suffix = row.features["input_ids"], self._suffixes[prompt][-len(row) :]
-        return replace(row, features={**row.features, "input_ids": ids[: len(ids) - len(suffix)] + suffix})
+        return replace(
+            row, features={**row.features, "input_ids": np.concatenate([ids[: len(ids) - len(suffix)], suffix])}
+        )
 
-    def _find_suffix(self, prompt: str) -> list[int]:
+    def _find_suffix(self, prompt: str) -> NDArray[np.int64]:
         """Return the tokens that the template writes after the text."""
         texts = [self._render(filler, prompt) for filler in _FILLERS]
         one, other = (row.features["input_ids"] for row in encode(self._tokenizer, texts, None, special=False))
         shortest = min(len(one), len(other))
         count = next((n for n in range(shortest) if one[-1 - n] != other[-1 - n]), shortest)
-        return one[len(one) - count :] if 0 < count < shortest else []
+        return one[len(one) - (count if count < shortest else 0) :]

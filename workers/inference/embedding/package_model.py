@@ -16,20 +16,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.distribution import install_command, installed_version, missing_libraries
-from common.errors import CodedError, ModelError, WorkerError, first_line
+from common.distribution import installed_version, missing_libraries
+from common.errors import CodedError, ModelError, first_line
 from common.records import Json
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.embedding.module_files import check_module_files, tokenizer_files
 from workers.inference.embedding.prompts import QUERY, Prompts
-from workers.inference.loading.dtypes import AUTO, INT8, dtype_name, resolve_dtype, to_device
+from workers.inference.loading.dtypes import AUTO, FLOAT8, INT8, dtype_name, resolve_dtype, to_device
 from workers.inference.loading.loader import (
     LOAD_ERRORS,
     ModelSource,
     check_complete,
     lacking_weights,
     memory_bytes,
+    missing_library,
     silence_transformers,
 )
 from workers.inference.loading.outputs_match import outputs_match
@@ -183,19 +184,18 @@ def check_installed(what: str) -> None:
         WorkerError: `missing_library`.
     """
     if missing_libraries(["sentence_transformers"]):
-        command = install_command("worker,sentence-transformers")
-        raise WorkerError("missing_library", f"{what}, which is not installed. Install it: {command}.")
+        raise missing_library(f"{what}, which is not installed", "sentence-transformers")
 
 
 def _load(kind: str, source: ModelSource, device: str) -> Any:
     options = source.options
     insists = options.dtype != AUTO
     chosen = options.dtype if insists else options.default_dtype
-    model, parts = open_model(kind, source, resolve_dtype(chosen, device))
+    model, parts = open_model(kind, source, resolve_dtype(chosen, device, insists=insists))
     for part in parts:
         to_device(part, chosen, device, insists=insists)
-    if not parts and insists and chosen == INT8:
-        raise ModelError("bad_param", "dtype=int8 is for transformers; this model has none.")
+    if not parts and insists and chosen in (INT8, FLOAT8):
+        raise ModelError("bad_param", f"dtype={chosen} is for transformers; this model has none.")
     return model.to(device).eval().requires_grad_(False)
 
 

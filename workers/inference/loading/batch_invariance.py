@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -23,7 +24,7 @@ from workers.inference.loading.outputs_match import outputs_match
 
 logger = logging.getLogger(__name__)
 
-#: A tokenized text: a mapping from the model's arguments to lists, or to tensors of shape (1, tokens, ...).
+#: A tokenized text: a mapping from the model's arguments to arrays, or to tensors of shape (1, tokens, ...).
 Features = Any
 #: Runs one batch; returns the outputs of each row, without those of padding.
 Run = Callable[[Sequence[Features]], Sequence[Sequence[Tensor]]]
@@ -156,8 +157,8 @@ def _pick(row: Features, positions: Sequence[int]) -> Features:
     return {
         name: value[:, list(positions)]
         if isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == tokens
-        else [value[position] for position in positions]
-        if isinstance(value, list) and len(value) == tokens
+        else value[list(positions)]
+        if isinstance(value, np.ndarray) and len(value) == tokens
         else value
         for name, value in row.items()
     }

@@ -1,26 +1,19 @@
 """Faster linear layers for CPUs: drop-in replacements by oneDNN, and int8 quantization.
 
-Replaced layers are tried on the model's dummy inputs, and restored if the model fails or its outputs differ, such
-as an architecture that reads its layers' weights itself.
-
 `OneDnnLinear` becomes obsolete once torch's own `nn.Linear` is as fast (`onednn_is_faster` is then False), `Int8Linear`
 once torch quantizes inputs by token (`quantize_dynamic` of 2.x has one scale for a batch).
 """
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation, SiLUActivation
-from transformers.pytorch_utils import Conv1D
 
-from workers.inference.core.fallbacks import count_fallback
+from workers.inference.loading.linear_layers import replace_layers
 from workers.inference.loading.outputs_match import outputs_match
 
 logger = logging.getLogger(__name__)
@@ -29,16 +22,6 @@ logger = logging.getLogger(__name__)
 PROBE_SHAPE = (256, 384, 1536)
 #: How much faster a replacement must be to be used.
 _MIN_SPEEDUP = 1.05
-#: Activations that oneDNN applies to a product: its name and algorithm for each
-#: (torch/_inductor/fx_passes/mkldnn_fusion.py). GPT-2's `gelu_new` is eight passes over memory in transformers.
-FUSED_ACTIVATIONS: dict[type[nn.Module], tuple[str, str]] = {
-    GELUActivation: ("gelu", "none"),
-    GELUTanh: ("gelu", "tanh"),
-    NewGELUActivation: ("gelu", "tanh"),
-    SiLUActivation: ("swish", ""),
-    nn.SiLU: ("swish", ""),
-    nn.ReLU: ("relu", ""),
-}
 
 
 class OneDnnLinear(nn.Module):  # type: ignore[misc]
@@ -107,92 +90,14 @@ def use_onednn_linear(model: Any) -> None:
     """
     if not onednn_is_faster(model.dtype):
         return
-    if not any(_replace_layers(model, OneDnnLinear, exact=True, fuse=fuse) for fuse in (True, False)):
+    replace = partial(replace_layers, model, OneDnnLinear, name="cpu_layers", agrees=outputs_match)
+    if not any(replace(head=partial(OneDnnLinear, pack=False), fuse=fuse) for fuse in (True, False)):
         logger.info("%s keeps its own linear layers: outputs with oneDNN differ", type(model).__name__)
 
 
 def quantize_int8(model: Any) -> bool:
     """Compute the linear layers of `model` in int8; return False, and leave it unchanged, if that fails."""
-    return _replace_layers(model, Int8Linear, exact=False, fuse=False)
-
-
-def _replace_layers(model: Any, kind: Callable[..., nn.Module], *, exact: bool, fuse: bool) -> bool:
-    """Replace each linear layer by one of another kind.
-
-    The output layer keeps its weight, which can be that of the embeddings, as it is; it is not rounded.
-
-    Args:
-        model: changed in place, and restored if the new layers fail or the outputs differ.
-        kind: makes a layer of weight, bias and, to fuse, activation.
-        exact: whether the model's output must stay the same.
-        fuse: whether the new layers take over the activations that follow them.
-
-    Returns:
-        Whether any layer was replaced.
-    """
-    replaced: list[tuple[nn.Module, str, nn.Module]] = []  # parent module, attribute name, original module
-
-    def replace(parent: nn.Module, name: str, module: nn.Module) -> None:
-        replaced.append((parent, name, getattr(parent, name)))
-        setattr(parent, name, module)
-
-    try:
-        head = model.get_output_embeddings()
-        with _traced(model) as followed_by:
-            expected = _dummy_output(model)
-        activations = followed_by() if fuse else {}
-        for parent, name, layer in list(_children(model, nn.Linear, Conv1D)):
-            weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-            if layer is not head:
-                fused = [FUSED_ACTIVATIONS[type(activations[layer])]] if layer in activations else []
-                replace(parent, name, kind(weight.t() if isinstance(layer, Conv1D) else weight, bias, *fused))
-            elif exact:
-                replace(parent, name, OneDnnLinear(weight, bias, pack=False))
-        for parent, name, activation in list(_children(model, *FUSED_ACTIVATIONS)):
-            if activation in activations.values():
-                replace(parent, name, nn.Identity())
-        found = _dummy_output(model)
-        if not exact or outputs_match(found, expected):
-            return bool(replaced)
-    except Exception as error:  # any architecture may be loaded, and may raise anything
-        logger.debug("%s fails with %s", type(model).__name__, kind, exc_info=True)
-        count_fallback("cpu_layers", error)
-    for parent, name, module in replaced:
-        setattr(parent, name, module)
-    return False
-
-
-@contextmanager
-def _traced(model: nn.Module) -> Iterator[Callable[[], dict[nn.Module, nn.Module]]]:
-    """Watch the calls of `model` in the block; yield a function that returns the layers followed by an activation.
-
-    It returns those whose outputs went into the same activation at each call, if that had no other inputs.
-    """
-    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by id; holding them keeps the ids unique
-    calls: Counter[nn.Module] = Counter()
-    pairs: Counter[tuple[nn.Module, nn.Module]] = Counter()
-
-    def note_output(layer: nn.Module, _: Any, output: Tensor) -> None:
-        calls[layer] += 1
-        outputs[id(output)] = layer, output
-
-    def note_input(activation: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls[activation] += 1
-        if inputs and id(inputs[0]) in outputs:
-            pairs[outputs[id(inputs[0])][0], activation] += 1
-
-    hooks = [layer.register_forward_hook(note_output) for _, _, layer in _children(model, nn.Linear, Conv1D)]
-    hooks += [act.register_forward_pre_hook(note_input) for _, _, act in _children(model, *FUSED_ACTIVATIONS)]
-    try:
-        yield lambda: {
-            layer: activation
-            for (layer, activation), count in pairs.items()
-            if count == calls[layer]
-            and calls[activation] == sum(n for (_, act), n in pairs.items() if act is activation)
-        }
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return replace_layers(model, Int8Linear, name="cpu_layers", agrees=lambda *_: True)
 
 
 @cache
@@ -249,22 +154,6 @@ def best_seconds(*calls: Callable[[], object], rounds: int = 20) -> list[float]:
             call()
             seconds.append(time.perf_counter() - started)
     return [min(seconds) for seconds in found]
-
-
-def _children(module: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """Yield the modules of these very types below `module`, each with its parent and name there."""
-    for name, child in module.named_children():
-        if type(child) in kinds:
-            yield module, name, child
-        else:
-            yield from _children(child, *kinds)
-
-
-def _dummy_output(model: Any) -> Tensor:
-    """Return the model's first output for its dummy inputs."""
-    with torch.inference_mode():
-        output = model(**model.dummy_inputs)
-    return next(value for value in output.values() if isinstance(value, Tensor))
 
 
 def _pack(weight: Tensor) -> Tensor:

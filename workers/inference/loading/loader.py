@@ -1,8 +1,8 @@
 """Model loading: models, tokenizers and processors from a local directory only.
 
 Every runner loads its model here, so that the rules hold for all: local files only; safetensors only and no code from
-the model's repository, unless the worker was started with other options; no base model that an adapter names; and no
-randomly initialized weights (transformers only warns when it initializes a missing head).
+the model's repository, unless the worker was started with other options; no base model but that which the resolver
+found for an adapter; and no randomly initialized weights (transformers only warns when it initializes a missing head).
 """
 
 import re
@@ -24,7 +24,8 @@ from workers.inference.core.device_errors import is_out_of_memory
 from workers.inference.core.runner import Runner
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.generation.limits import cap_model_config
-from workers.inference.loading.dtypes import AUTO, dtype_name, resolve_dtype, to_device
+from workers.inference.loading.adapters import add_adapter, head_size, share_weights, supplied_weights
+from workers.inference.loading.dtypes import AUTO, INT8, dtype_name, resolve_dtype, to_device
 from workers.models.file_references import (
     CONFIG,
     PROCESSOR_CONFIGS,
@@ -72,6 +73,11 @@ class ModelSource:
             raise ModelError("model_not_found", f"{task} needs a model: pass one with --model.")
         return cls(model, options)
 
+    @property
+    def adapter(self) -> Path | None:
+        """The directory of the adapter that the model is loaded with."""
+        return Path(self.options.adapter) if self.options.adapter else None
+
     def inside(self, directory: Path) -> "ModelSource":
         """Return the same options for another directory, one within this."""
         return replace(self, directory=directory)
@@ -95,9 +101,13 @@ def load_model(auto_class: Any, source: ModelSource, device: str, *, ignore_miss
     options = source.options
     insists = options.dtype != AUTO
     chosen = options.dtype if insists else options.default_dtype
-    wanted = resolve_dtype(chosen, device)
+    wanted = resolve_dtype(chosen, device, insists=insists)
     check_directory(source)
     check_own_code(source, [CONFIG], "AutoConfig", auto_class.__name__)
+    if source.adapter and options.dtype == INT8:
+        raise ModelError("bad_param", "dtype=int8 is not available for adapters: leave it out.")
+    supplied = supplied_weights(source.adapter) if source.adapter else {}
+    values = head_size(load_config(source), auto_class.__name__, supplied) if supplied else {}
     try:
         model, info = auto_class.from_pretrained(
             source.directory,
@@ -106,17 +116,24 @@ def load_model(auto_class: Any, source: ModelSource, device: str, *, ignore_miss
             use_safetensors=None if options.allow_pickle else True,  # None: safetensors where there are any
             trust_remote_code=source.options.runs_code,
             output_loading_info=True,
+            **values,
         )
     except LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise
         raise _explained(auto_class, source.directory, error) from error
-    lacking = lacking_weights(model, info["missing_keys"])
+    lacking = [name for name in lacking_weights(model, info["missing_keys"]) if name not in supplied]
     invented = [name for name in lacking if any(re.search(pattern, name) for pattern in ignore_missing)]
     check_complete(model, [name for name in lacking if name not in invented], source.directory)
     model.invented_weights = invented
+    if source.adapter:
+        model = add_adapter(model, source.adapter)
+        model.adapter_directory = options.adapter
     cap_model_config(model, options.max_new_tokens)
-    return to_device(model, chosen, device, insists=insists)
+    model = to_device(model, chosen, device, insists=insists)
+    if source.adapter:
+        share_weights(model, f"{source.directory} {auto_class.__name__} {chosen} {device}")
+    return model
 
 
 def invented_weights(model: Any) -> list[str]:
@@ -170,8 +187,10 @@ def load_tokenizer(source: ModelSource) -> Any:
         ModelError: `model_not_found`, `not_a_model`, `no_tokenizer`.
     """
     silence_transformers()
-    directory = source.directory
     check_directory(source)
+    if source.adapter and (source.adapter / TOKENIZER_CONFIG).is_file():
+        source = source.inside(source.adapter)
+    directory = source.directory
     check_own_code(source, [TOKENIZER_CONFIG, CONFIG], "AutoTokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -254,7 +273,8 @@ def check_directory(source: ModelSource) -> None:
     if not has_weights(names):
         raise ModelError("not_a_model", f"{directory} has no weights: expected model.safetensors.")
     check_downloaded(directory)
-    check_references(directory, allow_pickle=source.options.allow_pickle, allow_code=source.options.runs_code)
+    for path in filter(None, (directory, source.adapter)):
+        check_references(path, allow_pickle=source.options.allow_pickle, allow_code=source.options.runs_code)
 
 
 def check_own_code(source: ModelSource, names: Sequence[str], *classes: str) -> None:
@@ -281,6 +301,10 @@ class ModelRunner(Runner):
     def is_deterministic(self, params: Mapping[str, Json]) -> bool:
         """Return True: forward passes are deterministic."""
         return True
+
+    def has_adapter(self, directory: str) -> bool:
+        """Return whether the model was loaded with the adapter in a directory."""
+        return getattr(self._model, "adapter_directory", "") == directory
 
     def memory_bytes(self) -> int:
         """Return the bytes of the model's parameters and buffers."""

@@ -38,7 +38,15 @@ from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.tasks.static_embedding import StaticEmbeddingRunner
 from workers.inference.tasks.vector_runner import VectorParams, VectorRunner
 from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, supports_varlen_kernel, unpack
-from workers.inference.text.tokenization import TokenizedText, accepted_features, encode, lower_case, on_device, pad
+from workers.inference.text.tokenization import (
+    TokenFeatures,
+    TokenizedText,
+    accepted_features,
+    encode,
+    lower_case,
+    on_device,
+    pad,
+)
 from workers.inference.text.truncation import configured_token_limit
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
@@ -144,10 +152,10 @@ class EmbeddingRunner(PackingRunner, VectorRunner):
                 "Use an encoder, or a decoder-only model.",
             ) from error
 
-    def _trial_rows(self) -> list[dict[str, list[int]]]:
+    def _trial_rows(self) -> list[TokenFeatures]:
         return [row.features for row in self._encode(cast("Sequence[str]", samples(self._task)))]
 
-    def _trial(self, rows: Sequence[Mapping[str, Any]]) -> list[list[torch.Tensor]]:
+    def _trial(self, rows: Sequence[TokenFeatures]) -> list[list[torch.Tensor]]:
         hidden = self._hidden(pad(rows, self._tokenizer, self._device)).to(self._model.dtype)
         return [[state[: len(row["input_ids"])]] for state, row in zip(hidden, rows, strict=True)]
 
@@ -182,7 +190,7 @@ class EmbeddingRunner(PackingRunner, VectorRunner):
         if self._config.include_prompt or not prompt or self._messages:  # all tokens of a chat are pooled
             return 0
         ids = self._encode([prompt])[0].features["input_ids"]
-        return len(ids) - int(bool(ids) and ids[-1] in self._tokenizer.all_special_ids)
+        return len(ids) - int(len(ids) > 0 and ids[-1] in self._tokenizer.all_special_ids)
 
     def _dimension(self, pooling: tuple[str, ...]) -> int:
         """Return the length of a vector before truncation."""

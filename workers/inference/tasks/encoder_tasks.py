@@ -6,13 +6,16 @@ Where both give the same, `workers.inference.tasks.pipeline_runner` takes the ba
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import pipelines as hf
+from transformers.pipelines.text_classification import ClassificationFunction, sigmoid, softmax
 
 from common.errors import ModelError, RecordError
 from common.records import Failure, Json
@@ -28,6 +31,12 @@ from workers.inference.text.truncation import ModelInputs, token_count, truncate
 logger = logging.getLogger(__name__)
 
 _MASKS = ("[MASK]", "<mask>")
+#: What makes scores of logits.
+_FUNCTIONS: Mapping[Any, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+    ClassificationFunction.SIGMOID: sigmoid,
+    ClassificationFunction.SOFTMAX: softmax,
+    ClassificationFunction.NONE: lambda logits: logits,
+}
 _NO_MASK = "The text has no mask: expected {} in place of a word."
 _HYPOTHESIS = "This example is {}."
 
@@ -132,6 +141,7 @@ class TextClassification(EncoderTask):
     auto_class = "AutoModelForSequenceClassification"
     pipeline_only_params = frozenset({"truncation", "max_length"})
     first_tokens = True
+    gives_plain_values = True
 
     @property
     def can_batch(self) -> bool:
@@ -142,6 +152,34 @@ class TextClassification(EncoderTask):
         """Return a list of labels with their scores."""
         output = super().postprocess(rows, record, params)
         return output if "top_k" in params.params else [output]
+
+    def reduce(
+        self, logits: Sequence[Tensor], records: Sequence[PreparedRecord], params: PipelineParams
+    ) -> Sequence[Any] | PendingResult[Any]:
+        """Return for each text the numbers of the best labels and their scores, for all texts at once."""
+        function, count = self._function(params), params.postprocess.get("top_k", 1)
+
+        def best(host: Sequence[Tensor]) -> list[Any]:
+            scores = function(host[0].float().numpy())
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+            return list(zip(order.tolist(), np.take_along_axis(scores, order, axis=1).tolist(), strict=True))
+
+        return copy_to_host_async([torch.stack(list(logits))], best)
+
+    def postprocess_batch(self, rows: Sequence[Any], record: PreparedRecord, params: PipelineParams) -> Json:
+        """Return a list of labels with their scores."""
+        [(labels, scores)] = rows
+        names = self.pipe.model.config.id2label
+        return [{"label": names[label], "score": score} for label, score in zip(labels, scores, strict=True)]
+
+    def _function(self, params: PipelineParams) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        """Return what makes scores of logits, as the pipeline chooses it."""
+        config, chosen = self.pipe.model.config, params.postprocess.get("function_to_apply")
+        if chosen is None:
+            several = config.problem_type == "multi_label_classification" or config.num_labels == 1
+            chosen = ClassificationFunction.SIGMOID if several else ClassificationFunction.SOFTMAX
+            chosen = ClassificationFunction.NONE if config.problem_type == "regression" else chosen
+        return _FUNCTIONS[chosen]
 
 
 class FeatureExtraction(EncoderTask):
@@ -191,7 +229,7 @@ class TokenClassification(EncoderTask):
         text: TokenizedText = record.inputs[number]
         return {
             "logits": logits[None],
-            "input_ids": torch.tensor([text.features["input_ids"]]),
+            "input_ids": torch.from_numpy(text.features["input_ids"])[None],
             "offset_mapping": torch.tensor([text.encoding.offsets]),
             "special_tokens_mask": torch.tensor([text.encoding.special_tokens_mask]),
             "sentence": record.texts[number][0],
@@ -317,7 +355,7 @@ class FillMask(EncoderTask):
             logits = self.pipe.model(**inputs).logits[0]
         finally:
             hook.remove()
-        return list(logits.split([text.features["input_ids"].count(self._mask) for text in texts]))
+        return list(logits.split([len(self._masks_of(text)) for text in texts]))
 
     def reduce(
         self, logits: Sequence[Tensor], records: Sequence[PreparedRecord], params: PipelineParams
@@ -343,8 +381,8 @@ class FillMask(EncoderTask):
     def postprocess_batch(self, rows: Sequence[Any], record: PreparedRecord, params: PipelineParams) -> Json:
         """Return the words for the mask, or a list of such lists if there are several."""
         [(scores, tokens)] = rows
-        ids = record.inputs[0].features["input_ids"]
-        positions = [position for position, token in enumerate(ids) if token == self._mask]
+        ids = record.inputs[0].features["input_ids"].tolist()
+        positions = self._masks_of(record.inputs[0]).tolist()
         found: list[Json] = [
             [
                 {
@@ -364,10 +402,13 @@ class FillMask(EncoderTask):
         packed, longest = len(ids) == 1, ids.shape[1]
         positions, begin = [], 0
         for text in texts:
-            tokens = text.features["input_ids"]
-            positions += [begin + position for position, token in enumerate(tokens) if token == self._mask]
-            begin += len(tokens) if packed else longest
-        return on_device(torch.tensor(positions), str(ids.device))
+            positions.append(self._masks_of(text) + begin)
+            begin += len(text) if packed else longest
+        return on_device(torch.from_numpy(np.concatenate(positions)), str(ids.device))
+
+    def _masks_of(self, text: TokenizedText) -> NDArray[np.int64]:
+        """Return the positions of a text's masks."""
+        return np.flatnonzero(text.features["input_ids"] == self._mask)
 
     def _filled(self, ids: Sequence[int], position: int, token: int, *, skip_special: bool) -> str:
         filled = [*ids[:position], token, *ids[position + 1 :]]

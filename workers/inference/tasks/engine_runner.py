@@ -17,7 +17,7 @@ from workers.inference.core.device_errors import EngineDied
 from workers.inference.core.runner import PreparingRunner, RunMonitor
 from workers.inference.engines.interface import Continuation, Engine, EngineRefusal
 from workers.inference.engines.vllm_engine import VllmEngine
-from workers.inference.loading.dtypes import AUTO, INT8, resolve_dtype
+from workers.inference.loading.dtypes import AUTO, FLOAT8, INT8, resolve_dtype
 from workers.inference.loading.loader import ModelSource
 from workers.inference.tasks.engine_tasks import ENGINE_TASKS
 from workers.inference.tasks.pipeline_task import PreparedRecord, finish_record, prepare_record
@@ -58,8 +58,10 @@ class EngineRunner(PreparingRunner):
         source = ModelSource.of(task, model, options)
         chosen = options.default_dtype if options.dtype == AUTO else options.dtype
         dtype = resolve_dtype(chosen, device)
-        if chosen == INT8:
-            raise EngineRefusal("dtype=int8")
+        if chosen in (INT8, FLOAT8):
+            raise EngineRefusal(f"dtype={chosen}")
+        if source.adapter is not None:
+            raise EngineRefusal("the model is an adapter")
         self._dtype = str(dtype).removeprefix("torch.")
         self._task: Any = ENGINE_TASKS[find_task(task).name].of(source)
         self._lock = threading.Lock()  # its tokenizer's settings cannot change while another thread uses it

@@ -32,7 +32,7 @@ from workers.inference.loading.loader import ModelSource, load_model, load_token
 from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.text.fields import parse_fields
 from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, split_rows, supports_varlen_kernel
-from workers.inference.text.tokenization import check_text, encode, parse_inputs
+from workers.inference.text.tokenization import TokenFeatures, check_text, encode, parse_inputs, token_features
 from workers.inference.text.truncation import input_token_limit
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
@@ -70,7 +70,7 @@ class _Question:
 class _Window:
     """The input of one forward pass."""
 
-    features: dict[str, list[int]]
+    features: TokenFeatures
     encoding: Any  #: a tokenizers.Encoding: from tokens to words and characters
     context: Flags  #: which tokens belong to the context
     null: int | None  #: position of the token that means "no answer"
@@ -119,11 +119,11 @@ class QuestionAnsweringRunner(PackingRunner):
 
         return self._pack(agrees)
 
-    def _trial_rows(self) -> list[dict[str, list[int]]]:
+    def _trial_rows(self) -> list[TokenFeatures]:
         pairs = [(record.question, record.context) for record in map(_parse_question, samples(self._task))]
         return [row.features for row in encode(self._tokenizer, pairs, self._limit)]
 
-    def _trial(self, rows: Sequence[Mapping[str, Any]], packer: VarlenPacker | None = None) -> list[tuple[Tensor, ...]]:
+    def _trial(self, rows: Sequence[TokenFeatures], packer: VarlenPacker | None = None) -> list[tuple[Tensor, ...]]:
         lengths = [len(row["input_ids"]) for row in rows]
         return list(zip(*(split_rows(part, lengths) for part in self._scores(rows, packer)), strict=True))
 
@@ -211,18 +211,16 @@ class QuestionAnsweringRunner(PackingRunner):
             max_length=tokens,
             stride=stride,
             return_overflowing_tokens=True,
-            return_attention_mask=True,
+            return_attention_mask=False,
         )
         owners = batch.pop("overflow_to_sample_mapping")
-        return [
-            (positions[owner], self._window({name: batch[name][row] for name in batch}, batch.encodings[row]))
-            for row, owner in enumerate(owners)
-        ]
+        rows = zip(owners, token_features(batch), batch.encodings, strict=True)
+        return [(positions[owner], self._window(features, encoding)) for owner, features, encoding in rows]
 
-    def _window(self, features: dict[str, list[int]], encoding: Any) -> _Window:
-        ids, cls = features["input_ids"], self._tokenizer.cls_token_id
+    def _window(self, features: TokenFeatures, encoding: Any) -> _Window:
+        classes = np.flatnonzero(features["input_ids"] == self._tokenizer.cls_token_id)
         context = np.array([sequence == int(self._question_first) for sequence in encoding.sequence_ids])
-        return _Window(features, encoding, context, ids.index(cls) if cls in ids else None)
+        return _Window(features, encoding, context, int(classes[0]) if len(classes) else None)
 
     def _logits(
         self, rows: Sequence[_Window]
@@ -236,7 +234,7 @@ class QuestionAnsweringRunner(PackingRunner):
 
         return copy_to_host_async(self._scores([row.features for row in rows], self._packer), by_window)
 
-    def _scores(self, rows: Sequence[Mapping[str, list[int]]], packer: VarlenPacker | None) -> list[Tensor]:
+    def _scores(self, rows: Sequence[TokenFeatures], packer: VarlenPacker | None) -> list[Tensor]:
         """Return the logits of starts and those of ends, of shape (windows, longest), or (1, tokens) packed."""
         with torch.inference_mode(), self.model_inputs(rows, packer) as inputs:
             output = self._model(**inputs)

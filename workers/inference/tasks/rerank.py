@@ -5,7 +5,7 @@ A model that is a classifier runs here; any other cross-encoder is run by the mo
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from workers.inference.loading.loader import ModelSource, load_model, load_token
 from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.tasks.pair_runner import Pair, PairRunner, RerankParams
 from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, supports_varlen_kernel
-from workers.inference.text.tokenization import TokenizedText, encode, lower_case
+from workers.inference.text.tokenization import TokenFeatures, TokenizedText, encode, lower_case
 from workers.inference.text.truncation import configured_token_limit
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
@@ -73,19 +73,19 @@ class RerankRunner(PackingRunner, PairRunner):
     def _logits(self, rows: Sequence[TokenizedText], params: RerankParams) -> Tensor:
         return self._forward([row.features for row in rows], self._packer)
 
-    def _forward(self, rows: Sequence[Mapping[str, list[int]]], packer: VarlenPacker | None) -> Tensor:
+    def _forward(self, rows: Sequence[TokenFeatures], packer: VarlenPacker | None) -> Tensor:
         with torch.inference_mode(), self.model_inputs(rows, packer) as inputs:
             logits: Tensor = self._model(**inputs).logits
             return logits
 
-    def _trial_rows(self) -> list[dict[str, list[int]]]:
+    def _trial_rows(self) -> list[TokenFeatures]:
         records = cast("Sequence[dict[str, Any]]", samples("rerank"))
         return self._probe([record["documents"][0] for record in records])
 
-    def _trial(self, rows: Sequence[Mapping[str, list[int]]]) -> list[list[Tensor]]:
+    def _trial(self, rows: Sequence[TokenFeatures]) -> list[list[Tensor]]:
         return [[row] for row in self._forward(rows, None)]
 
-    def _probe(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
+    def _probe(self, texts: Sequence[str]) -> list[TokenFeatures]:
         return [row.features for row in encode(self._tokenizer, [(PROBE_TEXTS[0], one) for one in texts], self._limit)]
 
     def _agrees(self, packer: VarlenPacker) -> bool:

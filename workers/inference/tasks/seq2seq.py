@@ -29,7 +29,15 @@ from workers.inference.generation.token_callback import token_callbacks
 from workers.inference.generation.translation import TranslationDirection, translation_direction
 from workers.inference.loading.batch_invariance import ensure_batch_invariance, next_token_logits
 from workers.inference.loading.loader import ModelRunner, ModelSource, load_model, load_tokenizer
-from workers.inference.text.tokenization import NO_TOKENS, check_text, encode, merge_outcomes, pad, parse_inputs
+from workers.inference.text.tokenization import (
+    NO_TOKENS,
+    TokenFeatures,
+    check_text,
+    encode,
+    merge_outcomes,
+    pad,
+    parse_inputs,
+)
 from workers.inference.text.truncation import input_token_limit
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
@@ -56,7 +64,7 @@ class _Seq2SeqParams:
 class _Row:
     """One tokenized text."""
 
-    features: dict[str, list[int]]
+    features: TokenFeatures
     truncated: bool
     seed: int
 
@@ -119,15 +127,15 @@ class Seq2SeqRunner(ModelRunner):
         parsed = self._parse(params)
         return not parsed.config.do_sample or parsed.seed is not None
 
-    def _trial_rows(self) -> list[dict[str, list[int]]]:
+    def _trial_rows(self) -> list[TokenFeatures]:
         return [
             row.features for row in encode(self._tokenizer, cast("Sequence[str]", samples(self._task)), self._limit)
         ]
 
-    def _trial(self, rows: Sequence[Mapping[str, Any]]) -> list[list[torch.Tensor]]:
+    def _trial(self, rows: Sequence[TokenFeatures]) -> list[list[torch.Tensor]]:
         return next_token_logits(self._model, self._inputs(rows), len(rows))
 
-    def _inputs(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def _inputs(self, rows: Sequence[TokenFeatures]) -> dict[str, torch.Tensor]:
         features = pad(rows, self._tokenizer, self._device)
         return {name: features[name] for name in ("input_ids", "attention_mask")}
 

@@ -98,7 +98,9 @@ class StaticEmbeddingRunner(VectorRunner):
 
     def _words(self, texts: Sequence[str]) -> list[TokenizedText]:
         found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [TokenizedText({"input_ids": one.ids}, truncated=False, encoding=one) for one in found]
+        return [
+            TokenizedText({"input_ids": np.array(one.ids, np.int64)}, truncated=False, encoding=one) for one in found
+        ]
 
     def _vectors(self, rows: Sequence[_Ids], params: VectorParams) -> Sequence[Any] | PendingResult[Any]:
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))

@@ -12,7 +12,7 @@ Needless once transformers itself runs any encoder on packed rows, `token_type_i
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ from transformers import AttentionInterface
 from common.records import Json
 from workers.inference.core.fallbacks import count_fallback
 from workers.inference.loading.loader import ModelRunner
-from workers.inference.text.tokenization import accepted_features, on_device, pad
+from workers.inference.text.tokenization import TokenFeatures, accepted_features, on_device, pad
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,8 @@ PROBE_TEXTS = (
     "Water",
     "It boils. " * 150,
 )
-#: The attribute of a base model that holds the encoder's layers.
+#: The attribute of a base model that holds the encoder's layers; a base model without it has no pooler behind them.
 _LAYERS = ("encoder", "transformer")
-
-TokenizedRow = Mapping[str, list[int]]
 
 
 def varlen_attention(
@@ -118,14 +116,14 @@ class VarlenPacker:
         self._first_tokens = first_tokens
 
     @contextmanager
-    def packed(self, rows: Sequence[TokenizedRow]) -> Iterator[dict[str, Any]]:
+    def packed(self, rows: Sequence[TokenFeatures]) -> Iterator[dict[str, Any]]:
         """Yield the model's arguments for these tokenized texts; while entered, the model attends by sequence."""
         lengths = [len(row["input_ids"]) for row in rows]
         begins = np.cumsum([0, *lengths])
         names = [name for name in rows[0] if name != "attention_mask"]
         columns = np.empty((len(names) + 1, begins[-1]), np.int64)  # all in one copy to the device
         for column, name in zip(columns, names, strict=False):
-            column[:] = np.fromiter(itertools.chain.from_iterable(row[name] for row in rows), np.int64, begins[-1])
+            np.concatenate([row[name] for row in rows], out=column)
         columns[-1] = _positions(lengths, begins) + self._position
         on_model = on_device(torch.from_numpy(columns), self._device)
         inputs: dict[str, Any] = {name: row[None] for name, row in zip((*names, "position_ids"), on_model, strict=True)}
@@ -142,7 +140,7 @@ class VarlenPacker:
             yield
             return
         base = self._model.base_model
-        layers = next(getattr(base, name) for name in _LAYERS if hasattr(base, name))
+        layers = next((getattr(base, name) for name in _LAYERS if hasattr(base, name)), base)
 
         def keep_first(_module: Any, _args: Any, output: Any) -> Any:
             output["last_hidden_state"] = output["last_hidden_state"][0, begins.long()][:, None]
@@ -191,7 +189,7 @@ class PackingRunner(ModelRunner):
         return super().run_info() | ({"attention": ATTENTION} if self._packer else {})
 
     @contextmanager
-    def model_inputs(self, rows: Sequence[TokenizedRow], packer: VarlenPacker | None) -> Iterator[dict[str, Any]]:
+    def model_inputs(self, rows: Sequence[TokenFeatures], packer: VarlenPacker | None) -> Iterator[dict[str, Any]]:
         """Yield the model's arguments for a batch of tokenized texts, packed by `packer` or padded."""
         names = accepted_features(rows[0], self._model)
         features = [{name: row[name] for name in names} for row in rows]

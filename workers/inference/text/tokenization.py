@@ -7,9 +7,12 @@ also for models that count positions from the first token.
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import normalizers
 
 from common.errors import RecordError
@@ -20,13 +23,15 @@ from workers.inference.text.truncation import truncate_pair
 T = TypeVar("T")
 #: A text, or one with its pair.
 TextOrPair = str | tuple[str, str | None]
+#: The numbers of a text's tokens, by the names of the model's arguments, each array as long as the text.
+TokenFeatures = dict[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
     """One tokenized text."""
 
-    features: dict[str, list[int]]  #: by the names of the model's arguments, each as long as the text
+    features: TokenFeatures
     truncated: bool
     encoding: Any = None  #: a tokenizers.Encoding, from a fast tokenizer: from tokens to words and characters
 
@@ -122,25 +127,43 @@ def _encode_kind(tokenizer: Any, texts: Sequence[TextOrPair], limit: int | None,
     """Return texts, or pairs, tokenized in one call."""
     own_truncation = isinstance(texts[0], tuple) and tokenizer.is_fast
     truncation = {} if limit is None or own_truncation else {"truncation": True, "max_length": limit}
-    batch = tokenizer(texts, padding=False, return_attention_mask=True, add_special_tokens=special, **truncation)
+    batch = tokenizer(texts, padding=False, return_attention_mask=False, add_special_tokens=special, **truncation)
+    encodings = batch.encodings or [None] * len(texts)
     rows = [
         TokenizedText(
-            {name: batch[name][row] for name in batch},
-            _was_truncated(tokenizer, texts[row], len(batch["input_ids"][row]), limit, special)
+            features,
+            _was_truncated(tokenizer, text, len(features["input_ids"]), limit, special)
             if encoding is None
             else bool(encoding.overflowing),
             encoding,
         )
-        for row, encoding in enumerate(batch.encodings or [None] * len(texts))
+        for features, text, encoding in zip(token_features(batch), texts, encodings, strict=True)
     ]
     return [_truncate_pair(row, limit, tokenizer.truncation_side) for row in rows] if own_truncation else rows
+
+
+def token_features(batch: Mapping[str, Sequence[Sequence[int]]]) -> list[TokenFeatures]:
+    """Return the features of each text, with an attention mask, and without what a tokenizer gives that is no token's.
+
+    Args:
+        batch: what the tokenizer gave for the texts, without padding and masks.
+    """
+    lengths = list(map(len, batch["input_ids"]))
+    bounds = np.cumsum([0, *lengths]).tolist()
+    columns = {
+        name: np.fromiter(chain.from_iterable(rows), np.int64, bounds[-1])
+        for name, rows in batch.items()
+        if list(map(len, rows)) == lengths
+    }
+    columns["attention_mask"] = np.ones(bounds[-1], np.int64)
+    return [{name: column[begin:end] for name, column in columns.items()} for begin, end in pairwise(bounds)]
 
 
 def _truncate_pair(row: TokenizedText, limit: int | None, side: str) -> TokenizedText:
     if limit is None or len(row) <= limit:
         return row
     kept = truncate_pair(row.encoding.sequence_ids, limit, side)
-    return TokenizedText({name: [values[position] for position in kept] for name, values in row.features.items()}, True)
+    return TokenizedText({name: values[kept] for name, values in row.features.items()}, True)
 
 
 def _was_truncated(tokenizer: Any, text: TextOrPair, tokens: int, limit: int | None, special: bool) -> bool:
@@ -160,16 +183,16 @@ def lower_case(tokenizer: Any) -> None:
     backend.normalizer = normalizers.Sequence(steps)
 
 
-def pad(rows: Sequence[Mapping[str, list[int]]], tokenizer: Any, device: str) -> dict[str, torch.Tensor]:
+def pad(rows: Sequence[TokenFeatures], tokenizer: Any, device: str) -> dict[str, torch.Tensor]:
     """Return a batch of equal-length rows, each feature of shape (rows, longest), padded on the right."""
     fill = {"input_ids": tokenizer.pad_token_id or 0, "token_type_ids": tokenizer.pad_token_type_id}
-    longest = max(len(row["input_ids"]) for row in rows)
-    return {
-        name: on_device(
-            torch.tensor([row[name] + [fill.get(name, 0)] * (longest - len(row[name])) for row in rows]), device
-        )
-        for name in rows[0]
-    }
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    inside = np.arange(lengths.max()) < lengths[:, None]
+    block = np.empty((len(rows[0]), *inside.shape), np.int64)  # all in one copy to the device
+    for name, part in zip(rows[0], block, strict=True):
+        part.fill(fill.get(name, 0))
+        part[inside] = np.concatenate([row[name] for row in rows])
+    return dict(zip(rows[0], on_device(torch.from_numpy(block), device), strict=True))
 
 
 def on_device(tensor: torch.Tensor, device: str) -> torch.Tensor:

@@ -5,6 +5,7 @@ fails. The finished model goes to the model registry.
 """
 
 import logging
+import os
 import tempfile
 import threading
 import time
@@ -28,15 +29,16 @@ from common.records import Json, Outcome
 from common.reporting import CancelToken
 from common.settings import Settings
 from common.sockets import socket_directory
-from common.training.labels import LABEL_KINDS
+from common.training.kinds import TASK_KINDS
 from common.training.options import TrainingOptions
 from workers.device.protocol import ChunkResult
 from workers.devices import only_trains
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.leases import HeldLease
 from workers.models.resolver import ModelPolicy, resolve
-from workers.training.controller.launch import Launch
+from workers.training.controller.launch import Launch, training_env
 from workers.training.controller.progress import ProgressReporter
+from workers.training.controller.reporting import check_reporters
 from workers.training.controller.uploads import POLL_SECONDS, Uploads, add_model, run_in_thread
 from workers.training.run_config import TrainingRunConfig
 
@@ -176,6 +178,7 @@ class _Attempt:
         """Return the id of the chunk's one record, and the configuration of a first launch."""
         job, settings, policy = self._job, self._settings, ModelPolicy.of(self._settings)
         options, (record_id, sets) = _training_options(job.spec), self._train_record()
+        check_reporters(options.report_to, settings.report_to, os.environ)
         resolved = resolve(job.spec.model, job.spec.revision, job.spec.task, policy, self._reporter)
         gpus = [] if settings.device == "cpu" else find_gpus()
         return record_id, TrainingRunConfig(
@@ -190,7 +193,7 @@ class _Attempt:
             processes=_process_count(options, len(gpus)),
             batch_size=options.batch_size,
             gradient_accumulation=options.gradient_accumulation,
-            load=policy.load,
+            load=replace(policy.load, adapter=str(resolved.adapter or "")),
         )
 
     def _train_record(self) -> tuple[Json, dict[str, int]]:
@@ -234,11 +237,21 @@ class _Attempt:
             with socket_directory("hugqueue-train-") as directory:
                 socket_path = directory / "socket"
                 replace(config, socket=str(socket_path)).write(path)
-                with Launch(path, socket_path, log, cuda=config.cuda, processes=config.processes) as launch:
+                with Launch(
+                    path, socket_path, log, cuda=config.cuda, processes=config.processes, env=self._env(config)
+                ) as launch:
                     self._wait_for_exit(launch)
                     return launch.last_log_line()
         finally:
             remove_incomplete(self._work_dir)
+
+    def _env(self, config: TrainingRunConfig) -> dict[str, str]:
+        return training_env(
+            cuda=config.cuda,
+            processes=config.processes,
+            reporters=config.options.report_to,
+            job_id=self._job.id,
+        )
 
     def _wait_for_exit(self, launch: Launch) -> None:
         stop_by: float | None = None
@@ -319,7 +332,7 @@ def _training_options(spec: JobSpec) -> TrainingOptions:
         ModelError: `bad_param`, they are invalid.
     """
     try:
-        if spec.task not in LABEL_KINDS:
+        if spec.task not in TASK_KINDS:
             raise ValueError(f"{spec.task} cannot be fine-tuned")
         return TrainingOptions.decode(spec.training or {})
     except (ValueError, UsageError) as error:

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from common.records import Json
 from common.sockets import fits_socket_path
 from workers.child_env import available_cpus, child_env
+from workers.training.controller.reporting import reporting_env
 
 #: Seconds for processes to exit after the socket closed.
 _EXIT_SECONDS = 5.0
@@ -38,9 +39,12 @@ class Launch:
         log: file for the output of the processes.
         cuda: whether they run on GPUs.
         processes: how many there are.
+        env: their environment, by `training_env`.
     """
 
-    def __init__(self, config_path: Path, socket_path: Path, log: Path, *, cuda: bool, processes: int) -> None:
+    def __init__(
+        self, config_path: Path, socket_path: Path, log: Path, *, cuda: bool, processes: int, env: Mapping[str, str]
+    ) -> None:
         self._log = log
         self._messages: queue.SimpleQueue[Mapping[str, Json]] = queue.SimpleQueue()
         self._pids: set[int] = set()
@@ -50,7 +54,7 @@ class Launch:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(socket_path))
         self._listener.listen(processes)
-        env = _environ(cuda=cuda, processes=processes)
+        env = dict(env)
         if not fits_socket_path(Path(tempfile.gettempdir(), _LOADER_SOCKET)):
             env["TMPDIR"] = str(socket_path.parent)  # a short path
         with log.open("wb") as output:
@@ -176,9 +180,19 @@ def _write_config(path: Path, cuda: bool, processes: int) -> str:
     return str(path)
 
 
-def _environ(*, cuda: bool, processes: int) -> dict[str, str]:
-    env = child_env("cuda" if cuda else "cpu", processes)
+def training_env(*, cuda: bool, processes: int, reporters: Sequence[str] = (), job_id: str = "") -> dict[str, str]:
+    """Return the environment of training processes.
+
+    Args:
+        cuda: whether they run on GPUs.
+        processes: how many there are.
+        reporters: what the job reports to.
+        job_id: the job's.
+    """
+    env = child_env("cuda" if cuda else "cpu", processes, reporters)
+    env |= reporting_env(env, reporters, job_id)
     env["TOKENIZERS_PARALLELISM"] = "false"  # data loaders may fork
+    env.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report every run to the Hub
     env.setdefault("OMP_NUM_THREADS", str(available_cpus()))
     if not cuda:
         env["ACCELERATE_USE_CPU"] = "true"

@@ -6,46 +6,42 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 from transformers import TrainingArguments
 
-from common.errors import ModelError, UsageError
+from common.errors import ModelError
 from common.records import Json
 from common.suggestions import did_you_mean
-from common.training.labels import LESS_IS_BETTER, Labels, check_metric
+from common.training.kinds import LESS_IS_BETTER
+from common.training.labels import Labels
 from common.training.options import TrainingOptions
 from workers.training.run_config import TrainingRunConfig
+from workers.training.trainer.job_trainer import TrainerKind
 
 #: Share of all steps between two points of the loss curve.
 _LOGGING_SHARE = 0.01
 
 
 def build_training_arguments(
-    config: TrainingRunConfig,
-    *,
-    evaluates: bool,
-    metric: str | None,
-    kind: type[TrainingArguments] = TrainingArguments,
-    defaults: Mapping[str, Any] | None = None,
+    config: TrainingRunConfig, kind: TrainerKind, *, evaluates: bool, metric: str | None
 ) -> TrainingArguments:
     """Return the arguments of this run.
 
     Args:
         config: the job and where it runs.
+        kind: the trainer that takes them.
         evaluates: whether there is an evaluation set.
         metric: chooses the best checkpoint.
-        kind: their class, that of a trainer.
-        defaults: of that class, in place of those for all tasks.
 
     Raises:
         ModelError: `bad_param`, transformers has no such field or rejects a value.
     """
     own = config.options.arguments
-    _check_fields(own, kind)
-    values = {**_defaults(config, evaluates=evaluates, metric=metric), **(defaults or {}), **own}
+    _check_fields(own, kind.arguments)
+    values = {**_defaults(config, evaluates=evaluates, metric=metric), **kind.defaults, **own}
     if values["load_best_model_at_end"]:  # then transformers requires a checkpoint for each evaluation
         values["save_strategy"] = own.get("save_strategy", values["eval_strategy"])
         if "eval_steps" in values:
             values.setdefault("save_steps", values["eval_steps"])
     try:
-        arguments = kind(**values)
+        arguments = kind.arguments(**values)
         arguments.get_process_log_level()  # raises KeyError for an unknown level, otherwise Trainer would
     except (KeyError, TypeError, ValueError, ImportError) as error:
         raise ModelError("bad_param", f"transformers rejects these arguments: {error}"[:1000]) from error
@@ -75,19 +71,9 @@ def _is_of(value: Json, kind: Any) -> bool:
     return type(value) is (get_origin(kind) or kind)
 
 
-def best_metric(task: str, labels: Labels, options: TrainingOptions) -> str:
-    """Return the metric that chooses the best checkpoint.
-
-    Raises:
-        ModelError: `bad_param`, an evaluation with these labels does not measure the job's `metric_for_best`.
-    """
-    if options.metric_for_best is None:
-        return labels.metrics[0]
-    try:
-        check_metric(task, labels, options.metric_for_best)
-    except UsageError as error:
-        raise ModelError("bad_param", str(error)) from error
-    return options.metric_for_best.removeprefix("eval_")
+def best_metric(labels: Labels, options: TrainingOptions) -> str:
+    """Return the metric that chooses the best checkpoint, as the job names it or by the kind of the examples."""
+    return (options.metric_for_best or labels.metrics[0]).removeprefix("eval_")
 
 
 def _defaults(config: TrainingRunConfig, *, evaluates: bool, metric: str | None) -> dict[str, Any]:
@@ -117,7 +103,9 @@ def _defaults(config: TrainingRunConfig, *, evaluates: bool, metric: str | None)
         "restore_callback_states_from_checkpoint": options.early_stopping is not None,
         "dataloader_pin_memory": config.cuda,
         "disable_tqdm": True,
-        "report_to": "none",
+        "report_to": list(options.report_to) or "none",
+        "run_name": f"{config.job.name}-{config.job.id}" if config.job.name else config.job.id,
+        "project": "hugqueue",
     }
 
 

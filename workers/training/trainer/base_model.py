@@ -10,7 +10,15 @@ from common.errors import ModelError
 from common.training.labels import Labels, align_labels
 from common.training.options import TrainingOptions
 from workers.inference.core.device_errors import is_out_of_memory
-from workers.inference.loading.loader import LOAD_ERRORS, ModelSource, check_own_code, load_config, load_tokenizer
+from workers.inference.loading.adapters import merge_adapter, supplied_weights
+from workers.inference.loading.loader import (
+    LOAD_ERRORS,
+    ModelSource,
+    check_complete,
+    check_own_code,
+    load_config,
+    load_tokenizer,
+)
 from workers.inference.text.truncation import input_token_limit
 from workers.models.file_references import CONFIG
 
@@ -21,7 +29,13 @@ _UNLIMITED = 2048
 
 
 def load_base_model(
-    auto_class: str, source: ModelSource, labels: Labels, options: TrainingOptions, note: Callable[[str], None]
+    auto_class: str,
+    source: ModelSource,
+    labels: Labels,
+    options: TrainingOptions,
+    note: Callable[[str], None],
+    *,
+    as_it_is: bool = False,
 ) -> tuple[Any, Any]:
     """Return the model of `source`, in float32 and with a head for `labels`, and its tokenizer.
 
@@ -31,6 +45,7 @@ def load_base_model(
         labels: the classes of the head.
         options: whether and how to add LoRA adapters.
         note: called with remarks on newly initialized weights.
+        as_it_is: the trainer compares with the model as it is: no weight may be new, and the trainer adds the adapters.
 
     Raises:
         ModelError: the model cannot be loaded, or lacks weights beyond its head.
@@ -39,6 +54,11 @@ def load_base_model(
 
     tokenizer = load_tokenizer(source)
     check_own_code(source, [CONFIG], auto_class)
+    if source.adapter and not options.merge:
+        raise ModelError(
+            "bad_param", "--no-merge: the model to start from is an adapter, and adapters of adapters cannot be loaded."
+        )
+    supplied = supplied_weights(source.adapter) if source.adapter else {}
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
             source.directory,
@@ -56,11 +76,15 @@ def load_base_model(
         raise ModelError(
             "not_a_model", f"The model in {source.directory} cannot be loaded as {auto_class}: {error}"[:1000]
         ) from error
-    new = check_new_weights(model, info, source.directory, note)
+    new = check_new_weights(model, info, source.directory, note, supplied.keys())
+    if as_it_is or not options.merge:
+        check_complete(model, sorted(new), source.directory)
+    if source.adapter:
+        model = merge_adapter(model, source.adapter)
     set_padding(model, tokenizer)
-    if options.lora:
+    if options.lora and not as_it_is:
         # An existing head is small too: it is trained in full, like without LoRA.
-        model = add_lora(model, options, new | (head_of(model) if labels.kind else set()))
+        model = add_lora(model, options, new | (head_of(model) if labels.are_given else set()))
     return model, tokenizer
 
 
@@ -103,9 +127,8 @@ def _config(source: ModelSource, labels: Labels) -> Any:
         "multi_label": {**names, "problem_type": "multi_label_classification"},
         "regression": {"num_labels": 1, "problem_type": "regression"},
         "tags": names,
-        "": {},
     }
-    return load_config(source, **kinds[labels.kind])
+    return load_config(source, **kinds.get(labels.kind, {}))
 
 
 def _new_weights(model: Any, info: Any) -> set[str]:
@@ -120,7 +143,13 @@ def head_of(model: Any) -> set[str]:
     return {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
 
 
-def check_new_weights(model: Any, info: Mapping[str, Any], directory: Path, note: Callable[[str], None]) -> set[str]:
+def check_new_weights(
+    model: Any,
+    info: Mapping[str, Any],
+    directory: Path,
+    note: Callable[[str], None],
+    supplied: Set[str] = frozenset(),
+) -> set[str]:
     """Return the names of the weights that a base model did not bring, which only its head may lack.
 
     Args:
@@ -128,11 +157,12 @@ def check_new_weights(model: Any, info: Mapping[str, Any], directory: Path, note
         info: what its loading found.
         directory: of the base model.
         note: called with a remark on a new head.
+        supplied: names of weights that an adapter brings.
 
     Raises:
         ModelError: `missing_weights`, the model itself lacks some.
     """
-    weights = _new_weights(model, info)
+    weights = _new_weights(model, info) - supplied
     new = sorted(name for name in weights if _POOLER not in name)
     body = f"{model.base_model_prefix}."
     missing = [name for name in new if name.startswith(body)]
@@ -172,25 +202,37 @@ def add_lora(model: Any, options: TrainingOptions, whole: Set[str]) -> Any:
     Raises:
         ModelError: `bad_param`, peft finds no layer to adapt, or a module cannot be trained in full.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     modules = _outermost({name.rpartition(".")[0] for name in whole})
     _check_separate(model, modules)
-    config = LoraConfig(
-        exclude_modules=rf"({'|'.join(map(re.escape, modules))})(\..*)?" if modules else None,
+    config = lora_config(options, rf"({'|'.join(map(re.escape, modules))})(\..*)?" if modules else None)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise lora_error(error) from error
+    for name in modules:
+        _train_in_full(model, name, adapted.active_adapter)
+    return adapted
+
+
+def lora_config(options: TrainingOptions, exclude: str | None = None) -> Any:
+    """Return peft's configuration of adapters in all linear layers, but for modules whose names match `exclude`."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        exclude_modules=exclude,
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         target_modules="all-linear",
     )
-    try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        advice = " Try --lora-dropout 0." if "dropout" in str(error) else ""
-        raise ModelError("bad_param", f"--lora does not work with this model: {error}"[:900] + advice) from error
-    for name in modules:
-        _train_in_full(model, name, adapted.active_adapter)
-    return adapted
+
+
+def lora_error(error: ValueError) -> ModelError:
+    """Return the error of a model to which peft can add no adapters."""
+    advice = " Try --lora-dropout 0." if "dropout" in str(error) else ""
+    return ModelError("bad_param", f"--lora does not work with this model: {error}"[:900] + advice)
 
 
 def _outermost(modules: Set[str]) -> list[str]:

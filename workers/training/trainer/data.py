@@ -12,9 +12,9 @@ from common.payloads.codec import decode_records
 from common.records import Json
 from common.template import TEMPLATE_FIELD
 from common.training.examples import choose_columns, is_empty, make_example
-from common.training.labels import Example, Labels, check_labels_known, infer_labels, split_train_eval
+from common.training.kinds import PAIR_TASKS, Example
+from common.training.labels import Labels, check_labels_known, infer_labels, split_train_eval
 from common.training.options import HUB_PREFIX, TrainingOptions
-from common.training.text_pairs import PAIR_TASKS
 from workers.disk_space import DISK_FULL_ERRNOS
 from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.hub_template import HubTemplate, class_names
@@ -71,7 +71,7 @@ class Examples:
 
 def to_dataset(columns: Mapping[str, list[Any]]) -> Any:
     """Return tokenized examples as Trainer takes them, with their lengths for grouping."""
-    lengths = [len(ids) for ids in columns["input_ids"]]
+    lengths = columns.get("length") or [len(ids) for ids in columns["input_ids"]]
     return datasets.Dataset.from_dict({**columns, "length": lengths})
 
 

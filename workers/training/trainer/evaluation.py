@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 from common.records import Json
-from common.training.labels import Example, Labels, class_names_of
+from common.training.kinds import Example
+from common.training.labels import Labels, class_names_of
 from workers.training.trainer.data import Examples
 from workers.training.trainer.metrics import confusion_matrix, logits_of, per_class_metrics
 
@@ -29,13 +30,16 @@ class Evaluation:
     worst: list[dict[str, Json]] = field(default_factory=list)  #: the wrong predictions with the highest loss
 
 
-def evaluate(trainer: Any, examples: Examples, *, evaluates: bool) -> Evaluation:
+def evaluate(trainer: Any, examples: Examples) -> Evaluation:
     """Evaluate the model that is kept."""
     labels = examples.labels
-    if not evaluates:
+    if not examples.eval:
         return Evaluation()
-    if not labels.kind:  # only the loss is measured: the logits of a whole vocabulary would fill the memory
-        return measure(trainer)
+    if not labels.are_given:  # the trainer measures: the logits of a whole vocabulary would fill the memory
+        before = len(trainer.state.log_history)
+        measured: dict[str, float] = trainer.evaluate()
+        del trainer.state.log_history[before:]  # the history is that of the training
+        return Evaluation(measured)
     found = _predict(trainer)
     logits, expected = logits_of(found.predictions), found.label_ids
     classes = per_class_metrics(labels, logits, expected)[:_MAX_CLASSES]
@@ -48,14 +52,6 @@ def evaluate(trainer: Any, examples: Examples, *, evaluates: bool) -> Evaluation
         confusion_matrix=confusion_matrix(logits, expected, len(labels.names)) if has_matrix else None,
         worst=_worst_examples(labels, examples.eval, logits, expected),
     )
-
-
-def measure(trainer: Any) -> Evaluation:
-    """Return the metrics that the trainer itself measures."""
-    before = len(trainer.state.log_history)
-    measured: dict[str, float] = trainer.evaluate()
-    del trainer.state.log_history[before:]  # the history is that of the training
-    return Evaluation(measured)
 
 
 def _predict(trainer: Any) -> Any:

@@ -124,9 +124,9 @@ def logits_of(predictions: Any) -> Any:
 
 
 def eval_metrics(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics in Trainer's logs of an evaluation, without its timings."""
-    timings = ("_runtime", "_per_second", "_preparation_time")
-    return {name: value for name, value in logs.items() if name.startswith("eval_") and not name.endswith(timings)}
+    """Return the metrics in Trainer's logs of an evaluation, without its timings and the tokens that TRL counts."""
+    others = ("_runtime", "_per_second", "_preparation_time", "_num_tokens")
+    return {name: value for name, value in logs.items() if name.startswith("eval_") and not name.endswith(others)}
 
 
 def _tag_names(names: Sequence[str], logits: Any, expected: Any) -> list[list[list[str]]]:

@@ -14,9 +14,9 @@ from common.distribution import installed_version
 from common.json_codec import to_jsonable
 from common.models.registry import METADATA_FILE
 from common.records import Json
+from common.training.kinds import UNLABELED
 from common.training.losses import LOSSES, loss_of
 from common.training.options import TrainingOptions
-from common.training.text_pairs import PAIR_KINDS
 from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.data import Examples
 from workers.training.trainer.evaluation import Evaluation
@@ -27,7 +27,8 @@ _MAX_POINTS = 500
 #: The part of a result that quotes examples: it stays with the job, for a model may be given to others.
 _QUOTES = "worst"
 _LIBRARIES = (
-    "transformers", "sentence-transformers", "torch", "accelerate", "datasets", "peft", "scikit-learn", "hugqueue",
+    "transformers", "sentence-transformers", "trl", "torch", "accelerate", "datasets", "peft", "scikit-learn",
+    "hugqueue",
 )  # fmt: skip
 #: What the Hub calls a task, and the library that its models are for; by default the task itself, and transformers.
 _ON_HUB = {
@@ -35,7 +36,7 @@ _ON_HUB = {
     "rerank": ("text-ranking", "sentence-transformers"),
 }
 #: `TrainingArguments` that depend on this machine.
-_LOCAL_ARGUMENTS = {"output_dir", "report_to", "disable_tqdm", "logging_dir", "local_rank"}
+_LOCAL_ARGUMENTS = {"output_dir", "report_to", "run_name", "project", "disable_tqdm", "logging_dir", "local_rank"}
 
 
 def summarize_run(
@@ -99,7 +100,9 @@ def _thin_out(points: list[list[Json]]) -> list[list[Json]]:
 def _options(options: TrainingOptions, kind: str) -> dict[str, Json]:
     """Return the options in effect; those of LoRA where it is used, and the loss where there are several."""
     hidden = (
-        ("labels", "arguments") if options.lora else ("labels", "arguments", "lora_r", "lora_alpha", "lora_dropout")
+        ("labels", "arguments")
+        if options.lora
+        else ("labels", "arguments", "lora_r", "lora_alpha", "lora_dropout", "merge")
     )
     shown = {name: value for name, value in options.encode().items() if name not in hidden}
     return {**shown, "learning_rate": options.rate, "loss": loss_of(kind, options) if kind in LOSSES else None}
@@ -132,10 +135,11 @@ def _card(result: Mapping[str, Json]) -> str:
     rows = "".join(f"\n| {name} | {value:.4g} |" for name, value in result["metrics"].items() if value is not None)
     table = f"| metric | value |\n|---|---|{rows}"
     arguments = {**result["options"], **result["arguments"]}
+    names, kind = result["labels"]["names"], result["labels"]["kind"]
     facts = [
         f"examples: {result['examples']['train']:,} to train on, {result['examples']['eval']:,} to evaluate on",
         f"from: {', '.join(result['inputs']) or 'unknown'}",
-        f"labels: {', '.join(result['labels']['names']) or PAIR_KINDS.get(result['labels']['kind'], 'none')}",
+        f"labels: {', '.join(names)}" if names else f"learned: {UNLABELED.get(kind, kind)}",
         f"steps: {result['steps']:,} ({result['epochs']:g} epochs), on {result['device']}"
         + (f"; the model is that of step {best:,}" if best else ""),
         *result["notes"],
@@ -144,7 +148,7 @@ def _card(result: Mapping[str, Json]) -> str:
     return f"""---
 base_model: {json.dumps(base)}
 pipeline_tag: {tag}
-library_name: {library}
+library_name: {library if result["options"].get("merge", True) else "peft"}
 tags: [hugqueue]
 ---
 # {base}, fine-tuned for {result["task"]}

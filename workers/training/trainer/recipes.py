@@ -17,8 +17,11 @@ from transformers import (
 
 from common.errors import ModelError
 from common.records import Json
-from common.training.labels import Example, Labels, class_names_of
+from common.training.kinds import Example
+from common.training.labels import Labels, class_names_of
+from common.training.options import TrainingOptions
 from workers.inference.text.tokenization import TokenizedText, encode
+from workers.training.trainer.job_trainer import LABELED, TEXTS, TrainerKind
 from workers.training.trainer.metrics import IGNORE_INDEX
 
 #: What was done to texts that are longer than the model takes.
@@ -39,6 +42,8 @@ class EncodedExamples:
     columns: dict[str, list[Any]]
     truncated: Mapping[str, int]  #: how many were longer than the model takes, by what was done to them
     without_tokens: Sequence[int] = ()  #: numbers of the examples without a row: the tokenizer finds no token
+    left_out: Sequence[int] = ()  #: numbers of those without a row because they are too long
+    notes: Sequence[str] = ()  #: remarks for the user
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class TaskRecipe:
     auto_class: str  #: transformers' class of models with the head that the task needs
     encode: Callable[[Any, Sequence[Example], Labels, int], EncodedExamples]
     collator: Callable[[Any], Any]
+    trainer: Callable[[TrainingOptions], TrainerKind] = lambda _: LABELED
 
 
 class MaskingCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]
@@ -113,7 +119,7 @@ def _collect(rows: Sequence[TokenizedText], targets: Sequence[Json]) -> EncodedE
     """Return the rows with their targets, leaving out those whose target is None."""
     kept = [(row.features, target) for row, target in zip(rows, targets, strict=True) if target is not None]
     names = kept[0][0] if kept else ()
-    columns = {name: [features[name] for features, _ in kept] for name in names}
+    columns: dict[str, list[Json]] = {name: [features[name].tolist() for features, _ in kept] for name in names}
     columns["labels"] = [target for _, target in kept]
     empty = [number for number, target in enumerate(targets) if target is None]
     return EncodedExamples(columns, {AT_END: sum(row.truncated for row in rows)}, empty)
@@ -232,6 +238,10 @@ def _is_unspaced(character: str) -> bool:
     return bool(character) and unicodedata.name(character, "").startswith(_UNSPACED_SCRIPTS)
 
 
+def _texts_trainer(_: TrainingOptions) -> TrainerKind:
+    return TEXTS
+
+
 RECIPES: dict[str, TaskRecipe] = {
     "text-classification": TaskRecipe(
         "AutoModelForSequenceClassification", _encode_classification, DataCollatorWithPadding
@@ -239,9 +249,12 @@ RECIPES: dict[str, TaskRecipe] = {
     "token-classification": TaskRecipe(
         "AutoModelForTokenClassification", _encode_tags, DataCollatorForTokenClassification
     ),
-    "fill-mask": TaskRecipe("AutoModelForMaskedLM", _encode_masked, MaskingCollator),
+    "fill-mask": TaskRecipe("AutoModelForMaskedLM", _encode_masked, MaskingCollator, _texts_trainer),
     # Not the collator for language models: it ignores the end token where that is also the padding.
     "text-generation": TaskRecipe(
-        "AutoModelForCausalLM", _encode_causal, partial(DataCollatorForSeq2Seq, label_pad_token_id=IGNORE_INDEX)
+        "AutoModelForCausalLM",
+        _encode_causal,
+        partial(DataCollatorForSeq2Seq, label_pad_token_id=IGNORE_INDEX),
+        _texts_trainer,
     ),
 }

@@ -5,15 +5,15 @@ from typing import Any
 
 import datasets
 
+from common.training.kinds import Example
 from common.training.losses import LISTWISE
-from common.training.text_pairs import Example
 
 
 def to_columns(kind: str, loss: str, examples: Sequence[Example]) -> dict[str, list[Any]]:
     """Return examples of a kind as columns for a loss.
 
     Args:
-        kind: of `common.training.text_pairs.PAIR_KINDS`.
+        kind: of `common.training.kinds.PAIR_KINDS`.
         loss: of `common.training.losses.LOSSES`.
         examples: at least one, all with the same number of texts.
     """

@@ -18,13 +18,12 @@ from sentence_transformers.sentence_transformer.evaluation import (
     TripletEvaluator,
 )
 
-from common.training.labels import METRICS
-from common.training.text_pairs import Example
+from common.training.kinds import METRICS, Example
 from workers.training.trainer.encoders.datasets import ranked_queries, texts_of
 
 
 class PlainMetrics(BaseEvaluator):  # type: ignore[misc]
-    """Runs evaluators, and gives their metrics the names of `common.training.labels.METRICS`.
+    """Runs evaluators, and gives their metrics the names of `common.training.kinds.METRICS`.
 
     Args:
         kind: of the examples.
@@ -62,7 +61,7 @@ def make_evaluator(kind: str, examples: Sequence[Example], batch_size: int, dims
     """Return the evaluator of an evaluation set.
 
     Args:
-        kind: of `common.training.text_pairs.PAIR_KINDS`.
+        kind: of `common.training.kinds.PAIR_KINDS`.
         examples: the evaluation set.
         batch_size: texts or pairs in one forward pass.
         dims: lower dimensions that vectors are also cut to.

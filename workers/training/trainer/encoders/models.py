@@ -72,9 +72,15 @@ def load_encoder(task: str, source: ModelSource, options: TrainingOptions, note:
 
     Raises:
         WorkerError: `missing_library`, sentence-transformers is not installed.
-        ModelError: the model cannot be loaded, or has no layers for LoRA.
+        ModelError: the model cannot be loaded, is an adapter, or has no layers for LoRA.
     """
     check_installed(f"Fine-tuning for {task} needs sentence-transformers")
+    if source.adapter:
+        raise ModelError(
+            "adapter_unsupported",
+            f"The model to start from is an adapter, which {task} cannot be fine-tuned from. Merge it into its base "
+            "(peft: merge_and_unload) and save that.",
+        )
     _note_other_kind(task, source.directory, note)
     new: set[str] = set()
     if task == "rerank":

@@ -1,23 +1,20 @@
 """A run for `embedding` or `rerank`: from its examples and base model to a trainer of sentence-transformers."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback
-
-from common.errors import ModelError, UsageError
-from common.training.losses import check_loss_fits, check_loss_options, loss_of, uses_other_examples
+from common.errors import ModelError
+from common.training.losses import loss_of, uses_other_examples
 from common.training.options import TrainingOptions
 from workers.inference.loading.loader import ModelSource
 from workers.training.run_config import TrainingRunConfig
-from workers.training.trainer.arguments import build_training_arguments
+from workers.training.trainer.arguments import best_metric, build_training_arguments
 from workers.training.trainer.control_socket import ControlSocket
 from workers.training.trainer.data import Examples
 from workers.training.trainer.encoders.datasets import texts_of, to_columns, to_dataset
 from workers.training.trainer.encoders.models import Encoder, load_encoder
-from workers.training.trainer.evaluation import Evaluation, measure
 from workers.training.trainer.prepared_run import PreparedRun, run_callbacks
 
 
@@ -29,63 +26,43 @@ def prepare_encoder(config: TrainingRunConfig, control: ControlSocket, examples:
         ModelError: the model cannot be loaded or trained as the job says.
     """
     task, kind = config.job.task, examples.labels.kind
-    try:
-        check_loss_options(task, config.options)
-        check_loss_fits(kind, config.options, (*examples.train, *examples.eval))
-    except UsageError as error:
-        raise ModelError("bad_param", str(error)) from error
     source = ModelSource(Path(config.base_model), config.load)
     encoder = load_encoder(task, source, config.options, control.note)
     if longer := encoder.count_longer(texts_of(kind, (*examples.train, *examples.eval))):
         verb = "text is" if longer == 1 else "texts are"
         control.note(f"{longer:,} {verb} longer than {encoder.max_tokens:,} tokens, and cut.")
-    trainer = _build_trainer(config, control, encoder, examples)
-    return PreparedRun(
-        trainer,
-        evaluate=partial(measure, trainer) if examples.eval else Evaluation,
-        save=encoder.save,
-    )
+    return PreparedRun(_build_trainer(config, control, encoder, examples), save=encoder.save)
 
 
 def _build_trainer(config: TrainingRunConfig, control: ControlSocket, encoder: Encoder, examples: Examples) -> Any:
-    from sentence_transformers import CrossEncoderTrainingArguments, SentenceTransformerTrainingArguments
-
     from workers.training.trainer.encoders.evaluators import make_evaluator
-    from workers.training.trainer.encoders.trainers import EmbeddingTrainer, RerankTrainer
+    from workers.training.trainer.encoders.trainers import TRAINERS
 
-    options, kind, model = config.options, examples.labels.kind, encoder.model
-    embeds, evaluates, name = config.job.task == "embedding", bool(examples.eval), loss_of(kind, config.options)
+    options, kind, model, trainer = config.options, examples.labels.kind, encoder.model, TRAINERS[config.job.task]
+    evaluates, name = bool(examples.eval), loss_of(kind, options)
     columns = to_columns(kind, name, examples.train)
     loss = _make_loss(model, name, options, control.note)
+    defaults = {
+        **trainer.defaults,
+        "batch_sampler": "no_duplicates" if uses_other_examples(name) else "batch_sampler",
+        **_inputs_as_evaluated(model, kind, list(columns)),
+    }
+    metric = _best_metric(examples, options) if evaluates else None
     arguments = build_training_arguments(
-        config,
-        evaluates=evaluates,
-        metric=_best_metric(kind, examples, options) if evaluates else None,
-        kind=SentenceTransformerTrainingArguments if embeds else CrossEncoderTrainingArguments,
-        defaults={
-            "train_sampling_strategy": "random",  # by length it would be for Trainer's own batches
-            "batch_sampler": "no_duplicates" if uses_other_examples(name) else "batch_sampler",
-            # With several processes, torch's search for unused weights fails on what a CrossEncoder returns.
-            "ddp_find_unused_parameters": None if embeds else False,
-            **_inputs_as_evaluated(model, kind, list(columns)),
-        },
+        config, replace(trainer, defaults=defaults), evaluates=evaluates, metric=metric
     )
     _check_batches(arguments, len(next(iter(columns.values()))))
-    dims = sorted(set(options.matryoshka_dims or ()) - {_width(model)}, reverse=True) if embeds else ()
-    trainer = (EmbeddingTrainer if embeds else RerankTrainer)(
+    batch, dims = arguments.per_device_eval_batch_size, _lower_dims(model, options)
+    return trainer.trainer(
         note=control.note,
         model=model,
         args=arguments,
         train_dataset=to_dataset(columns),
         eval_dataset=to_dataset(to_columns(kind, name, examples.eval)) if evaluates else None,
         loss=loss,
-        evaluator=make_evaluator(kind, examples.eval, arguments.per_device_eval_batch_size, dims)
-        if evaluates
-        else None,
+        evaluator=make_evaluator(kind, examples.eval, batch, dims) if evaluates else None,
         callbacks=run_callbacks(config, control),
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def _make_loss(model: Any, name: str, options: TrainingOptions, note: Callable[[str], None]) -> Any:
@@ -114,16 +91,17 @@ def _width(model: Any) -> int | None:
     return found
 
 
-def _best_metric(kind: str, examples: Examples, options: TrainingOptions) -> str:
+def _lower_dims(model: Any, options: TrainingOptions) -> list[int]:
+    dims = options.matryoshka_dims
+    return sorted({*dims} - {_width(model)}, reverse=True) if dims else []
+
+
+def _best_metric(examples: Examples, options: TrainingOptions) -> str:
     from workers.training.trainer.encoders.evaluators import first_metric
 
-    wanted = options.metric_for_best
-    if wanted is None:
-        return first_metric(kind, examples.eval)
-    name = wanted.removeprefix("eval_")
-    if name not in examples.labels.metrics:
-        raise ModelError("bad_param", f"--metric-for-best {wanted}: measured are {', '.join(examples.labels.metrics)}.")
-    return name
+    if options.metric_for_best is None:
+        return first_metric(examples.labels.kind, examples.eval)
+    return best_metric(examples.labels, options)
 
 
 def _inputs_as_evaluated(model: Any, kind: str, columns: Sequence[str]) -> dict[str, Any]:

@@ -4,14 +4,19 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_model, save_model
-from sentence_transformers import CrossEncoderTrainer, SentenceTransformerTrainer
+from sentence_transformers import (
+    CrossEncoderTrainer,
+    CrossEncoderTrainingArguments,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 
-from workers.training.trainer.prepared_run import WarmupNote
+from workers.training.trainer.job_trainer import NotesWarmup, TrainerKind
 
 _WEIGHTS = "model.safetensors"
 
 
-class _ResumableTrainer(WarmupNote):
+class _ResumableTrainer(NotesWarmup):
     """Part of a trainer: checkpoints hold the weights as they are, adapters included, and no model card.
 
     The trainers' own checkpoints are whole models, whose card quotes examples and asks the Hub for the base model;
@@ -43,3 +48,16 @@ class EmbeddingTrainer(_ResumableTrainer, SentenceTransformerTrainer):  # type: 
 
 class RerankTrainer(_ResumableTrainer, CrossEncoderTrainer):  # type: ignore[misc]
     """Trains a `CrossEncoder`."""
+
+
+_DEFAULTS = {"train_sampling_strategy": "random"}  # by length it would be for Trainer's own batches
+#: By task.
+TRAINERS = {
+    "embedding": TrainerKind(EmbeddingTrainer, SentenceTransformerTrainingArguments, _DEFAULTS),
+    "rerank": TrainerKind(
+        RerankTrainer,
+        CrossEncoderTrainingArguments,
+        # With several processes, torch's search for unused weights fails on what a CrossEncoder returns.
+        {**_DEFAULTS, "ddp_find_unused_parameters": False},
+    ),
+}

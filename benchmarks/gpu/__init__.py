@@ -1,0 +1,1 @@
+"""Tests and figures on a GPU, by one command: `python -m benchmarks.gpu`."""
