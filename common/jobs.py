@@ -30,6 +30,8 @@ MAX_ERRORS = re.compile(r"^(\d{1,12}|\d{1,2}(\.\d+)?%)\Z")
 TRACEPARENT = re.compile(r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 #: What a model may compute in; `auto` leaves it to the device.
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "float8")
+#: What generates text where it can, in the place of transformers; `auto` is vLLM on a GPU, if it is installed.
+TRANSFORMERS, VLLM, AUTO_ENGINE = ENGINES = ("transformers", "vllm", "auto")
 QUEUES = ("any", "cpu", "gpu", "train")
 #: The queue of fine-tune jobs.
 TRAIN = "train"

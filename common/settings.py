@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError, path_errors
-from common.jobs import DTYPES, QUEUES
+from common.jobs import DTYPES, ENGINES, QUEUES, TRANSFORMERS
 from common.notifications import check_allowed, secret_bytes
 from common.redis.url import check_redis_url, mask_url
 from common.storage.locations import is_shared, is_url, local_path
@@ -60,6 +60,10 @@ class Settings:
     device: str = field(default="auto", metadata={"env": "HUGQUEUE_DEVICE"})
     #: What models compute in if the job names no dtype: `auto`, `float32`, `bfloat16`, `float16`, `int8` or `float8`.
     dtype: str = field(default="auto", metadata={"env": "HUGQUEUE_DTYPE"})
+    #: What generates text where it can: `transformers`, `vllm`, or `auto`: vLLM on a GPU, if it is installed.
+    engine: str = field(default=TRANSFORMERS, metadata={"env": "HUGQUEUE_ENGINE"})
+    #: Share of a GPU's memory that an engine may take, from 0 to 1.
+    engine_memory: float = field(default=0.8, metadata={"env": "HUGQUEUE_ENGINE_MEMORY"})
     #: Models that a worker loads when it starts: `TASK` or `TASK=MODEL`, separated by `,`.
     preload: tuple[str, ...] = field(default=(), metadata={"env": "HUGQUEUE_PRELOAD"})
     #: Queues that a worker serves, separated by `,`; empty means `any` and that of its device.
@@ -157,6 +161,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     for name in values.get("report_to", ()):
         _check_choice("HUGQUEUE_REPORT_TO", name, REPORTERS)
     _check_choice("HUGQUEUE_DTYPE", values.get("dtype", "auto"), DTYPES)
+    _check_choice("HUGQUEUE_ENGINE", values.get("engine", TRANSFORMERS), ENGINES)
+    if values.get("engine_memory", 0.8) > 1:
+        raise UsageError(f"HUGQUEUE_ENGINE_MEMORY must be at most 1, found {env['HUGQUEUE_ENGINE_MEMORY']!r}.")
     for secret in values.get("notify_secrets", ()):
         secret_bytes(secret)
     return Settings(**values)

@@ -12,9 +12,9 @@ import click
 import redis
 
 from common.console import ExitOnError
-from common.distribution import missing_worker_libraries
+from common.distribution import install_command, missing_libraries, missing_worker_libraries
 from common.errors import HugqueueError, UsageError
-from common.jobs import DTYPES, QUEUES, TRAIN
+from common.jobs import DTYPES, ENGINES, QUEUES, TRAIN, VLLM
 from common.logs import configure_logging
 from common.models.references import parse_preload
 from common.models.registry import open_registry, registry_url
@@ -65,6 +65,11 @@ def main() -> None:
     "--dtype",
     type=click.Choice(DTYPES),
     help="Data type for jobs that set none.  [default: auto: float32 on a CPU, bfloat16 on a GPU]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    help="What generates text where it can; auto: vLLM on a GPU, if it is installed.  [default: transformers]",
 )
 @click.option("--allow-pickle", is_flag=True, help="Also load pickled weights, which can run code.")
 @click.option("--allow-remote-code", is_flag=True, help="Allow models to run code of their own as this user.")
@@ -167,6 +172,8 @@ def _supervise(settings: Settings, log_level: str, gpus: int | None, metrics_at:
     url = _configured(settings)
     if needs := missing_worker_libraries():
         raise UsageError(f"A worker needs {needs}.")
+    if settings.engine == VLLM and missing_libraries([VLLM]):
+        raise UsageError(f"--engine vllm needs vLLM: {install_command('worker,vllm')}")
     if settings.train:
         open_registry(registry_url(settings), settings.model_cache)
     devices = select_devices(settings.device, find_gpus())

@@ -229,17 +229,24 @@ def _clock(seconds: float | None) -> str:
 
 
 def _run_info(run_info: Mapping[str, Json]) -> str:
-    """Return what the job ran on: device, dtype, attention, model commit and versions."""
+    """Return what the job ran on: device, dtype, engine, attention, model commit and versions."""
     versions = run_info.get("versions")
     values = {
         "device": run_info.get("device"),
         "dtype": run_info.get("dtype"),
+        "engine": _engine(run_info),
         "attention": run_info.get("attention"),
         "vectors": run_info.get("vectors"),
         "model commit": run_info.get("commit"),
         **(versions if isinstance(versions, dict) else {}),
     }
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def _engine(run_info: Mapping[str, Json]) -> str | None:
+    """Return what generated the texts, and why it was not the engine that the worker has; None without one."""
+    engine, refused = run_info.get("engine"), run_info.get("engine_refused")
+    return f"{engine} (not by {refused})" if refused else engine
 
 
 def show_models(models: Iterable[RegisteredModel]) -> None:

@@ -23,7 +23,7 @@ FORBIDDEN = {
     "workers": {"producer"},
     "hugqueue": {"workers", "torch", "transformers", "datasets"},
 }
-FORBIDDEN_NAMES = re.compile(r"utils?|helpers?|managers?|services?|engines?", re.I)
+FORBIDDEN_NAMES = re.compile(r"utils?|helpers?|managers?|services?", re.I)
 
 
 def imports(path: Path) -> set[str]:

@@ -213,7 +213,7 @@ def test_every_setting_is_listed_with_its_default() -> None:
 def shown(default: object) -> str:
     """Return how a default stands in the table."""
     if isinstance(default, bool) or (default and isinstance(default, int | float)):
-        return str(int(default))
+        return str(default) if 0 < default < 1 else str(int(default))
     return str(default) if default else "none"
 
 

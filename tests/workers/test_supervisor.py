@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,17 @@ def test_a_preload_that_is_not_there_is_refused_before_anything_starts(environ: 
     assert workers.process
     assert workers.process.wait(20) == 2
     assert "--preload ./nowhere: there is no such directory" in workers.text()
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_an_engine_that_is_not_installed_is_refused_before_anything_starts(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    workers = Workers(environ, tmp_path / "log", "--engine", "vllm").start()
+    assert workers.process
+    assert workers.process.wait(20) == 2
+    assert "--engine vllm needs vLLM" in workers.text()
+    assert "[worker,vllm]" in workers.text()
 
 
 def test_only_celery_itself_makes_the_app_of_the_environment(environ: dict[str, str]) -> None:

@@ -25,6 +25,8 @@ from common.records import Counts, Json
 _MAX_MESSAGE = MAX_BYTES + 16 * 1024 * 1024
 #: Exit status of a device process whose device is lost (EX_IOERR of sysexits.h).
 DEVICE_LOST = 74
+#: Exit status of a device process whose engine has ended (EX_SOFTWARE).
+ENGINE_DIED = 70
 
 T = TypeVar("T")
 Natural = Annotated[int, msgspec.Meta(ge=0)]

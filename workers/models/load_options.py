@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from common.jobs import TRANSFORMERS
 from common.params import check_params
 from common.records import Json
 from common.settings import Settings
@@ -26,6 +27,8 @@ class LoadOptions:
     max_new_tokens: int = 4096  #: that may be generated for one record
     shared: tuple[str, ...] = ()  #: directories and URLs whose files records may name
     max_file_bytes: int = 16 * 1024 * 1024  #: of such a file
+    engine: str = TRANSFORMERS  #: what generates text, where it can: one of `common.jobs.ENGINES`
+    engine_memory: float = 0.8  #: share of a GPU's memory that an engine may take
 
     @classmethod
     def of(cls, settings: Settings) -> "LoadOptions":
@@ -37,6 +40,8 @@ class LoadOptions:
             max_new_tokens=settings.max_new_tokens,
             shared=settings.shared,
             max_file_bytes=settings.max_record_bytes,
+            engine=settings.engine,
+            engine_memory=settings.engine_memory,
         )
 
     def with_params(self, task: str, params: Mapping[str, Json]) -> "LoadOptions":

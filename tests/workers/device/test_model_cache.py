@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 from transformers import GPT2ForSequenceClassification
 
 from common.errors import ModelError, WorkerError
 from common.jobs import JobSpec, new_job_id
-from common.records import FileInput
+from common.records import FileInput, Record
 from common.reporting import Reporter
 from common.tasks import TASKS
 from tests.support import tiny_models
@@ -21,8 +22,12 @@ from workers.device.server import model_cache
 from workers.device.server.calibration import warm_up
 from workers.device.server.memory import memory_of, weight_bytes
 from workers.device.server.model_cache import ModelCache
+from workers.device.server.request import Prefetched
+from workers.device.server.run_chunk import prepare_chunk, run_chunk
 from workers.inference.core.runner import NullMonitor
 from workers.inference.core.samples import samples
+from workers.inference.tasks.runners import find_runner
+from workers.models.load_options import LoadOptions
 from workers.models.resolver import ModelPolicy
 
 
@@ -66,7 +71,7 @@ def test_another_thread_finds_what_is_loaded_and_nothing_else(models: ModelCache
         assert found is None
     loaded, *_ = models.get(_spec("test-model", path, n=1), Reporter())
     with models.pin(_spec("test-model", path, n=2)) as found:
-        assert found == (loaded.runner, {"n": 2})
+        assert found == (loaded, loaded.runner, {"n": 2})
     with models.pin(_spec("test-echo")) as found:
         assert found is None
 
@@ -158,6 +163,32 @@ def test_there_are_samples_that_have_the_fields_of_every_task(task: str):
     for sample in samples(task):
         value = sample.input if isinstance(sample, FileInput) else sample
         assert TASKS[task].build_input(value if isinstance(value, dict) else {TASKS[task].primary_field: value})
+
+
+def test_the_engine_auto_is_transformers_where_no_gpu_is(tmp_path: Path):
+    models = ModelCache("cpu", ModelPolicy(any_path=True, load=LoadOptions(engine="auto")))
+    spec = _spec("text-generation", str(tiny_models.causal_gpt2(tmp_path / "model")))
+    loaded, *_ = models.get(spec, Reporter())
+    assert type(loaded.runner) is find_runner("text-generation")
+    assert "engine_refused" not in loaded.run_info()
+
+
+def test_requests_that_another_thread_prepared_run_with_the_same_model(models: ModelCache, tmp_path: Path):
+    spec = replace(_spec("text-generation", str(tiny_models.causal_gpt2(tmp_path / "model"))), format="openai")
+    values = [
+        {"prompts": [text], "options": {"do_sample": False, "max_new_tokens": n}} for n, text in enumerate("abc", 2)
+    ]
+    records = {number: Record(f"r{number}", value) for number, value in enumerate([*values, "no request"])}
+    loaded, runner, params = models.get(spec, Reporter())
+    expected = run_chunk(runner, records, params, "cpu", NullMonitor())
+    with models.pin(spec) as found:
+        assert found is not None
+        prefetched = Prefetched(ref(found[0].runner), prepare_chunk(found[1], records, found[2]))
+    loaded, runner, params = models.get(spec, Reporter())
+    inputs = prefetched.inputs_for(loaded.runner)
+    assert inputs is not None and inputs.prepared is not None
+    assert run_chunk(runner, records, params, "cpu", NullMonitor(), inputs) == expected
+    assert [outcome.failure is None for outcome in expected] == [True] * 3 + [False]
 
 
 PROMPT = {"prompts": ["a"], "options": {"do_sample": False, "max_new_tokens": 1}}

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -308,10 +309,10 @@ class DeviceProcess:
 
 
 class _ProcessActivity:
-    """Whether another process reads, writes or allocates, as far as /proc shows; without /proc it never does."""
+    """Whether a process or one of its session reads, writes or allocates, as far as /proc shows; without it, never."""
 
     def __init__(self, pid: int) -> None:
-        self._directory = Path("/proc", str(pid))
+        self._session = str(pid)
         self._seen: dict[str, int] = {}
 
     def has_progressed(self) -> bool:
@@ -323,20 +324,30 @@ class _ProcessActivity:
         return moved
 
     def _measure(self) -> dict[str, int]:
-        found = {}
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            found["resident"] = int((self._directory / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-            for line in (self._directory / "io").read_text().splitlines():
-                name, _, value = line.partition(":")
-                if name in ("rchar", "wchar", "read_bytes"):
-                    found[name] = int(value)
+        found: Counter[str] = Counter()
+        for directory in self._processes():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                found["resident"] += int((directory / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+                for line in (directory / "io").read_text().splitlines():
+                    name, _, value = line.partition(":")
+                    if name in ("rchar", "wchar", "read_bytes"):
+                        found[name] += int(value)
         return found
+
+    def _processes(self) -> Iterator[Path]:
+        """Yield the directories of the process and of those it started, such as an engine's, which load its model."""
+        for directory in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, IndexError):
+                if (directory / "stat").read_text().rpartition(")")[2].split()[3] == self._session:
+                    yield directory
 
 
 def describe_exit(status: int) -> str:
     """Return how a process ended, in words; `status` is the return code of `subprocess`."""
     if status == protocol.DEVICE_LOST:
         return "the GPU reported an error that ruined its context (see the worker's log)"
+    if status == protocol.ENGINE_DIED:
+        return "the process of its engine has ended (see the worker's log)"
     if status >= 0:
         return f"it exited with status {status}"
     try:

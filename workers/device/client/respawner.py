@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from common.errors import Cancelled, CodedError, HugqueueError, ModelError, WorkerError
+from common.jobs import VLLM
 from common.models.references import split_preload
 from common.settings import Settings
 from workers.device.client.process import DeviceProcess, Limits, ProcessExit
@@ -39,8 +40,8 @@ class DeviceRespawner:
     Args:
         settings: device, preloads and limits of the worker.
         batch_sizes: given to each new process.
-        prefetch: whether a process prepares the next chunk while it computes one; None: only on a GPU, as on a CPU
-            both would use the same cores.
+        prefetch: whether a process prepares the next chunk while it computes one; None: for an engine, which would
+            else wait between chunks, and on a GPU; without one, both would use the same cores of a CPU.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class DeviceRespawner:
     ) -> None:
         self._device = settings.device if settings.device.startswith("cuda") else "cpu"
         self._batch_sizes = batch_sizes
-        self._prefetch = self._device != "cpu" if prefetch is None else prefetch
+        self._prefetch = self._device != "cpu" or settings.engine == VLLM if prefetch is None else prefetch
         self._limits = Limits(settings.batch_timeout, settings.load_timeout)
         self._preload = list(map(split_preload, settings.preload))
         self._policy = ModelPolicy.of(settings)

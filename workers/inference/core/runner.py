@@ -112,6 +112,22 @@ class Runner(ABC):
         """Return whether its model was loaded with the adapter in a directory; "" for none."""
         return not directory
 
+    def refusal(self, params: Mapping[str, Json]) -> str | None:
+        """Return which of these parameters only a runner without an engine can follow; None if this one follows all.
+
+        Raises:
+            ModelError: as `run`.
+        """
+        return None
+
+    @property
+    def broken(self) -> bool:
+        """Whether it can run nothing more, and must be loaded again."""
+        return False
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to do
+        """Free what is not freed with the last reference; nothing runs meanwhile, or afterwards."""
+
     def memory_bytes(self) -> int:
         """Return about how much device memory the model holds, in bytes."""
         return 0
@@ -138,9 +154,12 @@ class PreparingRunner(Runner):
 
     def run(self, inputs: Sequence[Json], params: Mapping[str, Json], monitor: RunMonitor) -> list[Outcome]:
         """Return one outcome for each input, in order."""
+        return self.run_prepared(self.timed_prepare(inputs, params), monitor)
+
+    def timed_prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> Any:
+        """Return what `prepare` does, and count its time in `prepare_seconds`."""
         begun = time.perf_counter()
         try:
-            prepared = self.prepare(inputs, params)
+            return self.prepare(inputs, params)
         finally:
             self.prepare_seconds += time.perf_counter() - begun
-        return self.run_prepared(prepared, monitor)

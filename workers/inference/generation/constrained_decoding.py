@@ -5,7 +5,7 @@ meets. Each row of a batch has a matcher of its own, or none, so records with di
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import LogitsProcessor
 
 from common.errors import ModelError
 from common.output_constraints import Constraint
+from common.records import Json
 
 #: White space between the parts of JSON: enough to indent it, too little to write nothing else.
 _WHITE_SPACE = {"whitespace_pattern": r"( |\r?\n[ \t]{0,16})?"}
@@ -43,9 +44,16 @@ _CONFLICTING: dict[str, tuple[Any, ...]] = {
 
 
 class CompiledConstraint:
-    """A constraint over the tokens of one model."""
+    """A constraint over the tokens of one model.
 
-    def __init__(self, matcher: LLMatcher, tokenizer: Any) -> None:
+    Args:
+        matcher: of its texts.
+        tokenizer: of the model, as llguidance reads it.
+        structure: a JSON schema as `json`, or a regular expression as `regex`: for engines with a matcher of their own.
+    """
+
+    def __init__(self, matcher: LLMatcher, tokenizer: Any, structure: Mapping[str, Json]) -> None:
+        self.structure = structure
         self._matcher = matcher
         self._tokenizer = tokenizer
         self.ends = frozenset(tokenizer.eos_tokens)
@@ -102,14 +110,15 @@ class ConstraintCompiler:
     def _compile_once(self, kind: str, text: str, ends: tuple[int, ...]) -> CompiledConstraint:
         tokenizer = self._read_vocabulary(ends)
         try:
-            matcher = LLMatcher(tokenizer, _grammar(kind, json.loads(text)), log_level=0)
+            value = json.loads(text)
+            matcher = LLMatcher(tokenizer, _grammar(kind, value), log_level=0)
         except ValueError as error:
             raise _refusal(kind, str(error)) from error
         first = matcher.deep_copy()
         first.compute_bitmask()  # shows what has no end, such as a schema that contains itself
         if first.is_error():
             raise _refusal(kind, first.get_error())
-        return CompiledConstraint(matcher, tokenizer)
+        return CompiledConstraint(matcher, tokenizer, _structure(kind, value))
 
     def _read_vocabulary_once(self, ends: tuple[int, ...]) -> Any:
         try:
@@ -168,7 +177,21 @@ def _grammar(kind: str, value: Any) -> str:
     """Return a constraint in llguidance's own form."""
     if kind == "json_schema":
         return str(LLMatcher.grammar_from_json_schema(json.dumps(value), overrides=_WHITE_SPACE))
-    return str(LLMatcher.grammar_from_regex(value if kind == "regex" else "|".join(map(_escape, value))))
+    return str(LLMatcher.grammar_from_regex(_regex(kind, value)))
+
+
+def _structure(kind: str, value: Any) -> Mapping[str, Json]:
+    """Return a constraint as a JSON schema or a regular expression for an engine.
+
+    Its llguidance may be too old to know a pattern of white space; a model could then write nothing else.
+    """
+    if kind == "json_schema":
+        return {"json": {**value, "x-guidance": {"whitespace_flexible": False}}}
+    return {"regex": _regex(kind, value)}
+
+
+def _regex(kind: str, value: Any) -> str:
+    return str(value) if kind == "regex" else "|".join(map(_escape, value))
 
 
 def _escape(text: str) -> str:

@@ -1,6 +1,6 @@
 """Log-probabilities of generated tokens: what the model itself gave each, before sampling and constraints change it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -59,18 +59,29 @@ class LogprobRecorder(StoppingCriteria):  # type: ignore[misc]
         values, ids = (torch.stack(parts, dim=1).tolist() for parts in (self._values, self._ids))
         return [
             [
-                {
-                    "token": text_of(token),
-                    "logprob": chosen[row][step],
-                    "top_logprobs": [
-                        {"token": text_of(other), "logprob": value}
-                        for other, value in zip(ids[row][step], values[row][step], strict=True)
-                    ],
-                }
+                describe(text_of, token, chosen[row][step], zip(ids[row][step], values[row][step], strict=True))
                 for step, token in enumerate(tokens)
             ]
             for row, tokens in enumerate(texts)
         ]
+
+
+def describe(
+    text_of: Callable[[int], str], token: int, logprob: float, top: Iterable[tuple[int, float]]
+) -> dict[str, Json]:
+    """Return what is told of a token.
+
+    Args:
+        text_of: returns the text of a token.
+        token: the one that was chosen.
+        logprob: of it.
+        top: the most likely ones, with theirs.
+    """
+    return {
+        "token": text_of(token),
+        "logprob": max(logprob, _IMPOSSIBLE),
+        "top_logprobs": [{"token": text_of(other), "logprob": max(value, _IMPOSSIBLE)} for other, value in top],
+    }
 
 
 def token_texts(tokenizer: Any) -> Callable[[int], str]:

@@ -14,14 +14,20 @@ def resolve_generation_config(task: str, pipe: Any, forward: Mapping[str, Any]) 
         ModelError: `bad_param`, `generate` would refuse them.
     """
     try:
-        kwargs = pipe._prepare_generate_kwargs(dict(forward))
-        config, _ = pipe.model._prepare_generation_config(None, **kwargs)
+        kwargs = _generate_arguments(pipe, forward)
+        config, _ = pipe.model._prepare_generation_config(kwargs.pop("generation_config", None), **kwargs)
         config.validate()
         if config.do_sample:
             logits_warpers(config)
     except (ValueError, TypeError) as error:
         raise ModelError("bad_param", f"{task} does not take these parameters: {error}") from error
     return config
+
+
+def _generate_arguments(pipe: Any, forward: Mapping[str, Any]) -> dict[str, Any]:
+    if hasattr(pipe, "_prepare_generate_kwargs"):
+        return dict(pipe._prepare_generate_kwargs(dict(forward)))
+    return {"generation_config": pipe.generation_config, **forward}  # transformers before 5.20
 
 
 def with_default_length(task: str, pipe: Any, forward: Mapping[str, Any], limit: int | None) -> dict[str, Any]:

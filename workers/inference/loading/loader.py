@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from common.distribution import install_command
@@ -156,6 +158,26 @@ def load_config(source: ModelSource, **values: Any) -> Any:
         raise ModelError(
             "not_a_model", f"{source.directory}/config.json does not describe a known model: {error}"[:1000]
         ) from error
+
+
+def load_without_weights(auto_class: Any, source: ModelSource) -> Any:
+    """Return the model of `source` on the device `meta`: its architecture and its configurations.
+
+    Raises:
+        ModelError: as `load_model`, but for `missing_weights`.
+    """
+    silence_transformers()
+    config = load_config(source)
+    check_own_code(source, [CONFIG], auto_class.__name__)
+    try:
+        with torch.device("meta"):
+            model = auto_class.from_config(config, trust_remote_code=source.options.runs_code)
+        if (source.directory / GENERATION_CONFIG_NAME).exists():
+            model.generation_config = GenerationConfig.from_pretrained(source.directory, local_files_only=True)
+    except LOAD_ERRORS as error:
+        raise _explained(auto_class, source.directory, error) from error
+    cap_model_config(model, source.options.max_new_tokens)
+    return model
 
 
 def load_tokenizer(source: ModelSource) -> Any:

@@ -23,7 +23,6 @@ import torch
 import transformers
 from torch import Tensor
 
-from common.errors import RecordError
 from common.json_codec import to_jsonable
 from common.records import Failure, Json, Outcome
 from common.tasks import find_task
@@ -37,12 +36,19 @@ from workers.inference.loading.batch_invariance import ensure_batch_invariance
 from workers.inference.loading.loader import ModelSource, load_model, load_tokenizer
 from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.tasks.encoder_tasks import ENCODER_TASKS, EncoderTask
-from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, RowOutput
+from workers.inference.tasks.pipeline_task import (
+    PipelineParams,
+    PipelineTask,
+    PreparedRecord,
+    RowOutput,
+    finish_record,
+    prepare_record,
+)
 from workers.inference.tasks.table_question_answering import TableQuestionAnswering
 from workers.inference.tasks.text_generation import TextGeneration
 from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, supports_varlen_kernel
-from workers.inference.text.tokenization import NO_TOKENS, TokenizedText, encode, parse_inputs
-from workers.inference.text.truncation import ModelInputs, token_count
+from workers.inference.text.tokenization import TokenizedText, encode, parse_inputs
+from workers.inference.text.truncation import ModelInputs
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
 logger = logging.getLogger(__name__)
@@ -192,7 +198,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         groups: dict[int, list[Item[_Input]]] = defaultdict(list)
         for position, value in inputs.items():
             monitor.tick()
-            record = self._prepare_for_pipeline(value, parsed)
+            record = prepare_record(task, value, parsed)
             if isinstance(record, Failure):
                 outcomes[position] = Outcome(failure=record)
                 continue
@@ -210,21 +216,6 @@ class PipelineRunner(PackingRunner, PreparingRunner):
             if budget is not self.budget:
                 self.budget.tokens_run += budget.tokens_run
         return outcomes
-
-    def _prepare_for_pipeline(self, value: Json, params: PipelineParams) -> PreparedRecord | Failure:
-        try:
-            record = self.task.prepare(value, params)
-        except RecordError as error:
-            return Failure(error.code, error.message)
-        except Exception as error:  # untrusted input: tokenizers may raise anything, and one record fails
-            logger.debug("a record cannot be prepared", exc_info=True)
-            return Failure.from_exception("runner_error", error)
-        lengths = [token_count(inputs) for inputs in record.inputs if "input_ids" in inputs]
-        if not all(lengths):
-            return NO_TOKENS
-        if self.task.limit is not None and max(lengths, default=0) > self.task.limit:
-            return Failure("too_long", f"The input has {max(lengths)} tokens; the model takes {self.task.limit}.")
-        return record
 
     def _run_items(
         self,
@@ -256,15 +247,10 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         if len(record.rows) < len(record.inputs):
             return None
         rows = [record.rows.pop(number) for number in range(len(record.inputs))]
-        try:
-            output = postprocess(rows, record)
-            output = output if self.task.gives_plain_values else to_jsonable(output)
-        except RecordError as error:
-            return Outcome(failure=Failure(error.code, error.message))
-        except Exception as error:  # an error here must not make the batch run again: one record fails
-            logger.debug("a record cannot be finished", exc_info=True)
-            return Outcome(failure=Failure.from_exception("runner_error", error))
-        return Outcome(output, truncated=record.truncated)
+        plain = self.task.gives_plain_values
+        return finish_record(
+            record, lambda: postprocess(rows, record) if plain else to_jsonable(postprocess(rows, record))
+        )
 
     def _forward_batch(
         self, encoder: EncoderTask, params: PipelineParams, parts: Sequence[_Input]
@@ -286,7 +272,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
     def _sample_inputs(self) -> list[ModelInputs]:
         params = self.task.parse_params({})
         records = [
-            self._prepare_for_pipeline(value, params) for value in samples(self.task.name, self._tokenizer.mask_token)
+            prepare_record(self.task, value, params) for value in samples(self.task.name, self._tokenizer.mask_token)
         ]
         return [inputs for record in records if isinstance(record, PreparedRecord) for inputs in record.inputs]
 

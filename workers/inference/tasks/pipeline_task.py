@@ -4,8 +4,9 @@ A task calls the pipeline's own `preprocess`, `forward` and `postprocess`, and n
 or one batch at a time; `workers.inference.tasks.pipeline_runner` decides which records share a batch.
 """
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -15,13 +16,16 @@ from transformers.pipelines.base import ChunkPipeline
 
 from common.errors import ModelError, RecordError
 from common.params import check_params
-from common.records import Json
+from common.records import Failure, Json, Outcome
 from common.task_params import TASK_PARAMS
 from workers.inference.core.runner import NullMonitor, RunMonitor
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.text.collate import collate, take_row
+from workers.inference.text.tokenization import NO_TOKENS
 from workers.inference.text.truncation import ModelInputs, input_token_limit, token_count
 from workers.models.load_options import DEFAULT_OPTIONS
+
+logger = logging.getLogger(__name__)
 
 #: What one row of a batch gave, in the form that the pipeline's `postprocess` takes.
 RowOutput = Any
@@ -205,6 +209,35 @@ class PipelineTask(ABC, Generic[P]):
             {**pipe._forward_params, **forward},
             {**pipe._postprocess_params, **after},
         )
+
+
+def prepare_record(task: PipelineTask[P], value: Json, params: P) -> PreparedRecord | Failure:
+    """Return a record, ready to run, or why it cannot."""
+    try:
+        record = task.prepare(value, params)
+    except RecordError as error:
+        return Failure(error.code, error.message)
+    except Exception as error:  # untrusted input: tokenizers may raise anything, and one record fails
+        logger.debug("a record cannot be prepared", exc_info=True)
+        return Failure.from_exception("runner_error", error)
+    lengths = [token_count(inputs) for inputs in record.inputs if "input_ids" in inputs]
+    if not all(lengths):
+        return NO_TOKENS
+    if task.limit is not None and max(lengths, default=0) > task.limit:
+        return Failure("too_long", f"The input has {max(lengths)} tokens; the model takes {task.limit}.")
+    return record
+
+
+def finish_record(record: PreparedRecord, make_output: Callable[[], Json]) -> Outcome:
+    """Return the outcome of a record that has run."""
+    try:
+        output = make_output()
+    except RecordError as error:
+        return Outcome(failure=Failure(error.code, error.message))
+    except Exception as error:  # an error here must not make the batch run again: one record fails
+        logger.debug("a record cannot be finished", exc_info=True)
+        return Outcome(failure=Failure.from_exception("runner_error", error))
+    return Outcome(output, truncated=record.truncated)
 
 
 def _float_tensors(row: RowOutput) -> list[Tensor]:

@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 
 from common.errors import ModelError
+from common.jobs import TRANSFORMERS
 from common.tasks import ALIASES, RUNNER_ENTRY_POINTS, translation_languages
 from workers.inference.core.runner import Runner
 
@@ -55,15 +56,24 @@ RUNNERS = {
     "question-answering": "workers.inference.tasks.question_answering:QuestionAnsweringRunner",
 }
 
+#: The same by an engine.
+ENGINE_RUNNERS = {"text-generation": "workers.inference.tasks.engine_runner:EngineRunner"}
 
-def find_runner(task: str) -> type[Runner]:
+
+def find_runner(task: str, engine: str = TRANSFORMERS) -> type[Runner]:
     """Return the runner class of a task name, alias, `translation_xx_to_yy` or entry point.
+
+    Args:
+        task: the name.
+        engine: what generates text; another than `transformers` only for a task of `ENGINE_RUNNERS`.
 
     Raises:
         ModelError: `unknown_task`, no runner of that name; `bad_runner`, an entry point names something else.
         ImportError: the runner needs a library that is not installed.
     """
     name = _row(task)
+    if engine != TRANSFORMERS:
+        return _load(ENGINE_RUNNERS[name])
     if name in RUNNERS:
         return _load(RUNNERS[name])
     for point in entry_points(group=RUNNER_ENTRY_POINTS, name=task):

@@ -109,7 +109,7 @@ class TextGeneration(PipelineTask[GenerationParams]):
         if params.get("tool_calls"):
             check_parser()
         own = {name: value for name, value in params.items() if name not in OWN_PARAMS | {"tool_calls"}}
-        plain = self._split_params(own)
+        plain = self._split_params(self._with_stop_strings(own))
         forward = with_default_length(self.name, self.pipe, plain.forward, self.limit)
         config = resolve_generation_config(self.name, self.pipe, forward)
         apply_token_limit(self.name, own, self.pipe.model.generation_config, self.max_new_tokens)
@@ -254,6 +254,14 @@ class TextGeneration(PipelineTask[GenerationParams]):
             else {**text, "tool_calls": []}
             for text, reply in zip(texts, replies, strict=True)
         ]
+
+    def _with_stop_strings(self, params: dict[str, Json]) -> dict[str, Any]:
+        """Return parameters with stop sequences as `generate` takes them; earlier pipelines stop at their tokens."""
+        stops = params.get("stop_sequence")
+        if stops is None:
+            return params
+        rest = {name: value for name, value in params.items() if name != "stop_sequence"}
+        return {**rest, "stop_strings": [stops] if isinstance(stops, str) else stops, "tokenizer": self.tokenizer}
 
     def _prompt_limit(self, config: Any) -> int | None:
         if config.max_new_tokens is not None:

@@ -1,0 +1,1 @@
+"""Engines: programs that generate text from token ids, in place of transformers."""
