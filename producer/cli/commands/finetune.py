@@ -163,8 +163,8 @@ def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str |
       producer finetune reviews.csv --model bert-base-uncased --eval-split 0.1
       producer finetune tags.jsonl --task token-classification -m xlm-roberta-base
       producer finetune domain.txt --task fill-mask -m roberta-base --epochs 1
-      producer finetune chats.jsonl --task text-generation -m Qwen/Qwen3-0.6B --lora
-      producer finetune questions.jsonl --task embedding -m sentence-transformers/all-MiniLM-L6-v2
+      producer finetune chats.jsonl --task text-generation -m Qwen/Qwen3-0.6B
+      producer finetune questions.jsonl --task embedding -m BAAI/bge-m3
       producer submit --task text-classification --model job:ID new.txt
 
     \b

@@ -13,8 +13,9 @@ from PIL import Image
 from common.jobs import JobSpec
 from common.json_codec import to_json
 from common.output_types import OutputForm
+from common.payloads.chunk_rows import chunk_rows
 from common.payloads.codec import decode_outcomes, iter_outcomes
-from common.payloads.part_files import FORMATS, chunk_rows, decode_part, encode_part
+from common.payloads.part_files import FORMATS, decode_part, encode_part
 from common.payloads.result_tables import ResultTable
 from common.records import FileInput, Json, Outcome, Record, pack_files
 from common.results import ResultLayout

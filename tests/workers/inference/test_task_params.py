@@ -89,7 +89,7 @@ def test_every_parameter_of_generate_is_a_field_of_generation_config() -> None:
 
 def test_poolings_and_dtypes_are_those_declared() -> None:
     assert set(POOLING_MODES) == _POOLINGS.keys()
-    assert set(DTYPES) == {precision.AUTO, precision.INT8, *precision.DTYPES}
+    assert set(DTYPES) == {precision.AUTO, precision.INT8, precision.FLOAT8, *precision.DTYPES}
 
 
 def test_options_of_openai_requests_are_declared() -> None:
@@ -163,7 +163,7 @@ def test_the_text_of_a_parameter_is_read_by_its_declared_type(task: str, text: s
         ("zero-shot-classification", "hypothesis_template={:>9999999999}", ["a text with one {}"]),
         ("zero-shot-classification", "hypothesis_template={0.__class__}", ["a text with one {}"]),
         ("embedding", "ignore_auto_map=1", ["ignore_auto_map must be true or false"]),
-        ("embedding", "dtype=float8", ["dtype must be one of auto"]),
+        ("embedding", "dtype=float4", ["dtype must be one of auto"]),
         ("embedding", "pooling=middle", ["several joined by +"]),
     ],
 )
