@@ -68,10 +68,10 @@ def main() -> None:
     groups: dict[str, dict[str, float]] = {}
     for precision in chosen.precision or PRECISIONS:
         for title, tell in _tables(chosen, precision).items():
-            figures = tell()
-            groups[title] = _best(figures)
-    if chosen.chart:
-        chosen.chart.write_text(bar_chart({title: bars for title, bars in groups.items() if bars}, "per second", JOB))
+            if bars := _best(tell()):
+                groups[title] = bars
+            if chosen.chart:  # after each table: the next takes minutes
+                chosen.chart.write_text(bar_chart(groups, "per second", JOB))
 
 
 def _tables(chosen: argparse.Namespace, precision: str) -> dict[str, Callable[[], Figures]]:
