@@ -6,6 +6,7 @@ The producer applies it to files before it submits anything, the worker to datas
 import json
 from collections.abc import Mapping, Sequence
 
+from common.chat import user_message
 from common.errors import UsageError
 from common.records import Json
 from common.training.cells import list_of
@@ -66,9 +67,9 @@ def _split_prompt(
     prompt: Json, chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
     """Return the messages of the prompt and of both answers."""
-    shared = _common_beginning(chosen, rejected)
+    shared = chosen[: common_length(chosen, rejected)]
     if isinstance(prompt, str):
-        prompt = [] if any(message.get("content") == prompt for message in shared) else _user_message(prompt)
+        prompt = [] if any(message.get("content") == prompt for message in shared) else user_message(prompt)
     before: list[Message] = prompt or []
     begun = shared if shared[: len(before)] == before else [*before, *shared]  # a prompt may be in the answers too
     chosen, rejected = chosen[len(shared) :], rejected[len(shared) :]
@@ -87,16 +88,10 @@ def _split_prompt(
     return begun, chosen, rejected
 
 
-def _common_beginning(one: Sequence[Message], other: Sequence[Message]) -> list[Message]:
-    length = next(
-        (number for number, (left, right) in enumerate(zip(one, other, strict=False)) if left != right),
-        min(len(one), len(other)),
-    )
-    return list(one[:length])
-
-
-def _user_message(text: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
+def common_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """Return how many items two sequences have in common at their beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((number for number, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def _check_last(messages: Sequence[Message], column: str) -> None:

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 
 from common.errors import ModelError, UsageError
 from common.records import Json
-from common.training.conversations import TOOLS
+from common.training.conversations import TOOLS, common_length
 
 Messages = Sequence[Mapping[str, Json]]
 
@@ -125,12 +125,6 @@ def _training_template(tokenizer: Any) -> tuple[str | None, bool]:
         return get_training_chat_template(tokenizer), True
     except (TemplateError, TypeError, ValueError):  # no template that TRL knows
         return None, False
-
-
-def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Return how many items two sequences have in common at their beginning."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((number for number, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def tools_of(example: Mapping[str, Json]) -> Json:

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from common.errors import UsageError
-from common.training.conversations import CHOSEN, REJECTED
+from common.training.conversations import CHOSEN, REJECTED, common_length
 from common.training.kinds import Example
 from common.training.labels import Labels
 from common.training.options import TrainingOptions
 from workers.inference.loading.loader import missing_library
-from workers.training.trainer.chat_masks import ChatTokenizer, common_length, tools_of
+from workers.training.trainer.chat_masks import ChatTokenizer, tools_of
 from workers.training.trainer.job_trainer import TrainerKind
 from workers.training.trainer.metrics import IGNORE_INDEX
 from workers.training.trainer.recipes import AT_END, COMPLETIONS, PROMPTS, EncodedExamples, TaskRecipe
