@@ -21,7 +21,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from benchmarks import models
 from benchmarks.chats import chats
 from benchmarks.machine import described
-from benchmarks.measure import Contestant, Figure, measure, table
+from benchmarks.measure import Contestant, measure, table
+from benchmarks.parity import notes
 from benchmarks.strategies import Strategy
 from common.jobs import TRANSFORMERS, VLLM
 from common.tasks import TASKS
@@ -51,7 +52,7 @@ def main() -> None:
         chosen.rounds,
     )
     title = f"chats with SmolLM2-135M, {chosen.dtype}: {chosen.records} records, {chosen.rounds} rounds"
-    print(table(title, figures, "vLLM", {name: same(figure, figures["vLLM"]) for name, figure in figures.items()}))
+    print(table(title, figures, "vLLM", notes(TASK, figures, "vLLM")))
 
 
 def strategy(engine: str, model: Path, dtype: str, params: dict[str, Any]) -> Strategy:
@@ -85,14 +86,6 @@ def models_device() -> str:
     import torch
 
     return "cuda:0" if torch.cuda.is_available() else "cpu"
-
-
-def same(figure: Figure, other: Figure) -> str:
-    """Return how many texts are the same as the other's."""
-    if figure is other or not (figure.outputs and other.outputs):
-        return ""
-    equal = sum(a == b for a, b in zip(figure.outputs, other.outputs, strict=True))
-    return f"{equal / len(figure.outputs):.0%} the same"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.jobs import JobSpec
+from common.payloads.arrays import values_of
 from common.payloads.codec import decode_outcomes, iter_outcomes
 from common.records import Json, Record
 from common.tasks import find_task
@@ -146,10 +147,12 @@ def whole_job(work: Work, directory: Path, environ: dict[str, str]) -> Strategy:
         command += ["-m", str(work.model), "-o", str(target)]
         for key, value in work.params.items():
             command += ["-p", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-        subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(command, env=environ, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"producer submit ended with {done.returncode}: {done.stderr[-500:]}")
         import pyarrow.parquet as pq
 
-        return pq.read_table(target).column("output").to_pylist()
+        return values_of(pq.read_table(target).column("output"))
 
     return run
 

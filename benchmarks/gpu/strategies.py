@@ -1,17 +1,12 @@
-"""hugqueue on a GPU, as it runs in the device process, and from file to file."""
+"""hugqueue on a GPU, as it runs in the device process."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks.strategies import Quiet, Strategy, Work
 from common.jobs import JobSpec
-from common.payloads.arrays import values_of
 from common.payloads.codec import decode_outcomes, iter_outcomes
 from common.records import Json, Record
 from common.tasks import find_task
@@ -54,25 +49,5 @@ def device_process(work: Work, **params: Json) -> Strategy:
                 payloads.append(encoding.submit(encode_chunk, records, outcomes, outputs))
         tables = [decode_outcomes(payload.result()[0]) for payload in payloads]
         return [row.output for one in tables for _, _, row in iter_outcomes(one, arrays=True)]
-
-    return run
-
-
-def file_to_file(work: Work, directory: Path, environ: dict[str, str]) -> Strategy:
-    """A job through Redis, Celery and a running worker; unlike in `benchmarks.strategies`, numbers stay in numpy."""
-    source, target = directory / "in.txt", directory / "out.parquet"
-
-    def run(texts: Sequence[str]) -> list[Any]:
-        source.write_text("".join(f"{text}\n" for text in texts))
-        command = [sys.executable, "-P", "-m", "producer.cli", "submit", "--task", work.task, str(source)]
-        command += ["-m", str(work.model), "-o", str(target)]
-        for key, value in work.params.items():
-            command += ["-p", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-        done = subprocess.run(command, env=environ, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"producer submit ended with {done.returncode}: {done.stderr[-500:]}")
-        import pyarrow.parquet as pq
-
-        return values_of(pq.read_table(target).column("output"))
 
     return run

@@ -15,10 +15,10 @@ from typing import Any
 
 from benchmarks.__main__ import JOB, TASKS, inputs
 from benchmarks.gpu.models import MODELS
-from benchmarks.gpu.strategies import device_process, file_to_file
+from benchmarks.gpu.strategies import device_process
 from benchmarks.measure import Contestant, Figure, measure, reason, table
 from benchmarks.parity import notes
-from benchmarks.strategies import LIMIT, Strategy, Work, pipeline, sentence_transformers
+from benchmarks.strategies import LIMIT, Strategy, Work, pipeline, sentence_transformers, whole_job
 from common.errors import UsageError
 
 OURS = "hugqueue, in the process"
@@ -70,7 +70,7 @@ def _file_to_file(work: Work, directory: Path, queues: contextlib.ExitStack) -> 
     except (ImportError, UsageError) as error:
         print(f"No queue here, so nothing is measured from file to file: {reason(error)}", flush=True)
         return {}
-    make = lambda: file_to_file(work, directory, queues.enter_context(running_queue(work, directory)))  # noqa: E731
+    make = lambda: whole_job(work, directory, queues.enter_context(running_queue(work, directory)))  # noqa: E731
     return {JOB: Contestant(_noted(JOB, make))}
 
 
