@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from tests.e2e.test_finetune_jobs import steps_kept, training_processes
-from tests.support.finetune_runs import model_directory, result_of
+from tests.support.finetune_runs import model_directory, result_of, steps_kept, training_processes, use_registry
 from tests.support.processes import Shell, Workers, wait_until
 from tests.support.translations import Translations, encoder_base
 
@@ -29,12 +28,7 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(tmp_path: Path, environ: dict[str, str]) -> Path:
     """The model registry, known to workers and commands alike."""
-    environ |= {
-        "HUGQUEUE_MODELS_URL": str(tmp_path / "models"),
-        "HUGQUEUE_MODEL_ROOTS": str(tmp_path),
-        "HUGQUEUE_CHECKPOINT": "0.1",
-    }
-    return tmp_path / "models"
+    return use_registry(environ, tmp_path)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:

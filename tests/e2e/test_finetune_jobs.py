@@ -6,11 +6,9 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from common.models.checkpoints import latest_complete, step_of
 from common.payloads.codec import decode_records
 from hugqueue import Client
 from tests.support.finetune_runs import (
@@ -19,6 +17,9 @@ from tests.support.finetune_runs import (
     model_directory,
     progress,
     result_of,
+    steps_kept,
+    training_processes,
+    use_registry,
     wait_for_step,
     write_reviews,
 )
@@ -36,12 +37,7 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(tmp_path: Path, environ: dict[str, str]) -> Path:
     """The model registry, known to workers and commands alike."""
-    environ |= {
-        "HUGQUEUE_MODELS_URL": str(tmp_path / "models"),
-        "HUGQUEUE_MODEL_ROOTS": str(tmp_path),
-        "HUGQUEUE_CHECKPOINT": "0.1",
-    }
-    return tmp_path / "models"
+    return use_registry(environ, tmp_path)
 
 
 @pytest.fixture
@@ -51,26 +47,6 @@ def reviews(tmp_path: Path) -> Path:
 
 def finetune(shell: Shell, reviews: Path, base: Path, *options: str) -> str:
     return shell.run("finetune", str(reviews), "-m", str(base), "--batch-size", "2", *options).stdout.strip()
-
-
-def training_processes(workers: Workers) -> list[psutil.Process]:
-    found = []
-    for process in workers.processes():
-        try:
-            if (
-                "workers.training.trainer" in process.cmdline()
-                and "accelerate.commands.launch" not in process.cmdline()
-            ):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def steps_kept(store: Path, job: str) -> int:
-    """Return how many steps lie behind the last whole checkpoint of a job, 0 if there is none."""
-    checkpoint = latest_complete((store / job / "work").glob("*"))
-    return step_of(checkpoint) if checkpoint else 0
 
 
 def test_the_tutorials_own_case_runs_and_its_model_serves(

@@ -9,13 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 from transformers import BertForMaskedLM
 
 from common.jobs import JobSpec, new_job_id
+from common.models.checkpoints import latest_complete, step_of
 from common.payloads.codec import encode_records
 from common.records import Json, Record
 from common.training.options import TrainingOptions
-from tests.support.processes import Shell, wait_until
+from tests.support.processes import Shell, Workers, wait_until
 from tests.support.tiny_models import bert_config, wordpiece
 from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.control_socket import ControlSocket
@@ -122,3 +124,35 @@ def result_of(shell: Shell, job: str) -> dict[str, Any]:
 def model_directory(store: Path, job: str) -> Path:
     chosen = json.loads((store / job / "model.json").read_text())
     return store / job / chosen["attempt"]
+
+
+def use_registry(environ: dict[str, str], directory: Path) -> Path:
+    """Let workers and commands with this environment store models in `directory`, with checkpoints all the time."""
+    registry = directory / "models"
+    environ |= {
+        "HUGQUEUE_MODELS_URL": str(registry),
+        "HUGQUEUE_MODEL_ROOTS": str(directory),
+        "HUGQUEUE_CHECKPOINT": "0.1",
+    }
+    return registry
+
+
+def training_processes(workers: Workers) -> list[psutil.Process]:
+    """Return the processes that train, without the launcher of several."""
+    found = []
+    for process in workers.processes():
+        try:
+            if (
+                "workers.training.trainer" in process.cmdline()
+                and "accelerate.commands.launch" not in process.cmdline()
+            ):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def steps_kept(store: Path, job: str) -> int:
+    """Return how many steps lie behind the last whole checkpoint of a job, 0 if there is none."""
+    checkpoint = latest_complete((store / job / "work").glob("*"))
+    return step_of(checkpoint) if checkpoint else 0
