@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -92,7 +92,10 @@ def _embedding(chosen: argparse.Namespace, precision: str) -> Figures:
     work = Work("embedding", models.minilm(), {"dtype": precision})
     expected = sentence_transformers(Work("embedding", models.minilm()), 16)(inputs)
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as running:
-        contestants = {JOB: _job(work, Path(directory), running), "hugqueue, in the process": _runner(work)}
+        contestants = {
+            JOB: _job(work, Path(directory), running),
+            "hugqueue, in the process": Contestant(lambda: in_process(work)),
+        }
         if precision != "int8":
             for size in _BATCHES:
                 contestants[f"sentence-transformers, batches of {size}"] = Contestant(
@@ -148,23 +151,18 @@ def _job(work: Work, directory: Path, running: contextlib.ExitStack) -> Contesta
     return Contestant(lambda: whole_job(work, directory, running.enter_context(running_queue(work, directory))))
 
 
-def _runner(work: Work) -> Contestant:
-    return Contestant(lambda: in_process(work))
-
-
 def _python(environments: Path, runtime: str) -> Path:
     return environments / _ENVIRONMENTS[runtime] / "bin" / "python"
 
 
 def _once(running: contextlib.ExitStack, python: Path, *arguments: object) -> Callable[[], Peer]:
     """Return a function that starts the peer on its first call."""
-    started: list[Peer] = []
 
+    @cache
     def start() -> Peer:
-        if not started:
-            started.append(Peer(python.absolute(), *arguments))
-            running.callback(started[0].close)
-        return started[0]
+        peer = Peer(python.absolute(), *arguments)
+        running.callback(peer.close)
+        return peer
 
     return start
 

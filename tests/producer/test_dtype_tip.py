@@ -1,5 +1,7 @@
 """The tip of a faster dtype: only where all workers gain, and only to those who have not chosen."""
 
+from pathlib import Path
+
 import pytest
 
 from common.jobs import JobSpec, new_job_id
@@ -44,4 +46,8 @@ def test_others_get_none(job: JobSpec, records: int, found: list[Heartbeat]) -> 
 def test_a_worker_that_computes_in_less_by_default_or_on_a_gpu_has_no_faster_dtype() -> None:
     assert faster_dtype(Settings(device="cpu", dtype="bfloat16")) == ""
     assert faster_dtype(Settings(device="cuda:0")) == ""
-    assert faster_dtype(Settings(device="cpu")) in ("", "bfloat16")
+
+
+def test_a_cpu_with_instructions_for_bfloat16_is_faster_in_it() -> None:
+    has = any(flag in Path("/proc/cpuinfo").read_text().split() for flag in ("avx512_bf16", "amx_bf16"))
+    assert faster_dtype(Settings(device="cpu")) == ("bfloat16" if has else "")
