@@ -41,7 +41,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(short_help="Start workers: one per GPU, or one for the CPU.")
 @click.option("--device", help="auto, cpu, gpu, or GPUs such as cuda:0,cuda:1.  [default: auto (all GPUs or the CPU)]")
 @click.option(
     "--gpus",
@@ -69,10 +69,10 @@ def main() -> None:
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),
-    help="What generates text where it can; auto: vLLM on a GPU, if it is installed.  [default: transformers]",
+    help="What generates text, where it can; auto: vLLM on a GPU, if installed.  [default: transformers]",
 )
 @click.option("--allow-pickle", is_flag=True, help="Also load pickled weights, which can run code.")
-@click.option("--allow-remote-code", is_flag=True, help="Allow models to run code of their own as this user.")
+@click.option("--allow-remote-code", is_flag=True, help="Allow models to run their own code, as this user.")
 @click.option(
     "--metrics-port",
     type=click.IntRange(1, 65535),
@@ -82,7 +82,7 @@ def main() -> None:
     "--metrics-address",
     default="127.0.0.1",
     show_default=True,
-    help="Address of this machine to serve them at.",
+    help="Address to serve them at.",
 )
 @click.option(
     "--log-level",
@@ -122,11 +122,11 @@ def start(
     sys.exit(_supervise(settings, log_level, gpus, metrics_at))
 
 
-@main.command()
+@main.command(short_help="Check whether a worker on this machine is ready.")
 def check() -> None:
-    """Exit with 0 if a worker of this machine is ready, else with 1; for health checks.
+    """Exit with 0 if a worker on this machine is ready, else with 1; for health checks.
 
-    A worker that still loads its preloads is not ready, and neither is one whose Redis is away.
+    A worker that is still preloading models, or cannot reach Redis, is not ready.
     """
     settings = load_settings()
     host = socket.gethostname()

@@ -18,7 +18,7 @@ def upload_job(client: Client, handle: JobHandle, target: HubOutput, notify: Not
 
     Raises:
         UsageError: the dataset cannot be written, or holds results of another job.
-        HugqueueError: the Hub fails for long. What was committed stays, and `producer results` goes on.
+        HugqueueError: the Hub fails for long. What was committed stays, and `producer results` continues.
     """
     found: list[Uploaded] = []
 
@@ -26,20 +26,20 @@ def upload_job(client: Client, handle: JobHandle, target: HubOutput, notify: Not
         found.append(handle.upload(target, on_change, notify))
         return handle.state
 
-    goes_on = f"`producer results {handle.id} -o {target}` goes on with the upload."
+    hint = f"`producer results {handle.id} -o {target}` continues the upload."
     try:
         job, interrupted = watch_submitted_job(client, handle, notify, follow)
     except UsageError:
         raise
     except (HugqueueError, KeyboardInterrupt):
-        notify(f"Not all results of job {handle.id} are in {target}. {goes_on}")
+        notify(f"Not all results of job {handle.id} are in {target}. {hint}")
         raise
     for uploaded in found:
         notify(
             f"{uploaded.records:,} records are in {uploaded.url} ({uploaded.shards} files of the split {target.split})"
         )
     if not found and job.status is JobStatus.COMPLETED:
-        notify(f"Not all results of job {job.id} are in {target}. {goes_on}")
+        notify(f"Not all results of job {job.id} are in {target}. {hint}")
     elif not all(uploaded.complete for uploaded in found) or not found:
-        notify(f"Job {job.id} is {job.status}. After `producer retry {job.id}`, {goes_on}")
+        notify(f"Job {job.id} is {job.status}. After `producer retry {job.id}`, {hint}")
     return INTERRUPTED if interrupted else exit_status(job)

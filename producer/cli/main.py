@@ -21,7 +21,7 @@ COMMANDS = {
     "retry": ("results", "Retry failed and unfinished records."),
     "cancel": ("jobs", "Cancel jobs, keeping finished results."),
     "delete": ("jobs", "Delete jobs with their records and results."),
-    "models": ("models", "List or export fine-tuned models."),
+    "models": ("models", "List, export or upload fine-tuned models."),
     "report": ("report", "Write an HTML report on a fine-tune job."),
     "tasks": ("listings", "List tasks and their default models."),
     "workers": ("listings", "List live workers."),

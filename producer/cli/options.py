@@ -18,7 +18,7 @@ _MAX_OFFERED, _MAX_EXAMINED = 20, 1000
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 json_lines_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON lines, also on a terminal; the job if it is not waited for."
+    "--json", "as_json", is_flag=True, help="Print JSON, also on a terminal: the results, or the job without --wait."
 )
 
 output_option = click.option(
@@ -42,7 +42,7 @@ csv_safe_option = click.option(
 
 
 public_option = click.option(
-    "--public", is_flag=True, help="Create the dataset on the Hub as a public one.  [default: private]"
+    "--public", is_flag=True, help="Make the new dataset on the Hub public.  [default: private]"
 )
 
 
@@ -76,7 +76,7 @@ def param_option(text: str) -> Callable[[F], F]:
 notify_option = click.option(
     "--notify",
     metavar="URL",
-    help="Have the workers POST to this URL when the job has ended.  [default: HUGQUEUE_NOTIFY_URL, else none]",
+    help="Send a POST request to this URL when the job has ended.  [default: HUGQUEUE_NOTIFY_URL, else none]",
 )
 
 name_option = click.option("--name", metavar="TEXT", help="A name for the job.")
@@ -140,10 +140,12 @@ after_option = click.option(
     multiple=True,
     metavar="JOB",
     shell_complete=complete_jobs,
-    help="Wait for this job, and be cancelled if it fails; repeatable.",
+    help="Start when this job is completed, and be cancelled if it fails; repeatable.",
 )
 
-after_any_option = click.option("--after-any", is_flag=True, help="Run after these jobs even if they fail.")
+after_any_option = click.option(
+    "--after-any", is_flag=True, help="Start when the jobs of --after have ended, even if they failed."
+)
 
 
 def task_option(**more: Any) -> Callable[[F], F]:

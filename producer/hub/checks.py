@@ -69,7 +69,7 @@ def read_manifest(repository: HubRepository, head: Head, target: HubOutput, job_
     raise UsageError(
         f"{target}: dataset {target.repo} has a split {target.split!r} already, {what} ({shown or path}). Name another "
         f"split, such as -o hf:{target.repo}:{target.split}_2, or delete that one on the Hub."
-        + (f" If its upload was cut off, `producer results {found.job} -o {target}` goes on with it." if found else "")
+        + (f" If its upload was interrupted, `producer results {found.job} -o {target}` continues it." if found else "")
     )
 
 

@@ -90,7 +90,7 @@ def refusal(name: str, error: Exception) -> HugqueueError:
         told = f"{why}."
     else:
         return HugqueueError(
-            f"{name}: the Hub cannot be reached or fails: {why}. The same command goes on where this one ended."
+            f"{name}: the Hub cannot be reached or fails: {why}. Run the same command again to continue."
         )
     return UsageError(f"{name}: {told}")
 

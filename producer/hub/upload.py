@@ -148,8 +148,8 @@ class _Upload:
             file.path.unlink()
         job = self._results.state.id
         raise ResultsLost(
-            f"results of job {job} that are in {shard.file} are gone. `producer retry {job}` runs their records again; "
-            "then the same command goes on."
+            f"results of job {job} that are in {shard.file} are gone. Run `producer retry {job}`, then this "
+            "command again."
         )
 
     def _shards(self) -> tuple[Shard, ...]:
@@ -163,8 +163,8 @@ class _Upload:
             if any(row.outcome is LOST for row in rows):
                 job = self._results.state.id
                 raise ResultsLost(
-                    f"results of chunk {number} of job {job} are gone. `producer retry {job}` runs it again; then the "
-                    "same command goes on."
+                    f"results of chunk {number} of job {job} are gone. Run `producer retry {job}`, then this command "
+                    "again."
                 )
             if not rows or any(row.outcome is None for row in rows):
                 return

@@ -70,7 +70,7 @@ def _begin_or_find(
                     return job
                 continue  # it was cut off: try again
             if _is_silent(connection, job):
-                notify(f"Job {job_id} was cut off before it was accepted; submitting it again.")
+                notify(f"Job {job_id} was interrupted before it was accepted; submitting it again.")
                 continue
             if not notified:
                 notify(f"Another command submits job {job_id} under this key; waiting until it is accepted.")

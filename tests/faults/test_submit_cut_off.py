@@ -23,7 +23,7 @@ def test_the_job_of_a_killed_submit_is_made_anew(
     done = shell.run(*arguments(source))
     job = done.stdout.strip()
     assert job == the_job(connection) != old
-    assert abandoned or f"Job {old} was cut off before it was accepted; submitting it again." in done.stderr
+    assert abandoned or f"Job {old} was interrupted before it was accepted; submitting it again." in done.stderr
     state = connection.load_job(job)
     assert (state.status, state.records, state.chunks, state.failure) == (JobStatus.QUEUED, 95, 10, None)
     assert client.pttl(idempotency(KEY[1])) == client.pttl(JobKeys.of(job).job) == -1

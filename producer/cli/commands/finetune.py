@@ -100,12 +100,12 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     click.option(
         "--metric-for-best", metavar="NAME", help="Metric that selects the best checkpoint.  [default: the task's]"
     ),
-    click.option("--loss", metavar="NAME", help="Loss of embedding or rerank.  [default: by the kind of examples]"),
+    click.option("--loss", metavar="NAME", help="Loss of embedding or rerank.  [default: depends on the examples]"),
     click.option(
         "--matryoshka-dims",
         type=_Dimensions(),
         metavar="N,N",
-        help="Dimensions that the vectors of embedding may be cut to, such as 768,256.",
+        help="For embedding: dimensions to which vectors may later be truncated, such as 768,256.",
     ),
     _number("--seed", int, "Random seed."),
     click.option(
@@ -148,16 +148,23 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
 def finetune(inputs: tuple[str, ...], labels: tuple[str, ...], keep_alive: str | None, **options: Any) -> None:
     """Fine-tune a model on examples.
 
-    TRAIN is a .csv, .tsv, .jsonl, .json, .parquet or .txt file with a text and a label in each row, - for standard
-    input, a URL such as s3://bucket/reviews/*.parquet, or a dataset on the Hub such as hf:NAME or hf:NAME:SPLIT, which
-    the worker loads. Labels are words or integers (classes), decimal numbers (regression), or lists (several classes
-    per example). For text-generation the rows have a text, a prompt and a completion, messages (a chat, of which the
-    assistant's words are learned), or a prompt with a chosen and a rejected answer (DPO). For embedding, a row is a
-    pair (anchor, positive, and perhaps negative) or has a score (sentence1, sentence2, score); for rerank, a query, a
-    document and a label.
+    TRAIN is a .csv, .tsv, .jsonl, .json, .parquet or .txt file, - for standard input, a URL such as
+    s3://bucket/reviews/*.parquet, or a dataset on the Hub, hf:NAME[:CONFIG][:SPLIT].
 
-    Prints the job id. The trained model is job:ID for `submit`, for another `finetune`, and for `models export`. A job
-    that is submitted with it before the training has ended waits for that.
+    \b
+    Columns, by task:
+      text-classification   text, label: words or integers (classes), decimal
+                            numbers (regression), lists (several classes)
+      token-classification  tokens, tags
+      fill-mask             text
+      text-generation       text; prompt, completion; messages (a chat); or
+                            prompt, chosen, rejected (DPO)
+      embedding             anchor, positive[, negative]; or
+                            sentence1, sentence2, score
+      rerank                query, document, label
+
+    Prints the job id. The trained model is job:ID, for `submit`, `models export` or another `finetune`. Jobs that are
+    submitted with it before the training has ended wait for that.
 
     \b
       producer finetune reviews.csv --model bert-base-uncased --eval-split 0.1

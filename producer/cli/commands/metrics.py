@@ -11,7 +11,7 @@ from producer.cli.terminal import notify
 
 @click.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=9808, show_default=True, help="Port to listen on.")
-@click.option("--address", default="127.0.0.1", show_default=True, help="Address of this machine to listen on.")
+@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
 def metrics(port: int, address: str) -> None:
     """Serve metrics of the queue for Prometheus at http://ADDRESS:PORT/metrics, until Ctrl-C or SIGTERM.
 

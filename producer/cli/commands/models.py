@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def models(context: click.Context, as_json: bool) -> None:
     """List, export or upload fine-tuned models.
 
-    They are at HUGQUEUE_MODELS_URL, or in the state directory of the embedded queue.
+    They are stored at HUGQUEUE_MODELS_URL, or in the state directory of the embedded queue.
 
     \b
       producer models

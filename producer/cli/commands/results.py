@@ -27,7 +27,7 @@ def results(job: str, follow: bool, failed: bool, as_json: bool, **output: Any) 
     """Print or save a job's results in input order, one per record.
 
     Results are a table on a terminal, and JSON lines in a pipe. Records that have not run (yet) have the error code
-    `not_run`. With -o hf:ORG/NAME this waits for a running job, and goes on with an upload that was cut off.
+    `not_run`. With -o hf:ORG/NAME, this waits for a running job, and continues an interrupted upload.
     """
     from producer.cli.show_results import show_failures, show_results, stream_results
     from producer.hub.checks import check_hub_output

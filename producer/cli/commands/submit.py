@@ -87,7 +87,7 @@ from producer.cli.text_option import text_option
         metavar="NAME",
         default="output",
         show_default=True,
-        help="Name of the column (or key) that results add for the output.",
+        help="Name of the column (or JSON key) that holds the output.",
     ),
     csv_safe_option,
     public_option,
@@ -95,7 +95,10 @@ from producer.cli.text_option import text_option
         "--wait/--no-wait", default=None, help="Wait for the job and print the results, or return once it is accepted."
     ),
     click.option(
-        "--json", "as_json", is_flag=True, help="Print JSON, also on a terminal: result lines, the job, or the report."
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print JSON, also on a terminal: the results, the job, or the report of --dry-run.",
     ),
 )
 @option_group(
@@ -140,10 +143,15 @@ def submit(
 ) -> None:
     """Run records through a model.
 
-    INPUT is a .txt (one record per line), .jsonl, .json, .csv, .tsv or .parquet file, optionally gzipped, or - for
-    standard input; a URL such as s3://bucket/texts/*.parquet; or a dataset on the Hub, hf:ORG/NAME[:CONFIG][:SPLIT].
-    For tasks over images or audio, INPUT is the files themselves, directories of them, or lists of their paths.
-    job:ID stands for the results of a job, which may still run: this one waits for it.
+    \b
+    INPUT is one or more of
+      FILE                          .txt (a record per line), .jsonl, .json, .csv,
+                                    .tsv or .parquet; text may be gzipped
+      -                             standard input
+      s3://bucket/*.parquet         any URL that fsspec supports
+      hf:ORG/NAME[:CONFIG][:SPLIT]  a dataset on the Hub
+      job:ID                        the results of a job, once it has ended
+      photos/ or photos/*.jpg       for tasks over images, audio or video
 
     If a Redis is configured, this prints the job id and returns. With --wait or -o, or without a configured Redis, it
     waits and shows the results: a table on a terminal, JSON lines in a pipe.

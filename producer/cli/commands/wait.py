@@ -13,7 +13,7 @@ from producer.cli.terminal import exit_status, notify, print_json
 @jobs_argument
 @json_option
 def wait(jobs: tuple[str, ...], name: str | None, labels: tuple[str, ...], as_json: bool) -> None:
-    """Wait until jobs are finished; the exit status is the worst of theirs.
+    """Wait until jobs are finished. The exit status is that of the worst job.
 
     Give job ids, or select existing jobs with --name and --label. Ctrl-C stops waiting, not the jobs.
 

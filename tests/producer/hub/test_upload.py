@@ -200,7 +200,7 @@ def test_a_cancelled_job_leaves_what_was_done_in_order(hub: HubRepositories, use
         user.run("cancel", job)
         _, told = command.communicate(timeout=60)
     assert command.returncode == 1
-    assert f"After `producer retry {job}`, `producer results {job} -o hf:maria/labels` goes on" in told
+    assert f"After `producer retry {job}`, `producer results {job} -o hf:maria/labels` continues" in told
     until.touch()
     user.run("retry", job, "-o", "hf:maria/labels")
     whole(hub)
