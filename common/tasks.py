@@ -38,14 +38,24 @@ class Task:
     revision: str | None = None  #: its pinned revision
     hint: str = ""  #: how to select columns that are not found
     chunk_records: int = 256  #: about a second or more of compute on a CPU
-    media: str | None = None  #: the media type of its files (`common.media_types`), and the name of its field
+    media: tuple[str, ...] = ()  #: the media types of its files (`common.media_types`), and the names of their fields
     second_file: str | None = None  #: the field of another file of that type, which every record has besides
 
     @property
     def primary_field(self) -> str | None:
         """The field of a record that is a plain string; None if records must be objects."""
-        name = self.media or "text"
-        return name if (name,) in self.fields else None
+        return self.fields[0][0] if len(self.fields[0]) == 1 else None
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether its inputs are files, and a plain string names one."""
+        return bool(self.media) and self.primary_field != "text"
+
+    def file_fields(self, input: Json) -> tuple[str, ...]:
+        """Return the fields of a record's input that name files."""
+        if not isinstance(input, Mapping):
+            return self.media if self.reads_files else ()
+        return tuple(name for name in (*self.media, self.second_file) if name is not None and name in input)
 
     @property
     def params(self) -> Params | None:
@@ -102,7 +112,7 @@ def _media_task(
 ) -> Task:
     """Return a task over files of a kind; `instead` names a field that a record may have instead of a file."""
     fields = ((kind,),) if instead is None else ((kind,), (instead,))
-    return Task(name, summary, fields, optional, *default, chunk_records=chunk_records, media=kind)
+    return Task(name, summary, fields, optional, *default, chunk_records=chunk_records, media=(kind,))
 
 
 _VIT = ("google/vit-base-patch16-224", "3f49326")
@@ -138,7 +148,7 @@ MEDIA_TASKS = (
         model="magic-leap-community/superglue_outdoor",
         revision="f4041f8",
         chunk_records=32,
-        media="image",
+        media=("image",),
         second_file="second_image",
     ),
     _media_task(
@@ -254,7 +264,10 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             "embedding",
-            "one vector for each text",
+            "one vector for each text, image or recording",
+            fields=(("text",), ("image",), ("audio",)),
+            optional=("image", "audio"),
+            media=("image", "audio"),
             model=_MINILM[0],
             revision=_MINILM[1],
         ),

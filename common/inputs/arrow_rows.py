@@ -1,7 +1,7 @@
 """Rows of Arrow tables as own columns of records: references, so that no value is converted before it must be."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -62,19 +62,19 @@ class ArrowRow:
         return self.rows.row_bytes
 
 
-def kept_rows(batch: Any, keep: Keep, schema: Any, *, media: bool) -> ArrowRows | None:
+def kept_rows(batch: Any, keep: Keep, schema: Any, *, files: Container[str] = ()) -> ArrowRows | None:
     """Return the kept columns of a batch, None if there are none.
 
     Args:
         batch: with these columns and others.
         keep: which.
         schema: of the source, whose types count.
-        media: whether columns of files become their paths: results never repeat images and audio.
+        files: columns that hold files, which become their paths: results never repeat images and audio.
     """
     columns, types = {}, {}
     for name in keep.chosen(batch.schema.names):
         column, kind = batch.column(name), schema.field(name).type
-        if media and is_file_column(column.type):
+        if name in files:
             if not pa.types.is_struct(kind):
                 continue
             import pyarrow.compute as pc  # slow to load, and only images and audio need it

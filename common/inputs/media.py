@@ -22,24 +22,34 @@ from common.tasks import Task
 _ANY_DEPTH = re.compile(r"^((?:[^/]*/)*?)\*\*(?:/(.*))?$", re.DOTALL)
 
 
-def is_list_of_paths(name: str, format: str | None) -> bool:
-    """Whether an input of a media task is a list of paths rather than a media file."""
+def names_media(name: str, task: Task, format: str | None) -> bool:
+    """Whether an input names files that are records themselves, rather than a file that lists records."""
     endings = tuple(f".{known}{packed}" for known in (*FORMATS, "ndjson") for packed in ("", ".gz"))
-    return format is not None or name == "-" or name.lower().endswith(endings)
+    if not task.media or format is not None or name == "-" or name.lower().endswith(endings):
+        return False
+    return task.reads_files or name.lower().endswith(_suffixes(task)) or glob.has_magic(name) or Path(name).is_dir()
 
 
-def media_file_records(name: str, kind: str) -> Iterator[Record]:
+def media_file_records(name: str, task: Task) -> Iterator[Record]:
     """Yield a record for each file that matches the name; its id is the path.
 
     Raises:
         UsageError: no file matches.
     """
     found = False
-    for path in _paths(name, kind):
+    for path in _paths(name, task):
         found = True
-        yield Record(path, path)
+        yield Record(path, path if task.reads_files else {_kind_of(path, task): path})
     if not found:
-        raise UsageError(f"{name}: contains no {kind} files ({_endings(kind)}).")
+        raise UsageError(f"{name}: contains no {' or '.join(task.media)} files ({', '.join(_suffixes(task))}).")
+
+
+def _kind_of(path: str, task: Task) -> str:
+    return next((kind for kind in task.media if path.lower().endswith(SUFFIXES[kind])), task.media[0])
+
+
+def _suffixes(task: Task) -> tuple[str, ...]:
+    return tuple(suffix for kind in task.media for suffix in SUFFIXES[kind])
 
 
 def attach_files(
@@ -54,13 +64,15 @@ def attach_files(
     Workers read files under `shared` themselves.
     """
     for record in records:
-        yield record if record.failure else _attached(record, task, max_bytes, shared, may_open)
+        has_file = not record.failure and task.file_fields(record.input)
+        yield _attached(record, task, max_bytes, shared, may_open) if has_file else record
 
 
 def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str], may_open: MayOpen) -> Record:
-    kind = str(task.media)
-    if isinstance(record.input, dict) and kind not in record.input:  # such as a chat without an image of its own
-        return record
+    names = task.file_fields(record.input)
+    if len(names) > 1 and task.second_file is None:
+        return replace(record, failure=Failure("wrong_type", f"a record has one file, found {' and '.join(names)}"))
+    kind = names[0]
     if record.blob is not None:  # from a Parquet file that contains the files
         if task.second_file is not None:
             what = f"{task.name} takes the paths of two files, not files in columns of Parquet"
@@ -69,7 +81,6 @@ def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str],
         failure = _check(str(named), record.blob, kind, max_bytes)
         return replace(record, failure=failure, blob=None) if failure else record
     fields = record.input if isinstance(record.input, dict) else {kind: record.input}
-    names = [name for name in (kind, task.second_file) if name in fields]
     paths = {name: strip_file_scheme(fields[name]) if isinstance(fields[name], str) else fields[name] for name in names}
     folders = {name: _absolute(path) for name, path in paths.items()}
     if all(folder is not None and is_shared(folder, shared) for folder in folders.values()):
@@ -78,7 +89,8 @@ def _attached(record: Record, task: Task, max_bytes: int, shared: Sequence[str],
     found = [_read(path, kind, max_bytes, may_open) for path in paths.values()]
     failure = next((part for part in found if isinstance(part, Failure)), None)
     if failure is not None:
-        return replace(record, failure=failure)
+        hint = "" if task.reads_files or "text" not in fields else "; --column text takes the text alone"
+        return replace(record, failure=replace(failure, message=failure.message + hint))
     blobs = [part for part in found if isinstance(part, bytes)]
     return replace(record, blob=blobs[0] if task.second_file is None else pack_files(blobs))
 
@@ -119,19 +131,19 @@ def _check(path: str, blob: bytes, kind: str, max_bytes: int) -> Failure | None:
     return None
 
 
-def _paths(name: str, kind: str) -> Iterator[str]:
+def _paths(name: str, task: Task) -> Iterator[str]:
     with path_errors(f"Cannot read {name}"):
-        yield from _found(name, kind)
+        yield from _found(name, _suffixes(task))
 
 
-def _found(name: str, kind: str) -> Iterator[str]:
+def _found(name: str, suffixes: tuple[str, ...]) -> Iterator[str]:
     path = Path(name)
     if is_url(name):
         if name.endswith("/"):
-            raise UsageError(f"{name}: pass the files at a URL, for example {name}*{SUFFIXES[kind][0]}.")
+            raise UsageError(f"{name}: pass the files at a URL, for example {name}*{suffixes[0]}.")
         yield name
     elif path.is_dir():
-        yield from _below(name, kind)
+        yield from _below(name, suffixes)
     elif path.exists():
         yield name
     elif glob.has_magic(name):
@@ -154,11 +166,7 @@ def _matching(pattern: str) -> Iterator[str]:
             yield from _matching(f"{inside}/{tail}" if inside else tail)
 
 
-def _below(directory: str, kind: str) -> Iterator[str]:
+def _below(directory: str, suffixes: tuple[str, ...]) -> Iterator[str]:
     for folder, below, names in os.walk(directory):
         below.sort()
-        yield from (str(Path(folder, name)) for name in sorted(names) if name.lower().endswith(SUFFIXES[kind]))
-
-
-def _endings(kind: str) -> str:
-    return ", ".join(SUFFIXES[kind])
+        yield from (str(Path(folder, name)) for name in sorted(names) if name.lower().endswith(suffixes))

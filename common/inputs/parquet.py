@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +25,12 @@ from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source, read_errors
 from common.inputs.text import too_large_failure
 from common.json_codec import to_json
-from common.media_types import LFS_POINTER
+from common.media_types import HEAD_BYTES, LFS_POINTER, detect_format
 from common.own_columns import KEEP_NONE
 from common.records import Failure, Json, Record
 from common.storage.filesystem import open_stream
 from common.storage.locations import is_url
+from common.tasks import Task
 
 _BATCH_ROWS = 1024
 #: Bytes of text that are converted to Python values at once.
@@ -80,16 +81,18 @@ def records_of_batches(
     for batch in batches:
         names = _class_names(batch.schema)
         needed = builder.columns(batch.schema.names)
+        files = _file_columns(builder.task, batch.schema)
         for part, size in _slices(batch, slice_bytes, max_bytes):
             fits = size <= max_bytes or len(part) > 1
-            own = kept_rows(part, builder.keep, schema or batch.schema, media=builder.task.media is not None)
+            own = kept_rows(part, builder.keep, schema or batch.schema, files=files)
             if not fits or (left is not None and size > left):
                 records = _too_large(builder, number, _without_long_columns(part), max_bytes, whole=not fits)
                 own = ArrowRows(_without_long_columns(own.batch), own.types) if own else None
             else:
                 left = None if left is None else left - size
-                rows = enumerate(_rows(builder, number, part.select(needed), names), number)
-                records = (_record(plain, at, row, blob, max_bytes) for at, (row, blob) in rows)
+                rows = enumerate(_rows(builder, number, part.select(needed), names, files), number)
+                maker = _with_file_field(plain, part, files)
+                records = (_record(maker, at, row, blob, max_bytes) for at, (row, blob) in rows)
             for at, record in enumerate(records):
                 yield record if own is None else replace(record, own=ArrowRow(own, at))
             number += len(part)
@@ -132,14 +135,18 @@ def _without_long_columns(part: Any) -> Any:
 
 
 def _rows(
-    builder: RecordBuilder, number: int, part: Any, class_names: Mapping[str, Sequence[str]]
+    builder: RecordBuilder,
+    number: int,
+    part: Any,
+    class_names: Mapping[str, Sequence[str]],
+    files: Container[str],
 ) -> Iterator[tuple[dict[str, Json], bytes | None]]:
     """Yield the rows as JSON values, each with the image or audio file that it contains."""
     blobs: Iterable[bytes | None] = [None] * len(part)
     columns: dict[str, list[Json]] = {}
     for name, column in zip(part.schema.names, part.columns, strict=True):
-        if builder.task.media and (files := _files(column)) is not None:
-            blobs, paths = files
+        if name in files:
+            blobs, paths = _files(column)
             held = enumerate(zip(blobs, paths, strict=True), number)
             columns[name] = [path or (builder.source.location(row + 1) if blob else None) for row, (blob, path) in held]
             continue
@@ -150,14 +157,35 @@ def _rows(
         yield dict(zip(columns, cells, strict=True)), blob
 
 
-def _files(column: Any) -> tuple[list[bytes | None], list[str | None]] | None:
-    """Return the files and paths in a column of files, None for other columns.
+def _file_columns(task: Task, schema: Any) -> frozenset[str]:
+    """Return the columns that hold files of the task.
+
+    Bytes may also be text, for a task that takes texts, unless the column has the name of a field of files.
+    """
+    return frozenset(
+        column.name
+        for column in (schema if task.media else ())
+        if is_file_column(column.type)
+        and (task.reads_files or column.name in task.media or pa.types.is_struct(column.type))
+    )
+
+
+def _with_file_field(builder: RecordBuilder, part: Any, files: Container[str]) -> RecordBuilder:
+    """Return the builder for rows of which the chosen column may hold files: their first bytes say of which type."""
+    if builder.column is None or builder.column not in files:
+        return builder
+    media = builder.task.media
+    blobs, _ = _files(part.column(builder.column))
+    head = next((blob[:HEAD_BYTES] for blob in blobs if blob), b"")
+    return replace(builder, file_field=next((kind for kind in media if detect_format(kind, head)), media[0]))
+
+
+def _files(column: Any) -> tuple[list[bytes | None], list[str | None]]:
+    """Return the files and paths in a column of files.
 
     `datasets` writes its Image and Audio features as `struct<bytes: binary, path: string>`:
     https://huggingface.co/docs/datasets/about_dataset_features
     """
-    if not is_file_column(column.type):
-        return None
     if not pa.types.is_struct(column.type):
         return column.to_pylist(), [None] * len(column)
     return pc.struct_field(column, "bytes").to_pylist(), pc.struct_field(column, "path").to_pylist()

@@ -4,14 +4,14 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 
 from common.errors import UsageError
 from common.inputs.csv import csv_records
 from common.inputs.json_array import json_file_records
-from common.inputs.media import attach_files, is_list_of_paths, media_file_records
+from common.inputs.media import attach_files, media_file_records, names_media
 from common.inputs.record_builder import RecordBuilder
-from common.inputs.sampling import columns_of, file_columns
+from common.inputs.sampling import SAMPLE_BYTES, SAMPLE_RECORDS, columns_of, file_columns
 from common.inputs.sources import ReadProgress, Source, expand, find_sources, open_bytes
 from common.inputs.templated_records import refuse_unknown_columns
 from common.inputs.text import json_records, text_records
@@ -46,8 +46,8 @@ class Inputs:
         found: list[tuple[str, Columns]] = []
         for part in self.parts:
             if isinstance(part, str):
-                next(media_file_records(part, str(self.task.media)))
-                found.append((part, file_columns(str(self.task.media), self.keep, part)))
+                record = next(media_file_records(part, self.task))
+                found.append((part, file_columns(self.task.file_fields(record.input)[0], self.keep, part)))
                 continue
             _check_options(part)
             if part.source.is_reopenable:
@@ -78,7 +78,7 @@ class Inputs:
             UsageError: while reading, if the rest of an input cannot be read.
         """
         records = chain.from_iterable(
-            media_file_records(part, str(self.task.media))
+            media_file_records(part, self.task)
             if isinstance(part, str)
             else _records(replace(part, source=replace(part.source, progress=progress)), max_record_bytes)
             for part in self.parts
@@ -114,7 +114,7 @@ def find_inputs(
     """
 
     def has_records(name: str) -> bool:
-        return task.media is None or is_list_of_paths(name, format)
+        return not names_media(name, task, format)
 
     names = expand(names)
     files = [name for name in names if not has_records(name)]
@@ -135,6 +135,18 @@ def find_inputs(
         keep=keep,
     )
     return Inputs(task, tuple(builder(next(sources)) if has_records(name) else name for name in names), keep)
+
+
+def names_files(builder: RecordBuilder) -> bool:
+    """Whether the first records of a source name files.
+
+    Raises:
+        UsageError: it cannot be read, or is empty.
+    """
+    if not builder.task.media:
+        return False
+    with closing(_records(builder, SAMPLE_BYTES)) as records:
+        return any(builder.task.file_fields(record.input) for record in islice(records, SAMPLE_RECORDS))
 
 
 def _records(builder: RecordBuilder, max_bytes: int) -> Generator[Record, None, None]:

@@ -39,6 +39,7 @@ class RecordBuilder:
     tabular: bool = False  #: rows come from a table with a header; cells may be empty
     template: Template | None = None  #: makes the text of each record from its columns
     keep: Keep = KEEP_NONE  #: which columns a record carries for its result
+    file_field: str | None = None  #: the field of the chosen column, if it holds files
 
     @property
     def field(self) -> str:
@@ -108,7 +109,7 @@ class RecordBuilder:
         own = self.keep.own(row)
         # What the input says is not said twice; that of an image or audio file may become another path.
         said = own_columns(None, input, self.field)
-        is_input = own == said and list(own) == list(said) and not self.task.media
+        is_input = own == said and list(own) == list(said) and not self.task.file_fields(input)
         return Record(id, input, own=None if is_input else own)
 
     def text_record(self, number: int, text: str) -> Record:
@@ -159,8 +160,8 @@ class RecordBuilder:
 
     def _put(self, fields: dict[str, Json], name: str, value: Json) -> dict[str, Json]:
         alternatives = {names[0] for names in self.task.fields if len(names) == 1}
-        if name not in alternatives:  # the text that goes with an image
-            alternatives -= {self.task.media}
+        if name not in alternatives or (self.template and self.column):  # the text that goes with an image
+            alternatives -= {*self.task.media}
         return {k: v for k, v in fields.items() if k not in alternatives} | {name: value}
 
     def _target(self, value: Json) -> str:
@@ -169,6 +170,8 @@ class RecordBuilder:
         known = [field for fields in self.task.fields for field in fields]
         if self.column in known:
             return str(self.column)
+        if self.file_field is not None:
+            return self.file_field
         return "messages" if isinstance(value, list) and "messages" in known else known[0]
 
     def _parsed(self, name: str, value: Json) -> Json:

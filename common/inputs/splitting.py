@@ -7,7 +7,7 @@ from typing import Any
 
 from common.errors import PayloadError, StorageError, UsageError
 from common.inputs.file_split import FORMATS, FileSplit, SizedSplit
-from common.inputs.reader import Inputs
+from common.inputs.reader import Inputs, names_files
 from common.inputs.record_builder import RecordBuilder
 from common.inputs.sources import Source, open_bytes
 from common.inputs.templated_records import limit_text
@@ -46,11 +46,13 @@ def is_splittable(builder: RecordBuilder) -> bool:
 def splittable_builders(inputs: Inputs, shared: Sequence[str]) -> list[RecordBuilder]:
     """Return the builders of the inputs if workers can read all of them in place, else an empty list.
 
+    They cannot where records name files: their paths are relative to the producer's working directory.
+
     Raises:
         UsageError: an input cannot be read.
     """
     makers = [part for part in inputs.parts if isinstance(part, RecordBuilder)]
-    if not shared or inputs.task.media or any(builder.source.is_stdin for builder in makers):
+    if not shared or len(makers) < len(inputs.parts) or any(builder.source.is_stdin for builder in makers):
         return []
     found = [
         replace(builder, source=Source(absolute(builder.source.name), builder.source.format)) for builder in makers
@@ -58,7 +60,10 @@ def splittable_builders(inputs: Inputs, shared: Sequence[str]) -> list[RecordBui
     return (
         found
         if all(
-            is_shared(builder.source.name, shared) and _has_utf8_names(builder) and is_splittable(builder)
+            is_shared(builder.source.name, shared)
+            and _has_utf8_names(builder)
+            and is_splittable(builder)
+            and not names_files(builder)
             for builder in found
         )
         else []

@@ -38,8 +38,9 @@ def find_job_input(
     """
     if len(inputs) > 1:
         raise UsageError(f"{inputs[0]}, {inputs[1]}: job:ID is an input by itself. Submit a job for each input.")
-    if task.media is not None:
-        raise UsageError(f"{inputs[0]}: {task.name} reads files of {task.media} type, and results hold none.")
+    if task.reads_files:
+        kind = task.media[0]
+        raise UsageError(f"{inputs[0]}: {task.name} reads files of {kind} type, and results hold none.")
     refused: Mapping[str, bool] = {
         "--format": options.format is not None,
         "--quoting": options.quoting is not None,

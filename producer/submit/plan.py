@@ -190,7 +190,7 @@ def make_plan(
         wait=_should_wait(options.wait, target, spec, settings),
         after=job_names(options.after),
         idempotency_key=_check_key(options.idempotency_key),
-        progress=ReadProgress() if is_batch or task.media or options.limit else ReadProgress.of(inputs),
+        progress=ReadProgress() if is_batch or task.reads_files or options.limit else ReadProgress.of(inputs),
         warning=model_warning(spec.model, settings),
         may_open=may_open,
     )

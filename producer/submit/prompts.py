@@ -37,7 +37,7 @@ def make_template(options: SubmitOptions, task: Task) -> Template | None:
         return None
     if TEMPLATE_FIELD not in (task.primary_field, *task.optional):
         raise UsageError(f"--template makes a text, and {task.name} takes {task.required_fields}. Leave it out.")
-    if options.column is not None and task.media is None:
+    if options.column is not None and not task.reads_files and options.column not in task.media:
         raise UsageError("--template and --column both name the input: use only one.")
     return template
 

@@ -4,9 +4,13 @@ import base64
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import transformers
+from sentence_transformers import SentenceTransformer
 
 from common.records import Json
 from tests.support import tiny_media, tiny_multimodal
@@ -117,3 +121,29 @@ def test_photos_come_back_labeled_by_their_paths(folder: Path) -> None:
     assert (broken["id"], broken["error_code"]) == ("photos/broken.png", "bad_image")
     best = pipe(str(paths[0]))[0]
     assert f"{best['label']} {best['score']:.3f}" in shown
+
+
+def test_pictures_are_found_by_words(folder: Path) -> None:
+    paths = tiny_media.photos(folder / "album")
+    (folder / "album" / "broken.png").write_bytes(paths[0].read_bytes()[:60])
+    (folder / "words.txt").write_text("the old cat\na dog\n")
+    model = tiny_media.clip(folder / "clip")
+    call = ("submit", "--task", "embedding", "-m", str(model))
+    with running_queue(folder, HUGQUEUE_MODEL_ROOTS=str(folder), HUGQUEUE_SHARED=str(folder / "public")) as queue:
+        queue.run(*call, "words.txt", "-o", "words.npy")
+        queue.run(*call, "album", "--chunk-size", "4", "-o", "album.parquet", status=3)
+        copies = tiny_media.photos(folder / "public")[:2]
+        (folder / "public" / "list.jsonl").write_text(
+            "".join(json.dumps({"image": str(path)}) + "\n" for path in copies)
+        )
+        queue.run(*call, "public/list.jsonl", "-o", "public.npy")  # the worker opens the files
+    reference = SentenceTransformer(str(model), device="cpu")
+    np.testing.assert_allclose(np.load(folder / "words.npy"), reference.encode(["the old cat", "a dog"]), atol=1e-5)
+    table = pq.read_table(folder / "album.parquet")
+    assert table.schema.field("output").type == pa.list_(pa.float32(), 16)
+    rows = {row.pop("image"): row for row in table.to_pylist()}
+    assert rows.pop("album/broken.png")["error_code"] == "bad_image"
+    assert list(rows) == [f"album/{path.name}" for path in paths]
+    expected = reference.encode(list(map(str, paths)))
+    np.testing.assert_allclose([row["output"] for row in rows.values()], expected, atol=1e-5)
+    np.testing.assert_allclose(np.load(folder / "public.npy"), expected[:2], atol=1e-5)

@@ -154,7 +154,7 @@ def test_paths_and_addresses_without_their_files_are_refused(
     picture = tmp_path / "picture.png"
     picture.write_bytes(tiny_media.image_bytes(32, 32, 1))
     port, seen = listener
-    kind = str(KNOWN[task].media)
+    [kind] = KNOWN[task].media
     names = [str(picture), f"file://{picture}", f"http://127.0.0.1:{port}/x.png", f"https://localhost:{port}/x.wav"]
     doors = Doors(picture)
     doors.watching = True

@@ -10,7 +10,7 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTran
 from sentence_transformers.sentence_transformer import modules
 from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
 
-from tests.support import tiny_media, tiny_models
+from tests.support import tiny_media, tiny_models, tiny_multimodal
 from tests.support.tiny_models import TEXTS
 
 #: Of the transformers in `tests.support.tiny_models`.
@@ -62,6 +62,14 @@ def static(directory: Path) -> Path:
     tokenizer = modules.Transformer(str(base)).tokenizer
     parts = [modules.StaticEmbedding(tokenizer, embedding_dim=24), modules.Dense(24, 16), modules.Normalize()]
     SentenceTransformer(modules=parts, device="cpu", prompts={"query": "the old "}).save(str(directory))
+    return directory
+
+
+def vision_language(directory: Path) -> Path:
+    """Save a LLaVA as an embedding model, which takes texts, images and both together as chat messages."""
+    transformer = modules.Transformer(str(tiny_multimodal.llava(directory.with_name(f"{directory.name}-base"))))
+    parts = [transformer, modules.Pooling(WIDTH, "lasttoken")]
+    SentenceTransformer(modules=parts, device="cpu").save(str(directory))
     return directory
 
 

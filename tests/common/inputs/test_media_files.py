@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,10 +10,12 @@ import pytest
 
 from common.errors import RecordError, UsageError
 from common.inputs import find_inputs
+from common.inputs.splitting import splittable_builders
 from common.own_columns import KEEP_ALL
 from common.payloads.codec import decode_records, encode_records
-from common.records import Record, pack_files, unpack_files
+from common.records import Json, Record, pack_files, unpack_files
 from common.tasks import TASKS
+from common.template import Template
 from producer.submit.chunking import FILE_CHUNK_BYTES, ChunkPlan, cut_chunks
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"x" * 100
@@ -199,3 +202,68 @@ def test_videos_are_found_by_their_extensions_and_known_by_their_first_bytes(fol
         (f"clips/{n}", None) for n in ("a.mp4", "b.webm", "c.avi")
     ]
     assert bad.failure and bad.failure.code == "bad_video"
+
+
+def embedding_records(*inputs: str, **options: Any) -> list[tuple[Json, bytes | None]]:
+    records = list(find_inputs(list(inputs), TASKS["embedding"], **options).records(1000))
+    assert [record.failure for record in records] == [None] * len(records)
+    return [(record.input, record.blob) for record in records]
+
+
+def test_files_and_texts_are_inputs_of_a_task_that_takes_both(folder: Path):
+    (folder / "words.txt").write_text("photos/b.png\n")
+    (folder / "photos" / "a.wav").write_bytes(b"RIFF1234WAVE")
+    assert embedding_records("photos", "words.txt", "photos/*.png") == [
+        ({"image": "photos/A.JPG"}, JPEG),
+        ({"audio": "photos/a.wav"}, b"RIFF1234WAVE"),
+        ({"image": "photos/b.png"}, PNG),
+        ({"image": "photos/deep/c.jpeg"}, JPEG),
+        ("photos/b.png", None),
+        ({"image": "photos/b.png"}, PNG),
+    ]
+    with pytest.raises(UsageError, match="no known extension"):
+        find_inputs(["photos/notes.md"], TASKS["embedding"])
+
+
+def test_columns_say_which_records_are_files(folder: Path):
+    (folder / "table.csv").write_text("text,image,title\na cat,,x\n,photos/b.png,y\na dog,photos/b.png,z\n")
+    photo = {"image": "photos/b.png"}
+    both = [("a cat", None), ({"text": "", **photo}, PNG), ({"text": "a dog", **photo}, PNG)]
+    assert embedding_records("table.csv") == both
+    assert embedding_records("table.csv", column="title") == [("x", None), ("y", None), ("z", None)]
+    (folder / "photos.jsonl").write_text('{"image": "photos/b.png", "title": "z", "text": "a"}\n')
+    assert embedding_records("photos.jsonl", column="image") == [({"image": "photos/b.png"}, PNG)]
+    template = Template.parse("<{title}>")
+    assert embedding_records("photos.jsonl", template=template) == [("<z>", None)]
+    made = embedding_records("photos.jsonl", column="image", template=template)
+    assert made == [({"image": "photos/b.png", "text": "<z>"}, PNG)]
+
+
+def test_a_record_of_two_files_or_with_an_address_is_refused(folder: Path):
+    (folder / "rows.jsonl").write_text(
+        '{"image": "photos/b.png", "audio": "a.wav"}\n{"image": "https://x.org/a.png", "text": "a"}\n'
+    )
+    two, address = find_inputs(["rows.jsonl"], TASKS["embedding"]).records(1000)
+    assert two.failure and two.failure.code == "wrong_type"
+    assert address.failure and address.failure.code == "no_file" and "--column text" in address.failure.message
+
+
+def test_columns_of_bytes_are_texts_unless_they_are_named_as_files(folder: Path):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    photos = pa.array([{"bytes": PNG, "path": "a.png"}], kind)
+    pq.write_table(pa.table({"photo": photos, "text": pa.array([b"a cat"]), "raw": pa.array([b"x"])}), "t.parquet")
+    assert embedding_records("t.parquet") == [("a cat", None)]
+    assert embedding_records("t.parquet", column="photo") == [({"image": "a.png"}, PNG)]
+    [record] = find_inputs(["t.parquet"], TASKS["embedding"], keep=KEEP_ALL).records(1000)
+    assert record.own.as_dict() == {"photo": "a.png", "text": "YSBjYXQ=", "raw": "eA=="}
+    pq.write_table(pa.table({"audio": pa.array([b"RIFF1234WAVE"])}), "a.parquet")
+    assert embedding_records("a.parquet") == [({"audio": "a.parquet row 1"}, b"RIFF1234WAVE")]
+
+
+def test_inputs_that_name_files_are_not_read_in_place(folder: Path):
+    (folder / "texts.jsonl").write_text('{"text": "a"}\n')
+    (folder / "photos.jsonl").write_text('{"text": "a"}\n{"image": "photos/b.png"}\n')
+    shared = [str(folder)]
+    assert splittable_builders(find_inputs(["texts.jsonl"], TASKS["embedding"]), shared)
+    for names in (["photos.jsonl"], ["texts.jsonl", "photos"]):
+        assert splittable_builders(find_inputs(names, TASKS["embedding"]), shared) == []

@@ -53,7 +53,7 @@ def table_of(names: list[str]) -> pa.Table:
 
 def records_of(table: pa.Table) -> list[Record]:
     [batch] = table.to_batches()
-    rows = kept_rows(batch, Keep(None), table.schema, media=False)
+    rows = kept_rows(batch, Keep(None), table.schema)
     assert rows is not None
     return [Record(n, f"input {n}", own=ArrowRow(rows, n)) for n in range(len(batch))]
 
@@ -124,7 +124,7 @@ def test_a_table_whose_column_is_the_input_stores_it_once() -> None:
     texts = [f"{n} unlike any other text {n * 7919 % 1000}" for n in range(500)]
     table = pa.table({"n": range(500), "body": texts, "m": range(500)})
     [batch] = table.to_batches()
-    rows = kept_rows(batch, Keep(None), table.schema, media=False)
+    rows = kept_rows(batch, Keep(None), table.schema)
     assert rows is not None
     records = [Record(n, text, own=ArrowRow(rows, n)) for n, text in enumerate(texts)]
     other = [Record(n, "x", own=ArrowRow(rows, n)) for n in range(500)]

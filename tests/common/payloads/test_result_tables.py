@@ -23,7 +23,7 @@ DONE = Outcome("out")
 def rows_of(array: Any) -> list[ResultRow]:
     """Results of records with the column `x`."""
     batch = pa.RecordBatch.from_arrays([array], ["x"])
-    rows = kept_rows(batch, Keep(None), batch.schema, media=False)
+    rows = kept_rows(batch, Keep(None), batch.schema)
     assert rows is not None
     return [ResultRow(n, f"input {n}", DONE, ArrowRow(rows, n)) for n in range(len(batch))]
 

@@ -364,7 +364,8 @@ def _find_runner(task: str, engine: str = TRANSFORMERS) -> type[Runner]:
     try:
         return find_runner(task, engine)
     except ImportError as error:
-        extra = f"worker,{_MEDIA_EXTRAS[media]}" if (media := find_task(task).media) else "worker"
+        known = find_task(task)
+        extra = f"worker,{_MEDIA_EXTRAS[known.media[0]]}" if known.reads_files else "worker"
         raise WorkerError(
             "missing_library", f"This worker cannot run {task}: {error}. Install it: {install_command(extra)}."
         ) from error

@@ -6,7 +6,8 @@ function that runs a batch; nothing here knows about models.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -34,10 +35,19 @@ class Item(Generic[T]):
     position: int  #: of the input it belongs to
     tokens: int  #: its length
     value: T
+    group: Hashable = None  #: what it has in common with the items that it may share a batch with, such as shapes
 
 
 def make_batches(items: Sequence[Item[T]], budget: TokenBudget) -> Iterator[list[Item[T]]]:
-    """Yield batches of `items`, longest first, so that memory runs out in the first batch or never."""
+    """Yield batches of each group of `items`, longest first, so that memory runs out in the first batch or never."""
+    groups: dict[Hashable, list[Item[T]]] = defaultdict(list)
+    for item in items:
+        groups[item.group].append(item)
+    for group in groups.values():
+        yield from _batches_of_group(group, budget)
+
+
+def _batches_of_group(items: Sequence[Item[T]], budget: TokenBudget) -> Iterator[list[Item[T]]]:
     batch: list[Item[T]] = []
     tokens = 0
     for item in sorted(items, key=lambda i: -i.tokens):

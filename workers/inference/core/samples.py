@@ -90,12 +90,13 @@ def samples(task: str, mask: str | None = None) -> Sequence[Json]:
         mask: the model's own mask token; None keeps `[MASK]`.
     """
     known = find_task(task)
-    if known.media:
-        blobs = _blobs(known.media)
+    if known.reads_files:
+        kind = known.media[0]
+        blobs = _blobs(kind)
         with_it = {name: value for name, value in _WITH_MEDIA.items() if name in known.optional}
         if known.second_file:
-            both = {known.media: "a sample", known.second_file: "a sample"}
+            both = {kind: "a sample", known.second_file: "a sample"}
             return (FileInput(both, pack_files(blobs)),)
-        return tuple(FileInput({known.media: "a sample", **with_it}, blob) for blob in blobs)
+        return tuple(FileInput({kind: "a sample", **with_it}, blob) for blob in blobs)
     found = _SAMPLES.get(known.name, _TEXTS)
     return tuple(text.replace("[MASK]", mask) for text in found) if mask and known.name == "fill-mask" else found

@@ -6,7 +6,7 @@ file has random values with a warning; here that is an error.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from workers.inference.loading.loader import (
     silence_transformers,
 )
 from workers.inference.loading.outputs_match import outputs_match
+from workers.inference.text.collate import concatenate, shapes_of, size_in_tokens
 
 _POOLER = "pooler."
 #: Checks a model of transformers, given what its loading found and the directory; raises ModelError.
@@ -52,6 +53,22 @@ class PackageText:
 
     def __len__(self) -> int:
         return self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class PackageMedia:
+    """An input with an image or sound, which the model's processor has prepared."""
+
+    features: Mapping[str, Any]  #: a batch of one
+    truncated: bool = False
+
+    def __len__(self) -> int:
+        return size_in_tokens(self.features)
+
+    @property
+    def group(self) -> Hashable:
+        """What the inputs of a batch have in common: nothing is padded."""
+        return shapes_of(self.features)
 
 
 class PackageModel:
@@ -105,11 +122,35 @@ class PackageModel:
             for text, count, truncated in zip(texts, counts, cut, strict=True)
         ]
 
-    def forward(self, rows: Sequence[PackageText], prompt: str, task: str | None, **kwargs: Any) -> dict[str, Any]:
+    def supports(self, names: Iterable[str]) -> bool:
+        """Whether the model takes an input of these types together (`text`, `image`, `audio`)."""
+        first, *rest = sorted(names)
+        return bool(self._model.supports((first, *rest) if rest else first))
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples of sound a second that the model takes; 0 if it takes none."""
+        processors = [getattr(module, "processor", None) for module in self._model.modules()]
+        extractors = [getattr(processor, "feature_extractor", processor) for processor in processors]
+        return next((rate for one in extractors if (rate := getattr(one, "sampling_rate", 0))), 0)
+
+    def prepare_media(self, parts: Mapping[str, Any], prompt: str, task: str | None) -> PackageMedia:
+        """Return an input with an image or sound, prepared; any thread may call this.
+
+        Args:
+            parts: as `SentenceTransformer.encode` takes them, by type.
+            prompt: as `forward` takes it.
+            task: as `forward` takes it.
+        """
+        return PackageMedia(self._preprocess([dict(parts)], prompt, {"task": task} if task else {}))
+
+    def forward(
+        self, rows: Sequence[PackageText] | Sequence[PackageMedia], prompt: str, task: str | None, **kwargs: Any
+    ) -> dict[str, Any]:
         """Return what the last module gives for a batch.
 
         Args:
-            rows: of the batch.
+            rows: of the batch; all texts, or all of one `PackageMedia.group`.
             prompt: before each text; empty for none.
             task: `query`, `document`, or a route of the model's Router; None for its default.
             kwargs: further arguments of the modules, such as `max_active_dims`.
@@ -117,10 +158,10 @@ class PackageModel:
         from sentence_transformers.util import batch_to_device
 
         more = {"task": task} if task else {}
+        media = [dict(row.features) for row in rows if isinstance(row, PackageMedia)]
+        texts = [self._as_text(row.text) for row in rows if isinstance(row, PackageText)]
         with torch.inference_mode():
-            with self.tokenizer_lock:
-                texts = [self._as_text(row.text) for row in rows]
-                features = self._model.preprocess(texts, prompt=prompt or None, **more)
+            features = concatenate(media) if media else self._preprocess(texts, prompt, more)
             found: dict[str, Any] = self._model(batch_to_device(features, self.device), **more, **kwargs)
             return found
 
@@ -150,6 +191,11 @@ class PackageModel:
         if part is None:
             return {"dtype": "float32", **library}
         return {"dtype": dtype_name(part), "attention": part.config._attn_implementation, **library}
+
+    def _preprocess(self, inputs: Sequence[Any], prompt: str, more: Mapping[str, Any]) -> dict[str, Any]:
+        with self.tokenizer_lock:
+            found: dict[str, Any] = self._model.preprocess(inputs, prompt=prompt or None, **more)
+            return found
 
     def _as_text(self, text: Any) -> Any:
         return {"text": text} if self._takes_media and isinstance(text, str) else text

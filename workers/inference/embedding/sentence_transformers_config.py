@@ -180,6 +180,8 @@ def read_sentence_transformers_config(directory: Path) -> SentenceTransformersCo
     if kinds[:2] != ["Transformer", "Pooling"]:
         raise unsupported(f"modules.json begins with {kinds[:2]}; expected Transformer, then Pooling.")
     transformer = read_transformer(paths[0])
+    if others := sorted({*(transformer.modality_config or {})} - {"text", "message"}):
+        raise unsupported(f"its Transformer takes {others[0]} besides text.")
     pooling_file = _read_module(paths[1], POOLING_KEYS)
     pooling = convert(pooling_file, _Pooling, paths[1])
     general = _read_general(directory)

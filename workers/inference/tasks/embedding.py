@@ -1,4 +1,4 @@
-"""Embedding: one vector for each text, or for each piece of a text.
+"""Embedding: one vector for each text, image or recording, or for each piece of a text.
 
 A model saved by sentence-transformers is run as its configuration says: prompts, lower-casing, length, pooling,
 further layers, normalization. Any other is run with the defaults of sentence-transformers, mean pooling (for a causal
@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers import MODEL_MAPPING, AutoModel
+from transformers import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING, AutoModel, ClapConfig
 
 from common.errors import ModelError, first_line
 from common.records import Json
@@ -31,6 +31,7 @@ from workers.inference.embedding.sentence_transformers_config import (
     SentenceTransformersConfig,
     UnsupportedConfig,
     read_sentence_transformers_config,
+    unsupported,
 )
 from workers.inference.loading.batch_invariance import ensure_batch_invariance
 from workers.inference.loading.loader import ModelSource, load_config, load_model, load_tokenizer
@@ -84,6 +85,8 @@ class EmbeddingRunner(PackingRunner, VectorRunner):
         self._configured = found is not None
         self._config = found or SentenceTransformersConfig(directory, ("mean",))
         source = source.inside(self._config.transformer)
+        if found is None and _is_dual_encoder(load_config(source)):
+            raise unsupported("it encodes texts and images, or sound, apart.")
         self._model = _load_encoder(source, device)
         if found is None and _is_causal(self._model.config):
             self._config = SentenceTransformersConfig(directory, ("lasttoken",))
@@ -221,6 +224,11 @@ def _encoder_class(config: Any) -> Any:
     if config.is_encoder_decoder or name in (config.architectures or ()):
         return getattr(transformers, name, None)
     return None
+
+
+def _is_dual_encoder(config: Any) -> bool:
+    """Whether the model has an encoder for texts and another for images or sound, such as CLIP."""
+    return type(config) in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING or isinstance(config, ClapConfig)
 
 
 def _is_causal(config: Any) -> bool:

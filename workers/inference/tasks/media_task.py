@@ -28,7 +28,7 @@ class MediaTask(ProcessorTask):
         if isinstance(value, FileInput):
             return self.preprocess(self.decode(value.blob), parse_fields(task, value.input), params)
         fields = parse_fields(task, value)
-        return self.preprocess(self.decode(self.files.read(fields[str(task.media)])), fields, params)
+        return self.preprocess(self.decode(self.files.read(fields[task.media[0]])), fields, params)
 
     def preprocess(self, media: Any, fields: Mapping[str, Json], params: PipelineParams) -> PreparedRecord:
         """Return a decoded file, and the record's other fields, ready to run."""

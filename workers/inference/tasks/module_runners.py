@@ -23,11 +23,13 @@ from workers.inference.core.batches import Item, run_batches
 from workers.inference.core.runner import PreparingRunner, RunMonitor
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.embedding.module_files import PYLATE_DENSE
-from workers.inference.embedding.package_model import PackageModel, PackageText
+from workers.inference.embedding.package_model import PackageMedia, PackageModel, PackageText
 from workers.inference.embedding.pooling import normalize
 from workers.inference.embedding.prompts import check_task
 from workers.inference.embedding.sentence_transformers_config import GENERAL, check_kind
 from workers.inference.loading.loader import ModelSource
+from workers.inference.tasks.embedding_media import MediaReader
+from workers.inference.tasks.media_files import SharedFiles
 from workers.inference.tasks.pair_runner import Pair, PairRunner, RerankParams
 from workers.inference.tasks.vector_runner import VectorParams, VectorRunner
 from workers.inference.text.tokenization import (
@@ -62,7 +64,7 @@ class ModuleRunner(PreparingRunner):
 
 
 class ModuleEmbeddingRunner(ModuleRunner, VectorRunner):
-    """Turns texts into vectors by a `SentenceTransformer`."""
+    """Turns texts, images and recordings into vectors by a `SentenceTransformer`."""
 
     def __init__(self, task: str, model: Path | None, device: str, options: LoadOptions = DEFAULT_OPTIONS) -> None:
         """Load the model.
@@ -73,6 +75,7 @@ class ModuleEmbeddingRunner(ModuleRunner, VectorRunner):
         source = ModelSource.of(task, model, options)
         self._task = task
         self._package = PackageModel("SentenceTransformer", source, device)
+        self._media = MediaReader(self._package, SharedFiles(options.shared, options.max_file_bytes))
         self._prompts, self._routes = self._package.prompts, self._package.routes
         self._limit, self._truncate_dim = self._package.max_tokens, self._package.model.truncate_dim
         self.budget = TokenBudget.of(device)
@@ -96,6 +99,9 @@ class ModuleEmbeddingRunner(ModuleRunner, VectorRunner):
         if params.normalize:
             vectors = normalize(vectors)
         return copy_to_host_async([vectors], lambda host: list(host[0].numpy()))
+
+    def _prepare_media(self, fields: Mapping[str, Json], blob: bytes | None, params: VectorParams) -> PackageMedia:
+        return self._media.read(fields, blob, params.prompt, params.task)
 
     def _dimension(self, pooling: tuple[str, ...]) -> int:
         return self._width

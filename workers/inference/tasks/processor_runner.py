@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 import transformers
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import ModelOutput
@@ -36,7 +35,14 @@ from workers.inference.loading.loader import (
 from workers.inference.tasks.media_files import SharedFiles
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.inference.tasks.pipeline_task import PipelineParams, PipelineTask, PreparedRecord, RowOutput
-from workers.inference.text.collate import take_row
+from workers.inference.text.collate import (
+    VALUES_PER_TOKEN,
+    concatenate,
+    shapes_of,
+    size_in_tokens,
+    take_row,
+    tensors_of,
+)
 from workers.inference.text.tokenization import check_text
 from workers.inference.text.truncation import ModelInputs
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
@@ -70,7 +76,7 @@ class ProcessorTask(PipelineTask[PipelineParams]):
     #: Further inputs besides the model's own, one for each record.
     per_record_inputs: ClassVar[tuple[str, ...]] = ("target_size",)
     #: Numbers of the prepared input that count as one token of text.
-    values_per_token: ClassVar[int] = 3 * 16 * 16
+    values_per_token: ClassVar[int] = VALUES_PER_TOKEN
 
     @classmethod
     def find_head(cls, source: ModelSource) -> Any:
@@ -159,11 +165,11 @@ class ProcessorTask(PipelineTask[PipelineParams]):
 
     def group(self, inputs: ModelInputs, params: PipelineParams) -> int:
         """Return a number that inputs of equal shapes share."""
-        return hash(tuple((name, value.shape) for name, value in sorted(_tensors(inputs).items())))
+        return hash(shapes_of(inputs))
 
     def tokens(self, inputs: ModelInputs, params: PipelineParams) -> int:
         """Return the number of text tokens that the input counts as: one for each 16 by 16 pixels of an image."""
-        return 1 + sum(int(value.numel()) for value in _tensors(inputs).values()) // self.values_per_token
+        return size_in_tokens(inputs, self.values_per_token)
 
     def forward(self, batch: Sequence[ModelInputs], params: PipelineParams, monitor: RunMonitor) -> list[RowOutput]:
         """Run one batch of equal shapes; return one row for each input, in order."""
@@ -172,14 +178,11 @@ class ProcessorTask(PipelineTask[PipelineParams]):
 
     def collate(self, batch: Sequence[ModelInputs]) -> ModelInputs:
         """Return one batch: tensors of shape (1, ...) stacked, anything else of the first input."""
-        return {
-            name: torch.cat([inputs[name] for inputs in batch]) if isinstance(value, torch.Tensor) else value
-            for name, value in batch[0].items()
-        }
+        return concatenate(batch)
 
     def row(self, outputs: Mapping[str, Any], number: int, inputs: ModelInputs) -> RowOutput:
         """Take one record out of the batch, in the form of `postprocess`: by name, by number, as attributes."""
-        row = {name: take_row(value, number) for name, value in _tensors(outputs).items()}
+        row = {name: take_row(value, number) for name, value in tensors_of(outputs).items()}
         return ModelOutput(row | {name: inputs[name] for name in self.per_record_inputs if name in inputs})
 
 
@@ -224,7 +227,3 @@ def _check_libraries(chosen: type[ProcessorTask]) -> None:
     for library, extra in chosen.libraries:
         if find_spec(library) is None:
             raise missing_library(f"{chosen.name} needs {library}, which is not installed", extra)
-
-
-def _tensors(values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor) and value.dim()}

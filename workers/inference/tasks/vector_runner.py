@@ -1,20 +1,22 @@
-"""Runners that give one vector for each text, or for each piece of a text, whatever computes the vectors."""
+"""Runners that give one vector for each record, or for each piece of a text, whatever computes the vectors."""
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from common.embedding_params import PACKED, WITH_RANGES, check_embedding_params, check_packs
-from common.errors import ModelError
+from common.errors import ModelError, RecordError
 from common.params import check_params
-from common.records import Failure, Json, Outcome
+from common.records import Failure, FileInput, Json, Outcome
 from common.task_outputs import embedding_form
 from common.task_params import TASK_PARAMS
+from common.tasks import TASKS
 from common.vector_ranges import decode_ranges
 from workers.inference.core.async_copy import PendingResult
 from workers.inference.core.batches import Item, run_batches
@@ -22,8 +24,10 @@ from workers.inference.core.runner import PreparingRunner, RunMonitor
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.embedding.pieces import Piece, Split, cut_pieces
 from workers.inference.embedding.prompts import Prompts, check_task
+from workers.inference.text.fields import parse_fields
 from workers.inference.text.tokenization import NO_TOKENS, TokenizedText, check_text, parse_inputs
 
+_TASK = TASKS["embedding"]
 _NOT_FINITE = Failure("not_finite", "The model's vector holds NaN or infinity, for which the precision has no number.")
 
 
@@ -36,6 +40,14 @@ class TextRow(Protocol):
 
     def __len__(self) -> int:
         """Return its number of tokens."""
+
+
+class MediaRow(TextRow, Protocol):
+    """A record with an image or a recording that is ready for the model."""
+
+    @property
+    def group(self) -> Hashable:
+        """What all records of a batch have in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +109,19 @@ class VectorRunner(PreparingRunner):
             ModelError: `bad_param`, the model has no such tokenizer.
         """
 
+    def _prepare_media(self, fields: Mapping[str, Json], blob: bytes | None, params: VectorParams) -> MediaRow:
+        """Return a record with an image or a recording, as `_vectors` takes it; any thread may call this.
+
+        Args:
+            fields: of the record; `text` too if it goes with the file.
+            blob: the file, untrusted; None if the worker has to open it.
+            params: of the job.
+
+        Raises:
+            RecordError: `wrong_type`, the model takes no such record; the file cannot be read.
+        """
+        raise media_refused(fields, "text")
+
     def _normalizes(self, params: Mapping[str, Json]) -> bool | None:
         """Return whether vectors are scaled to length 1 under these parameters; None: as the model is configured."""
         found: bool | None = params.get("normalize")
@@ -115,11 +140,14 @@ class VectorRunner(PreparingRunner):
     def prepare(self, inputs: Sequence[Json], params: Mapping[str, Json]) -> PreparedVectors:
         """Return the tokenized texts, or pieces of texts."""
         parsed = self._parse(params)
-        texts, failed = parse_inputs(inputs, check_text)
+        values, failed = parse_inputs(inputs, partial(self._read, params=parsed))
+        texts = {position: value for position, value in values.items() if isinstance(value, str)}
         pieces = self._pieces(texts, parsed.split)
         encoded = self._encode([texts[one.position][one.start : one.end] for one in pieces], parsed.prompt)
         found = [(one, row) for one, row in zip(pieces, encoded, strict=True) if len(row)]
         items = [Item(one.position, len(row), row) for one, row in found]
+        media = {position: row for position, row in values.items() if not isinstance(row, str)}
+        items += [Item(position, len(row), row, row.group) for position, row in media.items()]
         failed |= dict.fromkeys(texts.keys() - {item.position for item in items}, Outcome(failure=NO_TOKENS))
         return PreparedVectors(parsed, items, [one for one, _ in found], failed)
 
@@ -136,6 +164,24 @@ class VectorRunner(PreparingRunner):
     def token_counts(self, texts: Sequence[str], params: Mapping[str, Json]) -> list[int]:
         """Return the number of tokens of each text after truncation, including special ones and the prompt."""
         return [len(row) for row in self._encode(texts, self._parse(params).prompt)]
+
+    def _read(self, value: Json, params: VectorParams) -> str | MediaRow:
+        """Return the text of a record, or what is ready for the model.
+
+        Raises:
+            RecordError: as `check_text`, `parse_fields` and `_prepare_media`.
+        """
+        if isinstance(value, str):
+            return check_text(value)
+        blob = value.blob if isinstance(value, FileInput) else None
+        fields = parse_fields(_TASK, value.input if isinstance(value, FileInput) else value)
+        if not _TASK.file_fields(fields):
+            return check_text(fields["text"])
+        if params.split is not None:
+            raise RecordError("wrong_type", f"split_tokens cuts texts; the record has {' and '.join(fields)}.")
+        if fields.get("text") == "":  # an empty cell beside the one that names the file
+            del fields["text"]
+        return self._prepare_media(fields, blob, params)
 
     def _pieces(self, texts: Mapping[int, str], split: Split | None) -> list[Piece]:
         """Return the pieces of all texts; a text that is not split is one piece."""
@@ -180,6 +226,12 @@ class VectorRunner(PreparingRunner):
                 f"takes, {len(others)} are special ones or the prompt's."
             )
         return Split(min(tokens, room), overlap)
+
+
+def media_refused(fields: Iterable[str], accepted: str) -> RecordError:
+    """Return the error of a record with an image or a recording that the model does not take."""
+    found = " and ".join(fields)
+    return RecordError("wrong_type", f"The record has {found}; this model takes {accepted}. --column selects a field.")
 
 
 def _check_precision(params: Mapping[str, Json], dimension: int) -> None:
