@@ -119,9 +119,10 @@ def find_inputs(
     names = expand(names)
     files = [name for name in names if not has_records(name)]
     if template is not None and files:
+        same = ", or the same text for all of them as -p text=TEXT" if "text" in (task.params or {}) else ""
         raise UsageError(
             f"{files[0]}: --template makes texts from columns, and a file has none. Pass a list of the files with "
-            "their columns, or the same text for all of them as -p text=TEXT."
+            f"their columns{same}."
         )
     sources = iter(find_sources(list(filter(has_records, names)), format, quoting))
     several = len(names) > 1

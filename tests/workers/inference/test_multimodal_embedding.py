@@ -72,6 +72,15 @@ def test_recordings_and_texts_get_the_vectors_that_the_library_gives_them(tmp_pa
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_half_precision_gives_nearly_the_same_vectors(tmp_path: Path) -> None:
+    directory = tiny_media.clap(tmp_path / "model")  # unlike CLIP, it does not convert its input itself
+    record = FileInput({"audio": "a.wav"}, tiny_media.sound_bytes(tiny_media.samples(1, 0)))
+    runners = [runner_of("embedding", directory, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    [whole], [half] = (runner.run([record], {}, RecordingMonitor()) for runner in runners)
+    assert half.failure is None
+    assert np.corrcoef(whole.output, half.output)[0, 1] > 0.999
+
+
 def test_images_are_upright_and_in_color(tmp_path: Path) -> None:
     upright = Image.open(tiny_media.photos(tmp_path / "photos")[1]).convert("RGB")
     rotated, gray = tmp_path / "rotated.png", tmp_path / "gray.png"

@@ -34,7 +34,7 @@ from workers.inference.loading.loader import (
     silence_transformers,
 )
 from workers.inference.loading.outputs_match import outputs_match
-from workers.inference.text.collate import concatenate, shapes_of, size_in_tokens
+from workers.inference.text.collate import concatenate, shapes_of, size_in_tokens, tensors_of
 
 _POOLER = "pooler."
 #: Checks a model of transformers, given what its loading found and the directory; raises ModelError.
@@ -142,7 +142,12 @@ class PackageModel:
             prompt: as `forward` takes it.
             task: as `forward` takes it.
         """
-        return PackageMedia(self._preprocess([dict(parts)], prompt, {"task": task} if task else {}))
+        features = self._preprocess([dict(parts)], prompt, {"task": task} if task else {})
+        part = self._model.transformers_model
+        if part is None:
+            return PackageMedia(features)
+        numbers = {name: value for name, value in tensors_of(features).items() if value.is_floating_point()}
+        return PackageMedia(features | {name: value.to(part.dtype) for name, value in numbers.items()})
 
     def forward(
         self, rows: Sequence[PackageText] | Sequence[PackageMedia], prompt: str, task: str | None, **kwargs: Any
