@@ -71,7 +71,7 @@ def finetune_seconds(model: Path, examples: Sequence[Example], steps: int) -> fl
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2, dtype=torch.float32)
     data = to_dataset(recipe.encode(tokenizer, examples, labels, 512).columns)
-    arguments = build_training_arguments(_run_config(model, steps), LABELED, evaluates=False, metric=None)
+    arguments = build_training_arguments(_run_config(model, steps), LABELED, metric=None)
     collator = DataCollatorWithPadding(tokenizer)
     return _seconds(Trainer(network, arguments, train_dataset=data, processing_class=tokenizer, data_collator=collator))
 

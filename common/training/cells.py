@@ -6,8 +6,13 @@ from common.errors import UsageError
 from common.records import Json
 
 
-def text_of(value: Json, column: str) -> str:
+def text_of(value: Json, column: str, wanted: str = "text") -> str:
     """Return the text in a cell, which may be a number.
+
+    Args:
+        value: the cell.
+        column: its column, for messages.
+        wanted: what the column must hold, for messages.
 
     Raises:
         UsageError: It is something else.
@@ -16,7 +21,7 @@ def text_of(value: Json, column: str) -> str:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise UsageError(f"the column {column!r} must hold text, found {json.dumps(value)[:80]}")
+    raise UsageError(f"the column {column!r} must hold {wanted}, found {json.dumps(value)[:80]}")
 
 
 def list_of(value: Json) -> Json:

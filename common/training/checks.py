@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from common.errors import UsageError
 from common.suggestions import did_you_mean
-from common.training.kinds import METRICS, PAIR_TASKS, TASK_KINDS, Example
+from common.training.kinds import PAIR_TASKS, TASK_KINDS, Example
 from common.training.labels import Labels
 from common.training.losses import check_loss_fits, check_loss_options
+from common.training.metrics import METRICS, known_metrics, metrics_of, unmeasured
 from common.training.options import TrainingOptions
 
 #: Further arguments that do nothing, or fail, without an evaluation, and the values that ask for one.
@@ -60,7 +61,8 @@ def check_fit(
     """
     arguments = training.arguments
     described = f"{task} with {labels.description}" if labels.description else task
-    _check_metric(training, described, set(labels.metrics))
+    _check_metric(training, described, set(known_metrics(labels)))
+    _check_measured(training, labels, evaluation)
     smoothed = arguments.get("label_smoothing_factor")
     if smoothed and labels.kind in ("regression", "multi_label"):
         raise UsageError(
@@ -74,13 +76,23 @@ def check_fit(
             f"of {batch:,}. Lower --batch-size, or leave it out."
         )
     if task in PAIR_TASKS:
-        check_loss_fits(labels.kind, training, (*train, *evaluation))
+        check_loss_fits(labels.kind, training, train, evaluation)
 
 
 def _check_metric(training: TrainingOptions, measured_for: str, known: set[str]) -> None:
     metric = training.metric_for_best
     if metric is not None and metric.removeprefix("eval_") not in known:
         raise UsageError(f"--metric-for-best {metric}: not measured for {measured_for}. {did_you_mean(metric, known)}")
+
+
+def _check_measured(training: TrainingOptions, labels: Labels, evaluation: Sequence[Example]) -> None:
+    """Check that the evaluation set has a value for the metric: the first checkpoint would find out."""
+    lacking, why = unmeasured(labels, evaluation)
+    if (training.metric_for_best or "").removeprefix("eval_") in lacking:
+        raise UsageError(
+            f"--metric-for-best {training.metric_for_best}: not measured, because {why}. Leave it out, or try "
+            f"{metrics_of(labels, evaluation)[0]}."
+        )
 
 
 def _check_evaluation(training: TrainingOptions, *, evaluates: bool) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from common.chat import user_message
 from common.errors import UsageError
 from common.records import Json
-from common.training.cells import list_of
+from common.training.cells import list_of, text_of
+from common.training.kinds import Example
 
 #: The columns of a preference, besides an optional `prompt`.
 CHOSEN, REJECTED = "chosen", "rejected"
@@ -63,6 +64,14 @@ def has_no_answer(messages: Sequence[Message]) -> bool:
     return not any(answer.get("tool_calls") or (answer.get("content") or "").strip() for answer in answers)
 
 
+def has_empty_part(preference: Example) -> bool:
+    """Whether the prompt or an answer of a preference is blank."""
+    prompt, *answers = (preference[name] for name in ("prompt", CHOSEN, REJECTED))
+    if isinstance(prompt, str):
+        return not all(text.strip() for text in (prompt, *answers))
+    return any(map(has_no_answer, answers))
+
+
 def _split_prompt(
     prompt: Json, chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
@@ -103,9 +112,9 @@ def _check_last(messages: Sequence[Message], column: str) -> None:
 
 
 def _text_or_messages(value: Json, column: str) -> str | list[Message]:
-    if isinstance(value, str) and not is_conversation(value):
-        return value
-    return _messages(value, column)
+    if is_conversation(value):
+        return _messages(value, column)
+    return text_of(value, column, "text or messages")
 
 
 def _messages(value: Json, column: str) -> list[Message]:
@@ -131,8 +140,10 @@ def _message(message: Json, name: str) -> Message:
 
 def _tools(row: Mapping[str, Json]) -> dict[str, Json]:
     found = row.get(TOOLS)
-    tools = _parsed(found) if isinstance(found, str) else found
-    if tools in (None, []) or found == "":
+    if found is None or found == "":
+        return {}
+    tools = list_of(found)
+    if tools == []:
         return {}
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UsageError(f"the column {TOOLS!r} must hold a list of JSON schemas, found {_shown(found)}")

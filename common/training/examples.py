@@ -18,6 +18,7 @@ from common.training.conversations import (
     CHOSEN,
     REJECTED,
     TOOLS,
+    has_empty_part,
     has_no_answer,
     make_chat,
     make_preference,
@@ -150,7 +151,7 @@ def is_empty(example: Mapping[str, Json]) -> bool:
     if "messages" in example:
         return has_no_answer(example["messages"])
     if CHOSEN in example:
-        return False
+        return has_empty_part(example)
     if "texts" in example or "query" in example:
         return has_empty_text(example)
     text = example.get("text", example.get("tokens", example.get("completion")))

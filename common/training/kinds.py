@@ -1,4 +1,4 @@
-"""Kinds of training examples: which ones a task learns from, what they are in words, and how they are evaluated."""
+"""Kinds of training examples: which ones a task learns from, and what they are in words."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ PAIR_TASKS: Mapping[str, tuple[str, ...]] = {
     "rerank": ("relevance", "graded_relevance"),
 }
 PAIR_KINDS = frozenset(kind for kinds in PAIR_TASKS.values() for kind in kinds)
-#: The tasks that can be fine-tuned, and the kinds of examples that their metrics may be for.
+#: The tasks that can be fine-tuned, and the kinds of examples that their metrics may be for (`entities`: of `tags`).
 TASK_KINDS: Mapping[str, tuple[str, ...]] = {
     "text-classification": ("single_label", "multi_label", "regression"),
     "token-classification": ("tags", "entities"),
@@ -39,25 +39,6 @@ UNLABELED: Mapping[str, str] = {
     "relevance": "queries and documents, each of which fits (1) or does not (0)",
     "graded_relevance": "queries and documents with a graded label",
 }
-_CORRELATION = ("spearman", "pearson", "loss")
-#: Metrics of an evaluation, by kind; the best checkpoint is chosen by the first.
-METRICS: Mapping[str, tuple[str, ...]] = {
-    "single_label": ("f1_macro", "accuracy", "f1_micro", "loss"),
-    "multi_label": ("f1_macro", "accuracy", "f1_micro", "loss"),
-    "regression": ("mse", "mae", "r2", "loss"),
-    "tags": ("f1_macro", "accuracy", "loss"),
-    "entities": ("f1", "precision", "recall", "accuracy", "f1_macro", "loss"),
-    "": ("perplexity", "loss"),
-    "messages": ("perplexity", "mean_token_accuracy", "loss"),
-    "preferences": ("loss", "rewards/accuracies", "rewards/margins"),
-    "pairs": ("ndcg@10", "mrr@10", "map@100", "accuracy@1", "accuracy@10", "recall@10", "loss"),
-    "triplets": ("accuracy", "loss"),
-    "scored_pairs": _CORRELATION,
-    "relevance": ("ndcg@10", "mrr@10", "map", "average_precision", "f1", "accuracy", "loss"),
-    "graded_relevance": _CORRELATION,
-}
-#: Metrics for which less is better.
-LESS_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
 #: Examples of the kind "" that must not be mixed.
 _PROMPT, _TEXT = "prompts with what follows them", "plain texts"
 

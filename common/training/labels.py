@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from common.errors import UsageError
 from common.records import Json
-from common.training.kinds import METRICS, PAIR_KINDS, TASK_KINDS, UNLABELED, Example, ExampleKind, common_kind
+from common.training.kinds import PAIR_KINDS, TASK_KINDS, UNLABELED, Example, ExampleKind, common_kind
 from common.training.text_pairs import check_same_columns, check_scores_differ, choose_held_out
 
 #: Names that a message lists.
@@ -44,11 +44,6 @@ class Labels:
         nouns = {"single_label": "labels", "multi_label": several, "tags": "tags"}
         return f"{len(self.names)} {nouns[self.kind]}: {_names(self.names)}"
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """What an evaluation measures; the best checkpoint is chosen by the first."""
-        return METRICS["entities" if self.kind == "tags" and uses_bio_tags(self.names) else self.kind]
-
 
 def infer_labels(task: str, examples: Sequence[Example]) -> Labels:
     """Return the labels of a training set.
@@ -59,7 +54,7 @@ def infer_labels(task: str, examples: Sequence[Example]) -> Labels:
     if task not in TASK_KINDS:
         raise UsageError(f"{task} cannot be fine-tuned; those that can: {', '.join(TASK_KINDS)}.")
     if not examples:
-        raise UsageError("There are no examples to learn from: every text is empty.")
+        raise UsageError(f"There are no examples to learn from: {_all_empty(task)}.")
     if task == "token-classification":
         return _tags(examples)
     if task != "text-classification":
@@ -152,6 +147,10 @@ def _name(label: Json) -> str:
     if isinstance(label, bool):
         return str(label).lower()
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
+
+
+def _all_empty(task: str) -> str:
+    return f"every text{' or answer' if task == 'text-generation' else ''} is empty"
 
 
 def check_labels_known(labels: Labels, examples: Sequence[Example], source: str) -> None:
@@ -265,15 +264,20 @@ def split_train_eval(
     groups = _groups(labels, examples)
     chosen = choose_held_out(examples, share, seed) if labels.kind in PAIR_KINDS else _stratified(groups, share, seed)
     if not chosen:
-        why = "all have the same first text" if labels.kind in PAIR_KINDS else "no class has two"
         raise UsageError(
-            f"--eval-split {share:g} leaves no example of any class to evaluate with: of {len(examples)} examples, "
-            f"{why}. Give more examples, or an evaluation set with --eval FILE."
+            f"--eval-split {share:g} leaves no example to evaluate with: {_indivisible(labels, examples)}. Give more "
+            "examples, or an evaluation set with --eval FILE."
         )
     single = sorted(name for name, members in groups.items() if len(members) == 1)
     notes = [f"{_listed('label', single)} is in no example held out by --eval-split."] if single else []
     kept = [example for number, example in enumerate(examples) if number not in chosen]
     return kept, [examples[number] for number in sorted(chosen)], notes
+
+
+def _indivisible(labels: Labels, examples: Sequence[Example]) -> str:
+    if len(examples) == 1:
+        return "there is only one"
+    return "all have the same first text" if labels.kind in PAIR_KINDS else "no class has two"
 
 
 def _groups(labels: Labels, examples: Sequence[Example]) -> dict[str, list[int]]:

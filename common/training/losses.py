@@ -1,13 +1,12 @@
 """Losses of sentence-transformers that `embedding` and `rerank` learn by: which fit which examples."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from common.errors import UsageError
 from common.suggestions import did_you_mean
 from common.training.kinds import PAIR_TASKS, UNLABELED, Example
 from common.training.options import TrainingOptions
-from common.training.text_pairs import scores_of
+from common.training.text_pairs import first_text, ranked_queries, scores_of
 
 _IN_BATCH = ("MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss")
 #: Losses that rank all documents of a query, instead of judging each pair by itself.
@@ -21,15 +20,13 @@ LOSSES: Mapping[str, tuple[str, ...]] = {
     "relevance": _RELEVANCE,
     "graded_relevance": _RELEVANCE,
 }
-#: Lowest and highest score that a loss takes.
-_RANGES = {
-    "CosineSimilarityLoss": (-1, 1),
-    "ContrastiveLoss": (0, 1),
-    "OnlineContrastiveLoss": (0, 1),
-    "BinaryCrossEntropyLoss": (0, 1),
-    **dict.fromkeys(LISTWISE, (0, 1e9)),
+#: The scores that a loss takes, in words; one that is not here takes all.
+_SCORES: Mapping[str, tuple[str, Callable[[float], bool]]] = {
+    "CosineSimilarityLoss": ("from -1 to 1", lambda score: -1 <= score <= 1),
+    **dict.fromkeys(("ContrastiveLoss", "OnlineContrastiveLoss"), ("0 and 1", lambda score: score in (0, 1))),
+    "BinaryCrossEntropyLoss": ("from 0 to 1", lambda score: 0 <= score <= 1),
+    **dict.fromkeys(LISTWISE, ("of 0 and above", lambda score: score >= 0)),
 }
-_ONLY_BITS = ("ContrastiveLoss", "OnlineContrastiveLoss")
 
 
 def loss_of(kind: str, training: TrainingOptions) -> str:
@@ -61,34 +58,51 @@ def check_loss_options(task: str, training: TrainingOptions) -> None:
         raise UsageError(f"--matryoshka-dims {','.join(map(str, dims))}: name each dimension once.")
 
 
-def check_loss_fits(kind: str, training: TrainingOptions, examples: Sequence[Example]) -> None:
-    """Check that a loss can learn from examples.
+def check_loss_fits(
+    kind: str, training: TrainingOptions, train: Sequence[Example], evaluation: Sequence[Example]
+) -> None:
+    """Check that a loss can learn from examples, and measure those to evaluate with.
 
     Raises:
-        UsageError: It learns from another kind, or a score is outside of its range.
+        UsageError: It learns from another kind, takes no such score, or finds nothing to compare.
     """
     loss = loss_of(kind, training)
     if loss not in LOSSES[kind]:
         wanted = next(UNLABELED[other] for other, names in LOSSES.items() if loss in names)
         raise UsageError(f"--loss {loss} learns from {wanted}; here are {UNLABELED[kind]}. Try {LOSSES[kind][0]}.")
-    if loss == "TripletLoss" and any(len(example["texts"]) > 3 for example in examples):
+    if loss == "TripletLoss" and any(len(example["texts"]) > 3 for example in train):
         raise UsageError("--loss TripletLoss takes one negative for each text. Try MultipleNegativesRankingLoss.")
-    if loss in LISTWISE and all(size < 2 for size in _documents(examples).values()):
-        raise UsageError(f"--loss {loss} ranks the documents of a query, and no query has two.")
-    low, high = _RANGES.get(loss, (-1e9, 1e9))
-    wrong = next((score for score in scores_of(examples) if not low <= score <= high), None)
-    if wrong is not None:
-        instead = "LambdaLoss" if kind == "graded_relevance" and wrong > 0 else LOSSES[kind][0]
-        advice = f", or try --loss {instead}" if loss != instead else ""
-        raise UsageError(f"{loss} takes scores from {low:g} to {high:g}, found {wrong:g}. Scale them{advice}.")
-    bad = next((score for score in scores_of(examples) if loss in _ONLY_BITS and score not in (0, 1)), None)
-    if bad is not None:
-        raise UsageError(f"--loss {loss} takes the scores 0 and 1, found {bad:g}. Try CoSENTLoss.")
+    if kind == "pairs" and (training.batch_size < 2 or _share_a_text(train)):
+        raise UsageError(
+            f"{loss} takes the other texts of a batch as negatives, and there are none: give at least two "
+            "examples that share no text and a --batch-size of at least 2, or negatives of their own."
+        )
+    for examples, where in ((train, ""), (evaluation, " of the evaluation set")):
+        if loss in LISTWISE and examples and not _has_lists(examples):
+            raise UsageError(f"--loss {loss} ranks the documents of a query, and no query{where} has two.")
+        _check_scores(kind, loss, examples)
 
 
-def _documents(examples: Sequence[Example]) -> Counter[str]:
-    """Return how many documents each query has."""
-    found: Counter[str] = Counter()
-    for example in examples:
-        found[example["query"]] += len(example["documents"])
-    return found
+def _share_a_text(examples: Sequence[Example]) -> bool:
+    """Whether all examples have the same text in one place, so that no two may be in one batch."""
+    return any(len(set(column)) < 2 for column in zip(*(example["texts"] for example in examples), strict=True))
+
+
+def _has_lists(examples: Sequence[Example]) -> bool:
+    return any(len(documents) > 1 for documents, _ in ranked_queries(examples).values())
+
+
+def _check_scores(kind: str, loss: str, examples: Sequence[Example]) -> None:
+    wrong = next((score for score in scores_of(examples) if not _takes(loss, score)), None)
+    if wrong is None:
+        return
+    text = next(first_text(example) for example in examples if wrong in scores_of([example]))
+    other = next((name for name in LOSSES[kind] if all(_takes(name, score) for score in scores_of(examples))), None)
+    advice = f", or try --loss {other}" if other else ""
+    raise UsageError(
+        f"{loss} takes scores {_SCORES[loss][0]}, found {wrong:g} with the text {text!r:.80}. Scale them{advice}."
+    )
+
+
+def _takes(loss: str, score: float) -> bool:
+    return loss not in _SCORES or _SCORES[loss][1](score)

@@ -148,11 +148,32 @@ def scores_of(examples: Sequence[Example]) -> Iterator[float]:
             yield example["score"]
 
 
+def first_text(example: Example) -> str:
+    """Return the query of an example, or what is looked for."""
+    text: str = example["query"] if "query" in example else example["texts"][0]
+    return text
+
+
+def ranked_queries(examples: Sequence[Example]) -> dict[str, tuple[list[str], list[float]]]:
+    """Return for each query its documents and their labels, of all examples with that query."""
+    found: dict[str, tuple[list[str], list[float]]] = {}
+    for example in examples:
+        documents, labels = found.setdefault(example["query"], ([], []))
+        documents += example["documents"]
+        labels += example["labels"]
+    return found
+
+
+def has_both_labels(labels: Sequence[float]) -> bool:
+    """Whether some documents of a query fit and some do not, so that they can be ranked."""
+    return any(labels) and not all(labels)
+
+
 def choose_held_out(examples: Sequence[Example], share: float, seed: int) -> set[int]:
     """Return the numbers of the examples to evaluate with: of a query, or of a first text, all examples or none."""
     groups: dict[str, list[int]] = {}
     for number, example in enumerate(examples):
-        groups.setdefault(example["query"] if "query" in example else example["texts"][0], []).append(number)
+        groups.setdefault(first_text(example), []).append(number)
     keys = list(groups)
     count = min(len(keys) - 1, max(1, round(share * len(keys))))
     chosen = random.Random(seed).sample(keys, count)  # noqa: S311 - not a secret

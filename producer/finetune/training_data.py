@@ -21,7 +21,7 @@ from common.training.examples import (
 from common.training.kinds import PAIR_TASKS, Example
 from common.training.labels import Labels, check_labels_known, infer_labels, split_train_eval
 from common.training.options import TrainingOptions
-from common.training.text_pairs import NEGATIVES, column_hint, pair_fields
+from common.training.text_pairs import NEGATIVES, SEPARATOR, column_hint, pair_fields
 from producer.finetune.options import FinetuneOptions
 from producer.submit.python_records import python_builder, records_from_python
 
@@ -112,15 +112,26 @@ class ExampleReader:
         """Yield the examples of one input; its first row decides which columns are read."""
         columns: tuple[str, str | None] | None = None
         for number, record in enumerate(records, 1):
-            row = _row(record)
+            row = self._row(record, is_first=columns is None)
             try:
                 here = self._choose_columns(list(row))
                 columns = columns or here
                 if here != columns:
-                    raise UsageError(f"it has {_named(here)}, the first row has {_named(columns)}: name one of them")
+                    raise UsageError(
+                        f"it has {_named(here)}, the first row has {_named(columns)}: give all rows the same columns, "
+                        "an empty cell is none, or select them with --text-column and --label-column"
+                    )
                 yield make_example(self.task, row, *columns)
             except UsageError as error:
                 raise UsageError(f"{source}, row {number}: {error}") from error
+
+    def _row(self, record: Record, *, is_first: bool) -> dict[str, Json]:
+        failure = record.failure
+        if failure is not None:
+            is_other_table = is_first and failure.code == "missing_field"
+            advice = self._as_read.hint if is_other_table else "Fix or remove it: all examples must be valid."
+            raise UsageError(f"{failure.message.rstrip('.')}. {advice}")
+        return {"text": record.input} if isinstance(record.input, str) else record.input
 
     def _choose_columns(self, names: Sequence[str]) -> tuple[str, str | None]:
         training = self.training
@@ -145,14 +156,8 @@ class ExampleReader:
         return Task(f"fine-tuning {self.task}", "", fields=fields, optional=OPTIONAL.get(self.task, ()), hint=hint)
 
 
-def _row(record: Record) -> dict[str, Json]:
-    if record.failure is not None:
-        raise UsageError(f"{record.failure.message.rstrip('.')}. Fix or remove it: all examples must be valid.")
-    return {"text": record.input} if isinstance(record.input, str) else record.input
-
-
 def _named(columns: Sequence[str | None]) -> str:
-    return " and ".join(repr(name) for name in columns if name)
+    return ", ".join(repr(name) for part in columns if part for name in part.split(SEPARATOR))
 
 
 def _alternatives(schema: ExampleSchema, training: TrainingOptions) -> list[tuple[str, ...]]:

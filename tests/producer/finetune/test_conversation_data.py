@@ -54,6 +54,7 @@ def test_chats_are_read_from_every_format(tmp_path: Path) -> None:
     assert plan_of(tmp_path / "train.csv").examples.train == rows[:1]
     silent = plan(tmp_path, [rows[0], {"messages": [USER, ANSWER | {"content": " "}]}]).examples
     assert silent.train == rows[:1] and silent.notes[0] == "1 example without text: left out."
+    assert "every text or answer is empty" in refused(tmp_path, {"messages": [USER, ANSWER | {"content": ""}]})
 
 
 def test_preferences_are_read_in_every_form(tmp_path: Path) -> None:
@@ -70,8 +71,15 @@ def test_preferences_are_read_in_every_form(tmp_path: Path) -> None:
     assert found.labels and found.labels.kind == "preferences"
     texts = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
     assert plan(tmp_path, [texts]).examples.train == [texts]
-    (tmp_path / "train.csv").write_text("prompt,chosen,rejected\nHi,Hello!,What?\n")
-    assert plan_of(tmp_path / "train.csv").examples.train == [texts]
+    (tmp_path / "train.csv").write_text("prompt,chosen,rejected\nHi,Hello!,What?\nHi,Hello!,\n")
+    found = plan_of(tmp_path / "train.csv").examples
+    assert found.train == [texts] and found.notes[0] == "1 example without text: left out."
+    silent = {"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER | {"content": " "}]}
+    blank = [texts | {name: " "} for name in texts]
+    assert plan(tmp_path, [texts, *blank]).examples.train == [texts]
+    assert plan(tmp_path, [told, silent]).examples.train == [told]
+    numbers = plan(tmp_path, [{"prompt": "1 + 1 =", "chosen": 2, "rejected": 3}]).examples
+    assert numbers.train == [{"prompt": "1 + 1 =", "chosen": "2", "rejected": "3"}]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +109,10 @@ def test_a_malformed_chat_is_named(tmp_path: Path, messages: Any, message: str) 
         ({"chosen": [USER, ANSWER], "rejected": [USER]}, "'rejected' continues the prompt with nothing"),
         ({"chosen": [USER, ANSWER], "rejected": [USER, USER]}, "with a message of the role 'user'"),
         ({"prompt": [USER, ANSWER], "chosen": [ANSWER], "rejected": [WORSE]}, "the prompt ends with a message of the"),
+        ({"prompt": "a", "chosen": {"text": "b"}, "rejected": "c"}, "'chosen' must hold text or messages, found"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "tools": [1]}, "'tools' must hold a list of JSON schemas"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "tools": "f"}, "'tools' must hold a list of JSON schemas"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "tools": "[1]"}, "'tools' must hold a list of JSON schemas"),
     ],
 )
 def test_a_preference_that_prefers_nothing_is_named(tmp_path: Path, row: Any, message: str) -> None:

@@ -313,7 +313,7 @@ def test_a_row_with_other_columns_than_the_first_is_named(tmp_path: Path) -> Non
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "a", "completion": "b"}\n{"text": "c"}\n')
     message = refused(path, task="text-generation")
-    assert "rows.jsonl, row 2" in message and "it has 'text', the first row has 'prompt' and 'completion'" in message
+    assert "rows.jsonl, row 2" in message and "it has 'text', the first row has 'prompt', 'completion'" in message
 
 
 def test_prompts_and_plain_texts_of_two_files_are_refused(tmp_path: Path) -> None:

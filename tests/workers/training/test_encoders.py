@@ -301,6 +301,16 @@ def test_what_only_the_worker_can_refuse_is_a_bad_parameter(
     assert caught.value.code == "bad_param" and words in caught.value.message
 
 
+@pytest.mark.parametrize("kind", ["scored", "ranked"])
+def test_an_evaluation_set_with_nothing_to_compare_measures_the_loss(kind: str, base: Path, tmp_path: Path) -> None:
+    rows = {"scored": EVAL["scored"][:1], "ranked": [{"query": "a", "documents": ["b", "c"], "labels": [0.5, 0.5]}]}
+    train = {"scored": TRAIN["scored"], "ranked": [{**row, "labels": [1.0, 0.5, 0.0, 0.0]} for row in TRAIN["ranked"]]}
+    task = "rerank" if kind == "ranked" else "embedding"
+    result = train_here(make_run_config(tmp_path / "work", task, base, train[kind], rows[kind], epochs=1.0))
+    assert set(result["metrics"]) == {"loss"} and result["best_metric"] == result["metrics"]["loss"]
+    assert "Not measured: spearman, pearson, because all scores of the evaluation set are the same." in result["notes"]
+
+
 def test_examples_that_teach_nothing_are_refused(base: Path, tmp_path: Path) -> None:
     rows = [{"texts": ["a", "b"], "score": 0.5}] * 4
     with pytest.raises(UsageError, match="nothing to learn"):

@@ -1,6 +1,6 @@
 """`TrainingArguments` of a run: the job's options, over defaults that make fine-tuning fast and safe."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
@@ -9,8 +9,9 @@ from transformers import TrainingArguments
 from common.errors import ModelError
 from common.records import Json
 from common.suggestions import did_you_mean
-from common.training.kinds import LESS_IS_BETTER
+from common.training.kinds import Example
 from common.training.labels import Labels
+from common.training.metrics import LESS_IS_BETTER, metrics_of
 from common.training.options import TrainingOptions
 from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.job_trainer import TrainerKind
@@ -19,23 +20,20 @@ from workers.training.trainer.job_trainer import TrainerKind
 _LOGGING_SHARE = 0.01
 
 
-def build_training_arguments(
-    config: TrainingRunConfig, kind: TrainerKind, *, evaluates: bool, metric: str | None
-) -> TrainingArguments:
+def build_training_arguments(config: TrainingRunConfig, kind: TrainerKind, metric: str | None) -> TrainingArguments:
     """Return the arguments of this run.
 
     Args:
         config: the job and where it runs.
         kind: the trainer that takes them.
-        evaluates: whether there is an evaluation set.
-        metric: chooses the best checkpoint.
+        metric: chooses the best checkpoint; None: there is no evaluation set.
 
     Raises:
         ModelError: `bad_param`, transformers has no such field or rejects a value.
     """
     own = config.options.arguments
     _check_fields(own, kind.arguments)
-    values = {**_defaults(config, evaluates=evaluates, metric=metric), **kind.defaults, **own}
+    values = {**_defaults(config, metric), **kind.defaults, **own}
     if values["load_best_model_at_end"]:  # then transformers requires a checkpoint for each evaluation
         values["save_strategy"] = own.get("save_strategy", values["eval_strategy"])
         if "eval_steps" in values:
@@ -71,12 +69,14 @@ def _is_of(value: Json, kind: Any) -> bool:
     return type(value) is (get_origin(kind) or kind)
 
 
-def best_metric(labels: Labels, options: TrainingOptions) -> str:
-    """Return the metric that chooses the best checkpoint, as the job names it or by the kind of the examples."""
-    return (options.metric_for_best or labels.metrics[0]).removeprefix("eval_")
+def best_metric(labels: Labels, evaluation: Sequence[Example], options: TrainingOptions) -> str | None:
+    """Return the metric that chooses the best checkpoint: the job's, or the first that is measured, if any is."""
+    if not evaluation:
+        return None
+    return (options.metric_for_best or metrics_of(labels, evaluation)[0]).removeprefix("eval_")
 
 
-def _defaults(config: TrainingRunConfig, *, evaluates: bool, metric: str | None) -> dict[str, Any]:
+def _defaults(config: TrainingRunConfig, metric: str | None) -> dict[str, Any]:
     options = config.options
     return {
         "output_dir": config.work_dir,
@@ -93,11 +93,11 @@ def _defaults(config: TrainingRunConfig, *, evaluates: bool, metric: str | None)
         "train_sampling_strategy": "group_by_length",
         "logging_steps": _LOGGING_SHARE,
         "logging_nan_inf_filter": False,
-        "eval_strategy": "epoch" if evaluates else "no",
+        "eval_strategy": "no" if metric is None else "epoch",
         "save_strategy": "epoch",
         # The best, the last complete one, and one that may be half written when the process is killed.
         "save_total_limit": 3,
-        "load_best_model_at_end": evaluates,
+        "load_best_model_at_end": metric is not None,
         "metric_for_best_model": metric,
         "greater_is_better": None if metric is None else metric not in LESS_IS_BETTER,
         "restore_callback_states_from_checkpoint": options.early_stopping is not None,

@@ -8,7 +8,6 @@ from typing import Any
 
 from common.errors import UsageError
 from common.records import Json
-from common.training.labels import Labels
 from workers.inference.loading.loader import ModelSource
 from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.arguments import best_metric, build_training_arguments
@@ -39,7 +38,7 @@ def prepare_by_recipe(config: TrainingRunConfig, control: ControlSocket, example
     )
     encoded = _encode(recipe, tokenizer, examples, max_example_tokens(model, tokenizer, options), control.note)
     use_cache = getattr(model.config, "use_cache", None)
-    trainer = _build_trainer(config, control, recipe, kind, model, tokenizer, examples.labels, encoded)
+    trainer = _build_trainer(config, control, recipe, kind, model, tokenizer, examples, encoded)
     return PreparedRun(trainer, save=partial(_save, trainer, tokenizer, config, use_cache))
 
 
@@ -76,18 +75,17 @@ def _build_trainer(
     kind: TrainerKind,
     model: Any,
     tokenizer: Any,
-    labels: Labels,
+    examples: Examples,
     encoded: Mapping[str, EncodedExamples],
 ) -> Any:
-    evaluates = "eval" in encoded
-    metrics = metrics_for(labels)
-    metric = best_metric(labels, config.options) if evaluates else None
+    metrics = metrics_for(examples.labels)
+    metric = best_metric(examples.labels, examples.eval, config.options)
     return kind.trainer(
         note=control.note,
         model=model,
-        args=build_training_arguments(config, kind, evaluates=evaluates, metric=metric),
+        args=build_training_arguments(config, kind, metric),
         train_dataset=to_dataset(encoded["train"].columns),
-        eval_dataset=to_dataset(encoded["eval"].columns) if evaluates else None,
+        eval_dataset=to_dataset(encoded["eval"].columns) if "eval" in encoded else None,
         data_collator=recipe.collator(tokenizer),
         processing_class=tokenizer,
         compute_metrics=(lambda found: metrics(logits_of(found.predictions), found.label_ids)) if metrics else None,

@@ -9,6 +9,7 @@ from common.errors import ModelError, UsageError
 from common.records import Json
 from common.training.checks import check_fit, check_options
 from common.training.kinds import PAIR_TASKS
+from common.training.metrics import unmeasured
 from workers.training.run_config import TrainingRunConfig
 from workers.training.trainer.control_socket import ControlSocket
 from workers.training.trainer.data import Examples
@@ -33,6 +34,9 @@ def train(config: TrainingRunConfig, control: ControlSocket) -> dict[str, Json]:
     for text in examples.notes:
         control.note(text)
     _check(config, examples)
+    lacking, why = unmeasured(examples.labels, examples.eval)
+    if lacking:
+        control.note(f"Not measured: {', '.join(lacking)}, because {why}.")
     control.stage(f"loading {config.model_info['model']}")
     set_seed(config.options.seed)
     run = _prepare(config, control, examples)

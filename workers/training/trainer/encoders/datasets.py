@@ -7,6 +7,7 @@ import datasets
 
 from common.training.kinds import Example
 from common.training.losses import LISTWISE
+from common.training.text_pairs import ranked_queries
 
 
 def to_columns(kind: str, loss: str, examples: Sequence[Example]) -> dict[str, list[Any]]:
@@ -46,16 +47,6 @@ def texts_of(kind: str, examples: Sequence[Example]) -> list[tuple[str, ...]]:
         columns = _pairs(examples)
         return list(zip(columns["query"], columns["document"], strict=True))
     return [(text,) for example in examples for text in example["texts"]]
-
-
-def ranked_queries(examples: Sequence[Example]) -> dict[str, tuple[list[str], list[float]]]:
-    """Return for each query its documents and their labels, of all examples with that query."""
-    found: dict[str, tuple[list[str], list[float]]] = {}
-    for example in examples:
-        documents, labels = found.setdefault(example["query"], ([], []))
-        documents += example["documents"]
-        labels += example["labels"]
-    return found
 
 
 def _pairs(examples: Sequence[Example]) -> dict[str, list[Any]]:

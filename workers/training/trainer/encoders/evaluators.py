@@ -18,12 +18,15 @@ from sentence_transformers.sentence_transformer.evaluation import (
     TripletEvaluator,
 )
 
-from common.training.kinds import METRICS, Example
-from workers.training.trainer.encoders.datasets import ranked_queries, texts_of
+from common.training.kinds import Example
+from common.training.labels import Labels
+from common.training.metrics import METRICS, metrics_of
+from common.training.text_pairs import has_both_labels, ranked_queries
+from workers.training.trainer.encoders.datasets import texts_of
 
 
 class PlainMetrics(BaseEvaluator):  # type: ignore[misc]
-    """Runs evaluators, and gives their metrics the names of `common.training.kinds.METRICS`.
+    """Runs evaluators, and gives their metrics the names of `common.training.metrics.METRICS`.
 
     Args:
         kind: of the examples.
@@ -57,26 +60,24 @@ class PlainMetrics(BaseEvaluator):  # type: ignore[misc]
         return {name: float(plain[name]) for name in self._wanted if name in plain}
 
 
-def make_evaluator(kind: str, examples: Sequence[Example], batch_size: int, dims: Sequence[int] = ()) -> PlainMetrics:
-    """Return the evaluator of an evaluation set.
+def make_evaluator(
+    labels: Labels, examples: Sequence[Example], batch_size: int, dims: Sequence[int] = ()
+) -> PlainMetrics | None:
+    """Return the evaluator of an evaluation set; None if the loss is all that can be measured with it.
 
     Args:
-        kind: of `common.training.kinds.PAIR_KINDS`.
+        labels: of a kind of `common.training.kinds.PAIR_KINDS`.
         examples: the evaluation set.
         batch_size: texts or pairs in one forward pass.
         dims: lower dimensions that vectors are also cut to.
     """
-    options = {"batch_size": batch_size, "write_csv": False}
+    kind, options = labels.kind, {"batch_size": batch_size, "write_csv": False}
+    if metrics_of(labels, examples) == ("loss",):
+        return None
     if "relevance" in kind:
         return PlainMetrics(kind, [(None, one) for one in _rerankers(kind, examples, options)])
     make = {"pairs": _retrieval, "triplets": _triplets, "scored_pairs": _similarity}[kind]
     return PlainMetrics(kind, [(dim, make(examples, {**options, "truncate_dim": dim})) for dim in (None, *dims)])
-
-
-def first_metric(kind: str, examples: Sequence[Example]) -> str:
-    """Return the metric that chooses the best checkpoint: a ranking is measured where a query has one to be ranked."""
-    names = METRICS[kind]
-    return "average_precision" if kind == "relevance" and not _rankable(examples) else names[0]
 
 
 def _retrieval(examples: Sequence[Example], options: dict[str, Any]) -> Any:
@@ -115,12 +116,12 @@ def _rerankers(kind: str, examples: Sequence[Example], options: dict[str, Any]) 
 
 def _rankable(examples: Sequence[Example]) -> list[dict[str, Any]]:
     """Return the queries that have both documents that fit and documents that do not."""
-    samples = [
+    return [
         {
             "query": query,
-            "positive": [document for document, label in zip(*ranked, strict=True) if label],
-            "negative": [document for document, label in zip(*ranked, strict=True) if not label],
+            "positive": [document for document, label in zip(documents, labels, strict=True) if label],
+            "negative": [document for document, label in zip(documents, labels, strict=True) if not label],
         }
-        for query, ranked in ranked_queries(examples).items()
+        for query, (documents, labels) in ranked_queries(examples).items()
+        if has_both_labels(labels)
     ]
-    return [sample for sample in samples if sample["positive"] and sample["negative"]]

@@ -47,9 +47,8 @@ def _build_trainer(config: TrainingRunConfig, control: ControlSocket, encoder: E
         "batch_sampler": "no_duplicates" if uses_other_examples(name) else "batch_sampler",
         **_inputs_as_evaluated(model, kind, list(columns)),
     }
-    metric = _best_metric(examples, options) if evaluates else None
     arguments = build_training_arguments(
-        config, replace(trainer, defaults=defaults), evaluates=evaluates, metric=metric
+        config, replace(trainer, defaults=defaults), best_metric(examples.labels, examples.eval, options)
     )
     _check_batches(arguments, len(next(iter(columns.values()))))
     batch, dims = arguments.per_device_eval_batch_size, _lower_dims(model, options)
@@ -60,7 +59,7 @@ def _build_trainer(config: TrainingRunConfig, control: ControlSocket, encoder: E
         train_dataset=to_dataset(columns),
         eval_dataset=to_dataset(to_columns(kind, name, examples.eval)) if evaluates else None,
         loss=loss,
-        evaluator=make_evaluator(kind, examples.eval, batch, dims) if evaluates else None,
+        evaluator=make_evaluator(examples.labels, examples.eval, batch, dims) if evaluates else None,
         callbacks=run_callbacks(config, control),
     )
 
@@ -94,14 +93,6 @@ def _width(model: Any) -> int | None:
 def _lower_dims(model: Any, options: TrainingOptions) -> list[int]:
     dims = options.matryoshka_dims
     return sorted({*dims} - {_width(model)}, reverse=True) if dims else []
-
-
-def _best_metric(examples: Examples, options: TrainingOptions) -> str:
-    from workers.training.trainer.encoders.evaluators import first_metric
-
-    if options.metric_for_best is None:
-        return first_metric(examples.labels.kind, examples.eval)
-    return best_metric(examples.labels, options)
 
 
 def _inputs_as_evaluated(model: Any, kind: str, columns: Sequence[str]) -> dict[str, Any]:
