@@ -31,7 +31,7 @@ class TrainingOptions:
     epochs: Annotated[float, Meta(ge=1e-6, le=100_000)] = 3.0
     batch_size: _Count = 16  #: examples in one forward pass on one device
     gradient_accumulation: _Count = 1  #: forward passes in one step
-    learning_rate: Annotated[float, Meta(ge=0, le=1e9)] | None = None  #: None: 5e-5, with LoRA 2e-4
+    learning_rate: Annotated[float, Meta(ge=0, le=1e9)] | None = None  #: None: the trainer's, by whether there is LoRA
     warmup: Annotated[float, Meta(ge=0, le=1e9)] = 0.1  #: below 1 a fraction of all steps, otherwise steps
     weight_decay: Annotated[float, Meta(ge=0, le=1e9)] = 0.01
     max_length: Annotated[int, Meta(ge=4, le=1_000_000)] | None = None  #: tokens; None: the model's limit
@@ -56,11 +56,6 @@ class TrainingOptions:
     eval_source: str | None = None
     eval_split: Annotated[float, Meta(ge=1e-6, le=0.9)] | None = None  #: fraction held out for evaluation
     labels: Labels | None = None  #: None: the worker infers them
-
-    @property
-    def rate(self) -> float:
-        """The learning rate in force."""
-        return self.learning_rate if self.learning_rate is not None else (2e-4 if self.lora else 5e-5)
 
     def encode(self) -> dict[str, Json]:
         """Return the JSON object that `decode` takes."""

@@ -148,20 +148,19 @@ def _bar_text(job: Job) -> str:
     return ", ".join(words)
 
 
-def format_metrics(progress: Mapping[str, Json]) -> list[str]:
-    """Return the latest loss and metrics of a fine-tune job, such as `accuracy 0.93`."""
-    values = {"loss": progress.get("loss"), **(progress.get("metrics") or {})}
-    return [
+def format_metrics(metrics: Mapping[str, Json]) -> str:
+    """Return the metrics of an evaluation, such as `accuracy 0.93, f1 0.9`, without those that have no value."""
+    return ", ".join(
         f"{name.removeprefix('eval_') if name != 'eval_loss' else name} {value:.4g}"
-        for name, value in values.items()
+        for name, value in metrics.items()
         if isinstance(value, int | float)
-    ]
+    )
 
 
 def format_evaluation(job: Job) -> str:
     """Return the latest evaluation of a fine-tune job, empty if there was none."""
     metrics = job.progress.get("metrics")
-    return f"evaluated: {', '.join(format_metrics({'metrics': metrics}))}" if metrics else ""
+    return f"evaluated: {format_metrics(metrics)}" if metrics else ""
 
 
 def status_line(job: Job) -> str:

@@ -6,6 +6,7 @@ import click
 
 from common.console import INTERRUPTED
 from common.jobs import TRAIN, JobStatus
+from producer.cli.progress import format_metrics
 from producer.cli.run_submit import accepted_status, warn_if_unserved
 from producer.cli.terminal import Notify, exit_status
 from producer.cli.watch import watch_submitted_job
@@ -41,8 +42,7 @@ def describe_model(handle: JobHandle) -> str:
     job = handle.state
     [row] = handle.rows()
     result = row.outcome.output if row.outcome else {}
-    measured = sorted(result["metrics"].items(), key=lambda pair: pair[0] == "loss")  # the task's metrics first
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in measured if isinstance(value, int | float))
+    metrics = format_metrics(dict(sorted(result["metrics"].items(), key=lambda pair: pair[0] == "loss")))  # loss last
     best = result.get("best_step")
     evaluation = f" Best evaluation{f' (step {best:,})' if best else ''}: {metrics}." if metrics else ""
     trained = f"{result['steps']:,} {'step' if result['steps'] == 1 else 'steps'} in {result['seconds']:,.0f} s"

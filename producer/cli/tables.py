@@ -157,7 +157,7 @@ def show_job(job: Job, refusals: Mapping[str, str], waits: str) -> None:
         refusals: workers that skip it, and their reasons.
         waits: what it waits for, in words; empty if for nothing.
     """
-    spec = job.spec
+    spec, progress = job.spec, job.progress
     _show_fields(
         {
             "job": job.id + _in_brackets(spec.name),
@@ -178,8 +178,8 @@ def show_job(job: Job, refusals: Mapping[str, str], waits: str) -> None:
             "time": _time(job),
             "notify": _notification(job),
             "ran on": _run_info(job.run_info),
-            "metrics": ", ".join(format_metrics(job.progress)),
-            "notes": list(map(str, job.progress.get("notes") or ())),
+            "metrics": format_metrics({"loss": progress.get("loss"), **(progress.get("metrics") or {})}),
+            "notes": list(map(str, progress.get("notes") or ())),
         }
     )
 
@@ -255,15 +255,11 @@ def show_models(models: Iterable[RegisteredModel]) -> None:
         Column("MODEL", Fit.FIXED, lambda model: f"job:{model.job_id}"),
         Column("TASK", Fit.ELLIPSIS, lambda model: str(model.card.get("task"))),
         Column("BASE MODEL", Fit.ELLIPSIS, lambda model: short_model(str(model.card.get("base_model")))),
-        Column("METRICS", Fit.WRAPPED, lambda model: _metrics(model.card.get("metrics") or {})),
+        Column("METRICS", Fit.WRAPPED, lambda model: format_metrics(model.card.get("metrics") or {})),
         Column("EXAMPLES", Fit.NUMBER, lambda model: str((model.card.get("examples") or {}).get("train", ""))),
         Column("AGE", Fit.NUMBER, lambda model: _age(float(model.card.get("finished_at") or 0))),
     )
     show(columns, models)
-
-
-def _metrics(metrics: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 def show_tasks(tasks: Iterable[tuple[str, Task]]) -> None:

@@ -92,7 +92,11 @@ def _number(name: str, kind: type, text: str) -> Callable[[F], F]:
     _number("--epochs", float, "Number of passes over the training data."),
     _number("--batch-size", int, "Examples per device and batch."),
     _number("--gradient-accumulation", int, "Batches per optimizer step."),
-    _number("--learning-rate", float, "Peak learning rate.  [default: 5e-5, with --lora 2e-4]"),
+    _number(
+        "--learning-rate",
+        float,
+        "Peak learning rate.  [default: 5e-5, with --lora 2e-4; for preferences 1e-6 and 5e-6]",
+    ),
     _number("--warmup", float, "Share of steps (1 or more: number of steps) for learning-rate warmup."),
     _number("--weight-decay", float, "Weight decay."),
     _number("--max-length", int, "Maximum tokens per example.  [default: the model's limit]"),

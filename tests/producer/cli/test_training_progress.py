@@ -6,8 +6,10 @@ import pytest
 from rich.console import Console
 
 from common.jobs import Job, JobSpec, JobStatus
+from common.models.registry import RegisteredModel
 from common.records import Json
 from producer.cli.progress import JobProgress
+from producer.cli.tables import show_models
 from workers.training.controller.progress import format_progress
 
 PROGRESS: dict[str, Json] = {
@@ -30,6 +32,12 @@ def test_80_columns_show_steps_loss_speed_and_time_left_in_one_line() -> None:
     *_, last = [line for line in shown.getvalue().replace("\r", "\n").splitlines() if "step" in line]
     assert "step 12,346 of 54,000, loss 0.6934, 1,092.8/s, 2h 03m left" in last
     assert shown.getvalue().count("evaluated: eval_loss 0.3146, accuracy 0.75") == 1
+
+
+def test_a_model_with_a_metric_that_has_no_value_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    card = {"task": "embedding", "base_model": "org/base", "metrics": {"loss": 0.5, "spearman": None}}
+    show_models([RegisteredModel("0123456789ab", "0-1-a", card)])
+    assert "job:0123456789ab" in (listed := capsys.readouterr().out) and "loss 0.5" in listed
 
 
 def test_a_terminal_shows_the_stage_before_there_are_steps() -> None:

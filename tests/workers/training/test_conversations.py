@@ -22,9 +22,11 @@ from common.training.options import TrainingOptions
 from tests.support.finetune_runs import make_run_config, train_here
 from tests.support.tiny_chats import CHATS, MARKED_TEMPLATE, PLAIN_TEMPLATE, PREFERENCES, chat, chat_model
 from workers.models.load_options import LoadOptions
+from workers.training.trainer.arguments import build_training_arguments
 from workers.training.trainer.chat_masks import ChatTokenizer
 from workers.training.trainer.conversation_recipes import CONVERSATION_RECIPES
 from workers.training.trainer.metrics import IGNORE_INDEX
+from workers.training.trainer.trl_trainers import preferences
 
 EXAMPLES = [{"messages": messages} for messages in CHATS]
 #: As TRL itself runs: nothing of the order or of the schedule is hugqueue's.
@@ -160,6 +162,14 @@ def test_preferences_are_learned_with_the_losses_of_trls_own_trainer(base: Path,
     assert result["metrics"]["rewards/accuracies"] == 1.0
     card = (tmp_path / "own" / "model" / "README.md").read_text()
     assert "learned: preferences" in card and "* beta: 0.5" in card and "trl" in card
+
+
+@pytest.mark.parametrize(("options", "rate"), [({}, 1e-6), ({"lora": True}, 5e-6), ({"learning_rate": 0.5}, 0.5)])
+def test_preferences_are_learned_slowly_unless_the_job_says_otherwise(
+    options: dict[str, Any], rate: float, base: Path, tmp_path: Path
+) -> None:
+    config = make_run_config(tmp_path, "text-generation", base, PREFERENCES, **options)
+    assert build_training_arguments(config, preferences(config.options), metric=None).learning_rate == rate
 
 
 def test_texts_are_preferred_as_trl_does_and_by_adapters_alone(base: Path, tmp_path: Path) -> None:

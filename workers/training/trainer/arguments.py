@@ -33,7 +33,7 @@ def build_training_arguments(config: TrainingRunConfig, kind: TrainerKind, metri
     """
     own = config.options.arguments
     _check_fields(own, kind.arguments)
-    values = {**_defaults(config, metric), **kind.defaults, **own}
+    values = {**_defaults(config, kind, metric), **kind.defaults, **own}
     if values["load_best_model_at_end"]:  # then transformers requires a checkpoint for each evaluation
         values["save_strategy"] = own.get("save_strategy", values["eval_strategy"])
         if "eval_steps" in values:
@@ -76,15 +76,16 @@ def best_metric(labels: Labels, evaluation: Sequence[Example], options: Training
     return (options.metric_for_best or metrics_of(labels, evaluation)[0]).removeprefix("eval_")
 
 
-def _defaults(config: TrainingRunConfig, metric: str | None) -> dict[str, Any]:
+def _defaults(config: TrainingRunConfig, kind: TrainerKind, metric: str | None) -> dict[str, Any]:
     options = config.options
+    rate = kind.learning_rates[options.lora] if options.learning_rate is None else options.learning_rate
     return {
         "output_dir": config.work_dir,
         "num_train_epochs": options.epochs,
         "per_device_train_batch_size": config.batch_size,
         "per_device_eval_batch_size": max(config.batch_size, 16),
         "gradient_accumulation_steps": config.gradient_accumulation,
-        "learning_rate": options.rate,
+        "learning_rate": rate,
         "warmup_steps": options.warmup,
         "weight_decay": options.weight_decay,
         "seed": options.seed,

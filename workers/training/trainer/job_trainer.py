@@ -57,6 +57,7 @@ class TrainerKind:
     trainer: Callable[..., Any]  #: called like transformers' `Trainer`, and with `note` as `NotesWarmup`
     arguments: type[TrainingArguments] = TrainingArguments
     defaults: Mapping[str, Any] = field(default_factory=dict)  #: of the arguments, in place of those for all trainers
+    learning_rates: tuple[float, float] = (5e-5, 2e-4)  #: the default for all weights, and for LoRA adapters
     adapts_model: bool = False  #: it adds LoRA adapters itself, and compares with the model as it was
 
 

@@ -69,7 +69,7 @@ def summarize_run(
         "confusion": evaluation.confusion_matrix,
         "classes": evaluation.classes,
         _QUOTES: evaluation.worst,
-        "options": _options(config.options, examples.labels.kind),
+        "options": _options(config.options, examples.labels.kind) | {"learning_rate": trainer.args.learning_rate},
         "arguments": _arguments(trainer.args),
         "batch": [config.batch_size, config.gradient_accumulation, config.processes],
         "device": _device(config),
@@ -105,7 +105,7 @@ def _options(options: TrainingOptions, kind: str) -> dict[str, Json]:
         else ("labels", "arguments", "lora_r", "lora_alpha", "lora_dropout", "merge")
     )
     shown = {name: value for name, value in options.encode().items() if name not in hidden}
-    return {**shown, "learning_rate": options.rate, "loss": loss_of(kind, options) if kind in LOSSES else None}
+    return {**shown, "loss": loss_of(kind, options) if kind in LOSSES else None}
 
 
 def _arguments(arguments: Any) -> dict[str, Json]:

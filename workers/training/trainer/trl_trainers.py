@@ -13,6 +13,9 @@ from workers.training.trainer.job_trainer import LogsPerplexity, NotesWarmup, Tr
 #: Examples come tokenized and cut; other arguments keep transformers' defaults, where TRL has its own.
 _DEFAULTS = {"max_length": None, "remove_unused_columns": False, "gradient_checkpointing": False}
 
+#: Far below those of other training: the answers are to change little.
+_PREFERENCE_RATES = (1e-6, 5e-6)
+
 
 class _ChatTrainer(LogsPerplexity, NotesWarmup, SFTTrainer):  # type: ignore[misc]
     """The trainer of chats."""
@@ -49,4 +52,6 @@ CHATS = TrainerKind(_ChatTrainer, SFTConfig, _DEFAULTS)
 
 def preferences(options: TrainingOptions) -> TrainerKind:
     """Return the trainer of preferences, which adds the LoRA adapters that the options ask for."""
-    return TrainerKind(partial(_build_preference_trainer, options), DPOConfig, _DEFAULTS, adapts_model=True)
+    return TrainerKind(
+        partial(_build_preference_trainer, options), DPOConfig, _DEFAULTS, _PREFERENCE_RATES, adapts_model=True
+    )
