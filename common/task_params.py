@@ -104,6 +104,8 @@ _CONSTRAINTS: Params = {
     "regex": ParamType("a regular expression", lambda value: isinstance(value, str) and bool(value), parse=str),
     "choices": ParamType("two texts or more: a list, or a text with commas", _is_choices, _parse_choices),
 }
+#: Choices of one request of a batch file: as many as OpenAI's API allows.
+MAX_CHOICES = 128
 #: The most likely tokens that may be named beside each token: as many as OpenAI's API allows.
 MAX_LOGPROBS = 20
 #: Details of generated texts.

@@ -20,11 +20,6 @@ TOOLS = "tools"
 Message = dict[str, Json]
 
 
-def is_conversation(value: Json) -> bool:
-    """Whether a cell holds messages, as a list or, in a table, as JSON text, rather than plain text."""
-    return isinstance(value, list) or (isinstance(value, str) and isinstance(_parsed(value), list))
-
-
 def make_chat(row: Mapping[str, Json], column: str) -> dict[str, Json]:
     """Return the chat in a column as an example: its messages, of which the assistant's are learned.
 
@@ -112,7 +107,7 @@ def _check_last(messages: Sequence[Message], column: str) -> None:
 
 
 def _text_or_messages(value: Json, column: str) -> str | list[Message]:
-    if is_conversation(value):
+    if isinstance(value, list) or (isinstance(value, str) and _parsed(value) is not None):
         return _messages(value, column)
     return text_of(value, column, "text or messages")
 

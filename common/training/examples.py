@@ -33,7 +33,6 @@ class ExampleSchema:
 
     text: tuple[str, ...]
     label: tuple[str, ...] = ()
-    pair: str | None = None
 
     def columns(self, names: Sequence[str], text: str | None, label: str | None) -> tuple[str, str | None] | None:
         """Return the columns of text and label among `names`, chosen or by default; None if one is missing."""
@@ -44,10 +43,9 @@ class ExampleSchema:
         return found_text, found_label
 
 
-_CLASSIFICATION = ExampleSchema(("text", "sentence", "review"), ("label", "labels"), "text_pair")
 _TEXT = ExampleSchema(("text", "sentence"))
 SCHEMAS: dict[str, ExampleSchema] = {
-    "text-classification": _CLASSIFICATION,
+    "text-classification": ExampleSchema(("text", "sentence", "review"), ("label", "labels")),
     "token-classification": ExampleSchema(("tokens", "words"), ("tags", "ner_tags", "labels")),
     "fill-mask": _TEXT,
     "text-generation": _TEXT,

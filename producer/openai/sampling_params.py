@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from common.params import ParamType, integer, number
 from common.records import Json
-from common.task_params import TASK_PARAMS
+from common.task_params import MAX_CHOICES, TASK_PARAMS
 from producer.openai.errors import bad_request
 from producer.openai.fields import checked_param
 
@@ -12,9 +12,6 @@ from producer.openai.fields import checked_param
 DEFAULTS: Mapping[str, Json] = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 #: Default length of a completion; that of a chat is the runner's.
 COMPLETION_TOKENS = 16
-
-#: The API's limit of answers to one prompt.
-MAX_ANSWERS = 128
 
 #: By name: the runner's option and its type. Of two names for one option, the first wins.
 _PARAMS: Mapping[str, tuple[str, ParamType]] = {
@@ -53,8 +50,8 @@ def options_of(body: Mapping[str, Json]) -> dict[str, Json]:
 def set_answer_count(body: Mapping[str, Json], options: dict[str, Json]) -> int:
     """Return the number of answers, and add it to `options` unless all answers would be the same."""
     count: int = 1 if body.get("n") is None else checked_param(body, "n", integer(1))
-    if count > MAX_ANSWERS:
-        raise bad_request(f"n must be at most {MAX_ANSWERS}, found {count}")
+    if count > MAX_CHOICES:
+        raise bad_request(f"n must be at most {MAX_CHOICES}, found {count}")
     if count > 1 and options.get("do_sample") is not False:
         options["num_return_sequences"] = count
     return count

@@ -7,9 +7,7 @@ import msgspec
 from common.errors import RecordError
 from common.output_constraints import Constraint
 from common.records import Json
-
-#: The API's limit on the choices of one request.
-MAX_CHOICES = 128
+from common.task_params import MAX_CHOICES
 
 
 class OpenAIRequest(msgspec.Struct):

@@ -56,7 +56,9 @@ def load_base_model(
     check_own_code(source, [CONFIG], auto_class)
     if source.adapter and not options.merge:
         raise ModelError(
-            "bad_param", "--no-merge: the model to start from is an adapter, and adapters of adapters cannot be loaded."
+            "bad_param",
+            "--no-merge: the model to start from is an adapter, and adapters of adapters cannot be loaded. "
+            "Leave it out.",
         )
     supplied = supplied_weights(source.adapter) if source.adapter else {}
     try:
