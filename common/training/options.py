@@ -20,6 +20,9 @@ HUB_PREFIX = "hf:"
 _HUB_DATASET = re.compile(r"^hf:(?!.*\.\.)[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.+:%\[\]-]+)?\Z", re.ASCII)
 _FIELD = re.compile(r"^finetune's (\w+)")
 
+#: What a message calls msgspec's types.
+_WORDS = {" | null`": "`", "`float`": "a number", "`int`": "a whole number", "`str`": "text", "`array`": "a list"}
+
 DTYPES = ("float32", "bfloat16", "float16")
 _Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
@@ -73,7 +76,8 @@ class TrainingOptions:
             options: TrainingOptions = checked(dict(raw), cls, "finetune")
         except ValueError as error:
             text = _FIELD.sub(lambda found: f"--{found[1].replace('_', '-')}", str(error))
-            text = text.replace("`float`", "a number").replace("`int`", "a whole number").replace("`str`", "text")
+            for kind, words in _WORDS.items():
+                text = text.replace(kind, words)
             raise UsageError(f"{text}.") from error
         for name in ("lora_r", "lora_alpha", "lora_dropout"):
             if not options.lora and getattr(options, name) != getattr(_DEFAULTS, name):

@@ -128,8 +128,9 @@ class ExampleReader:
     def _row(self, record: Record, *, is_first: bool) -> dict[str, Json]:
         failure = record.failure
         if failure is not None:
-            is_other_table = is_first and failure.code == "missing_field"
-            advice = self._as_read.hint if is_other_table else "Fix or remove it: all examples must be valid."
+            advice = "Fix or remove it: all examples must be valid."
+            if is_first and failure.code == "missing_field":
+                advice = f"Fix or remove it, or read other columns. {self._as_read.hint}"
             raise UsageError(f"{failure.message.rstrip('.')}. {advice}")
         return {"text": record.input} if isinstance(record.input, str) else record.input
 

@@ -93,7 +93,7 @@ def test_a_metric_that_the_evaluation_set_has_no_value_for_is_refused(tmp_path: 
     ("rows", "options", "words"),
     [
         ("text\none\n", {}, "needs anchor + positive or"),
-        ([{"anchor": "a"}], {}, "the record has: anchor. Select them with --text-column"),
+        ([{"anchor": "a"}], {}, "Fix or remove it, or read other columns. Select them with --text-column"),
         ([PAIR, {"anchor": "a"}], {}, "the record has: anchor. Fix or remove it"),
         ([{"query": "a", "document": "b"}], {"task": "rerank"}, "query + document + label"),
         ([{"q": "a"}], {"text_column": "q"}, "learns from two or more columns, separated by commas"),

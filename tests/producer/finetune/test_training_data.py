@@ -217,6 +217,8 @@ def test_an_unknown_training_argument_is_refused_with_the_nearest_name(tmp_path:
         ({"batch_size": 0}, "--batch-size"),
         ({"learning_rate": -1.0}, "--learning-rate"),
         ({"lora_dropout": 1.0}, "--lora-dropout"),
+        ({"learning_rate": "high"}, "--learning-rate: expected a number, got text, found 'high'"),
+        ({"report_to": "wandb"}, "--report-to: expected a list, got text, found 'wandb'"),
         ({"metric_for_best": "f1_makro", "eval_split": 0.5}, "Did you mean f1_macro"),
         ({"metric_for_best": "mse", "eval_split": 0.5}, "not measured for text-classification with 2 labels: 0, 1"),
         ({"early_stopping": 2}, "--eval"),

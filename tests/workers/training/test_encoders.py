@@ -281,7 +281,11 @@ def test_long_texts_are_counted(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        ("pairs", {"matryoshka_dims": (64, 16)}, "--matryoshka-dims 64,16: the model's vectors have 32 numbers"),
+        (
+            "pairs",
+            {"matryoshka_dims": (64, 16)},
+            "--matryoshka-dims 64,16: the model's vectors have 32 numbers. Leave out 64.",
+        ),
         (
             "pairs",
             {"loss": "CoSENTLoss"},

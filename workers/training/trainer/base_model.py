@@ -57,8 +57,7 @@ def load_base_model(
     if source.adapter and not options.merge:
         raise ModelError(
             "bad_param",
-            "--no-merge: the model to start from is an adapter, and adapters of adapters cannot be loaded. "
-            "Leave it out.",
+            "--no-merge: the base model is an adapter, and adapters of adapters cannot be loaded. Leave it out.",
         )
     supplied = supplied_weights(source.adapter) if source.adapter else {}
     try:

@@ -75,14 +75,18 @@ def _make_loss(model: Any, name: str, options: TrainingOptions, note: Callable[[
     if dims is None:
         return loss
     width = _width(model)
-    if width is not None and max(dims) > width:
+    if width is not None and (above := [dim for dim in dims if dim > width]):
         raise ModelError(
             "bad_param",
-            f"--matryoshka-dims {','.join(map(str, dims))}: the model's vectors have {width} numbers. Leave out more.",
+            f"--matryoshka-dims {_listed(dims)}: the model's vectors have {width} numbers. Leave out {_listed(above)}.",
         )
     if width not in dims:
         note(f"The whole vectors of {width} numbers are not among --matryoshka-dims, so they are not trained as such.")
     return of_vectors.MatryoshkaLoss(model, loss, list(dims))
+
+
+def _listed(dims: Sequence[int]) -> str:
+    return ",".join(map(str, dims))
 
 
 def _width(model: Any) -> int | None:
