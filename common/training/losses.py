@@ -70,7 +70,7 @@ def check_loss_fits(
     if loss not in LOSSES[kind]:
         wanted = next(UNLABELED[other] for other, names in LOSSES.items() if loss in names)
         raise UsageError(f"--loss {loss} learns from {wanted}; here are {UNLABELED[kind]}. Try {LOSSES[kind][0]}.")
-    if loss == "TripletLoss" and any(len(example["texts"]) > 3 for example in train):
+    if loss == "TripletLoss" and any(len(example["texts"]) > 3 for example in (*train, *evaluation)):
         raise UsageError("--loss TripletLoss takes one negative for each text. Try MultipleNegativesRankingLoss.")
     if kind == "pairs" and (training.batch_size < 2 or _share_a_text(train)):
         raise UsageError(

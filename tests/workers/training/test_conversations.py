@@ -225,7 +225,7 @@ def test_adapters_stored_alone_make_the_model_that_was_trained(base: Path, tmp_p
                                batch_size=4)  # fmt: skip
     losses = [train_here(one)["curve"][0][1] for one in (config, expected)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-    with pytest.raises(ModelError, match="--no-merge: the model to start from is an adapter"):
+    with pytest.raises(ModelError, match="--no-merge: the base model is an adapter"):
         train_here(replace(config, options=replace(config.options, lora=True, merge=False)))
 
 
