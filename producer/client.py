@@ -275,9 +275,7 @@ class Client:
         job = self.job(job_id).state
         if not self.embedded:
             names = ", ".join(worker.name for worker in self.workers()) or "none is alive"
-            raise UsageError(
-                f"The workers of a queue of your own log where they run ({names}); look for {job.id} there."
-            )
+            raise UsageError(f"Workers on your own Redis log where they run ({names}); look for {job.id} there.")
         from producer.embedded.log_files import job_entries
         from producer.embedded.state_dir import StateDir
 

@@ -171,7 +171,7 @@ def show_job(job: Job, refusals: Mapping[str, str], waits: str) -> None:
             "labels": _pairs(spec.labels),
             "inputs": ", ".join(spec.inputs) + _in_brackets(f"the first {spec.limit:,}" if spec.limit else ""),
             "queue": f"{spec.queue}, priority {spec.priority}",
-            "after": ", ".join(spec.after) + _in_brackets("in any case" if spec.after_any else ""),
+            "after": ", ".join(spec.after) + _in_brackets("even if they fail" if spec.after_any else ""),
             "records": _counts(job),
             "chunks": f"{job.chunks or 0:,}" + (f", retry {job.round}" if job.round else ""),
             "submitted": _clock(spec.created_at),

@@ -157,7 +157,7 @@ def _check_results(job: Job, limit: int | None) -> None:
     if job.spec.training is not None:
         raise UsageError(f"Job {job.id} trains a model; it has no results.")
     if not job.status.finished:
-        raise UsageError(f"Job {job.id} is {job.status}: let hugqueue.results follow hugqueue.wait.")
+        raise UsageError(f"Job {job.id} is {job.status}: send hugqueue.wait before hugqueue.results.")
     if limit is None and (job.records or 0) > MAX_RESULTS:
         raise UsageError(_too_many(job, f"{job.records:,} results"))
 

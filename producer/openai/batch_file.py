@@ -30,7 +30,7 @@ def find_batch(inputs: Sequence[str], task: str | None, model: str | None, max_b
         UsageError: There is no valid request, or it is for another task than the job.
     """
     if "-" in inputs:
-        raise UsageError("A batch file is opened twice, which standard input cannot be. Name a file.")
+        raise UsageError("A batch file is read twice, so it cannot be standard input. Name a file.")
     first = _first_request(inputs, max_bytes)
     url, body = first["url"], first["body"]
     named = None if task is None else ALIASES.get(task, find_task(task).name)

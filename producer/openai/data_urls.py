@@ -14,7 +14,6 @@ def check_data_url(name: str, value: Json) -> str:
         return value
     if isinstance(value, str) and "://" in value[:20]:
         raise bad_request(
-            f"{name} is the address {value!r:.200}, and workers open none. Send the file itself, as "
-            "data:TYPE;base64,..."
+            f"{name} is the URL {value!r:.200}; workers do not open URLs. Send the file itself, as data:TYPE;base64,..."
         )
     raise bad_request(f"{name} must be a data: URL in base64, such as data:image/png;base64,..., found {value!r:.100}")

@@ -98,7 +98,7 @@ def _target_of(name: str, format: str | None, *, public: bool) -> Target:
             raise UsageError(f"--output-format is for directories (-o DIR/); files on the Hub are Parquet ({name}).")
         return parse_hub_output(name, public=public)
     if public:
-        raise UsageError(f"--public is for datasets on the Hub (-o hf:ORG/NAME); {name} is none.")
+        raise UsageError(f"--public is for datasets on the Hub (-o hf:ORG/NAME); {name} is not one.")
     if is_url(name) and is_file_name(name):
         raise UsageError(f"{name}: only a directory can be written at a URL, such as {name}/; or name a local file.")
     with path_errors(f"-o {name}"):

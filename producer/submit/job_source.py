@@ -64,7 +64,7 @@ def _find(connection: QueueConnection, name: str) -> Job:
     if job.spec.training is not None:
         raise UsageError(f"{label} trained a model and has no records: use it with --model {label}.")
     if job.spec.format is not None:
-        raise UsageError(f"{label}: its results are responses to a batch file, which are no records.")
+        raise UsageError(f"{label}: its results are responses to a batch file, not records.")
     if job.status is JobStatus.SUBMITTING:
         raise UsageError(f"{label} is still being submitted; submit this one when it is {JobStatus.QUEUED}.")
     if not job.chunks:

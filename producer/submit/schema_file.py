@@ -27,4 +27,4 @@ def with_schema(params: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _refuse(constant: str) -> Json:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")

@@ -108,7 +108,7 @@ def test_a_wait_ends_with_an_error_unless_it_is_not_to_check(app: OtherApp, queu
     job = unfinished(app)
     checked, unchecked = app.send("wait", job), app.send("wait", {"id": job}, check=False)
     wait_for_waits(queue.server, 2)
-    with pytest.raises(ValueError, match=f"Job {job} is queued: let hugqueue.results follow hugqueue.wait"):
+    with pytest.raises(ValueError, match=f"Job {job} is queued: send hugqueue.wait before hugqueue.results"):
         app.call("results", job)
     assert app.call("status", job)["status"] == "queued"
     assert app.call("cancel", job) == "cancelled"

@@ -72,7 +72,7 @@ def status(job: str, as_json: bool) -> None:
 def logs(job: str) -> None:
     """Show what the embedded worker logged about a job, while its log is kept.
 
-    Workers on a Redis of your own log where they run.
+    Workers on your own Redis log where they run.
     """
     with open_client() as client:
         for entry in client.logs(job):

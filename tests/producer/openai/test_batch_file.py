@@ -103,7 +103,7 @@ def test_parameters_become_options_of_the_runner(tmp_path: Path, fields: Json, w
         ({"n": 1000}, "n must be at most 128"),
         ({"stop": [""]}, "stop must be"),
         ({"messages": []}, "messages must be"),
-        ({"messages": image("https://example.com/a.png")}, "the address 'https://example.com/a.png', and workers open"),
+        ({"messages": image("https://example.com/a.png")}, "the URL 'https://example.com/a.png'; workers do not open"),
         ({"messages": image(None)}, "image_url must be a data: URL"),
         ({"messages": image("data:image/png;base64,AA=="), "tools": TOOLS}, "tools are not supported"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "parts of text and images"),

@@ -40,7 +40,7 @@ def test_choices_and_regexes_are_texts(tmp_path: Path) -> None:
         (["json_schema=@none.json"], "none.json"),
         (["json_schema=@bad.json"], "bad.json is not JSON: Expecting"),
         (["json_schema={"], "is not JSON"),
-        (["json_schema=NaN"], "NaN is no number"),
+        (["json_schema=NaN"], "NaN is not a JSON number"),
         (["json_schema=[]"], "json_schema must be a JSON schema"),
         (['json_schema={"type": "strin"}'], "json_schema.type: expected one of null, boolean"),
         (['json_schema={"anyOf": [{"minLength": -1}]}'], "json_schema.anyOf[0].minLength"),

@@ -56,7 +56,7 @@ IMAGE = base64.b64encode(tiny_media.image_bytes(40, 30, 1)).decode()
         ({"questions": {}}, "wrong_type", "at least one question"),
         ({"questions": {"a": {"type": "guess"}}}, "wrong_type", "must be one of noul, choice, score"),
         ({"questions": None}, "missing_field", "state + questions"),
-        ({"assets": {"img": "https://example.com/cat.png"}}, "missing_file", "open no address"),
+        ({"assets": {"img": "https://example.com/cat.png"}}, "missing_file", "do not open URLs or paths"),
         ({"assets": {"img": {"data_base64": IMAGE[:40]}}}, "bad_image", "cannot be decoded"),
         ({"assets": {"img": {"data_base64": IMAGE}}}, "wrong_type", "Images need a model"),
         ({"assets": []}, "wrong_type", "assets must be an object"),

@@ -95,7 +95,7 @@ def decode_file(source: Json, kind: str) -> bytes:
             raise RecordError("wrong_type", f"The data: URL of the {kind} is not base64: {error}.") from error
         raise RecordError(
             "missing_file",
-            f"A message names its {kind} by an address, {source!r:.100}, and workers open none. Send the {kind} "
+            f"A message names its {kind} by a URL or path, {source!r:.100}; workers do not open these. Send the {kind} "
             "itself, in base64 or as a data: URL.",
         ) from error
 

@@ -104,5 +104,5 @@ def _bytes_of(asset: Json) -> bytes:
     except (binascii.Error, ValueError, TypeError) as error:
         raise RecordError(
             "missing_file",
-            'assets must hold images as {"type": "image", "data_base64": "..."}: workers open no address.',
+            'assets must hold images as {"type": "image", "data_base64": "..."}: workers do not open URLs or paths.',
         ) from error

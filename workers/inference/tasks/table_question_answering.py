@@ -55,7 +55,7 @@ def parse_table(value: Json) -> pd.DataFrame:
     """
     columns = _columns(value)
     if len({len(column) for column in columns.values()}) > 1:
-        raise RecordError("wrong_type", "The columns of the table must be of one length.")
+        raise RecordError("wrong_type", "The columns of the table must have the same length.")
     if not any(columns.values()):
         raise RecordError("empty_text", "The table has no cells.")
     texts = {str(name): ["" if cell is None else str(cell) for cell in column] for name, column in columns.items()}

@@ -52,7 +52,7 @@ def check_text(value: Json, what: str = "the input") -> str:
     if not isinstance(value, str):
         raise RecordError("wrong_type", f"Expected {what} to be text, found {type(value).__name__}.")
     if not value or value.isspace():
-        raise RecordError("empty_text", f"Expected {what} to be text, found nothing but white space.")
+        raise RecordError("empty_text", f"Expected {what} to be text, found only whitespace.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
