@@ -14,10 +14,11 @@ from tests.support import tiny_models
 from tests.support.pipeline_reference import assert_same
 from tests.support.tiny_models import SMALL, VOCABULARY, RecordingMonitor, mixed
 from workers.inference.core.async_copy import PendingResult
+from workers.inference.core.fallbacks import fallback_counts
 from workers.inference.tasks.embedding import EmbeddingRunner
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.inference.tasks.question_answering import QuestionAnsweringRunner
-from workers.inference.text.packing import ATTENTION
+from workers.inference.text.packing import ATTENTION, VarlenPacker
 
 HEADS = {
     "fill-mask": "ForMaskedLM",
@@ -33,6 +34,8 @@ SIZES: dict[str, dict[str, object]] = {
     "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
     "Electra": {"embedding_size": 16},
     "ModernBert": {"local_attention": 8, "global_attn_every_n_layers": 2},  # every second layer sees four to each side
+    "GPT2": {"pad_token_id": len(VOCABULARY) - 1},
+    "Bloom": {},
     "FNet": {},  # has no attention: it mixes everything in a row
     "DebertaV2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},  # brings its own
 }
@@ -108,6 +111,30 @@ def test_a_model_that_cannot_be_packed_runs_padded(tmp_path, architecture):
     runner = PipelineRunner("ner", made(tmp_path, architecture, "token-classification"), "cpu")
     assert not runner.pack()
     assert runner.run_info()["attention"] != ATTENTION
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"), [("GPT2", "text-classification"), ("GPT2", "embedding"), ("Bloom", "text-classification")]
+)
+def test_a_decoder_is_not_even_tried_as_an_index_out_of_range_is_the_end_of_a_gpu_process(tmp_path, architecture, task):
+    model = made(tmp_path, architecture, "text-classification")
+    runner = EmbeddingRunner(task, model, "cpu") if task == "embedding" else PipelineRunner(task, model, "cpu")
+    before = fallback_counts()
+    assert not runner.pack()
+    assert fallback_counts() == before
+
+
+def test_positions_behind_the_last_are_refused_before_the_model_sees_them(tmp_path):
+    runner = EmbeddingRunner("embedding", made(tmp_path, "Bert", "fill-mask"), "cpu")
+    packer = VarlenPacker(runner._model, "cpu", position=71, first_tokens=False)
+    with pytest.raises(IndexError, match="10 tokens from position 71 of 80"), packer.packed([_row(10)]):
+        pass
+    with packer.packed([_row(9)]) as inputs:
+        assert int(inputs["position_ids"].max()) == 79
+
+
+def _row(tokens: int) -> dict[str, np.ndarray]:
+    return {"input_ids": np.arange(tokens)}
 
 
 @pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert"])

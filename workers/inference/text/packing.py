@@ -12,6 +12,7 @@ Needless once transformers itself runs any encoder on packed rows, `token_type_i
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,9 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AttentionInterface
 
 from common.records import Json
+from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.fallbacks import count_fallback
 from workers.inference.loading.loader import ModelRunner
 from workers.inference.text.tokenization import TokenFeatures, accepted_features, on_device, pad
@@ -91,9 +93,13 @@ def _varlen_kernel(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # works only in a torch built for CUDA
 
-    window = (-1, -1) if side is None else (side, side)
+    options: dict[str, Any] = {}  # only what differs from the defaults: torch 2.10 has neither of them
+    if scaling not in (None, query.shape[-1] ** -0.5):
+        options["scale"] = scaling
+    if side is not None:
+        options["window_size"] = (side, side)
     rows = (part[0].transpose(0, 1) for part in (query, key, value))
-    return varlen_attn(*rows, begins, begins, longest, longest, scale=scaling, window_size=window)[None]
+    return varlen_attn(*rows, begins, begins, longest, longest, **options)[None]
 
 
 AttentionInterface.register(ATTENTION, varlen_attention)
@@ -113,12 +119,15 @@ class VarlenPacker:
         self._model = model
         self._device = device
         self._position = position
+        self._positions = getattr(model.config, "max_position_embeddings", math.inf)
         self._first_tokens = first_tokens
 
     @contextmanager
     def packed(self, rows: Sequence[TokenFeatures]) -> Iterator[dict[str, Any]]:
         """Yield the model's arguments for these tokenized texts; while entered, the model attends by sequence."""
         lengths = [len(row["input_ids"]) for row in rows]
+        if self._position + max(lengths) > self._positions:  # on a GPU, the end of the process
+            raise IndexError(f"{max(lengths)} tokens from position {self._position} of {self._positions}")
         begins = np.cumsum([0, *lengths])
         names = [name for name in rows[0] if name != "attention_mask"]
         columns = np.empty((len(names) + 1, begins[-1]), np.int64)  # all in one copy to the device
@@ -164,6 +173,8 @@ def find_packer(
         agrees: runs a probe of several lengths by a packer; returns whether it gives what padded rows give.
         first_tokens: whether the head reads only the first token of each sequence.
     """
+    if _is_causal(model):
+        return None
     padding = getattr(model.config, "pad_token_id", None)
     for position in dict.fromkeys((0, 0 if padding is None else padding + 1)):
         packer = VarlenPacker(model, device, position=position, first_tokens=first_tokens)
@@ -171,10 +182,24 @@ def find_packer(
             if agrees(packer):
                 return packer
         except Exception as error:  # any architecture may be loaded, and may raise anything
+            if is_out_of_memory(error) or is_device_lost(error):
+                raise
             logger.debug("%s cannot be packed from position %d", type(model).__name__, position, exc_info=True)
             count_fallback("packing", error)
     logger.info("%s runs padded: packed outputs differ", type(model).__name__)
     return None
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether tokens see only those before them; not all architectures say so of their attention.
+
+    Packed rows cannot give the same then, and heads that read the last token of each text look for it where there is
+    none: an index out of range is an exception on a CPU, but on a GPU the end of the process.
+    """
+    if any(getattr(module, "is_causal", False) for module in model.modules()):
+        return True
+    kind, has_head = type(model.config), model.base_model is not model
+    return has_head and kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
 
 
 class PackingRunner(ModelRunner):
