@@ -8,7 +8,7 @@ from common.records import Failure
 from tests.support.tiny_models import RecordingMonitor
 from workers.inference.core.async_copy import PendingResult
 from workers.inference.core.batches import Item, make_batches, run_batches
-from workers.inference.core.device_errors import is_device_lost
+from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.token_budget import TokenBudget
 
 
@@ -50,6 +50,20 @@ def test_a_batch_takes_much_shorter_items_only_while_padding_is_cheap():
     assert [len(batch) for batch in make_batches(items(*[150] * 20, *range(30, 60)), generation)] == [50]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "CUDA error: out of memory",  # of pinned memory
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_memory_that_runs_out_is_no_lost_device(text: str):
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_device_lost(RuntimeError(text))
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")])
 def test_out_of_memory_halves_the_batch_and_lowers_the_budget_for_good(error: Exception):
     budget, monitor = TokenBudget(64, 64), RecordingMonitor()
@@ -58,6 +72,18 @@ def test_out_of_memory_halves_the_batch_and_lowers_the_budget_for_good(error: Ex
     again = RecordingMonitor()
     run_batches(items(*[4] * 16), fits(16, error), budget, again)
     assert len(again.batches) < len(monitor.batches)
+
+
+def test_packed_batches_that_do_not_fit_are_halved_by_the_tokens_they_hold():
+    def forward(values: list[int]) -> Sequence[str]:
+        if sum(values) > 40:
+            raise MemoryError
+        return [str(value) for value in values]
+
+    budget, monitor = TokenBudget(50, 64, pads_to_longest=False), RecordingMonitor()
+    run_batches(items(20, *[1] * 60), forward, budget, monitor)
+    assert budget.tokens == 25
+    assert budget.tokens_run == 80
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 GB")])
@@ -78,8 +104,6 @@ def test_a_lost_device_is_not_tried_again_with_smaller_batches():
     [
         ("CUDA error: device-side assert triggered", True),
         ("CUDA error: an illegal memory access was encountered", True),
-        ("CUDA out of memory. Tried to allocate 2.00 GiB", False),
-        ("CUDA error: out of memory", False),
         ("The size of tensor a (5) must match", False),
     ],
 )

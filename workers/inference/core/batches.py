@@ -105,7 +105,7 @@ def run_batches(
         if isinstance(found, PendingResult):
             return batch, found
         if found:
-            budget.tokens_run += _padded_tokens(batch)
+            budget.tokens_run += _tokens(batch, budget)
             results.update(zip(map(id, batch), found, strict=True))
         return [], None
 
@@ -143,13 +143,16 @@ def _run_or_split(
                 return [Failure("out_of_memory", "This record alone does not fit into the device's memory.")]
             return [Failure.from_exception("runner_error", error)]
         if out_of_memory:
-            budget.lower(_padded_tokens(batch))
+            budget.lower(_tokens(batch, budget))
         middle = len(batch) // 2
         pending += [batch[middle:], batch[:middle]]
         return []
 
 
-def _padded_tokens(batch: Sequence[Item[T]]) -> int:
+def _tokens(batch: Sequence[Item[T]], budget: TokenBudget) -> int:
+    """Return the tokens that a batch takes on the device, with padding if there is any."""
+    if not budget.pads_to_longest:
+        return sum(item.tokens for item in batch)
     return max(item.tokens for item in batch) * len(batch)
 
 

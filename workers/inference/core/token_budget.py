@@ -18,7 +18,7 @@ MIN_CACHED_TOKENS, MAX_TOKENS = 256, 1 << 20
 
 @dataclass(slots=True)
 class TokenBudget:
-    """How many padded tokens a batch may hold."""
+    """How many tokens a batch may hold, padding included where there is any."""
 
     tokens: int
     items: int
@@ -26,7 +26,7 @@ class TokenBudget:
     pads_to_longest: bool = True  #: whether each item of a batch takes as many tokens as the longest
     splits_by_length: bool = True  #: whether another batch is cheaper than padding much shorter items
     calibrated: bool = False  #: whether it was measured, here or earlier, or is not to be measured
-    tokens_run: int = 0  #: padded tokens run so far
+    tokens_run: int = 0  #: so far
 
     @classmethod
     def of(cls, device: str, *, generates: bool = False) -> "TokenBudget":
@@ -39,6 +39,6 @@ class TokenBudget:
         return cls(tokens, MAX_ITEMS.get(kind, 64), splits_by_length=not generates, calibrated=generates)
 
     def lower(self, tokens: int) -> None:
-        """Halve the budget after a batch of `tokens` (padded) did not fit into memory."""
+        """Halve the budget after a batch of `tokens` did not fit into memory."""
         self.tokens = max(1, min(self.tokens, tokens // 2))
         logger.warning("out of memory with %d tokens: batches now hold %d", tokens, self.tokens)
