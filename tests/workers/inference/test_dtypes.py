@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from common.errors import ModelError, UsageError
@@ -20,7 +21,7 @@ from workers.device.server.model_cache import ModelCache
 from workers.inference.loading import dtypes, loader
 from workers.inference.loading.cpu_layers import Int8Linear
 from workers.inference.loading.dtypes import in_full_precision, resolve_dtype
-from workers.inference.loading.float8_layers import Float8Linear
+from workers.inference.loading.float8_layers import Float8Linear, use_float8
 from workers.inference.loading.loader import ModelSource, load_model
 from workers.models.load_options import LoadOptions
 from workers.models.resolver import ModelPolicy
@@ -139,6 +140,16 @@ def test_a_model_in_float8_computes_in_full_precision_for_a_while(bert, as_on_a_
         with in_full_precision(model):
             assert model(ids).logits.dtype == torch.float32
         assert torch.equal(model(ids).logits, low)
+
+
+def test_adapters_compute_in_their_own_dtype_beside_a_base_in_float8(bert):
+    model = AutoModelForSequenceClassification.from_pretrained(bert, dtype=torch.bfloat16)
+    settings = LoraConfig(r=16, target_modules=["query"], init_lora_weights=False)  # a rank that float8 would take
+    adapted = get_peft_model(model, settings).get_base_model()
+    assert use_float8(adapted)
+    layer = adapted.bert.encoder.layer[0].attention.self.query
+    assert isinstance(layer.base_layer, Float8Linear)
+    assert [type(own["default"]) for own in (layer.lora_A, layer.lora_B)] == [torch.nn.Linear] * 2
 
 
 @pytest.mark.parametrize("default", [True, False])

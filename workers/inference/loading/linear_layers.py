@@ -147,8 +147,14 @@ def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _children(module: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """Yield the modules of these very types below `module`, each with its parent and name there."""
+    """Yield the modules of these very types below `module`, each with its parent and name there.
+
+    An adapter's own layers are left out: peft casts what goes into them to the dtype of their weights.
+    """
+    adapted = hasattr(module, "base_layer")
     for name, child in module.named_children():
+        if adapted and name != "base_layer":
+            continue
         if type(child) in kinds:
             yield module, name, child
         else:
@@ -164,7 +170,3 @@ def _dummy_output(model: Any) -> Tensor:
         }
         output = model(**inputs)
     return next(value for value in output.values() if isinstance(value, Tensor))
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
