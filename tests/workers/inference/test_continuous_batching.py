@@ -142,6 +142,33 @@ def test_a_model_that_cannot_go_along_is_found_out_at_load(gpt2):
     assert try_batcher(for_cpus, network) is None
 
 
+class LastTokenReplaced(CpuContinuousBatcher):
+    """Ends each text with another token: its twin, which is as likely but for rounding, or the one after it."""
+
+    step = 0
+
+    def generate(self, prompts, config, monitor):
+        return [[*new[:-1], new[-1] + self.step] for new in super().generate(prompts, config, monitor)]
+
+
+class Twin(LastTokenReplaced):
+    step = 49
+
+
+class Other(LastTokenReplaced):
+    step = 1
+
+
+@pytest.mark.parametrize(("kind", "taken"), [(Twin, True), (Other, False)])
+def test_a_token_that_is_as_likely_is_no_difference(kind, taken):
+    torch.manual_seed(1)
+    network = AutoModelForCausalLM.from_config(LlamaConfig(**ROTARY)).eval()
+    with torch.no_grad():
+        network.lm_head.weight[49:98] = network.lm_head.weight[:49] * (1 - 2e-5)
+        network.lm_head.weight[98] = 0
+    assert (try_batcher(kind, network) is not None) is taken
+
+
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 ROTARY = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
 

@@ -14,8 +14,11 @@ from typing import Any, Protocol
 import torch
 from transformers import ContinuousBatchingConfig
 
+from workers.inference.core.device_errors import is_device_lost
 from workers.inference.core.fallbacks import count_fallback
 from workers.inference.core.runner import NullMonitor, RunMonitor
+from workers.inference.loading.dtypes import is_reduced_precision
+from workers.inference.loading.outputs_match import outputs_match
 
 logger = logging.getLogger(__name__)
 
@@ -126,22 +129,32 @@ def try_batcher(make: Callable[[Any], Batcher], model: Any) -> Batcher | None:
     config = copy.deepcopy(model.generation_config)
     config.update(do_sample=False, max_new_tokens=_TRIAL_TOKENS, max_length=None, num_beams=1, num_return_sequences=1)
     try:
-        found = make(model)
-        if found.supports(config) and found.generate(_TRIAL_PROMPTS, config, NullMonitor()) == _generate_each(
-            model, config
-        ):
-            return found
-    except Exception as error:  # noqa: BLE001 - any architecture may be loaded; static batches work with all
-        count_fallback("continuous_batching", error)
+        batcher = make(model)
+        if batcher.supports(config):
+            found = batcher.generate(_TRIAL_PROMPTS, config, NullMonitor())
+            if all(_agrees(model, config, prompt, new) for prompt, new in zip(_TRIAL_PROMPTS, found, strict=True)):
+                return batcher
+    except Exception as error:
+        if is_device_lost(error):
+            raise
+        count_fallback("continuous_batching", error)  # any architecture may be loaded; static batches work with all
     logger.info("%s uses static batches: continuous batching fails or its texts differ", type(model).__name__)
     return None
 
 
-def _generate_each(model: Any, config: Any) -> list[list[int]]:
-    prompts = [torch.tensor([prompt], device=model.device) for prompt in _TRIAL_PROMPTS]
-    return [
-        model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)[
-            0, prompt.shape[1] :
-        ].tolist()
-        for prompt in prompts
-    ]
+def _agrees(model: Any, config: Any, prompt: list[int], found: list[int]) -> bool:
+    """Whether these new tokens are those of `generate`, up to a token that is as likely as its own but for rounding."""
+    ids = torch.tensor([prompt], device=model.device)
+    expected = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        generation_config=config,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    tokens = expected.sequences[0, len(prompt) :].tolist()
+    for scores, token, other in zip(expected.scores, tokens, found, strict=False):
+        if token != other:
+            loose = is_reduced_precision(model)
+            return outputs_match(scores[0, other], scores[0, token].float().cpu(), loose=loose)
+    return len(found) == len(tokens)
