@@ -277,6 +277,20 @@ def test_every_module_gives_what_it_gives_in_sentence_transformers(made, name):
     assert runner.output_type(cut).list_size == 4
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "together"),
+    [
+        ("embedding", "LayerNorm", True),
+        ("embedding", "CNN", False),  # sees the padding
+        ("sparse-embedding", "sparse", True),
+        ("multi-vector-embedding", "multi_vector", True),
+    ],
+)
+def test_texts_share_batches_in_half_precision_too(made, task, name, together):
+    runner = runner_of(task, made(name), dtype="bfloat16")
+    assert (runner.budget.items > 1) is together
+
+
 def test_no_module_of_the_library_is_left_out():
     fast = {"Pooling", "Dense", "Normalize"}
     abstract = {"Module", "InputModule", "Asym"}

@@ -23,6 +23,7 @@ from workers.inference.core.device_errors import is_device_lost, is_out_of_memor
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.embedding.module_files import check_module_files, tokenizer_files
 from workers.inference.embedding.prompts import QUERY, Prompts
+from workers.inference.loading.batch_invariance import same_in_batch
 from workers.inference.loading.dtypes import AUTO, FLOAT8, INT8, dtype_name, resolve_dtype, to_device
 from workers.inference.loading.loader import (
     LOAD_ERRORS,
@@ -33,7 +34,6 @@ from workers.inference.loading.loader import (
     missing_library,
     silence_transformers,
 )
-from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.text.collate import concatenate, shapes_of, size_in_tokens, tensors_of
 
 _POOLER = "pooler."
@@ -176,8 +176,7 @@ class PackageModel:
         """Allow only batches of one text if a neighbor changes what `run` gives for a text."""
         rows = self.encode([("The river", text) for text in _TRIAL_TEXTS] if pairs else _TRIAL_TEXTS, "")
         try:
-            alone = [run([row])[0].float().cpu() for row in rows]
-            same = all(map(outputs_match, run(rows), alone))
+            same = same_in_batch(self._model, lambda batch: [[one] for one in run(batch)], *rows)
         except Exception as error:  # any architecture may be loaded, and may raise anything
             if is_out_of_memory(error) or is_device_lost(error):
                 raise

@@ -51,12 +51,9 @@ def ensure_batch_invariance(budget: TokenBudget, model: Any, rows: Callable[[], 
     equal = False
     try:
         short, odd, long, backwards = _trial_texts(rows())
-        loose = is_reduced_precision(model)
-        if _same_in_batch(run, short, odd, long, loose=loose):
+        if same_in_batch(model, run, short, odd, long):
             return
-        if loose and _same_in_float32(model, run, short, odd, long):
-            return
-        equal = _same_in_batch(run, short, backwards, loose=loose)
+        equal = _same_in_batch(run, short, backwards, loose=is_reduced_precision(model))
     except Exception as error:  # any architecture may be loaded, and may raise anything
         if is_out_of_memory(error) or is_device_lost(error):  # not a property of the model
             raise
@@ -67,6 +64,18 @@ def ensure_batch_invariance(budget: TokenBudget, model: Any, rows: Callable[[], 
         budget.items = 1
     what = "texts of equal length" if equal else "one text"
     logger.info("batches of %s hold %s: other batches would change its outputs", type(model).__name__, what)
+
+
+def same_in_batch(model: Any, run: Run, *rows: Features) -> bool:
+    """Whether these rows give the same outputs together as each of them alone, but for rounding.
+
+    Args:
+        model: the model to test.
+        run: runs a batch of such rows like the runner does.
+        rows: as `run` takes them.
+    """
+    loose = is_reduced_precision(model)
+    return _same_in_batch(run, *rows, loose=loose) or (loose and _same_in_float32(model, run, *rows))
 
 
 def _trial_texts(rows: Sequence[Features]) -> tuple[Features, Features, Features, Features]:
