@@ -6,6 +6,7 @@ is written anew after each, so that a run that is stopped keeps what it has. The
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all steps together; default: %(default)s")
     parser.add_argument("--only", action="append", help="only steps whose name has this in it; repeatable")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step that runs is ended too
     chosen.results.mkdir(parents=True, exist_ok=True)
     summary = Summary(chosen.results)
     deadline, patience = time.monotonic() + chosen.seconds, max(1.0, chosen.seconds / SECONDS)

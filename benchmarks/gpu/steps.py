@@ -43,6 +43,7 @@ def steps(device: str, *, tiny: bool) -> list[Step]:
         found.append(Step(f"test-{name}", 90, (*pytest, str(path))))
     for name, seconds, arguments in _TABLES:
         table = ("-m", "benchmarks.gpu.table", "--device", device, *arguments, *_tiny(tiny))
+        table += ("--rounds", "1") if tiny else ()
         found.append(Step(f"table-{name}", seconds, table, writes=True))
     examples, mix = ("16", "short") if tiny else ("512", "mixed")
     tuned = ("-m", "benchmarks.finetune", "--rounds", "1", "--examples", examples, "--mix", mix)
