@@ -28,6 +28,7 @@ from common.records import Failure, Json, Outcome
 from common.tasks import find_task
 from workers.inference.core.async_copy import PendingResult
 from workers.inference.core.batches import Item, run_batches
+from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.fallbacks import count_fallback
 from workers.inference.core.runner import NullMonitor, PreparingRunner, RunMonitor
 from workers.inference.core.samples import samples
@@ -311,6 +312,8 @@ class PipelineRunner(PackingRunner, PreparingRunner):
                 expected = self._pipeline_logits(encoder, [values[n] for n in fitting], params)
                 found = [self._logits(encoder, [row])[0] for row in rows]
         except Exception as error:  # any architecture may be loaded; the pipeline runs those that fail here
+            if is_out_of_memory(error) or is_device_lost(error):
+                raise
             logger.debug("forward_batch fails for %s", type(self._model).__name__, exc_info=True)
             count_fallback("forward_batch", error)
             return []
