@@ -1,12 +1,14 @@
 """Processing one ticket: it is exchanged for a lease on a chunk, the chunk is run, its outcomes are committed.
 
-It always ends with a sentence for Flower and the log, and no error stops the worker. If an error ended the ticket or
-its job, the sentence is raised as an exception, so that Flower counts the ticket as failed.
+Celery's part of a ticket costs more than a small chunk, so a ticket goes on with the job's next chunks until its time
+slice is over. It always ends with a sentence for Flower and the log, and no error stops the worker. If an error ended
+the ticket or its job, the sentence is raised as an exception, so that Flower counts the ticket as failed.
 """
 
 import logging
 import time
 import uuid
+from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
@@ -17,9 +19,9 @@ from common.jobs import Job, JobSpec, JobStatus
 from common.payloads.codec import failures_by_code, positions_to_retry
 from common.payloads.job_payloads import JobPayloads
 from common.queue.heartbeats import live_workers, serving, target_tickets
-from common.queue.ledger import MAX_TICKETS, MIN_TICKETS
+from common.queue.ledger import MAX_TICKETS, MIN_TICKETS, Lease
 from common.queue.output_commit import finish_commit
-from common.records import Failure
+from common.records import Counts, Failure
 from common.reporting import Reporter
 from common.tracing import Value, current, job_attributes, span
 from workers.celery_worker.context import WorkerContext
@@ -31,6 +33,8 @@ from workers.leases import HeldLease, retry_until_cancelled
 
 logger = logging.getLogger(__name__)
 
+#: For so many seconds a ticket goes on with chunks of its job. Other jobs wait for it as for one chunk of that length.
+SLICE_SECONDS = 0.5
 #: Leases of one chunk in one round that ended in the death of their workers without progress; then its job fails.
 MAX_ATTEMPTS = 10
 #: Transient faults (the Hub, a full disk) of one chunk in one round; then its job fails.
@@ -59,7 +63,7 @@ class TicketFailed(Exception):
 
 
 def run_ticket(context: WorkerContext, job_id: str, ticket: str) -> str:
-    """Run one chunk of the job that the ticket names; return a description of what happened.
+    """Run chunks of the job that the ticket names, for one time slice; return a description of what happened.
 
     Raises:
         TicketFailed: an error ended it, or its job.
@@ -75,34 +79,106 @@ def run_ticket(context: WorkerContext, job_id: str, ticket: str) -> str:
 
 
 def _run_ticket(context: WorkerContext, job_id: str, ticket: str) -> str:
+    end = time.monotonic() + SLICE_SECONDS
     try:
         job = context.store.job(job_id)
-        spec = job.spec
         if job.status.finished:
             return f"void: the job is {job.status}"
         if not _should_run(context, job):
-            return _requeue(context, spec, ticket)
-        # Repeated until there is an answer: a lease whose answer was lost would look like a worker's death.
-        call, target = uuid.uuid4(), _target_tickets(context, spec)
-        lease = retry_until_cancelled(
-            lambda: context.ledger.lease(job_id, ticket, context.name, target, call=call), context.stopping
-        )
+            return _requeue(context, job.spec, ticket)
+        lease = _lease(context, job.spec, ticket, end)
     except UnknownJob:
         return "void: there is no such job"
     except (redis.RedisError, Cancelled) as error:
         return f"void: no lease ({error})"  # the reaper sends another ticket
-    if lease is None:
-        return "void: nothing left to do"
-    if lease.next_ticket:
-        context.tickets.send(spec, [lease.next_ticket])
-    attributes = {**job_attributes(spec, "process"), "messaging.message.id": ticket, "hugqueue.chunk": lease.chunk}
+    report = _TicketReport(job.chunks or 0)
+    while lease is not None:
+        report.add(_run_chunk(context, job, lease, ticket))
+        lease = _next_lease(context, job, lease, end)
+    return str(report)
+
+
+def _lease(context: WorkerContext, spec: JobSpec, ticket: str, end: float) -> Lease | None:
+    """Return a lease on the job's next open chunk, None if there is none or the ticket is void.
+
+    The job's next ticket is sent when the slice is over, unless `_next_lease` uses it before.
+    """
+    # Repeated until there is an answer: a lease whose answer was lost would look like a worker's death.
+    call, target = uuid.uuid4(), _target_tickets(context, spec)
+    lease = retry_until_cancelled(
+        lambda: context.ledger.lease(spec.id, ticket, context.name, target, call=call), context.stopping
+    )
+    if lease is not None and lease.next_ticket:
+        context.tickets.send_later(spec, lease.next_ticket, max(0.0, end - time.monotonic()))
+    return lease
+
+
+def _next_lease(context: WorkerContext, job: Job, lease: Lease, end: float) -> Lease | None:
+    """Return a lease on the chunk with which the slot goes on after that of `lease`; None if it is not to go on."""
+    ticket = lease.next_ticket
+    if ticket is None or not context.tickets.recall(ticket):
+        return None
+    try:
+        if time.monotonic() < end and _should_run(context, job):
+            return _lease(context, job.spec, ticket, end)
+    except (redis.RedisError, Cancelled) as error:
+        logger.info("job %s is not continued by this ticket: %s", job.id, error)
+    else:
+        context.tickets.send(job.spec, [ticket])
+    return None
+
+
+def _run_chunk(context: WorkerContext, job: Job, lease: Lease, ticket: str) -> "_Committed | str":
+    """Run a leased chunk; return what was committed, or else what happened. Raises `TicketFailed`."""
+    attributes = {**job_attributes(job.spec, "process"), "messaging.message.id": ticket, "hugqueue.chunk": lease.chunk}
     attributes |= {"hugqueue.attempt": lease.attempt, "hugqueue.worker": context.name}
     with (
-        span("hugqueue.chunk", attributes, kind="CONSUMER", parent=spec.traceparent),
-        context.affinity.running(spec),
+        span("hugqueue.chunk", attributes, kind="CONSUMER", parent=job.spec.traceparent),
+        context.affinity.running(job.spec),
         context.leases.renewing(lease) as held,
     ):
         return _ChunkRun(context, job, held).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    """A committed chunk."""
+
+    number: int  #: as people count, from 1
+    counts: Counts
+    seconds: float  #: of computing
+
+
+class _TicketReport:
+    """What a ticket did, in words."""
+
+    def __init__(self, chunks: int) -> None:
+        self._chunks = chunks  #: of the whole job
+        self._committed: list[_Committed] = []
+        self._others: list[str] = []
+
+    def add(self, chunk: _Committed | str) -> None:
+        """Add a chunk that was committed, or what else became of one."""
+        if isinstance(chunk, str):
+            self._others.append(chunk)
+        else:
+            self._committed.append(chunk)
+
+    def __str__(self) -> str:
+        return (
+            "; ".join(([self._describe_committed()] if self._committed else []) + self._others)
+            or "void: nothing left to do"
+        )
+
+    def _describe_committed(self) -> str:
+        first, count = self._committed[0], len(self._committed)
+        chunks = f"chunk {first.number}" if count == 1 else f"{count:,} chunks"
+        succeeded = sum(chunk.counts.succeeded for chunk in self._committed)
+        failed = sum(chunk.counts.failed for chunk in self._committed)
+        seconds = sum(chunk.seconds for chunk in self._committed)
+        rate = (succeeded + failed) / seconds if seconds else 0.0
+        failures = f", {failed} failed" if failed else ""
+        return f"{chunks} of {self._chunks}: {succeeded} done{failures}, {rate:,.0f} records/s"
 
 
 def _should_run(context: WorkerContext, job: Job) -> bool:
@@ -161,8 +237,8 @@ class _ChunkRun:
         self._title = f"chunk {held.lease.chunk + 1}"
         self._ranges_id: str | None = None  #: see `VectorPrecision`
 
-    def run(self) -> str:
-        """Run the chunk and commit it; return what happened. Raises `TicketFailed`."""
+    def run(self) -> _Committed | str:
+        """Run the chunk and commit it; return what happened otherwise. Raises `TicketFailed`."""
         try:
             self._held.retry(lambda: self._context.refusals.withdraw(self._job.id))
             return self._compute_and_commit()
@@ -171,7 +247,7 @@ class _ChunkRun:
         except redis.RedisError as error:  # one that waiting does not fix
             self._schedule_retry(Failure("chunk_keeps_failing", f"Chunk {self._lease.chunk + 1}: {error}"))
 
-    def _compute_and_commit(self) -> str:
+    def _compute_and_commit(self) -> _Committed | str:
         number = self._lease.chunk + 1
         if self._lease.attempt > MAX_ATTEMPTS:
             text = f"Chunk {number} was started {MAX_ATTEMPTS} times and never ended: its workers died or were killed."
@@ -256,7 +332,7 @@ class _ChunkRun:
         with span("hugqueue.finetune", {}):
             return self._context.tuner.run(self._job, self._held, self._context.stopping, on_checkpoint)
 
-    def _commit(self, payloads: JobPayloads, result: ChunkResult) -> str:
+    def _commit(self, payloads: JobPayloads, result: ChunkResult) -> _Committed | str:
         context, lease, held, counts = self._context, self._lease, self._held, result.counts
         begun = time.monotonic()
         held.retry(
@@ -275,11 +351,9 @@ class _ChunkRun:
             return f"{self._title}: dropped, {answer}"
         finish_commit(context.store, context.ledger, payloads, lease)
         context.heartbeat.meter.add(counts.done, result.effort, time.monotonic() - begun)
-        rate = counts.done / result.seconds if result.seconds else 0.0
-        failed = f", {counts.failed} failed" if counts.failed else ""
         if max_failed is not None and counts.failed:
             self._check_still_running()
-        return f"{self._title} of {self._job.chunks}: {counts.succeeded} done{failed}, {rate:,.0f} records/s"
+        return _Committed(lease.chunk + 1, counts, result.seconds)
 
     def _check_still_running(self) -> None:
         """Raise `TicketFailed` if this commit had one failed record too many."""

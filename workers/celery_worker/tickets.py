@@ -53,13 +53,21 @@ class TicketSender:
 
     def requeue(self, spec: JobSpec, ticket: str) -> None:
         """Put a ticket at the tail of its queue after a short delay, for another worker or for later."""
+        stretch = min(max(1.0, len(self._delayed) / _MANY_DELAYED), _MAX_STRETCH)
+        self.send_later(spec, ticket, random.uniform(*_DELAY_SECONDS) * stretch)  # noqa: S311 - jitter
+
+    def send_later(self, spec: JobSpec, ticket: str, seconds: float) -> None:
+        """Put a ticket at the tail of its queue in `seconds` seconds, unless it is recalled before."""
         with self._lock:
             if not self._stopping.is_set():
-                stretch = min(max(1.0, len(self._delayed) / _MANY_DELAYED), _MAX_STRETCH)
-                delay = random.uniform(*_DELAY_SECONDS) * stretch  # noqa: S311 - jitter
-                self._delayed.setdefault(ticket, (time.monotonic() + delay, spec))
+                self._delayed.setdefault(ticket, (time.monotonic() + seconds, spec))
                 return
         self.send(spec, [ticket])
+
+    def recall(self, ticket: str) -> bool:
+        """Return whether a ticket was still to be sent; it is not sent then."""
+        with self._lock:
+            return self._delayed.pop(ticket, None) is not None
 
     def _run(self) -> None:
         while not self._stopping.wait(_POLL_SECONDS):

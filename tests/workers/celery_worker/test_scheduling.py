@@ -1,5 +1,5 @@
 """Jobs take turns: a small one between those of a large one, high before low, and two models that do not fit together
-without loading them for every chunk.
+without loading them for every chunk. Small chunks share a turn.
 """
 
 from collections.abc import Callable
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from common.broker.app import make_app
 from common.queue.heartbeats import live_workers
 from common.redis.keys import CELERY_PREFIX
+from common.settings import Settings
 from tests.support.processes import RedisServer, Shell, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
@@ -58,6 +60,18 @@ def test_a_small_job_does_not_wait_behind_a_large_one(
     ran = [line.split()[0] for line in (tmp_path / "log").read_text().splitlines()]
     assert ran[ran.index("small") :][:20].count("small") == 8, "its two chunks come next, whatever else waits"
     assert ran.count("large") < 2000
+
+
+def test_a_ticket_goes_on_with_small_chunks(
+    shell: Shell, start_workers: StartWorkers, server: RedisServer, tmp_path: Path
+) -> None:
+    start_workers()
+    job = shell.submit("--task", "test-echo", _texts(tmp_path, "texts", 300), "--chunk-size", "1")
+    shell.run("wait", job)
+    assert shell.status(job)["counts"]["succeeded"] == 300
+    with make_app(Settings(broker_url=server.url)) as app:
+        [worker] = app.control.inspect(limit=1, timeout=30).stats().values()
+    assert worker["total"]["hugqueue.test-echo"] < 300
 
 
 def test_a_ticket_in_the_wrong_queue_is_moved_and_blocks_no_training(

@@ -38,6 +38,18 @@ def test_tickets_passed_on_reach_their_queue_soon_and_block_nobody(sender: Ticke
     assert sum(server.client.llen(key) for key in server.client.keys("hugqueue:celery:any*")) == len(names)
 
 
+def test_a_ticket_is_recalled_or_sent_and_never_both(sender: TicketSender, server: RedisServer) -> None:
+    for name in ("recalled", "sent"):
+        sender.send_later(SPEC, name, 0.1 if name == "sent" else 3600.0)
+    assert sender.recall("recalled")
+    assert not sender.recall("recalled")
+    wait_until(lambda: waiting_tickets(server.client) == {"sent"}, 30)
+    assert not sender.recall("sent")
+    sender.send_later(SPEC, "last", 3600.0)
+    sender.stop()
+    assert waiting_tickets(server.client) == {"sent", "last"}
+
+
 def test_tickets_that_are_kept_go_out_when_the_worker_stops(sender: TicketSender, server: RedisServer) -> None:
     sender.requeue(SPEC, "kept")
     sender.stop()
