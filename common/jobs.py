@@ -150,7 +150,8 @@ class JobSpec:
 
     def encode(self) -> str:
         """Return the JSON text that `decode` takes, in ASCII: a file's name may have no UTF-8 form."""
-        return json.dumps(asdict(self))
+        fields = {name: getattr(self, name) for name in self.__slots__}  # `asdict` copies all of them, deeply
+        return json.dumps(fields | {"output": asdict(self.output) if self.output else None})
 
     @classmethod
     def decode(cls, text: str | bytes) -> "JobSpec":

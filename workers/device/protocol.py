@@ -10,6 +10,7 @@ the start of the device process itself. A request is answered by exactly one `Re
 """
 
 import contextlib
+import select
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -183,6 +184,8 @@ class MessageSocket(Generic[T]):
 
     def __init__(self, fd: int, received: Any) -> None:
         self._connection: Connection[Any, Any] = Connection(fd)
+        self._readable = select.poll()  # `Connection.poll` makes a selector for each call
+        self._readable.register(fd, select.POLLIN)
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(received)
         self._lock = threading.Lock()
 
@@ -204,7 +207,7 @@ class MessageSocket(Generic[T]):
             ProtocolError: the bytes are not a message that this end accepts.
         """
         with _closing():
-            if not self._connection.poll(timeout):
+            if timeout is not None and not self._readable.poll(timeout * 1000):
                 return None
             data = self._connection.recv_bytes(_MAX_MESSAGE)
         try:

@@ -1,24 +1,26 @@
 -- Leases a job's next open chunk. ARGV: ticket, holder, lease in ms, id for the next ticket, maximum of tickets.
 -- Returns {chunk, attempt, round, whether the next ticket is valid, lease number, retries}, or {} if there is nothing to do.
-local word = status()
+local word, round = unpack(redis.call('HMGET', JOB, 'status', 'round'))
 if word ~= 'queued' and word ~= 'running' then return {} end
 
 local function granted(chunk, more)
-  local attempt = (tonumber(redis.call('HGET', ATTEMPTS, chunk)) or 0) + 1
-  local number = tonumber(redis.call('HGET', ATTEMPTS, chunk .. ':serial'))
-  local tries = tonumber(redis.call('HGET', ATTEMPTS, chunk .. ':retries')) or 0
-  return { tonumber(chunk), attempt, tonumber(redis.call('HGET', JOB, 'round')), more, number, tries }
+  local deaths, number, tries = unpack(redis.call('HMGET', ATTEMPTS, chunk, chunk .. ':serial', chunk .. ':retries'))
+  return { tonumber(chunk), (tonumber(deaths) or 0) + 1, tonumber(round), more, tonumber(number), tonumber(tries) or 0 }
 end
 
--- Notes the death of a worker: its lease was not released. It counts as a failed attempt of the chunk unless there was
--- progress, and in any case of the isolated record.
-local function note_death(chunk)
-  if redis.call('HSETNX', ATTEMPTS, chunk .. ':counted', 1) == 0 then redis.call('HINCRBY', ATTEMPTS, chunk, 1) end
-  local isolated = redis.call('HGET', ATTEMPTS, chunk .. ':isolated')
-  if not isolated then return end
-  local earlier = redis.call('HGET', ATTEMPTS, chunk .. ':isolated_deaths')
-  redis.call('HSET', ATTEMPTS, chunk .. ':isolated_deaths', (earlier and earlier .. ' ' or '') .. isolated)
-  redis.call('HDEL', ATTEMPTS, chunk .. ':isolated')
+-- Notes the lease; and the death of a worker, if the lease before was not released. That counts as a failed attempt of
+-- the chunk unless there was progress, and in any case of the isolated record.
+local function note_lease(chunk)
+  local died, number, isolated =
+    unpack(redis.call('HMGET', ATTEMPTS, chunk .. ':counted', chunk .. ':serial', chunk .. ':isolated'))
+  if died then redis.call('HINCRBY', ATTEMPTS, chunk, 1) end
+  if isolated then
+    local earlier = redis.call('HGET', ATTEMPTS, chunk .. ':isolated_deaths')
+    redis.call('HSET', ATTEMPTS, chunk .. ':isolated_deaths', (earlier and earlier .. ' ' or '') .. isolated)
+    redis.call('HDEL', ATTEMPTS, chunk .. ':isolated')
+  end
+  redis.call('HSET', ATTEMPTS, chunk .. ':counted', 1, chunk .. ':holder', ARGV[2],
+    chunk .. ':serial', (tonumber(number) or 0) + 1)
 end
 
 if redis.call('SREM', TICKETS, ARGV[1]) == 0 then
@@ -38,9 +40,7 @@ while true do
     and redis.call('SET', lease_key(chunk), ARGV[2], 'NX', 'PX', ARGV[3]) then
     redis.call('SADD', LEASED, chunk)
     schedule_check(ARGV[3] / 1000)
-    note_death(chunk)
-    redis.call('HSET', ATTEMPTS, chunk .. ':holder', ARGV[2])
-    redis.call('HINCRBY', ATTEMPTS, chunk .. ':serial', 1)
+    note_lease(chunk)
     if word == 'queued' then
       redis.call('HSET', JOB, 'status', 'running')
       redis.call('HSETNX', JOB, 'started_at', now())

@@ -304,14 +304,15 @@ local function complete()
 end
 
 local function finish_if_done()
-  if all_committed() then
+  local done = all_committed()
+  if done then
     restore_history()
     recount()
   end
   if status() == 'cancelling' then
     if redis.call('SCARD', LEASED) > 0 then return end
-    if all_committed() and not is_output_uncommitted() then complete() else finish('cancelled') end
-  elseif all_committed() then
+    if done and not is_output_uncommitted() then complete() else finish('cancelled') end
+  elseif done then
     if is_output_uncommitted() then schedule_check(0) else complete() end
   end
 end
@@ -333,6 +334,7 @@ end
 
 -- Opens the chunks whose delay is over; they come first.
 local function open_delayed()
+  if redis.call('EXISTS', DELAYED) == 0 then return end
   for _, over in ipairs({ { '-inf', now() }, { tonumber(now()) + MAX_DELAY, '+inf' } }) do
     for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, over[1], over[2])) do
       redis.call('ZREM', DELAYED, chunk)
