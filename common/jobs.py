@@ -160,12 +160,18 @@ class JobSpec:
         Raises:
             ValueError: the text is not JSON, or a field is missing or of the wrong type.
         """
-        spec: JobSpec = checked(json.loads(text), cls, "a job")  # not msgspec's decoder: it refuses lone surrogates
+        try:
+            spec: JobSpec = _SPEC_DECODER.decode(text)
+        except (msgspec.MsgspecError, UnicodeError):  # a message, or a file's name with lone surrogates
+            spec = checked(json.loads(text), cls, "a job")
         if (spec.training is not None) != (spec.queue == TRAIN):
             raise ValueError(f"the queue {TRAIN!r} serves fine-tune jobs and no others; found {spec.queue!r}")
         if spec.template is not None:
             _check_template(spec.template)
         return spec
+
+
+_SPEC_DECODER = msgspec.json.Decoder(JobSpec)
 
 
 @dataclass(frozen=True, slots=True)

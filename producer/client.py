@@ -308,4 +308,4 @@ class Client:
 
     def _matching(self, job_filter: JobFilter) -> Iterator[Job]:
         with self.connection.errors():
-            yield from filter(job_filter.matches, self.connection.store.each_job(job_filter.status))
+            yield from self.connection.store.each_job(job_filter.status, job_filter.matches_spec)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.errors import UsageError
-from common.jobs import Job, JobStatus, check_label
+from common.jobs import Job, JobSpec, JobStatus, check_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +20,15 @@ class JobFilter:
 
     def matches(self, job: Job) -> bool:
         """Whether a job meets all conditions."""
-        if self.status not in (None, job.status) or not self.labels.items() <= job.spec.labels.items():
+        return self.status in (None, job.status) and self.matches_spec(job.spec)
+
+    def matches_spec(self, spec: JobSpec) -> bool:
+        """Whether a job of that spec meets all conditions but for its status."""
+        if not self.labels.items() <= spec.labels.items():
             return False
-        if self.older_than is not None and time.time() - job.spec.created_at <= self.older_than:
+        if self.older_than is not None and time.time() - spec.created_at <= self.older_than:
             return False
-        return self.name is None or _matches_wildcard(self.name, job.spec.name or "")
+        return self.name is None or _matches_wildcard(self.name, spec.name or "")
 
     def __bool__(self) -> bool:
         """Whether there is any condition."""

@@ -32,11 +32,19 @@ class Scripts:
         Raises:
             redis.RedisError: Redis is unavailable or full, or the job's keys hold values of a wrong type.
         """
+        return self.run_on(script, _keys_for(job_id), *args)
+
+    def run_on(self, script: str, script_keys: Sequence[str], *args: Any) -> Any:
+        """Return the answer of a script that takes other keys than those of one job.
+
+        Raises:
+            redis.RedisError: as `run`.
+        """
         self._register(script)
         for _ in range(_RESTARTS):
             # redis-py loads a script that Redis does not know and calls it again, once.
             with suppress(redis.exceptions.NoScriptError):
-                return self._registered[script](keys=_keys_for(job_id), args=args)
+                return self._registered[script](keys=script_keys, args=args)
         raise redis.ConnectionError(f"Redis keeps forgetting its scripts: {script} was loaded {_RESTARTS} times.")
 
     def run_each(self, script: str, job_ids: Sequence[str], *args: Any) -> "list[Any | redis.RedisError]":
