@@ -1,5 +1,6 @@
 """Tiny models with random weights, made on the spot: for tests of the runners, without the Hub."""
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Tokenizer,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaTokenizer,
@@ -200,6 +203,15 @@ def causal_gpt2(
         eos_token_id=stop,
     )  # fmt: skip
     return _save(GPT2LMHeadModel(config), directory)
+
+
+def causal_openai_gpt(directory: Path) -> Path:
+    """An architecture that vLLM does not serve, not even by the code of transformers."""
+    causal_gpt2(directory, chat=False)
+    vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(0)
+    config = OpenAIGPTConfig(vocab_size=vocabulary, n_positions=96, n_embd=32, n_layer=2, n_head=2)
+    return _save(OpenAIGPTLMHeadModel(config), directory)
 
 
 def classifier(directory: Path, labels: Sequence[str] = ("bad", "good", "so-so")) -> Path:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from openai.types.chat import ChatCompletion
-from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from common.errors import Cancelled
 from common.records import Json
@@ -72,23 +70,13 @@ def test_chunks_run_by_vllm_and_the_rest_by_transformers(device, smollm2, tmp_pa
     assert (beams.run_info["engine"], beams.run_info["engine_refused"]) == ("transformers", "vllm: num_beams=2")
     assert len(texts(beams)) == len(TEXTS)
 
-    refused = ask(device, openai_gpt(tmp_path), GREEDY).result(600)
+    refused = ask(device, tiny_models.causal_openai_gpt(tmp_path), GREEDY).result(600)
     assert refused.run_info["engine"] == "transformers"
     assert "OpenAIGPTLMHeadModel" in refused.run_info["engine_refused"]
     assert len(texts(refused)) == len(TEXTS)
 
     assert device.process.status.fallbacks["engine"] == 1
     assert texts(ask(device, smollm2, GREEDY).result(600)) == texts(by_vllm)
-
-
-def openai_gpt(directory: Path) -> Path:
-    """An architecture that vLLM does not serve, not even by the code of transformers."""
-    tiny_models.causal_gpt2(directory, chat=False)
-    vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
-    torch.manual_seed(0)
-    config = OpenAIGPTConfig(vocab_size=vocabulary, n_positions=96, n_embd=32, n_layer=2, n_head=2)
-    OpenAIGPTLMHeadModel(config).save_pretrained(directory)
-    return directory
 
 
 def test_a_cancel_in_the_middle_leaves_the_engine_to_others(device, smollm2):

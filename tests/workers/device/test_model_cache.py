@@ -18,12 +18,14 @@ from common.tasks import TASKS
 from tests.support import tiny_models
 from tests.support.device_process import StageList
 from tests.support.processes import PLUGINS
+from tests.support.tiny_adapters import save_adapter
 from workers.device.server import model_cache
 from workers.device.server.calibration import warm_up
 from workers.device.server.memory import memory_of, weight_bytes
 from workers.device.server.model_cache import ModelCache
 from workers.device.server.request import Prefetched
 from workers.device.server.run_chunk import prepare_chunk, run_chunk
+from workers.inference.core.fallbacks import fallback_counts
 from workers.inference.core.runner import NullMonitor
 from workers.inference.core.samples import samples
 from workers.inference.tasks.runners import find_runner
@@ -171,6 +173,28 @@ def test_the_engine_auto_is_transformers_where_no_gpu_is(tmp_path: Path):
     loaded, *_ = models.get(spec, Reporter())
     assert type(loaded.runner) is find_runner("text-generation")
     assert "engine_refused" not in loaded.run_info()
+
+
+def test_what_an_engine_refuses_is_named_and_prepared_ahead_like_any_job(tmp_path: Path):
+    """Without vLLM the model is refused too: what it lacks is known before it is loaded, or once it was tried."""
+    models = ModelCache("cpu", ModelPolicy(any_path=True, load=LoadOptions(engine="vllm")))
+    model = tiny_models.causal_openai_gpt(tmp_path / "model")
+    adapter = save_adapter(model, tmp_path / "adapter")
+    for spec, reason in (
+        (_spec("text-generation", str(model), num_beams=2), "vllm: num_beams=2"),
+        (_spec("text-generation", str(model), dtype="int8"), "vllm: dtype=int8"),
+        (_spec("text-generation", str(adapter)), "vllm: the model is an adapter"),
+        (_spec("text-generation", str(model)), None),
+    ):
+        fallbacks = fallback_counts().get("engine", 0)
+        loaded, runner, params = models.get(spec, Reporter())
+        info = loaded.run_info()
+        assert info["engine"] == "transformers"
+        assert info["engine_refused"] == reason or (reason is None and info["engine_refused"].startswith("vllm: "))
+        assert fallback_counts().get("engine", 0) - fallbacks == (reason is None), "nothing was tried in vain"
+        with models.pin(spec) as found:
+            assert found is not None
+            assert found[1:] == (runner, params)
 
 
 def test_requests_that_another_thread_prepared_run_with_the_same_model(models: ModelCache, tmp_path: Path):

@@ -3,7 +3,7 @@
 import pytest
 from transformers import GenerationConfig
 
-from workers.inference.engines.sampling import refusal, sampling_arguments
+from workers.inference.engines.sampling import lacking_parameter, sampling_arguments
 
 #: Those that select caches or devices, or say what is returned; `generate` ignores the rest without beams or encoder.
 WITHOUT_EFFECT = {
@@ -30,7 +30,8 @@ WITHOUT_EFFECT = {
     ],
 )
 def test_what_vllm_lacks_is_named(more, reason):
-    assert refusal(GenerationConfig(max_new_tokens=5, **more)) == reason
+    assert lacking_parameter(vars(GenerationConfig(max_new_tokens=5, **more))) == reason
+    assert lacking_parameter(more) == reason
 
 
 def test_lengths_that_include_the_prompt_are_counted_without_it():
@@ -39,6 +40,13 @@ def test_lengths_that_include_the_prompt_are_counted_without_it():
     assert (found["max_tokens"], found["min_tokens"]) == (20, 2)
     assert (found["stop_token_ids"], found["ignore_eos"]) == ([2, 3], True)
     assert sampling_arguments(config, prompt_tokens=20)["min_tokens"] == 0
+
+
+def test_what_generate_takes_and_vllm_refuses_is_brought_within_its_range():
+    config = GenerationConfig(max_new_tokens=5, min_new_tokens=9, do_sample=True, top_p=0)
+    found = sampling_arguments(config, 1)
+    assert (found["max_tokens"], found["min_tokens"]) == (5, 5)
+    assert 0 < found["top_p"] < 1e-3
 
 
 def test_sampling_parameters_count_only_when_sampling():

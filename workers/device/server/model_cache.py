@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import sha256
+from typing import Any
 
 from common.display_text import human_size
 from common.distribution import install_command, installed_version, missing_libraries
@@ -29,7 +30,7 @@ from workers.device.server.run_chunk import DeviceLost
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.fallbacks import count_fallback
 from workers.inference.core.runner import Runner
-from workers.inference.engines.interface import EngineRefusal
+from workers.inference.engines.refusal import EngineRefusal, known_refusal
 from workers.inference.generation.limits import check_token_limit
 from workers.inference.tasks.runners import ENGINE_RUNNERS, find_runner, needs_model
 from workers.models.load_options import LoadOptions
@@ -39,8 +40,8 @@ logger = logging.getLogger(__name__)
 
 #: Memory that a model needs, as a multiple of the size of its weights: for the weights and for computing.
 _HEADROOM = 1.2
-#: How many tasks that models cannot do are remembered.
-_MAX_UNABLE = 256
+#: How many of the things that models cannot do are remembered.
+_MAX_REMEMBERED = 256
 #: Tasks that write texts: their parameters of the same name mean the same.
 _WRITING = frozenset({"text-generation", "image-text-to-text"})
 _LIBRARIES = ("torch", "transformers", "sentence_transformers", "vllm")
@@ -112,7 +113,8 @@ class ModelCache:
         self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
         self._resolved: dict[tuple[str | None, ...], ResolvedModel] = {}
         self._unable: dict[tuple[str, str], ModelError] = {}  #: by job and task: its model cannot do that one besides
-        self._refused: dict[str, str] = {}  #: why an engine does not serve a model, by its key in the cache
+        #: Why an engine does not serve a model, by its key in the cache, or a job, by that and its parameters.
+        self._refused: dict[str, str] = {}
         self._pinned = threading.Lock()  # held by other threads while they use a model
         self.changes = 0  #: how often a model was loaded or evicted
         self.evicted = 0  #: how many were evicted to make room for others
@@ -144,9 +146,9 @@ class ModelCache:
         # Resolved first: importing the runner imports torch, which takes seconds, and the model may not exist.
         resolved = self._resolve(task, spec, reporter) if needs_model(task) else None
         kind = _find_runner(task)
-        options, params = self._split_params(task, kind, spec)
         if resolved is None and kind.needs_model:
             resolved = self._resolve(task, spec, reporter)
+        options, params = self._split_params(task, kind, spec, resolved)
         options, refused = self._choose_engine(task, resolved, options, params, reporter)
         loaded = self._get(task, resolved, options, reporter)
         loaded = replace(loaded, engine_refused=refused) if refused else loaded
@@ -164,17 +166,23 @@ class ModelCache:
             if resolved is None and needs_model(task):
                 yield None
                 return
-            options, params = self._split_params(task, _find_runner(task), spec)
-            loaded = self._loaded.get(_cache_key(task, resolved, self._engine_options(task, options)))
-            if loaded and loaded.runner.refusal(params):
-                loaded = self._loaded.get(_cache_key(task, resolved, replace(options, engine=TRANSFORMERS)))
+            options, params = self._split_params(task, _find_runner(task), spec, resolved)
+            options = self._engine_options(task, options)
+            if self._known_refusal(task, resolved, options, params):
+                options = replace(options, engine=TRANSFORMERS)
+            loaded = self._loaded.get(_cache_key(task, resolved, options))
             yield (loaded, self._runner_for(loaded.runner, spec, Reporter()), params) if loaded else None
 
-    def _split_params(self, task: str, kind: type[Runner], spec: JobSpec) -> tuple[LoadOptions, dict[str, Json]]:
+    def _split_params(
+        self, task: str, kind: type[Runner], spec: JobSpec, resolved: ResolvedModel | None
+    ) -> tuple[LoadOptions, dict[str, Json]]:
         """Return how a runner is loaded, and the parameters for its `run`."""
         load = {name: value for name, value in spec.params.items() if name in kind.load_params}
         run = {name: value for name, value in spec.params.items() if name not in kind.load_params}
-        return self._policy.load.with_params(task, load), run
+        options = self._policy.load.with_params(task, load)
+        if resolved is not None and resolved.adapter is not None:
+            options = replace(options, adapter=str(resolved.adapter))
+        return options, run
 
     def _resolve(self, task: str, spec: JobSpec, reporter: Reporter) -> ResolvedModel:
         """Resolve once: all chunks of a job then use the same commit, without a look at the disk."""
@@ -195,17 +203,44 @@ class ModelCache:
         options = self._engine_options(task, options)
         if options.engine == TRANSFORMERS:
             return options, None
-        key = _cache_key(task, resolved, options)
-        refused = self._refused.get(key)
+        refused = self._known_refusal(task, resolved, options, params)
         if refused is None:
-            try:
-                refused = self._get(task, resolved, options, reporter).runner.refusal(params)
-            except EngineRefusal as error:
-                count_fallback("engine", error)
-                refused = self._refused[key] = str(error)
+            refused = self._find_refusal(task, resolved, options, params, reporter)
         if refused is None:
             return options, None
         return replace(options, engine=TRANSFORMERS), f"{options.engine}: {refused}"
+
+    def _known_refusal(
+        self, task: str, resolved: ResolvedModel | None, options: LoadOptions, params: Mapping[str, Json]
+    ) -> str | None:
+        """Return why the engine of the options does not run a job, as far as no model must be loaded to know it."""
+        if options.engine == TRANSFORMERS:
+            return None
+        model = _cache_key(task, resolved, options)
+        found = (known_refusal(options, params), self._refused.get(model), self._refused.get(f"{model} {params}"))
+        return next(filter(None, found), None)
+
+    def _find_refusal(
+        self,
+        task: str,
+        resolved: ResolvedModel | None,
+        options: LoadOptions,
+        params: Mapping[str, Json],
+        reporter: Reporter,
+    ) -> str | None:
+        """Load the model into the engine; return why it does not run a job all the same.
+
+        The reason is kept: the engine is not loaded again only to find it for the next chunk.
+        """
+        model = _cache_key(task, resolved, options)
+        try:
+            refused, key = self._get(task, resolved, options, reporter).runner.refusal(params), f"{model} {params}"
+        except EngineRefusal as error:
+            count_fallback("engine", error)
+            refused, key = str(error), model
+        if refused is not None:
+            _remember(self._refused, key, refused)
+        return refused
 
     def _engine_options(self, task: str, options: LoadOptions) -> LoadOptions:
         """Return the options with the engine that a task is to have: no longer `auto`."""
@@ -235,7 +270,6 @@ class ModelCache:
             needed = weight_bytes(resolved.path)
             if resolved.adapter is not None:
                 needed += weight_bytes(resolved.adapter)
-                options = replace(options, adapter=str(resolved.adapter))
         title = resolved.model if resolved else task
         if needed:
             title += f" ({human_size(needed)})"
@@ -299,9 +333,7 @@ class ModelCache:
         try:
             _, found, rest = self.get(replace(spec, task=task, params=params, format=None), reporter)
         except ModelError as error:
-            if len(self._unable) >= _MAX_UNABLE:
-                self._unable.clear()
-            self._unable[key] = error
+            _remember(self._unable, key, error)
             raise
         except WorkerError as error:
             if error.code != "missing_library":
@@ -342,7 +374,13 @@ def _source_key(task: str, spec: JobSpec) -> tuple[str | None, ...]:
 
 
 def _cache_key(task: str, resolved: ResolvedModel | None, options: LoadOptions) -> str:
-    return f"{task} {resolved and resolved.path} {resolved and resolved.adapter} {options}"
+    return f"{task} {resolved and resolved.path} {options}"
+
+
+def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
+    if len(known) >= _MAX_REMEMBERED:
+        known.clear()
+    known[key] = value
 
 
 #: The extra that decodes the files of a task, by their kind.

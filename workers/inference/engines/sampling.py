@@ -1,5 +1,6 @@
 """Generation configurations of transformers in the words of vLLM, and what vLLM has no word for."""
 
+from collections.abc import Mapping
 from typing import Any
 
 #: Parameters of a generation configuration that vLLM lacks, and their values without effect.
@@ -30,13 +31,19 @@ _LACKING_SAMPLERS: dict[str, tuple[Any, ...]] = {
     "eta_cutoff": (None, 0.0, 1.0),
     "top_h": (None,),
 }
+#: Too little for a second token.
+_LEAST_TOP_P = 1e-6
 
 
-def refusal(config: Any) -> str | None:
-    """Return the first parameter that vLLM lacks, None if there is none."""
-    lacking = {**_LACKING, **(_LACKING_SAMPLERS if config.do_sample else {})}
+def lacking_parameter(values: Mapping[str, Any]) -> str | None:
+    """Return the first parameter that vLLM lacks, None if there is none.
+
+    Args:
+        values: of a generation configuration, or of a job, by name.
+    """
+    lacking = {**_LACKING, **(_LACKING_SAMPLERS if values.get("do_sample") else {})}
     for name, noop in lacking.items():
-        if (value := getattr(config, name, None)) not in noop:
+        if (value := values.get(name)) not in noop:
             return f"{name}={value!r:.80}"
     return None
 
@@ -45,15 +52,16 @@ def sampling_arguments(config: Any, prompt_tokens: int) -> dict[str, Any]:
     """Return the arguments of vLLM's `SamplingParams` that mean a generation configuration.
 
     Args:
-        config: one that it does not refuse.
+        config: one in which it lacks nothing.
         prompt_tokens: of the prompt, which some parameters count.
     """
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    length = config.max_new_tokens
+    longest = config.max_length - prompt_tokens if config.max_new_tokens is None else config.max_new_tokens
+    shortest = max(config.min_new_tokens or 0, (config.min_length or 0) - prompt_tokens)
     arguments = {
         "n": config.num_return_sequences or 1,
-        "max_tokens": config.max_length - prompt_tokens if length is None else length,
-        "min_tokens": max(config.min_new_tokens or 0, (config.min_length or 0) - prompt_tokens),
+        "max_tokens": longest,
+        "min_tokens": min(shortest, longest),  # vLLM refuses more; for `generate` the maximum counts
         "repetition_penalty": config.repetition_penalty or 1.0,
         "stop": config.stop_strings or None,
         # Here the ends of the configuration alone count, as for `generate`; vLLM would add the tokenizer's.
@@ -67,6 +75,7 @@ def _sampler(config: Any) -> dict[str, Any]:
     return {
         "temperature": 1.0 if config.temperature is None else config.temperature,
         "top_k": config.top_k or 0,
-        "top_p": 1.0 if config.top_p is None else config.top_p,
+        # For `generate`, 0 leaves the most likely token; vLLM refuses it.
+        "top_p": 1.0 if config.top_p is None else max(config.top_p, _LEAST_TOP_P),
         "min_p": config.min_p or 0.0,
     }

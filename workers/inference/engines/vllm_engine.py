@@ -17,8 +17,9 @@ import torch
 
 from common.errors import RecordError, first_line
 from workers.inference.core.device_errors import EngineDied
-from workers.inference.engines import sampling
-from workers.inference.engines.interface import Continuation, EngineRefusal, Prompt
+from workers.inference.engines.interface import Continuation, Prompt
+from workers.inference.engines.refusal import EngineRefusal
+from workers.inference.engines.sampling import sampling_arguments
 from workers.inference.engines.vllm_plugin import MARK
 
 #: For vLLM and its child processes, unless the environment says otherwise.
@@ -59,7 +60,7 @@ class VllmEngine:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         os.environ[MARK] = "1"
-        self.progress = 0
+        self.progress = 0  #: how many outputs it has given: while texts are in flight, one that works adds to it
         self._ids = itertools.count()
         self._loop = asyncio.new_event_loop()
         # The kernel ends the child processes with the thread that started them.
@@ -70,7 +71,8 @@ class VllmEngine:
         except Exception as error:  # whatever the reason is, transformers may run the model
             self._stop_loop()
             raise EngineRefusal(_reason(error)) from error
-        self.context = int(self._llm.model_config.max_model_len)
+        self.context = int(self._llm.model_config.max_model_len)  #: tokens of a prompt and its text together
+        #: About how much of the device's memory it has taken.
         self.memory_bytes = _taken(self._llm.vllm_config.cache_config, directory, device)
 
     @property
@@ -78,12 +80,15 @@ class VllmEngine:
         """Whether it can generate no more."""
         return bool(self._llm.errored)
 
-    def refusal(self, config: Any) -> str | None:
-        """Return what vLLM lacks for a generation configuration, None if it can follow it."""
-        return sampling.refusal(config)
-
     def submit(self, prompt: Prompt, config: Any) -> "Future[list[Continuation]]":
-        """Queue a prompt; return what follows it, once for each copy."""
+        """Queue a prompt; return what follows it, once for each copy. Any thread may call this.
+
+        Cancelling the future ends the generation.
+
+        The future raises:
+            EngineDied: vLLM has ended.
+            RecordError: it does not take this prompt.
+        """
         return asyncio.run_coroutine_threadsafe(self._generate(prompt, config), self._loop)
 
     def close(self) -> None:
@@ -162,7 +167,7 @@ def _sampling_params(prompt: Prompt, config: Any) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    arguments = sampling.sampling_arguments(config, len(prompt.tokens))
+    arguments = sampling_arguments(config, len(prompt.tokens))
     if prompt.structure is not None:
         arguments["structured_outputs"] = StructuredOutputsParams(**prompt.structure)
     return SamplingParams(

@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.errors import RecordError
 from common.records import Failure, Json, Outcome
 from common.tasks import find_task
 from workers.inference.core.device_errors import EngineDied
 from workers.inference.core.runner import PreparingRunner, RunMonitor
-from workers.inference.engines.interface import Continuation, Engine, EngineRefusal
+from workers.inference.engines.interface import Continuation
+from workers.inference.engines.refusal import EngineRefusal, known_refusal
+from workers.inference.engines.sampling import lacking_parameter
 from workers.inference.engines.vllm_engine import VllmEngine
-from workers.inference.loading.dtypes import AUTO, FLOAT8, INT8, resolve_dtype
+from workers.inference.loading.dtypes import AUTO, resolve_dtype
 from workers.inference.loading.loader import ModelSource
 from workers.inference.tasks.engine_tasks import ENGINE_TASKS
 from workers.inference.tasks.pipeline_task import PreparedRecord, finish_record, prepare_record
@@ -56,16 +59,13 @@ class EngineRunner(PreparingRunner):
             EngineRefusal: the engine does not serve the model.
         """
         source = ModelSource.of(task, model, options)
-        chosen = options.default_dtype if options.dtype == AUTO else options.dtype
-        dtype = resolve_dtype(chosen, device)
-        if chosen in (INT8, FLOAT8):
-            raise EngineRefusal(f"dtype={chosen}")
-        if source.adapter is not None:
-            raise EngineRefusal("the model is an adapter")
+        if reason := known_refusal(options, {}):
+            raise EngineRefusal(reason)
+        dtype = resolve_dtype(options.default_dtype if options.dtype == AUTO else options.dtype, device)
         self._dtype = str(dtype).removeprefix("torch.")
         self._task: Any = ENGINE_TASKS[find_task(task).name].of(source)
         self._lock = threading.Lock()  # its tokenizer's settings cannot change while another thread uses it
-        self._engine: Engine = VllmEngine(
+        self._engine = VllmEngine(
             source.directory,
             device,
             dtype,
@@ -75,9 +75,9 @@ class EngineRunner(PreparingRunner):
         )
 
     def refusal(self, params: Mapping[str, Json]) -> str | None:
-        """Return the parameter that the engine lacks, None if it has all."""
+        """Return the parameter, of the job or of the model's own configuration, that the engine lacks."""
         with self._lock:
-            return self._engine.refusal(self._task.parse_params(params).config)
+            return lacking_parameter(vars(self._task.parse_params(params).config))
 
     @property
     def broken(self) -> bool:
@@ -134,7 +134,7 @@ class EngineRunner(PreparingRunner):
                     seen = self._engine.progress
                     monitor.tick()
                 for position in [position for position, future in waiting.items() if future in done]:
-                    outcomes[position] = self._finish(prepared, position, waiting[position].result())
+                    outcomes[position] = self._finish(prepared, position, waiting[position])
                     del waiting[position]
         except EngineDied:
             monitor.batch(sorted(waiting))
@@ -143,9 +143,12 @@ class EngineRunner(PreparingRunner):
             prepared.cancel()
         return [outcomes[position] for position in range(prepared.size)]
 
-    def _finish(self, chunk: _Chunk, position: int, texts: list[Continuation]) -> Outcome:
+    def _finish(self, chunk: _Chunk, position: int, texts: "Future[list[Continuation]]") -> Outcome:
         record, params = chunk.records.pop(position), chunk.params
-        row = self._task.text_row(record.inputs[0], texts, params)
+        try:
+            row = self._task.text_row(record.inputs[0], texts.result(), params)
+        except RecordError as error:
+            return Outcome(failure=Failure(error.code, error.message))
         with self._lock:
             return finish_record(record, lambda: self._task.postprocess([row], record, params))
 
