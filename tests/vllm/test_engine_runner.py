@@ -18,7 +18,7 @@ from workers.inference.core.runner import NullMonitor, RunMonitor, Runner
 from workers.inference.tasks.runners import find_runner
 from workers.models.load_options import LoadOptions
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 TEXTS = (
     "The capital of France is",
@@ -109,8 +109,10 @@ def _user(text: str) -> Json:
         {"min_new_tokens": 20, "repetition_penalty": 1.3},
         {"eos_token_id": 198},
         {"max_new_tokens": None, "max_length": 30},
+        {"min_new_tokens": 30, "eos_token_id": [2, 1_000_000]},  # more than the maximum; no token of the model
+        {"do_sample": True, "top_p": 0, "seed": 1},
     ],
-    ids=["stop", "min_new_tokens", "eos_token_id", "max_length"],
+    ids=["stop", "min_new_tokens", "eos_token_id", "max_length", "out-of-range", "top_p"],
 )
 def test_limits_and_stops_count_as_for_transformers(engine, plain, more):
     params = {name: value for name, value in (GREEDY | more).items() if value is not None}
@@ -168,6 +170,16 @@ def test_a_record_that_cannot_run_fails_alone(engine, plain):
     assert [failure and failure.code for failure in ours] == [failure and failure.code for failure in theirs]
     assert ours[0] is ours[3] is None
     assert ours[1] is not None
+
+
+def test_a_record_that_vllm_refuses_fails_alone(engine):
+    engine._task.tokenizer.add_tokens(["<none>"])  # one more token than the model has
+    monitor = RecordingMonitor()
+    before, refused, after = run(engine, [TEXTS[0], "<none>", TEXTS[2]], GREEDY, monitor)
+    assert before.failure is after.failure is None
+    assert refused.failure.code == "runner_error"
+    assert "vocabulary" in refused.failure.message
+    assert monitor.batches == [[0, 1, 2]]
 
 
 def test_a_record_beyond_the_room_of_the_engine_fails_alone(engine, monkeypatch):

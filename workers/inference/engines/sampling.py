@@ -48,12 +48,13 @@ def lacking_parameter(values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def sampling_arguments(config: Any, prompt_tokens: int) -> dict[str, Any]:
+def sampling_arguments(config: Any, prompt_tokens: int, vocabulary: int) -> dict[str, Any]:
     """Return the arguments of vLLM's `SamplingParams` that mean a generation configuration.
 
     Args:
         config: one in which it lacks nothing.
         prompt_tokens: of the prompt, which some parameters count.
+        vocabulary: how many tokens the model scores.
     """
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     longest = config.max_length - prompt_tokens if config.max_new_tokens is None else config.max_new_tokens
@@ -65,7 +66,8 @@ def sampling_arguments(config: Any, prompt_tokens: int) -> dict[str, Any]:
         "repetition_penalty": config.repetition_penalty or 1.0,
         "stop": config.stop_strings or None,
         # Here the ends of the configuration alone count, as for `generate`; vLLM would add the tokenizer's.
-        "stop_token_ids": [end for end in ends if end is not None],
+        # A token that the model does not have ends nothing; a minimum of tokens looks it up, and vLLM dies.
+        "stop_token_ids": [end for end in ends if end is not None and end < vocabulary],
         "ignore_eos": True,
     }
     return arguments | (_sampler(config) if config.do_sample else {"temperature": 0.0})

@@ -98,10 +98,10 @@ class VllmEngine:
 
     async def _generate(self, prompt: Prompt, config: Any) -> list[Continuation]:
         from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         try:
-            params = _sampling_params(prompt, config)
+            params = _sampling_params(prompt, config, self._llm.model_config.get_vocab_size())
             texts = [Continuation() for _ in range(params.n)]
             async for output in self._llm.generate({"prompt_token_ids": prompt.tokens}, params, str(next(self._ids))):
                 self.progress += 1
@@ -111,8 +111,9 @@ class VllmEngine:
                         texts[part.index].logprobs.append({token: one.logprob for token, one in scores.items()})
         except EngineDeadError as error:
             raise EngineDied("vLLM's process has ended") from error
-        except (VLLMClientError, ValueError) as error:
-            raise RecordError("runner_error", f"vLLM does not take this record: {first_line(error)}") from error
+        except (VLLMClientError, EngineGenerateError, ValueError) as error:
+            reason = first_line(error.__cause__ or error)
+            raise RecordError("runner_error", f"vLLM does not take this record: {reason}") from error
         return texts
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -163,11 +164,11 @@ def _taken(cache: Any, directory: Path, device: str) -> int:
     return int(cache.kv_cache_memory_bytes or 0) + sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
-def _sampling_params(prompt: Prompt, config: Any) -> Any:
+def _sampling_params(prompt: Prompt, config: Any, vocabulary: int) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    arguments = sampling_arguments(config, len(prompt.tokens))
+    arguments = sampling_arguments(config, len(prompt.tokens), vocabulary)
     if prompt.structure is not None:
         arguments["structured_outputs"] = StructuredOutputsParams(**prompt.structure)
     return SamplingParams(

@@ -12,5 +12,8 @@ MARK = "_HUGQUEUE_ENGINE"
 
 def end_with_parent() -> None:
     """In a process below a device process, have the kernel end it with its parent: it would hold its memory."""
-    if MARK in os.environ and multiprocessing.parent_process() is not None:
+    parent = multiprocessing.parent_process()
+    if MARK in os.environ and parent is not None:
         set_parent_death_signal(signal.SIGKILL)
+        if not parent.is_alive():  # it died before that
+            os._exit(1)
