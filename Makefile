@@ -85,7 +85,7 @@ test-compose: $(STAMP) ## Test the containers; needs a container engine
 	@$(BIN)/pytest -m compose
 
 # vLLM decides which versions of torch and transformers fit, so the pins of constraints.txt do not hold. What it brings of
-# torchvision, torchaudio and torchcodec is for CUDA, and text needs none of them.
+# torchvision, torchaudio and torchcodec is for CUDA, and the tests need none of them.
 VLLM_VENV := .venv-vllm
 $(VLLM_VENV)/.installed: pyproject.toml tests/vllm/requirements.txt
 	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)

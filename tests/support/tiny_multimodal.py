@@ -16,6 +16,10 @@ from transformers import (
     CLIPTokenizer,
     DonutImageProcessor,
     DonutSwinConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
     LayoutLMConfig,
     LayoutLMForQuestionAnswering,
     LlamaConfig,
@@ -93,6 +97,25 @@ def llava(directory: Path, template: str | None = TEMPLATE) -> Path:
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=16,
     )  # fmt: skip
     return save(LlavaForConditionalGeneration(config), directory)
+
+
+def idefics3(directory: Path) -> Path:
+    """A model that vLLM serves without torchvision: images are cut into parts, each of four tokens."""
+    tokenizer = with_tokens(
+        "<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>",
+        *(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)),
+    )  # fmt: skip
+    images = Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=TEMPLATE).save_pretrained(directory)
+    torch.manual_seed(24)
+    small = {**_SMALL, "hidden_size": 64}  # heads of 32, the least that vLLM takes
+    config = Idefics3Config(
+        vision_config={**small, "image_size": 32, "patch_size": 8},
+        text_config={"model_type": "llama", **small, "vocab_size": len(tokenizer), "max_position_embeddings": 512,
+                     "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), scale_factor=2, pad_token_id=0,
+    )  # fmt: skip
+    return save(Idefics3ForConditionalGeneration(config), directory)
 
 
 def vilt(directory: Path) -> Path:

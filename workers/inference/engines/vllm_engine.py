@@ -103,9 +103,10 @@ class VllmEngine:
         try:
             params = _sampling_params(prompt, config, self._llm.model_config.get_vocab_size())
             texts = [Continuation() for _ in range(params.n)]
-            async for output in self._llm.generate({"prompt_token_ids": prompt.tokens}, params, str(next(self._ids))):
+            async for output in self._llm.generate(_vllm_prompt(prompt), params, str(next(self._ids))):
                 self.progress += 1
                 for part in output.outputs:
+                    texts[part.index].prompt = output.prompt_token_ids
                     texts[part.index].tokens.extend(part.token_ids)
                     for scores in part.logprobs or ():
                         texts[part.index].logprobs.append({token: one.logprob for token, one in scores.items()})
@@ -162,6 +163,11 @@ def _taken(cache: Any, directory: Path, device: str) -> int:
     if device.startswith("cuda"):
         return int(cache.gpu_memory_utilization * torch.cuda.mem_get_info(device)[1])
     return int(cache.kv_cache_memory_bytes or 0) + sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
+def _vllm_prompt(prompt: Prompt) -> Any:
+    images = {"multi_modal_data": {"image": list(prompt.images)}} if prompt.images else {}
+    return {"prompt_token_ids": prompt.tokens, **images}
 
 
 def _sampling_params(prompt: Prompt, config: Any, vocabulary: int) -> Any:

@@ -22,7 +22,7 @@ from workers.inference.engines.sampling import lacking_parameter
 from workers.inference.engines.vllm_engine import VllmEngine
 from workers.inference.loading.dtypes import AUTO, resolve_dtype
 from workers.inference.loading.loader import ModelSource
-from workers.inference.tasks.engine_tasks import ENGINE_TASKS
+from workers.inference.tasks.engine_tasks import ENGINE_TASKS, prompt_of, row_of
 from workers.inference.tasks.pipeline_task import PreparedRecord, finish_record, prepare_record
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
 
@@ -77,7 +77,8 @@ class EngineRunner(PreparingRunner):
     def refusal(self, params: Mapping[str, Json]) -> str | None:
         """Return the parameter, of the job or of the model's own configuration, that the engine lacks."""
         with self._lock:
-            return lacking_parameter(vars(self._task.parse_params(params).config))
+            config = self._task.parse_params(params).config
+        return lacking_parameter(vars(config)) or self._task.uncounted(config)
 
     @property
     def broken(self) -> bool:
@@ -114,7 +115,7 @@ class EngineRunner(PreparingRunner):
                 chunk.outcomes[position] = Outcome(failure=failure)
             else:
                 chunk.records[position] = record
-                prompt = self._task.prompt(record.inputs[0], chunk.params)
+                prompt = prompt_of(record.inputs[0], chunk.params)
                 chunk.texts[position] = self._engine.submit(prompt, chunk.params.config)
         return chunk
 
@@ -146,7 +147,7 @@ class EngineRunner(PreparingRunner):
     def _finish(self, chunk: _Chunk, position: int, texts: "Future[list[Continuation]]") -> Outcome:
         record, params = chunk.records.pop(position), chunk.params
         try:
-            row = self._task.text_row(record.inputs[0], texts.result(), params)
+            row = row_of(self._task, record.inputs[0], texts.result(), params)
         except RecordError as error:
             return Outcome(failure=Failure(error.code, error.message))
         with self._lock:

@@ -57,7 +57,9 @@ RUNNERS = {
 }
 
 #: The same by an engine.
-ENGINE_RUNNERS = {"text-generation": "workers.inference.tasks.engine_runner:EngineRunner"}
+ENGINE_RUNNERS = dict.fromkeys(
+    ("text-generation", "image-text-to-text"), "workers.inference.tasks.engine_runner:EngineRunner"
+)
 
 
 def find_runner(task: str, engine: str = TRANSFORMERS) -> type[Runner]:
