@@ -71,9 +71,9 @@ def start_up() -> Iterator[Callable[..., Up]]:
 class Flower:
     """The pages of a Flower that watches a queue with a password, where a job has run."""
 
-    def __init__(self, shell: Shell, port: int, job: str) -> None:
+    def __init__(self, shell: Shell, port: int) -> None:
         self.shell = shell
-        self.job = job
+        self.job = ""
         self._base = f"http://127.0.0.1:{port}"
 
     def get(self, path: str, data: bytes | None = None) -> str:
@@ -114,11 +114,14 @@ def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
     up = Up(shell, "--port", str(port))
     try:
         up.wait_for("worker  ", f"Flower   http://127.0.0.1:{port}{JOBS_PAGE}")
+        pages = Flower(shell, port)
+        # Flower answers before it listens to events; it knows a worker by its first one.
+        wait_until(lambda: json.loads(pages.get("/workers?json=1"))["data"], 60, "Flower listens")
         (directory / "in.txt").write_text(f"{RECORD}\n" * 300)
-        job = shell.submit("--task", "fill-mask", "in.txt", "-m", str(DEMO_MODEL), "--name", "my capitals")
-        shell.run("wait", job)
+        pages.job = shell.submit("--task", "fill-mask", "in.txt", "-m", str(DEMO_MODEL), "--name", "my capitals")
+        shell.run("wait", pages.job)
         assert PASSWORD not in up.said()
-        yield Flower(shell, port, job)
+        yield pages
     finally:
         up.end()
         server.kill()
