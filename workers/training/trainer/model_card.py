@@ -140,7 +140,7 @@ def _card(result: Mapping[str, Json]) -> str:
         f"examples: {result['examples']['train']:,} to train on, {result['examples']['eval']:,} to evaluate on",
         f"from: {', '.join(result['inputs']) or 'unknown'}",
         f"labels: {', '.join(names)}" if names else f"learned: {UNLABELED.get(kind, kind)}",
-        f"steps: {result['steps']:,} ({result['epochs']:g} epochs), on {result['device']}"
+        f"steps: {result['steps']:,}, epochs: {result['epochs']:g}, on {result['device']}"
         + (f"; the model is that of step {best:,}" if best else ""),
         *result["notes"],
     ]
