@@ -1,10 +1,10 @@
 """A fork server for `producer` commands and workers: it imports once what they import, and forks for each of them.
 
 Each is a process of its own as ever, with its own environment, directory, standard streams, and command line as `ps`
-shows it; only the seconds of imports are saved. `CommandServer` is the client, `python -P command_server.py FD 1` the
-server (0: never with model libraries), which ends with the test process. What is forked here forks supervisors and
-Celery processes in turn. A Celery process has threads and cannot be forked: a fork made before that, its own server,
-does it for device processes and trainers. Redis servers are started as usual.
+shows it; only the seconds of imports are saved. `CommandServer` is the client, `python -P command_server.py FD` the
+server, which ends with the test process. What is forked here forks supervisors and Celery processes in turn. A Celery
+process has threads and cannot be forked: a fork made before that, its own server, does it for device processes and
+trainers. Redis servers are started as usual.
 """
 
 import array
@@ -12,7 +12,6 @@ import atexit
 import contextlib
 import ctypes
 import fcntl
-import functools
 import gc
 import json
 import os
@@ -31,11 +30,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common.processes import set_parent_death_signal
-from tests.support.model_libraries import ModelLibraries, prepare_to_fork, read_by_libraries
+from tests.support.model_libraries import ModelLibraries, prepare_to_fork
 
 #: What Python and libraries read of the environment when they are imported: with other values of these a command is
 #: started as usual.
-READ_AT_IMPORT = ("PYTHON", "LC_", "LANG", "OMP_")
+READ_AT_IMPORT = ("PYTHON", "LC_", "LANG", "OMP_", "HF_")
 #: What is imported once. Model libraries, which Celery processes are to lack, are imported only for those that ask.
 PACKAGES = (
     "producer",
@@ -65,7 +64,7 @@ _libraries = ModelLibraries()
 
 
 def _read_at_import(environ: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environ.items() if name.startswith(READ_AT_IMPORT)}
+    return {name: value for name, value in environ.items() if name.startswith(READ_AT_IMPORT) and name != "HF_HOME"}
 
 
 class ForkServer:
@@ -93,27 +92,21 @@ class ForkServer:
 class CommandServer(ForkServer):
     """A server that has imported what commands need, and the way to it."""
 
-    def __init__(self, environ: Mapping[str, str], *, with_libraries: bool = True) -> None:
-        self._environ = environ
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._read_at_import = _read_at_import(environ)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         super().__init__(ours)
         with theirs:
-            command = [sys.executable, "-P", __file__, str(theirs.fileno()), str(int(with_libraries)), "-" * _PADDING]
+            command = [sys.executable, "-P", __file__, str(theirs.fileno()), "-" * _PADDING]
             padded = {**environ, "PADDING": "-" * _PADDING}
             subprocess.Popen(command, env=padded, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
 
     def popen(self, *command: str, env: Mapping[str, str], **options: Any) -> "subprocess.Popen[Any]":
         """Start `python -P -m COMMAND`, here where it does here what it does in a new interpreter."""
         words = [sys.executable, "-P", "-m", *command]
-        if _read_at_import(env) != _read_at_import(self._environ):
-            return subprocess.Popen(words, env=env, **options)
-        server = self if read_by_libraries(env) == read_by_libraries(self._environ) else self._without_libraries
-        return _ServedPopen(server, words, env=env, **options)
-
-    @functools.cached_property
-    def _without_libraries(self) -> "CommandServer":
-        """A server that never imports model libraries, for processes with another environment of these."""
-        return CommandServer(self._environ, with_libraries=False)
+        if _read_at_import(env) == self._read_at_import:
+            return _ServedPopen(self, words, env=env, **options)
+        return subprocess.Popen(words, env=env, **options)
 
 
 class _ServedPopen(_Popen):  # type: ignore[type-arg]
@@ -162,9 +155,9 @@ class _ServedPopen(_Popen):  # type: ignore[type-arg]
 class _Server:
     """The other end: one thread, which forks."""
 
-    def __init__(self, requests: socket.socket, *, with_libraries: bool = False) -> None:
+    def __init__(self, requests: socket.socket, *, loads_libraries: bool = False) -> None:
         self._requests = requests
-        self._with_libraries = with_libraries
+        self._loads_libraries = loads_libraries
         self._running: dict[int, tuple[int, socket.socket]] = {}  #: pidfd -> process, and who waits for it
 
     def serve(self) -> dict[str, Any] | None:
@@ -190,7 +183,7 @@ class _Server:
         if not data:
             return None
         request: dict[str, Any] = json.loads(data)
-        if self._with_libraries and request["arguments"][0] in ("workers.cli", "workers.device.server"):
+        if self._loads_libraries and request["arguments"][0] in ("workers.cli", "workers.device.server"):
             _libraries.load_if_wanted()
         waiting = socket.socket(fileno=files.pop())
         if pid := os.fork():
@@ -293,6 +286,7 @@ def _become(request: Mapping[str, Any]) -> NoReturn:
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     sys.stderr.reconfigure(line_buffering=True)
+    _libraries.enter(os.environ)
     subprocess.Popen = _ForkingPopen  # type: ignore[misc]
     if sys.argv[0] in ("workers.app", "accelerate.commands.launch"):
         ModelProcessPopen.model_server = _own_server()
@@ -367,7 +361,7 @@ def _main() -> None:
     prepare_to_fork()
     _libraries.install()
     subprocess.Popen = ModelProcessPopen  # type: ignore[misc]  # some libraries keep what they find
-    request = _Server(requests, with_libraries=bool(int(sys.argv[2]))).serve()
+    request = _Server(requests, loads_libraries=True).serve()
     if request:
         _become(request)
 

@@ -46,6 +46,7 @@ class ModelLibraries(MetaPathFinder, Loader):
     """Finds in forks of this process what `load_if_wanted` has imported in it."""
 
     def __init__(self) -> None:
+        self._environ = _read_at_import(os.environ)
         self._wanted = mmap.mmap(-1, 1)  # forks write it
         self._groups: list[dict[str, ModuleType]] = []
 
@@ -64,6 +65,11 @@ class ModelLibraries(MetaPathFinder, Loader):
                 del sys.modules[name]
         self._groups = groups
         prepare_to_fork()
+
+    def enter(self, environ: Mapping[str, str]) -> None:
+        """In a fork with this environment, offer no libraries that have read another."""
+        if self in sys.meta_path and _read_at_import(environ) != self._environ:
+            sys.meta_path.remove(self)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -115,6 +121,5 @@ def _imported(names: Sequence[str]) -> dict[str, ModuleType]:
     return {name: sys.modules[name] for name in new if name.partition(".")[0] not in _NEVER_HIDDEN}
 
 
-def read_by_libraries(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that model libraries read when they are imported."""
+def _read_at_import(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ[name] for name in environ if name.startswith("HF_") and name not in _NO_DIFFERENCE}
