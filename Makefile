@@ -56,18 +56,16 @@ check: $(STAMP) ## Run ruff, mypy and deptry
 # Each file runs on one process, as its tests share models and queues. The order of files is that of tests/conftest.py:
 # xdist would start files with few but long tests last.
 PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
-# Else hundreds of processes would each compile the same modules.
-unexport PYTHONDONTWRITEBYTECODE
 
 # Tests that load models and tests that wait for processes run side by side: one after the other takes twice as long.
 test: check test-unit ## Run all checks and tests that CI runs
-	@$(MAKE) --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync) --no-print-directory test-models test-processes
+	@$(PYTEST) -n 4 -m "not unit and not faults and not slow and not compose and not vllm"
 
 test-unit: $(STAMP) ## Run the tests that start no process and load no model
 	@$(PYTEST) -n 2 -m "unit and not slow"
 
 test-models: $(STAMP) ## Run the tests that load models, most of them tiny
-	@$(PYTEST) -n 2 -m "models and not faults and not slow and not vllm"
+	@$(PYTEST) -n 3 -m "models and not faults and not slow and not vllm"
 
 # More test processes than cores, as most of them wait for other processes.
 test-processes: $(STAMP) ## Run the tests with servers, workers and commands

@@ -60,12 +60,10 @@ def test_with_nothing_configured_it_trains_and_serves_here(embedded: Shell, base
     assert "<svg" in page.read_text() and "http" not in page.read_text().replace("http://www.w3.org", "")
 
 
-def test_a_dataset_on_the_hub_is_loaded_by_the_worker(
-    shell: Shell, start_workers: StartWorkers, base: Path, tmp_path: Path
-) -> None:
+def test_a_dataset_on_the_hub_is_loaded_by_the_worker(shell: Shell, start_workers: StartWorkers, base: Path) -> None:
     rows = "".join(f"{text},{'good' if label else 'bad'}\n" for text, label in TUTORIAL * 3)
     with DatasetServer({"org/reviews": {"train.csv": f"sentence,mood\n{rows}".encode()}}) as hub:
-        start_workers("--train", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "hf"))
+        start_workers("--train", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
         options = ("-m", str(base), "--text-column", "sentence", "--epochs", "1", "--eval-split", "0.5")
         job = shell.run("finetune", "hf:org/reviews", "--label-column", "mood", *options).stdout.strip()
         shell.run("wait", job)

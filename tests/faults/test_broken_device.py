@@ -11,8 +11,6 @@ from tests.support.processes import RedisServer, Workers, wait_until
 
 StartWorkers = Callable[..., Workers]
 NewBatch = Callable[..., Batch]
-#: Not the interpreter of the server that tests fork from: its device processes are ready before they are killed.
-NOT_FORKED = {"PYTHONHASHSEED": "1"}
 
 
 def kill_device_processes(workers: Workers, server: RedisServer) -> None:
@@ -39,7 +37,7 @@ def kill_device_processes(workers: Workers, server: RedisServer) -> None:
 def test_a_worker_whose_device_keeps_dying_exits_and_its_jobs_wait(
     start_workers: StartWorkers, new_batch: NewBatch, server: RedisServer
 ) -> None:
-    workers = start_workers(**NOT_FORKED)
+    workers = start_workers()
     batch = new_batch(30).accept()
     kill_device_processes(workers, server)
     wait_until(lambda: "ended with status 69" in workers.text(), LONG, "the supervisor has seen it")
@@ -53,7 +51,7 @@ def test_a_worker_whose_device_keeps_dying_exits_and_its_jobs_wait(
 def test_the_supervisor_gives_up_such_a_worker_after_five_exits(
     start_workers: StartWorkers, server: RedisServer
 ) -> None:
-    workers = start_workers(**NOT_FORKED)
+    workers = start_workers()
     for _ in range(5):
         kill_device_processes(workers, server)
     assert workers.process

@@ -2,16 +2,14 @@
 
 Each is a process of its own as ever, with its own environment, directory, standard streams, and command line as `ps`
 shows it; only the seconds of imports are saved. `CommandServer` is the client, `python -P command_server.py FD` the
-server, which ends with the test process. What is forked here forks supervisors and Celery processes in turn. A Celery
-process has threads and cannot be forked: a fork made before that, its own server, does it for device processes and
-trainers. Redis servers are started as usual.
+server, which ends with the test process. What is forked here forks supervisors and Celery processes in turn; device
+processes are started as usual, as are servers and trainers.
 """
 
 import array
 import atexit
 import contextlib
 import ctypes
-import fcntl
 import gc
 import json
 import os
@@ -29,13 +27,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common.processes import set_parent_death_signal
-from tests.support.model_libraries import ModelLibraries, prepare_to_fork
-
 #: What Python and libraries read of the environment when they are imported: with other values of these a command is
 #: started as usual.
 READ_AT_IMPORT = ("PYTHON", "LC_", "LANG", "OMP_", "HF_")
-#: What is imported once. Model libraries, which Celery processes are to lack, are imported only for those that ask.
+#: What is imported once: never `huggingface_hub`, which reads HF_HOME, nor torch, which Celery processes are to lack.
 PACKAGES = (
     "producer",
     "producer.cli.commands",
@@ -47,55 +42,25 @@ MODULES = (
     *("celery.bin.celery", "celery.concurrency.thread", "celery.worker.worker", "celery.worker.consumer"),
     *("common.broker.app", "encodings.idna", "rich.live", "rich.pager", "rich.progress", "rich.table"),
     *("producer.embedded.attach", "producer.embedded.worker", "workers.supervisor"),
-    *("workers.celery_worker.context", "workers.celery_worker.process_chunk", "workers.device.server.server"),
+    *("workers.celery_worker.context", "workers.celery_worker.process_chunk"),
 )
 #: What is forked in turn when a forked process starts it.
 FORKED = ("producer.embedded.daemon", "workers.cli", "workers.app")
-#: What a Celery process has its own server fork, as has the launcher of several trainers.
-RUN_MODELS = ("workers.device.server", "workers.training.trainer", "accelerate.commands.launch")
 #: Room for the command lines and environments that `ps` and psutil show.
 _PADDING = 16_000
 _LARGEST_REQUEST = 1 << 20
-#: More than a server or a Celery process ever has open.
-_MOST_DESCRIPTORS = 500
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_Popen = subprocess.Popen
-_libraries = ModelLibraries()
 
 
 def _read_at_import(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith(READ_AT_IMPORT) and name != "HF_HOME"}
 
 
-class ForkServer:
-    """The way to a server. Threads may use it at the same time."""
-
-    def __init__(self, requests: socket.socket) -> None:
-        self._socket = requests
-
-    def request(self, streams: Sequence[int], passed: Sequence[int] = (), **request: Any) -> socket.socket:
-        """Ask for a process with these standard streams; return a socket with its id, and later its wait status.
-
-        Args:
-            streams: its standard input, output and error.
-            passed: descriptors that it has under the same numbers.
-            request: what `_become` reads.
-        """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            rights = array.array("i", [*streams, *passed, theirs.fileno()])
-            data = json.dumps({**request, "passed": list(passed)}, default=str).encode()
-            self._socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-        return ours
-
-
-class CommandServer(ForkServer):
-    """A server that has imported what commands need, and the way to it."""
+class CommandServer:
+    """A server, and the way to it. Threads may use it at the same time."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._read_at_import = _read_at_import(environ)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        super().__init__(ours)
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [sys.executable, "-P", __file__, str(theirs.fileno()), "-" * _PADDING]
             padded = {**environ, "PADDING": "-" * _PADDING}
@@ -108,30 +73,33 @@ class CommandServer(ForkServer):
             return _ServedPopen(self, words, env=env, **options)
         return subprocess.Popen(words, env=env, **options)
 
+    def request(self, streams: Sequence[int], **request: Any) -> socket.socket:
+        """Ask for a process with these standard streams; return a socket with its id, and later its wait status."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [*streams, theirs.fileno()]))]
+            self._socket.sendmsg([json.dumps(request, default=str).encode()], rights)
+        return ours
 
-class _ServedPopen(_Popen):  # type: ignore[type-arg]
+
+class _ServedPopen(subprocess.Popen):  # type: ignore[type-arg]
     """A `Popen` of a process that a server starts, and waits for."""
 
-    _server: ForkServer | None  #: None: it is started as usual
-
-    def __init__(self, server: ForkServer, command: Sequence[str], **options: Any) -> None:
+    def __init__(self, server: CommandServer, command: Sequence[str], **options: Any) -> None:
         self._server = server
         super().__init__(command, **options)
 
     def _execute_child(self, args: Any, *rest: Any) -> None:
-        assert self._server
-        directory, environ = rest[4] or Path.cwd(), dict(os.environ if rest[5] is None else rest[5])
+        directory, environ, new_session = rest[4] or Path.cwd(), dict(rest[5]), rest[20]
         streams = [at if stream == -1 else stream for at, stream in enumerate((rest[9], rest[12], rest[14]))]
-        request = {"arguments": args[3:], "environ": environ, "directory": directory, "new_session": rest[20]}
-        self._socket = self._server.request(streams, rest[3], **request)
+        request = {"arguments": args[3:], "environ": environ, "directory": directory, "new_session": new_session}
+        self._socket = self._server.request(streams, **request)
         self._answers = self._socket.makefile("r")
         self.pid = int(self._answers.readline())
         self._child_created = True
         self._close_pipe_fds(*rest[9:15])
 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
-        if self._server is None:
-            return super()._try_wait(wait_flags)  # type: ignore[misc,no-any-return]
         if not select.select([self._socket], [], [], 0 if wait_flags & os.WNOHANG else None)[0]:
             return 0, 0
         status = int(self._answers.readline())
@@ -139,9 +107,7 @@ class _ServedPopen(_Popen):  # type: ignore[type-arg]
         self._socket.close()
         return self.pid, status
 
-    def _internal_poll(self, _deadstate: int | None = None, **more: Any) -> int | None:
-        if self._server is None:
-            return super()._internal_poll(_deadstate, **more)  # type: ignore[misc,no-any-return]
+    def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
         if self.returncode is None and self._waitpid_lock.acquire(False):
             try:
                 pid, status = self._try_wait(os.WNOHANG)
@@ -155,9 +121,8 @@ class _ServedPopen(_Popen):  # type: ignore[type-arg]
 class _Server:
     """The other end: one thread, which forks."""
 
-    def __init__(self, requests: socket.socket, *, loads_libraries: bool = False) -> None:
+    def __init__(self, requests: socket.socket) -> None:
         self._requests = requests
-        self._loads_libraries = loads_libraries
         self._running: dict[int, tuple[int, socket.socket]] = {}  #: pidfd -> process, and who waits for it
 
     def serve(self) -> dict[str, Any] | None:
@@ -179,60 +144,34 @@ class _Server:
 
     def _accept(self) -> dict[str, Any] | None:
         """Fork for the next request: return it in the new process, an empty one in this, None at the end."""
-        data, files, _, _ = socket.recv_fds(self._requests, _LARGEST_REQUEST, 8)
+        data, files, _, _ = socket.recv_fds(self._requests, _LARGEST_REQUEST, 4)
         if not data:
             return None
-        request: dict[str, Any] = json.loads(data)
-        if self._loads_libraries and request["arguments"][0] in ("workers.cli", "workers.device.server"):
-            _libraries.load_if_wanted()
-        waiting = socket.socket(fileno=files.pop())
         if pid := os.fork():
+            waiting = socket.socket(fileno=files.pop())
+            with contextlib.suppress(OSError):
+                waiting.sendall(f"{pid}\n".encode())
             self._running[os.pidfd_open(pid)] = (pid, waiting)
             for descriptor in files:
                 os.close(descriptor)
             return {}
-        if request.pop("new_session"):  # before anyone knows its id, as with any `Popen`: they may signal the group
-            os.setsid()
-        with waiting, contextlib.suppress(OSError):
-            waiting.sendall(f"{os.getpid()}\n".encode())
-        for _, other in self._running.values():
-            other.close()
+        for number, descriptor in enumerate(files[:3]):
+            os.dup2(descriptor, number)
+        for descriptor in [*files, *self._running]:
+            os.close(descriptor)
+        for _, waiting in self._running.values():
+            waiting.close()
         self._requests.close()
-        _take_descriptors(files, [0, 1, 2, *request["passed"]])
+        request: dict[str, Any] = json.loads(data)
         return request
 
 
-def _take_descriptors(received: Sequence[int], numbers: Sequence[int]) -> None:
-    """Give received descriptors these numbers, and close all others."""
-    copies = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _MOST_DESCRIPTORS) for descriptor in received]
-    os.closerange(3, _MOST_DESCRIPTORS)
-    for number, descriptor in zip(numbers, copies, strict=True):
-        os.dup2(descriptor, number)
-    os.closerange(_MOST_DESCRIPTORS, 2 * _MOST_DESCRIPTORS)
-
-
-class ModelProcessPopen(_ServedPopen):
-    """Has a server fork the processes that run models; others are started as usual."""
-
-    model_server: ForkServer | None = None
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self._server = None
-        _Popen.__init__(self, *args, **options)
+class _ForkingPopen(subprocess.Popen):  # type: ignore[type-arg]
+    """Forks for the programs that processes of one thread start; all others are started as usual."""
 
     def _execute_child(self, args: Any, *rest: Any) -> None:
-        if _module(args) in RUN_MODELS and self.model_server:
-            self._server = self.model_server
-            super()._execute_child(args, *rest)
-        else:
-            _Popen._execute_child(self, args, *rest)  # type: ignore[attr-defined]
-
-
-class _ForkingPopen(ModelProcessPopen):
-    """Forks for the programs that processes of one thread start."""
-
-    def _execute_child(self, args: Any, *rest: Any) -> None:
-        if _module(args) not in FORKED or threading.active_count() > 1 or _has_broker_connections():
+        forked = list(args[:3]) == [sys.executable, "-P", "-m"] and args[3] in FORKED
+        if not forked or threading.active_count() > 1 or _has_broker_connections():
             super()._execute_child(args, *rest)
             return
         self.pid = os.fork()
@@ -248,19 +187,12 @@ class _ForkingPopen(ModelProcessPopen):
         gc.freeze()  # nothing of the parent's is ever freed, nor are descriptors with the numbers of its own closed
         os.closerange(3, 1 << 16)
         atexit._clear()
-        _restore_signals()
-        if new_session:
-            os.setsid()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         if prepare is not None:
             prepare()
         directory, environ = directory or Path.cwd(), os.environ if environ is None else environ
-        _become({"arguments": args[3:], "environ": dict(environ), "directory": directory})
-
-
-def _module(command: Any) -> str | None:
-    """Return which module a command runs as the programs of hugqueue and torch do, None for other commands."""
-    words = list(command[:4])
-    return words[3] if words[:3] in ([sys.executable, "-P", "-m"], [sys.executable, "-u", "-m"]) else None
+        _become({"arguments": args[3:], "environ": dict(environ), "directory": directory, "new_session": new_session})
 
 
 def _has_broker_connections() -> bool:
@@ -275,6 +207,8 @@ def _has_broker_connections() -> bool:
 
 def _become(request: Mapping[str, Any]) -> NoReturn:
     """Do in this process what `python -P -m MODULE` does."""
+    if request["new_session"]:
+        os.setsid()
     os.environ.clear()
     os.environ.update(request["environ"])
     os.chdir(request["directory"])
@@ -286,34 +220,8 @@ def _become(request: Mapping[str, Any]) -> NoReturn:
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     sys.stderr.reconfigure(line_buffering=True)
-    _libraries.enter(os.environ)
     subprocess.Popen = _ForkingPopen  # type: ignore[misc]
-    if sys.argv[0] in ("workers.app", "accelerate.commands.launch"):
-        ModelProcessPopen.model_server = _own_server()
     _exit(_run(sys.argv[0]))
-
-
-def _own_server() -> ForkServer:
-    """Fork a server that ends with this process."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    if os.fork():
-        theirs.close()
-        return ForkServer(ours)
-    ours.close()
-    _show([sys.executable, "server"], [])
-    set_parent_death_signal(signal.SIGKILL)
-    for number in _ENDING:  # its parent's group gets these, of which device processes are to hear nothing
-        signal.signal(number, signal.SIG_IGN)
-    request = _Server(theirs).serve()
-    if not request:
-        os._exit(0)
-    _restore_signals()
-    _become(request)
-
-
-def _restore_signals() -> None:
-    for number in _ENDING:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def _show(arguments: Sequence[str], environ: Sequence[str]) -> None:
@@ -358,10 +266,11 @@ def _main() -> None:
     for name in MODULES:
         import_module(name)
     assert not {"huggingface_hub", "torch", "workers.app"} & sys.modules.keys()
-    prepare_to_fork()
-    _libraries.install()
-    subprocess.Popen = ModelProcessPopen  # type: ignore[misc]  # some libraries keep what they find
-    request = _Server(requests, loads_libraries=True).serve()
+    threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    assert len(set(threads) - {"jemalloc_bg_thd"}) == 1, f"a fork would lose some of {threads}"
+    gc.collect()
+    gc.freeze()  # else the first collection in each process copies all the pages
+    request = _Server(requests).serve()
     if request:
         _become(request)
 

@@ -1,7 +1,6 @@
 """A device process for tests, with the runners of `tests/plugins`, and a thread that asks it."""
 
 import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,10 +15,8 @@ from common.payloads.codec import decode_outcomes, encode_records, iter_outcomes
 from common.records import Json, Outcome, Record
 from common.reporting import CancelToken, Reporter
 from common.settings import Settings
-from tests.support.command_server import ModelProcessPopen
-from tests.support.processes import PLUGINS, command_server, hub_home, wait_until
+from tests.support.processes import PLUGINS, wait_until
 from workers.device.client.device_client import DeviceClient, IsolationPolicy
-from workers.device.client.token_budget_cache import TokenBudgetCache
 from workers.device.protocol import ChunkResult
 
 
@@ -77,21 +74,12 @@ class RunningDevice:
 
 @contextmanager
 def running_device(
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    prefetch: bool | None = None,
-    budgets: TokenBudgetCache | None = None,
-    **settings: Any,
+    monkeypatch: pytest.MonkeyPatch, *, prefetch: bool | None = None, **settings: Any
 ) -> Iterator[RunningDevice]:
-    """Start a device process with these settings, by the server of commands; end it, and see that it is gone."""
-    monkeypatch.setattr(ModelProcessPopen, "model_server", command_server())
-    monkeypatch.setattr(subprocess, "Popen", ModelProcessPopen)
-    monkeypatch.setenv("HF_HOME", hub_home().name)
+    """Start a device process with these settings; end it, and see that it is gone."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH")])))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    process = DeviceClient(
-        Settings(**({"device": "cpu", "batch_timeout": 20.0} | settings)), budgets, prefetch=prefetch
-    )
+    process = DeviceClient(Settings(**({"device": "cpu", "batch_timeout": 20.0} | settings)), prefetch=prefetch)
     try:
         process.start()
         yield RunningDevice(process)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -108,7 +107,6 @@ class HubRepositories:
         self.objects: dict[str, bytes] = {}
         self.stored: list[str] = []  #: the LFS objects that were uploaded, in order
         self.lock = threading.RLock()
-        self._cache = TemporaryDirectory()
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
 
     @property
@@ -118,7 +116,6 @@ class HubRepositories:
     def environ(self, token: str | None = "hf_maria", seconds: float = 0.2) -> dict[str, str]:
         """The environment of a process that uses this hub, with a commit at most every so many seconds."""
         found = {"HF_ENDPOINT": self.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-        found["HF_HOME"] = self._cache.name
         found |= {"HUGQUEUE_HUB_COMMIT": str(seconds), "HUGQUEUE_HUB_SHARD_BYTES": "1"}
         return found if token is None else found | {"HF_TOKEN": token}
 

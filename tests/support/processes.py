@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import psutil
@@ -130,18 +129,12 @@ def environment(home: Path, url: str | None = None, **more: str) -> dict[str, st
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH", "")])),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(home / "hf") if "HF_ENDPOINT" in more else hub_home().name,
+        "HF_HOME": str(home / "hf"),
         "NO_COLOR": "1",
     }
     if url:
         kept["REDIS_URL"] = url
     return kept | more
-
-
-@functools.cache
-def hub_home() -> TemporaryDirectory[str]:
-    """Nothing of the Hub's: one for all processes, as `command_server` has imported what reads it."""
-    return TemporaryDirectory(prefix="hub-")
 
 
 @functools.cache

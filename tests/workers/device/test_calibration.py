@@ -14,10 +14,12 @@ from common.jobs import JobSpec, new_job_id
 from common.records import Json, Outcome
 from common.redis.keys import token_budgets
 from common.reporting import Reporter
+from common.settings import Settings
 from tests.support import tiny_models
-from tests.support.device_process import running_device
+from tests.support.device_process import RunningDevice
 from tests.support.processes import RedisServer, free_port
 from tests.support.tiny_models import RecordingMonitor
+from workers.device.client.device_client import DeviceClient
 from workers.device.client.token_budget_cache import TokenBudgetCache
 from workers.device.server.calibration import calibrate
 from workers.device.server.model_cache import LoadedModel, ModelCache
@@ -113,15 +115,18 @@ def client(server: RedisServer) -> "redis.Redis":
     return server.client
 
 
-def test_a_process_uses_and_stores_measured_batch_sizes(
-    client: "redis.Redis", monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_a_process_uses_and_stores_measured_batch_sizes(client: "redis.Redis", tmp_path: Path):
     model = str(tiny_models.classifier(tmp_path))
     loaded, *_ = ModelCache("cpu", ModelPolicy(any_path=True)).get(_spec("sentiment-analysis", model), Reporter())
     client.hset(token_budgets("my CPU"), loaded.digest, 777)
-    with running_device(monkeypatch, budgets=TokenBudgetCache(client, "my CPU"), any_path=True) as device:
+    process = DeviceClient(Settings(device="cpu", any_path=True), TokenBudgetCache(client, "my CPU"))
+    device = RunningDevice(process)
+    try:
+        process.start()
         device.run("sentiment-analysis", ["a cat"], model=model)
         device.run("embedding", ["a cat"], model=model)
+    finally:
+        process.stop()
     kept = client.hgetall(token_budgets("my CPU"))
     assert kept.pop(loaded.digest.encode()) == b"777"
     (learned,) = kept.values()
