@@ -56,6 +56,8 @@ check: $(STAMP) ## Run ruff, mypy and deptry
 # Each file runs on one process, as its tests share models and queues. The order of files is that of tests/conftest.py:
 # xdist would start files with few but long tests last.
 PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
+# Else hundreds of processes would each compile the same modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Tests that load models and tests that wait for processes run side by side: one after the other takes twice as long.
 test: check test-unit ## Run all checks and tests that CI runs

@@ -107,6 +107,9 @@ class _ServedPopen(subprocess.Popen):  # type: ignore[type-arg]
         self._socket.close()
         return self.pid, status
 
+    def __del__(self, *_: Any) -> None:
+        """Do not ask once more: the server reaps the process, and the socket may have been collected with this."""
+
     def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
         if self.returncode is None and self._waitpid_lock.acquire(False):
             try:

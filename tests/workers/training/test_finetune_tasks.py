@@ -23,6 +23,7 @@ ROWS = [
 ]
 #: Most of the time of a tiny model goes into evaluations and checkpoints.
 SELDOM: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 30}
+FROM_START = SELDOM | {"eval_on_start": True}
 #: So low that nothing is learned.
 FROZEN: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-12}
 REVIEWS = [{"text": text, "label": label} for text, label in TUTORIAL * 4]
@@ -134,7 +135,7 @@ def test_numbers_with_a_fraction_are_learned_as_numbers(base: Path, tmp_path: Pa
     rows = [{"text": text, "label": number / 4} for number, text in enumerate(TEXTS)]
     run_config = make_run_config(
         tmp_path / "work", "text-classification", base, rows, rows, epochs=60, learning_rate=3e-3, batch_size=10,
-        arguments=SELDOM | {"eval_on_start": True},
+        arguments=FROM_START,
     )  # fmt: skip
     result = train_here(run_config)
     assert result["labels"] == {"kind": "regression", "names": []}
@@ -232,8 +233,9 @@ def test_masked_words_are_learned_and_long_texts_lose_nothing(make: Any, tmp_pat
     base = make(tmp_path / "base")
     rows = [{"text": text} for text in [*TEXTS * 3, "the old cat likes the dog " * 40]]
     run_config = make_run_config(
-        tmp_path / "work", "fill-mask", base, rows, rows[:10], epochs=20, learning_rate=3e-3, batch_size=8
-    )
+        tmp_path / "work", "fill-mask", base, rows, rows[:10], epochs=8, learning_rate=3e-3, batch_size=8,
+        arguments=FROM_START,
+    )  # fmt: skip
     result = train_here(run_config)
     assert result["evaluations"][-1]["loss"] < result["evaluations"][0]["loss"]
     assert result["metrics"]["perplexity"] > 1
@@ -244,8 +246,9 @@ def test_text_is_learned_to_its_end(tmp_path: Path) -> None:
     base = causal_gpt2(tmp_path / "base", chat=False)
     rows = [{"text": text} for text in TEXTS]
     run_config = make_run_config(
-        tmp_path / "work", "text-generation", base, rows, rows, epochs=40, learning_rate=3e-3, batch_size=10
-    )
+        tmp_path / "work", "text-generation", base, rows, rows, epochs=40, learning_rate=3e-3, batch_size=10,
+        arguments=FROM_START,
+    )  # fmt: skip
     result = train_here(run_config)
     assert result["metrics"]["perplexity"] < result["evaluations"][0]["perplexity"] / 3
     assert json.loads((run_config.model_dir / "config.json").read_text())["use_cache"] is True  # as in the base
@@ -271,8 +274,9 @@ def test_only_the_text_after_a_prompt_is_learned(tmp_path: Path) -> None:
 
 def test_lora_leaves_one_whole_model(base: Path, tmp_path: Path) -> None:
     run_config = make_run_config(
-        tmp_path / "work", "text-classification", base, REVIEWS, REVIEWS[:4], epochs=30, lora=True, learning_rate=2e-2
-    )
+        tmp_path / "work", "text-classification", base, REVIEWS, REVIEWS[:4], epochs=30, lora=True, learning_rate=2e-2,
+        arguments=FROM_START,
+    )  # fmt: skip
     result = train_here(run_config)
     names = {path.name for path in run_config.model_dir.iterdir()}
     assert "adapter_config.json" not in names and "model.safetensors" in names
