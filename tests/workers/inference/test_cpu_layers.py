@@ -12,6 +12,7 @@ from workers.inference.loading import cpu_layers
 from workers.inference.loading.cpu_layers import Int8Linear, OneDnnLinear, quantize_int8, use_onednn_linear
 from workers.inference.loading.dtypes import in_full_precision
 from workers.inference.loading.linear_layers import FUSED_ACTIVATIONS
+from workers.inference.loading.shared_product import SharedLinear, SharedProduct
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 100}
 CONFIGS = {
@@ -119,11 +120,56 @@ def test_both_ways_to_multiply_int8_give_the_same(monkeypatch):
     for packed in (True, False):
         monkeypatch.setattr(cpu_layers, "onednn_multiplies_int8", lambda packed=packed: packed)
         found.append(Int8Linear(layer.weight.detach(), layer.bias.detach())(values))
-    assert torch.equal(*found)
+    torch.testing.assert_close(*found)
 
 
-def test_a_model_in_int8_keeps_its_activations():
+def test_int8_gives_nan_for_what_is_too_large_and_for_nan():
+    layer = Int8Linear(torch.randn(8, 64), None)
+    values = torch.randn(4, 64)
+    values[1, 5], values[2, 7] = float("inf"), -float("inf")
+    values[3] = float("nan")
+    assert layer(values).isfinite().all(dim=1).tolist() == [True, False, False, False]
+
+
+def test_a_model_that_gives_nan_is_not_quantized_as_int8_would_overlook_it():
     model = model_of("bert")
+    with torch.no_grad():
+        model.embeddings.LayerNorm.weight[3] = float("nan")
+    assert not quantize_int8(model)
+    assert output(model).isnan().any()
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_model_in_int8_has_the_same_activations(kind):
+    model = model_of(kind)
+    expected = output(model)
     assert quantize_int8(model)
     assert any(isinstance(module, Int8Linear) for module in model.modules())
-    assert any(type(module) in FUSED_ACTIVATIONS for module in model.modules())
+    assert not any(type(module) in FUSED_ACTIVATIONS for module in model.modules())
+    cosine = nn.functional.cosine_similarity(output(model), expected, dim=-1)
+    assert cosine.min() > 0.99
+
+
+def test_layers_with_one_input_are_one_product():
+    model = model_of("llama")
+    use_onednn_linear(model)
+    attention, mlp = model.layers[0].self_attn, model.layers[0].mlp
+    assert all(isinstance(layer, SharedLinear) for layer in (attention.q_proj, attention.k_proj, attention.v_proj))
+    assert attention.q_proj.shared is attention.v_proj.shared
+    assert attention.q_proj.shared is not model.layers[1].self_attn.q_proj.shared
+    assert attention.q_proj.shared.out_features == 32 + 2 * 16
+    assert isinstance(attention.o_proj, OneDnnLinear)
+    assert isinstance(mlp.up_proj, OneDnnLinear)  # its neighbor computes an activation too
+
+
+def test_parts_of_a_product_may_be_asked_for_in_any_order_and_again():
+    layers = [nn.Linear(4, size) for size in (2, 3)]
+    joined = nn.Linear(4, 5)
+    with torch.no_grad():
+        joined.weight.copy_(torch.cat([layer.weight for layer in layers]))
+        joined.bias.copy_(torch.cat([layer.bias for layer in layers]))
+    product = SharedProduct(joined, [2, 3])
+    one, other = torch.randn(6, 4), torch.randn(6, 4)
+    for position, values in ((1, one), (1, one), (0, other), (0, one), (1, one), (1, other), (0, other)):
+        torch.testing.assert_close(product.part(position, values), layers[position](values))
+    assert product._input is None  # nothing is kept once all have their part

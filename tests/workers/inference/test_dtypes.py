@@ -57,7 +57,9 @@ def test_vectors_of_lower_precision_point_the_same_way(bert, dtype, cosine):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_a_runner_says_what_it_runs_with(bert, dtype):
-    assert runner_of("embedding", bert, dtype=dtype).run_info() == {"dtype": dtype, "attention": "sdpa"}
+    info = runner_of("embedding", bert, dtype=dtype).run_info()
+    assert info.keys() == {"dtype", "attention"} and info["dtype"] == dtype
+    assert info["attention"] in ("sdpa", "hugqueue_varlen")  # whichever is faster on this processor
     assert runner_of("text-classification", bert, dtype=dtype).run_info()["dtype"] == dtype
 
 

@@ -15,6 +15,7 @@ from tests.support.pipeline_reference import assert_same
 from tests.support.tiny_models import SMALL, VOCABULARY, RecordingMonitor, mixed
 from workers.inference.core.async_copy import PendingResult
 from workers.inference.core.fallbacks import fallback_counts
+from workers.inference.loading import cpu_attention
 from workers.inference.tasks.embedding import EmbeddingRunner
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.inference.tasks.question_answering import QuestionAnsweringRunner
@@ -40,6 +41,12 @@ SIZES: dict[str, dict[str, object]] = {
     "DebertaV2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},  # brings its own
 }
 PACKABLE = ("Bert", "Roberta", "DistilBert", "Electra")
+
+
+@pytest.fixture(autouse=True)
+def padded_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runners begin with padded rows and torch's attention, to compare with."""
+    monkeypatch.setattr(cpu_attention, "batched_is_faster", lambda *_, **__: False)
 
 
 def made(directory: Path, architecture: str, task: str) -> Path:

@@ -5,7 +5,6 @@ once torch quantizes inputs by token (`quantize_dynamic` of 2.x has one scale fo
 """
 
 import logging
-import time
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from workers.inference.loading.linear_layers import replace_layers
-from workers.inference.loading.outputs_match import outputs_match
+from workers.inference.loading.outputs_match import outputs_match, points_the_same_way
+from workers.inference.loading.probe import best_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,18 @@ logger = logging.getLogger(__name__)
 PROBE_SHAPE = (256, 384, 1536)
 #: How much faster a replacement must be to be used.
 _MIN_SPEEDUP = 1.05
+#: Rows that `Int8Linear` takes at once: their numbers stay in a processor's caches from one step to the next.
+_BLOCK_ROWS = 512
+#: Of the range of uint8.
+_MIDDLE = 128
+#: The activations of `FUSED_ACTIVATIONS`, each by what computes it in place.
+_IN_PLACE: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
+    ("none", ""): lambda values: values,
+    ("gelu", "none"): torch.ops.aten.gelu_,
+    ("gelu", "tanh"): partial(torch.ops.aten.gelu_, approximate="tanh"),
+    ("swish", ""): torch.ops.aten.silu_,
+    ("relu", ""): torch.relu_,
+}
 
 
 class OneDnnLinear(nn.Module):  # type: ignore[misc]
@@ -58,46 +70,71 @@ class OneDnnLinear(nn.Module):  # type: ignore[misc]
 class Int8Linear(nn.Module):  # type: ignore[misc]
     """A linear layer that multiplies int8 matrices; inputs and outputs are float32.
 
-    Weights are quantized once, per output; inputs per token (ZeroQuant, Yao et al. 2022). One scale for a whole batch,
-    as in torch's `quantize_dynamic`, gave MiniLM's embeddings a cosine of 0.93 to the original; this gives 0.99.
+    Weights are quantized once, per output; inputs per token (ZeroQuant, Yao et al. 2022), from the least number to the
+    largest. One scale for a whole batch, as in torch's `quantize_dynamic`, gave MiniLM's embeddings a cosine of 0.93 to
+    the original; this gives 0.99.
+
+    Args:
+        weight: (outputs, inputs).
+        bias: (outputs,), or None.
+        activation: as in `OneDnnLinear`.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: tuple[str, str] = ("none", "")) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        rounded, scale = _quantize_rows(weight)
+        rounded, scale = _quantize_weight(weight)
         self._packed = onednn_multiplies_int8()
+        self._activate = _IN_PLACE[activation]
         self.register_buffer("weight", _pack_int8(rounded) if self._packed else rounded)
-        self.register_buffer("scale", scale.squeeze(1))
+        self.register_buffer("scale", scale)
+        self.register_buffer("sums", rounded.float().sum(1) * scale)
         self.register_buffer("zeros", torch.zeros(self.out_features, dtype=torch.int64) if self._packed else None)
-        self.register_buffer("bias", bias)
+        self.register_buffer("bias", weight.new_zeros(self.out_features) if bias is None else bias)
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (..., outputs) for (..., inputs)."""
-        rows, scale = _quantize_rows(values.reshape(-1, self.in_features))
+        rows = values.reshape(-1, self.in_features)
+        output = rows.new_empty(len(rows), self.out_features)
+        for part, result in zip(rows.split(_BLOCK_ROWS), output.split(_BLOCK_ROWS), strict=True):
+            self._multiply(part, result)
+        return output.view(*values.shape[:-1], self.out_features)
+
+    def _multiply(self, rows: Tensor, output: Tensor) -> None:
+        quantized, scale, least = _quantize_rows(rows)
         if self._packed:
-            result = _multiply_int8(rows, self.weight, self.scale, self.zeros)
+            product = _multiply_int8(quantized, self.weight, self.scale, self.zeros)
         else:
-            result = torch._int_mm(rows, self.weight.t()).float().mul_(self.scale)
-        result = result.mul_(scale) if self.bias is None else torch.addcmul(self.bias, result, scale)
-        return result.view(*values.shape[:-1], self.out_features)
+            signed = (quantized ^ _MIDDLE).view(torch.int8)
+            product = torch._int_mm(signed, self.weight.t()).float().mul_(self.scale)
+            least = torch.add(least, scale, alpha=_MIDDLE)
+        torch.addcmul(self.bias, product, scale, out=output)
+        self._activate(output.addr_(least.squeeze(1), self.sums))
 
 
 def use_onednn_linear(model: Any) -> None:
     """Compute the linear layers of `model`, on a CPU, by oneDNN if that is faster here and gives the same.
 
-    Activations are computed with the layers before them, if that gives the same too.
+    Activations are computed with the layers before them, and layers with the same input together, if that gives the
+    same too.
     """
     if not onednn_is_faster(model.dtype):
         return
     replace = partial(replace_layers, model, OneDnnLinear, name="cpu_layers", agrees=outputs_match)
-    if not any(replace(head=partial(OneDnnLinear, pack=False), fuse=fuse) for fuse in (True, False)):
+    head = partial(OneDnnLinear, pack=False)
+    if not any(
+        replace(head=head, fuse=fuse, share=share) for share, fuse in ((True, True), (False, True), (False, False))
+    ):
         logger.info("%s keeps its own linear layers: outputs with oneDNN differ", type(model).__name__)
 
 
 def quantize_int8(model: Any) -> bool:
-    """Compute the linear layers of `model` in int8; return False, and leave it unchanged, if that fails."""
-    return replace_layers(model, Int8Linear, name="cpu_layers", agrees=lambda *_: True)
+    """Compute the linear layers of `model` in int8; return False, and leave it unchanged, if that fails.
+
+    It fails too for a model that gives NaN, which int8 would overlook.
+    """
+    replace = partial(replace_layers, model, Int8Linear, name="cpu_layers", agrees=points_the_same_way)
+    return replace(fuse=True, share=True) or replace()
 
 
 @cache
@@ -120,22 +157,21 @@ def onednn_is_faster(dtype: torch.dtype) -> bool:
 def onednn_multiplies_int8() -> bool:
     """Whether oneDNN multiplies int8 matrices and scales the product in one step, on this machine, and faster so."""
     rows, inputs, outputs = PROBE_SHAPE
-    values, weight = (
-        torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((rows, inputs), (outputs, inputs))
-    )
+    values = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8)
+    weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
     scale, zeros = torch.rand(outputs), torch.zeros(outputs, dtype=torch.int64)
+
+    def by_torch() -> Tensor:
+        product = torch._int_mm((values ^ _MIDDLE).view(torch.int8), weight.t()).float()
+        return product.add_(_MIDDLE * weight.float().sum(1)).mul_(scale)
+
     try:
         packed = _pack_int8(weight)
         with torch.inference_mode():
-            if not torch.equal(
-                _multiply_int8(values, packed, scale, zeros), torch._int_mm(values, weight.t()).float().mul_(scale)
-            ):
+            if not torch.equal(_multiply_int8(values, packed, scale, zeros), by_torch()):
                 return False
-            by_torch, by_onednn = best_seconds(
-                lambda: torch._int_mm(values, weight.t()).float().mul_(scale),
-                lambda: _multiply_int8(values, packed, scale, zeros),
-            )
-        return by_torch > by_onednn
+            slow, fast = best_seconds(by_torch, lambda: _multiply_int8(values, packed, scale, zeros))
+        return fast < slow
     except (RuntimeError, AttributeError, NotImplementedError):  # a torch without oneDNN, or without this operator
         return False
 
@@ -143,17 +179,6 @@ def onednn_multiplies_int8() -> bool:
 def widen(weight: Tensor) -> Tensor:
     """Return a tensor in float32; the weight of an `OneDnnLinear` in oneDNN's layout."""
     return _pack(weight.to_dense().float()) if weight.is_mkldnn else weight.float()
-
-
-def best_seconds(*calls: Callable[[], object], rounds: int = 20) -> list[float]:
-    """Return the best time of each call in seconds; they are interleaved, so that a busy machine slows all alike."""
-    found: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, seconds in zip(calls, found, strict=True):
-            started = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - started)
-    return [min(seconds) for seconds in found]
 
 
 def _pack(weight: Tensor) -> Tensor:
@@ -168,20 +193,28 @@ def _pack_int8(weight: Tensor) -> Tensor:
 
 
 def _multiply_int8(rows: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor) -> Tensor:
-    """Return the product of int8 rows and packed weights, each output times its scale, in float32.
-
-    The rows become uint8 with the zero point 128: most processors multiply uint8 by int8, but not int8 by int8.
-    """
-    unsigned = rows.view(torch.uint8) ^ 128
+    """Return the product of uint8 rows and packed weights, each output times its scale, in float32."""
     # What torch's own compiler emits for a quantized layer (torch/_inductor/mkldnn_lowerings.py).
     product: Tensor = torch.ops.onednn.qlinear_pointwise(
-        unsigned, 1.0, 128, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        rows, 1.0, 0, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
     return product
 
 
-def _quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `values` as int8, and the scale of each row."""
-    # Twenty times as fast as `vector_norm` for infinity.
-    scale = values.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12).div_(127)
-    return (values / scale).round_().to(torch.int8), scale
+def _quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a weight as int8, and the scale of each output, (outputs,)."""
+    weight = weight.contiguous()  # a weight of Conv1D is not, and would be packed in the wrong order
+    scale = weight.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12).div_(127)
+    return (weight / scale).round_().to(torch.int8), scale.squeeze(1)
+
+
+def _quantize_rows(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `values` as uint8, and the scale and the least number of each row, (rows, 1).
+
+    By what torch quantizes embedding tables with: one pass over memory, where its arithmetic takes six.
+    """
+    found: Tensor = torch.ops.quantized.embedding_bag_byte_prepack(values)
+    width = values.shape[1]
+    scale, least = found[:, width:].contiguous().view(torch.float32).split(1, dim=1)  # behind the numbers
+    # It overlooks NaN; a row that overflowed in an earlier layer is all NaN.
+    return found[:, :width].contiguous(), scale, torch.add(least, values[:, :1], alpha=0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.inference.loading.linear_layers import replace_layers
+from workers.inference.loading.outputs_match import points_the_same_way
 
 FLOAT8 = torch.float8_e4m3fn
 #: The first GPUs that multiply it: Ada; then Hopper.
@@ -15,9 +16,6 @@ MIN_CAPABILITY = (8, 9)
 _MAX = torch.finfo(FLOAT8).max
 #: Dimensions of a weight must be multiples of it (cuBLAS).
 _ALIGNMENT = 16
-#: Least cosine of a model's output on its dummy inputs to that of its own layers. Rounding alone gives 0.99 or more;
-#: less is not rounding, such as weights that the architecture reads by itself.
-_MIN_COSINE = 0.95
 
 
 class Float8Linear(nn.Module):  # type: ignore[misc]
@@ -68,16 +66,11 @@ def use_float8(model: nn.Module) -> bool:
     Returns:
         False, with the model unchanged, if it has no layers for it, or fails with them.
     """
-    return replace_layers(model, Float8Linear, name="float8", agrees=_points_the_same_way, suits=_is_aligned)
+    return replace_layers(model, Float8Linear, name="float8", agrees=points_the_same_way, suits=_is_aligned)
 
 
 def _is_aligned(weight: Tensor) -> bool:
     return all(size % _ALIGNMENT == 0 for size in weight.shape)
-
-
-def _points_the_same_way(found: Tensor, expected: Tensor) -> bool:
-    cosine = nn.functional.cosine_similarity(found.float().flatten(), expected.float().flatten(), dim=0)
-    return bool(cosine >= _MIN_COSINE)  # False for NaN too
 
 
 def _quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,7 @@ as an architecture that reads its layers' weights itself.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.fallbacks import count_fallback
+from workers.inference.loading.layer_trace import Child, traced
+from workers.inference.loading.outputs_match import dummy_output, expected_output
+from workers.inference.loading.shared_product import SharedLinear, SharedProduct
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def replace_layers(
     head: Callable[[Tensor, Tensor | None], nn.Module] | None = None,
     suits: Callable[[Tensor], bool] = lambda _: True,
     fuse: bool = False,
+    share: bool = False,
 ) -> bool:
     """Replace each linear layer by one of another kind.
 
@@ -54,27 +56,33 @@ def replace_layers(
         head: makes the output layer of its weight and bias; None leaves it.
         suits: whether to replace a layer with this weight.
         fuse: whether the new layers take over the activations that follow them.
+        share: whether layers that take the same input become one product.
 
     Returns:
         Whether any layer was replaced.
     """
     changed = _Replacements()
     try:
+        layers, activations = list(_children(model, nn.Linear, Conv1D)), list(_children(model, *FUSED_ACTIVATIONS))
+        with traced(layers, activations) as trace:
+            expected = expected_output(model)
+        if expected is None:
+            return False
         output = model.get_output_embeddings()
-        with _traced(model) as followed_by:
-            expected = _dummy_output(model)
-        activations = followed_by() if fuse else {}
-        for parent, attribute, layer in list(_children(model, nn.Linear, Conv1D)):
-            weight, bias = _weights(layer)
-            fused = [FUSED_ACTIVATIONS[type(activations[layer])]] if layer in activations else []
+        followed_by = trace.followed_by() if fuse else {}
+        inner = [child for child in layers if child[2] is not output and suits(_weights(child[2])[0])]
+        plain = [child for child in inner if child[2] not in followed_by]
+        new = _shared(trace.with_one_input(plain), kind) if share else {}
+        for parent, attribute, layer in inner:
+            fused = [FUSED_ACTIVATIONS[type(followed_by[layer])]] if layer in followed_by else []
+            changed.replace(parent, attribute, new[layer] if layer in new else kind(*_weights(layer), *fused))
+        for parent, attribute, layer in layers:
             if layer is output and head is not None:
-                changed.replace(parent, attribute, head(weight, bias))
-            elif layer is not output and suits(weight):
-                changed.replace(parent, attribute, kind(weight, bias, *fused))
-        for parent, attribute, activation in list(_children(model, *FUSED_ACTIVATIONS)):
-            if activation in activations.values():
+                changed.replace(parent, attribute, head(*_weights(layer)))
+        for parent, attribute, activation in activations:
+            if activation in followed_by.values():
                 changed.replace(parent, attribute, nn.Identity())
-        if agrees(_dummy_output(model), expected):
+        if agrees(dummy_output(model), expected):
             return changed.any
     except Exception as error:  # any architecture may be loaded, and may raise anything
         if is_out_of_memory(error) or is_device_lost(error):
@@ -107,37 +115,16 @@ class _Replacements:
             setattr(parent, attribute, module)
 
 
-@contextmanager
-def _traced(model: nn.Module) -> Iterator[Callable[[], dict[nn.Module, nn.Module]]]:
-    """Watch the calls of `model` in the block; yield a function that returns the layers followed by an activation.
-
-    It returns those whose outputs went into the same activation at each call, if that had no other inputs.
-    """
-    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by id; holding them keeps the ids unique
-    calls: Counter[nn.Module] = Counter()
-    pairs: Counter[tuple[nn.Module, nn.Module]] = Counter()
-
-    def note_output(layer: nn.Module, _: Any, output: Tensor) -> None:
-        calls[layer] += 1
-        outputs[id(output)] = layer, output
-
-    def note_input(activation: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls[activation] += 1
-        if inputs and id(inputs[0]) in outputs:
-            pairs[outputs[id(inputs[0])][0], activation] += 1
-
-    hooks = [layer.register_forward_hook(note_output) for _, _, layer in _children(model, nn.Linear, Conv1D)]
-    hooks += [act.register_forward_pre_hook(note_input) for _, _, act in _children(model, *FUSED_ACTIVATIONS)]
-    try:
-        yield lambda: {
-            layer: activation
-            for (layer, activation), count in pairs.items()
-            if count == calls[layer]
-            and calls[activation] == sum(n for (_, act), n in pairs.items() if act is activation)
-        }
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _shared(groups: Sequence[Sequence[nn.Module]], kind: Callable[..., nn.Module]) -> dict[nn.Module, SharedLinear]:
+    """Return what replaces each layer of these groups, whose layers take the same input."""
+    new: dict[nn.Module, SharedLinear] = {}
+    for layers in groups:
+        weights, biases = zip(*map(_weights, layers), strict=True)
+        filled = [w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)]
+        joined = kind(torch.cat(weights), torch.cat(filled) if any(b is not None for b in biases) else None)
+        product = SharedProduct(joined, [len(weight) for weight in weights])
+        new |= {layer: SharedLinear(joined, product, position) for position, layer in enumerate(layers)}
+    return new
 
 
 def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:
@@ -146,7 +133,7 @@ def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:
     return weight.t() if isinstance(layer, Conv1D) else weight, None if layer.bias is None else layer.bias.detach()
 
 
-def _children(module: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def _children(module: nn.Module, *kinds: type[nn.Module]) -> Iterator[Child]:
     """Yield the modules of these very types below `module`, each with its parent and name there.
 
     An adapter's own layers are left out: peft casts what goes into them to the dtype of their weights.
@@ -159,14 +146,3 @@ def _children(module: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[nn.M
             yield module, name, child
         else:
             yield from _children(child, *kinds)
-
-
-def _dummy_output(model: Any) -> Tensor:
-    """Return the model's first output for its dummy inputs."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with torch.inference_mode():
-        inputs = {
-            k: value.to(device) if isinstance(value, Tensor) else value for k, value in model.dummy_inputs.items()
-        }
-        output = model(**inputs)
-    return next(value for value in output.values() if isinstance(value, Tensor))

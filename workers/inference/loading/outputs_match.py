@@ -1,11 +1,21 @@
 """Output comparison: whether two ways of running a model give equal outputs, up to rounding."""
 
+import logging
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
+
+logger = logging.getLogger(__name__)
 
 #: Largest difference, relative to the largest expected number: in float32, and in lower precision.
 _TOLERANCE = {torch.float32: 1e-4}
 _LOOSE = 5e-2
+#: Least cosine of a quantized model's output to that of its own layers. Rounding alone gives 0.99 or more; less is not
+#: rounding, such as weights that the architecture reads by itself.
+_MIN_COSINE = 0.95
 
 
 def outputs_match(found: Tensor, expected: Tensor, *, loose: bool = False) -> bool:
@@ -26,3 +36,31 @@ def outputs_match(found: Tensor, expected: Tensor, *, loose: bool = False) -> bo
         return True
     found, expected = found[finite], expected[finite]
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+def points_the_same_way(found: Tensor, expected: Tensor) -> bool:
+    """Whether the output of quantized layers, `found`, differs from `expected` by rounding alone; neither has NaN."""
+    cosine = nn.functional.cosine_similarity(found.float().flatten(), expected.float().flatten(), dim=0)
+    return bool(cosine >= _MIN_COSINE)  # False for NaN
+
+
+def expected_output(model: Any) -> Tensor | None:
+    """Return what `dummy_output` does; None if the model cannot run on its dummy inputs, such as one of images too."""
+    try:
+        return dummy_output(model)
+    except Exception as error:  # any architecture may be loaded, and may raise anything
+        if is_out_of_memory(error) or is_device_lost(error):
+            raise
+        logger.info("%s keeps its own layers: it does not run on its dummy inputs", type(model).__name__)
+        return None
+
+
+def dummy_output(model: Any) -> Tensor:
+    """Return the model's first output for its dummy inputs."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with torch.inference_mode():
+        inputs = {
+            k: value.to(device) if isinstance(value, Tensor) else value for k, value in model.dummy_inputs.items()
+        }
+        output = model(**inputs)
+    return next(value for value in output.values() if isinstance(value, Tensor))

@@ -38,7 +38,7 @@ from workers.inference.loading.loader import ModelSource, load_config, load_mode
 from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.tasks.static_embedding import StaticEmbeddingRunner
 from workers.inference.tasks.vector_runner import VectorParams, VectorRunner
-from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, supports_varlen_kernel, unpack
+from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, packs_faster, unpack
 from workers.inference.text.tokenization import (
     TokenFeatures,
     TokenizedText,
@@ -101,7 +101,7 @@ class EmbeddingRunner(PackingRunner, VectorRunner):
         self.budget = TokenBudget.of(device)
         self._tokenizer_lock = threading.Lock()  # a tokenizer cannot be reconfigured while another thread uses it
         ensure_batch_invariance(self.budget, self._model, self._trial_rows, self._trial)
-        if supports_varlen_kernel(self._model):
+        if packs_faster(self._model):
             self.pack()
         self._width = self._state_width()
 

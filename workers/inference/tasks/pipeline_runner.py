@@ -47,7 +47,7 @@ from workers.inference.tasks.pipeline_task import (
 )
 from workers.inference.tasks.table_question_answering import TableQuestionAnswering
 from workers.inference.tasks.text_generation import TextGeneration
-from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, supports_varlen_kernel
+from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, packs_faster
 from workers.inference.text.tokenization import TokenizedText, encode, parse_inputs
 from workers.inference.text.truncation import ModelInputs
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
@@ -296,7 +296,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
             return [[logits] for logits in found]
 
         ensure_batch_invariance(self.budget, self._model, lambda: [row.features for row in rows], trial)
-        if supports_varlen_kernel(self._model):
+        if packs_faster(self._model):
             self.pack()
 
     def _matching_samples(self, encoder: EncoderTask) -> list[TokenizedText]:

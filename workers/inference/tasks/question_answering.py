@@ -31,7 +31,7 @@ from workers.inference.loading.batch_invariance import ensure_batch_invariance
 from workers.inference.loading.loader import ModelSource, load_model, load_tokenizer
 from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.text.fields import parse_fields
-from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, split_rows, supports_varlen_kernel
+from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, packs_faster, split_rows
 from workers.inference.text.tokenization import TokenFeatures, check_text, encode, parse_inputs, token_features
 from workers.inference.text.truncation import input_token_limit
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
@@ -102,7 +102,7 @@ class QuestionAnsweringRunner(PackingRunner):
         self._question_first = self._tokenizer.padding_side == "right"
         self.budget = TokenBudget.of(device)
         ensure_batch_invariance(self.budget, self._model, self._trial_rows, self._trial)
-        if supports_varlen_kernel(self._model):
+        if packs_faster(self._model):
             self.pack()
 
     def pack(self) -> bool:

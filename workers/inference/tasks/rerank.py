@@ -22,7 +22,7 @@ from workers.inference.loading.batch_invariance import ensure_batch_invariance
 from workers.inference.loading.loader import ModelSource, load_model, load_tokenizer
 from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.tasks.pair_runner import Pair, PairRunner, RerankParams
-from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, supports_varlen_kernel
+from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, packs_faster
 from workers.inference.text.tokenization import TokenFeatures, TokenizedText, encode, lower_case
 from workers.inference.text.truncation import configured_token_limit
 from workers.models.load_options import DEFAULT_OPTIONS, LoadOptions
@@ -62,7 +62,7 @@ class RerankRunner(PackingRunner, PairRunner):
         if getattr(self._model.config.get_text_config(), "pad_token_id", None) is None:
             self.budget.items = 1  # a decoder finds a text's last token by the padding, and refuses batches without it
         ensure_batch_invariance(self.budget, self._model, self._trial_rows, self._trial)
-        if supports_varlen_kernel(self._model):
+        if packs_faster(self._model):
             self._pack(self._agrees, first_tokens=True)
 
     def _encode(self, pairs: Sequence[Pair], params: RerankParams) -> list[TokenizedText]:

@@ -1,4 +1,4 @@
-"""Sequence packing (varlen attention): the texts of a batch in one row without padding, for encoders on a GPU.
+"""Sequence packing (varlen attention): the texts of a batch in one row without padding, for encoders.
 
 An encoder treats all tokens alike except for positions and attention. So the packed row brings its own positions, and
 our attention, registered with transformers (`AttentionInterface`), lets each token see only its own sequence; plain
@@ -10,11 +10,11 @@ Needless once transformers itself runs any encoder on packed rows, `token_type_i
 (`DataCollatorWithFlattening` of 5.x drops them), and gives its head the first token of each sequence.
 """
 
-import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,15 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPIN
 from common.records import Json
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.fallbacks import count_fallback
+from workers.inference.loading import cpu_attention
+from workers.inference.loading.cpu_attention import attend_packed
 from workers.inference.loading.loader import ModelRunner
 from workers.inference.text.tokenization import TokenFeatures, accepted_features, on_device, pad
 
 logger = logging.getLogger(__name__)
 
-#: Name of our attention in transformers.
-ATTENTION = "hugqueue_varlen"
+#: Names of our attention in transformers: in the model's dtype, and in bfloat16 whatever that is.
+ATTENTION, ATTENTION_BFLOAT16 = "hugqueue_varlen", "hugqueue_varlen_bfloat16"
 #: Texts of several lengths that test whether a model can be packed.
 #: One is longer than any sliding window.
 PROBE_TEXTS = (
@@ -54,6 +56,7 @@ def varlen_attention(
     *,
     cu_seq_lens_q: Tensor,
     max_length_q: int,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Return the attention output of a packed row, of shape (1, tokens, heads, width).
@@ -64,6 +67,7 @@ def varlen_attention(
         value: the same.
         cu_seq_lens_q: (sequences + 1,) int32, where each sequence begins, and the end.
         max_length_q: tokens of the longest one.
+        dtype: to compute in on a CPU; None: that of `query`.
         options: `scaling` of the scores, 1 / sqrt(width) by default; `sliding_window`, 1 more than the neighbors that
             a token sees on each side (like flash attention in transformers), all by default; others are ignored.
     """
@@ -71,21 +75,7 @@ def varlen_attention(
     side = None if window is None else window - 1
     if query.is_cuda:
         return _varlen_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, side), None
-    bounds = itertools.pairwise(cu_seq_lens_q.tolist())
-    parts = [
-        nn.functional.scaled_dot_product_attention(
-            *(part[:, :, begin:end] for part in (query, key, value)),
-            _sliding_window_mask(end - begin, side),
-            scale=scaling,
-        )
-        for begin, end in bounds
-    ]
-    return torch.cat(parts, dim=2).transpose(1, 2), None
-
-
-def _sliding_window_mask(tokens: int, side: int | None) -> Tensor | None:
-    """Return the mask in which a token sees `side` neighbors on each side."""
-    return None if side is None else torch.ones(tokens, tokens, dtype=torch.bool).tril(side).triu(-side)
+    return attend_packed(query, key, value, cu_seq_lens_q, scaling or query.shape[-1] ** -0.5, side, dtype), None
 
 
 def _varlen_kernel(
@@ -103,6 +93,7 @@ def _varlen_kernel(
 
 
 AttentionInterface.register(ATTENTION, varlen_attention)
+AttentionInterface.register(ATTENTION_BFLOAT16, partial(varlen_attention, dtype=torch.bfloat16))
 
 
 class VarlenPacker:
@@ -264,8 +255,10 @@ def _positions(lengths: Sequence[int], begins: NDArray[np.int64]) -> NDArray[np.
     return np.arange(begins[-1]) - np.repeat(begins[:-1], lengths)
 
 
-def supports_varlen_kernel(model: Any) -> bool:
-    """Whether there is a varlen kernel for this model: on a recent GPU, in half precision."""
+def packs_faster(model: Any) -> bool:
+    """Whether packed rows are faster for this model: on a recent GPU in half precision; on a CPU by its attention."""
+    if model.device.type == "cpu":
+        return cpu_attention.is_batched(model)
     cuda: bool = model.device.type == "cuda" and model.dtype in (torch.float16, torch.bfloat16)
     return cuda and torch.cuda.get_device_capability(model.device) >= (8, 0)
 
@@ -273,7 +266,7 @@ def supports_varlen_kernel(model: Any) -> bool:
 @contextmanager
 def _attention(model: Any) -> Iterator[None]:
     own = model.config._attn_implementation
-    model.config._attn_implementation = ATTENTION
+    model.config._attn_implementation = ATTENTION_BFLOAT16 if own == cpu_attention.ATTENTION_BFLOAT16 else ATTENTION
     try:
         yield
     finally:
