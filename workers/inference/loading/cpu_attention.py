@@ -273,6 +273,7 @@ def _attend(parts: Sequence[Tensor], mask: Tensor | None, scaling: float, dtype:
 def _joined(values: Tensor, tokens: int, dtype: torch.dtype) -> Tensor:
     """Return (texts, heads, ..., width) as (texts x heads, tokens, width), with zeros at the end."""
     texts, heads, found, width = values.shape
-    joined = values.new_zeros(texts, heads, tokens, width, dtype=dtype)
+    make = values.new_empty if found == tokens else values.new_zeros
+    joined = make(texts, heads, tokens, width, dtype=dtype)
     joined[:, :, :found] = values
     return joined.view(-1, tokens, width)
