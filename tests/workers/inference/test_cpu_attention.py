@@ -25,7 +25,7 @@ HEADS, WIDTH = 3, 8
 def faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have batched products win their race, as they do on most processors."""
     torch.manual_seed(0)
-    monkeypatch.setattr(cpu_attention, "batched_is_faster", lambda *_, **__: True)
+    monkeypatch.setattr(cpu_attention, "batched_is_faster", lambda *_: True)
 
 
 class Bidirectional(nn.Module):
@@ -95,9 +95,11 @@ def test_what_it_does_not_compute_is_left_to_torch(monkeypatch):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("side", [None, 4])
 @pytest.mark.parametrize("lengths", [[7], [300, 270, 40, 40, 40, 39, 36, 9, 1, 1], [3, 80, 2, 80]])
-def test_packed_texts_attend_each_to_itself(lengths, side):
+def test_packed_texts_attend_each_to_itself(monkeypatch, lengths, side, batched):
+    monkeypatch.setattr(cpu_attention, "batched_is_faster", lambda *_: batched)
     inputs = parts(1, sum(lengths))
     begins = torch.tensor([0, *lengths]).cumsum(0)
     found = attend_packed(*inputs, begins, 0.3, side)
@@ -132,6 +134,6 @@ def test_a_model_keeps_torch_if_its_output_would_change_or_it_is_no_faster(monke
     model = encoder()
     use_batched_attention(model, lambda *_: False)
     assert model.config._attn_implementation == "sdpa"
-    monkeypatch.setattr(cpu_attention, "batched_is_faster", lambda *_, **__: False)
+    monkeypatch.setattr(cpu_attention, "batched_is_faster", lambda *_: False)
     use_batched_attention(model, outputs_match, bfloat16=True)
     assert model.config._attn_implementation == "sdpa"

@@ -16,6 +16,7 @@ from tests.support.tiny_models import SMALL, VOCABULARY, RecordingMonitor, mixed
 from workers.inference.core.async_copy import PendingResult
 from workers.inference.core.fallbacks import fallback_counts
 from workers.inference.loading import cpu_attention
+from workers.inference.tasks import embedding, pipeline_runner, question_answering
 from workers.inference.tasks.embedding import EmbeddingRunner
 from workers.inference.tasks.pipeline_runner import PipelineRunner
 from workers.inference.tasks.question_answering import QuestionAnsweringRunner
@@ -46,7 +47,9 @@ PACKABLE = ("Bert", "Roberta", "DistilBert", "Electra")
 @pytest.fixture(autouse=True)
 def padded_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have runners begin with padded rows and torch's attention, to compare with."""
-    monkeypatch.setattr(cpu_attention, "batched_is_faster", lambda *_, **__: False)
+    monkeypatch.setattr(cpu_attention, "batched_is_faster", lambda *_: False)
+    for module in (embedding, pipeline_runner, question_answering):
+        monkeypatch.setattr(module, "packs_faster", lambda _: False)
 
 
 def made(directory: Path, architecture: str, task: str) -> Path:

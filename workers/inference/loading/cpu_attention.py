@@ -1,8 +1,8 @@
-"""Faster attention for CPUs: one batched product for all texts and heads of a batch.
+"""Faster attention for CPUs: one batched product for all texts and heads of a batch, and for packed rows.
 
-torch's kernel multiplies blocks of 32 rows one by one, which takes twice as long for texts of some 100 tokens, and four
-times for those of 10. It needs less memory, so long texts stay with it. Needless once torch's is as fast
-(`batched_is_faster` is then False).
+torch's kernel multiplies blocks of 32 rows one by one. In bfloat16 that takes twice as long for texts of some 100
+tokens, and three times for those of 16; in float32 it depends on the processor, so it is timed (`batched_is_faster`).
+It needs less memory, so long texts stay with it. Needless once torch's is as fast.
 """
 
 import itertools
@@ -37,8 +37,8 @@ _MAX_SCORES = 1 << 25
 _VECTOR = 16
 #: Packed texts are attended together if none is shorter than this share of the longest, up to that many tokens.
 _MIN_LENGTH_RATIO, _RUN_TOKENS = 0.85, 1024
-#: Shape that is timed: texts, heads, tokens, width.
-_PROBE_SHAPE = (8, 12, 64, 32)
+#: Shape that is timed: texts, heads, tokens, width; as large as a batch, which a processor's first caches do not hold.
+_PROBE_SHAPE, _PROBE_ROUNDS = (32, 12, 64, 32), 6
 #: How much faster it must be to be used.
 _MIN_SPEEDUP = 1.1
 
@@ -86,8 +86,10 @@ def use_batched_attention(model: Any, agrees: Callable[[Tensor, Tensor], bool], 
         agrees: whether the output with them, the first argument, is close enough to that with torch's kernel.
         bfloat16: whether to compute them in bfloat16, whatever the model's dtype, if that is faster.
     """
-    bfloat16 = bfloat16 and batched_is_faster(torch.bfloat16, than=model.dtype)
-    if getattr(model.config, "_attn_implementation", None) != _SDPA or not (bfloat16 or batched_is_faster(model.dtype)):
+    if getattr(model.config, "_attn_implementation", None) != _SDPA:
+        return
+    bfloat16 = bfloat16 and batched_is_faster(torch.bfloat16, model.dtype)
+    if not bfloat16 and not batched_is_faster(model.dtype, model.dtype):
         return
     expected = expected_output(model)
     if expected is None:
@@ -124,8 +126,10 @@ def attend_packed(
         side: neighbors that a token sees on each side; None: all.
         dtype: to compute in; None: that of `query`.
     """
+    dtype = dtype or query.dtype
+    ratio = _MIN_LENGTH_RATIO if batched_is_faster(dtype, query.dtype) else 1.0
     rows = [part[0].transpose(0, 1) for part in (query, key, value)]
-    outputs = [_attend_run(run, rows, scaling, side, dtype or query.dtype) for run in _runs(tuple(begins.tolist()))]
+    outputs = [_attend_run(run, rows, scaling, side, dtype) for run in _runs(tuple(begins.tolist()), ratio)]
     return torch.cat(outputs)[None].to(query.dtype)
 
 
@@ -143,21 +147,22 @@ class _Run:
 
 
 @lru_cache(maxsize=2)  # the layers of a model ask for the same
-def _runs(begins: tuple[int, ...]) -> list[_Run]:
+def _runs(begins: tuple[int, ...], ratio: float) -> list[_Run]:
+    """Return how to attend to packed texts; `ratio`: of the shortest text of a run to the longest, at least."""
     lengths = [end - begin for begin, end in itertools.pairwise(begins)]
     runs, first = [], 0
     while first < len(lengths):
         last = first + 1
-        while last < len(lengths) and _goes_with(lengths[first:last], lengths[last]):
+        while last < len(lengths) and _goes_with(lengths[first:last], lengths[last], ratio):
             last += 1
         runs.append(_run(begins[first], lengths[first:last]))
         first = last
     return runs
 
 
-def _goes_with(lengths: Sequence[int], other: int) -> bool:
+def _goes_with(lengths: Sequence[int], other: int, ratio: float) -> bool:
     longest, shortest = max(*lengths, other), min(*lengths, other)
-    return shortest >= _MIN_LENGTH_RATIO * longest and (len(lengths) + 1) * longest <= _RUN_TOKENS
+    return shortest >= ratio * longest and (len(lengths) + 1) * longest <= _RUN_TOKENS
 
 
 def _run(begin: int, lengths: Sequence[int]) -> _Run:
@@ -189,7 +194,7 @@ def _attend_run(run: _Run, rows: Sequence[Tensor], scaling: float, side: int | N
     if side is not None:
         near = torch.ones(run.tokens, run.tokens, dtype=torch.bool).tril(side).triu(-side)[None, None]
         mask = near if mask is None else mask & near
-    if run.tokens <= _MAX_TOKENS.get(dtype, 0):
+    if run.tokens <= _MAX_TOKENS.get(dtype, 0) and batched_is_faster(dtype, rows[0].dtype):
         output = _attend(padded, mask, scaling, dtype)
     else:
         output = nn.functional.scaled_dot_product_attention(*padded, mask, scale=scaling).transpose(1, 2)
@@ -197,21 +202,18 @@ def _attend_run(run: _Run, rows: Sequence[Tensor], scaling: float, side: int | N
     return found if run.kept is None else found.index_select(0, run.kept)
 
 
-def is_batched(model: Any) -> bool:
-    """Whether a model attends by batched products."""
-    return getattr(model.config, "_attn_implementation", None) in (ATTENTION, ATTENTION_BFLOAT16)
-
-
 @cache
-def batched_is_faster(dtype: torch.dtype, than: torch.dtype | None = None) -> bool:
-    """Whether batched products in this type are faster than torch's kernel in another, by default the same."""
+def batched_is_faster(dtype: torch.dtype, own: torch.dtype) -> bool:
+    """Whether batched products in a dtype are faster than torch's kernel in the model's own, on this machine."""
     if dtype not in _MAX_TOKENS:
         return False
-    inputs = torch.ones(_PROBE_SHAPE, dtype=than or dtype)
+    texts, heads, tokens, width = _PROBE_SHAPE
+    inputs = torch.ones(texts, tokens, heads, width, dtype=own).transpose(1, 2)  # as models have them
     with torch.inference_mode():
         by_torch, batched = best_seconds(
             lambda: nn.functional.scaled_dot_product_attention(inputs, inputs, inputs),
             lambda: _attend([inputs] * 3, None, 1.0, dtype),
+            rounds=_PROBE_ROUNDS,
         )
     return by_torch > _MIN_SPEEDUP * batched
 

@@ -5,7 +5,7 @@ as an architecture that reads its layers' weights itself.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def replace_layers(
     Args:
         model: changed in place, and restored if the new layers fail or the outputs differ.
         kind: makes a layer of weight, (outputs, inputs), bias and, to fuse, activation.
-        name: of the fallback that is counted if the new layers fail.
+        name: of the fallback that is counted if the new layers fail, neither fused nor shared.
         agrees: whether the output of the new layers, the first argument, is close enough to that of the old ones.
         head: makes the output layer of its weight and bias; None leaves it.
         suits: whether to replace a layer with this weight.
@@ -63,32 +63,31 @@ def replace_layers(
     """
     changed = _Replacements()
     try:
+        output = model.get_output_embeddings()
         layers, activations = list(_children(model, nn.Linear, Conv1D)), list(_children(model, *FUSED_ACTIVATIONS))
         with traced(layers, activations) as trace:
             expected = expected_output(model)
         if expected is None:
             return False
-        output = model.get_output_embeddings()
-        followed_by = trace.followed_by() if fuse else {}
         inner = [child for child in layers if child[2] is not output and suits(_weights(child[2])[0])]
+        followed_by = trace.followed_by() if fuse else {}
         plain = [child for child in inner if child[2] not in followed_by]
-        new = _shared(trace.with_one_input(plain), kind) if share else {}
-        for parent, attribute, layer in inner:
-            fused = [FUSED_ACTIVATIONS[type(followed_by[layer])]] if layer in followed_by else []
-            changed.replace(parent, attribute, new[layer] if layer in new else kind(*_weights(layer), *fused))
-        for parent, attribute, layer in layers:
-            if layer is output and head is not None:
-                changed.replace(parent, attribute, head(*_weights(layer)))
-        for parent, attribute, activation in activations:
-            if activation in followed_by.values():
-                changed.replace(parent, attribute, nn.Identity())
+        new: dict[nn.Module, nn.Module] = _shared(trace.with_one_input(plain), kind) if share else {}
+        new |= _single((layer for _, _, layer in inner if layer not in new), kind, followed_by)
+        if head is not None:
+            new |= {layer: head(*_weights(layer)) for _, _, layer in layers if layer is output}
+        new |= {activation: nn.Identity() for activation in followed_by.values()}
+        for parent, attribute, module in (*layers, *activations):
+            if module in new:
+                changed.replace(parent, attribute, new[module])
         if agrees(dummy_output(model), expected):
             return changed.any
     except Exception as error:  # any architecture may be loaded, and may raise anything
         if is_out_of_memory(error) or is_device_lost(error):
             raise
         logger.debug("%s fails with %s", type(model).__name__, kind, exc_info=True)
-        count_fallback(name, error)
+        if not (fuse or share):  # the caller may do without
+            count_fallback(name, error)
     changed.undo()
     return False
 
@@ -115,9 +114,20 @@ class _Replacements:
             setattr(parent, attribute, module)
 
 
-def _shared(groups: Sequence[Sequence[nn.Module]], kind: Callable[..., nn.Module]) -> dict[nn.Module, SharedLinear]:
+def _single(
+    layers: Iterable[nn.Module], kind: Callable[..., nn.Module], followed_by: Mapping[nn.Module, nn.Module]
+) -> dict[nn.Module, nn.Module]:
+    """Return what replaces each of these layers, with the activation that follows it."""
+    new: dict[nn.Module, nn.Module] = {}
+    for layer in layers:
+        fused = [FUSED_ACTIVATIONS[type(followed_by[layer])]] if layer in followed_by else []
+        new[layer] = kind(*_weights(layer), *fused)
+    return new
+
+
+def _shared(groups: Sequence[Sequence[nn.Module]], kind: Callable[..., nn.Module]) -> dict[nn.Module, nn.Module]:
     """Return what replaces each layer of these groups, whose layers take the same input."""
-    new: dict[nn.Module, SharedLinear] = {}
+    new: dict[nn.Module, nn.Module] = {}
     for layers in groups:
         weights, biases = zip(*map(_weights, layers), strict=True)
         filled = [w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)]

@@ -15,7 +15,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +130,13 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         rows = [row for row in rows if encoder.refusal(PreparedRecord([row])) is None] or encode(
             self._tokenizer, [f"{self._tokenizer.mask_token} {text}" for text in PROBE_TEXTS], encoder.limit
         )
-        with torch.inference_mode():
-            expected = [self._logits(encoder, [row])[0] for row in rows]
+        alone = cache(lambda: [self._logits(encoder, [row])[0].cpu().float() for row in rows])
 
-            def agrees(packer: VarlenPacker) -> bool:
-                found = self._logits(encoder, rows, packer)
-                return all(map(outputs_match, found, (one.cpu().float() for one in expected)))
+        def agrees(packer: VarlenPacker) -> bool:
+            with torch.inference_mode():
+                return all(map(outputs_match, self._logits(encoder, rows, packer), alone()))
 
-            return self._pack(agrees, first_tokens=encoder.first_tokens)
+        return self._pack(agrees, first_tokens=encoder.first_tokens)
 
     def is_deterministic(self, params: Mapping[str, Json]) -> bool:
         """Return whether the task gives equal records equal outputs under these parameters.

@@ -25,7 +25,6 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPIN
 
 from common.records import Json
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
-from workers.inference.core.fallbacks import count_fallback
 from workers.inference.loading import cpu_attention
 from workers.inference.loading.cpu_attention import attend_packed
 from workers.inference.loading.loader import ModelRunner
@@ -41,7 +40,7 @@ PROBE_TEXTS = (
     "A short text.",
     "The old library stands beside the river, and opens at nine.",
     "Water",
-    "It boils. " * 150,
+    "It boils. " * 70,
 )
 #: The attribute of a base model that holds the encoder's layers; a base model without it has no pooler behind them.
 _LAYERS = ("encoder", "transformer")
@@ -176,7 +175,6 @@ def find_packer(
             if is_out_of_memory(error) or is_device_lost(error):
                 raise
             logger.debug("%s cannot be packed from position %d", type(model).__name__, position, exc_info=True)
-            count_fallback("packing", error)
     logger.info("%s runs padded: packed outputs differ", type(model).__name__)
     return None
 
@@ -217,6 +215,8 @@ class PackingRunner(ModelRunner):
 
     def _pack(self, agrees: Callable[[VarlenPacker], bool], *, first_tokens: bool = False) -> bool:
         """Pack from now on if the model supports that; return whether it does."""
+        if self.budget.items == 1:  # a text's neighbors change its output
+            return False
         self._packer = find_packer(self._model, self._device, agrees, first_tokens=first_tokens)
         self.budget.pads_to_longest = self._packer is None
         return self._packer is not None
@@ -256,9 +256,9 @@ def _positions(lengths: Sequence[int], begins: NDArray[np.int64]) -> NDArray[np.
 
 
 def packs_faster(model: Any) -> bool:
-    """Whether packed rows are faster for this model: on a recent GPU in half precision; on a CPU by its attention."""
+    """Whether packed rows are faster: on CPUs; and on a recent GPU in half precision."""
     if model.device.type == "cpu":
-        return cpu_attention.is_batched(model)
+        return True
     cuda: bool = model.device.type == "cuda" and model.dtype in (torch.float16, torch.bfloat16)
     return cuda and torch.cuda.get_device_capability(model.device) >= (8, 0)
 
