@@ -9,9 +9,16 @@ import transformers
 from torch import nn
 
 from workers.inference.loading import cpu_layers
-from workers.inference.loading.cpu_layers import Int8Linear, OneDnnLinear, quantize_int8, use_onednn_linear
+from workers.inference.loading.cpu_layers import (
+    Int8Linear,
+    OneDnnLinear,
+    onednn_multiplies_int8,
+    quantize_int8,
+    use_onednn_linear,
+)
 from workers.inference.loading.dtypes import in_full_precision
 from workers.inference.loading.linear_layers import FUSED_ACTIVATIONS
+from workers.inference.loading.outputs_match import points_the_same_way
 from workers.inference.loading.shared_product import SharedLinear, SharedProduct
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 100}
@@ -111,8 +118,7 @@ def test_layers_in_bfloat16_compute_in_full_precision_for_a_while():
 
 
 @pytest.mark.skipif(
-    not torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
-    reason="oneDNN's sums of int8 products saturate on this processor, so `onednn_multiplies_int8` rejects it",
+    not onednn_multiplies_int8(), reason="oneDNN has no exact product of int8 on this processor, or a slower one"
 )
 def test_both_ways_to_multiply_int8_give_the_same(monkeypatch):
     layer, values = nn.Linear(64, 48), torch.randn(5, 7, 64)
@@ -123,11 +129,38 @@ def test_both_ways_to_multiply_int8_give_the_same(monkeypatch):
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 63, 5), (513, 62, 8), (0, 64, 8), (600, 64, 1)])
+def test_int8_takes_any_shape(monkeypatch, rows, inputs, outputs, packed):
+    if packed and not onednn_multiplies_int8():
+        pytest.skip("oneDNN has no exact product of int8 on this processor, or a slower one")
+    monkeypatch.setattr(cpu_layers, "onednn_multiplies_int8", lambda: packed)
+    layer, values = nn.Linear(inputs, outputs, bias=False), torch.randn(rows, inputs)
+    values[rows // 2 :] = 3.0
+    values[rows // 4 : rows // 2] = 0.0
+    expected = layer(values)
+    found = Int8Linear(layer.weight.detach(), None)(values)
+    torch.testing.assert_close(found, expected, atol=5e-2, rtol=5e-2)
+
+
+def test_large_numbers_of_one_sign_do_not_saturate():
+    weight, values = torch.rand(48, 256) + 0.5, torch.rand(32, 256) + 0.5
+    torch.testing.assert_close(Int8Linear(weight, None)(values), values @ weight.t(), rtol=1e-2, atol=0)
+
+
+def test_an_output_with_infinity_is_compared_without_it():
+    expected = torch.tensor([1.0, 2.0, -float("inf")])
+    assert points_the_same_way(torch.tensor([1.01, 2.0, -float("inf")]), expected)
+    assert not points_the_same_way(torch.tensor([1.0, 2.0, 3.0]), expected)
+    assert not points_the_same_way(torch.tensor([1.0, float("nan"), -float("inf")]), expected)
+    assert points_the_same_way(torch.zeros(2), torch.zeros(2))
+
+
 def test_int8_gives_nan_for_what_is_too_large_and_for_nan():
     layer = Int8Linear(torch.randn(8, 64), None)
     values = torch.randn(4, 64)
     values[1, 5], values[2, 7] = float("inf"), -float("inf")
-    values[3] = float("nan")
+    values[3, 9] = float("nan")
     assert layer(values).isfinite().all(dim=1).tolist() == [True, False, False, False]
 
 
@@ -173,3 +206,19 @@ def test_parts_of_a_product_may_be_asked_for_in_any_order_and_again():
     for position, values in ((1, one), (1, one), (0, other), (0, one), (1, one), (1, other), (0, other)):
         torch.testing.assert_close(product.part(position, values), layers[position](values))
     assert product._input is None  # nothing is kept once all have their part
+
+
+def test_a_product_that_fails_leaves_no_parts_behind():
+    def fails_for_two(values: torch.Tensor) -> torch.Tensor:
+        if values[0] == 2:
+            raise MemoryError
+        return torch.cat([values, values * 10])
+
+    product = SharedProduct(fails_for_two, [1, 1])
+    one, two = torch.tensor([1.0]), torch.tensor([2.0])
+    product.part(0, one)
+    with pytest.raises(MemoryError):
+        product.part(0, two)
+    with pytest.raises(MemoryError):
+        product.part(1, two)
+    assert product.part(1, one) == 10

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workers.inference.loading.linear_layers import replace_layers
+from workers.inference.loading.linear_layers import FUSED, FUSED_AND_SHARED, PLAIN, replace_layers
 from workers.inference.loading.outputs_match import outputs_match, points_the_same_way
 from workers.inference.loading.probe import best_seconds
 
@@ -94,7 +94,7 @@ class Int8Linear(nn.Module):  # type: ignore[misc]
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (..., outputs) for (..., inputs)."""
-        rows = values.reshape(-1, self.in_features)
+        rows = values.reshape(-1, self.in_features).float()
         output = rows.new_empty(len(rows), self.out_features)
         for part, result in zip(rows.split(_BLOCK_ROWS), output.split(_BLOCK_ROWS), strict=True):
             self._multiply(part, result)
@@ -120,12 +120,16 @@ def use_onednn_linear(model: Any) -> None:
     """
     if not onednn_is_faster(model.dtype):
         return
-    replace = partial(replace_layers, model, OneDnnLinear, name="cpu_layers", agrees=outputs_match)
-    head = partial(OneDnnLinear, pack=False)
-    if not any(
-        replace(head=head, fuse=fuse, share=share) for share, fuse in ((True, True), (False, True), (False, False))
-    ):
-        logger.info("%s keeps its own linear layers: outputs with oneDNN differ", type(model).__name__)
+    replaced = replace_layers(
+        model,
+        OneDnnLinear,
+        name="cpu_layers",
+        agrees=outputs_match,
+        head=partial(OneDnnLinear, pack=False),
+        attempts=(FUSED_AND_SHARED, FUSED, PLAIN),
+    )
+    if not replaced:
+        logger.info("%s keeps its own linear layers", type(model).__name__)
 
 
 def quantize_int8(model: Any) -> bool:
@@ -133,8 +137,8 @@ def quantize_int8(model: Any) -> bool:
 
     It fails too for a model that gives NaN, which int8 would overlook.
     """
-    replace = partial(replace_layers, model, Int8Linear, name="cpu_layers", agrees=points_the_same_way)
-    return replace(fuse=True, share=True) or replace()
+    attempts = FUSED_AND_SHARED, PLAIN
+    return replace_layers(model, Int8Linear, name="cpu_layers", agrees=points_the_same_way, attempts=attempts)
 
 
 @cache
@@ -156,24 +160,44 @@ def onednn_is_faster(dtype: torch.dtype) -> bool:
 @cache
 def onednn_multiplies_int8() -> bool:
     """Whether oneDNN multiplies int8 matrices and scales the product in one step, on this machine, and faster so."""
-    rows, inputs, outputs = PROBE_SHAPE
-    values = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8)
-    weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
-    scale, zeros = torch.rand(outputs), torch.zeros(outputs, dtype=torch.int64)
-
-    def by_torch() -> Tensor:
-        product = torch._int_mm((values ^ _MIDDLE).view(torch.int8), weight.t()).float()
-        return product.add_(_MIDDLE * weight.float().sum(1)).mul_(scale)
-
+    values, weight = _int8_probe()
+    scale, zeros = torch.rand(len(weight)), torch.zeros(len(weight), dtype=torch.int64)
+    signed = (values ^ _MIDDLE).view(torch.int8)
     try:
         packed = _pack_int8(weight)
         with torch.inference_mode():
-            if not torch.equal(_multiply_int8(values, packed, scale, zeros), by_torch()):
+            # Without instructions for int8, sums of two products saturate at 16 bits.
+            if not torch.equal(_multiply_int8(values, packed, torch.ones_like(scale), zeros), _exact(values, weight)):
                 return False
-            slow, fast = best_seconds(by_torch, lambda: _multiply_int8(values, packed, scale, zeros))
-        return fast < slow
+            by_torch, by_onednn = best_seconds(
+                lambda: torch._int_mm(signed, weight.t()).float().mul_(scale),
+                lambda: _multiply_int8(values, packed, scale, zeros),
+            )
+        return by_onednn < by_torch
     except (RuntimeError, AttributeError, NotImplementedError):  # a torch without oneDNN, or without this operator
         return False
+
+
+@cache
+def _largest_weight() -> int:
+    """Return what weights may be rounded to: half as much where sums of two products would saturate at 16 bits."""
+    if onednn_multiplies_int8():
+        return 127
+    values, weight = _int8_probe()
+    signed = (values ^ _MIDDLE).view(torch.int8)
+    product = torch._int_mm(signed, weight.t()) + _MIDDLE * weight.sum(1, dtype=torch.int32)
+    return 127 if torch.equal(product.float(), _exact(values, weight)) else 63
+
+
+def _int8_probe() -> tuple[Tensor, Tensor]:
+    """Return uint8 rows and an int8 weight with large numbers of one sign, (rows, inputs) and (outputs, inputs)."""
+    rows, inputs, outputs = PROBE_SHAPE
+    values = torch.randint(128, 256, (rows, inputs), dtype=torch.uint8)
+    return values, torch.randint(64, 128, (outputs, inputs), dtype=torch.int8)
+
+
+def _exact(values: Tensor, weight: Tensor) -> Tensor:
+    return values.float() @ weight.float().t()  # below 2 ** 24, so that float32 is exact
 
 
 def widen(weight: Tensor) -> Tensor:
@@ -204,17 +228,20 @@ def _multiply_int8(rows: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor) -
 def _quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return a weight as int8, and the scale of each output, (outputs,)."""
     weight = weight.contiguous()  # a weight of Conv1D is not, and would be packed in the wrong order
-    scale = weight.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12).div_(127)
+    scale = weight.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12).div_(_largest_weight())
     return (weight / scale).round_().to(torch.int8), scale.squeeze(1)
 
 
 def _quantize_rows(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return `values` as uint8, and the scale and the least number of each row, (rows, 1).
 
-    By what torch quantizes embedding tables with: one pass over memory, where its arithmetic takes six.
+    By what torch quantizes embedding tables with: one pass over memory, where its arithmetic takes six. A row whose
+    numbers differ by less than 1e-7 loses precision.
     """
     found: Tensor = torch.ops.quantized.embedding_bag_byte_prepack(values)
     width = values.shape[1]
-    scale, least = found[:, width:].contiguous().view(torch.float32).split(1, dim=1)  # behind the numbers
-    # It overlooks NaN; a row that overflowed in an earlier layer is all NaN.
-    return found[:, :width].contiguous(), scale, torch.add(least, values[:, :1], alpha=0)
+    # Copied, since `view` takes neither strides nor an offset that is no multiple of 4.
+    behind = found[:, width:].clone(memory_format=torch.contiguous_format).view(torch.float32)
+    scale, least = behind.split(1, dim=1)
+    least = torch.add(least, values.sum(1, keepdim=True), alpha=0)  # NaN for a row with NaN, which it overlooks
+    return found[:, :width].contiguous(), scale, least

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch import nn
 
 from common.errors import ModelError
 from common.records import Json
-from workers.inference.loading.cpu_attention import use_batched_attention
 from workers.inference.loading.cpu_layers import (
     PROBE_SHAPE,
     Int8Linear,
@@ -21,7 +20,6 @@ from workers.inference.loading.cpu_layers import (
     widen,
 )
 from workers.inference.loading.float8_layers import MIN_CAPABILITY, Float8Linear, supports_float8, use_float8
-from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.loading.probe import best_seconds
 
 logger = logging.getLogger(__name__)
@@ -84,18 +82,16 @@ def to_device(model: Any, value: Json, device: str, *, insists: bool = True) -> 
     elif quantize is not None and quantize(model):
         if value == INT8:
             _warn_if_slow(INT8)
-            use_batched_attention(model, partial(outputs_match, loose=True), bfloat16=True)
         return model
     elif quantize is not None:
         _refuse_or_warn(model, str(value), insists=insists)
     if device == "cpu":
         use_onednn_linear(model)
-        use_batched_attention(model, outputs_match)
     return model
 
 
 def _refuse_or_warn(model: Any, value: str, *, insists: bool) -> None:
-    reason = f"{type(model).__name__} has no linear layers that {value} would make faster"
+    reason = f"{type(model).__name__} has no linear layers that {value} would make faster and change little"
     if insists:
         raise ModelError("bad_param", f"{reason}.")
     logger.warning("%s: computing in %s", reason, dtype_name(model))

@@ -35,8 +35,10 @@ class LayerTrace:
     def with_one_input(self, children: Iterable[Child]) -> list[list[nn.Module]]:
         """Return the groups of two or more layers of one parent that took the same tensor at each call."""
         groups: defaultdict[tuple[nn.Module, tuple[int, ...]], dict[nn.Module, None]] = defaultdict(dict)
+        seen: set[nn.Module] = set()
         for parent, _, layer in children:
-            if self._calls[layer]:
+            if self._calls[layer] and layer not in seen:  # one that has two parents belongs to the first
+                seen.add(layer)
                 groups[parent, tuple(self._inputs[layer])][layer] = None
         return [list(layers) for layers in groups.values() if len(layers) > 1]
 

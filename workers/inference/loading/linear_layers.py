@@ -5,8 +5,8 @@ as an architecture that reads its layers' weights itself.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.fallbacks import count_fallback
-from workers.inference.loading.layer_trace import Child, traced
+from workers.inference.loading.layer_trace import Child, LayerTrace, traced
 from workers.inference.loading.outputs_match import dummy_output, expected_output
 from workers.inference.loading.shared_product import SharedLinear, SharedProduct
 
@@ -33,6 +33,16 @@ FUSED_ACTIVATIONS: dict[type[nn.Module], tuple[str, str]] = {
 }
 
 
+class Attempt(NamedTuple):
+    """A way to replace layers."""
+
+    fuse: bool  #: whether the new layers take over the activations that follow them
+    share: bool  #: whether layers that take the same input become one product
+
+
+FUSED_AND_SHARED, FUSED, PLAIN = Attempt(True, True), Attempt(True, False), Attempt(False, False)
+
+
 def replace_layers(
     model: Any,
     kind: Callable[..., nn.Module],
@@ -41,8 +51,7 @@ def replace_layers(
     agrees: Callable[[Tensor, Tensor], bool],
     head: Callable[[Tensor, Tensor | None], nn.Module] | None = None,
     suits: Callable[[Tensor], bool] = lambda _: True,
-    fuse: bool = False,
-    share: bool = False,
+    attempts: Sequence[Attempt] = (PLAIN,),
 ) -> bool:
     """Replace each linear layer by one of another kind.
 
@@ -51,44 +60,40 @@ def replace_layers(
     Args:
         model: changed in place, and restored if the new layers fail or the outputs differ.
         kind: makes a layer of weight, (outputs, inputs), bias and, to fuse, activation.
-        name: of the fallback that is counted if the new layers fail, neither fused nor shared.
+        name: of the fallback that is counted if the last attempt fails.
         agrees: whether the output of the new layers, the first argument, is close enough to that of the old ones.
         head: makes the output layer of its weight and bias; None leaves it.
         suits: whether to replace a layer with this weight.
-        fuse: whether the new layers take over the activations that follow them.
-        share: whether layers that take the same input become one product.
+        attempts: what to try, until one agrees.
 
     Returns:
         Whether any layer was replaced.
     """
-    changed = _Replacements()
-    try:
-        output = model.get_output_embeddings()
-        layers, activations = list(_children(model, nn.Linear, Conv1D)), list(_children(model, *FUSED_ACTIVATIONS))
-        with traced(layers, activations) as trace:
-            expected = expected_output(model)
-        if expected is None:
-            return False
-        inner = [child for child in layers if child[2] is not output and suits(_weights(child[2])[0])]
-        followed_by = trace.followed_by() if fuse else {}
-        plain = [child for child in inner if child[2] not in followed_by]
-        new: dict[nn.Module, nn.Module] = _shared(trace.with_one_input(plain), kind) if share else {}
-        new |= _single((layer for _, _, layer in inner if layer not in new), kind, followed_by)
-        if head is not None:
-            new |= {layer: head(*_weights(layer)) for _, _, layer in layers if layer is output}
-        new |= {activation: nn.Identity() for activation in followed_by.values()}
-        for parent, attribute, module in (*layers, *activations):
-            if module in new:
-                changed.replace(parent, attribute, new[module])
-        if agrees(dummy_output(model), expected):
-            return changed.any
-    except Exception as error:  # any architecture may be loaded, and may raise anything
-        if is_out_of_memory(error) or is_device_lost(error):
-            raise
-        logger.debug("%s fails with %s", type(model).__name__, kind, exc_info=True)
-        if not (fuse or share):  # the caller may do without
-            count_fallback(name, error)
-    changed.undo()
+    layers, activations = list(_children(model, nn.Linear, Conv1D)), list(_children(model, *FUSED_ACTIVATIONS))
+    with traced(layers, activations) as trace:
+        expected = expected_output(model)
+    if expected is None:
+        return False
+    output = model.get_output_embeddings()
+    inner = [child for child in layers if child[2] is not output and suits(_weights(child[2])[0])]
+    for attempt in attempts:
+        changed = _Replacements()
+        try:
+            new = _new_layers(inner, trace, kind, attempt)
+            if head is not None:
+                new |= {layer: head(*_weights(layer)) for _, _, layer in layers if layer is output}
+            for parent, attribute, module in (*layers, *activations):
+                if module in new:
+                    changed.replace(parent, attribute, new[module])
+            if agrees(dummy_output(model), expected):
+                return changed.any
+        except Exception as error:  # any architecture may be loaded, and may raise anything
+            if is_out_of_memory(error) or is_device_lost(error):
+                raise
+            logger.debug("%s fails with %s, %s", type(model).__name__, kind, attempt, exc_info=True)
+            if attempt == attempts[-1]:
+                count_fallback(name, error)
+        changed.undo()
     return False
 
 
@@ -114,14 +119,19 @@ class _Replacements:
             setattr(parent, attribute, module)
 
 
-def _single(
-    layers: Iterable[nn.Module], kind: Callable[..., nn.Module], followed_by: Mapping[nn.Module, nn.Module]
+def _new_layers(
+    layers: Sequence[Child], trace: LayerTrace, kind: Callable[..., nn.Module], attempt: Attempt
 ) -> dict[nn.Module, nn.Module]:
-    """Return what replaces each of these layers, with the activation that follows it."""
-    new: dict[nn.Module, nn.Module] = {}
-    for layer in layers:
-        fused = [FUSED_ACTIVATIONS[type(followed_by[layer])]] if layer in followed_by else []
-        new[layer] = kind(*_weights(layer), *fused)
+    """Return what replaces each of these layers, and the activations that become part of them."""
+    followed_by = trace.followed_by() if attempt.fuse else {}
+    plain = [child for child in layers if child[2] not in followed_by]
+    new = _shared(trace.with_one_input(plain), kind) if attempt.share else {}
+    for _, _, layer in layers:
+        if layer in followed_by:
+            new[layer] = kind(*_weights(layer), FUSED_ACTIVATIONS[type(followed_by[layer])])
+            new[followed_by[layer]] = nn.Identity()
+        elif layer not in new:
+            new[layer] = kind(*_weights(layer))
     return new
 
 

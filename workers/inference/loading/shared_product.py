@@ -3,7 +3,7 @@
 It is faster than one for each, most of all for a few rows, and an input that is quantized is quantized once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ class SharedProduct:
         sizes: number of outputs of each.
     """
 
-    def __init__(self, layer: nn.Module, sizes: Sequence[int]) -> None:
+    def __init__(self, layer: Callable[[Tensor], Tensor], sizes: Sequence[int]) -> None:
         self._layer = layer
         self._sizes = list(sizes)
         self._input: Tensor | None = None
@@ -27,8 +27,9 @@ class SharedProduct:
     def part(self, position: int, values: Tensor) -> Tensor:
         """Return the outputs, (..., size), of the layer at this position for (..., inputs)."""
         if values is not self._input or position not in self._parts:
-            self._input = values
+            self._input, self._parts = None, {}  # so that nothing is left if memory runs out
             self._parts = dict(enumerate(self._layer(values).split(self._sizes, dim=-1)))
+            self._input = values
         part = self._parts.pop(position)
         if not self._parts:
             self._input = None

@@ -35,7 +35,6 @@ from workers.inference.embedding.sentence_transformers_config import (
 )
 from workers.inference.loading.batch_invariance import ensure_batch_invariance
 from workers.inference.loading.loader import ModelSource, load_config, load_model, load_tokenizer
-from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.tasks.static_embedding import StaticEmbeddingRunner
 from workers.inference.tasks.vector_runner import VectorParams, VectorRunner
 from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, packs_faster, unpack
@@ -171,13 +170,11 @@ class EmbeddingRunner(PackingRunner, VectorRunner):
     def pack(self) -> bool:
         """Pack batches into one row from now on, if the model's output stays the same; return whether it does."""
         rows = encode(self._tokenizer, PROBE_TEXTS, self._limit)
-        alone = cache(lambda: [self._trial([row.features])[0][0].cpu() for row in rows])
+        alone = cache(lambda: [self._trial([row.features])[0][0].cpu().float() for row in rows])
 
         def agrees(packer: VarlenPacker) -> bool:
-            found = self._hidden_packed(rows, packer).to(self._model.dtype)
-            return all(
-                outputs_match(state[: len(row)], one) for state, row, one in zip(found, rows, alone(), strict=True)
-            )
+            found = self._hidden_packed(rows, packer)
+            return self._all_match((state[: len(row)] for state, row in zip(found, rows, strict=True)), alone())
 
         return self._pack(agrees)
 

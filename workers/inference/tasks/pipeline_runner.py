@@ -134,7 +134,7 @@ class PipelineRunner(PackingRunner, PreparingRunner):
 
         def agrees(packer: VarlenPacker) -> bool:
             with torch.inference_mode():
-                return all(map(outputs_match, self._logits(encoder, rows, packer), alone()))
+                return self._all_match(self._logits(encoder, rows, packer), alone())
 
         return self._pack(agrees, first_tokens=encoder.first_tokens)
 

@@ -30,7 +30,6 @@ from workers.inference.core.samples import samples
 from workers.inference.core.token_budget import TokenBudget
 from workers.inference.loading.batch_invariance import ensure_batch_invariance
 from workers.inference.loading.loader import ModelSource, load_model, load_tokenizer
-from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.text.fields import parse_fields
 from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, packs_faster, split_rows
 from workers.inference.text.tokenization import TokenFeatures, check_text, encode, parse_inputs, token_features
@@ -116,7 +115,7 @@ class QuestionAnsweringRunner(PackingRunner):
 
         def agrees(packer: VarlenPacker) -> bool:
             found = [part for row in self._trial(rows, packer) for part in row]
-            return all(map(outputs_match, found, alone()))
+            return self._all_match(found, alone())
 
         return self._pack(agrees)
 

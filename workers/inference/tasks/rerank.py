@@ -20,7 +20,6 @@ from workers.inference.embedding.cross_encoder_config import read_cross_encoder_
 from workers.inference.embedding.sentence_transformers_config import UnsupportedConfig
 from workers.inference.loading.batch_invariance import ensure_batch_invariance
 from workers.inference.loading.loader import ModelSource, load_model, load_tokenizer
-from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.tasks.pair_runner import Pair, PairRunner, RerankParams
 from workers.inference.text.packing import PROBE_TEXTS, PackingRunner, VarlenPacker, packs_faster
 from workers.inference.text.tokenization import TokenFeatures, TokenizedText, encode, lower_case
@@ -91,4 +90,4 @@ class RerankRunner(PackingRunner, PairRunner):
     def _agrees(self, packer: VarlenPacker) -> bool:
         rows = self._probe(PROBE_TEXTS)
         alone = [self._trial([row])[0][0].cpu().float() for row in rows]
-        return all(map(outputs_match, self._forward(rows, packer), alone))
+        return self._all_match(self._forward(rows, packer), alone)

@@ -12,35 +12,37 @@ Needless once transformers itself runs any encoder on packed rows, `token_type_i
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AttentionInterface
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AttentionInterface, PreTrainedModel
 
 from common.records import Json
 from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
-from workers.inference.loading import cpu_attention
+from workers.inference.core.fallbacks import count_fallback
 from workers.inference.loading.cpu_attention import attend_packed
+from workers.inference.loading.dtypes import is_reduced_precision
 from workers.inference.loading.loader import ModelRunner
+from workers.inference.loading.outputs_match import outputs_match
 from workers.inference.text.tokenization import TokenFeatures, accepted_features, on_device, pad
 
 logger = logging.getLogger(__name__)
 
-#: Names of our attention in transformers: in the model's dtype, and in bfloat16 whatever that is.
-ATTENTION, ATTENTION_BFLOAT16 = "hugqueue_varlen", "hugqueue_varlen_bfloat16"
+#: Name of our attention in transformers.
+ATTENTION = "hugqueue_varlen"
 #: Texts of several lengths that test whether a model can be packed.
-#: One is longer than any sliding window.
+#: Two are about as long, and one is longer than the sliding windows of most encoders.
 PROBE_TEXTS = (
     "A short text.",
     "The old library stands beside the river, and opens at nine.",
+    "The old bridge stands behind the harbor, and opens at noon today.",
     "Water",
-    "It boils. " * 70,
+    "It boils. " * 90,
 )
 #: The attribute of a base model that holds the encoder's layers; a base model without it has no pooler behind them.
 _LAYERS = ("encoder", "transformer")
@@ -55,7 +57,6 @@ def varlen_attention(
     *,
     cu_seq_lens_q: Tensor,
     max_length_q: int,
-    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Return the attention output of a packed row, of shape (1, tokens, heads, width).
@@ -66,7 +67,6 @@ def varlen_attention(
         value: the same.
         cu_seq_lens_q: (sequences + 1,) int32, where each sequence begins, and the end.
         max_length_q: tokens of the longest one.
-        dtype: to compute in on a CPU; None: that of `query`.
         options: `scaling` of the scores, 1 / sqrt(width) by default; `sliding_window`, 1 more than the neighbors that
             a token sees on each side (like flash attention in transformers), all by default; others are ignored.
     """
@@ -74,7 +74,8 @@ def varlen_attention(
     side = None if window is None else window - 1
     if query.is_cuda:
         return _varlen_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, side), None
-    return attend_packed(query, key, value, cu_seq_lens_q, scaling or query.shape[-1] ** -0.5, side, dtype), None
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend_packed(query, key, value, cu_seq_lens_q, scaling, side), None
 
 
 def _varlen_kernel(
@@ -92,7 +93,6 @@ def _varlen_kernel(
 
 
 AttentionInterface.register(ATTENTION, varlen_attention)
-AttentionInterface.register(ATTENTION_BFLOAT16, partial(varlen_attention, dtype=torch.bfloat16))
 
 
 class VarlenPacker:
@@ -111,6 +111,8 @@ class VarlenPacker:
         self._position = position
         self._positions = getattr(model.config, "max_position_embeddings", math.inf)
         self._first_tokens = first_tokens
+        parts = (part.config for part in model.modules() if isinstance(part, PreTrainedModel))
+        self._configs = list({id(config): config for config in parts}.values())
 
     @contextmanager
     def packed(self, rows: Sequence[TokenFeatures]) -> Iterator[dict[str, Any]]:
@@ -129,7 +131,7 @@ class VarlenPacker:
         bounds = on_device(torch.from_numpy(begins.astype(np.int32)), self._device)
         inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
         inputs |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
-        with _attention(self._model), self._first_tokens_only(bounds[:-1]):
+        with _attention(self._configs), self._first_tokens_only(bounds[:-1]):
             yield inputs
 
     @contextmanager
@@ -175,7 +177,9 @@ def find_packer(
             if is_out_of_memory(error) or is_device_lost(error):
                 raise
             logger.debug("%s cannot be packed from position %d", type(model).__name__, position, exc_info=True)
-    logger.info("%s runs padded: packed outputs differ", type(model).__name__)
+            if device != "cpu":  # its kernel may be at fault
+                count_fallback("packing", error)
+    logger.info("%s runs padded: packed rows fail, or their outputs differ", type(model).__name__)
     return None
 
 
@@ -212,6 +216,11 @@ class PackingRunner(ModelRunner):
             return
         with packer.packed(features) as inputs:
             yield inputs
+
+    def _all_match(self, found: Iterable[Tensor], expected: Iterable[Tensor]) -> bool:
+        """Whether outputs of packed rows are those of padded ones, but for rounding."""
+        loose = is_reduced_precision(self._model)
+        return all(outputs_match(one, other, loose=loose) for one, other in zip(found, expected, strict=True))
 
     def _pack(self, agrees: Callable[[VarlenPacker], bool], *, first_tokens: bool = False) -> bool:
         """Pack from now on if the model supports that; return whether it does."""
@@ -264,10 +273,13 @@ def packs_faster(model: Any) -> bool:
 
 
 @contextmanager
-def _attention(model: Any) -> Iterator[None]:
-    own = model.config._attn_implementation
-    model.config._attn_implementation = ATTENTION_BFLOAT16 if own == cpu_attention.ATTENTION_BFLOAT16 else ATTENTION
+def _attention(configs: Sequence[Any]) -> Iterator[None]:
+    """Within the block, let the parts of a model with these configurations attend by our attention."""
+    own = [config._attn_implementation_internal for config in configs]
     try:
+        for config in configs:
+            config._attn_implementation_internal = ATTENTION  # the property would change the parts below too, for good
         yield
     finally:
-        model.config._attn_implementation = own
+        for config, before in zip(configs, own, strict=True):
+            config._attn_implementation_internal = before
