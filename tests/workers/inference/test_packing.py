@@ -15,7 +15,6 @@ from tests.support.pipeline_reference import assert_same
 from tests.support.tiny_models import SMALL, VOCABULARY, RecordingMonitor, mixed
 from workers.inference.core.async_copy import PendingResult
 from workers.inference.core.fallbacks import fallback_counts
-from workers.inference.loading import cpu_attention
 from workers.inference.tasks import embedding, pipeline_runner, question_answering
 from workers.inference.tasks.embedding import EmbeddingRunner
 from workers.inference.tasks.pipeline_runner import PipelineRunner
@@ -46,8 +45,7 @@ PACKABLE = ("Bert", "Roberta", "DistilBert", "Electra")
 
 @pytest.fixture(autouse=True)
 def padded_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have runners begin with padded rows and torch's attention, to compare with."""
-    monkeypatch.setattr(cpu_attention, "batched_is_faster", lambda *_: False)
+    """Have runners begin with padded rows, to compare with."""
     for module in (embedding, pipeline_runner, question_answering):
         monkeypatch.setattr(module, "packs_faster", lambda _: False)
 

@@ -74,11 +74,11 @@ def replace_layers(
         expected = expected_output(model)
     if expected is None:
         return False
-    output = model.get_output_embeddings()
-    inner = [child for child in layers if child[2] is not output and suits(_weights(child[2])[0])]
     for attempt in attempts:
         changed = _Replacements()
         try:
+            output = model.get_output_embeddings()
+            inner = [child for child in layers if child[2] is not output and suits(_weights(child[2])[0])]
             new = _new_layers(inner, trace, kind, attempt)
             if head is not None:
                 new |= {layer: head(*_weights(layer)) for _, _, layer in layers if layer is output}

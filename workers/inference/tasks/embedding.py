@@ -10,7 +10,7 @@ Vectors are float32 here, whatever the job's `precision`: `workers.celery_worker
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -170,13 +170,12 @@ class EmbeddingRunner(PackingRunner, VectorRunner):
     def pack(self) -> bool:
         """Pack batches into one row from now on, if the model's output stays the same; return whether it does."""
         rows = encode(self._tokenizer, PROBE_TEXTS, self._limit)
-        alone = cache(lambda: [self._trial([row.features])[0][0].cpu().float() for row in rows])
 
-        def agrees(packer: VarlenPacker) -> bool:
+        def packed(packer: VarlenPacker) -> list[torch.Tensor]:
             found = self._hidden_packed(rows, packer)
-            return self._all_match((state[: len(row)] for state, row in zip(found, rows, strict=True)), alone())
+            return [state[: len(row)] for state, row in zip(found, rows, strict=True)]
 
-        return self._pack(agrees)
+        return self._pack(packed, lambda: [self._trial([row.features])[0][0] for row in rows])
 
     def _hidden_packed(self, rows: Sequence[TokenizedText], packer: VarlenPacker) -> torch.Tensor:
         """Return what `_hidden` does, with the rows packed into one."""

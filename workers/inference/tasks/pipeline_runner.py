@@ -15,7 +15,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +130,11 @@ class PipelineRunner(PackingRunner, PreparingRunner):
         rows = [row for row in rows if encoder.refusal(PreparedRecord([row])) is None] or encode(
             self._tokenizer, [f"{self._tokenizer.mask_token} {text}" for text in PROBE_TEXTS], encoder.limit
         )
-        alone = cache(lambda: [self._logits(encoder, [row])[0].cpu().float() for row in rows])
-
-        def agrees(packer: VarlenPacker) -> bool:
-            with torch.inference_mode():
-                return self._all_match(self._logits(encoder, rows, packer), alone())
-
-        return self._pack(agrees, first_tokens=encoder.first_tokens)
+        return self._pack(
+            lambda packer: self._logits(encoder, rows, packer),
+            lambda: [self._logits(encoder, [row])[0] for row in rows],
+            first_tokens=encoder.first_tokens,
+        )
 
     def is_deterministic(self, params: Mapping[str, Json]) -> bool:
         """Return whether the task gives equal records equal outputs under these parameters.

@@ -8,7 +8,6 @@ over the tokens that can be in an answer, window by window; start times end; spa
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +110,10 @@ class QuestionAnsweringRunner(PackingRunner):
             row.features
             for row in encode(self._tokenizer, [(PROBE_TEXTS[0], text) for text in PROBE_TEXTS], self._limit)
         ]
-        alone = cache(lambda: [part.cpu().float() for row in rows for part in self._trial([row])[0]])
-
-        def agrees(packer: VarlenPacker) -> bool:
-            found = [part for row in self._trial(rows, packer) for part in row]
-            return self._all_match(found, alone())
-
-        return self._pack(agrees)
+        return self._pack(
+            lambda packer: [part for row in self._trial(rows, packer) for part in row],
+            lambda: [part for row in rows for part in self._trial([row])[0]],
+        )
 
     def _trial_rows(self) -> list[TokenFeatures]:
         pairs = [(record.question, record.context) for record in map(_parse_question, samples(self._task))]

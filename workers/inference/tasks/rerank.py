@@ -62,7 +62,12 @@ class RerankRunner(PackingRunner, PairRunner):
             self.budget.items = 1  # a decoder finds a text's last token by the padding, and refuses batches without it
         ensure_batch_invariance(self.budget, self._model, self._trial_rows, self._trial)
         if packs_faster(self._model):
-            self._pack(self._agrees, first_tokens=True)
+            rows = self._probe(PROBE_TEXTS)
+            self._pack(
+                lambda packer: self._forward(rows, packer),
+                lambda: [self._trial([row])[0][0] for row in rows],
+                first_tokens=True,
+            )
 
     def _encode(self, pairs: Sequence[Pair], params: RerankParams) -> list[TokenizedText]:
         limit = min(filter(None, (self._limit, params.max_length)), default=None)
@@ -86,8 +91,3 @@ class RerankRunner(PackingRunner, PairRunner):
 
     def _probe(self, texts: Sequence[str]) -> list[TokenFeatures]:
         return [row.features for row in encode(self._tokenizer, [(PROBE_TEXTS[0], one) for one in texts], self._limit)]
-
-    def _agrees(self, packer: VarlenPacker) -> bool:
-        rows = self._probe(PROBE_TEXTS)
-        alone = [self._trial([row])[0][0].cpu().float() for row in rows]
-        return self._all_match(self._forward(rows, packer), alone)

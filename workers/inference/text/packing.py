@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -217,15 +218,30 @@ class PackingRunner(ModelRunner):
         with packer.packed(features) as inputs:
             yield inputs
 
-    def _all_match(self, found: Iterable[Tensor], expected: Iterable[Tensor]) -> bool:
-        """Whether outputs of packed rows are those of padded ones, but for rounding."""
-        loose = is_reduced_precision(self._model)
-        return all(outputs_match(one, other, loose=loose) for one, other in zip(found, expected, strict=True))
+    def _pack(
+        self,
+        packed: Callable[[VarlenPacker], Iterable[Tensor]],
+        alone: Callable[[], Iterable[Tensor]],
+        *,
+        first_tokens: bool = False,
+    ) -> bool:
+        """Pack from now on if the model supports that; return whether it does.
 
-    def _pack(self, agrees: Callable[[VarlenPacker], bool], *, first_tokens: bool = False) -> bool:
-        """Pack from now on if the model supports that; return whether it does."""
+        Args:
+            packed: returns the outputs of a probe of several lengths, packed.
+            alone: returns the outputs of each of its texts alone, in the same order.
+            first_tokens: whether the head reads only the first token of each sequence.
+        """
         if self.budget.items == 1:  # a text's neighbors change its output
             return False
+        loose = is_reduced_precision(self._model)
+        expected = cache(lambda: [output.cpu().float() for output in alone()])
+
+        def agrees(packer: VarlenPacker) -> bool:
+            with torch.inference_mode():
+                pairs = zip(packed(packer), expected(), strict=True)
+                return all(outputs_match(found, other, loose=loose) for found, other in pairs)
+
         self._packer = find_packer(self._model, self._device, agrees, first_tokens=first_tokens)
         self.budget.pads_to_longest = self._packer is None
         return self._packer is not None
