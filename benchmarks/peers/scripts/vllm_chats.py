@@ -22,6 +22,7 @@ def _load(model: str, precision: str, new_tokens: int) -> Run:
     sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens)
 
     def run(chats: list[str], _: int) -> list[str]:
+        engine.reset_prefix_cache()  # the same prompts in each round would cost nothing from the second on
         messages = [[{"role": "user", "content": chat}] for chat in chats]
         return [found.outputs[0].text for found in engine.chat(messages, sampling, use_tqdm=False)]
 

@@ -184,7 +184,8 @@ ROTARY = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
     ],
     ids=lambda value: value.model_type if isinstance(value, PreTrainedConfig) else "",
 )
-def test_texts_that_join_and_leave_are_those_of_each_prompt_alone(config, batches, monkeypatch):
+@pytest.mark.parametrize("common", [0, 7])
+def test_texts_that_join_and_leave_are_those_of_each_prompt_alone(config, batches, common, monkeypatch):
     monkeypatch.setattr(continuous_batching_cpu, "_SPARE_COLUMNS", 1)
     torch.manual_seed(1)
     network = AutoModelForCausalLM.from_config(config).eval()
@@ -193,7 +194,10 @@ def test_texts_that_join_and_leave_are_those_of_each_prompt_alone(config, batche
     if batcher is None:
         return
     chance = random.Random(2)
-    prompts = [[chance.randrange(3, 99) for _ in range(chance.randrange(1, 30))] for _ in range(25)]
+    prefix = [chance.randrange(3, 99) for _ in range(common)]
+    prompts = [[*prefix, *(chance.randrange(3, 99) for _ in range(chance.randrange(1, 30)))] for _ in range(25)]
+    widths: list[int] = []
+    network.register_forward_pre_hook(lambda _, __, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True)
 
     def alone(prompt: list[int], **options: object) -> list[int]:
         ids = torch.tensor([prompt])
@@ -203,6 +207,8 @@ def test_texts_that_join_and_leave_are_those_of_each_prompt_alone(config, batche
     commonest = Counter(token for prompt in prompts for token in alone(prompt, max_new_tokens=12, eos_token_id=None))
     ends = [token for token, _ in commonest.most_common(3)]
     generation = GenerationConfig(max_new_tokens=12, eos_token_id=ends, do_sample=False)
+    widths.clear()
     found = batcher.generate(prompts, generation, RecordingMonitor())
+    assert (widths[0], max(widths)) == (common or max(map(len, prompts)), max(map(len, prompts)) - common)
     assert found == [alone(prompt, max_new_tokens=12, eos_token_id=ends) for prompt in prompts]
     assert len({len(text) for text in found}) > 1  # some ended early

@@ -19,6 +19,7 @@ from workers.inference.loading.cpu_layers import (
     use_onednn_linear,
     widen,
 )
+from workers.inference.loading.decode_attention import use_decode_attention
 from workers.inference.loading.float8_layers import MIN_CAPABILITY, Float8Linear, supports_float8, use_float8
 from workers.inference.loading.probe import best_seconds
 
@@ -76,6 +77,8 @@ def to_device(model: Any, value: Json, device: str, *, insists: bool = True) -> 
         ModelError: `bad_param`, int8 or float8 for a model that has no layers for it.
     """
     model = model.to(device)  # first, as a GPU rounds to float8 itself
+    if device == "cpu":
+        use_decode_attention()
     quantize = {INT8: quantize_int8, FLOAT8: use_float8}.get(str(value))
     if value == FLOAT8 and not supports_float8(device):
         logger.warning("%s: computing in bfloat16", _no_float8(device))
