@@ -37,8 +37,8 @@ TASKS: dict[str, tuple[Callable[[], Path], dict[str, object], int]] = {
     "text-classification": (models.bert_classifier, {}, 512),
     "text-generation": (models.small_causal, {"do_sample": False, "max_new_tokens": 32}, 256),
 }
-#: Share of that number for each mix. A job of a few seconds measures its start more than its speed: one mix is longer.
-_SCALE = {"mixed": 1.0, "short": 0.5, "paragraph": 0.0625, "repeated": 0.125}
+#: Share of that number for each mix. A job of a few seconds would measure its start more than its speed.
+_SCALE = {"mixed": 1.0, "short": 1.0, "paragraph": 0.25, "repeated": 0.5}
 #: Number of texts for the slow strategies, or the share of all texts if that is more.
 _FEW, _PART = 128, 0.0625
 #: Factor for the number of texts on a GPU.

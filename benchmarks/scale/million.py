@@ -1,16 +1,25 @@
-"""Large job: many short lines from a file to a directory. Reports time by phase, memory, lost and duplicate records."""
+"""Large job: many short lines from a file to a directory.
 
+Reports time and CPU time by phase and process, the longest scripts in Redis, memory, and lost and duplicate records.
+"""
+
+import hashlib
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
+
+import redis
 
 from benchmarks.scale.processes import QueueProcesses, lines
 from common.queue.jobs import JobStore
+from common.redis.scripts import script_text
 
 #: The work per line does not matter here: the runner returns it in capitals, a thousand lines at once.
 OPTIONS = ("--task", "test-echo", "-p", "batch=1000")
@@ -43,8 +52,10 @@ def measure(records: int, store: Path | None) -> str:
 
 def _run(processes: QueueProcesses, source: Path, records: int, output: Path) -> Iterator[str]:
     client = processes.server.client
-    client.config_resetstat()
-    before = client.info("memory")["used_memory"]
+    client.config_set("slowlog-log-slower-than", 0)  # that is, all commands
+    client.config_set("slowlog-max-len", 1_000_000)
+    client.slowlog_reset()
+    before, used = client.info("memory")["used_memory"], processes.seconds()
     submitted = _command(processes, "submit", *OPTIONS, str(source), "-o", f"{output}/", "--no-wait")
     job = submitted.out.strip()
     rate = records / submitted.seconds
@@ -54,6 +65,8 @@ def _run(processes: QueueProcesses, source: Path, records: int, output: Path) ->
     )
     peak, times = _watch(processes, job)
     yield f"run, by two workers: {times[1] - times[0]:.1f} s after it was accepted; chunks: {_chunks(processes, job)}"
+    spent = ", ".join(f"{name} {after - used[name]:.1f} s" for name, after in processes.seconds().items())
+    yield f"CPU of submit and run: the command {submitted.cpu:.1f} s, {spent}; in Redis: {_scripts(client)}"
     results = _command(processes, "results", job, "-o", str(processes.directory / f"{job}.jsonl"))
     yield f"results into one file: {results.seconds:.1f} s ({results.cpu:.1f} s of CPU), peak {results.peak:.0f} MB"
     yield f"Redis: {before / 1e6:.1f} MB before, {peak / 1e6:.1f} MB at its peak"
@@ -69,6 +82,19 @@ def _watch(processes: QueueProcesses, job_id: str) -> tuple[int, tuple[float, fl
         peak = max(peak, client.info("memory")["used_memory"])
         time.sleep(0.1)
     return peak, (job.accepted_at or 0, job.finished_at or 0)
+
+
+def _scripts(client: redis.Redis) -> str:
+    """Return the scripts that Redis spent most time on since its log was reset, with the time of all commands."""
+    lua = files("common.redis") / "lua"
+    names = [file.name.removesuffix(".lua") for file in lua.iterdir() if file.name != "shared.lua"]
+    by_hash = {hashlib.sha1(script_text(name).encode(), usedforsecurity=False).hexdigest(): name for name in names}
+    spent: Counter[str] = Counter()
+    for entry in client.slowlog_get(1_000_000):
+        command, _, rest = entry["command"].decode(errors="replace").partition(" ")
+        spent[by_hash.get(rest.partition(" ")[0], command)] += entry["duration"]
+    longest = ", ".join(f"`{name}` {microseconds / 1e6:.2f} s" for name, microseconds in spent.most_common(4))
+    return f"{longest}; all commands {spent.total() / 1e6:.2f} s"
 
 
 def _chunks(processes: QueueProcesses, job_id: str) -> int:
