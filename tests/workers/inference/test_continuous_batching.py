@@ -13,9 +13,11 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     GenerationConfig,
+    GPTNeoConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    MptConfig,
     OPTConfig,
     PreTrainedConfig,
 )
@@ -171,6 +173,8 @@ def test_a_token_that_is_as_likely_is_no_difference(kind, taken):
 
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 ROTARY = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
+LOCAL = {"num_layers": 2, "attention_types": [[["local"], 2]], "window_size": 9, "max_position_embeddings": 99}
+BY_LENGTH = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 
 
 @pytest.mark.parametrize(
@@ -179,6 +183,9 @@ ROTARY = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
         (LlamaConfig(**ROTARY), True),
         (BloomConfig(**{**SIZES, "n_layer": 2, "n_head": 4}), True),  # positions by the mask alone
         (OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=200), True),
+        # A window and distances in columns of the cache, padding included.
+        (GPTNeoConfig(**SIZES, **LOCAL), True),
+        (MptConfig(vocab_size=99, d_model=32, n_layers=2, n_heads=4), True),
         (MistralConfig(**ROTARY, sliding_window=6), False),  # its cache forgets
         (MambaConfig(**{**SIZES, "state_size": 8}), False),  # has no keys and values
     ],
@@ -212,3 +219,34 @@ def test_texts_that_join_and_leave_are_those_of_each_prompt_alone(config, batche
     assert (widths[0], max(widths)) == (common or max(map(len, prompts)), max(map(len, prompts)) - common)
     assert found == [alone(prompt, max_new_tokens=12, eos_token_id=ends) for prompt in prompts]
     assert len({len(text) for text in found}) > 1  # some ended early
+
+
+@pytest.mark.parametrize(
+    ("prompts", "computed"),
+    [
+        ([[*range(5, 45)]] * 5, [39, 1]),  # all but the last token
+        ([[*range(5, 45)], *([*range(5, 45), number] for number in range(5))], [39, 2]),
+        ([[*range(5, 45)], [*range(5, 45), 3]], [41]),  # saves too little
+        ([[*range(5, 45)]], [40]),
+    ],
+)
+def test_what_prompts_have_in_common_is_computed_once(prompts, computed):
+    torch.manual_seed(1)
+    assert prefilled(AutoModelForCausalLM.from_config(LlamaConfig(**ROTARY)), prompts) == computed
+
+
+def test_a_model_that_rotates_by_length_computes_whole_prompts():
+    torch.manual_seed(1)
+    network = AutoModelForCausalLM.from_config(LlamaConfig(**ROTARY, rope_parameters=BY_LENGTH))
+    assert prefilled(network, [[*range(5, 45)]] * 5) == [40]
+
+
+def prefilled(network, prompts: list[list[int]]) -> list[int]:
+    """The number of columns of each forward pass before the first token, which all texts end with."""
+    batcher = CpuContinuousBatcher(network.eval())
+    widths: list[int] = []
+    network.register_forward_pre_hook(lambda _, __, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True)
+    monitor = RecordingMonitor()
+    batcher.generate(prompts, GenerationConfig(max_new_tokens=1, eos_token_id=0, do_sample=False), monitor)
+    assert monitor.ticks == len(widths)
+    return widths

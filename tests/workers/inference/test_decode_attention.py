@@ -14,6 +14,7 @@ from workers.inference.loading import decode_attention
 from workers.inference.loading.decode_attention import decode_or_sdpa
 
 TEXTS, TOKENS, WIDTH = 16, 21, 8
+OWN_IS_FASTER = decode_attention._is_faster.__wrapped__
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +43,8 @@ def seen() -> Tensor:
     return (torch.arange(TOKENS) >= torch.arange(TEXTS)[:, None])[:, None, None]
 
 
-def added() -> Tensor:
-    return torch.zeros(TEXTS, 1, 1, TOKENS).masked_fill(~seen(), torch.finfo(torch.float32).min)
+def added(lowest: float) -> Tensor:
+    return torch.zeros(TEXTS, 1, 1, TOKENS).masked_fill(~seen(), lowest)
 
 
 def layer(heads: int, of_keys: int) -> nn.Module:
@@ -54,11 +55,11 @@ def layer(heads: int, of_keys: int) -> nn.Module:
 
 def inputs(heads: int, of_keys: int, *, queries: int = 1, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Query, key and value, of which the last two are a part of a larger cache."""
-    cache = [torch.randn(TEXTS, of_keys, TOKENS + 9, width)[:, :, 4 : 4 + TOKENS] for width in (WIDTH, WIDTH + 2)]
-    return [part.to(dtype) for part in (torch.randn(TEXTS, heads, queries, WIDTH), *cache)]
+    cache = [torch.randn(TEXTS, of_keys, TOKENS + 9, width).to(dtype) for width in (WIDTH, WIDTH + 2)]
+    return [torch.randn(TEXTS, heads, queries, WIDTH).to(dtype), *(part[:, :, 4 : 4 + TOKENS] for part in cache)]
 
 
-@pytest.mark.parametrize("mask", [seen(), added(), seen()[:1], None])
+@pytest.mark.parametrize("mask", [seen(), added(torch.finfo(torch.float32).min), added(-torch.inf), seen()[3:4], None])
 @pytest.mark.parametrize(("heads", "of_keys"), [(9, 3), (4, 4), (6, 2)])
 @pytest.mark.parametrize("scaling", [None, 0.7])
 def test_one_token_of_each_text_attends_as_by_torch(products, mask, heads, of_keys, scaling):
@@ -70,10 +71,11 @@ def test_one_token_of_each_text_attends_as_by_torch(products, mask, heads, of_ke
     assert len(products) == 1
 
 
-def test_bfloat16_differs_by_rounding(products):
-    module, parts = layer(9, 3), inputs(9, 3)
-    found, _ = decode_or_sdpa(module, *(part.bfloat16() for part in parts), seen())
-    expected, _ = sdpa_attention_forward(module, *parts, seen())
+@pytest.mark.parametrize("mask", [seen(), added(-torch.inf).bfloat16()])
+def test_bfloat16_differs_by_rounding(products, mask):
+    module, parts = layer(9, 3), inputs(9, 3, dtype=torch.bfloat16)
+    found, _ = decode_or_sdpa(module, *parts, mask)
+    expected, _ = sdpa_attention_forward(module, *(part.float() for part in parts), seen())
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
     assert len(products) == 1
@@ -93,6 +95,20 @@ def test_all_else_is_left_to_transformers(products, parts, mask, options):
     found, _ = decode_or_sdpa(layer(9, 3), *parts, mask, **options)
     expected, _ = sdpa_attention_forward(layer(9, 3), *parts, mask, **options)
     assert torch.equal(found, expected)
+    assert products == []
+
+
+def test_other_dtypes_are_left_to_transformers(products, monkeypatch):
+    monkeypatch.setattr(decode_attention, "_is_faster", OWN_IS_FASTER)
+    monkeypatch.setattr(decode_attention, "best_seconds", lambda *_: (2.0, 1.0))
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        decode_or_sdpa(layer(9, 3), *inputs(9, 3, dtype=dtype), None)
+    assert [query.dtype for query in products] == [torch.bfloat16]
+
+
+def test_what_sdpa_refuses_is_refused(products):
+    with pytest.raises(ValueError, match="softcap"):
+        decode_or_sdpa(layer(9, 3), *inputs(9, 3), seen(), softcap=30.0)
     assert products == []
 
 

@@ -2,12 +2,11 @@
 
 What a step of decoding costs depends little on how many texts share it, since each step reads all weights; what a
 prompt costs depends on its tokens, padding included. So prompts are prefilled in groups of about equal length, and then
-decoded together in as many rows as the cache may hold. What all prompts begin with, such as an instruction, is
-prefilled once. On a GPU, transformers' own loop does all this (`workers.inference.generation.continuous_batching`); on
-a CPU its attention compares each row with the tokens of all.
+decoded together in as many rows as the cache may hold. On a GPU, transformers' own loop does this
+(`workers.inference.generation.continuous_batching`); on a CPU its attention compares each row with the tokens of all.
 """
 
-from collections import defaultdict
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
@@ -19,12 +18,16 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from workers.inference.core.batches import Item, make_batches
+from workers.inference.core.device_errors import is_device_lost, is_out_of_memory
 from workers.inference.core.runner import RunMonitor
 from workers.inference.core.token_budget import DEFAULT_TOKENS, MAX_ITEMS, TokenBudget
+from workers.inference.generation.common_prefix import common_prefix, left_padded, rotates_by_length
 from workers.inference.generation.continuous_batching import supports_config
 from workers.inference.generation.row_cache import RowCache
 from workers.inference.loading.dtypes import is_reduced_precision
 from workers.inference.loading.outputs_match import outputs_match
+
+logger = logging.getLogger(__name__)
 
 #: Bytes of the cache at most; it always holds one text.
 _CACHE_BYTES = 1 << 30
@@ -32,8 +35,8 @@ _CACHE_BYTES = 1 << 30
 _SPARE_COLUMNS = 64
 #: Prompts wait until this share of the rows is free: the more are prefilled together, the less each costs.
 _FREE_SHARE = 0.125
-#: A common prefix is prefilled once if that saves as many tokens: a forward pass of few costs as much as one of many.
-_MIN_SAVED_TOKENS = 128
+#: Share of these bytes that the states of prompts prefilled together may take.
+_GROUP_SHARE = 0.25
 #: Prompts of two lengths, of tokens that every vocabulary has, and how many tokens they have in common.
 _PROBE_PROMPTS, _PROBE_COMMON = ([5, 6, 7, 8, 9, 5], [5, 6, 8]), 2
 
@@ -70,7 +73,7 @@ class CpuContinuousBatcher:
         if any(type(layer) is not DynamicLayer for layer in self._empty.layers):
             raise TypeError(f"{type(model).__name__} has a cache of another kind: {self._empty}")
         self._bytes = sum(part.nbytes for layer in self._empty.layers for part in (layer.keys, layer.values))
-        self._shares_prefix = self._prefix_changes_nothing()
+        self._shares_prefix = not rotates_by_length(model) and self._prefix_changes_nothing()
 
     def supports(self, config: Any) -> bool:
         """Whether this configuration gives the same texts as `generate`."""
@@ -90,51 +93,58 @@ class CpuContinuousBatcher:
         rows = min(len(texts), self._rows, max(1, _CACHE_BYTES // (self._bytes * columns)))
         batch = _Batch(RowCache(self._empty, rows, columns), config)
         choose = _token_choice(self._model, config)
-        prefix = _common_prefix(prompts) if self._shares_prefix else []
+        most = max(1, int(_CACHE_BYTES * _GROUP_SHARE) // (self._bytes * columns))
         with torch.inference_mode():
-            shared = self._prefill([_Text(prefix)])[0] if prefix else None
+            prefix = self._prefill_common(prompts, monitor)
             while waiting or batch.texts:
                 while waiting and batch.cache.free >= min(len(waiting), max(1, int(rows * _FREE_SHARE))):
                     monitor.tick()
-                    group = _take_group(waiting, batch.cache.free, len(prefix))
-                    prefilled, logits = self._prefill(group, shared)
+                    group = _take_group(waiting, min(batch.cache.free, most), _length(prefix))
+                    prefilled, logits = self._prefill(group, prefix)
                     batch.join(group, prefilled, choose(logits))
                 if batch.texts:
                     monitor.tick()
                     batch.append(choose(self._decode(batch)))
         return [text.new for text in texts]
 
+    def _prefill_common(self, prompts: Sequence[list[int]], monitor: RunMonitor) -> Cache | None:
+        """Return the states of what all prompts begin with; None if they are to be computed with each prompt."""
+        common = common_prefix(prompts) if self._shares_prefix else []
+        if not common:
+            return None
+        monitor.tick()
+        return self._prefill([_Text(common)])[0]
+
     def _prefill(self, group: Sequence[_Text], prefix: Cache | None = None) -> tuple[Cache, Tensor]:
         """Return the states of these prompts, padded on the left, and the logits after them, (texts, vocabulary).
 
         Args:
             group: their texts.
-            prefix: the states of tokens that all of them begin with, and one or more follow.
+            prefix: the states of what all of them begin with, shorter than any: only the columns behind it are
+                computed, which hold a part of it in the shorter prompts.
         """
-        start = 0 if prefix is None else prefix.get_seq_length()
-        rests = [text.prompt[start:] for text in group]
-        width = max(map(len, rests))
-        gaps = [width - len(rest) for rest in rests]
-        ids = torch.tensor([[0] * gap + rest for gap, rest in zip(gaps, rests, strict=True)])
-        offsets = torch.arange(width) - torch.tensor(gaps)[:, None]  # negative for padding
-        mask = (offsets >= 0).long()
-        cache = DynamicCache(config=self._model.config)
-        if prefix is not None:
-            mask = torch.cat([mask.new_ones(len(group), start), mask], dim=1)
-            for number, layer in enumerate(prefix.layers):
-                parts = (part.expand(len(group), -1, -1, -1) for part in (layer.keys, layer.values))
-                cache.update(*parts, number)
-        logits = self._forward(ids, mask, offsets.clamp(min=0) + start, cache, first=True)
-        if prefix is not None:
-            _close_gaps(cache, prefix, gaps)
-        return cache, logits
+        start = _length(prefix)
+        longest = max(len(text.prompt) for text in group)
+        gaps = [longest - len(text.prompt) for text in group]
+        ids = torch.tensor([[0] * gap + text.prompt for gap, text in zip(gaps, group, strict=True)])
+        positions = torch.arange(longest) - torch.tensor(gaps)[:, None]  # negative for padding
+        config = self._model.config
+        cache = DynamicCache(config=config) if prefix is None else left_padded(prefix, gaps, config)
+        mask = (positions >= 0).long()
+        return cache, self._forward(ids[:, start:], mask, positions[:, start:].clamp(min=0), cache, first=True)
 
     def _prefix_changes_nothing(self) -> bool:
-        """Whether prompts give the same if their prefix is prefilled before, with padding between it and the rest."""
+        """Whether prompts give the same if what they have in common is computed before them."""
         texts = [_Text(prompt) for prompt in _PROBE_PROMPTS]
-        with torch.inference_mode():
-            prefix, _ = self._prefill([_Text(texts[0].prompt[:_PROBE_COMMON])])
-            (_, expected), (_, found) = self._prefill(texts), self._prefill(texts, prefix)
+        try:
+            with torch.inference_mode():
+                prefix, _ = self._prefill([_Text(texts[0].prompt[:_PROBE_COMMON])])
+                (_, expected), (_, found) = self._prefill(texts), self._prefill(texts, prefix)
+        except Exception as error:  # any architecture may be loaded, and may raise anything
+            if is_out_of_memory(error) or is_device_lost(error):
+                raise
+            logger.debug("%s computes common prefixes anew", type(self._model).__name__, exc_info=True)
+            return False
         return outputs_match(found, expected, loose=is_reduced_precision(self._model))
 
     def _decode(self, batch: "_Batch") -> Tensor:
@@ -180,31 +190,14 @@ class _Batch:
             self.texts = [self.texts[row] for row in self.cache.keep(kept)]
 
 
-def _common_prefix(prompts: Sequence[list[int]]) -> list[int]:
-    """Return what all prompts begin with, without the last token of any; nothing if it is not worth a forward pass."""
-    first, last = min(prompts), max(prompts)
-    most = min(map(len, prompts)) - 1
-    length = next((at for at in range(most) if first[at] != last[at]), most)
-    return first[:length] if length * (len(prompts) - 1) >= _MIN_SAVED_TOKENS else []
+def _length(prefix: Cache | None) -> int:
+    return 0 if prefix is None else int(prefix.get_seq_length())
 
 
-def _close_gaps(cache: Cache, prefix: Cache, gaps: Sequence[int]) -> None:
-    """Move the prefix of each row to the right, over the padding behind it."""
-    rows: defaultdict[int, list[int]] = defaultdict(list)
-    for row, gap in enumerate(gaps):
-        rows[gap].append(row)
-    del rows[0]
-    start = prefix.get_seq_length()
-    for layer, source in zip(cache.layers, prefix.layers, strict=True):
-        for gap, moved in rows.items():
-            layer.keys[moved, :, gap : gap + start] = source.keys
-            layer.values[moved, :, gap : gap + start] = source.values
-
-
-def _take_group(waiting: list[_Text], free: int, prefilled: int) -> list[_Text]:
-    """Remove and return the first prompts that are about equally long, without their first `prefilled` tokens."""
-    items = [Item(number, len(text.prompt) - prefilled, text) for number, text in enumerate(waiting[:free])]
-    group = next(make_batches(items, TokenBudget(DEFAULT_TOKENS["cpu"], free)))
+def _take_group(waiting: list[_Text], most: int, computed: int) -> list[_Text]:
+    """Remove and return the first prompts, at most that many, whose tokens behind the `computed` ones fit together."""
+    items = [Item(number, len(text.prompt) - computed, text) for number, text in enumerate(waiting[:most])]
+    group = next(make_batches(items, TokenBudget(DEFAULT_TOKENS["cpu"], most)))
     del waiting[: len(group)]
     return [item.value for item in group]
 

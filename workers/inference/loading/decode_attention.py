@@ -1,8 +1,8 @@
 """Attention of one new token of each text on CPUs, as generation computes it at each step, by batched products.
 
-In bfloat16, torch's kernel rearranges all keys and values for blocks of queries; for one query of each text, batched
-products take half as long. Like `eager` attention of transformers, they round scores to bfloat16 before softmax.
-Needless once torch's kernel is as fast.
+torch's kernel is made for blocks of queries: in bfloat16 it takes twice as long for one query of each text. Like
+`eager` attention of transformers, the products round scores to bfloat16 before softmax, so the number of texts that are
+decoded together can change a text by rounding, as it does in any layer. Needless once torch's kernel is as fast.
 """
 
 from functools import cache
