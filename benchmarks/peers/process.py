@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from benchmarks.strategies import Strategy
 
@@ -41,7 +42,11 @@ class Peer:
                 text=True,
                 env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
             )
-        self._await("ready")
+        try:
+            self._await("ready")
+        except PeerError:
+            self.close()
+            raise
 
     def strategy(self, batch: int) -> Strategy:
         """Return the strategy of running the script's model in batches of that size."""
@@ -61,8 +66,11 @@ class Peer:
         return run
 
     def close(self) -> None:
-        """End the script."""
-        self._process.kill()
+        """End the script, and what it started: vLLM's own processes keep gigabytes otherwise."""
+        script = psutil.Process(self._process.pid)
+        for process in (script, *script.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.wait()
         self._directory.cleanup()
 
