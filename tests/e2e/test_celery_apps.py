@@ -186,6 +186,7 @@ def test_the_same_task_id_is_one_job_and_one_callback(app: OtherApp, queue: Queu
     wait_until(lambda: not client.exists("hugqueue.control", "hugqueue:control:unacked"), 30, "all is processed")
     assert app.call("cancel", first) == "cancelled"
     wait_for_waits(queue.server, 0)
+    wait_until(lambda: client.exists("queue-of-the-other-app"), 30, "the callback is sent")
     wait_until(lambda: not client.exists("hugqueue.control", "hugqueue:control:unacked"), 30, "all is processed")
     assert client.llen("queue-of-the-other-app") == 1
 

@@ -25,8 +25,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningDevice]:
 
 
 def _trusting(device: RunningDevice) -> RunningDevice:
-    """Return the room once its process has done so much that it looks ahead."""
-    for _ in range(_SERIAL_REQUESTS):
+    """Return the device once its process has done so much that it looks ahead."""
+    for _ in range(_SERIAL_REQUESTS + 1):  # one more, as a request is answered before it is counted
         device.run("test-ahead", ["a"])
     return device
 
